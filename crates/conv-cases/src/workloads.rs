@@ -1,0 +1,265 @@
+//! Layer shapes of published models, from the CSV tables in `workloads/`: what benchmarks run and report by name.
+//!
+//! These are real sizes. Tests take their cases from the conformance tables instead.
+
+use crate::{causal_conv1d, conv3d, rope2d};
+use serde::Deserialize;
+use serde::de::{DeserializeOwned, Deserializer, Error};
+
+const CONV3D: &str = include_str!("../workloads/conv3d.csv");
+const CAUSAL_CONV1D: &str = include_str!("../workloads/causal_conv1d.csv");
+const ROPE2D: &str = include_str!("../workloads/rope2d.csv");
+
+/// A conv3d layer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Conv3dWorkload {
+    /// The layer; it has no bias and no activation.
+    pub case: conv3d::Conv3dCase,
+    /// OD, OH, OW as the table states them.
+    pub output: [usize; 3],
+    /// 10^9 floating-point operations of one forward pass, as the table states them (two per multiply-accumulate).
+    pub gflop: f64,
+    /// What is special about the layer; often empty.
+    pub note: String,
+}
+
+/// A causal conv1d layer on `[B, C, T]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CausalConv1dWorkload {
+    /// The layer, without states and sequence ids.
+    pub case: causal_conv1d::Case,
+}
+
+/// A RoPE2D application on `[B, H, N, D]` with base 100.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rope2dWorkload {
+    /// The application, with 64-bit positions.
+    pub case: rope2d::Case,
+    /// Rows and columns of the patch grid; tokens beyond rows x columns are special ones at position (0, 0).
+    pub grid: [usize; 2],
+}
+
+impl Rope2dWorkload {
+    /// Positions `[B, N, 2]`: special tokens at (0, 0) come first, then the grid row by row (from 1 when there are
+    /// special tokens, as VGGT does).
+    #[must_use]
+    pub fn positions(&self) -> Vec<i64> {
+        let [rows, columns] = self.grid;
+        let special = self.case.n - rows * columns;
+        let first = usize::from(special > 0);
+        let mut row = vec![0; 2 * special];
+        for y in 0..rows {
+            row.extend((0..columns).flat_map(|x| [(y + first) as i64, (x + first) as i64]));
+        }
+        row.repeat(self.case.b)
+    }
+}
+
+/// The conv3d table.
+#[must_use]
+pub fn conv3d() -> Vec<Conv3dWorkload> {
+    rows::<Conv3dRow>(CONV3D)
+        .into_iter()
+        .map(|row| Conv3dWorkload {
+            case: conv3d::Conv3dCase {
+                stride: [row.sd, row.sh, row.sw],
+                padding: [(row.pd0, row.pd1), (row.ph0, row.ph1), (row.pw0, row.pw1)],
+                dilation: [row.dilation; 3],
+                groups: row.groups,
+                bias: false,
+                ..conv3d::Conv3dCase::new(
+                    &row.name,
+                    [row.n, row.c, row.d, row.h, row.w],
+                    row.o,
+                    [row.kd, row.kh, row.kw],
+                )
+            },
+            output: [row.od, row.oh, row.ow],
+            gflop: row.gflop,
+            note: row.note,
+        })
+        .collect()
+}
+
+/// The causal conv1d table.
+#[must_use]
+pub fn causal_conv1d() -> Vec<CausalConv1dWorkload> {
+    rows::<CausalConv1dRow>(CAUSAL_CONV1D)
+        .into_iter()
+        .map(|row| {
+            let case = causal_conv1d::Case::new(&row.name, [row.b, row.c, row.l], row.w);
+            CausalConv1dWorkload {
+                case: causal_conv1d::Case { bias: row.bias, silu: row.activation, ..case },
+            }
+        })
+        .collect()
+}
+
+/// The RoPE2D table.
+#[must_use]
+pub fn rope2d() -> Vec<Rope2dWorkload> {
+    rows::<Rope2dRow>(ROPE2D)
+        .into_iter()
+        .map(|row| Rope2dWorkload {
+            case: rope2d::Case {
+                name: row.name,
+                b: row.b,
+                h: row.heads,
+                n: row.tokens,
+                d: row.head_dim,
+                bnhd: false,
+                base: 100.0,
+                f0: 1.0,
+                negative: false,
+                int64: true,
+            },
+            grid: [row.grid_h, row.grid_w],
+        })
+        .collect()
+}
+
+/// The rows of a table that is compiled in; the unit tests read every one, so a bad row cannot reach a user.
+fn rows<T: DeserializeOwned>(table: &str) -> Vec<T> {
+    let rows: Result<_, _> = csv::Reader::from_reader(table.as_bytes()).deserialize().collect();
+    rows.unwrap_or_else(|error| panic!("workload table: {error}"))
+}
+
+#[derive(Deserialize)]
+struct Conv3dRow {
+    name: String,
+    #[serde(rename = "N")]
+    n: usize,
+    #[serde(rename = "C")]
+    c: usize,
+    #[serde(rename = "D")]
+    d: usize,
+    #[serde(rename = "H")]
+    h: usize,
+    #[serde(rename = "W")]
+    w: usize,
+    #[serde(rename = "O")]
+    o: usize,
+    #[serde(rename = "KD")]
+    kd: usize,
+    #[serde(rename = "KH")]
+    kh: usize,
+    #[serde(rename = "KW")]
+    kw: usize,
+    #[serde(rename = "SD")]
+    sd: usize,
+    #[serde(rename = "SH")]
+    sh: usize,
+    #[serde(rename = "SW")]
+    sw: usize,
+    #[serde(rename = "PD0")]
+    pd0: usize,
+    #[serde(rename = "PD1")]
+    pd1: usize,
+    #[serde(rename = "PH0")]
+    ph0: usize,
+    #[serde(rename = "PH1")]
+    ph1: usize,
+    #[serde(rename = "PW0")]
+    pw0: usize,
+    #[serde(rename = "PW1")]
+    pw1: usize,
+    dilation: usize,
+    groups: usize,
+    #[serde(rename = "OD")]
+    od: usize,
+    #[serde(rename = "OH")]
+    oh: usize,
+    #[serde(rename = "OW")]
+    ow: usize,
+    #[serde(rename = "GFLOP")]
+    gflop: f64,
+    note: String,
+}
+
+#[derive(Deserialize)]
+struct CausalConv1dRow {
+    name: String,
+    #[serde(rename = "B")]
+    b: usize,
+    #[serde(rename = "C")]
+    c: usize,
+    #[serde(rename = "L")]
+    l: usize,
+    #[serde(rename = "W")]
+    w: usize,
+    #[serde(deserialize_with = "flag")]
+    bias: bool,
+    /// Whether the activation is SiLU.
+    #[serde(deserialize_with = "flag")]
+    activation: bool,
+}
+
+#[derive(Deserialize)]
+struct Rope2dRow {
+    name: String,
+    #[serde(rename = "B")]
+    b: usize,
+    heads: usize,
+    tokens: usize,
+    head_dim: usize,
+    grid_h: usize,
+    grid_w: usize,
+}
+
+/// A yes or no of the tables: 1 or 0, silu or none.
+fn flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    match String::deserialize(deserializer)?.as_str() {
+        "1" | "silu" => Ok(true),
+        "0" | "none" => Ok(false),
+        other => Err(D::Error::custom(format!("expected 0, 1, none or silu, got {other}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conv3d_extents_and_gflop_agree_with_the_formula() {
+        let workloads = conv3d();
+        assert_eq!(workloads.len(), CONV3D.lines().count() - 1);
+        assert!(workloads.len() >= 40);
+        for Conv3dWorkload { case, output, gflop, .. } in workloads {
+            assert_eq!(case.output_extents(), output, "{case}");
+            assert_eq!((case.c % case.groups, case.o % case.groups), (0, 0), "{case}");
+            let exact = 2e-9 * case.macs() as f64;
+            assert!((exact - gflop).abs() <= 0.0051, "{exact} GFLOP, not {gflop}, in {case}");
+        }
+    }
+
+    #[test]
+    fn causal_conv1d_rows_are_read() {
+        let cases: Vec<_> = causal_conv1d().into_iter().map(|workload| workload.case).collect();
+        assert_eq!(cases.len(), CAUSAL_CONV1D.lines().count() - 1);
+        let find = |name: &str| cases.iter().find(|case| case.name == name).expect(name);
+        let mamba = find("mamba_130m");
+        assert_eq!(
+            (mamba.b, mamba.c, mamba.t, mamba.w, mamba.bias, mamba.silu),
+            (8, 1536, 2048, 4, true, true)
+        );
+        let qwen = find("qwen3_next");
+        assert_eq!((qwen.bias, qwen.silu), (false, true));
+        assert!(!find("hyena_w128").silu);
+    }
+
+    #[test]
+    fn rope2d_grids_hold_the_tokens() {
+        let workloads = rope2d();
+        assert_eq!(workloads.len(), ROPE2D.lines().count() - 1);
+        for workload in workloads {
+            let (case, [rows, columns]) = (&workload.case, workload.grid);
+            assert!(case.d % 4 == 0 && rows * columns <= case.n, "{}", case.name);
+            let positions = workload.positions();
+            assert_eq!(positions.len(), case.b * case.n * 2);
+            let special = case.n - rows * columns;
+            let last = [rows, columns].map(|extent| (extent - 1 + usize::from(special > 0)) as i64);
+            assert_eq!(positions[positions.len() - 2..], last, "{}", case.name);
+            assert_eq!(positions[2 * special..2 * special + 2], [i64::from(special > 0); 2], "{}", case.name);
+        }
+    }
+}

@@ -1,0 +1,375 @@
+//! A CubeCL server that lowers what it is asked to launch and keeps a record of it. Ordinary launch functions run on
+//! it unchanged, so that the launchers themselves are the list of kernels and none can be forgotten.
+//!
+//! Memory is plain host memory, allocated when it is first touched: a launch over gigabytes costs nothing here.
+
+use crate::lower::{Lowered, lower};
+use crate::properties::apple_m1;
+use cubecl::prelude::{Client, CubeCount};
+use cubecl::server::{
+    BufferBinding, CopyDescriptor, IoError, KernelArguments, ProfileError, ProfilingToken, Server,
+    ServerCommunication, ServerError, ServerStorage, ServerUtilities,
+};
+use cubecl_common::bytes::Bytes;
+use cubecl_common::device::{DeviceId, DeviceService, ServiceId};
+use cubecl_common::profile::ProfileDuration;
+use cubecl_environment::{backtrace::BackTrace, future::DynFut, stream::StreamId};
+use cubecl_ir::{DeviceProperties, TargetProperties};
+use cubecl_runtime::dry_run::LaunchMode;
+use cubecl_runtime::id::KernelId;
+use cubecl_runtime::kernel::CubeKernel;
+use cubecl_runtime::logging::ServerLogger;
+use cubecl_server::allocator::ContiguousMemoryLayoutPolicy;
+use cubecl_server::memory_management::{
+    ManagedMemoryHandle, ManagedMemoryId, MemoryAllocationMode, StreamMemoryReport,
+};
+use cubecl_server::storage::{BytesResource, BytesStorage, ComputeStorage, ManagedResource, StorageHandle};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// A distinct kernel: one compiled pipeline on a Mac.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    /// CubeCL's identity: the kernel function, its comptime arguments, threads and index width.
+    pub id: KernelId,
+    /// The label that was set when it was first launched.
+    pub label: String,
+    /// The text and its facts, or why there is none.
+    pub lowered: Result<Lowered, String>,
+}
+
+impl Kernel {
+    /// A name for the kernel's file: the function, and a hash that tells its variants apart and is the same on every
+    /// run.
+    pub fn file_stem(&self) -> String {
+        self.id.entrypoint_name(self.id.short_name())
+    }
+}
+
+/// One launch.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    /// Index into [`Log::kernels`].
+    pub kernel: usize,
+    /// The label that was set.
+    pub label: String,
+    /// Threadgroups along x, y and z.
+    pub grid: (u32, u32, u32),
+    /// Bytes that each buffer argument covers.
+    pub buffers: Vec<u64>,
+    /// Bytes of scalars, shapes and strides.
+    pub info_bytes: usize,
+}
+
+/// What a server has been asked to launch.
+#[derive(Default, Debug)]
+pub struct Log {
+    /// Distinct kernels, in the order of their first launch.
+    pub kernels: Vec<Kernel>,
+    /// Every launch, in order.
+    pub launches: Vec<Launch>,
+    index: HashMap<KernelId, usize>,
+    label: String,
+}
+
+/// A client of its own recording server, and the server's record.
+#[derive(Debug)]
+pub struct Recorder {
+    client: Client,
+    log: Arc<Mutex<Log>>,
+}
+
+impl Recorder {
+    /// A recorder with an M1's properties.
+    pub fn apple_m1() -> Self {
+        Self::new(apple_m1())
+    }
+
+    /// A recorder whose device has `properties`.
+    pub fn new(properties: DeviceProperties) -> Self {
+        // CubeCL keeps one server per device id for the life of the process.
+        static NEXT: AtomicU16 = AtomicU16::new(1);
+        let device = DeviceId::new(0, NEXT.fetch_add(1, Ordering::Relaxed));
+        let server = RecordingServer::new(device, properties);
+        let log = server.log.clone();
+        Self { client: Client::init(device, server), log }
+    }
+
+    /// The client to pass to launch functions.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Runs `launches`, whose kernels are recorded under `label`, and waits for the server.
+    pub fn record<T>(&self, label: &str, launches: impl FnOnce(&Client) -> T) -> T {
+        self.log().label = label.to_string();
+        let result = launches(&self.client);
+        // Launches are posted to the server's thread; the flush returns after the last of them.
+        let _ = self.client.flush();
+        result
+    }
+
+    /// The record so far. Do not launch while holding it.
+    pub fn log(&self) -> MutexGuard<'_, Log> {
+        lock(&self.log)
+    }
+}
+
+/// A poisoned log still holds whole entries: it is only ever pushed to.
+fn lock(log: &Mutex<Log>) -> MutexGuard<'_, Log> {
+    log.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One allocation. `storage` is `None` until the first read, write or `get_resource`.
+struct Allocation {
+    handle: ManagedMemoryHandle,
+    size: u64,
+    storage: Option<StorageHandle>,
+    /// The failure of the launch that should have written it last.
+    failed: Option<ServerError>,
+}
+
+/// The server behind a [`Recorder`].
+pub struct RecordingServer {
+    utilities: Arc<ServerUtilities>,
+    memory: HashMap<ManagedMemoryId, Allocation>,
+    bytes: BytesStorage,
+    log: Arc<Mutex<Log>>,
+}
+
+impl std::fmt::Debug for RecordingServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RecordingServer").field("allocations", &self.memory.len()).finish_non_exhaustive()
+    }
+}
+
+impl RecordingServer {
+    fn new(device: DeviceId, properties: DeviceProperties) -> Self {
+        let layout = ContiguousMemoryLayoutPolicy::new(properties.memory.alignment as usize);
+        // The writer of graph captures is dropped: nothing is captured here.
+        let (utilities, _captures) = ServerUtilities::init(
+            ServiceId::of::<Self>(device),
+            "recorded<msl>",
+            properties,
+            TargetProperties { mma: Default::default() },
+            Arc::new(ServerLogger::default()),
+            layout,
+        );
+        Self {
+            utilities: Arc::new(utilities),
+            memory: HashMap::new(),
+            bytes: BytesStorage::default(),
+            log: Arc::default(),
+        }
+    }
+
+    /// The host memory that `binding` covers.
+    fn resource(&mut self, binding: &BufferBinding) -> Result<BytesResource, ServerError> {
+        let missing = || {
+            let reason = format!("no memory was initialized for {:?}", binding.memory.id()).into();
+            ServerError::Io(IoError::NotFound { backtrace: BackTrace::capture(), reason })
+        };
+        let allocation = self.memory.get_mut(&binding.memory.id()).ok_or_else(missing)?;
+        let storage = match &allocation.storage {
+            Some(storage) => storage.clone(),
+            None => allocation.storage.insert(self.bytes.alloc(allocation.size)?).clone(),
+        };
+        let part = storage
+            .offset_start(binding.offset_start.unwrap_or(0))
+            .offset_end(binding.offset_end.unwrap_or(0));
+        Ok(self.bytes.get(&part)?)
+    }
+
+    /// The failure of the launch that should have written one of `bindings`, if there is one.
+    fn written<'a>(&self, mut bindings: impl Iterator<Item = &'a BufferBinding>) -> Result<(), ServerError> {
+        let failed = |binding: &BufferBinding| self.memory.get(&binding.memory.id())?.failed.clone();
+        bindings.find_map(failed).map_or(Ok(()), Err)
+    }
+
+    fn release_unused(&mut self) {
+        let bytes = &mut self.bytes;
+        self.memory.retain(|_, allocation| {
+            let used = !allocation.handle.is_free();
+            if let (false, Some(storage)) = (used, &allocation.storage) {
+                bytes.dealloc(storage.id);
+            }
+            used
+        });
+    }
+
+    /// Lowers `kernel` unless that was done before, and notes the launch.
+    fn note(
+        &mut self,
+        kernel: &dyn CubeKernel,
+        count: &CubeCount,
+        arguments: &KernelArguments,
+    ) -> Result<(), String> {
+        let CubeCount::Static(x, y, z) = *count else {
+            return Err("a grid size in device memory is not supported".into());
+        };
+        let id = kernel.id();
+        let mut log = lock(&self.log);
+        let label = log.label.clone();
+        let index = match log.index.get(&id) {
+            Some(&index) => index,
+            None => {
+                let index = log.kernels.len();
+                log.index.insert(id.clone(), index);
+                log.kernels.push(Kernel { id, label: label.clone(), lowered: lower(kernel) });
+                index
+            }
+        };
+        let buffers = arguments.buffers().map(BufferBinding::size_in_used).collect();
+        let info_bytes = size_of_val(arguments.info.data.as_slice());
+        log.launches.push(Launch { kernel: index, label, grid: (x, y, z), buffers, info_bytes });
+        log.kernels[index].lowered.as_ref().map(|_| ()).map_err(Clone::clone)
+    }
+}
+
+impl DeviceService for RecordingServer {
+    fn init(device: DeviceId) -> Self {
+        Self::new(device, apple_m1())
+    }
+
+    fn utilities(&self) -> Arc<dyn std::any::Any + Send + Sync> {
+        self.utilities.clone()
+    }
+}
+
+impl ServerCommunication for RecordingServer {}
+
+impl Server for RecordingServer {
+    fn initialize_memory(
+        &mut self,
+        handle: ManagedMemoryHandle,
+        size: u64,
+        _stream: StreamId,
+    ) -> Result<(), ServerError> {
+        self.release_unused();
+        let id = handle.clone().binding().id();
+        self.memory.insert(id, Allocation { handle, size, storage: None, failed: None });
+        Ok(())
+    }
+
+    fn logger(&self) -> Arc<ServerLogger> {
+        self.utilities.logger.clone()
+    }
+
+    fn utilities(&self) -> Arc<ServerUtilities> {
+        self.utilities.clone()
+    }
+
+    fn read(
+        &mut self,
+        descriptors: Vec<CopyDescriptor>,
+        _stream: StreamId,
+    ) -> DynFut<Result<Vec<Bytes>, ServerError>> {
+        let copy = |server: &mut Self, descriptor: &CopyDescriptor| {
+            check_contiguous(descriptor)?;
+            server.written(std::iter::once(&descriptor.handle))?;
+            Ok(Bytes::from_bytes_vec(server.resource(&descriptor.handle)?.read().to_vec()))
+        };
+        let result = descriptors.iter().map(|descriptor| copy(self, descriptor)).collect();
+        Box::pin(async move { result })
+    }
+
+    fn write(&mut self, descriptors: Vec<(CopyDescriptor, Bytes)>, _stream: StreamId) {
+        for (descriptor, data) in descriptors {
+            let result = check_contiguous(&descriptor).and_then(|()| self.resource(&descriptor.handle));
+            let failed = match result {
+                Ok(mut resource) => {
+                    let target = resource.write();
+                    let length = target.len().min(data.len());
+                    target[..length].copy_from_slice(&data[..length]);
+                    None
+                }
+                Err(error) => Some(error),
+            };
+            if let Some(allocation) = self.memory.get_mut(&descriptor.handle.memory.id()) {
+                allocation.failed = failed;
+            }
+        }
+    }
+
+    fn sync(&mut self, handles: Vec<BufferBinding>, _stream: StreamId) -> DynFut<Result<(), ServerError>> {
+        let result = self.written(handles.iter());
+        Box::pin(async move { result })
+    }
+
+    fn check(&mut self, handles: Vec<BufferBinding>, _stream: StreamId) -> Result<(), ServerError> {
+        self.written(handles.iter())
+    }
+
+    unsafe fn launch(
+        &mut self,
+        kernel: Box<dyn CubeKernel>,
+        count: CubeCount,
+        arguments: KernelArguments,
+        _stream: StreamId,
+        _mode: LaunchMode,
+    ) {
+        let result = self.note(kernel.as_ref(), &count, &arguments);
+        let error = result.err().map(|reason| {
+            let reason = format!("{}: {reason}", kernel.id().short_name());
+            ServerError::Generic { reason, backtrace: BackTrace::capture() }
+        });
+        if error.is_some() {
+            for binding in arguments.buffers_written(None) {
+                if let Some(allocation) = self.memory.get_mut(&binding.memory.id()) {
+                    allocation.failed = error.clone();
+                }
+            }
+        }
+    }
+
+    fn flush(&mut self, _stream: StreamId) -> Result<(), ServerError> {
+        Ok(())
+    }
+
+    fn memory_report(&mut self, _stream: StreamId) -> Option<StreamMemoryReport> {
+        None
+    }
+
+    fn memory_cleanup(&mut self, _stream: StreamId) -> Result<(), ServerError> {
+        self.release_unused();
+        Ok(())
+    }
+
+    fn start_profile(&mut self, _stream: StreamId) -> Result<ProfilingToken, ServerError> {
+        let reason = "a recording server has no times to profile".into();
+        Err(ServerError::Generic { reason, backtrace: BackTrace::capture() })
+    }
+
+    fn end_profile(&mut self, _stream: StreamId, _token: ProfilingToken) -> Result<ProfileDuration, ProfileError> {
+        Err(ProfileError::NotRegistered { backtrace: BackTrace::capture() })
+    }
+
+    fn allocation_mode(&mut self, _mode: MemoryAllocationMode, _stream: StreamId) {}
+}
+
+impl ServerStorage for RecordingServer {
+    type Storage = BytesStorage;
+
+    fn get_resource(
+        &mut self,
+        binding: BufferBinding,
+        _stream: StreamId,
+    ) -> Result<ManagedResource<BytesResource>, ServerError> {
+        self.written(std::iter::once(&binding))?;
+        let resource = self.resource(&binding)?;
+        Ok(ManagedResource::new(binding.memory, resource))
+    }
+}
+
+/// Host copies are of whole contiguous buffers, as on wgpu.
+fn check_contiguous(descriptor: &CopyDescriptor) -> Result<(), ServerError> {
+    let mut expected = 1;
+    for (&size, &stride) in descriptor.shape.iter().zip(descriptor.strides.iter()).rev() {
+        if size > 1 && stride != expected {
+            return Err(ServerError::Io(IoError::UnsupportedStrides { backtrace: BackTrace::capture() }));
+        }
+        expected *= size;
+    }
+    Ok(())
+}

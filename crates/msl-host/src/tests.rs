@@ -1,0 +1,152 @@
+//! The recording server on kernels of this file: the text agrees with CubeCL's direct lowering, memory behaves as a
+//! device's, and what a Mac could not run is reported.
+
+use crate::lower::violations;
+use crate::properties::apple_m1;
+use crate::server::Recorder;
+use cubecl::prelude::*;
+use cubecl_ir::TargetProperties;
+use std::sync::Arc;
+
+#[cube(launch, create_dummy_kernel)]
+fn saxpy(x: &[f32], y: &mut [f32], #[comptime] n: u32) {
+    let mut reversed = Shared::<[f32]>::new_slice(256usize);
+    let i = ABSOLUTE_POS;
+    reversed[UNIT_POS as usize] = if i < x.len() { x[i] } else { f32::new(0.0) };
+    sync_cube();
+    if i < y.len() {
+        y[i] += reversed[(255u32 - UNIT_POS) as usize] * f32::cast_from(n);
+    }
+}
+
+#[cube(launch)]
+fn shared_sum(y: &mut [f32], #[comptime] floats: usize) {
+    let mut shared = Shared::<[f32]>::new_slice(floats);
+    shared[UNIT_POS as usize] = f32::cast_from(UNIT_POS);
+    sync_cube();
+    y[ABSOLUTE_POS] = shared[(floats - 1usize) - UNIT_POS as usize];
+}
+
+#[cube(launch)]
+fn float_atomics(y: &mut [Atomic<f32>]) {
+    y[0].fetch_add(f32::new(1.0));
+}
+
+#[cube(launch)]
+fn panics(y: &mut [f32], #[comptime] n: u32) {
+    comptime!(assert!(n > 100, "n is {n}"));
+    y[ABSOLUTE_POS] = f32::cast_from(n);
+}
+
+/// A buffer of 1,024 floats.
+fn buffer(client: &Client) -> BufferArg {
+    let handle = client.empty(4096);
+    // SAFETY: the handle covers 1,024 floats.
+    unsafe { BufferArg::from_raw_parts(handle, 1024) }
+}
+
+fn launch_saxpy(client: &Client, n: u32) {
+    saxpy::launch(client, CubeCount::Static(4, 1, 1), CubeDim::new_1d(256), buffer(client), buffer(client), n);
+}
+
+#[test]
+fn a_launch_is_lowered_to_the_text_that_the_kernel_alone_lowers_to() {
+    let recorder = Recorder::apple_m1();
+    recorder.record("saxpy", |client| launch_saxpy(client, 3));
+
+    let client = recorder.client();
+    let kernel = saxpy::create_dummy_kernel(
+        Arc::new(apple_m1()),
+        Arc::new(TargetProperties { mma: Default::default() }),
+        CubeCount::Static(4, 1, 1),
+        CubeDim::new_1d(256),
+        buffer(client),
+        buffer(client),
+        3,
+    );
+    let definition = cubecl_runtime::kernel::define_kernel(&kernel).unwrap();
+    let options = Default::default();
+    let mut compiler = cubecl_cpp::MslCompiler::default();
+    let alone = cubecl_runtime::compiler::Compiler::compile(&mut compiler, definition, &options).unwrap();
+
+    let log = recorder.log();
+    assert_eq!((log.kernels.len(), log.launches.len()), (1, 1));
+    let lowered = log.kernels[0].lowered.as_ref().unwrap();
+    assert_eq!(lowered.msl, alone.source);
+    assert!(lowered.msl.contains("threadgroup_barrier(mem_flags::mem_threadgroup);"), "{}", lowered.msl);
+    assert_eq!((lowered.threads, lowered.facts.declared_threads), ((256, 1, 1), 256));
+    assert_eq!((lowered.facts.threadgroup_bytes, lowered.facts.bindings), (1024, 3));
+    assert_eq!(violations(lowered), Vec::<String>::new());
+    let launch = &log.launches[0];
+    assert_eq!((launch.grid, launch.buffers.as_slice()), ((4, 1, 1), [4096u64, 4096].as_slice()));
+    assert_eq!(launch.label, "saxpy");
+}
+
+#[test]
+fn kernels_are_told_apart_by_comptime_arguments_and_keep_their_first_label() {
+    let recorder = Recorder::apple_m1();
+    recorder.record("first", |client| launch_saxpy(client, 3));
+    recorder.record("second", |client| {
+        launch_saxpy(client, 3);
+        launch_saxpy(client, 4);
+    });
+    let log = recorder.log();
+    let labels: Vec<_> = log.kernels.iter().map(|kernel| kernel.label.as_str()).collect();
+    assert_eq!(labels, ["first", "second"]);
+    let kernels: Vec<_> = log.launches.iter().map(|launch| launch.kernel).collect();
+    assert_eq!(kernels, [0, 0, 1]);
+    assert_ne!(log.kernels[0].file_stem(), log.kernels[1].file_stem());
+}
+
+#[test]
+fn what_a_mac_could_not_run_is_reported() {
+    let recorder = Recorder::apple_m1();
+    recorder.record("over", |client| {
+        let one = || CubeCount::Static(1, 1, 1);
+        shared_sum::launch(client, one(), CubeDim::new_1d(256), buffer(client), 8192);
+        shared_sum::launch(client, one(), CubeDim::new_1d(256), buffer(client), 10 * 1024);
+        shared_sum::launch(client, one(), CubeDim::new_1d(32), buffer(client), 64);
+        float_atomics::launch(client, one(), CubeDim::new_1d(64), buffer(client));
+    });
+    let log = recorder.log();
+    let found: Vec<_> =
+        log.kernels.iter().map(|kernel| violations(kernel.lowered.as_ref().unwrap()).join("; ")).collect();
+    assert_eq!(
+        found,
+        [
+            "",
+            "40960 bytes of threadgroup memory, an Apple GPU has 32768",
+            "32 threads per threadgroup, two simdgroups are 64",
+            "uses atomics of float",
+        ]
+    );
+}
+
+#[test]
+fn a_kernel_that_does_not_lower_fails_the_reads_of_its_outputs() {
+    let recorder = Recorder::apple_m1();
+    let client = recorder.client();
+    let (good, bad) = (client.create_from_slice(&[1, 2, 3, 4]), client.create_from_slice(&[5, 6, 7, 8]));
+    recorder.record("panics", |client| {
+        // SAFETY: the handle covers one float.
+        let argument = unsafe { BufferArg::from_raw_parts(bad.clone(), 1) };
+        panics::launch(client, CubeCount::Static(1, 1, 1), CubeDim::new_1d(64), argument, 7);
+    });
+    assert_eq!(client.read_one(good).unwrap().to_vec(), [1, 2, 3, 4]);
+    let error = client.read_one(bad.clone()).unwrap_err().to_string();
+    assert!(error.contains("n is 7"), "{error}");
+    assert!(recorder.log().kernels[0].lowered.as_ref().unwrap_err().contains("n is 7"));
+    client.write(&bad, cubecl_common::bytes::Bytes::from_bytes_vec(vec![9, 9, 9, 9]));
+    assert_eq!(client.read_one(bad).unwrap().to_vec(), [9, 9, 9, 9]);
+}
+
+#[test]
+fn untouched_memory_costs_nothing_and_reads_as_zero() {
+    let recorder = Recorder::apple_m1();
+    let client = recorder.client();
+    // 4 TiB: no machine that builds this has them.
+    let huge = client.empty(4 << 40);
+    let part = client.empty(64).offset_start(16).offset_end(32);
+    assert_eq!(client.read_one(part).unwrap().to_vec(), [0; 16]);
+    drop(huge);
+}

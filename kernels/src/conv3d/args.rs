@@ -1,0 +1,190 @@
+//! The geometry of a conv3d problem as kernel arguments, and the coordinate arithmetic that every kernel shares.
+//! Extents are run-time values: one compiled kernel serves every shape.
+
+use super::problem::{Activation, Conv3dProblem};
+use crate::geometry::AxisGeometry;
+use cubecl::prelude::*;
+
+/// One spatial axis: see [`AxisGeometry`].
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+pub(crate) struct Axis {
+    pub(crate) input: u32,
+    pub(crate) output: u32,
+    pub(crate) kernel: u32,
+    pub(crate) stride: u32,
+    pub(crate) dilation: u32,
+    /// Padding before the first element. Negative where an input gradient crops.
+    pub(crate) begin: i32,
+    /// Padding after the last element.
+    pub(crate) end: i32,
+}
+
+/// The three axes and the channel structure.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+pub(crate) struct Geometry {
+    pub(crate) batch: u32,
+    pub(crate) depth: Axis,
+    pub(crate) height: Axis,
+    pub(crate) width: Axis,
+    /// C / groups.
+    pub(crate) group_channels: u32,
+    /// O / groups.
+    pub(crate) group_out: u32,
+}
+
+/// A window position or an input position of one image.
+#[derive(CubeType, Clone, Copy)]
+pub(crate) struct Position {
+    pub(crate) n: u32,
+    pub(crate) d: u32,
+    pub(crate) h: u32,
+    pub(crate) w: u32,
+}
+
+/// A channel inside its group and a tap.
+#[derive(CubeType, Clone, Copy)]
+pub(crate) struct Column {
+    pub(crate) c: u32,
+    pub(crate) d: u32,
+    pub(crate) h: u32,
+    pub(crate) w: u32,
+}
+
+#[cube]
+impl Axis {
+    /// Where tap `k` of window `q` reads; outside `0..input` in the padding.
+    pub(crate) fn source(&self, q: u32, k: u32) -> i32 {
+        (q * self.stride + k * self.dilation) as i32 - self.begin
+    }
+
+    /// [`source`](Self::source), clamped into the input.
+    pub(crate) fn clamped_source(&self, q: u32, k: u32) -> u32 {
+        let p = self.source(q, k);
+        clamp(p, 0i32, self.input as i32 - 1i32) as u32
+    }
+
+    /// The window whose tap `k` reads position `p`, or `output` (one past the last) where there is none.
+    pub(crate) fn window_at(&self, p: i32, k: u32) -> u32 {
+        let t = p + self.begin - (k * self.dilation) as i32;
+        let stride = self.stride as i32;
+        let q = t / stride;
+        let hit = t >= 0i32 && q * stride == t && q < self.output as i32;
+        select(hit, q as u32, self.output)
+    }
+
+    /// First position that reads as `p` when padding repeats the edge.
+    pub(crate) fn first_alias(&self, p: u32, #[comptime] replicate: bool) -> i32 {
+        let mut first = p as i32;
+        if comptime!(replicate) {
+            first = select(p == 0u32, 0i32 - self.begin, first);
+        }
+        first
+    }
+
+    /// Last position that reads as `p` when padding repeats the edge.
+    pub(crate) fn last_alias(&self, p: u32, #[comptime] replicate: bool) -> i32 {
+        let mut last = p as i32;
+        if comptime!(replicate) {
+            last = select(p + 1u32 == self.input, p as i32 + self.end, last);
+        }
+        last
+    }
+}
+
+#[cube]
+impl Geometry {
+    /// Windows of one channel: N * OD * OH * OW.
+    pub(crate) fn windows(&self) -> usize {
+        self.batch as usize
+            * self.depth.output as usize
+            * self.height.output as usize
+            * self.width.output as usize
+    }
+
+    /// KD * KH * KW.
+    pub(crate) fn taps(&self) -> u32 {
+        self.depth.kernel * self.height.kernel * self.width.kernel
+    }
+
+    /// The window at a linear index, width fastest.
+    pub(crate) fn window(&self, index: usize) -> Position {
+        decode(index, self.depth.output, self.height.output, self.width.output)
+    }
+
+    /// The input position at a linear index, width fastest.
+    pub(crate) fn input(&self, index: usize) -> Position {
+        decode(index, self.depth.input, self.height.input, self.width.input)
+    }
+
+    /// Channel and tap at a linear index in the weight's order, KW fastest.
+    pub(crate) fn column(&self, index: u32) -> Column {
+        let w = index % self.width.kernel;
+        let rest = index / self.width.kernel;
+        let h = rest % self.height.kernel;
+        let rest = rest / self.height.kernel;
+        Column { c: rest / self.depth.kernel, d: rest % self.depth.kernel, h, w }
+    }
+}
+
+#[cube]
+fn decode(index: usize, d: u32, h: u32, w: u32) -> Position {
+    let row = index / w as usize;
+    let plane = row / h as usize;
+    let image = plane / d as usize;
+    Position {
+        n: image as u32,
+        d: (plane - image * d as usize) as u32,
+        h: (row - plane * h as usize) as u32,
+        w: (index - row * w as usize) as u32,
+    }
+}
+
+/// Element offset of `(n, c, d, h, w)` in a five-axis tensor.
+#[cube]
+pub(crate) fn offset<E: CubePrimitive>(tensor: &Tensor<E>, n: u32, c: u32, d: u32, h: u32, w: u32) -> usize {
+    n as usize * tensor.stride(0)
+        + c as usize * tensor.stride(1)
+        + d as usize * tensor.stride(2)
+        + h as usize * tensor.stride(3)
+        + w as usize * tensor.stride(4)
+}
+
+/// The activation in fp32.
+#[cube]
+pub(crate) fn activate(value: f32, #[comptime] activation: Activation) -> f32 {
+    if comptime!(activation == Activation::Relu) {
+        // A select, not `max`: NaN must come out as NaN.
+        select(value < 0.0f32, 0.0f32, value)
+    } else if comptime!(activation == Activation::Silu) {
+        value / (1.0f32 + f32::exp(0.0f32 - value))
+    } else {
+        value
+    }
+}
+
+fn axis_launch(axis: AxisGeometry) -> AxisLaunch {
+    // `Conv3dProblem::validate` keeps every one of these below 2^31.
+    AxisLaunch::new(
+        axis.input as u32,
+        axis.output() as u32,
+        axis.kernel as u32,
+        axis.stride as u32,
+        axis.dilation as u32,
+        axis.padding.0 as i32,
+        axis.padding.1 as i32,
+    )
+}
+
+impl Conv3dProblem {
+    /// The problem's geometry as a kernel argument.
+    pub(crate) fn geometry(&self) -> GeometryLaunch {
+        GeometryLaunch::new(
+            self.batch as u32,
+            axis_launch(self.axis(0)),
+            axis_launch(self.axis(1)),
+            axis_launch(self.axis(2)),
+            self.group_channels() as u32,
+            self.group_out_channels() as u32,
+        )
+    }
+}

@@ -1,0 +1,314 @@
+//! The direct algorithm: always valid, the fallback and the second oracle of every faster plan.
+//!
+//! ```text
+//! forward          one unit per y[n,o,q]:   b[o] + sum over c, k of X(n,c,p) * w[o,c,k]
+//! input gradient   one unit per dx[n,c,p]:  sum over k, o of dy[n,o,q] * w[o,c,k]   where window q reads p with tap k
+//! weight gradient  one cube per dw[o,c,k] and split of the windows: 256 partial sums, one tree, fp32 partials
+//! ```
+//!
+//! Layouts: any strides for every tensor; units run along the output's last axis, so neighbouring units read
+//! neighbouring inputs. Per unit: K = C/groups * KD * KH * KW products, 2K loads, one store. Nothing is declined.
+
+use super::args::{Column, Geometry, activate, offset};
+use super::plan::ReductionSplit;
+use super::problem::{Activation, Conv3dProblem, PaddingMode};
+use super::reduce;
+use crate::error::ConvError;
+use crate::grid::{Span, dispatches};
+use crate::limits::Limits;
+use crate::operand::{Operand, address_type};
+use cubecl::ir::ElemType;
+use cubecl::prelude::*;
+
+/// Units of a cube. 256 is what WebGPU guarantees; more would gain nothing without shared memory.
+const UNITS: u32 = 256;
+
+/// Launches the forward pass.
+pub(crate) fn forward(
+    client: &Client,
+    problem: &Conv3dProblem,
+    limits: &Limits,
+    [x, w, y]: [&Operand; 3],
+    bias: Option<&Operand>,
+) -> Result<(), ConvError> {
+    let address = address_type("conv3d", &[x, w, y], y.len(), limits)?;
+    let operations = 2.0 * f64::from(UNITS) * (problem.group_channels() * problem.taps()) as f64;
+    for dispatch in dispatches(y.len().div_ceil(UNITS as usize), operations, limits) {
+        // SAFETY: every index is checked in the kernel; tests/conformance.rs runs it between guard zones.
+        unsafe {
+            forward_kernel::launch_unchecked(
+                client,
+                dispatch.count(),
+                CubeDim::new_1d(UNITS),
+                address,
+                x.tensor_arg(),
+                w.tensor_arg(),
+                bias.map(|bias| bias.tensor_arg()).into(),
+                y.tensor_arg(),
+                problem.geometry(),
+                dispatch.span(),
+                problem.window.padding_mode,
+                problem.window.activation,
+                problem.dtype.elem(),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Launches the input gradient.
+pub(crate) fn input_gradient(
+    client: &Client,
+    problem: &Conv3dProblem,
+    limits: &Limits,
+    [dy, w, dx]: [&Operand; 3],
+) -> Result<(), ConvError> {
+    let address = address_type("conv3d", &[dy, w, dx], dx.len(), limits)?;
+    let operations = 2.0 * f64::from(UNITS) * (problem.group_out_channels() * problem.taps()) as f64;
+    for dispatch in dispatches(dx.len().div_ceil(UNITS as usize), operations, limits) {
+        // SAFETY: as in `forward`.
+        unsafe {
+            input_gradient_kernel::launch_unchecked(
+                client,
+                dispatch.count(),
+                CubeDim::new_1d(UNITS),
+                address,
+                dy.tensor_arg(),
+                w.tensor_arg(),
+                dx.tensor_arg(),
+                problem.geometry(),
+                dispatch.span(),
+                problem.window.padding_mode,
+                problem.dtype.elem(),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Launches the weight gradient: fp32 partial sums over `split`, then their deterministic sum.
+pub(crate) fn weight_gradient(
+    client: &Client,
+    problem: &Conv3dProblem,
+    split: ReductionSplit,
+    limits: &Limits,
+    [x, dy, dw]: [&Operand; 3],
+) -> Result<(), ConvError> {
+    let cubes = split.parts * dw.len();
+    let address = address_type("conv3d", &[x, dy, dw], cubes.max(problem.positions()), limits)?;
+    let partials = reduce::workspace(client, split.parts, dw.len());
+    for dispatch in dispatches(cubes, 2.0 * split.length as f64, limits) {
+        // SAFETY: as in `forward`.
+        unsafe {
+            weight_gradient_kernel::launch_unchecked(
+                client,
+                dispatch.count(),
+                CubeDim::new_1d(UNITS),
+                address,
+                x.tensor_arg(),
+                dy.tensor_arg(),
+                partials.tensor_arg(),
+                problem.geometry(),
+                dispatch.span(),
+                dw.len(),
+                split.length,
+                problem.window.padding_mode,
+                problem.dtype.elem(),
+            );
+        }
+    }
+    reduce::sum_partials(client, limits, &partials, dw)
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn forward_kernel<E: Float>(
+    x: &Tensor<E>,
+    w: &Tensor<E>,
+    bias: ComptimeOption<&Tensor<E>>,
+    y: &mut Tensor<E>,
+    geometry: Geometry,
+    span: Span,
+    #[comptime] padding: PaddingMode,
+    #[comptime] activation: Activation,
+    #[define(E)] _dtype: ElemType,
+) {
+    let index = span.cube() * UNITS as usize + UNIT_POS as usize;
+    let windows_per_channel =
+        geometry.depth.output as usize * geometry.height.output as usize * geometry.width.output as usize;
+    let out_channels = y.shape(1);
+    let image_channel = index / windows_per_channel;
+    let n = image_channel / out_channels;
+    if span.is_idle() || n >= geometry.batch as usize {
+        terminate!();
+    }
+    let o = (image_channel - n * out_channels) as u32;
+    let mut window = geometry.window(index - image_channel * windows_per_channel);
+    window.n = n as u32;
+    let first_channel = o / geometry.group_out * geometry.group_channels;
+    let bias: ComptimeOption<f32> = bias.map(|bias| f32::cast_from(bias[o as usize * bias.stride(0)]));
+    let mut sum = bias.unwrap_or_else(|| 0.0f32.runtime());
+    for c in 0..geometry.group_channels {
+        for kd in 0..geometry.depth.kernel {
+            for kh in 0..geometry.height.kernel {
+                for kw in 0..geometry.width.kernel {
+                    let column = Column { c, d: kd, h: kh, w: kw };
+                    let value = read_tap(
+                        x,
+                        &geometry,
+                        window.n,
+                        first_channel,
+                        window.d,
+                        window.h,
+                        window.w,
+                        &column,
+                        padding,
+                    );
+                    sum += value * f32::cast_from(w[offset(w, o, c, kd, kh, kw)]);
+                }
+            }
+        }
+    }
+    let target = offset(&*y, window.n, o, window.d, window.h, window.w);
+    y[target] = E::cast_from(activate(sum, activation));
+}
+
+/// `X(n, first_channel + column.c, source of the window and tap)`: zero or clamped outside the input.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn read_tap<E: Float>(
+    x: &Tensor<E>,
+    geometry: &Geometry,
+    n: u32,
+    first_channel: u32,
+    d: u32,
+    h: u32,
+    w: u32,
+    column: &Column,
+    #[comptime] padding: PaddingMode,
+) -> f32 {
+    let channel = first_channel + column.c;
+    let mut value = 0.0f32;
+    if comptime!(padding == PaddingMode::Replicate) {
+        let at = offset(
+            x,
+            n,
+            channel,
+            geometry.depth.clamped_source(d, column.d),
+            geometry.height.clamped_source(h, column.h),
+            geometry.width.clamped_source(w, column.w),
+        );
+        value = f32::cast_from(x[at]);
+    } else {
+        let pd = geometry.depth.source(d, column.d);
+        let ph = geometry.height.source(h, column.h);
+        let pw = geometry.width.source(w, column.w);
+        // As unsigned numbers, negative positions are larger than any extent: one comparison per axis.
+        let inside = (pd as u32) < geometry.depth.input
+            && (ph as u32) < geometry.height.input
+            && (pw as u32) < geometry.width.input;
+        if inside {
+            value = f32::cast_from(x[offset(x, n, channel, pd as u32, ph as u32, pw as u32)]);
+        }
+    }
+    value
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn input_gradient_kernel<E: Float>(
+    dy: &Tensor<E>,
+    w: &Tensor<E>,
+    dx: &mut Tensor<E>,
+    geometry: Geometry,
+    span: Span,
+    #[comptime] padding: PaddingMode,
+    #[define(E)] _dtype: ElemType,
+) {
+    let index = span.cube() * UNITS as usize + UNIT_POS as usize;
+    let per_channel =
+        geometry.depth.input as usize * geometry.height.input as usize * geometry.width.input as usize;
+    let channels = dx.shape(1);
+    let image_channel = index / per_channel;
+    let n = image_channel / channels;
+    if span.is_idle() || n >= geometry.batch as usize {
+        terminate!();
+    }
+    let channel = (image_channel - n * channels) as u32;
+    let n = n as u32;
+    let at = geometry.input(index - image_channel * per_channel);
+    let group = channel / geometry.group_channels;
+    let c = channel - group * geometry.group_channels;
+    let replicate = comptime!(padding == PaddingMode::Replicate);
+    let mut sum = 0.0f32;
+    // With replicate padding an edge element collects what every position that clamps to it would get.
+    for pd in geometry.depth.first_alias(at.d, replicate)..geometry.depth.last_alias(at.d, replicate) + 1i32 {
+        for kd in 0..geometry.depth.kernel {
+            let qd = geometry.depth.window_at(pd, kd);
+            if qd < geometry.depth.output {
+                for ph in geometry.height.first_alias(at.h, replicate)
+                    ..geometry.height.last_alias(at.h, replicate) + 1i32
+                {
+                    for kh in 0..geometry.height.kernel {
+                        let qh = geometry.height.window_at(ph, kh);
+                        if qh < geometry.height.output {
+                            for pw in geometry.width.first_alias(at.w, replicate)
+                                ..geometry.width.last_alias(at.w, replicate) + 1i32
+                            {
+                                for kw in 0..geometry.width.kernel {
+                                    let qw = geometry.width.window_at(pw, kw);
+                                    if qw < geometry.width.output {
+                                        let first = group * geometry.group_out;
+                                        for o in first..first + geometry.group_out {
+                                            sum += f32::cast_from(dy[offset(dy, n, o, qd, qh, qw)])
+                                                * f32::cast_from(w[offset(w, o, c, kd, kh, kw)]);
+                                        }
+                                    }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+    let target = offset(&*dx, n, channel, at.d, at.h, at.w);
+    dx[target] = E::cast_from(sum);
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+#[allow(clippy::too_many_arguments)]
+fn weight_gradient_kernel<E: Float>(
+    x: &Tensor<E>,
+    dy: &Tensor<E>,
+    partials: &mut Tensor<f32>,
+    geometry: Geometry,
+    span: Span,
+    weights: usize,
+    split_length: usize,
+    #[comptime] padding: PaddingMode,
+    #[define(E)] _dtype: ElemType,
+) {
+    // The whole cube leaves together: a barrier follows.
+    if span.is_idle() {
+        terminate!();
+    }
+    let cube = span.cube();
+    let part = cube / weights;
+    let weight = cube - part * weights;
+    let columns = (geometry.group_channels * geometry.taps()) as usize;
+    let o = (weight / columns) as u32;
+    let column = geometry.column((weight - o as usize * columns) as u32);
+    let first_channel = o / geometry.group_out * geometry.group_channels;
+    let end = min((part + 1) * split_length, geometry.windows());
+    let mut sum = 0.0f32;
+    let mut index = part * split_length + UNIT_POS as usize;
+    while index < end {
+        let q = geometry.window(index);
+        let value = read_tap(x, &geometry, q.n, first_channel, q.d, q.h, q.w, &column, padding);
+        sum += value * f32::cast_from(dy[offset(dy, q.n, o, q.d, q.h, q.w)]);
+        index += UNITS as usize;
+    }
+    let total = reduce::cube_sum(sum, UNITS);
+    if UNIT_POS == 0 {
+        partials[cube] = total;
+    }
+}

@@ -1,0 +1,170 @@
+//! conv3d: cross-correlation in three dimensions with PyTorch's semantics, and its three gradients.
+//!
+//! ```text
+//! y[n,o,q] = activation( b[o] + sum_{c in group(o), k} X(n, c, q*stride - begin + k*dilation) * w[o,c,k] )
+//! ```
+//!
+//! `X` reads zero or the nearest element outside the input. Problem -> plan -> kernel: [`Conv3dProblem`] is validated,
+//! [`plan`] chooses, [`forward`], [`input_gradient`] and [`weight_gradient`] launch. Every plan computes in fp32 and
+//! rounds once; no plan uses atomics, so equal calls give equal bits.
+
+mod activation;
+mod args;
+mod direct;
+mod fold;
+mod implicit_gemm;
+mod plan;
+mod problem;
+mod reduce;
+pub mod reference;
+mod tile;
+pub mod winograd;
+
+pub use activation::activation_gradient;
+pub use plan::{Algorithm, Pass, Plan, ReductionSplit, eligible, plan};
+pub use problem::{Activation, Conv3dProblem, PaddingMode, Window};
+pub use tile::TileConfig;
+pub use winograd::{WinogradConfig, WinogradTile};
+
+use crate::error::{ConvError, invalid};
+use crate::limits::Limits;
+use crate::operand::Operand;
+use cubecl::prelude::*;
+
+/// Computes y `[N, O, OD, OH, OW]` into `y`.
+///
+/// # Errors
+/// When the operands do not have the problem's shapes and dtype, or the plan cannot serve the problem.
+pub fn forward(
+    client: &Client,
+    problem: &Conv3dProblem,
+    plan: &Plan,
+    [x, w, y]: [&Operand; 3],
+    bias: Option<&Operand>,
+) -> Result<(), ConvError> {
+    let limits = Limits::of(client);
+    check_operands(
+        problem,
+        &[("x", x, problem.x_shape()), ("w", w, problem.weight_shape()), ("y", y, problem.y_shape())],
+    )?;
+    match (bias, problem.bias) {
+        (Some(bias), true) if bias.shape == [problem.out_channels] && bias.dtype == problem.dtype => {}
+        (None, false) => {}
+        (bias, expected) => invalid!(
+            "conv3d: a bias of {} elements was expected ({expected}), got {:?}",
+            problem.out_channels,
+            bias.map(|bias| &bias.shape)
+        ),
+    }
+    plan::check(plan, problem, Pass::Forward, &limits)?;
+    match plan {
+        Plan::Empty => Ok(()),
+        Plan::Direct => direct::forward(client, problem, &limits, [x, w, y], bias),
+        Plan::ImplicitGemm(tile) => implicit_gemm::forward(client, problem, *tile, &limits, [x, w, y], bias),
+        Plan::Winograd(config) => winograd::forward(client, problem, *config, &limits, [x, w, y], bias),
+    }
+}
+
+/// Computes dx `[N, C, D, H, W]` from dy (the gradient before the activation) and w.
+///
+/// # Errors
+/// As [`forward`].
+pub fn input_gradient(
+    client: &Client,
+    problem: &Conv3dProblem,
+    plan: &Plan,
+    [dy, w, dx]: [&Operand; 3],
+) -> Result<(), ConvError> {
+    let limits = Limits::of(client);
+    check_operands(
+        problem,
+        &[("dy", dy, problem.y_shape()), ("w", w, problem.weight_shape()), ("dx", dx, problem.x_shape())],
+    )?;
+    plan::check(plan, problem, Pass::InputGradient, &limits)?;
+    let replicate = problem.window.padding_mode == PaddingMode::Replicate;
+    if replicate && matches!(plan, Plan::ImplicitGemm(_) | Plan::Winograd(_)) {
+        let extended = fold::extended_gradient(client, problem);
+        run_input_gradient(client, &fold::extended_problem(problem), plan, &limits, [dy, w, &extended])?;
+        return fold::fold(client, problem, &limits, &extended, dx);
+    }
+    run_input_gradient(client, problem, plan, &limits, [dy, w, dx])
+}
+
+fn run_input_gradient(
+    client: &Client,
+    problem: &Conv3dProblem,
+    plan: &Plan,
+    limits: &Limits,
+    operands: [&Operand; 3],
+) -> Result<(), ConvError> {
+    match plan {
+        Plan::Empty => Ok(()),
+        Plan::Direct => direct::input_gradient(client, problem, limits, operands),
+        Plan::ImplicitGemm(tile) => implicit_gemm::input_gradient(client, problem, *tile, limits, operands),
+        Plan::Winograd(config) => winograd::input_gradient(client, problem, *config, limits, operands),
+    }
+}
+
+/// Computes dw `[O, C/groups, KD, KH, KW]` from x and dy (the gradient before the activation).
+///
+/// # Errors
+/// As [`forward`].
+pub fn weight_gradient(
+    client: &Client,
+    problem: &Conv3dProblem,
+    plan: &Plan,
+    [x, dy, dw]: [&Operand; 3],
+) -> Result<(), ConvError> {
+    let limits = Limits::of(client);
+    check_operands(
+        problem,
+        &[("x", x, problem.x_shape()), ("dy", dy, problem.y_shape()), ("dw", dw, problem.weight_shape())],
+    )?;
+    plan::check(plan, problem, Pass::WeightGradient, &limits)?;
+    let split = ReductionSplit::of(problem.positions(), dw.len(), &limits);
+    match plan {
+        Plan::Empty => Ok(()),
+        Plan::Direct => direct::weight_gradient(client, problem, split, &limits, [x, dy, dw]),
+        Plan::ImplicitGemm(tile) => {
+            implicit_gemm::weight_gradient(client, problem, *tile, split, &limits, [x, dy, dw])
+        }
+        Plan::Winograd(_) => invalid!("conv3d: Winograd has no weight gradient"),
+    }
+}
+
+/// Computes db `[O]` from dy (the gradient before the activation).
+///
+/// # Errors
+/// As [`forward`].
+pub fn bias_gradient(
+    client: &Client,
+    problem: &Conv3dProblem,
+    dy: &Operand,
+    db: &Operand,
+) -> Result<(), ConvError> {
+    let limits = Limits::of(client);
+    check_operands(problem, &[("dy", dy, problem.y_shape())])?;
+    if db.shape != [problem.out_channels] {
+        invalid!(
+            "conv3d: db has shape {:?}, the problem has {} output channels",
+            db.shape,
+            problem.out_channels
+        );
+    }
+    reduce::bias_gradient(client, problem, &limits, dy, db)
+}
+
+fn check_operands(
+    problem: &Conv3dProblem,
+    operands: &[(&str, &Operand, [usize; 5])],
+) -> Result<(), ConvError> {
+    for (name, operand, shape) in operands {
+        if operand.shape != shape {
+            invalid!("conv3d: {name} has shape {:?}, the problem needs {shape:?}", operand.shape);
+        }
+        if operand.dtype != problem.dtype {
+            invalid!("conv3d: {name} is {}, the problem is {}", operand.dtype.name(), problem.dtype.name());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,210 @@
+//! What a conv3d call asks for, validated before anything is planned or launched.
+
+use crate::dtype::FloatType;
+use crate::error::{ConvError, invalid};
+use crate::geometry::AxisGeometry;
+
+/// How taps outside the input read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum PaddingMode {
+    /// As zero.
+    #[default]
+    Zeros,
+    /// As the nearest element of the input.
+    Replicate,
+}
+
+/// The function applied to the convolution's result before it is rounded and stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Activation {
+    /// None.
+    #[default]
+    None,
+    /// `max(0, v)`, NaN passed on.
+    Relu,
+    /// `v / (1 + exp(-v))`.
+    Silu,
+}
+
+/// The window of a convolution and what happens around it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Window {
+    /// Distance between windows along D, H, W.
+    pub stride: [usize; 3],
+    /// Padding before and after D, H, W.
+    pub padding: [(usize, usize); 3],
+    /// Distance between taps along D, H, W.
+    pub dilation: [usize; 3],
+    /// Groups into which the channels C and O are split.
+    pub groups: usize,
+    /// How taps outside the input read.
+    pub padding_mode: PaddingMode,
+    /// Fused into the forward pass.
+    pub activation: Activation,
+}
+
+impl Default for Window {
+    fn default() -> Self {
+        Self {
+            stride: [1; 3],
+            padding: [(0, 0); 3],
+            dilation: [1; 3],
+            groups: 1,
+            padding_mode: PaddingMode::Zeros,
+            activation: Activation::None,
+        }
+    }
+}
+
+/// A conv3d problem: `y[N, O, OD, OH, OW] = activation(conv(x[N, C, D, H, W], w[O, C/groups, KD, KH, KW]) + b[O])`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Conv3dProblem {
+    /// N.
+    pub batch: usize,
+    /// C.
+    pub channels: usize,
+    /// O.
+    pub out_channels: usize,
+    /// D, H, W.
+    pub input: [usize; 3],
+    /// KD, KH, KW.
+    pub kernel: [usize; 3],
+    /// Strides, padding, dilation, groups, activation.
+    pub window: Window,
+    /// Whether a bias is added.
+    pub bias: bool,
+    /// Storage type of every tensor.
+    pub dtype: FloatType,
+}
+
+const AXES: [&str; 3] = ["depth", "height", "width"];
+
+impl Conv3dProblem {
+    /// The problem of these shapes: x `[N, C, D, H, W]`, weight `[O, C/groups, KD, KH, KW]`, bias `[O]`.
+    ///
+    /// # Errors
+    /// [`ConvError::Invalid`] or [`ConvError::TooLarge`] with the offending numbers.
+    pub fn new(
+        x: [usize; 5],
+        weight: [usize; 5],
+        bias: Option<usize>,
+        window: Window,
+        dtype: FloatType,
+    ) -> Result<Self, ConvError> {
+        let [batch, channels, d, h, w] = x;
+        let [out_channels, group_channels, kd, kh, kw] = weight;
+        let groups = window.groups;
+        if groups == 0 {
+            invalid!("conv3d: groups is 0, it must be at least 1");
+        }
+        if channels % groups != 0 {
+            invalid!("conv3d: {channels} input channels cannot be split into {groups} groups");
+        }
+        if out_channels % groups != 0 {
+            invalid!("conv3d: {out_channels} output channels cannot be split into {groups} groups");
+        }
+        if group_channels != channels / groups {
+            invalid!(
+                "conv3d: the weight expects {group_channels} channels per group, the input has {channels} channels \
+                 in {groups} groups ({} per group)",
+                channels / groups
+            );
+        }
+        if let Some(length) = bias
+            && length != out_channels
+        {
+            invalid!("conv3d: the bias has {length} elements, the weight has {out_channels} output channels");
+        }
+        let problem = Self {
+            batch,
+            channels,
+            out_channels,
+            input: [d, h, w],
+            kernel: [kd, kh, kw],
+            window,
+            bias: bias.is_some(),
+            dtype,
+        };
+        problem.validate()?;
+        Ok(problem)
+    }
+
+    fn validate(&self) -> Result<(), ConvError> {
+        for (axis, name) in AXES.iter().enumerate() {
+            self.axis(axis).validate("conv3d", name)?;
+            if self.window.padding_mode == PaddingMode::Replicate && self.input[axis] == 0 {
+                invalid!("conv3d: replicate padding of an input with {name} 0 has nothing to repeat");
+            }
+        }
+        let shapes = [("input", self.x_shape()), ("weight", self.weight_shape()), ("output", self.y_shape())];
+        for (what, shape) in shapes {
+            let elements = shape.iter().try_fold(1usize, |product, size| product.checked_mul(*size));
+            let bytes = elements.and_then(|elements| elements.checked_mul(4));
+            if bytes.is_none_or(|bytes| bytes > isize::MAX as usize) {
+                return Err(ConvError::TooLarge(format!(
+                    "conv3d: the {what} {shape:?} has more elements than can be addressed"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// One spatial axis (0 depth, 1 height, 2 width).
+    pub fn axis(&self, axis: usize) -> AxisGeometry {
+        AxisGeometry {
+            input: self.input[axis],
+            kernel: self.kernel[axis],
+            stride: self.window.stride[axis],
+            dilation: self.window.dilation[axis],
+            padding: self.window.padding[axis],
+        }
+    }
+
+    /// OD, OH, OW.
+    pub fn output(&self) -> [usize; 3] {
+        [0, 1, 2].map(|axis| self.axis(axis).output())
+    }
+
+    /// `[N, C, D, H, W]`.
+    pub fn x_shape(&self) -> [usize; 5] {
+        let [d, h, w] = self.input;
+        [self.batch, self.channels, d, h, w]
+    }
+
+    /// `[O, C/groups, KD, KH, KW]`.
+    pub fn weight_shape(&self) -> [usize; 5] {
+        let [kd, kh, kw] = self.kernel;
+        [self.out_channels, self.group_channels(), kd, kh, kw]
+    }
+
+    /// `[N, O, OD, OH, OW]`.
+    pub fn y_shape(&self) -> [usize; 5] {
+        let [d, h, w] = self.output();
+        [self.batch, self.out_channels, d, h, w]
+    }
+
+    /// C / groups.
+    pub fn group_channels(&self) -> usize {
+        self.channels / self.window.groups
+    }
+
+    /// O / groups.
+    pub fn group_out_channels(&self) -> usize {
+        self.out_channels / self.window.groups
+    }
+
+    /// KD * KH * KW.
+    pub fn taps(&self) -> usize {
+        self.kernel.iter().product()
+    }
+
+    /// N * OD * OH * OW, the windows of one channel.
+    pub fn positions(&self) -> usize {
+        self.batch * self.output().iter().product::<usize>()
+    }
+
+    /// Multiply-adds of one pass of the direct algorithm, as if no tap fell outside the input.
+    pub fn multiply_adds(&self) -> f64 {
+        self.positions() as f64 * self.out_channels as f64 * (self.group_channels() * self.taps()) as f64
+    }
+}

@@ -1,0 +1,158 @@
+//! Deterministic sums without atomics: a tree inside a cube, then fp32 partials `[parts, elements]` added in order of
+//! their part by a second kernel that rounds once. Also the bias gradient, which is nothing but such a sum.
+//!
+//! Bytes: the partials are written and read once, `8 * parts * elements`; operations: one addition per partial.
+
+use super::args::{Geometry, offset};
+use super::plan::ReductionSplit;
+use super::problem::Conv3dProblem;
+use crate::dtype::FloatType;
+use crate::error::ConvError;
+use crate::grid::{Span, dispatches};
+use crate::limits::Limits;
+use crate::operand::{Operand, address_type};
+use cubecl::ir::ElemType;
+use cubecl::prelude::*;
+
+const UNITS: u32 = 256;
+
+/// fp32 partial sums `[parts, elements]`.
+pub(crate) fn workspace(client: &Client, parts: usize, elements: usize) -> Operand {
+    Operand::empty(client, &[parts, elements], FloatType::F32)
+}
+
+/// `target[i] = sum over part of partials[part, i]`, in the target's row-major order.
+pub(crate) fn sum_partials(
+    client: &Client,
+    limits: &Limits,
+    partials: &Operand,
+    target: &Operand,
+) -> Result<(), ConvError> {
+    let elements = target.len();
+    let address = address_type("conv3d", &[partials, target], elements, limits)?;
+    let operations = f64::from(UNITS) * partials.shape[0] as f64;
+    for dispatch in dispatches(elements.div_ceil(UNITS as usize), operations, limits) {
+        // SAFETY: indices stay below `elements`, the second extent of `partials`.
+        unsafe {
+            sum_partials_kernel::launch_unchecked(
+                client,
+                dispatch.count(),
+                CubeDim::new_1d(UNITS),
+                address,
+                partials.tensor_arg(),
+                target.tensor_arg(),
+                dispatch.span(),
+                elements,
+                target.dtype.elem(),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// `db[o] = sum over n, q of dy[n,o,q]`.
+pub(crate) fn bias_gradient(
+    client: &Client,
+    problem: &Conv3dProblem,
+    limits: &Limits,
+    dy: &Operand,
+    db: &Operand,
+) -> Result<(), ConvError> {
+    let split = ReductionSplit::of(problem.positions(), problem.out_channels, limits);
+    let cubes = split.parts * db.len();
+    let address = address_type("conv3d", &[dy, db], cubes.max(problem.positions()), limits)?;
+    let partials = workspace(client, split.parts, db.len());
+    for dispatch in dispatches(cubes, split.length as f64, limits) {
+        // SAFETY: windows stay below `positions`, channels below O.
+        unsafe {
+            bias_gradient_kernel::launch_unchecked(
+                client,
+                dispatch.count(),
+                CubeDim::new_1d(UNITS),
+                address,
+                dy.tensor_arg(),
+                partials.tensor_arg(),
+                problem.geometry(),
+                dispatch.span(),
+                split.length,
+                problem.dtype.elem(),
+            );
+        }
+    }
+    sum_partials(client, limits, &partials, db)
+}
+
+/// The sum of `value` over the cube's `units` units (a power of two), in every unit.
+#[cube]
+pub(crate) fn cube_sum(value: f32, #[comptime] units: u32) -> f32 {
+    let mut shared = Shared::<[f32]>::new_slice(comptime!(units as usize));
+    let unit = UNIT_POS as usize;
+    shared[unit] = value;
+    sync_cube();
+    #[unroll]
+    for level in 1..comptime!(units.ilog2() + 1) {
+        let half = comptime!((units >> level) as usize);
+        if unit < half {
+            shared[unit] = shared[unit] + shared[unit + half];
+        }
+        sync_cube();
+    }
+    shared[0]
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn sum_partials_kernel<E: Float>(
+    partials: &Tensor<f32>,
+    target: &mut Tensor<E>,
+    span: Span,
+    elements: usize,
+    #[define(E)] _dtype: ElemType,
+) {
+    let index = span.cube() * UNITS as usize + UNIT_POS as usize;
+    if span.is_idle() || index >= elements {
+        terminate!();
+    }
+    let mut sum = 0.0f32;
+    for part in 0..partials.shape(0) {
+        sum += partials[part * elements + index];
+    }
+    let mut at = 0usize;
+    let mut rest = index;
+    for step in 0..target.rank() {
+        let axis = target.rank() - 1 - step;
+        let size = target.shape(axis);
+        at += rest % size * target.stride(axis);
+        rest /= size;
+    }
+    target[at] = E::cast_from(sum);
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn bias_gradient_kernel<E: Float>(
+    dy: &Tensor<E>,
+    partials: &mut Tensor<f32>,
+    geometry: Geometry,
+    span: Span,
+    split_length: usize,
+    #[define(E)] _dtype: ElemType,
+) {
+    if span.is_idle() {
+        terminate!();
+    }
+    let cube = span.cube();
+    let channels = dy.shape(1);
+    let part = cube / channels;
+    let o = (cube - part * channels) as u32;
+    let end = min((part + 1) * split_length, geometry.windows());
+    let mut sum = 0.0f32;
+    let mut index = part * split_length + UNIT_POS as usize;
+    while index < end {
+        let q = geometry.window(index);
+        sum += f32::cast_from(dy[offset(dy, q.n, o, q.d, q.h, q.w)]);
+        index += UNITS as usize;
+    }
+    let total = cube_sum(sum, UNITS);
+    if UNIT_POS == 0 {
+        partials[cube] = total;
+    }
+}

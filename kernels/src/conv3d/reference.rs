@@ -1,0 +1,143 @@
+//! conv3d and its gradients as f64 loops: the mathematics of the op, and the oracle of every kernel.
+//!
+//! With `p_i = q_i * s_i - lo_i + k_i * dilation_i` and `X` the input, zero or clamped outside:
+//!
+//! ```text
+//! pre[n,o,q] = b[o] + sum_{c in group(o), k} X(n, c, p) * w[o, c, k]      y = activation(pre)
+//! dx[n,c,p] += w[o, c, k] * dpre[n,o,q]       for every (o, q, k) that reads position p (clamped positions too)
+//! dw[o,c,k]  = sum_{n,q} X(n, c, p) * dpre[n,o,q]
+//! db[o]      = sum_{n,q} dpre[n,o,q]
+//! ```
+//!
+//! Every function takes row-major slices. Run on absolute values, the same functions give the sum of magnitudes that
+//! the tolerance model needs (see [`crate::tolerance`]).
+
+use super::problem::{Activation, Conv3dProblem, PaddingMode};
+
+/// Calls `visit(x_index, w_index, y_index)` for every product of the convolution, in a fixed order.
+fn for_each_product(problem: &Conv3dProblem, mut visit: impl FnMut(usize, usize, usize)) {
+    let [od, oh, ow] = problem.output();
+    let [kd, kh, kw] = problem.kernel;
+    let [d, h, w] = problem.input;
+    let (group_channels, group_out) = (problem.group_channels(), problem.group_out_channels());
+    let source = |axis: usize, q: usize, k: usize| -> Option<usize> {
+        let geometry = problem.axis(axis);
+        let padded = q * geometry.stride + k * geometry.dilation;
+        let (low, size) = (geometry.padding.0, geometry.input);
+        match problem.window.padding_mode {
+            PaddingMode::Zeros => padded.checked_sub(low).filter(|p| *p < size),
+            PaddingMode::Replicate => Some(padded.saturating_sub(low).min(size - 1)),
+        }
+    };
+    // Coordinates are looked up once per axis instead of once per product.
+    let table = |axis: usize, outputs: usize, taps: usize| -> Vec<Vec<Option<usize>>> {
+        (0..outputs).map(|q| (0..taps).map(|k| source(axis, q, k)).collect()).collect()
+    };
+    let (depth, height, width) = (table(0, od, kd), table(1, oh, kh), table(2, ow, kw));
+    for n in 0..problem.batch {
+        for o in 0..problem.out_channels {
+            let first_channel = o / group_out * group_channels;
+            for (qd, depth) in depth.iter().enumerate() {
+                for (qh, height) in height.iter().enumerate() {
+                    for (qw, width) in width.iter().enumerate() {
+                        let y_index = (((n * problem.out_channels + o) * od + qd) * oh + qh) * ow + qw;
+                        for c in 0..group_channels {
+                            let x_channel = n * problem.channels + first_channel + c;
+                            let w_channel = o * group_channels + c;
+                            for (td, pd) in depth.iter().enumerate() {
+                                let Some(pd) = pd else { continue };
+                                for (th, ph) in height.iter().enumerate() {
+                                    let Some(ph) = ph else { continue };
+                                    for (tw, pw) in width.iter().enumerate() {
+                                        let Some(pw) = pw else { continue };
+                                        let x_index = ((x_channel * d + pd) * h + ph) * w + pw;
+                                        let w_index = ((w_channel * kd + td) * kh + th) * kw + tw;
+                                        visit(x_index, w_index, y_index);
+                                    }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The convolution plus bias, before the activation: `[N, O, OD, OH, OW]`.
+pub fn pre_activation(problem: &Conv3dProblem, x: &[f64], w: &[f64], bias: Option<&[f64]>) -> Vec<f64> {
+    let [_, _, od, oh, ow] = problem.y_shape();
+    let mut y = vec![0.0; problem.y_shape().iter().product()];
+    if let Some(bias) = bias {
+        for (index, y) in y.iter_mut().enumerate() {
+            *y = bias[index / (od * oh * ow) % problem.out_channels];
+        }
+    }
+    for_each_product(problem, |xi, wi, yi| y[yi] += x[xi] * w[wi]);
+    y
+}
+
+/// The whole forward pass: `[N, O, OD, OH, OW]`.
+pub fn forward(problem: &Conv3dProblem, x: &[f64], w: &[f64], bias: Option<&[f64]>) -> Vec<f64> {
+    let mut y = pre_activation(problem, x, w, bias);
+    y.iter_mut().for_each(|value| *value = activate(problem.window.activation, *value));
+    y
+}
+
+/// Gradient of the input: `[N, C, D, H, W]`. `dpre` is the gradient before the activation.
+pub fn input_gradient(problem: &Conv3dProblem, w: &[f64], dpre: &[f64]) -> Vec<f64> {
+    let mut dx = vec![0.0; problem.x_shape().iter().product()];
+    for_each_product(problem, |xi, wi, yi| dx[xi] += dpre[yi] * w[wi]);
+    dx
+}
+
+/// Gradient of the weight: `[O, C/groups, KD, KH, KW]`.
+pub fn weight_gradient(problem: &Conv3dProblem, x: &[f64], dpre: &[f64]) -> Vec<f64> {
+    let mut dw = vec![0.0; problem.weight_shape().iter().product()];
+    for_each_product(problem, |xi, wi, yi| dw[wi] += x[xi] * dpre[yi]);
+    dw
+}
+
+/// Gradient of the bias: `[O]`.
+pub fn bias_gradient(problem: &Conv3dProblem, dpre: &[f64]) -> Vec<f64> {
+    let [_, out_channels, od, oh, ow] = problem.y_shape();
+    let mut db = vec![0.0; out_channels];
+    for (index, value) in dpre.iter().enumerate() {
+        db[index / (od * oh * ow) % out_channels] += value;
+    }
+    db
+}
+
+/// The activation at `v`.
+pub fn activate(activation: Activation, v: f64) -> f64 {
+    match activation {
+        Activation::None => v,
+        Activation::Relu => v.max(0.0),
+        Activation::Silu => v / (1.0 + (-v).exp()),
+    }
+}
+
+/// The activation's derivative at `v`; ReLU's at 0 is 0, as in PyTorch.
+pub fn activation_derivative(activation: Activation, v: f64) -> f64 {
+    match activation {
+        Activation::None => 1.0,
+        Activation::Relu => f64::from(u8::from(v > 0.0)),
+        Activation::Silu => {
+            let sigmoid = 1.0 / (1.0 + (-v).exp());
+            sigmoid * (1.0 + v * (1.0 - sigmoid))
+        }
+    }
+}
+
+/// Number of products that each output of `pre_activation`, `input_gradient` and `weight_gradient` sums at most.
+pub fn longest_sums(problem: &Conv3dProblem) -> [usize; 3] {
+    let forward = problem.group_channels() * problem.taps();
+    let positions = problem.positions();
+    // A clamped position is read by up to all windows of an axis.
+    let per_axis = |axis: usize| match problem.window.padding_mode {
+        PaddingMode::Zeros => problem.kernel[axis],
+        PaddingMode::Replicate => problem.kernel[axis] * problem.output()[axis],
+    };
+    let input = problem.group_out_channels() * (0..3).map(per_axis).product::<usize>();
+    [forward, input, positions]
+}

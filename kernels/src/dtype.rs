@@ -1,0 +1,72 @@
+//! The three floating-point storage types. Arithmetic is always fp32: a kernel widens on load and rounds once on
+//! store, so bf16 needs no more of a device than buffers and conversions.
+
+use cubecl::features::TypeUsage;
+use cubecl::ir::{ElemType, FloatKind};
+use cubecl::prelude::*;
+
+/// Storage type of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum FloatType {
+    /// IEEE binary32.
+    F32,
+    /// IEEE binary16.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+impl FloatType {
+    /// Every storage type.
+    pub const ALL: [Self; 3] = [Self::F32, Self::F16, Self::Bf16];
+
+    /// Bytes of one element.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+
+    /// CubeCL's name for the type.
+    pub fn elem(self) -> ElemType {
+        ElemType::Float(match self {
+            Self::F32 => FloatKind::F32,
+            Self::F16 => FloatKind::F16,
+            Self::Bf16 => FloatKind::BF16,
+        })
+    }
+
+    /// The name used in messages and tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+        }
+    }
+
+    /// Unit roundoff u: one rounding to this type changes a normal value by at most u times its size.
+    pub fn unit_roundoff(self) -> f64 {
+        match self {
+            Self::F32 => 2f64.powi(-24),
+            Self::F16 => 2f64.powi(-11),
+            Self::Bf16 => 2f64.powi(-8),
+        }
+    }
+
+    /// Half the spacing of the type's subnormal numbers: the absolute error of one rounding near zero.
+    pub fn subnormal_roundoff(self) -> f64 {
+        match self {
+            Self::F32 => 2f64.powi(-126),
+            Self::F16 => 2f64.powi(-25),
+            Self::Bf16 => 2f64.powi(-126),
+        }
+    }
+
+    /// Whether the device can hold such tensors and convert their elements to and from fp32.
+    pub(crate) fn served_by(self, client: &Client) -> bool {
+        let usage = client.properties().type_usage(self.elem());
+        usage.contains(TypeUsage::Buffer) && usage.contains(TypeUsage::Conversion)
+    }
+}

@@ -1,0 +1,89 @@
+//! The arithmetic of convolution windows on one axis. Every extent and every coordinate in the project comes from
+//! here; PyTorch's and Burn's formula, checked against overflow.
+
+use crate::error::{ConvError, invalid};
+
+/// One spatial axis of a convolution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct AxisGeometry {
+    /// Input extent.
+    pub input: usize,
+    /// Taps of the kernel.
+    pub kernel: usize,
+    /// Distance between neighbouring windows.
+    pub stride: usize,
+    /// Distance between neighbouring taps.
+    pub dilation: usize,
+    /// Padding before the first and after the last element.
+    pub padding: (usize, usize),
+}
+
+impl AxisGeometry {
+    /// Extent from the first to the last tap: `dilation * (kernel - 1) + 1`.
+    pub fn span(&self) -> usize {
+        self.dilation * (self.kernel - 1) + 1
+    }
+
+    /// Number of windows: `(input + begin + end - dilation * (kernel - 1) - 1) / stride + 1`.
+    pub fn output(&self) -> usize {
+        (self.input + self.padding.0 + self.padding.1 - self.span()) / self.stride + 1
+    }
+
+    /// Refuses zero strides, kernels and dilations, windows that do not fit, and coordinates beyond 2^31 - 1.
+    pub fn validate(&self, op: &str, axis: &str) -> Result<(), ConvError> {
+        let Self { input, kernel, stride, dilation, padding: (begin, end) } = *self;
+        for (what, value) in [("stride", stride), ("dilation", dilation), ("kernel", kernel)] {
+            if value == 0 {
+                invalid!("{op}: the {what} of the {axis} axis is 0, it must be at least 1");
+            }
+        }
+        let limit = i32::MAX as usize;
+        for (what, value) in [("input", input), ("stride", stride), ("padding", begin), ("padding", end)] {
+            if value > limit {
+                return Err(ConvError::TooLarge(format!(
+                    "{op}: {axis} {what} {value} is larger than {limit}"
+                )));
+            }
+        }
+        let span = (kernel - 1).checked_mul(dilation).and_then(|reach| reach.checked_add(1));
+        // `input + begin + end` cannot overflow: each is below 2^31.
+        let padded = input + begin + end;
+        match span {
+            Some(span) if span <= padded => {}
+            _ => invalid!(
+                "{op}: padded input {axis} {padded} is smaller than the dilated kernel {axis} {} (kernel {kernel}, \
+                 dilation {dilation}, padding {begin}+{end})",
+                span.map_or("beyond 2^64".into(), |span| span.to_string()),
+            ),
+        }
+        if padded > limit {
+            return Err(ConvError::TooLarge(format!(
+                "{op}: padded input {axis} {padded} (padding {begin}+{end}) is larger than {limit}"
+            )));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// The closed formula counts exactly the window positions that fit.
+        #[test]
+        fn output_counts_the_windows_that_fit(
+            input in 0usize..40, kernel in 1usize..6, stride in 1usize..6, dilation in 1usize..5,
+            begin in 0usize..9, end in 0usize..9,
+        ) {
+            let axis = AxisGeometry { input, kernel, stride, dilation, padding: (begin, end) };
+            let padded = input + begin + end;
+            let count = (0..).map(|q| q * stride + (kernel - 1) * dilation).take_while(|last| *last < padded).count();
+            match axis.validate("test", "depth") {
+                Ok(()) => prop_assert_eq!(axis.output(), count),
+                Err(_) => prop_assert_eq!(count, 0),
+            }
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! What a device allows, as plain data: plans are functions of it and can be tested without a device.
+
+use crate::dtype::FloatType;
+use cubecl::ir::AddressType;
+use cubecl::prelude::*;
+
+/// A device's limits and the budgets that plans keep.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Limits {
+    /// Cubes per grid axis. Never above 65,535 (wgpu's Metal and WebGPU value; some Vulkan drivers report more and
+    /// then fail).
+    pub cubes_per_axis: u32,
+    /// Units of one cube.
+    pub units_per_cube: u32,
+    /// Bytes of one cube's shared memory. Never above 32 KiB, Apple's limit, so that what runs here runs there.
+    pub shared_bytes: usize,
+    /// Bytes of the largest buffer a kernel can bind.
+    pub buffer_bytes: u64,
+    /// Whether 64-bit element offsets can be had (WGSL: no).
+    pub wide_index: bool,
+    /// Storage types the device serves.
+    pub dtypes: Vec<FloatType>,
+    /// Arithmetic operations of one dispatch at most; larger work is split. 25 GFLOP is 20 ms on an M1-class GPU,
+    /// below what the macOS watchdog kills while a display is active.
+    pub dispatch_operations: f64,
+    /// Bytes of workspace a plan may ask for beyond inputs and outputs.
+    pub workspace_bytes: u64,
+}
+
+impl Limits {
+    /// The limits of the device behind `client`.
+    pub fn of(client: &Client) -> Self {
+        let properties = client.properties();
+        let hardware = &properties.hardware;
+        let (x, y, z) = hardware.max_cube_count;
+        Self {
+            cubes_per_axis: x.min(y).min(z).min(65_535),
+            units_per_cube: hardware.max_units_per_cube.min(1024),
+            shared_bytes: hardware.max_shared_memory_size.min(32 * 1024),
+            buffer_bytes: properties.memory.max_page_size,
+            wide_index: properties.supports_address(AddressType::U64),
+            dtypes: FloatType::ALL.into_iter().filter(|dtype| dtype.served_by(client)).collect(),
+            ..Self::apple_m1()
+        }
+    }
+
+    /// The smallest machine the project promises to serve: an M1 through wgpu's Metal backend.
+    pub fn apple_m1() -> Self {
+        Self {
+            cubes_per_axis: 65_535,
+            units_per_cube: 1024,
+            shared_bytes: 32 * 1024,
+            buffer_bytes: 4 << 30,
+            wide_index: true,
+            dtypes: FloatType::ALL.to_vec(),
+            dispatch_operations: 25e9,
+            workspace_bytes: 256 << 20,
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! A tensor as the kernels see it: a device buffer, a shape, strides in elements and a storage type.
+
+use crate::dtype::FloatType;
+use crate::error::{ConvError, unsupported};
+use crate::limits::Limits;
+use cubecl::ir::AddressType;
+use cubecl::prelude::*;
+use cubecl::server::Handle;
+use cubecl::zspace::{Shape, Strides};
+
+/// A tensor on the device. Any strides: permuted, sliced (through the handle's offset) and expanded (stride 0)
+/// tensors are read in place.
+#[derive(Clone, Debug)]
+pub struct Operand {
+    /// The buffer, starting at the tensor's first element.
+    pub handle: Handle,
+    /// Extents, outermost first.
+    pub shape: Vec<usize>,
+    /// Distance in elements between neighbours along each axis.
+    pub strides: Vec<usize>,
+    /// Storage type.
+    pub dtype: FloatType,
+}
+
+impl Operand {
+    /// A row-major tensor over `handle`.
+    pub fn contiguous(handle: Handle, shape: &[usize], dtype: FloatType) -> Self {
+        Self { handle, shape: shape.to_vec(), strides: row_major(shape), dtype }
+    }
+
+    /// A fresh row-major tensor with undefined contents.
+    pub(crate) fn empty(client: &Client, shape: &[usize], dtype: FloatType) -> Self {
+        let bytes = shape.iter().product::<usize>() * dtype.size();
+        Self::contiguous(client.empty(bytes.max(dtype.size())), shape, dtype)
+    }
+
+    /// Elements, counted once each.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether the tensor has no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Elements from the first to one past the last that the strides reach.
+    pub(crate) fn extent(&self) -> usize {
+        if self.is_empty() {
+            return 0;
+        }
+        1 + self.shape.iter().zip(&self.strides).map(|(size, stride)| (size - 1) * stride).sum::<usize>()
+    }
+
+    /// The tensor as a kernel argument, with its shape and strides.
+    pub(crate) fn tensor_arg(&self) -> TensorArg {
+        // SAFETY: shape and strides describe `handle`: `contiguous` and `empty` make them so, and the Burn crate
+        // copies them from the tensor that owns the handle. The conformance run surrounds every buffer with guards.
+        unsafe {
+            TensorArg::from_raw_parts(
+                self.handle.clone(),
+                Strides::new(&self.strides),
+                Shape::from(self.shape.clone()),
+            )
+        }
+    }
+}
+
+/// Strides of a row-major tensor of `shape`.
+pub fn row_major(shape: &[usize]) -> Vec<usize> {
+    let mut strides = vec![1; shape.len()];
+    for axis in (1..shape.len()).rev() {
+        strides[axis - 1] = strides[axis] * shape[axis].max(1);
+    }
+    strides
+}
+
+/// The index width that reaches every element of `operands` and of a linear index up to `extra`, or a sentence when
+/// the device has none. Offsets are compared as signed numbers in some kernels, hence the limit at 2^31 - 1.
+pub(crate) fn address_type(
+    op: &str,
+    operands: &[&Operand],
+    extra: usize,
+    limits: &Limits,
+) -> Result<AddressType, ConvError> {
+    let largest = operands.iter().map(|operand| operand.extent()).max().unwrap_or(0).max(extra);
+    if largest <= i32::MAX as usize {
+        return Ok(AddressType::U32);
+    }
+    if !limits.wide_index {
+        return Err(ConvError::TooLarge(format!(
+            "{op}: {largest} elements pass the 32-bit index range of this device ({})",
+            i32::MAX
+        )));
+    }
+    Ok(AddressType::U64)
+}
+
+/// Refuses a storage type that the device lacks.
+pub(crate) fn check_dtype(op: &str, dtype: FloatType, limits: &Limits) -> Result<(), ConvError> {
+    if !limits.dtypes.contains(&dtype) {
+        let served: Vec<_> = limits.dtypes.iter().map(|dtype| dtype.name()).collect();
+        unsupported!(
+            "{op}: this device cannot hold {} tensors, it serves {}",
+            dtype.name(),
+            served.join(", ")
+        );
+    }
+    Ok(())
+}
