@@ -5,6 +5,8 @@
 //! deterministic: each row starts from a seed or from the first pair not yet covered, and every other axis takes the
 //! level that covers most, with backtracking where the constraint forbids it.
 
+use crate::fill;
+
 /// A row with undecided axes.
 pub(crate) type Partial = Vec<Option<usize>>;
 
@@ -71,9 +73,10 @@ fn complete(
     let Some(axis) = order.find(|&axis| seed[axis].is_none()) else {
         return seed.iter().copied().collect();
     };
-    let mut choices: Vec<(usize, usize, usize)> = (0..levels[axis])
-        .map(|level| (open.gain(seed, axis, level), (level + turn) % levels[axis], level))
-        .collect();
+    // Equal gains are decided by a hash, so that options which meet often do not meet in the same way each time.
+    let tie = |level: usize| fill::hash(turn as u64, (axis << 16 | level) as u64);
+    let mut choices: Vec<_> =
+        (0..levels[axis]).map(|level| (open.gain(seed, axis, level), tie(level), level)).collect();
     choices.sort_by_key(|&(gain, tie, _)| (std::cmp::Reverse(gain), tie));
     choices.into_iter().find_map(|(_, _, level)| {
         let mut next = seed.clone();

@@ -2,13 +2,15 @@
 //!
 //! CubeCL's MSL compiler is plain Rust. This crate gives it a device with an M1's properties ([`properties`]), runs the
 //! launch functions of conv-kernels against a server that records instead of executing ([`server`]), reads the emitted
-//! text ([`lower`]) and holds it against Apple's limits, for every kernel, dtype and plan ([`variants`]).
+//! text ([`lower`]) and holds it against Apple's limits ([`report`]), for every kernel, dtype and plan ([`variants`]).
 //!
 //! What this cannot show: faults of Apple's compiler, the effects of its fast math, register pressure, and speed.
 
 pub mod lower;
 pub mod properties;
+pub mod report;
 pub mod server;
+pub mod variants;
 
 #[cfg(test)]
 mod tests;

@@ -21,6 +21,14 @@ pub struct Lowered {
     pub facts: Facts,
 }
 
+impl Lowered {
+    /// Threads of a threadgroup.
+    pub fn thread_count(&self) -> u64 {
+        let (x, y, z) = self.threads;
+        u64::from(x) * u64::from(y) * u64::from(z)
+    }
+}
+
 /// What one kernel's MSL asks of the device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
@@ -60,7 +68,10 @@ pub fn lower(kernel: &dyn CubeKernel) -> Result<Lowered, String> {
     .map_err(|error| error.to_string())?;
     let facts = read(&compiled.source)?;
     if facts.entry != compiled.entrypoint_name {
-        return Err(format!("the text's entry is `{}`, expected `{}`", facts.entry, compiled.entrypoint_name));
+        return Err(format!(
+            "the text's entry is `{}`, expected `{}`",
+            facts.entry, compiled.entrypoint_name
+        ));
     }
     if let Some(repr) = &compiled.repr
         && repr.shared_memory_size != facts.threadgroup_bytes
@@ -82,9 +93,11 @@ fn panic_text(payload: &(dyn std::any::Any + Send)) -> String {
 static ENTRY: LazyLock<Regex> = LazyLock::new(|| {
     regex(r"\[\[max_total_threads_per_threadgroup\((\d+)\)\]\] \[\[kernel\]\] void (\w+)\(")
 });
-static ARRAY: LazyLock<Regex> = LazyLock::new(|| regex(r"(?m)^\s*alignas\((\d+)\) threadgroup char \w+\[(\d+)\];"));
+static ARRAY: LazyLock<Regex> =
+    LazyLock::new(|| regex(r"(?m)^\s*alignas\((\d+)\) threadgroup char \w+\[(\d+)\];"));
 static ANY_ARRAY: LazyLock<Regex> = LazyLock::new(|| regex(r"\bthreadgroup\s+[\w<>, ]+\s+\w+\s*(\[|;|=)"));
-static ATOMIC: LazyLock<Regex> = LazyLock::new(|| regex(r"\batomic(?:<\s*(\w+)\s*>|_(float|half|ulong|long)\b)"));
+static ATOMIC: LazyLock<Regex> =
+    LazyLock::new(|| regex(r"\batomic(?:<\s*(\w+)\s*>|_(float|half|ulong|long)\b)"));
 static SIMD: LazyLock<Regex> = LazyLock::new(|| {
     regex(r"\bsimd_(shuffle|sum|product|min|max|prefix|is_first|all|any|ballot|broadcast)\w*\(")
 });
@@ -132,7 +145,7 @@ pub fn read(msl: &str) -> Result<Facts, String> {
         return Err(format!("{} of {all} threadgroup declarations could not be read", all - arrays));
     }
 
-    let body = &msl[msl.find("struct").unwrap_or(0).min(after_name)..];
+    let body = &msl[msl.find("struct").unwrap_or(after_name).min(after_name)..];
     Ok(Facts {
         entry: entry[2].to_string(),
         declared_threads: u32::try_from(number(&entry[1])?).map_err(|error| error.to_string())?,
@@ -168,8 +181,7 @@ fn forbidden(msl: &str) -> Vec<String> {
 /// What of `lowered` an M1 would not run, or would run wrongly: one sentence each, none when it is within budget.
 pub fn violations(lowered: &Lowered) -> Vec<String> {
     let facts = &lowered.facts;
-    let (x, y, z) = lowered.threads;
-    let threads = u64::from(x) * u64::from(y) * u64::from(z);
+    let threads = lowered.thread_count();
     let mut found = Vec::new();
     if facts.threadgroup_bytes > THREADGROUP_BYTES {
         found.push(format!(
@@ -241,11 +253,13 @@ struct info_st {
             assert!(found.len() == 1 && found[0].contains(expected), "{from} -> {to}: {found:?}");
         }
         for (threads, expected) in [((32, 1, 1), "two simdgroups are 64"), ((1024, 2, 1), "allows 1024")] {
-            let found = violations(&Lowered { threads, ..lowered(&TEXT.replace("group(256)", "group(4096)")) });
+            let found =
+                violations(&Lowered { threads, ..lowered(&TEXT.replace("group(256)", "group(4096)")) });
             assert!(found.len() == 1 && found[0].contains(expected), "{threads:?}: {found:?}");
         }
         let many: String = (2..29).map(|i| format!("device float * const c{i} [[buffer({i})]], ")).collect();
-        let found = violations(&lowered(&TEXT.replace("constant info_st", &format!("{many}constant info_st"))));
+        let found =
+            violations(&lowered(&TEXT.replace("constant info_st", &format!("{many}constant info_st"))));
         assert!(found.len() == 1 && found[0].starts_with("30 bindings"), "{found:?}");
     }
 

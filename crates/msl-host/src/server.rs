@@ -74,7 +74,6 @@ pub struct Log {
 }
 
 /// A client of its own recording server, and the server's record.
-#[derive(Debug)]
 pub struct Recorder {
     client: Client,
     log: Arc<Mutex<Log>>,
@@ -341,7 +340,11 @@ impl Server for RecordingServer {
         Err(ServerError::Generic { reason, backtrace: BackTrace::capture() })
     }
 
-    fn end_profile(&mut self, _stream: StreamId, _token: ProfilingToken) -> Result<ProfileDuration, ProfileError> {
+    fn end_profile(
+        &mut self,
+        _stream: StreamId,
+        _token: ProfilingToken,
+    ) -> Result<ProfileDuration, ProfileError> {
         Err(ProfileError::NotRegistered { backtrace: BackTrace::capture() })
     }
 

@@ -4,8 +4,10 @@
 use crate::lower::violations;
 use crate::properties::apple_m1;
 use crate::server::Recorder;
+use crate::{report, variants};
 use cubecl::prelude::*;
 use cubecl_ir::TargetProperties;
+use std::path::Path;
 use std::sync::Arc;
 
 #[cube(launch, create_dummy_kernel)]
@@ -46,7 +48,24 @@ fn buffer(client: &Client) -> BufferArg {
 }
 
 fn launch_saxpy(client: &Client, n: u32) {
-    saxpy::launch(client, CubeCount::Static(4, 1, 1), CubeDim::new_1d(256), buffer(client), buffer(client), n);
+    saxpy::launch(
+        client,
+        CubeCount::Static(4, 1, 1),
+        CubeDim::new_1d(256),
+        buffer(client),
+        buffer(client),
+        n,
+    );
+}
+
+/// The parts of a text without the numbers of its variables, sorted: CubeCL numbers the built-in arguments in the order
+/// of a hash map, so that two lowerings of one kernel differ in that order.
+fn statements(msl: &str) -> Vec<String> {
+    let numbers = regex::Regex::new(r"v\d+").unwrap();
+    let text = numbers.replace_all(msl, "v").into_owned();
+    let mut parts: Vec<_> = text.split(['\n', ',', '(', ')']).map(|part| part.trim().to_string()).collect();
+    parts.sort();
+    parts
 }
 
 #[test]
@@ -72,7 +91,7 @@ fn a_launch_is_lowered_to_the_text_that_the_kernel_alone_lowers_to() {
     let log = recorder.log();
     assert_eq!((log.kernels.len(), log.launches.len()), (1, 1));
     let lowered = log.kernels[0].lowered.as_ref().unwrap();
-    assert_eq!(lowered.msl, alone.source);
+    assert_eq!(statements(&lowered.msl), statements(&alone.source));
     assert!(lowered.msl.contains("threadgroup_barrier(mem_flags::mem_threadgroup);"), "{}", lowered.msl);
     assert_eq!((lowered.threads, lowered.facts.declared_threads), ((256, 1, 1), 256));
     assert_eq!((lowered.facts.threadgroup_bytes, lowered.facts.bindings), (1024, 3));
@@ -120,6 +139,77 @@ fn what_a_mac_could_not_run_is_reported() {
             "uses atomics of float",
         ]
     );
+
+    let rows = report::rows(&log.kernels);
+    assert_eq!(
+        report::verdict(&rows, &[]).unwrap_err().to_string(),
+        "3 kernels are over an Apple GPU's budget, 0 launches were refused"
+    );
+    assert!(report::verdict(&rows[..1], &[]).is_ok());
+    assert!(report::verdict(&rows[..1], &["refused".into()]).is_err());
+    let table = report::table(&rows, log.launches.len());
+    assert!(table.contains("    over budget: 40960 bytes of threadgroup memory"), "{table}");
+    assert!(table.contains("4 kernels from 4 launches; at most 40960 of 32768"), "{table}");
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("of_an_earlier_run.metal"), "").unwrap();
+    report::write(&rows, folder.path()).unwrap();
+    let mut files: Vec<_> =
+        std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    files.sort();
+    let mut expected: Vec<std::ffi::OsString> = vec!["kernels.csv".into()];
+    expected.extend(rows.iter().map(|row| format!("{}.metal", row.entry).into()));
+    expected.sort();
+    assert_eq!(files, expected);
+    let csv = std::fs::read_to_string(folder.path().join("kernels.csv")).unwrap();
+    assert_eq!(csv.lines().count(), 1 + rows.len());
+}
+
+/// Module paths of the kernels in conv-kernels' source, `conv_kernels::op::file::kernel`.
+fn kernels_in_source(folder: &Path, module: &str, found: &mut Vec<String>) {
+    let launchable = regex::Regex::new(
+        r"#\[cube\([^\]]*\blaunch[^\]]*\)\]\s*(?:#\[[^\]]*\]\s*)*(?:pub(?:\(\w+\))? )?(?:unsafe )?fn (\w+)",
+    )
+    .unwrap();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let stem = path.file_stem().unwrap().to_str().unwrap().to_string();
+        if path.is_dir() {
+            kernels_in_source(&path, &format!("{module}::{stem}"), found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let module = if matches!(stem.as_str(), "mod" | "lib") {
+                module.into()
+            } else {
+                format!("{module}::{stem}")
+            };
+            let text = std::fs::read_to_string(&path).unwrap();
+            found.extend(launchable.captures_iter(&text).map(|kernel| format!("{module}::{}", &kernel[1])));
+        }
+    }
+}
+
+#[test]
+fn every_kernel_of_conv_kernels_lowers_within_an_apple_gpu_s_budget() {
+    let variants = variants::all();
+    let rows = report::rows(&variants.kernels);
+    let table = report::table(&rows, variants.launches);
+    report::verdict(&rows, &variants.refused).map_err(|error| format!("{error}\n{table}")).unwrap();
+
+    let mut entries: Vec<_> = rows.iter().map(|row| row.entry.as_str()).collect();
+    entries.sort_unstable();
+    entries.dedup();
+    assert_eq!(entries.len(), rows.len(), "two kernels share a name, and so a file");
+
+    let mut expected = Vec::new();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels/src");
+    kernels_in_source(&source, "conv_kernels", &mut expected);
+    assert!(expected.len() >= 8, "the source has {} kernels: {expected:?}", expected.len());
+    let forgotten: Vec<_> = expected
+        .iter()
+        .filter(|path| {
+            !variants.kernels.iter().any(|kernel| kernel.id.type_name().starts_with(&format!("{path}::")))
+        })
+        .collect();
+    assert!(forgotten.is_empty(), "kernels that `variants` never launches: {forgotten:?}");
 }
 
 #[test]

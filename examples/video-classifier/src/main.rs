@@ -1,2 +1,288 @@
-//! Placeholder.
-fn main() {}
+//! Trains a small 3D residual network to tell video clips apart: `video-classifier --help`.
+
+mod artifacts;
+mod data;
+mod device;
+mod loader;
+mod model;
+mod plot;
+mod progress;
+mod synth;
+mod train;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use burn::module::Module;
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use artifacts::{Artifacts, Run, Settings};
+use data::{Clip, ClipShape};
+use device::DeviceChoice;
+use loader::Clips;
+use train::{Confusion, Job};
+
+/// Train a small 3D residual network on a folder of labelled video clips.
+///
+/// Clips are folders of PNG frames or animated GIFs, sorted into one folder per class. For a first run without clips
+/// of your own:
+///
+///     video-classifier --make-data shapes --data shapes
+#[derive(Parser, Debug)]
+#[command(version, verbatim_doc_comment, max_term_width = 100)]
+struct Cli {
+    /// Train on this folder: DIR/<class>/<clip>/*.png or DIR/<class>/<clip>.gif, or the same under DIR/train and
+    /// DIR/test; without these two, a fifth of each class is held out
+    #[arg(long, value_name = "DIR", required_unless_present = "make_data", help_heading = "Data")]
+    data: Option<PathBuf>,
+    /// Write the example data set, 640 clips of moving shapes in 8 classes, to this new folder
+    #[arg(long, value_name = "DIR", help_heading = "Data")]
+    make_data: Option<PathBuf>,
+    /// Frames per clip: longer clips are sampled evenly, shorter ones repeat their last frame [default: 8]
+    #[arg(long, value_name = "N", value_parser = count(1, 1024), help_heading = "Data")]
+    frames: Option<usize>,
+    /// Height and width of a frame: others are resized to this square [default: 32]
+    #[arg(long, value_name = "PIXELS", value_parser = count(8, 1024), help_heading = "Data")]
+    size: Option<usize>,
+
+    /// Passes over the training clips [default: 12]
+    #[arg(long, value_name = "N", value_parser = count(1, 100_000), help_heading = "Training")]
+    epochs: Option<usize>,
+    /// Clips per training step [default: 16]
+    #[arg(long, value_name = "N", value_parser = count(1, 65_536), help_heading = "Training")]
+    batch_size: Option<usize>,
+    /// Learning rate at the start; it falls to 0 along a cosine [default: 0.003]
+    #[arg(long, value_name = "RATE", help_heading = "Training")]
+    learning_rate: Option<f64>,
+    /// Seed of the weights and of the order of clips [default: 1]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    seed: Option<u64>,
+    /// Smoke run: at most this many training steps and test batches per epoch, for one epoch unless --epochs is given
+    #[arg(long, value_name = "N", value_parser = count(1, 1_000_000), help_heading = "Training")]
+    steps: Option<usize>,
+
+    /// What to run on
+    #[arg(long, value_enum, default_value_t = DeviceChoice::Auto, help_heading = "Run")]
+    device: DeviceChoice,
+    /// Folder for checkpoints, logs, weights and the plot
+    #[arg(long, value_name = "DIR", default_value = "artifacts", help_heading = "Run")]
+    artifacts: PathBuf,
+    /// Continue the run in the artifacts folder from its last finished epoch, with its settings
+    #[arg(long, conflicts_with = "overwrite", help_heading = "Run")]
+    resume: bool,
+    /// Replace the run in the artifacts folder
+    #[arg(long, help_heading = "Run")]
+    overwrite: bool,
+    /// Plain text in place of the terminal interface
+    #[arg(long, help_heading = "Run")]
+    plain: bool,
+}
+
+/// A number within bounds, refused by clap with the option's name otherwise.
+fn count(least: u64, most: u64) -> impl clap::builder::TypedValueParser<Value = usize> {
+    use clap::builder::TypedValueParser;
+    clap::value_parser!(u64).range(least..=most).map(|number| number as usize)
+}
+
+impl Cli {
+    /// The settings of this run: given ones, else those of the run that is resumed, else the defaults.
+    fn settings(&self, saved: Option<&Settings>) -> Settings {
+        let steps = self.steps.or(saved.and_then(|saved| saved.steps));
+        let epochs = if steps.is_some() { 1 } else { 12 };
+        Settings {
+            frames: self.frames.or(saved.map(|s| s.frames)).unwrap_or(8),
+            size: self.size.or(saved.map(|s| s.size)).unwrap_or(32),
+            epochs: self.epochs.or(saved.map(|s| s.epochs)).unwrap_or(epochs),
+            batch_size: self.batch_size.or(saved.map(|s| s.batch_size)).unwrap_or(16),
+            learning_rate: self.learning_rate.or(saved.map(|s| s.learning_rate)).unwrap_or(3e-3),
+            seed: self.seed.or(saved.map(|s| s.seed)).unwrap_or(1),
+            steps,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<()> {
+    if let Some(dir) = &cli.make_data {
+        synth::make_data(dir)?;
+    }
+    match (&cli.data, &cli.make_data) {
+        (Some(data), _) => train_on(cli, data),
+        (None, Some(dir)) => {
+            println!("To train on it: video-classifier --data {}", dir.display());
+            Ok(())
+        }
+        (None, None) => bail!("nothing to do: give --data or --make-data"),
+    }
+}
+
+fn train_on(cli: &Cli, data: &Path) -> Result<()> {
+    let started = Instant::now();
+    let artifacts = Artifacts::new(&cli.artifacts);
+    let saved = if cli.resume {
+        let saved = artifacts.saved_run()?;
+        Some(saved.with_context(|| format!("{} holds no run to resume", cli.artifacts.display()))?)
+    } else {
+        None
+    };
+    let settings = cli.settings(saved.as_ref().map(|run| &run.settings));
+    let folder = data::scan(data)?;
+    if let Some(first) = folder.ignored.first() {
+        println!("Ignored {} files that are no clips ({}, ..)", folder.ignored.len(), first.display());
+    }
+    let run = Run {
+        settings,
+        classes: folder.classes,
+        train_clips: folder.train.len(),
+        test_clips: folder.test.len(),
+    };
+    let Run { settings, classes, .. } = &run;
+    println!("{} classes: {}.", classes.len(), classes.join(", "));
+    println!(
+        "{} clips to train on, {} held out; {} frames of {} x {} pixels each.",
+        run.train_clips, run.test_clips, settings.frames, settings.size, settings.size
+    );
+    let picked = device::pick(cli.device)?;
+    println!("Running on {}.", picked.name);
+
+    let (train, test) = load(folder.train, folder.test, settings)?;
+    let finished = match &saved {
+        Some(saved) => artifacts.resume(saved, &run)?,
+        None => {
+            artifacts.start(&run, cli.overwrite)?;
+            0
+        }
+    };
+    if cli.resume {
+        println!("Resuming after epoch {finished} of {}.", settings.epochs);
+    }
+    let job = Job {
+        settings,
+        artifacts: &artifacts,
+        classes: classes.len(),
+        train,
+        test,
+        device: &picked.device,
+        finished,
+        plain: cli.plain,
+    };
+    let model = train::train(&job)?;
+
+    let finished = artifacts.finished_epochs();
+    if finished > 0 {
+        let history = plot::History::read(artifacts.dir(), finished)?;
+        plot::draw(&history, &artifacts.path("plot.svg"))?;
+    }
+    if finished < settings.epochs {
+        println!(
+            "Stopped with {finished} of {} epochs finished and saved; --resume continues from there.",
+            settings.epochs
+        );
+        return Ok(());
+    }
+    let confusion = train::test(&job, &model)?;
+    let parameters = model.num_params();
+    train::save_weights(&job, model)?;
+    report(classes, &confusion);
+    println!(
+        "\nTest accuracy {:.1} % ({} of {} held-out clips) after {} epoch{} in {} on {}; {} parameters.",
+        100.0 * confusion.correct() as f64 / confusion.total() as f64,
+        confusion.correct(),
+        confusion.total(),
+        settings.epochs,
+        if settings.epochs == 1 { "" } else { "s" },
+        minutes(started.elapsed()),
+        picked.name,
+        parameters
+    );
+    println!(
+        "In {}: plot.svg (loss and accuracy), model.bpk (weights), checkpoint/, run.json, experiment.log.",
+        artifacts.dir().display()
+    );
+    Ok(())
+}
+
+/// Decodes the clips with a progress bar.
+fn load(train: Vec<Clip>, test: Vec<Clip>, settings: &Settings) -> Result<(Arc<Clips>, Arc<Clips>)> {
+    let shape = ClipShape { frames: settings.frames, size: settings.size };
+    let bar = ProgressBar::new((train.len() + test.len()) as u64).with_prefix("reading clips");
+    if let Ok(style) = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len}") {
+        bar.set_style(style);
+    }
+    let clips = |list| Clips::load(list, shape, || bar.inc(1)).map(Arc::new);
+    let loaded = clips(train).and_then(|train| Ok((train, clips(test)?)));
+    bar.finish_and_clear();
+    let (train, test) = loaded?;
+    if train.read_from_disk() {
+        println!("The clips are too many to keep in memory; they are decoded again in every epoch.");
+    }
+    Ok((train, test))
+}
+
+/// One line per class.
+fn report(classes: &[String], confusion: &Confusion) {
+    let width = classes.iter().map(String::len).max().unwrap_or(0).max(5);
+    println!("\n{:width$}  clips  correct  most often taken for", "class");
+    for (class, name) in classes.iter().enumerate() {
+        let (clips, correct, worst) = confusion.of_class(class);
+        let worst = worst.map(|(other, count)| format!("{} ({count})", classes[other])).unwrap_or_default();
+        println!("{}", format!("{name:width$}  {clips:5}  {correct:7}  {worst}").trim_end());
+    }
+}
+
+/// `3 min 41 s`
+fn minutes(time: Duration) -> String {
+    let seconds = time.as_secs();
+    if seconds < 60 { format!("{seconds} s") } else { format!("{} min {} s", seconds / 60, seconds % 60) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_resumed_run_takes_its_settings_from_the_file() {
+        let cli = |args: &[&str]| Cli::parse_from([&["video-classifier", "--data", "d"], args].concat());
+        let first = cli(&["--epochs", "3", "--frames", "4", "--learning-rate", "0.5"]).settings(None);
+        assert_eq!((first.epochs, first.frames, first.batch_size), (3, 4, 16));
+        assert_eq!(cli(&["--resume"]).settings(Some(&first)), first);
+        let changed = cli(&["--resume", "--frames", "5"]).settings(Some(&first));
+        assert_eq!((changed.epochs, changed.frames), (3, 5));
+        assert_eq!(cli(&["--steps", "2"]).settings(None).epochs, 1);
+    }
+
+    #[test]
+    fn numbers_out_of_bounds_are_refused_with_the_option() {
+        for args in [["--frames", "0"], ["--size", "7"], ["--batch-size", "0"], ["--epochs", "many"]] {
+            let error = Cli::try_parse_from([&["video-classifier", "--data", "d"], &args[..]].concat());
+            let error = error.unwrap_err().to_string();
+            assert!(error.contains(args[0]) && error.contains(args[1]), "{error}");
+        }
+    }
+
+    #[test]
+    fn time_is_told_in_minutes() {
+        assert_eq!(minutes(Duration::from_secs(59)), "59 s");
+        assert_eq!(minutes(Duration::from_secs(221)), "3 min 41 s");
+    }
+}

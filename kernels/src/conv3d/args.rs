@@ -188,3 +188,8 @@ impl Conv3dProblem {
         )
     }
 }
+
+/// A padding or span that `Conv3dProblem::validate` has found below 2^31.
+pub(crate) fn clamp_to_i32(value: usize) -> i32 {
+    i32::try_from(value).unwrap_or(i32::MAX)
+}

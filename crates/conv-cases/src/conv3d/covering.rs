@@ -38,7 +38,7 @@ const PADDING: [[(usize, usize); 3]; 10] = [
     [(0, 2), (1, 0), (2, 1)],
     [(2, 0), (1, 1), (1, 1)],
     // Larger than every kernel on some axis.
-    [(4, 4), (6, 3), (3, 6)],
+    [(6, 6), (6, 3), (3, 6)],
     [(0, 0), (0, 0), (8, 8)],
 ];
 const DILATION: [[usize; 3]; 5] = [[1, 1, 1], [2, 2, 2], [1, 2, 2], [2, 1, 1], [3, 1, 2]];
@@ -157,19 +157,20 @@ fn fits(row: &[Option<usize>], axis: usize) -> bool {
 
 /// A lower bound of the multiply-accumulates of every completion; exact for a complete row.
 fn least_macs(row: &[Option<usize>]) -> u64 {
-    let mut macs = range(row, N, |level| BATCH[level]).0 * range(row, O, |level| OUTPUTS[level]).0;
-    for axis in 0..3 {
+    let extent = |axis: usize| {
         let [size, padding, span] = ranges(row, axis);
         let stride = range(row, S, |level| STRIDE[level][axis]).1;
-        macs *= (size.0 + padding.0).saturating_sub(span.1) / stride + 1;
-    }
-    macs *= range(row, K, |level| KERNEL[level].iter().product()).0;
+        (size.0 + padding.0).saturating_sub(span.1) / stride + 1
+    };
+    let outputs = range(row, N, |level| BATCH[level]).0 * range(row, O, |level| OUTPUTS[level]).0;
+    let taps = range(row, K, |level| KERNEL[level].iter().product()).0;
     let group_channels = |c: usize| match row[G].map(|level| GROUPS[level]) {
         Some(Groups::One) => c,
         Some(Groups::Two) => (c / 2).max(1),
         _ => 1,
     };
-    (macs * group_channels(range(row, C, |level| CHANNELS[level]).0)) as u64
+    let channels = group_channels(range(row, C, |level| CHANNELS[level]).0);
+    (outputs * (0..3).map(extent).product::<usize>() * taps * channels) as u64
 }
 
 #[cfg(test)]

@@ -1,0 +1,118 @@
+//! What the `try_` functions check before anything is launched: dtypes, devices, shapes, and what the device serves.
+
+use crate::ops::Conv3dCall;
+use crate::options::Conv3dOptions;
+use burn::tensor::{DType, Device, Tensor};
+use conv_kernels::conv3d::{self, Conv3dProblem, Pass};
+use conv_kernels::{ConvError, FloatType, Limits};
+
+pub(crate) fn conv3d(
+    x: &Tensor<5>,
+    weight: &Tensor<5>,
+    bias: Option<&Tensor<1>>,
+    options: &Conv3dOptions,
+) -> Result<Conv3dCall, ConvError> {
+    const OP: &str = "conv3d";
+    let mut operands = vec![("x", x.dtype(), x.device()), ("the weight", weight.dtype(), weight.device())];
+    operands.extend(bias.map(|bias| ("the bias", bias.dtype(), bias.device())));
+    same_device(OP, operands.iter().map(|(name, _, device)| (*name, device)))?;
+    let dtype = same_dtype(OP, operands.iter().map(|(name, dtype, _)| (*name, *dtype)))?;
+    let bias = bias.map(|bias| bias.dims()[0]);
+    let problem = Conv3dProblem::new(x.dims(), weight.dims(), bias, options.window(), dtype)?;
+    let limits = limits(&x.device());
+    conv3d::plan(&problem, Pass::Forward, options.algorithm, &limits)?;
+    fits(OP, &problem.y_shape(), dtype, &limits)?;
+    Ok(Conv3dCall { problem, algorithm: options.algorithm })
+}
+
+/// The storage type of a float tensor.
+pub(crate) fn float_type(op: &str, name: &str, dtype: DType) -> Result<FloatType, ConvError> {
+    match dtype {
+        DType::F32 => Ok(FloatType::F32),
+        DType::F16 => Ok(FloatType::F16),
+        DType::BF16 => Ok(FloatType::Bf16),
+        DType::QFloat(_) => {
+            Err(ConvError::Unsupported(format!("{op}: {name} is quantized, dequantize it first")))
+        }
+        other => Err(ConvError::Unsupported(format!(
+            "{op}: {name} is {}, the op serves f32, f16 and bf16",
+            other.name()
+        ))),
+    }
+}
+
+/// The storage type that all of these share.
+fn same_dtype<'a>(
+    op: &str,
+    operands: impl Iterator<Item = (&'a str, DType)>,
+) -> Result<FloatType, ConvError> {
+    let mut first: Option<(&str, FloatType)> = None;
+    for (name, dtype) in operands {
+        let dtype = float_type(op, name, dtype)?;
+        match first {
+            Some((of, expected)) if expected != dtype => {
+                return Err(ConvError::Invalid(format!(
+                    "{op}: {of} is {} and {name} is {}, they must have one dtype",
+                    expected.name(),
+                    dtype.name()
+                )));
+            }
+            Some(_) => {}
+            None => first = Some((name, dtype)),
+        }
+    }
+    first.map(|(_, dtype)| dtype).ok_or_else(|| ConvError::Invalid(format!("{op}: no operands")))
+}
+
+/// Refuses operands of different devices, or of different gradient checkpointing strategies.
+fn same_device<'a>(op: &str, operands: impl Iterator<Item = (&'a str, &'a Device)>) -> Result<(), ConvError> {
+    let operands: Vec<_> = operands.collect();
+    let (first_name, first) = operands[0];
+    for (name, device) in &operands[1..] {
+        if *device != first {
+            return Err(ConvError::Invalid(format!(
+                "{op}: {first_name} is on {first:?} and {name} is on {device:?}, they must be on one device"
+            )));
+        }
+    }
+    #[cfg(feature = "autodiff")]
+    {
+        let tracked: Vec<_> = operands
+            .iter()
+            .filter_map(|(name, device)| Some((name, device.gradient_checkpointing_strategy()?)))
+            .collect();
+        for pair in tracked.windows(2) {
+            let ((left, one), (right, other)) = (pair[0], pair[1]);
+            if one != other {
+                return Err(ConvError::Invalid(format!(
+                    "{op}: the gradient checkpointing of {left} is {one:?} and that of {right} is {other:?}, they must \
+                     agree"
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a result that no buffer of the device holds.
+fn fits(op: &str, shape: &[usize], dtype: FloatType, limits: &Limits) -> Result<(), ConvError> {
+    // The problem's validation keeps the product far below 2^64.
+    let bytes = shape.iter().product::<usize>() as u64 * dtype.size() as u64;
+    if bytes > limits.buffer_bytes {
+        return Err(ConvError::TooLarge(format!(
+            "{op}: the output {shape:?} needs {bytes} bytes, the largest buffer of this device has {}",
+            limits.buffer_bytes
+        )));
+    }
+    Ok(())
+}
+
+/// What the device allows. The CPU backend has no limits of its own: plans are only checked against the geometry there.
+fn limits(device: &Device) -> Limits {
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    if let burn::backend::DispatchDevice::Cube(device) = device.clone().without_autodiff().as_dispatch() {
+        return Limits::of(&device.client());
+    }
+    let _ = device;
+    Limits { buffer_bytes: u64::MAX, ..Limits::apple_m1() }
+}

@@ -1,0 +1,69 @@
+//! conv3d and its gradients through `conv-kernels`.
+
+use super::{allocate, operand};
+use crate::ops::Conv3dCall;
+use burn_cubecl::tensor::CubeTensor;
+use conv_kernels::conv3d::{self, Activation, Algorithm, Pass, Plan};
+use conv_kernels::{ConvError, Limits};
+
+pub(super) fn forward(
+    x: &CubeTensor,
+    weight: &CubeTensor,
+    bias: Option<&CubeTensor>,
+    call: &Conv3dCall,
+) -> Result<CubeTensor, ConvError> {
+    let problem = &call.problem;
+    let y = allocate(x, &problem.y_shape(), x.dtype);
+    let plan = conv3d::plan(problem, Pass::Forward, call.algorithm, &Limits::of(&x.client))?;
+    let bias = bias.map(operand).transpose()?;
+    let operands = [&operand(x)?, &operand(weight)?, &operand(&y)?];
+    conv3d::forward(&x.client, problem, &plan, operands, bias.as_ref())?;
+    Ok(y)
+}
+
+pub(super) fn input_gradient(
+    dy: &CubeTensor,
+    weight: &CubeTensor,
+    call: &Conv3dCall,
+) -> Result<CubeTensor, ConvError> {
+    let dx = allocate(dy, &call.problem.x_shape(), dy.dtype);
+    let plan = gradient_plan(call, Pass::InputGradient, dy)?;
+    let operands = [&operand(dy)?, &operand(weight)?, &operand(&dx)?];
+    conv3d::input_gradient(&dy.client, &call.problem, &plan, operands)?;
+    Ok(dx)
+}
+
+pub(super) fn weight_gradient(
+    x: &CubeTensor,
+    dy: &CubeTensor,
+    call: &Conv3dCall,
+) -> Result<CubeTensor, ConvError> {
+    let dw = allocate(x, &call.problem.weight_shape(), x.dtype);
+    let plan = gradient_plan(call, Pass::WeightGradient, dy)?;
+    let operands = [&operand(x)?, &operand(dy)?, &operand(&dw)?];
+    conv3d::weight_gradient(&x.client, &call.problem, &plan, operands)?;
+    Ok(dw)
+}
+
+pub(super) fn bias_gradient(dy: &CubeTensor, call: &Conv3dCall) -> Result<CubeTensor, ConvError> {
+    let db = allocate(dy, &[call.problem.out_channels], dy.dtype);
+    conv3d::bias_gradient(&dy.client, &call.problem, &operand(dy)?, &operand(&db)?)?;
+    Ok(db)
+}
+
+pub(super) fn activation_gradient(
+    saved: &CubeTensor,
+    dy: &CubeTensor,
+    activation: Activation,
+) -> Result<CubeTensor, ConvError> {
+    let dpre = allocate(dy, dy.meta.shape(), dy.dtype);
+    conv3d::activation_gradient(&dy.client, activation, [&operand(saved)?, &operand(dy)?, &operand(&dpre)?])?;
+    Ok(dpre)
+}
+
+/// The forced algorithm where it serves this gradient, else the automatic choice.
+fn gradient_plan(call: &Conv3dCall, pass: Pass, on: &CubeTensor) -> Result<Plan, ConvError> {
+    let limits = Limits::of(&on.client);
+    conv3d::plan(&call.problem, pass, call.algorithm, &limits)
+        .or_else(|_| conv3d::plan(&call.problem, pass, Algorithm::Auto, &limits))
+}

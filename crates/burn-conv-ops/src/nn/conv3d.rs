@@ -1,0 +1,234 @@
+//! conv3d as a module.
+
+use super::forms::{ActivationForm, AlgorithmForm, PaddingModeForm};
+use super::{config, setters};
+use crate::{Activation, Algorithm, Conv3dOptions, ConvError, PaddingMode, try_conv3d};
+use burn::module::{Content, DisplaySettings, Initializer, Module, ModuleDisplay, Param};
+use burn::nn::PaddingConfig3d;
+use burn::serde::{Deserialize, Serialize};
+use burn::tensor::{Device, Tensor};
+use derive_new::new;
+
+/// Padding of a [`Conv3d`], before and after D, H, W.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(crate = "burn::serde")]
+pub enum Conv3dPadding {
+    /// These sizes; the two sides may differ.
+    Explicit([(usize, usize); 3]),
+    /// As much as gives `ceil(input / stride)` outputs; the odd one goes behind.
+    Same,
+}
+
+impl From<[usize; 3]> for Conv3dPadding {
+    fn from(padding: [usize; 3]) -> Self {
+        Self::Explicit(padding.map(|size| (size, size)))
+    }
+}
+
+impl From<[(usize, usize); 3]> for Conv3dPadding {
+    fn from(padding: [(usize, usize); 3]) -> Self {
+        Self::Explicit(padding)
+    }
+}
+
+impl From<PaddingConfig3d> for Conv3dPadding {
+    fn from(padding: PaddingConfig3d) -> Self {
+        match padding {
+            PaddingConfig3d::Valid => [0; 3].into(),
+            PaddingConfig3d::Same => Self::Same,
+            PaddingConfig3d::Explicit(depth, height, width) => [depth, height, width].into(),
+        }
+    }
+}
+
+/// Configuration of a [`Conv3d`]: `Conv3dConfig::new([c_in, c_out], [kd, kh, kw]).init(&device)`.
+#[derive(Clone, Debug, new, Serialize, Deserialize)]
+#[serde(crate = "burn::serde")]
+pub struct Conv3dConfig {
+    /// C and O.
+    pub channels: [usize; 2],
+    /// KD, KH, KW.
+    pub kernel_size: [usize; 3],
+    /// Distance between windows along D, H, W; 1.
+    #[new(value = "[1; 3]")]
+    pub stride: [usize; 3],
+    /// Padding; none.
+    #[new(value = "[0; 3].into()")]
+    pub padding: Conv3dPadding,
+    /// Distance between taps along D, H, W; 1.
+    #[new(value = "[1; 3]")]
+    pub dilation: [usize; 3],
+    /// Groups; 1.
+    #[new(value = "1")]
+    pub groups: usize,
+    /// Whether a bias is learned; yes.
+    #[new(value = "true")]
+    pub bias: bool,
+    /// How taps outside the input read; as zero.
+    #[new(default)]
+    #[serde(with = "PaddingModeForm")]
+    pub padding_mode: PaddingMode,
+    /// Applied to the result before it is rounded and stored; none.
+    #[new(default)]
+    #[serde(with = "ActivationForm")]
+    pub activation: Activation,
+    /// The kernel family; chosen by shape.
+    #[new(default)]
+    #[serde(with = "AlgorithmForm")]
+    pub algorithm: Algorithm,
+    /// How the parameters start; PyTorch's and Burn's default, uniform within `1 / sqrt(C/groups * KD * KH * KW)`.
+    #[new(value = "Initializer::KaimingUniform { gain: 1.0 / 3f64.sqrt(), fan_out_only: false }")]
+    pub initializer: Initializer,
+}
+
+config!(Conv3dConfig);
+setters!(Conv3dConfig {
+    /// Sets the distance between windows along D, H, W.
+    with_stride(stride: [usize; 3]);
+    /// Sets the padding: `[usize; 3]`, pairs before and after each axis, or Burn's `PaddingConfig3d`.
+    with_padding(padding: impl Into<Conv3dPadding>);
+    /// Sets the distance between taps along D, H, W.
+    with_dilation(dilation: [usize; 3]);
+    /// Sets the number of groups.
+    with_groups(groups: usize);
+    /// Sets whether a bias is learned.
+    with_bias(bias: bool);
+    /// Sets how taps outside the input read.
+    with_padding_mode(padding_mode: PaddingMode);
+    /// Sets the activation applied to the result.
+    with_activation(activation: Activation);
+    /// Forces a kernel family.
+    with_algorithm(algorithm: Algorithm);
+    /// Sets how the parameters start.
+    with_initializer(initializer: Initializer);
+});
+
+impl Conv3dConfig {
+    /// The module with fresh parameters on `device`.
+    ///
+    /// # Panics
+    /// If the groups do not divide both channel counts.
+    pub fn init(&self, device: &Device) -> Conv3d {
+        let [c_in, c_out] = self.channels;
+        let groups = self.groups;
+        assert!(
+            groups > 0 && c_in % groups == 0 && c_out % groups == 0,
+            "Conv3d: {c_in} input and {c_out} output channels cannot be split into {groups} groups"
+        );
+        let [kd, kh, kw] = self.kernel_size;
+        let taps = kd * kh * kw;
+        let (fan_in, fan_out) = (c_in / groups * taps, c_out / groups * taps);
+        let init = &self.initializer;
+        let weight = init.init_with([c_out, c_in / groups, kd, kh, kw], Some(fan_in), Some(fan_out), device);
+        let bias = self.bias.then(|| init.init_with([c_out], Some(fan_in), Some(fan_out), device));
+        Conv3d {
+            weight,
+            bias,
+            stride: self.stride,
+            padding: self.padding,
+            dilation: self.dilation,
+            groups,
+            padding_mode: self.padding_mode,
+            activation: self.activation,
+            algorithm: self.algorithm,
+        }
+    }
+}
+
+/// conv3d with learned weight and bias. Parameters are named and shaped as `torch.nn.Conv3d`'s.
+#[derive(Module, Debug)]
+#[module(custom_display)]
+pub struct Conv3d {
+    /// `[O, C/groups, KD, KH, KW]`.
+    pub weight: Param<Tensor<5>>,
+    /// `[O]`.
+    pub bias: Option<Param<Tensor<1>>>,
+    /// Distance between windows along D, H, W.
+    pub stride: [usize; 3],
+    /// Padding before and after D, H, W.
+    #[module(skip)]
+    pub padding: Conv3dPadding,
+    /// Distance between taps along D, H, W.
+    pub dilation: [usize; 3],
+    /// Groups.
+    pub groups: usize,
+    /// How taps outside the input read.
+    #[module(skip)]
+    pub padding_mode: PaddingMode,
+    /// Applied to the result.
+    #[module(skip)]
+    pub activation: Activation,
+    /// The kernel family.
+    #[module(skip)]
+    pub algorithm: Algorithm,
+}
+
+impl Conv3d {
+    /// y `[N, O, OD, OH, OW]` of x `[N, C, D, H, W]`.
+    ///
+    /// # Panics
+    /// Where [`try_forward`](Self::try_forward) returns an error.
+    pub fn forward(&self, x: Tensor<5>) -> Tensor<5> {
+        self.try_forward(x).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// [`forward`](Self::forward) with errors as values.
+    ///
+    /// # Errors
+    /// As [`try_conv3d`].
+    pub fn try_forward(&self, x: Tensor<5>) -> Result<Tensor<5>, ConvError> {
+        let [_, _, d, h, w] = x.dims();
+        let options = self.options([d, h, w]);
+        try_conv3d(x, self.weight.val(), self.bias.as_ref().map(|bias| bias.val()), options)
+    }
+
+    /// The options of a call on an input of D, H, W.
+    fn options(&self, input: [usize; 3]) -> Conv3dOptions {
+        let [_, _, kd, kh, kw] = self.weight.dims();
+        let padding = match self.padding {
+            Conv3dPadding::Explicit(padding) => padding,
+            Conv3dPadding::Same => [0, 1, 2].map(|axis| {
+                same_padding(input[axis], [kd, kh, kw][axis], self.stride[axis], self.dilation[axis])
+            }),
+        };
+        Conv3dOptions {
+            stride: self.stride,
+            padding,
+            dilation: self.dilation,
+            groups: self.groups,
+            padding_mode: self.padding_mode,
+            activation: self.activation,
+            algorithm: self.algorithm,
+        }
+    }
+}
+
+/// Padding that gives `ceil(input / stride)` windows. Zeros in an argument are left to the op to refuse.
+fn same_padding(input: usize, kernel: usize, stride: usize, dilation: usize) -> (usize, usize) {
+    let reach = dilation * kernel.saturating_sub(1) + 1;
+    let windows = input.div_ceil(stride.max(1));
+    let total = (windows.saturating_sub(1) * stride + reach).saturating_sub(input);
+    (total / 2, total - total / 2)
+}
+
+impl ModuleDisplay for Conv3d {
+    fn custom_settings(&self) -> Option<DisplaySettings> {
+        DisplaySettings::new().with_new_line_after_attribute(false).optional()
+    }
+
+    fn custom_content(&self, content: Content) -> Option<Content> {
+        let [channels_out, group_channels, kernel @ ..] = self.weight.dims();
+        content
+            .add("ch_in", &(group_channels * self.groups))
+            .add("ch_out", &channels_out)
+            .add_debug_attribute("kernel_size", &kernel)
+            .add_debug_attribute("stride", &self.stride)
+            .add_debug_attribute("padding", &self.padding)
+            .add_debug_attribute("dilation", &self.dilation)
+            .add("groups", &self.groups)
+            .add_debug_attribute("padding_mode", &self.padding_mode)
+            .add_debug_attribute("activation", &self.activation)
+            .add_debug_attribute("algorithm", &self.algorithm)
+            .optional()
+    }
+}

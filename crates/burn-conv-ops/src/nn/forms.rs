@@ -1,0 +1,37 @@
+//! How the kernels' enums are written in configuration files. `conv-kernels` knows nothing of serde; each form here
+//! mirrors one enum, and the compiler checks that it mirrors it whole.
+
+use burn::serde::{Deserialize, Serialize};
+use conv_kernels::conv3d::{Activation, Algorithm, PaddingMode, WinogradTile};
+
+#[derive(Serialize, Deserialize)]
+#[serde(crate = "burn::serde", remote = "Activation")]
+pub(super) enum ActivationForm {
+    None,
+    Relu,
+    Silu,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(crate = "burn::serde", remote = "PaddingMode")]
+pub(super) enum PaddingModeForm {
+    Zeros,
+    Replicate,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(crate = "burn::serde", remote = "Algorithm")]
+pub(super) enum AlgorithmForm {
+    Auto,
+    Direct,
+    ImplicitGemm,
+    Winograd(#[serde(with = "WinogradTileForm")] WinogradTile),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(crate = "burn::serde", remote = "WinogradTile")]
+pub(super) enum WinogradTileForm {
+    F2x2,
+    F4x4,
+    F6x6,
+}

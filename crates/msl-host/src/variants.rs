@@ -1,0 +1,68 @@
+//! Every kernel of conv-kernels in every dtype and plan: the launchers run over tables of problems, and what they launch
+//! is the list.
+//!
+//! Each op's table holds the conformance problems of conv-cases, so that whatever the tests execute is lowered, and the
+//! full product of the options that kernels are specialized by, which a pairwise table does not contain.
+
+mod conv3d;
+
+use crate::properties::apple_m1;
+use crate::server::{Kernel, Recorder};
+use conv_kernels::{ConvError, FloatType, Operand};
+use cubecl::prelude::Client;
+
+/// The kernels of every op and what went wrong while launching them.
+#[derive(Debug, Default)]
+pub struct Variants {
+    /// Distinct kernels in the order of their first launch; none occurs twice.
+    pub kernels: Vec<Kernel>,
+    /// Launches in all.
+    pub launches: usize,
+    /// A sentence for each launch that was refused although its plan is eligible.
+    pub refused: Vec<String>,
+}
+
+/// Lowers everything. Takes seconds: each distinct kernel is compiled once, a further launch of it costs microseconds.
+pub fn all() -> Variants {
+    let mut variants = Variants::default();
+    // An M1 as it is, then one with buffers beyond wgpu's cap, on which the 64-bit index kernels are launched.
+    let m1 = Recorder::apple_m1();
+    for dtype in FloatType::ALL {
+        conv3d::record(&m1, dtype, &mut variants.refused);
+    }
+    variants.collect(&m1);
+
+    let mut properties = apple_m1();
+    properties.memory.max_page_size = 1 << 40;
+    let large = Recorder::new(properties);
+    for dtype in FloatType::ALL {
+        conv3d::record_wide(&large, dtype, &mut variants.refused);
+    }
+    variants.collect(&large);
+    variants
+}
+
+impl Variants {
+    fn collect(&mut self, recorder: &Recorder) {
+        let log = recorder.log();
+        self.launches += log.launches.len();
+        for kernel in &log.kernels {
+            if !self.kernels.iter().any(|known| known.id == kernel.id) {
+                self.kernels.push(kernel.clone());
+            }
+        }
+    }
+}
+
+/// Notes a launch that was refused.
+fn note(result: Result<(), ConvError>, label: &str, refused: &mut Vec<String>) {
+    if let Err(error) = result {
+        refused.push(format!("{label}: {error}"));
+    }
+}
+
+/// A row-major tensor with undefined contents.
+fn tensor(client: &Client, shape: &[usize], dtype: FloatType) -> Operand {
+    let bytes = shape.iter().product::<usize>() * dtype.size();
+    Operand::contiguous(client.empty(bytes.max(dtype.size())), shape, dtype)
+}

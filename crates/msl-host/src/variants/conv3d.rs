@@ -1,0 +1,136 @@
+//! conv3d: forward, both gradients and the two small ones, under every eligible plan.
+
+use super::{note, tensor};
+use crate::server::Recorder;
+use conv_cases::conv3d::{self as cases, Conv3dCase};
+use conv_kernels::conv3d::{
+    Activation, Conv3dProblem, PaddingMode, Pass, Window, activation_gradient, bias_gradient, eligible,
+    forward, input_gradient, weight_gradient,
+};
+use conv_kernels::{FloatType, Limits};
+use cubecl::prelude::Client;
+
+/// Launches every pass and plan of the table in `dtype`.
+pub(super) fn record(recorder: &Recorder, dtype: FloatType, refused: &mut Vec<String>) {
+    let tables = [product(), cases::conformance(), cases::empty(), cases::regressions()];
+    for case in tables.iter().flatten() {
+        record_case(recorder, case, dtype, refused);
+    }
+}
+
+/// Launches a problem with more elements than 32-bit indices reach.
+pub(super) fn record_wide(recorder: &Recorder, dtype: FloatType, refused: &mut Vec<String>) {
+    for base in product().iter().filter(|case| case.name.starts_with("plane") && case.bias) {
+        let case = Conv3dCase { c: 1, o: 1, d: 1, h: 65_536, w: 32_769, ..base.clone() };
+        record_case(recorder, &case, dtype, refused);
+    }
+}
+
+/// The full product of padding mode, activation and bias over shapes that reach every plan.
+fn product() -> Vec<Conv3dCase> {
+    let padding = [(1, 1); 3];
+    let bases = [
+        // A 3x3 plane at stride 1: what Winograd serves; the depth kernel of 1 is the 2-D case.
+        Conv3dCase { padding, ..Conv3dCase::new("volume", [2, 40, 5, 9, 9], 48, [3, 3, 3]) },
+        Conv3dCase {
+            padding: [(0, 0), (1, 1), (1, 1)],
+            ..Conv3dCase::new("plane", [1, 8, 3, 8, 8], 8, [1, 3, 3])
+        },
+        Conv3dCase {
+            padding,
+            stride: [2, 2, 2],
+            dilation: [1, 2, 1],
+            groups: 2,
+            ..Conv3dCase::new("strided", [1, 8, 6, 9, 7], 6, [3, 3, 2])
+        },
+        Conv3dCase { padding, groups: 8, ..Conv3dCase::new("depthwise", [1, 8, 4, 6, 6], 8, [3, 3, 3]) },
+        Conv3dCase { padding, ..Conv3dCase::new("pointwise", [1, 33, 3, 5, 5], 65, [1, 1, 1]) },
+    ];
+    let mut cases = Vec::new();
+    for base in &bases {
+        for replicate in [false, true] {
+            for activation in [cases::Activation::None, cases::Activation::Relu, cases::Activation::Silu] {
+                for bias in [true, false] {
+                    cases.push(Conv3dCase { replicate, activation, bias, ..base.clone() });
+                }
+            }
+        }
+    }
+    cases
+}
+
+fn problem(case: &Conv3dCase, dtype: FloatType) -> Result<Conv3dProblem, conv_kernels::ConvError> {
+    let activation = match case.activation {
+        cases::Activation::None => Activation::None,
+        cases::Activation::Relu => Activation::Relu,
+        cases::Activation::Silu => Activation::Silu,
+    };
+    let window = Window {
+        stride: case.stride,
+        padding: case.padding,
+        dilation: case.dilation,
+        groups: case.groups,
+        padding_mode: if case.replicate { PaddingMode::Replicate } else { PaddingMode::Zeros },
+        activation,
+    };
+    Conv3dProblem::new(case.input_shape(), case.weight_shape(), case.bias.then_some(case.o), window, dtype)
+}
+
+fn record_case(recorder: &Recorder, case: &Conv3dCase, dtype: FloatType, refused: &mut Vec<String>) {
+    let problem = match problem(case, dtype) {
+        Ok(problem) => problem,
+        Err(error) => return refused.push(format!("conv3d {}: {error}", case.name)),
+    };
+    let limits = Limits::of(recorder.client());
+    for pass in [Pass::Forward, Pass::InputGradient, Pass::WeightGradient] {
+        for plan in eligible(&problem, pass, &limits) {
+            let (plan_name, options) = (plan.name(), options(&problem, pass));
+            let label = format!("conv3d {} {plan_name} {} {options}", pass.name(), dtype.name());
+            let result = recorder.record(&label, |client| {
+                let [x, w, y] = operands(client, &problem);
+                match pass {
+                    Pass::Forward => {
+                        let bias = problem.bias.then(|| tensor(client, &[problem.out_channels], dtype));
+                        forward(client, &problem, &plan, [&x, &w, &y], bias.as_ref())
+                    }
+                    Pass::InputGradient => input_gradient(client, &problem, &plan, [&y, &w, &x]),
+                    Pass::WeightGradient => weight_gradient(client, &problem, &plan, [&x, &y, &w]),
+                }
+            });
+            note(result, &format!("{label} ({})", case.name), refused);
+        }
+    }
+    if problem.bias {
+        let label = format!("conv3d bias gradient {}", dtype.name());
+        let result = recorder.record(&label, |client| {
+            let [_, _, dy] = operands(client, &problem);
+            bias_gradient(client, &problem, &dy, &tensor(client, &[problem.out_channels], dtype))
+        });
+        note(result, &format!("{label} ({})", case.name), refused);
+    }
+    let activation = problem.window.activation;
+    let label = format!("conv3d activation gradient {} {activation:?}", dtype.name());
+    let result = recorder.record(&label, |client| {
+        let y = problem.y_shape();
+        let [saved, dy, dpre] = [(); 3].map(|()| tensor(client, &y, dtype));
+        activation_gradient(client, activation, [&saved, &dy, &dpre])
+    });
+    note(result, &format!("{label} ({})", case.name), refused);
+}
+
+fn operands(client: &Client, problem: &Conv3dProblem) -> [conv_kernels::Operand; 3] {
+    [problem.x_shape(), problem.weight_shape(), problem.y_shape()]
+        .map(|shape| tensor(client, &shape, problem.dtype))
+}
+
+/// What kernels of a pass are specialized by beyond plan and dtype.
+fn options(problem: &Conv3dProblem, pass: Pass) -> String {
+    let mut words = vec![format!("{:?}", problem.window.padding_mode)];
+    if pass == Pass::Forward && problem.window.activation != Activation::None {
+        words.push(format!("{:?}", problem.window.activation));
+    }
+    if pass == Pass::Forward && problem.bias {
+        words.push("bias".into());
+    }
+    words.join(" ").to_lowercase()
+}

@@ -1,0 +1,144 @@
+//! Training through burn-train's `SupervisedTraining`, and the final test.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use burn::data::dataloader::DataLoader;
+use burn::module::Module;
+use burn::optim::AdamWConfig;
+use burn::lr_scheduler::cosine::CosineAnnealingLrSchedulerConfig;
+use burn::tensor::Device;
+use burn::train::checkpoint::KeepLastNCheckpoints;
+use burn::train::logger::FileMetricLogger;
+use burn::train::metric::{AccuracyMetric, LearningRateMetric, LossMetric};
+use burn::train::{Interrupter, Learner, SupervisedTraining};
+
+use crate::artifacts::{Artifacts, Settings};
+use crate::loader::{ClipLoader, Clips, Order};
+use crate::model::{VideoNet, predictions};
+use crate::progress;
+
+/// Everything a run needs.
+pub(crate) struct Job<'a> {
+    pub(crate) settings: &'a Settings,
+    pub(crate) artifacts: &'a Artifacts,
+    pub(crate) classes: usize,
+    pub(crate) train: Arc<Clips>,
+    pub(crate) test: Arc<Clips>,
+    pub(crate) device: &'a Device,
+    /// Epochs already finished by the run that is resumed.
+    pub(crate) finished: usize,
+    /// Plain text even on a terminal.
+    pub(crate) plain: bool,
+}
+
+impl Job<'_> {
+    /// Training steps per epoch.
+    pub(crate) fn steps_per_epoch(&self) -> usize {
+        let all = self.train.len().div_ceil(self.settings.batch_size);
+        self.settings.steps.map_or(all, |steps| steps.min(all))
+    }
+
+    fn test_loader(&self) -> ClipLoader {
+        ClipLoader::new(self.test.clone(), self.settings.batch_size, Order::Listed, 1, self.settings.steps)
+    }
+}
+
+/// Trains up to `settings.epochs` and returns the network as it is after the last step taken.
+///
+/// The run may end early, on the user's wish: ask [`Artifacts::finished_epochs`].
+pub(crate) fn train(job: &Job<'_>) -> Result<VideoNet> {
+    let Settings { epochs, batch_size, learning_rate, seed, steps, .. } = *job.settings;
+    job.device.seed(seed);
+    let model = VideoNet::new(job.classes, &job.device.clone().autodiff());
+    let schedule = CosineAnnealingLrSchedulerConfig::new(learning_rate, epochs * job.steps_per_epoch());
+    let Ok(schedule) = schedule.init() else {
+        bail!("--learning-rate must be above 0 and at most 1, not {learning_rate}");
+    };
+    let optimizer = AdamWConfig::new().with_weight_decay(1e-2).init();
+    let order = Order::Shuffled { seed };
+    let train = ClipLoader::new(job.train.clone(), batch_size, order, job.finished + 1, steps);
+    let interrupter = Interrupter::new();
+    let artifacts = job.artifacts;
+    let mut training = SupervisedTraining::new(artifacts.dir(), Arc::new(train), Arc::new(job.test_loader()))
+        .num_epochs(epochs)
+        .metrics((AccuracyMetric::new(), LossMetric::new()))
+        .metric_train_numeric(LearningRateMetric::new())
+        .with_metric_logger(FileMetricLogger::new(artifacts.dir()))
+        .with_custom_checkpointers(
+            artifacts.checkpointer("model"),
+            artifacts.checkpointer("optim"),
+            artifacts.checkpointer("scheduler"),
+        )
+        .with_checkpointing_strategy(KeepLastNCheckpoints::new(2))
+        .with_interrupter(interrupter.clone())
+        .renderer(progress::renderer(job.plain, &interrupter, job.finished));
+    if job.finished > 0 {
+        training = training.checkpoint(job.finished);
+    }
+    let result = training.launch(Learner::new(model, optimizer, schedule));
+    if let Some(error) = result.error {
+        bail!("training stopped: {error}");
+    }
+    Ok(result.model)
+}
+
+/// Counts of a test: `counts[label][prediction]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Confusion {
+    pub(crate) counts: Vec<Vec<usize>>,
+}
+
+impl Confusion {
+    pub(crate) fn total(&self) -> usize {
+        self.counts.iter().flatten().sum()
+    }
+
+    pub(crate) fn correct(&self) -> usize {
+        (0..self.counts.len()).map(|class| self.counts[class][class]).sum()
+    }
+
+    /// For a class: its clips, the correct ones, and the class it was taken for most often by mistake.
+    pub(crate) fn of_class(&self, class: usize) -> (usize, usize, Option<(usize, usize)>) {
+        let row = &self.counts[class];
+        let mistakes = row.iter().copied().enumerate().filter(|&(other, count)| other != class && count > 0);
+        // On a tie the first class: `max_by_key` would take the last.
+        let worst = mistakes.rev().max_by_key(|&(_, count)| count);
+        (row.iter().sum(), row[class], worst)
+    }
+}
+
+/// Runs the network over the held-out clips.
+pub(crate) fn test(job: &Job<'_>, model: &VideoNet) -> Result<Confusion> {
+    let mut counts = vec![vec![0; job.classes]; job.classes];
+    for batch in job.test_loader().to_device(&job.device.clone().inner()).iter() {
+        let batch = batch.map_err(|error| anyhow::anyhow!("{error}"))?;
+        let predicted = predictions(model.forward(batch.clips)).try_into_vec_as::<i32>();
+        let labels = batch.labels.try_into_vec_as::<i32>();
+        let (predicted, labels) = (predicted.context("predictions")?, labels.context("labels")?);
+        for (label, predicted) in labels.into_iter().zip(predicted) {
+            counts[label as usize][predicted as usize] += 1;
+        }
+    }
+    Ok(Confusion { counts })
+}
+
+/// Writes the weights.
+pub(crate) fn save_weights(job: &Job<'_>, model: VideoNet) -> Result<()> {
+    let path = job.artifacts.path("model.bpk");
+    model.into_record().save(&path).with_context(|| format!("{} cannot be written", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_confusion_table_is_summed_up_by_class() {
+        let table = Confusion { counts: vec![vec![3, 1, 1], vec![0, 4, 0], vec![0, 2, 1]] };
+        assert_eq!((table.total(), table.correct()), (12, 8));
+        assert_eq!(table.of_class(0), (5, 3, Some((1, 1))));
+        assert_eq!(table.of_class(1), (4, 4, None));
+        assert_eq!(table.of_class(2), (3, 1, Some((1, 2))));
+    }
+}

@@ -1,0 +1,88 @@
+//! `U[point, (kd, in), out] = G g G^T`, one unit per (kd, in, out).
+//!
+//! Bytes per unit: 9 weights read, t*t fp32 values written, neighbouring units beside each other.
+
+use super::Call;
+use super::matrices::{Matrix, WinogradTile};
+use super::transform::transform_square;
+use crate::conv3d::args::offset;
+use crate::grid::{Span, dispatches};
+use crate::operand::Operand;
+use cubecl::ir::ElemType;
+use cubecl::prelude::*;
+
+const UNITS: u32 = 64;
+
+pub(crate) fn launch(call: &Call, w: &Operand, u: &Operand) {
+    let correlation = call.correlation;
+    let filters = correlation.kernel_depth * correlation.in_channels * correlation.out_channels;
+    let operations = f64::from(UNITS) * 400.0;
+    for dispatch in dispatches(filters.div_ceil(UNITS as usize), operations, call.limits) {
+        // SAFETY: the unit's index is checked against the number of filters; u holds t*t values for each.
+        unsafe {
+            filter_kernel::launch_unchecked(
+                call.client,
+                dispatch.count(),
+                CubeDim::new_1d(UNITS),
+                call.address,
+                w.tensor_arg(),
+                u.tensor_arg(),
+                dispatch.span(),
+                correlation.kernel_depth as u32,
+                correlation.in_channels as u32,
+                correlation.out_channels as u32,
+                correlation.mirror,
+                call.tile,
+                w.dtype.elem(),
+            );
+        }
+    }
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn filter_kernel<E: Float>(
+    w: &Tensor<E>,
+    u: &mut Tensor<f32>,
+    span: Span,
+    kernel_depth: u32,
+    in_channels: u32,
+    out_channels: u32,
+    #[comptime] mirror: bool,
+    #[comptime] tile: WinogradTile,
+    #[define(E)] _dtype: ElemType,
+) {
+    let index = span.cube() * UNITS as usize + UNIT_POS as usize;
+    let filters = kernel_depth as usize * in_channels as usize * out_channels as usize;
+    if span.is_idle() || index >= filters {
+        terminate!();
+    }
+    let rest = index / out_channels as usize;
+    let out_channel = (index - rest * out_channels as usize) as u32;
+    let kd = (rest / in_channels as usize) as u32;
+    let in_channel = (rest - kd as usize * in_channels as usize) as u32;
+    let mut taps = Array::<f32>::new(9usize);
+    #[unroll]
+    for i in 0..3u32 {
+        #[unroll]
+        for j in 0..3u32 {
+            let at = if comptime!(mirror) {
+                offset(
+                    w,
+                    in_channel,
+                    out_channel,
+                    kernel_depth - 1u32 - kd,
+                    comptime!(2 - i),
+                    comptime!(2 - j),
+                )
+            } else {
+                offset(w, out_channel, in_channel, kd, i, j)
+            };
+            taps[comptime!((i * 3 + j) as usize)] = f32::cast_from(w[at]);
+        }
+    }
+    let transformed = transform_square(&taps, tile, Matrix::Filter);
+    #[unroll]
+    for point in 0..comptime!(tile.inputs() * tile.inputs()) {
+        u[point * filters + index] = transformed[point];
+    }
+}

@@ -1,0 +1,107 @@
+//! `V[point, c, (frame, tile)] = B^T d B`, one unit per (c, frame, tile), tiles fastest.
+//!
+//! Bytes per unit: t*t inputs read (neighbouring tiles overlap by 2 rows and columns), t*t fp32 values written.
+
+use super::matrices::{Matrix, WinogradTile};
+use super::transform::transform_square;
+use super::{Call, Region, RegionArgs};
+use crate::conv3d::args::offset;
+use crate::grid::{Span, dispatches};
+use crate::operand::Operand;
+use cubecl::ir::ElemType;
+use cubecl::prelude::*;
+
+const UNITS: u32 = 64;
+
+pub(crate) fn launch(call: &Call, region: &Region, source: &Operand, v: &Operand) {
+    let correlation = call.correlation;
+    let squares = correlation.in_channels * region.source_count() * region.tiles(call);
+    let operations = f64::from(UNITS) * 1500.0;
+    for dispatch in dispatches(squares.div_ceil(UNITS as usize), operations, call.limits) {
+        // SAFETY: inputs are read only inside their extents; v holds t*t values for each square of the region.
+        unsafe {
+            input_kernel::launch_unchecked(
+                call.client,
+                dispatch.count(),
+                CubeDim::new_1d(UNITS),
+                call.address,
+                source.tensor_arg(),
+                v.tensor_arg(),
+                dispatch.span(),
+                region.args(call),
+                correlation.in_channels as u32,
+                correlation.begin[1],
+                correlation.begin[2],
+                correlation.output[1] as u32 + 2,
+                correlation.output[2] as u32 + 2,
+                correlation.replicate,
+                call.tile,
+                source.dtype.elem(),
+            );
+        }
+    }
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+#[allow(clippy::too_many_arguments)]
+fn input_kernel<E: Float>(
+    source: &Tensor<E>,
+    v: &mut Tensor<f32>,
+    span: Span,
+    region: RegionArgs,
+    channels: u32,
+    begin_h: i32,
+    begin_w: i32,
+    // Rows and columns of the padded plane that any output needs.
+    needed_h: u32,
+    needed_w: u32,
+    #[comptime] replicate: bool,
+    #[comptime] tile: WinogradTile,
+    #[define(E)] _dtype: ElemType,
+) {
+    let size = comptime!(tile.inputs() as u32);
+    let outputs = comptime!(tile.outputs() as u32);
+    let index = span.cube() * UNITS as usize + UNIT_POS as usize;
+    let tiles = region.rows as usize * region.columns as usize;
+    let per_channel = region.sources as usize * tiles;
+    let squares = channels as usize * per_channel;
+    if span.is_idle() || index >= squares {
+        terminate!();
+    }
+    let c = index / per_channel;
+    let row = index - c * per_channel;
+    let frame = row / tiles;
+    let tile_index = (row - frame * tiles) as u32;
+    let tile_row = tile_index / region.columns;
+    let top = (region.first_row + tile_row) * outputs;
+    let left = (tile_index - tile_row * region.columns) * outputs;
+    let height = source.shape(3) as u32;
+    let width = source.shape(4) as u32;
+    let plane = offset(source, region.image, c as u32, region.first_source + frame as u32, 0u32, 0u32);
+    let mut square = Array::<f32>::new(comptime!((size * size) as usize));
+    #[unroll]
+    for i in 0..size {
+        #[unroll]
+        for j in 0..size {
+            let mut h = (top + i) as i32 - begin_h;
+            let mut w = (left + j) as i32 - begin_w;
+            if comptime!(replicate) {
+                h = clamp(h, 0i32, height as i32 - 1i32);
+                w = clamp(w, 0i32, width as i32 - 1i32);
+            }
+            let mut value = 0.0f32;
+            // Beyond what an output needs, a tile that overhangs the plane reads zero.
+            let needed = top + i < needed_h && left + j < needed_w;
+            if needed && (h as u32) < height && (w as u32) < width {
+                let at = plane + h as usize * source.stride(3) + w as usize * source.stride(4);
+                value = f32::cast_from(source[at]);
+            }
+            square[comptime!((i * size + j) as usize)] = value;
+        }
+    }
+    let transformed = transform_square(&square, tile, Matrix::Input);
+    #[unroll]
+    for point in 0..comptime!((size * size) as usize) {
+        v[point * squares + index] = transformed[point];
+    }
+}

@@ -1,0 +1,169 @@
+//! The matrices of F(m x m, 3 x 3), as exact rationals from their interpolation points.
+//!
+//! Correlating m outputs with 3 taps needs t = m + 2 products: the taps and the inputs are taken to t points by `G`
+//! and `B^T`, multiplied point by point, and brought back by `A^T`:
+//!
+//! ```text
+//! y = A^T [ (G g) . (B^T d) ]                               t - 1 finite points a_i and infinity
+//! A^T[j][i] = a_i^j                  infinity: 1 in the last row
+//! G[i][k]   = a_i^k / f_i            infinity: 1 in the last column         f_i = prod_{j != i} (a_i - a_j)
+//! B^T[i]    = coefficients of prod_{j != i} (x - a_j)       infinity: of prod_j (x - a_j)
+//! ```
+//!
+//! Points decide the rounding error. F(2x2) has 0, 1, -1: every coefficient is dyadic, so small integers stay exact.
+//! F(4x4) has 0, 1, -1, 2, -1/2, whose worst output error is a third of that of the usual 0, 1, -1, 2, -2. F(6x6) has
+//! 0, 1, -1, 2, -2, 1/2, -1/2.
+
+use num_rational::Ratio;
+
+type Rational = Ratio<i64>;
+
+/// Outputs per tile and axis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WinogradTile {
+    /// 2 x 2 outputs from 4 x 4 inputs: 2.25 times fewer products than the direct sum.
+    F2x2,
+    /// 4 x 4 outputs from 6 x 6 inputs: 4 times fewer.
+    F4x4,
+    /// 6 x 6 outputs from 8 x 8 inputs: 5.06 times fewer, with the largest error of the three.
+    F6x6,
+}
+
+impl WinogradTile {
+    /// Every tile.
+    pub const ALL: [Self; 3] = [Self::F2x2, Self::F4x4, Self::F6x6];
+
+    /// Outputs of a tile along one axis, m.
+    pub fn outputs(self) -> usize {
+        match self {
+            Self::F2x2 => 2,
+            Self::F4x4 => 4,
+            Self::F6x6 => 6,
+        }
+    }
+
+    /// Inputs of a tile along one axis, t = m + 2: also the points of the transform domain.
+    pub fn inputs(self) -> usize {
+        self.outputs() + 2
+    }
+
+    /// The name used in tables and messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F2x2 => "winograd_2x2",
+            Self::F4x4 => "winograd_4x4",
+            Self::F6x6 => "winograd_6x6",
+        }
+    }
+
+    fn points(self) -> Vec<Rational> {
+        let halves: &[i64] = match self {
+            Self::F2x2 => &[0, 2, -2],
+            Self::F4x4 => &[0, 2, -2, 4, -1],
+            Self::F6x6 => &[0, 2, -2, 4, -4, 1, -1],
+        };
+        halves.iter().map(|half| Rational::new(*half, 2)).collect()
+    }
+}
+
+/// One of the three transforms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Matrix {
+    /// B^T, t x t.
+    Input,
+    /// G, t x 3.
+    Filter,
+    /// A^T, m x t.
+    Output,
+}
+
+/// The matrix, row by row.
+pub(crate) fn matrix(tile: WinogradTile, matrix: Matrix) -> Vec<Vec<Rational>> {
+    let points = tile.points();
+    let (zero, one) = (Rational::from(0), Rational::from(1));
+    let others = |i: usize| points.iter().enumerate().filter(move |(j, _)| *j != i).map(|(_, point)| *point);
+    let scale = |i: usize| others(i).fold(one, |product, other| product * (points[i] - other));
+    // Coefficients of a monic polynomial with these roots, lowest power first, filled up to t.
+    let polynomial = |roots: Vec<Rational>| {
+        let mut coefficients = vec![one];
+        for root in roots {
+            coefficients.insert(0, zero);
+            for power in 0..coefficients.len() - 1 {
+                let lower = coefficients[power + 1];
+                coefficients[power] -= root * lower;
+            }
+        }
+        coefficients.resize(tile.inputs(), zero);
+        coefficients
+    };
+    match matrix {
+        Matrix::Input => {
+            let mut rows: Vec<_> = (0..points.len()).map(|i| polynomial(others(i).collect())).collect();
+            rows.push(polynomial(points.clone()));
+            rows
+        }
+        Matrix::Filter => {
+            let mut rows: Vec<Vec<_>> = (0..points.len())
+                .map(|i| (0..3).map(|power| points[i].pow(power) / scale(i)).collect())
+                .collect();
+            rows.push(vec![zero, zero, one]);
+            rows
+        }
+        Matrix::Output => (0..tile.outputs())
+            .map(|power| {
+                let mut row: Vec<_> = points.iter().map(|point| point.pow(power as i32)).collect();
+                row.push(if power + 1 == tile.outputs() { one } else { zero });
+                row
+            })
+            .collect(),
+    }
+}
+
+/// One coefficient, rounded once to fp32.
+pub(crate) fn coefficient(tile: WinogradTile, which: Matrix, row: usize, column: usize) -> f32 {
+    let value = matrix(tile, which)[row][column];
+    (*value.numer() as f64 / *value.denom() as f64) as f32
+}
+
+/// The matrix in f64, for the reference.
+pub(crate) fn matrix_f64(tile: WinogradTile, which: Matrix) -> Vec<Vec<f64>> {
+    let to_f64 = |value: &Rational| *value.numer() as f64 / *value.denom() as f64;
+    matrix(tile, which).iter().map(|row| row.iter().map(to_f64).collect()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The identity holds for every pair of unit vectors, hence for every filter and input.
+    #[test]
+    fn the_identity_holds_exactly() {
+        for tile in WinogradTile::ALL {
+            let (a, b, g) =
+                (matrix(tile, Matrix::Output), matrix(tile, Matrix::Input), matrix(tile, Matrix::Filter));
+            for tap in 0..3 {
+                for input in 0..tile.inputs() {
+                    for (output, row) in a.iter().enumerate() {
+                        let sum: Rational =
+                            (0..tile.inputs()).map(|p| row[p] * g[p][tap] * b[p][input]).sum();
+                        let expected = Rational::from(i64::from(output + tap == input));
+                        assert_eq!(sum, expected, "{tile:?}: output {output}, tap {tap}, input {input}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Input and output transforms are exact in fp32, F(2x2)'s filter transform too.
+    #[test]
+    fn which_coefficients_are_dyadic() {
+        let dyadic = |tile, which| {
+            matrix(tile, which).iter().flatten().all(|value| (*value.denom() as u64).is_power_of_two())
+        };
+        for tile in WinogradTile::ALL {
+            assert!(dyadic(tile, Matrix::Input) && dyadic(tile, Matrix::Output), "{tile:?}");
+        }
+        assert!(dyadic(WinogradTile::F2x2, Matrix::Filter));
+        assert!(!dyadic(WinogradTile::F4x4, Matrix::Filter));
+    }
+}

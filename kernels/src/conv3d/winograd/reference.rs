@@ -1,0 +1,119 @@
+//! The Winograd algorithm in f64: proves the identity through a whole problem, and on absolute values gives the
+//! magnitude that bounds the algorithm's own rounding errors (see [`crate::tolerance`]).
+
+use super::matrices::{Matrix, WinogradTile, matrix_f64};
+use super::{Correlation, Pass};
+use crate::conv3d::problem::Conv3dProblem;
+
+/// The result of `pass` (forward without bias and activation, or input gradient under zero padding) computed tile by
+/// tile; with `absolute`, with every number and coefficient replaced by its absolute value.
+pub fn evaluate(
+    problem: &Conv3dProblem,
+    pass: Pass,
+    tile: WinogradTile,
+    source: &[f64],
+    w: &[f64],
+    absolute: bool,
+) -> Vec<f64> {
+    let correlation = Correlation::of(problem, pass);
+    let sign = |value: f64| if absolute { value.abs() } else { value };
+    let load = |which| -> Vec<Vec<f64>> {
+        matrix_f64(tile, which).into_iter().map(|row| row.into_iter().map(sign).collect()).collect()
+    };
+    let (a, b, g) = (load(Matrix::Output), load(Matrix::Input), load(Matrix::Filter));
+    let [kd, kh, kw] = problem.kernel;
+    let [depth, height, width] = correlation.input;
+    let [out_depth, out_height, out_width] = correlation.output;
+    let (size, outputs) = (tile.inputs(), tile.outputs());
+    let (tile_rows, tile_columns) = correlation.tiles(tile);
+    let inside = |p: i64, extent: usize| -> Option<usize> {
+        if correlation.replicate {
+            Some(p.clamp(0, extent as i64 - 1) as usize)
+        } else {
+            usize::try_from(p).ok().filter(|p| *p < extent)
+        }
+    };
+    let tap = |o: usize, c: usize, k: usize, i: usize, j: usize| {
+        if correlation.mirror {
+            w[(((c * correlation.out_channels + o) * kd + (kd - 1 - k)) * kh + 2 - i) * kw + 2 - j]
+        } else {
+            w[(((o * correlation.in_channels + c) * kd + k) * kh + i) * kw + j]
+        }
+    };
+    let mut filters = Vec::new();
+    for o in 0..correlation.out_channels {
+        for c in 0..correlation.in_channels {
+            for k in 0..kd {
+                let square: Vec<Vec<f64>> =
+                    (0..3).map(|i| (0..3).map(|j| sign(tap(o, c, k, i, j))).collect()).collect();
+                filters.push(both_sides(&g, &square));
+            }
+        }
+    }
+    let mut result =
+        vec![0.0; correlation.batch * correlation.out_channels * out_depth * out_height * out_width];
+    for n in 0..correlation.batch {
+        for (th, tw) in (0..tile_rows).flat_map(|th| (0..tile_columns).map(move |tw| (th, tw))) {
+            let squares: Vec<Vec<Vec<f64>>> = (0..correlation.in_channels * depth)
+                .map(|channel_frame| {
+                    let row = |i: usize| {
+                        let h = inside((th * outputs + i) as i64 - i64::from(correlation.begin[1]), height);
+                        let needed = th * outputs + i < out_height + 2;
+                        let value = |j: usize| {
+                            let w =
+                                inside((tw * outputs + j) as i64 - i64::from(correlation.begin[2]), width);
+                            match (h, w) {
+                                (Some(h), Some(w)) if needed && tw * outputs + j < out_width + 2 => {
+                                    let plane = n * correlation.in_channels * depth + channel_frame;
+                                    sign(source[(plane * height + h) * width + w])
+                                }
+                                _ => 0.0,
+                            }
+                        };
+                        (0..size).map(value).collect()
+                    };
+                    both_sides(&b, &(0..size).map(row).collect::<Vec<_>>())
+                })
+                .collect();
+            for o in 0..correlation.out_channels {
+                for od in 0..out_depth {
+                    let mut sum = vec![vec![0.0; size]; size];
+                    for k in 0..kd {
+                        let frame = (od * correlation.stride_depth + k * correlation.dilation_depth) as i64
+                            - i64::from(correlation.begin[0]);
+                        let Some(frame) = inside(frame, depth) else { continue };
+                        for c in 0..correlation.in_channels {
+                            let filter = &filters[(o * correlation.in_channels + c) * kd + k];
+                            let square = &squares[c * depth + frame];
+                            for i in 0..size {
+                                for j in 0..size {
+                                    sum[i][j] += filter[i][j] * square[i][j];
+                                }
+                            }
+                        }
+                    }
+                    for (i, row) in both_sides(&a, &sum).iter().enumerate() {
+                        for (j, value) in row.iter().enumerate() {
+                            let (h, w) = (th * outputs + i, tw * outputs + j);
+                            if h < out_height && w < out_width {
+                                let plane = (n * correlation.out_channels + o) * out_depth + od;
+                                result[(plane * out_height + h) * out_width + w] = *value;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+    result
+}
+
+/// `T d T^T`.
+fn both_sides(t: &[Vec<f64>], d: &[Vec<f64>]) -> Vec<Vec<f64>> {
+    let dot = |row: &[f64], column: &dyn Fn(usize) -> f64| -> f64 {
+        row.iter().enumerate().map(|(k, value)| value * column(k)).sum()
+    };
+    let half: Vec<Vec<f64>> =
+        t.iter().map(|row| (0..d[0].len()).map(|j| dot(row, &|k| d[k][j])).collect()).collect();
+    half.iter().map(|row| t.iter().map(|other| dot(other, &|k| row[k])).collect()).collect()
+}

@@ -1,0 +1,63 @@
+//! One-dimensional transforms of a square of registers, unrolled, with the coefficients as literals.
+
+use super::matrices::{Matrix, WinogradTile, coefficient};
+use cubecl::prelude::*;
+
+/// Rows of a transform's matrix.
+pub(crate) fn rows(tile: WinogradTile, matrix: Matrix) -> usize {
+    match matrix {
+        Matrix::Input | Matrix::Filter => tile.inputs(),
+        Matrix::Output => tile.outputs(),
+    }
+}
+
+/// Columns of a transform's matrix.
+pub(crate) fn columns(tile: WinogradTile, matrix: Matrix) -> usize {
+    match matrix {
+        Matrix::Input | Matrix::Output => tile.inputs(),
+        Matrix::Filter => 3,
+    }
+}
+
+/// `T d T^T` for the transform T and the row-major square d.
+#[cube]
+pub(crate) fn transform_square(
+    square: &Array<f32>,
+    #[comptime] tile: WinogradTile,
+    #[comptime] matrix: Matrix,
+) -> Array<f32> {
+    let from = comptime!(columns(tile, matrix));
+    let to = comptime!(rows(tile, matrix));
+    // Columns first: half[i][j] = sum over k of T[i][k] * d[k][j].
+    let mut half = Array::<f32>::new(comptime!(to * from));
+    #[unroll]
+    for i in 0..to {
+        #[unroll]
+        for j in 0..from {
+            let mut sum = 0.0f32;
+            #[unroll]
+            for k in 0..from {
+                if comptime!(coefficient(tile, matrix, i, k) != 0.0) {
+                    sum += square[k * from + j] * comptime!(coefficient(tile, matrix, i, k));
+                }
+            }
+            half[i * from + j] = sum;
+        }
+    }
+    let mut out = Array::<f32>::new(comptime!(to * to));
+    #[unroll]
+    for i in 0..to {
+        #[unroll]
+        for j in 0..to {
+            let mut sum = 0.0f32;
+            #[unroll]
+            for k in 0..from {
+                if comptime!(coefficient(tile, matrix, j, k) != 0.0) {
+                    sum += half[i * from + k] * comptime!(coefficient(tile, matrix, j, k));
+                }
+            }
+            out[i * to + j] = sum;
+        }
+    }
+    out
+}

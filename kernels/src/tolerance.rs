@@ -1,0 +1,163 @@
+//! How far a result may be from the f64 reference: a rigorous bound per element and a statistical guard.
+//!
+//! A kernel reads inputs rounded to the storage type, sums in fp32 and rounds once. With `magnitude` the same sum in
+//! f64 over absolute values and `terms` its length,
+//!
+//! ```text
+//! |y - ref| <= u_storage * |ref| + (terms + 8) * u_f32 * magnitude + subnormal step
+//! ```
+//!
+//! holds for every order of summation, so a correct kernel never fails it. It is wide for long sums; the [`Guard`]
+//! on the RMS error of normally distributed data is what notices a kernel that silently lost precision. Both are
+//! mandatory where the data allow it: an aggregate alone hides single wrong elements.
+
+use crate::dtype::FloatType;
+
+/// Statistical limits for N(0, 1) data, relative to the RMS of the reference.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Guard {
+    /// RMS of the error.
+    pub rms: f64,
+    /// Largest error.
+    pub max: f64,
+}
+
+impl Guard {
+    /// fp32 sums of up to 4096 terms: direct, implicit GEMM, F(2x2).
+    pub const SUM: Self = Self { rms: 5e-6, max: 3e-5 };
+    /// Winograd F(4x4) with balanced points.
+    pub const WINOGRAD_4X4: Self = Self { rms: 1e-5, max: 8e-5 };
+    /// Winograd F(6x6).
+    pub const WINOGRAD_6X6: Self = Self { rms: 2e-5, max: 2e-4 };
+    /// Two-pass sums over all windows of a batch.
+    pub const WEIGHT_GRADIENT: Self = Self { rms: 1e-5, max: 1e-4 };
+
+    /// The guard for results stored as `dtype`: rounding dominates for half types.
+    pub fn stored_as(self, dtype: FloatType) -> Self {
+        match dtype {
+            FloatType::F32 => self,
+            // One unit in the last place of the largest output, which is below 8 RMS for the sizes tested.
+            FloatType::F16 => Self { rms: 3e-4, max: 8.0 * 2f64.powi(-10) },
+            FloatType::Bf16 => Self { rms: 2.4e-3, max: 8.0 * 2f64.powi(-7) },
+        }
+    }
+}
+
+/// What is compared with what.
+#[derive(Clone, Copy, Debug)]
+pub struct Expected<'a> {
+    /// The f64 reference on the same (rounded) inputs.
+    pub values: &'a [f64],
+    /// The same algorithm in f64 on absolute values, per element.
+    pub magnitudes: &'a [f64],
+    /// Length of the longest sum, with the number of roundings per term of the algorithm beyond one.
+    pub terms: usize,
+    /// Type the result is stored as.
+    pub dtype: FloatType,
+    /// Largest slope of what is applied to the sum (1; 1.1 for SiLU).
+    pub slope: f64,
+}
+
+/// The errors found, for tables.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Errors {
+    /// Largest absolute error.
+    pub max: f64,
+    /// RMS error over the RMS of the reference.
+    pub relative_rms: f64,
+}
+
+impl Expected<'_> {
+    /// The bound of the module documentation for element `index`.
+    pub fn bound(&self, index: usize) -> f64 {
+        let unit = FloatType::F32.unit_roundoff();
+        let sum = (self.terms as f64 + 8.0) * unit * self.magnitudes[index] * self.slope;
+        // A result past the largest finite half becomes infinite in any correct kernel; the tests stay far below.
+        self.dtype.unit_roundoff() * (self.values[index].abs() + sum) + sum + self.dtype.subnormal_roundoff()
+    }
+
+    /// Compares `got` element by element, and statistically where a guard is given.
+    ///
+    /// # Errors
+    /// A report with the worst element: index, result, reference, error and bound.
+    pub fn check(&self, got: &[f64], guard: Option<Guard>) -> Result<Errors, String> {
+        if got.len() != self.values.len() {
+            return Err(format!("{} elements instead of {}", got.len(), self.values.len()));
+        }
+        let (mut squares, mut reference, mut errors) = (0.0, 0.0, Errors::default());
+        let (mut wrong, mut worst) = (0usize, (0usize, 0.0f64));
+        for (index, (got, want)) in got.iter().zip(self.values).enumerate() {
+            let error = (got - want).abs();
+            let bound = self.bound(index);
+            // NaN fails every comparison, so ask for what is right.
+            if !(error <= bound) {
+                wrong += 1;
+            }
+            let ratio = if error.is_nan() { f64::INFINITY } else { error / bound };
+            if ratio > worst.1 {
+                worst = (index, ratio);
+            }
+            errors.max = errors.max.max(error);
+            squares += error * error;
+            reference += want * want;
+        }
+        if wrong > 0 {
+            let (index, ratio) = worst;
+            return Err(format!(
+                "{wrong} of {} elements are wrong; worst at {index}: got {:e}, reference {:e}, error {ratio:.1} x bound \
+                 {:e}",
+                got.len(),
+                got[index],
+                self.values[index],
+                self.bound(index)
+            ));
+        }
+        if reference > 0.0 {
+            errors.relative_rms = (squares / reference).sqrt();
+        }
+        // Few elements have no statistics.
+        if let Some(guard) = guard
+            && got.len() >= 64
+        {
+            let rms = (reference / got.len() as f64).sqrt();
+            if errors.relative_rms > guard.rms || errors.max > guard.max * rms {
+                return Err(format!(
+                    "inside the element bound, but relative RMS error {:e} (guard {:e}), largest error {:e} RMS (guard \
+                     {:e})",
+                    errors.relative_rms,
+                    guard.rms,
+                    errors.max / rms,
+                    guard.max
+                ));
+            }
+        }
+        Ok(errors)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrong_missing_and_nan_elements_are_reported_with_their_place() {
+        let values = [1.0, 2.0, 3.0];
+        let expected =
+            Expected { values: &values, magnitudes: &values, terms: 4, dtype: FloatType::F32, slope: 1.0 };
+        assert!(expected.check(&[1.0, 2.0, 3.0 + 1e-7], None).is_ok());
+        for (got, place) in [(vec![1.0, 2.01, 3.0], "worst at 1"), (vec![f64::NAN, 2.0, 3.0], "worst at 0")] {
+            assert!(expected.check(&got, None).unwrap_err().contains(place));
+        }
+        assert!(expected.check(&[1.0], None).is_err());
+    }
+
+    #[test]
+    fn the_guard_notices_lost_precision_that_the_bound_allows() {
+        let values: Vec<f64> = (0..200).map(|i| 1.0 + f64::from(i) * 1e-3).collect();
+        let expected =
+            Expected { values: &values, magnitudes: &values, terms: 4096, dtype: FloatType::F32, slope: 1.0 };
+        let rounded: Vec<f64> = values.iter().map(|v| v * (1.0 + 1e-5)).collect();
+        assert!(expected.check(&rounded, None).is_ok());
+        assert!(expected.check(&rounded, Some(Guard::SUM)).unwrap_err().contains("RMS"));
+    }
+}
