@@ -11,17 +11,21 @@
 //! Letters: N batch, C input channels, O output channels, D H W input extents, KD KH KW kernel extents, OD OH OW
 //! output extents; B batch, T time, W width of a causal filter.
 
+pub mod causal_conv1d;
 pub mod conv3d;
 mod dtype;
 mod error;
 mod geometry;
 mod grid;
+mod index_operand;
 mod limits;
 mod operand;
+pub mod rope2d;
 pub mod tolerance;
 
 pub use dtype::FloatType;
 pub use error::ConvError;
 pub use geometry::AxisGeometry;
+pub use index_operand::{IndexOperand, IndexType};
 pub use limits::Limits;
 pub use operand::{Operand, row_major};

@@ -52,6 +52,13 @@ impl Operand {
         1 + self.shape.iter().zip(&self.strides).map(|(size, stride)| (size - 1) * stride).sum::<usize>()
     }
 
+    /// The tensor with a buffer that can be bound: devices refuse empty bindings, so a tensor without elements gets a
+    /// buffer that no kernel reads.
+    pub(crate) fn bindable(&self, client: &Client) -> Self {
+        let handle = if self.is_empty() { client.empty(256) } else { self.handle.clone() };
+        Self { handle, ..self.clone() }
+    }
+
     /// The tensor as a kernel argument, with its shape and strides.
     pub(crate) fn tensor_arg(&self) -> TensorArg {
         // SAFETY: shape and strides describe `handle`: `contiguous` and `empty` make them so, and the Burn crate

@@ -1,2 +1,142 @@
-//! Placeholder.
-fn main() {}
+//! The project's commands: `cargo xtask demo | test | bench | msl | check | tidy`.
+//!
+//! This program stays light, so that it builds in seconds; everything heavy is a crate of its own that it starts
+//! through cargo.
+
+mod driver;
+mod tidy;
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Commands of the burn-conv-ops workspace.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Make a data set of moving shapes and train the video classifier on the best device present.
+    Demo {
+        /// Where the clips are written (and read again).
+        #[arg(long, default_value = "data/moving-shapes")]
+        data: PathBuf,
+        /// Further options of the example, such as `--device software` or `--epochs 3`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
+    },
+    /// Make sure a Vulkan driver exists (Debian and Ubuntu: install lavapipe), then run every test.
+    Test {
+        /// Further options for `cargo test`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
+    },
+    /// Verify, then time, every workload against Burn's own op.
+    Bench {
+        /// Lower through SPIR-V instead of WGSL: real GPUs on Linux and Windows.
+        #[arg(long)]
+        vulkan: bool,
+        /// Options of the benchmark program; `-- --help` lists them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
+    },
+    /// Write the Metal source of every kernel with its resource table; fail over Apple's budget.
+    Msl {
+        /// Options of the program; `-- --help` lists them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
+    },
+    /// Formatting, clippy, documentation, licences (where cargo-deny is installed) and tidy.
+    Check,
+    /// The project's own rules: file length, module docs, a reference beside each op, safety comments.
+    Tidy,
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().command {
+        Task::Demo { data, options } => demo(&data, &options),
+        Task::Test { options } => test(&options),
+        Task::Bench { vulkan, options } => {
+            let features = if vulkan { "vulkan,autotune" } else { "autotune" };
+            let features = if options.iter().any(|option| option == "software") { "" } else { features };
+            let arguments = ["run", "--release", "--quiet", "-p", "conv-bench", "--features", features, "--"];
+            cargo(arguments.into_iter().map(String::from).chain(options))
+        }
+        Task::Msl { options } => {
+            let arguments = ["run", "--quiet", "-p", "msl-host", "--"];
+            cargo(arguments.into_iter().map(String::from).chain(options))
+        }
+        Task::Check => check(),
+        Task::Tidy => tidy::run(&root()),
+    }
+}
+
+/// The workspace's folder.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default()
+}
+
+/// Runs cargo in the workspace with the terminal passed through.
+fn cargo(arguments: impl IntoIterator<Item = String>) -> Result<()> {
+    let arguments: Vec<String> = arguments.into_iter().collect();
+    let program = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    let status = Command::new(program)
+        .args(&arguments)
+        .current_dir(root())
+        .status()
+        .with_context(|| format!("cargo {} could not be started", arguments.join(" ")))?;
+    if !status.success() {
+        bail!("`cargo {}` failed ({status})", arguments.join(" "));
+    }
+    Ok(())
+}
+
+fn words(line: &str) -> Vec<String> {
+    line.split_whitespace().map(String::from).collect()
+}
+
+fn demo(data: &Path, options: &[String]) -> Result<()> {
+    let data = if data.is_absolute() { data.to_path_buf() } else { root().join(data) };
+    let data = data.display().to_string();
+    let run = words("run --quiet -p video-classifier --");
+    println!("building the example (minutes the first time) ...");
+    if !Path::new(&data).exists() {
+        cargo(run.iter().cloned().chain(["--make-data".into(), data.clone()]))?;
+    }
+    cargo(run.into_iter().chain(["--data".into(), data]).chain(options.iter().cloned()))
+}
+
+fn test(options: &[String]) -> Result<()> {
+    driver::ensure()?;
+    cargo(words("test --workspace").into_iter().chain(options.iter().cloned()))?;
+    println!("again without Burn's fusion layer ...");
+    cargo(
+        words("test -p burn-conv-ops --no-default-features --features wgpu,flex,autodiff")
+            .into_iter()
+            .chain(options.iter().cloned()),
+    )
+}
+
+fn check() -> Result<()> {
+    cargo(words("fmt --all --check"))?;
+    cargo(words("clippy --workspace --all-targets -- -D warnings"))?;
+    // The libraries' own documentation; `RUSTDOCFLAGS` makes a broken link an error.
+    // SAFETY: this program has one thread.
+    unsafe { std::env::set_var("RUSTDOCFLAGS", "-D warnings") };
+    cargo(words("doc --no-deps -p conv-kernels -p burn-conv-ops -p conv-cases"))?;
+    for features in ["flex", "flex,autodiff"] {
+        cargo(words(&format!("check -p burn-conv-ops --no-default-features --features {features}")))?;
+    }
+    let deny = Command::new("cargo").args(["deny", "--version"]).output();
+    if deny.is_ok_and(|output| output.status.success()) {
+        cargo(words("deny check licenses bans sources"))?;
+    } else {
+        println!("cargo-deny is not installed: licences were not checked");
+    }
+    tidy::run(&root())
+}

@@ -1,2 +1,102 @@
-//! Placeholder.
-fn main() {}
+//! Verifies, then times, every workload of conv-kernels against Burn's own op on the same device.
+//!
+//! ```text
+//! options.rs    the command line            device.rs   the adapter, copy bandwidth and peak rates
+//! scale.rs      small versions of workloads  data.rs     inputs as functions of the index, results read back
+//! conv3d/       one op each: rows, truth     verify.rs   comparison with f64 values and bounds
+//! burn_peer.rs  Burn's own ops               measure.rs  timing and statistics
+//! bench.rs      one row                      report.rs   CSV, tables, summary
+//! ```
+
+mod bench;
+mod burn_peer;
+mod conv3d;
+mod data;
+mod device;
+mod measure;
+mod options;
+mod report;
+mod scale;
+mod verify;
+
+use anyhow::Result;
+use bench::Bench;
+use clap::Parser;
+use device::{Device, Roofline};
+use measure::Timer;
+use options::{Op, Options, Size};
+use report::Report;
+use std::process::ExitCode;
+use std::time::Duration;
+
+fn main() -> ExitCode {
+    match run(Options::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("conv-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: Options) -> Result<bool> {
+    let device = Device::open(options.device)?;
+    let size = options.size.unwrap_or(if device.software { Size::Small } else { Size::Full });
+    let name = if size == Size::Small { "small" } else { "full" };
+    let default_samples = if size == Size::Small { 5 } else { 15 };
+    let timer = Timer {
+        client: device.client.clone(),
+        samples: options.samples.unwrap_or(default_samples) as usize,
+        warm_up: Duration::from_millis(if device.software { 0 } else { 100 }),
+    };
+    println!(
+        "{} through {}, sizes: {name}, timed by the {} clock",
+        device.name,
+        device.backend,
+        clock(&device)
+    );
+    let roofline = Roofline::measure(&device)?;
+    print_roofline(&roofline);
+
+    let steps = conv3d::cases(&options, size).len();
+    anyhow::ensure!(steps > 0, "no case of {:?} has \"{}\" in its name", options.op, options.case);
+    let report = Report::create(&options.out.join(device.slug()), name, steps)?;
+    let mut bench = Bench { options, size, device, roofline, timer, report };
+    refuse_dtypes(&mut bench);
+    if bench.options.wants_op(Op::Conv3d) {
+        conv3d::run(&mut bench)?;
+    }
+    Ok(bench.report.finish())
+}
+
+fn clock(device: &Device) -> &'static str {
+    use cubecl::profile::TimingMethod;
+    match device.client.properties().timing_method {
+        TimingMethod::Device => "device's",
+        TimingMethod::System => "host's",
+    }
+}
+
+fn print_roofline(roofline: &Roofline) {
+    let peak = |(dtype, peak): &(conv_kernels::FloatType, f64)| {
+        format!(", {} {:.1} TFLOP/s", dtype.name(), peak * 1e-12)
+    };
+    let peaks: String = roofline.compute.iter().map(peak).collect();
+    println!("measured limits: copy {:.0} GB/s{peaks}", roofline.copy * 1e-9);
+}
+
+/// Says which storage types the device lacks; asking for one by name is no error, so that one command line serves
+/// every machine.
+fn refuse_dtypes(bench: &mut Bench) {
+    let served = bench.dtypes();
+    for dtype in bench.options.dtypes() {
+        if !served.contains(&dtype) {
+            let names: Vec<_> = bench.device.limits.dtypes.iter().map(|dtype| dtype.name()).collect();
+            let names = names.join(", ");
+            bench
+                .report
+                .skip(format!("{}: this device cannot hold such tensors, it serves {names}", dtype.name()));
+        }
+    }
+}

@@ -5,6 +5,7 @@ use crate::lower::violations;
 use crate::properties::apple_m1;
 use crate::server::Recorder;
 use crate::{report, variants};
+use conv_kernels::Limits;
 use cubecl::prelude::*;
 use cubecl_ir::TargetProperties;
 use std::path::Path;
@@ -185,6 +186,14 @@ fn kernels_in_source(folder: &Path, module: &str, found: &mut Vec<String>) {
             found.extend(launchable.captures_iter(&text).map(|kernel| format!("{module}::{}", &kernel[1])));
         }
     }
+}
+
+#[test]
+fn conv_kernels_sees_the_m1_that_it_plans_for() {
+    let limits = Limits::of(Recorder::apple_m1().client());
+    let expected = Limits::apple_m1();
+    // wgpu's cap is a byte below 4 GiB.
+    assert_eq!(limits, Limits { buffer_bytes: expected.buffer_bytes - 1, ..expected });
 }
 
 #[test]

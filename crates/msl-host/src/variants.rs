@@ -10,11 +10,12 @@ use crate::properties::apple_m1;
 use crate::server::{Kernel, Recorder};
 use conv_kernels::{ConvError, FloatType, Operand};
 use cubecl::prelude::Client;
+use std::collections::HashSet;
 
 /// The kernels of every op and what went wrong while launching them.
 #[derive(Debug, Default)]
 pub struct Variants {
-    /// Distinct kernels in the order of their first launch; none occurs twice.
+    /// Distinct kernels in the order of their first launch; [`all`] lists none twice.
     pub kernels: Vec<Kernel>,
     /// Launches in all.
     pub launches: usize,
@@ -22,22 +23,34 @@ pub struct Variants {
     pub refused: Vec<String>,
 }
 
-/// Lowers everything. Takes seconds: each distinct kernel is compiled once, a further launch of it costs microseconds.
+/// Lowers everything, one thread per dtype. Each distinct kernel is compiled once per dtype; a further launch of it costs
+/// microseconds.
 pub fn all() -> Variants {
+    let parts = std::thread::scope(|scope| {
+        let threads = FloatType::ALL.map(|dtype| scope.spawn(move || of_dtype(dtype)));
+        threads.map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    });
     let mut variants = Variants::default();
-    // An M1 as it is, then one with buffers beyond wgpu's cap, on which the 64-bit index kernels are launched.
-    let m1 = Recorder::apple_m1();
-    for dtype in FloatType::ALL {
-        conv3d::record(&m1, dtype, &mut variants.refused);
+    let mut known = HashSet::new();
+    for part in parts {
+        variants.launches += part.launches;
+        variants.refused.extend(part.refused);
+        variants.kernels.extend(part.kernels.into_iter().filter(|kernel| known.insert(kernel.id.clone())));
     }
+    variants
+}
+
+fn of_dtype(dtype: FloatType) -> Variants {
+    let mut variants = Variants::default();
+    // An M1 as it is, then one with buffers beyond wgpu's cap, on which the kernels with 64-bit indices are launched.
+    let m1 = Recorder::apple_m1();
+    conv3d::record(&m1, dtype, &mut variants.refused);
     variants.collect(&m1);
 
     let mut properties = apple_m1();
     properties.memory.max_page_size = 1 << 40;
     let large = Recorder::new(properties);
-    for dtype in FloatType::ALL {
-        conv3d::record_wide(&large, dtype, &mut variants.refused);
-    }
+    conv3d::record_wide(&large, dtype, &mut variants.refused);
     variants.collect(&large);
     variants
 }
@@ -46,11 +59,7 @@ impl Variants {
     fn collect(&mut self, recorder: &Recorder) {
         let log = recorder.log();
         self.launches += log.launches.len();
-        for kernel in &log.kernels {
-            if !self.kernels.iter().any(|known| known.id == kernel.id) {
-                self.kernels.push(kernel.clone());
-            }
-        }
+        self.kernels.extend(log.kernels.iter().cloned());
     }
 }
 

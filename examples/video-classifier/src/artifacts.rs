@@ -80,8 +80,8 @@ impl Artifacts {
     pub(crate) fn start(&self, run: &Run, overwrite: bool) -> Result<()> {
         if self.path("run.json").exists() && !overwrite {
             bail!(
-                "{} already holds a run ({} of its epochs finished): add --resume to continue it, --overwrite to \
-                 replace it, or name another folder with --artifacts",
+                "{} already holds a run ({} of its epochs finished): add --resume to continue it, --overwrite \
+                 to replace it, or name another folder with --artifacts",
                 self.dir.display(),
                 self.finished_epochs()
             );
@@ -117,7 +117,8 @@ impl Artifacts {
             let old = &before[name];
             ensure!(
                 old == value,
-                "the run in {} was started with {name} {old}, this one has {value}; a resumed run keeps its settings",
+                "the run in {} was started with {name} {old}, this one has {value}; a resumed run keeps its \
+                 settings",
                 self.dir.display()
             );
         }
@@ -155,8 +156,8 @@ impl Artifacts {
     }
 }
 
-/// Burn's file checkpointer, writing aside and renaming: a run that is killed while it saves leaves no file that
-/// looks like a checkpoint and is not.
+/// Burn's file checkpointer, writing aside and renaming: a run that is killed while it saves leaves no file
+/// that looks like a checkpoint and is not.
 pub(crate) struct WholeFiles {
     whole: FileCheckpointer,
     partial: FileCheckpointer,
@@ -169,7 +170,8 @@ impl<R: Checkpoint> Checkpointer<R> for WholeFiles {
     fn save(&self, epoch: usize, record: R) -> Result<(), CheckpointerError> {
         self.partial.save(epoch, record)?;
         let name = format!("{}-{epoch}.bpk", self.part);
-        std::fs::rename(self.partial_dir.join(&name), self.dir.join(&name)).map_err(CheckpointerError::IOError)
+        std::fs::rename(self.partial_dir.join(&name), self.dir.join(&name))
+            .map_err(CheckpointerError::IOError)
     }
 
     fn delete(&self, epoch: usize) -> Result<(), CheckpointerError> {
@@ -245,9 +247,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let artifacts = Artifacts::new(dir.path());
         std::fs::create_dir(artifacts.path("checkpoint")).unwrap();
-        for (part, epoch) in
-            [("model", 9), ("model", 10), ("model", 11), ("optim", 9), ("optim", 10), ("scheduler", 9), ("scheduler", 10)]
-        {
+        for (part, epoch) in [
+            ("model", 9),
+            ("model", 10),
+            ("model", 11),
+            ("optim", 9),
+            ("optim", 10),
+            ("scheduler", 9),
+            ("scheduler", 10),
+        ] {
             std::fs::write(artifacts.checkpoint_file(part, epoch), "").unwrap();
         }
         assert_eq!(artifacts.finished_epochs(), 10);

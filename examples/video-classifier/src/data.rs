@@ -6,10 +6,10 @@
 //! root/{train,test}/<class>/...      the same, with the split made by hand
 //! ```
 //!
-//! Without a hand-made split a fifth of every class is held out, chosen by a hash of the clip's name, so the choice
-//! does not change between runs or machines. Every clip becomes `frames` x `size` x `size` RGB bytes: longer clips
-//! are sampled evenly, shorter ones repeat their last frame, frames of another size are resized to the square.
-//! A file that cannot be decoded is an error that names it, never a skipped clip.
+//! Without a hand-made split a fifth of every class is held out, chosen by a hash of the clip's name, so the
+//! choice does not change between runs or machines. Every clip becomes `frames` x `size` x `size` RGB bytes:
+//! longer clips are sampled evenly, shorter ones repeat their last frame, frames of another size are resized
+//! to the square. A file that cannot be decoded is an error that names it, never a skipped clip.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -60,8 +60,8 @@ pub(crate) struct ClipFolder {
 
 /// Lists the clips under `root` without decoding them.
 ///
-/// Fails, naming the folder, when there is no folder, fewer than two classes, a class without clips, or a class with
-/// clips on one side of the split only.
+/// Fails, naming the folder, when there is no folder, fewer than two classes, a class without clips, or a
+/// class with clips on one side of the split only.
 pub(crate) fn scan(root: &Path) -> Result<ClipFolder> {
     ensure!(root.is_dir(), "{} is not a folder of clips", root.display());
     let mut ignored = Vec::new();
@@ -112,7 +112,8 @@ fn list_classes(root: &Path, ignored: &mut Vec<PathBuf>) -> Result<(Vec<String>,
     }
     ensure!(
         classes.len() >= 2,
-        "{} holds {} class folder{}, at least 2 are needed (DIR/<class>/<clip>/*.png or DIR/<class>/<clip>.gif)",
+        "{} holds {} class folder{}, at least 2 are needed (DIR/<class>/<clip>/*.png or \
+         DIR/<class>/<clip>.gif)",
         root.display(),
         classes.len(),
         if classes.len() == 1 { "" } else { "s" }
@@ -141,7 +142,8 @@ fn split_by_hash(classes: &[String], clips: Vec<Clip>) -> Result<(Vec<Clip>, Vec
 
 /// FNV-1a, 64 bits: a hash whose value is fixed by its definition, unlike the standard library's.
 fn fnv1a(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+    text.bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
 }
 
 /// Decodes one clip to `frames * size * size * 3` bytes, order `[D, H, W, RGB]`.
@@ -185,7 +187,8 @@ fn number_key(name: &str) -> Vec<(String, u64)> {
     key
 }
 
-/// Which of `available` frames stand for `wanted` ones: evenly spaced, the last one repeated when there are too few.
+/// Which of `available` frames stand for `wanted` ones: evenly spaced, the last one repeated when there are
+/// too few.
 fn sample(available: usize, wanted: usize) -> impl Iterator<Item = usize> {
     (0..wanted).map(move |i| {
         if available >= wanted { (i * available + available / 2) / wanted } else { i.min(available - 1) }
@@ -193,7 +196,8 @@ fn sample(available: usize, wanted: usize) -> impl Iterator<Item = usize> {
 }
 
 fn read_png(path: &Path) -> Result<RgbImage> {
-    // The name decides nothing: a JPEG called .png would be guessed, then refused as a format that is not built in.
+    // The name decides nothing: a JPEG called .png would be guessed, then refused as a format that is not
+    // built in.
     let image = ImageReader::open(path)
         .and_then(|reader| reader.with_guessed_format())
         .map_err(anyhow::Error::from)
@@ -244,7 +248,8 @@ fn has_extension(path: &Path, wanted: &str) -> bool {
     path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case(wanted))
 }
 
-/// Decodes many clips on all cores, in order; the error is the first one in that order, with the count of the others.
+/// Decodes many clips on all cores, in order; the error is the first one in that order, with the count of the
+/// others.
 pub(crate) fn read_clips(clips: &[Clip], shape: ClipShape, tick: impl Fn() + Sync) -> Result<Vec<Vec<u8>>> {
     use rayon::prelude::*;
     let mut failed = 0;

@@ -1,8 +1,8 @@
 //! Choice of the device.
 //!
 //! `auto` takes a GPU only where there is real hardware behind it. CubeCL would come up on a software rasterizer
-//! (lavapipe) where nothing else is installed; Burn's Flex backend is the better use of a CPU, so the adapters are
-//! listed first and a software one is taken only when it is asked for by name.
+//! (lavapipe) where nothing else is installed; Burn's Flex backend is the better use of a CPU, so the
+//! adapters are listed first and a software one is taken only when it is asked for by name.
 
 use anyhow::{Result, bail};
 use burn::tensor::{Device, DeviceKind};
@@ -72,7 +72,8 @@ fn software() -> Result<Picked> {
     let adapters = adapters();
     let Some(info) = adapters.iter().find(|adapter| adapter.kind == wgpu::DeviceType::Cpu) else {
         bail!(
-            "no software adapter is installed (adapters: {}); on Debian and Ubuntu: apt-get install mesa-vulkan-drivers",
+            "no software adapter is installed (adapters: {}); on Debian and Ubuntu: apt-get install \
+             mesa-vulkan-drivers",
             describe(&adapters)
         );
     };
@@ -82,7 +83,9 @@ fn software() -> Result<Picked> {
 #[cfg(target_os = "macos")]
 fn metal() -> Result<Picked> {
     match best_gpu(&adapters()) {
-        Some((_, info)) => Ok(Picked { device: Device::metal(DeviceKind::DefaultDevice), name: info.to_string() }),
+        Some((_, info)) => {
+            Ok(Picked { device: Device::metal(DeviceKind::DefaultDevice), name: info.to_string() })
+        }
         None => bail!("this Mac offers no Metal device; --device flex runs on the CPU"),
     }
 }
@@ -136,8 +139,8 @@ fn describe(adapters: &[Adapter]) -> String {
     if all.is_empty() { "none".to_owned() } else { all.join(", ") }
 }
 
-/// The adapters of the first graphics API that has a GPU, in CubeCL's order of preference; failing that, all software
-/// adapters. OpenGL is left out: too many of its drivers cannot run compute kernels.
+/// The adapters of the first graphics API that has a GPU, in CubeCL's order of preference; failing that, all
+/// software adapters. OpenGL is left out: too many of its drivers cannot run compute kernels.
 fn adapters() -> Vec<Adapter> {
     let mut software = Vec::new();
     for api in AutoGraphicsApi::chain().into_iter().filter(|api| *api != wgpu::Backend::Gl) {
@@ -158,8 +161,8 @@ fn adapters() -> Vec<Adapter> {
     software
 }
 
-/// The first discrete GPU, else the first integrated, else the first virtual one, as CubeCL numbers them: each kind
-/// counts from zero on its own.
+/// The first discrete GPU, else the first integrated, else the first virtual one, as CubeCL numbers them:
+/// each kind counts from zero on its own.
 fn best_gpu(adapters: &[Adapter]) -> Option<(DeviceKind, Adapter)> {
     let first = |kind: wgpu::DeviceType| adapters.iter().find(|adapter| adapter.kind == kind).cloned();
     None.or_else(|| Some((DeviceKind::DiscreteGpu(0), first(wgpu::DeviceType::DiscreteGpu)?)))

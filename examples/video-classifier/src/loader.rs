@@ -1,8 +1,8 @@
 //! Batches of clips for burn-train.
 //!
-//! Burn's own shuffling loader draws its orders from one random stream, so a resumed run would see the orders of its
-//! first epochs again. This one derives the order of an epoch from the seed and the number of the epoch alone: a run
-//! that is interrupted and resumed sees exactly the batches it would have seen.
+//! Burn's own shuffling loader draws its orders from one random stream, so a resumed run would see the orders
+//! of its first epochs again. This one derives the order of an epoch from the seed and the number of the
+//! epoch alone: a run that is interrupted and resumed sees exactly the batches it would have seen.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -239,9 +239,8 @@ mod tests {
 
     #[test]
     fn the_order_depends_on_seed_and_epoch_only() {
-        let order = |seed, first_epoch| {
-            ClipLoader::new(clips(40), 40, Order::Shuffled { seed }, first_epoch, None)
-        };
+        let order =
+            |seed, first_epoch| ClipLoader::new(clips(40), 40, Order::Shuffled { seed }, first_epoch, None);
         let from_start = order(5, 1);
         let first = labels(&from_start);
         let second = labels(&from_start);

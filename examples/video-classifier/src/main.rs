@@ -28,15 +28,15 @@ use train::{Confusion, Job};
 
 /// Train a small 3D residual network on a folder of labelled video clips.
 ///
-/// Clips are folders of PNG frames or animated GIFs, sorted into one folder per class. For a first run without clips
-/// of your own:
+/// Clips are folders of PNG frames or animated GIFs, sorted into one folder per class. For a first run
+/// without clips of your own:
 ///
 ///     video-classifier --make-data shapes --data shapes
 #[derive(Parser, Debug)]
 #[command(version, verbatim_doc_comment, max_term_width = 100)]
 struct Cli {
-    /// Train on this folder: DIR/<class>/<clip>/*.png or DIR/<class>/<clip>.gif, or the same under DIR/train and
-    /// DIR/test; without these two, a fifth of each class is held out
+    /// Train on this folder: DIR/<class>/<clip>/*.png or DIR/<class>/<clip>.gif, or the same under DIR/train
+    /// and DIR/test; without these two, a fifth of each class is held out
     #[arg(long, value_name = "DIR", required_unless_present = "make_data", help_heading = "Data")]
     data: Option<PathBuf>,
     /// Write the example data set, 640 clips of moving shapes in 8 classes, to this new folder
@@ -55,13 +55,14 @@ struct Cli {
     /// Clips per training step [default: 16]
     #[arg(long, value_name = "N", value_parser = count(1, 65_536), help_heading = "Training")]
     batch_size: Option<usize>,
-    /// Learning rate at the start; it falls to 0 along a cosine [default: 0.003]
+    /// Learning rate at the start; it falls to 0 along a cosine [default: 0.001]
     #[arg(long, value_name = "RATE", help_heading = "Training")]
     learning_rate: Option<f64>,
     /// Seed of the weights and of the order of clips [default: 1]
     #[arg(long, value_name = "N", help_heading = "Training")]
     seed: Option<u64>,
-    /// Smoke run: at most this many training steps and test batches per epoch, for one epoch unless --epochs is given
+    /// Smoke run: at most this many training steps and test batches per epoch, for one epoch unless --epochs
+    /// is given
     #[arg(long, value_name = "N", value_parser = count(1, 1_000_000), help_heading = "Training")]
     steps: Option<usize>,
 
@@ -98,7 +99,7 @@ impl Cli {
             size: self.size.or(saved.map(|s| s.size)).unwrap_or(32),
             epochs: self.epochs.or(saved.map(|s| s.epochs)).unwrap_or(epochs),
             batch_size: self.batch_size.or(saved.map(|s| s.batch_size)).unwrap_or(16),
-            learning_rate: self.learning_rate.or(saved.map(|s| s.learning_rate)).unwrap_or(3e-3),
+            learning_rate: self.learning_rate.or(saved.map(|s| s.learning_rate)).unwrap_or(1e-3),
             seed: self.seed.or(saved.map(|s| s.seed)).unwrap_or(1),
             steps,
         }

@@ -8,8 +8,8 @@
 //! mean over D, H, W; linear to the classes
 //! ```
 //!
-//! Each stage is one residual block of two 3x3x3 convolutions. The kernels span time as well as space, which is what
-//! lets the network see motion. All of its convolutions come from `burn-conv-ops`.
+//! Each stage is one residual block of two 3x3x3 convolutions. The kernels span time as well as space, which
+//! is what lets the network see motion. All of its convolutions come from `burn-conv-ops`.
 
 use burn::module::Module;
 use burn::nn::loss::CrossEntropyLossConfig;
@@ -17,7 +17,7 @@ use burn::nn::{BatchNorm, BatchNormConfig, Linear, LinearConfig};
 use burn::tensor::activation::relu;
 use burn::tensor::{Device, Int, Tensor};
 use burn::train::{ClassificationOutput, InferenceStep, TrainOutput, TrainStep};
-use burn::nn::conv::{Conv3d, Conv3dConfig};
+use burn_conv_ops::nn::{Conv3d, Conv3dConfig};
 
 use crate::loader::ClipBatch;
 
@@ -127,7 +127,7 @@ impl ConvNorm {
         let pad = kernel / 2;
         let conv = Conv3dConfig::new(channels, [kernel; 3])
             .with_stride(stride)
-            .with_padding(burn::nn::PaddingConfig3d::Explicit(pad, pad, pad))
+            .with_padding([pad; 3])
             .with_bias(false)
             .init(device);
         Self { conv, norm: BatchNormConfig::new(channels[1]).init(device) }

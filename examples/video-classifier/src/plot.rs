@@ -22,12 +22,14 @@ pub(crate) struct History {
 }
 
 impl History {
-    /// Reads burn-train's metric logs under `artifacts`, up to epoch `finished`; a resumed run finds its first
-    /// epochs there too.
+    /// Reads burn-train's metric logs under `artifacts`, up to epoch `finished`; a resumed run finds its
+    /// first epochs there too.
     pub(crate) fn read(artifacts: &Path, finished: usize) -> Result<Self> {
-        let summary = LearnerSummary::new(artifacts, &["Loss", "Accuracy"]).map_err(|error| anyhow!(error))?;
+        let summary =
+            LearnerSummary::new(artifacts, &["Loss", "Accuracy"]).map_err(|error| anyhow!(error))?;
         let curve = |metrics: &[MetricSummary], name: &str| {
-            let entries = metrics.iter().filter(|metric| metric.name == name).flat_map(|metric| &metric.entries);
+            let entries =
+                metrics.iter().filter(|metric| metric.name == name).flat_map(|metric| &metric.entries);
             let points = entries.filter(|entry| entry.step <= finished);
             Curve(points.map(|entry| (entry.step as f64, entry.value)).collect())
         };
@@ -68,9 +70,9 @@ fn panel(
 ) -> Result<(), String> {
     let last = curves.iter().flat_map(|curve| &curve.0).map(|point| point.0).fold(2.0, f64::max);
     let mut chart = ChartBuilder::on(area)
-        .caption(title, ("sans-serif", 18))
-        .margin(12)
-        .x_label_area_size(36)
+        .caption(title, ("sans-serif", 22))
+        .margin(14)
+        .x_label_area_size(44)
         .y_label_area_size(44)
         .build_cartesian_2d(1.0..last, y)
         .map_err(|error| error.to_string())?;
@@ -79,7 +81,10 @@ fn panel(
         .x_desc("epoch")
         .x_labels((last as usize).min(10))
         .x_label_formatter(&|x| format!("{x:.0}"))
-        .light_line_style(WHITE)
+        .y_labels(6)
+        .y_label_formatter(&|value| format!("{value}"))
+        .label_style(("sans-serif", 17))
+        .max_light_lines(0)
         .draw()
         .map_err(|error| error.to_string())?;
     for ((curve, colour), name) in curves.into_iter().zip([TRAIN, TEST]).zip(["train", "test"]) {
@@ -87,6 +92,7 @@ fn panel(
     }
     chart
         .configure_series_labels()
+        .label_font(("sans-serif", 17))
         .background_style(WHITE.mix(0.8))
         .border_style(BLACK.mix(0.3))
         .draw()
@@ -102,7 +108,7 @@ fn line(
     name: &str,
 ) -> Result<(), Box<dyn std::error::Error>> {
     chart
-        .draw_series(LineSeries::new(curve.0.clone(), colour.stroke_width(2)).point_size(2))?
+        .draw_series(LineSeries::new(curve.0.clone(), colour.filled().stroke_width(2)).point_size(3))?
         .label(name)
         .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
     Ok(())
@@ -116,7 +122,8 @@ mod tests {
     fn both_panels_are_drawn_with_a_line_per_curve() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("plot.svg");
-        let curve = |values: [f64; 3]| Curve(values.iter().enumerate().map(|(i, &v)| (i as f64 + 1.0, v)).collect());
+        let curve =
+            |values: [f64; 3]| Curve(values.iter().enumerate().map(|(i, &v)| (i as f64 + 1.0, v)).collect());
         let history = History {
             train_loss: curve([2.0, 1.0, 0.5]),
             test_loss: curve([2.1, 1.2, 0.8]),

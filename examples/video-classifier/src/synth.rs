@@ -1,9 +1,9 @@
 //! `--make-data`: a data set of moving shapes, written to disk as PNG frames.
 //!
-//! The class is the motion, and only the motion: positions wrap around the edges and sizes run through a cycle, both
-//! from a uniformly random start, so that a single frame of any class has the same distribution of position, size,
-//! shape and colour as a frame of any other. A network that looks at one frame stays at chance; one that looks at
-//! several can be right every time.
+//! The class is the motion, and only the motion: positions wrap around the edges and sizes run through a
+//! cycle, both from a uniformly random start, so that a single frame of any class has the same distribution
+//! of position, size, shape and colour as a frame of any other. A network that looks at one frame stays at
+//! chance; one that looks at several can be right every time.
 
 use std::f32::consts::TAU;
 use std::path::Path;
@@ -90,10 +90,11 @@ struct Pose {
     radius: f32,
 }
 
-/// Writes the data set to `dir` as `{train,test}/<class>/<clip>/<frame>.png`, or says that it is there already.
+/// Writes the data set to `dir` as `{train,test}/<class>/<clip>/<frame>.png`, or says that it is there
+/// already.
 ///
-/// It is written beside `dir` first and renamed at the end, so that an interrupted run leaves nothing half-done.
-/// Fails when `dir` holds anything else.
+/// It is written beside `dir` first and renamed at the end, so that an interrupted run leaves nothing
+/// half-done. Fails when `dir` holds anything else.
 pub(crate) fn make_data(dir: &Path) -> Result<()> {
     if std::fs::read_to_string(dir.join(MARKER)).is_ok_and(|text| text == about()) {
         println!("{} already holds the moving shapes; left as it is.", dir.display());
@@ -106,14 +107,19 @@ pub(crate) fn make_data(dir: &Path) -> Result<()> {
     name.push(".partial");
     let partial = dir.with_file_name(name);
     if partial.exists() {
-        std::fs::remove_dir_all(&partial).with_context(|| format!("{} cannot be removed", partial.display()))?;
+        std::fs::remove_dir_all(&partial)
+            .with_context(|| format!("{} cannot be removed", partial.display()))?;
     }
     write_clips(&partial)?;
     if dir.exists() {
         std::fs::remove_dir(dir).with_context(|| format!("{} cannot be replaced", dir.display()))?;
     }
     std::fs::rename(&partial, dir).with_context(|| format!("{} cannot be written", dir.display()))?;
-    println!("Wrote {} clips of moving shapes to {}.", MOTIONS.len() * (CLIPS[0].1 + CLIPS[1].1), dir.display());
+    println!(
+        "Wrote {} clips of moving shapes to {}.",
+        MOTIONS.len() * (CLIPS[0].1 + CLIPS[1].1),
+        dir.display()
+    );
     Ok(())
 }
 
@@ -163,15 +169,11 @@ fn render_clip(motion: Motion, rng: &mut impl Rng) -> Vec<RgbImage> {
 }
 
 fn random_scene(motion: Motion, rng: &mut impl Rng) -> Scene {
-    let shape = [Shape::Disc, Shape::Square, Shape::Triangle, Shape::Ring, Shape::Cross][rng.random_range(0..5)];
-    let background: [f32; 3] = rng.random();
-    // A colour that stands out: at least 0.4 away from the background in one channel.
-    let colour = loop {
-        let colour: [f32; 3] = rng.random();
-        if (0..3).any(|c| (colour[c] - background[c]).abs() > 0.4) {
-            break colour;
-        }
-    };
+    let shape =
+        [Shape::Disc, Shape::Square, Shape::Triangle, Shape::Ring, Shape::Cross][rng.random_range(0..5)];
+    // Bright shapes of any hue on a dark ground of any hue.
+    let background = [0; 3].map(|_| rng.random_range(0.0..0.4));
+    let colour = [0; 3].map(|_| rng.random_range(0.5..1.0));
     let speed = match motion {
         Motion::Left | Motion::Right | Motion::Up | Motion::Down => rng.random_range(1.5..3.5),
         Motion::Clockwise | Motion::CounterClockwise => rng.random_range(0.6..1.0),

@@ -1,5 +1,5 @@
-//! Tests of the made data set: the motions are what they are called, one frame gives nothing away, and the ordinary
-//! reader reads what was written.
+//! Tests of the made data set: the motions are what they are called, one frame gives nothing away, and the
+//! ordinary reader reads what was written.
 
 use super::*;
 use crate::data::{ClipShape, read_clip, scan};

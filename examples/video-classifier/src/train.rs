@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use burn::data::dataloader::DataLoader;
+use burn::lr_scheduler::cosine::CosineAnnealingLrSchedulerConfig;
 use burn::module::Module;
 use burn::optim::AdamWConfig;
-use burn::lr_scheduler::cosine::CosineAnnealingLrSchedulerConfig;
 use burn::tensor::Device;
 use burn::train::checkpoint::KeepLastNCheckpoints;
 use burn::train::logger::FileMetricLogger;
@@ -40,7 +40,15 @@ impl Job<'_> {
     }
 
     fn test_loader(&self) -> ClipLoader {
-        ClipLoader::new(self.test.clone(), self.settings.batch_size, Order::Listed, 1, self.settings.steps)
+        // Shuffled, so that the few batches of a smoke run are not all of one class.
+        let order = Order::Shuffled { seed: self.settings.seed };
+        ClipLoader::new(
+            self.test.clone(),
+            self.settings.batch_size,
+            order,
+            self.finished + 1,
+            self.settings.steps,
+        )
     }
 }
 

@@ -20,6 +20,7 @@ const UNITS: u32 = 256;
 /// When shapes or dtypes differ, or the tensors are too large for the device's index type.
 pub fn activation_gradient(
     client: &Client,
+    limits: &Limits,
     activation: Activation,
     [saved, dy, dpre]: [&Operand; 3],
 ) -> Result<(), ConvError> {
@@ -34,9 +35,8 @@ pub fn activation_gradient(
             );
         }
     }
-    let limits = Limits::of(client);
-    let address = address_type("conv3d", &[saved, dy, dpre], dpre.len(), &limits)?;
-    for dispatch in dispatches(dpre.len().div_ceil(UNITS as usize), f64::from(UNITS) * 8.0, &limits) {
+    let address = address_type("conv3d", &[saved, dy, dpre], dpre.len(), limits)?;
+    for dispatch in dispatches(dpre.len().div_ceil(UNITS as usize), f64::from(UNITS) * 8.0, limits) {
         // SAFETY: the index is checked against the common shape of the three tensors.
         unsafe {
             activation_gradient_kernel::launch_unchecked(

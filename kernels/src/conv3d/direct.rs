@@ -3,7 +3,8 @@
 //! ```text
 //! forward          one unit per y[n,o,q]:   b[o] + sum over c, k of X(n,c,p) * w[o,c,k]
 //! input gradient   one unit per dx[n,c,p]:  sum over k, o of dy[n,o,q] * w[o,c,k]   where window q reads p with tap k
-//! weight gradient  one cube per dw[o,c,k] and split of the windows: 256 partial sums, one tree, fp32 partials
+//! weight gradient  one cube per dw[o,c,k] and split of the windows: 256 partial sums, one tree, fp32 partials;
+//!                  one unit per dw[o,c,k] where the windows are few
 //! ```
 //!
 //! Layouts: any strides for every tensor; units run along the output's last axis, so neighbouring units read
@@ -94,10 +95,14 @@ pub(crate) fn weight_gradient(
     limits: &Limits,
     [x, dy, dw]: [&Operand; 3],
 ) -> Result<(), ConvError> {
-    let cubes = split.parts * dw.len();
-    let address = address_type("conv3d", &[x, dy, dw], cubes.max(problem.positions()), limits)?;
+    let sums = split.parts * dw.len();
+    let address = address_type("conv3d", &[x, dy, dw], sums.max(problem.positions()), limits)?;
     let partials = reduce::workspace(client, split.parts, dw.len());
-    for dispatch in dispatches(cubes, 2.0 * split.length as f64, limits) {
+    // A cube per sum pays for its barriers when every unit has a few terms.
+    let cube_per_sum = split.length >= 2 * UNITS as usize;
+    let sums_per_cube = if cube_per_sum { 1 } else { UNITS as usize };
+    let operations = 2.0 * (split.length * sums_per_cube) as f64;
+    for dispatch in dispatches(sums.div_ceil(sums_per_cube), operations, limits) {
         // SAFETY: as in `forward`.
         unsafe {
             weight_gradient_kernel::launch_unchecked(
@@ -112,6 +117,8 @@ pub(crate) fn weight_gradient(
                 dispatch.span(),
                 dw.len(),
                 split.length,
+                sums,
+                cube_per_sum,
                 problem.window.padding_mode,
                 problem.dtype.elem(),
             );
@@ -237,41 +244,84 @@ fn input_gradient_kernel<E: Float>(
     let at = geometry.input(index - image_channel * per_channel);
     let group = channel / geometry.group_channels;
     let c = channel - group * geometry.group_channels;
-    let replicate = comptime!(padding == PaddingMode::Replicate);
+    let row = GradientRow { n, first_out: group * geometry.group_out, c, w: at.w };
     let mut sum = 0.0f32;
     // With replicate padding an edge element collects what every position that clamps to it would get.
+    let replicate = comptime!(padding == PaddingMode::Replicate);
     for pd in geometry.depth.first_alias(at.d, replicate)..geometry.depth.last_alias(at.d, replicate) + 1i32 {
         for kd in 0..geometry.depth.kernel {
             let qd = geometry.depth.window_at(pd, kd);
             if qd < geometry.depth.output {
-                for ph in geometry.height.first_alias(at.h, replicate)
-                    ..geometry.height.last_alias(at.h, replicate) + 1i32
-                {
-                    for kh in 0..geometry.height.kernel {
-                        let qh = geometry.height.window_at(ph, kh);
-                        if qh < geometry.height.output {
-                            for pw in geometry.width.first_alias(at.w, replicate)
-                                ..geometry.width.last_alias(at.w, replicate) + 1i32
-                            {
-                                for kw in 0..geometry.width.kernel {
-                                    let qw = geometry.width.window_at(pw, kw);
-                                    if qw < geometry.width.output {
-                                        let first = group * geometry.group_out;
-                                        for o in first..first + geometry.group_out {
-                                            sum += f32::cast_from(dy[offset(dy, n, o, qd, qh, qw)])
-                                                * f32::cast_from(w[offset(w, o, c, kd, kh, kw)]);
-                                        }
-                                    }
-                                }
-                            }
-                        }
-                    }
-                }
+                sum += gradient_of_plane(dy, w, &geometry, &row, at.h, qd, kd, replicate);
             }
         }
     }
     let target = offset(&*dx, n, channel, at.d, at.h, at.w);
     dx[target] = E::cast_from(sum);
+}
+
+/// Where one element's gradient is gathered, apart from depth and height.
+#[derive(CubeType, Clone, Copy)]
+struct GradientRow {
+    n: u32,
+    first_out: u32,
+    /// Channel inside its group.
+    c: u32,
+    w: u32,
+}
+
+/// What the windows of frame `qd` give through the taps of depth `kd`. One function per axis: nested loops become
+/// nested closures when a kernel is expanded, and the compiler's time grows steeply with their depth.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn gradient_of_plane<E: Float>(
+    dy: &Tensor<E>,
+    w: &Tensor<E>,
+    geometry: &Geometry,
+    row: &GradientRow,
+    h: u32,
+    qd: u32,
+    kd: u32,
+    #[comptime] replicate: bool,
+) -> f32 {
+    let mut sum = 0.0f32;
+    for ph in geometry.height.first_alias(h, replicate)..geometry.height.last_alias(h, replicate) + 1i32 {
+        for kh in 0..geometry.height.kernel {
+            let qh = geometry.height.window_at(ph, kh);
+            if qh < geometry.height.output {
+                sum += gradient_of_row(dy, w, geometry, row, qd, kd, qh, kh, replicate);
+            }
+        }
+    }
+    sum
+}
+
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn gradient_of_row<E: Float>(
+    dy: &Tensor<E>,
+    w: &Tensor<E>,
+    geometry: &Geometry,
+    row: &GradientRow,
+    qd: u32,
+    kd: u32,
+    qh: u32,
+    kh: u32,
+    #[comptime] replicate: bool,
+) -> f32 {
+    let mut sum = 0.0f32;
+    for pw in geometry.width.first_alias(row.w, replicate)..geometry.width.last_alias(row.w, replicate) + 1i32 {
+        for kw in 0..geometry.width.kernel {
+            let qw = geometry.width.window_at(pw, kw);
+            if qw < geometry.width.output {
+                for o in row.first_out..row.first_out + geometry.group_out {
+                    sum += f32::cast_from(dy[offset(dy, row.n, o, qd, qh, qw)])
+                        * f32::cast_from(w[offset(w, o, row.c, kd, kh, kw)]);
+                }
+            }
+        }
+    }
+    sum
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -284,31 +334,44 @@ fn weight_gradient_kernel<E: Float>(
     span: Span,
     weights: usize,
     split_length: usize,
+    sums: usize,
+    #[comptime] cube_per_sum: bool,
     #[comptime] padding: PaddingMode,
     #[define(E)] _dtype: ElemType,
 ) {
-    // The whole cube leaves together: a barrier follows.
-    if span.is_idle() {
+    let mut this = span.cube();
+    if comptime!(!cube_per_sum) {
+        this = span.cube() * UNITS as usize + UNIT_POS as usize;
+    }
+    // With a cube per sum the whole cube leaves together: a barrier follows.
+    if span.is_idle() || this >= sums {
         terminate!();
     }
-    let cube = span.cube();
-    let part = cube / weights;
-    let weight = cube - part * weights;
+    let part = this / weights;
+    let weight = this - part * weights;
     let columns = (geometry.group_channels * geometry.taps()) as usize;
     let o = (weight / columns) as u32;
     let column = geometry.column((weight - o as usize * columns) as u32);
     let first_channel = o / geometry.group_out * geometry.group_channels;
     let end = min((part + 1) * split_length, geometry.windows());
     let mut sum = 0.0f32;
-    let mut index = part * split_length + UNIT_POS as usize;
+    let mut index = part * split_length;
+    let step = comptime!(if cube_per_sum { UNITS as usize } else { 1 });
+    if comptime!(cube_per_sum) {
+        index += UNIT_POS as usize;
+    }
     while index < end {
         let q = geometry.window(index);
         let value = read_tap(x, &geometry, q.n, first_channel, q.d, q.h, q.w, &column, padding);
         sum += value * f32::cast_from(dy[offset(dy, q.n, o, q.d, q.h, q.w)]);
-        index += UNITS as usize;
+        index += step;
     }
-    let total = reduce::cube_sum(sum, UNITS);
-    if UNIT_POS == 0 {
-        partials[cube] = total;
+    if comptime!(cube_per_sum) {
+        let total = reduce::cube_sum(sum, UNITS);
+        if UNIT_POS == 0 {
+            partials[this] = total;
+        }
+    } else {
+        partials[this] = sum;
     }
 }

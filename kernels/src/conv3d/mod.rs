@@ -6,7 +6,8 @@
 //!
 //! `X` reads zero or the nearest element outside the input. Problem -> plan -> kernel: [`Conv3dProblem`] is validated,
 //! [`plan`] chooses, [`forward`], [`input_gradient`] and [`weight_gradient`] launch. Every plan computes in fp32 and
-//! rounds once; no plan uses atomics, so equal calls give equal bits.
+//! rounds once; no plan uses atomics, so equal calls give equal bits, and limits on dispatches (which split the
+//! work into more launches) change none.
 
 mod activation;
 mod args;
@@ -33,16 +34,18 @@ use cubecl::prelude::*;
 
 /// Computes y `[N, O, OD, OH, OW]` into `y`.
 ///
+/// `limits` are the device's, or smaller ones.
+///
 /// # Errors
 /// When the operands do not have the problem's shapes and dtype, or the plan cannot serve the problem.
 pub fn forward(
     client: &Client,
+    limits: &Limits,
     problem: &Conv3dProblem,
     plan: &Plan,
     [x, w, y]: [&Operand; 3],
     bias: Option<&Operand>,
 ) -> Result<(), ConvError> {
-    let limits = Limits::of(client);
     check_operands(
         problem,
         &[("x", x, problem.x_shape()), ("w", w, problem.weight_shape()), ("y", y, problem.y_shape())],
@@ -56,12 +59,14 @@ pub fn forward(
             bias.map(|bias| &bias.shape)
         ),
     }
-    plan::check(plan, problem, Pass::Forward, &limits)?;
+    plan::check(plan, problem, Pass::Forward, limits)?;
+    // Without input channels the result is the bias: x and w are empty.
+    let (x, w) = (&x.bindable(client), &w.bindable(client));
     match plan {
         Plan::Empty => Ok(()),
-        Plan::Direct => direct::forward(client, problem, &limits, [x, w, y], bias),
-        Plan::ImplicitGemm(tile) => implicit_gemm::forward(client, problem, *tile, &limits, [x, w, y], bias),
-        Plan::Winograd(config) => winograd::forward(client, problem, *config, &limits, [x, w, y], bias),
+        Plan::Direct => direct::forward(client, problem, limits, [x, w, y], bias),
+        Plan::ImplicitGemm(tile) => implicit_gemm::forward(client, problem, *tile, limits, [x, w, y], bias),
+        Plan::Winograd(config) => winograd::forward(client, problem, *config, limits, [x, w, y], bias),
     }
 }
 
@@ -71,23 +76,25 @@ pub fn forward(
 /// As [`forward`].
 pub fn input_gradient(
     client: &Client,
+    limits: &Limits,
     problem: &Conv3dProblem,
     plan: &Plan,
     [dy, w, dx]: [&Operand; 3],
 ) -> Result<(), ConvError> {
-    let limits = Limits::of(client);
     check_operands(
         problem,
         &[("dy", dy, problem.y_shape()), ("w", w, problem.weight_shape()), ("dx", dx, problem.x_shape())],
     )?;
-    plan::check(plan, problem, Pass::InputGradient, &limits)?;
+    plan::check(plan, problem, Pass::InputGradient, limits)?;
+    // Without output channels the gradient is zero: dy and w are empty.
+    let (dy, w) = (&dy.bindable(client), &w.bindable(client));
     let replicate = problem.window.padding_mode == PaddingMode::Replicate;
     if replicate && matches!(plan, Plan::ImplicitGemm(_) | Plan::Winograd(_)) {
         let extended = fold::extended_gradient(client, problem);
-        run_input_gradient(client, &fold::extended_problem(problem), plan, &limits, [dy, w, &extended])?;
-        return fold::fold(client, problem, &limits, &extended, dx);
+        run_input_gradient(client, &fold::extended_problem(problem), plan, limits, [dy, w, &extended])?;
+        return fold::fold(client, problem, limits, &extended, dx);
     }
-    run_input_gradient(client, problem, plan, &limits, [dy, w, dx])
+    run_input_gradient(client, problem, plan, limits, [dy, w, dx])
 }
 
 fn run_input_gradient(
@@ -111,22 +118,24 @@ fn run_input_gradient(
 /// As [`forward`].
 pub fn weight_gradient(
     client: &Client,
+    limits: &Limits,
     problem: &Conv3dProblem,
     plan: &Plan,
     [x, dy, dw]: [&Operand; 3],
 ) -> Result<(), ConvError> {
-    let limits = Limits::of(client);
     check_operands(
         problem,
         &[("x", x, problem.x_shape()), ("dy", dy, problem.y_shape()), ("dw", dw, problem.weight_shape())],
     )?;
-    plan::check(plan, problem, Pass::WeightGradient, &limits)?;
-    let split = ReductionSplit::of(problem.positions(), dw.len(), &limits);
+    plan::check(plan, problem, Pass::WeightGradient, limits)?;
+    // Without a batch the gradient is zero: x and dy are empty.
+    let (x, dy) = (&x.bindable(client), &dy.bindable(client));
+    let split = ReductionSplit::of(problem.positions(), dw.len(), limits);
     match plan {
         Plan::Empty => Ok(()),
-        Plan::Direct => direct::weight_gradient(client, problem, split, &limits, [x, dy, dw]),
+        Plan::Direct => direct::weight_gradient(client, problem, split, limits, [x, dy, dw]),
         Plan::ImplicitGemm(tile) => {
-            implicit_gemm::weight_gradient(client, problem, *tile, split, &limits, [x, dy, dw])
+            implicit_gemm::weight_gradient(client, problem, *tile, split, limits, [x, dy, dw])
         }
         Plan::Winograd(_) => invalid!("conv3d: Winograd has no weight gradient"),
     }
@@ -138,11 +147,11 @@ pub fn weight_gradient(
 /// As [`forward`].
 pub fn bias_gradient(
     client: &Client,
+    limits: &Limits,
     problem: &Conv3dProblem,
     dy: &Operand,
     db: &Operand,
 ) -> Result<(), ConvError> {
-    let limits = Limits::of(client);
     check_operands(problem, &[("dy", dy, problem.y_shape())])?;
     if db.shape != [problem.out_channels] {
         invalid!(
@@ -151,7 +160,10 @@ pub fn bias_gradient(
             problem.out_channels
         );
     }
-    reduce::bias_gradient(client, problem, &limits, dy, db)
+    if db.is_empty() {
+        return Ok(());
+    }
+    reduce::bias_gradient(client, problem, limits, &dy.bindable(client), db)
 }
 
 fn check_operands(

@@ -1,6 +1,6 @@
 //! conv3d: every case x dtype x pass x eligible plan against the f64 reference.
 
-use crate::support::{Buffer, client, dtypes, output, read_all, upload, upload_strided};
+use crate::support::{Buffer, client, dtypes, output, read_all, upload};
 use conv_cases::conv3d::{self as cases, Conv3dCase};
 use conv_cases::fill;
 use conv_kernels::conv3d::{
@@ -55,19 +55,18 @@ pub(crate) fn inputs(
 
 /// Launches one pass into `out`.
 pub(crate) fn launch(
-    client: &Client,
+    (client, limits): (&Client, &Limits),
     problem: &Conv3dProblem,
-    pass: Pass,
-    plan: &Plan,
+    (pass, plan): (Pass, &Plan),
     inputs: &Inputs,
     out: &Buffer,
 ) {
     let (x, w, dy, out) = (inputs.x.operand(), inputs.w.operand(), inputs.dy.operand(), out.operand());
     let bias = inputs.bias.as_ref().map(Buffer::operand);
     match pass {
-        Pass::Forward => conv3d::forward(client, problem, plan, [x, w, out], bias),
-        Pass::InputGradient => conv3d::input_gradient(client, problem, plan, [dy, w, out]),
-        Pass::WeightGradient => conv3d::weight_gradient(client, problem, plan, [x, dy, out]),
+        Pass::Forward => conv3d::forward(client, limits, problem, plan, [x, w, out], bias),
+        Pass::InputGradient => conv3d::input_gradient(client, limits, problem, plan, [dy, w, out]),
+        Pass::WeightGradient => conv3d::weight_gradient(client, limits, problem, plan, [x, dy, out]),
     }
     .unwrap_or_else(|error| panic!("{problem:?} {}: {error}", plan.name()));
 }
@@ -198,7 +197,7 @@ fn reference_extended(problem: &Conv3dProblem, tile: WinogradTile, dy: &[f64], w
     folded
 }
 
-fn run(table: &[Conv3dCase], fill: &dyn Fn(u64, usize) -> Vec<f32>, exact: bool) {
+pub(crate) fn run(table: &[Conv3dCase], fill: &dyn Fn(u64, usize) -> Vec<f32>, exact: bool) {
     let client = client();
     let limits = Limits::of(&client);
     let mut failures = Vec::new();
@@ -215,7 +214,7 @@ fn run(table: &[Conv3dCase], fill: &dyn Fn(u64, usize) -> Vec<f32>, exact: bool)
                     .iter()
                     .map(|plan| {
                         let out = output(&client, &result_shape(&problem, pass), dtype);
-                        launch(&client, &problem, pass, plan, &inputs, &out);
+                        launch((&client, &limits), &problem, (pass, plan), &inputs, &out);
                         out
                     })
                     .collect();

@@ -12,12 +12,12 @@ pub(super) fn forward(
     bias: Option<&CubeTensor>,
     call: &Conv3dCall,
 ) -> Result<CubeTensor, ConvError> {
-    let problem = &call.problem;
+    let (problem, limits) = (&call.problem, Limits::of(&x.client));
     let y = allocate(x, &problem.y_shape(), x.dtype);
-    let plan = conv3d::plan(problem, Pass::Forward, call.algorithm, &Limits::of(&x.client))?;
+    let plan = conv3d::plan(problem, Pass::Forward, call.algorithm, &limits)?;
     let bias = bias.map(operand).transpose()?;
     let operands = [&operand(x)?, &operand(weight)?, &operand(&y)?];
-    conv3d::forward(&x.client, problem, &plan, operands, bias.as_ref())?;
+    conv3d::forward(&x.client, &limits, problem, &plan, operands, bias.as_ref())?;
     Ok(y)
 }
 
@@ -26,10 +26,11 @@ pub(super) fn input_gradient(
     weight: &CubeTensor,
     call: &Conv3dCall,
 ) -> Result<CubeTensor, ConvError> {
+    let limits = Limits::of(&dy.client);
     let dx = allocate(dy, &call.problem.x_shape(), dy.dtype);
-    let plan = gradient_plan(call, Pass::InputGradient, dy)?;
+    let plan = gradient_plan(call, Pass::InputGradient, &limits)?;
     let operands = [&operand(dy)?, &operand(weight)?, &operand(&dx)?];
-    conv3d::input_gradient(&dy.client, &call.problem, &plan, operands)?;
+    conv3d::input_gradient(&dy.client, &limits, &call.problem, &plan, operands)?;
     Ok(dx)
 }
 
@@ -38,16 +39,18 @@ pub(super) fn weight_gradient(
     dy: &CubeTensor,
     call: &Conv3dCall,
 ) -> Result<CubeTensor, ConvError> {
+    let limits = Limits::of(&x.client);
     let dw = allocate(x, &call.problem.weight_shape(), x.dtype);
-    let plan = gradient_plan(call, Pass::WeightGradient, dy)?;
+    let plan = gradient_plan(call, Pass::WeightGradient, &limits)?;
     let operands = [&operand(x)?, &operand(dy)?, &operand(&dw)?];
-    conv3d::weight_gradient(&x.client, &call.problem, &plan, operands)?;
+    conv3d::weight_gradient(&x.client, &limits, &call.problem, &plan, operands)?;
     Ok(dw)
 }
 
 pub(super) fn bias_gradient(dy: &CubeTensor, call: &Conv3dCall) -> Result<CubeTensor, ConvError> {
+    let limits = Limits::of(&dy.client);
     let db = allocate(dy, &[call.problem.out_channels], dy.dtype);
-    conv3d::bias_gradient(&dy.client, &call.problem, &operand(dy)?, &operand(&db)?)?;
+    conv3d::bias_gradient(&dy.client, &limits, &call.problem, &operand(dy)?, &operand(&db)?)?;
     Ok(db)
 }
 
@@ -56,14 +59,15 @@ pub(super) fn activation_gradient(
     dy: &CubeTensor,
     activation: Activation,
 ) -> Result<CubeTensor, ConvError> {
+    let limits = Limits::of(&dy.client);
     let dpre = allocate(dy, dy.meta.shape(), dy.dtype);
-    conv3d::activation_gradient(&dy.client, activation, [&operand(saved)?, &operand(dy)?, &operand(&dpre)?])?;
+    let operands = [&operand(saved)?, &operand(dy)?, &operand(&dpre)?];
+    conv3d::activation_gradient(&dy.client, &limits, activation, operands)?;
     Ok(dpre)
 }
 
 /// The forced algorithm where it serves this gradient, else the automatic choice.
-fn gradient_plan(call: &Conv3dCall, pass: Pass, on: &CubeTensor) -> Result<Plan, ConvError> {
-    let limits = Limits::of(&on.client);
-    conv3d::plan(&call.problem, pass, call.algorithm, &limits)
-        .or_else(|_| conv3d::plan(&call.problem, pass, Algorithm::Auto, &limits))
+fn gradient_plan(call: &Conv3dCall, pass: Pass, limits: &Limits) -> Result<Plan, ConvError> {
+    conv3d::plan(&call.problem, pass, call.algorithm, limits)
+        .or_else(|_| conv3d::plan(&call.problem, pass, Algorithm::Auto, limits))
 }

@@ -20,7 +20,7 @@ pub(super) fn record(recorder: &Recorder, dtype: FloatType, refused: &mut Vec<St
 
 /// Launches a problem with more elements than 32-bit indices reach.
 pub(super) fn record_wide(recorder: &Recorder, dtype: FloatType, refused: &mut Vec<String>) {
-    for base in product().iter().filter(|case| case.name.starts_with("plane") && case.bias) {
+    for base in product().iter().filter(|case| case.name.starts_with("plane")) {
         let case = Conv3dCase { c: 1, o: 1, d: 1, h: 65_536, w: 32_769, ..base.clone() };
         record_case(recorder, &case, dtype, refused);
     }
@@ -91,10 +91,10 @@ fn record_case(recorder: &Recorder, case: &Conv3dCase, dtype: FloatType, refused
                 match pass {
                     Pass::Forward => {
                         let bias = problem.bias.then(|| tensor(client, &[problem.out_channels], dtype));
-                        forward(client, &problem, &plan, [&x, &w, &y], bias.as_ref())
+                        forward(client, &limits, &problem, &plan, [&x, &w, &y], bias.as_ref())
                     }
-                    Pass::InputGradient => input_gradient(client, &problem, &plan, [&y, &w, &x]),
-                    Pass::WeightGradient => weight_gradient(client, &problem, &plan, [&x, &y, &w]),
+                    Pass::InputGradient => input_gradient(client, &limits, &problem, &plan, [&y, &w, &x]),
+                    Pass::WeightGradient => weight_gradient(client, &limits, &problem, &plan, [&x, &y, &w]),
                 }
             });
             note(result, &format!("{label} ({})", case.name), refused);
@@ -104,7 +104,7 @@ fn record_case(recorder: &Recorder, case: &Conv3dCase, dtype: FloatType, refused
         let label = format!("conv3d bias gradient {}", dtype.name());
         let result = recorder.record(&label, |client| {
             let [_, _, dy] = operands(client, &problem);
-            bias_gradient(client, &problem, &dy, &tensor(client, &[problem.out_channels], dtype))
+            bias_gradient(client, &limits, &problem, &dy, &tensor(client, &[problem.out_channels], dtype))
         });
         note(result, &format!("{label} ({})", case.name), refused);
     }
@@ -113,7 +113,7 @@ fn record_case(recorder: &Recorder, case: &Conv3dCase, dtype: FloatType, refused
     let result = recorder.record(&label, |client| {
         let y = problem.y_shape();
         let [saved, dy, dpre] = [(); 3].map(|()| tensor(client, &y, dtype));
-        activation_gradient(client, activation, [&saved, &dy, &dpre])
+        activation_gradient(client, &limits, activation, [&saved, &dy, &dpre])
     });
     note(result, &format!("{label} ({})", case.name), refused);
 }

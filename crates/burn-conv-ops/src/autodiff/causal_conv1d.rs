@@ -1,0 +1,137 @@
+//! Causal conv1d as a graph node. The backward pass needs the inputs only: it recomputes what the activation's
+//! derivative asks for. One op computes all of its gradients, since they share that recomputation.
+//!
+//! The final state is a second output and its own node. With tracked operands it and the decoding step are composed
+//! from Burn's ops, which Burn differentiates.
+
+use crate::ops::{CausalConv1dInputs, ConvOps, OptionalTensor};
+use crate::portable::causal_conv1d as portable;
+use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, NodeGuard, Ops, OpsKind};
+use burn::backend::autodiff::{Autodiff, NodeId};
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::{AutodiffBackend, Backend};
+use conv_kernels::causal_conv1d::{CausalConv1dProblem, UpdateProblem};
+
+type Tracked<B, C> = FloatTensor<Autodiff<B, C>>;
+
+pub(super) fn forward<B: Backend + ConvOps, C: CheckpointStrategy>(
+    inputs: CausalConv1dInputs<Autodiff<B, C>>,
+    problem: CausalConv1dProblem,
+) -> Tracked<B, C> {
+    let (x, weight) = (inputs.x.node(), inputs.weight.node());
+    let bias = inputs.bias.as_option().map(|bias| bias.node());
+    let initial = inputs.initial.as_option().map(|initial| initial.node());
+    match (bias, initial) {
+        (None, None) => record::<B, C, 2>([x, weight], inputs, problem),
+        (Some(bias), None) => record::<B, C, 3>([x, weight, bias], inputs, problem),
+        (None, Some(initial)) => record::<B, C, 3>([x, weight, initial], inputs, problem),
+        (Some(bias), Some(initial)) => record::<B, C, 4>([x, weight, bias, initial], inputs, problem),
+    }
+}
+
+fn record<B: Backend + ConvOps, C: CheckpointStrategy, const N: usize>(
+    nodes: [NodeGuard; N],
+    inputs: CausalConv1dInputs<Autodiff<B, C>>,
+    problem: CausalConv1dProblem,
+) -> Tracked<B, C> {
+    match CausalConvolution.prepare::<C>(nodes).compute_bound().stateful() {
+        OpsKind::UnTracked(prep) => prep.finish(B::causal_conv1d(inner(inputs), problem)),
+        OpsKind::Tracked(mut prep) => {
+            let kept = Kept {
+                x: prep.checkpoint(&inputs.x),
+                weight: prep.checkpoint(&inputs.weight),
+                bias: inputs.bias.as_option().map(|bias| prep.checkpoint(bias)),
+                initial: inputs.initial.as_option().map(|initial| prep.checkpoint(initial)),
+            };
+            let seq_idx = inputs.seq_idx.as_option().cloned();
+            let y = B::causal_conv1d(inner(inputs), problem);
+            prep.finish((kept, seq_idx, problem), y)
+        }
+    }
+}
+
+/// The inputs without their nodes.
+fn inner<B: Backend, C: CheckpointStrategy>(
+    inputs: CausalConv1dInputs<Autodiff<B, C>>,
+) -> CausalConv1dInputs<B> {
+    let CausalConv1dInputs { x, weight, bias, initial, seq_idx } = inputs;
+    CausalConv1dInputs {
+        x: x.into_primitive(),
+        weight: weight.into_primitive(),
+        bias: bias.into_option().map(|bias| bias.into_primitive()).into(),
+        initial: initial.into_option().map(|initial| initial.into_primitive()).into(),
+        seq_idx: seq_idx.into_option().into(),
+    }
+}
+
+/// Nodes whose values the backward pass reads.
+#[derive(Clone, Copy, Debug)]
+struct Kept {
+    x: NodeId,
+    weight: NodeId,
+    bias: Option<NodeId>,
+    initial: Option<NodeId>,
+}
+
+/// Parents: x, weight, then the bias and the initial state, those that there are.
+#[derive(Debug)]
+struct CausalConvolution;
+
+impl<B: Backend + ConvOps, const N: usize> Backward<B, N> for CausalConvolution {
+    type State = (Kept, Option<IntTensor<B>>, CausalConv1dProblem);
+
+    fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
+        let (kept, seq_idx, problem) = ops.state;
+        let mut retrieve = |id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id);
+        let inputs = CausalConv1dInputs::<B> {
+            x: retrieve(kept.x),
+            weight: retrieve(kept.weight),
+            bias: kept.bias.map(&mut retrieve).into(),
+            initial: kept.initial.map(&mut retrieve).into(),
+            seq_idx: seq_idx.into(),
+        };
+        let dy = grads.consume::<B>(&ops.node);
+        let computed = B::causal_conv1d_backward(inputs, dy, problem);
+        let results = [Some(computed.x), Some(computed.weight)]
+            .into_iter()
+            .chain(kept.bias.map(|_| computed.bias.into_option()))
+            .chain(kept.initial.map(|_| computed.initial.into_option()));
+        for (parent, result) in ops.parents.into_iter().zip(results) {
+            if let (Some(node), Some(result)) = (parent, result) {
+                grads.register::<B>(node.id, result);
+            }
+        }
+    }
+}
+
+pub(super) fn final_state<B: Backend + ConvOps, C: CheckpointStrategy>(
+    x: Tracked<B, C>,
+    initial: OptionalTensor<Autodiff<B, C>>,
+    problem: CausalConv1dProblem,
+) -> Tracked<B, C> {
+    let initial = initial.into_option();
+    if x.is_tracked() || initial.as_ref().is_some_and(|initial| initial.is_tracked()) {
+        return portable::final_state::<Autodiff<B, C>>(x, initial, &problem);
+    }
+    let initial = initial.map(|initial| initial.into_primitive()).into();
+    Autodiff::<B, C>::from_inner(B::causal_conv1d_final_state(x.into_primitive(), initial, problem))
+}
+
+pub(super) fn update<B: Backend + ConvOps, C: CheckpointStrategy>(
+    x: Tracked<B, C>,
+    state: Tracked<B, C>,
+    weight: Tracked<B, C>,
+    bias: OptionalTensor<Autodiff<B, C>>,
+    problem: UpdateProblem,
+) -> (Tracked<B, C>, Tracked<B, C>) {
+    let bias = bias.into_option();
+    if [&x, &state, &weight].into_iter().chain(&bias).any(|operand| operand.is_tracked()) {
+        return portable::update::<Autodiff<B, C>>(x, state, weight, bias, &problem);
+    }
+    let bias = bias.map(|bias| bias.into_primitive()).into();
+    let (x, state, weight) = (x.into_primitive(), state.into_primitive(), weight.into_primitive());
+    let (y, new_state) = B::causal_conv1d_update(x, state, weight, bias, problem);
+    (Autodiff::<B, C>::from_inner(y), Autodiff::<B, C>::from_inner(new_state))
+}

@@ -1,0 +1,64 @@
+//! RoPE2D as a graph node: the gradient is the rotation by the opposite angles. The op is cheap beside what it reads, so
+//! under gradient checkpointing it is computed again instead of kept.
+
+use crate::ops::ConvOps;
+use burn::backend::Backend;
+use burn::backend::autodiff::checkpoint::{
+    base::Checkpointer, retro_forward::RetroForward, state::BackwardStates, strategy::CheckpointStrategy,
+};
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::autodiff::{Autodiff, NodeId};
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use conv_kernels::rope2d::Rope2dProblem;
+
+pub(super) fn forward<B: Backend + ConvOps, C: CheckpointStrategy>(
+    tokens: FloatTensor<Autodiff<B, C>>,
+    positions: IntTensor<B>,
+    problem: Rope2dProblem,
+    inverse: bool,
+) -> FloatTensor<Autodiff<B, C>> {
+    let again = Again::<B> { tokens: tokens.id(), positions: positions.clone(), problem, inverse };
+    let prep = Rotation.prepare::<C>([tokens.node()]).memory_bound().retro_forward(again).parents([&tokens]);
+    match prep.stateful() {
+        OpsKind::Tracked(prep) => {
+            let out = B::rope2d(tokens.into_primitive(), positions.clone(), problem, inverse);
+            prep.finish((positions, problem, inverse), out)
+        }
+        OpsKind::UnTracked(prep) => {
+            prep.finish(B::rope2d(tokens.into_primitive(), positions, problem, inverse))
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Rotation;
+
+impl<B: Backend + ConvOps> Backward<B, 1> for Rotation {
+    type State = (IntTensor<B>, Rope2dProblem, bool);
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
+        let (positions, problem, inverse) = ops.state;
+        let dy = grads.consume::<B>(&ops.node);
+        let [tokens] = ops.parents;
+        if let Some(node) = tokens {
+            grads.register::<B>(node.id, B::rope2d(dy, positions, problem, !inverse));
+        }
+    }
+}
+
+/// The forward pass once more, from the tokens' checkpoint.
+#[derive(Debug)]
+struct Again<B: Backend> {
+    tokens: NodeId,
+    positions: IntTensor<B>,
+    problem: Rope2dProblem,
+    inverse: bool,
+}
+
+impl<B: Backend + ConvOps> RetroForward for Again<B> {
+    fn forward(&self, states: &mut BackwardStates, out_node: NodeId) {
+        let tokens = states.get_state::<FloatTensor<B>>(&self.tokens);
+        states.save(out_node, B::rope2d(tokens, self.positions.clone(), self.problem, self.inverse));
+    }
+}

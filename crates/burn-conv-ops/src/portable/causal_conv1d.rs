@@ -1,0 +1,221 @@
+//! Causal conv1d from slices of `[initial state | x]`: tap k of every step is the slice that starts at k.
+
+use crate::ops::{CausalConv1dGradients, CausalConv1dInputs};
+use super::{activate, activation_gradient, narrow, round, widen};
+use burn::backend::ops::PadMode;
+use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
+use burn::backend::{Backend, TensorMetadata, get_device_settings};
+use burn::tensor::{FloatDType, Shape};
+use conv_kernels::causal_conv1d::{CausalConv1dProblem, Conv1dLayout, UpdateProblem};
+
+/// See [`ConvOps::causal_conv1d`](crate::ConvOps::causal_conv1d).
+pub(crate) fn forward<B: Backend>(inputs: CausalConv1dInputs<B>, problem: &CausalConv1dProblem) -> FloatTensor<B> {
+    let dtype = inputs.x.dtype();
+    if problem.x_shape().contains(&0) {
+        return inputs.x;
+    }
+    let taps = Taps::of(&inputs, problem);
+    let y = activate::<B>(taps.pre_activation(&inputs, problem), problem.activation);
+    round::<B>(swap_layout::<B>(y, problem.layout), dtype)
+}
+
+/// See [`ConvOps::causal_conv1d_backward`](crate::ConvOps::causal_conv1d_backward).
+pub(crate) fn backward<B: Backend>(
+    inputs: CausalConv1dInputs<B>,
+    dy: FloatTensor<B>,
+    problem: &CausalConv1dProblem,
+) -> CausalConv1dGradients<B> {
+    let (dtype, weight_dtype, device) = (inputs.x.dtype(), inputs.weight.dtype(), inputs.x.device());
+    let (batch, channels, length, width) = (problem.batch, problem.channels, problem.length, problem.width);
+    if problem.x_shape().contains(&0) {
+        let zeros = |shape: Shape, dtype| B::float_zeros(shape, &device, FloatDType::from(dtype));
+        return CausalConv1dGradients {
+            x: zeros(problem.x_shape().into(), dtype),
+            weight: zeros(problem.weight_shape().into(), weight_dtype),
+            bias: problem.bias.then(|| zeros([channels].into(), weight_dtype)).into(),
+            initial: problem.initial_state.then(|| zeros(problem.state_shape().into(), dtype)).into(),
+        };
+    }
+    let taps = Taps::of(&inputs, problem);
+    let pre = taps.pre_activation(&inputs, problem);
+    let dy = swap_layout::<B>(widen::<B>(dy), problem.layout);
+    let dpre = taps.clear_padding(activation_gradient::<B>(pre, dy, problem.activation));
+
+    // What each tap hands back, shifted to where it read.
+    let mut dhistory: Option<FloatTensor<B>> = None;
+    let mut dweight = Vec::with_capacity(width);
+    for k in 0..width {
+        let share = taps.clear_foreign(B::float_mul(dpre.clone(), column::<B>(&inputs.weight, k)), k);
+        let shifted = B::float_pad(share, &[(0, 0), (0, 0), (k, width - 1 - k)], PadMode::Constant(0.0));
+        dhistory = Some(match dhistory {
+            Some(sum) => B::float_add(sum, shifted),
+            None => shifted,
+        });
+        let products = B::float_mul(dpre.clone(), taps.read(k));
+        dweight.push(B::float_reshape(B::float_sum_dims(products, &[0, 2]), [channels, 1].into()));
+    }
+    let dhistory = dhistory.expect("the width is at least 1");
+    let dx = swap_layout::<B>(narrow::<B>(dhistory.clone(), 2, width - 1, length), problem.layout);
+    let db = problem.bias.then(|| {
+        let db = B::float_reshape(B::float_sum_dims(dpre, &[0, 2]), [channels].into());
+        round::<B>(db, weight_dtype)
+    });
+    let dinitial = problem.initial_state.then(|| match width {
+        1 => B::float_zeros([batch, channels, 0].into(), &device, dtype.into()),
+        _ => round::<B>(narrow::<B>(dhistory, 2, 0, width - 1), dtype),
+    });
+    CausalConv1dGradients {
+        x: round::<B>(dx, dtype),
+        weight: round::<B>(B::float_cat(dweight, 1), weight_dtype),
+        bias: db.into(),
+        initial: dinitial.into(),
+    }
+}
+
+/// See [`ConvOps::causal_conv1d_final_state`](crate::ConvOps::causal_conv1d_final_state). Differentiable where the
+/// backend is.
+pub(crate) fn final_state<B: Backend>(
+    x: FloatTensor<B>,
+    initial: Option<FloatTensor<B>>,
+    problem: &CausalConv1dProblem,
+) -> FloatTensor<B> {
+    let (length, history) = (problem.length, problem.width - 1);
+    let shape = Shape::from(problem.state_shape());
+    if shape.iter().any(|&size| size == 0) {
+        return B::float_zeros(shape, &x.device(), x.dtype().into());
+    }
+    if length >= history {
+        let time = if problem.layout == Conv1dLayout::Bct { 2 } else { 1 };
+        return swap_layout::<B>(narrow::<B>(x, time, length - history, history), problem.layout);
+    }
+    let initial = initial.unwrap_or_else(|| B::float_zeros(shape, &x.device(), x.dtype().into()));
+    if length == 0 {
+        return initial;
+    }
+    let kept = narrow::<B>(initial, 2, length, history - length);
+    B::float_cat(vec![kept, swap_layout::<B>(x, problem.layout)], 2)
+}
+
+/// See [`ConvOps::causal_conv1d_update`](crate::ConvOps::causal_conv1d_update). Differentiable where the backend is.
+pub(crate) fn update<B: Backend>(
+    x: FloatTensor<B>,
+    state: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    bias: Option<FloatTensor<B>>,
+    problem: &UpdateProblem,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let (batch, channels, length) = (problem.batch, problem.channels, problem.state_length);
+    let dtype = x.dtype();
+    if batch == 0 || channels == 0 {
+        return (x, state);
+    }
+    let newest = B::float_reshape(x, [batch, channels, 1].into());
+    let joined = if length == 0 { newest } else { B::float_cat(vec![state, newest], 2) };
+    let window = narrow::<B>(joined.clone(), 2, length + 1 - problem.width, problem.width);
+    let weight = B::float_reshape(widen::<B>(weight), [1, channels, problem.width].into());
+    let sum = B::float_sum_dim(B::float_mul(widen::<B>(window), weight), 2);
+    let mut pre = B::float_reshape(sum, [batch, channels].into());
+    if let Some(bias) = bias {
+        pre = B::float_add(pre, B::float_reshape(widen::<B>(bias), [1, channels].into()));
+    }
+    let new_state = if length == 0 {
+        B::float_zeros([batch, channels, 0].into(), &joined.device(), dtype.into())
+    } else {
+        narrow::<B>(joined, 2, 1, length)
+    };
+    (round::<B>(activate::<B>(pre, problem.activation), dtype), new_state)
+}
+
+/// `[initial state | x]` in fp32 and, where there are sequence ids, which of its columns each step may read.
+struct Taps<B: Backend> {
+    history: FloatTensor<B>,
+    length: usize,
+    ids: Option<Ids<B>>,
+}
+
+/// Masks of `[B, C, T]`.
+struct Ids<B: Backend> {
+    /// Per tap: the column belongs to another sequence than the step.
+    foreign: Vec<BoolTensor<B>>,
+    /// The step is padding.
+    padding: BoolTensor<B>,
+}
+
+impl<B: Backend> Taps<B> {
+    fn of(inputs: &CausalConv1dInputs<B>, problem: &CausalConv1dProblem) -> Self {
+        let x = swap_layout::<B>(widen::<B>(inputs.x.clone()), problem.layout);
+        let history = match inputs.initial.as_option() {
+            Some(initial) if problem.width > 1 => B::float_cat(vec![widen::<B>(initial.clone()), x], 2),
+            _ => B::float_pad(x, &[(0, 0), (0, 0), (problem.width - 1, 0)], PadMode::Constant(0.0)),
+        };
+        let ids = inputs.seq_idx.as_option().map(|ids| Ids::of(ids.clone(), problem));
+        Self { history, length: problem.length, ids }
+    }
+
+    /// What tap k reads at every step; 0 where it belongs to another sequence.
+    fn read(&self, k: usize) -> FloatTensor<B> {
+        self.clear_foreign(narrow::<B>(self.history.clone(), 2, k, self.length), k)
+    }
+
+    fn clear_foreign(&self, value: FloatTensor<B>, k: usize) -> FloatTensor<B> {
+        match &self.ids {
+            Some(ids) => B::float_mask_fill(value, ids.foreign[k].clone(), 0.0.into()),
+            None => value,
+        }
+    }
+
+    fn clear_padding(&self, value: FloatTensor<B>) -> FloatTensor<B> {
+        match &self.ids {
+            Some(ids) => B::float_mask_fill(value, ids.padding.clone(), 0.0.into()),
+            None => value,
+        }
+    }
+
+    fn pre_activation(&self, inputs: &CausalConv1dInputs<B>, problem: &CausalConv1dProblem) -> FloatTensor<B> {
+        let mut sum = B::float_mul(self.read(0), column::<B>(&inputs.weight, 0));
+        for k in 1..problem.width {
+            sum = B::float_add(sum, B::float_mul(self.read(k), column::<B>(&inputs.weight, k)));
+        }
+        if let Some(bias) = inputs.bias.as_option() {
+            let bias = B::float_reshape(widen::<B>(bias.clone()), [1, problem.channels, 1].into());
+            sum = B::float_add(sum, bias);
+        }
+        // Every activation maps the 0 of padding to 0.
+        self.clear_padding(sum)
+    }
+}
+
+impl<B: Backend> Ids<B> {
+    fn of(ids: IntTensor<B>, problem: &CausalConv1dProblem) -> Self {
+        let (batch, length, history) = (problem.batch, problem.length, problem.width - 1);
+        let bools = get_device_settings::<B>(&ids.device()).bool_dtype;
+        let slice = |ids: IntTensor<B>, start: usize, end: usize| {
+            B::int_slice(ids, &[(0..batch).into(), (start..end).into()])
+        };
+        let spread = |mask: BoolTensor<B>| {
+            let mask = B::bool_reshape(mask, [batch, 1, length].into());
+            B::bool_expand(mask, [batch, problem.channels, length].into())
+        };
+        // The initial state belongs to the sequence of the first step.
+        let first = B::int_repeat_dim(slice(ids.clone(), 0, 1), 1, history.max(1));
+        let all = if history == 0 { ids.clone() } else { B::int_cat(vec![first, ids.clone()], 1) };
+        let foreign = (0..problem.width)
+            .map(|k| spread(B::int_not_equal(slice(all.clone(), k, k + length), ids.clone(), bools)))
+            .collect();
+        Self { foreign, padding: spread(B::int_lower_elem(ids, 0.into(), bools)) }
+    }
+}
+
+/// Column k of the weight as `[1, C, 1]`, in fp32.
+fn column<B: Backend>(weight: &FloatTensor<B>, k: usize) -> FloatTensor<B> {
+    let channels = weight.shape()[0];
+    B::float_reshape(widen::<B>(narrow::<B>(weight.clone(), 1, k, 1)), [1, channels, 1].into())
+}
+
+/// `[B, C, T]` from the layout and back.
+fn swap_layout<B: Backend>(tensor: FloatTensor<B>, layout: Conv1dLayout) -> FloatTensor<B> {
+    match layout {
+        Conv1dLayout::Bct => tensor,
+        Conv1dLayout::Btc => B::float_swap_dims(tensor, 1, 2),
+    }
+}

@@ -1,0 +1,47 @@
+//! RoPE2D from elementwise ops. Angles are computed in f64, as in the kernels' tables, and their sines and cosines
+//! rounded to fp32.
+
+use super::{narrow, round, widen};
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::{Backend, TensorMetadata};
+use burn::tensor::{FloatDType, Shape, TensorData};
+use conv_kernels::rope2d::{Rope2dProblem, RopeLayout, reference::frequency};
+
+/// See [`ConvOps::rope2d`](crate::ConvOps::rope2d).
+pub(crate) fn rotate<B: Backend>(
+    tokens: FloatTensor<B>,
+    positions: IntTensor<B>,
+    problem: &Rope2dProblem,
+    inverse: bool,
+) -> FloatTensor<B> {
+    let shape = problem.tokens_shape();
+    if shape.contains(&0) {
+        return tokens;
+    }
+    let (dtype, device, quarter) = (tokens.dtype(), tokens.device(), problem.frequencies());
+    let sign = if inverse { -1.0 } else { 1.0 };
+    let factors: Vec<f64> =
+        (0..quarter).map(|i| sign * f64::from(problem.f0) * frequency(problem, i)).collect();
+    let factors = B::float_from_data(TensorData::new(factors, [1, 1, 1, quarter]), &device);
+
+    // One angle per token, axis and frequency, the same for every head: [B, N, 2, Q].
+    let positions = B::int_into_float(positions, FloatDType::F64);
+    let positions = B::float_reshape(positions, [problem.batch, problem.tokens, 2, 1].into());
+    let angle = B::float_mul(positions, factors);
+    let heads = match problem.layout {
+        RopeLayout::Bhnd => [problem.batch, 1, problem.tokens, 2, 1, quarter],
+        RopeLayout::Bnhd => [problem.batch, problem.tokens, 1, 2, 1, quarter],
+    };
+    let spread = |value: FloatTensor<B>| B::float_reshape(widen::<B>(value), Shape::from(heads));
+    let (cos, sin) = (spread(B::float_cos(angle.clone())), spread(B::float_sin(angle)));
+
+    // The last axis is (axis, u or v, frequency).
+    let [first, second, third, _] = shape;
+    let split = B::float_reshape(widen::<B>(tokens), [first, second, third, 2, 2, quarter].into());
+    let (u, v) = (narrow::<B>(split.clone(), 4, 0, 1), narrow::<B>(split, 4, 1, 1));
+    let turned_u =
+        B::float_sub(B::float_mul(u.clone(), cos.clone()), B::float_mul(v.clone(), sin.clone()));
+    let turned_v = B::float_add(B::float_mul(v, cos), B::float_mul(u, sin));
+    let out = B::float_reshape(B::float_cat(vec![turned_u, turned_v], 4), Shape::from(shape));
+    round::<B>(out, dtype)
+}

@@ -1,0 +1,69 @@
+//! Devices, deterministic tensors, and comparison with the f64 references.
+
+use burn::tensor::{DType, Device, DeviceKind, Tensor, TensorData};
+use conv_cases::fill;
+use conv_kernels::tolerance::Expected;
+use std::sync::OnceLock;
+
+/// The GPU device under test: the best there is, else the software rasterizer.
+pub(crate) fn gpu() -> Device {
+    static GPU: OnceLock<Option<Device>> = OnceLock::new();
+    GPU.get_or_init(|| {
+        let opens = |device: &Device| {
+            std::panic::catch_unwind(|| Tensor::<1>::zeros([1], device).into_data()).is_ok()
+        };
+        [DeviceKind::DefaultDevice, DeviceKind::Cpu].into_iter().map(Device::wgpu).find(opens)
+    })
+    .clone()
+    .unwrap_or_else(|| {
+        panic!(
+            "no GPU adapter was found: install a Vulkan driver (Debian and Ubuntu: `apt-get install \
+             mesa-vulkan-drivers`, or run `cargo xtask test`, which does it)"
+        )
+    })
+}
+
+/// Every device the tests run on.
+pub(crate) fn devices() -> [(&'static str, Device); 2] {
+    [("flex", Device::flex()), ("gpu", gpu())]
+}
+
+/// N(0, 1) data of a seed.
+pub(crate) fn normal<const D: usize>(seed: u64, shape: [usize; D], device: &Device) -> Tensor<D> {
+    upload(&fill::normal(seed, shape.iter().product()), shape, device)
+}
+
+/// A tensor of these values in row-major order, f32.
+pub(crate) fn upload<const D: usize>(values: &[f32], shape: [usize; D], device: &Device) -> Tensor<D> {
+    Tensor::from_data(TensorData::new(values.to_vec(), shape), (device, DType::F32))
+}
+
+/// The elements in row-major order.
+pub(crate) fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
+    let data = tensor.into_data().convert::<f64>();
+    data.try_to_vec::<f64>().expect("f64 after conversion")
+}
+
+/// The elements' bits in row-major order, for bitwise comparison. Halves are exact in f32.
+pub(crate) fn bits<const D: usize>(tensor: Tensor<D>) -> Vec<u32> {
+    let data = tensor.into_data().convert::<f32>();
+    data.try_to_vec::<f32>().expect("f32 after conversion").into_iter().map(f32::to_bits).collect()
+}
+
+/// As the kernels' tests, with a name for the report.
+pub(crate) fn check(what: &str, expected: &Expected, got: &[f64]) {
+    if let Err(report) = expected.check(got, None) {
+        panic!("{what}: {report}");
+    }
+}
+
+/// Fails when an element is further than `tolerance` times the RMS of `want` from it.
+pub(crate) fn assert_close(what: &str, got: &[f64], want: &[f64], tolerance: f64) {
+    assert_eq!(got.len(), want.len(), "{what}: number of elements");
+    let rms = (want.iter().map(|value| value * value).sum::<f64>() / want.len().max(1) as f64).sqrt();
+    for (index, (got, want)) in got.iter().zip(want).enumerate() {
+        let error = (got - want).abs();
+        // NaN is an error too.
+        assert!(error <= tolerance * (rms + want.abs()), "{what}: element {index} is {got}, expected {want}");
+    }
+}

@@ -1,0 +1,365 @@
+//! The rows of causal conv1d: forward and backward, and for sequences of one step the decoding update.
+
+use crate::bench::{Bench, Row, Work};
+use crate::burn_peer::{self, CausalConv1d};
+use crate::data::{Source, upload};
+use crate::options::{Op, Options, Pass, Plans, Size};
+use crate::scale;
+use crate::verify::Truth;
+use anyhow::Result;
+use conv_cases::causal_conv1d::Case;
+use conv_cases::workloads;
+use conv_kernels::causal_conv1d::{
+    self, CausalConv1dProblem, Conv1dLayout, Gradients, Inputs, OptionalShapes, Pass as KernelPass,
+    UpdateProblem, eligible, reference,
+};
+use conv_kernels::conv3d::Activation;
+use conv_kernels::tolerance::Guard;
+use conv_kernels::{FloatType, Operand};
+use std::rc::Rc;
+
+const OP: &str = "causal_conv1d";
+/// Multiply-accumulates that the reference computes for one truth: whole channels, as many as that allows.
+const REFERENCE_MACS: usize = 4_000_000;
+
+/// The cases that are asked for.
+pub(crate) fn cases(options: &Options, size: Size) -> Vec<Case> {
+    let table = workloads::causal_conv1d().into_iter().map(|workload| workload.case);
+    let table = table.filter(|case| options.wants_op(Op::CausalConv1d) && options.wants_case(&case.name));
+    match size {
+        Size::Full => table.collect(),
+        Size::Small => table.map(|case| scale::causal_conv1d(&case)).collect(),
+    }
+}
+
+/// Measures every case.
+pub(crate) fn run(bench: &mut Bench) -> Result<()> {
+    for case in cases(&bench.options, bench.size) {
+        for dtype in bench.dtypes() {
+            if case.t == 1 {
+                run_update(bench, &case, dtype)?
+            } else {
+                run_case(bench, &case, dtype)?
+            }
+            bench.clean_up();
+        }
+        bench.report.end_case(&title(&case));
+    }
+    Ok(())
+}
+
+fn title(case: &Case) -> String {
+    let Case { name, b, c, t, w, bias, silu, .. } = case;
+    let with = |on: bool, word: &'static str| if on { word } else { "" };
+    format!("{OP} {name}: {b}x{c}x{t}, width {w}{}{}", with(*bias, ", bias"), with(*silu, ", SiLU"))
+}
+
+/// The input tensors of a case.
+#[derive(Clone, Copy)]
+struct Sources {
+    x: Source,
+    weight: Source,
+    bias: Source,
+    dy: Source,
+}
+
+impl Sources {
+    fn new(dtype: FloatType) -> Self {
+        let source = |seed| Source::normal(seed, dtype);
+        Self { x: source(1), weight: source(2), bias: source(3), dy: source(4) }
+    }
+}
+
+fn activation(case: &Case) -> Activation {
+    if case.silu { Activation::Silu } else { Activation::None }
+}
+
+fn run_case(bench: &mut Bench, case: &Case, dtype: FloatType) -> Result<()> {
+    let shape = [case.b, case.c, case.t];
+    let optional = OptionalShapes { bias: case.bias.then_some(case.c), ..OptionalShapes::default() };
+    let layout = Conv1dLayout::Bct;
+    let problem =
+        CausalConv1dProblem::new(shape, [case.c, case.w], optional, layout, activation(case), dtype, dtype)?;
+    let x_bytes = (case.b * case.c * case.t * dtype.size()) as u64;
+    let names = ["x", "y", "dy", "dx"];
+    if let Some(reason) = bench.misfit(&names.map(|name| (name, x_bytes))) {
+        bench.report.skip(format!("{OP} {} {}: {reason}", case.name, dtype.name()));
+        return Ok(());
+    }
+    let sources = Sources::new(dtype);
+    run_ours(bench, case, &problem, &sources)?;
+    if bench.options.no_burn {
+        return Ok(());
+    }
+    run_burn(bench, case, &problem, &sources)
+}
+
+const PASSES: [Pass; 3] = [Pass::Fwd, Pass::Bwd, Pass::FwdBwd];
+
+fn row(case: &Case, dtype: FloatType, pass: Pass, algorithm: &str, chosen: bool) -> Row {
+    Row { op: OP, case: case.name.clone(), dtype, pass, algorithm: algorithm.into(), chosen }
+}
+
+/// Each tensor as long as x counted once: two for the forward pass, three for the backward pass.
+fn work(case: &Case, dtype: FloatType, pass: Pass) -> Work {
+    let (passes, tensors) = match pass {
+        Pass::Fwd => (1.0, 2.0),
+        Pass::FwdBwd => (3.0, 5.0),
+        _ => (2.0, 3.0),
+    };
+    let elements = (case.b * case.c * case.t) as f64;
+    Work {
+        flops: passes * 2.0 * case.macs() as f64,
+        bytes: tensors * elements * dtype.size() as f64,
+        memory_bound: true,
+    }
+}
+
+fn run_ours(bench: &mut Bench, case: &Case, problem: &CausalConv1dProblem, sources: &Sources) -> Result<()> {
+    let (client, limits) = (bench.device.client.clone(), bench.device.limits.clone());
+    let x = upload(&client, &sources.x, &problem.x_shape());
+    let weight = upload(&client, &sources.weight, &problem.weight_shape());
+    let bias = problem.bias.then(|| upload(&client, &sources.bias, &[problem.channels]));
+    let dy = upload(&client, &sources.dy, &problem.x_shape());
+    let inputs = Inputs { x: &x, weight: &weight, bias: bias.as_ref(), initial_state: None, seq_idx: None };
+    let [y, gradients] = truths(problem, sources);
+    for pass in PASSES.into_iter().filter(|pass| bench.options.wants_pass(*pass)) {
+        let forwards = eligible(problem, KernelPass::Forward, &limits);
+        let backwards = eligible(problem, KernelPass::Backward, &limits);
+        // Both passes have the same plans, the automatic one first.
+        let count = if bench.options.plan == Plans::All { forwards.len() } else { 1 };
+        for (index, (forward, backward)) in forwards.iter().zip(&backwards).enumerate().take(count) {
+            let run_forward =
+                |y: &Operand| causal_conv1d::forward(&client, &limits, problem, forward, &inputs, y);
+            let run_backward = |out: &[Operand]| {
+                let out = Gradients { x: &out[0], weight: &out[1], bias: out.get(2), initial_state: None };
+                causal_conv1d::backward(&client, &limits, problem, backward, &inputs, &dy, None, &out)
+            };
+            let row = row(case, problem.dtype, pass, forward.name(), index == 0);
+            let work = work(case, problem.dtype, pass);
+            match pass {
+                Pass::Fwd => bench.ours(&row, work, &y, &|out| run_forward(&out[0]))?,
+                Pass::FwdBwd => {
+                    let all: Vec<_> = y.iter().chain(&gradients).cloned().collect();
+                    bench.ours(&row, work, &all, &|out| {
+                        run_forward(&out[0])?;
+                        run_backward(&out[1..])
+                    })?;
+                }
+                _ => bench.ours(&row, work, &gradients, &|out| run_backward(out))?,
+            }
+        }
+    }
+    Ok(())
+}
+
+fn run_burn(bench: &mut Bench, case: &Case, problem: &CausalConv1dProblem, sources: &Sources) -> Result<()> {
+    let (device, dtype) = (bench.device.burn.clone(), problem.dtype);
+    let x = burn_peer::tensor(&device, &sources.x, problem.x_shape(), dtype);
+    let weight = burn_peer::tensor(&device, &sources.weight, [case.c, 1, case.w], dtype);
+    let bias = case.bias.then(|| burn_peer::tensor(&device, &sources.bias, [case.c], dtype));
+    let peer = CausalConv1d { width: case.w, channels: case.c, silu: case.silu };
+    let [y, gradients] = truths(problem, &Sources { dy: Source::ones(dtype), ..*sources });
+    let graph = || {
+        let x = x.clone().autodiff().require_grad();
+        let weight = weight.clone().autodiff().require_grad();
+        let bias = bias.clone().map(|bias| bias.autodiff().require_grad());
+        let y = peer.forward(x.clone(), weight.clone(), bias.clone());
+        (x, weight, bias, y)
+    };
+    type Graph = (
+        burn::tensor::Tensor<3>,
+        burn::tensor::Tensor<3>,
+        Option<burn::tensor::Tensor<1>>,
+        burn::tensor::Tensor<3>,
+    );
+    let backward = |(x, weight, bias, y): Graph| {
+        let mut gradients = y.backward();
+        let mut results = Vec::new();
+        results.extend(x.grad_remove(&mut gradients).map(burn_peer::read));
+        results.extend(weight.grad_remove(&mut gradients).map(burn_peer::read));
+        results.extend(bias.and_then(|bias| bias.grad_remove(&mut gradients)).map(burn_peer::read));
+        results
+    };
+    for pass in PASSES.into_iter().filter(|pass| bench.options.wants_pass(*pass)) {
+        let row = row(case, dtype, pass, peer.name(), true);
+        let work = work(case, dtype, pass);
+        match pass {
+            Pass::Fwd => bench.burn(&row, work, &y, &|| (), &|()| {
+                vec![burn_peer::read(peer.forward(x.clone(), weight.clone(), bias.clone()))]
+            })?,
+            Pass::FwdBwd => {
+                let all: Vec<_> = y.iter().chain(&gradients).cloned().collect();
+                bench.burn(&row, work, &all, &|| (), &|()| {
+                    let graph = graph();
+                    let mut results = vec![burn_peer::read(graph.3.clone().inner())];
+                    results.extend(backward(graph));
+                    results
+                })?;
+            }
+            _ => bench.burn(&row, work, &gradients, &graph, &backward)?,
+        }
+    }
+    Ok(())
+}
+
+/// Channels on which the reference runs: all, or the first, the last and some between.
+fn checked_channels(case_channels: usize, macs_per_channel: usize) -> Vec<usize> {
+    let count = (REFERENCE_MACS / macs_per_channel.max(1)).clamp(2, case_channels.max(2));
+    if count >= case_channels {
+        return (0..case_channels).collect();
+    }
+    let mut channels: Vec<usize> = (0..count).map(|i| i * (case_channels - 1) / (count - 1)).collect();
+    channels.dedup();
+    channels
+}
+
+/// The truths of \[y\] and of \[dx, dw, db\]: channels do not see each other, so the reference on some of them is exact.
+fn truths(problem: &CausalConv1dProblem, sources: &Sources) -> [Vec<Rc<Truth>>; 2] {
+    let CausalConv1dProblem { batch, length, width, .. } = *problem;
+    let channels = checked_channels(problem.channels, batch * length * width);
+    let part = CausalConv1dProblem { channels: channels.len(), ..*problem };
+    // Index into the whole tensor for every element of the part.
+    let x_positions: Vec<usize> = (0..batch)
+        .flat_map(|b| channels.iter().map(move |c| (b, c)))
+        .flat_map(|(b, c)| (0..length).map(move |t| (b * problem.channels + c) * length + t))
+        .collect();
+    let w_positions: Vec<usize> =
+        channels.iter().flat_map(|c| (0..width).map(move |k| c * width + k)).collect();
+    let at = |source: &Source, positions: &[usize]| -> Vec<f64> {
+        positions.iter().map(|index| source.get(*index)).collect()
+    };
+    let (x, weight, dy) =
+        (at(&sources.x, &x_positions), at(&sources.weight, &w_positions), at(&sources.dy, &x_positions));
+    let bias = problem.bias.then(|| at(&sources.bias, &channels));
+    let inputs = reference::Inputs {
+        x: &x,
+        weight: &weight,
+        bias: bias.as_deref(),
+        initial_state: None,
+        seq_idx: None,
+    };
+    // exp and the division of SiLU add a few units in the last place.
+    let extra = if problem.activation == Activation::Silu { 24 } else { 0 };
+    let truth = |shape: &[usize], positions: &[usize], values, magnitudes, terms, guard| {
+        let all = positions.len() == shape.iter().product::<usize>();
+        let positions = (!all).then(|| positions.to_vec());
+        Rc::new(Truth { shape: shape.to_vec(), positions, values, magnitudes, terms, slope: 1.0, guard })
+    };
+    let forward = truth(
+        &problem.x_shape(),
+        &x_positions,
+        reference::forward(&part, &inputs),
+        reference::forward_magnitude(&part, &inputs),
+        width + 1 + extra,
+        Guard::SUM,
+    );
+    let values = reference::backward(&part, &inputs, &dy, None);
+    let magnitudes = reference::backward_magnitude(&part, &inputs, &dy, None);
+    let short = 2 * (width + 1 + extra);
+    let mut gradients =
+        vec![truth(&problem.x_shape(), &x_positions, values.x, magnitudes.x, short, Guard::SUM)];
+    let long = batch * length + short;
+    let sum = Guard::WEIGHT_GRADIENT;
+    gradients.push(truth(&problem.weight_shape(), &w_positions, values.weight, magnitudes.weight, long, sum));
+    if problem.bias {
+        gradients.push(truth(&[problem.channels], &channels, values.bias, magnitudes.bias, long, sum));
+    }
+    [vec![forward], gradients]
+}
+
+/// One decoding step.
+fn run_update(bench: &mut Bench, case: &Case, dtype: FloatType) -> Result<()> {
+    if !bench.options.wants_pass(Pass::Fwd) {
+        return Ok(());
+    }
+    let (client, limits) = (bench.device.client.clone(), bench.device.limits.clone());
+    let state_shape = [case.b, case.c, case.w - 1];
+    let bias = case.bias.then_some(case.c);
+    let problem = UpdateProblem::new(
+        [case.b, case.c],
+        state_shape,
+        [case.c, case.w],
+        bias,
+        activation(case),
+        dtype,
+        dtype,
+    )?;
+    let sources = Sources::new(dtype);
+    let values = |source: &Source, shape: &[usize]| source.values(shape.iter().product());
+    let (x, weight) =
+        (values(&sources.x, &problem.x_shape()), values(&sources.weight, &problem.weight_shape()));
+    let (state, bias_values) = (values(&sources.dy, &state_shape), bias.map(|c| values(&sources.bias, &[c])));
+    let absolute = |values: &[f64]| values.iter().map(|value| value.abs()).collect::<Vec<_>>();
+    let (y, new_state) = reference::update(&problem, &x, &state, &weight, bias_values.as_deref());
+    let plain = UpdateProblem { activation: Activation::None, ..problem };
+    let abs_bias = bias_values.as_deref().map(absolute);
+    let (magnitudes, _) =
+        reference::update(&plain, &absolute(&x), &absolute(&state), &absolute(&weight), abs_bias.as_deref());
+    let truth = |shape: &[usize], values: Vec<f64>, magnitudes: Vec<f64>| {
+        let (shape, terms, guard) = (shape.to_vec(), case.w + 25, Guard::SUM);
+        Rc::new(Truth { shape, positions: None, values, magnitudes, terms, slope: 1.1, guard })
+    };
+    // The new state is a copy: no rounding is allowed for.
+    let copy = vec![0.0; new_state.len()];
+    let truths = [truth(&problem.x_shape(), y, magnitudes), truth(&state_shape, new_state, copy)];
+    let elements = case.b * case.c * (2 + 2 * (case.w - 1)) + case.c * (case.w + usize::from(case.bias));
+    let work =
+        Work { flops: 2.0 * case.macs() as f64, bytes: (elements * dtype.size()) as f64, memory_bound: true };
+
+    let x = upload(&client, &sources.x, &problem.x_shape());
+    let weight = upload(&client, &sources.weight, &problem.weight_shape());
+    let state = upload(&client, &sources.dy, &state_shape);
+    let bias = bias.map(|c| upload(&client, &sources.bias, &[c]));
+    bench.ours(&row(case, dtype, Pass::Fwd, "update", true), work, &truths, &|out| {
+        causal_conv1d::update(
+            &client,
+            &limits,
+            &problem,
+            &x,
+            &state,
+            &weight,
+            bias.as_ref(),
+            &out[0],
+            &out[1],
+        )
+    })?;
+    if bench.options.no_burn {
+        return Ok(());
+    }
+    let device = bench.device.burn.clone();
+    let x = burn_peer::tensor(&device, &sources.x, [case.b, case.c, 1], dtype);
+    let weight = burn_peer::tensor(&device, &sources.weight, [case.c, 1, case.w], dtype);
+    let state = burn_peer::tensor(&device, &sources.dy, state_shape, dtype);
+    let bias = case.bias.then(|| burn_peer::tensor(&device, &sources.bias, [case.c], dtype));
+    let peer = CausalConv1d { width: case.w, channels: case.c, silu: case.silu };
+    bench.burn(&row(case, dtype, Pass::Fwd, peer.update_name(), true), work, &truths, &|| (), &|()| {
+        let (y, state) = peer.update(x.clone(), state.clone(), weight.clone(), bias.clone());
+        vec![burn_peer::read(y), burn_peer::read(state)]
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn some_channels_have_the_truth_of_all() {
+        let f32 = FloatType::F32;
+        let optional = OptionalShapes { bias: Some(6), ..OptionalShapes::default() };
+        let (layout, silu) = (Conv1dLayout::Bct, Activation::Silu);
+        // So long that the reference takes two channels of six.
+        let problem =
+            CausalConv1dProblem::new([2, 6, 250_000], [6, 4], optional, layout, silu, f32, f32).unwrap();
+        let sources = Sources::new(f32);
+        let [y, gradients] = truths(&problem, &sources);
+        assert_eq!(y[0].positions.as_ref().unwrap().len(), 2 * 2 * 250_000);
+        assert_eq!(gradients[2].positions.as_ref().unwrap(), &[0, 5]);
+        // y of the last channel at the end of the last row, from its definition.
+        let at = (2 * 6 - 1) * 250_000 + 249_999;
+        let pre: f64 = (0..4).map(|k| sources.weight.get(20 + k) * sources.x.get(at - 3 + k)).sum();
+        let pre = pre + sources.bias.get(5);
+        let place = y[0].positions().iter().position(|index| *index == at).unwrap();
+        assert!((y[0].values[place] - pre / (1.0 + (-pre).exp())).abs() < 1e-12);
+    }
+}

@@ -1,0 +1,309 @@
+//! The rows of conv3d.
+
+mod truth;
+
+use crate::bench::{Bench, Row, Work};
+use crate::burn_peer;
+use crate::data::{Source, upload};
+use crate::options::{Op, Options, Pass, Plans, Size};
+use crate::scale;
+use crate::verify::Truth;
+use anyhow::Result;
+use burn::tensor::Tensor;
+use conv_cases::conv3d::Conv3dCase;
+use conv_cases::workloads;
+use conv_kernels::conv3d::{
+    self, Algorithm, Conv3dProblem, Pass as KernelPass, Plan, Window, WinogradTile, eligible, plan,
+};
+use conv_kernels::{ConvError, FloatType, Limits, Operand};
+use cubecl::prelude::*;
+use std::cell::RefCell;
+use std::rc::Rc;
+use truth::Inputs;
+
+const OP: &str = "conv3d";
+
+/// The cases that are asked for.
+pub(crate) fn cases(options: &Options, size: Size) -> Vec<Conv3dCase> {
+    let table = workloads::conv3d().into_iter().map(|workload| workload.case);
+    let table = table.filter(|case| options.wants_op(Op::Conv3d) && options.wants_case(&case.name));
+    match size {
+        Size::Full => table.collect(),
+        Size::Small => table.map(|case| scale::conv3d(&case)).collect(),
+    }
+}
+
+/// Measures every case.
+pub(crate) fn run(bench: &mut Bench) -> Result<()> {
+    for case in cases(&bench.options, bench.size) {
+        for dtype in bench.dtypes() {
+            run_case(bench, &case, dtype)?;
+            bench.clean_up();
+        }
+        bench.report.end_case(&title(&case));
+    }
+    Ok(())
+}
+
+/// The case on one line.
+fn title(case: &Conv3dCase) -> String {
+    let join = |values: &[usize]| values.iter().map(usize::to_string).collect::<Vec<_>>().join("x");
+    let mut title = format!(
+        "conv3d {}: {} -> {}, kernel {}",
+        case.name,
+        join(&case.input_shape()),
+        join(&case.output_shape()),
+        join(&case.kernel)
+    );
+    for (name, values) in [("stride", case.stride), ("dilation", case.dilation)] {
+        if values != [1; 3] {
+            title += &format!(", {name} {}", join(&values));
+        }
+    }
+    if case.groups > 1 {
+        title += &format!(", groups {}", case.groups);
+    }
+    title
+}
+
+/// One case in one storage type.
+struct Subject {
+    problem: Conv3dProblem,
+    sources: Inputs,
+    /// What has been computed: whole results take a while.
+    truths: RefCell<Vec<(TruthKey, Rc<Truth>)>>,
+}
+
+/// What a truth depends on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct TruthKey {
+    pass: KernelPass,
+    /// Whose bound; none: a plain sum's.
+    tile: Option<WinogradTile>,
+    /// With dy all ones, which Burn's `backward` starts from.
+    ones: bool,
+}
+
+impl Subject {
+    fn truth(&self, key: TruthKey) -> Rc<Truth> {
+        let known =
+            self.truths.borrow().iter().find(|(other, _)| *other == key).map(|(_, truth)| truth.clone());
+        if let Some(truth) = known {
+            return truth;
+        }
+        let dy = if key.ones { Source::ones(self.problem.dtype) } else { self.sources.dy };
+        let inputs = Inputs { dy, ..self.sources };
+        let truth = Rc::new(match key.tile {
+            None => truth::truth(&self.problem, key.pass, &inputs),
+            Some(tile) => {
+                let plain = self.truth(TruthKey { tile: None, ..key });
+                truth::winograd_truth(&self.problem, key.pass, tile, &inputs, &plain)
+            }
+        });
+        self.truths.borrow_mut().push((key, truth.clone()));
+        truth
+    }
+}
+
+/// The kernel passes of a benchmark pass.
+fn kernel_passes(pass: Pass) -> &'static [KernelPass] {
+    use KernelPass::{Forward, InputGradient, WeightGradient};
+    match pass {
+        Pass::Fwd => &[Forward],
+        Pass::Dx => &[InputGradient],
+        Pass::Dw => &[WeightGradient],
+        Pass::Db => &[],
+        Pass::Bwd => &[InputGradient, WeightGradient],
+        Pass::FwdBwd => &[Forward, InputGradient, WeightGradient],
+    }
+}
+
+fn run_case(bench: &mut Bench, case: &Conv3dCase, dtype: FloatType) -> Result<()> {
+    let window = Window {
+        stride: case.stride,
+        padding: case.padding,
+        dilation: case.dilation,
+        groups: case.groups,
+        ..Window::default()
+    };
+    let problem = Conv3dProblem::new(case.input_shape(), case.weight_shape(), None, window, dtype)?;
+    let shapes = [problem.x_shape(), problem.weight_shape(), problem.y_shape()];
+    let [x_bytes, w_bytes, y_bytes] = shapes.map(|shape| bytes(&shape, dtype));
+    let tensors =
+        [("x", x_bytes), ("w", w_bytes), ("y", y_bytes), ("dy", y_bytes), ("dx", x_bytes), ("dw", w_bytes)];
+    if let Some(reason) = bench.misfit(&tensors) {
+        bench.report.skip(format!("conv3d {} {}: {reason}", case.name, dtype.name()));
+        return Ok(());
+    }
+    let source = |seed| Source::normal(seed, dtype);
+    let sources = Inputs { x: source(1), w: source(2), dy: source(3) };
+    let subject = Subject { problem, sources, truths: RefCell::default() };
+    run_ours(bench, case, &subject)?;
+    if bench.options.no_burn {
+        return Ok(());
+    }
+    let gflop = 2e-9 * problem.multiply_adds();
+    if gflop > bench.options.burn_max_gflop {
+        bench.report.skip(format!(
+            "conv3d {} {}, Burn: {gflop:.0} GFLOP, --burn-max-gflop allows {}",
+            case.name,
+            dtype.name(),
+            bench.options.burn_max_gflop
+        ));
+        return Ok(());
+    }
+    run_burn(bench, case, &subject)
+}
+
+fn bytes(shape: &[usize], dtype: FloatType) -> u64 {
+    shape.iter().product::<usize>() as u64 * dtype.size() as u64
+}
+
+/// What a pass does at least.
+fn work(problem: &Conv3dProblem, pass: Pass) -> Work {
+    let of = |shape: [usize; 5]| bytes(&shape, problem.dtype) as f64;
+    let (x, w, y) = (of(problem.x_shape()), of(problem.weight_shape()), of(problem.y_shape()));
+    let product = 2.0 * problem.multiply_adds();
+    let (flops, bytes) = match pass {
+        Pass::Fwd | Pass::Dx | Pass::Dw => (product, x + w + y),
+        Pass::Db => (problem.positions() as f64 * problem.out_channels as f64, y),
+        Pass::Bwd => (2.0 * product, 2.0 * (x + w) + y),
+        Pass::FwdBwd => (3.0 * product, 3.0 * (x + w) + 2.0 * y),
+    };
+    let depthwise = problem.window.groups == problem.channels && problem.channels > 1;
+    Work { flops, bytes, memory_bound: depthwise || pass == Pass::Db }
+}
+
+/// Launches one kernel pass: operands x, w, dy, and the result.
+fn launch(
+    (client, limits): (&Client, &Limits),
+    problem: &Conv3dProblem,
+    pass: KernelPass,
+    plan: &Plan,
+    [x, w, dy]: [&Operand; 3],
+    result: &Operand,
+) -> Result<(), ConvError> {
+    match pass {
+        KernelPass::Forward => conv3d::forward(client, limits, problem, plan, [x, w, result], None),
+        KernelPass::InputGradient => conv3d::input_gradient(client, limits, problem, plan, [dy, w, result]),
+        KernelPass::WeightGradient => conv3d::weight_gradient(client, limits, problem, plan, [x, dy, result]),
+    }
+}
+
+const PASSES: [Pass; 6] = [Pass::Fwd, Pass::Dx, Pass::Dw, Pass::Db, Pass::Bwd, Pass::FwdBwd];
+
+fn run_ours(bench: &mut Bench, case: &Conv3dCase, subject: &Subject) -> Result<()> {
+    let (client, limits) = (bench.device.client.clone(), bench.device.limits.clone());
+    let problem = &subject.problem;
+    let x = upload(&client, &subject.sources.x, &problem.x_shape());
+    let w = upload(&client, &subject.sources.w, &problem.weight_shape());
+    let dy = upload(&client, &subject.sources.dy, &problem.y_shape());
+    for pass in PASSES.into_iter().filter(|pass| bench.options.wants_pass(*pass)) {
+        let row = |algorithm: String, chosen: bool| Row {
+            op: OP,
+            case: case.name.clone(),
+            dtype: problem.dtype,
+            pass,
+            algorithm,
+            chosen,
+        };
+        let work = work(problem, pass);
+        if pass == Pass::Db {
+            let truth = Rc::new(truth::bias_truth(problem, &subject.sources.dy));
+            let launch = |out: &[Operand]| conv3d::bias_gradient(&client, &limits, problem, &dy, &out[0]);
+            bench.ours(&row("reduce".into(), true), work, &[truth], &launch)?;
+            continue;
+        }
+        let passes = kernel_passes(pass);
+        let automatic: Vec<Plan> = passes
+            .iter()
+            .map(|pass| plan(problem, *pass, Algorithm::Auto, &limits))
+            .collect::<Result<_, _>>()?;
+        let mut choices = vec![automatic];
+        // A pass of several kernels is timed with the plans a user gets; its parts show what the others are worth.
+        if bench.options.plan == Plans::All && passes.len() == 1 {
+            let others =
+                eligible(problem, passes[0], &limits).into_iter().filter(|plan| *plan != choices[0][0]);
+            choices.extend(others.map(|plan| vec![plan]).collect::<Vec<_>>());
+        }
+        for (index, plans) in choices.iter().enumerate() {
+            let parts: Vec<_> = passes.iter().copied().zip(plans).collect();
+            let key = |(pass, plan): &(KernelPass, &Plan)| {
+                let tile = if let Plan::Winograd(config) = plan { Some(config.tile) } else { None };
+                TruthKey { pass: *pass, tile, ones: false }
+            };
+            let truths: Vec<_> = parts.iter().map(|part| subject.truth(key(part))).collect();
+            let launch = |out: &[Operand]| {
+                parts.iter().zip(out).try_for_each(|((pass, plan), out)| {
+                    launch((&client, &limits), problem, *pass, plan, [&x, &w, &dy], out)
+                })
+            };
+            let mut names: Vec<_> = plans.iter().map(Plan::name).collect();
+            names.dedup();
+            let row = row(names.join("+"), index == 0);
+            bench.ours(&row, work, &truths, &launch)?;
+        }
+    }
+    Ok(())
+}
+
+fn run_burn(bench: &mut Bench, case: &Conv3dCase, subject: &Subject) -> Result<()> {
+    let problem = &subject.problem;
+    let device = bench.device.burn.clone();
+    let peer = burn_peer::Conv3d::of(problem);
+    let x = burn_peer::tensor(&device, &subject.sources.x, problem.x_shape(), problem.dtype);
+    let w = burn_peer::tensor(&device, &subject.sources.w, problem.weight_shape(), problem.dtype);
+    for pass in PASSES.into_iter().filter(|pass| bench.options.wants_pass(*pass)) {
+        let row = Row {
+            op: OP,
+            case: case.name.clone(),
+            dtype: problem.dtype,
+            pass,
+            algorithm: peer.name().into(),
+            chosen: true,
+        };
+        let work = work(problem, pass);
+        let key =
+            |pass: &KernelPass| TruthKey { pass: *pass, tile: None, ones: *pass != KernelPass::Forward };
+        let truths: Vec<_> = kernel_passes(pass).iter().map(|pass| subject.truth(key(pass))).collect();
+        // Tensors of a fresh graph; only the gradients that are asked for are tracked, so only they are computed.
+        let [track_x, track_w] = [pass != Pass::Dw, pass != Pass::Dx];
+        let leaf = |tensor: &Tensor<5>, track: bool| {
+            let tensor = tensor.clone().autodiff();
+            if track { tensor.require_grad() } else { tensor }
+        };
+        let graph = || {
+            let (x, w) = (leaf(&x, track_x), leaf(&w, track_w));
+            let y = peer.forward(x.clone(), w.clone());
+            (x, w, y)
+        };
+        let backward = |(x, w, y): (Tensor<5>, Tensor<5>, Tensor<5>)| {
+            let mut gradients = y.backward();
+            let tracked = [(x, track_x), (w, track_w)].into_iter().filter(|(_, track)| *track);
+            tracked
+                .filter_map(|(leaf, _)| leaf.grad_remove(&mut gradients))
+                .map(burn_peer::read)
+                .collect::<Vec<_>>()
+        };
+        match pass {
+            Pass::Fwd => bench.burn(&row, work, &truths, &|| (), &|()| {
+                vec![burn_peer::read(peer.forward(x.clone(), w.clone()))]
+            })?,
+            Pass::Db => {
+                let dy = burn_peer::tensor(&device, &subject.sources.dy, problem.y_shape(), problem.dtype);
+                let truth = Rc::new(truth::bias_truth(problem, &subject.sources.dy));
+                let row = Row { algorithm: "sum".into(), ..row };
+                let run = |()| vec![burn_peer::read(burn_peer::bias_gradient(dy.clone()))];
+                bench.burn(&row, work, &[truth], &|| (), &run)?;
+            }
+            Pass::Dx | Pass::Dw | Pass::Bwd => bench.burn(&row, work, &truths, &graph, &backward)?,
+            Pass::FwdBwd => bench.burn(&row, work, &truths, &|| (), &|()| {
+                let (x, w, y) = graph();
+                let mut results = vec![burn_peer::read(y.clone().inner())];
+                results.extend(backward((x, w, y)));
+                results
+            })?,
+        }
+    }
+    Ok(())
+}

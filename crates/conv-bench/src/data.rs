@@ -1,0 +1,183 @@
+//! Deterministic inputs that are cheap at any size, and results read back.
+//!
+//! An input is a function of the index: a hash picks one of 65,536 samples of N(0, 1), rounded to the storage type.
+//! The host can evaluate it anywhere without keeping the tensor.
+
+use conv_cases::fill;
+use conv_kernels::{FloatType, Operand};
+use cubecl::prelude::*;
+use half::{bf16, f16};
+use std::sync::OnceLock;
+use std::thread;
+
+/// Samples in a table, a power of two.
+const SAMPLES: usize = 1 << 16;
+
+/// Samples of N(0, 1) rounded to one storage type.
+#[derive(Debug)]
+struct Table {
+    values: Vec<f64>,
+    encoded: Vec<u8>,
+}
+
+fn table(dtype: FloatType) -> &'static Table {
+    static TABLES: [OnceLock<Table>; 3] = [const { OnceLock::new() }; 3];
+    TABLES[dtype as usize].get_or_init(|| {
+        let encoded = encode(&fill::normal(7, SAMPLES), dtype);
+        let values = (0..SAMPLES).map(|index| decode(&encoded, dtype, index)).collect();
+        Table { values, encoded }
+    })
+}
+
+/// The values of one input tensor.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Source {
+    seed: u64,
+    dtype: FloatType,
+    /// None: all ones.
+    table: Option<&'static Table>,
+}
+
+impl Source {
+    /// Values that look like N(0, 1).
+    pub(crate) fn normal(seed: u64, dtype: FloatType) -> Self {
+        Self { seed: fill::hash(seed, 0), dtype, table: Some(table(dtype)) }
+    }
+
+    /// All ones: what Burn's `backward` starts from.
+    pub(crate) fn ones(dtype: FloatType) -> Self {
+        Self { seed: 0, dtype, table: None }
+    }
+
+    /// Element `index`.
+    pub(crate) fn get(&self, index: usize) -> f64 {
+        self.table.map_or(1.0, |table| table.values[self.slot(index)])
+    }
+
+    /// The first `len` elements.
+    pub(crate) fn values(&self, len: usize) -> Vec<f64> {
+        (0..len).map(|index| self.get(index)).collect()
+    }
+
+    /// The first `len` elements as the device stores them.
+    pub(crate) fn bytes(&self, len: usize) -> Vec<u8> {
+        let size = self.dtype.size();
+        let Some(table) = self.table else { return encode(&vec![1.0; len], self.dtype) };
+        let mut bytes = vec![0; len * size];
+        let share = len.div_ceil(thread::available_parallelism().map_or(1, usize::from)).max(1);
+        thread::scope(|scope| {
+            for (part, bytes) in bytes.chunks_mut(share * size).enumerate() {
+                scope.spawn(move || {
+                    for (index, element) in bytes.chunks_exact_mut(size).enumerate() {
+                        let slot = self.slot(part * share + index) * size;
+                        element.copy_from_slice(&table.encoded[slot..slot + size]);
+                    }
+                });
+            }
+        });
+        bytes
+    }
+
+    /// One multiplication each way spreads neighbouring indices over the table.
+    fn slot(&self, index: usize) -> usize {
+        let mut z = (index as u64 ^ self.seed).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        z = (z ^ (z >> 32)).wrapping_mul(0xD6E8_FEB8_6659_FD93);
+        (z >> 48) as usize % SAMPLES
+    }
+}
+
+/// A row-major tensor on the device holding `source`.
+pub(crate) fn upload(client: &Client, source: &Source, shape: &[usize]) -> Operand {
+    let bytes = source.bytes(shape.iter().product());
+    Operand::contiguous(client.create_from_slice(&bytes), shape, source.dtype)
+}
+
+/// A row-major tensor full of NaN, so that an element that no kernel writes is noticed.
+pub(crate) fn unwritten(client: &Client, shape: &[usize], dtype: FloatType) -> Operand {
+    let bytes = vec![0xFF; shape.iter().product::<usize>() * dtype.size()];
+    Operand::contiguous(client.create_from_slice(&bytes), shape, dtype)
+}
+
+/// A tensor read back.
+#[derive(Debug)]
+pub(crate) struct Host {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) dtype: FloatType,
+}
+
+impl Host {
+    /// Waits for the launches that write `operand` and reads it.
+    ///
+    /// # Errors
+    /// When a launch failed.
+    pub(crate) fn read(client: &Client, operand: &Operand) -> Result<Self, String> {
+        let bytes =
+            client.read_one(operand.handle.clone()).map_err(|error| first_line(&error.to_string()))?;
+        Ok(Self { bytes: bytes.to_vec(), dtype: operand.dtype })
+    }
+
+    /// Number of elements.
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len() / self.dtype.size()
+    }
+
+    /// Element `index`.
+    pub(crate) fn get(&self, index: usize) -> f64 {
+        decode(&self.bytes, self.dtype, index)
+    }
+}
+
+/// A device's error without its stack trace.
+pub(crate) fn first_line(text: &str) -> String {
+    text.lines().find(|line| !line.trim().is_empty()).unwrap_or("unknown error").trim().to_string()
+}
+
+fn encode(values: &[f32], dtype: FloatType) -> Vec<u8> {
+    match dtype {
+        FloatType::F32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+        FloatType::F16 => values.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect(),
+        FloatType::Bf16 => values.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes()).collect(),
+    }
+}
+
+fn decode(bytes: &[u8], dtype: FloatType, index: usize) -> f64 {
+    match dtype {
+        FloatType::F32 => {
+            let at = index * 4;
+            f64::from(f32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]))
+        }
+        FloatType::F16 => f16::from_le_bytes([bytes[index * 2], bytes[index * 2 + 1]]).to_f64(),
+        FloatType::Bf16 => bf16::from_le_bytes([bytes[index * 2], bytes[index * 2 + 1]]).to_f64(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_looks_normal_and_equals_its_bytes() {
+        for dtype in FloatType::ALL {
+            let source = Source::normal(3, dtype);
+            let n = 100_003;
+            let values = source.values(n);
+            let host = Host { bytes: source.bytes(n), dtype };
+            assert_eq!(host.len(), n);
+            assert!((0..n).all(|index| host.get(index) == values[index]));
+            let mean = values.iter().sum::<f64>() / n as f64;
+            let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / n as f64;
+            let lag = values.windows(2).map(|pair| pair[0] * pair[1]).sum::<f64>() / n as f64;
+            let other = Source::normal(4, dtype).values(n);
+            let across = values.iter().zip(&other).map(|(a, b)| a * b).sum::<f64>() / n as f64;
+            assert!(mean.abs() < 0.02 && (variance - 1.0).abs() < 0.03, "{mean} {variance}");
+            assert!(lag.abs() < 0.02 && across.abs() < 0.02, "{lag} {across}");
+        }
+    }
+
+    #[test]
+    fn ones_are_ones() {
+        let source = Source::ones(FloatType::F16);
+        assert_eq!(source.values(3), [1.0; 3]);
+        assert_eq!(source.bytes(2), [0, 0x3C, 0, 0x3C]);
+    }
+}

@@ -1,0 +1,161 @@
+//! The device under test, its name, and the limits that results are measured against.
+
+use crate::measure::Timer;
+use crate::options::DeviceChoice;
+use anyhow::{Context, Result, anyhow};
+use conv_kernels::{FloatType, Limits};
+use cubecl::device::WgpuDeviceKind;
+use cubecl::prelude::*;
+use cubecl::std::throughput::measure_peak_throughput;
+use cubecl::throughput::compute_throughput_key;
+use std::time::Duration;
+
+/// An opened device. Burn's device of the same kind shares its queue, so both are timed by the same clock.
+pub(crate) struct Device {
+    pub(crate) client: Client,
+    pub(crate) burn: burn::tensor::Device,
+    pub(crate) limits: Limits,
+    /// What the adapter calls itself.
+    pub(crate) name: String,
+    /// Runtime and shader language.
+    pub(crate) backend: &'static str,
+    /// Whether it is no card but a program on the CPU.
+    pub(crate) software: bool,
+}
+
+impl Device {
+    /// Opens the chosen adapter.
+    pub(crate) fn open(choice: DeviceChoice) -> Result<Self> {
+        let kind = match choice {
+            DeviceChoice::Default => WgpuDeviceKind::DefaultDevice,
+            DeviceChoice::Software => WgpuDeviceKind::Cpu,
+        };
+        #[cfg(feature = "vulkan")]
+        let open = cubecl::Device::vulkan;
+        #[cfg(not(feature = "vulkan"))]
+        let open = cubecl::Device::wgpu;
+        let missing = match choice {
+            DeviceChoice::Default => {
+                "no GPU was found; `--device software` runs on the CPU through a software adapter"
+            }
+            DeviceChoice::Software => {
+                "no software adapter was found (Debian and Ubuntu: `apt-get install mesa-vulkan-drivers`)"
+            }
+        };
+        let device = open(kind).map_err(|error| anyhow!("{missing} ({error})"))?;
+        let client = device.client();
+        let identity = &client.properties().identity;
+        Ok(Self {
+            limits: Limits::of(&client),
+            name: identity.name.clone(),
+            backend: client.name(),
+            software: identity.physical.is_none(),
+            burn: burn::tensor::Device::new(device),
+            client,
+        })
+    }
+
+    /// The adapter's name as a folder name.
+    pub(crate) fn slug(&self) -> String {
+        // What stands in parentheses is the driver's business.
+        let name = self.name.split('(').next().unwrap_or_default().trim().to_lowercase();
+        let words = name.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+        words.collect::<Vec<_>>().join("-")
+    }
+}
+
+/// What the device can do at most, as measured at the start of a run.
+#[derive(Clone, Debug)]
+pub(crate) struct Roofline {
+    /// Bytes per second of a plain copy, reads and writes counted.
+    pub(crate) copy: f64,
+    /// Operations per second per storage type: matrix units where they take it, fused multiply-adds elsewhere.
+    pub(crate) compute: Vec<(FloatType, f64)>,
+}
+
+impl Roofline {
+    /// Measures the device.
+    pub(crate) fn measure(device: &Device) -> Result<Self> {
+        let copy = copy_bandwidth(device)?;
+        // The probes are sized for a GPU and take minutes on a CPU.
+        let compute = if device.software { Vec::new() } else { peaks(device) };
+        Ok(Self { copy, compute })
+    }
+
+    /// The shortest time in seconds that `work` can take, if the limit that binds it is known.
+    pub(crate) fn bound(&self, work: &crate::bench::Work, dtype: FloatType) -> Option<f64> {
+        let memory = work.bytes / self.copy;
+        if work.memory_bound {
+            return Some(memory);
+        }
+        let (_, peak) = self.compute.iter().find(|(of, _)| *of == dtype)?;
+        Some(memory.max(work.flops / peak))
+    }
+}
+
+fn peaks(device: &Device) -> Vec<(FloatType, f64)> {
+    let f32 = FloatType::F32.elem();
+    let peak = |dtype: &FloatType| {
+        let matrices = &device.client.features().matmul.cmma;
+        let takes = |m: &&cubecl::features::MmaConfig| {
+            m.a_type == dtype.elem() && m.b_type == dtype.elem() && m.cd_type == f32
+        };
+        // The largest tile, then plain arithmetic, which is fp32 whatever the storage type.
+        let tile = matrices.iter().filter(takes).max_by_key(|m| m.m * m.n * m.k).map(|m| (m.m, m.n, m.k));
+        let measured = |tile| {
+            let input = if tile.is_some() { dtype.elem() } else { f32 };
+            let key = compute_throughput_key(tile, input, f32);
+            measure_peak_throughput(&device.client, key).ok().map(|value| value.ops_per_s())
+        };
+        let best = [tile.and_then(|tile| measured(Some(tile))), measured(None)].into_iter().flatten();
+        best.filter(|peak| peak.is_finite()).reduce(f64::max).map(|peak| (*dtype, peak))
+    };
+    device.limits.dtypes.iter().filter_map(peak).collect()
+}
+
+/// Vectors of four fp32 numbers.
+const VECTOR: usize = 4;
+
+#[cube(launch_unchecked)]
+fn copy_kernel<N: Size>(source: &[Vector<f32, N>], target: &mut [Vector<f32, N>]) {
+    if ABSOLUTE_POS < target.len() {
+        target[ABSOLUTE_POS] = source[ABSOLUTE_POS];
+    }
+}
+
+/// Bytes per second that a plain copy kernel moves: what bandwidth-bound ops are measured against.
+fn copy_bandwidth(device: &Device) -> Result<f64> {
+    let client = &device.client;
+    let bytes = if device.software { 16 << 20 } else { (256 << 20).min(device.limits.buffer_bytes as usize) };
+    let units = 256;
+    let vectors = bytes / (4 * VECTOR);
+    let cubes = vectors.div_ceil(units);
+    let axis = device.limits.cubes_per_axis as usize;
+    let count = CubeCount::Static(cubes.min(axis) as u32, cubes.div_ceil(axis) as u32, 1);
+    let data: Vec<u8> = (0..bytes).map(|index| index as u8).collect();
+    let (source, target) = (client.create_from_slice(&data), client.empty(bytes));
+    let launch = || {
+        // SAFETY: both buffers hold `vectors` vectors, and the kernel checks its index against the target's length.
+        unsafe {
+            copy_kernel::launch_unchecked(
+                client,
+                count.clone(),
+                CubeDim::new_1d(units as u32),
+                VECTOR,
+                BufferArg::from_raw_parts(source.clone(), vectors),
+                BufferArg::from_raw_parts(target.clone(), vectors),
+            );
+        }
+        Ok(())
+    };
+    launch().map_err(|error: String| anyhow!(error))?;
+    let copied = client.read_one(target.clone()).context("the copy kernel failed")?;
+    anyhow::ensure!(
+        copied[..] == data[..],
+        "the copy kernel copied wrong bytes: this device cannot be measured"
+    );
+    let warm_up = Duration::from_millis(if device.software { 0 } else { 500 });
+    let timer = Timer { client: client.clone(), samples: 15, warm_up };
+    let samples = timer.time(|| Ok(()), |()| launch()).map_err(|error| anyhow!("copy kernel: {error}"))?;
+    Ok(2.0 * bytes as f64 / (samples.median * 1e-3))
+}

@@ -1,0 +1,200 @@
+//! The command line.
+
+use clap::{Parser, ValueEnum};
+use conv_kernels::FloatType;
+use std::path::PathBuf;
+
+/// Verifies, then times, every workload of conv-kernels against Burn's own op.
+///
+/// A result is compared with f64 arithmetic before it is timed; a row whose result was not verified is not written.
+/// Writes DIR/DEVICE/DATE.csv.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "conv-bench", version)]
+pub(crate) struct Options {
+    /// Real shapes, or the same layers scaled down until a software adapter runs them [default: full on a GPU]
+    #[arg(long, value_enum)]
+    pub(crate) size: Option<Size>,
+
+    /// Which op
+    #[arg(long, value_enum, default_value_t = Op::All)]
+    pub(crate) op: Op,
+
+    /// Only cases whose name contains this
+    #[arg(long, default_value = "", value_name = "SUBSTRING")]
+    pub(crate) case: String,
+
+    /// Storage types [default: those the device serves]
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "TYPE,..")]
+    pub(crate) dtype: Vec<Dtype>,
+
+    /// Passes: forward, gradients of input, weight, bias, all gradients, forward and gradients [default: all]
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "PASS,..")]
+    pub(crate) pass: Vec<Pass>,
+
+    /// The plan that is chosen automatically, or every eligible one
+    #[arg(long, value_enum, default_value_t = Plans::Auto)]
+    pub(crate) plan: Plans,
+
+    /// The default GPU, or the software adapter
+    #[arg(long, value_enum, default_value_t = DeviceChoice::Default)]
+    pub(crate) device: DeviceChoice,
+
+    /// Timed runs per row at least; runs of more than a second are timed three times [default: 15, small 5]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    pub(crate) samples: Option<u64>,
+
+    /// Leave Burn's own op out
+    #[arg(long)]
+    pub(crate) no_burn: bool,
+
+    /// Leave Burn's own op out where one forward pass has more operations than this
+    #[arg(long, default_value_t = 600.0, value_name = "GFLOP")]
+    pub(crate) burn_max_gflop: f64,
+
+    /// Skip cases that need more device memory than this
+    #[arg(long, default_value_t = 8.0, value_name = "GIB")]
+    pub(crate) max_gib: f64,
+
+    /// Folder of the results
+    #[arg(long, default_value = "bench/results", value_name = "DIR")]
+    pub(crate) out: PathBuf,
+}
+
+/// Sizes of the workloads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Size {
+    /// Scaled down: the whole table runs on a software adapter in minutes.
+    Small,
+    /// As published.
+    Full,
+}
+
+/// The ops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub(crate) enum Op {
+    /// Three-dimensional convolution.
+    #[value(name = "conv3d")]
+    Conv3d,
+    /// Causal depthwise convolution.
+    #[value(name = "causal_conv1d")]
+    CausalConv1d,
+    /// Rotary position embedding over two axes.
+    #[value(name = "rope2d")]
+    Rope2d,
+    /// Every op.
+    All,
+}
+
+/// Storage types.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Dtype {
+    /// IEEE binary32.
+    F32,
+    /// IEEE binary16.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+impl From<Dtype> for FloatType {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => Self::F32,
+            Dtype::F16 => Self::F16,
+            Dtype::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+/// What is computed in one timed run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub(crate) enum Pass {
+    /// The output.
+    Fwd,
+    /// The gradient of the input.
+    Dx,
+    /// The gradient of the weight.
+    Dw,
+    /// The gradient of the bias.
+    Db,
+    /// Every gradient.
+    Bwd,
+    /// The output, then every gradient.
+    FwdBwd,
+}
+
+impl Pass {
+    /// The name in tables.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Fwd => "fwd",
+            Self::Dx => "dx",
+            Self::Dw => "dw",
+            Self::Db => "db",
+            Self::Bwd => "bwd",
+            Self::FwdBwd => "fwd_bwd",
+        }
+    }
+}
+
+/// Which plans are timed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Plans {
+    /// The automatic choice.
+    Auto,
+    /// Every eligible plan.
+    All,
+}
+
+/// Devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DeviceChoice {
+    /// The best GPU.
+    Default,
+    /// A rasterizer on the CPU.
+    Software,
+}
+
+impl Options {
+    /// Whether the op is asked for.
+    pub(crate) fn wants_op(&self, op: Op) -> bool {
+        self.op == Op::All || self.op == op
+    }
+
+    /// Whether the case is asked for.
+    pub(crate) fn wants_case(&self, name: &str) -> bool {
+        name.contains(&self.case)
+    }
+
+    /// Whether the pass is asked for.
+    pub(crate) fn wants_pass(&self, pass: Pass) -> bool {
+        self.pass.is_empty() || self.pass.contains(&pass)
+    }
+
+    /// The storage types asked for, every one when none is.
+    pub(crate) fn dtypes(&self) -> Vec<FloatType> {
+        if self.dtype.is_empty() {
+            return FloatType::ALL.to_vec();
+        }
+        self.dtype.iter().map(|dtype| FloatType::from(*dtype)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_and_names_are_parsed() {
+        let line = "conv-bench --op causal_conv1d --dtype f32,bf16 --pass fwd,fwd_bwd --case mamba";
+        let options = Options::try_parse_from(line.split(' ')).unwrap();
+        assert!(options.wants_op(Op::CausalConv1d) && !options.wants_op(Op::Conv3d));
+        assert_eq!(options.dtypes(), [FloatType::F32, FloatType::Bf16]);
+        assert!(options.wants_pass(Pass::FwdBwd) && !options.wants_pass(Pass::Bwd));
+        assert!(options.wants_case("mamba_130m") && !options.wants_case("large"));
+        assert!(Options::try_parse_from(["conv-bench", "--samples", "0"]).is_err());
+        assert_eq!(Options::try_parse_from(["conv-bench"]).unwrap().dtypes(), FloatType::ALL);
+    }
+}

@@ -1,0 +1,159 @@
+//! What every kernel of the op shares: extents as run-time arguments, which steps a unit works on, taps, activations.
+//!
+//! A row is written as one sequence of *columns* `[initial state | x]`: column e is state e for `e < W-1`, else step
+//! `e - (W-1)` of x. Tap k of output step t reads column `t + k`, so no index is ever negative. All tensors are seen in
+//! `[B, C, T]` order; the layout only decides which axis neighbouring units run along.
+
+use super::problem::{CausalConv1dProblem, Conv1dLayout};
+use crate::conv3d::Activation;
+use crate::operand::Operand;
+use cubecl::prelude::*;
+
+/// Units of a cube. 256 is what WebGPU guarantees.
+pub(crate) const UNITS: u32 = 256;
+
+/// Steps per unit of the unrolled kernels: each loaded column serves up to W of them.
+const UNROLLED_STEPS: usize = 4;
+
+/// Steps per unit for a comptime width (`None`: taps in a loop).
+pub(crate) fn steps(unrolled: Option<usize>) -> usize {
+    if unrolled.is_some() { UNROLLED_STEPS } else { 1 }
+}
+
+/// Rows of `[B, C, T]` and the channels of them that a launch covers.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+pub(crate) struct Rows {
+    pub(crate) batch: usize,
+    /// First channel.
+    pub(crate) first: usize,
+    /// Number of channels.
+    pub(crate) channels: usize,
+    /// T.
+    pub(crate) length: usize,
+    /// W.
+    pub(crate) width: usize,
+}
+
+/// A row and a block of its steps.
+#[derive(CubeType, Clone, Copy)]
+pub(crate) struct Place {
+    pub(crate) b: usize,
+    /// Counted from [`Rows::first`].
+    pub(crate) c: usize,
+    pub(crate) block: usize,
+}
+
+#[cube]
+impl Rows {
+    /// Steps of state before x.
+    pub(crate) fn history(&self) -> usize {
+        self.width - 1
+    }
+
+    /// The place of a linear index, the layout's contiguous axis fastest. `b` passes the batch for indices in excess.
+    pub(crate) fn place(&self, index: usize, blocks: usize, #[comptime] layout: Conv1dLayout) -> Place {
+        if comptime!(layout == Conv1dLayout::Bct) {
+            let row = index / blocks;
+            let b = row / self.channels;
+            Place { b, c: row - b * self.channels, block: index - row * blocks }
+        } else {
+            let group = index / self.channels;
+            let b = group / blocks;
+            Place { b, c: index - group * self.channels, block: group - b * blocks }
+        }
+    }
+}
+
+/// Element offset of `(i, j, k)` in a three-axis tensor.
+#[cube]
+pub(crate) fn at3<E: CubePrimitive>(tensor: &Tensor<E>, i: usize, j: usize, k: usize) -> usize {
+    i * tensor.stride(0) + j * tensor.stride(1) + k * tensor.stride(2)
+}
+
+/// Element offset of `(i, j)` in a two-axis tensor.
+#[cube]
+pub(crate) fn at2<E: CubePrimitive>(tensor: &Tensor<E>, i: usize, j: usize) -> usize {
+    i * tensor.stride(0) + j * tensor.stride(1)
+}
+
+/// Column `e` of a row; 0 beyond the row and where no initial state is given.
+#[cube]
+pub(crate) fn column<X: Float>(
+    x: &Tensor<X>,
+    initial: ComptimeOption<&Tensor<X>>,
+    rows: &Rows,
+    b: usize,
+    c: usize,
+    e: usize,
+) -> f32 {
+    let history = rows.history();
+    let mut value = 0.0f32;
+    if e >= history {
+        if e - history < rows.length {
+            value = f32::cast_from(x[at3(x, b, c, e - history)]);
+        }
+    } else if comptime!(initial.is_some()) {
+        let initial = initial.unwrap();
+        value = f32::cast_from(initial[at3(initial, b, c, e)]);
+    }
+    value
+}
+
+/// Id of the sequence that column `e` belongs to. The initial state belongs to the sequence of the first step; beyond
+/// the row the id is that of the last step. For rows with at least one step.
+#[cube]
+pub(crate) fn id_of<I: Int>(seq_idx: &Tensor<I>, rows: &Rows, b: usize, e: usize) -> I {
+    let t = max(e, rows.history()) - rows.history();
+    seq_idx[at2(seq_idx, b, min(t, rows.length - 1))]
+}
+
+/// The activation in fp32.
+#[cube]
+pub(crate) fn activate(value: f32, #[comptime] activation: Activation) -> f32 {
+    if comptime!(activation == Activation::Relu) {
+        // A select, not `max`: NaN must come out as NaN.
+        select(value < 0.0f32, 0.0f32, value)
+    } else if comptime!(activation == Activation::Silu) {
+        value / (1.0f32 + f32::exp(0.0f32 - value))
+    } else {
+        value
+    }
+}
+
+/// The activation's derivative at `value` times `dy`.
+#[cube]
+pub(crate) fn activate_gradient(value: f32, dy: f32, #[comptime] activation: Activation) -> f32 {
+    if comptime!(activation == Activation::Relu) {
+        select(value > 0.0f32, dy, 0.0f32)
+    } else if comptime!(activation == Activation::Silu) {
+        let sigmoid = 1.0f32 / (1.0f32 + f32::exp(0.0f32 - value));
+        dy * sigmoid * (1.0f32 + value * (1.0f32 - sigmoid))
+    } else {
+        dy
+    }
+}
+
+impl CausalConv1dProblem {
+    /// Extents as a kernel argument, for `channels` channels from `first` on.
+    pub(crate) fn rows(&self, first: usize, channels: usize) -> RowsLaunch {
+        RowsLaunch::new(self.batch, first, channels, self.length, self.width)
+    }
+}
+
+/// `operand` with its axes in `[B, C, T]` order.
+pub(crate) fn canonical(operand: &Operand, layout: Conv1dLayout) -> Operand {
+    let mut view = operand.clone();
+    if layout == Conv1dLayout::Btc {
+        view.shape.swap(1, 2);
+        view.strides.swap(1, 2);
+    }
+    view
+}
+
+/// `operand`, or where it has no elements (and perhaps no memory) a stand-in that can be bound and is never read.
+pub(crate) fn bindable(client: &Client, operand: Operand) -> Operand {
+    if operand.is_empty() {
+        return Operand { handle: client.empty(16), ..operand };
+    }
+    operand
+}

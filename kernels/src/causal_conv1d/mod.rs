@@ -1,0 +1,302 @@
+//! Causal depthwise conv1d: every output step sees its own and the W-1 steps before it, channel by channel.
+//!
+//! ```text
+//! y[b,c,t] = activation( bias[c] + sum over k < W of weight[c,k] * X(b, c, t - (W-1) + k) )
+//! ```
+//!
+//! X(t) for t < 0 is the initial state (`[B, C, W-1]`, oldest step first) or 0. [`forward`], [`backward`],
+//! [`final_state`] for the next chunk, and [`update`] for decoding step by step. x is `[B, C, T]` or `[B, T, C]`, any
+//! strides; any width from 1 on and any T, also T < W-1 and T = 0. x and weight may differ in dtype. Sums are fp32,
+//! rounded once; no atomics, so equal calls give equal bits.
+//!
+//! Sequence ids (`seq_idx [B, T]`) pack several sequences into a row: a tap is read only where its id equals that of
+//! the output step. A negative id is padding: y is 0 there and whatever dy holds reaches no gradient. Equality is all
+//! that is asked, so an id must not come back within W-1 steps after its run has ended. An initial state belongs to
+//! the sequence of the row's first step. The final state is the last W-1 columns of `[initial state | x]` whatever the
+//! ids are.
+
+mod args;
+mod forward;
+mod gradient;
+mod plan;
+mod problem;
+pub mod reference;
+mod state;
+mod weight;
+
+pub use plan::{Pass, Plan, UNROLLED_WIDTH, eligible, plan};
+pub use problem::{CausalConv1dProblem, Conv1dLayout, OptionalShapes, UpdateProblem};
+
+use crate::conv3d::Activation;
+use crate::dtype::FloatType;
+use crate::error::{ConvError, invalid};
+use crate::index_operand::IndexOperand;
+use crate::limits::Limits;
+use crate::operand::{Operand, check_dtype};
+use cubecl::prelude::*;
+
+const OP: &str = "causal_conv1d";
+
+/// What both passes read. The optional ones must be present exactly where the problem says so.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'a> {
+    /// `[B, C, T]` or `[B, T, C]`.
+    pub x: &'a Operand,
+    /// `[C, W]`.
+    pub weight: &'a Operand,
+    /// `[C]`, in the weight's dtype.
+    pub bias: Option<&'a Operand>,
+    /// `[B, C, W-1]`, oldest step first, in x's dtype.
+    pub initial_state: Option<&'a Operand>,
+    /// `[B, T]`.
+    pub seq_idx: Option<&'a IndexOperand>,
+}
+
+/// What the backward pass writes, each of the shape and dtype of its input. An optional input's gradient may be left
+/// out.
+#[derive(Clone, Copy, Debug)]
+pub struct Gradients<'a> {
+    /// dx.
+    pub x: &'a Operand,
+    /// dw.
+    pub weight: &'a Operand,
+    /// db.
+    pub bias: Option<&'a Operand>,
+    /// Gradient of the initial state.
+    pub initial_state: Option<&'a Operand>,
+}
+
+/// Computes y, of x's shape and dtype.
+///
+/// # Errors
+/// When an operand does not have the problem's shape and dtype, the plan cannot serve the problem, or the tensors are
+/// too large for the device's index type.
+pub fn forward(
+    client: &Client,
+    limits: &Limits,
+    problem: &CausalConv1dProblem,
+    plan: &Plan,
+    inputs: &Inputs,
+    y: &Operand,
+) -> Result<(), ConvError> {
+    check_inputs(client, limits, problem, inputs)?;
+    check_operand(OP, "y", y, &problem.x_shape(), problem.dtype)?;
+    plan::check(*plan, problem, Pass::Forward)?;
+    if problem.x_shape().contains(&0) {
+        return Ok(());
+    }
+    let views = forward::Views::of(client, problem, inputs);
+    let y = args::canonical(y, problem.layout);
+    forward::launch(
+        client,
+        limits,
+        problem,
+        unrolled(*plan, problem),
+        &views,
+        None,
+        (0, problem.channels),
+        &y,
+    )
+}
+
+/// Copies the last W-1 columns of `[initial state | x]` into `out [B, C, W-1]`: the initial state of the next chunk.
+/// Steps before the first, where no initial state is given, are 0.
+///
+/// # Errors
+/// As [`forward`].
+pub fn final_state(
+    client: &Client,
+    limits: &Limits,
+    problem: &CausalConv1dProblem,
+    x: &Operand,
+    initial_state: Option<&Operand>,
+    out: &Operand,
+) -> Result<(), ConvError> {
+    check_operand(OP, "x", x, &problem.x_shape(), problem.dtype)?;
+    check_optional(
+        OP,
+        "initial state",
+        initial_state,
+        problem.initial_state,
+        &problem.state_shape(),
+        problem.dtype,
+    )?;
+    check_operand(OP, "the final state", out, &problem.state_shape(), problem.dtype)?;
+    check_dtype(OP, problem.dtype, limits)?;
+    if out.is_empty() {
+        return Ok(());
+    }
+    state::launch_final_state(client, limits, problem, x, initial_state, out)
+}
+
+/// Computes every gradient from dy, the gradient of y, and `dfinal`, that of the final state (none: zero). Nothing of
+/// the forward pass is needed but its inputs.
+///
+/// Workspace: fp32 partial sums of dw, and with an activation the gradient before it in fp32, for as many channels at a
+/// time as [`Limits::workspace_bytes`] holds.
+///
+/// # Errors
+/// As [`forward`].
+#[allow(clippy::too_many_arguments)]
+pub fn backward(
+    client: &Client,
+    limits: &Limits,
+    problem: &CausalConv1dProblem,
+    plan: &Plan,
+    inputs: &Inputs,
+    dy: &Operand,
+    dfinal: Option<&Operand>,
+    out: &Gradients,
+) -> Result<(), ConvError> {
+    let (x, state) = (problem.x_shape(), problem.state_shape());
+    check_inputs(client, limits, problem, inputs)?;
+    check_operand(OP, "dy", dy, &x, problem.dtype)?;
+    check_operand(OP, "dx", out.x, &x, problem.dtype)?;
+    check_operand(OP, "dw", out.weight, &problem.weight_shape(), problem.weight_dtype)?;
+    if let Some(dfinal) = dfinal {
+        check_operand(OP, "the gradient of the final state", dfinal, &state, problem.dtype)?;
+    }
+    if let Some(db) = out.bias {
+        check_optional(OP, "bias gradient", Some(db), problem.bias, &[problem.channels], problem.weight_dtype)?;
+    }
+    if let Some(dinitial) = out.initial_state {
+        let expected = problem.initial_state;
+        check_optional(OP, "gradient of the initial state", Some(dinitial), expected, &state, problem.dtype)?;
+    }
+    plan::check(*plan, problem, Pass::Backward)?;
+    if problem.channels == 0 {
+        return Ok(());
+    }
+
+    let unrolled = unrolled(*plan, problem);
+    let views = forward::Views::of(client, problem, inputs);
+    let dy = args::bindable(client, args::canonical(dy, problem.layout));
+    let dx = args::bindable(client, args::canonical(out.x, problem.layout));
+    let dfinal = dfinal.filter(|dfinal| !dfinal.is_empty());
+    let dinitial = out.initial_state.filter(|dinitial| !dinitial.is_empty());
+    let (split, partials) = weight::workspace(client, limits, problem);
+    // Without an activation dy is the gradient before it, and all channels are done at once.
+    let step = match problem.activation {
+        Activation::None => problem.channels,
+        Activation::Relu | Activation::Silu => plan::channels_at_a_time(problem, limits)?,
+    };
+    for first in (0..problem.channels).step_by(step) {
+        let channels = (first, step.min(problem.channels - first));
+        let g = if problem.activation == Activation::None {
+            dy.clone()
+        } else {
+            let g = gradient_workspace(client, problem, channels.1);
+            forward::launch(client, limits, problem, unrolled, &views, Some(&dy), channels, &g)?;
+            g
+        };
+        for target in
+            [Some((problem.width - 1, &dx)), dinitial.map(|dinitial| (0, dinitial))].into_iter().flatten()
+        {
+            gradient::launch(client, limits, problem, unrolled, &views, &g, dfinal, channels, target)?;
+        }
+        weight::launch_partials(client, limits, problem, unrolled, &views, &g, channels, (split, &partials))?;
+    }
+    weight::launch_sums(client, limits, &partials, (0, out.weight))?;
+    let Some(db) = out.bias else { return Ok(()) };
+    let db = Operand { shape: vec![problem.channels, 1], strides: vec![db.strides[0], 1], ..db.clone() };
+    weight::launch_sums(client, limits, &partials, (problem.width, &db))
+}
+
+/// One decoding step: y `[B, C]` and the new state `[B, C, S]` from x `[B, C]`, state `[B, C, S]`, weight `[C, W]` and
+/// bias `[C]`. `new_state` must not share memory with `state`.
+///
+/// # Errors
+/// As [`forward`].
+#[allow(clippy::too_many_arguments)]
+pub fn update(
+    client: &Client,
+    limits: &Limits,
+    problem: &UpdateProblem,
+    x: &Operand,
+    state: &Operand,
+    weight: &Operand,
+    bias: Option<&Operand>,
+    y: &Operand,
+    new_state: &Operand,
+) -> Result<(), ConvError> {
+    let op = "causal_conv1d_update";
+    let (dtype, weight_dtype) = (problem.dtype, problem.weight_dtype);
+    check_dtype(op, dtype, limits)?;
+    check_dtype(op, weight_dtype, limits)?;
+    check_operand(op, "x", x, &problem.x_shape(), dtype)?;
+    check_operand(op, "the state", state, &problem.state_shape(), dtype)?;
+    check_operand(op, "weight", weight, &problem.weight_shape(), weight_dtype)?;
+    check_operand(op, "y", y, &problem.x_shape(), dtype)?;
+    check_operand(op, "the new state", new_state, &problem.state_shape(), dtype)?;
+    check_optional(op, "bias", bias, problem.bias, &[problem.channels], weight_dtype)?;
+    if y.is_empty() {
+        return Ok(());
+    }
+    state::launch_update(client, limits, problem, [x, state, weight], bias, [y, new_state])
+}
+
+/// The comptime width of the kernels.
+fn unrolled(plan: Plan, problem: &CausalConv1dProblem) -> Option<usize> {
+    (plan == Plan::Unrolled).then_some(problem.width)
+}
+
+/// fp32 `[B, channels, T]` in the memory order of the layout.
+fn gradient_workspace(client: &Client, problem: &CausalConv1dProblem, channels: usize) -> Operand {
+    let chunk = CausalConv1dProblem { channels, ..*problem };
+    args::canonical(&Operand::empty(client, &chunk.x_shape(), FloatType::F32), problem.layout)
+}
+
+fn check_inputs(
+    client: &Client,
+    limits: &Limits,
+    problem: &CausalConv1dProblem,
+    inputs: &Inputs,
+) -> Result<(), ConvError> {
+    check_dtype(OP, problem.dtype, limits)?;
+    check_dtype(OP, problem.weight_dtype, limits)?;
+    check_operand(OP, "x", inputs.x, &problem.x_shape(), problem.dtype)?;
+    check_operand(OP, "weight", inputs.weight, &problem.weight_shape(), problem.weight_dtype)?;
+    check_optional(OP, "bias", inputs.bias, problem.bias, &[problem.channels], problem.weight_dtype)?;
+    let state = problem.state_shape();
+    check_optional(OP, "initial state", inputs.initial_state, problem.initial_state, &state, problem.dtype)?;
+    match (inputs.seq_idx, problem.seq_idx) {
+        (Some(ids), true) => ids.check(OP, "seq_idx", &problem.seq_idx_shape(), client),
+        (None, false) => Ok(()),
+        (Some(_), false) => invalid!("{OP}: seq_idx was given, the problem has none"),
+        (None, true) => {
+            invalid!("{OP}: the problem needs seq_idx {:?}, none was given", problem.seq_idx_shape())
+        }
+    }
+}
+
+fn check_optional(
+    op: &str,
+    name: &str,
+    operand: Option<&Operand>,
+    expected: bool,
+    shape: &[usize],
+    dtype: FloatType,
+) -> Result<(), ConvError> {
+    match (operand, expected) {
+        (Some(operand), true) => check_operand(op, name, operand, shape, dtype),
+        (None, false) => Ok(()),
+        (Some(_), false) => invalid!("{op}: {name} was given, the problem has none"),
+        (None, true) => invalid!("{op}: the problem needs {name} {shape:?}, none was given"),
+    }
+}
+
+fn check_operand(
+    op: &str,
+    name: &str,
+    operand: &Operand,
+    shape: &[usize],
+    dtype: FloatType,
+) -> Result<(), ConvError> {
+    if operand.shape != shape {
+        invalid!("{op}: {name} has shape {:?}, the problem needs {shape:?}", operand.shape);
+    }
+    if operand.dtype != dtype {
+        invalid!("{op}: {name} is {}, the problem needs {}", operand.dtype.name(), dtype.name());
+    }
+    Ok(())
+}

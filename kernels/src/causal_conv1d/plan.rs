@@ -1,0 +1,203 @@
+//! Which kernels serve a problem: a pure function of problem, pass and limits.
+//!
+//! | plan     | serves     | workspace                                                                              |
+//! |----------|------------|----------------------------------------------------------------------------------------|
+//! | Unrolled | width <= 8 | backward: fp32 partial sums of dw; with an activation the gradient before it, in fp32   |
+//! | Looped   | any width  | as Unrolled                                                                            |
+//!
+//! The automatic choice is `Unrolled` where it serves: every tap is a register and the loop over taps is gone. One
+//! kernel is compiled per width, which is why it stops at 8; published models use 3 and 4.
+
+use super::problem::CausalConv1dProblem;
+use crate::error::{ConvError, unsupported};
+use crate::limits::Limits;
+use crate::operand::check_dtype;
+
+/// The widest filter of [`Plan::Unrolled`].
+pub const UNROLLED_WIDTH: usize = 8;
+
+/// What is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Pass {
+    /// y.
+    Forward,
+    /// dx, dw, db and the gradient of the initial state.
+    Backward,
+}
+
+impl Pass {
+    /// The name used in messages and tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Forward => "forward",
+            Self::Backward => "backward",
+        }
+    }
+}
+
+/// A chosen algorithm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Plan {
+    /// The results have no elements: nothing is launched.
+    Empty,
+    /// The loop over taps is unrolled, a unit slides over four steps in registers. Width 8 at most.
+    Unrolled,
+    /// One step per unit, the taps in a loop.
+    Looped,
+}
+
+impl Plan {
+    /// The name used in tables and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Empty => "empty",
+            Self::Unrolled => "unrolled",
+            Self::Looped => "looped",
+        }
+    }
+}
+
+/// The plan for one pass.
+///
+/// # Errors
+/// [`ConvError::Unsupported`] when the device lacks a storage type.
+pub fn plan(problem: &CausalConv1dProblem, pass: Pass, limits: &Limits) -> Result<Plan, ConvError> {
+    check_dtype("causal_conv1d", problem.dtype, limits)?;
+    check_dtype("causal_conv1d", problem.weight_dtype, limits)?;
+    Ok(eligible(problem, pass, limits)[0])
+}
+
+/// Every plan that serves the pass, the automatic choice first.
+pub fn eligible(problem: &CausalConv1dProblem, pass: Pass, _limits: &Limits) -> Vec<Plan> {
+    if result_is_empty(problem, pass) {
+        vec![Plan::Empty]
+    } else if problem.width <= UNROLLED_WIDTH {
+        vec![Plan::Unrolled, Plan::Looped]
+    } else {
+        vec![Plan::Looped]
+    }
+}
+
+/// Refuses a plan that was made for another problem.
+pub(crate) fn check(plan: Plan, problem: &CausalConv1dProblem, pass: Pass) -> Result<(), ConvError> {
+    match plan {
+        Plan::Empty if !result_is_empty(problem, pass) => {
+            unsupported!(
+                "causal_conv1d: the plan `empty` was given for a {} pass that has results",
+                pass.name()
+            )
+        }
+        Plan::Unrolled if problem.width > UNROLLED_WIDTH => unsupported!(
+            "causal_conv1d: the plan `unrolled` serves widths up to {UNROLLED_WIDTH}, the weight has width {}",
+            problem.width
+        ),
+        _ => Ok(()),
+    }
+}
+
+fn result_is_empty(problem: &CausalConv1dProblem, pass: Pass) -> bool {
+    match pass {
+        Pass::Forward => problem.x_shape().contains(&0),
+        // Without steps or rows dw is not empty but zero.
+        Pass::Backward => problem.channels == 0,
+    }
+}
+
+/// How the terms of dw, one per row and step, are cut into parts that different cubes sum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Split {
+    pub(crate) parts: usize,
+    /// Terms of every part but the last.
+    pub(crate) length: usize,
+}
+
+impl Split {
+    /// Parts of about `length` terms, fewer and longer where `results` fp32 sums per part pass the workspace.
+    pub(crate) fn of(terms: usize, length: usize, results: usize, limits: &Limits) -> Self {
+        let affordable = limits.workspace_bytes / (4 * results.max(1)) as u64;
+        let affordable = usize::try_from(affordable).unwrap_or(usize::MAX).max(1);
+        let parts = terms.div_ceil(length).clamp(1, affordable);
+        let length = terms.div_ceil(parts).max(1);
+        Self { parts: terms.div_ceil(length).max(1), length }
+    }
+}
+
+/// Channels whose gradient before the activation is in the workspace at a time, at least 1.
+///
+/// # Errors
+/// [`ConvError::TooLarge`] when one channel's gradient passes the largest buffer.
+pub(crate) fn channels_at_a_time(problem: &CausalConv1dProblem, limits: &Limits) -> Result<usize, ConvError> {
+    let bytes = 4 * (problem.batch * problem.length).max(1) as u64;
+    if bytes > limits.buffer_bytes {
+        return Err(ConvError::TooLarge(format!(
+            "causal_conv1d: backward needs {bytes} bytes of workspace for one channel, the largest buffer of this device \
+             has {}",
+            limits.buffer_bytes
+        )));
+    }
+    let channels = limits.workspace_bytes.min(limits.buffer_bytes) / bytes;
+    Ok(usize::try_from(channels).unwrap_or(usize::MAX).clamp(1, problem.channels.max(1)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::problem::{Conv1dLayout, OptionalShapes};
+    use super::*;
+    use crate::conv3d::Activation;
+    use crate::dtype::FloatType;
+
+    fn problem(x: [usize; 3], width: usize) -> CausalConv1dProblem {
+        let (layout, f32) = (Conv1dLayout::Bct, FloatType::F32);
+        let optional = OptionalShapes::default();
+        CausalConv1dProblem::new(x, [x[1], width], optional, layout, Activation::None, f32, f32).unwrap()
+    }
+
+    #[test]
+    fn the_automatic_plan_is_the_first_that_serves() {
+        let limits = Limits::apple_m1();
+        let cases = [
+            ([2, 3, 4], 8, Plan::Unrolled, Plan::Unrolled),
+            ([2, 3, 4], 9, Plan::Looped, Plan::Looped),
+            ([2, 3, 0], 4, Plan::Empty, Plan::Unrolled),
+            ([0, 3, 4], 4, Plan::Empty, Plan::Unrolled),
+            ([2, 0, 4], 4, Plan::Empty, Plan::Empty),
+        ];
+        for (x, width, forward, backward) in cases {
+            let problem = problem(x, width);
+            assert_eq!(plan(&problem, Pass::Forward, &limits), Ok(forward), "{x:?} {width}");
+            assert_eq!(plan(&problem, Pass::Backward, &limits), Ok(backward), "{x:?} {width}");
+        }
+        let halves = Limits { dtypes: vec![FloatType::F16], ..limits };
+        let message = "causal_conv1d: this device cannot hold f32 tensors, it serves f16";
+        assert_eq!(plan(&problem([1, 1, 1], 1), Pass::Forward, &halves).unwrap_err().message(), message);
+    }
+
+    #[test]
+    fn a_split_covers_every_term_once_within_the_workspace() {
+        let limits = Limits { workspace_bytes: 4096, ..Limits::apple_m1() };
+        for terms in [0usize, 1, 511, 512, 513, 100_000] {
+            for results in [1usize, 7, 512, 5000] {
+                let split = Split::of(terms, 512, results, &limits);
+                assert!(
+                    split.parts >= 1 && split.parts * split.length >= terms,
+                    "{terms} {results} {split:?}"
+                );
+                assert!((split.parts - 1) * split.length < terms.max(1), "an empty part: {terms} {split:?}");
+                assert!(split.parts == 1 || split.parts * results * 4 <= 4096, "{terms} {results} {split:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_workspace_bounds_the_channels() {
+        let limits = Limits { workspace_bytes: 1000, buffer_bytes: 4000, ..Limits::apple_m1() };
+        for (x, channels) in
+            [([1, 9, 100], 2), ([1, 9, 10], 9), ([1, 9, 1000], 1), ([1, 9, 0], 9), ([0, 0, 5], 1)]
+        {
+            assert_eq!(channels_at_a_time(&problem(x, 4), &limits), Ok(channels), "{x:?}");
+        }
+        let message = "causal_conv1d: backward needs 4004 bytes of workspace for one channel, the largest buffer of this \
+                       device has 4000";
+        assert_eq!(channels_at_a_time(&problem([7, 1, 143], 4), &limits).unwrap_err().message(), message);
+    }
+}

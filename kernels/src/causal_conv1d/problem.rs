@@ -1,0 +1,248 @@
+//! What a causal conv1d call asks for, validated before anything is planned or launched.
+
+use crate::conv3d::Activation;
+use crate::dtype::FloatType;
+use crate::error::{ConvError, invalid};
+
+/// Order of the axes of x, y, dx and dy. The state is `[B, C, W-1]` in either layout.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Conv1dLayout {
+    /// `[B, C, T]`.
+    #[default]
+    Bct,
+    /// `[B, T, C]`.
+    Btc,
+}
+
+/// Shapes of the optional inputs; `None` where there is no such input.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct OptionalShapes {
+    /// Elements of the bias.
+    pub bias: Option<usize>,
+    /// Shape of the initial state.
+    pub initial_state: Option<[usize; 3]>,
+    /// Shape of the sequence ids.
+    pub seq_idx: Option<[usize; 2]>,
+}
+
+/// A causal conv1d problem, written in `[B, C, T]` order:
+/// `y[b,c,t] = activation(bias[c] + sum over k < W of weight[c,k] * x[b, c, t - (W-1) + k])`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CausalConv1dProblem {
+    /// B.
+    pub batch: usize,
+    /// C.
+    pub channels: usize,
+    /// T.
+    pub length: usize,
+    /// W.
+    pub width: usize,
+    /// Order of the axes of x, y and their gradients.
+    pub layout: Conv1dLayout,
+    /// Fused into the forward pass.
+    pub activation: Activation,
+    /// Whether a bias is added.
+    pub bias: bool,
+    /// Whether the steps before the first are given; they are 0 otherwise.
+    pub initial_state: bool,
+    /// Whether several sequences and padding share a row.
+    pub seq_idx: bool,
+    /// Storage type of x, y, the states and their gradients.
+    pub dtype: FloatType,
+    /// Storage type of weight, bias and their gradients.
+    pub weight_dtype: FloatType,
+}
+
+impl CausalConv1dProblem {
+    /// The problem of these shapes: x `[B, C, T]` or `[B, T, C]` as `layout` says, weight `[C, W]`, bias `[C]`, initial
+    /// state `[B, C, W-1]`, sequence ids `[B, T]`.
+    ///
+    /// # Errors
+    /// [`ConvError::Invalid`] or [`ConvError::TooLarge`] with the offending numbers.
+    pub fn new(
+        x: [usize; 3],
+        weight: [usize; 2],
+        optional: OptionalShapes,
+        layout: Conv1dLayout,
+        activation: Activation,
+        dtype: FloatType,
+        weight_dtype: FloatType,
+    ) -> Result<Self, ConvError> {
+        let [batch, channels, length] = match layout {
+            Conv1dLayout::Bct => x,
+            Conv1dLayout::Btc => [x[0], x[2], x[1]],
+        };
+        let width = weight[1];
+        check_weight("causal_conv1d", weight, channels)?;
+        check_bias("causal_conv1d", optional.bias, channels)?;
+        let problem = Self {
+            batch,
+            channels,
+            length,
+            width,
+            layout,
+            activation,
+            bias: optional.bias.is_some(),
+            initial_state: optional.initial_state.is_some(),
+            seq_idx: optional.seq_idx.is_some(),
+            dtype,
+            weight_dtype,
+        };
+        let padded = length.checked_add(width);
+        let elements = padded.and_then(|padded| checked_product(&[batch, channels.max(1), padded]));
+        if elements.is_none() {
+            return Err(ConvError::TooLarge(format!(
+                "causal_conv1d: the input {x:?} with width {width} has more elements than can be addressed"
+            )));
+        }
+        if let Some(shape) = optional.initial_state
+            && shape != problem.state_shape()
+        {
+            invalid!(
+                "causal_conv1d: the initial state has shape {shape:?}, input and weight need {:?} (batch, channels, \
+                 width - 1)",
+                problem.state_shape()
+            );
+        }
+        if let Some(shape) = optional.seq_idx
+            && shape != [batch, length]
+        {
+            invalid!(
+                "causal_conv1d: seq_idx has shape {shape:?}, the input needs {:?} (batch, steps)",
+                [batch, length]
+            );
+        }
+        Ok(problem)
+    }
+
+    /// `[B, C, T]` or `[B, T, C]`.
+    pub fn x_shape(&self) -> [usize; 3] {
+        match self.layout {
+            Conv1dLayout::Bct => [self.batch, self.channels, self.length],
+            Conv1dLayout::Btc => [self.batch, self.length, self.channels],
+        }
+    }
+
+    /// `[C, W]`.
+    pub fn weight_shape(&self) -> [usize; 2] {
+        [self.channels, self.width]
+    }
+
+    /// `[B, C, W-1]`, oldest step first.
+    pub fn state_shape(&self) -> [usize; 3] {
+        [self.batch, self.channels, self.width - 1]
+    }
+
+    /// `[B, T]`.
+    pub fn seq_idx_shape(&self) -> [usize; 2] {
+        [self.batch, self.length]
+    }
+}
+
+/// One decoding step: `y[b,c] = activation(bias[c] + sum over k < W of weight[c,k] * h[S+1-W+k])` where
+/// `h = [state[b,c,..] | x[b,c]]`, and the new state is the last S elements of h.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct UpdateProblem {
+    /// B.
+    pub batch: usize,
+    /// C.
+    pub channels: usize,
+    /// W.
+    pub width: usize,
+    /// S, at least W-1.
+    pub state_length: usize,
+    /// Fused.
+    pub activation: Activation,
+    /// Whether a bias is added.
+    pub bias: bool,
+    /// Storage type of x, y and the states.
+    pub dtype: FloatType,
+    /// Storage type of weight and bias.
+    pub weight_dtype: FloatType,
+}
+
+impl UpdateProblem {
+    /// The problem of these shapes: x `[B, C]`, state `[B, C, S]`, weight `[C, W]`, bias `[C]`.
+    ///
+    /// # Errors
+    /// [`ConvError::Invalid`] or [`ConvError::TooLarge`] with the offending numbers.
+    pub fn new(
+        x: [usize; 2],
+        state: [usize; 3],
+        weight: [usize; 2],
+        bias: Option<usize>,
+        activation: Activation,
+        dtype: FloatType,
+        weight_dtype: FloatType,
+    ) -> Result<Self, ConvError> {
+        let op = "causal_conv1d_update";
+        let [batch, channels] = x;
+        let [state_batch, state_channels, state_length] = state;
+        let width = weight[1];
+        check_weight(op, weight, channels)?;
+        check_bias(op, bias, channels)?;
+        if [state_batch, state_channels] != x {
+            invalid!(
+                "{op}: the state {state:?} belongs to {state_batch} rows of {state_channels} channels, the input is {x:?}"
+            );
+        }
+        if state_length < width - 1 {
+            invalid!(
+                "{op}: the state {state:?} holds {state_length} steps, a weight of width {width} needs {}",
+                width - 1
+            );
+        }
+        if state_length == usize::MAX || checked_product(&[batch, channels, state_length + 1]).is_none() {
+            return Err(ConvError::TooLarge(format!(
+                "{op}: the state {state:?} has more elements than can be addressed"
+            )));
+        }
+        let bias = bias.is_some();
+        Ok(Self { batch, channels, width, state_length, activation, bias, dtype, weight_dtype })
+    }
+
+    /// `[B, C]`.
+    pub fn x_shape(&self) -> [usize; 2] {
+        [self.batch, self.channels]
+    }
+
+    /// `[C, W]`.
+    pub fn weight_shape(&self) -> [usize; 2] {
+        [self.channels, self.width]
+    }
+
+    /// `[B, C, S]`, oldest step first.
+    pub fn state_shape(&self) -> [usize; 3] {
+        [self.batch, self.channels, self.state_length]
+    }
+}
+
+fn check_weight(op: &str, [weight_channels, width]: [usize; 2], channels: usize) -> Result<(), ConvError> {
+    if width == 0 {
+        invalid!("{op}: the weight has width 0, it must be at least 1");
+    }
+    if weight_channels != channels {
+        invalid!("{op}: the weight has {weight_channels} channels, the input has {channels}");
+    }
+    if checked_product(&[weight_channels, width]).is_none() {
+        return Err(ConvError::TooLarge(format!(
+            "{op}: the weight [{weight_channels}, {width}] has more elements than can be addressed"
+        )));
+    }
+    Ok(())
+}
+
+fn check_bias(op: &str, bias: Option<usize>, channels: usize) -> Result<(), ConvError> {
+    if let Some(length) = bias
+        && length != channels
+    {
+        invalid!("{op}: the bias has {length} elements, the input has {channels} channels");
+    }
+    Ok(())
+}
+
+/// The number of elements of a tensor of `shape` when it and a fp32 buffer of that size can exist.
+fn checked_product(shape: &[usize]) -> Option<usize> {
+    let elements = shape.iter().try_fold(1usize, |product, size| product.checked_mul(*size))?;
+    elements.checked_mul(4).filter(|bytes| *bytes <= isize::MAX as usize).map(|_| elements)
+}

@@ -1,0 +1,271 @@
+//! Causal conv1d and its gradients as f64 loops: the mathematics of the op, and the oracle of every kernel.
+//!
+//! ```text
+//! pre[b,c,t] = bias[c] + sum over k of weight[c,k] * X(b, c, t - (W-1) + k)          y = activation(pre)
+//! dpre       = dy * activation'(pre), 0 where the step is padding
+//! dx[b,c,s]  = sum over (t, k) that read step s of weight[c,k] * dpre[b,c,t]         (+ dfinal of the step's place)
+//! dw[c,k]    = sum over b, t of dpre[b,c,t] * X(b, c, t - (W-1) + k)                 db[c] = sum over b, t of dpre
+//! ```
+//!
+//! All slices are row-major, x and y in the problem's layout. [`forward_magnitude`] and [`backward_magnitude`] are the
+//! same sums over absolute values, which the tolerance model needs (see [`crate::tolerance`]).
+
+use super::problem::{CausalConv1dProblem, Conv1dLayout, UpdateProblem};
+use crate::conv3d::Activation;
+use crate::conv3d::reference::{activate, activation_derivative};
+
+/// What both passes read.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'a> {
+    /// `[B, C, T]` or `[B, T, C]`.
+    pub x: &'a [f64],
+    /// `[C, W]`.
+    pub weight: &'a [f64],
+    /// `[C]`.
+    pub bias: Option<&'a [f64]>,
+    /// `[B, C, W-1]`.
+    pub initial_state: Option<&'a [f64]>,
+    /// `[B, T]`.
+    pub seq_idx: Option<&'a [i64]>,
+}
+
+/// What [`backward`] returns, each of the shape of its input.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Gradients {
+    /// dx.
+    pub x: Vec<f64>,
+    /// dw.
+    pub weight: Vec<f64>,
+    /// db; also where the problem has no bias.
+    pub bias: Vec<f64>,
+    /// Gradient of the initial state; also where the problem has none.
+    pub initial_state: Vec<f64>,
+}
+
+/// What a tap reads.
+#[derive(Clone, Copy)]
+enum Source {
+    X(usize),
+    State(usize),
+}
+
+impl CausalConv1dProblem {
+    fn x_index(&self, b: usize, c: usize, t: usize) -> usize {
+        match self.layout {
+            Conv1dLayout::Bct => (b * self.channels + c) * self.length + t,
+            Conv1dLayout::Btc => (b * self.length + t) * self.channels + c,
+        }
+    }
+
+    fn state_index(&self, b: usize, c: usize, j: usize) -> usize {
+        (b * self.channels + c) * (self.width - 1) + j
+    }
+
+    /// Calls `visit(b, c, t)` for every step of every channel.
+    fn for_each_step(&self, mut visit: impl FnMut(usize, usize, usize)) {
+        for b in 0..self.batch {
+            for c in 0..self.channels {
+                for t in 0..self.length {
+                    visit(b, c, t);
+                }
+            }
+        }
+    }
+
+    /// Calls `visit(source, weight index, y index)` for every product of the convolution, in a fixed order.
+    fn for_each_product(&self, seq_idx: Option<&[i64]>, mut visit: impl FnMut(Source, usize, usize)) {
+        let id = |b: usize, t: usize| seq_idx.map_or(0, |ids| ids[b * self.length + t]);
+        self.for_each_step(|b, c, t| {
+            for k in 0..self.width {
+                let (source, source_id) = match (t + k).checked_sub(self.width - 1) {
+                    Some(s) => (Source::X(self.x_index(b, c, s)), id(b, s)),
+                    None => (Source::State(self.state_index(b, c, t + k)), id(b, 0)),
+                };
+                if source_id == id(b, t) && source_id >= 0 {
+                    visit(source, c * self.width + k, self.x_index(b, c, t));
+                }
+            }
+        });
+    }
+
+    /// Whether each step, in x's order, belongs to a sequence.
+    fn is_token(&self, seq_idx: Option<&[i64]>) -> Vec<bool> {
+        let mut token = vec![true; self.batch * self.channels * self.length];
+        if let Some(ids) = seq_idx {
+            self.for_each_step(|b, c, t| token[self.x_index(b, c, t)] = ids[b * self.length + t] >= 0);
+        }
+        token
+    }
+}
+
+fn read(inputs: &Inputs, source: Source) -> f64 {
+    match source {
+        Source::X(index) => inputs.x[index],
+        Source::State(index) => inputs.initial_state.map_or(0.0, |state| state[index]),
+    }
+}
+
+/// The sums before the activation; 0 at padding.
+pub fn pre_activation(problem: &CausalConv1dProblem, inputs: &Inputs) -> Vec<f64> {
+    let token = problem.is_token(inputs.seq_idx);
+    let mut pre = vec![0.0; inputs.x.len()];
+    if let Some(bias) = inputs.bias {
+        problem.for_each_step(|b, c, t| {
+            let index = problem.x_index(b, c, t);
+            if token[index] {
+                pre[index] = bias[c];
+            }
+        });
+    }
+    problem
+        .for_each_product(inputs.seq_idx, |source, w, y| pre[y] += inputs.weight[w] * read(inputs, source));
+    pre
+}
+
+/// y, of x's shape.
+pub fn forward(problem: &CausalConv1dProblem, inputs: &Inputs) -> Vec<f64> {
+    // Padding: every activation maps the 0 that `pre_activation` puts there to 0.
+    pre_activation(problem, inputs).into_iter().map(|value| activate(problem.activation, value)).collect()
+}
+
+/// The last W-1 columns of `[initial state | x]`: `[B, C, W-1]`.
+pub fn final_state(problem: &CausalConv1dProblem, x: &[f64], initial_state: Option<&[f64]>) -> Vec<f64> {
+    let mut state = Vec::with_capacity(problem.state_shape().iter().product());
+    for b in 0..problem.batch {
+        for c in 0..problem.channels {
+            for m in 0..problem.width - 1 {
+                let column = problem.length + m;
+                state.push(match column.checked_sub(problem.width - 1) {
+                    Some(t) => x[problem.x_index(b, c, t)],
+                    None => initial_state.map_or(0.0, |state| state[problem.state_index(b, c, column)]),
+                });
+            }
+        }
+    }
+    state
+}
+
+/// Every gradient from dy and the gradient of the final state (none: zero).
+pub fn backward(
+    problem: &CausalConv1dProblem,
+    inputs: &Inputs,
+    dy: &[f64],
+    dfinal: Option<&[f64]>,
+) -> Gradients {
+    let pre = pre_activation(problem, inputs);
+    let token = problem.is_token(inputs.seq_idx);
+    let dpre: Vec<f64> = (0..dy.len())
+        .map(|i| if token[i] { dy[i] * activation_derivative(problem.activation, pre[i]) } else { 0.0 })
+        .collect();
+    propagate(problem, inputs, &dpre, dfinal)
+}
+
+/// The linear part of [`backward`].
+fn propagate(
+    problem: &CausalConv1dProblem,
+    inputs: &Inputs,
+    dpre: &[f64],
+    dfinal: Option<&[f64]>,
+) -> Gradients {
+    let mut gradients = Gradients {
+        x: vec![0.0; inputs.x.len()],
+        weight: vec![0.0; inputs.weight.len()],
+        bias: vec![0.0; problem.channels],
+        initial_state: vec![0.0; problem.state_shape().iter().product()],
+    };
+    problem.for_each_product(inputs.seq_idx, |source, w, y| {
+        let target = match source {
+            Source::X(index) => &mut gradients.x[index],
+            Source::State(index) => &mut gradients.initial_state[index],
+        };
+        *target += inputs.weight[w] * dpre[y];
+        gradients.weight[w] += dpre[y] * read(inputs, source);
+    });
+    problem.for_each_step(|b, c, t| gradients.bias[c] += dpre[problem.x_index(b, c, t)]);
+    if let Some(dfinal) = dfinal {
+        for b in 0..problem.batch {
+            for c in 0..problem.channels {
+                for m in 0..problem.width - 1 {
+                    let column = problem.length + m;
+                    let target = match column.checked_sub(problem.width - 1) {
+                        Some(t) => &mut gradients.x[problem.x_index(b, c, t)],
+                        None => &mut gradients.initial_state[problem.state_index(b, c, column)],
+                    };
+                    *target += dfinal[problem.state_index(b, c, m)];
+                }
+            }
+        }
+    }
+    gradients
+}
+
+/// y of one step and the new state, from x `[B, C]` and state `[B, C, S]`.
+pub fn update(
+    problem: &UpdateProblem,
+    x: &[f64],
+    state: &[f64],
+    weight: &[f64],
+    bias: Option<&[f64]>,
+) -> (Vec<f64>, Vec<f64>) {
+    let (mut y, mut new_state) = (Vec::new(), Vec::new());
+    for (row, newest) in x.iter().enumerate() {
+        let c = row % problem.channels;
+        let old = &state[row * problem.state_length..(row + 1) * problem.state_length];
+        let history: Vec<f64> = old.iter().chain([newest]).copied().collect();
+        let window = &history[history.len() - problem.width..];
+        let taps = &weight[c * problem.width..(c + 1) * problem.width];
+        let sum: f64 = window.iter().zip(taps).map(|(value, tap)| value * tap).sum();
+        y.push(activate(problem.activation, sum + bias.map_or(0.0, |bias| bias[c])));
+        new_state.extend(&history[1..]);
+    }
+    (y, new_state)
+}
+
+fn absolute(values: &[f64]) -> Vec<f64> {
+    values.iter().map(|value| value.abs()).collect()
+}
+
+/// Calls `with` on the inputs' absolute values.
+fn on_absolute<T>(inputs: &Inputs, with: impl FnOnce(&Inputs) -> T) -> T {
+    let (x, weight) = (absolute(inputs.x), absolute(inputs.weight));
+    let (bias, state) = (inputs.bias.map(absolute), inputs.initial_state.map(absolute));
+    with(&Inputs {
+        x: &x,
+        weight: &weight,
+        bias: bias.as_deref(),
+        initial_state: state.as_deref(),
+        seq_idx: inputs.seq_idx,
+    })
+}
+
+/// Sums of magnitudes of [`forward`]: an fp32 sum of W + 1 terms is off by at most about `(W + 1) * 2^-24` times this,
+/// and SiLU's slope is below 1.1.
+pub fn forward_magnitude(problem: &CausalConv1dProblem, inputs: &Inputs) -> Vec<f64> {
+    let slope = if problem.activation == Activation::Silu { 1.1 } else { 1.0 };
+    on_absolute(inputs, |inputs| pre_activation(problem, inputs))
+        .into_iter()
+        .map(|value| slope * value)
+        .collect()
+}
+
+/// Sums of magnitudes of [`backward`]. Under SiLU the gradient before the activation inherits the error of the
+/// recomputed sum: SiLU's second derivative is at most 1/2.
+pub fn backward_magnitude(
+    problem: &CausalConv1dProblem,
+    inputs: &Inputs,
+    dy: &[f64],
+    dfinal: Option<&[f64]>,
+) -> Gradients {
+    let token = problem.is_token(inputs.seq_idx);
+    on_absolute(inputs, |inputs| {
+        let pre = pre_activation(problem, inputs);
+        let dpre: Vec<f64> = (0..dy.len())
+            .map(|i| match problem.activation {
+                _ if !token[i] => 0.0,
+                Activation::Silu => dy[i].abs() * (1.1 + 0.5 * pre[i]),
+                Activation::None | Activation::Relu => dy[i].abs(),
+            })
+            .collect();
+        propagate(problem, inputs, &dpre, dfinal.map(absolute).as_deref())
+    })
+}

@@ -1,0 +1,262 @@
+//! dw and db: deterministic sums in two stages, without atomics.
+//!
+//! ```text
+//! stage 1   a cube: some channels x one part of the (row, step) terms -> fp32 partials[part, c, 0..=W], db in slot W
+//! stage 2   a unit: one (c, k): the parts in order, rounded once
+//! ```
+//!
+//! In `[B, C, T]` the 256 units of a cube run along the steps of one channel; in `[B, T, C]` they are 32 channels x 8
+//! rows of terms, so that loads are contiguous in either. Unrolled: a unit keeps all W + 1 sums in registers and reads
+//! x and g once; looped: one cube per tap.
+
+use super::args::{Rows, UNITS, at2, at3, column, id_of};
+use super::forward::Views;
+use super::plan::Split;
+use super::problem::{CausalConv1dProblem, Conv1dLayout};
+use crate::dtype::FloatType;
+use crate::error::ConvError;
+use crate::grid::{Span, dispatches};
+use crate::index_operand::IndexOperand;
+use crate::limits::Limits;
+use crate::operand::{Operand, address_type};
+use cubecl::ir::ElemType;
+use cubecl::prelude::*;
+
+/// Terms that one unit adds before the tree.
+const TERMS_PER_UNIT: usize = 64;
+
+/// Channels side by side in a cube; a power of two.
+fn lanes(layout: Conv1dLayout) -> usize {
+    match layout {
+        Conv1dLayout::Bct => 1,
+        Conv1dLayout::Btc => 32,
+    }
+}
+
+/// The split of the terms and its workspace `[parts, C, W + 1]`.
+pub(crate) fn workspace(client: &Client, limits: &Limits, problem: &CausalConv1dProblem) -> (Split, Operand) {
+    let length = UNITS as usize / lanes(problem.layout) * TERMS_PER_UNIT;
+    let sums = problem.channels * (problem.width + 1);
+    let split = Split::of(problem.batch * problem.length, length, sums, limits);
+    let shape = [split.parts, problem.channels, problem.width + 1];
+    (split, Operand::empty(client, &shape, FloatType::F32))
+}
+
+/// Stage 1 for channels `first..first + channels`: reads `g[b, c - first, t]`, writes the channels' partials.
+pub(crate) fn launch_partials(
+    client: &Client,
+    limits: &Limits,
+    problem: &CausalConv1dProblem,
+    unrolled: Option<usize>,
+    views: &Views,
+    g: &Operand,
+    (first, channels): (usize, usize),
+    (split, partials): (Split, &Operand),
+) -> Result<(), ConvError> {
+    let lanes = lanes(problem.layout);
+    let slots = if unrolled.is_some() { 1 } else { problem.width + 1 };
+    let cubes = split.parts * slots * channels.div_ceil(lanes);
+    let mut operands = views.operands();
+    operands.extend([g, partials]);
+    let largest = cubes.max(problem.batch * problem.length + UNITS as usize).max(views.index_extent());
+    let address = address_type("causal_conv1d", &operands, largest, limits)?;
+    let taps = if unrolled.is_some() { problem.width } else { 1 };
+    let operations = 2.0 * (split.length * lanes * (taps + 8)) as f64;
+    for dispatch in dispatches(cubes, operations, limits) {
+        // SAFETY: channels, terms and columns are checked in the kernel; the conformance run puts guards around every
+        // buffer.
+        unsafe {
+            partials_kernel::launch_unchecked(
+                client,
+                dispatch.count(),
+                CubeDim::new_1d(UNITS),
+                address,
+                views.x.tensor_arg(),
+                views.initial_state.as_ref().map(Operand::tensor_arg).into(),
+                views.seq_idx.as_ref().map(IndexOperand::tensor_arg).into(),
+                g.tensor_arg(),
+                partials.tensor_arg(),
+                problem.rows(first, channels),
+                split.length,
+                dispatch.span(),
+                unrolled,
+                lanes,
+                problem.dtype.elem(),
+                views.index_elem(),
+                g.dtype.elem(),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Stage 2: `target[c, i] = sum over parts of partials[part, c, slot + i]`; dw from slot 0, db as `[C, 1]` from slot W.
+pub(crate) fn launch_sums(
+    client: &Client,
+    limits: &Limits,
+    partials: &Operand,
+    (slot, target): (usize, &Operand),
+) -> Result<(), ConvError> {
+    let address = address_type("causal_conv1d", &[partials, target], target.len() + UNITS as usize, limits)?;
+    let operations = f64::from(UNITS) * partials.shape[0] as f64;
+    for dispatch in dispatches(target.len().div_ceil(UNITS as usize), operations, limits) {
+        // SAFETY: the index is checked against the target's shape; its channels and slots exist in `partials`.
+        unsafe {
+            sums_kernel::launch_unchecked(
+                client,
+                dispatch.count(),
+                CubeDim::new_1d(UNITS),
+                address,
+                partials.tensor_arg(),
+                target.tensor_arg(),
+                slot,
+                dispatch.span(),
+                target.dtype.elem(),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The sum of `value` over the units of the same lane, a tree of fixed shape; in every unit.
+#[cube]
+fn lane_sum(shared: &mut Shared<[f32]>, value: f32, #[comptime] lanes: usize) -> f32 {
+    let unit = UNIT_POS as usize;
+    // The previous sum has been read by all.
+    sync_cube();
+    shared[unit] = value;
+    sync_cube();
+    #[unroll]
+    for level in 1..comptime!((UNITS as usize / lanes).ilog2() + 1) {
+        let half = comptime!((UNITS >> level) as usize);
+        if unit < half {
+            shared[unit] = shared[unit] + shared[unit + half];
+        }
+        sync_cube();
+    }
+    shared[unit % lanes]
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+#[allow(clippy::too_many_arguments)]
+fn partials_kernel<X: Float, I: Int, G: Float>(
+    x: &Tensor<X>,
+    initial: ComptimeOption<&Tensor<X>>,
+    seq_idx: ComptimeOption<&Tensor<I>>,
+    g: &Tensor<G>,
+    partials: &mut Tensor<f32>,
+    rows: Rows,
+    split_length: usize,
+    span: Span,
+    #[comptime] unrolled: Option<usize>,
+    #[comptime] lanes: usize,
+    #[define(X)] _dtype: ElemType,
+    #[define(I)] _index_dtype: ElemType,
+    #[define(G)] _gradient_dtype: ElemType,
+) {
+    // The whole cube leaves together: barriers follow.
+    if span.is_idle() {
+        terminate!();
+    }
+    let width = rows.width;
+    let mut slot = 0usize;
+    let mut rest = span.cube();
+    if comptime!(unrolled.is_none()) {
+        let cube = rest;
+        rest = cube / (width + 1);
+        slot = cube - rest * (width + 1);
+    }
+    let blocks = (rows.channels + lanes - 1) / lanes;
+    let part = rest / blocks;
+    let c = (rest - part * blocks) * lanes + UNIT_POS as usize % lanes;
+    let row = UNIT_POS as usize / lanes;
+    let channel = rows.first + c;
+
+    let taps = comptime!(unrolled.unwrap_or(0));
+    let mut sums = Array::<f32>::new(comptime!(taps + 1));
+    #[unroll]
+    for k in 0..comptime!(taps + 1) {
+        sums[k] = 0.0f32;
+    }
+    if c < rows.channels {
+        let end = min((part + 1) * split_length, rows.batch * rows.length);
+        let mut index = part * split_length + row;
+        while index < end {
+            let b = index / rows.length;
+            let t = index - b * rows.length;
+            let mut gradient = f32::cast_from(g[at3(g, b, c, t)]);
+            let mut own = I::from_int(0);
+            if comptime!(seq_idx.is_some()) {
+                own = id_of(seq_idx.unwrap(), &rows, b, t + rows.history());
+                gradient = select(own < I::from_int(0), 0.0f32, gradient);
+            }
+            if comptime!(unrolled.is_some()) {
+                #[unroll]
+                for k in 0..taps {
+                    sums[k] += term(x, initial, seq_idx, &rows, b, channel, t + k, own, gradient);
+                }
+                sums[taps] += gradient;
+            } else if slot == width {
+                sums[0] += gradient;
+            } else {
+                sums[0] += term(x, initial, seq_idx, &rows, b, channel, t + slot, own, gradient);
+            }
+            index += comptime!(UNITS as usize / lanes);
+        }
+    }
+
+    let mut shared = Shared::<[f32]>::new_slice(UNITS as usize);
+    #[unroll]
+    for k in 0..comptime!(taps + 1) {
+        let total = lane_sum(&mut shared, sums[k], lanes);
+        if row == 0 && c < rows.channels {
+            let at = at3(&*partials, part, channel, slot + k);
+            partials[at] = total;
+        }
+    }
+}
+
+/// `g * column e`, or 0 for a column of another sequence than `own` and for padding, whose values must not matter.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn term<X: Float, I: Int>(
+    x: &Tensor<X>,
+    initial: ComptimeOption<&Tensor<X>>,
+    seq_idx: ComptimeOption<&Tensor<I>>,
+    rows: &Rows,
+    b: usize,
+    channel: usize,
+    e: usize,
+    own: I,
+    gradient: f32,
+) -> f32 {
+    let product = gradient * column(x, initial, rows, b, channel, e);
+    if comptime!(seq_idx.is_some()) {
+        let same = own >= I::from_int(0) && id_of(seq_idx.unwrap(), rows, b, e) == own;
+        select(same, product, 0.0f32)
+    } else {
+        product
+    }
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn sums_kernel<W: Float>(
+    partials: &Tensor<f32>,
+    target: &mut Tensor<W>,
+    slot: usize,
+    span: Span,
+    #[define(W)] _dtype: ElemType,
+) {
+    let index = span.cube() * UNITS as usize + UNIT_POS as usize;
+    let channel = index / target.shape(1);
+    let i = index - channel * target.shape(1);
+    if span.is_idle() || channel >= target.shape(0) {
+        terminate!();
+    }
+    let mut sum = 0.0f32;
+    for part in 0..partials.shape(0) {
+        sum += partials[at3(partials, part, channel, slot + i)];
+    }
+    let at = at2(&*target, channel, i);
+    target[at] = W::cast_from(sum);
+}

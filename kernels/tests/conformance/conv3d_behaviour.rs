@@ -1,0 +1,372 @@
+//! What holds for conv3d beyond the values of the conformance table: empty problems, named regressions of other
+//! libraries, views, forced small limits, repeatability, NaN, bias and activation gradients.
+
+use crate::conv3d::{Inputs, PASSES, inputs, launch, problem, result_shape, run};
+use crate::support::{Buffer, client, dtypes, output, read_all, upload, upload_strided};
+use conv_cases::conv3d::{self as cases, Conv3dCase};
+use conv_cases::fill;
+use conv_kernels::conv3d::{
+    Activation, Conv3dProblem, Pass, Plan, Window, WinogradConfig, activation_gradient, bias_gradient,
+    eligible, reference,
+};
+use conv_kernels::tolerance::{Expected, Guard};
+use conv_kernels::{FloatType, Limits};
+use cubecl::prelude::*;
+
+#[test]
+fn empty_problems_give_empty_or_bias_only_results() {
+    run(&cases::empty(), &fill::normal, false);
+}
+
+#[test]
+fn shapes_that_broke_other_libraries() {
+    run(&cases::regressions(), &fill::normal, false);
+}
+
+/// A few cases that reach every plan, padding mode and epilogue.
+fn sample() -> Vec<Conv3dCase> {
+    let padding = [(1, 1), (1, 0), (2, 1)];
+    let base = Conv3dCase { padding, ..Conv3dCase::new("sample_3x3x3", [2, 5, 4, 7, 9], 6, [3, 3, 3]) };
+    vec![
+        base.clone(),
+        Conv3dCase { replicate: true, activation: cases::Activation::Relu, ..base.clone() },
+        Conv3dCase { bias: false, stride: [2, 1, 1], dilation: [2, 1, 1], ..base.clone() },
+        Conv3dCase { o: 10, groups: 5, stride: [1, 2, 3], ..base },
+    ]
+}
+
+fn bits(values: &[f64]) -> Vec<u64> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+fn run_one(
+    client: &Client,
+    limits: &Limits,
+    problem: &Conv3dProblem,
+    pass: Pass,
+    plan: &Plan,
+    inputs: &Inputs,
+) -> Vec<u64> {
+    let out = output(client, &result_shape(problem, pass), problem.dtype);
+    launch((client, limits), problem, (pass, plan), inputs, &out);
+    bits(&out.read(client))
+}
+
+#[test]
+fn views_give_the_bits_of_contiguous_tensors() {
+    let client = client();
+    let limits = Limits::of(&client);
+    // Axis orders from outermost to innermost in memory, and a gap after every row: channels-last, everything
+    // reversed, sliced.
+    let layouts: [([usize; 5], usize); 3] = [([0, 2, 3, 4, 1], 0), ([4, 3, 2, 1, 0], 0), ([0, 1, 2, 3, 4], 3)];
+    let strided = |shape: &[usize], (order, gap): ([usize; 5], usize)| {
+        let mut strides = vec![0; 5];
+        let mut next = 1;
+        for axis in order.into_iter().rev() {
+            strides[axis] = next;
+            next = next * shape[axis] + gap;
+        }
+        strides
+    };
+    let mut checks = 0;
+    for case in sample() {
+        for dtype in dtypes() {
+            let problem = problem(&case, dtype);
+            let contiguous = inputs(&client, &problem, &fill::normal);
+            let view = |buffer: &Buffer, layout| {
+                let shape = buffer.operand().shape.clone();
+                let values: Vec<f32> = buffer.values().iter().map(|value| *value as f32).collect();
+                upload_strided(&client, &values, &shape, &strided(&shape, layout), dtype)
+            };
+            let views: Vec<_> = layouts
+                .into_iter()
+                .map(|layout| Inputs {
+                    x: view(&contiguous.x, layout),
+                    w: view(&contiguous.w, layout),
+                    dy: view(&contiguous.dy, layout),
+                    bias: problem.bias.then(|| {
+                        let values = fill::normal(3, problem.out_channels);
+                        upload_strided(&client, &values, &[problem.out_channels], &[3], dtype)
+                    }),
+                })
+                .collect();
+            for pass in PASSES {
+                let shape = result_shape(&problem, pass);
+                let nan = vec![f32::NAN; shape.iter().product()];
+                for plan in eligible(&problem, pass, &limits) {
+                    let mut outputs = vec![output(&client, &shape, dtype)];
+                    launch((&client, &limits), &problem, (pass, &plan), &contiguous, &outputs[0]);
+                    for (inputs, layout) in views.iter().zip(layouts) {
+                        let out = upload_strided(&client, &nan, &shape, &strided(&shape, layout), dtype);
+                        launch((&client, &limits), &problem, (pass, &plan), inputs, &out);
+                        outputs.push(out);
+                    }
+                    let results = read_all(&client, &outputs.iter().collect::<Vec<_>>());
+                    for (result, layout) in results[1..].iter().zip(layouts) {
+                        assert!(bits(result) == bits(&results[0]), "{case} {} {} {layout:?}", pass.name(), plan.name());
+                        checks += 1;
+                    }
+                }
+            }
+        }
+    }
+    assert!(checks >= 60, "{checks} views");
+}
+
+#[test]
+fn expanded_tensors_are_read_in_place() {
+    let client = client();
+    let limits = Limits::of(&client);
+    let problem = problem(&sample()[0], FloatType::F32);
+    let full = inputs(&client, &problem, &|seed, length| vec![seed as f32 + 0.5; length]);
+    let expanded = |shape: &[usize], value: f32| {
+        upload_strided(
+            &client,
+            &vec![value; shape.iter().product()],
+            shape,
+            &vec![0; shape.len()],
+            problem.dtype,
+        )
+    };
+    let views = Inputs {
+        x: expanded(&problem.x_shape(), 1.5),
+        w: expanded(&problem.weight_shape(), 2.5),
+        bias: Some(expanded(&[problem.out_channels], 3.5)),
+        dy: expanded(&problem.y_shape(), 4.5),
+    };
+    for pass in PASSES {
+        for plan in eligible(&problem, pass, &limits) {
+            let [a, b] =
+                [&full, &views].map(|inputs| run_one(&client, &limits, &problem, pass, &plan, inputs));
+            assert!(a == b, "{} {}", pass.name(), plan.name());
+        }
+    }
+}
+
+#[test]
+fn small_dispatches_and_folded_grids_change_no_bit() {
+    let client = client();
+    let limits = Limits::of(&client);
+    let small = Limits { cubes_per_axis: 3, dispatch_operations: 60_000.0, ..limits.clone() };
+    for case in sample() {
+        let problem = problem(&case, FloatType::F32);
+        let inputs = inputs(&client, &problem, &fill::normal);
+        for pass in PASSES {
+            for plan in eligible(&problem, pass, &limits) {
+                let expected = run_one(&client, &limits, &problem, pass, &plan, &inputs);
+                let got = run_one(&client, &small, &problem, pass, &plan, &inputs);
+                assert!(got == expected, "{case} {} {}", pass.name(), plan.name());
+                if let Plan::Winograd(config) = plan {
+                    for (region_frames, region_rows) in [(1, config.region_rows), (1, 1)] {
+                        let plan = Plan::Winograd(WinogradConfig { region_frames, region_rows, ..config });
+                        let got = run_one(&client, &limits, &problem, pass, &plan, &inputs);
+                        assert!(
+                            got == expected,
+                            "{case} {} regions {region_frames} {region_rows}",
+                            pass.name()
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The plan itself tiles when the workspace is small, and says so when nothing fits.
+#[test]
+fn a_small_workspace_tiles_winograd_or_refuses_it() {
+    let problem = problem(&sample()[0], FloatType::F32);
+    let whole = Limits::apple_m1();
+    let mut seen = Vec::new();
+    for workspace_bytes in [whole.workspace_bytes, 200_000, 120_000, 60_000] {
+        let limits = Limits { workspace_bytes, ..whole.clone() };
+        for plan in eligible(&problem, Pass::Forward, &limits) {
+            if let Plan::Winograd(config) = plan {
+                assert!(config.workspace_bytes <= workspace_bytes, "{config:?}");
+                seen.push((config.region_frames, config.region_rows));
+            }
+        }
+    }
+    assert!(seen.iter().any(|(frames, _)| *frames == 4), "{seen:?}");
+    assert!(seen.iter().any(|(frames, rows)| *frames < 4 || *rows == 1), "{seen:?}");
+    let limits = Limits { workspace_bytes: 1000, ..whole };
+    assert!(eligible(&problem, Pass::Forward, &limits).iter().all(|plan| !matches!(plan, Plan::Winograd(_))));
+}
+
+#[test]
+fn a_hundred_repeats_give_equal_bits() {
+    let client = client();
+    let limits = Limits::of(&client);
+    let case = Conv3dCase { padding: [(1, 1); 3], ..Conv3dCase::new("repeat", [1, 5, 2, 4, 5], 6, [3, 3, 3]) };
+    let problem = problem(&case, FloatType::F32);
+    let inputs = inputs(&client, &problem, &fill::normal);
+    for pass in PASSES {
+        for plan in eligible(&problem, pass, &limits) {
+            let outputs: Vec<_> = (0..100)
+                .map(|_| {
+                    let out = output(&client, &result_shape(&problem, pass), problem.dtype);
+                    launch((&client, &limits), &problem, (pass, &plan), &inputs, &out);
+                    out
+                })
+                .collect();
+            let results = read_all(&client, &outputs.iter().collect::<Vec<_>>());
+            let first = bits(&results[0]);
+            assert!(results.iter().all(|result| bits(result) == first), "{} {}", pass.name(), plan.name());
+        }
+    }
+}
+
+/// One NaN in x reaches the outputs whose window holds it and no others; zero padding is a select, not a product
+/// with zero. Winograd spreads it over a tile, no further.
+#[test]
+fn nan_and_infinity_stay_in_their_receptive_field() {
+    let client = client();
+    let limits = Limits::of(&client);
+    let case = Conv3dCase { padding: [(1, 1); 3], ..Conv3dCase::new("nan", [1, 2, 4, 9, 13], 3, [3, 3, 3]) };
+    let problem = problem(&case, FloatType::F32);
+    for value in [f32::NAN, f32::INFINITY] {
+        let (d, h, w) = (1usize, 4usize, 5usize);
+        let mut inputs = inputs(&client, &problem, &fill::normal);
+        let mut x: Vec<f32> = inputs.x.values().iter().map(|value| *value as f32).collect();
+        x[(d * 9 + h) * 13 + w] = value;
+        inputs.x = upload(&client, &x, &problem.x_shape(), FloatType::F32);
+        for plan in eligible(&problem, Pass::Forward, &limits) {
+            let out = output(&client, &problem.y_shape(), FloatType::F32);
+            launch((&client, &limits), &problem, (Pass::Forward, &plan), &inputs, &out);
+            let tile = match plan {
+                Plan::Winograd(config) => config.tile.outputs(),
+                _ => 1,
+            };
+            for (index, y) in out.read(&client).iter().enumerate() {
+                let at = [index / (9 * 13) % 4, index / 13 % 9, index % 13];
+                let near = |q: usize, p: usize| q.abs_diff(p) <= 1;
+                // Whether any output of this one's tile reads the element.
+                let tile_near =
+                    |q: usize, p: usize| (q / tile * tile..q / tile * tile + tile).any(|q| near(q, p));
+                let reached = near(at[0], d) && tile_near(at[1], h) && tile_near(at[2], w);
+                if tile == 1 {
+                    assert_eq!(!y.is_finite(), reached, "{} at {at:?}: {y}", plan.name());
+                } else {
+                    assert!(y.is_finite() || reached, "{} at {at:?}: {y}", plan.name());
+                }
+            }
+        }
+    }
+}
+
+/// 1 + 2^-13 is lost by a product in reduced precision (TF32 and half keep 10 bits) and kept by fp32.
+#[test]
+fn products_are_true_fp32() {
+    let client = client();
+    let limits = Limits::of(&client);
+    let case = Conv3dCase { bias: false, ..Conv3dCase::new("canary", [1, 64, 3, 8, 8], 40, [3, 3, 3]) };
+    let problem = problem(&case, FloatType::F32);
+    let inputs = inputs(&client, &problem, &|seed, length| {
+        vec![if seed == 1 { 1.0 + 2f32.powi(-13) } else { 1.0 }; length]
+    });
+    let expected = 64.0 * 27.0 * (1.0 + 2f64.powi(-13));
+    for plan in eligible(&problem, Pass::Forward, &limits) {
+        let out = output(&client, &problem.y_shape(), FloatType::F32);
+        launch((&client, &limits), &problem, (Pass::Forward, &plan), &inputs, &out);
+        for y in out.read(&client) {
+            assert!((y / expected - 1.0).abs() < 2f64.powi(-16), "{}: {y}, expected {expected}", plan.name());
+        }
+    }
+}
+
+#[test]
+fn bias_gradients_match_the_reference() {
+    let client = client();
+    let limits = Limits::of(&client);
+    let mut shapes: Vec<_> = sample().iter().map(|case| problem(case, FloatType::F32)).collect();
+    shapes.push(problem(&Conv3dCase::new("long", [3, 1, 4, 65, 67], 2, [1, 1, 1]), FloatType::F32));
+    for mut problem in shapes {
+        for dtype in dtypes() {
+            problem.dtype = dtype;
+            let dy = upload(
+                &client,
+                &fill::normal(9, problem.y_shape().iter().product()),
+                &problem.y_shape(),
+                dtype,
+            );
+            let db = output(&client, &[problem.out_channels], dtype);
+            bias_gradient(&client, &limits, &problem, dy.operand(), db.operand()).expect("valid");
+            let absolute: Vec<f64> = dy.values().iter().map(|value| value.abs()).collect();
+            let expected = Expected {
+                values: &reference::bias_gradient(&problem, &dy.values()),
+                magnitudes: &reference::bias_gradient(&problem, &absolute),
+                terms: problem.positions(),
+                dtype,
+                slope: 1.0,
+            };
+            expected.check(&db.read(&client), Some(Guard::WEIGHT_GRADIENT)).expect("db");
+        }
+    }
+}
+
+#[test]
+fn activation_gradients_match_the_derivative() {
+    let client = client();
+    let limits = Limits::of(&client);
+    let shape = [2, 3, 4, 5, 7];
+    let mut values = fill::normal(5, shape.iter().product());
+    values[0] = 0.0;
+    values[1] = -30.0;
+    values[2] = 30.0;
+    for dtype in dtypes() {
+        let saved = upload(&client, &values, &shape, dtype);
+        let dy = upload(&client, &fill::normal(6, values.len()), &shape, dtype);
+        for activation in [Activation::None, Activation::Relu, Activation::Silu] {
+            let dpre = output(&client, &shape, dtype);
+            let operands = [saved.operand(), dy.operand(), dpre.operand()];
+            activation_gradient(&client, &limits, activation, operands).expect("valid");
+            let want: Vec<f64> = saved
+                .values()
+                .iter()
+                .zip(dy.values())
+                .map(|(v, dy)| dy * reference::activation_derivative(activation, *v))
+                .collect();
+            let magnitudes: Vec<f64> = dy.values().iter().map(|dy| dy.abs() * 1.1).collect();
+            let expected = Expected { values: &want, magnitudes: &magnitudes, terms: 24, dtype, slope: 1.0 };
+            expected
+                .check(&dpre.read(&client), None)
+                .unwrap_or_else(|error| panic!("{activation:?}: {error}"));
+        }
+    }
+}
+
+/// A plan made for one problem is refused for another, before any launch.
+#[test]
+fn plans_of_other_problems_are_refused() {
+    let client = client();
+    let limits = Limits::of(&client);
+    let problem = problem(&sample()[3], FloatType::F32);
+    let inputs = inputs(&client, &problem, &fill::normal);
+    let out = output(&client, &problem.y_shape(), FloatType::F32);
+    let config = WinogradConfig {
+        tile: conv_kernels::conv3d::WinogradTile::F2x2,
+        region_frames: 1,
+        region_rows: 1,
+        workspace_bytes: 0,
+    };
+    let (x, w, y) = (inputs.x.operand(), inputs.w.operand(), out.operand());
+    let bias = inputs.bias.as_ref().map(Buffer::operand);
+    for (plan, message) in [
+        (Plan::Empty, "conv3d: the plan `empty` was given for a forward that has elements"),
+        (
+            Plan::Winograd(config),
+            "conv3d: winograd_2x2 needs stride 1 and dilation 1 in the plane, got stride 2x3, dilation 1x1",
+        ),
+    ] {
+        let result = conv_kernels::conv3d::forward(&client, &limits, &problem, &plan, [x, w, y], bias);
+        assert_eq!(result.unwrap_err().message(), message);
+    }
+    let other = Conv3dProblem { window: Window { groups: 1, ..problem.window }, ..problem };
+    let result = conv_kernels::conv3d::forward(&client, &limits, &other, &Plan::Direct, [x, w, y], bias);
+    assert_eq!(
+        result.unwrap_err().message(),
+        "conv3d: w has shape [10, 1, 3, 3, 3], the problem needs [10, 5, 3, 3, 3]"
+    );
+    let result = conv_kernels::conv3d::forward(&client, &limits, &problem, &Plan::Direct, [x, w, y], None);
+    assert_eq!(result.unwrap_err().message(), "conv3d: a bias of 10 elements was expected (true), got None");
+}
