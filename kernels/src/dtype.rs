@@ -1,5 +1,4 @@
-//! The three floating-point storage types. Arithmetic is always fp32: a kernel widens on load and rounds once on
-//! store, so bf16 needs no more of a device than buffers and conversions.
+//! The three floating-point storage types. Arithmetic is always fp32: a kernel widens on load and rounds once on store.
 
 use cubecl::features::TypeUsage;
 use cubecl::ir::{ElemType, FloatKind};
@@ -64,9 +63,13 @@ impl FloatType {
         }
     }
 
-    /// Whether the device can hold such tensors and convert their elements to and from fp32.
+    /// Whether the device serves the type in full. Buffers and conversions would do for these kernels, but a device
+    /// with no more than those may convert by cutting bits off: NVIDIA's Vulkan driver stores bf16 that way, which
+    /// doubles the rounding error and biases it.
     pub(crate) fn served_by(self, client: &Client) -> bool {
         let usage = client.properties().type_usage(self.elem());
-        usage.contains(TypeUsage::Buffer) && usage.contains(TypeUsage::Conversion)
+        [TypeUsage::Buffer, TypeUsage::Conversion, TypeUsage::Arithmetic]
+            .iter()
+            .all(|need| usage.contains(*need))
     }
 }

@@ -18,6 +18,9 @@ pub struct Limits {
     pub buffer_bytes: u64,
     /// Whether 64-bit element offsets can be had (WGSL: no).
     pub wide_index: bool,
+    /// Turns that the loops of one unit may make together, where the device ends them silently: Mesa's software driver
+    /// (llvmpipe) leaves every loop once 65,535 turns are spent. `None` on real devices.
+    pub loop_turns: Option<usize>,
     /// Storage types the device serves.
     pub dtypes: Vec<FloatType>,
     /// Arithmetic operations of one dispatch at most; larger work is split. 25 GFLOP is 20 ms on an M1-class GPU,
@@ -40,6 +43,7 @@ impl Limits {
             buffer_bytes: properties.memory.max_page_size,
             wide_index: properties.supports_address(AddressType::U64),
             dtypes: FloatType::ALL.into_iter().filter(|dtype| dtype.served_by(client)).collect(),
+            loop_turns: properties.identity.name.contains("llvmpipe").then_some(65_535),
             ..Self::apple_m1()
         }
     }
@@ -52,6 +56,7 @@ impl Limits {
             shared_bytes: 32 * 1024,
             buffer_bytes: 4 << 30,
             wide_index: true,
+            loop_turns: None,
             dtypes: FloatType::ALL.to_vec(),
             dispatch_operations: 25e9,
             workspace_bytes: 256 << 20,

@@ -1,10 +1,14 @@
 //! What the `try_` functions check before anything is launched: dtypes, devices, shapes, and what the device serves.
 
 use crate::ops::Conv3dCall;
-use crate::options::Conv3dOptions;
-use burn::tensor::{DType, Device, Tensor};
+use crate::options::{
+    CausalConv1dOptions, CausalConv1dState, CausalConv1dUpdateOptions, Conv3dOptions, Rope2dOptions,
+};
+use burn::tensor::{DType, Device, Int, Tensor};
+use conv_kernels::causal_conv1d::{self, CausalConv1dProblem, OptionalShapes, UpdateProblem};
 use conv_kernels::conv3d::{self, Conv3dProblem, Pass};
-use conv_kernels::{ConvError, FloatType, Limits};
+use conv_kernels::rope2d::Rope2dProblem;
+use conv_kernels::{ConvError, FloatType, IndexType, Limits};
 
 pub(crate) fn conv3d(
     x: &Tensor<5>,
@@ -25,6 +29,83 @@ pub(crate) fn conv3d(
     Ok(Conv3dCall { problem, algorithm: options.algorithm })
 }
 
+pub(crate) fn causal_conv1d(
+    x: &Tensor<3>,
+    weight: &Tensor<2>,
+    bias: Option<&Tensor<1>>,
+    state: &CausalConv1dState,
+    options: &CausalConv1dOptions,
+) -> Result<CausalConv1dProblem, ConvError> {
+    const OP: &str = "causal_conv1d";
+    let (initial, seq_idx) = (state.initial.as_ref(), state.seq_idx.as_ref());
+    let mut devices = vec![("x", x.device()), ("the weight", weight.device())];
+    devices.extend(bias.map(|bias| ("the bias", bias.device())));
+    devices.extend(initial.map(|initial| ("the initial state", initial.device())));
+    devices.extend(seq_idx.map(|seq_idx| ("seq_idx", seq_idx.device())));
+    same_device(OP, devices.iter().map(|(name, device)| (*name, device)))?;
+    let initial_dtype = initial.map(|initial| ("the initial state", initial.dtype()));
+    let dtype = same_dtype(OP, [("x", x.dtype())].into_iter().chain(initial_dtype))?;
+    let bias_dtype = bias.map(|bias| ("the bias", bias.dtype()));
+    let weight_dtype = same_dtype(OP, [("the weight", weight.dtype())].into_iter().chain(bias_dtype))?;
+    if let Some(seq_idx) = seq_idx {
+        index(OP, "seq_idx", seq_idx.dtype(), &seq_idx.device())?;
+    }
+    let optional = OptionalShapes {
+        bias: bias.map(|bias| bias.dims()[0]),
+        initial_state: initial.map(|initial| initial.dims()),
+        seq_idx: seq_idx.map(|seq_idx| seq_idx.dims()),
+    };
+    let (layout, activation) = (options.layout, options.activation);
+    let problem =
+        CausalConv1dProblem::new(x.dims(), weight.dims(), optional, layout, activation, dtype, weight_dtype)?;
+    let limits = limits(&x.device());
+    causal_conv1d::plan(&problem, causal_conv1d::Pass::Forward, &limits)?;
+    fits(OP, &problem.x_shape(), dtype, &limits)?;
+    Ok(problem)
+}
+
+pub(crate) fn causal_conv1d_update(
+    x: &Tensor<2>,
+    state: &Tensor<3>,
+    weight: &Tensor<2>,
+    bias: Option<&Tensor<1>>,
+    options: &CausalConv1dUpdateOptions,
+) -> Result<UpdateProblem, ConvError> {
+    const OP: &str = "causal_conv1d_update";
+    let mut devices = vec![("x", x.device()), ("the state", state.device()), ("the weight", weight.device())];
+    devices.extend(bias.map(|bias| ("the bias", bias.device())));
+    same_device(OP, devices.iter().map(|(name, device)| (*name, device)))?;
+    let dtype = same_dtype(OP, [("x", x.dtype()), ("the state", state.dtype())].into_iter())?;
+    let bias_dtype = bias.map(|bias| ("the bias", bias.dtype()));
+    let weight_dtype = same_dtype(OP, [("the weight", weight.dtype())].into_iter().chain(bias_dtype))?;
+    let bias = bias.map(|bias| bias.dims()[0]);
+    let activation = options.activation;
+    let problem =
+        UpdateProblem::new(x.dims(), state.dims(), weight.dims(), bias, activation, dtype, weight_dtype)?;
+    let limits = limits(&x.device());
+    served(OP, dtype, &limits)?;
+    served(OP, weight_dtype, &limits)?;
+    Ok(problem)
+}
+
+pub(crate) fn rope2d(
+    tokens: &Tensor<4>,
+    positions: &Tensor<3, Int>,
+    options: &Rope2dOptions,
+) -> Result<Rope2dProblem, ConvError> {
+    const OP: &str = "rope2d";
+    let devices = [("the tokens", tokens.device()), ("the positions", positions.device())];
+    same_device(OP, devices.iter().map(|(name, device)| (*name, device)))?;
+    let dtype = float_type(OP, "the token tensor", tokens.dtype())?;
+    index(OP, "the position tensor", positions.dtype(), &positions.device())?;
+    let (base, f0) = (options.base, options.f0);
+    let problem = Rope2dProblem::new(tokens.dims(), positions.dims(), options.layout, base, f0, dtype)?;
+    let limits = limits(&tokens.device());
+    served(OP, dtype, &limits)?;
+    fits(OP, &problem.tokens_shape(), dtype, &limits)?;
+    Ok(problem)
+}
+
 /// The storage type of a float tensor.
 pub(crate) fn float_type(op: &str, name: &str, dtype: DType) -> Result<FloatType, ConvError> {
     match dtype {
@@ -39,6 +120,43 @@ pub(crate) fn float_type(op: &str, name: &str, dtype: DType) -> Result<FloatType
             other.name()
         ))),
     }
+}
+
+/// The storage type of an integer tensor.
+pub(crate) fn index_type(op: &str, name: &str, dtype: DType) -> Result<IndexType, ConvError> {
+    match dtype {
+        DType::I32 => Ok(IndexType::I32),
+        DType::I64 => Ok(IndexType::I64),
+        other => {
+            Err(ConvError::Unsupported(format!("{op}: {name} is {}, the op reads i32 and i64", other.name())))
+        }
+    }
+}
+
+/// Refuses an integer tensor that the device's kernels cannot read.
+fn index(op: &str, name: &str, dtype: DType, device: &Device) -> Result<(), ConvError> {
+    let dtype = index_type(op, name, dtype)?;
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    if let burn::backend::DispatchDevice::Cube(device) = device.clone().without_autodiff().as_dispatch()
+        && !dtype.served_by(&device.client())
+    {
+        let dtype = dtype.name();
+        return Err(ConvError::Unsupported(format!(
+            "{op}: {name} is {dtype}, which this device cannot read; convert it to i32"
+        )));
+    }
+    let _ = (dtype, device);
+    Ok(())
+}
+
+/// Refuses a storage type that the device lacks.
+fn served(op: &str, dtype: FloatType, limits: &Limits) -> Result<(), ConvError> {
+    if limits.dtypes.contains(&dtype) {
+        return Ok(());
+    }
+    let served: Vec<_> = limits.dtypes.iter().map(|dtype| dtype.name()).collect();
+    let (dtype, served) = (dtype.name(), served.join(", "));
+    Err(ConvError::Unsupported(format!("{op}: this device cannot hold {dtype} tensors, it serves {served}")))
 }
 
 /// The storage type that all of these share.
@@ -114,5 +232,5 @@ fn limits(device: &Device) -> Limits {
         return Limits::of(&device.client());
     }
     let _ = device;
-    Limits { buffer_bytes: u64::MAX, ..Limits::apple_m1() }
+    Limits { buffer_bytes: u64::MAX, workspace_bytes: u64::MAX, ..Limits::apple_m1() }
 }

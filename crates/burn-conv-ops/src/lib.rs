@@ -34,12 +34,18 @@ mod options;
 mod portable;
 
 pub use conv_kernels::ConvError;
+pub use conv_kernels::causal_conv1d::{CausalConv1dProblem, Conv1dLayout, UpdateProblem};
 pub use conv_kernels::conv3d::{Activation, Algorithm, Conv3dProblem, PaddingMode, WinogradTile};
-pub use ops::{Conv3dCall, ConvOps, OptionalTensor};
-pub use options::Conv3dOptions;
+pub use conv_kernels::rope2d::{Rope2dProblem, RopeLayout};
+pub use ops::{
+    CausalConv1dGradients, CausalConv1dInputs, Conv3dCall, ConvOps, OptionalIntTensor, OptionalTensor,
+};
+pub use options::{
+    CausalConv1dOptions, CausalConv1dState, CausalConv1dUpdateOptions, Conv3dOptions, Rope2dOptions,
+};
 
 use burn::backend::Dispatch;
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor};
 
 /// conv3d: y `[N, O, OD, OH, OW]` of x `[N, C, D, H, W]`, weight `[O, C/groups, KD, KH, KW]` and bias `[O]`, with
 /// PyTorch's semantics.
@@ -69,6 +75,174 @@ pub fn try_conv3d(
     let call = check::conv3d(&x, &weight, bias.as_ref(), &options.into())?;
     let bias = bias.map(Tensor::into_dispatch).into();
     Ok(Tensor::from_dispatch(Dispatch::conv3d_forward(x.into_dispatch(), weight.into_dispatch(), bias, call)))
+}
+
+/// Causal depthwise conv1d: y of x's shape, every step from its own input and the W-1 before it. x is `[B, C, T]` or
+/// `[B, T, C]` as the options say, weight `[C, W]`, bias `[C]`. Weight and bias may have another dtype than x.
+///
+/// # Panics
+/// Where [`try_causal_conv1d`] returns an error.
+pub fn causal_conv1d(
+    x: Tensor<3>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    options: CausalConv1dOptions,
+) -> Tensor<3> {
+    or_panic(try_causal_conv1d(x, weight, bias, options))
+}
+
+/// [`causal_conv1d()`] with errors as values.
+///
+/// # Errors
+/// When shapes, dtypes or devices do not fit together, or the device cannot hold a dtype or the result. Nothing is
+/// launched then.
+pub fn try_causal_conv1d(
+    x: Tensor<3>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    options: CausalConv1dOptions,
+) -> Result<Tensor<3>, ConvError> {
+    let state = CausalConv1dState::new();
+    let problem = check::causal_conv1d(&x, &weight, bias.as_ref(), &state, &options)?;
+    let inputs = causal_conv1d_inputs(x, weight, bias, state);
+    Ok(Tensor::from_dispatch(Dispatch::causal_conv1d(inputs, problem)))
+}
+
+/// [`causal_conv1d()`] that begins with a state and returns the one to continue with: y, and the last W-1 steps of
+/// `[initial state | x]` as `[B, C, W-1]`. Calls on consecutive pieces of a sequence, each with the state of the one
+/// before, give what one call on the whole gives. Both outputs are differentiable.
+///
+/// # Panics
+/// Where [`try_causal_conv1d_with_state`] returns an error.
+pub fn causal_conv1d_with_state(
+    x: Tensor<3>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    state: CausalConv1dState,
+    options: CausalConv1dOptions,
+) -> (Tensor<3>, Tensor<3>) {
+    or_panic(try_causal_conv1d_with_state(x, weight, bias, state, options))
+}
+
+/// [`causal_conv1d_with_state`] with errors as values.
+///
+/// # Errors
+/// As [`try_causal_conv1d`].
+pub fn try_causal_conv1d_with_state(
+    x: Tensor<3>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    state: CausalConv1dState,
+    options: CausalConv1dOptions,
+) -> Result<(Tensor<3>, Tensor<3>), ConvError> {
+    let problem = check::causal_conv1d(&x, &weight, bias.as_ref(), &state, &options)?;
+    let initial = state.initial.clone().map(Tensor::into_dispatch).into();
+    let next = Dispatch::causal_conv1d_final_state(x.clone().into_dispatch(), initial, problem);
+    let y = Dispatch::causal_conv1d(causal_conv1d_inputs(x, weight, bias, state), problem);
+    Ok((Tensor::from_dispatch(y), Tensor::from_dispatch(next)))
+}
+
+fn causal_conv1d_inputs(
+    x: Tensor<3>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    state: CausalConv1dState,
+) -> CausalConv1dInputs<Dispatch> {
+    CausalConv1dInputs {
+        x: x.into_dispatch(),
+        weight: weight.into_dispatch(),
+        bias: bias.map(Tensor::into_dispatch).into(),
+        initial: state.initial.map(Tensor::into_dispatch).into(),
+        seq_idx: state.seq_idx.map(Tensor::into_dispatch).into(),
+    }
+}
+
+/// One decoding step of a causal conv1d: y `[B, C]` and the new state from x `[B, C]`, the state `[B, C, S]` of the last
+/// S >= W-1 inputs (oldest first), weight `[C, W]` and bias `[C]`.
+///
+/// # Panics
+/// Where [`try_causal_conv1d_update`] returns an error.
+pub fn causal_conv1d_update(
+    x: Tensor<2>,
+    state: Tensor<3>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    options: CausalConv1dUpdateOptions,
+) -> (Tensor<2>, Tensor<3>) {
+    or_panic(try_causal_conv1d_update(x, state, weight, bias, options))
+}
+
+/// [`causal_conv1d_update`] with errors as values.
+///
+/// # Errors
+/// As [`try_causal_conv1d`].
+pub fn try_causal_conv1d_update(
+    x: Tensor<2>,
+    state: Tensor<3>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    options: CausalConv1dUpdateOptions,
+) -> Result<(Tensor<2>, Tensor<3>), ConvError> {
+    let problem = check::causal_conv1d_update(&x, &state, &weight, bias.as_ref(), &options)?;
+    let bias = bias.map(Tensor::into_dispatch).into();
+    let (x, state, weight) = (x.into_dispatch(), state.into_dispatch(), weight.into_dispatch());
+    let (y, state) = Dispatch::causal_conv1d_update(x, state, weight, bias, problem);
+    Ok((Tensor::from_dispatch(y), Tensor::from_dispatch(state)))
+}
+
+/// RoPE2D: tokens `[B, H, N, D]` (or `[B, N, H, D]`, as the options say), rotated by their positions `[B, N, 2]` of
+/// (row, column): the first half of D by the row, the second by the column, element i of each half's first quarter with
+/// element i of its second. Positions may be negative.
+///
+/// # Panics
+/// Where [`try_rope2d`] returns an error.
+pub fn rope2d(tokens: Tensor<4>, positions: Tensor<3, Int>, options: Rope2dOptions) -> Tensor<4> {
+    or_panic(try_rope2d(tokens, positions, options))
+}
+
+/// [`rope2d()`] with errors as values.
+///
+/// # Errors
+/// When D is not a multiple of 4, the base is not positive, shapes or devices do not fit together, or the device cannot
+/// hold a dtype. Nothing is launched then.
+pub fn try_rope2d(
+    tokens: Tensor<4>,
+    positions: Tensor<3, Int>,
+    options: Rope2dOptions,
+) -> Result<Tensor<4>, ConvError> {
+    let problem = check::rope2d(&tokens, &positions, &options)?;
+    let (tokens, positions) = (tokens.into_dispatch(), positions.into_dispatch());
+    Ok(Tensor::from_dispatch(Dispatch::rope2d(tokens, positions, problem, false)))
+}
+
+/// [`rope2d()`] of queries and keys, each with its own positions.
+///
+/// # Panics
+/// Where [`try_rope2d_qk`] returns an error.
+pub fn rope2d_qk(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    q_positions: Tensor<3, Int>,
+    k_positions: Tensor<3, Int>,
+    options: Rope2dOptions,
+) -> (Tensor<4>, Tensor<4>) {
+    or_panic(try_rope2d_qk(q, k, q_positions, k_positions, options))
+}
+
+/// [`rope2d_qk`] with errors as values.
+///
+/// # Errors
+/// As [`try_rope2d`].
+pub fn try_rope2d_qk(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    q_positions: Tensor<3, Int>,
+    k_positions: Tensor<3, Int>,
+    options: Rope2dOptions,
+) -> Result<(Tensor<4>, Tensor<4>), ConvError> {
+    // Both are checked before either is launched.
+    check::rope2d(&k, &k_positions, &options)?;
+    Ok((try_rope2d(q, q_positions, options)?, try_rope2d(k, k_positions, options)?))
 }
 
 fn or_panic<T>(result: Result<T, ConvError>) -> T {

@@ -4,10 +4,12 @@
 //! metadata and the kernels agree on every shape: they ask the same problem.
 
 use crate::portable;
-use burn::backend::tensor::FloatTensor;
+use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, ExtensionType, backend_extension};
 use burn::tensor::Shape;
+use conv_kernels::causal_conv1d::{CausalConv1dProblem, UpdateProblem};
 use conv_kernels::conv3d::{Activation, Algorithm, Conv3dProblem};
+use conv_kernels::rope2d::Rope2dProblem;
 
 /// `Option<FloatTensor<B>>` in a form that passes Burn's dispatch.
 #[derive(ExtensionType)]
@@ -27,12 +29,89 @@ impl<B: Backend> OptionalTensor<B> {
             Self::None => None,
         }
     }
+
+    /// The tensor, where there is one.
+    pub fn as_option(&self) -> Option<&FloatTensor<B>> {
+        match self {
+            Self::Some(tensor) => Some(tensor),
+            Self::None => None,
+        }
+    }
 }
 
 impl<B: Backend> From<Option<FloatTensor<B>>> for OptionalTensor<B> {
     fn from(tensor: Option<FloatTensor<B>>) -> Self {
         tensor.map_or(Self::None, Self::Some)
     }
+}
+
+/// `Option<IntTensor<B>>` in a form that passes Burn's dispatch.
+#[derive(ExtensionType)]
+#[extension_type(fusion: cfg(feature = "fusion"))]
+pub enum OptionalIntTensor<B: Backend> {
+    /// A tensor.
+    Some(IntTensor<B>),
+    /// None.
+    None,
+}
+
+impl<B: Backend> OptionalIntTensor<B> {
+    /// The tensor, where there is one.
+    pub fn into_option(self) -> Option<IntTensor<B>> {
+        match self {
+            Self::Some(tensor) => Some(tensor),
+            Self::None => None,
+        }
+    }
+
+    /// The tensor, where there is one.
+    pub fn as_option(&self) -> Option<&IntTensor<B>> {
+        match self {
+            Self::Some(tensor) => Some(tensor),
+            Self::None => None,
+        }
+    }
+}
+
+impl<B: Backend> From<Option<IntTensor<B>>> for OptionalIntTensor<B> {
+    fn from(tensor: Option<IntTensor<B>>) -> Self {
+        tensor.map_or(Self::None, Self::Some)
+    }
+}
+
+/// What a causal conv1d reads.
+#[derive(ExtensionType)]
+#[extension_type(fusion: cfg(feature = "fusion"))]
+pub struct CausalConv1dInputs<B: Backend> {
+    /// `[B, C, T]` or `[B, T, C]`.
+    pub x: FloatTensor<B>,
+    /// `[C, W]`.
+    pub weight: FloatTensor<B>,
+    /// `[C]`, in the weight's dtype.
+    #[extension_type]
+    pub bias: OptionalTensor<B>,
+    /// `[B, C, W-1]`, oldest step first.
+    #[extension_type]
+    pub initial: OptionalTensor<B>,
+    /// `[B, T]`.
+    #[extension_type]
+    pub seq_idx: OptionalIntTensor<B>,
+}
+
+/// Gradients of [`CausalConv1dInputs`], each where there is such an input.
+#[derive(ExtensionType)]
+#[extension_type(fusion: cfg(feature = "fusion"))]
+pub struct CausalConv1dGradients<B: Backend> {
+    /// dx.
+    pub x: FloatTensor<B>,
+    /// dw.
+    pub weight: FloatTensor<B>,
+    /// db.
+    #[extension_type]
+    pub bias: OptionalTensor<B>,
+    /// Gradient of the initial state.
+    #[extension_type]
+    pub initial: OptionalTensor<B>,
 }
 
 /// A conv3d call: shapes and options, and the kernels to use.
@@ -108,6 +187,63 @@ pub trait ConvOps: Backend {
         activation: Activation,
     ) -> FloatTensor<Self> {
         portable::activation_gradient::<Self>(saved, dy, activation)
+    }
+
+    /// y, of x's shape.
+    #[fusion(dtype = inputs.x.dtype, shape = Shape::from(problem.x_shape()))]
+    fn causal_conv1d(
+        #[extension_type] inputs: CausalConv1dInputs<Self>,
+        problem: CausalConv1dProblem,
+    ) -> FloatTensor<Self> {
+        portable::causal_conv1d::forward::<Self>(inputs, &problem)
+    }
+
+    /// Every gradient from the inputs and dy.
+    #[fusion(meta = |inputs, _dy, _problem| CausalConv1dGradientsMetadata {
+        x: inputs.x.clone(),
+        weight: inputs.weight.clone(),
+        bias: inputs.bias.clone(),
+        initial: inputs.initial.clone(),
+    })]
+    fn causal_conv1d_backward(
+        #[extension_type] inputs: CausalConv1dInputs<Self>,
+        dy: FloatTensor<Self>,
+        problem: CausalConv1dProblem,
+    ) -> CausalConv1dGradients<Self> {
+        portable::causal_conv1d::backward::<Self>(inputs, dy, &problem)
+    }
+
+    /// The last W-1 columns of `[initial state | x]`: `[B, C, W-1]`.
+    #[fusion(dtype = x, shape = Shape::from(problem.state_shape()))]
+    fn causal_conv1d_final_state(
+        x: FloatTensor<Self>,
+        #[extension_type] initial: OptionalTensor<Self>,
+        problem: CausalConv1dProblem,
+    ) -> FloatTensor<Self> {
+        portable::causal_conv1d::final_state::<Self>(x, initial.into_option(), &problem)
+    }
+
+    /// One decoding step: y `[B, C]` and the new state `[B, C, S]` from x `[B, C]` and state `[B, C, S]`.
+    #[fusion(meta = |x, state, _weight, _bias, _problem| (x.clone(), state.clone()))]
+    fn causal_conv1d_update(
+        x: FloatTensor<Self>,
+        state: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        #[extension_type] bias: OptionalTensor<Self>,
+        problem: UpdateProblem,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        portable::causal_conv1d::update::<Self>(x, state, weight, bias.into_option(), &problem)
+    }
+
+    /// The tokens, rotated by their positions `[B, N, 2]`; by the opposite angles when `inverse`.
+    #[fusion(dtype = tokens, shape = Shape::from(problem.tokens_shape()))]
+    fn rope2d(
+        tokens: FloatTensor<Self>,
+        positions: IntTensor<Self>,
+        problem: Rope2dProblem,
+        inverse: bool,
+    ) -> FloatTensor<Self> {
+        portable::rope2d::rotate::<Self>(tokens, positions, &problem, inverse)
     }
 }
 

@@ -1,7 +1,10 @@
 //! What the caller may choose: options of the functional API.
 
 use burn::tensor::ops::ConvOptions;
+use burn::tensor::{Int, Tensor};
+use conv_kernels::causal_conv1d::Conv1dLayout;
 use conv_kernels::conv3d::{Activation, Algorithm, PaddingMode, Window};
+use conv_kernels::rope2d::RopeLayout;
 
 /// Options of [`conv3d`](crate::conv3d()). `Conv3dOptions::new()` is a plain convolution: stride 1, no padding, dilation
 /// 1, one group, no activation.
@@ -111,5 +114,129 @@ impl From<ConvOptions<3>> for Conv3dOptions {
     fn from(options: ConvOptions<3>) -> Self {
         let ConvOptions { stride, padding, dilation, groups } = options;
         Self { stride, padding, dilation, groups, ..Self::default() }
+    }
+}
+
+/// Options of [`causal_conv1d`](crate::causal_conv1d()).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct CausalConv1dOptions {
+    /// Applied to the result before it is rounded and stored; none by default.
+    pub activation: Activation,
+    /// Order of the axes of x and y; `[B, C, T]` by default.
+    pub layout: Conv1dLayout,
+}
+
+impl CausalConv1dOptions {
+    /// No activation, `[B, C, T]`.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the activation applied to the result.
+    #[must_use]
+    pub fn with_activation(self, activation: Activation) -> Self {
+        Self { activation, ..self }
+    }
+
+    /// Sets the order of the axes of x and y.
+    #[must_use]
+    pub fn with_layout(self, layout: Conv1dLayout) -> Self {
+        Self { layout, ..self }
+    }
+}
+
+/// What [`causal_conv1d_with_state`](crate::causal_conv1d_with_state) knows beside x.
+#[derive(Clone, Debug, Default)]
+pub struct CausalConv1dState {
+    /// The W-1 steps before the first, `[B, C, W-1]`, oldest first; zeros where there are none.
+    pub initial: Option<Tensor<3>>,
+    /// The sequence that each step belongs to, `[B, T]`: a step reads only steps of its own id, a negative id is padding
+    /// (output 0, no gradient). An id must not come back within W-1 steps after its run has ended. The initial state
+    /// belongs to the sequence of the row's first step.
+    pub seq_idx: Option<Tensor<2, Int>>,
+}
+
+impl CausalConv1dState {
+    /// No initial state, one sequence per row.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the W-1 steps before the first.
+    #[must_use]
+    pub fn with_initial(self, initial: Tensor<3>) -> Self {
+        Self { initial: Some(initial), ..self }
+    }
+
+    /// Sets the sequence that each step belongs to.
+    #[must_use]
+    pub fn with_seq_idx(self, seq_idx: Tensor<2, Int>) -> Self {
+        Self { seq_idx: Some(seq_idx), ..self }
+    }
+}
+
+/// Options of [`causal_conv1d_update`](crate::causal_conv1d_update).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct CausalConv1dUpdateOptions {
+    /// Applied to the result before it is rounded and stored; none by default.
+    pub activation: Activation,
+}
+
+impl CausalConv1dUpdateOptions {
+    /// No activation.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the activation applied to the result.
+    #[must_use]
+    pub fn with_activation(self, activation: Activation) -> Self {
+        Self { activation }
+    }
+}
+
+/// Options of [`rope2d`](crate::rope2d()).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rope2dOptions {
+    /// Ratio of the highest to the lowest frequency; 100, as in published checkpoints ("RoPE100").
+    pub base: f32,
+    /// Factor of every angle; 1.
+    pub f0: f32,
+    /// Order of the axes of the tokens; `[B, H, N, D]`.
+    pub layout: RopeLayout,
+}
+
+impl Default for Rope2dOptions {
+    fn default() -> Self {
+        Self { base: 100.0, f0: 1.0, layout: RopeLayout::Bhnd }
+    }
+}
+
+impl Rope2dOptions {
+    /// Base 100, factor 1, `[B, H, N, D]`.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the ratio of the highest to the lowest frequency.
+    #[must_use]
+    pub fn with_base(self, base: f32) -> Self {
+        Self { base, ..self }
+    }
+
+    /// Sets the factor of every angle.
+    #[must_use]
+    pub fn with_f0(self, f0: f32) -> Self {
+        Self { f0, ..self }
+    }
+
+    /// Sets the order of the axes of the tokens.
+    #[must_use]
+    pub fn with_layout(self, layout: RopeLayout) -> Self {
+        Self { layout, ..self }
     }
 }

@@ -123,7 +123,7 @@ fn run_ours(bench: &mut Bench, case: &Case, problem: &CausalConv1dProblem, sourc
     let dy = upload(&client, &sources.dy, &problem.x_shape());
     let inputs = Inputs { x: &x, weight: &weight, bias: bias.as_ref(), initial_state: None, seq_idx: None };
     let [y, gradients] = truths(problem, sources);
-    for pass in PASSES.into_iter().filter(|pass| bench.options.wants_pass(*pass)) {
+    for pass in bench.options.passes(&PASSES) {
         let forwards = eligible(problem, KernelPass::Forward, &limits);
         let backwards = eligible(problem, KernelPass::Backward, &limits);
         // Both passes have the same plans, the automatic one first.
@@ -181,7 +181,7 @@ fn run_burn(bench: &mut Bench, case: &Case, problem: &CausalConv1dProblem, sourc
         results.extend(bias.and_then(|bias| bias.grad_remove(&mut gradients)).map(burn_peer::read));
         results
     };
-    for pass in PASSES.into_iter().filter(|pass| bench.options.wants_pass(*pass)) {
+    for pass in bench.options.passes(&PASSES) {
         let row = row(case, dtype, pass, peer.name(), true);
         let work = work(case, dtype, pass);
         match pass {

@@ -102,7 +102,7 @@ fn peaks(device: &Device) -> Vec<(FloatType, f64)> {
         };
         // The largest tile, then plain arithmetic, which is fp32 whatever the storage type.
         let tile = matrices.iter().filter(takes).max_by_key(|m| m.m * m.n * m.k).map(|m| (m.m, m.n, m.k));
-        let measured = |tile| {
+        let measured = |tile: Option<(u32, u32, u32)>| {
             let input = if tile.is_some() { dtype.elem() } else { f32 };
             let key = compute_throughput_key(tile, input, f32);
             measure_peak_throughput(&device.client, key).ok().map(|value| value.ops_per_s())

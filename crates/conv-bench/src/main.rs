@@ -1,21 +1,25 @@
 //! Verifies, then times, every workload of conv-kernels against Burn's own op on the same device.
 //!
 //! ```text
-//! options.rs    the command line            device.rs   the adapter, copy bandwidth and peak rates
-//! scale.rs      small versions of workloads  data.rs     inputs as functions of the index, results read back
-//! conv3d/       one op each: rows, truth     verify.rs   comparison with f64 values and bounds
-//! burn_peer.rs  Burn's own ops               measure.rs  timing and statistics
-//! bench.rs      one row                      report.rs   CSV, tables, summary
+//! options.rs                            the command line
+//! device.rs                             the adapter, its copy bandwidth and peak rates
+//! scale.rs                              small versions of the workloads
+//! conv3d/ causal_conv1d.rs rope2d.rs    the rows of each op and the truth of their results
+//! burn_peer/                            Burn's own ops
+//! data.rs                               inputs as functions of the index, results read back
+//! bench.rs                              one row: verify.rs, then measure.rs, then report.rs
 //! ```
 
 mod bench;
 mod burn_peer;
+mod causal_conv1d;
 mod conv3d;
 mod data;
 mod device;
 mod measure;
 mod options;
 mod report;
+mod rope2d;
 mod scale;
 mod verify;
 
@@ -24,7 +28,7 @@ use bench::Bench;
 use clap::Parser;
 use device::{Device, Roofline};
 use measure::Timer;
-use options::{Op, Options, Size};
+use options::{Options, Size};
 use report::Report;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -59,14 +63,16 @@ fn run(options: Options) -> Result<bool> {
     let roofline = Roofline::measure(&device)?;
     print_roofline(&roofline);
 
-    let steps = conv3d::cases(&options, size).len();
+    let steps = conv3d::cases(&options, size).len()
+        + causal_conv1d::cases(&options, size).len()
+        + rope2d::cases(&options, size).len();
     anyhow::ensure!(steps > 0, "no case of {:?} has \"{}\" in its name", options.op, options.case);
     let report = Report::create(&options.out.join(device.slug()), name, steps)?;
     let mut bench = Bench { options, size, device, roofline, timer, report };
     refuse_dtypes(&mut bench);
-    if bench.options.wants_op(Op::Conv3d) {
-        conv3d::run(&mut bench)?;
-    }
+    conv3d::run(&mut bench)?;
+    causal_conv1d::run(&mut bench)?;
+    rope2d::run(&mut bench)?;
     Ok(bench.report.finish())
 }
 

@@ -35,7 +35,7 @@ pub(crate) fn geometric_mean(values: &[f64]) -> Option<f64> {
 }
 
 /// How rows are timed.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Timer {
     pub(crate) client: Client,
     /// Runs that are timed at least.

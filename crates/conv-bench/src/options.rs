@@ -173,6 +173,11 @@ impl Options {
         self.pass.is_empty() || self.pass.contains(&pass)
     }
 
+    /// Those of `passes` that are asked for.
+    pub(crate) fn passes(&self, passes: &[Pass]) -> Vec<Pass> {
+        passes.iter().copied().filter(|pass| self.wants_pass(*pass)).collect()
+    }
+
     /// The storage types asked for, every one when none is.
     pub(crate) fn dtypes(&self) -> Vec<FloatType> {
         if self.dtype.is_empty() {

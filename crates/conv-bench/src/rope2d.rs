@@ -64,7 +64,7 @@ fn run_case(bench: &mut Bench, workload: &Rope2dWorkload, dtype: FloatType) -> R
     let source = Source::normal(1, dtype);
     // Two operations for each of the two products of an element.
     let work = Work { flops: 3.0 * elements as f64, bytes: 2.0 * bytes as f64, memory_bound: true };
-    let passes: Vec<_> = PASSES.into_iter().filter(|pass| bench.options.wants_pass(*pass)).collect();
+    let passes = bench.options.passes(&PASSES);
     let row = |pass, algorithm: &str| Row {
         op: OP,
         case: case.name.clone(),

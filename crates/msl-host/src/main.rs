@@ -12,9 +12,6 @@ struct Arguments {
     /// Folder for the texts and the table.
     #[arg(long, default_value = "target/msl")]
     out: PathBuf,
-    /// Print the summary and what is over budget, not the table.
-    #[arg(long)]
-    summary: bool,
 }
 
 fn main() -> Result<()> {
@@ -22,14 +19,10 @@ fn main() -> Result<()> {
     let variants = variants::all();
     let rows = report::rows(&variants.kernels);
     report::write(&rows, &arguments.out)?;
-    let table = report::table(&rows, variants.launches);
-    let shown = |line: &&str| !arguments.summary || line.starts_with("    ");
-    let (lines, summary) = table.trim_end().rsplit_once('\n').unwrap_or(("", table.trim_end()));
-    lines.lines().filter(shown).for_each(|line| println!("{line}"));
-    println!("{summary}; texts in {}", arguments.out.display());
-
+    print!("{}", report::table(&rows, variants.launches));
     for refusal in &variants.refused {
         println!("refused: {refusal}");
     }
+    println!("texts and kernels.csv in {}", arguments.out.display());
     report::verdict(&rows, &variants.refused)
 }

@@ -2,7 +2,7 @@
 
 use crate::lower::{Lowered, violations};
 use crate::properties::{SIMD_WIDTH, THREADGROUP_BYTES};
-use crate::server::Kernel;
+use crate::server::{Kernel, Label};
 use anyhow::{Context, Result, bail};
 use std::fmt::Write as _;
 use std::path::Path;
@@ -10,12 +10,12 @@ use std::path::Path;
 /// One kernel's line.
 #[derive(Clone, Debug)]
 pub struct Row {
-    /// Op, pass, plan, dtype and options that first launched it.
-    pub label: String,
+    /// What launched it first.
+    pub label: Label,
     /// The entry function's name, which is the file's as well.
     pub entry: String,
-    /// The columns of numbers, or nothing when the kernel could not be lowered.
-    pub facts: Option<Lowered>,
+    /// Text and numbers, or nothing when the kernel could not be lowered.
+    pub lowered: Option<Lowered>,
     /// Why the kernel is not within an Apple GPU's budget; empty when it is.
     pub problems: Vec<String>,
 }
@@ -26,75 +26,102 @@ pub fn rows(kernels: &[Kernel]) -> Vec<Row> {
 }
 
 fn row(kernel: &Kernel) -> Row {
-    let label = kernel.label.clone();
+    let label = kernel.label.as_ref().clone();
     match &kernel.lowered {
         Ok(lowered) => Row {
             label,
             entry: lowered.facts.entry.clone(),
-            facts: Some(lowered.clone()),
+            lowered: Some(lowered.clone()),
             problems: violations(lowered),
         },
         Err(reason) => {
-            let first = reason.lines().next().unwrap_or("no reason");
-            let problems = vec![format!("did not lower: {first}")];
-            Row { label, entry: kernel.file_stem(), facts: None, problems }
+            let problems = vec![format!("did not lower: {}", reason.lines().collect::<Vec<_>>().join(" "))];
+            Row { label, entry: kernel.file_stem(), lowered: None, problems }
         }
     }
 }
 
 /// The words for what a kernel uses beyond plain loads, stores and arithmetic.
-fn uses(lowered: &Lowered) -> String {
+fn uses(lowered: &Lowered) -> Vec<&'static str> {
     let facts = &lowered.facts;
     let words = [(facts.matrices, "matrix"), (facts.simd, "simd"), (facts.wide, "64-bit")];
-    let used: Vec<_> = words.iter().filter(|(used, _)| *used).map(|(_, word)| *word).collect();
-    used.join(" ")
+    words.into_iter().filter(|(used, _)| *used).map(|(_, word)| word).collect()
 }
 
-/// The table for a terminal: one line per kernel, then a summary.
+/// The table for a terminal: the variants of one kernel function under one plan and dtype share a line, which holds the
+/// largest of their numbers; what is over budget follows one by one, then a summary.
 pub fn table(rows: &[Row], launches: usize) -> String {
-    let width = |column: fn(&Row) -> &str| rows.iter().map(|row| column(row).len()).max().unwrap_or(0);
-    let (labels, entries) = (width(|row| &row.label), width(|row| &row.entry));
-    let mut text = String::new();
-    let _ = writeln!(
-        text,
-        "{:labels$}  {:entries$}  threads  simdgroups  threadgroup bytes  bindings  barriers  uses",
-        "launched by", "kernel"
-    );
+    let header = [
+        "launched by",
+        "kernel",
+        "variants",
+        "threads",
+        "simdgroups",
+        "threadgroup bytes",
+        "bindings",
+        "uses",
+    ];
+    let mut lines = vec![header.map(String::from)];
+    let mut groups: Vec<((&str, &str), Vec<&Row>)> = Vec::new();
     for row in rows {
-        let _ = write!(text, "{:labels$}  {:entries$}", row.label, row.entry);
-        if let Some(lowered) = &row.facts {
-            let facts = &lowered.facts;
-            let threads = lowered.thread_count();
-            let _ = write!(
-                text,
-                "  {threads:7}  {:10}  {:17}  {:8}  {:8}  {}",
-                threads.div_ceil(u64::from(SIMD_WIDTH)),
-                facts.threadgroup_bytes,
-                facts.bindings,
-                facts.barriers,
-                uses(lowered)
-            );
-        }
-        text.truncate(text.trim_end().len());
-        text.push('\n');
-        for problem in &row.problems {
-            let _ = writeln!(text, "    over budget: {problem}");
+        let key = (row.label.what.as_str(), function(&row.entry));
+        match groups.iter_mut().find(|(known, _)| *known == key) {
+            Some((_, members)) => members.push(row),
+            None => groups.push((key, vec![row])),
         }
     }
+    for ((what, function), members) in &groups {
+        let lowered: Vec<_> = members.iter().filter_map(|row| row.lowered.as_ref()).collect();
+        let largest = |number: fn(&Lowered) -> u64| lowered.iter().map(|one| number(one)).max().unwrap_or(0);
+        let threads = largest(Lowered::thread_count);
+        let mut words: Vec<_> = lowered.iter().flat_map(|one| uses(one)).collect();
+        words.sort_unstable();
+        words.dedup();
+        lines.push([
+            what.to_string(),
+            function.to_string(),
+            members.len().to_string(),
+            threads.to_string(),
+            threads.div_ceil(u64::from(SIMD_WIDTH)).to_string(),
+            largest(|one| one.facts.threadgroup_bytes as u64).to_string(),
+            largest(|one| one.facts.bindings as u64).to_string(),
+            words.join(" "),
+        ]);
+    }
+    let mut text = String::new();
+    let width = |column: usize| lines.iter().map(|line| line[column].len()).max().unwrap_or(0);
+    for line in &lines {
+        let cells = line.iter().enumerate().map(|(column, cell)| match column {
+            0 | 1 | 7 => format!("{cell:<width$}", width = width(column)),
+            _ => format!("{cell:>width$}", width = width(column)),
+        });
+        let _ = writeln!(text, "{}", cells.collect::<Vec<_>>().join("  ").trim_end());
+    }
+    for row in rows {
+        for problem in &row.problems {
+            let _ = writeln!(text, "over budget: {} ({}): {problem}", row.entry, row.label);
+        }
+    }
+    text + &summary(rows, launches)
+}
+
+fn summary(rows: &[Row], launches: usize) -> String {
     let over = rows.iter().filter(|row| !row.problems.is_empty()).count();
-    let largest = |number: fn(&Lowered) -> u64| {
-        rows.iter().filter_map(|row| row.facts.as_ref()).map(number).max().unwrap_or(0)
-    };
-    let _ = writeln!(
-        text,
-        "{} kernels from {launches} launches; at most {} of {THREADGROUP_BYTES} threadgroup bytes, {} threads, {} \
-         bindings; {over} over budget",
+    let lowered: Vec<_> = rows.iter().filter_map(|row| row.lowered.as_ref()).collect();
+    let largest = |number: fn(&Lowered) -> u64| lowered.iter().map(|one| number(one)).max().unwrap_or(0);
+    format!(
+        "{} kernels from {launches} launches: at most {} of {THREADGROUP_BYTES} threadgroup bytes, {} threads, {} \
+         bindings; {over} over budget\n",
         rows.len(),
-        largest(|lowered| lowered.facts.threadgroup_bytes as u64),
+        largest(|one| one.facts.threadgroup_bytes as u64),
         largest(Lowered::thread_count),
-        largest(|lowered| lowered.facts.bindings as u64),
-    );
-    text
+        largest(|one| one.facts.bindings as u64),
+    )
+}
+
+/// The kernel function's name and dtypes: the entry's name without the hash of its options.
+fn function(entry: &str) -> &str {
+    entry.rsplit_once('_').map_or(entry, |(function, _)| function)
 }
 
 /// Writes `<entry>.metal` for each kernel and `kernels.csv` into `folder`, replacing the texts of an earlier run.
@@ -114,7 +141,8 @@ pub fn write(rows: &[Row], folder: &Path) -> Result<()> {
     let mut csv =
         csv::Writer::from_path(&table).with_context(|| format!("cannot write {}", table.display()))?;
     csv.write_record([
-        "label",
+        "launched_by",
+        "options",
         "kernel",
         "threads",
         "threadgroup_bytes",
@@ -125,7 +153,7 @@ pub fn write(rows: &[Row], folder: &Path) -> Result<()> {
     ])?;
     for row in rows {
         let mut numbers = [const { String::new() }; 5];
-        if let Some(lowered) = &row.facts {
+        if let Some(lowered) = &row.lowered {
             let path = folder.join(format!("{}.metal", row.entry));
             std::fs::write(&path, &lowered.msl)
                 .with_context(|| format!("cannot write {}", path.display()))?;
@@ -135,10 +163,10 @@ pub fn write(rows: &[Row], folder: &Path) -> Result<()> {
                 facts.threadgroup_bytes.to_string(),
                 facts.bindings.to_string(),
                 facts.barriers.to_string(),
-                uses(lowered),
+                uses(lowered).join(" "),
             ];
         }
-        let mut record = vec![row.label.clone(), row.entry.clone()];
+        let mut record = vec![row.label.what.clone(), row.label.options.clone(), row.entry.clone()];
         record.extend(numbers);
         record.push(row.problems.join("; "));
         csv.write_record(record)?;

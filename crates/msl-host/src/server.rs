@@ -28,13 +28,28 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+/// What a launch is for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Label {
+    /// Op, pass, plan and dtype.
+    pub what: String,
+    /// What the kernels are specialized by beyond these.
+    pub options: String,
+}
+
+impl std::fmt::Display for Label {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.what, self.options)
+    }
+}
+
 /// A distinct kernel: one compiled pipeline on a Mac.
 #[derive(Clone, Debug)]
 pub struct Kernel {
     /// CubeCL's identity: the kernel function, its comptime arguments, threads and index width.
     pub id: KernelId,
     /// The label that was set when it was first launched.
-    pub label: String,
+    pub label: Arc<Label>,
     /// The text and its facts, or why there is none.
     pub lowered: Result<Lowered, String>,
 }
@@ -53,7 +68,7 @@ pub struct Launch {
     /// Index into [`Log::kernels`].
     pub kernel: usize,
     /// The label that was set.
-    pub label: String,
+    pub label: Arc<Label>,
     /// Threadgroups along x, y and z.
     pub grid: (u32, u32, u32),
     /// Bytes that each buffer argument covers.
@@ -70,7 +85,7 @@ pub struct Log {
     /// Every launch, in order.
     pub launches: Vec<Launch>,
     index: HashMap<KernelId, usize>,
-    label: String,
+    label: Arc<Label>,
 }
 
 /// A client of its own recording server, and the server's record.
@@ -101,8 +116,8 @@ impl Recorder {
     }
 
     /// Runs `launches`, whose kernels are recorded under `label`, and waits for the server.
-    pub fn record<T>(&self, label: &str, launches: impl FnOnce(&Client) -> T) -> T {
-        self.log().label = label.to_string();
+    pub fn record<T>(&self, label: &Label, launches: impl FnOnce(&Client) -> T) -> T {
+        self.log().label = Arc::new(label.clone());
         let result = launches(&self.client);
         // Launches are posted to the server's thread; the flush returns after the last of them.
         let _ = self.client.flush();

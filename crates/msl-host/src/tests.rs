@@ -3,7 +3,7 @@
 
 use crate::lower::violations;
 use crate::properties::apple_m1;
-use crate::server::Recorder;
+use crate::server::{Label, Recorder};
 use crate::{report, variants};
 use conv_kernels::Limits;
 use cubecl::prelude::*;
@@ -41,6 +41,10 @@ fn panics(y: &mut [f32], #[comptime] n: u32) {
     y[ABSOLUTE_POS] = f32::cast_from(n);
 }
 
+fn label(what: &str) -> Label {
+    Label { what: what.into(), options: "-".into() }
+}
+
 /// A buffer of 1,024 floats.
 fn buffer(client: &Client) -> BufferArg {
     let handle = client.empty(4096);
@@ -72,7 +76,7 @@ fn statements(msl: &str) -> Vec<String> {
 #[test]
 fn a_launch_is_lowered_to_the_text_that_the_kernel_alone_lowers_to() {
     let recorder = Recorder::apple_m1();
-    recorder.record("saxpy", |client| launch_saxpy(client, 3));
+    recorder.record(&label("saxpy"), |client| launch_saxpy(client, 3));
 
     let client = recorder.client();
     let kernel = saxpy::create_dummy_kernel(
@@ -99,19 +103,19 @@ fn a_launch_is_lowered_to_the_text_that_the_kernel_alone_lowers_to() {
     assert_eq!(violations(lowered), Vec::<String>::new());
     let launch = &log.launches[0];
     assert_eq!((launch.grid, launch.buffers.as_slice()), ((4, 1, 1), [4096u64, 4096].as_slice()));
-    assert_eq!(launch.label, "saxpy");
+    assert_eq!(*launch.label, label("saxpy"));
 }
 
 #[test]
 fn kernels_are_told_apart_by_comptime_arguments_and_keep_their_first_label() {
     let recorder = Recorder::apple_m1();
-    recorder.record("first", |client| launch_saxpy(client, 3));
-    recorder.record("second", |client| {
+    recorder.record(&label("first"), |client| launch_saxpy(client, 3));
+    recorder.record(&label("second"), |client| {
         launch_saxpy(client, 3);
         launch_saxpy(client, 4);
     });
     let log = recorder.log();
-    let labels: Vec<_> = log.kernels.iter().map(|kernel| kernel.label.as_str()).collect();
+    let labels: Vec<_> = log.kernels.iter().map(|kernel| kernel.label.what.as_str()).collect();
     assert_eq!(labels, ["first", "second"]);
     let kernels: Vec<_> = log.launches.iter().map(|launch| launch.kernel).collect();
     assert_eq!(kernels, [0, 0, 1]);
@@ -121,7 +125,7 @@ fn kernels_are_told_apart_by_comptime_arguments_and_keep_their_first_label() {
 #[test]
 fn what_a_mac_could_not_run_is_reported() {
     let recorder = Recorder::apple_m1();
-    recorder.record("over", |client| {
+    recorder.record(&label("over"), |client| {
         let one = || CubeCount::Static(1, 1, 1);
         shared_sum::launch(client, one(), CubeDim::new_1d(256), buffer(client), 8192);
         shared_sum::launch(client, one(), CubeDim::new_1d(256), buffer(client), 10 * 1024);
@@ -149,8 +153,8 @@ fn what_a_mac_could_not_run_is_reported() {
     assert!(report::verdict(&rows[..1], &[]).is_ok());
     assert!(report::verdict(&rows[..1], &["refused".into()]).is_err());
     let table = report::table(&rows, log.launches.len());
-    assert!(table.contains("    over budget: 40960 bytes of threadgroup memory"), "{table}");
-    assert!(table.contains("4 kernels from 4 launches; at most 40960 of 32768"), "{table}");
+    assert!(table.contains("(over -): 40960 bytes of threadgroup memory"), "{table}");
+    assert!(table.contains("4 kernels from 4 launches: at most 40960 of 32768"), "{table}");
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("of_an_earlier_run.metal"), "").unwrap();
     report::write(&rows, folder.path()).unwrap();
@@ -226,7 +230,7 @@ fn a_kernel_that_does_not_lower_fails_the_reads_of_its_outputs() {
     let recorder = Recorder::apple_m1();
     let client = recorder.client();
     let (good, bad) = (client.create_from_slice(&[1, 2, 3, 4]), client.create_from_slice(&[5, 6, 7, 8]));
-    recorder.record("panics", |client| {
+    recorder.record(&label("panics"), |client| {
         // SAFETY: the handle covers one float.
         let argument = unsafe { BufferArg::from_raw_parts(bad.clone(), 1) };
         panics::launch(client, CubeCount::Static(1, 1, 1), CubeDim::new_1d(64), argument, 7);

@@ -1,14 +1,17 @@
 //! Every kernel of conv-kernels in every dtype and plan: the launchers run over tables of problems, and what they launch
 //! is the list.
 //!
-//! Each op's table holds the conformance problems of conv-cases, so that whatever the tests execute is lowered, and the
-//! full product of the options that kernels are specialized by, which a pairwise table does not contain.
+//! conv3d and RoPE2D run over the conformance problems of conv-cases and over the full product of the options that
+//! kernels are specialized by, which a pairwise table does not contain. The kernels of causal conv1d are specialized by so
+//! many options that its table is two products (see `causal_conv1d`).
 
+mod causal_conv1d;
 mod conv3d;
+mod rope2d;
 
 use crate::properties::apple_m1;
-use crate::server::{Kernel, Recorder};
-use conv_kernels::{ConvError, FloatType, Operand};
+use crate::server::{Kernel, Label, Recorder};
+use conv_kernels::{ConvError, FloatType, IndexOperand, IndexType, Operand};
 use cubecl::prelude::Client;
 use std::collections::HashSet;
 
@@ -45,12 +48,16 @@ fn of_dtype(dtype: FloatType) -> Variants {
     // An M1 as it is, then one with buffers beyond wgpu's cap, on which the kernels with 64-bit indices are launched.
     let m1 = Recorder::apple_m1();
     conv3d::record(&m1, dtype, &mut variants.refused);
+    causal_conv1d::record(&m1, dtype, &mut variants.refused);
+    rope2d::record(&m1, dtype, &mut variants.refused);
     variants.collect(&m1);
 
     let mut properties = apple_m1();
     properties.memory.max_page_size = 1 << 40;
     let large = Recorder::new(properties);
     conv3d::record_wide(&large, dtype, &mut variants.refused);
+    causal_conv1d::record_wide(&large, dtype, &mut variants.refused);
+    rope2d::record_wide(&large, dtype, &mut variants.refused);
     variants.collect(&large);
     variants
 }
@@ -63,10 +70,10 @@ impl Variants {
     }
 }
 
-/// Notes a launch that was refused.
-fn note(result: Result<(), ConvError>, label: &str, refused: &mut Vec<String>) {
+/// Notes a launch of the problem `case` that was refused.
+fn note(result: Result<(), ConvError>, label: &Label, case: &str, refused: &mut Vec<String>) {
     if let Err(error) = result {
-        refused.push(format!("{label}: {error}"));
+        refused.push(format!("{label} ({case}): {error}"));
     }
 }
 
@@ -74,4 +81,10 @@ fn note(result: Result<(), ConvError>, label: &str, refused: &mut Vec<String>) {
 fn tensor(client: &Client, shape: &[usize], dtype: FloatType) -> Operand {
     let bytes = shape.iter().product::<usize>() * dtype.size();
     Operand::contiguous(client.empty(bytes.max(dtype.size())), shape, dtype)
+}
+
+/// A row-major tensor of integers with undefined contents.
+fn indices(client: &Client, shape: &[usize], dtype: IndexType) -> IndexOperand {
+    let bytes = shape.iter().product::<usize>() * dtype.size();
+    IndexOperand::contiguous(client.empty(bytes.max(dtype.size())), shape, dtype)
 }

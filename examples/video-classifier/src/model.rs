@@ -167,7 +167,7 @@ mod tests {
             let output = net.forward_loss(batch.clone());
             losses.push(output.loss.clone().into_scalar::<f32>());
             let gradients = GradientsParams::from_grads(output.loss.backward(), &net);
-            net = optimizer.step(1e-2.into(), net, gradients);
+            net = optimizer.step(1e-2, net, gradients);
         }
         assert!(losses[14] < 0.2 * losses[0], "the loss does not fall: {losses:?}");
     }

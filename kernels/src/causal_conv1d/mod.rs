@@ -157,7 +157,14 @@ pub fn backward(
         check_operand(OP, "the gradient of the final state", dfinal, &state, problem.dtype)?;
     }
     if let Some(db) = out.bias {
-        check_optional(OP, "bias gradient", Some(db), problem.bias, &[problem.channels], problem.weight_dtype)?;
+        check_optional(
+            OP,
+            "bias gradient",
+            Some(db),
+            problem.bias,
+            &[problem.channels],
+            problem.weight_dtype,
+        )?;
     }
     if let Some(dinitial) = out.initial_state {
         let expected = problem.initial_state;

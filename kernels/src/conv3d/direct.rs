@@ -11,7 +11,7 @@
 //! neighbouring inputs. Per unit: K = C/groups * KD * KH * KW products, 2K loads, one store. Nothing is declined.
 
 use super::args::{Column, Geometry, activate, offset};
-use super::plan::ReductionSplit;
+use super::plan::{Pass, ReductionSplit};
 use super::problem::{Activation, Conv3dProblem, PaddingMode};
 use super::reduce;
 use crate::error::ConvError;
@@ -23,6 +23,21 @@ use cubecl::prelude::*;
 
 /// Units of a cube. 256 is what WebGPU guarantees; more would gain nothing without shared memory.
 const UNITS: u32 = 256;
+
+/// Channels that one turn of a loop sums: see [`Limits::loop_turns`].
+const BLOCK: u32 = 4;
+
+/// Turns that the loops of a unit make together.
+pub(crate) fn loop_turns(problem: &Conv3dProblem, pass: Pass) -> usize {
+    let [kd, kh, kw] = problem.kernel;
+    let block = BLOCK as usize;
+    match pass {
+        Pass::Forward => problem.group_channels().div_ceil(block) * (1 + kd * (1 + kh * (1 + kw))),
+        Pass::InputGradient => kd * (1 + kh * (1 + kw * (1 + problem.group_out_channels().div_ceil(block)))),
+        // Sums are split into parts of a few thousand windows.
+        Pass::WeightGradient => 0,
+    }
+}
 
 /// Launches the forward pass.
 pub(crate) fn forward(
@@ -154,23 +169,29 @@ fn forward_kernel<E: Float>(
     let first_channel = o / geometry.group_out * geometry.group_channels;
     let bias: ComptimeOption<f32> = bias.map(|bias| f32::cast_from(bias[o as usize * bias.stride(0)]));
     let mut sum = bias.unwrap_or_else(|| 0.0f32.runtime());
-    for c in 0..geometry.group_channels {
+    for block in 0..geometry.group_channels.div_ceil(BLOCK) {
         for kd in 0..geometry.depth.kernel {
             for kh in 0..geometry.height.kernel {
                 for kw in 0..geometry.width.kernel {
-                    let column = Column { c, d: kd, h: kh, w: kw };
-                    let value = read_tap(
-                        x,
-                        &geometry,
-                        window.n,
-                        first_channel,
-                        window.d,
-                        window.h,
-                        window.w,
-                        &column,
-                        padding,
-                    );
-                    sum += value * f32::cast_from(w[offset(w, o, c, kd, kh, kw)]);
+                    #[unroll]
+                    for i in 0..BLOCK {
+                        let c = block * BLOCK + i;
+                        if c < geometry.group_channels {
+                            let column = Column { c, d: kd, h: kh, w: kw };
+                            let value = read_tap(
+                                x,
+                                &geometry,
+                                window.n,
+                                first_channel,
+                                window.d,
+                                window.h,
+                                window.w,
+                                &column,
+                                padding,
+                            );
+                            sum += value * f32::cast_from(w[offset(w, o, c, kd, kh, kw)]);
+                        }
+                    }
                 }
             }
         }
@@ -310,13 +331,21 @@ fn gradient_of_row<E: Float>(
     #[comptime] replicate: bool,
 ) -> f32 {
     let mut sum = 0.0f32;
-    for pw in geometry.width.first_alias(row.w, replicate)..geometry.width.last_alias(row.w, replicate) + 1i32 {
+    for pw in geometry.width.first_alias(row.w, replicate)..geometry.width.last_alias(row.w, replicate) + 1i32
+    {
         for kw in 0..geometry.width.kernel {
             let qw = geometry.width.window_at(pw, kw);
             if qw < geometry.width.output {
-                for o in row.first_out..row.first_out + geometry.group_out {
-                    sum += f32::cast_from(dy[offset(dy, row.n, o, qd, qh, qw)])
-                        * f32::cast_from(w[offset(w, o, row.c, kd, kh, kw)]);
+                for block in 0..geometry.group_out.div_ceil(BLOCK) {
+                    #[unroll]
+                    for i in 0..BLOCK {
+                        let in_group = block * BLOCK + i;
+                        if in_group < geometry.group_out {
+                            let o = row.first_out + in_group;
+                            sum += f32::cast_from(dy[offset(dy, row.n, o, qd, qh, qw)])
+                                * f32::cast_from(w[offset(w, o, row.c, kd, kh, kw)]);
+                        }
+                    }
                 }
             }
         }

@@ -125,6 +125,16 @@ pub(crate) fn check(
     limits: &Limits,
 ) -> Result<(), ConvError> {
     let empty = result_is_empty(problem, pass);
+    let turns = loop_turns(plan, problem, pass);
+    if let Some(most) = limits.loop_turns
+        && turns > most
+    {
+        return Err(ConvError::TooLarge(format!(
+            "conv3d: the {} by {} sums in {turns} loop turns, this software device ends loops after {most}",
+            pass.name(),
+            plan.name()
+        )));
+    }
     match plan {
         Plan::Empty if !empty => {
             unsupported!("conv3d: the plan `empty` was given for a {} that has elements", pass.name())
@@ -154,7 +164,8 @@ pub(crate) fn check(
         Plan::Winograd(config) if !empty => {
             let largest = winograd::config(problem, pass, config.tile, limits)?;
             let (frames, rows) = (config.region_frames, config.region_rows);
-            let within = (1..=largest.region_frames).contains(&frames) && (1..=largest.region_rows).contains(&rows);
+            let within =
+                (1..=largest.region_frames).contains(&frames) && (1..=largest.region_rows).contains(&rows);
             if !within {
                 unsupported!(
                     "conv3d: a region of {frames} frames and {rows} rows of tiles was planned for another problem, this \
@@ -166,6 +177,18 @@ pub(crate) fn check(
             Ok(())
         }
         _ => Ok(()),
+    }
+}
+
+/// Turns that the loops of one unit make together.
+fn loop_turns(plan: &Plan, problem: &Conv3dProblem, pass: Pass) -> usize {
+    let stages = |terms: usize| terms.div_ceil(TileConfig::LARGE.tile_k);
+    match (plan, pass) {
+        (Plan::Empty, _) | (Plan::ImplicitGemm(_), Pass::WeightGradient) => 0,
+        (Plan::Direct, _) => super::direct::loop_turns(problem, pass),
+        (Plan::ImplicitGemm(_), Pass::Forward) => stages(problem.group_channels() * problem.taps()),
+        (Plan::ImplicitGemm(_), _) => stages(problem.group_out_channels() * problem.taps()),
+        (Plan::Winograd(_), _) => stages(problem.kernel[0] * problem.channels.max(problem.out_channels)),
     }
 }
 

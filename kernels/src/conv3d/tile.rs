@@ -79,6 +79,7 @@ pub(crate) fn multiply_stages(
 ) {
     let row = unit_row(config);
     let column = unit_column(config);
+    #[unroll]
     for k in 0..config.tile_k {
         let mut a = Array::<f32>::new(REGISTERS);
         let mut b = Array::<f32>::new(REGISTERS);

@@ -58,7 +58,8 @@ fn views_give_the_bits_of_contiguous_tensors() {
     let limits = Limits::of(&client);
     // Axis orders from outermost to innermost in memory, and a gap after every row: channels-last, everything
     // reversed, sliced.
-    let layouts: [([usize; 5], usize); 3] = [([0, 2, 3, 4, 1], 0), ([4, 3, 2, 1, 0], 0), ([0, 1, 2, 3, 4], 3)];
+    let layouts: [([usize; 5], usize); 3] =
+        [([0, 2, 3, 4, 1], 0), ([4, 3, 2, 1, 0], 0), ([0, 1, 2, 3, 4], 3)];
     let strided = |shape: &[usize], (order, gap): ([usize; 5], usize)| {
         let mut strides = vec![0; 5];
         let mut next = 1;
@@ -103,7 +104,12 @@ fn views_give_the_bits_of_contiguous_tensors() {
                     }
                     let results = read_all(&client, &outputs.iter().collect::<Vec<_>>());
                     for (result, layout) in results[1..].iter().zip(layouts) {
-                        assert!(bits(result) == bits(&results[0]), "{case} {} {} {layout:?}", pass.name(), plan.name());
+                        assert!(
+                            bits(result) == bits(&results[0]),
+                            "{case} {} {} {layout:?}",
+                            pass.name(),
+                            plan.name()
+                        );
                         checks += 1;
                     }
                 }
@@ -197,7 +203,8 @@ fn a_small_workspace_tiles_winograd_or_refuses_it() {
 fn a_hundred_repeats_give_equal_bits() {
     let client = client();
     let limits = Limits::of(&client);
-    let case = Conv3dCase { padding: [(1, 1); 3], ..Conv3dCase::new("repeat", [1, 5, 2, 4, 5], 6, [3, 3, 3]) };
+    let case =
+        Conv3dCase { padding: [(1, 1); 3], ..Conv3dCase::new("repeat", [1, 5, 2, 4, 5], 6, [3, 3, 3]) };
     let problem = problem(&case, FloatType::F32);
     let inputs = inputs(&client, &problem, &fill::normal);
     for pass in PASSES {

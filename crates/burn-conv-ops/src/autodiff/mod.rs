@@ -4,14 +4,18 @@
 //! need and nothing else: an operand whose gradient partner is untracked is not kept, and the gradient of an untracked
 //! operand is not computed. All gradient ops run on the inner backend, so with Fusion they are registered lazily.
 
+mod causal_conv1d;
 mod conv3d;
+mod rope2d;
 
-use crate::ops::{Conv3dCall, ConvOps, OptionalTensor};
+use crate::ops::{CausalConv1dGradients, CausalConv1dInputs, Conv3dCall, ConvOps, OptionalTensor};
 use burn::backend::Backend;
 use burn::backend::autodiff::Autodiff;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
-use burn::backend::tensor::FloatTensor;
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use conv_kernels::causal_conv1d::{CausalConv1dProblem, UpdateProblem};
 use conv_kernels::conv3d::Activation;
+use conv_kernels::rope2d::Rope2dProblem;
 
 impl<B: Backend + ConvOps, C: CheckpointStrategy> ConvOps for Autodiff<B, C> {
     fn conv3d_forward(
@@ -49,6 +53,45 @@ impl<B: Backend + ConvOps, C: CheckpointStrategy> ConvOps for Autodiff<B, C> {
         _activation: Activation,
     ) -> FloatTensor<Self> {
         first_order("conv3d")
+    }
+
+    fn causal_conv1d(inputs: CausalConv1dInputs<Self>, problem: CausalConv1dProblem) -> FloatTensor<Self> {
+        causal_conv1d::forward::<B, C>(inputs, problem)
+    }
+
+    fn causal_conv1d_backward(
+        _inputs: CausalConv1dInputs<Self>,
+        _dy: FloatTensor<Self>,
+        _problem: CausalConv1dProblem,
+    ) -> CausalConv1dGradients<Self> {
+        first_order("causal_conv1d")
+    }
+
+    fn causal_conv1d_final_state(
+        x: FloatTensor<Self>,
+        initial: OptionalTensor<Self>,
+        problem: CausalConv1dProblem,
+    ) -> FloatTensor<Self> {
+        causal_conv1d::final_state::<B, C>(x, initial, problem)
+    }
+
+    fn causal_conv1d_update(
+        x: FloatTensor<Self>,
+        state: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: OptionalTensor<Self>,
+        problem: UpdateProblem,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        causal_conv1d::update::<B, C>(x, state, weight, bias, problem)
+    }
+
+    fn rope2d(
+        tokens: FloatTensor<Self>,
+        positions: IntTensor<Self>,
+        problem: Rope2dProblem,
+        inverse: bool,
+    ) -> FloatTensor<Self> {
+        rope2d::forward::<B, C>(tokens, positions, problem, inverse)
     }
 }
 

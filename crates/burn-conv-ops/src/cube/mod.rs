@@ -3,16 +3,20 @@
 //! The functions at the crate's root have validated the call, so a [`ConvError`] here is a caller of the trait who has
 //! not, or a limit that only the launch knows; it becomes a panic with its sentence.
 
+mod causal_conv1d;
 mod conv3d;
+mod rope2d;
 
-use crate::ops::{Conv3dCall, ConvOps, OptionalTensor};
-use burn::backend::tensor::FloatTensor;
+use crate::ops::{CausalConv1dGradients, CausalConv1dInputs, Conv3dCall, ConvOps, OptionalTensor};
+use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeBackend;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
+use conv_kernels::causal_conv1d::{CausalConv1dProblem, UpdateProblem};
 use conv_kernels::conv3d::Activation;
-use conv_kernels::{ConvError, Operand};
+use conv_kernels::rope2d::Rope2dProblem;
+use conv_kernels::{ConvError, IndexOperand, Operand};
 
 impl ConvOps for CubeBackend {
     fn conv3d_forward(
@@ -51,6 +55,45 @@ impl ConvOps for CubeBackend {
     ) -> FloatTensor<Self> {
         or_panic(conv3d::activation_gradient(&saved, &dy, activation))
     }
+
+    fn causal_conv1d(inputs: CausalConv1dInputs<Self>, problem: CausalConv1dProblem) -> FloatTensor<Self> {
+        or_panic(causal_conv1d::forward(&inputs, &problem))
+    }
+
+    fn causal_conv1d_backward(
+        inputs: CausalConv1dInputs<Self>,
+        dy: FloatTensor<Self>,
+        problem: CausalConv1dProblem,
+    ) -> CausalConv1dGradients<Self> {
+        or_panic(causal_conv1d::backward(&inputs, &dy, &problem))
+    }
+
+    fn causal_conv1d_final_state(
+        x: FloatTensor<Self>,
+        initial: OptionalTensor<Self>,
+        problem: CausalConv1dProblem,
+    ) -> FloatTensor<Self> {
+        or_panic(causal_conv1d::final_state(&x, initial.as_option(), &problem))
+    }
+
+    fn causal_conv1d_update(
+        x: FloatTensor<Self>,
+        state: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: OptionalTensor<Self>,
+        problem: UpdateProblem,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        or_panic(causal_conv1d::update(&x, &state, &weight, bias.as_option(), &problem))
+    }
+
+    fn rope2d(
+        tokens: FloatTensor<Self>,
+        positions: IntTensor<Self>,
+        problem: Rope2dProblem,
+        inverse: bool,
+    ) -> FloatTensor<Self> {
+        or_panic(rope2d::rotate(&tokens, &positions, &problem, inverse))
+    }
 }
 
 /// The one place where an error of the kernels becomes a panic.
@@ -65,6 +108,16 @@ fn operand(tensor: &CubeTensor) -> Result<Operand, ConvError> {
         shape: tensor.meta.shape().to_vec(),
         strides: tensor.meta.strides().to_vec(),
         dtype: crate::check::float_type("burn-conv-ops", "an operand", tensor.dtype)?,
+    })
+}
+
+/// [`operand`] for sequence ids and positions.
+fn index_operand(tensor: &CubeTensor) -> Result<IndexOperand, ConvError> {
+    Ok(IndexOperand {
+        handle: tensor.handle.clone(),
+        shape: tensor.meta.shape().to_vec(),
+        strides: tensor.meta.strides().to_vec(),
+        dtype: crate::check::index_type("burn-conv-ops", "an operand", tensor.dtype)?,
     })
 }
 

@@ -2,7 +2,9 @@
 //! mirrors one enum, and the compiler checks that it mirrors it whole.
 
 use burn::serde::{Deserialize, Serialize};
+use conv_kernels::causal_conv1d::Conv1dLayout;
 use conv_kernels::conv3d::{Activation, Algorithm, PaddingMode, WinogradTile};
+use conv_kernels::rope2d::RopeLayout;
 
 #[derive(Serialize, Deserialize)]
 #[serde(crate = "burn::serde", remote = "Activation")]
@@ -34,4 +36,18 @@ pub(super) enum WinogradTileForm {
     F2x2,
     F4x4,
     F6x6,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(crate = "burn::serde", remote = "Conv1dLayout")]
+pub(super) enum Conv1dLayoutForm {
+    Bct,
+    Btc,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(crate = "burn::serde", remote = "RopeLayout")]
+pub(super) enum RopeLayoutForm {
+    Bhnd,
+    Bnhd,
 }

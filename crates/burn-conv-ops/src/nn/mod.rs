@@ -1,10 +1,14 @@
 //! The ops as modules, with configurations in Burn's style and parameters named and shaped as PyTorch's, so that state
 //! dicts load through `burn-store`.
 
+mod causal_conv1d;
 mod conv3d;
 mod forms;
+mod rope2d;
 
+pub use causal_conv1d::{CausalConv1d, CausalConv1dConfig};
 pub use conv3d::{Conv3d, Conv3dConfig, Conv3dPadding};
+pub use rope2d::{Rope2d, Rope2dConfig};
 
 /// Builder methods of a configuration, one per line: documentation, name, argument type, field.
 macro_rules! setters {

@@ -1,7 +1,7 @@
 //! Causal conv1d from slices of `[initial state | x]`: tap k of every step is the slice that starts at k.
 
-use crate::ops::{CausalConv1dGradients, CausalConv1dInputs};
 use super::{activate, activation_gradient, narrow, round, widen};
+use crate::ops::{CausalConv1dGradients, CausalConv1dInputs};
 use burn::backend::ops::PadMode;
 use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::backend::{Backend, TensorMetadata, get_device_settings};
@@ -9,7 +9,10 @@ use burn::tensor::{FloatDType, Shape};
 use conv_kernels::causal_conv1d::{CausalConv1dProblem, Conv1dLayout, UpdateProblem};
 
 /// See [`ConvOps::causal_conv1d`](crate::ConvOps::causal_conv1d).
-pub(crate) fn forward<B: Backend>(inputs: CausalConv1dInputs<B>, problem: &CausalConv1dProblem) -> FloatTensor<B> {
+pub(crate) fn forward<B: Backend>(
+    inputs: CausalConv1dInputs<B>,
+    problem: &CausalConv1dProblem,
+) -> FloatTensor<B> {
     let dtype = inputs.x.dtype();
     if problem.x_shape().contains(&0) {
         return inputs.x;
@@ -171,7 +174,11 @@ impl<B: Backend> Taps<B> {
         }
     }
 
-    fn pre_activation(&self, inputs: &CausalConv1dInputs<B>, problem: &CausalConv1dProblem) -> FloatTensor<B> {
+    fn pre_activation(
+        &self,
+        inputs: &CausalConv1dInputs<B>,
+        problem: &CausalConv1dProblem,
+    ) -> FloatTensor<B> {
         let mut sum = B::float_mul(self.read(0), column::<B>(&inputs.weight, 0));
         for k in 1..problem.width {
             sum = B::float_add(sum, B::float_mul(self.read(k), column::<B>(&inputs.weight, k)));

@@ -2,7 +2,9 @@
 //!
 //! Half types are widened to fp32 on entry and rounded once at the end, as in the kernels.
 
+pub(crate) mod causal_conv1d;
 pub(crate) mod conv3d;
+pub(crate) mod rope2d;
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, TensorMetadata};

@@ -39,8 +39,7 @@ pub(crate) fn rotate<B: Backend>(
     let [first, second, third, _] = shape;
     let split = B::float_reshape(widen::<B>(tokens), [first, second, third, 2, 2, quarter].into());
     let (u, v) = (narrow::<B>(split.clone(), 4, 0, 1), narrow::<B>(split, 4, 1, 1));
-    let turned_u =
-        B::float_sub(B::float_mul(u.clone(), cos.clone()), B::float_mul(v.clone(), sin.clone()));
+    let turned_u = B::float_sub(B::float_mul(u.clone(), cos.clone()), B::float_mul(v.clone(), sin.clone()));
     let turned_v = B::float_add(B::float_mul(v, cos), B::float_mul(u, sin));
     let out = B::float_reshape(B::float_cat(vec![turned_u, turned_v], 4), Shape::from(shape));
     round::<B>(out, dtype)

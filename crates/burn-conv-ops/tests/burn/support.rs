@@ -1,6 +1,6 @@
 //! Devices, deterministic tensors, and comparison with the f64 references.
 
-use burn::tensor::{DType, Device, DeviceKind, Tensor, TensorData};
+use burn::tensor::{DType, Device, DeviceKind, Int, Tensor, TensorData};
 use conv_cases::fill;
 use conv_kernels::tolerance::Expected;
 use std::sync::OnceLock;
@@ -36,6 +36,15 @@ pub(crate) fn normal<const D: usize>(seed: u64, shape: [usize; D], device: &Devi
 /// A tensor of these values in row-major order, f32.
 pub(crate) fn upload<const D: usize>(values: &[f32], shape: [usize; D], device: &Device) -> Tensor<D> {
     Tensor::from_data(TensorData::new(values.to_vec(), shape), (device, DType::F32))
+}
+
+/// A tensor of these integers in row-major order, in the device's own integer type.
+pub(crate) fn int_upload<const D: usize>(
+    values: &[i64],
+    shape: [usize; D],
+    device: &Device,
+) -> Tensor<D, Int> {
+    Tensor::from_data(TensorData::new(values.to_vec(), shape), device)
 }
 
 /// The elements in row-major order.

@@ -1,12 +1,14 @@
 //! Burn's own ops on the same device, through the tensor API a user has.
 
 mod conv3d;
+mod sequence;
 
 use crate::data::{Host, Source, first_line};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use conv_kernels::FloatType;
 
 pub(crate) use conv3d::{Conv3d, bias_gradient};
+pub(crate) use sequence::{CausalConv1d, Rope2d};
 
 /// Reads a result that Burn was asked for.
 pub(crate) type Read = Box<dyn FnOnce() -> Result<Host, String>>;

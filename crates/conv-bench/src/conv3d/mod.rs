@@ -198,7 +198,7 @@ fn run_ours(bench: &mut Bench, case: &Conv3dCase, subject: &Subject) -> Result<(
     let x = upload(&client, &subject.sources.x, &problem.x_shape());
     let w = upload(&client, &subject.sources.w, &problem.weight_shape());
     let dy = upload(&client, &subject.sources.dy, &problem.y_shape());
-    for pass in PASSES.into_iter().filter(|pass| bench.options.wants_pass(*pass)) {
+    for pass in bench.options.passes(&PASSES) {
         let row = |algorithm: String, chosen: bool| Row {
             op: OP,
             case: case.name.clone(),
@@ -253,7 +253,7 @@ fn run_burn(bench: &mut Bench, case: &Conv3dCase, subject: &Subject) -> Result<(
     let peer = burn_peer::Conv3d::of(problem);
     let x = burn_peer::tensor(&device, &subject.sources.x, problem.x_shape(), problem.dtype);
     let w = burn_peer::tensor(&device, &subject.sources.w, problem.weight_shape(), problem.dtype);
-    for pass in PASSES.into_iter().filter(|pass| bench.options.wants_pass(*pass)) {
+    for pass in bench.options.passes(&PASSES) {
         let row = Row {
             op: OP,
             case: case.name.clone(),

@@ -1,7 +1,7 @@
 //! conv3d: forward, both gradients and the two small ones, under every eligible plan.
 
 use super::{note, tensor};
-use crate::server::Recorder;
+use crate::server::{Label, Recorder};
 use conv_cases::conv3d::{self as cases, Conv3dCase};
 use conv_kernels::conv3d::{
     Activation, Conv3dProblem, PaddingMode, Pass, Window, activation_gradient, bias_gradient, eligible,
@@ -84,8 +84,8 @@ fn record_case(recorder: &Recorder, case: &Conv3dCase, dtype: FloatType, refused
     let limits = Limits::of(recorder.client());
     for pass in [Pass::Forward, Pass::InputGradient, Pass::WeightGradient] {
         for plan in eligible(&problem, pass, &limits) {
-            let (plan_name, options) = (plan.name(), options(&problem, pass));
-            let label = format!("conv3d {} {plan_name} {} {options}", pass.name(), dtype.name());
+            let what = format!("conv3d {} {} {}", pass.name(), plan.name(), dtype.name());
+            let label = Label { what, options: options(&problem, pass) };
             let result = recorder.record(&label, |client| {
                 let [x, w, y] = operands(client, &problem);
                 match pass {
@@ -97,25 +97,26 @@ fn record_case(recorder: &Recorder, case: &Conv3dCase, dtype: FloatType, refused
                     Pass::WeightGradient => weight_gradient(client, &limits, &problem, &plan, [&x, &y, &w]),
                 }
             });
-            note(result, &format!("{label} ({})", case.name), refused);
+            note(result, &label, &case.name, refused);
         }
     }
     if problem.bias {
-        let label = format!("conv3d bias gradient {}", dtype.name());
+        let label = Label { what: format!("conv3d bias gradient {}", dtype.name()), options: "-".into() };
         let result = recorder.record(&label, |client| {
             let [_, _, dy] = operands(client, &problem);
             bias_gradient(client, &limits, &problem, &dy, &tensor(client, &[problem.out_channels], dtype))
         });
-        note(result, &format!("{label} ({})", case.name), refused);
+        note(result, &label, &case.name, refused);
     }
     let activation = problem.window.activation;
-    let label = format!("conv3d activation gradient {} {activation:?}", dtype.name());
+    let options = format!("{activation:?}").to_lowercase();
+    let label = Label { what: format!("conv3d activation gradient {}", dtype.name()), options };
     let result = recorder.record(&label, |client| {
         let y = problem.y_shape();
         let [saved, dy, dpre] = [(); 3].map(|()| tensor(client, &y, dtype));
         activation_gradient(client, &limits, activation, [&saved, &dy, &dpre])
     });
-    note(result, &format!("{label} ({})", case.name), refused);
+    note(result, &label, &case.name, refused);
 }
 
 fn operands(client: &Client, problem: &Conv3dProblem) -> [conv_kernels::Operand; 3] {

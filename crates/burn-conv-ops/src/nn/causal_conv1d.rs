@@ -1,0 +1,144 @@
+//! Causal conv1d as a module.
+
+use super::forms::{ActivationForm, Conv1dLayoutForm};
+use super::{config, setters};
+use crate::{
+    Activation, CausalConv1dOptions, CausalConv1dState, CausalConv1dUpdateOptions, Conv1dLayout,
+    causal_conv1d, causal_conv1d_update, causal_conv1d_with_state,
+};
+use burn::module::{Content, DisplaySettings, Initializer, Module, ModuleDisplay, Param};
+use burn::serde::{Deserialize, Serialize};
+use burn::tensor::{Device, Tensor};
+use derive_new::new;
+
+/// Configuration of a [`CausalConv1d`]: `CausalConv1dConfig::new(channels, width).init(&device)`.
+#[derive(Clone, Debug, new, Serialize, Deserialize)]
+#[serde(crate = "burn::serde")]
+pub struct CausalConv1dConfig {
+    /// C.
+    pub channels: usize,
+    /// W, the number of steps that an output sees; 4 in Mamba.
+    pub width: usize,
+    /// Whether a bias is learned; yes.
+    #[new(value = "true")]
+    pub bias: bool,
+    /// Applied to the result before it is rounded and stored; none.
+    #[new(default)]
+    #[serde(with = "ActivationForm")]
+    pub activation: Activation,
+    /// Order of the axes of x and y; `[B, C, T]`.
+    #[new(default)]
+    #[serde(with = "Conv1dLayoutForm")]
+    pub layout: Conv1dLayout,
+    /// How the parameters start; PyTorch's and Burn's default, uniform within `1 / sqrt(W)`.
+    #[new(value = "Initializer::KaimingUniform { gain: 1.0 / 3f64.sqrt(), fan_out_only: false }")]
+    pub initializer: Initializer,
+}
+
+config!(CausalConv1dConfig);
+setters!(CausalConv1dConfig {
+    /// Sets whether a bias is learned.
+    with_bias(bias: bool);
+    /// Sets the activation applied to the result.
+    with_activation(activation: Activation);
+    /// Sets the order of the axes of x and y.
+    with_layout(layout: Conv1dLayout);
+    /// Sets how the parameters start.
+    with_initializer(initializer: Initializer);
+});
+
+impl CausalConv1dConfig {
+    /// The module with fresh parameters on `device`.
+    pub fn init(&self, device: &Device) -> CausalConv1d {
+        let Self { channels, width, .. } = *self;
+        let fan = Some(width);
+        let init = &self.initializer;
+        CausalConv1d {
+            weight: init.init_with([channels, 1, width], fan, fan, device),
+            bias: self.bias.then(|| init.init_with([channels], fan, fan, device)),
+            activation: self.activation,
+            layout: self.layout,
+        }
+    }
+}
+
+/// Causal depthwise conv1d with learned weight and bias. Parameters are named and shaped as those of the depthwise
+/// `torch.nn.Conv1d` in Mamba.
+#[derive(Module, Debug)]
+#[module(custom_display)]
+pub struct CausalConv1d {
+    /// `[C, 1, W]`.
+    pub weight: Param<Tensor<3>>,
+    /// `[C]`.
+    pub bias: Option<Param<Tensor<1>>>,
+    /// Applied to the result.
+    #[module(skip)]
+    pub activation: Activation,
+    /// Order of the axes of x and y.
+    #[module(skip)]
+    pub layout: Conv1dLayout,
+}
+
+impl CausalConv1d {
+    /// y of x's shape, `[B, C, T]` or `[B, T, C]`.
+    ///
+    /// # Panics
+    /// Where [`try_causal_conv1d`](crate::try_causal_conv1d) returns an error.
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        causal_conv1d(x, self.taps(), self.bias(), self.options())
+    }
+
+    /// y, and the state to continue with, `[B, C, W-1]`.
+    ///
+    /// # Panics
+    /// Where [`try_causal_conv1d_with_state`](crate::try_causal_conv1d_with_state) returns an error.
+    pub fn forward_with_state(&self, x: Tensor<3>, state: CausalConv1dState) -> (Tensor<3>, Tensor<3>) {
+        causal_conv1d_with_state(x, self.taps(), self.bias(), state, self.options())
+    }
+
+    /// One decoding step: y `[B, C]` and the new state from x `[B, C]` and a state `[B, C, S]`, S >= W-1.
+    ///
+    /// # Panics
+    /// Where [`try_causal_conv1d_update`](crate::try_causal_conv1d_update) returns an error.
+    pub fn step(&self, x: Tensor<2>, state: Tensor<3>) -> (Tensor<2>, Tensor<3>) {
+        let options = CausalConv1dUpdateOptions::new().with_activation(self.activation);
+        causal_conv1d_update(x, state, self.taps(), self.bias(), options)
+    }
+
+    /// The state before the first step, zeros `[batch, C, W-1]`.
+    pub fn empty_state(&self, batch: usize) -> Tensor<3> {
+        let [channels, _, width] = self.weight.dims();
+        let weight = self.weight.val();
+        Tensor::zeros([batch, channels, width.saturating_sub(1)], (&weight.device(), weight.dtype()))
+    }
+
+    /// The weight as the op takes it, `[C, W]`.
+    fn taps(&self) -> Tensor<2> {
+        let [channels, _, width] = self.weight.dims();
+        self.weight.val().reshape([channels, width])
+    }
+
+    fn bias(&self) -> Option<Tensor<1>> {
+        self.bias.as_ref().map(|bias| bias.val())
+    }
+
+    fn options(&self) -> CausalConv1dOptions {
+        CausalConv1dOptions { activation: self.activation, layout: self.layout }
+    }
+}
+
+impl ModuleDisplay for CausalConv1d {
+    fn custom_settings(&self) -> Option<DisplaySettings> {
+        DisplaySettings::new().with_new_line_after_attribute(false).optional()
+    }
+
+    fn custom_content(&self, content: Content) -> Option<Content> {
+        let [channels, _, width] = self.weight.dims();
+        content
+            .add("channels", &channels)
+            .add("width", &width)
+            .add_debug_attribute("activation", &self.activation)
+            .add_debug_attribute("layout", &self.layout)
+            .optional()
+    }
+}

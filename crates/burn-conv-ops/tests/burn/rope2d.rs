@@ -1,0 +1,102 @@
+//! Every RoPE2D case of the conformance table against the f64 reference, forward and backward, and what follows from the
+//! rotation's being orthogonal.
+
+use crate::support::{check, devices, gpu, int_upload, normal, values};
+use burn::tensor::Device;
+use burn_conv_ops::nn::{Rope2d, Rope2dConfig};
+use burn_conv_ops::{Rope2dOptions, RopeLayout, rope2d, rope2d_qk};
+use conv_cases::rope2d::{self as cases, Case};
+use conv_kernels::FloatType;
+use conv_kernels::rope2d::{Rope2dProblem, reference};
+use conv_kernels::tolerance::Expected;
+
+fn options(case: &Case) -> Rope2dOptions {
+    let layout = if case.bnhd { RopeLayout::Bnhd } else { RopeLayout::Bhnd };
+    Rope2dOptions { base: case.base, f0: case.f0, layout }
+}
+
+fn shape(case: &Case) -> [usize; 4] {
+    if case.bnhd { [case.b, case.n, case.h, case.d] } else { [case.b, case.h, case.n, case.d] }
+}
+
+#[test]
+fn rope2d_conforms_on_every_device() {
+    let mut table = cases::conformance();
+    table.push(Case { name: "no_tokens".into(), n: 0, ..table[0].clone() });
+    assert!(table.len() > 80, "{} cases", table.len());
+    for (on, device) in devices() {
+        let device = device.autodiff();
+        for case in &table {
+            let (shape, positions) = (shape(case), cases::positions(case));
+            let Rope2dOptions { base, f0, layout } = options(case);
+            let problem = Rope2dProblem::new(shape, [case.b, case.n, 2], layout, base, f0, FloatType::F32)
+                .unwrap_or_else(|error| panic!("{}: {error}", case.name));
+            let x = normal(1, shape, &device).require_grad();
+            let at = int_upload(&positions, [case.b, case.n, 2], &device);
+            let y = rope2d(x.clone(), at, options(case));
+            assert_eq!(y.dims(), shape, "{on} {}", case.name);
+            let grads = (y.clone() * normal(2, shape, &device)).sum().backward();
+            let cpu = Device::flex();
+            let (x64, dy64) = (values(normal(1, shape, &cpu)), values(normal(2, shape, &cpu)));
+            for (what, got, from, inverse) in [
+                ("y", values(y.inner()), &x64, false),
+                ("dx", values(x.grad(&grads).expect("x is tracked")), &dy64, true),
+            ] {
+                // The cosine and sine carry an error of their own beside the two products.
+                let expected = Expected {
+                    values: &reference::rotate(&problem, from, &positions, inverse),
+                    magnitudes: &reference::magnitude(&problem, from),
+                    terms: 4,
+                    dtype: FloatType::F32,
+                    slope: 1.0,
+                };
+                check(&format!("{on} {what} {}", case.name), &expected, &got);
+            }
+        }
+    }
+}
+
+#[test]
+fn queries_and_keys_turn_by_their_own_positions() {
+    for (on, device) in devices() {
+        let (q, k) = (normal(1, [2, 3, 6, 16], &device), normal(2, [2, 3, 4, 16], &device));
+        let (at_q, at_k) = (Rope2d::grid(2, 2, 3, &device), Rope2d::grid(2, 4, 1, &device));
+        let rope = Rope2dConfig::new().with_base(50.0).init();
+        let options = Rope2dOptions::new().with_base(50.0);
+        let pair = rope2d_qk(q.clone(), k.clone(), at_q.clone(), at_k.clone(), options);
+        let module = rope.forward_qk(q.clone(), k.clone(), at_q.clone(), at_k.clone());
+        let (alone_q, alone_k) = (values(rope2d(q, at_q, options)), values(rope.forward(k, at_k)));
+        for (got_q, got_k) in [pair, module] {
+            assert_eq!(values(got_q), alone_q, "{on}");
+            assert_eq!(values(got_k), alone_k, "{on}");
+        }
+    }
+}
+
+#[test]
+fn products_depend_on_relative_positions_only() {
+    let device = gpu();
+    let (q, k) = (normal(1, [1, 1, 1, 32], &device), normal(2, [1, 1, 1, 32], &device));
+    let product = |q_at: [i64; 2], k_at: [i64; 2]| {
+        let q = rope2d(q.clone(), int_upload(&q_at, [1, 1, 2], &device), Rope2dOptions::new());
+        let k = rope2d(k.clone(), int_upload(&k_at, [1, 1, 2], &device), Rope2dOptions::new());
+        values((q * k).sum())[0]
+    };
+    let near = product([3, 5], [1, 9]);
+    assert!((near - product([43, -2], [41, 2])).abs() < 1e-4, "{near}");
+    assert!((near - product([3, 5], [1, 8])).abs() > 1e-2, "{near}");
+}
+
+#[test]
+fn the_origin_is_not_turned_and_norms_are_kept() {
+    for (on, device) in devices() {
+        let x = normal(1, [1, 2, 3, 8], &device);
+        let at = int_upload(&[0, 0, 7, -3, 500, 40], [1, 3, 2], &device);
+        let (before, after) = (values(x.clone()), values(rope2d(x, at, Rope2dOptions::new())));
+        for (token, (before, after)) in before.chunks(8).zip(after.chunks(8)).enumerate() {
+            let norm = |values: &[f64]| values.iter().map(|value| value * value).sum::<f64>().sqrt();
+            assert!((norm(before) - norm(after)).abs() < 1e-5, "{on} token {token}");
+            assert_eq!(before == after, token % 3 == 0, "{on} token {token}");
+        }
+    }
+}
