@@ -89,7 +89,7 @@ pub(crate) fn column<X: Float>(
     let history = rows.history();
     let mut value = 0.0f32;
     if e >= history {
-        if e - history < rows.length {
+        if e - history <= rows.length {
             value = f32::cast_from(x[at3(x, b, c, e - history)]);
         }
     } else if comptime!(initial.is_some()) {

@@ -7,70 +7,26 @@
 //!
 //! Bytes: x once from memory (neighbouring units share columns through the cache), y once. Any strides.
 
-use super::args::{
-    Rows, UNITS, activate, activate_gradient, at2, at3, bindable, canonical, column, id_of, steps,
-};
-use super::problem::{CausalConv1dProblem, Conv1dLayout};
+use super::args::{Rows, UNITS, activate, activate_gradient, at2, at3, column, id_of, steps};
+use super::call::Call;
+use super::problem::Conv1dLayout;
 use crate::conv3d::Activation;
 use crate::error::ConvError;
 use crate::grid::{Span, dispatches};
-use crate::index_operand::{IndexOperand, IndexType};
-use crate::limits::Limits;
+use crate::index_operand::IndexOperand;
 use crate::operand::{Operand, address_type};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-/// The inputs of a call as the kernels see them: `[B, C, T]` order, every tensor bindable.
-pub(crate) struct Views {
-    pub(crate) x: Operand,
-    pub(crate) weight: Operand,
-    pub(crate) bias: Option<Operand>,
-    /// Absent where width 1 leaves no state.
-    pub(crate) initial_state: Option<Operand>,
-    pub(crate) seq_idx: Option<IndexOperand>,
-}
-
-impl Views {
-    pub(crate) fn of(client: &Client, problem: &CausalConv1dProblem, inputs: &super::Inputs) -> Self {
-        let state = inputs.initial_state.filter(|state| !state.is_empty());
-        // Ids without steps or rows are never read.
-        let seq_idx = inputs.seq_idx.filter(|_| problem.batch * problem.length > 0);
-        Self {
-            x: bindable(client, canonical(inputs.x, problem.layout)),
-            weight: inputs.weight.clone(),
-            bias: inputs.bias.cloned(),
-            initial_state: state.cloned(),
-            seq_idx: seq_idx.cloned(),
-        }
-    }
-
-    pub(crate) fn index_elem(&self) -> ElemType {
-        self.seq_idx.as_ref().map_or(IndexType::I32, |ids| ids.dtype).elem()
-    }
-
-    /// The largest offset that the ids need.
-    pub(crate) fn index_extent(&self) -> usize {
-        self.seq_idx.as_ref().map_or(0, IndexOperand::extent)
-    }
-
-    pub(crate) fn operands(&self) -> Vec<&Operand> {
-        let optional = [self.bias.as_ref(), self.initial_state.as_ref()];
-        [&self.x, &self.weight].into_iter().chain(optional.into_iter().flatten()).collect()
-    }
-}
-
 /// Channels `first..first + channels` of the pass: with `dy`, `target[b, c - first, t]` is the gradient before the
 /// activation, else y. `target` is `[B, channels, T]`.
 pub(crate) fn launch(
-    client: &Client,
-    limits: &Limits,
-    problem: &CausalConv1dProblem,
-    unrolled: Option<usize>,
-    views: &Views,
+    call: &Call,
     dy: Option<&Operand>,
     (first, channels): (usize, usize),
     target: &Operand,
 ) -> Result<(), ConvError> {
+    let &Call { client, limits, problem, unrolled, ref views } = call;
     let units = problem.batch * channels * problem.length.div_ceil(steps(unrolled));
     let mut operands = views.operands();
     operands.extend(dy);
@@ -130,7 +86,7 @@ fn forward_kernel<X: Float, W: Float, I: Int, Y: Float>(
 ) {
     let steps = comptime!(steps(unrolled));
     let index = span.cube() * UNITS as usize + UNIT_POS as usize;
-    let place = rows.place(index, (rows.length + steps - 1) / steps, layout);
+    let place = rows.place(index, rows.length.div_ceil(steps), layout);
     if span.is_idle() || place.b >= rows.batch {
         terminate!();
     }

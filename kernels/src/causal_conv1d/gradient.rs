@@ -8,30 +8,25 @@
 //! every element has one writer. Bytes: g once from memory, dx once; units as in the forward pass.
 
 use super::args::{Rows, UNITS, at2, at3, id_of, steps};
-use super::forward::Views;
-use super::problem::{CausalConv1dProblem, Conv1dLayout};
+use super::call::Call;
+use super::problem::Conv1dLayout;
 use crate::error::ConvError;
 use crate::grid::{Span, dispatches};
 use crate::index_operand::IndexOperand;
-use crate::limits::Limits;
 use crate::operand::{Operand, address_type};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
 /// Columns `start..` of channels `first..first + channels`: reads `g[b, c - first, t]`, writes `target[b, c, e - start]`.
 /// The target is dx with `start = W-1`, or the gradient of the initial state with `start = 0`.
-#[allow(clippy::too_many_arguments)]
 pub(crate) fn launch(
-    client: &Client,
-    limits: &Limits,
-    problem: &CausalConv1dProblem,
-    unrolled: Option<usize>,
-    views: &Views,
+    call: &Call,
     g: &Operand,
     dfinal: Option<&Operand>,
     (first, channels): (usize, usize),
     (start, target): (usize, &Operand),
 ) -> Result<(), ConvError> {
+    let &Call { client, limits, problem, unrolled, ref views } = call;
     let columns = target.shape[2];
     let units = problem.batch * channels * columns.div_ceil(steps(unrolled));
     let operands: Vec<&Operand> = [&views.weight, g, target].into_iter().chain(dfinal).collect();
@@ -93,7 +88,8 @@ fn gradient_of<G: Float, I: Int>(
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-#[allow(clippy::too_many_arguments)]
+// The nested `if`s are one of comptime and one of run time.
+#[allow(clippy::too_many_arguments, clippy::collapsible_if)]
 fn gradient_kernel<X: Float, W: Float, I: Int, G: Float>(
     weight: &Tensor<W>,
     g: &Tensor<G>,
@@ -113,7 +109,7 @@ fn gradient_kernel<X: Float, W: Float, I: Int, G: Float>(
     let steps = comptime!(steps(unrolled));
     let columns = target.shape(2);
     let index = span.cube() * UNITS as usize + UNIT_POS as usize;
-    let place = rows.place(index, (columns + steps - 1) / steps, layout);
+    let place = rows.place(index, columns.div_ceil(steps), layout);
     if span.is_idle() || place.b >= rows.batch {
         terminate!();
     }

@@ -16,6 +16,7 @@
 //! ids are.
 
 mod args;
+mod call;
 mod forward;
 mod gradient;
 mod plan;
@@ -33,6 +34,7 @@ use crate::error::{ConvError, invalid};
 use crate::index_operand::IndexOperand;
 use crate::limits::Limits;
 use crate::operand::{Operand, check_dtype};
+use call::Call;
 use cubecl::prelude::*;
 
 const OP: &str = "causal_conv1d";
@@ -85,18 +87,9 @@ pub fn forward(
     if problem.x_shape().contains(&0) {
         return Ok(());
     }
-    let views = forward::Views::of(client, problem, inputs);
+    let call = Call::new(client, limits, problem, *plan, inputs);
     let y = args::canonical(y, problem.layout);
-    forward::launch(
-        client,
-        limits,
-        problem,
-        unrolled(*plan, problem),
-        &views,
-        None,
-        (0, problem.channels),
-        &y,
-    )
+    forward::launch(&call, None, (0, problem.channels), &y)
 }
 
 /// Copies the last W-1 columns of `[initial state | x]` into `out [B, C, W-1]`: the initial state of the next chunk.
@@ -175,8 +168,7 @@ pub fn backward(
         return Ok(());
     }
 
-    let unrolled = unrolled(*plan, problem);
-    let views = forward::Views::of(client, problem, inputs);
+    let call = Call::new(client, limits, problem, *plan, inputs);
     let dy = args::bindable(client, args::canonical(dy, problem.layout));
     let dx = args::bindable(client, args::canonical(out.x, problem.layout));
     let dfinal = dfinal.filter(|dfinal| !dfinal.is_empty());
@@ -193,15 +185,15 @@ pub fn backward(
             dy.clone()
         } else {
             let g = gradient_workspace(client, problem, channels.1);
-            forward::launch(client, limits, problem, unrolled, &views, Some(&dy), channels, &g)?;
+            forward::launch(&call, Some(&dy), channels, &g)?;
             g
         };
         for target in
             [Some((problem.width - 1, &dx)), dinitial.map(|dinitial| (0, dinitial))].into_iter().flatten()
         {
-            gradient::launch(client, limits, problem, unrolled, &views, &g, dfinal, channels, target)?;
+            gradient::launch(&call, &g, dfinal, channels, target)?;
         }
-        weight::launch_partials(client, limits, problem, unrolled, &views, &g, channels, (split, &partials))?;
+        weight::launch_partials(&call, &g, channels, (split, &partials))?;
     }
     weight::launch_sums(client, limits, &partials, (0, out.weight))?;
     let Some(db) = out.bias else { return Ok(()) };
@@ -240,11 +232,6 @@ pub fn update(
         return Ok(());
     }
     state::launch_update(client, limits, problem, [x, state, weight], bias, [y, new_state])
-}
-
-/// The comptime width of the kernels.
-fn unrolled(plan: Plan, problem: &CausalConv1dProblem) -> Option<usize> {
-    (plan == Plan::Unrolled).then_some(problem.width)
 }
 
 /// fp32 `[B, channels, T]` in the memory order of the layout.

@@ -10,7 +10,7 @@
 //! x and g once; looped: one cube per tap.
 
 use super::args::{Rows, UNITS, at2, at3, column, id_of};
-use super::forward::Views;
+use super::call::Call;
 use super::plan::Split;
 use super::problem::{CausalConv1dProblem, Conv1dLayout};
 use crate::dtype::FloatType;
@@ -44,15 +44,12 @@ pub(crate) fn workspace(client: &Client, limits: &Limits, problem: &CausalConv1d
 
 /// Stage 1 for channels `first..first + channels`: reads `g[b, c - first, t]`, writes the channels' partials.
 pub(crate) fn launch_partials(
-    client: &Client,
-    limits: &Limits,
-    problem: &CausalConv1dProblem,
-    unrolled: Option<usize>,
-    views: &Views,
+    call: &Call,
     g: &Operand,
     (first, channels): (usize, usize),
     (split, partials): (Split, &Operand),
 ) -> Result<(), ConvError> {
+    let &Call { client, limits, problem, unrolled, ref views } = call;
     let lanes = lanes(problem.layout);
     let slots = if unrolled.is_some() { 1 } else { problem.width + 1 };
     let cubes = split.parts * slots * channels.div_ceil(lanes);
@@ -130,7 +127,7 @@ fn lane_sum(shared: &mut Shared<[f32]>, value: f32, #[comptime] lanes: usize) ->
     for level in 1..comptime!((UNITS as usize / lanes).ilog2() + 1) {
         let half = comptime!((UNITS >> level) as usize);
         if unit < half {
-            shared[unit] = shared[unit] + shared[unit + half];
+            shared[unit] += shared[unit + half];
         }
         sync_cube();
     }
@@ -166,7 +163,7 @@ fn partials_kernel<X: Float, I: Int, G: Float>(
         rest = cube / (width + 1);
         slot = cube - rest * (width + 1);
     }
-    let blocks = (rows.channels + lanes - 1) / lanes;
+    let blocks = rows.channels.div_ceil(lanes);
     let part = rest / blocks;
     let c = (rest - part * blocks) * lanes + UNIT_POS as usize % lanes;
     let row = UNIT_POS as usize / lanes;

@@ -3,17 +3,14 @@
 //! ```text
 //! forward          one unit per y[n,o,q]:   b[o] + sum over c, k of X(n,c,p) * w[o,c,k]
 //! input gradient   one unit per dx[n,c,p]:  sum over k, o of dy[n,o,q] * w[o,c,k]   where window q reads p with tap k
-//! weight gradient  one cube per dw[o,c,k] and split of the windows: 256 partial sums, one tree, fp32 partials;
-//!                  one unit per dw[o,c,k] where the windows are few
 //! ```
 //!
 //! Layouts: any strides for every tensor; units run along the output's last axis, so neighbouring units read
 //! neighbouring inputs. Per unit: K = C/groups * KD * KH * KW products, 2K loads, one store. Nothing is declined.
 
 use super::args::{Column, Geometry, activate, offset};
-use super::plan::{Pass, ReductionSplit};
+use super::plan::Pass;
 use super::problem::{Activation, Conv3dProblem, PaddingMode};
-use super::reduce;
 use crate::error::ConvError;
 use crate::grid::{Span, dispatches};
 use crate::limits::Limits;
@@ -100,46 +97,6 @@ pub(crate) fn input_gradient(
         }
     }
     Ok(())
-}
-
-/// Launches the weight gradient: fp32 partial sums over `split`, then their deterministic sum.
-pub(crate) fn weight_gradient(
-    client: &Client,
-    problem: &Conv3dProblem,
-    split: ReductionSplit,
-    limits: &Limits,
-    [x, dy, dw]: [&Operand; 3],
-) -> Result<(), ConvError> {
-    let sums = split.parts * dw.len();
-    let address = address_type("conv3d", &[x, dy, dw], sums.max(problem.positions()), limits)?;
-    let partials = reduce::workspace(client, split.parts, dw.len());
-    // A cube per sum pays for its barriers when every unit has a few terms.
-    let cube_per_sum = split.length >= 2 * UNITS as usize;
-    let sums_per_cube = if cube_per_sum { 1 } else { UNITS as usize };
-    let operations = 2.0 * (split.length * sums_per_cube) as f64;
-    for dispatch in dispatches(sums.div_ceil(sums_per_cube), operations, limits) {
-        // SAFETY: as in `forward`.
-        unsafe {
-            weight_gradient_kernel::launch_unchecked(
-                client,
-                dispatch.count(),
-                CubeDim::new_1d(UNITS),
-                address,
-                x.tensor_arg(),
-                dy.tensor_arg(),
-                partials.tensor_arg(),
-                problem.geometry(),
-                dispatch.span(),
-                dw.len(),
-                split.length,
-                sums,
-                cube_per_sum,
-                problem.window.padding_mode,
-                problem.dtype.elem(),
-            );
-        }
-    }
-    reduce::sum_partials(client, limits, &partials, dw)
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -351,56 +308,4 @@ fn gradient_of_row<E: Float>(
         }
     }
     sum
-}
-
-#[cube(launch_unchecked, address_type = "dynamic")]
-#[allow(clippy::too_many_arguments)]
-fn weight_gradient_kernel<E: Float>(
-    x: &Tensor<E>,
-    dy: &Tensor<E>,
-    partials: &mut Tensor<f32>,
-    geometry: Geometry,
-    span: Span,
-    weights: usize,
-    split_length: usize,
-    sums: usize,
-    #[comptime] cube_per_sum: bool,
-    #[comptime] padding: PaddingMode,
-    #[define(E)] _dtype: ElemType,
-) {
-    let mut this = span.cube();
-    if comptime!(!cube_per_sum) {
-        this = span.cube() * UNITS as usize + UNIT_POS as usize;
-    }
-    // With a cube per sum the whole cube leaves together: a barrier follows.
-    if span.is_idle() || this >= sums {
-        terminate!();
-    }
-    let part = this / weights;
-    let weight = this - part * weights;
-    let columns = (geometry.group_channels * geometry.taps()) as usize;
-    let o = (weight / columns) as u32;
-    let column = geometry.column((weight - o as usize * columns) as u32);
-    let first_channel = o / geometry.group_out * geometry.group_channels;
-    let end = min((part + 1) * split_length, geometry.windows());
-    let mut sum = 0.0f32;
-    let mut index = part * split_length;
-    let step = comptime!(if cube_per_sum { UNITS as usize } else { 1 });
-    if comptime!(cube_per_sum) {
-        index += UNIT_POS as usize;
-    }
-    while index < end {
-        let q = geometry.window(index);
-        let value = read_tap(x, &geometry, q.n, first_channel, q.d, q.h, q.w, &column, padding);
-        sum += value * f32::cast_from(dy[offset(dy, q.n, o, q.d, q.h, q.w)]);
-        index += step;
-    }
-    if comptime!(cube_per_sum) {
-        let total = reduce::cube_sum(sum, UNITS);
-        if UNIT_POS == 0 {
-            partials[this] = total;
-        }
-    } else {
-        partials[this] = sum;
-    }
 }

@@ -12,6 +12,7 @@
 mod activation;
 mod args;
 mod direct;
+mod direct_weight;
 mod fold;
 mod implicit_gemm;
 mod plan;
@@ -133,7 +134,7 @@ pub fn weight_gradient(
     let split = ReductionSplit::of(problem.positions(), dw.len(), limits);
     match plan {
         Plan::Empty => Ok(()),
-        Plan::Direct => direct::weight_gradient(client, problem, split, limits, [x, dy, dw]),
+        Plan::Direct => direct_weight::weight_gradient(client, problem, split, limits, [x, dy, dw]),
         Plan::ImplicitGemm(tile) => {
             implicit_gemm::weight_gradient(client, problem, *tile, split, limits, [x, dy, dw])
         }

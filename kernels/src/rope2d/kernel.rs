@@ -129,7 +129,7 @@ fn angle<I: Int>(table: &Tensor<f32>, position: I, i: usize, #[comptime] digits:
         for level in 1..comptime!(digits.levels()) {
             let mut digit = magnitude >> comptime!(bits * level);
             if comptime!(level + 1 < digits.levels()) {
-                digit = digit & comptime!(radix - 1);
+                digit &= comptime!(radix - 1);
             }
             let at = ((digit + comptime!(level * radix)) as usize * frequencies + i) * 2;
             let (c, s) = (table[at], table[at + 1]);

@@ -1,7 +1,9 @@
 //! Every kernel under every plan against the f64 references, on a real device.
 
+mod causal_conv1d;
 mod conv3d;
 mod conv3d_behaviour;
 mod conv3d_reference;
 mod errors;
+mod rope2d;
 mod support;

@@ -9,7 +9,7 @@ use conv_kernels::FloatType;
 use conv_kernels::conv3d::{Conv3dProblem, Window, reference};
 use conv_kernels::tolerance::Expected;
 
-pub(crate) fn options(case: &Conv3dCase) -> Conv3dOptions {
+fn options(case: &Conv3dCase) -> Conv3dOptions {
     Conv3dOptions {
         stride: case.stride,
         padding: case.padding,
@@ -25,7 +25,7 @@ pub(crate) fn options(case: &Conv3dCase) -> Conv3dOptions {
     }
 }
 
-fn problem(case: &Conv3dCase) -> Conv3dProblem {
+pub(crate) fn problem(case: &Conv3dCase) -> Conv3dProblem {
     let options = options(case);
     let window = Window {
         stride: options.stride,

@@ -2,5 +2,12 @@
 
 mod causal_conv1d;
 mod conv3d;
+mod errors;
+mod gradients;
+mod modules;
 mod rope2d;
+#[cfg(feature = "wgpu")]
+mod shapes;
+mod state_dict;
 mod support;
+mod views;

@@ -1,0 +1,73 @@
+//! A call on the host side: its problem, what it may use, and its inputs as the kernels see them.
+
+use super::Inputs;
+use super::args::{bindable, canonical};
+use super::plan::Plan;
+use super::problem::CausalConv1dProblem;
+use crate::index_operand::{IndexOperand, IndexType};
+use crate::limits::Limits;
+use crate::operand::Operand;
+use cubecl::ir::ElemType;
+use cubecl::prelude::*;
+
+/// What every kernel of one call shares.
+pub(crate) struct Call<'a> {
+    pub(crate) client: &'a Client,
+    pub(crate) limits: &'a Limits,
+    pub(crate) problem: &'a CausalConv1dProblem,
+    /// The comptime width, if the taps are unrolled.
+    pub(crate) unrolled: Option<usize>,
+    pub(crate) views: Views,
+}
+
+impl<'a> Call<'a> {
+    pub(crate) fn new(
+        client: &'a Client,
+        limits: &'a Limits,
+        problem: &'a CausalConv1dProblem,
+        plan: Plan,
+        inputs: &Inputs,
+    ) -> Self {
+        let unrolled = (plan == Plan::Unrolled).then_some(problem.width);
+        Self { client, limits, problem, unrolled, views: Views::of(client, problem, inputs) }
+    }
+}
+
+/// The inputs of a call as the kernels see them: `[B, C, T]` order, every tensor bindable.
+pub(crate) struct Views {
+    pub(crate) x: Operand,
+    pub(crate) weight: Operand,
+    pub(crate) bias: Option<Operand>,
+    /// Absent where width 1 leaves no state.
+    pub(crate) initial_state: Option<Operand>,
+    pub(crate) seq_idx: Option<IndexOperand>,
+}
+
+impl Views {
+    fn of(client: &Client, problem: &CausalConv1dProblem, inputs: &Inputs) -> Self {
+        let state = inputs.initial_state.filter(|state| !state.is_empty());
+        // Ids without steps or rows are never read.
+        let seq_idx = inputs.seq_idx.filter(|_| problem.batch * problem.length > 0);
+        Self {
+            x: bindable(client, canonical(inputs.x, problem.layout)),
+            weight: inputs.weight.clone(),
+            bias: inputs.bias.cloned(),
+            initial_state: state.cloned(),
+            seq_idx: seq_idx.cloned(),
+        }
+    }
+
+    pub(crate) fn index_elem(&self) -> ElemType {
+        self.seq_idx.as_ref().map_or(IndexType::I32, |ids| ids.dtype).elem()
+    }
+
+    /// The largest offset that the ids need.
+    pub(crate) fn index_extent(&self) -> usize {
+        self.seq_idx.as_ref().map_or(0, IndexOperand::extent)
+    }
+
+    pub(crate) fn operands(&self) -> Vec<&Operand> {
+        let optional = [self.bias.as_ref(), self.initial_state.as_ref()];
+        [&self.x, &self.weight].into_iter().chain(optional.into_iter().flatten()).collect()
+    }
+}

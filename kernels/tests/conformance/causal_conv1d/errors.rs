@@ -1,0 +1,288 @@
+//! Bad input: the class and the exact sentence, before any launch.
+
+use super::{problem, tensors};
+use crate::support::{client, output};
+use conv_cases::causal_conv1d::{Case, SeqIdx};
+use conv_cases::fill;
+use conv_kernels::causal_conv1d::{
+    self as op, CausalConv1dProblem, Conv1dLayout, Gradients, Inputs, OptionalShapes, Plan, UpdateProblem,
+};
+use conv_kernels::conv3d::Activation;
+use conv_kernels::{ConvError, FloatType, Limits};
+
+fn refusal(x: [usize; 3], weight: [usize; 2], optional: OptionalShapes, layout: Conv1dLayout) -> ConvError {
+    CausalConv1dProblem::new(x, weight, optional, layout, Activation::None, FloatType::F32, FloatType::F32)
+        .expect_err("a refusal")
+}
+
+#[test]
+fn shapes_are_refused() {
+    let (none, bct) = (OptionalShapes::default(), Conv1dLayout::Bct);
+    let huge = 1usize << 40;
+    let rows = [
+        (
+            refusal([2, 3, 4], [3, 0], none, bct),
+            "Invalid(\"causal_conv1d: the weight has width 0, it must be at least 1\")",
+        ),
+        (
+            refusal([2, 3, 4], [5, 4], none, bct),
+            "Invalid(\"causal_conv1d: the weight has 5 channels, the input has 3\")",
+        ),
+        (
+            refusal([2, 3, 4], [3, 4], none, Conv1dLayout::Btc),
+            "Invalid(\"causal_conv1d: the weight has 3 channels, the input has 4\")",
+        ),
+        (
+            refusal([2, 3, 4], [3, 4], OptionalShapes { bias: Some(2), ..none }, bct),
+            "Invalid(\"causal_conv1d: the bias has 2 elements, the input has 3 channels\")",
+        ),
+        (
+            refusal([2, 3, 4], [3, 4], OptionalShapes { initial_state: Some([2, 3, 4]), ..none }, bct),
+            "Invalid(\"causal_conv1d: the initial state has shape [2, 3, 4], input and weight need [2, 3, 3] (batch, \
+             channels, width - 1)\")",
+        ),
+        (
+            refusal([2, 3, 4], [3, 4], OptionalShapes { seq_idx: Some([4, 2]), ..none }, bct),
+            "Invalid(\"causal_conv1d: seq_idx has shape [4, 2], the input needs [2, 4] (batch, steps)\")",
+        ),
+        (
+            refusal([huge, huge, 1], [huge, 4], none, bct),
+            "TooLarge(\"causal_conv1d: the input [1099511627776, 1099511627776, 1] with width 4 has more elements than \
+             can be addressed\")",
+        ),
+        (
+            refusal([1, 1, usize::MAX], [1, 4], none, bct),
+            "TooLarge(\"causal_conv1d: the input [1, 1, 18446744073709551615] with width 4 has more elements than can \
+             be addressed\")",
+        ),
+        (
+            refusal([0, huge, 1], [huge, huge], none, bct),
+            "TooLarge(\"causal_conv1d: the weight [1099511627776, 1099511627776] has more elements than can be \
+             addressed\")",
+        ),
+    ];
+    for (error, expected) in rows {
+        assert_eq!(format!("{error:?}"), expected);
+    }
+}
+
+#[test]
+fn updates_are_refused() {
+    let new = |x, state, weight, bias| {
+        UpdateProblem::new(x, state, weight, bias, Activation::None, FloatType::F32, FloatType::F32)
+            .expect_err("a refusal")
+    };
+    let rows = [
+        (
+            new([2, 3], [2, 3, 2], [3, 4], None),
+            "Invalid(\"causal_conv1d_update: the state [2, 3, 2] holds 2 steps, a weight of width 4 needs 3\")",
+        ),
+        (
+            new([2, 3], [2, 4, 3], [3, 4], None),
+            "Invalid(\"causal_conv1d_update: the state [2, 4, 3] belongs to 2 rows of 4 channels, the input is [2, 3]\")",
+        ),
+        (
+            new([2, 3], [2, 3, 3], [4, 4], None),
+            "Invalid(\"causal_conv1d_update: the weight has 4 channels, the input has 3\")",
+        ),
+        (
+            new([2, 3], [2, 3, 3], [3, 0], None),
+            "Invalid(\"causal_conv1d_update: the weight has width 0, it must be at least 1\")",
+        ),
+        (
+            new([2, 3], [2, 3, 3], [3, 4], Some(1)),
+            "Invalid(\"causal_conv1d_update: the bias has 1 elements, the input has 3 channels\")",
+        ),
+        (
+            new([2, 3], [2, 3, usize::MAX], [3, 4], None),
+            "TooLarge(\"causal_conv1d_update: the state [2, 3, 18446744073709551615] has more elements than can be \
+             addressed\")",
+        ),
+    ];
+    for (error, expected) in rows {
+        assert_eq!(format!("{error:?}"), expected);
+    }
+}
+
+/// Calls with operands that are not those of the problem.
+#[test]
+fn operands_of_another_problem_are_refused() {
+    let client = client();
+    let limits = Limits::of(&client);
+    let case = Case { initial: true, seq_idx: SeqIdx::Sequences, ..Case::new("errors", [2, 3, 4], 4) };
+    let full = problem(&case, FloatType::F32, FloatType::F16);
+    let bare = problem(&Case::new("bare", [2, 3, 4], 4), FloatType::F32, FloatType::F16);
+    let bare = CausalConv1dProblem { bias: false, ..bare };
+    let tensors = tensors(&client, &full, &[0; 8], true, &|seed, length| fill::normal(seed, length));
+    let good = tensors.inputs();
+    let y = output(&client, &[2, 3, 4], FloatType::F32);
+    let wrong_dtype = output(&client, &[2, 3, 4], FloatType::F16);
+    let wrong_shape = output(&client, &[2, 4, 3], FloatType::F32);
+    let state_f16 = output(&client, &[2, 3, 3], FloatType::F16);
+    let bias_f32 = output(&client, &[3], FloatType::F32);
+    let ids = super::upload_indices(&client, &[0; 8], &[4, 2], &[2, 1], conv_kernels::IndexType::I32);
+
+    let forward = |problem: &CausalConv1dProblem, plan: Plan, inputs: Inputs, y: &crate::support::Buffer| {
+        op::forward(&client, &limits, problem, &plan, &inputs, y.operand())
+            .expect_err("a refusal")
+            .to_string()
+    };
+    let unrolled = Plan::Unrolled;
+    let wide = problem(&Case::new("wide", [2, 3, 4], 9), FloatType::F32, FloatType::F16);
+    let wide_weight = output(&client, &[3, 9], FloatType::F16);
+    let wide_inputs = Inputs { weight: wide_weight.operand(), initial_state: None, seq_idx: None, ..good };
+    let rows = [
+        (
+            forward(&full, unrolled, Inputs { x: wrong_shape.operand(), ..good }, &y),
+            "causal_conv1d: x has shape [2, 4, 3], the problem needs [2, 3, 4]",
+        ),
+        (
+            forward(&full, unrolled, Inputs { x: wrong_dtype.operand(), ..good }, &y),
+            "causal_conv1d: x is f16, the problem needs f32",
+        ),
+        (
+            forward(&full, unrolled, Inputs { weight: y.operand(), ..good }, &y),
+            "causal_conv1d: weight has shape [2, 3, 4], the problem needs [3, 4]",
+        ),
+        (
+            forward(&full, unrolled, Inputs { bias: None, ..good }, &y),
+            "causal_conv1d: the problem needs bias [3], none was given",
+        ),
+        (
+            forward(&full, unrolled, Inputs { bias: Some(bias_f32.operand()), ..good }, &y),
+            "causal_conv1d: bias is f32, the problem needs f16",
+        ),
+        (
+            forward(&full, unrolled, Inputs { initial_state: Some(y.operand()), ..good }, &y),
+            "causal_conv1d: initial state has shape [2, 3, 4], the problem needs [2, 3, 3]",
+        ),
+        (
+            forward(&full, unrolled, Inputs { initial_state: Some(state_f16.operand()), ..good }, &y),
+            "causal_conv1d: initial state is f16, the problem needs f32",
+        ),
+        (
+            forward(&full, unrolled, Inputs { initial_state: None, ..good }, &y),
+            "causal_conv1d: the problem needs initial state [2, 3, 3], none was given",
+        ),
+        (
+            forward(&full, unrolled, Inputs { seq_idx: Some(&ids), ..good }, &y),
+            "causal_conv1d: seq_idx has shape [4, 2], the problem needs [2, 4]",
+        ),
+        (
+            forward(&full, unrolled, Inputs { seq_idx: None, ..good }, &y),
+            "causal_conv1d: the problem needs seq_idx [2, 4], none was given",
+        ),
+        (
+            forward(&bare, unrolled, Inputs { initial_state: None, seq_idx: None, ..good }, &y),
+            "causal_conv1d: bias was given, the problem has none",
+        ),
+        (
+            forward(&bare, unrolled, Inputs { bias: None, initial_state: None, ..good }, &y),
+            "causal_conv1d: seq_idx was given, the problem has none",
+        ),
+        (
+            forward(&full, unrolled, good, &wrong_shape),
+            "causal_conv1d: y has shape [2, 4, 3], the problem needs [2, 3, 4]",
+        ),
+        (
+            forward(&full, Plan::Empty, good, &y),
+            "causal_conv1d: the plan `empty` was given for a forward pass that has results",
+        ),
+        (
+            forward(&wide, unrolled, wide_inputs, &y),
+            "causal_conv1d: the plan `unrolled` serves widths up to 8, the weight has width 9",
+        ),
+    ];
+    for (error, expected) in rows {
+        assert_eq!(error, expected);
+    }
+
+    let dw = output(&client, &[3, 4], FloatType::F16);
+    let gradients = Gradients { x: y.operand(), weight: dw.operand(), bias: None, initial_state: None };
+    let backward = |problem, inputs: Inputs, dy: &crate::support::Buffer, dfinal, out: Gradients| {
+        op::backward(&client, &limits, problem, &Plan::Looped, &inputs, dy.operand(), dfinal, &out)
+            .expect_err("a refusal")
+            .to_string()
+    };
+    let bare_inputs = Inputs { bias: None, initial_state: None, seq_idx: None, ..good };
+    let rows = [
+        (
+            backward(&full, good, &wrong_dtype, None, gradients),
+            "causal_conv1d: dy is f16, the problem needs f32",
+        ),
+        (
+            backward(&full, good, &y, Some(y.operand()), gradients),
+            "causal_conv1d: the gradient of the final state has shape [2, 3, 4], the problem needs [2, 3, 3]",
+        ),
+        (
+            backward(&full, good, &y, None, Gradients { x: dw.operand(), ..gradients }),
+            "causal_conv1d: dx has shape [3, 4], the problem needs [2, 3, 4]",
+        ),
+        (
+            backward(&full, good, &y, None, Gradients { bias: Some(bias_f32.operand()), ..gradients }),
+            "causal_conv1d: bias gradient is f32, the problem needs f16",
+        ),
+        (
+            backward(&bare, bare_inputs, &y, None, Gradients { bias: Some(bias_f32.operand()), ..gradients }),
+            "causal_conv1d: bias gradient was given, the problem has none",
+        ),
+        (
+            backward(
+                &bare,
+                bare_inputs,
+                &y,
+                None,
+                Gradients { initial_state: Some(y.operand()), ..gradients },
+            ),
+            "causal_conv1d: gradient of the initial state was given, the problem has none",
+        ),
+    ];
+    for (error, expected) in rows {
+        assert_eq!(error, expected);
+    }
+}
+
+#[test]
+fn a_dtype_the_device_lacks_is_refused() {
+    let client = client();
+    let limits = Limits { dtypes: vec![FloatType::F32], ..Limits::of(&client) };
+    let problem = problem(&Case::new("half", [1, 1, 1], 1), FloatType::F32, FloatType::Bf16);
+    let message = "causal_conv1d: this device cannot hold bf16 tensors, it serves f32";
+    assert_eq!(op::plan(&problem, op::Pass::Forward, &limits).expect_err("a refusal").to_string(), message);
+    let [x, w] = [(&[1, 1, 1][..], FloatType::F32), (&[1, 1], FloatType::Bf16)]
+        .map(|(shape, dtype)| output(&client, shape, dtype));
+    let bias = output(&client, &[1], FloatType::Bf16);
+    let inputs = Inputs {
+        x: x.operand(),
+        weight: w.operand(),
+        bias: Some(bias.operand()),
+        initial_state: None,
+        seq_idx: None,
+    };
+    let error = op::forward(&client, &limits, &problem, &Plan::Looped, &inputs, x.operand());
+    assert_eq!(error.expect_err("a refusal").to_string(), message);
+}
+
+#[test]
+fn offsets_beyond_the_index_type_are_refused() {
+    let client = client();
+    let limits = Limits { wide_index: false, ..Limits::of(&client) };
+    let problem = problem(&Case::new("expanded", [70_000, 1, 70_000], 1), FloatType::F32, FloatType::F32);
+    // Expanded from one element: no memory is needed to describe it.
+    let one = output(&client, &[1, 1], FloatType::F32);
+    let mut x = one.operand().clone();
+    (x.shape, x.strides) = (vec![70_000, 1, 70_000], vec![0, 0, 0]);
+    let bias = output(&client, &[1], FloatType::F32);
+    let inputs = Inputs {
+        x: &x,
+        weight: one.operand(),
+        bias: Some(bias.operand()),
+        initial_state: None,
+        seq_idx: None,
+    };
+    let error = op::forward(&client, &limits, &problem, &Plan::Looped, &inputs, &x).expect_err("a refusal");
+    assert_eq!(
+        error.to_string(),
+        "causal_conv1d: 4900000256 elements pass the 32-bit index range of this device (2147483647)"
+    );
+}
