@@ -11,6 +11,7 @@
 //! Letters: N batch, C input channels, O output channels, D H W input extents, KD KH KW kernel extents, OD OH OW
 //! output extents; B batch, T time, W width of a causal filter.
 
+mod activation;
 pub mod causal_conv1d;
 pub mod conv3d;
 mod dtype;

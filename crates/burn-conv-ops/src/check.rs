@@ -94,7 +94,7 @@ pub(crate) fn rope2d(
     options: &Rope2dOptions,
 ) -> Result<Rope2dProblem, ConvError> {
     const OP: &str = "rope2d";
-    let devices = [("the tokens", tokens.device()), ("the positions", positions.device())];
+    let devices = [("the token tensor", tokens.device()), ("the position tensor", positions.device())];
     same_device(OP, devices.iter().map(|(name, device)| (*name, device)))?;
     let dtype = float_type(OP, "the token tensor", tokens.dtype())?;
     index(OP, "the position tensor", positions.dtype(), &positions.device())?;

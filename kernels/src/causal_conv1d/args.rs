@@ -5,7 +5,6 @@
 //! `[B, C, T]` order; the layout only decides which axis neighbouring units run along.
 
 use super::problem::{CausalConv1dProblem, Conv1dLayout};
-use crate::conv3d::Activation;
 use crate::operand::Operand;
 use cubecl::prelude::*;
 
@@ -89,7 +88,7 @@ pub(crate) fn column<X: Float>(
     let history = rows.history();
     let mut value = 0.0f32;
     if e >= history {
-        if e - history <= rows.length {
+        if e - history < rows.length {
             value = f32::cast_from(x[at3(x, b, c, e - history)]);
         }
     } else if comptime!(initial.is_some()) {
@@ -107,32 +106,6 @@ pub(crate) fn id_of<I: Int>(seq_idx: &Tensor<I>, rows: &Rows, b: usize, e: usize
     seq_idx[at2(seq_idx, b, min(t, rows.length - 1))]
 }
 
-/// The activation in fp32.
-#[cube]
-pub(crate) fn activate(value: f32, #[comptime] activation: Activation) -> f32 {
-    if comptime!(activation == Activation::Relu) {
-        // A select, not `max`: NaN must come out as NaN.
-        select(value < 0.0f32, 0.0f32, value)
-    } else if comptime!(activation == Activation::Silu) {
-        value / (1.0f32 + f32::exp(0.0f32 - value))
-    } else {
-        value
-    }
-}
-
-/// The activation's derivative at `value` times `dy`.
-#[cube]
-pub(crate) fn activate_gradient(value: f32, dy: f32, #[comptime] activation: Activation) -> f32 {
-    if comptime!(activation == Activation::Relu) {
-        select(value > 0.0f32, dy, 0.0f32)
-    } else if comptime!(activation == Activation::Silu) {
-        let sigmoid = 1.0f32 / (1.0f32 + f32::exp(0.0f32 - value));
-        dy * sigmoid * (1.0f32 + value * (1.0f32 - sigmoid))
-    } else {
-        dy
-    }
-}
-
 impl CausalConv1dProblem {
     /// Extents as a kernel argument, for `channels` channels from `first` on.
     pub(crate) fn rows(&self, first: usize, channels: usize) -> RowsLaunch {
@@ -148,12 +121,4 @@ pub(crate) fn canonical(operand: &Operand, layout: Conv1dLayout) -> Operand {
         view.strides.swap(1, 2);
     }
     view
-}
-
-/// `operand`, or where it has no elements (and perhaps no memory) a stand-in that can be bound and is never read.
-pub(crate) fn bindable(client: &Client, operand: Operand) -> Operand {
-    if operand.is_empty() {
-        return Operand { handle: client.empty(16), ..operand };
-    }
-    operand
 }

@@ -1,7 +1,7 @@
 //! A call on the host side: its problem, what it may use, and its inputs as the kernels see them.
 
 use super::Inputs;
-use super::args::{bindable, canonical};
+use super::args::canonical;
 use super::plan::Plan;
 use super::problem::CausalConv1dProblem;
 use crate::index_operand::{IndexOperand, IndexType};
@@ -49,7 +49,7 @@ impl Views {
         // Ids without steps or rows are never read.
         let seq_idx = inputs.seq_idx.filter(|_| problem.batch * problem.length > 0);
         Self {
-            x: bindable(client, canonical(inputs.x, problem.layout)),
+            x: canonical(inputs.x, problem.layout).bindable(client),
             weight: inputs.weight.clone(),
             bias: inputs.bias.cloned(),
             initial_state: state.cloned(),

@@ -7,9 +7,10 @@
 //!
 //! Bytes: x once from memory (neighbouring units share columns through the cache), y once. Any strides.
 
-use super::args::{Rows, UNITS, activate, activate_gradient, at2, at3, column, id_of, steps};
+use super::args::{Rows, UNITS, at2, at3, column, id_of, steps};
 use super::call::Call;
 use super::problem::Conv1dLayout;
+use crate::activation::{activate, activate_gradient};
 use crate::conv3d::Activation;
 use crate::error::ConvError;
 use crate::grid::{Span, dispatches};

@@ -83,7 +83,7 @@ pub fn forward(
 ) -> Result<(), ConvError> {
     check_inputs(client, limits, problem, inputs)?;
     check_operand(OP, "y", y, &problem.x_shape(), problem.dtype)?;
-    plan::check(*plan, problem, Pass::Forward)?;
+    plan::check(*plan, problem, Pass::Forward, limits)?;
     if problem.x_shape().contains(&0) {
         return Ok(());
     }
@@ -163,17 +163,17 @@ pub fn backward(
         let expected = problem.initial_state;
         check_optional(OP, "gradient of the initial state", Some(dinitial), expected, &state, problem.dtype)?;
     }
-    plan::check(*plan, problem, Pass::Backward)?;
+    plan::check(*plan, problem, Pass::Backward, limits)?;
     if problem.channels == 0 {
         return Ok(());
     }
 
     let call = Call::new(client, limits, problem, *plan, inputs);
-    let dy = args::bindable(client, args::canonical(dy, problem.layout));
-    let dx = args::bindable(client, args::canonical(out.x, problem.layout));
+    let dy = args::canonical(dy, problem.layout).bindable(client);
+    let dx = args::canonical(out.x, problem.layout).bindable(client);
     let dfinal = dfinal.filter(|dfinal| !dfinal.is_empty());
     let dinitial = out.initial_state.filter(|dinitial| !dinitial.is_empty());
-    let (split, partials) = weight::workspace(client, limits, problem);
+    let (split, partials) = weight::workspace(client, limits, problem)?;
     // Without an activation dy is the gradient before it, and all channels are done at once.
     let step = match problem.activation {
         Activation::None => problem.channels,

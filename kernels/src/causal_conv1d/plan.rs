@@ -78,8 +78,13 @@ pub fn eligible(problem: &CausalConv1dProblem, pass: Pass, _limits: &Limits) -> 
     }
 }
 
-/// Refuses a plan that was made for another problem.
-pub(crate) fn check(plan: Plan, problem: &CausalConv1dProblem, pass: Pass) -> Result<(), ConvError> {
+/// Refuses a plan that was made for another problem or passes the device's limits.
+pub(crate) fn check(
+    plan: Plan,
+    problem: &CausalConv1dProblem,
+    pass: Pass,
+    limits: &Limits,
+) -> Result<(), ConvError> {
     match plan {
         Plan::Empty if !result_is_empty(problem, pass) => {
             unsupported!(
@@ -91,6 +96,17 @@ pub(crate) fn check(plan: Plan, problem: &CausalConv1dProblem, pass: Pass) -> Re
             "causal_conv1d: the plan `unrolled` serves widths up to {UNROLLED_WIDTH}, the weight has width {}",
             problem.width
         ),
+        Plan::Looped => check_turns("causal_conv1d", problem.width, limits),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses loops longer than the device lets them be: see [`Limits::loop_turns`].
+pub(crate) fn check_turns(op: &str, turns: usize, limits: &Limits) -> Result<(), ConvError> {
+    match limits.loop_turns {
+        Some(most) if turns > most => Err(ConvError::TooLarge(format!(
+            "{op}: a sum takes {turns} loop turns, this software device ends loops after {most}"
+        ))),
         _ => Ok(()),
     }
 }

@@ -1,7 +1,9 @@
 //! The final state and the one-step update: copies of a few columns, and one dot product per channel.
 
-use super::args::{Rows, UNITS, activate, at2, at3, bindable, canonical, column};
+use super::args::{Rows, UNITS, at2, at3, canonical, column};
+use super::plan::check_turns;
 use super::problem::{CausalConv1dProblem, UpdateProblem};
+use crate::activation::activate;
 use crate::conv3d::Activation;
 use crate::error::ConvError;
 use crate::grid::{Span, dispatches};
@@ -19,7 +21,7 @@ pub(crate) fn launch_final_state(
     initial_state: Option<&Operand>,
     out: &Operand,
 ) -> Result<(), ConvError> {
-    let x = bindable(client, canonical(x, problem.layout));
+    let x = canonical(x, problem.layout).bindable(client);
     let operands: Vec<&Operand> = [&x, out].into_iter().chain(initial_state).collect();
     let address = address_type("causal_conv1d", &operands, out.len() + UNITS as usize, limits)?;
     for dispatch in dispatches(out.len().div_ceil(UNITS as usize), 8.0 * f64::from(UNITS), limits) {
@@ -73,7 +75,8 @@ pub(crate) fn launch_update(
     bias: Option<&Operand>,
     [y, new_state]: [&Operand; 2],
 ) -> Result<(), ConvError> {
-    let (state, new_state) = (bindable(client, state.clone()), bindable(client, new_state.clone()));
+    check_turns("causal_conv1d_update", problem.width + problem.state_length, limits)?;
+    let (state, new_state) = (state.bindable(client), new_state.bindable(client));
     let units = problem.batch * problem.channels;
     let operands: Vec<&Operand> = [x, &state, weight, y, &new_state].into_iter().chain(bias).collect();
     let address = address_type("causal_conv1d_update", &operands, units + UNITS as usize, limits)?;

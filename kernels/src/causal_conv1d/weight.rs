@@ -11,7 +11,7 @@
 
 use super::args::{Rows, UNITS, at2, at3, column, id_of};
 use super::call::Call;
-use super::plan::Split;
+use super::plan::{Split, check_turns};
 use super::problem::{CausalConv1dProblem, Conv1dLayout};
 use crate::dtype::FloatType;
 use crate::error::ConvError;
@@ -34,12 +34,17 @@ fn lanes(layout: Conv1dLayout) -> usize {
 }
 
 /// The split of the terms and its workspace `[parts, C, W + 1]`.
-pub(crate) fn workspace(client: &Client, limits: &Limits, problem: &CausalConv1dProblem) -> (Split, Operand) {
-    let length = UNITS as usize / lanes(problem.layout) * TERMS_PER_UNIT;
+pub(crate) fn workspace(
+    client: &Client,
+    limits: &Limits,
+    problem: &CausalConv1dProblem,
+) -> Result<(Split, Operand), ConvError> {
+    let rows = UNITS as usize / lanes(problem.layout);
     let sums = problem.channels * (problem.width + 1);
-    let split = Split::of(problem.batch * problem.length, length, sums, limits);
+    let split = Split::of(problem.batch * problem.length, rows * TERMS_PER_UNIT, sums, limits);
+    check_turns("causal_conv1d", split.parts.max(split.length.div_ceil(rows)), limits)?;
     let shape = [split.parts, problem.channels, problem.width + 1];
-    (split, Operand::empty(client, &shape, FloatType::F32))
+    Ok((split, Operand::empty(client, &shape, FloatType::F32)))
 }
 
 /// Stage 1 for channels `first..first + channels`: reads `g[b, c - first, t]`, writes the channels' partials.

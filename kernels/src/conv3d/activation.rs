@@ -4,7 +4,8 @@
 //! Bytes: two reads and one write per element.
 
 use super::args::offset;
-use super::problem::Activation;
+
+use crate::activation::{Activation, activate_gradient};
 use crate::error::{ConvError, invalid};
 use crate::grid::{Span, dispatches};
 use crate::limits::Limits;
@@ -82,13 +83,6 @@ fn activation_gradient_kernel<E: Float>(
     let (d, h, w) = (d as u32, h as u32, w as u32);
     let v = f32::cast_from(saved[offset(saved, n, c, d, h, w)]);
     let g = f32::cast_from(dy[offset(dy, n, c, d, h, w)]);
-    let mut value = g;
-    if comptime!(activation == Activation::Relu) {
-        value = select(v > 0.0f32, g, 0.0f32);
-    } else if comptime!(activation == Activation::Silu) {
-        let sigmoid = 1.0f32 / (1.0f32 + f32::exp(0.0f32 - v));
-        value = g * sigmoid * (1.0f32 + v * (1.0f32 - sigmoid));
-    }
     let target = offset(&*dpre, n, c, d, h, w);
-    dpre[target] = E::cast_from(value);
+    dpre[target] = E::cast_from(activate_gradient(v, g, activation));
 }

@@ -1,7 +1,7 @@
 //! The geometry of a conv3d problem as kernel arguments, and the coordinate arithmetic that every kernel shares.
 //! Extents are run-time values: one compiled kernel serves every shape.
 
-use super::problem::{Activation, Conv3dProblem};
+use super::problem::Conv3dProblem;
 use crate::geometry::AxisGeometry;
 use cubecl::prelude::*;
 
@@ -147,19 +147,6 @@ pub(crate) fn offset<E: CubePrimitive>(tensor: &Tensor<E>, n: u32, c: u32, d: u3
         + d as usize * tensor.stride(2)
         + h as usize * tensor.stride(3)
         + w as usize * tensor.stride(4)
-}
-
-/// The activation in fp32.
-#[cube]
-pub(crate) fn activate(value: f32, #[comptime] activation: Activation) -> f32 {
-    if comptime!(activation == Activation::Relu) {
-        // A select, not `max`: NaN must come out as NaN.
-        select(value < 0.0f32, 0.0f32, value)
-    } else if comptime!(activation == Activation::Silu) {
-        value / (1.0f32 + f32::exp(0.0f32 - value))
-    } else {
-        value
-    }
 }
 
 fn axis_launch(axis: AxisGeometry) -> AxisLaunch {

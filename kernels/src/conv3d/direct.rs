@@ -8,9 +8,10 @@
 //! Layouts: any strides for every tensor; units run along the output's last axis, so neighbouring units read
 //! neighbouring inputs. Per unit: K = C/groups * KD * KH * KW products, 2K loads, one store. Nothing is declined.
 
-use super::args::{Column, Geometry, activate, offset};
+use super::args::{Column, Geometry, offset};
 use super::plan::Pass;
-use super::problem::{Activation, Conv3dProblem, PaddingMode};
+use super::problem::{Conv3dProblem, PaddingMode};
+use crate::activation::{Activation, activate};
 use crate::error::ConvError;
 use crate::grid::{Span, dispatches};
 use crate::limits::Limits;

@@ -13,12 +13,13 @@
 //! [`super::reduce`] sums. Declined: nothing but the input gradient under replicate padding, which runs on the
 //! extended input and is folded by [`super::fold`].
 
-use super::args::{Geometry, Position, activate, offset};
+use super::args::{Geometry, Position, offset};
 use super::direct::read_tap;
 use super::plan::{Pass, ReductionSplit};
-use super::problem::{Activation, Conv3dProblem, PaddingMode};
+use super::problem::{Conv3dProblem, PaddingMode};
 use super::reduce;
 use super::tile::{REGISTERS, TileConfig, multiply_stages, unit_column, unit_row};
+use crate::activation::{Activation, activate};
 use crate::error::ConvError;
 use crate::grid::{Span, dispatches};
 use crate::limits::Limits;

@@ -22,9 +22,10 @@ pub mod reference;
 mod tile;
 pub mod winograd;
 
+pub use crate::activation::Activation;
 pub use activation::activation_gradient;
 pub use plan::{Algorithm, Pass, Plan, ReductionSplit, eligible, plan};
-pub use problem::{Activation, Conv3dProblem, PaddingMode, Window};
+pub use problem::{Conv3dProblem, PaddingMode, Window};
 pub use tile::TileConfig;
 pub use winograd::{WinogradConfig, WinogradTile};
 

@@ -1,5 +1,6 @@
 //! What a conv3d call asks for, validated before anything is planned or launched.
 
+use crate::activation::Activation;
 use crate::dtype::FloatType;
 use crate::error::{ConvError, invalid};
 use crate::geometry::AxisGeometry;
@@ -12,18 +13,6 @@ pub enum PaddingMode {
     Zeros,
     /// As the nearest element of the input.
     Replicate,
-}
-
-/// The function applied to the convolution's result before it is rounded and stored.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Activation {
-    /// None.
-    #[default]
-    None,
-    /// `max(0, v)`, NaN passed on.
-    Relu,
-    /// `v / (1 + exp(-v))`.
-    Silu,
 }
 
 /// The window of a convolution and what happens around it.

@@ -12,7 +12,8 @@
 //! Every function takes row-major slices. Run on absolute values, the same functions give the sum of magnitudes that
 //! the tolerance model needs (see [`crate::tolerance`]).
 
-use super::problem::{Activation, Conv3dProblem, PaddingMode};
+use super::problem::{Conv3dProblem, PaddingMode};
+use crate::activation::Activation;
 
 /// Calls `visit(x_index, w_index, y_index)` for every product of the convolution, in a fixed order.
 fn for_each_product(problem: &Conv3dProblem, mut visit: impl FnMut(usize, usize, usize)) {

@@ -35,7 +35,8 @@ pub use matrices::WinogradTile;
 
 use super::args::clamp_to_i32;
 use super::plan::Pass;
-use super::problem::{Activation, Conv3dProblem, PaddingMode};
+use super::problem::{Conv3dProblem, PaddingMode};
+use crate::activation::Activation;
 use crate::dtype::FloatType;
 use crate::error::{ConvError, unsupported};
 use crate::limits::Limits;

@@ -5,8 +5,8 @@
 use super::matrices::{Matrix, WinogradTile};
 use super::transform::transform_square;
 use super::{Call, Region, RegionArgs};
-use crate::conv3d::args::{activate, offset};
-use crate::conv3d::problem::Activation;
+use crate::activation::{Activation, activate};
+use crate::conv3d::args::offset;
 use crate::grid::{Span, dispatches};
 use crate::operand::Operand;
 use cubecl::ir::ElemType;

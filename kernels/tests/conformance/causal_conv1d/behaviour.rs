@@ -3,11 +3,11 @@
 
 use super::views::bits;
 use super::{Tensors, launch, normal, plans, problem, read_results, run, sample, tensors, upload_indices};
-use crate::support::{Buffer, client, output, read_all};
+use crate::support::{Buffer, client, output, read_all, upload};
 use conv_cases::causal_conv1d::{self as cases, Case, SeqIdx};
-use conv_kernels::causal_conv1d::{self as op, CausalConv1dProblem};
+use conv_kernels::causal_conv1d::{self as op, CausalConv1dProblem, UpdateProblem};
 use conv_kernels::conv3d::Activation;
-use conv_kernels::{FloatType, IndexType, Limits};
+use conv_kernels::{FloatType, IndexOperand, IndexType, Limits, Operand};
 
 #[test]
 fn empty_problems_give_empty_or_zero_results() {
@@ -27,6 +27,56 @@ fn empty_problems_give_empty_or_zero_results() {
     table = table.into_iter().flat_map(|case| [case.clone(), case]).collect();
     run(&table, FloatType::F32, false);
     run(&table, FloatType::F16, false);
+}
+
+/// Tensors without elements may come without memory.
+#[test]
+fn nothing_is_bound_for_tensors_without_elements() {
+    let client = client();
+    let limits = Limits::of(&client);
+    let case =
+        Case { silu: true, initial: true, seq_idx: SeqIdx::Sequences, ..Case::new("none", [2, 3, 0], 4) };
+    for activation in [Activation::Silu, Activation::None] {
+        let problem = CausalConv1dProblem { activation, ..problem(&case, FloatType::F32, FloatType::F32) };
+        let tensors = tensors(&client, &problem, &[], true, &normal);
+        let nothing = Operand::contiguous(client.empty(0), &problem.x_shape(), FloatType::F32);
+        let no_ids = IndexOperand::contiguous(client.empty(0), &problem.seq_idx_shape(), IndexType::I32);
+        let inputs = op::Inputs { x: &nothing, seq_idx: Some(&no_ids), ..tensors.inputs() };
+        let [last, dinitial] = [(); 2].map(|()| output(&client, &problem.state_shape(), FloatType::F32));
+        let dw = output(&client, &problem.weight_shape(), FloatType::F32);
+        let db = output(&client, &[3], FloatType::F32);
+        let gradients = op::Gradients {
+            x: &nothing,
+            weight: dw.operand(),
+            bias: Some(db.operand()),
+            initial_state: Some(dinitial.operand()),
+        };
+        let dfinal = tensors.dfinal.as_ref().map(Buffer::operand);
+        op::forward(&client, &limits, &problem, &op::Plan::Empty, &inputs, &nothing)
+            .and_then(|()| {
+                op::final_state(&client, &limits, &problem, &nothing, inputs.initial_state, last.operand())
+            })
+            .and_then(|()| {
+                let plan = op::Plan::Unrolled;
+                op::backward(&client, &limits, &problem, &plan, &inputs, &nothing, dfinal, &gradients)
+            })
+            .expect("launches");
+        let got = read_all(&client, &[&last, &dinitial, &dw, &db]);
+        assert_eq!(got[0], tensors.state.as_ref().expect("a state").values());
+        assert_eq!(got[1], tensors.dfinal.as_ref().expect("a gradient").values());
+        assert_eq!((&got[2], &got[3]), (&vec![0.0; 12], &vec![0.0; 3]));
+    }
+    // A width of 1 keeps no state.
+    let f32 = FloatType::F32;
+    let problem =
+        UpdateProblem::new([1, 2], [1, 2, 0], [2, 1], None, Activation::None, f32, f32).expect("sound");
+    let state = Operand::contiguous(client.empty(0), &[1, 2, 0], f32);
+    let (x, weight) =
+        (upload(&client, &[3.0, 5.0], &[1, 2], f32), upload(&client, &[2.0, 7.0], &[2, 1], f32));
+    let y = output(&client, &[1, 2], f32);
+    op::update(&client, &limits, &problem, x.operand(), &state, weight.operand(), None, y.operand(), &state)
+        .expect("a launch");
+    assert_eq!(y.read(&client), [6.0, 35.0]);
 }
 
 #[test]

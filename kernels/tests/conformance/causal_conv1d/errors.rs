@@ -286,3 +286,34 @@ fn offsets_beyond_the_index_type_are_refused() {
         "causal_conv1d: 4900000256 elements pass the 32-bit index range of this device (2147483647)"
     );
 }
+
+/// A device that ends long loops gets none, instead of a wrong sum.
+#[test]
+fn loops_longer_than_the_device_allows_are_refused() {
+    let client = client();
+    let limits = Limits { loop_turns: Some(8), ..Limits::of(&client) };
+    let most = "loop turns, this software device ends loops after 8";
+    let wide = problem(&Case::new("wide", [1, 1, 4], 9), FloatType::F32, FloatType::F32);
+    let all = tensors(&client, &wide, &[], false, &|seed, length| fill::normal(seed, length));
+    let error = op::forward(&client, &limits, &wide, &Plan::Looped, &all.inputs(), all.x.operand());
+    assert_eq!(error.expect_err("a refusal").to_string(), format!("causal_conv1d: a sum takes 9 {most}"));
+
+    // 64 terms for each of 256 units.
+    let long = problem(&Case::new("long", [1, 1, 16_384], 4), FloatType::F32, FloatType::F32);
+    let all = tensors(&client, &long, &[], false, &|seed, length| fill::normal(seed, length));
+    let (x, weight) = (all.x.operand(), all.weight.operand());
+    let out = Gradients { x, weight, bias: None, initial_state: None };
+    let error = op::backward(&client, &limits, &long, &Plan::Unrolled, &all.inputs(), x, None, &out);
+    assert_eq!(error.expect_err("a refusal").to_string(), format!("causal_conv1d: a sum takes 64 {most}"));
+
+    let f32 = FloatType::F32;
+    let update =
+        UpdateProblem::new([1, 1], [1, 1, 5], [1, 4], None, Activation::None, f32, f32).expect("sound");
+    let [x, state, weight] = [&[1, 1][..], &[1, 1, 5], &[1, 4]].map(|shape| output(&client, shape, f32));
+    let (x, state) = (x.operand(), state.operand());
+    let error = op::update(&client, &limits, &update, x, state, weight.operand(), None, x, state);
+    assert_eq!(
+        error.expect_err("a refusal").to_string(),
+        format!("causal_conv1d_update: a sum takes 9 {most}")
+    );
+}
