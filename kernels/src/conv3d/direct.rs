@@ -23,14 +23,14 @@ use cubecl::prelude::*;
 const UNITS: u32 = 256;
 
 /// Channels that one turn of a loop sums: see [`Limits::loop_turns`].
-const BLOCK: u32 = 4;
+const BLOCK: u32 = 8;
 
 /// Turns that the loops of a unit make together.
 pub(crate) fn loop_turns(problem: &Conv3dProblem, pass: Pass) -> usize {
     let [kd, kh, kw] = problem.kernel;
     let block = BLOCK as usize;
     match pass {
-        Pass::Forward => problem.group_channels().div_ceil(block) * (1 + kd * (1 + kh * (1 + kw))),
+        Pass::Forward => problem.taps() * (1 + problem.group_channels().div_ceil(block)),
         Pass::InputGradient => kd * (1 + kh * (1 + kw * (1 + problem.group_out_channels().div_ceil(block)))),
         // Sums are split into parts of a few thousand windows.
         Pass::WeightGradient => 0,
@@ -127,29 +127,26 @@ fn forward_kernel<E: Float>(
     let first_channel = o / geometry.group_out * geometry.group_channels;
     let bias: ComptimeOption<f32> = bias.map(|bias| f32::cast_from(bias[o as usize * bias.stride(0)]));
     let mut sum = bias.unwrap_or_else(|| 0.0f32.runtime());
-    for block in 0..geometry.group_channels.div_ceil(BLOCK) {
-        for kd in 0..geometry.depth.kernel {
-            for kh in 0..geometry.height.kernel {
-                for kw in 0..geometry.width.kernel {
-                    #[unroll]
-                    for i in 0..BLOCK {
-                        let c = block * BLOCK + i;
-                        if c < geometry.group_channels {
-                            let column = Column { c, d: kd, h: kh, w: kw };
-                            let value = read_tap(
-                                x,
-                                &geometry,
-                                window.n,
-                                first_channel,
-                                window.d,
-                                window.h,
-                                window.w,
-                                &column,
-                                padding,
-                            );
-                            sum += value * f32::cast_from(w[offset(w, o, c, kd, kh, kw)]);
-                        }
-                    }
+    for tap in 0..geometry.taps() {
+        let at = geometry.column(tap);
+        for block in 0..geometry.group_channels.div_ceil(BLOCK) {
+            #[unroll]
+            for i in 0..BLOCK {
+                let c = block * BLOCK + i;
+                if c < geometry.group_channels {
+                    let column = Column { c, d: at.d, h: at.h, w: at.w };
+                    let value = read_tap(
+                        x,
+                        &geometry,
+                        window.n,
+                        first_channel,
+                        window.d,
+                        window.h,
+                        window.w,
+                        &column,
+                        padding,
+                    );
+                    sum += value * f32::cast_from(w[offset(w, o, c, at.d, at.h, at.w)]);
                 }
             }
         }

@@ -4,6 +4,7 @@ mod causal_conv1d;
 mod conv3d;
 mod conv3d_behaviour;
 mod conv3d_reference;
+mod conv3d_sums;
 mod errors;
 mod rope2d;
 mod support;

@@ -1,0 +1,107 @@
+//! conv3d's long sums, and the gradients of bias and activation.
+
+use crate::conv3d::{inputs, launch, problem, result_shape};
+use crate::conv3d_behaviour::sample;
+use crate::support::{client, dtypes, output, upload};
+use conv_cases::conv3d::Conv3dCase;
+use conv_cases::fill;
+use conv_kernels::conv3d::{Activation, Pass, Plan, activation_gradient, bias_gradient, eligible, reference};
+use conv_kernels::tolerance::{Expected, Guard};
+use conv_kernels::{FloatType, Limits};
+
+/// Ones summed as often as the device allows: a single missing term shows, which no bound on rounding would notice.
+#[test]
+fn long_sums_are_complete() {
+    let client = client();
+    let limits = Limits::of(&client);
+    let terms = limits.loop_turns.map_or(200_000, |turns| (turns - 3) * 8);
+    for (c, o) in [(terms, 1), (1, terms)] {
+        let case = Conv3dCase { bias: false, ..Conv3dCase::new("long_sums", [1, c, 1, 1, 2], o, [1, 1, 1]) };
+        let problem = problem(&case, FloatType::F32);
+        let inputs = inputs(&client, &problem, &|_, length| vec![1.0; length]);
+        let pass = if c > 1 { Pass::Forward } else { Pass::InputGradient };
+        for plan in eligible(&problem, pass, &limits) {
+            let out = output(&client, &result_shape(&problem, pass), FloatType::F32);
+            launch((&client, &limits), &problem, (pass, &plan), &inputs, &out);
+            assert_eq!(out.read(&client), [terms as f64; 2], "{} {}", pass.name(), plan.name());
+        }
+    }
+    // One turn more is refused where there is a limit.
+    if let Some(turns) = limits.loop_turns {
+        let case =
+            Conv3dCase { bias: false, ..Conv3dCase::new("too_long", [1, turns * 8, 1, 1, 1], 1, [1, 1, 1]) };
+        let problem = problem(&case, FloatType::F32);
+        let inputs = inputs(&client, &problem, &|_, length| vec![1.0; length]);
+        let out = output(&client, &problem.y_shape(), FloatType::F32);
+        let operands = [inputs.x.operand(), inputs.w.operand(), out.operand()];
+        let result = conv_kernels::conv3d::forward(&client, &limits, &problem, &Plan::Direct, operands, None);
+        assert_eq!(
+            result.unwrap_err().message(),
+            format!(
+                "conv3d: the forward by direct sums in {} loop turns, this software device ends loops after {turns}",
+                turns + 1
+            )
+        );
+    }
+}
+
+#[test]
+fn bias_gradients_match_the_reference() {
+    let client = client();
+    let limits = Limits::of(&client);
+    let mut shapes: Vec<_> = sample().iter().map(|case| problem(case, FloatType::F32)).collect();
+    shapes.push(problem(&Conv3dCase::new("long", [3, 1, 4, 65, 67], 2, [1, 1, 1]), FloatType::F32));
+    for mut problem in shapes {
+        for dtype in dtypes() {
+            problem.dtype = dtype;
+            let dy = upload(
+                &client,
+                &fill::normal(9, problem.y_shape().iter().product()),
+                &problem.y_shape(),
+                dtype,
+            );
+            let db = output(&client, &[problem.out_channels], dtype);
+            bias_gradient(&client, &limits, &problem, dy.operand(), db.operand()).expect("valid");
+            let absolute: Vec<f64> = dy.values().iter().map(|value| value.abs()).collect();
+            let expected = Expected {
+                values: &reference::bias_gradient(&problem, &dy.values()),
+                magnitudes: &reference::bias_gradient(&problem, &absolute),
+                terms: problem.positions(),
+                dtype,
+                slope: 1.0,
+            };
+            expected.check(&db.read(&client), Some(Guard::WEIGHT_GRADIENT)).expect("db");
+        }
+    }
+}
+
+#[test]
+fn activation_gradients_match_the_derivative() {
+    let client = client();
+    let limits = Limits::of(&client);
+    let shape = [2, 3, 4, 5, 7];
+    let mut values = fill::normal(5, shape.iter().product());
+    values[0] = 0.0;
+    values[1] = -30.0;
+    values[2] = 30.0;
+    for dtype in dtypes() {
+        let saved = upload(&client, &values, &shape, dtype);
+        let dy = upload(&client, &fill::normal(6, values.len()), &shape, dtype);
+        for activation in [Activation::None, Activation::Relu, Activation::Silu] {
+            let dpre = output(&client, &shape, dtype);
+            let operands = [saved.operand(), dy.operand(), dpre.operand()];
+            activation_gradient(&client, &limits, activation, operands).expect("valid");
+            let want: Vec<f64> = saved
+                .values()
+                .iter()
+                .zip(dy.values())
+                .map(|(v, dy)| dy * reference::activation_derivative(activation, *v))
+                .collect();
+            let magnitudes: Vec<f64> = dy.values().iter().map(|dy| dy.abs() * 1.1).collect();
+            let expected = Expected { values: &want, magnitudes: &magnitudes, terms: 24, dtype, slope: 1.0 };
+            expected
+                .check(&dpre.read(&client), None)
+                .unwrap_or_else(|error| panic!("{activation:?}: {error}"));
+        }
+    }
+}
