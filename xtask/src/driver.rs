@@ -33,7 +33,9 @@ pub(crate) fn ensure() -> Result<()> {
 fn has_driver() -> bool {
     let has_manifest = |folder: &&str| {
         std::fs::read_dir(folder).is_ok_and(|entries| {
-            entries.flatten().any(|entry| entry.path().extension().is_some_and(|extension| extension == "json"))
+            entries
+                .flatten()
+                .any(|entry| entry.path().extension().is_some_and(|extension| extension == "json"))
         })
     };
     let loader = ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib"]

@@ -3,6 +3,9 @@
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 
+/// What an unchecked launch looks like; in two pieces, so that this file does not look like one.
+const LAUNCH: &str = concat!("launch_", "unchecked(");
+
 /// Lines a source file may have.
 const LONGEST_FILE: usize = 400;
 
@@ -23,15 +26,20 @@ pub(crate) fn run(root: &Path) -> Result<()> {
         }
     }
     if public_traits.len() != 1 {
-        breaches.push(format!("there is one public trait in the project, `ConvOps`; found them in {public_traits:?}"));
+        breaches.push(format!(
+            "there is one public trait in the project, `ConvOps`; found them in {public_traits:?}"
+        ));
     }
     for op in ["conv3d", "causal_conv1d", "rope2d"] {
         let reference = format!("kernels/src/{op}/reference.rs");
         if !root.join(&reference).exists() {
-            breaches.push(format!("{reference} is missing: every op has its f64 reference beside its kernels"));
+            breaches
+                .push(format!("{reference} is missing: every op has its f64 reference beside its kernels"));
         }
     }
-    for file in ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "LICENSE-MIT", "LICENSE-APACHE", "Cargo.lock"] {
+    for file in
+        ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "LICENSE-MIT", "LICENSE-APACHE", "Cargo.lock"]
+    {
         if !root.join(file).exists() {
             breaches.push(format!("{file} is missing"));
         }
@@ -69,12 +77,15 @@ fn file_breaches(name: &str, text: &str) -> Vec<String> {
     }
     for (number, line) in lines.iter().enumerate() {
         let code = line.trim_start();
-        if code.starts_with("//") || !code.contains("launch_unchecked(") || code.contains("#[cube") {
+        if code.starts_with("//") || !code.contains(LAUNCH) || code.contains("#[cube") {
             continue;
         }
         let before = &lines[number.saturating_sub(5)..number];
         if !before.iter().any(|line| line.contains("SAFETY:")) {
-            breaches.push(format!("{name}:{}: an unchecked launch says why it is safe (`// SAFETY:`)", number + 1));
+            breaches.push(format!(
+                "{name}:{}: an unchecked launch says why it is safe (`// SAFETY:`)",
+                number + 1
+            ));
         }
     }
     let stubs = [concat!("todo", "!("), concat!("unimplemented", "!(")];
@@ -100,9 +111,9 @@ mod tests {
         let long = format!("//! Doc.\n{}", "\n".repeat(LONGEST_FILE));
         assert_eq!(file_breaches("a.rs", &long).len(), 1);
         assert_eq!(file_breaches("a.rs", "fn f() {}\n").len(), 1);
-        let unsafe_launch = "//! Doc.\nunsafe { kernel::launch_unchecked(client) }\n";
-        assert_eq!(file_breaches("a.rs", unsafe_launch).len(), 1);
-        assert!(file_breaches("a.rs", "//! Doc.\n// SAFETY: tested.\nk::launch_unchecked(c);\n").is_empty());
+        let launch = concat!("k::launch_", "unchecked(client);");
+        assert_eq!(file_breaches("a.rs", &format!("//! Doc.\n{launch}\n")).len(), 1);
+        assert!(file_breaches("a.rs", &format!("//! Doc.\n// SAFETY: tested.\n{launch}\n")).is_empty());
         assert_eq!(file_breaches("a.rs", &format!("//! Doc.\n{}!()\n", "todo")).len(), 1);
     }
 }

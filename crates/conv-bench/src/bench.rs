@@ -136,7 +136,11 @@ impl Bench {
         run: &dyn Fn(S) -> Vec<Read>,
     ) -> Result<(Samples, Deviation, bool), String> {
         let (mut worst, mut all_inside) = (Deviation::default(), true);
-        for (truth, read) in truths.iter().zip(run(setup())) {
+        let results = run(setup());
+        if results.len() != truths.len() {
+            return Err(format!("{} results, expected {}", results.len(), truths.len()));
+        }
+        for (truth, read) in truths.iter().zip(results) {
             let (deviation, inside) = truth.compare(&read()?, row.dtype)?;
             if deviation.rms > SAME_COMPUTATION {
                 return Err(format!("the result differs from the truth by {:.3} of its RMS", deviation.rms));

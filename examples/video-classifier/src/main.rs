@@ -56,7 +56,7 @@ struct Cli {
     #[arg(long, value_name = "N", value_parser = count(1, 65_536), help_heading = "Training")]
     batch_size: Option<usize>,
     /// Learning rate at the start; it falls to 0 along a cosine [default: 0.001]
-    #[arg(long, value_name = "RATE", help_heading = "Training")]
+    #[arg(long, value_name = "RATE", value_parser = rate, help_heading = "Training")]
     learning_rate: Option<f64>,
     /// Seed of the weights and of the order of clips [default: 1]
     #[arg(long, value_name = "N", help_heading = "Training")]
@@ -87,6 +87,14 @@ struct Cli {
 fn count(least: u64, most: u64) -> impl clap::builder::TypedValueParser<Value = usize> {
     use clap::builder::TypedValueParser;
     clap::value_parser!(u64).range(least..=most).map(|number| number as usize)
+}
+
+/// A learning rate that Burn's schedule accepts.
+fn rate(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(rate) if rate > 0.0 && rate <= 1.0 => Ok(rate),
+        _ => Err("it must be a number above 0 and at most 1".to_owned()),
+    }
 }
 
 impl Cli {
@@ -190,8 +198,11 @@ fn train_on(cli: &Cli, data: &Path) -> Result<()> {
     }
     if finished < settings.epochs {
         println!(
-            "Stopped with {finished} of {} epochs finished and saved; --resume continues from there.",
-            settings.epochs
+            "Stopped with {finished} of {} epochs finished and saved. To continue: video-classifier --data {} \
+             --artifacts {} --resume",
+            settings.epochs,
+            data.display(),
+            artifacts.dir().display()
         );
         return Ok(());
     }
@@ -274,10 +285,11 @@ mod tests {
 
     #[test]
     fn numbers_out_of_bounds_are_refused_with_the_option() {
-        for args in [["--frames", "0"], ["--size", "7"], ["--batch-size", "0"], ["--epochs", "many"]] {
-            let error = Cli::try_parse_from([&["video-classifier", "--data", "d"], &args[..]].concat());
+        let wrong = [("--frames", "0"), ("--size", "7"), ("--batch-size", "0"), ("--epochs", "many")];
+        for (option, value) in wrong.into_iter().chain([("--learning-rate", "2"), ("--learning-rate", "0")]) {
+            let error = Cli::try_parse_from(["video-classifier", "--data", "d", option, value]);
             let error = error.unwrap_err().to_string();
-            assert!(error.contains(args[0]) && error.contains(args[1]), "{error}");
+            assert!(error.contains(option) && error.contains(value), "{error}");
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use burn::data::dataloader::DataLoader;
 use burn::lr_scheduler::cosine::CosineAnnealingLrSchedulerConfig;
 use burn::module::Module;
@@ -60,9 +60,7 @@ pub(crate) fn train(job: &Job<'_>) -> Result<VideoNet> {
     job.device.seed(seed);
     let model = VideoNet::new(job.classes, &job.device.clone().autodiff());
     let schedule = CosineAnnealingLrSchedulerConfig::new(learning_rate, epochs * job.steps_per_epoch());
-    let Ok(schedule) = schedule.init() else {
-        bail!("--learning-rate must be above 0 and at most 1, not {learning_rate}");
-    };
+    let schedule = schedule.init().map_err(|error| anyhow!(error)).context("no learning rate schedule")?;
     let optimizer = AdamWConfig::new().with_weight_decay(1e-2).init();
     let order = Order::Shuffled { seed };
     let train = ClipLoader::new(job.train.clone(), batch_size, order, job.finished + 1, steps);
@@ -120,7 +118,7 @@ impl Confusion {
 pub(crate) fn test(job: &Job<'_>, model: &VideoNet) -> Result<Confusion> {
     let mut counts = vec![vec![0; job.classes]; job.classes];
     for batch in job.test_loader().to_device(&job.device.clone().inner()).iter() {
-        let batch = batch.map_err(|error| anyhow::anyhow!("{error}"))?;
+        let batch = batch.map_err(|error| anyhow!("{error}"))?;
         let predicted = predictions(model.forward(batch.clips)).try_into_vec_as::<i32>();
         let labels = batch.labels.try_into_vec_as::<i32>();
         let (predicted, labels) = (predicted.context("predictions")?, labels.context("labels")?);

@@ -193,13 +193,17 @@ fn train(mut model: Tiny, device: &Device) -> (Vec<f64>, Vec<f64>) {
 
 #[test]
 fn training_on_the_gpu_follows_training_on_the_cpu() {
-    let cpu = Device::flex().autodiff();
-    cpu.seed(11);
-    let model = Tiny::new(&cpu);
-    let before = parameters(&model);
-    for device in [gpu().autodiff(), gpu().autodiff().gradient_checkpointing()] {
+    for checkpointing in [false, true] {
+        let tracking = |device: Device| {
+            let device = device.autodiff();
+            if checkpointing { device.gradient_checkpointing() } else { device }
+        };
+        let (cpu, gpu) = (tracking(Device::flex()), tracking(gpu()));
+        cpu.seed(11);
+        let model = Tiny::new(&cpu);
+        let before = parameters(&model);
         let (want_losses, want) = train(model.clone(), &cpu);
-        let (losses, got) = train(model.clone().fork(&device), &device);
+        let (losses, got) = train(model.fork(&gpu), &gpu);
         assert!(want_losses[3] < 0.97 * want_losses[0], "the loss does not fall: {want_losses:?}");
         assert_close("losses", &losses, &want_losses, 1e-4);
         let change = |after: &[f64]| -> Vec<f64> { after.iter().zip(&before).map(|(a, b)| a - b).collect() };
