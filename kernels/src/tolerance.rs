@@ -89,11 +89,10 @@ impl Expected<'_> {
         for (index, (got, want)) in got.iter().zip(self.values).enumerate() {
             let error = (got - want).abs();
             let bound = self.bound(index);
-            // NaN fails every comparison, so ask for what is right.
-            if !(error <= bound) {
+            let ratio = if error.is_nan() { f64::INFINITY } else { error / bound };
+            if ratio > 1.0 {
                 wrong += 1;
             }
-            let ratio = if error.is_nan() { f64::INFINITY } else { error / bound };
             if ratio > worst.1 {
                 worst = (index, ratio);
             }

@@ -253,9 +253,12 @@ fn case_table(records: &[Record]) -> Table {
     table
 }
 
+/// Op, pass and dtype.
+type GroupKey<'a> = (&'a str, &'a str, &'a str);
+
 /// Ratios of Burn's time to ours, per op, pass and dtype; none where nothing can be compared.
 fn summary_table(records: &[Record]) -> Option<Table> {
-    let mut groups: Vec<((&str, &str, &str), Vec<f64>)> = Vec::new();
+    let mut groups: Vec<(GroupKey, Vec<f64>)> = Vec::new();
     for ours in records.iter().filter(|record| record.implementation == OURS && record.chosen) {
         let same = |other: &&Record| {
             let key = |record: &Record| (record.op, record.pass, record.dtype);

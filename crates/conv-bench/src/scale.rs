@@ -53,7 +53,7 @@ pub(crate) fn conv3d(case: &Conv3dCase) -> Conv3dCase {
 
 /// Half, odd where the whole is odd or twice an odd number.
 fn half(extent: usize) -> usize {
-    if extent % 2 == 1 { extent / 2 | 1 } else { extent / 2 }
+    if extent % 2 == 1 { (extent / 2) | 1 } else { extent / 2 }
 }
 
 /// Halves the output along an axis; the input shrinks by whole strides, so the same remainder is left over.

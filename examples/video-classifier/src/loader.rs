@@ -85,24 +85,13 @@ pub(crate) struct ClipBatch {
     pub(crate) labels: Tensor<1, Int>,
 }
 
-/// The order in which clips come.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Order {
-    /// As listed.
-    Listed,
-    /// Another order for every epoch, fixed by the seed and the epoch's number.
-    Shuffled {
-        /// Seed of the run.
-        seed: u64,
-    },
-}
-
 /// A [`DataLoader`] over [`Clips`].
 pub(crate) struct ClipLoader {
     clips: Arc<Clips>,
     range: Range<usize>,
     batch_size: usize,
-    order: Order,
+    /// Seed of an order of its own for every epoch; `None` takes the clips as listed.
+    shuffle: Option<u64>,
     /// Number of the epoch that the next call of `iter` serves.
     epoch: AtomicUsize,
     device: Device,
@@ -113,7 +102,7 @@ impl ClipLoader {
     pub(crate) fn new(
         clips: Arc<Clips>,
         batch_size: usize,
-        order: Order,
+        shuffle: Option<u64>,
         first_epoch: usize,
         max_batches: Option<usize>,
     ) -> Self {
@@ -122,7 +111,7 @@ impl ClipLoader {
             range: 0..count,
             clips,
             batch_size,
-            order,
+            shuffle,
             epoch: AtomicUsize::new(first_epoch),
             device: Device::flex(),
         }
@@ -133,7 +122,7 @@ impl ClipLoader {
             clips: self.clips.clone(),
             range,
             batch_size: self.batch_size,
-            order: self.order,
+            shuffle: self.shuffle,
             epoch: AtomicUsize::new(self.epoch.load(Ordering::Relaxed)),
             device: device.clone(),
         })
@@ -142,7 +131,7 @@ impl ClipLoader {
     /// The clips of one epoch in order.
     fn indices(&self, epoch: usize) -> Vec<usize> {
         let mut indices: Vec<usize> = (0..self.clips.len()).collect();
-        if let Order::Shuffled { seed } = self.order {
+        if let Some(seed) = self.shuffle {
             let mut rng = ChaCha8Rng::seed_from_u64(seed);
             rng.set_stream(epoch as u64);
             indices.shuffle(&mut rng);
@@ -215,7 +204,7 @@ mod tests {
 
     #[test]
     fn a_batch_holds_pixels_as_ncdhw() {
-        let loader = ClipLoader::new(clips(2), 2, Order::Listed, 1, None);
+        let loader = ClipLoader::new(clips(2), 2, None, 1, None);
         let batch = loader.iter().next().unwrap().unwrap();
         assert_eq!(batch.clips.dims(), [2, 3, 2, 1, 1]);
         let values = batch.clips.try_into_vec_as::<f32>().unwrap();
@@ -227,7 +216,7 @@ mod tests {
 
     #[test]
     fn every_epoch_serves_every_clip_once_and_the_last_batch_is_short() {
-        let loader = ClipLoader::new(clips(7), 3, Order::Shuffled { seed: 1 }, 1, None);
+        let loader = ClipLoader::new(clips(7), 3, Some(1), 1, None);
         for _ in 0..3 {
             let batches = labels(&loader);
             assert_eq!(batches.iter().map(Vec::len).collect::<Vec<_>>(), [3, 3, 1]);
@@ -239,8 +228,7 @@ mod tests {
 
     #[test]
     fn the_order_depends_on_seed_and_epoch_only() {
-        let order =
-            |seed, first_epoch| ClipLoader::new(clips(40), 40, Order::Shuffled { seed }, first_epoch, None);
+        let order = |seed, first_epoch| ClipLoader::new(clips(40), 40, Some(seed), first_epoch, None);
         let from_start = order(5, 1);
         let first = labels(&from_start);
         let second = labels(&from_start);
@@ -251,7 +239,7 @@ mod tests {
 
     #[test]
     fn a_limit_of_batches_still_draws_from_all_clips() {
-        let loader = ClipLoader::new(clips(100), 4, Order::Shuffled { seed: 3 }, 1, Some(2));
+        let loader = ClipLoader::new(clips(100), 4, Some(3), 1, Some(2));
         assert_eq!(loader.num_items(), 8);
         let seen = labels(&loader).concat();
         assert_eq!(seen.len(), 8);
@@ -265,7 +253,7 @@ mod tests {
         let list = vec![Clip { path: "no/such/clip.gif".into(), label: 0 }; count];
         let clips = Clips::load(list, shape, || {}).unwrap();
         assert!(clips.read_from_disk());
-        let loader = ClipLoader::new(Arc::new(clips), 2, Order::Listed, 1, None);
+        let loader = ClipLoader::new(Arc::new(clips), 2, None, 1, None);
         let error = loader.iter().next().unwrap().unwrap_err().to_string();
         assert!(error.contains("no/such/clip.gif"), "{error}");
     }

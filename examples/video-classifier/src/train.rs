@@ -14,7 +14,7 @@ use burn::train::metric::{AccuracyMetric, LearningRateMetric, LossMetric};
 use burn::train::{Interrupter, Learner, SupervisedTraining};
 
 use crate::artifacts::{Artifacts, Settings};
-use crate::loader::{ClipLoader, Clips, Order};
+use crate::loader::{ClipLoader, Clips};
 use crate::model::{VideoNet, predictions};
 use crate::progress;
 
@@ -41,7 +41,7 @@ impl Job<'_> {
 
     fn test_loader(&self) -> ClipLoader {
         // Shuffled, so that the few batches of a smoke run are not all of one class.
-        let order = Order::Shuffled { seed: self.settings.seed };
+        let order = Some(self.settings.seed);
         ClipLoader::new(
             self.test.clone(),
             self.settings.batch_size,
@@ -62,7 +62,7 @@ pub(crate) fn train(job: &Job<'_>) -> Result<VideoNet> {
     let schedule = CosineAnnealingLrSchedulerConfig::new(learning_rate, epochs * job.steps_per_epoch());
     let schedule = schedule.init().map_err(|error| anyhow!(error)).context("no learning rate schedule")?;
     let optimizer = AdamWConfig::new().with_weight_decay(1e-2).init();
-    let order = Order::Shuffled { seed };
+    let order = Some(seed);
     let train = ClipLoader::new(job.train.clone(), batch_size, order, job.finished + 1, steps);
     let interrupter = Interrupter::new();
     let artifacts = job.artifacts;

@@ -93,7 +93,7 @@ pub(crate) fn cube_sum(value: f32, #[comptime] units: u32) -> f32 {
     for level in 1..comptime!(units.ilog2() + 1) {
         let half = comptime!((units >> level) as usize);
         if unit < half {
-            shared[unit] = shared[unit] + shared[unit + half];
+            shared[unit] += shared[unit + half];
         }
         sync_cube();
     }

@@ -129,8 +129,8 @@ fn causal_conv1d_conforms_on_every_device() {
     table.push(Case::new("no_rows", [0, 3, 5], 4));
     assert!(table.len() > 300, "{} cases", table.len());
     for (on, device) in devices() {
-        // The kernels' own tests run every case; here each width, layout and option meets Burn, in a seventh of them.
-        let step = if on == "gpu" { 7 } else { 1 };
+        // The kernels' own tests run every case. 17 is coprime to the 16 pairs of width and layout: all of them are met.
+        let step = if on == "gpu" { 17 } else { 1 };
         for case in table.iter().rev().step_by(step) {
             assert_conforms(case, on, run(case, &device));
         }

@@ -141,14 +141,12 @@ mod tests {
         for tile in WinogradTile::ALL {
             let (a, b, g) =
                 (matrix(tile, Matrix::Output), matrix(tile, Matrix::Input), matrix(tile, Matrix::Filter));
-            for tap in 0..3 {
-                for input in 0..tile.inputs() {
-                    for (output, row) in a.iter().enumerate() {
-                        let sum: Rational =
-                            (0..tile.inputs()).map(|p| row[p] * g[p][tap] * b[p][input]).sum();
-                        let expected = Rational::from(i64::from(output + tap == input));
-                        assert_eq!(sum, expected, "{tile:?}: output {output}, tap {tap}, input {input}");
-                    }
+            for (output, row) in a.iter().enumerate() {
+                for (tap, input) in (0..3).flat_map(|tap| (0..tile.inputs()).map(move |input| (tap, input))) {
+                    let points = row.iter().zip(&g).zip(&b);
+                    let sum: Rational = points.map(|((a, g), b)| a * g[tap] * b[input]).sum();
+                    let expected = Rational::from(i64::from(output + tap == input));
+                    assert_eq!(sum, expected, "{tile:?}: output {output}, tap {tap}, input {input}");
                 }
             }
         }
