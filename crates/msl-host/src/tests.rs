@@ -8,6 +8,7 @@ use crate::{report, variants};
 use conv_kernels::Limits;
 use cubecl::prelude::*;
 use cubecl_ir::TargetProperties;
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -207,10 +208,12 @@ fn every_kernel_of_conv_kernels_lowers_within_an_apple_gpu_s_budget() {
     let table = report::table(&rows, variants.launches);
     report::verdict(&rows, &variants.refused).map_err(|error| format!("{error}\n{table}")).unwrap();
 
-    let mut entries: Vec<_> = rows.iter().map(|row| row.entry.as_str()).collect();
-    entries.sort_unstable();
-    entries.dedup();
-    assert_eq!(entries.len(), rows.len(), "two kernels share a name, and so a file");
+    let mut entries = HashMap::new();
+    for row in &rows {
+        if let Some(other) = entries.insert(&row.entry, &row.label) {
+            panic!("`{other}` and `{}` share the name {}, and so a file", row.label, row.entry);
+        }
+    }
 
     let mut expected = Vec::new();
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels/src");
