@@ -4,6 +4,7 @@ use crate::lower::{Lowered, violations};
 use crate::properties::{SIMD_WIDTH, THREADGROUP_BYTES};
 use crate::server::{Kernel, Label};
 use anyhow::{Context, Result, bail};
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -12,8 +13,10 @@ use std::path::Path;
 pub struct Row {
     /// What launched it first.
     pub label: Label,
-    /// The entry function's name, which is the file's as well.
+    /// The entry function's name.
     pub entry: String,
+    /// The text's file: the entry's name, numbered where several kernels share it.
+    pub file: String,
     /// Text and numbers, or nothing when the kernel could not be lowered.
     pub lowered: Option<Lowered>,
     /// Why the kernel is not within an Apple GPU's budget; empty when it is.
@@ -22,23 +25,29 @@ pub struct Row {
 
 /// The rows of `kernels`, in their order.
 pub fn rows(kernels: &[Kernel]) -> Vec<Row> {
-    kernels.iter().map(row).collect()
+    let mut namesakes: HashMap<String, usize> = HashMap::new();
+    let mut rows: Vec<_> = kernels.iter().map(row).collect();
+    for row in &mut rows {
+        let earlier = namesakes.entry(row.entry.clone()).or_default();
+        *earlier += 1;
+        row.file = match *earlier {
+            1 => format!("{}.metal", row.entry),
+            number => format!("{}_{number}.metal", row.entry),
+        };
+    }
+    rows
 }
 
 fn row(kernel: &Kernel) -> Row {
     let label = kernel.label.as_ref().clone();
-    match &kernel.lowered {
-        Ok(lowered) => Row {
-            label,
-            entry: lowered.facts.entry.clone(),
-            lowered: Some(lowered.clone()),
-            problems: violations(lowered),
-        },
+    let (entry, lowered, problems) = match &kernel.lowered {
+        Ok(lowered) => (lowered.facts.entry.clone(), Some(lowered.clone()), violations(lowered)),
         Err(reason) => {
-            let problems = vec![format!("did not lower: {}", reason.lines().collect::<Vec<_>>().join(" "))];
-            Row { label, entry: kernel.file_stem(), lowered: None, problems }
+            let reason = reason.lines().collect::<Vec<_>>().join(" ");
+            (kernel.id.short_name().to_string(), None, vec![format!("did not lower: {reason}")])
         }
-    }
+    };
+    Row { label, entry, file: String::new(), lowered, problems }
 }
 
 /// The words for what a kernel uses beyond plain loads, stores and arithmetic.
@@ -124,7 +133,7 @@ fn function(entry: &str) -> &str {
     entry.rsplit_once('_').map_or(entry, |(function, _)| function)
 }
 
-/// Writes `<entry>.metal` for each kernel and `kernels.csv` into `folder`, replacing the texts of an earlier run.
+/// Writes a file for each kernel and `kernels.csv` into `folder`, replacing the texts of an earlier run.
 ///
 /// # Errors
 ///
@@ -154,7 +163,7 @@ pub fn write(rows: &[Row], folder: &Path) -> Result<()> {
     for row in rows {
         let mut numbers = [const { String::new() }; 5];
         if let Some(lowered) = &row.lowered {
-            let path = folder.join(format!("{}.metal", row.entry));
+            let path = folder.join(&row.file);
             std::fs::write(&path, &lowered.msl)
                 .with_context(|| format!("cannot write {}", path.display()))?;
             let facts = &lowered.facts;
@@ -166,7 +175,8 @@ pub fn write(rows: &[Row], folder: &Path) -> Result<()> {
                 uses(lowered).join(" "),
             ];
         }
-        let mut record = vec![row.label.what.clone(), row.label.options.clone(), row.entry.clone()];
+        let mut record =
+            vec![row.label.what.clone(), row.label.options.clone(), row.file.clone(), row.entry.clone()];
         record.extend(numbers);
         record.push(row.problems.join("; "));
         csv.write_record(record)?;

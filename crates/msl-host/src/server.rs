@@ -54,14 +54,6 @@ pub struct Kernel {
     pub lowered: Result<Lowered, String>,
 }
 
-impl Kernel {
-    /// A name for the kernel's file: the function, and a hash that tells its variants apart and is the same on every
-    /// run.
-    pub fn file_stem(&self) -> String {
-        self.id.entrypoint_name(self.id.short_name())
-    }
-}
-
 /// One launch.
 #[derive(Clone, Debug)]
 pub struct Launch {
