@@ -127,7 +127,7 @@ fn demo(data: &Path, options: &[String]) -> Result<()> {
 
 fn test(options: &[String]) -> Result<()> {
     driver::ensure()?;
-    cargo(words("test --workspace").into_iter().chain(options.iter().cloned()))?;
+    cargo(words("test --workspace --no-fail-fast").into_iter().chain(options.iter().cloned()))?;
     println!("again without Burn's fusion layer ...");
     cargo(
         words("test -p burn-conv-ops --no-default-features --features wgpu,flex,autodiff")

@@ -80,6 +80,17 @@ pub fn try_conv3d(
 /// Causal depthwise conv1d: y of x's shape, every step from its own input and the W-1 before it. x is `[B, C, T]` or
 /// `[B, T, C]` as the options say, weight `[C, W]`, bias `[C]`. Weight and bias may have another dtype than x.
 ///
+/// ```no_run
+/// use burn::tensor::{Device, Distribution, Tensor};
+/// use burn_conv_ops::{Activation, CausalConv1dOptions, causal_conv1d};
+///
+/// let device = Device::default();
+/// let x = Tensor::<3>::random([2, 256, 1000], Distribution::Default, &device);
+/// let weight = Tensor::<2>::random([256, 4], Distribution::Default, &device);
+/// let y = causal_conv1d(x, weight, None, CausalConv1dOptions::new().with_activation(Activation::Silu));
+/// assert_eq!(y.dims(), [2, 256, 1000]);
+/// ```
+///
 /// # Panics
 /// Where [`try_causal_conv1d`] returns an error.
 pub fn causal_conv1d(
@@ -194,6 +205,17 @@ pub fn try_causal_conv1d_update(
 /// (row, column): the first half of D by the row, the second by the column, element i of each half's first quarter with
 /// element i of its second. Positions may be negative.
 ///
+/// ```no_run
+/// use burn::tensor::{Device, Distribution, Tensor};
+/// use burn_conv_ops::{Rope2dOptions, nn::Rope2d, rope2d};
+///
+/// let device = Device::default();
+/// let tokens = Tensor::<4>::random([2, 12, 14 * 14, 64], Distribution::Default, &device);
+/// let positions = Rope2d::grid(2, 14, 14, &device);
+/// let turned = rope2d(tokens, positions, Rope2dOptions::new());
+/// assert_eq!(turned.dims(), [2, 12, 196, 64]);
+/// ```
+///
 /// # Panics
 /// Where [`try_rope2d`] returns an error.
 pub fn rope2d(tokens: Tensor<4>, positions: Tensor<3, Int>, options: Rope2dOptions) -> Tensor<4> {
@@ -248,3 +270,8 @@ pub fn try_rope2d_qk(
 fn or_panic<T>(result: Result<T, ConvError>) -> T {
     result.unwrap_or_else(|error| panic!("{error}"))
 }
+
+/// The README's examples, compiled with the documentation tests.
+#[cfg(all(doctest, feature = "autodiff"))]
+#[doc = include_str!("../../../README.md")]
+struct ReadmeExamples;

@@ -155,13 +155,13 @@ mod tests {
     fn some_heads_have_the_truth_of_all() {
         let layout = RopeLayout::Bhnd;
         let problem =
-            Rope2dProblem::new([8, 16, 100, 64], [8, 100, 2], layout, 100.0, 1.0, FloatType::F32).unwrap();
+            Rope2dProblem::new([8, 16, 200, 64], [8, 200, 2], layout, 100.0, 1.0, FloatType::F32).unwrap();
         let source = Source::normal(1, FloatType::F32);
-        let positions: Vec<i64> = (0..8 * 100 * 2).map(|i| i % 37).collect();
-        let whole = reference::rotate(&problem, &source.values(8 * 16 * 100 * 64), &positions, true);
+        let positions: Vec<i64> = (0..8 * 200 * 2).map(|i| i % 37).collect();
+        let whole = reference::rotate(&problem, &source.values(8 * 16 * 200 * 64), &positions, true);
         let some = truth(&problem, &source, &positions, true);
         let places = some.positions.as_ref().expect("a part");
-        assert!(places.len() >= 2 * 6400 && places.len() < whole.len());
+        assert!(places.len() >= 2 * 200 * 64 && places.len() < whole.len());
         assert!(places.iter().zip(&some.values).all(|(index, value)| whole[*index] == *value));
         assert_eq!(places.last(), Some(&(whole.len() - 1)));
     }

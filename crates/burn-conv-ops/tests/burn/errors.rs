@@ -168,6 +168,10 @@ fn devices_and_checkpointing_must_agree() {
     );
     // A tensor without autodiff is a constant beside one with.
     assert!(try_conv3d(x(&cpu), w(&plain), None, Conv3dOptions::new()).is_ok());
+    let tokens = normal(1, [1, 1, 1, 4], &plain).require_grad();
+    let turned = try_rope2d(tokens.clone(), int_upload(&[1, 2], [1, 1, 2], &cpu), Rope2dOptions::new());
+    let grads = turned.expect("positions are never tracked").sum().backward();
+    assert!(tokens.grad(&grads).is_some());
 }
 
 #[test]

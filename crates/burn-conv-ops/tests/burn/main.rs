@@ -1,4 +1,5 @@
-//! The ops through Burn's tensors: on the CPU backend and on a GPU device, with and without gradients.
+//! The ops through Burn's tensors: on the CPU backend and on a GPU device, with and without gradients. Needs the
+//! features `wgpu`, `flex` and `autodiff`; with and without `fusion`.
 
 mod causal_conv1d;
 mod conv3d;
@@ -6,7 +7,6 @@ mod errors;
 mod gradients;
 mod modules;
 mod rope2d;
-#[cfg(feature = "wgpu")]
 mod shapes;
 mod state_dict;
 mod support;

@@ -1,6 +1,8 @@
 //! Devices, deterministic tensors, and comparison with the f64 references.
 
-use burn::tensor::{DType, Device, DeviceKind, Int, Tensor, TensorData};
+use burn::backend::DispatchDevice;
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn_cubecl::{CubeDevice, cubecl::device::WgpuDeviceKind};
 use conv_cases::fill;
 use conv_kernels::tolerance::Expected;
 use std::sync::OnceLock;
@@ -9,10 +11,9 @@ use std::sync::OnceLock;
 pub(crate) fn gpu() -> Device {
     static GPU: OnceLock<Option<Device>> = OnceLock::new();
     GPU.get_or_init(|| {
-        let opens = |device: &Device| {
-            std::panic::catch_unwind(|| Tensor::<1>::zeros([1], device).into_data()).is_ok()
-        };
-        [DeviceKind::DefaultDevice, DeviceKind::Cpu].into_iter().map(Device::wgpu).find(opens)
+        let kinds = [WgpuDeviceKind::DefaultDevice, WgpuDeviceKind::Cpu];
+        let device = kinds.into_iter().find_map(|kind| CubeDevice::wgpu(kind).ok())?;
+        Some(Device::new(DispatchDevice::Cube(device)))
     })
     .clone()
     .unwrap_or_else(|| {
