@@ -19,6 +19,17 @@ pub(crate) fn steps(unrolled: Option<usize>) -> usize {
     if unrolled.is_some() { UNROLLED_STEPS } else { 1 }
 }
 
+/// Which optional inputs a launch has. Kernels ask their `ComptimeOption`s; this is an argument besides because the hash
+/// that CubeCL derives for those, the key of its caches on disk, is the same with and without a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Present {
+    pub(crate) bias: bool,
+    pub(crate) initial_state: bool,
+    pub(crate) seq_idx: bool,
+    /// dy, or the gradient of the final state.
+    pub(crate) other: bool,
+}
+
 /// Rows of `[B, C, T]` and the channels of them that a launch covers.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
 pub(crate) struct Rows {

@@ -7,7 +7,7 @@
 //!
 //! Bytes: x once from memory (neighbouring units share columns through the cache), y once. Any strides.
 
-use super::args::{Rows, UNITS, at2, at3, column, id_of, steps};
+use super::args::{Present, Rows, UNITS, at2, at3, column, id_of, steps};
 use super::call::Call;
 use super::problem::Conv1dLayout;
 use crate::activation::{activate, activate_gradient};
@@ -53,6 +53,7 @@ pub(crate) fn launch(
                 problem.rows(first, channels),
                 dispatch.span(),
                 unrolled,
+                views.present(dy),
                 problem.layout,
                 problem.activation,
                 problem.dtype.elem(),
@@ -78,6 +79,7 @@ fn forward_kernel<X: Float, W: Float, I: Int, Y: Float>(
     rows: Rows,
     span: Span,
     #[comptime] unrolled: Option<usize>,
+    #[comptime] _present: Present,
     #[comptime] layout: Conv1dLayout,
     #[comptime] activation: Activation,
     #[define(X)] _dtype: ElemType,

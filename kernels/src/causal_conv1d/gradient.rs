@@ -7,7 +7,7 @@
 //! with g the gradient before the activation. `d[e]` is the initial state's for e < W-1, else that of x. Gather form:
 //! every element has one writer. Bytes: g once from memory, dx once; units as in the forward pass.
 
-use super::args::{Rows, UNITS, at2, at3, id_of, steps};
+use super::args::{Present, Rows, UNITS, at2, at3, id_of, steps};
 use super::call::Call;
 use super::problem::Conv1dLayout;
 use crate::error::ConvError;
@@ -50,6 +50,7 @@ pub(crate) fn launch(
                 start,
                 dispatch.span(),
                 unrolled,
+                views.present(dfinal),
                 problem.layout,
                 problem.dtype.elem(),
                 problem.weight_dtype.elem(),
@@ -100,6 +101,7 @@ fn gradient_kernel<X: Float, W: Float, I: Int, G: Float>(
     start: usize,
     span: Span,
     #[comptime] unrolled: Option<usize>,
+    #[comptime] _present: Present,
     #[comptime] layout: Conv1dLayout,
     #[define(X)] _dtype: ElemType,
     #[define(W)] _weight_dtype: ElemType,

@@ -9,7 +9,7 @@
 //! rows of terms, so that loads are contiguous in either. Unrolled: a unit keeps all W + 1 sums in registers and reads
 //! x and g once; looped: one cube per tap.
 
-use super::args::{Rows, UNITS, at2, at3, column, id_of};
+use super::args::{Present, Rows, UNITS, at2, at3, column, id_of};
 use super::call::Call;
 use super::plan::{Split, check_turns};
 use super::problem::{CausalConv1dProblem, Conv1dLayout};
@@ -82,6 +82,7 @@ pub(crate) fn launch_partials(
                 split.length,
                 dispatch.span(),
                 unrolled,
+                views.present(None),
                 lanes,
                 problem.dtype.elem(),
                 views.index_elem(),
@@ -151,6 +152,7 @@ fn partials_kernel<X: Float, I: Int, G: Float>(
     split_length: usize,
     span: Span,
     #[comptime] unrolled: Option<usize>,
+    #[comptime] _present: Present,
     #[comptime] lanes: usize,
     #[define(X)] _dtype: ElemType,
     #[define(I)] _index_dtype: ElemType,
