@@ -152,6 +152,7 @@ pub fn write(rows: &[Row], folder: &Path) -> Result<()> {
     csv.write_record([
         "launched_by",
         "options",
+        "file",
         "kernel",
         "threads",
         "threadgroup_bytes",

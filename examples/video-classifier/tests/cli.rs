@@ -157,7 +157,9 @@ fn what_is_not_there_is_named() {
     let output = Command::new(env!("CARGO_BIN_EXE_video-classifier")).output().unwrap();
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(!output.status.success() && error.contains("--data <DIR>"), "{error}");
-    let error = stderr(&place.run("out", &["--device", "vulkan"]));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_video-classifier"));
+    command.current_dir(&place.root).args(["--data", "clips", "--device", "vulkan", "--artifacts", "out"]);
+    let error = stderr(&command.output().unwrap());
     assert!(error.contains("--features vulkan") || error.contains("Vulkan offers no"), "{error}");
     assert!(!place.root.join("out").exists(), "a run was started");
 }
