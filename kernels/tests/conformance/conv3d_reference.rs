@@ -31,7 +31,8 @@ struct Golden {
 
 /// Reads a golden file: its bytes and the problems of its metadata.
 pub(crate) fn golden<P: for<'a> Deserialize<'a>>(file: &str) -> (Vec<u8>, Vec<P>) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../golden").join(file);
+    let mut folders = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().map(|folder| folder.join("golden"));
+    let path = folders.find(|folder| folder.exists()).expect("the folder of golden files").join(file);
     let bytes = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let (_, metadata) = SafeTensors::read_metadata(&bytes).expect("a safetensors file");
     let metadata = metadata.metadata().as_ref().expect("metadata").clone();

@@ -1,41 +1,16 @@
-//! The device, and tensors between guard zones.
+//! Tensors between guard zones.
 //!
 //! Every buffer is `[guard | tensor | guard]` with NaN guards, and outputs start as NaN: a kernel that reads beside a
 //! tensor poisons its result, one that writes beside it destroys a guard, one that skips an element leaves NaN.
 
+pub(crate) use crate::device::client;
 use conv_kernels::{FloatType, Operand, row_major};
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 use half::{bf16, f16};
-use std::sync::OnceLock;
 
 /// Elements of a guard zone. A multiple of 256 bytes for every type, as buffer offsets must be.
 const GUARD: usize = 256;
-
-/// The device under test: the best GPU there is, else the software rasterizer.
-pub(crate) fn client() -> Client {
-    static CLIENT: OnceLock<Result<Client, String>> = OnceLock::new();
-    CLIENT
-        .get_or_init(|| {
-            use cubecl::device::WgpuDeviceKind::{Cpu, DefaultDevice};
-            std::panic::catch_unwind(|| {
-                #[cfg(feature = "vulkan")]
-                let open = cubecl::Device::vulkan;
-                #[cfg(not(feature = "vulkan"))]
-                let open = cubecl::Device::wgpu;
-                open(DefaultDevice).or_else(|_| open(Cpu)).map(|device| device.client())
-            })
-            .map_err(|_| ())
-            .and_then(|client| client.map_err(|_| ()))
-            .map_err(|()| {
-                "no GPU adapter was found: install a Vulkan driver (Debian and Ubuntu: `apt-get install \
-                 mesa-vulkan-drivers`, or run `cargo xtask test`, which does it)"
-                    .to_string()
-            })
-        })
-        .clone()
-        .unwrap_or_else(|message| panic!("{message}"))
-}
 
 /// The half and full types that the device serves.
 pub(crate) fn dtypes() -> Vec<FloatType> {

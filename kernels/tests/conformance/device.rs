@@ -1,0 +1,29 @@
+//! The device under test.
+
+use cubecl::prelude::*;
+use std::sync::OnceLock;
+
+/// The device under test: the best GPU there is, else the software rasterizer.
+pub(crate) fn client() -> Client {
+    static CLIENT: OnceLock<Result<Client, String>> = OnceLock::new();
+    CLIENT
+        .get_or_init(|| {
+            use cubecl::device::WgpuDeviceKind::{Cpu, DefaultDevice};
+            std::panic::catch_unwind(|| {
+                #[cfg(feature = "vulkan")]
+                let open = cubecl::Device::vulkan;
+                #[cfg(not(feature = "vulkan"))]
+                let open = cubecl::Device::wgpu;
+                open(DefaultDevice).or_else(|_| open(Cpu)).map(|device| device.client())
+            })
+            .map_err(|_| ())
+            .and_then(|client| client.map_err(|_| ()))
+            .map_err(|()| {
+                "no GPU adapter was found: install a Vulkan driver (Debian and Ubuntu: `apt-get install \
+                 mesa-vulkan-drivers`, or run `cargo xtask test`, which does it)"
+                    .to_string()
+            })
+        })
+        .clone()
+        .unwrap_or_else(|message| panic!("{message}"))
+}
