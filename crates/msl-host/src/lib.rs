@@ -6,6 +6,7 @@
 //!
 //! What this cannot show: faults of Apple's compiler, the effects of its fast math, register pressure, and speed.
 
+pub mod execute;
 pub mod lower;
 pub mod properties;
 pub mod report;

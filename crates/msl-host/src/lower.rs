@@ -90,11 +90,11 @@ fn panic_text(payload: &(dyn std::any::Any + Send)) -> String {
     text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".into())
 }
 
-static ENTRY: LazyLock<Regex> = LazyLock::new(|| {
+pub(crate) static ENTRY: LazyLock<Regex> = LazyLock::new(|| {
     regex(r"\[\[max_total_threads_per_threadgroup\((\d+)\)\]\] \[\[kernel\]\] void (\w+)\(")
 });
-static ARRAY: LazyLock<Regex> =
-    LazyLock::new(|| regex(r"(?m)^\s*alignas\((\d+)\) threadgroup char \w+\[(\d+)\];"));
+pub(crate) static ARRAY: LazyLock<Regex> =
+    LazyLock::new(|| regex(r"(?m)^\s*alignas\((\d+)\) threadgroup char (?<name>\w+)\[(\d+)\];"));
 static ANY_ARRAY: LazyLock<Regex> = LazyLock::new(|| regex(r"\bthreadgroup\s+[\w<>, ]+\s+\w+\s*(\[|;|=)"));
 static ATOMIC: LazyLock<Regex> =
     LazyLock::new(|| regex(r"\batomic(?:<\s*(\w+)\s*>|_(float|half|ulong|long)\b)"));
@@ -136,7 +136,7 @@ pub fn read(msl: &str) -> Result<Facts, String> {
 
     let mut threadgroup_bytes = 0usize;
     for array in ARRAY.captures_iter(msl) {
-        let (align, size) = (number(&array[1])?, number(&array[2])?);
+        let (align, size) = (number(&array[1])?, number(&array[3])?);
         threadgroup_bytes = threadgroup_bytes.next_multiple_of(align.max(1)) + size;
     }
     let arrays = ARRAY.find_iter(msl).count();

@@ -1,8 +1,10 @@
-//! A CubeCL server that lowers what it is asked to launch and keeps a record of it. Ordinary launch functions run on
-//! it unchanged, so that the launchers themselves are the list of kernels and none can be forgotten.
+//! A CubeCL server that lowers what it is asked to launch, keeps a record of it and, where it is told to, executes it.
+//! Ordinary launch functions run on it unchanged, so that the launchers themselves are the list of kernels and none can be
+//! forgotten.
 //!
 //! Memory is plain host memory, allocated when it is first touched: a launch over gigabytes costs nothing here.
 
+use crate::execute::{Grid, Library, Runner, compile};
 use crate::lower::{Lowered, lower};
 use crate::properties::apple_m1;
 use cubecl::prelude::{Client, CubeCount};
@@ -26,7 +28,7 @@ use cubecl_server::memory_management::{
 use cubecl_server::storage::{BytesResource, BytesStorage, ComputeStorage, ManagedResource, StorageHandle};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// What a launch is for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -94,10 +96,25 @@ impl Recorder {
 
     /// A recorder whose device has `properties`.
     pub fn new(properties: DeviceProperties) -> Self {
+        Self::with(properties, None)
+    }
+
+    /// A recorder that also executes what is launched, on the CPU.
+    pub fn executing(properties: DeviceProperties) -> Self {
+        Self::with(properties, Some(Execution::new(None)))
+    }
+
+    /// [`Recorder::executing`] for kernels whose text is changed by `edit` before it is compiled.
+    pub fn executing_edited(properties: DeviceProperties, edit: Edit) -> Self {
+        Self::with(properties, Some(Execution::new(Some(edit))))
+    }
+
+    fn with(properties: DeviceProperties, execution: Option<Execution>) -> Self {
         // CubeCL keeps one server per device id for the life of the process.
         static NEXT: AtomicU16 = AtomicU16::new(1);
         let device = DeviceId::new(0, NEXT.fetch_add(1, Ordering::Relaxed));
-        let server = RecordingServer::new(device, properties);
+        let mut server = RecordingServer::new(device, properties);
+        server.execution = execution;
         let log = server.log.clone();
         Self { client: Client::init(device, server), log }
     }
@@ -136,9 +153,44 @@ struct Allocation {
     failed: Option<ServerError>,
 }
 
+/// A change to a text, for tests that the suite finds defects.
+pub type Edit = Box<dyn Fn(&str) -> String + Send>;
+
+/// How a server executes.
+struct Execution {
+    runner: Runner,
+    edit: Option<Edit>,
+    /// The compiled kernels of an edited server.
+    edited: HashMap<KernelId, Arc<Library>>,
+}
+
+impl Execution {
+    fn new(edit: Option<Edit>) -> Self {
+        Self { runner: Runner::new(), edit, edited: HashMap::new() }
+    }
+
+    /// The compiled kernel. Servers without edits share theirs: the text is that of the kernel's identity.
+    fn library(&mut self, id: &KernelId, msl: &str) -> Result<Arc<Library>, String> {
+        if let Some(edit) = &self.edit {
+            if let Some(library) = self.edited.get(id) {
+                return Ok(library.clone());
+            }
+            let library = Arc::new(compile(&edit(msl))?);
+            self.edited.insert(id.clone(), library.clone());
+            return Ok(library);
+        }
+        type Shared = Mutex<HashMap<KernelId, Arc<OnceLock<Result<Arc<Library>, String>>>>>;
+        static COMPILED: LazyLock<Shared> = LazyLock::new(Mutex::default);
+        let cell =
+            COMPILED.lock().unwrap_or_else(PoisonError::into_inner).entry(id.clone()).or_default().clone();
+        cell.get_or_init(|| compile(msl).map(Arc::new)).clone()
+    }
+}
+
 /// The server behind a [`Recorder`].
 pub struct RecordingServer {
     utilities: Arc<ServerUtilities>,
+    execution: Option<Execution>,
     memory: HashMap<ManagedMemoryId, Allocation>,
     bytes: BytesStorage,
     log: Arc<Mutex<Log>>,
@@ -164,6 +216,7 @@ impl RecordingServer {
         );
         Self {
             utilities: Arc::new(utilities),
+            execution: None,
             memory: HashMap::new(),
             bytes: BytesStorage::default(),
             log: Arc::default(),
@@ -179,7 +232,14 @@ impl RecordingServer {
         let allocation = self.memory.get_mut(&binding.memory.id()).ok_or_else(missing)?;
         let storage = match &allocation.storage {
             Some(storage) => storage.clone(),
-            None => allocation.storage.insert(self.bytes.alloc(allocation.size)?).clone(),
+            None => {
+                let storage = self.bytes.alloc(allocation.size)?;
+                if self.execution.is_some() {
+                    // What no one has written reads as NaN.
+                    self.bytes.get(&storage)?.write().fill(0xff);
+                }
+                allocation.storage.insert(storage).clone()
+            }
         };
         let part = storage
             .offset_start(binding.offset_start.unwrap_or(0))
@@ -204,13 +264,41 @@ impl RecordingServer {
         });
     }
 
-    /// Lowers `kernel` unless that was done before, and notes the launch.
-    fn note(
+    /// Lowers `kernel` unless that was done before, notes the launch and executes it where this server does.
+    fn run(
         &mut self,
         kernel: &dyn CubeKernel,
         count: &CubeCount,
         arguments: &KernelArguments,
     ) -> Result<(), String> {
+        let library = self.note(kernel, count, arguments)?;
+        let (Some(library), CubeCount::Static(x, y, z)) = (library, count.clone()) else {
+            return Ok(());
+        };
+        let threads = kernel.id().cube_dim;
+        let grid = Grid { groups: (x, y, z), threads: (threads.x, threads.y, threads.z) };
+        let mut resources = Vec::new();
+        for binding in arguments.buffers() {
+            self.written(std::iter::once(binding)).map_err(|error| error.to_string())?;
+            resources.push(self.resource(binding).map_err(|error| error.to_string())?);
+        }
+        let buffers: Vec<*mut [u8]> = resources.iter_mut().map(|part| &raw mut *part.write()).collect();
+        // SAFETY: any bytes are valid u64s and the other way round.
+        let info = unsafe { arguments.info.data.as_slice().align_to::<u8>().1 };
+        let Some(execution) = &mut self.execution else {
+            return Ok(());
+        };
+        // SAFETY: the resources stay allocated during the call, and this thread alone uses them.
+        unsafe { execution.runner.run(&library, grid, &buffers, info) }
+    }
+
+    /// Lowers `kernel` unless that was done before, and notes the launch. The compiled kernel where this server executes.
+    fn note(
+        &mut self,
+        kernel: &dyn CubeKernel,
+        count: &CubeCount,
+        arguments: &KernelArguments,
+    ) -> Result<Option<Arc<Library>>, String> {
         let CubeCount::Static(x, y, z) = *count else {
             return Err("a grid size in device memory is not supported".into());
         };
@@ -229,7 +317,11 @@ impl RecordingServer {
         let buffers = arguments.buffers().map(BufferBinding::size_in_used).collect();
         let info_bytes = size_of_val(arguments.info.data.as_slice());
         log.launches.push(Launch { kernel: index, label, grid: (x, y, z), buffers, info_bytes });
-        log.kernels[index].lowered.as_ref().map(|_| ()).map_err(Clone::clone)
+        let lowered = log.kernels[index].lowered.as_ref().map_err(Clone::clone)?;
+        match &mut self.execution {
+            Some(execution) => execution.library(&log.kernels[index].id, &lowered.msl).map(Some),
+            None => Ok(None),
+        }
     }
 }
 
@@ -315,7 +407,7 @@ impl Server for RecordingServer {
         _stream: StreamId,
         _mode: LaunchMode,
     ) {
-        let result = self.note(kernel.as_ref(), &count, &arguments);
+        let result = self.run(kernel.as_ref(), &count, &arguments);
         let error = result.err().map(|reason| {
             let reason = format!("{}: {reason}", kernel.id().short_name());
             ServerError::Generic { reason, backtrace: BackTrace::capture() }

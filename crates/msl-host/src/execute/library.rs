@@ -1,0 +1,118 @@
+//! From MSL to a loaded function: clang++ behind the shim.
+
+use super::fiber::RUNTIME;
+use super::rewrite::{rewrite, threadgroup_bytes};
+use super::run::ThreadArguments;
+use std::ffi::c_void;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// The shim behind which kernels are compiled.
+const SHIM: &str = include_str!("../../shim/metal.h");
+
+/// What the runner calls for each thread: buffers, scalars and shapes, and the thread's place.
+pub(super) type Entry = unsafe extern "C" fn(*const *mut u8, *const u8, *const ThreadArguments);
+
+/// A compiled kernel.
+#[derive(Debug)]
+pub struct Library {
+    pub(super) entry: Entry,
+    /// The buffers that the kernel takes, and whether it may write each.
+    pub(super) writes: Vec<bool>,
+    pub(super) threadgroup_bytes: usize,
+    /// Whether threads wait for each other; where none does they need no fibers of their own.
+    pub(super) synchronizes: bool,
+    /// Keeps `entry` valid.
+    _library: libloading::Library,
+}
+
+/// The folder with the shim and the stand-ins for Metal's headers, for the life of the process.
+fn folder() -> Result<&'static PathBuf, String> {
+    static FOLDER: OnceLock<Result<(tempfile::TempDir, PathBuf), String>> = OnceLock::new();
+    let made = FOLDER.get_or_init(|| {
+        let write = || -> std::io::Result<_> {
+            let folder = tempfile::Builder::new().prefix("msl-host-").tempdir()?;
+            std::fs::write(folder.path().join("metal.h"), SHIM)?;
+            std::fs::write(folder.path().join("metal_stdlib"), "")?;
+            std::fs::write(folder.path().join("metal_simdgroup_matrix"), "")?;
+            let path = folder.path().to_path_buf();
+            Ok((folder, path))
+        };
+        write().map_err(|error| format!("no folder for compiled kernels: {error}"))
+    });
+    made.as_ref().map(|(_, path)| path).map_err(Clone::clone)
+}
+
+/// The C++ compiler: `CXX` where it is set, else `clang++`.
+fn compiler() -> String {
+    std::env::var("CXX").unwrap_or_else(|_| "clang++".into())
+}
+
+/// Compiles an emitted text.
+///
+/// # Errors
+///
+/// The compiler's messages, or that there is none.
+pub fn compile(msl: &str) -> Result<Library, String> {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let rewritten = rewrite(msl)?;
+    let folder = folder()?;
+    let name = format!("kernel{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+    let (source, target) =
+        (folder.join(&name).with_extension("cpp"), folder.join(&name).with_extension("so"));
+    std::fs::write(&source, &rewritten.text).map_err(|error| format!("{}: {error}", source.display()))?;
+    let mut command = Command::new(compiler());
+    command.args("-std=c++20 -O1 -fPIC -shared -fvisibility=hidden -fno-exceptions -fno-rtti".split(' '));
+    // What MSL defines and C++ does not, and no freedom that the text does not give.
+    command.args(
+        "-ffp-contract=off -fwrapv -fno-strict-aliasing -fno-math-errno -fno-builtin-printf".split(' '),
+    );
+    command.args(["-Wno-everything", "-include", "metal.h", "-I"]).arg(folder);
+    if cfg!(target_arch = "x86_64") {
+        command.arg("-march=native");
+    }
+    // What the text calls beyond the runner is in the C library, which the process has: linking takes half as long so.
+    if cfg!(target_os = "linux") {
+        command.arg("-nostdlib");
+    }
+    let output = command.arg(&source).arg("-o").arg(&target).output().map_err(|error| {
+        format!(
+            "{} could not be started ({error}): install it (Debian and Ubuntu: `apt-get install clang`, or run `cargo \
+             xtask test`, which does it; macOS: `xcode-select --install`)",
+            compiler()
+        )
+    })?;
+    if !output.status.success() {
+        return Err(format!("the text does not compile:\n{}", String::from_utf8_lossy(&output.stderr)));
+    }
+    let library = load(&target, &rewritten.text)?;
+    let _ = std::fs::remove_file(&source);
+    let _ = std::fs::remove_file(&target);
+    let (library, entry) = library;
+    let threadgroup_bytes = threadgroup_bytes(msl);
+    Ok(Library {
+        entry,
+        writes: rewritten.writes,
+        threadgroup_bytes,
+        synchronizes: threadgroup_bytes > 0
+            || ["_barrier(", "simd_", "simdgroup_"].iter().any(|word| msl.contains(word)),
+        _library: library,
+    })
+}
+
+fn load(path: &std::path::Path, text: &str) -> Result<(libloading::Library, Entry), String> {
+    debug_assert!(text.contains("msl_entry"));
+    // SAFETY: the library was compiled from the shim and a kernel: it has no initializers.
+    let library = unsafe { libloading::Library::new(path) }.map_err(|error| error.to_string())?;
+    // SAFETY: the shim defines `msl_runtime` as a pointer to a table of the layout of `RUNTIME`, and `rewrite` appends
+    // `msl_entry` with the signature of `Entry`.
+    let entry = unsafe {
+        let runtime =
+            library.get::<*mut *const c_void>(b"msl_runtime\0").map_err(|error| error.to_string())?;
+        **runtime = (&raw const RUNTIME).cast();
+        *library.get::<Entry>(b"msl_entry\0").map_err(|error| error.to_string())?
+    };
+    Ok((library, entry))
+}

@@ -1,0 +1,99 @@
+//! What changes between an emitted text and what a C++ compiler takes, and the function that the runner calls.
+//!
+//! `alignas(a) threadgroup char v[n];`, an array that all threads share, becomes a pointer into the runner's memory. The
+//! words `device`, `constant`, `thread` and `threadgroup` are macros of the shim. `#include <metal_stdlib>` finds an empty
+//! file, since the shim is included before the text. All else stays as it is.
+
+use crate::lower::{ARRAY, ENTRY};
+use regex::Captures;
+
+/// The C++ text of a kernel.
+#[derive(Debug)]
+pub(super) struct Rewritten {
+    pub(super) text: String,
+    /// The buffers that the kernel takes, without the one of scalars and shapes, and whether it may write each.
+    pub(super) writes: Vec<bool>,
+}
+
+/// Alignment of every threadgroup array, at least what any of them asks for.
+const ALIGNMENT: usize = 16;
+
+/// Bytes of threadgroup memory in the layout of [`rewrite`].
+pub(super) fn threadgroup_bytes(msl: &str) -> usize {
+    ARRAY.captures_iter(msl).fold(0, |offset, array| offset + size(&array).next_multiple_of(ALIGNMENT))
+}
+
+fn size(array: &Captures<'_>) -> usize {
+    array[3].parse().unwrap_or(0)
+}
+
+/// Makes the change and appends `msl_entry`.
+///
+/// # Errors
+///
+/// When a parameter is none that the dialect emits.
+pub(super) fn rewrite(msl: &str) -> Result<Rewritten, String> {
+    let mut offset = 0;
+    let body = ARRAY.replace_all(msl, |array: &Captures<'_>| {
+        let declaration =
+            format!("char *const {} = ::msl::msl_runtime->threadgroup_memory({offset});", &array["name"]);
+        offset += size(array).next_multiple_of(ALIGNMENT);
+        declaration
+    });
+    let entry = ENTRY.captures(msl).ok_or("the text has no kernel function")?;
+    let start = entry.get(0).map_or(0, |found| found.end());
+    let end = msl[start..].find(") {").ok_or("the kernel function has no body")?;
+    let parameters = msl[start..start + end].split(", ").filter(|parameter| !parameter.is_empty());
+    let mut writes = Vec::new();
+    let arguments =
+        parameters.map(|parameter| argument(parameter, &mut writes)).collect::<Result<Vec<_>, _>>()?;
+    let text = format!(
+        "{body}\nextern \"C\" __attribute__((visibility(\"default\"))) void msl_entry(void *const *buffers, void *info, \
+         const msl::Thread &at) {{\n    (void)buffers, (void)info, (void)at;\n    {}({});\n}}\n",
+        &entry[2],
+        arguments.join(", ")
+    );
+    Ok(Rewritten { text, writes })
+}
+
+/// What is passed for a parameter: `buffers[n]`, the scalars, or a built-in of the thread.
+fn argument(parameter: &str, writes: &mut Vec<bool>) -> Result<String, String> {
+    let Some((_, attribute)) = parameter.split_once("[[") else {
+        return if parameter.starts_with("constant ") {
+            Ok("msl::Pointer{info}".into())
+        } else {
+            Err(format!("the parameter `{parameter}` is none that the dialect emits"))
+        };
+    };
+    let attribute = attribute.trim_end().trim_end_matches(']');
+    if let Some(index) = attribute.strip_prefix("buffer(") {
+        let index: usize = index
+            .trim_end_matches(')')
+            .parse()
+            .map_err(|_| format!("the parameter `{parameter}` has no buffer index"))?;
+        writes.resize(writes.len().max(index + 1), false);
+        writes[index] = !parameter.contains(" const*");
+        return Ok(format!("msl::Pointer{{buffers[{index}]}}"));
+    }
+    Ok(format!("at.{attribute}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arrays_become_pointers_and_every_parameter_gets_its_argument() {
+        let msl = "[[max_total_threads_per_threadgroup(64)]] [[kernel]] void k(device float const* const a [[buffer(0)]], \
+                   device half * const b [[buffer(1)]], constant info_st const* const i, uint3 const p \
+                   [[threadgroup_position_in_grid]]) {\n    alignas(4) threadgroup char v1[20];\n    alignas(16) \
+                   threadgroup char v2[32];\n}\n";
+        let rewritten = rewrite(msl).unwrap();
+        assert!(rewritten.text.contains("char *const v1 = ::msl::msl_runtime->threadgroup_memory(0);"));
+        assert!(rewritten.text.contains("char *const v2 = ::msl::msl_runtime->threadgroup_memory(32);"));
+        let call = "k(msl::Pointer{buffers[0]}, msl::Pointer{buffers[1]}, msl::Pointer{info}, \
+                    at.threadgroup_position_in_grid);";
+        assert!(rewritten.text.contains(call), "{}", rewritten.text);
+        assert_eq!((rewritten.writes, threadgroup_bytes(msl)), (vec![false, true], 64));
+    }
+}

@@ -1,0 +1,407 @@
+//! A launch: threadgroups one after another, the threads of each in turns.
+//!
+//! Metal promises no order, so every launch takes another one: threadgroups and threads upwards, downwards, or
+//! shuffled. A thread runs until it waits or ends before the next one does; a missing barrier thus shows as what the
+//! other threads have not written yet, which is NaN.
+
+use super::fiber::{Fiber, LANES, Place, Slots, Stop, Wait};
+use super::library::Library;
+use super::memory::Arena;
+use super::trap::{self, Signal};
+use corosensei::stack::DefaultStack;
+
+/// Threadgroups, and threads of each.
+#[derive(Clone, Copy, Debug)]
+pub struct Grid {
+    /// Threadgroups along x, y and z.
+    pub groups: (u32, u32, u32),
+    /// Threads of a threadgroup along x, y and z.
+    pub threads: (u32, u32, u32),
+}
+
+/// `msl::Thread` of the shim.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct ThreadArguments {
+    position_in_grid: [u32; 3],
+    position_in_threadgroup: [u32; 3],
+    threadgroup_position: [u32; 3],
+    threadgroups: [u32; 3],
+    index_in_threadgroup: u32,
+    simdgroup: u32,
+    lane: u32,
+    lanes: u32,
+}
+
+/// Runs kernels; keeps memory and stacks between launches.
+pub struct Runner {
+    buffers: Vec<Arena>,
+    info: Arena,
+    threadgroup: Arena,
+    stacks: Vec<DefaultStack>,
+    slots: Vec<Slots>,
+    launches: u64,
+}
+
+/// Bytes of a fiber's stack: kernels keep their accumulators there.
+const STACK: usize = 128 << 10;
+
+impl Default for Runner {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Runner {
+    /// A runner without memory.
+    pub fn new() -> Self {
+        trap::install();
+        Self {
+            buffers: Vec::new(),
+            info: Arena::new(),
+            threadgroup: Arena::new(),
+            stacks: Vec::new(),
+            slots: Vec::new(),
+            launches: 0,
+        }
+    }
+
+    /// Runs `library` over `grid`. Each buffer is copied between guard pages and, where the kernel may write it, back;
+    /// equal memory given twice is one copy.
+    ///
+    /// # Errors
+    ///
+    /// The thread that did what Metal would let pass, and what it was.
+    ///
+    /// # Safety
+    ///
+    /// The buffers are valid for reads and writes, and nobody else uses them during the call.
+    pub unsafe fn run(
+        &mut self,
+        library: &Library,
+        grid: Grid,
+        buffers: &[*mut [u8]],
+        info: &[u8],
+    ) -> Result<(), String> {
+        if buffers.len() < library.writes.len() {
+            return Err(format!("{} buffers for a kernel of {}", buffers.len(), library.writes.len()));
+        }
+        // The same memory under two bindings is one arena, as it is on a device.
+        let mut arena_of = Vec::with_capacity(buffers.len());
+        for (index, buffer) in buffers.iter().enumerate() {
+            let same = |other: &*mut [u8]| std::ptr::eq(*other, *buffer);
+            let arena = buffers[..index].iter().position(same).unwrap_or(index);
+            if self.buffers.len() <= index {
+                self.buffers.push(Arena::new());
+            }
+            if arena == index {
+                // SAFETY: the caller's promise.
+                self.buffers[index].fill(unsafe { &**buffer });
+            }
+            arena_of.push(arena);
+        }
+        self.info.fill(info);
+        let pointers: Vec<*mut u8> =
+            arena_of.iter().map(|arena| self.buffers[*arena].contents().as_mut_ptr()).collect();
+        let info_pointer = self.info.contents().as_ptr();
+        let orders = Orders::of(self.launches);
+        self.launches += 1;
+        let launch = Launch { library, grid, buffers: &pointers, info: info_pointer };
+        let result = if library.synchronizes {
+            self.run_in_turns(&launch, orders)
+        } else {
+            self.run_alone(&launch, orders)
+        };
+        result?;
+        for (index, buffer) in buffers.iter().enumerate() {
+            let arena = &mut self.buffers[arena_of[index]];
+            if !arena.is_intact() {
+                return Err(format!(
+                    "buffer {index} of {} bytes was written outside its bounds",
+                    buffer.len()
+                ));
+            }
+            if library.writes.get(index).is_some_and(|writes| *writes) {
+                // SAFETY: the caller's promise.
+                unsafe { &mut **buffer }.copy_from_slice(arena.contents());
+            }
+        }
+        if !self.info.is_intact() || self.info.contents() != info {
+            return Err("the scalars and shapes were written".into());
+        }
+        Ok(())
+    }
+
+    /// Threads that do not wait for each other: one fiber runs them all.
+    fn run_alone(&mut self, launch: &Launch<'_>, orders: Orders) -> Result<(), String> {
+        let (groups, threads) = (count(launch.grid.groups), count(launch.grid.threads));
+        let mut reached = (0, 0);
+        let now = &raw mut reached;
+        let thread_order = orders.threads(threads);
+        let body = || {
+            for group in orders.groups(groups) {
+                for &thread in &thread_order {
+                    // SAFETY: `reached` outlives the fiber and is read after it.
+                    unsafe { now.write((group, thread)) };
+                    launch.call(group, thread);
+                }
+            }
+        };
+        // SAFETY: what the closure borrows outlives the fiber; kernels without barriers do not suspend but to fail.
+        let mut fiber = unsafe { Fiber::new(self.stack()?, Place::NONE, body) };
+        let stop = fiber.resume();
+        // The order's memory is given up with a fiber that failed.
+        self.stacks.push(fiber.into_stack());
+        // SAFETY: as above; the fiber has ended.
+        let (group, thread) = unsafe { now.read() };
+        match stop {
+            Stop::Ended(Ok(())) => Ok(()),
+            Stop::Ended(Err(signal)) => Err(self.sentence(launch, group, thread, &self.describe(signal))),
+            Stop::Waits(Wait::Fault(what)) => Err(self.sentence(launch, group, thread, &what)),
+            Stop::Waits(_) => Err("a kernel without barriers waits".into()),
+        }
+    }
+
+    fn run_in_turns(&mut self, launch: &Launch<'_>, orders: Orders) -> Result<(), String> {
+        let threads = count(launch.grid.threads);
+        let order = orders.threads(threads);
+        self.slots.resize_with(threads.div_ceil(LANES), || Slots::EMPTY);
+        for group in orders.groups(count(launch.grid.groups)) {
+            // Every threadgroup finds its memory full of NaN.
+            self.threadgroup.clear(launch.library.threadgroup_bytes);
+            self.run_threadgroup(launch, group, &order)?;
+            if !self.threadgroup.is_intact() {
+                return Err(self.sentence(
+                    launch,
+                    group,
+                    0,
+                    "threadgroup memory was written outside its bounds",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn run_threadgroup(&mut self, launch: &Launch<'_>, group: usize, order: &[usize]) -> Result<(), String> {
+        let memory = self.threadgroup.contents().as_mut_ptr();
+        let mut fibers = Vec::with_capacity(order.len());
+        for thread in 0..order.len() {
+            let place = Place {
+                lane: (thread % LANES) as u32,
+                set: 0,
+                slots: &raw mut self.slots[thread / LANES],
+                threadgroup_memory: memory,
+            };
+            // SAFETY: the launch outlives the fibers, which end below; a kernel's stack holds plain data.
+            fibers.push(unsafe { Fiber::new(self.stack()?, place, move || launch.call(group, thread)) });
+        }
+        let mut states = vec![State::Ready; fibers.len()];
+        let result = loop {
+            for &thread in order {
+                if states[thread] == State::Ready {
+                    states[thread] = match fibers[thread].resume() {
+                        Stop::Waits(Wait::Threadgroup(line)) => State::AtBarrier(line),
+                        Stop::Waits(Wait::Simdgroup(line)) => State::WithLanes(line),
+                        Stop::Waits(Wait::Fault(what)) => State::Failed(what),
+                        Stop::Ended(Ok(())) => State::Ended,
+                        Stop::Ended(Err(signal)) => State::Failed(self.describe(signal)),
+                    };
+                    if matches!(states[thread], State::Failed(_)) {
+                        break;
+                    }
+                }
+            }
+            let failed = states.iter().enumerate().find_map(|(thread, state)| match state {
+                State::Failed(what) => Some((thread, what.clone())),
+                _ => None,
+            });
+            if let Some((thread, what)) = failed {
+                break Err((thread, what));
+            }
+            match release(&mut states) {
+                Ok(true) => {}
+                Ok(false) => break Ok(()),
+                Err(failure) => break Err(failure),
+            }
+        };
+        self.stacks.extend(fibers.into_iter().map(Fiber::into_stack));
+        result.map_err(|(thread, what)| self.sentence(launch, group, thread, &what))
+    }
+
+    fn stack(&mut self) -> Result<DefaultStack, String> {
+        match self.stacks.pop() {
+            Some(stack) => Ok(stack),
+            None => DefaultStack::new(STACK).map_err(|error| format!("no stack for a thread: {error}")),
+        }
+    }
+
+    fn describe(&self, signal: Signal) -> String {
+        let Signal::Access(address) = signal else {
+            return "divides an integer by zero".into();
+        };
+        let named = self.buffers.iter().enumerate().map(|(index, arena)| (format!("buffer {index}"), arena));
+        let all = named.chain([
+            ("threadgroup memory".to_string(), &self.threadgroup),
+            ("the scalars".to_string(), &self.info),
+        ]);
+        let near = all.filter_map(|(name, arena)| Some((name, arena.distance(address)?, arena.length())));
+        match near.min_by_key(|(_, distance, _)| distance.unsigned_abs()) {
+            Some((name, distance, length)) => {
+                format!("accesses byte {distance} of {name}, which has {length} bytes")
+            }
+            None => format!("accesses address {address:#x}, far from every buffer"),
+        }
+    }
+
+    fn sentence(&self, launch: &Launch<'_>, group: usize, thread: usize, what: &str) -> String {
+        let (group, thread) = (split(group, launch.grid.groups), split(thread, launch.grid.threads));
+        format!("thread {thread:?} of threadgroup {group:?}: {what}")
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum State {
+    Ready,
+    AtBarrier(i32),
+    WithLanes(i32),
+    Ended,
+    Failed(String),
+}
+
+/// Lets threads go on that have all met: `Ok(false)` when all have ended, an error when they cannot meet.
+fn release(states: &mut [State]) -> Result<bool, (usize, String)> {
+    if states.iter().all(|state| *state == State::Ended) {
+        return Ok(false);
+    }
+    let mut released = false;
+    for lanes in states.chunks_mut(LANES) {
+        if let State::WithLanes(line) = lanes[0]
+            && lanes.len() == LANES
+            && lanes.iter().all(|state| *state == State::WithLanes(line))
+        {
+            lanes.fill(State::Ready);
+            released = true;
+        }
+    }
+    if let State::AtBarrier(line) = states[0]
+        && states.iter().all(|state| *state == State::AtBarrier(line))
+    {
+        states.fill(State::Ready);
+        released = true;
+    }
+    if released {
+        return Ok(true);
+    }
+    // Nobody can go on. Name a thread that stands elsewhere than the first that waits.
+    let waits = |state: &State| matches!(state, State::AtBarrier(_) | State::WithLanes(_));
+    let first = states.iter().position(waits).unwrap_or(0);
+    let scope = match states[first] {
+        State::WithLanes(_) => first / LANES * LANES..(first / LANES * LANES + LANES).min(states.len()),
+        _ => 0..states.len(),
+    };
+    let other = scope.clone().find(|thread| states[*thread] != states[first]);
+    let place = |state: &State| match state {
+        State::AtBarrier(line) => format!("waits at the barrier in line {line}"),
+        State::WithLanes(line) => format!("waits for its simdgroup in line {line}"),
+        _ => "has ended".to_string(),
+    };
+    let what = match other {
+        Some(other) => format!("{}, thread {other} {}", place(&states[first]), place(&states[other])),
+        None => format!("{} in an incomplete simdgroup", place(&states[first])),
+    };
+    Err((first, what))
+}
+
+/// What every thread of a launch is given.
+struct Launch<'a> {
+    library: &'a Library,
+    grid: Grid,
+    buffers: &'a [*mut u8],
+    info: *const u8,
+}
+
+impl Launch<'_> {
+    /// Runs the kernel's function for one thread, on the running fiber.
+    fn call(&self, group: usize, thread: usize) {
+        let Grid { groups, threads } = self.grid;
+        let (position, within) = (split(group, groups), split(thread, threads));
+        let size = [threads.0, threads.1, threads.2];
+        let arguments = ThreadArguments {
+            position_in_grid: [0, 1, 2]
+                .map(|axis| position[axis].wrapping_mul(size[axis]).wrapping_add(within[axis])),
+            position_in_threadgroup: within,
+            threadgroup_position: position,
+            threadgroups: [groups.0, groups.1, groups.2],
+            index_in_threadgroup: thread as u32,
+            simdgroup: (thread / LANES) as u32,
+            lane: (thread % LANES) as u32,
+            lanes: LANES as u32,
+        };
+        // SAFETY: the buffers are as many as the kernel takes; accesses beside them fault or hit canaries.
+        unsafe { (self.library.entry)(self.buffers.as_ptr(), self.info, &arguments) };
+    }
+}
+
+fn count((x, y, z): (u32, u32, u32)) -> usize {
+    x as usize * y as usize * z as usize
+}
+
+/// Position along x, y and z of a linear index.
+fn split(index: usize, (x, y, _): (u32, u32, u32)) -> [u32; 3] {
+    let (x, y) = (x.max(1) as usize, y.max(1) as usize);
+    [(index % x) as u32, (index / x % y) as u32, (index / x / y) as u32]
+}
+
+/// The orders of one launch.
+#[derive(Clone, Copy)]
+struct Orders {
+    groups: Walk,
+    threads: Walk,
+}
+
+#[derive(Clone, Copy)]
+enum Walk {
+    Up,
+    Down,
+    Shuffled(u64),
+}
+
+impl Orders {
+    fn of(launch: u64) -> Self {
+        let walk = |number: u64| match number % 3 {
+            0 => Walk::Up,
+            1 => Walk::Down,
+            _ => Walk::Shuffled(launch.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
+        };
+        Self { groups: walk(launch / 3), threads: walk(launch) }
+    }
+
+    fn groups(&self, count: usize) -> Vec<usize> {
+        self.groups.order(count)
+    }
+
+    /// Threads: whole simdgroups in the walk's order, and the lanes of each.
+    fn threads(&self, count: usize) -> Vec<usize> {
+        self.threads.order(count)
+    }
+}
+
+impl Walk {
+    fn order(self, count: usize) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..count).collect();
+        match self {
+            Self::Up => {}
+            Self::Down => order.reverse(),
+            Self::Shuffled(seed) => {
+                let mut state = seed;
+                for index in (1..count).rev() {
+                    state ^= state << 13;
+                    state ^= state >> 7;
+                    state ^= state << 17;
+                    order.swap(index, (state % (index as u64 + 1)) as usize);
+                }
+            }
+        }
+        order
+    }
+}

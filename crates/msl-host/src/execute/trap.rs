@@ -1,0 +1,115 @@
+//! Signals that a kernel raises end its fiber instead of the process.
+
+use super::fiber;
+use std::cell::UnsafeCell;
+use std::mem::MaybeUninit;
+use std::sync::Once;
+
+/// A fault of the hardware.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Signal {
+    /// Access to an address that may not be accessed.
+    Access(usize),
+    /// An integer division by zero.
+    Division,
+}
+
+const SIGNALS: [libc::c_int; 3] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE];
+
+/// The handlers that were installed before, for signals that are none of ours.
+struct Before(UnsafeCell<[MaybeUninit<libc::sigaction>; SIGNALS.len()]>);
+// SAFETY: written once before any handler can read.
+unsafe impl Sync for Before {}
+static BEFORE: Before = Before(UnsafeCell::new([const { MaybeUninit::uninit() }; SIGNALS.len()]));
+
+/// Installs the handlers, once in the life of the process.
+pub(super) fn install() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        for (index, signal) in SIGNALS.into_iter().enumerate() {
+            // SAFETY: the handler runs on the alternate stack that Rust gives every thread, touches nothing that is not
+            // safe in a signal handler, and hands on what is not ours. `BEFORE` is written under `ONCE`.
+            unsafe {
+                let mut action: libc::sigaction = std::mem::zeroed();
+                action.sa_sigaction = handle as *const () as usize;
+                action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+                libc::sigemptyset(&mut action.sa_mask);
+                let before = &mut (*BEFORE.0.get())[index];
+                assert_eq!(libc::sigaction(signal, &action, before.as_mut_ptr()), 0, "sigaction");
+            }
+        }
+    });
+}
+
+unsafe extern "C" fn handle(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: the kernel passes a valid context; registers are changed as corosensei asks.
+    unsafe {
+        let context = context.cast::<libc::ucontext_t>();
+        if let Some(trap) = fiber::running()
+            && trap.stack_ptr_in_bounds(stack_pointer(context))
+        {
+            let found = match signal {
+                libc::SIGFPE => Signal::Division,
+                _ => Signal::Access((*info).si_addr() as usize),
+            };
+            leave(context, trap.setup_trap_handler(move || Err(found)));
+            return;
+        }
+        // Not ours: the handler from before gets the signal again when the instruction is repeated.
+        let index = SIGNALS.iter().position(|known| *known == signal).unwrap_or(0);
+        libc::sigaction(signal, (*BEFORE.0.get())[index].as_ptr(), std::ptr::null_mut());
+    }
+}
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+unsafe fn stack_pointer(context: *mut libc::ucontext_t) -> usize {
+    // SAFETY: a valid context.
+    unsafe { (*context).uc_mcontext.gregs[libc::REG_RSP as usize] as usize }
+}
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+unsafe fn leave(context: *mut libc::ucontext_t, to: corosensei::trap::TrapHandlerRegs) {
+    // SAFETY: a valid context.
+    let registers = unsafe { &mut (*context).uc_mcontext.gregs };
+    registers[libc::REG_RIP as usize] = to.rip as i64;
+    registers[libc::REG_RSP as usize] = to.rsp as i64;
+    registers[libc::REG_RBP as usize] = to.rbp as i64;
+    registers[libc::REG_RDI as usize] = to.rdi as i64;
+    registers[libc::REG_RSI as usize] = to.rsi as i64;
+}
+
+#[cfg(all(target_os = "linux", target_arch = "aarch64"))]
+unsafe fn stack_pointer(context: *mut libc::ucontext_t) -> usize {
+    // SAFETY: a valid context.
+    unsafe { (*context).uc_mcontext.sp as usize }
+}
+
+#[cfg(all(target_os = "linux", target_arch = "aarch64"))]
+unsafe fn leave(context: *mut libc::ucontext_t, to: corosensei::trap::TrapHandlerRegs) {
+    // SAFETY: a valid context.
+    let machine = unsafe { &mut (*context).uc_mcontext };
+    machine.pc = to.pc;
+    machine.sp = to.sp;
+    machine.regs[0] = to.x0;
+    machine.regs[1] = to.x1;
+    machine.regs[29] = to.x29;
+    machine.regs[30] = to.lr;
+}
+
+#[cfg(all(target_os = "macos", target_arch = "aarch64"))]
+unsafe fn stack_pointer(context: *mut libc::ucontext_t) -> usize {
+    // SAFETY: a valid context.
+    unsafe { (*(*context).uc_mcontext).__ss.__sp as usize }
+}
+
+#[cfg(all(target_os = "macos", target_arch = "aarch64"))]
+unsafe fn leave(context: *mut libc::ucontext_t, to: corosensei::trap::TrapHandlerRegs) {
+    // SAFETY: a valid context.
+    let state = unsafe { &mut (*(*context).uc_mcontext).__ss };
+    state.__pc = to.pc;
+    state.__sp = to.sp;
+    state.__x[0] = to.x0;
+    state.__x[1] = to.x1;
+    state.__fp = to.x29;
+    state.__lr = to.lr;
+}

@@ -1,0 +1,19 @@
+//! The conformance suite of conv-kernels, on the MSL that a Mac would be given, executed on this machine's CPU: the same
+//! problems, references and tolerances, from the same files.
+
+mod device;
+
+#[path = "../../../../kernels/tests/conformance/causal_conv1d/mod.rs"]
+mod causal_conv1d;
+#[path = "../../../../kernels/tests/conformance/conv3d.rs"]
+mod conv3d;
+#[path = "../../../../kernels/tests/conformance/conv3d_behaviour.rs"]
+mod conv3d_behaviour;
+#[path = "../../../../kernels/tests/conformance/conv3d_reference.rs"]
+mod conv3d_reference;
+#[path = "../../../../kernels/tests/conformance/conv3d_sums.rs"]
+mod conv3d_sums;
+#[path = "../../../../kernels/tests/conformance/rope2d/mod.rs"]
+mod rope2d;
+#[path = "../../../../kernels/tests/conformance/support.rs"]
+mod support;
