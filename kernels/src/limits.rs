@@ -16,6 +16,9 @@ pub struct Limits {
     pub shared_bytes: usize,
     /// Bytes of the largest buffer a kernel can bind.
     pub buffer_bytes: u64,
+    /// Elements up to which 32-bit offsets are used. Offsets are compared as signed numbers in some kernels, hence 2^31 -
+    /// 1; less serves tests of the kernels with 64-bit offsets.
+    pub narrow_elements: usize,
     /// Whether 64-bit element offsets can be had (WGSL: no).
     pub wide_index: bool,
     /// Turns that the loops of one unit may make together, where the device ends them silently: Mesa's software driver
@@ -56,6 +59,7 @@ impl Limits {
             units_per_cube: 1024,
             shared_bytes: 32 * 1024,
             buffer_bytes: 4 << 30,
+            narrow_elements: i32::MAX as usize,
             wide_index: true,
             loop_turns: None,
             dtypes: FloatType::ALL.to_vec(),

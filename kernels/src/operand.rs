@@ -83,7 +83,7 @@ pub fn row_major(shape: &[usize]) -> Vec<usize> {
 }
 
 /// The index width that reaches every element of `operands` and of a linear index up to `extra`, or a sentence when
-/// the device has none. Offsets are compared as signed numbers in some kernels, hence the limit at 2^31 - 1.
+/// the device has none.
 pub(crate) fn address_type(
     op: &str,
     operands: &[&Operand],
@@ -91,13 +91,13 @@ pub(crate) fn address_type(
     limits: &Limits,
 ) -> Result<AddressType, ConvError> {
     let largest = operands.iter().map(|operand| operand.extent()).max().unwrap_or(0).max(extra);
-    if largest <= i32::MAX as usize {
+    if largest <= limits.narrow_elements {
         return Ok(AddressType::U32);
     }
     if !limits.wide_index {
         return Err(ConvError::TooLarge(format!(
             "{op}: {largest} elements pass the 32-bit index range of this device ({})",
-            i32::MAX
+            limits.narrow_elements
         )));
     }
     Ok(AddressType::U64)

@@ -1,4 +1,5 @@
-//! A Vulkan driver for the tests: any that is there, else lavapipe from the distribution.
+//! What the tests need beside Rust: a Vulkan driver, any that is there, else lavapipe from the distribution, and a C++
+//! compiler for the emitted Metal source.
 
 use anyhow::{Result, bail};
 use std::path::Path;
@@ -22,9 +23,27 @@ pub(crate) fn ensure() -> Result<()> {
         );
     }
     println!("no Vulkan driver was found: installing Mesa's software driver (lavapipe) ...");
-    for arguments in [&["update"][..], &["install", "-y", "mesa-vulkan-drivers", "libvulkan1"][..]] {
+    install(&["mesa-vulkan-drivers", "libvulkan1"])
+}
+
+/// Makes sure that there is a clang++, or says what to install.
+pub(crate) fn ensure_compiler() -> Result<()> {
+    let named = std::env::var_os("CXX").is_some();
+    if named || Command::new("clang++").arg("--version").output().is_ok_and(|output| output.status.success())
+    {
+        return Ok(());
+    }
+    if !Path::new("/usr/bin/apt-get").exists() {
+        bail!("no clang++ was found: install clang (macOS: `xcode-select --install`)");
+    }
+    println!("no clang++ was found: installing clang ...");
+    install(&["clang"])
+}
+
+fn install(packages: &[&str]) -> Result<()> {
+    for arguments in [&["update"][..], &[&["install", "-y"][..], packages].concat()] {
         if !apt(arguments)? {
-            bail!("apt-get {} failed: install the package mesa-vulkan-drivers by hand", arguments.join(" "));
+            bail!("apt-get {} failed: install {} by hand", arguments.join(" "), packages.join(" and "));
         }
     }
     Ok(())

@@ -30,7 +30,7 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
     },
-    /// Make sure a Vulkan driver exists (Debian and Ubuntu: install lavapipe), then run every test.
+    /// Make sure a Vulkan driver and clang exist (Debian and Ubuntu: install lavapipe and clang), then run every test.
     Test {
         /// Further options for `cargo test`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -78,12 +78,23 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default()
 }
 
+/// Cores of this machine.
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 /// Runs cargo in the workspace with the terminal passed through.
 fn cargo(arguments: impl IntoIterator<Item = String>) -> Result<()> {
+    cargo_with(arguments, &[])
+}
+
+/// [`cargo`] with environment variables.
+fn cargo_with(arguments: impl IntoIterator<Item = String>, variables: &[(&str, String)]) -> Result<()> {
     let arguments: Vec<String> = arguments.into_iter().collect();
     let program = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
     let status = Command::new(program)
         .args(&arguments)
+        .envs(variables.iter().map(|(name, value)| (name, value)))
         .current_dir(root())
         .status()
         .with_context(|| format!("cargo {} could not be started", arguments.join(" ")))?;
@@ -127,7 +138,11 @@ fn demo(data: &Path, options: &[String]) -> Result<()> {
 
 fn test(options: &[String]) -> Result<()> {
     driver::ensure()?;
+    driver::ensure_compiler()?;
     cargo(words("test --workspace --no-fail-fast").into_iter().chain(options.iter().cloned()))?;
+    println!("the emitted Metal source on the CPU ...");
+    let metal = words("test --workspace --test metal").into_iter().chain(options.iter().cloned());
+    cargo_with(metal, &[("RUST_TEST_THREADS", threads().to_string())])?;
     println!("again without Burn's fusion layer ...");
     cargo(
         words("test -p burn-conv-ops --no-default-features --features wgpu,flex,autodiff")
@@ -139,6 +154,7 @@ fn test(options: &[String]) -> Result<()> {
 fn check() -> Result<()> {
     cargo(words("fmt --all --check"))?;
     cargo(words("clippy --workspace --all-targets -- -D warnings"))?;
+    cargo(words("clippy --workspace --test metal -- -D warnings"))?;
     let warnings = r#"build.rustdocflags=["-Dwarnings"]"#.to_string();
     let doc = words("doc --no-deps -p conv-kernels -p burn-conv-ops -p conv-cases --config");
     cargo(doc.into_iter().chain([warnings]))?;

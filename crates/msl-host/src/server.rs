@@ -4,7 +4,7 @@
 //!
 //! Memory is plain host memory, allocated when it is first touched: a launch over gigabytes costs nothing here.
 
-use crate::execute::{Grid, Library, Runner, compile};
+use crate::execute::{Effort, Grid, Library, Runner, compile};
 use crate::lower::{Lowered, lower};
 use crate::properties::apple_m1;
 use cubecl::prelude::{Client, CubeCount};
@@ -169,21 +169,28 @@ impl Execution {
         Self { runner: Runner::new(), edit, edited: HashMap::new() }
     }
 
-    /// The compiled kernel. Servers without edits share theirs: the text is that of the kernel's identity.
-    fn library(&mut self, id: &KernelId, msl: &str) -> Result<Arc<Library>, String> {
+    /// The kernel compiled for a launch of `threads`. Servers without edits share theirs: the text is that of the kernel's
+    /// identity.
+    fn library(&mut self, id: &KernelId, msl: &str, threads: u64) -> Result<Arc<Library>, String> {
+        /// Threads of a launch from which on a kernel is worth optimizing.
+        const MANY: u64 = 100_000;
+        let effort = if threads < MANY { Effort::Low } else { Effort::High };
         if let Some(edit) = &self.edit {
             if let Some(library) = self.edited.get(id) {
                 return Ok(library.clone());
             }
-            let library = Arc::new(compile(&edit(msl))?);
+            let library = Arc::new(compile(&edit(msl), effort)?);
             self.edited.insert(id.clone(), library.clone());
             return Ok(library);
         }
-        type Shared = Mutex<HashMap<KernelId, Arc<OnceLock<Result<Arc<Library>, String>>>>>;
-        static COMPILED: LazyLock<Shared> = LazyLock::new(Mutex::default);
-        let cell =
-            COMPILED.lock().unwrap_or_else(PoisonError::into_inner).entry(id.clone()).or_default().clone();
-        cell.get_or_init(|| compile(msl).map(Arc::new)).clone()
+        type Cell = Arc<OnceLock<Result<Arc<Library>, String>>>;
+        static COMPILED: LazyLock<Mutex<HashMap<(KernelId, bool), Cell>>> = LazyLock::new(Mutex::default);
+        let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
+        let optimized = compiled.get(&(id.clone(), true)).cloned();
+        let cell = optimized
+            .unwrap_or_else(|| compiled.entry((id.clone(), effort == Effort::High)).or_default().clone());
+        drop(compiled);
+        cell.get_or_init(|| compile(msl, effort).map(Arc::new)).clone()
     }
 }
 
@@ -319,7 +326,10 @@ impl RecordingServer {
         log.launches.push(Launch { kernel: index, label, grid: (x, y, z), buffers, info_bytes });
         let lowered = log.kernels[index].lowered.as_ref().map_err(Clone::clone)?;
         match &mut self.execution {
-            Some(execution) => execution.library(&log.kernels[index].id, &lowered.msl).map(Some),
+            Some(execution) => {
+                let threads = u64::from(x) * u64::from(y) * u64::from(z) * lowered.thread_count();
+                execution.library(&log.kernels[index].id, &lowered.msl, threads).map(Some)
+            }
             None => Ok(None),
         }
     }

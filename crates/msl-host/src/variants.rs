@@ -1,17 +1,16 @@
 //! Every kernel of conv-kernels in every dtype and plan: the launchers run over tables of problems, and what they launch
 //! is the list.
 //!
-//! conv3d and RoPE2D run over the conformance problems of conv-cases and over the full product of the options that
-//! kernels are specialized by, which a pairwise table does not contain. The kernels of causal conv1d are specialized by so
-//! many options that its table is two products (see `causal_conv1d`).
+//! The tables are the full products of the options that kernels are specialized by; those of causal conv1d are so many
+//! that its table is two products (see [`causal_conv1d`]). They are public because the conformance test of this crate
+//! runs the same tables against the references: what is listed here is what is executed and compared.
 
-mod causal_conv1d;
-mod conv3d;
-mod rope2d;
+pub mod causal_conv1d;
+pub mod conv3d;
+pub mod rope2d;
 
-use crate::properties::apple_m1;
 use crate::server::{Kernel, Label, Recorder};
-use conv_kernels::{ConvError, FloatType, IndexOperand, IndexType, Operand};
+use conv_kernels::{ConvError, FloatType, IndexOperand, IndexType, Limits, Operand};
 use cubecl::prelude::Client;
 use std::collections::HashSet;
 
@@ -43,23 +42,39 @@ pub fn all() -> Variants {
     variants
 }
 
-fn of_dtype(dtype: FloatType) -> Variants {
+/// The part of [`all`] whose tensors are of `dtype`.
+pub fn of_dtype(dtype: FloatType) -> Variants {
     let mut variants = Variants::default();
-    // An M1 as it is, then one with buffers beyond wgpu's cap, on which the kernels with 64-bit indices are launched.
-    let m1 = Recorder::apple_m1();
-    conv3d::record(&m1, dtype, &mut variants.refused);
-    causal_conv1d::record(&m1, dtype, &mut variants.refused);
-    rope2d::record(&m1, dtype, &mut variants.refused);
-    variants.collect(&m1);
-
-    let mut properties = apple_m1();
-    properties.memory.max_page_size = 1 << 40;
-    let large = Recorder::new(properties);
-    conv3d::record_wide(&large, dtype, &mut variants.refused);
-    causal_conv1d::record_wide(&large, dtype, &mut variants.refused);
-    rope2d::record_wide(&large, dtype, &mut variants.refused);
-    variants.collect(&large);
+    let recorder = Recorder::apple_m1();
+    for index in IndexWidth::ALL {
+        let limits = index.limits(&Limits::of(recorder.client()));
+        conv3d::record(&recorder, (&limits, index), dtype, &mut variants.refused);
+        causal_conv1d::record(&recorder, (&limits, index), dtype, &mut variants.refused);
+        rope2d::record(&recorder, &limits, dtype, &mut variants.refused);
+    }
+    variants.collect(&recorder);
     variants
+}
+
+/// Width of the kernels' element offsets. The tables for 64 bits are shorter: every kernel function and plan, not every
+/// product of options, since an offset's type changes no more than the offsets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IndexWidth {
+    /// 32 bits, what tensors below 2^31 elements get.
+    Narrow,
+    /// 64 bits.
+    Wide,
+}
+
+impl IndexWidth {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Narrow, Self::Wide];
+
+    /// Limits with which small problems get kernels of this width.
+    pub fn limits(self, limits: &Limits) -> Limits {
+        let narrow_elements = if self == Self::Narrow { limits.narrow_elements } else { 0 };
+        Limits { narrow_elements, ..limits.clone() }
+    }
 }
 
 impl Variants {

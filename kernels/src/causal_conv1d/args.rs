@@ -19,16 +19,9 @@ pub(crate) fn steps(unrolled: Option<usize>) -> usize {
     if unrolled.is_some() { UNROLLED_STEPS } else { 1 }
 }
 
-/// Which optional inputs a launch has. Kernels ask their `ComptimeOption`s; this is an argument besides because the hash
-/// that CubeCL derives for those, the key of its caches on disk, is the same with and without a value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Present {
-    pub(crate) bias: bool,
-    pub(crate) initial_state: bool,
-    pub(crate) seq_idx: bool,
-    /// dy, or the gradient of the final state.
-    pub(crate) other: bool,
-}
+/// Which of its `ComptimeOption`s a kernel with several has, in their order. An argument besides them because the hash that
+/// CubeCL derives for those, the key of its caches on disk, is the same with and without a value.
+pub(crate) type Present<const N: usize> = [bool; N];
 
 /// Rows of `[B, C, T]` and the channels of them that a launch covers.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]

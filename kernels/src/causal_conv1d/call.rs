@@ -1,7 +1,7 @@
 //! A call on the host side: its problem, what it may use, and its inputs as the kernels see them.
 
 use super::Inputs;
-use super::args::{Present, canonical};
+use super::args::canonical;
 use super::plan::Plan;
 use super::problem::CausalConv1dProblem;
 use crate::index_operand::{IndexOperand, IndexType};
@@ -54,16 +54,6 @@ impl Views {
             bias: inputs.bias.cloned(),
             initial_state: state.cloned(),
             seq_idx: seq_idx.cloned(),
-        }
-    }
-
-    /// What a kernel is told of its optional inputs; `other` is the one that not every kernel has.
-    pub(crate) fn present(&self, other: Option<&Operand>) -> Present {
-        Present {
-            bias: self.bias.is_some(),
-            initial_state: self.initial_state.is_some(),
-            seq_idx: self.seq_idx.is_some(),
-            other: other.is_some(),
         }
     }
 

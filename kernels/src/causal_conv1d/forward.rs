@@ -35,6 +35,8 @@ pub(crate) fn launch(
     let largest = (problem.batch * channels * problem.length).max(views.index_extent());
     let address = address_type("causal_conv1d", &operands, largest + UNITS as usize, limits)?;
     let operations = 2.0 * f64::from(UNITS) * (steps(unrolled) * (problem.width + 8)) as f64;
+    let [bias, state, ids] = [views.bias.is_some(), views.initial_state.is_some(), views.seq_idx.is_some()];
+    let present = [bias, state, ids, dy.is_some()];
     for dispatch in dispatches(units.div_ceil(UNITS as usize), operations, limits) {
         // SAFETY: rows, steps and columns are checked in the kernel; the conformance run puts guards around every buffer.
         unsafe {
@@ -53,7 +55,7 @@ pub(crate) fn launch(
                 problem.rows(first, channels),
                 dispatch.span(),
                 unrolled,
-                views.present(dy),
+                present,
                 problem.layout,
                 problem.activation,
                 problem.dtype.elem(),
@@ -79,7 +81,7 @@ fn forward_kernel<X: Float, W: Float, I: Int, Y: Float>(
     rows: Rows,
     span: Span,
     #[comptime] unrolled: Option<usize>,
-    #[comptime] _present: Present,
+    #[comptime] _present: Present<4>,
     #[comptime] layout: Conv1dLayout,
     #[comptime] activation: Activation,
     #[define(X)] _dtype: ElemType,

@@ -1,6 +1,6 @@
 //! conv3d: every case x dtype x pass x eligible plan against the f64 reference.
 
-use crate::support::{Buffer, client, dtypes, output, read_all, upload};
+use crate::support::{Buffer, client, output, read_all, upload};
 use conv_cases::conv3d::{self as cases, Conv3dCase};
 use conv_cases::fill;
 use conv_kernels::conv3d::{
@@ -222,30 +222,39 @@ fn padded_work(problem: &Conv3dProblem, pass: Pass, plan: &Plan) -> usize {
 
 pub(crate) fn run(table: &[Conv3dCase], fill: &dyn Fn(u64, usize) -> Vec<f32>, exact: bool) {
     let client = client();
-    let limits = Limits::of(&client);
+    run_with((&client, &Limits::of(&client)), table, fill, exact);
+}
+
+/// Checks a table under every eligible plan of `limits`; with `exact`, integer data and no tolerance.
+pub(crate) fn run_with(
+    (client, limits): (&Client, &Limits),
+    table: &[Conv3dCase],
+    fill: &dyn Fn(u64, usize) -> Vec<f32>,
+    exact: bool,
+) {
     let mut failures = Vec::new();
     let mut checks = 0usize;
     for case in table {
-        for dtype in dtypes() {
+        for &dtype in &limits.dtypes {
             let problem = problem(case, dtype);
-            let inputs = inputs(&client, &problem, fill);
+            let inputs = inputs(client, &problem, fill);
             let mut launched = Vec::new();
             for pass in PASSES {
-                let mut plans = eligible(&problem, pass, &limits);
+                let mut plans = eligible(&problem, pass, limits);
                 plans.retain(|plan| padded_work(&problem, pass, plan) <= MOST_WORK);
                 let oracle = Oracle::new(&problem, pass, &inputs, &plans);
                 let outputs: Vec<_> = plans
                     .iter()
                     .map(|plan| {
-                        let out = output(&client, &result_shape(&problem, pass), dtype);
-                        launch((&client, &limits), &problem, (pass, plan), &inputs, &out);
+                        let out = output(client, &result_shape(&problem, pass), dtype);
+                        launch((client, limits), &problem, (pass, plan), &inputs, &out);
                         out
                     })
                     .collect();
                 launched.push((pass, plans, oracle, outputs));
             }
             for (pass, plans, oracle, outputs) in launched {
-                for (plan, got) in plans.iter().zip(read_all(&client, &outputs.iter().collect::<Vec<_>>())) {
+                for (plan, got) in plans.iter().zip(read_all(client, &outputs.iter().collect::<Vec<_>>())) {
                     checks += 1;
                     let inexact = matches!(plan, Plan::Winograd(config) if config.tile != WinogradTile::F2x2);
                     let result = if exact && !inexact {

@@ -2,12 +2,15 @@
 
 use crate::conv3d::{inputs, launch, problem, result_shape};
 use crate::conv3d_behaviour::sample;
-use crate::support::{client, dtypes, output, upload};
+use crate::support::{client, output, upload};
 use conv_cases::conv3d::Conv3dCase;
 use conv_cases::fill;
-use conv_kernels::conv3d::{Activation, Pass, Plan, activation_gradient, bias_gradient, eligible, reference};
+use conv_kernels::conv3d::{
+    Activation, Conv3dProblem, Pass, Plan, activation_gradient, bias_gradient, eligible, reference,
+};
 use conv_kernels::tolerance::{Expected, Guard};
 use conv_kernels::{FloatType, Limits};
+use cubecl::prelude::*;
 
 /// Ones summed as often as the device allows: a single missing term shows, which no bound on rounding would notice.
 #[test]
@@ -51,46 +54,49 @@ fn bias_gradients_match_the_reference() {
     let limits = Limits::of(&client);
     let mut shapes: Vec<_> = sample().iter().map(|case| problem(case, FloatType::F32)).collect();
     shapes.push(problem(&Conv3dCase::new("long", [3, 1, 4, 65, 67], 2, [1, 1, 1]), FloatType::F32));
-    for mut problem in shapes {
-        for dtype in dtypes() {
-            problem.dtype = dtype;
-            let dy = upload(
-                &client,
-                &fill::normal(9, problem.y_shape().iter().product()),
-                &problem.y_shape(),
-                dtype,
-            );
-            let db = output(&client, &[problem.out_channels], dtype);
-            bias_gradient(&client, &limits, &problem, dy.operand(), db.operand()).expect("valid");
-            let absolute: Vec<f64> = dy.values().iter().map(|value| value.abs()).collect();
-            let expected = Expected {
-                values: &reference::bias_gradient(&problem, &dy.values()),
-                magnitudes: &reference::bias_gradient(&problem, &absolute),
-                terms: problem.positions(),
-                dtype,
-                slope: 1.0,
-            };
-            expected.check(&db.read(&client), Some(Guard::WEIGHT_GRADIENT)).expect("db");
-        }
+    for problem in shapes {
+        check_bias_gradient((&client, &limits), problem);
+    }
+}
+
+pub(crate) fn check_bias_gradient((client, limits): (&Client, &Limits), mut problem: Conv3dProblem) {
+    for &dtype in &limits.dtypes {
+        problem.dtype = dtype;
+        let values = fill::normal(9, problem.y_shape().iter().product());
+        let dy = upload(client, &values, &problem.y_shape(), dtype);
+        let db = output(client, &[problem.out_channels], dtype);
+        bias_gradient(client, limits, &problem, dy.operand(), db.operand()).expect("valid");
+        let absolute: Vec<f64> = dy.values().iter().map(|value| value.abs()).collect();
+        let expected = Expected {
+            values: &reference::bias_gradient(&problem, &dy.values()),
+            magnitudes: &reference::bias_gradient(&problem, &absolute),
+            terms: problem.positions(),
+            dtype,
+            slope: 1.0,
+        };
+        expected.check(&db.read(client), Some(Guard::WEIGHT_GRADIENT.stored_as(dtype))).expect("db");
     }
 }
 
 #[test]
 fn activation_gradients_match_the_derivative() {
     let client = client();
-    let limits = Limits::of(&client);
+    check_activation_gradients((&client, &Limits::of(&client)));
+}
+
+pub(crate) fn check_activation_gradients((client, limits): (&Client, &Limits)) {
     let shape = [2, 3, 4, 5, 7];
     let mut values = fill::normal(5, shape.iter().product());
     values[0] = 0.0;
     values[1] = -30.0;
     values[2] = 30.0;
-    for dtype in dtypes() {
-        let saved = upload(&client, &values, &shape, dtype);
-        let dy = upload(&client, &fill::normal(6, values.len()), &shape, dtype);
+    for &dtype in &limits.dtypes {
+        let saved = upload(client, &values, &shape, dtype);
+        let dy = upload(client, &fill::normal(6, values.len()), &shape, dtype);
         for activation in [Activation::None, Activation::Relu, Activation::Silu] {
-            let dpre = output(&client, &shape, dtype);
+            let dpre = output(client, &shape, dtype);
             let operands = [saved.operand(), dy.operand(), dpre.operand()];
-            activation_gradient(&client, &limits, activation, operands).expect("valid");
+            activation_gradient(client, limits, activation, operands).expect("valid");
             let want: Vec<f64> = saved
                 .values()
                 .iter()
@@ -100,7 +106,7 @@ fn activation_gradients_match_the_derivative() {
             let magnitudes: Vec<f64> = dy.values().iter().map(|dy| dy.abs() * 1.1).collect();
             let expected = Expected { values: &want, magnitudes: &magnitudes, terms: 24, dtype, slope: 1.0 };
             expected
-                .check(&dpre.read(&client), None)
+                .check(&dpre.read(client), None)
                 .unwrap_or_else(|error| panic!("{activation:?}: {error}"));
         }
     }

@@ -1,7 +1,8 @@
 //! Tensors between guard zones.
 //!
-//! Every buffer is `[guard | tensor | guard]` with NaN guards, and outputs start as NaN: a kernel that reads beside a
-//! tensor poisons its result, one that writes beside it destroys a guard, one that skips an element leaves NaN.
+//! Every buffer is `[guard | tensor | guard]`. Inputs have NaN for guards: a kernel that reads beside a tensor poisons its
+//! result. Outputs start as NaN between guards that are numbers: a kernel that skips an element leaves NaN, one that
+//! writes beside the tensor destroys a guard, even with the NaN it may have read there.
 
 pub(crate) use crate::device::client;
 use conv_kernels::{FloatType, Operand, row_major};
@@ -22,7 +23,11 @@ pub(crate) struct Buffer {
     operand: Operand,
     whole: Handle,
     rounded: Vec<f32>,
+    guard: f32,
 }
+
+/// What stands beside an output. Exact in every type, and no result of a test.
+const OUTPUT_GUARD: f32 = -61_440.0;
 
 /// A tensor holding `values` in row-major order, rounded to `dtype`.
 pub(crate) fn upload(client: &Client, values: &[f32], shape: &[usize], dtype: FloatType) -> Buffer {
@@ -38,6 +43,16 @@ pub(crate) fn upload_strided(
     strides: &[usize],
     dtype: FloatType,
 ) -> Buffer {
+    place(client, values, (shape, strides), dtype, f32::NAN)
+}
+
+fn place(
+    client: &Client,
+    values: &[f32],
+    (shape, strides): (&[usize], &[usize]),
+    dtype: FloatType,
+    guard: f32,
+) -> Buffer {
     assert_eq!(values.len(), shape.iter().product::<usize>());
     let rounded: Vec<f32> = values.iter().map(|value| round(*value, dtype)).collect();
     let extent = if values.is_empty() {
@@ -45,19 +60,20 @@ pub(crate) fn upload_strided(
     } else {
         1 + shape.iter().zip(strides).map(|(size, stride)| (size - 1) * stride).sum::<usize>()
     };
-    let mut memory = vec![f32::NAN; GUARD + extent.next_multiple_of(2) + GUARD];
+    let mut memory = vec![guard; GUARD + extent.next_multiple_of(2) + GUARD];
     for (index, value) in rounded.iter().enumerate() {
         memory[GUARD + element_offset(index, shape, strides)] = *value;
     }
     let whole = client.create_from_slice(&encode(&memory, dtype));
     let handle = whole.clone().offset_start((GUARD * dtype.size()) as u64);
     let operand = Operand { handle, shape: shape.to_vec(), strides: strides.to_vec(), dtype };
-    Buffer { operand, whole, rounded }
+    Buffer { operand, whole, rounded, guard }
 }
 
 /// A row-major tensor full of NaN.
 pub(crate) fn output(client: &Client, shape: &[usize], dtype: FloatType) -> Buffer {
-    upload(client, &vec![f32::NAN; shape.iter().product()], shape, dtype)
+    let values = vec![f32::NAN; shape.iter().product()];
+    place(client, &values, (shape, &row_major(shape)), dtype, OUTPUT_GUARD)
 }
 
 impl Buffer {
@@ -91,9 +107,11 @@ pub(crate) fn read_all(client: &Client, buffers: &[&Buffer]) -> Vec<Vec<f64>> {
                 .map(|index| f64::from(memory[GUARD + element_offset(index, shape, strides)]))
                 .collect();
             for index in 0..buffer.rounded.len() {
-                memory[GUARD + element_offset(index, shape, strides)] = f32::NAN;
+                memory[GUARD + element_offset(index, shape, strides)] = buffer.guard;
             }
-            let touched = memory.iter().position(|value| !value.is_nan());
+            let same =
+                |value: f32| if buffer.guard.is_nan() { value.is_nan() } else { value == buffer.guard };
+            let touched = memory.iter().position(|value| !same(*value));
             assert_eq!(touched, None, "memory beside a tensor of shape {shape:?} was written");
             values
         })

@@ -50,12 +50,21 @@ fn compiler() -> String {
     std::env::var("CXX").unwrap_or_else(|_| "clang++".into())
 }
 
+/// How much the compiler may take its time: most kernels run once over a small problem.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effort {
+    /// Compile fast.
+    Low,
+    /// Run fast.
+    High,
+}
+
 /// Compiles an emitted text.
 ///
 /// # Errors
 ///
 /// The compiler's messages, or that there is none.
-pub fn compile(msl: &str) -> Result<Library, String> {
+pub fn compile(msl: &str, effort: Effort) -> Result<Library, String> {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let rewritten = rewrite(msl)?;
     let folder = folder()?;
@@ -64,7 +73,8 @@ pub fn compile(msl: &str) -> Result<Library, String> {
         (folder.join(&name).with_extension("cpp"), folder.join(&name).with_extension("so"));
     std::fs::write(&source, &rewritten.text).map_err(|error| format!("{}: {error}", source.display()))?;
     let mut command = Command::new(compiler());
-    command.args("-std=c++20 -O1 -fPIC -shared -fvisibility=hidden -fno-exceptions -fno-rtti".split(' '));
+    command.args("-std=c++20 -fPIC -shared -fvisibility=hidden -fno-exceptions -fno-rtti".split(' '));
+    command.arg(if effort == Effort::Low { "-O0" } else { "-O1" });
     // What MSL defines and C++ does not, and no freedom that the text does not give.
     command.args(
         "-ffp-contract=off -fwrapv -fno-strict-aliasing -fno-math-errno -fno-builtin-printf".split(' '),

@@ -17,5 +17,5 @@ mod rewrite;
 mod run;
 mod trap;
 
-pub use library::{Library, compile};
+pub use library::{Effort, Library, compile};
 pub use run::{Grid, Runner};

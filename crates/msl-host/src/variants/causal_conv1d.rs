@@ -4,9 +4,9 @@
 //! Lowered are every width x layout x type of ids with the other options on, every combination of the other options at
 //! one width, and every pair of dtypes.
 
-use super::{indices, note, tensor};
+use super::{IndexWidth, indices, note, tensor};
 use crate::server::{Label, Recorder};
-use conv_cases::causal_conv1d::update_cases;
+use conv_cases::causal_conv1d::{UpdateCase, update_cases};
 use conv_kernels::causal_conv1d::{
     CausalConv1dProblem, Conv1dLayout, Gradients, Inputs, OptionalShapes, Pass, Plan, UNROLLED_WIDTH,
     UpdateProblem, backward, eligible, final_state, forward, update,
@@ -19,18 +19,26 @@ const ACTIVATIONS: [Activation; 3] = [Activation::None, Activation::Relu, Activa
 const IDS: [Option<IndexType>; 3] = [None, Some(IndexType::I32), Some(IndexType::I64)];
 
 /// One call.
-#[derive(Clone, Copy)]
-struct Call {
+#[derive(Clone, Copy, Debug)]
+pub struct Call {
     /// B, C, T.
-    extents: [usize; 3],
-    width: usize,
-    layout: Conv1dLayout,
-    activation: Activation,
-    bias: bool,
-    initial: bool,
-    ids: Option<IndexType>,
-    dtype: FloatType,
-    weight_dtype: FloatType,
+    pub extents: [usize; 3],
+    /// W.
+    pub width: usize,
+    /// Order of the axes.
+    pub layout: Conv1dLayout,
+    /// Activation.
+    pub activation: Activation,
+    /// Whether there is a bias.
+    pub bias: bool,
+    /// Whether there is an initial state.
+    pub initial: bool,
+    /// Type of the sequence ids, if there are any.
+    pub ids: Option<IndexType>,
+    /// Type of x.
+    pub dtype: FloatType,
+    /// Type of weight and bias.
+    pub weight_dtype: FloatType,
 }
 
 impl Call {
@@ -48,7 +56,12 @@ impl Call {
         }
     }
 
-    fn problem(&self) -> Result<CausalConv1dProblem, conv_kernels::ConvError> {
+    /// The problem of the call.
+    ///
+    /// # Errors
+    ///
+    /// None for the calls of [`table`].
+    pub fn problem(&self) -> Result<CausalConv1dProblem, conv_kernels::ConvError> {
         let [b, c, t] = self.extents;
         let x = if self.layout == Conv1dLayout::Bct { [b, c, t] } else { [b, t, c] };
         let optional = OptionalShapes {
@@ -85,46 +98,49 @@ impl Call {
     }
 }
 
-/// Launches every pass and plan of the table in `dtype`.
-pub(super) fn record(recorder: &Recorder, dtype: FloatType, refused: &mut Vec<String>) {
-    for call in calls(dtype) {
-        record_call(recorder, &call, refused);
+/// Launches every pass and plan of the tables in `dtype`.
+pub(super) fn record(
+    recorder: &Recorder,
+    (limits, index): (&Limits, IndexWidth),
+    dtype: FloatType,
+    refused: &mut Vec<String>,
+) {
+    for call in table(dtype, index) {
+        record_call(recorder, limits, &call, refused);
     }
-    for case in update_cases() {
+    for (case, activation, weight_dtype) in updates(index) {
+        let shape = ([case.b, case.c], [case.b, case.c, case.s], [case.c, case.w]);
+        let bias = case.bias.then_some(case.c);
+        let result = UpdateProblem::new(shape.0, shape.1, shape.2, bias, activation, dtype, weight_dtype)
+            .map(|problem| record_update(recorder, limits, &problem, &case.name, refused));
+        let label = Label { what: "causal_conv1d update".into(), options: dtype.name().into() };
+        note(result, &label, &case.name, refused);
+    }
+}
+
+/// Every decoding problem with every activation and type of the weight.
+pub fn updates(index: IndexWidth) -> Vec<(UpdateCase, Activation, FloatType)> {
+    let mut updates = Vec::new();
+    let few = if index == IndexWidth::Narrow { usize::MAX } else { 2 };
+    for case in update_cases().into_iter().take(few) {
         for weight_dtype in FloatType::ALL {
-            for activation in ACTIVATIONS {
-                let shape = ([case.b, case.c], [case.b, case.c, case.s], [case.c, case.w]);
-                let bias = case.bias.then_some(case.c);
-                let result =
-                    UpdateProblem::new(shape.0, shape.1, shape.2, bias, activation, dtype, weight_dtype)
-                        .map(|problem| record_update(recorder, &problem, &case.name, refused));
-                let label = Label { what: "causal_conv1d update".into(), options: dtype.name().into() };
-                note(result, &label, &case.name, refused);
-            }
+            updates.extend(ACTIVATIONS.map(|activation| (case.clone(), activation, weight_dtype)));
         }
     }
+    updates
 }
 
-/// Launches problems with more elements than 32-bit indices reach.
-pub(super) fn record_wide(recorder: &Recorder, dtype: FloatType, refused: &mut Vec<String>) {
-    for layout in [Conv1dLayout::Bct, Conv1dLayout::Btc] {
-        for activation in [Activation::None, Activation::Silu] {
-            for ids in [None, Some(IndexType::I32)] {
-                let extents = [1, 65_536, 32_769];
-                record_call(
-                    recorder,
-                    &Call { extents, activation, ids, ..Call::new(layout, dtype) },
-                    refused,
-                );
-            }
-        }
-    }
-}
-
-fn calls(dtype: FloatType) -> Vec<Call> {
+/// Calls that reach every kernel of the op's passes for x of `dtype`.
+pub fn table(dtype: FloatType, index: IndexWidth) -> Vec<Call> {
     let mut calls = Vec::new();
     for layout in [Conv1dLayout::Bct, Conv1dLayout::Btc] {
         let base = Call::new(layout, dtype);
+        if index == IndexWidth::Wide {
+            for activation in [Activation::None, Activation::Silu] {
+                calls.extend([None, Some(IndexType::I32)].map(|ids| Call { activation, ids, ..base }));
+            }
+            continue;
+        }
         for ids in IDS {
             calls.extend((1..=UNROLLED_WIDTH + 1).map(|width| Call { width, ids, ..base }));
         }
@@ -151,7 +167,7 @@ fn calls(dtype: FloatType) -> Vec<Call> {
     calls
 }
 
-fn record_call(recorder: &Recorder, call: &Call, refused: &mut Vec<String>) {
+fn record_call(recorder: &Recorder, limits: &Limits, call: &Call, refused: &mut Vec<String>) {
     let case = format!("B, C, T = {:?}", call.extents);
     let label = |pass: &str, plan: Plan| Label {
         what: format!("causal_conv1d {pass} {} {}", plan.name(), call.dtypes()),
@@ -161,24 +177,23 @@ fn record_call(recorder: &Recorder, call: &Call, refused: &mut Vec<String>) {
         Ok(problem) => problem,
         Err(error) => return note(Err(error), &label("problem", Plan::Empty), &case, refused),
     };
-    let limits = Limits::of(recorder.client());
-    for plan in eligible(&problem, Pass::Forward, &limits) {
+    for plan in eligible(&problem, Pass::Forward, limits) {
         let label = label("forward", plan);
         let result = recorder.record(&label, |client| {
             let operands = Operands::new(client, call, &problem);
             let y = tensor(client, &problem.x_shape(), call.dtype);
-            forward(client, &limits, &problem, &plan, &operands.inputs(), &y)
+            forward(client, limits, &problem, &plan, &operands.inputs(), &y)
         });
         note(result, &label, &case, refused);
     }
-    for plan in eligible(&problem, Pass::Backward, &limits) {
+    for plan in eligible(&problem, Pass::Backward, limits) {
         for with_final in [true, false] {
             let mut label = label("backward", plan);
             if with_final {
                 label.options += " final";
             }
             let result = recorder
-                .record(&label, |client| record_backward(client, &limits, call, &problem, plan, with_final));
+                .record(&label, |client| record_backward(client, limits, call, &problem, plan, with_final));
             note(result, &label, &case, refused);
         }
     }
@@ -189,7 +204,7 @@ fn record_call(recorder: &Recorder, call: &Call, refused: &mut Vec<String>) {
     let result = recorder.record(&label, |client| {
         let operands = Operands::new(client, call, &problem);
         let out = tensor(client, &problem.state_shape(), call.dtype);
-        final_state(client, &limits, &problem, &operands.x, operands.initial.as_ref(), &out)
+        final_state(client, limits, &problem, &operands.x, operands.initial.as_ref(), &out)
     });
     note(result, &label, &case, refused);
 }
@@ -246,20 +261,25 @@ impl Operands {
     }
 }
 
-fn record_update(recorder: &Recorder, problem: &UpdateProblem, case: &str, refused: &mut Vec<String>) {
+fn record_update(
+    recorder: &Recorder,
+    limits: &Limits,
+    problem: &UpdateProblem,
+    case: &str,
+    refused: &mut Vec<String>,
+) {
     let UpdateProblem { dtype, weight_dtype, .. } = *problem;
     let mut options = format!("{:?} weight {}", problem.activation, weight_dtype.name()).to_lowercase();
     if problem.bias {
         options += " bias";
     }
     let label = Label { what: format!("causal_conv1d update {}", dtype.name()), options };
-    let limits = Limits::of(recorder.client());
     let result = recorder.record(&label, |client| {
         let [x, y] = [(); 2].map(|()| tensor(client, &problem.x_shape(), dtype));
         let [state, new_state] = [(); 2].map(|()| tensor(client, &problem.state_shape(), dtype));
         let weight = tensor(client, &problem.weight_shape(), weight_dtype);
         let bias = problem.bias.then(|| tensor(client, &[problem.channels], weight_dtype));
-        update(client, &limits, problem, &x, &state, &weight, bias.as_ref(), &y, &new_state)
+        update(client, limits, problem, &x, &state, &weight, bias.as_ref(), &y, &new_state)
     });
     note(result, &label, case, refused);
 }

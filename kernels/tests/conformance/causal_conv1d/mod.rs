@@ -3,10 +3,10 @@
 mod behaviour;
 mod errors;
 mod reference;
-mod streaming;
+pub(crate) mod streaming;
 mod views;
 
-use crate::support::{Buffer, client, dtypes, output, read_all, round, upload};
+use crate::support::{Buffer, client, output, read_all, round, upload};
 use conv_cases::causal_conv1d::{self as cases, Case, SeqIdx};
 use conv_cases::fill;
 use conv_kernels::causal_conv1d::{
@@ -70,6 +70,17 @@ pub(crate) fn tensors(
     with_dfinal: bool,
     fill: &dyn Fn(u64, usize) -> Vec<f32>,
 ) -> Tensors {
+    tensors_with(client, problem, (ids, IndexType::I32), with_dfinal, fill)
+}
+
+/// [`tensors`] with ids of a type.
+fn tensors_with(
+    client: &Client,
+    problem: &CausalConv1dProblem,
+    (ids, index): (&[i32], IndexType),
+    with_dfinal: bool,
+    fill: &dyn Fn(u64, usize) -> Vec<f32>,
+) -> Tensors {
     let tensor = |seed: u64, shape: &[usize], dtype: FloatType| {
         upload(client, &fill(seed, shape.iter().product()), shape, dtype)
     };
@@ -82,7 +93,7 @@ pub(crate) fn tensors(
         ids: problem.seq_idx.then(|| {
             let ids: Vec<i64> = ids.iter().map(|id| i64::from(*id)).collect();
             let shape = problem.seq_idx_shape();
-            let operand = upload_indices(client, &ids, &shape, &row_major(&shape), IndexType::I32);
+            let operand = upload_indices(client, &ids, &shape, &row_major(&shape), index);
             (ids, operand)
         }),
         dy: tensor(5, &x, problem.dtype),
@@ -283,10 +294,9 @@ fn dtype_pair(dtype: FloatType, turn: usize) -> [FloatType; 2] {
 pub(crate) fn run(table: &[Case], dtype: FloatType, exact: bool) {
     let client = client();
     let limits = Limits::of(&client);
-    if !dtypes().contains(&dtype) {
+    if !limits.dtypes.contains(&dtype) {
         return;
     }
-    let integers = |seed: u64, length: usize| fill::integers(seed, length, -3, 3);
     let mut failures = Vec::new();
     let mut checks = 0usize;
     for (turn, case) in table.iter().enumerate() {
@@ -295,26 +305,43 @@ pub(crate) fn run(table: &[Case], dtype: FloatType, exact: bool) {
         if exact && case.silu {
             problem.activation = Activation::Relu;
         }
-        let fill: &dyn Fn(u64, usize) -> Vec<f32> = if exact { &integers } else { &normal };
-        let tensors = tensors(&client, &problem, &cases::seq_idx(case), turn % 2 == 0, fill);
-        let plans = plans(&problem, &limits);
-        let launched: Vec<_> =
-            plans.iter().map(|plans| launch((&client, &limits), &problem, *plans, &tensors)).collect();
-        let oracles = oracles(&problem, &tensors);
-        for (plans, results) in plans.iter().zip(read_results(&client, &launched)) {
-            assert_eq!(results.len(), oracles.len());
-            for ((name, got), oracle) in results.iter().zip(&oracles) {
-                checks += 1;
-                if let Err(error) = oracle.check(name, got, exact) {
-                    let [forward, backward] = plans.map(Plan::name);
-                    let dtypes = format!("{} {}", dtype.name(), weight_dtype.name());
-                    failures.push(format!("{case}\n  {dtypes} {forward}/{backward} {name}: {error}"));
-                }
-            }
-        }
+        let ids = (&cases::seq_idx(case)[..], IndexType::I32);
+        let (checked, wrong) = check((&client, &limits), &problem, ids, turn % 2 == 0, exact);
+        checks += checked;
+        failures.extend(wrong.into_iter().map(|wrong| format!("{case}\n  {wrong}")));
     }
     println!("{} cases, {checks} checks", table.len());
     assert!(failures.is_empty(), "{} of {checks} checks failed:\n{}", failures.len(), failures.join("\n"));
+}
+
+/// Checks a problem under every eligible plan: the number of checks, and a line for each that failed.
+pub(crate) fn check(
+    (client, limits): (&Client, &Limits),
+    problem: &CausalConv1dProblem,
+    ids: (&[i32], IndexType),
+    with_dfinal: bool,
+    exact: bool,
+) -> (usize, Vec<String>) {
+    let integers = |seed: u64, length: usize| fill::integers(seed, length, -3, 3);
+    let fill: &dyn Fn(u64, usize) -> Vec<f32> = if exact { &integers } else { &normal };
+    let tensors = tensors_with(client, problem, ids, with_dfinal, fill);
+    let plans = plans(problem, limits);
+    let launched: Vec<_> =
+        plans.iter().map(|plans| launch((client, limits), problem, *plans, &tensors)).collect();
+    let oracles = oracles(problem, &tensors);
+    let (mut checks, mut failures) = (0, Vec::new());
+    for (plans, results) in plans.iter().zip(read_results(client, &launched)) {
+        assert_eq!(results.len(), oracles.len());
+        for ((name, got), oracle) in results.iter().zip(&oracles) {
+            checks += 1;
+            if let Err(error) = oracle.check(name, got, exact) {
+                let [forward, backward] = plans.map(Plan::name);
+                let dtypes = format!("{} {}", problem.dtype.name(), problem.weight_dtype.name());
+                failures.push(format!("{dtypes} {forward}/{backward} {name}: {error}"));
+            }
+        }
+    }
+    (checks, failures)
 }
 
 fn conformance(btc: bool) -> Vec<Case> {

@@ -39,15 +39,14 @@ fn random_tokens(client: &Client, problem: &Rope2dProblem) -> Buffer {
 
 /// `tokens` rotated into a new tensor.
 fn rotated(
-    client: &Client,
+    (client, limits): (&Client, &Limits),
     problem: &Rope2dProblem,
     tokens: &Buffer,
     positions: &IndexOperand,
     inverse: bool,
 ) -> Buffer {
     let out = output(client, &problem.tokens_shape(), problem.dtype);
-    let limits = Limits::of(client);
-    rotate(client, &limits, problem, tokens.operand(), positions, out.operand(), inverse)
+    rotate(client, limits, problem, tokens.operand(), positions, out.operand(), inverse)
         .unwrap_or_else(|error| panic!("{problem:?}: {error}"));
     out
 }
@@ -55,33 +54,44 @@ fn rotated(
 #[test]
 fn every_case_matches_the_reference_both_ways() {
     let client = client();
+    let limits = Limits::of(&client);
     let table = cases::conformance();
     let mut failures = Vec::new();
     for case in &table {
-        let positions = cases::positions(case);
-        for dtype in dtypes() {
-            let problem = problem(case, dtype);
-            let wide = case.int64 && IndexType::I64.served_by(&client);
-            let index_type = if wide { IndexType::I64 } else { IndexType::I32 };
-            let indices = upload_positions(&client, &problem, &positions, index_type);
-            let tokens = random_tokens(&client, &problem);
-            let outputs = [false, true].map(|inverse| rotated(&client, &problem, &tokens, &indices, inverse));
-            let values = tokens.values();
-            let magnitudes = reference::magnitude(&problem, &values);
-            for (inverse, got) in
-                [false, true].into_iter().zip(read_all(&client, &[&outputs[0], &outputs[1]]))
-            {
-                let values = reference::rotate(&problem, &values, &positions, inverse);
-                let expected =
-                    Expected { values: &values, magnitudes: &magnitudes, terms: 2, dtype, slope: 1.0 };
-                if let Err(error) = expected.check(&got, Some(Guard::SUM.stored_as(dtype))) {
-                    failures.push(format!("{} {} inverse {inverse}: {error}", case.name, dtype.name()));
-                }
-            }
+        let wide = case.int64 && IndexType::I64.served_by(&client);
+        let index_type = if wide { IndexType::I64 } else { IndexType::I32 };
+        for &dtype in &limits.dtypes {
+            failures.extend(check((&client, &limits), case, dtype, index_type));
         }
     }
     println!("{} cases", table.len());
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+}
+
+/// Checks a case in both directions: a line for each that failed.
+pub(crate) fn check(
+    (client, limits): (&Client, &Limits),
+    case: &Case,
+    dtype: FloatType,
+    index_type: IndexType,
+) -> Vec<String> {
+    let positions = cases::positions(case);
+    let problem = problem(case, dtype);
+    let indices = upload_positions(client, &problem, &positions, index_type);
+    let tokens = random_tokens(client, &problem);
+    let values = tokens.values();
+    let magnitudes = reference::magnitude(&problem, &values);
+    let outputs =
+        [false, true].map(|inverse| rotated((client, limits), &problem, &tokens, &indices, inverse));
+    let mut failures = Vec::new();
+    for (inverse, got) in [false, true].into_iter().zip(read_all(client, &[&outputs[0], &outputs[1]])) {
+        let values = reference::rotate(&problem, &values, &positions, inverse);
+        let expected = Expected { values: &values, magnitudes: &magnitudes, terms: 2, dtype, slope: 1.0 };
+        if let Err(error) = expected.check(&got, Some(Guard::SUM.stored_as(dtype))) {
+            failures.push(format!("{} {} inverse {inverse}: {error}", case.name, dtype.name()));
+        }
+    }
+    failures
 }
 
 /// The rotation is orthogonal: its inverse gives the tokens back, and no pair changes its length.
@@ -92,8 +102,8 @@ fn the_inverse_undoes_the_rotation() {
         let problem = problem(case, FloatType::F32);
         let indices = upload_positions(&client, &problem, &cases::positions(case), IndexType::I32);
         let tokens = random_tokens(&client, &problem);
-        let forward = rotated(&client, &problem, &tokens, &indices, false);
-        let back = rotated(&client, &problem, &forward, &indices, true);
+        let forward = rotated((&client, &Limits::of(&client)), &problem, &tokens, &indices, false);
+        let back = rotated((&client, &Limits::of(&client)), &problem, &forward, &indices, true);
         let read = read_all(&client, &[&forward, &back]);
         let values = tokens.values();
         let q = problem.frequencies();
@@ -124,7 +134,7 @@ fn every_i32_position_is_served() {
                 .expect("sound shapes");
         let indices = upload_positions(&client, &problem, &positions, IndexType::I32);
         let tokens = random_tokens(&client, &problem);
-        let got = rotated(&client, &problem, &tokens, &indices, false).read(&client);
+        let got = rotated((&client, &Limits::of(&client)), &problem, &tokens, &indices, false).read(&client);
         let values = tokens.values();
         let want = reference::rotate(&problem, &values, &positions, false);
         let magnitude = reference::magnitude(&problem, &values);
@@ -150,7 +160,7 @@ fn positions_beyond_i32_give_nan_and_no_wrong_angle() {
         .expect("sound shapes");
     let tokens = upload(&client, &[1.0; 16], &[1, 1, 4, 4], FloatType::F32);
     let wide = upload_positions(&client, &problem, &positions, IndexType::I64);
-    let got = rotated(&client, &problem, &tokens, &wide, false).read(&client);
+    let got = rotated((&client, &Limits::of(&client)), &problem, &tokens, &wide, false).read(&client);
     for (index, value) in got.iter().enumerate() {
         let position = positions[index / 2];
         assert_eq!(value.is_nan(), i32::try_from(position).is_err(), "{value} at position {position}");
@@ -166,7 +176,10 @@ fn position_zero_copies_the_tokens() {
         let tokens = random_tokens(&client, &problem);
         let zeros = upload_positions(&client, &problem, &[0; 20], IndexType::I32);
         for inverse in [false, true] {
-            assert_eq!(rotated(&client, &problem, &tokens, &zeros, inverse).read(&client), tokens.values());
+            assert_eq!(
+                rotated((&client, &Limits::of(&client)), &problem, &tokens, &zeros, inverse).read(&client),
+                tokens.values()
+            );
         }
     }
 }
@@ -186,7 +199,7 @@ fn views_give_the_bits_of_contiguous_tensors() {
         positions.extend(positions.clone());
         let tokens = upload(&client, &values, &shape, dtype);
         let indices = upload_positions(&client, &problem, &positions, IndexType::I32);
-        let want = rotated(&client, &problem, &tokens, &indices, false).read(&client);
+        let want = rotated((&client, &Limits::of(&client)), &problem, &tokens, &indices, false).read(&client);
         for order in [[0, 1, 2, 3], [0, 2, 1, 3], [3, 2, 1, 0], [1, 3, 0, 2]] {
             let mut strides = [0; 4];
             let mut stride = 2;
@@ -245,7 +258,11 @@ fn empty_tokens_are_served() {
             .expect("empty");
         let buffer = random_tokens(&client, &problem);
         let indices = upload_positions(&client, &problem, &vec![1; b * n * 2], IndexType::I32);
-        assert!(rotated(&client, &problem, &buffer, &indices, false).read(&client).is_empty());
+        assert!(
+            rotated((&client, &Limits::of(&client)), &problem, &buffer, &indices, false)
+                .read(&client)
+                .is_empty()
+        );
     }
 }
 

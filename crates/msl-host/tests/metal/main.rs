@@ -1,6 +1,8 @@
 //! The conformance suite of conv-kernels, on the MSL that a Mac would be given, executed on this machine's CPU: the same
 //! problems, references and tolerances, from the same files.
 
+mod coverage;
+mod defects;
 mod device;
 
 #[path = "../../../../kernels/tests/conformance/causal_conv1d/mod.rs"]
