@@ -156,6 +156,7 @@ fn copy_bandwidth(device: &Device) -> Result<f64> {
     );
     let warm_up = Duration::from_millis(if device.software { 0 } else { 500 });
     let timer = Timer { client: client.clone(), samples: 15, warm_up };
-    let samples = timer.time(|| Ok(()), |()| launch()).map_err(|error| anyhow!("copy kernel: {error}"))?;
+    let samples =
+        timer.time(|| Ok(()), |()| launch(), || Ok(())).map_err(|error| anyhow!("copy kernel: {error}"))?;
     Ok(2.0 * bytes as f64 / (samples.median * 1e-3))
 }

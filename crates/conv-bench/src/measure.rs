@@ -52,41 +52,43 @@ const REPEATS: f64 = 16.0;
 const LONG: f64 = 1000.0;
 
 impl Timer {
-    /// Times `run`, each time on a fresh result of `setup`, which is not timed.
+    /// Times `run`, each time on a fresh result of `setup`, which is not timed. What `run` returns is kept until the
+    /// window is closed; `flush` hands over what a backend has only queued until then.
     ///
     /// # Errors
-    /// What `setup` or `run` says, or that the device could not time a window.
-    pub(crate) fn time<S>(
+    /// What `setup`, `run` or `flush` says, or that the device could not time a window.
+    pub(crate) fn time<S, R>(
         &self,
         mut setup: impl FnMut() -> Result<S, String>,
-        mut run: impl FnMut(S) -> Result<(), String>,
+        mut run: impl FnMut(S) -> Result<R, String>,
+        flush: impl Fn() -> Result<(), String>,
     ) -> Result<Samples, String> {
         let started = Instant::now();
-        let mut estimate = self.window(1, &mut setup, &mut run)?;
+        let mut window = |repeats| self.window(repeats, &mut setup, &mut run, &flush);
+        let mut estimate = window(1)?;
         while estimate < LONG && started.elapsed() < self.warm_up {
-            estimate = self.window(1, &mut setup, &mut run)?;
+            estimate = window(1)?;
         }
         let repeats = (WINDOW / estimate).ceil().clamp(1.0, REPEATS) as usize;
         let samples = if estimate > LONG { 3.min(self.samples) } else { self.samples };
-        (0..samples)
-            .map(|_| self.window(repeats, &mut setup, &mut run))
-            .collect::<Result<_, _>>()
-            .map(Samples::of)
+        (0..samples).map(|_| window(repeats)).collect::<Result<_, _>>().map(Samples::of)
     }
 
     /// Milliseconds of one of `repeats` runs that follow each other.
-    fn window<S>(
+    fn window<S, R>(
         &self,
         repeats: usize,
         setup: &mut impl FnMut() -> Result<S, String>,
-        run: &mut impl FnMut(S) -> Result<(), String>,
+        run: &mut impl FnMut(S) -> Result<R, String>,
+        flush: &impl Fn() -> Result<(), String>,
     ) -> Result<f64, String> {
         let states = (0..repeats).map(|_| setup()).collect::<Result<Vec<_>, _>>()?;
         block_on(self.client.sync()).map_err(|error| first_line(&error.to_string()))?;
         let window = self.client.profile_start().map_err(|error| first_line(&error.to_string()))?;
-        let result = states.into_iter().try_for_each(run);
+        let results: Result<Vec<R>, String> = states.into_iter().map(run).collect();
+        let flushed = flush();
         let duration = self.client.profile_end(window).map_err(|error| first_line(&error.to_string()));
-        result?;
+        results.and(flushed)?;
         let ticks = block_on(duration?.resolve()).ok_or("the device did not time the run")?;
         let milliseconds = ticks.duration().as_secs_f64() * 1e3 / repeats as f64;
         // A time of zero would win every comparison.
