@@ -4,8 +4,9 @@
 //!
 //! Memory is plain host memory, allocated when it is first touched: a launch over gigabytes costs nothing here.
 
-use crate::execute::{Effort, Grid, Library, Runner, compile};
-use crate::lower::{Lowered, lower};
+use crate::execute::{Edit, Grid, Library, Session};
+pub use crate::log::{Kernel, Label, Launch, Log};
+use crate::lower::lower;
 use crate::properties::apple_m1;
 use cubecl::prelude::{Client, CubeCount};
 use cubecl::server::{
@@ -18,7 +19,6 @@ use cubecl_common::profile::ProfileDuration;
 use cubecl_environment::{backtrace::BackTrace, future::DynFut, stream::StreamId};
 use cubecl_ir::{DeviceProperties, TargetProperties};
 use cubecl_runtime::dry_run::LaunchMode;
-use cubecl_runtime::id::KernelId;
 use cubecl_runtime::kernel::CubeKernel;
 use cubecl_runtime::logging::ServerLogger;
 use cubecl_server::allocator::ContiguousMemoryLayoutPolicy;
@@ -28,59 +28,7 @@ use cubecl_server::memory_management::{
 use cubecl_server::storage::{BytesResource, BytesStorage, ComputeStorage, ManagedResource, StorageHandle};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
-
-/// What a launch is for.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Label {
-    /// Op, pass, plan and dtype.
-    pub what: String,
-    /// What the kernels are specialized by beyond these.
-    pub options: String,
-}
-
-impl std::fmt::Display for Label {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {}", self.what, self.options)
-    }
-}
-
-/// A distinct kernel: one compiled pipeline on a Mac.
-#[derive(Clone, Debug)]
-pub struct Kernel {
-    /// CubeCL's identity: the kernel function, its comptime arguments, threads and index width.
-    pub id: KernelId,
-    /// The label that was set when it was first launched.
-    pub label: Arc<Label>,
-    /// The text and its facts, or why there is none.
-    pub lowered: Result<Lowered, String>,
-}
-
-/// One launch.
-#[derive(Clone, Debug)]
-pub struct Launch {
-    /// Index into [`Log::kernels`].
-    pub kernel: usize,
-    /// The label that was set.
-    pub label: Arc<Label>,
-    /// Threadgroups along x, y and z.
-    pub grid: (u32, u32, u32),
-    /// Bytes that each buffer argument covers.
-    pub buffers: Vec<u64>,
-    /// Bytes of scalars, shapes and strides.
-    pub info_bytes: usize,
-}
-
-/// What a server has been asked to launch.
-#[derive(Default, Debug)]
-pub struct Log {
-    /// Distinct kernels, in the order of their first launch.
-    pub kernels: Vec<Kernel>,
-    /// Every launch, in order.
-    pub launches: Vec<Launch>,
-    index: HashMap<KernelId, usize>,
-    label: Arc<Label>,
-}
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A client of its own recording server, and the server's record.
 pub struct Recorder {
@@ -101,15 +49,15 @@ impl Recorder {
 
     /// A recorder that also executes what is launched, on the CPU.
     pub fn executing(properties: DeviceProperties) -> Self {
-        Self::with(properties, Some(Execution::new(None)))
+        Self::with(properties, Some(Session::new(None)))
     }
 
     /// [`Recorder::executing`] for kernels whose text is changed by `edit` before it is compiled.
     pub fn executing_edited(properties: DeviceProperties, edit: Edit) -> Self {
-        Self::with(properties, Some(Execution::new(Some(edit))))
+        Self::with(properties, Some(Session::new(Some(edit))))
     }
 
-    fn with(properties: DeviceProperties, execution: Option<Execution>) -> Self {
+    fn with(properties: DeviceProperties, execution: Option<Session>) -> Self {
         // CubeCL keeps one server per device id for the life of the process.
         static NEXT: AtomicU16 = AtomicU16::new(1);
         let device = DeviceId::new(0, NEXT.fetch_add(1, Ordering::Relaxed));
@@ -153,51 +101,10 @@ struct Allocation {
     failed: Option<ServerError>,
 }
 
-/// A change to a text, for tests that the suite finds defects.
-pub type Edit = Box<dyn Fn(&str) -> String + Send>;
-
-/// How a server executes.
-struct Execution {
-    runner: Runner,
-    edit: Option<Edit>,
-    /// The compiled kernels of an edited server.
-    edited: HashMap<KernelId, Arc<Library>>,
-}
-
-impl Execution {
-    fn new(edit: Option<Edit>) -> Self {
-        Self { runner: Runner::new(), edit, edited: HashMap::new() }
-    }
-
-    /// The kernel compiled for a launch of `threads`. Servers without edits share theirs: the text is that of the kernel's
-    /// identity.
-    fn library(&mut self, id: &KernelId, msl: &str, threads: u64) -> Result<Arc<Library>, String> {
-        /// Threads of a launch from which on a kernel is worth optimizing.
-        const MANY: u64 = 100_000;
-        let effort = if threads < MANY { Effort::Low } else { Effort::High };
-        if let Some(edit) = &self.edit {
-            if let Some(library) = self.edited.get(id) {
-                return Ok(library.clone());
-            }
-            let library = Arc::new(compile(&edit(msl), effort)?);
-            self.edited.insert(id.clone(), library.clone());
-            return Ok(library);
-        }
-        type Cell = Arc<OnceLock<Result<Arc<Library>, String>>>;
-        static COMPILED: LazyLock<Mutex<HashMap<(KernelId, bool), Cell>>> = LazyLock::new(Mutex::default);
-        let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
-        let optimized = compiled.get(&(id.clone(), true)).cloned();
-        let cell = optimized
-            .unwrap_or_else(|| compiled.entry((id.clone(), effort == Effort::High)).or_default().clone());
-        drop(compiled);
-        cell.get_or_init(|| compile(msl, effort).map(Arc::new)).clone()
-    }
-}
-
 /// The server behind a [`Recorder`].
 pub struct RecordingServer {
     utilities: Arc<ServerUtilities>,
-    execution: Option<Execution>,
+    execution: Option<Session>,
     memory: HashMap<ManagedMemoryId, Allocation>,
     bytes: BytesStorage,
     log: Arc<Mutex<Log>>,

@@ -97,10 +97,9 @@ pub fn compile(msl: &str, effort: Effort) -> Result<Library, String> {
     if !output.status.success() {
         return Err(format!("the text does not compile:\n{}", String::from_utf8_lossy(&output.stderr)));
     }
-    let library = load(&target, &rewritten.text)?;
+    let (library, entry) = load(&target)?;
     let _ = std::fs::remove_file(&source);
     let _ = std::fs::remove_file(&target);
-    let (library, entry) = library;
     let threadgroup_bytes = threadgroup_bytes(msl);
     Ok(Library {
         entry,
@@ -112,8 +111,7 @@ pub fn compile(msl: &str, effort: Effort) -> Result<Library, String> {
     })
 }
 
-fn load(path: &std::path::Path, text: &str) -> Result<(libloading::Library, Entry), String> {
-    debug_assert!(text.contains("msl_entry"));
+fn load(path: &std::path::Path) -> Result<(libloading::Library, Entry), String> {
     // SAFETY: the library was compiled from the shim and a kernel: it has no initializers.
     let library = unsafe { libloading::Library::new(path) }.map_err(|error| error.to_string())?;
     // SAFETY: the shim defines `msl_runtime` as a pointer to a table of the layout of `RUNTIME`, and `rewrite` appends

@@ -13,9 +13,12 @@
 mod fiber;
 mod library;
 mod memory;
+mod order;
 mod rewrite;
 mod run;
+mod session;
 mod trap;
 
 pub use library::{Effort, Library, compile};
 pub use run::{Grid, Runner};
+pub use session::{Edit, Session};

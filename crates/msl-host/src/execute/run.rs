@@ -7,6 +7,7 @@
 use super::fiber::{Fiber, LANES, Place, Slots, Stop, Wait};
 use super::library::Library;
 use super::memory::Arena;
+use super::order::Orders;
 use super::trap::{self, Signal};
 use corosensei::stack::DefaultStack;
 
@@ -350,58 +351,4 @@ fn count((x, y, z): (u32, u32, u32)) -> usize {
 fn split(index: usize, (x, y, _): (u32, u32, u32)) -> [u32; 3] {
     let (x, y) = (x.max(1) as usize, y.max(1) as usize);
     [(index % x) as u32, (index / x % y) as u32, (index / x / y) as u32]
-}
-
-/// The orders of one launch.
-#[derive(Clone, Copy)]
-struct Orders {
-    groups: Walk,
-    threads: Walk,
-}
-
-#[derive(Clone, Copy)]
-enum Walk {
-    Up,
-    Down,
-    Shuffled(u64),
-}
-
-impl Orders {
-    fn of(launch: u64) -> Self {
-        let walk = |number: u64| match number % 3 {
-            0 => Walk::Up,
-            1 => Walk::Down,
-            _ => Walk::Shuffled(launch.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
-        };
-        Self { groups: walk(launch / 3), threads: walk(launch) }
-    }
-
-    fn groups(&self, count: usize) -> Vec<usize> {
-        self.groups.order(count)
-    }
-
-    /// Threads: whole simdgroups in the walk's order, and the lanes of each.
-    fn threads(&self, count: usize) -> Vec<usize> {
-        self.threads.order(count)
-    }
-}
-
-impl Walk {
-    fn order(self, count: usize) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..count).collect();
-        match self {
-            Self::Up => {}
-            Self::Down => order.reverse(),
-            Self::Shuffled(seed) => {
-                let mut state = seed;
-                for index in (1..count).rev() {
-                    state ^= state << 13;
-                    state ^= state >> 7;
-                    state ^= state << 17;
-                    order.swap(index, (state % (index as u64 + 1)) as usize);
-                }
-            }
-        }
-        order
-    }
 }

@@ -1,0 +1,58 @@
+//! What a server has been asked to launch.
+
+use crate::lower::Lowered;
+use cubecl_runtime::id::KernelId;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// What a launch is for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Label {
+    /// Op, pass, plan and dtype.
+    pub what: String,
+    /// What the kernels are specialized by beyond these.
+    pub options: String,
+}
+
+impl std::fmt::Display for Label {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.what, self.options)
+    }
+}
+
+/// A distinct kernel: one compiled pipeline on a Mac.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    /// CubeCL's identity: the kernel function, its comptime arguments, threads and index width.
+    pub id: KernelId,
+    /// The label that was set when it was first launched.
+    pub label: Arc<Label>,
+    /// The text and its facts, or why there is none.
+    pub lowered: Result<Lowered, String>,
+}
+
+/// One launch.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    /// Index into [`Log::kernels`].
+    pub kernel: usize,
+    /// The label that was set.
+    pub label: Arc<Label>,
+    /// Threadgroups along x, y and z.
+    pub grid: (u32, u32, u32),
+    /// Bytes that each buffer argument covers.
+    pub buffers: Vec<u64>,
+    /// Bytes of scalars, shapes and strides.
+    pub info_bytes: usize,
+}
+
+/// What a server has been asked to launch.
+#[derive(Default, Debug)]
+pub struct Log {
+    /// Distinct kernels, in the order of their first launch.
+    pub kernels: Vec<Kernel>,
+    /// Every launch, in order.
+    pub launches: Vec<Launch>,
+    pub(crate) index: HashMap<KernelId, usize>,
+    pub(crate) label: Arc<Label>,
+}
