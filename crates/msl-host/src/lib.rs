@@ -7,6 +7,7 @@
 //! What this cannot show: faults of Apple's compiler, the effects of its fast math, register pressure, and speed.
 
 pub mod execute;
+pub mod fallback;
 mod log;
 pub mod lower;
 pub mod properties;

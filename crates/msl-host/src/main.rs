@@ -24,5 +24,12 @@ fn main() -> Result<()> {
         println!("refused: {refusal}");
     }
     println!("texts and kernels.csv in {}", arguments.out.display());
-    report::verdict(&rows, &variants.refused)
+    report::verdict(&rows, &variants.refused)?;
+
+    let fallback = variants::before_macos_15();
+    let rows = report::rows(&fallback.kernels);
+    let table = report::table(&rows, fallback.launches);
+    print!("through WGSL and naga, for macOS before 15: {}", table.lines().last().unwrap_or_default());
+    println!();
+    report::verdict(&rows, &fallback.refused)
 }

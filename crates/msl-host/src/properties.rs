@@ -71,6 +71,26 @@ pub fn apple_m1() -> DeviceProperties {
     properties
 }
 
+/// The same machine on macOS 14, where CubeCL lowers to WGSL. Mirrors `register_types` of cubecl-wgpu's
+/// `backend/wgsl.rs`: no bfloat, no matrices, 32-bit indices.
+pub fn apple_m1_before_macos_15() -> DeviceProperties {
+    let mut properties = apple_m1();
+    properties.features = Features::default();
+    properties.register_address_type(AddressType::U32);
+    let computed = [
+        ElemType::Index,
+        ElemType::UInt(UIntKind::U32),
+        ElemType::Int(IntKind::I32),
+        ElemType::Float(FloatKind::F16),
+        ElemType::Float(FloatKind::F32),
+        ElemType::Bool,
+    ];
+    for elem in computed {
+        properties.register_type_usage(elem, TypeUsage::all());
+    }
+    properties
+}
+
 /// The same list as `register_types` of cubecl-wgpu's `backend/metal.rs`.
 fn register_types(properties: &mut DeviceProperties) {
     properties.register_address_type(AddressType::U32);

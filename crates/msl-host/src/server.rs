@@ -6,8 +6,9 @@
 
 use crate::execute::{Edit, Grid, Library, Session};
 pub use crate::log::{Kernel, Label, Launch, Log};
-use crate::lower::lower;
+use crate::lower::{self, Lowered};
 use crate::properties::apple_m1;
+use crate::{fallback, properties::apple_m1_before_macos_15};
 use cubecl::prelude::{Client, CubeCount};
 use cubecl::server::{
     BufferBinding, CopyDescriptor, IoError, KernelArguments, ProfileError, ProfilingToken, Server,
@@ -44,25 +45,30 @@ impl Recorder {
 
     /// A recorder whose device has `properties`.
     pub fn new(properties: DeviceProperties) -> Self {
-        Self::with(properties, None)
+        Self::with(properties, lower::lower, None)
+    }
+
+    /// A recorder that lowers through WGSL, as a Mac before macOS 15 does.
+    pub fn before_macos_15() -> Self {
+        Self::with(apple_m1_before_macos_15(), fallback::lower, None)
     }
 
     /// A recorder that also executes what is launched, on the CPU.
     pub fn executing(properties: DeviceProperties) -> Self {
-        Self::with(properties, Some(Session::new(None)))
+        Self::with(properties, lower::lower, Some(Session::new(None)))
     }
 
     /// [`Recorder::executing`] for kernels whose text is changed by `edit` before it is compiled.
     pub fn executing_edited(properties: DeviceProperties, edit: Edit) -> Self {
-        Self::with(properties, Some(Session::new(Some(edit))))
+        Self::with(properties, lower::lower, Some(Session::new(Some(edit))))
     }
 
-    fn with(properties: DeviceProperties, execution: Option<Session>) -> Self {
+    fn with(properties: DeviceProperties, lower: Lower, execution: Option<Session>) -> Self {
         // CubeCL keeps one server per device id for the life of the process.
         static NEXT: AtomicU16 = AtomicU16::new(1);
         let device = DeviceId::new(0, NEXT.fetch_add(1, Ordering::Relaxed));
         let mut server = RecordingServer::new(device, properties);
-        server.execution = execution;
+        (server.lower, server.execution) = (lower, execution);
         let log = server.log.clone();
         Self { client: Client::init(device, server), log }
     }
@@ -101,9 +107,13 @@ struct Allocation {
     failed: Option<ServerError>,
 }
 
+/// How a server lowers a kernel.
+type Lower = fn(&dyn CubeKernel) -> Result<Lowered, String>;
+
 /// The server behind a [`Recorder`].
 pub struct RecordingServer {
     utilities: Arc<ServerUtilities>,
+    lower: Lower,
     execution: Option<Session>,
     memory: HashMap<ManagedMemoryId, Allocation>,
     bytes: BytesStorage,
@@ -130,6 +140,7 @@ impl RecordingServer {
         );
         Self {
             utilities: Arc::new(utilities),
+            lower: lower::lower,
             execution: None,
             memory: HashMap::new(),
             bytes: BytesStorage::default(),
@@ -224,7 +235,7 @@ impl RecordingServer {
             None => {
                 let index = log.kernels.len();
                 log.index.insert(id.clone(), index);
-                log.kernels.push(Kernel { id, label: label.clone(), lowered: lower(kernel) });
+                log.kernels.push(Kernel { id, label: label.clone(), lowered: (self.lower)(kernel) });
                 index
             }
         };

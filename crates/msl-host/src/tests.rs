@@ -240,6 +240,17 @@ fn every_kernel_of_conv_kernels_lowers_within_an_apple_gpu_s_budget() {
 }
 
 #[test]
+fn every_kernel_lowers_to_wgsl_that_naga_translates_within_the_budget() {
+    let variants = variants::before_macos_15();
+    let rows = report::rows(&variants.kernels);
+    let table = report::table(&rows, variants.launches);
+    report::verdict(&rows, &variants.refused)
+        .map_err(|error| format!("{error}\n{}\n{table}", variants.refused.join("\n")))
+        .unwrap();
+    assert!(rows.len() > 100, "{} kernels", rows.len());
+}
+
+#[test]
 fn a_kernel_that_does_not_lower_fails_the_reads_of_its_outputs() {
     let recorder = Recorder::apple_m1();
     let client = recorder.client();

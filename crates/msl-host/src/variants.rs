@@ -28,8 +28,14 @@ pub struct Variants {
 /// Lowers everything, one thread per dtype. Each distinct kernel is compiled once per dtype; a further launch of it costs
 /// microseconds.
 pub fn all() -> Variants {
+    join(FloatType::ALL, of_dtype)
+}
+
+/// Runs `part` for each dtype on a thread of its own.
+fn join<const N: usize>(dtypes: [FloatType; N], part: impl Fn(FloatType) -> Variants + Sync) -> Variants {
+    let part = &part;
     let parts = std::thread::scope(|scope| {
-        let threads = FloatType::ALL.map(|dtype| scope.spawn(move || of_dtype(dtype)));
+        let threads = dtypes.map(|dtype| scope.spawn(move || part(dtype)));
         threads.map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     });
     let mut variants = Variants::default();
@@ -40,6 +46,21 @@ pub fn all() -> Variants {
         variants.kernels.extend(part.kernels.into_iter().filter(|kernel| known.insert(kernel.id.clone())));
     }
     variants
+}
+
+/// The kernels of a Mac before macOS 15, lowered through WGSL. Types that such a device does not serve are left out.
+pub fn before_macos_15() -> Variants {
+    let part = |dtype| {
+        let mut variants = Variants::default();
+        let recorder = Recorder::before_macos_15();
+        let limits = (&Limits::of(recorder.client()), IndexWidth::Narrow);
+        conv3d::record(&recorder, limits, dtype, &mut variants.refused);
+        causal_conv1d::record(&recorder, limits, dtype, &mut variants.refused);
+        rope2d::record(&recorder, limits.0, dtype, &mut variants.refused);
+        variants.collect(&recorder);
+        variants
+    };
+    join([FloatType::F32, FloatType::F16], part)
 }
 
 /// The part of [`all`] whose tensors are of `dtype`.

@@ -105,10 +105,15 @@ pub(super) fn record(
     dtype: FloatType,
     refused: &mut Vec<String>,
 ) {
-    for call in table(dtype, index) {
+    let client = recorder.client();
+    let serves = |weight_dtype: FloatType, ids: Option<IndexType>| {
+        limits.dtypes.contains(&weight_dtype) && ids.is_none_or(|ids| ids.served_by(client))
+    };
+    for call in table(dtype, index).into_iter().filter(|call| serves(call.weight_dtype, call.ids)) {
         record_call(recorder, limits, &call, refused);
     }
-    for (case, activation, weight_dtype) in updates(index) {
+    for (case, activation, weight_dtype) in updates(index).into_iter().filter(|update| serves(update.2, None))
+    {
         let shape = ([case.b, case.c], [case.b, case.c, case.s], [case.c, case.w]);
         let bias = case.bias.then_some(case.c);
         let result = UpdateProblem::new(shape.0, shape.1, shape.2, bias, activation, dtype, weight_dtype)

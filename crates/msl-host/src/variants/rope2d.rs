@@ -36,7 +36,8 @@ pub(super) fn record(recorder: &Recorder, limits: &Limits, dtype: FloatType, ref
             if bnhd { (RopeLayout::Bnhd, [b, n, h, d]) } else { (RopeLayout::Bhnd, [b, h, n, d]) };
         let case = format!("B, H, N, D = {:?}", [b, h, n, d]);
         let problem = Rope2dProblem::new(tokens, [b, n, 2], layout, base, f0, dtype);
-        for (index, inverse) in IndexType::ALL.into_iter().flat_map(|index| [(index, false), (index, true)]) {
+        let served = IndexType::ALL.into_iter().filter(|index| index.served_by(recorder.client()));
+        for (index, inverse) in served.flat_map(|index| [(index, false), (index, true)]) {
             let pass = if inverse { "inverse" } else { "forward" };
             let what = format!("rope2d {pass} {}", dtype.name());
             let label = Label { what, options: format!("positions {} head {d}", index.name()) };

@@ -15,6 +15,7 @@ mod conv3d_behaviour;
 mod conv3d_reference;
 #[path = "../../../../kernels/tests/conformance/conv3d_sums.rs"]
 mod conv3d_sums;
+mod machine;
 #[path = "../../../../kernels/tests/conformance/rope2d/mod.rs"]
 mod rope2d;
 #[path = "../../../../kernels/tests/conformance/support.rs"]
