@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 use clap::Parser;
-use msl_host::{report, variants};
+use msl_host::{paper, report, variants};
 use std::path::PathBuf;
 
 /// Lowers every kernel to Metal Shading Language without a GPU and checks it against Apple's limits.
@@ -23,7 +23,11 @@ fn main() -> Result<()> {
     for refusal in &variants.refused {
         println!("refused: {refusal}");
     }
-    println!("texts and kernels.csv in {}", arguments.out.display());
+    paper::write(&paper::all(), &arguments.out)?;
+    println!(
+        "texts, kernels.csv and paper.csv (bounds on the workloads' times) in {}",
+        arguments.out.display()
+    );
     report::verdict(&rows, &variants.refused)?;
 
     let fallback = variants::before_macos_15();
