@@ -159,6 +159,29 @@ pub fn empty() -> Vec<Conv3dCase> {
     edges::empty()
 }
 
+/// Pointwise problems one below, at and one above every multiple at which the matrix tiles end (32 and 64 rows and columns,
+/// stages of 16): positions x output channels x input channels, so that each pass meets each boundary in each dimension.
+#[must_use]
+pub fn tile_boundaries() -> Vec<Conv3dCase> {
+    const EXTENTS: [usize; 6] = [31, 32, 33, 63, 64, 65];
+    const STAGES: [usize; 3] = [15, 16, 17];
+    let mut cases = Vec::new();
+    let mut add = |w: usize, o: usize, c: usize| {
+        let name = format!("boundary_{w}_positions_{c}_to_{o}");
+        cases.push(Conv3dCase { bias: false, ..Conv3dCase::new(&name, [1, c, 1, 1, w], o, [1, 1, 1]) });
+    };
+    for stage in STAGES {
+        for extents in [[31, 33], [32, 64], [33, 63], [63, 32], [64, 65], [65, 31]] {
+            // The stage along the input channels (forward), the output channels (dx) and the positions (dw).
+            add(extents[0], extents[1], stage);
+            add(extents[0], stage, extents[1]);
+            add(stage, extents[0], extents[1]);
+        }
+    }
+    EXTENTS.iter().for_each(|&extent| add(extent, extent, extent));
+    cases
+}
+
 /// Shapes that public bugs of other libraries were found with; the name begins with the library and bug number.
 #[must_use]
 pub fn regressions() -> Vec<Conv3dCase> {
@@ -188,6 +211,7 @@ mod tests {
     fn conformance_is_large_in_count_and_small_in_work() {
         let cases = conformance();
         assert!(cases.len() >= 160, "{} cases", cases.len());
+        assert_eq!(tile_boundaries().len(), 3 * 6 * 3 + 6);
         assert!(edges::cases().len() >= 30, "{} edges", edges::cases().len());
         assert_well_formed(&cases, MAX_CONFORMANCE_MACS);
         assert!(cases.iter().all(|case| case.macs() > 0));

@@ -300,3 +300,8 @@ fn integer_inputs_are_exact() {
         cases::conformance().into_iter().filter(|case| case.activation != cases::Activation::Silu).collect();
     run(&table, &|seed, length| fill::integers(seed, length, -4, 4), true);
 }
+
+#[test]
+fn tile_boundaries_are_exact() {
+    run(&cases::tile_boundaries(), &|seed, length| fill::integers(seed, length, -4, 4), true);
+}
