@@ -91,6 +91,16 @@ fn convert<O: Float>(x: &[f32], y: &mut [O]) {
     }
 }
 
+/// Counts threads, the largest index, the smallest, and the indices' bits.
+#[cube(launch)]
+fn atomics(y: &mut [Atomic<u32>]) {
+    let index = ABSOLUTE_POS as u32;
+    y[0].fetch_add(1u32);
+    y[1].fetch_max(index);
+    y[2].fetch_min(index + 5u32);
+    y[3].fetch_or(index);
+}
+
 /// What thread `UNIT_POS` does, by number.
 #[cube(launch_unchecked)]
 fn misbehaves(x: &[f32], y: &mut [f32], #[comptime] how: u32) {
@@ -186,6 +196,22 @@ fn lanes_exchange_values() {
             assert_eq!(got[64 * operation + index], want, "operation {operation}, thread {index}");
         }
     }
+}
+
+#[test]
+fn atomics_lose_nothing() {
+    let recorder = Recorder::executing(apple_m1());
+    let client = recorder.client();
+    let start = [0u32, 0, u32::MAX, 0];
+    let bytes: Vec<u8> = start.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let y = client.create_from_slice(&bytes);
+    // SAFETY: the handle holds four numbers.
+    let argument = unsafe { BufferArg::from_raw_parts(y.clone(), 4) };
+    atomics::launch(client, CubeCount::Static(3, 1, 1), CubeDim::new_1d(64), argument);
+    let bytes = client.read_one(y).expect("the launch succeeds");
+    let got: Vec<u32> =
+        bytes.chunks_exact(4).map(|word| u32::from_le_bytes(word.try_into().expect("4 bytes"))).collect();
+    assert_eq!(got, [192, 191, 5, 255]);
 }
 
 /// Halves on every side of a rounding boundary, subnormals, overflow, infinities.
