@@ -4,17 +4,19 @@
 use crate::properties::{BINDINGS, SIMD_WIDTH, THREADGROUP_BYTES, THREADS};
 use cubecl::ir::settings::Dim3;
 use cubecl_cpp::MslCompiler;
+use cubecl_runtime::id::KernelId;
 use cubecl_runtime::kernel::{CubeKernel, define_kernel};
 use cubecl_server::kernel::CompiledKernel;
 use regex::Regex;
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 
 /// A kernel as a Mac would receive it.
 #[derive(Clone, Debug)]
 pub struct Lowered {
     /// The MSL text.
-    pub msl: String,
+    pub msl: Arc<str>,
     /// Threads of a threadgroup along x, y and z, as launched.
     pub threads: (u32, u32, u32),
     /// What the text says about itself.
@@ -82,7 +84,22 @@ pub fn lower(kernel: &dyn CubeKernel) -> Result<Lowered, String> {
         ));
     }
     let Dim3 { x, y, z } = dim;
-    Ok(Lowered { msl: compiled.source, threads: (x, y, z), facts })
+    Ok(Lowered { msl: compiled.source.into(), threads: (x, y, z), facts })
+}
+
+/// [`lower`], once in the life of the process for each kernel. A kernel's identity does not name the device: for devices
+/// with an M1's properties only.
+///
+/// # Errors
+///
+/// Those of [`lower`].
+pub fn lower_once(kernel: &dyn CubeKernel) -> Result<Lowered, String> {
+    type Cell = Arc<OnceLock<Result<Lowered, String>>>;
+    static KNOWN: LazyLock<Mutex<HashMap<KernelId, Cell>>> = LazyLock::new(Mutex::default);
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let cell = known.entry(kernel.id()).or_default().clone();
+    drop(known);
+    cell.get_or_init(|| lower(kernel)).clone()
 }
 
 fn panic_text(payload: &(dyn std::any::Any + Send)) -> String {

@@ -165,7 +165,7 @@ pub fn write(rows: &[Row], folder: &Path) -> Result<()> {
         let mut numbers = [const { String::new() }; 5];
         if let Some(lowered) = &row.lowered {
             let path = folder.join(&row.file);
-            std::fs::write(&path, &lowered.msl)
+            std::fs::write(&path, lowered.msl.as_bytes())
                 .with_context(|| format!("cannot write {}", path.display()))?;
             let facts = &lowered.facts;
             numbers = [

@@ -40,12 +40,7 @@ pub struct Recorder {
 impl Recorder {
     /// A recorder with an M1's properties.
     pub fn apple_m1() -> Self {
-        Self::new(apple_m1())
-    }
-
-    /// A recorder whose device has `properties`.
-    pub fn new(properties: DeviceProperties) -> Self {
-        Self::with(properties, lower::lower, None)
+        Self::with(apple_m1(), lower::lower_once, None)
     }
 
     /// A recorder that lowers through WGSL, as a Mac before macOS 15 does.
@@ -53,14 +48,14 @@ impl Recorder {
         Self::with(apple_m1_before_macos_15(), fallback::lower, None)
     }
 
-    /// A recorder that also executes what is launched, on the CPU.
-    pub fn executing(properties: DeviceProperties) -> Self {
-        Self::with(properties, lower::lower, Some(Session::new(None)))
+    /// An M1 whose kernels are executed, on the CPU.
+    pub fn executing() -> Self {
+        Self::with(apple_m1(), lower::lower_once, Some(Session::new(None)))
     }
 
     /// [`Recorder::executing`] for kernels whose text is changed by `edit` before it is compiled.
-    pub fn executing_edited(properties: DeviceProperties, edit: Edit) -> Self {
-        Self::with(properties, lower::lower, Some(Session::new(Some(edit))))
+    pub fn executing_edited(edit: Edit) -> Self {
+        Self::with(apple_m1(), lower::lower_once, Some(Session::new(Some(edit))))
     }
 
     fn with(properties: DeviceProperties, lower: Lower, execution: Option<Session>) -> Self {

@@ -73,7 +73,7 @@ pub fn compile(msl: &str, effort: Effort) -> Result<Library, String> {
         (folder.join(&name).with_extension("cpp"), folder.join(&name).with_extension("so"));
     std::fs::write(&source, &rewritten.text).map_err(|error| format!("{}: {error}", source.display()))?;
     let mut command = Command::new(compiler());
-    command.args("-std=c++20 -fPIC -shared -fvisibility=hidden -fno-exceptions -fno-rtti".split(' '));
+    command.args("-std=c++20 -fPIC -fvisibility=hidden -fno-exceptions -fno-rtti".split(' '));
     command.arg(if effort == Effort::Low { "-O0" } else { "-O1" });
     // What MSL defines and C++ does not, and no freedom that the text does not give.
     command.args(
@@ -83,22 +83,18 @@ pub fn compile(msl: &str, effort: Effort) -> Result<Library, String> {
     if cfg!(target_arch = "x86_64") {
         command.arg("-march=native");
     }
-    // What the text calls beyond the runner is in the C library, which the process has: linking takes half as long so.
+    let object = target.with_extension("o");
     if cfg!(target_os = "linux") {
-        command.arg("-nostdlib");
-    }
-    let output = command.arg(&source).arg("-o").arg(&target).output().map_err(|error| {
-        format!(
-            "{} could not be started ({error}): install it (Debian and Ubuntu: `apt-get install clang`, or run `cargo \
-             xtask test`, which does it; macOS: `xcode-select --install`)",
-            compiler()
-        )
-    })?;
-    if !output.status.success() {
-        return Err(format!("the text does not compile:\n{}", String::from_utf8_lossy(&output.stderr)));
+        // Compiled and linked apart: for both together the driver starts a second compiler process, and links libraries
+        // that are not needed: what the text calls beyond the runner is in the C library, which this process has.
+        run(command.arg("-c").arg(&source).arg("-o").arg(&object))?;
+        run(Command::new("ld").arg("-shared").arg(&object).arg("-o").arg(&target))?;
+    } else {
+        run(command.arg("-shared").arg(&source).arg("-o").arg(&target))?;
     }
     let (library, entry) = load(&target)?;
     let _ = std::fs::remove_file(&source);
+    let _ = std::fs::remove_file(&object);
     let _ = std::fs::remove_file(&target);
     let threadgroup_bytes = threadgroup_bytes(msl);
     Ok(Library {
@@ -109,6 +105,21 @@ pub fn compile(msl: &str, effort: Effort) -> Result<Library, String> {
             || ["_barrier(", "simd_", "simdgroup_"].iter().any(|word| msl.contains(word)),
         _library: library,
     })
+}
+
+/// Runs a step of the compilation.
+fn run(command: &mut Command) -> Result<(), String> {
+    let output = command.output().map_err(|error| {
+        format!(
+            "{} could not be started ({error}): install clang (Debian and Ubuntu: `apt-get install clang`, or run `cargo \
+             xtask test`, which does it; macOS: `xcode-select --install`)",
+            command.get_program().display()
+        )
+    })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(format!("the text does not compile:\n{}", String::from_utf8_lossy(&output.stderr)))
 }
 
 fn load(path: &std::path::Path) -> Result<(libloading::Library, Entry), String> {

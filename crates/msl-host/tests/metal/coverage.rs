@@ -3,7 +3,6 @@
 use crate::{causal_conv1d, conv3d, conv3d_sums, rope2d};
 use conv_cases::fill;
 use conv_kernels::{FloatType, IndexType, Limits};
-use msl_host::properties::apple_m1;
 use msl_host::server::Recorder;
 use msl_host::variants::{self, IndexWidth};
 use std::collections::HashSet;
@@ -24,7 +23,7 @@ fn every_listed_bf16_kernel_is_executed_and_compared() {
 }
 
 fn check(dtype: FloatType) {
-    let recorder = Recorder::executing(apple_m1());
+    let recorder = Recorder::executing();
     let client = recorder.client();
     let mut failures = Vec::new();
     for index in IndexWidth::ALL {

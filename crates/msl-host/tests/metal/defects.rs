@@ -7,7 +7,6 @@ use conv_cases::fill;
 use conv_kernels::conv3d::Activation as KernelActivation;
 use conv_kernels::{FloatType, IndexType, Limits};
 use cubecl::prelude::*;
-use msl_host::properties::apple_m1;
 use msl_host::server::Recorder;
 use msl_host::variants::causal_conv1d::{Call, table};
 use msl_host::variants::{IndexWidth, rope2d as rope2d_variants};
@@ -234,21 +233,18 @@ fn seeded_defects_are_noticed() {
     let mut unnoticed = Vec::new();
     for defect in DEFECTS {
         // The suite passes on the text as it is.
-        (defect.suite)(Recorder::executing(apple_m1()).client());
+        (defect.suite)(Recorder::executing().client());
         let (edit, kernel) = (defect.edit, defect.kernel);
         let applied = Arc::new(AtomicUsize::new(0));
         let count = applied.clone();
-        let recorder = Recorder::executing_edited(
-            apple_m1(),
-            Box::new(move |text| {
-                if !text.contains(&format!("void {kernel}_")) {
-                    return text.to_string();
-                }
-                let edited = edit(text);
-                count.fetch_add(usize::from(edited != text), Ordering::Relaxed);
-                edited
-            }),
-        );
+        let recorder = Recorder::executing_edited(Box::new(move |text| {
+            if !text.contains(&format!("void {kernel}_")) {
+                return text.to_string();
+            }
+            let edited = edit(text);
+            count.fetch_add(usize::from(edited != text), Ordering::Relaxed);
+            edited
+        }));
         let result = catch_unwind(AssertUnwindSafe(|| (defect.suite)(recorder.client())));
         let edits = applied.load(Ordering::Relaxed);
         let message = match result {

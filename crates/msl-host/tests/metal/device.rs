@@ -1,13 +1,12 @@
 //! The device under test: an M1's properties, and the emitted MSL on the CPU.
 
 use cubecl::prelude::*;
-use msl_host::properties::apple_m1;
 use msl_host::server::Recorder;
 
 /// This thread's device. Each test has a thread of its own.
 pub(crate) fn client() -> Client {
     thread_local! {
-        static RECORDER: Recorder = Recorder::executing(apple_m1());
+        static RECORDER: Recorder = Recorder::executing();
     }
     RECORDER.with(|recorder| recorder.client().clone())
 }

@@ -3,7 +3,6 @@
 use cubecl::cmma::{self, MatrixIdent, MatrixLayout};
 use cubecl::prelude::*;
 use half::{bf16, f16};
-use msl_host::properties::apple_m1;
 use msl_host::server::Recorder;
 
 /// `c [m, n] = a [m, k] * b`, an 8 x 8 tile per simdgroup, two simdgroups per threadgroup; b is `[k, n]`, or `[n, k]` read
@@ -134,7 +133,7 @@ fn upload<E: Float + CubeElement>(client: &Client, values: &[E]) -> (cubecl::ser
 }
 
 fn product_is_exact<I: Float + CubeElement, O: Float + CubeElement>(by_columns: bool) {
-    let recorder = Recorder::executing(apple_m1());
+    let recorder = Recorder::executing();
     let client = recorder.client();
     let (m, n, k) = (16, 24, 40);
     let small = |index: usize| (index * 7 % 5) as f32 - 2.0;
@@ -171,7 +170,7 @@ fn simdgroup_matrices_multiply_in_every_type() {
 
 #[test]
 fn lanes_exchange_values() {
-    let recorder = Recorder::executing(apple_m1());
+    let recorder = Recorder::executing();
     let client = recorder.client();
     let x: Vec<f32> = (0..64).map(|index| (index * index % 23) as f32).collect();
     let (_, x_argument) = upload(client, &x);
@@ -200,7 +199,7 @@ fn lanes_exchange_values() {
 
 #[test]
 fn atomics_lose_nothing() {
-    let recorder = Recorder::executing(apple_m1());
+    let recorder = Recorder::executing();
     let client = recorder.client();
     let start = [0u32, 0, u32::MAX, 0];
     let bytes: Vec<u8> = start.iter().flat_map(|value| value.to_le_bytes()).collect();
@@ -232,7 +231,7 @@ fn boundary_values() -> Vec<f32> {
 }
 
 fn rounds<O: Float + CubeElement>(round: fn(f32) -> f32) {
-    let recorder = Recorder::executing(apple_m1());
+    let recorder = Recorder::executing();
     let client = recorder.client();
     let values = boundary_values();
     let (_, x) = upload(client, &values);
@@ -257,7 +256,7 @@ fn halves_round_to_nearest_even() {
 
 /// The error of a launch of 64 threads on buffers of 64 floats, or its results.
 fn misbehave(how: u32) -> Result<Vec<f32>, String> {
-    let recorder = Recorder::executing(apple_m1());
+    let recorder = Recorder::executing();
     let client = recorder.client();
     let (_, x) = upload(client, &vec![1.0f32; 64]);
     let (y, y_argument) = upload(client, &vec![2.0f32; 64]);
