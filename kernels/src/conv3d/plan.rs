@@ -58,11 +58,11 @@ pub enum Algorithm {
 pub enum Plan {
     /// The result has no elements: nothing is launched.
     Empty,
-    /// See [`super::direct`].
+    /// See `direct.rs`.
     Direct,
-    /// See [`super::implicit_gemm`].
+    /// See `implicit_gemm.rs`.
     ImplicitGemm(TileConfig),
-    /// See [`super::winograd`].
+    /// See `winograd/`.
     Winograd(WinogradConfig),
 }
 

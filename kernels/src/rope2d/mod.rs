@@ -10,7 +10,7 @@
 //! with p = y or x. The backward pass is the same rotation by -theta ([`rotate`] with `inverse`). Arithmetic is fp32,
 //! rounded once.
 //!
-//! Cosines and sines come from fp32 tables computed in f64 on the host (see [`table`](self::table)), because shader
+//! Cosines and sines come from fp32 tables computed in f64 on the host (see `table.rs`), because shader
 //! `sin` and `cos` promise no more than 2^-11 and only within -pi..pi. The position is split into digits, one table
 //! row each, whose angles are added in fp32: every i32 position is served to about 1e-6, those below 2048 to one
 //! rounding. An i64 position outside the range of i32 gives NaN. Nothing is read back from the device.
