@@ -6,6 +6,7 @@
 use crate::portable;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, ExtensionType, backend_extension};
+#[cfg(feature = "fusion")]
 use burn::tensor::Shape;
 use conv_kernels::causal_conv1d::{CausalConv1dProblem, UpdateProblem};
 use conv_kernels::conv3d::{Activation, Algorithm, Conv3dProblem};
