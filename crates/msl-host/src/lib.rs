@@ -14,6 +14,7 @@ mod log;
 pub mod lower;
 pub mod paper;
 pub mod properties;
+mod recorder;
 pub mod report;
 pub mod server;
 pub mod variants;

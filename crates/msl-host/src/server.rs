@@ -4,12 +4,12 @@
 //!
 //! Memory is plain host memory, allocated when it is first touched: a launch over gigabytes costs nothing here.
 
-use crate::execute::{Edit, Grid, Library, Session};
+use crate::execute::{Grid, Library, Session};
 pub use crate::log::{Kernel, Label, Launch, Log};
 use crate::lower::{self, Lowered};
 use crate::properties::apple_m1;
-use crate::{fallback, properties::apple_m1_before_macos_15};
-use cubecl::prelude::{Client, CubeCount};
+pub use crate::recorder::Recorder;
+use cubecl::prelude::CubeCount;
 use cubecl::server::{
     BufferBinding, CopyDescriptor, IoError, KernelArguments, ProfileError, ProfilingToken, Server,
     ServerCommunication, ServerError, ServerStorage, ServerUtilities,
@@ -28,68 +28,10 @@ use cubecl_server::memory_management::{
 };
 use cubecl_server::storage::{BytesResource, BytesStorage, ComputeStorage, ManagedResource, StorageHandle};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// A client of its own recording server, and the server's record.
-pub struct Recorder {
-    client: Client,
-    log: Arc<Mutex<Log>>,
-}
-
-impl Recorder {
-    /// A recorder with an M1's properties.
-    pub fn apple_m1() -> Self {
-        Self::with(apple_m1(), lower::lower_once, None)
-    }
-
-    /// A recorder that lowers through WGSL, as a Mac before macOS 15 does.
-    pub fn before_macos_15() -> Self {
-        Self::with(apple_m1_before_macos_15(), fallback::lower, None)
-    }
-
-    /// An M1 whose kernels are executed, on the CPU.
-    pub fn executing() -> Self {
-        Self::with(apple_m1(), lower::lower_once, Some(Session::new(None)))
-    }
-
-    /// [`Recorder::executing`] for kernels whose text is changed by `edit` before it is compiled.
-    pub fn executing_edited(edit: Edit) -> Self {
-        Self::with(apple_m1(), lower::lower_once, Some(Session::new(Some(edit))))
-    }
-
-    fn with(properties: DeviceProperties, lower: Lower, execution: Option<Session>) -> Self {
-        // CubeCL keeps one server per device id for the life of the process.
-        static NEXT: AtomicU16 = AtomicU16::new(1);
-        let device = DeviceId::new(0, NEXT.fetch_add(1, Ordering::Relaxed));
-        let mut server = RecordingServer::new(device, properties);
-        (server.lower, server.execution) = (lower, execution);
-        let log = server.log.clone();
-        Self { client: Client::init(device, server), log }
-    }
-
-    /// The client to pass to launch functions.
-    pub fn client(&self) -> &Client {
-        &self.client
-    }
-
-    /// Runs `launches`, whose kernels are recorded under `label`, and waits for the server.
-    pub fn record<T>(&self, label: &Label, launches: impl FnOnce(&Client) -> T) -> T {
-        self.log().label = Arc::new(label.clone());
-        let result = launches(&self.client);
-        // Launches are posted to the server's thread; the flush returns after the last of them.
-        let _ = self.client.flush();
-        result
-    }
-
-    /// The record so far. Do not launch while holding it.
-    pub fn log(&self) -> MutexGuard<'_, Log> {
-        lock(&self.log)
-    }
-}
-
 /// A poisoned log still holds whole entries: it is only ever pushed to.
-fn lock(log: &Mutex<Log>) -> MutexGuard<'_, Log> {
+pub(crate) fn lock(log: &Mutex<Log>) -> MutexGuard<'_, Log> {
     log.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -103,7 +45,7 @@ struct Allocation {
 }
 
 /// How a server lowers a kernel.
-type Lower = fn(&dyn CubeKernel) -> Result<Lowered, String>;
+pub(crate) type Lower = fn(&dyn CubeKernel) -> Result<Lowered, String>;
 
 /// The server behind a [`Recorder`].
 pub struct RecordingServer {
@@ -122,7 +64,13 @@ impl std::fmt::Debug for RecordingServer {
 }
 
 impl RecordingServer {
-    fn new(device: DeviceId, properties: DeviceProperties) -> Self {
+    /// A server that lowers by `lower` and, with a session, executes.
+    pub(crate) fn new(
+        device: DeviceId,
+        properties: DeviceProperties,
+        lower: Lower,
+        execution: Option<Session>,
+    ) -> Self {
         let layout = ContiguousMemoryLayoutPolicy::new(properties.memory.alignment as usize);
         // The writer of graph captures is dropped: nothing is captured here.
         let (utilities, _captures) = ServerUtilities::init(
@@ -135,12 +83,17 @@ impl RecordingServer {
         );
         Self {
             utilities: Arc::new(utilities),
-            lower: lower::lower,
-            execution: None,
+            lower,
+            execution,
             memory: HashMap::new(),
             bytes: BytesStorage::default(),
             log: Arc::default(),
         }
+    }
+
+    /// The record, shared with the server.
+    pub(crate) fn log(&self) -> Arc<Mutex<Log>> {
+        self.log.clone()
     }
 
     /// The host memory that `binding` covers.
@@ -250,7 +203,7 @@ impl RecordingServer {
 
 impl DeviceService for RecordingServer {
     fn init(device: DeviceId) -> Self {
-        Self::new(device, apple_m1())
+        Self::new(device, apple_m1(), lower::lower, None)
     }
 
     fn utilities(&self) -> Arc<dyn std::any::Any + Send + Sync> {
