@@ -2,7 +2,8 @@
 //!
 //! `alignas(a) threadgroup char v[n];`, an array that all threads share, becomes a pointer into the runner's memory. The
 //! words `device`, `constant`, `thread` and `threadgroup` are macros of the shim. `#include <metal_stdlib>` finds an empty
-//! file, since the shim is included before the text. All else stays as it is.
+//! file, since the shim is included before the text. Each text stands in a namespace of its own, so that one file can hold
+//! many. All else stays as it is.
 
 use crate::lower::{ARRAY, ENTRY};
 use regex::Captures;
@@ -27,12 +28,17 @@ fn size(array: &Captures<'_>) -> usize {
     array[3].parse().unwrap_or(0)
 }
 
-/// Makes the change and appends `msl_entry`.
+/// The function that calls the kernel `number` of a file.
+pub(super) fn entry_name(number: usize) -> String {
+    format!("msl_entry{number}")
+}
+
+/// Makes the change to the text that is to be the kernel `number` of a file, and appends the function that calls it.
 ///
 /// # Errors
 ///
 /// When a parameter is none that the dialect emits.
-pub(super) fn rewrite(msl: &str) -> Result<Rewritten, String> {
+pub(super) fn rewrite(msl: &str, number: usize) -> Result<Rewritten, String> {
     let mut offset = 0;
     let body = ARRAY.replace_all(msl, |array: &Captures<'_>| {
         let declaration =
@@ -47,9 +53,12 @@ pub(super) fn rewrite(msl: &str) -> Result<Rewritten, String> {
     let mut writes = Vec::new();
     let arguments =
         parameters.map(|parameter| argument(parameter, &mut writes)).collect::<Result<Vec<_>, _>>()?;
+    // Lines are counted from the text's start: barriers are reported by theirs.
     let text = format!(
-        "{body}\nextern \"C\" __attribute__((visibility(\"default\"))) void msl_entry(void *const *buffers, void *info, \
-         const msl::Thread &at) {{\n    (void)buffers, (void)info, (void)at;\n    {}({});\n}}\n",
+        "namespace kernel{number} {{\n#line 1\n{body}\n}}\n\
+         extern \"C\" __attribute__((visibility(\"default\"))) void {}(void *const *buffers, void *info, \
+         const msl::Thread &at) {{\n    (void)buffers, (void)info, (void)at;\n    kernel{number}::{}({});\n}}\n",
+        entry_name(number),
         &entry[2],
         arguments.join(", ")
     );
@@ -88,10 +97,10 @@ mod tests {
                    device half * const b [[buffer(1)]], constant info_st const* const i, uint3 const p \
                    [[threadgroup_position_in_grid]]) {\n    alignas(4) threadgroup char v1[20];\n    alignas(16) \
                    threadgroup char v2[32];\n}\n";
-        let rewritten = rewrite(msl).unwrap();
+        let rewritten = rewrite(msl, 7).unwrap();
         assert!(rewritten.text.contains("char *const v1 = ::msl::msl_runtime->threadgroup_memory(0);"));
         assert!(rewritten.text.contains("char *const v2 = ::msl::msl_runtime->threadgroup_memory(32);"));
-        let call = "k(msl::Pointer{buffers[0]}, msl::Pointer{buffers[1]}, msl::Pointer{info}, \
+        let call = "kernel7::k(msl::Pointer{buffers[0]}, msl::Pointer{buffers[1]}, msl::Pointer{info}, \
                     at.threadgroup_position_in_grid);";
         assert!(rewritten.text.contains(call), "{}", rewritten.text);
         assert_eq!((rewritten.writes, threadgroup_bytes(msl)), (vec![false, true], 64));

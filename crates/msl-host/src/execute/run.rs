@@ -10,6 +10,8 @@ use super::memory::Arena;
 use super::order::Orders;
 use super::trap::{self, Signal};
 use corosensei::stack::DefaultStack;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 /// Threadgroups, and threads of each.
 #[derive(Clone, Copy, Debug)]
@@ -108,11 +110,13 @@ impl Runner {
         let orders = Orders::of(self.launches);
         self.launches += 1;
         let launch = Launch { library, grid, buffers: &pointers, info: info_pointer };
+        let start = Instant::now();
         let result = if library.synchronizes {
             self.run_in_turns(&launch, orders)
         } else {
             self.run_alone(&launch, orders)
         };
+        library.nanoseconds.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
         result?;
         for (index, buffer) in buffers.iter().enumerate() {
             let arena = &mut self.buffers[arena_of[index]];
@@ -197,27 +201,17 @@ impl Runner {
             fibers.push(unsafe { Fiber::new(self.stack()?, place, move || launch.call(group, thread)) });
         }
         let mut states = vec![State::Ready; fibers.len()];
-        let result = loop {
+        let result = 'group: loop {
             for &thread in order {
                 if states[thread] == State::Ready {
                     states[thread] = match fibers[thread].resume() {
                         Stop::Waits(Wait::Threadgroup(line)) => State::AtBarrier(line),
                         Stop::Waits(Wait::Simdgroup(line)) => State::WithLanes(line),
-                        Stop::Waits(Wait::Fault(what)) => State::Failed(what),
+                        Stop::Waits(Wait::Fault(what)) => break 'group Err((thread, what)),
                         Stop::Ended(Ok(())) => State::Ended,
-                        Stop::Ended(Err(signal)) => State::Failed(self.describe(signal)),
+                        Stop::Ended(Err(signal)) => break 'group Err((thread, self.describe(signal))),
                     };
-                    if matches!(states[thread], State::Failed(_)) {
-                        break;
-                    }
                 }
-            }
-            let failed = states.iter().enumerate().find_map(|(thread, state)| match state {
-                State::Failed(what) => Some((thread, what.clone())),
-                _ => None,
-            });
-            if let Some((thread, what)) = failed {
-                break Err((thread, what));
             }
             match release(&mut states) {
                 Ok(true) => {}
@@ -260,13 +254,13 @@ impl Runner {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Where a thread stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Ready,
     AtBarrier(i32),
     WithLanes(i32),
     Ended,
-    Failed(String),
 }
 
 /// Lets threads go on that have all met: `Ok(false)` when all have ended, an error when they cannot meet.

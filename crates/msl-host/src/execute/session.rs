@@ -1,9 +1,11 @@
 //! What one server has compiled.
 
+use super::library::compile_together;
 use super::{Effort, Library, Runner, compile};
 use cubecl_runtime::id::KernelId;
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 /// A change to a text, for tests that the suite finds defects.
 pub type Edit = Box<dyn Fn(&str) -> String + Send>;
@@ -13,8 +15,42 @@ pub struct Session {
     /// Runs the compiled kernels.
     pub runner: Runner,
     edit: Option<Edit>,
-    /// The compiled kernels of an edited server.
-    edited: HashMap<KernelId, Arc<Library>>,
+    /// The kernels of an edited server.
+    edited: HashMap<KernelId, Arc<Kernel>>,
+}
+
+/// A text, and what it was compiled to at each effort.
+struct Kernel {
+    text: Arc<str>,
+    low: Cell,
+    high: Cell,
+}
+
+type Cell = OnceLock<Result<Arc<Library>, String>>;
+
+/// The kernels of servers without edits, which share theirs: the text is that of the kernel's identity.
+static SHARED: LazyLock<Mutex<HashMap<KernelId, Arc<Kernel>>>> = LazyLock::new(Mutex::default);
+
+impl Kernel {
+    fn new(text: Arc<str>) -> Arc<Self> {
+        Arc::new(Self { text, low: Cell::new(), high: Cell::new() })
+    }
+
+    /// The kernel compiled for a launch of `threads`. Most kernels run once over a small problem; the others, those of large
+    /// launches and those that have run for long, are worth an optimizing compiler.
+    fn library(&self, threads: u64) -> Result<Arc<Library>, String> {
+        /// What optimizing takes longer than not to, roughly.
+        const LONG: Duration = Duration::from_millis(30);
+        /// Threads that run for about as long.
+        const MANY: u64 = 20_000;
+        let ran_long = || matches!(self.low.get(), Some(Ok(library)) if library.time() > LONG);
+        let (cell, effort) = if self.high.get().is_some() || threads > MANY || ran_long() {
+            (&self.high, Effort::High)
+        } else {
+            (&self.low, Effort::Low)
+        };
+        cell.get_or_init(|| compile(&self.text, effort).map(Arc::new)).clone()
+    }
 }
 
 impl Session {
@@ -23,31 +59,40 @@ impl Session {
         Self { runner: Runner::new(), edit, edited: HashMap::new() }
     }
 
-    /// The kernel compiled for a launch of `threads`. Servers without edits share theirs: the text is that of the kernel's
-    /// identity.
+    /// The kernel compiled for a launch of `threads`.
     ///
     /// # Errors
     ///
     /// The compiler's.
-    pub fn library(&mut self, id: &KernelId, msl: &str, threads: u64) -> Result<Arc<Library>, String> {
-        /// Threads of a launch from which on a kernel is worth optimizing.
-        const MANY: u64 = 100_000;
-        let effort = if threads < MANY { Effort::Low } else { Effort::High };
-        if let Some(edit) = &self.edit {
-            if let Some(library) = self.edited.get(id) {
-                return Ok(library.clone());
+    pub fn library(&mut self, id: &KernelId, msl: &Arc<str>, threads: u64) -> Result<Arc<Library>, String> {
+        let kernel = match &self.edit {
+            Some(edit) => {
+                self.edited.entry(id.clone()).or_insert_with(|| Kernel::new(edit(msl).into())).clone()
             }
-            let library = Arc::new(compile(&edit(msl), effort)?);
-            self.edited.insert(id.clone(), library.clone());
-            return Ok(library);
+            None => shared(id, msl),
+        };
+        kernel.library(threads)
+    }
+}
+
+fn shared(id: &KernelId, msl: &Arc<str>) -> Arc<Kernel> {
+    let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    shared.entry(id.clone()).or_insert_with(|| Kernel::new(msl.clone())).clone()
+}
+
+/// Compiles kernels that servers without edits will be asked to launch, many at a time.
+pub fn compile_ahead(kernels: &[(&KernelId, &Arc<str>)]) {
+    /// Texts of one file: their compilation takes ten times the compiler's start.
+    const TOGETHER: usize = 32;
+    let kernels: Vec<_> = kernels.iter().map(|(id, msl)| shared(id, msl)).collect();
+    let missing: Vec<_> = kernels.iter().filter(|kernel| kernel.low.get().is_none()).collect();
+    for kernels in missing.chunks(TOGETHER) {
+        let texts: Vec<&str> = kernels.iter().map(|kernel| &*kernel.text).collect();
+        // Where one does not compile none is kept: a launch compiles its kernel alone, and the message is about that one.
+        for (kernel, library) in kernels.iter().zip(compile_together(&texts, Effort::Low).unwrap_or_default())
+        {
+            // Another thread may have been first.
+            let _ = kernel.low.set(Ok(Arc::new(library)));
         }
-        type Cell = Arc<OnceLock<Result<Arc<Library>, String>>>;
-        static COMPILED: LazyLock<Mutex<HashMap<(KernelId, bool), Cell>>> = LazyLock::new(Mutex::default);
-        let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
-        let optimized = compiled.get(&(id.clone(), true)).cloned();
-        let cell = optimized
-            .unwrap_or_else(|| compiled.entry((id.clone(), effort == Effort::High)).or_default().clone());
-        drop(compiled);
-        cell.get_or_init(|| compile(msl, effort).map(Arc::new)).clone()
     }
 }

@@ -1,7 +1,7 @@
 //! The conformance suite of conv-kernels, on the MSL that a Mac would be given, executed on this machine's CPU: the same
 //! problems, references and tolerances, from the same files.
 
-mod coverage;
+mod all_kernels;
 mod defects;
 mod device;
 

@@ -1,8 +1,10 @@
-//! Every kernel that `cargo xtask msl` lists is executed here, and what it computes is compared with the reference.
+//! Every kernel that `cargo xtask msl` lists is executed here, and what it computes is compared with the reference. Tests
+//! start in the order of their names: these go first, since they compile together what the others then find compiled.
 
 use crate::{causal_conv1d, conv3d, conv3d_sums, rope2d};
 use conv_cases::fill;
 use conv_kernels::{FloatType, IndexType, Limits};
+use msl_host::execute::compile_ahead;
 use msl_host::server::Recorder;
 use msl_host::variants::{self, IndexWidth};
 use std::collections::HashSet;
@@ -23,6 +25,11 @@ fn every_listed_bf16_kernel_is_executed_and_compared() {
 }
 
 fn check(dtype: FloatType) {
+    let listed = variants::of_dtype(dtype).kernels;
+    let texts: Vec<_> =
+        listed.iter().filter_map(|kernel| Some((&kernel.id, &kernel.lowered.as_ref().ok()?.msl))).collect();
+    compile_ahead(&texts);
+
     let recorder = Recorder::executing();
     let client = recorder.client();
     let mut failures = Vec::new();
@@ -58,7 +65,6 @@ fn check(dtype: FloatType) {
     }
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
 
-    let listed = variants::of_dtype(dtype).kernels;
     let log = recorder.log();
     let executed: HashSet<_> = log.kernels.iter().map(|kernel| &kernel.id).collect();
     let missing: Vec<_> = listed.iter().filter(|kernel| !executed.contains(&kernel.id)).collect();
