@@ -155,6 +155,8 @@ mod tests {
 
     #[test]
     fn one_epoch_or_a_loss_that_is_not_finite_still_gives_a_plot() {
+        let curves = [curve("train", &[f64::NAN, f64::INFINITY]), curve("test", &[2.0])];
+        assert_eq!(from_zero(&curves), 0.0..2.1);
         let curves = [Curve { name: "train", points: vec![(1.0, f64::NAN)] }, Curve::default()];
         let svg = svg(&[Panel { title: "loss", y: from_zero(&curves), curves: &curves }]);
         assert!(svg.ends_with("</svg>\n"));

@@ -37,21 +37,21 @@ struct Cli {
     /// [default: generated scenes in data/scenes, written there first]
     #[arg(long, value_name = "DIR", help_heading = "Images")]
     images: Option<PathBuf>,
-    /// Height and width of a picture, a multiple of 8: others are resized to this square
-    #[arg(long, value_name = "PIXELS", value_parser = count(16, 1024), default_value = "64", help_heading = "Images")]
+    /// Height and width of a picture, a multiple of 4: others are resized to this square
+    #[arg(long, value_name = "PIXELS", value_parser = count(8, 1024), default_value = "32", help_heading = "Images")]
     size: usize,
     /// Share of the first view's patches that is masked
     #[arg(long, value_name = "PART", value_parser = part, default_value = "0.75", help_heading = "Images")]
     mask_ratio: f64,
 
-    /// Passes over the training pairs [default: 15]
+    /// Passes over the training pairs [default: 10]
     #[arg(long, value_name = "N", value_parser = count(1, 100_000), help_heading = "Training")]
     epochs: Option<usize>,
     /// Pairs per training step
-    #[arg(long, value_name = "N", value_parser = count(1, 65_536), default_value = "16", help_heading = "Training")]
+    #[arg(long, value_name = "N", value_parser = count(1, 65_536), default_value = "8", help_heading = "Training")]
     batch_size: usize,
     /// Learning rate at the start; it falls to 0 along a cosine
-    #[arg(long, value_name = "RATE", value_parser = rate, default_value = "0.001", help_heading = "Training")]
+    #[arg(long, value_name = "RATE", value_parser = rate, default_value = "0.002", help_heading = "Training")]
     learning_rate: f64,
     /// Seed of the weights, of the masks and of the order of pairs
     #[arg(long, value_name = "N", default_value = "1", help_heading = "Training")]
@@ -93,7 +93,7 @@ fn run(cli: &Cli) -> Result<()> {
     let settings = Settings {
         size: cli.size,
         mask_ratio: cli.mask_ratio,
-        epochs: cli.epochs.unwrap_or(if cli.steps.is_some() { 1 } else { 15 }),
+        epochs: cli.epochs.unwrap_or(if cli.steps.is_some() { 1 } else { 10 }),
         steps: cli.steps,
         batch_size: cli.batch_size,
         learning_rate: cli.learning_rate,
@@ -142,6 +142,7 @@ fn run(cli: &Cli) -> Result<()> {
     );
     println!("  {:.4}  the network", errors.network);
     println!("  {:.4}  the network, shown the second view of another scene", errors.wrong_view);
+    println!("  {:.4}  the second view, copied", errors.copied);
     println!("  {:.4}  the mean colour of the visible patches", errors.mean_colour);
     println!(
         "After {} epoch{} in {} on {}; {} parameters.",
@@ -195,7 +196,7 @@ mod tests {
 
     #[test]
     fn numbers_out_of_bounds_are_refused_with_the_option() {
-        for (option, value) in [("--size", "8"), ("--mask-ratio", "1"), ("--steps", "0"), ("--epochs", "x")] {
+        for (option, value) in [("--size", "4"), ("--mask-ratio", "1"), ("--steps", "0"), ("--epochs", "x")] {
             let error = Cli::try_parse_from(["cross-view", option, value]).unwrap_err().to_string();
             assert!(error.contains(option) && error.contains(value), "{error}");
         }
@@ -215,8 +216,8 @@ mod tests {
             };
             patches(&settings).map(|patches| (patches.side, patches.masked))
         };
-        assert_eq!(cut(64, 0.75).unwrap(), (8, 48));
-        assert_eq!((cut(16, 0.01).unwrap(), cut(16, 0.99).unwrap()), ((2, 1), (2, 3)));
-        assert_eq!(cut(20, 0.5).unwrap_err().to_string(), "--size 20 is not a multiple of 8");
+        assert_eq!(cut(32, 0.75).unwrap(), (8, 48));
+        assert_eq!((cut(8, 0.01).unwrap(), cut(8, 0.99).unwrap()), ((2, 1), (2, 3)));
+        assert_eq!(cut(18, 0.5).unwrap_err().to_string(), "--size 18 is not a multiple of 4");
     }
 }

@@ -22,10 +22,10 @@ use crate::pairs::{PATCH_VALUES, PairBatch};
 /// Features of a token.
 const WIDTH: usize = 96;
 /// Heads of an attention; the features of a head must divide by 4 for RoPE2D.
-const HEADS: usize = 3;
+const HEADS: usize = 6;
 /// Blocks of the encoder and of the decoder.
-const ENCODER: usize = 3;
-const DECODER: usize = 3;
+const ENCODER: usize = 2;
+const DECODER: usize = 4;
 
 /// A cross-view completion network.
 #[derive(Module, Debug)]
@@ -61,16 +61,13 @@ impl CrossView {
     pub(crate) fn forward(&self, batch: &PairBatch) -> Tensor<3> {
         let [count, masked, _] = batch.masked.dims();
         let [_, visible, _] = batch.visible.dims();
-        let side = (batch.second.dims()[1] as f64).sqrt() as i32;
-        let second_positions = Rope2d::grid(count, side, side, &batch.second.device());
-
         let first = self.encode(batch.visible.clone(), &batch.visible_positions);
-        let second = self.encode(batch.second.clone(), &second_positions);
+        let second = self.encode(batch.second.clone(), &batch.second_positions);
         let unseen = self.mask_token.val().expand([count, masked, WIDTH]);
         let mut tokens = Tensor::cat(vec![self.decoder_embedding.forward(first), unseen], 1);
         let positions = Tensor::cat(vec![batch.visible_positions.clone(), batch.masked_positions.clone()], 1);
         for block in &self.decoder {
-            tokens = block.forward(tokens, &positions, &second, &second_positions);
+            tokens = block.forward(tokens, &positions, &second, &batch.second_positions);
         }
         let tokens = self.decoder_norm.forward(tokens.narrow(1, visible, masked));
         self.head.forward(tokens) + 0.5
@@ -256,8 +253,9 @@ mod tests {
             visible: random(4),
             visible_positions: positions.clone().narrow(1, 0, 4),
             masked: random(5),
-            masked_positions: positions.narrow(1, 4, 5),
+            masked_positions: positions.clone().narrow(1, 4, 5),
             second: random(9),
+            second_positions: positions,
         }
     }
 
@@ -299,9 +297,20 @@ mod tests {
             PairBatch { visible_positions: batch.visible_positions.clone().flip([1]), ..batch.clone() };
         assert!(difference(&network.forward(&other), &found) > 1e-4);
         // Masked patches are predicted for their positions.
-        let other = PairBatch { masked_positions: batch.masked_positions.clone().flip([1]), ..batch };
+        let first = |patches: &Tensor<3>| patches.clone().narrow(1, 0, 1);
+        assert!(difference(&first(&found), &first(&found.clone().flip([1]))) > 1e-4);
+        let other = PairBatch { masked_positions: batch.masked_positions.clone().flip([1]), ..batch.clone() };
         let flipped = network.forward(&other).flip([1]).into_data();
         flipped.assert_approx_eq::<f32>(&found.to_data(), tolerance);
+        // Only differences of positions count: a shift of everything changes nothing, one of a view does.
+        let other = PairBatch {
+            visible_positions: batch.visible_positions.clone() + 3,
+            masked_positions: batch.masked_positions.clone() + 3,
+            ..batch.clone()
+        };
+        assert!(difference(&network.forward(&other), &found) > 1e-4);
+        let other = PairBatch { second_positions: batch.second_positions + 3, ..other };
+        network.forward(&other).into_data().assert_approx_eq::<f32>(&found.to_data(), tolerance);
     }
 
     #[test]

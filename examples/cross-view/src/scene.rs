@@ -1,8 +1,8 @@
 //! Generated scenes, each photographed from two places.
 //!
 //! A scene is a textured wall with textured cards before it, some square and some round, at random distances and
-//! tilts. Both cameras look at the middle of the scene from places of their own, so that near cards shift against far
-//! ones between the views, and each view shows a little that the other hides.
+//! tilts. The cameras stand in places of their own and look near the middle of the scene, so that the views are shifted and
+//! a little turned, near cards shift against far ones, and each view shows something that the other hides.
 
 use std::f32::consts::TAU;
 use std::path::Path;
@@ -20,8 +20,6 @@ pub(crate) const SCENES: usize = 1000;
 pub(crate) const SIZE: u32 = 64;
 /// Seed of the scenes; it has no option, so that everyone's copy is the same.
 const SEED: u64 = 20_250_601;
-/// Where both cameras look.
-const TARGET: Vector = [0.0, 0.0, 5.0];
 /// Rays per pixel, in each direction.
 const RAYS: u32 = 2;
 
@@ -62,7 +60,7 @@ impl Frame {
     }
 }
 
-/// A colour for every point of a plane: two colours in waves, checks or stripes, and a slow slope of brightness.
+/// A colour for every point of a plane: two colours in waves, soft checks or soft stripes, and a slow slope of brightness.
 #[derive(Clone, Copy, Debug)]
 struct Texture {
     colours: [Vector; 2],
@@ -92,8 +90,8 @@ impl Texture {
         let (u, v) = (scale * (cos * x + sin * y) + self.phase, scale * (cos * y - sin * x));
         let mix = match self.kind {
             0 => 0.5 + 0.25 * (u.sin() + (v + 0.5 * u.sin()).sin()),
-            1 => f32::from(u.sin() * v.sin() > 0.0),
-            _ => f32::from(u.sin() > 0.0),
+            1 => (0.5 + 1.5 * u.sin() * v.sin()).clamp(0.0, 1.0),
+            _ => (0.5 + u.sin()).clamp(0.0, 1.0),
         };
         let light = 1.0 + self.slope[0] * x + self.slope[1] * y;
         std::array::from_fn(|i| light * (self.colours[0][i] * (1.0 - mix) + self.colours[1][i] * mix))
@@ -130,7 +128,7 @@ fn random_scene(rng: &mut impl Rng) -> Vec<Card> {
         frame: Frame::facing([rng.random_range(-0.3..0.3), rng.random_range(-0.2..0.2), 1.0], 0.0),
         half: [40.0; 2],
         round: false,
-        texture: Texture::random(rng, 2.0..4.5),
+        texture: Texture::random(rng, 3.0..6.0),
     };
     let mut cards = vec![wall];
     for _ in 0..rng.random_range(4..8) {
@@ -143,7 +141,7 @@ fn random_scene(rng: &mut impl Rng) -> Vec<Card> {
             ),
             half: [0; 2].map(|_| rng.random_range(0.5..1.4)),
             round: rng.random_bool(0.4),
-            texture: Texture::random(rng, 0.7..2.0),
+            texture: Texture::random(rng, 1.2..3.0),
         });
     }
     cards
@@ -151,8 +149,9 @@ fn random_scene(rng: &mut impl Rng) -> Vec<Card> {
 
 /// A camera somewhere before the scene.
 fn random_camera(rng: &mut impl Rng) -> (Vector, Frame) {
-    let place = [rng.random_range(-0.6..0.6), rng.random_range(-0.4..0.4), rng.random_range(-0.3..0.3)];
-    (place, Frame::facing(add(TARGET, place, -1.0), rng.random_range(-0.08..0.08)))
+    let place = [rng.random_range(-0.7..0.7), rng.random_range(-0.4..0.4), rng.random_range(-0.3..0.3)];
+    let aim = [rng.random_range(-0.25..0.25), rng.random_range(-0.25..0.25), 5.0];
+    (place, Frame::facing(add(aim, place, -1.0), rng.random_range(-0.08..0.08)))
 }
 
 fn photograph(cards: &[Card], (origin, frame): (Vector, Frame)) -> RgbImage {

@@ -29,8 +29,7 @@ pub(crate) fn write(batch: &PairBatch, before: Tensor<3>, after: Tensor<3>, path
     let visible = Placed::read(batch.visible.clone(), batch.visible_positions.clone())?;
     let at_masked = |values| Placed::read(values, batch.masked_positions.clone());
     let (before, after, target) = (at_masked(before)?, at_masked(after)?, at_masked(batch.masked.clone())?);
-    let grid = burn_conv_ops::nn::Rope2d::grid(pairs, side as i32, side as i32, &batch.second.device());
-    let second = Placed::read(batch.second.clone(), grid)?;
+    let second = Placed::read(batch.second.clone(), batch.second_positions.clone())?;
 
     let columns = COLUMNS.len() as u32;
     let mut sheet = RgbImage::from_pixel(
@@ -130,6 +129,7 @@ mod tests {
             masked: patches(&[0.6, 0.8]),
             masked_positions: positions([0, 1, 1, 0]),
             second: patches(&[0.0, 0.1, 0.3, 1.0]),
+            second_positions: burn_conv_ops::nn::Rope2d::grid(1, 2, 2, &device),
         };
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("sheet.png");

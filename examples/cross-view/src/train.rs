@@ -73,6 +73,8 @@ pub(crate) struct Errors {
     pub(crate) network: f64,
     /// Of the network when it is shown another pair's second view.
     pub(crate) wrong_view: f64,
+    /// Of the second view's patches in the places of the masked ones.
+    pub(crate) copied: f64,
     /// Of the mean colour of each picture's visible patches.
     pub(crate) mean_colour: f64,
 }
@@ -95,12 +97,14 @@ pub(crate) fn measure(
         sums.network += error(network.forward(&batch))?;
         let wrong = PairBatch { second: roll(batch.second.clone()), ..batch.clone() };
         sums.wrong_view += error(network.forward(&wrong))?;
+        sums.copied += error(copied(&batch))?;
         sums.mean_colour += error(mean_colour(&batch))?;
         pairs += count as f64;
     }
     Ok(Errors {
         network: sums.network / pairs,
         wrong_view: sums.wrong_view / pairs,
+        copied: sums.copied / pairs,
         mean_colour: sums.mean_colour / pairs,
     })
 }
@@ -110,6 +114,16 @@ fn roll(tensor: Tensor<3>) -> Tensor<3> {
     let count = tensor.dims()[0];
     let last = tensor.clone().narrow(0, count - 1, 1);
     if count == 1 { last } else { Tensor::cat(vec![last, tensor.narrow(0, 0, count - 1)], 0) }
+}
+
+/// The second view's patch in the place of every masked one.
+fn copied(batch: &PairBatch) -> Tensor<3> {
+    let [count, masked, _] = batch.masked.dims();
+    let side = batch.second.dims()[1].isqrt() as i32;
+    let row = batch.masked_positions.clone().narrow(2, 0, 1);
+    let column = batch.masked_positions.clone().narrow(2, 1, 1);
+    let index = (row * side + column).expand([count, masked, PATCH_VALUES]);
+    batch.second.clone().gather(1, index)
 }
 
 /// The mean colour of the visible patches in the place of every masked one.
@@ -124,28 +138,42 @@ fn mean_colour(batch: &PairBatch) -> Tensor<3> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use burn::tensor::Int;
+
+    /// One picture's patches, each of two colours in turn.
+    fn patches(colours: &[[[f32; 3]; 2]]) -> Tensor<3> {
+        let values: Vec<f32> =
+            colours.iter().flat_map(|pair| pair.as_flattened().repeat(PATCH_VALUES / 6)).collect();
+        let flat = Tensor::<1>::from_floats(values.as_slice(), &Device::flex());
+        flat.reshape([1, colours.len(), PATCH_VALUES])
+    }
+
+    fn batch(visible: [[f32; 3]; 2]) -> PairBatch {
+        let positions = |pairs: &[i32]| {
+            let flat = Tensor::<1, Int>::from_ints(pairs, &Device::flex());
+            flat.reshape([1, pairs.len() / 2, 2])
+        };
+        PairBatch {
+            visible: patches(&[visible, visible]),
+            visible_positions: positions(&[0, 0, 1, 1]),
+            masked: patches(&[[[0.0; 3]; 2]; 2]),
+            masked_positions: positions(&[1, 0, 0, 1]),
+            second: patches(&[0.1, 0.2, 0.3, 0.4].map(|level| [[level; 3]; 2])),
+            second_positions: positions(&[0, 0, 0, 1, 1, 0, 1, 1]),
+        }
+    }
 
     #[test]
     fn the_mean_colour_is_that_of_the_visible_pixels() {
-        let device = Device::flex();
-        let patch = |colours: [[f32; 3]; 2]| {
-            let [first, second] = colours.map(|colour| colour.repeat(PATCH_VALUES / 6));
-            Tensor::<1>::from_floats([first, second].concat().as_slice(), &device).reshape([
-                1,
-                1,
-                PATCH_VALUES,
-            ])
-        };
-        let positions = burn_conv_ops::nn::Rope2d::grid(1, 1, 1, &device);
-        let batch = PairBatch {
-            visible: patch([[0.0, 0.25, 1.0], [1.0, 0.25, 0.5]]),
-            visible_positions: positions.clone(),
-            masked: patch([[0.0; 3]; 2]),
-            masked_positions: positions,
-            second: patch([[0.0; 3]; 2]),
-        };
-        let found = mean_colour(&batch).try_into_vec_as::<f32>().unwrap();
-        assert_eq!(found, [0.5, 0.25, 0.75].repeat(PATCH_VALUES / 3));
+        let found = mean_colour(&batch([[0.0, 0.25, 1.0], [1.0, 0.25, 0.5]]));
+        let found = found.try_into_vec_as::<f32>().unwrap();
+        assert_eq!(found, [0.5, 0.25, 0.75].repeat(2 * PATCH_VALUES / 3));
+    }
+
+    #[test]
+    fn patches_are_copied_from_where_the_masked_ones_are() {
+        let found = copied(&batch([[0.0; 3]; 2])).try_into_vec_as::<f32>().unwrap();
+        assert_eq!(found, [[0.3; PATCH_VALUES], [0.2; PATCH_VALUES]].concat());
     }
 
     #[test]
