@@ -26,8 +26,8 @@ use train::{Errors, Settings};
 
 /// Train a small network to complete masked images from a second view of the same scene.
 ///
-/// Most patches of the first view are masked; the network predicts them from the few that are left and from the
-/// second view. For a first run on generated scenes, which are written to data/scenes:
+/// Most patches of the first view are masked; the network predicts them from the few that are left
+/// and from the second view. For a first run, on generated scenes:
 ///
 ///     cross-view
 #[derive(Parser, Debug)]

@@ -16,7 +16,7 @@ use burn::module::Module;
 use clap::Parser;
 use example_common::cli::{count, exit, minutes, plural, rate};
 use example_common::device::{self, DeviceChoice};
-use example_common::plot::{Panel, draw, from_zero, read_metric};
+use example_common::plot::{Curve, Panel, draw, from_zero, read_metric};
 use example_common::run_folder;
 
 use generate::Sampling;
@@ -25,8 +25,9 @@ use train::Settings;
 
 /// Train a small Mamba-2 character model on a text, then let it write on.
 ///
-/// Text is generated one character at a time from the states of the convolutions and scans, so the cost of a
-/// character does not grow with the length of the text before it. For a first run on this project's own documentation:
+/// Text is generated one character at a time from the states of the convolutions and scans, so
+/// the cost of a character does not grow with the length of the text before it. For a first run,
+/// on this project's own documentation:
 ///
 ///     mamba-text
 #[derive(Parser, Debug)]
@@ -46,7 +47,7 @@ struct Cli {
     temperature: f64,
 
     /// Passes; each draws its training windows anew, then tests on the held-out text
-    #[arg(long, value_name = "N", value_parser = count(1, 100_000), default_value = "10", help_heading = "Training")]
+    #[arg(long, value_name = "N", value_parser = count(1, 100_000), default_value = "8", help_heading = "Training")]
     epochs: usize,
     /// Training steps per epoch
     #[arg(long, value_name = "N", value_parser = count(1, 1_000_000), default_value = "60", help_heading = "Training")]
@@ -116,11 +117,13 @@ fn run(cli: &Cli) -> Result<()> {
     run_folder::start(&cli.artifacts, &settings, &["plot.svg", "sample.txt", "model.bpk"], cli.overwrite)?;
 
     let network = train::train(&text, &settings, &picked.device, &cli.artifacts, cli.plain)?;
-    let (train_loss, test_loss) = plot(&cli.artifacts, settings.epochs)?;
+    let frequency_loss = text.frequency_loss();
+    let (train_loss, test_loss) = plot(&cli.artifacts, settings.epochs, frequency_loss)?;
+    println!("\nLoss on the held-out text, nats per character:");
+    println!("  {test_loss:.3}  the network ({train_loss:.3} in training, with dropout)");
+    println!("  {frequency_loss:.3}  the frequencies of the characters alone");
     println!(
-        "\nTraining loss {train_loss:.3}, held-out loss {test_loss:.3} nats per character ({:.2} bits) after {} \
-         epoch{} in {} on {}; {} parameters.",
-        test_loss / std::f64::consts::LN_2,
+        "After {} epoch{} in {} on {}; {} parameters.",
         settings.epochs,
         plural(settings.epochs),
         minutes(started.elapsed()),
@@ -148,15 +151,17 @@ fn run(cli: &Cli) -> Result<()> {
     Ok(())
 }
 
-/// Draws the losses and returns the last of each.
-fn plot(artifacts: &Path, epochs: usize) -> Result<(f64, f64)> {
-    let losses = read_metric(artifacts, "Loss", epochs)?;
-    let panel = Panel { title: "loss, nats per character", y: from_zero(&losses), curves: &losses };
-    draw(&[panel], &artifacts.join("plot.svg"))?;
-    let [Some(train), Some(test)] = losses.map(|curve| curve.points.last().map(|point| point.1)) else {
+/// Draws the losses beside that of the characters' frequencies, and returns the last of each.
+fn plot(artifacts: &Path, epochs: usize, frequency_loss: f64) -> Result<(f64, f64)> {
+    let [train, test] = read_metric(artifacts, "Loss", epochs)?;
+    let (Some(&(last, train_loss)), Some(&(_, test_loss))) = (train.points.last(), test.points.last()) else {
         bail!("training was stopped before its first epoch had ended");
     };
-    Ok((train, test))
+    let points = vec![(1.0, frequency_loss), (last, frequency_loss)];
+    let curves = [train, test, Curve { name: "frequencies", points }];
+    let panel = Panel { title: "loss, nats per character", y: from_zero(&curves), curves: &curves };
+    draw(&[panel], &artifacts.join("plot.svg"))?;
+    Ok((train_loss, test_loss))
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {

@@ -54,6 +54,19 @@ impl Text {
         Ok(Self { vocabulary, characters, held_out })
     }
 
+    /// The loss on the held-out part, in nats per character, of knowing nothing but how often each character occurs in
+    /// the part to learn from (and once more than it does).
+    pub(crate) fn frequency_loss(&self) -> f64 {
+        let mut counts = vec![1.0f64; self.vocabulary.len()];
+        for &character in &self.characters[..self.held_out] {
+            counts[character as usize] += 1.0;
+        }
+        let total: f64 = counts.iter().sum();
+        let losses =
+            self.characters[self.held_out..].iter().map(|&next| (total / counts[next as usize]).ln());
+        losses.sum::<f64>() / self.tail().len() as f64
+    }
+
     /// The held-out part.
     fn tail(&self) -> Range<usize> {
         self.held_out..self.characters.len()
@@ -171,6 +184,15 @@ mod tests {
         assert!(first.iter().any(|window| window[0] == 0) && first.iter().any(|window| window[3] == 19));
         assert_ne!(windows(&training), first);
         assert_eq!(windows(&held_out_windows(text, 4, 8)), [[21, 22, 23, 24]]);
+    }
+
+    #[test]
+    fn the_frequency_loss_is_that_of_the_counts() {
+        // a occurs 5 and b 3 times, the held-out part is a b: of 10 counts, 6 and 4.
+        let text = Text::new("aaaaabbbab", 1).unwrap();
+        assert_eq!(text.held_out, 8);
+        let expected = ((10.0f64 / 6.0).ln() + (10.0f64 / 4.0).ln()) / 2.0;
+        assert!((text.frequency_loss() - expected).abs() < 1e-12);
     }
 
     #[test]

@@ -31,7 +31,7 @@ fn a_short_run_writes_everything_and_is_not_overwritten_by_accident() {
     let output = stdout(&run(dir.path(), &args));
     assert!(output.contains("320 characters, 5 of them different; the last 32 are held out"), "{output}");
     assert!(output.contains("Running on the CPU (Flex"), "{output}");
-    assert!(output.contains("epoch 2/2") && output.contains("after 2 epochs in"), "{output}");
+    assert!(output.contains("epoch 2/2") && output.contains("After 2 epochs in"), "{output}");
     let out = dir.path().join("out");
     for file in ["run.json", "plot.svg", "model.bpk", "sample.txt"] {
         assert!(out.join(file).metadata().is_ok_and(|file| file.len() > 0), "{file}");
