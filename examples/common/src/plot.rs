@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::{Result, anyhow};
 use burn::train::{LearnerSummary, MetricSummary};
+pub use plotters::chart::SeriesLabelPosition;
 use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 
@@ -26,6 +27,8 @@ pub struct Panel<'a> {
     pub y: Range<f64>,
     /// At most three lines.
     pub curves: &'a [Curve],
+    /// A place for the legend where no line passes.
+    pub legend: SeriesLabelPosition,
 }
 
 /// Reads a metric from burn-train's logs under `artifacts`: its values on the training data and on the held-out
@@ -99,6 +102,7 @@ fn draw_panel(
     }
     chart
         .configure_series_labels()
+        .position(panel.legend.clone())
         .label_font(("sans-serif", 17))
         .background_style(WHITE.mix(0.8))
         .border_style(BLACK.mix(0.3))
@@ -139,9 +143,10 @@ mod tests {
     fn every_panel_is_drawn_with_a_line_per_curve() {
         let losses = [curve("train", &[2.0, 1.0, 0.5]), curve("test", &[2.1, 1.2, 0.8])];
         let accuracies = [curve("train", &[10.0, 50.0, 90.0]), curve("test", &[12.0, 40.0, 85.0])];
+        let legend = SeriesLabelPosition::LowerLeft;
         let svg = svg(&[
-            Panel { title: "loss", y: from_zero(&losses), curves: &losses },
-            Panel { title: "accuracy", y: 0.0..100.0, curves: &accuracies },
+            Panel { title: "loss", y: from_zero(&losses), curves: &losses, legend: legend.clone() },
+            Panel { title: "accuracy", y: 0.0..100.0, curves: &accuracies, legend },
         ]);
         for colour in ["#0072B2", "#D55E00"] {
             let lines = svg.lines().filter(|l| l.contains("<polyline") && l.contains(colour)).count();
@@ -158,7 +163,12 @@ mod tests {
         let curves = [curve("train", &[f64::NAN, f64::INFINITY]), curve("test", &[2.0])];
         assert_eq!(from_zero(&curves), 0.0..2.1);
         let curves = [Curve { name: "train", points: vec![(1.0, f64::NAN)] }, Curve::default()];
-        let svg = svg(&[Panel { title: "loss", y: from_zero(&curves), curves: &curves }]);
+        let svg = svg(&[Panel {
+            title: "loss",
+            y: from_zero(&curves),
+            curves: &curves,
+            legend: SeriesLabelPosition::LowerLeft,
+        }]);
         assert!(svg.ends_with("</svg>\n"));
     }
 

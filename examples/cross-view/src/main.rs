@@ -17,6 +17,7 @@ use burn::module::Module;
 use clap::Parser;
 use example_common::cli::{count, exit, minutes, plural, rate};
 use example_common::device::{self, DeviceChoice};
+use example_common::plot::SeriesLabelPosition::LowerLeft;
 use example_common::plot::{Curve, Panel, draw, from_zero, read_metric};
 use example_common::run_folder;
 
@@ -166,7 +167,7 @@ fn run(cli: &Cli) -> Result<()> {
 
 /// How the settings cut a picture: at least one patch is masked and one is not.
 fn patches(settings: &Settings) -> Result<Patches> {
-    ensure!(settings.size % PATCH == 0, "--size {} is not a multiple of {PATCH}", settings.size);
+    ensure!(settings.size.is_multiple_of(PATCH), "--size {} is not a multiple of {PATCH}", settings.size);
     let side = settings.size / PATCH;
     let masked = (settings.mask_ratio * (side * side) as f64).round() as usize;
     Ok(Patches { side, masked: masked.clamp(1, side * side - 1) })
@@ -180,7 +181,12 @@ fn plot(artifacts: &Path, epochs: usize, errors: Errors) -> Result<()> {
     };
     let points = vec![(1.0, errors.mean_colour), (last, errors.mean_colour)];
     let curves = [train, test, Curve { name: "mean colour", points }];
-    let panel = Panel { title: "mean squared error, masked patches", y: from_zero(&curves), curves: &curves };
+    let panel = Panel {
+        title: "mean squared error, masked patches",
+        y: from_zero(&curves),
+        curves: &curves,
+        legend: LowerLeft,
+    };
     draw(&[panel], &artifacts.join("plot.svg"))
 }
 

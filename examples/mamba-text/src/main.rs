@@ -16,6 +16,7 @@ use burn::module::Module;
 use clap::Parser;
 use example_common::cli::{count, exit, minutes, plural, rate};
 use example_common::device::{self, DeviceChoice};
+use example_common::plot::SeriesLabelPosition::LowerLeft;
 use example_common::plot::{Curve, Panel, draw, from_zero, read_metric};
 use example_common::run_folder;
 
@@ -159,7 +160,12 @@ fn plot(artifacts: &Path, epochs: usize, frequency_loss: f64) -> Result<(f64, f6
     };
     let points = vec![(1.0, frequency_loss), (last, frequency_loss)];
     let curves = [train, test, Curve { name: "frequencies", points }];
-    let panel = Panel { title: "loss, nats per character", y: from_zero(&curves), curves: &curves };
+    let panel = Panel {
+        title: "loss, nats per character",
+        y: from_zero(&curves),
+        curves: &curves,
+        legend: LowerLeft,
+    };
     draw(&[panel], &artifacts.join("plot.svg"))?;
     Ok((train_loss, test_loss))
 }
