@@ -161,12 +161,11 @@ mod tests {
             let (y, last) =
                 if whole { scan(inputs, a.clone(), state) } else { step_by_step(&inputs, &a, state) };
             let gradients = (y.powf_scalar(2.0).mean() + last.mean()).backward();
-            let data = [
+            [
                 x.grad(&gradients).unwrap().into_data(),
                 dt.grad(&gradients).unwrap().into_data(),
                 a.grad(&gradients).unwrap().into_data(),
-            ];
-            data
+            ]
         };
         for (found, expected) in gradients(true).iter().zip(gradients(false)) {
             found.assert_approx_eq::<f32>(&expected, Tolerance::rel_abs(1e-3, 1e-4));
