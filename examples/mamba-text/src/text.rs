@@ -55,7 +55,7 @@ impl Text {
     }
 
     /// The loss on the held-out part, in nats per character, of knowing nothing but how often each character occurs in
-    /// the part to learn from (and once more than it does).
+    /// the part to learn from. Each is counted once more than it occurs, so that none is impossible.
     pub(crate) fn frequency_loss(&self) -> f64 {
         let mut counts = vec![1.0f64; self.vocabulary.len()];
         for &character in &self.characters[..self.held_out] {
