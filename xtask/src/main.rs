@@ -7,7 +7,7 @@ mod driver;
 mod tidy;
 
 use anyhow::{Context, Result, bail};
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -21,9 +21,13 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Make a data set of moving shapes and train the video classifier on the best device present.
+    /// Train an example on the best device present: the video classifier, on moving shapes that it makes first, or
+    /// another one.
     Demo {
-        /// Where the clips are written (and read again).
+        /// Which example.
+        #[arg(long, value_enum, default_value_t = Example::VideoClassifier)]
+        example: Example,
+        /// Video classifier: where the clips are written (and read again).
         #[arg(long, default_value = "data/moving-shapes")]
         data: PathBuf,
         /// Further options of the example, such as `--device software` or `--epochs 3`.
@@ -57,9 +61,19 @@ enum Task {
     Tidy,
 }
 
+#[derive(Clone, Copy, ValueEnum)]
+enum Example {
+    /// conv3d: tells video clips apart.
+    VideoClassifier,
+    /// Causal conv1d: learns a text and writes on.
+    MambaText,
+    /// RoPE2D: completes masked images from a second view.
+    CrossView,
+}
+
 fn main() -> Result<()> {
     match Cli::parse().command {
-        Task::Demo { data, options } => demo(&data, &options),
+        Task::Demo { example, data, options } => demo(example, &data, &options),
         Task::Test { options } => test(&options),
         Task::Bench { vulkan, options } => {
             let features = if vulkan { "vulkan,autotune" } else { "autotune" };
@@ -125,10 +139,18 @@ fn words(line: &str) -> Vec<String> {
     line.split_whitespace().map(String::from).collect()
 }
 
-fn demo(data: &Path, options: &[String]) -> Result<()> {
+fn demo(example: Example, data: &Path, options: &[String]) -> Result<()> {
+    println!("building the example (minutes the first time) ...");
+    match example {
+        Example::VideoClassifier => video_classifier(data, options),
+        Example::MambaText => run("mamba-text", options),
+        Example::CrossView => run("cross-view", options),
+    }
+}
+
+fn video_classifier(data: &Path, options: &[String]) -> Result<()> {
     let data = if data.is_absolute() { data.to_path_buf() } else { root().join(data) };
     let data = data.display().to_string();
-    println!("building the example (minutes the first time) ...");
     if !Path::new(&data).exists() {
         run("video-classifier", &["--make-data".into(), data.clone()])?;
     }

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use burn::train::checkpoint::{Checkpoint, Checkpointer, CheckpointerError, FileCheckpointer};
+use example_common::run_folder;
 use serde::{Deserialize, Serialize};
 
 /// What decides the outcome of a run, as stored in `run.json`. The names are those of the options.
@@ -40,9 +41,8 @@ pub(crate) struct Run {
 /// The three files of one checkpoint.
 const PARTS: [&str; 3] = ["model", "optim", "scheduler"];
 
-/// What a run writes; `--overwrite` removes these and nothing else.
-const WRITTEN: [&str; 7] =
-    ["run.json", "checkpoint", "train", "valid", "plot.svg", "model.bpk", "experiment.log"];
+/// What a run writes beside burn-train's logs; `--overwrite` removes these and nothing else.
+const WRITTEN: [&str; 3] = ["checkpoint", "plot.svg", "model.bpk"];
 
 /// The folder of one run.
 #[derive(Clone, Debug)]
@@ -86,21 +86,7 @@ impl Artifacts {
                 self.finished_epochs()
             );
         }
-        for name in WRITTEN {
-            let path = self.path(name);
-            let removed = if path.is_dir() {
-                std::fs::remove_dir_all(&path)
-            } else if path.exists() {
-                std::fs::remove_file(&path)
-            } else {
-                Ok(())
-            };
-            removed.with_context(|| format!("{} cannot be removed", path.display()))?;
-        }
-        let path = self.path("run.json");
-        std::fs::create_dir_all(&self.dir)
-            .and_then(|()| std::fs::write(&path, serde_json::to_string_pretty(run)? + "\n"))
-            .with_context(|| format!("{} cannot be written", path.display()))
+        run_folder::start(&self.dir, run, &WRITTEN, true)
     }
 
     /// Checks that `run` continues `saved` and returns how many epochs are finished.

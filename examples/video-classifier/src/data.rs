@@ -16,9 +16,9 @@ use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use example_common::images::{entries, file_name, has_extension, read_png, squared};
 use image::codecs::gif::GifDecoder;
-use image::imageops::{self, FilterType};
-use image::{AnimationDecoder, DynamicImage, ImageReader, RgbImage};
+use image::{AnimationDecoder, DynamicImage, RgbImage};
 
 /// What every clip is brought to: `frames` frames of `size` x `size` pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,7 +152,7 @@ pub(crate) fn read_clip(path: &Path, shape: ClipShape) -> Result<Vec<u8>> {
     if path.is_dir() {
         let files = frame_files(path)?;
         for index in sample(files.len(), shape.frames) {
-            push_frame(&mut bytes, read_png(&files[index])?, shape.size);
+            push_frame(&mut bytes, read_png("frame", &files[index])?, shape.size);
         }
     } else {
         let frames = read_gif(path)?;
@@ -195,17 +195,6 @@ fn sample(available: usize, wanted: usize) -> impl Iterator<Item = usize> {
     })
 }
 
-fn read_png(path: &Path) -> Result<RgbImage> {
-    // The name decides nothing: a JPEG called .png would be guessed, then refused as a format that is not
-    // built in.
-    let image = ImageReader::open(path)
-        .and_then(|reader| reader.with_guessed_format())
-        .map_err(anyhow::Error::from)
-        .and_then(|reader| Ok(reader.decode()?))
-        .with_context(|| format!("frame {} cannot be decoded", path.display()))?;
-    Ok(image.to_rgb8())
-}
-
 fn read_gif(path: &Path) -> Result<Vec<RgbImage>> {
     let decode = || -> Result<Vec<RgbImage>> {
         let decoder = GifDecoder::new(BufReader::new(File::open(path)?))?;
@@ -217,35 +206,9 @@ fn read_gif(path: &Path) -> Result<Vec<RgbImage>> {
     Ok(frames)
 }
 
-/// Appends one frame as `[H, W, RGB]`, resized where it has another size.
+/// Appends one frame as `[H, W, RGB]`.
 fn push_frame(bytes: &mut Vec<u8>, frame: RgbImage, size: usize) {
-    // `size` comes from the command line, where it is limited to 1024.
-    let side = size as u32;
-    let frame = if frame.dimensions() == (side, side) {
-        frame
-    } else {
-        imageops::resize(&frame, side, side, FilterType::Triangle)
-    };
-    bytes.extend_from_slice(frame.as_raw());
-}
-
-/// The visible entries of a folder in byte order of their names.
-fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
-    let list = || -> std::io::Result<Vec<PathBuf>> {
-        std::fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect()
-    };
-    let mut paths = list().with_context(|| format!("{} cannot be listed", folder.display()))?;
-    paths.retain(|path| !file_name(path).starts_with('.'));
-    paths.sort();
-    Ok(paths)
-}
-
-fn file_name(path: &Path) -> String {
-    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
-}
-
-fn has_extension(path: &Path, wanted: &str) -> bool {
-    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case(wanted))
+    bytes.extend_from_slice(squared(frame, size).as_raw());
 }
 
 /// Decodes many clips on all cores, in order; the error is the first one in that order, with the count of the

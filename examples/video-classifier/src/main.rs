@@ -2,27 +2,26 @@
 
 mod artifacts;
 mod data;
-mod device;
 mod loader;
 mod model;
 mod plot;
-mod progress;
 mod synth;
 mod train;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use burn::module::Module;
 use clap::Parser;
+use example_common::cli::{count, exit, minutes, plural, rate};
+use example_common::device::{self, DeviceChoice};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use artifacts::{Artifacts, Run, Settings};
 use data::{Clip, ClipShape};
-use device::DeviceChoice;
 use loader::Clips;
 use train::{Confusion, Job};
 
@@ -83,20 +82,6 @@ struct Cli {
     plain: bool,
 }
 
-/// A number within bounds, refused by clap with the option's name otherwise.
-fn count(least: u64, most: u64) -> impl clap::builder::TypedValueParser<Value = usize> {
-    use clap::builder::TypedValueParser;
-    clap::value_parser!(u64).range(least..=most).map(|number| number as usize)
-}
-
-/// A learning rate that Burn's schedule accepts.
-fn rate(text: &str) -> Result<f64, String> {
-    match text.parse() {
-        Ok(rate) if rate > 0.0 && rate <= 1.0 => Ok(rate),
-        _ => Err("it must be a number above 0 and at most 1".to_owned()),
-    }
-}
-
 impl Cli {
     /// The settings of this run: given ones, else those of the run that is resumed, else the defaults.
     fn settings(&self, saved: Option<&Settings>) -> Settings {
@@ -115,14 +100,7 @@ impl Cli {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    match run(&cli) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    exit(run(&Cli::parse()))
 }
 
 fn run(cli: &Cli) -> Result<()> {
@@ -193,8 +171,7 @@ fn train_on(cli: &Cli, data: &Path) -> Result<()> {
 
     let finished = artifacts.finished_epochs();
     if finished > 0 {
-        let history = plot::History::read(artifacts.dir(), finished)?;
-        plot::draw(&history, &artifacts.path("plot.svg"))?;
+        plot::draw_run(artifacts.dir(), finished, &artifacts.path("plot.svg"))?;
     }
     if finished < settings.epochs {
         println!(
@@ -216,7 +193,7 @@ fn train_on(cli: &Cli, data: &Path) -> Result<()> {
         confusion.correct(),
         confusion.total(),
         settings.epochs,
-        if settings.epochs == 1 { "" } else { "s" },
+        plural(settings.epochs),
         minutes(started.elapsed()),
         picked.name,
         parameters
@@ -256,12 +233,6 @@ fn report(classes: &[String], confusion: &Confusion) {
     }
 }
 
-/// `3 min 41 s`
-fn minutes(time: Duration) -> String {
-    let seconds = time.as_secs();
-    if seconds < 60 { format!("{seconds} s") } else { format!("{} min {} s", seconds / 60, seconds % 60) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -291,11 +262,5 @@ mod tests {
             let error = error.unwrap_err().to_string();
             assert!(error.contains(option) && error.contains(value), "{error}");
         }
-    }
-
-    #[test]
-    fn time_is_told_in_minutes() {
-        assert_eq!(minutes(Duration::from_secs(59)), "59 s");
-        assert_eq!(minutes(Duration::from_secs(221)), "3 min 41 s");
     }
 }

@@ -8,7 +8,8 @@
 use std::f32::consts::TAU;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+use example_common::run_folder;
 use image::{Rgb, RgbImage};
 use indicatif::ProgressBar;
 use rand::{Rng, SeedableRng};
@@ -22,8 +23,6 @@ pub(crate) const SIZE: u32 = 32;
 pub(crate) const CLIPS: [(&str, usize); 2] = [("train", 60), ("test", 20)];
 /// Seed of the data set; it has no option, so that everyone's copy is the same.
 const SEED: u64 = 20_240_229;
-/// File that marks a folder as written whole by this program.
-const MARKER: &str = "ABOUT.txt";
 
 /// Smallest and largest radius of a shape in pixels.
 const RADIUS: (f32, f32) = (3.0, 8.0);
@@ -93,28 +92,12 @@ struct Pose {
 /// Writes the data set to `dir` as `{train,test}/<class>/<clip>/<frame>.png`, or says that it is there
 /// already.
 ///
-/// It is written beside `dir` first and renamed at the end, so that an interrupted run leaves nothing
-/// half-done. Fails when `dir` holds anything else.
+/// Fails when `dir` holds anything else.
 pub(crate) fn make_data(dir: &Path) -> Result<()> {
-    if std::fs::read_to_string(dir.join(MARKER)).is_ok_and(|text| text == about()) {
+    if !run_folder::generate(dir, &about(), write_clips)? {
         println!("{} already holds the moving shapes; left as it is.", dir.display());
         return Ok(());
     }
-    if dir.exists() && std::fs::read_dir(dir).map_or(true, |mut entries| entries.next().is_some()) {
-        bail!("{} is not an empty folder, so the data set is not written there", dir.display());
-    }
-    let mut name = dir.file_name().with_context(|| format!("{} names no folder", dir.display()))?.to_owned();
-    name.push(".partial");
-    let partial = dir.with_file_name(name);
-    if partial.exists() {
-        std::fs::remove_dir_all(&partial)
-            .with_context(|| format!("{} cannot be removed", partial.display()))?;
-    }
-    write_clips(&partial)?;
-    if dir.exists() {
-        std::fs::remove_dir(dir).with_context(|| format!("{} cannot be replaced", dir.display()))?;
-    }
-    std::fs::rename(&partial, dir).with_context(|| format!("{} cannot be written", dir.display()))?;
     println!(
         "Wrote {} clips of moving shapes to {}.",
         MOTIONS.len() * (CLIPS[0].1 + CLIPS[1].1),
@@ -158,8 +141,7 @@ fn write_clips(root: &Path) -> Result<()> {
         anyhow::Ok(())
     })?;
     bar.finish_and_clear();
-    let marker = root.join(MARKER);
-    std::fs::write(&marker, about()).with_context(|| format!("{} cannot be written", marker.display()))
+    Ok(())
 }
 
 /// Draws one clip.

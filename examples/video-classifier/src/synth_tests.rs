@@ -108,7 +108,7 @@ fn the_written_set_is_read_back_by_the_ordinary_reader() {
     std::fs::create_dir(&copy).unwrap();
     make_data(&copy).unwrap();
     assert_eq!(std::fs::read(copy.join(file)).unwrap(), before);
-    std::fs::remove_file(copy.join(MARKER)).unwrap();
+    std::fs::remove_file(copy.join(run_folder::MARKER)).unwrap();
     let error = make_data(&copy).unwrap_err().to_string();
     assert!(error.contains("copy is not an empty folder"), "{error}");
     assert!(!root.path().join("copy.partial").exists());

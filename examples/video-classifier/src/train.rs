@@ -12,11 +12,12 @@ use burn::train::checkpoint::KeepLastNCheckpoints;
 use burn::train::logger::FileMetricLogger;
 use burn::train::metric::{AccuracyMetric, LearningRateMetric, LossMetric};
 use burn::train::{Interrupter, Learner, SupervisedTraining};
+use example_common::loader::EpochLoader;
+use example_common::progress::{self, Values, Wording, value};
 
 use crate::artifacts::{Artifacts, Settings};
-use crate::loader::{ClipLoader, Clips};
+use crate::loader::{ClipBatch, Clips, loader};
 use crate::model::{VideoNet, predictions};
-use crate::progress;
 
 /// Everything a run needs.
 pub(crate) struct Job<'a> {
@@ -39,31 +40,35 @@ impl Job<'_> {
         self.settings.steps.map_or(all, |steps| steps.min(all))
     }
 
-    fn test_loader(&self) -> ClipLoader {
+    fn test_loader(&self) -> EpochLoader<ClipBatch> {
         // Shuffled, so that the few batches of a smoke run are not all of one class.
-        let order = Some(self.settings.seed);
-        ClipLoader::new(
-            self.test.clone(),
-            self.settings.batch_size,
-            order,
-            self.finished + 1,
-            self.settings.steps,
-        )
+        self.loader(&self.test)
     }
+
+    fn loader(&self, clips: &Arc<Clips>) -> EpochLoader<ClipBatch> {
+        let Settings { batch_size, seed, steps, .. } = *self.settings;
+        loader(clips.clone(), batch_size, seed, self.finished + 1, steps)
+    }
+}
+
+/// Plain-text progress: `loss 0.123  accuracy  98.0 %`.
+const WORDING: Wording = Wording { unit: "clips", summary };
+
+fn summary(values: &Values) -> String {
+    format!("loss {:.3}  accuracy {:5.1} %", value(values, "Loss"), value(values, "Accuracy"))
 }
 
 /// Trains up to `settings.epochs` and returns the network as it is after the last step taken.
 ///
 /// The run may end early, on the user's wish: ask [`Artifacts::finished_epochs`].
 pub(crate) fn train(job: &Job<'_>) -> Result<VideoNet> {
-    let Settings { epochs, batch_size, learning_rate, seed, steps, .. } = *job.settings;
+    let Settings { epochs, learning_rate, seed, .. } = *job.settings;
     job.device.seed(seed);
     let model = VideoNet::new(job.classes, &job.device.clone().autodiff());
     let schedule = CosineAnnealingLrSchedulerConfig::new(learning_rate, epochs * job.steps_per_epoch());
     let schedule = schedule.init().map_err(|error| anyhow!(error)).context("no learning rate schedule")?;
     let optimizer = AdamWConfig::new().with_weight_decay(1e-2).init();
-    let order = Some(seed);
-    let train = ClipLoader::new(job.train.clone(), batch_size, order, job.finished + 1, steps);
+    let train = job.loader(&job.train);
     let interrupter = Interrupter::new();
     let artifacts = job.artifacts;
     let mut training = SupervisedTraining::new(artifacts.dir(), Arc::new(train), Arc::new(job.test_loader()))
@@ -78,7 +83,7 @@ pub(crate) fn train(job: &Job<'_>) -> Result<VideoNet> {
         )
         .with_checkpointing_strategy(KeepLastNCheckpoints::new(2))
         .with_interrupter(interrupter.clone())
-        .renderer(progress::renderer(job.plain, &interrupter, job.finished));
+        .renderer(progress::renderer(job.plain, &interrupter, job.finished, WORDING));
     if job.finished > 0 {
         training = training.checkpoint(job.finished);
     }

@@ -11,7 +11,7 @@ use cubecl::wgpu::{AutoGraphicsApi, wgpu};
 
 /// `--device`
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum DeviceChoice {
+pub enum DeviceChoice {
     /// Metal on macOS, else a hardware GPU through wgpu, else the CPU
     Auto,
     /// The CPU, through Burn's Flex backend
@@ -29,13 +29,18 @@ pub(crate) enum DeviceChoice {
 }
 
 /// A device and what to call it.
-pub(crate) struct Picked {
-    pub(crate) device: Device,
-    pub(crate) name: String,
+pub struct Picked {
+    /// Where tensors live, without autodiff.
+    pub device: Device,
+    /// What to call it.
+    pub name: String,
 }
 
-/// Finds the device. Fails in one sentence when this machine or this build does not have it.
-pub(crate) fn pick(choice: DeviceChoice) -> Result<Picked> {
+/// Finds the device.
+///
+/// # Errors
+/// In one sentence, when this machine or this build does not have it.
+pub fn pick(choice: DeviceChoice) -> Result<Picked> {
     match choice {
         DeviceChoice::Flex => Ok(cpu()),
         DeviceChoice::Auto => Ok(gpu().unwrap_or_else(cpu)),

@@ -14,22 +14,43 @@ use burn::train::renderer::{
 };
 use indicatif::{ProgressBar, ProgressStyle};
 
+/// The last values of the metrics of one split, by name.
+pub type Values = HashMap<String, f64>;
+
+/// How plain text puts it.
+#[derive(Clone, Copy, Debug)]
+pub struct Wording {
+    /// What the bar counts.
+    pub unit: &'static str,
+    /// The values of a split in a few words.
+    pub summary: fn(&Values) -> String,
+}
+
+/// The value of a metric, NaN before its first.
+#[must_use]
+pub fn value(values: &Values, name: &str) -> f64 {
+    values.get(name).copied().unwrap_or(f64::NAN)
+}
+
 /// The terminal interface where standard output is a terminal, unless `plain`; else plain text.
 ///
 /// `finished` is the epoch a resumed run continues from.
-pub(crate) fn renderer(plain: bool, interrupter: &Interrupter, finished: usize) -> Box<dyn MetricsRenderer> {
+pub fn renderer(
+    plain: bool,
+    interrupter: &Interrupter,
+    finished: usize,
+    wording: Wording,
+) -> Box<dyn MetricsRenderer> {
     if std::io::stdout().is_terminal() && !plain {
         let checkpoint = (finished > 0).then_some(finished);
         Box::new(TuiMetricsRendererWrapper::new(interrupter.clone(), checkpoint))
     } else {
-        Box::new(PlainRenderer::new())
+        Box::new(PlainRenderer::new(wording))
     }
 }
 
-/// The last values of the metrics of one split, by name.
-type Values = HashMap<String, f64>;
-
 struct PlainRenderer {
+    wording: Wording,
     names: HashMap<MetricId, String>,
     train: Values,
     test: Values,
@@ -40,10 +61,12 @@ struct PlainRenderer {
 }
 
 impl PlainRenderer {
-    fn new() -> Self {
-        let style = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} clips  {msg}");
+    fn new(wording: Wording) -> Self {
+        let template = format!("{{prefix}} {{wide_bar}} {{pos}}/{{len}} {}  {{msg}}", wording.unit);
+        let style = ProgressStyle::with_template(&template);
         let bar = ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         Self {
+            wording,
             names: HashMap::new(),
             train: Values::new(),
             test: Values::new(),
@@ -59,14 +82,8 @@ impl PlainRenderer {
         let Some(name) = self.names.get(&entry.metric_id) else { return };
         let values = if is_train { &mut self.train } else { &mut self.test };
         values.insert(name.clone(), value.current());
-        self.bar.set_message(summary(values));
+        self.bar.set_message((self.wording.summary)(values));
     }
-}
-
-/// `loss 0.123  accuracy 98.0 %`
-fn summary(values: &Values) -> String {
-    let value = |name: &str| values.get(name).copied().unwrap_or(f64::NAN);
-    format!("loss {:.3}  accuracy {:5.1} %", value("Loss"), value("Accuracy"))
 }
 
 impl MetricsRendererTraining for PlainRenderer {
@@ -102,8 +119,8 @@ impl TrainingProgressLogger for PlainRenderer {
         let line = format!(
             "epoch {epoch:width$}/{}   train {}   test {}   {:6.1} s",
             self.epochs,
-            summary(&self.train),
-            summary(&self.test),
+            (self.wording.summary)(&self.train),
+            (self.wording.summary)(&self.test),
             self.started.elapsed().as_secs_f64()
         );
         self.bar.suspend(|| println!("{line}"));

@@ -1,0 +1,60 @@
+//! Reading folders of pictures.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use image::imageops::{self, FilterType};
+use image::{ImageReader, RgbImage};
+
+/// The visible entries of a folder in byte order of their names.
+///
+/// # Errors
+/// When the folder cannot be listed.
+pub fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
+    let list = || -> std::io::Result<Vec<PathBuf>> {
+        std::fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect()
+    };
+    let mut paths = list().with_context(|| format!("{} cannot be listed", folder.display()))?;
+    paths.retain(|path| !file_name(path).starts_with('.'));
+    paths.sort();
+    Ok(paths)
+}
+
+/// The last part of a path.
+#[must_use]
+pub fn file_name(path: &Path) -> String {
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// Whether a name ends in `.wanted`, in whatever case.
+#[must_use]
+pub fn has_extension(path: &Path, wanted: &str) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case(wanted))
+}
+
+/// Decodes a file; the error calls it `what`.
+///
+/// # Errors
+/// When it cannot be read or decoded.
+pub fn read_png(what: &str, path: &Path) -> Result<RgbImage> {
+    // The name decides nothing: a JPEG called .png would be guessed, then refused as a format that is not
+    // built in.
+    let image = ImageReader::open(path)
+        .and_then(|reader| reader.with_guessed_format())
+        .map_err(anyhow::Error::from)
+        .and_then(|reader| Ok(reader.decode()?))
+        .with_context(|| format!("{what} {} cannot be decoded", path.display()))?;
+    Ok(image.to_rgb8())
+}
+
+/// The image as a square of `size` pixels, resized without regard to its aspect where it has another size.
+#[must_use]
+pub fn squared(image: RgbImage, size: usize) -> RgbImage {
+    // `size` comes from the command line, where it is limited to 1024.
+    let side = size as u32;
+    if image.dimensions() == (side, side) {
+        image
+    } else {
+        imageops::resize(&image, side, side, FilterType::Triangle)
+    }
+}
