@@ -14,6 +14,17 @@ pub enum Activation {
     Silu,
 }
 
+impl Activation {
+    /// What [`activate_by_code`] knows it by.
+    pub(crate) fn code(self) -> u32 {
+        match self {
+            Self::None => 0,
+            Self::Relu => 1,
+            Self::Silu => 2,
+        }
+    }
+}
+
 /// The activation at `value`.
 #[cube]
 pub(crate) fn activate(value: f32, #[comptime] activation: Activation) -> f32 {
@@ -27,6 +38,19 @@ pub(crate) fn activate(value: f32, #[comptime] activation: Activation) -> f32 {
     } else {
         value
     }
+}
+
+/// [`activate`] chosen at run time, by [`Activation::code`]: kernels that are compiled for seconds serve all three.
+#[cube]
+pub(crate) fn activate_by_code(value: f32, code: u32) -> f32 {
+    let mut result = value;
+    if code == 1u32 {
+        result = activate(value, Activation::Relu);
+    }
+    if code == 2u32 {
+        result = activate(value, Activation::Silu);
+    }
+    result
 }
 
 /// The activation's derivative at `value` times `dy`; ReLU's derivative at 0 is 0, as in PyTorch.

@@ -30,6 +30,13 @@ pub struct Limits {
     /// Arithmetic operations of one dispatch at most; larger work is split. 25 GFLOP is 20 ms on an M1-class GPU,
     /// below what the macOS watchdog kills while a display is active.
     pub dispatch_operations: f64,
+    /// Whether the longest inner loops are unrolled here: NVIDIA's driver wants it. Apple's compiler takes very long over
+    /// unrolled code and unrolls by itself; a software device compiles it for seconds per kernel.
+    pub unroll: bool,
+    /// Matrix units with fp32 accumulators: the type of what they multiply and the rows, columns and terms of a fragment.
+    pub matrices: Vec<(FloatType, usize)>,
+    /// Cubes that keep the device busy: sums are split until there are so many.
+    pub cubes_in_flight: usize,
     /// Bytes of workspace a plan may ask for beyond inputs and outputs.
     pub workspace_bytes: u64,
 }
@@ -40,6 +47,8 @@ impl Limits {
         let properties = client.properties();
         let hardware = &properties.hardware;
         let (x, y, z) = hardware.max_cube_count;
+        let nvidia = properties.identity.name.contains("NVIDIA");
+        let software = properties.identity.name.contains("llvmpipe");
         Self {
             cubes_per_axis: x.min(y).min(z).min(65_535),
             units_per_cube: hardware.max_units_per_cube.min(1024),
@@ -47,7 +56,10 @@ impl Limits {
             buffer_bytes: properties.memory.max_page_size,
             wide_index: properties.supports_address(AddressType::U64),
             dtypes: FloatType::ALL.into_iter().filter(|dtype| dtype.served_by(client)).collect(),
-            loop_turns: properties.identity.name.contains("llvmpipe").then_some(20_000),
+            loop_turns: software.then_some(20_000),
+            unroll: nvidia,
+            matrices: matrices(client),
+            cubes_in_flight: if nvidia { 528 } else { 64 },
             ..Self::apple_m1()
         }
     }
@@ -64,7 +76,28 @@ impl Limits {
             loop_turns: None,
             dtypes: FloatType::ALL.to_vec(),
             dispatch_operations: 25e9,
+            unroll: false,
+            matrices: vec![(FloatType::F32, 8), (FloatType::F16, 8)],
+            // Two cubes of 256 units for each of an M1 Max's 32 cores; four for each of an H200's 132 multiprocessors.
+            cubes_in_flight: 64,
             workspace_bytes: 256 << 20,
         }
     }
+}
+
+/// The square fragments that the device offers: the largest of each type.
+fn matrices(client: &Client) -> Vec<(FloatType, usize)> {
+    let offered = &client.properties().features.matmul.cmma;
+    let plane = client.properties().hardware.plane_size_max;
+    let square = |dtype: FloatType, size: u32| {
+        offered.iter().any(|each| {
+            [each.m, each.n, each.k] == [size; 3]
+                && [each.a_type, each.b_type] == [dtype.elem(); 2]
+                && each.cd_type == FloatType::F32.elem()
+        })
+    };
+    let largest =
+        |dtype| [16, 8].into_iter().find(|size| square(dtype, *size)).map(|size| (dtype, size as usize));
+    let types = FloatType::ALL.into_iter().filter(|dtype| plane == 32 && dtype.served_by(client));
+    types.filter_map(largest).collect()
 }

@@ -71,6 +71,13 @@ impl Operand {
             )
         }
     }
+
+    /// The elements from the first to the last that the strides reach, in vectors of `width`, for kernels that take
+    /// strides of their own.
+    pub(crate) fn buffer_arg(&self, width: usize) -> BufferArg {
+        // SAFETY: as in `tensor_arg`.
+        unsafe { BufferArg::from_raw_parts(self.handle.clone(), self.extent().max(1).div_ceil(width)) }
+    }
 }
 
 /// Strides of a row-major tensor of `shape`.

@@ -159,8 +159,8 @@ pub fn empty() -> Vec<Conv3dCase> {
     edges::empty()
 }
 
-/// Pointwise problems one below, at and one above every multiple at which the matrix tiles end (32 and 64 rows and columns,
-/// stages of 16): positions x output channels x input channels, so that each pass meets each boundary in each dimension.
+/// Pointwise problems one below, at and one above every multiple at which tiles end (4, 8, 32, 64, 128 and 256 rows or columns,
+/// stages of 16 and 32): positions x output channels x input channels, so that each pass meets each boundary in each dimension.
 #[must_use]
 pub fn tile_boundaries() -> Vec<Conv3dCase> {
     const EXTENTS: [usize; 6] = [31, 32, 33, 63, 64, 65];
@@ -179,6 +179,13 @@ pub fn tile_boundaries() -> Vec<Conv3dCase> {
         }
     }
     EXTENTS.iter().for_each(|&extent| add(extent, extent, extent));
+    for (extents, stage) in
+        [([127, 129], 31), ([129, 128], 33), ([128, 127], 32), ([255, 4], 16), ([257, 9], 17)]
+    {
+        add(extents[0], extents[1], stage);
+        add(extents[0], stage, extents[1]);
+        add(stage, extents[0], extents[1]);
+    }
     cases
 }
 

@@ -119,6 +119,9 @@ static SIMD: LazyLock<Regex> = LazyLock::new(|| {
     regex(r"\bsimd_(shuffle|sum|product|min|max|prefix|is_first|all|any|ballot|broadcast)\w*\(")
 });
 static WIDE: LazyLock<Regex> = LazyLock::new(|| regex(r"\bu?int64_t\b"));
+/// A store of an accumulator with an offset or transposed: CubeCL stores row-major, and a Mac's compiler was never seen with
+/// the other.
+static STORE: LazyLock<Regex> = LazyLock::new(|| regex(r"\bsimdgroup_store\([^;]*\btrue\b[^;]*\);"));
 static DOUBLE: LazyLock<Regex> = LazyLock::new(|| regex(r"\bdouble\b"));
 static LOG: LazyLock<Regex> = LazyLock::new(|| regex(r"\bos_log"));
 
@@ -186,6 +189,9 @@ fn forbidden(msl: &str) -> Vec<String> {
     }
     if DOUBLE.is_match(msl) {
         found.push("double precision".into());
+    }
+    if STORE.is_match(msl) {
+        found.push("a transposed accumulator store".into());
     }
     if LOG.is_match(msl) {
         found.push("logging, which needs MSL 3.2".into());
@@ -262,6 +268,11 @@ struct info_st {
             ("v4[1024]", "v4[40960]", "40960 bytes of threadgroup memory"),
             ("threadgroup_barrier(", "atomic<float>* a; threadgroup_barrier(", "uses atomics of float"),
             ("threadgroup_barrier(", "atomic<uint64_t>* a; threadgroup_barrier(", "uses atomics of uint64_t"),
+            (
+                "threadgroup_barrier(",
+                "simdgroup_store(*m, p, 8, 0, true); threadgroup_barrier(",
+                "uses a transposed accumulator store",
+            ),
             ("threadgroup_barrier(", "double d; threadgroup_barrier(", "uses double precision"),
             ("group(256)", "group(128)", "declares 128 threads and is launched with 256"),
         ];

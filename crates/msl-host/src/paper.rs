@@ -104,19 +104,15 @@ fn conv3d(case: &Conv3dCase, pass: Pass, dtype: FloatType) -> Option<Work> {
         Pass::InputGradient => 0,
         Pass::WeightGradient => 1,
     }];
-    let (threadgroups, operations, loads) = match plan {
-        Plan::ImplicitGemm(tile) => {
-            let (positions, taps) = (problem.positions(), problem.taps());
-            let (c, o) = (problem.group_channels(), problem.group_out_channels());
-            let (rows, columns, sum) = match pass {
-                Pass::Forward => (positions, o, c * taps),
-                Pass::InputGradient => (problem.batch * problem.input.iter().product::<usize>(), c, o * taps),
-                Pass::WeightGradient => (o, c * taps, positions),
-            };
-            let tiles = problem.window.groups * rows.div_ceil(tile.tile_m) * columns.div_ceil(tile.tile_n);
-            let (tiles, sum) = (tiles as f64, sum.next_multiple_of(tile.tile_k) as f64);
-            let (m, n) = (tile.tile_m as f64, tile.tile_n as f64);
-            (tiles, 2.0 * tiles * m * n * sum, tiles * (m + n) * sum)
+    let (threadgroups, operations, loads) = match (plan.tiles(&problem, pass), plan) {
+        (Some(tiles), _) => {
+            let [count, m, n, k] =
+                [tiles.count, tiles.rows, tiles.columns, tiles.terms].map(|value| value as f64);
+            (count, 2.0 * count * m * n * k, count * (m + n) * k)
+        }
+        // Four rows of outputs share the rows that their windows read; columns come from the cache.
+        (None, Plan::Depthwise) => {
+            ((out / 1024.0).ceil(), 2.0 * macs, tensors[0] * (3.0 + problem.kernel[1] as f64) / 4.0)
         }
         // One thread per output, two loads per product.
         _ => ((out / 256.0).ceil(), 2.0 * macs, 2.0 * macs),

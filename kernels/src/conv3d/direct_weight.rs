@@ -9,9 +9,9 @@
 
 use super::args::{Geometry, offset};
 use super::direct::read_tap;
-use super::plan::ReductionSplit;
 use super::problem::{Conv3dProblem, PaddingMode};
 use super::reduce;
+use super::split::ReductionSplit;
 use crate::error::ConvError;
 use crate::grid::{Span, dispatches};
 use crate::limits::Limits;

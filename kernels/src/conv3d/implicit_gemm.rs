@@ -15,9 +15,10 @@
 
 use super::args::{Geometry, Position, offset};
 use super::direct::read_tap;
-use super::plan::{Pass, ReductionSplit};
+use super::plan::Pass;
 use super::problem::{Conv3dProblem, PaddingMode};
 use super::reduce;
+use super::split::ReductionSplit;
 use super::tile::{REGISTERS, TileConfig, multiply_stages, unit_column, unit_row};
 use crate::activation::{Activation, activate};
 use crate::error::ConvError;

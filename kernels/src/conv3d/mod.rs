@@ -11,21 +11,26 @@
 
 mod activation;
 mod args;
+mod depthwise;
 mod direct;
 mod direct_weight;
 mod fold;
+mod gemm;
 mod implicit_gemm;
 mod plan;
 mod problem;
 mod reduce;
 pub mod reference;
+mod split;
 mod tile;
 pub mod winograd;
 
 pub use crate::activation::Activation;
 pub use activation::activation_gradient;
-pub use plan::{Algorithm, Pass, Plan, ReductionSplit, eligible, plan};
+pub use gemm::{MatrixTile, RegisterTile};
+pub use plan::{Algorithm, Pass, Plan, Tiles, eligible, plan};
 pub use problem::{Conv3dProblem, PaddingMode, Window};
+pub use split::ReductionSplit;
 pub use tile::TileConfig;
 pub use winograd::{WinogradConfig, WinogradTile};
 
@@ -33,6 +38,7 @@ use crate::error::{ConvError, invalid};
 use crate::limits::Limits;
 use crate::operand::Operand;
 use cubecl::prelude::*;
+use gemm::Tile;
 
 /// Computes y `[N, O, OD, OH, OW]` into `y`.
 ///
@@ -68,6 +74,13 @@ pub fn forward(
         Plan::Empty => Ok(()),
         Plan::Direct => direct::forward(client, problem, limits, [x, w, y], bias),
         Plan::ImplicitGemm(tile) => implicit_gemm::forward(client, problem, *tile, limits, [x, w, y], bias),
+        Plan::Depthwise => depthwise::gather(client, problem, Pass::Forward, limits, [x, w, y], bias),
+        Plan::Gemm(tile) => {
+            gemm::gather(client, problem, Pass::Forward, Tile::Registers(*tile), limits, [x, w, y], bias)
+        }
+        Plan::MatrixGemm(tile) => {
+            gemm::gather(client, problem, Pass::Forward, Tile::Matrices(*tile), limits, [x, w, y], bias)
+        }
         Plan::Winograd(config) => winograd::forward(client, problem, *config, limits, [x, w, y], bias),
     }
 }
@@ -91,7 +104,7 @@ pub fn input_gradient(
     // Without output channels the gradient is zero: dy and w are empty.
     let (dy, w) = (&dy.bindable(client), &w.bindable(client));
     let replicate = problem.window.padding_mode == PaddingMode::Replicate;
-    if replicate && matches!(plan, Plan::ImplicitGemm(_) | Plan::Winograd(_)) {
+    if replicate && !matches!(plan, Plan::Empty | Plan::Direct) {
         let extended = fold::extended_gradient(client, problem);
         run_input_gradient(client, &fold::extended_problem(problem), plan, limits, [dy, w, &extended])?;
         return fold::fold(client, problem, limits, &extended, dx);
@@ -110,6 +123,13 @@ fn run_input_gradient(
         Plan::Empty => Ok(()),
         Plan::Direct => direct::input_gradient(client, problem, limits, operands),
         Plan::ImplicitGemm(tile) => implicit_gemm::input_gradient(client, problem, *tile, limits, operands),
+        Plan::Depthwise => depthwise::gather(client, problem, Pass::InputGradient, limits, operands, None),
+        Plan::Gemm(tile) => {
+            gemm::gather(client, problem, Pass::InputGradient, Tile::Registers(*tile), limits, operands, None)
+        }
+        Plan::MatrixGemm(tile) => {
+            gemm::gather(client, problem, Pass::InputGradient, Tile::Matrices(*tile), limits, operands, None)
+        }
         Plan::Winograd(config) => winograd::input_gradient(client, problem, *config, limits, operands),
     }
 }
@@ -139,7 +159,11 @@ pub fn weight_gradient(
         Plan::ImplicitGemm(tile) => {
             implicit_gemm::weight_gradient(client, problem, *tile, split, limits, [x, dy, dw])
         }
-        Plan::Winograd(_) => invalid!("conv3d: Winograd has no weight gradient"),
+        Plan::Depthwise => depthwise::weight_gradient(client, problem, limits, [x, dy, dw]),
+        Plan::Gemm(tile) => gemm::weight_gradient(client, problem, *tile, limits, [x, dy, dw]),
+        Plan::MatrixGemm(_) | Plan::Winograd(_) => {
+            invalid!("conv3d: {} has no weight gradient", plan.name())
+        }
     }
 }
 

@@ -1,15 +1,34 @@
 //! Which algorithm serves a problem: a pure function of problem, pass and limits, so the same problem on the same
 //! kind of device always rounds the same way.
 //!
-//! | plan         | passes        | serves                                                       | workspace            |
-//! |--------------|---------------|--------------------------------------------------------------|----------------------|
-//! | Direct       | all           | everything                                                   | dw: fp32 partials    |
-//! | ImplicitGemm | all           | everything                                                   | dw: fp32 partials; dx under replicate padding: the padded dx in fp32 |
-//! | Winograd     | forward, dx   | 3x3 in plane, stride and dilation 1 there, groups 1; dx: depth stride 1 | stated by the plan |
+//! | plan         | passes      | serves                                            | workspace                            |
+//! |--------------|-------------|---------------------------------------------------|--------------------------------------|
+//! | Depthwise    | all         | groups = C = O, at most 80 taps                   | dw: fp32 partials                    |
+//! | Gemm         | all         | at most 10 taps along an axis with padding        | fp32 partials where the sum is split |
+//! | MatrixGemm   | forward, dx | the same, where the device has matrix units       | the same                             |
+//! | Winograd     | forward, dx | 3x3 in plane, stride and dilation 1 there, groups 1; dx: depth stride 1 | stated by the plan |
+//! | ImplicitGemm | all         | everything: the first, simple tiling              | dw: fp32 partials                    |
+//! | Direct       | all         | everything: one result per unit                   | dw: fp32 partials                    |
 //!
-//! Choice under [`Algorithm::Auto`]: nothing to compute, `Empty`; depthwise, or so few rows and columns that a tile
-//! would be nearly empty, `Direct`; else `ImplicitGemm` with the tile that wastes less.
+//! Under replicate padding the input gradient of all but `Direct` is computed in fp32 on the padded input and folded.
+//!
+//! [`Algorithm::Auto`] takes the first of Depthwise, the engine (MatrixGemm or Gemm) and ImplicitGemm that serves. The
+//! engine's tiles, from timings of every tile on an H200 (f32, through Vulkan; `examples/tiles.rs` repeats them):
+//!
+//! | channels of the result per group | tile (sites x channels) | because                                           |
+//! |----------------------------------|-------------------------|---------------------------------------------------|
+//! | up to 4                          | 256x4                   | dx of a 3-channel stem: 0.43 ms, 128x8 takes 0.52 |
+//! | 5 to 8, 9 to 32                  | 128x8, 128x32           | fewer channels of padding                         |
+//! | more, with matrix units          | 128x64 or 128x128       | f16: 0.17 ms where multiply-adds take 0.60        |
+//! | more, few tiles (half a wave)    | 64x64, the sum split    | 2x7x7, 512 channels: 0.095 ms, 128x64 takes 0.115 |
+//! | a multiple of 128, many tiles    | 128x128                 | 384 channels: 1.60 ms, 128x64 takes 1.76          |
+//! | others                           | 128x64                  | least waste                                       |
+//!
+//! dw takes 128x64 for more than 32 output channels (512 -> 512, 2x7x7: 0.071 ms, 128x128 0.080), with fewer than 512 rows
+//! (channels x taps) 64x64: 0.11 ms where 128x64 takes 0.14.
 
+use super::depthwise;
+use super::gemm::{self, MatrixTile, RegisterTile, stage_type};
 use super::problem::Conv3dProblem;
 use super::tile::TileConfig;
 use super::winograd::{self, WinogradConfig, WinogradTile};
@@ -62,6 +81,12 @@ pub enum Plan {
     Direct,
     /// See `implicit_gemm.rs`.
     ImplicitGemm(TileConfig),
+    /// See `depthwise/`.
+    Depthwise,
+    /// See `gemm/`.
+    Gemm(RegisterTile),
+    /// See `gemm/matrices.rs`.
+    MatrixGemm(MatrixTile),
     /// See `winograd/`.
     Winograd(WinogradConfig),
 }
@@ -75,8 +100,57 @@ impl Plan {
             Self::ImplicitGemm(tile) => {
                 format!("implicit_gemm_{}x{}x{}", tile.tile_m, tile.tile_n, tile.tile_k)
             }
+            Self::Depthwise => "depthwise".into(),
+            Self::Gemm(tile) => format!("gemm_{}", tile.name()),
+            Self::MatrixGemm(tile) => format!("matrix_gemm_{}", tile.name()),
             Self::Winograd(config) => config.tile.name().into(),
         }
+    }
+}
+
+/// A plan's tiles: how many a pass computes, and what each of them multiplies, padding included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tiles {
+    /// Tiles of all groups and stride phases.
+    pub count: usize,
+    /// Rows of a tile.
+    pub rows: usize,
+    /// Columns of a tile.
+    pub columns: usize,
+    /// Terms of each sum.
+    pub terms: usize,
+}
+
+impl Plan {
+    /// The plan's tiles; nothing for plans that are not matrix products of one launch.
+    pub fn tiles(&self, problem: &Conv3dProblem, pass: Pass) -> Option<Tiles> {
+        let (rows, columns) = product_extents(problem, pass);
+        let terms = match pass {
+            Pass::Forward => problem.group_channels() * problem.taps(),
+            Pass::InputGradient => problem.group_out_channels() * problem.taps(),
+            Pass::WeightGradient => problem.positions(),
+        };
+        let phases = match (self, pass) {
+            (Self::Gemm(_) | Self::MatrixGemm(_), Pass::InputGradient) => {
+                problem.window.stride.iter().product()
+            }
+            _ => 1,
+        };
+        let (tile_rows, tile_columns, tile_terms) = match (self, pass) {
+            (Self::ImplicitGemm(tile), _) => (tile.tile_m, tile.tile_n, tile.tile_k),
+            // The weight gradient's sites are the product's columns.
+            (Self::Gemm(tile), Pass::WeightGradient) => (tile.tile_n, tile.tile_m, tile.tile_k),
+            (Self::Gemm(tile), _) => (tile.tile_m, tile.tile_n, tile.tile_k),
+            (Self::MatrixGemm(tile), _) => (tile.tile_m, tile.tile_n, tile.tile_k),
+            _ => return None,
+        };
+        let of_phase = rows.div_ceil(phases).div_ceil(tile_rows) * columns.div_ceil(tile_columns);
+        Some(Tiles {
+            count: problem.window.groups * phases * of_phase,
+            rows: tile_rows,
+            columns: tile_columns,
+            terms: terms.div_ceil(phases).next_multiple_of(tile_terms),
+        })
     }
 }
 
@@ -95,8 +169,9 @@ pub fn plan(
         return Ok(Plan::Empty);
     }
     match algorithm {
-        Algorithm::Auto => Ok(automatic(problem, pass)),
+        Algorithm::Auto => Ok(automatic(problem, pass, limits)),
         Algorithm::Direct => Ok(Plan::Direct),
+        Algorithm::ImplicitGemm if gemm::serves(problem, pass) => Ok(gemm_for(problem, pass, limits)),
         Algorithm::ImplicitGemm => Ok(Plan::ImplicitGemm(tile_for(problem, pass))),
         Algorithm::Winograd(tile) => Ok(Plan::Winograd(winograd::config(problem, pass, tile, limits)?)),
     }
@@ -111,10 +186,21 @@ pub fn eligible(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Vec<Pla
         .into_iter()
         .filter_map(|tile| winograd::config(problem, pass, tile, limits).ok())
         .map(Plan::Winograd);
+    let gemm = RegisterTile::ALL.into_iter().map(Plan::Gemm).filter(|_| gemm::serves(problem, pass));
     [Plan::Direct, Plan::ImplicitGemm(TileConfig::LARGE), Plan::ImplicitGemm(TileConfig::SMALL)]
         .into_iter()
+        .chain(gemm)
+        .chain(matrix_tiles(problem, pass, limits).map(Plan::MatrixGemm))
+        .chain(depthwise::serves(problem).then_some(Plan::Depthwise))
         .chain(winograd)
         .collect()
+}
+
+/// The tiles on matrix units for the problem's type.
+fn matrix_tiles(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> impl Iterator<Item = MatrixTile> {
+    let fragment = stage_type(problem.dtype, limits)
+        .filter(|_| pass != Pass::WeightGradient && gemm::serves(problem, pass));
+    MatrixTile::all(fragment.map_or(0, |(_, fragment)| fragment)).iter().copied()
 }
 
 /// Refuses a plan that was made for another problem.
@@ -161,6 +247,31 @@ pub(crate) fn check(
             }
             Ok(())
         }
+        Plan::Gemm(_) | Plan::MatrixGemm(_) if !empty && !gemm::serves(problem, pass) => {
+            unsupported!(
+                "conv3d: {} serves kernels of at most 10 taps along an axis with padding, this one is {:?}",
+                plan.name(),
+                problem.kernel
+            )
+        }
+        Plan::MatrixGemm(tile) if !matrix_tiles(problem, pass, limits).any(|each| each == *tile) => {
+            unsupported!(
+                "conv3d: the device has no matrix units for the {} of {} in tiles of {}",
+                pass.name(),
+                problem.dtype.name(),
+                tile.name()
+            )
+        }
+        Plan::Depthwise if !depthwise::serves(problem) => {
+            unsupported!(
+                "conv3d: the plan `depthwise` serves as many groups as channels, this problem has {} groups, {} input and \
+                 {} output channels and {} taps",
+                problem.window.groups,
+                problem.channels,
+                problem.out_channels,
+                problem.taps()
+            )
+        }
         Plan::Winograd(config) if !empty => {
             let largest = winograd::config(problem, pass, config.tile, limits)?;
             let (frames, rows) = (config.region_frames, config.region_rows);
@@ -184,10 +295,17 @@ pub(crate) fn check(
 fn loop_turns(plan: &Plan, problem: &Conv3dProblem, pass: Pass) -> usize {
     let stages = |terms: usize| terms.div_ceil(TileConfig::LARGE.tile_k);
     match (plan, pass) {
-        (Plan::Empty, _) | (Plan::ImplicitGemm(_), Pass::WeightGradient) => 0,
+        (Plan::Empty, _)
+        | (Plan::ImplicitGemm(_) | Plan::Gemm(_) | Plan::MatrixGemm(_), Pass::WeightGradient) => 0,
         (Plan::Direct, _) => super::direct::loop_turns(problem, pass),
-        (Plan::ImplicitGemm(_), Pass::Forward) => stages(problem.group_channels() * problem.taps()),
-        (Plan::ImplicitGemm(_), _) => stages(problem.group_out_channels() * problem.taps()),
+        (Plan::ImplicitGemm(_) | Plan::Gemm(_) | Plan::MatrixGemm(_), Pass::Forward) => {
+            stages(problem.group_channels() * problem.taps())
+        }
+        (Plan::ImplicitGemm(_) | Plan::Gemm(_) | Plan::MatrixGemm(_), _) => {
+            stages(problem.group_out_channels() * problem.taps())
+        }
+        // Depth outside, then what the compiler unrolls.
+        (Plan::Depthwise, _) => problem.input[0].max(problem.output()[0]) + problem.kernel[0],
         (Plan::Winograd(_), _) => stages(problem.kernel[0] * problem.channels.max(problem.out_channels)),
     }
 }
@@ -201,11 +319,51 @@ fn result_is_empty(problem: &Conv3dProblem, pass: Pass) -> bool {
     }
 }
 
-fn automatic(problem: &Conv3dProblem, pass: Pass) -> Plan {
-    let (rows, columns) = product_extents(problem, pass);
-    // Below a quarter of the small tile's columns, more than three quarters of the products would be padding.
-    let starved = columns.min(rows) < TileConfig::SMALL.tile_n / 4;
-    if starved { Plan::Direct } else { Plan::ImplicitGemm(tile_for(problem, pass)) }
+fn automatic(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Plan {
+    if depthwise::serves(problem) {
+        Plan::Depthwise
+    } else if gemm::serves(problem, pass) {
+        gemm_for(problem, pass, limits)
+    } else {
+        Plan::ImplicitGemm(tile_for(problem, pass))
+    }
+}
+
+/// The engine's tile: the table of this module.
+fn gemm_for(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Plan {
+    // The weight gradient's sites are channels and taps.
+    let (rows, columns) = match (product_extents(problem, pass), pass) {
+        ((out, columns), Pass::WeightGradient) => (columns, out),
+        (extents, _) => extents,
+    };
+    let phases: usize = if pass == Pass::InputGradient { problem.window.stride.iter().product() } else { 1 };
+    let tiles = |tile_m: usize, tile_n: usize| {
+        rows.div_ceil(phases * tile_m) * columns.div_ceil(tile_n) * problem.window.groups
+    };
+    let matrices: Vec<_> = matrix_tiles(problem, pass, limits).collect();
+    if let [large, small] = matrices[..]
+        && columns > 16
+    {
+        return Plan::MatrixGemm(if columns > small.tile_n { large } else { small });
+    }
+    // Half a wave of cubes of 128 units.
+    let few = |tile_m, tile_n| tiles(tile_m, tile_n) < limits.cubes_in_flight / 4;
+    let tile = match columns {
+        ..=4 => RegisterTile::M256N4,
+        5..=8 => RegisterTile::M128N8,
+        9..=32 => RegisterTile::M128N32,
+        _ if pass == Pass::WeightGradient => {
+            if rows < 512 {
+                RegisterTile::M64N64
+            } else {
+                RegisterTile::M128N64
+            }
+        }
+        _ if few(128, 64) => RegisterTile::M64N64,
+        _ if columns.is_multiple_of(128) && !few(128, 128) => RegisterTile::M128N128,
+        _ => RegisterTile::M128N64,
+    };
+    Plan::Gemm(tile)
 }
 
 /// Rows and columns of one group's matrix product.
@@ -223,50 +381,6 @@ fn tile_for(problem: &Conv3dProblem, pass: Pass) -> TileConfig {
     if rows > 32 && columns > 32 { TileConfig::LARGE } else { TileConfig::SMALL }
 }
 
-/// How a long sum is cut into parts that different cubes compute.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ReductionSplit {
-    /// Number of parts.
-    pub parts: usize,
-    /// Terms of every part but the last.
-    pub length: usize,
-}
-
-impl ReductionSplit {
-    /// Terms of one part where the workspace allows it: long enough that the partials are few, short enough that a
-    /// fp32 sum of them stays accurate and one cube's work stays brief.
-    const LENGTH: usize = 8192;
-
-    /// The split of `terms` terms for each of `elements` results, `4 * parts * elements` bytes of workspace.
-    pub fn of(terms: usize, elements: usize, limits: &Limits) -> Self {
-        let affordable = limits.workspace_bytes / (4 * elements.max(1)) as u64;
-        let affordable = usize::try_from(affordable).unwrap_or(usize::MAX).max(1);
-        let parts = terms.div_ceil(Self::LENGTH).clamp(1, affordable);
-        let length = terms.div_ceil(parts).max(1);
-        Self { parts: terms.div_ceil(length).max(1), length }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_split_covers_every_term_once_within_the_workspace() {
-        let limits = Limits { workspace_bytes: 4096, ..Limits::apple_m1() };
-        for terms in [0usize, 1, 8191, 8192, 8193, 100_000, 1 << 20] {
-            for elements in [1usize, 7, 512, 1024, 5000] {
-                let split = ReductionSplit::of(terms, elements, &limits);
-                assert!(
-                    split.parts >= 1 && split.parts * split.length >= terms,
-                    "{terms} {elements} {split:?}"
-                );
-                assert!((split.parts - 1) * split.length < terms.max(1), "an empty part: {terms} {split:?}");
-                assert!(
-                    split.parts == 1 || split.parts * elements * 4 <= 4096,
-                    "{terms} {elements} {split:?}"
-                );
-            }
-        }
-    }
-}
+#[path = "plan_tests.rs"]
+mod tests;

@@ -4,8 +4,9 @@
 //! Bytes: the partials are written and read once, `8 * parts * elements`; operations: one addition per partial.
 
 use super::args::{Geometry, offset};
-use super::plan::ReductionSplit;
 use super::problem::Conv3dProblem;
+use super::split::ReductionSplit;
+use crate::activation::{Activation, activate};
 use crate::dtype::FloatType;
 use crate::error::ConvError;
 use crate::grid::{Span, dispatches};
@@ -28,6 +29,17 @@ pub(crate) fn sum_partials(
     partials: &Operand,
     target: &Operand,
 ) -> Result<(), ConvError> {
+    finish_partials(client, limits, partials, target, (None, Activation::None))
+}
+
+/// `target[i] = activation(bias[channel of i] + sum over part of partials[part, i])`; channels are the target's axis 1.
+pub(crate) fn finish_partials(
+    client: &Client,
+    limits: &Limits,
+    partials: &Operand,
+    target: &Operand,
+    (bias, activation): (Option<&Operand>, Activation),
+) -> Result<(), ConvError> {
     let elements = target.len();
     let address = address_type("conv3d", &[partials, target], elements, limits)?;
     let operations = f64::from(UNITS) * partials.shape[0] as f64;
@@ -40,9 +52,11 @@ pub(crate) fn sum_partials(
                 CubeDim::new_1d(UNITS),
                 address,
                 partials.tensor_arg(),
+                bias.map(|bias| bias.tensor_arg()).into(),
                 target.tensor_arg(),
                 dispatch.span(),
                 elements,
+                activation,
                 target.dtype.elem(),
             );
         }
@@ -103,9 +117,11 @@ pub(crate) fn cube_sum(value: f32, #[comptime] units: u32) -> f32 {
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn sum_partials_kernel<E: Float>(
     partials: &Tensor<f32>,
+    bias: ComptimeOption<&Tensor<E>>,
     target: &mut Tensor<E>,
     span: Span,
     elements: usize,
+    #[comptime] activation: Activation,
     #[define(E)] _dtype: ElemType,
 ) {
     let index = span.cube() * UNITS as usize + UNIT_POS as usize;
@@ -118,13 +134,19 @@ fn sum_partials_kernel<E: Float>(
     }
     let mut at = 0usize;
     let mut rest = index;
+    let mut channel = 0usize;
     for step in 0..target.rank() {
         let axis = target.rank() - 1 - step;
         let size = target.shape(axis);
-        at += rest % size * target.stride(axis);
+        let place = rest % size;
+        if axis == 1 {
+            channel = place;
+        }
+        at += place * target.stride(axis);
         rest /= size;
     }
-    target[at] = E::cast_from(sum);
+    let bias: ComptimeOption<f32> = bias.map(|bias| f32::cast_from(bias[channel * bias.stride(0)]));
+    target[at] = E::cast_from(activate(sum + bias.unwrap_or_else(|| 0.0f32.runtime()), activation));
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]

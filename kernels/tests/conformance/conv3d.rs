@@ -202,22 +202,21 @@ fn reference_extended(problem: &Conv3dProblem, tile: WinogradTile, dy: &[f64], w
 const MOST_WORK: usize = 500_000_000;
 
 fn padded_work(problem: &Conv3dProblem, pass: Pass, plan: &Plan) -> usize {
-    let Plan::ImplicitGemm(tile) = plan else { return 0 };
-    let (rows, columns, sum) = match pass {
-        Pass::Forward => {
-            (problem.positions(), problem.group_out_channels(), problem.group_channels() * problem.taps())
-        }
-        Pass::InputGradient => (
-            problem.x_shape().iter().product::<usize>() / problem.channels.max(1),
-            problem.group_channels(),
-            problem.group_out_channels() * problem.taps(),
-        ),
-        Pass::WeightGradient => {
-            (problem.group_out_channels(), problem.group_channels() * problem.taps(), problem.positions())
-        }
-    };
-    let area = rows.next_multiple_of(tile.tile_m) * columns.next_multiple_of(tile.tile_n);
-    problem.window.groups * area * sum.next_multiple_of(tile.tile_k)
+    plan.tiles(problem, pass).map_or(0, |tiles| tiles.count * tiles.rows * tiles.columns * tiles.terms)
+}
+
+/// Tables of at most so many cases run every tile of the engine; in larger ones the cases take turns.
+const ALL_TILES: usize = 80;
+
+/// All plans, but of those that differ by nothing but the tile one, another at every turn.
+fn one_tile_each(plans: Vec<Plan>, turn: usize) -> Vec<Plan> {
+    let (tiles, mut plans): (Vec<_>, Vec<_>) =
+        plans.into_iter().partition(|plan| matches!(plan, Plan::Gemm(_)));
+    plans.extend(tiles.get(turn % tiles.len().max(1)));
+    let (tiles, mut plans): (Vec<_>, Vec<_>) =
+        plans.into_iter().partition(|plan| matches!(plan, Plan::MatrixGemm(_)));
+    plans.extend(tiles.get(turn % tiles.len().max(1)));
+    plans
 }
 
 pub(crate) fn run(table: &[Conv3dCase], fill: &dyn Fn(u64, usize) -> Vec<f32>, exact: bool) {
@@ -234,13 +233,16 @@ pub(crate) fn run_with(
 ) {
     let mut failures = Vec::new();
     let mut checks = 0usize;
-    for case in table {
+    for (turn, case) in table.iter().enumerate() {
         for &dtype in &limits.dtypes {
             let problem = problem(case, dtype);
             let inputs = inputs(client, &problem, fill);
             let mut launched = Vec::new();
             for pass in PASSES {
                 let mut plans = eligible(&problem, pass, limits);
+                if table.len() > ALL_TILES {
+                    plans = one_tile_each(plans, turn);
+                }
                 plans.retain(|plan| padded_work(&problem, pass, plan) <= MOST_WORK);
                 let oracle = Oracle::new(&problem, pass, &inputs, &plans);
                 let outputs: Vec<_> = plans

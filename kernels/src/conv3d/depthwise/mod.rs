@@ -1,0 +1,193 @@
+//! Depthwise conv3d (groups = C = O) at the speed of memory: [`march`] for the forward pass and the input gradient,
+//! [`weight`] for the weight gradient.
+
+mod march;
+mod weight;
+
+use super::gemm::walk::{AxisWalk, Walks, sites, taps, walk_args, walks};
+use super::plan::Pass;
+use super::problem::Conv3dProblem;
+use super::{gemm, reduce};
+use crate::activation::Activation;
+use crate::error::ConvError;
+use crate::grid::dispatches;
+use crate::limits::Limits;
+use crate::operand::{Operand, address_type, row_major};
+use cubecl::prelude::*;
+use march::{MOST_TAPS, ShareLaunch, Window, march_kernel};
+
+/// Whether the problem is one of these.
+pub(crate) fn serves(problem: &Conv3dProblem) -> bool {
+    let groups = problem.window.groups;
+    groups > 0 && problem.channels == groups && problem.out_channels == groups && problem.taps() <= MOST_TAPS
+}
+
+/// Sites along H that share the rows they read.
+const ROWS: usize = 4;
+
+/// The window of a walk, with cubes of enough units for the marches of one channel, given the sites along H of each.
+fn window(walks: &Walks, marches: impl Fn(usize) -> usize) -> Window {
+    let dense = |walk: AxisWalk| walk.scale == 1 && (walk.step == 1 || walk.taps == 1);
+    let rows = if !dense(walks[1]) {
+        1
+    } else {
+        [ROWS, 2, 1][usize::from(walks[1].sites < 3) + usize::from(walks[1].sites < 2)]
+    };
+    let units = if marches(rows) <= 64 { 64 } else { 256 };
+    Window { taps: walks.map(|walk| walk.taps), rows, marches: dense(walks[0]), units }
+}
+
+/// Launches the forward pass (operands x, w, y) or the input gradient (dy, w, dx).
+pub(crate) fn gather(
+    client: &Client,
+    problem: &Conv3dProblem,
+    pass: Pass,
+    limits: &Limits,
+    operands: [&Operand; 3],
+    bias: Option<&Operand>,
+) -> Result<(), ConvError> {
+    for walks in walks(problem, pass).iter().filter(|walks| sites(walks) > 0) {
+        if taps(walks) == 0 {
+            // Positions that no window reads: the product without terms writes their zeros.
+            gemm::one_walk(client, problem, pass, walks, limits, operands)?;
+        } else {
+            launch(client, problem, pass, walks, limits, operands, bias)?;
+        }
+    }
+    Ok(())
+}
+
+fn launch(
+    client: &Client,
+    problem: &Conv3dProblem,
+    pass: Pass,
+    walks: &Walks,
+    limits: &Limits,
+    [source, weight, out]: [&Operand; 3],
+    bias: Option<&Operand>,
+) -> Result<(), ConvError> {
+    let [depth, height, width] = walks.map(|walk| walk.sites);
+    let images = problem.batch * problem.channels;
+    let window = window(walks, |rows| height.div_ceil(rows) * width);
+    let blocks = height.div_ceil(window.rows);
+    let chunk = chunk(depth, images * blocks * width, limits);
+    let chunks = depth.div_ceil(chunk);
+    let marches = blocks * width * chunks;
+    let cubes = marches.div_ceil(window.units);
+    let address = address_type("conv3d", &[source, weight, out], images * cubes * window.units, limits)?;
+    let operations = 2.0 * (window.units * window.rows * chunk * window.count()) as f64;
+    let activation = if pass == Pass::Forward { problem.window.activation } else { Activation::None };
+    for dispatch in dispatches(images * cubes, operations, limits) {
+        // SAFETY: sites stay below the walks' extents, places outside the source are not read.
+        unsafe {
+            march_kernel::launch_unchecked(
+                client,
+                dispatch.count(),
+                CubeDim::new_1d(window.units as u32),
+                address,
+                source.buffer_arg(1),
+                weight.buffer_arg(1),
+                bias.map(|bias| bias.tensor_arg()).into(),
+                out.buffer_arg(1),
+                walk_args(problem, pass, walks, [source, weight, out]),
+                ShareLaunch::new(
+                    width as u32,
+                    blocks as u32,
+                    chunks as u32,
+                    problem.channels as u32,
+                    problem.channels as u32,
+                    depth as u32,
+                    chunk as u32,
+                    height as u32,
+                    marches as u32,
+                    cubes as u32,
+                    window.count() as u32,
+                    activation.code(),
+                ),
+                dispatch.span(),
+                pass,
+                problem.window.padding_mode,
+                window,
+                source.dtype.elem(),
+                out.dtype.elem(),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Frames that a unit marches through: all of them where there are units enough, since every chunk reads the frames at
+/// its ends again.
+fn chunk(depth: usize, columns: usize, limits: &Limits) -> usize {
+    let wanted = 2 * limits.cubes_in_flight * 256;
+    let chunks = wanted.div_ceil(columns.max(1)).min(depth.div_ceil(8)).max(1);
+    depth.div_ceil(chunks).max(1)
+}
+
+/// Launches the weight gradient: operands x, dy, dw.
+pub(crate) fn weight_gradient(
+    client: &Client,
+    problem: &Conv3dProblem,
+    limits: &Limits,
+    [x, dy, dw]: [&Operand; 3],
+) -> Result<(), ConvError> {
+    let walks = &walks(problem, Pass::Forward)[0];
+    let [depth, height, width] = walks.map(|walk| walk.sites);
+    let [depth_taps, row_taps, column_taps] = walks.map(|walk| walk.taps);
+    let whole = Window { rows: 1, ..window(walks, |_| usize::MAX) };
+    // A window that does not fit the registers is cut into its depth taps, which march on their own.
+    let cuts = if whole.count() > weight::MOST_SUMS { depth_taps } else { 1 };
+    let taps = [depth_taps / cuts, row_taps, column_taps];
+    let units = weight::units(taps.iter().product());
+    let window = Window { taps, marches: whole.marches && cuts == 1, units, ..whole };
+    let columns = problem.batch * height * width;
+    // Every cube ends with a sum over its units: it should have marched for longer than that takes.
+    let cubes = (2 * limits.cubes_in_flight).div_ceil(problem.channels.max(1) * cuts);
+    let chunk = chunk(depth, columns * problem.channels, limits);
+    let marches = columns * depth.div_ceil(chunk);
+    let affordable = (limits.workspace_bytes / (4 * dw.len().max(1)) as u64).max(1);
+    let parts = cubes.min(marches.div_ceil(units)).min(affordable as usize).max(1);
+    let length = marches.div_ceil(parts);
+    let parts = marches.div_ceil(length.max(1)).max(1);
+    let direct = parts == 1 && dw.strides == row_major(&dw.shape);
+    let partials = if direct { dw.clone() } else { reduce::workspace(client, parts, dw.len()) };
+    let largest = (length * parts + units).max(problem.channels * parts * cuts);
+    let address = address_type("conv3d", &[x, dy, &partials], largest, limits)?;
+    let operations = 2.0 * (length * chunk * window.count()) as f64;
+    for dispatch in dispatches(problem.channels * parts * cuts, operations, limits) {
+        // SAFETY: as in `launch`.
+        unsafe {
+            weight::weight_kernel::launch_unchecked(
+                client,
+                dispatch.count(),
+                CubeDim::new_1d(units as u32),
+                address,
+                x.buffer_arg(1),
+                dy.buffer_arg(1),
+                partials.buffer_arg(1),
+                walk_args(problem, Pass::Forward, walks, [x, dw, dy]),
+                ShareLaunch::new(
+                    width as u32,
+                    height as u32,
+                    depth.div_ceil(chunk) as u32,
+                    problem.channels as u32,
+                    problem.channels as u32,
+                    depth as u32,
+                    chunk as u32,
+                    height as u32,
+                    marches as u32,
+                    cuts as u32,
+                    whole.count() as u32,
+                    Activation::None.code(),
+                ),
+                length,
+                dispatch.span(),
+                problem.window.padding_mode,
+                window,
+                x.dtype.elem(),
+                partials.dtype.elem(),
+            );
+        }
+    }
+    if direct { Ok(()) } else { reduce::sum_partials(client, limits, &partials, dw) }
+}

@@ -1,0 +1,299 @@
+//! conv3d as one matrix product with gathered operands, at the machine's speed: the engine behind
+//! [`super::Plan::Gemm`].
+//!
+//! ```text
+//! pass             sites (M)         channels (N)   terms (K)             kernels
+//! forward          windows           O / groups     C / groups * taps     registers, matrices
+//! input gradient   input positions   C / groups     O / groups * taps     the same, one launch per stride phase
+//! weight gradient  C / groups * taps O / groups     windows, split        weight
+//! ```
+
+mod config;
+mod matrices;
+pub(super) mod place;
+mod registers;
+mod stage;
+pub(super) mod walk;
+mod weight;
+
+pub use config::{MatrixTile, RegisterTile};
+
+use super::plan::Pass;
+use super::problem::{Conv3dProblem, Window};
+use super::reduce;
+use super::split::ReductionSplit;
+use crate::activation::Activation;
+use crate::dtype::FloatType;
+use crate::error::ConvError;
+use crate::grid::dispatches;
+use crate::limits::Limits;
+use crate::operand::{Operand, address_type, row_major};
+use config::PLANE;
+use cubecl::prelude::*;
+use matrices::matrix_kernel;
+use registers::register_kernel;
+use stage::ExtentsLaunch;
+pub(crate) use walk::serves;
+use walk::{Walks, sites, taps, walk_args, walks};
+use weight::weight_kernel;
+
+/// How a product is tiled, and by what it is multiplied.
+#[derive(Clone, Copy)]
+pub(crate) enum Tile {
+    /// fp32 multiply-adds.
+    Registers(RegisterTile),
+    /// Matrix units.
+    Matrices(MatrixTile),
+}
+
+impl Tile {
+    /// Sites, channels and terms.
+    fn extents(&self) -> [usize; 3] {
+        match self {
+            Self::Registers(tile) => [tile.tile_m, tile.tile_n, tile.tile_k],
+            Self::Matrices(tile) => [tile.tile_m, tile.tile_n, tile.tile_k],
+        }
+    }
+}
+
+/// What matrix units multiply for tensors of `dtype`, and the fragment's shape: the type itself, or fp32 where only that is
+/// accumulated in fp32 (bf16 on Apple).
+pub(crate) fn stage_type(dtype: FloatType, limits: &Limits) -> Option<(FloatType, usize)> {
+    let offered = |dtype| limits.matrices.iter().copied().find(|(each, _)| *each == dtype);
+    offered(dtype).or_else(|| offered(FloatType::F32).filter(|_| dtype == FloatType::Bf16))
+}
+
+/// Launches the forward pass (operands x, w, y) or the input gradient (dy, w, dx). Where the tiles are too few to fill the
+/// device, the sum is split: fp32 partials of the result, at most `Limits::workspace_bytes`.
+pub(crate) fn gather(
+    client: &Client,
+    problem: &Conv3dProblem,
+    pass: Pass,
+    tile: Tile,
+    limits: &Limits,
+    [source, weight, out]: [&Operand; 3],
+    bias: Option<&Operand>,
+) -> Result<(), ConvError> {
+    let walks = walks(problem, pass);
+    let walks: Vec<_> = walks.iter().filter(|walks| sites(walks) > 0).collect();
+    let parts = walks.iter().map(|walks| parts(problem, pass, tile, walks, limits)).max().unwrap_or(1);
+    if parts == 1 {
+        let call = Call { client, problem, pass, tile, limits, parts };
+        return walks.iter().try_for_each(|walks| launch(&call, walks, [source, weight, out], bias));
+    }
+    let partials = reduce::workspace(client, parts, out.len());
+    let part = Operand { shape: out.shape.clone(), strides: row_major(&out.shape), ..partials.clone() };
+    let unfused =
+        Conv3dProblem { window: Window { activation: Activation::None, ..problem.window }, ..*problem };
+    let call = Call { client, problem: &unfused, pass, tile, limits, parts };
+    walks.iter().try_for_each(|walks| launch(&call, walks, [source, weight, &part], None))?;
+    let activation = if pass == Pass::Forward { problem.window.activation } else { Activation::None };
+    reduce::finish_partials(client, limits, &partials, out, (bias, activation))
+}
+
+/// What all phases of a pass share.
+struct Call<'a> {
+    client: &'a Client,
+    problem: &'a Conv3dProblem,
+    pass: Pass,
+    tile: Tile,
+    limits: &'a Limits,
+    parts: usize,
+}
+
+/// Launches the part of a pass that one walk covers.
+pub(super) fn one_walk(
+    client: &Client,
+    problem: &Conv3dProblem,
+    pass: Pass,
+    walks: &Walks,
+    limits: &Limits,
+    operands: [&Operand; 3],
+) -> Result<(), ConvError> {
+    let call = Call { client, problem, pass, tile: Tile::Registers(RegisterTile::M128N8), limits, parts: 1 };
+    launch(&call, walks, operands, None)
+}
+
+/// M, N and K of one group's product.
+fn extents(problem: &Conv3dProblem, pass: Pass, walks: &Walks) -> [usize; 3] {
+    let (source_channels, n) = match pass {
+        Pass::Forward => (problem.group_channels(), problem.group_out_channels()),
+        _ => (problem.group_out_channels(), problem.group_channels()),
+    };
+    [problem.batch * sites(walks), n, source_channels * taps(walks)]
+}
+
+/// Parts of the sum that fill the device; one where the tiles half fill it already.
+fn parts(problem: &Conv3dProblem, pass: Pass, tile: Tile, walks: &Walks, limits: &Limits) -> usize {
+    let [m, n, k] = extents(problem, pass, walks);
+    let [tile_m, tile_n, tile_k] = tile.extents();
+    let tiles = m.div_ceil(tile_m) * n.div_ceil(tile_n) * problem.window.groups;
+    if 2 * tiles > limits.cubes_in_flight {
+        return 1;
+    }
+    let result = if pass == Pass::Forward { problem.y_shape() } else { problem.x_shape() };
+    let affordable = limits.workspace_bytes / (4 * result.iter().product::<usize>().max(1)) as u64;
+    // A part of fewer than eight stages would spend its time on its ends.
+    let worthwhile = k / (8 * tile_k);
+    (limits.cubes_in_flight / tiles.max(1)).min(worthwhile).min(affordable as usize).max(1)
+}
+
+fn launch(
+    call: &Call,
+    walks: &Walks,
+    [source, weight, out]: [&Operand; 3],
+    bias: Option<&Operand>,
+) -> Result<(), ConvError> {
+    let Call { client, problem, pass, tile, limits, parts } = *call;
+    let [m, n, k] = extents(problem, pass, walks);
+    let source_channels =
+        if pass == Pass::Forward { problem.group_channels() } else { problem.group_out_channels() };
+    let [tile_m, tile_n, tile_k] = tile.extents();
+    let (tiles_m, tiles_n) = (m.div_ceil(tile_m), n.div_ceil(tile_n));
+    let groups = problem.window.groups;
+    let cubes = tiles_m * tiles_n * groups * parts;
+    let part_k = k.div_ceil(parts).next_multiple_of(tile_k);
+    let part_stride = if parts == 1 { 0 } else { out.len() };
+    let largest = m.max(n).max(k + part_k * parts).max(cubes).max(part_stride * parts);
+    let address = address_type("conv3d", &[source, weight, out], largest, limits)?;
+    let operations = 2.0 * (tile_m * tile_n * part_k) as f64;
+    let activation = if pass == Pass::Forward { problem.window.activation } else { Activation::None };
+    let padding = problem.window.padding_mode;
+    for dispatch in dispatches(cubes, operations, limits) {
+        let walk = walk_args(problem, pass, walks, [source, weight, out]);
+        let extents = ExtentsLaunch::new(
+            m as u32,
+            n as u32,
+            k as u32,
+            part_k as u32,
+            source_channels as u32,
+            tiles_m,
+            tiles_n,
+            groups,
+            part_stride,
+            activation.code(),
+        );
+        match tile {
+            // SAFETY: sites and channels past the last repeat it and are not written; terms past the last are not read;
+            // places outside the source are zero or clamped. The conformance run surrounds every buffer with guards.
+            Tile::Registers(tile) => unsafe {
+                register_kernel::launch_unchecked(
+                    client,
+                    dispatch.count(),
+                    CubeDim::new_1d(tile.units() as u32),
+                    address,
+                    source.buffer_arg(1),
+                    weight.buffer_arg(1),
+                    bias.map(|bias| bias.tensor_arg()).into(),
+                    out.buffer_arg(1),
+                    walk,
+                    extents,
+                    dispatch.span(),
+                    pass,
+                    padding,
+                    tile,
+                    limits.unroll,
+                    source.dtype.elem(),
+                    out.dtype.elem(),
+                );
+            },
+            Tile::Matrices(tile) => {
+                let Some((stage, _)) = stage_type(problem.dtype, limits) else {
+                    unreachable!("`plan::check` has looked for matrix units")
+                };
+                // 16 bytes of a stage, of Apple's four elements at most.
+                let width = if tile.fragment == 8 { 4 } else { 16 / stage.size() };
+                let together = weights_together(weight, pass, k, width);
+                // SAFETY: as above.
+                unsafe {
+                    matrix_kernel::launch_unchecked(
+                        client,
+                        dispatch.count(),
+                        CubeDim::new_2d(PLANE as u32, tile.planes() as u32),
+                        address,
+                        width,
+                        together,
+                        source.buffer_arg(1),
+                        weight.buffer_arg(together),
+                        bias.map(|bias| bias.tensor_arg()).into(),
+                        out.buffer_arg(1),
+                        walk,
+                        extents,
+                        dispatch.span(),
+                        pass,
+                        padding,
+                        tile,
+                        stage.size(),
+                        source.dtype.elem(),
+                        stage.elem(),
+                        out.dtype.elem(),
+                    );
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// How many neighbouring weights are read at once: `width` where every run of so many terms lies in as many aligned elements.
+fn weights_together(weight: &Operand, pass: Pass, k: usize, width: usize) -> usize {
+    let aligned =
+        weight.handle.offset_start.unwrap_or(0).is_multiple_of((width * weight.dtype.size()) as u64);
+    let runs = weight.strides == row_major(&weight.shape) && k.is_multiple_of(width);
+    if pass == Pass::Forward && runs && aligned { width } else { 1 }
+}
+
+/// Launches the weight gradient: operands x, dy, dw.
+pub(crate) fn weight_gradient(
+    client: &Client,
+    problem: &Conv3dProblem,
+    tile: RegisterTile,
+    limits: &Limits,
+    [x, dy, dw]: [&Operand; 3],
+) -> Result<(), ConvError> {
+    let groups = problem.window.groups;
+    let [m, n, k] =
+        [problem.group_channels() * problem.taps(), problem.group_out_channels(), problem.positions()];
+    let (tiles_m, tiles_n) = (m.div_ceil(tile.tile_m), n.div_ceil(tile.tile_n));
+    let split = ReductionSplit::filling(k, dw.len(), tiles_m * tiles_n * groups, tile.tile_k, limits);
+    let direct = split.parts == 1 && dw.strides == row_major(&dw.shape);
+    let partials = if direct { dw.clone() } else { reduce::workspace(client, split.parts, dw.len()) };
+    let cubes = tiles_m * tiles_n * groups * split.parts;
+    let address = address_type("conv3d", &[x, dy, &partials], m.max(n).max(k).max(cubes), limits)?;
+    let operations = 2.0 * (tile.tile_m * tile.tile_n * split.length) as f64;
+    let [walks] = &walks(problem, Pass::Forward)[..] else { unreachable!("a forward pass is one walk") };
+    for dispatch in dispatches(cubes, operations, limits) {
+        // SAFETY: as in `launch`; windows past the part's last are not read.
+        unsafe {
+            weight_kernel::launch_unchecked(
+                client,
+                dispatch.count(),
+                CubeDim::new_1d(tile.units() as u32),
+                address,
+                x.buffer_arg(1),
+                dy.buffer_arg(1),
+                partials.buffer_arg(1),
+                walk_args(problem, Pass::Forward, walks, [x, dw, dy]),
+                ExtentsLaunch::new(
+                    m as u32,
+                    n as u32,
+                    k as u32,
+                    split.length as u32,
+                    problem.group_channels() as u32,
+                    tiles_m,
+                    tiles_n,
+                    groups,
+                    dw.len(),
+                    Activation::None.code(),
+                ),
+                dispatch.span(),
+                problem.window.padding_mode,
+                tile,
+                limits.unroll,
+                x.dtype.elem(),
+                partials.dtype.elem(),
+            );
+        }
+    }
+    if direct { Ok(()) } else { reduce::sum_partials(client, limits, &partials, dw) }
+}

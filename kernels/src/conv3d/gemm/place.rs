@@ -1,0 +1,317 @@
+//! A walk on the device: where a site's tap reads, where its result goes, and the terms that units share. The arithmetic is
+//! [`super::walk`]'s.
+
+use crate::conv3d::plan::Pass;
+use crate::conv3d::problem::PaddingMode;
+use cubecl::prelude::*;
+use cubecl::std::FastDivmod;
+
+/// One axis of a walk, on the device.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+pub(crate) struct AxisWalkArgs {
+    sites: FastDivmod<u32>,
+    taps: FastDivmod<u32>,
+    tap_count: u32,
+    /// The bit of tap 0 in a mask; 0 where no tap lies outside the source.
+    bit: u32,
+    extent: u32,
+    scale: u32,
+    /// `origin` as its positive and its negative part: offsets are unsigned and wrap.
+    ahead: u32,
+    behind: u32,
+    pub(crate) step: u32,
+    first_tap: u32,
+    tap_step: u32,
+    first_out: u32,
+    out_step: u32,
+    source_stride: usize,
+    weight_stride: usize,
+    out_stride: usize,
+}
+
+/// A walk with the strides of what it reads and writes.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+pub(crate) struct Walk {
+    pub(crate) depth: AxisWalkArgs,
+    pub(crate) height: AxisWalkArgs,
+    pub(crate) width: AxisWalkArgs,
+    /// Taps of one channel.
+    taps: FastDivmod<u32>,
+    source_batch_stride: usize,
+    source_channel_stride: usize,
+    out_batch_stride: usize,
+    out_channel_stride: usize,
+    /// Distance in the weight between neighbours along K's channel and along the product's columns.
+    weight_channel_stride: usize,
+    weight_column_stride: usize,
+    weight_group_stride: usize,
+}
+
+/// The bit of a term that does not exist; no mask holds it.
+const ABSENT: u32 = 1 << 31;
+
+/// What a gathered row is: where its first tap reads and where its result goes.
+#[derive(CubeType, Clone, Copy)]
+pub(crate) struct Site {
+    /// Offset of tap 0 of channel 0; wraps where tap 0 lies in the padding.
+    pub(crate) source: usize,
+    pub(crate) out: usize,
+    /// A bit for every depth, height and width tap that lies inside the source.
+    pub(crate) mask: u32,
+    /// Coordinates of tap 0, negative in the padding.
+    pub(crate) d: i32,
+    pub(crate) h: i32,
+    pub(crate) w: i32,
+}
+
+/// What one term of a sum adds to a site's place in the source.
+#[derive(CubeType, Clone, Copy)]
+pub(crate) struct Tap {
+    pub(crate) source: usize,
+    pub(crate) weight: usize,
+    /// What a site's mask must hold for the tap to lie inside.
+    pub(crate) bits: u32,
+    pub(crate) d: u32,
+    pub(crate) h: u32,
+    pub(crate) w: u32,
+}
+
+#[cube]
+impl AxisWalkArgs {
+    pub(crate) fn coordinate(&self, site: u32) -> i32 {
+        (site * self.scale + self.ahead) as i32 - self.behind as i32
+    }
+
+    /// The bits of the taps that lie inside for a site at `coordinate`.
+    fn mask(&self, coordinate: i32) -> u32 {
+        let mut mask = 0u32;
+        for tap in 0..self.tap_count {
+            let inside = ((coordinate + (tap * self.step) as i32) as u32) < self.extent;
+            mask |= select(inside, self.bit << tap, 0u32);
+        }
+        mask
+    }
+
+    fn source_offset(&self, site: u32) -> usize {
+        (site * self.scale + self.ahead) as usize * self.source_stride
+            - self.behind as usize * self.source_stride
+    }
+
+    pub(crate) fn out_offset(&self, site: u32) -> usize {
+        (self.first_out + site * self.out_step) as usize * self.out_stride
+    }
+
+    pub(crate) fn weight_offset(&self, tap: u32, #[comptime] pass: Pass) -> usize {
+        let mut at = self.first_tap;
+        if comptime!(pass == Pass::InputGradient) {
+            at -= tap * self.tap_step;
+        } else {
+            at += tap * self.tap_step;
+        }
+        at as usize * self.weight_stride
+    }
+}
+
+#[cube]
+impl AxisWalkArgs {
+    /// The offset of coordinate `p` and whether it lies inside the source; replicate padding moves it there.
+    pub(crate) fn place(&self, p: i32, #[comptime] padding: PaddingMode) -> (usize, bool) {
+        if comptime!(padding == PaddingMode::Replicate) {
+            let p = clamp(p, 0i32, self.extent as i32 - 1i32);
+            (p as usize * self.source_stride, true.runtime())
+        } else {
+            (p as usize * self.source_stride, (p as u32) < self.extent)
+        }
+    }
+}
+
+#[cube]
+impl Walk {
+    /// Offset of a channel of an image in the source.
+    pub(crate) fn source_at(&self, n: u32, c: u32) -> usize {
+        n as usize * self.source_batch_stride + c as usize * self.source_channel_stride
+    }
+
+    /// Offset of a channel of an image in the result.
+    pub(crate) fn out_at(&self, n: u32, c: u32) -> usize {
+        n as usize * self.out_batch_stride + c as usize * self.out_channel_stride
+    }
+
+    /// The site at a linear index, width fastest.
+    pub(crate) fn site(&self, index: u32) -> Site {
+        let (rest, w) = self.width.sites.div_mod(index);
+        let (rest, h) = self.height.sites.div_mod(rest);
+        let (n, d) = self.depth.sites.div_mod(rest);
+        Site {
+            source: n as usize * self.source_batch_stride
+                + self.depth.source_offset(d)
+                + self.height.source_offset(h)
+                + self.width.source_offset(w),
+            out: n as usize * self.out_batch_stride
+                + self.depth.out_offset(d)
+                + self.height.out_offset(h)
+                + self.width.out_offset(w),
+            mask: self.depth.mask(self.depth.coordinate(d))
+                | self.height.mask(self.height.coordinate(h))
+                | self.width.mask(self.width.coordinate(w)),
+            d: self.depth.coordinate(d),
+            h: self.height.coordinate(h),
+            w: self.width.coordinate(w),
+        }
+    }
+
+    /// Where a site's results go.
+    pub(crate) fn site_out(&self, index: u32) -> usize {
+        let (rest, w) = self.width.sites.div_mod(index);
+        let (rest, h) = self.height.sites.div_mod(rest);
+        let (n, d) = self.depth.sites.div_mod(rest);
+        n as usize * self.out_batch_stride
+            + self.depth.out_offset(d)
+            + self.height.out_offset(h)
+            + self.width.out_offset(w)
+    }
+
+    /// The term at a linear index of K: channels slowest, taps in the weight's order. One that does not exist lies outside
+    /// for every site.
+    pub(crate) fn tap(&self, index: u32, exists: bool, #[comptime] pass: Pass) -> Tap {
+        let (c, rest) = self.taps.div_mod(index);
+        let (rest, w) = self.width.taps.div_mod(rest);
+        let (d, h) = self.height.taps.div_mod(rest);
+        let step_d = d * self.depth.step;
+        let step_h = h * self.height.step;
+        let step_w = w * self.width.step;
+        Tap {
+            source: c as usize * self.source_channel_stride
+                + step_d as usize * self.depth.source_stride
+                + step_h as usize * self.height.source_stride
+                + step_w as usize * self.width.source_stride,
+            weight: c as usize * self.weight_channel_stride
+                + self.depth.weight_offset(d, pass)
+                + self.height.weight_offset(h, pass)
+                + self.width.weight_offset(w, pass),
+            bits: select(exists, 0u32, ABSENT)
+                | (self.depth.bit << d)
+                | (self.height.bit << h)
+                | (self.width.bit << w),
+            d: step_d,
+            h: step_h,
+            w: step_w,
+        }
+    }
+
+    /// Offset of a group's channels in the weight.
+    pub(crate) fn weight_group(&self, group: u32) -> usize {
+        group as usize * self.weight_group_stride
+    }
+
+    /// Offset of a product's column in the weight.
+    pub(crate) fn weight_column(&self, column: u32) -> usize {
+        column as usize * self.weight_column_stride
+    }
+
+    /// Offset of a channel in the source.
+    pub(crate) fn source_channel(&self, channel: u32) -> usize {
+        channel as usize * self.source_channel_stride
+    }
+
+    /// Offset of a channel in the result.
+    pub(crate) fn out_channel(&self, channel: u32) -> usize {
+        channel as usize * self.out_channel_stride
+    }
+
+    /// As [`Walk::place`] for a site without a mask: sites that change faster than masks pay off.
+    pub(crate) fn place_by_steps(
+        &self,
+        site: &Site,
+        tap: &Tap,
+        #[comptime] padding: PaddingMode,
+    ) -> (usize, bool) {
+        let (at, _) = self.place(site, tap, padding);
+        let mut inside = true.runtime();
+        if comptime!(padding == PaddingMode::Zeros) {
+            inside = ((site.d + tap.d as i32) as u32) < self.depth.extent
+                && ((site.h + tap.h as i32) as u32) < self.height.extent
+                && ((site.w + tap.w as i32) as u32) < self.width.extent;
+        }
+        (at, inside)
+    }
+
+    /// Where the term reads for the site, and whether that is inside the source. Replicate padding moves the place to the
+    /// nearest element.
+    pub(crate) fn place(&self, site: &Site, tap: &Tap, #[comptime] padding: PaddingMode) -> (usize, bool) {
+        let mut at = site.source + tap.source;
+        let mut inside = (site.mask & tap.bits) == tap.bits;
+        if comptime!(padding == PaddingMode::Replicate) {
+            let d = site.d + tap.d as i32;
+            let h = site.h + tap.h as i32;
+            let w = site.w + tap.w as i32;
+            inside = tap.bits < ABSENT;
+            at += excess(d, self.depth.extent, self.depth.source_stride);
+            at += excess(h, self.height.extent, self.height.source_stride);
+            at += excess(w, self.width.extent, self.width.source_stride);
+        }
+        (at, inside)
+    }
+}
+
+/// What brings coordinate `p` back into `0..extent`, as an offset that wraps.
+#[cube]
+fn excess(p: i32, extent: u32, stride: usize) -> usize {
+    let last = extent as i32 - 1i32;
+    let below = max(0i32 - p, 0i32) as u32;
+    let above = max(p - last, 0i32) as u32;
+    below as usize * stride - above as usize * stride
+}
+
+/// Terms that units share: a stage's (forward, input gradient) or a tile's columns (weight gradient).
+#[derive(CubeType)]
+pub(crate) struct Table {
+    pub(crate) source: Shared<[usize]>,
+    pub(crate) weight: Shared<[usize]>,
+    pub(crate) bits: Shared<[u32]>,
+    /// Steps along D, H, W, where they are kept.
+    place: Shared<[Vector<u32, Const<4>>]>,
+}
+
+#[cube]
+impl Table {
+    pub(crate) fn new(#[comptime] length: usize, #[comptime] steps: bool) -> Table {
+        Table {
+            source: Shared::<[usize]>::new_slice(length),
+            weight: Shared::<[usize]>::new_slice(length),
+            bits: Shared::<[u32]>::new_slice(length),
+            place: Shared::<[Vector<u32, Const<4>>]>::new_slice(comptime!(if steps { length } else { 1 })),
+        }
+    }
+
+    pub(crate) fn set(&mut self, at: usize, tap: &Tap, #[comptime] steps: bool) {
+        self.source[at] = tap.source;
+        self.weight[at] = tap.weight;
+        self.bits[at] = tap.bits;
+        if steps {
+            let mut place = Vector::<u32, Const<4>>::empty();
+            place.insert(0usize, tap.d);
+            place.insert(1usize, tap.h);
+            place.insert(2usize, tap.w);
+            place.insert(3usize, 0u32);
+            self.place[at] = place;
+        }
+    }
+
+    pub(crate) fn get(&self, at: usize, #[comptime] steps: bool) -> Tap {
+        let mut d = 0u32;
+        let mut h = 0u32;
+        let mut w = 0u32;
+        if steps {
+            let place = self.place[at];
+            d = place.extract(0usize);
+            h = place.extract(1usize);
+            w = place.extract(2usize);
+        }
+        Tap { source: self.source[at], weight: self.weight[at], bits: self.bits[at], d, h, w }
+    }
+
+    pub(crate) fn exists(&self, at: usize) -> bool {
+        self.bits[at] < ABSENT
+    }
+}

@@ -1,0 +1,209 @@
+//! The gathered product with fp32 multiply-adds: forward pass and input gradient, any device, any storage type.
+//!
+//! ```text
+//! out[site, n] = activation( bias[n] + sum over k = (c, taps) of source(site, k) * weight(k, n) )
+//! ```
+//!
+//! A stage is gathered while the one before it is multiplied: its values wait in registers, so that one stage of shared
+//! memory is enough. Coordinates of terms are divided out once per stage, by one unit per term, and shared; those of sites once per cube.
+//! Tile, bytes and operations: [`super::config`]. A sum that is split leaves fp32 partials for `reduce.rs`.
+//! Declined: more than 2^31 - 1 sites or terms.
+
+use super::config::{RegisterTile, VECTOR};
+use super::place::{Site, Table, Walk};
+use super::stage::{Extents, Neighbours, column_of, multiply, row_of, write_along_rows, write_along_terms};
+use crate::activation::activate_by_code;
+use crate::conv3d::plan::Pass;
+use crate::conv3d::problem::PaddingMode;
+use crate::grid::Span;
+use cubecl::ir::ElemType;
+use cubecl::prelude::*;
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn register_kernel<E: Float, O: Float>(
+    source: &[E],
+    weight: &[E],
+    bias: ComptimeOption<&Tensor<E>>,
+    out: &mut [O],
+    walk: Walk,
+    extents: Extents,
+    span: Span,
+    #[comptime] pass: Pass,
+    #[comptime] padding: PaddingMode,
+    #[comptime] tile: RegisterTile,
+    #[comptime] unroll: bool,
+    #[define(E)] _dtype: ElemType,
+    #[define(O)] _out_dtype: ElemType,
+) {
+    // The whole cube leaves together: barriers follow.
+    if span.is_idle() {
+        terminate!();
+    }
+    let cube = span.cube();
+    let tile_n = cube % extents.tiles_n;
+    let rest = cube / extents.tiles_n;
+    let tile_m = rest % extents.tiles_m;
+    let rest = rest / extents.tiles_m;
+    let group = (rest % extents.groups) as u32;
+    let part = rest / extents.groups;
+    let first_m = (tile_m * tile.tile_m) as u32;
+    let first_n = (tile_n * tile.tile_n) as u32;
+    let first_k = part as u32 * extents.part_k;
+    let end_k = min(first_k + extents.part_k, extents.k);
+
+    let mut source_stage = Shared::<[Neighbours]>::new_slice(comptime!(tile.stage_vectors(tile.tile_m)));
+    let mut weight_stage = Shared::<[Neighbours]>::new_slice(comptime!(tile.stage_vectors(tile.tile_n)));
+    let mut table = Table::new(comptime!(2 * tile.tile_k), comptime!(padding == PaddingMode::Replicate));
+    let mut sums = Array::<f32>::new(comptime!(tile.rows * tile.columns));
+    #[unroll]
+    for i in 0..comptime!(tile.rows * tile.columns) {
+        sums[i] = 0.0f32;
+    }
+
+    let source_channel = walk.source_channel(group * extents.source_channels);
+    let weight_group = walk.weight_group(group);
+    let mut sites = Sequence::<Site>::new();
+    #[unroll]
+    for i in 0..VECTOR {
+        let in_tile = UNIT_POS % comptime!((tile.tile_m / VECTOR) as u32) * VECTOR as u32 + i as u32;
+        // Sites past the last repeat it: their results are not written.
+        let mut site = walk.site(min(first_m + in_tile, extents.m - 1u32));
+        site.source += source_channel;
+        sites.push(site);
+    }
+
+    // The terms of two stages: those to be read next are divided out while the ones before them are read.
+    let stage = comptime!(tile.tile_k as u32).runtime();
+    fill_table(&mut table, &walk, first_k, 0u32, end_k, pass, padding, tile.tile_k);
+    fill_table(&mut table, &walk, first_k + stage, stage, end_k, pass, padding, tile.tile_k);
+    sync_cube();
+    let sources = gather_source(source, &walk, &sites, &table, 0u32, padding, tile);
+    let weights = gather_weight(weight, &walk, &table, 0u32, weight_group, first_n, extents.n, tile);
+    write_along_rows(&sources, &mut source_stage, tile);
+    write_along_terms(&weights, &mut weight_stage, tile.tile_n, tile);
+    sync_cube();
+    // The stage at `stage_k` is read while the one before is multiplied; past the end there is nothing to read.
+    let mut stage_k = first_k + stage;
+    let mut half = comptime!(tile.tile_k as u32).runtime();
+    while stage_k < end_k + stage {
+        let sources = gather_source(source, &walk, &sites, &table, half, padding, tile);
+        let weights = gather_weight(weight, &walk, &table, half, weight_group, first_n, extents.n, tile);
+        half = stage - half;
+        stage_k += stage;
+        fill_table(&mut table, &walk, stage_k, half, end_k, pass, padding, tile.tile_k);
+        multiply(&source_stage, &weight_stage, &mut sums, tile, unroll);
+        sync_cube();
+        write_along_rows(&sources, &mut source_stage, tile);
+        write_along_terms(&weights, &mut weight_stage, tile.tile_n, tile);
+        sync_cube();
+    }
+
+    #[unroll]
+    for i in 0..comptime!(tile.rows) {
+        let m = first_m + row_of(i, tile);
+        if m < extents.m {
+            let at = walk.site_out(m) + part * extents.part_stride;
+            #[unroll]
+            for j in 0..comptime!(tile.columns) {
+                let n = first_n + column_of(j, tile);
+                if n < extents.n {
+                    let channel = group * extents.n + n;
+                    let bias: ComptimeOption<f32> =
+                        bias.map(|bias| f32::cast_from(bias[channel as usize * bias.stride(0)]));
+                    let value =
+                        sums[comptime!(i * tile.columns + j)] + bias.unwrap_or_else(|| 0.0f32.runtime());
+                    out[at + walk.out_channel(channel)] =
+                        O::cast_from(activate_by_code(value, extents.activation));
+                }
+            }
+        }
+    }
+}
+
+/// Divides out the terms of the stage at `stage_k`, one per unit.
+#[cube]
+pub(super) fn fill_table(
+    table: &mut Table,
+    walk: &Walk,
+    stage_k: u32,
+    half: u32,
+    end_k: u32,
+    #[comptime] pass: Pass,
+    #[comptime] padding: PaddingMode,
+    #[comptime] stage: usize,
+) {
+    let unit = UNIT_POS as usize;
+    if unit < stage {
+        let k = stage_k + UNIT_POS;
+        table.set(
+            half as usize + unit,
+            &walk.tap(k, k < end_k, pass),
+            comptime!(padding == PaddingMode::Replicate),
+        );
+    }
+}
+
+/// Reads this unit's part of the next gathered stage into registers: at a term that its whole plane shares, four
+/// neighbouring sites, whose memory the next lane's neighbours continue.
+#[cube]
+fn gather_source<E: Float>(
+    source: &[E],
+    walk: &Walk,
+    sites: &Sequence<Site>,
+    table: &Table,
+    half: u32,
+    #[comptime] padding: PaddingMode,
+    #[comptime] tile: RegisterTile,
+) -> Sequence<E> {
+    let mut values = Sequence::<E>::new();
+    #[unroll]
+    for load in 0..comptime!(tile.loads(tile.tile_m)) {
+        let k = (UNIT_POS as usize + comptime!(load * tile.units())) / comptime!(tile.tile_m / VECTOR);
+        let tap = table.get(half as usize + k, comptime!(padding == PaddingMode::Replicate));
+        #[unroll]
+        for i in 0..VECTOR {
+            let (at, inside) = walk.place(sites.index(i), &tap, padding);
+            let mut value = E::from_int(0);
+            if inside {
+                value = source[at];
+            }
+            values.push(value);
+        }
+    }
+    values
+}
+
+/// Reads this unit's part of the next weights' stage into registers. Lanes run along terms, which a weight holds in runs.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn gather_weight<E: Float>(
+    weight: &[E],
+    walk: &Walk,
+    table: &Table,
+    half: u32,
+    weight_group: usize,
+    first_n: u32,
+    columns: u32,
+    #[comptime] tile: RegisterTile,
+) -> Sequence<E> {
+    let mut values = Sequence::<E>::new();
+    let k = half as usize + UNIT_POS as usize % tile.tile_k;
+    let at = weight_group + table.weight[k];
+    let exists = table.exists(k);
+    #[unroll]
+    for load in 0..comptime!(tile.loads(tile.tile_n)) {
+        let vector = UNIT_POS as usize / tile.tile_k + comptime!(load * (tile.units() / tile.tile_k));
+        #[unroll]
+        for i in 0..VECTOR {
+            // Columns past the last repeat it: their results are not written.
+            let column = min(first_n + (vector * VECTOR + i) as u32, columns - 1u32);
+            let mut value = E::from_int(0);
+            if exists {
+                value = weight[at + walk.weight_column(column)];
+            }
+            values.push(value);
+        }
+    }
+    values
+}

@@ -1,0 +1,186 @@
+//! Where a gathered operand reads, for both passes that gather through the window: the forward pass, and the input
+//! gradient as a gather (no atomics).
+//!
+//! ```text
+//! site i of an axis      output element  first_out + i * out_step
+//! tap j of site i        source element  i * scale + origin + j * step        0 <= j < taps, step >= 0
+//!                        weight tap      first_tap + j * tap_step (forward), first_tap - j * tap_step (gradient)
+//! ```
+//!
+//! Forward: `scale = stride, origin = -begin, step = dilation`, all taps. Input gradient: element p receives tap k from
+//! window `(p + begin - k * dilation) / stride` where that divides. Positions of one residue class `p = phase mod stride`
+//! receive the same taps, an arithmetic progression, from consecutive windows: one dense walk per phase.
+
+use super::place::{AxisWalkArgsLaunch, WalkLaunch};
+use crate::conv3d::plan::Pass;
+use crate::conv3d::problem::{Conv3dProblem, PaddingMode};
+use crate::geometry::AxisGeometry;
+use crate::operand::Operand;
+
+/// One axis of a walk, on the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct AxisWalk {
+    pub(crate) sites: usize,
+    pub(crate) extent: usize,
+    pub(crate) scale: usize,
+    pub(crate) origin: i64,
+    pub(crate) taps: usize,
+    pub(crate) step: usize,
+    pub(crate) first_tap: usize,
+    pub(crate) tap_step: usize,
+    pub(crate) first_out: usize,
+    pub(crate) out_step: usize,
+}
+
+impl AxisWalk {
+    /// The windows of an axis.
+    pub(crate) fn forward(axis: AxisGeometry) -> Self {
+        Self {
+            sites: axis.output(),
+            extent: axis.input,
+            scale: axis.stride,
+            origin: -(axis.padding.0 as i64),
+            taps: axis.kernel,
+            step: axis.dilation,
+            first_tap: 0,
+            tap_step: 1,
+            first_out: 0,
+            out_step: 1,
+        }
+    }
+
+    /// The input positions `phase, phase + stride, ..` of an axis.
+    pub(crate) fn input_gradient(axis: AxisGeometry, phase: usize) -> Self {
+        let AxisGeometry { input, kernel, stride, dilation, padding: (begin, _) } = axis;
+        let divides = |tap: &usize| (phase + begin) % stride == tap * dilation % stride;
+        let taps: Vec<usize> = (0..kernel).filter(divides).collect();
+        let tap_step = if let [first, second, ..] = taps[..] { second - first } else { 1 };
+        // The last tap reads the earliest window.
+        let last = taps.last().copied().unwrap_or(0);
+        let origin = ((phase + begin) as i64 - (last * dilation) as i64).div_euclid(stride as i64);
+        Self {
+            sites: input.saturating_sub(phase).div_ceil(stride),
+            extent: axis.output(),
+            scale: 1,
+            origin,
+            taps: taps.len(),
+            step: tap_step * dilation / stride,
+            first_tap: last,
+            tap_step,
+            first_out: phase,
+            out_step: stride,
+        }
+    }
+}
+
+impl AxisWalk {
+    /// Whether a tap of some site lies outside the source.
+    fn leaves(&self) -> bool {
+        let last = (self.sites.max(1) - 1) * self.scale + (self.taps.max(1) - 1) * self.step;
+        self.taps > 0 && (self.origin < 0 || last as i64 + self.origin >= self.extent as i64)
+    }
+}
+
+/// Taps of an axis that a mask can tell apart.
+const MASK_BITS: usize = 10;
+
+/// Whether the kernels that walk can tell which taps of a site lie inside the source: at most ten taps along every axis
+/// that has padding.
+pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass) -> bool {
+    let pass = if pass == Pass::InputGradient { pass } else { Pass::Forward };
+    let clamps = problem.window.padding_mode == PaddingMode::Replicate && pass == Pass::Forward;
+    clamps || walks(problem, pass).iter().flatten().all(|walk| walk.taps <= MASK_BITS || !walk.leaves())
+}
+
+/// The three axes of a walk.
+pub(crate) type Walks = [AxisWalk; 3];
+
+/// The walks that together cover every element of a pass's result.
+pub(crate) fn walks(problem: &Conv3dProblem, pass: Pass) -> Vec<Walks> {
+    if pass == Pass::Forward {
+        return vec![[0, 1, 2].map(|axis| AxisWalk::forward(problem.axis(axis)))];
+    }
+    let phases = |axis: usize| {
+        let geometry = problem.axis(axis);
+        // A stride beyond the extent leaves phases without elements.
+        (0..geometry.stride.min(geometry.input)).map(move |phase| AxisWalk::input_gradient(geometry, phase))
+    };
+    let mut walks = Vec::new();
+    for depth in phases(0) {
+        for height in phases(1) {
+            walks.extend(phases(2).map(|width| [depth, height, width]));
+        }
+    }
+    walks
+}
+
+/// Sites of one image.
+pub(crate) fn sites(walks: &Walks) -> usize {
+    walks.iter().map(|walk| walk.sites).product()
+}
+
+/// Taps per channel.
+pub(crate) fn taps(walks: &Walks) -> usize {
+    walks.iter().map(|walk| walk.taps).product()
+}
+
+/// Strides of a weight as a pass walks it.
+fn weight_strides(weight: &Operand, pass: Pass, problem: &Conv3dProblem) -> [usize; 3] {
+    let (out, channel) = (weight.strides[0], weight.strides[1]);
+    let group = out.wrapping_mul(problem.group_out_channels());
+    if pass == Pass::Forward { [channel, out, group] } else { [out, channel, group] }
+}
+
+/// The walk as a kernel argument.
+pub(crate) fn walk_args(
+    problem: &Conv3dProblem,
+    pass: Pass,
+    walks: &Walks,
+    [source, weight, out]: [&Operand; 3],
+) -> WalkLaunch {
+    let axis = |axis: usize| {
+        let walk = walks[axis];
+        // `Conv3dProblem::validate` keeps every extent and span below 2^31.
+        AxisWalkArgsLaunch::new(
+            divisor(walk.sites),
+            divisor(walk.taps),
+            walk.taps as u32,
+            if walk.leaves() { 1 << (MASK_BITS * axis) } else { 0 },
+            walk.extent as u32,
+            walk.scale as u32,
+            walk.origin.max(0) as u32,
+            (-walk.origin).max(0) as u32,
+            walk.step as u32,
+            walk.first_tap as u32,
+            walk.tap_step as u32,
+            walk.first_out as u32,
+            walk.out_step as u32,
+            source.strides[axis + 2],
+            weight.strides[axis + 2],
+            out.strides[axis + 2],
+        )
+    };
+    let [weight_channel, weight_column, weight_group] = weight_strides(weight, pass, problem);
+    WalkLaunch::new(
+        axis(0),
+        axis(1),
+        axis(2),
+        divisor(taps(walks)),
+        source.strides[0],
+        source.strides[1],
+        out.strides[0],
+        out.strides[1],
+        weight_channel,
+        weight_column,
+        weight_group,
+    )
+}
+
+/// A divisor: where there is nothing to divide, one.
+pub(crate) fn divisor(value: usize) -> u32 {
+    value.max(1) as u32
+}
+
+#[cfg(test)]
+#[path = "walk_tests.rs"]
+mod tests;

@@ -1,0 +1,52 @@
+//! The walks of input gradients against every pair of position, window and tap.
+
+use super::*;
+
+/// Every pair (input position, window, tap) of an axis that the convolution joins, found by looking at them all.
+fn pairs(axis: AxisGeometry) -> Vec<(usize, usize, usize)> {
+    let mut pairs = Vec::new();
+    for window in 0..axis.output() {
+        for tap in 0..axis.kernel {
+            let at = (window * axis.stride + tap * axis.dilation).checked_sub(axis.padding.0);
+            pairs.extend(at.filter(|at| *at < axis.input).map(|at| (at, window, tap)));
+        }
+    }
+    pairs.sort_unstable();
+    pairs
+}
+
+#[test]
+fn the_phases_of_an_input_gradient_join_what_the_convolution_joins() {
+    let mut checked = 0;
+    for (input, kernel, stride) in
+        (1..12usize).flat_map(|i| (1..6usize).flat_map(move |k| (1..5usize).map(move |s| (i, k, s))))
+    {
+        for (dilation, begin, end) in [(1, 0, 0), (1, 2, 1), (2, 1, 3), (3, 4, 0), (4, 3, 3), (6, 8, 8)] {
+            let axis = AxisGeometry { input, kernel, stride, dilation, padding: (begin, end) };
+            if axis.span() > input + begin + end {
+                continue;
+            }
+            let mut found = Vec::new();
+            let mut written = Vec::new();
+            for phase in 0..stride.min(input) {
+                let walk = AxisWalk::input_gradient(axis, phase);
+                for site in 0..walk.sites {
+                    let position = walk.first_out + site * walk.out_step;
+                    written.push(position);
+                    for j in 0..walk.taps {
+                        let window = (site * walk.scale + j * walk.step) as i64 + walk.origin;
+                        if (0..walk.extent as i64).contains(&window) {
+                            found.push((position, window as usize, walk.first_tap - j * walk.tap_step));
+                        }
+                    }
+                }
+            }
+            found.sort_unstable();
+            written.sort_unstable();
+            assert_eq!(found, pairs(axis), "{axis:?}");
+            assert_eq!(written, (0..input).collect::<Vec<_>>(), "{axis:?}");
+            checked += found.len();
+        }
+    }
+    assert!(checked > 5_000, "{checked} pairs");
+}

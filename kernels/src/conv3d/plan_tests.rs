@@ -1,0 +1,51 @@
+//! The automatic choice against the table in `plan.rs`, layer by layer.
+
+use super::*;
+use crate::conv3d::problem::Window;
+use crate::dtype::FloatType;
+
+fn problem(x: [usize; 5], o: usize, kernel: [usize; 3], stride: usize, groups: usize) -> Conv3dProblem {
+    let padding = kernel.map(|taps| (taps / 2, taps / 2));
+    let window = Window { stride: [stride; 3], padding, groups, ..Window::default() };
+    let weight = [o, x[1] / groups, kernel[0], kernel[1], kernel[2]];
+    Conv3dProblem::new(x, weight, None, window, FloatType::F32).expect("a valid layer")
+}
+
+fn names(problem: &Conv3dProblem, limits: &Limits) -> [String; 3] {
+    [Pass::Forward, Pass::InputGradient, Pass::WeightGradient]
+        .map(|pass| plan(problem, pass, Algorithm::Auto, limits).expect("a plan").name())
+}
+
+/// A device with many cores, matrices for f16 only.
+fn wide() -> Limits {
+    Limits { cubes_in_flight: 528, matrices: vec![(FloatType::F16, 16)], ..Limits::apple_m1() }
+}
+
+#[test]
+fn the_choice_follows_the_table() {
+    let body = problem([1, 64, 16, 56, 56], 128, [3; 3], 1, 1);
+    assert_eq!(names(&body, &wide()), ["gemm_128x128x16", "gemm_128x64x16", "gemm_128x64x16"]);
+    let stem = problem([1, 3, 64, 224, 224], 64, [7; 3], 2, 1);
+    assert_eq!(names(&stem, &wide()), ["gemm_128x64x16", "gemm_256x4x16", "gemm_128x64x16"]);
+    let deep = problem([1, 512, 2, 7, 7], 512, [3; 3], 1, 1);
+    assert_eq!(names(&deep, &wide()), ["gemm_64x64x16", "gemm_64x64x16", "gemm_128x64x16"]);
+    let few_columns = problem([1, 3, 8, 112, 112], 64, [1, 7, 7], 1, 1);
+    assert_eq!(names(&few_columns, &wide())[2], "gemm_64x64x16");
+    let grouped = problem([2, 128, 16, 32, 32], 128, [3; 3], 1, 4);
+    assert_eq!(names(&grouped, &wide()), ["gemm_128x32x16"; 3]);
+    let depthwise = problem([4, 108, 16, 56, 56], 108, [3; 3], 1, 108);
+    assert_eq!(names(&depthwise, &wide()), ["depthwise"; 3]);
+    let long_kernel = problem([1, 8, 4, 4, 64], 8, [1, 1, 11], 1, 1);
+    assert_eq!(names(&long_kernel, &wide())[0], "implicit_gemm_32x32x16");
+}
+
+#[test]
+fn matrix_units_are_used_where_the_type_has_them() {
+    let half = Conv3dProblem { dtype: FloatType::F16, ..problem([1, 64, 16, 56, 56], 128, [3; 3], 1, 1) };
+    assert_eq!(names(&half, &wide()), ["matrix_gemm_128x128x32", "matrix_gemm_128x64x32", "gemm_128x64x16"]);
+    // Apple's simdgroups multiply bf16 as fp32, the sums being fp32.
+    for dtype in FloatType::ALL {
+        let problem = Conv3dProblem { dtype, ..half };
+        assert_eq!(names(&problem, &Limits::apple_m1())[0], "matrix_gemm_64x64x32", "{}", dtype.name());
+    }
+}
