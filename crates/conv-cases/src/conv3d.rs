@@ -218,7 +218,7 @@ mod tests {
     fn conformance_is_large_in_count_and_small_in_work() {
         let cases = conformance();
         assert!(cases.len() >= 160, "{} cases", cases.len());
-        assert_eq!(tile_boundaries().len(), 3 * 6 * 3 + 6);
+        assert_eq!(tile_boundaries().len(), 3 * 6 * 3 + 6 + 5 * 3);
         assert!(edges::cases().len() >= 30, "{} edges", edges::cases().len());
         assert_well_formed(&cases, MAX_CONFORMANCE_MACS);
         assert!(cases.iter().all(|case| case.macs() > 0));
