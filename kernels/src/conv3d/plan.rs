@@ -191,7 +191,7 @@ pub fn eligible(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Vec<Pla
         .into_iter()
         .chain(gemm)
         .chain(matrix_tiles(problem, pass, limits).map(Plan::MatrixGemm))
-        .chain(depthwise::serves(problem).then_some(Plan::Depthwise))
+        .chain(depthwise::serves(problem, pass).then_some(Plan::Depthwise))
         .chain(winograd)
         .collect()
 }
@@ -262,7 +262,7 @@ pub(crate) fn check(
                 tile.name()
             )
         }
-        Plan::Depthwise if !depthwise::serves(problem) => {
+        Plan::Depthwise if !depthwise::serves(problem, pass) => {
             unsupported!(
                 "conv3d: the plan `depthwise` serves as many groups as channels, this problem has {} groups, {} input and \
                  {} output channels and {} taps",
@@ -320,7 +320,7 @@ fn result_is_empty(problem: &Conv3dProblem, pass: Pass) -> bool {
 }
 
 fn automatic(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Plan {
-    if depthwise::serves(problem) {
+    if depthwise::serves(problem, pass) {
         Plan::Depthwise
     } else if gemm::serves(problem, pass) {
         gemm_for(problem, pass, limits)

@@ -49,3 +49,18 @@ fn matrix_units_are_used_where_the_type_has_them() {
         assert_eq!(names(&problem, &Limits::apple_m1())[0], "matrix_gemm_64x64x32", "{}", dtype.name());
     }
 }
+
+#[test]
+fn counts_beyond_31_bits_go_to_the_plans_that_count_further() {
+    let sites = problem([1, 8, 2048, 2048, 1024], 8, [1; 3], 1, 1);
+    assert_eq!(names(&sites, &wide()), ["implicit_gemm_32x32x16"; 3]);
+    let depthwise = problem([1, 8, 512, 1024, 1024], 8, [1; 3], 1, 8);
+    assert_eq!(names(&depthwise, &wide())[0], "gemm_256x4x16");
+}
+
+#[test]
+fn a_stride_of_thousands_of_phases_is_not_launched_phase_by_phase() {
+    let problem = problem([1, 16, 64, 64, 64], 16, [8; 3], 16, 1);
+    let [forward, input, _] = names(&problem, &wide());
+    assert_eq!([forward.as_str(), input.as_str()], ["gemm_128x32x16", "implicit_gemm_32x32x16"]);
+}

@@ -6,7 +6,7 @@
 use super::args::{Geometry, offset};
 use super::problem::Conv3dProblem;
 use super::split::ReductionSplit;
-use crate::activation::{Activation, activate};
+use crate::activation::{Activation, activate_by_code};
 use crate::dtype::FloatType;
 use crate::error::ConvError;
 use crate::grid::{Span, dispatches};
@@ -56,7 +56,7 @@ pub(crate) fn finish_partials(
                 target.tensor_arg(),
                 dispatch.span(),
                 elements,
-                activation,
+                activation.code(),
                 target.dtype.elem(),
             );
         }
@@ -121,7 +121,7 @@ fn sum_partials_kernel<E: Float>(
     target: &mut Tensor<E>,
     span: Span,
     elements: usize,
-    #[comptime] activation: Activation,
+    activation: u32,
     #[define(E)] _dtype: ElemType,
 ) {
     let index = span.cube() * UNITS as usize + UNIT_POS as usize;
@@ -146,7 +146,7 @@ fn sum_partials_kernel<E: Float>(
         rest /= size;
     }
     let bias: ComptimeOption<f32> = bias.map(|bias| f32::cast_from(bias[channel * bias.stride(0)]));
-    target[at] = E::cast_from(activate(sum + bias.unwrap_or_else(|| 0.0f32.runtime()), activation));
+    target[at] = E::cast_from(activate_by_code(sum + bias.unwrap_or_else(|| 0.0f32.runtime()), activation));
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]

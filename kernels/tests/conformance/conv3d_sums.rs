@@ -1,6 +1,6 @@
 //! conv3d's long sums, and the gradients of bias and activation.
 
-use crate::conv3d::{inputs, launch, problem, result_shape};
+use crate::conv3d::{self, inputs, launch, problem, result_shape};
 use crate::conv3d_behaviour::sample;
 use crate::support::{client, output, upload};
 use conv_cases::conv3d::Conv3dCase;
@@ -46,6 +46,27 @@ fn long_sums_are_complete() {
             )
         );
     }
+}
+
+/// Sums that are cut into parts because the tiles are few: bias and activation join in the second pass, and the phases of
+/// a strided input gradient share their partials.
+#[test]
+fn split_sums_are_finished_like_whole_ones() {
+    let padding = [(1, 1); 3];
+    let deep = Conv3dCase { padding, ..Conv3dCase::new("deep", [2, 70, 2, 3, 3], 5, [3, 3, 3]) };
+    let strided = Conv3dCase {
+        padding,
+        stride: [2, 2, 2],
+        bias: false,
+        ..Conv3dCase::new("strided", [1, 3, 4, 5, 5], 130, [3, 3, 3])
+    };
+    let activated = |activation, name: &str| Conv3dCase { activation, name: name.into(), ..deep.clone() };
+    let cases = [
+        activated(conv_cases::conv3d::Activation::Relu, "deep_relu"),
+        activated(conv_cases::conv3d::Activation::Silu, "deep_silu"),
+        strided,
+    ];
+    conv3d::run(&cases, &fill::normal, false);
 }
 
 #[test]

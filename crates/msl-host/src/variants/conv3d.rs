@@ -4,7 +4,7 @@ use super::{IndexWidth, note, tensor};
 use crate::server::{Label, Recorder};
 use conv_cases::conv3d::{self as cases, Conv3dCase};
 use conv_kernels::conv3d::{
-    Activation, Conv3dProblem, PaddingMode, Pass, Window, activation_gradient, bias_gradient, eligible,
+    Activation, Conv3dProblem, PaddingMode, Pass, Plan, Window, activation_gradient, bias_gradient, eligible,
     forward, input_gradient, weight_gradient,
 };
 use conv_kernels::{FloatType, Limits};
@@ -87,8 +87,17 @@ fn record_case(
         Ok(problem) => problem,
         Err(error) => return refused.push(format!("conv3d {}: {error}", case.name)),
     };
+    let plain = problem.window.activation == Activation::None;
     for pass in [Pass::Forward, Pass::InputGradient, Pass::WeightGradient] {
+        if pass != Pass::Forward && !(plain && problem.bias) {
+            // Gradients know neither activation nor bias: once for each padding mode.
+            continue;
+        }
         for plan in eligible(&problem, pass, limits) {
+            if !plain && matches!(plan, Plan::Gemm(_) | Plan::MatrixGemm(_) | Plan::Depthwise) {
+                // The activation is an argument of theirs at run time.
+                continue;
+            }
             let what = format!("conv3d {} {} {}", pass.name(), plan.name(), dtype.name());
             let label = Label { what, options: options(&problem, pass) };
             let result = recorder.record(&label, |client| {

@@ -4,7 +4,7 @@
 mod march;
 mod weight;
 
-use super::gemm::walk::{AxisWalk, Walks, sites, taps, walk_args, walks};
+use super::gemm::walk::{AxisWalk, Walks, few_phases, sites, taps, walk_args, walks};
 use super::plan::Pass;
 use super::problem::Conv3dProblem;
 use super::{gemm, reduce};
@@ -17,9 +17,15 @@ use cubecl::prelude::*;
 use march::{MOST_TAPS, ShareLaunch, Window, march_kernel};
 
 /// Whether the problem is one of these.
-pub(crate) fn serves(problem: &Conv3dProblem) -> bool {
+pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass) -> bool {
     let groups = problem.window.groups;
-    groups > 0 && problem.channels == groups && problem.out_channels == groups && problem.taps() <= MOST_TAPS
+    let elements = [problem.x_shape(), problem.y_shape()].map(|shape| shape.iter().product::<usize>());
+    problem.channels == groups
+        && problem.out_channels == groups
+        && problem.taps() <= MOST_TAPS
+        && few_phases(problem, pass)
+        // Units are counted in 31 bits, and some stand idle.
+        && elements.iter().all(|elements| *elements < 1 << 30)
 }
 
 /// Sites along H that share the rows they read.

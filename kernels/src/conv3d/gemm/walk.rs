@@ -84,12 +84,28 @@ impl AxisWalk {
 /// Taps of an axis that a mask can tell apart.
 const MASK_BITS: usize = 10;
 
-/// Whether the kernels that walk can tell which taps of a site lie inside the source: at most ten taps along every axis
-/// that has padding.
+/// Launches that a strided input gradient may take.
+const MOST_PHASES: usize = 512;
+
+/// Whether the residue classes of a strided input gradient are few enough to launch each on its own.
+pub(crate) fn few_phases(problem: &Conv3dProblem, pass: Pass) -> bool {
+    let phases = (0..3).map(|axis| problem.window.stride[axis].min(problem.input[axis]));
+    pass != Pass::InputGradient || phases.product::<usize>() <= MOST_PHASES
+}
+
+/// Whether the engine serves a pass: at most ten taps along every axis that has padding, which its masks can tell apart, and
+/// sites and terms that 31 bits count, and few strided phases.
 pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass) -> bool {
     let pass = if pass == Pass::InputGradient { pass } else { Pass::Forward };
     let clamps = problem.window.padding_mode == PaddingMode::Replicate && pass == Pass::Forward;
-    clamps || walks(problem, pass).iter().flatten().all(|walk| walk.taps <= MASK_BITS || !walk.leaves())
+    let places =
+        problem.batch * problem.input.iter().product::<usize>().max(problem.output().iter().product());
+    let terms = problem.channels.max(problem.out_channels) * problem.taps();
+    let counts = places.max(terms) < i32::MAX as usize;
+    counts
+        && few_phases(problem, pass)
+        && (clamps
+            || walks(problem, pass).iter().flatten().all(|walk| walk.taps <= MASK_BITS || !walk.leaves()))
 }
 
 /// The three axes of a walk.
