@@ -66,7 +66,7 @@ fn split_sums_are_finished_like_whole_ones() {
         activated(conv_cases::conv3d::Activation::Silu, "deep_silu"),
         strided,
     ];
-    conv3d::run(&cases, &fill::normal, false);
+    conv3d::run_all_tiles(&cases, &fill::normal, false);
 }
 
 #[test]

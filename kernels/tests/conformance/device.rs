@@ -27,3 +27,7 @@ pub(crate) fn client() -> Client {
         .clone()
         .unwrap_or_else(|message| panic!("{message}"))
 }
+
+/// Products a plan may compute in a table's case, padding of its tiles included: tens of thousands of nearly empty tiles
+/// (65,537 groups) would take a software device minutes. The direct plan always runs.
+pub(crate) const MOST_WORK: usize = 500_000_000;

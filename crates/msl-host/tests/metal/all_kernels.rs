@@ -37,7 +37,7 @@ fn check(dtype: FloatType) {
         let limits = index.limits(&Limits::of(client));
         let alone = (client, &Limits { dtypes: vec![dtype], ..limits.clone() });
         let table = variants::conv3d::table(index);
-        conv3d::run_with(alone, &table, &fill::normal, false);
+        conv3d::run_with(alone, &table, &fill::normal, false, conv3d::Tiles::All);
         conv3d_sums::check_activation_gradients(alone);
         for case in table.iter().filter(|case| case.bias) {
             conv3d_sums::check_bias_gradient(alone, conv3d::problem(case, dtype));

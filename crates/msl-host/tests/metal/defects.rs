@@ -196,7 +196,7 @@ fn conv(client: &Client, dtype: FloatType) {
         activation: Activation::Silu,
         ..Conv3dCase::new("tails", [1, 5, 4, 5, 6], 7, [2, 3, 4])
     };
-    conv3d::run_with((client, &limits), &[case], &fill::normal, false);
+    conv3d::run_with((client, &limits), &[case], &fill::normal, false, conv3d::Tiles::All);
 }
 
 fn bias(client: &Client) {

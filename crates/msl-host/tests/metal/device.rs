@@ -10,3 +10,6 @@ pub(crate) fn client() -> Client {
     }
     RECORDER.with(|recorder| recorder.client().clone())
 }
+
+/// As for the other devices; threads that are fibers are slower by far.
+pub(crate) const MOST_WORK: usize = 30_000_000;
