@@ -186,7 +186,8 @@ pub fn eligible(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Vec<Pla
         .into_iter()
         .filter_map(|tile| winograd::config(problem, pass, tile, limits).ok())
         .map(Plan::Winograd);
-    let gemm = RegisterTile::ALL.into_iter().map(Plan::Gemm).filter(|_| gemm::serves(problem, pass));
+    let served = gemm::serves(problem, pass);
+    let gemm = RegisterTile::ALL.into_iter().filter(|_| served).map(Plan::Gemm);
     [Plan::Direct, Plan::ImplicitGemm(TileConfig::LARGE), Plan::ImplicitGemm(TileConfig::SMALL)]
         .into_iter()
         .chain(gemm)

@@ -2,6 +2,12 @@
 
 use crate::limits::Limits;
 
+/// Parts whose fp32 partials of `elements` results fit the workspace; at least one.
+pub(crate) fn affordable_parts(elements: usize, limits: &Limits) -> usize {
+    let parts = limits.workspace_bytes / (4 * elements.max(1)) as u64;
+    usize::try_from(parts).unwrap_or(usize::MAX).max(1)
+}
+
 /// How a long sum is cut into parts that different cubes compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ReductionSplit {
@@ -19,8 +25,7 @@ impl ReductionSplit {
     /// The split of `terms` terms over enough parts that `tiles` cubes each fill the device, in multiples of `step`.
     pub(crate) fn filling(terms: usize, elements: usize, tiles: usize, step: usize, limits: &Limits) -> Self {
         let accurate = Self::of(terms, elements, limits);
-        let affordable = limits.workspace_bytes / (4 * elements.max(1)) as u64;
-        let affordable = usize::try_from(affordable).unwrap_or(usize::MAX).max(1);
+        let affordable = affordable_parts(elements, limits);
         // A part of fewer than eight stages would spend its time on its ends.
         let wanted = limits.cubes_in_flight.div_ceil(tiles.max(1)).min(terms.div_ceil(8 * step));
         let parts = accurate.parts.max(wanted).min(affordable).max(1);
@@ -30,8 +35,7 @@ impl ReductionSplit {
 
     /// The split of `terms` terms for each of `elements` results, `4 * parts * elements` bytes of workspace.
     pub fn of(terms: usize, elements: usize, limits: &Limits) -> Self {
-        let affordable = limits.workspace_bytes / (4 * elements.max(1)) as u64;
-        let affordable = usize::try_from(affordable).unwrap_or(usize::MAX).max(1);
+        let affordable = affordable_parts(elements, limits);
         let parts = terms.div_ceil(Self::LENGTH).clamp(1, affordable);
         let length = terms.div_ceil(parts).max(1);
         Self { parts: terms.div_ceil(length).max(1), length }

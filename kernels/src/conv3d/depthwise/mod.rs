@@ -7,6 +7,7 @@ mod weight;
 use super::gemm::walk::{AxisWalk, Walks, few_phases, sites, taps, walk_args, walks};
 use super::plan::Pass;
 use super::problem::Conv3dProblem;
+use super::split::affordable_parts;
 use super::{gemm, reduce};
 use crate::activation::Activation;
 use crate::error::ConvError;
@@ -151,8 +152,8 @@ pub(crate) fn weight_gradient(
     let cubes = (2 * limits.cubes_in_flight).div_ceil(problem.channels.max(1) * cuts);
     let chunk = chunk(depth, columns * problem.channels, limits);
     let marches = columns * depth.div_ceil(chunk);
-    let affordable = (limits.workspace_bytes / (4 * dw.len().max(1)) as u64).max(1);
-    let parts = cubes.min(marches.div_ceil(units)).min(affordable as usize).max(1);
+    let affordable = affordable_parts(dw.len(), limits);
+    let parts = cubes.min(marches.div_ceil(units)).min(affordable).max(1);
     let length = marches.div_ceil(parts);
     let parts = marches.div_ceil(length.max(1)).max(1);
     let direct = parts == 1 && dw.strides == row_major(&dw.shape);

@@ -19,9 +19,9 @@ mod weight;
 pub use config::{MatrixTile, RegisterTile};
 
 use super::plan::Pass;
-use super::problem::{Conv3dProblem, Window};
+use super::problem::Conv3dProblem;
 use super::reduce;
-use super::split::ReductionSplit;
+use super::split::{self, ReductionSplit};
 use crate::activation::Activation;
 use crate::dtype::FloatType;
 use crate::error::ConvError;
@@ -77,17 +77,15 @@ pub(crate) fn gather(
     let walks = walks(problem, pass);
     let walks: Vec<_> = walks.iter().filter(|walks| sites(walks) > 0).collect();
     let parts = walks.iter().map(|walks| parts(problem, pass, tile, walks, limits)).max().unwrap_or(1);
+    let activation = if pass == Pass::Forward { problem.window.activation } else { Activation::None };
+    let call = Call { client, problem, pass, tile, limits, parts, activation };
     if parts == 1 {
-        let call = Call { client, problem, pass, tile, limits, parts };
         return walks.iter().try_for_each(|walks| launch(&call, walks, [source, weight, out], bias));
     }
     let partials = reduce::workspace(client, parts, out.len());
     let part = Operand { shape: out.shape.clone(), strides: row_major(&out.shape), ..partials.clone() };
-    let unfused =
-        Conv3dProblem { window: Window { activation: Activation::None, ..problem.window }, ..*problem };
-    let call = Call { client, problem: &unfused, pass, tile, limits, parts };
+    let call = Call { activation: Activation::None, ..call };
     walks.iter().try_for_each(|walks| launch(&call, walks, [source, weight, &part], None))?;
-    let activation = if pass == Pass::Forward { problem.window.activation } else { Activation::None };
     reduce::finish_partials(client, limits, &partials, out, (bias, activation))
 }
 
@@ -99,6 +97,7 @@ struct Call<'a> {
     tile: Tile,
     limits: &'a Limits,
     parts: usize,
+    activation: Activation,
 }
 
 /// Launches the part of a pass that one walk covers.
@@ -110,7 +109,8 @@ pub(super) fn one_walk(
     limits: &Limits,
     operands: [&Operand; 3],
 ) -> Result<(), ConvError> {
-    let call = Call { client, problem, pass, tile: Tile::Registers(RegisterTile::M128N8), limits, parts: 1 };
+    let tile = Tile::Registers(RegisterTile::M128N8);
+    let call = Call { client, problem, pass, tile, limits, parts: 1, activation: Activation::None };
     launch(&call, walks, operands, None)
 }
 
@@ -132,10 +132,10 @@ fn parts(problem: &Conv3dProblem, pass: Pass, tile: Tile, walks: &Walks, limits:
         return 1;
     }
     let result = if pass == Pass::Forward { problem.y_shape() } else { problem.x_shape() };
-    let affordable = limits.workspace_bytes / (4 * result.iter().product::<usize>().max(1)) as u64;
+    let affordable = split::affordable_parts(result.iter().product(), limits);
     // A part of fewer than eight stages would spend its time on its ends.
     let worthwhile = k / (8 * tile_k);
-    (limits.cubes_in_flight / tiles.max(1)).min(worthwhile).min(affordable as usize).max(1)
+    (limits.cubes_in_flight / tiles.max(1)).min(worthwhile).min(affordable).max(1)
 }
 
 fn launch(
@@ -144,7 +144,7 @@ fn launch(
     [source, weight, out]: [&Operand; 3],
     bias: Option<&Operand>,
 ) -> Result<(), ConvError> {
-    let Call { client, problem, pass, tile, limits, parts } = *call;
+    let Call { client, problem, pass, tile, limits, parts, activation } = *call;
     let [m, n, k] = extents(problem, pass, walks);
     let source_channels =
         if pass == Pass::Forward { problem.group_channels() } else { problem.group_out_channels() };
@@ -157,7 +157,6 @@ fn launch(
     let largest = m.max(n).max(k + part_k * parts).max(cubes).max(part_stride * parts);
     let address = address_type("conv3d", &[source, weight, out], largest, limits)?;
     let operations = 2.0 * (tile_m * tile_n * part_k) as f64;
-    let activation = if pass == Pass::Forward { problem.window.activation } else { Activation::None };
     let padding = problem.window.padding_mode;
     for dispatch in dispatches(cubes, operations, limits) {
         let walk = walk_args(problem, pass, walks, [source, weight, out]);

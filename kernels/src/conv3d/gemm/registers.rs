@@ -40,17 +40,13 @@ pub(crate) fn register_kernel<E: Float, O: Float>(
     if span.is_idle() {
         terminate!();
     }
-    let cube = span.cube();
-    let tile_n = cube % extents.tiles_n;
-    let rest = cube / extents.tiles_n;
-    let tile_m = rest % extents.tiles_m;
-    let rest = rest / extents.tiles_m;
-    let group = (rest % extents.groups) as u32;
-    let part = rest / extents.groups;
-    let first_m = (tile_m * tile.tile_m) as u32;
-    let first_n = (tile_n * tile.tile_n) as u32;
-    let first_k = part as u32 * extents.part_k;
-    let end_k = min(first_k + extents.part_k, extents.k);
+    let share = extents.share(span.cube(), tile.tile_m, tile.tile_n);
+    let group = share.group;
+    let part = share.part;
+    let first_m = share.first_m;
+    let first_n = share.first_n;
+    let first_k = share.first_k;
+    let end_k = share.end_k;
 
     let mut source_stage = Shared::<[Neighbours]>::new_slice(comptime!(tile.stage_vectors(tile.tile_m)));
     let mut weight_stage = Shared::<[Neighbours]>::new_slice(comptime!(tile.stage_vectors(tile.tile_n)));

@@ -27,6 +27,38 @@ pub(super) struct Extents {
     pub(super) activation: u32,
 }
 
+/// What a cube computes: its tile's first site and channel, its group, and its part's terms.
+#[derive(CubeType, Clone, Copy)]
+pub(super) struct Share {
+    pub(super) group: u32,
+    pub(super) part: usize,
+    pub(super) first_m: u32,
+    pub(super) first_n: u32,
+    pub(super) first_k: u32,
+    pub(super) end_k: u32,
+}
+
+#[cube]
+impl Extents {
+    /// The share of a cube: channels fastest, so that neighbours read the same sites.
+    pub(super) fn share(&self, cube: usize, #[comptime] tile_m: usize, #[comptime] tile_n: usize) -> Share {
+        let in_n = cube % self.tiles_n;
+        let rest = cube / self.tiles_n;
+        let in_m = rest % self.tiles_m;
+        let rest = rest / self.tiles_m;
+        let part = rest / self.groups;
+        let first_k = part as u32 * self.part_k;
+        Share {
+            group: (rest % self.groups) as u32,
+            part,
+            first_m: (in_m * tile_m) as u32,
+            first_n: (in_n * tile_n) as u32,
+            first_k,
+            end_k: min(first_k + self.part_k, self.k),
+        }
+    }
+}
+
 /// Four values of a load. They travel as a sequence, not an array: drivers keep arrays of 16-bit numbers out of registers.
 #[cube]
 fn neighbours<E: Float>(from: &Sequence<E>, #[comptime] load: usize) -> Neighbours {

@@ -105,26 +105,32 @@ pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass) -> bool {
     counts
         && few_phases(problem, pass)
         && (clamps
-            || walks(problem, pass).iter().flatten().all(|walk| walk.taps <= MASK_BITS || !walk.leaves()))
+            || (0..3)
+                .flat_map(|axis| axis_walks(problem, pass, axis))
+                .all(|walk| walk.taps <= MASK_BITS || !walk.leaves()))
 }
 
 /// The three axes of a walk.
 pub(crate) type Walks = [AxisWalk; 3];
 
+/// The walks that together cover one axis of a pass's result: one per residue class of the stride in an input gradient.
+fn axis_walks(problem: &Conv3dProblem, pass: Pass, axis: usize) -> Vec<AxisWalk> {
+    let geometry = problem.axis(axis);
+    if pass == Pass::Forward {
+        return vec![AxisWalk::forward(geometry)];
+    }
+    // A stride beyond the extent leaves phases without elements.
+    let phases = 0..geometry.stride.min(geometry.input);
+    phases.map(|phase| AxisWalk::input_gradient(geometry, phase)).collect()
+}
+
 /// The walks that together cover every element of a pass's result.
 pub(crate) fn walks(problem: &Conv3dProblem, pass: Pass) -> Vec<Walks> {
-    if pass == Pass::Forward {
-        return vec![[0, 1, 2].map(|axis| AxisWalk::forward(problem.axis(axis)))];
-    }
-    let phases = |axis: usize| {
-        let geometry = problem.axis(axis);
-        // A stride beyond the extent leaves phases without elements.
-        (0..geometry.stride.min(geometry.input)).map(move |phase| AxisWalk::input_gradient(geometry, phase))
-    };
+    let [depths, heights, widths] = [0, 1, 2].map(|axis| axis_walks(problem, pass, axis));
     let mut walks = Vec::new();
-    for depth in phases(0) {
-        for height in phases(1) {
-            walks.extend(phases(2).map(|width| [depth, height, width]));
+    for depth in depths {
+        for height in &heights {
+            walks.extend(widths.iter().map(|width| [depth, *height, *width]));
         }
     }
     walks
