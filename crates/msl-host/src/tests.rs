@@ -3,13 +3,11 @@
 
 use crate::lower::violations;
 use crate::properties::apple_m1;
+use crate::report;
 use crate::server::{Label, Recorder};
-use crate::{report, variants};
 use conv_kernels::Limits;
 use cubecl::prelude::*;
 use cubecl_ir::TargetProperties;
-use std::collections::HashMap;
-use std::path::Path;
 use std::sync::Arc;
 
 #[cube(launch, create_dummy_kernel)]
@@ -171,83 +169,12 @@ fn what_a_mac_could_not_run_is_reported() {
     assert_eq!(csv.lines().count(), 1 + rows.len());
 }
 
-/// Module paths of the kernels in conv-kernels' source, `conv_kernels::op::file::kernel`.
-fn kernels_in_source(folder: &Path, module: &str, found: &mut Vec<String>) {
-    let launchable = regex::Regex::new(
-        r"#\[cube\([^\]]*\blaunch[^\]]*\)\]\s*(?:#\[[^\]]*\]\s*)*(?:pub(?:\(\w+\))? )?(?:unsafe )?fn (\w+)",
-    )
-    .unwrap();
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        let stem = path.file_stem().unwrap().to_str().unwrap().to_string();
-        if path.is_dir() {
-            kernels_in_source(&path, &format!("{module}::{stem}"), found);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            let module = if matches!(stem.as_str(), "mod" | "lib") {
-                module.into()
-            } else {
-                format!("{module}::{stem}")
-            };
-            let text = std::fs::read_to_string(&path).unwrap();
-            found.extend(launchable.captures_iter(&text).map(|kernel| format!("{module}::{}", &kernel[1])));
-        }
-    }
-}
-
 #[test]
 fn conv_kernels_sees_the_m1_that_it_plans_for() {
     let limits = Limits::of(Recorder::apple_m1().client());
     let expected = Limits::apple_m1();
     // wgpu's cap is a byte below 4 GiB.
     assert_eq!(limits, Limits { buffer_bytes: expected.buffer_bytes - 1, ..expected });
-}
-
-#[test]
-fn every_kernel_of_conv_kernels_lowers_within_an_apple_gpu_s_budget() {
-    let variants = variants::all();
-    let rows = report::rows(&variants.kernels);
-    let table = report::table(&rows, variants.launches);
-    report::verdict(&rows, &variants.refused).map_err(|error| format!("{error}\n{table}")).unwrap();
-
-    // CubeCL keys its caches on disk (SPIR-V, PTX) by this hash and loads what it finds there. The hash it derives for
-    // a `ComptimeOption` leaves out whether there is a value, so kernels with two optional arguments need a comptime
-    // argument that says which ones are present.
-    let mut keys = HashMap::new();
-    let mut shared = Vec::new();
-    for kernel in &variants.kernels {
-        if let Some(other) = keys.insert(kernel.id.stable_hash(), &kernel.label) {
-            shared.push(format!("`{other}` and `{}`: {}", kernel.label, kernel.id.short_name()));
-        }
-    }
-    assert!(
-        shared.is_empty(),
-        "{} kernels share the key of another in CubeCL's caches on disk:\n{}",
-        shared.len(),
-        shared[..shared.len().min(20)].join("\n")
-    );
-
-    let mut expected = Vec::new();
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels/src");
-    kernels_in_source(&source, "conv_kernels", &mut expected);
-    assert!(expected.len() >= 8, "the source has {} kernels: {expected:?}", expected.len());
-    let forgotten: Vec<_> = expected
-        .iter()
-        .filter(|path| {
-            !variants.kernels.iter().any(|kernel| kernel.id.type_name().starts_with(&format!("{path}::")))
-        })
-        .collect();
-    assert!(forgotten.is_empty(), "kernels that `variants` never launches: {forgotten:?}");
-}
-
-#[test]
-fn every_kernel_lowers_to_wgsl_that_naga_translates_within_the_budget() {
-    let variants = variants::before_macos_15();
-    let rows = report::rows(&variants.kernels);
-    let table = report::table(&rows, variants.launches);
-    report::verdict(&rows, &variants.refused)
-        .map_err(|error| format!("{error}\n{}\n{table}", variants.refused.join("\n")))
-        .unwrap();
-    assert!(rows.len() > 100, "{} kernels", rows.len());
 }
 
 #[test]

@@ -160,10 +160,13 @@ pub fn weight_gradient(
             implicit_gemm::weight_gradient(client, problem, *tile, split, limits, [x, dy, dw])
         }
         Plan::Depthwise => depthwise::weight_gradient(client, problem, limits, [x, dy, dw]),
-        Plan::Gemm(tile) => gemm::weight_gradient(client, problem, *tile, limits, [x, dy, dw]),
-        Plan::MatrixGemm(_) | Plan::Winograd(_) => {
-            invalid!("conv3d: {} has no weight gradient", plan.name())
+        Plan::Gemm(tile) => {
+            gemm::weight_gradient(client, problem, Tile::Registers(*tile), limits, [x, dy, dw])
         }
+        Plan::MatrixGemm(tile) => {
+            gemm::weight_gradient(client, problem, Tile::Matrices(*tile), limits, [x, dy, dw])
+        }
+        Plan::Winograd(_) => invalid!("conv3d: {} has no weight gradient", plan.name()),
     }
 }
 

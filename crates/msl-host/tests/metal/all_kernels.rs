@@ -1,13 +1,34 @@
-//! Every kernel that `cargo xtask msl` lists is executed here, and what it computes is compared with the reference. Tests
-//! start in the order of their names: these go first, since they compile together what the others then find compiled.
+//! Every kernel that `cargo xtask msl` lists is executed here, and what it computes is compared with the reference; and the
+//! list itself: complete (no other test may launch a kernel that it lacks), within an Apple GPU's budget, without two kernels that a cache would confuse. (That the list goes
+//! through WGSL and naga for a Mac before macOS 15 is checked by the command, which ends in an error otherwise.)
+//!
+//! Tests start in the order of their names: these go first, since they lower and compile together what the others then find
+//! compiled.
 
 use crate::{causal_conv1d, conv3d, conv3d_sums, rope2d};
 use conv_cases::fill;
 use conv_kernels::{FloatType, IndexType, Limits};
-use msl_host::execute::compile_ahead;
+use msl_host::execute::{compile_ahead, serve_only};
+use msl_host::report;
 use msl_host::server::Recorder;
-use msl_host::variants::{self, IndexWidth};
-use std::collections::HashSet;
+use msl_host::variants::{self, IndexWidth, Variants};
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::sync::OnceLock;
+
+/// The kernels of a dtype, lowered once. When those of all dtypes are known, no test may launch another.
+fn listed(dtype: FloatType) -> &'static Variants {
+    static LISTED: [OnceLock<Variants>; 3] = [const { OnceLock::new() }; 3];
+    let place = FloatType::ALL.iter().position(|each| *each == dtype).expect("one of all");
+    let listed = LISTED[place].get_or_init(|| variants::of_dtype(dtype));
+    let known: Vec<_> = LISTED.iter().filter_map(OnceLock::get).collect();
+    if known.len() == LISTED.len() {
+        serve_only(
+            known.iter().flat_map(|part| part.kernels.iter().map(|kernel| kernel.id.clone())).collect(),
+        );
+    }
+    listed
+}
 
 #[test]
 fn every_listed_f32_kernel_is_executed_and_compared() {
@@ -25,7 +46,7 @@ fn every_listed_bf16_kernel_is_executed_and_compared() {
 }
 
 fn check(dtype: FloatType) {
-    let listed = variants::of_dtype(dtype).kernels;
+    let listed = &listed(dtype).kernels;
     let texts: Vec<_> =
         listed.iter().filter_map(|kernel| Some((&kernel.id, &kernel.lowered.as_ref().ok()?.msl))).collect();
     compile_ahead(&texts);
@@ -72,4 +93,66 @@ fn check(dtype: FloatType) {
         missing.iter().map(|kernel| format!("{} ({})", kernel.id.short_name(), kernel.label)).collect();
     println!("{} kernels listed, {} launches executed", listed.len(), log.launches.len());
     assert!(names.is_empty(), "{} of {} were not executed:\n{}", names.len(), listed.len(), names.join("\n"));
+}
+
+#[test]
+fn the_list_is_complete_and_within_an_apple_gpu_s_budget() {
+    let parts = FloatType::ALL.map(listed);
+    let kernels: Vec<_> = parts.iter().flat_map(|part| part.kernels.iter().cloned()).collect();
+    let refused: Vec<_> = parts.iter().flat_map(|part| part.refused.iter().cloned()).collect();
+    let rows = report::rows(&kernels);
+    report::verdict(&rows, &refused)
+        .map_err(|error| format!("{error}\n{}", report::table(&rows, 0)))
+        .unwrap();
+
+    // CubeCL keys its caches on disk (SPIR-V, PTX) by this hash and loads what it finds there. The hash it derives for
+    // a `ComptimeOption` leaves out whether there is a value, so kernels with two optional arguments need a comptime
+    // argument that says which ones are present.
+    let mut keys = HashMap::new();
+    let mut shared = Vec::new();
+    for kernel in &kernels {
+        if let Some(other) = keys.insert(kernel.id.stable_hash(), kernel)
+            && other.id != kernel.id
+        {
+            shared.push(format!("`{}` and `{}`: {}", other.label, kernel.label, kernel.id.short_name()));
+        }
+    }
+    assert!(
+        shared.is_empty(),
+        "{} kernels share the key of another in CubeCL's caches on disk:\n{}",
+        shared.len(),
+        shared[..shared.len().min(20)].join("\n")
+    );
+
+    let mut expected = Vec::new();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels/src");
+    kernels_in_source(&source, "conv_kernels", &mut expected);
+    assert!(expected.len() >= 8, "the source has {} kernels: {expected:?}", expected.len());
+    let launched =
+        |path: &&String| kernels.iter().any(|kernel| kernel.id.type_name().starts_with(&format!("{path}::")));
+    let forgotten: Vec<_> = expected.iter().filter(|path| !launched(path)).collect();
+    assert!(forgotten.is_empty(), "kernels that `variants` never launches: {forgotten:?}");
+}
+
+/// Module paths of the kernels in conv-kernels' source, `conv_kernels::op::file::kernel`.
+fn kernels_in_source(folder: &Path, module: &str, found: &mut Vec<String>) {
+    let launchable = regex::Regex::new(
+        r"#\[cube\([^\]]*\blaunch[^\]]*\)\]\s*(?:#\[[^\]]*\]\s*)*(?:pub(?:\(\w+\))? )?(?:unsafe )?fn (\w+)",
+    )
+    .unwrap();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let stem = path.file_stem().unwrap().to_str().unwrap().to_string();
+        if path.is_dir() {
+            kernels_in_source(&path, &format!("{module}::{stem}"), found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let module = if matches!(stem.as_str(), "mod" | "lib") {
+                module.into()
+            } else {
+                format!("{module}::{stem}")
+            };
+            let text = std::fs::read_to_string(&path).unwrap();
+            found.extend(launchable.captures_iter(&text).map(|kernel| format!("{module}::{}", &kernel[1])));
+        }
+    }
 }

@@ -14,6 +14,8 @@
 //! Per stage and cube: `(tile_m + tile_n) * tile_k` elements read from memory, `2 * tile_m * tile_n * tile_k` operations;
 //! per term and unit `4 * (rows + columns)` bytes of shared memory read for `2 * rows * columns` operations.
 
+use crate::conv3d::problem::PaddingMode;
+
 /// Tile of a register-tiled product. Constants of this type are the ones that are tested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RegisterTile {
@@ -66,9 +68,7 @@ impl RegisterTile {
     /// Bytes of shared memory of a cube: the stages and the table of terms.
     pub fn shared_bytes(&self) -> usize {
         let stages = (self.stage_vectors(self.tile_m) + self.stage_vectors(self.tile_n)) * 16;
-        // Two offsets of at most 8 bytes, a mask and four coordinates, of the terms of two stages (forward, input gradient)
-        // or of every column (weight gradient).
-        stages + (2 * self.tile_k).max(self.tile_m) * 36
+        stages + table_bytes(self.tile_m, self.tile_k)
     }
 
     /// The name used in tables and reports.
@@ -90,6 +90,25 @@ impl RegisterTile {
     pub(super) fn divides(&self, extent: usize) -> bool {
         self.loads(extent) * self.units() == extent / VECTOR * self.tile_k
     }
+}
+
+/// Terms (windows) that are divided out, each by one unit, and shared: one half is read while the other is filled. Several
+/// stages of them, so that no plane is late at every barrier for having done it for all.
+pub(super) fn shared_terms(tile_k: usize, padding: PaddingMode) -> usize {
+    match padding {
+        PaddingMode::Zeros => 128,
+        // Entries are almost twice as long.
+        PaddingMode::Replicate => 2 * tile_k,
+    }
+}
+
+/// Bytes of the entries of terms (windows) and of a weight gradient's columns: an offset of at most 8 bytes and a mask, of
+/// terms another offset, under replicate padding three coordinates.
+fn table_bytes(columns: usize, tile_k: usize) -> usize {
+    let bytes = |padding: PaddingMode, coordinates: usize| {
+        shared_terms(tile_k, padding) * (20 + coordinates) + columns * (12 + coordinates) + 16
+    };
+    bytes(PaddingMode::Zeros, 0).max(bytes(PaddingMode::Replicate, 12))
 }
 
 /// Units of a plane.
@@ -117,7 +136,8 @@ const fn matrix_tile(tile: [usize; 3], plane: [usize; 2], fragment: usize) -> Ma
     MatrixTile { tile_m, tile_n, tile_k, plane_m, plane_n, fragment }
 }
 
-/// Tiles for fragments of 16: 256 units and 31 KiB of shared memory (f16); 128 units, 22 KiB.
+/// Tiles for fragments of 16: 256 units and 31 KiB of shared memory (f16); 128 units, 22 KiB. (128x256x16 with 128 sums in a
+/// unit halves the gather per operation and is twice as slow on an H200: 14.5 ms where 128x128x32 takes 7.1.)
 const SIXTEEN: [MatrixTile; 2] =
     [matrix_tile([128, 128, 32], [32, 64], 16), matrix_tile([128, 64, 32], [64, 32], 16)];
 /// Tiles for fragments of 8: 128 units and 20 KiB (f32); 128 units, 16 KiB. A unit holds 32 or 16 sums.
@@ -144,10 +164,13 @@ impl MatrixTile {
         self.planes() * PLANE
     }
 
-    /// Bytes of shared memory for stages whose elements have `size` bytes.
+    /// Bytes of shared memory for stages whose elements have `size` bytes: the largest of all passes.
     pub fn shared_bytes(&self, size: usize) -> usize {
-        let rows = (self.tile_m + self.tile_n) * (self.tile_k * size + 16);
-        rows + 2 * self.tile_k * 36 + self.planes() * self.fragment * self.fragment * 4
+        let along_terms = |rows: usize| rows * (self.tile_k * size + 16);
+        let along_rows = |rows: usize| self.tile_k * (rows * size + 16);
+        let gather = along_terms(self.tile_m) + table_bytes(0, self.tile_k);
+        let weight = along_rows(self.tile_m) + table_bytes(self.tile_m, self.tile_k);
+        gather.max(weight) + along_terms(self.tile_n) + self.planes() * self.fragment * self.fragment * 4
     }
 
     /// The name used in tables and reports.
@@ -155,9 +178,16 @@ impl MatrixTile {
         format!("{}x{}x{}", self.tile_m, self.tile_n, self.tile_k)
     }
 
-    /// Vectors of `width` elements from one row of a stage to the next.
-    pub(super) fn row(&self, width: usize, size: usize) -> usize {
-        (self.tile_k + 16 / size) / width
+    /// Vectors of `width` elements from one row of `extent` elements of a stage to the next.
+    pub(super) fn row(&self, extent: usize, width: usize, size: usize) -> usize {
+        (extent + 16 / size) / width
+    }
+
+    /// Rows of the channels' stage and vectors from one to the next: rows of channels where terms are read in runs, else rows of
+    /// terms.
+    pub(super) fn channel_stage(&self, runs: bool, width: usize, size: usize) -> (usize, usize) {
+        let (rows, extent) = if runs { (self.tile_n, self.tile_k) } else { (self.tile_k, self.tile_n) };
+        (rows, self.row(extent, width, size))
     }
 
     /// Sites that a unit reads, so that a term's place is looked up once for all of them.
@@ -198,7 +228,9 @@ mod tests {
             assert!(tile.shared_bytes(size) <= 32 * 1024, "{tile:?}: {} bytes", tile.shared_bytes(size));
             assert!(units.is_multiple_of(tile.tile_m), "{tile:?}: a unit keeps its site");
             let width = 16 / size;
-            assert_eq!(tile.loads(tile.tile_m, width) * units * width, tile.tile_m * tile.tile_k, "{tile:?}");
+            for extent in [tile.tile_m, tile.tile_n] {
+                assert_eq!(tile.loads(extent, width) * units * width, extent * tile.tile_k, "{tile:?}");
+            }
         }
     }
 }

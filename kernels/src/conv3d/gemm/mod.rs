@@ -5,11 +5,13 @@
 //! pass             sites (M)         channels (N)   terms (K)             kernels
 //! forward          windows           O / groups     C / groups * taps     registers, matrices
 //! input gradient   input positions   C / groups     O / groups * taps     the same, one launch per stride phase
-//! weight gradient  C / groups * taps O / groups     windows, split        weight
+//! weight gradient  C / groups * taps O / groups     windows, split        weight, matrix_weight
 //! ```
 
 mod config;
+mod fragments;
 mod matrices;
+mod matrix_weight;
 pub(super) mod place;
 mod registers;
 mod stage;
@@ -31,6 +33,7 @@ use crate::operand::{Operand, address_type, row_major};
 use config::PLANE;
 use cubecl::prelude::*;
 use matrices::matrix_kernel;
+use matrix_weight::matrix_weight_kernel;
 use registers::register_kernel;
 use stage::ExtentsLaunch;
 pub(crate) use walk::serves;
@@ -61,6 +64,15 @@ impl Tile {
 pub(crate) fn stage_type(dtype: FloatType, limits: &Limits) -> Option<(FloatType, usize)> {
     let offered = |dtype| limits.matrices.iter().copied().find(|(each, _)| *each == dtype);
     offered(dtype).or_else(|| offered(FloatType::F32).filter(|_| dtype == FloatType::Bf16))
+}
+
+/// The type that a stage for matrix units holds, and how many of it travel together: 16 bytes, but Apple's four elements at
+/// most.
+fn stage_vector(tile: MatrixTile, dtype: FloatType, limits: &Limits) -> (FloatType, usize) {
+    let Some((stage, _)) = stage_type(dtype, limits) else {
+        unreachable!("`plan::check` has looked for matrix units")
+    };
+    (stage, if tile.fragment == 8 { 4 } else { 16 / stage.size() })
 }
 
 /// Launches the forward pass (operands x, w, y) or the input gradient (dy, w, dx). Where the tiles are too few to fill the
@@ -197,11 +209,7 @@ fn launch(
                 );
             },
             Tile::Matrices(tile) => {
-                let Some((stage, _)) = stage_type(problem.dtype, limits) else {
-                    unreachable!("`plan::check` has looked for matrix units")
-                };
-                // 16 bytes of a stage, of Apple's four elements at most.
-                let width = if tile.fragment == 8 { 4 } else { 16 / stage.size() };
+                let (stage, width) = stage_vector(tile, problem.dtype, limits);
                 let together = weights_together(weight, pass, k, width);
                 // SAFETY: as above.
                 unsafe {
@@ -236,62 +244,107 @@ fn launch(
 
 /// How many neighbouring weights are read at once: `width` where every run of so many terms lies in as many aligned elements.
 fn weights_together(weight: &Operand, pass: Pass, k: usize, width: usize) -> usize {
-    let aligned =
-        weight.handle.offset_start.unwrap_or(0).is_multiple_of((width * weight.dtype.size()) as u64);
     let runs = weight.strides == row_major(&weight.shape) && k.is_multiple_of(width);
-    if pass == Pass::Forward && runs && aligned { width } else { 1 }
+    if pass == Pass::Forward && runs && aligned(weight, width) { width } else { 1 }
+}
+
+/// How many neighbouring windows of dy are read at once: `width` where every run of so many lies in one channel of one image
+/// and in as many aligned elements.
+fn windows_together(dy: &Operand, width: usize) -> usize {
+    let windows: usize = dy.shape[2..].iter().product();
+    let runs = dy.strides == row_major(&dy.shape) && windows.is_multiple_of(width);
+    if runs && aligned(dy, width) { width } else { 1 }
+}
+
+/// Whether a tensor begins at a multiple of `width` elements.
+fn aligned(operand: &Operand, width: usize) -> bool {
+    let start = operand.handle.offset_start.unwrap_or(0);
+    start.is_multiple_of((width * operand.dtype.size()) as u64)
 }
 
 /// Launches the weight gradient: operands x, dy, dw.
 pub(crate) fn weight_gradient(
     client: &Client,
     problem: &Conv3dProblem,
-    tile: RegisterTile,
+    tile: Tile,
     limits: &Limits,
     [x, dy, dw]: [&Operand; 3],
 ) -> Result<(), ConvError> {
     let groups = problem.window.groups;
     let [m, n, k] =
         [problem.group_channels() * problem.taps(), problem.group_out_channels(), problem.positions()];
-    let (tiles_m, tiles_n) = (m.div_ceil(tile.tile_m), n.div_ceil(tile.tile_n));
-    let split = ReductionSplit::filling(k, dw.len(), tiles_m * tiles_n * groups, tile.tile_k, limits);
+    let [tile_m, tile_n, tile_k] = tile.extents();
+    let (tiles_m, tiles_n) = (m.div_ceil(tile_m), n.div_ceil(tile_n));
+    let split = ReductionSplit::filling(k, dw.len(), tiles_m * tiles_n * groups, tile_k, limits);
     let direct = split.parts == 1 && dw.strides == row_major(&dw.shape);
     let partials = if direct { dw.clone() } else { reduce::workspace(client, split.parts, dw.len()) };
     let cubes = tiles_m * tiles_n * groups * split.parts;
     let address = address_type("conv3d", &[x, dy, &partials], m.max(n).max(k).max(cubes), limits)?;
-    let operations = 2.0 * (tile.tile_m * tile.tile_n * split.length) as f64;
+    let operations = 2.0 * (tile_m * tile_n * split.length) as f64;
+    let padding = problem.window.padding_mode;
     let [walks] = &walks(problem, Pass::Forward)[..] else { unreachable!("a forward pass is one walk") };
     for dispatch in dispatches(cubes, operations, limits) {
-        // SAFETY: as in `launch`; windows past the part's last are not read.
-        unsafe {
-            weight_kernel::launch_unchecked(
-                client,
-                dispatch.count(),
-                CubeDim::new_1d(tile.units() as u32),
-                address,
-                x.buffer_arg(1),
-                dy.buffer_arg(1),
-                partials.buffer_arg(1),
-                walk_args(problem, Pass::Forward, walks, [x, dw, dy]),
-                ExtentsLaunch::new(
-                    m as u32,
-                    n as u32,
-                    k as u32,
-                    split.length as u32,
-                    problem.group_channels() as u32,
-                    tiles_m,
-                    tiles_n,
-                    groups,
-                    dw.len(),
-                    Activation::None.code(),
-                ),
-                dispatch.span(),
-                problem.window.padding_mode,
-                tile,
-                limits.unroll,
-                x.dtype.elem(),
-                partials.dtype.elem(),
-            );
+        let walk = walk_args(problem, Pass::Forward, walks, [x, dw, dy]);
+        let extents = ExtentsLaunch::new(
+            m as u32,
+            n as u32,
+            k as u32,
+            split.length as u32,
+            problem.group_channels() as u32,
+            tiles_m,
+            tiles_n,
+            groups,
+            dw.len(),
+            Activation::None.code(),
+        );
+        match tile {
+            // SAFETY: as in `launch`; windows past the part's last are not read.
+            Tile::Registers(tile) => unsafe {
+                weight_kernel::launch_unchecked(
+                    client,
+                    dispatch.count(),
+                    CubeDim::new_1d(tile.units() as u32),
+                    address,
+                    x.buffer_arg(1),
+                    dy.buffer_arg(1),
+                    partials.buffer_arg(1),
+                    walk,
+                    extents,
+                    dispatch.span(),
+                    padding,
+                    tile,
+                    limits.unroll,
+                    x.dtype.elem(),
+                    partials.dtype.elem(),
+                );
+            },
+            Tile::Matrices(tile) => {
+                let (stage, width) = stage_vector(tile, problem.dtype, limits);
+                let together = windows_together(dy, width);
+                // SAFETY: as above.
+                unsafe {
+                    matrix_weight_kernel::launch_unchecked(
+                        client,
+                        dispatch.count(),
+                        CubeDim::new_2d(PLANE as u32, tile.planes() as u32),
+                        address,
+                        width,
+                        together,
+                        x.buffer_arg(1),
+                        dy.buffer_arg(together),
+                        partials.buffer_arg(1),
+                        walk,
+                        extents,
+                        dispatch.span(),
+                        padding,
+                        tile,
+                        stage.size(),
+                        x.dtype.elem(),
+                        stage.elem(),
+                        partials.dtype.elem(),
+                    );
+                }
+            }
         }
     }
     if direct { Ok(()) } else { reduce::sum_partials(client, limits, &partials, dw) }

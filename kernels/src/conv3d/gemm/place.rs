@@ -1,6 +1,7 @@
 //! A walk on the device: where a site's tap reads, where its result goes, and the terms that units share. The arithmetic is
 //! [`super::walk`]'s.
 
+use super::walk::MASK_BITS;
 use crate::conv3d::plan::Pass;
 use crate::conv3d::problem::PaddingMode;
 use cubecl::prelude::*;
@@ -20,6 +21,8 @@ pub(crate) struct AxisWalkArgs {
     ahead: u32,
     behind: u32,
     pub(crate) step: u32,
+    /// Divides by `step`, or by 1 where there is one tap and the step is 0.
+    step_divisor: FastDivmod<u32>,
     first_tap: u32,
     tap_step: u32,
     first_out: u32,
@@ -47,7 +50,8 @@ pub(crate) struct Walk {
     weight_group_stride: usize,
 }
 
-/// The bit of a term that does not exist; no mask holds it.
+/// The bit of a term that does not exist; no site's mask holds it but that of a window of the weight gradient that exists,
+/// whose terms all ask for it.
 const ABSENT: u32 = 1 << 31;
 
 /// What a gathered row is: where its first tap reads and where its result goes.
@@ -82,14 +86,18 @@ impl AxisWalkArgs {
         (site * self.scale + self.ahead) as i32 - self.behind as i32
     }
 
-    /// The bits of the taps that lie inside for a site at `coordinate`.
+    /// The bits of the taps that lie inside for a site at `coordinate`: a run of them.
     fn mask(&self, coordinate: i32) -> u32 {
-        let mut mask = 0u32;
-        for tap in 0..self.tap_count {
-            let inside = ((coordinate + (tap * self.step) as i32) as u32) < self.extent;
-            mask |= select(inside, self.bit << tap, 0u32);
-        }
-        mask
+        let first = self.first_not_below(0i32 - coordinate);
+        let end = self.first_not_below(self.extent as i32 - coordinate);
+        self.bit * (((1u32 << end) - 1u32) & !((1u32 << first) - 1u32))
+    }
+
+    /// The first tap that lies `distance` or more behind tap 0, at most the number of taps a mask holds.
+    fn first_not_below(&self, distance: i32) -> u32 {
+        let taps = min(self.tap_count, comptime!(MASK_BITS as u32));
+        let (tap, _) = self.step_divisor.div_mod(max(distance, 0i32) as u32 + max(self.step, 1u32) - 1u32);
+        min(tap, taps)
     }
 
     fn source_offset(&self, site: u32) -> usize {
@@ -199,6 +207,13 @@ impl Walk {
         }
     }
 
+    /// The weight gradient's column at a linear index: a term that reads at windows that exist.
+    pub(crate) fn column(&self, index: u32) -> Tap {
+        let mut tap = self.tap(index, true.runtime(), Pass::Forward);
+        tap.bits |= ABSENT;
+        tap
+    }
+
     /// Offset of a group's channels in the weight.
     pub(crate) fn weight_group(&self, group: u32) -> usize {
         group as usize * self.weight_group_stride
@@ -219,23 +234,6 @@ impl Walk {
         channel as usize * self.out_channel_stride
     }
 
-    /// As [`Walk::place`] for a site without a mask: sites that change faster than masks pay off.
-    pub(crate) fn place_by_steps(
-        &self,
-        site: &Site,
-        tap: &Tap,
-        #[comptime] padding: PaddingMode,
-    ) -> (usize, bool) {
-        let (at, _) = self.place(site, tap, padding);
-        let mut inside = true.runtime();
-        if comptime!(padding == PaddingMode::Zeros) {
-            inside = ((site.d + tap.d as i32) as u32) < self.depth.extent
-                && ((site.h + tap.h as i32) as u32) < self.height.extent
-                && ((site.w + tap.w as i32) as u32) < self.width.extent;
-        }
-        (at, inside)
-    }
-
     /// Where the term reads for the site, and whether that is inside the source. Replicate padding moves the place to the
     /// nearest element.
     pub(crate) fn place(&self, site: &Site, tap: &Tap, #[comptime] padding: PaddingMode) -> (usize, bool) {
@@ -245,7 +243,8 @@ impl Walk {
             let d = site.d + tap.d as i32;
             let h = site.h + tap.h as i32;
             let w = site.w + tap.w as i32;
-            inside = tap.bits < ABSENT;
+            // Both kinds of shared entries say so in the same bit: terms that do not exist have it, windows that do.
+            inside = tap.bits < ABSENT || site.mask >= ABSENT;
             at += excess(d, self.depth.extent, self.depth.source_stride);
             at += excess(h, self.height.extent, self.height.source_stride);
             at += excess(w, self.width.extent, self.width.source_stride);
@@ -263,55 +262,86 @@ fn excess(p: i32, extent: u32, stride: usize) -> usize {
     below as usize * stride - above as usize * stride
 }
 
-/// Terms that units share: a stage's (forward, input gradient) or a tile's columns (weight gradient).
+/// What units share instead of each dividing it out: the terms of two stages (forward, input gradient), their windows or a
+/// tile's columns (weight gradient).
 #[derive(CubeType)]
 pub(crate) struct Table {
     pub(crate) source: Shared<[usize]>,
+    /// Of one entry only where no one asks for it.
     pub(crate) weight: Shared<[usize]>,
     pub(crate) bits: Shared<[u32]>,
     /// Steps along D, H, W, where they are kept.
-    place: Shared<[Vector<u32, Const<4>>]>,
+    steps: Shared<[u32]>,
 }
 
 #[cube]
 impl Table {
-    pub(crate) fn new(#[comptime] length: usize, #[comptime] steps: bool) -> Table {
+    pub(crate) fn new(#[comptime] length: usize, #[comptime] weight: bool, #[comptime] steps: bool) -> Table {
         Table {
             source: Shared::<[usize]>::new_slice(length),
-            weight: Shared::<[usize]>::new_slice(length),
+            weight: Shared::<[usize]>::new_slice(comptime!(if weight { length } else { 1 })),
             bits: Shared::<[u32]>::new_slice(length),
-            place: Shared::<[Vector<u32, Const<4>>]>::new_slice(comptime!(if steps { length } else { 1 })),
+            steps: Shared::<[u32]>::new_slice(comptime!(if steps { 3 * length } else { 1 })),
         }
     }
 
-    pub(crate) fn set(&mut self, at: usize, tap: &Tap, #[comptime] steps: bool) {
+    pub(crate) fn set(&mut self, at: usize, tap: &Tap, #[comptime] weight: bool, #[comptime] steps: bool) {
         self.source[at] = tap.source;
-        self.weight[at] = tap.weight;
+        if weight {
+            self.weight[at] = tap.weight;
+        }
         self.bits[at] = tap.bits;
         if steps {
-            let mut place = Vector::<u32, Const<4>>::empty();
-            place.insert(0usize, tap.d);
-            place.insert(1usize, tap.h);
-            place.insert(2usize, tap.w);
-            place.insert(3usize, 0u32);
-            self.place[at] = place;
+            self.steps[3 * at] = tap.d;
+            self.steps[3 * at + 1] = tap.h;
+            self.steps[3 * at + 2] = tap.w;
         }
     }
 
+    /// What places a site's read: all of an entry but the weight's offset.
     pub(crate) fn get(&self, at: usize, #[comptime] steps: bool) -> Tap {
         let mut d = 0u32;
         let mut h = 0u32;
         let mut w = 0u32;
         if steps {
-            let place = self.place[at];
-            d = place.extract(0usize);
-            h = place.extract(1usize);
-            w = place.extract(2usize);
+            d = self.steps[3 * at];
+            h = self.steps[3 * at + 1];
+            w = self.steps[3 * at + 2];
         }
-        Tap { source: self.source[at], weight: self.weight[at], bits: self.bits[at], d, h, w }
+        Tap { source: self.source[at], weight: 0usize.runtime(), bits: self.bits[at], d, h, w }
     }
 
     pub(crate) fn exists(&self, at: usize) -> bool {
         self.bits[at] < ABSENT
+    }
+
+    /// Keeps a window in place of a term, the offset of its results as the weight's.
+    pub(crate) fn set_window(&mut self, at: usize, site: &Site, exists: bool, #[comptime] steps: bool) {
+        let entry = Tap {
+            source: site.source,
+            weight: site.out,
+            bits: site.mask | select(exists, ABSENT, 0u32),
+            d: site.d as u32,
+            h: site.h as u32,
+            w: site.w as u32,
+        };
+        self.set(at, &entry, true, steps);
+    }
+
+    /// The window at a place.
+    pub(crate) fn site(&self, at: usize, #[comptime] steps: bool) -> Site {
+        let entry = self.get(at, steps);
+        Site {
+            source: entry.source,
+            out: self.weight[at],
+            mask: entry.bits,
+            d: entry.d as i32,
+            h: entry.h as i32,
+            w: entry.w as i32,
+        }
+    }
+
+    pub(crate) fn is_window(&self, at: usize) -> bool {
+        self.bits[at] >= ABSENT
     }
 }

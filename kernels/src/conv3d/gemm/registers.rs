@@ -5,13 +5,15 @@
 //! ```
 //!
 //! A stage is gathered while the one before it is multiplied: its values wait in registers, so that one stage of shared
-//! memory is enough. Coordinates of terms are divided out once per stage, by one unit per term, and shared; those of sites once per cube.
+//! memory is enough. Coordinates of terms are divided out once, by one unit each, and shared; those of sites once per cube.
 //! Tile, bytes and operations: [`super::config`]. A sum that is split leaves fp32 partials for `reduce.rs`.
 //! Declined: more than 2^31 - 1 sites or terms.
 
-use super::config::{RegisterTile, VECTOR};
+use super::config::{RegisterTile, VECTOR, shared_terms};
 use super::place::{Site, Table, Walk};
-use super::stage::{Extents, Neighbours, column_of, multiply, row_of, write_along_rows, write_along_terms};
+use super::stage::{
+    Extents, Neighbours, clear, column_of, multiply, row_of, write_along_rows, write_along_terms,
+};
 use crate::activation::activate_by_code;
 use crate::conv3d::plan::Pass;
 use crate::conv3d::problem::PaddingMode;
@@ -50,7 +52,8 @@ pub(crate) fn register_kernel<E: Float, O: Float>(
 
     let mut source_stage = Shared::<[Neighbours]>::new_slice(comptime!(tile.stage_vectors(tile.tile_m)));
     let mut weight_stage = Shared::<[Neighbours]>::new_slice(comptime!(tile.stage_vectors(tile.tile_n)));
-    let mut table = Table::new(comptime!(2 * tile.tile_k), comptime!(padding == PaddingMode::Replicate));
+    let terms = comptime!(shared_terms(tile.tile_k, padding));
+    let mut table = Table::new(terms, true, comptime!(padding == PaddingMode::Replicate));
     let mut sums = Array::<f32>::new(comptime!(tile.rows * tile.columns));
     #[unroll]
     for i in 0..comptime!(tile.rows * tile.columns) {
@@ -69,29 +72,28 @@ pub(crate) fn register_kernel<E: Float, O: Float>(
         sites.push(site);
     }
 
-    // The terms of two stages: those to be read next are divided out while the ones before them are read.
+    clear(&mut source_stage, tile.units());
+    clear(&mut weight_stage, tile.units());
+    // The terms at `stage_k` are read while those before are multiplied; past the end there is nothing to read.
     let stage = comptime!(tile.tile_k as u32).runtime();
-    fill_table(&mut table, &walk, first_k, 0u32, end_k, pass, padding, tile.tile_k);
-    fill_table(&mut table, &walk, first_k + stage, stage, end_k, pass, padding, tile.tile_k);
+    let mut stage_k = first_k;
+    let mut at = 0usize.runtime();
+    fill_table(&mut table, &walk, 0usize, stage_k, end_k, pass, padding, comptime!(terms / 2), tile.units());
     sync_cube();
-    let sources = gather_source(source, &walk, &sites, &table, 0u32, padding, tile);
-    let weights = gather_weight(weight, &walk, &table, 0u32, weight_group, first_n, extents.n, tile);
-    write_along_rows(&sources, &mut source_stage, tile);
-    write_along_terms(&weights, &mut weight_stage, tile.tile_n, tile);
-    sync_cube();
-    // The stage at `stage_k` is read while the one before is multiplied; past the end there is nothing to read.
-    let mut stage_k = first_k + stage;
-    let mut half = comptime!(tile.tile_k as u32).runtime();
     while stage_k < end_k + stage {
-        let sources = gather_source(source, &walk, &sites, &table, half, padding, tile);
-        let weights = gather_weight(weight, &walk, &table, half, weight_group, first_n, extents.n, tile);
-        half = stage - half;
-        stage_k += stage;
-        fill_table(&mut table, &walk, stage_k, half, end_k, pass, padding, tile.tile_k);
+        let sources = gather_source(source, &walk, &sites, &table, at, padding, tile);
+        let weights = gather_weight(weight, &walk, &table, at, weight_group, first_n, extents.n, tile);
+        // The other half of the table, before it is needed.
+        if at % comptime!(terms / 2) == 0usize {
+            let (to, next) = ((at + comptime!(terms / 2)) % terms, stage_k + comptime!(terms as u32 / 2));
+            fill_table(&mut table, &walk, to, next, end_k, pass, padding, comptime!(terms / 2), tile.units());
+        }
         multiply(&source_stage, &weight_stage, &mut sums, tile, unroll);
         sync_cube();
         write_along_rows(&sources, &mut source_stage, tile);
         write_along_terms(&weights, &mut weight_stage, tile.tile_n, tile);
+        stage_k += stage;
+        at = (at + tile.tile_k) % terms;
         sync_cube();
     }
 
@@ -117,26 +119,26 @@ pub(crate) fn register_kernel<E: Float, O: Float>(
     }
 }
 
-/// Divides out the terms of the stage at `stage_k`, one per unit.
+/// Divides out `terms` terms from `first` on, each by one unit.
 #[cube]
+#[allow(clippy::too_many_arguments)]
 pub(super) fn fill_table(
     table: &mut Table,
     walk: &Walk,
-    stage_k: u32,
-    half: u32,
+    to: usize,
+    first: u32,
     end_k: u32,
     #[comptime] pass: Pass,
     #[comptime] padding: PaddingMode,
-    #[comptime] stage: usize,
+    #[comptime] terms: usize,
+    #[comptime] units: usize,
 ) {
-    let unit = UNIT_POS as usize;
-    if unit < stage {
-        let k = stage_k + UNIT_POS;
-        table.set(
-            half as usize + unit,
-            &walk.tap(k, k < end_k, pass),
-            comptime!(padding == PaddingMode::Replicate),
-        );
+    let mut at = UNIT_POS as usize;
+    while at < terms {
+        let k = first + at as u32;
+        let tap = walk.tap(k, k < end_k, pass);
+        table.set(to + at, &tap, true, comptime!(padding == PaddingMode::Replicate));
+        at += units;
     }
 }
 
@@ -148,7 +150,7 @@ fn gather_source<E: Float>(
     walk: &Walk,
     sites: &Sequence<Site>,
     table: &Table,
-    half: u32,
+    at: usize,
     #[comptime] padding: PaddingMode,
     #[comptime] tile: RegisterTile,
 ) -> Sequence<E> {
@@ -156,7 +158,7 @@ fn gather_source<E: Float>(
     #[unroll]
     for load in 0..comptime!(tile.loads(tile.tile_m)) {
         let k = (UNIT_POS as usize + comptime!(load * tile.units())) / comptime!(tile.tile_m / VECTOR);
-        let tap = table.get(half as usize + k, comptime!(padding == PaddingMode::Replicate));
+        let tap = table.get(at + k, comptime!(padding == PaddingMode::Replicate));
         #[unroll]
         for i in 0..VECTOR {
             let (at, inside) = walk.place(sites.index(i), &tap, padding);
@@ -177,14 +179,14 @@ fn gather_weight<E: Float>(
     weight: &[E],
     walk: &Walk,
     table: &Table,
-    half: u32,
+    at: usize,
     weight_group: usize,
     first_n: u32,
     columns: u32,
     #[comptime] tile: RegisterTile,
 ) -> Sequence<E> {
     let mut values = Sequence::<E>::new();
-    let k = half as usize + UNIT_POS as usize % tile.tile_k;
+    let k = at + UNIT_POS as usize % tile.tile_k;
     let at = weight_group + table.weight[k];
     let exists = table.exists(k);
     #[unroll]

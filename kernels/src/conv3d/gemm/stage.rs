@@ -70,6 +70,17 @@ fn neighbours<E: Float>(from: &Sequence<E>, #[comptime] load: usize) -> Neighbou
     values
 }
 
+/// Fills a stage with zeros, which the first turn of a loop multiplies while it reads the first terms: the gather is in the
+/// kernel's text once.
+#[cube]
+pub(super) fn clear<S: Float, V: Size>(stage: &mut Shared<[Vector<S, V>]>, #[comptime] units: usize) {
+    let mut at = UNIT_POS as usize;
+    while at < stage.len() {
+        stage[at] = Vector::new(S::from_int(0));
+        at += units;
+    }
+}
+
 /// Row of the tile that is row `i` of this unit.
 #[cube]
 pub(super) fn row_of(#[comptime] i: usize, #[comptime] tile: RegisterTile) -> u32 {

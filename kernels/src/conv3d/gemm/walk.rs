@@ -82,7 +82,7 @@ impl AxisWalk {
 }
 
 /// Taps of an axis that a mask can tell apart.
-const MASK_BITS: usize = 10;
+pub(super) const MASK_BITS: usize = 10;
 
 /// Launches that a strided input gradient may take.
 const MOST_PHASES: usize = 512;
@@ -173,6 +173,7 @@ pub(crate) fn walk_args(
             walk.origin.max(0) as u32,
             (-walk.origin).max(0) as u32,
             walk.step as u32,
+            divisor(walk.step),
             walk.first_tap as u32,
             walk.tap_step as u32,
             walk.first_out as u32,

@@ -4,14 +4,14 @@
 //! partial[part, o, m] = sum over the part's windows q of source(q, m) * dy(q, o)        m = (c, tap)
 //! ```
 //!
-//! Both operands hold windows in runs, so lanes run along windows (the sum). Tile, bytes, operations and shared memory per cube: [`super::config`]; the partials are written and read once more, 8 bytes
-//! each. Parts are summed in order by `reduce.rs`. Where there is one part it is the result. Declined: more than 2^31 - 1
+//! Both operands hold windows in runs, so lanes run along windows (the sum). A window's place is divided out once, by one unit,
+//! and shared; a source's once per cube. Tile, bytes, operations and shared memory per cube:
+//! [`super::config`]; the partials are written and read once more, 8 bytes each. Parts are summed in order by `reduce.rs`. Where there is one part it is the result. Declined: more than 2^31 - 1
 //! windows or columns.
 
-use super::config::{RegisterTile, VECTOR};
+use super::config::{RegisterTile, VECTOR, shared_terms};
 use super::place::{Table, Walk};
-use super::stage::{Extents, Neighbours, column_of, multiply, row_of, write_along_terms};
-use crate::conv3d::plan::Pass;
+use super::stage::{Extents, Neighbours, Share, clear, column_of, multiply, row_of, write_along_terms};
 use crate::conv3d::problem::PaddingMode;
 use crate::grid::Span;
 use cubecl::ir::ElemType;
@@ -46,33 +46,41 @@ pub(crate) fn weight_kernel<E: Float, O: Float>(
 
     let mut source_stage = Shared::<[Neighbours]>::new_slice(comptime!(tile.stage_vectors(tile.tile_m)));
     let mut dy_stage = Shared::<[Neighbours]>::new_slice(comptime!(tile.stage_vectors(tile.tile_n)));
-    let mut columns = Table::new(tile.tile_m, true);
-    fill_columns(&mut columns, &walk, first_m, extents.m, group * extents.source_channels, tile);
+    let replicate = comptime!(padding == PaddingMode::Replicate);
+    let mut columns = Table::new(tile.tile_m, false, replicate);
+    let terms = comptime!(shared_terms(tile.tile_k, padding));
+    let mut windows = Table::new(terms, true, replicate);
+    fill_columns(&mut columns, &walk, &share, &extents, replicate, tile.tile_m, tile.units());
 
     let mut sums = Array::<f32>::new(comptime!(tile.rows * tile.columns));
     #[unroll]
     for i in 0..comptime!(tile.rows * tile.columns) {
         sums[i] = 0.0f32;
     }
-    // A unit reads one window of every stage.
-    let window = (UNIT_POS as usize % tile.tile_k) as u32;
     let first_o = group * extents.n + first_n;
     let last_o = group * extents.n + extents.n - 1u32;
-    sync_cube();
-    let (sources, gradients) =
-        gather(source, dy, &walk, &columns, first_k + window, end_k, first_o, last_o, padding, tile);
-    write_along_terms(&sources, &mut source_stage, tile.tile_m, tile);
-    write_along_terms(&gradients, &mut dy_stage, tile.tile_n, tile);
-    sync_cube();
+    clear(&mut source_stage, tile.units());
+    clear(&mut dy_stage, tile.units());
+    // The windows at `stage_k` are read while those before are multiplied; past the end there is nothing to read.
+    let stage = comptime!(tile.tile_k as u32).runtime();
     let mut stage_k = first_k;
-    while stage_k < end_k {
-        stage_k += tile.tile_k as u32;
+    let mut at = 0usize.runtime();
+    fill_windows(&mut windows, &walk, 0usize, stage_k, end_k, replicate, comptime!(terms / 2), tile.units());
+    sync_cube();
+    while stage_k < end_k + stage {
         let (sources, gradients) =
-            gather(source, dy, &walk, &columns, stage_k + window, end_k, first_o, last_o, padding, tile);
+            gather(source, dy, &walk, &columns, &windows, at, first_o, last_o, padding, tile);
+        // The other half of the table, before it is needed.
+        if at % comptime!(terms / 2) == 0usize {
+            let (to, next) = ((at + comptime!(terms / 2)) % terms, stage_k + comptime!(terms as u32 / 2));
+            fill_windows(&mut windows, &walk, to, next, end_k, replicate, comptime!(terms / 2), tile.units());
+        }
         multiply(&source_stage, &dy_stage, &mut sums, tile, unroll);
         sync_cube();
         write_along_terms(&sources, &mut source_stage, tile.tile_m, tile);
         write_along_terms(&gradients, &mut dy_stage, tile.tile_n, tile);
+        stage_k += stage;
+        at = (at + tile.tile_k) % terms;
         sync_cube();
     }
 
@@ -92,22 +100,45 @@ pub(crate) fn weight_kernel<E: Float, O: Float>(
     }
 }
 
+/// Divides the sources of a tile out, each by one unit. Columns past the last repeat it: their results are not written.
 #[cube]
-fn fill_columns(
+pub(super) fn fill_columns(
     columns: &mut Table,
     walk: &Walk,
-    first_m: u32,
-    end_m: u32,
-    first_channel: u32,
-    #[comptime] tile: RegisterTile,
+    share: &Share,
+    extents: &Extents,
+    #[comptime] steps: bool,
+    #[comptime] tile_m: usize,
+    #[comptime] units: usize,
 ) {
-    let mut column = UNIT_POS as usize;
-    while column < tile.tile_m {
-        // Columns past the last repeat it: their results are not written.
-        let mut tap = walk.tap(min(first_m + column as u32, end_m - 1u32), true.runtime(), Pass::Forward);
-        tap.source += walk.source_channel(first_channel);
-        columns.set(column, &tap, true);
-        column += comptime!(tile.units());
+    let first_channel = walk.source_channel(share.group * extents.source_channels);
+    let mut in_tile = UNIT_POS as usize;
+    while in_tile < tile_m {
+        let mut tap = walk.column(min(share.first_m + in_tile as u32, extents.m - 1u32));
+        tap.source += first_channel;
+        columns.set(in_tile, &tap, false, steps);
+        in_tile += units;
+    }
+}
+
+/// Divides out `terms` windows from `first` on, each by one unit.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+pub(super) fn fill_windows(
+    windows: &mut Table,
+    walk: &Walk,
+    to: usize,
+    first: u32,
+    end_k: u32,
+    #[comptime] steps: bool,
+    #[comptime] terms: usize,
+    #[comptime] units: usize,
+) {
+    let mut at = UNIT_POS as usize;
+    while at < terms {
+        let k = first + at as u32;
+        windows.set_window(to + at, &walk.site(min(k, end_k - 1u32)), k < end_k, steps);
+        at += units;
     }
 }
 
@@ -119,8 +150,8 @@ fn gather<E: Float>(
     dy: &[E],
     walk: &Walk,
     columns: &Table,
-    k: u32,
-    end_k: u32,
+    windows: &Table,
+    at: usize,
     first_o: u32,
     last_o: u32,
     #[comptime] padding: PaddingMode,
@@ -128,18 +159,19 @@ fn gather<E: Float>(
 ) -> (Sequence<E>, Sequence<E>) {
     let mut sources = Sequence::<E>::new();
     let mut gradients = Sequence::<E>::new();
-    let exists = k < end_k;
-    let site = walk.site(min(k, end_k - 1u32));
+    let window = at + UNIT_POS as usize % tile.tile_k;
+    let site = windows.site(window, comptime!(padding == PaddingMode::Replicate));
+    let exists = windows.is_window(window);
     #[unroll]
     for load in 0..comptime!(tile.loads(tile.tile_m)) {
         let vector = UNIT_POS as usize / tile.tile_k + comptime!(load * (tile.units() / tile.tile_k));
         #[unroll]
         for i in 0..VECTOR {
-            let tap = columns.get(vector * VECTOR + i, true);
-            let (at, inside) = walk.place_by_steps(&site, &tap, padding);
+            let tap = columns.get(vector * VECTOR + i, comptime!(padding == PaddingMode::Replicate));
+            let (place, inside) = walk.place(&site, &tap, padding);
             let mut value = E::from_int(0);
-            if inside && exists {
-                value = source[at];
+            if inside {
+                value = source[place];
             }
             sources.push(value);
         }
