@@ -125,18 +125,16 @@ pub struct Tiles {
 impl Plan {
     /// The plan's tiles; nothing for plans that are not matrix products of one launch.
     pub fn tiles(&self, problem: &Conv3dProblem, pass: Pass) -> Option<Tiles> {
-        let (rows, columns) = product_extents(problem, pass);
+        let engine = matches!(self, Self::Gemm(_) | Self::MatrixGemm(_));
+        let patches = engine && gemm::is_patches(problem, pass);
+        let (rows, columns) = product_extents(problem, pass, patches);
         let terms = match pass {
             Pass::Forward => problem.group_channels() * problem.taps(),
+            Pass::InputGradient if patches => problem.group_out_channels(),
             Pass::InputGradient => problem.group_out_channels() * problem.taps(),
             Pass::WeightGradient => problem.positions(),
         };
-        let phases = match (self, pass) {
-            (Self::Gemm(_) | Self::MatrixGemm(_), Pass::InputGradient) => {
-                problem.window.stride.iter().product()
-            }
-            _ => 1,
-        };
+        let phases = if engine { phases(problem, pass) } else { 1 };
         let (tile_rows, tile_columns, tile_terms) = match (self, pass) {
             (Self::ImplicitGemm(tile), _) => (tile.tile_m, tile.tile_n, tile.tile_k),
             // The weight gradient's sites are the product's columns.
@@ -334,11 +332,12 @@ fn automatic(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Plan {
 /// The engine's tile: the table of this module.
 fn gemm_for(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Plan {
     // The weight gradient's sites are channels and taps.
-    let (rows, columns) = match (product_extents(problem, pass), pass) {
+    let patches = gemm::is_patches(problem, pass);
+    let (rows, columns) = match (product_extents(problem, pass, patches), pass) {
         ((out, columns), Pass::WeightGradient) => (columns, out),
         (extents, _) => extents,
     };
-    let phases: usize = if pass == Pass::InputGradient { problem.window.stride.iter().product() } else { 1 };
+    let phases = phases(problem, pass);
     let tiles = |tile_m: usize, tile_n: usize| {
         rows.div_ceil(phases * tile_m) * columns.div_ceil(tile_n) * problem.window.groups
     };
@@ -368,18 +367,25 @@ fn gemm_for(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Plan {
     Plan::Gemm(tile)
 }
 
-/// Rows and columns of one group's matrix product.
-fn product_extents(problem: &Conv3dProblem, pass: Pass) -> (usize, usize) {
+/// Launches of the engine for a pass.
+fn phases(problem: &Conv3dProblem, pass: Pass) -> usize {
+    let phased = pass == Pass::InputGradient && !gemm::is_patches(problem, pass);
+    if phased { problem.window.stride.iter().product() } else { 1 }
+}
+
+/// Rows and columns of one group's matrix product; `patches` where an input gradient's windows are its rows.
+fn product_extents(problem: &Conv3dProblem, pass: Pass, patches: bool) -> (usize, usize) {
     let inputs = problem.batch * problem.input.iter().product::<usize>();
     match pass {
         Pass::Forward => (problem.positions(), problem.group_out_channels()),
+        Pass::InputGradient if patches => (problem.positions(), problem.group_channels() * problem.taps()),
         Pass::InputGradient => (inputs, problem.group_channels()),
         Pass::WeightGradient => (problem.group_out_channels(), problem.group_channels() * problem.taps()),
     }
 }
 
 fn tile_for(problem: &Conv3dProblem, pass: Pass) -> TileConfig {
-    let (rows, columns) = product_extents(problem, pass);
+    let (rows, columns) = product_extents(problem, pass, false);
     if rows > 32 && columns > 32 { TileConfig::LARGE } else { TileConfig::SMALL }
 }
 

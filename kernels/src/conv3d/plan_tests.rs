@@ -42,7 +42,10 @@ fn the_choice_follows_the_table() {
 #[test]
 fn matrix_units_are_used_where_the_type_has_them() {
     let half = Conv3dProblem { dtype: FloatType::F16, ..problem([1, 64, 16, 56, 56], 128, [3; 3], 1, 1) };
-    assert_eq!(names(&half, &wide()), ["matrix_gemm_128x128x32", "matrix_gemm_128x64x32", "gemm_128x64x16"]);
+    assert_eq!(
+        names(&half, &wide()),
+        ["matrix_gemm_128x128x32", "matrix_gemm_128x64x32", "matrix_gemm_128x128x32"]
+    );
     // Apple's simdgroups multiply bf16 as fp32, the sums being fp32.
     for dtype in FloatType::ALL {
         let problem = Conv3dProblem { dtype, ..half };

@@ -132,3 +132,15 @@ pub(crate) fn check_activation_gradients((client, limits): (&Client, &Limits)) {
         }
     }
 }
+
+/// Input gradients whose windows tile the input: one product with a column for every channel and tap, in groups.
+#[test]
+fn gradients_of_patches_are_exact() {
+    let base = Conv3dCase {
+        stride: [2, 3, 2],
+        bias: false,
+        ..Conv3dCase::new("patches", [2, 6, 4, 6, 10], 34, [2, 3, 2])
+    };
+    let cases = [base.clone(), Conv3dCase { groups: 2, stride: [1, 3, 2], kernel: [1, 3, 2], ..base }];
+    conv3d::run(&cases, &|seed, length| fill::integers(seed, length, -4, 4), true);
+}

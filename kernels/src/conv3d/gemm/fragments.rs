@@ -140,13 +140,20 @@ pub(super) fn write_result<E: Float, O: Float>(
     let plane_n = plane / comptime!((tile.tile_m / tile.plane_m) as u32) * tile.plane_n as u32;
     let patch = plane as usize * comptime!(tile.fragment * tile.fragment);
     let patches_end = patches.len();
+    // Where the tile's channels go.
+    let gathered = comptime!(pass != Pass::WeightGradient);
+    let mut columns = Shared::<[usize]>::new_slice(comptime!(if gathered { tile.tile_n } else { 1 }));
+    if gathered && unit < tile.tile_n {
+        columns[unit] =
+            walk.out_column(share.group * extents.n + min(share.first_n + unit as u32, extents.n - 1u32));
+    }
     #[unroll]
     for column in 0..comptime!(tile.plane_m / tile.fragment) {
         // A lane writes one site of the fragments of a column.
         let in_fragment = lane % tile.fragment as u32;
         let m = share.first_m + plane_m + comptime!((column * tile.fragment) as u32) + in_fragment;
         let mut at = m as usize;
-        if comptime!(pass != Pass::WeightGradient) {
+        if gathered {
             at = walk.site_out(min(m, extents.m - 1u32));
         }
         at += share.part * extents.part_stride;
@@ -172,8 +179,8 @@ pub(super) fn write_result<E: Float, O: Float>(
                     let sum = patches[patch + (in_patch * tile.fragment as u32 + in_fragment) as usize];
                     let sum = sum + bias.unwrap_or_else(|| 0.0f32.runtime());
                     let mut row = channel as usize * extents.m as usize;
-                    if comptime!(pass != Pass::WeightGradient) {
-                        row = walk.out_channel(channel);
+                    if gathered {
+                        row = columns[(n - share.first_n) as usize];
                     }
                     out[at + row] = O::cast_from(activate_by_code(sum, extents.activation));
                 }

@@ -5,6 +5,7 @@
 //! pass             sites (M)         channels (N)   terms (K)             kernels
 //! forward          windows           O / groups     C / groups * taps     registers, matrices
 //! input gradient   input positions   C / groups     O / groups * taps     the same, one launch per stride phase
+//!  of patches      windows           C / groups*taps O / groups           the same
 //! weight gradient  C / groups * taps O / groups     windows, split        weight, matrix_weight
 //! ```
 
@@ -36,8 +37,9 @@ use matrices::matrix_kernel;
 use matrix_weight::matrix_weight_kernel;
 use registers::register_kernel;
 use stage::ExtentsLaunch;
+pub(crate) use walk::is_patches;
 pub(crate) use walk::serves;
-use walk::{Walks, sites, taps, walk_args, walks};
+use walk::{Walks, columns, patches, sites, taps, walk_args, walks};
 use weight::weight_kernel;
 
 /// How a product is tiled, and by what it is multiplied.
@@ -86,7 +88,8 @@ pub(crate) fn gather(
     [source, weight, out]: [&Operand; 3],
     bias: Option<&Operand>,
 ) -> Result<(), ConvError> {
-    let walks = walks(problem, pass);
+    let runs = weight.strides == row_major(&weight.shape);
+    let walks = if runs && is_patches(problem, pass) { vec![patches(problem)] } else { walks(problem, pass) };
     let walks: Vec<_> = walks.iter().filter(|walks| sites(walks) > 0).collect();
     let parts = walks.iter().map(|walks| parts(problem, pass, tile, walks, limits)).max().unwrap_or(1);
     let activation = if pass == Pass::Forward { problem.window.activation } else { Activation::None };
@@ -132,7 +135,7 @@ fn extents(problem: &Conv3dProblem, pass: Pass, walks: &Walks) -> [usize; 3] {
         Pass::Forward => (problem.group_channels(), problem.group_out_channels()),
         _ => (problem.group_out_channels(), problem.group_channels()),
     };
-    [problem.batch * sites(walks), n, source_channels * taps(walks)]
+    [problem.batch * sites(walks), n * columns(walks), source_channels * taps(walks)]
 }
 
 /// Parts of the sum that fill the device; one where the tiles half fill it already.

@@ -40,6 +40,11 @@ pub(crate) struct Walk {
     pub(crate) width: AxisWalkArgs,
     /// Taps of one channel.
     taps: FastDivmod<u32>,
+    /// The product's columns of one channel of the result, and of one of its depths and heights: one, but all taps where
+    /// windows do not overlap.
+    columns: FastDivmod<u32>,
+    column_heights: FastDivmod<u32>,
+    column_widths: FastDivmod<u32>,
     source_batch_stride: usize,
     source_channel_stride: usize,
     out_batch_stride: usize,
@@ -227,6 +232,17 @@ impl Walk {
     /// Offset of a channel in the source.
     pub(crate) fn source_channel(&self, channel: u32) -> usize {
         channel as usize * self.source_channel_stride
+    }
+
+    /// Offset of a product's column in the result: of its channel, and of its tap where windows do not overlap.
+    pub(crate) fn out_column(&self, column: u32) -> usize {
+        let (c, rest) = self.columns.div_mod(column);
+        let (rest, w) = self.column_widths.div_mod(rest);
+        let (d, h) = self.column_heights.div_mod(rest);
+        self.out_channel(c)
+            + d as usize * self.depth.out_stride
+            + h as usize * self.height.out_stride
+            + w as usize * self.width.out_stride
     }
 
     /// Offset of a channel in the result.

@@ -111,7 +111,7 @@ pub(crate) fn register_kernel<E: Float, O: Float>(
                         bias.map(|bias| f32::cast_from(bias[channel as usize * bias.stride(0)]));
                     let value =
                         sums[comptime!(i * tile.columns + j)] + bias.unwrap_or_else(|| 0.0f32.runtime());
-                    out[at + walk.out_channel(channel)] =
+                    out[at + walk.out_column(channel)] =
                         O::cast_from(activate_by_code(value, extents.activation));
                 }
             }

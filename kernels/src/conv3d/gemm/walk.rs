@@ -9,7 +9,8 @@
 //!
 //! Forward: `scale = stride, origin = -begin, step = dilation`, all taps. Input gradient: element p receives tap k from
 //! window `(p + begin - k * dilation) / stride` where that divides. Positions of one residue class `p = phase mod stride`
-//! receive the same taps, an arithmetic progression, from consecutive windows: one dense walk per phase.
+//! receive the same taps, an arithmetic progression, from consecutive windows: one dense walk per phase. Where the windows
+//! tile the input ([`is_patches`]) one walk over them covers it, the taps among the product's columns.
 
 use super::place::{AxisWalkArgsLaunch, WalkLaunch};
 use crate::conv3d::plan::Pass;
@@ -30,6 +31,8 @@ pub(crate) struct AxisWalk {
     pub(crate) tap_step: usize,
     pub(crate) first_out: usize,
     pub(crate) out_step: usize,
+    /// Elements of the result's axis that a site's columns hold: one, or all taps where windows do not overlap.
+    pub(crate) columns: usize,
 }
 
 impl AxisWalk {
@@ -46,6 +49,7 @@ impl AxisWalk {
             tap_step: 1,
             first_out: 0,
             out_step: 1,
+            columns: 1,
         }
     }
 
@@ -69,6 +73,25 @@ impl AxisWalk {
             tap_step,
             first_out: phase,
             out_step: stride,
+            columns: 1,
+        }
+    }
+
+    /// The windows of an axis where they do not overlap, each with a column for every element that it covers.
+    fn patches(axis: AxisGeometry) -> Self {
+        let windows = axis.output();
+        Self {
+            sites: windows,
+            extent: windows,
+            scale: 1,
+            origin: 0,
+            taps: 1,
+            step: 0,
+            first_tap: 0,
+            tap_step: 0,
+            first_out: 0,
+            out_step: axis.stride,
+            columns: axis.kernel,
         }
     }
 }
@@ -136,6 +159,28 @@ pub(crate) fn walks(problem: &Conv3dProblem, pass: Pass) -> Vec<Walks> {
     walks
 }
 
+/// Whether the windows tile the input: every element belongs to one window. The input gradient is then one product with a
+/// column for each channel and tap, for which the weight lies ready, instead of a product of few columns per phase.
+pub(crate) fn is_patches(problem: &Conv3dProblem, pass: Pass) -> bool {
+    let tiles = |axis: AxisGeometry| {
+        axis.kernel == axis.stride
+            && (axis.dilation == 1 || axis.kernel == 1)
+            && axis.padding == (0, 0)
+            && axis.input.is_multiple_of(axis.stride)
+    };
+    pass == Pass::InputGradient && problem.taps() > 1 && (0..3).all(|axis| tiles(problem.axis(axis)))
+}
+
+/// The walk of an input gradient whose windows tile the input.
+pub(crate) fn patches(problem: &Conv3dProblem) -> Walks {
+    [0, 1, 2].map(|axis| AxisWalk::patches(problem.axis(axis)))
+}
+
+/// The product's columns for each channel of the result.
+pub(crate) fn columns(walks: &Walks) -> usize {
+    walks.iter().map(|walk| walk.columns).product()
+}
+
 /// Sites of one image.
 pub(crate) fn sites(walks: &Walks) -> usize {
     walks.iter().map(|walk| walk.sites).product()
@@ -184,11 +229,17 @@ pub(crate) fn walk_args(
         )
     };
     let [weight_channel, weight_column, weight_group] = weight_strides(weight, pass, problem);
+    let columns_of_channel = columns(walks);
+    // `gather` walks patches where a channel's taps lie behind each other, and channels behind those.
+    let weight_column = if columns_of_channel > 1 { 1 } else { weight_column };
     WalkLaunch::new(
         axis(0),
         axis(1),
         axis(2),
         divisor(taps(walks)),
+        divisor(columns_of_channel),
+        divisor(walks[1].columns),
+        divisor(walks[2].columns),
         source.strides[0],
         source.strides[1],
         out.strides[0],

@@ -50,3 +50,22 @@ fn the_phases_of_an_input_gradient_join_what_the_convolution_joins() {
     }
     assert!(checked > 5_000, "{checked} pairs");
 }
+
+#[test]
+fn the_columns_of_patches_join_what_the_convolution_joins() {
+    for (windows, kernel) in (1..7usize).flat_map(|windows| (1..5usize).map(move |kernel| (windows, kernel)))
+    {
+        let axis =
+            AxisGeometry { input: windows * kernel, kernel, stride: kernel, dilation: 1, padding: (0, 0) };
+        let walk = AxisWalk::patches(axis);
+        let mut found = Vec::new();
+        for site in 0..walk.sites {
+            let window = (site * walk.scale) as i64 + walk.origin;
+            assert!((0..walk.extent as i64).contains(&window) && walk.taps == 1, "{axis:?}");
+            let first = walk.first_out + site * walk.out_step;
+            found.extend((0..walk.columns).map(|tap| (first + tap, window as usize, tap)));
+        }
+        found.sort_unstable();
+        assert_eq!(found, pairs(axis), "{axis:?}");
+    }
+}
