@@ -35,7 +35,7 @@ static SHARED: LazyLock<Mutex<HashMap<KernelId, Arc<Kernel>>>> = LazyLock::new(M
 static LISTED: OnceLock<HashSet<KernelId>> = OnceLock::new();
 
 /// From now on a launch of a kernel of conv-kernels that is not among `ids` fails: a variant that no list shows would be one
-/// that nobody lowers and checks.
+/// that nobody lowers and checks. Depthwise kernels are compiled for a window each; the list shows them for one.
 pub fn serve_only(ids: HashSet<KernelId>) {
     let _ = LISTED.set(ids);
 }
@@ -88,7 +88,11 @@ impl Session {
 }
 
 fn is_unlisted(id: &KernelId) -> bool {
-    id.type_name().starts_with("conv_kernels::") && LISTED.get().is_some_and(|listed| !listed.contains(id))
+    let name = id.type_name();
+    let any_window = name.contains("::depthwise::");
+    name.starts_with("conv_kernels::")
+        && !any_window
+        && LISTED.get().is_some_and(|listed| !listed.contains(id))
 }
 
 fn shared(id: &KernelId, msl: &Arc<str>) -> Arc<Kernel> {

@@ -41,6 +41,11 @@ pub fn table(index: IndexWidth) -> Vec<Conv3dCase> {
         },
         Conv3dCase { padding, groups: 8, ..Conv3dCase::new("depthwise", [1, 8, 4, 6, 6], 8, [3, 3, 3]) },
         Conv3dCase { padding, ..Conv3dCase::new("pointwise", [1, 33, 3, 5, 5], 65, [1, 1, 1]) },
+        // Sums of so many terms (windows) that they are split: partials in fp32. Numbers of terms that vectors divide, and not.
+        Conv3dCase { padding, ..Conv3dCase::new("deep_even", [1, 20, 2, 4, 4], 20, [3, 3, 3]) },
+        Conv3dCase { padding, ..Conv3dCase::new("deep_odd", [1, 21, 1, 3, 5], 21, [3, 3, 3]) },
+        Conv3dCase { padding, ..Conv3dCase::new("long_even", [1, 4, 4, 8, 9], 5, [3, 3, 3]) },
+        Conv3dCase { padding, ..Conv3dCase::new("long_odd", [1, 4, 3, 9, 11], 5, [3, 3, 3]) },
     ];
     let mut table = Vec::new();
     for base in &bases {
@@ -48,7 +53,10 @@ pub fn table(index: IndexWidth) -> Vec<Conv3dCase> {
             for activation in [cases::Activation::None, cases::Activation::Relu, cases::Activation::Silu] {
                 for bias in [true, false] {
                     let first = bias && activation == cases::Activation::None;
-                    if index == IndexWidth::Wide && !first {
+                    // Partials know no activation.
+                    let splits = base.name.starts_with("deep") || base.name.starts_with("long");
+                    if index == IndexWidth::Wide && !first || splits && activation != cases::Activation::None
+                    {
                         continue;
                     }
                     table.push(Conv3dCase { replicate, activation, bias, ..base.clone() });
