@@ -39,6 +39,9 @@ pub struct Limits {
     pub cubes_in_flight: usize,
     /// Bytes of workspace a plan may ask for beyond inputs and outputs.
     pub workspace_bytes: u64,
+    /// Arithmetic operations that the device does in the time of moving a byte: 41 TFLOP/s of the engine beside 4.07 TB/s of
+    /// a copy on an H200; 2.6 TFLOP/s beside 68 GB/s on an M1, which the devices that were not measured share.
+    pub operations_per_byte: f64,
 }
 
 impl Limits {
@@ -60,6 +63,7 @@ impl Limits {
             unroll: nvidia,
             matrices: matrices(client),
             cubes_in_flight: if nvidia { 528 } else { 64 },
+            operations_per_byte: if nvidia { 10.0 } else { 40.0 },
             ..Self::apple_m1()
         }
     }
@@ -81,6 +85,7 @@ impl Limits {
             // Two cubes of 256 units for each of an M1 Max's 32 cores; four for each of an H200's 132 multiprocessors.
             cubes_in_flight: 64,
             workspace_bytes: 256 << 20,
+            operations_per_byte: 40.0,
         }
     }
 }

@@ -8,11 +8,11 @@
 //! weight gradient  C / groups * taps O / groups     windows, split        weight
 //! ```
 
-mod config;
+pub(super) mod config;
 mod matrices;
 pub(super) mod place;
 mod registers;
-mod stage;
+pub(super) mod stage;
 pub(super) mod walk;
 mod weight;
 
