@@ -24,8 +24,8 @@ use crate::operand::Operand;
 use cubecl::ir::AddressType;
 use cubecl::prelude::*;
 
-/// Stages whose products are summed in registers before they are added to M: an fp32 sum of more terms loses digits, and
-/// Winograd's outputs are small differences of its sums, those of F(6x6) the smallest.
+/// Stages of a launch, whose products are summed in registers before they are added to M: an fp32 sum of more terms loses
+/// digits, and Winograd's outputs are small differences of its sums, those of F(6x6) the smallest.
 fn part_stages(tile: WinogradTile) -> u32 {
     if tile == WinogradTile::F6x6 { 32 } else { 128 }
 }
@@ -42,8 +42,9 @@ struct Depth {
     replicate: u32,
     in_channels: u32,
     out_channels: u32,
-    /// Stages of a part of the sum.
-    part: u32,
+    /// The stages of this launch, counted over all taps; all but the first launch add to M.
+    part_first: u32,
+    part_end: u32,
     tiles_m: usize,
     tiles_n: usize,
 }
@@ -54,38 +55,44 @@ pub(crate) fn launch(call: &Call, address: AddressType, region: &Region, [u, v, 
     let (tiles_m, tiles_n) =
         (region.m_rows().div_ceil(tile.tile_m), correlation.out_channels.div_ceil(tile.tile_n));
     let points = call.config.tile.inputs() * call.config.tile.inputs();
-    let k = correlation.kernel_depth * correlation.in_channels;
-    let operations = 2.0 * (tile.tile_m * tile.tile_n * k) as f64;
-    for dispatch in dispatches(tiles_m * tiles_n * points, operations, call.limits) {
-        // SAFETY: rows and columns past the last repeat it and are not written; channels, taps and frames past the last are
-        // not read.
-        unsafe {
-            product_kernel::launch_unchecked(
-                call.client,
-                dispatch.count(),
-                CubeDim::new_1d(tile.units() as u32),
-                address,
-                v.buffer_arg(VECTOR),
-                u.buffer_arg(VECTOR),
-                m.buffer_arg(VECTOR),
-                dispatch.span(),
-                region.args(),
-                DepthLaunch::new(
-                    correlation.input[0] as u32,
-                    correlation.kernel_depth as u32,
-                    correlation.stride_depth as u32,
-                    correlation.dilation_depth as u32,
-                    correlation.begin[0],
-                    u32::from(correlation.replicate),
-                    correlation.in_channels as u32,
-                    correlation.out_channels as u32,
-                    part_stages(call.config.tile),
-                    tiles_m,
-                    tiles_n,
-                ),
-                tile,
-                call.limits.unroll,
-            );
+    let stages = (correlation.kernel_depth * correlation.in_channels.div_ceil(tile.tile_k)) as u32;
+    let part = part_stages(call.config.tile);
+    for part_first in (0..stages).step_by(part as usize) {
+        let part_end = stages.min(part_first + part);
+        let terms = (part_end - part_first) as usize * tile.tile_k;
+        let operations = 2.0 * (tile.tile_m * tile.tile_n * terms) as f64;
+        for dispatch in dispatches(tiles_m * tiles_n * points, operations, call.limits) {
+            // SAFETY: rows and columns past the last repeat it and are not written; channels, taps and frames past the last
+            // are not read.
+            unsafe {
+                product_kernel::launch_unchecked(
+                    call.client,
+                    dispatch.count(),
+                    CubeDim::new_1d(tile.units() as u32),
+                    address,
+                    v.buffer_arg(VECTOR),
+                    u.buffer_arg(VECTOR),
+                    m.buffer_arg(VECTOR),
+                    dispatch.span(),
+                    region.args(),
+                    DepthLaunch::new(
+                        correlation.input[0] as u32,
+                        correlation.kernel_depth as u32,
+                        correlation.stride_depth as u32,
+                        correlation.dilation_depth as u32,
+                        correlation.begin[0],
+                        u32::from(correlation.replicate),
+                        correlation.in_channels as u32,
+                        correlation.out_channels as u32,
+                        part_first,
+                        part_end,
+                        tiles_m,
+                        tiles_n,
+                    ),
+                    tile,
+                    call.limits.unroll,
+                );
+            }
         }
     }
 }
@@ -155,7 +162,12 @@ fn product_kernel(
             + min(first_column + UNIT_POS % column_vectors, columns - 1u32) as usize,
     };
     let mut stage = depth.first_stage(&region, first_row, min(first_row + row_vectors, rows) - 1u32);
-    let turns = (stage.end - stage.kd) * depth.stages(tile.tile_k);
+    // The part's stages among those of the taps that are read.
+    let stages = depth.stages(tile.tile_k);
+    let mut position = max(stage.kd * stages, depth.part_first);
+    let end = min(stage.end * stages, depth.part_end);
+    stage.kd = position / stages;
+    stage.c = (position - stage.kd * stages) * tile.tile_k as u32;
 
     let mut row_stage = Shared::<[Neighbours]>::new_slice(comptime!(tile.tile_k * row_stride(tile.tile_m)));
     let mut column_stage =
@@ -171,80 +183,45 @@ fn product_kernel(
     store_stage(&next_rows, &mut row_stage, tile.tile_m, tile);
     store_stage(&next_columns, &mut column_stage, tile.tile_n, tile);
     sync_cube();
-    // Parts end where they do for every cube, whichever taps it skips: the bits do not depend on the tiling.
-    let first = stage.kd * depth.stages(tile.tile_k);
-    let end = first + turns;
-    let mut position = first;
-    for part in first / depth.part..max(end.div_ceil(depth.part), first / depth.part + 1u32) {
-        let part_end = min((part + 1u32) * depth.part, end);
-        while position < part_end {
-            stage.c += tile.tile_k as u32;
-            if stage.c >= depth.in_channels {
-                stage.c = 0u32;
-                stage.kd += 1u32;
-            }
-            // Past the last stage there is nothing to read.
-            let next_rows = load_rows(v, &lane, &stage, &region, &depth, v_rows, tile);
-            let next_columns = load_columns(u, &lane, &stage, &depth, columns as usize, tile);
-            multiply(&row_stage, &column_stage, &mut sums, tile, unroll);
-            sync_cube();
-            store_stage(&next_rows, &mut row_stage, tile.tile_m, tile);
-            store_stage(&next_columns, &mut column_stage, tile.tile_n, tile);
-            sync_cube();
-            position += 1u32;
+    while position < end {
+        stage.c += tile.tile_k as u32;
+        if stage.c >= depth.in_channels {
+            stage.c = 0u32;
+            stage.kd += 1u32;
         }
-        let place = point * depth.out_channels as usize;
-        write_sums(
-            m,
-            &mut sums,
-            place,
-            first_row,
-            first_column,
-            rows,
-            depth.out_channels,
-            part > first / depth.part,
-            tile,
-        );
+        // Past the last stage there is nothing to read.
+        let next_rows = load_rows(v, &lane, &stage, &region, &depth, v_rows, tile);
+        let next_columns = load_columns(u, &lane, &stage, &depth, columns as usize, tile);
+        multiply(&row_stage, &column_stage, &mut sums, tile, unroll);
+        sync_cube();
+        store_stage(&next_rows, &mut row_stage, tile.tile_m, tile);
+        store_stage(&next_columns, &mut column_stage, tile.tile_n, tile);
+        sync_cube();
+        position += 1u32;
     }
-}
 
-/// Writes this unit's sums, adding them to what `m` holds after the first part, and starts the next part's from zero.
-#[cube]
-#[allow(clippy::too_many_arguments)]
-fn write_sums(
-    m: &mut [Neighbours],
-    sums: &mut Array<f32>,
-    place: usize,
-    first_row: u32,
-    first_column: u32,
-    rows: u32,
-    out_channels: u32,
-    add: bool,
-    #[comptime] tile: RegisterTile,
-) {
     #[unroll]
     for i in 0..comptime!(tile.rows / VECTOR) {
         let row = first_row
             + UNIT_POS % comptime!((tile.tile_m / tile.rows) as u32)
             + comptime!((i * (tile.tile_m / tile.rows)) as u32);
-        #[unroll]
-        for j in 0..comptime!(tile.columns) {
-            let n = first_column * VECTOR as u32 + column_of(j, tile);
-            if row < rows && n < out_channels {
-                let at = (place + n as usize) * rows as usize + row as usize;
-                let mut values = Neighbours::empty();
-                #[unroll]
-                for r in 0..VECTOR {
-                    values.insert(r, sums[comptime!((i * VECTOR + r) * tile.columns + j)]);
-                }
-                if add {
-                    values += m[at];
-                }
-                m[at] = values;
-            }
+        if row < rows {
             #[unroll]
-            for r in 0..VECTOR {
-                sums[comptime!((i * VECTOR + r) * tile.columns + j)] = 0.0f32;
+            for j in 0..comptime!(tile.columns) {
+                let n = first_column * VECTOR as u32 + column_of(j, tile);
+                if n < depth.out_channels {
+                    let at =
+                        (point * depth.out_channels as usize + n as usize) * rows as usize + row as usize;
+                    let mut values = Neighbours::empty();
+                    #[unroll]
+                    for r in 0..VECTOR {
+                        values.insert(r, sums[comptime!((i * VECTOR + r) * tile.columns + j)]);
+                    }
+                    if depth.part_first > 0u32 {
+                        values += m[at];
+                    }
+                    m[at] = values;
+                }
             }
         }
     }
