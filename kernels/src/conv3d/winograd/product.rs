@@ -55,7 +55,9 @@ pub(crate) fn launch(call: &Call, address: AddressType, region: &Region, [u, v, 
     let (tiles_m, tiles_n) =
         (region.m_rows().div_ceil(tile.tile_m), correlation.out_channels.div_ceil(tile.tile_n));
     let points = call.config.tile.inputs() * call.config.tile.inputs();
-    let stages = (correlation.kernel_depth * correlation.in_channels.div_ceil(tile.tile_k)) as u32;
+    // Without input channels (the gradient of a result without channels) there is still M to write.
+    let of_tap = correlation.in_channels.div_ceil(tile.tile_k).max(1);
+    let stages = (correlation.kernel_depth * of_tap) as u32;
     let part = part_stages(call.config.tile);
     for part_first in (0..stages).step_by(part as usize) {
         let part_end = stages.min(part_first + part);
@@ -236,7 +238,7 @@ impl Depth {
 
     /// Stages of one depth tap.
     fn stages(&self, #[comptime] tile_k: usize) -> u32 {
-        (self.in_channels + comptime!(tile_k as u32 - 1)) / comptime!(tile_k as u32)
+        max((self.in_channels + comptime!(tile_k as u32 - 1)) / comptime!(tile_k as u32), 1u32)
     }
 
     /// The first stage of a cube with the rows `first..=last` (in vectors), and the end of the taps that any of them reads.
