@@ -1,11 +1,13 @@
 //! Times every conv3d plan on the layers of the workload table: the measurement behind the choices in `plan.rs`.
 //!
-//! `cargo run --release -p conv-kernels --features vulkan --example tiles -- [dtype] [pass] [part of a layer's name]
-//! [parts of plans' names, separated by commas, or `auto`]`, an empty string for any. Each plan's result is first compared with f64 sums at some of its
-//! elements.
+//! `cargo run --release -p conv-kernels --features vulkan --example tiles -- [dtype] [pass] [parts of layers' names]
+//! [parts of plans' names, `auto` or `engine`] [GFLOP of a dispatch] [steps]`, an empty string for any, commas between parts.
+//! Each plan's result is first compared with f64 sums at some of its elements. With `steps` those of Winograd's forward pass
+//! are timed one by one as well.
 
 use conv_cases::{fill, workloads};
-use conv_kernels::conv3d::{self, Algorithm, Conv3dProblem, Pass, Window, eligible};
+use conv_kernels::conv3d::winograd::{Step, forward_steps};
+use conv_kernels::conv3d::{self, Algorithm, Conv3dProblem, Pass, Plan, Window, eligible};
 use conv_kernels::{FloatType, Limits, Operand};
 use cubecl::future::block_on;
 use cubecl::prelude::*;
@@ -146,15 +148,19 @@ fn element(problem: &Conv3dProblem, pass: Pass, index: usize, [x, w, dy]: [&Valu
 fn main() {
     let mut arguments = std::env::args().skip(1);
     let mut argument = || arguments.next().unwrap_or_default();
-    let [dtype, pass, layer, plan] = [argument(), argument(), argument(), argument()];
+    let [dtype, pass, layers, plan, most, steps] = [(); 6].map(|()| argument());
     let device = cubecl::Device::default();
     let client = device.client();
-    let limits = Limits { dispatch_operations: 1e15, ..Limits::of(&client) };
+    let dispatch_operations = most.parse().map_or(1e15, |gflop: f64| gflop * 1e9);
+    let limits = Limits { dispatch_operations, ..Limits::of(&client) };
     println!("# {}", client.properties().identity.name);
     println!("layer,dtype,pass,plan,ms,tflops,error");
     for dtype in limits.dtypes.iter().filter(|each| each.name().starts_with(&dtype)) {
-        for workload in workloads::conv3d().iter().filter(|each| each.case.name.contains(&layer)) {
+        for workload in &workloads::conv3d() {
             let case = &workload.case;
+            if !layers.split(',').any(|part| case.name.contains(part)) {
+                continue;
+            }
             let window = Window {
                 stride: case.stride,
                 padding: case.padding,
@@ -166,11 +172,11 @@ fn main() {
                 .expect("the table's layers are valid");
             let largest = [problem.x_shape(), problem.weight_shape(), problem.y_shape()]
                 .map(|shape| shape.iter().product::<usize>() * dtype.size());
-            if largest.iter().any(|bytes| *bytes > 1 << 29) || workload.gflop > 1000.0 {
+            if largest.iter().any(|bytes| *bytes > 1 << 30) || workload.gflop > 1000.0 {
                 println!("# {} left out: large", case.name);
                 continue;
             }
-            layer_rows(&client, &limits, &problem, &case.name, (&pass, &plan));
+            layer_rows(&client, &limits, &problem, &case.name, (&pass, &plan), !steps.is_empty());
         }
     }
 }
@@ -181,6 +187,7 @@ fn layer_rows(
     problem: &Conv3dProblem,
     name: &str,
     (pass, plan): (&str, &str),
+    steps: bool,
 ) {
     let dtype = problem.dtype;
     let table = rounded(fill::normal(7, TABLE), dtype);
@@ -192,7 +199,7 @@ fn layer_rows(
     let gflop = 2.0 * problem.multiply_adds() / 1e9;
     let mut checked = Vec::new();
     for each in [Pass::Forward, Pass::InputGradient, Pass::WeightGradient] {
-        if !each.name().starts_with(pass) {
+        if !pass.split(',').any(|part| each.name().starts_with(part)) {
             continue;
         }
         let shape = match each {
@@ -206,9 +213,15 @@ fn layer_rows(
             .map(|index| (index, element(problem, each, index, [x, w, dy])))
             .collect();
         let automatic = conv3d::plan(problem, each, Algorithm::Auto, limits).expect("every layer has a plan");
+        let engine =
+            conv3d::plan(problem, each, Algorithm::ImplicitGemm, limits).expect("it serves everything");
         for chosen in eligible(problem, each, limits) {
-            let named = plan.split(',').any(|part| chosen.name().contains(part));
-            if !(if plan == "auto" { chosen == automatic } else { named }) {
+            let asked = plan.split(',').any(|part| match part {
+                "auto" => chosen == automatic,
+                "engine" => chosen == engine,
+                part => chosen.name().contains(part),
+            });
+            if !asked {
                 continue;
             }
             let poison = vec![0xffu8; length * dtype.size()];
@@ -248,6 +261,20 @@ fn layer_rows(
             Err(reason) => format!("refused: {reason}"),
         };
         println!("{name},{},{},{},{figures}", dtype.name(), pass.name(), chosen.name());
+        if let (Plan::Winograd(config), Pass::Forward, Ok(_), true) = (chosen, pass, verdict, steps) {
+            let shape = problem.y_shape();
+            let y = Operand::contiguous(
+                client.empty(shape.iter().product::<usize>() * dtype.size()),
+                &shape,
+                dtype,
+            );
+            let step = |step| {
+                let operands = [&x_operand, &w_operand, &y];
+                time(client, &|| forward_steps(client, limits, problem, *config, operands, &[step]))
+            };
+            let times = Step::ALL.map(|each| format!("{each:?} {:.4}", step(each)));
+            println!("# {}, {config:?}", times.join(", "));
+        }
     }
 }
 

@@ -31,7 +31,8 @@ impl Operand {
     /// A fresh row-major tensor with undefined contents.
     pub(crate) fn empty(client: &Client, shape: &[usize], dtype: FloatType) -> Self {
         let bytes = shape.iter().product::<usize>() * dtype.size();
-        Self::contiguous(client.empty(bytes.max(dtype.size())), shape, dtype)
+        // A vector at least: devices refuse to bind less.
+        Self::contiguous(client.empty(bytes.max(16)), shape, dtype)
     }
 
     /// Elements, counted once each.

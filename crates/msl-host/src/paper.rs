@@ -114,6 +114,10 @@ fn conv3d(case: &Conv3dCase, pass: Pass, dtype: FloatType) -> Option<Work> {
         (None, Plan::Depthwise) => {
             ((out / 1024.0).ceil(), 2.0 * macs, tensors[0] * (3.0 + problem.kernel[1] as f64) / 4.0)
         }
+        (None, Plan::Winograd(config)) => {
+            let cost = config.cost(&problem, pass);
+            (cost.cubes, cost.operations, (cost.bytes + cost.cube_bytes) / bytes - out)
+        }
         // One thread per output, two loads per product.
         _ => ((out / 256.0).ceil(), 2.0 * macs, 2.0 * macs),
     };

@@ -17,6 +17,7 @@ mod direct_weight;
 mod fold;
 mod gemm;
 mod implicit_gemm;
+mod notes;
 mod plan;
 mod problem;
 mod reduce;
@@ -28,11 +29,12 @@ pub mod winograd;
 pub use crate::activation::Activation;
 pub use activation::activation_gradient;
 pub use gemm::{MatrixTile, RegisterTile};
+pub use notes::{NonFinite, Notes};
 pub use plan::{Algorithm, Pass, Plan, Tiles, eligible, plan};
 pub use problem::{Conv3dProblem, PaddingMode, Window};
 pub use split::ReductionSplit;
 pub use tile::TileConfig;
-pub use winograd::{WinogradConfig, WinogradTile};
+pub use winograd::{RegionExtent, WinogradConfig, WinogradTile};
 
 use crate::error::{ConvError, invalid};
 use crate::limits::Limits;
@@ -58,15 +60,7 @@ pub fn forward(
         problem,
         &[("x", x, problem.x_shape()), ("w", w, problem.weight_shape()), ("y", y, problem.y_shape())],
     )?;
-    match (bias, problem.bias) {
-        (Some(bias), true) if bias.shape == [problem.out_channels] && bias.dtype == problem.dtype => {}
-        (None, false) => {}
-        (bias, expected) => invalid!(
-            "conv3d: a bias of {} elements was expected ({expected}), got {:?}",
-            problem.out_channels,
-            bias.map(|bias| &bias.shape)
-        ),
-    }
+    check_bias(problem, bias)?;
     plan::check(plan, problem, Pass::Forward, limits)?;
     // Without input channels the result is the bias: x and w are empty.
     let (x, w) = (&x.bindable(client), &w.bindable(client));
@@ -193,6 +187,19 @@ pub fn bias_gradient(
         return Ok(());
     }
     reduce::bias_gradient(client, problem, limits, &dy.bindable(client), db)
+}
+
+fn check_bias(problem: &Conv3dProblem, bias: Option<&Operand>) -> Result<(), ConvError> {
+    match (bias, problem.bias) {
+        (Some(bias), true) if bias.shape == [problem.out_channels] && bias.dtype == problem.dtype => {}
+        (None, false) => {}
+        (bias, expected) => invalid!(
+            "conv3d: a bias of {} elements was expected ({expected}), got {:?}",
+            problem.out_channels,
+            bias.map(|bias| &bias.shape)
+        ),
+    }
+    Ok(())
 }
 
 fn check_operands(

@@ -12,8 +12,9 @@
 //!
 //! Under replicate padding the input gradient of all but `Direct` is computed in fp32 on the padded input and folded.
 //!
-//! [`Algorithm::Auto`] takes the first of Depthwise, the engine (MatrixGemm or Gemm) and ImplicitGemm that serves. The
-//! engine's tiles, from timings of every tile on an H200 (f32, through Vulkan; `examples/tiles.rs` repeats them):
+//! [`Algorithm::Auto`] takes Winograd where the rule and the table of `winograd/choice.rs` say that it is faster, else, as
+//! [`Algorithm::Strict`] does always, the first of Depthwise, the engine (MatrixGemm or Gemm) and ImplicitGemm that serves.
+//! The engine's tiles, from timings of every tile on an H200 (f32, through Vulkan; `examples/tiles.rs` repeats them):
 //!
 //! | channels of the result per group | tile (sites x channels) | because                                           |
 //! |----------------------------------|-------------------------|---------------------------------------------------|
@@ -65,6 +66,8 @@ pub enum Algorithm {
     /// The plan of this module's table.
     #[default]
     Auto,
+    /// As `Auto`, without Winograd: the error of an fp32 sum, and a NaN reaches no result but those whose windows hold it.
+    Strict,
     /// One output per unit.
     Direct,
     /// Matrix product with gathered operands.
@@ -169,7 +172,11 @@ pub fn plan(
         return Ok(Plan::Empty);
     }
     match algorithm {
-        Algorithm::Auto => Ok(automatic(problem, pass, limits)),
+        Algorithm::Auto => {
+            let strict = strict(problem, pass, limits);
+            Ok(winograd::winner(problem, pass, &strict, limits).map_or(strict, Plan::Winograd))
+        }
+        Algorithm::Strict => Ok(strict(problem, pass, limits)),
         Algorithm::Direct => Ok(Plan::Direct),
         Algorithm::ImplicitGemm if gemm::serves(problem, pass) => Ok(gemm_for(problem, pass, limits)),
         Algorithm::ImplicitGemm => Ok(Plan::ImplicitGemm(tile_for(problem, pass))),
@@ -272,21 +279,7 @@ pub(crate) fn check(
                 problem.taps()
             )
         }
-        Plan::Winograd(config) if !empty => {
-            let largest = winograd::config(problem, pass, config.tile, limits)?;
-            let (frames, rows) = (config.region_frames, config.region_rows);
-            let within =
-                (1..=largest.region_frames).contains(&frames) && (1..=largest.region_rows).contains(&rows);
-            if !within {
-                unsupported!(
-                    "conv3d: a region of {frames} frames and {rows} rows of tiles was planned for another problem, this \
-                     one has regions of up to {} frames and {} rows",
-                    largest.region_frames,
-                    largest.region_rows
-                );
-            }
-            Ok(())
-        }
+        Plan::Winograd(config) if !empty => winograd::check(config, problem, pass, limits),
         _ => Ok(()),
     }
 }
@@ -319,7 +312,7 @@ fn result_is_empty(problem: &Conv3dProblem, pass: Pass) -> bool {
     }
 }
 
-fn automatic(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Plan {
+fn strict(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Plan {
     if depthwise::serves(problem, pass) {
         Plan::Depthwise
     } else if gemm::serves(problem, pass) {

@@ -11,14 +11,63 @@ fn problem(x: [usize; 5], o: usize, kernel: [usize; 3], stride: usize, groups: u
     Conv3dProblem::new(x, weight, None, window, FloatType::F32).expect("a valid layer")
 }
 
+const PASSES: [Pass; 3] = [Pass::Forward, Pass::InputGradient, Pass::WeightGradient];
+
 fn names(problem: &Conv3dProblem, limits: &Limits) -> [String; 3] {
-    [Pass::Forward, Pass::InputGradient, Pass::WeightGradient]
-        .map(|pass| plan(problem, pass, Algorithm::Auto, limits).expect("a plan").name())
+    PASSES.map(|pass| plan(problem, pass, Algorithm::Strict, limits).expect("a plan").name())
 }
 
 /// A device with many cores, matrices for f16 only.
 fn wide() -> Limits {
-    Limits { cubes_in_flight: 528, matrices: vec![(FloatType::F16, 16)], ..Limits::apple_m1() }
+    let matrices = vec![(FloatType::F16, 16)];
+    Limits { cubes_in_flight: 528, operations_per_byte: 10.0, matrices, ..Limits::apple_m1() }
+}
+
+/// Whether `Auto` takes Winograd in each pass; what it takes else is what `Strict` takes.
+fn winograd(problem: &Conv3dProblem, limits: &Limits) -> [bool; 3] {
+    PASSES.map(|pass| {
+        let ask = |algorithm| plan(problem, pass, algorithm, limits).expect("a plan");
+        match ask(Algorithm::Auto) {
+            Plan::Winograd(config) => {
+                assert_eq!(config.tile, WinogradTile::F4x4);
+                true
+            }
+            other => {
+                assert_eq!(other, ask(Algorithm::Strict));
+                false
+            }
+        }
+    })
+}
+
+/// The table of `winograd/choice.rs`.
+#[test]
+fn winograd_is_taken_where_it_was_measured_to_be_faster() {
+    let padded =
+        |input: [usize; 3], c, o, kernel| problem([1, c, input[0], input[1], input[2]], o, kernel, 1, 1);
+    let taken = [true, true, false];
+    for (layer, expected) in [
+        (padded([41, 60, 104], 256, 256, [3; 3]), taken),
+        (padded([16, 56, 56], 64, 128, [3; 3]), taken),
+        (padded([8, 28, 28], 256, 256, [3; 3]), taken),
+        (problem([2, 32, 128, 128, 128], 32, [3; 3], 1, 1), taken),
+        (padded([8, 56, 56], 64, 64, [1, 3, 3]), taken),
+        (padded([3, 60, 90], 16, 512, [3; 3]), taken),
+        (padded([8, 7, 7], 192, 384, [3; 3]), [false; 3]),
+        (padded([2, 7, 7], 512, 512, [3; 3]), [false; 3]),
+        (padded([16, 112, 112], 3, 64, [3; 3]), [false; 3]),
+        (padded([8, 56, 56], 64, 64, [3, 5, 3]), [false; 3]),
+        (problem([1, 64, 16, 56, 56], 128, [3; 3], 2, 1), [false; 3]),
+    ] {
+        assert_eq!(winograd(&layer, &wide()), expected, "{layer:?}");
+        // Matrix units outrun it in the types they serve.
+        let half = Conv3dProblem { dtype: FloatType::F16, ..layer };
+        assert_eq!(winograd(&half, &wide()), [false; 3], "{half:?}");
+    }
+    // With matrices for fp32 and a slow memory only large sums are worth the bytes.
+    let m1 = Limits::apple_m1();
+    assert_eq!(winograd(&padded([41, 60, 104], 256, 256, [3; 3]), &m1), taken);
+    assert_eq!(winograd(&padded([8, 56, 56], 64, 64, [1, 3, 3]), &m1), [false; 3]);
 }
 
 #[test]

@@ -5,7 +5,9 @@ use crate::conv3d::{Inputs, PASSES, inputs, launch, problem, result_shape, run};
 use crate::support::{Buffer, client, dtypes, output, read_all, upload, upload_strided};
 use conv_cases::conv3d::{self as cases, Conv3dCase};
 use conv_cases::fill;
-use conv_kernels::conv3d::{Conv3dProblem, Pass, Plan, Window, WinogradConfig, eligible};
+use conv_kernels::conv3d::{
+    Conv3dProblem, NonFinite, Pass, Plan, RegionExtent, Window, WinogradConfig, WinogradTile, eligible,
+};
 use conv_kernels::{FloatType, Limits};
 use cubecl::prelude::*;
 
@@ -159,14 +161,16 @@ fn small_dispatches_and_folded_grids_change_no_bit() {
                 let got = run_one(&client, &small, &problem, pass, &plan, &inputs);
                 assert!(got == expected, "{case} {} {}", pass.name(), plan.name());
                 if let Plan::Winograd(config) = plan {
-                    for (region_frames, region_rows) in [(1, config.region_rows), (1, 1)] {
-                        let plan = Plan::Winograd(WinogradConfig { region_frames, region_rows, ..config });
+                    let whole = config.region;
+                    let regions = [
+                        RegionExtent { images: 1, rows: 1, ..whole },
+                        RegionExtent { images: 1, frames: 1, ..whole },
+                        RegionExtent { images: 1, frames: whole.frames.min(2), rows: 1 },
+                    ];
+                    for region in regions {
+                        let plan = Plan::Winograd(WinogradConfig { region, ..config });
                         let got = run_one(&client, &limits, &problem, pass, &plan, &inputs);
-                        assert!(
-                            got == expected,
-                            "{case} {} regions {region_frames} {region_rows}",
-                            pass.name()
-                        );
+                        assert!(got == expected, "{case} {} {region:?}", pass.name());
                     }
                 }
             }
@@ -180,17 +184,20 @@ fn a_small_workspace_tiles_winograd_or_refuses_it() {
     let problem = problem(&sample()[0], FloatType::F32);
     let whole = Limits::apple_m1();
     let mut seen = Vec::new();
-    for workspace_bytes in [whole.workspace_bytes, 200_000, 120_000, 60_000] {
+    for workspace_bytes in [whole.workspace_bytes, 150_000, 80_000, 40_000] {
         let limits = Limits { workspace_bytes, ..whole.clone() };
         for plan in eligible(&problem, Pass::Forward, &limits) {
             if let Plan::Winograd(config) = plan {
                 assert!(config.workspace_bytes <= workspace_bytes, "{config:?}");
-                seen.push((config.region_frames, config.region_rows));
+                seen.push(config.region);
             }
         }
     }
-    assert!(seen.iter().any(|(frames, _)| *frames == 4), "{seen:?}");
-    assert!(seen.iter().any(|(frames, rows)| *frames < 4 || *rows == 1), "{seen:?}");
+    let all =
+        |images, frames| move |region: &RegionExtent| (region.images, region.frames) == (images, frames);
+    assert!(seen.iter().any(all(2, 4)), "{seen:?}");
+    assert!(seen.iter().any(all(1, 4)), "{seen:?}");
+    assert!(seen.iter().any(|region| region.frames < 4 && region.rows == 1), "{seen:?}");
     let limits = Limits { workspace_bytes: 1000, ..whole };
     assert!(eligible(&problem, Pass::Forward, &limits).iter().all(|plan| !matches!(plan, Plan::Winograd(_))));
 }
@@ -236,9 +243,9 @@ fn nan_and_infinity_stay_in_their_receptive_field() {
         for plan in eligible(&problem, Pass::Forward, &limits) {
             let out = output(&client, &problem.y_shape(), FloatType::F32);
             launch((&client, &limits), &problem, (Pass::Forward, &plan), &inputs, &out);
-            let tile = match plan {
-                Plan::Winograd(config) => config.tile.outputs(),
-                _ => 1,
+            let tile = match plan.notes(&problem, Pass::Forward, &limits).non_finite {
+                NonFinite::Tile(size) => size,
+                NonFinite::Window => 1,
             };
             for (index, y) in out.read(&client).iter().enumerate() {
                 let at = [index / (9 * 13) % 4, index / 13 % 9, index % 13];
@@ -286,9 +293,8 @@ fn plans_of_other_problems_are_refused() {
     let inputs = inputs(&client, &problem, &fill::normal);
     let out = output(&client, &problem.y_shape(), FloatType::F32);
     let config = WinogradConfig {
-        tile: conv_kernels::conv3d::WinogradTile::F2x2,
-        region_frames: 1,
-        region_rows: 1,
+        tile: WinogradTile::F2x2,
+        region: RegionExtent { images: 1, frames: 1, rows: 1 },
         workspace_bytes: 0,
     };
     let (x, w, y) = (inputs.x.operand(), inputs.w.operand(), out.operand());

@@ -25,6 +25,7 @@ pub(super) enum PaddingModeForm {
 #[serde(crate = "burn::serde", remote = "Algorithm")]
 pub(super) enum AlgorithmForm {
     Auto,
+    Strict,
     Direct,
     ImplicitGemm,
     Winograd(#[serde(with = "WinogradTileForm")] WinogradTile),

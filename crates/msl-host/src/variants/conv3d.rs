@@ -102,7 +102,7 @@ fn record_case(
             continue;
         }
         for plan in eligible(&problem, pass, limits) {
-            if !plain && matches!(plan, Plan::Gemm(_) | Plan::MatrixGemm(_) | Plan::Depthwise) {
+            if !plain && !matches!(plan, Plan::Direct | Plan::ImplicitGemm(_)) {
                 // The activation is an argument of theirs at run time.
                 continue;
             }

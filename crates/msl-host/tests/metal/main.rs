@@ -15,6 +15,8 @@ mod conv3d_behaviour;
 mod conv3d_reference;
 #[path = "../../../../kernels/tests/conformance/conv3d_sums.rs"]
 mod conv3d_sums;
+#[path = "../../../../kernels/tests/conformance/conv3d_winograd.rs"]
+mod conv3d_winograd;
 mod machine;
 #[path = "../../../../kernels/tests/conformance/rope2d/mod.rs"]
 mod rope2d;

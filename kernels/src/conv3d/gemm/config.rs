@@ -35,7 +35,7 @@ pub struct RegisterTile {
 pub(super) const VECTOR: usize = 4;
 
 /// Vectors from one row of a stage to the next: odd, so that lanes along rows meet no bank twice.
-pub(super) fn row_stride(extent: usize) -> usize {
+pub(crate) fn row_stride(extent: usize) -> usize {
     (extent / VECTOR) | 1
 }
 
@@ -82,7 +82,7 @@ impl RegisterTile {
     }
 
     /// Vectors of such a stage that a unit loads, the last not by all units.
-    pub(super) fn loads(&self, extent: usize) -> usize {
+    pub(crate) fn loads(&self, extent: usize) -> usize {
         (extent / VECTOR * self.tile_k).div_ceil(self.units())
     }
 

@@ -9,13 +9,13 @@
 //! weight gradient  C / groups * taps O / groups     windows, split        weight, matrix_weight
 //! ```
 
-mod config;
+pub(super) mod config;
 mod fragments;
 mod matrices;
 mod matrix_weight;
 pub(super) mod place;
 mod registers;
-mod stage;
+pub(super) mod stage;
 pub(super) mod walk;
 mod weight;
 

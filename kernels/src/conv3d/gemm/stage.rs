@@ -4,7 +4,7 @@ use super::config::{RegisterTile, VECTOR, row_stride};
 use cubecl::prelude::*;
 
 /// Four neighbouring rows or columns of the product, at one term.
-pub(super) type Neighbours = Vector<f32, Const<4>>;
+pub(crate) type Neighbours = Vector<f32, Const<4>>;
 
 /// Extents of a gathered product and of its grid.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
@@ -90,7 +90,7 @@ pub(super) fn row_of(#[comptime] i: usize, #[comptime] tile: RegisterTile) -> u3
 
 /// Column of the tile that is column `j` of this unit.
 #[cube]
-pub(super) fn column_of(#[comptime] j: usize, #[comptime] tile: RegisterTile) -> u32 {
+pub(crate) fn column_of(#[comptime] j: usize, #[comptime] tile: RegisterTile) -> u32 {
     let vector = UNIT_POS / comptime!((tile.tile_m / tile.rows) as u32);
     vector * VECTOR as u32
         + comptime!((j / VECTOR * VECTOR * (tile.tile_n / tile.columns) + j % VECTOR) as u32)
@@ -132,7 +132,7 @@ pub(super) fn write_along_rows<E: Float>(
 
 /// Adds the products of a stage to this unit's sums, terms in order.
 #[cube]
-pub(super) fn multiply(
+pub(crate) fn multiply(
     rows: &Shared<[Neighbours]>,
     columns: &Shared<[Neighbours]>,
     sums: &mut Array<f32>,

@@ -1,19 +1,20 @@
-//! `U[point, (kd, in), out] = G g G^T`, one unit per (kd, in, out).
+//! `U[point, kd, in, out] = G g G^T`, one unit per (kd, in, out), outs fastest and filled up to vectors: as the product reads it.
 //!
 //! Bytes per unit: 9 weights read, t*t fp32 values written, neighbouring units beside each other.
 
 use super::Call;
 use super::matrices::{Matrix, WinogradTile};
+use super::region::VECTOR;
 use super::transform::transform_square;
 use crate::conv3d::args::offset;
 use crate::grid::{Span, dispatches};
 use crate::operand::Operand;
-use cubecl::ir::ElemType;
+use cubecl::ir::{AddressType, ElemType};
 use cubecl::prelude::*;
 
 const UNITS: u32 = 64;
 
-pub(crate) fn launch(call: &Call, w: &Operand, u: &Operand) {
+pub(crate) fn launch(call: &Call, address: AddressType, w: &Operand, u: &Operand) {
     let correlation = call.correlation;
     let filters = correlation.kernel_depth * correlation.in_channels * correlation.out_channels;
     let operations = f64::from(UNITS) * 400.0;
@@ -24,7 +25,7 @@ pub(crate) fn launch(call: &Call, w: &Operand, u: &Operand) {
                 call.client,
                 dispatch.count(),
                 CubeDim::new_1d(UNITS),
-                call.address,
+                address,
                 w.tensor_arg(),
                 u.tensor_arg(),
                 dispatch.span(),
@@ -32,7 +33,7 @@ pub(crate) fn launch(call: &Call, w: &Operand, u: &Operand) {
                 correlation.in_channels as u32,
                 correlation.out_channels as u32,
                 correlation.mirror,
-                call.tile,
+                call.config.tile,
                 w.dtype.elem(),
             );
         }
@@ -81,8 +82,11 @@ fn filter_kernel<E: Float>(
         }
     }
     let transformed = transform_square(&taps, tile, Matrix::Filter);
+    let pitch = (out_channels as usize + comptime!(VECTOR - 1)) / VECTOR * VECTOR;
+    let terms = kernel_depth as usize * in_channels as usize;
+    let at = rest * pitch + out_channel as usize;
     #[unroll]
     for point in 0..comptime!(tile.inputs() * tile.inputs()) {
-        u[point * filters + index] = transformed[point];
+        u[point * terms * pitch + at] = transformed[point];
     }
 }

@@ -1,21 +1,22 @@
-//! `V[point, c, (frame, tile)] = B^T d B`, one unit per (c, frame, tile), tiles fastest.
+//! `V[point, c, (image, frame, tile)] = B^T d B`, one unit per (c, image, frame, tile), tiles fastest.
 //!
 //! Bytes per unit: t*t inputs read (neighbouring tiles overlap by 2 rows and columns), t*t fp32 values written.
 
+use super::Call;
 use super::matrices::{Matrix, WinogradTile};
+use super::region::{Region, RegionArgs, VECTOR};
 use super::transform::transform_square;
-use super::{Call, Region, RegionArgs};
 use crate::conv3d::args::offset;
 use crate::grid::{Span, dispatches};
 use crate::operand::Operand;
-use cubecl::ir::ElemType;
+use cubecl::ir::{AddressType, ElemType};
 use cubecl::prelude::*;
 
 const UNITS: u32 = 64;
 
-pub(crate) fn launch(call: &Call, region: &Region, source: &Operand, v: &Operand) {
+pub(crate) fn launch(call: &Call, address: AddressType, region: &Region, source: &Operand, v: &Operand) {
     let correlation = call.correlation;
-    let squares = correlation.in_channels * region.source_count() * region.tiles(call);
+    let squares = correlation.in_channels * region.v_rows();
     let operations = f64::from(UNITS) * 1500.0;
     for dispatch in dispatches(squares.div_ceil(UNITS as usize), operations, call.limits) {
         // SAFETY: inputs are read only inside their extents; v holds t*t values for each square of the region.
@@ -24,18 +25,18 @@ pub(crate) fn launch(call: &Call, region: &Region, source: &Operand, v: &Operand
                 call.client,
                 dispatch.count(),
                 CubeDim::new_1d(UNITS),
-                call.address,
+                address,
                 source.tensor_arg(),
                 v.tensor_arg(),
                 dispatch.span(),
-                region.args(call),
+                region.args(),
                 correlation.in_channels as u32,
                 correlation.begin[1],
                 correlation.begin[2],
                 correlation.output[1] as u32 + 2,
                 correlation.output[2] as u32 + 2,
                 correlation.replicate,
-                call.tile,
+                call.config.tile,
                 source.dtype.elem(),
             );
         }
@@ -62,22 +63,20 @@ fn input_kernel<E: Float>(
     let size = comptime!(tile.inputs() as u32);
     let outputs = comptime!(tile.outputs() as u32);
     let index = span.cube() * UNITS as usize + UNIT_POS as usize;
-    let tiles = region.rows as usize * region.columns as usize;
-    let per_channel = region.sources as usize * tiles;
-    let squares = channels as usize * per_channel;
+    let squares = channels as usize * (region.images * region.sources * region.vectors) as usize * VECTOR;
     if span.is_idle() || index >= squares {
         terminate!();
     }
-    let c = index / per_channel;
-    let row = index - c * per_channel;
-    let frame = row / tiles;
-    let tile_index = (row - frame * tiles) as u32;
-    let tile_row = tile_index / region.columns;
-    let top = (region.first_row + tile_row) * outputs;
-    let left = (tile_index - tile_row * region.columns) * outputs;
+    let place = region.place(index, region.sources);
+    if !place.exists {
+        terminate!();
+    }
+    let top = place.row * outputs;
+    let left = place.column * outputs;
     let height = source.shape(3) as u32;
     let width = source.shape(4) as u32;
-    let plane = offset(source, region.image, c as u32, region.first_source + frame as u32, 0u32, 0u32);
+    let frame = region.first_source + place.frame;
+    let plane = offset(source, place.image, place.channel, frame, 0u32, 0u32);
     let mut square = Array::<f32>::new(comptime!((size * size) as usize));
     #[unroll]
     for i in 0..size {

@@ -14,6 +14,7 @@
 //! F(4x4) has 0, 1, -1, 2, -1/2, whose worst output error is a third of that of the usual 0, 1, -1, 2, -2. F(6x6) has
 //! 0, 1, -1, 2, -2, 1/2, -1/2.
 
+use crate::tolerance::Guard;
 use num_rational::Ratio;
 
 type Rational = Ratio<i64>;
@@ -53,6 +54,15 @@ impl WinogradTile {
             Self::F2x2 => "winograd_2x2",
             Self::F4x4 => "winograd_4x4",
             Self::F6x6 => "winograd_6x6",
+        }
+    }
+
+    /// The error to expect of results kept in fp32.
+    pub fn guard(self) -> Guard {
+        match self {
+            Self::F2x2 => Guard::SUM,
+            Self::F4x4 => Guard::WINOGRAD_4X4,
+            Self::F6x6 => Guard::WINOGRAD_6X6,
         }
     }
 

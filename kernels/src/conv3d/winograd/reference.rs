@@ -1,8 +1,9 @@
 //! The Winograd algorithm in f64: proves the identity through a whole problem, and on absolute values gives the
 //! magnitude that bounds the algorithm's own rounding errors (see [`crate::tolerance`]).
 
+use super::Pass;
 use super::matrices::{Matrix, WinogradTile, matrix_f64};
-use super::{Correlation, Pass};
+use super::region::Correlation;
 use crate::conv3d::problem::Conv3dProblem;
 
 /// The result of `pass` (forward without bias and activation, or input gradient under zero padding) computed tile by

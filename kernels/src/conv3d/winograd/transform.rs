@@ -34,14 +34,7 @@ pub(crate) fn transform_square(
     for i in 0..to {
         #[unroll]
         for j in 0..from {
-            let mut sum = 0.0f32;
-            #[unroll]
-            for k in 0..from {
-                if comptime!(coefficient(tile, matrix, i, k) != 0.0) {
-                    sum += square[k * from + j] * comptime!(coefficient(tile, matrix, i, k));
-                }
-            }
-            half[i * from + j] = sum;
+            half[i * from + j] = row_times(square, j, from, i, tile, matrix);
         }
     }
     let mut out = Array::<f32>::new(comptime!(to * to));
@@ -49,15 +42,34 @@ pub(crate) fn transform_square(
     for i in 0..to {
         #[unroll]
         for j in 0..to {
-            let mut sum = 0.0f32;
-            #[unroll]
-            for k in 0..from {
-                if comptime!(coefficient(tile, matrix, j, k) != 0.0) {
-                    sum += half[i * from + k] * comptime!(coefficient(tile, matrix, j, k));
-                }
-            }
-            out[i * to + j] = sum;
+            out[i * to + j] = row_times(&half, comptime!(i * from), 1usize, j, tile, matrix);
         }
     }
     out
+}
+
+/// A row of the transform times the elements `first`, `first + step`, ..; terms in order.
+#[cube]
+fn row_times(
+    from: &Array<f32>,
+    #[comptime] first: usize,
+    #[comptime] step: usize,
+    #[comptime] row: usize,
+    #[comptime] tile: WinogradTile,
+    #[comptime] matrix: Matrix,
+) -> f32 {
+    let mut sum = 0.0f32;
+    #[unroll]
+    for k in 0..comptime!(columns(tile, matrix)) {
+        let factor = comptime!(coefficient(tile, matrix, row, k));
+        let value = from[comptime!(first + k * step)];
+        if comptime!(factor == 1.0) {
+            sum += value;
+        } else if comptime!(factor == -1.0) {
+            sum -= value;
+        } else if comptime!(factor != 0.0) {
+            sum = fma(value, factor, sum);
+        }
+    }
+    sum
 }

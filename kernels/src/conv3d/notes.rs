@@ -1,0 +1,82 @@
+//! What a caller may want to know of a plan before it runs.
+
+use super::gemm::stage_type;
+use super::plan::{Pass, Plan};
+use super::problem::Conv3dProblem;
+use super::winograd::WinogradTile;
+use crate::dtype::FloatType;
+use crate::limits::Limits;
+use crate::tolerance::Guard;
+use std::fmt;
+
+/// How far a non-finite input spreads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NonFinite {
+    /// To the results whose windows hold it.
+    Window,
+    /// In the plane, to whole tiles of this many by this many results, some of whose windows hold it.
+    Tile(usize),
+}
+
+/// Properties of a plan.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Notes {
+    /// Winograd's tile.
+    pub tile: Option<WinogradTile>,
+    /// The type of the factors that are multiplied; sums are fp32 always.
+    pub domain: FloatType,
+    /// The error of results kept in fp32, on normally distributed data; storage in a half type rounds once more.
+    pub error: Guard,
+    /// Bytes of Winograd's U, V and M. Sums that are split keep their partials within `Limits::workspace_bytes` too.
+    pub workspace_bytes: u64,
+    /// How far a non-finite input spreads.
+    pub non_finite: NonFinite,
+}
+
+impl Plan {
+    /// The plan's properties for one pass of a problem.
+    pub fn notes(&self, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Notes {
+        let sum = if pass == Pass::WeightGradient { Guard::WEIGHT_GRADIENT } else { Guard::SUM };
+        let notes = Notes {
+            tile: None,
+            domain: FloatType::F32,
+            error: sum,
+            workspace_bytes: 0,
+            non_finite: NonFinite::Window,
+        };
+        match self {
+            Self::MatrixGemm(_) => Notes {
+                domain: stage_type(problem.dtype, limits).map_or(FloatType::F32, |(dtype, _)| dtype),
+                ..notes
+            },
+            Self::Winograd(config) => Notes {
+                tile: Some(config.tile),
+                error: config.tile.guard(),
+                workspace_bytes: config.workspace_bytes,
+                non_finite: NonFinite::Tile(config.tile.outputs()),
+                ..notes
+            },
+            _ => notes,
+        }
+    }
+}
+
+impl fmt::Display for Notes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(tile) = self.tile {
+            write!(f, "{}, ", tile.name())?;
+        }
+        write!(
+            f,
+            "products in {}, error {:.0e} RMS and {:.0e} at most of the results' RMS, workspace {} bytes, ",
+            self.domain.name(),
+            self.error.rms,
+            self.error.max,
+            self.workspace_bytes
+        )?;
+        match self.non_finite {
+            NonFinite::Window => write!(f, "a NaN reaches the windows that hold it"),
+            NonFinite::Tile(size) => write!(f, "a NaN reaches whole tiles of {size}x{size} results"),
+        }
+    }
+}

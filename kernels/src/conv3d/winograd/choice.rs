@@ -1,0 +1,98 @@
+//! What a Winograd plan executes and moves, and when that is worth it.
+//!
+//! ```text
+//! operations   of the products, tiles' padding included
+//! bytes        x and w once, U, V and M written and read once, y once
+//! taken where  operations + bytes * Limits::operations_per_byte <= 0.9 * operations of the engine's plan
+//! ```
+//!
+//! with 16 channels at least on both sides (the product works 16 terms at a time), for fp32 and for types that the device
+//! has no matrix units for; an engine on matrix units counts half its operations, because the product here runs on plain
+//! multiply-adds. The tile is F(4x4): on an H200 it is faster than F(2x2) wherever either beats the engine. What the rule
+//! decides there, and what was measured (f32, through Vulkan, ms; engine, F(2x2), F(4x4)):
+//!
+//! | layer, pass                     | engine | F(2x2) | F(4x4) | taken     |
+//! |---------------------------------|--------|--------|--------|-----------|
+//! | 256 -> 256, 41x60x104           | 22.3   | 10.3   | 6.28   | F(4x4)    |
+//! | its input gradient              | 24.4   | 11.0   | 7.45   | F(4x4)    |
+//! | 64 -> 128, 16x56x56             | 0.598  | 0.323  | 0.204  | F(4x4)    |
+//! | 256 -> 256, 8x28x28             | 0.618  | 0.335  | 0.236  | F(4x4)    |
+//! | 32 -> 32, 2 x 128x128x128       | 7.19   | 7.09   | 4.27   | F(4x4)    |
+//! | 64 -> 64, 8x56x56, one depth tap| 0.103  | 0.081  | 0.075  | F(4x4)    |
+//! | 16 -> 512, 3x60x90              | 0.256  | 0.193  | 0.182  | F(4x4)    |
+//! | 192 -> 384, 8x7x7               | 0.140  | 0.135  | 0.152  | engine    |
+//! | 512 -> 512, 2x7x7               | 0.089  | 0.194  | 0.246  | engine    |
+//! | 3 -> 64, 16x112x112             | 0.133  | 0.236  | 0.176  | engine    |
+
+use super::{PRODUCT, WinogradConfig, WinogradTile, config, correlation};
+use crate::conv3d::gemm::stage_type;
+use crate::conv3d::plan::{Pass, Plan};
+use crate::conv3d::problem::Conv3dProblem;
+use crate::dtype::FloatType;
+use crate::limits::Limits;
+
+/// Channels on either side below which the product is mostly padding.
+const LEAST_CHANNELS: usize = 16;
+
+/// What a plan executes and moves.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Cost {
+    /// Arithmetic operations of the products, padding included.
+    pub operations: f64,
+    /// Bytes read and written.
+    pub bytes: f64,
+    /// Cubes of the products.
+    pub cubes: f64,
+    /// Bytes that these cubes ask for, were there no cache.
+    pub cube_bytes: f64,
+}
+
+impl WinogradConfig {
+    /// The cost of a pass.
+    pub fn cost(&self, problem: &Conv3dProblem, pass: Pass) -> Cost {
+        let correlation = correlation(problem, pass);
+        let tile = PRODUCT;
+        let points = (self.tile.inputs() * self.tile.inputs()) as f64;
+        let (c, o) = (correlation.in_channels, correlation.out_channels);
+        let terms = correlation.kernel_depth * c.next_multiple_of(tile.tile_k);
+        let (mut rows, mut transformed, mut cubes) = (0.0, 0.0, 0.0);
+        for region in correlation.regions(self.tile, self.region) {
+            rows += region.m_rows().next_multiple_of(tile.tile_m) as f64;
+            transformed += (c * region.v_rows() + o * region.m_rows()) as f64 * points;
+            cubes += (region.m_rows().div_ceil(tile.tile_m) * o.div_ceil(tile.tile_n)) as f64 * points;
+        }
+        let filters: f64 = correlation.filter_shape(self.tile).iter().map(|&size| size as f64).product();
+        let elements = |shape: [usize; 5]| shape.iter().map(|&size| size as f64).product::<f64>();
+        let tensors = [problem.x_shape(), problem.weight_shape(), problem.y_shape()].map(elements);
+        Cost {
+            operations: 2.0 * points * rows * (terms * o.next_multiple_of(tile.tile_n)) as f64,
+            bytes: 8.0 * (filters + transformed) + tensors.iter().sum::<f64>() * problem.dtype.size() as f64,
+            cubes,
+            cube_bytes: 4.0 * cubes * ((tile.tile_m + tile.tile_n) * terms) as f64,
+        }
+    }
+}
+
+/// The plan that beats `engine`, if there is one.
+pub(crate) fn winner(
+    problem: &Conv3dProblem,
+    pass: Pass,
+    engine: &Plan,
+    limits: &Limits,
+) -> Option<WinogradConfig> {
+    let channels = problem.channels.min(problem.out_channels);
+    let served = problem.dtype == FloatType::F32 || stage_type(problem.dtype, limits).is_none();
+    if channels < LEAST_CHANNELS || !served {
+        return None;
+    }
+    let tiles = engine.tiles(problem, pass)?;
+    let config = config(problem, pass, WinogradTile::F4x4, limits).ok()?;
+    let cost = config.cost(problem, pass);
+    let counted = if matches!(engine, Plan::MatrixGemm(_)) { 1.0 } else { 2.0 };
+    let engine = counted
+        * [tiles.count, tiles.rows, tiles.columns, tiles.terms]
+            .map(|size| size as f64)
+            .iter()
+            .product::<f64>();
+    (cost.operations + cost.bytes * limits.operations_per_byte <= 0.9 * engine).then_some(config)
+}

@@ -1,0 +1,336 @@
+//! The transform-domain product, on fp32 multiply-adds:
+//!
+//! ```text
+//! M[point, o, (image, frame, tile)] = sum over (kd, c) of V[point, c, (image, source(frame, kd), tile)] * U[point, kd, c, o]
+//! ```
+//!
+//! One matrix product per point, points being the slowest index of the grid: rows are the region's tiles, columns the
+//! output channels, K = KD * C. Consecutive frames' sources overlap in V: the overlap is in a row's address, not in memory.
+//!
+//! The cube's tile, its stages and the unit's registers are those of [`RegisterTile`]: V and U lie in memory as the stages
+//! want them, so every load is a vector of four neighbours, and the next stage is read while one is multiplied. A stage
+//! holds channels of one depth tap. Taps that lie in the depth padding for all of a cube's rows are skipped (they would add
+//! zeros); other rows read zero there, or the nearest frame under replicate padding.
+//!
+//! Per stage and cube: `(tile_m + tile_n) * tile_k` loads, `2 * tile_m * tile_n * tile_k` operations; M is written once
+//! per 2048 terms (F(6x6): 512).
+
+use super::region::{Region, RegionArgs, VECTOR};
+use super::{Call, PRODUCT, WinogradTile};
+use crate::conv3d::gemm::config::{RegisterTile, row_stride};
+use crate::conv3d::gemm::stage::{Neighbours, column_of, multiply};
+use crate::grid::{Span, dispatches};
+use crate::operand::Operand;
+use cubecl::ir::AddressType;
+use cubecl::prelude::*;
+
+/// Stages of a launch, whose products are summed in registers before they are added to M: an fp32 sum of more terms loses
+/// digits, and Winograd's outputs are small differences of its sums, those of F(6x6) the smallest.
+fn part_stages(tile: WinogradTile) -> u32 {
+    if tile == WinogradTile::F6x6 { 32 } else { 128 }
+}
+
+/// How output frames find their input frames, and the extents of the product.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+struct Depth {
+    input: u32,
+    kernel: u32,
+    stride: u32,
+    dilation: u32,
+    begin: i32,
+    /// 1 where frames outside the input repeat the nearest one.
+    replicate: u32,
+    in_channels: u32,
+    out_channels: u32,
+    /// The stages of this launch, counted over all taps; all but the first launch add to M.
+    part_first: u32,
+    part_end: u32,
+    tiles_m: usize,
+    tiles_n: usize,
+}
+
+pub(crate) fn launch(call: &Call, address: AddressType, region: &Region, [u, v, m]: [&Operand; 3]) {
+    let correlation = call.correlation;
+    let tile = PRODUCT;
+    let (tiles_m, tiles_n) =
+        (region.m_rows().div_ceil(tile.tile_m), correlation.out_channels.div_ceil(tile.tile_n));
+    let points = call.config.tile.inputs() * call.config.tile.inputs();
+    // Without input channels (the gradient of a result without channels) there is still M to write.
+    let of_tap = correlation.in_channels.div_ceil(tile.tile_k).max(1);
+    let stages = (correlation.kernel_depth * of_tap) as u32;
+    let part = part_stages(call.config.tile);
+    for part_first in (0..stages).step_by(part as usize) {
+        let part_end = stages.min(part_first + part);
+        let terms = (part_end - part_first) as usize * tile.tile_k;
+        let operations = 2.0 * (tile.tile_m * tile.tile_n * terms) as f64;
+        for dispatch in dispatches(tiles_m * tiles_n * points, operations, call.limits) {
+            // SAFETY: rows and columns past the last repeat it and are not written; channels, taps and frames past the last
+            // are not read.
+            unsafe {
+                product_kernel::launch_unchecked(
+                    call.client,
+                    dispatch.count(),
+                    CubeDim::new_1d(tile.units() as u32),
+                    address,
+                    v.buffer_arg(VECTOR),
+                    u.buffer_arg(VECTOR),
+                    m.buffer_arg(VECTOR),
+                    dispatch.span(),
+                    region.args(),
+                    DepthLaunch::new(
+                        correlation.input[0] as u32,
+                        correlation.kernel_depth as u32,
+                        correlation.stride_depth as u32,
+                        correlation.dilation_depth as u32,
+                        correlation.begin[0],
+                        u32::from(correlation.replicate),
+                        correlation.in_channels as u32,
+                        correlation.out_channels as u32,
+                        part_first,
+                        part_end,
+                        tiles_m,
+                        tiles_n,
+                    ),
+                    tile,
+                    call.limits.unroll,
+                );
+            }
+        }
+    }
+}
+
+/// A unit's place in V and U: a vector of rows and one of columns, kept through all stages.
+#[derive(CubeType, Clone, Copy)]
+struct Lane {
+    /// Offset in V, in vectors, of the row at channel 0 and the region's first source frame.
+    row: usize,
+    /// The frame that tap 0 reads; negative in the padding.
+    source: i32,
+    /// Offset in U, in vectors, of the columns at term 0.
+    column: usize,
+}
+
+/// The next stage to read.
+#[derive(CubeType, Clone, Copy)]
+struct Stage {
+    kd: u32,
+    /// One past the last tap.
+    end: u32,
+    /// First channel.
+    c: u32,
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+#[allow(clippy::too_many_arguments)]
+fn product_kernel(
+    v: &[Neighbours],
+    u: &[Neighbours],
+    m: &mut [Neighbours],
+    span: Span,
+    region: RegionArgs,
+    depth: Depth,
+    #[comptime] tile: RegisterTile,
+    #[comptime] unroll: bool,
+) {
+    // The whole cube leaves together: barriers follow.
+    if span.is_idle() {
+        terminate!();
+    }
+    let cube = span.cube();
+    let in_n = cube % depth.tiles_n;
+    let rest = cube / depth.tiles_n;
+    let in_m = rest % depth.tiles_m;
+    let point = rest / depth.tiles_m;
+
+    let row_vectors = comptime!((tile.tile_m / VECTOR) as u32);
+    let column_vectors = comptime!((tile.tile_n / VECTOR) as u32);
+    let first_row = in_m as u32 * row_vectors;
+    let first_column = in_n as u32 * column_vectors;
+    let rows = region.images * region.frames * region.vectors;
+    let columns = (depth.out_channels + comptime!(VECTOR as u32 - 1)) / VECTOR as u32;
+
+    let v_rows = (region.images * region.sources * region.vectors) as usize;
+    let row = min(first_row + UNIT_POS % row_vectors, rows - 1u32);
+    let image_frame = row / region.vectors;
+    let image = image_frame / region.frames;
+    let frame = image_frame - image * region.frames;
+    let in_frame = row - image_frame * region.vectors;
+    let terms = depth.kernel as usize * depth.in_channels as usize;
+    let lane = Lane {
+        row: point * depth.in_channels as usize * v_rows
+            + (image * region.sources * region.vectors + in_frame) as usize,
+        source: depth.source(region.first_frame + frame),
+        column: point * terms * columns as usize
+            + min(first_column + UNIT_POS % column_vectors, columns - 1u32) as usize,
+    };
+    let mut stage = depth.first_stage(&region, first_row, min(first_row + row_vectors, rows) - 1u32);
+    // The part's stages among those of the taps that are read.
+    let stages = depth.stages(tile.tile_k);
+    let mut position = max(stage.kd * stages, depth.part_first);
+    let end = min(stage.end * stages, depth.part_end);
+    stage.kd = position / stages;
+    stage.c = (position - stage.kd * stages) * tile.tile_k as u32;
+
+    let mut row_stage = Shared::<[Neighbours]>::new_slice(comptime!(tile.tile_k * row_stride(tile.tile_m)));
+    let mut column_stage =
+        Shared::<[Neighbours]>::new_slice(comptime!(tile.tile_k * row_stride(tile.tile_n)));
+    let mut sums = Array::<f32>::new(comptime!(tile.rows * tile.columns));
+    #[unroll]
+    for i in 0..comptime!(tile.rows * tile.columns) {
+        sums[i] = 0.0f32;
+    }
+
+    let next_rows = load_rows(v, &lane, &stage, &region, &depth, v_rows, tile);
+    let next_columns = load_columns(u, &lane, &stage, &depth, columns as usize, tile);
+    store_stage(&next_rows, &mut row_stage, tile.tile_m, tile);
+    store_stage(&next_columns, &mut column_stage, tile.tile_n, tile);
+    sync_cube();
+    while position < end {
+        stage.c += tile.tile_k as u32;
+        if stage.c >= depth.in_channels {
+            stage.c = 0u32;
+            stage.kd += 1u32;
+        }
+        // Past the last stage there is nothing to read.
+        let next_rows = load_rows(v, &lane, &stage, &region, &depth, v_rows, tile);
+        let next_columns = load_columns(u, &lane, &stage, &depth, columns as usize, tile);
+        multiply(&row_stage, &column_stage, &mut sums, tile, unroll);
+        sync_cube();
+        store_stage(&next_rows, &mut row_stage, tile.tile_m, tile);
+        store_stage(&next_columns, &mut column_stage, tile.tile_n, tile);
+        sync_cube();
+        position += 1u32;
+    }
+
+    #[unroll]
+    for i in 0..comptime!(tile.rows / VECTOR) {
+        let row = first_row
+            + UNIT_POS % comptime!((tile.tile_m / tile.rows) as u32)
+            + comptime!((i * (tile.tile_m / tile.rows)) as u32);
+        if row < rows {
+            #[unroll]
+            for j in 0..comptime!(tile.columns) {
+                let n = first_column * VECTOR as u32 + column_of(j, tile);
+                if n < depth.out_channels {
+                    let at =
+                        (point * depth.out_channels as usize + n as usize) * rows as usize + row as usize;
+                    let mut values = Neighbours::empty();
+                    #[unroll]
+                    for r in 0..VECTOR {
+                        values.insert(r, sums[comptime!((i * VECTOR + r) * tile.columns + j)]);
+                    }
+                    if depth.part_first > 0u32 {
+                        values += m[at];
+                    }
+                    m[at] = values;
+                }
+            }
+        }
+    }
+}
+
+#[cube]
+impl Depth {
+    /// The frame that tap 0 of an output frame reads.
+    fn source(&self, frame: u32) -> i32 {
+        (frame * self.stride) as i32 - self.begin
+    }
+
+    /// Stages of one depth tap.
+    fn stages(&self, #[comptime] tile_k: usize) -> u32 {
+        max((self.in_channels + comptime!(tile_k as u32 - 1)) / comptime!(tile_k as u32), 1u32)
+    }
+
+    /// The first stage of a cube with the rows `first..=last` (in vectors), and the end of the taps that any of them reads.
+    fn first_stage(&self, region: &RegionArgs, first: u32, last: u32) -> Stage {
+        let (first, last) = (first / region.vectors, last / region.vectors);
+        let image = first / region.frames;
+        let mut kd = 0u32;
+        let mut end = self.kernel;
+        // Frames of two images read all taps between them, or so few that it does not matter.
+        if self.replicate == 0u32 && last / region.frames == image {
+            let low = self.source(region.first_frame + first - image * region.frames);
+            let high = self.source(region.first_frame + last - image * region.frames);
+            while kd < end && high + ((kd * self.dilation) as i32) < 0i32 {
+                kd += 1u32;
+            }
+            while end > kd && low + ((end - 1u32) * self.dilation) as i32 >= self.input as i32 {
+                end -= 1u32;
+            }
+        }
+        Stage { kd, end, c: 0u32 }
+    }
+}
+
+/// Reads this unit's vectors of a stage of V.
+#[cube]
+fn load_rows(
+    v: &[Neighbours],
+    lane: &Lane,
+    stage: &Stage,
+    region: &RegionArgs,
+    depth: &Depth,
+    v_rows: usize,
+    #[comptime] tile: RegisterTile,
+) -> Sequence<Neighbours> {
+    let mut values = Sequence::<Neighbours>::new();
+    let mut source = lane.source + (stage.kd * depth.dilation) as i32;
+    if depth.replicate == 1u32 {
+        source = clamp(source, 0i32, depth.input as i32 - 1i32);
+    }
+    let inside = (source as u32) < depth.input && stage.kd < stage.end;
+    let at = lane.row + (source as u32 - region.first_source) as usize * region.vectors as usize;
+    #[unroll]
+    for load in 0..comptime!(tile.loads(tile.tile_m)) {
+        let c = stage.c
+            + UNIT_POS / comptime!((tile.tile_m / VECTOR) as u32)
+            + comptime!((load * tile.units() / (tile.tile_m / VECTOR)) as u32);
+        let mut value = Neighbours::new(0.0f32);
+        if inside && c < depth.in_channels {
+            value = v[at + c as usize * v_rows];
+        }
+        values.push(value);
+    }
+    values
+}
+
+/// Reads this unit's vectors of a stage of U.
+#[cube]
+fn load_columns(
+    u: &[Neighbours],
+    lane: &Lane,
+    stage: &Stage,
+    depth: &Depth,
+    columns: usize,
+    #[comptime] tile: RegisterTile,
+) -> Sequence<Neighbours> {
+    let mut values = Sequence::<Neighbours>::new();
+    #[unroll]
+    for load in 0..comptime!(tile.loads(tile.tile_n)) {
+        let c = stage.c
+            + UNIT_POS / comptime!((tile.tile_n / VECTOR) as u32)
+            + comptime!((load * tile.units() / (tile.tile_n / VECTOR)) as u32);
+        let mut value = Neighbours::new(0.0f32);
+        if stage.kd < stage.end && c < depth.in_channels {
+            value = u[lane.column + (stage.kd * depth.in_channels + c) as usize * columns];
+        }
+        values.push(value);
+    }
+    values
+}
+
+/// Writes the vectors that were read of a stage of `extent` rows or columns.
+#[cube]
+fn store_stage(
+    from: &Sequence<Neighbours>,
+    stage: &mut Shared<[Neighbours]>,
+    #[comptime] extent: usize,
+    #[comptime] tile: RegisterTile,
+) {
+    let vectors = comptime!(extent / VECTOR);
+    #[unroll]
+    for load in 0..comptime!(tile.loads(extent)) {
+        let k = UNIT_POS as usize / vectors + comptime!(load * tile.units() / vectors);
+        stage[k * comptime!(row_stride(extent)) + UNIT_POS as usize % vectors] = *from.index(load);
+    }
+}

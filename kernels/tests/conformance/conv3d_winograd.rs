@@ -1,0 +1,189 @@
+//! What is particular to Winograd: its error beside the direct sum's, prepared weights, the tiles of its product, mirrored
+//! depth taps, its notes.
+
+use crate::conv3d::{Inputs, Oracle, inputs, launch, problem, result_shape};
+use crate::device::MOST_WORK;
+use crate::support::{Buffer, client, output, upload};
+use conv_cases::conv3d::Conv3dCase;
+use conv_cases::fill;
+use conv_kernels::conv3d::{
+    Algorithm, Conv3dProblem, NonFinite, Pass, Plan, WinogradConfig, WinogradTile, plan, winograd,
+};
+use conv_kernels::tolerance::Guard;
+use conv_kernels::{FloatType, Limits};
+use cubecl::prelude::*;
+
+fn config(problem: &Conv3dProblem, pass: Pass, tile: WinogradTile, limits: &Limits) -> WinogradConfig {
+    match plan(problem, pass, Algorithm::Winograd(tile), limits) {
+        Ok(Plan::Winograd(config)) => config,
+        other => panic!("{problem:?}: {other:?}"),
+    }
+}
+
+fn run(
+    client: &Client,
+    limits: &Limits,
+    problem: &Conv3dProblem,
+    pass: Pass,
+    plan: &Plan,
+    inputs: &Inputs,
+) -> Vec<f64> {
+    let out = output(client, &result_shape(problem, pass), problem.dtype);
+    launch((client, limits), problem, (pass, plan), inputs, &out);
+    out.read(client)
+}
+
+/// The error of every tile, type and length of sum beside that of the direct sum on the same data, each inside its bounds.
+/// `--nocapture` prints the table.
+#[test]
+fn errors_of_every_tile_stay_beside_the_direct_sums() {
+    let client = client();
+    let limits = Limits::of(&client);
+    println!("dtype channels*taps plan max_error/rms relative_rms");
+    for &dtype in &limits.dtypes {
+        for (c, kd) in [(64, 1), (256, 2), (1024, 4)] {
+            let padding = [(0, 0), (1, 1), (1, 1)];
+            let case = Conv3dCase {
+                padding,
+                bias: false,
+                ..Conv3dCase::new("errors", [1, c, kd, 6, 6], 5, [kd, 3, 3])
+            };
+            let problem = problem(&case, dtype);
+            let inputs = inputs(&client, &problem, &fill::normal);
+            let engine = plan(&problem, Pass::Forward, Algorithm::ImplicitGemm, &limits).expect("a plan");
+            let mut plans = vec![engine];
+            let of = |tile| Plan::Winograd(config(&problem, Pass::Forward, tile, &limits));
+            plans.extend(WinogradTile::ALL.map(of));
+            let oracle = Oracle::new(&problem, Pass::Forward, &inputs, &plans);
+            for plan in &plans {
+                // A tile of 64x64 sums for each of 16 points and more.
+                if 16 * 64 * 64 * c * kd > MOST_WORK {
+                    continue;
+                }
+                let got = run(&client, &limits, &problem, Pass::Forward, plan, &inputs);
+                let guard = plan.notes(&problem, Pass::Forward, &limits).error.stored_as(dtype);
+                let errors = oracle
+                    .check(plan, Pass::Forward, dtype, &got, true)
+                    .unwrap_or_else(|error| panic!("{} {}: {error}", dtype.name(), plan.name()));
+                let rms = (oracle.values().iter().map(|v| v * v).sum::<f64>() / got.len() as f64).sqrt();
+                println!(
+                    "{} {} {} {:.1e} {:.1e}",
+                    dtype.name(),
+                    c * kd,
+                    plan.name(),
+                    errors.max / rms,
+                    errors.relative_rms
+                );
+                assert!(errors.relative_rms <= guard.rms, "{}: {errors:?}", plan.name());
+            }
+        }
+    }
+}
+
+/// A transformed weight serves problems of other extents and gives the same bits.
+#[test]
+fn prepared_weights_give_equal_bits() {
+    let client = client();
+    let limits = Limits::of(&client);
+    let padding = [(1, 1); 3];
+    let small = Conv3dCase { padding, ..Conv3dCase::new("prepared", [1, 5, 2, 4, 5], 6, [3, 3, 3]) };
+    let large = Conv3dCase { n: 2, d: 3, h: 7, w: 8, ..small.clone() };
+    let tile = WinogradTile::F4x4;
+    let first = problem(&small, FloatType::F32);
+    let weight = inputs(&client, &first, &fill::normal).w;
+    let u = winograd::prepare(&client, &limits, &first, tile, weight.operand()).expect("a weight");
+    for case in [&small, &large] {
+        let problem = problem(case, FloatType::F32);
+        let inputs = Inputs {
+            w: upload(&client, &fill::normal(2, 6 * 5 * 27), &problem.weight_shape(), FloatType::F32),
+            ..inputs(&client, &problem, &fill::normal)
+        };
+        let config = config(&problem, Pass::Forward, tile, &limits);
+        let expected = run(&client, &limits, &problem, Pass::Forward, &Plan::Winograd(config), &inputs);
+        let out = output(&client, &problem.y_shape(), FloatType::F32);
+        let operands = [inputs.x.operand(), &u, out.operand()];
+        let bias = inputs.bias.as_ref().map(Buffer::operand);
+        winograd::forward_prepared(&client, &limits, &problem, config, operands, bias).expect("valid");
+        assert_eq!(out.read(&client), expected, "{case}");
+        let other = WinogradConfig { tile: WinogradTile::F2x2, ..config };
+        let refused = winograd::forward_prepared(&client, &limits, &problem, other, operands, bias);
+        assert_eq!(
+            refused.unwrap_err().message(),
+            "conv3d: the prepared weight has shape [36, 3, 5, 8], winograd_2x2 needs [16, 3, 5, 8] here"
+        );
+    }
+}
+
+/// Rows and columns beyond one tile of the product, images in one region, taps in the depth padding: inside the bounds, and
+/// the same bits in regions of two images and of one.
+#[test]
+fn images_share_regions_without_changing_a_bit() {
+    let client = client();
+    let limits = Limits::of(&client);
+    let padding = [(1, 1); 3];
+    let case = Conv3dCase { padding, ..Conv3dCase::new("images", [3, 17, 3, 10, 15], 67, [3, 3, 3]) };
+    let problem = problem(&case, FloatType::F32);
+    let inputs = inputs(&client, &problem, &fill::normal);
+    let config = config(&problem, Pass::Forward, WinogradTile::F4x4, &limits);
+    assert_eq!(config.region.images, 3);
+    let run = |images| {
+        let region = winograd::RegionExtent { images, ..config.region };
+        let plan = Plan::Winograd(WinogradConfig { region, ..config });
+        run(&client, &limits, &problem, Pass::Forward, &plan, &inputs)
+    };
+    let plan = Plan::Winograd(config);
+    let expected = run(3);
+    let oracle = Oracle::new(&problem, Pass::Forward, &inputs, &[plan]);
+    oracle.check(&plan, Pass::Forward, FloatType::F32, &expected, true).expect("inside the bounds");
+    assert!(run(2) == expected && run(1) == expected);
+}
+
+/// The input gradient reads the depth taps mirrored: the last tap carries an output frame's gradient to the last input frame
+/// of its window. (Taking the taps in order passes every test with filters that are symmetric in depth.)
+#[test]
+fn the_input_gradient_mirrors_depth_taps() {
+    let client = client();
+    let limits = Limits::of(&client);
+    let case = Conv3dCase { bias: false, ..Conv3dCase::new("mirror", [1, 1, 5, 4, 4], 1, [3, 3, 3]) };
+    let problem = problem(&case, FloatType::F32);
+    let one_at = |length: usize, index: usize| -> Vec<f32> {
+        (0..length).map(|each| if each == index { 1.0 } else { 0.0 }).collect()
+    };
+    let mut inputs = inputs(&client, &problem, &fill::normal);
+    // dy is 1 at frame 1, row 0, column 1; w is 1 at tap (2, 1, 0): dx is 1 at frame 3, row 1, column 1.
+    inputs.dy = upload(&client, &one_at(12, 5), &problem.y_shape(), FloatType::F32);
+    inputs.w = upload(&client, &one_at(27, 21), &problem.weight_shape(), FloatType::F32);
+    for tile in WinogradTile::ALL {
+        let plan = Plan::Winograd(config(&problem, Pass::InputGradient, tile, &limits));
+        let dx = run(&client, &limits, &problem, Pass::InputGradient, &plan, &inputs);
+        for (index, value) in dx.iter().enumerate() {
+            let expected = f64::from(u8::from(index == (3 * 4 + 1) * 4 + 1));
+            assert!((value - expected).abs() < 1e-5, "{} at {index}: {value}", tile.name());
+        }
+    }
+}
+
+#[test]
+fn notes_say_what_a_plan_does() {
+    let limits = Limits::apple_m1();
+    let padding = [(1, 1); 3];
+    let case = Conv3dCase { padding, ..Conv3dCase::new("notes", [1, 8, 4, 8, 8], 8, [3, 3, 3]) };
+    let problem = problem(&case, FloatType::Bf16);
+    let notes = |algorithm| {
+        plan(&problem, Pass::Forward, algorithm, &limits).expect("a plan").notes(
+            &problem,
+            Pass::Forward,
+            &limits,
+        )
+    };
+    let forced = notes(Algorithm::Winograd(WinogradTile::F4x4));
+    assert_eq!(forced.non_finite, NonFinite::Tile(4));
+    assert_eq!(forced.error, Guard::WINOGRAD_4X4);
+    assert_eq!(
+        forced.to_string(),
+        "winograd_4x4, products in f32, error 1e-5 RMS and 8e-5 at most of the results' RMS, workspace 64512 bytes, a NaN \
+         reaches whole tiles of 4x4 results"
+    );
+    let strict = notes(Algorithm::Strict);
+    assert_eq!((strict.non_finite, strict.tile, strict.workspace_bytes), (NonFinite::Window, None, 0));
+}
