@@ -1,5 +1,6 @@
 //! The function applied to a convolution's result in its epilogue, and its derivative, in fp32.
 
+use crate::cells::Cells;
 use cubecl::prelude::*;
 
 /// The function applied to the convolution's result before it is rounded and stored.
@@ -63,5 +64,102 @@ pub(crate) fn activate_gradient(value: f32, dy: f32, #[comptime] activation: Act
         dy * sigmoid * (1.0f32 + value * (1.0f32 - sigmoid))
     } else {
         dy
+    }
+}
+
+/// [`activate_by_code`] for the first `count` of `values`.
+#[cube]
+pub(crate) fn activate_all(values: &Cells<f32>, #[comptime] count: usize, code: u32) {
+    if code == 1u32 {
+        #[unroll]
+        for i in 0..count {
+            values.set(i, activate(values.get(i), Activation::Relu));
+        }
+    }
+    if code == 2u32 {
+        #[unroll]
+        for i in 0..count {
+            values.set(i, activate(values.get(i), Activation::Silu));
+        }
+    }
+}
+
+/// Replaces the first `count` of `gradients` by [`activate_gradient`] at `values`.
+#[cube]
+pub(crate) fn activate_gradient_all(
+    values: &Cells<f32>,
+    gradients: &Cells<f32>,
+    #[comptime] count: usize,
+    code: u32,
+) {
+    if code == 1u32 {
+        #[unroll]
+        for i in 0..count {
+            gradients.set(i, activate_gradient(values.get(i), gradients.get(i), Activation::Relu));
+        }
+    }
+    if code == 2u32 {
+        #[unroll]
+        for i in 0..count {
+            gradients.set(i, activate_gradient(values.get(i), gradients.get(i), Activation::Silu));
+        }
+    }
+}
+
+/// Four values at once.
+type Quad = Vector<f32, Const<4>>;
+
+/// [`activate_all`] on vectors.
+#[cube]
+pub(crate) fn activate_quads(values: &Cells<Quad>, #[comptime] count: usize, code: u32) {
+    if code == 1u32 {
+        #[unroll]
+        for i in 0..count {
+            let mut value = values.get(i);
+            #[unroll]
+            for lane in 0..4usize {
+                value.insert(lane, activate(value.extract(lane), Activation::Relu));
+            }
+            values.set(i, value);
+        }
+    }
+    if code == 2u32 {
+        let one = Quad::new(1.0f32);
+        #[unroll]
+        for i in 0..count {
+            let value = values.get(i);
+            values.set(i, value / (one + Quad::exp(Quad::new(0.0f32) - value)));
+        }
+    }
+}
+
+/// [`activate_gradient_all`] on vectors.
+#[cube]
+pub(crate) fn activate_gradient_quads(
+    values: &Cells<Quad>,
+    gradients: &Cells<Quad>,
+    #[comptime] count: usize,
+    code: u32,
+) {
+    if code == 1u32 {
+        #[unroll]
+        for i in 0..count {
+            let mut gradient = gradients.get(i);
+            #[unroll]
+            for lane in 0..4usize {
+                let value = values.get(i).extract(lane);
+                gradient.insert(lane, activate_gradient(value, gradient.extract(lane), Activation::Relu));
+            }
+            gradients.set(i, gradient);
+        }
+    }
+    if code == 2u32 {
+        let one = Quad::new(1.0f32);
+        #[unroll]
+        for i in 0..count {
+            let value = values.get(i);
+            let sigmoid = one / (one + Quad::exp(Quad::new(0.0f32) - value));
+            gradients.set(i, gradients.get(i) * sigmoid * (one + value * (one - sigmoid)));
+        }
     }
 }

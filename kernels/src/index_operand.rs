@@ -94,6 +94,12 @@ impl IndexOperand {
         }
     }
 
+    /// The elements from the first to the last that the strides reach, for kernels that take strides of their own.
+    pub(crate) fn buffer_arg(&self) -> BufferArg {
+        // SAFETY: as in `tensor_arg`.
+        unsafe { BufferArg::from_raw_parts(self.handle.clone(), self.extent().max(1)) }
+    }
+
     /// Refuses another shape than `shape`, and a storage type that the device cannot read.
     pub(crate) fn check(
         &self,

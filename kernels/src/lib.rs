@@ -13,6 +13,7 @@
 
 mod activation;
 pub mod causal_conv1d;
+mod cells;
 pub mod conv3d;
 mod dtype;
 mod error;

@@ -1,4 +1,4 @@
-//! What every kernel of the op shares: extents as run-time arguments, which steps a unit works on, taps, activations.
+//! What the kernels of the op share: extents as run-time arguments, which steps a unit works on, columns, ids.
 //!
 //! A row is written as one sequence of *columns* `[initial state | x]`: column e is state e for `e < W-1`, else step
 //! `e - (W-1)` of x. Tap k of output step t reads column `t + k`, so no index is ever negative. All tensors are seen in
@@ -11,17 +11,24 @@ use cubecl::prelude::*;
 /// Units of a cube. 256 is what WebGPU guarantees.
 pub(crate) const UNITS: u32 = 256;
 
-/// Steps per unit of the unrolled kernels: each loaded column serves up to W of them.
-const UNROLLED_STEPS: usize = 4;
+/// Which optional tensors there are, as bits; others stand in for the absent ones and are not touched.
+pub(crate) struct Present;
 
-/// Steps per unit for a comptime width (`None`: taps in a loop).
-pub(crate) fn steps(unrolled: Option<usize>) -> usize {
-    if unrolled.is_some() { UNROLLED_STEPS } else { 1 }
+impl Present {
+    pub(crate) const BIAS: u32 = 1;
+    pub(crate) const INITIAL: u32 = 2;
+    pub(crate) const DFINAL: u32 = 4;
+    pub(crate) const DINITIAL: u32 = 8;
+    pub(crate) const DBIAS: u32 = 16;
+    /// The sums of dw and db are whole: no partial sums follow.
+    pub(crate) const DIRECT: u32 = 32;
+    pub(crate) const DY: u32 = 64;
+
+    /// The bits of those that are there.
+    pub(crate) fn bits(flags: &[(bool, u32)]) -> u32 {
+        flags.iter().filter(|(on, _)| *on).map(|(_, bit)| bit).sum()
+    }
 }
-
-/// Which of its `ComptimeOption`s a kernel with several has, in their order. An argument besides them because the hash that
-/// CubeCL derives for those, the key of its caches on disk, is the same with and without a value.
-pub(crate) type Present<const N: usize> = [bool; N];
 
 /// Rows of `[B, C, T]` and the channels of them that a launch covers.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
@@ -35,15 +42,19 @@ pub(crate) struct Rows {
     pub(crate) length: usize,
     /// W.
     pub(crate) width: usize,
+    /// [`Present`] as bits.
+    pub(crate) present: u32,
+    /// [`Activation::code`](crate::activation::Activation::code).
+    pub(crate) activation: u32,
 }
 
-/// A row and a block of its steps.
+/// A step of a row.
 #[derive(CubeType, Clone, Copy)]
 pub(crate) struct Place {
     pub(crate) b: usize,
     /// Counted from [`Rows::first`].
     pub(crate) c: usize,
-    pub(crate) block: usize,
+    pub(crate) t: usize,
 }
 
 #[cube]
@@ -53,16 +64,21 @@ impl Rows {
         self.width - 1
     }
 
-    /// The place of a linear index, the layout's contiguous axis fastest. `b` passes the batch for indices in excess.
-    pub(crate) fn place(&self, index: usize, blocks: usize, #[comptime] layout: Conv1dLayout) -> Place {
+    pub(crate) fn has(&self, #[comptime] what: u32) -> bool {
+        self.present & what != 0u32
+    }
+
+    /// The place of a linear index in rows of `steps`, the layout's contiguous axis fastest. `b` passes the batch for
+    /// indices in excess.
+    pub(crate) fn place(&self, index: usize, steps: usize, #[comptime] layout: Conv1dLayout) -> Place {
         if comptime!(layout == Conv1dLayout::Bct) {
-            let row = index / blocks;
+            let row = index / steps;
             let b = row / self.channels;
-            Place { b, c: row - b * self.channels, block: index - row * blocks }
+            Place { b, c: row - b * self.channels, t: index - row * steps }
         } else {
             let group = index / self.channels;
-            let b = group / blocks;
-            Place { b, c: index - group * self.channels, block: group - b * blocks }
+            let b = group / steps;
+            Place { b, c: index - group * self.channels, t: group - b * steps }
         }
     }
 }
@@ -83,7 +99,7 @@ pub(crate) fn at2<E: CubePrimitive>(tensor: &Tensor<E>, i: usize, j: usize) -> u
 #[cube]
 pub(crate) fn column<X: Float>(
     x: &Tensor<X>,
-    initial: ComptimeOption<&Tensor<X>>,
+    initial: &Tensor<X>,
     rows: &Rows,
     b: usize,
     c: usize,
@@ -95,8 +111,7 @@ pub(crate) fn column<X: Float>(
         if e - history < rows.length {
             value = f32::cast_from(x[at3(x, b, c, e - history)]);
         }
-    } else if comptime!(initial.is_some()) {
-        let initial = initial.unwrap();
+    } else if rows.has(Present::INITIAL) {
         value = f32::cast_from(initial[at3(initial, b, c, e)]);
     }
     value
@@ -112,8 +127,9 @@ pub(crate) fn id_of<I: Int>(seq_idx: &Tensor<I>, rows: &Rows, b: usize, e: usize
 
 impl CausalConv1dProblem {
     /// Extents as a kernel argument, for `channels` channels from `first` on.
-    pub(crate) fn rows(&self, first: usize, channels: usize) -> RowsLaunch {
-        RowsLaunch::new(self.batch, first, channels, self.length, self.width)
+    pub(crate) fn rows(&self, first: usize, channels: usize, present: u32) -> RowsLaunch {
+        let activation = self.activation.code();
+        RowsLaunch::new(self.batch, first, channels, self.length, self.width, present, activation)
     }
 }
 

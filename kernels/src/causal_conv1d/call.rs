@@ -1,8 +1,7 @@
 //! A call on the host side: its problem, what it may use, and its inputs as the kernels see them.
 
 use super::Inputs;
-use super::args::canonical;
-use super::plan::Plan;
+use super::args::{Present, canonical};
 use super::problem::CausalConv1dProblem;
 use crate::index_operand::{IndexOperand, IndexType};
 use crate::limits::Limits;
@@ -15,8 +14,6 @@ pub(crate) struct Call<'a> {
     pub(crate) client: &'a Client,
     pub(crate) limits: &'a Limits,
     pub(crate) problem: &'a CausalConv1dProblem,
-    /// The comptime width, if the taps are unrolled.
-    pub(crate) unrolled: Option<usize>,
     pub(crate) views: Views,
 }
 
@@ -25,11 +22,18 @@ impl<'a> Call<'a> {
         client: &'a Client,
         limits: &'a Limits,
         problem: &'a CausalConv1dProblem,
-        plan: Plan,
         inputs: &Inputs,
     ) -> Self {
-        let unrolled = (plan == Plan::Unrolled).then_some(problem.width);
-        Self { client, limits, problem, unrolled, views: Views::of(client, problem, inputs) }
+        Self { client, limits, problem, views: Views::of(client, problem, inputs) }
+    }
+
+    /// [`Present`] of the inputs and of `others`.
+    pub(crate) fn present(&self, others: &[(bool, u32)]) -> u32 {
+        let inputs = [
+            (self.views.bias.is_some(), Present::BIAS),
+            (self.views.initial_state.is_some(), Present::INITIAL),
+        ];
+        Present::bits(&inputs) | Present::bits(others)
     }
 }
 
@@ -55,6 +59,16 @@ impl Views {
             initial_state: state.cloned(),
             seq_idx: seq_idx.cloned(),
         }
+    }
+
+    /// The bias, or what stands in for it.
+    pub(crate) fn bias_or_weight(&self) -> &Operand {
+        self.bias.as_ref().unwrap_or(&self.weight)
+    }
+
+    /// The initial state, or what stands in for it.
+    pub(crate) fn initial_or_x(&self) -> &Operand {
+        self.initial_state.as_ref().unwrap_or(&self.x)
     }
 
     pub(crate) fn index_elem(&self) -> ElemType {

@@ -1,17 +1,12 @@
-//! y, and the gradient before the activation: one kernel, since both recompute the same sums.
+//! y, and the gradient before the activation, for any width: one kernel, since both recompute the same sums.
 //!
-//! ```text
-//! unrolled   a unit: W-1+4 columns and W weights in registers, 4 steps
-//! looped     a unit: 1 step, 2 loads per tap
-//! ```
-//!
-//! Bytes: x once from memory (neighbouring units share columns through the cache), y once. Any strides.
+//! A unit has one step and reads two numbers per tap. Bytes: x once from memory (neighbouring units share columns through
+//! the cache), y once. Any strides.
 
-use super::args::{Present, Rows, UNITS, at2, at3, column, id_of, steps};
+use super::args::{Present, Rows, UNITS, at2, at3, column, id_of};
 use super::call::Call;
 use super::problem::Conv1dLayout;
-use crate::activation::{activate, activate_gradient};
-use crate::conv3d::Activation;
+use crate::activation::{Activation, activate_by_code, activate_gradient};
 use crate::error::ConvError;
 use crate::grid::{Span, dispatches};
 use crate::index_operand::IndexOperand;
@@ -27,16 +22,15 @@ pub(crate) fn launch(
     (first, channels): (usize, usize),
     target: &Operand,
 ) -> Result<(), ConvError> {
-    let &Call { client, limits, problem, unrolled, ref views } = call;
-    let units = problem.batch * channels * problem.length.div_ceil(steps(unrolled));
+    let &Call { client, limits, problem, ref views } = call;
+    let units = problem.batch * channels * problem.length;
     let mut operands = views.operands();
     operands.extend(dy);
     operands.push(target);
-    let largest = (problem.batch * channels * problem.length).max(views.index_extent());
+    let largest = units.max(views.index_extent());
     let address = address_type("causal_conv1d", &operands, largest + UNITS as usize, limits)?;
-    let operations = 2.0 * f64::from(UNITS) * (steps(unrolled) * (problem.width + 8)) as f64;
-    let [bias, state, ids] = [views.bias.is_some(), views.initial_state.is_some(), views.seq_idx.is_some()];
-    let present = [bias, state, ids, dy.is_some()];
+    let operations = 2.0 * f64::from(UNITS) * (problem.width + 8) as f64;
+    let present = call.present(&[(dy.is_some(), Present::DY)]);
     for dispatch in dispatches(units.div_ceil(UNITS as usize), operations, limits) {
         // SAFETY: rows, steps and columns are checked in the kernel; the conformance run puts guards around every buffer.
         unsafe {
@@ -47,17 +41,15 @@ pub(crate) fn launch(
                 address,
                 views.x.tensor_arg(),
                 views.weight.tensor_arg(),
-                views.bias.as_ref().map(Operand::tensor_arg).into(),
-                views.initial_state.as_ref().map(Operand::tensor_arg).into(),
+                views.bias_or_weight().tensor_arg(),
+                views.initial_or_x().tensor_arg(),
                 views.seq_idx.as_ref().map(IndexOperand::tensor_arg).into(),
-                dy.map(Operand::tensor_arg).into(),
+                dy.unwrap_or(&views.x).tensor_arg(),
                 target.tensor_arg(),
-                problem.rows(first, channels),
+                problem.rows(first, channels, present),
                 dispatch.span(),
-                unrolled,
-                present,
+                views.seq_idx.is_some(),
                 problem.layout,
-                problem.activation,
                 problem.dtype.elem(),
                 problem.weight_dtype.elem(),
                 views.index_elem(),
@@ -73,104 +65,58 @@ pub(crate) fn launch(
 fn forward_kernel<X: Float, W: Float, I: Int, Y: Float>(
     x: &Tensor<X>,
     weight: &Tensor<W>,
-    bias: ComptimeOption<&Tensor<W>>,
-    initial: ComptimeOption<&Tensor<X>>,
+    bias: &Tensor<W>,
+    initial: &Tensor<X>,
     seq_idx: ComptimeOption<&Tensor<I>>,
-    dy: ComptimeOption<&Tensor<X>>,
+    dy: &Tensor<X>,
     target: &mut Tensor<Y>,
     rows: Rows,
     span: Span,
-    #[comptime] unrolled: Option<usize>,
-    #[comptime] _present: Present<4>,
+    #[comptime] packed: bool,
     #[comptime] layout: Conv1dLayout,
-    #[comptime] activation: Activation,
     #[define(X)] _dtype: ElemType,
     #[define(W)] _weight_dtype: ElemType,
     #[define(I)] _index_dtype: ElemType,
     #[define(Y)] _target_dtype: ElemType,
 ) {
-    let steps = comptime!(steps(unrolled));
     let index = span.cube() * UNITS as usize + UNIT_POS as usize;
-    let place = rows.place(index, rows.length.div_ceil(steps), layout);
+    let place = rows.place(index, rows.length, layout);
     if span.is_idle() || place.b >= rows.batch {
         terminate!();
     }
     let channel = rows.first + place.c;
-    let first_step = place.block * steps;
-    let bias: ComptimeOption<f32> = bias.map(|bias| f32::cast_from(bias[channel * bias.stride(0)]));
-    let bias = bias.unwrap_or_else(|| 0.0f32.runtime());
-
-    let mut sums = Array::<f32>::new(steps);
-    #[unroll]
-    for step in 0..steps {
-        sums[step] = bias;
+    let mut sum = 0.0f32;
+    if rows.has(Present::BIAS) {
+        sum = f32::cast_from(bias[channel * bias.stride(0)]);
     }
-    if comptime!(unrolled.is_some()) {
-        let width = comptime!(unrolled.unwrap_or(1));
-        let mut weights = Array::<f32>::new(width);
-        #[unroll]
-        for k in 0..width {
-            weights[k] = f32::cast_from(weight[at2(weight, channel, k)]);
-        }
-        // The ids of the columns, loaded once; the step of tap 0 at column j has column j + width - 1 for itself.
-        let mut ids = Array::<I>::new(comptime!(width + steps - 1));
-        if comptime!(seq_idx.is_some()) {
-            #[unroll]
-            for j in 0..comptime!(width + steps - 1) {
-                ids[j] = id_of(seq_idx.unwrap(), &rows, place.b, first_step + j);
-            }
-        }
-        #[unroll]
-        for j in 0..comptime!(width + steps - 1) {
-            let value = column(x, initial, &rows, place.b, channel, first_step + j);
-            #[unroll]
-            for step in 0..steps {
-                // This step reads the column with tap k = j - step.
-                if comptime!(j >= step && j < step + width) {
-                    let product = weights[j - step] * value;
-                    if comptime!(seq_idx.is_some()) {
-                        let same = ids[j] == ids[step + width - 1];
-                        sums[step] += select(same, product, 0.0f32);
-                    } else {
-                        sums[step] += product;
-                    }
-                }
-            }
-        }
-    } else {
-        for k in 0..rows.width {
-            let value = column(x, initial, &rows, place.b, channel, first_step + k);
-            let product = f32::cast_from(weight[at2(weight, channel, k)]) * value;
-            if comptime!(seq_idx.is_some()) {
-                let ids = seq_idx.unwrap();
-                let own = id_of(ids, &rows, place.b, first_step + rows.history());
-                let same = id_of(ids, &rows, place.b, first_step + k) == own;
-                sums[0] += select(same, product, 0.0f32);
-            } else {
-                sums[0] += product;
-            }
+    let mut own = I::from_int(0);
+    if comptime!(packed) {
+        own = id_of(seq_idx.unwrap(), &rows, place.b, place.t + rows.history());
+    }
+    for k in 0..rows.width {
+        let value = column(x, initial, &rows, place.b, channel, place.t + k);
+        let next = fma(f32::cast_from(weight[at2(weight, channel, k)]), value, sum);
+        if comptime!(packed) {
+            let same = id_of(seq_idx.unwrap(), &rows, place.b, place.t + k) == own;
+            sum = select(same, next, sum);
+        } else {
+            sum = next;
         }
     }
-
-    #[unroll]
-    for step in 0..steps {
-        let t = first_step + step;
-        if t < rows.length {
-            let mut result = sums[step];
-            if comptime!(dy.is_some()) {
-                let dy = dy.unwrap();
-                let gradient = f32::cast_from(dy[at3(dy, place.b, channel, t)]);
-                result = activate_gradient(result, gradient, activation);
-            } else {
-                result = activate(result, activation);
-            }
-            if comptime!(seq_idx.is_some()) {
-                // Padding: a select, so that not even a NaN of dy gets through.
-                let padding = id_of(seq_idx.unwrap(), &rows, place.b, t + rows.history()) < I::from_int(0);
-                result = select(padding, 0.0f32, result);
-            }
-            let at = at3(&*target, place.b, place.c, t);
-            target[at] = Y::cast_from(result);
+    let mut result = activate_by_code(sum, rows.activation);
+    if rows.has(Present::DY) {
+        result = f32::cast_from(dy[at3(dy, place.b, channel, place.t)]);
+        if rows.activation == 1u32 {
+            result = activate_gradient(sum, result, Activation::Relu);
+        }
+        if rows.activation == 2u32 {
+            result = activate_gradient(sum, result, Activation::Silu);
         }
     }
+    if comptime!(packed) {
+        // Padding: a select, so that not even a NaN of dy gets through.
+        result = select(own < I::from_int(0), 0.0f32, result);
+    }
+    let at = at3(&*target, place.b, place.c, place.t);
+    target[at] = Y::cast_from(result);
 }

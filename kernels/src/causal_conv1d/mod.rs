@@ -23,6 +23,7 @@ mod plan;
 mod problem;
 pub mod reference;
 mod state;
+mod unrolled;
 mod weight;
 
 pub use plan::{Pass, Plan, UNROLLED_WIDTH, eligible, plan};
@@ -87,9 +88,12 @@ pub fn forward(
     if problem.x_shape().contains(&0) {
         return Ok(());
     }
-    let call = Call::new(client, limits, problem, *plan, inputs);
+    let call = Call::new(client, limits, problem, inputs);
     let y = args::canonical(y, problem.layout);
-    forward::launch(&call, None, (0, problem.channels), &y)
+    match plan {
+        Plan::Unrolled => unrolled::forward(&call, &y),
+        Plan::Empty | Plan::Looped => forward::launch(&call, None, (0, problem.channels), &y),
+    }
 }
 
 /// Copies the last W-1 columns of `[initial state | x]` into `out [B, C, W-1]`: the initial state of the next chunk.
@@ -125,8 +129,8 @@ pub fn final_state(
 /// Computes every gradient from dy, the gradient of y, and `dfinal`, that of the final state (none: zero). Nothing of
 /// the forward pass is needed but its inputs.
 ///
-/// Workspace: fp32 partial sums of dw, and with an activation the gradient before it in fp32, for as many channels at a
-/// time as [`Limits::workspace_bytes`] holds.
+/// Workspace: fp32 partial sums of dw; the plan `looped` with an activation also the gradient before it in fp32, for as many
+/// channels at a time as [`Limits::workspace_bytes`] holds.
 ///
 /// # Errors
 /// As [`forward`].
@@ -168,7 +172,11 @@ pub fn backward(
         return Ok(());
     }
 
-    let call = Call::new(client, limits, problem, *plan, inputs);
+    let call = Call::new(client, limits, problem, inputs);
+    if *plan == Plan::Unrolled && problem.batch * problem.length > 0 {
+        let dy = args::canonical(dy, problem.layout);
+        return unrolled::backward(&call, &dy, dfinal.filter(|dfinal| !dfinal.is_empty()), out);
+    }
     let dy = args::canonical(dy, problem.layout).bindable(client);
     let dx = args::canonical(out.x, problem.layout).bindable(client);
     let dfinal = dfinal.filter(|dfinal| !dfinal.is_empty());

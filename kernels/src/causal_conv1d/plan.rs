@@ -1,20 +1,21 @@
 //! Which kernels serve a problem: a pure function of problem, pass and limits.
 //!
-//! | plan     | serves     | workspace                                                                              |
-//! |----------|------------|----------------------------------------------------------------------------------------|
-//! | Unrolled | width <= 8 | backward: fp32 partial sums of dw; with an activation the gradient before it, in fp32   |
-//! | Looped   | any width  | as Unrolled                                                                            |
+//! | plan     | serves                           | workspace                                                            |
+//! |----------|----------------------------------|----------------------------------------------------------------------|
+//! | Unrolled | width <= 8, in [B, T, C] 4       | backward: fp32 partial sums of dw                                    |
+//! | Looped   | any width                        | as Unrolled; with an activation also the gradient before it, in fp32 |
 //!
-//! The automatic choice is `Unrolled` where it serves: every tap is a register and the loop over taps is gone. One
-//! kernel is compiled per width, which is why it stops at 8; published models use 3 and 4.
+//! The automatic choice is `Unrolled` where it serves: every tap is a register, every tensor is read and written once, and
+//! the backward pass is one sweep. Published models use widths 3 and 4; a register per tap ends at 8.
 
 use super::problem::CausalConv1dProblem;
+use super::unrolled;
 use crate::error::{ConvError, unsupported};
 use crate::limits::Limits;
 use crate::operand::check_dtype;
 
-/// The widest filter of [`Plan::Unrolled`].
-pub const UNROLLED_WIDTH: usize = 8;
+/// The widest filter of [`Plan::Unrolled`], in `[B, T, C]` half of it.
+pub const UNROLLED_WIDTH: usize = unrolled::WIDTH;
 
 /// What is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -40,7 +41,7 @@ impl Pass {
 pub enum Plan {
     /// The results have no elements: nothing is launched.
     Empty,
-    /// The loop over taps is unrolled, a unit slides over four steps in registers. Width 8 at most.
+    /// Taps in registers, four neighbours per unit, the backward pass in one sweep. Width 8 at most.
     Unrolled,
     /// One step per unit, the taps in a loop.
     Looped,
@@ -71,7 +72,7 @@ pub fn plan(problem: &CausalConv1dProblem, pass: Pass, limits: &Limits) -> Resul
 pub fn eligible(problem: &CausalConv1dProblem, pass: Pass, _limits: &Limits) -> Vec<Plan> {
     if result_is_empty(problem, pass) {
         vec![Plan::Empty]
-    } else if problem.width <= UNROLLED_WIDTH {
+    } else if unrolled::serves(problem) {
         vec![Plan::Unrolled, Plan::Looped]
     } else {
         vec![Plan::Looped]
@@ -92,8 +93,9 @@ pub(crate) fn check(
                 pass.name()
             )
         }
-        Plan::Unrolled if problem.width > UNROLLED_WIDTH => unsupported!(
-            "causal_conv1d: the plan `unrolled` serves widths up to {UNROLLED_WIDTH}, the weight has width {}",
+        Plan::Unrolled if !unrolled::serves(problem) => unsupported!(
+            "causal_conv1d: the plan `unrolled` serves widths up to {}, the weight has width {}",
+            unrolled::widest(problem.layout),
             problem.width
         ),
         Plan::Looped => check_turns("causal_conv1d", problem.width, limits),

@@ -1,6 +1,6 @@
 //! The final state and the one-step update: copies of a few columns, and one dot product per channel.
 
-use super::args::{Rows, UNITS, at2, at3, canonical, column};
+use super::args::{Present, Rows, UNITS, at2, at3, canonical, column};
 use super::plan::check_turns;
 use super::problem::{CausalConv1dProblem, UpdateProblem};
 use crate::activation::activate;
@@ -23,6 +23,7 @@ pub(crate) fn launch_final_state(
 ) -> Result<(), ConvError> {
     let x = canonical(x, problem.layout).bindable(client);
     let operands: Vec<&Operand> = [&x, out].into_iter().chain(initial_state).collect();
+    let present = Present::bits(&[(initial_state.is_some(), Present::INITIAL)]);
     let address = address_type("causal_conv1d", &operands, out.len() + UNITS as usize, limits)?;
     for dispatch in dispatches(out.len().div_ceil(UNITS as usize), 8.0 * f64::from(UNITS), limits) {
         // SAFETY: rows and columns are checked in the kernel.
@@ -33,9 +34,9 @@ pub(crate) fn launch_final_state(
                 CubeDim::new_1d(UNITS),
                 address,
                 x.tensor_arg(),
-                initial_state.map(Operand::tensor_arg).into(),
+                initial_state.unwrap_or(&x).tensor_arg(),
                 out.tensor_arg(),
-                problem.rows(0, problem.channels),
+                problem.rows(0, problem.channels, present),
                 dispatch.span(),
                 problem.dtype.elem(),
             );
@@ -47,7 +48,7 @@ pub(crate) fn launch_final_state(
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn final_state_kernel<X: Float>(
     x: &Tensor<X>,
-    initial: ComptimeOption<&Tensor<X>>,
+    initial: &Tensor<X>,
     out: &mut Tensor<X>,
     rows: Rows,
     span: Span,

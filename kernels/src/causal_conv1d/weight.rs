@@ -6,10 +6,9 @@
 //! ```
 //!
 //! In `[B, C, T]` the 256 units of a cube run along the steps of one channel; in `[B, T, C]` they are 32 channels x 8
-//! rows of terms, so that loads are contiguous in either. Unrolled: a unit keeps all W + 1 sums in registers and reads
-//! x and g once; looped: one cube per tap.
+//! rows of terms, so that loads are contiguous in either. One cube per tap.
 
-use super::args::{Present, Rows, UNITS, at2, at3, column, id_of};
+use super::args::{Rows, UNITS, at2, at3, column, id_of};
 use super::call::Call;
 use super::plan::{Split, check_turns};
 use super::problem::{CausalConv1dProblem, Conv1dLayout};
@@ -54,16 +53,15 @@ pub(crate) fn launch_partials(
     (first, channels): (usize, usize),
     (split, partials): (Split, &Operand),
 ) -> Result<(), ConvError> {
-    let &Call { client, limits, problem, unrolled, ref views } = call;
+    let &Call { client, limits, problem, ref views } = call;
     let lanes = lanes(problem.layout);
-    let slots = if unrolled.is_some() { 1 } else { problem.width + 1 };
+    let slots = problem.width + 1;
     let cubes = split.parts * slots * channels.div_ceil(lanes);
     let mut operands = views.operands();
     operands.extend([g, partials]);
     let largest = cubes.max(problem.batch * problem.length + UNITS as usize).max(views.index_extent());
     let address = address_type("causal_conv1d", &operands, largest, limits)?;
-    let taps = if unrolled.is_some() { problem.width } else { 1 };
-    let operations = 2.0 * (split.length * lanes * (taps + 8)) as f64;
+    let operations = 2.0 * (split.length * lanes * 9) as f64;
     for dispatch in dispatches(cubes, operations, limits) {
         // SAFETY: channels, terms and columns are checked in the kernel; the conformance run puts guards around every
         // buffer.
@@ -74,15 +72,14 @@ pub(crate) fn launch_partials(
                 CubeDim::new_1d(UNITS),
                 address,
                 views.x.tensor_arg(),
-                views.initial_state.as_ref().map(Operand::tensor_arg).into(),
+                views.initial_or_x().tensor_arg(),
                 views.seq_idx.as_ref().map(IndexOperand::tensor_arg).into(),
                 g.tensor_arg(),
                 partials.tensor_arg(),
-                problem.rows(first, channels),
+                problem.rows(first, channels, call.present(&[])),
                 split.length,
                 dispatch.span(),
-                unrolled,
-                [views.initial_state.is_some(), views.seq_idx.is_some()],
+                views.seq_idx.is_some(),
                 lanes,
                 problem.dtype.elem(),
                 views.index_elem(),
@@ -144,15 +141,14 @@ fn lane_sum(shared: &mut Shared<[f32]>, value: f32, #[comptime] lanes: usize) ->
 #[allow(clippy::too_many_arguments)]
 fn partials_kernel<X: Float, I: Int, G: Float>(
     x: &Tensor<X>,
-    initial: ComptimeOption<&Tensor<X>>,
+    initial: &Tensor<X>,
     seq_idx: ComptimeOption<&Tensor<I>>,
     g: &Tensor<G>,
     partials: &mut Tensor<f32>,
     rows: Rows,
     split_length: usize,
     span: Span,
-    #[comptime] unrolled: Option<usize>,
-    #[comptime] _present: Present<2>,
+    #[comptime] packed: bool,
     #[comptime] lanes: usize,
     #[define(X)] _dtype: ElemType,
     #[define(I)] _index_dtype: ElemType,
@@ -162,26 +158,16 @@ fn partials_kernel<X: Float, I: Int, G: Float>(
     if span.is_idle() {
         terminate!();
     }
-    let width = rows.width;
-    let mut slot = 0usize;
-    let mut rest = span.cube();
-    if comptime!(unrolled.is_none()) {
-        let cube = rest;
-        rest = cube / (width + 1);
-        slot = cube - rest * (width + 1);
-    }
+    let cube = span.cube();
+    let rest = cube / (rows.width + 1);
+    let slot = cube - rest * (rows.width + 1);
     let blocks = rows.channels.div_ceil(lanes);
     let part = rest / blocks;
     let c = (rest - part * blocks) * lanes + UNIT_POS as usize % lanes;
     let row = UNIT_POS as usize / lanes;
     let channel = rows.first + c;
 
-    let taps = comptime!(unrolled.unwrap_or(0));
-    let mut sums = Array::<f32>::new(comptime!(taps + 1));
-    #[unroll]
-    for k in 0..comptime!(taps + 1) {
-        sums[k] = 0.0f32;
-    }
+    let mut sum = 0.0f32;
     if c < rows.channels {
         let end = min((part + 1) * split_length, rows.batch * rows.length);
         let mut index = part * split_length + row;
@@ -190,33 +176,24 @@ fn partials_kernel<X: Float, I: Int, G: Float>(
             let t = index - b * rows.length;
             let mut gradient = f32::cast_from(g[at3(g, b, c, t)]);
             let mut own = I::from_int(0);
-            if comptime!(seq_idx.is_some()) {
+            if comptime!(packed) {
                 own = id_of(seq_idx.unwrap(), &rows, b, t + rows.history());
                 gradient = select(own < I::from_int(0), 0.0f32, gradient);
             }
-            if comptime!(unrolled.is_some()) {
-                #[unroll]
-                for k in 0..taps {
-                    sums[k] += term(x, initial, seq_idx, &rows, b, channel, t + k, own, gradient);
-                }
-                sums[taps] += gradient;
-            } else if slot == width {
-                sums[0] += gradient;
+            if slot == rows.width {
+                sum += gradient;
             } else {
-                sums[0] += term(x, initial, seq_idx, &rows, b, channel, t + slot, own, gradient);
+                sum += term(x, initial, seq_idx, &rows, b, channel, t + slot, own, gradient);
             }
             index += comptime!(UNITS as usize / lanes);
         }
     }
 
     let mut shared = Shared::<[f32]>::new_slice(UNITS as usize);
-    #[unroll]
-    for k in 0..comptime!(taps + 1) {
-        let total = lane_sum(&mut shared, sums[k], lanes);
-        if row == 0 && c < rows.channels {
-            let at = at3(&*partials, part, channel, slot + k);
-            partials[at] = total;
-        }
+    let total = lane_sum(&mut shared, sum, lanes);
+    if row == 0 && c < rows.channels {
+        let at = at3(&*partials, part, channel, slot);
+        partials[at] = total;
     }
 }
 
@@ -225,7 +202,7 @@ fn partials_kernel<X: Float, I: Int, G: Float>(
 #[allow(clippy::too_many_arguments)]
 fn term<X: Float, I: Int>(
     x: &Tensor<X>,
-    initial: ComptimeOption<&Tensor<X>>,
+    initial: &Tensor<X>,
     seq_idx: ComptimeOption<&Tensor<I>>,
     rows: &Rows,
     b: usize,

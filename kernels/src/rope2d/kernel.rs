@@ -1,142 +1,280 @@
-//! The rotation: one unit per pair, two loads, two stores, and one table row (per digit) of cos and sin.
+//! The rotation: a unit turns four neighbouring frequencies of several heads of a token.
 //!
-//! Any strides; both layouts are read as `[B, N, H, D]`. Units run along the pairs of a head, so u and v are read as
-//! runs of Q neighbours, and along the heads of a token, which share positions and table rows.
+//! ```text
+//!   a head   [ uy | vy | ux | vx | rest ]     a unit: a vector of u and the vector of v that it turns with, in HEADS heads
+//!   lanes    along u of y, then u of x, then halves of the rest, which is copied
+//! ```
+//!
+//! Cosines and sines depend on the token only: they are read once for all heads of a unit. Both layouts are read as
+//! `[B, N, H, D]`, any strides; where Q or a stride is no multiple of four, or memory is not aligned to that, vectors are
+//! single elements. Queries and keys share a launch: the first cubes turn the one, the others the other. A unit reads what it
+//! writes before it writes it, and no other unit touches it, so the result may be the tokens' own memory.
+//!
+//! Bytes: tokens once, the result once, two table rows and a position per unit. Operations: 3 per element.
 
-use super::table::{self, Digits};
-use super::{Rope2dProblem, RopeLayout};
-use crate::dtype::FloatType;
-use crate::error::ConvError;
-use crate::grid::{Span, dispatches};
-use crate::index_operand::IndexOperand;
-use crate::limits::Limits;
-use crate::operand::{Operand, address_type};
+use super::table::FRACTIONS;
+use crate::grid::Span;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
+use cubecl::std::FastDivmod;
 
-/// Units of a cube. 256 is what WebGPU guarantees.
-const UNITS: u32 = 256;
+/// Heads of a unit.
+pub(super) const HEADS: usize = 4;
 
-/// Launches the rotation.
-pub(crate) fn launch(
-    client: &Client,
-    limits: &Limits,
-    problem: &Rope2dProblem,
-    tokens: &Operand,
-    positions: &IndexOperand,
-    out: &Operand,
-    inverse: bool,
-) -> Result<(), ConvError> {
-    let (tokens, out) = (token_major(tokens, problem.layout), token_major(out, problem.layout));
-    let pairs = out.len() / 2;
-    let digits = Digits::of(problem.frequencies());
-    let shape = [digits.nan_row() as usize + 1, problem.frequencies(), 2];
-    let largest = (pairs + UNITS as usize).max(positions.extent()).max(shape.iter().product());
-    let address = address_type("rope2d", &[&tokens, &out], largest, limits)?;
-    let table = Operand::contiguous(table::get(client, problem), &shape, FloatType::F32);
-    for dispatch in dispatches(pairs.div_ceil(UNITS as usize), 64.0 * f64::from(UNITS), limits) {
-        // SAFETY: tokens are checked in the kernel, table rows come from digits below the table's rows.
-        unsafe {
-            rotate_kernel::launch_unchecked(
-                client,
-                dispatch.count(),
-                CubeDim::new_1d(UNITS),
-                address,
-                tokens.tensor_arg(),
-                positions.tensor_arg(),
-                table.tensor_arg(),
-                out.tensor_arg(),
-                dispatch.span(),
-                digits,
-                inverse,
-                problem.dtype.elem(),
-                positions.dtype.elem(),
-            );
-        }
-    }
-    Ok(())
+/// Units of a cube.
+pub(super) const UNITS: usize = 256;
+
+/// Where positions come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Source {
+    /// A tensor of integers.
+    Index,
+    /// A tensor of fp32.
+    Float,
+    /// Rows and columns of a grid.
+    Grid,
 }
 
-/// `operand` with its axes in `[B, N, H, D]` order.
-fn token_major(operand: &Operand, layout: RopeLayout) -> Operand {
-    let mut view = operand.clone();
-    if layout == RopeLayout::Bhnd {
-        view.shape.swap(1, 2);
-        view.strides.swap(1, 2);
+/// One tensor of tokens: extents and strides in `[B, N, H, D]` order, in elements.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+pub(super) struct Side {
+    /// Vectors of a head that have a unit: those of u, and half of the rest.
+    lanes: FastDivmod<u32>,
+    /// The faster and the slower of tokens and groups of heads.
+    fast: FastDivmod<u32>,
+    slow: FastDivmod<u32>,
+    /// Whether groups of heads are the faster.
+    heads_first: u32,
+    batch: u32,
+    heads: u32,
+    groups: u32,
+    /// Tokens at the beginning that are not rotated.
+    prefix: u32,
+    in_b: usize,
+    in_n: usize,
+    in_h: usize,
+    in_d: usize,
+    out_b: usize,
+    out_n: usize,
+    out_h: usize,
+    out_d: usize,
+    /// Of the positions, or rows of the grid, columns, and the first number of either.
+    position_b: usize,
+    position_n: usize,
+    position_axis: usize,
+    columns: FastDivmod<u32>,
+    first: i32,
+    /// Rotated elements of a head, all elements.
+    rotated: u32,
+    head_dim: u32,
+}
+
+/// The table: rows of Q cosines and Q sines.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+pub(super) struct Split {
+    frequencies: u32,
+    bits: u32,
+    levels: u32,
+    nan_row: u32,
+    /// 1, or -1 for the opposite angles.
+    sign: f32,
+}
+
+/// A place in a tensor: its lane, token and group of heads.
+#[derive(CubeType, Clone, Copy)]
+struct Place {
+    lane: u32,
+    b: u32,
+    n: u32,
+    group: u32,
+}
+
+#[cube]
+impl Side {
+    fn place(&self, index: u32) -> Place {
+        let (rest, lane) = self.lanes.div_mod(index);
+        let (rest, fast) = self.fast.div_mod(rest);
+        let (b, slow) = self.slow.div_mod(rest);
+        let swap = self.heads_first != 0u32;
+        Place { lane, b, n: select(swap, slow, fast), group: select(swap, fast, slow) }
     }
-    view
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
-fn rotate_kernel<E: Float, I: Int>(
-    tokens: &Tensor<E>,
-    positions: &Tensor<I>,
-    table: &Tensor<f32>,
-    out: &mut Tensor<E>,
+pub(super) fn rotate_kernel<E: Float, I: Numeric, N: Size>(
+    q: &[Vector<E, N>],
+    k: &[Vector<E, N>],
+    q_positions: &[I],
+    k_positions: &[I],
+    table: &[Vector<f32, N>],
+    q_out: &mut [Vector<E, N>],
+    k_out: &mut [Vector<E, N>],
+    q_side: Side,
+    k_side: Side,
+    split: Split,
+    q_cubes: usize,
     span: Span,
-    #[comptime] digits: Digits,
-    #[comptime] inverse: bool,
+    #[comptime] pair: bool,
+    #[comptime] source: Source,
     #[define(E)] _dtype: ElemType,
     #[define(I)] _index_dtype: ElemType,
 ) {
-    let frequencies = table.shape(1);
-    let index = span.cube() * UNITS as usize + UNIT_POS as usize;
-    let pairs = 2 * frequencies;
-    let row = index / pairs;
-    let pair = index - row * pairs;
-    let token = row / out.shape(2);
-    let h = row - token * out.shape(2);
-    let b = token / out.shape(1);
-    let n = token - b * out.shape(1);
-    if span.is_idle() || b >= out.shape(0) {
+    let cube = span.cube();
+    if span.is_idle() {
         terminate!();
     }
-    let axis = pair / frequencies;
-    let i = pair - axis * frequencies;
-
-    let at = b * positions.stride(0) + n * positions.stride(1) + axis * positions.stride(2);
-    let (cos, sin) = angle::<I>(table, positions[at], i, digits);
-    let sin = if comptime!(inverse) { 0.0f32 - sin } else { sin };
-
-    let first = axis * pairs + i;
-    let source =
-        b * tokens.stride(0) + n * tokens.stride(1) + h * tokens.stride(2) + first * tokens.stride(3);
-    let u = f32::cast_from(tokens[source]);
-    let v = f32::cast_from(tokens[source + frequencies * tokens.stride(3)]);
-    let target = b * out.stride(0) + n * out.stride(1) + h * out.stride(2) + first * out.stride(3);
-    let second = target + frequencies * out.stride(3);
-    out[target] = E::cast_from(u * cos - v * sin);
-    out[second] = E::cast_from(v * cos + u * sin);
+    if comptime!(pair) {
+        if cube >= q_cubes {
+            rotate_side(k, k_positions, table, k_out, &k_side, &split, cube - q_cubes, source);
+        } else {
+            rotate_side(q, q_positions, table, q_out, &q_side, &split, cube, source);
+        }
+    } else {
+        rotate_side(q, q_positions, table, q_out, &q_side, &split, cube, source);
+    }
 }
 
-/// cos and sin of the angle of `position` at frequency `i`.
 #[cube]
-fn angle<I: Int>(table: &Tensor<f32>, position: I, i: usize, #[comptime] digits: Digits) -> (f32, f32) {
-    let (bits, radix) = comptime!((digits.bits, digits.radix()));
-    let frequencies = table.shape(1);
-    let narrow = i32::cast_from(position);
-    let served = I::cast_from(narrow) == position;
+#[allow(clippy::too_many_arguments)]
+fn rotate_side<E: Float, I: Numeric, N: Size>(
+    tokens: &[Vector<E, N>],
+    positions: &[I],
+    table: &[Vector<f32, N>],
+    out: &mut [Vector<E, N>],
+    side: &Side,
+    split: &Split,
+    cube: usize,
+    #[comptime] source: Source,
+) {
+    let width = N::value();
+    let place = side.place((cube * UNITS + UNIT_POS as usize) as u32);
+    if place.b < side.batch {
+        let frequencies = split.frequencies;
+        let pairs = side.rotated / 2u32;
+        // The place of u in the head and how far v is.
+        let along = place.lane * width as u32;
+        let turns = along < pairs;
+        let axis = select(along >= frequencies, 1u32, 0u32);
+        let i = select(turns, along - axis * frequencies, 0u32);
+        let copied = (side.head_dim - side.rotated) / 2u32;
+        let u = select(turns, axis * pairs + i, side.rotated + along - pairs);
+        let v = u + select(turns, frequencies, copied);
+
+        // The reads of all heads are under way before anything waits for one.
+        let from = place.b as usize * side.in_b + place.n as usize * side.in_n;
+        let mut raw = Sequence::<Vector<E, N>>::new();
+        #[unroll]
+        for j in 0..HEADS {
+            let h = min(place.group + j as u32 * side.groups, side.heads - 1u32);
+            let head = from + h as usize * side.in_h;
+            raw.push(tokens[(head + u as usize * side.in_d) / width]);
+            raw.push(tokens[(head + v as usize * side.in_d) / width]);
+        }
+        let (cos, sin) = angles::<I, N>(positions, table, side, split, &place, min(axis, 1u32), i, source);
+        let to = place.b as usize * side.out_b + place.n as usize * side.out_n;
+        #[unroll]
+        for j in 0..HEADS {
+            let h = place.group + j as u32 * side.groups;
+            if h < side.heads {
+                let head = to + h as usize * side.out_h;
+                let at_u = (head + u as usize * side.out_d) / width;
+                let at_v = (head + v as usize * side.out_d) / width;
+                let first = *raw.index(comptime!(2 * j));
+                let second = *raw.index(comptime!(2 * j + 1));
+                if turns && place.n >= side.prefix {
+                    let a = Vector::<f32, N>::cast_from(first);
+                    let b = Vector::<f32, N>::cast_from(second);
+                    out[at_u] = Vector::cast_from(a * cos - b * sin);
+                    out[at_v] = Vector::cast_from(b * cos + a * sin);
+                } else {
+                    out[at_u] = first;
+                    out[at_v] = second;
+                }
+            }
+        }
+    }
+}
+
+/// cos and sin of the angles of a token's position at the frequencies from `i` on.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn angles<I: Numeric, N: Size>(
+    positions: &[I],
+    table: &[Vector<f32, N>],
+    side: &Side,
+    split: &Split,
+    place: &Place,
+    axis: u32,
+    i: u32,
+    #[comptime] source: Source,
+) -> (Vector<f32, N>, Vector<f32, N>) {
+    let mut narrow = side.first;
+    let mut served = true;
+    let mut fraction = 0.0f32;
+    if comptime!(source == Source::Grid) {
+        let (y, x) = side.columns.div_mod(place.n - min(side.prefix, place.n));
+        narrow += i32::cast_from(select(axis == 0u32, y, x));
+    } else {
+        let at = place.b as usize * side.position_b
+            + place.n as usize * side.position_n
+            + axis as usize * side.position_axis;
+        let position = positions[at];
+        if comptime!(source == Source::Float) {
+            let position = f32::cast_from(position);
+            // Not for NaN.
+            served = position >= -2147483648.0f32 && position < 2147483648.0f32;
+            let whole = f32::floor(select(served, position, 0.0f32));
+            narrow = i32::cast_from(whole);
+            fraction = select(served, position - whole, 0.0f32);
+        } else {
+            narrow = i32::cast_from(position);
+            served = I::cast_from(narrow) == position;
+        }
+    }
     let negative = narrow < 0i32;
     // As an unsigned number, where the magnitude of -2^31 exists.
     let magnitude = select(negative, 0u32 - u32::cast_from(narrow), u32::cast_from(narrow));
-    let first = select(served, magnitude & comptime!(radix - 1), comptime!(digits.nan_row()));
-    let at = (first as usize * frequencies + i) * 2;
-    let mut cos = table[at];
-    let mut sin = table[at + 1];
-    if magnitude >= radix {
-        #[unroll]
-        for level in 1..comptime!(digits.levels()) {
-            let mut digit = magnitude >> comptime!(bits * level);
-            if comptime!(level + 1 < digits.levels()) {
-                digit &= comptime!(radix - 1);
+    let mask = (1u32 << split.bits) - 1u32;
+    let row = select(served, magnitude & mask, split.nan_row);
+    let (mut cos, mut sin) = entry(table, split, row, i);
+    if magnitude > mask {
+        for level in 1..split.levels {
+            let mut digit = magnitude >> (split.bits * level);
+            if level + 1u32 < split.levels {
+                digit &= mask;
             }
-            let at = ((digit + comptime!(level * radix)) as usize * frequencies + i) * 2;
-            let (c, s) = (table[at], table[at + 1]);
+            let (c, s) = entry(table, split, digit + level * (mask + 1u32), i);
             let sum = cos * c - sin * s;
             sin = sin * c + cos * s;
             cos = sum;
         }
     }
-    (cos, select(negative, 0.0f32 - sin, sin))
+    sin *= Vector::<f32, N>::new(select(negative, -1.0f32, 1.0f32));
+    if comptime!(source == Source::Float) {
+        // Between two rows of the fractions' table.
+        let scaled = fraction * comptime!(FRACTIONS as f32);
+        let row = u32::cast_from(scaled);
+        let weight = Vector::<f32, N>::new(scaled - f32::cast_from(row));
+        let (c, s) = entry(table, split, split.nan_row + 1u32 + row, i);
+        let (next_c, next_s) = entry(table, split, split.nan_row + 2u32 + row, i);
+        let (c, s) = (c + (next_c - c) * weight, s + (next_s - s) * weight);
+        let sum = cos * c - sin * s;
+        sin = sin * c + cos * s;
+        cos = sum;
+    }
+    (cos, sin * Vector::<f32, N>::new(split.sign))
+}
+
+/// cos and sin of a row of the table at the frequencies from `i` on.
+#[cube]
+fn entry<N: Size>(
+    table: &[Vector<f32, N>],
+    split: &Split,
+    row: u32,
+    i: u32,
+) -> (Vector<f32, N>, Vector<f32, N>) {
+    let width = N::value();
+    let at = (row * 2u32 * split.frequencies + i) as usize / width;
+    (table[at], table[at + split.frequencies as usize / width])
 }

@@ -8,7 +8,9 @@
 //! ```
 //!
 //! with p = y or x. The backward pass is the same rotation by -theta ([`rotate`] with `inverse`). Arithmetic is fp32,
-//! rounded once.
+//! rounded once. Elements of a head past the rotated ones and the tokens of a prefix are copied. Positions are integers,
+//! fp32 numbers (between the patches of a grid of another size), or those of a grid, without a tensor. [`rotate_all`] turns
+//! queries and keys in one launch. The result may be the tokens' own memory.
 //!
 //! Cosines and sines come from fp32 tables computed in f64 on the host (see `table.rs`), because shader
 //! `sin` and `cos` promise no more than 2^-11 and only within -pi..pi. The position is split into digits, one table
@@ -16,6 +18,7 @@
 //! rounding. An i64 position outside the range of i32 gives NaN. Nothing is read back from the device.
 
 mod kernel;
+mod launch;
 pub mod reference;
 mod table;
 
@@ -55,6 +58,47 @@ pub struct Rope2dProblem {
     pub f0: f32,
     /// Storage type of the tokens.
     pub dtype: FloatType,
+    /// Elements of a head that are rotated, from the first: a multiple of 4, all of them unless
+    /// [`with_rotated`](Self::with_rotated) says otherwise.
+    pub rotated: usize,
+    /// Tokens at the beginning that are copied as they are, such as VGGT's special tokens.
+    pub prefix: usize,
+}
+
+/// Rows and columns of patches in row-major order, after the tokens of the prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grid {
+    /// Patches along y.
+    pub rows: usize,
+    /// Patches along x.
+    pub columns: usize,
+    /// Position of the first row and of the first column: 0, in VGGT 1.
+    pub first: i32,
+}
+
+/// Where tokens stand.
+#[derive(Clone, Copy, Debug)]
+pub enum Positions<'a> {
+    /// (y, x) as `[B, N, 2]` integers.
+    Index(&'a IndexOperand),
+    /// (y, x) as `[B, N, 2]` fp32 numbers. An angle is off by up to `f0^2 * 3e-8` more than for integers; beyond the range of
+    /// i32 the result is NaN.
+    Float(&'a Operand),
+    /// On a grid.
+    Grid(Grid),
+}
+
+/// A rotation: tokens and where they stand, and the result, which may be the tokens' own memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Rotation<'a> {
+    /// Shapes and options.
+    pub problem: Rope2dProblem,
+    /// The tokens.
+    pub tokens: &'a Operand,
+    /// Their positions.
+    pub positions: Positions<'a>,
+    /// The result, of the tokens' shape and dtype.
+    pub out: &'a Operand,
 }
 
 impl Rope2dProblem {
@@ -96,7 +140,33 @@ impl Rope2dProblem {
                 "rope2d: tokens {tokens:?} have more elements than can be addressed"
             )));
         }
-        Ok(Self { batch, heads, tokens: count, head_dim, layout, base, f0, dtype })
+        let (rotated, prefix) = (head_dim, 0);
+        Ok(Self { batch, heads, tokens: count, head_dim, layout, base, f0, dtype, rotated, prefix })
+    }
+
+    /// The same problem, of which only the first `rotated` elements of a head are rotated.
+    ///
+    /// # Errors
+    /// [`ConvError::Invalid`] when that is no multiple of 4 or more than there are.
+    pub fn with_rotated(self, rotated: usize) -> Result<Self, ConvError> {
+        if rotated == 0 || rotated % 4 != 0 || rotated > self.head_dim {
+            invalid!(
+                "rope2d: {rotated} elements of a head of {} are to be rotated, it must be a positive multiple of 4 and no more",
+                self.head_dim
+            );
+        }
+        Ok(Self { rotated, ..self })
+    }
+
+    /// The same problem, of which the first `prefix` tokens are copied. Their positions do not matter.
+    ///
+    /// # Errors
+    /// [`ConvError::Invalid`] when there are fewer tokens.
+    pub fn with_prefix(self, prefix: usize) -> Result<Self, ConvError> {
+        if prefix > self.tokens {
+            invalid!("rope2d: a prefix of {prefix} tokens was asked for, there are {}", self.tokens);
+        }
+        Ok(Self { prefix, ..self })
     }
 
     /// `[B, H, N, D]` or `[B, N, H, D]`.
@@ -112,9 +182,9 @@ impl Rope2dProblem {
         [self.batch, self.tokens, 2]
     }
 
-    /// Q, frequencies per axis: D / 4.
+    /// Q, frequencies per axis: a quarter of the rotated elements.
     pub fn frequencies(&self) -> usize {
-        self.head_dim / 4
+        self.rotated / 4
     }
 }
 
@@ -136,6 +206,47 @@ pub fn rotate(
     out: &Operand,
     inverse: bool,
 ) -> Result<(), ConvError> {
+    let rotation = Rotation { problem: *problem, tokens, positions: Positions::Index(positions), out };
+    rotate_all(client, limits, &[rotation], inverse)
+}
+
+/// [`rotate`] of one tensor, or of queries and keys in one launch: two problems of the same base, factor, head dimension,
+/// rotated elements and dtype, with the same kind of positions. Others are launched one after the other.
+///
+/// # Errors
+/// As [`rotate`].
+pub fn rotate_all(
+    client: &Client,
+    limits: &Limits,
+    rotations: &[Rotation],
+    inverse: bool,
+) -> Result<(), ConvError> {
+    for rotation in rotations {
+        check(client, limits, rotation)?;
+    }
+    let rotations: Vec<Rotation> =
+        rotations.iter().filter(|each| !each.problem.tokens_shape().contains(&0)).copied().collect();
+    let alike = |a: &Rotation, b: &Rotation| {
+        let of = |each: &Rotation| {
+            let Rope2dProblem { base, f0, dtype, rotated, head_dim, .. } = each.problem;
+            let kind = match each.positions {
+                Positions::Index(positions) => Some(positions.dtype as usize),
+                Positions::Float(_) => Some(usize::MAX),
+                Positions::Grid(_) => None,
+            };
+            (base.to_bits(), f0.to_bits(), dtype, rotated, head_dim, kind)
+        };
+        of(a) == of(b)
+    };
+    match &rotations[..] {
+        [q, k] if alike(q, k) => launch::launch(client, limits, &rotations, inverse),
+        all => all.iter().try_for_each(|each| launch::launch(client, limits, &[*each], inverse)),
+    }
+}
+
+/// Refuses what does not fit the problem or the device.
+fn check(client: &Client, limits: &Limits, rotation: &Rotation) -> Result<(), ConvError> {
+    let Rotation { problem, tokens, positions, out } = rotation;
     let shape = problem.tokens_shape();
     for (name, operand) in [("tokens", tokens), ("out", out)] {
         if operand.shape != shape {
@@ -150,9 +261,34 @@ pub fn rotate(
         }
     }
     check_dtype("rope2d", problem.dtype, limits)?;
-    positions.check("rope2d", "positions", &problem.positions_shape(), client)?;
-    if shape.contains(&0) {
-        return Ok(());
+    if shape.iter().product::<usize>() >= 1 << 33 {
+        return Err(ConvError::TooLarge(format!(
+            "rope2d: tokens {shape:?} have more elements than a launch can count"
+        )));
     }
-    kernel::launch(client, limits, problem, tokens, positions, out, inverse)
+    let expected = problem.positions_shape();
+    match positions {
+        Positions::Index(positions) => positions.check("rope2d", "positions", &expected, client),
+        Positions::Float(positions) if positions.shape != expected => {
+            invalid!("rope2d: positions has shape {:?}, the problem needs {expected:?}", positions.shape)
+        }
+        Positions::Float(positions) if positions.dtype != FloatType::F32 => {
+            invalid!("rope2d: positions is {}, numbers have to be f32", positions.dtype.name())
+        }
+        Positions::Float(_) => Ok(()),
+        Positions::Grid(grid) => {
+            let patches =
+                grid.rows.checked_mul(grid.columns).and_then(|patches| patches.checked_add(problem.prefix));
+            if patches != Some(problem.tokens) {
+                invalid!(
+                    "rope2d: a grid of {} x {} patches after {} other tokens was given for {} tokens",
+                    grid.rows,
+                    grid.columns,
+                    problem.prefix,
+                    problem.tokens
+                );
+            }
+            Ok(())
+        }
+    }
 }

@@ -5,12 +5,13 @@
 //!
 //! ```text
 //! rows   level 0: 0, 1, .. 2^bits - 1 | level 1: 0, 2^bits, .. | .. | last level: up to 2^31 | one row of NaN
-//! row    Q pairs (cos, sin)
+//! row    Q cosines, then Q sines
 //! ```
 //!
 //! 11 bits, so that positions below 2048 need one row, make 4610 rows: 0.6 MB at head dimension 64. Wider heads get
 //! fewer bits and more levels, 8 MB at most up to head dimension 4096. Negative positions use cos(-t) = cos t and
-//! sin(-t) = -sin t; the NaN row is for positions outside i32.
+//! sin(-t) = -sin t; the NaN row is for positions outside i32. Where positions are fp32, rows for the fractions 0/2048 to
+//! 2048/2048 follow, between which the kernel interpolates: to f0^2 * 3e-8.
 
 use super::{Rope2dProblem, reference::frequency};
 use cubecl::device::DeviceId;
@@ -23,6 +24,9 @@ use std::sync::{Mutex, PoisonError};
 /// Combinations whose tables are kept, over all devices.
 const CAPACITY: usize = 16;
 
+/// Steps of the table of fractions.
+pub(super) const FRACTIONS: u32 = 2048;
+
 /// What a table depends on: the device, the runtime that opened it, and the numbers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Key {
@@ -31,6 +35,7 @@ struct Key {
     base: u32,
     f0: u32,
     frequencies: usize,
+    fractions: bool,
 }
 
 /// How positions are split.
@@ -72,8 +77,16 @@ impl Digits {
         (self.levels() - 1) * self.radix() + self.last()
     }
 
+    /// Rows of the whole table.
+    pub(crate) fn rows(self, fractions: bool) -> u32 {
+        self.nan_row() + 1 + if fractions { FRACTIONS + 1 } else { 0 }
+    }
+
     /// The position that a row stands for; none for the row of NaN.
     fn position(self, row: u32) -> Option<f64> {
+        if row > self.nan_row() {
+            return Some(f64::from(row - self.nan_row() - 1) / f64::from(FRACTIONS));
+        }
         let level = (row / self.radix()).min(self.levels() - 1);
         let digit = row - level * self.radix();
         (row < self.nan_row()).then(|| f64::from(digit) * f64::from(1u32 << (self.bits * level)))
@@ -83,9 +96,9 @@ impl Digits {
 /// The tables made last, newest at the back.
 static TABLES: Mutex<VecDeque<(Key, Handle)>> = Mutex::new(VecDeque::new());
 
-/// The table `[rows, Q, 2]` of the problem on the client's device in fp32, made and uploaded when it is not there. Uploading does not wait for
-/// the device.
-pub(crate) fn get(client: &Client, problem: &Rope2dProblem) -> Handle {
+/// The table `[rows, 2, Q]` of the problem on the client's device in fp32, made and uploaded when it is not there. Uploading
+/// does not wait for the device.
+pub(crate) fn get(client: &Client, problem: &Rope2dProblem, fractions: bool) -> Handle {
     let service = client.service_id();
     let key = Key {
         device: service.device,
@@ -93,6 +106,7 @@ pub(crate) fn get(client: &Client, problem: &Rope2dProblem) -> Handle {
         base: problem.base.to_bits(),
         f0: problem.f0.to_bits(),
         frequencies: problem.frequencies(),
+        fractions,
     };
     let mut tables = TABLES.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(place) = tables.iter().position(|(other, _)| *other == key)
@@ -101,7 +115,8 @@ pub(crate) fn get(client: &Client, problem: &Rope2dProblem) -> Handle {
         tables.push_back((key, table.clone()));
         return table;
     }
-    let values = values(problem, Digits::of(problem.frequencies()));
+    let digits = Digits::of(problem.frequencies());
+    let values = values(problem, digits, digits.rows(fractions));
     let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_ne_bytes()).collect();
     let table = client.create_from_slice(&bytes);
     if tables.len() == CAPACITY {
@@ -111,18 +126,17 @@ pub(crate) fn get(client: &Client, problem: &Rope2dProblem) -> Handle {
     table
 }
 
-/// `[rows, Q, 2]`.
-fn values(problem: &Rope2dProblem, digits: Digits) -> Vec<f32> {
+/// `[rows, 2, Q]`.
+fn values(problem: &Rope2dProblem, digits: Digits, rows: u32) -> Vec<f32> {
     let frequencies: Vec<f64> = (0..problem.frequencies()).map(|i| frequency(problem, i)).collect();
-    let mut values = Vec::with_capacity((digits.nan_row() as usize + 1) * frequencies.len() * 2);
-    for row in 0..=digits.nan_row() {
-        for frequency in &frequencies {
-            let (sin, cos) = match digits.position(row) {
-                Some(position) => (f64::from(problem.f0) * position * frequency).sin_cos(),
-                None => (f64::NAN, f64::NAN),
-            };
-            values.extend([cos as f32, sin as f32]);
-        }
+    let mut values = Vec::with_capacity(rows as usize * frequencies.len() * 2);
+    for row in 0..rows {
+        let angles = frequencies.iter().map(|frequency| match digits.position(row) {
+            Some(position) => (f64::from(problem.f0) * position * frequency).sin_cos(),
+            None => (f64::NAN, f64::NAN),
+        });
+        let (sines, cosines): (Vec<f64>, Vec<f64>) = angles.unzip();
+        values.extend(cosines.into_iter().chain(sines).map(|value| value as f32));
     }
     values
 }

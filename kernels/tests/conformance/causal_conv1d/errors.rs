@@ -291,20 +291,20 @@ fn offsets_beyond_the_index_type_are_refused() {
 #[test]
 fn loops_longer_than_the_device_allows_are_refused() {
     let client = client();
-    let limits = Limits { loop_turns: Some(8), ..Limits::of(&client) };
-    let most = "loop turns, this software device ends loops after 8";
+    let limits = Limits { loop_turns: Some(4), ..Limits::of(&client) };
+    let most = "loop turns, this software device ends loops after 4";
     let wide = problem(&Case::new("wide", [1, 1, 4], 9), FloatType::F32, FloatType::F32);
     let all = tensors(&client, &wide, &[], false, &|seed, length| fill::normal(seed, length));
     let error = op::forward(&client, &limits, &wide, &Plan::Looped, &all.inputs(), all.x.operand());
     assert_eq!(error.expect_err("a refusal").to_string(), format!("causal_conv1d: a sum takes 9 {most}"));
 
-    // 64 terms for each of 256 units.
+    // A segment of 4 turns and the halo's.
     let long = problem(&Case::new("long", [1, 1, 16_384], 4), FloatType::F32, FloatType::F32);
     let all = tensors(&client, &long, &[], false, &|seed, length| fill::normal(seed, length));
     let (x, weight) = (all.x.operand(), all.weight.operand());
     let out = Gradients { x, weight, bias: None, initial_state: None };
     let error = op::backward(&client, &limits, &long, &Plan::Unrolled, &all.inputs(), x, None, &out);
-    assert_eq!(error.expect_err("a refusal").to_string(), format!("causal_conv1d: a sum takes 64 {most}"));
+    assert_eq!(error.expect_err("a refusal").to_string(), format!("causal_conv1d: a sum takes 5 {most}"));
 
     let f32 = FloatType::F32;
     let update =

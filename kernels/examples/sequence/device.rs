@@ -1,0 +1,256 @@
+//! The device, tensors on it, what a row is checked against and how it is timed.
+
+use conv_cases::fill;
+use conv_kernels::{ConvError, FloatType, Limits, Operand};
+use cubecl::future::block_on;
+use cubecl::ir::ElemType;
+use cubecl::prelude::*;
+use half::{bf16, f16};
+use std::time::Instant;
+
+const SAMPLES: usize = 64;
+const UNITS: usize = 256;
+
+/// A tensor whose elements are a function of their index: multiples of 1/128 in -2..2, exact in every type.
+#[derive(Clone, Copy)]
+pub(crate) struct Field(pub(crate) u32);
+
+impl Field {
+    pub(crate) fn get(self, index: usize) -> f64 {
+        let mixed = (index as u32).wrapping_add(self.0.wrapping_mul(0x3C6E_F372)).wrapping_mul(0x9E37_79B1);
+        let mixed = (mixed ^ (mixed >> 15)).wrapping_mul(0x85EB_CA77);
+        f64::from((mixed >> 23) as i32 - 256) / 128.0
+    }
+
+    pub(crate) fn on(self, client: &Client, shape: &[usize], dtype: FloatType) -> Operand {
+        let out = empty(client, shape, dtype);
+        let (count, extent) = cubes(out.len());
+        // SAFETY: elements past the last are left out.
+        unsafe {
+            fill_kernel::launch_unchecked(
+                client,
+                count,
+                CubeDim::new_1d(UNITS as u32),
+                BufferArg::from_raw_parts(out.handle.clone(), extent),
+                self.0,
+                dtype.elem(),
+            );
+        }
+        out
+    }
+}
+
+#[cube(launch_unchecked)]
+fn fill_kernel<E: Float>(out: &mut [E], seed: u32, #[define(E)] _dtype: ElemType) {
+    if ABSOLUTE_POS < out.len() {
+        let mixed = (ABSOLUTE_POS as u32 + seed * 0x3C6E_F372u32) * 0x9E37_79B1u32;
+        let mixed = (mixed ^ (mixed >> 15u32)) * 0x85EB_CA77u32;
+        out[ABSOLUTE_POS] = E::cast_from(f32::cast_from(i32::cast_from(mixed >> 23u32) - 256i32) / 128.0f32);
+    }
+}
+
+#[cube(launch_unchecked)]
+fn copy_kernel(from: &[Vector<f32, Const<4>>], to: &mut [Vector<f32, Const<4>>]) {
+    if ABSOLUTE_POS < to.len() {
+        to[ABSOLUTE_POS] = from[ABSOLUTE_POS];
+    }
+}
+
+#[cube(launch_unchecked)]
+fn empty_kernel(out: &mut [f32]) {
+    if ABSOLUTE_POS > out.len() {
+        out[0] = 0.0f32;
+    }
+}
+
+/// Elements of a tensor at the places in `at`.
+#[cube(launch_unchecked)]
+fn gather_kernel<E: Float>(from: &[E], at: &[u32], out: &mut [f32], #[define(E)] _dtype: ElemType) {
+    if ABSOLUTE_POS < out.len() {
+        out[ABSOLUTE_POS] = f32::cast_from(from[at[ABSOLUTE_POS] as usize]);
+    }
+}
+
+fn cubes(length: usize) -> (CubeCount, usize) {
+    let cubes = length.div_ceil(UNITS);
+    let x = cubes.min(32_768);
+    (CubeCount::Static(x as u32, cubes.div_ceil(x).max(1) as u32, 1), length)
+}
+
+pub(crate) fn empty(client: &Client, shape: &[usize], dtype: FloatType) -> Operand {
+    Operand::contiguous(client.empty(shape.iter().product::<usize>() * dtype.size()), shape, dtype)
+}
+
+/// A tensor of NaN.
+pub(crate) fn poisoned(client: &Client, shape: &[usize], dtype: FloatType) -> Operand {
+    let out = empty(client, shape, dtype);
+    let nan: Vec<u8> = match dtype {
+        FloatType::F32 => f32::NAN.to_le_bytes().repeat(4),
+        FloatType::F16 => f16::NAN.to_le_bytes().repeat(8),
+        FloatType::Bf16 => bf16::NAN.to_le_bytes().repeat(8),
+    };
+    let vectors = (out.len() * dtype.size() / 16).max(1);
+    let from = client.create_from_slice(&nan);
+    let (count, _) = cubes(vectors);
+    // SAFETY: vectors past the last are left out.
+    unsafe {
+        poison_kernel::launch_unchecked(
+            client,
+            count,
+            CubeDim::new_1d(UNITS as u32),
+            BufferArg::from_raw_parts(from, 1),
+            BufferArg::from_raw_parts(out.handle.clone(), vectors),
+        );
+    }
+    out
+}
+
+#[cube(launch_unchecked)]
+fn poison_kernel(from: &[Vector<f32, Const<4>>], to: &mut [Vector<f32, Const<4>>]) {
+    if ABSOLUTE_POS < to.len() {
+        to[ABSOLUTE_POS] = from[0];
+    }
+}
+
+fn at(client: &Client, operand: &Operand, places: &[usize]) -> Vec<f64> {
+    let bytes: Vec<u8> = places.iter().flat_map(|place| (*place as u32).to_le_bytes()).collect();
+    let places_on_device = client.create_from_slice(&bytes);
+    let out = client.empty(places.len() * 4);
+    let (count, length) = cubes(places.len());
+    // SAFETY: the places are below the operand's length.
+    unsafe {
+        gather_kernel::launch_unchecked(
+            client,
+            count,
+            CubeDim::new_1d(UNITS as u32),
+            BufferArg::from_raw_parts(operand.handle.clone(), operand.len()),
+            BufferArg::from_raw_parts(places_on_device, length),
+            BufferArg::from_raw_parts(out.clone(), length),
+            operand.dtype.elem(),
+        );
+    }
+    f32::from_bytes(&client.read_one_unchecked(out)).iter().map(|value| f64::from(*value)).collect()
+}
+
+/// Microseconds of a run: the best of several windows of about 10 ms.
+fn time(client: &Client, run: &dyn Fn() -> Result<(), ConvError>) -> f64 {
+    let window = |repeats: usize| {
+        let start = Instant::now();
+        for _ in 0..repeats {
+            run().expect("ran before");
+        }
+        block_on(client.sync()).expect("the device runs");
+        start.elapsed().as_secs_f64() * 1e6 / repeats as f64
+    };
+    window(2);
+    let repeats = (10_000.0 / window(2)).clamp(4.0, 400.0) as usize;
+    (0..6).map(|_| window(repeats)).fold(f64::INFINITY, f64::min)
+}
+
+/// Runs for so many milliseconds.
+fn busy(client: &Client, milliseconds: u128, run: &dyn Fn() -> Result<(), ConvError>) {
+    let start = Instant::now();
+    while start.elapsed().as_millis() < milliseconds {
+        for _ in 0..8 {
+            run().expect("ran before");
+        }
+        block_on(client.sync()).expect("the device runs");
+    }
+}
+
+/// The device, and what it is measured against.
+pub(crate) struct Bench {
+    pub(crate) client: Client,
+    pub(crate) limits: Limits,
+    /// Bytes per microsecond.
+    copy: f64,
+    empty: f64,
+}
+
+impl Bench {
+    pub(crate) fn new() -> Self {
+        let client = cubecl::Device::default().client();
+        let limits = Limits { dispatch_operations: 1e15, ..Limits::of(&client) };
+        println!("# {}", client.properties().identity.name);
+        let bytes = 512 << 20;
+        let from = Field(9).on(&client, &[bytes / 4], FloatType::F32).handle;
+        let to = client.empty(bytes);
+        let copy = || {
+            let (count, vectors) = cubes(bytes / 16);
+            // SAFETY: vectors past the last are left out.
+            unsafe {
+                copy_kernel::launch_unchecked(
+                    &client,
+                    count,
+                    CubeDim::new_1d(UNITS as u32),
+                    BufferArg::from_raw_parts(from.clone(), vectors),
+                    BufferArg::from_raw_parts(to.clone(), vectors),
+                );
+            }
+            Ok(())
+        };
+        let nothing = || {
+            // SAFETY: nothing is written.
+            unsafe {
+                let out = BufferArg::from_raw_parts(to.clone(), 4);
+                empty_kernel::launch_unchecked(&client, CubeCount::Static(1, 1, 1), CubeDim::new_1d(64), out);
+            }
+            Ok(())
+        };
+        busy(&client, 1000, &copy);
+        let copy = 2.0 * bytes as f64 / time(&client, &copy);
+        let places = places(bytes / 4, 1);
+        let copied = at(&client, &Operand::contiguous(to.clone(), &[bytes / 4], FloatType::F32), &places);
+        assert!(
+            copied.iter().zip(&places).all(|(got, place)| *got == Field(9).get(*place)),
+            "the copy is a copy"
+        );
+        let empty = time(&client, &nothing);
+        println!("# copy {:.0} GB/s, empty launch {empty:.2} us", copy / 1e3);
+        println!("row,dtype,pass,us,GB/s,share_of_copy,of_empty_launch,error");
+        Self { client, limits, copy, empty }
+    }
+
+    /// Prints a row: `want` holds a tensor each with the places and values that its elements should have, and the sizes of
+    /// the sums.
+    pub(crate) fn row(
+        &self,
+        name: &str,
+        bytes: usize,
+        want: &[(&Operand, Vec<(usize, f64, f64)>)],
+        run: &dyn Fn() -> Result<(), ConvError>,
+    ) {
+        if let Err(error) = run() {
+            return println!("{name},refused: {error}");
+        }
+        let mut worst = 0.0f64;
+        for (operand, samples) in want {
+            let places: Vec<usize> = samples.iter().map(|sample| sample.0).collect();
+            for (got, (_, value, size)) in at(&self.client, operand, &places).iter().zip(samples) {
+                let bound =
+                    (size * 1e-5).max(if operand.dtype == FloatType::F32 { 0.0 } else { size * 4e-3 });
+                let error = (got - value).abs() / bound.max(1e-30);
+                worst = if error.is_nan() { f64::INFINITY } else { worst.max(error) };
+            }
+        }
+        if worst > 1.0 {
+            return println!("{name},WRONG by {worst:.1e} of the bound");
+        }
+        // Compiling and checking have left the device idle, and an idle device lowers its clocks.
+        busy(&self.client, 200, run);
+        let us = time(&self.client, run);
+        let rate = bytes as f64 / us;
+        println!(
+            "{name},{us:.2},{:.0},{:.3},{:.2},{worst:.1e}",
+            rate / 1e3,
+            rate / self.copy,
+            us / self.empty
+        );
+    }
+}
+
+/// Places in a tensor: random ones, and the first and last.
+pub(crate) fn places(length: usize, seed: u64) -> Vec<usize> {
+    let random = (0..SAMPLES).map(|sample| fill::hash(seed, sample as u64) as usize % length);
+    random.chain([0, length - 1, length.min(5) - 1]).collect()
+}

@@ -1,0 +1,164 @@
+//! How the unrolled kernels reach memory: four neighbouring elements at a time, as one vector where every run of four lies
+//! aligned in every tensor, else one by one through the strides. The arithmetic is the same either way.
+
+use crate::causal_conv1d::args::Present;
+use crate::cells::Cells;
+use cubecl::prelude::*;
+
+/// Four neighbours in fp32: steps of a row, or channels of a step.
+pub(super) type Quad = Vector<f32, Const<4>>;
+
+/// Distances in elements between neighbours of a `[B, C, T]` tensor.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+pub(super) struct Strides {
+    pub(super) b: usize,
+    pub(super) c: usize,
+    pub(super) t: usize,
+}
+
+#[cube]
+impl Strides {
+    pub(super) fn row(&self, b: u32, c: u32) -> usize {
+        b as usize * self.b + c as usize * self.c
+    }
+}
+
+/// What is known of a call only when it runs.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+pub(super) struct Sizes {
+    pub(super) channels: u32,
+    /// T.
+    pub(super) length: u32,
+    /// W.
+    pub(super) width: u32,
+    /// [`Activation::code`](crate::activation::Activation::code).
+    pub(super) activation: u32,
+    /// [`Present`](crate::causal_conv1d::args::Present) as bits.
+    pub(super) present: u32,
+    /// Distances in elements: between channels and between taps of the weight, between elements of the bias.
+    pub(super) weight_c: usize,
+    pub(super) weight_k: usize,
+    pub(super) bias_c: usize,
+}
+
+#[cube]
+impl Sizes {
+    pub(super) fn has(&self, #[comptime] what: u32) -> bool {
+        self.present & what != 0u32
+    }
+
+    /// Steps of state before x.
+    pub(super) fn history(&self) -> u32 {
+        self.width - 1u32
+    }
+}
+
+/// Reads the elements `first..first + 4` of a line of `length`, `stride` apart from `base` on, into `raw`; places beside the
+/// line read its tensor's first element. Nothing waits for what is read.
+#[cube]
+pub(super) fn read_quad<X: Float, N: Size>(
+    source: &[Vector<X, N>],
+    base: usize,
+    stride: usize,
+    first: u32,
+    length: u32,
+    raw: &mut Sequence<Vector<X, N>>,
+) {
+    let together = N::value();
+    if comptime!(together == 4) {
+        let at = select(first < length, base + first as usize, 0usize);
+        raw.push(source[at / 4]);
+    } else {
+        #[unroll]
+        for i in 0..4u32 {
+            let place = first + i;
+            let at = select(place < length, base + place as usize * stride, 0usize);
+            raw.push(source[at]);
+        }
+    }
+}
+
+/// Quad `index` of what [`read_quad`] has read.
+#[cube]
+pub(super) fn quad_of<X: Float, N: Size>(raw: &Sequence<Vector<X, N>>, #[comptime] index: usize) -> Quad {
+    let mut quad = Quad::new(0.0f32);
+    let together = N::value();
+    if comptime!(together == 4) {
+        quad = Vector::cast_from(*raw.index(index));
+    } else {
+        #[unroll]
+        for i in 0..4usize {
+            quad.insert(i, f32::cast_from(raw.index(comptime!(4 * index + i)).extract(0usize)));
+        }
+    }
+    quad
+}
+
+/// Writes the elements `first..first + 4` of a line, those that it has.
+#[cube]
+pub(super) fn write_quad<X: Float, N: Size>(
+    target: &mut [Vector<X, N>],
+    base: usize,
+    stride: usize,
+    first: u32,
+    length: u32,
+    values: &Cells<f32>,
+    #[comptime] offset: usize,
+) {
+    let together = N::value();
+    if comptime!(together == 4) {
+        if first < length {
+            // In fp32 until it is whole: 16-bit vectors that are put together element by element leave the registers.
+            let mut out = Quad::new(0.0f32);
+            #[unroll]
+            for i in 0..4usize {
+                out.insert(i, values.get(comptime!(offset + i)));
+            }
+            target[(base + first as usize) / 4] = Vector::cast_from(out);
+        }
+    } else {
+        #[unroll]
+        for i in 0..4usize {
+            let place = first + i as u32;
+            if place < length {
+                let value = X::cast_from(values.get(comptime!(offset + i)));
+                target[base + place as usize * stride] = Vector::<X, N>::new(value);
+            }
+        }
+    }
+}
+
+#[cube]
+impl Sizes {
+    /// What stands at place `k` of `taps`, of which the W taps take the last; those before them are not used and get the first
+    /// tap.
+    pub(super) fn tap<W: Float>(&self, weight: &[W], c: u32, k: u32, #[comptime] taps: usize) -> f32 {
+        let own = max(k + self.width, taps as u32) - taps as u32;
+        f32::cast_from(weight[c as usize * self.weight_c + own as usize * self.weight_k])
+    }
+
+    /// The bias of a channel; 0 where there is none.
+    pub(super) fn bias_of<W: Float>(&self, bias: &[W], c: u32) -> f32 {
+        let mut value = 0.0f32;
+        if self.has(Present::BIAS) {
+            value = f32::cast_from(bias[c as usize * self.bias_c]);
+        }
+        value
+    }
+}
+
+/// The taps of a channel.
+#[cube]
+pub(super) fn read_taps<W: Float>(
+    weight: &[W],
+    sizes: &Sizes,
+    c: u32,
+    #[comptime] taps: usize,
+) -> Cells<f32> {
+    let values = Cells::<f32>::new(taps, 0.0f32);
+    #[unroll]
+    for k in 0..taps {
+        values.set(k, sizes.tap(weight, c, k as u32, taps));
+    }
+    values
+}

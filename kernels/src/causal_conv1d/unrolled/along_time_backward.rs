@@ -1,0 +1,371 @@
+//! `[B, C, T]` backward in one sweep: rows are shared out as in [`super::along_time`].
+//!
+//! ```text
+//!   turn of a cube      <- | quads of this turn | halo |     from the end of the row to its beginning
+//!   a unit, per quad       the sums again -> gradient before the activation (dpre) -> its terms of dw and db, in registers
+//!                          dpre -> shared memory -> dpre of the W-1 steps that follow -> dx
+//! ```
+//!
+//! The halo are the first quads of the turn before, kept in shared memory; a segment that ends within a row begins with the
+//! turn after it, of which it computes dpre only. A cube works through some segments of its channels, then adds its units'
+//! sums: partial sums of dw and db, or the whole ones where it was alone with its channels.
+//!
+//! Bytes: x, dy and dx once; per cube W + 1 sums for each of its channels. Operations per element: 3 W + 1 multiply-adds and
+//! the activation's derivative. Shared memory: 16 bytes per quad, 4 (taps + 1) per unit: 8 KiB at most.
+
+use super::access::{Quad, Sizes, Strides, quad_of, read_quad, read_taps, write_quad};
+use super::along_time::{Tile, TimeShare, columns, ids_from, state_index, sums};
+use crate::activation::activate_gradient_all;
+use crate::causal_conv1d::args::Present;
+use crate::cells::Cells;
+use crate::grid::Span;
+use cubecl::ir::ElemType;
+use cubecl::prelude::*;
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+#[allow(clippy::too_many_arguments)]
+pub(super) fn backward_kernel<X: Float, W: Float, I: Int, N: Size>(
+    x: &[Vector<X, N>],
+    dy: &[Vector<X, N>],
+    weight: &[W],
+    bias: &[W],
+    initial: &Tensor<X>,
+    seq_idx: ComptimeOption<&Tensor<I>>,
+    dfinal: &Tensor<X>,
+    dx: &mut [Vector<X, N>],
+    dinitial: &mut Tensor<X>,
+    dw: &mut Tensor<W>,
+    db: &mut Tensor<W>,
+    partials: &mut Tensor<f32>,
+    sizes: Sizes,
+    x_strides: Strides,
+    dy_strides: Strides,
+    dx_strides: Strides,
+    share: TimeShare,
+    span: Span,
+    #[comptime] tile: Tile,
+    #[define(X)] _dtype: ElemType,
+    #[define(W)] _weight_dtype: ElemType,
+    #[define(I)] _index_dtype: ElemType,
+) {
+    // The whole cube leaves together: barriers follow.
+    if span.is_idle() {
+        terminate!();
+    }
+    let (part, group) = share.groups.div_mod(span.cube() as u32);
+    let (row_of_cube, lane, channel) = share.place(group);
+    let exists = channel < sizes.channels;
+    let c = min(channel, sizes.channels - 1u32);
+    let before = comptime!(4 * tile.before());
+    let weights = read_taps(weight, &sizes, c, tile.taps);
+    let offset = sizes.bias_of(bias, c);
+    let totals = Cells::<f32>::new(comptime!(tile.taps + 1), 0.0f32);
+    #[unroll]
+    for k in 0..comptime!(tile.taps + 1) {
+        totals.set(k, 0.0f32);
+    }
+    // Gradients before the activation of this turn's quads, and of the first quads of this turn and the one before.
+    let quads_per_turn = share.lane_count * tile.together as u32;
+    let shared_row = row_of_cube * quads_per_turn;
+    let halo_row = row_of_cube * comptime!(tile.before() as u32);
+    let halo_length = comptime!((tile.units / 4 * tile.before()) as u32);
+    let mut gradients = Shared::<[Quad]>::new_slice(comptime!(tile.units * tile.together));
+    let mut halo = Shared::<[Quad]>::new_slice(comptime!(tile.units / 2 * tile.before()));
+    let mut side = 0u32;
+
+    let last = min((part + 1u32) * share.items_per_cube, share.items);
+    for item in part * share.items_per_cube..last {
+        let (b, segment) = share.cuts.div_mod(item);
+        let first_turn = segment * share.turns;
+        let end_turn = min(first_turn + share.turns, share.turns_of_row);
+        // A segment in the middle of a row begins with the turn after it, for its halo.
+        let halo_turns = select(end_turn < share.turns_of_row, 1u32, 0u32);
+        if lane < comptime!(tile.before() as u32) {
+            halo[((1u32 - side) * halo_length + halo_row + lane) as usize] = Quad::new(0.0f32);
+        }
+        for back in 0..end_turn - first_turn + halo_turns {
+            let turn = end_turn + halo_turns - 1u32 - back;
+            let own = turn < end_turn;
+            let first = turn * quads_per_turn + lane;
+            let mut raw = Sequence::<Vector<X, N>>::new();
+            let mut raw_dy = Sequence::<Vector<X, N>>::new();
+            #[unroll]
+            for u in 0..tile.together {
+                let quad = first + u as u32 * share.lane_count;
+                #[unroll]
+                for p in 0..comptime!(tile.before() + 1) {
+                    let step = (quad + p as u32) * 4u32 - before as u32;
+                    read_quad(x, x_strides.row(b, c), x_strides.t, step, sizes.length, &mut raw);
+                }
+                read_quad(dy, dy_strides.row(b, c), dy_strides.t, quad * 4u32, sizes.length, &mut raw_dy);
+            }
+            // ahead[u * (before + 4) ..]: gradients of the unit's quad and of those that follow it.
+            let ahead = Cells::<f32>::new(comptime!(tile.together * (before + 4)), 0.0f32);
+            #[unroll]
+            for u in 0..tile.together {
+                let quad = first + u as u32 * share.lane_count;
+                let columns = columns(&raw, initial, &sizes, b, c, quad, u, tile);
+                let ids = ids_from(seq_idx, &sizes, b, quad * 4u32 - before as u32, comptime!(before + 4));
+                let pre = sums(&columns, &weights, &ids, offset, &sizes, tile);
+                let gradient = Cells::<f32>::new(4usize, 0.0f32);
+                #[unroll]
+                for i in 0..4usize {
+                    gradient.set(i, quad_of(&raw_dy, u).extract(i));
+                }
+                activate_gradient_all(&pre, &gradient, 4usize, sizes.activation);
+                let mut passed = Quad::new(0.0f32);
+                #[unroll]
+                for i in 0..4usize {
+                    // Selects, so that not even a NaN beside the row or at padding gets through.
+                    let mut counts = quad * 4u32 + (i as u32) < sizes.length;
+                    if comptime!(tile.packed) {
+                        counts = counts && *ids.index(comptime!(before + i)) >= I::from_int(0);
+                    }
+                    let value = select(counts, gradient.get(i), 0.0f32);
+                    gradient.set(i, value);
+                    ahead.set(comptime!(u * (before + 4) + i), value);
+                    passed.insert(i, value);
+                }
+                let place = lane + u as u32 * share.lane_count;
+                gradients[(shared_row + place) as usize] = passed;
+                if place < comptime!(tile.before() as u32) {
+                    halo[(side * halo_length + halo_row + place) as usize] = passed;
+                }
+                if own && exists && quad * 4u32 < sizes.length {
+                    add_terms(&columns, &gradient, &ids, &totals, tile);
+                }
+            }
+            sync_cube();
+            #[unroll]
+            for u in 0..tile.together {
+                let quad = first + u as u32 * share.lane_count;
+                let place = lane + u as u32 * share.lane_count;
+                #[unroll]
+                for p in 0..tile.before() {
+                    let next = place + comptime!(p as u32 + 1);
+                    let mut following = gradients[(shared_row + min(next, quads_per_turn - 1u32)) as usize];
+                    if next >= quads_per_turn {
+                        let at = (1u32 - side) * halo_length + halo_row + next - quads_per_turn;
+                        following = halo[at as usize];
+                    }
+                    #[unroll]
+                    for i in 0..4usize {
+                        ahead.set(comptime!(u * (before + 4) + 4 + 4 * p + i), following.extract(i));
+                    }
+                }
+                if own && exists {
+                    let ids = ids_from(seq_idx, &sizes, b, quad * 4u32, comptime!(before + 4));
+                    let offset = comptime!(u * (before + 4));
+                    let results = handed_back(&ahead, &weights, &ids, &sizes, offset, tile);
+                    if comptime!(tile.states) && sizes.has(Present::DFINAL) {
+                        add_final(&results, dfinal, &sizes, b, c, quad * 4u32);
+                    }
+                    let row = dx_strides.row(b, c);
+                    write_quad(dx, row, dx_strides.t, quad * 4u32, sizes.length, &results, 0usize);
+                    if comptime!(tile.states) && quad == 0u32 && sizes.has(Present::DINITIAL) {
+                        write_initial(&ahead, &weights, &ids, dfinal, dinitial, &sizes, b, c, offset, tile);
+                    }
+                }
+            }
+            // What was passed on has been read.
+            sync_cube();
+            side = 1u32 - side;
+        }
+    }
+    write_totals(&totals, dw, db, partials, &sizes, &share, part, lane, channel, tile);
+}
+
+/// Adds the terms of a quad to the sums of dw and db.
+#[cube]
+fn add_terms<I: Int>(
+    columns: &Cells<f32>,
+    gradient: &Cells<f32>,
+    ids: &Sequence<I>,
+    totals: &Cells<f32>,
+    #[comptime] tile: Tile,
+) {
+    let own = comptime!(4 * tile.before());
+    #[unroll]
+    for k in 0..tile.taps {
+        #[unroll]
+        for i in 0..4usize {
+            let column = comptime!(own + i + 1 + k - tile.taps);
+            let total = fma(gradient.get(i), columns.get(column), totals.get(k));
+            if comptime!(tile.packed) {
+                // Padding has the ids of padding beside it.
+                let own = *ids.index(comptime!(own + i));
+                let same = *ids.index(column) == own && own >= I::from_int(0);
+                totals.set(k, select(same, total, totals.get(k)));
+            } else {
+                totals.set(k, total);
+            }
+        }
+    }
+    #[unroll]
+    for i in 0..4usize {
+        totals.set(tile.taps, totals.get(tile.taps) + gradient.get(i));
+    }
+}
+
+/// What the steps from a quad on hand back to it: `ahead[offset..]` and `ids` begin with the quad's own.
+#[cube]
+fn handed_back<I: Int>(
+    ahead: &Cells<f32>,
+    weights: &Cells<f32>,
+    ids: &Sequence<I>,
+    sizes: &Sizes,
+    #[comptime] offset: usize,
+    #[comptime] tile: Tile,
+) -> Cells<f32> {
+    let results = Cells::<f32>::new(4usize, 0.0f32);
+    #[unroll]
+    for i in 0..4usize {
+        results.set(i, 0.0f32);
+    }
+    #[unroll]
+    for k in 0..tile.taps {
+        if k as u32 + sizes.width >= tile.taps as u32 {
+            #[unroll]
+            for i in 0..4usize {
+                let reader = comptime!(i + tile.taps - 1 - k);
+                let sum = fma(weights.get(k), ahead.get(comptime!(offset + reader)), results.get(i));
+                if comptime!(tile.packed) {
+                    let same = *ids.index(i) == *ids.index(reader);
+                    results.set(i, select(same, sum, results.get(i)));
+                } else {
+                    results.set(i, sum);
+                }
+            }
+        }
+    }
+    results
+}
+
+/// Adds the gradient of the final state to the steps `first..first + 4` that it holds.
+#[cube]
+fn add_final<X: Float>(results: &Cells<f32>, dfinal: &Tensor<X>, sizes: &Sizes, b: u32, c: u32, first: u32) {
+    #[unroll]
+    for i in 0..4usize {
+        let column = first + i as u32 + sizes.history();
+        if column >= sizes.length && column - sizes.length < sizes.history() {
+            results.set(
+                i,
+                results.get(i) + f32::cast_from(dfinal[state_index(dfinal, b, c, column - sizes.length)]),
+            );
+        }
+    }
+}
+
+/// The gradient of the initial state from that of the row's first steps.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn write_initial<X: Float, I: Int>(
+    ahead: &Cells<f32>,
+    weights: &Cells<f32>,
+    ids: &Sequence<I>,
+    dfinal: &Tensor<X>,
+    dinitial: &mut Tensor<X>,
+    sizes: &Sizes,
+    b: u32,
+    c: u32,
+    #[comptime] offset: usize,
+    #[comptime] tile: Tile,
+) {
+    // Column m of `taps - 1`, the last W-1 of which are the state.
+    #[unroll]
+    for m in 0..comptime!(tile.taps - 1) {
+        if m as u32 + sizes.width >= tile.taps as u32 {
+            let column = m as u32 + sizes.width - tile.taps as u32;
+            let mut sum = 0.0f32;
+            #[unroll]
+            for k in 0..comptime!(m + 1) {
+                if k as u32 + sizes.width >= tile.taps as u32 {
+                    let next = fma(weights.get(k), ahead.get(comptime!(offset + m - k)), sum);
+                    if comptime!(tile.packed) {
+                        // The state belongs to the first step's sequence.
+                        let same = *ids.index(0) == *ids.index(comptime!(m - k));
+                        sum = select(same, next, sum);
+                    } else {
+                        sum = next;
+                    }
+                }
+            }
+            if sizes.has(Present::DFINAL) && column >= sizes.length {
+                sum += f32::cast_from(dfinal[state_index(dfinal, b, c, column - sizes.length)]);
+            }
+            let at = state_index(&*dinitial, b, c, column);
+            dinitial[at] = X::cast_from(sum);
+        }
+    }
+}
+
+/// Adds the sums of a row's units, a tree of fixed shape, and writes them: whole, or as the cube's part.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn write_totals<W: Float>(
+    totals: &Cells<f32>,
+    dw: &mut Tensor<W>,
+    db: &mut Tensor<W>,
+    partials: &mut Tensor<f32>,
+    sizes: &Sizes,
+    share: &TimeShare,
+    part: u32,
+    lane: u32,
+    channel: u32,
+    #[comptime] tile: Tile,
+) {
+    let mut shared = Shared::<[f32]>::new_slice(comptime!((tile.taps + 1) * tile.units));
+    let unit = UNIT_POS as usize;
+    #[unroll]
+    for k in 0..comptime!(tile.taps + 1) {
+        shared[unit + comptime!(k * tile.units)] = totals.get(k);
+    }
+    sync_cube();
+    let mut half = share.lane_count / 2u32;
+    while half > 0u32 {
+        if lane < half {
+            #[unroll]
+            for k in 0..comptime!(tile.taps + 1) {
+                let at = unit + comptime!(k * tile.units);
+                shared[at] += shared[at + half as usize];
+            }
+        }
+        sync_cube();
+        half /= 2u32;
+    }
+    if lane == 0u32 && channel < sizes.channels {
+        #[unroll]
+        for k in 0..comptime!(tile.taps + 1) {
+            if k as u32 + sizes.width >= tile.taps as u32 {
+                let slot = k as u32 + sizes.width - tile.taps as u32;
+                let total = shared[unit + comptime!(k * tile.units)];
+                store_total(total, dw, db, partials, sizes, part, slot, channel);
+            }
+        }
+    }
+}
+
+/// Stores the sum of `slot`, a tap or, past those, the bias.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+pub(super) fn store_total<W: Float>(
+    total: f32,
+    dw: &mut Tensor<W>,
+    db: &mut Tensor<W>,
+    partials: &mut Tensor<f32>,
+    sizes: &Sizes,
+    part: u32,
+    slot: u32,
+    channel: u32,
+) {
+    if !sizes.has(Present::DIRECT) {
+        let row = part as usize * (sizes.width as usize + 1) + slot as usize;
+        partials[row * sizes.channels as usize + channel as usize] = total;
+    } else if slot < sizes.width {
+        let at = channel as usize * dw.stride(0) + slot as usize * dw.stride(1);
+        dw[at] = W::cast_from(total);
+    } else if sizes.has(Present::DBIAS) {
+        let at = channel as usize * db.stride(0);
+        db[at] = W::cast_from(total);
+    }
+}

@@ -1,0 +1,88 @@
+//! dw and db from the partial sums `[parts, W + 1, C]`, db in the last slot: one launch, deterministic.
+//!
+//! A cube has 32 channels of one slot, a unit every eighth part of a channel; the eight are added in order. Bytes: the
+//! partial sums once. Operations: one addition per partial sum.
+
+use crate::causal_conv1d::Gradients;
+use crate::error::ConvError;
+use crate::grid::{Span, dispatches};
+use crate::limits::Limits;
+use crate::operand::{Operand, address_type};
+use cubecl::ir::ElemType;
+use cubecl::prelude::*;
+
+const LANES: usize = 32;
+const ROWS: usize = 8;
+
+/// Launches the sums.
+pub(super) fn launch(
+    client: &Client,
+    limits: &Limits,
+    partials: &Operand,
+    out: &Gradients,
+) -> Result<(), ConvError> {
+    let address = address_type("causal_conv1d", &[partials, out.weight], 0, limits)?;
+    let [parts, slots, channels] = [partials.shape[0], partials.shape[1], partials.shape[2]];
+    let slots = if out.bias.is_some() { slots } else { slots - 1 };
+    let cubes = slots * channels.div_ceil(LANES);
+    for dispatch in dispatches(cubes, (LANES * parts.max(ROWS)) as f64, limits) {
+        // SAFETY: channels and parts are checked in the kernel.
+        unsafe {
+            sums_kernel::launch_unchecked(
+                client,
+                dispatch.count(),
+                CubeDim::new_1d((LANES * ROWS) as u32),
+                address,
+                partials.tensor_arg(),
+                out.weight.tensor_arg(),
+                out.bias.unwrap_or(out.weight).tensor_arg(),
+                dispatch.span(),
+                out.weight.dtype.elem(),
+            );
+        }
+    }
+    Ok(())
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn sums_kernel<W: Float>(
+    partials: &Tensor<f32>,
+    dw: &mut Tensor<W>,
+    db: &mut Tensor<W>,
+    span: Span,
+    #[define(W)] _dtype: ElemType,
+) {
+    // The whole cube leaves together: a barrier follows.
+    if span.is_idle() {
+        terminate!();
+    }
+    let (slots, channels) = (partials.shape(1), partials.shape(2));
+    let groups = channels.div_ceil(LANES);
+    let slot = span.cube() / groups;
+    let row = UNIT_POS as usize / LANES;
+    let channel = (span.cube() - slot * groups) * LANES + UNIT_POS as usize % LANES;
+    let mut sum = 0.0f32;
+    if channel < channels {
+        let mut part = row;
+        while part < partials.shape(0) {
+            sum += partials[(part * slots + slot) * channels + channel];
+            part += ROWS;
+        }
+    }
+    let mut shared = Shared::<[f32]>::new_slice(comptime!(LANES * ROWS));
+    shared[UNIT_POS as usize] = sum;
+    sync_cube();
+    if row == 0 && channel < channels {
+        #[unroll]
+        for other in 1..ROWS {
+            sum += shared[UNIT_POS as usize + other * LANES];
+        }
+        if slot + 1 < slots {
+            let at = channel * dw.stride(0) + slot * dw.stride(1);
+            dw[at] = W::cast_from(sum);
+        } else {
+            let at = channel * db.stride(0);
+            db[at] = W::cast_from(sum);
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! Numbers that stay in registers: variables addressed by compile-time indices.
+//!
+//! CubeCL's `Array` becomes an array in function memory. NVIDIA's driver leaves such arrays there in kernels with 16-bit
+//! types, and the larger ones in any kernel; a variable of its own for each element always gets a register.
+
+use cubecl::prelude::*;
+
+/// `count` variables.
+#[derive(CubeType)]
+pub(crate) struct Cells<E: CubePrimitive> {
+    cells: Sequence<RuntimeCell<E>>,
+}
+
+#[cube]
+impl<E: CubePrimitive> Cells<E> {
+    /// All with the value `start`.
+    pub(crate) fn new(#[comptime] count: usize, start: E) -> Self {
+        let mut cells = Sequence::<RuntimeCell<E>>::new();
+        #[unroll]
+        for _ in 0..count {
+            cells.push(RuntimeCell::<E>::new(start));
+        }
+        Cells::<E> { cells }
+    }
+
+    pub(crate) fn get(&self, #[comptime] index: usize) -> E {
+        self.cells.index(index).read()
+    }
+
+    pub(crate) fn set(&self, #[comptime] index: usize, value: E) {
+        self.cells.index(index).store(value);
+    }
+}
