@@ -97,6 +97,18 @@ pub(crate) fn register_kernel<E: Float, O: Float>(
         sync_cube();
     }
 
+    // Where the unit's columns go and what is added to them, once for all of its rows: the text of what follows is there for
+    // each of its results.
+    let mut places = Sequence::<usize>::new();
+    let mut biases = Sequence::<f32>::new();
+    #[unroll]
+    for j in 0..comptime!(tile.columns) {
+        let channel = group * extents.n + min(first_n + column_of(j, tile), extents.n - 1u32);
+        places.push(walk.out_column(channel));
+        let bias: ComptimeOption<f32> =
+            bias.map(|bias| f32::cast_from(bias[channel as usize * bias.stride(0)]));
+        biases.push(bias.unwrap_or_else(|| 0.0f32.runtime()));
+    }
     #[unroll]
     for i in 0..comptime!(tile.rows) {
         let m = first_m + row_of(i, tile);
@@ -104,15 +116,9 @@ pub(crate) fn register_kernel<E: Float, O: Float>(
             let at = walk.site_out(m) + part * extents.part_stride;
             #[unroll]
             for j in 0..comptime!(tile.columns) {
-                let n = first_n + column_of(j, tile);
-                if n < extents.n {
-                    let channel = group * extents.n + n;
-                    let bias: ComptimeOption<f32> =
-                        bias.map(|bias| f32::cast_from(bias[channel as usize * bias.stride(0)]));
-                    let value =
-                        sums[comptime!(i * tile.columns + j)] + bias.unwrap_or_else(|| 0.0f32.runtime());
-                    out[at + walk.out_column(channel)] =
-                        O::cast_from(activate_by_code(value, extents.activation));
+                if first_n + column_of(j, tile) < extents.n {
+                    let value = sums[comptime!(i * tile.columns + j)] + *biases.index(j);
+                    out[at + *places.index(j)] = O::cast_from(activate_by_code(value, extents.activation));
                 }
             }
         }
