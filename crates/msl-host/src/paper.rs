@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! operations   those the plan executes, padding of its tiles included
-//! least bytes  every tensor once
+//! least bytes  every tensor once; V and M of Winograd twice
 //! tile bytes   what threadgroups ask for, as if no cache held anything
 //! from         max(operations / rate, least bytes / bandwidth): every cache hits, every unit is busy
 //! to           operations / rate + tile bytes / bandwidth: no cache hits, nothing overlaps
@@ -127,7 +127,11 @@ fn conv3d(case: &Conv3dCase, pass: Pass, dtype: FloatType) -> Option<Work> {
         dtype,
         threadgroups,
         operations,
-        least_bytes: tensors.iter().sum::<f64>() * bytes,
+        // Winograd's intermediate tensors are larger than caches.
+        least_bytes: match plan {
+            Plan::Winograd(config) => config.cost(&problem, pass).bytes,
+            _ => tensors.iter().sum::<f64>() * bytes,
+        },
         tile_bytes: (loads + out) * bytes,
     })
 }

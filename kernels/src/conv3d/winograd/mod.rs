@@ -23,6 +23,10 @@
 //! Nothing of a transform is fused with the product: for 256 channels the product does 5.5 of 6.2 ms, and a cube that did
 //! more than one step would have to hold all 36 points of a tile. V and M travel through memory once each way.
 //!
+//! Depth is summed, not transformed: F(2,3) along depth around F(4x4) (144 points, 1.5 times fewer products, V and M twice
+//! the size) took 2.20 ms instead of 2.77 for 384 channels and 2 frames, but 6.29 instead of 6.12 for 256 channels and 41,
+//! 7.53 instead of 7.13 for 128 channels and 17, 4.07 instead of 2.87 for the first one's input gradient.
+//!
 //! A non-finite input reaches every output of its tiles (up to t x t inputs make m x m outputs non-finite), unlike in
 //! the direct sum: [`Algorithm::Strict`](super::Algorithm::Strict) keeps it in its receptive field.
 
