@@ -182,14 +182,14 @@ fn rotate_side<E: Float, I: Numeric, N: Size>(
                 let at_v = (head + v as usize * side.out_d) / width;
                 let first = *raw.index(comptime!(2 * j));
                 let second = *raw.index(comptime!(2 * j + 1));
-                if turns && place.n >= side.prefix {
+                if !turns || place.n < side.prefix {
+                    out[at_u] = first;
+                    out[at_v] = second;
+                } else {
                     let a = Vector::<f32, N>::cast_from(first);
                     let b = Vector::<f32, N>::cast_from(second);
                     out[at_u] = Vector::cast_from(a * cos - b * sin);
                     out[at_v] = Vector::cast_from(b * cos + a * sin);
-                } else {
-                    out[at_u] = first;
-                    out[at_v] = second;
                 }
             }
         }

@@ -18,7 +18,7 @@ pub fn table() -> Vec<Case> {
         cases.extend(HEAD_DIMS.map(|d| Case {
             name: format!("head_{d}"),
             b: 1,
-            h: 2,
+            h: 4,
             n: 3,
             d,
             bnhd,
