@@ -223,7 +223,8 @@ fn angles<I: Numeric, N: Size>(
         if comptime!(source == Source::Float) {
             let position = f32::cast_from(position);
             // Not for NaN.
-            served = position >= -2147483648.0f32 && position < 2147483648.0f32;
+            let above = position >= -2147483648.0f32;
+            served = above && position < 2147483648.0f32;
             let whole = f32::floor(select(served, position, 0.0f32));
             narrow = i32::cast_from(whole);
             fraction = select(served, position - whole, 0.0f32);
