@@ -99,7 +99,11 @@ pub(crate) fn rope2d(
     let dtype = float_type(OP, "the token tensor", tokens.dtype())?;
     index(OP, "the position tensor", positions.dtype(), &positions.device())?;
     let (base, f0) = (options.base, options.f0);
-    let problem = Rope2dProblem::new(tokens.dims(), positions.dims(), options.layout, base, f0, dtype)?;
+    let mut problem = Rope2dProblem::new(tokens.dims(), positions.dims(), options.layout, base, f0, dtype)?
+        .with_prefix(options.prefix)?;
+    if let Some(rotated) = options.rotated {
+        problem = problem.with_rotated(rotated)?;
+    }
     let limits = limits(&tokens.device());
     served(OP, dtype, &limits)?;
     fits(OP, &problem.tokens_shape(), dtype, &limits)?;

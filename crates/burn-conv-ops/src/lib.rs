@@ -237,7 +237,7 @@ pub fn try_rope2d(
     Ok(Tensor::from_dispatch(Dispatch::rope2d(tokens, positions, problem, false)))
 }
 
-/// [`rope2d()`] of queries and keys, each with its own positions.
+/// [`rope2d()`] of queries and keys, each with its own positions, in one launch.
 ///
 /// # Panics
 /// Where [`try_rope2d_qk`] returns an error.
@@ -262,9 +262,16 @@ pub fn try_rope2d_qk(
     k_positions: Tensor<3, Int>,
     options: Rope2dOptions,
 ) -> Result<(Tensor<4>, Tensor<4>), ConvError> {
-    // Both are checked before either is launched.
-    check::rope2d(&k, &k_positions, &options)?;
-    Ok((try_rope2d(q, q_positions, options)?, try_rope2d(k, k_positions, options)?))
+    let q_problem = check::rope2d(&q, &q_positions, &options)?;
+    let k_problem = check::rope2d(&k, &k_positions, &options)?;
+    if q.dtype() != k.dtype() || q.device() != k.device() {
+        // Not one launch.
+        return Ok((try_rope2d(q, q_positions, options)?, try_rope2d(k, k_positions, options)?));
+    }
+    let (q, k) = (q.into_dispatch(), k.into_dispatch());
+    let (q_positions, k_positions) = (q_positions.into_dispatch(), k_positions.into_dispatch());
+    let (q, k) = Dispatch::rope2d_qk(q, k, q_positions, k_positions, q_problem, k_problem);
+    Ok((Tensor::from_dispatch(q), Tensor::from_dispatch(k)))
 }
 
 fn or_panic<T>(result: Result<T, ConvError>) -> T {

@@ -246,6 +246,20 @@ pub trait ConvOps: Backend {
     ) -> FloatTensor<Self> {
         portable::rope2d::rotate::<Self>(tokens, positions, &problem, inverse)
     }
+
+    /// Queries and keys, each rotated by its positions: one launch where the backend can.
+    #[fusion(meta = |q, k, _q_positions, _k_positions, _q_problem, _k_problem| (q.clone(), k.clone()))]
+    fn rope2d_qk(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        q_positions: IntTensor<Self>,
+        k_positions: IntTensor<Self>,
+        q_problem: Rope2dProblem,
+        k_problem: Rope2dProblem,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let q = portable::rope2d::rotate::<Self>(q, q_positions, &q_problem, false);
+        (q, portable::rope2d::rotate::<Self>(k, k_positions, &k_problem, false))
+    }
 }
 
 #[cfg(feature = "flex")]

@@ -207,11 +207,15 @@ pub struct Rope2dOptions {
     pub f0: f32,
     /// Order of the axes of the tokens; `[B, H, N, D]`.
     pub layout: RopeLayout,
+    /// Tokens at the beginning that stay as they are, such as VGGT's special tokens; none. Their positions do not matter.
+    pub prefix: usize,
+    /// Elements of a head that are rotated, from the first, a multiple of 4; all of them.
+    pub rotated: Option<usize>,
 }
 
 impl Default for Rope2dOptions {
     fn default() -> Self {
-        Self { base: 100.0, f0: 1.0, layout: RopeLayout::Bhnd }
+        Self { base: 100.0, f0: 1.0, layout: RopeLayout::Bhnd, prefix: 0, rotated: None }
     }
 }
 
@@ -238,5 +242,17 @@ impl Rope2dOptions {
     #[must_use]
     pub fn with_layout(self, layout: RopeLayout) -> Self {
         Self { layout, ..self }
+    }
+
+    /// Sets how many tokens at the beginning stay as they are.
+    #[must_use]
+    pub fn with_prefix(self, prefix: usize) -> Self {
+        Self { prefix, ..self }
+    }
+
+    /// Sets how many elements of a head are rotated.
+    #[must_use]
+    pub fn with_rotated(self, rotated: usize) -> Self {
+        Self { rotated: Some(rotated), ..self }
     }
 }

@@ -160,6 +160,15 @@ pub fn regressions() -> Vec<Case> {
         let case = Case::new(&format!("causal_conv1d_117_t{t}"), [2, 7, t], 4);
         cases.push(Case { btc: t % 2 == 1, initial: t % 3 == 0, silu: true, ..case });
     }
+    // Where turns of a cube and segments of a row end, with everything that crosses those places.
+    for (index, t) in [1023, 1024, 1025, 2049, 4096, 5120, 8193].into_iter().enumerate() {
+        let case =
+            Case::new(&format!("mlx_swift_424_turns_t{t}"), [1, 2, t], if index % 2 == 0 { 8 } else { 3 });
+        let seq_idx = IDS[index % 3];
+        cases.push(Case { silu: true, initial: true, seq_idx, ..case.clone() });
+        let name = format!("{}_plain", case.name);
+        cases.push(Case { name, w: 4, btc: index % 2 == 1, ..case });
+    }
     // The grid has one row per (batch, channel).
     cases.push(Case::new("grid_channels_65537", [1, 65_537, 2], 2));
     cases.push(Case { btc: true, ..Case::new("grid_batch_65537", [65_537, 1, 2], 2) });

@@ -158,6 +158,9 @@ fn busy(client: &Client, milliseconds: u128, run: &dyn Fn() -> Result<(), ConvEr
     }
 }
 
+/// Places of a tensor, the values that should be there and the sizes of their sums.
+pub(crate) type Samples = Vec<(usize, f64, f64)>;
+
 /// The device, and what it is measured against.
 pub(crate) struct Bench {
     pub(crate) client: Client,
@@ -217,7 +220,7 @@ impl Bench {
         &self,
         name: &str,
         bytes: usize,
-        want: &[(&Operand, Vec<(usize, f64, f64)>)],
+        want: &[(&Operand, Samples)],
         run: &dyn Fn() -> Result<(), ConvError>,
     ) {
         if let Err(error) = run() {

@@ -24,6 +24,7 @@ mod problem;
 pub mod reference;
 mod state;
 mod unrolled;
+mod update;
 mod weight;
 
 pub use plan::{Pass, Plan, UNROLLED_WIDTH, eligible, plan};
@@ -209,8 +210,33 @@ pub fn backward(
     weight::launch_sums(client, limits, &partials, (problem.width, &db))
 }
 
+/// What [`update_steps`] reads and writes.
+#[derive(Clone, Copy, Debug)]
+pub struct DecodingSteps<'a> {
+    /// `[B, C, L]`: L steps.
+    pub x: &'a Operand,
+    /// `[B, C, S]`, oldest step first; with `slots` any number of rows, with `lengths` a ring.
+    pub state: &'a Operand,
+    /// `[C, W]`.
+    pub weight: &'a Operand,
+    /// `[C]`, in the weight's dtype.
+    pub bias: Option<&'a Operand>,
+    /// `[B]`: the steps that each row has seen (`cache_seqlens`). The state is then a ring: step t stands in column t mod S.
+    /// Only the columns of the new steps are written, so `new_state` has to hold the others already.
+    pub lengths: Option<&'a IndexOperand>,
+    /// `[B]`: the row of the state that belongs to each row of x (`conv_state_indices`), no two alike; negative for padding,
+    /// whose y is 0 and which has no state. Only those rows are written, so `new_state` has to hold the others already.
+    pub slots: Option<&'a IndexOperand>,
+    /// `[B, C, L]`.
+    pub y: &'a Operand,
+    /// Of the state's shape; may be the state's own memory.
+    pub new_state: &'a Operand,
+}
+
+const UPDATE: &str = "causal_conv1d_update";
+
 /// One decoding step: y `[B, C]` and the new state `[B, C, S]` from x `[B, C]`, state `[B, C, S]`, weight `[C, W]` and
-/// bias `[C]`. `new_state` must not share memory with `state`.
+/// bias `[C]`. `new_state` may be the state's own memory.
 ///
 /// # Errors
 /// As [`forward`].
@@ -226,20 +252,89 @@ pub fn update(
     y: &Operand,
     new_state: &Operand,
 ) -> Result<(), ConvError> {
-    let op = "causal_conv1d_update";
-    let (dtype, weight_dtype) = (problem.dtype, problem.weight_dtype);
-    check_dtype(op, dtype, limits)?;
-    check_dtype(op, weight_dtype, limits)?;
-    check_operand(op, "x", x, &problem.x_shape(), dtype)?;
-    check_operand(op, "the state", state, &problem.state_shape(), dtype)?;
-    check_operand(op, "weight", weight, &problem.weight_shape(), weight_dtype)?;
-    check_operand(op, "y", y, &problem.x_shape(), dtype)?;
-    check_operand(op, "the new state", new_state, &problem.state_shape(), dtype)?;
-    check_optional(op, "bias", bias, problem.bias, &[problem.channels], weight_dtype)?;
-    if y.is_empty() {
+    check_operand(UPDATE, "x", x, &problem.x_shape(), problem.dtype)?;
+    check_operand(UPDATE, "y", y, &problem.x_shape(), problem.dtype)?;
+    let [x, y] = [x, y].map(|operand| {
+        let mut steps = operand.clone();
+        steps.shape.push(1);
+        steps.strides.push(1);
+        steps
+    });
+    let (lengths, slots) = (None, None);
+    let steps = DecodingSteps { x: &x, state, weight, bias, lengths, slots, y: &y, new_state };
+    update_steps(client, limits, problem, &steps)
+}
+
+/// Several decoding steps at once, each with the state after the one before it.
+///
+/// # Errors
+/// As [`forward`].
+pub fn update_steps(
+    client: &Client,
+    limits: &Limits,
+    problem: &UpdateProblem,
+    steps: &DecodingSteps,
+) -> Result<(), ConvError> {
+    let &UpdateProblem { batch, channels, width, state_length, dtype, weight_dtype, .. } = problem;
+    check_dtype(UPDATE, dtype, limits)?;
+    check_dtype(UPDATE, weight_dtype, limits)?;
+    let length = steps.x.shape.last().copied().unwrap_or(0);
+    let rows = steps.slots.and(steps.state.shape.first()).copied().unwrap_or(batch);
+    let (x, state) = ([batch, channels, length], [rows, channels, state_length]);
+    check_operand(UPDATE, "x", steps.x, &x, dtype)?;
+    check_operand(UPDATE, "the state", steps.state, &state, dtype)?;
+    check_operand(UPDATE, "weight", steps.weight, &problem.weight_shape(), weight_dtype)?;
+    check_operand(UPDATE, "y", steps.y, &x, dtype)?;
+    check_operand(UPDATE, "the new state", steps.new_state, &state, dtype)?;
+    check_optional(UPDATE, "bias", steps.bias, problem.bias, &[channels], weight_dtype)?;
+    for (name, indices) in [("cache_seqlens", steps.lengths), ("state indices", steps.slots)] {
+        indices.map_or(Ok(()), |indices| indices.check(UPDATE, name, &[batch], client))?;
+    }
+    if let (Some(lengths), Some(slots)) = (steps.lengths, steps.slots)
+        && lengths.dtype != slots.dtype
+    {
+        let names = [lengths.dtype.name(), slots.dtype.name()];
+        invalid!("{UPDATE}: cache_seqlens are {}, state indices {}, they must be alike", names[0], names[1]);
+    }
+    if steps.lengths.is_some() && state_length == 0 && width > 0 && length > 0 {
+        invalid!("{UPDATE}: a ring of 0 steps holds no state, it must have at least 1");
+    }
+    if steps.y.is_empty() {
         return Ok(());
     }
-    state::launch_update(client, limits, problem, [x, state, weight], bias, [y, new_state])
+    update::launch(client, limits, problem, steps)
+}
+
+/// The last S steps of sequences packed into one row: of x `[1, C, T]` or `[1, T, C]` the steps from `bounds[i]` to
+/// `bounds[i + 1]` (`cu_seqlens [N + 1]`, ascending), into `out [N, C, S]`, zeros before a sequence that is shorter.
+///
+/// # Errors
+/// As [`forward`].
+pub fn last_states(
+    client: &Client,
+    limits: &Limits,
+    layout: Conv1dLayout,
+    x: &Operand,
+    bounds: &IndexOperand,
+    out: &Operand,
+) -> Result<(), ConvError> {
+    let op = "causal_conv1d_last_states";
+    check_dtype(op, x.dtype, limits)?;
+    let x = args::canonical(x, layout);
+    if x.shape.len() != 3 || x.shape[0] != 1 {
+        invalid!("{op}: x has shape {:?}, sequences are packed into one row [1, C, T] or [1, T, C]", x.shape);
+    }
+    let sequences = bounds.shape.first().copied().unwrap_or(0);
+    if bounds.shape.len() != 1 || sequences == 0 {
+        invalid!("{op}: cu_seqlens has shape {:?}, it must be [sequences + 1]", bounds.shape);
+    }
+    let length = out.shape.last().copied().unwrap_or(0);
+    check_operand(op, "out", out, &[sequences - 1, x.shape[1], length], x.dtype)?;
+    bounds.check(op, "cu_seqlens", &[sequences], client)?;
+    if out.is_empty() {
+        return Ok(());
+    }
+    state::launch_last_states(client, limits, &x.bindable(client), bounds, out)
 }
 
 /// fp32 `[B, channels, T]` in the memory order of the layout.

@@ -221,6 +221,43 @@ pub fn update(
     (y, new_state)
 }
 
+/// y `[B, C, L]` and the state after L steps, a step at a time: `lengths` and `slots` as in
+/// [`DecodingSteps`](super::DecodingSteps).
+#[allow(clippy::too_many_arguments)]
+pub fn update_steps(
+    problem: &UpdateProblem,
+    x: &[f64],
+    state: &[f64],
+    weight: &[f64],
+    bias: Option<&[f64]>,
+    lengths: Option<&[i64]>,
+    slots: Option<&[i64]>,
+) -> (Vec<f64>, Vec<f64>) {
+    let &UpdateProblem { batch, channels, state_length: size, .. } = problem;
+    let one = UpdateProblem { batch: 1, channels: 1, ..*problem };
+    let steps = x.len() / (batch * channels);
+    let (mut y, mut new_state) = (vec![0.0; x.len()], state.to_vec());
+    for (row, y) in y.chunks_mut(steps).enumerate() {
+        let (b, c) = (row / channels, row % channels);
+        let Ok(slot) = usize::try_from(slots.map_or(b as i64, |slots| slots[b])) else { continue };
+        let memory = &mut new_state[(slot * channels + c) * size..][..size];
+        // The columns in the order of their steps.
+        let start = lengths.map_or(0, |lengths| lengths[b] as usize % size.max(1));
+        memory.rotate_left(start);
+        for (y, x) in y.iter_mut().zip(&x[row * steps..]) {
+            let taps = &weight[c * problem.width..(c + 1) * problem.width];
+            let bias = bias.map(|bias| &bias[c..=c]);
+            let (of_step, next) = update(&one, &[*x], memory, taps, bias);
+            *y = of_step[0];
+            memory.copy_from_slice(&next);
+        }
+        if lengths.is_some() {
+            memory.rotate_right((start + steps) % size.max(1));
+        }
+    }
+    (y, new_state)
+}
+
 fn absolute(values: &[f64]) -> Vec<f64> {
     values.iter().map(|value| value.abs()).collect()
 }

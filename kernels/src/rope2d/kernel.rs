@@ -182,14 +182,14 @@ fn rotate_side<E: Float, I: Numeric, N: Size>(
                 let at_v = (head + v as usize * side.out_d) / width;
                 let first = *raw.index(comptime!(2 * j));
                 let second = *raw.index(comptime!(2 * j + 1));
-                if turns && place.n >= side.prefix {
+                if !turns || place.n < side.prefix {
+                    out[at_u] = first;
+                    out[at_v] = second;
+                } else {
                     let a = Vector::<f32, N>::cast_from(first);
                     let b = Vector::<f32, N>::cast_from(second);
                     out[at_u] = Vector::cast_from(a * cos - b * sin);
                     out[at_v] = Vector::cast_from(b * cos + a * sin);
-                } else {
-                    out[at_u] = first;
-                    out[at_v] = second;
                 }
             }
         }
@@ -223,7 +223,8 @@ fn angles<I: Numeric, N: Size>(
         if comptime!(source == Source::Float) {
             let position = f32::cast_from(position);
             // Not for NaN.
-            served = position >= -2147483648.0f32 && position < 2147483648.0f32;
+            let above = position >= -2147483648.0f32;
+            served = above && position < 2147483648.0f32;
             let whole = f32::floor(select(served, position, 0.0f32));
             narrow = i32::cast_from(whole);
             fraction = select(served, position - whole, 0.0f32);

@@ -149,7 +149,7 @@ impl Rope2dProblem {
     /// # Errors
     /// [`ConvError::Invalid`] when that is no multiple of 4 or more than there are.
     pub fn with_rotated(self, rotated: usize) -> Result<Self, ConvError> {
-        if rotated == 0 || rotated % 4 != 0 || rotated > self.head_dim {
+        if rotated == 0 || !rotated.is_multiple_of(4) || rotated > self.head_dim {
             invalid!(
                 "rope2d: {rotated} elements of a head of {} are to be rotated, it must be a positive multiple of 4 and no more",
                 self.head_dim

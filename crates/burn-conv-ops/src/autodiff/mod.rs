@@ -93,6 +93,17 @@ impl<B: Backend + ConvOps, C: CheckpointStrategy> ConvOps for Autodiff<B, C> {
     ) -> FloatTensor<Self> {
         rope2d::forward::<B, C>(tokens, positions, problem, inverse)
     }
+
+    fn rope2d_qk(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        q_positions: IntTensor<Self>,
+        k_positions: IntTensor<Self>,
+        q_problem: Rope2dProblem,
+        k_problem: Rope2dProblem,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        rope2d::forward_qk::<B, C>([q, k], [q_positions, k_positions], [q_problem, k_problem])
+    }
 }
 
 /// Burn's autodiff differentiates once; a backward runs on the inner backend and never gets here.

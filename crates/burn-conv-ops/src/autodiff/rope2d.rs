@@ -31,6 +31,35 @@ pub(super) fn forward<B: Backend + ConvOps, C: CheckpointStrategy>(
     }
 }
 
+/// Queries and keys in one launch, a node each: their gradients come separately.
+pub(super) fn forward_qk<B: Backend + ConvOps, C: CheckpointStrategy>(
+    tokens: [FloatTensor<Autodiff<B, C>>; 2],
+    positions: [IntTensor<B>; 2],
+    problems: [Rope2dProblem; 2],
+) -> (FloatTensor<Autodiff<B, C>>, FloatTensor<Autodiff<B, C>>) {
+    let prepare = |place: usize| {
+        let (tokens, positions, problem) = (&tokens[place], positions[place].clone(), problems[place]);
+        let again = Again::<B> { tokens: tokens.id(), positions, problem, inverse: false };
+        Rotation
+            .prepare::<C>([tokens.node()])
+            .memory_bound()
+            .retro_forward(again)
+            .parents([tokens])
+            .stateful()
+    };
+    let (of_q, of_k) = (prepare(0), prepare(1));
+    let [q, k] = tokens.map(|tokens| tokens.into_primitive());
+    let [q_positions, k_positions] = positions.clone();
+    let (q, k) = B::rope2d_qk(q, k, q_positions, k_positions, problems[0], problems[1]);
+    let [q_positions, k_positions] = positions;
+    let finish = |kind, out, positions, problem| match kind {
+        OpsKind::Tracked(prep) => prep.finish((positions, problem, false), out),
+        OpsKind::UnTracked(prep) => prep.finish(out),
+    };
+    let q = finish(of_q, q, q_positions, problems[0]);
+    (q, finish(of_k, k, k_positions, problems[1]))
+}
+
 #[derive(Debug)]
 struct Rotation;
 

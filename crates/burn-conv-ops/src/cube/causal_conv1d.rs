@@ -1,6 +1,6 @@
 //! Causal conv1d, its gradients, states and decoding steps through `conv-kernels`.
 
-use super::{allocate, index_operand, operand};
+use super::{allocate, index_operand, operand, owned};
 use crate::ops::{CausalConv1dGradients, CausalConv1dInputs};
 use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
@@ -92,21 +92,24 @@ pub(super) fn final_state(
 
 pub(super) fn update(
     x: &CubeTensor,
-    state: &CubeTensor,
+    state: CubeTensor,
     weight: &CubeTensor,
     bias: Option<&CubeTensor>,
     problem: &UpdateProblem,
 ) -> Result<(CubeTensor, CubeTensor), ConvError> {
     let limits = Limits::of(&x.client);
     let y = allocate(x, &problem.x_shape(), x.dtype);
-    let new_state = allocate(x, &problem.state_shape(), state.dtype);
+    // Asked before `operand` shares the memory.
+    let owned = owned(&state);
+    let from = operand(&state)?;
+    let new_state = if owned { state } else { allocate(x, &problem.state_shape(), state.dtype) };
     let bias = bias.map(operand).transpose()?;
     causal_conv1d::update(
         &x.client,
         &limits,
         problem,
         &operand(x)?,
-        &operand(state)?,
+        &from,
         &operand(weight)?,
         bias.as_ref(),
         &operand(&y)?,

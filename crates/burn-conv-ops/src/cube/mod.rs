@@ -83,7 +83,7 @@ impl ConvOps for CubeBackend {
         bias: OptionalTensor<Self>,
         problem: UpdateProblem,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        or_panic(causal_conv1d::update(&x, &state, &weight, bias.as_option(), &problem))
+        or_panic(causal_conv1d::update(&x, state, &weight, bias.as_option(), &problem))
     }
 
     fn rope2d(
@@ -92,7 +92,18 @@ impl ConvOps for CubeBackend {
         problem: Rope2dProblem,
         inverse: bool,
     ) -> FloatTensor<Self> {
-        or_panic(rope2d::rotate(&tokens, &positions, &problem, inverse))
+        or_panic(rope2d::rotate(tokens, &positions, problem, inverse))
+    }
+
+    fn rope2d_qk(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        q_positions: IntTensor<Self>,
+        k_positions: IntTensor<Self>,
+        q_problem: Rope2dProblem,
+        k_problem: Rope2dProblem,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        or_panic(rope2d::rotate_qk([q, k], [&q_positions, &k_positions], [q_problem, k_problem]))
     }
 }
 
@@ -119,6 +130,11 @@ fn index_operand(tensor: &CubeTensor) -> Result<IndexOperand, ConvError> {
         strides: tensor.meta.strides().to_vec(),
         dtype: crate::check::index_type("burn-conv-ops", "an operand", tensor.dtype)?,
     })
+}
+
+/// Whether a kernel may write its result to the tensor's memory: nobody else has it, and no two elements share a place.
+fn owned(tensor: &CubeTensor) -> bool {
+    tensor.can_mut() && tensor.is_contiguous()
 }
 
 /// A contiguous tensor with undefined elements beside `like`.

@@ -1,19 +1,64 @@
 //! RoPE2D through `conv-kernels`.
 
-use super::{allocate, index_operand, operand};
+use super::{allocate, index_operand, operand, owned};
 use burn_cubecl::tensor::CubeTensor;
-use conv_kernels::rope2d::{self, Rope2dProblem};
-use conv_kernels::{ConvError, Limits};
+use conv_kernels::rope2d::{Positions, Rope2dProblem, Rotation, rotate_all};
+use conv_kernels::{ConvError, IndexOperand, Limits, Operand};
+
+/// Tokens and their positions as the kernels see them, and the result: the tokens' own memory where nobody else has it.
+struct Turn {
+    tokens: Operand,
+    positions: IndexOperand,
+    out: CubeTensor,
+    problem: Rope2dProblem,
+}
+
+impl Turn {
+    fn of(tokens: CubeTensor, positions: &CubeTensor, problem: Rope2dProblem) -> Result<Self, ConvError> {
+        // Asked before `operand` shares the memory.
+        let owned = owned(&tokens);
+        let (from, positions) = (operand(&tokens)?, index_operand(positions)?);
+        let out = if owned { tokens } else { allocate(&tokens, &problem.tokens_shape(), tokens.dtype) };
+        Ok(Self { tokens: from, positions, out, problem })
+    }
+}
+
+/// Rotates one or two tensors in one launch.
+fn turn(turns: &[Turn], inverse: bool) -> Result<(), ConvError> {
+    let client = &turns[0].out.client;
+    let outs: Vec<Operand> = turns.iter().map(|turn| operand(&turn.out)).collect::<Result<_, _>>()?;
+    let rotations: Vec<Rotation> = turns
+        .iter()
+        .zip(&outs)
+        .map(|(turn, out)| Rotation {
+            problem: turn.problem,
+            tokens: &turn.tokens,
+            positions: Positions::Index(&turn.positions),
+            out,
+        })
+        .collect();
+    rotate_all(client, &Limits::of(client), &rotations, inverse)
+}
 
 pub(super) fn rotate(
-    tokens: &CubeTensor,
+    tokens: CubeTensor,
     positions: &CubeTensor,
-    problem: &Rope2dProblem,
+    problem: Rope2dProblem,
     inverse: bool,
 ) -> Result<CubeTensor, ConvError> {
-    let limits = Limits::of(&tokens.client);
-    let out = allocate(tokens, &problem.tokens_shape(), tokens.dtype);
-    let (from, at, to) = (operand(tokens)?, index_operand(positions)?, operand(&out)?);
-    rope2d::rotate(&tokens.client, &limits, problem, &from, &at, &to, inverse)?;
-    Ok(out)
+    let turns = [Turn::of(tokens, positions, problem)?];
+    turn(&turns, inverse)?;
+    let [only] = turns;
+    Ok(only.out)
+}
+
+pub(super) fn rotate_qk(
+    [q, k]: [CubeTensor; 2],
+    [q_positions, k_positions]: [&CubeTensor; 2],
+    [q_problem, k_problem]: [Rope2dProblem; 2],
+) -> Result<(CubeTensor, CubeTensor), ConvError> {
+    let turns = [Turn::of(q, q_positions, q_problem)?, Turn::of(k, k_positions, k_problem)?];
+    turn(&turns, false)?;
+    let [q, k] = turns;
+    Ok((q.out, k.out))
 }

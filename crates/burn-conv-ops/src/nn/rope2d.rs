@@ -38,7 +38,14 @@ impl Rope2dConfig {
     /// The module. It has no parameters and belongs to no device.
     #[must_use]
     pub fn init(&self) -> Rope2d {
-        Rope2d { options: Rope2dOptions { base: self.base, f0: self.f0, layout: self.layout } }
+        Rope2d {
+            options: Rope2dOptions {
+                base: self.base,
+                f0: self.f0,
+                layout: self.layout,
+                ..Rope2dOptions::new()
+            },
+        }
     }
 }
 

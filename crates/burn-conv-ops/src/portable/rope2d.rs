@@ -18,6 +18,27 @@ pub(crate) fn rotate<B: Backend>(
     if shape.contains(&0) {
         return tokens;
     }
+    if problem.rotated < problem.head_dim {
+        // The elements that are rotated, as heads of their own, and the rest.
+        let (rotated, rest) = (problem.rotated, problem.head_dim - problem.rotated);
+        let rest = narrow::<B>(tokens.clone(), 3, rotated, rest);
+        let problem = Rope2dProblem { head_dim: rotated, ..*problem };
+        let turned = rotate::<B>(narrow::<B>(tokens, 3, 0, rotated), positions, &problem, inverse);
+        return B::float_cat(vec![turned, rest], 3);
+    }
+    if problem.prefix > 0 {
+        let (axis, rest) =
+            (if problem.layout == RopeLayout::Bhnd { 2 } else { 1 }, problem.tokens - problem.prefix);
+        if rest == 0 {
+            return tokens;
+        }
+        let first = narrow::<B>(tokens.clone(), axis, 0, problem.prefix);
+        let others = [(0..problem.batch).into(), (problem.prefix..problem.tokens).into(), (0..2).into()];
+        let positions = B::int_slice(positions, &others);
+        let tokens = narrow::<B>(tokens, axis, problem.prefix, rest);
+        let problem = Rope2dProblem { tokens: rest, prefix: 0, ..*problem };
+        return B::float_cat(vec![first, rotate::<B>(tokens, positions, &problem, inverse)], axis);
+    }
     let (dtype, device, quarter) = (tokens.dtype(), tokens.device(), problem.frequencies());
     let sign = if inverse { -1.0 } else { 1.0 };
     let factors: Vec<f64> =

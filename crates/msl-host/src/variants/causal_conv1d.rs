@@ -1,15 +1,16 @@
-//! Causal conv1d: forward, backward, final state and one-step update.
+//! Causal conv1d: forward, backward, states and decoding.
 //!
-//! The full product of width, layout, activation, bias, states, ids and two dtypes has tens of thousands of kernels.
-//! Lowered are every width x layout x type of ids with the other options on, every combination of the other options at
-//! one width, and every pair of dtypes.
+//! Compiled in are the layout, the number of places for taps, whether there are states, the type of ids, whether neighbours are
+//! read as vectors, and two dtypes; activation and bias are arguments. Lowered is the full product, other types of the weight
+//! with the plainest options only.
 
 use super::{IndexWidth, indices, note, tensor};
 use crate::server::{Label, Recorder};
 use conv_cases::causal_conv1d::{UpdateCase, update_cases};
 use conv_kernels::causal_conv1d::{
-    CausalConv1dProblem, Conv1dLayout, Gradients, Inputs, OptionalShapes, Pass, Plan, UNROLLED_WIDTH,
-    UpdateProblem, backward, eligible, final_state, forward, update,
+    CausalConv1dProblem, Conv1dLayout, DecodingSteps, Gradients, Inputs, OptionalShapes, Pass, Plan,
+    UNROLLED_WIDTH, UpdateProblem, backward, eligible, final_state, forward, last_states, update,
+    update_steps,
 };
 use conv_kernels::conv3d::Activation;
 use conv_kernels::{FloatType, IndexType, Limits};
@@ -112,6 +113,7 @@ pub(super) fn record(
     for call in table(dtype, index).into_iter().filter(|call| serves(call.weight_dtype, call.ids)) {
         record_call(recorder, limits, &call, refused);
     }
+    record_decoding(recorder, limits, dtype, refused);
     for (case, activation, weight_dtype) in updates(index).into_iter().filter(|update| serves(update.2, None))
     {
         let shape = ([case.b, case.c], [case.b, case.c, case.s], [case.c, case.w]);
@@ -123,11 +125,11 @@ pub(super) fn record(
     }
 }
 
-/// Every decoding problem with every activation and type of the weight.
+/// Decoding problems of some widths with every activation and type of the weight.
 pub fn updates(index: IndexWidth) -> Vec<(UpdateCase, Activation, FloatType)> {
     let mut updates = Vec::new();
-    let few = if index == IndexWidth::Narrow { usize::MAX } else { 2 };
-    for case in update_cases().into_iter().take(few) {
+    let few = if index == IndexWidth::Narrow { 4 } else { 1 };
+    for case in update_cases().into_iter().step_by(13).take(few) {
         for weight_dtype in FloatType::ALL {
             updates.extend(ACTIVATIONS.map(|activation| (case.clone(), activation, weight_dtype)));
         }
@@ -140,34 +142,26 @@ pub fn table(dtype: FloatType, index: IndexWidth) -> Vec<Call> {
     let mut calls = Vec::new();
     for layout in [Conv1dLayout::Bct, Conv1dLayout::Btc] {
         let base = Call::new(layout, dtype);
+        let plain = Call { bias: false, initial: false, activation: Activation::None, ..base };
+        // What is read in vectors, and what is not.
+        let vectors = Call { extents: [2, 8, 32], ..base };
         if index == IndexWidth::Wide {
-            for activation in [Activation::None, Activation::Silu] {
-                calls.extend([None, Some(IndexType::I32)].map(|ids| Call { activation, ids, ..base }));
-            }
+            calls.extend([None, Some(IndexType::I32)].map(|ids| Call { ids, ..base }));
             continue;
         }
         for ids in IDS {
-            calls.extend((1..=UNROLLED_WIDTH + 1).map(|width| Call { width, ids, ..base }));
-        }
-        for activation in ACTIVATIONS {
-            for bits in 0..8 {
-                let [bias, initial, packed] = [0, 1, 2].map(|bit| bits >> bit & 1 == 1);
-                let ids = packed.then_some(IndexType::I32);
-                calls.push(Call { activation, bias, initial, ids, ..base });
+            for width in [4, UNROLLED_WIDTH, UNROLLED_WIDTH + 1] {
+                calls.extend([base, vectors].map(|call| Call { width, ids, ..call }));
             }
         }
-        for weight_dtype in FloatType::ALL {
-            calls.push(Call { weight_dtype, ..base });
-            calls.push(Call {
-                weight_dtype,
-                bias: false,
-                initial: false,
-                activation: Activation::None,
-                ..base
-            });
+        for width in [4, UNROLLED_WIDTH] {
+            calls.push(Call { width, initial: false, activation: Activation::Relu, ..vectors });
         }
-        // Nothing to compute, and fewer steps than the filter is wide.
+        calls.extend([1, 2, 5].map(|width| Call { width, ..base }));
+        calls.extend(FloatType::ALL.map(|weight_dtype| Call { weight_dtype, ..plain }));
+        // Nothing to compute, fewer steps than the filter is wide, and sums in parts.
         calls.extend([[0, 5, 33], [2, 0, 33], [2, 5, 0], [2, 5, 1]].map(|extents| Call { extents, ..base }));
+        calls.push(Call { extents: [20, 128, 8], ..plain });
     }
     calls
 }
@@ -263,6 +257,47 @@ impl Operands {
             initial_state: self.initial.as_ref(),
             seq_idx: self.ids.as_ref(),
         }
+    }
+}
+
+/// Rings with both types of lengths, and the last states of packed sequences.
+fn record_decoding(recorder: &Recorder, limits: &Limits, dtype: FloatType, refused: &mut Vec<String>) {
+    let served = IndexType::ALL.into_iter().filter(|index| index.served_by(recorder.client()));
+    for index in served {
+        let label = Label {
+            what: format!("causal_conv1d update {}", dtype.name()),
+            options: format!("ring {}", index.name()),
+        };
+        let problem = UpdateProblem::new([2, 3], [2, 3, 4], [3, 4], None, Activation::None, dtype, dtype);
+        let result = problem.and_then(|problem| {
+            recorder.record(&label, |client| {
+                let [x, y] = [(); 2].map(|()| tensor(client, &[2, 3, 2], dtype));
+                let state = tensor(client, &[2, 3, 4], dtype);
+                let weight = tensor(client, &[3, 4], dtype);
+                let lengths = indices(client, &[2], index);
+                let steps = DecodingSteps {
+                    x: &x,
+                    state: &state,
+                    weight: &weight,
+                    bias: None,
+                    lengths: Some(&lengths),
+                    slots: None,
+                    y: &y,
+                    new_state: &state,
+                };
+                update_steps(client, limits, &problem, &steps)
+            })
+        });
+        note(result, &label, "a ring", refused);
+        let label = Label {
+            what: format!("causal_conv1d last states {}", dtype.name()),
+            options: format!("bounds {}", index.name()),
+        };
+        let result = recorder.record(&label, |client| {
+            let (x, out) = (tensor(client, &[1, 3, 9], dtype), tensor(client, &[2, 3, 4], dtype));
+            last_states(client, limits, Conv1dLayout::Bct, &x, &indices(client, &[3], index), &out)
+        });
+        note(result, &label, "two sequences", refused);
     }
 }
 

@@ -1,13 +1,15 @@
-//! RoPE2D: the rotation and its inverse, both types of positions, every split of positions into digits.
+//! RoPE2D: every source of positions, one tensor or two, in vectors and element by element. The split of positions into digits
+//! and the direction are arguments.
 
 use super::{indices, note, tensor};
 use crate::server::{Label, Recorder};
 use conv_cases::rope2d::Case;
-use conv_kernels::rope2d::{Rope2dProblem, RopeLayout, rotate};
+use conv_kernels::rope2d::{Grid, Positions, Rope2dProblem, RopeLayout, Rotation, rotate, rotate_all};
 use conv_kernels::{FloatType, IndexType, Limits};
 
-/// Head dimensions on either side of the widths at which tables get fewer bits per digit.
-const HEAD_DIMS: [usize; 5] = [4, 512, 516, 4096, 4100];
+/// Head dimensions with a quarter that is no multiple of four and with one that is; tables get fewer bits per digit for the
+/// last.
+const HEAD_DIMS: [usize; 3] = [4, 32, 528];
 
 /// Problems that reach every kernel of the op.
 pub fn table() -> Vec<Case> {
@@ -16,7 +18,7 @@ pub fn table() -> Vec<Case> {
         cases.extend(HEAD_DIMS.map(|d| Case {
             name: format!("head_{d}"),
             b: 1,
-            h: 2,
+            h: 4,
             n: 3,
             d,
             bnhd,
@@ -49,6 +51,35 @@ pub(super) fn record(recorder: &Recorder, limits: &Limits, dtype: FloatType, ref
                 })
             });
             note(result, &label, &case, refused);
+        }
+    }
+    for d in [16, 12] {
+        let problem = Rope2dProblem::new([1, 3, 6, d], [1, 6, 2], RopeLayout::Bhnd, 100.0, 1.0, dtype);
+        for (name, count) in ["i32", "i64", "f32", "grid"].into_iter().flat_map(|name| [(name, 1), (name, 2)])
+        {
+            let index = if name == "i64" { IndexType::I64 } else { IndexType::I32 };
+            if !index.served_by(recorder.client()) {
+                continue;
+            }
+            let label = Label {
+                what: format!("rope2d {}", dtype.name()),
+                options: format!("positions {name} tensors {count} head {d}"),
+            };
+            let result = problem.clone().and_then(|problem| {
+                recorder.record(&label, |client| {
+                    let [x, y] = [(); 2].map(|()| tensor(client, &[1, 3, 6, d], dtype));
+                    let whole = indices(client, &[1, 6, 2], index);
+                    let numbers = tensor(client, &[1, 6, 2], FloatType::F32);
+                    let positions = match name {
+                        "grid" => Positions::Grid(Grid { rows: 2, columns: 3, first: -1 }),
+                        "f32" => Positions::Float(&numbers),
+                        _ => Positions::Index(&whole),
+                    };
+                    let rotation = Rotation { problem, tokens: &x, positions, out: &y };
+                    rotate_all(client, limits, &[rotation; 2][..count], true)
+                })
+            });
+            note(result, &label, "sources", refused);
         }
     }
 }

@@ -78,6 +78,11 @@ fn check(dtype: FloatType) {
         for (case, activation, weight_dtype) in variants::causal_conv1d::updates(index) {
             causal_conv1d::streaming::check_update(device, &case, activation, [dtype, weight_dtype]);
         }
+        for index_type in IndexType::ALL {
+            causal_conv1d::decoding::check_steps(device, dtype, index_type, 4..=4);
+            causal_conv1d::decoding::check_last_states(device, dtype, index_type);
+        }
+        rope2d::options::check_sources(device, dtype);
         for case in variants::rope2d::table() {
             for positions in IndexType::ALL {
                 failures.extend(rope2d::check(device, &case, dtype, positions));

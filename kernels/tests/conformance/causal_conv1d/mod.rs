@@ -1,6 +1,7 @@
 //! causal conv1d: every case x dtype x pass x eligible plan against the f64 reference.
 
 mod behaviour;
+pub(crate) mod decoding;
 mod errors;
 mod reference;
 pub(crate) mod streaming;

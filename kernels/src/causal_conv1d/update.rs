@@ -1,0 +1,163 @@
+//! Decoding: L steps from a state of S columns, and the state after them.
+//!
+//! ```text
+//! shifted   h = [state | x]          y[l] = taps over h[S + l + 1 - W ..= S + l]          new state = last S columns of h
+//! ring      p = lengths[b]           taps at (p + l - (W-1) + k) mod S, steps of x where p is reached; x[l] -> (p + l) mod S
+//! ```
+//!
+//! A unit has one channel of one row: it reads all that it needs of the state before it writes to it, and no other unit touches
+//! them, so the new state may be the old one's memory. A row without a slot writes zeros and no state. Any strides. Bytes: x,
+//! y, the columns of the state that are read and written. Operations: W multiply-adds per step and the activation.
+
+use super::args::{Present, UNITS, at2, at3};
+use super::plan::check_turns;
+use super::problem::UpdateProblem;
+use super::{DecodingSteps, UPDATE};
+use crate::activation::activate_by_code;
+use crate::error::ConvError;
+use crate::grid::{Span, dispatches};
+use crate::index_operand::{IndexOperand, IndexType};
+use crate::limits::Limits;
+use crate::operand::{Operand, address_type};
+use cubecl::ir::ElemType;
+use cubecl::prelude::*;
+
+pub(crate) fn launch(
+    client: &Client,
+    limits: &Limits,
+    problem: &UpdateProblem,
+    steps: &DecodingSteps,
+) -> Result<(), ConvError> {
+    let length = steps.x.shape[2];
+    check_turns(UPDATE, length * problem.width + problem.state_length, limits)?;
+    let (state, new_state) = (steps.state.bindable(client), steps.new_state.bindable(client));
+    let units = problem.batch * problem.channels;
+    let operands: Vec<&Operand> =
+        [steps.x, &state, steps.weight, steps.y, &new_state].into_iter().chain(steps.bias).collect();
+    let indices = [steps.lengths, steps.slots].into_iter().flatten().map(IndexOperand::extent).max();
+    let largest = (units + UNITS as usize).max(indices.unwrap_or(0));
+    let address = address_type(UPDATE, &operands, largest, limits)?;
+    let turns = length * (2 * problem.width + 8) + problem.state_length;
+    let present = Present::bits(&[
+        (steps.bias.is_some(), Present::BIAS),
+        (steps.lengths.is_some(), RING),
+        (steps.slots.is_some(), SLOTS),
+    ]);
+    let stand_in =
+        || IndexOperand::contiguous(steps.weight.handle.clone(), &[1], IndexType::I32).tensor_arg();
+    let index = steps.lengths.or(steps.slots).map_or(IndexType::I32, |indices| indices.dtype);
+    for dispatch in dispatches(units.div_ceil(UNITS as usize), f64::from(UNITS) * turns as f64, limits) {
+        // SAFETY: rows, channels and slots are checked in the kernel, state columns stay below S.
+        unsafe {
+            update_kernel::launch_unchecked(
+                client,
+                dispatch.count(),
+                CubeDim::new_1d(UNITS),
+                address,
+                steps.x.tensor_arg(),
+                state.tensor_arg(),
+                steps.weight.tensor_arg(),
+                steps.bias.unwrap_or(steps.weight).tensor_arg(),
+                steps.lengths.map_or_else(stand_in, IndexOperand::tensor_arg),
+                steps.slots.map_or_else(stand_in, IndexOperand::tensor_arg),
+                steps.y.tensor_arg(),
+                new_state.tensor_arg(),
+                problem.activation.code(),
+                present,
+                dispatch.span(),
+                problem.dtype.elem(),
+                problem.weight_dtype.elem(),
+                index.elem(),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Beside those of [`Present`].
+const RING: u32 = 256;
+const SLOTS: u32 = 512;
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+#[allow(clippy::too_many_arguments)]
+fn update_kernel<X: Float, W: Float, I: Int>(
+    x: &Tensor<X>,
+    state: &Tensor<X>,
+    weight: &Tensor<W>,
+    bias: &Tensor<W>,
+    lengths: &Tensor<I>,
+    slots: &Tensor<I>,
+    y: &mut Tensor<X>,
+    new_state: &mut Tensor<X>,
+    activation: u32,
+    present: u32,
+    span: Span,
+    #[define(X)] _dtype: ElemType,
+    #[define(W)] _weight_dtype: ElemType,
+    #[define(I)] _index_dtype: ElemType,
+) {
+    let index = span.cube() * UNITS as usize + UNIT_POS as usize;
+    let b = index / x.shape(1);
+    let c = index - b * x.shape(1);
+    if span.is_idle() || b >= x.shape(0) {
+        terminate!();
+    }
+    let (size, width, count) = (state.shape(2), weight.shape(1), x.shape(2));
+    let mut slot = b;
+    let mut served = true;
+    if present & SLOTS != 0u32 {
+        let given = slots[b * slots.stride(0)];
+        // A slot that does not exist is none.
+        served = given >= I::from_int(0) && given < I::cast_from(state.shape(0));
+        slot = select(served, usize::cast_from(given), 0usize);
+    }
+    // Where the ring stands: the column that the first step is written to.
+    let ring = present & RING != 0u32;
+    let mut place = size;
+    if ring {
+        place = usize::cast_from(lengths[b * lengths.stride(0)]) % max(size, 1usize);
+    }
+    let mut offset = 0.0f32;
+    if present & Present::BIAS != 0u32 {
+        offset = f32::cast_from(bias[c * bias.stride(0)]);
+    }
+    for l in 0..count {
+        let mut sum = offset;
+        for k in 0..width {
+            // Steps back from the first of x: tap k of step l reads step l - (W-1) + k.
+            let mut value = 0.0f32;
+            if l + k + 1 >= width {
+                value = f32::cast_from(x[at3(x, b, c, l + k + 1 - width)]);
+            }
+            if l + k + 1 < width {
+                let mut column = place + l + k + 1 - width;
+                if ring {
+                    column = (place + size + l + k + 1 - width) % size;
+                }
+                value = f32::cast_from(state[at3(state, slot, c, column)]);
+            }
+            sum = fma(f32::cast_from(weight[at2(weight, c, k)]), value, sum);
+        }
+        let result = select(served, activate_by_code(sum, activation), 0.0f32);
+        let at = at3(&*y, b, c, l);
+        y[at] = X::cast_from(result);
+    }
+    if served {
+        if ring {
+            for l in 0..count {
+                let at = at3(&*new_state, slot, c, (place + l) % size);
+                new_state[at] = x[at3(x, b, c, l)];
+            }
+        } else {
+            // Column s of the new state lies L columns further in [state | x]: never one that has been written.
+            for s in 0..size {
+                let at = at3(&*new_state, slot, c, s);
+                if s + count < size {
+                    new_state[at] = state[at3(state, slot, c, s + count)];
+                } else {
+                    new_state[at] = x[at3(x, b, c, s + count - size)];
+                }
+            }
+        }
+    }
+}
