@@ -21,4 +21,4 @@ mod trap;
 
 pub use library::{Effort, Library, compile};
 pub use run::{Grid, Runner};
-pub use session::{Edit, Session, compile_ahead, serve_only};
+pub use session::{Edit, Session, compile_ahead};

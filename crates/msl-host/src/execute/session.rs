@@ -3,7 +3,7 @@
 use super::library::compile_together;
 use super::{Effort, Library, Runner, compile};
 use cubecl_runtime::id::KernelId;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -30,15 +30,6 @@ type Cell = OnceLock<Result<Arc<Library>, String>>;
 
 /// The kernels of servers without edits, which share theirs: the text is that of the kernel's identity.
 static SHARED: LazyLock<Mutex<HashMap<KernelId, Arc<Kernel>>>> = LazyLock::new(Mutex::default);
-
-/// The kernels of conv-kernels that may be launched, once they are known.
-static LISTED: OnceLock<HashSet<KernelId>> = OnceLock::new();
-
-/// From now on a launch of a kernel of conv-kernels that is not among `ids` fails: a variant that no list shows would be one
-/// that nobody lowers and checks. Depthwise kernels are compiled for a window each; the list shows them for one.
-pub fn serve_only(ids: HashSet<KernelId>) {
-    let _ = LISTED.set(ids);
-}
 
 impl Kernel {
     fn new(text: Arc<str>) -> Arc<Self> {
@@ -78,21 +69,10 @@ impl Session {
             Some(edit) => {
                 self.edited.entry(id.clone()).or_insert_with(|| Kernel::new(edit(msl).into())).clone()
             }
-            None if is_unlisted(id) => {
-                return Err(format!("a launched variant that `variants` does not list: {id}"));
-            }
             None => shared(id, msl),
         };
         kernel.library(threads)
     }
-}
-
-fn is_unlisted(id: &KernelId) -> bool {
-    let name = id.type_name();
-    let any_window = name.contains("::depthwise::");
-    name.starts_with("conv_kernels::")
-        && !any_window
-        && LISTED.get().is_some_and(|listed| !listed.contains(id))
 }
 
 fn shared(id: &KernelId, msl: &Arc<str>) -> Arc<Kernel> {
