@@ -198,6 +198,7 @@ fn padded_work(problem: &Conv3dProblem, pass: Pass, plan: &Plan) -> usize {
     match plan {
         // A cube per channel, however little there is of it.
         Plan::Depthwise => problem.channels * 256 * problem.taps(),
+        Plan::Winograd(config) => (config.cost(problem, pass).operations / 2.0) as usize,
         plan => plan
             .tiles(problem, pass)
             .map_or(0, |tiles| tiles.count * tiles.rows * tiles.columns * tiles.terms),
