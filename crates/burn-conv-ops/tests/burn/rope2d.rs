@@ -2,7 +2,7 @@
 //! rotation's being orthogonal.
 
 use crate::support::{check, devices, gpu, int_upload, normal, values};
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
 use burn_conv_ops::nn::{Rope2d, Rope2dConfig};
 use burn_conv_ops::{Rope2dOptions, RopeLayout, rope2d, rope2d_qk};
 use conv_cases::rope2d::{self as cases, Case};
@@ -12,7 +12,7 @@ use conv_kernels::tolerance::Expected;
 
 fn options(case: &Case) -> Rope2dOptions {
     let layout = if case.bnhd { RopeLayout::Bnhd } else { RopeLayout::Bhnd };
-    Rope2dOptions { base: case.base, f0: case.f0, layout }
+    Rope2dOptions { base: case.base, f0: case.f0, layout, ..Rope2dOptions::new() }
 }
 
 fn shape(case: &Case) -> [usize; 4] {
@@ -28,7 +28,7 @@ fn rope2d_conforms_on_every_device() {
         let device = device.autodiff();
         for case in &table {
             let (shape, positions) = (shape(case), cases::positions(case));
-            let Rope2dOptions { base, f0, layout } = options(case);
+            let Rope2dOptions { base, f0, layout, .. } = options(case);
             let problem = Rope2dProblem::new(shape, [case.b, case.n, 2], layout, base, f0, FloatType::F32)
                 .unwrap_or_else(|error| panic!("{}: {error}", case.name));
             let x = normal(1, shape, &device).require_grad();
@@ -69,6 +69,46 @@ fn queries_and_keys_turn_by_their_own_positions() {
         for (got_q, got_k) in [pair, module] {
             assert_eq!(values(got_q), alone_q, "{on}");
             assert_eq!(values(got_k), alone_k, "{on}");
+        }
+    }
+}
+
+/// A prefix that stays and heads that are rotated in part: the same as rotating the slice, with gradients, for one tensor
+/// and for a pair in one launch. Tensors that are used again keep their values.
+#[test]
+fn prefixes_and_the_rest_of_partly_rotated_heads_stay() {
+    for (on, device) in devices() {
+        let device = device.autodiff();
+        let upload = |seed| normal(seed, [2, 3, 5, 16], &device).require_grad();
+        let at = Rope2d::grid(2, 5, 1, &device);
+        let options = Rope2dOptions { prefix: 1, rotated: Some(8), ..Rope2dOptions::new() };
+        let sliced = |x: Tensor<4>| {
+            let turned = rope2d(
+                x.clone().slice([0..2, 0..3, 1..5, 0..8]),
+                at.clone().slice([0..2, 1..5, 0..2]),
+                Rope2dOptions::new(),
+            );
+            let tokens = Tensor::cat(vec![turned, x.clone().slice([0..2, 0..3, 1..5, 8..16])], 3);
+            Tensor::cat(vec![x.slice([0..2, 0..3, 0..1, 0..16]), tokens], 2)
+        };
+        let weigh = |y: Tensor<4>, seed| (y * normal(seed, [2, 3, 5, 16], &device)).sum();
+        let (q, k) = (upload(1), upload(2));
+        let (before_q, before_k) = (values(q.clone().inner()), values(k.clone().inner()));
+        let (got_q, got_k) = rope2d_qk(q.clone(), k.clone(), at.clone(), at.clone(), options);
+        let (want_q, want_k) = (sliced(q.clone()), sliced(k.clone()));
+        assert_eq!(values(got_q.clone().inner()), values(want_q.clone().inner()), "{on}");
+        assert_eq!(values(got_k.clone().inner()), values(want_k.clone().inner()), "{on}");
+        assert_eq!(
+            values(rope2d(q.clone(), at.clone(), options).inner()),
+            values(want_q.clone().inner()),
+            "{on}"
+        );
+        assert_eq!((values(q.clone().inner()), values(k.clone().inner())), (before_q, before_k), "{on}");
+        let got = (weigh(got_q, 3) + weigh(got_k, 4)).backward();
+        let want = (weigh(want_q, 3) + weigh(want_k, 4)).backward();
+        for tensor in [&q, &k] {
+            let [got, want] = [&got, &want].map(|grads| values(tensor.grad(grads).expect("tracked")));
+            assert_eq!(got, want, "{on}");
         }
     }
 }

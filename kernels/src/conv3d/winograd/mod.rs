@@ -68,7 +68,7 @@ pub struct WinogradConfig {
 }
 
 /// Tile of the transform-domain product. 128x64 was as fast on an H200 to 1 % (41 frames of 390 tiles, 256 channels: 6.15 and
-/// 6.21 ms; 2 frames of 1560, 384 channels: 2.97 and 2.84), 128x128 slower everywhere (7.06; 3.59).
+/// 6.21 ms; 2 frames of 1560, 384 channels: 2.97 and 2.84), 128x128 slower in four of five layers (7.06; 3.59).
 pub(crate) const PRODUCT: RegisterTile = RegisterTile::M64N64;
 
 /// The configuration for one pass, or why there is none.
