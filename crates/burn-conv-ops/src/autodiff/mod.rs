@@ -102,7 +102,7 @@ impl<B: Backend + ConvOps, C: CheckpointStrategy> ConvOps for Autodiff<B, C> {
         q_problem: Rope2dProblem,
         k_problem: Rope2dProblem,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        rope2d::forward_qk::<B, C>([q, k], [q_positions, k_positions], [q_problem, k_problem])
+        rope2d::forward_qk::<B, C>([q, k], [q_positions, k_positions], [q_problem, k_problem]).into()
     }
 }
 

@@ -36,7 +36,7 @@ pub(super) fn forward_qk<B: Backend + ConvOps, C: CheckpointStrategy>(
     tokens: [FloatTensor<Autodiff<B, C>>; 2],
     positions: [IntTensor<B>; 2],
     problems: [Rope2dProblem; 2],
-) -> (FloatTensor<Autodiff<B, C>>, FloatTensor<Autodiff<B, C>>) {
+) -> [FloatTensor<Autodiff<B, C>>; 2] {
     let prepare = |place: usize| {
         let (tokens, positions, problem) = (&tokens[place], positions[place].clone(), problems[place]);
         let again = Again::<B> { tokens: tokens.id(), positions, problem, inverse: false };
@@ -57,7 +57,7 @@ pub(super) fn forward_qk<B: Backend + ConvOps, C: CheckpointStrategy>(
         OpsKind::UnTracked(prep) => prep.finish(out),
     };
     let q = finish(of_q, q, q_positions, problems[0]);
-    (q, finish(of_k, k, k_positions, problems[1]))
+    [q, finish(of_k, k, k_positions, problems[1])]
 }
 
 #[derive(Debug)]

@@ -95,7 +95,8 @@ pub(crate) fn matrix_kernel<E: Float, S: Float, O: Float, V: Size, W: Size>(
         let sources = gather_site(source, &walk, &sites, &table, at, padding, width, tile);
         let weights = gather_channels(weight, &table, at, weight_group, channels, false, width, tile);
         // The other half of the table, before it is needed.
-        if at % comptime!(terms / 2) == 0usize {
+        let in_half = at % comptime!(terms / 2);
+        if in_half == 0usize {
             let (to, next) = ((at + comptime!(terms / 2)) % terms, stage_k + comptime!(terms as u32 / 2));
             fill_table(&mut table, &walk, to, next, end_k, pass, padding, comptime!(terms / 2), tile.units());
         }

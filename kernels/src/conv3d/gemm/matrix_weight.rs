@@ -80,7 +80,8 @@ pub(crate) fn matrix_weight_kernel<E: Float, S: Float, O: Float, V: Size, W: Siz
         let gradients =
             gather_channels(dy, &windows, at, 0usize, (first_o, last_o, o_stride), true, width, tile);
         // The other half of the table, before it is needed.
-        if at % comptime!(terms / 2) == 0usize {
+        let in_half = at % comptime!(terms / 2);
+        if in_half == 0usize {
             let (to, next) = ((at + comptime!(terms / 2)) % terms, stage_k + comptime!(terms as u32 / 2));
             fill_windows(&mut windows, &walk, to, next, end_k, replicate, comptime!(terms / 2), tile.units());
         }

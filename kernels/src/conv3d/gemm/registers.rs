@@ -84,7 +84,8 @@ pub(crate) fn register_kernel<E: Float, O: Float>(
         let sources = gather_source(source, &walk, &sites, &table, at, padding, tile);
         let weights = gather_weight(weight, &walk, &table, at, weight_group, first_n, extents.n, tile);
         // The other half of the table, before it is needed.
-        if at % comptime!(terms / 2) == 0usize {
+        let in_half = at % comptime!(terms / 2);
+        if in_half == 0usize {
             let (to, next) = ((at + comptime!(terms / 2)) % terms, stage_k + comptime!(terms as u32 / 2));
             fill_table(&mut table, &walk, to, next, end_k, pass, padding, comptime!(terms / 2), tile.units());
         }

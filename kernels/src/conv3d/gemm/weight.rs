@@ -71,7 +71,8 @@ pub(crate) fn weight_kernel<E: Float, O: Float>(
         let (sources, gradients) =
             gather(source, dy, &walk, &columns, &windows, at, first_o, last_o, padding, tile);
         // The other half of the table, before it is needed.
-        if at % comptime!(terms / 2) == 0usize {
+        let in_half = at % comptime!(terms / 2);
+        if in_half == 0usize {
             let (to, next) = ((at + comptime!(terms / 2)) % terms, stage_k + comptime!(terms as u32 / 2));
             fill_windows(&mut windows, &walk, to, next, end_k, replicate, comptime!(terms / 2), tile.units());
         }
