@@ -61,7 +61,8 @@ pub(crate) fn activate_gradient(value: f32, dy: f32, #[comptime] activation: Act
         select(value > 0.0f32, dy, 0.0f32)
     } else if comptime!(activation == Activation::Silu) {
         let sigmoid = 1.0f32 / (1.0f32 + f32::exp(0.0f32 - value));
-        dy * sigmoid * (1.0f32 + value * (1.0f32 - sigmoid))
+        // Written as a fused sum: CubeCL fuses it for numbers and not for vectors, whose bits would differ.
+        dy * sigmoid * fma(value, 1.0f32 - sigmoid, 1.0f32)
     } else {
         dy
     }
@@ -159,7 +160,7 @@ pub(crate) fn activate_gradient_quads(
         for i in 0..count {
             let value = values.get(i);
             let sigmoid = one / (one + Quad::exp(Quad::new(0.0f32) - value));
-            gradients.set(i, gradients.get(i) * sigmoid * (one + value * (one - sigmoid)));
+            gradients.set(i, gradients.get(i) * sigmoid * fma(value, one - sigmoid, one));
         }
     }
 }
