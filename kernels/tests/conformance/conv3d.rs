@@ -72,6 +72,18 @@ pub(crate) fn launch(
     .unwrap_or_else(|error| panic!("{problem:?} {}: {error}", plan.name()));
 }
 
+/// Launches one pass under a plan and reads what it computes.
+pub(crate) fn computed(
+    (client, limits): (&Client, &Limits),
+    problem: &Conv3dProblem,
+    (pass, plan): (Pass, &Plan),
+    inputs: &Inputs,
+) -> Vec<f64> {
+    let out = output(client, &result_shape(problem, pass), problem.dtype);
+    launch((client, limits), problem, (pass, plan), inputs, &out);
+    out.read(client)
+}
+
 /// Shape of what a pass computes.
 pub(crate) fn result_shape(problem: &Conv3dProblem, pass: Pass) -> [usize; 5] {
     match pass {

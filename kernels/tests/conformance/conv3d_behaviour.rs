@@ -1,7 +1,7 @@
 //! What holds for conv3d beyond the values of the conformance table: empty problems, named regressions of other
 //! libraries, views, forced small limits, repeatability, NaN.
 
-use crate::conv3d::{Inputs, PASSES, inputs, launch, problem, result_shape, run};
+use crate::conv3d::{Inputs, PASSES, computed, inputs, launch, problem, result_shape, run};
 use crate::support::{Buffer, client, dtypes, output, read_all, upload, upload_strided};
 use conv_cases::conv3d::{self as cases, Conv3dCase};
 use conv_cases::fill;
@@ -38,16 +38,12 @@ fn bits(values: &[f64]) -> Vec<u64> {
 }
 
 fn run_one(
-    client: &Client,
-    limits: &Limits,
+    device: (&Client, &Limits),
     problem: &Conv3dProblem,
-    pass: Pass,
-    plan: &Plan,
+    work: (Pass, &Plan),
     inputs: &Inputs,
 ) -> Vec<u64> {
-    let out = output(client, &result_shape(problem, pass), problem.dtype);
-    launch((client, limits), problem, (pass, plan), inputs, &out);
-    bits(&out.read(client))
+    bits(&computed(device, problem, work, inputs))
 }
 
 #[test]
@@ -141,7 +137,7 @@ fn expanded_tensors_are_read_in_place() {
     for pass in PASSES {
         for plan in eligible(&problem, pass, &limits) {
             let [a, b] =
-                [&full, &views].map(|inputs| run_one(&client, &limits, &problem, pass, &plan, inputs));
+                [&full, &views].map(|inputs| run_one((&client, &limits), &problem, (pass, &plan), inputs));
             assert!(a == b, "{} {}", pass.name(), plan.name());
         }
     }
@@ -157,8 +153,8 @@ fn small_dispatches_and_folded_grids_change_no_bit() {
         let inputs = inputs(&client, &problem, &fill::normal);
         for pass in PASSES {
             for plan in eligible(&problem, pass, &limits) {
-                let expected = run_one(&client, &limits, &problem, pass, &plan, &inputs);
-                let got = run_one(&client, &small, &problem, pass, &plan, &inputs);
+                let expected = run_one((&client, &limits), &problem, (pass, &plan), &inputs);
+                let got = run_one((&client, &small), &problem, (pass, &plan), &inputs);
                 assert!(got == expected, "{case} {} {}", pass.name(), plan.name());
                 if let Plan::Winograd(config) = plan {
                     let whole = config.region;
@@ -169,7 +165,7 @@ fn small_dispatches_and_folded_grids_change_no_bit() {
                     ];
                     for region in regions {
                         let plan = Plan::Winograd(WinogradConfig { region, ..config });
-                        let got = run_one(&client, &limits, &problem, pass, &plan, &inputs);
+                        let got = run_one((&client, &limits), &problem, (pass, &plan), &inputs);
                         assert!(got == expected, "{case} {} {region:?}", pass.name());
                     }
                 }

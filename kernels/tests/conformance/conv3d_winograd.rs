@@ -1,7 +1,7 @@
 //! What is particular to Winograd: its error beside the direct sum's, prepared weights, the tiles of its product, mirrored
 //! depth taps, its notes.
 
-use crate::conv3d::{Inputs, Oracle, inputs, launch, problem, result_shape};
+use crate::conv3d::{Inputs, Oracle, computed, inputs, problem};
 use crate::device::MOST_WORK;
 use crate::support::{Buffer, client, output, upload};
 use conv_cases::conv3d::Conv3dCase;
@@ -11,26 +11,12 @@ use conv_kernels::conv3d::{
 };
 use conv_kernels::tolerance::Guard;
 use conv_kernels::{FloatType, Limits};
-use cubecl::prelude::*;
 
 fn config(problem: &Conv3dProblem, pass: Pass, tile: WinogradTile, limits: &Limits) -> WinogradConfig {
     match plan(problem, pass, Algorithm::Winograd(tile), limits) {
         Ok(Plan::Winograd(config)) => config,
         other => panic!("{problem:?}: {other:?}"),
     }
-}
-
-fn run(
-    client: &Client,
-    limits: &Limits,
-    problem: &Conv3dProblem,
-    pass: Pass,
-    plan: &Plan,
-    inputs: &Inputs,
-) -> Vec<f64> {
-    let out = output(client, &result_shape(problem, pass), problem.dtype);
-    launch((client, limits), problem, (pass, plan), inputs, &out);
-    out.read(client)
 }
 
 /// The error of every tile, type and length of sum beside that of the direct sum on the same data, each inside its bounds.
@@ -60,7 +46,7 @@ fn errors_of_every_tile_stay_beside_the_direct_sums() {
                 if 16 * 64 * 64 * c * kd > MOST_WORK {
                     continue;
                 }
-                let got = run(&client, &limits, &problem, Pass::Forward, plan, &inputs);
+                let got = computed((&client, &limits), &problem, (Pass::Forward, plan), &inputs);
                 let guard = plan.notes(&problem, Pass::Forward, &limits).error.stored_as(dtype);
                 let errors = oracle
                     .check(plan, Pass::Forward, dtype, &got, true)
@@ -99,7 +85,8 @@ fn prepared_weights_give_equal_bits() {
             ..inputs(&client, &problem, &fill::normal)
         };
         let config = config(&problem, Pass::Forward, tile, &limits);
-        let expected = run(&client, &limits, &problem, Pass::Forward, &Plan::Winograd(config), &inputs);
+        let expected =
+            computed((&client, &limits), &problem, (Pass::Forward, &Plan::Winograd(config)), &inputs);
         let out = output(&client, &problem.y_shape(), FloatType::F32);
         let operands = [inputs.x.operand(), &u, out.operand()];
         let bias = inputs.bias.as_ref().map(Buffer::operand);
@@ -129,7 +116,7 @@ fn images_share_regions_without_changing_a_bit() {
     let run = |images| {
         let region = winograd::RegionExtent { images, ..config.region };
         let plan = Plan::Winograd(WinogradConfig { region, ..config });
-        run(&client, &limits, &problem, Pass::Forward, &plan, &inputs)
+        computed((&client, &limits), &problem, (Pass::Forward, &plan), &inputs)
     };
     let plan = Plan::Winograd(config);
     let expected = run(3);
@@ -155,7 +142,7 @@ fn the_input_gradient_mirrors_depth_taps() {
     inputs.w = upload(&client, &one_at(27, 21), &problem.weight_shape(), FloatType::F32);
     for tile in WinogradTile::ALL {
         let plan = Plan::Winograd(config(&problem, Pass::InputGradient, tile, &limits));
-        let dx = run(&client, &limits, &problem, Pass::InputGradient, &plan, &inputs);
+        let dx = computed((&client, &limits), &problem, (Pass::InputGradient, &plan), &inputs);
         for (index, value) in dx.iter().enumerate() {
             let expected = f64::from(u8::from(index == (3 * 4 + 1) * 4 + 1));
             assert!((value - expected).abs() < 1e-5, "{} at {index}: {value}", tile.name());

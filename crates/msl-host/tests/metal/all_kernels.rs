@@ -101,7 +101,9 @@ fn the_list_is_complete_and_within_an_apple_gpu_s_budget() {
     let refused: Vec<_> = parts.iter().flat_map(|part| part.refused.iter().cloned()).collect();
     let rows = report::rows(&kernels);
     report::verdict(&rows, &refused)
-        .map_err(|error| format!("{error}\n{}", report::table(&rows, 0)))
+        .map_err(|error| {
+            format!("{error}\n{}", report::table(&rows, parts.iter().map(|part| part.launches).sum()))
+        })
         .unwrap();
 
     // CubeCL keys its caches on disk (SPIR-V, PTX) by this hash and loads what it finds there. The hash it derives for

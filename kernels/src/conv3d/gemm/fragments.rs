@@ -9,8 +9,9 @@
 //! row-major only. A stage holds rows of terms (its fragments' terms are neighbours) or terms of rows.
 
 use super::config::{MatrixTile, PLANE};
-use super::place::{Table, Walk};
+use super::place::Walk;
 use super::stage::{Extents, Share};
+use super::table::Table;
 use crate::activation::activate_by_code;
 use crate::conv3d::plan::Pass;
 use cubecl::cmma::{self, MatrixIdent, MatrixLayout};
@@ -200,7 +201,7 @@ pub(super) fn gather_channels<E: Float, W: Size>(
     at: usize,
     first: usize,
     channels: (u32, u32, usize),
-    #[comptime] windows: bool,
+    #[comptime] pass: Pass,
     #[comptime] width: usize,
     #[comptime] tile: MatrixTile,
 ) -> Sequence<Vector<E, W>> {
@@ -209,10 +210,7 @@ pub(super) fn gather_channels<E: Float, W: Size>(
     let runs = comptime!(tile.tile_k / together);
     let term = at + UNIT_POS as usize % runs * together;
     let place = first + table.weight[term];
-    let mut exists = table.exists(term);
-    if comptime!(windows) {
-        exists = table.is_window(term);
-    }
+    let exists = table.exists(term, pass);
     #[unroll]
     for load in 0..comptime!(tile.loads(tile.tile_n, together)) {
         let mut in_tile = UNIT_POS as usize / runs + comptime!(load * (tile.units() / runs));

@@ -19,9 +19,9 @@
 
 use super::config::{MatrixTile, shared_terms};
 use super::fragments::{accumulators, gather_channels, multiply, write_channels, write_result};
-use super::place::{Site, Table, Walk};
-use super::registers::fill_table;
+use super::place::{Site, Walk};
 use super::stage::{Extents, clear};
+use super::table::{Table, fill_half, fill_other_half};
 use crate::conv3d::plan::Pass;
 use crate::conv3d::problem::PaddingMode;
 use crate::grid::Span;
@@ -89,17 +89,12 @@ pub(crate) fn matrix_kernel<E: Float, S: Float, O: Float, V: Size, W: Size>(
     let stage = comptime!(tile.tile_k as u32).runtime();
     let mut stage_k = first_k;
     let mut at = 0usize.runtime();
-    fill_table(&mut table, &walk, 0usize, stage_k, end_k, pass, padding, comptime!(terms / 2), tile.units());
+    fill_half(&mut table, &walk, 0usize, stage_k, end_k, pass, padding, terms, tile.units());
     sync_cube();
     while stage_k < end_k + stage {
         let sources = gather_site(source, &walk, &sites, &table, at, padding, width, tile);
-        let weights = gather_channels(weight, &table, at, weight_group, channels, false, width, tile);
-        // The other half of the table, before it is needed.
-        let in_half = at % comptime!(terms / 2);
-        if in_half == 0usize {
-            let (to, next) = ((at + comptime!(terms / 2)) % terms, stage_k + comptime!(terms as u32 / 2));
-            fill_table(&mut table, &walk, to, next, end_k, pass, padding, comptime!(terms / 2), tile.units());
-        }
+        let weights = gather_channels(weight, &table, at, weight_group, channels, pass, width, tile);
+        fill_other_half(&mut table, &walk, at, stage_k, end_k, pass, padding, terms, tile.units());
         multiply(&site_stage, &weight_stage, &sums, comptime!((true, runs)), size, tile);
         sync_cube();
         write_sites(&sources, &mut site_stage, row, tile);

@@ -14,9 +14,10 @@
 
 use super::config::{MatrixTile, shared_terms};
 use super::fragments::{accumulators, gather_channels, multiply, write_channels, write_result};
-use super::place::{Table, Walk};
+use super::place::Walk;
 use super::stage::{Extents, clear};
-use super::weight::{fill_columns, fill_windows};
+use super::table::{Table, fill_half, fill_other_half};
+use super::weight::fill_columns;
 use crate::conv3d::plan::Pass;
 use crate::conv3d::problem::PaddingMode;
 use crate::grid::Span;
@@ -73,18 +74,41 @@ pub(crate) fn matrix_weight_kernel<E: Float, S: Float, O: Float, V: Size, W: Siz
     let stage = comptime!(tile.tile_k as u32).runtime();
     let mut stage_k = share.first_k;
     let mut at = 0usize.runtime();
-    fill_windows(&mut windows, &walk, 0usize, stage_k, end_k, replicate, comptime!(terms / 2), tile.units());
+    fill_half(
+        &mut windows,
+        &walk,
+        0usize,
+        stage_k,
+        end_k,
+        Pass::WeightGradient,
+        padding,
+        terms,
+        tile.units(),
+    );
     sync_cube();
     while stage_k < end_k + stage {
         let sources = gather_source(source, &walk, &columns, &windows, at, padding, width, tile);
-        let gradients =
-            gather_channels(dy, &windows, at, 0usize, (first_o, last_o, o_stride), true, width, tile);
-        // The other half of the table, before it is needed.
-        let in_half = at % comptime!(terms / 2);
-        if in_half == 0usize {
-            let (to, next) = ((at + comptime!(terms / 2)) % terms, stage_k + comptime!(terms as u32 / 2));
-            fill_windows(&mut windows, &walk, to, next, end_k, replicate, comptime!(terms / 2), tile.units());
-        }
+        let gradients = gather_channels(
+            dy,
+            &windows,
+            at,
+            0usize,
+            (first_o, last_o, o_stride),
+            Pass::WeightGradient,
+            width,
+            tile,
+        );
+        fill_other_half(
+            &mut windows,
+            &walk,
+            at,
+            stage_k,
+            end_k,
+            Pass::WeightGradient,
+            padding,
+            terms,
+            tile.units(),
+        );
         multiply(&source_stage, &dy_stage, &sums, comptime!((false, runs)), size, tile);
         sync_cube();
         write_sources(&sources, &mut source_stage, source_row, tile);

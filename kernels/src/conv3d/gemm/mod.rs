@@ -16,6 +16,7 @@ mod matrix_weight;
 pub(super) mod place;
 mod registers;
 pub(super) mod stage;
+mod table;
 pub(super) mod walk;
 mod weight;
 

@@ -1,4 +1,4 @@
-//! A walk on the device: where a site's tap reads, where its result goes, and the terms that units share. The arithmetic is
+//! A walk on the device: where a site's tap reads and where its result goes. The arithmetic is
 //! [`super::walk`]'s.
 
 use super::walk::MASK_BITS;
@@ -57,7 +57,7 @@ pub(crate) struct Walk {
 
 /// The bit of a term that does not exist; no site's mask holds it but that of a window of the weight gradient that exists,
 /// whose terms all ask for it.
-const ABSENT: u32 = 1 << 31;
+pub(super) const ABSENT: u32 = 1 << 31;
 
 /// What a gathered row is: where its first tap reads and where its result goes.
 #[derive(CubeType, Clone, Copy)]
@@ -276,88 +276,4 @@ fn excess(p: i32, extent: u32, stride: usize) -> usize {
     let below = max(0i32 - p, 0i32) as u32;
     let above = max(p - last, 0i32) as u32;
     below as usize * stride - above as usize * stride
-}
-
-/// What units share instead of each dividing it out: the terms of two stages (forward, input gradient), their windows or a
-/// tile's columns (weight gradient).
-#[derive(CubeType)]
-pub(crate) struct Table {
-    pub(crate) source: Shared<[usize]>,
-    /// Of one entry only where no one asks for it.
-    pub(crate) weight: Shared<[usize]>,
-    pub(crate) bits: Shared<[u32]>,
-    /// Steps along D, H, W, where they are kept.
-    steps: Shared<[u32]>,
-}
-
-#[cube]
-impl Table {
-    pub(crate) fn new(#[comptime] length: usize, #[comptime] weight: bool, #[comptime] steps: bool) -> Table {
-        Table {
-            source: Shared::<[usize]>::new_slice(length),
-            weight: Shared::<[usize]>::new_slice(comptime!(if weight { length } else { 1 })),
-            bits: Shared::<[u32]>::new_slice(length),
-            steps: Shared::<[u32]>::new_slice(comptime!(if steps { 3 * length } else { 1 })),
-        }
-    }
-
-    pub(crate) fn set(&mut self, at: usize, tap: &Tap, #[comptime] weight: bool, #[comptime] steps: bool) {
-        self.source[at] = tap.source;
-        if weight {
-            self.weight[at] = tap.weight;
-        }
-        self.bits[at] = tap.bits;
-        if steps {
-            self.steps[3 * at] = tap.d;
-            self.steps[3 * at + 1] = tap.h;
-            self.steps[3 * at + 2] = tap.w;
-        }
-    }
-
-    /// What places a site's read: all of an entry but the weight's offset.
-    pub(crate) fn get(&self, at: usize, #[comptime] steps: bool) -> Tap {
-        let mut d = 0u32;
-        let mut h = 0u32;
-        let mut w = 0u32;
-        if steps {
-            d = self.steps[3 * at];
-            h = self.steps[3 * at + 1];
-            w = self.steps[3 * at + 2];
-        }
-        Tap { source: self.source[at], weight: 0usize.runtime(), bits: self.bits[at], d, h, w }
-    }
-
-    pub(crate) fn exists(&self, at: usize) -> bool {
-        self.bits[at] < ABSENT
-    }
-
-    /// Keeps a window in place of a term, the offset of its results as the weight's.
-    pub(crate) fn set_window(&mut self, at: usize, site: &Site, exists: bool, #[comptime] steps: bool) {
-        let entry = Tap {
-            source: site.source,
-            weight: site.out,
-            bits: site.mask | select(exists, ABSENT, 0u32),
-            d: site.d as u32,
-            h: site.h as u32,
-            w: site.w as u32,
-        };
-        self.set(at, &entry, true, steps);
-    }
-
-    /// The window at a place.
-    pub(crate) fn site(&self, at: usize, #[comptime] steps: bool) -> Site {
-        let entry = self.get(at, steps);
-        Site {
-            source: entry.source,
-            out: self.weight[at],
-            mask: entry.bits,
-            d: entry.d as i32,
-            h: entry.h as i32,
-            w: entry.w as i32,
-        }
-    }
-
-    pub(crate) fn is_window(&self, at: usize) -> bool {
-        self.bits[at] >= ABSENT
-    }
 }

@@ -10,10 +10,11 @@
 //! Declined: more than 2^31 - 1 sites or terms.
 
 use super::config::{RegisterTile, VECTOR, shared_terms};
-use super::place::{Site, Table, Walk};
+use super::place::{Site, Walk};
 use super::stage::{
     Extents, Neighbours, clear, column_of, multiply, row_of, write_along_rows, write_along_terms,
 };
+use super::table::{Table, fill_half, fill_other_half};
 use crate::activation::activate_by_code;
 use crate::conv3d::plan::Pass;
 use crate::conv3d::problem::PaddingMode;
@@ -78,17 +79,12 @@ pub(crate) fn register_kernel<E: Float, O: Float>(
     let stage = comptime!(tile.tile_k as u32).runtime();
     let mut stage_k = first_k;
     let mut at = 0usize.runtime();
-    fill_table(&mut table, &walk, 0usize, stage_k, end_k, pass, padding, comptime!(terms / 2), tile.units());
+    fill_half(&mut table, &walk, 0usize, stage_k, end_k, pass, padding, terms, tile.units());
     sync_cube();
     while stage_k < end_k + stage {
         let sources = gather_source(source, &walk, &sites, &table, at, padding, tile);
         let weights = gather_weight(weight, &walk, &table, at, weight_group, first_n, extents.n, tile);
-        // The other half of the table, before it is needed.
-        let in_half = at % comptime!(terms / 2);
-        if in_half == 0usize {
-            let (to, next) = ((at + comptime!(terms / 2)) % terms, stage_k + comptime!(terms as u32 / 2));
-            fill_table(&mut table, &walk, to, next, end_k, pass, padding, comptime!(terms / 2), tile.units());
-        }
+        fill_other_half(&mut table, &walk, at, stage_k, end_k, pass, padding, terms, tile.units());
         multiply(&source_stage, &weight_stage, &mut sums, tile, unroll);
         sync_cube();
         write_along_rows(&sources, &mut source_stage, tile);
@@ -123,29 +119,6 @@ pub(crate) fn register_kernel<E: Float, O: Float>(
                 }
             }
         }
-    }
-}
-
-/// Divides out `terms` terms from `first` on, each by one unit.
-#[cube]
-#[allow(clippy::too_many_arguments)]
-pub(super) fn fill_table(
-    table: &mut Table,
-    walk: &Walk,
-    to: usize,
-    first: u32,
-    end_k: u32,
-    #[comptime] pass: Pass,
-    #[comptime] padding: PaddingMode,
-    #[comptime] terms: usize,
-    #[comptime] units: usize,
-) {
-    let mut at = UNIT_POS as usize;
-    while at < terms {
-        let k = first + at as u32;
-        let tap = walk.tap(k, k < end_k, pass);
-        table.set(to + at, &tap, true, comptime!(padding == PaddingMode::Replicate));
-        at += units;
     }
 }
 
@@ -195,7 +168,7 @@ fn gather_weight<E: Float>(
     let mut values = Sequence::<E>::new();
     let k = at + UNIT_POS as usize % tile.tile_k;
     let at = weight_group + table.weight[k];
-    let exists = table.exists(k);
+    let exists = table.exists(k, Pass::Forward);
     #[unroll]
     for load in 0..comptime!(tile.loads(tile.tile_n)) {
         let vector = UNIT_POS as usize / tile.tile_k + comptime!(load * (tile.units() / tile.tile_k));

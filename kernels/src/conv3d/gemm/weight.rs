@@ -10,8 +10,10 @@
 //! windows or columns.
 
 use super::config::{RegisterTile, VECTOR, shared_terms};
-use super::place::{Table, Walk};
+use super::place::Walk;
 use super::stage::{Extents, Neighbours, Share, clear, column_of, multiply, row_of, write_along_terms};
+use super::table::{Table, fill_half, fill_other_half};
+use crate::conv3d::plan::Pass;
 use crate::conv3d::problem::PaddingMode;
 use crate::grid::Span;
 use cubecl::ir::ElemType;
@@ -65,17 +67,32 @@ pub(crate) fn weight_kernel<E: Float, O: Float>(
     let stage = comptime!(tile.tile_k as u32).runtime();
     let mut stage_k = first_k;
     let mut at = 0usize.runtime();
-    fill_windows(&mut windows, &walk, 0usize, stage_k, end_k, replicate, comptime!(terms / 2), tile.units());
+    fill_half(
+        &mut windows,
+        &walk,
+        0usize,
+        stage_k,
+        end_k,
+        Pass::WeightGradient,
+        padding,
+        terms,
+        tile.units(),
+    );
     sync_cube();
     while stage_k < end_k + stage {
         let (sources, gradients) =
             gather(source, dy, &walk, &columns, &windows, at, first_o, last_o, padding, tile);
-        // The other half of the table, before it is needed.
-        let in_half = at % comptime!(terms / 2);
-        if in_half == 0usize {
-            let (to, next) = ((at + comptime!(terms / 2)) % terms, stage_k + comptime!(terms as u32 / 2));
-            fill_windows(&mut windows, &walk, to, next, end_k, replicate, comptime!(terms / 2), tile.units());
-        }
+        fill_other_half(
+            &mut windows,
+            &walk,
+            at,
+            stage_k,
+            end_k,
+            Pass::WeightGradient,
+            padding,
+            terms,
+            tile.units(),
+        );
         multiply(&source_stage, &dy_stage, &mut sums, tile, unroll);
         sync_cube();
         write_along_terms(&sources, &mut source_stage, tile.tile_m, tile);
@@ -122,27 +139,6 @@ pub(super) fn fill_columns(
     }
 }
 
-/// Divides out `terms` windows from `first` on, each by one unit.
-#[cube]
-#[allow(clippy::too_many_arguments)]
-pub(super) fn fill_windows(
-    windows: &mut Table,
-    walk: &Walk,
-    to: usize,
-    first: u32,
-    end_k: u32,
-    #[comptime] steps: bool,
-    #[comptime] terms: usize,
-    #[comptime] units: usize,
-) {
-    let mut at = UNIT_POS as usize;
-    while at < terms {
-        let k = first + at as u32;
-        windows.set_window(to + at, &walk.site(min(k, end_k - 1u32)), k < end_k, steps);
-        at += units;
-    }
-}
-
 /// Reads this unit's window of the next stages into registers.
 #[cube]
 #[allow(clippy::too_many_arguments)]
@@ -162,7 +158,7 @@ fn gather<E: Float>(
     let mut gradients = Sequence::<E>::new();
     let window = at + UNIT_POS as usize % tile.tile_k;
     let site = windows.site(window, comptime!(padding == PaddingMode::Replicate));
-    let exists = windows.is_window(window);
+    let exists = windows.exists(window, Pass::WeightGradient);
     #[unroll]
     for load in 0..comptime!(tile.loads(tile.tile_m)) {
         let vector = UNIT_POS as usize / tile.tile_k + comptime!(load * (tile.units() / tile.tile_k));
