@@ -189,6 +189,33 @@ pub fn tile_boundaries() -> Vec<Conv3dCase> {
     cases
 }
 
+/// Depthwise planes that pass through shared memory: tiles past the plane on both sides, several tiles along H and along W,
+/// chunks of depth, one-sided padding, rims along one axis, depth taps that miss.
+#[must_use]
+pub fn depthwise_planes() -> Vec<Conv3dCase> {
+    let depthwise = |name: &str, [n, c, d, h, w]: [usize; 5], kernel, padding| Conv3dCase {
+        groups: c,
+        padding,
+        ..Conv3dCase::new(name, [n, c, d, h, w], c, kernel)
+    };
+    vec![
+        Conv3dCase {
+            activation: Activation::Relu,
+            ..depthwise("depthwise_17x13", [2, 3, 5, 17, 13], [3, 3, 3], [(1, 1); 3])
+        },
+        Conv3dCase {
+            replicate: true,
+            ..depthwise("depthwise_wide", [1, 2, 4, 9, 150], [3, 5, 5], [(0, 1), (2, 0), (0, 3)])
+        },
+        Conv3dCase {
+            bias: false,
+            ..depthwise("depthwise_deep", [1, 2, 19, 65, 16], [3, 3, 3], [(2, 0), (1, 1), (1, 1)])
+        },
+        depthwise("depthwise_row", [3, 2, 1, 40, 30], [1, 1, 7], [(0, 0), (0, 0), (3, 3)]),
+        depthwise("depthwise_column", [1, 2, 2, 24, 24], [4, 4, 1], [(3, 3), (0, 0), (0, 0)]),
+    ]
+}
+
 /// Shapes that public bugs of other libraries were found with; the name begins with the library and bug number.
 #[must_use]
 pub fn regressions() -> Vec<Conv3dCase> {

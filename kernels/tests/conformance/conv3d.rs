@@ -5,7 +5,8 @@ use crate::support::{Buffer, client, output, read_all, upload};
 use conv_cases::conv3d::{self as cases, Conv3dCase};
 use conv_cases::fill;
 use conv_kernels::conv3d::{
-    self, Activation, Conv3dProblem, PaddingMode, Pass, Plan, Window, WinogradTile, eligible, reference,
+    self, Activation, Algorithm, Conv3dProblem, PaddingMode, Pass, Plan, Window, WinogradTile, eligible,
+    plan, reference,
 };
 use conv_kernels::tolerance::{Errors, Expected, Guard};
 use conv_kernels::{FloatType, Limits};
@@ -223,6 +224,8 @@ pub(crate) enum Tiles {
     All,
     /// One of each kind; the cases of a table take turns.
     InTurn,
+    /// No plan but the one that is selected.
+    Selected,
 }
 
 /// All plans, but of those that differ by nothing but the tile one, another at every turn.
@@ -264,8 +267,12 @@ pub(crate) fn run_with(
             let mut launched = Vec::new();
             for pass in PASSES {
                 let mut plans = eligible(&problem, pass, limits);
-                if tiles == Tiles::InTurn {
-                    plans = one_tile_each(plans, turn);
+                match tiles {
+                    Tiles::All => (),
+                    Tiles::InTurn => plans = one_tile_each(plans, turn),
+                    Tiles::Selected => {
+                        plans.retain(|each| Ok(*each) == plan(&problem, pass, Algorithm::Auto, limits))
+                    }
                 }
                 plans.retain(|plan| padded_work(&problem, pass, plan) <= MOST_WORK);
                 let oracle = Oracle::new(&problem, pass, &inputs, &plans);
@@ -335,4 +342,14 @@ fn integer_inputs_are_exact() {
 #[test]
 fn tile_boundaries_are_exact() {
     run_all_tiles(&cases::tile_boundaries(), &|seed, length| fill::integers(seed, length, -4, 4), true);
+}
+
+#[test]
+fn depthwise_planes_in_shared_memory() {
+    let client = client();
+    let run = |fill: &dyn Fn(u64, usize) -> Vec<f32>, exact| {
+        run_with((&client, &Limits::of(&client)), &cases::depthwise_planes(), fill, exact, Tiles::Selected);
+    };
+    run(&fill::normal, false);
+    run(&|seed, length| fill::integers(seed, length, -4, 4), true);
 }

@@ -1,7 +1,10 @@
-//! Depthwise conv3d (groups = C = O) at the speed of memory: [`march`] for the forward pass and the input gradient,
-//! [`weight`] for the weight gradient.
+//! Depthwise conv3d (groups = C = O): [`staged`] for the forward pass and the input gradient, [`staged_weight`] for the weight
+//! gradient. Strides, dilation and the smallest planes take [`march`] and [`weight`], which need no shared memory for them.
 
+mod frames;
 mod march;
+mod staged;
+mod staged_weight;
 mod weight;
 
 use super::gemm::walk::{AxisWalk, Walks, few_phases, sites, taps, walk_args, walks};
@@ -15,7 +18,10 @@ use crate::grid::dispatches;
 use crate::limits::Limits;
 use crate::operand::{Operand, address_type, row_major};
 use cubecl::prelude::*;
+use frames::{Tile, TilingLaunch};
 use march::{MOST_TAPS, ShareLaunch, Window, march_kernel};
+use staged::staged_kernel;
+use staged_weight::staged_weight_kernel;
 
 /// Whether the problem is one of these.
 pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass) -> bool {
@@ -57,8 +63,91 @@ pub(crate) fn gather(
         if taps(walks) == 0 {
             // Positions that no window reads: the product without terms writes their zeros.
             gemm::one_walk(client, problem, pass, walks, limits, operands)?;
+        } else if let Some(tile) = Tile::of(walks, &FORWARD_ROWS) {
+            launch_staged(client, problem, pass, (walks, tile), limits, operands, bias)?;
         } else {
             launch(client, problem, pass, walks, limits, operands, bias)?;
+        }
+    }
+    Ok(())
+}
+
+/// Sites of a unit along H in a staged forward pass, and in a staged weight gradient, whose sums take the registers.
+const FORWARD_ROWS: [usize; 2] = [4, 8];
+const WEIGHT_ROWS: [usize; 2] = [2, 4];
+
+/// Frames of a chunk of staged tiles, and the cubes of one channel of one image.
+fn chunks(problem: &Conv3dProblem, walks: &Walks, tile: &Tile, limits: &Limits) -> (usize, usize) {
+    let [depth, height, width] = walks.map(|walk| walk.sites);
+    let tiles: usize = tile.tiles(height, width).iter().product();
+    let images = problem.batch * problem.channels;
+    // Every chunk reads the frames at its ends again.
+    let wanted = (2 * limits.cubes_in_flight).div_ceil((images * tiles).max(1));
+    let chunk = depth.div_ceil(wanted.min(depth.div_ceil(8)).max(1)).max(1);
+    (chunk, tiles * depth.div_ceil(chunk))
+}
+
+/// Staged tiles as a kernel argument.
+fn tiling(
+    problem: &Conv3dProblem,
+    walks: &Walks,
+    tile: &Tile,
+    (chunk, cubes): (usize, usize),
+    activation: Activation,
+) -> TilingLaunch {
+    let [depth, height, width] = walks.map(|walk| walk.sites);
+    let [tiles_h, tiles_w] = tile.tiles(height, width);
+    TilingLaunch::new(
+        tiles_w as u32,
+        tiles_h as u32,
+        depth.div_ceil(chunk) as u32,
+        problem.channels as u32,
+        problem.channels as u32,
+        cubes as u32,
+        height as u32,
+        width as u32,
+        depth as u32,
+        chunk as u32,
+        activation.code(),
+    )
+}
+
+fn launch_staged(
+    client: &Client,
+    problem: &Conv3dProblem,
+    pass: Pass,
+    (walks, tile): (&Walks, Tile),
+    limits: &Limits,
+    [source, weight, out]: [&Operand; 3],
+    bias: Option<&Operand>,
+) -> Result<(), ConvError> {
+    let (chunk, cubes) = chunks(problem, walks, &tile, limits);
+    let cubes_of_all = problem.batch * problem.channels * cubes;
+    let address = address_type("conv3d", &[source, weight, out], cubes_of_all * tile.units, limits)?;
+    let operations = 2.0 * (tile.units * tile.rows * chunk * tile.count()) as f64;
+    let activation = if pass == Pass::Forward { problem.window.activation } else { Activation::None };
+    for dispatch in dispatches(cubes_of_all, operations, limits) {
+        // SAFETY: elements of a frame outside the source are not read, sites outside the plane are not written; a cube's
+        // tile, chunk, channel and image exist.
+        unsafe {
+            staged_kernel::launch_unchecked(
+                client,
+                dispatch.count(),
+                CubeDim::new_1d(tile.units as u32),
+                address,
+                source.buffer_arg(1),
+                weight.buffer_arg(1),
+                bias.map(|bias| bias.tensor_arg()).into(),
+                out.buffer_arg(1),
+                walk_args(problem, pass, walks, [source, weight, out]),
+                tiling(problem, walks, &tile, (chunk, cubes), activation),
+                dispatch.span(),
+                pass,
+                problem.window.padding_mode,
+                tile,
+                source.dtype.elem(),
+                out.dtype.elem(),
+            );
         }
     }
     Ok(())
@@ -139,6 +228,19 @@ pub(crate) fn weight_gradient(
     [x, dy, dw]: [&Operand; 3],
 ) -> Result<(), ConvError> {
     let walks = &walks(problem, Pass::Forward)[0];
+    if let Some(tile) = Tile::of(walks, &WEIGHT_ROWS) {
+        let (chunk, cubes) = chunks(problem, walks, &tile, limits);
+        if problem.batch * cubes <= affordable_parts(dw.len(), limits) {
+            return staged_weight_gradient(
+                client,
+                problem,
+                (walks, tile),
+                (chunk, cubes),
+                limits,
+                [x, dy, dw],
+            );
+        }
+    }
     let [depth, height, width] = walks.map(|walk| walk.sites);
     let [depth_taps, row_taps, column_taps] = walks.map(|walk| walk.taps);
     let whole = Window { rows: 1, ..window(walks, |_| usize::MAX) };
@@ -191,6 +293,45 @@ pub(crate) fn weight_gradient(
                 dispatch.span(),
                 problem.window.padding_mode,
                 window,
+                x.dtype.elem(),
+                partials.dtype.elem(),
+            );
+        }
+    }
+    if direct { Ok(()) } else { reduce::sum_partials(client, limits, &partials, dw) }
+}
+
+fn staged_weight_gradient(
+    client: &Client,
+    problem: &Conv3dProblem,
+    (walks, tile): (&Walks, Tile),
+    (chunk, cubes): (usize, usize),
+    limits: &Limits,
+    [x, dy, dw]: [&Operand; 3],
+) -> Result<(), ConvError> {
+    let parts = problem.batch * cubes;
+    let direct = parts == 1 && dw.strides == row_major(&dw.shape);
+    let partials = if direct { dw.clone() } else { reduce::workspace(client, parts, dw.len()) };
+    let cubes_of_all = problem.channels * parts;
+    let largest = (cubes_of_all * tile.units).max(partials.len());
+    let address = address_type("conv3d", &[x, dy, &partials], largest, limits)?;
+    let operations = 2.0 * (tile.units * tile.rows * chunk * tile.count()) as f64;
+    for dispatch in dispatches(cubes_of_all, operations, limits) {
+        // SAFETY: as in `launch_staged`; every part has its own partials.
+        unsafe {
+            staged_weight_kernel::launch_unchecked(
+                client,
+                dispatch.count(),
+                CubeDim::new_1d(tile.units as u32),
+                address,
+                x.buffer_arg(1),
+                dy.buffer_arg(1),
+                partials.buffer_arg(1),
+                walk_args(problem, Pass::Forward, walks, [x, dw, dy]),
+                tiling(problem, walks, &tile, (chunk, cubes), Activation::None),
+                dispatch.span(),
+                problem.window.padding_mode,
+                tile,
                 x.dtype.elem(),
                 partials.dtype.elem(),
             );

@@ -1,0 +1,177 @@
+//! Depthwise weight gradient of dense windows: stride and dilation 1. Tile: [`super::frames`].
+//!
+//! ```text
+//! partial[part, c, tap] = sum over the part's windows q of x(q + tap) * dy(q)
+//! ```
+//!
+//! A part is a tile of an image's plane, marching along a chunk of its depth. A unit holds a sum for every tap, and dy of its
+//! sites for the last KD frames; per frame, site and tap one multiply-add. At the end the units' sums meet in shared memory,
+//! some taps at a time, in a fixed order. Bytes: x once (with the tile's rim a little more), dy once. Declined: strides,
+//! dilation and windows of more than 80 taps ([`super::weight`] takes them).
+
+use super::frames::{Tile, Tiling, Unit, places, read_column, read_frame, write_frame, zeros};
+use crate::conv3d::gemm::place::Walk;
+use crate::conv3d::problem::PaddingMode;
+use crate::grid::Span;
+use cubecl::ir::ElemType;
+use cubecl::prelude::*;
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+#[allow(clippy::too_many_arguments)]
+pub(super) fn staged_weight_kernel<E: Float, O: Float>(
+    source: &[E],
+    dy: &[E],
+    out: &mut [O],
+    walk: Walk,
+    tiling: Tiling,
+    span: Span,
+    #[comptime] padding: PaddingMode,
+    #[comptime] tile: Tile,
+    #[define(E)] _dtype: ElemType,
+    #[define(O)] _out_dtype: ElemType,
+) {
+    // The whole cube leaves together: barriers follow.
+    if span.is_idle() {
+        terminate!();
+    }
+    let unit = tiling.unit(span.cube() as u32, tile);
+    let places = places(&walk, &unit, padding, tile);
+    let base = walk.source_at(unit.n, unit.c);
+    let dy_column = walk.out_at(unit.n, unit.c) + walk.width.out_offset(unit.w);
+
+    let mut stage = Shared::<[f32]>::new_slice(comptime!(tile.loads() * tile.units));
+    // sums[(column * KH + row) * KD + depth]
+    let mut sums = zeros(comptime!(tile.count()));
+    // recent[age * rows + site]: dy of the window that this frame is depth tap `age` of.
+    let mut recent = zeros(comptime!(tile.taps[0] * tile.rows));
+    let ahead = comptime!(tile.taps[0] as u32 - 1);
+    let mut frame = unit.first;
+    let values = read_frame(source, base, &walk, frame, true.runtime(), &places, padding, tile);
+    write_frame(&values, &mut stage, tile);
+    read_sites(dy, &walk, &tiling, &unit, dy_column, frame, &mut recent, tile);
+    sync_cube();
+    while frame < unit.end + ahead {
+        // The next frame is read while this one is multiplied; past the last there is nothing to read.
+        let exists = frame + 1u32 < unit.end + ahead;
+        let next = read_frame(source, base, &walk, frame + 1u32, exists, &places, padding, tile);
+        add_frame(&stage, unit.corner, &recent, &mut sums, tile);
+        #[unroll]
+        for i in 0..comptime!((tile.taps[0] - 1) * tile.rows) {
+            let to = comptime!(tile.taps[0] * tile.rows - 1 - i);
+            recent[to] = recent[comptime!(to - tile.rows)];
+        }
+        read_sites(dy, &walk, &tiling, &unit, dy_column, frame + 1u32, &mut recent, tile);
+        sync_cube();
+        write_frame(&next, &mut stage, tile);
+        frame += 1u32;
+        sync_cube();
+    }
+    let part = unit.n * tiling.cubes + unit.cube;
+    let first_out = (part * tiling.channel_count + unit.c) as usize * tile.count();
+    sum_units(&sums, &mut stage, out, first_out, tile);
+}
+
+/// Reads dy of a unit's windows of a frame: zero past the chunk's last and outside the plane.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn read_sites<E: Float>(
+    dy: &[E],
+    walk: &Walk,
+    tiling: &Tiling,
+    unit: &Unit,
+    dy_column: usize,
+    frame: u32,
+    recent: &mut Array<f32>,
+    #[comptime] tile: Tile,
+) {
+    #[unroll]
+    for i in 0..tile.rows {
+        let row = unit.h + i as u32;
+        recent[i] = 0.0f32;
+        if frame < unit.end && row < tiling.height && unit.w < tiling.width {
+            let at = dy_column + walk.depth.out_offset(frame) + walk.height.out_offset(row);
+            recent[i] = f32::cast_from(dy[at]);
+        }
+    }
+}
+
+/// Adds a frame's products.
+#[cube]
+fn add_frame(
+    stage: &Shared<[f32]>,
+    corner: usize,
+    recent: &Array<f32>,
+    sums: &mut Array<f32>,
+    #[comptime] tile: Tile,
+) {
+    #[unroll]
+    for column in 0..tile.taps[2] {
+        let values = read_column(stage, corner, column, tile);
+        #[unroll]
+        for row in 0..tile.taps[1] {
+            #[unroll]
+            for age in 0..tile.taps[0] {
+                let tap = comptime!((column * tile.taps[1] + row) * tile.taps[0] + age);
+                #[unroll]
+                for site in 0..tile.rows {
+                    let gradient = recent[comptime!(age * tile.rows + site)];
+                    sums[tap] = fma(values[comptime!(row + site)], gradient, sums[tap]);
+                }
+            }
+        }
+    }
+}
+
+/// Writes the sums of all units, `loads` taps at a time: first segments of units, then the segments of each tap.
+#[cube]
+fn sum_units<O: Float>(
+    sums: &Array<f32>,
+    stage: &mut Shared<[f32]>,
+    out: &mut [O],
+    first_out: usize,
+    #[comptime] tile: Tile,
+) {
+    let unit = UNIT_POS as usize;
+    let together = comptime!(tile.loads());
+    let segments = comptime!((tile.units / tile.loads()).max(1));
+    #[unroll]
+    for round in 0..comptime!(tile.count().div_ceil(tile.loads())) {
+        #[unroll]
+        for i in 0..together {
+            let tap = comptime!(round * together + i);
+            if comptime!(tap < tile.count()) {
+                stage[unit + comptime!(i * tile.units)] = sums[tap];
+            }
+        }
+        sync_cube();
+        let tap = unit / segments;
+        let segment = unit % segments;
+        let mut total = 0.0f32;
+        if tap < together {
+            let mut other = segment;
+            while other < tile.units {
+                total += stage[tap * tile.units + other];
+                other += segments;
+            }
+        }
+        sync_cube();
+        if tap < together {
+            stage[unit] = total;
+        }
+        sync_cube();
+        let index = unit + comptime!(round * together);
+        if unit < together && index < comptime!(tile.count()) {
+            let mut sum = 0.0f32;
+            for segment in 0..segments {
+                sum += stage[unit * segments + segment];
+            }
+            // From the order of the sums to the weight's: depth, row, column.
+            let depth = index % tile.taps[0];
+            let row = index / tile.taps[0] % tile.taps[1];
+            let column = index / comptime!(tile.taps[0] * tile.taps[1]);
+            let tap = (depth * tile.taps[1] + row) * tile.taps[2] + column;
+            out[first_out + tap] = O::cast_from(sum);
+        }
+        sync_cube();
+    }
+}
