@@ -216,6 +216,41 @@ pub fn depthwise_planes() -> Vec<Conv3dCase> {
     ]
 }
 
+/// Windows that move by one element: rows cut into strips, tiles that end within rows, blocks of channels and tiles of
+/// channels with tails, depth taps that miss, groups, dilation, one tap in the plane.
+#[must_use]
+pub fn shared_windows() -> Vec<Conv3dCase> {
+    let window = |name: &str, x: [usize; 5], o, kernel, padding| Conv3dCase {
+        padding,
+        ..Conv3dCase::new(name, x, o, kernel)
+    };
+    let plane = [(0, 0), (1, 1), (1, 1)];
+    vec![
+        Conv3dCase {
+            activation: Activation::Relu,
+            ..window("strips", [1, 17, 2, 5, 150], 70, [2, 3, 3], plane)
+        },
+        window("rows", [2, 5, 3, 13, 11], 3, [3, 3, 3], [(2, 2), (0, 1), (2, 0)]),
+        Conv3dCase {
+            replicate: true,
+            ..window("replicated", [1, 4, 2, 9, 12], 9, [3, 3, 3], [(2, 0), (1, 1), (1, 1)])
+        },
+        Conv3dCase {
+            stride: [2, 1, 1],
+            dilation: [1, 2, 2],
+            groups: 2,
+            bias: false,
+            ..window("dilated_groups", [1, 6, 5, 12, 14], 10, [3, 3, 3], [(1, 1), (2, 2), (2, 2)])
+        },
+        Conv3dCase {
+            dilation: [3, 1, 1],
+            ..window("missing_depths", [1, 3, 2, 6, 6], 4, [3, 2, 2], [(3, 3), (0, 0), (0, 0)])
+        },
+        window("temporal", [1, 20, 4, 6, 7], 5, [3, 1, 1], [(1, 1), (0, 0), (0, 0)]),
+        window("five_by_five", [1, 2, 1, 10, 9], 66, [1, 5, 5], [(0, 0), (2, 2), (2, 2)]),
+    ]
+}
+
 /// Shapes that public bugs of other libraries were found with; the name begins with the library and bug number.
 #[must_use]
 pub fn regressions() -> Vec<Conv3dCase> {

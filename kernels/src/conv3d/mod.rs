@@ -22,6 +22,7 @@ mod plan;
 mod problem;
 mod reduce;
 pub mod reference;
+mod shifted;
 mod split;
 mod tile;
 pub mod winograd;
@@ -32,6 +33,7 @@ pub use gemm::{MatrixTile, RegisterTile};
 pub use notes::{NonFinite, Notes};
 pub use plan::{Algorithm, Pass, Plan, Tiles, eligible, plan};
 pub use problem::{Conv3dProblem, PaddingMode, Window};
+pub use shifted::ShiftedTile;
 pub use split::ReductionSplit;
 pub use tile::TileConfig;
 pub use winograd::{RegionExtent, WinogradConfig, WinogradTile};
@@ -74,6 +76,9 @@ pub fn forward(
         }
         Plan::MatrixGemm(tile) => {
             gemm::gather(client, problem, Pass::Forward, Tile::Matrices(*tile), limits, [x, w, y], bias)
+        }
+        Plan::ShiftedGemm(tile) => {
+            shifted::launch(client, problem, Pass::Forward, *tile, limits, [x, w, y], bias)
         }
         Plan::Winograd(config) => winograd::forward(client, problem, *config, limits, [x, w, y], bias),
     }
@@ -124,6 +129,9 @@ fn run_input_gradient(
         Plan::MatrixGemm(tile) => {
             gemm::gather(client, problem, Pass::InputGradient, Tile::Matrices(*tile), limits, operands, None)
         }
+        Plan::ShiftedGemm(tile) => {
+            shifted::launch(client, problem, Pass::InputGradient, *tile, limits, operands, None)
+        }
         Plan::Winograd(config) => winograd::input_gradient(client, problem, *config, limits, operands),
     }
 }
@@ -160,7 +168,9 @@ pub fn weight_gradient(
         Plan::MatrixGemm(tile) => {
             gemm::weight_gradient(client, problem, Tile::Matrices(*tile), limits, [x, dy, dw])
         }
-        Plan::Winograd(_) => invalid!("conv3d: {} has no weight gradient", plan.name()),
+        Plan::Winograd(_) | Plan::ShiftedGemm(_) => {
+            invalid!("conv3d: {} has no weight gradient", plan.name())
+        }
     }
 }
 

@@ -49,6 +49,11 @@ impl Plan {
                 domain: stage_type(problem.dtype, limits).map_or(FloatType::F32, |(dtype, _)| dtype),
                 ..notes
             },
+            Self::ShiftedGemm(tile) => Notes {
+                domain: stage_type(problem.dtype, limits).map_or(FloatType::F32, |(dtype, _)| dtype),
+                workspace_bytes: super::shifted::packed_bytes(problem, pass, tile, limits),
+                ..notes
+            },
             Self::Winograd(config) => Notes {
                 tile: Some(config.tile),
                 error: config.tile.guard(),

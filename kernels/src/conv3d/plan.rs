@@ -6,6 +6,7 @@
 //! | Depthwise    | all         | groups = C = O, at most 80 taps                   | dw: fp32 partials                    |
 //! | Gemm         | all         | at most 10 taps along an axis with padding        | fp32 partials where the sum is split |
 //! | MatrixGemm   | all         | the same, where the device has matrix units       | the same                             |
+//! | ShiftedGemm  | forward, dx | the same, stride 1 in the plane, where a window fits shared memory | packed weights |
 //! | Winograd     | forward, dx | 3x3 in plane, stride and dilation 1 there, groups 1; dx: depth stride 1 | stated by the plan |
 //! | ImplicitGemm | all         | everything: the first, simple tiling              | dw: fp32 partials                    |
 //! | Direct       | all         | everything: one result per unit                   | dw: fp32 partials                    |
@@ -32,6 +33,7 @@
 use super::depthwise;
 use super::gemm::{self, MatrixTile, RegisterTile, stage_type};
 use super::problem::Conv3dProblem;
+use super::shifted::{self, ShiftedTile};
 use super::tile::TileConfig;
 use super::winograd::{self, WinogradConfig, WinogradTile};
 use crate::error::{ConvError, unsupported};
@@ -91,6 +93,8 @@ pub enum Plan {
     Gemm(RegisterTile),
     /// See `gemm/matrices.rs`.
     MatrixGemm(MatrixTile),
+    /// See `shifted/`.
+    ShiftedGemm(ShiftedTile),
     /// See `winograd/`.
     Winograd(WinogradConfig),
 }
@@ -107,6 +111,7 @@ impl Plan {
             Self::Depthwise => "depthwise".into(),
             Self::Gemm(tile) => format!("gemm_{}", tile.name()),
             Self::MatrixGemm(tile) => format!("matrix_gemm_{}", tile.name()),
+            Self::ShiftedGemm(tile) => format!("shifted_gemm_{}", tile.name()),
             Self::Winograd(config) => config.tile.name().into(),
         }
     }
@@ -128,6 +133,9 @@ pub struct Tiles {
 impl Plan {
     /// The plan's tiles; nothing for plans that are not matrix products of one launch.
     pub fn tiles(&self, problem: &Conv3dProblem, pass: Pass) -> Option<Tiles> {
+        if let Self::ShiftedGemm(tile) = self {
+            return shifted::extent(problem, pass, tile);
+        }
         let engine = matches!(self, Self::Gemm(_) | Self::MatrixGemm(_));
         let patches = engine && gemm::is_patches(problem, pass);
         let (rows, columns) = product_extents(problem, pass, patches);
@@ -199,6 +207,7 @@ pub fn eligible(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Vec<Pla
         .into_iter()
         .chain(gemm)
         .chain(matrix_tiles(problem, pass, limits).map(Plan::MatrixGemm))
+        .chain(shifted_tiles(problem, pass, limits).map(Plan::ShiftedGemm))
         .chain(depthwise::serves(problem, pass).then_some(Plan::Depthwise))
         .chain(winograd)
         .collect()
@@ -208,6 +217,12 @@ pub fn eligible(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Vec<Pla
 fn matrix_tiles(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> impl Iterator<Item = MatrixTile> {
     let fragment = stage_type(problem.dtype, limits).filter(|_| gemm::serves(problem, pass));
     MatrixTile::all(fragment.map_or(0, |(_, fragment)| fragment)).iter().copied()
+}
+
+/// The tiles of the shifted product that serve the pass.
+fn shifted_tiles(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> impl Iterator<Item = ShiftedTile> {
+    let tiles = shifted::tiles(problem, limits).iter().copied();
+    tiles.filter(move |tile| shifted::serves(problem, pass, tile, limits))
 }
 
 /// Refuses a plan that was made for another problem.
@@ -269,6 +284,19 @@ pub(crate) fn check(
                 tile.name()
             )
         }
+        Plan::ShiftedGemm(tile)
+            if !empty && !shifted_tiles(problem, pass, limits).any(|each| each == *tile) =>
+        {
+            unsupported!(
+                "conv3d: {} does not serve the {} of {} with the kernel {:?}, stride {:?} and dilation {:?} on this device",
+                plan.name(),
+                pass.name(),
+                problem.dtype.name(),
+                problem.kernel,
+                problem.window.stride,
+                problem.window.dilation
+            )
+        }
         Plan::Depthwise if !depthwise::serves(problem, pass) => {
             unsupported!(
                 "conv3d: the plan `depthwise` serves as many groups as channels, this problem has {} groups, {} input and \
@@ -290,6 +318,7 @@ fn loop_turns(plan: &Plan, problem: &Conv3dProblem, pass: Pass) -> usize {
     match (plan, pass) {
         (Plan::Empty, _)
         | (Plan::ImplicitGemm(_) | Plan::Gemm(_) | Plan::MatrixGemm(_), Pass::WeightGradient) => 0,
+        (Plan::ShiftedGemm(_), _) => problem.channels.max(problem.out_channels) * problem.taps(),
         (Plan::Direct, _) => super::direct::loop_turns(problem, pass),
         (Plan::ImplicitGemm(_) | Plan::Gemm(_) | Plan::MatrixGemm(_), Pass::Forward) => {
             stages(problem.group_channels() * problem.taps())

@@ -5,8 +5,7 @@ use crate::support::{Buffer, client, output, read_all, upload};
 use conv_cases::conv3d::{self as cases, Conv3dCase};
 use conv_cases::fill;
 use conv_kernels::conv3d::{
-    self, Activation, Algorithm, Conv3dProblem, PaddingMode, Pass, Plan, Window, WinogradTile, eligible,
-    plan, reference,
+    self, Activation, Conv3dProblem, PaddingMode, Pass, Plan, Window, WinogradTile, eligible, reference,
 };
 use conv_kernels::tolerance::{Errors, Expected, Guard};
 use conv_kernels::{FloatType, Limits};
@@ -219,13 +218,13 @@ fn padded_work(problem: &Conv3dProblem, pass: Pass, plan: &Plan) -> usize {
 }
 
 /// Which tiles of the engine a case runs.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy)]
 pub(crate) enum Tiles {
     All,
     /// One of each kind; the cases of a table take turns.
     InTurn,
-    /// No plan but the one that is selected.
-    Selected,
+    /// The plans that a function picks.
+    Only(fn(&Plan) -> bool),
 }
 
 /// All plans, but of those that differ by nothing but the tile one, another at every turn.
@@ -235,6 +234,9 @@ fn one_tile_each(plans: Vec<Plan>, turn: usize) -> Vec<Plan> {
     plans.extend(tiles.get(turn % tiles.len().max(1)));
     let (tiles, mut plans): (Vec<_>, Vec<_>) =
         plans.into_iter().partition(|plan| matches!(plan, Plan::MatrixGemm(_)));
+    plans.extend(tiles.get(turn % tiles.len().max(1)));
+    let (tiles, mut plans): (Vec<_>, Vec<_>) =
+        plans.into_iter().partition(|plan| matches!(plan, Plan::ShiftedGemm(_)));
     plans.extend(tiles.get(turn % tiles.len().max(1)));
     plans
 }
@@ -270,9 +272,7 @@ pub(crate) fn run_with(
                 match tiles {
                     Tiles::All => (),
                     Tiles::InTurn => plans = one_tile_each(plans, turn),
-                    Tiles::Selected => {
-                        plans.retain(|each| Ok(*each) == plan(&problem, pass, Algorithm::Auto, limits))
-                    }
+                    Tiles::Only(picks) => plans.retain(picks),
                 }
                 plans.retain(|plan| padded_work(&problem, pass, plan) <= MOST_WORK);
                 let oracle = Oracle::new(&problem, pass, &inputs, &plans);
@@ -344,12 +344,23 @@ fn tile_boundaries_are_exact() {
     run_all_tiles(&cases::tile_boundaries(), &|seed, length| fill::integers(seed, length, -4, 4), true);
 }
 
+/// Checks a table with normal data and with integers, under the plans that `picks` picks.
+fn run_only(table: &[Conv3dCase], picks: fn(&Plan) -> bool) {
+    let client = client();
+    let run = |table: &[Conv3dCase], fill: &dyn Fn(u64, usize) -> Vec<f32>, exact| {
+        run_with((&client, &Limits::of(&client)), table, fill, exact, Tiles::Only(picks));
+    };
+    run(table, &fill::normal, false);
+    run(table, &|seed, length| fill::integers(seed, length, -4, 4), true);
+}
+
 #[test]
 fn depthwise_planes_in_shared_memory() {
-    let client = client();
-    let run = |fill: &dyn Fn(u64, usize) -> Vec<f32>, exact| {
-        run_with((&client, &Limits::of(&client)), &cases::depthwise_planes(), fill, exact, Tiles::Selected);
-    };
-    run(&fill::normal, false);
-    run(&|seed, length| fill::integers(seed, length, -4, 4), true);
+    run_only(&cases::depthwise_planes(), |plan| *plan == Plan::Depthwise);
+}
+
+/// On devices with matrix units.
+#[test]
+fn windows_in_shared_memory() {
+    run_only(&cases::shared_windows(), |plan| matches!(plan, Plan::ShiftedGemm(_)));
 }

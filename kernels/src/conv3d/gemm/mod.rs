@@ -71,11 +71,11 @@ pub(crate) fn stage_type(dtype: FloatType, limits: &Limits) -> Option<(FloatType
 
 /// The type that a stage for matrix units holds, and how many of it travel together: 16 bytes, but Apple's four elements at
 /// most.
-fn stage_vector(tile: MatrixTile, dtype: FloatType, limits: &Limits) -> (FloatType, usize) {
+pub(super) fn stage_vector(fragment: usize, dtype: FloatType, limits: &Limits) -> (FloatType, usize) {
     let Some((stage, _)) = stage_type(dtype, limits) else {
         unreachable!("`plan::check` has looked for matrix units")
     };
-    (stage, if tile.fragment == 8 { 4 } else { 16 / stage.size() })
+    (stage, if fragment == 8 { 4 } else { 16 / stage.size() })
 }
 
 /// Launches the forward pass (operands x, w, y) or the input gradient (dy, w, dx). Where the tiles are too few to fill the
@@ -213,7 +213,7 @@ fn launch(
                 );
             },
             Tile::Matrices(tile) => {
-                let (stage, width) = stage_vector(tile, problem.dtype, limits);
+                let (stage, width) = stage_vector(tile.fragment, problem.dtype, limits);
                 let together = weights_together(weight, pass, k, width);
                 // SAFETY: as above.
                 unsafe {
@@ -323,7 +323,7 @@ pub(crate) fn weight_gradient(
                 );
             },
             Tile::Matrices(tile) => {
-                let (stage, width) = stage_vector(tile, problem.dtype, limits);
+                let (stage, width) = stage_vector(tile.fragment, problem.dtype, limits);
                 let together = windows_together(dy, width);
                 // SAFETY: as above.
                 unsafe {

@@ -105,6 +105,11 @@ impl AxisWalkArgs {
         min(tap, taps)
     }
 
+    /// The first tap of a site at `coordinate` that lies inside the source, and the one behind the last; of ten taps at most.
+    pub(crate) fn inside(&self, coordinate: i32) -> (u32, u32) {
+        (self.first_not_below(0i32 - coordinate), self.first_not_below(self.extent as i32 - coordinate))
+    }
+
     fn source_offset(&self, site: u32) -> usize {
         (site * self.scale + self.ahead) as usize * self.source_stride
             - self.behind as usize * self.source_stride

@@ -91,7 +91,7 @@ pub(crate) fn winner(
     let tiles = engine.tiles(problem, pass)?;
     let config = config(problem, pass, WinogradTile::F4x4, limits).ok()?;
     let cost = config.cost(problem, pass);
-    let counted = if matches!(engine, Plan::MatrixGemm(_)) { 1.0 } else { 2.0 };
+    let counted = if matches!(engine, Plan::MatrixGemm(_) | Plan::ShiftedGemm(_)) { 1.0 } else { 2.0 };
     let engine = counted
         * [tiles.count, tiles.rows, tiles.columns, tiles.terms]
             .map(|size| size as f64)

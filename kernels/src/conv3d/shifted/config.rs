@@ -1,0 +1,137 @@
+//! The tile of a shifted product, and the strips of a plane that its tiles lie in.
+
+use crate::conv3d::gemm::config::PLANE;
+use crate::conv3d::gemm::walk::Walks;
+
+/// Channels of the source in shared memory at a time.
+pub(super) const CHANNELS: usize = 16;
+
+/// How a cube's products are shared out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ShiftedTile {
+    /// Sites of a cube's tile.
+    pub tile_m: usize,
+    /// Channels of a cube's tile.
+    pub tile_n: usize,
+    /// Sites of a plane.
+    pub plane_m: usize,
+    /// Channels of a plane.
+    pub plane_n: usize,
+    /// Taps of a stage of weights.
+    pub taps: usize,
+    /// Elements of the source's plane, of each channel, that shared memory holds.
+    pub window: usize,
+    /// Rows, columns and terms of a fragment: 8 on Apple's simdgroups, 16 elsewhere.
+    pub fragment: usize,
+}
+
+/// Fragments of 16 (f16): 128 units, 26 KiB of shared memory; 256 units, 32 KiB.
+const SIXTEEN: [ShiftedTile; 2] = [
+    ShiftedTile { tile_m: 128, tile_n: 64, plane_m: 64, plane_n: 32, taps: 3, window: 256, fragment: 16 },
+    ShiftedTile { tile_m: 128, tile_n: 128, plane_m: 64, plane_n: 32, taps: 2, window: 240, fragment: 16 },
+];
+/// Fragments of 8 (f32): 128 units, 29 KiB. A unit holds 32 sums.
+const EIGHT: [ShiftedTile; 1] =
+    [ShiftedTile { tile_m: 64, tile_n: 64, plane_m: 32, plane_n: 32, taps: 3, window: 160, fragment: 8 }];
+
+impl ShiftedTile {
+    /// The tiles for fragments of a shape.
+    pub fn all(fragment: usize) -> &'static [Self] {
+        match fragment {
+            8 => &EIGHT,
+            16 => &SIXTEEN,
+            _ => &[],
+        }
+    }
+
+    /// Planes of a cube.
+    pub fn planes(&self) -> usize {
+        (self.tile_m / self.plane_m) * (self.tile_n / self.plane_n)
+    }
+
+    /// Units of a cube.
+    pub fn units(&self) -> usize {
+        self.planes() * PLANE
+    }
+
+    /// Bytes of shared memory for stages whose elements have `size` bytes.
+    pub fn shared_bytes(&self, size: usize) -> usize {
+        (self.window + self.taps * self.tile_n) * (CHANNELS * size + 16)
+            + self.planes() * self.fragment * self.fragment * 4
+            + self.tile_n * 8
+    }
+
+    /// The name used in tables and reports.
+    pub fn name(&self) -> String {
+        format!("{}x{}", self.tile_m, self.tile_n)
+    }
+
+    /// Vectors of `width` elements from one site (or channel of the result) of a stage to the next: its channels, and 16 bytes
+    /// that spread the rows over the banks.
+    pub(super) fn row(&self, width: usize, size: usize) -> usize {
+        (CHANNELS + 16 / size) / width
+    }
+
+    /// Vectors of the window that a unit reads.
+    pub(super) fn window_loads(&self, width: usize) -> usize {
+        (self.window * CHANNELS / width).div_ceil(self.units())
+    }
+
+    /// Vectors of a stage of weights that a unit reads.
+    pub(super) fn weight_loads(&self, width: usize) -> usize {
+        self.taps * self.tile_n * CHANNELS / width / self.units()
+    }
+}
+
+/// The strips of a plane: as many sites of every row, and beyond them what their windows overlap, so that a tap is one and
+/// the same distance for all sites of a strip.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Strips {
+    /// Strips side by side.
+    pub(super) count: usize,
+    /// Sites of a strip's row.
+    pub(super) sites: usize,
+    /// Elements of a strip's row.
+    pub(super) pitch: usize,
+}
+
+impl Strips {
+    /// The strips that tile a walk's plane with the fewest elements; none where a window does not fit.
+    pub(super) fn of(walks: &Walks, tile: &ShiftedTile) -> Option<Self> {
+        let [_, height, width] = walks;
+        let rim = (width.taps.max(1) - 1) * width.step;
+        let rows = (height.taps.max(1) - 1) * height.step;
+        let room = tile.window.checked_sub(tile.tile_m + rim)?;
+        let longest = if rows == 0 { width.sites + rim } else { room / rows };
+        let most = longest.checked_sub(rim).filter(|most| *most > 0)?;
+        let count = width.sites.div_ceil(most);
+        let sites = width.sites.div_ceil(count.max(1));
+        (width.sites > 0).then_some(Self { count, sites, pitch: sites + rim })
+    }
+
+    /// Tiles of a strip.
+    pub(super) fn tiles(&self, walks: &Walks, tile: &ShiftedTile) -> usize {
+        (walks[1].sites * self.pitch).div_ceil(tile.tile_m)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_share_out_evenly_within_apples_budget() {
+        for (tile, size) in SIXTEEN.iter().map(|tile| (tile, 2)).chain(EIGHT.iter().map(|tile| (tile, 4))) {
+            let units = tile.units();
+            assert!((64..=1024).contains(&units) && units >= tile.tile_n, "{tile:?}: {units} units");
+            assert!(tile.shared_bytes(size) <= 32 * 1024, "{tile:?}: {} bytes", tile.shared_bytes(size));
+            let width = if tile.fragment == 8 { 4 } else { 16 / size };
+            let vectors = tile.taps * tile.tile_n * CHANNELS / width;
+            assert_eq!(
+                tile.weight_loads(width) * units,
+                vectors,
+                "{tile:?}: weights are read without a mask"
+            );
+        }
+    }
+}

@@ -1,0 +1,470 @@
+//! conv3d on matrix units with the source's window in shared memory once for all taps of a plane: forward pass and input
+//! gradient of windows that move by one element, fp32 accumulation.
+//!
+//! ```text
+//! D[channels][sites] += sum over depth taps, blocks of 16 channels, taps (kh, kw) of
+//!                       W[channels][16] * X[16][sites shifted by kh * pitch + kw]
+//!
+//!    a strip of a plane, row by row         window: the tile's sites and those that its taps reach, 16 channels each
+//!    +-------------------------+            tile:   tile_m sites behind each other in a strip; those past the end of a
+//!    | sites             | rim |                    row (its rim) are computed and not written
+//!    | sites   ..tile..  | rim |            a tap:  the same fragments, read from another row of the window
+//!    +-------------------------+
+//! ```
+//!
+//! The first engine ([`crate::conv3d::gemm`]) gathers every tap anew: 9 times the reads, address sums and masks of this one for a
+//! 3x3 plane, and they, not the matrix units, set its speed. Per block a cube reads `window * 16` elements and
+//! `taps of the plane * 16 * tile_n` packed weights, for `2 * tile_m * tile_n * 16 * taps of the plane` operations. Depth taps
+//! that lie outside the source are left out. The next stage is read while one is multiplied. Declined: strides in the plane,
+//! windows that do not fit ([`super::config`]), the weight gradient.
+
+use super::config::{CHANNELS, ShiftedTile};
+use crate::activation::activate_by_code;
+use crate::conv3d::gemm::config::PLANE;
+use crate::conv3d::gemm::place::Walk;
+use crate::conv3d::problem::PaddingMode;
+use crate::grid::Span;
+use cubecl::cmma::{self, MatrixIdent, MatrixLayout};
+use cubecl::ir::ElemType;
+use cubecl::prelude::*;
+use cubecl::std::FastDivmod;
+
+/// How the work is shared out: a cube's index, from the fastest: tile of channels, tile of sites, strip, frame, image, group.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+pub(super) struct Tiling {
+    pub(super) tiles_n: FastDivmod<u32>,
+    pub(super) tiles_m: FastDivmod<u32>,
+    pub(super) strips: FastDivmod<u32>,
+    pub(super) depth: FastDivmod<u32>,
+    pub(super) batch: FastDivmod<u32>,
+    /// Sites of a strip's row, and its elements.
+    pub(super) sites: u32,
+    pub(super) pitch: FastDivmod<u32>,
+    pub(super) pitch_count: u32,
+    pub(super) height: u32,
+    pub(super) width: u32,
+    /// Channels of one group's result, and filled up to tiles.
+    pub(super) n: u32,
+    pub(super) packed_n: u32,
+    /// Channels of one group's source, and blocks of them.
+    pub(super) channels: u32,
+    pub(super) blocks: FastDivmod<u32>,
+    pub(super) block_count: u32,
+    pub(super) depth_taps: u32,
+    /// Taps of a plane, of a row of it, and stages of them.
+    pub(super) taps: u32,
+    pub(super) row_taps: FastDivmod<u32>,
+    pub(super) stages: u32,
+    /// [`Activation::code`](crate::activation::Activation::code) of what is applied to the result.
+    pub(super) activation: u32,
+}
+
+/// A cube's share.
+#[derive(CubeType, Clone, Copy)]
+struct Share {
+    first_n: u32,
+    /// The first of the tile's elements in its strip, and the strip's first site.
+    first: u32,
+    strip: u32,
+    d: u32,
+    n: u32,
+    group: u32,
+}
+
+#[cube]
+impl Tiling {
+    fn share(&self, cube: u32, #[comptime] tile: ShiftedTile) -> Share {
+        let (rest, in_n) = self.tiles_n.div_mod(cube);
+        let (rest, in_m) = self.tiles_m.div_mod(rest);
+        let (rest, strip) = self.strips.div_mod(rest);
+        let (rest, d) = self.depth.div_mod(rest);
+        let (group, n) = self.batch.div_mod(rest);
+        Share {
+            first_n: in_n * tile.tile_n as u32,
+            first: in_m * tile.tile_m as u32,
+            strip: strip * self.sites,
+            d,
+            n,
+            group,
+        }
+    }
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+#[allow(clippy::too_many_arguments)]
+pub(super) fn shifted_kernel<E: Float, S: Float, O: Float, V: Size>(
+    source: &[E],
+    weight: &[Vector<S, V>],
+    bias: ComptimeOption<&Tensor<E>>,
+    out: &mut [O],
+    walk: Walk,
+    tiling: Tiling,
+    span: Span,
+    #[comptime] padding: PaddingMode,
+    #[comptime] tile: ShiftedTile,
+    #[comptime] size: usize,
+    #[define(E)] _dtype: ElemType,
+    #[define(S)] _stage_dtype: ElemType,
+    #[define(O)] _out_dtype: ElemType,
+) {
+    // The whole cube leaves together: barriers follow.
+    if span.is_idle() {
+        terminate!();
+    }
+    let share = tiling.share(span.cube() as u32, tile);
+    let width = V::value();
+    let row = comptime!(tile.row(width, size));
+    let mut window = Shared::<[Vector<S, V>]>::new_slice(comptime!(tile.window * row));
+    let mut weights = Shared::<[Vector<S, V>]>::new_slice(comptime!(tile.taps * tile.tile_n * row));
+    let sums = accumulators(tile);
+
+    // Depth taps that lie inside the source; all of them where padding repeats its ends.
+    let depth = walk.depth.coordinate(share.d);
+    let mut first_tap = 0u32;
+    let mut end_tap = tiling.depth_taps;
+    if comptime!(padding == PaddingMode::Zeros) {
+        let (first, end) = walk.depth.inside(depth);
+        first_tap = first;
+        end_tap = max(end, first);
+    }
+    let blocks = (end_tap - first_tap) * tiling.block_count;
+    let places = places(&walk, &tiling, &share, padding, width, tile);
+    let source_first = walk.source_at(share.n, 0u32) + walk.source_channel(share.group * tiling.channels);
+    // Stages lie behind each other, so the next one is a fixed distance away.
+    let stage_vectors = comptime!(tile.taps * CHANNELS / width) * tiling.packed_n as usize;
+    let mut stage_at = ((share.group * tiling.depth_taps + first_tap) * tiling.block_count * tiling.stages)
+        as usize
+        * stage_vectors;
+
+    let values = read_window(
+        source,
+        &walk,
+        &tiling,
+        source_first,
+        depth,
+        first_tap,
+        0u32,
+        blocks > 0u32,
+        &places,
+        padding,
+        width,
+        tile,
+    );
+    write_window(&values, &mut window, row, tile);
+    let next = read_weights(weight, &tiling, stage_at, share.first_n, blocks > 0u32, tile);
+    write_weights(&next, &mut weights, row, tile);
+    sync_cube();
+    let mut block = 0u32.runtime();
+    while block < blocks {
+        let mut stage = 0u32.runtime();
+        while stage < tiling.stages {
+            // The stage after this one, and with a block's last stage the next block's window, are read meanwhile.
+            let last = stage + 1u32 == tiling.stages;
+            let more = block + 1u32 < blocks;
+            stage_at += stage_vectors;
+            let next = read_weights(weight, &tiling, stage_at, share.first_n, more || !last, tile);
+            let values = read_window(
+                source,
+                &walk,
+                &tiling,
+                source_first,
+                depth,
+                first_tap,
+                block + 1u32,
+                last && more,
+                &places,
+                padding,
+                width,
+                tile,
+            );
+            multiply(&window, &weights, &sums, &walk, &tiling, stage, row, tile);
+            sync_cube();
+            write_weights(&next, &mut weights, row, tile);
+            if last {
+                write_window(&values, &mut window, row, tile);
+            }
+            stage += 1u32;
+            sync_cube();
+        }
+        block += 1u32;
+    }
+    write_result(&sums, bias, out, &walk, &tiling, &share, tile);
+}
+
+/// A plane's sums, all zero.
+#[cube]
+fn accumulators(#[comptime] tile: ShiftedTile) -> Sequence<cmma::Matrix<f32>> {
+    let mut sums = Sequence::<cmma::Matrix<f32>>::new();
+    #[unroll]
+    for _ in 0..comptime!(tile.plane_m * tile.plane_n / tile.fragment / tile.fragment) {
+        sums.push(cmma::Matrix::<f32>::from_value(
+            MatrixIdent::Accumulator,
+            tile.fragment,
+            tile.fragment,
+            tile.fragment,
+            MatrixLayout::Undefined,
+            0.0,
+        ));
+    }
+    sums
+}
+
+/// Where the elements of the window that a unit reads lie in a plane of the source, and whether they do.
+#[derive(CubeType)]
+struct Places {
+    at: Sequence<usize>,
+    inside: Sequence<bool>,
+}
+
+#[cube]
+fn places(
+    walk: &Walk,
+    tiling: &Tiling,
+    share: &Share,
+    #[comptime] padding: PaddingMode,
+    #[comptime] width: usize,
+    #[comptime] tile: ShiftedTile,
+) -> Places {
+    let mut at = Sequence::<usize>::new();
+    let mut inside = Sequence::<bool>::new();
+    #[unroll]
+    for load in 0..comptime!(tile.window_loads(width)) {
+        let vector = UNIT_POS + comptime!((load * tile.units()) as u32);
+        let (row, column) = tiling.pitch.div_mod(share.first + vector % comptime!(tile.window as u32));
+        let (h, h_inside) = walk.height.place(walk.height.coordinate(row), padding);
+        let (w, w_inside) = walk.width.place(walk.width.coordinate(share.strip + column), padding);
+        at.push(h + w);
+        inside.push(h_inside && w_inside);
+    }
+    Places { at, inside }
+}
+
+/// Reads this unit's vectors of a block's window into registers: some channels of a site, lanes along sites.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn read_window<E: Float>(
+    source: &[E],
+    walk: &Walk,
+    tiling: &Tiling,
+    source_first: usize,
+    depth: i32,
+    first_tap: u32,
+    block: u32,
+    exists: bool,
+    places: &Places,
+    #[comptime] padding: PaddingMode,
+    #[comptime] width: usize,
+    #[comptime] tile: ShiftedTile,
+) -> Sequence<E> {
+    let (tap, in_channels) = tiling.blocks.div_mod(block);
+    let (frame, _) = walk.depth.place(depth + ((first_tap + tap) * walk.depth.step) as i32, padding);
+    let first_channel = in_channels * CHANNELS as u32;
+    let mut values = Sequence::<E>::new();
+    #[unroll]
+    for load in 0..comptime!(tile.window_loads(width)) {
+        let vector = UNIT_POS + comptime!((load * tile.units()) as u32);
+        let channel = first_channel + vector / comptime!(tile.window as u32) * width as u32;
+        let at = source_first + frame + *places.at.index(load) + walk.source_channel(channel);
+        let inside = *places.inside.index(load) && exists;
+        #[unroll]
+        for i in 0..width {
+            let mut value = E::from_int(0);
+            if inside && channel + (i as u32) < tiling.channels {
+                value = source[at + walk.source_channel(i as u32)];
+            }
+            values.push(value);
+        }
+    }
+    values
+}
+
+/// Writes what [`read_window`] has read.
+#[cube]
+fn write_window<E: Float, S: Float, V: Size>(
+    values: &Sequence<E>,
+    window: &mut Shared<[Vector<S, V>]>,
+    #[comptime] row: usize,
+    #[comptime] tile: ShiftedTile,
+) {
+    let width = V::value();
+    #[unroll]
+    for load in 0..comptime!(tile.window_loads(width)) {
+        let vector = UNIT_POS as usize + comptime!(load * tile.units());
+        let mut channels = Vector::<S, V>::empty();
+        #[unroll]
+        for i in 0..width {
+            channels.insert(i, S::cast_from(*values.index(comptime!(load * width + i))));
+        }
+        if vector < comptime!(tile.window * CHANNELS / width) {
+            window[vector % tile.window * row + vector / tile.window] = channels;
+        }
+    }
+}
+
+/// Reads this unit's vectors of a stage of packed weights.
+#[cube]
+fn read_weights<S: Float, V: Size>(
+    weight: &[Vector<S, V>],
+    tiling: &Tiling,
+    stage_at: usize,
+    first_n: u32,
+    exists: bool,
+    #[comptime] tile: ShiftedTile,
+) -> Sequence<Vector<S, V>> {
+    let width = V::value();
+    let of_tap = comptime!(tile.tile_n * CHANNELS / width);
+    let mut values = Sequence::<Vector<S, V>>::new();
+    #[unroll]
+    for load in 0..comptime!(tile.weight_loads(width)) {
+        let vector = UNIT_POS as usize + comptime!(load * tile.units());
+        let at = stage_at
+            + (vector / of_tap * tiling.packed_n as usize + first_n as usize) * comptime!(CHANNELS / width)
+            + vector % of_tap;
+        let mut value = Vector::<S, V>::new(S::from_int(0));
+        if exists {
+            value = weight[at];
+        }
+        values.push(value);
+    }
+    values
+}
+
+/// Writes what [`read_weights`] has read: rows of a tap's channels of the result.
+#[cube]
+fn write_weights<S: Float, V: Size>(
+    values: &Sequence<Vector<S, V>>,
+    weights: &mut Shared<[Vector<S, V>]>,
+    #[comptime] row: usize,
+    #[comptime] tile: ShiftedTile,
+) {
+    let width = V::value();
+    let run = comptime!(CHANNELS / width);
+    #[unroll]
+    for load in 0..comptime!(tile.weight_loads(width)) {
+        let vector = UNIT_POS as usize + comptime!(load * tile.units());
+        weights[vector / run * row + vector % run] = *values.index(load);
+    }
+}
+
+/// Adds a stage's taps to a plane's sums.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn multiply<S: Float, V: Size>(
+    window: &Shared<[Vector<S, V>]>,
+    weights: &Shared<[Vector<S, V>]>,
+    sums: &Sequence<cmma::Matrix<f32>>,
+    walk: &Walk,
+    tiling: &Tiling,
+    stage: u32,
+    #[comptime] row: usize,
+    #[comptime] tile: ShiftedTile,
+) {
+    let width = V::value();
+    let plane = UNIT_POS as usize / PLANE;
+    let first_site = plane % comptime!(tile.tile_m / tile.plane_m) * tile.plane_m;
+    let first_channel = plane / comptime!(tile.tile_m / tile.plane_m) * tile.plane_n;
+    let stride = comptime!((row * width) as u32);
+    #[unroll]
+    for in_stage in 0..tile.taps {
+        // Weights of taps past the last are zero.
+        let tap = min(stage * tile.taps as u32 + in_stage as u32, tiling.taps - 1u32);
+        let (h, w) = tiling.row_taps.div_mod(tap);
+        let shift = (h * walk.height.step * tiling.pitch_count + w * walk.width.step) as usize;
+        #[unroll]
+        for k in 0..comptime!(CHANNELS / tile.fragment) {
+            let mut channels = Sequence::<cmma::Matrix<Vector<S, V>>>::new();
+            #[unroll]
+            for i in 0..comptime!(tile.plane_n / tile.fragment) {
+                let first = first_channel + comptime!(in_stage * tile.tile_n + i * tile.fragment);
+                let at = first * row + comptime!(k * tile.fragment / width);
+                channels.push(cmma::Matrix::<Vector<S, V>>::from_slice(
+                    MatrixIdent::A,
+                    tile.fragment,
+                    tile.fragment,
+                    tile.fragment,
+                    MatrixLayout::RowMajor,
+                    &weights[at..comptime!(tile.taps * tile.tile_n * row)],
+                    stride,
+                ));
+            }
+            #[unroll]
+            for j in 0..comptime!(tile.plane_m / tile.fragment) {
+                let first = first_site + comptime!(j * tile.fragment) + shift;
+                let at = first * row + comptime!(k * tile.fragment / width);
+                let sites = cmma::Matrix::<Vector<S, V>>::from_slice(
+                    MatrixIdent::B,
+                    tile.fragment,
+                    tile.fragment,
+                    tile.fragment,
+                    MatrixLayout::ColMajor,
+                    &window[at..comptime!(tile.window * row)],
+                    stride,
+                );
+                #[unroll]
+                for i in 0..comptime!(tile.plane_n / tile.fragment) {
+                    let sum = sums.index(comptime!(i * (tile.plane_m / tile.fragment) + j));
+                    cmma::execute(channels.index(i), &sites, sum, sum);
+                }
+            }
+        }
+    }
+}
+
+/// Writes a plane's sums. Each fragment passes through the plane's own patch of shared memory, where bias, activation,
+/// rounding and the tails are applied.
+#[cube]
+fn write_result<E: Float, O: Float>(
+    sums: &Sequence<cmma::Matrix<f32>>,
+    bias: ComptimeOption<&Tensor<E>>,
+    out: &mut [O],
+    walk: &Walk,
+    tiling: &Tiling,
+    share: &Share,
+    #[comptime] tile: ShiftedTile,
+) {
+    let unit = UNIT_POS as usize;
+    let plane = unit / PLANE;
+    let lane = (unit % PLANE) as u32;
+    let plane_m = (plane % comptime!(tile.tile_m / tile.plane_m) * tile.plane_m) as u32;
+    let plane_n = (plane / comptime!(tile.tile_m / tile.plane_m) * tile.plane_n) as u32;
+    let mut patches = Shared::<[f32]>::new_slice(comptime!(tile.planes() * tile.fragment * tile.fragment));
+    let patch = plane * comptime!(tile.fragment * tile.fragment);
+    let first_channel = share.group * tiling.n + share.first_n + plane_n;
+    let frame = walk.out_at(share.n, 0u32) + walk.depth.out_offset(share.d);
+    #[unroll]
+    for column in 0..comptime!(tile.plane_m / tile.fragment) {
+        // A lane writes one site of the fragments of a column.
+        let in_fragment = lane % tile.fragment as u32;
+        let element = share.first + plane_m + comptime!((column * tile.fragment) as u32) + in_fragment;
+        let (h, in_row) = tiling.pitch.div_mod(element);
+        let w = share.strip + in_row;
+        let exists = h < tiling.height && in_row < tiling.sites && w < tiling.width;
+        let at = frame + walk.height.out_offset(h) + walk.width.out_offset(w);
+        #[unroll]
+        for fragment_row in 0..comptime!(tile.plane_n / tile.fragment) {
+            sync_cube();
+            cmma::store(
+                &mut patches[patch..comptime!(tile.planes() * tile.fragment * tile.fragment)],
+                sums.index(comptime!(fragment_row * (tile.plane_m / tile.fragment) + column)),
+                tile.fragment as u32,
+                MatrixLayout::RowMajor,
+            );
+            sync_cube();
+            #[unroll]
+            for step in 0..comptime!(tile.fragment * tile.fragment / PLANE) {
+                let in_patch =
+                    comptime!((step * (PLANE / tile.fragment)) as u32) + lane / tile.fragment as u32;
+                let in_tile = comptime!((fragment_row * tile.fragment) as u32) + in_patch;
+                if exists && share.first_n + plane_n + in_tile < tiling.n {
+                    let channel = first_channel + in_tile;
+                    let bias: ComptimeOption<f32> =
+                        bias.map(|bias| f32::cast_from(bias[channel as usize * bias.stride(0)]));
+                    let sum = patches[patch + (in_patch * tile.fragment as u32 + in_fragment) as usize];
+                    let sum = sum + bias.unwrap_or_else(|| 0.0f32.runtime());
+                    out[at + walk.out_channel(channel)] =
+                        O::cast_from(activate_by_code(sum, tiling.activation));
+                }
+            }
+        }
+    }
+}

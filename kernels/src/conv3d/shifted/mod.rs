@@ -1,0 +1,216 @@
+//! conv3d on matrix units with every element of the source in shared memory once for all taps of a plane: [`kernel`]. The
+//! weights are packed first ([`pack`]), into as many bytes as they have, filled up to tiles.
+
+mod config;
+mod kernel;
+mod pack;
+
+pub use config::ShiftedTile;
+
+use super::gemm::config::PLANE;
+use super::gemm::walk::{Walks, walk_args, walks};
+use super::gemm::{stage_type, stage_vector};
+use super::plan::{Pass, Tiles};
+use super::problem::Conv3dProblem;
+use crate::activation::Activation;
+use crate::error::ConvError;
+use crate::grid::dispatches;
+use crate::limits::Limits;
+use crate::operand::{Operand, address_type};
+use config::{CHANNELS, Strips};
+use cubecl::prelude::*;
+use kernel::{TilingLaunch, shifted_kernel};
+use pack::{PackedLaunch, UNITS, pack_kernel};
+
+/// What the products of a pass are made of.
+struct Extents {
+    strips: Strips,
+    /// Channels of one group's result, filled up to tiles.
+    packed_n: usize,
+    n: usize,
+    channels: usize,
+    /// Blocks of the source's channels.
+    blocks: usize,
+    depth_taps: usize,
+    /// Taps of a plane, and stages of them.
+    taps: usize,
+    stages: usize,
+}
+
+impl Extents {
+    fn of(problem: &Conv3dProblem, pass: Pass, walks: &Walks, tile: &ShiftedTile) -> Option<Self> {
+        let (channels, n) = match pass {
+            Pass::Forward => (problem.group_channels(), problem.group_out_channels()),
+            _ => (problem.group_out_channels(), problem.group_channels()),
+        };
+        let taps = walks[1].taps * walks[2].taps;
+        Some(Self {
+            strips: Strips::of(walks, tile)?,
+            packed_n: n.next_multiple_of(tile.tile_n),
+            n,
+            channels,
+            blocks: channels.div_ceil(CHANNELS),
+            depth_taps: walks[0].taps,
+            taps,
+            stages: taps.div_ceil(tile.taps),
+        })
+    }
+
+    /// Terms of a sum, filled up to blocks and stages.
+    fn terms(&self, tile: &ShiftedTile) -> usize {
+        self.depth_taps * self.blocks * CHANNELS * self.stages * tile.taps
+    }
+
+    /// Elements of the packed weights.
+    fn packed(&self, groups: usize, tile: &ShiftedTile) -> usize {
+        groups * self.terms(tile) * self.packed_n
+    }
+
+    fn cubes(&self, problem: &Conv3dProblem, walks: &Walks, tile: &ShiftedTile) -> usize {
+        let tiles = self.packed_n / tile.tile_n * self.strips.tiles(walks, tile) * self.strips.count;
+        tiles * walks[0].sites * problem.batch * problem.window.groups
+    }
+}
+
+/// The walk of a pass whose windows move by one element in the plane.
+fn walk(problem: &Conv3dProblem, pass: Pass) -> Option<Walks> {
+    if pass == Pass::WeightGradient {
+        return None;
+    }
+    let [walk] = walks(problem, pass)[..] else { return None };
+    (walk[1].scale == 1 && walk[2].scale == 1 && walk.iter().all(|axis| axis.taps > 0)).then_some(walk)
+}
+
+/// Whether the tile serves a pass: what the engine serves, moving by one element in the plane, where the windows of a tile fit
+/// shared memory.
+pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTile, limits: &Limits) -> bool {
+    let fits = extent(problem, pass, tile).is_some()
+        && packed_bytes(problem, pass, tile, limits) <= limits.workspace_bytes;
+    fits && super::gemm::serves(problem, pass)
+}
+
+/// The tiles of a pass, as [`super::Plan::tiles`] says.
+pub(crate) fn extent(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTile) -> Option<Tiles> {
+    let walks = walk(problem, pass)?;
+    let extents = Extents::of(problem, pass, &walks, tile)?;
+    Some(Tiles {
+        count: extents.cubes(problem, &walks, tile),
+        rows: tile.tile_m,
+        columns: tile.tile_n,
+        terms: extents.terms(tile),
+    })
+}
+
+/// Bytes of the packed weights.
+pub(crate) fn packed_bytes(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTile, limits: &Limits) -> u64 {
+    let size = stage_type(problem.dtype, limits).map_or(4, |(stage, _)| stage.size());
+    let extents = walk(problem, pass).and_then(|walks| Extents::of(problem, pass, &walks, tile));
+    extents.map_or(0, |extents| (extents.packed(problem.window.groups, tile) * size) as u64)
+}
+
+/// Launches the forward pass (operands x, w, y) or the input gradient (dy, w, dx).
+pub(crate) fn launch(
+    client: &Client,
+    problem: &Conv3dProblem,
+    pass: Pass,
+    tile: ShiftedTile,
+    limits: &Limits,
+    [source, weight, out]: [&Operand; 3],
+    bias: Option<&Operand>,
+) -> Result<(), ConvError> {
+    let walks = walk(problem, pass).expect("`plan::check` has looked at the walk");
+    let extents = Extents::of(problem, pass, &walks, &tile).expect("`plan::check` has looked at the window");
+    let (stage, width) = stage_vector(tile.fragment, problem.dtype, limits);
+    let groups = problem.window.groups;
+    let elements = extents.packed(groups, &tile);
+    let packed = Operand::contiguous(client.empty(elements * stage.size()), &[elements], stage);
+    let vectors = elements / width;
+    let cubes = extents.cubes(problem, &walks, &tile);
+    let largest = cubes.max(elements).max(extents.channels * problem.taps());
+    let address = address_type("conv3d", &[source, weight, out, &packed], largest, limits)?;
+    for dispatch in dispatches(vectors.div_ceil(UNITS), (UNITS * 100) as f64, limits) {
+        // SAFETY: a unit's index is below the packed vectors' number; weights past the last are not read.
+        unsafe {
+            pack_kernel::launch_unchecked(
+                client,
+                dispatch.count(),
+                CubeDim::new_1d(UNITS as u32),
+                address,
+                width,
+                weight.buffer_arg(1),
+                packed.buffer_arg(width),
+                walk_args(problem, pass, &walks, [source, weight, out]),
+                PackedLaunch::new(
+                    extents.packed_n as u32,
+                    (extents.stages * tile.taps) as u32,
+                    extents.blocks.max(1) as u32,
+                    extents.depth_taps as u32,
+                    extents.n as u32,
+                    extents.channels as u32,
+                    extents.taps as u32,
+                    problem.taps() as u32,
+                    vectors as u32,
+                ),
+                dispatch.span(),
+                pass,
+                weight.dtype.elem(),
+                stage.elem(),
+            );
+        }
+    }
+    let activation = if pass == Pass::Forward { problem.window.activation } else { Activation::None };
+    let operations = 2.0 * (tile.tile_m * tile.tile_n * extents.terms(&tile)) as f64;
+    for dispatch in dispatches(cubes, operations, limits) {
+        // SAFETY: elements outside the source and channels past the last are not read; sites of a strip's rim, rows past the
+        // last and channels past the last are not written; a window holds all that a tile's taps reach.
+        unsafe {
+            shifted_kernel::launch_unchecked(
+                client,
+                dispatch.count(),
+                CubeDim::new_2d(PLANE as u32, tile.planes() as u32),
+                address,
+                width,
+                source.buffer_arg(1),
+                packed.buffer_arg(width),
+                bias.map(|bias| bias.tensor_arg()).into(),
+                out.buffer_arg(1),
+                walk_args(problem, pass, &walks, [source, weight, out]),
+                TilingLaunch::new(
+                    (extents.packed_n / tile.tile_n) as u32,
+                    extents.strips.tiles(&walks, &tile) as u32,
+                    extents.strips.count as u32,
+                    walks[0].sites as u32,
+                    problem.batch as u32,
+                    extents.strips.sites as u32,
+                    extents.strips.pitch as u32,
+                    extents.strips.pitch as u32,
+                    walks[1].sites as u32,
+                    walks[2].sites as u32,
+                    extents.n as u32,
+                    extents.packed_n as u32,
+                    extents.channels as u32,
+                    extents.blocks.max(1) as u32,
+                    extents.blocks as u32,
+                    extents.depth_taps as u32,
+                    extents.taps as u32,
+                    walks[2].taps as u32,
+                    extents.stages as u32,
+                    activation.code(),
+                ),
+                dispatch.span(),
+                problem.window.padding_mode,
+                tile,
+                stage.size(),
+                source.dtype.elem(),
+                stage.elem(),
+                out.dtype.elem(),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Whether the device has matrix units for the problem's type, and the tiles for them.
+pub(crate) fn tiles(problem: &Conv3dProblem, limits: &Limits) -> &'static [ShiftedTile] {
+    ShiftedTile::all(stage_type(problem.dtype, limits).map_or(0, |(_, fragment)| fragment))
+}
