@@ -5,9 +5,12 @@ use crate::options::DeviceChoice;
 use anyhow::{Context, Result, anyhow};
 use conv_kernels::{FloatType, Limits};
 use cubecl::device::WgpuDeviceKind;
+use cubecl::future::block_on;
 use cubecl::prelude::*;
+use cubecl::server::Handle;
 use cubecl::std::throughput::measure_peak_throughput;
 use cubecl::throughput::compute_throughput_key;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// An opened device. Burn's device of the same kind shares its queue, so both are timed by the same clock.
@@ -123,22 +126,19 @@ fn copy_kernel<N: Size>(source: &[Vector<f32, N>], target: &mut [Vector<f32, N>]
     }
 }
 
-/// Bytes per second that a plain copy kernel moves: what bandwidth-bound ops are measured against.
-fn copy_bandwidth(device: &Device) -> Result<f64> {
-    let client = &device.client;
-    let bytes = if device.software { 16 << 20 } else { (256 << 20).min(device.limits.buffer_bytes as usize) };
+/// A launch of the copy kernel over two buffers of `bytes` bytes.
+fn copy(device: &Device, source: Handle, target: Handle, bytes: usize) -> impl Fn() + use<> {
+    let client = device.client.clone();
     let units = 256;
     let vectors = bytes / (4 * VECTOR);
     let cubes = vectors.div_ceil(units);
     let axis = device.limits.cubes_per_axis as usize;
     let count = CubeCount::Static(cubes.min(axis) as u32, cubes.div_ceil(axis) as u32, 1);
-    let data: Vec<u8> = (0..bytes).map(|index| index as u8).collect();
-    let (source, target) = (client.create_from_slice(&data), client.empty(bytes));
-    let launch = || {
+    move || {
         // SAFETY: both buffers hold `vectors` vectors, and the kernel checks its index against the target's length.
         unsafe {
             copy_kernel::launch_unchecked(
-                client,
+                &client,
                 count.clone(),
                 CubeDim::new_1d(units as u32),
                 VECTOR,
@@ -146,17 +146,45 @@ fn copy_bandwidth(device: &Device) -> Result<f64> {
                 BufferArg::from_raw_parts(target.clone(), vectors),
             );
         }
-        Ok(())
-    };
-    launch().map_err(|error: String| anyhow!(error))?;
+    }
+}
+
+/// Copies on the device whenever `turn` is free: results are verified on the host between timed rows, and a device that idles
+/// meanwhile lowers its clocks (an H200 to less than half) and takes longer to raise them than a row is warmed up.
+pub(crate) fn keep_busy(device: &Device, turn: Arc<Mutex<()>>) {
+    let client = device.client.clone();
+    let bytes = 64 << 20;
+    let copy = copy(device, client.empty(bytes), client.empty(bytes), bytes);
+    std::thread::spawn(move || {
+        loop {
+            if let Ok(_turn) = turn.lock() {
+                (0..16).for_each(|_| copy());
+                // A device that is lost is reported by the row that needs it.
+                let _ = block_on(client.sync());
+            }
+            // Leaves the turn to a row that waits for it.
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    });
+}
+
+/// Bytes per second that a plain copy kernel moves: what bandwidth-bound ops are measured against.
+fn copy_bandwidth(device: &Device) -> Result<f64> {
+    let client = &device.client;
+    let bytes = if device.software { 16 << 20 } else { (256 << 20).min(device.limits.buffer_bytes as usize) };
+    let data: Vec<u8> = (0..bytes).map(|index| index as u8).collect();
+    let (source, target) = (client.create_from_slice(&data), client.empty(bytes));
+    let launch = copy(device, source, target.clone(), bytes);
+    launch();
     let copied = client.read_one(target.clone()).context("the copy kernel failed")?;
     anyhow::ensure!(
         copied[..] == data[..],
         "the copy kernel copied wrong bytes: this device cannot be measured"
     );
     let warm_up = Duration::from_millis(if device.software { 0 } else { 500 });
-    let timer = Timer { client: client.clone(), samples: 15, warm_up };
-    let samples =
-        timer.time(|| Ok(()), |()| launch(), || Ok(())).map_err(|error| anyhow!("copy kernel: {error}"))?;
+    let timer = Timer { client: client.clone(), samples: 15, warm_up, turn: Arc::default() };
+    let samples = timer
+        .time(|| Ok(()), |()| Ok(launch()), || Ok(()))
+        .map_err(|error| anyhow!("copy kernel: {error}"))?;
     Ok(2.0 * bytes as f64 / (samples.median * 1e-3))
 }

@@ -31,6 +31,7 @@ use measure::Timer;
 use options::{Options, Size};
 use report::Report;
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 fn main() -> ExitCode {
@@ -53,6 +54,7 @@ fn run(options: Options) -> Result<bool> {
         client: device.client.clone(),
         samples: options.samples.unwrap_or(default_samples) as usize,
         warm_up: Duration::from_millis(if device.software { 0 } else { 100 }),
+        turn: Arc::new(Mutex::new(())),
     };
     println!(
         "{} through {}, sizes: {name}, timed by the {} clock",
@@ -62,6 +64,9 @@ fn run(options: Options) -> Result<bool> {
     );
     let roofline = Roofline::measure(&device)?;
     print_roofline(&roofline);
+    if !device.software {
+        device::keep_busy(&device, timer.turn.clone());
+    }
 
     let steps = conv3d::cases(&options, size).len()
         + causal_conv1d::cases(&options, size).len()

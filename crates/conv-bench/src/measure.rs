@@ -3,6 +3,7 @@
 use crate::data::first_line;
 use cubecl::future::block_on;
 use cubecl::prelude::*;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The distribution of one row's runs, in milliseconds.
@@ -42,6 +43,8 @@ pub(crate) struct Timer {
     pub(crate) samples: usize,
     /// The device is kept busy for this long before the first timed run: it takes a while to reach its clocks.
     pub(crate) warm_up: Duration,
+    /// Held while a row is timed; between rows [`crate::device::keep_busy`] holds it.
+    pub(crate) turn: Arc<Mutex<()>>,
 }
 
 /// Milliseconds a window should last at least; shorter calls are repeated within it.
@@ -63,6 +66,7 @@ impl Timer {
         mut run: impl FnMut(S) -> Result<R, String>,
         flush: impl Fn() -> Result<(), String>,
     ) -> Result<Samples, String> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let started = Instant::now();
         let mut window = |repeats| self.window(repeats, &mut setup, &mut run, &flush);
         let mut estimate = window(1)?;

@@ -27,12 +27,12 @@ pub struct ShiftedTile {
 
 /// Fragments of 16 (f16): 128 units, 26 KiB of shared memory; 256 units, 32 KiB.
 const SIXTEEN: [ShiftedTile; 2] = [
-    ShiftedTile { tile_m: 128, tile_n: 64, plane_m: 64, plane_n: 32, taps: 3, window: 256, fragment: 16 },
-    ShiftedTile { tile_m: 128, tile_n: 128, plane_m: 64, plane_n: 32, taps: 2, window: 240, fragment: 16 },
+    ShiftedTile { tile_m: 128, tile_n: 64, plane_m: 64, plane_n: 32, taps: 1, window: 256, fragment: 16 },
+    ShiftedTile { tile_m: 128, tile_n: 128, plane_m: 64, plane_n: 32, taps: 1, window: 240, fragment: 16 },
 ];
 /// Fragments of 8 (f32): 128 units, 29 KiB. A unit holds 32 sums.
 const EIGHT: [ShiftedTile; 1] =
-    [ShiftedTile { tile_m: 64, tile_n: 64, plane_m: 32, plane_n: 32, taps: 3, window: 160, fragment: 8 }];
+    [ShiftedTile { tile_m: 64, tile_n: 64, plane_m: 32, plane_n: 32, taps: 1, window: 160, fragment: 8 }];
 
 impl ShiftedTile {
     /// The tiles for fragments of a shape.
@@ -56,7 +56,7 @@ impl ShiftedTile {
 
     /// Bytes of shared memory for stages whose elements have `size` bytes.
     pub fn shared_bytes(&self, size: usize) -> usize {
-        (self.window + self.taps * self.tile_n) * (CHANNELS * size + 16)
+        (self.window + 2 * self.taps * self.tile_n) * (CHANNELS * size + 16)
             + self.planes() * self.fragment * self.fragment * 4
             + self.tile_n * 8
     }

@@ -115,7 +115,7 @@ pub(super) fn shifted_kernel<E: Float, S: Float, O: Float, V: Size>(
     let width = V::value();
     let row = comptime!(tile.row(width, size));
     let mut window = Shared::<[Vector<S, V>]>::new_slice(comptime!(tile.window * row));
-    let mut weights = Shared::<[Vector<S, V>]>::new_slice(comptime!(tile.taps * tile.tile_n * row));
+    let mut weights = Shared::<[Vector<S, V>]>::new_slice(comptime!(2 * tile.taps * tile.tile_n * row));
     let sums = accumulators(tile);
 
     // Depth taps that lie inside the source; all of them where padding repeats its ends.
@@ -152,41 +152,48 @@ pub(super) fn shifted_kernel<E: Float, S: Float, O: Float, V: Size>(
     );
     write_window(&values, &mut window, row, tile);
     let next = read_weights(weight, &tiling, stage_at, share.first_n, blocks > 0u32, tile);
-    write_weights(&next, &mut weights, row, tile);
+    write_weights(&next, &mut weights, 0usize, row, tile);
     sync_cube();
+    let half = comptime!(tile.taps * tile.tile_n * row);
+    let mut from = 0usize.runtime();
     let mut block = 0u32.runtime();
     while block < blocks {
         let mut stage = 0u32.runtime();
-        while stage < tiling.stages {
-            // The stage after this one, and with a block's last stage the next block's window, are read meanwhile.
-            let last = stage + 1u32 == tiling.stages;
-            let more = block + 1u32 < blocks;
+        while stage + 1u32 < tiling.stages {
+            // The stage after this one is read meanwhile, into the other half.
             stage_at += stage_vectors;
-            let next = read_weights(weight, &tiling, stage_at, share.first_n, more || !last, tile);
-            let values = read_window(
-                source,
-                &walk,
-                &tiling,
-                source_first,
-                depth,
-                first_tap,
-                block + 1u32,
-                last && more,
-                &places,
-                padding,
-                width,
-                tile,
-            );
-            multiply(&window, &weights, &sums, &walk, &tiling, stage, row, tile);
-            sync_cube();
-            write_weights(&next, &mut weights, row, tile);
-            if last {
-                write_window(&values, &mut window, row, tile);
-            }
+            let next = read_weights(weight, &tiling, stage_at, share.first_n, true.runtime(), tile);
+            multiply(&window, &weights, from, &sums, &walk, &tiling, stage, row, tile);
+            from = half - from;
+            write_weights(&next, &mut weights, from, row, tile);
             stage += 1u32;
             sync_cube();
         }
+        // With a block's last stage the next block's window is read as well.
+        let more = block + 1u32 < blocks;
+        stage_at += stage_vectors;
+        let next = read_weights(weight, &tiling, stage_at, share.first_n, more, tile);
+        let values = read_window(
+            source,
+            &walk,
+            &tiling,
+            source_first,
+            depth,
+            first_tap,
+            block + 1u32,
+            more,
+            &places,
+            padding,
+            width,
+            tile,
+        );
+        multiply(&window, &weights, from, &sums, &walk, &tiling, stage, row, tile);
+        from = half - from;
+        write_weights(&next, &mut weights, from, row, tile);
+        sync_cube();
+        write_window(&values, &mut window, row, tile);
         block += 1u32;
+        sync_cube();
     }
     write_result(&sums, bias, out, &walk, &tiling, &share, tile);
 }
@@ -334,6 +341,7 @@ fn read_weights<S: Float, V: Size>(
 fn write_weights<S: Float, V: Size>(
     values: &Sequence<Vector<S, V>>,
     weights: &mut Shared<[Vector<S, V>]>,
+    to: usize,
     #[comptime] row: usize,
     #[comptime] tile: ShiftedTile,
 ) {
@@ -342,7 +350,7 @@ fn write_weights<S: Float, V: Size>(
     #[unroll]
     for load in 0..comptime!(tile.weight_loads(width)) {
         let vector = UNIT_POS as usize + comptime!(load * tile.units());
-        weights[vector / run * row + vector % run] = *values.index(load);
+        weights[to + vector / run * row + vector % run] = *values.index(load);
     }
 }
 
@@ -352,6 +360,7 @@ fn write_weights<S: Float, V: Size>(
 fn multiply<S: Float, V: Size>(
     window: &Shared<[Vector<S, V>]>,
     weights: &Shared<[Vector<S, V>]>,
+    from: usize,
     sums: &Sequence<cmma::Matrix<f32>>,
     walk: &Walk,
     tiling: &Tiling,
@@ -376,14 +385,14 @@ fn multiply<S: Float, V: Size>(
             #[unroll]
             for i in 0..comptime!(tile.plane_n / tile.fragment) {
                 let first = first_channel + comptime!(in_stage * tile.tile_n + i * tile.fragment);
-                let at = first * row + comptime!(k * tile.fragment / width);
+                let at = from + first * row + comptime!(k * tile.fragment / width);
                 channels.push(cmma::Matrix::<Vector<S, V>>::from_slice(
                     MatrixIdent::A,
                     tile.fragment,
                     tile.fragment,
                     tile.fragment,
                     MatrixLayout::RowMajor,
-                    &weights[at..comptime!(tile.taps * tile.tile_n * row)],
+                    &weights[at..comptime!(2 * tile.taps * tile.tile_n * row)],
                     stride,
                 ));
             }
