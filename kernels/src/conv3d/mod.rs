@@ -11,6 +11,7 @@
 
 mod activation;
 mod args;
+mod check;
 mod depthwise;
 mod direct;
 mod direct_weight;
@@ -63,7 +64,7 @@ pub fn forward(
         &[("x", x, problem.x_shape()), ("w", w, problem.weight_shape()), ("y", y, problem.y_shape())],
     )?;
     check_bias(problem, bias)?;
-    plan::check(plan, problem, Pass::Forward, limits)?;
+    check::check(plan, problem, Pass::Forward, limits)?;
     // Without input channels the result is the bias: x and w are empty.
     let (x, w) = (&x.bindable(client), &w.bindable(client));
     match plan {
@@ -99,7 +100,7 @@ pub fn input_gradient(
         problem,
         &[("dy", dy, problem.y_shape()), ("w", w, problem.weight_shape()), ("dx", dx, problem.x_shape())],
     )?;
-    plan::check(plan, problem, Pass::InputGradient, limits)?;
+    check::check(plan, problem, Pass::InputGradient, limits)?;
     // Without output channels the gradient is zero: dy and w are empty.
     let (dy, w) = (&dy.bindable(client), &w.bindable(client));
     let replicate = problem.window.padding_mode == PaddingMode::Replicate;
@@ -151,7 +152,7 @@ pub fn weight_gradient(
         problem,
         &[("x", x, problem.x_shape()), ("dy", dy, problem.y_shape()), ("dw", dw, problem.weight_shape())],
     )?;
-    plan::check(plan, problem, Pass::WeightGradient, limits)?;
+    check::check(plan, problem, Pass::WeightGradient, limits)?;
     // Without a batch the gradient is zero: x and dy are empty.
     let (x, dy) = (&x.bindable(client), &dy.bindable(client));
     let split = ReductionSplit::of(problem.positions(), dw.len(), limits);

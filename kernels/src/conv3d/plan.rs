@@ -21,6 +21,7 @@
 //! |----------------------------------|-------------------------|---------------------------------------------------|
 //! | up to 4                          | 256x4                   | dx of a 3-channel stem: 0.43 ms, 128x8 takes 0.52 |
 //! | 5 to 8, 9 to 32                  | 128x8, 128x32           | fewer channels of padding                         |
+//! | more, with matrix units, dense   | shifted 128x64          | f16, 256 channels: 5.1 ms, gathered it takes 6.0  |
 //! | more, with matrix units          | 128x64 or 128x128       | f16: 0.17 ms where multiply-adds take 0.60        |
 //! | more, few tiles (half a wave)    | 64x64, the sum split    | 2x7x7, 512 channels: 0.095 ms, 128x64 takes 0.115 |
 //! | a multiple of 128, many tiles    | 128x128                 | 384 channels: 1.60 ms, 128x64 takes 1.76          |
@@ -36,7 +37,7 @@ use super::problem::Conv3dProblem;
 use super::shifted::{self, ShiftedTile};
 use super::tile::TileConfig;
 use super::winograd::{self, WinogradConfig, WinogradTile};
-use crate::error::{ConvError, unsupported};
+use crate::error::ConvError;
 use crate::limits::Limits;
 
 /// What is computed.
@@ -214,125 +215,26 @@ pub fn eligible(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Vec<Pla
 }
 
 /// The tiles on matrix units for the problem's type.
-fn matrix_tiles(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> impl Iterator<Item = MatrixTile> {
+pub(super) fn matrix_tiles(
+    problem: &Conv3dProblem,
+    pass: Pass,
+    limits: &Limits,
+) -> impl Iterator<Item = MatrixTile> {
     let fragment = stage_type(problem.dtype, limits).filter(|_| gemm::serves(problem, pass));
     MatrixTile::all(fragment.map_or(0, |(_, fragment)| fragment)).iter().copied()
 }
 
 /// The tiles of the shifted product that serve the pass.
-fn shifted_tiles(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> impl Iterator<Item = ShiftedTile> {
+pub(super) fn shifted_tiles(
+    problem: &Conv3dProblem,
+    pass: Pass,
+    limits: &Limits,
+) -> impl Iterator<Item = ShiftedTile> {
     let tiles = shifted::tiles(problem, limits).iter().copied();
     tiles.filter(move |tile| shifted::serves(problem, pass, tile, limits))
 }
 
-/// Refuses a plan that was made for another problem.
-pub(crate) fn check(
-    plan: &Plan,
-    problem: &Conv3dProblem,
-    pass: Pass,
-    limits: &Limits,
-) -> Result<(), ConvError> {
-    let empty = result_is_empty(problem, pass);
-    let turns = loop_turns(plan, problem, pass);
-    if let Some(most) = limits.loop_turns
-        && turns > most
-    {
-        return Err(ConvError::TooLarge(format!(
-            "conv3d: the {} by {} sums in {turns} loop turns, this software device ends loops after {most}",
-            pass.name(),
-            plan.name()
-        )));
-    }
-    match plan {
-        Plan::Empty if !empty => {
-            unsupported!("conv3d: the plan `empty` was given for a {} that has elements", pass.name())
-        }
-        Plan::ImplicitGemm(tile) => {
-            let (bytes, units) = (tile.shared_bytes(), tile.units());
-            if bytes > limits.shared_bytes {
-                unsupported!(
-                    "conv3d: the tile {}x{}x{} needs {bytes} bytes of shared memory, the device has {}",
-                    tile.tile_m,
-                    tile.tile_n,
-                    tile.tile_k,
-                    limits.shared_bytes
-                );
-            }
-            if units > limits.units_per_cube {
-                unsupported!(
-                    "conv3d: the tile {}x{}x{} needs {units} units per cube, the device has {}",
-                    tile.tile_m,
-                    tile.tile_n,
-                    tile.tile_k,
-                    limits.units_per_cube
-                );
-            }
-            Ok(())
-        }
-        Plan::Gemm(_) | Plan::MatrixGemm(_) if !empty && !gemm::serves(problem, pass) => {
-            unsupported!(
-                "conv3d: {} serves kernels of at most 10 taps along an axis with padding, this one is {:?}",
-                plan.name(),
-                problem.kernel
-            )
-        }
-        Plan::MatrixGemm(tile) if !matrix_tiles(problem, pass, limits).any(|each| each == *tile) => {
-            unsupported!(
-                "conv3d: the device has no matrix units for the {} of {} in tiles of {}",
-                pass.name(),
-                problem.dtype.name(),
-                tile.name()
-            )
-        }
-        Plan::ShiftedGemm(tile)
-            if !empty && !shifted_tiles(problem, pass, limits).any(|each| each == *tile) =>
-        {
-            unsupported!(
-                "conv3d: {} does not serve the {} of {} with the kernel {:?}, stride {:?} and dilation {:?} on this device",
-                plan.name(),
-                pass.name(),
-                problem.dtype.name(),
-                problem.kernel,
-                problem.window.stride,
-                problem.window.dilation
-            )
-        }
-        Plan::Depthwise if !depthwise::serves(problem, pass) => {
-            unsupported!(
-                "conv3d: the plan `depthwise` serves as many groups as channels, this problem has {} groups, {} input and \
-                 {} output channels and {} taps",
-                problem.window.groups,
-                problem.channels,
-                problem.out_channels,
-                problem.taps()
-            )
-        }
-        Plan::Winograd(config) if !empty => winograd::check(config, problem, pass, limits),
-        _ => Ok(()),
-    }
-}
-
-/// Turns that the loops of one unit make together.
-fn loop_turns(plan: &Plan, problem: &Conv3dProblem, pass: Pass) -> usize {
-    let stages = |terms: usize| terms.div_ceil(TileConfig::LARGE.tile_k);
-    match (plan, pass) {
-        (Plan::Empty, _)
-        | (Plan::ImplicitGemm(_) | Plan::Gemm(_) | Plan::MatrixGemm(_), Pass::WeightGradient) => 0,
-        (Plan::ShiftedGemm(_), _) => problem.channels.max(problem.out_channels) * problem.taps(),
-        (Plan::Direct, _) => super::direct::loop_turns(problem, pass),
-        (Plan::ImplicitGemm(_) | Plan::Gemm(_) | Plan::MatrixGemm(_), Pass::Forward) => {
-            stages(problem.group_channels() * problem.taps())
-        }
-        (Plan::ImplicitGemm(_) | Plan::Gemm(_) | Plan::MatrixGemm(_), _) => {
-            stages(problem.group_out_channels() * problem.taps())
-        }
-        // Depth outside, then what the compiler unrolls.
-        (Plan::Depthwise, _) => problem.input[0].max(problem.output()[0]) + problem.kernel[0],
-        (Plan::Winograd(_), _) => stages(problem.kernel[0] * problem.channels.max(problem.out_channels)),
-    }
-}
-
-fn result_is_empty(problem: &Conv3dProblem, pass: Pass) -> bool {
+pub(super) fn result_is_empty(problem: &Conv3dProblem, pass: Pass) -> bool {
     let empty = |shape: [usize; 5]| shape.contains(&0);
     match pass {
         Pass::Forward => empty(problem.y_shape()),
@@ -365,6 +267,12 @@ fn gemm_for(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Plan {
     };
     let matrices: Vec<_> = matrix_tiles(problem, pass, limits).collect();
     if columns > 16
+        && let Some(tile) =
+            shifted_tiles(problem, pass, limits).find(|tile| pays(problem, pass, tile, limits))
+    {
+        return Plan::ShiftedGemm(tile);
+    }
+    if columns > 16
         && let Some(tile) = matrices.iter().rev().find(|tile| columns <= tile.tile_n).or(matrices.first())
     {
         return Plan::MatrixGemm(*tile);
@@ -387,6 +295,18 @@ fn gemm_for(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Plan {
         _ => RegisterTile::M128N64,
     };
     Plan::Gemm(tile)
+}
+
+/// Whether a window in shared memory beats gathering each tap: where there are taps in the plane, its tiles fill the device,
+/// and four fifths of what they compute is needed.
+fn pays(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTile, limits: &Limits) -> bool {
+    let Some(tiles) = shifted::extent(problem, pass, tile) else { return false };
+    let computed = tiles.count * tiles.rows * tiles.columns;
+    let (rows, columns) = product_extents(problem, pass, false);
+    let needed = rows * columns * problem.window.groups;
+    problem.kernel[1] * problem.kernel[2] > 1
+        && 2 * tiles.count >= limits.cubes_in_flight
+        && 5 * needed >= 4 * computed
 }
 
 /// Launches of the engine for a pass.

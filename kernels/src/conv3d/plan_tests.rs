@@ -93,12 +93,21 @@ fn matrix_units_are_used_where_the_type_has_them() {
     let half = Conv3dProblem { dtype: FloatType::F16, ..problem([1, 64, 16, 56, 56], 128, [3; 3], 1, 1) };
     assert_eq!(
         names(&half, &wide()),
-        ["matrix_gemm_128x128x32", "matrix_gemm_128x64x32", "matrix_gemm_128x128x32"]
+        ["shifted_gemm_128x64", "shifted_gemm_128x64", "matrix_gemm_128x128x32"]
     );
+    // A plane of which too little would be needed, a stride, one tap in the plane.
+    let half = |x, kernel, stride| {
+        let layer = problem(x, 256, kernel, stride, 1);
+        names(&Conv3dProblem { dtype: FloatType::F16, ..layer }, &wide())[0].clone()
+    };
+    assert_eq!(half([8, 256, 16, 7, 7], [3; 3], 1), "matrix_gemm_128x128x32");
+    assert_eq!(half([1, 256, 16, 56, 56], [3; 3], 2), "matrix_gemm_128x128x32");
+    assert_eq!(half([1, 256, 32, 56, 56], [3, 1, 1], 1), "matrix_gemm_128x128x32");
+    let half = Conv3dProblem { dtype: FloatType::F16, ..problem([1, 64, 16, 56, 56], 128, [3; 3], 1, 1) };
     // Apple's simdgroups multiply bf16 as fp32, the sums being fp32.
     for dtype in FloatType::ALL {
         let problem = Conv3dProblem { dtype, ..half };
-        assert_eq!(names(&problem, &Limits::apple_m1())[0], "matrix_gemm_64x64x32", "{}", dtype.name());
+        assert_eq!(names(&problem, &Limits::apple_m1())[0], "shifted_gemm_64x64", "{}", dtype.name());
     }
 }
 

@@ -236,21 +236,11 @@ pub(super) fn read_column(
     corner: usize,
     #[comptime] column: usize,
     #[comptime] tile: Tile,
-) -> Array<f32> {
-    let mut values = Array::<f32>::new(comptime!(tile.rows + tile.taps[1] - 1));
+) -> Sequence<f32> {
+    let mut values = Sequence::<f32>::new();
     #[unroll]
     for row in 0..comptime!(tile.rows + tile.taps[1] - 1) {
-        values[row] = stage[corner + comptime!(row * tile.stride() + column)];
-    }
-    values
-}
-
-#[cube]
-pub(super) fn zeros(#[comptime] length: usize) -> Array<f32> {
-    let mut values = Array::<f32>::new(length);
-    #[unroll]
-    for i in 0..length {
-        values[i] = 0.0f32;
+        values.push(stage[corner + comptime!(row * tile.stride() + column)]);
     }
     values
 }

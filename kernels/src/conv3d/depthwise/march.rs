@@ -14,6 +14,7 @@
 //! [`MOST_TAPS`] taps.
 
 use crate::activation::activate_by_code;
+use crate::cells::Cells;
 use crate::conv3d::gemm::place::Walk;
 use crate::conv3d::plan::Pass;
 use crate::conv3d::problem::PaddingMode;
@@ -129,23 +130,19 @@ pub(super) fn march_kernel<E: Float, O: Float>(
     let out_column = walk.out_at(n, c) + walk.width.out_offset(w);
 
     // sums[age * rows + row]: the result that this frame reaches with depth tap `age`.
-    let mut sums = Array::<f32>::new(comptime!(window.unfinished() * window.rows));
-    #[unroll]
-    for i in 0..comptime!(window.unfinished() * window.rows) {
-        sums[i] = 0.0f32;
-    }
+    let sums = Cells::<f32>::new(comptime!(window.unfinished() * window.rows), 0.0f32);
     if comptime!(window.marches) {
         let ahead = comptime!(window.taps[0] as u32 - 1);
         for frame in first..end + ahead {
             let (at, inside) = walk.depth.place(walk.depth.coordinate(frame), padding);
             if inside {
-                add_frame(source, base + at, &plane, &weights, 0usize, &mut sums, window);
+                add_frame(source, base + at, &plane, &weights, 0usize, &sums, window);
             }
             if frame >= first + ahead {
                 let d = frame - ahead;
                 write_rows(out, &walk, &share, &sums, start, out_column, d, h, window);
             }
-            shift(&mut sums, window);
+            shift(&sums, window);
         }
     } else {
         for d in first..end {
@@ -154,13 +151,13 @@ pub(super) fn march_kernel<E: Float, O: Float>(
                 let coordinate = walk.depth.coordinate(d) + (tap as u32 * walk.depth.step) as i32;
                 let (at, inside) = walk.depth.place(coordinate, padding);
                 if inside {
-                    add_frame(source, base + at, &plane, &weights, tap, &mut sums, window);
+                    add_frame(source, base + at, &plane, &weights, tap, &sums, window);
                 }
             }
             write_rows(out, &walk, &share, &sums, start, out_column, d, h, window);
             #[unroll]
             for i in 0..window.rows {
-                sums[i] = 0.0f32;
+                sums.set(i, 0.0f32);
             }
         }
     }
@@ -239,7 +236,7 @@ fn add_frame<E: Float>(
     plane: &Plane,
     weights: &Shared<[Weights]>,
     #[comptime] first_tap: usize,
-    sums: &mut Array<f32>,
+    sums: &Cells<f32>,
     #[comptime] window: Window,
 ) {
     let values = read_frame(source, frame, plane, comptime!(window.source_rows()), window.taps[2]);
@@ -280,7 +277,7 @@ fn add_cell(
     #[comptime] column: usize,
     weights: &Shared<[Weights]>,
     #[comptime] first_tap: usize,
-    sums: &mut Array<f32>,
+    sums: &Cells<f32>,
     #[comptime] window: Window,
 ) {
     #[unroll]
@@ -289,22 +286,22 @@ fn add_cell(
         if comptime!(row >= site && row - site < window.taps[1]) {
             let depth_tap = comptime!(first_tap + i / window.rows);
             let tap = comptime!(((row - site) * window.taps[2] + column) * window.taps[0] + depth_tap);
-            sums[i] = fma(value, weights[comptime!(tap / 4)].extract(comptime!(tap % 4)), sums[i]);
+            sums.set(i, fma(value, weights[comptime!(tap / 4)].extract(comptime!(tap % 4)), sums.get(i)));
         }
     }
 }
 
 /// Ages the sums by a frame; the youngest starts at zero.
 #[cube]
-fn shift(sums: &mut Array<f32>, #[comptime] window: Window) {
+fn shift(sums: &Cells<f32>, #[comptime] window: Window) {
     #[unroll]
     for i in 0..comptime!((window.unfinished() - 1) * window.rows) {
         let to = comptime!(window.unfinished() * window.rows - 1 - i);
-        sums[to] = sums[comptime!(to - window.rows)];
+        sums.set(to, sums.get(comptime!(to - window.rows)));
     }
     #[unroll]
     for i in 0..window.rows {
-        sums[i] = 0.0f32;
+        sums.set(i, 0.0f32);
     }
 }
 
@@ -315,7 +312,7 @@ fn write_rows<O: Float>(
     out: &mut [O],
     walk: &Walk,
     share: &Share,
-    sums: &Array<f32>,
+    sums: &Cells<f32>,
     bias: f32,
     out_column: usize,
     d: u32,
@@ -326,7 +323,7 @@ fn write_rows<O: Float>(
     for i in 0..window.rows {
         let row = h + i as u32;
         if row < share.height {
-            let sum = sums[comptime!((window.unfinished() - 1) * window.rows + i)];
+            let sum = sums.get(comptime!((window.unfinished() - 1) * window.rows + i));
             let at = out_column + walk.depth.out_offset(d) + walk.height.out_offset(row);
             out[at] = O::cast_from(activate_by_code(sum + bias, share.activation));
         }

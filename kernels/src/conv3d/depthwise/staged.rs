@@ -8,8 +8,9 @@
 //! multiply-add for each of its `rows` sites; a frame is in memory's way once (`1 + overlap` times with the tile's rim), a
 //! result once. Declined: strides, dilation and windows of more than 80 taps ([`super::march`] takes them).
 
-use super::frames::{Tile, Tiling, Unit, places, read_column, read_frame, write_frame, zeros};
+use super::frames::{Tile, Tiling, Unit, places, read_column, read_frame, write_frame};
 use crate::activation::activate_by_code;
+use crate::cells::Cells;
 use crate::conv3d::gemm::place::Walk;
 use crate::conv3d::plan::Pass;
 use crate::conv3d::problem::PaddingMode;
@@ -50,7 +51,7 @@ pub(super) fn staged_kernel<E: Float, O: Float>(
 
     let mut stage = Shared::<[f32]>::new_slice(comptime!(tile.loads() * tile.units));
     // sums[age * rows + row]: the result that this frame reaches with depth tap `age`.
-    let mut sums = zeros(comptime!(tile.taps[0] * tile.rows));
+    let sums = Cells::<f32>::new(comptime!(tile.taps[0] * tile.rows), 0.0f32);
     let ahead = comptime!(tile.taps[0] as u32 - 1);
     let mut frame = unit.first;
     let values = read_frame(source, base, &walk, frame, true.runtime(), &places, padding, tile);
@@ -60,11 +61,11 @@ pub(super) fn staged_kernel<E: Float, O: Float>(
         // The next frame is read while this one is multiplied; past the last there is nothing to read.
         let exists = frame + 1u32 < unit.end + ahead;
         let next = read_frame(source, base, &walk, frame + 1u32, exists, &places, padding, tile);
-        add_frame(&stage, unit.corner, &weights, &mut sums, tile);
+        add_frame(&stage, unit.corner, &weights, &sums, tile);
         if frame >= unit.first + ahead {
             write_rows(out, &walk, &tiling, &unit, &sums, start, out_column, frame - ahead, tile);
         }
-        shift(&mut sums, tile);
+        shift(&sums, tile);
         sync_cube();
         write_frame(&next, &mut stage, tile);
         frame += 1u32;
@@ -109,7 +110,7 @@ fn add_frame(
     stage: &Shared<[f32]>,
     corner: usize,
     weights: &Shared<[Weights]>,
-    sums: &mut Array<f32>,
+    sums: &Cells<f32>,
     #[comptime] tile: Tile,
 ) {
     #[unroll]
@@ -124,7 +125,7 @@ fn add_frame(
                 #[unroll]
                 for site in 0..tile.rows {
                     let sum = comptime!(age * tile.rows + site);
-                    sums[sum] = fma(values[comptime!(row + site)], weight, sums[sum]);
+                    sums.set(sum, fma(*values.index(comptime!(row + site)), weight, sums.get(sum)));
                 }
             }
         }
@@ -133,15 +134,15 @@ fn add_frame(
 
 /// Ages the sums by a frame; the youngest start at zero.
 #[cube]
-fn shift(sums: &mut Array<f32>, #[comptime] tile: Tile) {
+fn shift(sums: &Cells<f32>, #[comptime] tile: Tile) {
     #[unroll]
     for i in 0..comptime!((tile.taps[0] - 1) * tile.rows) {
         let to = comptime!(tile.taps[0] * tile.rows - 1 - i);
-        sums[to] = sums[comptime!(to - tile.rows)];
+        sums.set(to, sums.get(comptime!(to - tile.rows)));
     }
     #[unroll]
     for i in 0..tile.rows {
-        sums[i] = 0.0f32;
+        sums.set(i, 0.0f32);
     }
 }
 
@@ -153,7 +154,7 @@ fn write_rows<O: Float>(
     walk: &Walk,
     tiling: &Tiling,
     unit: &Unit,
-    sums: &Array<f32>,
+    sums: &Cells<f32>,
     bias: f32,
     out_column: usize,
     d: u32,
@@ -163,7 +164,7 @@ fn write_rows<O: Float>(
     for i in 0..tile.rows {
         let row = unit.h + i as u32;
         if row < tiling.height && unit.w < tiling.width {
-            let sum = sums[comptime!((tile.taps[0] - 1) * tile.rows + i)];
+            let sum = sums.get(comptime!((tile.taps[0] - 1) * tile.rows + i));
             let at = out_column + walk.depth.out_offset(d) + walk.height.out_offset(row);
             out[at] = O::cast_from(activate_by_code(sum + bias, tiling.activation));
         }

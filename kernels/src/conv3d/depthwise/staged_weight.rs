@@ -9,7 +9,8 @@
 //! some taps at a time, in a fixed order. Bytes: x once (with the tile's rim a little more), dy once. Declined: strides,
 //! dilation and windows of more than 80 taps ([`super::weight`] takes them).
 
-use super::frames::{Tile, Tiling, Unit, places, read_column, read_frame, write_frame, zeros};
+use super::frames::{Tile, Tiling, Unit, places, read_column, read_frame, write_frame};
+use crate::cells::Cells;
 use crate::conv3d::gemm::place::Walk;
 use crate::conv3d::problem::PaddingMode;
 use crate::grid::Span;
@@ -41,26 +42,26 @@ pub(super) fn staged_weight_kernel<E: Float, O: Float>(
 
     let mut stage = Shared::<[f32]>::new_slice(comptime!(tile.loads() * tile.units));
     // sums[(column * KH + row) * KD + depth]
-    let mut sums = zeros(comptime!(tile.count()));
+    let sums = Cells::<f32>::new(comptime!(tile.count()), 0.0f32);
     // recent[age * rows + site]: dy of the window that this frame is depth tap `age` of.
-    let mut recent = zeros(comptime!(tile.taps[0] * tile.rows));
+    let recent = Cells::<f32>::new(comptime!(tile.taps[0] * tile.rows), 0.0f32);
     let ahead = comptime!(tile.taps[0] as u32 - 1);
     let mut frame = unit.first;
     let values = read_frame(source, base, &walk, frame, true.runtime(), &places, padding, tile);
     write_frame(&values, &mut stage, tile);
-    read_sites(dy, &walk, &tiling, &unit, dy_column, frame, &mut recent, tile);
+    read_sites(dy, &walk, &tiling, &unit, dy_column, frame, &recent, tile);
     sync_cube();
     while frame < unit.end + ahead {
         // The next frame is read while this one is multiplied; past the last there is nothing to read.
         let exists = frame + 1u32 < unit.end + ahead;
         let next = read_frame(source, base, &walk, frame + 1u32, exists, &places, padding, tile);
-        add_frame(&stage, unit.corner, &recent, &mut sums, tile);
+        add_frame(&stage, unit.corner, &recent, &sums, tile);
         #[unroll]
         for i in 0..comptime!((tile.taps[0] - 1) * tile.rows) {
             let to = comptime!(tile.taps[0] * tile.rows - 1 - i);
-            recent[to] = recent[comptime!(to - tile.rows)];
+            recent.set(to, recent.get(comptime!(to - tile.rows)));
         }
-        read_sites(dy, &walk, &tiling, &unit, dy_column, frame + 1u32, &mut recent, tile);
+        read_sites(dy, &walk, &tiling, &unit, dy_column, frame + 1u32, &recent, tile);
         sync_cube();
         write_frame(&next, &mut stage, tile);
         frame += 1u32;
@@ -81,17 +82,18 @@ fn read_sites<E: Float>(
     unit: &Unit,
     dy_column: usize,
     frame: u32,
-    recent: &mut Array<f32>,
+    recent: &Cells<f32>,
     #[comptime] tile: Tile,
 ) {
     #[unroll]
     for i in 0..tile.rows {
         let row = unit.h + i as u32;
-        recent[i] = 0.0f32;
+        let mut value = 0.0f32;
         if frame < unit.end && row < tiling.height && unit.w < tiling.width {
             let at = dy_column + walk.depth.out_offset(frame) + walk.height.out_offset(row);
-            recent[i] = f32::cast_from(dy[at]);
+            value = f32::cast_from(dy[at]);
         }
+        recent.set(i, value);
     }
 }
 
@@ -100,8 +102,8 @@ fn read_sites<E: Float>(
 fn add_frame(
     stage: &Shared<[f32]>,
     corner: usize,
-    recent: &Array<f32>,
-    sums: &mut Array<f32>,
+    recent: &Cells<f32>,
+    sums: &Cells<f32>,
     #[comptime] tile: Tile,
 ) {
     #[unroll]
@@ -114,8 +116,8 @@ fn add_frame(
                 let tap = comptime!((column * tile.taps[1] + row) * tile.taps[0] + age);
                 #[unroll]
                 for site in 0..tile.rows {
-                    let gradient = recent[comptime!(age * tile.rows + site)];
-                    sums[tap] = fma(values[comptime!(row + site)], gradient, sums[tap]);
+                    let gradient = recent.get(comptime!(age * tile.rows + site));
+                    sums.set(tap, fma(*values.index(comptime!(row + site)), gradient, sums.get(tap)));
                 }
             }
         }
@@ -125,7 +127,7 @@ fn add_frame(
 /// Writes the sums of all units, `loads` taps at a time: first segments of units, then the segments of each tap.
 #[cube]
 fn sum_units<O: Float>(
-    sums: &Array<f32>,
+    sums: &Cells<f32>,
     stage: &mut Shared<[f32]>,
     out: &mut [O],
     first_out: usize,
@@ -140,7 +142,7 @@ fn sum_units<O: Float>(
         for i in 0..together {
             let tap = comptime!(round * together + i);
             if comptime!(tap < tile.count()) {
-                stage[unit + comptime!(i * tile.units)] = sums[tap];
+                stage[unit + comptime!(i * tile.units)] = sums.get(tap);
             }
         }
         sync_cube();

@@ -10,6 +10,7 @@
 //! (KD times from the cache). `units * (taps + 1) * 4` bytes of shared memory.
 
 use super::march::{Plane, Share, Window, plane, read_frame};
+use crate::cells::Cells;
 use crate::conv3d::gemm::place::Walk;
 use crate::conv3d::problem::PaddingMode;
 use crate::grid::Span;
@@ -49,16 +50,10 @@ pub(super) fn weight_kernel<E: Float, O: Float>(
     let end = min(first + part_length, share.marches as usize);
     let taps = comptime!(window.count());
     let units = window.units;
-    // One small array per depth tap.
-    let plane_taps = comptime!(window.taps[1] * window.taps[2]);
-    let mut sums = Sequence::<Array<f32>>::new();
-    #[unroll]
-    for _ in 0..window.taps[0] {
-        sums.push(zeros(plane_taps));
-    }
+    let sums = Cells::<f32>::new(taps, 0.0f32);
     let mut index = first + UNIT_POS as usize;
     while index < end {
-        march(source, dy, &walk, &share, index as u32, c, depth_tap, &mut sums, padding, window);
+        march(source, dy, &walk, &share, index as u32, c, depth_tap, &sums, padding, window);
         index += units;
     }
 
@@ -66,8 +61,7 @@ pub(super) fn weight_kernel<E: Float, O: Float>(
     let unit = UNIT_POS as usize;
     #[unroll]
     for tap in 0..taps {
-        shared[unit * comptime!(taps + 1) + tap] =
-            sums.index(comptime!(tap / plane_taps))[comptime!(tap % plane_taps)];
+        shared[unit * comptime!(taps + 1) + tap] = sums.get(tap);
     }
     sync_cube();
     let first_out =
@@ -104,16 +98,6 @@ pub(super) fn weight_kernel<E: Float, O: Float>(
     }
 }
 
-#[cube]
-fn zeros(#[comptime] length: usize) -> Array<f32> {
-    let mut values = Array::<f32>::new(length);
-    #[unroll]
-    for i in 0..length {
-        values[i] = 0.0f32;
-    }
-    values
-}
-
 /// Adds one march: a chunk of frames at one place of one image's plane.
 #[cube]
 #[allow(clippy::too_many_arguments)]
@@ -125,7 +109,7 @@ fn march<E: Float>(
     index: u32,
     c: u32,
     depth_tap: u32,
-    sums: &mut Sequence<Array<f32>>,
+    sums: &Cells<f32>,
     #[comptime] padding: PaddingMode,
     #[comptime] window: Window,
 ) {
@@ -138,22 +122,19 @@ fn march<E: Float>(
     let plane = plane(walk, h, w, padding, window);
     let dy_column = walk.out_at(n, c) + walk.height.out_offset(h) + walk.width.out_offset(w);
     // recent[age]: dy of the window that this frame is depth tap `age` of.
-    let mut recent = Array::<f32>::new(window.taps[0]);
-    #[unroll]
-    for age in 0..window.taps[0] {
-        recent[age] = 0.0f32;
-    }
+    let recent = Cells::<f32>::new(window.taps[0], 0.0f32);
     if comptime!(window.marches) {
         for frame in first..end + comptime!(window.taps[0] as u32 - 1) {
             #[unroll]
             for i in 0..comptime!(window.taps[0] - 1) {
                 let age = comptime!(window.taps[0] - 1 - i);
-                recent[age] = recent[comptime!(age - 1)];
+                recent.set(age, recent.get(comptime!(age - 1)));
             }
-            recent[0] = 0.0f32;
+            let mut youngest = 0.0f32;
             if frame < end {
-                recent[0] = f32::cast_from(dy[dy_column + walk.depth.out_offset(frame)]);
+                youngest = f32::cast_from(dy[dy_column + walk.depth.out_offset(frame)]);
             }
+            recent.set(0usize, youngest);
             let (at, inside) = walk.depth.place(walk.depth.coordinate(frame), padding);
             if inside {
                 add_frame(source, base + at, &plane, &recent, sums, 0usize, window.taps[0], window);
@@ -164,7 +145,7 @@ fn march<E: Float>(
             let gradient = f32::cast_from(dy[dy_column + walk.depth.out_offset(d)]);
             #[unroll]
             for tap in 0..window.taps[0] {
-                recent[tap] = gradient;
+                recent.set(tap, gradient);
                 let coordinate =
                     walk.depth.coordinate(d) + ((depth_tap + tap as u32) * walk.depth.step) as i32;
                 let (at, inside) = walk.depth.place(coordinate, padding);
@@ -183,8 +164,8 @@ fn add_frame<E: Float>(
     source: &[E],
     frame: usize,
     plane: &Plane,
-    recent: &Array<f32>,
-    sums: &mut Sequence<Array<f32>>,
+    recent: &Cells<f32>,
+    sums: &Cells<f32>,
     #[comptime] first_tap: usize,
     #[comptime] end_tap: usize,
     #[comptime] window: Window,
@@ -194,8 +175,8 @@ fn add_frame<E: Float>(
     for cell in 0..comptime!(window.taps[1] * window.taps[2]) {
         #[unroll]
         for tap in first_tap..end_tap {
-            let sums = sums.index_mut(tap);
-            sums[cell] = fma(*values.index(cell), recent[tap], sums[cell]);
+            let sum = comptime!(tap * window.taps[1] * window.taps[2] + cell);
+            sums.set(sum, fma(*values.index(cell), recent.get(tap), sums.get(sum)));
         }
     }
 }

@@ -73,7 +73,7 @@ pub(crate) fn stage_type(dtype: FloatType, limits: &Limits) -> Option<(FloatType
 /// most.
 pub(super) fn stage_vector(fragment: usize, dtype: FloatType, limits: &Limits) -> (FloatType, usize) {
     let Some((stage, _)) = stage_type(dtype, limits) else {
-        unreachable!("`plan::check` has looked for matrix units")
+        unreachable!("`check` has looked for matrix units")
     };
     (stage, if fragment == 8 { 4 } else { 16 / stage.size() })
 }

@@ -12,11 +12,14 @@
 //!    +-------------------------+
 //! ```
 //!
-//! The first engine ([`crate::conv3d::gemm`]) gathers every tap anew: 9 times the reads, address sums and masks of this one for a
-//! 3x3 plane, and they, not the matrix units, set its speed. Per block a cube reads `window * 16` elements and
-//! `taps of the plane * 16 * tile_n` packed weights, for `2 * tile_m * tile_n * 16 * taps of the plane` operations. Depth taps
-//! that lie outside the source are left out. The next stage is read while one is multiplied. Declined: strides in the plane,
-//! windows that do not fit ([`super::config`]), the weight gradient.
+//! The first engine ([`crate::conv3d::gemm`]) gathers every tap anew: for a 3x3 plane 9 times the reads, address sums and masks of
+//! this one. Per block a cube reads `window * 16` elements and `taps of the plane * 16 * tile_n` packed weights, for
+//! `2 * tile_m * tile_n * 16 * taps of the plane` operations. Depth taps that lie outside the source are left out. A tap's
+//! weights are read while the one before is multiplied. Declined: strides in the plane, windows that do not fit
+//! ([`super::config`]), the weight gradient.
+//!
+//! H200, f16, 256 -> 256, 43x62x106: 5.1 ms; without its reads 3.1, without its products 4.2, without the windows' reads 4.1,
+//! without the weights' 4.4.
 
 use super::config::{CHANNELS, ShiftedTile};
 use crate::activation::activate_by_code;
@@ -51,10 +54,9 @@ pub(super) struct Tiling {
     pub(super) blocks: FastDivmod<u32>,
     pub(super) block_count: u32,
     pub(super) depth_taps: u32,
-    /// Taps of a plane, of a row of it, and stages of them.
+    /// Taps of a plane, and of a row of it.
     pub(super) taps: u32,
     pub(super) row_taps: FastDivmod<u32>,
-    pub(super) stages: u32,
     /// [`Activation::code`](crate::activation::Activation::code) of what is applied to the result.
     pub(super) activation: u32,
 }
@@ -115,7 +117,7 @@ pub(super) fn shifted_kernel<E: Float, S: Float, O: Float, V: Size>(
     let width = V::value();
     let row = comptime!(tile.row(width, size));
     let mut window = Shared::<[Vector<S, V>]>::new_slice(comptime!(tile.window * row));
-    let mut weights = Shared::<[Vector<S, V>]>::new_slice(comptime!(2 * tile.taps * tile.tile_n * row));
+    let mut weights = Shared::<[Vector<S, V>]>::new_slice(comptime!(2 * tile.tile_n * row));
     let sums = accumulators(tile);
 
     // Depth taps that lie inside the source; all of them where padding repeats its ends.
@@ -130,11 +132,11 @@ pub(super) fn shifted_kernel<E: Float, S: Float, O: Float, V: Size>(
     let blocks = (end_tap - first_tap) * tiling.block_count;
     let places = places(&walk, &tiling, &share, padding, width, tile);
     let source_first = walk.source_at(share.n, 0u32) + walk.source_channel(share.group * tiling.channels);
-    // Stages lie behind each other, so the next one is a fixed distance away.
-    let stage_vectors = comptime!(tile.taps * CHANNELS / width) * tiling.packed_n as usize;
-    let mut stage_at = ((share.group * tiling.depth_taps + first_tap) * tiling.block_count * tiling.stages)
+    // Taps lie behind each other, those of the next block too: the next one is a fixed distance away.
+    let tap_vectors = comptime!(CHANNELS / width) * tiling.packed_n as usize;
+    let mut tap_at = ((share.group * tiling.depth_taps + first_tap) * tiling.block_count * tiling.taps)
         as usize
-        * stage_vectors;
+        * tap_vectors;
 
     let values = read_window(
         source,
@@ -151,28 +153,33 @@ pub(super) fn shifted_kernel<E: Float, S: Float, O: Float, V: Size>(
         tile,
     );
     write_window(&values, &mut window, row, tile);
-    let next = read_weights(weight, &tiling, stage_at, share.first_n, blocks > 0u32, tile);
+    let next = read_weights(weight, tap_at, share.first_n, blocks > 0u32, tile);
     write_weights(&next, &mut weights, 0usize, row, tile);
     sync_cube();
-    let half = comptime!(tile.taps * tile.tile_n * row);
+    let half = comptime!(tile.tile_n * row);
     let mut from = 0usize.runtime();
     let mut block = 0u32.runtime();
     while block < blocks {
-        let mut stage = 0u32.runtime();
-        while stage + 1u32 < tiling.stages {
-            // The stage after this one is read meanwhile, into the other half.
-            stage_at += stage_vectors;
-            let next = read_weights(weight, &tiling, stage_at, share.first_n, true.runtime(), tile);
-            multiply(&window, &weights, from, &sums, &walk, &tiling, stage, row, tile);
+        let mut tap = 0u32.runtime();
+        while tap + 1u32 < tiling.taps {
+            // The next tap's weights are read meanwhile, into the other half.
+            tap_at += tap_vectors;
+            let next = read_weights(weight, tap_at, share.first_n, true.runtime(), tile);
+            multiply(&window, &weights, from, &sums, &walk, &tiling, tap, row, tile);
             from = half - from;
             write_weights(&next, &mut weights, from, row, tile);
-            stage += 1u32;
+            tap += 1u32;
             sync_cube();
         }
-        // With a block's last stage the next block's window is read as well.
+        // The next block's window is read when all units have left this one; other cubes are at work meanwhile. (Read during the
+        // last product it is no faster.)
         let more = block + 1u32 < blocks;
-        stage_at += stage_vectors;
-        let next = read_weights(weight, &tiling, stage_at, share.first_n, more, tile);
+        tap_at += tap_vectors;
+        let next = read_weights(weight, tap_at, share.first_n, more, tile);
+        multiply(&window, &weights, from, &sums, &walk, &tiling, tap, row, tile);
+        from = half - from;
+        write_weights(&next, &mut weights, from, row, tile);
+        sync_cube();
         let values = read_window(
             source,
             &walk,
@@ -187,10 +194,6 @@ pub(super) fn shifted_kernel<E: Float, S: Float, O: Float, V: Size>(
             width,
             tile,
         );
-        multiply(&window, &weights, from, &sums, &walk, &tiling, stage, row, tile);
-        from = half - from;
-        write_weights(&next, &mut weights, from, row, tile);
-        sync_cube();
         write_window(&values, &mut window, row, tile);
         block += 1u32;
         sync_cube();
@@ -302,31 +305,25 @@ fn write_window<E: Float, S: Float, V: Size>(
         for i in 0..width {
             channels.insert(i, S::cast_from(*values.index(comptime!(load * width + i))));
         }
-        if vector < comptime!(tile.window * CHANNELS / width) {
-            window[vector % tile.window * row + vector / tile.window] = channels;
-        }
+        window[vector % tile.window * row + vector / tile.window] = channels;
     }
 }
 
-/// Reads this unit's vectors of a stage of packed weights.
+/// Reads this unit's vectors of a tap's packed weights.
 #[cube]
 fn read_weights<S: Float, V: Size>(
     weight: &[Vector<S, V>],
-    tiling: &Tiling,
-    stage_at: usize,
+    tap_at: usize,
     first_n: u32,
     exists: bool,
     #[comptime] tile: ShiftedTile,
 ) -> Sequence<Vector<S, V>> {
     let width = V::value();
-    let of_tap = comptime!(tile.tile_n * CHANNELS / width);
     let mut values = Sequence::<Vector<S, V>>::new();
     #[unroll]
     for load in 0..comptime!(tile.weight_loads(width)) {
         let vector = UNIT_POS as usize + comptime!(load * tile.units());
-        let at = stage_at
-            + (vector / of_tap * tiling.packed_n as usize + first_n as usize) * comptime!(CHANNELS / width)
-            + vector % of_tap;
+        let at = tap_at + first_n as usize * comptime!(CHANNELS / width) + vector;
         let mut value = Vector::<S, V>::new(S::from_int(0));
         if exists {
             value = weight[at];
@@ -336,7 +333,7 @@ fn read_weights<S: Float, V: Size>(
     values
 }
 
-/// Writes what [`read_weights`] has read: rows of a tap's channels of the result.
+/// Writes what [`read_weights`] has read: rows of channels of the result.
 #[cube]
 fn write_weights<S: Float, V: Size>(
     values: &Sequence<Vector<S, V>>,
@@ -354,7 +351,7 @@ fn write_weights<S: Float, V: Size>(
     }
 }
 
-/// Adds a stage's taps to a plane's sums.
+/// Adds the products of a tap of the plane to a plane's sums.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn multiply<S: Float, V: Size>(
@@ -364,7 +361,7 @@ fn multiply<S: Float, V: Size>(
     sums: &Sequence<cmma::Matrix<f32>>,
     walk: &Walk,
     tiling: &Tiling,
-    stage: u32,
+    tap: u32,
     #[comptime] row: usize,
     #[comptime] tile: ShiftedTile,
 ) {
@@ -373,47 +370,42 @@ fn multiply<S: Float, V: Size>(
     let first_site = plane % comptime!(tile.tile_m / tile.plane_m) * tile.plane_m;
     let first_channel = plane / comptime!(tile.tile_m / tile.plane_m) * tile.plane_n;
     let stride = comptime!((row * width) as u32);
+    let (h, w) = tiling.row_taps.div_mod(tap);
+    let shift = (h * walk.height.step * tiling.pitch_count + w * walk.width.step) as usize;
     #[unroll]
-    for in_stage in 0..tile.taps {
-        // Weights of taps past the last are zero.
-        let tap = min(stage * tile.taps as u32 + in_stage as u32, tiling.taps - 1u32);
-        let (h, w) = tiling.row_taps.div_mod(tap);
-        let shift = (h * walk.height.step * tiling.pitch_count + w * walk.width.step) as usize;
+    for k in 0..comptime!(CHANNELS / tile.fragment) {
+        let mut channels = Sequence::<cmma::Matrix<Vector<S, V>>>::new();
         #[unroll]
-        for k in 0..comptime!(CHANNELS / tile.fragment) {
-            let mut channels = Sequence::<cmma::Matrix<Vector<S, V>>>::new();
+        for i in 0..comptime!(tile.plane_n / tile.fragment) {
+            let first = first_channel + comptime!(i * tile.fragment);
+            let at = from + first * row + comptime!(k * tile.fragment / width);
+            channels.push(cmma::Matrix::<Vector<S, V>>::from_slice(
+                MatrixIdent::A,
+                tile.fragment,
+                tile.fragment,
+                tile.fragment,
+                MatrixLayout::RowMajor,
+                &weights[at..comptime!(2 * tile.tile_n * row)],
+                stride,
+            ));
+        }
+        #[unroll]
+        for j in 0..comptime!(tile.plane_m / tile.fragment) {
+            let first = first_site + comptime!(j * tile.fragment) + shift;
+            let at = first * row + comptime!(k * tile.fragment / width);
+            let sites = cmma::Matrix::<Vector<S, V>>::from_slice(
+                MatrixIdent::B,
+                tile.fragment,
+                tile.fragment,
+                tile.fragment,
+                MatrixLayout::ColMajor,
+                &window[at..comptime!(tile.window * row)],
+                stride,
+            );
             #[unroll]
             for i in 0..comptime!(tile.plane_n / tile.fragment) {
-                let first = first_channel + comptime!(in_stage * tile.tile_n + i * tile.fragment);
-                let at = from + first * row + comptime!(k * tile.fragment / width);
-                channels.push(cmma::Matrix::<Vector<S, V>>::from_slice(
-                    MatrixIdent::A,
-                    tile.fragment,
-                    tile.fragment,
-                    tile.fragment,
-                    MatrixLayout::RowMajor,
-                    &weights[at..comptime!(2 * tile.taps * tile.tile_n * row)],
-                    stride,
-                ));
-            }
-            #[unroll]
-            for j in 0..comptime!(tile.plane_m / tile.fragment) {
-                let first = first_site + comptime!(j * tile.fragment) + shift;
-                let at = first * row + comptime!(k * tile.fragment / width);
-                let sites = cmma::Matrix::<Vector<S, V>>::from_slice(
-                    MatrixIdent::B,
-                    tile.fragment,
-                    tile.fragment,
-                    tile.fragment,
-                    MatrixLayout::ColMajor,
-                    &window[at..comptime!(tile.window * row)],
-                    stride,
-                );
-                #[unroll]
-                for i in 0..comptime!(tile.plane_n / tile.fragment) {
-                    let sum = sums.index(comptime!(i * (tile.plane_m / tile.fragment) + j));
-                    cmma::execute(channels.index(i), &sites, sum, sum);
-                }
+                let sum = sums.index(comptime!(i * (tile.plane_m / tile.fragment) + j));
+                cmma::execute(channels.index(i), &sites, sum, sum);
             }
         }
     }

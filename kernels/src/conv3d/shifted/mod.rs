@@ -32,9 +32,8 @@ struct Extents {
     /// Blocks of the source's channels.
     blocks: usize,
     depth_taps: usize,
-    /// Taps of a plane, and stages of them.
+    /// Taps of a plane.
     taps: usize,
-    stages: usize,
 }
 
 impl Extents {
@@ -52,18 +51,17 @@ impl Extents {
             blocks: channels.div_ceil(CHANNELS),
             depth_taps: walks[0].taps,
             taps,
-            stages: taps.div_ceil(tile.taps),
         })
     }
 
-    /// Terms of a sum, filled up to blocks and stages.
-    fn terms(&self, tile: &ShiftedTile) -> usize {
-        self.depth_taps * self.blocks * CHANNELS * self.stages * tile.taps
+    /// Terms of a sum, filled up to blocks.
+    fn terms(&self) -> usize {
+        self.depth_taps * self.blocks * CHANNELS * self.taps
     }
 
     /// Elements of the packed weights.
-    fn packed(&self, groups: usize, tile: &ShiftedTile) -> usize {
-        groups * self.terms(tile) * self.packed_n
+    fn packed(&self, groups: usize) -> usize {
+        groups * self.terms() * self.packed_n
     }
 
     fn cubes(&self, problem: &Conv3dProblem, walks: &Walks, tile: &ShiftedTile) -> usize {
@@ -97,7 +95,7 @@ pub(crate) fn extent(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTile) ->
         count: extents.cubes(problem, &walks, tile),
         rows: tile.tile_m,
         columns: tile.tile_n,
-        terms: extents.terms(tile),
+        terms: extents.terms(),
     })
 }
 
@@ -105,7 +103,7 @@ pub(crate) fn extent(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTile) ->
 pub(crate) fn packed_bytes(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTile, limits: &Limits) -> u64 {
     let size = stage_type(problem.dtype, limits).map_or(4, |(stage, _)| stage.size());
     let extents = walk(problem, pass).and_then(|walks| Extents::of(problem, pass, &walks, tile));
-    extents.map_or(0, |extents| (extents.packed(problem.window.groups, tile) * size) as u64)
+    extents.map_or(0, |extents| (extents.packed(problem.window.groups) * size) as u64)
 }
 
 /// Launches the forward pass (operands x, w, y) or the input gradient (dy, w, dx).
@@ -118,11 +116,11 @@ pub(crate) fn launch(
     [source, weight, out]: [&Operand; 3],
     bias: Option<&Operand>,
 ) -> Result<(), ConvError> {
-    let walks = walk(problem, pass).expect("`plan::check` has looked at the walk");
-    let extents = Extents::of(problem, pass, &walks, &tile).expect("`plan::check` has looked at the window");
+    let walks = walk(problem, pass).expect("`check` has looked at the walk");
+    let extents = Extents::of(problem, pass, &walks, &tile).expect("`check` has looked at the window");
     let (stage, width) = stage_vector(tile.fragment, problem.dtype, limits);
     let groups = problem.window.groups;
-    let elements = extents.packed(groups, &tile);
+    let elements = extents.packed(groups);
     let packed = Operand::contiguous(client.empty(elements * stage.size()), &[elements], stage);
     let vectors = elements / width;
     let cubes = extents.cubes(problem, &walks, &tile);
@@ -142,11 +140,11 @@ pub(crate) fn launch(
                 walk_args(problem, pass, &walks, [source, weight, out]),
                 PackedLaunch::new(
                     extents.packed_n as u32,
-                    (extents.stages * tile.taps) as u32,
                     extents.blocks.max(1) as u32,
                     extents.depth_taps as u32,
                     extents.n as u32,
                     extents.channels as u32,
+                    extents.taps as u32,
                     extents.taps as u32,
                     problem.taps() as u32,
                     vectors as u32,
@@ -159,7 +157,7 @@ pub(crate) fn launch(
         }
     }
     let activation = if pass == Pass::Forward { problem.window.activation } else { Activation::None };
-    let operations = 2.0 * (tile.tile_m * tile.tile_n * extents.terms(&tile)) as f64;
+    let operations = 2.0 * (tile.tile_m * tile.tile_n * extents.terms()) as f64;
     for dispatch in dispatches(cubes, operations, limits) {
         // SAFETY: elements outside the source and channels past the last are not read; sites of a strip's rim, rows past the
         // last and channels past the last are not written; a window holds all that a tile's taps reach.
@@ -194,7 +192,6 @@ pub(crate) fn launch(
                     extents.depth_taps as u32,
                     extents.taps as u32,
                     walks[2].taps as u32,
-                    extents.stages as u32,
                     activation.code(),
                 ),
                 dispatch.span(),

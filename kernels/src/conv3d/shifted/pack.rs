@@ -1,5 +1,5 @@
-//! The weights as the shifted product reads them: `[group][depth tap][block][tap][channel of the result][16 channels]`, taps
-//! filled up to stages, channels to tiles and blocks, with zeros. One unit per vector; bytes: the weights twice.
+//! The weights as the shifted product reads them: `[group][depth tap][block][tap][channel of the result][16 channels]`,
+//! channels filled up to tiles and blocks with zeros. One unit per vector; bytes: the weights twice.
 
 use super::config::CHANNELS;
 use crate::conv3d::gemm::place::Walk;
@@ -16,13 +16,13 @@ pub(super) const UNITS: usize = 256;
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
 pub(super) struct Packed {
     pub(super) packed_n: FastDivmod<u32>,
-    pub(super) packed_taps: FastDivmod<u32>,
     pub(super) blocks: FastDivmod<u32>,
     pub(super) depth_taps: FastDivmod<u32>,
     pub(super) n: u32,
     pub(super) channels: u32,
     /// Taps of a plane, and of the whole window.
-    pub(super) taps: u32,
+    pub(super) taps: FastDivmod<u32>,
+    pub(super) plane_taps: u32,
     pub(super) all_taps: u32,
     /// Vectors of the packed weights.
     pub(super) vectors: u32,
@@ -47,7 +47,7 @@ pub(super) fn pack_kernel<E: Float, S: Float, V: Size>(
     }
     let run = comptime!((CHANNELS / width) as u32);
     let (rest, n) = packed.packed_n.div_mod(index / run);
-    let (rest, tap) = packed.packed_taps.div_mod(rest);
+    let (rest, tap) = packed.taps.div_mod(rest);
     let (rest, block) = packed.blocks.div_mod(rest);
     let (group, depth_tap) = packed.depth_taps.div_mod(rest);
     let channel = block * CHANNELS as u32 + index % run * width as u32;
@@ -55,8 +55,8 @@ pub(super) fn pack_kernel<E: Float, S: Float, V: Size>(
     #[unroll]
     for i in 0..width {
         let channel = channel + i as u32;
-        if channel < packed.channels && n < packed.n && tap < packed.taps {
-            let term = channel * packed.all_taps + depth_tap * packed.taps + tap;
+        if channel < packed.channels && n < packed.n {
+            let term = channel * packed.all_taps + depth_tap * packed.plane_taps + tap;
             let at = walk.weight_group(group)
                 + walk.weight_column(n)
                 + walk.tap(term, true.runtime(), pass).weight;
