@@ -110,9 +110,11 @@ fn conv3d(case: &Conv3dCase, pass: Pass, dtype: FloatType) -> Option<Work> {
                 [tiles.count, tiles.rows, tiles.columns, tiles.terms].map(|value| value as f64);
             (count, 2.0 * count * m * n * k, count * (m + n) * k)
         }
-        // Four rows of outputs share the rows that their windows read; columns come from the cache.
+        // A tile of about 32x64 outputs reads its rim as well.
         (None, Plan::Depthwise) => {
-            ((out / 1024.0).ceil(), 2.0 * macs, tensors[0] * (3.0 + problem.kernel[1] as f64) / 4.0)
+            let rim = |size: f64, taps: usize| (size + taps as f64 - 1.0) / size;
+            let read = rim(32.0, problem.kernel[1]) * rim(64.0, problem.kernel[2]);
+            ((out / 2048.0).ceil(), 2.0 * macs, tensors[0] * read)
         }
         (None, Plan::Winograd(config)) => {
             let cost = config.cost(&problem, pass);
