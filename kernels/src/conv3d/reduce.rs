@@ -11,11 +11,15 @@ use crate::dtype::FloatType;
 use crate::error::ConvError;
 use crate::grid::{Span, dispatches};
 use crate::limits::Limits;
-use crate::operand::{Operand, address_type};
+use crate::operand::{Operand, address_type, row_major};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
+use cubecl::std::FastDivmod;
 
 const UNITS: u32 = 256;
+
+/// Values that a unit of the bias gradient reads before it waits for them.
+const STEPS: usize = 4;
 
 /// fp32 partial sums `[parts, elements]`.
 pub(crate) fn workspace(client: &Client, parts: usize, elements: usize) -> Operand {
@@ -75,7 +79,11 @@ pub(crate) fn bias_gradient(
     let split = ReductionSplit::of(problem.positions(), problem.out_channels, limits);
     let cubes = split.parts * db.len();
     let address = address_type("conv3d", &[dy, db], cubes.max(problem.positions()), limits)?;
-    let partials = workspace(client, split.parts, db.len());
+    let direct = split.parts == 1 && db.strides == row_major(&db.shape);
+    let partials = if direct { db.clone() } else { workspace(client, split.parts, db.len()) };
+    // An image's results of a channel that lie behind each other are counted by one division.
+    let run = problem.output().iter().product::<usize>();
+    let runs = dy.strides[2..] == row_major(&dy.shape)[2..] && problem.positions() < 1 << 31;
     for dispatch in dispatches(cubes, split.length as f64, limits) {
         // SAFETY: windows stay below `positions`, channels below O.
         unsafe {
@@ -85,15 +93,18 @@ pub(crate) fn bias_gradient(
                 CubeDim::new_1d(UNITS),
                 address,
                 dy.tensor_arg(),
-                partials.tensor_arg(),
+                partials.buffer_arg(1),
                 problem.geometry(),
+                if runs { run.max(1) as u32 } else { 1 },
                 dispatch.span(),
                 split.length,
+                runs,
                 problem.dtype.elem(),
+                partials.dtype.elem(),
             );
         }
     }
-    sum_partials(client, limits, &partials, db)
+    if direct { Ok(()) } else { sum_partials(client, limits, &partials, db) }
 }
 
 /// The sum of `value` over the cube's `units` units (a power of two), in every unit.
@@ -150,13 +161,17 @@ fn sum_partials_kernel<E: Float>(
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn bias_gradient_kernel<E: Float>(
+#[allow(clippy::too_many_arguments)]
+fn bias_gradient_kernel<E: Float, O: Float>(
     dy: &Tensor<E>,
-    partials: &mut Tensor<f32>,
+    out: &mut [O],
     geometry: Geometry,
+    run: FastDivmod<u32>,
     span: Span,
     split_length: usize,
+    #[comptime] runs: bool,
     #[define(E)] _dtype: ElemType,
+    #[define(O)] _out_dtype: ElemType,
 ) {
     if span.is_idle() {
         terminate!();
@@ -169,12 +184,25 @@ fn bias_gradient_kernel<E: Float>(
     let mut sum = 0.0f32;
     let mut index = part * split_length + UNIT_POS as usize;
     while index < end {
-        let q = geometry.window(index);
-        sum += f32::cast_from(dy[offset(dy, q.n, o, q.d, q.h, q.w)]);
-        index += UNITS as usize;
+        // Several reads are under way at once.
+        #[unroll]
+        for step in 0..STEPS {
+            let index = index + comptime!(step * UNITS as usize);
+            if index < end {
+                if comptime!(runs) {
+                    let (n, place) = run.div_mod(index as u32);
+                    let at = n as usize * dy.stride(0) + o as usize * dy.stride(1) + place as usize;
+                    sum += f32::cast_from(dy[at]);
+                } else {
+                    let q = geometry.window(index);
+                    sum += f32::cast_from(dy[offset(dy, q.n, o, q.d, q.h, q.w)]);
+                }
+            }
+        }
+        index += comptime!(STEPS * UNITS as usize);
     }
     let total = cube_sum(sum, UNITS);
     if UNIT_POS == 0 {
-        partials[cube] = total;
+        out[cube] = O::cast_from(total);
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::conv3d::{self, inputs, launch, problem, result_shape};
 use crate::conv3d_behaviour::sample;
-use crate::support::{client, output, upload};
+use crate::support::{client, output, upload, upload_strided};
 use conv_cases::conv3d::Conv3dCase;
 use conv_cases::fill;
 use conv_kernels::conv3d::{
@@ -96,6 +96,13 @@ pub(crate) fn check_bias_gradient((client, limits): (&Client, &Limits), mut prob
             slope: 1.0,
         };
         expected.check(&db.read(client), Some(Guard::WEIGHT_GRADIENT.stored_as(dtype))).expect("db");
+        // The same values with channels fastest in memory.
+        let [_, o, d, h, w] = problem.y_shape();
+        let strides = [o * d * h * w, 1, h * w * o, w * o, o];
+        let last = upload_strided(client, &values, &problem.y_shape(), &strides, dtype);
+        let of_last = output(client, &[problem.out_channels], dtype);
+        bias_gradient(client, limits, &problem, last.operand(), of_last.operand()).expect("valid");
+        assert_eq!(of_last.read(client), db.read(client), "channels last");
     }
 }
 
