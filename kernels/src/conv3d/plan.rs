@@ -6,7 +6,7 @@
 //! | Depthwise    | all         | groups = C = O, at most 80 taps                   | dw: fp32 partials                    |
 //! | Gemm         | all         | at most 10 taps along an axis with padding        | fp32 partials where the sum is split |
 //! | MatrixGemm   | all         | the same, where the device has matrix units       | the same                             |
-//! | Winograd     | forward, dx | 3x3 in plane, stride and dilation 1 there, groups 1; dx: depth stride 1 | stated by the plan |
+//! | Winograd     | all         | 3x3 in plane, stride and dilation 1 there, groups 1; dx: depth stride 1; dw: not F(6x6) | stated by the plan |
 //! | ImplicitGemm | all         | everything: the first, simple tiling              | dw: fp32 partials                    |
 //! | Direct       | all         | everything: one result per unit                   | dw: fp32 partials                    |
 //!
@@ -289,7 +289,10 @@ fn loop_turns(plan: &Plan, problem: &Conv3dProblem, pass: Pass) -> usize {
     let stages = |terms: usize| terms.div_ceil(TileConfig::LARGE.tile_k);
     match (plan, pass) {
         (Plan::Empty, _)
-        | (Plan::ImplicitGemm(_) | Plan::Gemm(_) | Plan::MatrixGemm(_), Pass::WeightGradient) => 0,
+        | (
+            Plan::ImplicitGemm(_) | Plan::Gemm(_) | Plan::MatrixGemm(_) | Plan::Winograd(_),
+            Pass::WeightGradient,
+        ) => 0,
         (Plan::Direct, _) => super::direct::loop_turns(problem, pass),
         (Plan::ImplicitGemm(_) | Plan::Gemm(_) | Plan::MatrixGemm(_), Pass::Forward) => {
             stages(problem.group_channels() * problem.taps())

@@ -77,7 +77,9 @@ fn prepared_weights_give_equal_bits() {
     let tile = WinogradTile::F4x4;
     let first = problem(&small, FloatType::F32);
     let weight = inputs(&client, &first, &fill::normal).w;
-    let u = winograd::prepare(&client, &limits, &first, tile, weight.operand()).expect("a weight");
+    let prepared = output(&client, &winograd::prepared_shape(&first, tile), FloatType::F32);
+    let u = prepared.operand();
+    winograd::prepare(&client, &limits, &first, tile, [weight.operand(), u]).expect("a weight");
     for case in [&small, &large] {
         let problem = problem(case, FloatType::F32);
         let inputs = Inputs {
@@ -88,7 +90,7 @@ fn prepared_weights_give_equal_bits() {
         let expected =
             computed((&client, &limits), &problem, (Pass::Forward, &Plan::Winograd(config)), &inputs);
         let out = output(&client, &problem.y_shape(), FloatType::F32);
-        let operands = [inputs.x.operand(), &u, out.operand()];
+        let operands = [inputs.x.operand(), u, out.operand()];
         let bias = inputs.bias.as_ref().map(Buffer::operand);
         winograd::forward_prepared(&client, &limits, &problem, config, operands, bias).expect("valid");
         assert_eq!(out.read(&client), expected, "{case}");

@@ -3,6 +3,7 @@
 
 mod causal_conv1d;
 mod conv3d;
+mod filters;
 mod forms;
 mod rope2d;
 

@@ -27,7 +27,7 @@
 //! f16 stays on the engine's matrix units: 6.16 ms where F(4x4) with its fp32 domain takes 6.40 (the first layer), 0.218 and
 //! 0.241 (the third), although the input gradient would gain (8.66 and 7.34; 0.364 and 0.263).
 
-use super::{PRODUCT, WinogradConfig, WinogradTile, config, correlation};
+use super::{PRODUCT, WinogradConfig, WinogradTile, config, correlation, weight_product};
 use crate::conv3d::gemm::stage_type;
 use crate::conv3d::plan::{Pass, Plan};
 use crate::conv3d::problem::Conv3dProblem;
@@ -57,21 +57,39 @@ impl WinogradConfig {
         let tile = PRODUCT;
         let points = (self.tile.inputs() * self.tile.inputs()) as f64;
         let (c, o) = (correlation.in_channels, correlation.out_channels);
-        let terms = correlation.kernel_depth * c.next_multiple_of(tile.tile_k);
-        let (mut rows, mut transformed, mut cubes) = (0.0, 0.0, 0.0);
-        for region in correlation.regions(self.tile, self.region) {
-            rows += region.m_rows().next_multiple_of(tile.tile_m) as f64;
-            transformed += (c * region.v_rows() + o * region.m_rows()) as f64 * points;
-            cubes += (region.m_rows().div_ceil(tile.tile_m) * o.div_ceil(tile.tile_n)) as f64 * points;
-        }
         let filters: f64 = correlation.filter_shape(self.tile).iter().map(|&size| size as f64).product();
+        // A row is a tile of the output; where it is a term, regions fill it up to whole stages.
+        let (mut rows, mut transformed, mut cubes, mut sums) = (0.0, 0.0, 0.0, filters);
+        for region in correlation.regions(self.tile, self.region) {
+            transformed += (c * region.v_rows() + o * region.m_rows()) as f64 * points;
+            if pass == Pass::WeightGradient {
+                let launches = weight_product::sweeps(&region, 1).count() as f64;
+                rows += region.m_rows().next_multiple_of(tile.tile_k) as f64;
+                cubes += launches * weight_product::cubes(&correlation, self.tile) as f64;
+                sums += launches * filters;
+            } else {
+                rows += region.m_rows().next_multiple_of(tile.tile_m) as f64;
+                cubes += (region.m_rows().div_ceil(tile.tile_m) * o.div_ceil(tile.tile_n)) as f64 * points;
+            }
+        }
+        let depth = correlation.kernel_depth;
+        // Rows and columns of the product, and its terms.
+        let (extents, terms) = if pass == Pass::WeightGradient {
+            let channels = o.next_multiple_of(tile.tile_m) * c.next_multiple_of(tile.tile_n);
+            ((depth * channels) as f64, rows)
+        } else {
+            (rows * o.next_multiple_of(tile.tile_n) as f64, (depth * c.next_multiple_of(tile.tile_k)) as f64)
+        };
         let elements = |shape: [usize; 5]| shape.iter().map(|&size| size as f64).product::<f64>();
         let tensors = [problem.x_shape(), problem.weight_shape(), problem.y_shape()].map(elements);
+        let operations = 2.0 * points * extents * terms;
         Cost {
-            operations: 2.0 * points * rows * (terms * o.next_multiple_of(tile.tile_n)) as f64,
-            bytes: 8.0 * (filters + transformed) + tensors.iter().sum::<f64>() * problem.dtype.size() as f64,
+            operations,
+            bytes: 8.0 * (sums + transformed) + tensors.iter().sum::<f64>() * problem.dtype.size() as f64,
             cubes,
-            cube_bytes: 4.0 * cubes * ((tile.tile_m + tile.tile_n) * terms) as f64,
+            // A tile of rows and columns is read for each term of a tile of results.
+            cube_bytes: 4.0 * operations / (2 * tile.tile_m * tile.tile_n) as f64
+                * (tile.tile_m + tile.tile_n) as f64,
         }
     }
 }
