@@ -157,7 +157,7 @@ pub trait ConvOps: Backend {
 
     /// The weight as [`conv3d_forward_prepared`](Self::conv3d_forward_prepared) takes it, fp32. Asked only of backends whose
     /// forward plan for the call is Winograd's in this tile; others have none.
-    #[fusion(dtype = burn::tensor::DType::F32, shape = Shape::from(winograd::prepared_shape(&call.problem, tile)))]
+    #[fusion(dtype = burn::tensor::DType::F32, shape = Shape::from(winograd::prepared_shape(&call.problem, *tile)))]
     fn conv3d_prepare(weight: FloatTensor<Self>, call: Conv3dCall, tile: WinogradTile) -> FloatTensor<Self> {
         let _ = (weight, call, tile);
         portable::conv3d::no_filters()

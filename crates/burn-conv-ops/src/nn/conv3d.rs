@@ -177,11 +177,12 @@ pub struct Conv3d {
     ///
     /// The filters belong to the weight's present value; another value (a step, a loaded record, another device, an
     /// assignment) has its own, made at the next call. They are no part of records. Nothing is kept on a device with
-    /// gradients (call `valid()` after training), where the plan is not Winograd's, on the CPU backend, or of a weight that
-    /// is made of several parameters, such as LoRA's.
+    /// gradients (call `valid()` after training), where the plan is not Winograd's, on the CPU backend, or of a
+    /// reparameterized weight, which other parameters change too.
     pub reuse_filters: bool,
+    /// What is kept.
     #[module(skip)]
-    filters: FilterCache,
+    pub filters: FilterCache,
 }
 
 impl Conv3d {
@@ -213,7 +214,7 @@ impl Conv3d {
                 Dispatch::conv3d_forward_prepared(x, filters.into_dispatch(), bias, call)
             }
             None => {
-                self.filters.keep_only(&self.weight);
+                self.filters.keep_only(&self.weight, self.reuse_filters);
                 Dispatch::conv3d_forward(x, weight.into_dispatch(), bias, call)
             }
         };

@@ -12,9 +12,9 @@ use conv_kernels::conv3d::WinogradTile;
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// The filters of one weight in one tile, or none.
+/// The filters of one weight, or none: what a [`Conv3d`](super::Conv3d) keeps.
 #[derive(Default)]
-pub(super) struct FilterCache(Mutex<Option<Filters>>);
+pub struct FilterCache(Mutex<Option<Filters>>);
 
 #[derive(Clone)]
 struct Filters {
@@ -50,10 +50,10 @@ impl FilterCache {
         self.lock().as_ref().is_some_and(|filters| same_value(&filters.weight, weight))
     }
 
-    /// Frees what is held of any other weight than this.
-    pub(super) fn keep_only(&self, weight: &Param<Tensor<5>>) {
+    /// Frees what is held of any other weight than this, or of any at all.
+    pub(super) fn keep_only(&self, weight: &Param<Tensor<5>>, keep: bool) {
         let mut held = self.lock();
-        if held.as_ref().is_some_and(|filters| !same_value(&filters.weight, weight)) {
+        if held.as_ref().is_some_and(|filters| !keep || !same_value(&filters.weight, weight)) {
             *held = None;
         }
     }
@@ -159,11 +159,11 @@ mod tests {
         let copy = cache.clone();
         assert_eq!((ask(&copy, &second, TILE, &made), made.get()), (2.0, 2));
         assert_eq!((ask(&cache, &first, TILE, &made), made.get()), (1.0, 2));
-        cache.keep_only(&first);
+        cache.keep_only(&first, true);
         assert!(cache.holds(&first));
-        cache.keep_only(&second);
+        cache.keep_only(&second, true);
         assert!(!cache.holds(&first) && copy.holds(&second));
-        copy.clear();
+        copy.keep_only(&second, false);
         assert!(!copy.holds(&second));
     }
 }

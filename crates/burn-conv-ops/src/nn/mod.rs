@@ -9,6 +9,7 @@ mod rope2d;
 
 pub use causal_conv1d::{CausalConv1d, CausalConv1dConfig};
 pub use conv3d::{Conv3d, Conv3dConfig, Conv3dPadding};
+pub use filters::FilterCache;
 pub use rope2d::{Rope2d, Rope2dConfig};
 
 /// Builder methods of a configuration, one per line: documentation, name, argument type, field.
