@@ -141,17 +141,6 @@ mod tests {
         assert_eq!((ask(&cache, &mapped, WinogradTile::F2x2, &made), made.get()), (2.0, 3));
     }
 
-    /// What is held keeps its value alive, so that no new one lies where the old one was.
-    #[test]
-    fn a_value_in_a_freed_place_is_not_taken_for_the_old_one() {
-        let (cache, made) = (FilterCache::default(), Cell::new(0));
-        let first = weight(1.0);
-        ask(&cache, &first, TILE, &made);
-        drop(first);
-        let others: Vec<_> = (0..100).map(|turn| weight(turn as f32)).collect();
-        assert!(others.iter().all(|other| !cache.holds(other)));
-    }
-
     #[test]
     fn clones_hold_their_own_filters() {
         let (cache, made) = (FilterCache::default(), Cell::new(0));
