@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! operations   of the products, tiles' padding included
-//! bytes        x and w once, U, V and M written and read once, y once
+//! bytes        x and w once, U, V and M written and read once, y once (dw: its sums once more for every 2048 tiles)
 //! taken where  operations + bytes * Limits::operations_per_byte <= 0.9 * operations of the engine's plan
 //! ```
 //!
@@ -24,8 +24,26 @@
 //! | 512 -> 512, 2x7x7               | 0.089  | 0.194  | 0.246  | engine    |
 //! | 3 -> 64, 16x112x112             | 0.133  | 0.236  | 0.176  | engine    |
 //!
+//! The weight gradient's product takes 64 channels on both sides at a time, so the rule wants more of them:
+//!
+//! | layer, weight gradient          | engine | F(2x2) | F(4x4) | taken     |
+//! |---------------------------------|--------|--------|--------|-----------|
+//! | 256 -> 256, 41x60x104           | 23.2   | 12.5   | 7.17   | F(4x4)    |
+//! | 384 -> 384, 2x120x208           | 10.4   | 5.33   | 3.13   | F(4x4)    |
+//! | 64 -> 128, 16x56x56             | 0.774  | 0.403  | 0.253  | F(4x4)    |
+//! | 256 -> 256, 8x28x28             | 0.651  | 0.374  | 0.258  | F(4x4)    |
+//! | 64 -> 64, 8x56x56, one depth tap| 0.102  | 0.108  | 0.066  | F(4x4)    |
+//! | 16 -> 512, 3x60x90              | 0.362  | 0.457  | 0.271  | engine    |
+//! | 32 -> 32, 2 x 128x128x128       | 9.03   | 13.4   | 7.70   | engine    |
+//! | 192 -> 384, 8x7x7               | 0.099  | 0.095  | 0.084  | engine    |
+//! | 16 -> 32, 32x28x28              | 0.073  | 0.119  | 0.082  | engine    |
+//! | 512 -> 512, 2x7x7               | 0.078  | 0.226  | 0.280  | engine    |
+//!
 //! f16 stays on the engine's matrix units: 6.16 ms where F(4x4) with its fp32 domain takes 6.40 (the first layer), 0.218 and
-//! 0.241 (the third), although the input gradient would gain (8.66 and 7.34; 0.364 and 0.263).
+//! 0.241 (the third), although the input gradient would gain (8.66 and 7.34; 0.364 and 0.263); its weight gradient is as fast
+//! either way (7.11 and 7.13; 0.261 and 0.301). A domain in f16 itself, with F(2x2) on matrix units, is outside the error
+//! bound before it is built: rounding U and V alone gives 5e-4 to 6e-4 of the results' RMS (64 and 256 channels, computed on
+//! the host), the guard of f16 is 3e-4, and rounding the results takes 2e-4 of it.
 
 use super::{PRODUCT, WinogradConfig, WinogradTile, config, correlation, weight_product};
 use crate::conv3d::gemm::stage_type;
