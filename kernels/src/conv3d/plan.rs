@@ -107,6 +107,7 @@ impl Plan {
             Self::Depthwise => "depthwise".into(),
             Self::Gemm(tile) => format!("gemm_{}", tile.name()),
             Self::MatrixGemm(tile) => format!("matrix_gemm_{}", tile.name()),
+            Self::Winograd(config) if config.matrices.is_some() => format!("{}_matrices", config.tile.name()),
             Self::Winograd(config) => config.tile.name().into(),
         }
     }
@@ -192,6 +193,12 @@ pub fn eligible(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Vec<Pla
     let winograd = WinogradTile::ALL
         .into_iter()
         .filter_map(|tile| winograd::config(problem, pass, tile, limits).ok())
+        // On matrix units all of them; one without as well.
+        .flat_map(|config| {
+            let registers = config.matrices.is_some() && config.tile == WinogradTile::F4x4;
+            let registers = registers.then_some(WinogradConfig { matrices: None, ..config });
+            [Some(config), registers].into_iter().flatten()
+        })
         .map(Plan::Winograd);
     let served = gemm::serves(problem, pass);
     let gemm = RegisterTile::ALL.into_iter().filter(|_| served).map(Plan::Gemm);

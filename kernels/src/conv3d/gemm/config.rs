@@ -112,7 +112,7 @@ fn table_bytes(columns: usize, tile_k: usize) -> usize {
 }
 
 /// Units of a plane.
-pub(super) const PLANE: usize = 32;
+pub(crate) const PLANE: usize = 32;
 
 /// Tile of a product on matrix units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

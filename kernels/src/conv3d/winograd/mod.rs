@@ -34,6 +34,7 @@ mod choice;
 mod filter;
 mod input;
 mod matrices;
+mod matrix_product;
 mod output;
 mod product;
 pub mod reference;
@@ -47,7 +48,7 @@ pub(crate) use choice::winner;
 pub use matrices::WinogradTile;
 pub use region::RegionExtent;
 
-use super::gemm::RegisterTile;
+use super::gemm::{MatrixTile, RegisterTile};
 use super::plan::Pass;
 use super::problem::{Conv3dProblem, PaddingMode};
 use crate::activation::Activation;
@@ -65,6 +66,8 @@ pub struct WinogradConfig {
     pub tile: WinogradTile,
     /// Extent of a region.
     pub region: RegionExtent,
+    /// The product's tile on matrix units, where the device has them for fp32; not in the weight gradient.
+    pub matrices: Option<MatrixTile>,
     /// Bytes of U, V and M together (the weight gradient: of its sums and both operands).
     pub workspace_bytes: u64,
 }
@@ -131,7 +134,8 @@ pub(crate) fn config(
             limits.workspace_bytes
         );
     };
-    Ok(WinogradConfig { tile, region, workspace_bytes: bytes(region) })
+    let matrices = matrix_product::tile(limits).filter(|_| pass != Pass::WeightGradient);
+    Ok(WinogradConfig { tile, region, matrices, workspace_bytes: bytes(region) })
 }
 
 /// The correlation that a pass runs as: replicate padding's input gradient on the padded input (see `fold`).
@@ -151,8 +155,11 @@ pub(crate) fn check(
     pass: Pass,
     limits: &Limits,
 ) -> Result<(), ConvError> {
-    let most = self::config(problem, pass, config.tile, limits)?.region;
-    let region = config.region;
+    let planned = self::config(problem, pass, config.tile, limits)?;
+    if config.matrices.is_some() && config.matrices != planned.matrices {
+        unsupported!("conv3d: the device has no matrix units for the product of {}", config.tile.name());
+    }
+    let (most, region) = (planned.region, config.region);
     let within = |size: usize, most: usize| (1..=most).contains(&size);
     let fits = within(region.images, most.images)
         && within(region.frames, most.frames)
