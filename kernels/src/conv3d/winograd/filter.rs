@@ -1,9 +1,6 @@
 //! `U[point, kd, in, out] = G g G^T`, one unit per (kd, in, out), outs fastest and filled up to vectors: as the product reads it.
 //!
-//! A cube transforms 8 ins by 8 outs of one tap: outs are neighbours in U and ins in the weight (outs where it is mirrored), so
-//! both reads and writes come in runs of 32 bytes and more.
-//!
-//! Bytes per unit: 9 weights read, t*t fp32 values written.
+//! Bytes per unit: 9 weights read, t*t fp32 values written, neighbouring units beside each other.
 
 use super::Call;
 use super::matrices::{Matrix, WinogradTile};
@@ -15,17 +12,14 @@ use crate::operand::Operand;
 use cubecl::ir::{AddressType, ElemType};
 use cubecl::prelude::*;
 
-/// Ins and outs of a cube.
-const SIDE: u32 = 8;
-const UNITS: u32 = SIDE * SIDE;
+const UNITS: u32 = 64;
 
 pub(crate) fn launch(call: &Call, address: AddressType, w: &Operand, u: &Operand) {
     let correlation = call.correlation;
-    let blocks = |channels: usize| channels.div_ceil(SIDE as usize);
-    let cubes = correlation.kernel_depth * blocks(correlation.in_channels) * blocks(correlation.out_channels);
+    let filters = correlation.kernel_depth * correlation.in_channels * correlation.out_channels;
     let operations = f64::from(UNITS) * 400.0;
-    for dispatch in dispatches(cubes, operations, call.limits) {
-        // SAFETY: the unit's channels are checked against their numbers; u holds t*t values for each filter.
+    for dispatch in dispatches(filters.div_ceil(UNITS as usize), operations, call.limits) {
+        // SAFETY: the unit's index is checked against the number of filters; u holds t*t values for each.
         unsafe {
             filter_kernel::launch_unchecked(
                 call.client,
@@ -58,16 +52,15 @@ fn filter_kernel<E: Float>(
     #[comptime] tile: WinogradTile,
     #[define(E)] _dtype: ElemType,
 ) {
-    let cube = span.cube();
-    let out_blocks = ((out_channels + comptime!(SIDE - 1)) / SIDE) as usize;
-    let in_blocks = ((in_channels + comptime!(SIDE - 1)) / SIDE) as usize;
-    let rest = cube / out_blocks;
-    let kd = (rest / in_blocks) as u32;
-    let out_channel = (cube % out_blocks) as u32 * SIDE + UNIT_POS % SIDE;
-    let in_channel = (rest % in_blocks) as u32 * SIDE + UNIT_POS / SIDE;
-    if span.is_idle() || in_channel >= in_channels || out_channel >= out_channels {
+    let index = span.cube() * UNITS as usize + UNIT_POS as usize;
+    let filters = kernel_depth as usize * in_channels as usize * out_channels as usize;
+    if span.is_idle() || index >= filters {
         terminate!();
     }
+    let rest = index / out_channels as usize;
+    let out_channel = (index - rest * out_channels as usize) as u32;
+    let kd = (rest / in_channels as usize) as u32;
+    let in_channel = (rest - kd as usize * in_channels as usize) as u32;
     let mut taps = Array::<f32>::new(9usize);
     #[unroll]
     for i in 0..3u32 {
@@ -91,7 +84,7 @@ fn filter_kernel<E: Float>(
     let transformed = transform_square(&taps, tile, Matrix::Filter);
     let pitch = (out_channels as usize + comptime!(VECTOR - 1)) / VECTOR * VECTOR;
     let terms = kernel_depth as usize * in_channels as usize;
-    let at = (kd as usize * in_channels as usize + in_channel as usize) * pitch + out_channel as usize;
+    let at = rest * pitch + out_channel as usize;
     #[unroll]
     for point in 0..comptime!(tile.inputs() * tile.inputs()) {
         u[point * terms * pitch + at] = transformed[point];

@@ -44,22 +44,23 @@ pub(crate) fn matrix_product_kernel(
         terminate!();
     }
     let units = comptime!(tile.units());
-    let mut walk = Walk::new(span.cube(), &region, &depth, tile.tile_m, tile.tile_n, tile.tile_k);
+    let walk = Walk::new(span.cube(), &region, &depth, tile.tile_m, tile.tile_n);
+    let mut stage = walk.first_stage(&region, &depth, tile.tile_m, tile.tile_k);
     let mut row_stage = Shared::<[Neighbours]>::new_slice(comptime!(tile.tile_k * row_stride(tile.tile_m)));
     let mut column_stage =
         Shared::<[Neighbours]>::new_slice(comptime!(tile.tile_k * row_stride(tile.tile_n)));
     let mut patches = Shared::<[f32]>::new_slice(comptime!(tile.planes() * tile.fragment * tile.fragment));
     let sums = accumulators(tile);
 
-    let next_rows = walk.load_rows(v, &region, &depth, tile.tile_m, tile.tile_k, units);
-    let next_columns = walk.load_columns(u, &depth, tile.tile_n, tile.tile_k, units);
+    let next_rows = walk.load_rows(v, &stage, &region, &depth, tile.tile_m, tile.tile_k, units);
+    let next_columns = walk.load_columns(u, &stage, &depth, tile.tile_n, tile.tile_k, units);
     store_stage(&next_rows, &mut row_stage, tile.tile_m, units);
     store_stage(&next_columns, &mut column_stage, tile.tile_n, units);
     sync_cube();
-    while walk.position < walk.end {
-        walk.advance(&depth, tile.tile_k);
-        let next_rows = walk.load_rows(v, &region, &depth, tile.tile_m, tile.tile_k, units);
-        let next_columns = walk.load_columns(u, &depth, tile.tile_n, tile.tile_k, units);
+    while stage.position < stage.end {
+        stage.advance(&depth, tile.tile_k);
+        let next_rows = walk.load_rows(v, &stage, &region, &depth, tile.tile_m, tile.tile_k, units);
+        let next_columns = walk.load_columns(u, &stage, &depth, tile.tile_n, tile.tile_k, units);
         multiply(&row_stage, &column_stage, &sums, comptime!((false, false)), 4usize, tile);
         sync_cube();
         store_stage(&next_rows, &mut row_stage, tile.tile_m, units);

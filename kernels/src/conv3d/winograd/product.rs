@@ -103,7 +103,8 @@ pub(crate) fn launch(call: &Call, address: AddressType, region: &Region, [u, v, 
     }
 }
 
-/// A cube's tile, its unit's vector of rows and of columns, and the next stage to read.
+/// A cube's tile and its unit's vector of rows and of columns, kept through all stages. (What changes is apart from it, in
+/// [`Stage`]: the fields of a struct that changes are variables in the emitted text, all of them.)
 #[derive(CubeType, Clone, Copy)]
 pub(crate) struct Walk {
     pub(crate) point: usize,
@@ -120,11 +121,17 @@ pub(crate) struct Walk {
     source: i32,
     /// Offset in U, in vectors, of the unit's columns at term 0.
     column: usize,
-    /// The next stage's tap, one past the last tap that is read, the next stage's first channel.
+}
+
+/// The next stage to read.
+#[derive(CubeType, Clone, Copy)]
+pub(crate) struct Stage {
     kd: u32,
+    /// One past the last tap.
     end_kd: u32,
+    /// First channel.
     c: u32,
-    /// The stage that is multiplied, and one past the last of this launch.
+    /// Counted over all taps, and one past the last of this launch.
     pub(crate) position: u32,
     pub(crate) end: u32,
 }
@@ -145,7 +152,8 @@ fn product_kernel(
     if span.is_idle() {
         terminate!();
     }
-    let mut walk = Walk::new(span.cube(), &region, &depth, tile.tile_m, tile.tile_n, tile.tile_k);
+    let walk = Walk::new(span.cube(), &region, &depth, tile.tile_m, tile.tile_n);
+    let mut stage = walk.first_stage(&region, &depth, tile.tile_m, tile.tile_k);
 
     let mut row_stage = Shared::<[Neighbours]>::new_slice(comptime!(tile.tile_k * row_stride(tile.tile_m)));
     let mut column_stage =
@@ -157,15 +165,15 @@ fn product_kernel(
     }
 
     let units = comptime!(tile.units());
-    let next_rows = walk.load_rows(v, &region, &depth, tile.tile_m, tile.tile_k, units);
-    let next_columns = walk.load_columns(u, &depth, tile.tile_n, tile.tile_k, units);
+    let next_rows = walk.load_rows(v, &stage, &region, &depth, tile.tile_m, tile.tile_k, units);
+    let next_columns = walk.load_columns(u, &stage, &depth, tile.tile_n, tile.tile_k, units);
     store_stage(&next_rows, &mut row_stage, tile.tile_m, units);
     store_stage(&next_columns, &mut column_stage, tile.tile_n, units);
     sync_cube();
-    while walk.position < walk.end {
-        walk.advance(&depth, tile.tile_k);
-        let next_rows = walk.load_rows(v, &region, &depth, tile.tile_m, tile.tile_k, units);
-        let next_columns = walk.load_columns(u, &depth, tile.tile_n, tile.tile_k, units);
+    while stage.position < stage.end {
+        stage.advance(&depth, tile.tile_k);
+        let next_rows = walk.load_rows(v, &stage, &region, &depth, tile.tile_m, tile.tile_k, units);
+        let next_columns = walk.load_columns(u, &stage, &depth, tile.tile_n, tile.tile_k, units);
         multiply(&row_stage, &column_stage, &mut sums, tile, unroll);
         sync_cube();
         store_stage(&next_rows, &mut row_stage, tile.tile_m, units);
@@ -233,6 +241,19 @@ impl Depth {
 }
 
 #[cube]
+impl Stage {
+    /// Goes on to the next stage; past the last there is nothing to read.
+    pub(crate) fn advance(&mut self, depth: &Depth, #[comptime] tile_k: usize) {
+        self.position += 1u32;
+        self.c += tile_k as u32;
+        if self.c >= depth.in_channels {
+            self.c = 0u32;
+            self.kd += 1u32;
+        }
+    }
+}
+
+#[cube]
 impl Walk {
     /// The walk of a cube: columns fastest, then rows, then points.
     pub(crate) fn new(
@@ -241,7 +262,6 @@ impl Walk {
         depth: &Depth,
         #[comptime] tile_m: usize,
         #[comptime] tile_n: usize,
-        #[comptime] tile_k: usize,
     ) -> Walk {
         let in_n = cube % depth.tiles_n;
         let rest = cube / depth.tiles_n;
@@ -262,11 +282,6 @@ impl Walk {
         let frame = image_frame - image * region.frames;
         let in_frame = row - image_frame * region.vectors;
         let terms = depth.kernel as usize * depth.in_channels as usize;
-        let (first_kd, end_kd) = depth.taps(region, first_row, min(first_row + row_vectors, rows) - 1u32);
-        // The part's stages among those of the taps that are read.
-        let stages = depth.stages(tile_k);
-        let position = max(first_kd * stages, depth.part_first);
-        let kd = position / stages;
         Walk {
             point,
             first_row,
@@ -279,21 +294,29 @@ impl Walk {
             source: depth.source(region.first_frame + frame),
             column: point * terms * columns as usize
                 + min(first_column + UNIT_POS % column_vectors, columns - 1u32) as usize,
+        }
+    }
+
+    /// The first stage that any row of the tile reads in this launch.
+    pub(crate) fn first_stage(
+        &self,
+        region: &RegionArgs,
+        depth: &Depth,
+        #[comptime] tile_m: usize,
+        #[comptime] tile_k: usize,
+    ) -> Stage {
+        let end_row = min(self.first_row + comptime!((tile_m / VECTOR) as u32), self.rows);
+        let (first_kd, end_kd) = depth.taps(region, self.first_row, end_row - 1u32);
+        // The part's stages among those of the taps that are read.
+        let stages = depth.stages(tile_k);
+        let position = max(first_kd * stages, depth.part_first);
+        let kd = position / stages;
+        Stage {
             kd,
             end_kd,
             c: (position - kd * stages) * tile_k as u32,
             position,
             end: min(end_kd * stages, depth.part_end),
-        }
-    }
-
-    /// Goes on to the next stage; past the last there is nothing to read.
-    pub(crate) fn advance(&mut self, depth: &Depth, #[comptime] tile_k: usize) {
-        self.position += 1u32;
-        self.c += tile_k as u32;
-        if self.c >= depth.in_channels {
-            self.c = 0u32;
-            self.kd += 1u32;
         }
     }
 
@@ -306,6 +329,7 @@ impl Walk {
     pub(crate) fn load_rows(
         &self,
         v: &[Neighbours],
+        stage: &Stage,
         region: &RegionArgs,
         depth: &Depth,
         #[comptime] extent: usize,
@@ -313,15 +337,15 @@ impl Walk {
         #[comptime] units: usize,
     ) -> Sequence<Neighbours> {
         let mut values = Sequence::<Neighbours>::new();
-        let mut source = self.source + (self.kd * depth.dilation) as i32;
+        let mut source = self.source + (stage.kd * depth.dilation) as i32;
         if depth.replicate == 1u32 {
             source = clamp(source, 0i32, depth.input as i32 - 1i32);
         }
-        let inside = (source as u32) < depth.input && self.kd < self.end_kd;
+        let inside = (source as u32) < depth.input && stage.kd < stage.end_kd;
         let at = self.row + (source as u32 - region.first_source) as usize * region.vectors as usize;
         #[unroll]
         for load in 0..comptime!((extent / VECTOR * tile_k).div_ceil(units)) {
-            let c = self.c
+            let c = stage.c
                 + UNIT_POS / comptime!((extent / VECTOR) as u32)
                 + comptime!((load * units / (extent / VECTOR)) as u32);
             let mut value = Neighbours::new(0.0f32);
@@ -337,6 +361,7 @@ impl Walk {
     pub(crate) fn load_columns(
         &self,
         u: &[Neighbours],
+        stage: &Stage,
         depth: &Depth,
         #[comptime] extent: usize,
         #[comptime] tile_k: usize,
@@ -345,12 +370,12 @@ impl Walk {
         let mut values = Sequence::<Neighbours>::new();
         #[unroll]
         for load in 0..comptime!((extent / VECTOR * tile_k).div_ceil(units)) {
-            let c = self.c
+            let c = stage.c
                 + UNIT_POS / comptime!((extent / VECTOR) as u32)
                 + comptime!((load * units / (extent / VECTOR)) as u32);
             let mut value = Neighbours::new(0.0f32);
-            if self.kd < self.end_kd && c < depth.in_channels {
-                value = u[self.column + (self.kd * depth.in_channels + c) as usize * self.columns];
+            if stage.kd < stage.end_kd && c < depth.in_channels {
+                value = u[self.column + (stage.kd * depth.in_channels + c) as usize * self.columns];
             }
             values.push(value);
         }
