@@ -127,6 +127,23 @@ fn images_share_regions_without_changing_a_bit() {
     assert!(run(2) == expected && run(1) == expected);
 }
 
+/// A sum of more terms than a launch holds is added to what is there, whatever units multiply: small integers stay exact.
+#[test]
+fn sums_longer_than_a_launch_are_whole() {
+    let client = client();
+    let limits = Limits::of(&client);
+    let case = Conv3dCase { bias: false, ..Conv3dCase::new("long", [1, 2100, 1, 4, 4], 2, [1, 3, 3]) };
+    let problem = problem(&case, FloatType::F32);
+    let inputs = inputs(&client, &problem, &|seed, length| fill::integers(seed, length, -4, 4));
+    let config = config(&problem, Pass::Forward, WinogradTile::F2x2, &limits);
+    let oracle = Oracle::new(&problem, Pass::Forward, &inputs, &[]);
+    for matrices in [config.matrices, None] {
+        let plan = Plan::Winograd(WinogradConfig { matrices, ..config });
+        let got = computed((&client, &limits), &problem, (Pass::Forward, &plan), &inputs);
+        assert_eq!(got, oracle.values(), "{}", plan.name());
+    }
+}
+
 /// The weight gradient's sums are cut into parts beside each other, launches after each other and regions: exact for integers
 /// under F(2x2), inside the bounds under F(4x4). Frames and images follow each other within a stage, and fill up.
 #[test]
