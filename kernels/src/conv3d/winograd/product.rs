@@ -87,13 +87,13 @@ pub(crate) fn launch(call: &Call, address: AddressType, region: &Region, [u, v, 
             let (count, units) = (dispatch.count(), CubeDim::new_1d(units as u32));
             let (client, unroll) = (call.client, call.limits.unroll);
             let (span, region) = (dispatch.span(), region.args());
-            // SAFETY: rows and columns past the last repeat it and are not written; channels, taps and frames past the last
-            // are not read.
+            // SAFETY: rows and columns past the last repeat it unwritten; terms and frames past the last are not read.
             unsafe {
                 match matrices {
                     Some(tile) => matrix_product_kernel::launch_unchecked(
                         client, count, units, address, v, u, m, span, region, depth, tile,
                     ),
+                    // SAFETY: as above.
                     None => product_kernel::launch_unchecked(
                         client, count, units, address, v, u, m, span, region, depth, PRODUCT, unroll,
                     ),
