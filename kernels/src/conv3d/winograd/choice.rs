@@ -6,9 +6,9 @@
 //! taken where  operations + bytes * Limits::operations_per_byte <= 0.9 * operations of the engine's plan
 //! ```
 //!
-//! with 16 channels at least on both sides (the product works 16 terms at a time), for fp32 and for types that the device
-//! has no matrix units for; an engine on matrix units counts half its operations, because the product here runs on plain
-//! multiply-adds. The tile is F(4x4): on an H200 it is faster than F(2x2) wherever either beats the engine. What the rule
+//! with 16 channels at least on both sides (the product works 16 terms at a time), for fp32, for types that the device
+//! has no matrix units for, and for half types where matrix units take fp32 as well and are no faster for halves (Apple's, on
+//! paper); an engine on matrix units counts half its operations, because the product may run on plain multiply-adds. The tile is F(4x4): on an H200 it is faster than F(2x2) wherever either beats the engine. What the rule
 //! decides there, and what was measured (f32, through Vulkan, ms; engine, F(2x2), F(4x4)):
 //!
 //! | layer, pass                     | engine | F(2x2) | F(4x4) | taken     |
@@ -45,7 +45,7 @@
 //! bound before it is built: rounding U and V alone gives 5e-4 to 6e-4 of the results' RMS (64 and 256 channels, computed on
 //! the host), the guard of f16 is 3e-4, and rounding the results takes 2e-4 of it.
 
-use super::{PRODUCT, WinogradConfig, WinogradTile, config, correlation, weight_product};
+use super::{PRODUCT, WinogradConfig, WinogradTile, config, correlation, matrix_product, weight_product};
 use crate::conv3d::gemm::stage_type;
 use crate::conv3d::plan::{Pass, Plan};
 use crate::conv3d::problem::Conv3dProblem;
@@ -120,7 +120,9 @@ pub(crate) fn winner(
     limits: &Limits,
 ) -> Option<WinogradConfig> {
     let channels = problem.channels.min(problem.out_channels);
-    let served = problem.dtype == FloatType::F32 || stage_type(problem.dtype, limits).is_none();
+    // Matrix units that take fp32 take half types no faster.
+    let as_fast = stage_type(problem.dtype, limits).is_none() || matrix_product::tile(limits).is_some();
+    let served = problem.dtype == FloatType::F32 || as_fast;
     if channels < LEAST_CHANNELS || !served {
         return None;
     }
