@@ -6,7 +6,7 @@ use crate::options::{
 };
 use burn::tensor::{DType, Device, Int, Tensor};
 use conv_kernels::causal_conv1d::{self, CausalConv1dProblem, OptionalShapes, UpdateProblem};
-use conv_kernels::conv3d::{self, Conv3dProblem, Pass};
+use conv_kernels::conv3d::{self, Conv3dProblem, Pass, Plan, WinogradTile};
 use conv_kernels::rope2d::Rope2dProblem;
 use conv_kernels::{ConvError, FloatType, IndexType, Limits};
 
@@ -27,6 +27,20 @@ pub(crate) fn conv3d(
     conv3d::plan(&problem, Pass::Forward, options.algorithm, &limits)?;
     fits(OP, &problem.y_shape(), dtype, &limits)?;
     Ok(Conv3dCall { problem, algorithm: options.algorithm })
+}
+
+/// The tile of filters that a checked call could be given transformed: where its plan is Winograd's and x is tracked by
+/// nothing.
+pub(crate) fn prepared_tile(x: &Tensor<5>, call: &Conv3dCall) -> Option<WinogradTile> {
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    if let burn::backend::DispatchDevice::Cube(device) = x.device().as_dispatch()
+        && let Ok(Plan::Winograd(config)) =
+            conv3d::plan(&call.problem, Pass::Forward, call.algorithm, &Limits::of(&device.client()))
+    {
+        return Some(config.tile);
+    }
+    let _ = (x, call);
+    None
 }
 
 pub(crate) fn causal_conv1d(

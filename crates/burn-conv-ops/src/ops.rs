@@ -9,7 +9,9 @@ use burn::backend::{Backend, ExtensionType, backend_extension};
 #[cfg(feature = "fusion")]
 use burn::tensor::Shape;
 use conv_kernels::causal_conv1d::{CausalConv1dProblem, UpdateProblem};
-use conv_kernels::conv3d::{Activation, Algorithm, Conv3dProblem};
+#[cfg(feature = "fusion")]
+use conv_kernels::conv3d::winograd;
+use conv_kernels::conv3d::{Activation, Algorithm, Conv3dProblem, WinogradTile};
 use conv_kernels::rope2d::Rope2dProblem;
 
 /// `Option<FloatTensor<B>>` in a form that passes Burn's dispatch.
@@ -151,6 +153,27 @@ pub trait ConvOps: Backend {
         call: Conv3dCall,
     ) -> FloatTensor<Self> {
         portable::conv3d::forward::<Self>(x, weight, bias.into_option(), &call.problem)
+    }
+
+    /// The weight as [`conv3d_forward_prepared`](Self::conv3d_forward_prepared) takes it, fp32. Asked only of backends whose
+    /// forward plan for the call is Winograd's in this tile; others have none.
+    #[fusion(dtype = burn::tensor::DType::F32, shape = Shape::from(winograd::prepared_shape(&call.problem, *tile)))]
+    fn conv3d_prepare(weight: FloatTensor<Self>, call: Conv3dCall, tile: WinogradTile) -> FloatTensor<Self> {
+        let _ = (weight, call, tile);
+        portable::conv3d::no_filters()
+    }
+
+    /// [`conv3d_forward`](Self::conv3d_forward) with a weight that [`conv3d_prepare`](Self::conv3d_prepare) has transformed in
+    /// the tile of the plan: the same bits.
+    #[fusion(dtype = x, shape = Shape::from(call.problem.y_shape()))]
+    fn conv3d_forward_prepared(
+        x: FloatTensor<Self>,
+        filters: FloatTensor<Self>,
+        #[extension_type] bias: OptionalTensor<Self>,
+        call: Conv3dCall,
+    ) -> FloatTensor<Self> {
+        let _ = (x, filters, bias.into_option(), call);
+        portable::conv3d::no_filters()
     }
 
     /// Gradient of x from dy, the gradient before the activation, and the weight.

@@ -99,7 +99,10 @@ fn loop_turns(plan: &Plan, problem: &Conv3dProblem, pass: Pass) -> usize {
     let stages = |terms: usize| terms.div_ceil(TileConfig::LARGE.tile_k);
     match (plan, pass) {
         (Plan::Empty, _)
-        | (Plan::ImplicitGemm(_) | Plan::Gemm(_) | Plan::MatrixGemm(_), Pass::WeightGradient) => 0,
+        | (
+            Plan::ImplicitGemm(_) | Plan::Gemm(_) | Plan::MatrixGemm(_) | Plan::Winograd(_),
+            Pass::WeightGradient,
+        ) => 0,
         (Plan::ShiftedGemm(_), _) => problem.channels.max(problem.out_channels) * problem.taps(),
         (Plan::Direct, _) => super::direct::loop_turns(problem, pass),
         (Plan::ImplicitGemm(_) | Plan::Gemm(_) | Plan::MatrixGemm(_), Pass::Forward) => {

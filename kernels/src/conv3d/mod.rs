@@ -169,9 +169,8 @@ pub fn weight_gradient(
         Plan::MatrixGemm(tile) => {
             gemm::weight_gradient(client, problem, Tile::Matrices(*tile), limits, [x, dy, dw])
         }
-        Plan::Winograd(_) | Plan::ShiftedGemm(_) => {
-            invalid!("conv3d: {} has no weight gradient", plan.name())
-        }
+        Plan::Winograd(config) => winograd::weight_gradient(client, problem, *config, limits, [x, dy, dw]),
+        Plan::ShiftedGemm(_) => invalid!("conv3d: {} has no weight gradient", plan.name()),
     }
 }
 

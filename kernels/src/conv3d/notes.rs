@@ -27,7 +27,7 @@ pub struct Notes {
     pub domain: FloatType,
     /// The error of results kept in fp32, on normally distributed data; storage in a half type rounds once more.
     pub error: Guard,
-    /// Bytes of Winograd's U, V and M. Sums that are split keep their partials within `Limits::workspace_bytes` too.
+    /// Bytes of Winograd's intermediate tensors. Sums that are split keep their partials within `Limits::workspace_bytes` too.
     pub workspace_bytes: u64,
     /// How far a non-finite input spreads.
     pub non_finite: NonFinite,
@@ -58,7 +58,10 @@ impl Plan {
                 tile: Some(config.tile),
                 error: config.tile.guard(),
                 workspace_bytes: config.workspace_bytes,
-                non_finite: NonFinite::Tile(config.tile.outputs()),
+                non_finite: NonFinite::Tile(match pass {
+                    Pass::WeightGradient => 3,
+                    _ => config.tile.outputs(),
+                }),
                 ..notes
             },
             _ => notes,

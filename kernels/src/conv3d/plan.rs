@@ -7,7 +7,7 @@
 //! | Gemm         | all         | at most 10 taps along an axis with padding        | fp32 partials where the sum is split |
 //! | MatrixGemm   | all         | the same, where the device has matrix units       | the same                             |
 //! | ShiftedGemm  | forward, dx | the same, stride 1 in the plane, where a window fits shared memory | packed weights |
-//! | Winograd     | forward, dx | 3x3 in plane, stride and dilation 1 there, groups 1; dx: depth stride 1 | stated by the plan |
+//! | Winograd     | all         | 3x3 in plane, stride and dilation 1 there, groups 1; dx: depth stride 1; dw: not F(6x6) | stated by the plan |
 //! | ImplicitGemm | all         | everything: the first, simple tiling              | dw: fp32 partials                    |
 //! | Direct       | all         | everything: one result per unit                   | dw: fp32 partials                    |
 //!
@@ -113,6 +113,7 @@ impl Plan {
             Self::Gemm(tile) => format!("gemm_{}", tile.name()),
             Self::MatrixGemm(tile) => format!("matrix_gemm_{}", tile.name()),
             Self::ShiftedGemm(tile) => format!("shifted_gemm_{}", tile.name()),
+            Self::Winograd(config) if config.matrices.is_some() => format!("{}_matrices", config.tile.name()),
             Self::Winograd(config) => config.tile.name().into(),
         }
     }
@@ -201,6 +202,12 @@ pub fn eligible(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Vec<Pla
     let winograd = WinogradTile::ALL
         .into_iter()
         .filter_map(|tile| winograd::config(problem, pass, tile, limits).ok())
+        // On matrix units all of them; one without as well.
+        .flat_map(|config| {
+            let registers = config.matrices.is_some() && config.tile == WinogradTile::F4x4;
+            let registers = registers.then_some(WinogradConfig { matrices: None, ..config });
+            [Some(config), registers].into_iter().flatten()
+        })
         .map(Plan::Winograd);
     let served = gemm::serves(problem, pass);
     let gemm = RegisterTile::ALL.into_iter().filter(|_| served).map(Plan::Gemm);

@@ -128,7 +128,9 @@ impl Oracle {
             .map(|tile| {
                 let source = if pass == Pass::Forward { &x } else { &dy };
                 let replicate = problem.window.padding_mode == PaddingMode::Replicate;
-                let mut magnitude = if replicate && pass == Pass::InputGradient {
+                let mut magnitude = if pass == Pass::WeightGradient {
+                    conv3d::winograd::reference::weight_gradient(problem, tile, &x, &dy, true)
+                } else if replicate && pass == Pass::InputGradient {
                     reference_extended(problem, tile, source, &w)
                 } else {
                     conv3d::winograd::reference::evaluate(problem, pass, tile, source, &w, true)

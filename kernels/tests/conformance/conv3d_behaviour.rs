@@ -290,6 +290,7 @@ fn plans_of_other_problems_are_refused() {
     let out = output(&client, &problem.y_shape(), FloatType::F32);
     let config = WinogradConfig {
         tile: WinogradTile::F2x2,
+        matrices: None,
         region: RegionExtent { images: 1, frames: 1, rows: 1 },
         workspace_bytes: 0,
     };

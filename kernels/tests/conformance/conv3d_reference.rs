@@ -208,6 +208,8 @@ fn the_winograd_identity_holds_through_whole_problems() {
                     &reference::input_gradient(&problem, &w, &dy),
                 );
             }
+            let dw = winograd::reference::weight_gradient(&problem, tile, &x, &dy, false);
+            assert_same(&format!("{case} {tile:?} dw"), &dw, &reference::weight_gradient(&problem, &x, &dy));
             checked += 1;
         }
     }

@@ -77,7 +77,9 @@ fn prepared_weights_give_equal_bits() {
     let tile = WinogradTile::F4x4;
     let first = problem(&small, FloatType::F32);
     let weight = inputs(&client, &first, &fill::normal).w;
-    let u = winograd::prepare(&client, &limits, &first, tile, weight.operand()).expect("a weight");
+    let prepared = output(&client, &winograd::prepared_shape(&first, tile), FloatType::F32);
+    let u = prepared.operand();
+    winograd::prepare(&client, &limits, &first, tile, [weight.operand(), u]).expect("a weight");
     for case in [&small, &large] {
         let problem = problem(case, FloatType::F32);
         let inputs = Inputs {
@@ -88,7 +90,7 @@ fn prepared_weights_give_equal_bits() {
         let expected =
             computed((&client, &limits), &problem, (Pass::Forward, &Plan::Winograd(config)), &inputs);
         let out = output(&client, &problem.y_shape(), FloatType::F32);
-        let operands = [inputs.x.operand(), &u, out.operand()];
+        let operands = [inputs.x.operand(), u, out.operand()];
         let bias = inputs.bias.as_ref().map(Buffer::operand);
         winograd::forward_prepared(&client, &limits, &problem, config, operands, bias).expect("valid");
         assert_eq!(out.read(&client), expected, "{case}");
@@ -123,6 +125,105 @@ fn images_share_regions_without_changing_a_bit() {
     let oracle = Oracle::new(&problem, Pass::Forward, &inputs, &[plan]);
     oracle.check(&plan, Pass::Forward, FloatType::F32, &expected, true).expect("inside the bounds");
     assert!(run(2) == expected && run(1) == expected);
+}
+
+/// A sum of more terms than a launch holds is added to what is there, whatever units multiply: small integers stay exact.
+#[test]
+fn sums_longer_than_a_launch_are_whole() {
+    let client = client();
+    let limits = Limits::of(&client);
+    let case = Conv3dCase { bias: false, ..Conv3dCase::new("long", [1, 2100, 1, 4, 4], 2, [1, 3, 3]) };
+    let problem = problem(&case, FloatType::F32);
+    let inputs = inputs(&client, &problem, &|seed, length| fill::integers(seed, length, -4, 4));
+    let config = config(&problem, Pass::Forward, WinogradTile::F2x2, &limits);
+    let oracle = Oracle::new(&problem, Pass::Forward, &inputs, &[]);
+    for matrices in [config.matrices, None] {
+        let plan = Plan::Winograd(WinogradConfig { matrices, ..config });
+        let got = computed((&client, &limits), &problem, (Pass::Forward, &plan), &inputs);
+        assert_eq!(got, oracle.values(), "{}", plan.name());
+    }
+}
+
+/// The weight gradient's sums are cut into parts beside each other, launches after each other and regions: exact for integers
+/// under F(2x2), inside the bounds under F(4x4). Frames and images follow each other within a stage, and fill up.
+#[test]
+fn weight_gradients_sum_parts_launches_and_regions() {
+    let client = client();
+    let all = Limits::of(&client);
+    let padding = [(1, 0), (1, 1), (0, 1)];
+    let base = Conv3dCase { padding, bias: false, ..Conv3dCase::new("dw", [1; 5], 1, [2, 3, 3]) };
+    let long = Conv3dCase { n: 2, c: 2, d: 5, h: 31, w: 34, o: 3, kernel: [1, 3, 3], ..base.clone() };
+    let small = Conv3dCase { n: 3, c: 5, d: 4, h: 5, w: 7, o: 6, stride: [2, 1, 1], ..base.clone() };
+    // More channels than a tile of the product.
+    let wide = Conv3dCase { n: 1, c: 67, d: 2, h: 6, w: 5, o: 70, replicate: true, ..base };
+    let one_part = Limits { cubes_in_flight: 1, ..all.clone() };
+    let many_parts = Limits { cubes_in_flight: 4096, ..all.clone() };
+    let regions = |bytes: u64| Limits { workspace_bytes: bytes, ..all.clone() };
+    for (case, limits, tile, whole) in [
+        (&long, &one_part, WinogradTile::F2x2, true),
+        (&long, &many_parts, WinogradTile::F2x2, true),
+        (&long, &regions(200_000), WinogradTile::F2x2, false),
+        (&small, &all, WinogradTile::F4x4, true),
+        (&small, &regions(60_000), WinogradTile::F4x4, false),
+        (&wide, &all, WinogradTile::F2x2, true),
+        (&wide, &all, WinogradTile::F4x4, true),
+    ] {
+        let problem = problem(case, FloatType::F32);
+        let config = config(&problem, Pass::WeightGradient, tile, limits);
+        let extent = (config.region.images, config.region.rows, config.region.frames);
+        let out = problem.output();
+        let rows = out[1].div_ceil(tile.outputs());
+        assert_eq!(extent == (case.n, rows, out[0]), whole, "{case}: {config:?}");
+        let plan = Plan::Winograd(config);
+        let exact = tile == WinogradTile::F2x2;
+        let fill = |seed, length| {
+            if exact { fill::integers(seed, length, -4, 4) } else { fill::normal(seed, length) }
+        };
+        let inputs = inputs(&client, &problem, &fill);
+        let oracle = Oracle::new(&problem, Pass::WeightGradient, &inputs, &[plan]);
+        let got = computed((&client, limits), &problem, (Pass::WeightGradient, &plan), &inputs);
+        if exact {
+            assert_eq!(got, oracle.values(), "{case}: {config:?}");
+        } else {
+            oracle
+                .check(&plan, Pass::WeightGradient, FloatType::F32, &got, true)
+                .unwrap_or_else(|error| panic!("{case}: {config:?}: {error}"));
+        }
+    }
+}
+
+/// The weight gradient's error beside that of the engine, over more windows than a part holds. `--nocapture` prints it.
+#[test]
+fn errors_of_weight_gradients_stay_beside_the_direct_sums() {
+    let client = client();
+    let limits = Limits { cubes_in_flight: 1, ..Limits::of(&client) };
+    let padding = [(0, 0), (1, 1), (1, 1)];
+    let case = Conv3dCase { padding, bias: false, ..Conv3dCase::new("dw", [1, 4, 9, 64, 64], 4, [1, 3, 3]) };
+    println!("dtype windows plan max_error/rms relative_rms");
+    for &dtype in &limits.dtypes {
+        let problem = problem(&case, dtype);
+        let inputs = inputs(&client, &problem, &fill::normal);
+        let pass = Pass::WeightGradient;
+        let mut plans = vec![plan(&problem, pass, Algorithm::ImplicitGemm, &limits).expect("a plan")];
+        let tiles = [WinogradTile::F2x2, WinogradTile::F4x4];
+        plans.extend(tiles.map(|tile| Plan::Winograd(config(&problem, pass, tile, &limits))));
+        let oracle = Oracle::new(&problem, pass, &inputs, &plans);
+        for plan in &plans {
+            if matches!(plan, Plan::Winograd(config) if config.cost(&problem, pass).operations > 2.0 * MOST_WORK as f64)
+            {
+                continue;
+            }
+            let got = computed((&client, &limits), &problem, (pass, plan), &inputs);
+            let errors = oracle
+                .check(plan, pass, dtype, &got, true)
+                .unwrap_or_else(|error| panic!("{} {}: {error}", dtype.name(), plan.name()));
+            let rms = (oracle.values().iter().map(|v| v * v).sum::<f64>() / got.len() as f64).sqrt();
+            let (max, relative) = (errors.max / rms, errors.relative_rms);
+            println!("{} {} {} {max:.1e} {relative:.1e}", dtype.name(), problem.positions(), plan.name());
+            let guard = plan.notes(&problem, pass, &limits).error.stored_as(dtype);
+            assert!(relative <= guard.rms, "{} {}: {errors:?}", dtype.name(), plan.name());
+        }
+    }
 }
 
 /// The input gradient reads the depth taps mirrored: the last tap carries an output frame's gradient to the last input frame

@@ -14,7 +14,7 @@ use burn::backend::autodiff::Autodiff;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use conv_kernels::causal_conv1d::{CausalConv1dProblem, UpdateProblem};
-use conv_kernels::conv3d::Activation;
+use conv_kernels::conv3d::{Activation, WinogradTile};
 use conv_kernels::rope2d::Rope2dProblem;
 
 impl<B: Backend + ConvOps, C: CheckpointStrategy> ConvOps for Autodiff<B, C> {
@@ -25,6 +25,23 @@ impl<B: Backend + ConvOps, C: CheckpointStrategy> ConvOps for Autodiff<B, C> {
         call: Conv3dCall,
     ) -> FloatTensor<Self> {
         conv3d::forward::<B, C>(x, weight, bias.into_option(), call)
+    }
+
+    fn conv3d_prepare(
+        _weight: FloatTensor<Self>,
+        _call: Conv3dCall,
+        _tile: WinogradTile,
+    ) -> FloatTensor<Self> {
+        no_filters()
+    }
+
+    fn conv3d_forward_prepared(
+        _x: FloatTensor<Self>,
+        _filters: FloatTensor<Self>,
+        _bias: OptionalTensor<Self>,
+        _call: Conv3dCall,
+    ) -> FloatTensor<Self> {
+        no_filters()
     }
 
     fn conv3d_input_gradient(
@@ -104,6 +121,11 @@ impl<B: Backend + ConvOps, C: CheckpointStrategy> ConvOps for Autodiff<B, C> {
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         rope2d::forward_qk::<B, C>([q, k], [q_positions, k_positions], [q_problem, k_problem]).into()
     }
+}
+
+/// Filters are prepared for calls without gradients.
+fn no_filters() -> ! {
+    panic!("conv3d: prepared filters serve inference, there is no gradient through them")
 }
 
 /// Burn's autodiff differentiates once; a backward runs on the inner backend and never gets here.

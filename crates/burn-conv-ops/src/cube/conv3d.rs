@@ -2,8 +2,9 @@
 
 use super::{allocate, operand};
 use crate::ops::Conv3dCall;
+use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
-use conv_kernels::conv3d::{self, Activation, Algorithm, Pass, Plan};
+use conv_kernels::conv3d::{self, Activation, Algorithm, Pass, Plan, WinogradTile, winograd};
 use conv_kernels::{ConvError, Limits};
 
 pub(super) fn forward(
@@ -18,6 +19,39 @@ pub(super) fn forward(
     let bias = bias.map(operand).transpose()?;
     let operands = [&operand(x)?, &operand(weight)?, &operand(&y)?];
     conv3d::forward(&x.client, &limits, problem, &plan, operands, bias.as_ref())?;
+    Ok(y)
+}
+
+pub(super) fn prepare(
+    weight: &CubeTensor,
+    call: &Conv3dCall,
+    tile: WinogradTile,
+) -> Result<CubeTensor, ConvError> {
+    let limits = Limits::of(&weight.client);
+    let filters = allocate(weight, &winograd::prepared_shape(&call.problem, tile), DType::F32);
+    let operands = [&operand(weight)?, &operand(&filters)?];
+    winograd::prepare(&weight.client, &limits, &call.problem, tile, operands)?;
+    Ok(filters)
+}
+
+pub(super) fn forward_prepared(
+    x: &CubeTensor,
+    filters: &CubeTensor,
+    bias: Option<&CubeTensor>,
+    call: &Conv3dCall,
+) -> Result<CubeTensor, ConvError> {
+    let (problem, limits) = (&call.problem, Limits::of(&x.client));
+    let plan = conv3d::plan(problem, Pass::Forward, call.algorithm, &limits)?;
+    let Plan::Winograd(config) = plan else {
+        return Err(ConvError::Invalid(format!(
+            "conv3d: the filters were prepared, the plan is {}",
+            plan.name()
+        )));
+    };
+    let y = allocate(x, &problem.y_shape(), x.dtype);
+    let bias = bias.map(operand).transpose()?;
+    let operands = [&operand(x)?, &operand(filters)?, &operand(&y)?];
+    winograd::forward_prepared(&x.client, &limits, problem, config, operands, bias.as_ref())?;
     Ok(y)
 }
 

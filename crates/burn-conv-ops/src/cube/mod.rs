@@ -14,7 +14,7 @@ use burn_cubecl::CubeBackend;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use conv_kernels::causal_conv1d::{CausalConv1dProblem, UpdateProblem};
-use conv_kernels::conv3d::Activation;
+use conv_kernels::conv3d::{Activation, WinogradTile};
 use conv_kernels::rope2d::Rope2dProblem;
 use conv_kernels::{ConvError, IndexOperand, Operand};
 
@@ -26,6 +26,19 @@ impl ConvOps for CubeBackend {
         call: Conv3dCall,
     ) -> FloatTensor<Self> {
         or_panic(conv3d::forward(&x, &weight, bias.into_option().as_ref(), &call))
+    }
+
+    fn conv3d_prepare(weight: FloatTensor<Self>, call: Conv3dCall, tile: WinogradTile) -> FloatTensor<Self> {
+        or_panic(conv3d::prepare(&weight, &call, tile))
+    }
+
+    fn conv3d_forward_prepared(
+        x: FloatTensor<Self>,
+        filters: FloatTensor<Self>,
+        bias: OptionalTensor<Self>,
+        call: Conv3dCall,
+    ) -> FloatTensor<Self> {
+        or_panic(conv3d::forward_prepared(&x, &filters, bias.into_option().as_ref(), &call))
     }
 
     fn conv3d_input_gradient(

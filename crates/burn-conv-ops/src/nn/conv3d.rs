@@ -1,8 +1,10 @@
 //! conv3d as a module.
 
+use super::filters::{FilterCache, is_composed};
 use super::forms::{ActivationForm, AlgorithmForm, PaddingModeForm};
 use super::{config, setters};
-use crate::{Activation, Algorithm, Conv3dOptions, ConvError, PaddingMode, try_conv3d};
+use crate::{Activation, Algorithm, Conv3dOptions, ConvError, ConvOps, PaddingMode, check};
+use burn::backend::Dispatch;
 use burn::module::{Content, DisplaySettings, Initializer, Module, ModuleDisplay, Param};
 use burn::nn::PaddingConfig3d;
 use burn::serde::{Deserialize, Serialize};
@@ -76,6 +78,10 @@ pub struct Conv3dConfig {
     #[new(default)]
     #[serde(with = "AlgorithmForm")]
     pub algorithm: Algorithm,
+    /// Whether transformed filters are kept for the next call ([`Conv3d::reuse_filters`]); no.
+    #[new(default)]
+    #[serde(default)]
+    pub reuse_filters: bool,
     /// How the parameters start; PyTorch's and Burn's default, uniform within `1 / sqrt(C/groups * KD * KH * KW)`.
     #[new(value = "Initializer::KaimingUniform { gain: 1.0 / 3f64.sqrt(), fan_out_only: false }")]
     pub initializer: Initializer,
@@ -99,6 +105,8 @@ setters!(Conv3dConfig {
     with_activation(activation: Activation);
     /// Forces a kernel family.
     with_algorithm(algorithm: Algorithm);
+    /// Sets whether transformed filters are kept for the next call.
+    with_reuse_filters(reuse_filters: bool);
     /// Sets how the parameters start.
     with_initializer(initializer: Initializer);
 });
@@ -131,6 +139,8 @@ impl Conv3dConfig {
             padding_mode: self.padding_mode,
             activation: self.activation,
             algorithm: self.algorithm,
+            reuse_filters: self.reuse_filters,
+            filters: FilterCache::default(),
         }
     }
 }
@@ -161,6 +171,18 @@ pub struct Conv3d {
     /// The kernel family.
     #[module(skip)]
     pub algorithm: Algorithm,
+    /// Whether calls without gradients keep the filters that Winograd's kernels transform the weight into, so that the next
+    /// call (a video decoder's next frames) starts with them and gives the same bits. It costs memory: F(4x4) keeps 36 fp32
+    /// numbers for every 9 weights.
+    ///
+    /// The filters belong to the weight's present value; another value (a step, a loaded record, another device, an
+    /// assignment) has its own, made at the next call. They are no part of records. Nothing is kept on a device with
+    /// gradients (call `valid()` after training), where the plan is not Winograd's, on the CPU backend, or of a
+    /// reparameterized weight, which other parameters change too.
+    pub reuse_filters: bool,
+    /// What is kept.
+    #[module(skip)]
+    pub filters: FilterCache,
 }
 
 impl Conv3d {
@@ -178,8 +200,35 @@ impl Conv3d {
     /// As [`try_conv3d`].
     pub fn try_forward(&self, x: Tensor<5>) -> Result<Tensor<5>, ConvError> {
         let [_, _, d, h, w] = x.dims();
-        let options = self.options([d, h, w]);
-        try_conv3d(x, self.weight.val(), self.bias.as_ref().map(|bias| bias.val()), options)
+        let (weight, bias) = (self.weight.val(), self.bias.as_ref().map(|bias| bias.val()));
+        let call = check::conv3d(&x, &weight, bias.as_ref(), &self.options([d, h, w]))?;
+        let tile = if self.reuse_filters { check::prepared_tile(&x, &call) } else { None };
+        let x = x.into_dispatch();
+        let bias = bias.map(Tensor::into_dispatch).into();
+        let y = match tile.filter(|_| !is_composed(&self.weight)) {
+            Some(tile) => {
+                let transform = |weight: Tensor<5>| {
+                    Tensor::from_dispatch(Dispatch::conv3d_prepare(weight.into_dispatch(), call, tile))
+                };
+                let filters = self.filters.of(&self.weight, tile, transform);
+                Dispatch::conv3d_forward_prepared(x, filters.into_dispatch(), bias, call)
+            }
+            None => {
+                self.filters.keep_only(&self.weight, self.reuse_filters);
+                Dispatch::conv3d_forward(x, weight.into_dispatch(), bias, call)
+            }
+        };
+        Ok(Tensor::from_dispatch(y))
+    }
+
+    /// Whether transformed filters of the present weight are held.
+    pub fn holds_filters(&self) -> bool {
+        self.filters.holds(&self.weight)
+    }
+
+    /// Frees the transformed filters that are held.
+    pub fn release_filters(&self) {
+        self.filters.clear();
     }
 
     /// The options of a call on an input of D, H, W.
@@ -229,6 +278,7 @@ impl ModuleDisplay for Conv3d {
             .add_debug_attribute("padding_mode", &self.padding_mode)
             .add_debug_attribute("activation", &self.activation)
             .add_debug_attribute("algorithm", &self.algorithm)
+            .add_debug_attribute("filters", &self.filters)
             .optional()
     }
 }

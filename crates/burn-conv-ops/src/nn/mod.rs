@@ -3,11 +3,13 @@
 
 mod causal_conv1d;
 mod conv3d;
+mod filters;
 mod forms;
 mod rope2d;
 
 pub use causal_conv1d::{CausalConv1d, CausalConv1dConfig};
 pub use conv3d::{Conv3d, Conv3dConfig, Conv3dPadding};
+pub use filters::FilterCache;
 pub use rope2d::{Rope2d, Rope2dConfig};
 
 /// Builder methods of a configuration, one per line: documentation, name, argument type, field.

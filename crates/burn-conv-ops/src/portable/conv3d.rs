@@ -37,6 +37,11 @@ pub(crate) fn forward<B: Backend>(
     round::<B>(activate::<B>(pre, problem.window.activation), dtype)
 }
 
+/// What the ops on transformed filters come to here.
+pub(crate) fn no_filters() -> ! {
+    panic!("conv3d: this backend has no Winograd plan, its filters cannot be prepared")
+}
+
 /// See [`ConvOps::conv3d_input_gradient`](crate::ConvOps::conv3d_input_gradient).
 pub(crate) fn input_gradient<B: Backend>(
     dy: FloatTensor<B>,

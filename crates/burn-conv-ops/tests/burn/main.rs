@@ -6,6 +6,7 @@ mod conv3d;
 mod errors;
 mod gradients;
 mod modules;
+mod prepared;
 mod rope2d;
 mod shapes;
 mod state_dict;

@@ -19,7 +19,7 @@ use cubecl::prelude::*;
 
 /// A plane's sums, all zero: rows of channels, columns of sites.
 #[cube]
-pub(super) fn accumulators(#[comptime] tile: MatrixTile) -> Sequence<cmma::Matrix<f32>> {
+pub(crate) fn accumulators(#[comptime] tile: MatrixTile) -> Sequence<cmma::Matrix<f32>> {
     let mut sums = Sequence::<cmma::Matrix<f32>>::new();
     #[unroll]
     for _ in 0..comptime!(tile.plane_m * tile.plane_n / tile.fragment / tile.fragment) {
@@ -38,7 +38,7 @@ pub(super) fn accumulators(#[comptime] tile: MatrixTile) -> Sequence<cmma::Matri
 /// Adds the products of a stage to this plane's accumulators. `along_terms` says of the sites' and of the channels' stage
 /// whether its rows are sites (channels) and hold terms, or are terms and hold sites (channels).
 #[cube]
-pub(super) fn multiply<S: Float, V: Size>(
+pub(crate) fn multiply<S: Float, V: Size>(
     site_stage: &Shared<[Vector<S, V>]>,
     channel_stage: &Shared<[Vector<S, V>]>,
     sums: &Sequence<cmma::Matrix<f32>>,

@@ -10,7 +10,7 @@
 //! ```
 
 pub(super) mod config;
-mod fragments;
+pub(crate) mod fragments;
 mod matrices;
 mod matrix_weight;
 pub(super) mod place;

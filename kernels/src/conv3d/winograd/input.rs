@@ -1,11 +1,13 @@
-//! `V[point, c, (image, frame, tile)] = B^T d B`, one unit per (c, image, frame, tile), tiles fastest.
+//! `V[point, c, (image, frame, tile)] = B^T d B`, one unit per (c, image, frame, tile), tiles fastest; for the weight gradient
+//! also `D[point, o, (image, frame, tile)] = G dy G^T` of the tiles of dy.
 //!
-//! Bytes per unit: t*t inputs read (neighbouring tiles overlap by 2 rows and columns), t*t fp32 values written.
+//! Bytes per unit: t*t inputs read (neighbouring tiles overlap by 2 rows and columns; dy: m*m, no overlap), t*t fp32 values
+//! written. Tiles that fill a frame up are written as zeros: the weight gradient sums over tiles.
 
 use super::Call;
 use super::matrices::{Matrix, WinogradTile};
-use super::region::{Region, RegionArgs, VECTOR};
-use super::transform::transform_square;
+use super::region::{Correlation, Region, RegionArgs, VECTOR};
+use super::transform::{columns, transform_square};
 use crate::conv3d::args::offset;
 use crate::grid::{Span, dispatches};
 use crate::operand::Operand;
@@ -14,9 +16,50 @@ use cubecl::prelude::*;
 
 const UNITS: u32 = 64;
 
-pub(crate) fn launch(call: &Call, address: AddressType, region: &Region, source: &Operand, v: &Operand) {
-    let correlation = call.correlation;
-    let squares = correlation.in_channels * region.v_rows();
+/// Which tensor is cut into tiles, and how.
+#[derive(Clone, Copy)]
+pub(crate) struct Tiling {
+    channels: usize,
+    /// Padding before the plane's two axes.
+    begin: [i32; 2],
+    /// Rows and columns of the padded plane that any output needs.
+    needed: [usize; 2],
+    replicate: bool,
+    matrix: Matrix,
+}
+
+impl Tiling {
+    /// The correlation's input, in overlapping tiles.
+    pub(crate) fn input(correlation: &Correlation) -> Self {
+        Self {
+            channels: correlation.in_channels,
+            begin: [correlation.begin[1], correlation.begin[2]],
+            needed: [correlation.output[1] + 2, correlation.output[2] + 2],
+            replicate: correlation.replicate,
+            matrix: Matrix::Input,
+        }
+    }
+
+    /// The gradient of the correlation's output, tile beside tile; of regions [`Region::of_outputs`].
+    pub(crate) fn gradient(correlation: &Correlation) -> Self {
+        Self {
+            channels: correlation.out_channels,
+            begin: [0; 2],
+            needed: [correlation.output[1], correlation.output[2]],
+            replicate: false,
+            matrix: Matrix::Gradient,
+        }
+    }
+}
+
+pub(crate) fn launch(
+    call: &Call,
+    address: AddressType,
+    region: &Region,
+    tiling: Tiling,
+    [source, v]: [&Operand; 2],
+) {
+    let squares = tiling.channels * region.v_rows();
     let operations = f64::from(UNITS) * 1500.0;
     for dispatch in dispatches(squares.div_ceil(UNITS as usize), operations, call.limits) {
         // SAFETY: inputs are read only inside their extents; v holds t*t values for each square of the region.
@@ -30,12 +73,13 @@ pub(crate) fn launch(call: &Call, address: AddressType, region: &Region, source:
                 v.tensor_arg(),
                 dispatch.span(),
                 region.args(),
-                correlation.in_channels as u32,
-                correlation.begin[1],
-                correlation.begin[2],
-                correlation.output[1] as u32 + 2,
-                correlation.output[2] as u32 + 2,
-                correlation.replicate,
+                tiling.channels as u32,
+                tiling.begin[0],
+                tiling.begin[1],
+                tiling.needed[0] as u32,
+                tiling.needed[1] as u32,
+                tiling.replicate,
+                tiling.matrix,
                 call.config.tile,
                 source.dtype.elem(),
             );
@@ -53,14 +97,14 @@ fn input_kernel<E: Float>(
     channels: u32,
     begin_h: i32,
     begin_w: i32,
-    // Rows and columns of the padded plane that any output needs.
     needed_h: u32,
     needed_w: u32,
     #[comptime] replicate: bool,
+    #[comptime] matrix: Matrix,
     #[comptime] tile: WinogradTile,
     #[define(E)] _dtype: ElemType,
 ) {
-    let size = comptime!(tile.inputs() as u32);
+    let size = comptime!(columns(tile, matrix) as u32);
     let outputs = comptime!(tile.outputs() as u32);
     let index = span.cube() * UNITS as usize + UNIT_POS as usize;
     let squares = channels as usize * (region.images * region.sources * region.vectors) as usize * VECTOR;
@@ -68,9 +112,6 @@ fn input_kernel<E: Float>(
         terminate!();
     }
     let place = region.place(index, region.sources);
-    if !place.exists {
-        terminate!();
-    }
     let top = place.row * outputs;
     let left = place.column * outputs;
     let height = source.shape(3) as u32;
@@ -90,7 +131,7 @@ fn input_kernel<E: Float>(
             }
             let mut value = 0.0f32;
             // Beyond what an output needs, a tile that overhangs the plane reads zero.
-            let needed = top + i < needed_h && left + j < needed_w;
+            let needed = place.exists && top + i < needed_h && left + j < needed_w;
             if needed && (h as u32) < height && (w as u32) < width {
                 let at = plane + h as usize * source.stride(3) + w as usize * source.stride(4);
                 value = f32::cast_from(source[at]);
@@ -98,9 +139,9 @@ fn input_kernel<E: Float>(
             square[comptime!((i * size + j) as usize)] = value;
         }
     }
-    let transformed = transform_square(&square, tile, Matrix::Input);
+    let transformed = transform_square(&square, tile, matrix);
     #[unroll]
-    for point in 0..comptime!((size * size) as usize) {
+    for point in 0..comptime!(tile.inputs() * tile.inputs()) {
         v[point * squares + index] = transformed[point];
     }
 }

@@ -10,6 +10,9 @@
 //! B^T[i]    = coefficients of prod_{j != i} (x - a_j)       infinity: of prod_j (x - a_j)
 //! ```
 //!
+//! Read the other way round, the same points correlate the t inputs with m numbers to 3: the weight gradient's taps, dy in
+//! the place of the filter. `G` has m columns then and `A^T` 3 rows.
+//!
 //! Points decide the rounding error. F(2x2) has 0, 1, -1: every coefficient is dyadic, so small integers stay exact.
 //! F(4x4) has 0, 1, -1, 2, -1/2, whose worst output error is a third of that of the usual 0, 1, -1, 2, -2. F(6x6) has
 //! 0, 1, -1, 2, -2, 1/2, -1/2.
@@ -76,7 +79,7 @@ impl WinogradTile {
     }
 }
 
-/// One of the three transforms.
+/// One of the transforms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Matrix {
     /// B^T, t x t.
@@ -85,10 +88,14 @@ pub(crate) enum Matrix {
     Filter,
     /// A^T, m x t.
     Output,
+    /// G of a tile of dy, t x m.
+    Gradient,
+    /// A^T of the taps, 3 x t.
+    Taps,
 }
 
 /// The matrix, row by row.
-pub(crate) fn matrix(tile: WinogradTile, matrix: Matrix) -> Vec<Vec<Rational>> {
+pub(crate) fn matrix(tile: WinogradTile, which: Matrix) -> Vec<Vec<Rational>> {
     let points = tile.points();
     let (zero, one) = (Rational::from(0), Rational::from(1));
     let others = |i: usize| points.iter().enumerate().filter(move |(j, _)| *j != i).map(|(_, point)| *point);
@@ -106,26 +113,30 @@ pub(crate) fn matrix(tile: WinogradTile, matrix: Matrix) -> Vec<Vec<Rational>> {
         coefficients.resize(tile.inputs(), zero);
         coefficients
     };
-    match matrix {
+    match which {
         Matrix::Input => {
             let mut rows: Vec<_> = (0..points.len()).map(|i| polynomial(others(i).collect())).collect();
             rows.push(polynomial(points.clone()));
             rows
         }
-        Matrix::Filter => {
+        Matrix::Filter | Matrix::Gradient => {
+            let length = if which == Matrix::Filter { 3 } else { tile.outputs() };
             let mut rows: Vec<Vec<_>> = (0..points.len())
-                .map(|i| (0..3).map(|power| points[i].pow(power) / scale(i)).collect())
+                .map(|i| (0..length).map(|power| points[i].pow(power as i32) / scale(i)).collect())
                 .collect();
-            rows.push(vec![zero, zero, one]);
+            rows.push((1..=length).map(|power| if power == length { one } else { zero }).collect());
             rows
         }
-        Matrix::Output => (0..tile.outputs())
-            .map(|power| {
-                let mut row: Vec<_> = points.iter().map(|point| point.pow(power as i32)).collect();
-                row.push(if power + 1 == tile.outputs() { one } else { zero });
-                row
-            })
-            .collect(),
+        Matrix::Output | Matrix::Taps => {
+            let length = if which == Matrix::Taps { 3 } else { tile.outputs() };
+            (0..length)
+                .map(|power| {
+                    let mut row: Vec<_> = points.iter().map(|point| point.pow(power as i32)).collect();
+                    row.push(if power + 1 == length { one } else { zero });
+                    row
+                })
+                .collect()
+        }
     }
 }
 
@@ -148,15 +159,20 @@ mod tests {
     /// The identity holds for every pair of unit vectors, hence for every filter and input.
     #[test]
     fn the_identity_holds_exactly() {
-        for tile in WinogradTile::ALL {
-            let (a, b, g) =
-                (matrix(tile, Matrix::Output), matrix(tile, Matrix::Input), matrix(tile, Matrix::Filter));
+        let directions = [(Matrix::Output, Matrix::Filter), (Matrix::Taps, Matrix::Gradient)];
+        for (tile, (outputs, factors)) in
+            WinogradTile::ALL.iter().flat_map(|tile| directions.map(|direction| (*tile, direction)))
+        {
+            let (a, b, g) = (matrix(tile, outputs), matrix(tile, Matrix::Input), matrix(tile, factors));
+            assert_eq!(a.len() + g[0].len() - 1, tile.inputs(), "{tile:?} {outputs:?}");
             for (output, row) in a.iter().enumerate() {
-                for (tap, input) in (0..3).flat_map(|tap| (0..tile.inputs()).map(move |input| (tap, input))) {
-                    let points = row.iter().zip(&g).zip(&b);
-                    let sum: Rational = points.map(|((a, g), b)| a * g[tap] * b[input]).sum();
-                    let expected = Rational::from(i64::from(output + tap == input));
-                    assert_eq!(sum, expected, "{tile:?}: output {output}, tap {tap}, input {input}");
+                for factor in 0..g[0].len() {
+                    for input in 0..tile.inputs() {
+                        let points = row.iter().zip(&g).zip(&b);
+                        let sum: Rational = points.map(|((a, g), b)| a * g[factor] * b[input]).sum();
+                        let expected = Rational::from(i64::from(output + factor == input));
+                        assert_eq!(sum, expected, "{tile:?} {outputs:?} {output}, {factor}, input {input}");
+                    }
                 }
             }
         }
@@ -171,7 +187,7 @@ mod tests {
         for tile in WinogradTile::ALL {
             assert!(dyadic(tile, Matrix::Input) && dyadic(tile, Matrix::Output), "{tile:?}");
         }
-        assert!(dyadic(WinogradTile::F2x2, Matrix::Filter));
+        assert!(dyadic(WinogradTile::F2x2, Matrix::Filter) && dyadic(WinogradTile::F2x2, Matrix::Gradient));
         assert!(!dyadic(WinogradTile::F4x4, Matrix::Filter));
     }
 }

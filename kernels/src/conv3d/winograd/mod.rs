@@ -16,9 +16,9 @@
 //! output.rs    y                                 = activation(A^T M A + bias), edges masked
 //! ```
 //!
-//! The input gradient is the same correlation with the filter mirrored on all three axes and its channels swapped.
-//! Everything between load and store is fp32. Planes and frames are worked off in regions whose V and M fit the
-//! workspace; the regions do not change any sum, so they do not change any bit.
+//! The input gradient is the same correlation with the filter mirrored on all three axes and its channels swapped; the weight
+//! gradient is in `weight_gradient.rs`. Everything between load and store is fp32. Planes and frames are worked off in regions whose V and M fit the
+//! workspace; the regions of y and dx do not change any sum, so they do not change any bit.
 //!
 //! Nothing of a transform is fused with the product: for 256 channels the product does 5.5 of 6.2 ms, and a cube that did
 //! more than one step would have to hold all 36 points of a tile. V and M travel through memory once each way.
@@ -34,18 +34,21 @@ mod choice;
 mod filter;
 mod input;
 mod matrices;
+mod matrix_product;
 mod output;
 mod product;
 pub mod reference;
 mod region;
 mod transform;
+mod weight_gradient;
+mod weight_product;
 
 pub use choice::Cost;
 pub(crate) use choice::winner;
 pub use matrices::WinogradTile;
 pub use region::RegionExtent;
 
-use super::gemm::RegisterTile;
+use super::gemm::{MatrixTile, RegisterTile};
 use super::plan::Pass;
 use super::problem::{Conv3dProblem, PaddingMode};
 use crate::activation::Activation;
@@ -63,7 +66,9 @@ pub struct WinogradConfig {
     pub tile: WinogradTile,
     /// Extent of a region.
     pub region: RegionExtent,
-    /// Bytes of U, V and M together.
+    /// The product's tile on matrix units, where the device has them for fp32; not in the weight gradient.
+    pub matrices: Option<MatrixTile>,
+    /// Bytes of U, V and M together (the weight gradient: of its sums and both operands).
     pub workspace_bytes: u64,
 }
 
@@ -80,8 +85,8 @@ pub(crate) fn config(
 ) -> Result<WinogradConfig, ConvError> {
     let window = &problem.window;
     let name = tile.name();
-    if pass == Pass::WeightGradient {
-        unsupported!("conv3d: {name} has no weight gradient");
+    if pass == Pass::WeightGradient && tile == WinogradTile::F6x6 {
+        unsupported!("conv3d: {name} has no weight gradient, its error would be too large");
     }
     if problem.kernel[1..] != [3, 3] {
         unsupported!(
@@ -109,9 +114,17 @@ pub(crate) fn config(
         unsupported!("conv3d: {name} needs at least one channel");
     }
     let correlation = correlation(problem, pass);
-    let bytes = |region: RegionExtent| 4 * correlation.workspace(tile, region).iter().sum::<u64>();
+    let copies = match pass {
+        Pass::WeightGradient => weight_product::parts(&correlation, tile, limits) as u64,
+        _ => 1,
+    };
+    let buffers = |region: RegionExtent| {
+        let [filters, v, m] = correlation.workspace(tile, region);
+        [4 * copies * filters, 4 * v, 4 * m]
+    };
+    let bytes = |region: RegionExtent| buffers(region).iter().sum::<u64>();
     let fits = |region: RegionExtent| {
-        let largest = 4 * correlation.workspace(tile, region).iter().max().copied().unwrap_or(0);
+        let largest = buffers(region).into_iter().max().unwrap_or(0);
         bytes(region) <= limits.workspace_bytes && largest <= limits.buffer_bytes
     };
     let Some(region) = correlation.largest_region(tile, &fits) else {
@@ -121,7 +134,8 @@ pub(crate) fn config(
             limits.workspace_bytes
         );
     };
-    Ok(WinogradConfig { tile, region, workspace_bytes: bytes(region) })
+    let matrices = matrix_product::tile(limits).filter(|_| pass != Pass::WeightGradient);
+    Ok(WinogradConfig { tile, region, matrices, workspace_bytes: bytes(region) })
 }
 
 /// The correlation that a pass runs as: replicate padding's input gradient on the padded input (see `fold`).
@@ -141,8 +155,11 @@ pub(crate) fn check(
     pass: Pass,
     limits: &Limits,
 ) -> Result<(), ConvError> {
-    let most = self::config(problem, pass, config.tile, limits)?.region;
-    let region = config.region;
+    let planned = self::config(problem, pass, config.tile, limits)?;
+    if config.matrices.is_some() && config.matrices != planned.matrices {
+        unsupported!("conv3d: the device has no matrix units for the product of {}", config.tile.name());
+    }
+    let (most, region) = (planned.region, config.region);
     let within = |size: usize, most: usize| (1..=most).contains(&size);
     let fits = within(region.images, most.images)
         && within(region.frames, most.frames)
@@ -176,25 +193,39 @@ pub(crate) fn forward(
     run(&call, (x, Filters::Weight(w), y), bias, problem.window.activation, &Step::ALL)
 }
 
-/// Transforms a weight once, for many forward passes with it ([`forward_prepared`]): `U[point, kd, c, o]`, fp32, `o` filled
-/// up to a multiple of four. It serves every problem with this weight, whatever its extents and window.
+/// Shape of a weight that [`prepare`] has transformed: `U[point, kd, c, o]`, `o` filled up to a multiple of four.
+pub fn prepared_shape(problem: &Conv3dProblem, tile: WinogradTile) -> [usize; 4] {
+    Correlation::of(problem, Pass::Forward).filter_shape(tile)
+}
+
+/// Transforms a weight once, for many forward passes with it ([`forward_prepared`]): operands w and U, contiguous fp32 of
+/// [`prepared_shape`]. U serves every problem with this weight, whatever its extents and window.
 ///
 /// # Errors
-/// When `w` is not the problem's weight, or the problem is none for Winograd.
+/// When `w` is not the problem's weight or U not of its shape, or the problem is none for Winograd.
 pub fn prepare(
     client: &Client,
     limits: &Limits,
     problem: &Conv3dProblem,
     tile: WinogradTile,
-    w: &Operand,
-) -> Result<Operand, ConvError> {
+    [w, u]: [&Operand; 2],
+) -> Result<(), ConvError> {
     super::check_operands(problem, &[("w", w, problem.weight_shape())])?;
     let config = config(problem, Pass::Forward, tile, limits)?;
+    check_prepared(problem, tile, u)?;
     let correlation = Correlation::of(problem, Pass::Forward);
-    let u = Operand::empty(client, &correlation.filter_shape(tile), FloatType::F32);
     let call = Call { client, correlation: &correlation, config, limits };
-    filter::launch(&call, address_type("conv3d", &[w, &u], 0, limits)?, &w.bindable(client), &u);
-    Ok(u)
+    filter::launch(&call, address_type("conv3d", &[w, u], 0, limits)?, &w.bindable(client), u);
+    Ok(())
+}
+
+/// Refuses what is no transformed weight of the problem.
+fn check_prepared(problem: &Conv3dProblem, tile: WinogradTile, u: &Operand) -> Result<(), ConvError> {
+    let shape = prepared_shape(problem, tile);
+    if u.shape != shape || u.strides != row_major(&shape) || u.dtype != FloatType::F32 {
+        invalid!("conv3d: the prepared weight has shape {:?}, {} needs {shape:?} here", u.shape, tile.name());
+    }
+    Ok(())
 }
 
 /// [`super::forward`] with a weight that [`prepare`] has transformed in the configuration's tile: operands x, U, y; the same
@@ -213,15 +244,8 @@ pub fn forward_prepared(
     super::check_operands(problem, &[("x", x, problem.x_shape()), ("y", y, problem.y_shape())])?;
     super::check_bias(problem, bias)?;
     check(&config, problem, Pass::Forward, limits)?;
+    check_prepared(problem, config.tile, u)?;
     let correlation = Correlation::of(problem, Pass::Forward);
-    let shape = correlation.filter_shape(config.tile);
-    if u.shape != shape || u.strides != row_major(&shape) || u.dtype != FloatType::F32 {
-        invalid!(
-            "conv3d: the prepared weight has shape {:?}, {} needs {shape:?} here",
-            u.shape,
-            config.tile.name()
-        );
-    }
     let call = Call { client, correlation: &correlation, config, limits };
     let x = &x.bindable(client);
     run(&call, (x, Filters::Prepared(u), y), bias, problem.window.activation, &Step::ALL)
@@ -259,6 +283,18 @@ pub(crate) fn input_gradient(
     let correlation = Correlation::of(problem, Pass::InputGradient);
     let call = Call { client, correlation: &correlation, config, limits };
     run(&call, (dy, Filters::Weight(w), dx), None, Activation::None, &Step::ALL)
+}
+
+/// Launches the weight gradient: operands x, dy, dw.
+pub(crate) fn weight_gradient(
+    client: &Client,
+    problem: &Conv3dProblem,
+    config: WinogradConfig,
+    limits: &Limits,
+    operands: [&Operand; 3],
+) -> Result<(), ConvError> {
+    let correlation = Correlation::of(problem, Pass::WeightGradient);
+    weight_gradient::run(&Call { client, correlation: &correlation, config, limits }, operands)
 }
 
 /// What a pass consists of.
@@ -317,7 +353,7 @@ fn run(
     }
     for region in correlation.regions(config.tile, config.region) {
         if steps.contains(&Step::Input) {
-            input::launch(call, address, &region, source, &v);
+            input::launch(call, address, &region, input::Tiling::input(correlation), [source, &v]);
         }
         if steps.contains(&Step::Product) {
             product::launch(call, address, &region, [&u, &v, &m]);

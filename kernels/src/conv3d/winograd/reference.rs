@@ -109,6 +109,84 @@ pub fn evaluate(
     result
 }
 
+/// The weight gradient, computed tile by tile; with `absolute` as in [`evaluate`].
+pub fn weight_gradient(
+    problem: &Conv3dProblem,
+    tile: WinogradTile,
+    x: &[f64],
+    dy: &[f64],
+    absolute: bool,
+) -> Vec<f64> {
+    let correlation = Correlation::of(problem, Pass::WeightGradient);
+    let sign = |value: f64| if absolute { value.abs() } else { value };
+    let load = |which| -> Vec<Vec<f64>> {
+        matrix_f64(tile, which).into_iter().map(|row| row.into_iter().map(sign).collect()).collect()
+    };
+    let (a, b, g) = (load(Matrix::Taps), load(Matrix::Input), load(Matrix::Gradient));
+    let (size, outputs) = (tile.inputs(), tile.outputs());
+    let (tile_rows, tile_columns) = correlation.tiles(tile);
+    let [out_depth, out_height, out_width] = correlation.output;
+    let [channels, out_channels] = [correlation.in_channels, correlation.out_channels];
+    let inside = |p: i64, extent: usize| {
+        let p = if correlation.replicate { p.clamp(0, extent as i64 - 1) } else { p };
+        usize::try_from(p).ok().filter(|p| *p < extent)
+    };
+    // A square of a plane whose first element is (top, left); zero outside and past what an output needs.
+    let square =
+        |values: &[f64], plane: usize, [h, w]: [usize; 2], at: [i64; 2], size: usize, needed: [i64; 2]| {
+            let value = |i: usize, j: usize| {
+                let place = [at[0] + i as i64, at[1] + j as i64];
+                match (inside(place[0], h), inside(place[1], w)) {
+                    (Some(r), Some(c)) if place[0] < needed[0] && place[1] < needed[1] => {
+                        sign(values[(plane * h + r) * w + c])
+                    }
+                    _ => 0.0,
+                }
+            };
+            (0..size).map(|i| (0..size).map(|j| value(i, j)).collect()).collect::<Vec<Vec<f64>>>()
+        };
+    let filters = out_channels * channels * correlation.kernel_depth;
+    let mut sums = vec![vec![vec![0.0; size]; size]; filters];
+    let [depth, height, width] = correlation.input;
+    let begin = correlation.begin.map(i64::from);
+    let needed = [out_height as i64 + 2 - begin[1], out_width as i64 + 2 - begin[2]];
+    for n in 0..correlation.batch {
+        for (th, tw) in (0..tile_rows).flat_map(|th| (0..tile_columns).map(move |tw| (th, tw))) {
+            let [top, left] = [(th * outputs) as i64, (tw * outputs) as i64];
+            let tiles =
+                |values, frames, extents, at, size, needed: [i64; 2], matrix: &[Vec<f64>]| -> Vec<_> {
+                    let planes = n * frames..(n + 1) * frames;
+                    planes
+                        .map(|plane| both_sides(matrix, &square(values, plane, extents, at, size, needed)))
+                        .collect()
+                };
+            let at = [top - begin[1], left - begin[2]];
+            let v = tiles(x, channels * depth, [height, width], at, size, needed, &b);
+            let extents = [out_height, out_width];
+            let all = extents.map(|size| size as i64);
+            let d = tiles(dy, out_channels * out_depth, extents, [top, left], outputs, all, &g);
+            for (o, od, c, k) in indices([out_channels, out_depth, channels, correlation.kernel_depth]) {
+                let frame =
+                    (od * correlation.stride_depth + k * correlation.dilation_depth) as i64 - begin[0];
+                let Some(frame) = inside(frame, depth) else { continue };
+                let (v, d) = (&v[c * depth + frame], &d[o * out_depth + od]);
+                let sum = &mut sums[(o * channels + c) * correlation.kernel_depth + k];
+                for (sum, (v, d)) in sum.iter_mut().zip(v.iter().zip(d)) {
+                    for (sum, (v, d)) in sum.iter_mut().zip(v.iter().zip(d)) {
+                        *sum += v * d;
+                    }
+                }
+            }
+        }
+    }
+    sums.iter().flat_map(|sum| both_sides(&a, sum)).flatten().collect()
+}
+
+/// Every index of four axes, in order.
+fn indices([a, b, c, d]: [usize; 4]) -> impl Iterator<Item = (usize, usize, usize, usize)> {
+    (0..a * b * c * d).map(move |at| (at / (b * c * d), at / (c * d) % b, at / d % c, at % d))
+}
+
 /// `T d T^T`.
 fn both_sides(t: &[Vec<f64>], d: &[Vec<f64>]) -> Vec<Vec<f64>> {
     let dot = |row: &[f64], column: &dyn Fn(usize) -> f64| -> f64 {

@@ -5,8 +5,8 @@
 //! M row = ((image, output frame), tile)
 //! ```
 //!
-//! Four neighbouring rows lie in one frame, so they travel as a vector through the product. What fills up is never
-//! written to V and never read from M; a row of the product depends on no other.
+//! Four neighbouring rows lie in one frame, so they travel as a vector through the product. What fills up is zero in V and
+//! never read from M; a row of the product depends on no other.
 
 use super::WinogradTile;
 use crate::conv3d::args::clamp_to_i32;
@@ -17,7 +17,8 @@ use cubecl::prelude::*;
 /// Rows, or channels of a filter, that travel together.
 pub(crate) const VECTOR: usize = 4;
 
-/// A stride-1 3x3-in-plane correlation: the forward pass, or the input gradient seen as one.
+/// A stride-1 3x3-in-plane correlation: the forward pass (whose V the weight gradient shares), or the input gradient seen as
+/// one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Correlation {
     pub(crate) batch: usize,
@@ -77,7 +78,7 @@ impl Correlation {
             replicate: window.padding_mode == PaddingMode::Replicate,
             mirror: false,
         };
-        if pass == Pass::Forward {
+        if pass != Pass::InputGradient {
             return forward;
         }
         Self {
@@ -203,7 +204,7 @@ pub(crate) struct TilePlace {
     pub(crate) frame: u32,
     pub(crate) row: u32,
     pub(crate) column: u32,
-    /// Nothing else is to be looked at where this is false: the tile fills a frame up.
+    /// False where the tile fills a frame up: there is no such row and column.
     pub(crate) exists: bool,
 }
 
@@ -243,6 +244,11 @@ impl Region {
             self.tiles() as u32,
             self.tiles().div_ceil(VECTOR) as u32,
         )
+    }
+
+    /// The same tiles of the frames that it writes, as if they were what it reads.
+    pub(crate) fn of_outputs(&self) -> Self {
+        Self { sources: self.frames, ..*self }
     }
 
     /// Tiles of one frame.

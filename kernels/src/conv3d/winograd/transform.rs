@@ -6,15 +6,17 @@ use cubecl::prelude::*;
 /// Rows of a transform's matrix.
 pub(crate) fn rows(tile: WinogradTile, matrix: Matrix) -> usize {
     match matrix {
-        Matrix::Input | Matrix::Filter => tile.inputs(),
+        Matrix::Input | Matrix::Filter | Matrix::Gradient => tile.inputs(),
         Matrix::Output => tile.outputs(),
+        Matrix::Taps => 3,
     }
 }
 
 /// Columns of a transform's matrix.
 pub(crate) fn columns(tile: WinogradTile, matrix: Matrix) -> usize {
     match matrix {
-        Matrix::Input | Matrix::Output => tile.inputs(),
+        Matrix::Input | Matrix::Output | Matrix::Taps => tile.inputs(),
+        Matrix::Gradient => tile.outputs(),
         Matrix::Filter => 3,
     }
 }
