@@ -2,7 +2,7 @@
 //!
 //! | plan     | serves                           | workspace                                                            |
 //! |----------|----------------------------------|----------------------------------------------------------------------|
-//! | Unrolled | width <= 8, in [B, T, C] 4       | backward: fp32 partial sums of dw                                    |
+//! | Unrolled | width <= 8                       | backward: fp32 partial sums of dw                                    |
 //! | Looped   | any width                        | as Unrolled; with an activation also the gradient before it, in fp32 |
 //!
 //! The automatic choice is `Unrolled` where it serves: every tap is a register, every tensor is read and written once, and
@@ -14,7 +14,7 @@ use crate::error::{ConvError, unsupported};
 use crate::limits::Limits;
 use crate::operand::check_dtype;
 
-/// The widest filter of [`Plan::Unrolled`], in `[B, T, C]` half of it.
+/// The widest filter of [`Plan::Unrolled`].
 pub const UNROLLED_WIDTH: usize = unrolled::WIDTH;
 
 /// What is computed.
@@ -94,8 +94,7 @@ pub(crate) fn check(
             )
         }
         Plan::Unrolled if !unrolled::serves(problem) => unsupported!(
-            "causal_conv1d: the plan `unrolled` serves widths up to {}, the weight has width {}",
-            unrolled::widest(problem.layout),
+            "causal_conv1d: the plan `unrolled` serves widths up to {UNROLLED_WIDTH}, the weight has width {}",
             problem.width
         ),
         Plan::Looped => check_turns("causal_conv1d", problem.width, limits),
