@@ -14,7 +14,10 @@ type Quad = Vector<f32, Const<4>>;
 
 /// The elements `4 * half..4 * half + 4` of eight in four words.
 #[cube]
-pub(crate) fn quad_of_words<X: Float, S: Numeric, N: Size>(words: Vector<S, N>, #[comptime] half: usize) -> Quad {
+pub(crate) fn quad_of_words<X: Float, S: Numeric, N: Size>(
+    words: Vector<S, N>,
+    #[comptime] half: usize,
+) -> Quad {
     let mut quad = Quad::new(0.0f32);
     #[unroll]
     for w in 0..2usize {

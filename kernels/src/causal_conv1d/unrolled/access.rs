@@ -133,7 +133,8 @@ pub(super) fn write_run<X: Float, S: Numeric, N: Size>(
                 quads.set(q, quad);
             }
             if comptime!(wide) {
-                target[(base + first as usize) / 8] = words_of::<X, S, N>(quads.get(0usize), quads.get(1usize));
+                target[(base + first as usize) / 8] =
+                    words_of::<X, S, N>(quads.get(0usize), quads.get(1usize));
             } else {
                 target[(base + first as usize) / 4] = Vector::cast_from(quads.get(0usize));
             }

@@ -145,7 +145,9 @@ impl Read {
             })
         };
         match () {
-            () if along_time && limits.halves_in_words && operands[0].dtype.size() == 2 && aligned(8) => Self::Words,
+            () if along_time && limits.halves_in_words && operands[0].dtype.size() == 2 && aligned(8) => {
+                Self::Words
+            }
             () if aligned(4) => Self::Four,
             () => Self::One,
         }

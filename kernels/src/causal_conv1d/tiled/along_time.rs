@@ -1,0 +1,288 @@
+//! y, the gradient before the activation, dx and the gradient of the initial state: one kernel, since each is
+//!
+//! ```text
+//! out[b,c,o] = bias[c] + sum over k < W of factor[c,k] * column(b, c, start + o + k)
+//! ```
+//!
+//! over columns `[initial state | source]`: the source is x with the taps in order and `start` 0 for the first two, the gradient
+//! before the activation with the taps reversed for the others, `start` W-1 for dx and 0 for the initial state. A gradient's
+//! columns before the first step and beyond the last are 0.
+//!
+//! ```text
+//!   a cube    `rows` channels x `16 lanes` steps; 128 taps at a time: their columns and the taps come to shared memory
+//!   a unit    16 neighbouring steps of a channel (see products.rs); results leave through shared memory, neighbours together
+//! ```
+//!
+//! Bytes per cube and 128 taps: its steps and 128 more of every row once, y once at the end. Operations per element: W
+//! multiply-adds. Shared memory: 12.8 KiB for columns, 4.1 KiB for taps. Any strides, any width; declined: sequence ids.
+
+use super::products::{OUTPUTS, Quad, UNITS, add_products, lane_of, place_of, put_sums};
+use crate::activation::{Activation, activate_by_code, activate_gradient};
+use crate::causal_conv1d::args::{Present, Rows, RowsLaunch, at2, at3, column};
+use crate::causal_conv1d::call::Call;
+use crate::causal_conv1d::plan::check_turns;
+use crate::causal_conv1d::problem::Conv1dLayout;
+use crate::cells::Cells;
+use crate::error::ConvError;
+use crate::grid::{Span, dispatches};
+use crate::operand::{Operand, address_type};
+use cubecl::ir::ElemType;
+use cubecl::prelude::*;
+
+/// Taps that are in shared memory at a time.
+const BLOCK: usize = 128;
+
+/// Channels of a cube at most.
+const ROWS: usize = 8;
+
+/// Vectors of shared memory for columns, and for taps: a vector more per row or quarter keeps neighbours off the same banks.
+const COLUMNS: usize = (UNITS * OUTPUTS + ROWS * (BLOCK + OUTPUTS)) / 4;
+const TAPS: usize = ROWS * TAP_ROW;
+const TAP_ROW: usize = BLOCK / 4 + 4;
+
+/// What a launch computes, of channels `first..first + channels`.
+pub(crate) struct Sums<'a> {
+    /// `[B, C, T]`, or of those channels only.
+    pub(crate) source: &'a Operand,
+    /// Its channel that belongs to `first`.
+    pub(crate) source_first: usize,
+    pub(crate) reversed: bool,
+    pub(crate) start: usize,
+    pub(crate) dy: Option<&'a Operand>,
+    pub(crate) dfinal: Option<&'a Operand>,
+    pub(crate) channels: (usize, usize),
+    /// `[B, C, ..]`, of which those channels are written, or `[B, channels, ..]` where that is y before its activation.
+    pub(crate) target: &'a Operand,
+}
+
+/// How steps and channels are shared out.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+struct TiledShare {
+    lanes: u32,
+    rows: u32,
+    /// Cubes along the steps, and along the channels.
+    tiles: usize,
+    groups: usize,
+    source_first: usize,
+    target_first: usize,
+    start: usize,
+    reversed: u32,
+}
+
+pub(crate) fn launch(call: &Call, sums: &Sums) -> Result<(), ConvError> {
+    let &Call { client, limits, problem, ref views } = call;
+    let (first, channels) = sums.channels;
+    let steps = sums.target.shape[2];
+    let by_channels = problem.layout == Conv1dLayout::Btc;
+    let lanes = if by_channels { UNITS / ROWS } else { steps.div_ceil(OUTPUTS).next_power_of_two() };
+    let lanes = lanes.clamp(UNITS / ROWS, UNITS);
+    let rows = UNITS / lanes;
+    let (tiles, groups) = (steps.div_ceil(lanes * OUTPUTS), channels.div_ceil(rows));
+    let forward = !sums.reversed;
+    let bias = views.bias.as_ref().filter(|_| forward);
+    let initial = views.initial_state.as_ref().filter(|_| forward);
+    let present = Present::bits(&[
+        (bias.is_some(), Present::BIAS),
+        (initial.is_some(), Present::INITIAL),
+        (sums.dy.is_some(), Present::DY),
+        (sums.dfinal.is_some(), Present::DFINAL),
+    ]);
+    let activation = if forward { problem.activation.code() } else { 0 };
+    let mut operands = views.operands();
+    operands.extend([sums.source, sums.target]);
+    operands.extend(sums.dy);
+    operands.extend(sums.dfinal);
+    let largest = problem.length + problem.width + 2 * (UNITS + BLOCK) * OUTPUTS;
+    let address = address_type("causal_conv1d", &operands, largest, limits)?;
+    check_turns("causal_conv1d", problem.width.div_ceil(BLOCK) * 48 + 32, limits)?;
+    let operations = 2.0 * (UNITS * OUTPUTS * (problem.width + 16)) as f64;
+    for dispatch in dispatches(problem.batch * tiles * groups, operations, limits) {
+        let share = TiledShareLaunch::new(
+            lanes as u32,
+            rows as u32,
+            tiles,
+            groups,
+            sums.source_first,
+            if forward { 0 } else { first },
+            sums.start,
+            u32::from(sums.reversed),
+        );
+        let extents = RowsLaunch::new(
+            problem.batch,
+            first,
+            channels,
+            problem.length,
+            problem.width,
+            present,
+            activation,
+        );
+        // SAFETY: rows, steps, taps and columns are checked in the kernel; the conformance run puts guards around every buffer.
+        unsafe {
+            tiled_kernel::launch_unchecked(
+                client,
+                dispatch.count(),
+                CubeDim::new_1d(UNITS as u32),
+                address,
+                sums.source.tensor_arg(),
+                initial.unwrap_or(sums.source).tensor_arg(),
+                views.weight.tensor_arg(),
+                bias.unwrap_or(&views.weight).tensor_arg(),
+                sums.dy.unwrap_or(&views.x).tensor_arg(),
+                sums.dfinal.unwrap_or(&views.x).tensor_arg(),
+                sums.target.tensor_arg(),
+                extents,
+                share,
+                dispatch.span(),
+                problem.layout,
+                sums.source.dtype.elem(),
+                problem.weight_dtype.elem(),
+                problem.dtype.elem(),
+                sums.target.dtype.elem(),
+            );
+        }
+    }
+    Ok(())
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+#[allow(clippy::too_many_arguments)]
+fn tiled_kernel<S: Float, W: Float, X: Float, Y: Float>(
+    source: &Tensor<S>,
+    initial: &Tensor<S>,
+    weight: &Tensor<W>,
+    bias: &Tensor<W>,
+    dy: &Tensor<X>,
+    dfinal: &Tensor<X>,
+    target: &mut Tensor<Y>,
+    extents: Rows,
+    share: TiledShare,
+    span: Span,
+    #[comptime] layout: Conv1dLayout,
+    #[define(S)] _source_dtype: ElemType,
+    #[define(W)] _weight_dtype: ElemType,
+    #[define(X)] _dtype: ElemType,
+    #[define(Y)] _target_dtype: ElemType,
+) {
+    // The whole cube leaves together: barriers follow.
+    if span.is_idle() {
+        terminate!();
+    }
+    let rest = span.cube() / share.tiles;
+    let tile = span.cube() - rest * share.tiles;
+    let b = rest / share.groups;
+    let (lanes, rows) = (share.lanes, share.rows);
+    let first_row = (rest - b * share.groups) * rows as usize;
+    let steps = lanes * comptime!(OUTPUTS as u32);
+    let first_step = tile * steps as usize;
+
+    let mut columns = Shared::<[Quad]>::new_slice(COLUMNS);
+    let mut taps = Shared::<[Quad]>::new_slice(TAPS);
+    // Vectors of a row, a quarter of them, and the same with what keeps them apart.
+    let row_quads = (steps + comptime!(BLOCK as u32)) / 4u32;
+    let stride = row_quads / 4u32 + 1u32;
+    let row = UNIT_POS / lanes;
+    let place = row * stride * 4u32 + UNIT_POS - row * lanes;
+
+    let sums = Cells::<f32>::new(OUTPUTS, 0.0f32);
+    let c = first_row + row as usize;
+    let mut offset = 0.0f32;
+    if extents.has(Present::BIAS) && c < extents.channels {
+        offset = f32::cast_from(bias[(extents.first + c) * bias.stride(0)]);
+    }
+    #[unroll]
+    for i in 0..OUTPUTS {
+        sums.set(i, offset);
+    }
+    let mut k = 0usize;
+    while k < extents.width {
+        // The columns and taps before have been read.
+        sync_cube();
+        let mut index = UNIT_POS;
+        while index < rows * row_quads {
+            let at = split(index, rows, row_quads, layout);
+            let c = first_row + at.0 as usize;
+            let mut quad = Quad::new(0.0f32);
+            if c < extents.channels {
+                let e = share.start + first_step + k + at.1 as usize * 4;
+                #[unroll]
+                for i in 0..4usize {
+                    let value = column(source, initial, &extents, b, share.source_first + c, e + i);
+                    quad.insert(i, value);
+                }
+            }
+            columns[(at.0 * stride * 4u32 + place_of(at.1, stride)) as usize] = quad;
+            index += comptime!(UNITS as u32);
+        }
+        let mut index = UNIT_POS;
+        while index < rows * comptime!(BLOCK as u32 / 4) {
+            let row = index / comptime!(BLOCK as u32 / 4);
+            let own = index - row * comptime!(BLOCK as u32 / 4);
+            let c = first_row + row as usize;
+            let mut quad = Quad::new(0.0f32);
+            #[unroll]
+            for i in 0..4usize {
+                let tap = k + own as usize * 4 + i;
+                if c < extents.channels && tap < extents.width {
+                    let from = select(share.reversed != 0u32, extents.width - 1 - tap, tap);
+                    quad.insert(i, f32::cast_from(weight[at2(weight, extents.first + c, from)]));
+                }
+            }
+            taps[(row * comptime!(TAP_ROW as u32) + place_of(own, comptime!(TAP_ROW as u32 / 4))) as usize] =
+                quad;
+            index += comptime!(UNITS as u32);
+        }
+        sync_cube();
+        let count = min(extents.width - k, BLOCK) as u32;
+        let tap_place = row * comptime!(TAP_ROW as u32);
+        let tap_stride = comptime!(TAP_ROW as u32 / 4);
+        add_products(&columns, place, stride, &taps, tap_place, tap_stride, count, &sums);
+        k += BLOCK;
+    }
+    sync_cube();
+    put_sums(&mut columns, place, stride, &sums);
+    sync_cube();
+    let mut index = UNIT_POS;
+    while index < rows * steps {
+        let at = split(index, rows, steps, layout);
+        let c = first_row + at.0 as usize;
+        let o = first_step + at.1 as usize;
+        if c < extents.channels && o < target.shape(2) {
+            let quad = columns[(at.0 * stride * 4u32 + place_of(at.1 / 4u32, stride)) as usize];
+            let sum = lane_of(quad, at.1 % 4u32);
+            let mut result = sum;
+            if !extents.has(Present::DY) {
+                result = activate_by_code(sum, extents.activation);
+            }
+            if extents.has(Present::DY) {
+                let dy = f32::cast_from(dy[at3(dy, b, extents.first + c, o)]);
+                result = dy;
+                if extents.activation == 1u32 {
+                    result = activate_gradient(sum, dy, Activation::Relu);
+                }
+                if extents.activation == 2u32 {
+                    result = activate_gradient(sum, dy, Activation::Silu);
+                }
+            }
+            // The column that the result is the gradient of, where the final state has it too.
+            let e = share.start + o;
+            if extents.has(Present::DFINAL) && e >= extents.length {
+                result += f32::cast_from(dfinal[at3(dfinal, b, extents.first + c, e - extents.length)]);
+            }
+            let at = at3(&*target, b, share.target_first + c, o);
+            target[at] = Y::cast_from(result);
+        }
+        index += comptime!(UNITS as u32);
+    }
+}
+
+/// Row and place in the row of a linear index, the layout's contiguous axis fastest.
+#[cube]
+fn split(index: u32, rows: u32, length: u32, #[comptime] layout: Conv1dLayout) -> (u32, u32) {
+    if comptime!(layout == Conv1dLayout::Bct) {
+        let row = index / length;
+        (row, index - row * length)
+    } else {
+        let place = index / rows;
+        (index - place * rows, place)
+    }
+}
