@@ -16,9 +16,9 @@
 //! Bytes per cube and 128 taps: its steps and 128 more of every row once, y once at the end. Operations per element: W
 //! multiply-adds. Shared memory: 12.8 KiB for columns, 4.1 KiB for taps. Any strides, any width; declined: sequence ids.
 
-use super::products::{OUTPUTS, Quad, UNITS, add_products, lane_of, place_of, put_sums};
+use super::products::{Line, OUTPUTS, Quad, UNITS, add_products, lane_of, place_of, put_sums, stage};
 use crate::activation::{Activation, activate_by_code, activate_gradient};
-use crate::causal_conv1d::args::{Present, Rows, RowsLaunch, at2, at3, column};
+use crate::causal_conv1d::args::{Present, Rows, RowsLaunch, at2, at3};
 use crate::causal_conv1d::call::Call;
 use crate::causal_conv1d::plan::check_turns;
 use crate::causal_conv1d::problem::Conv1dLayout;
@@ -58,8 +58,8 @@ pub(crate) struct Sums<'a> {
 /// How steps and channels are shared out.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
 struct TiledShare {
-    lanes: u32,
-    rows: u32,
+    /// The units of a row are so many bits.
+    lane_bits: u32,
     /// Cubes along the steps, and along the channels.
     tiles: usize,
     groups: usize,
@@ -98,8 +98,7 @@ pub(crate) fn launch(call: &Call, sums: &Sums) -> Result<(), ConvError> {
     let operations = 2.0 * (UNITS * OUTPUTS * (problem.width + 16)) as f64;
     for dispatch in dispatches(problem.batch * tiles * groups, operations, limits) {
         let share = TiledShareLaunch::new(
-            lanes as u32,
-            rows as u32,
+            lanes.ilog2(),
             tiles,
             groups,
             sums.source_first,
@@ -170,119 +169,113 @@ fn tiled_kernel<S: Float, W: Float, X: Float, Y: Float>(
     let rest = span.cube() / share.tiles;
     let tile = span.cube() - rest * share.tiles;
     let b = rest / share.groups;
-    let (lanes, rows) = (share.lanes, share.rows);
+    let (lanes, rows) = (1u32 << share.lane_bits, comptime!(UNITS as u32) >> share.lane_bits);
     let first_row = (rest - b * share.groups) * rows as usize;
-    let steps = lanes * comptime!(OUTPUTS as u32);
-    let first_step = tile * steps as usize;
+    let first_step = tile * (lanes * comptime!(OUTPUTS as u32)) as usize;
 
     let mut columns = Shared::<[Quad]>::new_slice(COLUMNS);
     let mut taps = Shared::<[Quad]>::new_slice(TAPS);
-    // Vectors of a row, a quarter of them, and the same with what keeps them apart.
-    let row_quads = (steps + comptime!(BLOCK as u32)) / 4u32;
-    let stride = row_quads / 4u32 + 1u32;
-    let row = UNIT_POS / lanes;
-    let place = row * stride * 4u32 + UNIT_POS - row * lanes;
+    // A quarter of a row's vectors, and one that keeps them apart.
+    let stride = lanes + comptime!(BLOCK as u32 / 16 + 1);
+    let (row, lane) = (UNIT_POS >> share.lane_bits, UNIT_POS & (lanes - 1u32));
+    let place = row * stride * 4u32 + lane;
+    // The row and lane for which a unit reads and writes memory: neighbours along the layout's contiguous axis.
+    let mut memory_row = row;
+    let mut memory_lane = lane;
+    if comptime!(layout == Conv1dLayout::Btc) {
+        memory_row = UNIT_POS & (rows - 1u32);
+        memory_lane = UNIT_POS / rows;
+    }
+    let c = first_row + memory_row as usize;
+    let exists = c < extents.channels;
 
     let sums = Cells::<f32>::new(OUTPUTS, 0.0f32);
-    let c = first_row + row as usize;
+    let own = first_row + row as usize;
     let mut offset = 0.0f32;
-    if extents.has(Present::BIAS) && c < extents.channels {
-        offset = f32::cast_from(bias[(extents.first + c) * bias.stride(0)]);
+    if extents.has(Present::BIAS) && own < extents.channels {
+        offset = f32::cast_from(bias[(extents.first + own) * bias.stride(0)]);
     }
     #[unroll]
     for i in 0..OUTPUTS {
         sums.set(i, offset);
     }
-    let mut k = 0usize;
-    while k < extents.width {
+    for block in 0..extents.width.div_ceil(BLOCK) {
+        let k = block * BLOCK;
         // The columns and taps before have been read.
         sync_cube();
-        let mut index = UNIT_POS;
-        while index < rows * row_quads {
-            let at = split(index, rows, row_quads, layout);
-            let c = first_row + at.0 as usize;
-            let mut quad = Quad::new(0.0f32);
-            if c < extents.channels {
-                let e = share.start + first_step + k + at.1 as usize * 4;
+        let line = Line {
+            b,
+            c: share.source_first + c,
+            exists,
+            e: share.start + first_step + k,
+            base: memory_row * stride * 4u32,
+            stride,
+            vectors: 4u32 * lanes + comptime!(BLOCK as u32 / 4),
+        };
+        stage(source, initial, &extents, &line, &mut columns, memory_lane, lanes, 4usize);
+        for turn in 0..(comptime!(BLOCK as u32 / 4 - 1) + lanes) >> share.lane_bits {
+            let first = memory_lane + (4u32 + turn) * lanes;
+            stage(source, initial, &extents, &line, &mut columns, first, lanes, 1usize);
+        }
+        for turn in 0..(rows + 3u32) / comptime!((UNITS / (BLOCK / 4)) as u32) {
+            let index = turn * comptime!(UNITS as u32) + UNIT_POS;
+            let row = index / comptime!(BLOCK as u32 / 4);
+            let vector = index % comptime!(BLOCK as u32 / 4);
+            let c = first_row + row as usize;
+            if row < rows {
+                let mut quad = Quad::new(0.0f32);
                 #[unroll]
                 for i in 0..4usize {
-                    let value = column(source, initial, &extents, b, share.source_first + c, e + i);
-                    quad.insert(i, value);
+                    let tap = k + vector as usize * 4 + i;
+                    if c < extents.channels && tap < extents.width {
+                        let from = select(share.reversed != 0u32, extents.width - 1 - tap, tap);
+                        quad.insert(i, f32::cast_from(weight[at2(weight, extents.first + c, from)]));
+                    }
                 }
+                let at = row * comptime!(TAP_ROW as u32) + place_of(vector, comptime!(TAP_ROW as u32 / 4));
+                taps[at as usize] = quad;
             }
-            columns[(at.0 * stride * 4u32 + place_of(at.1, stride)) as usize] = quad;
-            index += comptime!(UNITS as u32);
-        }
-        let mut index = UNIT_POS;
-        while index < rows * comptime!(BLOCK as u32 / 4) {
-            let row = index / comptime!(BLOCK as u32 / 4);
-            let own = index - row * comptime!(BLOCK as u32 / 4);
-            let c = first_row + row as usize;
-            let mut quad = Quad::new(0.0f32);
-            #[unroll]
-            for i in 0..4usize {
-                let tap = k + own as usize * 4 + i;
-                if c < extents.channels && tap < extents.width {
-                    let from = select(share.reversed != 0u32, extents.width - 1 - tap, tap);
-                    quad.insert(i, f32::cast_from(weight[at2(weight, extents.first + c, from)]));
-                }
-            }
-            taps[(row * comptime!(TAP_ROW as u32) + place_of(own, comptime!(TAP_ROW as u32 / 4))) as usize] =
-                quad;
-            index += comptime!(UNITS as u32);
         }
         sync_cube();
         let count = min(extents.width - k, BLOCK) as u32;
         let tap_place = row * comptime!(TAP_ROW as u32);
         let tap_stride = comptime!(TAP_ROW as u32 / 4);
         add_products(&columns, place, stride, &taps, tap_place, tap_stride, count, &sums);
-        k += BLOCK;
     }
     sync_cube();
     put_sums(&mut columns, place, stride, &sums);
     sync_cube();
-    let mut index = UNIT_POS;
-    while index < rows * steps {
-        let at = split(index, rows, steps, layout);
-        let c = first_row + at.0 as usize;
-        let o = first_step + at.1 as usize;
-        if c < extents.channels && o < target.shape(2) {
-            let quad = columns[(at.0 * stride * 4u32 + place_of(at.1 / 4u32, stride)) as usize];
-            let sum = lane_of(quad, at.1 % 4u32);
-            let mut result = sum;
-            if !extents.has(Present::DY) {
-                result = activate_by_code(sum, extents.activation);
-            }
-            if extents.has(Present::DY) {
-                let dy = f32::cast_from(dy[at3(dy, b, extents.first + c, o)]);
-                result = dy;
-                if extents.activation == 1u32 {
-                    result = activate_gradient(sum, dy, Activation::Relu);
+    if exists {
+        // A unit has every `lanes`-th step of its row, the same element of vectors in the same quarter.
+        let from = memory_row * stride * 4u32 + place_of(memory_lane / 4u32, stride);
+        let (channel, steps) = (extents.first + c, target.shape(2));
+        for n in 0..comptime!(OUTPUTS as u32) {
+            let o = first_step + (memory_lane + n * lanes) as usize;
+            let quad = columns[(from + n * (lanes / comptime!(OUTPUTS as u32))) as usize];
+            let sum = lane_of(quad, memory_lane % 4u32);
+            if o < steps {
+                let mut result = sum;
+                if !extents.has(Present::DY) {
+                    result = activate_by_code(sum, extents.activation);
                 }
-                if extents.activation == 2u32 {
-                    result = activate_gradient(sum, dy, Activation::Silu);
+                if extents.has(Present::DY) {
+                    let dy = f32::cast_from(dy[at3(dy, b, channel, o)]);
+                    result = dy;
+                    if extents.activation == 1u32 {
+                        result = activate_gradient(sum, dy, Activation::Relu);
+                    }
+                    if extents.activation == 2u32 {
+                        result = activate_gradient(sum, dy, Activation::Silu);
+                    }
                 }
+                // The column that the result is the gradient of, where the final state has it too.
+                let e = share.start + o;
+                if extents.has(Present::DFINAL) && e >= extents.length {
+                    result += f32::cast_from(dfinal[at3(dfinal, b, channel, e - extents.length)]);
+                }
+                let at = at3(&*target, b, share.target_first + c, o);
+                target[at] = Y::cast_from(result);
             }
-            // The column that the result is the gradient of, where the final state has it too.
-            let e = share.start + o;
-            if extents.has(Present::DFINAL) && e >= extents.length {
-                result += f32::cast_from(dfinal[at3(dfinal, b, extents.first + c, e - extents.length)]);
-            }
-            let at = at3(&*target, b, share.target_first + c, o);
-            target[at] = Y::cast_from(result);
         }
-        index += comptime!(UNITS as u32);
-    }
-}
-
-/// Row and place in the row of a linear index, the layout's contiguous axis fastest.
-#[cube]
-fn split(index: u32, rows: u32, length: u32, #[comptime] layout: Conv1dLayout) -> (u32, u32) {
-    if comptime!(layout == Conv1dLayout::Bct) {
-        let row = index / length;
-        (row, index - row * length)
-    } else {
-        let place = index / rows;
-        (index - place * rows, place)
     }
 }

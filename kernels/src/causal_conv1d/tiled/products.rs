@@ -8,6 +8,7 @@
 //! Columns and factors lie in shared memory as vectors of four. Vector Q stands at `Q mod 4 * stride + Q / 4`: the m-th vectors of
 //! neighbouring units are neighbours, so that a load meets every bank once.
 
+use crate::causal_conv1d::args::{Present, Rows, at3};
 use crate::cells::Cells;
 use cubecl::prelude::*;
 
@@ -24,6 +25,76 @@ pub(super) const UNITS: usize = 128;
 #[cube]
 pub(super) fn place_of(index: u32, stride: u32) -> u32 {
     index % 4u32 * stride + index / 4u32
+}
+
+/// A row of columns: where they come from, and where they go.
+#[derive(CubeType, Clone, Copy)]
+pub(super) struct Line {
+    pub(super) b: usize,
+    /// Channel of the source, and whether there is one.
+    pub(super) c: usize,
+    pub(super) exists: bool,
+    /// The first column.
+    pub(super) e: usize,
+    /// Where the row begins in shared memory, and how many vectors it has.
+    pub(super) base: u32,
+    pub(super) stride: u32,
+    pub(super) vectors: u32,
+}
+
+/// Brings the vectors `first`, `first + step`, .. of a row to shared memory, `count` of them: columns of `[initial state | source]`,
+/// 0 beside it. Returns their sum. All are under way before anything waits for one.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+pub(super) fn stage<S: Float>(
+    source: &Tensor<S>,
+    initial: &Tensor<S>,
+    extents: &Rows,
+    line: &Line,
+    columns: &mut Shared<[Quad]>,
+    first: u32,
+    step: u32,
+    #[comptime] count: usize,
+) -> f32 {
+    let history = extents.history();
+    let row = line.b * source.stride(0) + line.c * source.stride(1);
+    let mut raw = Sequence::<S>::new();
+    #[unroll]
+    for n in 0..count {
+        #[unroll]
+        for i in 0..4usize {
+            let e = line.e + (first + n as u32 * step) as usize * 4 + i;
+            let inside = line.exists && e >= history && e < history + extents.length;
+            raw.push(source[select(inside, row + (e - history) * source.stride(2), 0usize)]);
+        }
+    }
+    let mut total = 0.0f32;
+    #[unroll]
+    for n in 0..count {
+        let index = first + n as u32 * step;
+        let mut quad = Quad::new(0.0f32);
+        #[unroll]
+        for i in 0..4usize {
+            let e = line.e + index as usize * 4 + i;
+            let inside = line.exists && e >= history && e < history + extents.length;
+            let value = select(inside, f32::cast_from(*raw.index(comptime!(4 * n + i))), 0.0f32);
+            total += value;
+            quad.insert(i, value);
+        }
+        if line.exists && extents.has(Present::INITIAL) && line.e + index as usize * 4 < history {
+            #[unroll]
+            for i in 0..4usize {
+                let e = line.e + index as usize * 4 + i;
+                if e < history {
+                    quad.insert(i, f32::cast_from(initial[at3(initial, line.b, line.c, e)]));
+                }
+            }
+        }
+        if index < line.vectors {
+            columns[(line.base + place_of(index, line.stride)) as usize] = quad;
+        }
+    }
+    total
 }
 
 /// Adds the products of `count` factors. The unit's columns begin at vector `4 * (place - base)` of their run, its factors at

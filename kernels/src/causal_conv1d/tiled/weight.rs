@@ -11,8 +11,8 @@
 //! gradients. Operations per element: W multiply-adds, up to 16 for fewer taps. Shared memory: 8.8 KiB for columns, 8.3 KiB for
 //! gradients. Any strides, any width; declined: sequence ids. In `[B, T, C]` a cube's elements are a row of channels apart.
 
-use super::products::{OUTPUTS, Quad, UNITS, add_products, place_of, put_sums};
-use crate::causal_conv1d::args::{Rows, at3, column};
+use super::products::{Line, OUTPUTS, Quad, UNITS, add_products, put_sums, stage};
+use crate::causal_conv1d::args::{Rows, at3};
 use crate::causal_conv1d::call::Call;
 use crate::causal_conv1d::plan::check_turns;
 use crate::causal_conv1d::problem::CausalConv1dProblem;
@@ -175,32 +175,39 @@ fn tiled_weight_kernel<X: Float, G: Float>(
         let first = (item - b * share.tiles) * STEPS;
         // The tile before has been read.
         sync_cube();
-        let mut index = UNIT_POS;
-        while index < (comptime!(STEPS as u32) + taps) / 4u32 {
-            let mut quad = Quad::new(0.0f32);
-            #[unroll]
-            for i in 0..4usize {
-                let e = first_tap + first + index as usize * 4 + i;
-                quad.insert(i, column(x, initial, &extents, b, channel, e));
-            }
-            columns[place_of(index, comptime!(COLUMN_STRIDE as u32)) as usize] = quad;
-            index += comptime!(UNITS as u32);
-        }
-        #[unroll]
-        for turn in 0..comptime!(STEPS / 4 / UNITS) {
-            let index = UNIT_POS + comptime!((turn * UNITS) as u32);
-            let mut quad = Quad::new(0.0f32);
-            #[unroll]
-            for i in 0..4usize {
-                let t = first + index as usize * 4 + i;
-                if t < extents.length {
-                    let value = f32::cast_from(g[at3(g, b, c, t)]);
-                    quad.insert(i, value);
-                    bias += value;
-                }
-            }
-            gradients[place_of(index, comptime!(GRADIENT_STRIDE as u32)) as usize] = quad;
-        }
+        let line = Line {
+            b,
+            c: channel,
+            exists: true,
+            e: first_tap + first,
+            base: 0u32,
+            stride: comptime!(COLUMN_STRIDE as u32),
+            vectors: comptime!(STEPS as u32 / 4) + taps / 4u32,
+        };
+        let units = comptime!(UNITS as u32);
+        stage(x, initial, &extents, &line, &mut columns, UNIT_POS, units, comptime!(STEPS / 4 / UNITS));
+        // At most a vector for every unit.
+        stage(
+            x,
+            initial,
+            &extents,
+            &line,
+            &mut columns,
+            UNIT_POS + comptime!(STEPS as u32 / 4),
+            units,
+            1usize,
+        );
+        // Gradients are columns too, without a state before them.
+        let line = Line {
+            b,
+            c,
+            exists: true,
+            e: first + extents.history(),
+            base: 0u32,
+            stride: comptime!(GRADIENT_STRIDE as u32),
+            vectors: comptime!(STEPS as u32 / 4),
+        };
+        bias += stage(g, g, &extents, &line, &mut gradients, UNIT_POS, units, comptime!(STEPS / 4 / UNITS));
         sync_cube();
         // The row may end before the unit's steps do.
         let left = max(extents.length, first + own_first as usize) - first - own_first as usize;
