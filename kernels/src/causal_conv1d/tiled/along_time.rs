@@ -17,7 +17,7 @@
 //! multiply-adds. Shared memory: 12.8 KiB for columns, 4.1 KiB for taps. Any strides, any width; declined: sequence ids.
 
 use super::products::{Line, OUTPUTS, Quad, UNITS, add_products, lane_of, place_of, put_sums, stage};
-use crate::activation::{Activation, activate_by_code, activate_gradient};
+use crate::activation::{activate_all, activate_gradient_all};
 use crate::causal_conv1d::args::{Present, Rows, RowsLaunch, at2, at3};
 use crate::causal_conv1d::call::Call;
 use crate::causal_conv1d::plan::check_turns;
@@ -249,32 +249,53 @@ fn tiled_kernel<S: Float, W: Float, X: Float, Y: Float>(
         // A unit has every `lanes`-th step of its row, the same element of vectors in the same quarter.
         let from = memory_row * stride * 4u32 + place_of(memory_lane / 4u32, stride);
         let (channel, steps) = (extents.first + c, target.shape(2));
-        for n in 0..comptime!(OUTPUTS as u32) {
-            let o = first_step + (memory_lane + n * lanes) as usize;
-            let quad = columns[(from + n * (lanes / comptime!(OUTPUTS as u32))) as usize];
-            let sum = lane_of(quad, memory_lane % 4u32);
-            if o < steps {
-                let mut result = sum;
-                if !extents.has(Present::DY) {
-                    result = activate_by_code(sum, extents.activation);
-                }
-                if extents.has(Present::DY) {
-                    let dy = f32::cast_from(dy[at3(dy, b, channel, o)]);
-                    result = dy;
-                    if extents.activation == 1u32 {
-                        result = activate_gradient(sum, dy, Activation::Relu);
-                    }
-                    if extents.activation == 2u32 {
-                        result = activate_gradient(sum, dy, Activation::Silu);
-                    }
-                }
+        let values = Cells::<f32>::new(OUTPUTS, 0.0f32);
+        let first = first_step + memory_lane as usize;
+        #[unroll]
+        for n in 0..OUTPUTS {
+            let quad = columns[(from + n as u32 * (lanes / comptime!(OUTPUTS as u32))) as usize];
+            values.set(n, lane_of(quad, memory_lane % 4u32));
+        }
+        if extents.has(Present::DY) {
+            let row = b * dy.stride(0) + channel * dy.stride(1);
+            let mut raw = Sequence::<X>::new();
+            #[unroll]
+            for n in 0..OUTPUTS {
+                let o = first + (n as u32 * lanes) as usize;
+                raw.push(dy[select(o < steps, row + o * dy.stride(2), 0usize)]);
+            }
+            let gradients = Cells::<f32>::new(OUTPUTS, 0.0f32);
+            #[unroll]
+            for n in 0..OUTPUTS {
+                gradients.set(n, f32::cast_from(*raw.index(n)));
+            }
+            activate_gradient_all(&values, &gradients, OUTPUTS, extents.activation);
+            #[unroll]
+            for n in 0..OUTPUTS {
+                values.set(n, gradients.get(n));
+            }
+        } else {
+            activate_all(&values, OUTPUTS, extents.activation);
+        }
+        if extents.has(Present::DFINAL) {
+            #[unroll]
+            for n in 0..OUTPUTS {
                 // The column that the result is the gradient of, where the final state has it too.
+                let o = first + (n as u32 * lanes) as usize;
                 let e = share.start + o;
-                if extents.has(Present::DFINAL) && e >= extents.length {
-                    result += f32::cast_from(dfinal[at3(dfinal, b, channel, e - extents.length)]);
+                if e >= extents.length && o < steps {
+                    let held = f32::cast_from(dfinal[at3(dfinal, b, channel, e - extents.length)]);
+                    values.set(n, values.get(n) + held);
                 }
-                let at = at3(&*target, b, share.target_first + c, o);
-                target[at] = Y::cast_from(result);
+            }
+        }
+        let row = b * target.stride(0) + (share.target_first + c) * target.stride(1);
+        #[unroll]
+        for n in 0..OUTPUTS {
+            let o = first + (n as u32 * lanes) as usize;
+            if o < steps {
+                let at = row + o * target.stride(2);
+                target[at] = Y::cast_from(values.get(n));
             }
         }
     }

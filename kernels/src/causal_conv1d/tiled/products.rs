@@ -63,9 +63,10 @@ pub(super) fn stage<S: Float>(
     for n in 0..count {
         #[unroll]
         for i in 0..4usize {
-            let e = line.e + (first + n as u32 * step) as usize * 4 + i;
-            let inside = line.exists && e >= history && e < history + extents.length;
-            raw.push(source[select(inside, row + (e - history) * source.stride(2), 0usize)]);
+            // Wraps before the first step, to beyond the last.
+            let t = line.e + (first + n as u32 * step) as usize * 4 + i - history;
+            let inside = line.exists && t < extents.length;
+            raw.push(source[select(inside, row + t * source.stride(2), 0usize)]);
         }
     }
     let mut total = 0.0f32;
@@ -75,8 +76,8 @@ pub(super) fn stage<S: Float>(
         let mut quad = Quad::new(0.0f32);
         #[unroll]
         for i in 0..4usize {
-            let e = line.e + index as usize * 4 + i;
-            let inside = line.exists && e >= history && e < history + extents.length;
+            let t = line.e + index as usize * 4 + i - history;
+            let inside = line.exists && t < extents.length;
             let value = select(inside, f32::cast_from(*raw.index(comptime!(4 * n + i))), 0.0f32);
             total += value;
             quad.insert(i, value);

@@ -11,7 +11,7 @@
 //! sums: partial sums of dw and db, or the whole ones where it was alone with its channels.
 //!
 //! Bytes: x, dy and dx once; per cube W + 1 sums for each of its channels. Operations per element: 3 W + 1 multiply-adds and
-//! the activation's derivative. Shared memory: 32 or 64 bytes per run, 4 (taps + 1) per unit: 23 KiB at most.
+//! the activation's derivative. Shared memory: 16 or 32 bytes per run, 4 (taps + 1) per unit: 16 KiB at most.
 
 use super::access::{Quad, Sizes, Strides, quad_of, read_run, read_taps, write_run};
 use super::along_time::{Tile, TimeShare, columns, ids_from, read_runs, state_index, sums};
@@ -74,13 +74,9 @@ pub(super) fn backward_kernel<X: Float, S: Numeric, W: Float, I: Int, N: Size>(
     let shared_row = row_of_cube * runs_per_turn;
     let halo_row = row_of_cube * comptime!(tile.before() as u32);
     let halo_length = comptime!((tile.units / 4 * tile.before()) as u32);
-    let mut gradients = Shared::<[Quad]>::new_slice(comptime!(2 * places * heads));
-    let mut halo = Shared::<[Quad]>::new_slice(comptime!(3 * tile.units / 4 * tile.before()));
-    // One barrier per turn: units behind it read what this turn and the one before have passed on, while others write the next
-    // turn's already. So there are two sides of gradients and three of halos.
+    let mut gradients = Shared::<[Quad]>::new_slice(comptime!(places * heads));
+    let mut halo = Shared::<[Quad]>::new_slice(comptime!(tile.units / 2 * tile.before()));
     let mut side = 0u32;
-    let mut halo_side = 0u32;
-    let mut halo_before = 2u32;
 
     let last = min((part + 1u32) * share.items_per_cube, share.items);
     for item in part * share.items_per_cube..last {
@@ -90,7 +86,7 @@ pub(super) fn backward_kernel<X: Float, S: Numeric, W: Float, I: Int, N: Size>(
         // A segment in the middle of a row begins with the turn after it, for its halo.
         let halo_turns = select(end_turn < share.turns_of_row, 1u32, 0u32);
         if lane < comptime!(tile.before() as u32) {
-            halo[(halo_before * halo_length + halo_row + lane) as usize] = Quad::new(0.0f32);
+            halo[((1u32 - side) * halo_length + halo_row + lane) as usize] = Quad::new(0.0f32);
         }
         for back in 0..end_turn - first_turn + halo_turns {
             let turn = end_turn + halo_turns - 1u32 - back;
@@ -147,10 +143,9 @@ pub(super) fn backward_kernel<X: Float, S: Numeric, W: Float, I: Int, N: Size>(
                     for i in 0..4usize {
                         passed.insert(i, gradient.get(comptime!(4 * q + i)));
                     }
-                    let at = side * comptime!((places * heads) as u32) + shared_row + place;
-                    gradients[at as usize + comptime!(q * places)] = passed;
+                    gradients[(shared_row + place) as usize + comptime!(q * places)] = passed;
                     if place < comptime!(tile.runs_before() as u32) {
-                        halo[(halo_side * halo_length + halo_row + place + q as u32) as usize] = passed;
+                        halo[(side * halo_length + halo_row + place + q as u32) as usize] = passed;
                     }
                 }
                 if own && exists && step < sizes.length {
@@ -168,12 +163,10 @@ pub(super) fn backward_kernel<X: Float, S: Numeric, W: Float, I: Int, N: Size>(
                     // Quad p after the run: of the run that follows it, or the first of the p-th.
                     let head = comptime!(if tile.wide { p } else { 0 });
                     let next = place + comptime!(if tile.wide { 1u32 } else { p as u32 + 1 });
-                    let inside = side * comptime!((places * heads) as u32)
-                        + shared_row
-                        + min(next, runs_per_turn - 1u32);
-                    let mut following = gradients[inside as usize + comptime!(head * places)];
+                    let inside = (shared_row + min(next, runs_per_turn - 1u32)) as usize;
+                    let mut following = gradients[inside + comptime!(head * places)];
                     if next >= runs_per_turn {
-                        let at = halo_before * halo_length + halo_row + next - runs_per_turn + head as u32;
+                        let at = (1u32 - side) * halo_length + halo_row + next - runs_per_turn + head as u32;
                         following = halo[at as usize];
                     }
                     #[unroll]
@@ -195,9 +188,9 @@ pub(super) fn backward_kernel<X: Float, S: Numeric, W: Float, I: Int, N: Size>(
                     }
                 }
             }
+            // What was passed on has been read.
+            sync_cube();
             side = 1u32 - side;
-            halo_before = halo_side;
-            halo_side = select(halo_side == 2u32, 0u32, halo_side + 1u32);
         }
     }
     write_totals(&totals, dw, db, partials, &sizes, &share, part, lane, channel, tile);

@@ -1,8 +1,8 @@
 //! How rows, channels and memory are cut: what the unrolled kernels decide on the host.
 
 use super::along_channels::ChannelShareLaunch;
-use super::along_time::TimeShareLaunch;
-use super::{CHANNEL_UNITS, TIME_UNITS, TOGETHER};
+use super::along_time::{Tile, TimeShareLaunch};
+use super::{CHANNEL_UNITS, TIME_UNITS};
 use crate::causal_conv1d::problem::{CausalConv1dProblem, Conv1dLayout};
 use crate::dtype::FloatType;
 use crate::limits::Limits;
@@ -24,12 +24,13 @@ pub(super) struct TimeCut {
 }
 
 impl TimeCut {
-    /// The cut for runs of so many steps.
-    pub(super) fn of(problem: &CausalConv1dProblem, run: usize, limits: &Limits) -> Self {
+    /// The cut for the runs of a tile.
+    pub(super) fn of(problem: &CausalConv1dProblem, tile: Tile, limits: &Limits) -> Self {
+        let (run, together) = (tile.run(), tile.together);
         let runs = problem.length.div_ceil(run);
-        let lanes = runs.div_ceil(TOGETHER).next_power_of_two().clamp(4, TIME_UNITS);
+        let lanes = runs.div_ceil(together).next_power_of_two().clamp(4, TIME_UNITS);
         let groups = problem.channels.div_ceil(TIME_UNITS / lanes);
-        let turns = runs.div_ceil(lanes * TOGETHER);
+        let turns = runs.div_ceil(lanes * together);
         // Rows are cut where they are too few for the device; every cut costs a turn.
         let wanted = 16 * limits.cubes_in_flight;
         let segments = (wanted / (problem.batch * groups)).clamp(1, turns.div_ceil(4));

@@ -36,7 +36,8 @@ pub(crate) const WIDTH: usize = 8;
 const TIME_UNITS: usize = 128;
 const CHANNEL_UNITS: usize = 128;
 
-/// Runs that a unit along time has per turn.
+/// Runs that a unit along time has per turn; of words, forward, twice as many, which hides more of the memory's latency where
+/// there is little else to do.
 const TOGETHER: usize = 2;
 
 /// Whether the width is served and extents fit the kernels' 32-bit coordinates.
@@ -60,7 +61,8 @@ fn tile(call: &Call, read: Read, pass: Pass, states: bool) -> Tile {
     let small = call.problem.dtype.size() == 2 && call.limits.unroll;
     let batch = if pass == Pass::Forward || small { 8 } else { 4 };
     let wide = read == Read::Words;
-    Tile { taps: taps(call.problem), together: TOGETHER, units, wide, batch, packed, states }
+    let together = if wide && pass == Pass::Forward { 2 * TOGETHER } else { TOGETHER };
+    Tile { taps: taps(call.problem), together, units, wide, batch, packed, states }
 }
 
 fn sizes(call: &Call, present: u32) -> SizesLaunch {
@@ -102,9 +104,9 @@ pub(crate) fn forward(call: &Call, y: &Operand) -> Result<(), ConvError> {
     let taps = taps(problem);
     let macs = |elements: usize| 2.0 * (elements * (taps + 8)) as f64;
     if problem.layout == Conv1dLayout::Bct {
-        let cut = TimeCut::of(problem, tile.run(), limits);
+        let cut = TimeCut::of(problem, tile, limits);
         let cubes = problem.batch * cut.groups * cut.turns;
-        for dispatch in dispatches(cubes, macs(TIME_UNITS * TOGETHER * tile.run()), limits) {
+        for dispatch in dispatches(cubes, macs(TIME_UNITS * tile.together * tile.run()), limits) {
             // SAFETY: rows and steps are checked in the kernel, places beside a row are not written and read as the tensor's
             // first; the conformance run puts guards around every buffer.
             unsafe {
@@ -186,7 +188,7 @@ pub(crate) fn backward(
     let elements = read.elements();
     let states = [views.initial_state.as_ref(), dfinal, dinitial].iter().any(Option::is_some);
     let tile = tile(call, read, Pass::Backward, states);
-    let time = TimeCut::of(problem, tile.run(), limits);
+    let time = TimeCut::of(problem, tile, limits);
     let channels = ChannelCut::of(problem, tile.steps(), limits);
     let parts = if along_time { time.parts } else { channels.parts };
     let turns = time.items_per_cube * (time.segment_turns + 1);
@@ -212,7 +214,7 @@ pub(crate) fn backward(
     let macs = |elements: usize| 2.0 * (elements * (3 * taps + 16)) as f64;
     let cubes = parts * if along_time { time.groups } else { channels.groups };
     let of_cube = if along_time {
-        macs(time.items_per_cube * (time.segment_turns + 1) * TIME_UNITS * TOGETHER * tile.run())
+        macs(time.items_per_cube * (time.segment_turns + 1) * TIME_UNITS * tile.together * tile.run())
     } else {
         macs((channels.turns + 1) * channels.steps * CHANNEL_UNITS * 4)
     };
