@@ -169,6 +169,15 @@ fn wide() -> Vec<Case> {
             });
         }
     }
+    // More channels than a cube has units, and no power of two.
+    for btc in [false, true] {
+        let layout = if btc { "btc" } else { "bct" };
+        cases.push(Case {
+            btc,
+            silu: true,
+            ..Case::new(&format!("channels_4128_{layout}"), [1, 4128, 8], 4)
+        });
+    }
     cases
 }
 
@@ -241,7 +250,8 @@ mod tests {
     #[test]
     fn conformance_covers_lengths_widths_and_pairs() {
         let cases = conformance();
-        assert!(cases.len() >= 334, "{} cases", cases.len());
+        // Each in three dtypes: a thousand.
+        assert!(cases.len() >= 334 + 24, "{} cases", cases.len());
         let names: HashSet<_> = cases.iter().map(|case| &case.name).collect();
         assert_eq!(names.len(), cases.len());
         let work = |case: &Case| case.b * case.c * case.t * case.w;
