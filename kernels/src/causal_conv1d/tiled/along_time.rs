@@ -269,13 +269,13 @@ fn tiled_kernel<S: Float, W: Float, X: Float, Y: Float>(
             for n in 0..OUTPUTS {
                 gradients.set(n, f32::cast_from(*raw.index(n)));
             }
-            activate_gradient_all(&values, &gradients, OUTPUTS, extents.activation);
+            activate_gradient_all(&values, &gradients, OUTPUTS, extents.activation, false);
             #[unroll]
             for n in 0..OUTPUTS {
                 values.set(n, gradients.get(n));
             }
         } else {
-            activate_all(&values, OUTPUTS, extents.activation);
+            activate_all(&values, OUTPUTS, extents.activation, false);
         }
         if extents.has(Present::DFINAL) {
             #[unroll]

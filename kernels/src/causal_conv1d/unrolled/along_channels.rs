@@ -223,7 +223,7 @@ pub(super) fn step_sum<I: Int>(
     let mut sum = bias;
     #[unroll]
     for k in 0..tile.taps {
-        if k as u32 + sizes.width >= tile.taps as u32 {
+        if comptime!(tile.straight) || k as u32 + sizes.width >= tile.taps as u32 {
             let column = comptime!((place + 1 + k) % tile.taps);
             let next = fma(weights.get(k), columns.get(column), sum);
             if comptime!(tile.packed) {
@@ -283,7 +283,7 @@ pub(super) fn channels_forward_kernel<X: Float, W: Float, I: Int, N: Size>(
                 ids.set(place, id_at(seq_idx.unwrap(), &sizes, run.b, first + i as u32));
             }
             let sum = step_sum(&columns, &weights, &ids, bias, &sizes, place, tile);
-            let mut result = activate_quad(sum, sizes.activation);
+            let mut result = activate_quad(sum, sizes.activation, tile.straight);
             if comptime!(tile.packed) {
                 let padding = ids.get(place) < I::from_int(0);
                 result = select(padding, Quad::new(0.0f32), result);

@@ -102,7 +102,7 @@ pub(super) fn channels_backward_kernel<X: Float, W: Float, I: Int, N: Size>(
                     }
                     let pre = step_sum(&columns, &weights, &ids, bias, &sizes, place, tile);
                     let gradient = quad_of::<X, X, N>(&raw_dy, i, 0usize, false);
-                    let gradient = activate_gradient_quad(pre, gradient, sizes.activation);
+                    let gradient = activate_gradient_quad(pre, gradient, sizes.activation, tile.straight);
                     let gradient = select(counts, gradient, Quad::new(0.0f32));
                     ahead.set(place, gradient);
                     if own {
@@ -171,7 +171,7 @@ fn handed_back<I: Int>(
     let mut result = Quad::new(0.0f32);
     #[unroll]
     for k in 0..tile.taps {
-        if k as u32 + sizes.width >= tile.taps as u32 {
+        if comptime!(tile.straight) || k as u32 + sizes.width >= tile.taps as u32 {
             let reader = comptime!((place + tile.taps - k) % tile.taps);
             let sum = fma(weights.get(k), ahead.get(reader), result);
             if comptime!(tile.packed) {

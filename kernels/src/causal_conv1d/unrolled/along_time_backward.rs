@@ -119,7 +119,7 @@ pub(super) fn backward_kernel<X: Float, S: Numeric, W: Float, I: Int, N: Size>(
                         gradient.set(comptime!(4 * q + i), quad.extract(i));
                     }
                 }
-                activate_gradient_all(&pre, &gradient, run, sizes.activation);
+                activate_gradient_all(&pre, &gradient, run, sizes.activation, tile.straight);
                 let together = N::value();
                 #[unroll]
                 for i in 0..run {
@@ -247,7 +247,7 @@ fn handed_back<I: Int>(
     }
     #[unroll]
     for k in 0..tile.taps {
-        if k as u32 + sizes.width >= tile.taps as u32 {
+        if comptime!(tile.straight) || k as u32 + sizes.width >= tile.taps as u32 {
             #[unroll]
             for i in 0..run {
                 let reader = comptime!(i + tile.taps - 1 - k);

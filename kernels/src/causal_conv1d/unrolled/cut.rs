@@ -91,7 +91,7 @@ impl ChannelCut {
         // Long runs read few steps twice; there should be enough of them for the device, and their sums have to fit.
         let wanted = 3 * limits.cubes_in_flight;
         let mut turns = turns_of_row.next_power_of_two().clamp(1, 128 / steps);
-        while turns * steps > 8 && parts(turns) * groups < wanted {
+        while turns * steps > 16 && parts(turns) * groups < wanted {
             turns /= 2;
         }
         while parts(turns) > affordable(problem, limits) && turns < turns_of_row {

@@ -16,6 +16,7 @@ use super::args::{Present, canonical};
 use super::call::Call;
 use super::plan::{Pass, check_turns};
 use super::problem::{CausalConv1dProblem, Conv1dLayout};
+use crate::activation::Activation;
 use crate::dtype::FloatType;
 use crate::error::ConvError;
 use crate::grid::dispatches;
@@ -62,7 +63,9 @@ fn tile(call: &Call, read: Read, pass: Pass, states: bool) -> Tile {
     let batch = if pass == Pass::Forward || small { 8 } else { 4 };
     let wide = read == Read::Words;
     let together = if wide && pass == Pass::Forward { 2 * TOGETHER } else { TOGETHER };
-    Tile { taps: taps(call.problem), together, units, wide, batch, packed, states }
+    let full = call.problem.width == taps(call.problem) && call.problem.activation == Activation::Silu;
+    let straight = full && !states;
+    Tile { straight, taps: taps(call.problem), together, units, wide, batch, packed, states }
 }
 
 fn sizes(call: &Call, present: u32) -> SizesLaunch {
