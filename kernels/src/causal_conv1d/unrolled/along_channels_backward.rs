@@ -119,10 +119,11 @@ pub(super) fn channels_backward_kernel<X: Float, W: Float, I: Int, N: Size>(
                         }
                         write_step(dx, &dx_strides, &sizes, &run, t, result);
                     }
-                    if comptime!(tile.states && i + 2 == tile.taps) && t == behind - 1u32 {
-                        if sizes.has(Present::DINITIAL) {
-                            write_initial(&ahead, &weights, &ids, dfinal, dinitial, &sizes, &run, tile);
-                        }
+                    if comptime!(tile.states && i + 2 == tile.taps)
+                        && t == behind - 1u32
+                        && sizes.has(Present::DINITIAL)
+                    {
+                        write_initial(&ahead, &weights, &ids, dfinal, dinitial, &sizes, &run, tile);
                     }
                 }
             }
