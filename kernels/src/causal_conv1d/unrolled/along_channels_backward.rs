@@ -18,7 +18,7 @@ use super::along_channels::{
     write_step,
 };
 use super::along_time::{Tile, id_at, state_index};
-use super::along_time_backward::store_total;
+use super::sums::store_total;
 use crate::activation::activate_gradient_quad;
 use crate::causal_conv1d::args::Present;
 use crate::cells::Cells;

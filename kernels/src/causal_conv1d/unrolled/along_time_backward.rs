@@ -15,6 +15,7 @@
 
 use super::access::{Quad, Sizes, Strides, quad_of, read_run, read_taps, write_run};
 use super::along_time::{Tile, TimeShare, columns, ids_from, read_runs, state_index, sums};
+use super::sums::store_total;
 use crate::activation::activate_gradient_all;
 use crate::causal_conv1d::args::Present;
 use crate::cells::Cells;
@@ -373,30 +374,5 @@ fn write_totals<W: Float>(
                 store_total(total, dw, db, partials, sizes, part, slot, channel);
             }
         }
-    }
-}
-
-/// Stores the sum of `slot`, a tap or, past those, the bias.
-#[cube]
-#[allow(clippy::too_many_arguments)]
-pub(super) fn store_total<W: Float>(
-    total: f32,
-    dw: &mut Tensor<W>,
-    db: &mut Tensor<W>,
-    partials: &mut Tensor<f32>,
-    sizes: &Sizes,
-    part: u32,
-    slot: u32,
-    channel: u32,
-) {
-    if !sizes.has(Present::DIRECT) {
-        let row = part as usize * (sizes.width as usize + 1) + slot as usize;
-        partials[row * sizes.channels as usize + channel as usize] = total;
-    } else if slot < sizes.width {
-        let at = channel as usize * dw.stride(0) + slot as usize * dw.stride(1);
-        dw[at] = W::cast_from(total);
-    } else if sizes.has(Present::DBIAS) {
-        let at = channel as usize * db.stride(0);
-        db[at] = W::cast_from(total);
     }
 }
