@@ -68,16 +68,16 @@ pub(crate) fn activate_gradient(value: f32, dy: f32, #[comptime] activation: Act
     }
 }
 
-/// [`activate_by_code`] for the first `count` of `values`.
+/// [`activate_by_code`] for the first `count` of `values`; with `silu` it is known to be that.
 #[cube]
-pub(crate) fn activate_all(values: &Cells<f32>, #[comptime] count: usize, code: u32) {
-    if code == 1u32 {
+pub(crate) fn activate_all(values: &Cells<f32>, #[comptime] count: usize, code: u32, #[comptime] silu: bool) {
+    if !comptime!(silu) && code == 1u32 {
         #[unroll]
         for i in 0..count {
             values.set(i, activate(values.get(i), Activation::Relu));
         }
     }
-    if code == 2u32 {
+    if comptime!(silu) || code == 2u32 {
         #[unroll]
         for i in 0..count {
             values.set(i, activate(values.get(i), Activation::Silu));
@@ -85,21 +85,22 @@ pub(crate) fn activate_all(values: &Cells<f32>, #[comptime] count: usize, code: 
     }
 }
 
-/// Replaces the first `count` of `gradients` by [`activate_gradient`] at `values`.
+/// Replaces the first `count` of `gradients` by [`activate_gradient`] at `values`; with `silu` it is known to be that one's.
 #[cube]
 pub(crate) fn activate_gradient_all(
     values: &Cells<f32>,
     gradients: &Cells<f32>,
     #[comptime] count: usize,
     code: u32,
+    #[comptime] silu: bool,
 ) {
-    if code == 1u32 {
+    if !comptime!(silu) && code == 1u32 {
         #[unroll]
         for i in 0..count {
             gradients.set(i, activate_gradient(values.get(i), gradients.get(i), Activation::Relu));
         }
     }
-    if code == 2u32 {
+    if comptime!(silu) || code == 2u32 {
         #[unroll]
         for i in 0..count {
             gradients.set(i, activate_gradient(values.get(i), gradients.get(i), Activation::Silu));
@@ -110,57 +111,37 @@ pub(crate) fn activate_gradient_all(
 /// Four values at once.
 type Quad = Vector<f32, Const<4>>;
 
-/// [`activate_all`] on vectors.
+/// [`activate_all`] of a vector.
 #[cube]
-pub(crate) fn activate_quads(values: &Cells<Quad>, #[comptime] count: usize, code: u32) {
-    if code == 1u32 {
+pub(crate) fn activate_quad(value: Quad, code: u32, #[comptime] silu: bool) -> Quad {
+    let mut result = value;
+    if !comptime!(silu) && code == 1u32 {
         #[unroll]
-        for i in 0..count {
-            let mut value = values.get(i);
-            #[unroll]
-            for lane in 0..4usize {
-                value.insert(lane, activate(value.extract(lane), Activation::Relu));
-            }
-            values.set(i, value);
+        for lane in 0..4usize {
+            result.insert(lane, activate(value.extract(lane), Activation::Relu));
         }
     }
-    if code == 2u32 {
-        let one = Quad::new(1.0f32);
-        #[unroll]
-        for i in 0..count {
-            let value = values.get(i);
-            values.set(i, value / (one + Quad::exp(Quad::new(0.0f32) - value)));
-        }
+    if comptime!(silu) || code == 2u32 {
+        result = value / (Quad::new(1.0f32) + Quad::exp(Quad::new(0.0f32) - value));
     }
+    result
 }
 
-/// [`activate_gradient_all`] on vectors.
+/// [`activate_gradient_all`] of a vector.
 #[cube]
-pub(crate) fn activate_gradient_quads(
-    values: &Cells<Quad>,
-    gradients: &Cells<Quad>,
-    #[comptime] count: usize,
-    code: u32,
-) {
-    if code == 1u32 {
+pub(crate) fn activate_gradient_quad(value: Quad, dy: Quad, code: u32, #[comptime] silu: bool) -> Quad {
+    let mut result = dy;
+    if !comptime!(silu) && code == 1u32 {
         #[unroll]
-        for i in 0..count {
-            let mut gradient = gradients.get(i);
-            #[unroll]
-            for lane in 0..4usize {
-                let value = values.get(i).extract(lane);
-                gradient.insert(lane, activate_gradient(value, gradient.extract(lane), Activation::Relu));
-            }
-            gradients.set(i, gradient);
+        for lane in 0..4usize {
+            let gradient = activate_gradient(value.extract(lane), dy.extract(lane), Activation::Relu);
+            result.insert(lane, gradient);
         }
     }
-    if code == 2u32 {
+    if comptime!(silu) || code == 2u32 {
         let one = Quad::new(1.0f32);
-        #[unroll]
-        for i in 0..count {
-            let value = values.get(i);
-            let sigmoid = one / (one + Quad::exp(Quad::new(0.0f32) - value));
-            gradients.set(i, gradients.get(i) * sigmoid * fma(value, one - sigmoid, one));
-        }
+        let sigmoid = one / (one + Quad::exp(Quad::new(0.0f32) - value));
+        result = dy * sigmoid * fma(value, one - sigmoid, one);
     }
+    result
 }

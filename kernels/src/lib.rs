@@ -24,6 +24,7 @@ mod limits;
 mod operand;
 pub mod rope2d;
 pub mod tolerance;
+mod words;
 
 pub use dtype::FloatType;
 pub use error::ConvError;

@@ -1,7 +1,8 @@
 //! What a device allows, as plain data: plans are functions of it and can be tested without a device.
 
 use crate::dtype::FloatType;
-use cubecl::ir::AddressType;
+use cubecl::features::TypeUsage;
+use cubecl::ir::{AddressType, ElemType, UIntKind};
 use cubecl::prelude::*;
 
 /// A device's limits and the budgets that plans keep.
@@ -27,6 +28,9 @@ pub struct Limits {
     pub loop_turns: Option<usize>,
     /// Storage types the device serves.
     pub dtypes: Vec<FloatType>,
+    /// Whether a 32-bit word can be taken for two 16-bit floats, so that eight of them move as four words. WGSL's compiler does
+    /// not translate that; it is also the one without 16-bit integers.
+    pub halves_in_words: bool,
     /// Arithmetic operations of one dispatch at most; larger work is split. 25 GFLOP is 20 ms on an M1-class GPU,
     /// below what the macOS watchdog kills while a display is active. On NVIDIA, where 25 GFLOP are over before the device is
     /// full (7 % of Winograd's time on an H200), ten times that: 50 ms on the smallest of them.
@@ -61,6 +65,9 @@ impl Limits {
             wide_index: properties.supports_address(AddressType::U64),
             dtypes: FloatType::ALL.into_iter().filter(|dtype| dtype.served_by(client)).collect(),
             loop_turns: software.then_some(20_000),
+            halves_in_words: properties
+                .type_usage(ElemType::UInt(UIntKind::U16))
+                .contains(TypeUsage::Arithmetic),
             unroll: nvidia,
             dispatch_operations: if nvidia { 250e9 } else { 25e9 },
             matrices: matrices(client),
@@ -80,6 +87,7 @@ impl Limits {
             narrow_elements: i32::MAX as usize,
             wide_index: true,
             loop_turns: None,
+            halves_in_words: true,
             dtypes: FloatType::ALL.to_vec(),
             dispatch_operations: 25e9,
             unroll: false,

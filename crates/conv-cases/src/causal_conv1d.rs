@@ -142,6 +142,42 @@ fn wide() -> Vec<Case> {
             });
         }
     }
+    // Around the 16 sums of a unit, the 128 taps and 256 to 2048 steps of a tile, and its rows of channels.
+    let extents = [
+        ([2, 3, 33], 9),
+        ([1, 17, 20], 15),
+        ([1, 9, 255], 17),
+        ([2, 2, 256], 31),
+        ([1, 8, 257], 33),
+        ([1, 1, 511], 127),
+        ([1, 2, 300], 129),
+        ([1, 1, 600], 160),
+        ([1, 1, 40], 260),
+        ([1, 1, 2047], 12),
+        ([1, 1, 2049], 25),
+    ];
+    for (index, (extents, w)) in extents.into_iter().enumerate() {
+        for btc in [false, true] {
+            let layout = if btc { "btc" } else { "bct" };
+            let case = Case::new(&format!("tiled_w{w}_t{}_{layout}", extents[2]), extents, w);
+            cases.push(Case {
+                silu: (index + usize::from(btc)) % 2 == 0,
+                bias: index % 3 != 1,
+                btc,
+                initial: index % 4 != 2,
+                ..case
+            });
+        }
+    }
+    // More channels than a cube has units, and no power of two.
+    for btc in [false, true] {
+        let layout = if btc { "btc" } else { "bct" };
+        cases.push(Case {
+            btc,
+            silu: true,
+            ..Case::new(&format!("channels_4128_{layout}"), [1, 4128, 8], 4)
+        });
+    }
     cases
 }
 
@@ -214,7 +250,8 @@ mod tests {
     #[test]
     fn conformance_covers_lengths_widths_and_pairs() {
         let cases = conformance();
-        assert!(cases.len() >= 334, "{} cases", cases.len());
+        // Each in three dtypes: a thousand.
+        assert!(cases.len() >= 334 + 24, "{} cases", cases.len());
         let names: HashSet<_> = cases.iter().map(|case| &case.name).collect();
         assert_eq!(names.len(), cases.len());
         let work = |case: &Case| case.b * case.c * case.t * case.w;

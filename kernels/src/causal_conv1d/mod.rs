@@ -19,18 +19,20 @@ mod args;
 mod call;
 mod forward;
 mod gradient;
+mod passes;
 mod plan;
 mod problem;
 pub mod reference;
 mod state;
+mod tiled;
 mod unrolled;
 mod update;
 mod weight;
 
 pub use plan::{Pass, Plan, UNROLLED_WIDTH, eligible, plan};
 pub use problem::{CausalConv1dProblem, Conv1dLayout, OptionalShapes, UpdateProblem};
+pub use update::{DecodingSteps, update, update_steps};
 
-use crate::conv3d::Activation;
 use crate::dtype::FloatType;
 use crate::error::{ConvError, invalid};
 use crate::index_operand::IndexOperand;
@@ -93,6 +95,7 @@ pub fn forward(
     let y = args::canonical(y, problem.layout);
     match plan {
         Plan::Unrolled => unrolled::forward(&call, &y),
+        Plan::Tiled => tiled::forward(&call, None, (0, problem.channels), &y),
         Plan::Empty | Plan::Looped => forward::launch(&call, None, (0, problem.channels), &y),
     }
 }
@@ -130,7 +133,7 @@ pub fn final_state(
 /// Computes every gradient from dy, the gradient of y, and `dfinal`, that of the final state (none: zero). Nothing of
 /// the forward pass is needed but its inputs.
 ///
-/// Workspace: fp32 partial sums of dw; the plan `looped` with an activation also the gradient before it in fp32, for as many
+/// Workspace: fp32 partial sums of dw; but for the plan `unrolled` an activation needs the gradient before it in fp32, for as many
 /// channels at a time as [`Limits::workspace_bytes`] holds.
 ///
 /// # Errors
@@ -178,131 +181,7 @@ pub fn backward(
         let dy = args::canonical(dy, problem.layout);
         return unrolled::backward(&call, &dy, dfinal.filter(|dfinal| !dfinal.is_empty()), out);
     }
-    let dy = args::canonical(dy, problem.layout).bindable(client);
-    let dx = args::canonical(out.x, problem.layout).bindable(client);
-    let dfinal = dfinal.filter(|dfinal| !dfinal.is_empty());
-    let dinitial = out.initial_state.filter(|dinitial| !dinitial.is_empty());
-    let (split, partials) = weight::workspace(client, limits, problem)?;
-    // Without an activation dy is the gradient before it, and all channels are done at once.
-    let step = match problem.activation {
-        Activation::None => problem.channels,
-        Activation::Relu | Activation::Silu => plan::channels_at_a_time(problem, limits)?,
-    };
-    for first in (0..problem.channels).step_by(step) {
-        let channels = (first, step.min(problem.channels - first));
-        let g = if problem.activation == Activation::None {
-            dy.clone()
-        } else {
-            let g = gradient_workspace(client, problem, channels.1);
-            forward::launch(&call, Some(&dy), channels, &g)?;
-            g
-        };
-        for target in
-            [Some((problem.width - 1, &dx)), dinitial.map(|dinitial| (0, dinitial))].into_iter().flatten()
-        {
-            gradient::launch(&call, &g, dfinal, channels, target)?;
-        }
-        weight::launch_partials(&call, &g, channels, (split, &partials))?;
-    }
-    weight::launch_sums(client, limits, &partials, (0, out.weight))?;
-    let Some(db) = out.bias else { return Ok(()) };
-    let db = Operand { shape: vec![problem.channels, 1], strides: vec![db.strides[0], 1], ..db.clone() };
-    weight::launch_sums(client, limits, &partials, (problem.width, &db))
-}
-
-/// What [`update_steps`] reads and writes.
-#[derive(Clone, Copy, Debug)]
-pub struct DecodingSteps<'a> {
-    /// `[B, C, L]`: L steps.
-    pub x: &'a Operand,
-    /// `[B, C, S]`, oldest step first; with `slots` any number of rows, with `lengths` a ring.
-    pub state: &'a Operand,
-    /// `[C, W]`.
-    pub weight: &'a Operand,
-    /// `[C]`, in the weight's dtype.
-    pub bias: Option<&'a Operand>,
-    /// `[B]`: the steps that each row has seen (`cache_seqlens`). The state is then a ring: step t stands in column t mod S.
-    /// Only the columns of the new steps are written, so `new_state` has to hold the others already.
-    pub lengths: Option<&'a IndexOperand>,
-    /// `[B]`: the row of the state that belongs to each row of x (`conv_state_indices`), no two alike; negative for padding,
-    /// whose y is 0 and which has no state. Only those rows are written, so `new_state` has to hold the others already.
-    pub slots: Option<&'a IndexOperand>,
-    /// `[B, C, L]`.
-    pub y: &'a Operand,
-    /// Of the state's shape; may be the state's own memory.
-    pub new_state: &'a Operand,
-}
-
-const UPDATE: &str = "causal_conv1d_update";
-
-/// One decoding step: y `[B, C]` and the new state `[B, C, S]` from x `[B, C]`, state `[B, C, S]`, weight `[C, W]` and
-/// bias `[C]`. `new_state` may be the state's own memory.
-///
-/// # Errors
-/// As [`forward`].
-#[allow(clippy::too_many_arguments)]
-pub fn update(
-    client: &Client,
-    limits: &Limits,
-    problem: &UpdateProblem,
-    x: &Operand,
-    state: &Operand,
-    weight: &Operand,
-    bias: Option<&Operand>,
-    y: &Operand,
-    new_state: &Operand,
-) -> Result<(), ConvError> {
-    check_operand(UPDATE, "x", x, &problem.x_shape(), problem.dtype)?;
-    check_operand(UPDATE, "y", y, &problem.x_shape(), problem.dtype)?;
-    let [x, y] = [x, y].map(|operand| {
-        let mut steps = operand.clone();
-        steps.shape.push(1);
-        steps.strides.push(1);
-        steps
-    });
-    let (lengths, slots) = (None, None);
-    let steps = DecodingSteps { x: &x, state, weight, bias, lengths, slots, y: &y, new_state };
-    update_steps(client, limits, problem, &steps)
-}
-
-/// Several decoding steps at once, each with the state after the one before it.
-///
-/// # Errors
-/// As [`forward`].
-pub fn update_steps(
-    client: &Client,
-    limits: &Limits,
-    problem: &UpdateProblem,
-    steps: &DecodingSteps,
-) -> Result<(), ConvError> {
-    let &UpdateProblem { batch, channels, width, state_length, dtype, weight_dtype, .. } = problem;
-    check_dtype(UPDATE, dtype, limits)?;
-    check_dtype(UPDATE, weight_dtype, limits)?;
-    let length = steps.x.shape.last().copied().unwrap_or(0);
-    let rows = steps.slots.and(steps.state.shape.first()).copied().unwrap_or(batch);
-    let (x, state) = ([batch, channels, length], [rows, channels, state_length]);
-    check_operand(UPDATE, "x", steps.x, &x, dtype)?;
-    check_operand(UPDATE, "the state", steps.state, &state, dtype)?;
-    check_operand(UPDATE, "weight", steps.weight, &problem.weight_shape(), weight_dtype)?;
-    check_operand(UPDATE, "y", steps.y, &x, dtype)?;
-    check_operand(UPDATE, "the new state", steps.new_state, &state, dtype)?;
-    check_optional(UPDATE, "bias", steps.bias, problem.bias, &[channels], weight_dtype)?;
-    for (name, indices) in [("cache_seqlens", steps.lengths), ("state indices", steps.slots)] {
-        indices.map_or(Ok(()), |indices| indices.check(UPDATE, name, &[batch], client))?;
-    }
-    if let (Some(lengths), Some(slots)) = (steps.lengths, steps.slots)
-        && lengths.dtype != slots.dtype
-    {
-        let names = [lengths.dtype.name(), slots.dtype.name()];
-        invalid!("{UPDATE}: cache_seqlens are {}, state indices {}, they must be alike", names[0], names[1]);
-    }
-    if steps.lengths.is_some() && state_length == 0 && width > 0 && length > 0 {
-        invalid!("{UPDATE}: a ring of 0 steps holds no state, it must have at least 1");
-    }
-    if steps.y.is_empty() {
-        return Ok(());
-    }
-    update::launch(client, limits, problem, steps)
+    passes::backward(&call, *plan, dy, dfinal, out)
 }
 
 /// The last S steps of sequences packed into one row: of x `[1, C, T]` or `[1, T, C]` the steps from `bounds[i]` to
@@ -335,12 +214,6 @@ pub fn last_states(
         return Ok(());
     }
     state::launch_last_states(client, limits, &x.bindable(client), bounds, out)
-}
-
-/// fp32 `[B, channels, T]` in the memory order of the layout.
-fn gradient_workspace(client: &Client, problem: &CausalConv1dProblem, channels: usize) -> Operand {
-    let chunk = CausalConv1dProblem { channels, ..*problem };
-    args::canonical(&Operand::empty(client, &chunk.x_shape(), FloatType::F32), problem.layout)
 }
 
 fn check_inputs(

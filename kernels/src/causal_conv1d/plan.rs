@@ -2,11 +2,13 @@
 //!
 //! | plan     | serves                           | workspace                                                            |
 //! |----------|----------------------------------|----------------------------------------------------------------------|
-//! | Unrolled | width <= 8, in [B, T, C] 4       | backward: fp32 partial sums of dw                                    |
-//! | Looped   | any width                        | as Unrolled; with an activation also the gradient before it, in fp32 |
+//! | Unrolled | width <= 8                       | backward: fp32 partial sums of dw                                    |
+//! | Tiled    | width > 8, no sequence ids       | as Unrolled; with an activation also the gradient before it, in fp32 |
+//! | Looped   | any width                        | as Tiled                                                             |
 //!
-//! The automatic choice is `Unrolled` where it serves: every tap is a register, every tensor is read and written once, and
-//! the backward pass is one sweep. Published models use widths 3 and 4; a register per tap ends at 8.
+//! The automatic choice is the first that serves. `Unrolled`: every tap is a register, every tensor is read and written once, and
+//! the backward pass is one sweep. Published models use widths 3 and 4; a register per tap ends at 8. `Tiled`, for wide filters
+//! such as Hyena's: taps and steps in shared memory, bound by the multiply-adds.
 
 use super::problem::CausalConv1dProblem;
 use super::unrolled;
@@ -14,7 +16,7 @@ use crate::error::{ConvError, unsupported};
 use crate::limits::Limits;
 use crate::operand::check_dtype;
 
-/// The widest filter of [`Plan::Unrolled`], in `[B, T, C]` half of it.
+/// The widest filter of [`Plan::Unrolled`].
 pub const UNROLLED_WIDTH: usize = unrolled::WIDTH;
 
 /// What is computed.
@@ -43,6 +45,8 @@ pub enum Plan {
     Empty,
     /// Taps in registers, four neighbours per unit, the backward pass in one sweep. Width 8 at most.
     Unrolled,
+    /// Taps and steps in shared memory, 16 sums per unit.
+    Tiled,
     /// One step per unit, the taps in a loop.
     Looped,
 }
@@ -53,6 +57,7 @@ impl Plan {
         match self {
             Self::Empty => "empty",
             Self::Unrolled => "unrolled",
+            Self::Tiled => "tiled",
             Self::Looped => "looped",
         }
     }
@@ -74,9 +79,16 @@ pub fn eligible(problem: &CausalConv1dProblem, pass: Pass, _limits: &Limits) -> 
         vec![Plan::Empty]
     } else if unrolled::serves(problem) {
         vec![Plan::Unrolled, Plan::Looped]
+    } else if tiled_serves(problem) {
+        vec![Plan::Tiled, Plan::Looped]
     } else {
         vec![Plan::Looped]
     }
+}
+
+/// Narrower filters have a plan that is better; ids would have to be compared for every product.
+fn tiled_serves(problem: &CausalConv1dProblem) -> bool {
+    problem.width > UNROLLED_WIDTH && !problem.seq_idx
 }
 
 /// Refuses a plan that was made for another problem or passes the device's limits.
@@ -94,9 +106,13 @@ pub(crate) fn check(
             )
         }
         Plan::Unrolled if !unrolled::serves(problem) => unsupported!(
-            "causal_conv1d: the plan `unrolled` serves widths up to {}, the weight has width {}",
-            unrolled::widest(problem.layout),
+            "causal_conv1d: the plan `unrolled` serves widths up to {UNROLLED_WIDTH}, the weight has width {}",
             problem.width
+        ),
+        Plan::Tiled if !tiled_serves(problem) => unsupported!(
+            "causal_conv1d: the plan `tiled` serves widths above {UNROLLED_WIDTH} without seq_idx, the weight has width {}{}",
+            problem.width,
+            if problem.seq_idx { " and there is a seq_idx" } else { "" }
         ),
         Plan::Looped => check_turns("causal_conv1d", problem.width, limits),
         _ => Ok(()),
@@ -175,7 +191,7 @@ mod tests {
         let limits = Limits::apple_m1();
         let cases = [
             ([2, 3, 4], 8, Plan::Unrolled, Plan::Unrolled),
-            ([2, 3, 4], 9, Plan::Looped, Plan::Looped),
+            ([2, 3, 4], 9, Plan::Tiled, Plan::Tiled),
             ([2, 3, 0], 4, Plan::Empty, Plan::Unrolled),
             ([0, 3, 4], 4, Plan::Empty, Plan::Unrolled),
             ([2, 0, 4], 4, Plan::Empty, Plan::Empty),

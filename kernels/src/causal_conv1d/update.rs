@@ -12,17 +12,112 @@
 use super::args::{Present, UNITS, at2, at3};
 use super::plan::check_turns;
 use super::problem::UpdateProblem;
-use super::{DecodingSteps, UPDATE};
+use super::{check_operand, check_optional};
 use crate::activation::activate_by_code;
-use crate::error::ConvError;
+use crate::error::{ConvError, invalid};
 use crate::grid::{Span, dispatches};
 use crate::index_operand::{IndexOperand, IndexType};
 use crate::limits::Limits;
-use crate::operand::{Operand, address_type};
+use crate::operand::{Operand, address_type, check_dtype};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-pub(crate) fn launch(
+/// What [`update_steps`] reads and writes.
+#[derive(Clone, Copy, Debug)]
+pub struct DecodingSteps<'a> {
+    /// `[B, C, L]`: L steps.
+    pub x: &'a Operand,
+    /// `[B, C, S]`, oldest step first; with `slots` any number of rows, with `lengths` a ring.
+    pub state: &'a Operand,
+    /// `[C, W]`.
+    pub weight: &'a Operand,
+    /// `[C]`, in the weight's dtype.
+    pub bias: Option<&'a Operand>,
+    /// `[B]`: the steps that each row has seen (`cache_seqlens`). The state is then a ring: step t stands in column t mod S.
+    /// Only the columns of the new steps are written, so `new_state` has to hold the others already.
+    pub lengths: Option<&'a IndexOperand>,
+    /// `[B]`: the row of the state that belongs to each row of x (`conv_state_indices`), no two alike; negative for padding,
+    /// whose y is 0 and which has no state. Only those rows are written, so `new_state` has to hold the others already.
+    pub slots: Option<&'a IndexOperand>,
+    /// `[B, C, L]`.
+    pub y: &'a Operand,
+    /// Of the state's shape; may be the state's own memory.
+    pub new_state: &'a Operand,
+}
+
+const UPDATE: &str = "causal_conv1d_update";
+
+/// One decoding step: y `[B, C]` and the new state `[B, C, S]` from x `[B, C]`, state `[B, C, S]`, weight `[C, W]` and
+/// bias `[C]`. `new_state` may be the state's own memory.
+///
+/// # Errors
+/// As [`forward`].
+#[allow(clippy::too_many_arguments)]
+pub fn update(
+    client: &Client,
+    limits: &Limits,
+    problem: &UpdateProblem,
+    x: &Operand,
+    state: &Operand,
+    weight: &Operand,
+    bias: Option<&Operand>,
+    y: &Operand,
+    new_state: &Operand,
+) -> Result<(), ConvError> {
+    check_operand(UPDATE, "x", x, &problem.x_shape(), problem.dtype)?;
+    check_operand(UPDATE, "y", y, &problem.x_shape(), problem.dtype)?;
+    let [x, y] = [x, y].map(|operand| {
+        let mut steps = operand.clone();
+        steps.shape.push(1);
+        steps.strides.push(1);
+        steps
+    });
+    let (lengths, slots) = (None, None);
+    let steps = DecodingSteps { x: &x, state, weight, bias, lengths, slots, y: &y, new_state };
+    update_steps(client, limits, problem, &steps)
+}
+
+/// Several decoding steps at once, each with the state after the one before it.
+///
+/// # Errors
+/// As [`forward`].
+pub fn update_steps(
+    client: &Client,
+    limits: &Limits,
+    problem: &UpdateProblem,
+    steps: &DecodingSteps,
+) -> Result<(), ConvError> {
+    let &UpdateProblem { batch, channels, width, state_length, dtype, weight_dtype, .. } = problem;
+    check_dtype(UPDATE, dtype, limits)?;
+    check_dtype(UPDATE, weight_dtype, limits)?;
+    let length = steps.x.shape.last().copied().unwrap_or(0);
+    let rows = steps.slots.and(steps.state.shape.first()).copied().unwrap_or(batch);
+    let (x, state) = ([batch, channels, length], [rows, channels, state_length]);
+    check_operand(UPDATE, "x", steps.x, &x, dtype)?;
+    check_operand(UPDATE, "the state", steps.state, &state, dtype)?;
+    check_operand(UPDATE, "weight", steps.weight, &problem.weight_shape(), weight_dtype)?;
+    check_operand(UPDATE, "y", steps.y, &x, dtype)?;
+    check_operand(UPDATE, "the new state", steps.new_state, &state, dtype)?;
+    check_optional(UPDATE, "bias", steps.bias, problem.bias, &[channels], weight_dtype)?;
+    for (name, indices) in [("cache_seqlens", steps.lengths), ("state indices", steps.slots)] {
+        indices.map_or(Ok(()), |indices| indices.check(UPDATE, name, &[batch], client))?;
+    }
+    if let (Some(lengths), Some(slots)) = (steps.lengths, steps.slots)
+        && lengths.dtype != slots.dtype
+    {
+        let names = [lengths.dtype.name(), slots.dtype.name()];
+        invalid!("{UPDATE}: cache_seqlens are {}, state indices {}, they must be alike", names[0], names[1]);
+    }
+    if steps.lengths.is_some() && state_length == 0 && width > 0 && length > 0 {
+        invalid!("{UPDATE}: a ring of 0 steps holds no state, it must have at least 1");
+    }
+    if steps.y.is_empty() {
+        return Ok(());
+    }
+    launch(client, limits, problem, steps)
+}
+
+fn launch(
     client: &Client,
     limits: &Limits,
     problem: &UpdateProblem,

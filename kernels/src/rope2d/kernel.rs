@@ -1,4 +1,4 @@
-//! The rotation: a unit turns four neighbouring frequencies of several heads of a token.
+//! The rotation: a unit turns four neighbouring frequencies of several heads of a token, of 16-bit numbers eight.
 //!
 //! ```text
 //!   a head   [ uy | vy | ux | vx | rest ]     a unit: a vector of u and the vector of v that it turns with, in HEADS heads
@@ -6,14 +6,15 @@
 //! ```
 //!
 //! Cosines and sines depend on the token only: they are read once for all heads of a unit. Both layouts are read as
-//! `[B, N, H, D]`, any strides; where Q or a stride is no multiple of four, or memory is not aligned to that, vectors are
-//! single elements. Queries and keys share a launch: the first cubes turn the one, the others the other. A unit reads what it
+//! `[B, N, H, D]`, any strides. Eight 16-bit numbers are read as four words; where Q or a stride is no multiple of eight, or
+//! memory is not aligned to that, four are read as a vector, and where it is no multiple of four, vectors are single elements. Queries and keys share a launch: the first cubes turn the one, the others the other. A unit reads what it
 //! writes before it writes it, and no other unit touches it, so the result may be the tokens' own memory.
 //!
 //! Bytes: tokens once, the result once, two table rows and a position per unit. Operations: 3 per element.
 
 use super::table::FRACTIONS;
 use crate::grid::Span;
+use crate::words::{quad_of_words, words_of};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::std::FastDivmod;
@@ -102,22 +103,24 @@ impl Side {
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
-pub(super) fn rotate_kernel<E: Float, I: Numeric, N: Size>(
-    q: &[Vector<E, N>],
-    k: &[Vector<E, N>],
+pub(super) fn rotate_kernel<E: Float, S: Numeric, I: Numeric, N: Size>(
+    q: &[Vector<S, N>],
+    k: &[Vector<S, N>],
     q_positions: &[I],
     k_positions: &[I],
     table: &[Vector<f32, N>],
-    q_out: &mut [Vector<E, N>],
-    k_out: &mut [Vector<E, N>],
+    q_out: &mut [Vector<S, N>],
+    k_out: &mut [Vector<S, N>],
     q_side: Side,
     k_side: Side,
     split: Split,
     q_cubes: usize,
     span: Span,
     #[comptime] pair: bool,
+    #[comptime] wide: bool,
     #[comptime] source: Source,
     #[define(E)] _dtype: ElemType,
+    #[define(S)] _memory: ElemType,
     #[define(I)] _index_dtype: ElemType,
 ) {
     let cube = span.cube();
@@ -126,28 +129,31 @@ pub(super) fn rotate_kernel<E: Float, I: Numeric, N: Size>(
     }
     if comptime!(pair) {
         if cube >= q_cubes {
-            rotate_side(k, k_positions, table, k_out, &k_side, &split, cube - q_cubes, source);
+            let cube = cube - q_cubes;
+            rotate_side::<E, S, I, N>(k, k_positions, table, k_out, &k_side, &split, cube, wide, source);
         } else {
-            rotate_side(q, q_positions, table, q_out, &q_side, &split, cube, source);
+            rotate_side::<E, S, I, N>(q, q_positions, table, q_out, &q_side, &split, cube, wide, source);
         }
     } else {
-        rotate_side(q, q_positions, table, q_out, &q_side, &split, cube, source);
+        rotate_side::<E, S, I, N>(q, q_positions, table, q_out, &q_side, &split, cube, wide, source);
     }
 }
 
 #[cube]
 #[allow(clippy::too_many_arguments)]
-fn rotate_side<E: Float, I: Numeric, N: Size>(
-    tokens: &[Vector<E, N>],
+fn rotate_side<E: Float, S: Numeric, I: Numeric, N: Size>(
+    tokens: &[Vector<S, N>],
     positions: &[I],
     table: &[Vector<f32, N>],
-    out: &mut [Vector<E, N>],
+    out: &mut [Vector<S, N>],
     side: &Side,
     split: &Split,
     cube: usize,
+    #[comptime] wide: bool,
     #[comptime] source: Source,
 ) {
-    let width = N::value();
+    let vector = N::value();
+    let width = comptime!(if wide { 8usize } else { vector });
     let place = side.place((cube * UNITS + UNIT_POS as usize) as u32);
     if place.b < side.batch {
         let frequencies = split.frequencies;
@@ -163,7 +169,7 @@ fn rotate_side<E: Float, I: Numeric, N: Size>(
 
         // The reads of all heads are under way before anything waits for one.
         let from = place.b as usize * side.in_b + place.n as usize * side.in_n;
-        let mut raw = Sequence::<Vector<E, N>>::new();
+        let mut raw = Sequence::<Vector<S, N>>::new();
         #[unroll]
         for j in 0..HEADS {
             let h = min(place.group + j as u32 * side.groups, side.heads - 1u32);
@@ -171,7 +177,16 @@ fn rotate_side<E: Float, I: Numeric, N: Size>(
             raw.push(tokens[(head + u as usize * side.in_d) / width]);
             raw.push(tokens[(head + v as usize * side.in_d) / width]);
         }
-        let (cos, sin) = angles::<I, N>(positions, table, side, split, &place, min(axis, 1u32), i, source);
+        let axis = min(axis, 1u32);
+        let position = position_of(positions, side, &place, axis, source);
+        let mut cosines = Sequence::<Vector<f32, N>>::new();
+        let mut sines = Sequence::<Vector<f32, N>>::new();
+        #[unroll]
+        for part in 0..comptime!(width / vector) {
+            let (cos, sin) = angles(&position, table, split, i + comptime!((part * vector) as u32), source);
+            cosines.push(cos);
+            sines.push(sin);
+        }
         let to = place.b as usize * side.out_b + place.n as usize * side.out_n;
         #[unroll]
         for j in 0..HEADS {
@@ -185,7 +200,21 @@ fn rotate_side<E: Float, I: Numeric, N: Size>(
                 if !turns || place.n < side.prefix {
                     out[at_u] = first;
                     out[at_v] = second;
+                } else if comptime!(wide) {
+                    let mut us = Sequence::<Vector<f32, Const<4>>>::new();
+                    let mut vs = Sequence::<Vector<f32, Const<4>>>::new();
+                    #[unroll]
+                    for half in 0..2usize {
+                        let a = Vector::<f32, N>::cast_from(quad_of_words::<E, S, N>(first, half));
+                        let b = Vector::<f32, N>::cast_from(quad_of_words::<E, S, N>(second, half));
+                        let (cos, sin) = (*cosines.index(half), *sines.index(half));
+                        us.push(Vector::cast_from(a * cos - b * sin));
+                        vs.push(Vector::cast_from(b * cos + a * sin));
+                    }
+                    out[at_u] = words_of::<E, S, N>(*us.index(0), *us.index(1));
+                    out[at_v] = words_of::<E, S, N>(*vs.index(0), *vs.index(1));
                 } else {
+                    let (cos, sin) = (*cosines.index(0), *sines.index(0));
                     let a = Vector::<f32, N>::cast_from(first);
                     let b = Vector::<f32, N>::cast_from(second);
                     out[at_u] = Vector::cast_from(a * cos - b * sin);
@@ -196,19 +225,25 @@ fn rotate_side<E: Float, I: Numeric, N: Size>(
     }
 }
 
-/// cos and sin of the angles of a token's position at the frequencies from `i` on.
+/// A token's position along an axis.
+#[derive(CubeType, Clone, Copy)]
+struct Position {
+    negative: bool,
+    magnitude: u32,
+    /// Between 0 and 1, added to the signed whole.
+    fraction: f32,
+    /// Whether it is a number in the range of i32.
+    served: bool,
+}
+
 #[cube]
-#[allow(clippy::too_many_arguments)]
-fn angles<I: Numeric, N: Size>(
+fn position_of<I: Numeric>(
     positions: &[I],
-    table: &[Vector<f32, N>],
     side: &Side,
-    split: &Split,
     place: &Place,
     axis: u32,
-    i: u32,
     #[comptime] source: Source,
-) -> (Vector<f32, N>, Vector<f32, N>) {
+) -> Position {
     let mut narrow = side.first;
     let mut served = true;
     let mut fraction = 0.0f32;
@@ -236,6 +271,20 @@ fn angles<I: Numeric, N: Size>(
     let negative = narrow < 0i32;
     // As an unsigned number, where the magnitude of -2^31 exists.
     let magnitude = select(negative, 0u32 - u32::cast_from(narrow), u32::cast_from(narrow));
+    Position { negative, magnitude, fraction, served }
+}
+
+/// cos and sin of the angles of a position at the frequencies from `i` on.
+#[cube]
+fn angles<N: Size>(
+    position: &Position,
+    table: &[Vector<f32, N>],
+    split: &Split,
+    i: u32,
+    #[comptime] source: Source,
+) -> (Vector<f32, N>, Vector<f32, N>) {
+    let (negative, magnitude) = (position.negative, position.magnitude);
+    let (fraction, served) = (position.fraction, position.served);
     let mask = (1u32 << split.bits) - 1u32;
     let row = select(served, magnitude & mask, split.nan_row);
     let (mut cos, mut sin) = entry(table, split, row, i);

@@ -9,6 +9,7 @@ use crate::grid::dispatches;
 use crate::index_operand::IndexType;
 use crate::limits::Limits;
 use crate::operand::{Operand, address_type};
+use crate::words::WORD;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
@@ -24,7 +25,8 @@ pub(super) fn launch(
         .iter()
         .map(|each| [each.tokens, each.out].map(|operand| token_major(operand, each.problem.layout)))
         .collect();
-    let width = together(problem, &views);
+    let (width, wide) = together(problem, &views, limits);
+    let (vector, memory) = if wide { (4, WORD) } else { (width, problem.dtype.elem()) };
     let sides: Vec<Cut> = rotations.iter().map(|each| Cut::of(&each.problem, width)).collect();
     let (first, last) = (&rotations[0], &rotations[rotations.len() - 1]);
     let (source, elem) = source(&first.positions);
@@ -54,12 +56,12 @@ pub(super) fn launch(
                 dispatch.count(),
                 CubeDim::new_1d(UNITS as u32),
                 address,
-                width,
+                vector,
                 views[0][0].buffer_arg(width),
                 views_last[0].buffer_arg(width),
                 first.positions.buffer_arg(&table),
                 last.positions.buffer_arg(&table),
-                table.buffer_arg(width),
+                table.buffer_arg(vector),
                 views[0][1].buffer_arg(width),
                 views_last[1].buffer_arg(width),
                 sides[0].launch(first, &views[0]),
@@ -68,8 +70,10 @@ pub(super) fn launch(
                 sides[0].cubes,
                 dispatch.span(),
                 rotations.len() == 2,
+                wide,
                 source,
                 problem.dtype.elem(),
+                memory,
                 elem,
             );
         }
@@ -140,17 +144,25 @@ fn token_major(operand: &Operand, layout: RopeLayout) -> Operand {
     view
 }
 
-/// Elements that are read at once: 4 where u, v and the rest begin aligned in every head of every tensor.
-fn together(problem: Rope2dProblem, views: &[[Operand; 2]]) -> usize {
+/// Elements that are read at once, and whether as words: the most that u, v and the rest begin aligned to in every head of
+/// every tensor.
+fn together(problem: Rope2dProblem, views: &[[Operand; 2]], limits: &Limits) -> (usize, bool) {
     let copied = (problem.head_dim - problem.rotated) / 2;
-    let runs = problem.frequencies().is_multiple_of(4) && copied.is_multiple_of(4);
-    let aligned = views.iter().flatten().all(|operand| {
-        let start = operand.handle.offset_start.unwrap_or(0);
-        operand.strides[3] == 1
-            && operand.strides[..3].iter().all(|stride| stride.is_multiple_of(4))
-            && start.is_multiple_of(4 * operand.dtype.size() as u64)
-    });
-    if runs && aligned { 4 } else { 1 }
+    let aligned = |count: usize| {
+        problem.frequencies().is_multiple_of(count)
+            && copied.is_multiple_of(count)
+            && views.iter().flatten().all(|operand| {
+                let start = operand.handle.offset_start.unwrap_or(0);
+                operand.strides[3] == 1
+                    && operand.strides[..3].iter().all(|stride| stride.is_multiple_of(count))
+                    && start.is_multiple_of((count * operand.dtype.size()) as u64)
+            })
+    };
+    match () {
+        () if limits.halves_in_words && problem.dtype.size() == 2 && aligned(8) => (8, true),
+        () if aligned(4) => (4, false),
+        () => (1, false),
+    }
 }
 
 /// What the kernel reads positions from, and their type.

@@ -28,6 +28,11 @@ pub(crate) fn client() -> Client {
         .unwrap_or_else(|message| panic!("{message}"))
 }
 
+/// How often calls are repeated that have to give equal bits: a software device takes milliseconds for each.
+pub(crate) fn repeats(limits: &conv_kernels::Limits) -> usize {
+    if limits.loop_turns.is_some() { 60 } else { 10_000 }
+}
+
 /// Products a plan may compute in a table's case, padding of its tiles included: tens of thousands of nearly empty tiles
 /// (65,537 groups) would take a software device minutes. The direct plan always runs.
 pub(crate) const MOST_WORK: usize = 500_000_000;

@@ -155,7 +155,13 @@ pub fn table(dtype: FloatType, index: IndexWidth) -> Vec<Call> {
             }
         }
         for width in [4, UNROLLED_WIDTH] {
-            calls.push(Call { width, initial: false, activation: Activation::Relu, ..vectors });
+            // With SiLU a kernel of its own.
+            calls.extend([Activation::Relu, Activation::Silu].map(|activation| Call {
+                width,
+                initial: false,
+                activation,
+                ..vectors
+            }));
         }
         calls.extend([1, 2, 5].map(|width| Call { width, ..base }));
         calls.extend(FloatType::ALL.map(|weight_dtype| Call { weight_dtype, ..plain }));

@@ -1,8 +1,12 @@
 //! How the unrolled kernels reach memory: four neighbouring elements at a time, as one vector where every run of four lies
-//! aligned in every tensor, else one by one through the strides. The arithmetic is the same either way.
+//! aligned in every tensor, else one by one through the strides; along time eight 16-bit ones as four words, where runs of
+//! eight lie aligned. The arithmetic is the same either way.
+//!
+//! `S` is what memory is read as: the element's type X, or 32-bit words with two elements each.
 
 use crate::causal_conv1d::args::Present;
 use crate::cells::Cells;
+use crate::words::{quad_of_words, words_of};
 use cubecl::prelude::*;
 
 /// Four neighbours in fp32: steps of a row, or channels of a step.
@@ -53,21 +57,22 @@ impl Sizes {
     }
 }
 
-/// Reads the elements `first..first + 4` of a line of `length`, `stride` apart from `base` on, into `raw`; places beside the
-/// line read its tensor's first element. Nothing waits for what is read.
+/// Reads the elements `first..first + run` of a line of `length`, `stride` apart from `base` on, into `raw`; places beside the
+/// line read its tensor's first element. Nothing waits for what is read. `run` is 8 where memory is read in words, else 4.
 #[cube]
-pub(super) fn read_quad<X: Float, N: Size>(
-    source: &[Vector<X, N>],
+pub(super) fn read_run<S: Numeric, N: Size>(
+    source: &[Vector<S, N>],
     base: usize,
     stride: usize,
     first: u32,
     length: u32,
-    raw: &mut Sequence<Vector<X, N>>,
+    raw: &mut Sequence<Vector<S, N>>,
+    #[comptime] wide: bool,
 ) {
     let together = N::value();
     if comptime!(together == 4) {
         let at = select(first < length, base + first as usize, 0usize);
-        raw.push(source[at / 4]);
+        raw.push(source[at / comptime!(if wide { 8usize } else { 4usize })]);
     } else {
         #[unroll]
         for i in 0..4u32 {
@@ -78,51 +83,70 @@ pub(super) fn read_quad<X: Float, N: Size>(
     }
 }
 
-/// Quad `index` of what [`read_quad`] has read.
+/// Four neighbours of a run that [`read_run`] has read, as fp32: those from `4 * half` on.
 #[cube]
-pub(super) fn quad_of<X: Float, N: Size>(raw: &Sequence<Vector<X, N>>, #[comptime] index: usize) -> Quad {
+pub(super) fn quad_of<X: Float, S: Numeric, N: Size>(
+    raw: &Sequence<Vector<S, N>>,
+    #[comptime] run: usize,
+    #[comptime] half: usize,
+    #[comptime] wide: bool,
+) -> Quad {
     let mut quad = Quad::new(0.0f32);
     let together = N::value();
-    if comptime!(together == 4) {
-        quad = Vector::cast_from(*raw.index(index));
+    if comptime!(wide) {
+        quad = quad_of_words::<X, S, N>(*raw.index(run), half);
+    } else if comptime!(together == 4) {
+        quad = Vector::cast_from(*raw.index(run));
     } else {
         #[unroll]
         for i in 0..4usize {
-            quad.insert(i, f32::cast_from(raw.index(comptime!(4 * index + i)).extract(0usize)));
+            quad.insert(i, f32::cast_from(raw.index(comptime!(4 * run + i)).extract(0usize)));
         }
     }
     quad
 }
 
-/// Writes the elements `first..first + 4` of a line, those that it has.
+/// Writes the elements `first..first + run` of a line, those that it has.
 #[cube]
-pub(super) fn write_quad<X: Float, N: Size>(
-    target: &mut [Vector<X, N>],
+#[allow(clippy::too_many_arguments)]
+pub(super) fn write_run<X: Float, S: Numeric, N: Size>(
+    target: &mut [Vector<S, N>],
     base: usize,
     stride: usize,
     first: u32,
     length: u32,
     values: &Cells<f32>,
-    #[comptime] offset: usize,
+    #[comptime] wide: bool,
 ) {
     let together = N::value();
     if comptime!(together == 4) {
         if first < length {
-            // In fp32 until it is whole: 16-bit vectors that are put together element by element leave the registers.
-            let mut out = Quad::new(0.0f32);
+            // In fp32 until they are whole: 16-bit vectors that are put together element by element leave the registers.
+            let quads = Cells::<Quad>::new(comptime!(if wide { 2usize } else { 1usize }), Quad::new(0.0f32));
             #[unroll]
-            for i in 0..4usize {
-                out.insert(i, values.get(comptime!(offset + i)));
+            for q in 0..comptime!(if wide { 2usize } else { 1usize }) {
+                let mut quad = Quad::new(0.0f32);
+                #[unroll]
+                for i in 0..4usize {
+                    quad.insert(i, values.get(comptime!(4 * q + i)));
+                }
+                quads.set(q, quad);
             }
-            target[(base + first as usize) / 4] = Vector::cast_from(out);
+            if comptime!(wide) {
+                target[(base + first as usize) / 8] =
+                    words_of::<X, S, N>(quads.get(0usize), quads.get(1usize));
+            } else {
+                target[(base + first as usize) / 4] = Vector::cast_from(quads.get(0usize));
+            }
         }
     } else {
         #[unroll]
         for i in 0..4usize {
             let place = first + i as u32;
             if place < length {
-                let value = X::cast_from(values.get(comptime!(offset + i)));
-                target[base + place as usize * stride] = Vector::<X, N>::new(value);
+                // Rounded to the element's type, which is the memory's here.
+                let value = S::cast_from(values.get(i));
+                target[base + place as usize * stride] = Vector::<S, N>::new(value);
             }
         }
     }

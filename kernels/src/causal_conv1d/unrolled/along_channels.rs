@@ -4,17 +4,17 @@
 //!             channels ->                      a unit: 4 channels, a run of `steps` steps
 //!           | lane | lane | lane | ..          a cube: `lanes` units along the channels x runs below each other
 //!   time    | ---- | run 0 ----- |
-//!     |     | ---- | run 1 ----- |             per block of 4 steps 4 quads of x are read and those of the W-1 steps before
-//!     v       ..                               wait in registers
+//!     |     | ---- | run 1 ----- |             the last `taps` steps are a ring of registers: step t stands at t mod taps, and
+//!     v       ..                               a turn of the loop is a multiple of that, so that nothing is moved
 //! ```
 //!
 //! The backward pass ([`super::along_channels_backward`]) shares steps out in the same way. Bytes, forward: x and y once; the
 //! W-1 steps before a run come from the cache. Operations per element: W multiply-adds and the activation. Any strides;
 //! declined: widths above 8.
 
-use super::access::{Quad, Sizes, Strides, quad_of, read_quad};
+use super::access::{Quad, Sizes, Strides, quad_of, read_run};
 use super::along_time::{Tile, id_at, state_at};
-use crate::activation::activate_quads;
+use crate::activation::activate_quad;
 use crate::causal_conv1d::args::Present;
 use crate::cells::Cells;
 use crate::grid::Span;
@@ -35,8 +35,9 @@ pub(super) struct ChannelShare {
     /// Runs of a row of the batch, and of all.
     pub(super) runs: FastDivmod<u32>,
     pub(super) all_runs: u32,
-    /// Blocks of 4 steps of a run.
-    pub(super) blocks: u32,
+    /// Turns of a run, and steps of a whole one.
+    pub(super) turns: u32,
+    pub(super) steps: u32,
 }
 
 /// A unit's run and its channels.
@@ -64,11 +65,11 @@ impl ChannelShare {
         let place = part * self.rows + row;
         let exists = place < self.all_runs && c < sizes.channels;
         let (b, run) = self.runs.div_mod(min(place, self.all_runs - 1u32));
-        Run { part, row, c: select(exists, c, 0u32), b, t: run * self.blocks * 4u32, exists }
+        Run { part, row, c: select(exists, c, 0u32), b, t: run * self.steps, exists }
     }
 }
 
-/// Reads the run's channels at step `t`, or at step 0 where there is no step `t`.
+/// Reads the run's channels at step `t`, or the first step's where `t` is not below `end`.
 #[cube]
 pub(super) fn read_step<X: Float, N: Size>(
     source: &[Vector<X, N>],
@@ -76,11 +77,12 @@ pub(super) fn read_step<X: Float, N: Size>(
     sizes: &Sizes,
     run: &Run,
     t: u32,
+    end: u32,
     raw: &mut Sequence<Vector<X, N>>,
 ) {
-    let step = select(t < sizes.length, t, 0u32);
+    let step = select(t < end, t, 0u32);
     let base = strides.row(run.b, 0u32) + step as usize * strides.t;
-    read_quad(source, base, strides.c, run.c, sizes.channels, raw);
+    read_run(source, base, strides.c, run.c, sizes.channels, raw, false);
 }
 
 /// Writes the run's channels at step `t`.
@@ -145,7 +147,7 @@ pub(super) fn channel_bias<W: Float>(bias: &[W], sizes: &Sizes, c: u32) -> Quad 
     quad
 }
 
-/// The first `taps - 1` of `columns`: the steps before the run, or the initial state.
+/// The steps before the run, or the initial state: step `t` of the run stands at `t mod taps`, those before it precede that.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn read_history<X: Float, N: Size>(
@@ -162,11 +164,12 @@ pub(super) fn read_history<X: Float, N: Size>(
         #[unroll]
         for j in 0..comptime!(tile.taps - 1) {
             // Runs are of `taps` steps at least.
-            read_step(x, strides, sizes, run, run.t + j as u32 - comptime!(tile.taps as u32 - 1), &mut raw);
+            let t = run.t + j as u32 - comptime!(tile.taps as u32 - 1);
+            read_step(x, strides, sizes, run, t, sizes.length, &mut raw);
         }
         #[unroll]
         for j in 0..comptime!(tile.taps - 1) {
-            columns.set(j, quad_of(&raw, j));
+            columns.set(comptime!(j + 1), quad_of::<X, X, N>(&raw, j, 0usize, false));
         }
     } else {
         #[unroll]
@@ -183,12 +186,12 @@ pub(super) fn read_history<X: Float, N: Size>(
                     quad.insert(i, state_at(initial, sizes, run.b, channel, e));
                 }
             }
-            columns.set(j, quad);
+            columns.set(comptime!(j + 1), quad);
         }
     }
 }
 
-/// The first `taps - 1` of a run's ids.
+/// The ids of the steps before a run, at the places of those steps.
 #[cube]
 pub(super) fn read_history_ids<I: Int>(
     seq_idx: ComptimeOption<&Tensor<I>>,
@@ -201,42 +204,36 @@ pub(super) fn read_history_ids<I: Int>(
         #[unroll]
         for j in 0..comptime!(tile.taps - 1) {
             let t = run.t + j as u32 - comptime!(tile.taps as u32 - 1);
-            ids.set(j, id_at(seq_idx.unwrap(), sizes, run.b, t));
+            ids.set(comptime!(j + 1), id_at(seq_idx.unwrap(), sizes, run.b, t));
         }
     }
 }
 
-/// The sums before the activation of four steps, whose columns begin at `taps - 1`.
+/// The sum before the activation at the step that stands at `place` of the ring.
 #[cube]
-pub(super) fn step_sums<I: Int>(
+pub(super) fn step_sum<I: Int>(
     columns: &Cells<Quad>,
     weights: &Cells<Quad>,
     ids: &Cells<I>,
     bias: Quad,
     sizes: &Sizes,
+    #[comptime] place: usize,
     #[comptime] tile: Tile,
-) -> Cells<Quad> {
-    let sums = Cells::<Quad>::new(4usize, Quad::new(0.0f32));
-    #[unroll]
-    for i in 0..4usize {
-        sums.set(i, bias);
-    }
+) -> Quad {
+    let mut sum = bias;
     #[unroll]
     for k in 0..tile.taps {
-        if k as u32 + sizes.width >= tile.taps as u32 {
-            #[unroll]
-            for i in 0..4usize {
-                let sum = fma(weights.get(k), columns.get(comptime!(i + k)), sums.get(i));
-                if comptime!(tile.packed) {
-                    let same = ids.get(comptime!(i + k)) == ids.get(comptime!(i + tile.taps - 1));
-                    sums.set(i, select(same, sum, sums.get(i)));
-                } else {
-                    sums.set(i, sum);
-                }
+        if comptime!(tile.straight) || k as u32 + sizes.width >= tile.taps as u32 {
+            let column = comptime!((place + 1 + k) % tile.taps);
+            let next = fma(weights.get(k), columns.get(column), sum);
+            if comptime!(tile.packed) {
+                sum = select(ids.get(column) == ids.get(place), next, sum);
+            } else {
+                sum = next;
             }
         }
     }
-    sums
+    sum
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -264,44 +261,34 @@ pub(super) fn channels_forward_kernel<X: Float, W: Float, I: Int, N: Size>(
     }
     let weights = channel_taps(weight, &sizes, run.c, tile);
     let bias = channel_bias(bias, &sizes, run.c);
-    let columns = Cells::<Quad>::new(comptime!(tile.taps + 3), Quad::new(0.0f32));
-    let ids = Cells::<I>::new(comptime!(if tile.packed { tile.taps + 3 } else { 1 }), I::from_int(0));
+    let columns = Cells::<Quad>::new(tile.taps, Quad::new(0.0f32));
+    let ids = Cells::<I>::new(comptime!(if tile.packed { tile.taps } else { 1 }), I::from_int(0));
     read_history(x, &x_strides, initial, &sizes, &run, &columns, tile);
     read_history_ids(seq_idx, &sizes, &run, &ids, tile);
-    for block in 0..share.blocks {
-        let first = run.t + block * 4u32;
+    for turn in 0..share.turns {
+        let first = run.t + turn * tile.steps() as u32;
         let mut raw = Sequence::<Vector<X, N>>::new();
         #[unroll]
-        for i in 0..4u32 {
-            read_step(x, &x_strides, &sizes, &run, first + i, &mut raw);
-        }
-        #[unroll]
-        for i in 0..4usize {
-            columns.set(comptime!(tile.taps - 1 + i), quad_of(&raw, i));
-            if comptime!(tile.packed) {
-                ids.set(
-                    comptime!(tile.taps - 1 + i),
-                    id_at(seq_idx.unwrap(), &sizes, run.b, first + i as u32),
-                );
+        for i in 0..tile.steps() {
+            if comptime!(i % tile.batch == 0) {
+                #[unroll]
+                for j in 0..tile.batch {
+                    let t = first + comptime!((i + j) as u32);
+                    read_step(x, &x_strides, &sizes, &run, t, sizes.length, &mut raw);
+                }
             }
-        }
-        let results = step_sums(&columns, &weights, &ids, bias, &sizes, tile);
-        activate_quads(&results, 4usize, sizes.activation);
-        #[unroll]
-        for i in 0..4usize {
-            let mut result = results.get(i);
+            let place = comptime!(i % tile.taps);
+            columns.set(place, quad_of::<X, X, N>(&raw, i, 0usize, false));
             if comptime!(tile.packed) {
-                let padding = ids.get(comptime!(tile.taps - 1 + i)) < I::from_int(0);
+                ids.set(place, id_at(seq_idx.unwrap(), &sizes, run.b, first + i as u32));
+            }
+            let sum = step_sum(&columns, &weights, &ids, bias, &sizes, place, tile);
+            let mut result = activate_quad(sum, sizes.activation, tile.straight);
+            if comptime!(tile.packed) {
+                let padding = ids.get(place) < I::from_int(0);
                 result = select(padding, Quad::new(0.0f32), result);
             }
             write_step(y, &y_strides, &sizes, &run, first + i as u32, result);
-        }
-        #[unroll]
-        for j in 0..comptime!(tile.taps - 1) {
-            columns.set(j, columns.get(j + 4));
-            if comptime!(tile.packed) {
-                ids.set(j, ids.get(j + 4));
-            }
         }
     }
 }

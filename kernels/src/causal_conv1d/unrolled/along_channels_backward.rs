@@ -1,25 +1,25 @@
 //! `[B, T, C]` backward in one sweep: steps and channels are shared out as in [`super::along_channels`].
 //!
 //! ```text
-//!   a unit, per block of 4 steps   the sums again -> gradient before the activation (dpre) -> terms of dw and db
-//!                                  dpre waits in registers until that of the W-1 steps that follow is known -> dx
+//!   a unit, per step t     the sum again -> gradient before the activation (dpre) -> terms of dw and db
+//!                          dx at t - (taps-1), whose readers are the `taps` steps up to t: as x, dpre is a ring of registers
 //! ```
 //!
-//! A unit marches one block (two for widths above 4) past its run, for the dpre that its last steps need, without adding
-//! their terms. At the end the runs of a cube are added in shared memory: partial sums of dw and db, or the whole ones where
-//! the cube was alone with its channels.
+//! A unit marches `taps - 1` steps past its run, for the dpre that its last steps need, without adding their terms. At the end
+//! the runs of a cube are added in shared memory: partial sums of dw and db, or the whole ones where the cube was alone with its
+//! channels.
 //!
 //! Bytes: x, dy and dx once; per cube W + 1 sums for each of its channels. Operations per element: 3 W + 1 multiply-adds and
-//! the activation's derivative, a block's more per run. Shared memory: 16 bytes per unit.
+//! the activation's derivative, `taps - 1` steps more per run. Shared memory: 16 bytes per unit.
 
 use super::access::{Quad, Sizes, Strides, quad_of};
 use super::along_channels::{
-    ChannelShare, Run, channel_bias, channel_taps, read_history, read_history_ids, read_step, step_sums,
+    ChannelShare, Run, channel_bias, channel_taps, read_history, read_history_ids, read_step, step_sum,
     write_step,
 };
 use super::along_time::{Tile, id_at, state_index};
-use super::along_time_backward::store_total;
-use crate::activation::activate_gradient_quads;
+use super::sums::store_total;
+use crate::activation::activate_gradient_quad;
 use crate::causal_conv1d::args::Present;
 use crate::cells::Cells;
 use crate::grid::Span;
@@ -65,86 +65,66 @@ pub(super) fn channels_backward_kernel<X: Float, W: Float, I: Int, N: Size>(
     if run.exists {
         let weights = channel_taps(weight, &sizes, run.c, tile);
         let bias = channel_bias(bias, &sizes, run.c);
-        let columns = Cells::<Quad>::new(comptime!(tile.taps + 3), Quad::new(0.0f32));
-        // dpre of the block that is handed back and of those that follow it.
-        let ahead = Cells::<Quad>::new(comptime!(tile.taps + 4), Quad::new(0.0f32));
-        #[unroll]
-        for j in 0..comptime!(tile.taps + 4) {
-            ahead.set(j, Quad::new(0.0f32));
-        }
-        let ids = Cells::<I>::new(comptime!(if tile.packed { tile.taps + 3 } else { 1 }), I::from_int(0));
-        let ids_ahead =
-            Cells::<I>::new(comptime!(if tile.packed { tile.taps + 4 } else { 1 }), I::from_int(0));
+        let columns = Cells::<Quad>::new(tile.taps, Quad::new(0.0f32));
+        let ahead = Cells::<Quad>::new(tile.taps, Quad::new(0.0f32));
+        let ids = Cells::<I>::new(comptime!(if tile.packed { tile.taps } else { 1 }), I::from_int(0));
         read_history(x, &x_strides, initial, &sizes, &run, &columns, tile);
         read_history_ids(seq_idx, &sizes, &run, &ids, tile);
-        let behind = comptime!(tile.taps as u32 / 4);
-        for block in 0..share.blocks + behind {
-            let first = run.t + block * 4u32;
+        let behind = comptime!(tile.taps as u32 - 1);
+        let end = min(sizes.length, run.t + share.steps + behind);
+        for turn in 0..share.turns + 1u32 {
+            // The last turn is only that of the steps past the run.
+            let own = turn < share.turns;
+            let first = run.t + turn * tile.steps() as u32;
             let mut raw = Sequence::<Vector<X, N>>::new();
             let mut raw_dy = Sequence::<Vector<X, N>>::new();
             #[unroll]
-            for i in 0..4u32 {
-                read_step(x, &x_strides, &sizes, &run, first + i, &mut raw);
-                read_step(dy, &dy_strides, &sizes, &run, first + i, &mut raw_dy);
-            }
-            let gradients = Cells::<Quad>::new(4usize, Quad::new(0.0f32));
-            #[unroll]
-            for i in 0..4usize {
-                columns.set(comptime!(tile.taps - 1 + i), quad_of(&raw, i));
-                gradients.set(i, quad_of(&raw_dy, i));
-                if comptime!(tile.packed) {
-                    let id = id_at(seq_idx.unwrap(), &sizes, run.b, first + i as u32);
-                    ids.set(comptime!(tile.taps - 1 + i), id);
-                    ids_ahead.set(comptime!(tile.taps + i), id);
-                }
-            }
-            let pre = step_sums(&columns, &weights, &ids, bias, &sizes, tile);
-            activate_gradient_quads(&pre, &gradients, 4usize, sizes.activation);
-            #[unroll]
-            for i in 0..4usize {
-                // Not even a NaN beyond the row or at padding gets through.
-                let mut counts = first + (i as u32) < sizes.length;
-                let column = columns.get(comptime!(tile.taps - 1 + i));
-                columns.set(comptime!(tile.taps - 1 + i), select(counts, column, Quad::new(0.0f32)));
-                if comptime!(tile.packed) {
-                    counts = counts && ids.get(comptime!(tile.taps - 1 + i)) >= I::from_int(0);
-                }
-                gradients.set(i, select(counts, gradients.get(i), Quad::new(0.0f32)));
-                ahead.set(comptime!(tile.taps + i), gradients.get(i));
-            }
-            if block < share.blocks {
-                add_terms(&columns, &gradients, &ids, &totals, tile);
-            }
-            if block >= behind {
-                let first = first - behind * 4u32;
-                let results = handed_back(&ahead, &weights, &ids_ahead, &sizes, tile);
-                #[unroll]
-                for i in 0..4usize {
-                    let mut result = results.get(i);
-                    if comptime!(tile.states)
-                        && sizes.has(Present::DFINAL)
-                        && first + i as u32 + sizes.history() >= sizes.length
-                    {
-                        result += state_quad(dfinal, &sizes, &run, first + i as u32 + sizes.history());
+            for i in 0..tile.steps() {
+                if comptime!(i % tile.batch == 0) {
+                    #[unroll]
+                    for j in 0..tile.batch {
+                        let t = first + comptime!((i + j) as u32);
+                        read_step(x, &x_strides, &sizes, &run, t, end, &mut raw);
+                        read_step(dy, &dy_strides, &sizes, &run, t, end, &mut raw_dy);
                     }
-                    write_step(dx, &dx_strides, &sizes, &run, first + i as u32, result);
                 }
-                if comptime!(tile.states) && first == 0u32 && sizes.has(Present::DINITIAL) {
-                    write_initial(&ahead, &weights, &ids_ahead, dfinal, dinitial, &sizes, &run, tile);
-                }
-            }
-            #[unroll]
-            for j in 0..tile.taps {
-                ahead.set(j, ahead.get(j + 4));
-                if comptime!(tile.packed) {
-                    ids_ahead.set(j, ids_ahead.get(j + 4));
-                }
-            }
-            #[unroll]
-            for j in 0..comptime!(tile.taps - 1) {
-                columns.set(j, columns.get(j + 4));
-                if comptime!(tile.packed) {
-                    ids.set(j, ids.get(j + 4));
+                if own || comptime!(i + 1 < tile.taps) {
+                    let t = first + i as u32;
+                    let place = comptime!(i % tile.taps);
+                    // Not even a NaN beyond the row or at padding gets through.
+                    let mut counts = t < sizes.length;
+                    let column = quad_of::<X, X, N>(&raw, i, 0usize, false);
+                    columns.set(place, select(counts, column, Quad::new(0.0f32)));
+                    if comptime!(tile.packed) {
+                        let id = id_at(seq_idx.unwrap(), &sizes, run.b, t);
+                        ids.set(place, id);
+                        counts = counts && id >= I::from_int(0);
+                    }
+                    let pre = step_sum(&columns, &weights, &ids, bias, &sizes, place, tile);
+                    let gradient = quad_of::<X, X, N>(&raw_dy, i, 0usize, false);
+                    let gradient = activate_gradient_quad(pre, gradient, sizes.activation, tile.straight);
+                    let gradient = select(counts, gradient, Quad::new(0.0f32));
+                    ahead.set(place, gradient);
+                    if own {
+                        add_terms(&columns, gradient, &ids, &totals, place, tile);
+                    }
+                    if comptime!(i + 1 >= tile.taps) || turn > 0u32 {
+                        let t = t - behind;
+                        let mut result = handed_back(&ahead, &weights, &ids, &sizes, place, tile);
+                        if comptime!(tile.states)
+                            && sizes.has(Present::DFINAL)
+                            && t + sizes.history() >= sizes.length
+                        {
+                            result += state_quad(dfinal, &sizes, &run, t + sizes.history());
+                        }
+                        write_step(dx, &dx_strides, &sizes, &run, t, result);
+                    }
+                    if comptime!(tile.states && i + 2 == tile.taps)
+                        && t == behind - 1u32
+                        && sizes.has(Present::DINITIAL)
+                    {
+                        write_initial(&ahead, &weights, &ids, dfinal, dinitial, &sizes, &run, tile);
+                    }
                 }
             }
         }
@@ -152,66 +132,57 @@ pub(super) fn channels_backward_kernel<X: Float, W: Float, I: Int, N: Size>(
     write_totals(&totals, dw, db, partials, &sizes, &share, &run, tile);
 }
 
-/// Adds the terms of four steps to the sums of dw and db.
+/// Adds the terms of the step at `place` of the ring to the sums of dw and db.
 #[cube]
 fn add_terms<I: Int>(
     columns: &Cells<Quad>,
-    gradients: &Cells<Quad>,
+    gradient: Quad,
     ids: &Cells<I>,
     totals: &Cells<Quad>,
+    #[comptime] place: usize,
     #[comptime] tile: Tile,
 ) {
     #[unroll]
     for k in 0..tile.taps {
-        #[unroll]
-        for i in 0..4usize {
-            let total = fma(gradients.get(i), columns.get(comptime!(i + k)), totals.get(k));
-            if comptime!(tile.packed) {
-                // Padding has the ids of padding beside it.
-                let own = ids.get(comptime!(i + tile.taps - 1));
-                let same = ids.get(comptime!(i + k)) == own && own >= I::from_int(0);
-                totals.set(k, select(same, total, totals.get(k)));
-            } else {
-                totals.set(k, total);
-            }
+        let column = comptime!((place + 1 + k) % tile.taps);
+        let total = fma(gradient, columns.get(column), totals.get(k));
+        if comptime!(tile.packed) {
+            // Padding has the ids of padding beside it.
+            let own = ids.get(place);
+            let same = ids.get(column) == own && own >= I::from_int(0);
+            totals.set(k, select(same, total, totals.get(k)));
+        } else {
+            totals.set(k, total);
         }
     }
-    #[unroll]
-    for i in 0..4usize {
-        totals.set(tile.taps, totals.get(tile.taps) + gradients.get(i));
-    }
+    totals.set(tile.taps, totals.get(tile.taps) + gradient);
 }
 
-/// What the first four steps of `ahead` get back from those and the ones that follow.
+/// What the step `taps - 1` before that at `place` of the ring gets back from itself and those that follow it.
 #[cube]
 fn handed_back<I: Int>(
     ahead: &Cells<Quad>,
     weights: &Cells<Quad>,
     ids: &Cells<I>,
     sizes: &Sizes,
+    #[comptime] place: usize,
     #[comptime] tile: Tile,
-) -> Cells<Quad> {
-    let results = Cells::<Quad>::new(4usize, Quad::new(0.0f32));
-    #[unroll]
-    for i in 0..4usize {
-        results.set(i, Quad::new(0.0f32));
-    }
+) -> Quad {
+    let own = comptime!((place + 1) % tile.taps);
+    let mut result = Quad::new(0.0f32);
     #[unroll]
     for k in 0..tile.taps {
-        if k as u32 + sizes.width >= tile.taps as u32 {
-            #[unroll]
-            for i in 0..4usize {
-                let reader = comptime!(i + tile.taps - 1 - k);
-                let sum = fma(weights.get(k), ahead.get(reader), results.get(i));
-                if comptime!(tile.packed) {
-                    results.set(i, select(ids.get(i) == ids.get(reader), sum, results.get(i)));
-                } else {
-                    results.set(i, sum);
-                }
+        if comptime!(tile.straight) || k as u32 + sizes.width >= tile.taps as u32 {
+            let reader = comptime!((place + tile.taps - k) % tile.taps);
+            let sum = fma(weights.get(k), ahead.get(reader), result);
+            if comptime!(tile.packed) {
+                result = select(ids.get(own) == ids.get(reader), sum, result);
+            } else {
+                result = sum;
             }
         }
     }
-    results
+    result
 }
 
 /// The gradient of the final state at a column of `[initial state | x]` from T on.
@@ -228,7 +199,7 @@ fn state_quad<X: Float>(dfinal: &Tensor<X>, sizes: &Sizes, run: &Run, column: u3
     quad
 }
 
-/// The gradient of the initial state from that of the row's first steps.
+/// The gradient of the initial state from that of the row's first `taps - 1` steps, which stand at the ring's first places.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn write_initial<X: Float, I: Int>(

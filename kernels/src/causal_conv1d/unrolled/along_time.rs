@@ -1,15 +1,15 @@
 //! `[B, C, T]`: units run along the steps of a row.
 //!
 //! ```text
-//!   row of steps    | history | quad | quad | quad | ..      a quad: 4 neighbouring steps, one unit's
-//!   a unit reads      its own quad and the one or two before it, which its neighbours have brought to the cache
-//!   a cube            `lanes` units along a row x as many channels as fit; each unit has `together` quads, `lanes` apart
+//!   row of steps    | history | run | run | run | ..         a run: 4 neighbouring steps, one unit's; of 16-bit numbers 8
+//!   a unit reads      its own run and the one or two before it, which its neighbours have brought to the cache
+//!   a cube            `lanes` units along a row x as many channels as fit; each unit has `together` runs, `lanes` apart
 //! ```
 //!
 //! The backward pass ([`super::along_time_backward`]) shares rows out in the same way. Bytes, forward: x and y once.
 //! Operations per element: W multiply-adds and the activation. Any strides; declined: widths above 8.
 
-use super::access::{Sizes, Strides, quad_of, read_quad, read_taps, write_quad};
+use super::access::{Sizes, Strides, quad_of, read_run, read_taps, write_run};
 use crate::activation::activate_all;
 use crate::causal_conv1d::args::Present;
 use crate::cells::Cells;
@@ -23,10 +23,17 @@ use cubecl::std::FastDivmod;
 pub(super) struct Tile {
     /// Places for taps, 4 or 8: the width is at most that.
     pub(super) taps: usize,
-    /// Quads of a unit per turn.
+    /// Runs of a unit per turn.
     pub(super) together: usize,
+    /// Along channels: steps that a unit reads at once.
+    pub(super) batch: usize,
+    /// Whether runs are of 8 steps, read as words; of 4 otherwise.
+    pub(super) wide: bool,
     /// Units of a cube.
     pub(super) units: usize,
+    /// Whether every place has a tap and SiLU follows, as in Mamba: branches on either keep NVIDIA's compiler from mixing the
+    /// work of neighbours, a fifth of the time in 16 bits. Elsewhere both are looked at when the kernel runs.
+    pub(super) straight: bool,
     /// Whether there are ids.
     pub(super) packed: bool,
     /// Whether there is an initial state or a gradient of a state: their branches cost registers.
@@ -34,9 +41,24 @@ pub(super) struct Tile {
 }
 
 impl Tile {
-    /// Quads before its own that a unit reads.
+    /// Steps of a run.
+    pub(super) fn run(&self) -> usize {
+        if self.wide { 8 } else { 4 }
+    }
+
+    /// Quads before its own run that a unit needs.
     pub(super) fn before(&self) -> usize {
         self.taps / 4
+    }
+
+    /// Runs that hold them.
+    pub(super) fn runs_before(&self) -> usize {
+        if self.wide { 1 } else { self.before() }
+    }
+
+    /// Along channels: steps of a turn, after which the window of `taps` steps is where it began.
+    pub(super) fn steps(&self) -> usize {
+        self.batch.max(self.taps)
     }
 }
 
@@ -69,24 +91,51 @@ impl TimeShare {
     }
 }
 
-/// The columns of a quad and of the quads before it, those before the first step replaced by the initial state.
+/// Reads run `index` of a row and those before it.
 #[cube]
 #[allow(clippy::too_many_arguments)]
-pub(super) fn columns<X: Float, N: Size>(
-    raw: &Sequence<Vector<X, N>>,
+pub(super) fn read_runs<S: Numeric, N: Size>(
+    x: &[Vector<S, N>],
+    strides: &Strides,
+    sizes: &Sizes,
+    b: u32,
+    c: u32,
+    index: u32,
+    raw: &mut Sequence<Vector<S, N>>,
+    #[comptime] tile: Tile,
+) {
+    #[unroll]
+    for p in 0..comptime!(tile.runs_before() + 1) {
+        // Before the first step this wraps to places beside the row.
+        let step = (index + p as u32) * comptime!(tile.run() as u32)
+            - comptime!((tile.run() * tile.runs_before()) as u32);
+        read_run(x, strides.row(b, c), strides.t, step, sizes.length, raw, tile.wide);
+    }
+}
+
+/// The columns of run `index` and of the `before` quads that precede it, those before the first step replaced by the initial
+/// state. `u` is the run's place in `raw`.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+pub(super) fn columns<X: Float, S: Numeric, N: Size>(
+    raw: &Sequence<Vector<S, N>>,
     initial: &Tensor<X>,
     sizes: &Sizes,
     b: u32,
     c: u32,
-    quad: u32,
+    index: u32,
     #[comptime] u: usize,
     #[comptime] tile: Tile,
 ) -> Cells<f32> {
-    let quads = comptime!(tile.before() + 1);
-    let columns = Cells::<f32>::new(comptime!(4 * quads), 0.0f32);
+    let history = comptime!(4 * tile.before());
+    let run = comptime!(tile.run());
+    let columns = Cells::<f32>::new(comptime!(history + run), 0.0f32);
     #[unroll]
-    for q in 0..quads {
-        let values = quad_of(raw, comptime!(u * quads + q));
+    for q in 0..comptime!((history + run) / 4) {
+        // Counted from the first of the runs that were read, of which only the last quads are needed.
+        let quad = comptime!(q + (run * tile.runs_before() - history) / 4);
+        let at = comptime!(u * (tile.runs_before() + 1) + 4 * quad / run);
+        let values = quad_of::<X, S, N>(raw, at, comptime!(quad % (run / 4)), tile.wide);
         #[unroll]
         for i in 0..4usize {
             columns.set(comptime!(4 * q + i), values.extract(i));
@@ -94,20 +143,21 @@ pub(super) fn columns<X: Float, N: Size>(
     }
     let together = N::value();
     if comptime!(together != 4) {
-        // A quad may end beyond the row; not even a NaN that lies there may get into a sum.
+        // A run may end beyond the row; not even a NaN that lies there may get into a sum.
         #[unroll]
-        for i in 0..4usize {
-            let j = comptime!(4 * tile.before() + i);
-            columns.set(j, select(quad * 4u32 + (i as u32) < sizes.length, columns.get(j), 0.0f32));
+        for i in 0..run {
+            let j = comptime!(history + i);
+            let inside = index * run as u32 + (i as u32) < sizes.length;
+            columns.set(j, select(inside, columns.get(j), 0.0f32));
         }
     }
-    if quad < comptime!(tile.before() as u32) {
+    if index * (run as u32) < history as u32 {
         #[unroll]
-        for j in 0..comptime!(4 * tile.before()) {
-            if quad * 4u32 + (j as u32) < comptime!(4 * tile.before() as u32) {
+        for j in 0..history {
+            if index * (run as u32) + (j as u32) < history as u32 {
                 if comptime!(tile.states) {
                     // Counted from the first step of the state.
-                    let e = quad * 4u32 + j as u32 + sizes.history() - comptime!(4 * tile.before() as u32);
+                    let e = index * run as u32 + j as u32 + sizes.history() - history as u32;
                     columns.set(j, state_at(initial, sizes, b, c, e));
                 } else {
                     columns.set(j, 0.0f32);
@@ -160,7 +210,7 @@ pub(super) fn ids_from<I: Int>(
     ids
 }
 
-/// The sums before the activation of the last quad of `columns`.
+/// The sums before the activation of the run at the end of `columns`.
 #[cube]
 pub(super) fn sums<I: Int>(
     columns: &Cells<f32>,
@@ -171,16 +221,17 @@ pub(super) fn sums<I: Int>(
     #[comptime] tile: Tile,
 ) -> Cells<f32> {
     let own = comptime!(4 * tile.before());
-    let sums = Cells::<f32>::new(4usize, 0.0f32);
+    let run = comptime!(tile.run());
+    let sums = Cells::<f32>::new(run, 0.0f32);
     #[unroll]
-    for i in 0..4usize {
+    for i in 0..run {
         sums.set(i, bias);
     }
     #[unroll]
     for k in 0..tile.taps {
-        if k as u32 + sizes.width >= tile.taps as u32 {
+        if comptime!(tile.straight) || k as u32 + sizes.width >= tile.taps as u32 {
             #[unroll]
-            for i in 0..4usize {
+            for i in 0..run {
                 let column = comptime!(own + i + 1 + k - tile.taps);
                 let sum = fma(weights.get(k), columns.get(column), sums.get(i));
                 if comptime!(tile.packed) {
@@ -197,13 +248,13 @@ pub(super) fn sums<I: Int>(
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
-pub(super) fn forward_kernel<X: Float, W: Float, I: Int, N: Size>(
-    x: &[Vector<X, N>],
+pub(super) fn forward_kernel<X: Float, S: Numeric, W: Float, I: Int, N: Size>(
+    x: &[Vector<S, N>],
     weight: &[W],
     bias: &[W],
     initial: &Tensor<X>,
     seq_idx: ComptimeOption<&Tensor<I>>,
-    y: &mut [Vector<X, N>],
+    y: &mut [Vector<S, N>],
     sizes: Sizes,
     x_strides: Strides,
     y_strides: Strides,
@@ -211,6 +262,7 @@ pub(super) fn forward_kernel<X: Float, W: Float, I: Int, N: Size>(
     span: Span,
     #[comptime] tile: Tile,
     #[define(X)] _dtype: ElemType,
+    #[define(S)] _memory: ElemType,
     #[define(W)] _weight_dtype: ElemType,
     #[define(I)] _index_dtype: ElemType,
 ) {
@@ -221,34 +273,31 @@ pub(super) fn forward_kernel<X: Float, W: Float, I: Int, N: Size>(
         terminate!();
     }
     let first = turn * share.lane_count * tile.together as u32 + lane;
-    let row = x_strides.row(b, c);
-    let mut raw = Sequence::<Vector<X, N>>::new();
+    let mut raw = Sequence::<Vector<S, N>>::new();
     #[unroll]
     for u in 0..tile.together {
-        let quad = first + u as u32 * share.lane_count;
-        #[unroll]
-        for p in 0..comptime!(tile.before() + 1) {
-            let step = (quad + p as u32) * 4u32 - comptime!(4 * tile.before() as u32);
-            read_quad(x, row, x_strides.t, step, sizes.length, &mut raw);
-        }
+        let index = first + u as u32 * share.lane_count;
+        read_runs(x, &x_strides, &sizes, b, c, index, &mut raw, tile);
     }
     let weights = read_taps(weight, &sizes, c, tile.taps);
     let offset = sizes.bias_of(bias, c);
+    let run = comptime!(tile.run());
     #[unroll]
     for u in 0..tile.together {
-        let quad = first + u as u32 * share.lane_count;
-        let columns = columns(&raw, initial, &sizes, b, c, quad, u, tile);
+        let index = first + u as u32 * share.lane_count;
+        let step = index * run as u32;
+        let columns = columns::<X, S, N>(&raw, initial, &sizes, b, c, index, u, tile);
         let before = comptime!(4 * tile.before());
-        let ids = ids_from(seq_idx, &sizes, b, quad * 4u32 - before as u32, comptime!(before + 4));
+        let ids = ids_from(seq_idx, &sizes, b, step - before as u32, comptime!(before + run));
         let results = sums(&columns, &weights, &ids, offset, &sizes, tile);
-        activate_all(&results, 4usize, sizes.activation);
+        activate_all(&results, run, sizes.activation, tile.straight);
         if comptime!(tile.packed) {
             #[unroll]
-            for i in 0..4usize {
+            for i in 0..run {
                 let padding = *ids.index(comptime!(before + i)) < I::from_int(0);
                 results.set(i, select(padding, 0.0f32, results.get(i)));
             }
         }
-        write_quad(y, y_strides.row(b, c), y_strides.t, quad * 4u32, sizes.length, &results, 0usize);
+        write_run::<X, S, N>(y, y_strides.row(b, c), y_strides.t, step, sizes.length, &results, tile.wide);
     }
 }

@@ -1,20 +1,21 @@
 //! `[B, C, T]` backward in one sweep: rows are shared out as in [`super::along_time`].
 //!
 //! ```text
-//!   turn of a cube      <- | quads of this turn | halo |     from the end of the row to its beginning
-//!   a unit, per quad       the sums again -> gradient before the activation (dpre) -> its terms of dw and db, in registers
+//!   turn of a cube      <- | runs of this turn | halo |      from the end of the row to its beginning
+//!   a unit, per run        the sums again -> gradient before the activation (dpre) -> its terms of dw and db, in registers
 //!                          dpre -> shared memory -> dpre of the W-1 steps that follow -> dx
 //! ```
 //!
-//! The halo are the first quads of the turn before, kept in shared memory; a segment that ends within a row begins with the
+//! The halo are the first runs of the turn before, kept in shared memory; a segment that ends within a row begins with the
 //! turn after it, of which it computes dpre only. A cube works through some segments of its channels, then adds its units'
 //! sums: partial sums of dw and db, or the whole ones where it was alone with its channels.
 //!
 //! Bytes: x, dy and dx once; per cube W + 1 sums for each of its channels. Operations per element: 3 W + 1 multiply-adds and
-//! the activation's derivative. Shared memory: 16 bytes per quad, 4 (taps + 1) per unit: 8 KiB at most.
+//! the activation's derivative. Shared memory: 16 or 32 bytes per run, 4 (taps + 1) per unit: 16 KiB at most.
 
-use super::access::{Quad, Sizes, Strides, quad_of, read_quad, read_taps, write_quad};
-use super::along_time::{Tile, TimeShare, columns, ids_from, state_index, sums};
+use super::access::{Quad, Sizes, Strides, quad_of, read_run, read_taps, write_run};
+use super::along_time::{Tile, TimeShare, columns, ids_from, read_runs, state_index, sums};
+use super::sums::store_total;
 use crate::activation::activate_gradient_all;
 use crate::causal_conv1d::args::Present;
 use crate::cells::Cells;
@@ -24,15 +25,15 @@ use cubecl::prelude::*;
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
-pub(super) fn backward_kernel<X: Float, W: Float, I: Int, N: Size>(
-    x: &[Vector<X, N>],
-    dy: &[Vector<X, N>],
+pub(super) fn backward_kernel<X: Float, S: Numeric, W: Float, I: Int, N: Size>(
+    x: &[Vector<S, N>],
+    dy: &[Vector<S, N>],
     weight: &[W],
     bias: &[W],
     initial: &Tensor<X>,
     seq_idx: ComptimeOption<&Tensor<I>>,
     dfinal: &Tensor<X>,
-    dx: &mut [Vector<X, N>],
+    dx: &mut [Vector<S, N>],
     dinitial: &mut Tensor<X>,
     dw: &mut Tensor<W>,
     db: &mut Tensor<W>,
@@ -45,6 +46,7 @@ pub(super) fn backward_kernel<X: Float, W: Float, I: Int, N: Size>(
     span: Span,
     #[comptime] tile: Tile,
     #[define(X)] _dtype: ElemType,
+    #[define(S)] _memory: ElemType,
     #[define(W)] _weight_dtype: ElemType,
     #[define(I)] _index_dtype: ElemType,
 ) {
@@ -64,12 +66,16 @@ pub(super) fn backward_kernel<X: Float, W: Float, I: Int, N: Size>(
     for k in 0..comptime!(tile.taps + 1) {
         totals.set(k, 0.0f32);
     }
-    // Gradients before the activation of this turn's quads, and of the first quads of this turn and the one before.
-    let quads_per_turn = share.lane_count * tile.together as u32;
-    let shared_row = row_of_cube * quads_per_turn;
+    // Gradients before the activation: the first quads of every run of this turn, and those of the first runs of this turn and
+    // the one before.
+    let run = comptime!(tile.run());
+    let heads = comptime!(if tile.wide { tile.before() } else { 1 });
+    let places = comptime!(tile.units * tile.together);
+    let runs_per_turn = share.lane_count * tile.together as u32;
+    let shared_row = row_of_cube * runs_per_turn;
     let halo_row = row_of_cube * comptime!(tile.before() as u32);
     let halo_length = comptime!((tile.units / 4 * tile.before()) as u32);
-    let mut gradients = Shared::<[Quad]>::new_slice(comptime!(tile.units * tile.together));
+    let mut gradients = Shared::<[Quad]>::new_slice(comptime!(places * heads));
     let mut halo = Shared::<[Quad]>::new_slice(comptime!(tile.units / 2 * tile.before()));
     let mut side = 0u32;
 
@@ -86,83 +92,99 @@ pub(super) fn backward_kernel<X: Float, W: Float, I: Int, N: Size>(
         for back in 0..end_turn - first_turn + halo_turns {
             let turn = end_turn + halo_turns - 1u32 - back;
             let own = turn < end_turn;
-            let first = turn * quads_per_turn + lane;
-            let mut raw = Sequence::<Vector<X, N>>::new();
-            let mut raw_dy = Sequence::<Vector<X, N>>::new();
+            let first = turn * runs_per_turn + lane;
+            let mut raw = Sequence::<Vector<S, N>>::new();
+            let mut raw_dy = Sequence::<Vector<S, N>>::new();
             #[unroll]
             for u in 0..tile.together {
-                let quad = first + u as u32 * share.lane_count;
-                #[unroll]
-                for p in 0..comptime!(tile.before() + 1) {
-                    let step = (quad + p as u32) * 4u32 - before as u32;
-                    read_quad(x, x_strides.row(b, c), x_strides.t, step, sizes.length, &mut raw);
-                }
-                read_quad(dy, dy_strides.row(b, c), dy_strides.t, quad * 4u32, sizes.length, &mut raw_dy);
+                let index = first + u as u32 * share.lane_count;
+                read_runs(x, &x_strides, &sizes, b, c, index, &mut raw, tile);
+                let row = dy_strides.row(b, c);
+                read_run(dy, row, dy_strides.t, index * run as u32, sizes.length, &mut raw_dy, tile.wide);
             }
-            // ahead[u * (before + 4) ..]: gradients of the unit's quad and of those that follow it.
-            let ahead = Cells::<f32>::new(comptime!(tile.together * (before + 4)), 0.0f32);
+            // ahead[u * (before + run) ..]: gradients of the unit's run and of those that follow it.
+            let ahead = Cells::<f32>::new(comptime!(tile.together * (before + run)), 0.0f32);
             #[unroll]
             for u in 0..tile.together {
-                let quad = first + u as u32 * share.lane_count;
-                let columns = columns(&raw, initial, &sizes, b, c, quad, u, tile);
-                let ids = ids_from(seq_idx, &sizes, b, quad * 4u32 - before as u32, comptime!(before + 4));
+                let index = first + u as u32 * share.lane_count;
+                let step = index * run as u32;
+                let columns = columns::<X, S, N>(&raw, initial, &sizes, b, c, index, u, tile);
+                let ids = ids_from(seq_idx, &sizes, b, step - before as u32, comptime!(before + run));
                 let pre = sums(&columns, &weights, &ids, offset, &sizes, tile);
-                let gradient = Cells::<f32>::new(4usize, 0.0f32);
+                let gradient = Cells::<f32>::new(run, 0.0f32);
                 #[unroll]
-                for i in 0..4usize {
-                    gradient.set(i, quad_of(&raw_dy, u).extract(i));
+                for q in 0..comptime!(run / 4) {
+                    let quad = quad_of::<X, S, N>(&raw_dy, u, q, tile.wide);
+                    #[unroll]
+                    for i in 0..4usize {
+                        gradient.set(comptime!(4 * q + i), quad.extract(i));
+                    }
                 }
-                activate_gradient_all(&pre, &gradient, 4usize, sizes.activation);
-                let mut passed = Quad::new(0.0f32);
+                activate_gradient_all(&pre, &gradient, run, sizes.activation, tile.straight);
+                let together = N::value();
                 #[unroll]
-                for i in 0..4usize {
-                    // Selects, so that not even a NaN beside the row or at padding gets through.
-                    let mut counts = quad * 4u32 + (i as u32) < sizes.length;
+                for i in 0..run {
+                    // Selects, so that not even a NaN beside the row or at padding gets through. Vectors end where rows end.
+                    let mut counts = step < sizes.length;
+                    if comptime!(together != 4) {
+                        counts = step + (i as u32) < sizes.length;
+                    }
                     if comptime!(tile.packed) {
                         counts = counts && *ids.index(comptime!(before + i)) >= I::from_int(0);
                     }
                     let value = select(counts, gradient.get(i), 0.0f32);
                     gradient.set(i, value);
-                    ahead.set(comptime!(u * (before + 4) + i), value);
-                    passed.insert(i, value);
+                    ahead.set(comptime!(u * (before + run) + i), value);
                 }
                 let place = lane + u as u32 * share.lane_count;
-                gradients[(shared_row + place) as usize] = passed;
-                if place < comptime!(tile.before() as u32) {
-                    halo[(side * halo_length + halo_row + place) as usize] = passed;
+                #[unroll]
+                for q in 0..heads {
+                    let mut passed = Quad::new(0.0f32);
+                    #[unroll]
+                    for i in 0..4usize {
+                        passed.insert(i, gradient.get(comptime!(4 * q + i)));
+                    }
+                    gradients[(shared_row + place) as usize + comptime!(q * places)] = passed;
+                    if place < comptime!(tile.runs_before() as u32) {
+                        halo[(side * halo_length + halo_row + place + q as u32) as usize] = passed;
+                    }
                 }
-                if own && exists && quad * 4u32 < sizes.length {
+                if own && exists && step < sizes.length {
                     add_terms(&columns, &gradient, &ids, &totals, tile);
                 }
             }
             sync_cube();
             #[unroll]
             for u in 0..tile.together {
-                let quad = first + u as u32 * share.lane_count;
+                let index = first + u as u32 * share.lane_count;
+                let step = index * run as u32;
                 let place = lane + u as u32 * share.lane_count;
                 #[unroll]
                 for p in 0..tile.before() {
-                    let next = place + comptime!(p as u32 + 1);
-                    let mut following = gradients[(shared_row + min(next, quads_per_turn - 1u32)) as usize];
-                    if next >= quads_per_turn {
-                        let at = (1u32 - side) * halo_length + halo_row + next - quads_per_turn;
+                    // Quad p after the run: of the run that follows it, or the first of the p-th.
+                    let head = comptime!(if tile.wide { p } else { 0 });
+                    let next = place + comptime!(if tile.wide { 1u32 } else { p as u32 + 1 });
+                    let inside = (shared_row + min(next, runs_per_turn - 1u32)) as usize;
+                    let mut following = gradients[inside + comptime!(head * places)];
+                    if next >= runs_per_turn {
+                        let at = (1u32 - side) * halo_length + halo_row + next - runs_per_turn + head as u32;
                         following = halo[at as usize];
                     }
                     #[unroll]
                     for i in 0..4usize {
-                        ahead.set(comptime!(u * (before + 4) + 4 + 4 * p + i), following.extract(i));
+                        ahead.set(comptime!(u * (before + run) + run + 4 * p + i), following.extract(i));
                     }
                 }
                 if own && exists {
-                    let ids = ids_from(seq_idx, &sizes, b, quad * 4u32, comptime!(before + 4));
-                    let offset = comptime!(u * (before + 4));
+                    let ids = ids_from(seq_idx, &sizes, b, step, comptime!(before + run));
+                    let offset = comptime!(u * (before + run));
                     let results = handed_back(&ahead, &weights, &ids, &sizes, offset, tile);
                     if comptime!(tile.states) && sizes.has(Present::DFINAL) {
-                        add_final(&results, dfinal, &sizes, b, c, quad * 4u32);
+                        add_final(&results, dfinal, &sizes, b, c, step, tile);
                     }
                     let row = dx_strides.row(b, c);
-                    write_quad(dx, row, dx_strides.t, quad * 4u32, sizes.length, &results, 0usize);
-                    if comptime!(tile.states) && quad == 0u32 && sizes.has(Present::DINITIAL) {
+                    write_run::<X, S, N>(dx, row, dx_strides.t, step, sizes.length, &results, tile.wide);
+                    if comptime!(tile.states) && index == 0u32 && sizes.has(Present::DINITIAL) {
                         write_initial(&ahead, &weights, &ids, dfinal, dinitial, &sizes, b, c, offset, tile);
                     }
                 }
@@ -175,7 +197,7 @@ pub(super) fn backward_kernel<X: Float, W: Float, I: Int, N: Size>(
     write_totals(&totals, dw, db, partials, &sizes, &share, part, lane, channel, tile);
 }
 
-/// Adds the terms of a quad to the sums of dw and db.
+/// Adds the terms of a run to the sums of dw and db.
 #[cube]
 fn add_terms<I: Int>(
     columns: &Cells<f32>,
@@ -185,10 +207,11 @@ fn add_terms<I: Int>(
     #[comptime] tile: Tile,
 ) {
     let own = comptime!(4 * tile.before());
+    let run = comptime!(tile.run());
     #[unroll]
     for k in 0..tile.taps {
         #[unroll]
-        for i in 0..4usize {
+        for i in 0..run {
             let column = comptime!(own + i + 1 + k - tile.taps);
             let total = fma(gradient.get(i), columns.get(column), totals.get(k));
             if comptime!(tile.packed) {
@@ -202,12 +225,12 @@ fn add_terms<I: Int>(
         }
     }
     #[unroll]
-    for i in 0..4usize {
+    for i in 0..run {
         totals.set(tile.taps, totals.get(tile.taps) + gradient.get(i));
     }
 }
 
-/// What the steps from a quad on hand back to it: `ahead[offset..]` and `ids` begin with the quad's own.
+/// What the steps from a run on hand back to it: `ahead[offset..]` and `ids` begin with the run's own.
 #[cube]
 fn handed_back<I: Int>(
     ahead: &Cells<f32>,
@@ -217,16 +240,17 @@ fn handed_back<I: Int>(
     #[comptime] offset: usize,
     #[comptime] tile: Tile,
 ) -> Cells<f32> {
-    let results = Cells::<f32>::new(4usize, 0.0f32);
+    let run = comptime!(tile.run());
+    let results = Cells::<f32>::new(run, 0.0f32);
     #[unroll]
-    for i in 0..4usize {
+    for i in 0..run {
         results.set(i, 0.0f32);
     }
     #[unroll]
     for k in 0..tile.taps {
-        if k as u32 + sizes.width >= tile.taps as u32 {
+        if comptime!(tile.straight) || k as u32 + sizes.width >= tile.taps as u32 {
             #[unroll]
-            for i in 0..4usize {
+            for i in 0..run {
                 let reader = comptime!(i + tile.taps - 1 - k);
                 let sum = fma(weights.get(k), ahead.get(comptime!(offset + reader)), results.get(i));
                 if comptime!(tile.packed) {
@@ -241,11 +265,19 @@ fn handed_back<I: Int>(
     results
 }
 
-/// Adds the gradient of the final state to the steps `first..first + 4` that it holds.
+/// Adds the gradient of the final state to those steps of the run from `first` on that it holds.
 #[cube]
-fn add_final<X: Float>(results: &Cells<f32>, dfinal: &Tensor<X>, sizes: &Sizes, b: u32, c: u32, first: u32) {
+fn add_final<X: Float>(
+    results: &Cells<f32>,
+    dfinal: &Tensor<X>,
+    sizes: &Sizes,
+    b: u32,
+    c: u32,
+    first: u32,
+    #[comptime] tile: Tile,
+) {
     #[unroll]
-    for i in 0..4usize {
+    for i in 0..comptime!(tile.run()) {
         let column = first + i as u32 + sizes.history();
         if column >= sizes.length && column - sizes.length < sizes.history() {
             results.set(
@@ -342,30 +374,5 @@ fn write_totals<W: Float>(
                 store_total(total, dw, db, partials, sizes, part, slot, channel);
             }
         }
-    }
-}
-
-/// Stores the sum of `slot`, a tap or, past those, the bias.
-#[cube]
-#[allow(clippy::too_many_arguments)]
-pub(super) fn store_total<W: Float>(
-    total: f32,
-    dw: &mut Tensor<W>,
-    db: &mut Tensor<W>,
-    partials: &mut Tensor<f32>,
-    sizes: &Sizes,
-    part: u32,
-    slot: u32,
-    channel: u32,
-) {
-    if !sizes.has(Present::DIRECT) {
-        let row = part as usize * (sizes.width as usize + 1) + slot as usize;
-        partials[row * sizes.channels as usize + channel as usize] = total;
-    } else if slot < sizes.width {
-        let at = channel as usize * dw.stride(0) + slot as usize * dw.stride(1);
-        dw[at] = W::cast_from(total);
-    } else if sizes.has(Present::DBIAS) {
-        let at = channel as usize * db.stride(0);
-        db[at] = W::cast_from(total);
     }
 }

@@ -2,8 +2,11 @@
 //!
 //! A cube has 32 channels of one slot, a unit every eighth part of a channel; the eight are added in order. Bytes: the
 //! partial sums once. Operations: one addition per partial sum.
+//! [`store_total`] is where the backward kernels leave them, or whole sums where a cube was alone with its channels.
 
+use super::access::Sizes;
 use crate::causal_conv1d::Gradients;
+use crate::causal_conv1d::args::Present;
 use crate::error::ConvError;
 use crate::grid::{Span, dispatches};
 use crate::limits::Limits;
@@ -84,5 +87,30 @@ fn sums_kernel<W: Float>(
             let at = channel * db.stride(0);
             db[at] = W::cast_from(sum);
         }
+    }
+}
+
+/// Stores the sum of `slot`, a tap or, past those, the bias.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+pub(super) fn store_total<W: Float>(
+    total: f32,
+    dw: &mut Tensor<W>,
+    db: &mut Tensor<W>,
+    partials: &mut Tensor<f32>,
+    sizes: &Sizes,
+    part: u32,
+    slot: u32,
+    channel: u32,
+) {
+    if !sizes.has(Present::DIRECT) {
+        let row = part as usize * (sizes.width as usize + 1) + slot as usize;
+        partials[row * sizes.channels as usize + channel as usize] = total;
+    } else if slot < sizes.width {
+        let at = channel as usize * dw.stride(0) + slot as usize * dw.stride(1);
+        dw[at] = W::cast_from(total);
+    } else if sizes.has(Present::DBIAS) {
+        let at = channel as usize * db.stride(0);
+        db[at] = W::cast_from(total);
     }
 }

@@ -4,6 +4,7 @@ mod behaviour;
 pub(crate) mod decoding;
 mod errors;
 mod reference;
+mod repeats;
 pub(crate) mod streaming;
 mod views;
 

@@ -14,9 +14,18 @@ use cubecl::prelude::*;
 /// Chunks that hand the final state on give the bits of the whole sequence, forwards, and its gradient backwards.
 #[test]
 fn chunks_give_the_whole_sequence() {
+    chunks(5);
+}
+
+#[test]
+fn chunks_of_a_wide_filter_give_the_whole_sequence() {
+    chunks(20);
+}
+
+fn chunks(w: usize) {
     let client = client();
     let limits = Limits::of(&client);
-    let (b, c, t, w) = (2, 3, 23, 5);
+    let (b, c, t) = (2, 3, 23);
     let whole = problem(
         &Case { silu: true, initial: true, ..Case::new("whole", [b, c, t], w) },
         FloatType::F32,

@@ -1,0 +1,100 @@
+//! What a wide filter's tiles must not mix, and that equal calls give equal bits however often they are made.
+
+use super::views::bits;
+use super::{launch, normal, plans, problem, read_results, sample, tensors};
+use crate::device::repeats;
+use crate::support::client;
+use conv_cases::causal_conv1d::{self as cases, Case};
+use conv_kernels::{FloatType, Limits};
+
+/// One NaN of a wide filter's x reaches the W steps that read it, one of dy the W steps that it is handed back to: taps that fill
+/// up a block are not multiplied by 0.
+#[test]
+fn nan_stays_in_the_reach_of_a_wide_filter() {
+    let client = client();
+    let limits = Limits::of(&client);
+    let (w, t) = (21, 70);
+    for (btc, silu) in [(false, true), (true, false)] {
+        let case = Case { btc, silu, ..Case::new("nan", [1, 2, t], w) };
+        let problem = problem(&case, FloatType::F32, FloatType::F32);
+        let at = |c: usize, step: usize| if btc { step * 2 + c } else { c * t + step };
+        for place in [0, 20, 33, 60, t - 1] {
+            let poisoned = |which: u64| {
+                let fill = move |seed: u64, length: usize| {
+                    let mut values = normal(seed, length);
+                    if seed == which {
+                        values[at(1, place)] = f32::NAN;
+                    }
+                    values
+                };
+                tensors(&client, &problem, &[], false, &fill)
+            };
+            for plans in plans(&problem, &limits) {
+                let launched = [poisoned(1), poisoned(5)]
+                    .map(|tensors| launch((&client, &limits), &problem, plans, &tensors));
+                let [x, dy] = <[_; 2]>::try_from(read_results(&client, &launched)).expect("two results");
+                for step in 0..t {
+                    let what = format!("btc {btc} {plans:?} NaN at {place}, step {step}");
+                    assert!(!x[0].1[at(0, step)].is_nan() && !dy[2].1[at(0, step)].is_nan(), "{what}");
+                    let reads = step >= place && step < place + w;
+                    assert_eq!(x[0].1[at(1, step)].is_nan(), reads, "y, {what}");
+                    let gives = step <= place && place < step + w;
+                    assert_eq!(dy[2].1[at(1, step)].is_nan(), gives, "dx, {what}");
+                }
+                for k in 0..w {
+                    // Step t of dy meets step t - (W-1) + k of x.
+                    let meets = place + w - 1 - k < t;
+                    assert!(!x[3].1[k].is_nan(), "dw of another channel, {plans:?}");
+                    assert_eq!(
+                        x[3].1[w + k].is_nan(),
+                        meets || silu_spreads(silu, place, k, w, t),
+                        "dw {k} {place} {plans:?}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Through SiLU's derivative a NaN of x makes the gradients of the steps that read it NaN, which meet other steps of x.
+fn silu_spreads(silu: bool, place: usize, k: usize, w: usize, t: usize) -> bool {
+    silu && (place..(place + w).min(t)).any(|step| step + k + 1 >= w)
+}
+
+/// Every plan of some problems, in 16 and 32 bits: 10,000 launches on a GPU, few where a launch takes milliseconds.
+#[test]
+fn repeated_launches_give_equal_bits() {
+    let client = client();
+    let limits = Limits::of(&client);
+    let mut problems: Vec<_> = sample()
+        .into_iter()
+        .chain([
+            Case { silu: true, ..Case::new("words", [2, 3, 4104], 4) },
+            Case::new("wide", [2, 3, 520], 24),
+        ])
+        .flat_map(|case| [FloatType::F32, FloatType::F16].map(|dtype| (case.clone(), dtype)))
+        .collect();
+    problems.retain(|(_, dtype)| limits.dtypes.contains(dtype));
+    let repeats = repeats(&limits).div_ceil(2 * problems.len());
+    let mut launches = 0;
+    for (case, dtype) in problems {
+        let problem = problem(&case, dtype, dtype);
+        let tensors = tensors(&client, &problem, &cases::seq_idx(&case), true, &normal);
+        for plans in plans(&problem, &limits) {
+            let mut first = None;
+            let mut left = repeats;
+            while left > 0 {
+                let count = left.min(50);
+                left -= count;
+                launches += count;
+                let launched =
+                    (0..count).map(|_| launch((&client, &limits), &problem, plans, &tensors)).collect();
+                for results in bits(&client, launched) {
+                    let first = first.get_or_insert_with(|| results.clone());
+                    assert!(results == *first, "{case} {plans:?} {}", dtype.name());
+                }
+            }
+        }
+    }
+    println!("{launches} launches of each pass");
+}
