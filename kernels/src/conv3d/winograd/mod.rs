@@ -110,6 +110,9 @@ pub(crate) fn config(
     if pass == Pass::InputGradient && window.stride[0] != 1 {
         unsupported!("conv3d: the input gradient by {name} needs depth stride 1, got {}", window.stride[0]);
     }
+    if pass == Pass::WeightGradient && problem.positions() == 0 {
+        unsupported!("conv3d: the weight gradient by {name} needs at least one window");
+    }
     if problem.channels == 0 {
         unsupported!("conv3d: {name} needs at least one channel");
     }
