@@ -308,9 +308,11 @@ fn gemm_for(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Plan {
 /// and four fifths of what they compute is needed.
 fn pays(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTile, limits: &Limits) -> bool {
     let Some(tiles) = shifted::extent(problem, pass, tile) else { return false };
-    let computed = tiles.count * tiles.rows * tiles.columns;
+    let computed = tiles.count * tiles.rows * tiles.columns * tiles.terms;
     let (rows, columns) = product_extents(problem, pass, false);
-    let needed = rows * columns * problem.window.groups;
+    let channels =
+        if pass == Pass::Forward { problem.group_channels() } else { problem.group_out_channels() };
+    let needed = rows * columns * problem.window.groups * channels * problem.taps();
     problem.kernel[1] * problem.kernel[2] > 1
         && 2 * tiles.count >= limits.cubes_in_flight
         && 5 * needed >= 4 * computed

@@ -101,12 +101,13 @@ fn matrix_units_are_used_where_the_type_has_them() {
         names(&half, &wide()),
         ["shifted_gemm_128x64", "shifted_gemm_128x64", "matrix_gemm_128x128x32"]
     );
-    // A plane of which too little would be needed, a stride, one tap in the plane.
+    // A plane or channels of which too little would be needed, a stride, one tap in the plane.
     let half = |x, kernel, stride| {
         let layer = problem(x, 256, kernel, stride, 1);
         names(&Conv3dProblem { dtype: FloatType::F16, ..layer }, &wide())[0].clone()
     };
     assert_eq!(half([8, 256, 16, 7, 7], [3; 3], 1), "matrix_gemm_128x128x32");
+    assert_eq!(half([1, 3, 16, 112, 112], [3; 3], 1), "matrix_gemm_128x128x32");
     assert_eq!(half([1, 256, 16, 56, 56], [3; 3], 2), "matrix_gemm_128x128x32");
     assert_eq!(half([1, 256, 32, 56, 56], [3, 1, 1], 1), "matrix_gemm_128x128x32");
     let half = Conv3dProblem { dtype: FloatType::F16, ..problem([1, 64, 16, 56, 56], 128, [3; 3], 1, 1) };
