@@ -184,7 +184,14 @@ fn copy_bandwidth(device: &Device) -> Result<f64> {
     let warm_up = Duration::from_millis(if device.software { 0 } else { 500 });
     let timer = Timer { client: client.clone(), samples: 15, warm_up, turn: Arc::default() };
     let samples = timer
-        .time(|| Ok(()), |()| Ok(launch()), || Ok(()))
+        .time(
+            || Ok(()),
+            |()| {
+                launch();
+                Ok(())
+            },
+            || Ok(()),
+        )
         .map_err(|error| anyhow!("copy kernel: {error}"))?;
     Ok(2.0 * bytes as f64 / (samples.median * 1e-3))
 }

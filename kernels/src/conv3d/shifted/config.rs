@@ -99,7 +99,7 @@ impl Strips {
         let rim = (width.taps.max(1) - 1) * width.step;
         let rows = (height.taps.max(1) - 1) * height.step;
         let room = tile.window.checked_sub(tile.tile_m + rim)?;
-        let longest = if rows == 0 { width.sites + rim } else { room / rows };
+        let longest = room.checked_div(rows).unwrap_or(width.sites + rim);
         let most = longest.checked_sub(rim).filter(|most| *most > 0)?;
         let count = width.sites.div_ceil(most);
         let sites = width.sites.div_ceil(count.max(1));
