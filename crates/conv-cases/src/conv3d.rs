@@ -246,6 +246,12 @@ pub fn shared_windows() -> Vec<Conv3dCase> {
             dilation: [3, 1, 1],
             ..window("missing_depths", [1, 3, 2, 6, 6], 4, [3, 2, 2], [(3, 3), (0, 0), (0, 0)])
         },
+        Conv3dCase { stride: [2, 1, 1], ..window("one_frame", [1, 3, 1, 6, 6], 4, [3, 3, 3], [(1, 1); 3]) },
+        Conv3dCase {
+            stride: [3, 1, 1],
+            replicate: true,
+            ..window("one_frame_replicated", [1, 3, 1, 6, 7], 4, [3, 3, 3], [(1, 1); 3])
+        },
         window("temporal", [1, 20, 4, 6, 7], 5, [3, 1, 1], [(1, 1), (0, 0), (0, 0)]),
         window("five_by_five", [1, 2, 1, 10, 9], 66, [1, 5, 5], [(0, 0), (2, 2), (2, 2)]),
     ]

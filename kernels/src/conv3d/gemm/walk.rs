@@ -105,7 +105,7 @@ impl AxisWalk {
 }
 
 /// Taps of an axis that a mask can tell apart.
-pub(super) const MASK_BITS: usize = 10;
+pub(crate) const MASK_BITS: usize = 10;
 
 /// Launches that a strided input gradient may take.
 const MOST_PHASES: usize = 512;

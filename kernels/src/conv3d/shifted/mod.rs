@@ -8,7 +8,7 @@ mod pack;
 pub use config::ShiftedTile;
 
 use super::gemm::config::PLANE;
-use super::gemm::walk::{Walks, walk_args, walks};
+use super::gemm::walk::{MASK_BITS, Walks, walk_args, walks};
 use super::gemm::{stage_type, stage_vector};
 use super::plan::{Pass, Tiles};
 use super::problem::Conv3dProblem;
@@ -72,10 +72,16 @@ impl Extents {
 
 /// The walk of a pass whose windows move by one element in the plane.
 fn walk(problem: &Conv3dProblem, pass: Pass) -> Option<Walks> {
-    if pass == Pass::WeightGradient {
+    // A strided input gradient is one walk for each residue class, however few an input of one element has.
+    let strided = pass == Pass::InputGradient && problem.window.stride != [1; 3];
+    if pass == Pass::WeightGradient || strided {
         return None;
     }
     let [walk] = walks(problem, pass)[..] else { return None };
+    // Depth taps that lie inside the source are looked up among as many.
+    if walk[0].taps > MASK_BITS {
+        return None;
+    }
     (walk[1].scale == 1 && walk[2].scale == 1 && walk.iter().all(|axis| axis.taps > 0)).then_some(walk)
 }
 
