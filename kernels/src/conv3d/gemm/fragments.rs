@@ -17,17 +17,17 @@ use crate::conv3d::plan::Pass;
 use cubecl::cmma::{self, MatrixIdent, MatrixLayout};
 use cubecl::prelude::*;
 
-/// A plane's sums, all zero: rows of channels, columns of sites.
+/// A plane's `count` sums in fragments of `size` rows, all zero: rows of channels, columns of sites.
 #[cube]
-pub(crate) fn accumulators(#[comptime] tile: MatrixTile) -> Sequence<cmma::Matrix<f32>> {
+pub(crate) fn accumulators(#[comptime] count: usize, #[comptime] size: usize) -> Sequence<cmma::Matrix<f32>> {
     let mut sums = Sequence::<cmma::Matrix<f32>>::new();
     #[unroll]
-    for _ in 0..comptime!(tile.plane_m * tile.plane_n / tile.fragment / tile.fragment) {
+    for _ in 0..comptime!(count / size / size) {
         sums.push(cmma::Matrix::<f32>::from_value(
             MatrixIdent::Accumulator,
-            tile.fragment,
-            tile.fragment,
-            tile.fragment,
+            size,
+            size,
+            size,
             MatrixLayout::Undefined,
             0.0,
         ));

@@ -82,7 +82,7 @@ pub(crate) fn matrix_kernel<E: Float, S: Float, O: Float, V: Size, W: Size>(
     let weight_group = walk.weight_group(group);
     let channels = (first_n, extents.n - 1u32, walk.weight_column(1u32));
 
-    let sums = accumulators(tile);
+    let sums = accumulators(comptime!(tile.plane_m * tile.plane_n), tile.fragment);
     clear(&mut site_stage, tile.units());
     clear(&mut weight_stage, tile.units());
     // The terms at `stage_k` are read while those before are multiplied; past the end there is nothing to read.

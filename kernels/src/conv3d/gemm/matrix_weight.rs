@@ -64,7 +64,7 @@ pub(crate) fn matrix_weight_kernel<E: Float, S: Float, O: Float, V: Size, W: Siz
     let mut columns = Table::new(tile.tile_m, false, replicate);
     fill_columns(&mut columns, &walk, &share, &extents, replicate, tile.tile_m, tile.units());
 
-    let sums = accumulators(tile);
+    let sums = accumulators(comptime!(tile.plane_m * tile.plane_n), tile.fragment);
     let first_o = group * extents.n + share.first_n;
     let last_o = group * extents.n + extents.n - 1u32;
     let o_stride = walk.out_channel(1u32);

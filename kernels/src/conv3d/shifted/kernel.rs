@@ -22,8 +22,9 @@
 //! without the weights' 4.4.
 
 use super::config::{CHANNELS, ShiftedTile};
-use crate::activation::activate_by_code;
+use super::result::write_result;
 use crate::conv3d::gemm::config::PLANE;
+use crate::conv3d::gemm::fragments::accumulators;
 use crate::conv3d::gemm::place::Walk;
 use crate::conv3d::problem::PaddingMode;
 use crate::grid::Span;
@@ -63,14 +64,14 @@ pub(super) struct Tiling {
 
 /// A cube's share.
 #[derive(CubeType, Clone, Copy)]
-struct Share {
-    first_n: u32,
+pub(super) struct Share {
+    pub(super) first_n: u32,
     /// The first of the tile's elements in its strip, and the strip's first site.
-    first: u32,
-    strip: u32,
-    d: u32,
-    n: u32,
-    group: u32,
+    pub(super) first: u32,
+    pub(super) strip: u32,
+    pub(super) d: u32,
+    pub(super) n: u32,
+    pub(super) group: u32,
 }
 
 #[cube]
@@ -118,7 +119,7 @@ pub(super) fn shifted_kernel<E: Float, S: Float, O: Float, V: Size>(
     let row = comptime!(tile.row(width, size));
     let mut window = Shared::<[Vector<S, V>]>::new_slice(comptime!(tile.window * row));
     let mut weights = Shared::<[Vector<S, V>]>::new_slice(comptime!(2 * tile.tile_n * row));
-    let sums = accumulators(tile);
+    let sums = accumulators(comptime!(tile.plane_m * tile.plane_n), tile.fragment);
 
     // Depth taps that lie inside the source; all of them where padding repeats its ends.
     let depth = walk.depth.coordinate(share.d);
@@ -199,24 +200,6 @@ pub(super) fn shifted_kernel<E: Float, S: Float, O: Float, V: Size>(
         sync_cube();
     }
     write_result(&sums, bias, out, &walk, &tiling, &share, tile);
-}
-
-/// A plane's sums, all zero.
-#[cube]
-fn accumulators(#[comptime] tile: ShiftedTile) -> Sequence<cmma::Matrix<f32>> {
-    let mut sums = Sequence::<cmma::Matrix<f32>>::new();
-    #[unroll]
-    for _ in 0..comptime!(tile.plane_m * tile.plane_n / tile.fragment / tile.fragment) {
-        sums.push(cmma::Matrix::<f32>::from_value(
-            MatrixIdent::Accumulator,
-            tile.fragment,
-            tile.fragment,
-            tile.fragment,
-            MatrixLayout::Undefined,
-            0.0,
-        ));
-    }
-    sums
 }
 
 /// Where the elements of the window that a unit reads lie in a plane of the source, and whether they do.
@@ -406,65 +389,6 @@ fn multiply<S: Float, V: Size>(
             for i in 0..comptime!(tile.plane_n / tile.fragment) {
                 let sum = sums.index(comptime!(i * (tile.plane_m / tile.fragment) + j));
                 cmma::execute(channels.index(i), &sites, sum, sum);
-            }
-        }
-    }
-}
-
-/// Writes a plane's sums. Each fragment passes through the plane's own patch of shared memory, where bias, activation,
-/// rounding and the tails are applied.
-#[cube]
-fn write_result<E: Float, O: Float>(
-    sums: &Sequence<cmma::Matrix<f32>>,
-    bias: ComptimeOption<&Tensor<E>>,
-    out: &mut [O],
-    walk: &Walk,
-    tiling: &Tiling,
-    share: &Share,
-    #[comptime] tile: ShiftedTile,
-) {
-    let unit = UNIT_POS as usize;
-    let plane = unit / PLANE;
-    let lane = (unit % PLANE) as u32;
-    let plane_m = (plane % comptime!(tile.tile_m / tile.plane_m) * tile.plane_m) as u32;
-    let plane_n = (plane / comptime!(tile.tile_m / tile.plane_m) * tile.plane_n) as u32;
-    let mut patches = Shared::<[f32]>::new_slice(comptime!(tile.planes() * tile.fragment * tile.fragment));
-    let patch = plane * comptime!(tile.fragment * tile.fragment);
-    let first_channel = share.group * tiling.n + share.first_n + plane_n;
-    let frame = walk.out_at(share.n, 0u32) + walk.depth.out_offset(share.d);
-    #[unroll]
-    for column in 0..comptime!(tile.plane_m / tile.fragment) {
-        // A lane writes one site of the fragments of a column.
-        let in_fragment = lane % tile.fragment as u32;
-        let element = share.first + plane_m + comptime!((column * tile.fragment) as u32) + in_fragment;
-        let (h, in_row) = tiling.pitch.div_mod(element);
-        let w = share.strip + in_row;
-        let exists = h < tiling.height && in_row < tiling.sites && w < tiling.width;
-        let at = frame + walk.height.out_offset(h) + walk.width.out_offset(w);
-        #[unroll]
-        for fragment_row in 0..comptime!(tile.plane_n / tile.fragment) {
-            sync_cube();
-            cmma::store(
-                &mut patches[patch..comptime!(tile.planes() * tile.fragment * tile.fragment)],
-                sums.index(comptime!(fragment_row * (tile.plane_m / tile.fragment) + column)),
-                tile.fragment as u32,
-                MatrixLayout::RowMajor,
-            );
-            sync_cube();
-            #[unroll]
-            for step in 0..comptime!(tile.fragment * tile.fragment / PLANE) {
-                let in_patch =
-                    comptime!((step * (PLANE / tile.fragment)) as u32) + lane / tile.fragment as u32;
-                let in_tile = comptime!((fragment_row * tile.fragment) as u32) + in_patch;
-                if exists && share.first_n + plane_n + in_tile < tiling.n {
-                    let channel = first_channel + in_tile;
-                    let bias: ComptimeOption<f32> =
-                        bias.map(|bias| f32::cast_from(bias[channel as usize * bias.stride(0)]));
-                    let sum = patches[patch + (in_patch * tile.fragment as u32 + in_fragment) as usize];
-                    let sum = sum + bias.unwrap_or_else(|| 0.0f32.runtime());
-                    out[at + walk.out_channel(channel)] =
-                        O::cast_from(activate_by_code(sum, tiling.activation));
-                }
             }
         }
     }

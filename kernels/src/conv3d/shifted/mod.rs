@@ -4,6 +4,7 @@
 mod config;
 mod kernel;
 mod pack;
+mod result;
 
 pub use config::ShiftedTile;
 

@@ -50,7 +50,7 @@ pub(crate) fn matrix_product_kernel(
     let mut column_stage =
         Shared::<[Neighbours]>::new_slice(comptime!(tile.tile_k * row_stride(tile.tile_n)));
     let mut patches = Shared::<[f32]>::new_slice(comptime!(tile.planes() * tile.fragment * tile.fragment));
-    let sums = accumulators(tile);
+    let sums = accumulators(comptime!(tile.plane_m * tile.plane_n), tile.fragment);
 
     let next_rows = walk.load_rows(v, &stage, &region, &depth, tile.tile_m, tile.tile_k, units);
     let next_columns = walk.load_columns(u, &stage, &depth, tile.tile_n, tile.tile_k, units);
