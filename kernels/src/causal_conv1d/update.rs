@@ -51,7 +51,7 @@ const UPDATE: &str = "causal_conv1d_update";
 /// bias `[C]`. `new_state` may be the state's own memory.
 ///
 /// # Errors
-/// As [`forward`].
+/// As [`forward`](super::forward).
 #[allow(clippy::too_many_arguments)]
 pub fn update(
     client: &Client,
@@ -80,7 +80,7 @@ pub fn update(
 /// Several decoding steps at once, each with the state after the one before it.
 ///
 /// # Errors
-/// As [`forward`].
+/// As [`forward`](super::forward).
 pub fn update_steps(
     client: &Client,
     limits: &Limits,

@@ -197,7 +197,7 @@ impl Conv3d {
     /// [`forward`](Self::forward) with errors as values.
     ///
     /// # Errors
-    /// As [`try_conv3d`].
+    /// As [`try_conv3d`](crate::try_conv3d).
     pub fn try_forward(&self, x: Tensor<5>) -> Result<Tensor<5>, ConvError> {
         let [_, _, d, h, w] = x.dims();
         let (weight, bias) = (self.weight.val(), self.bias.as_ref().map(|bias| bias.val()));
