@@ -27,6 +27,15 @@ impl<E: CubePrimitive> Cells<E> {
         self.cells.index(index).read()
     }
 
+    /// Every cell takes the value of the one `by` before it; the first `by` keep theirs.
+    pub(crate) fn shift(&self, #[comptime] by: usize) {
+        #[unroll]
+        for i in 0..comptime!(self.cells.len() - by) {
+            let to = comptime!(self.cells.len() - 1 - i);
+            self.set(to, self.get(comptime!(to - by)));
+        }
+    }
+
     pub(crate) fn set(&self, #[comptime] index: usize, value: E) {
         self.cells.index(index).store(value);
     }

@@ -310,8 +310,7 @@ fn pays(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTile, limits: &Limits
     let Some(tiles) = shifted::extent(problem, pass, tile) else { return false };
     let computed = tiles.count * tiles.rows * tiles.columns * tiles.terms;
     let (rows, columns) = product_extents(problem, pass, false);
-    let channels =
-        if pass == Pass::Forward { problem.group_channels() } else { problem.group_out_channels() };
+    let (channels, _) = problem.channels_of(pass);
     let needed = rows * columns * problem.window.groups * channels * problem.taps();
     problem.kernel[1] * problem.kernel[2] > 1
         && 2 * tiles.count >= limits.cubes_in_flight

@@ -1,5 +1,6 @@
 //! What a conv3d call asks for, validated before anything is planned or launched.
 
+use super::plan::Pass;
 use crate::activation::Activation;
 use crate::dtype::FloatType;
 use crate::error::{ConvError, invalid};
@@ -180,6 +181,19 @@ impl Conv3dProblem {
     /// O / groups.
     pub fn group_out_channels(&self) -> usize {
         self.out_channels / self.window.groups
+    }
+
+    /// Channels of one group in what a gathering pass reads, and in what it writes: x and y, or dy and dx.
+    pub(crate) fn channels_of(&self, pass: Pass) -> (usize, usize) {
+        match pass {
+            Pass::Forward => (self.group_channels(), self.group_out_channels()),
+            _ => (self.group_out_channels(), self.group_channels()),
+        }
+    }
+
+    /// What a pass applies to its result: no gradient has an activation of its own.
+    pub(crate) fn activation_of(&self, pass: Pass) -> Activation {
+        if pass == Pass::Forward { self.window.activation } else { Activation::None }
     }
 
     /// KD * KH * KW.

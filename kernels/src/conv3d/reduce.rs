@@ -26,13 +26,24 @@ pub(crate) fn workspace(client: &Client, parts: usize, elements: usize) -> Opera
     Operand::empty(client, &[parts, elements], FloatType::F32)
 }
 
-/// `target[i] = sum over part of partials[part, i]`, in the target's row-major order.
+/// Where `parts` parts of a sum go: the target itself where one part in its order is all, else a workspace.
+pub(crate) fn partials(client: &Client, parts: usize, target: &Operand) -> Operand {
+    let direct = parts == 1 && target.strides == row_major(&target.shape);
+    if direct { target.clone() } else { workspace(client, parts, target.len()) }
+}
+
+/// `target[i] = sum over part of partials[part, i]`, in the target's row-major order. Partials that are the target's own
+/// memory ([`partials`]) are the sum already.
 pub(crate) fn sum_partials(
     client: &Client,
     limits: &Limits,
     partials: &Operand,
     target: &Operand,
 ) -> Result<(), ConvError> {
+    // A workspace is [parts, elements], which no target is.
+    if partials.shape == target.shape {
+        return Ok(());
+    }
     finish_partials(client, limits, partials, target, (None, Activation::None))
 }
 
@@ -79,8 +90,7 @@ pub(crate) fn bias_gradient(
     let split = ReductionSplit::of(problem.positions(), problem.out_channels, limits);
     let cubes = split.parts * db.len();
     let address = address_type("conv3d", &[dy, db], cubes.max(problem.positions()), limits)?;
-    let direct = split.parts == 1 && db.strides == row_major(&db.shape);
-    let partials = if direct { db.clone() } else { workspace(client, split.parts, db.len()) };
+    let partials = partials(client, split.parts, db);
     // An image's results of a channel that lie behind each other are counted by one division.
     let run = problem.output().iter().product::<usize>();
     let runs = dy.strides[2..] == row_major(&dy.shape)[2..] && problem.positions() < 1 << 31;
@@ -104,7 +114,7 @@ pub(crate) fn bias_gradient(
             );
         }
     }
-    if direct { Ok(()) } else { sum_partials(client, limits, &partials, db) }
+    sum_partials(client, limits, &partials, db)
 }
 
 /// The sum of `value` over the cube's `units` units (a power of two), in every unit.

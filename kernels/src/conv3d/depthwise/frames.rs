@@ -71,10 +71,9 @@ impl Tile {
     /// The tile for a walk, the cheapest by a count of instructions: products, and some for each element read and each
     /// unit. Nothing where neighbouring results do not read neighbouring elements, or where the tile stands mostly empty.
     pub(super) fn of(walks: &Walks, rows: &[usize]) -> Option<Self> {
-        let dense = |walk: &AxisWalk| walk.scale == 1 && (walk.step == 1 || walk.taps == 1);
         let [_, height, width] = walks.map(|walk| walk.sites);
         let taps = walks.map(|walk| walk.taps);
-        if !walks.iter().all(dense) || taps.iter().product::<usize>() > MOST_TAPS {
+        if !walks.iter().all(AxisWalk::is_dense) || taps.iter().product::<usize>() > MOST_TAPS {
             return None;
         }
         let columns = (8..=128usize.min(width.next_multiple_of(8))).step_by(8);

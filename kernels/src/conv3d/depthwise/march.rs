@@ -142,7 +142,7 @@ pub(super) fn march_kernel<E: Float, O: Float>(
                 let d = frame - ahead;
                 write_rows(out, &walk, &share, &sums, start, out_column, d, h, window);
             }
-            shift(&sums, window);
+            age(&sums, window.rows);
         }
     } else {
         for d in first..end {
@@ -291,16 +291,12 @@ fn add_cell(
     }
 }
 
-/// Ages the sums by a frame; the youngest starts at zero.
+/// Ages the sums of `rows` sites by a frame; the youngest start at zero.
 #[cube]
-fn shift(sums: &Cells<f32>, #[comptime] window: Window) {
+pub(super) fn age(sums: &Cells<f32>, #[comptime] rows: usize) {
+    sums.shift(rows);
     #[unroll]
-    for i in 0..comptime!((window.unfinished() - 1) * window.rows) {
-        let to = comptime!(window.unfinished() * window.rows - 1 - i);
-        sums.set(to, sums.get(comptime!(to - window.rows)));
-    }
-    #[unroll]
-    for i in 0..window.rows {
+    for i in 0..rows {
         sums.set(i, 0.0f32);
     }
 }

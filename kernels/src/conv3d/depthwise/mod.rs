@@ -7,7 +7,7 @@ mod staged;
 mod staged_weight;
 mod weight;
 
-use super::gemm::walk::{AxisWalk, Walks, few_phases, sites, taps, walk_args, walks};
+use super::gemm::walk::{Walks, few_phases, sites, taps, walk_args, walks};
 use super::plan::Pass;
 use super::problem::Conv3dProblem;
 use super::split::affordable_parts;
@@ -16,7 +16,7 @@ use crate::activation::Activation;
 use crate::error::ConvError;
 use crate::grid::dispatches;
 use crate::limits::Limits;
-use crate::operand::{Operand, address_type, row_major};
+use crate::operand::{Operand, address_type};
 use cubecl::prelude::*;
 use frames::{Tile, TilingLaunch};
 use march::{MOST_TAPS, ShareLaunch, Window, march_kernel};
@@ -35,19 +35,21 @@ pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass) -> bool {
         && elements.iter().all(|elements| *elements < 1 << 30)
 }
 
+/// Units that a cube is counted for where the device is to be filled.
+const UNITS: usize = 256;
+
 /// Sites along H that share the rows they read.
 const ROWS: usize = 4;
 
 /// The window of a walk, with cubes of enough units for the marches of one channel, given the sites along H of each.
 fn window(walks: &Walks, marches: impl Fn(usize) -> usize) -> Window {
-    let dense = |walk: AxisWalk| walk.scale == 1 && (walk.step == 1 || walk.taps == 1);
-    let rows = if !dense(walks[1]) {
+    let rows = if !walks[1].is_dense() {
         1
     } else {
         [ROWS, 2, 1][usize::from(walks[1].sites < 3) + usize::from(walks[1].sites < 2)]
     };
     let units = if marches(rows) <= 64 { 64 } else { 256 };
-    Window { taps: walks.map(|walk| walk.taps), rows, marches: dense(walks[0]), units }
+    Window { taps: walks.map(|walk| walk.taps), rows, marches: walks[0].is_dense(), units }
 }
 
 /// Launches the forward pass (operands x, w, y) or the input gradient (dy, w, dx).
@@ -81,9 +83,7 @@ fn chunks(problem: &Conv3dProblem, walks: &Walks, tile: &Tile, limits: &Limits) 
     let [depth, height, width] = walks.map(|walk| walk.sites);
     let tiles: usize = tile.tiles(height, width).iter().product();
     let images = problem.batch * problem.channels;
-    // Every chunk reads the frames at its ends again.
-    let wanted = (2 * limits.cubes_in_flight).div_ceil((images * tiles).max(1));
-    let chunk = depth.div_ceil(wanted.min(depth.div_ceil(8)).max(1)).max(1);
+    let chunk = chunk(depth, images * tiles * UNITS, limits);
     (chunk, tiles * depth.div_ceil(chunk))
 }
 
@@ -125,7 +125,7 @@ fn launch_staged(
     let cubes_of_all = problem.batch * problem.channels * cubes;
     let address = address_type("conv3d", &[source, weight, out], cubes_of_all * tile.units, limits)?;
     let operations = 2.0 * (tile.units * tile.rows * chunk * tile.count()) as f64;
-    let activation = if pass == Pass::Forward { problem.window.activation } else { Activation::None };
+    let activation = problem.activation_of(pass);
     for dispatch in dispatches(cubes_of_all, operations, limits) {
         // SAFETY: elements of a frame outside the source are not read, sites outside the plane are not written; a cube's
         // tile, chunk, channel and image exist.
@@ -172,7 +172,7 @@ fn launch(
     let cubes = marches.div_ceil(window.units);
     let address = address_type("conv3d", &[source, weight, out], images * cubes * window.units, limits)?;
     let operations = 2.0 * (window.units * window.rows * chunk * window.count()) as f64;
-    let activation = if pass == Pass::Forward { problem.window.activation } else { Activation::None };
+    let activation = problem.activation_of(pass);
     for dispatch in dispatches(images * cubes, operations, limits) {
         // SAFETY: sites stay below the walks' extents, places outside the source are not read.
         unsafe {
@@ -215,7 +215,7 @@ fn launch(
 /// Frames that a unit marches through: all of them where there are units enough, since every chunk reads the frames at
 /// its ends again.
 fn chunk(depth: usize, columns: usize, limits: &Limits) -> usize {
-    let wanted = 2 * limits.cubes_in_flight * 256;
+    let wanted = 2 * limits.cubes_in_flight * UNITS;
     let chunks = wanted.div_ceil(columns.max(1)).min(depth.div_ceil(8)).max(1);
     depth.div_ceil(chunks).max(1)
 }
@@ -258,8 +258,7 @@ pub(crate) fn weight_gradient(
     let parts = cubes.min(marches.div_ceil(units)).min(affordable).max(1);
     let length = marches.div_ceil(parts);
     let parts = marches.div_ceil(length.max(1)).max(1);
-    let direct = parts == 1 && dw.strides == row_major(&dw.shape);
-    let partials = if direct { dw.clone() } else { reduce::workspace(client, parts, dw.len()) };
+    let partials = reduce::partials(client, parts, dw);
     let largest = (length * parts + units).max(problem.channels * parts * cuts);
     let address = address_type("conv3d", &[x, dy, &partials], largest, limits)?;
     let operations = 2.0 * (length * chunk * window.count()) as f64;
@@ -298,7 +297,7 @@ pub(crate) fn weight_gradient(
             );
         }
     }
-    if direct { Ok(()) } else { reduce::sum_partials(client, limits, &partials, dw) }
+    reduce::sum_partials(client, limits, &partials, dw)
 }
 
 fn staged_weight_gradient(
@@ -310,8 +309,7 @@ fn staged_weight_gradient(
     [x, dy, dw]: [&Operand; 3],
 ) -> Result<(), ConvError> {
     let parts = problem.batch * cubes;
-    let direct = parts == 1 && dw.strides == row_major(&dw.shape);
-    let partials = if direct { dw.clone() } else { reduce::workspace(client, parts, dw.len()) };
+    let partials = reduce::partials(client, parts, dw);
     let cubes_of_all = problem.channels * parts;
     let largest = (cubes_of_all * tile.units).max(partials.len());
     let address = address_type("conv3d", &[x, dy, &partials], largest, limits)?;
@@ -337,5 +335,5 @@ fn staged_weight_gradient(
             );
         }
     }
-    if direct { Ok(()) } else { reduce::sum_partials(client, limits, &partials, dw) }
+    reduce::sum_partials(client, limits, &partials, dw)
 }

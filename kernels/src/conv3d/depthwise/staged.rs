@@ -9,6 +9,7 @@
 //! result once. Declined: strides, dilation and windows of more than 80 taps ([`super::march`] takes them).
 
 use super::frames::{Tile, Tiling, Unit, places, read_column, read_frame, write_frame};
+use super::march::age;
 use crate::activation::activate_by_code;
 use crate::cells::Cells;
 use crate::conv3d::gemm::place::Walk;
@@ -65,7 +66,7 @@ pub(super) fn staged_kernel<E: Float, O: Float>(
         if frame >= unit.first + ahead {
             write_rows(out, &walk, &tiling, &unit, &sums, start, out_column, frame - ahead, tile);
         }
-        shift(&sums, tile);
+        age(&sums, tile.rows);
         sync_cube();
         write_frame(&next, &mut stage, tile);
         frame += 1u32;
@@ -129,20 +130,6 @@ fn add_frame(
                 }
             }
         }
-    }
-}
-
-/// Ages the sums by a frame; the youngest start at zero.
-#[cube]
-fn shift(sums: &Cells<f32>, #[comptime] tile: Tile) {
-    #[unroll]
-    for i in 0..comptime!((tile.taps[0] - 1) * tile.rows) {
-        let to = comptime!(tile.taps[0] * tile.rows - 1 - i);
-        sums.set(to, sums.get(comptime!(to - tile.rows)));
-    }
-    #[unroll]
-    for i in 0..tile.rows {
-        sums.set(i, 0.0f32);
     }
 }
 

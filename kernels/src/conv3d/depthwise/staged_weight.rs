@@ -56,11 +56,7 @@ pub(super) fn staged_weight_kernel<E: Float, O: Float>(
         let exists = frame + 1u32 < unit.end + ahead;
         let next = read_frame(source, base, &walk, frame + 1u32, exists, &places, padding, tile);
         add_frame(&stage, unit.corner, &recent, &sums, tile);
-        #[unroll]
-        for i in 0..comptime!((tile.taps[0] - 1) * tile.rows) {
-            let to = comptime!(tile.taps[0] * tile.rows - 1 - i);
-            recent.set(to, recent.get(comptime!(to - tile.rows)));
-        }
+        recent.shift(tile.rows);
         read_sites(dy, &walk, &tiling, &unit, dy_column, frame + 1u32, &recent, tile);
         sync_cube();
         write_frame(&next, &mut stage, tile);

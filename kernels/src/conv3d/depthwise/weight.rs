@@ -125,11 +125,7 @@ fn march<E: Float>(
     let recent = Cells::<f32>::new(window.taps[0], 0.0f32);
     if comptime!(window.marches) {
         for frame in first..end + comptime!(window.taps[0] as u32 - 1) {
-            #[unroll]
-            for i in 0..comptime!(window.taps[0] - 1) {
-                let age = comptime!(window.taps[0] - 1 - i);
-                recent.set(age, recent.get(comptime!(age - 1)));
-            }
+            recent.shift(1usize);
             let mut youngest = 0.0f32;
             if frame < end {
                 youngest = f32::cast_from(dy[dy_column + walk.depth.out_offset(frame)]);

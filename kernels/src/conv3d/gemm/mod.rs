@@ -93,7 +93,7 @@ pub(crate) fn gather(
     let walks = if runs && is_patches(problem, pass) { vec![patches(problem)] } else { walks(problem, pass) };
     let walks: Vec<_> = walks.iter().filter(|walks| sites(walks) > 0).collect();
     let parts = walks.iter().map(|walks| parts(problem, pass, tile, walks, limits)).max().unwrap_or(1);
-    let activation = if pass == Pass::Forward { problem.window.activation } else { Activation::None };
+    let activation = problem.activation_of(pass);
     let call = Call { client, problem, pass, tile, limits, parts, activation };
     if parts == 1 {
         return walks.iter().try_for_each(|walks| launch(&call, walks, [source, weight, out], bias));
@@ -132,10 +132,7 @@ pub(super) fn one_walk(
 
 /// M, N and K of one group's product.
 fn extents(problem: &Conv3dProblem, pass: Pass, walks: &Walks) -> [usize; 3] {
-    let (source_channels, n) = match pass {
-        Pass::Forward => (problem.group_channels(), problem.group_out_channels()),
-        _ => (problem.group_out_channels(), problem.group_channels()),
-    };
+    let (source_channels, n) = problem.channels_of(pass);
     [problem.batch * sites(walks), n * columns(walks), source_channels * taps(walks)]
 }
 
@@ -162,8 +159,7 @@ fn launch(
 ) -> Result<(), ConvError> {
     let Call { client, problem, pass, tile, limits, parts, activation } = *call;
     let [m, n, k] = extents(problem, pass, walks);
-    let source_channels =
-        if pass == Pass::Forward { problem.group_channels() } else { problem.group_out_channels() };
+    let (source_channels, _) = problem.channels_of(pass);
     let [tile_m, tile_n, tile_k] = tile.extents();
     let (tiles_m, tiles_n) = (m.div_ceil(tile_m), n.div_ceil(tile_n));
     let groups = problem.window.groups;
@@ -280,8 +276,7 @@ pub(crate) fn weight_gradient(
     let [tile_m, tile_n, tile_k] = tile.extents();
     let (tiles_m, tiles_n) = (m.div_ceil(tile_m), n.div_ceil(tile_n));
     let split = ReductionSplit::filling(k, dw.len(), tiles_m * tiles_n * groups, tile_k, limits);
-    let direct = split.parts == 1 && dw.strides == row_major(&dw.shape);
-    let partials = if direct { dw.clone() } else { reduce::workspace(client, split.parts, dw.len()) };
+    let partials = reduce::partials(client, split.parts, dw);
     let cubes = tiles_m * tiles_n * groups * split.parts;
     let address = address_type("conv3d", &[x, dy, &partials], m.max(n).max(k).max(cubes), limits)?;
     let operations = 2.0 * (tile_m * tile_n * split.length) as f64;
@@ -351,5 +346,5 @@ pub(crate) fn weight_gradient(
             }
         }
     }
-    if direct { Ok(()) } else { reduce::sum_partials(client, limits, &partials, dw) }
+    reduce::sum_partials(client, limits, &partials, dw)
 }

@@ -97,6 +97,11 @@ impl AxisWalk {
 }
 
 impl AxisWalk {
+    /// Whether neighbouring sites read neighbouring elements.
+    pub(crate) fn is_dense(&self) -> bool {
+        self.scale == 1 && (self.step == 1 || self.taps == 1)
+    }
+
     /// Whether a tap of some site lies outside the source.
     fn leaves(&self) -> bool {
         let last = (self.sites.max(1) - 1) * self.scale + (self.taps.max(1) - 1) * self.step;

@@ -13,7 +13,6 @@ use super::gemm::walk::{MASK_BITS, Walks, walk_args, walks};
 use super::gemm::{stage_type, stage_vector};
 use super::plan::{Pass, Tiles};
 use super::problem::Conv3dProblem;
-use crate::activation::Activation;
 use crate::error::ConvError;
 use crate::grid::dispatches;
 use crate::limits::Limits;
@@ -39,10 +38,7 @@ struct Extents {
 
 impl Extents {
     fn of(problem: &Conv3dProblem, pass: Pass, walks: &Walks, tile: &ShiftedTile) -> Option<Self> {
-        let (channels, n) = match pass {
-            Pass::Forward => (problem.group_channels(), problem.group_out_channels()),
-            _ => (problem.group_out_channels(), problem.group_channels()),
-        };
+        let (channels, n) = problem.channels_of(pass);
         let taps = walks[1].taps * walks[2].taps;
         Some(Self {
             strips: Strips::of(walks, tile)?,
@@ -163,7 +159,7 @@ pub(crate) fn launch(
             );
         }
     }
-    let activation = if pass == Pass::Forward { problem.window.activation } else { Activation::None };
+    let activation = problem.activation_of(pass);
     let operations = 2.0 * (tile.tile_m * tile.tile_n * extents.terms()) as f64;
     for dispatch in dispatches(cubes, operations, limits) {
         // SAFETY: elements outside the source and channels past the last are not read; sites of a strip's rim, rows past the
