@@ -14,12 +14,14 @@
 //!
 //! The first engine ([`crate::conv3d::gemm`]) gathers every tap anew: for a 3x3 plane 9 times the reads, address sums and masks of
 //! this one. Per block a cube reads `window * 16` elements and `taps of the plane * 16 * tile_n` packed weights, for
-//! `2 * tile_m * tile_n * 16 * taps of the plane` operations. Depth taps that lie outside the source are left out. A tap's
-//! weights are read while the one before is multiplied. Declined: strides in the plane, windows that do not fit
-//! ([`super::config`]), the weight gradient.
+//! `2 * tile_m * tile_n * 16 * taps of the plane` operations. Depth taps that lie outside the source are left out. Weights come
+//! from memory straight into fragments (cubes beside each other read the same ones), so that planes meet twice per block and
+//! not at every tap. Declined: strides in the plane, windows that do not fit ([`super::config`]), the weight gradient.
 //!
-//! H200, f16, 256 -> 256, 43x62x106: 5.1 ms; without its reads 3.1, without its products 4.2, without the windows' reads 4.1,
-//! without the weights' 4.4.
+//! H200, f16, 256 -> 256, 43x62x106, forward: 3.4 ms. Weights that pass through shared memory, with a barrier for each tap, take
+//! 5.0; planes of 32x64 sums 4.6 to 5.1. The next window is read before the last tap's products, which stand behind it without
+//! a loop: read after them 3.8; before the last tap in a loop 5.4; before the last two 4.5; a second window in shared memory,
+//! a part of it read at each tap, 5.6 at best. Weights read a tap ahead: 3.7.
 
 use super::config::{CHANNELS, ShiftedTile};
 use super::result::write_result;
@@ -118,7 +120,7 @@ pub(super) fn shifted_kernel<E: Float, S: Float, O: Float, V: Size>(
     let width = V::value();
     let row = comptime!(tile.row(width, size));
     let mut window = Shared::<[Vector<S, V>]>::new_slice(comptime!(tile.window * row));
-    let mut weights = Shared::<[Vector<S, V>]>::new_slice(comptime!(2 * tile.tile_n * row));
+    let mut places = Shared::<[usize]>::new_slice(tile.window);
     let sums = accumulators(comptime!(tile.plane_m * tile.plane_n), tile.fragment);
 
     // Depth taps that lie inside the source; all of them where padding repeats its ends.
@@ -131,139 +133,117 @@ pub(super) fn shifted_kernel<E: Float, S: Float, O: Float, V: Size>(
         end_tap = max(end, first);
     }
     let blocks = (end_tap - first_tap) * tiling.block_count;
-    let places = places(&walk, &tiling, &share, padding, width, tile);
+    find_places(&walk, &tiling, &share, &mut places, padding, tile);
+    sync_cube();
     let source_first = walk.source_at(share.n, 0u32) + walk.source_channel(share.group * tiling.channels);
     // Taps lie behind each other, those of the next block too: the next one is a fixed distance away.
     let tap_vectors = comptime!(CHANNELS / width) * tiling.packed_n as usize;
+    let plane_n = UNIT_POS as usize / PLANE / comptime!(tile.tile_m / tile.plane_m) * tile.plane_n;
     let mut tap_at = ((share.group * tiling.depth_taps + first_tap) * tiling.block_count * tiling.taps)
         as usize
-        * tap_vectors;
+        * tap_vectors
+        + (share.first_n as usize + plane_n) * comptime!(CHANNELS / width);
 
-    let values = read_window(
-        source,
-        &walk,
-        &tiling,
-        source_first,
-        depth,
-        first_tap,
-        0u32,
-        blocks > 0u32,
-        &places,
-        padding,
-        width,
-        tile,
-    );
+    let first_block = block_at(&walk, &tiling, source_first, depth, first_tap, 0u32, padding);
+    let values = read_window(source, &walk, &places, &first_block, blocks > 0u32, width, tile);
     write_window(&values, &mut window, row, tile);
-    let next = read_weights(weight, tap_at, share.first_n, blocks > 0u32, tile);
-    write_weights(&next, &mut weights, 0usize, row, tile);
     sync_cube();
-    let half = comptime!(tile.tile_n * row);
-    let mut from = 0usize.runtime();
     let mut block = 0u32.runtime();
     while block < blocks {
+        block += 1u32;
+        let next = block_at(&walk, &tiling, source_first, depth, first_tap, block, padding);
         let mut tap = 0u32.runtime();
         while tap + 1u32 < tiling.taps {
-            // The next tap's weights are read meanwhile, into the other half.
+            multiply(&window, weight, tap_at, &sums, &walk, &tiling, tap, row, tile);
             tap_at += tap_vectors;
-            let next = read_weights(weight, tap_at, share.first_n, true.runtime(), tile);
-            multiply(&window, &weights, from, &sums, &walk, &tiling, tap, row, tile);
-            from = half - from;
-            write_weights(&next, &mut weights, from, row, tile);
             tap += 1u32;
-            sync_cube();
         }
-        // The next block's window is read when all units have left this one; other cubes are at work meanwhile. (Read during the
-        // last product it is no faster.)
-        let more = block + 1u32 < blocks;
+        // The next window travels while the last tap is multiplied. In the loop above its values would be waited for.
+        let values = read_window(source, &walk, &places, &next, block < blocks, width, tile);
+        multiply(&window, weight, tap_at, &sums, &walk, &tiling, tap, row, tile);
         tap_at += tap_vectors;
-        let next = read_weights(weight, tap_at, share.first_n, more, tile);
-        multiply(&window, &weights, from, &sums, &walk, &tiling, tap, row, tile);
-        from = half - from;
-        write_weights(&next, &mut weights, from, row, tile);
         sync_cube();
-        let values = read_window(
-            source,
-            &walk,
-            &tiling,
-            source_first,
-            depth,
-            first_tap,
-            block + 1u32,
-            more,
-            &places,
-            padding,
-            width,
-            tile,
-        );
         write_window(&values, &mut window, row, tile);
-        block += 1u32;
         sync_cube();
     }
     write_result(&sums, bias, out, &walk, &tiling, &share, tile);
 }
 
-/// Where the elements of the window that a unit reads lie in a plane of the source, and whether they do.
-#[derive(CubeType)]
-struct Places {
-    at: Sequence<usize>,
-    inside: Sequence<bool>,
-}
-
+/// Where the elements of the window lie in a plane of the source, one added; zero where they do not.
 #[cube]
-fn places(
+fn find_places(
     walk: &Walk,
     tiling: &Tiling,
     share: &Share,
+    places: &mut Shared<[usize]>,
     #[comptime] padding: PaddingMode,
-    #[comptime] width: usize,
     #[comptime] tile: ShiftedTile,
-) -> Places {
-    let mut at = Sequence::<usize>::new();
-    let mut inside = Sequence::<bool>::new();
-    #[unroll]
-    for load in 0..comptime!(tile.window_loads(width)) {
-        let vector = UNIT_POS + comptime!((load * tile.units()) as u32);
-        let (row, column) = tiling.pitch.div_mod(share.first + vector % comptime!(tile.window as u32));
+) {
+    let mut element = UNIT_POS;
+    while element < comptime!(tile.window as u32) {
+        let (row, column) = tiling.pitch.div_mod(share.first + element);
         let (h, h_inside) = walk.height.place(walk.height.coordinate(row), padding);
         let (w, w_inside) = walk.width.place(walk.width.coordinate(share.strip + column), padding);
-        at.push(h + w);
-        inside.push(h_inside && w_inside);
+        let mut place = 0usize.runtime();
+        if h_inside && w_inside {
+            place = h + w + 1usize;
+        }
+        places[element as usize] = place;
+        element += comptime!(tile.units() as u32);
     }
-    Places { at, inside }
 }
 
-/// Reads this unit's vectors of a block's window into registers: some channels of a site, lanes along sites.
+/// A block of the source: its first channel at the first place of a plane, and how many channels of the group it and those
+/// after it hold.
+#[derive(CubeType, Clone, Copy)]
+struct SourceBlock {
+    first: usize,
+    channels: u32,
+}
+
 #[cube]
-#[allow(clippy::too_many_arguments)]
-fn read_window<E: Float>(
-    source: &[E],
+fn block_at(
     walk: &Walk,
     tiling: &Tiling,
     source_first: usize,
     depth: i32,
     first_tap: u32,
     block: u32,
-    exists: bool,
-    places: &Places,
     #[comptime] padding: PaddingMode,
-    #[comptime] width: usize,
-    #[comptime] tile: ShiftedTile,
-) -> Sequence<E> {
+) -> SourceBlock {
     let (tap, in_channels) = tiling.blocks.div_mod(block);
     let (frame, _) = walk.depth.place(depth + ((first_tap + tap) * walk.depth.step) as i32, padding);
     let first_channel = in_channels * CHANNELS as u32;
+    SourceBlock {
+        first: source_first + frame + walk.source_channel(first_channel),
+        channels: tiling.channels - first_channel,
+    }
+}
+
+/// Reads this unit's vectors of a block's window into registers: some channels of a site, lanes along sites.
+#[cube]
+fn read_window<E: Float>(
+    source: &[E],
+    walk: &Walk,
+    places: &Shared<[usize]>,
+    block: &SourceBlock,
+    exists: bool,
+    #[comptime] width: usize,
+    #[comptime] tile: ShiftedTile,
+) -> Sequence<E> {
     let mut values = Sequence::<E>::new();
     #[unroll]
     for load in 0..comptime!(tile.window_loads(width)) {
-        let vector = UNIT_POS + comptime!((load * tile.units()) as u32);
-        let channel = first_channel + vector / comptime!(tile.window as u32) * width as u32;
-        let at = source_first + frame + *places.at.index(load) + walk.source_channel(channel);
-        let inside = *places.inside.index(load) && exists;
+        let vector = UNIT_POS as usize + comptime!(load * tile.units());
+        let channel = (vector / tile.window * width) as u32;
+        let place = places[vector % tile.window];
+        let at = block.first + place + walk.source_channel(channel);
+        let inside = place > 0usize && exists;
         #[unroll]
         for i in 0..width {
             let mut value = E::from_int(0);
-            if inside && channel + (i as u32) < tiling.channels {
-                value = source[at + walk.source_channel(i as u32)];
+            if inside && channel + (i as u32) < block.channels {
+                value = source[at + walk.source_channel(i as u32) - 1usize];
             }
             values.push(value);
         }
@@ -292,55 +272,13 @@ fn write_window<E: Float, S: Float, V: Size>(
     }
 }
 
-/// Reads this unit's vectors of a tap's packed weights.
-#[cube]
-fn read_weights<S: Float, V: Size>(
-    weight: &[Vector<S, V>],
-    tap_at: usize,
-    first_n: u32,
-    exists: bool,
-    #[comptime] tile: ShiftedTile,
-) -> Sequence<Vector<S, V>> {
-    let width = V::value();
-    let mut values = Sequence::<Vector<S, V>>::new();
-    #[unroll]
-    for load in 0..comptime!(tile.weight_loads(width)) {
-        let vector = UNIT_POS as usize + comptime!(load * tile.units());
-        let at = tap_at + first_n as usize * comptime!(CHANNELS / width) + vector;
-        let mut value = Vector::<S, V>::new(S::from_int(0));
-        if exists {
-            value = weight[at];
-        }
-        values.push(value);
-    }
-    values
-}
-
-/// Writes what [`read_weights`] has read: rows of channels of the result.
-#[cube]
-fn write_weights<S: Float, V: Size>(
-    values: &Sequence<Vector<S, V>>,
-    weights: &mut Shared<[Vector<S, V>]>,
-    to: usize,
-    #[comptime] row: usize,
-    #[comptime] tile: ShiftedTile,
-) {
-    let width = V::value();
-    let run = comptime!(CHANNELS / width);
-    #[unroll]
-    for load in 0..comptime!(tile.weight_loads(width)) {
-        let vector = UNIT_POS as usize + comptime!(load * tile.units());
-        weights[to + vector / run * row + vector % run] = *values.index(load);
-    }
-}
-
-/// Adds the products of a tap of the plane to a plane's sums.
+/// Adds the products of a tap of the plane, whose weights for this plane begin at `tap_at`, to the plane's sums.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn multiply<S: Float, V: Size>(
     window: &Shared<[Vector<S, V>]>,
-    weights: &Shared<[Vector<S, V>]>,
-    from: usize,
+    weight: &[Vector<S, V>],
+    tap_at: usize,
     sums: &Sequence<cmma::Matrix<f32>>,
     walk: &Walk,
     tiling: &Tiling,
@@ -349,10 +287,8 @@ fn multiply<S: Float, V: Size>(
     #[comptime] tile: ShiftedTile,
 ) {
     let width = V::value();
-    let plane = UNIT_POS as usize / PLANE;
-    let first_site = plane % comptime!(tile.tile_m / tile.plane_m) * tile.plane_m;
-    let first_channel = plane / comptime!(tile.tile_m / tile.plane_m) * tile.plane_n;
-    let stride = comptime!((row * width) as u32);
+    let end = weight.len();
+    let first_site = UNIT_POS as usize / PLANE % comptime!(tile.tile_m / tile.plane_m) * tile.plane_m;
     let (h, w) = tiling.row_taps.div_mod(tap);
     let shift = (h * walk.height.step * tiling.pitch_count + w * walk.width.step) as usize;
     #[unroll]
@@ -360,16 +296,15 @@ fn multiply<S: Float, V: Size>(
         let mut channels = Sequence::<cmma::Matrix<Vector<S, V>>>::new();
         #[unroll]
         for i in 0..comptime!(tile.plane_n / tile.fragment) {
-            let first = first_channel + comptime!(i * tile.fragment);
-            let at = from + first * row + comptime!(k * tile.fragment / width);
+            let at = tap_at + comptime!((i * tile.fragment * CHANNELS + k * tile.fragment) / width);
             channels.push(cmma::Matrix::<Vector<S, V>>::from_slice(
                 MatrixIdent::A,
                 tile.fragment,
                 tile.fragment,
                 tile.fragment,
                 MatrixLayout::RowMajor,
-                &weights[at..comptime!(2 * tile.tile_n * row)],
-                stride,
+                &weight[at..end],
+                CHANNELS as u32,
             ));
         }
         #[unroll]
@@ -383,7 +318,7 @@ fn multiply<S: Float, V: Size>(
                 tile.fragment,
                 MatrixLayout::ColMajor,
                 &window[at..comptime!(tile.window * row)],
-                stride,
+                comptime!((row * width) as u32),
             );
             #[unroll]
             for i in 0..comptime!(tile.plane_n / tile.fragment) {
