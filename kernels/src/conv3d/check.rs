@@ -1,6 +1,6 @@
 //! Whether a plan that is given can serve a problem.
 
-use super::plan::{Pass, Plan, matrix_tiles, result_is_empty, shifted_tiles};
+use super::plan::{Pass, Plan, matrix_tiles, result_is_empty, shifted_tiles, shifted_weight_tiles};
 use super::problem::Conv3dProblem;
 use super::tile::TileConfig;
 use super::{depthwise, gemm, winograd};
@@ -66,8 +66,8 @@ pub(super) fn check(
                 tile.name()
             )
         }
-        Plan::ShiftedGemm(tile)
-            if !empty && !shifted_tiles(problem, pass, limits).any(|each| each == *tile) =>
+        Plan::ShiftedGemm(_) | Plan::ShiftedWeight(_)
+            if !empty && !shifted_serves(plan, problem, pass, limits) =>
         {
             unsupported!(
                 "conv3d: {} does not serve the {} of {} with the kernel {:?}, stride {:?} and dilation {:?} on this device",
@@ -94,6 +94,14 @@ pub(super) fn check(
     }
 }
 
+fn shifted_serves(plan: &Plan, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> bool {
+    match plan {
+        Plan::ShiftedGemm(tile) => shifted_tiles(problem, pass, limits).any(|each| each == *tile),
+        Plan::ShiftedWeight(tile) => shifted_weight_tiles(problem, pass, limits).any(|each| each == *tile),
+        _ => true,
+    }
+}
+
 /// Turns that the loops of one unit make together.
 fn loop_turns(plan: &Plan, problem: &Conv3dProblem, pass: Pass) -> usize {
     let stages = |terms: usize| terms.div_ceil(TileConfig::LARGE.tile_k);
@@ -102,7 +110,8 @@ fn loop_turns(plan: &Plan, problem: &Conv3dProblem, pass: Pass) -> usize {
         | (
             Plan::ImplicitGemm(_) | Plan::Gemm(_) | Plan::MatrixGemm(_) | Plan::Winograd(_),
             Pass::WeightGradient,
-        ) => 0,
+        )
+        | (Plan::ShiftedWeight(_), _) => 0,
         (Plan::ShiftedGemm(_), _) => problem.channels.max(problem.out_channels) * problem.taps(),
         (Plan::Direct, _) => super::direct::loop_turns(problem, pass),
         (Plan::ImplicitGemm(_) | Plan::Gemm(_) | Plan::MatrixGemm(_), Pass::Forward) => {

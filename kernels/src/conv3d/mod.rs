@@ -34,7 +34,7 @@ pub use gemm::{MatrixTile, RegisterTile};
 pub use notes::{NonFinite, Notes};
 pub use plan::{Algorithm, Pass, Plan, Tiles, eligible, plan};
 pub use problem::{Conv3dProblem, PaddingMode, Window};
-pub use shifted::ShiftedTile;
+pub use shifted::{ShiftedTile, ShiftedWeightTile};
 pub use split::ReductionSplit;
 pub use tile::TileConfig;
 pub use winograd::{RegionExtent, WinogradConfig, WinogradTile};
@@ -81,6 +81,7 @@ pub fn forward(
         Plan::ShiftedGemm(tile) => {
             shifted::launch(client, problem, Pass::Forward, *tile, limits, [x, w, y], bias)
         }
+        Plan::ShiftedWeight(_) => only_weight_gradient(plan),
         Plan::Winograd(config) => winograd::forward(client, problem, *config, limits, [x, w, y], bias),
     }
 }
@@ -133,6 +134,7 @@ fn run_input_gradient(
         Plan::ShiftedGemm(tile) => {
             shifted::launch(client, problem, Pass::InputGradient, *tile, limits, operands, None)
         }
+        Plan::ShiftedWeight(_) => only_weight_gradient(plan),
         Plan::Winograd(config) => winograd::input_gradient(client, problem, *config, limits, operands),
     }
 }
@@ -170,6 +172,7 @@ pub fn weight_gradient(
             gemm::weight_gradient(client, problem, Tile::Matrices(*tile), limits, [x, dy, dw])
         }
         Plan::Winograd(config) => winograd::weight_gradient(client, problem, *config, limits, [x, dy, dw]),
+        Plan::ShiftedWeight(tile) => shifted::weight::launch(client, problem, *tile, limits, [x, dy, dw]),
         Plan::ShiftedGemm(_) => invalid!("conv3d: {} has no weight gradient", plan.name()),
     }
 }
@@ -197,6 +200,10 @@ pub fn bias_gradient(
         return Ok(());
     }
     reduce::bias_gradient(client, problem, limits, &dy.bindable(client), db)
+}
+
+fn only_weight_gradient(plan: &Plan) -> Result<(), ConvError> {
+    invalid!("conv3d: {} computes weight gradients only", plan.name())
 }
 
 fn check_bias(problem: &Conv3dProblem, bias: Option<&Operand>) -> Result<(), ConvError> {

@@ -45,7 +45,7 @@ impl Plan {
             non_finite: NonFinite::Window,
         };
         match self {
-            Self::MatrixGemm(_) => Notes {
+            Self::MatrixGemm(_) | Self::ShiftedWeight(_) => Notes {
                 domain: stage_type(problem.dtype, limits).map_or(FloatType::F32, |(dtype, _)| dtype),
                 ..notes
             },

@@ -27,14 +27,15 @@
 //! | a multiple of 128, many tiles    | 128x128                 | 384 channels: 1.60 ms, 128x64 takes 1.76          |
 //! | others                           | 128x64                  | least waste                                       |
 //!
-//! On matrix units dw takes its tile by the output channels (f16, 64 -> 128: 0.26 ms where multiply-adds take 0.75). Else it takes
+//! On matrix units dw keeps the source's window in shared memory where four fifths of what its tiles compute are needed (f16,
+//! 256 channels: 4.5 ms, gathered 7.1), else its tile is chosen by the output channels (64 -> 128: 0.26 ms where multiply-adds take 0.75). Without them it takes
 //! 128x64 for more than 32 output channels (512 -> 512, 2x7x7: 0.071 ms, 128x128 0.080), with fewer than 512 rows
 //! (channels x taps) 64x64: 0.11 ms where 128x64 takes 0.14.
 
 use super::depthwise;
 use super::gemm::{self, MatrixTile, RegisterTile, stage_type};
 use super::problem::Conv3dProblem;
-use super::shifted::{self, ShiftedTile};
+use super::shifted::{self, ShiftedTile, ShiftedWeightTile};
 use super::tile::TileConfig;
 use super::winograd::{self, WinogradConfig, WinogradTile};
 use crate::error::ConvError;
@@ -96,6 +97,8 @@ pub enum Plan {
     MatrixGemm(MatrixTile),
     /// See `shifted/`.
     ShiftedGemm(ShiftedTile),
+    /// See `shifted/weight.rs`.
+    ShiftedWeight(ShiftedWeightTile),
     /// See `winograd/`.
     Winograd(WinogradConfig),
 }
@@ -113,6 +116,7 @@ impl Plan {
             Self::Gemm(tile) => format!("gemm_{}", tile.name()),
             Self::MatrixGemm(tile) => format!("matrix_gemm_{}", tile.name()),
             Self::ShiftedGemm(tile) => format!("shifted_gemm_{}", tile.name()),
+            Self::ShiftedWeight(tile) => format!("shifted_weight_{}", tile.name()),
             Self::Winograd(config) if config.matrices.is_some() => format!("{}_matrices", config.tile.name()),
             Self::Winograd(config) => config.tile.name().into(),
         }
@@ -137,6 +141,9 @@ impl Plan {
     pub fn tiles(&self, problem: &Conv3dProblem, pass: Pass) -> Option<Tiles> {
         if let Self::ShiftedGemm(tile) = self {
             return shifted::extent(problem, pass, tile);
+        }
+        if let Self::ShiftedWeight(tile) = self {
+            return shifted::weight::extent(problem, tile);
         }
         let engine = matches!(self, Self::Gemm(_) | Self::MatrixGemm(_));
         let patches = engine && gemm::is_patches(problem, pass);
@@ -216,6 +223,7 @@ pub fn eligible(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Vec<Pla
         .chain(gemm)
         .chain(matrix_tiles(problem, pass, limits).map(Plan::MatrixGemm))
         .chain(shifted_tiles(problem, pass, limits).map(Plan::ShiftedGemm))
+        .chain(shifted_weight_tiles(problem, pass, limits).map(Plan::ShiftedWeight))
         .chain(depthwise::serves(problem, pass).then_some(Plan::Depthwise))
         .chain(winograd)
         .collect()
@@ -239,6 +247,16 @@ pub(super) fn shifted_tiles(
 ) -> impl Iterator<Item = ShiftedTile> {
     let tiles = shifted::tiles(problem, limits).iter().copied();
     tiles.filter(move |tile| shifted::serves(problem, pass, tile, limits))
+}
+
+/// The tiles of the shifted weight gradient that serve the pass.
+pub(super) fn shifted_weight_tiles(
+    problem: &Conv3dProblem,
+    pass: Pass,
+    limits: &Limits,
+) -> impl Iterator<Item = ShiftedWeightTile> {
+    let tiles = shifted::weight::tiles(problem, limits).iter().copied();
+    tiles.filter(move |tile| shifted::weight::serves(problem, pass, tile))
 }
 
 pub(super) fn result_is_empty(problem: &Conv3dProblem, pass: Pass) -> bool {
@@ -280,6 +298,12 @@ fn gemm_for(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Plan {
     {
         return Plan::ShiftedGemm(tile);
     }
+    if pass == Pass::WeightGradient
+        && let Some(tile) =
+            shifted_weight_tiles(problem, pass, limits).find(|tile| weight_pays(problem, tile))
+    {
+        return Plan::ShiftedWeight(tile);
+    }
     if columns > 16
         && let Some(tile) = matrices.iter().rev().find(|tile| columns <= tile.tile_n).or(matrices.first())
     {
@@ -318,6 +342,15 @@ fn paid(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTile, limits: &Limits
         && 8 * tiles.count >= limits.cubes_in_flight
         && 5 * needed >= 4 * computed;
     pays.then_some(computed)
+}
+
+/// Whether the weight gradient's window in shared memory beats gathering: where four fifths of what its tiles compute are needed.
+fn weight_pays(problem: &Conv3dProblem, tile: &ShiftedWeightTile) -> bool {
+    shifted::weight::extent(problem, tile).is_some_and(|tiles| {
+        let computed = tiles.count * tiles.rows * tiles.columns * tiles.terms;
+        let (rows, columns) = product_extents(problem, Pass::WeightGradient, false);
+        5 * rows * columns * problem.window.groups * problem.positions() >= 4 * computed
+    })
 }
 
 /// Launches of the engine for a pass.

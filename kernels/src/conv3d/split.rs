@@ -20,7 +20,7 @@ pub struct ReductionSplit {
 impl ReductionSplit {
     /// Terms of one part where the workspace allows it: long enough that the partials are few, short enough that a
     /// fp32 sum of them stays accurate and one cube's work stays brief.
-    const LENGTH: usize = 8192;
+    pub(crate) const LENGTH: usize = 8192;
 
     /// The split of `terms` terms over enough parts that `tiles` cubes each fill the device, in multiples of `step`.
     pub(crate) fn filling(terms: usize, elements: usize, tiles: usize, step: usize, limits: &Limits) -> Self {

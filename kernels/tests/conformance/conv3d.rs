@@ -238,7 +238,7 @@ fn one_tile_each(plans: Vec<Plan>, turn: usize) -> Vec<Plan> {
         plans.into_iter().partition(|plan| matches!(plan, Plan::MatrixGemm(_)));
     plans.extend(tiles.get(turn % tiles.len().max(1)));
     let (tiles, mut plans): (Vec<_>, Vec<_>) =
-        plans.into_iter().partition(|plan| matches!(plan, Plan::ShiftedGemm(_)));
+        plans.into_iter().partition(|plan| matches!(plan, Plan::ShiftedGemm(_) | Plan::ShiftedWeight(_)));
     plans.extend(tiles.get(turn % tiles.len().max(1)));
     plans
 }
@@ -366,5 +366,5 @@ fn depthwise_planes_in_shared_memory() {
 /// On devices with matrix units.
 #[test]
 fn windows_in_shared_memory() {
-    run_only(&cases::shared_windows(), |plan| matches!(plan, Plan::ShiftedGemm(_)));
+    run_only(&cases::shared_windows(), |plan| matches!(plan, Plan::ShiftedGemm(_) | Plan::ShiftedWeight(_)));
 }

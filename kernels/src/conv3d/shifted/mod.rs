@@ -1,12 +1,14 @@
 //! conv3d on matrix units with every element of the source in shared memory once for all taps of a plane: [`kernel`]. The
-//! weights are packed first ([`pack`]), into as many bytes as they have, filled up to tiles.
+//! weights are packed first ([`pack`]), into as many bytes as they have, filled up to tiles. The weight gradient: [`weight`].
 
 mod config;
 mod kernel;
 mod pack;
 mod result;
+pub(crate) mod weight;
 
 pub use config::ShiftedTile;
+pub use weight::ShiftedWeightTile;
 
 use super::gemm::config::PLANE;
 use super::gemm::walk::{MASK_BITS, Walks, walk_args, walks};
