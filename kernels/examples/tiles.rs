@@ -3,10 +3,10 @@
 //! `cargo run --release -p conv-kernels --features vulkan --example tiles -- [dtype] [pass] [parts of layers' names]
 //! [parts of plans' names, `auto` or `engine`] [GFLOP of a dispatch] [steps]`, an empty string for any, commas between parts.
 //! Each plan's result is first compared with f64 sums at some of its elements. With `steps` those of Winograd's forward pass
-//! are timed one by one as well.
+//! are timed one by one as well, and the pass with filters that were transformed before.
 
 use conv_cases::{fill, workloads};
-use conv_kernels::conv3d::winograd::{Step, forward_steps};
+use conv_kernels::conv3d::winograd::{Step, forward_prepared, forward_steps, prepare, prepared_shape};
 use conv_kernels::conv3d::{self, Algorithm, Conv3dProblem, Pass, Plan, Window, eligible};
 use conv_kernels::{FloatType, Limits, Operand};
 use cubecl::future::block_on;
@@ -243,7 +243,7 @@ fn layer_rows(
             };
             let verdict =
                 run().map_err(|error| error.to_string()).and_then(|()| check(client, &out, &samples));
-            checked.push((each, chosen, verdict, run));
+            checked.push((each, chosen, verdict, run, samples.clone()));
         }
     }
     // An idle device has lowered its clocks: it is kept busy before the first row is timed, and all rows follow each other.
@@ -252,7 +252,7 @@ fn layer_rows(
         checked.iter().filter(|row| row.2.is_ok()).take(1).for_each(|row| drop(row.3()));
         block_on(client.sync()).expect("the device runs");
     }
-    for (pass, chosen, verdict, run) in &checked {
+    for (pass, chosen, verdict, run, samples) in &checked {
         let figures = match verdict {
             Ok(error) => {
                 let best = time(client, run);
@@ -274,6 +274,20 @@ fn layer_rows(
             };
             let times = Step::ALL.map(|each| format!("{each:?} {:.4}", step(each)));
             println!("# {}, {config:?}", times.join(", "));
+            let shape = prepared_shape(problem, config.tile);
+            let filters = client.empty(shape.iter().product::<usize>() * FloatType::F32.size());
+            let filters = Operand::contiguous(filters, &shape, FloatType::F32);
+            prepare(client, limits, problem, config.tile, [&w_operand, &filters])
+                .expect("the plan serves it");
+            let prepared =
+                || forward_prepared(client, limits, problem, *config, [&x_operand, &filters, &y], None);
+            let figures =
+                match prepared().map_err(|error| error.to_string()).and_then(|()| check(client, &y, samples))
+                {
+                    Ok(error) => format!("{:.4},,{error:.0e}", time(client, &prepared)),
+                    Err(reason) => format!("refused: {reason}"),
+                };
+            println!("{name},{},forward,{} with kept filters,{figures}", dtype.name(), chosen.name());
         }
     }
 }

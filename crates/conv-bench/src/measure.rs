@@ -47,10 +47,11 @@ pub(crate) struct Timer {
     pub(crate) turn: Arc<Mutex<()>>,
 }
 
-/// Milliseconds a window should last at least; shorter calls are repeated within it.
-const WINDOW: f64 = 0.3;
-/// Calls of one window at most: few enough that the device gets them in one submission.
-const REPEATS: f64 = 16.0;
+/// Milliseconds a window should last at least; shorter calls are repeated within it. A device that waits between shorter windows
+/// lowers its clocks.
+const WINDOW: f64 = 3.0;
+/// Calls of one window at most: their results are all kept until it closes.
+const REPEATS: f64 = 32.0;
 /// A call longer than this many milliseconds is timed three times only.
 const LONG: f64 = 1000.0;
 
@@ -69,11 +70,12 @@ impl Timer {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let started = Instant::now();
         let mut window = |repeats| self.window(repeats, &mut setup, &mut run, &flush);
+        let repeats = |estimate: f64| (WINDOW / estimate).ceil().clamp(1.0, REPEATS) as usize;
         let mut estimate = window(1)?;
         while estimate < LONG && started.elapsed() < self.warm_up {
-            estimate = window(1)?;
+            estimate = window(repeats(estimate))?;
         }
-        let repeats = (WINDOW / estimate).ceil().clamp(1.0, REPEATS) as usize;
+        let repeats = repeats(estimate);
         let samples = if estimate > LONG { 3.min(self.samples) } else { self.samples };
         (0..samples).map(|_| window(repeats)).collect::<Result<_, _>>().map(Samples::of)
     }

@@ -134,6 +134,8 @@ pub struct Tiles {
     pub columns: usize,
     /// Terms of each sum.
     pub terms: usize,
+    /// Elements of both operands that the cube of a tile asks for.
+    pub reads: usize,
 }
 
 impl Plan {
@@ -165,11 +167,13 @@ impl Plan {
             _ => return None,
         };
         let of_phase = rows.div_ceil(phases).div_ceil(tile_rows) * columns.div_ceil(tile_columns);
+        let terms = terms.div_ceil(phases).next_multiple_of(tile_terms);
         Some(Tiles {
             count: problem.window.groups * phases * of_phase,
             rows: tile_rows,
             columns: tile_columns,
-            terms: terms.div_ceil(phases).next_multiple_of(tile_terms),
+            terms,
+            reads: (tile_rows + tile_columns) * terms,
         })
     }
 }

@@ -119,6 +119,21 @@ fn fragment<S: Float, V: Size>(
     )
 }
 
+/// Moves a fragment into its plane's patch of shared memory, rows of channels from `patch` on, where any lane may read any of
+/// it. All planes of the cube come here together.
+#[cube]
+pub(crate) fn into_patch(
+    sum: &cmma::Matrix<f32>,
+    patches: &mut Shared<[f32]>,
+    patch: usize,
+    #[comptime] size: usize,
+) {
+    let end = patches.len();
+    sync_cube();
+    cmma::store(&mut patches[patch..end], sum, size as u32, MatrixLayout::RowMajor);
+    sync_cube();
+}
+
 /// Writes a plane's sums. Each fragment passes through the plane's own patch of shared memory, where bias, activation,
 /// rounding and the tails are applied. A weight gradient is row-major.
 #[cube]
@@ -140,7 +155,6 @@ pub(super) fn write_result<E: Float, O: Float>(
     let plane_m = plane % comptime!((tile.tile_m / tile.plane_m) as u32) * tile.plane_m as u32;
     let plane_n = plane / comptime!((tile.tile_m / tile.plane_m) as u32) * tile.plane_n as u32;
     let patch = plane as usize * comptime!(tile.fragment * tile.fragment);
-    let patches_end = patches.len();
     // Where the tile's channels go.
     let gathered = comptime!(pass != Pass::WeightGradient);
     let mut columns = Shared::<[usize]>::new_slice(comptime!(if gathered { tile.tile_n } else { 1 }));
@@ -160,14 +174,8 @@ pub(super) fn write_result<E: Float, O: Float>(
         at += share.part * extents.part_stride;
         #[unroll]
         for fragment_row in 0..comptime!(tile.plane_n / tile.fragment) {
-            sync_cube();
-            cmma::store(
-                &mut patches[patch..patches_end],
-                sums.index(comptime!(fragment_row * (tile.plane_m / tile.fragment) + column)),
-                tile.fragment as u32,
-                MatrixLayout::RowMajor,
-            );
-            sync_cube();
+            let sum = sums.index(comptime!(fragment_row * (tile.plane_m / tile.fragment) + column));
+            into_patch(sum, patches, patch, tile.fragment);
             #[unroll]
             for step in 0..comptime!(tile.fragment * tile.fragment / PLANE) {
                 let in_patch =

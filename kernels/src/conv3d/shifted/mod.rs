@@ -101,6 +101,9 @@ pub(crate) fn extent(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTile) ->
         rows: tile.tile_m,
         columns: tile.tile_n,
         terms: extents.terms(),
+        // A window for all taps of a plane, and every plane's own channels.
+        reads: extents.terms() / extents.taps * tile.window
+            + extents.terms() * tile.tile_n * (tile.tile_m / tile.plane_m),
     })
 }
 

@@ -4,8 +4,9 @@ use super::config::ShiftedTile;
 use super::kernel::{Share, Tiling};
 use crate::activation::activate_by_code;
 use crate::conv3d::gemm::config::PLANE;
+use crate::conv3d::gemm::fragments::into_patch;
 use crate::conv3d::gemm::place::Walk;
-use cubecl::cmma::{self, MatrixLayout};
+use cubecl::cmma;
 use cubecl::prelude::*;
 
 /// Writes a plane's sums. Each fragment passes through the plane's own patch of shared memory, where bias, activation,
@@ -41,14 +42,8 @@ pub(super) fn write_result<E: Float, O: Float>(
         let at = frame + walk.height.out_offset(h) + walk.width.out_offset(w);
         #[unroll]
         for fragment_row in 0..comptime!(tile.plane_n / tile.fragment) {
-            sync_cube();
-            cmma::store(
-                &mut patches[patch..comptime!(tile.planes() * tile.fragment * tile.fragment)],
-                sums.index(comptime!(fragment_row * (tile.plane_m / tile.fragment) + column)),
-                tile.fragment as u32,
-                MatrixLayout::RowMajor,
-            );
-            sync_cube();
+            let sum = sums.index(comptime!(fragment_row * (tile.plane_m / tile.fragment) + column));
+            into_patch(sum, &mut patches, patch, tile.fragment);
             #[unroll]
             for step in 0..comptime!(tile.fragment * tile.fragment / PLANE) {
                 let in_patch =

@@ -14,12 +14,11 @@ use super::product::{Depth, Walk, store_stage};
 use super::region::{RegionArgs, VECTOR};
 use crate::conv3d::gemm::MatrixTile;
 use crate::conv3d::gemm::config::{PLANE, row_stride};
-use crate::conv3d::gemm::fragments::{accumulators, multiply};
+use crate::conv3d::gemm::fragments::{accumulators, into_patch, multiply};
 use crate::conv3d::gemm::stage::Neighbours;
 use crate::dtype::FloatType;
 use crate::grid::Span;
 use crate::limits::Limits;
-use cubecl::cmma::{self, MatrixLayout};
 use cubecl::prelude::*;
 
 /// The product's tile on matrix units, where the device has them for fp32.
@@ -74,20 +73,13 @@ pub(crate) fn matrix_product_kernel(
     let plane_m = plane % comptime!((tile.tile_m / tile.plane_m) as u32) * tile.plane_m as u32;
     let plane_n = plane / comptime!((tile.tile_m / tile.plane_m) as u32) * tile.plane_n as u32;
     let patch = plane as usize * comptime!(tile.fragment * tile.fragment);
-    let patches_end = patches.len();
     let vectors = comptime!((tile.fragment / VECTOR) as u32);
     #[unroll]
     for j in 0..comptime!(tile.plane_m / tile.fragment) {
         #[unroll]
         for i in 0..comptime!(tile.plane_n / tile.fragment) {
-            sync_cube();
-            cmma::store(
-                &mut patches[patch..patches_end],
-                sums.index(comptime!(i * (tile.plane_m / tile.fragment) + j)),
-                tile.fragment as u32,
-                MatrixLayout::RowMajor,
-            );
-            sync_cube();
+            let sum = sums.index(comptime!(i * (tile.plane_m / tile.fragment) + j));
+            into_patch(sum, &mut patches, patch, tile.fragment);
             // A lane writes a vector of tiles of a channel; there are fewer of them than lanes.
             let in_channel = lane / vectors;
             let in_row = lane % vectors;

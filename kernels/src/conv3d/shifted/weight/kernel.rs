@@ -18,7 +18,7 @@
 use super::ShiftedWeightTile;
 use super::places::{Share, WeightTiling, dy_place, strip_at, x_place};
 use crate::conv3d::gemm::config::PLANE;
-use crate::conv3d::gemm::fragments::accumulators;
+use crate::conv3d::gemm::fragments::{accumulators, into_patch};
 use crate::conv3d::gemm::place::Walk;
 use crate::conv3d::problem::PaddingMode;
 use crate::grid::Span;
@@ -301,14 +301,7 @@ fn write_result<O: Float>(
         let in_plane = share.first_tap + tap as u32;
         #[unroll]
         for i in 0..2 {
-            sync_cube();
-            cmma::store(
-                &mut patches[plane * size..comptime!(4 * size)],
-                sums.index(comptime!(tap * 2 + i)),
-                tile.fragment as u32,
-                MatrixLayout::RowMajor,
-            );
-            sync_cube();
+            into_patch(sums.index(comptime!(tap * 2 + i)), &mut patches, plane * size, tile.fragment);
             #[unroll]
             for step in 0..comptime!(size / PLANE) {
                 let in_patch = lane + comptime!((step * PLANE) as u32);

@@ -154,11 +154,13 @@ pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedWeightTi
 pub(crate) fn extent(problem: &Conv3dProblem, tile: &ShiftedWeightTile) -> Option<Tiles> {
     let walks = walk(problem)?;
     let strips = Strips::of(problem, &walks, tile)?;
+    let terms = strips.planes * strips.strips * strips.rows * strips.pitch;
     Some(Tiles {
         count: tiles_of(problem, tile).iter().product(),
         rows: tile.out_channels(),
         columns: tile.channels() * TAPS,
-        terms: strips.planes * strips.strips * strips.rows * strips.pitch,
+        terms,
+        reads: terms * (tile.channels() + tile.out_channels()),
     })
 }
 
