@@ -3,20 +3,20 @@
 //! ```text
 //! partial[part, o, c, tap] = sum over the part's sites q of dy[o][q] * x[c][q shifted by kh * pitch + kw]
 //!
-//!   elements of a strip, row by row:     | chunk s - 2 | chunk s - 1 | chunk s |    64 elements each
+//!   elements of a strip, row by row:     | chunk s - 2 | chunk s - 1 | chunk s |    32 elements each
 //!   the source, 32 channels of each       +-------------- ring --------------+     a chunk is written once and is read by all
 //!   dy, 64 channels of each               +-- one chunk -+                         taps of the chunks that its windows reach
 //! ```
 //!
-//! A strip's row is its sites and the rim that their windows reach ([`crate::conv3d::shifted::kernel`]); dy is zero in the rim, and so are its
-//! products. The ring is as long as the chunks that one chunk's taps reach; its first rows stand once more behind its last, so
-//! that a fragment may begin in any of them. A plane holds the sums of 32x16 channels (Apple: 16x8) for nine taps; of other
-//! windows some repeat the last tap and are not written. Per chunk a cube reads `64 * (32 + 64)` elements for
-//! `2 * 64 * 32 * 64 * 9` operations. Parts are summed in order by `reduce.rs`. Declined: strides in the plane, windows whose
-//! taps reach further than two chunks.
+//! A strip's row is its sites and the rim that their windows reach ([`crate::conv3d::shifted::kernel`]); dy is zero in the rim,
+//! and so are its products. The ring holds a chunk and what its taps reach (at most four more); its first rows stand once more
+//! behind its last, so that a fragment may begin in any of them. A plane holds the sums of 32x16 channels (Apple: 16x8) for nine
+//! taps; where fewer are left the last one is repeated and not written. Per chunk a cube reads `32 * (32 + 64)` elements for
+//! `2 * 64 * 32 * 32 * 9` operations. Parts are summed in order by `reduce.rs`. Declined: strides in the plane, windows whose
+//! taps reach further than the ring.
 
 use super::ShiftedWeightTile;
-use super::places::{Share, WeightTiling, dy_place, strip_at, x_place};
+use super::places::{Share, Strip, WeightTiling, dy_place, strip_at, x_place};
 use crate::conv3d::gemm::config::PLANE;
 use crate::conv3d::gemm::fragments::{accumulators, into_patch};
 use crate::conv3d::gemm::place::Walk;
@@ -64,17 +64,7 @@ pub(super) fn shifted_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
         shifts.push(h * walk.height.step * tiling.pitch_count + w * walk.width.step);
     }
 
-    let first_x = share.group * tiling.channels + share.first_c;
-    let first_o = share.group * tiling.out_channels + share.first_o;
-    // This unit's site of a chunk, and its first vector of channels.
-    let site = UNIT_POS % comptime!(tile.sites as u32);
-    let run = UNIT_POS / comptime!(tile.sites as u32) * width as u32;
-    let step = comptime!((tile.units() / tile.sites * width) as u32);
-    let x_end = max(tiling.channels, share.first_c + run) - (share.first_c + run);
-    let o_end = max(tiling.out_channels, share.first_o + run) - (share.first_o + run);
-    let x_loads = comptime!(tile.sites * tile.channels() / width / tile.units());
-    let dy_loads = comptime!(tile.sites * tile.out_channels() / width / tile.units());
-
+    let slots = comptime!((tile.ring / tile.sites) as u32);
     let mut index = share.part * tiling.part_strips;
     let end = min(index + tiling.part_strips, tiling.strip_count);
     while index < end {
@@ -82,33 +72,15 @@ pub(super) fn shifted_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
         let chunks = (strip.rows * tiling.pitch_count).div_ceil(tile.sites as u32) + tiling.ahead;
         let chunks = select(strip.inside, chunks, 0u32);
         let mut number = 0u32.runtime();
-        let (place, inside) = x_place(&walk, &tiling, &strip, site, padding);
-        let place = place + walk.source_channel(first_x + run);
-        let values = read::<E>(
-            source,
-            place,
-            walk.source_channel(1u32),
-            step,
-            x_end,
-            inside && chunks > 0u32,
-            x_loads,
-            width,
-        );
-        let (place, inside) = dy_place(&walk, &tiling, &strip, site);
-        let place = place + walk.out_channel(first_o + run);
-        let exists = inside && tiling.ahead == 0u32 && chunks > 0u32;
-        let dy_values = read::<E>(dy, place, walk.out_channel(1u32), step, o_end, exists, dy_loads, width);
+        let (x_values, dy_values) =
+            read_chunk(source, dy, &walk, &tiling, &share, &strip, number, chunks, padding, width, tile);
         sync_cube();
-        write(&values, &mut ring, site, x_row, x_loads, tile);
-        write_again(&values, &mut ring, site, x_row, x_loads, tile);
-        write(&dy_values, &mut chunk, site, dy_row, dy_loads, tile);
+        write_chunk(&x_values, &dy_values, &mut ring, &mut chunk, 0u32, (x_row, dy_row), tile);
         sync_cube();
         while number < chunks {
             let multiplied = number >= tiling.ahead;
             // The ring's row of the chunk's first site.
-            let first = (number + comptime!((tile.ring / tile.sites) as u32) - tiling.ahead)
-                % comptime!((tile.ring / tile.sites) as u32)
-                * comptime!(tile.sites as u32);
+            let first = (number + slots - tiling.ahead) % slots * comptime!(tile.sites as u32);
             if multiplied {
                 let mut k = 0u32.runtime();
                 while k < comptime!((tile.sites - tile.fragment) as u32) {
@@ -118,44 +90,90 @@ pub(super) fn shifted_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
             }
             // The next chunk travels while the last products are computed.
             number += 1u32;
-            let more = number < chunks;
-            let element = number * comptime!(tile.sites as u32) + site;
-            let (place, inside) = x_place(&walk, &tiling, &strip, element, padding);
-            let place = place + walk.source_channel(first_x + run);
-            let values = read::<E>(
-                source,
-                place,
-                walk.source_channel(1u32),
-                step,
-                x_end,
-                inside && more,
-                x_loads,
-                width,
-            );
-            let started = number >= tiling.ahead;
-            let element = max(number, tiling.ahead) - tiling.ahead;
-            let (place, inside) =
-                dy_place(&walk, &tiling, &strip, element * comptime!(tile.sites as u32) + site);
-            let place = place + walk.out_channel(first_o + run);
-            let exists = inside && more && started;
-            let dy_values =
-                read::<E>(dy, place, walk.out_channel(1u32), step, o_end, exists, dy_loads, width);
+            let (x_values, dy_values) =
+                read_chunk(source, dy, &walk, &tiling, &share, &strip, number, chunks, padding, width, tile);
             if multiplied {
                 let k = comptime!((tile.sites - tile.fragment) as u32).runtime();
                 multiply(&ring, &chunk, &sums, &shifts, first, k, (x_row, dy_row), tile);
             }
             sync_cube();
-            let slot = number % comptime!((tile.ring / tile.sites) as u32) * comptime!(tile.sites as u32);
-            write(&values, &mut ring, slot + site, x_row, x_loads, tile);
-            if slot == 0u32 {
-                write_again(&values, &mut ring, site, x_row, x_loads, tile);
-            }
-            write(&dy_values, &mut chunk, site, dy_row, dy_loads, tile);
+            write_chunk(&x_values, &dy_values, &mut ring, &mut chunk, number % slots, (x_row, dy_row), tile);
             sync_cube();
         }
         index += 1u32;
     }
     write_result(&sums, out, &tiling, &share, tile);
+}
+
+/// Reads this unit's vectors of chunk `number` of a strip of x, and of dy's chunk as many before it as its taps reach beyond it.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn read_chunk<E: Float>(
+    source: &[E],
+    dy: &[E],
+    walk: &Walk,
+    tiling: &WeightTiling,
+    share: &Share,
+    strip: &Strip,
+    number: u32,
+    chunks: u32,
+    #[comptime] padding: PaddingMode,
+    #[comptime] width: usize,
+    #[comptime] tile: ShiftedWeightTile,
+) -> (Sequence<E>, Sequence<E>) {
+    // This unit's site of a chunk, and its first channel.
+    let site = UNIT_POS % comptime!(tile.sites as u32);
+    let run = UNIT_POS / comptime!(tile.sites as u32) * width as u32;
+    let first_c = share.first_c + run;
+    let first_o = share.first_o + run;
+    let step = comptime!((tile.units() / tile.sites * width) as u32);
+    let more = number < chunks;
+
+    let (place, inside) = x_place(walk, tiling, strip, number * comptime!(tile.sites as u32) + site, padding);
+    let values = read::<E>(
+        source,
+        place + walk.source_channel(share.group * tiling.channels + first_c),
+        walk.source_channel(1u32),
+        step,
+        max(tiling.channels, first_c) - first_c,
+        inside && more,
+        comptime!(tile.sites * tile.channels() / width / tile.units()),
+        width,
+    );
+    let started = number >= tiling.ahead;
+    let number = max(number, tiling.ahead) - tiling.ahead;
+    let (place, inside) = dy_place(walk, tiling, strip, number * comptime!(tile.sites as u32) + site);
+    let dy_values = read::<E>(
+        dy,
+        place + walk.out_channel(share.group * tiling.out_channels + first_o),
+        walk.out_channel(1u32),
+        step,
+        max(tiling.out_channels, first_o) - first_o,
+        inside && more && started,
+        comptime!(tile.sites * tile.out_channels() / width / tile.units()),
+        width,
+    );
+    (values, dy_values)
+}
+
+/// Writes what [`read_chunk`] has read: x into a slot of the ring, the first one's first rows behind the last as well, and dy.
+#[cube]
+fn write_chunk<E: Float, S: Float, V: Size>(
+    x_values: &Sequence<E>,
+    dy_values: &Sequence<E>,
+    ring: &mut Shared<[Vector<S, V>]>,
+    chunk: &mut Shared<[Vector<S, V>]>,
+    slot: u32,
+    #[comptime] rows: (usize, usize),
+    #[comptime] tile: ShiftedWeightTile,
+) {
+    let (x_row, dy_row) = rows;
+    let site = UNIT_POS % comptime!(tile.sites as u32);
+    write(x_values, ring, slot * comptime!(tile.sites as u32) + site, x_row, tile);
+    if slot == 0u32 && site < comptime!(tile.fragment as u32) {
+        write(x_values, ring, site + comptime!(tile.ring as u32), x_row, tile);
+    }
+    write(dy_values, chunk, site, dy_row, tile);
 }
 
 /// Reads this unit's vectors of a chunk into registers: runs of `width` channels of one element, `step` channels apart, of the
@@ -195,11 +213,11 @@ fn write<E: Float, S: Float, V: Size>(
     stage: &mut Shared<[Vector<S, V>]>,
     row: u32,
     #[comptime] row_vectors: usize,
-    #[comptime] loads: usize,
     #[comptime] tile: ShiftedWeightTile,
 ) {
     let width = V::value();
     let run = UNIT_POS as usize / tile.sites;
+    let loads = values.len() / width;
     #[unroll]
     for load in 0..loads {
         let mut channels = Vector::<S, V>::empty();
@@ -208,21 +226,6 @@ fn write<E: Float, S: Float, V: Size>(
             channels.insert(i, S::cast_from(*values.index(comptime!(load * width + i))));
         }
         stage[row as usize * row_vectors + run + comptime!(load * (tile.units() / tile.sites))] = channels;
-    }
-}
-
-/// The ring's first rows once more, behind its last.
-#[cube]
-fn write_again<E: Float, S: Float, V: Size>(
-    values: &Sequence<E>,
-    ring: &mut Shared<[Vector<S, V>]>,
-    row: u32,
-    #[comptime] row_vectors: usize,
-    #[comptime] loads: usize,
-    #[comptime] tile: ShiftedWeightTile,
-) {
-    if row < comptime!(tile.fragment as u32) {
-        write(values, ring, row + comptime!(tile.ring as u32), row_vectors, loads, tile);
     }
 }
 
