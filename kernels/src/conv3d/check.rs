@@ -3,7 +3,7 @@
 use super::plan::{Pass, Plan, matrix_tiles, result_is_empty, shifted_tiles};
 use super::problem::Conv3dProblem;
 use super::tile::TileConfig;
-use super::{depthwise, gemm, winograd};
+use super::{depthwise, gemm, stem, winograd};
 use crate::error::{ConvError, unsupported};
 use crate::limits::Limits;
 
@@ -79,6 +79,18 @@ pub(super) fn check(
                 problem.window.dilation
             )
         }
+        Plan::Stem(tile) if !empty && !stem::serves(problem, pass, tile, limits) => {
+            unsupported!(
+                "conv3d: {} serves the input gradient of at most 4 input channels per group whose windows and weights fit \
+                 shared memory, not the {} of {} channels with the kernel {:?}, stride {:?} and dilation {:?}",
+                plan.name(),
+                pass.name(),
+                problem.group_channels(),
+                problem.kernel,
+                problem.window.stride,
+                problem.window.dilation
+            )
+        }
         Plan::Depthwise if !depthwise::serves(problem, pass) => {
             unsupported!(
                 "conv3d: the plan `depthwise` serves as many groups as channels, this problem has {} groups, {} input and \
@@ -104,6 +116,7 @@ fn loop_turns(plan: &Plan, problem: &Conv3dProblem, pass: Pass) -> usize {
             Pass::WeightGradient,
         ) => 0,
         (Plan::ShiftedGemm(_), _) => problem.channels.max(problem.out_channels) * problem.taps(),
+        (Plan::Stem(tile), _) => stem::loop_turns(problem, tile),
         (Plan::Direct, _) => super::direct::loop_turns(problem, pass),
         (Plan::ImplicitGemm(_) | Plan::Gemm(_) | Plan::MatrixGemm(_), Pass::Forward) => {
             stages(problem.group_channels() * problem.taps())

@@ -54,6 +54,7 @@ impl Plan {
                 workspace_bytes: super::shifted::packed_bytes(problem, pass, tile, limits),
                 ..notes
             },
+            Self::Stem(tile) => Notes { workspace_bytes: super::stem::packed_bytes(problem, tile), ..notes },
             Self::Winograd(config) => Notes {
                 tile: Some(config.tile),
                 error: config.tile.guard(),

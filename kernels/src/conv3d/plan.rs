@@ -35,6 +35,7 @@ use super::depthwise;
 use super::gemm::{self, MatrixTile, RegisterTile, stage_type};
 use super::problem::Conv3dProblem;
 use super::shifted::{self, ShiftedTile};
+use super::stem::{self, StemTile};
 use super::tile::TileConfig;
 use super::winograd::{self, WinogradConfig, WinogradTile};
 use crate::error::ConvError;
@@ -96,6 +97,8 @@ pub enum Plan {
     MatrixGemm(MatrixTile),
     /// See `shifted/`.
     ShiftedGemm(ShiftedTile),
+    /// See `stem/`.
+    Stem(StemTile),
     /// See `winograd/`.
     Winograd(WinogradConfig),
 }
@@ -113,6 +116,7 @@ impl Plan {
             Self::Gemm(tile) => format!("gemm_{}", tile.name()),
             Self::MatrixGemm(tile) => format!("matrix_gemm_{}", tile.name()),
             Self::ShiftedGemm(tile) => format!("shifted_gemm_{}", tile.name()),
+            Self::Stem(tile) => format!("stem_{}", tile.name()),
             Self::Winograd(config) if config.matrices.is_some() => format!("{}_matrices", config.tile.name()),
             Self::Winograd(config) => config.tile.name().into(),
         }
@@ -137,6 +141,9 @@ impl Plan {
     pub fn tiles(&self, problem: &Conv3dProblem, pass: Pass) -> Option<Tiles> {
         if let Self::ShiftedGemm(tile) = self {
             return shifted::extent(problem, pass, tile);
+        }
+        if let Self::Stem(tile) = self {
+            return stem::extent(problem, tile);
         }
         let engine = matches!(self, Self::Gemm(_) | Self::MatrixGemm(_));
         let patches = engine && gemm::is_patches(problem, pass);
@@ -210,12 +217,14 @@ pub fn eligible(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Vec<Pla
         })
         .map(Plan::Winograd);
     let served = gemm::serves(problem, pass);
+    let stems = StemTile::ALL.into_iter().filter(|tile| stem::serves(problem, pass, tile, limits));
     let gemm = RegisterTile::ALL.into_iter().filter(|_| served).map(Plan::Gemm);
     [Plan::Direct, Plan::ImplicitGemm(TileConfig::LARGE), Plan::ImplicitGemm(TileConfig::SMALL)]
         .into_iter()
         .chain(gemm)
         .chain(matrix_tiles(problem, pass, limits).map(Plan::MatrixGemm))
         .chain(shifted_tiles(problem, pass, limits).map(Plan::ShiftedGemm))
+        .chain(stems.map(Plan::Stem))
         .chain(depthwise::serves(problem, pass).then_some(Plan::Depthwise))
         .chain(winograd)
         .collect()
@@ -253,6 +262,8 @@ pub(super) fn result_is_empty(problem: &Conv3dProblem, pass: Pass) -> bool {
 fn strict(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Plan {
     if depthwise::serves(problem, pass) {
         Plan::Depthwise
+    } else if let Some(tile) = stem::choice(problem, pass, limits) {
+        Plan::Stem(tile)
     } else if gemm::serves(problem, pass) {
         gemm_for(problem, pass, limits)
     } else {

@@ -363,6 +363,11 @@ fn depthwise_planes_in_shared_memory() {
     run_only(&cases::depthwise_planes(), |plan| *plan == Plan::Depthwise);
 }
 
+#[test]
+fn few_input_channels() {
+    run_only(&cases::stems(), |plan| matches!(plan, Plan::Stem(_)));
+}
+
 /// On devices with matrix units.
 #[test]
 fn windows_in_shared_memory() {

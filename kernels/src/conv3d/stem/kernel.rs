@@ -1,0 +1,325 @@
+//! The input gradient of stems: few channels of dx, which a product with a row per position would leave its columns empty for.
+//! The positions of a plane are taken in blocks of one stride by one stride, which see the same windows.
+//!
+//! ```text
+//! dx[c, block * stride + phase] = sum over depth taps, o, taps j of the plane of
+//!                                 dy[o, block + origin + j * step] * W[j, o][c, phase]
+//!
+//!    a strip of a plane, row by row          rows of the product:     blocks, `tile_m` behind each other in a strip; those in
+//!    +--------------------------+            columns:                 its rim are computed and not written
+//!    | blocks            | rim  |              channels of dx, phases of the block: 3 * 2 * 2 for a stride of 2
+//!    | blocks   ..tile.. | rim  |            a unit: blocks u, u + units, .. and all columns of the tile, in registers
+//!    +--------------------------+            a tap:  the same window of dy, read from another place
+//! ```
+//!
+//! A cube computes one frame, so that depth taps that reach it from no window are left out. Of four channels of dy at a time it
+//! holds the window and the weights in shared memory: it reads `4 * reach` elements and `16 * taps * columns` bytes of weights
+//! for `8 * taps * tile_m * columns` operations. Per tap and channel a unit reads `rows + columns / 4` times from shared memory
+//! (blocks beside those of its neighbours, columns the same as theirs) for `rows * columns` multiply-adds.
+//! Phases that a tap does not reach multiply zeros: 8 of 7 taps along an axis for a kernel of 7, 4 of 3 for one of 3.
+//! A sum that is split leaves fp32 partials for `reduce.rs`. Declined: more than four channels per group, windows that do not
+//! fit ([`super::config`]), other passes.
+
+use super::config::{CHANNELS, READS, StemTile};
+use crate::cells::Cells;
+use crate::grid::Span;
+use cubecl::ir::ElemType;
+use cubecl::prelude::*;
+use cubecl::std::FastDivmod;
+
+/// One axis of the plane: see [`super::blocks`].
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+pub(super) struct PlaneAxis {
+    /// Windows.
+    pub(super) windows: u32,
+    /// Positions of the input.
+    pub(super) positions: u32,
+    pub(super) stride: u32,
+    pub(super) phases: FastDivmod<u32>,
+    pub(super) taps: u32,
+    pub(super) step: u32,
+    pub(super) origin: i32,
+    pub(super) source_stride: usize,
+    pub(super) out_stride: usize,
+}
+
+/// The depth axis, which is walked position by position.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+pub(super) struct DepthAxis {
+    pub(super) windows: u32,
+    pub(super) stride: FastDivmod<u32>,
+    pub(super) taps: u32,
+    pub(super) dilation: u32,
+    pub(super) begin: u32,
+    pub(super) source_stride: usize,
+    pub(super) out_stride: usize,
+}
+
+/// How the work is shared out: a cube's index, from the fastest: tile of blocks, strip, tile of columns, frame, image, group,
+/// part of the sum.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+pub(super) struct Tiling {
+    pub(super) depth: DepthAxis,
+    pub(super) height: PlaneAxis,
+    pub(super) width: PlaneAxis,
+    pub(super) tiles: FastDivmod<u32>,
+    pub(super) strips: FastDivmod<u32>,
+    pub(super) column_tiles: FastDivmod<u32>,
+    pub(super) column_tile_count: u32,
+    pub(super) frames: FastDivmod<u32>,
+    pub(super) batch: FastDivmod<u32>,
+    pub(super) groups: FastDivmod<u32>,
+    /// Blocks of a strip's row, its elements, and those that a tile's taps reach.
+    pub(super) blocks: u32,
+    pub(super) pitch: FastDivmod<u32>,
+    pub(super) pitch_count: u32,
+    pub(super) reach: u32,
+    /// Channels of dy and of dx in one group, columns of those.
+    pub(super) channels: u32,
+    pub(super) out_channels: u32,
+    pub(super) columns: u32,
+    /// Blocks of dy's channels, and of one part.
+    pub(super) chunks: u32,
+    pub(super) part_chunks: u32,
+    pub(super) source_batch_stride: usize,
+    pub(super) source_channel_stride: usize,
+    pub(super) out_batch_stride: usize,
+    pub(super) out_channel_stride: usize,
+    pub(super) part_stride: usize,
+}
+
+/// A cube's share.
+#[derive(CubeType, Clone, Copy)]
+struct Share {
+    /// The first of the tile's elements in its strip, and the strip's first block.
+    first: u32,
+    strip: u32,
+    column_tile: u32,
+    d: u32,
+    n: u32,
+    group: u32,
+    part: u32,
+}
+
+#[cube]
+impl Tiling {
+    fn share(&self, cube: u32, #[comptime] tile: StemTile) -> Share {
+        let (rest, in_strip) = self.tiles.div_mod(cube);
+        let (rest, strip) = self.strips.div_mod(rest);
+        let (rest, column_tile) = self.column_tiles.div_mod(rest);
+        let (rest, d) = self.frames.div_mod(rest);
+        let (rest, n) = self.batch.div_mod(rest);
+        let (part, group) = self.groups.div_mod(rest);
+        Share {
+            first: in_strip * tile.tile_m as u32,
+            strip: strip * self.blocks,
+            column_tile,
+            d,
+            n,
+            group,
+            part,
+        }
+    }
+
+    /// Row and column of the plane's blocks for an element of a strip.
+    fn block(&self, share: &Share, element: u32) -> (u32, u32) {
+        let (h, in_row) = self.pitch.div_mod(element);
+        (h, share.strip + in_row)
+    }
+}
+
+#[cube]
+impl PlaneAxis {
+    /// The first window that reaches a block, and whether there is one there.
+    fn window(&self, block: u32) -> (usize, bool) {
+        let window = block as i32 + self.origin;
+        // As an unsigned number a negative one is larger than any extent.
+        (window as usize * self.source_stride, (window as u32) < self.windows)
+    }
+}
+
+#[cube]
+impl DepthAxis {
+    /// The window that reaches frame `d` with a tap, and whether there is one.
+    fn window(&self, d: u32, tap: u32) -> (u32, bool) {
+        let distance = (d + self.begin) as i32 - (tap * self.dilation) as i32;
+        let (window, rest) = self.stride.div_mod(max(distance, 0i32) as u32);
+        (window, distance >= 0i32 && rest == 0u32 && window < self.windows)
+    }
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+#[allow(clippy::too_many_arguments)]
+pub(super) fn stem_kernel<E: Float, O: Float>(
+    dy: &[E],
+    weight: &[Vector<f32, Const<4>>],
+    out: &mut [O],
+    tiling: Tiling,
+    span: Span,
+    #[comptime] tile: StemTile,
+    #[comptime] unroll: bool,
+    #[define(E)] _dtype: ElemType,
+    #[define(O)] _out_dtype: ElemType,
+) {
+    // The whole cube leaves together: barriers follow.
+    if span.is_idle() {
+        terminate!();
+    }
+    let share = tiling.share(span.cube() as u32, tile);
+    let mut window = Shared::<[f32]>::new_slice(comptime!(CHANNELS * tile.window));
+    let mut weights =
+        Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime!(tile.taps * CHANNELS * tile.vectors()));
+    let sums = Cells::<f32>::new(comptime!(tile.rows * tile.columns), 0.0f32.runtime());
+    let first_chunk = share.part * tiling.part_chunks;
+    let end_chunk = min(first_chunk + tiling.part_chunks, tiling.chunks);
+    let stage = (tiling.height.taps * tiling.width.taps) as usize * comptime!(CHANNELS * tile.vectors());
+    let mut depth_tap = 0u32.runtime();
+    while depth_tap < tiling.depth.taps {
+        let (frame, inside) = tiling.depth.window(share.d, depth_tap);
+        if inside {
+            let of_tap =
+                (share.group * tiling.column_tile_count + share.column_tile) * tiling.depth.taps + depth_tap;
+            let mut chunk = first_chunk;
+            while chunk < end_chunk {
+                // Until all units have left the stage before.
+                sync_cube();
+                read_window(dy, &mut window, &tiling, &share, frame, chunk, tile);
+                let from = (of_tap * tiling.chunks + chunk) as usize * stage;
+                let mut at = UNIT_POS as usize;
+                while at < stage {
+                    weights[at] = weight[from + at];
+                    at += tile.units();
+                }
+                sync_cube();
+                multiply(&window, &weights, &sums, &tiling, tile, unroll);
+                chunk += 1u32;
+            }
+        }
+        depth_tap += 1u32;
+    }
+    write(&sums, out, &tiling, &share, tile);
+}
+
+/// Fills the window of a block of channels: several reads are under way at once.
+#[cube]
+fn read_window<E: Float>(
+    dy: &[E],
+    window: &mut Shared<[f32]>,
+    tiling: &Tiling,
+    share: &Share,
+    frame: u32,
+    chunk: u32,
+    #[comptime] tile: StemTile,
+) {
+    let first_channel = chunk * CHANNELS as u32;
+    let first = share.n as usize * tiling.source_batch_stride
+        + (share.group * tiling.channels + first_channel) as usize * tiling.source_channel_stride
+        + frame as usize * tiling.depth.source_stride;
+    let mut at = UNIT_POS;
+    while at < tiling.reach {
+        let mut values = Sequence::<E>::new();
+        #[unroll]
+        for i in 0..READS {
+            let element = share.first + at + comptime!((i * tile.units()) as u32);
+            let (h, w) = tiling.block(share, element);
+            let (h, h_inside) = tiling.height.window(h);
+            let (w, w_inside) = tiling.width.window(w);
+            #[unroll]
+            for c in 0..CHANNELS {
+                let mut value = E::from_int(0);
+                if h_inside && w_inside && first_channel + (c as u32) < tiling.channels {
+                    value = dy[first + h + w + c * tiling.source_channel_stride];
+                }
+                values.push(value);
+            }
+        }
+        #[unroll]
+        for i in 0..READS {
+            #[unroll]
+            for c in 0..CHANNELS {
+                window[at as usize + comptime!(c * tile.window + i * tile.units())] =
+                    f32::cast_from(*values.index(comptime!(i * CHANNELS + c)));
+            }
+        }
+        at += comptime!((READS * tile.units()) as u32);
+    }
+}
+
+/// Adds the products of a stage to a unit's sums: taps in order, channels in order.
+#[cube]
+fn multiply(
+    window: &Shared<[f32]>,
+    weights: &Shared<[Vector<f32, Const<4>>]>,
+    sums: &Cells<f32>,
+    tiling: &Tiling,
+    #[comptime] tile: StemTile,
+    #[comptime] unroll: bool,
+) {
+    let mut row = UNIT_POS as usize;
+    let mut from = 0usize.runtime();
+    let mut h = 0u32.runtime();
+    while h < tiling.height.taps {
+        let mut at = row;
+        let mut w = 0u32.runtime();
+        while w < tiling.width.taps {
+            #[unroll(unroll)]
+            for c in 0..CHANNELS {
+                let mut factors = Sequence::<Vector<f32, Const<4>>>::new();
+                #[unroll]
+                for j in 0..comptime!(tile.vectors()) {
+                    factors.push(weights[from + c * comptime!(tile.vectors()) + j]);
+                }
+                #[unroll]
+                for i in 0..comptime!(tile.rows) {
+                    let value = window[at + c * tile.window + comptime!(i * tile.units())];
+                    #[unroll]
+                    for j in 0..comptime!(tile.columns) {
+                        let factor = factors.index(comptime!(j / 4)).extract(comptime!(j % 4));
+                        let sum = comptime!(i * tile.columns + j);
+                        sums.set(sum, fma(value, factor, sums.get(sum)));
+                    }
+                }
+            }
+            from += comptime!(CHANNELS * tile.vectors());
+            at += tiling.width.step as usize;
+            w += 1u32;
+        }
+        row += (tiling.height.step * tiling.pitch_count) as usize;
+        h += 1u32;
+    }
+}
+
+/// Writes a unit's sums, but for positions past the input's end and columns past the last.
+#[cube]
+fn write<O: Float>(
+    sums: &Cells<f32>,
+    out: &mut [O],
+    tiling: &Tiling,
+    share: &Share,
+    #[comptime] tile: StemTile,
+) {
+    let first = share.n as usize * tiling.out_batch_stride
+        + (share.group * tiling.out_channels) as usize * tiling.out_channel_stride
+        + share.d as usize * tiling.depth.out_stride
+        + share.part as usize * tiling.part_stride;
+    #[unroll]
+    for j in 0..comptime!(tile.columns) {
+        let column = share.column_tile * tile.columns as u32 + j as u32;
+        let (rest, phase_w) = tiling.width.phases.div_mod(column);
+        let (c, phase_h) = tiling.height.phases.div_mod(rest);
+        let of_channel = first + c as usize * tiling.out_channel_stride;
+        #[unroll]
+        for i in 0..comptime!(tile.rows) {
+            let element = share.first + UNIT_POS + comptime!((i * tile.units()) as u32);
+            let (block_h, block_w) = tiling.block(share, element);
+            let h = block_h * tiling.height.stride + phase_h;
+            let w = block_w * tiling.width.stride + phase_w;
+            let exists = block_w - share.strip < tiling.blocks && column < tiling.columns;
+            if exists && h < tiling.height.positions && w < tiling.width.positions {
+                let at =
+                    of_channel + h as usize * tiling.height.out_stride + w as usize * tiling.width.out_stride;
+                out[at] = O::cast_from(sums.get(comptime!(i * tile.columns + j)));
+            }
+        }
+    }
+}

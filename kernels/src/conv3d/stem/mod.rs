@@ -1,0 +1,302 @@
+//! The input gradient of stems, layers of at most four input channels per group: [`kernel`]. The weights are packed first
+//! ([`pack`]), with zeros for the phases that a tap does not reach.
+
+mod blocks;
+mod config;
+mod kernel;
+mod pack;
+
+pub use config::StemTile;
+
+use super::gemm::walk::divisor;
+use super::plan::{Pass, Tiles};
+use super::problem::Conv3dProblem;
+use super::{reduce, split};
+use crate::activation::Activation;
+use crate::dtype::FloatType;
+use crate::error::ConvError;
+use crate::grid::dispatches;
+use crate::limits::Limits;
+use crate::operand::{Operand, address_type, row_major};
+use blocks::{AxisBlocks, Plane, plane};
+use config::{CHANNELS, Strips};
+use cubecl::prelude::*;
+use kernel::{DepthAxisLaunch, PlaneAxisLaunch, TilingLaunch, stem_kernel};
+use pack::{PackedAxisLaunch, PackedLaunch, UNITS, pack_kernel};
+
+/// Channels of dx per group that are served.
+const MOST_CHANNELS: usize = 4;
+
+/// Tiles of columns that are served: more are large strides, whose windows seldom overlap.
+const MOST_COLUMN_TILES: usize = 8;
+
+/// What the products of a problem are made of.
+struct Extents {
+    plane: Plane,
+    strips: Strips,
+    /// Columns of one group, and tiles of them.
+    columns: usize,
+    column_tiles: usize,
+    /// Blocks of dy's channels.
+    chunks: usize,
+}
+
+impl Extents {
+    fn of(problem: &Conv3dProblem, tile: &StemTile) -> Option<Self> {
+        let plane = plane(problem);
+        let columns = problem.group_channels() * plane[0].phases * plane[1].phases;
+        let chunks = problem.group_out_channels().div_ceil(CHANNELS);
+        let strips = Strips::of(&plane, tile)?;
+        Some(Self { plane, strips, columns, column_tiles: columns.div_ceil(tile.columns), chunks })
+    }
+
+    /// Taps of the plane.
+    fn taps(&self) -> usize {
+        self.plane[0].taps * self.plane[1].taps
+    }
+
+    /// Elements of the packed weights.
+    fn packed(&self, problem: &Conv3dProblem, tile: &StemTile) -> usize {
+        let of_depth_tap = self.chunks * CHANNELS * self.taps() * tile.columns;
+        problem.window.groups * self.column_tiles * problem.kernel[0] * of_depth_tap
+    }
+
+    fn cubes(&self, problem: &Conv3dProblem, tile: &StemTile) -> usize {
+        let of_frame = self.strips.tiles(&self.plane, tile) * self.strips.count * self.column_tiles;
+        of_frame * problem.input[0] * problem.batch * problem.window.groups
+    }
+
+    /// Blocks of channels of one part: sums are split where the cubes are too few, of 64 units each, to fill the device.
+    fn part_chunks(&self, problem: &Conv3dProblem, tile: &StemTile, limits: &Limits) -> usize {
+        let cubes = self.cubes(problem, tile).max(1);
+        if cubes > limits.cubes_in_flight {
+            return self.chunks.max(1);
+        }
+        let affordable = split::affordable_parts(problem.x_shape().iter().product(), limits);
+        // A part of fewer than two stages would spend its time on its ends.
+        let worthwhile =
+            (self.chunks * problem.kernel[0].div_ceil(problem.window.stride[0]) / 2).min(self.chunks);
+        let parts = (2 * limits.cubes_in_flight / cubes).min(worthwhile).min(affordable).max(1);
+        self.chunks.div_ceil(parts).max(1)
+    }
+}
+
+/// Whether the tile serves a pass: the input gradient of at most four channels per group, where the windows and the weights
+/// of a tile fit shared memory, and counts that 31 bits hold.
+pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass, tile: &StemTile, limits: &Limits) -> bool {
+    let few = pass == Pass::InputGradient && problem.group_channels() <= MOST_CHANNELS;
+    let Some(extents) = Extents::of(problem, tile).filter(|_| few) else { return false };
+    let counts = extents.cubes(problem, tile).max(extents.packed(problem, tile));
+    let elements = extents.plane[0].blocks.saturating_mul(extents.strips.pitch);
+    extents.taps() <= tile.taps
+        && extents.column_tiles <= MOST_COLUMN_TILES
+        && counts.max(elements) < i32::MAX as usize
+        && packed_bytes(problem, tile) <= limits.workspace_bytes
+}
+
+/// The tiles of an input gradient, as [`super::Plan::tiles`] says.
+pub(crate) fn extent(problem: &Conv3dProblem, tile: &StemTile) -> Option<Tiles> {
+    let extents = Extents::of(problem, tile)?;
+    let depth_taps = problem.kernel[0].div_ceil(problem.window.stride[0]);
+    Some(Tiles {
+        count: extents.cubes(problem, tile),
+        rows: tile.tile_m,
+        columns: tile.columns,
+        terms: depth_taps * extents.chunks * CHANNELS * extents.taps(),
+    })
+}
+
+/// The tile of a problem, and whether it beats the engine: a third of what it computes is needed. The engine's product of
+/// four columns reaches a seventh of the speed.
+pub(crate) fn choice(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Option<StemTile> {
+    let columns = Extents::of(problem, &StemTile::M1024N4)?.columns;
+    let tile = if columns <= 4 { StemTile::M1024N4 } else { StemTile::M512N12 };
+    let tiles = extent(problem, &tile).filter(|_| serves(problem, pass, &tile, limits))?;
+    let computed = tiles.count as f64 * (tiles.rows * tiles.columns * tiles.terms) as f64;
+    (computed < 4.0 * problem.multiply_adds()).then_some(tile)
+}
+
+/// Bytes of the packed weights.
+pub(crate) fn packed_bytes(problem: &Conv3dProblem, tile: &StemTile) -> u64 {
+    Extents::of(problem, tile).map_or(0, |extents| 4 * extents.packed(problem, tile) as u64)
+}
+
+/// Turns that the loops of one unit make together.
+pub(crate) fn loop_turns(problem: &Conv3dProblem, tile: &StemTile) -> usize {
+    let Some(extents) = Extents::of(problem, tile) else { return 0 };
+    // Those of a product, and those that read the window and the weights.
+    let of_stage = extents.taps() * (CHANNELS + 3) + tile.window / tile.units() + 2;
+    problem.kernel[0] * (1 + extents.chunks * of_stage)
+}
+
+/// Launches the input gradient: operands dy, w, dx.
+pub(crate) fn launch(
+    client: &Client,
+    problem: &Conv3dProblem,
+    tile: StemTile,
+    limits: &Limits,
+    [dy, w, dx]: [&Operand; 3],
+) -> Result<(), ConvError> {
+    let extents = Extents::of(problem, &tile).expect("`check` has looked at the window");
+    let packed = pack(client, problem, &extents, tile, limits, w)?;
+    let part_chunks = extents.part_chunks(problem, &tile, limits);
+    let parts = extents.chunks.div_ceil(part_chunks).max(1);
+    if parts == 1 {
+        return gradient(client, problem, &extents, (tile, part_chunks, 1), limits, [dy, &packed, dx]);
+    }
+    let partials = reduce::workspace(client, parts, dx.len());
+    let part = Operand { shape: dx.shape.clone(), strides: row_major(&dx.shape), ..partials.clone() };
+    gradient(client, problem, &extents, (tile, part_chunks, parts), limits, [dy, &packed, &part])?;
+    reduce::finish_partials(client, limits, &partials, dx, (None, Activation::None))
+}
+
+/// The packed weights.
+fn pack(
+    client: &Client,
+    problem: &Conv3dProblem,
+    extents: &Extents,
+    tile: StemTile,
+    limits: &Limits,
+    w: &Operand,
+) -> Result<Operand, ConvError> {
+    let packed = Operand::empty(client, &[extents.packed(problem, &tile)], FloatType::F32);
+    let vectors = packed.len() / 4;
+    let address = address_type("conv3d", &[w, &packed], 0, limits)?;
+    let axis = |axis: usize| {
+        let geometry = problem.axis(axis);
+        let AxisBlocks { taps, phases, step, origin, .. } = extents.plane[axis - 1];
+        PackedAxisLaunch::new(
+            divisor(taps),
+            divisor(phases),
+            origin as i32,
+            step as i32,
+            geometry.stride as i32,
+            geometry.dilation as i32,
+            geometry.padding.0 as i32,
+            geometry.kernel as i32,
+            w.strides[axis + 2],
+        )
+    };
+    for dispatch in dispatches(vectors.div_ceil(UNITS), (UNITS * 100) as f64, limits) {
+        // SAFETY: a unit's index is below the packed vectors' number; weights that do not exist are not read.
+        unsafe {
+            pack_kernel::launch_unchecked(
+                client,
+                dispatch.count(),
+                CubeDim::new_1d(UNITS as u32),
+                address,
+                w.buffer_arg(1),
+                packed.buffer_arg(4),
+                PackedLaunch::new(
+                    axis(1),
+                    axis(2),
+                    divisor(extents.taps()),
+                    divisor(extents.chunks),
+                    divisor(problem.kernel[0]),
+                    divisor(extents.column_tiles),
+                    extents.columns as u32,
+                    problem.group_out_channels() as u32,
+                    vectors as u32,
+                    w.strides[0],
+                    w.strides[1],
+                    w.strides[2],
+                ),
+                dispatch.span(),
+                tile,
+                w.dtype.elem(),
+            );
+        }
+    }
+    Ok(packed)
+}
+
+/// Launches the product: operands dy, the packed weights, dx or its partials.
+fn gradient(
+    client: &Client,
+    problem: &Conv3dProblem,
+    extents: &Extents,
+    (tile, part_chunks, parts): (StemTile, usize, usize),
+    limits: &Limits,
+    [dy, packed, out]: [&Operand; 3],
+) -> Result<(), ConvError> {
+    let cubes = extents.cubes(problem, &tile) * parts;
+    let part_stride = if parts == 1 { 0 } else { out.len() };
+    let largest = cubes.max(packed.len()).max(part_stride * parts);
+    let address = address_type("conv3d", &[dy, packed, out], largest, limits)?;
+    let depth_taps = problem.kernel[0].div_ceil(problem.window.stride[0]);
+    let terms = depth_taps * part_chunks * CHANNELS * extents.taps();
+    let windows = problem.output();
+    let axis = |axis: usize| {
+        let AxisBlocks { phases, taps, step, origin, .. } = extents.plane[axis - 1];
+        PlaneAxisLaunch::new(
+            windows[axis] as u32,
+            problem.input[axis] as u32,
+            problem.window.stride[axis] as u32,
+            divisor(phases),
+            taps as u32,
+            step as u32,
+            origin as i32,
+            dy.strides[axis + 2],
+            out.strides[axis + 2],
+        )
+    };
+    let depth = || {
+        DepthAxisLaunch::new(
+            windows[0] as u32,
+            problem.window.stride[0] as u32,
+            problem.kernel[0] as u32,
+            problem.window.dilation[0] as u32,
+            problem.window.padding[0].0 as u32,
+            dy.strides[2],
+            out.strides[2],
+        )
+    };
+    let strips = extents.strips;
+    for dispatch in dispatches(cubes, 2.0 * (tile.tile_m * tile.columns * terms) as f64, limits) {
+        // SAFETY: windows that dy does not have and channels past the last are not read; blocks of a strip's rim, positions past
+        // the input's end and columns past the last are not written; a window holds all that a tile's taps reach.
+        unsafe {
+            stem_kernel::launch_unchecked(
+                client,
+                dispatch.count(),
+                CubeDim::new_1d(tile.units() as u32),
+                address,
+                dy.buffer_arg(1),
+                packed.buffer_arg(4),
+                out.buffer_arg(1),
+                TilingLaunch::new(
+                    depth(),
+                    axis(1),
+                    axis(2),
+                    divisor(strips.tiles(&extents.plane, &tile)),
+                    divisor(strips.count),
+                    divisor(extents.column_tiles),
+                    extents.column_tiles as u32,
+                    divisor(problem.input[0]),
+                    divisor(problem.batch),
+                    divisor(problem.window.groups),
+                    strips.blocks as u32,
+                    divisor(strips.pitch),
+                    strips.pitch as u32,
+                    strips.reach as u32,
+                    problem.group_out_channels() as u32,
+                    problem.group_channels() as u32,
+                    extents.columns as u32,
+                    extents.chunks as u32,
+                    part_chunks as u32,
+                    dy.strides[0],
+                    dy.strides[1],
+                    out.strides[0],
+                    out.strides[1],
+                    part_stride,
+                ),
+                dispatch.span(),
+                tile,
+                limits.unroll,
+                dy.dtype.elem(),
+                out.dtype.elem(),
+            );
+        }
+    }
+    Ok(())
+}
