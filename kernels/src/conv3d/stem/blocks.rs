@@ -40,12 +40,12 @@ impl AxisBlocks {
         let (Some(last), Some(first)) = (offsets.iter().max(), offsets.iter().min()) else {
             return Self { blocks: input.div_ceil(stride), phases, taps: 0, step: 1, origin: 0 };
         };
-        let step = offsets.iter().fold(0, |step, offset| divisor(step, offset - first)).max(1);
+        let step = offsets.iter().fold(0, |step, offset| common(step, (offset - first) as usize)).max(1);
         Self {
             blocks: input.div_ceil(stride),
             phases,
-            taps: ((last - first) / step) as usize + 1,
-            step: step as usize,
+            taps: (last - first) as usize / step + 1,
+            step,
             origin: *first,
         }
     }
@@ -57,8 +57,8 @@ impl AxisBlocks {
 }
 
 /// The greatest common divisor.
-fn divisor(a: i64, b: i64) -> i64 {
-    if b == 0 { a } else { divisor(b, a % b) }
+pub(super) fn common(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { common(b, a % b) }
 }
 
 /// The plane of a problem's input.

@@ -2,12 +2,6 @@
 
 use super::blocks::Plane;
 
-/// Channels of dy in shared memory at a time.
-pub(super) const CHANNELS: usize = 4;
-
-/// Blocks of positions whose channels a unit reads before it waits for them.
-pub(super) const READS: usize = 2;
-
 /// How a cube's sums are shared out. Constants of this type are the ones that are tested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct StemTile {
@@ -21,15 +15,22 @@ pub struct StemTile {
     pub window: usize,
     /// Taps of a plane whose weights shared memory holds.
     pub taps: usize,
+    /// Channels of dy in shared memory at a time.
+    pub channels: usize,
+}
+
+const fn tile(tile: [usize; 2], rows: usize, window: usize, taps: usize, channels: usize) -> StemTile {
+    let [tile_m, columns] = tile;
+    StemTile { tile_m, columns, rows, window, taps, channels }
 }
 
 impl StemTile {
     /// Every tile.
-    pub const ALL: [Self; 2] = [Self::M512N12, Self::M1024N4];
-    /// 64 units, 21 KiB of shared memory, 96 sums in a unit: 44 bytes of shared memory read for 192 operations.
-    pub const M512N12: Self = Self { tile_m: 512, columns: 12, rows: 8, window: 896, taps: 36 };
-    /// 64 units, 24 KiB, 64 sums: 80 bytes for 128 operations. Stride 1.
-    pub const M1024N4: Self = Self { tile_m: 1024, columns: 4, rows: 16, window: 1280, taps: 64 };
+    pub const ALL: [Self; 2] = [Self::M1024N12, Self::M1024N4];
+    /// 128 units, 14 KiB of shared memory, 96 sums in a unit: 44 bytes of shared memory read for 192 operations.
+    pub const M1024N12: Self = tile([1024, 12], 8, 1408, 32, 2);
+    /// 128 units, 12 KiB, 32 sums: 36 bytes for 64 operations. Stride 1.
+    pub const M1024N4: Self = tile([1024, 4], 8, 1280, 64, 2);
 
     /// Units of a cube.
     pub fn units(&self) -> usize {
@@ -38,7 +39,7 @@ impl StemTile {
 
     /// Bytes of shared memory of a cube.
     pub fn shared_bytes(&self) -> usize {
-        4 * CHANNELS * (self.window + self.taps * self.columns)
+        4 * self.channels * self.window + 16 * self.stage_vectors()
     }
 
     /// The name used in tables and reports.
@@ -49,6 +50,21 @@ impl StemTile {
     /// Vectors of four neighbouring columns.
     pub(super) fn vectors(&self) -> usize {
         self.columns / 4
+    }
+
+    /// Vectors of a stage's weights, a whole number for each unit.
+    pub(super) fn stage_vectors(&self) -> usize {
+        self.weight_reads() * self.units()
+    }
+
+    /// Of each channel, elements of the window that a unit reads.
+    pub(super) fn reads(&self) -> usize {
+        self.window / self.units()
+    }
+
+    /// Vectors of the weights that a unit reads.
+    pub(super) fn weight_reads(&self) -> usize {
+        (self.taps * self.channels * self.vectors()).div_ceil(self.units())
     }
 }
 
@@ -62,8 +78,6 @@ pub(super) struct Strips {
     pub(super) blocks: usize,
     /// Elements of a strip's row.
     pub(super) pitch: usize,
-    /// Elements of dy that a tile's taps reach.
-    pub(super) reach: usize,
 }
 
 impl Strips {
@@ -75,8 +89,7 @@ impl Strips {
         let most = longest.checked_sub(rim).filter(|most| *most > 0 && width.blocks > 0)?;
         let count = width.blocks.div_ceil(most);
         let blocks = width.blocks.div_ceil(count);
-        let pitch = blocks + rim;
-        Some(Self { count, blocks, pitch, reach: tile.tile_m + rows * pitch + rim })
+        Some(Self { count, blocks, pitch: blocks + rim })
     }
 
     /// Tiles of a strip.
@@ -95,8 +108,8 @@ mod tests {
             let units = tile.units();
             assert!((64..=1024).contains(&units), "{tile:?}: {units} units");
             assert!(tile.shared_bytes() <= 32 * 1024, "{tile:?}: {} bytes", tile.shared_bytes());
-            // A turn of the loop that reads a window writes as much of it.
-            assert!(tile.window.is_multiple_of(READS * units), "{tile:?}");
+            // Read without a mask, and a bit for each of a unit's.
+            assert!(tile.window.is_multiple_of(units) && tile.reads() <= 32, "{tile:?}");
             assert!(tile.columns.is_multiple_of(4), "{tile:?}");
         }
     }

@@ -12,15 +12,15 @@
 //!    +--------------------------+            a tap:  the same window of dy, read from another place
 //! ```
 //!
-//! A cube computes one frame, so that depth taps that reach it from no window are left out. Of four channels of dy at a time it
-//! holds the window and the weights in shared memory: it reads `4 * reach` elements and `16 * taps * columns` bytes of weights
-//! for `8 * taps * tile_m * columns` operations. Per tap and channel a unit reads `rows + columns / 4` times from shared memory
+//! A cube computes one frame, so that depth taps that reach it from no window are left out. Of two channels of dy at a time it
+//! holds the window and the weights in shared memory: it reads `2 * reach` elements and `8 * taps * columns` bytes of weights
+//! for `4 * taps * tile_m * columns` operations. Per tap and channel a unit reads `rows + columns / 4` times from shared memory
 //! (blocks beside those of its neighbours, columns the same as theirs) for `rows * columns` multiply-adds.
 //! Phases that a tap does not reach multiply zeros: 8 of 7 taps along an axis for a kernel of 7, 4 of 3 for one of 3.
 //! A sum that is split leaves fp32 partials for `reduce.rs`. Declined: more than four channels per group, windows that do not
 //! fit ([`super::config`]), other passes.
 
-use super::config::{CHANNELS, READS, StemTile};
+use super::config::StemTile;
 use crate::cells::Cells;
 use crate::grid::Span;
 use cubecl::ir::ElemType;
@@ -49,6 +49,8 @@ pub(super) struct DepthAxis {
     pub(super) windows: u32,
     pub(super) stride: FastDivmod<u32>,
     pub(super) taps: u32,
+    /// From one tap that reaches a frame to the next.
+    pub(super) tap_step: u32,
     pub(super) dilation: u32,
     pub(super) begin: u32,
     pub(super) source_stride: usize,
@@ -69,11 +71,10 @@ pub(super) struct Tiling {
     pub(super) frames: FastDivmod<u32>,
     pub(super) batch: FastDivmod<u32>,
     pub(super) groups: FastDivmod<u32>,
-    /// Blocks of a strip's row, its elements, and those that a tile's taps reach.
+    /// Blocks of a strip's row, and its elements.
     pub(super) blocks: u32,
     pub(super) pitch: FastDivmod<u32>,
     pub(super) pitch_count: u32,
-    pub(super) reach: u32,
     /// Channels of dy and of dx in one group, columns of those.
     pub(super) channels: u32,
     pub(super) out_channels: u32,
@@ -146,6 +147,20 @@ impl DepthAxis {
         let (window, rest) = self.stride.div_mod(max(distance, 0i32) as u32);
         (window, distance >= 0i32 && rest == 0u32 && window < self.windows)
     }
+
+    /// The first tap that reaches frame `d` from a window, and how many do.
+    fn inside(&self, d: u32) -> (u32, u32) {
+        let mut first = 0u32.runtime();
+        let mut count = 0u32.runtime();
+        let mut tap = 0u32.runtime();
+        while tap < self.taps {
+            let (_, inside) = self.window(d, tap);
+            first = select(inside && count == 0u32, tap, first);
+            count += select(inside, 1u32, 0u32);
+            tap += 1u32;
+        }
+        (first, count)
+    }
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -166,82 +181,154 @@ pub(super) fn stem_kernel<E: Float, O: Float>(
         terminate!();
     }
     let share = tiling.share(span.cube() as u32, tile);
-    let mut window = Shared::<[f32]>::new_slice(comptime!(CHANNELS * tile.window));
-    let mut weights =
-        Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime!(tile.taps * CHANNELS * tile.vectors()));
+    let mut window = Shared::<[f32]>::new_slice(comptime!(tile.channels * tile.window));
+    let mut weights = Shared::<[Vector<f32, Const<4>>]>::new_slice(tile.stage_vectors());
     let sums = Cells::<f32>::new(comptime!(tile.rows * tile.columns), 0.0f32.runtime());
+    let places = places(&tiling, &share, tile);
+    let source = share.n as usize * tiling.source_batch_stride
+        + (share.group * tiling.channels) as usize * tiling.source_channel_stride;
     let first_chunk = share.part * tiling.part_chunks;
     let end_chunk = min(first_chunk + tiling.part_chunks, tiling.chunks);
-    let stage = (tiling.height.taps * tiling.width.taps) as usize * comptime!(CHANNELS * tile.vectors());
-    let mut depth_tap = 0u32.runtime();
-    while depth_tap < tiling.depth.taps {
-        let (frame, inside) = tiling.depth.window(share.d, depth_tap);
-        if inside {
-            let of_tap =
-                (share.group * tiling.column_tile_count + share.column_tile) * tiling.depth.taps + depth_tap;
-            let mut chunk = first_chunk;
-            while chunk < end_chunk {
-                // Until all units have left the stage before.
-                sync_cube();
-                read_window(dy, &mut window, &tiling, &share, frame, chunk, tile);
-                let from = (of_tap * tiling.chunks + chunk) as usize * stage;
-                let mut at = UNIT_POS as usize;
-                while at < stage {
-                    weights[at] = weight[from + at];
-                    at += tile.units();
-                }
-                sync_cube();
-                multiply(&window, &weights, &sums, &tiling, tile, unroll);
-                chunk += 1u32;
-            }
+    let (first_tap, taps) = tiling.depth.inside(share.d);
+    let of_tap = (share.group * tiling.column_tile_count + share.column_tile) * tiling.depth.taps;
+
+    // A stage is read while the one before it is multiplied: it waits in registers.
+    let stages = taps * (max(end_chunk, first_chunk) - first_chunk);
+    let mut tap = first_tap;
+    let mut chunk = first_chunk;
+    let mut stage = 0u32.runtime();
+    let (frame, _) = tiling.depth.window(share.d, tap);
+    let more = stages > 0u32;
+    let sources = read_window(dy, &tiling, &places, source, frame, chunk, more, tile);
+    let factors = read_weights(weight, &tiling, of_tap + tap, chunk, more, tile);
+    write_window(&sources, &mut window, tile);
+    write_weights(&factors, &mut weights, tile);
+    sync_cube();
+    while stage < stages {
+        stage += 1u32;
+        chunk += 1u32;
+        if chunk == end_chunk {
+            chunk = first_chunk;
+            tap += tiling.depth.tap_step;
         }
-        depth_tap += 1u32;
+        let (frame, _) = tiling.depth.window(share.d, tap);
+        let more = stage < stages;
+        let sources = read_window(dy, &tiling, &places, source, frame, chunk, more, tile);
+        let factors = read_weights(weight, &tiling, of_tap + tap, chunk, more, tile);
+        multiply(&window, &weights, &sums, &tiling, tile, unroll);
+        sync_cube();
+        write_window(&sources, &mut window, tile);
+        write_weights(&factors, &mut weights, tile);
+        sync_cube();
     }
     write(&sums, out, &tiling, &share, tile);
 }
 
-/// Fills the window of a block of channels: several reads are under way at once.
+/// Where the elements of the window that a unit reads lie in a plane of dy, and a bit for each that says whether they do.
+#[derive(CubeType)]
+struct Places {
+    at: Sequence<usize>,
+    mask: u32,
+}
+
 #[cube]
+fn places(tiling: &Tiling, share: &Share, #[comptime] tile: StemTile) -> Places {
+    let mut at = Sequence::<usize>::new();
+    let mut mask = 0u32.runtime();
+    #[unroll]
+    for i in 0..tile.reads() {
+        let element = share.first + UNIT_POS + comptime!((i * tile.units()) as u32);
+        let (h, w) = tiling.block(share, element);
+        let (h, h_inside) = tiling.height.window(h);
+        let (w, w_inside) = tiling.width.window(w);
+        at.push(h + w);
+        mask |= select(h_inside && w_inside, comptime!(1u32 << i), 0u32);
+    }
+    Places { at, mask }
+}
+
+/// Reads this unit's elements of a window into registers.
+#[cube]
+#[allow(clippy::too_many_arguments)]
 fn read_window<E: Float>(
     dy: &[E],
-    window: &mut Shared<[f32]>,
     tiling: &Tiling,
-    share: &Share,
+    places: &Places,
+    source: usize,
     frame: u32,
     chunk: u32,
+    exists: bool,
+    #[comptime] tile: StemTile,
+) -> Sequence<E> {
+    let first_channel = chunk * tile.channels as u32;
+    let mut at = source
+        + first_channel as usize * tiling.source_channel_stride
+        + frame as usize * tiling.depth.source_stride;
+    let mut values = Sequence::<E>::new();
+    #[unroll]
+    for c in 0..tile.channels {
+        let exists = exists && first_channel + (c as u32) < tiling.channels;
+        #[unroll]
+        for i in 0..tile.reads() {
+            let mut value = E::from_int(0);
+            if exists && places.mask & comptime!(1u32 << i) != 0u32 {
+                value = dy[at + *places.at.index(i)];
+            }
+            values.push(value);
+        }
+        at += tiling.source_channel_stride;
+    }
+    values
+}
+
+/// Writes what [`read_window`] has read.
+#[cube]
+fn write_window<E: Float>(values: &Sequence<E>, window: &mut Shared<[f32]>, #[comptime] tile: StemTile) {
+    #[unroll]
+    for c in 0..tile.channels {
+        #[unroll]
+        for i in 0..tile.reads() {
+            window[UNIT_POS as usize + comptime!(c * tile.window + i * tile.units())] =
+                f32::cast_from(*values.index(comptime!(c * tile.reads() + i)));
+        }
+    }
+}
+
+/// Reads this unit's vectors of a stage's packed weights into registers.
+#[cube]
+fn read_weights(
+    weight: &[Vector<f32, Const<4>>],
+    tiling: &Tiling,
+    of_tap: u32,
+    chunk: u32,
+    exists: bool,
+    #[comptime] tile: StemTile,
+) -> Sequence<Vector<f32, Const<4>>> {
+    let stage = tiling.height.taps * tiling.width.taps * comptime!((tile.channels * tile.vectors()) as u32);
+    let first = (of_tap * tiling.chunks + chunk) as usize * stage as usize;
+    let mut values = Sequence::<Vector<f32, Const<4>>>::new();
+    #[unroll]
+    for i in 0..tile.weight_reads() {
+        let at = UNIT_POS + comptime!((i * tile.units()) as u32);
+        let mut value = Vector::<f32, Const<4>>::new(0.0f32);
+        if exists && at < stage {
+            value = weight[first + at as usize];
+        }
+        values.push(value);
+    }
+    values
+}
+
+/// Writes what [`read_weights`] has read.
+#[cube]
+fn write_weights(
+    values: &Sequence<Vector<f32, Const<4>>>,
+    weights: &mut Shared<[Vector<f32, Const<4>>]>,
     #[comptime] tile: StemTile,
 ) {
-    let first_channel = chunk * CHANNELS as u32;
-    let first = share.n as usize * tiling.source_batch_stride
-        + (share.group * tiling.channels + first_channel) as usize * tiling.source_channel_stride
-        + frame as usize * tiling.depth.source_stride;
-    let mut at = UNIT_POS;
-    while at < tiling.reach {
-        let mut values = Sequence::<E>::new();
-        #[unroll]
-        for i in 0..READS {
-            let element = share.first + at + comptime!((i * tile.units()) as u32);
-            let (h, w) = tiling.block(share, element);
-            let (h, h_inside) = tiling.height.window(h);
-            let (w, w_inside) = tiling.width.window(w);
-            #[unroll]
-            for c in 0..CHANNELS {
-                let mut value = E::from_int(0);
-                if h_inside && w_inside && first_channel + (c as u32) < tiling.channels {
-                    value = dy[first + h + w + c * tiling.source_channel_stride];
-                }
-                values.push(value);
-            }
-        }
-        #[unroll]
-        for i in 0..READS {
-            #[unroll]
-            for c in 0..CHANNELS {
-                window[at as usize + comptime!(c * tile.window + i * tile.units())] =
-                    f32::cast_from(*values.index(comptime!(i * CHANNELS + c)));
-            }
-        }
-        at += comptime!((READS * tile.units()) as u32);
+    #[unroll]
+    for i in 0..tile.weight_reads() {
+        weights[UNIT_POS as usize + comptime!(i * tile.units())] = *values.index(i);
     }
 }
 
@@ -263,7 +350,7 @@ fn multiply(
         let mut w = 0u32.runtime();
         while w < tiling.width.taps {
             #[unroll(unroll)]
-            for c in 0..CHANNELS {
+            for c in 0..tile.channels {
                 let mut factors = Sequence::<Vector<f32, Const<4>>>::new();
                 #[unroll]
                 for j in 0..comptime!(tile.vectors()) {
@@ -280,7 +367,7 @@ fn multiply(
                     }
                 }
             }
-            from += comptime!(CHANNELS * tile.vectors());
+            from += comptime!(tile.channels * tile.vectors());
             at += tiling.width.step as usize;
             w += 1u32;
         }

@@ -18,8 +18,8 @@ use crate::error::ConvError;
 use crate::grid::dispatches;
 use crate::limits::Limits;
 use crate::operand::{Operand, address_type, row_major};
-use blocks::{AxisBlocks, Plane, plane};
-use config::{CHANNELS, Strips};
+use blocks::{AxisBlocks, Plane, common, plane};
+use config::Strips;
 use cubecl::prelude::*;
 use kernel::{DepthAxisLaunch, PlaneAxisLaunch, TilingLaunch, stem_kernel};
 use pack::{PackedAxisLaunch, PackedLaunch, UNITS, pack_kernel};
@@ -45,7 +45,7 @@ impl Extents {
     fn of(problem: &Conv3dProblem, tile: &StemTile) -> Option<Self> {
         let plane = plane(problem);
         let columns = problem.group_channels() * plane[0].phases * plane[1].phases;
-        let chunks = problem.group_out_channels().div_ceil(CHANNELS);
+        let chunks = problem.group_out_channels().div_ceil(tile.channels);
         let strips = Strips::of(&plane, tile)?;
         Some(Self { plane, strips, columns, column_tiles: columns.div_ceil(tile.columns), chunks })
     }
@@ -57,7 +57,7 @@ impl Extents {
 
     /// Elements of the packed weights.
     fn packed(&self, problem: &Conv3dProblem, tile: &StemTile) -> usize {
-        let of_depth_tap = self.chunks * CHANNELS * self.taps() * tile.columns;
+        let of_depth_tap = self.chunks * tile.channels * self.taps() * tile.columns;
         problem.window.groups * self.column_tiles * problem.kernel[0] * of_depth_tap
     }
 
@@ -102,7 +102,7 @@ pub(crate) fn extent(problem: &Conv3dProblem, tile: &StemTile) -> Option<Tiles> 
         count: extents.cubes(problem, tile),
         rows: tile.tile_m,
         columns: tile.columns,
-        terms: depth_taps * extents.chunks * CHANNELS * extents.taps(),
+        terms: depth_taps * extents.chunks * tile.channels * extents.taps(),
     })
 }
 
@@ -110,7 +110,7 @@ pub(crate) fn extent(problem: &Conv3dProblem, tile: &StemTile) -> Option<Tiles> 
 /// four columns reaches a seventh of the speed.
 pub(crate) fn choice(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Option<StemTile> {
     let columns = Extents::of(problem, &StemTile::M1024N4)?.columns;
-    let tile = if columns <= 4 { StemTile::M1024N4 } else { StemTile::M512N12 };
+    let tile = if columns <= 4 { StemTile::M1024N4 } else { StemTile::M1024N12 };
     let tiles = extent(problem, &tile).filter(|_| serves(problem, pass, &tile, limits))?;
     let computed = tiles.count as f64 * (tiles.rows * tiles.columns * tiles.terms) as f64;
     (computed < 4.0 * problem.multiply_adds()).then_some(tile)
@@ -124,8 +124,7 @@ pub(crate) fn packed_bytes(problem: &Conv3dProblem, tile: &StemTile) -> u64 {
 /// Turns that the loops of one unit make together.
 pub(crate) fn loop_turns(problem: &Conv3dProblem, tile: &StemTile) -> usize {
     let Some(extents) = Extents::of(problem, tile) else { return 0 };
-    // Those of a product, and those that read the window and the weights.
-    let of_stage = extents.taps() * (CHANNELS + 3) + tile.window / tile.units() + 2;
+    let of_stage = extents.taps() * (tile.channels + 3) + 1;
     problem.kernel[0] * (1 + extents.chunks * of_stage)
 }
 
@@ -224,7 +223,7 @@ fn gradient(
     let largest = cubes.max(packed.len()).max(part_stride * parts);
     let address = address_type("conv3d", &[dy, packed, out], largest, limits)?;
     let depth_taps = problem.kernel[0].div_ceil(problem.window.stride[0]);
-    let terms = depth_taps * part_chunks * CHANNELS * extents.taps();
+    let terms = depth_taps * part_chunks * tile.channels * extents.taps();
     let windows = problem.output();
     let axis = |axis: usize| {
         let AxisBlocks { phases, taps, step, origin, .. } = extents.plane[axis - 1];
@@ -241,10 +240,12 @@ fn gradient(
         )
     };
     let depth = || {
+        let stride = problem.window.stride[0];
         DepthAxisLaunch::new(
             windows[0] as u32,
-            problem.window.stride[0] as u32,
+            stride as u32,
             problem.kernel[0] as u32,
+            (stride / common(stride, problem.window.dilation[0])) as u32,
             problem.window.dilation[0] as u32,
             problem.window.padding[0].0 as u32,
             dy.strides[2],
@@ -278,7 +279,6 @@ fn gradient(
                     strips.blocks as u32,
                     divisor(strips.pitch),
                     strips.pitch as u32,
-                    strips.reach as u32,
                     problem.group_out_channels() as u32,
                     problem.group_channels() as u32,
                     extents.columns as u32,

@@ -2,7 +2,7 @@
 //! [column]` in fp32. A column is a channel of dx and a position of a block; channels, columns and taps that do not exist are
 //! zero. One unit per vector of four columns; bytes: the weights once, the packed ones once.
 
-use super::config::{CHANNELS, StemTile};
+use super::config::StemTile;
 use crate::grid::Span;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
@@ -79,13 +79,13 @@ pub(super) fn pack_kernel<E: Float>(
     let vectors = comptime!(tile.vectors() as u32);
     let vector = index % vectors;
     let rest = index / vectors;
-    let in_chunk = rest % CHANNELS as u32;
-    let (rest, tap) = packed.taps.div_mod(rest / CHANNELS as u32);
+    let in_chunk = rest % tile.channels as u32;
+    let (rest, tap) = packed.taps.div_mod(rest / tile.channels as u32);
     let (rest, chunk) = packed.chunks.div_mod(rest);
     let (rest, depth_tap) = packed.depth_taps.div_mod(rest);
     let (group, column_tile) = packed.column_tiles.div_mod(rest);
     let (h, w) = packed.width.taps.div_mod(tap);
-    let channel = chunk * CHANNELS as u32 + in_chunk;
+    let channel = chunk * tile.channels as u32 + in_chunk;
     let first = (group * packed.channels + channel) as usize * packed.out_stride
         + depth_tap as usize * packed.depth_stride;
     let mut values = Vector::<f32, Const<4>>::new(0.0f32);
