@@ -240,6 +240,9 @@ fn one_tile_each(plans: Vec<Plan>, turn: usize) -> Vec<Plan> {
     let (tiles, mut plans): (Vec<_>, Vec<_>) =
         plans.into_iter().partition(|plan| matches!(plan, Plan::ShiftedGemm(_)));
     plans.extend(tiles.get(turn % tiles.len().max(1)));
+    let (tiles, mut plans): (Vec<_>, Vec<_>) =
+        plans.into_iter().partition(|plan| matches!(plan, Plan::Stem(_)));
+    plans.extend(tiles.get(turn % tiles.len().max(1)));
     plans
 }
 

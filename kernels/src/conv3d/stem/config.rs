@@ -26,10 +26,10 @@ const fn tile(tile: [usize; 2], rows: usize, window: usize, taps: usize, channel
 
 impl StemTile {
     /// Every tile.
-    pub const ALL: [Self; 2] = [Self::M1024N12, Self::M1024N4];
-    /// 128 units, 14 KiB of shared memory, 96 sums in a unit: 44 bytes of shared memory read for 192 operations.
-    pub const M1024N12: Self = tile([1024, 12], 8, 1408, 32, 2);
-    /// 128 units, 12 KiB, 32 sums: 36 bytes for 64 operations. Stride 1.
+    pub const ALL: [Self; 2] = [Self::M512N12, Self::M1024N4];
+    /// 128 units, 11 KiB of shared memory, 48 sums in a unit: 64 bytes of shared memory read for 96 operations.
+    pub const M512N12: Self = tile([512, 12], 4, 896, 32, 2);
+    /// 128 units, 12 KiB, 32 sums: 48 bytes for 64 operations. Stride 1.
     pub const M1024N4: Self = tile([1024, 4], 8, 1280, 64, 2);
 
     /// Units of a cube.

@@ -236,7 +236,7 @@ fn places(tiling: &Tiling, share: &Share, #[comptime] tile: StemTile) -> Places 
     let mut at = Sequence::<usize>::new();
     let mut mask = 0u32.runtime();
     #[unroll]
-    for i in 0..tile.reads() {
+    for i in 0..comptime!(tile.reads()) {
         let element = share.first + UNIT_POS + comptime!((i * tile.units()) as u32);
         let (h, w) = tiling.block(share, element);
         let (h, h_inside) = tiling.height.window(h);
@@ -269,7 +269,7 @@ fn read_window<E: Float>(
     for c in 0..tile.channels {
         let exists = exists && first_channel + (c as u32) < tiling.channels;
         #[unroll]
-        for i in 0..tile.reads() {
+        for i in 0..comptime!(tile.reads()) {
             let mut value = E::from_int(0);
             if exists && places.mask & comptime!(1u32 << i) != 0u32 {
                 value = dy[at + *places.at.index(i)];
@@ -287,7 +287,7 @@ fn write_window<E: Float>(values: &Sequence<E>, window: &mut Shared<[f32]>, #[co
     #[unroll]
     for c in 0..tile.channels {
         #[unroll]
-        for i in 0..tile.reads() {
+        for i in 0..comptime!(tile.reads()) {
             window[UNIT_POS as usize + comptime!(c * tile.window + i * tile.units())] =
                 f32::cast_from(*values.index(comptime!(c * tile.reads() + i)));
         }
@@ -308,7 +308,7 @@ fn read_weights(
     let first = (of_tap * tiling.chunks + chunk) as usize * stage as usize;
     let mut values = Sequence::<Vector<f32, Const<4>>>::new();
     #[unroll]
-    for i in 0..tile.weight_reads() {
+    for i in 0..comptime!(tile.weight_reads()) {
         let at = UNIT_POS + comptime!((i * tile.units()) as u32);
         let mut value = Vector::<f32, Const<4>>::new(0.0f32);
         if exists && at < stage {
@@ -327,7 +327,7 @@ fn write_weights(
     #[comptime] tile: StemTile,
 ) {
     #[unroll]
-    for i in 0..tile.weight_reads() {
+    for i in 0..comptime!(tile.weight_reads()) {
         weights[UNIT_POS as usize + comptime!(i * tile.units())] = *values.index(i);
     }
 }
