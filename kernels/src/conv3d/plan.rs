@@ -217,14 +217,13 @@ pub fn eligible(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Vec<Pla
         })
         .map(Plan::Winograd);
     let served = gemm::serves(problem, pass);
-    let stems = StemTile::ALL.into_iter().filter(|tile| stem::serves(problem, pass, tile, limits));
     let gemm = RegisterTile::ALL.into_iter().filter(|_| served).map(Plan::Gemm);
     [Plan::Direct, Plan::ImplicitGemm(TileConfig::LARGE), Plan::ImplicitGemm(TileConfig::SMALL)]
         .into_iter()
         .chain(gemm)
         .chain(matrix_tiles(problem, pass, limits).map(Plan::MatrixGemm))
         .chain(shifted_tiles(problem, pass, limits).map(Plan::ShiftedGemm))
-        .chain(stems.map(Plan::Stem))
+        .chain(stem::tiles(problem, pass, limits).map(Plan::Stem))
         .chain(depthwise::serves(problem, pass).then_some(Plan::Depthwise))
         .chain(winograd)
         .collect()

@@ -1,6 +1,7 @@
 //! The tile of a stem's input gradient, what it costs, and the strips of a plane that its tiles lie in.
 
 use super::blocks::Plane;
+use crate::conv3d::gemm::config::PLANE;
 
 /// How a cube's sums are shared out. Constants of this type are the ones that are tested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -9,7 +10,7 @@ pub struct StemTile {
     pub tile_m: usize,
     /// Columns of a cube's tile, all of them a unit's own: channels of dx and positions of a block.
     pub columns: usize,
-    /// Blocks of a unit.
+    /// Blocks of a unit; on matrix units, of a plane.
     pub rows: usize,
     /// Elements of dy's plane, of each channel, that shared memory holds.
     pub window: usize,
@@ -17,33 +18,61 @@ pub struct StemTile {
     pub taps: usize,
     /// Channels of dy in shared memory at a time.
     pub channels: usize,
+    /// Rows, columns and terms of a fragment, 8 on Apple's simdgroups, 16 elsewhere; 0 for fp32 multiply-adds.
+    pub fragment: usize,
 }
 
 const fn tile(tile: [usize; 2], rows: usize, window: usize, taps: usize, channels: usize) -> StemTile {
     let [tile_m, columns] = tile;
-    StemTile { tile_m, columns, rows, window, taps, channels }
+    StemTile { tile_m, columns, rows, window, taps, channels, fragment: 0 }
+}
+
+/// Fragments of 16 (f16): 128 units, 27 KiB of shared memory, 32 sums in a unit.
+const SIXTEEN: StemTile = matrix_tile(16, 256, 64, 448);
+/// Fragments of 8 (f32): 128 units, 23 KiB, 16 sums.
+const EIGHT: StemTile = matrix_tile(8, 128, 32, 256);
+
+const fn matrix_tile(fragment: usize, tile_m: usize, rows: usize, window: usize) -> StemTile {
+    StemTile { tile_m, columns: 16, rows, window, taps: 64, channels: 16, fragment }
 }
 
 impl StemTile {
-    /// Every tile.
+    /// Every tile for multiply-adds.
     pub const ALL: [Self; 2] = [Self::M512N12, Self::M1024N4];
     /// 128 units, 11 KiB of shared memory, 48 sums in a unit: 64 bytes of shared memory read for 96 operations.
     pub const M512N12: Self = tile([512, 12], 4, 896, 32, 2);
     /// 128 units, 12 KiB, 32 sums: 48 bytes for 64 operations. Stride 1.
     pub const M1024N4: Self = tile([1024, 4], 8, 1280, 64, 2);
 
+    /// The tile for fragments of a shape.
+    pub fn on_matrices(fragment: usize) -> Option<Self> {
+        [EIGHT, SIXTEEN].into_iter().find(|tile| tile.fragment == fragment)
+    }
+
     /// Units of a cube.
     pub fn units(&self) -> usize {
+        self.tile_m / self.rows * if self.fragment == 0 { 1 } else { PLANE }
+    }
+
+    /// Planes of a cube on matrix units.
+    pub(super) fn planes(&self) -> usize {
         self.tile_m / self.rows
     }
 
-    /// Bytes of shared memory of a cube.
-    pub fn shared_bytes(&self) -> usize {
+    /// Bytes of shared memory of a cube whose stages' elements have `size` bytes.
+    pub fn shared_bytes(&self, size: usize) -> usize {
+        if self.fragment > 0 {
+            let patches = self.planes() * self.fragment * self.fragment * 4;
+            return self.window * (self.channels * size + 16) + patches;
+        }
         4 * self.channels * self.window + 16 * self.stage_vectors()
     }
 
     /// The name used in tables and reports.
     pub fn name(&self) -> String {
+        if self.fragment > 0 {
+            return format!("matrix_{}x{}", self.tile_m, self.columns);
+        }
         format!("{}x{}", self.tile_m, self.columns)
     }
 
@@ -55,6 +84,17 @@ impl StemTile {
     /// Vectors of a stage's weights, a whole number for each unit.
     pub(super) fn stage_vectors(&self) -> usize {
         self.weight_reads() * self.units()
+    }
+
+    /// On matrix units: vectors of `width` elements from one block of the window to the next, its channels and 16 bytes that
+    /// spread them over the banks.
+    pub(super) fn row(&self, width: usize, size: usize) -> usize {
+        (self.channels + 16 / size) / width
+    }
+
+    /// On matrix units: vectors of `width` channels of the window that a unit reads.
+    pub(super) fn vector_reads(&self, width: usize) -> usize {
+        self.window * self.channels / width / self.units()
     }
 
     /// Of each channel, elements of the window that a unit reads.
@@ -107,10 +147,16 @@ mod tests {
         for tile in StemTile::ALL {
             let units = tile.units();
             assert!((64..=1024).contains(&units), "{tile:?}: {units} units");
-            assert!(tile.shared_bytes() <= 32 * 1024, "{tile:?}: {} bytes", tile.shared_bytes());
+            assert!(tile.shared_bytes(4) <= 32 * 1024, "{tile:?}: {} bytes", tile.shared_bytes(4));
             // Read without a mask, and a bit for each of a unit's.
             assert!(tile.window.is_multiple_of(units) && tile.reads() <= 32, "{tile:?}");
             assert!(tile.columns.is_multiple_of(4), "{tile:?}");
+        }
+        for (tile, size) in [(EIGHT, 4), (SIXTEEN, 2)] {
+            let (units, width) = (tile.units(), if tile.fragment == 8 { 4 } else { 16 / size });
+            assert!((64..=1024).contains(&units), "{tile:?}: {units} units");
+            assert!(tile.shared_bytes(size) <= 32 * 1024, "{tile:?}: {} bytes", tile.shared_bytes(size));
+            assert_eq!(tile.vector_reads(width) * units * width, tile.window * tile.channels, "{tile:?}");
         }
     }
 }

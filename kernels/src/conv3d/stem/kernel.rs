@@ -91,48 +91,62 @@ pub(super) struct Tiling {
 
 /// A cube's share.
 #[derive(CubeType, Clone, Copy)]
-struct Share {
+pub(super) struct Share {
     /// The first of the tile's elements in its strip, and the strip's first block.
-    first: u32,
-    strip: u32,
-    column_tile: u32,
-    d: u32,
-    n: u32,
-    group: u32,
-    part: u32,
+    pub(super) first: u32,
+    pub(super) strip: u32,
+    pub(super) column_tile: u32,
+    pub(super) d: u32,
+    pub(super) n: u32,
+    pub(super) group: u32,
+    pub(super) part: u32,
 }
 
 #[cube]
 impl Tiling {
-    fn share(&self, cube: u32, #[comptime] tile: StemTile) -> Share {
+    pub(super) fn share(&self, cube: u32, #[comptime] tile_m: usize) -> Share {
         let (rest, in_strip) = self.tiles.div_mod(cube);
         let (rest, strip) = self.strips.div_mod(rest);
         let (rest, column_tile) = self.column_tiles.div_mod(rest);
         let (rest, d) = self.frames.div_mod(rest);
         let (rest, n) = self.batch.div_mod(rest);
         let (part, group) = self.groups.div_mod(rest);
-        Share {
-            first: in_strip * tile.tile_m as u32,
-            strip: strip * self.blocks,
-            column_tile,
-            d,
-            n,
-            group,
-            part,
-        }
+        Share { first: in_strip * tile_m as u32, strip: strip * self.blocks, column_tile, d, n, group, part }
     }
 
     /// Row and column of the plane's blocks for an element of a strip.
-    fn block(&self, share: &Share, element: u32) -> (u32, u32) {
+    pub(super) fn block(&self, share: &Share, element: u32) -> (u32, u32) {
         let (h, in_row) = self.pitch.div_mod(element);
         (h, share.strip + in_row)
+    }
+
+    /// Where the results of a cube's image, group and frame go, in its part.
+    pub(super) fn out_first(&self, share: &Share) -> usize {
+        share.n as usize * self.out_batch_stride
+            + (share.group * self.out_channels) as usize * self.out_channel_stride
+            + share.d as usize * self.depth.out_stride
+            + share.part as usize * self.part_stride
+    }
+
+    /// Where the result of an element and a column goes, and whether there is one.
+    pub(super) fn place(&self, share: &Share, element: u32, column: u32) -> (usize, bool) {
+        let (block_h, block_w) = self.block(share, element);
+        let (rest, phase_w) = self.width.phases.div_mod(column);
+        let (c, phase_h) = self.height.phases.div_mod(rest);
+        let h = block_h * self.height.stride + phase_h;
+        let w = block_w * self.width.stride + phase_w;
+        let at = c as usize * self.out_channel_stride
+            + h as usize * self.height.out_stride
+            + w as usize * self.width.out_stride;
+        let in_plane = h < self.height.positions && w < self.width.positions;
+        (at, in_plane && block_w - share.strip < self.blocks && column < self.columns)
     }
 }
 
 #[cube]
 impl PlaneAxis {
     /// The first window that reaches a block, and whether there is one there.
-    fn window(&self, block: u32) -> (usize, bool) {
+    pub(super) fn window(&self, block: u32) -> (usize, bool) {
         let window = block as i32 + self.origin;
         // As an unsigned number a negative one is larger than any extent.
         (window as usize * self.source_stride, (window as u32) < self.windows)
@@ -142,14 +156,14 @@ impl PlaneAxis {
 #[cube]
 impl DepthAxis {
     /// The window that reaches frame `d` with a tap, and whether there is one.
-    fn window(&self, d: u32, tap: u32) -> (u32, bool) {
+    pub(super) fn window(&self, d: u32, tap: u32) -> (u32, bool) {
         let distance = (d + self.begin) as i32 - (tap * self.dilation) as i32;
         let (window, rest) = self.stride.div_mod(max(distance, 0i32) as u32);
         (window, distance >= 0i32 && rest == 0u32 && window < self.windows)
     }
 
     /// The first tap that reaches frame `d` from a window, and how many do.
-    fn inside(&self, d: u32) -> (u32, u32) {
+    pub(super) fn inside(&self, d: u32) -> (u32, u32) {
         let mut first = 0u32.runtime();
         let mut count = 0u32.runtime();
         let mut tap = 0u32.runtime();
@@ -180,7 +194,7 @@ pub(super) fn stem_kernel<E: Float, O: Float>(
     if span.is_idle() {
         terminate!();
     }
-    let share = tiling.share(span.cube() as u32, tile);
+    let share = tiling.share(span.cube() as u32, tile.tile_m);
     let mut window = Shared::<[f32]>::new_slice(comptime!(tile.channels * tile.window));
     let mut weights = Shared::<[Vector<f32, Const<4>>]>::new_slice(tile.stage_vectors());
     let sums = Cells::<f32>::new(comptime!(tile.rows * tile.columns), 0.0f32.runtime());
@@ -385,27 +399,16 @@ fn write<O: Float>(
     share: &Share,
     #[comptime] tile: StemTile,
 ) {
-    let first = share.n as usize * tiling.out_batch_stride
-        + (share.group * tiling.out_channels) as usize * tiling.out_channel_stride
-        + share.d as usize * tiling.depth.out_stride
-        + share.part as usize * tiling.part_stride;
+    let first = tiling.out_first(share);
     #[unroll]
     for j in 0..comptime!(tile.columns) {
         let column = share.column_tile * tile.columns as u32 + j as u32;
-        let (rest, phase_w) = tiling.width.phases.div_mod(column);
-        let (c, phase_h) = tiling.height.phases.div_mod(rest);
-        let of_channel = first + c as usize * tiling.out_channel_stride;
         #[unroll]
         for i in 0..comptime!(tile.rows) {
             let element = share.first + UNIT_POS + comptime!((i * tile.units()) as u32);
-            let (block_h, block_w) = tiling.block(share, element);
-            let h = block_h * tiling.height.stride + phase_h;
-            let w = block_w * tiling.width.stride + phase_w;
-            let exists = block_w - share.strip < tiling.blocks && column < tiling.columns;
-            if exists && h < tiling.height.positions && w < tiling.width.positions {
-                let at =
-                    of_channel + h as usize * tiling.height.out_stride + w as usize * tiling.width.out_stride;
-                out[at] = O::cast_from(sums.get(comptime!(i * tile.columns + j)));
+            let (at, exists) = tiling.place(share, element, column);
+            if exists {
+                out[first + at] = O::cast_from(sums.get(comptime!(i * tile.columns + j)));
             }
         }
     }

@@ -1,15 +1,17 @@
-//! The input gradient of stems, layers of at most four input channels per group: [`kernel`]. The weights are packed first
+//! The input gradient of stems, layers of at most four input channels per group: [`kernel`], or [`matrices`]. The weights are packed first
 //! ([`pack`]), with zeros for the phases that a tap does not reach.
 
 mod blocks;
 mod config;
 mod kernel;
+mod matrices;
 mod pack;
 
 pub use config::StemTile;
 
+use super::gemm::config::PLANE;
 use super::gemm::walk::divisor;
-use super::gemm::{self, RegisterTile};
+use super::gemm::{self, RegisterTile, stage_type, stage_vector};
 use super::plan::{Pass, Plan, Tiles};
 use super::problem::Conv3dProblem;
 use super::{reduce, split};
@@ -23,6 +25,7 @@ use blocks::{AxisBlocks, Plane, common, plane};
 use config::Strips;
 use cubecl::prelude::*;
 use kernel::{DepthAxisLaunch, PlaneAxisLaunch, TilingLaunch, stem_kernel};
+use matrices::matrix_stem_kernel;
 use pack::{PackedAxisLaunch, PackedLaunch, UNITS, pack_kernel};
 
 /// Channels of dx per group that are served.
@@ -99,10 +102,12 @@ pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass, tile: &StemTile, limit
         .map(|axis| problem.axis(axis))
         .iter()
         .all(|axis| axis.stride < 1 << 20 && axis.padding.0 + axis.span() < 1 << 30);
-    near && extents.taps() <= tile.taps
+    let units = tile.fragment == 0 || fragment(problem, limits) == tile.fragment;
+    near && units
+        && extents.taps() <= tile.taps
         && extents.column_tiles <= MOST_COLUMN_TILES
         && counts.max(elements) < i32::MAX as usize
-        && packed_bytes(problem, tile) <= limits.workspace_bytes
+        && packed_bytes(problem, tile, limits) <= limits.workspace_bytes
 }
 
 /// The tiles of an input gradient, as [`super::Plan::tiles`] says.
@@ -134,8 +139,26 @@ pub(crate) fn choice(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Op
 }
 
 /// Bytes of the packed weights.
-pub(crate) fn packed_bytes(problem: &Conv3dProblem, tile: &StemTile) -> u64 {
-    Extents::of(problem, tile).map_or(0, |extents| 4 * extents.packed(problem, tile) as u64)
+pub(crate) fn packed_bytes(problem: &Conv3dProblem, tile: &StemTile, limits: &Limits) -> u64 {
+    let size = stage(problem, tile, limits).0.size();
+    Extents::of(problem, tile).map_or(0, |extents| (size * extents.packed(problem, tile)) as u64)
+}
+
+/// The tiles that serve a pass.
+pub(crate) fn tiles(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> impl Iterator<Item = StemTile> {
+    let all = StemTile::ALL.into_iter().chain(StemTile::on_matrices(fragment(problem, limits)));
+    all.filter(move |tile| serves(problem, pass, tile, limits))
+}
+
+/// Rows of a fragment of the device's matrix units; 0 where it has none for the type.
+fn fragment(problem: &Conv3dProblem, limits: &Limits) -> usize {
+    stage_type(problem.dtype, limits).map_or(0, |(_, fragment)| fragment)
+}
+
+/// The type that the factors have when they are multiplied, and how many of it lie together.
+pub(crate) fn stage(problem: &Conv3dProblem, tile: &StemTile, limits: &Limits) -> (FloatType, usize) {
+    let matrices = tile.fragment > 0 && fragment(problem, limits) == tile.fragment;
+    if matrices { stage_vector(tile.fragment, problem.dtype, limits) } else { (FloatType::F32, 4) }
 }
 
 /// Turns that the loops of one unit make together.
@@ -175,8 +198,9 @@ fn pack(
     limits: &Limits,
     w: &Operand,
 ) -> Result<Operand, ConvError> {
-    let packed = Operand::empty(client, &[extents.packed(problem, &tile)], FloatType::F32);
-    let vectors = packed.len() / 4;
+    let (stage, _) = stage(problem, &tile, limits);
+    let packed = Operand::empty(client, &[extents.packed(problem, &tile)], stage);
+    let elements = packed.len();
     let address = address_type("conv3d", &[w, &packed], 0, limits)?;
     let axis = |axis: usize| {
         let geometry = problem.axis(axis);
@@ -193,8 +217,8 @@ fn pack(
             w.strides[axis + 2],
         )
     };
-    for dispatch in dispatches(vectors.div_ceil(UNITS), (UNITS * 100) as f64, limits) {
-        // SAFETY: a unit's index is below the packed vectors' number; weights that do not exist are not read.
+    for dispatch in dispatches(elements.div_ceil(UNITS), (UNITS * 100) as f64, limits) {
+        // SAFETY: a unit's index is below the packed elements' number; weights that do not exist are not read.
         unsafe {
             pack_kernel::launch_unchecked(
                 client,
@@ -202,7 +226,7 @@ fn pack(
                 CubeDim::new_1d(UNITS as u32),
                 address,
                 w.buffer_arg(1),
-                packed.buffer_arg(4),
+                packed.buffer_arg(1),
                 PackedLaunch::new(
                     axis(1),
                     axis(2),
@@ -212,7 +236,7 @@ fn pack(
                     divisor(extents.column_tiles),
                     extents.columns as u32,
                     problem.group_out_channels() as u32,
-                    vectors as u32,
+                    elements as u32,
                     w.strides[0],
                     w.strides[1],
                     w.strides[2],
@@ -220,6 +244,7 @@ fn pack(
                 dispatch.span(),
                 tile,
                 w.dtype.elem(),
+                stage.elem(),
             );
         }
     }
@@ -270,47 +295,74 @@ fn gradient(
         )
     };
     let strips = extents.strips;
+    let tiling = || {
+        TilingLaunch::new(
+            depth(),
+            axis(1),
+            axis(2),
+            divisor(strips.tiles(&extents.plane, &tile)),
+            divisor(strips.count),
+            divisor(extents.column_tiles),
+            extents.column_tiles as u32,
+            divisor(problem.input[0]),
+            divisor(problem.batch),
+            divisor(problem.window.groups),
+            strips.blocks as u32,
+            divisor(strips.pitch),
+            strips.pitch as u32,
+            problem.group_out_channels() as u32,
+            problem.group_channels() as u32,
+            extents.columns as u32,
+            extents.chunks as u32,
+            part_chunks as u32,
+            dy.strides[0],
+            dy.strides[1],
+            out.strides[0],
+            out.strides[1],
+            part_stride,
+        )
+    };
     for dispatch in dispatches(cubes, 2.0 * (tile.tile_m * tile.columns * terms) as f64, limits) {
         // SAFETY: windows that dy does not have and channels past the last are not read; blocks of a strip's rim, positions past
         // the input's end and columns past the last are not written; a window holds all that a tile's taps reach.
+        if tile.fragment == 0 {
+            unsafe {
+                stem_kernel::launch_unchecked(
+                    client,
+                    dispatch.count(),
+                    CubeDim::new_1d(tile.units() as u32),
+                    address,
+                    dy.buffer_arg(1),
+                    packed.buffer_arg(4),
+                    out.buffer_arg(1),
+                    tiling(),
+                    dispatch.span(),
+                    tile,
+                    limits.unroll,
+                    dy.dtype.elem(),
+                    out.dtype.elem(),
+                );
+            }
+            continue;
+        }
+        let (stage, width) = stage(problem, &tile, limits);
+        // SAFETY: as above.
         unsafe {
-            stem_kernel::launch_unchecked(
+            matrix_stem_kernel::launch_unchecked(
                 client,
                 dispatch.count(),
-                CubeDim::new_1d(tile.units() as u32),
+                CubeDim::new_2d(PLANE as u32, tile.planes() as u32),
                 address,
+                width,
                 dy.buffer_arg(1),
-                packed.buffer_arg(4),
+                packed.buffer_arg(width),
                 out.buffer_arg(1),
-                TilingLaunch::new(
-                    depth(),
-                    axis(1),
-                    axis(2),
-                    divisor(strips.tiles(&extents.plane, &tile)),
-                    divisor(strips.count),
-                    divisor(extents.column_tiles),
-                    extents.column_tiles as u32,
-                    divisor(problem.input[0]),
-                    divisor(problem.batch),
-                    divisor(problem.window.groups),
-                    strips.blocks as u32,
-                    divisor(strips.pitch),
-                    strips.pitch as u32,
-                    problem.group_out_channels() as u32,
-                    problem.group_channels() as u32,
-                    extents.columns as u32,
-                    extents.chunks as u32,
-                    part_chunks as u32,
-                    dy.strides[0],
-                    dy.strides[1],
-                    out.strides[0],
-                    out.strides[1],
-                    part_stride,
-                ),
+                tiling(),
                 dispatch.span(),
                 tile,
-                limits.unroll,
+                stage.size(),
                 dy.dtype.elem(),
+                stage.elem(),
                 out.dtype.elem(),
             );
         }

@@ -1,6 +1,7 @@
-//! The weights as the kernel reads them: `[group][columns' tile][depth tap][block of channels][tap of the plane][channel of dy]
-//! [column]` in fp32. A column is a channel of dx and a position of a block; channels, columns and taps that do not exist are
-//! zero. One unit per vector of four columns; bytes: the weights once, the packed ones once.
+//! The weights as the kernels read them: `[group][columns' tile][depth tap][block of channels][tap of the plane]`, then
+//! `[channel of dy][column]` in fp32 for multiply-adds and `[column][channel of dy]` in the stage's type for matrix units. A
+//! column is a channel of dx and a position of a block; channels, columns and taps that do not exist are zero. One unit per
+//! element; bytes: the weights once, the packed ones once.
 
 use super::config::StemTile;
 use crate::grid::Span;
@@ -39,8 +40,8 @@ pub(super) struct Packed {
     /// Columns and channels of one group.
     pub(super) columns: u32,
     pub(super) channels: u32,
-    /// Vectors of the packed weights.
-    pub(super) vectors: u32,
+    /// Elements of the packed weights.
+    pub(super) elements: u32,
     pub(super) out_stride: usize,
     pub(super) channel_stride: usize,
     pub(super) depth_stride: usize,
@@ -64,44 +65,49 @@ impl PackedAxis {
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-pub(super) fn pack_kernel<E: Float>(
+pub(super) fn pack_kernel<E: Float, S: Float>(
     weight: &[E],
-    out: &mut [Vector<f32, Const<4>>],
+    out: &mut [S],
     packed: Packed,
     span: Span,
     #[comptime] tile: StemTile,
     #[define(E)] _dtype: ElemType,
+    #[define(S)] _stage_dtype: ElemType,
 ) {
     let index = span.cube() as u32 * UNITS as u32 + UNIT_POS;
-    if span.is_idle() || index >= packed.vectors {
+    if span.is_idle() || index >= packed.elements {
         terminate!();
     }
-    let vectors = comptime!(tile.vectors() as u32);
-    let vector = index % vectors;
-    let rest = index / vectors;
-    let in_chunk = rest % tile.channels as u32;
-    let (rest, tap) = packed.taps.div_mod(rest / tile.channels as u32);
+    let stage = comptime!((tile.channels * tile.columns) as u32);
+    let (rest, tap) = packed.taps.div_mod(index / stage);
     let (rest, chunk) = packed.chunks.div_mod(rest);
     let (rest, depth_tap) = packed.depth_taps.div_mod(rest);
     let (group, column_tile) = packed.column_tiles.div_mod(rest);
-    let (h, w) = packed.width.taps.div_mod(tap);
-    let channel = chunk * tile.channels as u32 + in_chunk;
-    let first = (group * packed.channels + channel) as usize * packed.out_stride
-        + depth_tap as usize * packed.depth_stride;
-    let mut values = Vector::<f32, Const<4>>::new(0.0f32);
-    #[unroll]
-    for i in 0..4usize {
-        let column = column_tile * tile.columns as u32 + vector * 4u32 + i as u32;
-        let (rest, phase_w) = packed.width.phases.div_mod(column);
-        let (c, phase_h) = packed.height.phases.div_mod(rest);
-        let h = packed.height.tap(phase_h, h);
-        let w = packed.width.tap(phase_w, w);
-        let exists = channel < packed.channels && column < packed.columns;
-        if exists && packed.height.exists(h) && packed.width.exists(w) {
-            let at =
-                first + c as usize * packed.channel_stride + packed.height.offset(h) + packed.width.offset(w);
-            values.insert(i, f32::cast_from(weight[at]));
-        }
+    // Neighbours are columns for multiply-adds, channels for matrix units.
+    let in_stage = index % stage;
+    let mut channel = chunk * tile.channels as u32;
+    let mut column = column_tile * tile.columns as u32;
+    if comptime!(tile.fragment == 0) {
+        channel += in_stage / tile.columns as u32;
+        column += in_stage % tile.columns as u32;
+    } else {
+        channel += in_stage % tile.channels as u32;
+        column += in_stage / tile.channels as u32;
     }
-    out[index as usize] = values;
+    let (h, w) = packed.width.taps.div_mod(tap);
+    let (rest, phase_w) = packed.width.phases.div_mod(column);
+    let (c, phase_h) = packed.height.phases.div_mod(rest);
+    let h = packed.height.tap(phase_h, h);
+    let w = packed.width.tap(phase_w, w);
+    let exists = channel < packed.channels && column < packed.columns;
+    let mut value = S::from_int(0);
+    if exists && packed.height.exists(h) && packed.width.exists(w) {
+        let at = (group * packed.channels + channel) as usize * packed.out_stride
+            + depth_tap as usize * packed.depth_stride
+            + c as usize * packed.channel_stride
+            + packed.height.offset(h)
+            + packed.width.offset(w);
+        value = S::cast_from(weight[at]);
+    }
+    out[index as usize] = value;
 }
