@@ -140,9 +140,13 @@ fn stems_take_their_own_product() {
     assert_eq!(input(&problem([1, 3, 16, 112, 112], 64, [3; 3], 1, 1)), "stem_1024x4");
     assert_eq!(input(&problem([1, 3, 64, 224, 224], 64, [3; 3], 2, 1)), "stem_512x12");
     assert_eq!(input(&problem([1, 8, 16, 64, 64], 64, [3; 3], 1, 2)), "stem_1024x4");
-    // Matrix units do not change it.
+    // Matrix units, but for few columns.
     let half = Conv3dProblem { dtype: FloatType::F16, ..problem([1, 3, 64, 224, 224], 64, [7; 3], 2, 1) };
-    assert_eq!(input(&half), "stem_512x12");
+    assert_eq!(input(&half), "stem_matrix_128x16");
+    let dense = Conv3dProblem { dtype: FloatType::F16, ..problem([1, 3, 16, 112, 112], 64, [3; 3], 1, 1) };
+    assert_eq!(input(&dense), "stem_1024x4");
+    // Apple's fragments were not measured.
+    assert_eq!(names(&half, &Limits::apple_m1())[1], "stem_512x12");
     // More channels; planes of which a tile computes mostly the rim.
     assert_eq!(input(&problem([1, 8, 16, 112, 112], 64, [3; 3], 2, 1)), "gemm_128x8x16");
     assert_eq!(input(&problem([1, 3, 8, 7, 7], 64, [3; 3], 1, 1)), "gemm_256x4x16");

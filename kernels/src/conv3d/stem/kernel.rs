@@ -390,7 +390,8 @@ fn multiply(
     }
 }
 
-/// Writes a unit's sums, but for positions past the input's end and columns past the last.
+/// Writes a unit's sums, but for positions past the input's end and columns past the last. (What [`Tiling::place`] says, but
+/// computed behind the test: before it, 12 columns took a tenth longer on an H200.)
 #[cube]
 fn write<O: Float>(
     sums: &Cells<f32>,
@@ -403,12 +404,20 @@ fn write<O: Float>(
     #[unroll]
     for j in 0..comptime!(tile.columns) {
         let column = share.column_tile * tile.columns as u32 + j as u32;
+        let (rest, phase_w) = tiling.width.phases.div_mod(column);
+        let (c, phase_h) = tiling.height.phases.div_mod(rest);
+        let of_channel = first + c as usize * tiling.out_channel_stride;
         #[unroll]
         for i in 0..comptime!(tile.rows) {
             let element = share.first + UNIT_POS + comptime!((i * tile.units()) as u32);
-            let (at, exists) = tiling.place(share, element, column);
-            if exists {
-                out[first + at] = O::cast_from(sums.get(comptime!(i * tile.columns + j)));
+            let (block_h, block_w) = tiling.block(share, element);
+            let h = block_h * tiling.height.stride + phase_h;
+            let w = block_w * tiling.width.stride + phase_w;
+            let exists = block_w - share.strip < tiling.blocks && column < tiling.columns;
+            if exists && h < tiling.height.positions && w < tiling.width.positions {
+                let at =
+                    of_channel + h as usize * tiling.height.out_stride + w as usize * tiling.width.out_stride;
+                out[at] = O::cast_from(sums.get(comptime!(i * tile.columns + j)));
             }
         }
     }

@@ -124,18 +124,28 @@ pub(crate) fn extent(problem: &Conv3dProblem, tile: &StemTile) -> Option<Tiles> 
 
 /// The tile of an input gradient, where it beats the engine: it computes at most twice as much, padding included. (On an H200
 /// it multiplies 3 to 5 times as fast as the engine's product of four columns.) Windows that tile the input are the engine's.
+/// More than four columns are left to matrix units where they have fragments of 16, as they were measured; of a fragment of 16
+/// columns, four would waste most.
 pub(crate) fn choice(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Option<StemTile> {
     if pass != Pass::InputGradient || gemm::is_patches(problem, pass) {
         return None;
     }
-    let tile = if columns(problem, &plane(problem)) <= 4 { StemTile::M1024N4 } else { StemTile::M512N12 };
+    let tiles = if columns(problem, &plane(problem)) <= 4 {
+        [Some(StemTile::M1024N4), None]
+    } else {
+        let matrices = StemTile::on_matrices(fragment(problem, limits)).filter(|tile| tile.fragment == 16);
+        [matrices, Some(StemTile::M512N12)]
+    };
     let computed = |plan: Plan| {
         let tiles = plan.tiles(problem, pass)?;
         Some(tiles.count as f64 * (tiles.rows * tiles.columns) as f64 * tiles.terms as f64)
     };
     let engine = computed(Plan::Gemm(RegisterTile::M256N4))?;
-    let beats = serves(problem, pass, &tile, limits) && computed(Plan::Stem(tile))? <= 2.0 * engine;
-    beats.then_some(tile)
+    let beats = |tile: &StemTile| {
+        let computed = computed(Plan::Stem(*tile)).is_some_and(|computed| computed <= 2.0 * engine);
+        computed && serves(problem, pass, tile, limits)
+    };
+    tiles.into_iter().flatten().find(beats)
 }
 
 /// Bytes of the packed weights.
