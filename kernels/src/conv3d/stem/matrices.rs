@@ -10,7 +10,7 @@
 //! 16 for a stride of 1. Declined: what [`super::kernel`] declines, types without matrix units.
 
 use super::config::StemTile;
-use super::kernel::{Share, Tiling};
+use super::tiling::{Share, Tiling};
 use crate::conv3d::gemm::config::PLANE;
 use crate::conv3d::gemm::fragments::accumulators;
 use crate::grid::Span;

@@ -6,6 +6,7 @@ mod config;
 mod kernel;
 mod matrices;
 mod pack;
+mod tiling;
 
 pub use config::StemTile;
 
@@ -24,9 +25,10 @@ use crate::operand::{Operand, address_type, row_major};
 use blocks::{AxisBlocks, Plane, common, plane};
 use config::Strips;
 use cubecl::prelude::*;
-use kernel::{DepthAxisLaunch, PlaneAxisLaunch, TilingLaunch, stem_kernel};
+use kernel::stem_kernel;
 use matrices::matrix_stem_kernel;
 use pack::{PackedAxisLaunch, PackedLaunch, UNITS, pack_kernel};
+use tiling::{DepthAxisLaunch, PlaneAxisLaunch, TilingLaunch};
 
 /// Channels of dx per group that are served.
 const MOST_CHANNELS: usize = 4;
@@ -333,9 +335,9 @@ fn gradient(
         )
     };
     for dispatch in dispatches(cubes, 2.0 * (tile.tile_m * tile.columns * terms) as f64, limits) {
-        // SAFETY: windows that dy does not have and channels past the last are not read; blocks of a strip's rim, positions past
-        // the input's end and columns past the last are not written; a window holds all that a tile's taps reach.
         if tile.fragment == 0 {
+            // SAFETY: windows that dy does not have and channels past the last are not read; blocks of a strip's rim, positions past
+            // the input's end and columns past the last are not written; a window holds all that a tile's taps reach.
             unsafe {
                 stem_kernel::launch_unchecked(
                     client,
