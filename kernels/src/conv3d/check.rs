@@ -82,7 +82,7 @@ pub(super) fn check(
         Plan::Stem(tile) if !empty && !stem::serves(problem, pass, tile, limits) => {
             unsupported!(
                 "conv3d: {} serves the input gradient of at most 4 input channels per group whose windows and weights fit \
-                 shared memory, not the {} of {} channels with the kernel {:?}, stride {:?} and dilation {:?}",
+                 shared memory and whose sums the device's loops reach, not the {} of {} channels with the kernel {:?}, stride {:?} and dilation {:?}",
                 plan.name(),
                 pass.name(),
                 problem.group_channels(),
@@ -110,13 +110,13 @@ pub(super) fn check(
 fn loop_turns(plan: &Plan, problem: &Conv3dProblem, pass: Pass) -> usize {
     let stages = |terms: usize| terms.div_ceil(TileConfig::LARGE.tile_k);
     match (plan, pass) {
-        (Plan::Empty, _)
+        // Whether a stem's product serves says how many it makes.
+        (Plan::Empty | Plan::Stem(_), _)
         | (
             Plan::ImplicitGemm(_) | Plan::Gemm(_) | Plan::MatrixGemm(_) | Plan::Winograd(_),
             Pass::WeightGradient,
         ) => 0,
         (Plan::ShiftedGemm(_), _) => problem.channels.max(problem.out_channels) * problem.taps(),
-        (Plan::Stem(tile), _) => stem::loop_turns(problem, tile),
         (Plan::Direct, _) => super::direct::loop_turns(problem, pass),
         (Plan::ImplicitGemm(_) | Plan::Gemm(_) | Plan::MatrixGemm(_), Pass::Forward) => {
             stages(problem.group_channels() * problem.taps())

@@ -93,7 +93,7 @@ impl Extents {
 }
 
 /// Whether the tile serves a pass: the input gradient of at most four channels per group, where the windows and the weights
-/// of a tile fit shared memory, and counts that 31 bits hold.
+/// of a tile fit shared memory, counts that 31 bits hold, and loops as long as the device makes them.
 pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass, tile: &StemTile, limits: &Limits) -> bool {
     let few = pass == Pass::InputGradient && problem.group_channels() <= MOST_CHANNELS;
     let Some(extents) = Extents::of(problem, tile).filter(|_| few) else { return false };
@@ -110,6 +110,7 @@ pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass, tile: &StemTile, limit
         && extents.column_tiles <= MOST_COLUMN_TILES
         && counts.max(elements) < i32::MAX as usize
         && packed_bytes(problem, tile, limits) <= limits.workspace_bytes
+        && limits.loop_turns.is_none_or(|most| loop_turns(problem, &extents, tile, limits) <= most)
 }
 
 /// The tiles of an input gradient, as [`super::Plan::tiles`] says.
@@ -174,10 +175,9 @@ pub(crate) fn stage(problem: &Conv3dProblem, tile: &StemTile, limits: &Limits) -
 }
 
 /// Turns that the loops of one unit make together.
-pub(crate) fn loop_turns(problem: &Conv3dProblem, tile: &StemTile) -> usize {
-    let Some(extents) = Extents::of(problem, tile) else { return 0 };
-    let of_stage = extents.taps() * (tile.channels + 3) + 1;
-    problem.kernel[0] * (1 + extents.chunks * of_stage)
+fn loop_turns(problem: &Conv3dProblem, extents: &Extents, tile: &StemTile, limits: &Limits) -> usize {
+    let of_stage = 1 + extents.plane[0].taps + extents.taps() * (1 + tile.channels);
+    problem.kernel[0] * (1 + extents.part_chunks(problem, tile, limits) * of_stage)
 }
 
 /// Launches the input gradient: operands dy, w, dx.
