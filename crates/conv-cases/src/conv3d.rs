@@ -6,6 +6,9 @@
 mod covering;
 mod edges;
 mod regressions;
+mod stems;
+
+pub use stems::stems;
 
 use std::fmt;
 

@@ -3,7 +3,7 @@
 use super::plan::{Pass, Plan, matrix_tiles, result_is_empty, shifted_tiles, shifted_weight_tiles};
 use super::problem::Conv3dProblem;
 use super::tile::TileConfig;
-use super::{depthwise, gemm, winograd};
+use super::{depthwise, gemm, stem, winograd};
 use crate::error::{ConvError, unsupported};
 use crate::limits::Limits;
 
@@ -79,6 +79,18 @@ pub(super) fn check(
                 problem.window.dilation
             )
         }
+        Plan::Stem(tile) if !empty && !stem::serves(problem, pass, tile, limits) => {
+            unsupported!(
+                "conv3d: {} serves the input gradient of at most 4 input channels per group whose windows and weights fit \
+                 shared memory and whose sums the device's loops reach, not the {} of {} channels with the kernel {:?}, stride {:?} and dilation {:?}",
+                plan.name(),
+                pass.name(),
+                problem.group_channels(),
+                problem.kernel,
+                problem.window.stride,
+                problem.window.dilation
+            )
+        }
         Plan::Depthwise if !depthwise::serves(problem, pass) => {
             unsupported!(
                 "conv3d: the plan `depthwise` serves as many groups as channels, this problem has {} groups, {} input and \
@@ -106,7 +118,8 @@ fn shifted_serves(plan: &Plan, problem: &Conv3dProblem, pass: Pass, limits: &Lim
 fn loop_turns(plan: &Plan, problem: &Conv3dProblem, pass: Pass) -> usize {
     let stages = |terms: usize| terms.div_ceil(TileConfig::LARGE.tile_k);
     match (plan, pass) {
-        (Plan::Empty, _)
+        // Whether a stem's product serves says how many it makes.
+        (Plan::Empty | Plan::Stem(_), _)
         | (
             Plan::ImplicitGemm(_) | Plan::Gemm(_) | Plan::MatrixGemm(_) | Plan::Winograd(_),
             Pass::WeightGradient,

@@ -25,6 +25,7 @@ mod reduce;
 pub mod reference;
 mod shifted;
 mod split;
+mod stem;
 mod tile;
 pub mod winograd;
 
@@ -36,6 +37,7 @@ pub use plan::{Algorithm, Pass, Plan, Tiles, eligible, plan};
 pub use problem::{Conv3dProblem, PaddingMode, Window};
 pub use shifted::{ShiftedTile, ShiftedWeightTile};
 pub use split::ReductionSplit;
+pub use stem::StemTile;
 pub use tile::TileConfig;
 pub use winograd::{RegionExtent, WinogradConfig, WinogradTile};
 
@@ -82,6 +84,7 @@ pub fn forward(
             shifted::launch(client, problem, Pass::Forward, *tile, limits, [x, w, y], bias)
         }
         Plan::ShiftedWeight(_) => only_weight_gradient(plan),
+        Plan::Stem(_) => invalid!("conv3d: {} has an input gradient only", plan.name()),
         Plan::Winograd(config) => winograd::forward(client, problem, *config, limits, [x, w, y], bias),
     }
 }
@@ -135,6 +138,7 @@ fn run_input_gradient(
             shifted::launch(client, problem, Pass::InputGradient, *tile, limits, operands, None)
         }
         Plan::ShiftedWeight(_) => only_weight_gradient(plan),
+        Plan::Stem(tile) => stem::launch(client, problem, *tile, limits, operands),
         Plan::Winograd(config) => winograd::input_gradient(client, problem, *config, limits, operands),
     }
 }
@@ -173,7 +177,9 @@ pub fn weight_gradient(
         }
         Plan::Winograd(config) => winograd::weight_gradient(client, problem, *config, limits, [x, dy, dw]),
         Plan::ShiftedWeight(tile) => shifted::weight::launch(client, problem, *tile, limits, [x, dy, dw]),
-        Plan::ShiftedGemm(_) => invalid!("conv3d: {} has no weight gradient", plan.name()),
+        Plan::ShiftedGemm(_) | Plan::Stem(_) => {
+            invalid!("conv3d: {} has no weight gradient", plan.name())
+        }
     }
 }
 

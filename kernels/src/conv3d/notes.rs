@@ -54,6 +54,11 @@ impl Plan {
                 workspace_bytes: super::shifted::packed_bytes(problem, pass, tile, limits),
                 ..notes
             },
+            Self::Stem(tile) => Notes {
+                domain: super::stem::stage(problem, tile, limits).0,
+                workspace_bytes: super::stem::packed_bytes(problem, tile, limits),
+                ..notes
+            },
             Self::Winograd(config) => Notes {
                 tile: Some(config.tile),
                 error: config.tile.guard(),

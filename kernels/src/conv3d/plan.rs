@@ -7,6 +7,7 @@
 //! | Gemm         | all         | at most 10 taps along an axis with padding        | fp32 partials where the sum is split |
 //! | MatrixGemm   | all         | the same, where the device has matrix units       | the same                             |
 //! | ShiftedGemm  | forward, dx | the same, stride 1 in the plane, where a window fits shared memory | packed weights |
+//! | Stem         | dx          | at most 4 input channels per group, where a window fits shared memory | packed weights, fp32 partials where the sum is split |
 //! | Winograd     | all         | 3x3 in plane, stride and dilation 1 there, groups 1; dx: depth stride 1; dw: not F(6x6) | stated by the plan |
 //! | ImplicitGemm | all         | everything: the first, simple tiling              | dw: fp32 partials                    |
 //! | Direct       | all         | everything: one result per unit                   | dw: fp32 partials                    |
@@ -14,12 +15,15 @@
 //! Under replicate padding the input gradient of all but `Direct` is computed in fp32 on the padded input and folded.
 //!
 //! [`Algorithm::Auto`] takes Winograd where the rule and the table of `winograd/choice.rs` say that it is faster, else, as
-//! [`Algorithm::Strict`] does always, the first of Depthwise, the engine (MatrixGemm or Gemm) and ImplicitGemm that serves.
+//! [`Algorithm::Strict`] does always, the first of Depthwise, Stem (where it computes at most twice as much as the engine), the
+//! engine (MatrixGemm or Gemm) and ImplicitGemm that serves. Stem's tile follows the channels times the positions of a stride by a
+//! stride: up to 4 of them 1024x4 (3x3x3, stride 1: 0.17 ms where the engine takes 0.41), more 512x12 (7x7x7, stride 2: 2.0 ms, the
+//! engine 9.7), on matrix units 128x16 (f16: 1.3 ms, the engine 7.9).
 //! The engine's tiles, from timings of every tile on an H200 (f32, through Vulkan; `examples/tiles.rs` repeats them):
 //!
 //! | channels of the result per group | tile (sites x channels) | because                                           |
 //! |----------------------------------|-------------------------|---------------------------------------------------|
-//! | up to 4                          | 256x4                   | dx of a 3-channel stem: 0.43 ms, 128x8 takes 0.52 |
+//! | up to 4                          | 256x4                   | heads; dx that Stem leaves: 0.43 ms, 128x8 takes 0.52 |
 //! | 5 to 8, 9 to 32                  | 128x8, 128x32           | fewer channels of padding                         |
 //! | more, with matrix units, dense   | shifted, the fewer sums | f16, 256 channels: 3.4 ms, gathered it takes 6.0  |
 //! | more, with matrix units          | 128x64 or 128x128       | f16: 0.17 ms where multiply-adds take 0.60        |
@@ -36,6 +40,7 @@ use super::depthwise;
 use super::gemm::{self, MatrixTile, RegisterTile, stage_type};
 use super::problem::Conv3dProblem;
 use super::shifted::{self, ShiftedTile, ShiftedWeightTile};
+use super::stem::{self, StemTile};
 use super::tile::TileConfig;
 use super::winograd::{self, WinogradConfig, WinogradTile};
 use crate::error::ConvError;
@@ -99,6 +104,8 @@ pub enum Plan {
     ShiftedGemm(ShiftedTile),
     /// See `shifted/weight.rs`.
     ShiftedWeight(ShiftedWeightTile),
+    /// See `stem/`.
+    Stem(StemTile),
     /// See `winograd/`.
     Winograd(WinogradConfig),
 }
@@ -117,6 +124,7 @@ impl Plan {
             Self::MatrixGemm(tile) => format!("matrix_gemm_{}", tile.name()),
             Self::ShiftedGemm(tile) => format!("shifted_gemm_{}", tile.name()),
             Self::ShiftedWeight(tile) => format!("shifted_weight_{}", tile.name()),
+            Self::Stem(tile) => format!("stem_{}", tile.name()),
             Self::Winograd(config) if config.matrices.is_some() => format!("{}_matrices", config.tile.name()),
             Self::Winograd(config) => config.tile.name().into(),
         }
@@ -146,6 +154,9 @@ impl Plan {
         }
         if let Self::ShiftedWeight(tile) = self {
             return shifted::weight::extent(problem, tile);
+        }
+        if let Self::Stem(tile) = self {
+            return stem::extent(problem, tile);
         }
         let engine = matches!(self, Self::Gemm(_) | Self::MatrixGemm(_));
         let patches = engine && gemm::is_patches(problem, pass);
@@ -228,6 +239,7 @@ pub fn eligible(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Vec<Pla
         .chain(matrix_tiles(problem, pass, limits).map(Plan::MatrixGemm))
         .chain(shifted_tiles(problem, pass, limits).map(Plan::ShiftedGemm))
         .chain(shifted_weight_tiles(problem, pass, limits).map(Plan::ShiftedWeight))
+        .chain(stem::tiles(problem, pass, limits).map(Plan::Stem))
         .chain(depthwise::serves(problem, pass).then_some(Plan::Depthwise))
         .chain(winograd)
         .collect()
@@ -275,6 +287,8 @@ pub(super) fn result_is_empty(problem: &Conv3dProblem, pass: Pass) -> bool {
 fn strict(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Plan {
     if depthwise::serves(problem, pass) {
         Plan::Depthwise
+    } else if let Some(tile) = stem::choice(problem, pass, limits) {
+        Plan::Stem(tile)
     } else if gemm::serves(problem, pass) {
         gemm_for(problem, pass, limits)
     } else {

@@ -81,7 +81,7 @@ fn the_choice_follows_the_table() {
     let body = problem([1, 64, 16, 56, 56], 128, [3; 3], 1, 1);
     assert_eq!(names(&body, &wide()), ["gemm_128x128x16", "gemm_128x64x16", "gemm_128x64x16"]);
     let stem = problem([1, 3, 64, 224, 224], 64, [7; 3], 2, 1);
-    assert_eq!(names(&stem, &wide()), ["gemm_128x64x16", "gemm_256x4x16", "gemm_128x64x16"]);
+    assert_eq!(names(&stem, &wide()), ["gemm_128x64x16", "stem_512x12", "gemm_128x64x16"]);
     let deep = problem([1, 512, 2, 7, 7], 512, [3; 3], 1, 1);
     assert_eq!(names(&deep, &wide()), ["gemm_64x64x16", "gemm_64x64x16", "gemm_128x64x16"]);
     let few_columns = problem([1, 3, 8, 112, 112], 64, [1, 7, 7], 1, 1);
@@ -131,4 +131,33 @@ fn a_stride_of_thousands_of_phases_is_not_launched_phase_by_phase() {
     let problem = problem([1, 16, 64, 64, 64], 16, [8; 3], 16, 1);
     let [forward, input, _] = names(&problem, &wide());
     assert_eq!([forward.as_str(), input.as_str()], ["gemm_128x32x16", "implicit_gemm_32x32x16"]);
+}
+
+/// What computes the input gradient of few channels.
+#[test]
+fn stems_take_their_own_product() {
+    let input = |problem: &Conv3dProblem| names(problem, &wide())[1].clone();
+    assert_eq!(input(&problem([1, 3, 16, 112, 112], 64, [3; 3], 1, 1)), "stem_1024x4");
+    assert_eq!(input(&problem([1, 3, 64, 224, 224], 64, [3; 3], 2, 1)), "stem_512x12");
+    assert_eq!(input(&problem([1, 8, 16, 64, 64], 64, [3; 3], 1, 2)), "stem_1024x4");
+    // Matrix units, but for few columns.
+    let half = Conv3dProblem { dtype: FloatType::F16, ..problem([1, 3, 64, 224, 224], 64, [7; 3], 2, 1) };
+    assert_eq!(input(&half), "stem_matrix_128x16");
+    let dense = Conv3dProblem { dtype: FloatType::F16, ..problem([1, 3, 16, 112, 112], 64, [3; 3], 1, 1) };
+    assert_eq!(input(&dense), "stem_1024x4");
+    // Apple's fragments were not measured.
+    assert_eq!(names(&half, &Limits::apple_m1())[1], "stem_512x12");
+    // A device that ends loops early.
+    let short = Limits { loop_turns: Some(500), ..wide() };
+    assert_eq!(names(&problem([1, 3, 16, 112, 112], 64, [3; 3], 1, 1), &short)[1], "gemm_256x4x16");
+    // More channels; planes of which a tile computes mostly the rim.
+    assert_eq!(input(&problem([1, 8, 16, 112, 112], 64, [3; 3], 2, 1)), "gemm_128x8x16");
+    assert_eq!(input(&problem([1, 3, 8, 7, 7], 64, [3; 3], 1, 1)), "gemm_256x4x16");
+    // Windows that tile the input, and more taps than fit.
+    let patches = Conv3dProblem {
+        window: Window { stride: [2; 3], ..Window::default() },
+        ..problem([1, 3, 16, 64, 64], 64, [2; 3], 1, 1)
+    };
+    assert_eq!(input(&patches), "gemm_128x32x16");
+    assert_eq!(input(&problem([1, 3, 4, 64, 64], 8, [1, 9, 9], 1, 1)), "gemm_256x4x16");
 }

@@ -240,6 +240,9 @@ fn one_tile_each(plans: Vec<Plan>, turn: usize) -> Vec<Plan> {
     let (tiles, mut plans): (Vec<_>, Vec<_>) =
         plans.into_iter().partition(|plan| matches!(plan, Plan::ShiftedGemm(_) | Plan::ShiftedWeight(_)));
     plans.extend(tiles.get(turn % tiles.len().max(1)));
+    let (tiles, mut plans): (Vec<_>, Vec<_>) =
+        plans.into_iter().partition(|plan| matches!(plan, Plan::Stem(_)));
+    plans.extend(tiles.get(turn % tiles.len().max(1)));
     plans
 }
 
@@ -361,6 +364,11 @@ fn run_only(table: &[Conv3dCase], picks: fn(&Plan) -> bool) {
 #[test]
 fn depthwise_planes_in_shared_memory() {
     run_only(&cases::depthwise_planes(), |plan| *plan == Plan::Depthwise);
+}
+
+#[test]
+fn few_input_channels() {
+    run_only(&cases::stems(), |plan| matches!(plan, Plan::Stem(_)));
 }
 
 /// On devices with matrix units.
