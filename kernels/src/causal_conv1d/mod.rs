@@ -216,6 +216,36 @@ pub fn last_states(
     state::launch_last_states(client, limits, &x.bindable(client), bounds, out)
 }
 
+/// Sequence ids of sequences packed into one row, `out [1, T]`, from `bounds` (`cu_seqlens [N + 1]`, ascending): sequence i has
+/// the steps from `bounds[i]` to `bounds[i + 1]`, steps before the first bound and from the last on are padding (-1). `out` has
+/// the type of the bounds.
+///
+/// # Errors
+/// As [`forward`].
+pub fn sequence_ids(
+    client: &Client,
+    limits: &Limits,
+    bounds: &IndexOperand,
+    out: &IndexOperand,
+) -> Result<(), ConvError> {
+    let op = "causal_conv1d_seq_idx";
+    let count = bounds.shape.first().copied().unwrap_or(0);
+    if bounds.shape.len() != 1 || count == 0 {
+        invalid!("{op}: cu_seqlens has shape {:?}, it must be [sequences + 1]", bounds.shape);
+    }
+    bounds.check(op, "cu_seqlens", &[count], client)?;
+    let length = out.shape.last().copied().unwrap_or(0);
+    out.check(op, "seq_idx", &[1, length], client)?;
+    if out.dtype != bounds.dtype {
+        let names = [bounds.dtype.name(), out.dtype.name()];
+        invalid!("{op}: cu_seqlens are {}, seq_idx {}, they must be alike", names[0], names[1]);
+    }
+    if length == 0 {
+        return Ok(());
+    }
+    state::launch_sequence_ids(client, limits, bounds, out)
+}
+
 fn check_inputs(
     client: &Client,
     limits: &Limits,

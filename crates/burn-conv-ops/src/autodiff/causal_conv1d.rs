@@ -1,8 +1,8 @@
 //! Causal conv1d as a graph node. The backward pass needs the inputs only: it recomputes what the activation's
 //! derivative asks for. One op computes all of its gradients, since they share that recomputation.
 //!
-//! The final state is a second output and its own node. With tracked operands it and the decoding step are composed
-//! from Burn's ops, which Burn differentiates.
+//! The final state is a second output and its own node. With tracked operands it is composed from Burn's ops, which Burn
+//! differentiates.
 
 use crate::ops::{CausalConv1dInputs, ConvOps, OptionalTensor};
 use crate::portable::causal_conv1d as portable;
@@ -12,7 +12,7 @@ use burn::backend::autodiff::ops::{Backward, NodeGuard, Ops, OpsKind};
 use burn::backend::autodiff::{Autodiff, NodeId};
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{AutodiffBackend, Backend};
-use conv_kernels::causal_conv1d::{CausalConv1dProblem, UpdateProblem};
+use conv_kernels::causal_conv1d::CausalConv1dProblem;
 
 type Tracked<B, C> = FloatTensor<Autodiff<B, C>>;
 
@@ -117,21 +117,4 @@ pub(super) fn final_state<B: Backend + ConvOps, C: CheckpointStrategy>(
     }
     let initial = initial.map(|initial| initial.into_primitive()).into();
     Autodiff::<B, C>::from_inner(B::causal_conv1d_final_state(x.into_primitive(), initial, problem))
-}
-
-pub(super) fn update<B: Backend + ConvOps, C: CheckpointStrategy>(
-    x: Tracked<B, C>,
-    state: Tracked<B, C>,
-    weight: Tracked<B, C>,
-    bias: OptionalTensor<Autodiff<B, C>>,
-    problem: UpdateProblem,
-) -> (Tracked<B, C>, Tracked<B, C>) {
-    let bias = bias.into_option();
-    if [&x, &state, &weight].into_iter().chain(&bias).any(|operand| operand.is_tracked()) {
-        return portable::update::<Autodiff<B, C>>(x, state, weight, bias, &problem);
-    }
-    let bias = bias.map(|bias| bias.into_primitive()).into();
-    let (x, state, weight) = (x.into_primitive(), state.into_primitive(), weight.into_primitive());
-    let (y, new_state) = B::causal_conv1d_update(x, state, weight, bias, problem);
-    (Autodiff::<B, C>::from_inner(y), Autodiff::<B, C>::from_inner(new_state))
 }

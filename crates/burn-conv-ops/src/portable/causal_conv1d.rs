@@ -6,7 +6,7 @@ use burn::backend::ops::PadMode;
 use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::backend::{Backend, TensorMetadata, get_device_settings};
 use burn::tensor::{FloatDType, Shape};
-use conv_kernels::causal_conv1d::{CausalConv1dProblem, Conv1dLayout, UpdateProblem};
+use conv_kernels::causal_conv1d::{CausalConv1dProblem, Conv1dLayout};
 
 /// See [`ConvOps::causal_conv1d`](crate::ConvOps::causal_conv1d).
 pub(crate) fn forward<B: Backend>(
@@ -97,36 +97,6 @@ pub(crate) fn final_state<B: Backend>(
     }
     let kept = narrow::<B>(initial, 2, length, history - length);
     B::float_cat(vec![kept, swap_layout::<B>(x, problem.layout)], 2)
-}
-
-/// See [`ConvOps::causal_conv1d_update`](crate::ConvOps::causal_conv1d_update). Differentiable where the backend is.
-pub(crate) fn update<B: Backend>(
-    x: FloatTensor<B>,
-    state: FloatTensor<B>,
-    weight: FloatTensor<B>,
-    bias: Option<FloatTensor<B>>,
-    problem: &UpdateProblem,
-) -> (FloatTensor<B>, FloatTensor<B>) {
-    let (batch, channels, length) = (problem.batch, problem.channels, problem.state_length);
-    let dtype = x.dtype();
-    if batch == 0 || channels == 0 {
-        return (x, state);
-    }
-    let newest = B::float_reshape(x, [batch, channels, 1].into());
-    let joined = if length == 0 { newest } else { B::float_cat(vec![state, newest], 2) };
-    let window = narrow::<B>(joined.clone(), 2, length + 1 - problem.width, problem.width);
-    let weight = B::float_reshape(widen::<B>(weight), [1, channels, problem.width].into());
-    let sum = B::float_sum_dim(B::float_mul(widen::<B>(window), weight), 2);
-    let mut pre = B::float_reshape(sum, [batch, channels].into());
-    if let Some(bias) = bias {
-        pre = B::float_add(pre, B::float_reshape(widen::<B>(bias), [1, channels].into()));
-    }
-    let new_state = if length == 0 {
-        B::float_zeros([batch, channels, 0].into(), &joined.device(), dtype.into())
-    } else {
-        narrow::<B>(joined, 2, 1, length)
-    };
-    (round::<B>(activate::<B>(pre, problem.activation), dtype), new_state)
 }
 
 /// `[initial state | x]` in fp32 and, where there are sequence ids, which of its columns each step may read.
@@ -220,7 +190,7 @@ fn column<B: Backend>(weight: &FloatTensor<B>, k: usize) -> FloatTensor<B> {
 }
 
 /// `[B, C, T]` from the layout and back.
-fn swap_layout<B: Backend>(tensor: FloatTensor<B>, layout: Conv1dLayout) -> FloatTensor<B> {
+pub(super) fn swap_layout<B: Backend>(tensor: FloatTensor<B>, layout: Conv1dLayout) -> FloatTensor<B> {
     match layout {
         Conv1dLayout::Bct => tensor,
         Conv1dLayout::Btc => B::float_swap_dims(tensor, 1, 2),

@@ -3,7 +3,7 @@
 use super::{random_tokens, upload_positions};
 use crate::support::{Buffer, client, output, read_all, upload};
 use conv_cases::fill;
-use conv_kernels::rope2d::{Grid, Positions, Rope2dProblem, RopeLayout, Rotation, reference, rotate_all};
+use conv_kernels::rope2d::{Positions, Rope2dProblem, RopeGrid, RopeLayout, Rotation, reference, rotate_all};
 use conv_kernels::tolerance::{Expected, Guard};
 use conv_kernels::{FloatType, IndexType, Limits};
 use cubecl::prelude::*;
@@ -32,7 +32,7 @@ fn prefixes_partial_rotations_and_grids_match_the_reference() {
                     .with_rotated(rotated)
                     .and_then(|problem| problem.with_prefix(prefix))
                     .expect("sound options");
-                let grid = Grid { rows, columns, first };
+                let grid = RopeGrid { rows, columns, first };
                 let positions = reference::grid_positions(&problem, grid);
                 let indices = upload_positions(&client, &problem, &positions, IndexType::I32);
                 let tokens = random_tokens(&client, &problem);
@@ -143,7 +143,7 @@ fn every_source_turns_one_tensor_and_two() {
 pub(crate) fn check_sources((client, limits): (&Client, &Limits), dtype: FloatType) {
     for d in [16, 12] {
         let sound = problem(RopeLayout::Bhnd, [1, 3, 6, d], dtype);
-        let grid = Grid { rows: 2, columns: 3, first: -1 };
+        let grid = RopeGrid { rows: 2, columns: 3, first: -1 };
         let whole = reference::grid_positions(&sound, grid);
         let halves: Vec<f32> = whole.iter().map(|position| *position as f32 / 2.0).collect();
         let [narrow, wide] = IndexType::ALL.map(|index| upload_positions(client, &sound, &whole, index));
@@ -207,7 +207,7 @@ fn bad_options_are_refused() {
             "rope2d: a prefix of 7 tokens was asked for, there are 6",
         ),
         (
-            with(Positions::Grid(Grid { rows: 2, columns: 2, first: 0 })),
+            with(Positions::Grid(RopeGrid { rows: 2, columns: 2, first: 0 })),
             "rope2d: a grid of 2 x 2 patches after 0 other tokens was given for 6 tokens",
         ),
         (
