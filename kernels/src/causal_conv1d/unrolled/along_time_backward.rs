@@ -30,9 +30,9 @@ pub(super) fn backward_kernel<X: Float, S: Numeric, W: Float, I: Int, N: Size>(
     dy: &[Vector<S, N>],
     weight: &[W],
     bias: &[W],
-    initial: &Tensor<X>,
+    initial: ComptimeOption<&Tensor<X>>,
     seq_idx: ComptimeOption<&Tensor<I>>,
-    dfinal: &Tensor<X>,
+    dfinal: ComptimeOption<&Tensor<X>>,
     dx: &mut [Vector<S, N>],
     dinitial: &mut Tensor<X>,
     dw: &mut Tensor<W>,
@@ -179,12 +179,13 @@ pub(super) fn backward_kernel<X: Float, S: Numeric, W: Float, I: Int, N: Size>(
                     let ids = ids_from(seq_idx, &sizes, b, step, comptime!(before + run));
                     let offset = comptime!(u * (before + run));
                     let results = handed_back(&ahead, &weights, &ids, &sizes, offset, tile);
-                    if comptime!(tile.states) && sizes.has(Present::DFINAL) {
-                        add_final(&results, dfinal, &sizes, b, c, step, tile);
+                    if comptime!(tile.extras) && sizes.has(Present::DFINAL) {
+                        add_final(&results, dfinal.unwrap(), &sizes, b, c, step, tile);
                     }
                     let row = dx_strides.row(b, c);
                     write_run::<X, S, N>(dx, row, dx_strides.t, step, sizes.length, &results, tile.wide);
-                    if comptime!(tile.states) && index == 0u32 && sizes.has(Present::DINITIAL) {
+                    if comptime!(tile.extras) && index == 0u32 && sizes.has(Present::DINITIAL) {
+                        let dfinal = dfinal.unwrap();
                         write_initial(&ahead, &weights, &ids, dfinal, dinitial, &sizes, b, c, offset, tile);
                     }
                 }
