@@ -52,14 +52,18 @@ pub(crate) fn causal_conv1d(
     options: &CausalConv1dOptions,
 ) -> Result<CausalConv1dProblem, ConvError> {
     const OP: &str = "causal_conv1d";
-    let (initial, seq_idx) = (state.initial.as_ref(), state.seq_idx.as_ref());
+    let CausalConv1dState { initial, seq_idx, residual } = state;
+    let (initial, seq_idx, residual) = (initial.as_ref(), seq_idx.as_ref(), residual.as_ref());
     let mut devices = vec![("x", x.device()), ("the weight", weight.device())];
     devices.extend(bias.map(|bias| ("the bias", bias.device())));
     devices.extend(initial.map(|initial| ("the initial state", initial.device())));
     devices.extend(seq_idx.map(|seq_idx| ("seq_idx", seq_idx.device())));
+    devices.extend(residual.map(|residual| ("the residual", residual.device())));
     same_device(OP, devices.iter().map(|(name, device)| (*name, device)))?;
     let initial_dtype = initial.map(|initial| ("the initial state", initial.dtype()));
-    let dtype = same_dtype(OP, [("x", x.dtype())].into_iter().chain(initial_dtype))?;
+    let residual_dtype = residual.map(|residual| ("the residual", residual.dtype()));
+    let dtypes = [("x", x.dtype())].into_iter().chain(initial_dtype).chain(residual_dtype);
+    let dtype = same_dtype(OP, dtypes)?;
     let bias_dtype = bias.map(|bias| ("the bias", bias.dtype()));
     let weight_dtype = same_dtype(OP, [("the weight", weight.dtype())].into_iter().chain(bias_dtype))?;
     if let Some(seq_idx) = seq_idx {
@@ -69,6 +73,7 @@ pub(crate) fn causal_conv1d(
         bias: bias.map(|bias| bias.dims()[0]),
         initial_state: initial.map(|initial| initial.dims()),
         seq_idx: seq_idx.map(|seq_idx| seq_idx.dims()),
+        residual: residual.map(|residual| residual.dims()),
     };
     let (layout, activation) = (options.layout, options.activation);
     let problem =

@@ -129,7 +129,8 @@ pub fn try_causal_conv1d(
 
 /// [`causal_conv1d()`] that begins with a state and returns the one to continue with: y, and the last W-1 steps of
 /// `[initial state | x]` as `[B, C, W-1]`. Calls on consecutive pieces of a sequence, each with the state of the one
-/// before, give what one call on the whole gives. Both outputs are differentiable.
+/// before, give what one call on the whole gives. Both outputs are differentiable. The state also says which sequence a step
+/// belongs to and what is added to y.
 ///
 /// # Panics
 /// Where [`try_causal_conv1d_with_state`] returns an error.
@@ -173,6 +174,7 @@ fn causal_conv1d_inputs(
         bias: bias.map(Tensor::into_dispatch).into(),
         initial: state.initial.map(Tensor::into_dispatch).into(),
         seq_idx: state.seq_idx.map(Tensor::into_dispatch).into(),
+        residual: state.residual.map(Tensor::into_dispatch).into(),
     }
 }
 

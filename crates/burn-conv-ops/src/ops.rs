@@ -99,9 +99,12 @@ pub struct CausalConv1dInputs<B: Backend> {
     /// `[B, T]`.
     #[extension_type]
     pub seq_idx: OptionalIntTensor<B>,
+    /// Of x's shape and dtype, added after the activation.
+    #[extension_type]
+    pub residual: OptionalTensor<B>,
 }
 
-/// Gradients of [`CausalConv1dInputs`], each where there is such an input.
+/// Gradients of [`CausalConv1dInputs`], each where there is such an input. That of the residual is dy, 0 at padding.
 #[derive(ExtensionType)]
 #[extension_type(fusion: cfg(feature = "fusion"))]
 pub struct CausalConv1dGradients<B: Backend> {

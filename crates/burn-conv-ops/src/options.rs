@@ -157,10 +157,12 @@ pub struct CausalConv1dState {
     /// (output 0, no gradient). An id must not come back within W-1 steps after its run has ended. The initial state
     /// belongs to the sequence of the row's first step.
     pub seq_idx: Option<Tensor<2, Int>>,
+    /// Added to the result after the activation, but not to padding: of x's shape and dtype.
+    pub residual: Option<Tensor<3>>,
 }
 
 impl CausalConv1dState {
-    /// No initial state, one sequence per row.
+    /// No initial state, one sequence per row, no residual.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -176,6 +178,12 @@ impl CausalConv1dState {
     #[must_use]
     pub fn with_seq_idx(self, seq_idx: Tensor<2, Int>) -> Self {
         Self { seq_idx: Some(seq_idx), ..self }
+    }
+
+    /// Sets what is added to the result after the activation.
+    #[must_use]
+    pub fn with_residual(self, residual: Tensor<3>) -> Self {
+        Self { residual: Some(residual), ..self }
     }
 
     /// Sequences that are packed into one row of `steps` steps: sequence i has the steps from `cu_seqlens[i]` to

@@ -268,7 +268,9 @@ impl Bench {
                 "# empty launch, {buffers} buffers: {wall:.2} us, handed over in {handed:.2} us, on the device {device:.2} us"
             );
         }
-        println!("row,dtype,pass,us,GB/s,share_of_copy,of_empty_launch,handed_us,device_us,device_share,error");
+        println!(
+            "row,dtype,pass,us,GB/s,share_of_copy,of_empty_launch,handed_us,device_us,device_share,error"
+        );
         let empty = empty.wall;
         Self { client, limits, copy, copy_on_device, empty }
     }

@@ -25,6 +25,7 @@ mod plan;
 mod problem;
 pub mod reference;
 mod state;
+mod step;
 mod tiled;
 mod unrolled;
 mod update;

@@ -12,6 +12,7 @@
 use super::args::{Present, UNITS, at2, at3};
 use super::plan::check_turns;
 use super::problem::UpdateProblem;
+use super::step;
 use super::{check_operand, check_optional};
 use crate::activation::activate_by_code;
 use crate::cells::Cells;
@@ -114,6 +115,9 @@ pub fn update_steps(
     }
     if steps.y.is_empty() {
         return Ok(());
+    }
+    if step::serves(problem, steps) {
+        return step::launch(client, limits, problem, steps);
     }
     launch(client, limits, problem, steps)
 }

@@ -14,6 +14,7 @@ struct Operands {
     bias: Option<Operand>,
     initial: Option<Operand>,
     seq_idx: Option<IndexOperand>,
+    residual: Option<Operand>,
 }
 
 impl Operands {
@@ -24,6 +25,7 @@ impl Operands {
             bias: inputs.bias.as_option().map(operand).transpose()?,
             initial: inputs.initial.as_option().map(operand).transpose()?,
             seq_idx: inputs.seq_idx.as_option().map(index_operand).transpose()?,
+            residual: inputs.residual.as_option().map(operand).transpose()?,
         })
     }
 
@@ -34,6 +36,7 @@ impl Operands {
             bias: self.bias.as_ref(),
             initial_state: self.initial.as_ref(),
             seq_idx: self.seq_idx.as_ref(),
+            residual: self.residual.as_ref(),
         }
     }
 }

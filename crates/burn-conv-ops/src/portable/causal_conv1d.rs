@@ -18,7 +18,11 @@ pub(crate) fn forward<B: Backend>(
         return inputs.x;
     }
     let taps = Taps::of(&inputs, problem);
-    let y = activate::<B>(taps.pre_activation(&inputs, problem), problem.activation);
+    let mut y = activate::<B>(taps.pre_activation(&inputs, problem), problem.activation);
+    if let Some(residual) = inputs.residual.into_option() {
+        let residual = swap_layout::<B>(widen::<B>(residual), problem.layout);
+        y = B::float_add(y, taps.clear_padding(residual));
+    }
     round::<B>(swap_layout::<B>(y, problem.layout), dtype)
 }
 
@@ -97,6 +101,27 @@ pub(crate) fn final_state<B: Backend>(
     }
     let kept = narrow::<B>(initial, 2, length, history - length);
     B::float_cat(vec![kept, swap_layout::<B>(x, problem.layout)], 2)
+}
+
+/// dy without what it holds at padding: the gradient of the residual.
+#[cfg_attr(not(feature = "autodiff"), allow(dead_code))]
+pub(crate) fn clear_padding<B: Backend>(
+    dy: FloatTensor<B>,
+    seq_idx: Option<IntTensor<B>>,
+    problem: &CausalConv1dProblem,
+) -> FloatTensor<B> {
+    let Some(ids) = seq_idx else { return dy };
+    if problem.x_shape().contains(&0) {
+        return dy;
+    }
+    let bools = get_device_settings::<B>(&ids.device()).bool_dtype;
+    let (batch, length) = (problem.batch, problem.length);
+    let spread = match problem.layout {
+        Conv1dLayout::Bct => [batch, 1, length],
+        Conv1dLayout::Btc => [batch, length, 1],
+    };
+    let padding = B::bool_reshape(B::int_lower_elem(ids, 0.into(), bools), spread.into());
+    B::float_mask_fill(dy, B::bool_expand(padding, problem.x_shape().into()), 0.0.into())
 }
 
 /// `[initial state | x]` in fp32 and, where there are sequence ids, which of its columns each step may read.

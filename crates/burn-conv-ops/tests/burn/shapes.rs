@@ -71,6 +71,7 @@ fn causal_conv1d_results_have_the_published_shapes() {
                 bias: optional.then_some(c),
                 initial_state: optional.then_some(state_shape),
                 seq_idx: None,
+                residual: optional.then_some(x_shape),
             };
             let f32 = FloatType::F32;
             let problem =
@@ -82,6 +83,7 @@ fn causal_conv1d_results_have_the_published_shapes() {
                 bias: optional.then(|| tensor(&[c])).into(),
                 initial: optional.then(|| tensor(&state_shape)).into(),
                 seq_idx: None.into(),
+                residual: optional.then(|| tensor(&x_shape)).into(),
             };
             let what = format!("{problem:?}");
             let y = CubeBackend::causal_conv1d(inputs(), problem);

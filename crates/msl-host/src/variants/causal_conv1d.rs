@@ -130,7 +130,9 @@ pub(super) fn record(
 pub fn updates(index: IndexWidth) -> Vec<(UpdateCase, Activation, FloatType)> {
     let mut updates = Vec::new();
     let few = if index == IndexWidth::Narrow { 4 } else { 1 };
-    for case in update_cases().into_iter().step_by(13).take(few) {
+    // And a state of four columns, which has a kernel of its own.
+    let four = update_cases().into_iter().find(|case| case.s == 4);
+    for case in update_cases().into_iter().step_by(13).take(few).chain(four) {
         for weight_dtype in FloatType::ALL {
             updates.extend(ACTIVATIONS.map(|activation| (case.clone(), activation, weight_dtype)));
         }

@@ -39,6 +39,8 @@ pub(super) struct Tile {
     /// Whether there is an initial state, a gradient of a state or a residual: their branches cost registers, and the tensors
     /// time on the host, where none is there.
     pub(super) extras: bool,
+    /// Backward: whether what a turn reads is under way while the one before it computes.
+    pub(super) early: bool,
 }
 
 impl Tile {

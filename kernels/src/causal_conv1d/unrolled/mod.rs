@@ -9,6 +9,7 @@ mod along_channels_backward;
 mod along_time;
 mod along_time_backward;
 mod cut;
+mod run_gradient;
 mod sums;
 
 use super::Gradients;
@@ -67,7 +68,8 @@ fn tile(call: &Call, read: Read, pass: Pass, extras: bool) -> Tile {
     let together = if wide && pass == Pass::Forward { 2 * TOGETHER } else { TOGETHER };
     let full = call.problem.width == taps(call.problem) && call.problem.activation == Activation::Silu;
     let straight = full && !extras;
-    Tile { straight, taps: taps(call.problem), together, units, wide, batch, packed, extras }
+    let early = wide && pass == Pass::Backward;
+    Tile { straight, taps: taps(call.problem), together, units, wide, batch, packed, extras, early }
 }
 
 fn sizes(call: &Call, present: u32) -> SizesLaunch {
