@@ -167,10 +167,8 @@ fn update<const D: usize>(
     let bias_dtype = bias.map(|bias| ("the bias", bias.dtype()));
     let weight_dtype = same_dtype(UPDATE, [("the weight", weight.dtype())].into_iter().chain(bias_dtype))?;
     let bias = bias.map(|bias| bias.dims()[0]);
-    let shape = x.dims();
-    let step = [shape[0], shape[1]];
-    let problem =
-        UpdateProblem::new(step, dims, weight.dims(), bias, options.activation, dtype, weight_dtype)?;
+    let (activation, step) = (options.activation, [0, 1].map(|axis| x.dims()[axis]));
+    let problem = UpdateProblem::new(step, dims, weight.dims(), bias, activation, dtype, weight_dtype)?;
     let limits = limits(&x.device());
     served(UPDATE, dtype, &limits)?;
     served(UPDATE, weight_dtype, &limits)?;

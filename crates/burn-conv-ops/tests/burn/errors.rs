@@ -308,6 +308,16 @@ fn decoding_and_packed_sequences_name_what_does_not_fit() {
             try_causal_conv1d_seq_idx(rows(0), 3),
             "causal_conv1d_seq_idx: cu_seqlens has shape [0], it must be [sequences + 1]",
         );
+        let residual = |shape: [usize; 3]| {
+            let state = CausalConv1dState::new().with_residual(normal(3, shape, &device));
+            let (x, w) = (normal(1, [1, 3, 5], &device), normal(2, [3, 4], &device));
+            try_causal_conv1d_with_state(x, w, None, state, CausalConv1dOptions::new())
+        };
+        assert!(residual([1, 3, 5]).is_ok());
+        assert_says(
+            residual([1, 5, 3]),
+            "causal_conv1d: the residual has shape [1, 5, 3], the input [1, 3, 5], they must be alike",
+        );
         let tokens = || normal(1, [1, 2, 7, 8], &device);
         assert_says(
             try_rope2d(tokens(), RopeGrid { rows: 2, columns: 3, first: 0 }, Rope2dOptions::new()),

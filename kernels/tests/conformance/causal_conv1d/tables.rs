@@ -14,7 +14,7 @@ fn conformance(btc: bool) -> Vec<Case> {
 /// and type every width 1 to 8 at every length around the boundaries of tiles, and what options and wide filters add.
 fn run_layout(btc: bool, dtype: FloatType) {
     let Some(compared) = run(&conformance(btc), dtype, false) else { return };
-    assert!(compared.len() >= 180, "{} cases were compared", compared.len());
+    assert!(compared.len() >= 175, "{} cases were compared", compared.len());
     let narrow = compared.iter().filter(|case| case.w <= UNROLLED_WIDTH).map(|case| (case.t, case.w));
     let places = narrow.collect::<HashSet<_>>().len();
     assert!(places >= 20 * UNROLLED_WIDTH, "{places} lengths and widths were compared");
@@ -22,7 +22,7 @@ fn run_layout(btc: bool, dtype: FloatType) {
 
 fn run_exact(dtype: FloatType) {
     let Some(compared) = run(&cases::conformance(), dtype, true) else { return };
-    assert!(compared.len() >= 360, "{} cases were compared", compared.len());
+    assert!(compared.len() >= 350, "{} cases were compared", compared.len());
 }
 
 #[test]
