@@ -23,6 +23,34 @@ impl<E: CubePrimitive> Cells<E> {
         Cells::<E> { cells }
     }
 
+    /// With these values.
+    pub(crate) fn of(values: &Sequence<E>) -> Self {
+        let mut cells = Sequence::<RuntimeCell<E>>::new();
+        #[unroll]
+        for i in 0..values.len() {
+            cells.push(RuntimeCell::<E>::new(*values.index(i)));
+        }
+        Cells::<E> { cells }
+    }
+
+    /// The values.
+    pub(crate) fn all(&self) -> Sequence<E> {
+        let mut values = Sequence::<E>::new();
+        #[unroll]
+        for i in 0..self.cells.len() {
+            values.push(self.get(i));
+        }
+        values
+    }
+
+    /// Takes these values.
+    pub(crate) fn keep(&self, values: &Sequence<E>) {
+        #[unroll]
+        for i in 0..values.len() {
+            self.set(i, *values.index(i));
+        }
+    }
+
     pub(crate) fn get(&self, #[comptime] index: usize) -> E {
         self.cells.index(index).read()
     }

@@ -28,6 +28,7 @@ mod autodiff;
 mod check;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod cube;
+mod decoding;
 pub mod nn;
 mod ops;
 mod options;
@@ -36,16 +37,23 @@ mod portable;
 pub use conv_kernels::ConvError;
 pub use conv_kernels::causal_conv1d::{CausalConv1dProblem, Conv1dLayout, UpdateProblem};
 pub use conv_kernels::conv3d::{Activation, Algorithm, Conv3dProblem, PaddingMode, WinogradTile};
-pub use conv_kernels::rope2d::{Rope2dProblem, RopeLayout};
+pub use conv_kernels::rope2d::{Rope2dProblem, RopeGrid, RopeLayout};
+pub use decoding::{
+    causal_conv1d_last_states, causal_conv1d_seq_idx, causal_conv1d_update, causal_conv1d_update_steps,
+    try_causal_conv1d_last_states, try_causal_conv1d_seq_idx, try_causal_conv1d_update,
+    try_causal_conv1d_update_steps,
+};
 pub use ops::{
-    CausalConv1dGradients, CausalConv1dInputs, Conv3dCall, ConvOps, OptionalIntTensor, OptionalTensor,
+    CausalConv1dGradients, CausalConv1dInputs, CausalConv1dSteps, Conv3dCall, ConvOps, OptionalIntTensor,
+    OptionalTensor, RopePositions,
 };
 pub use options::{
-    CausalConv1dOptions, CausalConv1dState, CausalConv1dUpdateOptions, Conv3dOptions, Rope2dOptions,
+    CausalConv1dOptions, CausalConv1dPlaces, CausalConv1dState, CausalConv1dUpdateOptions, Conv3dOptions,
+    Rope2dOptions, Rope2dPositions,
 };
 
 use burn::backend::Dispatch;
-use burn::tensor::{Int, Tensor};
+use burn::tensor::Tensor;
 
 /// conv3d: y `[N, O, OD, OH, OW]` of x `[N, C, D, H, W]`, weight `[O, C/groups, KD, KH, KW]` and bias `[O]`, with
 /// PyTorch's semantics.
@@ -121,7 +129,8 @@ pub fn try_causal_conv1d(
 
 /// [`causal_conv1d()`] that begins with a state and returns the one to continue with: y, and the last W-1 steps of
 /// `[initial state | x]` as `[B, C, W-1]`. Calls on consecutive pieces of a sequence, each with the state of the one
-/// before, give what one call on the whole gives. Both outputs are differentiable.
+/// before, give what one call on the whole gives. Both outputs are differentiable. The state also says which sequence a step
+/// belongs to and what is added to y.
 ///
 /// # Panics
 /// Where [`try_causal_conv1d_with_state`] returns an error.
@@ -165,45 +174,14 @@ fn causal_conv1d_inputs(
         bias: bias.map(Tensor::into_dispatch).into(),
         initial: state.initial.map(Tensor::into_dispatch).into(),
         seq_idx: state.seq_idx.map(Tensor::into_dispatch).into(),
+        residual: state.residual.map(Tensor::into_dispatch).into(),
     }
 }
 
-/// One decoding step of a causal conv1d: y `[B, C]` and the new state from x `[B, C]`, the state `[B, C, S]` of the last
-/// S >= W-1 inputs (oldest first), weight `[C, W]` and bias `[C]`.
-///
-/// # Panics
-/// Where [`try_causal_conv1d_update`] returns an error.
-pub fn causal_conv1d_update(
-    x: Tensor<2>,
-    state: Tensor<3>,
-    weight: Tensor<2>,
-    bias: Option<Tensor<1>>,
-    options: CausalConv1dUpdateOptions,
-) -> (Tensor<2>, Tensor<3>) {
-    or_panic(try_causal_conv1d_update(x, state, weight, bias, options))
-}
-
-/// [`causal_conv1d_update`] with errors as values.
-///
-/// # Errors
-/// As [`try_causal_conv1d`].
-pub fn try_causal_conv1d_update(
-    x: Tensor<2>,
-    state: Tensor<3>,
-    weight: Tensor<2>,
-    bias: Option<Tensor<1>>,
-    options: CausalConv1dUpdateOptions,
-) -> Result<(Tensor<2>, Tensor<3>), ConvError> {
-    let problem = check::causal_conv1d_update(&x, &state, &weight, bias.as_ref(), &options)?;
-    let bias = bias.map(Tensor::into_dispatch).into();
-    let (x, state, weight) = (x.into_dispatch(), state.into_dispatch(), weight.into_dispatch());
-    let (y, state) = Dispatch::causal_conv1d_update(x, state, weight, bias, problem);
-    Ok((Tensor::from_dispatch(y), Tensor::from_dispatch(state)))
-}
-
-/// RoPE2D: tokens `[B, H, N, D]` (or `[B, N, H, D]`, as the options say), rotated by their positions `[B, N, 2]` of
-/// (row, column): the first half of D by the row, the second by the column, element i of each half's first quarter with
-/// element i of its second. Positions may be negative.
+/// RoPE2D: tokens `[B, H, N, D]` (or `[B, N, H, D]`, as the options say), rotated by their positions of (row, column): the
+/// first half of D by the row, the second by the column, element i of each half's first quarter with element i of its second.
+/// Positions are integers `[B, N, 2]`, which may be negative, fp32 numbers `[B, N, 2]` or a [`RopeGrid`], see
+/// [`Rope2dPositions`]. They have no gradient.
 ///
 /// ```no_run
 /// use burn::tensor::{Device, Distribution, Tensor};
@@ -218,7 +196,7 @@ pub fn try_causal_conv1d_update(
 ///
 /// # Panics
 /// Where [`try_rope2d`] returns an error.
-pub fn rope2d(tokens: Tensor<4>, positions: Tensor<3, Int>, options: Rope2dOptions) -> Tensor<4> {
+pub fn rope2d(tokens: Tensor<4>, positions: impl Into<Rope2dPositions>, options: Rope2dOptions) -> Tensor<4> {
     or_panic(try_rope2d(tokens, positions, options))
 }
 
@@ -229,9 +207,10 @@ pub fn rope2d(tokens: Tensor<4>, positions: Tensor<3, Int>, options: Rope2dOptio
 /// hold a dtype. Nothing is launched then.
 pub fn try_rope2d(
     tokens: Tensor<4>,
-    positions: Tensor<3, Int>,
+    positions: impl Into<Rope2dPositions>,
     options: Rope2dOptions,
 ) -> Result<Tensor<4>, ConvError> {
+    let positions = positions.into();
     let problem = check::rope2d(&tokens, &positions, &options)?;
     let (tokens, positions) = (tokens.into_dispatch(), positions.into_dispatch());
     Ok(Tensor::from_dispatch(Dispatch::rope2d(tokens, positions, problem, false)))
@@ -244,8 +223,8 @@ pub fn try_rope2d(
 pub fn rope2d_qk(
     q: Tensor<4>,
     k: Tensor<4>,
-    q_positions: Tensor<3, Int>,
-    k_positions: Tensor<3, Int>,
+    q_positions: impl Into<Rope2dPositions>,
+    k_positions: impl Into<Rope2dPositions>,
     options: Rope2dOptions,
 ) -> (Tensor<4>, Tensor<4>) {
     or_panic(try_rope2d_qk(q, k, q_positions, k_positions, options))
@@ -258,10 +237,11 @@ pub fn rope2d_qk(
 pub fn try_rope2d_qk(
     q: Tensor<4>,
     k: Tensor<4>,
-    q_positions: Tensor<3, Int>,
-    k_positions: Tensor<3, Int>,
+    q_positions: impl Into<Rope2dPositions>,
+    k_positions: impl Into<Rope2dPositions>,
     options: Rope2dOptions,
 ) -> Result<(Tensor<4>, Tensor<4>), ConvError> {
+    let (q_positions, k_positions) = (q_positions.into(), k_positions.into());
     let q_problem = check::rope2d(&q, &q_positions, &options)?;
     let k_problem = check::rope2d(&k, &k_positions, &options)?;
     if q.dtype() != k.dtype() || q.device() != k.device() {

@@ -8,11 +8,11 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, ExtensionType, backend_extension};
 #[cfg(feature = "fusion")]
 use burn::tensor::Shape;
-use conv_kernels::causal_conv1d::{CausalConv1dProblem, UpdateProblem};
+use conv_kernels::causal_conv1d::{CausalConv1dProblem, Conv1dLayout, UpdateProblem};
 #[cfg(feature = "fusion")]
 use conv_kernels::conv3d::winograd;
 use conv_kernels::conv3d::{Activation, Algorithm, Conv3dProblem, WinogradTile};
-use conv_kernels::rope2d::Rope2dProblem;
+use conv_kernels::rope2d::{Rope2dProblem, RopeGrid};
 
 /// `Option<FloatTensor<B>>` in a form that passes Burn's dispatch.
 #[derive(ExtensionType)]
@@ -99,9 +99,12 @@ pub struct CausalConv1dInputs<B: Backend> {
     /// `[B, T]`.
     #[extension_type]
     pub seq_idx: OptionalIntTensor<B>,
+    /// Of x's shape and dtype, added after the activation.
+    #[extension_type]
+    pub residual: OptionalTensor<B>,
 }
 
-/// Gradients of [`CausalConv1dInputs`], each where there is such an input.
+/// Gradients of [`CausalConv1dInputs`], each where there is such an input. That of the residual is dy, 0 at padding.
 #[derive(ExtensionType)]
 #[extension_type(fusion: cfg(feature = "fusion"))]
 pub struct CausalConv1dGradients<B: Backend> {
@@ -115,6 +118,59 @@ pub struct CausalConv1dGradients<B: Backend> {
     /// Gradient of the initial state.
     #[extension_type]
     pub initial: OptionalTensor<B>,
+}
+
+/// What several decoding steps read.
+#[derive(ExtensionType)]
+#[extension_type(fusion: cfg(feature = "fusion"))]
+pub struct CausalConv1dSteps<B: Backend> {
+    /// `[B, C, L]`.
+    pub x: FloatTensor<B>,
+    /// `[B, C, S]`; with slots any number of rows.
+    pub state: FloatTensor<B>,
+    /// `[C, W]`.
+    pub weight: FloatTensor<B>,
+    /// `[C]`, in the weight's dtype.
+    #[extension_type]
+    pub bias: OptionalTensor<B>,
+    /// `[B]`: the steps that each row has seen; the state is then a ring.
+    #[extension_type]
+    pub lengths: OptionalIntTensor<B>,
+    /// `[B]`: the row of the state that belongs to each row of x, negative for padding.
+    #[extension_type]
+    pub slots: OptionalIntTensor<B>,
+}
+
+/// Where the tokens of a rotation stand.
+#[derive(ExtensionType)]
+#[extension_type(fusion: cfg(feature = "fusion"))]
+pub enum RopePositions<B: Backend> {
+    /// Integers `[B, N, 2]`.
+    Index(IntTensor<B>),
+    /// fp32 numbers `[B, N, 2]`.
+    Float(FloatTensor<B>),
+    /// A grid after the tokens of the prefix.
+    Grid(RopeGrid),
+}
+
+impl<B: Backend> Clone for RopePositions<B> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Index(positions) => Self::Index(positions.clone()),
+            Self::Float(positions) => Self::Float(positions.clone()),
+            Self::Grid(grid) => Self::Grid(*grid),
+        }
+    }
+}
+
+impl<B: Backend> std::fmt::Debug for RopePositions<B> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Index(positions) => f.debug_tuple("Index").field(positions).finish(),
+            Self::Float(positions) => f.debug_tuple("Float").field(positions).finish(),
+            Self::Grid(grid) => f.debug_tuple("Grid").field(grid).finish(),
+        }
+    }
 }
 
 /// A conv3d call: shapes and options, and the kernels to use.
@@ -256,14 +312,41 @@ pub trait ConvOps: Backend {
         #[extension_type] bias: OptionalTensor<Self>,
         problem: UpdateProblem,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        portable::causal_conv1d::update::<Self>(x, state, weight, bias.into_option(), &problem)
+        portable::decoding::update::<Self>(x, state, weight, bias.into_option(), &problem)
     }
 
-    /// The tokens, rotated by their positions `[B, N, 2]`; by the opposite angles when `inverse`.
+    /// L decoding steps: y `[B, C, L]` and the state after the last, of the state's shape. There is at least one step, row and
+    /// channel.
+    #[fusion(meta = |inputs, _problem| (inputs.x.clone(), inputs.state.clone()))]
+    fn causal_conv1d_update_steps(
+        #[extension_type] inputs: CausalConv1dSteps<Self>,
+        problem: UpdateProblem,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        portable::decoding::update_steps::<Self>(inputs, &problem)
+    }
+
+    /// The last `length` steps `[N, C, length]` of the sequences between the `N + 1` bounds in the one row of x.
+    #[fusion(dtype = x, shape = Shape::from(last_states_shape(x, bounds, *length, *layout)))]
+    fn causal_conv1d_last_states(
+        x: FloatTensor<Self>,
+        bounds: IntTensor<Self>,
+        length: usize,
+        layout: Conv1dLayout,
+    ) -> FloatTensor<Self> {
+        portable::decoding::last_states::<Self>(x, bounds, length, layout)
+    }
+
+    /// The ids `[1, length]` of the sequences between the bounds, -1 before the first bound and from the last on.
+    #[fusion(dtype = bounds, shape = Shape::from([1, *length]))]
+    fn causal_conv1d_seq_idx(bounds: IntTensor<Self>, length: usize) -> IntTensor<Self> {
+        portable::decoding::seq_idx::<Self>(bounds, length)
+    }
+
+    /// The tokens, rotated by their positions; by the opposite angles when `inverse`.
     #[fusion(dtype = tokens, shape = Shape::from(problem.tokens_shape()))]
     fn rope2d(
         tokens: FloatTensor<Self>,
-        positions: IntTensor<Self>,
+        #[extension_type] positions: RopePositions<Self>,
         problem: Rope2dProblem,
         inverse: bool,
     ) -> FloatTensor<Self> {
@@ -275,8 +358,8 @@ pub trait ConvOps: Backend {
     fn rope2d_qk(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
-        q_positions: IntTensor<Self>,
-        k_positions: IntTensor<Self>,
+        #[extension_type] q_positions: RopePositions<Self>,
+        #[extension_type] k_positions: RopePositions<Self>,
         q_problem: Rope2dProblem,
         k_problem: Rope2dProblem,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
@@ -287,3 +370,14 @@ pub trait ConvOps: Backend {
 
 #[cfg(feature = "flex")]
 impl ConvOps for burn::backend::Flex {}
+
+/// The shape of the last `length` steps of packed sequences.
+pub(crate) fn last_states_shape(
+    x: &[usize],
+    bounds: &[usize],
+    length: usize,
+    layout: Conv1dLayout,
+) -> [usize; 3] {
+    let channels = if layout == Conv1dLayout::Bct { x[1] } else { x[2] };
+    [bounds[0] - 1, channels, length]
+}

@@ -1,10 +1,12 @@
 //! What the caller may choose: options of the functional API.
 
+use crate::ops::RopePositions;
+use burn::backend::Dispatch;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Int, Tensor};
 use conv_kernels::causal_conv1d::Conv1dLayout;
 use conv_kernels::conv3d::{Activation, Algorithm, PaddingMode, Window};
-use conv_kernels::rope2d::RopeLayout;
+use conv_kernels::rope2d::{RopeGrid, RopeLayout};
 
 /// Options of [`conv3d`](crate::conv3d()). `Conv3dOptions::new()` is a plain convolution: stride 1, no padding, dilation
 /// 1, one group, no activation.
@@ -155,10 +157,12 @@ pub struct CausalConv1dState {
     /// (output 0, no gradient). An id must not come back within W-1 steps after its run has ended. The initial state
     /// belongs to the sequence of the row's first step.
     pub seq_idx: Option<Tensor<2, Int>>,
+    /// Added to the result after the activation, but not to padding: of x's shape and dtype.
+    pub residual: Option<Tensor<3>>,
 }
 
 impl CausalConv1dState {
-    /// No initial state, one sequence per row.
+    /// No initial state, one sequence per row, no residual.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -174,6 +178,54 @@ impl CausalConv1dState {
     #[must_use]
     pub fn with_seq_idx(self, seq_idx: Tensor<2, Int>) -> Self {
         Self { seq_idx: Some(seq_idx), ..self }
+    }
+
+    /// Sets what is added to the result after the activation.
+    #[must_use]
+    pub fn with_residual(self, residual: Tensor<3>) -> Self {
+        Self { residual: Some(residual), ..self }
+    }
+
+    /// Sequences that are packed into one row of `steps` steps: sequence i has the steps from `cu_seqlens[i]` to
+    /// `cu_seqlens[i + 1]` (`[N + 1]`, ascending), the others are padding.
+    ///
+    /// # Panics
+    /// Where [`try_causal_conv1d_seq_idx`](crate::try_causal_conv1d_seq_idx) returns an error.
+    #[must_use]
+    pub fn with_cu_seqlens(self, cu_seqlens: Tensor<1, Int>, steps: usize) -> Self {
+        self.with_seq_idx(crate::causal_conv1d_seq_idx(cu_seqlens, steps))
+    }
+}
+
+/// Where the states of [`causal_conv1d_update_steps`](crate::causal_conv1d_update_steps) are.
+#[derive(Clone, Debug, Default)]
+pub struct CausalConv1dPlaces {
+    /// The steps that each row has seen, `[B]`, none negative. The state is then a ring: step t stands in column t mod S, and
+    /// only the columns of the new steps are written.
+    pub cache_seqlens: Option<Tensor<1, Int>>,
+    /// The row of the state, `[slots, C, S]`, that belongs to each row of x, `[B]`, no two alike. A negative one, or one that
+    /// the state does not have, is padding: y is 0 there and no state is read or written. Of the same dtype as
+    /// `cache_seqlens`.
+    pub state_indices: Option<Tensor<1, Int>>,
+}
+
+impl CausalConv1dPlaces {
+    /// Row b of the state belongs to row b of x, oldest step first.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Makes the state a ring, of which each row has seen so many steps.
+    #[must_use]
+    pub fn with_cache_seqlens(self, cache_seqlens: Tensor<1, Int>) -> Self {
+        Self { cache_seqlens: Some(cache_seqlens), ..self }
+    }
+
+    /// Sets the row of the state that belongs to each row of x.
+    #[must_use]
+    pub fn with_state_indices(self, state_indices: Tensor<1, Int>) -> Self {
+        Self { state_indices: Some(state_indices), ..self }
     }
 }
 
@@ -254,5 +306,45 @@ impl Rope2dOptions {
     #[must_use]
     pub fn with_rotated(self, rotated: usize) -> Self {
         Self { rotated: Some(rotated), ..self }
+    }
+}
+
+/// Where the tokens of [`rope2d`](crate::rope2d()) stand: (row, column) of each.
+#[derive(Clone, Debug)]
+pub enum Rope2dPositions {
+    /// Integers `[B, N, 2]`, negative ones too.
+    Index(Tensor<3, Int>),
+    /// fp32 numbers `[B, N, 2]`, such as those between the patches of a grid of another size. No gradient reaches them.
+    Float(Tensor<3>),
+    /// The patches of a grid in row-major order, after the tokens of the prefix: no tensor is needed.
+    Grid(RopeGrid),
+}
+
+impl From<Tensor<3, Int>> for Rope2dPositions {
+    fn from(positions: Tensor<3, Int>) -> Self {
+        Self::Index(positions)
+    }
+}
+
+impl From<Tensor<3>> for Rope2dPositions {
+    fn from(positions: Tensor<3>) -> Self {
+        Self::Float(positions)
+    }
+}
+
+impl From<RopeGrid> for Rope2dPositions {
+    fn from(grid: RopeGrid) -> Self {
+        Self::Grid(grid)
+    }
+}
+
+impl Rope2dPositions {
+    /// The positions as backends get them.
+    pub(crate) fn into_dispatch(self) -> RopePositions<Dispatch> {
+        match self {
+            Self::Index(positions) => RopePositions::Index(positions.into_dispatch()),
+            Self::Float(positions) => RopePositions::Float(positions.into_dispatch()),
+            Self::Grid(grid) => RopePositions::Grid(grid),
+        }
     }
 }

@@ -121,7 +121,14 @@ fn run_ours(bench: &mut Bench, case: &Case, problem: &CausalConv1dProblem, sourc
     let weight = upload(&client, &sources.weight, &problem.weight_shape());
     let bias = problem.bias.then(|| upload(&client, &sources.bias, &[problem.channels]));
     let dy = upload(&client, &sources.dy, &problem.x_shape());
-    let inputs = Inputs { x: &x, weight: &weight, bias: bias.as_ref(), initial_state: None, seq_idx: None };
+    let inputs = Inputs {
+        x: &x,
+        weight: &weight,
+        bias: bias.as_ref(),
+        initial_state: None,
+        seq_idx: None,
+        residual: None,
+    };
     let [y, gradients] = truths(problem, sources);
     for pass in bench.options.passes(&PASSES) {
         let forwards = eligible(problem, KernelPass::Forward, &limits);
@@ -238,6 +245,7 @@ fn truths(problem: &CausalConv1dProblem, sources: &Sources) -> [Vec<Rc<Truth>>; 
         bias: bias.as_deref(),
         initial_state: None,
         seq_idx: None,
+        residual: None,
     };
     // exp and the division of SiLU add a few units in the last place.
     let extra = if problem.activation == Activation::Silu { 24 } else { 0 };

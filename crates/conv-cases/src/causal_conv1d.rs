@@ -45,6 +45,8 @@ pub struct Case {
     pub initial: bool,
     /// Sequence ids, see [`seq_idx`].
     pub seq_idx: SeqIdx,
+    /// Whether a tensor is added after the activation.
+    pub residual: bool,
 }
 
 impl Case {
@@ -52,7 +54,8 @@ impl Case {
     #[must_use]
     pub fn new(name: &str, [b, c, t]: [usize; 3], w: usize) -> Self {
         let name = name.to_string();
-        Self { name, b, c, t, w, bias: true, silu: false, btc: false, initial: false, seq_idx: SeqIdx::None }
+        let [silu, btc, initial, residual] = [false; 4];
+        Self { name, b, c, t, w, bias: true, silu, btc, initial, seq_idx: SeqIdx::None, residual }
     }
 
     /// Multiply-accumulates of one forward pass.
@@ -65,11 +68,12 @@ impl Case {
 /// The name and every option of the case, on one line.
 impl std::fmt::Display for Case {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { name, b, c, t, w, bias, silu, btc, initial, seq_idx } = self;
+        let Self { name, b, c, t, w, bias, silu, btc, initial, seq_idx, residual } = self;
         let layout = if *btc { "[B,T,C]" } else { "[B,C,T]" };
         write!(
             f,
-            "{name}: {layout} b {b} c {c} t {t} w {w} bias {bias} silu {silu} initial {initial} ids {seq_idx:?}"
+            "{name}: {layout} b {b} c {c} t {t} w {w} bias {bias} silu {silu} initial {initial} ids {seq_idx:?} residual \
+             {residual}"
         )
     }
 }
@@ -103,7 +107,10 @@ pub fn conformance() -> Vec<Case> {
     let rows = pairwise::cover(&LEVELS, &seeds, small);
     let mut cases: Vec<Case> = rows
         .iter()
-        .map(|row| {
+        .enumerate()
+        .map(|(index, row)| {
+            // Few enough that kernels without it are met as well.
+            let residual = index % 5 == 3;
             let (t, w, btc) = (LENGTHS[row[0]], row[1] + 1, row[2] == 1);
             let (c, b, ids) = (CHANNELS[row[3]], row[4] + 1, IDS[row[8]]);
             let [bias, silu, initial] = [row[5], row[6], row[7]].map(|level| level == 1);
@@ -119,7 +126,10 @@ pub fn conformance() -> Vec<Case> {
                 SeqIdx::Sequences => "_ids",
                 SeqIdx::WithPadding => "_padded_ids",
             };
-            Case { name, b, c, t, w, bias, silu, btc, initial, seq_idx: ids }
+            if residual {
+                name += "_residual";
+            }
+            Case { name, b, c, t, w, bias, silu, btc, initial, seq_idx: ids, residual }
         })
         .collect();
     cases.extend(wide());
@@ -138,6 +148,7 @@ fn wide() -> Vec<Case> {
                 btc: index % 2 == 1,
                 initial: index != 2,
                 seq_idx: IDS[index % 3],
+                residual: index % 2 == 1,
                 ..case
             });
         }
@@ -165,6 +176,7 @@ fn wide() -> Vec<Case> {
                 bias: index % 3 != 1,
                 btc,
                 initial: index % 4 != 2,
+                residual: index % 3 == 0,
                 ..case
             });
         }
@@ -275,6 +287,17 @@ mod tests {
             }
         }
         assert!(cases.iter().filter(|case| case.t + 1 < case.w).count() >= 20);
+        for btc in [false, true] {
+            let added = cases.iter().filter(|case| case.residual && case.btc == btc);
+            assert!(
+                (1..=8).all(|w| added.clone().any(|case| case.w == w)),
+                "a residual in each width, {btc}"
+            );
+            assert!(
+                IDS.iter().all(|ids| added.clone().any(|case| case.seq_idx == *ids)),
+                "a residual with all ids, {btc}"
+            );
+        }
         assert!(cases.iter().any(|case| case.w == 128) && cases.iter().any(|case| case.w == 16));
         let shows = |case: &Case, axis: usize, level: usize| match axis {
             0 => case.t == LENGTHS[level],

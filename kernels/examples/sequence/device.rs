@@ -5,6 +5,7 @@ use conv_kernels::{ConvError, FloatType, Limits, Operand};
 use cubecl::future::block_on;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
+use cubecl::server::Handle;
 use half::{bf16, f16};
 use std::time::Instant;
 
@@ -60,6 +61,15 @@ fn copy_kernel(from: &[Vector<f32, Const<4>>], to: &mut [Vector<f32, Const<4>>])
 fn empty_kernel(out: &mut [f32]) {
     if ABSOLUTE_POS > out.len() {
         out[0] = 0.0f32;
+    }
+}
+
+/// As [`empty_kernel`], with as many buffers as a forward pass.
+#[cube(launch_unchecked)]
+fn empty_kernel_of_six(a: &[f32], b: &[f32], c: &[f32], d: &[f32], e: &[f32], out: &mut [f32]) {
+    if ABSOLUTE_POS > out.len() {
+        let at = ABSOLUTE_POS;
+        out[0] = a[at] + b[at] + c[at] + d[at] + e[at];
     }
 }
 
@@ -132,20 +142,49 @@ fn at(client: &Client, operand: &Operand, places: &[usize]) -> Vec<f64> {
     f32::from_bytes(&client.read_one_unchecked(out)).iter().map(|value| f64::from(*value)).collect()
 }
 
-/// Microseconds of a run: the best of several windows of about 10 ms.
-fn time(client: &Client, run: &dyn Fn() -> Result<(), ConvError>) -> f64 {
-    let window = |repeats: usize| {
+/// Microseconds of a run: of launches that follow each other, of handing a launch over without waiting, and between the time
+/// stamps of the device.
+#[derive(Clone, Copy)]
+struct Times {
+    wall: f64,
+    handed: f64,
+    device: f64,
+}
+
+/// The best of several windows of about 60 ms, for which waiting at the end does not count, of few launches into an idle queue, and of time stamps around a few.
+fn time(client: &Client, run: &dyn Fn() -> Result<(), ConvError>) -> Times {
+    let wait = || block_on(client.sync()).expect("the device runs");
+    let window = |repeats: usize, waits: bool| {
         let start = Instant::now();
         for _ in 0..repeats {
             run().expect("ran before");
         }
-        block_on(client.sync()).expect("the device runs");
-        start.elapsed().as_secs_f64() * 1e6 / repeats as f64
+        if waits {
+            wait();
+        }
+        let us = start.elapsed().as_secs_f64() * 1e6 / repeats as f64;
+        wait();
+        us
     };
-    window(2);
-    let repeats = (10_000.0 / window(2)).clamp(4.0, 400.0) as usize;
-    (0..6).map(|_| window(repeats)).fold(f64::INFINITY, f64::min)
+    window(2, true);
+    let repeats = (60_000.0 / window(8, true)).clamp(4.0, 4000.0) as usize;
+    let best = |windows: usize, repeats: usize, waits: bool| {
+        (0..windows).map(|_| window(repeats, waits)).fold(f64::INFINITY, f64::min)
+    };
+    let stamped = || {
+        let profile = client.profile_start().ok()?;
+        for _ in 0..STAMPED {
+            run().expect("ran before");
+        }
+        let ticks = block_on(client.profile_end(profile).ok()?.resolve())?;
+        Some(ticks.duration().as_secs_f64() * 1e6 / STAMPED as f64)
+    };
+    let device = (0..4).filter_map(|_| stamped()).fold(f64::INFINITY, f64::min);
+    Times { wall: best(4, repeats, true), handed: best(8, 8, false), device }
 }
+
+/// Launches between two time stamps: what the queue takes before it is flushed.
+const STAMPED: usize = 12;
 
 /// Runs for so many milliseconds.
 fn busy(client: &Client, milliseconds: u128, run: &dyn Fn() -> Result<(), ConvError>) {
@@ -165,8 +204,9 @@ pub(crate) type Samples = Vec<(usize, f64, f64)>;
 pub(crate) struct Bench {
     pub(crate) client: Client,
     pub(crate) limits: Limits,
-    /// Bytes per microsecond.
+    /// Bytes per microsecond: of launches that follow each other, and between time stamps.
     copy: f64,
+    copy_on_device: f64,
     empty: f64,
 }
 
@@ -192,16 +232,28 @@ impl Bench {
             }
             Ok(())
         };
+        let small = || few(&to);
         let nothing = || {
             // SAFETY: nothing is written.
             unsafe {
-                let out = BufferArg::from_raw_parts(to.clone(), 4);
-                empty_kernel::launch_unchecked(&client, CubeCount::Static(1, 1, 1), CubeDim::new_1d(64), out);
+                let grid = CubeCount::Static(1, 1, 1);
+                empty_kernel::launch_unchecked(&client, grid, CubeDim::new_1d(64), small());
+            }
+            Ok(())
+        };
+        let nothing_of_six = || {
+            let inputs = || few(&from);
+            // SAFETY: nothing is read or written.
+            unsafe {
+                let (grid, cube) = (CubeCount::Static(1, 1, 1), CubeDim::new_1d(64));
+                let [a, b, c, d, e] = [(); 5].map(|()| inputs());
+                empty_kernel_of_six::launch_unchecked(&client, grid, cube, a, b, c, d, e, small());
             }
             Ok(())
         };
         busy(&client, 1000, &copy);
-        let copy = 2.0 * bytes as f64 / time(&client, &copy);
+        let times = time(&client, &copy);
+        let [copy, copy_on_device] = [times.wall, times.device].map(|us| 2.0 * bytes as f64 / us);
         let places = places(bytes / 4, 1);
         let copied = at(&client, &Operand::contiguous(to.clone(), &[bytes / 4], FloatType::F32), &places);
         assert!(
@@ -209,9 +261,18 @@ impl Bench {
             "the copy is a copy"
         );
         let empty = time(&client, &nothing);
-        println!("# copy {:.0} GB/s, empty launch {empty:.2} us", copy / 1e3);
-        println!("row,dtype,pass,us,GB/s,share_of_copy,of_empty_launch,error");
-        Self { client, limits, copy, empty }
+        println!("# copy {:.0} GB/s, between time stamps {:.0}", copy / 1e3, copy_on_device / 1e3);
+        for (buffers, times) in [(1, empty), (6, time(&client, &nothing_of_six))] {
+            let Times { wall, handed, device } = times;
+            println!(
+                "# empty launch, {buffers} buffers: {wall:.2} us, handed over in {handed:.2} us, on the device {device:.2} us"
+            );
+        }
+        println!(
+            "row,dtype,pass,us,GB/s,share_of_copy,of_empty_launch,handed_us,device_us,device_share,error"
+        );
+        let empty = empty.wall;
+        Self { client, limits, copy, copy_on_device, empty }
     }
 
     /// Prints a row: `want` holds a tensor each with the places and values that its elements should have, and the sizes of
@@ -241,15 +302,22 @@ impl Bench {
         }
         // Compiling and checking have left the device idle, and an idle device lowers its clocks.
         busy(&self.client, 200, run);
-        let us = time(&self.client, run);
-        let rate = bytes as f64 / us;
+        let Times { wall, handed, device } = time(&self.client, run);
+        let rate = bytes as f64 / wall;
         println!(
-            "{name},{us:.2},{:.0},{:.3},{:.2},{worst:.1e}",
+            "{name},{wall:.2},{:.0},{:.3},{:.2},{handed:.2},{device:.2},{:.3},{worst:.1e}",
             rate / 1e3,
             rate / self.copy,
-            us / self.empty
+            wall / self.empty,
+            bytes as f64 / device / self.copy_on_device
         );
     }
+}
+
+/// A buffer of a few elements.
+fn few(handle: &Handle) -> BufferArg {
+    // SAFETY: every buffer here has that many.
+    unsafe { BufferArg::from_raw_parts(handle.clone(), 4) }
 }
 
 /// Places in a tensor: random ones, and the first and last.

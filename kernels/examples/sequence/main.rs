@@ -32,7 +32,14 @@ fn conv(bench: &Bench, case: &Case, layout: Conv1dLayout, dtype: FloatType) {
     let weight = fw.on(client, &[c, w], dtype);
     let bias = case.bias.then(|| fb.on(client, &[c], dtype));
     let dy = fdy.on(client, &shape, dtype);
-    let inputs = Inputs { x: &x, weight: &weight, bias: bias.as_ref(), initial_state: None, seq_idx: None };
+    let inputs = Inputs {
+        x: &x,
+        weight: &weight,
+        bias: bias.as_ref(),
+        initial_state: None,
+        seq_idx: None,
+        residual: None,
+    };
 
     let index = |row: usize, channel: usize, step: usize| {
         if btc { (row * t + step) * c + channel } else { (row * c + channel) * t + step }

@@ -23,6 +23,7 @@ impl Present {
     /// The sums of dw and db are whole: no partial sums follow.
     pub(crate) const DIRECT: u32 = 32;
     pub(crate) const DY: u32 = 64;
+    pub(crate) const RESIDUAL: u32 = 128;
 
     /// The bits of those that are there.
     pub(crate) fn bits(flags: &[(bool, u32)]) -> u32 {

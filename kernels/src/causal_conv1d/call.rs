@@ -45,6 +45,7 @@ pub(crate) struct Views {
     /// Absent where width 1 leaves no state.
     pub(crate) initial_state: Option<Operand>,
     pub(crate) seq_idx: Option<IndexOperand>,
+    pub(crate) residual: Option<Operand>,
 }
 
 impl Views {
@@ -58,6 +59,7 @@ impl Views {
             bias: inputs.bias.cloned(),
             initial_state: state.cloned(),
             seq_idx: seq_idx.cloned(),
+            residual: inputs.residual.map(|residual| canonical(residual, problem.layout)),
         }
     }
 

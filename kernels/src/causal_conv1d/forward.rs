@@ -1,7 +1,7 @@
 //! y, and the gradient before the activation, for any width: one kernel, since both recompute the same sums.
 //!
 //! A unit has one step and reads two numbers per tap. Bytes: x once from memory (neighbouring units share columns through
-//! the cache), y once. Any strides.
+//! the cache), y once, a residual once. Any strides.
 
 use super::args::{Present, Rows, UNITS, at2, at3, column, id_of};
 use super::call::Call;
@@ -25,12 +25,15 @@ pub(crate) fn launch(
     let &Call { client, limits, problem, ref views } = call;
     let units = problem.batch * channels * problem.length;
     let mut operands = views.operands();
-    operands.extend(dy);
+    // dy, or the residual of y: never both.
+    let residual = views.residual.as_ref().filter(|_| dy.is_none());
+    let other = dy.or(residual);
+    operands.extend(other);
     operands.push(target);
     let largest = units.max(views.index_extent());
     let address = address_type("causal_conv1d", &operands, largest + UNITS as usize, limits)?;
     let operations = 2.0 * f64::from(UNITS) * (problem.width + 8) as f64;
-    let present = call.present(&[(dy.is_some(), Present::DY)]);
+    let present = call.present(&[(dy.is_some(), Present::DY), (residual.is_some(), Present::RESIDUAL)]);
     for dispatch in dispatches(units.div_ceil(UNITS as usize), operations, limits) {
         // SAFETY: rows, steps and columns are checked in the kernel; the conformance run puts guards around every buffer.
         unsafe {
@@ -44,7 +47,7 @@ pub(crate) fn launch(
                 views.bias_or_weight().tensor_arg(),
                 views.initial_or_x().tensor_arg(),
                 views.seq_idx.as_ref().map(IndexOperand::tensor_arg).into(),
-                dy.unwrap_or(&views.x).tensor_arg(),
+                other.unwrap_or(&views.x).tensor_arg(),
                 target.tensor_arg(),
                 problem.rows(first, channels, present),
                 dispatch.span(),
@@ -68,7 +71,7 @@ fn forward_kernel<X: Float, W: Float, I: Int, Y: Float>(
     bias: &Tensor<W>,
     initial: &Tensor<X>,
     seq_idx: ComptimeOption<&Tensor<I>>,
-    dy: &Tensor<X>,
+    other: &Tensor<X>,
     target: &mut Tensor<Y>,
     rows: Rows,
     span: Span,
@@ -105,13 +108,16 @@ fn forward_kernel<X: Float, W: Float, I: Int, Y: Float>(
     }
     let mut result = activate_by_code(sum, rows.activation);
     if rows.has(Present::DY) {
-        result = f32::cast_from(dy[at3(dy, place.b, channel, place.t)]);
+        result = f32::cast_from(other[at3(other, place.b, channel, place.t)]);
         if rows.activation == 1u32 {
             result = activate_gradient(sum, result, Activation::Relu);
         }
         if rows.activation == 2u32 {
             result = activate_gradient(sum, result, Activation::Silu);
         }
+    }
+    if rows.has(Present::RESIDUAL) {
+        result += f32::cast_from(other[at3(other, place.b, channel, place.t)]);
     }
     if comptime!(packed) {
         // Padding: a select, so that not even a NaN of dy gets through.

@@ -1,13 +1,14 @@
 //! Causal depthwise conv1d: every output step sees its own and the W-1 steps before it, channel by channel.
 //!
 //! ```text
-//! y[b,c,t] = activation( bias[c] + sum over k < W of weight[c,k] * X(b, c, t - (W-1) + k) )
+//! y[b,c,t] = activation( bias[c] + sum over k < W of weight[c,k] * X(b, c, t - (W-1) + k) ) + residual[b,c,t]
 //! ```
 //!
 //! X(t) for t < 0 is the initial state (`[B, C, W-1]`, oldest step first) or 0. [`forward`], [`backward`],
 //! [`final_state`] for the next chunk, and [`update`] for decoding step by step. x is `[B, C, T]` or `[B, T, C]`, any
 //! strides; any width from 1 on and any T, also T < W-1 and T = 0. x and weight may differ in dtype. Sums are fp32,
-//! rounded once; no atomics, so equal calls give equal bits.
+//! rounded once; no atomics, so equal calls give equal bits. The optional residual is of x's shape and dtype; its gradient is dy,
+//! 0 at padding, for which nothing is launched.
 //!
 //! Sequence ids (`seq_idx [B, T]`) pack several sequences into a row: a tap is read only where its id equals that of
 //! the output step. A negative id is padding: y is 0 there and whatever dy holds reaches no gradient. Equality is all
@@ -24,6 +25,7 @@ mod plan;
 mod problem;
 pub mod reference;
 mod state;
+mod step;
 mod tiled;
 mod unrolled;
 mod update;
@@ -56,6 +58,8 @@ pub struct Inputs<'a> {
     pub initial_state: Option<&'a Operand>,
     /// `[B, T]`.
     pub seq_idx: Option<&'a IndexOperand>,
+    /// Of x's shape and dtype, added after the activation. The backward pass does not read it.
+    pub residual: Option<&'a Operand>,
 }
 
 /// What the backward pass writes, each of the shape and dtype of its input. An optional input's gradient may be left
@@ -216,6 +220,36 @@ pub fn last_states(
     state::launch_last_states(client, limits, &x.bindable(client), bounds, out)
 }
 
+/// Sequence ids of sequences packed into one row, `out [1, T]`, from `bounds` (`cu_seqlens [N + 1]`, ascending): sequence i has
+/// the steps from `bounds[i]` to `bounds[i + 1]`, steps before the first bound and from the last on are padding (-1). `out` has
+/// the type of the bounds.
+///
+/// # Errors
+/// As [`forward`].
+pub fn sequence_ids(
+    client: &Client,
+    limits: &Limits,
+    bounds: &IndexOperand,
+    out: &IndexOperand,
+) -> Result<(), ConvError> {
+    let op = "causal_conv1d_seq_idx";
+    let count = bounds.shape.first().copied().unwrap_or(0);
+    if bounds.shape.len() != 1 || count == 0 {
+        invalid!("{op}: cu_seqlens has shape {:?}, it must be [sequences + 1]", bounds.shape);
+    }
+    bounds.check(op, "cu_seqlens", &[count], client)?;
+    let length = out.shape.last().copied().unwrap_or(0);
+    out.check(op, "seq_idx", &[1, length], client)?;
+    if out.dtype != bounds.dtype {
+        let names = [bounds.dtype.name(), out.dtype.name()];
+        invalid!("{op}: cu_seqlens are {}, seq_idx {}, they must be alike", names[0], names[1]);
+    }
+    if length == 0 {
+        return Ok(());
+    }
+    state::launch_sequence_ids(client, limits, bounds, out)
+}
+
 fn check_inputs(
     client: &Client,
     limits: &Limits,
@@ -229,6 +263,7 @@ fn check_inputs(
     check_optional(OP, "bias", inputs.bias, problem.bias, &[problem.channels], problem.weight_dtype)?;
     let state = problem.state_shape();
     check_optional(OP, "initial state", inputs.initial_state, problem.initial_state, &state, problem.dtype)?;
+    check_optional(OP, "residual", inputs.residual, problem.residual, &problem.x_shape(), problem.dtype)?;
     match (inputs.seq_idx, problem.seq_idx) {
         (Some(ids), true) => ids.check(OP, "seq_idx", &problem.seq_idx_shape(), client),
         (None, false) => Ok(()),

@@ -8,7 +8,8 @@
 //!
 //! The automatic choice is the first that serves. `Unrolled`: every tap is a register, every tensor is read and written once, and
 //! the backward pass is one sweep. Published models use widths 3 and 4; a register per tap ends at 8. `Tiled`, for wide filters
-//! such as Hyena's: taps and steps in shared memory, bound by the multiply-adds.
+//! such as Hyena's: taps and steps in shared memory, bound by the multiply-adds. Packed sequences under a wide filter have
+//! `Looped` only: ids would have to be compared for every product of a tile.
 
 use super::problem::CausalConv1dProblem;
 use super::unrolled;

@@ -23,10 +23,12 @@ pub struct OptionalShapes {
     pub initial_state: Option<[usize; 3]>,
     /// Shape of the sequence ids.
     pub seq_idx: Option<[usize; 2]>,
+    /// Shape of what is added to the result.
+    pub residual: Option<[usize; 3]>,
 }
 
 /// A causal conv1d problem, written in `[B, C, T]` order:
-/// `y[b,c,t] = activation(bias[c] + sum over k < W of weight[c,k] * x[b, c, t - (W-1) + k])`.
+/// `y[b,c,t] = activation(bias[c] + sum over k < W of weight[c,k] * x[b, c, t - (W-1) + k]) + residual[b,c,t]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CausalConv1dProblem {
     /// B.
@@ -47,7 +49,9 @@ pub struct CausalConv1dProblem {
     pub initial_state: bool,
     /// Whether several sequences and padding share a row.
     pub seq_idx: bool,
-    /// Storage type of x, y, the states and their gradients.
+    /// Whether a tensor is added after the activation.
+    pub residual: bool,
+    /// Storage type of x, y, the residual, the states and their gradients.
     pub dtype: FloatType,
     /// Storage type of weight, bias and their gradients.
     pub weight_dtype: FloatType,
@@ -55,7 +59,7 @@ pub struct CausalConv1dProblem {
 
 impl CausalConv1dProblem {
     /// The problem of these shapes: x `[B, C, T]` or `[B, T, C]` as `layout` says, weight `[C, W]`, bias `[C]`, initial
-    /// state `[B, C, W-1]`, sequence ids `[B, T]`.
+    /// state `[B, C, W-1]`, sequence ids `[B, T]`, residual of x's shape.
     ///
     /// # Errors
     /// [`ConvError::Invalid`] or [`ConvError::TooLarge`] with the offending numbers.
@@ -85,6 +89,7 @@ impl CausalConv1dProblem {
             bias: optional.bias.is_some(),
             initial_state: optional.initial_state.is_some(),
             seq_idx: optional.seq_idx.is_some(),
+            residual: optional.residual.is_some(),
             dtype,
             weight_dtype,
         };
@@ -111,6 +116,11 @@ impl CausalConv1dProblem {
                 "causal_conv1d: seq_idx has shape {shape:?}, the input needs {:?} (batch, steps)",
                 [batch, length]
             );
+        }
+        if let Some(shape) = optional.residual
+            && shape != x
+        {
+            invalid!("causal_conv1d: the residual has shape {shape:?}, the input {x:?}, they must be alike");
         }
         Ok(problem)
     }

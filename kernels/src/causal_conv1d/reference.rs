@@ -1,7 +1,7 @@
 //! Causal conv1d and its gradients as f64 loops: the mathematics of the op, and the oracle of every kernel.
 //!
 //! ```text
-//! pre[b,c,t] = bias[c] + sum over k of weight[c,k] * X(b, c, t - (W-1) + k)          y = activation(pre)
+//! pre[b,c,t] = bias[c] + sum over k of weight[c,k] * X(b, c, t - (W-1) + k)          y = activation(pre) + residual
 //! dpre       = dy * activation'(pre), 0 where the step is padding
 //! dx[b,c,s]  = sum over (t, k) that read step s of weight[c,k] * dpre[b,c,t]         (+ dfinal of the step's place)
 //! dw[c,k]    = sum over b, t of dpre[b,c,t] * X(b, c, t - (W-1) + k)                 db[c] = sum over b, t of dpre
@@ -27,6 +27,8 @@ pub struct Inputs<'a> {
     pub initial_state: Option<&'a [f64]>,
     /// `[B, T]`.
     pub seq_idx: Option<&'a [i64]>,
+    /// Of x's shape.
+    pub residual: Option<&'a [f64]>,
 }
 
 /// What [`backward`] returns, each of the shape of its input.
@@ -125,7 +127,18 @@ pub fn pre_activation(problem: &CausalConv1dProblem, inputs: &Inputs) -> Vec<f64
 /// y, of x's shape.
 pub fn forward(problem: &CausalConv1dProblem, inputs: &Inputs) -> Vec<f64> {
     // Padding: every activation maps the 0 that `pre_activation` puts there to 0.
-    pre_activation(problem, inputs).into_iter().map(|value| activate(problem.activation, value)).collect()
+    let y = pre_activation(problem, inputs).into_iter().map(|value| activate(problem.activation, value));
+    let mut y: Vec<f64> = y.collect();
+    add_residual(problem, inputs, &mut y);
+    y
+}
+
+/// Adds the residual where there is one, but not to padding.
+fn add_residual(problem: &CausalConv1dProblem, inputs: &Inputs, y: &mut [f64]) {
+    let Some(residual) = inputs.residual else { return };
+    for ((y, residual), token) in y.iter_mut().zip(residual).zip(problem.is_token(inputs.seq_idx)) {
+        *y += if token { *residual } else { 0.0 };
+    }
 }
 
 /// The last W-1 columns of `[initial state | x]`: `[B, C, W-1]`.
@@ -272,6 +285,7 @@ fn on_absolute<T>(inputs: &Inputs, with: impl FnOnce(&Inputs) -> T) -> T {
         bias: bias.as_deref(),
         initial_state: state.as_deref(),
         seq_idx: inputs.seq_idx,
+        residual: inputs.residual.map(absolute).as_deref(),
     })
 }
 
@@ -279,10 +293,12 @@ fn on_absolute<T>(inputs: &Inputs, with: impl FnOnce(&Inputs) -> T) -> T {
 /// and SiLU's slope is below 1.1.
 pub fn forward_magnitude(problem: &CausalConv1dProblem, inputs: &Inputs) -> Vec<f64> {
     let slope = if problem.activation == Activation::Silu { 1.1 } else { 1.0 };
-    on_absolute(inputs, |inputs| pre_activation(problem, inputs))
-        .into_iter()
-        .map(|value| slope * value)
-        .collect()
+    on_absolute(inputs, |inputs| {
+        let sums = pre_activation(problem, inputs).into_iter().map(|value| slope * value);
+        let mut magnitudes: Vec<f64> = sums.collect();
+        add_residual(problem, inputs, &mut magnitudes);
+        magnitudes
+    })
 }
 
 /// Sums of magnitudes of [`backward`]. Under SiLU the gradient before the activation inherits the error of the

@@ -1,4 +1,4 @@
-//! The final state, and the last states of packed sequences: copies of a few columns.
+//! The final state, and the last states of packed sequences: copies of a few columns. And the ids of packed sequences.
 
 use super::args::{Present, Rows, UNITS, at3, canonical, column};
 use super::problem::CausalConv1dProblem;
@@ -122,4 +122,57 @@ fn last_states_kernel<X: Float, I: Int>(
     }
     let at = at3(&*out, sequence, c, m);
     out[at] = value;
+}
+
+/// The ids of the sequences from `bounds[i]` to `bounds[i + 1]` into `out [1, T]`, -1 elsewhere: a search per step.
+pub(crate) fn launch_sequence_ids(
+    client: &Client,
+    limits: &Limits,
+    bounds: &IndexOperand,
+    out: &IndexOperand,
+) -> Result<(), ConvError> {
+    let largest = out.extent().max(bounds.extent()) + UNITS as usize;
+    let address = address_type("causal_conv1d_seq_idx", &[], largest, limits)?;
+    for dispatch in dispatches(out.shape[1].div_ceil(UNITS as usize), 64.0 * f64::from(UNITS), limits) {
+        // SAFETY: steps are checked in the kernel, places of bounds stay below their number.
+        unsafe {
+            sequence_ids_kernel::launch_unchecked(
+                client,
+                dispatch.count(),
+                CubeDim::new_1d(UNITS),
+                address,
+                bounds.tensor_arg(),
+                out.tensor_arg(),
+                dispatch.span(),
+                bounds.dtype.elem(),
+            );
+        }
+    }
+    Ok(())
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn sequence_ids_kernel<I: Int>(
+    bounds: &Tensor<I>,
+    out: &mut Tensor<I>,
+    span: Span,
+    #[define(I)] _index_dtype: ElemType,
+) {
+    let t = span.cube() * UNITS as usize + UNIT_POS as usize;
+    if span.is_idle() || t >= out.shape(1) {
+        terminate!();
+    }
+    // How many bounds are at or before the step.
+    let (mut reached, mut end) = (0usize, bounds.shape(0));
+    while reached < end {
+        let middle = (reached + end) / 2;
+        if bounds[middle * bounds.stride(0)] <= I::cast_from(t) {
+            reached = middle + 1;
+        } else {
+            end = middle;
+        }
+    }
+    let inside = reached < bounds.shape(0);
+    let at = t * out.stride(1);
+    out[at] = select(inside, I::cast_from(reached) - I::from_int(1), I::from_int(-1));
 }

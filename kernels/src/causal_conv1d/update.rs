@@ -12,8 +12,10 @@
 use super::args::{Present, UNITS, at2, at3};
 use super::plan::check_turns;
 use super::problem::UpdateProblem;
+use super::step;
 use super::{check_operand, check_optional};
 use crate::activation::activate_by_code;
+use crate::cells::Cells;
 use crate::error::{ConvError, invalid};
 use crate::grid::{Span, dispatches};
 use crate::index_operand::{IndexOperand, IndexType};
@@ -114,6 +116,9 @@ pub fn update_steps(
     if steps.y.is_empty() {
         return Ok(());
     }
+    if step::serves(problem, steps) {
+        return step::launch(client, limits, problem, steps);
+    }
     launch(client, limits, problem, steps)
 }
 
@@ -138,8 +143,10 @@ fn launch(
         (steps.lengths.is_some(), RING),
         (steps.slots.is_some(), SLOTS),
     ]);
-    let stand_in =
-        || IndexOperand::contiguous(steps.weight.handle.clone(), &[1], IndexType::I32).tensor_arg();
+    // A tensor that one of them knows of and this call does not have, the other stands in for.
+    let given = |one: Option<&IndexOperand>, other: Option<&IndexOperand>| {
+        one.or(other).map(IndexOperand::tensor_arg)
+    };
     let index = steps.lengths.or(steps.slots).map_or(IndexType::I32, |indices| indices.dtype);
     for dispatch in dispatches(units.div_ceil(UNITS as usize), f64::from(UNITS) * turns as f64, limits) {
         // SAFETY: rows, channels and slots are checked in the kernel, state columns stay below S.
@@ -153,8 +160,8 @@ fn launch(
                 state.tensor_arg(),
                 steps.weight.tensor_arg(),
                 steps.bias.unwrap_or(steps.weight).tensor_arg(),
-                steps.lengths.map_or_else(stand_in, IndexOperand::tensor_arg),
-                steps.slots.map_or_else(stand_in, IndexOperand::tensor_arg),
+                given(steps.lengths, steps.slots).into(),
+                given(steps.slots, steps.lengths).into(),
                 steps.y.tensor_arg(),
                 new_state.tensor_arg(),
                 problem.activation.code(),
@@ -169,6 +176,9 @@ fn launch(
     Ok(())
 }
 
+/// Columns of a state, and taps, that [`one_step`] has registers for.
+const SHORT: usize = 8;
+
 /// Beside those of [`Present`].
 const RING: u32 = 256;
 const SLOTS: u32 = 512;
@@ -180,8 +190,8 @@ fn update_kernel<X: Float, W: Float, I: Int>(
     state: &Tensor<X>,
     weight: &Tensor<W>,
     bias: &Tensor<W>,
-    lengths: &Tensor<I>,
-    slots: &Tensor<I>,
+    lengths: ComptimeOption<&Tensor<I>>,
+    slots: ComptimeOption<&Tensor<I>>,
     y: &mut Tensor<X>,
     new_state: &mut Tensor<X>,
     activation: u32,
@@ -200,21 +210,30 @@ fn update_kernel<X: Float, W: Float, I: Int>(
     let (size, width, count) = (state.shape(2), weight.shape(1), x.shape(2));
     let mut slot = b;
     let mut served = true;
-    if present & SLOTS != 0u32 {
-        let given = slots[b * slots.stride(0)];
-        // A slot that does not exist is none.
-        served = given >= I::from_int(0) && given < I::cast_from(state.shape(0));
-        slot = select(served, usize::cast_from(given), 0usize);
-    }
+    let mut ring = false;
     // Where the ring stands: the column that the first step is written to.
-    let ring = present & RING != 0u32;
     let mut place = size;
-    if ring {
-        place = usize::cast_from(lengths[b * lengths.stride(0)]) % max(size, 1usize);
+    if comptime!(slots.is_some()) {
+        let (lengths, slots) = (lengths.unwrap(), slots.unwrap());
+        if present & SLOTS != 0u32 {
+            let given = slots[b * slots.stride(0)];
+            // A slot that does not exist is none.
+            served = given >= I::from_int(0) && given < I::cast_from(state.shape(0));
+            slot = select(served, usize::cast_from(given), 0usize);
+        }
+        ring = present & RING != 0u32;
+        if ring {
+            place = usize::cast_from(lengths[b * lengths.stride(0)]) % max(size, 1usize);
+        }
     }
     let mut offset = 0.0f32;
     if present & Present::BIAS != 0u32 {
         offset = f32::cast_from(bias[c * bias.stride(0)]);
+    }
+    let short = count == 1 && !ring && served && size <= SHORT && width <= SHORT;
+    if short {
+        one_step(x, state, weight, y, new_state, offset, activation, b, slot, c);
+        terminate!();
     }
     for l in 0..count {
         let mut sum = offset;
@@ -253,6 +272,58 @@ fn update_kernel<X: Float, W: Float, I: Int>(
                     new_state[at] = x[at3(x, b, c, s + count - size)];
                 }
             }
+        }
+    }
+}
+
+/// One step of a channel with a short state, the common case: all reads are under way before anything waits for one, where loops
+/// would wait for each. The sum has the loop's order, so its bits are the same.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn one_step<X: Float, W: Float>(
+    x: &Tensor<X>,
+    state: &Tensor<X>,
+    weight: &Tensor<W>,
+    y: &mut Tensor<X>,
+    new_state: &mut Tensor<X>,
+    offset: f32,
+    activation: u32,
+    b: usize,
+    slot: usize,
+    c: usize,
+) {
+    let (size, width) = (state.shape(2), weight.shape(1));
+    // [state | x] and the taps, each at the end of its places.
+    let history = Cells::<X>::new(comptime!(SHORT + 1), X::from_int(0));
+    let taps = Cells::<W>::new(comptime!(SHORT + 1), W::from_int(0));
+    let newest = x[at3(x, b, c, 0usize)];
+    #[unroll]
+    for p in 0..SHORT {
+        if size + p >= SHORT {
+            history.set(p, state[at3(state, slot, c, size + p - SHORT)]);
+        }
+    }
+    history.set(SHORT, newest);
+    #[unroll]
+    for p in 1..comptime!(SHORT + 1) {
+        if width + p > SHORT {
+            taps.set(p, weight[at2(weight, c, width + p - SHORT - 1)]);
+        }
+    }
+    let mut sum = offset;
+    #[unroll]
+    for p in 1..comptime!(SHORT + 1) {
+        if width + p > SHORT {
+            sum = fma(f32::cast_from(taps.get(p)), f32::cast_from(history.get(p)), sum);
+        }
+    }
+    let at = at3(&*y, b, c, 0usize);
+    y[at] = X::cast_from(activate_by_code(sum, activation));
+    #[unroll]
+    for p in 1..comptime!(SHORT + 1) {
+        if size + p > SHORT {
+            let at = at3(&*new_state, slot, c, size + p - SHORT - 1);
+            new_state[at] = history.get(p);
         }
     }
 }

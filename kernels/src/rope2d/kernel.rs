@@ -105,12 +105,12 @@ impl Side {
 #[allow(clippy::too_many_arguments)]
 pub(super) fn rotate_kernel<E: Float, S: Numeric, I: Numeric, N: Size>(
     q: &[Vector<S, N>],
-    k: &[Vector<S, N>],
+    k: ComptimeOption<&[Vector<S, N>]>,
     q_positions: &[I],
-    k_positions: &[I],
+    k_positions: ComptimeOption<&[I]>,
     table: &[Vector<f32, N>],
     q_out: &mut [Vector<S, N>],
-    k_out: &mut [Vector<S, N>],
+    k_out: ComptimeOption<&mut [Vector<S, N>]>,
     q_side: Side,
     k_side: Side,
     split: Split,
@@ -130,6 +130,7 @@ pub(super) fn rotate_kernel<E: Float, S: Numeric, I: Numeric, N: Size>(
     if comptime!(pair) {
         if cube >= q_cubes {
             let cube = cube - q_cubes;
+            let (k, k_positions, k_out) = (k.unwrap(), k_positions.unwrap(), k_out.unwrap());
             rotate_side::<E, S, I, N>(k, k_positions, table, k_out, &k_side, &split, cube, wide, source);
         } else {
             rotate_side::<E, S, I, N>(q, q_positions, table, q_out, &q_side, &split, cube, wide, source);

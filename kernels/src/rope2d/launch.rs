@@ -39,7 +39,7 @@ pub(super) fn launch(
     let largest = positions.max(shape.iter().product());
     let address = address_type("rope2d", &operands, largest, limits)?;
     let table = Operand::contiguous(table::get(client, &problem, fractions), &shape, FloatType::F32);
-    let views_last = &views[views.len() - 1];
+    let (views_last, pair) = (&views[views.len() - 1], rotations.len() == 2);
     for dispatch in dispatches(cubes, (HEADS * UNITS * width * 16) as f64, limits) {
         let split = SplitLaunch::new(
             problem.frequencies() as u32,
@@ -58,18 +58,18 @@ pub(super) fn launch(
                 address,
                 vector,
                 views[0][0].buffer_arg(width),
-                views_last[0].buffer_arg(width),
+                pair.then(|| views_last[0].buffer_arg(width)).into(),
                 first.positions.buffer_arg(&table),
-                last.positions.buffer_arg(&table),
+                pair.then(|| last.positions.buffer_arg(&table)).into(),
                 table.buffer_arg(vector),
                 views[0][1].buffer_arg(width),
-                views_last[1].buffer_arg(width),
+                pair.then(|| views_last[1].buffer_arg(width)).into(),
                 sides[0].launch(first, &views[0]),
                 sides[sides.len() - 1].launch(last, views_last),
                 split,
                 sides[0].cubes,
                 dispatch.span(),
-                rotations.len() == 2,
+                pair,
                 wide,
                 source,
                 problem.dtype.elem(),

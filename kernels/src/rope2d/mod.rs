@@ -67,7 +67,7 @@ pub struct Rope2dProblem {
 
 /// Rows and columns of patches in row-major order, after the tokens of the prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Grid {
+pub struct RopeGrid {
     /// Patches along y.
     pub rows: usize,
     /// Patches along x.
@@ -85,7 +85,7 @@ pub enum Positions<'a> {
     /// i32 the result is NaN.
     Float(&'a Operand),
     /// On a grid.
-    Grid(Grid),
+    Grid(RopeGrid),
 }
 
 /// A rotation: tokens and where they stand, and the result, which may be the tokens' own memory.
@@ -167,6 +167,25 @@ impl Rope2dProblem {
             invalid!("rope2d: a prefix of {prefix} tokens was asked for, there are {}", self.tokens);
         }
         Ok(Self { prefix, ..self })
+    }
+
+    /// Refuses a grid that does not have a patch for every token after the prefix.
+    ///
+    /// # Errors
+    /// [`ConvError::Invalid`] with the numbers.
+    pub fn check_grid(&self, grid: RopeGrid) -> Result<(), ConvError> {
+        let patches =
+            grid.rows.checked_mul(grid.columns).and_then(|patches| patches.checked_add(self.prefix));
+        if patches != Some(self.tokens) {
+            invalid!(
+                "rope2d: a grid of {} x {} patches after {} other tokens was given for {} tokens",
+                grid.rows,
+                grid.columns,
+                self.prefix,
+                self.tokens
+            );
+        }
+        Ok(())
     }
 
     /// `[B, H, N, D]` or `[B, N, H, D]`.
@@ -276,19 +295,6 @@ fn check(client: &Client, limits: &Limits, rotation: &Rotation) -> Result<(), Co
             invalid!("rope2d: positions is {}, numbers have to be f32", positions.dtype.name())
         }
         Positions::Float(_) => Ok(()),
-        Positions::Grid(grid) => {
-            let patches =
-                grid.rows.checked_mul(grid.columns).and_then(|patches| patches.checked_add(problem.prefix));
-            if patches != Some(problem.tokens) {
-                invalid!(
-                    "rope2d: a grid of {} x {} patches after {} other tokens was given for {} tokens",
-                    grid.rows,
-                    grid.columns,
-                    problem.prefix,
-                    problem.tokens
-                );
-            }
-            Ok(())
-        }
+        Positions::Grid(grid) => problem.check_grid(*grid),
     }
 }

@@ -1,6 +1,6 @@
 //! RoPE2D in f64: the mathematics of the op, and the oracle of its kernel.
 
-use super::{Grid, Rope2dProblem, RopeLayout};
+use super::{Rope2dProblem, RopeGrid, RopeLayout};
 
 /// Rotates row-major `tokens` in the problem's layout by row-major `positions [B, N, 2]`; backwards when `inverse`.
 pub fn rotate(problem: &Rope2dProblem, tokens: &[f64], positions: &[i64], inverse: bool) -> Vec<f64> {
@@ -20,7 +20,7 @@ pub fn rotate_at(problem: &Rope2dProblem, tokens: &[f64], positions: &[f64], inv
 }
 
 /// Positions `[B, N, 2]` of the problem's tokens on a grid, (0, 0) for those of the prefix.
-pub fn grid_positions(problem: &Rope2dProblem, grid: Grid) -> Vec<i64> {
+pub fn grid_positions(problem: &Rope2dProblem, grid: RopeGrid) -> Vec<i64> {
     let mut row = vec![0; 2 * problem.prefix];
     let (rows, columns) = (grid.rows as i64, grid.columns as i64);
     let first = i64::from(grid.first);

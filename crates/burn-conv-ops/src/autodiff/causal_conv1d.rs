@@ -1,8 +1,8 @@
 //! Causal conv1d as a graph node. The backward pass needs the inputs only: it recomputes what the activation's
 //! derivative asks for. One op computes all of its gradients, since they share that recomputation.
 //!
-//! The final state is a second output and its own node. With tracked operands it and the decoding step are composed
-//! from Burn's ops, which Burn differentiates.
+//! The final state is a second output and its own node. With tracked operands it is composed from Burn's ops, which Burn
+//! differentiates.
 
 use crate::ops::{CausalConv1dInputs, ConvOps, OptionalTensor};
 use crate::portable::causal_conv1d as portable;
@@ -12,7 +12,7 @@ use burn::backend::autodiff::ops::{Backward, NodeGuard, Ops, OpsKind};
 use burn::backend::autodiff::{Autodiff, NodeId};
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{AutodiffBackend, Backend};
-use conv_kernels::causal_conv1d::{CausalConv1dProblem, UpdateProblem};
+use conv_kernels::causal_conv1d::CausalConv1dProblem;
 
 type Tracked<B, C> = FloatTensor<Autodiff<B, C>>;
 
@@ -21,13 +21,19 @@ pub(super) fn forward<B: Backend + ConvOps, C: CheckpointStrategy>(
     problem: CausalConv1dProblem,
 ) -> Tracked<B, C> {
     let (x, weight) = (inputs.x.node(), inputs.weight.node());
-    let bias = inputs.bias.as_option().map(|bias| bias.node());
-    let initial = inputs.initial.as_option().map(|initial| initial.node());
-    match (bias, initial) {
-        (None, None) => record::<B, C, 2>([x, weight], inputs, problem),
-        (Some(bias), None) => record::<B, C, 3>([x, weight, bias], inputs, problem),
-        (None, Some(initial)) => record::<B, C, 3>([x, weight, initial], inputs, problem),
-        (Some(bias), Some(initial)) => record::<B, C, 4>([x, weight, bias, initial], inputs, problem),
+    let optional = [&inputs.bias, &inputs.initial, &inputs.residual];
+    let optional = optional.map(|operand| operand.as_option().map(|operand| operand.node()));
+    match optional {
+        [None, None, None] => record::<B, C, 2>([x, weight], inputs, problem),
+        [Some(one), None, None] | [None, Some(one), None] | [None, None, Some(one)] => {
+            record::<B, C, 3>([x, weight, one], inputs, problem)
+        }
+        [Some(one), Some(two), None] | [Some(one), None, Some(two)] | [None, Some(one), Some(two)] => {
+            record::<B, C, 4>([x, weight, one, two], inputs, problem)
+        }
+        [Some(bias), Some(initial), Some(residual)] => {
+            record::<B, C, 5>([x, weight, bias, initial, residual], inputs, problem)
+        }
     }
 }
 
@@ -44,6 +50,7 @@ fn record<B: Backend + ConvOps, C: CheckpointStrategy, const N: usize>(
                 weight: prep.checkpoint(&inputs.weight),
                 bias: inputs.bias.as_option().map(|bias| prep.checkpoint(bias)),
                 initial: inputs.initial.as_option().map(|initial| prep.checkpoint(initial)),
+                residual: inputs.residual.as_option().is_some(),
             };
             let seq_idx = inputs.seq_idx.as_option().cloned();
             let y = B::causal_conv1d(inner(inputs), problem);
@@ -56,13 +63,14 @@ fn record<B: Backend + ConvOps, C: CheckpointStrategy, const N: usize>(
 fn inner<B: Backend, C: CheckpointStrategy>(
     inputs: CausalConv1dInputs<Autodiff<B, C>>,
 ) -> CausalConv1dInputs<B> {
-    let CausalConv1dInputs { x, weight, bias, initial, seq_idx } = inputs;
+    let CausalConv1dInputs { x, weight, bias, initial, seq_idx, residual } = inputs;
     CausalConv1dInputs {
         x: x.into_primitive(),
         weight: weight.into_primitive(),
         bias: bias.into_option().map(|bias| bias.into_primitive()).into(),
         initial: initial.into_option().map(|initial| initial.into_primitive()).into(),
         seq_idx: seq_idx.into_option().into(),
+        residual: residual.into_option().map(|residual| residual.into_primitive()).into(),
     }
 }
 
@@ -73,9 +81,11 @@ struct Kept {
     weight: NodeId,
     bias: Option<NodeId>,
     initial: Option<NodeId>,
+    /// Whether there is one: its gradient does not need its value.
+    residual: bool,
 }
 
-/// Parents: x, weight, then the bias and the initial state, those that there are.
+/// Parents: x, weight, then the bias, the initial state and the residual, those that there are.
 #[derive(Debug)]
 struct CausalConvolution;
 
@@ -90,14 +100,19 @@ impl<B: Backend + ConvOps, const N: usize> Backward<B, N> for CausalConvolution 
             weight: retrieve(kept.weight),
             bias: kept.bias.map(&mut retrieve).into(),
             initial: kept.initial.map(&mut retrieve).into(),
-            seq_idx: seq_idx.into(),
+            seq_idx: seq_idx.clone().into(),
+            residual: None.into(),
         };
+        // The backward pass does not read the residual, whose gradient is dy.
+        let problem = CausalConv1dProblem { residual: false, ..problem };
         let dy = grads.consume::<B>(&ops.node);
+        let dresidual = kept.residual.then(|| portable::clear_padding::<B>(dy.clone(), seq_idx, &problem));
         let computed = B::causal_conv1d_backward(inputs, dy, problem);
         let results = [Some(computed.x), Some(computed.weight)]
             .into_iter()
             .chain(kept.bias.map(|_| computed.bias.into_option()))
-            .chain(kept.initial.map(|_| computed.initial.into_option()));
+            .chain(kept.initial.map(|_| computed.initial.into_option()))
+            .chain(dresidual.map(Some));
         for (parent, result) in ops.parents.into_iter().zip(results) {
             if let (Some(node), Some(result)) = (parent, result) {
                 grads.register::<B>(node.id, result);
@@ -117,21 +132,4 @@ pub(super) fn final_state<B: Backend + ConvOps, C: CheckpointStrategy>(
     }
     let initial = initial.map(|initial| initial.into_primitive()).into();
     Autodiff::<B, C>::from_inner(B::causal_conv1d_final_state(x.into_primitive(), initial, problem))
-}
-
-pub(super) fn update<B: Backend + ConvOps, C: CheckpointStrategy>(
-    x: Tracked<B, C>,
-    state: Tracked<B, C>,
-    weight: Tracked<B, C>,
-    bias: OptionalTensor<Autodiff<B, C>>,
-    problem: UpdateProblem,
-) -> (Tracked<B, C>, Tracked<B, C>) {
-    let bias = bias.into_option();
-    if [&x, &state, &weight].into_iter().chain(&bias).any(|operand| operand.is_tracked()) {
-        return portable::update::<Autodiff<B, C>>(x, state, weight, bias, &problem);
-    }
-    let bias = bias.map(|bias| bias.into_primitive()).into();
-    let (x, state, weight) = (x.into_primitive(), state.into_primitive(), weight.into_primitive());
-    let (y, new_state) = B::causal_conv1d_update(x, state, weight, bias, problem);
-    (Autodiff::<B, C>::from_inner(y), Autodiff::<B, C>::from_inner(new_state))
 }

@@ -6,14 +6,18 @@
 
 mod causal_conv1d;
 mod conv3d;
+mod decoding;
 mod rope2d;
 
-use crate::ops::{CausalConv1dGradients, CausalConv1dInputs, Conv3dCall, ConvOps, OptionalTensor};
+use crate::ops::{
+    CausalConv1dGradients, CausalConv1dInputs, CausalConv1dSteps, Conv3dCall, ConvOps, OptionalTensor,
+    RopePositions,
+};
 use burn::backend::Backend;
 use burn::backend::autodiff::Autodiff;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::tensor::{FloatTensor, IntTensor};
-use conv_kernels::causal_conv1d::{CausalConv1dProblem, UpdateProblem};
+use conv_kernels::causal_conv1d::{CausalConv1dProblem, Conv1dLayout, UpdateProblem};
 use conv_kernels::conv3d::{Activation, WinogradTile};
 use conv_kernels::rope2d::Rope2dProblem;
 
@@ -99,12 +103,32 @@ impl<B: Backend + ConvOps, C: CheckpointStrategy> ConvOps for Autodiff<B, C> {
         bias: OptionalTensor<Self>,
         problem: UpdateProblem,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        causal_conv1d::update::<B, C>(x, state, weight, bias, problem)
+        decoding::update::<B, C>(x, state, weight, bias, problem)
+    }
+
+    fn causal_conv1d_update_steps(
+        inputs: CausalConv1dSteps<Self>,
+        problem: UpdateProblem,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        decoding::update_steps::<B, C>(inputs, problem)
+    }
+
+    fn causal_conv1d_last_states(
+        x: FloatTensor<Self>,
+        bounds: IntTensor<Self>,
+        length: usize,
+        layout: Conv1dLayout,
+    ) -> FloatTensor<Self> {
+        decoding::last_states::<B, C>(x, bounds, length, layout)
+    }
+
+    fn causal_conv1d_seq_idx(bounds: IntTensor<Self>, length: usize) -> IntTensor<Self> {
+        B::causal_conv1d_seq_idx(bounds, length)
     }
 
     fn rope2d(
         tokens: FloatTensor<Self>,
-        positions: IntTensor<Self>,
+        positions: RopePositions<Self>,
         problem: Rope2dProblem,
         inverse: bool,
     ) -> FloatTensor<Self> {
@@ -114,8 +138,8 @@ impl<B: Backend + ConvOps, C: CheckpointStrategy> ConvOps for Autodiff<B, C> {
     fn rope2d_qk(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
-        q_positions: IntTensor<Self>,
-        k_positions: IntTensor<Self>,
+        q_positions: RopePositions<Self>,
+        k_positions: RopePositions<Self>,
         q_problem: Rope2dProblem,
         k_problem: Rope2dProblem,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {

@@ -1,7 +1,7 @@
 //! RoPE2D as a graph node: the gradient is the rotation by the opposite angles. The op is cheap beside what it reads, so
 //! under gradient checkpointing it is computed again instead of kept.
 
-use crate::ops::ConvOps;
+use crate::ops::{ConvOps, RopePositions};
 use burn::backend::Backend;
 use burn::backend::autodiff::checkpoint::{
     base::Checkpointer, retro_forward::RetroForward, state::BackwardStates, strategy::CheckpointStrategy,
@@ -9,15 +9,16 @@ use burn::backend::autodiff::checkpoint::{
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::autodiff::{Autodiff, NodeId};
-use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::tensor::FloatTensor;
 use conv_kernels::rope2d::Rope2dProblem;
 
 pub(super) fn forward<B: Backend + ConvOps, C: CheckpointStrategy>(
     tokens: FloatTensor<Autodiff<B, C>>,
-    positions: IntTensor<B>,
+    positions: RopePositions<Autodiff<B, C>>,
     problem: Rope2dProblem,
     inverse: bool,
 ) -> FloatTensor<Autodiff<B, C>> {
+    let positions = inner(positions);
     let again = Again::<B> { tokens: tokens.id(), positions: positions.clone(), problem, inverse };
     let prep = Rotation.prepare::<C>([tokens.node()]).memory_bound().retro_forward(again).parents([&tokens]);
     match prep.stateful() {
@@ -34,9 +35,10 @@ pub(super) fn forward<B: Backend + ConvOps, C: CheckpointStrategy>(
 /// Queries and keys in one launch, a node each: their gradients come separately.
 pub(super) fn forward_qk<B: Backend + ConvOps, C: CheckpointStrategy>(
     tokens: [FloatTensor<Autodiff<B, C>>; 2],
-    positions: [IntTensor<B>; 2],
+    positions: [RopePositions<Autodiff<B, C>>; 2],
     problems: [Rope2dProblem; 2],
 ) -> [FloatTensor<Autodiff<B, C>>; 2] {
+    let positions = positions.map(inner);
     let prepare = |place: usize| {
         let (tokens, positions, problem) = (&tokens[place], positions[place].clone(), problems[place]);
         let again = Again::<B> { tokens: tokens.id(), positions, problem, inverse: false };
@@ -60,11 +62,20 @@ pub(super) fn forward_qk<B: Backend + ConvOps, C: CheckpointStrategy>(
     [q, finish(of_k, k, k_positions, problems[1])]
 }
 
+/// The positions without their node: no gradient flows to them.
+fn inner<B: Backend, C: CheckpointStrategy>(positions: RopePositions<Autodiff<B, C>>) -> RopePositions<B> {
+    match positions {
+        RopePositions::Index(positions) => RopePositions::Index(positions),
+        RopePositions::Float(positions) => RopePositions::Float(positions.into_primitive()),
+        RopePositions::Grid(grid) => RopePositions::Grid(grid),
+    }
+}
+
 #[derive(Debug)]
 struct Rotation;
 
 impl<B: Backend + ConvOps> Backward<B, 1> for Rotation {
-    type State = (IntTensor<B>, Rope2dProblem, bool);
+    type State = (RopePositions<B>, Rope2dProblem, bool);
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
         let (positions, problem, inverse) = ops.state;
@@ -80,7 +91,7 @@ impl<B: Backend + ConvOps> Backward<B, 1> for Rotation {
 #[derive(Debug)]
 struct Again<B: Backend> {
     tokens: NodeId,
-    positions: IntTensor<B>,
+    positions: RopePositions<B>,
     problem: Rope2dProblem,
     inverse: bool,
 }

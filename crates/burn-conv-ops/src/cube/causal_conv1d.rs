@@ -1,10 +1,10 @@
-//! Causal conv1d, its gradients, states and decoding steps through `conv-kernels`.
+//! Causal conv1d, its gradients and final state through `conv-kernels`.
 
-use super::{allocate, index_operand, operand, owned};
+use super::{allocate, index_operand, operand};
 use crate::ops::{CausalConv1dGradients, CausalConv1dInputs};
 use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
-use conv_kernels::causal_conv1d::{self, CausalConv1dProblem, Gradients, Inputs, Pass, UpdateProblem};
+use conv_kernels::causal_conv1d::{self, CausalConv1dProblem, Gradients, Inputs, Pass};
 use conv_kernels::{ConvError, IndexOperand, Limits, Operand};
 
 /// The inputs as the kernels see them.
@@ -14,6 +14,7 @@ struct Operands {
     bias: Option<Operand>,
     initial: Option<Operand>,
     seq_idx: Option<IndexOperand>,
+    residual: Option<Operand>,
 }
 
 impl Operands {
@@ -24,6 +25,7 @@ impl Operands {
             bias: inputs.bias.as_option().map(operand).transpose()?,
             initial: inputs.initial.as_option().map(operand).transpose()?,
             seq_idx: inputs.seq_idx.as_option().map(index_operand).transpose()?,
+            residual: inputs.residual.as_option().map(operand).transpose()?,
         })
     }
 
@@ -34,6 +36,7 @@ impl Operands {
             bias: self.bias.as_ref(),
             initial_state: self.initial.as_ref(),
             seq_idx: self.seq_idx.as_ref(),
+            residual: self.residual.as_ref(),
         }
     }
 }
@@ -88,32 +91,4 @@ pub(super) fn final_state(
     let (from, to) = (operand(x)?, operand(&state)?);
     causal_conv1d::final_state(&x.client, &limits, problem, &from, initial.as_ref(), &to)?;
     Ok(state)
-}
-
-pub(super) fn update(
-    x: &CubeTensor,
-    state: CubeTensor,
-    weight: &CubeTensor,
-    bias: Option<&CubeTensor>,
-    problem: &UpdateProblem,
-) -> Result<(CubeTensor, CubeTensor), ConvError> {
-    let limits = Limits::of(&x.client);
-    let y = allocate(x, &problem.x_shape(), x.dtype);
-    // Asked before `operand` shares the memory.
-    let owned = owned(&state);
-    let from = operand(&state)?;
-    let new_state = if owned { state } else { allocate(x, &problem.state_shape(), state.dtype) };
-    let bias = bias.map(operand).transpose()?;
-    causal_conv1d::update(
-        &x.client,
-        &limits,
-        problem,
-        &operand(x)?,
-        &from,
-        &operand(weight)?,
-        bias.as_ref(),
-        &operand(&y)?,
-        &operand(&new_state)?,
-    )?;
-    Ok((y, new_state))
 }

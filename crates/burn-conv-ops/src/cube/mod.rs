@@ -5,15 +5,19 @@
 
 mod causal_conv1d;
 mod conv3d;
+mod decoding;
 mod rope2d;
 
-use crate::ops::{CausalConv1dGradients, CausalConv1dInputs, Conv3dCall, ConvOps, OptionalTensor};
+use crate::ops::{
+    CausalConv1dGradients, CausalConv1dInputs, CausalConv1dSteps, Conv3dCall, ConvOps, OptionalTensor,
+    RopePositions,
+};
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeBackend;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
-use conv_kernels::causal_conv1d::{CausalConv1dProblem, UpdateProblem};
+use conv_kernels::causal_conv1d::{CausalConv1dProblem, Conv1dLayout, UpdateProblem};
 use conv_kernels::conv3d::{Activation, WinogradTile};
 use conv_kernels::rope2d::Rope2dProblem;
 use conv_kernels::{ConvError, IndexOperand, Operand};
@@ -96,12 +100,32 @@ impl ConvOps for CubeBackend {
         bias: OptionalTensor<Self>,
         problem: UpdateProblem,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        or_panic(causal_conv1d::update(&x, state, &weight, bias.as_option(), &problem))
+        or_panic(decoding::update(&x, state, &weight, bias.as_option(), &problem))
+    }
+
+    fn causal_conv1d_update_steps(
+        inputs: CausalConv1dSteps<Self>,
+        problem: UpdateProblem,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        or_panic(decoding::update_steps(inputs, &problem))
+    }
+
+    fn causal_conv1d_last_states(
+        x: FloatTensor<Self>,
+        bounds: IntTensor<Self>,
+        length: usize,
+        layout: Conv1dLayout,
+    ) -> FloatTensor<Self> {
+        or_panic(decoding::last_states(&x, &bounds, length, layout))
+    }
+
+    fn causal_conv1d_seq_idx(bounds: IntTensor<Self>, length: usize) -> IntTensor<Self> {
+        or_panic(decoding::seq_idx(&bounds, length))
     }
 
     fn rope2d(
         tokens: FloatTensor<Self>,
-        positions: IntTensor<Self>,
+        positions: RopePositions<Self>,
         problem: Rope2dProblem,
         inverse: bool,
     ) -> FloatTensor<Self> {
@@ -111,8 +135,8 @@ impl ConvOps for CubeBackend {
     fn rope2d_qk(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
-        q_positions: IntTensor<Self>,
-        k_positions: IntTensor<Self>,
+        q_positions: RopePositions<Self>,
+        k_positions: RopePositions<Self>,
         q_problem: Rope2dProblem,
         k_problem: Rope2dProblem,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {

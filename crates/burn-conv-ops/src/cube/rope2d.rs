@@ -1,23 +1,54 @@
 //! RoPE2D through `conv-kernels`.
 
 use super::{allocate, index_operand, operand, owned};
+use crate::ops::RopePositions;
+use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
-use conv_kernels::rope2d::{Positions, Rope2dProblem, Rotation, rotate_all};
+use conv_kernels::rope2d::{Positions, Rope2dProblem, RopeGrid, Rotation, rotate_all};
 use conv_kernels::{ConvError, IndexOperand, Limits, Operand};
 
 /// Tokens and their positions as the kernels see them, and the result: the tokens' own memory where nobody else has it.
 struct Turn {
     tokens: Operand,
-    positions: IndexOperand,
+    positions: Places,
     out: CubeTensor,
     problem: Rope2dProblem,
 }
 
+/// Positions as the kernels see them.
+enum Places {
+    Index(IndexOperand),
+    Float(Operand),
+    Grid(RopeGrid),
+}
+
+impl Places {
+    fn of(positions: &RopePositions<CubeBackend>) -> Result<Self, ConvError> {
+        Ok(match positions {
+            RopePositions::Index(positions) => Self::Index(index_operand(positions)?),
+            RopePositions::Float(positions) => Self::Float(operand(positions)?),
+            RopePositions::Grid(grid) => Self::Grid(*grid),
+        })
+    }
+
+    fn positions(&self) -> Positions<'_> {
+        match self {
+            Self::Index(positions) => Positions::Index(positions),
+            Self::Float(positions) => Positions::Float(positions),
+            Self::Grid(grid) => Positions::Grid(*grid),
+        }
+    }
+}
+
 impl Turn {
-    fn of(tokens: CubeTensor, positions: &CubeTensor, problem: Rope2dProblem) -> Result<Self, ConvError> {
+    fn of(
+        tokens: CubeTensor,
+        positions: &RopePositions<CubeBackend>,
+        problem: Rope2dProblem,
+    ) -> Result<Self, ConvError> {
         // Asked before `operand` shares the memory.
         let owned = owned(&tokens);
-        let (from, positions) = (operand(&tokens)?, index_operand(positions)?);
+        let (from, positions) = (operand(&tokens)?, Places::of(positions)?);
         let out = if owned { tokens } else { allocate(&tokens, &problem.tokens_shape(), tokens.dtype) };
         Ok(Self { tokens: from, positions, out, problem })
     }
@@ -33,7 +64,7 @@ fn turn(turns: &[Turn], inverse: bool) -> Result<(), ConvError> {
         .map(|(turn, out)| Rotation {
             problem: turn.problem,
             tokens: &turn.tokens,
-            positions: Positions::Index(&turn.positions),
+            positions: turn.positions.positions(),
             out,
         })
         .collect();
@@ -42,7 +73,7 @@ fn turn(turns: &[Turn], inverse: bool) -> Result<(), ConvError> {
 
 pub(super) fn rotate(
     tokens: CubeTensor,
-    positions: &CubeTensor,
+    positions: &RopePositions<CubeBackend>,
     problem: Rope2dProblem,
     inverse: bool,
 ) -> Result<CubeTensor, ConvError> {
@@ -54,7 +85,7 @@ pub(super) fn rotate(
 
 pub(super) fn rotate_qk(
     [q, k]: [CubeTensor; 2],
-    [q_positions, k_positions]: [&CubeTensor; 2],
+    [q_positions, k_positions]: [&RopePositions<CubeBackend>; 2],
     [q_problem, k_problem]: [Rope2dProblem; 2],
 ) -> Result<(CubeTensor, CubeTensor), ConvError> {
     let turns = [Turn::of(q, q_positions, q_problem)?, Turn::of(k, k_positions, k_problem)?];

@@ -3,12 +3,13 @@
 use super::forms::{ActivationForm, Conv1dLayoutForm};
 use super::{config, setters};
 use crate::{
-    Activation, CausalConv1dOptions, CausalConv1dState, CausalConv1dUpdateOptions, Conv1dLayout,
-    causal_conv1d, causal_conv1d_update, causal_conv1d_with_state,
+    Activation, CausalConv1dOptions, CausalConv1dPlaces, CausalConv1dState, CausalConv1dUpdateOptions,
+    Conv1dLayout, causal_conv1d, causal_conv1d_last_states, causal_conv1d_update, causal_conv1d_update_steps,
+    causal_conv1d_with_state,
 };
 use burn::module::{Content, DisplaySettings, Initializer, Module, ModuleDisplay, Param};
 use burn::serde::{Deserialize, Serialize};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 use derive_new::new;
 
 /// Configuration of a [`CausalConv1d`]: `CausalConv1dConfig::new(channels, width).init(&device)`.
@@ -96,6 +97,20 @@ impl CausalConv1d {
         causal_conv1d_with_state(x, self.taps(), self.bias(), state, self.options())
     }
 
+    /// y of sequences that are packed into one row `[1, C, T]` or `[1, T, C]`, and the state of each to continue with,
+    /// `[N, C, W-1]`: sequence i has the steps from `cu_seqlens[i]` to `cu_seqlens[i + 1]`. Each begins without a state.
+    ///
+    /// # Panics
+    /// Where [`try_causal_conv1d_with_state`](crate::try_causal_conv1d_with_state) or
+    /// [`try_causal_conv1d_last_states`](crate::try_causal_conv1d_last_states) returns an error.
+    pub fn forward_packed(&self, x: Tensor<3>, cu_seqlens: Tensor<1, Int>) -> (Tensor<3>, Tensor<3>) {
+        let time = if self.layout == Conv1dLayout::Bct { 2 } else { 1 };
+        let state = CausalConv1dState::new().with_cu_seqlens(cu_seqlens.clone(), x.dims()[time]);
+        let history = self.weight.dims()[2].saturating_sub(1);
+        let last = causal_conv1d_last_states(x.clone(), cu_seqlens, history, self.layout);
+        (self.forward_with_state(x, state).0, last)
+    }
+
     /// One decoding step: y `[B, C]` and the new state from x `[B, C]` and a state `[B, C, S]`, S >= W-1.
     ///
     /// # Panics
@@ -103,6 +118,21 @@ impl CausalConv1d {
     pub fn step(&self, x: Tensor<2>, state: Tensor<3>) -> (Tensor<2>, Tensor<3>) {
         let options = CausalConv1dUpdateOptions::new().with_activation(self.activation);
         causal_conv1d_update(x, state, self.taps(), self.bias(), options)
+    }
+
+    /// Several decoding steps in one launch: y `[B, C, L]` and the new state from x `[B, C, L]` and a state `[B, C, S]`, S >=
+    /// W-1, or slots of states and rings as the places say.
+    ///
+    /// # Panics
+    /// Where [`try_causal_conv1d_update_steps`](crate::try_causal_conv1d_update_steps) returns an error.
+    pub fn steps(
+        &self,
+        x: Tensor<3>,
+        state: Tensor<3>,
+        places: CausalConv1dPlaces,
+    ) -> (Tensor<3>, Tensor<3>) {
+        let options = CausalConv1dUpdateOptions::new().with_activation(self.activation);
+        causal_conv1d_update_steps(x, state, self.taps(), self.bias(), places, options)
     }
 
     /// The state before the first step, zeros `[batch, C, W-1]`.

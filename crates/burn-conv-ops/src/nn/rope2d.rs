@@ -2,7 +2,7 @@
 
 use super::forms::RopeLayoutForm;
 use super::{config, setters};
-use crate::{Rope2dOptions, RopeLayout, rope2d, rope2d_qk};
+use crate::{Rope2dOptions, Rope2dPositions, RopeLayout, rope2d, rope2d_qk};
 use burn::module::Module;
 use burn::serde::{Deserialize, Serialize};
 use burn::tensor::{Device, Int, Tensor, TensorData};
@@ -22,6 +22,12 @@ pub struct Rope2dConfig {
     #[new(default)]
     #[serde(with = "RopeLayoutForm")]
     pub layout: RopeLayout,
+    /// Tokens at the beginning that stay as they are, such as VGGT's special tokens; none.
+    #[new(default)]
+    pub prefix: usize,
+    /// Elements of a head that are rotated, from the first, a multiple of 4; all of them.
+    #[new(default)]
+    pub rotated: Option<usize>,
 }
 
 config!(Rope2dConfig);
@@ -32,37 +38,36 @@ setters!(Rope2dConfig {
     with_f0(f0: f32);
     /// Sets the order of the axes of the tokens.
     with_layout(layout: RopeLayout);
+    /// Sets how many tokens at the beginning stay as they are.
+    with_prefix(prefix: usize);
+    /// Sets how many elements of a head are rotated; `None` for all.
+    with_rotated(rotated: Option<usize>);
 });
 
 impl Rope2dConfig {
     /// The module. It has no parameters and belongs to no device.
     #[must_use]
     pub fn init(&self) -> Rope2d {
-        Rope2d {
-            options: Rope2dOptions {
-                base: self.base,
-                f0: self.f0,
-                layout: self.layout,
-                ..Rope2dOptions::new()
-            },
-        }
+        let Self { base, f0, layout, prefix, rotated } = *self;
+        Rope2d { options: Rope2dOptions { base, f0, layout, prefix, rotated } }
     }
 }
 
 /// Rotary position embedding over rows and columns, without parameters.
 #[derive(Module, Debug)]
 pub struct Rope2d {
-    /// Base, factor and layout.
+    /// Base, factor, layout, and what is not rotated.
     #[module(skip)]
     pub options: Rope2dOptions,
 }
 
 impl Rope2d {
-    /// The tokens `[B, H, N, D]` (or `[B, N, H, D]`), rotated by their positions `[B, N, 2]` of (row, column).
+    /// The tokens `[B, H, N, D]` (or `[B, N, H, D]`), rotated by their positions of (row, column): a tensor `[B, N, 2]` of
+    /// integers or fp32 numbers, or a [`RopeGrid`](crate::RopeGrid).
     ///
     /// # Panics
     /// Where [`try_rope2d`](crate::try_rope2d) returns an error.
-    pub fn forward(&self, tokens: Tensor<4>, positions: Tensor<3, Int>) -> Tensor<4> {
+    pub fn forward(&self, tokens: Tensor<4>, positions: impl Into<Rope2dPositions>) -> Tensor<4> {
         rope2d(tokens, positions, self.options)
     }
 
@@ -74,8 +79,8 @@ impl Rope2d {
         &self,
         q: Tensor<4>,
         k: Tensor<4>,
-        q_positions: Tensor<3, Int>,
-        k_positions: Tensor<3, Int>,
+        q_positions: impl Into<Rope2dPositions>,
+        k_positions: impl Into<Rope2dPositions>,
     ) -> (Tensor<4>, Tensor<4>) {
         rope2d_qk(q, k, q_positions, k_positions, self.options)
     }

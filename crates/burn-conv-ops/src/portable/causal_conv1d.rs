@@ -6,7 +6,7 @@ use burn::backend::ops::PadMode;
 use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::backend::{Backend, TensorMetadata, get_device_settings};
 use burn::tensor::{FloatDType, Shape};
-use conv_kernels::causal_conv1d::{CausalConv1dProblem, Conv1dLayout, UpdateProblem};
+use conv_kernels::causal_conv1d::{CausalConv1dProblem, Conv1dLayout};
 
 /// See [`ConvOps::causal_conv1d`](crate::ConvOps::causal_conv1d).
 pub(crate) fn forward<B: Backend>(
@@ -18,7 +18,11 @@ pub(crate) fn forward<B: Backend>(
         return inputs.x;
     }
     let taps = Taps::of(&inputs, problem);
-    let y = activate::<B>(taps.pre_activation(&inputs, problem), problem.activation);
+    let mut y = activate::<B>(taps.pre_activation(&inputs, problem), problem.activation);
+    if let Some(residual) = inputs.residual.into_option() {
+        let residual = swap_layout::<B>(widen::<B>(residual), problem.layout);
+        y = B::float_add(y, taps.clear_padding(residual));
+    }
     round::<B>(swap_layout::<B>(y, problem.layout), dtype)
 }
 
@@ -99,34 +103,25 @@ pub(crate) fn final_state<B: Backend>(
     B::float_cat(vec![kept, swap_layout::<B>(x, problem.layout)], 2)
 }
 
-/// See [`ConvOps::causal_conv1d_update`](crate::ConvOps::causal_conv1d_update). Differentiable where the backend is.
-pub(crate) fn update<B: Backend>(
-    x: FloatTensor<B>,
-    state: FloatTensor<B>,
-    weight: FloatTensor<B>,
-    bias: Option<FloatTensor<B>>,
-    problem: &UpdateProblem,
-) -> (FloatTensor<B>, FloatTensor<B>) {
-    let (batch, channels, length) = (problem.batch, problem.channels, problem.state_length);
-    let dtype = x.dtype();
-    if batch == 0 || channels == 0 {
-        return (x, state);
+/// dy without what it holds at padding: the gradient of the residual.
+#[cfg_attr(not(feature = "autodiff"), allow(dead_code))]
+pub(crate) fn clear_padding<B: Backend>(
+    dy: FloatTensor<B>,
+    seq_idx: Option<IntTensor<B>>,
+    problem: &CausalConv1dProblem,
+) -> FloatTensor<B> {
+    let Some(ids) = seq_idx else { return dy };
+    if problem.x_shape().contains(&0) {
+        return dy;
     }
-    let newest = B::float_reshape(x, [batch, channels, 1].into());
-    let joined = if length == 0 { newest } else { B::float_cat(vec![state, newest], 2) };
-    let window = narrow::<B>(joined.clone(), 2, length + 1 - problem.width, problem.width);
-    let weight = B::float_reshape(widen::<B>(weight), [1, channels, problem.width].into());
-    let sum = B::float_sum_dim(B::float_mul(widen::<B>(window), weight), 2);
-    let mut pre = B::float_reshape(sum, [batch, channels].into());
-    if let Some(bias) = bias {
-        pre = B::float_add(pre, B::float_reshape(widen::<B>(bias), [1, channels].into()));
-    }
-    let new_state = if length == 0 {
-        B::float_zeros([batch, channels, 0].into(), &joined.device(), dtype.into())
-    } else {
-        narrow::<B>(joined, 2, 1, length)
+    let bools = get_device_settings::<B>(&ids.device()).bool_dtype;
+    let (batch, length) = (problem.batch, problem.length);
+    let spread = match problem.layout {
+        Conv1dLayout::Bct => [batch, 1, length],
+        Conv1dLayout::Btc => [batch, length, 1],
     };
-    (round::<B>(activate::<B>(pre, problem.activation), dtype), new_state)
+    let padding = B::bool_reshape(B::int_lower_elem(ids, 0.into(), bools), spread.into());
+    B::float_mask_fill(dy, B::bool_expand(padding, problem.x_shape().into()), 0.0.into())
 }
 
 /// `[initial state | x]` in fp32 and, where there are sequence ids, which of its columns each step may read.
@@ -220,7 +215,7 @@ fn column<B: Backend>(weight: &FloatTensor<B>, k: usize) -> FloatTensor<B> {
 }
 
 /// `[B, C, T]` from the layout and back.
-fn swap_layout<B: Backend>(tensor: FloatTensor<B>, layout: Conv1dLayout) -> FloatTensor<B> {
+pub(super) fn swap_layout<B: Backend>(tensor: FloatTensor<B>, layout: Conv1dLayout) -> FloatTensor<B> {
     match layout {
         Conv1dLayout::Bct => tensor,
         Conv1dLayout::Btc => B::float_swap_dims(tensor, 1, 2),

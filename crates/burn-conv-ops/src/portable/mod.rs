@@ -4,6 +4,7 @@
 
 pub(crate) mod causal_conv1d;
 pub(crate) mod conv3d;
+pub(crate) mod decoding;
 pub(crate) mod rope2d;
 
 use burn::backend::tensor::FloatTensor;

@@ -2,28 +2,49 @@
 //! rounded to fp32.
 
 use super::{narrow, round, widen};
-use burn::backend::tensor::{FloatTensor, IntTensor};
+use crate::ops::RopePositions;
+use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::{FloatDType, Shape, TensorData};
-use conv_kernels::rope2d::{Rope2dProblem, RopeLayout, reference::frequency};
+use conv_kernels::rope2d::reference::{self, frequency};
+use conv_kernels::rope2d::{Rope2dProblem, RopeLayout};
 
 /// See [`ConvOps::rope2d`](crate::ConvOps::rope2d).
 pub(crate) fn rotate<B: Backend>(
     tokens: FloatTensor<B>,
-    positions: IntTensor<B>,
+    positions: RopePositions<B>,
+    problem: &Rope2dProblem,
+    inverse: bool,
+) -> FloatTensor<B> {
+    if problem.tokens_shape().contains(&0) {
+        return tokens;
+    }
+    let positions = match positions {
+        RopePositions::Index(positions) => B::int_into_float(positions, FloatDType::F64),
+        RopePositions::Float(positions) => B::float_cast(positions, FloatDType::F64),
+        RopePositions::Grid(grid) => {
+            let positions = reference::grid_positions(problem, grid).into_iter().map(|place| place as f64);
+            let data = TensorData::new(positions.collect(), problem.positions_shape());
+            B::float_from_data(data, &tokens.device())
+        }
+    };
+    rotate_at::<B>(tokens, positions, problem, inverse)
+}
+
+/// [`rotate`] by positions `[B, N, 2]` in f64.
+fn rotate_at<B: Backend>(
+    tokens: FloatTensor<B>,
+    positions: FloatTensor<B>,
     problem: &Rope2dProblem,
     inverse: bool,
 ) -> FloatTensor<B> {
     let shape = problem.tokens_shape();
-    if shape.contains(&0) {
-        return tokens;
-    }
     if problem.rotated < problem.head_dim {
         // The elements that are rotated, as heads of their own, and the rest.
         let (rotated, rest) = (problem.rotated, problem.head_dim - problem.rotated);
         let rest = narrow::<B>(tokens.clone(), 3, rotated, rest);
         let problem = Rope2dProblem { head_dim: rotated, ..*problem };
-        let turned = rotate::<B>(narrow::<B>(tokens, 3, 0, rotated), positions, &problem, inverse);
+        let turned = rotate_at::<B>(narrow::<B>(tokens, 3, 0, rotated), positions, &problem, inverse);
         return B::float_cat(vec![turned, rest], 3);
     }
     if problem.prefix > 0 {
@@ -34,10 +55,10 @@ pub(crate) fn rotate<B: Backend>(
         }
         let first = narrow::<B>(tokens.clone(), axis, 0, problem.prefix);
         let others = [(0..problem.batch).into(), (problem.prefix..problem.tokens).into(), (0..2).into()];
-        let positions = B::int_slice(positions, &others);
+        let positions = B::float_slice(positions, &others);
         let tokens = narrow::<B>(tokens, axis, problem.prefix, rest);
         let problem = Rope2dProblem { tokens: rest, prefix: 0, ..*problem };
-        return B::float_cat(vec![first, rotate::<B>(tokens, positions, &problem, inverse)], axis);
+        return B::float_cat(vec![first, rotate_at::<B>(tokens, positions, &problem, inverse)], axis);
     }
     let (dtype, device, quarter) = (tokens.dtype(), tokens.device(), problem.frequencies());
     let sign = if inverse { -1.0 } else { 1.0 };
@@ -46,7 +67,6 @@ pub(crate) fn rotate<B: Backend>(
     let factors = B::float_from_data(TensorData::new(factors, [1, 1, 1, quarter]), &device);
 
     // One angle per token, axis and frequency, the same for every head: [B, N, 2, Q].
-    let positions = B::int_into_float(positions, FloatDType::F64);
     let positions = B::float_reshape(positions, [problem.batch, problem.tokens, 2, 1].into());
     let angle = B::float_mul(positions, factors);
     let heads = match problem.layout {

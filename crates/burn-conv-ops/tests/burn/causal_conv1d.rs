@@ -36,6 +36,7 @@ fn problem(case: &Case) -> CausalConv1dProblem {
         bias: case.bias.then_some(case.c),
         initial_state: case.initial.then(|| state_shape(case)),
         seq_idx: (case.seq_idx != SeqIdx::None).then_some([case.b, case.t]),
+        residual: case.residual.then(|| x_shape(case)),
     };
     let CausalConv1dOptions { activation, layout } = options(case);
     CausalConv1dProblem::new(x_shape(case), [case.c, case.w], optional, layout, activation, F32, F32)
@@ -49,6 +50,7 @@ struct Results {
     dw: Tensor<2>,
     db: Option<Tensor<1>>,
     dinitial: Option<Tensor<3>>,
+    dresidual: Option<Tensor<3>>,
 }
 
 fn run(case: &Case, device: &Device) -> Results {
@@ -58,7 +60,8 @@ fn run(case: &Case, device: &Device) -> Results {
     let b = case.bias.then(|| normal(3, [case.c], &device).require_grad());
     let initial = case.initial.then(|| normal(4, state_shape(case), &device).require_grad());
     let seq_idx = (case.seq_idx != SeqIdx::None).then(|| int_upload(&ids(case), [case.b, case.t], &device));
-    let state = CausalConv1dState { initial: initial.clone(), seq_idx };
+    let residual = case.residual.then(|| normal(7, x_shape(case), &device).require_grad());
+    let state = CausalConv1dState { initial: initial.clone(), seq_idx, residual: residual.clone() };
     let (y, last) = causal_conv1d_with_state(x.clone(), w.clone(), b.clone(), state, options(case));
     let dy = normal(5, x_shape(case), &device);
     let mut loss = (y.clone() * dy).sum();
@@ -73,6 +76,7 @@ fn run(case: &Case, device: &Device) -> Results {
         dw: w.grad(&grads).expect("the weight is tracked"),
         db: b.map(|b| b.grad(&grads).expect("the bias is tracked")),
         dinitial: initial.map(|initial| initial.grad(&grads).expect("the initial state is tracked")),
+        dresidual: residual.map(|residual| residual.grad(&grads).expect("the residual is tracked")),
     }
 }
 
@@ -90,12 +94,14 @@ fn assert_conforms(case: &Case, on: &str, results: Results) {
     let bias = case.bias.then(|| values(normal(3, [case.c], &cpu)));
     let initial = case.initial.then(|| values(normal(4, state_shape(case), &cpu)));
     let ids = (case.seq_idx != SeqIdx::None).then(|| ids(case));
+    let residual = case.residual.then(|| values(normal(7, x_shape(case), &cpu)));
     let inputs = reference::Inputs {
         x: &x,
         weight: &weight,
         bias: bias.as_deref(),
         initial_state: initial.as_deref(),
         seq_idx: ids.as_deref(),
+        residual: residual.as_deref(),
     };
     let (dy, dfinal) = (values(normal(5, x_shape(case), &cpu)), values(normal(6, state_shape(case), &cpu)));
     // exp and a division, each a few units in the last place.
@@ -105,7 +111,7 @@ fn assert_conforms(case: &Case, on: &str, results: Results) {
         check(&format!("{on} {what} {case}"), &expected, &got);
     };
     let magnitude = reference::forward_magnitude(&problem, &inputs);
-    compare("y", values(results.y), &reference::forward(&problem, &inputs), &magnitude, case.w + 1);
+    compare("y", values(results.y), &reference::forward(&problem, &inputs), &magnitude, case.w + 2);
     let last = reference::final_state(&problem, &x, initial.as_deref());
     assert_eq!(values(results.last), last, "{on} final state {case}");
 
@@ -119,6 +125,15 @@ fn assert_conforms(case: &Case, on: &str, results: Results) {
     }
     if let Some(dinitial) = results.dinitial {
         compare("dinitial", values(dinitial), &want.initial_state, &bound.initial_state, taps);
+    }
+    if let Some(dresidual) = results.dresidual {
+        // dy, but at padding.
+        let token = |index: usize| {
+            let t = if case.btc { index / case.c % case.t } else { index % case.t };
+            ids.as_ref().is_none_or(|ids| ids[index / (case.c * case.t) * case.t + t] >= 0)
+        };
+        let want: Vec<f64> = (0..dy.len()).map(|i| if token(i) { dy[i] } else { 0.0 }).collect();
+        assert_eq!(values(dresidual), want, "{on} gradient of the residual {case}");
     }
 }
 

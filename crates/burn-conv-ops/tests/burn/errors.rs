@@ -6,9 +6,10 @@ use burn::backend::DispatchDevice;
 use burn::tensor::quantization::{QuantScheme, QuantValue};
 use burn::tensor::{DType, Device, IntDType, Tensor};
 use burn_conv_ops::{
-    Algorithm, CausalConv1dOptions, CausalConv1dState, Conv3dOptions, ConvError, Rope2dOptions, WinogradTile,
-    conv3d, rope2d, try_causal_conv1d, try_causal_conv1d_update, try_causal_conv1d_with_state, try_conv3d,
-    try_rope2d, try_rope2d_qk,
+    Algorithm, CausalConv1dOptions, CausalConv1dPlaces, CausalConv1dState, Conv3dOptions, ConvError,
+    Rope2dOptions, RopeGrid, WinogradTile, conv3d, rope2d, try_causal_conv1d, try_causal_conv1d_last_states,
+    try_causal_conv1d_seq_idx, try_causal_conv1d_update, try_causal_conv1d_update_steps,
+    try_causal_conv1d_with_state, try_conv3d, try_rope2d, try_rope2d_qk,
 };
 use conv_kernels::Limits;
 
@@ -249,6 +250,87 @@ fn causal_conv1d_names_what_does_not_fit() {
                 Default::default(),
             ),
             "causal_conv1d_update: the state [2, 3, 2] holds 2 steps, a weight of width 4 needs 3",
+        );
+    }
+}
+
+#[test]
+fn decoding_and_packed_sequences_name_what_does_not_fit() {
+    for (_, device) in devices() {
+        let steps = |state: [usize; 3], places: CausalConv1dPlaces| {
+            let (x, w) = (normal(1, [2, 3, 5], &device), normal(2, [3, 4], &device));
+            try_causal_conv1d_update_steps(x, normal(3, state, &device), w, None, places, Default::default())
+        };
+        let places = CausalConv1dPlaces::new;
+        let rows = |count: usize| int_upload(&vec![0; count], [count], &device);
+        assert_says(
+            steps([3, 3, 4], places()),
+            "causal_conv1d_update: the state [3, 3, 4] belongs to 3 rows of 3 channels, the input is [2, 3]",
+        );
+        assert_says(
+            steps([3, 3, 4], places().with_state_indices(rows(3))),
+            "causal_conv1d_update: the state indices has shape [3], the input needs [2] (batch)",
+        );
+        assert_says(
+            steps([2, 3, 4], places().with_cache_seqlens(rows(1))),
+            "causal_conv1d_update: cache_seqlens has shape [1], the input needs [2] (batch)",
+        );
+        assert_says(
+            steps([9, 3, 2], places().with_state_indices(rows(2))),
+            "causal_conv1d_update: the state [2, 3, 2] holds 2 steps, a weight of width 4 needs 3",
+        );
+        assert_says(
+            steps([0, 3, 4], places().with_state_indices(rows(2))),
+            "causal_conv1d_update: the state [0, 3, 4] has no slots for 2 rows",
+        );
+        let (x, w) = (normal(1, [2, 3, 5], &device), normal(2, [3, 1], &device));
+        let ring = places().with_cache_seqlens(rows(2));
+        assert_says(
+            try_causal_conv1d_update_steps(
+                x,
+                normal(3, [2, 3, 0], &device),
+                w,
+                None,
+                ring,
+                Default::default(),
+            ),
+            "causal_conv1d_update: a ring of 0 steps holds no state, it must have at least 1",
+        );
+        assert_says(
+            try_causal_conv1d_last_states(normal(1, [2, 3, 5], &device), rows(2), 3, Default::default()),
+            "causal_conv1d_last_states: x has shape [2, 3, 5], sequences are packed into one row [1, C, T] or [1, T, C]",
+        );
+        assert_says(
+            try_causal_conv1d_last_states(normal(1, [1, 3, 5], &device), rows(0), 3, Default::default()),
+            "causal_conv1d_last_states: cu_seqlens has shape [0], it must be [sequences + 1]",
+        );
+        assert_says(
+            try_causal_conv1d_seq_idx(rows(0), 3),
+            "causal_conv1d_seq_idx: cu_seqlens has shape [0], it must be [sequences + 1]",
+        );
+        let residual = |shape: [usize; 3]| {
+            let state = CausalConv1dState::new().with_residual(normal(3, shape, &device));
+            let (x, w) = (normal(1, [1, 3, 5], &device), normal(2, [3, 4], &device));
+            try_causal_conv1d_with_state(x, w, None, state, CausalConv1dOptions::new())
+        };
+        assert!(residual([1, 3, 5]).is_ok());
+        assert_says(
+            residual([1, 5, 3]),
+            "causal_conv1d: the residual has shape [1, 5, 3], the input [1, 3, 5], they must be alike",
+        );
+        let tokens = || normal(1, [1, 2, 7, 8], &device);
+        assert_says(
+            try_rope2d(tokens(), RopeGrid { rows: 2, columns: 3, first: 0 }, Rope2dOptions::new()),
+            "rope2d: a grid of 2 x 3 patches after 0 other tokens was given for 7 tokens",
+        );
+        let halves = normal(1, [1, 7, 2], &device).cast(DType::F16);
+        assert_says(
+            try_rope2d(tokens(), halves, Rope2dOptions::new()),
+            "rope2d: the position tensor is f16, the op reads numbers in f32",
+        );
+        assert_says(
+            try_rope2d(tokens(), normal(1, [1, 6, 2], &device), Rope2dOptions::new()),
+            "rope2d: the positions have shape [1, 6, 2], tokens [1, 2, 7, 8] need [1, 7, 2] (batch, tokens, y and x)",
         );
     }
 }

@@ -4,7 +4,7 @@
 use crate::support::{check, devices, gpu, int_upload, normal, values};
 use burn::tensor::{Device, Tensor};
 use burn_conv_ops::nn::{Rope2d, Rope2dConfig};
-use burn_conv_ops::{Rope2dOptions, RopeLayout, rope2d, rope2d_qk};
+use burn_conv_ops::{Rope2dOptions, Rope2dPositions, RopeGrid, RopeLayout, rope2d, rope2d_qk};
 use conv_cases::rope2d::{self as cases, Case};
 use conv_kernels::FloatType;
 use conv_kernels::rope2d::{Rope2dProblem, reference};
@@ -110,6 +110,63 @@ fn prefixes_and_the_rest_of_partly_rotated_heads_stay() {
             let [got, want] = [&got, &want].map(|grads| values(tensor.grad(grads).expect("tracked")));
             assert_eq!(got, want, "{on}");
         }
+    }
+}
+
+/// A grid is its positions in a tensor, whole fp32 numbers are the integers they are, and halves turn by half of the angle: for
+/// one tensor, for two in one launch and backwards. VGGT's case: special tokens first, patches counted from 1.
+#[test]
+fn grids_and_numbers_turn_like_the_positions_they_stand_for() {
+    let grid = RopeGrid { rows: 2, columns: 3, first: 1 };
+    let (b, h, d, prefix) = (2, 3, 16, 2);
+    let n = prefix + 6;
+    for (on, device) in devices() {
+        let device = device.autodiff();
+        let mut positions = vec![0i64; 2 * prefix];
+        positions.extend((1..3).flat_map(|y| (1..4).flat_map(move |x| [y, x])));
+        let integers = int_upload(&positions.repeat(b), [b, n, 2], &device);
+        for layout in [RopeLayout::Bhnd, RopeLayout::Bnhd] {
+            let rope = Rope2dConfig::new().with_layout(layout).with_prefix(prefix).init();
+            let shape = if layout == RopeLayout::Bhnd { [b, h, n, d] } else { [b, n, h, d] };
+            let turn = |positions: Rope2dPositions, rope: &Rope2d| {
+                let x = normal(1, shape, &device).require_grad();
+                let y = rope.forward(x.clone(), positions.clone());
+                let grads = (y.clone() * normal(2, shape, &device)).sum().backward();
+                let (q, k) = rope.forward_qk(
+                    normal(1, shape, &device),
+                    normal(3, shape, &device),
+                    positions.clone(),
+                    positions,
+                );
+                [y.inner(), x.grad(&grads).expect("tracked"), q.inner(), k.inner()].map(values)
+            };
+            let want = turn(integers.clone().into(), &rope);
+            assert_ne!(want[0], values(normal(1, shape, &device)), "{on}: something turns");
+            assert_eq!(turn(grid.into(), &rope), want, "{on} {layout:?}: the grid");
+            let doubled = integers.clone().float() * 2.0;
+            let half =
+                Rope2dConfig { f0: 0.5, ..Rope2dConfig::new() }.with_layout(layout).with_prefix(prefix);
+            for (numbers, rope) in [(integers.clone().float(), &rope), (doubled, &half.init())] {
+                for (got, want) in turn(numbers.into(), rope).iter().zip(&want) {
+                    crate::support::assert_close(on, got, want, 1e-6);
+                }
+            }
+        }
+    }
+}
+
+/// Positions between integers against the reference.
+#[test]
+fn numbers_between_integers_turn_by_angles_between() {
+    let ([b, h, n, d], at) = ([1, 2, 3, 8], [0.5f32, -0.25, 3.125, 1000.75, -7.0, 0.0]);
+    let problem = Rope2dProblem::new([b, h, n, d], [b, n, 2], RopeLayout::Bhnd, 100.0, 1.0, FloatType::F32)
+        .expect("sound");
+    for (on, device) in devices() {
+        let positions = crate::support::upload(&at, [b, n, 2], &device);
+        let got = values(rope2d(normal(1, [b, h, n, d], &device), positions, Rope2dOptions::new()));
+        let x = values(normal(1, [b, h, n, d], &Device::flex()));
+        let want = reference::rotate_at(&problem, &x, &at.map(f64::from), false);
+        crate::support::assert_close(on, &got, &want, 1e-6);
     }
 }
 

@@ -7,8 +7,8 @@ use burn::backend::ops::{FloatTensorOps, IntTensorOps};
 use burn::backend::{DispatchDevice, TensorMetadata};
 use burn::tensor::{DType, Shape, TensorData};
 use burn_conv_ops::{
-    Activation, Algorithm, CausalConv1dInputs, CausalConv1dProblem, Conv1dLayout, Conv3dCall, ConvOps,
-    OptionalTensor, Rope2dProblem, RopeLayout, UpdateProblem,
+    Activation, Algorithm, CausalConv1dInputs, CausalConv1dProblem, CausalConv1dSteps, Conv1dLayout,
+    Conv3dCall, ConvOps, OptionalTensor, Rope2dProblem, RopeGrid, RopeLayout, RopePositions, UpdateProblem,
 };
 use burn_cubecl::{CubeBackend, CubeDevice, tensor::CubeTensor};
 use conv_cases::{causal_conv1d, conv3d, fill};
@@ -71,6 +71,7 @@ fn causal_conv1d_results_have_the_published_shapes() {
                 bias: optional.then_some(c),
                 initial_state: optional.then_some(state_shape),
                 seq_idx: None,
+                residual: optional.then_some(x_shape),
             };
             let f32 = FloatType::F32;
             let problem =
@@ -82,6 +83,7 @@ fn causal_conv1d_results_have_the_published_shapes() {
                 bias: optional.then(|| tensor(&[c])).into(),
                 initial: optional.then(|| tensor(&state_shape)).into(),
                 seq_idx: None.into(),
+                residual: optional.then(|| tensor(&x_shape)).into(),
             };
             let what = format!("{problem:?}");
             let y = CubeBackend::causal_conv1d(inputs(), problem);
@@ -108,6 +110,28 @@ fn causal_conv1d_results_have_the_published_shapes() {
             CubeBackend::causal_conv1d_update(tensor(&x), tensor(&state), tensor(&w), none, problem);
         assert_shape(&case.name, &y, &x);
         assert_shape(&case.name, &next, &state);
+        let x = [case.b, case.c, case.steps];
+        let slots = TensorData::new((0..case.b as i32).rev().collect(), [case.b]);
+        let inputs = CausalConv1dSteps::<CubeBackend> {
+            x: tensor(&x),
+            state: tensor(&state),
+            weight: tensor(&w),
+            bias: OptionalTensor::None,
+            lengths: None.into(),
+            slots: Some(CubeBackend::int_from_data(slots, &device())).into(),
+        };
+        let (y, next) = CubeBackend::causal_conv1d_update_steps(inputs, problem);
+        assert_shape(&case.name, &y, &x);
+        assert_shape(&case.name, &next, &state);
+    }
+    let bounds = CubeBackend::int_from_data(TensorData::new(vec![0i32, 3, 7], [3]), &device());
+    for length in [0, 1, 9] {
+        for (layout, x) in [(Conv1dLayout::Bct, [1, 5, 7]), (Conv1dLayout::Btc, [1, 7, 5])] {
+            let last = CubeBackend::causal_conv1d_last_states(tensor(&x), bounds.clone(), length, layout);
+            assert_shape("last states", &last, &[2, 5, length]);
+        }
+        let ids = CubeBackend::causal_conv1d_seq_idx(bounds.clone(), length);
+        assert_eq!((ids.shape(), ids.dtype()), (Shape::from([1, length]), bounds.dtype()), "ids");
     }
 }
 
@@ -120,8 +144,16 @@ fn rope2d_results_have_the_published_shapes() {
         let problem = Rope2dProblem::new(shape, [2, count, 2], layout, 100.0, 1.0, FloatType::F32)
             .expect("the problem is sound");
         let positions = TensorData::new(vec![3i32; 2 * count * 2], [2, count, 2]);
-        let positions = CubeBackend::int_from_data(positions, &device());
-        let y = CubeBackend::rope2d(tensor(&shape), positions, problem, false);
-        assert_shape(&format!("{problem:?}"), &y, &shape);
+        let positions = RopePositions::Index(CubeBackend::int_from_data(positions, &device()));
+        let grid = RopePositions::Grid(RopeGrid { rows: 1, columns: count, first: 2 });
+        let floats = RopePositions::Float(tensor(&[2, count, 2]));
+        for positions in [positions, grid, floats] {
+            let y = CubeBackend::rope2d(tensor(&shape), positions.clone(), problem, false);
+            assert_shape(&format!("{problem:?} {positions:?}"), &y, &shape);
+            let (q, k) =
+                CubeBackend::rope2d_qk(y, tensor(&shape), positions.clone(), positions, problem, problem);
+            assert_shape("q", &q, &shape);
+            assert_shape("k", &k, &shape);
+        }
     }
 }

@@ -9,8 +9,8 @@ use crate::server::{Label, Recorder};
 use conv_cases::causal_conv1d::{UpdateCase, update_cases};
 use conv_kernels::causal_conv1d::{
     CausalConv1dProblem, Conv1dLayout, DecodingSteps, Gradients, Inputs, OptionalShapes, Pass, Plan,
-    UNROLLED_WIDTH, UpdateProblem, backward, eligible, final_state, forward, last_states, update,
-    update_steps,
+    UNROLLED_WIDTH, UpdateProblem, backward, eligible, final_state, forward, last_states, sequence_ids,
+    update, update_steps,
 };
 use conv_kernels::conv3d::Activation;
 use conv_kernels::{FloatType, IndexType, Limits};
@@ -32,7 +32,7 @@ pub struct Call {
     pub activation: Activation,
     /// Whether there is a bias.
     pub bias: bool,
-    /// Whether there is an initial state.
+    /// Whether there are an initial state and a residual.
     pub initial: bool,
     /// Type of the sequence ids, if there are any.
     pub ids: Option<IndexType>,
@@ -69,6 +69,7 @@ impl Call {
             bias: self.bias.then_some(c),
             initial_state: self.initial.then_some([b, c, self.width - 1]),
             seq_idx: self.ids.map(|_| [b, t]),
+            residual: self.initial.then_some(x),
         };
         let weight = [c, self.width];
         let Self { layout, activation, dtype, weight_dtype, .. } = *self;
@@ -129,7 +130,9 @@ pub(super) fn record(
 pub fn updates(index: IndexWidth) -> Vec<(UpdateCase, Activation, FloatType)> {
     let mut updates = Vec::new();
     let few = if index == IndexWidth::Narrow { 4 } else { 1 };
-    for case in update_cases().into_iter().step_by(13).take(few) {
+    // And a state of four columns, which has a kernel of its own.
+    let four = update_cases().into_iter().find(|case| case.s == 4);
+    for case in update_cases().into_iter().step_by(13).take(few).chain(four) {
         for weight_dtype in FloatType::ALL {
             updates.extend(ACTIVATIONS.map(|activation| (case.clone(), activation, weight_dtype)));
         }
@@ -242,6 +245,7 @@ struct Operands {
     bias: Option<conv_kernels::Operand>,
     initial: Option<conv_kernels::Operand>,
     ids: Option<conv_kernels::IndexOperand>,
+    residual: Option<conv_kernels::Operand>,
 }
 
 impl Operands {
@@ -252,6 +256,7 @@ impl Operands {
             bias: call.bias.then(|| tensor(client, &[problem.channels], call.weight_dtype)),
             initial: call.initial.then(|| tensor(client, &problem.state_shape(), call.dtype)),
             ids: call.ids.map(|ids| indices(client, &problem.seq_idx_shape(), ids)),
+            residual: call.initial.then(|| tensor(client, &problem.x_shape(), call.dtype)),
         }
     }
 
@@ -262,11 +267,12 @@ impl Operands {
             bias: self.bias.as_ref(),
             initial_state: self.initial.as_ref(),
             seq_idx: self.ids.as_ref(),
+            residual: self.residual.as_ref(),
         }
     }
 }
 
-/// Rings with both types of lengths, and the last states of packed sequences.
+/// Rings with both types of lengths, the last states of packed sequences and their ids.
 fn record_decoding(recorder: &Recorder, limits: &Limits, dtype: FloatType, refused: &mut Vec<String>) {
     let served = IndexType::ALL.into_iter().filter(|index| index.served_by(recorder.client()));
     for index in served {
@@ -302,6 +308,11 @@ fn record_decoding(recorder: &Recorder, limits: &Limits, dtype: FloatType, refus
         let result = recorder.record(&label, |client| {
             let (x, out) = (tensor(client, &[1, 3, 9], dtype), tensor(client, &[2, 3, 4], dtype));
             last_states(client, limits, Conv1dLayout::Bct, &x, &indices(client, &[3], index), &out)
+        });
+        note(result, &label, "two sequences", refused);
+        let label = Label { what: "causal_conv1d sequence ids".into(), options: index.name().into() };
+        let result = recorder.record(&label, |client| {
+            sequence_ids(client, limits, &indices(client, &[3], index), &indices(client, &[1, 9], index))
         });
         note(result, &label, "two sequences", refused);
     }

@@ -4,7 +4,7 @@
 use super::{indices, note, tensor};
 use crate::server::{Label, Recorder};
 use conv_cases::rope2d::Case;
-use conv_kernels::rope2d::{Grid, Positions, Rope2dProblem, RopeLayout, Rotation, rotate, rotate_all};
+use conv_kernels::rope2d::{Positions, Rope2dProblem, RopeGrid, RopeLayout, Rotation, rotate, rotate_all};
 use conv_kernels::{FloatType, IndexType, Limits};
 
 /// Head dimensions with a quarter that is no multiple of four and with one that is; tables get fewer bits per digit for the
@@ -71,7 +71,7 @@ pub(super) fn record(recorder: &Recorder, limits: &Limits, dtype: FloatType, ref
                     let whole = indices(client, &[1, 6, 2], index);
                     let numbers = tensor(client, &[1, 6, 2], FloatType::F32);
                     let positions = match name {
-                        "grid" => Positions::Grid(Grid { rows: 2, columns: 3, first: -1 }),
+                        "grid" => Positions::Grid(RopeGrid { rows: 2, columns: 3, first: -1 }),
                         "f32" => Positions::Float(&numbers),
                         _ => Positions::Index(&whole),
                     };

@@ -49,6 +49,7 @@ pub(crate) struct Sums<'a> {
     pub(crate) reversed: bool,
     pub(crate) start: usize,
     pub(crate) dy: Option<&'a Operand>,
+    pub(crate) residual: Option<&'a Operand>,
     pub(crate) dfinal: Option<&'a Operand>,
     pub(crate) channels: (usize, usize),
     /// `[B, C, ..]`, of which those channels are written, or `[B, channels, ..]` where that is y before its activation.
@@ -85,12 +86,15 @@ pub(crate) fn launch(call: &Call, sums: &Sums) -> Result<(), ConvError> {
         (bias.is_some(), Present::BIAS),
         (initial.is_some(), Present::INITIAL),
         (sums.dy.is_some(), Present::DY),
+        (sums.residual.is_some(), Present::RESIDUAL),
         (sums.dfinal.is_some(), Present::DFINAL),
     ]);
     let activation = if forward { problem.activation.code() } else { 0 };
     let mut operands = views.operands();
     operands.extend([sums.source, sums.target]);
-    operands.extend(sums.dy);
+    // dy, or the residual of y: never both.
+    let other = sums.dy.or(sums.residual);
+    operands.extend(other);
     operands.extend(sums.dfinal);
     let largest = problem.length + problem.width + 2 * (UNITS + BLOCK) * OUTPUTS;
     let address = address_type("causal_conv1d", &operands, largest, limits)?;
@@ -126,7 +130,7 @@ pub(crate) fn launch(call: &Call, sums: &Sums) -> Result<(), ConvError> {
                 initial.unwrap_or(sums.source).tensor_arg(),
                 views.weight.tensor_arg(),
                 bias.unwrap_or(&views.weight).tensor_arg(),
-                sums.dy.unwrap_or(&views.x).tensor_arg(),
+                other.unwrap_or(&views.x).tensor_arg(),
                 sums.dfinal.unwrap_or(&views.x).tensor_arg(),
                 sums.target.tensor_arg(),
                 extents,
@@ -150,7 +154,7 @@ fn tiled_kernel<S: Float, W: Float, X: Float, Y: Float>(
     initial: &Tensor<S>,
     weight: &Tensor<W>,
     bias: &Tensor<W>,
-    dy: &Tensor<X>,
+    other: &Tensor<X>,
     dfinal: &Tensor<X>,
     target: &mut Tensor<Y>,
     extents: Rows,
@@ -256,26 +260,33 @@ fn tiled_kernel<S: Float, W: Float, X: Float, Y: Float>(
             let quad = columns[(from + n as u32 * (lanes / comptime!(OUTPUTS as u32))) as usize];
             values.set(n, lane_of(quad, memory_lane % 4u32));
         }
-        if extents.has(Present::DY) {
-            let row = b * dy.stride(0) + channel * dy.stride(1);
+        let others = Cells::<f32>::new(OUTPUTS, 0.0f32);
+        if extents.present & comptime!(Present::DY + Present::RESIDUAL) != 0u32 {
+            let row = b * other.stride(0) + channel * other.stride(1);
             let mut raw = Sequence::<X>::new();
             #[unroll]
             for n in 0..OUTPUTS {
                 let o = first + (n as u32 * lanes) as usize;
-                raw.push(dy[select(o < steps, row + o * dy.stride(2), 0usize)]);
+                raw.push(other[select(o < steps, row + o * other.stride(2), 0usize)]);
             }
-            let gradients = Cells::<f32>::new(OUTPUTS, 0.0f32);
             #[unroll]
             for n in 0..OUTPUTS {
-                gradients.set(n, f32::cast_from(*raw.index(n)));
+                others.set(n, f32::cast_from(*raw.index(n)));
             }
-            activate_gradient_all(&values, &gradients, OUTPUTS, extents.activation, false);
-            #[unroll]
-            for n in 0..OUTPUTS {
-                values.set(n, gradients.get(n));
-            }
+        }
+        if extents.has(Present::DY) {
+            activate_gradient_all(&values, &others, OUTPUTS, extents.activation, false);
         } else {
             activate_all(&values, OUTPUTS, extents.activation, false);
+        }
+        #[unroll]
+        for n in 0..OUTPUTS {
+            if extents.has(Present::DY) {
+                values.set(n, others.get(n));
+            }
+            if extents.has(Present::RESIDUAL) {
+                values.set(n, values.get(n) + others.get(n));
+            }
         }
         if extents.has(Present::DFINAL) {
             #[unroll]

@@ -28,6 +28,7 @@ pub(super) fn forward(
         reversed: false,
         start: 0,
         dy,
+        residual: call.views.residual.as_ref().filter(|_| dy.is_none()),
         dfinal: None,
         channels,
         target,
@@ -44,6 +45,16 @@ pub(super) fn gradient(
     channels: (usize, usize),
     (start, target): (usize, &Operand),
 ) -> Result<(), ConvError> {
-    let sums = Sums { source: g, source_first: 0, reversed: true, start, dy: None, dfinal, channels, target };
+    let sums = Sums {
+        source: g,
+        source_first: 0,
+        reversed: true,
+        start,
+        dy: None,
+        residual: None,
+        dfinal,
+        channels,
+        target,
+    };
     along_time::launch(call, &sums)
 }

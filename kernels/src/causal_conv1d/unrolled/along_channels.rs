@@ -8,7 +8,7 @@
 //!     v       ..                               a turn of the loop is a multiple of that, so that nothing is moved
 //! ```
 //!
-//! The backward pass ([`super::along_channels_backward`]) shares steps out in the same way. Bytes, forward: x and y once; the
+//! The backward pass ([`super::along_channels_backward`]) shares steps out in the same way. Bytes, forward: x and y once, a residual once; the
 //! W-1 steps before a run come from the cache. Operations per element: W multiply-adds and the activation. Any strides;
 //! declined: widths above 8.
 
@@ -153,7 +153,7 @@ pub(super) fn channel_bias<W: Float>(bias: &[W], sizes: &Sizes, c: u32) -> Quad 
 pub(super) fn read_history<X: Float, N: Size>(
     x: &[Vector<X, N>],
     strides: &Strides,
-    initial: &Tensor<X>,
+    initial: ComptimeOption<&Tensor<X>>,
     sizes: &Sizes,
     run: &Run,
     columns: &Cells<Quad>,
@@ -175,7 +175,7 @@ pub(super) fn read_history<X: Float, N: Size>(
         #[unroll]
         for j in 0..comptime!(tile.taps - 1) {
             let mut quad = Quad::new(0.0f32);
-            if comptime!(tile.states)
+            if comptime!(tile.extras)
                 && sizes.has(Present::INITIAL)
                 && j as u32 + sizes.width >= tile.taps as u32
             {
@@ -183,7 +183,7 @@ pub(super) fn read_history<X: Float, N: Size>(
                 for i in 0..4usize {
                     let channel = min(run.c + i as u32, sizes.channels - 1u32);
                     let e = j as u32 + sizes.width - tile.taps as u32;
-                    quad.insert(i, state_at(initial, sizes, run.b, channel, e));
+                    quad.insert(i, state_at(initial.unwrap(), sizes, run.b, channel, e));
                 }
             }
             columns.set(comptime!(j + 1), quad);
@@ -242,11 +242,13 @@ pub(super) fn channels_forward_kernel<X: Float, W: Float, I: Int, N: Size>(
     x: &[Vector<X, N>],
     weight: &[W],
     bias: &[W],
-    initial: &Tensor<X>,
+    initial: ComptimeOption<&Tensor<X>>,
     seq_idx: ComptimeOption<&Tensor<I>>,
+    residual: ComptimeOption<&[Vector<X, N>]>,
     y: &mut [Vector<X, N>],
     sizes: Sizes,
     x_strides: Strides,
+    residual_strides: Strides,
     y_strides: Strides,
     share: ChannelShare,
     span: Span,
@@ -284,6 +286,12 @@ pub(super) fn channels_forward_kernel<X: Float, W: Float, I: Int, N: Size>(
             }
             let sum = step_sum(&columns, &weights, &ids, bias, &sizes, place, tile);
             let mut result = activate_quad(sum, sizes.activation, tile.straight);
+            if comptime!(tile.extras) && sizes.has(Present::RESIDUAL) {
+                let mut added = Sequence::<Vector<X, N>>::new();
+                let (from, t) = (residual.unwrap(), first + i as u32);
+                read_step(from, &residual_strides, &sizes, &run, t, sizes.length, &mut added);
+                result += quad_of::<X, X, N>(&added, 0usize, 0usize, false);
+            }
             if comptime!(tile.packed) {
                 let padding = ids.get(place) < I::from_int(0);
                 result = select(padding, Quad::new(0.0f32), result);

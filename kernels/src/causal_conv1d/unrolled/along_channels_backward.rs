@@ -33,9 +33,9 @@ pub(super) fn channels_backward_kernel<X: Float, W: Float, I: Int, N: Size>(
     dy: &[Vector<X, N>],
     weight: &[W],
     bias: &[W],
-    initial: &Tensor<X>,
+    initial: ComptimeOption<&Tensor<X>>,
     seq_idx: ComptimeOption<&Tensor<I>>,
-    dfinal: &Tensor<X>,
+    dfinal: ComptimeOption<&Tensor<X>>,
     dx: &mut [Vector<X, N>],
     dinitial: &mut Tensor<X>,
     dw: &mut Tensor<W>,
@@ -111,18 +111,19 @@ pub(super) fn channels_backward_kernel<X: Float, W: Float, I: Int, N: Size>(
                     if comptime!(i + 1 >= tile.taps) || turn > 0u32 {
                         let t = t - behind;
                         let mut result = handed_back(&ahead, &weights, &ids, &sizes, place, tile);
-                        if comptime!(tile.states)
+                        if comptime!(tile.extras)
                             && sizes.has(Present::DFINAL)
                             && t + sizes.history() >= sizes.length
                         {
-                            result += state_quad(dfinal, &sizes, &run, t + sizes.history());
+                            result += state_quad(dfinal.unwrap(), &sizes, &run, t + sizes.history());
                         }
                         write_step(dx, &dx_strides, &sizes, &run, t, result);
                     }
-                    if comptime!(tile.states && i + 2 == tile.taps)
+                    if comptime!(tile.extras && i + 2 == tile.taps)
                         && t == behind - 1u32
                         && sizes.has(Present::DINITIAL)
                     {
+                        let dfinal = dfinal.unwrap();
                         write_initial(&ahead, &weights, &ids, dfinal, dinitial, &sizes, &run, tile);
                     }
                 }

@@ -6,7 +6,7 @@
 //!   a cube            `lanes` units along a row x as many channels as fit; each unit has `together` runs, `lanes` apart
 //! ```
 //!
-//! The backward pass ([`super::along_time_backward`]) shares rows out in the same way. Bytes, forward: x and y once.
+//! The backward pass ([`super::along_time_backward`]) shares rows out in the same way. Bytes, forward: x and y once, a residual once.
 //! Operations per element: W multiply-adds and the activation. Any strides; declined: widths above 8.
 
 use super::access::{Sizes, Strides, quad_of, read_run, read_taps, write_run};
@@ -36,8 +36,11 @@ pub(super) struct Tile {
     pub(super) straight: bool,
     /// Whether there are ids.
     pub(super) packed: bool,
-    /// Whether there is an initial state or a gradient of a state: their branches cost registers.
-    pub(super) states: bool,
+    /// Whether there is an initial state, a gradient of a state or a residual: their branches cost registers, and the tensors
+    /// time on the host, where none is there.
+    pub(super) extras: bool,
+    /// Backward: whether what a turn reads is under way while the one before it computes.
+    pub(super) early: bool,
 }
 
 impl Tile {
@@ -119,7 +122,7 @@ pub(super) fn read_runs<S: Numeric, N: Size>(
 #[allow(clippy::too_many_arguments)]
 pub(super) fn columns<X: Float, S: Numeric, N: Size>(
     raw: &Sequence<Vector<S, N>>,
-    initial: &Tensor<X>,
+    initial: ComptimeOption<&Tensor<X>>,
     sizes: &Sizes,
     b: u32,
     c: u32,
@@ -155,10 +158,10 @@ pub(super) fn columns<X: Float, S: Numeric, N: Size>(
         #[unroll]
         for j in 0..history {
             if index * (run as u32) + (j as u32) < history as u32 {
-                if comptime!(tile.states) {
+                if comptime!(tile.extras) {
                     // Counted from the first step of the state.
                     let e = index * run as u32 + j as u32 + sizes.history() - history as u32;
-                    columns.set(j, state_at(initial, sizes, b, c, e));
+                    columns.set(j, state_at(initial.unwrap(), sizes, b, c, e));
                 } else {
                     columns.set(j, 0.0f32);
                 }
@@ -252,11 +255,13 @@ pub(super) fn forward_kernel<X: Float, S: Numeric, W: Float, I: Int, N: Size>(
     x: &[Vector<S, N>],
     weight: &[W],
     bias: &[W],
-    initial: &Tensor<X>,
+    initial: ComptimeOption<&Tensor<X>>,
     seq_idx: ComptimeOption<&Tensor<I>>,
+    residual: ComptimeOption<&[Vector<S, N>]>,
     y: &mut [Vector<S, N>],
     sizes: Sizes,
     x_strides: Strides,
+    residual_strides: Strides,
     y_strides: Strides,
     share: TimeShare,
     span: Span,
@@ -291,6 +296,20 @@ pub(super) fn forward_kernel<X: Float, S: Numeric, W: Float, I: Int, N: Size>(
         let ids = ids_from(seq_idx, &sizes, b, step - before as u32, comptime!(before + run));
         let results = sums(&columns, &weights, &ids, offset, &sizes, tile);
         activate_all(&results, run, sizes.activation, tile.straight);
+        if comptime!(tile.extras) && sizes.has(Present::RESIDUAL) {
+            let mut added = Sequence::<Vector<S, N>>::new();
+            let (from, row) = (residual.unwrap(), residual_strides.row(b, c));
+            read_run(from, row, residual_strides.t, step, sizes.length, &mut added, tile.wide);
+            #[unroll]
+            for q in 0..comptime!(run / 4) {
+                let quad = quad_of::<X, S, N>(&added, 0usize, q, tile.wide);
+                #[unroll]
+                for i in 0..4usize {
+                    let j = comptime!(4 * q + i);
+                    results.set(j, results.get(j) + quad.extract(i));
+                }
+            }
+        }
         if comptime!(tile.packed) {
             #[unroll]
             for i in 0..run {

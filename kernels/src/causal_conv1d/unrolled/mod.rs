@@ -9,6 +9,7 @@ mod along_channels_backward;
 mod along_time;
 mod along_time_backward;
 mod cut;
+mod run_gradient;
 mod sums;
 
 use super::Gradients;
@@ -53,19 +54,22 @@ fn taps(problem: &CausalConv1dProblem) -> usize {
     if problem.width <= 4 { 4 } else { 8 }
 }
 
-/// What is compiled in. The branches of states are left out only where it matters: few kernels are compiled.
-fn tile(call: &Call, read: Read, pass: Pass, states: bool) -> Tile {
+/// What is compiled in. The branches of states and residual are left out only where it matters: few kernels are compiled.
+fn tile(call: &Call, read: Read, pass: Pass, extras: bool) -> Tile {
     let packed = call.views.seq_idx.is_some();
-    let states = states || packed || read == Read::One;
+    let extras = extras || packed || read == Read::One;
     let units = if call.problem.layout == Conv1dLayout::Bct { TIME_UNITS } else { CHANNEL_UNITS };
-    // So that a unit of the backward pass, which has few companions, has 128 bytes under way.
-    let small = call.problem.dtype.size() == 2 && call.limits.unroll;
-    let batch = if pass == Pass::Forward || small { 8 } else { 4 };
+    // So that a unit of the backward pass, which has few companions, has 128 bytes under way. Where all is over in microseconds
+    // the longer code takes longer to arrive than to run.
+    let elements = call.problem.batch * call.problem.channels * call.problem.length;
+    let halves = call.problem.dtype.size() == 2 && call.limits.unroll && elements >= 1 << 20;
+    let batch = if pass == Pass::Forward || halves { 8 } else { 4 };
     let wide = read == Read::Words;
     let together = if wide && pass == Pass::Forward { 2 * TOGETHER } else { TOGETHER };
     let full = call.problem.width == taps(call.problem) && call.problem.activation == Activation::Silu;
-    let straight = full && !states;
-    Tile { straight, taps: taps(call.problem), together, units, wide, batch, packed, states }
+    let straight = full && !extras;
+    let early = wide && pass == Pass::Backward;
+    Tile { straight, taps: taps(call.problem), together, units, wide, batch, packed, extras, early }
 }
 
 fn sizes(call: &Call, present: u32) -> SizesLaunch {
@@ -92,16 +96,18 @@ pub(crate) fn forward(call: &Call, y: &Operand) -> Result<(), ConvError> {
     let &Call { client, limits, problem, ref views } = call;
     let (x, weight) = (&views.x, &views.weight);
     let bias = views.bias.as_ref().unwrap_or(weight);
-    let initial = views.initial_state.as_ref().unwrap_or(x);
-    let flags = Present::bits(&[
-        (views.bias.is_some(), Present::BIAS),
-        (views.initial_state.is_some(), Present::INITIAL),
-    ]);
-    let read = Read::of(problem.layout, &[x, y], limits);
+    let residual = views.residual.as_ref();
+    let flags = call.present(&[(residual.is_some(), Present::RESIDUAL)]);
+    let reached: Vec<&Operand> = [x, y].into_iter().chain(residual).collect();
+    let read = Read::of(problem.layout, &reached, limits);
     let (width, memory) = read.vector(problem.dtype);
     let elements = read.elements();
-    let tile = tile(call, read, Pass::Forward, views.initial_state.is_some());
+    let tile = tile(call, read, Pass::Forward, views.initial_state.is_some() || residual.is_some());
+    // What the kernel knows of and the call does not have, another tensor stands in for.
+    let initial = tile.extras.then(|| views.initial_or_x());
+    let residual = tile.extras.then(|| residual.unwrap_or(x));
     let mut operands = views.operands();
+    operands.extend(residual);
     operands.push(y);
     let address = address_type("causal_conv1d", &operands, views.index_extent(), limits)?;
     let taps = taps(problem);
@@ -122,11 +128,13 @@ pub(crate) fn forward(call: &Call, y: &Operand) -> Result<(), ConvError> {
                     x.buffer_arg(elements),
                     weight.buffer_arg(1),
                     bias.buffer_arg(1),
-                    initial.tensor_arg(),
+                    initial.map(Operand::tensor_arg).into(),
                     views.seq_idx.as_ref().map(IndexOperand::tensor_arg).into(),
+                    residual.map(|residual| residual.buffer_arg(elements)).into(),
                     y.buffer_arg(elements),
                     sizes(call, flags),
                     strides(x),
+                    strides(residual.unwrap_or(x)),
                     strides(y),
                     cut.launch(problem, cut.turns),
                     dispatch.span(),
@@ -153,11 +161,13 @@ pub(crate) fn forward(call: &Call, y: &Operand) -> Result<(), ConvError> {
                     x.buffer_arg(elements),
                     weight.buffer_arg(1),
                     bias.buffer_arg(1),
-                    initial.tensor_arg(),
+                    initial.map(Operand::tensor_arg).into(),
                     views.seq_idx.as_ref().map(IndexOperand::tensor_arg).into(),
+                    residual.map(|residual| residual.buffer_arg(elements)).into(),
                     y.buffer_arg(elements),
                     sizes(call, flags),
                     strides(x),
+                    strides(residual.unwrap_or(x)),
                     strides(y),
                     cut.launch(problem),
                     dispatch.span(),
@@ -183,7 +193,6 @@ pub(crate) fn backward(
     let (x, weight) = (&views.x, &views.weight);
     let dx = &canonical(out.x, problem.layout);
     let bias = views.bias.as_ref().unwrap_or(weight);
-    let initial = views.initial_state.as_ref().unwrap_or(x);
     let dinitial = out.initial_state.filter(|dinitial| !dinitial.is_empty());
     let along_time = problem.layout == Conv1dLayout::Bct;
     let read = Read::of(problem.layout, &[x, dy, dx], limits);
@@ -196,10 +205,9 @@ pub(crate) fn backward(
     let parts = if along_time { time.parts } else { channels.parts };
     let turns = time.items_per_cube * (time.segment_turns + 1);
     check_turns("causal_conv1d", if along_time { turns } else { channels.turns + 1 }, limits)?;
-    let partials = match parts {
-        1 => Operand::empty(client, &[1], FloatType::F32),
-        _ => Operand::empty(client, &[parts, problem.width + 1, problem.channels], FloatType::F32),
-    };
+    // Whole sums need no room of their own; allocating it would take as long as a small launch.
+    let partials = (parts > 1)
+        .then(|| Operand::empty(client, &[parts, problem.width + 1, problem.channels], FloatType::F32));
     let flags = Present::bits(&[
         (views.bias.is_some(), Present::BIAS),
         (views.initial_state.is_some(), Present::INITIAL),
@@ -209,7 +217,7 @@ pub(crate) fn backward(
         (parts == 1, Present::DIRECT),
     ]);
     let mut operands = views.operands();
-    operands.extend([dy, dx, &partials]);
+    operands.extend([dy, dx].into_iter().chain(&partials));
     operands.extend(dfinal);
     operands.extend(dinitial);
     let address = address_type("causal_conv1d", &operands, views.index_extent(), limits)?;
@@ -236,14 +244,14 @@ pub(crate) fn backward(
                         dy.buffer_arg(elements),
                         weight.buffer_arg(1),
                         bias.buffer_arg(1),
-                        initial.tensor_arg(),
+                        tile.extras.then(|| views.initial_or_x().tensor_arg()).into(),
                         views.seq_idx.as_ref().map(IndexOperand::tensor_arg).into(),
-                        dfinal.unwrap_or(dy).tensor_arg(),
+                        tile.extras.then(|| dfinal.unwrap_or(dy).tensor_arg()).into(),
                         dx.buffer_arg(elements),
                         dinitial.unwrap_or(dx).tensor_arg(),
                         out.weight.tensor_arg(),
                         out.bias.unwrap_or(out.weight).tensor_arg(),
-                        partials.tensor_arg(),
+                        partials.as_ref().unwrap_or(out.weight).tensor_arg(),
                         sizes(call, flags),
                         strides(x),
                         strides(dy),
@@ -265,5 +273,5 @@ pub(crate) fn backward(
             launch!(channels_backward_kernel, CHANNEL_UNITS, channels.launch(problem),);
         }
     }
-    if parts == 1 { Ok(()) } else { sums::launch(client, limits, &partials, out) }
+    partials.map_or(Ok(()), |partials| sums::launch(client, limits, &partials, out))
 }

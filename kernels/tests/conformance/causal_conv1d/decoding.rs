@@ -5,11 +5,11 @@ use super::{normal, upload_indices};
 use crate::support::{Buffer, client, output, read_all, upload};
 use conv_cases::fill;
 use conv_kernels::causal_conv1d::{
-    Conv1dLayout, DecodingSteps, UpdateProblem, last_states, reference, update_steps,
+    Conv1dLayout, DecodingSteps, UpdateProblem, last_states, reference, sequence_ids, update_steps,
 };
 use conv_kernels::conv3d::Activation;
 use conv_kernels::tolerance::Expected;
-use conv_kernels::{FloatType, IndexType, Limits};
+use conv_kernels::{FloatType, IndexOperand, IndexType, Limits};
 use cubecl::prelude::*;
 
 #[test]
@@ -122,5 +122,54 @@ pub(crate) fn check_last_states(
             };
             assert_eq!(got, want, "{layout:?} sequence {sequence} channel {channel} place {m}");
         }
+    }
+    check_sequence_ids((client, limits), index_type);
+}
+
+/// The ids of packed sequences, with padding before the first and after the last and a sequence without steps; as many steps as
+/// more than one cube has.
+fn check_sequence_ids((client, limits): (&Client, &Limits), index_type: IndexType) {
+    for (bounds, t) in [(vec![0i64, 7, 9, 9, 20], 20), (vec![3, 290, 300, 301], 600), (vec![5], 9)] {
+        let on_device = upload_indices(client, &bounds, &[bounds.len()], &[2], index_type);
+        let out = IndexOperand::contiguous(client.empty(t * index_type.size()), &[1, t], index_type);
+        sequence_ids(client, limits, &on_device, &out).expect("a launch");
+        let bytes = client.read_one(out.handle.clone()).expect("the launch succeeds");
+        let got: Vec<i64> = bytes
+            .chunks_exact(index_type.size())
+            .map(|bytes| match *bytes {
+                [a, b, c, d] => i64::from(i32::from_le_bytes([a, b, c, d])),
+                _ => i64::from_le_bytes(bytes.try_into().expect("8 bytes")),
+            })
+            .collect();
+        let id = |step: i64| match bounds.iter().filter(|bound| **bound <= step).count() {
+            reached if reached == bounds.len() => -1,
+            reached => reached as i64 - 1,
+        };
+        assert_eq!(got[..t], (0..t as i64).map(id).collect::<Vec<_>>(), "{bounds:?} {index_type:?}");
+    }
+}
+
+#[test]
+fn bad_bounds_of_packed_sequences_are_refused() {
+    let client = client();
+    let limits = Limits::of(&client);
+    let of = |shape: &[usize], index| IndexOperand::contiguous(client.empty(256), shape, index);
+    let refusal = |bounds: &IndexOperand, out: &IndexOperand| {
+        sequence_ids(&client, &limits, bounds, out).expect_err("a refusal").to_string()
+    };
+    let (i32, i64) = (IndexType::I32, IndexType::I64);
+    assert_eq!(
+        refusal(&of(&[0], i32), &of(&[1, 4], i32)),
+        "causal_conv1d_seq_idx: cu_seqlens has shape [0], it must be [sequences + 1]"
+    );
+    assert_eq!(
+        refusal(&of(&[3], i32), &of(&[2, 4], i32)),
+        "causal_conv1d_seq_idx: seq_idx has shape [2, 4], the problem needs [1, 4]"
+    );
+    if i64.served_by(&client) {
+        assert_eq!(
+            refusal(&of(&[3], i32), &of(&[1, 4], i64)),
+            "causal_conv1d_seq_idx: cu_seqlens are i32, seq_idx i64, they must be alike"
+        );
     }
 }

@@ -130,8 +130,26 @@ fn operands_of_another_problem_are_refused() {
     let unrolled = Plan::Unrolled;
     let wide = problem(&Case::new("wide", [2, 3, 4], 9), FloatType::F32, FloatType::F16);
     let wide_weight = output(&client, &[3, 9], FloatType::F16);
+    let added = CausalConv1dProblem { residual: true, ..full };
+    let y_operand = y.operand().clone();
     let wide_inputs = Inputs { weight: wide_weight.operand(), initial_state: None, seq_idx: None, ..good };
     let rows = [
+        (
+            forward(&full, unrolled, Inputs { residual: Some(&y_operand), ..good }, &y),
+            "causal_conv1d: residual was given, the problem has none",
+        ),
+        (
+            forward(&added, unrolled, good, &y),
+            "causal_conv1d: the problem needs residual [2, 3, 4], none was given",
+        ),
+        (
+            forward(&added, unrolled, Inputs { residual: Some(wrong_shape.operand()), ..good }, &y),
+            "causal_conv1d: residual has shape [2, 4, 3], the problem needs [2, 3, 4]",
+        ),
+        (
+            forward(&added, unrolled, Inputs { residual: Some(wrong_dtype.operand()), ..good }, &y),
+            "causal_conv1d: residual is f16, the problem needs f32",
+        ),
         (
             forward(&full, unrolled, Inputs { x: wrong_shape.operand(), ..good }, &y),
             "causal_conv1d: x has shape [2, 4, 3], the problem needs [2, 3, 4]",
@@ -258,6 +276,7 @@ fn a_dtype_the_device_lacks_is_refused() {
         bias: Some(bias.operand()),
         initial_state: None,
         seq_idx: None,
+        residual: None,
     };
     let error = op::forward(&client, &limits, &problem, &Plan::Looped, &inputs, x.operand());
     assert_eq!(error.expect_err("a refusal").to_string(), message);
@@ -279,6 +298,7 @@ fn offsets_beyond_the_index_type_are_refused() {
         bias: Some(bias.operand()),
         initial_state: None,
         seq_idx: None,
+        residual: None,
     };
     let error = op::forward(&client, &limits, &problem, &Plan::Looped, &inputs, &x).expect_err("a refusal");
     assert_eq!(

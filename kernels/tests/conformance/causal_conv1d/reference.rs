@@ -95,6 +95,7 @@ fn pytorch_agrees() {
                 bias: bias.as_deref(),
                 initial_state: initial.as_deref(),
                 seq_idx: ids.as_deref(),
+                residual: None,
             };
             assert_same(&what("y"), &reference::forward(&problem, &inputs), &steps("y"));
             let dfinal = golden.last.then(|| get("dfinal"));
@@ -132,6 +133,7 @@ struct Point {
     weight: Vec<f64>,
     bias: Vec<f64>,
     state: Vec<f64>,
+    residual: Vec<f64>,
 }
 
 impl Point {
@@ -142,6 +144,7 @@ impl Point {
             weight: of(seed + 1, &problem.weight_shape()),
             bias: of(seed + 2, &[problem.channels]),
             state: of(seed + 3, &problem.state_shape()),
+            residual: of(seed + 4, &problem.x_shape()),
         }
     }
 
@@ -154,6 +157,7 @@ impl Point {
             weight: step(&self.weight, &direction.weight),
             bias: step(&self.bias, &direction.bias),
             state: step(&self.state, &direction.state),
+            residual: step(&self.residual, &direction.residual),
         }
     }
 
@@ -164,6 +168,7 @@ impl Point {
             bias: problem.bias.then_some(&self.bias),
             initial_state: problem.initial_state.then_some(&self.state),
             seq_idx: problem.seq_idx.then_some(ids),
+            residual: problem.residual.then_some(&self.residual),
         }
     }
 }
@@ -211,6 +216,16 @@ fn finite_differences_agree() {
             let along = Point { state: direction.state.clone(), ..none.clone() };
             axes.push(("state", dot(&gradients.initial_state, &direction.state), along));
         }
+        if problem.residual {
+            // dy, but at padding.
+            let along = Point { residual: direction.residual.clone(), ..none.clone() };
+            let token = |index: usize| {
+                let t = if case.btc { index / case.c % case.t } else { index % case.t };
+                ids.is_empty() || ids[index / (case.c * case.t) * case.t + t] >= 0
+            };
+            let slope = (0..dy.len()).filter(|index| token(*index)).map(|i| dy[i] * direction.residual[i]);
+            axes.push(("residual", slope.sum(), along));
+        }
         for (name, slope, along) in axes {
             let h = 1e-6;
             let difference = (loss(&point.moved(h, &along)) - loss(&point.moved(-h, &along))) / (2.0 * h);
@@ -228,7 +243,8 @@ fn finite_differences_agree() {
 #[test]
 fn adjoint_identities_hold() {
     for (case, problem, ids) in small() {
-        let problem = CausalConv1dProblem { bias: false, activation: Activation::None, ..problem };
+        let problem =
+            CausalConv1dProblem { bias: false, residual: false, activation: Activation::None, ..problem };
         let point = Point::random(31, &problem);
         let g = normal(41, point.x.len());
         let inputs = point.inputs(&problem, &ids);
@@ -272,7 +288,7 @@ fn padding_is_isolated() {
 #[test]
 fn updates_add_up_to_the_forward_pass() {
     for (case, problem, ids) in
-        small().into_iter().filter(|(case, ..)| case.seq_idx == SeqIdx::None && !case.btc)
+        small().into_iter().filter(|(case, ..)| case.seq_idx == SeqIdx::None && !case.btc && !case.residual)
     {
         let point = Point::random(71, &problem);
         let inputs = point.inputs(&problem, &ids);

@@ -75,6 +75,7 @@ fn repeated_launches_give_equal_bits() {
         .flat_map(|case| [FloatType::F32, FloatType::F16].map(|dtype| (case.clone(), dtype)))
         .collect();
     problems.retain(|(_, dtype)| limits.dtypes.contains(dtype));
+    // Every problem has two plans.
     let repeats = repeats(&limits).div_ceil(2 * problems.len());
     let mut launches = 0;
     for (case, dtype) in problems {
@@ -97,4 +98,5 @@ fn repeated_launches_give_equal_bits() {
         }
     }
     println!("{launches} launches of each pass");
+    assert!(launches >= crate::device::repeats(&limits));
 }

@@ -27,7 +27,7 @@ fn chunks(w: usize) {
     let limits = Limits::of(&client);
     let (b, c, t) = (2, 3, 23);
     let whole = problem(
-        &Case { silu: true, initial: true, ..Case::new("whole", [b, c, t], w) },
+        &Case { silu: true, initial: true, residual: true, ..Case::new("whole", [b, c, t], w) },
         FloatType::F32,
         FloatType::F32,
     );
@@ -60,6 +60,7 @@ fn chunks(w: usize) {
                 ids: None,
                 dy: of(&tensors.dy),
                 dfinal: dfinal.map(of_state),
+                residual: tensors.residual.as_ref().map(of),
             };
             let plans = if from == to { [Plan::Empty, plans[1]] } else { plans };
             let results = launch((&client, &limits), &problem, plans, &chunk);

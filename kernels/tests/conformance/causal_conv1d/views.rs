@@ -44,6 +44,7 @@ fn restrided(client: &Client, tensors: &Tensors, order: &[usize]) -> Tensors {
         ids,
         dy: again(&tensors.dy),
         dfinal: tensors.dfinal.as_ref().map(again),
+        residual: tensors.residual.as_ref().map(again),
     }
 }
 
@@ -101,6 +102,7 @@ fn expanded_tensors_give_the_bits_of_repeated_ones() {
             }),
             dy: expand(&repeated.dy),
             dfinal: repeated.dfinal.as_ref().map(&expand),
+            residual: repeated.residual.as_ref().map(&expand),
             ..again
         };
         for plans in plans(&problem, &limits) {
@@ -174,7 +176,8 @@ fn layouts_give_the_same_bits() {
             .collect();
         upload(&client, &transposed, &channels_last.x_shape(), FloatType::F32)
     };
-    let last = Tensors { x: swapped(&first.x), dy: swapped(&first.dy), ..last };
+    let residual = first.residual.as_ref().map(swapped);
+    let last = Tensors { x: swapped(&first.x), dy: swapped(&first.dy), residual, ..last };
     for plans in plans(&problem, &limits) {
         let launched = [
             launch((&client, &limits), &problem, plans, &first),

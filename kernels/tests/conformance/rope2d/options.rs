@@ -3,7 +3,7 @@
 use super::{random_tokens, upload_positions};
 use crate::support::{Buffer, client, output, read_all, upload};
 use conv_cases::fill;
-use conv_kernels::rope2d::{Grid, Positions, Rope2dProblem, RopeLayout, Rotation, reference, rotate_all};
+use conv_kernels::rope2d::{Positions, Rope2dProblem, RopeGrid, RopeLayout, Rotation, reference, rotate_all};
 use conv_kernels::tolerance::{Expected, Guard};
 use conv_kernels::{FloatType, IndexType, Limits};
 use cubecl::prelude::*;
@@ -32,7 +32,7 @@ fn prefixes_partial_rotations_and_grids_match_the_reference() {
                     .with_rotated(rotated)
                     .and_then(|problem| problem.with_prefix(prefix))
                     .expect("sound options");
-                let grid = Grid { rows, columns, first };
+                let grid = RopeGrid { rows, columns, first };
                 let positions = reference::grid_positions(&problem, grid);
                 let indices = upload_positions(&client, &problem, &positions, IndexType::I32);
                 let tokens = random_tokens(&client, &problem);
@@ -133,6 +133,44 @@ fn queries_and_keys_turn_together_and_in_place() {
     }
 }
 
+/// Queries and keys in one launch again and again: 10,000 times on a GPU, few where a launch takes milliseconds.
+#[test]
+fn repeated_rotations_give_equal_bits() {
+    let client = client();
+    let limits = Limits::of(&client);
+    let shapes = [(FloatType::F32, 32), (FloatType::F16, 32), (FloatType::F32, 12), (FloatType::F16, 20)];
+    let shapes = shapes.into_iter().filter(|(dtype, _)| limits.dtypes.contains(dtype));
+    let repeats = crate::device::repeats(&limits).div_ceil(shapes.clone().count());
+    let mut launches = 0;
+    for (dtype, d) in shapes {
+        let problem = problem(RopeLayout::Bhnd, [2, 5, 33, d], dtype);
+        let tokens = random_tokens(&client, &problem);
+        let grid = Positions::Grid(RopeGrid { rows: 3, columns: 11, first: -4 });
+        let mut first = None;
+        for _ in 0..repeats.div_ceil(50) {
+            let outs = [(); 100].map(|()| output(&client, &problem.tokens_shape(), dtype));
+            for pair in outs.chunks(2) {
+                let both = [0, 1].map(|place| Rotation {
+                    problem,
+                    tokens: tokens.operand(),
+                    positions: grid,
+                    out: pair[place].operand(),
+                });
+                turn(&client, &both, false);
+                launches += 1;
+            }
+            let outs: Vec<&Buffer> = outs.iter().collect();
+            for got in read_all(&client, &outs) {
+                let got: Vec<u64> = got.into_iter().map(f64::to_bits).collect();
+                let first = first.get_or_insert_with(|| got.clone());
+                assert!(got == *first, "{} {d}: a repeated rotation differs", dtype.name());
+            }
+        }
+    }
+    println!("{launches} launches");
+    assert!(launches >= crate::device::repeats(&limits));
+}
+
 #[test]
 fn every_source_turns_one_tensor_and_two() {
     let client = client();
@@ -143,7 +181,7 @@ fn every_source_turns_one_tensor_and_two() {
 pub(crate) fn check_sources((client, limits): (&Client, &Limits), dtype: FloatType) {
     for d in [16, 12] {
         let sound = problem(RopeLayout::Bhnd, [1, 3, 6, d], dtype);
-        let grid = Grid { rows: 2, columns: 3, first: -1 };
+        let grid = RopeGrid { rows: 2, columns: 3, first: -1 };
         let whole = reference::grid_positions(&sound, grid);
         let halves: Vec<f32> = whole.iter().map(|position| *position as f32 / 2.0).collect();
         let [narrow, wide] = IndexType::ALL.map(|index| upload_positions(client, &sound, &whole, index));
@@ -207,7 +245,7 @@ fn bad_options_are_refused() {
             "rope2d: a prefix of 7 tokens was asked for, there are 6",
         ),
         (
-            with(Positions::Grid(Grid { rows: 2, columns: 2, first: 0 })),
+            with(Positions::Grid(RopeGrid { rows: 2, columns: 2, first: 0 })),
             "rope2d: a grid of 2 x 2 patches after 0 other tokens was given for 6 tokens",
         ),
         (

@@ -1,0 +1,142 @@
+//! `[B, C, T]` backward, what a unit does with one run: its terms of dw and db, what the steps that read it hand back to it, the
+//! gradients of the states.
+
+use super::access::Sizes;
+use super::along_time::{Tile, state_index};
+use crate::causal_conv1d::args::Present;
+use crate::cells::Cells;
+use cubecl::prelude::*;
+
+/// Adds the terms of a run to the sums of dw and db.
+#[cube]
+pub(super) fn add_terms<I: Int>(
+    columns: &Cells<f32>,
+    gradient: &Cells<f32>,
+    ids: &Sequence<I>,
+    totals: &Cells<f32>,
+    #[comptime] tile: Tile,
+) {
+    let own = comptime!(4 * tile.before());
+    let run = comptime!(tile.run());
+    #[unroll]
+    for k in 0..tile.taps {
+        #[unroll]
+        for i in 0..run {
+            let column = comptime!(own + i + 1 + k - tile.taps);
+            let total = fma(gradient.get(i), columns.get(column), totals.get(k));
+            if comptime!(tile.packed) {
+                // Padding has the ids of padding beside it.
+                let own = *ids.index(comptime!(own + i));
+                let same = *ids.index(column) == own && own >= I::from_int(0);
+                totals.set(k, select(same, total, totals.get(k)));
+            } else {
+                totals.set(k, total);
+            }
+        }
+    }
+    #[unroll]
+    for i in 0..run {
+        totals.set(tile.taps, totals.get(tile.taps) + gradient.get(i));
+    }
+}
+
+/// What the steps from a run on hand back to it: `ahead[offset..]` and `ids` begin with the run's own.
+#[cube]
+pub(super) fn handed_back<I: Int>(
+    ahead: &Cells<f32>,
+    weights: &Cells<f32>,
+    ids: &Sequence<I>,
+    sizes: &Sizes,
+    #[comptime] offset: usize,
+    #[comptime] tile: Tile,
+) -> Cells<f32> {
+    let run = comptime!(tile.run());
+    let results = Cells::<f32>::new(run, 0.0f32);
+    #[unroll]
+    for i in 0..run {
+        results.set(i, 0.0f32);
+    }
+    #[unroll]
+    for k in 0..tile.taps {
+        if comptime!(tile.straight) || k as u32 + sizes.width >= tile.taps as u32 {
+            #[unroll]
+            for i in 0..run {
+                let reader = comptime!(i + tile.taps - 1 - k);
+                let sum = fma(weights.get(k), ahead.get(comptime!(offset + reader)), results.get(i));
+                if comptime!(tile.packed) {
+                    let same = *ids.index(i) == *ids.index(reader);
+                    results.set(i, select(same, sum, results.get(i)));
+                } else {
+                    results.set(i, sum);
+                }
+            }
+        }
+    }
+    results
+}
+
+/// Adds the gradient of the final state to those steps of the run from `first` on that it holds.
+#[cube]
+pub(super) fn add_final<X: Float>(
+    results: &Cells<f32>,
+    dfinal: &Tensor<X>,
+    sizes: &Sizes,
+    b: u32,
+    c: u32,
+    first: u32,
+    #[comptime] tile: Tile,
+) {
+    #[unroll]
+    for i in 0..comptime!(tile.run()) {
+        let column = first + i as u32 + sizes.history();
+        if column >= sizes.length && column - sizes.length < sizes.history() {
+            results.set(
+                i,
+                results.get(i) + f32::cast_from(dfinal[state_index(dfinal, b, c, column - sizes.length)]),
+            );
+        }
+    }
+}
+
+/// The gradient of the initial state from that of the row's first steps.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+pub(super) fn write_initial<X: Float, I: Int>(
+    ahead: &Cells<f32>,
+    weights: &Cells<f32>,
+    ids: &Sequence<I>,
+    dfinal: &Tensor<X>,
+    dinitial: &mut Tensor<X>,
+    sizes: &Sizes,
+    b: u32,
+    c: u32,
+    #[comptime] offset: usize,
+    #[comptime] tile: Tile,
+) {
+    // Column m of `taps - 1`, the last W-1 of which are the state.
+    #[unroll]
+    for m in 0..comptime!(tile.taps - 1) {
+        if m as u32 + sizes.width >= tile.taps as u32 {
+            let column = m as u32 + sizes.width - tile.taps as u32;
+            let mut sum = 0.0f32;
+            #[unroll]
+            for k in 0..comptime!(m + 1) {
+                if k as u32 + sizes.width >= tile.taps as u32 {
+                    let next = fma(weights.get(k), ahead.get(comptime!(offset + m - k)), sum);
+                    if comptime!(tile.packed) {
+                        // The state belongs to the first step's sequence.
+                        let same = *ids.index(0) == *ids.index(comptime!(m - k));
+                        sum = select(same, next, sum);
+                    } else {
+                        sum = next;
+                    }
+                }
+            }
+            if sizes.has(Present::DFINAL) && column >= sizes.length {
+                sum += f32::cast_from(dfinal[state_index(dfinal, b, c, column - sizes.length)]);
+            }
+            let at = state_index(&*dinitial, b, c, column);
+            dinitial[at] = X::cast_from(sum);
+        }
+    }
+}

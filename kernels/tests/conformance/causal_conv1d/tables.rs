@@ -1,0 +1,56 @@
+//! The conformance table in every layout and type, and how much of it has to have been compared.
+
+use super::run;
+use conv_cases::causal_conv1d::{self as cases, Case};
+use conv_kernels::FloatType;
+use conv_kernels::causal_conv1d::UNROLLED_WIDTH;
+use std::collections::HashSet;
+
+fn conformance(btc: bool) -> Vec<Case> {
+    cases::conformance().into_iter().filter(|case| case.btc == btc).collect()
+}
+
+/// The table of a layout in a type. With the exact runs below there are more than a thousand cases in two types: in each layout
+/// and type every width 1 to 8 at every length around the boundaries of tiles, and what options and wide filters add.
+fn run_layout(btc: bool, dtype: FloatType) {
+    let Some(compared) = run(&conformance(btc), dtype, false) else { return };
+    assert!(compared.len() >= 175, "{} cases were compared", compared.len());
+    let narrow = compared.iter().filter(|case| case.w <= UNROLLED_WIDTH).map(|case| (case.t, case.w));
+    let places = narrow.collect::<HashSet<_>>().len();
+    assert!(places >= 20 * UNROLLED_WIDTH, "{places} lengths and widths were compared");
+}
+
+fn run_exact(dtype: FloatType) {
+    let Some(compared) = run(&cases::conformance(), dtype, true) else { return };
+    assert!(compared.len() >= 350, "{} cases were compared", compared.len());
+}
+
+#[test]
+fn f32_bct_matches_the_reference() {
+    run_layout(false, FloatType::F32);
+}
+
+#[test]
+fn f32_btc_matches_the_reference() {
+    run_layout(true, FloatType::F32);
+}
+
+#[test]
+fn f16_bct_matches_the_reference() {
+    run_layout(false, FloatType::F16);
+}
+
+#[test]
+fn f16_btc_matches_the_reference() {
+    run_layout(true, FloatType::F16);
+}
+
+#[test]
+fn f32_integers_are_exact() {
+    run_exact(FloatType::F32);
+}
+
+#[test]
+fn f16_integers_are_exact() {
+    run_exact(FloatType::F16);
+}
