@@ -137,7 +137,7 @@ fn read_chunk<E: Float>(
         step,
         max(tiling.channels, first_c) - first_c,
         inside && more,
-        comptime!(tile.sites * tile.channels() / width / tile.units()),
+        comptime!(tile.loads(tile.channels(), width)),
         width,
     );
     let started = number >= tiling.ahead;
@@ -150,7 +150,7 @@ fn read_chunk<E: Float>(
         step,
         max(tiling.out_channels, first_o) - first_o,
         inside && more && started,
-        comptime!(tile.sites * tile.out_channels() / width / tile.units()),
+        comptime!(tile.loads(tile.out_channels(), width)),
         width,
     );
     (values, dy_values)
@@ -169,11 +169,18 @@ fn write_chunk<E: Float, S: Float, V: Size>(
 ) {
     let (x_row, dy_row) = rows;
     let site = UNIT_POS % comptime!(tile.sites as u32);
-    write(x_values, ring, slot * comptime!(tile.sites as u32) + site, x_row, tile);
+    write(
+        x_values,
+        ring,
+        slot * comptime!(tile.sites as u32) + site,
+        x_row,
+        comptime!(tile.channels()),
+        tile,
+    );
     if slot == 0u32 && site < comptime!(tile.fragment as u32) {
-        write(x_values, ring, site + comptime!(tile.ring as u32), x_row, tile);
+        write(x_values, ring, site + comptime!(tile.ring as u32), x_row, comptime!(tile.channels()), tile);
     }
-    write(dy_values, chunk, site, dy_row, tile);
+    write(dy_values, chunk, site, dy_row, comptime!(tile.out_channels()), tile);
 }
 
 /// Reads this unit's vectors of a chunk into registers: runs of `width` channels of one element, `step` channels apart, of the
@@ -213,13 +220,13 @@ fn write<E: Float, S: Float, V: Size>(
     stage: &mut Shared<[Vector<S, V>]>,
     row: u32,
     #[comptime] row_vectors: usize,
+    #[comptime] channels: usize,
     #[comptime] tile: ShiftedWeightTile,
 ) {
     let width = V::value();
     let run = UNIT_POS as usize / tile.sites;
-    let loads = values.len() / width;
     #[unroll]
-    for load in 0..loads {
+    for load in 0..comptime!(tile.loads(channels, width)) {
         let mut channels = Vector::<S, V>::empty();
         #[unroll]
         for i in 0..width {

@@ -66,6 +66,11 @@ impl ShiftedWeightTile {
             + self.sites * (self.out_channels() * size + 16)
     }
 
+    /// Vectors of `width` channels that a unit reads of a chunk with so many channels.
+    pub(super) fn loads(&self, channels: usize, width: usize) -> usize {
+        self.sites * channels / width / self.units()
+    }
+
     /// The name used in tables and reports.
     pub fn name(&self) -> String {
         format!("{}x{}x{TAPS}", self.out_channels(), self.channels())
