@@ -31,10 +31,10 @@
 //! | a multiple of 128, many tiles    | 128x128                 | 384 channels: 1.60 ms, 128x64 takes 1.76          |
 //! | others                           | 128x64                  | least waste                                       |
 //!
-//! On matrix units dw keeps the source's window in shared memory where four fifths of what its tiles compute are needed (f16,
-//! 256 channels: 4.5 ms, gathered 7.1), else its tile is chosen by the output channels (64 -> 128: 0.26 ms where multiply-adds take 0.75). Without them it takes
-//! 128x64 for more than 32 output channels (512 -> 512, 2x7x7: 0.071 ms, 128x128 0.080), with fewer than 512 rows
-//! (channels x taps) 64x64: 0.11 ms where 128x64 takes 0.14.
+//! On matrix units dw keeps a window in shared memory where its tiles are many and dense (f16, 256 channels: 4.5 ms, gathered
+//! 7.1), else its tile follows the output channels (64 -> 128: 0.26 ms, multiply-adds 0.75). Without them it takes 128x64 for more
+//! than 32 output channels (512 -> 512, 2x7x7: 0.071 ms, 128x128 0.080), with fewer than 512 rows (channels x taps) 64x64: 0.11 ms
+//! where 128x64 takes 0.14.
 
 use super::depthwise;
 use super::gemm::{self, MatrixTile, RegisterTile, stage_type};
@@ -318,7 +318,7 @@ fn gemm_for(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Plan {
     }
     if pass == Pass::WeightGradient
         && let Some(tile) =
-            shifted_weight_tiles(problem, pass, limits).find(|tile| weight_pays(problem, tile))
+            shifted_weight_tiles(problem, pass, limits).find(|tile| weight_pays(problem, tile, limits))
     {
         return Plan::ShiftedWeight(tile);
     }
@@ -362,12 +362,14 @@ fn paid(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTile, limits: &Limits
     pays.then_some(computed)
 }
 
-/// Whether the weight gradient's window in shared memory beats gathering: where four fifths of what its tiles compute are needed.
-fn weight_pays(problem: &Conv3dProblem, tile: &ShiftedWeightTile) -> bool {
+/// Whether the weight gradient's window in shared memory beats gathering: where four fifths of what its tiles compute are needed,
+/// and the tiles of one part are a sixth of the cubes in flight (fewer were slower or not timed).
+fn weight_pays(problem: &Conv3dProblem, tile: &ShiftedWeightTile, limits: &Limits) -> bool {
     shifted::weight::extent(problem, tile).is_some_and(|tiles| {
         let computed = tiles.count * tiles.rows * tiles.columns * tiles.terms;
         let (rows, columns) = product_extents(problem, Pass::WeightGradient, false);
-        5 * rows * columns * problem.window.groups * problem.positions() >= 4 * computed
+        6 * tiles.count >= limits.cubes_in_flight
+            && 5 * rows * columns * problem.window.groups * problem.positions() >= 4 * computed
     })
 }
 

@@ -99,8 +99,12 @@ fn matrix_units_are_used_where_the_type_has_them() {
     let half = Conv3dProblem { dtype: FloatType::F16, ..problem([1, 64, 16, 56, 56], 128, [3; 3], 1, 1) };
     assert_eq!(
         names(&half, &wide()),
-        ["shifted_gemm_128x128", "shifted_gemm_256x64", "shifted_weight_64x32x9"]
+        ["shifted_gemm_128x128", "shifted_gemm_256x64", "matrix_gemm_128x128x32"]
     );
+    // With enough tiles the weight gradient too.
+    let wide_half =
+        Conv3dProblem { dtype: FloatType::F16, ..problem([1, 256, 8, 28, 28], 256, [3; 3], 1, 1) };
+    assert_eq!(names(&wide_half, &wide())[2], "shifted_weight_64x32x9");
     // A plane or channels of which too little would be needed, a stride, one tap in the plane.
     let half = |x, kernel, stride| {
         let layer = problem(x, 256, kernel, stride, 1);
