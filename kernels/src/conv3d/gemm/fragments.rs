@@ -119,6 +119,22 @@ fn fragment<S: Float, V: Size>(
     )
 }
 
+/// The `run`-th vector of values that were read one by one. It is put together where it is written, not where its values are
+/// read: whatever touches a value waits for it.
+#[cube]
+pub(crate) fn packed<E: Float, S: Float, V: Size>(
+    values: &Sequence<E>,
+    #[comptime] run: usize,
+) -> Vector<S, V> {
+    let width = V::value();
+    let mut vector = Vector::<S, V>::empty();
+    #[unroll]
+    for i in 0..width {
+        vector.insert(i, S::cast_from(*values.index(comptime!(run * width + i))));
+    }
+    vector
+}
+
 /// Moves a fragment into its plane's patch of shared memory, rows of channels from `patch` on, where any lane may read any of
 /// it. All planes of the cube come here together.
 #[cube]

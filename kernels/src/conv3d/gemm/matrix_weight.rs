@@ -13,7 +13,7 @@
 //! written and read once more, 8 bytes each. Declined: types for which the device has no matrices with fp32 accumulators.
 
 use super::config::{MatrixTile, shared_terms};
-use super::fragments::{accumulators, gather_channels, multiply, write_channels, write_result};
+use super::fragments::{accumulators, gather_channels, multiply, packed, write_channels, write_result};
 use super::place::Walk;
 use super::stage::{Extents, clear};
 use super::table::{Table, fill_half, fill_other_half};
@@ -154,8 +154,7 @@ fn gather_source<E: Float>(
     values
 }
 
-/// Writes the sources' stage. Vectors are put together here, not where their values are read: whatever touches a value waits
-/// for it.
+/// Writes the sources' stage.
 #[cube]
 fn write_sources<E: Float, S: Float, V: Size>(
     from: &Sequence<E>,
@@ -168,11 +167,6 @@ fn write_sources<E: Float, S: Float, V: Size>(
     #[unroll]
     for load in 0..comptime!(tile.loads(tile.tile_m, width)) {
         let vector = UNIT_POS as usize / tile.tile_k + comptime!(load * (tile.units() / tile.tile_k));
-        let mut values = Vector::<S, V>::empty();
-        #[unroll]
-        for i in 0..width {
-            values.insert(i, S::cast_from(*from.index(comptime!(load * width + i))));
-        }
-        stage[window * row + vector] = values;
+        stage[window * row + vector] = packed(from, load);
     }
 }

@@ -26,7 +26,7 @@
 use super::config::{CHANNELS, ShiftedTile};
 use super::result::write_result;
 use crate::conv3d::gemm::config::PLANE;
-use crate::conv3d::gemm::fragments::accumulators;
+use crate::conv3d::gemm::fragments::{accumulators, packed};
 use crate::conv3d::gemm::place::Walk;
 use crate::conv3d::problem::PaddingMode;
 use crate::grid::Span;
@@ -263,12 +263,7 @@ fn write_window<E: Float, S: Float, V: Size>(
     #[unroll]
     for load in 0..comptime!(tile.window_loads(width)) {
         let vector = UNIT_POS as usize + comptime!(load * tile.units());
-        let mut channels = Vector::<S, V>::empty();
-        #[unroll]
-        for i in 0..width {
-            channels.insert(i, S::cast_from(*values.index(comptime!(load * width + i))));
-        }
-        window[vector % tile.window * row + vector / tile.window] = channels;
+        window[vector % tile.window * row + vector / tile.window] = packed(values, load);
     }
 }
 

@@ -12,7 +12,7 @@
 use super::config::StemTile;
 use super::tiling::{Share, Tiling};
 use crate::conv3d::gemm::config::PLANE;
-use crate::conv3d::gemm::fragments::accumulators;
+use crate::conv3d::gemm::fragments::{accumulators, into_patch, packed};
 use crate::grid::Span;
 use cubecl::cmma::{self, MatrixIdent, MatrixLayout};
 use cubecl::ir::ElemType;
@@ -147,12 +147,7 @@ fn write_window<E: Float, S: Float, V: Size>(
     #[unroll]
     for i in 0..comptime!(tile.vector_reads(width)) {
         let vector = UNIT_POS as usize + comptime!(i * tile.units());
-        let mut channels = Vector::<S, V>::empty();
-        #[unroll]
-        for c in 0..width {
-            channels.insert(c, S::cast_from(*values.index(comptime!(i * width + c))));
-        }
-        window[vector % tile.window * row + vector / tile.window] = channels;
+        window[vector % tile.window * row + vector / tile.window] = packed(values, i);
     }
 }
 
@@ -246,14 +241,8 @@ fn write<O: Float>(
             share.first + (plane * tile.rows) as u32 + comptime!((j * tile.fragment) as u32) + in_fragment;
         #[unroll]
         for i in 0..comptime!(tile.columns / tile.fragment) {
-            sync_cube();
-            cmma::store(
-                &mut patches[patch..comptime!(tile.planes() * size)],
-                sums.index(comptime!(i * (tile.rows / tile.fragment) + j)),
-                tile.fragment as u32,
-                MatrixLayout::RowMajor,
-            );
-            sync_cube();
+            let sum = sums.index(comptime!(i * (tile.rows / tile.fragment) + j));
+            into_patch(sum, &mut patches, patch, tile.fragment);
             #[unroll]
             for step in 0..comptime!(size / PLANE) {
                 let in_patch =

@@ -18,7 +18,7 @@
 use super::ShiftedWeightTile;
 use super::places::{Share, Strip, WeightTiling, dy_place, strip_at, x_place};
 use crate::conv3d::gemm::config::PLANE;
-use crate::conv3d::gemm::fragments::{accumulators, into_patch};
+use crate::conv3d::gemm::fragments::{accumulators, into_patch, packed};
 use crate::conv3d::gemm::place::Walk;
 use crate::conv3d::problem::PaddingMode;
 use crate::grid::Span;
@@ -227,12 +227,8 @@ fn write<E: Float, S: Float, V: Size>(
     let run = UNIT_POS as usize / tile.sites;
     #[unroll]
     for load in 0..comptime!(tile.loads(channels, width)) {
-        let mut channels = Vector::<S, V>::empty();
-        #[unroll]
-        for i in 0..width {
-            channels.insert(i, S::cast_from(*values.index(comptime!(load * width + i))));
-        }
-        stage[row as usize * row_vectors + run + comptime!(load * (tile.units() / tile.sites))] = channels;
+        stage[row as usize * row_vectors + run + comptime!(load * (tile.units() / tile.sites))] =
+            packed(values, load);
     }
 }
 
