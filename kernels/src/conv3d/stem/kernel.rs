@@ -21,7 +21,7 @@
 //! fit ([`super::config`]), other passes.
 
 use super::config::StemTile;
-use super::tiling::{Share, Tiling};
+use super::tiling::{Places, Share, Tiling, places};
 use crate::cells::Cells;
 use crate::grid::Span;
 use cubecl::ir::ElemType;
@@ -48,7 +48,7 @@ pub(super) fn stem_kernel<E: Float, O: Float>(
     let mut window = Shared::<[f32]>::new_slice(comptime!(tile.channels * tile.window));
     let mut weights = Shared::<[Vector<f32, Const<4>>]>::new_slice(tile.stage_vectors());
     let sums = Cells::<f32>::new(comptime!(tile.rows * tile.columns), 0.0f32.runtime());
-    let places = places(&tiling, &share, tile);
+    let places = places(&tiling, &share, comptime!(tile.reads()), tile);
     let source = share.n as usize * tiling.source_batch_stride
         + (share.group * tiling.channels) as usize * tiling.source_channel_stride;
     let first_chunk = share.part * tiling.part_chunks;
@@ -86,29 +86,6 @@ pub(super) fn stem_kernel<E: Float, O: Float>(
         sync_cube();
     }
     write(&sums, out, &tiling, &share, tile);
-}
-
-/// Where the elements of the window that a unit reads lie in a plane of dy, and a bit for each that says whether they do.
-#[derive(CubeType)]
-struct Places {
-    at: Sequence<usize>,
-    mask: u32,
-}
-
-#[cube]
-fn places(tiling: &Tiling, share: &Share, #[comptime] tile: StemTile) -> Places {
-    let mut at = Sequence::<usize>::new();
-    let mut mask = 0u32.runtime();
-    #[unroll]
-    for i in 0..comptime!(tile.reads()) {
-        let element = share.first + UNIT_POS + comptime!((i * tile.units()) as u32);
-        let (h, w) = tiling.block(share, element);
-        let (h, h_inside) = tiling.height.window(h);
-        let (w, w_inside) = tiling.width.window(w);
-        at.push(h + w);
-        mask |= select(h_inside && w_inside, comptime!(1u32 << i), 0u32);
-    }
-    Places { at, mask }
 }
 
 /// Reads this unit's elements of a window into registers.

@@ -10,7 +10,7 @@
 //! 16 for a stride of 1. Declined: what [`super::kernel`] declines, types without matrix units.
 
 use super::config::StemTile;
-use super::tiling::{Share, Tiling};
+use super::tiling::{Places, Share, Tiling, places};
 use crate::conv3d::gemm::config::PLANE;
 use crate::conv3d::gemm::fragments::{accumulators, into_patch, packed};
 use crate::grid::Span;
@@ -41,7 +41,7 @@ pub(super) fn matrix_stem_kernel<E: Float, S: Float, O: Float, V: Size>(
     let row = comptime!(tile.row(width, size));
     let mut window = Shared::<[Vector<S, V>]>::new_slice(comptime!(tile.window * row));
     let sums = accumulators(comptime!(tile.rows * tile.columns), tile.fragment);
-    let places = places(&tiling, &share, width, tile);
+    let places = places(&tiling, &share, comptime!(tile.vector_reads(width)), tile);
     let source = share.n as usize * tiling.source_batch_stride
         + (share.group * tiling.channels) as usize * tiling.source_channel_stride;
     let first_chunk = share.part * tiling.part_chunks;
@@ -76,29 +76,6 @@ pub(super) fn matrix_stem_kernel<E: Float, S: Float, O: Float, V: Size>(
         sync_cube();
     }
     write(&sums, out, &tiling, &share, tile);
-}
-
-/// Where the blocks of the window that a unit reads lie in a plane of dy, and a bit for each that says whether they do.
-#[derive(CubeType)]
-struct Places {
-    at: Sequence<usize>,
-    mask: u32,
-}
-
-#[cube]
-fn places(tiling: &Tiling, share: &Share, #[comptime] width: usize, #[comptime] tile: StemTile) -> Places {
-    let mut at = Sequence::<usize>::new();
-    let mut mask = 0u32.runtime();
-    #[unroll]
-    for i in 0..comptime!(tile.vector_reads(width)) {
-        let vector = UNIT_POS + comptime!((i * tile.units()) as u32);
-        let (h, w) = tiling.block(share, share.first + vector % comptime!(tile.window as u32));
-        let (h, h_inside) = tiling.height.window(h);
-        let (w, w_inside) = tiling.width.window(w);
-        at.push(h + w);
-        mask |= select(h_inside && w_inside, comptime!(1u32 << i), 0u32);
-    }
-    Places { at, mask }
 }
 
 /// Reads this unit's vectors of a window into registers: some channels of a block, lanes along blocks.

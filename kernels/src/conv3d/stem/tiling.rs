@@ -1,5 +1,6 @@
 //! How a stem's input gradient is shared out among cubes, and where its blocks read and write.
 
+use super::config::StemTile;
 use cubecl::prelude::*;
 use cubecl::std::FastDivmod;
 
@@ -151,4 +152,33 @@ impl DepthAxis {
         }
         (first, count)
     }
+}
+
+/// Where the blocks of the window that a unit reads lie in a plane of dy, and a bit for each that says whether they do.
+#[derive(CubeType)]
+pub(super) struct Places {
+    pub(super) at: Sequence<usize>,
+    pub(super) mask: u32,
+}
+
+/// The places of the unit's `reads`: units lie behind each other along the window, and begin again at its end.
+#[cube]
+pub(super) fn places(
+    tiling: &Tiling,
+    share: &Share,
+    #[comptime] reads: usize,
+    #[comptime] tile: StemTile,
+) -> Places {
+    let mut at = Sequence::<usize>::new();
+    let mut mask = 0u32.runtime();
+    #[unroll]
+    for i in 0..reads {
+        let read = UNIT_POS + comptime!((i * tile.units()) as u32);
+        let (h, w) = tiling.block(share, share.first + read % comptime!(tile.window as u32));
+        let (h, h_inside) = tiling.height.window(h);
+        let (w, w_inside) = tiling.width.window(w);
+        at.push(h + w);
+        mask |= select(h_inside && w_inside, comptime!(1u32 << i), 0u32);
+    }
+    Places { at, mask }
 }
