@@ -1,16 +1,15 @@
 //! The device under test, its name, and the limits that results are measured against.
 
-use crate::measure::Timer;
+use crate::measure::{Clocks, Timer};
 use crate::options::DeviceChoice;
 use anyhow::{Context, Result, anyhow};
 use conv_kernels::{FloatType, Limits};
 use cubecl::device::WgpuDeviceKind;
-use cubecl::future::block_on;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 use cubecl::std::throughput::measure_peak_throughput;
 use cubecl::throughput::compute_throughput_key;
-use std::sync::{Arc, Mutex};
+use std::cell::Cell;
 use std::time::Duration;
 
 /// An opened device. Burn's device of the same kind shares its queue, so both are timed by the same clock.
@@ -149,23 +148,42 @@ fn copy(device: &Device, source: Handle, target: Handle, bytes: usize) -> impl F
     }
 }
 
-/// Copies on the device whenever `turn` is free: results are verified on the host between timed rows, and a device that idles
-/// meanwhile lowers its clocks (an H200 to less than half) and takes longer to raise them than a row is warmed up.
-pub(crate) fn keep_busy(device: &Device, turn: Arc<Mutex<()>>) {
+/// Rounds of four multiply-adds that a unit of the constant work computes.
+const ROUNDS: u32 = 8192;
+
+#[cube(launch_unchecked)]
+fn constant_work(target: &mut [f32], rounds: u32) {
+    let start = f32::cast_from(UNIT_POS);
+    let factor = 0.5f32;
+    let (mut a, mut b, mut c, mut d) = (start, start + 1.0, start + 2.0, start + 3.0);
+    for _ in 0..rounds {
+        a = fma(a, factor, start);
+        b = fma(b, factor, start);
+        c = fma(c, factor, start);
+        d = fma(d, factor, start);
+    }
+    target[ABSOLUTE_POS] = a + b + c + d;
+}
+
+/// Multiply-adds whose time depends on the device's clocks only.
+pub(crate) fn clocks(device: &Device) -> Clocks {
     let client = device.client.clone();
-    let bytes = 64 << 20;
-    let copy = copy(device, client.empty(bytes), client.empty(bytes), bytes);
-    std::thread::spawn(move || {
-        loop {
-            if let Ok(_turn) = turn.lock() {
-                (0..16).for_each(|_| copy());
-                // A device that is lost is reported by the row that needs it.
-                let _ = block_on(client.sync());
-            }
-            // Leaves the turn to a row that waits for it.
-            std::thread::sleep(Duration::from_micros(200));
+    let units = 256;
+    let cubes = device.limits.cubes_in_flight.min(device.limits.cubes_per_axis as usize);
+    let target = client.empty(4 * cubes * units);
+    let launch = move || {
+        // SAFETY: the target holds an element for each unit.
+        unsafe {
+            constant_work::launch_unchecked(
+                &client,
+                CubeCount::Static(cubes as u32, 1, 1),
+                CubeDim::new_1d(units as u32),
+                BufferArg::from_raw_parts(target.clone(), cubes * units),
+                ROUNDS,
+            );
         }
-    });
+    };
+    Clocks { launch: Box::new(launch), best: Cell::new(f64::INFINITY), low: Cell::new(0) }
 }
 
 /// Bytes per second that a plain copy kernel moves: what bandwidth-bound ops are measured against.
@@ -182,7 +200,8 @@ fn copy_bandwidth(device: &Device) -> Result<f64> {
         "the copy kernel copied wrong bytes: this device cannot be measured"
     );
     let warm_up = Duration::from_millis(if device.software { 0 } else { 500 });
-    let timer = Timer { client: client.clone(), samples: 15, warm_up, turn: Arc::default() };
+    let clocks = (!device.software).then(|| clocks(device));
+    let timer = Timer { client: client.clone(), samples: 15, warm_up, clocks };
     let samples = timer
         .time(
             || Ok(()),

@@ -3,7 +3,7 @@
 use crate::data::first_line;
 use cubecl::future::block_on;
 use cubecl::prelude::*;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 /// The distribution of one row's runs, in milliseconds.
@@ -35,16 +35,40 @@ pub(crate) fn geometric_mean(values: &[f64]) -> Option<f64> {
     (!values.is_empty()).then(|| (logarithms / values.len() as f64).exp())
 }
 
+/// Short work of a constant size that shows whether the device runs at its highest clocks.
+///
+/// A device that idles while the host verifies a result or compiles a kernel lowers its clocks, an H200 to a sixth, and may take
+/// longer to raise them than a row is warmed up.
+pub(crate) struct Clocks {
+    /// Launches the work once.
+    pub(crate) launch: Box<dyn Fn()>,
+    /// Milliseconds of the fastest burst so far.
+    pub(crate) best: Cell<f64>,
+    /// Rows that were timed although the clocks stayed low.
+    pub(crate) low: Cell<usize>,
+}
+
+/// Launches of one burst.
+const BURST: usize = 16;
+/// A burst this much longer than the fastest one: the clocks are low before a row.
+const RAISED: f64 = 1.05;
+/// And after it, when a device may have lowered them for its power's sake.
+const KEPT: f64 = 1.3;
+/// Longest wait for the clocks, and for how long the first row looks for the fastest burst.
+const PATIENCE: Duration = Duration::from_secs(3);
+const FIRST_LOOK: Duration = Duration::from_secs(1);
+/// Times that a row is timed at most until the clocks were kept.
+const ATTEMPTS: usize = 3;
+
 /// How rows are timed.
-#[derive(Clone)]
 pub(crate) struct Timer {
     pub(crate) client: Client,
     /// Runs that are timed at least.
     pub(crate) samples: usize,
     /// The device is kept busy for this long before the first timed run: it takes a while to reach its clocks.
     pub(crate) warm_up: Duration,
-    /// Held while a row is timed; between rows [`crate::device::keep_busy`] holds it.
-    pub(crate) turn: Arc<Mutex<()>>,
+    /// None where clocks do not matter.
+    pub(crate) clocks: Option<Clocks>,
 }
 
 /// Milliseconds a window should last at least; shorter calls are repeated within it. A device that waits between shorter windows
@@ -67,17 +91,60 @@ impl Timer {
         mut run: impl FnMut(S) -> Result<R, String>,
         flush: impl Fn() -> Result<(), String>,
     ) -> Result<Samples, String> {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        let started = Instant::now();
         let mut window = |repeats| self.window(repeats, &mut setup, &mut run, &flush);
         let repeats = |estimate: f64| (WINDOW / estimate).ceil().clamp(1.0, REPEATS) as usize;
-        let mut estimate = window(1)?;
-        while estimate < LONG && started.elapsed() < self.warm_up {
-            estimate = window(repeats(estimate))?;
+        // Compiles what is compiled on the first call.
+        window(1)?;
+        for attempt in 1.. {
+            self.raise_clocks()?;
+            let started = Instant::now();
+            let mut estimate = window(1)?;
+            while estimate < LONG && started.elapsed() < self.warm_up {
+                estimate = window(repeats(estimate))?;
+            }
+            let repeats = repeats(estimate);
+            let samples = if estimate > LONG { 3.min(self.samples) } else { self.samples };
+            let runs = (0..samples).map(|_| window(repeats)).collect::<Result<_, _>>()?;
+            let kept = self.clocks_are_kept()?;
+            if kept || attempt == ATTEMPTS {
+                if let (false, Some(clocks)) = (kept, &self.clocks) {
+                    clocks.low.set(clocks.low.get() + 1);
+                }
+                return Ok(Samples::of(runs));
+            }
         }
-        let repeats = repeats(estimate);
-        let samples = if estimate > LONG { 3.min(self.samples) } else { self.samples };
-        (0..samples).map(|_| window(repeats)).collect::<Result<_, _>>().map(Samples::of)
+        unreachable!("the last attempt returns")
+    }
+
+    /// Milliseconds of a burst of constant work; none where clocks do not matter.
+    fn burst(&self) -> Result<Option<f64>, String> {
+        let Some(clocks) = &self.clocks else { return Ok(None) };
+        let mut launch = |()| {
+            (clocks.launch)();
+            Ok(())
+        };
+        let time = self.window(BURST, &mut || Ok(()), &mut launch, &|| Ok(()))?;
+        clocks.best.set(clocks.best.get().min(time));
+        Ok(Some(time / clocks.best.get()))
+    }
+
+    /// Keeps the device busy until its clocks are up, or patience ends.
+    fn raise_clocks(&self) -> Result<(), String> {
+        let Some(clocks) = &self.clocks else { return Ok(()) };
+        let first = clocks.best.get() == f64::INFINITY;
+        let started = Instant::now();
+        while let Some(slower) = self.burst()? {
+            let waited = started.elapsed();
+            if waited > PATIENCE || slower < RAISED && !(first && waited < FIRST_LOOK) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a row has left the clocks where they were.
+    fn clocks_are_kept(&self) -> Result<bool, String> {
+        Ok(self.burst()?.is_none_or(|slower| slower < KEPT))
     }
 
     /// Milliseconds of one of `repeats` runs that follow each other.

@@ -19,9 +19,9 @@ pub(crate) struct Options {
     #[arg(long, value_enum, default_value_t = Op::All)]
     pub(crate) op: Op,
 
-    /// Only cases whose name contains this
-    #[arg(long, default_value = "", value_name = "SUBSTRING")]
-    pub(crate) case: String,
+    /// Only cases whose name contains one of these [default: all]
+    #[arg(long, value_delimiter = ',', value_name = "SUBSTRING,..")]
+    pub(crate) case: Vec<String>,
 
     /// Storage types [default: those the device serves]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "TYPE,..")]
@@ -165,7 +165,7 @@ impl Options {
 
     /// Whether the case is asked for.
     pub(crate) fn wants_case(&self, name: &str) -> bool {
-        name.contains(&self.case)
+        self.case.is_empty() || self.case.iter().any(|part| name.contains(part))
     }
 
     /// Whether the pass is asked for.
@@ -193,12 +193,16 @@ mod tests {
 
     #[test]
     fn lists_and_names_are_parsed() {
-        let line = "conv-bench --op causal_conv1d --dtype f32,bf16 --pass fwd,fwd_bwd --case mamba";
+        let line = "conv-bench --op causal_conv1d --dtype f32,bf16 --pass fwd,fwd_bwd --case mamba,b64";
         let options = Options::try_parse_from(line.split(' ')).unwrap();
         assert!(options.wants_op(Op::CausalConv1d) && !options.wants_op(Op::Conv3d));
         assert_eq!(options.dtypes(), [FloatType::F32, FloatType::Bf16]);
         assert!(options.wants_pass(Pass::FwdBwd) && !options.wants_pass(Pass::Bwd));
-        assert!(options.wants_case("mamba_130m") && !options.wants_case("large"));
+        assert!(["mamba_130m", "decode_b64"].iter().all(|name| options.wants_case(name)));
+        assert!(
+            !options.wants_case("large")
+                && Options::try_parse_from(["conv-bench"]).unwrap().wants_case("large")
+        );
         assert!(Options::try_parse_from(["conv-bench", "--samples", "0"]).is_err());
         assert_eq!(Options::try_parse_from(["conv-bench"]).unwrap().dtypes(), FloatType::ALL);
     }

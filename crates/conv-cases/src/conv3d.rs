@@ -260,6 +260,25 @@ pub fn shared_windows() -> Vec<Conv3dCase> {
     ]
 }
 
+/// Few frames that miss depth taps, large enough that runs of frames are launched for themselves.
+#[must_use]
+pub fn few_frames() -> Vec<Conv3dCase> {
+    let frames = |name: &str, x, o, kernel, depth| Conv3dCase {
+        padding: [depth, (0, 0), (0, 0)],
+        ..Conv3dCase::new(name, x, o, kernel)
+    };
+    vec![
+        frames("frames_unpadded", [1, 3, 3, 32, 33], 4, [3, 1, 1], (0, 0)),
+        frames("frames_padded", [1, 2, 2, 33, 32], 3, [3, 1, 2], (1, 1)),
+        // Windows that hold nothing but padding.
+        Conv3dCase {
+            dilation: [2, 1, 1],
+            activation: Activation::Relu,
+            ..frames("frames_of_padding", [2, 2, 1, 24, 25], 3, [2, 1, 1], (5, 3))
+        },
+    ]
+}
+
 /// Shapes that public bugs of other libraries were found with; the name begins with the library and bug number.
 #[must_use]
 pub fn regressions() -> Vec<Conv3dCase> {

@@ -1,6 +1,6 @@
 //! What a caller may want to know of a plan before it runs.
 
-use super::gemm::stage_type;
+use super::gemm::{is_patches, stage_type};
 use super::plan::{Pass, Plan};
 use super::problem::Conv3dProblem;
 use super::winograd::WinogradTile;
@@ -27,7 +27,7 @@ pub struct Notes {
     pub domain: FloatType,
     /// The error of results kept in fp32, on normally distributed data; storage in a half type rounds once more.
     pub error: Guard,
-    /// Bytes of Winograd's intermediate tensors. Sums that are split keep their partials within `Limits::workspace_bytes` too.
+    /// Bytes of packed weights and of Winograd's intermediate tensors. Sums that are split keep their partials within `Limits::workspace_bytes` too.
     pub workspace_bytes: u64,
     /// How far a non-finite input spreads.
     pub non_finite: NonFinite,
@@ -44,9 +44,15 @@ impl Plan {
             workspace_bytes: 0,
             non_finite: NonFinite::Window,
         };
+        // What the engine packs for one walk after the other.
+        let weights = problem.weight_shape().iter().product::<usize>() * problem.dtype.size();
+        let packs = pass == Pass::InputGradient && !is_patches(problem, pass);
+        let packed = if packs { weights as u64 } else { 0 };
         match self {
+            Self::Gemm(_) => Notes { workspace_bytes: packed, ..notes },
             Self::MatrixGemm(_) | Self::ShiftedWeight(_) => Notes {
                 domain: stage_type(problem.dtype, limits).map_or(FloatType::F32, |(dtype, _)| dtype),
+                workspace_bytes: packed,
                 ..notes
             },
             Self::ShiftedGemm(tile) => Notes {

@@ -19,22 +19,7 @@
 //! engine (MatrixGemm or Gemm) and ImplicitGemm that serves. Stem's tile follows the channels times the positions of a stride by a
 //! stride: up to 4 of them 1024x4 (3x3x3, stride 1: 0.17 ms where the engine takes 0.41), more 512x12 (7x7x7, stride 2: 2.0 ms, the
 //! engine 9.7), on matrix units 128x16 (f16: 1.3 ms, the engine 7.9).
-//! The engine's tiles, from timings of every tile on an H200 (f32, through Vulkan; `examples/tiles.rs` repeats them):
-//!
-//! | channels of the result per group | tile (sites x channels) | because                                           |
-//! |----------------------------------|-------------------------|---------------------------------------------------|
-//! | up to 4                          | 256x4                   | heads; dx that Stem leaves: 0.43 ms, 128x8 takes 0.52 |
-//! | 5 to 8, 9 to 32                  | 128x8, 128x32           | fewer channels of padding                         |
-//! | more, with matrix units, dense   | shifted, the fewer sums | f16, 256 channels: 3.4 ms, gathered it takes 6.0  |
-//! | more, with matrix units          | 128x64 or 128x128       | f16: 0.17 ms where multiply-adds take 0.60        |
-//! | more, few tiles (half a wave)    | 64x64, the sum split    | 2x7x7, 512 channels: 0.095 ms, 128x64 takes 0.115 |
-//! | a multiple of 128, many tiles    | 128x128                 | 384 channels: 1.60 ms, 128x64 takes 1.76          |
-//! | others                           | 128x64                  | least waste                                       |
-//!
-//! On matrix units dw keeps a window in shared memory where its tiles are many and dense (f16, 256 channels: 4.5 ms, gathered
-//! 7.1), else its tile follows the output channels (64 -> 128: 0.26 ms, multiply-adds 0.75). Without them it takes 128x64 for more
-//! than 32 output channels (512 -> 512, 2x7x7: 0.071 ms, 128x128 0.080), with fewer than 512 rows (channels x taps) 64x64: 0.11 ms
-//! where 128x64 takes 0.14.
+//! The engine's tiles: `gemm/choice.rs`.
 
 use super::depthwise;
 use super::gemm::{self, MatrixTile, RegisterTile, stage_type};
@@ -167,7 +152,7 @@ impl Plan {
             Pass::InputGradient => problem.group_out_channels() * problem.taps(),
             Pass::WeightGradient => problem.positions(),
         };
-        let phases = if engine { phases(problem, pass) } else { 1 };
+        let phases = if engine { gemm::choice::phases(problem, pass) } else { 1 };
         let (tile_rows, tile_columns, tile_terms) = match (self, pass) {
             (Self::ImplicitGemm(tile), _) => (tile.tile_m, tile.tile_n, tile.tile_k),
             // The weight gradient's sites are the product's columns.
@@ -210,7 +195,9 @@ pub fn plan(
         }
         Algorithm::Strict => Ok(strict(problem, pass, limits)),
         Algorithm::Direct => Ok(Plan::Direct),
-        Algorithm::ImplicitGemm if gemm::serves(problem, pass) => Ok(gemm_for(problem, pass, limits)),
+        Algorithm::ImplicitGemm if gemm::serves(problem, pass) => {
+            Ok(gemm::choice::choose(problem, pass, limits))
+        }
         Algorithm::ImplicitGemm => Ok(Plan::ImplicitGemm(tile_for(problem, pass))),
         Algorithm::Winograd(tile) => Ok(Plan::Winograd(winograd::config(problem, pass, tile, limits)?)),
     }
@@ -290,97 +277,14 @@ fn strict(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Plan {
     } else if let Some(tile) = stem::choice(problem, pass, limits) {
         Plan::Stem(tile)
     } else if gemm::serves(problem, pass) {
-        gemm_for(problem, pass, limits)
+        gemm::choice::choose(problem, pass, limits)
     } else {
         Plan::ImplicitGemm(tile_for(problem, pass))
     }
 }
 
-/// The engine's tile: the table of this module.
-fn gemm_for(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Plan {
-    // The weight gradient's sites are channels and taps.
-    let patches = gemm::is_patches(problem, pass);
-    let (rows, columns) = match (product_extents(problem, pass, patches), pass) {
-        ((out, columns), Pass::WeightGradient) => (columns, out),
-        (extents, _) => extents,
-    };
-    let phases = phases(problem, pass);
-    let tiles = |tile_m: usize, tile_n: usize| {
-        rows.div_ceil(phases * tile_m) * columns.div_ceil(tile_n) * problem.window.groups
-    };
-    let matrices: Vec<_> = matrix_tiles(problem, pass, limits).collect();
-    let shifted = shifted_tiles(problem, pass, limits)
-        .filter_map(|tile| Some((paid(problem, pass, &tile, limits)?, tile)));
-    if columns > 16
-        && let Some((_, tile)) = shifted.min_by_key(|(products, _)| *products)
-    {
-        return Plan::ShiftedGemm(tile);
-    }
-    if pass == Pass::WeightGradient
-        && let Some(tile) =
-            shifted_weight_tiles(problem, pass, limits).find(|tile| weight_pays(problem, tile, limits))
-    {
-        return Plan::ShiftedWeight(tile);
-    }
-    if columns > 16
-        && let Some(tile) = matrices.iter().rev().find(|tile| columns <= tile.tile_n).or(matrices.first())
-    {
-        return Plan::MatrixGemm(*tile);
-    }
-    // Half a wave of cubes of 128 units.
-    let few = |tile_m, tile_n| tiles(tile_m, tile_n) < limits.cubes_in_flight / 4;
-    let tile = match columns {
-        ..=4 => RegisterTile::M256N4,
-        5..=8 => RegisterTile::M128N8,
-        9..=32 => RegisterTile::M128N32,
-        _ if pass == Pass::WeightGradient => {
-            if rows < 512 {
-                RegisterTile::M64N64
-            } else {
-                RegisterTile::M128N64
-            }
-        }
-        _ if few(128, 64) => RegisterTile::M64N64,
-        _ if columns.is_multiple_of(128) && !few(128, 128) => RegisterTile::M128N128,
-        _ => RegisterTile::M128N64,
-    };
-    Plan::Gemm(tile)
-}
-
-/// The products that a tile computes, where a window in shared memory beats gathering each tap: where there are taps in the
-/// plane, its tiles fill an eighth of the device, and four fifths of what they compute is needed. (8x28x28, 256 channels, f16, 112
-/// tiles: 0.18 ms, gathered 0.24.)
-fn paid(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTile, limits: &Limits) -> Option<usize> {
-    let tiles = shifted::extent(problem, pass, tile)?;
-    let computed = tiles.count * tiles.rows * tiles.columns * tiles.terms;
-    let (rows, columns) = product_extents(problem, pass, false);
-    let (channels, _) = problem.channels_of(pass);
-    let needed = rows * columns * problem.window.groups * channels * problem.taps();
-    let pays = problem.kernel[1] * problem.kernel[2] > 1
-        && 8 * tiles.count >= limits.cubes_in_flight
-        && 5 * needed >= 4 * computed;
-    pays.then_some(computed)
-}
-
-/// Whether the weight gradient's window in shared memory beats gathering: where four fifths of what its tiles compute are needed,
-/// and the tiles of one part are a sixth of the cubes in flight (fewer were slower or not timed).
-fn weight_pays(problem: &Conv3dProblem, tile: &ShiftedWeightTile, limits: &Limits) -> bool {
-    shifted::weight::extent(problem, tile).is_some_and(|tiles| {
-        let computed = tiles.count * tiles.rows * tiles.columns * tiles.terms;
-        let (rows, columns) = product_extents(problem, Pass::WeightGradient, false);
-        6 * tiles.count >= limits.cubes_in_flight
-            && 5 * rows * columns * problem.window.groups * problem.positions() >= 4 * computed
-    })
-}
-
-/// Launches of the engine for a pass.
-fn phases(problem: &Conv3dProblem, pass: Pass) -> usize {
-    let phased = pass == Pass::InputGradient && !gemm::is_patches(problem, pass);
-    if phased { problem.window.stride.iter().product() } else { 1 }
-}
-
 /// Rows and columns of one group's matrix product; `patches` where an input gradient's windows are its rows.
-fn product_extents(problem: &Conv3dProblem, pass: Pass, patches: bool) -> (usize, usize) {
+pub(super) fn product_extents(problem: &Conv3dProblem, pass: Pass, patches: bool) -> (usize, usize) {
     let inputs = problem.batch * problem.input.iter().product::<usize>();
     match pass {
         Pass::Forward => (problem.positions(), problem.group_out_channels()),

@@ -99,12 +99,29 @@ fn matrix_units_are_used_where_the_type_has_them() {
     let half = Conv3dProblem { dtype: FloatType::F16, ..problem([1, 64, 16, 56, 56], 128, [3; 3], 1, 1) };
     assert_eq!(
         names(&half, &wide()),
-        ["shifted_gemm_128x128", "shifted_gemm_256x64", "matrix_gemm_128x128x32"]
+        ["shifted_gemm_128x128", "shifted_gemm_256x64", "shifted_weight_64x32x9"]
     );
-    // With enough tiles the weight gradient too.
-    let wide_half =
-        Conv3dProblem { dtype: FloatType::F16, ..problem([1, 256, 8, 28, 28], 256, [3; 3], 1, 1) };
-    assert_eq!(names(&wide_half, &wide())[2], "shifted_weight_64x32x9");
+    let few_channels =
+        Conv3dProblem { dtype: FloatType::F16, ..problem([2, 32, 128, 128, 128], 32, [3; 3], 1, 1) };
+    assert_eq!(
+        names(&few_channels, &wide()),
+        ["shifted_gemm_256x32", "shifted_gemm_256x32", "shifted_weight_64x32x9"]
+    );
+    // A frame that fills no strip, three input channels of a strip's 32.
+    for x in [[1, 256, 32, 14, 14], [1, 3, 16, 112, 112]] {
+        let layer = Conv3dProblem { dtype: FloatType::F16, ..problem(x, 64, [3; 3], 1, 1) };
+        assert_eq!(names(&layer, &wide())[2], "matrix_gemm_128x64x32", "{layer:?}");
+    }
+    // One tap in the plane: gathered, but where most frames miss it. 144 columns leave less of 64 idle than of 128.
+    let temporal = problem([1, 144, 16, 56, 56], 64, [3, 1, 1], 1, 1);
+    let temporal = Conv3dProblem { dtype: FloatType::F16, ..temporal };
+    assert_eq!(names(&temporal, &wide())[..2], ["matrix_gemm_128x64x32"; 2]);
+    let streamed = Conv3dProblem {
+        dtype: FloatType::F16,
+        window: Window::default(),
+        ..problem([1, 384, 3, 60, 104], 768, [3, 1, 1], 1, 1)
+    };
+    assert_eq!(names(&streamed, &wide())[..2], ["matrix_gemm_128x128x32", "shifted_gemm_128x128"]);
     // A plane or channels of which too little would be needed, a stride, one tap in the plane.
     let half = |x, kernel, stride| {
         let layer = problem(x, 256, kernel, stride, 1);

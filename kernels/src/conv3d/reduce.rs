@@ -18,7 +18,7 @@ use cubecl::std::FastDivmod;
 
 const UNITS: u32 = 256;
 
-/// Values that a unit of the bias gradient reads before it waits for them.
+/// Values that a unit reads before it waits for them.
 const STEPS: usize = 4;
 
 /// fp32 partial sums `[parts, elements]`.
@@ -150,8 +150,24 @@ fn sum_partials_kernel<E: Float>(
         terminate!();
     }
     let mut sum = 0.0f32;
-    for part in 0..partials.shape(0) {
-        sum += partials[part * elements + index];
+    let parts = partials.shape(0);
+    let mut part = 0usize.runtime();
+    while part < parts {
+        // Several reads are under way at once; the order of the sum is that of the parts.
+        let mut values = Sequence::<f32>::new();
+        #[unroll]
+        for step in 0..STEPS {
+            let mut value = 0.0f32.runtime();
+            if part + step < parts {
+                value = partials[(part + step) * elements + index];
+            }
+            values.push(value);
+        }
+        #[unroll]
+        for step in 0..STEPS {
+            sum += *values.index(step);
+        }
+        part += comptime!(STEPS);
     }
     let mut at = 0usize;
     let mut rest = index;

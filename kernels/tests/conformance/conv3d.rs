@@ -5,7 +5,8 @@ use crate::support::{Buffer, client, output, read_all, upload};
 use conv_cases::conv3d::{self as cases, Conv3dCase};
 use conv_cases::fill;
 use conv_kernels::conv3d::{
-    self, Activation, Conv3dProblem, PaddingMode, Pass, Plan, Window, WinogradTile, eligible, reference,
+    self, Activation, Conv3dProblem, PaddingMode, Pass, Plan, RegisterTile, Window, WinogradTile, eligible,
+    reference,
 };
 use conv_kernels::tolerance::{Errors, Expected, Guard};
 use conv_kernels::{FloatType, Limits};
@@ -329,21 +330,50 @@ fn check_exact(got: &[f64], want: &[f64], dtype: FloatType) -> Result<(), String
     Ok(())
 }
 
-#[test]
-fn every_plan_matches_the_reference_on_normal_data() {
-    let table: Vec<_> = cases::conformance().into_iter().step_by(EVERY).collect();
+/// A third of the conformance table, so that the thirds can run beside each other.
+fn third(part: usize) -> Vec<Conv3dCase> {
+    cases::conformance().into_iter().skip(part).step_by(3).collect()
+}
+
+fn normal_data(part: usize) {
+    let table: Vec<_> = third(part).into_iter().step_by(EVERY).collect();
     run(&table, &fill::normal, false);
 }
 
-#[test]
-fn integer_inputs_are_exact() {
-    let table: Vec<_> = cases::conformance()
-        .into_iter()
-        .skip(EVERY - 1)
-        .step_by(EVERY)
-        .filter(|case| case.activation != cases::Activation::Silu)
-        .collect();
+fn integers(part: usize) {
+    let table = third(part).into_iter().skip(EVERY - 1).step_by(EVERY);
+    let table: Vec<_> = table.filter(|case| case.activation != cases::Activation::Silu).collect();
     run(&table, &|seed, length| fill::integers(seed, length, -4, 4), true);
+}
+
+#[test]
+fn every_plan_matches_the_reference_on_normal_data_first_third() {
+    normal_data(0);
+}
+
+#[test]
+fn every_plan_matches_the_reference_on_normal_data_second_third() {
+    normal_data(1);
+}
+
+#[test]
+fn every_plan_matches_the_reference_on_normal_data_last_third() {
+    normal_data(2);
+}
+
+#[test]
+fn integer_inputs_are_exact_first_third() {
+    integers(0);
+}
+
+#[test]
+fn integer_inputs_are_exact_second_third() {
+    integers(1);
+}
+
+#[test]
+fn integer_inputs_are_exact_last_third() {
+    integers(2);
 }
 
 #[test]
@@ -364,6 +394,15 @@ fn run_only(table: &[Conv3dCase], picks: fn(&Plan) -> bool) {
 #[test]
 fn depthwise_planes_in_shared_memory() {
     run_only(&cases::depthwise_planes(), |plan| *plan == Plan::Depthwise);
+}
+
+#[test]
+fn runs_of_frames() {
+    run_only(&cases::few_frames(), |plan| match plan {
+        Plan::Gemm(tile) => *tile == RegisterTile::M128N8,
+        Plan::MatrixGemm(tile) => tile.tile_n == 64,
+        _ => false,
+    });
 }
 
 #[test]

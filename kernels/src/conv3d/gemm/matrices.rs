@@ -38,7 +38,6 @@ pub(crate) fn matrix_kernel<E: Float, S: Float, O: Float, V: Size, W: Size>(
     walk: Walk,
     extents: Extents,
     span: Span,
-    #[comptime] pass: Pass,
     #[comptime] padding: PaddingMode,
     #[comptime] tile: MatrixTile,
     #[comptime] size: usize,
@@ -89,12 +88,12 @@ pub(crate) fn matrix_kernel<E: Float, S: Float, O: Float, V: Size, W: Size>(
     let stage = comptime!(tile.tile_k as u32).runtime();
     let mut stage_k = first_k;
     let mut at = 0usize.runtime();
-    fill_half(&mut table, &walk, 0usize, stage_k, end_k, pass, padding, terms, tile.units());
+    fill_half(&mut table, &walk, 0usize, stage_k, end_k, Pass::Forward, padding, terms, tile.units());
     sync_cube();
     while stage_k < end_k + stage {
         let sources = gather_site(source, &walk, &sites, &table, at, padding, width, tile);
-        let weights = gather_channels(weight, &table, at, weight_group, channels, pass, width, tile);
-        fill_other_half(&mut table, &walk, at, stage_k, end_k, pass, padding, terms, tile.units());
+        let weights = gather_channels(weight, &table, at, weight_group, channels, Pass::Forward, width, tile);
+        fill_other_half(&mut table, &walk, at, stage_k, end_k, Pass::Forward, padding, terms, tile.units());
         multiply(&site_stage, &weight_stage, &sums, comptime!((true, runs)), size, tile);
         sync_cube();
         write_sites(&sources, &mut site_stage, row, tile);
@@ -103,7 +102,7 @@ pub(crate) fn matrix_kernel<E: Float, S: Float, O: Float, V: Size, W: Size>(
         at = (at + tile.tile_k) % terms;
         sync_cube();
     }
-    write_result(&sums, &mut patches, bias, out, &walk, &extents, &share, pass, tile);
+    write_result(&sums, &mut patches, bias, out, &walk, &extents, &share, Pass::Forward, tile);
 }
 
 /// Reads this unit's vectors of the next sites' stage into registers: lanes run along sites.

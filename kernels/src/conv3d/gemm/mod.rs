@@ -9,10 +9,12 @@
 //! weight gradient  C / groups * taps O / groups     windows, split        weight, matrix_weight
 //! ```
 
+pub(crate) mod choice;
 pub(super) mod config;
 pub(crate) mod fragments;
 mod matrices;
 mod matrix_weight;
+mod pack;
 pub(super) mod place;
 mod registers;
 pub(super) mod stage;
@@ -36,11 +38,14 @@ use config::PLANE;
 use cubecl::prelude::*;
 use matrices::matrix_kernel;
 use matrix_weight::matrix_weight_kernel;
+use pack::{UNITS, pack_terms_kernel};
 use registers::register_kernel;
 use stage::ExtentsLaunch;
 pub(crate) use walk::is_patches;
 pub(crate) use walk::serves;
-use walk::{Walks, columns, patches, sites, taps, walk_args, walks};
+use walk::{
+    Walks, columns, launched_walks, packed_shape, packed_walk_args, patches, sites, taps, walk_args, walks,
+};
 use weight::weight_kernel;
 
 /// How a product is tiled, and by what it is multiplied.
@@ -90,7 +95,8 @@ pub(crate) fn gather(
     bias: Option<&Operand>,
 ) -> Result<(), ConvError> {
     let runs = weight.strides == row_major(&weight.shape);
-    let walks = if runs && is_patches(problem, pass) { vec![patches(problem)] } else { walks(problem, pass) };
+    let patched = runs && is_patches(problem, pass);
+    let walks = if patched { vec![patches(problem)] } else { launched_walks(problem, pass) };
     let walks: Vec<_> = walks.iter().filter(|walks| sites(walks) > 0).collect();
     let parts = walks.iter().map(|walks| parts(problem, pass, tile, walks, limits)).max().unwrap_or(1);
     let activation = problem.activation_of(pass);
@@ -151,6 +157,38 @@ fn parts(problem: &Conv3dProblem, pass: Pass, tile: Tile, walks: &Walks, limits:
     (limits.cubes_in_flight / tiles.max(1)).min(worthwhile).min(affordable).max(1)
 }
 
+/// The weights of an input gradient's walk in the order of its terms; none where the pass reads them as they lie, which are the
+/// forward pass and windows that tile the input.
+fn packed(call: &Call, walks: &Walks, weight: &Operand, k: usize) -> Result<Option<Operand>, ConvError> {
+    let Call { client, problem, pass, limits, .. } = *call;
+    if pass != Pass::InputGradient || columns(walks) > 1 || k == 0 {
+        return Ok(None);
+    }
+    let packed = Operand::empty(client, &packed_shape(problem, walks), weight.dtype);
+    let elements = packed.len();
+    let address = address_type("conv3d", &[weight, &packed], elements, limits)?;
+    for dispatch in dispatches(elements.div_ceil(UNITS), UNITS as f64, limits) {
+        // SAFETY: a unit's index is below the packed weights' number, and its taps and channels are the walk's.
+        unsafe {
+            pack_terms_kernel::launch_unchecked(
+                client,
+                dispatch.count(),
+                CubeDim::new_1d(UNITS as u32),
+                address,
+                weight.buffer_arg(1),
+                packed.buffer_arg(1),
+                walk_args(problem, pass, walks, [weight, weight, weight]),
+                k,
+                problem.group_channels(),
+                elements,
+                dispatch.span(),
+                weight.dtype.elem(),
+            );
+        }
+    }
+    Ok(Some(packed))
+}
+
 fn launch(
     call: &Call,
     walks: &Walks,
@@ -159,6 +197,9 @@ fn launch(
 ) -> Result<(), ConvError> {
     let Call { client, problem, pass, tile, limits, parts, activation } = *call;
     let [m, n, k] = extents(problem, pass, walks);
+    let packed = packed(call, walks, weight, k)?;
+    let runs = packed.is_some() || pass == Pass::Forward;
+    let weight = packed.as_ref().unwrap_or(weight);
     let (source_channels, _) = problem.channels_of(pass);
     let [tile_m, tile_n, tile_k] = tile.extents();
     let (tiles_m, tiles_n) = (m.div_ceil(tile_m), n.div_ceil(tile_n));
@@ -171,7 +212,10 @@ fn launch(
     let operations = 2.0 * (tile_m * tile_n * part_k) as f64;
     let padding = problem.window.padding_mode;
     for dispatch in dispatches(cubes, operations, limits) {
-        let walk = walk_args(problem, pass, walks, [source, weight, out]);
+        let walk = match packed {
+            Some(_) => packed_walk_args(problem, walks, [source, weight, out]),
+            None => walk_args(problem, pass, walks, [source, weight, out]),
+        };
         let extents = ExtentsLaunch::new(
             m as u32,
             n as u32,
@@ -200,7 +244,6 @@ fn launch(
                     walk,
                     extents,
                     dispatch.span(),
-                    pass,
                     padding,
                     tile,
                     limits.unroll,
@@ -210,7 +253,7 @@ fn launch(
             },
             Tile::Matrices(tile) => {
                 let (stage, width) = stage_vector(tile.fragment, problem.dtype, limits);
-                let together = weights_together(weight, pass, k, width);
+                let together = if runs { weights_together(weight, k, width) } else { 1 };
                 // SAFETY: as above.
                 unsafe {
                     matrix_kernel::launch_unchecked(
@@ -227,7 +270,6 @@ fn launch(
                         walk,
                         extents,
                         dispatch.span(),
-                        pass,
                         padding,
                         tile,
                         stage.size(),
@@ -243,9 +285,9 @@ fn launch(
 }
 
 /// How many neighbouring weights are read at once: `width` where every run of so many terms lies in as many aligned elements.
-fn weights_together(weight: &Operand, pass: Pass, k: usize, width: usize) -> usize {
+fn weights_together(weight: &Operand, k: usize, width: usize) -> usize {
     let runs = weight.strides == row_major(&weight.shape) && k.is_multiple_of(width);
-    if pass == Pass::Forward && runs && aligned(weight, width) { width } else { 1 }
+    if runs && aligned(weight, width) { width } else { 1 }
 }
 
 /// How many neighbouring windows of dy are read at once: `width` where every run of so many lies in one channel of one image

@@ -32,7 +32,6 @@ pub(crate) fn register_kernel<E: Float, O: Float>(
     walk: Walk,
     extents: Extents,
     span: Span,
-    #[comptime] pass: Pass,
     #[comptime] padding: PaddingMode,
     #[comptime] tile: RegisterTile,
     #[comptime] unroll: bool,
@@ -79,12 +78,12 @@ pub(crate) fn register_kernel<E: Float, O: Float>(
     let stage = comptime!(tile.tile_k as u32).runtime();
     let mut stage_k = first_k;
     let mut at = 0usize.runtime();
-    fill_half(&mut table, &walk, 0usize, stage_k, end_k, pass, padding, terms, tile.units());
+    fill_half(&mut table, &walk, 0usize, stage_k, end_k, Pass::Forward, padding, terms, tile.units());
     sync_cube();
     while stage_k < end_k + stage {
         let sources = gather_source(source, &walk, &sites, &table, at, padding, tile);
         let weights = gather_weight(weight, &walk, &table, at, weight_group, first_n, extents.n, tile);
-        fill_other_half(&mut table, &walk, at, stage_k, end_k, pass, padding, terms, tile.units());
+        fill_other_half(&mut table, &walk, at, stage_k, end_k, Pass::Forward, padding, terms, tile.units());
         multiply(&source_stage, &weight_stage, &mut sums, tile, unroll);
         sync_cube();
         write_along_rows(&sources, &mut source_stage, tile);

@@ -102,6 +102,31 @@ impl AxisWalk {
         self.scale == 1 && (self.step == 1 || self.taps == 1)
     }
 
+    /// The first tap of a site that lies inside the source, and the one behind the last.
+    fn inside(&self, site: usize) -> (usize, usize) {
+        let at = |tap: usize| (site * self.scale + tap * self.step) as i64 + self.origin;
+        let first = (0..self.taps).find(|tap| at(*tap) >= 0).unwrap_or(self.taps);
+        let end = (first..self.taps).find(|tap| at(*tap) >= self.extent as i64).unwrap_or(self.taps);
+        (first, end)
+    }
+
+    /// The walk of `sites` sites from `site` on, which all have the taps `first..end` inside the source.
+    fn run(&self, site: usize, sites: usize, (first, end): (usize, usize), pass: Pass) -> Self {
+        let skipped = first * self.tap_step;
+        Self {
+            sites,
+            origin: self.origin + (site * self.scale + first * self.step) as i64,
+            taps: end - first,
+            first_tap: if pass == Pass::InputGradient {
+                self.first_tap.saturating_sub(skipped)
+            } else {
+                self.first_tap + skipped
+            },
+            first_out: self.first_out + site * self.out_step,
+            ..*self
+        }
+    }
+
     /// Whether a tap of some site lies outside the source.
     fn leaves(&self) -> bool {
         let last = (self.sites.max(1) - 1) * self.scale + (self.taps.max(1) - 1) * self.step;
@@ -164,6 +189,62 @@ pub(crate) fn walks(problem: &Conv3dProblem, pass: Pass) -> Vec<Walks> {
     walks
 }
 
+/// Frames that are looked at for [`depth_runs`].
+const MOST_FRAMES: usize = 64;
+/// Launches that they may take.
+const MOST_RUNS: usize = 8;
+/// Sites of a frame that are worth a launch.
+const RUN_SITES: usize = 1024;
+
+/// The depth axis of a pass as runs of frames that have the same taps inside the source: where the pass is one walk, padding is
+/// zero, frames are large and few, and a quarter of all taps lie outside, as in the input gradient of few unpadded frames.
+pub(crate) fn depth_runs(problem: &Conv3dProblem, pass: Pass) -> Option<Vec<AxisWalk>> {
+    let [depth] = axis_walks(problem, pass, 0)[..] else { return None };
+    let (frame, stride) = match pass {
+        Pass::InputGradient => (problem.input, problem.window.stride),
+        _ => (problem.output(), [1; 3]),
+    };
+    let large = problem.batch * frame[1] * frame[2] >= RUN_SITES && depth.sites <= MOST_FRAMES;
+    if !large || stride != [1; 3] || problem.window.padding_mode != PaddingMode::Zeros {
+        return None;
+    }
+    let mut runs: Vec<AxisWalk> = Vec::new();
+    let (mut first, mut inside) = (0, 0);
+    for site in 0..depth.sites {
+        let taps = depth.inside(site);
+        inside += taps.1 - taps.0;
+        if site + 1 == depth.sites || depth.inside(site + 1) != taps {
+            runs.push(depth.run(first, site + 1 - first, taps, pass));
+            first = site + 1;
+        }
+    }
+    let pays = runs.len() > 1 && runs.len() <= MOST_RUNS && 4 * inside <= 3 * depth.sites * depth.taps;
+    pays.then_some(runs)
+}
+
+/// The share of depth taps that lie inside the source.
+pub(crate) fn depth_share(problem: &Conv3dProblem, pass: Pass) -> f64 {
+    let axes = axis_walks(problem, pass, 0);
+    let all: usize = axes.iter().map(|axis| axis.sites * axis.taps).sum();
+    if problem.window.padding_mode != PaddingMode::Zeros || all == 0 {
+        return 1.0;
+    }
+    let inside = |axis: &AxisWalk| {
+        let taps = (0..axis.sites).map(|site| axis.inside(site));
+        taps.map(|(first, end)| end - first).sum::<usize>()
+    };
+    axes.iter().map(inside).sum::<usize>() as f64 / all as f64
+}
+
+/// The walks that the engine launches for a pass, which together cover every element of its result.
+pub(super) fn launched_walks(problem: &Conv3dProblem, pass: Pass) -> Vec<Walks> {
+    let walks = walks(problem, pass);
+    match (&walks[..], depth_runs(problem, pass)) {
+        ([[_, height, width]], Some(runs)) => runs.iter().map(|depth| [*depth, *height, *width]).collect(),
+        _ => walks,
+    }
+}
+
 /// Whether the windows tile the input: every element belongs to one window. The input gradient is then one product with a
 /// column for each channel and tap, for which the weight lies ready, instead of a product of few columns per phase.
 pub(crate) fn is_patches(problem: &Conv3dProblem, pass: Pass) -> bool {
@@ -196,11 +277,29 @@ pub(crate) fn taps(walks: &Walks) -> usize {
     walks.iter().map(|walk| walk.taps).product()
 }
 
-/// Strides of a weight as a pass walks it.
+/// Strides of a weight as a pass walks it: from one channel of the source, of the result and from one group to the next.
 fn weight_strides(weight: &Operand, pass: Pass, problem: &Conv3dProblem) -> [usize; 3] {
     let (out, channel) = (weight.strides[0], weight.strides[1]);
     let group = out.wrapping_mul(problem.group_out_channels());
     if pass == Pass::Forward { [channel, out, group] } else { [out, channel, group] }
+}
+
+/// The weights that a walk of an input gradient reads, packed: `[channels of dx, channels of a group of dy, taps]`.
+pub(super) fn packed_shape(problem: &Conv3dProblem, walks: &Walks) -> [usize; 5] {
+    let [depth, height, width] = walks.map(|walk| walk.taps);
+    [problem.channels, problem.group_out_channels(), depth, height, width]
+}
+
+/// The walk over an input gradient's packed weights ([`packed_shape`]) as a kernel argument.
+pub(super) fn packed_walk_args(
+    problem: &Conv3dProblem,
+    walks: &Walks,
+    operands: [&Operand; 3],
+) -> WalkLaunch {
+    let weight = operands[1];
+    let strides = [weight.strides[1], weight.strides[0], weight.strides[0] * problem.group_channels()];
+    let walks = walks.map(|walk| AxisWalk { first_tap: 0, tap_step: 1, ..walk });
+    args(&walks, operands, strides)
 }
 
 /// The walk as a kernel argument.
@@ -208,7 +307,15 @@ pub(crate) fn walk_args(
     problem: &Conv3dProblem,
     pass: Pass,
     walks: &Walks,
+    operands: [&Operand; 3],
+) -> WalkLaunch {
+    args(walks, operands, weight_strides(operands[1], pass, problem))
+}
+
+fn args(
+    walks: &Walks,
     [source, weight, out]: [&Operand; 3],
+    [weight_channel, weight_column, weight_group]: [usize; 3],
 ) -> WalkLaunch {
     let axis = |axis: usize| {
         let walk = walks[axis];
@@ -233,7 +340,6 @@ pub(crate) fn walk_args(
             out.strides[axis + 2],
         )
     };
-    let [weight_channel, weight_column, weight_group] = weight_strides(weight, pass, problem);
     let columns_of_channel = columns(walks);
     // `gather` walks patches where a channel's taps lie behind each other, and channels behind those.
     let weight_column = if columns_of_channel > 1 { 1 } else { weight_column };

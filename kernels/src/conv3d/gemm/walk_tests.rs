@@ -1,6 +1,8 @@
 //! The walks of input gradients against every pair of position, window and tap.
 
 use super::*;
+use crate::conv3d::problem::Window;
+use crate::dtype::FloatType;
 
 /// Every pair (input position, window, tap) of an axis that the convolution joins, found by looking at them all.
 fn pairs(axis: AxisGeometry) -> Vec<(usize, usize, usize)> {
@@ -49,6 +51,52 @@ fn the_phases_of_an_input_gradient_join_what_the_convolution_joins() {
         }
     }
     assert!(checked > 5_000, "{checked} pairs");
+}
+
+#[test]
+fn runs_of_frames_join_what_the_convolution_joins_and_nothing_outside() {
+    let mut split = 0;
+    for (input, kernel, dilation) in
+        (1..9usize).flat_map(|i| (1..6usize).flat_map(move |k| (1..4usize).map(move |d| (i, k, d))))
+    {
+        for padding in [(0, 0), (1, 1), (3, 0), (0, 4), (5, 5)] {
+            let window = Window {
+                padding: [padding, (0, 0), (0, 0)],
+                dilation: [dilation, 1, 1],
+                ..Window::default()
+            };
+            let shapes = ([2, 1, input, 32, 32], [1, 1, kernel, 1, 1]);
+            let Ok(problem) = Conv3dProblem::new(shapes.0, shapes.1, None, window, FloatType::F32) else {
+                continue;
+            };
+            for pass in [Pass::Forward, Pass::InputGradient] {
+                let Some(runs) = depth_runs(&problem, pass) else { continue };
+                let (mut found, mut written) = (Vec::new(), Vec::new());
+                for run in &runs {
+                    assert!(!run.leaves(), "{problem:?} {run:?}");
+                    for site in 0..run.sites {
+                        let place = run.first_out + site * run.out_step;
+                        written.push(place);
+                        for j in 0..run.taps {
+                            let from = usize::try_from((site * run.scale + j * run.step) as i64 + run.origin)
+                                .unwrap();
+                            assert!(from < run.extent, "{problem:?} {run:?}");
+                            found.push(match pass {
+                                Pass::Forward => (from, place, run.first_tap + j * run.tap_step),
+                                _ => (place, from, run.first_tap - j * run.tap_step),
+                            });
+                        }
+                    }
+                }
+                found.sort_unstable();
+                assert_eq!(found, pairs(problem.axis(0)), "{problem:?} {pass:?}");
+                let sites = if pass == Pass::Forward { problem.output()[0] } else { input };
+                assert_eq!(written, (0..sites).collect::<Vec<_>>(), "{problem:?} {pass:?}");
+                split += 1;
+            }
+        }
+    }
+    assert!(split > 50, "{split} problems were split");
 }
 
 #[test]

@@ -314,10 +314,10 @@ fn write_result<O: Float>(
                 let c = first_c + in_patch % tile.fragment as u32;
                 let o = first_o + comptime!((i * tile.fragment) as u32) + in_patch / tile.fragment as u32;
                 if c < tiling.channels && o < tiling.out_channels && in_plane < tiling.taps {
-                    let row = (share.group * tiling.out_channels + o) * tiling.channels + c;
-                    let depth_taps = tiling.depth_tap_count;
-                    let at = (row * depth_taps + share.depth_tap) * tiling.taps + in_plane;
-                    out[share.part as usize * tiling.part_stride + at as usize] =
+                    let row = (share.group * tiling.out_channels + o) as usize * tiling.row_stride;
+                    let tap = (share.depth_tap * tiling.taps + in_plane) as usize * tiling.tap_stride;
+                    let at = row + c as usize * tiling.channel_stride + tap;
+                    out[share.part as usize * tiling.part_stride + at] =
                         O::cast_from(patches[plane * size + in_patch as usize]);
                 }
             }

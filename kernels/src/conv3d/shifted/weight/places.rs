@@ -37,8 +37,11 @@ pub(super) struct WeightTiling {
     /// Taps of a plane, and of a row of it.
     pub(super) taps: u32,
     pub(super) row_taps: FastDivmod<u32>,
-    pub(super) depth_tap_count: u32,
+    /// Elements of a part, and of the result's from one output channel, channel and tap to the next.
     pub(super) part_stride: usize,
+    pub(super) row_stride: usize,
+    pub(super) channel_stride: usize,
+    pub(super) tap_stride: usize,
 }
 
 /// A cube's share.

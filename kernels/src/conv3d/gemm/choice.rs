@@ -1,0 +1,132 @@
+//! Which tile multiplies: the choice among the engine's tiles and those with windows in shared memory, from timings of every tile
+//! on an H200 (through Vulkan; `examples/tiles.rs` repeats them).
+//!
+//! | channels of the result per group | tile (sites x channels) | because                                           |
+//! |----------------------------------|-------------------------|---------------------------------------------------|
+//! | up to 4                          | 256x4                   | heads; dx that Stem leaves: 0.43 ms, 128x8 takes 0.52 |
+//! | 5 to 8, 9 to 32                  | 128x8, 128x32           | fewer channels of padding                         |
+//! | any, with matrix units           | shifted, where [`shifted_cost`] says so | f16, 256 channels: 3.3 ms, gathered 6.0 |
+//! | more than 8, with matrix units   | 128x64 or 128x128       | f16: 0.17 ms where multiply-adds take 0.60        |
+//! | more, few tiles (half a wave)    | 64x64, the sum split    | 2x7x7, 512 channels: 0.095 ms, 128x64 takes 0.115 |
+//! | a multiple of 128, many tiles    | 128x128                 | 384 channels: 1.60 ms, 128x64 takes 1.76          |
+//! | others                           | 128x64                  | least waste                                       |
+//!
+//! On matrix units dw keeps a window in shared memory where its tiles are many and dense (f16, 256 channels: 4.5 ms, gathered
+//! 7.1), else its tile follows the output channels (64 -> 128: 0.26 ms, multiply-adds 0.75). Without them it takes 128x64 for more
+//! than 32 output channels (512 -> 512, 2x7x7: 0.071 ms, 128x128 0.080), with fewer than 512 rows (channels x taps) 64x64: 0.11 ms
+//! where 128x64 takes 0.14.
+
+use super::walk::{depth_runs, depth_share};
+use super::{MatrixTile, RegisterTile, is_patches};
+use crate::conv3d::plan::{Pass, Plan, matrix_tiles, product_extents, shifted_tiles, shifted_weight_tiles};
+use crate::conv3d::problem::Conv3dProblem;
+use crate::conv3d::shifted::{self, ShiftedTile, ShiftedWeightTile};
+use crate::limits::Limits;
+
+/// The plan of this module's table, for what the engine serves.
+pub(crate) fn choose(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Plan {
+    // The weight gradient's sites are channels and taps.
+    let patches = is_patches(problem, pass);
+    let (rows, columns) = match (product_extents(problem, pass, patches), pass) {
+        ((out, columns), Pass::WeightGradient) => (columns, out),
+        (extents, _) => extents,
+    };
+    let matrices: Vec<_> = matrix_tiles(problem, pass, limits).collect();
+    let gathered = matrix_tile(pass, columns, &matrices);
+    let cost = |tile: &ShiftedTile| shifted_cost(problem, pass, tile, limits);
+    let shifted = shifted_tiles(problem, pass, limits).filter_map(|tile| Some((cost(&tile)?, tile)));
+    if let Some((cost, tile)) = shifted.min_by(|(a, _), (b, _)| a.total_cmp(b))
+        && gathered.is_some_and(|gathered| cost < gathered_cost(problem, pass, &gathered))
+    {
+        return Plan::ShiftedGemm(tile);
+    }
+    let pays = |tile: &ShiftedWeightTile| gathered.is_some_and(|other| weight_pays(problem, tile, &other));
+    if let Some(tile) = shifted_weight_tiles(problem, pass, limits).find(pays) {
+        return Plan::ShiftedWeight(tile);
+    }
+    if columns > 8
+        && let Some(tile) = gathered
+    {
+        return Plan::MatrixGemm(tile);
+    }
+    let phases = phases(problem, pass);
+    // Half a wave of cubes of 128 units.
+    let few = |tile_m: usize, tile_n: usize| {
+        let tiles = rows.div_ceil(phases * tile_m) * columns.div_ceil(tile_n) * problem.window.groups;
+        tiles < limits.cubes_in_flight / 4
+    };
+    let tile = match columns {
+        ..=4 => RegisterTile::M256N4,
+        5..=8 => RegisterTile::M128N8,
+        9..=32 => RegisterTile::M128N32,
+        _ if pass == Pass::WeightGradient => {
+            if rows < 512 {
+                RegisterTile::M64N64
+            } else {
+                RegisterTile::M128N64
+            }
+        }
+        _ if few(128, 64) => RegisterTile::M64N64,
+        _ if columns.is_multiple_of(128) && !few(128, 128) => RegisterTile::M128N128,
+        _ => RegisterTile::M128N64,
+    };
+    Plan::Gemm(tile)
+}
+
+/// The engine's tile on matrix units: the narrower one where it holds all columns or, of a gathered result, where its padding is
+/// less by more than an eighth, which the wider one is faster (144 channels: 0.098 ms, 128x128 takes 0.110).
+fn matrix_tile(pass: Pass, columns: usize, tiles: &[MatrixTile]) -> Option<MatrixTile> {
+    let padded = |tile: &MatrixTile| columns.next_multiple_of(tile.tile_n);
+    let wide = tiles.first()?;
+    let narrow = tiles.last()?;
+    let fits = columns <= narrow.tile_n;
+    let denser = pass != Pass::WeightGradient && 9 * padded(narrow) < 8 * padded(wide);
+    Some(if fits || denser { *narrow } else { *wide })
+}
+
+/// What a product with windows in shared memory costs: the products it computes, those of missed depth taps left out, weighed by
+/// what a plane reads for each (f16, 32 channels, 128x128x128: 1.6 ms with planes of 64x32, 2.3 with half-empty ones of 64x64). None where its tiles fill less than an eighth of the
+/// device, for it does not split its sums (8x28x28, 256 channels, f16, 112 tiles: 0.18 ms, gathered 0.24).
+fn shifted_cost(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTile, limits: &Limits) -> Option<f64> {
+    let tiles = shifted::extent(problem, pass, tile)?;
+    let products = (tiles.count * tiles.rows * tiles.columns * tiles.terms) as f64;
+    let reads = 32.0 * (1.0 / tile.plane_m as f64 + 1.0 / tile.plane_n as f64);
+    let taps = problem.kernel[1] * problem.kernel[2];
+    // A window that one tap reads is read as often as the engine reads it, behind a barrier more.
+    let reuse = if taps > 1 { 1.0 } else { 2.8 };
+    (8 * tiles.count >= limits.cubes_in_flight)
+        .then_some(products * depth_share(problem, pass) * (0.2 + 0.8 * reads) * reuse)
+}
+
+/// What gathering every tap anew costs, on the scale of [`shifted_cost`]. (f16, 96 channels, 3x3x3: 7.7 ms with 4/3 of the products,
+/// 4.5 with shared windows; 384 to 768 channels, 3x1x1: 0.135 and 0.169.)
+fn gathered_cost(problem: &Conv3dProblem, pass: Pass, tile: &MatrixTile) -> f64 {
+    let (rows, columns) = product_extents(problem, pass, false);
+    let (channels, _) = problem.channels_of(pass);
+    let narrow = if tile.tile_n < tile.tile_m { 1.12 } else { 1.0 };
+    let products = (rows * columns.next_multiple_of(tile.tile_n) * channels * problem.taps()) as f64;
+    // Runs of frames are launched one after the other.
+    let runs = depth_runs(problem, pass).map_or(1.0, |_| 1.25 * depth_share(problem, pass));
+    2.3 * narrow * runs * products * problem.window.groups as f64
+}
+
+/// Whether the weight gradient's window in shared memory beats gathering: where it computes less than half as much again, and a
+/// strip of a frame fills eight chunks. (f16, 64 to 192 channels, 56x56: 0.45 ms, gathered 0.84; 1024 channels, 8x8: 0.38 and 0.18.)
+fn weight_pays(problem: &Conv3dProblem, tile: &ShiftedWeightTile, gathered: &MatrixTile) -> bool {
+    let Some(tiles) = shifted::weight::extent(problem, tile) else { return false };
+    let computed = tiles.count * tiles.rows * tiles.columns * tiles.terms;
+    let (out, sites) = product_extents(problem, Pass::WeightGradient, false);
+    let gathered = out.next_multiple_of(gathered.tile_n) * sites.next_multiple_of(gathered.tile_m);
+    let [_, height, width] = problem.output();
+    height * width >= 8 * tile.sites
+        && 2 * computed < 3 * gathered * problem.window.groups * problem.positions()
+}
+
+/// Launches of the engine for a pass.
+pub(crate) fn phases(problem: &Conv3dProblem, pass: Pass) -> usize {
+    if pass == Pass::WeightGradient || is_patches(problem, pass) {
+        return 1;
+    }
+    let strides = if pass == Pass::InputGradient { problem.window.stride } else { [1; 3] };
+    strides.iter().product::<usize>() * depth_runs(problem, pass).map_or(1, |runs| runs.len())
+}
