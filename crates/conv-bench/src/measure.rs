@@ -51,11 +51,11 @@ pub(crate) struct Clocks {
 /// Launches of one burst.
 const BURST: usize = 16;
 /// A burst this much longer than the fastest one: the clocks are low before a row.
-const RAISED: f64 = 1.05;
+const RAISED: f64 = 1.15;
 /// And after it, when a device may have lowered them for its power's sake.
 const KEPT: f64 = 1.3;
 /// Longest wait for the clocks, and for how long the first row looks for the fastest burst.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_millis(1500);
 const FIRST_LOOK: Duration = Duration::from_secs(1);
 /// Times that a row is timed at most until the clocks were kept.
 const ATTEMPTS: usize = 3;
