@@ -3,7 +3,7 @@
 mod decoding;
 
 pub(crate) use decoding::{
-    causal_conv1d_last_states, causal_conv1d_seq_idx, causal_conv1d_update,
+    causal_conv1d_last_states, causal_conv1d_packed, causal_conv1d_seq_idx, causal_conv1d_update,
     causal_conv1d_update_steps,
 };
 

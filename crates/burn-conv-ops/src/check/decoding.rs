@@ -132,6 +132,47 @@ fn bounds(op: &str, cu_seqlens: &Tensor<1, Int>) -> Result<(), ConvError> {
     Ok(())
 }
 
+/// What [`causal_conv1d`](super::causal_conv1d) does not know of: one row, the bounds, and a state for each sequence.
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn causal_conv1d_packed(
+    op: &str,
+    x: &Tensor<3>,
+    weight: &Tensor<2>,
+    bias: Option<&Tensor<1>>,
+    cu_seqlens: &Tensor<1, Int>,
+    state: &CausalConv1dState,
+    options: &CausalConv1dOptions,
+) -> Result<(), ConvError> {
+    one_row(op, x)?;
+    bounds(op, cu_seqlens)?;
+    if let Some(seq_idx) = &state.seq_idx {
+        return Err(ConvError::Invalid(format!(
+            "{op}: seq_idx {:?} was given beside cu_seqlens {:?}, which already says what belongs together",
+            seq_idx.dims(),
+            cu_seqlens.dims()
+        )));
+    }
+    let initial = state.initial.as_ref();
+    let mut devices = vec![("x", x.device()), ("cu_seqlens", cu_seqlens.device())];
+    devices.extend(initial.map(|initial| ("the initial states", initial.device())));
+    same_device(op, devices.iter().map(|(name, device)| (*name, device)))?;
+    let whole = CausalConv1dState { initial: None, ..state.clone() };
+    let problem = super::causal_conv1d(x, weight, bias, &whole, options)?;
+    let Some(initial) = initial else { return Ok(()) };
+    same_dtype(op, [("x", x.dtype()), ("the initial states", initial.dtype())].into_iter())?;
+    let sequences = cu_seqlens.dims()[0] - 1;
+    let needed = [sequences, problem.channels, problem.width - 1];
+    if initial.dims() != needed {
+        return Err(ConvError::Invalid(format!(
+            "{op}: the initial states have shape {:?}, {sequences} sequences and the weight need {needed:?} (sequences, \
+             channels, width - 1)",
+            initial.dims()
+        )));
+    }
+    let length = problem.length + sequences * (problem.width - 1);
+    fits(op, &[1, problem.channels, length], problem.dtype, &limits(&x.device()))
+}
+
 /// Refuses more or less than one row.
 fn one_row(op: &str, x: &Tensor<3>) -> Result<(), ConvError> {
     if x.dims()[0] != 1 {
