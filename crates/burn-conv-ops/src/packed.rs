@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Both orders hold the same columns, so the gradient of either move is the other move. Bytes: with states x, y and their
-//! gradients twice more than without. Indices are computed on the device from the bounds.
+//! gradients are read and written once more. Indices are computed on the device from the bounds.
 
 use crate::options::{CausalConv1dOptions, CausalConv1dState};
 use crate::{Conv1dLayout, ConvError, ConvOps, check, convolve, or_panic};
@@ -25,8 +25,8 @@ const OP: &str = "causal_conv1d_packed";
 /// no gradient).
 ///
 /// `state.initial` is `[N, C, W-1]`, the W-1 steps before each sequence, oldest first; zeros where there is none. With it the
-/// row is copied with the states in it, which about triples the memory that is moved. `state.residual` is of x's shape. Both
-/// outputs are differentiable.
+/// row is copied with the states in it, and y out of it: about three times the memory is moved. `state.residual` is of x's
+/// shape. Both outputs are differentiable.
 ///
 /// ```no_run
 /// use burn::tensor::{Device, Distribution, Int, Tensor};
@@ -108,7 +108,7 @@ struct Order {
     bounds: Tensor<1, Int>,
     /// The column of `[states | x]` that each column of the longer row is.
     from: Tensor<1, Int>,
-    /// And back.
+    /// The column of the longer row that each column of `[states | x]` becomes.
     to: Tensor<1, Int>,
 }
 
