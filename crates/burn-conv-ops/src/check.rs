@@ -1,12 +1,16 @@
 //! What the `try_` functions check before anything is launched: dtypes, devices, shapes, and what the device serves.
 
-use crate::ops::{Conv3dCall, last_states_shape};
-use crate::options::{
-    CausalConv1dOptions, CausalConv1dPlaces, CausalConv1dState, CausalConv1dUpdateOptions, Conv3dOptions,
-    Rope2dOptions, Rope2dPositions,
+mod decoding;
+
+pub(crate) use decoding::{
+    causal_conv1d_last_states, causal_conv1d_packed, causal_conv1d_seq_idx, causal_conv1d_update,
+    causal_conv1d_update_steps,
 };
-use burn::tensor::{DType, Device, Int, Tensor};
-use conv_kernels::causal_conv1d::{self, CausalConv1dProblem, Conv1dLayout, OptionalShapes, UpdateProblem};
+
+use crate::ops::Conv3dCall;
+use crate::options::{CausalConv1dOptions, CausalConv1dState, Conv3dOptions, Rope2dOptions, Rope2dPositions};
+use burn::tensor::{DType, Device, Tensor};
+use conv_kernels::causal_conv1d::{self, CausalConv1dProblem, OptionalShapes};
 use conv_kernels::conv3d::{self, Conv3dProblem, Pass, Plan, WinogradTile};
 use conv_kernels::rope2d::{Rope2dProblem, RopeLayout};
 use conv_kernels::{ConvError, FloatType, IndexType, Limits};
@@ -82,143 +86,6 @@ pub(crate) fn causal_conv1d(
     causal_conv1d::plan(&problem, causal_conv1d::Pass::Forward, &limits)?;
     fits(OP, &problem.x_shape(), dtype, &limits)?;
     Ok(problem)
-}
-
-pub(crate) fn causal_conv1d_update(
-    x: &Tensor<2>,
-    state: &Tensor<3>,
-    weight: &Tensor<2>,
-    bias: Option<&Tensor<1>>,
-    options: &CausalConv1dUpdateOptions,
-) -> Result<UpdateProblem, ConvError> {
-    update(x, (state, state.dims()), weight, bias, options)
-}
-
-pub(crate) fn causal_conv1d_update_steps(
-    x: &Tensor<3>,
-    state: &Tensor<3>,
-    weight: &Tensor<2>,
-    bias: Option<&Tensor<1>>,
-    places: &CausalConv1dPlaces,
-    options: &CausalConv1dUpdateOptions,
-) -> Result<UpdateProblem, ConvError> {
-    let [batch, channels, steps] = x.dims();
-    let mut dims = state.dims();
-    let mut devices = vec![("x", x.device())];
-    let mut dtypes = Vec::new();
-    for (name, indices) in
-        [("cache_seqlens", &places.cache_seqlens), ("the state indices", &places.state_indices)]
-    {
-        let Some(indices) = indices else { continue };
-        devices.push((name, indices.device()));
-        index(UPDATE, name, indices.dtype(), &indices.device())?;
-        dtypes.push(indices.dtype());
-        if indices.dims() != [batch] {
-            let dims = indices.dims();
-            return Err(ConvError::Invalid(format!(
-                "{UPDATE}: {name} has shape {dims:?}, the input needs [{batch}] (batch)"
-            )));
-        }
-    }
-    same_device(UPDATE, devices.iter().map(|(name, device)| (*name, device)))?;
-    if let [lengths, slots] = dtypes[..]
-        && lengths != slots
-    {
-        return Err(ConvError::Invalid(format!(
-            "{UPDATE}: cache_seqlens are {}, the state indices {}, they must be alike",
-            lengths.name(),
-            slots.name()
-        )));
-    }
-    if places.state_indices.is_some() {
-        // The rows of the state are slots, of which there may be any number but none.
-        if dims[0] == 0 && batch > 0 {
-            return Err(ConvError::Invalid(format!(
-                "{UPDATE}: the state {dims:?} has no slots for {batch} rows"
-            )));
-        }
-        dims[0] = batch;
-    }
-    let problem = update(x, (state, dims), weight, bias, options)?;
-    if places.cache_seqlens.is_some() && problem.state_length == 0 {
-        return Err(ConvError::Invalid(format!(
-            "{UPDATE}: a ring of 0 steps holds no state, it must have at least 1"
-        )));
-    }
-    let limits = limits(&x.device());
-    fits(UPDATE, &[batch, channels, steps], problem.dtype, &limits)?;
-    Ok(problem)
-}
-
-const UPDATE: &str = "causal_conv1d_update";
-
-/// The problem of one step or several, with a state of the shape `dims`.
-fn update<const D: usize>(
-    x: &Tensor<D>,
-    (state, dims): (&Tensor<3>, [usize; 3]),
-    weight: &Tensor<2>,
-    bias: Option<&Tensor<1>>,
-    options: &CausalConv1dUpdateOptions,
-) -> Result<UpdateProblem, ConvError> {
-    let mut devices = vec![("x", x.device()), ("the state", state.device()), ("the weight", weight.device())];
-    devices.extend(bias.map(|bias| ("the bias", bias.device())));
-    same_device(UPDATE, devices.iter().map(|(name, device)| (*name, device)))?;
-    let dtype = same_dtype(UPDATE, [("x", x.dtype()), ("the state", state.dtype())].into_iter())?;
-    let bias_dtype = bias.map(|bias| ("the bias", bias.dtype()));
-    let weight_dtype = same_dtype(UPDATE, [("the weight", weight.dtype())].into_iter().chain(bias_dtype))?;
-    let bias = bias.map(|bias| bias.dims()[0]);
-    let (activation, step) = (options.activation, [0, 1].map(|axis| x.dims()[axis]));
-    let problem = UpdateProblem::new(step, dims, weight.dims(), bias, activation, dtype, weight_dtype)?;
-    let limits = limits(&x.device());
-    served(UPDATE, dtype, &limits)?;
-    served(UPDATE, weight_dtype, &limits)?;
-    Ok(problem)
-}
-
-pub(crate) fn causal_conv1d_last_states(
-    x: &Tensor<3>,
-    cu_seqlens: &Tensor<1, Int>,
-    length: usize,
-    layout: Conv1dLayout,
-) -> Result<(), ConvError> {
-    const OP: &str = "causal_conv1d_last_states";
-    let devices = [("x", x.device()), ("cu_seqlens", cu_seqlens.device())];
-    same_device(OP, devices.iter().map(|(name, device)| (*name, device)))?;
-    let dtype = float_type(OP, "x", x.dtype())?;
-    bounds(OP, cu_seqlens)?;
-    if x.dims()[0] != 1 {
-        return Err(ConvError::Invalid(format!(
-            "{OP}: x has shape {:?}, sequences are packed into one row [1, C, T] or [1, T, C]",
-            x.dims()
-        )));
-    }
-    let limits = limits(&x.device());
-    served(OP, dtype, &limits)?;
-    let shape = last_states_shape(&x.dims(), &cu_seqlens.dims(), length, layout);
-    if shape.iter().try_fold(4usize, |bytes, size| bytes.checked_mul(*size)).is_none() {
-        return Err(ConvError::TooLarge(format!("{OP}: {shape:?} has more elements than can be addressed")));
-    }
-    fits(OP, &shape, dtype, &limits)
-}
-
-pub(crate) fn causal_conv1d_seq_idx(cu_seqlens: &Tensor<1, Int>, steps: usize) -> Result<(), ConvError> {
-    const OP: &str = "causal_conv1d_seq_idx";
-    bounds(OP, cu_seqlens)?;
-    if steps > i32::MAX as usize {
-        return Err(ConvError::TooLarge(format!("{OP}: {steps} steps pass {}", i32::MAX)));
-    }
-    Ok(())
-}
-
-/// Refuses bounds of packed sequences that the device cannot read, and none.
-fn bounds(op: &str, cu_seqlens: &Tensor<1, Int>) -> Result<(), ConvError> {
-    index(op, "cu_seqlens", cu_seqlens.dtype(), &cu_seqlens.device())?;
-    if cu_seqlens.dims() == [0] {
-        return Err(ConvError::Invalid(format!(
-            "{op}: cu_seqlens has shape [0], it must be [sequences + 1]"
-        )));
-    }
-    Ok(())
 }
 
 pub(crate) fn rope2d(

@@ -32,6 +32,7 @@ mod decoding;
 pub mod nn;
 mod ops;
 mod options;
+mod packed;
 mod portable;
 
 pub use conv_kernels::ConvError;
@@ -51,6 +52,7 @@ pub use options::{
     CausalConv1dOptions, CausalConv1dPlaces, CausalConv1dState, CausalConv1dUpdateOptions, Conv3dOptions,
     Rope2dOptions, Rope2dPositions,
 };
+pub use packed::{causal_conv1d_packed, try_causal_conv1d_packed};
 
 use burn::backend::Dispatch;
 use burn::tensor::Tensor;
@@ -121,7 +123,17 @@ pub fn try_causal_conv1d(
     bias: Option<Tensor<1>>,
     options: CausalConv1dOptions,
 ) -> Result<Tensor<3>, ConvError> {
-    let state = CausalConv1dState::new();
+    convolve(x, weight, bias, CausalConv1dState::new(), options)
+}
+
+/// y alone, where the final state is not asked for.
+fn convolve(
+    x: Tensor<3>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    state: CausalConv1dState,
+    options: CausalConv1dOptions,
+) -> Result<Tensor<3>, ConvError> {
     let problem = check::causal_conv1d(&x, &weight, bias.as_ref(), &state, &options)?;
     let inputs = causal_conv1d_inputs(x, weight, bias, state);
     Ok(Tensor::from_dispatch(Dispatch::causal_conv1d(inputs, problem)))

@@ -342,6 +342,19 @@ pub trait ConvOps: Backend {
         portable::decoding::seq_idx::<Self>(bounds, length)
     }
 
+    /// The columns of an axis in another order: column p of the result is column `from[p]` of x. `to` is the order back, which
+    /// the gradient takes.
+    #[fusion(dtype = x, shape = x)]
+    fn causal_conv1d_move_columns(
+        x: FloatTensor<Self>,
+        from: IntTensor<Self>,
+        to: IntTensor<Self>,
+        axis: usize,
+    ) -> FloatTensor<Self> {
+        let _ = to;
+        Self::float_select(x, axis, from)
+    }
+
     /// The tokens, rotated by their positions; by the opposite angles when `inverse`.
     #[fusion(dtype = tokens, shape = Shape::from(problem.tokens_shape()))]
     fn rope2d(

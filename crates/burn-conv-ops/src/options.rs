@@ -155,7 +155,8 @@ pub struct CausalConv1dState {
     pub initial: Option<Tensor<3>>,
     /// The sequence that each step belongs to, `[B, T]`: a step reads only steps of its own id, a negative id is padding
     /// (output 0, no gradient). An id must not come back within W-1 steps after its run has ended. The initial state
-    /// belongs to the sequence of the row's first step.
+    /// belongs to the sequence of the row's first step; for one of each see
+    /// [`causal_conv1d_packed`](crate::causal_conv1d_packed).
     pub seq_idx: Option<Tensor<2, Int>>,
     /// Added to the result after the activation, but not to padding: of x's shape and dtype.
     pub residual: Option<Tensor<3>>,

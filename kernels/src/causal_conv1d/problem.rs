@@ -185,15 +185,42 @@ impl UpdateProblem {
         dtype: FloatType,
         weight_dtype: FloatType,
     ) -> Result<Self, ConvError> {
+        let [rows, channels, _] = state;
+        if [rows, channels] != x {
+            invalid!(
+                "causal_conv1d_update: the state {state:?} belongs to {rows} rows of {channels} channels, the input is \
+                 {x:?}"
+            );
+        }
+        Self::with_slots(x, state, weight, bias, activation, dtype, weight_dtype)
+    }
+
+    /// The problem of these shapes: as [`new`](Self::new), but the rows of the state `[slots, C, S]` are slots, of which there
+    /// may be any number but none.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_slots(
+        x: [usize; 2],
+        state: [usize; 3],
+        weight: [usize; 2],
+        bias: Option<usize>,
+        activation: Activation,
+        dtype: FloatType,
+        weight_dtype: FloatType,
+    ) -> Result<Self, ConvError> {
         let op = "causal_conv1d_update";
         let [batch, channels] = x;
-        let [state_batch, state_channels, state_length] = state;
+        let [slots, state_channels, state_length] = state;
         let width = weight[1];
         check_weight(op, weight, channels)?;
         check_bias(op, bias, channels)?;
-        if [state_batch, state_channels] != x {
+        if slots == 0 && batch > 0 {
+            invalid!("{op}: the state {state:?} has no slots for {batch} rows");
+        }
+        if state_channels != channels {
             invalid!(
-                "{op}: the state {state:?} belongs to {state_batch} rows of {state_channels} channels, the input is {x:?}"
+                "{op}: the state {state:?} has {slots} slots of {state_channels} channels, the input is {x:?}"
             );
         }
         if state_length < width - 1 {
@@ -202,7 +229,8 @@ impl UpdateProblem {
                 width - 1
             );
         }
-        if state_length == usize::MAX || checked_product(&[batch, channels, state_length + 1]).is_none() {
+        let rows = slots.max(batch);
+        if state_length == usize::MAX || checked_product(&[rows, channels, state_length + 1]).is_none() {
             return Err(ConvError::TooLarge(format!(
                 "{op}: the state {state:?} has more elements than can be addressed"
             )));

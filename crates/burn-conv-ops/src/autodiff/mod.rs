@@ -7,6 +7,7 @@
 mod causal_conv1d;
 mod conv3d;
 mod decoding;
+mod packed;
 mod rope2d;
 
 use crate::ops::{
@@ -124,6 +125,15 @@ impl<B: Backend + ConvOps, C: CheckpointStrategy> ConvOps for Autodiff<B, C> {
 
     fn causal_conv1d_seq_idx(bounds: IntTensor<Self>, length: usize) -> IntTensor<Self> {
         B::causal_conv1d_seq_idx(bounds, length)
+    }
+
+    fn causal_conv1d_move_columns(
+        x: FloatTensor<Self>,
+        from: IntTensor<Self>,
+        to: IntTensor<Self>,
+        axis: usize,
+    ) -> FloatTensor<Self> {
+        packed::move_columns::<B, C>(x, from, to, axis)
     }
 
     fn rope2d(

@@ -4,7 +4,7 @@ use super::forms::{ActivationForm, Conv1dLayoutForm};
 use super::{config, setters};
 use crate::{
     Activation, CausalConv1dOptions, CausalConv1dPlaces, CausalConv1dState, CausalConv1dUpdateOptions,
-    Conv1dLayout, causal_conv1d, causal_conv1d_last_states, causal_conv1d_update, causal_conv1d_update_steps,
+    Conv1dLayout, causal_conv1d, causal_conv1d_packed, causal_conv1d_update, causal_conv1d_update_steps,
     causal_conv1d_with_state,
 };
 use burn::module::{Content, DisplaySettings, Initializer, Module, ModuleDisplay, Param};
@@ -101,14 +101,24 @@ impl CausalConv1d {
     /// `[N, C, W-1]`: sequence i has the steps from `cu_seqlens[i]` to `cu_seqlens[i + 1]`. Each begins without a state.
     ///
     /// # Panics
-    /// Where [`try_causal_conv1d_with_state`](crate::try_causal_conv1d_with_state) or
-    /// [`try_causal_conv1d_last_states`](crate::try_causal_conv1d_last_states) returns an error.
+    /// Where [`try_causal_conv1d_packed`](crate::try_causal_conv1d_packed) returns an error.
     pub fn forward_packed(&self, x: Tensor<3>, cu_seqlens: Tensor<1, Int>) -> (Tensor<3>, Tensor<3>) {
-        let time = if self.layout == Conv1dLayout::Bct { 2 } else { 1 };
-        let state = CausalConv1dState::new().with_cu_seqlens(cu_seqlens.clone(), x.dims()[time]);
-        let history = self.weight.dims()[2].saturating_sub(1);
-        let last = causal_conv1d_last_states(x.clone(), cu_seqlens, history, self.layout);
-        (self.forward_with_state(x, state).0, last)
+        let state = CausalConv1dState::new();
+        causal_conv1d_packed(x, self.taps(), self.bias(), cu_seqlens, state, self.options())
+    }
+
+    /// [`forward_packed`](Self::forward_packed) of sequences that each begin with a state, `[N, C, W-1]`.
+    ///
+    /// # Panics
+    /// Where [`try_causal_conv1d_packed`](crate::try_causal_conv1d_packed) returns an error.
+    pub fn forward_packed_with_states(
+        &self,
+        x: Tensor<3>,
+        cu_seqlens: Tensor<1, Int>,
+        states: Tensor<3>,
+    ) -> (Tensor<3>, Tensor<3>) {
+        let state = CausalConv1dState::new().with_initial(states);
+        causal_conv1d_packed(x, self.taps(), self.bias(), cu_seqlens, state, self.options())
     }
 
     /// One decoding step: y `[B, C]` and the new state from x `[B, C]` and a state `[B, C, S]`, S >= W-1.

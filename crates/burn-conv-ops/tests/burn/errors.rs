@@ -277,7 +277,11 @@ fn decoding_and_packed_sequences_name_what_does_not_fit() {
         );
         assert_says(
             steps([9, 3, 2], places().with_state_indices(rows(2))),
-            "causal_conv1d_update: the state [2, 3, 2] holds 2 steps, a weight of width 4 needs 3",
+            "causal_conv1d_update: the state [9, 3, 2] holds 2 steps, a weight of width 4 needs 3",
+        );
+        assert_says(
+            steps([9, 5, 4], places().with_state_indices(rows(2))),
+            "causal_conv1d_update: the state [9, 5, 4] has 9 slots of 5 channels, the input is [2, 3]",
         );
         assert_says(
             steps([0, 3, 4], places().with_state_indices(rows(2))),

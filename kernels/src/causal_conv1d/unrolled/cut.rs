@@ -13,6 +13,7 @@ use cubecl::ir::ElemType;
 /// How the work along time is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TimeCut {
+    units: usize,
     pub(super) lanes: usize,
     pub(super) groups: usize,
     /// Turns of a row, segments of a row, and turns of a segment.
@@ -28,8 +29,8 @@ impl TimeCut {
     pub(super) fn of(problem: &CausalConv1dProblem, tile: Tile, limits: &Limits) -> Self {
         let (run, together) = (tile.run(), tile.together);
         let runs = problem.length.div_ceil(run);
-        let lanes = runs.div_ceil(together).next_power_of_two().clamp(4, TIME_UNITS);
-        let groups = problem.channels.div_ceil(TIME_UNITS / lanes);
+        let lanes = runs.div_ceil(together).next_power_of_two().clamp(4, tile.units);
+        let groups = problem.channels.div_ceil(tile.units / lanes);
         let turns = runs.div_ceil(lanes * together);
         // Rows are cut where they are too few for the device; every cut costs a turn.
         let wanted = 16 * limits.cubes_in_flight;
@@ -37,11 +38,15 @@ impl TimeCut {
         let segment_turns = turns.div_ceil(segments);
         let segments = turns.div_ceil(segment_turns);
         let items = problem.batch * segments;
-        // A few turns are done before another launch would have begun.
-        let items_per_cube =
-            if items * segment_turns <= 8 { items } else { (items * groups / wanted).clamp(1, items) };
+        // A few turns are done before another launch would have begun; those of a smaller cube are shorter.
+        let items_per_cube = if items * segment_turns * tile.units <= 8 * TIME_UNITS {
+            items
+        } else {
+            (items * groups / wanted).clamp(1, items)
+        };
         let items_per_cube = items_per_cube.max(items.div_ceil(affordable(problem, limits)));
         Self {
+            units: tile.units,
             lanes,
             groups,
             turns,
@@ -56,7 +61,7 @@ impl TimeCut {
         TimeShareLaunch::new(
             self.lanes as u32,
             self.lanes as u32,
-            (TIME_UNITS / self.lanes) as u32,
+            (self.units / self.lanes) as u32,
             self.groups as u32,
             cuts as u32,
             self.turns as u32,

@@ -72,6 +72,10 @@ fn updates_are_refused() {
         UpdateProblem::new(x, state, weight, bias, Activation::None, FloatType::F32, FloatType::F32)
             .expect_err("a refusal")
     };
+    let with_slots = |x, state| {
+        let (none, f32) = (Activation::None, FloatType::F32);
+        UpdateProblem::with_slots(x, state, [3, 4], None, none, f32, f32).expect_err("a refusal")
+    };
     let rows = [
         (
             new([2, 3], [2, 3, 2], [3, 4], None),
@@ -96,6 +100,23 @@ fn updates_are_refused() {
         (
             new([2, 3], [2, 3, usize::MAX], [3, 4], None),
             "TooLarge(\"causal_conv1d_update: the state [2, 3, 18446744073709551615] has more elements than can be \
+             addressed\")",
+        ),
+        (
+            with_slots([2, 3], [9, 3, 2]),
+            "Invalid(\"causal_conv1d_update: the state [9, 3, 2] holds 2 steps, a weight of width 4 needs 3\")",
+        ),
+        (
+            with_slots([2, 3], [9, 4, 3]),
+            "Invalid(\"causal_conv1d_update: the state [9, 4, 3] has 9 slots of 4 channels, the input is [2, 3]\")",
+        ),
+        (
+            with_slots([2, 3], [0, 3, 3]),
+            "Invalid(\"causal_conv1d_update: the state [0, 3, 3] has no slots for 2 rows\")",
+        ),
+        (
+            with_slots([2, 3], [usize::MAX, 3, 3]),
+            "TooLarge(\"causal_conv1d_update: the state [18446744073709551615, 3, 3] has more elements than can be \
              addressed\")",
         ),
     ];

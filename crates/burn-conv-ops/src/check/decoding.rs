@@ -1,0 +1,185 @@
+//! What the decoding steps and packed sequences of causal conv1d check.
+
+use super::{fits, float_type, index, limits, same_device, same_dtype, served};
+use crate::ops::last_states_shape;
+use crate::options::{CausalConv1dOptions, CausalConv1dPlaces, CausalConv1dState, CausalConv1dUpdateOptions};
+use burn::tensor::{Int, Tensor};
+use conv_kernels::ConvError;
+use conv_kernels::causal_conv1d::{Conv1dLayout, UpdateProblem};
+
+pub(crate) fn causal_conv1d_update(
+    x: &Tensor<2>,
+    state: &Tensor<3>,
+    weight: &Tensor<2>,
+    bias: Option<&Tensor<1>>,
+    options: &CausalConv1dUpdateOptions,
+) -> Result<UpdateProblem, ConvError> {
+    update(x, state, false, weight, bias, options)
+}
+
+pub(crate) fn causal_conv1d_update_steps(
+    x: &Tensor<3>,
+    state: &Tensor<3>,
+    weight: &Tensor<2>,
+    bias: Option<&Tensor<1>>,
+    places: &CausalConv1dPlaces,
+    options: &CausalConv1dUpdateOptions,
+) -> Result<UpdateProblem, ConvError> {
+    let [batch, channels, steps] = x.dims();
+    let mut devices = vec![("x", x.device())];
+    let mut dtypes = Vec::new();
+    for (name, indices) in
+        [("cache_seqlens", &places.cache_seqlens), ("the state indices", &places.state_indices)]
+    {
+        let Some(indices) = indices else { continue };
+        devices.push((name, indices.device()));
+        index(UPDATE, name, indices.dtype(), &indices.device())?;
+        dtypes.push(indices.dtype());
+        if indices.dims() != [batch] {
+            let dims = indices.dims();
+            return Err(ConvError::Invalid(format!(
+                "{UPDATE}: {name} has shape {dims:?}, the input needs [{batch}] (batch)"
+            )));
+        }
+    }
+    same_device(UPDATE, devices.iter().map(|(name, device)| (*name, device)))?;
+    if let [lengths, slots] = dtypes[..]
+        && lengths != slots
+    {
+        return Err(ConvError::Invalid(format!(
+            "{UPDATE}: cache_seqlens are {}, the state indices {}, they must be alike",
+            lengths.name(),
+            slots.name()
+        )));
+    }
+    let slots = places.state_indices.is_some();
+    let problem = update(x, state, slots, weight, bias, options)?;
+    if places.cache_seqlens.is_some() && problem.state_length == 0 {
+        return Err(ConvError::Invalid(format!(
+            "{UPDATE}: a ring of 0 steps holds no state, it must have at least 1"
+        )));
+    }
+    let limits = limits(&x.device());
+    fits(UPDATE, &[batch, channels, steps], problem.dtype, &limits)?;
+    Ok(problem)
+}
+
+const UPDATE: &str = "causal_conv1d_update";
+
+/// The problem of one step or several; with `slots` the rows of the state are those.
+fn update<const D: usize>(
+    x: &Tensor<D>,
+    state: &Tensor<3>,
+    slots: bool,
+    weight: &Tensor<2>,
+    bias: Option<&Tensor<1>>,
+    options: &CausalConv1dUpdateOptions,
+) -> Result<UpdateProblem, ConvError> {
+    let mut devices = vec![("x", x.device()), ("the state", state.device()), ("the weight", weight.device())];
+    devices.extend(bias.map(|bias| ("the bias", bias.device())));
+    same_device(UPDATE, devices.iter().map(|(name, device)| (*name, device)))?;
+    let dtype = same_dtype(UPDATE, [("x", x.dtype()), ("the state", state.dtype())].into_iter())?;
+    let bias_dtype = bias.map(|bias| ("the bias", bias.dtype()));
+    let weight_dtype = same_dtype(UPDATE, [("the weight", weight.dtype())].into_iter().chain(bias_dtype))?;
+    let bias = bias.map(|bias| bias.dims()[0]);
+    let (activation, step) = (options.activation, [0, 1].map(|axis| x.dims()[axis]));
+    let new = if slots { UpdateProblem::with_slots } else { UpdateProblem::new };
+    let problem = new(step, state.dims(), weight.dims(), bias, activation, dtype, weight_dtype)?;
+    let limits = limits(&x.device());
+    served(UPDATE, dtype, &limits)?;
+    served(UPDATE, weight_dtype, &limits)?;
+    Ok(problem)
+}
+
+pub(crate) fn causal_conv1d_last_states(
+    x: &Tensor<3>,
+    cu_seqlens: &Tensor<1, Int>,
+    length: usize,
+    layout: Conv1dLayout,
+) -> Result<(), ConvError> {
+    const OP: &str = "causal_conv1d_last_states";
+    let devices = [("x", x.device()), ("cu_seqlens", cu_seqlens.device())];
+    same_device(OP, devices.iter().map(|(name, device)| (*name, device)))?;
+    let dtype = float_type(OP, "x", x.dtype())?;
+    bounds(OP, cu_seqlens)?;
+    one_row(OP, x)?;
+    let limits = limits(&x.device());
+    served(OP, dtype, &limits)?;
+    let shape = last_states_shape(&x.dims(), &cu_seqlens.dims(), length, layout);
+    if shape.iter().try_fold(4usize, |bytes, size| bytes.checked_mul(*size)).is_none() {
+        return Err(ConvError::TooLarge(format!("{OP}: {shape:?} has more elements than can be addressed")));
+    }
+    fits(OP, &shape, dtype, &limits)
+}
+
+pub(crate) fn causal_conv1d_seq_idx(cu_seqlens: &Tensor<1, Int>, steps: usize) -> Result<(), ConvError> {
+    const OP: &str = "causal_conv1d_seq_idx";
+    bounds(OP, cu_seqlens)?;
+    if steps > i32::MAX as usize {
+        return Err(ConvError::TooLarge(format!("{OP}: {steps} steps pass {}", i32::MAX)));
+    }
+    Ok(())
+}
+
+/// Refuses bounds of packed sequences that the device cannot read, and none.
+fn bounds(op: &str, cu_seqlens: &Tensor<1, Int>) -> Result<(), ConvError> {
+    index(op, "cu_seqlens", cu_seqlens.dtype(), &cu_seqlens.device())?;
+    if cu_seqlens.dims() == [0] {
+        return Err(ConvError::Invalid(format!(
+            "{op}: cu_seqlens has shape [0], it must be [sequences + 1]"
+        )));
+    }
+    Ok(())
+}
+
+/// What [`causal_conv1d`](super::causal_conv1d) does not know of: one row, the bounds, and a state for each sequence.
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn causal_conv1d_packed(
+    op: &str,
+    x: &Tensor<3>,
+    weight: &Tensor<2>,
+    bias: Option<&Tensor<1>>,
+    cu_seqlens: &Tensor<1, Int>,
+    state: &CausalConv1dState,
+    options: &CausalConv1dOptions,
+) -> Result<(), ConvError> {
+    one_row(op, x)?;
+    bounds(op, cu_seqlens)?;
+    if let Some(seq_idx) = &state.seq_idx {
+        return Err(ConvError::Invalid(format!(
+            "{op}: seq_idx {:?} was given beside cu_seqlens {:?}, which already says what belongs together",
+            seq_idx.dims(),
+            cu_seqlens.dims()
+        )));
+    }
+    let initial = state.initial.as_ref();
+    let mut devices = vec![("x", x.device()), ("cu_seqlens", cu_seqlens.device())];
+    devices.extend(initial.map(|initial| ("the initial states", initial.device())));
+    same_device(op, devices.iter().map(|(name, device)| (*name, device)))?;
+    let whole = CausalConv1dState { initial: None, ..state.clone() };
+    let problem = super::causal_conv1d(x, weight, bias, &whole, options)?;
+    let Some(initial) = initial else { return Ok(()) };
+    same_dtype(op, [("x", x.dtype()), ("the initial states", initial.dtype())].into_iter())?;
+    let sequences = cu_seqlens.dims()[0] - 1;
+    let needed = [sequences, problem.channels, problem.width - 1];
+    if initial.dims() != needed {
+        return Err(ConvError::Invalid(format!(
+            "{op}: the initial states have shape {:?}, {sequences} sequences and the weight need {needed:?} (sequences, \
+             channels, width - 1)",
+            initial.dims()
+        )));
+    }
+    let length = problem.length + sequences * (problem.width - 1);
+    fits(op, &[1, problem.channels, length], problem.dtype, &limits(&x.device()))
+}
+
+/// Refuses more or less than one row.
+fn one_row(op: &str, x: &Tensor<3>) -> Result<(), ConvError> {
+    if x.dims()[0] != 1 {
+        return Err(ConvError::Invalid(format!(
+            "{op}: x has shape {:?}, sequences are packed into one row [1, C, T] or [1, T, C]",
+            x.dims()
+        )));
+    }
+    Ok(())
+}
