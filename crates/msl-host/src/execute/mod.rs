@@ -12,6 +12,7 @@
 
 mod fiber;
 mod library;
+mod matrices;
 mod memory;
 mod order;
 mod rewrite;
@@ -19,6 +20,5 @@ mod run;
 mod session;
 mod trap;
 
-pub use library::{Effort, Library, compile};
 pub use run::{Grid, Runner};
-pub use session::{Edit, Session, compile_ahead};
+pub use session::{Edit, Kernel, Session, compile_ahead};
