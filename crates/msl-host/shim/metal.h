@@ -73,7 +73,8 @@ template <int exponent, int mantissa> inline unsigned short narrow(float value) 
     if (magnitude == 0x7f800000u) return (unsigned short)(sign | top);
     if (exponent == 8) return (unsigned short)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
 #if MSL_HALVES
-    return bits<unsigned short>((__fp16)value);
+    const __fp16 rounded_by_processor = (__fp16)value;
+    return __builtin_bit_cast(unsigned short, rounded_by_processor);
 #endif
     const int bias = (1 << (exponent - 1)) - 1, e = (int)(magnitude >> 23) - 127 + bias;
     unsigned significand = magnitude, shift = drop;
@@ -91,7 +92,7 @@ template <int exponent, int mantissa> inline unsigned short narrow(float value) 
 
 inline float widen_half(unsigned short h) {
 #if MSL_HALVES
-    return (float)bits<__fp16>(h);
+    return (float)__builtin_bit_cast(__fp16, h);
 #endif
     const unsigned sign = (h & 0x8000u) << 16, e = (h >> 10) & 31u, m = h & 0x3ffu;
     if (e == 31) return bits<float>(sign | 0x7f800000u | (m << 13));
