@@ -47,12 +47,6 @@ const DEFECTS: &[Defect] = &[
         suite: gemm,
     },
     Defect {
-        name: "lanes read a stored matrix without a barrier",
-        kernel: "matrix_kernel",
-        edit: |text| text.replace("simdgroup_barrier(mem_flags::mem_threadgroup);", ""),
-        suite: gemm,
-    },
-    Defect {
         name: "a barrier inside a reduction is missing",
         kernel: "bias_gradient_kernel",
         edit: |text| nth(text, BARRIER, 2, ""),
