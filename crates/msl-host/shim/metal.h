@@ -14,6 +14,16 @@
 
 namespace msl {
 
+enum class Format : unsigned { Float, Half, Bfloat };
+
+// Where a matrix lies in memory.
+struct Span {
+    const void *address;
+    unsigned long stride;
+    bool transpose;
+    Format format;
+};
+
 // What the runner provides, set when a kernel's library is loaded.
 struct Runtime {
     void (*fault)(const char *what, long long a, long long b);
@@ -25,6 +35,11 @@ struct Runtime {
     unsigned (*lane)();
     // The threadgroup's memory from an offset on.
     char *(*threadgroup_memory)(unsigned long offset);
+    // Operations on matrices of 8 x 8, which are named by their addresses on a thread's stack.
+    void (*fill)(const void *to, float value);
+    void (*load)(const void *to, Format, const Span &from, int line);
+    void (*store)(const void *from, const Span &to, int line);
+    void (*multiply)(const void *to, Format, const void *a, const void *b, const void *c, int line);
 };
 extern "C" {
 __attribute__((visibility("default"))) const Runtime *msl_runtime = nullptr;
@@ -39,12 +54,16 @@ float fmodf(float, float);
 }
 inline unsigned lane() { return msl_runtime->lane(); }
 
-template <class T, class U> inline T bits(U value) {
-    static_assert(sizeof(T) == sizeof(U), "sizes differ");
-    T out;
-    __builtin_memcpy(&out, &value, sizeof(T));
-    return out;
+template <class T, class U> __attribute__((always_inline)) inline T bits(U value) {
+    return __builtin_bit_cast(T, value);
 }
+
+// Whether the processor converts halves: one instruction, where most kernels are compiled without optimization.
+#if defined(__F16C__) || defined(__aarch64__)
+#define MSL_HALVES 1
+#else
+#define MSL_HALVES 0
+#endif
 
 // Round to nearest even from float to a format of `exponent` and `mantissa` bits, in its 16 bits.
 template <int exponent, int mantissa> inline unsigned short narrow(float value) {
@@ -52,16 +71,19 @@ template <int exponent, int mantissa> inline unsigned short narrow(float value) 
     const unsigned drop = 23 - mantissa, top = ((1u << exponent) - 1) << mantissa;
     if (magnitude > 0x7f800000u) return (unsigned short)(sign | top | (1u << (mantissa - 1)));
     if (magnitude == 0x7f800000u) return (unsigned short)(sign | top);
+    if (exponent == 8) return (unsigned short)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+#if MSL_HALVES
+    const __fp16 rounded_by_processor = (__fp16)value;
+    return __builtin_bit_cast(unsigned short, rounded_by_processor);
+#endif
     const int bias = (1 << (exponent - 1)) - 1, e = (int)(magnitude >> 23) - 127 + bias;
     unsigned significand = magnitude, shift = drop;
-    if (exponent < 8) {
-        if (e <= 0) {  // Subnormal in the narrow format: the leading one becomes explicit and moves down.
-            if (e < -mantissa) return (unsigned short)sign;
-            significand = (magnitude & 0x7fffffu) | 0x800000u;
-            shift = drop + 1 - e;
-        } else {
-            significand = magnitude - ((unsigned)(127 - bias) << 23);
-        }
+    if (e <= 0) {  // Subnormal in the narrow format: the leading one becomes explicit and moves down.
+        if (e < -mantissa) return (unsigned short)sign;
+        significand = (magnitude & 0x7fffffu) | 0x800000u;
+        shift = drop + 1 - e;
+    } else {
+        significand = magnitude - ((unsigned)(127 - bias) << 23);
     }
     const unsigned half_way = (1u << (shift - 1)) - 1 + ((significand >> shift) & 1u);
     const unsigned rounded = (significand + half_way) >> shift;
@@ -69,6 +91,9 @@ template <int exponent, int mantissa> inline unsigned short narrow(float value) 
 }
 
 inline float widen_half(unsigned short h) {
+#if MSL_HALVES
+    return (float)__builtin_bit_cast(__fp16, h);
+#endif
     const unsigned sign = (h & 0x8000u) << 16, e = (h >> 10) & 31u, m = h & 0x3ffu;
     if (e == 31) return bits<float>(sign | 0x7f800000u | (m << 13));
     if (e == 0) {
@@ -292,69 +317,40 @@ inline unsigned long ballot(bool value, int line) {
     return votes;
 }
 
-// A matrix lies across the lanes, two neighbours of a row in each, in the order of Apple's GPUs.
-inline unsigned row(unsigned l) { return ((l >> 2) & 4) | ((l >> 1) & 3); }
-inline unsigned column(unsigned l) { return ((l >> 1) & 4) | ((l & 1) << 1); }
+template <class T> constexpr Format format = Format::Float;
+template <> inline constexpr Format format<metal::half> = Format::Half;
+template <> inline constexpr Format format<metal::bfloat> = Format::Bfloat;
 
+template <class T> struct Filled {
+    T value;
+};
+
+// The runner has the elements. The dialect neither copies a matrix nor, but for casts that no kernel here makes, asks for a
+// lane's elements: either would not compile.
 template <class T> struct matrix {
-    T held[2];
-    T *thread_elements() { return held; }
-};
-
-template <class T> struct Place {
-    const T *address;
-    unsigned long stride;
-    bool transpose;
-};
-
-// All lanes must name the place that the first one names.
-template <class T> inline void same_place(const T *address, unsigned long stride, bool transpose, int line) {
-    show(Place<T>{address, stride, transpose}, line);
-    const auto first = shown<Place<T>>(0);
-    if (first.address != address || first.stride != stride || first.transpose != transpose) {
-        fault("a matrix at line %lld has another address or stride in lane %lld", line, lane());
+    int place;
+    matrix() = default;
+    matrix(const matrix &) = delete;
+    matrix &operator=(const matrix &) = delete;
+    matrix &operator=(Filled<T> filled) {
+        msl_runtime->fill(this, (float)filled.value);
+        return *this;
     }
-}
-
-template <class T> inline T *element(T *base, unsigned long stride, bool transpose, unsigned index) {
-    const unsigned r = row(lane()), c = column(lane()) + index;
-    return base + (transpose ? c * stride + r : r * stride + c);
-}
+};
 
 template <class T, class U>
 inline void load(matrix<T> &m, const U *base, unsigned long stride, int, bool transpose, int line) {
-    same_place(base, stride, transpose, line);
-    for (unsigned i = 0; i < 2; ++i) m.held[i] = *element(base, stride, transpose, i);
+    msl_runtime->load(&m, format<T>, Span{base, stride, transpose, format<U>}, line);
 }
 
 template <class T, class U> inline void store(const matrix<T> &m, U *base, unsigned long stride, int line) {
-    same_place((const U *)base, stride, false, line);
-    for (unsigned i = 0; i < 2; ++i) *element(base, stride, false, i) = m.held[i];
+    msl_runtime->store(&m, Span{base, stride, false, format<U>}, line);
 }
 
 // d = a * b + c with fp32 accumulation, rounded once to d's type.
 template <class D, class A, class B, class C>
 inline void multiply(matrix<D> &d, const matrix<A> &a, const matrix<B> &b, const matrix<C> &c, int line) {
-    struct Shown {
-        float a[2], b[2];
-    };
-    const unsigned here = lane();
-    const float sums[2] = {c.held[0], c.held[1]};
-    show(Shown{{a.held[0], a.held[1]}, {b.held[0], b.held[1]}}, line);
-    // Asked for once: most of the time of a kernel on matrices is spent here.
-    const char *slots = (const char *)msl_runtime->lane_slot(0);
-    for (unsigned i = 0; i < 2; ++i) {
-        const unsigned r = row(here), col = column(here) + i;
-        float sum = sums[i];
-        for (unsigned k = 0; k < 8; ++k) {
-            // The lanes that hold element (r, k) of a and (k, col) of b.
-            const unsigned from_a = (r & 4) << 2 | (k & 4) << 1 | (r & 3) << 1 | (k >> 1 & 1);
-            const unsigned from_b = (k & 4) << 2 | (col & 4) << 1 | (k & 3) << 1 | (col >> 1 & 1);
-            const auto *left = (const Shown *)(slots + 64 * from_a), *right = (const Shown *)(slots + 64 * from_b);
-            sum = __builtin_fmaf(left->a[k & 1], right->b[col & 1], sum);
-        }
-        d.held[i] = D(sum);
-    }
+    msl_runtime->multiply(&d, format<D>, &a, &b, &c, line);
 }
 
 }  // namespace msl
@@ -365,9 +361,9 @@ using simdgroup_float8x8 = msl::matrix<float>;
 using simdgroup_half8x8 = msl::matrix<half>;
 using simdgroup_bfloat8x8 = msl::matrix<bfloat>;
 
-template <class T, int rows, int columns> inline msl::matrix<T> make_filled_simdgroup_matrix(T value) {
+template <class T, int rows, int columns> inline msl::Filled<T> make_filled_simdgroup_matrix(T value) {
     static_assert(rows == 8 && columns == 8, "Apple GPUs have matrices of 8 x 8");
-    return msl::matrix<T>{{value, value}};
+    return {value};
 }
 
 #define simd_shuffle(value, lane) ::msl::shuffle(value, lane, __LINE__)

@@ -4,7 +4,7 @@
 //!
 //! Memory is plain host memory, allocated when it is first touched: a launch over gigabytes costs nothing here.
 
-use crate::execute::{Grid, Library, Session};
+use crate::execute::{self, Grid, Session};
 pub use crate::log::{Kernel, Label, Launch, Log};
 use crate::lower::{self, Lowered};
 use crate::properties::apple_m1;
@@ -144,8 +144,8 @@ impl RecordingServer {
         count: &CubeCount,
         arguments: &KernelArguments,
     ) -> Result<(), String> {
-        let library = self.note(kernel, count, arguments)?;
-        let (Some(library), CubeCount::Static(x, y, z)) = (library, count.clone()) else {
+        let compiled = self.note(kernel, count, arguments)?;
+        let (Some(compiled), CubeCount::Static(x, y, z)) = (compiled, count.clone()) else {
             return Ok(());
         };
         let threads = kernel.id().cube_dim;
@@ -162,16 +162,16 @@ impl RecordingServer {
             return Ok(());
         };
         // SAFETY: the resources stay allocated during the call, and this thread alone uses them.
-        unsafe { execution.runner.run(&library, grid, &buffers, info) }
+        unsafe { execution.runner.run(&compiled, grid, &buffers, info) }
     }
 
-    /// Lowers `kernel` unless that was done before, and notes the launch. The compiled kernel where this server executes.
+    /// Lowers `kernel` unless that was done before, and notes the launch. What is run where this server executes.
     fn note(
         &mut self,
         kernel: &dyn CubeKernel,
         count: &CubeCount,
         arguments: &KernelArguments,
-    ) -> Result<Option<Arc<Library>>, String> {
+    ) -> Result<Option<Arc<execute::Kernel>>, String> {
         let CubeCount::Static(x, y, z) = *count else {
             return Err("a grid size in device memory is not supported".into());
         };
@@ -195,13 +195,8 @@ impl RecordingServer {
         let info_bytes = size_of_val(arguments.info.data.as_slice());
         log.launches.push(Launch { kernel: index, label, grid: (x, y, z), buffers, info_bytes });
         let lowered = log.kernels[index].lowered.as_ref().map_err(Clone::clone)?;
-        match &mut self.execution {
-            Some(execution) => {
-                let threads = u64::from(x) * u64::from(y) * u64::from(z) * lowered.thread_count();
-                execution.library(&log.kernels[index].id, &lowered.msl, threads).map(Some)
-            }
-            None => Ok(None),
-        }
+        let compiled = |execution: &mut Session| execution.kernel(&log.kernels[index].id, &lowered.msl);
+        Ok(self.execution.as_mut().map(compiled))
     }
 }
 

@@ -152,7 +152,7 @@ impl Plan {
             Pass::InputGradient => problem.group_out_channels() * problem.taps(),
             Pass::WeightGradient => problem.positions(),
         };
-        let phases = if engine { gemm::choice::phases(problem, pass) } else { 1 };
+        let (phases, share) = if engine { gemm::choice::phases(problem, pass) } else { (1, 1.0) };
         let (tile_rows, tile_columns, tile_terms) = match (self, pass) {
             (Self::ImplicitGemm(tile), _) => (tile.tile_m, tile.tile_n, tile.tile_k),
             // The weight gradient's sites are the product's columns.
@@ -163,7 +163,7 @@ impl Plan {
             _ => return None,
         };
         let of_phase = rows.div_ceil(phases).div_ceil(tile_rows) * columns.div_ceil(tile_columns);
-        let terms = terms.div_ceil(phases).next_multiple_of(tile_terms);
+        let terms = ((terms as f64 * share).ceil() as usize).next_multiple_of(tile_terms);
         Some(Tiles {
             count: problem.window.groups * phases * of_phase,
             rows: tile_rows,

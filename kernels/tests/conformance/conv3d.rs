@@ -346,34 +346,17 @@ fn integers(part: usize) {
     run(&table, &|seed, length| fill::integers(seed, length, -4, 4), true);
 }
 
-#[test]
-fn every_plan_matches_the_reference_on_normal_data_first_third() {
-    normal_data(0);
+macro_rules! tests {
+    ($($name:ident: $run:ident($part:literal);)*) => { $(#[test] fn $name() { $run($part); })* };
 }
 
-#[test]
-fn every_plan_matches_the_reference_on_normal_data_second_third() {
-    normal_data(1);
-}
-
-#[test]
-fn every_plan_matches_the_reference_on_normal_data_last_third() {
-    normal_data(2);
-}
-
-#[test]
-fn integer_inputs_are_exact_first_third() {
-    integers(0);
-}
-
-#[test]
-fn integer_inputs_are_exact_second_third() {
-    integers(1);
-}
-
-#[test]
-fn integer_inputs_are_exact_last_third() {
-    integers(2);
+tests! {
+    every_plan_matches_the_reference_on_normal_data_first_third: normal_data(0);
+    every_plan_matches_the_reference_on_normal_data_second_third: normal_data(1);
+    every_plan_matches_the_reference_on_normal_data_last_third: normal_data(2);
+    integer_inputs_are_exact_first_third: integers(0);
+    integer_inputs_are_exact_second_third: integers(1);
+    integer_inputs_are_exact_last_third: integers(2);
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! One thread of a threadgroup as a fiber, and what a kernel calls while one runs.
 
+use super::matrices::{self, Format, Matrices, Span};
 use super::trap;
-use corosensei::stack::DefaultStack;
+use corosensei::stack::{DefaultStack, Stack};
 use corosensei::trap::CoroutineTrapHandler;
 use corosensei::{Coroutine, CoroutineResult, Yielder};
 use std::cell::Cell;
@@ -37,6 +38,11 @@ impl Slots {
 #[derive(Clone, Copy)]
 pub(super) struct Place {
     pub(super) lane: u32,
+    /// The end of its stack.
+    pub(super) stack: usize,
+    /// Operations on matrices since its simdgroup met.
+    pub(super) operations: usize,
+    pub(super) matrices: *mut Matrices,
     /// The set of slots this thread is at.
     pub(super) set: usize,
     pub(super) slots: *mut Slots,
@@ -44,14 +50,21 @@ pub(super) struct Place {
 }
 
 impl Place {
-    pub(super) const NONE: Self =
-        Self { lane: 0, set: 0, slots: std::ptr::null_mut(), threadgroup_memory: std::ptr::null_mut() };
+    pub(super) const NONE: Self = Self {
+        lane: 0,
+        stack: 0,
+        operations: 0,
+        matrices: std::ptr::null_mut(),
+        set: 0,
+        slots: std::ptr::null_mut(),
+        threadgroup_memory: std::ptr::null_mut(),
+    };
 }
 
 /// The fiber that runs on this OS thread.
 struct Current {
     yielder: Cell<*const Yielder<(), Wait>>,
-    place: Cell<Place>,
+    place: Cell<*mut Place>,
     trap: Cell<Option<CoroutineTrapHandler<Outcome>>>,
 }
 
@@ -59,7 +72,7 @@ thread_local! {
     static CURRENT: Current = const {
         Current {
             yielder: Cell::new(std::ptr::null()),
-            place: Cell::new(Place::NONE),
+            place: Cell::new(std::ptr::null_mut()),
             trap: Cell::new(None),
         }
     };
@@ -91,6 +104,7 @@ impl Fiber {
     /// What `body` borrows outlives the fiber, and nothing on the fiber's stack needs to be dropped while it is
     /// suspended: kernels hold plain data.
     pub(super) unsafe fn new(stack: DefaultStack, place: Place, body: impl FnOnce()) -> Self {
+        let place = Place { stack: stack.base().get(), ..place };
         // SAFETY: the caller's promise.
         let coroutine = unsafe {
             Coroutine::with_stack_unchecked(stack, move |yielder: &Yielder<(), Wait>, ()| {
@@ -106,12 +120,11 @@ impl Fiber {
     pub(super) fn resume(&mut self) -> Stop {
         CURRENT.with(|current| {
             current.yielder.set(self.yielder);
-            current.place.set(self.place);
+            current.place.set(&raw mut self.place);
             current.trap.set(Some(self.coroutine.trap_handler()));
             let result = self.coroutine.resume(());
             current.trap.set(None);
             self.yielder = current.yielder.get();
-            self.place = current.place.get();
             match result {
                 CoroutineResult::Yield(wait) => Stop::Waits(wait),
                 CoroutineResult::Return(outcome) => Stop::Ended(outcome),
@@ -146,6 +159,10 @@ pub(super) struct Runtime {
     turn_slots: extern "C" fn(),
     lane: extern "C" fn() -> u32,
     threadgroup_memory: extern "C" fn(c_ulong) -> *mut u8,
+    fill: extern "C" fn(*const c_void, f32),
+    load: extern "C" fn(*const c_void, Format, &Span, c_int),
+    store: extern "C" fn(*const c_void, &Span, c_int),
+    multiply: extern "C" fn(*const c_void, Format, *const c_void, *const c_void, *const c_void, c_int),
 }
 
 pub(super) static RUNTIME: Runtime = Runtime {
@@ -156,13 +173,22 @@ pub(super) static RUNTIME: Runtime = Runtime {
     turn_slots,
     lane,
     threadgroup_memory,
+    fill: matrices::fill,
+    load: matrices::load,
+    store: matrices::store,
+    multiply: matrices::multiply,
 };
 
 extern "C" fn fault(what: *const c_char, a: c_longlong, b: c_longlong) {
     // SAFETY: the shim passes string literals.
     let what = unsafe { CStr::from_ptr(what) }.to_string_lossy();
     let text = what.replacen("%lld", &a.to_string(), 1).replacen("%lld", &b.to_string(), 1);
-    wait(Wait::Fault(text));
+    fail(text);
+}
+
+/// Ends the running fiber with a sentence.
+pub(super) fn fail(what: String) -> ! {
+    wait(Wait::Fault(what));
     unreachable!("a fiber that failed is not resumed");
 }
 
@@ -174,25 +200,28 @@ extern "C" fn wait_for_simdgroup(line: c_int) {
     wait(Wait::Simdgroup(line));
 }
 
-fn place() -> Place {
+/// The place of the running fiber.
+pub(super) fn place() -> *mut Place {
     CURRENT.with(|current| current.place.get())
 }
 
 extern "C" fn lane_slot(lane: u32) -> *mut c_void {
     let place = place();
-    // SAFETY: the slots outlive the fiber, and the shim keeps lanes below 32.
-    unsafe { (&raw mut (*place.slots).0[place.set][lane as usize]).cast() }
+    // SAFETY: the place and the slots outlive the fiber, and the shim keeps lanes below 32.
+    unsafe { (&raw mut (*(*place).slots).0[(*place).set][lane as usize]).cast() }
 }
 
 extern "C" fn turn_slots() {
-    let place = place();
-    CURRENT.with(|current| current.place.set(Place { set: 1 - place.set, ..place }));
+    // SAFETY: as above.
+    unsafe { (*place()).set ^= 1 };
 }
 
 extern "C" fn lane() -> u32 {
-    place().lane
+    // SAFETY: as above.
+    unsafe { (*place()).lane }
 }
 
 extern "C" fn threadgroup_memory(offset: c_ulong) -> *mut u8 {
-    place().threadgroup_memory.wrapping_add(offset as usize)
+    // SAFETY: as above.
+    unsafe { (*place()).threadgroup_memory }.wrapping_add(offset as usize)
 }

@@ -18,23 +18,30 @@ pub(super) type Entry = unsafe extern "C" fn(*const *mut u8, *const u8, *const T
 
 /// A compiled kernel.
 #[derive(Debug)]
-pub struct Library {
+pub(super) struct Library {
     pub(super) entry: Entry,
     /// The buffers that the kernel takes, and whether it may write each.
     pub(super) writes: Vec<bool>,
     pub(super) threadgroup_bytes: usize,
     /// Whether threads wait for each other; where none does they need no fibers of their own.
     pub(super) synchronizes: bool,
+    /// How much the compiler did.
+    pub(super) effort: Effort,
     /// Nanoseconds that it has run for.
-    pub(super) nanoseconds: AtomicU64,
+    nanoseconds: AtomicU64,
     /// Keeps `entry` valid.
     _library: Arc<libloading::Library>,
 }
 
 impl Library {
-    /// How long it has run for, in all launches.
+    /// How long it has run for, in all launches that have ended.
     pub(super) fn time(&self) -> Duration {
         Duration::from_nanos(self.nanoseconds.load(Ordering::Relaxed))
+    }
+
+    /// Adds to that.
+    pub(super) fn ran_for(&self, time: Duration) {
+        self.nanoseconds.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
     }
 }
 
@@ -62,7 +69,7 @@ fn compiler() -> String {
 
 /// How much the compiler may take its time: most kernels run once over a small problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Effort {
+pub(super) enum Effort {
     /// Compile fast.
     Low,
     /// Run fast.
@@ -74,7 +81,7 @@ pub enum Effort {
 /// # Errors
 ///
 /// The compiler's messages, or that there is none.
-pub fn compile(msl: &str, effort: Effort) -> Result<Library, String> {
+pub(super) fn compile(msl: &str, effort: Effort) -> Result<Library, String> {
     let mut libraries = compile_together(&[msl], effort)?;
     libraries.pop().ok_or_else(|| "nothing was compiled".into())
 }
@@ -125,6 +132,7 @@ pub(super) fn compile_together(texts: &[&str], effort: Effort) -> Result<Vec<Lib
             threadgroup_bytes,
             synchronizes: threadgroup_bytes > 0
                 || ["_barrier(", "simd_", "simdgroup_"].iter().any(|word| msl.contains(word)),
+            effort,
             nanoseconds: AtomicU64::new(0),
             _library: library.clone(),
         })

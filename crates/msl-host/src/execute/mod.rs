@@ -4,6 +4,7 @@
 //! MSL text -> rewrite (one change) -> clang++ behind shim/metal.h -> shared library      (library)
 //! launch   -> buffers between guard pages -> threadgroups, one after another              (memory, run)
 //! threadgroup -> a fiber per thread, resumed in varied orders until each waits or ends     (run, fiber)
+//! matrices -> computed once for the lanes of a simdgroup, which are held to the same operations        (matrices)
 //! ```
 //!
 //! A launch fails, with the thread and the reason, where Metal would misbehave silently: an access outside a buffer or
@@ -12,6 +13,7 @@
 
 mod fiber;
 mod library;
+mod matrices;
 mod memory;
 mod order;
 mod rewrite;
@@ -19,6 +21,5 @@ mod run;
 mod session;
 mod trap;
 
-pub use library::{Effort, Library, compile};
 pub use run::{Grid, Runner};
-pub use session::{Edit, Session, compile_ahead};
+pub use session::{Edit, Kernel, Session, compile_ahead};

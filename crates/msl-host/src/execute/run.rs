@@ -5,12 +5,13 @@
 //! other threads have not written yet, which is NaN.
 
 use super::fiber::{Fiber, LANES, Place, Slots, Stop, Wait};
-use super::library::Library;
+use super::library::{Effort, Library};
+use super::matrices::Matrices;
 use super::memory::Arena;
 use super::order::Orders;
+use super::session::Kernel;
 use super::trap::{self, Signal};
 use corosensei::stack::DefaultStack;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 /// Threadgroups, and threads of each.
@@ -43,6 +44,7 @@ pub struct Runner {
     threadgroup: Arena,
     stacks: Vec<DefaultStack>,
     slots: Vec<Slots>,
+    matrices: Vec<Matrices>,
     launches: u64,
 }
 
@@ -65,27 +67,29 @@ impl Runner {
             threadgroup: Arena::new(),
             stacks: Vec::new(),
             slots: Vec::new(),
+            matrices: Vec::new(),
             launches: 0,
         }
     }
 
-    /// Runs `library` over `grid`. Each buffer is copied between guard pages and, where the kernel may write it, back;
+    /// Runs `kernel` over `grid`. Each buffer is copied between guard pages and, where the kernel may write it, back;
     /// equal memory given twice is one copy.
     ///
     /// # Errors
     ///
-    /// The thread that did what Metal would let pass, and what it was.
+    /// The thread that did what Metal would let pass, and what it was; the compiler's messages.
     ///
     /// # Safety
     ///
     /// The buffers are valid for reads and writes, and nobody else uses them during the call.
     pub unsafe fn run(
         &mut self,
-        library: &Library,
+        kernel: &Kernel,
         grid: Grid,
         buffers: &[*mut [u8]],
         info: &[u8],
     ) -> Result<(), String> {
+        let mut library = kernel.library()?;
         if buffers.len() < library.writes.len() {
             return Err(format!("{} buffers for a kernel of {}", buffers.len(), library.writes.len()));
         }
@@ -109,15 +113,25 @@ impl Runner {
         let info_pointer = self.info.contents().as_ptr();
         let orders = Orders::of(self.launches);
         self.launches += 1;
-        let launch = Launch { library, grid, buffers: &pointers, info: info_pointer };
-        let start = Instant::now();
-        let result = if library.synchronizes {
-            self.run_in_turns(&launch, orders)
-        } else {
-            self.run_alone(&launch, orders)
-        };
-        library.nanoseconds.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
-        result?;
+        let (groups, threads) = (count(grid.groups), orders.threads(count(grid.threads)));
+        let (mut start, mut done) = (Instant::now(), 0);
+        for group in orders.groups(groups) {
+            let launch = Launch { library: &library, grid, buffers: &pointers, info: info_pointer };
+            if library.synchronizes {
+                self.run_in_turns(&launch, group, &threads)?;
+            } else {
+                self.run_alone(&launch, group, &threads)?;
+            }
+            done += 1;
+            if library.effort == Effort::Low && done < groups {
+                let expected = library.time() + start.elapsed().mul_f64(groups as f64 / done as f64);
+                if let Some(faster) = kernel.faster(expected)? {
+                    library.ran_for(start.elapsed());
+                    (library, start) = (faster, Instant::now());
+                }
+            }
+        }
+        library.ran_for(start.elapsed());
         for (index, buffer) in buffers.iter().enumerate() {
             let arena = &mut self.buffers[arena_of[index]];
             if !arena.is_intact() {
@@ -137,28 +151,23 @@ impl Runner {
         Ok(())
     }
 
-    /// Threads that do not wait for each other: one fiber runs them all.
-    fn run_alone(&mut self, launch: &Launch<'_>, orders: Orders) -> Result<(), String> {
-        let (groups, threads) = (count(launch.grid.groups), count(launch.grid.threads));
-        let mut reached = (0, 0);
+    /// Threads that do not wait for each other: one fiber runs those of a threadgroup.
+    fn run_alone(&mut self, launch: &Launch<'_>, group: usize, order: &[usize]) -> Result<(), String> {
+        let mut reached = 0;
         let now = &raw mut reached;
-        let thread_order = orders.threads(threads);
         let body = || {
-            for group in orders.groups(groups) {
-                for &thread in &thread_order {
-                    // SAFETY: `reached` outlives the fiber and is read after it.
-                    unsafe { now.write((group, thread)) };
-                    launch.call(group, thread);
-                }
+            for &thread in order {
+                // SAFETY: `reached` outlives the fiber and is read after it.
+                unsafe { now.write(thread) };
+                launch.call(group, thread);
             }
         };
         // SAFETY: what the closure borrows outlives the fiber; kernels without barriers do not suspend but to fail.
         let mut fiber = unsafe { Fiber::new(self.stack()?, Place::NONE, body) };
         let stop = fiber.resume();
-        // The order's memory is given up with a fiber that failed.
         self.stacks.push(fiber.into_stack());
         // SAFETY: as above; the fiber has ended.
-        let (group, thread) = unsafe { now.read() };
+        let thread = unsafe { now.read() };
         match stop {
             Stop::Ended(Ok(())) => Ok(()),
             Stop::Ended(Err(signal)) => Err(self.sentence(launch, group, thread, &self.describe(signal))),
@@ -167,24 +176,17 @@ impl Runner {
         }
     }
 
-    fn run_in_turns(&mut self, launch: &Launch<'_>, orders: Orders) -> Result<(), String> {
-        let threads = count(launch.grid.threads);
-        let order = orders.threads(threads);
-        self.slots.resize_with(threads.div_ceil(LANES), || Slots::EMPTY);
-        for group in orders.groups(count(launch.grid.groups)) {
-            // Every threadgroup finds its memory full of NaN.
-            self.threadgroup.clear(launch.library.threadgroup_bytes);
-            self.run_threadgroup(launch, group, &order)?;
-            if !self.threadgroup.is_intact() {
-                return Err(self.sentence(
-                    launch,
-                    group,
-                    0,
-                    "threadgroup memory was written outside its bounds",
-                ));
-            }
+    fn run_in_turns(&mut self, launch: &Launch<'_>, group: usize, order: &[usize]) -> Result<(), String> {
+        self.slots.resize_with(order.len().div_ceil(LANES), || Slots::EMPTY);
+        self.matrices.resize_with(order.len().div_ceil(LANES), Matrices::default);
+        self.matrices.iter_mut().for_each(Matrices::clear);
+        // Every threadgroup finds its memory full of NaN.
+        self.threadgroup.clear(launch.library.threadgroup_bytes);
+        self.run_threadgroup(launch, group, order)?;
+        if self.threadgroup.is_intact() {
+            return Ok(());
         }
-        Ok(())
+        Err(self.sentence(launch, group, 0, "threadgroup memory was written outside its bounds"))
     }
 
     fn run_threadgroup(&mut self, launch: &Launch<'_>, group: usize, order: &[usize]) -> Result<(), String> {
@@ -193,9 +195,10 @@ impl Runner {
         for thread in 0..order.len() {
             let place = Place {
                 lane: (thread % LANES) as u32,
-                set: 0,
+                matrices: &raw mut self.matrices[thread / LANES],
                 slots: &raw mut self.slots[thread / LANES],
                 threadgroup_memory: memory,
+                ..Place::NONE
             };
             // SAFETY: the launch outlives the fibers, which end below; a kernel's stack holds plain data.
             fibers.push(unsafe { Fiber::new(self.stack()?, place, move || launch.call(group, thread)) });
@@ -213,7 +216,9 @@ impl Runner {
                     };
                 }
             }
-            match release(&mut states) {
+            let go_on = release(&mut states)
+                .and_then(|go_on| meet(&mut fibers, &states, &mut self.matrices).map(|()| go_on));
+            match go_on {
                 Ok(true) => {}
                 Ok(false) => break Ok(()),
                 Err(failure) => break Err(failure),
@@ -305,6 +310,28 @@ fn release(states: &mut [State]) -> Result<bool, (usize, String)> {
         None => format!("{} in an incomplete simdgroup", place(&states[first])),
     };
     Err((first, what))
+}
+
+/// The lanes of each simdgroup that have met or ended must have done the same operations on matrices.
+fn meet(fibers: &mut [Fiber], states: &[State], matrices: &mut [Matrices]) -> Result<(), (usize, String)> {
+    for (group, (lanes, states)) in fibers.chunks_mut(LANES).zip(states.chunks(LANES)).enumerate() {
+        let together = |state: State| states.iter().all(|other| *other == state);
+        if !together(State::Ready) && !together(State::Ended) {
+            continue;
+        }
+        let first = lanes[0].place.operations;
+        if let Some(lane) = lanes.iter().position(|lane| lane.place.operations != first) {
+            let other = lanes[lane].place.operations;
+            let what = format!(
+                "{other} operations on matrices since the simdgroup met, thread {} {first}",
+                group * LANES
+            );
+            return Err((group * LANES + lane, what));
+        }
+        lanes.iter_mut().for_each(|lane| lane.place.operations = 0);
+        matrices[group].meet();
+    }
+    Ok(())
 }
 
 /// What every thread of a launch is given.

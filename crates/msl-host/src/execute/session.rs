@@ -1,7 +1,7 @@
 //! What one server has compiled.
 
-use super::library::compile_together;
-use super::{Effort, Library, Runner, compile};
+use super::Runner;
+use super::library::{Effort, Library, compile, compile_together};
 use cubecl_runtime::id::KernelId;
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
@@ -20,7 +20,8 @@ pub struct Session {
 }
 
 /// A text, and what it was compiled to at each effort.
-struct Kernel {
+#[derive(Debug)]
+pub struct Kernel {
     text: Arc<str>,
     low: Cell,
     high: Cell,
@@ -36,20 +37,25 @@ impl Kernel {
         Arc::new(Self { text, low: Cell::new(), high: Cell::new() })
     }
 
-    /// The kernel compiled for a launch of `threads`. Most kernels run once over a small problem; the others, those of large
-    /// launches and those that have run for long, are worth an optimizing compiler.
-    fn library(&self, threads: u64) -> Result<Arc<Library>, String> {
-        /// What optimizing takes longer than not to, roughly.
-        const LONG: Duration = Duration::from_millis(30);
-        /// Threads that run for about as long.
-        const MANY: u64 = 20_000;
-        let ran_long = || matches!(self.low.get(), Some(Ok(library)) if library.time() > LONG);
-        let (cell, effort) = if self.high.get().is_some() || threads > MANY || ran_long() {
-            (&self.high, Effort::High)
-        } else {
-            (&self.low, Effort::Low)
-        };
-        cell.get_or_init(|| compile(&self.text, effort).map(Arc::new)).clone()
+    /// What a launch starts with.
+    pub(super) fn library(&self) -> Result<Arc<Library>, String> {
+        if let Some(high) = self.high.get() {
+            return high.clone();
+        }
+        let low = self.low.get_or_init(|| compile(&self.text, Effort::Low).map(Arc::new)).clone()?;
+        Ok(self.faster(low.time())?.unwrap_or(low))
+    }
+
+    /// What is faster than the library compiled at low effort, where that will have run for `expected` in all by the end of
+    /// a launch: longer than an optimizing compiler takes. Most kernels run over a few small problems and are not worth it.
+    pub(super) fn faster(&self, expected: Duration) -> Result<Option<Arc<Library>>, String> {
+        /// What optimizing takes longer than not to, as measured with clang 14: its start, and each byte of the text.
+        const START: Duration = Duration::from_millis(60);
+        const BYTE: Duration = Duration::from_nanos(4_000);
+        if self.high.get().is_none() && expected < START + BYTE * self.text.len() as u32 {
+            return Ok(None);
+        }
+        self.high.get_or_init(|| compile(&self.text, Effort::High).map(Arc::new)).clone().map(Some)
     }
 }
 
@@ -59,19 +65,14 @@ impl Session {
         Self { runner: Runner::new(), edit, edited: HashMap::new() }
     }
 
-    /// The kernel compiled for a launch of `threads`.
-    ///
-    /// # Errors
-    ///
-    /// The compiler's.
-    pub fn library(&mut self, id: &KernelId, msl: &Arc<str>, threads: u64) -> Result<Arc<Library>, String> {
-        let kernel = match &self.edit {
+    /// The kernel of a text.
+    pub fn kernel(&mut self, id: &KernelId, msl: &Arc<str>) -> Arc<Kernel> {
+        match &self.edit {
             Some(edit) => {
                 self.edited.entry(id.clone()).or_insert_with(|| Kernel::new(edit(msl).into())).clone()
             }
             None => shared(id, msl),
-        };
-        kernel.library(threads)
+        }
     }
 }
 

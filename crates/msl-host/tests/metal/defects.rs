@@ -41,6 +41,12 @@ const DEFECTS: &[Defect] = &[
         suite: gemm,
     },
     Defect {
+        name: "the barrier between filling a tile and loading matrices from it is missing",
+        kernel: "matrix_kernel",
+        edit: |text| nth(text, BARRIER, 0, ""),
+        suite: gemm,
+    },
+    Defect {
         name: "a barrier inside a reduction is missing",
         kernel: "bias_gradient_kernel",
         edit: |text| nth(text, BARRIER, 2, ""),

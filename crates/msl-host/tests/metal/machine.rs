@@ -126,6 +126,53 @@ fn misbehaves(x: &[f32], y: &mut [f32], #[comptime] how: u32) {
     }
 }
 
+/// What the lanes of a simdgroup do with matrices, by number.
+#[cube(launch_unchecked)]
+fn matrices_misbehave(x: &[f32], y: &mut [f32], #[comptime] how: u32) {
+    let unit = UNIT_POS as usize;
+    let at = unit / comptime!(if how == 0 { 31usize } else { 32usize });
+    let left = cmma::Matrix::<f32>::from_slice(
+        MatrixIdent::A,
+        8usize,
+        8usize,
+        8usize,
+        MatrixLayout::RowMajor,
+        &x[at..x.len()],
+        8u32,
+    );
+    let right = cmma::Matrix::<f32>::from_slice(
+        MatrixIdent::B,
+        8usize,
+        8usize,
+        8usize,
+        MatrixLayout::RowMajor,
+        &y[0usize..64usize],
+        8u32,
+    );
+    if comptime!(how == 1) {
+        // The next lane has not loaded its elements yet.
+        y[(unit + 2usize) % 64usize] = 7.0f32;
+    }
+    let sum = cmma::Matrix::<f32>::from_value(
+        MatrixIdent::Accumulator,
+        8usize,
+        8usize,
+        8usize,
+        MatrixLayout::Undefined,
+        f32::new(0.0),
+    );
+    if comptime!(how == 2 || how == 3) {
+        if unit != 3usize {
+            cmma::execute(&left, &right, &sum, &sum);
+        }
+    } else {
+        cmma::execute(&left, &right, &sum, &sum);
+    }
+    if comptime!(how != 3) {
+        cmma::store(&mut y[0usize..64usize], &sum, 8u32, MatrixLayout::RowMajor);
+    }
+}
+
 fn upload<E: Float + CubeElement>(client: &Client, values: &[E]) -> (cubecl::server::Handle, BufferArg) {
     let handle = client.create_from_slice(E::as_bytes(values));
     // SAFETY: the handle holds these values.
@@ -254,29 +301,33 @@ fn halves_round_to_nearest_even() {
     rounds::<bf16>(|value| bf16::from_f32(value).to_f32());
 }
 
-/// The error of a launch of 64 threads on buffers of 64 floats, or its results.
-fn misbehave(how: u32) -> Result<Vec<f32>, String> {
+/// The error of a launch of `threads` on buffers of `length` floats, or its results.
+fn misbehave(
+    launch: impl FnOnce(&Client, CubeCount, CubeDim, BufferArg, BufferArg),
+    threads: u32,
+    length: usize,
+) -> Result<Vec<f32>, String> {
     let recorder = Recorder::executing();
     let client = recorder.client();
-    let (_, x) = upload(client, &vec![1.0f32; 64]);
-    let (y, y_argument) = upload(client, &vec![2.0f32; 64]);
-    // SAFETY: none is needed: faults of kernels on this device are errors.
-    unsafe {
-        misbehaves::launch_unchecked(
-            client,
-            CubeCount::Static(1, 1, 1),
-            CubeDim::new_1d(64),
-            x,
-            y_argument,
-            how,
-        );
-    }
+    let (_, x) = upload(client, &vec![1.0f32; length]);
+    let (y, y_argument) = upload(client, &vec![2.0f32; length]);
+    launch(client, CubeCount::Static(1, 1, 1), CubeDim::new_1d(threads), x, y_argument);
     let bytes = client.read_one(y).map_err(|error| error.to_string())?;
     Ok(f32::from_bytes(&bytes).to_vec())
 }
 
 #[test]
 fn faults_are_reported_with_the_thread_and_the_place() {
+    // SAFETY: none is needed: faults of kernels on this device are errors.
+    let misbehave = |how| {
+        misbehave(
+            |client, groups, threads, x, y| unsafe {
+                misbehaves::launch_unchecked(client, groups, threads, x, y, how)
+            },
+            64,
+            64,
+        )
+    };
     let expected = [
         (0, "thread [63, 0, 0] of threadgroup [0, 0, 0]: accesses byte 256 of buffer 0, which has 256 bytes"),
         (1, "thread [63, 0, 0] of threadgroup [0, 0, 0]: accesses byte 256 of buffer 1, which has 256 bytes"),
@@ -291,4 +342,28 @@ fn faults_are_reported_with_the_thread_and_the_place() {
     // What nobody has written is NaN.
     let unsynchronized = misbehave(4).expect("nothing faults");
     assert!(unsynchronized.iter().any(|value| value.is_nan()), "{unsynchronized:?}");
+}
+
+#[test]
+fn lanes_that_do_not_share_a_matrix_are_reported() {
+    // SAFETY: none is needed: faults of kernels on this device are errors.
+    let misbehave = |how| {
+        misbehave(
+            |client, groups, threads, x, y| unsafe {
+                matrices_misbehave::launch_unchecked(client, groups, threads, x, y, how)
+            },
+            32,
+            96,
+        )
+    };
+    let expected = [
+        (0, "lane 31 of 32 comes to Load"),
+        (1, "row 0, column 2 of the matrix loaded at line"),
+        (2, "lane 3 of 32 comes to Store"),
+        (3, "thread [3, 0, 0] of threadgroup [0, 0, 0]: 3 operations on matrices since the simdgroup met"),
+    ];
+    for (how, message) in expected {
+        let error = misbehave(how).expect_err("the launch fails");
+        assert!(error.contains(message), "{how}: {error}");
+    }
 }

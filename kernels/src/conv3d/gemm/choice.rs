@@ -49,7 +49,7 @@ pub(crate) fn choose(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Pl
     {
         return Plan::MatrixGemm(tile);
     }
-    let phases = phases(problem, pass);
+    let (phases, _) = phases(problem, pass);
     // Half a wave of cubes of 128 units.
     let few = |tile_m: usize, tile_n: usize| {
         let tiles = rows.div_ceil(phases * tile_m) * columns.div_ceil(tile_n) * problem.window.groups;
@@ -122,11 +122,15 @@ fn weight_pays(problem: &Conv3dProblem, tile: &ShiftedWeightTile, gathered: &Mat
         && 2 * computed < 3 * gathered * problem.window.groups * problem.positions()
 }
 
-/// Launches of the engine for a pass.
-pub(crate) fn phases(problem: &Conv3dProblem, pass: Pass) -> usize {
+/// Launches of the engine for a pass, and the share of all taps that each of them has on average.
+pub(crate) fn phases(problem: &Conv3dProblem, pass: Pass) -> (usize, f64) {
     if pass == Pass::WeightGradient || is_patches(problem, pass) {
-        return 1;
+        return (1, 1.0);
+    }
+    if let Some(runs) = depth_runs(problem, pass) {
+        return (runs.len(), depth_share(problem, pass));
     }
     let strides = if pass == Pass::InputGradient { problem.window.stride } else { [1; 3] };
-    strides.iter().product::<usize>() * depth_runs(problem, pass).map_or(1, |runs| runs.len())
+    let phases = strides.iter().product::<usize>();
+    (phases, 1.0 / phases as f64)
 }

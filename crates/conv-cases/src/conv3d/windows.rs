@@ -1,0 +1,90 @@
+//! Problems whose windows pass through shared memory, and frames that are launched by themselves.
+
+use super::{Activation, Conv3dCase};
+
+/// Depthwise planes that pass through shared memory: tiles past the plane on both sides, several tiles along H and along W,
+/// chunks of depth, one-sided padding, rims along one axis, depth taps that miss.
+#[must_use]
+pub fn depthwise_planes() -> Vec<Conv3dCase> {
+    let depthwise = |name: &str, [n, c, d, h, w]: [usize; 5], kernel, padding| Conv3dCase {
+        groups: c,
+        padding,
+        ..Conv3dCase::new(name, [n, c, d, h, w], c, kernel)
+    };
+    vec![
+        Conv3dCase {
+            activation: Activation::Relu,
+            ..depthwise("depthwise_17x13", [2, 3, 5, 17, 13], [3, 3, 3], [(1, 1); 3])
+        },
+        Conv3dCase {
+            replicate: true,
+            ..depthwise("depthwise_wide", [1, 2, 4, 9, 150], [3, 5, 5], [(0, 1), (2, 0), (0, 3)])
+        },
+        Conv3dCase {
+            bias: false,
+            ..depthwise("depthwise_deep", [1, 2, 19, 65, 16], [3, 3, 3], [(2, 0), (1, 1), (1, 1)])
+        },
+        depthwise("depthwise_row", [3, 2, 1, 40, 30], [1, 1, 7], [(0, 0), (0, 0), (3, 3)]),
+        depthwise("depthwise_column", [1, 2, 2, 24, 24], [4, 4, 1], [(3, 3), (0, 0), (0, 0)]),
+    ]
+}
+
+/// Windows that move by one element: rows cut into strips, tiles that end within rows, blocks of channels and tiles of
+/// channels with tails, depth taps that miss, groups, dilation, one tap in the plane.
+#[must_use]
+pub fn shared_windows() -> Vec<Conv3dCase> {
+    let window = |name: &str, x: [usize; 5], o, kernel, padding| Conv3dCase {
+        padding,
+        ..Conv3dCase::new(name, x, o, kernel)
+    };
+    let plane = [(0, 0), (1, 1), (1, 1)];
+    vec![
+        Conv3dCase {
+            activation: Activation::Relu,
+            ..window("strips", [1, 17, 1, 5, 62], 66, [1, 3, 3], plane)
+        },
+        window("rows", [2, 5, 2, 8, 9], 3, [2, 3, 3], [(1, 1), (0, 1), (2, 0)]),
+        Conv3dCase {
+            replicate: true,
+            ..window("replicated", [1, 4, 2, 9, 12], 9, [3, 3, 3], [(2, 0), (1, 1), (1, 1)])
+        },
+        Conv3dCase {
+            stride: [2, 1, 1],
+            dilation: [1, 2, 2],
+            groups: 2,
+            bias: false,
+            ..window("dilated_groups", [1, 6, 4, 8, 9], 10, [2, 3, 3], [(1, 1), (2, 2), (2, 2)])
+        },
+        Conv3dCase {
+            dilation: [3, 1, 1],
+            ..window("missing_depths", [1, 3, 2, 6, 6], 4, [3, 2, 2], [(3, 3), (0, 0), (0, 0)])
+        },
+        Conv3dCase { stride: [2, 1, 1], ..window("one_frame", [1, 3, 1, 6, 6], 4, [3, 3, 3], [(1, 1); 3]) },
+        Conv3dCase {
+            stride: [3, 1, 1],
+            replicate: true,
+            ..window("one_frame_replicated", [1, 3, 1, 6, 7], 4, [3, 3, 3], [(1, 1); 3])
+        },
+        window("temporal", [1, 20, 4, 6, 7], 5, [3, 1, 1], [(1, 1), (0, 0), (0, 0)]),
+        window("five_by_five", [1, 2, 1, 10, 9], 66, [1, 5, 5], [(0, 0), (2, 2), (2, 2)]),
+    ]
+}
+
+/// Few frames that miss depth taps, large enough that runs of frames are launched for themselves.
+#[must_use]
+pub fn few_frames() -> Vec<Conv3dCase> {
+    let frames = |name: &str, x, o, kernel, depth| Conv3dCase {
+        padding: [depth, (0, 0), (0, 0)],
+        ..Conv3dCase::new(name, x, o, kernel)
+    };
+    vec![
+        frames("frames_unpadded", [1, 3, 3, 32, 33], 4, [3, 1, 1], (0, 0)),
+        frames("frames_padded", [1, 2, 2, 33, 32], 3, [3, 1, 2], (1, 1)),
+        // Windows that hold nothing but padding.
+        Conv3dCase {
+            dilation: [2, 1, 1],
+            activation: Activation::Relu,
+            ..frames("frames_of_padding", [2, 2, 1, 24, 25], 3, [2, 1, 1], (5, 3))
+        },
+    ]
+}
