@@ -3,16 +3,17 @@
 //!
 //! | channels of the result per group | tile (sites x channels) | because                                           |
 //! |----------------------------------|-------------------------|---------------------------------------------------|
+//! | any, with matrix units           | shifted, by its cost    | f16, 256 channels: 3.3 ms, gathered 6.0           |
 //! | up to 4                          | 256x4                   | heads; dx that Stem leaves: 0.43 ms, 128x8 takes 0.52 |
-//! | 5 to 8, 9 to 32                  | 128x8, 128x32           | fewer channels of padding                         |
-//! | any, with matrix units           | shifted, where [`shifted_cost`] says so | f16, 256 channels: 3.3 ms, gathered 6.0 |
-//! | more than 8, with matrix units   | 128x64 or 128x128       | f16: 0.17 ms where multiply-adds take 0.60        |
+//! | 5 to 8                           | 128x8                   | fewer channels of padding                         |
+//! | more, with matrix units          | 128x64 or 128x128       | f16: 0.17 ms where multiply-adds take 0.60        |
+//! | 9 to 32                          | 128x32                  | fewer channels of padding                         |
 //! | more, few tiles (half a wave)    | 64x64, the sum split    | 2x7x7, 512 channels: 0.095 ms, 128x64 takes 0.115 |
 //! | a multiple of 128, many tiles    | 128x128                 | 384 channels: 1.60 ms, 128x64 takes 1.76          |
 //! | others                           | 128x64                  | least waste                                       |
 //!
-//! On matrix units dw keeps a window in shared memory where its tiles are many and dense (f16, 256 channels: 4.5 ms, gathered
-//! 7.1), else its tile follows the output channels (64 -> 128: 0.26 ms, multiply-adds 0.75). Without them it takes 128x64 for more
+//! On matrix units dw keeps a window in shared memory where frames are large and its tiles dense (f16, 64 -> 128, 16x56x56: 0.15 ms,
+//! gathered 0.27), else its tile follows the output channels (multiply-adds take 0.75). Without them it takes 128x64 for more
 //! than 32 output channels (512 -> 512, 2x7x7: 0.071 ms, 128x128 0.080), with fewer than 512 rows (channels x taps) 64x64: 0.11 ms
 //! where 128x64 takes 0.14.
 
@@ -85,11 +86,12 @@ fn matrix_tile(pass: Pass, columns: usize, tiles: &[MatrixTile]) -> Option<Matri
 }
 
 /// What a product with windows in shared memory costs: the products it computes, those of missed depth taps left out, weighed by
-/// what a plane reads for each (f16, 32 channels, 128x128x128: 1.6 ms with planes of 64x32, 2.3 with half-empty ones of 64x64). None where its tiles fill less than an eighth of the
-/// device, for it does not split its sums (8x28x28, 256 channels, f16, 112 tiles: 0.18 ms, gathered 0.24).
+/// what a plane reads for each (f16, 32 channels, 128x128x128: 1.6 ms with planes of 64x32, 2.3 with half-empty ones of 64x64). None
+/// where its tiles fill less than an eighth of the device, for it does not split its sums (8x28x28, 256 channels, f16, 112 tiles:
+/// 0.18 ms, gathered 0.24).
 fn shifted_cost(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTile, limits: &Limits) -> Option<f64> {
     let tiles = shifted::extent(problem, pass, tile)?;
-    let products = (tiles.count * tiles.rows * tiles.columns * tiles.terms) as f64;
+    let products = product([tiles.count, tiles.rows, tiles.columns, tiles.terms]);
     let reads = 32.0 * (1.0 / tile.plane_m as f64 + 1.0 / tile.plane_n as f64);
     let taps = problem.kernel[1] * problem.kernel[2];
     // A window that one tap reads is read as often as the engine reads it, behind a barrier more.
@@ -104,7 +106,7 @@ fn gathered_cost(problem: &Conv3dProblem, pass: Pass, tile: &MatrixTile) -> f64 
     let (rows, columns) = product_extents(problem, pass, false);
     let (channels, _) = problem.channels_of(pass);
     let narrow = if tile.tile_n < tile.tile_m { 1.12 } else { 1.0 };
-    let products = (rows * columns.next_multiple_of(tile.tile_n) * channels * problem.taps()) as f64;
+    let products = product([rows, columns.next_multiple_of(tile.tile_n), channels, problem.taps()]);
     // Runs of frames are launched one after the other.
     let runs = depth_runs(problem, pass).map_or(1.0, |_| 1.25 * depth_share(problem, pass));
     2.3 * narrow * runs * products * problem.window.groups as f64
@@ -114,12 +116,17 @@ fn gathered_cost(problem: &Conv3dProblem, pass: Pass, tile: &MatrixTile) -> f64 
 /// strip of a frame fills eight chunks. (f16, 64 to 192 channels, 56x56: 0.45 ms, gathered 0.84; 1024 channels, 8x8: 0.38 and 0.18.)
 fn weight_pays(problem: &Conv3dProblem, tile: &ShiftedWeightTile, gathered: &MatrixTile) -> bool {
     let Some(tiles) = shifted::weight::extent(problem, tile) else { return false };
-    let computed = tiles.count * tiles.rows * tiles.columns * tiles.terms;
+    let computed = product([tiles.count, tiles.rows, tiles.columns, tiles.terms]);
     let (out, sites) = product_extents(problem, Pass::WeightGradient, false);
-    let gathered = out.next_multiple_of(gathered.tile_n) * sites.next_multiple_of(gathered.tile_m);
+    let gathered = [out.next_multiple_of(gathered.tile_n), sites.next_multiple_of(gathered.tile_m)];
+    let gathered = product([gathered[0], gathered[1], problem.window.groups, problem.positions()]);
     let [_, height, width] = problem.output();
-    height * width >= 8 * tile.sites
-        && 2 * computed < 3 * gathered * problem.window.groups * problem.positions()
+    height * width >= 8 * tile.sites && computed < 1.5 * gathered
+}
+
+/// Counts whose product may pass 64 bits.
+fn product(counts: [usize; 4]) -> f64 {
+    counts.iter().map(|count| *count as f64).product()
 }
 
 /// Launches of the engine for a pass, and the share of all taps that each of them has on average.

@@ -4,7 +4,7 @@
 //! ```text
 //! pass             sites (M)         channels (N)   terms (K)             kernels
 //! forward          windows           O / groups     C / groups * taps     registers, matrices
-//! input gradient   input positions   C / groups     O / groups * taps     the same, one launch per stride phase
+//! input gradient   input positions   C / groups     O / groups * taps     the same by packed weights, one launch per stride phase
 //!  of patches      windows           C / groups*taps O / groups           the same
 //! weight gradient  C / groups * taps O / groups     windows, split        weight, matrix_weight
 //! ```
