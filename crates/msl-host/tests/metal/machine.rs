@@ -318,9 +318,9 @@ fn misbehave(
 
 #[test]
 fn faults_are_reported_with_the_thread_and_the_place() {
-    // SAFETY: none is needed: faults of kernels on this device are errors.
     let misbehave = |how| {
         misbehave(
+            // SAFETY: none is needed: faults of kernels on this device are errors.
             |client, groups, threads, x, y| unsafe {
                 misbehaves::launch_unchecked(client, groups, threads, x, y, how)
             },
@@ -346,9 +346,9 @@ fn faults_are_reported_with_the_thread_and_the_place() {
 
 #[test]
 fn lanes_that_do_not_share_a_matrix_are_reported() {
-    // SAFETY: none is needed: faults of kernels on this device are errors.
     let misbehave = |how| {
         misbehave(
+            // SAFETY: none is needed: faults of kernels on this device are errors.
             |client, groups, threads, x, y| unsafe {
                 matrices_misbehave::launch_unchecked(client, groups, threads, x, y, how)
             },
