@@ -11,7 +11,7 @@ use crate::ops::Conv3dCall;
 use crate::options::{CausalConv1dOptions, CausalConv1dState, Conv3dOptions, Rope2dOptions, Rope2dPositions};
 use burn::tensor::{DType, Device, Tensor};
 use conv_kernels::causal_conv1d::{self, CausalConv1dProblem, OptionalShapes};
-use conv_kernels::conv3d::{self, Conv3dProblem, Pass, Plan, WinogradTile};
+use conv_kernels::conv3d::{self, Conv3dProblem, Pass, WinogradTile};
 use conv_kernels::rope2d::{Rope2dProblem, RopeLayout};
 use conv_kernels::{ConvError, FloatType, IndexType, Limits};
 
@@ -39,7 +39,7 @@ pub(crate) fn conv3d(
 pub(crate) fn prepared_tile(x: &Tensor<5>, call: &Conv3dCall) -> Option<WinogradTile> {
     #[cfg(any(feature = "wgpu", feature = "cuda"))]
     if let burn::backend::DispatchDevice::Cube(device) = x.device().as_dispatch()
-        && let Ok(Plan::Winograd(config)) =
+        && let Ok(conv3d::Plan::Winograd(config)) =
             conv3d::plan(&call.problem, Pass::Forward, call.algorithm, &Limits::of(&device.client()))
     {
         return Some(config.tile);
