@@ -10,6 +10,7 @@ use cubecl::server::Handle;
 use cubecl::std::throughput::measure_peak_throughput;
 use cubecl::throughput::compute_throughput_key;
 use std::cell::Cell;
+use std::rc::Rc;
 use std::time::Duration;
 
 /// An opened device. Burn's device of the same kind shares its queue, so both are timed by the same clock.
@@ -77,8 +78,8 @@ pub(crate) struct Roofline {
 
 impl Roofline {
     /// Measures the device.
-    pub(crate) fn measure(device: &Device) -> Result<Self> {
-        let copy = copy_bandwidth(device)?;
+    pub(crate) fn measure(device: &Device, clocks: Option<Rc<Clocks>>) -> Result<Self> {
+        let copy = copy_bandwidth(device, clocks)?;
         // The probes are sized for a GPU and take minutes on a CPU.
         let compute = if device.software { Vec::new() } else { peaks(device) };
         Ok(Self { copy, compute })
@@ -187,7 +188,7 @@ pub(crate) fn clocks(device: &Device) -> Clocks {
 }
 
 /// Bytes per second that a plain copy kernel moves: what bandwidth-bound ops are measured against.
-fn copy_bandwidth(device: &Device) -> Result<f64> {
+fn copy_bandwidth(device: &Device, clocks: Option<Rc<Clocks>>) -> Result<f64> {
     let client = &device.client;
     let bytes = if device.software { 16 << 20 } else { (256 << 20).min(device.limits.buffer_bytes as usize) };
     let data: Vec<u8> = (0..bytes).map(|index| index as u8).collect();
@@ -200,7 +201,6 @@ fn copy_bandwidth(device: &Device) -> Result<f64> {
         "the copy kernel copied wrong bytes: this device cannot be measured"
     );
     let warm_up = Duration::from_millis(if device.software { 0 } else { 500 });
-    let clocks = (!device.software).then(|| clocks(device));
     let timer = Timer { client: client.clone(), samples: 15, warm_up, clocks };
     let samples = timer
         .time(

@@ -31,6 +31,7 @@ use measure::Timer;
 use options::{Options, Size};
 use report::Report;
 use std::process::ExitCode;
+use std::rc::Rc;
 use std::time::Duration;
 
 fn main() -> ExitCode {
@@ -49,11 +50,12 @@ fn run(options: Options) -> Result<bool> {
     let size = options.size.unwrap_or(if device.software { Size::Small } else { Size::Full });
     let name = if size == Size::Small { "small" } else { "full" };
     let default_samples = if size == Size::Small { 5 } else { 15 };
+    let clocks = (!device.software).then(|| Rc::new(device::clocks(&device)));
     let timer = Timer {
         client: device.client.clone(),
         samples: options.samples.unwrap_or(default_samples) as usize,
         warm_up: Duration::from_millis(if device.software { 0 } else { 100 }),
-        clocks: (!device.software).then(|| device::clocks(&device)),
+        clocks: clocks.clone(),
     };
     println!(
         "{} through {}, sizes: {name}, timed by the {} clock",
@@ -61,7 +63,7 @@ fn run(options: Options) -> Result<bool> {
         device.backend,
         clock(&device)
     );
-    let roofline = Roofline::measure(&device)?;
+    let roofline = Roofline::measure(&device, clocks)?;
     print_roofline(&roofline);
 
     let steps = conv3d::cases(&options, size).len()

@@ -4,6 +4,7 @@ use crate::data::first_line;
 use cubecl::future::block_on;
 use cubecl::prelude::*;
 use std::cell::Cell;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// The distribution of one row's runs, in milliseconds.
@@ -68,7 +69,7 @@ pub(crate) struct Timer {
     /// The device is kept busy for this long before the first timed run: it takes a while to reach its clocks.
     pub(crate) warm_up: Duration,
     /// None where clocks do not matter.
-    pub(crate) clocks: Option<Clocks>,
+    pub(crate) clocks: Option<Rc<Clocks>>,
 }
 
 /// Milliseconds a window should last at least; shorter calls are repeated within it. A device that waits between shorter windows

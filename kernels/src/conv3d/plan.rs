@@ -131,6 +131,13 @@ pub struct Tiles {
     pub reads: usize,
 }
 
+impl Tiles {
+    /// Products that all tiles compute, which 64 bits may not count.
+    pub fn products(&self) -> f64 {
+        [self.count, self.rows, self.columns, self.terms].iter().map(|extent| *extent as f64).product()
+    }
+}
+
 impl Plan {
     /// The plan's tiles; nothing for plans that are not matrix products of one launch.
     pub fn tiles(&self, problem: &Conv3dProblem, pass: Pass) -> Option<Tiles> {

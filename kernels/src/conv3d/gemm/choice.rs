@@ -37,7 +37,8 @@ pub(crate) fn choose(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Pl
     let cost = |tile: &ShiftedTile| shifted_cost(problem, pass, tile, limits);
     let shifted = shifted_tiles(problem, pass, limits).filter_map(|tile| Some((cost(&tile)?, tile)));
     if let Some((cost, tile)) = shifted.min_by(|(a, _), (b, _)| a.total_cmp(b))
-        && gathered.is_some_and(|gathered| cost < gathered_cost(problem, pass, &gathered))
+        && let Some(gathered) = gathered
+        && cost * depth_share(problem, pass) < gathered_cost(problem, pass, &gathered)
     {
         return Plan::ShiftedGemm(tile);
     }
@@ -85,19 +86,17 @@ fn matrix_tile(pass: Pass, columns: usize, tiles: &[MatrixTile]) -> Option<Matri
     Some(if fits || denser { *narrow } else { *wide })
 }
 
-/// What a product with windows in shared memory costs: the products it computes, those of missed depth taps left out, weighed by
-/// what a plane reads for each (f16, 32 channels, 128x128x128: 1.6 ms with planes of 64x32, 2.3 with half-empty ones of 64x64). None
+/// What a product with windows in shared memory costs, were all depth taps inside: the products it computes, weighed by what a plane
+/// reads for each (f16, 32 channels, 128x128x128: 1.6 ms with planes of 64x32, 2.3 with half-empty ones of 64x64). None
 /// where its tiles fill less than an eighth of the device, for it does not split its sums (8x28x28, 256 channels, f16, 112 tiles:
 /// 0.18 ms, gathered 0.24).
 fn shifted_cost(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTile, limits: &Limits) -> Option<f64> {
     let tiles = shifted::extent(problem, pass, tile)?;
-    let products = product([tiles.count, tiles.rows, tiles.columns, tiles.terms]);
     let reads = 32.0 * (1.0 / tile.plane_m as f64 + 1.0 / tile.plane_n as f64);
     let taps = problem.kernel[1] * problem.kernel[2];
     // A window that one tap reads is read as often as the engine reads it, behind a barrier more.
     let reuse = if taps > 1 { 1.0 } else { 2.8 };
-    (8 * tiles.count >= limits.cubes_in_flight)
-        .then_some(products * depth_share(problem, pass) * (0.2 + 0.8 * reads) * reuse)
+    (8 * tiles.count >= limits.cubes_in_flight).then_some(tiles.products() * (0.2 + 0.8 * reads) * reuse)
 }
 
 /// What gathering every tap anew costs, on the scale of [`shifted_cost`]. (f16, 96 channels, 3x3x3: 7.7 ms with 4/3 of the products,
@@ -116,12 +115,11 @@ fn gathered_cost(problem: &Conv3dProblem, pass: Pass, tile: &MatrixTile) -> f64 
 /// strip of a frame fills eight chunks. (f16, 64 to 192 channels, 56x56: 0.45 ms, gathered 0.84; 1024 channels, 8x8: 0.38 and 0.18.)
 fn weight_pays(problem: &Conv3dProblem, tile: &ShiftedWeightTile, gathered: &MatrixTile) -> bool {
     let Some(tiles) = shifted::weight::extent(problem, tile) else { return false };
-    let computed = product([tiles.count, tiles.rows, tiles.columns, tiles.terms]);
     let (out, sites) = product_extents(problem, Pass::WeightGradient, false);
     let gathered = [out.next_multiple_of(gathered.tile_n), sites.next_multiple_of(gathered.tile_m)];
     let gathered = product([gathered[0], gathered[1], problem.window.groups, problem.positions()]);
     let [_, height, width] = problem.output();
-    height * width >= 8 * tile.sites && computed < 1.5 * gathered
+    height * width >= 8 * tile.sites && tiles.products() < 1.5 * gathered
 }
 
 /// Counts whose product may pass 64 bits.

@@ -137,10 +137,6 @@ pub(crate) fn winner(
         _ if pass != Pass::WeightGradient && tiles.columns <= 32 => 2.5,
         _ => 2.0,
     };
-    let engine = counted
-        * [tiles.count, tiles.rows, tiles.columns, tiles.terms]
-            .map(|size| size as f64)
-            .iter()
-            .product::<f64>();
+    let engine = counted * tiles.products();
     (cost.operations + cost.bytes * limits.operations_per_byte <= 0.9 * engine).then_some(config)
 }
