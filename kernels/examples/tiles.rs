@@ -1,14 +1,15 @@
 //! Times every conv3d plan on the layers of the workload table: the measurement behind the choices in `plan.rs`.
 //!
 //! `cargo run --release -p conv-kernels --features vulkan --example tiles -- [dtype] [pass] [parts of layers' names]
-//! [parts of plans' names, `auto` or `engine`] [GFLOP of a dispatch] [steps]`, an empty string for any, commas between parts.
-//! Each plan's result is first compared with f64 sums at some of its elements. With `steps` those of Winograd's forward pass
-//! are timed one by one as well, and the pass with filters that were transformed before.
+//! [parts of plans' names, `auto` or `engine`] [GFLOP of a dispatch] [steps] [ndhwc]`, an empty string for any, commas between
+//! parts. Each plan's result is first compared with f64 sums at some of its elements. With `steps` those of Winograd's forward
+//! pass are timed one by one as well, and the pass with filters that were transformed before; with `ndhwc` x, y and their gradients
+//! lie in memory with channels last.
 
 use conv_cases::{fill, workloads};
 use conv_kernels::conv3d::winograd::{Step, forward_prepared, forward_steps, prepare, prepared_shape};
 use conv_kernels::conv3d::{self, Algorithm, Conv3dProblem, Pass, Plan, Window, eligible};
-use conv_kernels::{FloatType, Limits, Operand};
+use conv_kernels::{FloatType, Limits, Operand, row_major};
 use cubecl::future::block_on;
 use cubecl::prelude::*;
 use half::{bf16, f16};
@@ -34,16 +35,38 @@ impl Values {
         (mixed >> 40) as usize % TABLE
     }
 
-    fn upload(&self, client: &Client, shape: &[usize], dtype: FloatType) -> Operand {
+    fn upload(&self, client: &Client, shape: &[usize], strides: Vec<usize>, dtype: FloatType) -> Operand {
         let length = shape.iter().product::<usize>();
-        let values = (0..length).map(|index| self.table[self.slot(index)]);
+        let mut values = vec![0.0; length];
+        let dense = strides == row_major(shape);
+        for index in 0..length {
+            let at = if dense { index } else { memory_of(shape, &strides, index) };
+            values[at] = self.table[self.slot(index)];
+        }
+        let values = values.into_iter();
         let bytes: Vec<u8> = match dtype {
             FloatType::F32 => values.flat_map(f32::to_le_bytes).collect(),
             FloatType::F16 => values.flat_map(|value| f16::from_f32(value).to_le_bytes()).collect(),
             FloatType::Bf16 => values.flat_map(|value| bf16::from_f32(value).to_le_bytes()).collect(),
         };
-        Operand::contiguous(client.create_from_slice(&bytes), shape, dtype)
+        Operand { handle: client.create_from_slice(&bytes), shape: shape.to_vec(), strides, dtype }
     }
+}
+
+/// Where the element at a row-major index lies in memory.
+fn memory_of(shape: &[usize], strides: &[usize], mut index: usize) -> usize {
+    let mut at = 0;
+    for (extent, stride) in shape.iter().zip(strides).rev() {
+        at += index % extent * stride;
+        index /= extent;
+    }
+    at
+}
+
+/// Strides of an activation, channels last or not.
+fn activation_strides(shape: &[usize; 5], channels_last: bool) -> Vec<usize> {
+    let [_, c, d, h, w] = *shape;
+    if channels_last { vec![c * d * h * w, 1, h * w * c, w * c, c] } else { row_major(shape) }
 }
 
 fn rounded(table: Vec<f32>, dtype: FloatType) -> Vec<f32> {
@@ -148,7 +171,7 @@ fn element(problem: &Conv3dProblem, pass: Pass, index: usize, [x, w, dy]: [&Valu
 fn main() {
     let mut arguments = std::env::args().skip(1);
     let mut argument = || arguments.next().unwrap_or_default();
-    let [dtype, pass, layers, plan, most, steps] = [(); 6].map(|()| argument());
+    let [dtype, pass, layers, plan, most, steps, layout] = [(); 7].map(|()| argument());
     let device = cubecl::Device::default();
     let client = device.client();
     let dispatch_operations = most.parse().map_or(1e15, |gflop: f64| gflop * 1e9);
@@ -176,9 +199,16 @@ fn main() {
                 println!("# {} left out: large", case.name);
                 continue;
             }
-            layer_rows(&client, &limits, &problem, &case.name, (&pass, &plan), !steps.is_empty());
+            let options = Options { steps: !steps.is_empty(), channels_last: !layout.is_empty() };
+            layer_rows(&client, &limits, &problem, &case.name, (&pass, &plan), options);
         }
     }
+}
+
+#[derive(Clone, Copy)]
+struct Options {
+    steps: bool,
+    channels_last: bool,
 }
 
 fn layer_rows(
@@ -187,15 +217,18 @@ fn layer_rows(
     problem: &Conv3dProblem,
     name: &str,
     (pass, plan): (&str, &str),
-    steps: bool,
+    Options { steps, channels_last }: Options,
 ) {
     let dtype = problem.dtype;
     let table = rounded(fill::normal(7, TABLE), dtype);
     let values = [1, 2, 3].map(|seed| Values { table: table.clone(), seed });
     let [x, w, dy] = &values;
-    let x_operand = x.upload(client, &problem.x_shape(), dtype);
-    let w_operand = w.upload(client, &problem.weight_shape(), dtype);
-    let dy_operand = dy.upload(client, &problem.y_shape(), dtype);
+    let upload = |values: &Values, shape: [usize; 5], last| {
+        values.upload(client, &shape, activation_strides(&shape, last), dtype)
+    };
+    let x_operand = upload(x, problem.x_shape(), channels_last);
+    let w_operand = upload(w, problem.weight_shape(), false);
+    let dy_operand = upload(dy, problem.y_shape(), channels_last);
     let gflop = 2.0 * problem.multiply_adds() / 1e9;
     let mut checked = Vec::new();
     for each in [Pass::Forward, Pass::InputGradient, Pass::WeightGradient] {
@@ -225,7 +258,9 @@ fn layer_rows(
                 continue;
             }
             let poison = vec![0xffu8; length * dtype.size()];
-            let out = Operand::contiguous(client.create_from_slice(&poison), &shape, dtype);
+            let strides = activation_strides(&shape, channels_last && each != Pass::WeightGradient);
+            let handle = client.create_from_slice(&poison);
+            let out = Operand { handle, shape: shape.to_vec(), strides, dtype };
             let run = {
                 let (client, limits, problem) = (client.clone(), limits.clone(), *problem);
                 let (x, w, dy, out) = (x_operand.clone(), w_operand.clone(), dy_operand.clone(), out.clone());
@@ -297,7 +332,10 @@ fn check(client: &Client, out: &Operand, samples: &[(usize, (f64, f64))]) -> Res
     let got = read(client, out);
     let error = samples
         .iter()
-        .map(|(index, (value, size))| (f64::from(got[*index]) - value).abs() / size.max(1e-30))
+        .map(|(index, (value, size))| {
+            let got = got[memory_of(&out.shape, &out.strides, *index)];
+            (f64::from(got) - value).abs() / size.max(1e-30)
+        })
         .fold(0.0, |worst: f64, error| if error.is_nan() { f64::INFINITY } else { worst.max(error) });
     let unwritten = got.iter().filter(|value| value.is_nan()).count();
     let bound = if out.dtype == FloatType::F32 { 1e-5 } else { 4e-3 };

@@ -8,6 +8,8 @@ mod tidy;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
+use std::fs::File;
+use std::io::Seek;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -97,19 +99,17 @@ fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Runs cargo in the workspace with the terminal passed through.
-fn cargo(arguments: impl IntoIterator<Item = String>) -> Result<()> {
-    cargo_with(arguments, &[])
+/// Cargo in the workspace.
+fn cargo_command(arguments: impl IntoIterator<Item = String>) -> Command {
+    let mut command = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()));
+    command.args(arguments).current_dir(root());
+    command
 }
 
-/// [`cargo`] with environment variables.
-fn cargo_with(arguments: impl IntoIterator<Item = String>, variables: &[(&str, String)]) -> Result<()> {
+/// Runs cargo in the workspace with the terminal passed through.
+fn cargo(arguments: impl IntoIterator<Item = String>) -> Result<()> {
     let arguments: Vec<String> = arguments.into_iter().collect();
-    let program = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
-    let status = Command::new(program)
-        .args(&arguments)
-        .envs(variables.iter().map(|(name, value)| (name, value)))
-        .current_dir(root())
+    let status = cargo_command(arguments.iter().cloned())
         .status()
         .with_context(|| format!("cargo {} could not be started", arguments.join(" ")))?;
     if !status.success() {
@@ -161,16 +161,40 @@ fn video_classifier(data: &Path, options: &[String]) -> Result<()> {
 fn test(options: &[String]) -> Result<()> {
     driver::ensure()?;
     driver::ensure_compiler()?;
-    cargo(words("test --workspace --no-fail-fast").into_iter().chain(options.iter().cloned()))?;
+    let suite = words("test --workspace --no-fail-fast");
+    let metal = words("test --workspace --test metal");
+    for suite in [&suite, &metal] {
+        cargo(suite.iter().cloned().chain(["--no-run".into()]))?;
+    }
+    // The software driver leaves a core idle, which runs the emitted Metal source meanwhile; its output is shown afterwards.
+    let output = tempfile::tempfile()?;
+    let mut beside = cargo_command(metal.into_iter().chain(options.iter().cloned()))
+        .env("RUST_TEST_THREADS", threads().to_string())
+        .stdout(output.try_clone()?)
+        .stderr(output.try_clone()?)
+        .spawn()
+        .context("the tests of the emitted Metal source could not be started")?;
+    let tested = cargo(suite.into_iter().chain(options.iter().cloned()));
     println!("the emitted Metal source on the CPU ...");
-    let metal = words("test --workspace --test metal").into_iter().chain(options.iter().cloned());
-    cargo_with(metal, &[("RUST_TEST_THREADS", threads().to_string())])?;
+    let metal = beside.wait()?;
+    show(output)?;
+    tested?;
+    if !metal.success() {
+        bail!("the tests of the emitted Metal source failed ({metal})");
+    }
     println!("again without Burn's fusion layer ...");
     cargo(
         words("test -p burn-conv-ops --no-default-features --features wgpu,flex,autodiff")
             .into_iter()
             .chain(options.iter().cloned()),
     )
+}
+
+/// Copies a finished program's output to the terminal.
+fn show(mut output: File) -> Result<()> {
+    output.rewind()?;
+    std::io::copy(&mut output, &mut std::io::stdout())?;
+    Ok(())
 }
 
 fn check() -> Result<()> {

@@ -5,6 +5,7 @@ use crate::data::Host;
 use conv_cases::fill;
 use conv_kernels::FloatType;
 use conv_kernels::tolerance::{Expected, Guard};
+use rayon::prelude::*;
 
 /// Elements of a large result that are compared.
 pub(crate) const SAMPLES: usize = 512;
@@ -71,7 +72,7 @@ impl Truth {
                 dtype.name()
             ));
         }
-        if let Some(index) = (0..got.len()).find(|index| !got.get(*index).is_finite()) {
+        if let Some(index) = (0..got.len()).into_par_iter().find_first(|index| !got.get(*index).is_finite()) {
             return Err(format!("element {index} of {} is {}", got.len(), got.get(index)));
         }
         let values: Vec<f64> = match &self.positions {

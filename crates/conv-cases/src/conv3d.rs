@@ -10,7 +10,7 @@ mod stems;
 mod windows;
 
 pub use stems::stems;
-pub use windows::{depthwise_planes, few_frames, shared_windows};
+pub use windows::{depthwise_planes, few_frames, plane_runs, shared_windows};
 
 use std::fmt;
 

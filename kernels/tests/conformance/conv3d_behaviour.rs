@@ -30,6 +30,10 @@ pub(crate) fn sample() -> Vec<Conv3dCase> {
         Conv3dCase { replicate: true, activation: cases::Activation::Relu, ..base.clone() },
         Conv3dCase { bias: false, stride: [2, 1, 1], dilation: [2, 1, 1], ..base.clone() },
         Conv3dCase { o: 10, groups: 5, stride: [1, 2, 3], ..base },
+        Conv3dCase {
+            padding: [(1, 1), (0, 0), (0, 0)],
+            ..Conv3dCase::new("sample_3x1x1", [2, 5, 4, 4, 8], 6, [3, 1, 1])
+        },
     ]
 }
 

@@ -5,6 +5,7 @@ use crate::data::Source;
 use crate::verify::{SAMPLES, Truth, sample};
 use conv_kernels::conv3d::{Conv3dProblem, PaddingMode, Pass, Window, WinogradTile, reference, winograd};
 use conv_kernels::tolerance::Guard;
+use rayon::prelude::*;
 
 /// Multiply-accumulates up to which the reference computes the whole result.
 const WHOLE: f64 = 4e6;
@@ -70,7 +71,7 @@ pub(crate) fn truth(problem: &Conv3dProblem, pass: Pass, inputs: &Inputs) -> Tru
         return truth;
     }
     truth.positions = sample(&shape, (PRODUCTS / terms.max(1)).clamp(64, SAMPLES));
-    for index in truth.positions() {
+    let sums = truth.positions().into_par_iter().map(|index| {
         let (mut value, mut magnitude) = (0.0, 0.0);
         for_each_product(problem, pass, index, |a, b| {
             let (a, b) = match pass {
@@ -81,9 +82,9 @@ pub(crate) fn truth(problem: &Conv3dProblem, pass: Pass, inputs: &Inputs) -> Tru
             value += a * b;
             magnitude += (a * b).abs();
         });
-        truth.values.push(value);
-        truth.magnitudes.push(magnitude);
-    }
+        (value, magnitude)
+    });
+    (truth.values, truth.magnitudes) = sums.unzip();
     truth
 }
 
@@ -101,7 +102,7 @@ pub(crate) fn bias_truth(problem: &Conv3dProblem, dy: &Source) -> Truth {
         slope: 1.0,
         guard: Guard::WEIGHT_GRADIENT,
     };
-    for channel in truth.positions() {
+    let sums = truth.positions().into_par_iter().map(|channel| {
         let (mut value, mut magnitude) = (0.0, 0.0);
         for n in 0..batch {
             for index in 0..plane {
@@ -110,9 +111,9 @@ pub(crate) fn bias_truth(problem: &Conv3dProblem, dy: &Source) -> Truth {
                 magnitude += dy.abs();
             }
         }
-        truth.values.push(value);
-        truth.magnitudes.push(magnitude);
-    }
+        (value, magnitude)
+    });
+    (truth.values, truth.magnitudes) = sums.unzip();
     truth
 }
 
@@ -238,9 +239,9 @@ pub(crate) fn winograd_truth(
             let pick = |values: &[f64]| values.iter().copied().step_by(step).collect::<Vec<_>>();
             (truth.values, truth.magnitudes) = (pick(&plain.values), pick(&plain.magnitudes));
             let positions: Vec<usize> = positions.iter().copied().step_by(step).collect();
-            for (index, magnitude) in positions.iter().zip(&mut truth.magnitudes) {
+            positions.par_iter().zip(&mut truth.magnitudes).for_each(|(index, magnitude)| {
                 *magnitude += one_magnitude(problem, pass, tile, from, &inputs.w, *index);
-            }
+            });
             truth.positions = Some(positions);
         }
     }

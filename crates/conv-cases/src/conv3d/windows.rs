@@ -88,3 +88,38 @@ pub fn few_frames() -> Vec<Conv3dCase> {
         },
     ]
 }
+
+/// Windows of one tap in the plane whose planes are runs of sites, in whole vectors of four and of eight: tiles that end within a
+/// frame and past the last, tails of channels and terms, padded, strided and missed depth taps, groups, a vector less than that.
+#[must_use]
+pub fn plane_runs() -> Vec<Conv3dCase> {
+    let depth = |name: &str, x: [usize; 5], o, taps, padding| Conv3dCase {
+        padding: [padding, (0, 0), (0, 0)],
+        ..Conv3dCase::new(name, x, o, [taps, 1, 1])
+    };
+    vec![
+        Conv3dCase { activation: Activation::Relu, ..depth("runs_of_eight", [2, 9, 3, 5, 8], 7, 1, (0, 0)) },
+        depth("runs_of_four", [1, 5, 2, 6, 6], 34, 1, (0, 0)),
+        depth("runs_of_two", [2, 5, 2, 3, 6], 5, 1, (0, 0)),
+        depth("runs_with_depth_taps", [2, 17, 4, 4, 8], 66, 3, (1, 1)),
+        Conv3dCase {
+            replicate: true,
+            bias: false,
+            ..depth("runs_replicated", [1, 3, 3, 6, 8], 5, 3, (2, 0))
+        },
+        Conv3dCase {
+            stride: [2, 1, 1],
+            dilation: [2, 1, 1],
+            groups: 2,
+            ..depth("runs_strided_in_depth", [1, 6, 7, 8, 4], 10, 3, (3, 1))
+        },
+        // Two frames of a plane that fills a tile and a vector.
+        depth("runs_past_a_tile", [1, 2, 2, 17, 8], 3, 2, (1, 0)),
+        // 1 x 1 planes strided or padded: windows leave elements out, or read beside them.
+        Conv3dCase { stride: [1, 2, 2], ..depth("no_runs_strided", [1, 4, 2, 4, 8], 5, 1, (0, 0)) },
+        Conv3dCase {
+            padding: [(0, 0), (0, 0), (2, 2)],
+            ..depth("no_runs_padded", [1, 4, 2, 4, 4], 5, 1, (0, 0))
+        },
+    ]
+}

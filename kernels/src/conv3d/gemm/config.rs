@@ -183,6 +183,14 @@ impl MatrixTile {
         (extent + 16 / size) / width
     }
 
+    /// Rows of the sites' stage and vectors from one to the next: rows of terms where neighbouring sites are read together (in the
+    /// weight gradient, where they are not), else rows of sites.
+    pub(super) fn site_stage(&self, along_terms: bool, width: usize, size: usize) -> (usize, usize) {
+        let (rows, extent) =
+            if along_terms { (self.tile_m, self.tile_k) } else { (self.tile_k, self.tile_m) };
+        (rows, self.row(extent, width, size))
+    }
+
     /// Rows of the channels' stage and vectors from one to the next: rows of channels where terms are read in runs, else rows of
     /// terms.
     pub(super) fn channel_stage(&self, runs: bool, width: usize, size: usize) -> (usize, usize) {
@@ -190,9 +198,10 @@ impl MatrixTile {
         (rows, self.row(extent, width, size))
     }
 
-    /// Sites that a unit reads, so that a term's place is looked up once for all of them.
-    pub(super) fn sites(&self, width: usize) -> usize {
-        if self.loads(self.tile_m, width).is_multiple_of(2) { 2 } else { 1 }
+    /// Sites (of which `beside` neighbours travel together) that a unit reads, so that a term's place is looked up once for all of
+    /// them.
+    pub(super) fn sites(&self, width: usize, beside: usize) -> usize {
+        if beside == 1 && self.loads(self.tile_m, width).is_multiple_of(2) { 2 } else { 1 }
     }
 
     /// Vectors that a unit loads of a stage of `rows` rows.

@@ -11,7 +11,8 @@
 //! ```
 //!
 //! Channels are the product's rows here: a fragment's rows are then runs of the result's memory, and accumulators are stored
-//! row-major only. Terms travel in vectors; neighbouring lanes' sites lie beside each other in memory. Weights whose terms
+//! row-major only. Terms travel in vectors; neighbouring lanes' sites lie beside each other in memory. Where a plane of the source is
+//! a run of sites (1x1x1, 3x1x1) its vectors are read whole and lie in their stage with sites fastest. Weights whose terms
 //! are no aligned runs are read along terms and lie in their stage with channels fastest. As in
 //! [`super::registers`], a stage is gathered while the one before is multiplied. Each fragment passes through the plane's own
 //! patch of shared memory, where bias, activation, rounding and the tails are applied. Bytes and operations per stage are
@@ -30,8 +31,8 @@ use cubecl::prelude::*;
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
-pub(crate) fn matrix_kernel<E: Float, S: Float, O: Float, V: Size, W: Size>(
-    source: &[E],
+pub(crate) fn matrix_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, R: Size>(
+    source: &[Vector<E, R>],
     weight: &[Vector<E, W>],
     bias: ComptimeOption<&Tensor<E>>,
     out: &mut [O],
@@ -57,8 +58,11 @@ pub(crate) fn matrix_kernel<E: Float, S: Float, O: Float, V: Size, W: Size>(
     let end_k = share.end_k;
 
     let width = V::value();
-    let row = comptime!(tile.row(tile.tile_k, width, size));
-    let mut site_stage = Shared::<[Vector<S, V>]>::new_slice(comptime!(tile.tile_m * row));
+    // Neighbouring sites that are read as one vector.
+    let beside = R::value();
+    let along_terms = comptime!(beside == 1);
+    let (site_rows, row) = comptime!(tile.site_stage(along_terms, width, size));
+    let mut site_stage = Shared::<[Vector<S, V>]>::new_slice(comptime!(site_rows * row));
     // Whether neighbouring terms of a channel's weights are read as one vector.
     let together = W::value();
     let runs = comptime!(together > 1);
@@ -69,12 +73,13 @@ pub(crate) fn matrix_kernel<E: Float, S: Float, O: Float, V: Size, W: Size>(
     let mut table = Table::new(terms, true, comptime!(padding == PaddingMode::Replicate));
     let unit = UNIT_POS as usize;
     // A unit keeps its sites through all stages.
-    let lanes = comptime!(tile.tile_m / tile.sites(width));
+    let count = comptime!(tile.sites(width, beside));
+    let lanes = comptime!(tile.tile_m / (count * beside));
     let mut sites = Sequence::<Site>::new();
     #[unroll]
-    for i in 0..comptime!(tile.sites(width)) {
-        let in_tile = unit % lanes + comptime!(i * lanes);
-        let mut site = walk.site(min(first_m + in_tile as u32, extents.m - 1u32));
+    for i in 0..count {
+        let in_tile = unit % lanes * beside + comptime!(i * lanes);
+        let mut site = walk.site(min(first_m + in_tile as u32, extents.m - beside as u32));
         site.source += walk.source_channel(group * extents.source_channels);
         sites.push(site);
     }
@@ -94,7 +99,7 @@ pub(crate) fn matrix_kernel<E: Float, S: Float, O: Float, V: Size, W: Size>(
         let sources = gather_site(source, &walk, &sites, &table, at, padding, width, tile);
         let weights = gather_channels(weight, &table, at, weight_group, channels, Pass::Forward, width, tile);
         fill_other_half(&mut table, &walk, at, stage_k, end_k, Pass::Forward, padding, terms, tile.units());
-        multiply(&site_stage, &weight_stage, &sums, comptime!((true, runs)), size, tile);
+        multiply(&site_stage, &weight_stage, &sums, comptime!((along_terms, runs)), size, tile);
         sync_cube();
         write_sites(&sources, &mut site_stage, row, tile);
         write_channels(&weights, &mut weight_stage, weight_row, tile);
@@ -105,10 +110,10 @@ pub(crate) fn matrix_kernel<E: Float, S: Float, O: Float, V: Size, W: Size>(
     write_result(&sums, &mut patches, bias, out, &walk, &extents, &share, Pass::Forward, tile);
 }
 
-/// Reads this unit's vectors of the next sites' stage into registers: lanes run along sites.
+/// Reads this unit's part of the next sites' stage into registers: lanes run along sites.
 #[cube]
-fn gather_site<E: Float>(
-    source: &[E],
+fn gather_site<E: Float, R: Size>(
+    source: &[Vector<E, R>],
     walk: &Walk,
     sites: &Sequence<Site>,
     table: &Table,
@@ -116,21 +121,25 @@ fn gather_site<E: Float>(
     #[comptime] padding: PaddingMode,
     #[comptime] width: usize,
     #[comptime] tile: MatrixTile,
-) -> Sequence<E> {
-    let mut values = Sequence::<E>::new();
-    let lanes = comptime!(tile.tile_m / tile.sites(width));
+) -> Sequence<Vector<E, R>> {
+    let mut values = Sequence::<Vector<E, R>>::new();
+    let beside = R::value();
+    let count = comptime!(tile.sites(width, beside));
+    let lanes = comptime!(tile.tile_m / (count * beside));
+    // Terms that a unit reads behind each other: of sites that are read one by one, those of a vector of the stage.
+    let run = comptime!(if beside == 1 { width } else { 1 });
     #[unroll]
-    for load in 0..comptime!(tile.loads(tile.tile_m, width) / tile.sites(width)) {
-        let vector = UNIT_POS as usize / lanes + comptime!(load * (tile.units() / lanes));
+    for load in 0..comptime!(tile.loads(tile.tile_m, width) / count) {
+        let first = (UNIT_POS as usize / lanes + comptime!(load * (tile.units() / lanes))) * run;
         #[unroll]
-        for i in 0..width {
-            let tap = table.get(at + vector * width + i, comptime!(padding == PaddingMode::Replicate));
+        for i in 0..run {
+            let tap = table.get(at + first + i, comptime!(padding == PaddingMode::Replicate));
             #[unroll]
-            for j in 0..comptime!(tile.sites(width)) {
+            for j in 0..count {
                 let (place, inside) = walk.place(sites.index(j), &tap, padding);
-                let mut value = E::from_int(0);
+                let mut value = Vector::<E, R>::new(E::from_int(0));
                 if inside {
-                    value = source[place];
+                    value = source[place / beside];
                 }
                 values.push(value);
             }
@@ -142,26 +151,32 @@ fn gather_site<E: Float>(
 /// Writes the sites' stage. Vectors are put together here, not where their terms are read: whatever touches a value waits
 /// for it.
 #[cube]
-fn write_sites<E: Float, S: Float, V: Size>(
-    from: &Sequence<E>,
+fn write_sites<E: Float, S: Float, V: Size, R: Size>(
+    from: &Sequence<Vector<E, R>>,
     stage: &mut Shared<[Vector<S, V>]>,
     #[comptime] row: usize,
     #[comptime] tile: MatrixTile,
 ) {
     let width = V::value();
-    let sites = comptime!(tile.sites(width));
-    let lanes = comptime!(tile.tile_m / sites);
+    let beside = R::value();
+    let sites = comptime!(tile.sites(width, beside));
+    let lanes = comptime!(tile.tile_m / (sites * beside));
     #[unroll]
     for load in 0..comptime!(tile.loads(tile.tile_m, width)) {
-        let site = comptime!(load % sites);
-        let mut terms = Vector::<S, V>::empty();
-        #[unroll]
-        for i in 0..width {
-            // As they were read: loads, terms, sites.
-            terms.insert(i, S::cast_from(*from.index(comptime!((load / sites * width + i) * sites + site))));
+        let next = UNIT_POS as usize / lanes + comptime!(load / sites * (tile.units() / lanes));
+        if comptime!(beside == width) {
+            stage[next * row + UNIT_POS as usize % lanes] = Vector::cast_from(*from.index(load));
+        } else {
+            let site = comptime!(load % sites);
+            let mut terms = Vector::<S, V>::empty();
+            #[unroll]
+            for i in 0..width {
+                // As they were read: loads, terms, sites.
+                let read = from.index(comptime!((load / sites * width + i) * sites + site));
+                terms.insert(i, S::cast_from(read.extract(0usize)));
+            }
+            let in_tile = UNIT_POS as usize % lanes + comptime!(site * lanes);
+            stage[in_tile * row + next] = terms;
         }
-        let in_tile = UNIT_POS as usize % lanes + comptime!(site * lanes);
-        let vector = UNIT_POS as usize / lanes + comptime!(load / sites * (tile.units() / lanes));
-        stage[in_tile * row + vector] = terms;
     }
 }

@@ -8,12 +8,13 @@
 //!
 //! Windows are what lies in runs in memory, so a plane's lanes read 32 neighbouring windows of the same source; each packs
 //! its values of neighbouring sources into one vector of the stage. A window's place is divided out once, by one unit,
-//! and shared; a source's once per cube. Tiles, planes and the results' way to memory: [`super::matrices`], [`super::fragments`]; parts
+//! and shared; a source's once per cube. Where a plane of the source is a run of windows (1x1x1, 3x1x1) its vectors are read whole,
+//! and the stage holds rows of sources. Tiles, planes and the results' way to memory: [`super::matrices`], [`super::fragments`]; parts
 //! are summed in order by `reduce.rs`. Bytes and operations per stage are those of [`super::config`], the partials are
 //! written and read once more, 8 bytes each. Declined: types for which the device has no matrices with fp32 accumulators.
 
 use super::config::{MatrixTile, shared_terms};
-use super::fragments::{accumulators, gather_channels, multiply, packed, write_channels, write_result};
+use super::fragments::{accumulators, gather_channels, multiply, write_channels, write_result};
 use super::place::Walk;
 use super::stage::{Extents, clear};
 use super::table::{Table, fill_half, fill_other_half};
@@ -26,8 +27,8 @@ use cubecl::prelude::*;
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
-pub(crate) fn matrix_weight_kernel<E: Float, S: Float, O: Float, V: Size, W: Size>(
-    source: &[E],
+pub(crate) fn matrix_weight_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, R: Size>(
+    source: &[Vector<E, R>],
     dy: &[Vector<E, W>],
     out: &mut [O],
     walk: Walk,
@@ -49,12 +50,15 @@ pub(crate) fn matrix_weight_kernel<E: Float, S: Float, O: Float, V: Size, W: Siz
     let end_k = share.end_k;
 
     let width = V::value();
-    let source_row = comptime!(tile.row(tile.tile_m, width, size));
+    // Neighbouring windows of the source that are read as one vector.
+    let beside = R::value();
+    let along_terms = comptime!(beside > 1);
+    let (source_rows, source_row) = comptime!(tile.site_stage(along_terms, width, size));
     // Whether neighbouring windows of dy are read as one vector.
     let together = W::value();
     let runs = comptime!(together > 1);
     let (dy_rows, dy_row) = comptime!(tile.channel_stage(runs, width, size));
-    let mut source_stage = Shared::<[Vector<S, V>]>::new_slice(comptime!(tile.tile_k * source_row));
+    let mut source_stage = Shared::<[Vector<S, V>]>::new_slice(comptime!(source_rows * source_row));
     let mut dy_stage = Shared::<[Vector<S, V>]>::new_slice(comptime!(dy_rows * dy_row));
     let mut patches = Shared::<[f32]>::new_slice(comptime!(tile.planes() * tile.fragment * tile.fragment));
     let replicate = comptime!(padding == PaddingMode::Replicate);
@@ -109,7 +113,7 @@ pub(crate) fn matrix_weight_kernel<E: Float, S: Float, O: Float, V: Size, W: Siz
             terms,
             tile.units(),
         );
-        multiply(&source_stage, &dy_stage, &sums, comptime!((false, runs)), size, tile);
+        multiply(&source_stage, &dy_stage, &sums, comptime!((along_terms, runs)), size, tile);
         sync_cube();
         write_sources(&sources, &mut source_stage, source_row, tile);
         write_channels(&gradients, &mut dy_stage, dy_row, tile);
@@ -121,11 +125,12 @@ pub(crate) fn matrix_weight_kernel<E: Float, S: Float, O: Float, V: Size, W: Siz
     write_result(&sums, &mut patches, no_bias, out, &walk, &extents, &share, Pass::WeightGradient, tile);
 }
 
-/// Reads this unit's window of the next stage's sources into registers: planes along sources.
+/// Reads this unit's part of the next stage's sources into registers: one window (or some neighbours) of several sources, planes
+/// along sources.
 #[cube]
 #[allow(clippy::too_many_arguments)]
-fn gather_source<E: Float>(
-    source: &[E],
+fn gather_source<E: Float, R: Size>(
+    source: &[Vector<E, R>],
     walk: &Walk,
     columns: &Table,
     windows: &Table,
@@ -133,20 +138,24 @@ fn gather_source<E: Float>(
     #[comptime] padding: PaddingMode,
     #[comptime] width: usize,
     #[comptime] tile: MatrixTile,
-) -> Sequence<E> {
-    let mut values = Sequence::<E>::new();
-    let window = at + UNIT_POS as usize % tile.tile_k;
+) -> Sequence<Vector<E, R>> {
+    let mut values = Sequence::<Vector<E, R>>::new();
+    let beside = R::value();
+    let runs = comptime!(tile.tile_k / beside);
+    let window = at + UNIT_POS as usize % runs * beside;
     let site = windows.site(window, comptime!(padding == PaddingMode::Replicate));
+    // Sources that a unit reads behind each other: of windows that are read one by one, those of a vector of the stage.
+    let run = comptime!(if beside == 1 { width } else { 1 });
     #[unroll]
     for load in 0..comptime!(tile.loads(tile.tile_m, width)) {
-        let vector = UNIT_POS as usize / tile.tile_k + comptime!(load * (tile.units() / tile.tile_k));
+        let first = (UNIT_POS as usize / runs + comptime!(load * (tile.units() / runs))) * run;
         #[unroll]
-        for i in 0..width {
-            let tap = columns.get(vector * width + i, comptime!(padding == PaddingMode::Replicate));
+        for i in 0..run {
+            let tap = columns.get(first + i, comptime!(padding == PaddingMode::Replicate));
             let (place, inside) = walk.place(&site, &tap, padding);
-            let mut value = E::from_int(0);
+            let mut value = Vector::<E, R>::new(E::from_int(0));
             if inside {
-                value = source[place];
+                value = source[place / beside];
             }
             values.push(value);
         }
@@ -156,17 +165,28 @@ fn gather_source<E: Float>(
 
 /// Writes the sources' stage.
 #[cube]
-fn write_sources<E: Float, S: Float, V: Size>(
-    from: &Sequence<E>,
+fn write_sources<E: Float, S: Float, V: Size, R: Size>(
+    from: &Sequence<Vector<E, R>>,
     stage: &mut Shared<[Vector<S, V>]>,
     #[comptime] row: usize,
     #[comptime] tile: MatrixTile,
 ) {
     let width = V::value();
-    let window = UNIT_POS as usize % tile.tile_k;
+    let beside = R::value();
+    let runs = comptime!(tile.tile_k / beside);
     #[unroll]
     for load in 0..comptime!(tile.loads(tile.tile_m, width)) {
-        let vector = UNIT_POS as usize / tile.tile_k + comptime!(load * (tile.units() / tile.tile_k));
-        stage[window * row + vector] = packed(from, load);
+        let next = UNIT_POS as usize / runs + comptime!(load * (tile.units() / runs));
+        if comptime!(beside == width) {
+            stage[next * row + UNIT_POS as usize % runs] = Vector::cast_from(*from.index(load));
+        } else {
+            let mut sources = Vector::<S, V>::empty();
+            #[unroll]
+            for i in 0..width {
+                let read = from.index(comptime!(load * width + i));
+                sources.insert(i, S::cast_from(read.extract(0usize)));
+            }
+            stage[UNIT_POS as usize % runs * row + next] = sources;
+        }
     }
 }

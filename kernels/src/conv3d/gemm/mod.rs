@@ -19,6 +19,7 @@ pub(super) mod place;
 mod registers;
 pub(super) mod stage;
 mod table;
+mod together;
 pub(super) mod walk;
 mod weight;
 
@@ -34,13 +35,14 @@ use crate::error::ConvError;
 use crate::grid::dispatches;
 use crate::limits::Limits;
 use crate::operand::{Operand, address_type, row_major};
-use config::PLANE;
+use config::{PLANE, VECTOR};
 use cubecl::prelude::*;
 use matrices::matrix_kernel;
 use matrix_weight::matrix_weight_kernel;
 use pack::{UNITS, pack_terms_kernel};
 use registers::register_kernel;
 use stage::ExtentsLaunch;
+use together::{sites_together, weights_together, windows_together};
 pub(crate) use walk::is_patches;
 pub(crate) use walk::serves;
 use walk::{
@@ -232,12 +234,14 @@ fn launch(
             // SAFETY: sites and channels past the last repeat it and are not written; terms past the last are not read;
             // places outside the source are zero or clamped. The conformance run surrounds every buffer with guards.
             Tile::Registers(tile) => unsafe {
+                let beside = sites_together(walks, source, VECTOR);
                 register_kernel::launch_unchecked(
                     client,
                     dispatch.count(),
                     CubeDim::new_1d(tile.units() as u32),
                     address,
-                    source.buffer_arg(1),
+                    beside,
+                    source.buffer_arg(beside),
                     weight.buffer_arg(1),
                     bias.map(|bias| bias.tensor_arg()).into(),
                     out.buffer_arg(1),
@@ -254,6 +258,7 @@ fn launch(
             Tile::Matrices(tile) => {
                 let (stage, width) = stage_vector(tile.fragment, problem.dtype, limits);
                 let together = if runs { weights_together(weight, k, width) } else { 1 };
+                let beside = sites_together(walks, source, width);
                 // SAFETY: as above.
                 unsafe {
                     matrix_kernel::launch_unchecked(
@@ -263,7 +268,8 @@ fn launch(
                         address,
                         width,
                         together,
-                        source.buffer_arg(1),
+                        beside,
+                        source.buffer_arg(beside),
                         weight.buffer_arg(together),
                         bias.map(|bias| bias.tensor_arg()).into(),
                         out.buffer_arg(1),
@@ -282,26 +288,6 @@ fn launch(
         }
     }
     Ok(())
-}
-
-/// How many neighbouring weights are read at once: `width` where every run of so many terms lies in as many aligned elements.
-fn weights_together(weight: &Operand, k: usize, width: usize) -> usize {
-    let runs = weight.strides == row_major(&weight.shape) && k.is_multiple_of(width);
-    if runs && aligned(weight, width) { width } else { 1 }
-}
-
-/// How many neighbouring windows of dy are read at once: `width` where every run of so many lies in one channel of one image
-/// and in as many aligned elements.
-fn windows_together(dy: &Operand, width: usize) -> usize {
-    let windows: usize = dy.shape[2..].iter().product();
-    let runs = dy.strides == row_major(&dy.shape) && windows.is_multiple_of(width);
-    if runs && aligned(dy, width) { width } else { 1 }
-}
-
-/// Whether a tensor begins at a multiple of `width` elements.
-fn aligned(operand: &Operand, width: usize) -> bool {
-    let start = operand.handle.offset_start.unwrap_or(0);
-    start.is_multiple_of((width * operand.dtype.size()) as u64)
 }
 
 /// Launches the weight gradient: operands x, dy, dw.
@@ -362,6 +348,7 @@ pub(crate) fn weight_gradient(
             Tile::Matrices(tile) => {
                 let (stage, width) = stage_vector(tile.fragment, problem.dtype, limits);
                 let together = windows_together(dy, width);
+                let beside = sites_together(walks, x, width);
                 // SAFETY: as above.
                 unsafe {
                     matrix_weight_kernel::launch_unchecked(
@@ -371,7 +358,8 @@ pub(crate) fn weight_gradient(
                         address,
                         width,
                         together,
-                        x.buffer_arg(1),
+                        beside,
+                        x.buffer_arg(beside),
                         dy.buffer_arg(together),
                         partials.buffer_arg(1),
                         walk,

@@ -24,8 +24,8 @@ use cubecl::prelude::*;
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
-pub(crate) fn register_kernel<E: Float, O: Float>(
-    source: &[E],
+pub(crate) fn register_kernel<E: Float, O: Float, R: Size>(
+    source: &[Vector<E, R>],
     weight: &[E],
     bias: ComptimeOption<&Tensor<E>>,
     out: &mut [O],
@@ -62,12 +62,14 @@ pub(crate) fn register_kernel<E: Float, O: Float>(
 
     let source_channel = walk.source_channel(group * extents.source_channels);
     let weight_group = walk.weight_group(group);
+    // Neighbouring sites that are read as one vector.
+    let beside = R::value();
     let mut sites = Sequence::<Site>::new();
     #[unroll]
-    for i in 0..VECTOR {
+    for i in 0..comptime!(VECTOR / beside) {
         let in_tile = UNIT_POS % comptime!((tile.tile_m / VECTOR) as u32) * VECTOR as u32 + i as u32;
         // Sites past the last repeat it: their results are not written.
-        let mut site = walk.site(min(first_m + in_tile, extents.m - 1u32));
+        let mut site = walk.site(min(first_m + in_tile, extents.m - beside as u32));
         site.source += source_channel;
         sites.push(site);
     }
@@ -124,26 +126,27 @@ pub(crate) fn register_kernel<E: Float, O: Float>(
 /// Reads this unit's part of the next gathered stage into registers: at a term that its whole plane shares, four
 /// neighbouring sites, whose memory the next lane's neighbours continue.
 #[cube]
-fn gather_source<E: Float>(
-    source: &[E],
+fn gather_source<E: Float, R: Size>(
+    source: &[Vector<E, R>],
     walk: &Walk,
     sites: &Sequence<Site>,
     table: &Table,
     at: usize,
     #[comptime] padding: PaddingMode,
     #[comptime] tile: RegisterTile,
-) -> Sequence<E> {
-    let mut values = Sequence::<E>::new();
+) -> Sequence<Vector<E, R>> {
+    let mut values = Sequence::<Vector<E, R>>::new();
+    let beside = R::value();
     #[unroll]
     for load in 0..comptime!(tile.loads(tile.tile_m)) {
         let k = (UNIT_POS as usize + comptime!(load * tile.units())) / comptime!(tile.tile_m / VECTOR);
         let tap = table.get(at + k, comptime!(padding == PaddingMode::Replicate));
         #[unroll]
-        for i in 0..VECTOR {
+        for i in 0..comptime!(VECTOR / beside) {
             let (at, inside) = walk.place(sites.index(i), &tap, padding);
-            let mut value = E::from_int(0);
+            let mut value = Vector::<E, R>::new(E::from_int(0));
             if inside {
-                value = source[at];
+                value = source[at / beside];
             }
             values.push(value);
         }

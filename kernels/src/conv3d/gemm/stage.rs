@@ -114,19 +114,29 @@ pub(super) fn write_along_terms<E: Float>(
     }
 }
 
-/// Writes vectors that were read with lanes along rows.
+/// Writes vectors that were read with lanes along rows, whole or element by element.
 #[cube]
-pub(super) fn write_along_rows<E: Float>(
-    next: &Sequence<E>,
+pub(super) fn write_along_rows<E: Float, R: Size>(
+    next: &Sequence<Vector<E, R>>,
     stage: &mut Shared<[Neighbours]>,
     #[comptime] tile: RegisterTile,
 ) {
+    let beside = R::value();
     #[unroll]
     for load in 0..comptime!(tile.loads(tile.tile_m)) {
         let element = UNIT_POS as usize + comptime!(load * tile.units());
         let k = element / comptime!(tile.tile_m / VECTOR);
-        stage[k * comptime!(row_stride(tile.tile_m)) + element % comptime!(tile.tile_m / VECTOR)] =
-            neighbours(next, load);
+        let mut values = Neighbours::empty();
+        if comptime!(beside == VECTOR) {
+            values = Neighbours::cast_from(*next.index(load));
+        } else {
+            #[unroll]
+            for i in 0..VECTOR {
+                let read = next.index(comptime!(load * VECTOR + i));
+                values.insert(i, f32::cast_from(read.extract(0usize)));
+            }
+        }
+        stage[k * comptime!(row_stride(tile.tile_m)) + element % comptime!(tile.tile_m / VECTOR)] = values;
     }
 }
 
