@@ -5,7 +5,7 @@ use crate::support::{Buffer, client, output, read_all, upload};
 use conv_cases::conv3d::{self as cases, Conv3dCase};
 use conv_cases::fill;
 use conv_kernels::conv3d::{
-    self, Activation, Conv3dProblem, PaddingMode, Pass, Plan, RegisterTile, Window, WinogradTile, eligible,
+    self, Activation, Conv3dProblem, PaddingMode, Pass, Plan, Window, WinogradTile, eligible,
     reference,
 };
 use conv_kernels::tolerance::{Errors, Expected, Guard};
@@ -231,19 +231,19 @@ pub(crate) enum Tiles {
 }
 
 /// All plans, but of those that differ by nothing but the tile one, another at every turn.
-fn one_tile_each(plans: Vec<Plan>, turn: usize) -> Vec<Plan> {
-    let (tiles, mut plans): (Vec<_>, Vec<_>) =
-        plans.into_iter().partition(|plan| matches!(plan, Plan::Gemm(_)));
-    plans.extend(tiles.get(turn % tiles.len().max(1)));
-    let (tiles, mut plans): (Vec<_>, Vec<_>) =
-        plans.into_iter().partition(|plan| matches!(plan, Plan::MatrixGemm(_)));
-    plans.extend(tiles.get(turn % tiles.len().max(1)));
-    let (tiles, mut plans): (Vec<_>, Vec<_>) =
-        plans.into_iter().partition(|plan| matches!(plan, Plan::ShiftedGemm(_) | Plan::ShiftedWeight(_)));
-    plans.extend(tiles.get(turn % tiles.len().max(1)));
-    let (tiles, mut plans): (Vec<_>, Vec<_>) =
-        plans.into_iter().partition(|plan| matches!(plan, Plan::Stem(_)));
-    plans.extend(tiles.get(turn % tiles.len().max(1)));
+fn one_tile_each(mut plans: Vec<Plan>, turn: usize) -> Vec<Plan> {
+    let kinds: [fn(&Plan) -> bool; 5] = [
+        |plan| matches!(plan, Plan::Gemm(_)),
+        |plan| matches!(plan, Plan::MatrixGemm(_)),
+        |plan| matches!(plan, Plan::ShiftedGemm(_) | Plan::ShiftedWeight(_)),
+        |plan| matches!(plan, Plan::Stem(_)),
+        |plan| matches!(plan, Plan::Head(_)),
+    ];
+    for kind in kinds {
+        let (tiles, others): (Vec<_>, Vec<_>) = plans.into_iter().partition(kind);
+        plans = others;
+        plans.extend(tiles.get(turn % tiles.len().max(1)));
+    }
     plans
 }
 
@@ -362,39 +362,4 @@ tests! {
 #[test]
 fn tile_boundaries_are_exact() {
     run_all_tiles(&cases::tile_boundaries(), &|seed, length| fill::integers(seed, length, -4, 4), true);
-}
-
-/// Checks a table with normal data and with integers, under the plans that `picks` picks.
-fn run_only(table: &[Conv3dCase], picks: fn(&Plan) -> bool) {
-    let client = client();
-    let run = |table: &[Conv3dCase], fill: &dyn Fn(u64, usize) -> Vec<f32>, exact| {
-        run_with((&client, &Limits::of(&client)), table, fill, exact, Tiles::Only(picks));
-    };
-    run(table, &fill::normal, false);
-    run(table, &|seed, length| fill::integers(seed, length, -4, 4), true);
-}
-
-#[test]
-fn depthwise_planes_in_shared_memory() {
-    run_only(&cases::depthwise_planes(), |plan| *plan == Plan::Depthwise);
-}
-
-#[test]
-fn runs_of_frames() {
-    run_only(&cases::few_frames(), |plan| match plan {
-        Plan::Gemm(tile) => *tile == RegisterTile::M128N8,
-        Plan::MatrixGemm(tile) => tile.tile_n == 64,
-        _ => false,
-    });
-}
-
-#[test]
-fn few_input_channels() {
-    run_only(&cases::stems(), |plan| matches!(plan, Plan::Stem(_)));
-}
-
-/// On devices with matrix units.
-#[test]
-fn windows_in_shared_memory() {
-    run_only(&cases::shared_windows(), |plan| matches!(plan, Plan::ShiftedGemm(_) | Plan::ShiftedWeight(_)));
 }

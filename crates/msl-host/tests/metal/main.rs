@@ -15,6 +15,8 @@ mod conv3d_behaviour;
 mod conv3d_reference;
 #[path = "../../../../kernels/tests/conformance/conv3d_sums.rs"]
 mod conv3d_sums;
+#[path = "../../../../kernels/tests/conformance/conv3d_tiles.rs"]
+mod conv3d_tiles;
 #[path = "../../../../kernels/tests/conformance/conv3d_winograd.rs"]
 mod conv3d_winograd;
 mod machine;
