@@ -108,13 +108,24 @@ impl Shape {
         depth.div_ceil(self.frames) * self.plane.tiles(height, width).iter().product::<usize>()
     }
 
-    /// Instructions for a channel: products, reads of shared memory (a vector of weights counts twice), and what brings the
-    /// channel there.
+    /// How often a read of shared memory goes over the banks: blocks of rows that a plane of 32 units reads together should lie
+    /// beside each other there.
+    fn passes(&self) -> usize {
+        let Tile { rows, columns, .. } = self.plane;
+        let shift = rows * self.plane.stride();
+        let beside = shift.is_multiple_of(columns) && (shift / columns) % 2 == 1;
+        if columns >= 32 || beside { 1 } else { 2 }
+    }
+
+    /// Instructions of all units for a channel: products, reads of shared memory (a vector of weights counts twice), what brings the
+    /// channel there, and the 32-byte sectors of its rows.
     fn cost(&self, walks: &Walks) -> usize {
         let Tile { taps, rows, units, .. } = self.plane;
         let products = self.sums() * self.plane.count();
-        let shared = self.source_frames() * taps[2] * (rows + taps[1] - 1) + 2 * self.weight_vectors();
-        self.cubes(walks) * units * (products + shared + 5 * self.loads() + 60)
+        let values = self.source_frames() * taps[2] * (rows + taps[1] - 1) * self.passes();
+        let sectors = self.source_frames() * (self.plane.height() + taps[1] - 1) * (self.plane.stride() / 8 + 1);
+        let of_unit = products + values + 2 * self.weight_vectors() + 5 * self.loads() + 60;
+        self.cubes(walks) * (units * of_unit + 64 * sectors)
     }
 }
 

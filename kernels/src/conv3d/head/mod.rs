@@ -91,14 +91,14 @@ pub(crate) fn choice(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Op
     (computed <= 2 * sites).then_some(tile)
 }
 
-/// The tiles that serve a pass: the cheapest, the same with channels read ahead, and the cheapest of one and of two frames.
+/// The tiles that serve a pass: the cheapest, the same with channels read ahead, and the cheapest of one frame.
 pub(crate) fn tiles(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Vec<HeadTile> {
     let Some((walks, results)) = walk(problem, pass) else { return Vec::new() };
     let any = cheapest(&walks, results, None);
     let ahead = any.map(|tile| HeadTile { ahead: true, ..tile });
-    let [one, two] = [1, 2].map(|frames| cheapest(&walks, results, Some(frames)));
+    let one = cheapest(&walks, results, Some(1));
     let mut tiles = Vec::new();
-    for tile in [any, ahead, one, two].into_iter().flatten() {
+    for tile in [any, ahead, one].into_iter().flatten() {
         if !tiles.contains(&tile) && serves(problem, pass, &tile, limits) {
             tiles.push(tile);
         }
