@@ -5,10 +5,12 @@
 
 mod covering;
 mod edges;
+mod heads;
 mod regressions;
 mod stems;
 mod windows;
 
+pub use heads::heads;
 pub use stems::stems;
 pub use windows::{depthwise_planes, few_frames, plane_runs, shared_windows};
 

@@ -3,7 +3,7 @@
 use super::plan::{Pass, Plan, matrix_tiles, result_is_empty, shifted_tiles, shifted_weight_tiles};
 use super::problem::Conv3dProblem;
 use super::tile::TileConfig;
-use super::{depthwise, gemm, stem, winograd};
+use super::{depthwise, gemm, head, stem, winograd};
 use crate::error::{ConvError, unsupported};
 use crate::limits::Limits;
 
@@ -91,6 +91,19 @@ pub(super) fn check(
                 problem.window.dilation
             )
         }
+        Plan::Head(tile) if !empty && !head::serves(problem, pass, tile, limits) => {
+            let (channels, results) = problem.channels_of(pass);
+            unsupported!(
+                "conv3d: {} serves forward passes and input gradients of at most 4 result channels per group with stride and \
+                 dilation 1 whose windows fit shared memory and whose sums the device's loops reach, not the {} of {channels} to \
+                 {results} channels with the kernel {:?}, stride {:?} and dilation {:?}",
+                plan.name(),
+                pass.name(),
+                problem.kernel,
+                problem.window.stride,
+                problem.window.dilation
+            )
+        }
         Plan::Depthwise if !depthwise::serves(problem, pass) => {
             unsupported!(
                 "conv3d: the plan `depthwise` serves as many groups as channels, this problem has {} groups, {} input and \
@@ -118,8 +131,8 @@ fn shifted_serves(plan: &Plan, problem: &Conv3dProblem, pass: Pass, limits: &Lim
 fn loop_turns(plan: &Plan, problem: &Conv3dProblem, pass: Pass) -> usize {
     let stages = |terms: usize| terms.div_ceil(TileConfig::LARGE.tile_k);
     match (plan, pass) {
-        // Whether a stem's product serves says how many it makes.
-        (Plan::Empty | Plan::Stem(_), _)
+        // Whether a head's or a stem's product serves says how many it makes.
+        (Plan::Empty | Plan::Head(_) | Plan::Stem(_), _)
         | (
             Plan::ImplicitGemm(_) | Plan::Gemm(_) | Plan::MatrixGemm(_) | Plan::Winograd(_),
             Pass::WeightGradient,

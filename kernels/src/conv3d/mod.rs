@@ -16,7 +16,9 @@ mod depthwise;
 mod direct;
 mod direct_weight;
 mod fold;
+mod frames;
 mod gemm;
+mod head;
 mod implicit_gemm;
 mod notes;
 mod plan;
@@ -32,6 +34,7 @@ pub mod winograd;
 pub use crate::activation::Activation;
 pub use activation::activation_gradient;
 pub use gemm::{MatrixTile, RegisterTile};
+pub use head::HeadTile;
 pub use notes::{NonFinite, Notes};
 pub use plan::{Algorithm, Pass, Plan, Tiles, eligible, plan};
 pub use problem::{Conv3dProblem, PaddingMode, Window};
@@ -84,6 +87,7 @@ pub fn forward(
             shifted::launch(client, problem, Pass::Forward, *tile, limits, [x, w, y], bias)
         }
         Plan::ShiftedWeight(_) => only_weight_gradient(plan),
+        Plan::Head(tile) => head::launch(client, problem, Pass::Forward, *tile, limits, [x, w, y], bias),
         Plan::Stem(_) => invalid!("conv3d: {} has an input gradient only", plan.name()),
         Plan::Winograd(config) => winograd::forward(client, problem, *config, limits, [x, w, y], bias),
     }
@@ -138,6 +142,7 @@ fn run_input_gradient(
             shifted::launch(client, problem, Pass::InputGradient, *tile, limits, operands, None)
         }
         Plan::ShiftedWeight(_) => only_weight_gradient(plan),
+        Plan::Head(tile) => head::launch(client, problem, Pass::InputGradient, *tile, limits, operands, None),
         Plan::Stem(tile) => stem::launch(client, problem, *tile, limits, operands),
         Plan::Winograd(config) => winograd::input_gradient(client, problem, *config, limits, operands),
     }
@@ -177,7 +182,7 @@ pub fn weight_gradient(
         }
         Plan::Winograd(config) => winograd::weight_gradient(client, problem, *config, limits, [x, dy, dw]),
         Plan::ShiftedWeight(tile) => shifted::weight::launch(client, problem, *tile, limits, [x, dy, dw]),
-        Plan::ShiftedGemm(_) | Plan::Stem(_) => {
+        Plan::ShiftedGemm(_) | Plan::Stem(_) | Plan::Head(_) => {
             invalid!("conv3d: {} has no weight gradient", plan.name())
         }
     }

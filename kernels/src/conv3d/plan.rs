@@ -7,6 +7,7 @@
 //! | Gemm         | all         | at most 10 taps along an axis with padding        | fp32 partials where the sum is split |
 //! | MatrixGemm   | all         | the same, where the device has matrix units       | the same                             |
 //! | ShiftedGemm  | forward, dx | the same, stride 1 in the plane, where a window fits shared memory | packed weights |
+//! | Head         | forward, dx | at most 4 result channels per group, stride and dilation 1, where a window fits shared memory | fp32 partials where the sum is split |
 //! | Stem         | dx          | at most 4 input channels per group, where a window fits shared memory | packed weights, fp32 partials where the sum is split |
 //! | Winograd     | all         | 3x3 in plane, stride and dilation 1 there, groups 1; dx: depth stride 1; dw: not F(6x6) | stated by the plan |
 //! | ImplicitGemm | all         | everything: the first, simple tiling              | dw: fp32 partials                    |
@@ -15,7 +16,8 @@
 //! Under replicate padding the input gradient of all but `Direct` is computed in fp32 on the padded input and folded.
 //!
 //! [`Algorithm::Auto`] takes Winograd where the rule and the table of `winograd/choice.rs` say that it is faster, else, as
-//! [`Algorithm::Strict`] does always, the first of Depthwise, Stem (where it computes at most twice as much as the engine), the
+//! [`Algorithm::Strict`] does always, the first of Depthwise, Head (where at most half
+//! of its tiles is empty), Stem (where it computes at most twice as much as the engine), the
 //! engine (MatrixGemm or Gemm) and ImplicitGemm that serves. Stem's tile follows the channels times the positions of a stride by a
 //! stride: up to 4 of them 1024x4 (3x3x3, stride 1: 0.17 ms where the engine takes 0.41), more 512x12 (7x7x7, stride 2: 2.0 ms, the
 //! engine 9.7), on matrix units 128x16 (f16: 1.3 ms, the engine 7.9).
@@ -23,6 +25,7 @@
 
 use super::depthwise;
 use super::gemm::{self, MatrixTile, RegisterTile, stage_type};
+use super::head::{self, HeadTile};
 use super::problem::Conv3dProblem;
 use super::shifted::{self, ShiftedTile, ShiftedWeightTile};
 use super::stem::{self, StemTile};
@@ -89,6 +92,8 @@ pub enum Plan {
     ShiftedGemm(ShiftedTile),
     /// See `shifted/weight.rs`.
     ShiftedWeight(ShiftedWeightTile),
+    /// See `head/`.
+    Head(HeadTile),
     /// See `stem/`.
     Stem(StemTile),
     /// See `winograd/`.
@@ -109,6 +114,7 @@ impl Plan {
             Self::MatrixGemm(tile) => format!("matrix_gemm_{}", tile.name()),
             Self::ShiftedGemm(tile) => format!("shifted_gemm_{}", tile.name()),
             Self::ShiftedWeight(tile) => format!("shifted_weight_{}", tile.name()),
+            Self::Head(tile) => format!("head_{}", tile.name()),
             Self::Stem(tile) => format!("stem_{}", tile.name()),
             Self::Winograd(config) if config.matrices.is_some() => format!("{}_matrices", config.tile.name()),
             Self::Winograd(config) => config.tile.name().into(),
@@ -146,6 +152,9 @@ impl Plan {
         }
         if let Self::ShiftedWeight(tile) = self {
             return shifted::weight::extent(problem, tile);
+        }
+        if let Self::Head(tile) = self {
+            return head::extent(problem, pass, tile);
         }
         if let Self::Stem(tile) = self {
             return stem::extent(problem, tile);
@@ -233,6 +242,7 @@ pub fn eligible(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Vec<Pla
         .chain(matrix_tiles(problem, pass, limits).map(Plan::MatrixGemm))
         .chain(shifted_tiles(problem, pass, limits).map(Plan::ShiftedGemm))
         .chain(shifted_weight_tiles(problem, pass, limits).map(Plan::ShiftedWeight))
+        .chain(head::tiles(problem, pass, limits).into_iter().map(Plan::Head))
         .chain(stem::tiles(problem, pass, limits).map(Plan::Stem))
         .chain(depthwise::serves(problem, pass).then_some(Plan::Depthwise))
         .chain(winograd)
@@ -281,6 +291,8 @@ pub(super) fn result_is_empty(problem: &Conv3dProblem, pass: Pass) -> bool {
 fn strict(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Plan {
     if depthwise::serves(problem, pass) {
         Plan::Depthwise
+    } else if let Some(tile) = head::choice(problem, pass, limits) {
+        Plan::Head(tile)
     } else if let Some(tile) = stem::choice(problem, pass, limits) {
         Plan::Stem(tile)
     } else if gemm::serves(problem, pass) {

@@ -230,19 +230,19 @@ pub(crate) enum Tiles {
 }
 
 /// All plans, but of those that differ by nothing but the tile one, another at every turn.
-fn one_tile_each(plans: Vec<Plan>, turn: usize) -> Vec<Plan> {
-    let (tiles, mut plans): (Vec<_>, Vec<_>) =
-        plans.into_iter().partition(|plan| matches!(plan, Plan::Gemm(_)));
-    plans.extend(tiles.get(turn % tiles.len().max(1)));
-    let (tiles, mut plans): (Vec<_>, Vec<_>) =
-        plans.into_iter().partition(|plan| matches!(plan, Plan::MatrixGemm(_)));
-    plans.extend(tiles.get(turn % tiles.len().max(1)));
-    let (tiles, mut plans): (Vec<_>, Vec<_>) =
-        plans.into_iter().partition(|plan| matches!(plan, Plan::ShiftedGemm(_) | Plan::ShiftedWeight(_)));
-    plans.extend(tiles.get(turn % tiles.len().max(1)));
-    let (tiles, mut plans): (Vec<_>, Vec<_>) =
-        plans.into_iter().partition(|plan| matches!(plan, Plan::Stem(_)));
-    plans.extend(tiles.get(turn % tiles.len().max(1)));
+fn one_tile_each(mut plans: Vec<Plan>, turn: usize) -> Vec<Plan> {
+    let kinds: [fn(&Plan) -> bool; 5] = [
+        |plan| matches!(plan, Plan::Gemm(_)),
+        |plan| matches!(plan, Plan::MatrixGemm(_)),
+        |plan| matches!(plan, Plan::ShiftedGemm(_) | Plan::ShiftedWeight(_)),
+        |plan| matches!(plan, Plan::Stem(_)),
+        |plan| matches!(plan, Plan::Head(_)),
+    ];
+    for kind in kinds {
+        let (tiles, others): (Vec<_>, Vec<_>) = plans.into_iter().partition(kind);
+        plans = others;
+        plans.extend(tiles.get(turn % tiles.len().max(1)));
+    }
     plans
 }
 

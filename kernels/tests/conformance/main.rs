@@ -3,9 +3,9 @@
 mod causal_conv1d;
 mod conv3d;
 mod conv3d_behaviour;
-mod conv3d_plans;
 mod conv3d_reference;
 mod conv3d_sums;
+mod conv3d_tiles;
 mod conv3d_winograd;
 mod device;
 mod errors;

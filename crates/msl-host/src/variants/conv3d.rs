@@ -45,6 +45,7 @@ pub fn table(index: IndexWidth) -> Vec<Conv3dCase> {
             groups: 2,
             ..Conv3dCase::new("depthwise_staged", [1, 2, 3, 16, 15], 2, [3, 3, 3])
         },
+        Conv3dCase { padding, ..Conv3dCase::new("head", [1, 5, 5, 9, 17], 3, [3, 3, 3]) },
         Conv3dCase { padding, ..Conv3dCase::new("pointwise", [1, 33, 3, 5, 5], 65, [1, 1, 1]) },
         // Sums of so many terms (windows) that they are split: partials in fp32. Numbers of terms that vectors divide, and not.
         Conv3dCase { padding, ..Conv3dCase::new("deep_even", [1, 20, 2, 4, 4], 20, [3, 3, 3]) },

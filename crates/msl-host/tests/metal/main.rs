@@ -11,12 +11,12 @@ mod causal_conv1d;
 mod conv3d;
 #[path = "../../../../kernels/tests/conformance/conv3d_behaviour.rs"]
 mod conv3d_behaviour;
-#[path = "../../../../kernels/tests/conformance/conv3d_plans.rs"]
-mod conv3d_plans;
 #[path = "../../../../kernels/tests/conformance/conv3d_reference.rs"]
 mod conv3d_reference;
 #[path = "../../../../kernels/tests/conformance/conv3d_sums.rs"]
 mod conv3d_sums;
+#[path = "../../../../kernels/tests/conformance/conv3d_tiles.rs"]
+mod conv3d_tiles;
 #[path = "../../../../kernels/tests/conformance/conv3d_winograd.rs"]
 mod conv3d_winograd;
 mod machine;

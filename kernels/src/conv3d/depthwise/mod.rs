@@ -1,13 +1,13 @@
 //! Depthwise conv3d (groups = C = O): [`staged`] for the forward pass and the input gradient, [`staged_weight`] for the weight
 //! gradient. Strides, dilation and the smallest planes take [`march`] and [`weight`], which need no shared memory for them.
 
-mod frames;
 mod march;
 mod staged;
 mod staged_weight;
 mod weight;
 
-use super::gemm::walk::{Walks, few_phases, sites, taps, walk_args, walks};
+use super::frames::{Tile, TilingLaunch};
+use super::gemm::walk::{AxisWalk, Walks, few_phases, sites, taps, walk_args, walks};
 use super::plan::Pass;
 use super::problem::Conv3dProblem;
 use super::split::affordable_parts;
@@ -18,7 +18,6 @@ use crate::grid::dispatches;
 use crate::limits::Limits;
 use crate::operand::{Operand, address_type};
 use cubecl::prelude::*;
-use frames::{Tile, TilingLaunch};
 use march::{MOST_TAPS, ShareLaunch, Window, march_kernel};
 use staged::staged_kernel;
 use staged_weight::staged_weight_kernel;
@@ -65,7 +64,7 @@ pub(crate) fn gather(
         if taps(walks) == 0 {
             // Positions that no window reads: the product without terms writes their zeros.
             gemm::one_walk(client, problem, pass, walks, limits, operands)?;
-        } else if let Some(tile) = Tile::of(walks, &FORWARD_ROWS) {
+        } else if let Some(tile) = tile(walks, &FORWARD_ROWS) {
             launch_staged(client, problem, pass, (walks, tile), limits, operands, bias)?;
         } else {
             launch(client, problem, pass, walks, limits, operands, bias)?;
@@ -77,6 +76,34 @@ pub(crate) fn gather(
 /// Sites of a unit along H in a staged forward pass, and in a staged weight gradient, whose sums take the registers.
 const FORWARD_ROWS: [usize; 2] = [4, 8];
 const WEIGHT_ROWS: [usize; 2] = [2, 4];
+
+/// Bytes of shared memory that a frame may take.
+const MOST_BYTES: usize = 24 * 1024;
+
+/// The tile for a walk, the cheapest by a count of instructions: products, and some for each element read and each
+/// unit. Nothing where neighbouring results do not read neighbouring elements, or where the tile stands mostly empty.
+fn tile(walks: &Walks, rows: &[usize]) -> Option<Tile> {
+    let [_, height, width] = walks.map(|walk| walk.sites);
+    let taps = walks.map(|walk| walk.taps);
+    if !walks.iter().all(AxisWalk::is_dense) || taps.iter().product::<usize>() > MOST_TAPS {
+        return None;
+    }
+    let columns = (8..=128usize.min(width.next_multiple_of(8))).step_by(8);
+    let tiles = columns.flat_map(|columns| {
+        let units = [64, 128, 256].into_iter().filter(move |units| columns <= *units);
+        units.flat_map(move |units| {
+            rows.iter().map(move |rows| Tile { taps, rows: *rows, columns, units })
+        })
+    });
+    let cost = |tile: &Tile| {
+        let products = tile.units * tile.rows * tile.count();
+        let tiles: usize = tile.tiles(height, width).iter().product();
+        tiles * (products + 8 * tile.loads() * tile.units + 40 * tile.units)
+    };
+    let tile = tiles.filter(|tile| 4 * tile.loads() * tile.units <= MOST_BYTES).min_by_key(cost)?;
+    let filled = tile.tiles(height, width).iter().product::<usize>() * tile.units * tile.rows;
+    (3 * height * width >= filled).then_some(tile)
+}
 
 /// Frames of a chunk of staged tiles, and the cubes of one channel of one image.
 fn chunks(problem: &Conv3dProblem, walks: &Walks, tile: &Tile, limits: &Limits) -> (usize, usize) {
@@ -228,7 +255,7 @@ pub(crate) fn weight_gradient(
     [x, dy, dw]: [&Operand; 3],
 ) -> Result<(), ConvError> {
     let walks = &walks(problem, Pass::Forward)[0];
-    if let Some(tile) = Tile::of(walks, &WEIGHT_ROWS) {
+    if let Some(tile) = tile(walks, &WEIGHT_ROWS) {
         let (chunk, cubes) = chunks(problem, walks, &tile, limits);
         if problem.batch * cubes <= affordable_parts(dw.len(), limits) {
             return staged_weight_gradient(

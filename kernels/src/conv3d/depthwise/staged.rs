@@ -1,4 +1,4 @@
-//! Depthwise conv3d, forward and input gradient, of dense windows: stride and dilation 1. Tile: [`super::frames`].
+//! Depthwise conv3d, forward and input gradient, of dense windows: stride and dilation 1. Tile: [`crate::conv3d::frames`].
 //!
 //! ```text
 //! y[n, c, d, h, w] = activation( bias[c] + sum over kd, kh, kw of x[n, c, d + kd, h + kh, w + kw] * weight[c, kd, kh, kw] )
@@ -8,10 +8,10 @@
 //! multiply-add for each of its `rows` sites; a frame is in memory's way once (`1 + overlap` times with the tile's rim), a
 //! result once. Declined: strides, dilation and windows of more than 80 taps ([`super::march`] takes them).
 
-use super::frames::{Tile, Tiling, Unit, places, read_column, read_frame, write_frame};
 use super::march::age;
 use crate::activation::activate_by_code;
 use crate::cells::Cells;
+use crate::conv3d::frames::{Tile, Tiling, Unit, places, read_column, read_frame, write_frame};
 use crate::conv3d::gemm::place::Walk;
 use crate::conv3d::plan::Pass;
 use crate::conv3d::problem::PaddingMode;

@@ -1,4 +1,4 @@
-//! Depthwise weight gradient of dense windows: stride and dilation 1. Tile: [`super::frames`].
+//! Depthwise weight gradient of dense windows: stride and dilation 1. Tile: [`crate::conv3d::frames`].
 //!
 //! ```text
 //! partial[part, c, tap] = sum over the part's windows q of x(q + tap) * dy(q)
@@ -9,8 +9,8 @@
 //! some taps at a time, in a fixed order. Bytes: x once (with the tile's rim a little more), dy once. Declined: strides,
 //! dilation and windows of more than 80 taps ([`super::weight`] takes them).
 
-use super::frames::{Tile, Tiling, Unit, places, read_column, read_frame, write_frame};
 use crate::cells::Cells;
+use crate::conv3d::frames::{Tile, Tiling, Unit, places, read_column, read_frame, write_frame};
 use crate::conv3d::gemm::place::Walk;
 use crate::conv3d::problem::PaddingMode;
 use crate::grid::Span;

@@ -229,6 +229,11 @@ impl Walk {
         group as usize * self.weight_group_stride
     }
 
+    /// Offset of a channel of the source in the weight.
+    pub(crate) fn weight_channel(&self, channel: u32) -> usize {
+        channel as usize * self.weight_channel_stride
+    }
+
     /// Offset of a product's column in the weight.
     pub(crate) fn weight_column(&self, column: u32) -> usize {
         column as usize * self.weight_column_stride

@@ -1,5 +1,5 @@
-//! Tiles of a channel's plane whose frames pass through shared memory: what [`super::staged`] and [`super::staged_weight`]
-//! march through where neighbouring results read neighbouring elements.
+//! Tiles of a channel's plane whose frames pass through shared memory, where neighbouring results read neighbouring elements:
+//! what depthwise convolutions march through (`depthwise/staged.rs`, `depthwise/staged_weight.rs`) and heads hold (`head/`).
 //!
 //! ```text
 //!          columns + KW - 1                      a unit: `rows` sites of one column of the tile, lanes along w
@@ -12,15 +12,10 @@
 //! Reading each element once matters: with the window's overlap read from memory again and again the loads of a 3x5x5 window
 //! alone took 1.4 ms where its products take 0.3 (H200). Shared memory: `4 * loads * units` bytes.
 
-use super::march::MOST_TAPS;
-use crate::conv3d::gemm::place::Walk;
-use crate::conv3d::gemm::walk::{AxisWalk, Walks};
-use crate::conv3d::problem::PaddingMode;
+use super::gemm::place::Walk;
+use super::problem::PaddingMode;
 use cubecl::prelude::*;
 use cubecl::std::FastDivmod;
-
-/// Bytes of shared memory that a frame may take.
-const MOST_BYTES: usize = 24 * 1024;
 
 /// What of a tile is compiled in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -66,31 +61,6 @@ impl Tile {
     /// Tiles of a plane along H and W.
     pub(super) fn tiles(&self, height: usize, width: usize) -> [usize; 2] {
         [height.div_ceil(self.height()), width.div_ceil(self.columns)]
-    }
-
-    /// The tile for a walk, the cheapest by a count of instructions: products, and some for each element read and each
-    /// unit. Nothing where neighbouring results do not read neighbouring elements, or where the tile stands mostly empty.
-    pub(super) fn of(walks: &Walks, rows: &[usize]) -> Option<Self> {
-        let [_, height, width] = walks.map(|walk| walk.sites);
-        let taps = walks.map(|walk| walk.taps);
-        if !walks.iter().all(AxisWalk::is_dense) || taps.iter().product::<usize>() > MOST_TAPS {
-            return None;
-        }
-        let columns = (8..=128usize.min(width.next_multiple_of(8))).step_by(8);
-        let tiles = columns.flat_map(|columns| {
-            let units = [64, 128, 256].into_iter().filter(move |units| columns <= *units);
-            units.flat_map(move |units| {
-                rows.iter().map(move |rows| Self { taps, rows: *rows, columns, units })
-            })
-        });
-        let cost = |tile: &Self| {
-            let products = tile.units * tile.rows * tile.count();
-            let tiles: usize = tile.tiles(height, width).iter().product();
-            tiles * (products + 8 * tile.loads() * tile.units + 40 * tile.units)
-        };
-        let tile = tiles.filter(|tile| 4 * tile.loads() * tile.units <= MOST_BYTES).min_by_key(cost)?;
-        let filled = tile.tiles(height, width).iter().product::<usize>() * tile.units * tile.rows;
-        (3 * height * width >= filled).then_some(tile)
     }
 }
 
@@ -165,8 +135,8 @@ impl Tiling {
 /// Where the elements of a frame that a unit reads lie in the source's plane, and whether they do.
 #[derive(CubeType)]
 pub(super) struct Places {
-    at: Sequence<usize>,
-    inside: Sequence<bool>,
+    pub(super) at: Sequence<usize>,
+    pub(super) inside: Sequence<bool>,
 }
 
 #[cube]

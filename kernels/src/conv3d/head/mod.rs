@@ -1,0 +1,195 @@
+//! Heads: layers of at most four result channels per group whose windows move by one element, forward pass and input gradient
+//! (of stems, whose dx has few channels). [`kernel`] computes all results of a tile from windows of one channel after the other.
+//! Where tiles are too few to fill the device (small planes) the channels are cut into parts that `reduce.rs` adds.
+
+mod config;
+mod kernel;
+
+pub use config::HeadTile;
+
+use super::frames::TilingLaunch;
+use super::gemm::walk::{Walks, divisor, walk_args, walks};
+use super::plan::{Pass, Tiles};
+use super::problem::Conv3dProblem;
+use super::{reduce, split};
+use crate::activation::Activation;
+use crate::error::ConvError;
+use crate::grid::dispatches;
+use crate::limits::Limits;
+use crate::operand::{Operand, address_type, row_major};
+use config::{MOST_RESULTS, Shape, cheapest, is_offered};
+use cubecl::prelude::*;
+use kernel::{ShareLaunch, head_kernel};
+
+/// Channels of a part of the sum: fewer would spend their time on its ends.
+const LEAST_CHANNELS: usize = 4;
+
+/// The walk of a pass that is one of these, and its results.
+fn walk(problem: &Conv3dProblem, pass: Pass) -> Option<(Walks, usize)> {
+    let (channels, results) = problem.channels_of(pass);
+    // The phases of a strided input gradient are several walks, each of few products: they are Stem's.
+    let one = pass == Pass::Forward || pass == Pass::InputGradient && problem.window.stride == [1; 3];
+    let few = one && channels > 0 && (1..=MOST_RESULTS).contains(&results);
+    few.then(|| (walks(problem, pass)[0], results))
+}
+
+/// How the sum is cut: parts, and channels of each.
+fn parts(problem: &Conv3dProblem, pass: Pass, cubes: usize, limits: &Limits) -> (usize, usize) {
+    let (channels, _) = problem.channels_of(pass);
+    if cubes > limits.cubes_in_flight {
+        return (1, channels);
+    }
+    let out = if pass == Pass::Forward { problem.y_shape() } else { problem.x_shape() };
+    let affordable = split::affordable_parts(out.iter().product(), limits);
+    let wanted = 2 * limits.cubes_in_flight / cubes.max(1);
+    let parts = wanted.min(channels / LEAST_CHANNELS).min(affordable).max(1);
+    let length = channels.div_ceil(parts);
+    (channels.div_ceil(length), length)
+}
+
+/// Cubes of a part of the sum.
+fn cubes(problem: &Conv3dProblem, walks: &Walks, shape: &Shape) -> usize {
+    problem.batch.saturating_mul(problem.window.groups).saturating_mul(shape.cubes(walks))
+}
+
+/// Whether the tile serves a pass: windows that move by one element and fit shared memory, at most four results per group,
+/// counts that 31 bits hold, and loops as long as the device makes them.
+pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass, tile: &HeadTile, limits: &Limits) -> bool {
+    let Some((walks, results)) = walk(problem, pass) else { return false };
+    if !is_offered(&walks, results, tile) {
+        return false;
+    }
+    let shape = Shape::of(&walks, results, tile);
+    let cubes = cubes(problem, &walks, &shape);
+    let (parts, length) = parts(problem, pass, cubes, limits);
+    // A turn for each channel, one for each column of its window, one for each sum that is written.
+    let turns = length * (1 + problem.kernel[2]) + shape.sums();
+    cubes.saturating_mul(parts * tile.units) < i32::MAX as usize
+        && limits.loop_turns.is_none_or(|most| turns <= most)
+}
+
+/// The tiles of a pass, as [`super::Plan::tiles`] says.
+pub(crate) fn extent(problem: &Conv3dProblem, pass: Pass, tile: &HeadTile) -> Option<Tiles> {
+    let (walks, results) = walk(problem, pass)?;
+    let (channels, _) = problem.channels_of(pass);
+    let shape = Shape::of(&walks, results, tile);
+    Some(Tiles {
+        count: cubes(problem, &walks, &shape),
+        rows: tile.frames * tile.rows * tile.units,
+        columns: results,
+        terms: channels * problem.taps(),
+        reads: channels * (shape.source_frames() * shape.frame_elements() + problem.taps() * results),
+    })
+}
+
+/// The tile of a pass; none where the tiles would compute more than twice the results that there are.
+pub(crate) fn choice(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Option<HeadTile> {
+    let (walks, results) = walk(problem, pass)?;
+    let tile = cheapest(&walks, results, None).filter(|tile| serves(problem, pass, tile, limits))?;
+    let sites: usize = walks.iter().map(|walk| walk.sites).product();
+    let computed = Shape::of(&walks, results, &tile).cubes(&walks) * tile.frames * tile.rows * tile.units;
+    (computed <= 2 * sites).then_some(tile)
+}
+
+/// The tiles that serve a pass: the cheapest, the same with channels read ahead, and the cheapest of one frame.
+pub(crate) fn tiles(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Vec<HeadTile> {
+    let Some((walks, results)) = walk(problem, pass) else { return Vec::new() };
+    let any = cheapest(&walks, results, None);
+    let ahead = any.map(|tile| HeadTile { ahead: true, ..tile });
+    let one = cheapest(&walks, results, Some(1));
+    let mut tiles = Vec::new();
+    for tile in [any, ahead, one].into_iter().flatten() {
+        if !tiles.contains(&tile) && serves(problem, pass, &tile, limits) {
+            tiles.push(tile);
+        }
+    }
+    tiles
+}
+
+/// Launches the forward pass (operands x, w, y) or the input gradient (dy, w, dx).
+pub(crate) fn launch(
+    client: &Client,
+    problem: &Conv3dProblem,
+    pass: Pass,
+    tile: HeadTile,
+    limits: &Limits,
+    [source, weight, out]: [&Operand; 3],
+    bias: Option<&Operand>,
+) -> Result<(), ConvError> {
+    let (walks, results) = walk(problem, pass).expect("`check` has looked at the window");
+    let shape = Shape::of(&walks, results, &tile);
+    let (parts, length) = parts(problem, pass, cubes(problem, &walks, &shape), limits);
+    let whole = (bias, problem.activation_of(pass));
+    let products = |out: &Operand, epilogue| {
+        let operands = [source, weight, out];
+        launch_parts(client, problem, pass, (&walks, &shape), (parts, length), limits, operands, epilogue)
+    };
+    if parts == 1 {
+        return products(out, whole);
+    }
+    let partials = reduce::workspace(client, parts, out.len());
+    let part = Operand { shape: out.shape.clone(), strides: row_major(&out.shape), ..partials.clone() };
+    products(&part, (None, Activation::None))?;
+    reduce::finish_partials(client, limits, &partials, out, whole)
+}
+
+#[allow(clippy::too_many_arguments)]
+fn launch_parts(
+    client: &Client,
+    problem: &Conv3dProblem,
+    pass: Pass,
+    (walks, shape): (&Walks, &Shape),
+    (parts, length): (usize, usize),
+    limits: &Limits,
+    operands: [&Operand; 3],
+    (bias, activation): (Option<&Operand>, Activation),
+) -> Result<(), ConvError> {
+    let [source, weight, out] = operands;
+    let (channels, _) = problem.channels_of(pass);
+    let [depth, height, width] = walks.map(|walk| walk.sites);
+    let [tiles_h, tiles_w] = shape.plane.tiles(height, width);
+    let cubes = cubes(problem, walks, shape) * parts;
+    let units = shape.plane.units;
+    let part_stride = if parts == 1 { 0 } else { out.len() };
+    let address = address_type("conv3d", &operands, (cubes * units).max(part_stride * parts), limits)?;
+    let operations = 2.0 * (units * shape.sums() * shape.plane.count() * length) as f64;
+    for dispatch in dispatches(cubes, operations, limits) {
+        // SAFETY: elements of a frame outside the source are not read, nor are weights beside the window's; sites outside the
+        // plane and frames past the last are not written; a cube's tile, frames, group, image and part exist.
+        unsafe {
+            head_kernel::launch_unchecked(
+                client,
+                dispatch.count(),
+                CubeDim::new_1d(units as u32),
+                address,
+                source.buffer_arg(1),
+                weight.buffer_arg(1),
+                bias.map(|bias| bias.tensor_arg()).into(),
+                out.buffer_arg(1),
+                walk_args(problem, pass, walks, operands),
+                TilingLaunch::new(
+                    tiles_w as u32,
+                    tiles_h as u32,
+                    depth.div_ceil(shape.frames) as u32,
+                    problem.window.groups as u32,
+                    problem.window.groups as u32,
+                    shape.cubes(walks) as u32,
+                    height as u32,
+                    width as u32,
+                    depth as u32,
+                    shape.frames as u32,
+                    activation.code(),
+                ),
+                ShareLaunch::new(divisor(problem.batch), channels as u32, length as u32, part_stride),
+                dispatch.span(),
+                pass,
+                problem.window.padding_mode,
+                *shape,
+                limits.unroll,
+                source.dtype.elem(),
+                out.dtype.elem(),
+            );
+        }
+    }
+    Ok(())
+}
