@@ -1,14 +1,16 @@
 //! The sliding products that the tiled kernels share: `sum[i] += sum over j < count of factor[j] * column[16 * place + i + j]`.
 //!
 //! ```text
-//!   columns   | 16 of unit 0 | 16 of unit 1 | ..      a unit: 16 sums; 16 columns wait in registers while the next 16 come
-//!             | ------- its window ------- |          256 multiply-adds per 8 vectors of shared memory
+//!   columns   | 16 of unit 0 | 16 of unit 1 | ..      a unit: 16 sums; four factors at a time, a vector of columns for each four
+//!             | ---- its ring of vectors ---- |        64 multiply-adds per 2 vectors of shared memory
 //! ```
 //!
-//! Columns and factors lie in shared memory as vectors of four. Vector Q stands at `Q mod 4 * stride + Q / 4`: the m-th vectors of
-//! neighbouring units are neighbours, so that a load meets every bank once.
+//! Vector Q of a unit's columns is in cells Q mod 8 of its ring: after 32 factors the ring is where it was, so that nothing is moved.
+//!
+//! Columns and factors lie in shared memory as vectors of four, in quarters: vector Q is the Q/4-th of its row in quarter Q mod 4.
+//! The m-th vectors of neighbouring units are neighbours there, a load meets every bank once, and the distance between quarters
+//! is a constant of the code.
 
-use crate::causal_conv1d::args::{Present, Rows, at3};
 use crate::cells::Cells;
 use cubecl::prelude::*;
 
@@ -21,149 +23,136 @@ pub(super) const OUTPUTS: usize = 16;
 /// Units of a cube.
 pub(super) const UNITS: usize = 128;
 
-/// Where vector `index` of a run of vectors stands.
+/// Vectors in a unit's ring, and factors until it has gone round.
+const RING: usize = 8;
+const ROUND: usize = 4 * RING;
+
+/// Where vector `index` of a row stands that begins with the first vector of a quarter.
 #[cube]
-pub(super) fn place_of(index: u32, stride: u32) -> u32 {
-    index % 4u32 * stride + index / 4u32
+pub(super) fn place_of(index: u32, #[comptime] quarter: usize) -> u32 {
+    index % 4u32 * quarter as u32 + index / 4u32
 }
 
-/// A row of columns: where they come from, and where they go.
+/// Where a unit's columns and factors begin, and how far their quarters are apart. Its first column is `shift` after the beginning of
+/// a vector.
 #[derive(CubeType, Clone, Copy)]
-pub(super) struct Line {
-    pub(super) b: usize,
-    /// Channel of the source, and whether there is one.
-    pub(super) c: usize,
-    pub(super) exists: bool,
-    /// The first column.
-    pub(super) e: usize,
-    /// Where the row begins in shared memory, and how many vectors it has.
-    pub(super) base: u32,
-    pub(super) stride: u32,
-    pub(super) vectors: u32,
+pub(super) struct Places {
+    pub(super) columns: u32,
+    pub(super) factors: u32,
+    #[cube(comptime)]
+    pub(super) column_quarter: usize,
+    #[cube(comptime)]
+    pub(super) factor_quarter: usize,
+    #[cube(comptime)]
+    pub(super) shift: usize,
 }
 
-/// Brings the vectors `first`, `first + step`, .. of a row to shared memory, `count` of them: columns of `[initial state | source]`,
-/// 0 beside it. Returns their sum. All are under way before anything waits for one.
+/// Adds the products of `count` factors.
 #[cube]
-#[allow(clippy::too_many_arguments)]
-pub(super) fn stage<S: Float>(
-    source: &Tensor<S>,
-    initial: &Tensor<S>,
-    extents: &Rows,
-    line: &Line,
-    columns: &mut Shared<[Quad]>,
-    first: u32,
-    step: u32,
-    #[comptime] count: usize,
-) -> f32 {
-    let history = extents.history();
-    let row = line.b * source.stride(0) + line.c * source.stride(1);
-    let mut raw = Sequence::<S>::new();
-    #[unroll]
-    for n in 0..count {
-        #[unroll]
-        for i in 0..4usize {
-            // Wraps before the first step, to beyond the last.
-            let t = line.e + (first + n as u32 * step) as usize * 4 + i - history;
-            let inside = line.exists && t < extents.length;
-            raw.push(source[select(inside, row + t * source.stride(2), 0usize)]);
-        }
-    }
-    let mut total = 0.0f32;
-    #[unroll]
-    for n in 0..count {
-        let index = first + n as u32 * step;
-        let mut quad = Quad::new(0.0f32);
-        #[unroll]
-        for i in 0..4usize {
-            let t = line.e + index as usize * 4 + i - history;
-            let inside = line.exists && t < extents.length;
-            let value = select(inside, f32::cast_from(*raw.index(comptime!(4 * n + i))), 0.0f32);
-            total += value;
-            quad.insert(i, value);
-        }
-        if line.exists && extents.has(Present::INITIAL) && line.e + index as usize * 4 < history {
-            #[unroll]
-            for i in 0..4usize {
-                let e = line.e + index as usize * 4 + i;
-                if e < history {
-                    quad.insert(i, f32::cast_from(initial[at3(initial, line.b, line.c, e)]));
-                }
-            }
-        }
-        if index < line.vectors {
-            columns[(line.base + place_of(index, line.stride)) as usize] = quad;
-        }
-    }
-    total
-}
-
-/// Adds the products of `count` factors. The unit's columns begin at vector `4 * (place - base)` of their run, its factors at
-/// vector `4 * (factor_place - base)` of theirs.
-#[cube]
-#[allow(clippy::too_many_arguments)]
 pub(super) fn add_products(
     columns: &Shared<[Quad]>,
-    place: u32,
-    stride: u32,
     factors: &Shared<[Quad]>,
-    factor_place: u32,
-    factor_stride: u32,
+    places: &Places,
     count: u32,
     sums: &Cells<f32>,
 ) {
-    let window = Cells::<f32>::new(comptime!(2 * OUTPUTS), 0.0f32);
+    let ring = Cells::<f32>::new(ROUND, 0.0f32);
+    let first = comptime!(ahead(places.shift));
     #[unroll]
-    for m in 0..4usize {
-        let quad = columns[(place + stride * m as u32) as usize];
-        #[unroll]
-        for i in 0..4usize {
-            window.set(comptime!(4 * m + i), quad.extract(i));
-        }
+    for q in 0..first {
+        take(columns, places, 0u32, q, &ring);
     }
-    let blocks = count / comptime!(OUTPUTS as u32);
-    for block in 0..blocks {
+    let rounds = count / comptime!(ROUND as u32);
+    for round in 0..rounds {
+        add_quads(columns, factors, places, round * 2u32, RING, &ring, sums);
+    }
+    let mut done = rounds * 2u32;
+    if count & comptime!(OUTPUTS as u32) != 0u32 {
+        add_quads(columns, factors, places, done, comptime!(RING / 2), &ring, sums);
+        done += 1u32;
+    }
+    let rest = count % comptime!(OUTPUTS as u32);
+    if rest != 0u32 {
+        add_rest(columns, factors, places, done, rest, sums);
+    }
+}
+
+/// Vectors that a unit holds before it takes the one that four more factors need.
+fn ahead(shift: usize) -> usize {
+    if shift == 0 { 4 } else { 5 }
+}
+
+/// Takes vector `q` of those from the unit's `16 * done`-th column on into its ring.
+#[cube]
+fn take(columns: &Shared<[Quad]>, places: &Places, done: u32, #[comptime] q: usize, ring: &Cells<f32>) {
+    let quarter = comptime!((q % 4 * places.column_quarter + q / 4) as u32);
+    let quad = columns[(places.columns + done + quarter) as usize];
+    #[unroll]
+    for i in 0..4usize {
+        ring.set(comptime!(q % RING * 4 + i), quad.extract(i));
+    }
+}
+
+/// Adds the products of `4 * quads` factors, `16 * done` after the first.
+#[cube]
+fn add_quads(
+    columns: &Shared<[Quad]>,
+    factors: &Shared<[Quad]>,
+    places: &Places,
+    done: u32,
+    #[comptime] quads: usize,
+    ring: &Cells<f32>,
+    sums: &Cells<f32>,
+) {
+    #[unroll]
+    for m in 0..quads {
+        take(columns, places, done, comptime!(m + ahead(places.shift)), ring);
+        let quarter = comptime!((m % 4 * places.factor_quarter + m / 4) as u32);
+        let quad = factors[(places.factors + done + quarter) as usize];
         #[unroll]
-        for m in 0..4usize {
-            let quad = columns[(place + stride * m as u32 + block + 1u32) as usize];
+        for j in 0..4usize {
+            let factor = quad.extract(j);
             #[unroll]
-            for i in 0..4usize {
-                window.set(comptime!(OUTPUTS + 4 * m + i), quad.extract(i));
+            for i in 0..OUTPUTS {
+                let column = ring.get(comptime!((4 * m + j + i + places.shift) % ROUND));
+                sums.set(i, fma(factor, column, sums.get(i)));
             }
         }
-        #[unroll]
-        for m in 0..4usize {
-            let quad = factors[(factor_place + factor_stride * m as u32 + block) as usize];
-            #[unroll]
-            for j in 0..4usize {
-                let factor = quad.extract(j);
-                #[unroll]
-                for i in 0..OUTPUTS {
-                    let sum = fma(factor, window.get(comptime!(4 * m + j + i)), sums.get(i));
-                    sums.set(i, sum);
-                }
-            }
-        }
-        #[unroll]
-        for i in 0..OUTPUTS {
-            window.set(i, window.get(i + OUTPUTS));
-        }
     }
-    // One by one what is left: a factor of 0 in place of one that does not exist would make NaN of an infinite column.
-    for j in 0..count % comptime!(OUTPUTS as u32) {
-        let m = j / 4u32;
-        let column = columns[(place + stride * m + blocks + 1u32) as usize];
-        let factor = lane_of(factors[(factor_place + factor_stride * m + blocks) as usize], j % 4u32);
+}
+
+/// Adds the products of fewer than 16 factors, one by one: a factor of 0 in place of one that does not exist would make NaN of an
+/// infinite column.
+#[cube]
+fn add_rest(
+    columns: &Shared<[Quad]>,
+    factors: &Shared<[Quad]>,
+    places: &Places,
+    done: u32,
+    rest: u32,
+    sums: &Cells<f32>,
+) {
+    let held = comptime!(4 * ahead(places.shift));
+    let window = Cells::<f32>::new(ROUND, 0.0f32);
+    #[unroll]
+    for q in 0..comptime!(held / 4) {
+        take(columns, places, done, q, &window);
+    }
+    for j in 0..rest {
+        let next = comptime!((held / 4) as u32) + j / 4u32;
+        let column = columns[(places.columns + done + place_of(next, places.column_quarter)) as usize];
+        let at = places.factors + done + place_of(j / 4u32, places.factor_quarter);
+        let factor = lane_of(factors[at as usize], j % 4u32);
         #[unroll]
         for i in 0..OUTPUTS {
-            let sum = fma(factor, window.get(i), sums.get(i));
+            let sum = fma(factor, window.get(comptime!(i + places.shift)), sums.get(i));
             sums.set(i, sum);
         }
         #[unroll]
-        for i in 0..comptime!(OUTPUTS - 1) {
+        for i in 0..comptime!(held - 1) {
             window.set(i, window.get(i + 1));
         }
-        window.set(comptime!(OUTPUTS - 1), lane_of(column, j % 4u32));
+        window.set(comptime!(held - 1), lane_of(column, j % 4u32));
     }
 }
 
@@ -177,7 +166,7 @@ pub(super) fn lane_of(quad: Quad, lane: u32) -> f32 {
 
 /// Puts a unit's sums back where its columns begin.
 #[cube]
-pub(super) fn put_sums(columns: &mut Shared<[Quad]>, place: u32, stride: u32, sums: &Cells<f32>) {
+pub(super) fn put_sums(columns: &mut Shared<[Quad]>, place: u32, sums: &Cells<f32>, #[comptime] quarter: usize) {
     #[unroll]
     for m in 0..4usize {
         let mut quad = Quad::new(0.0f32);
@@ -185,6 +174,6 @@ pub(super) fn put_sums(columns: &mut Shared<[Quad]>, place: u32, stride: u32, su
         for i in 0..4usize {
             quad.insert(i, sums.get(comptime!(4 * m + i)));
         }
-        columns[(place + stride * m as u32) as usize] = quad;
+        columns[(place + comptime!((m * quarter) as u32)) as usize] = quad;
     }
 }
