@@ -17,7 +17,7 @@
 //! multiply-adds. Shared memory: 12.8 KiB for columns, 4.1 KiB for taps. Any strides, any width; declined: sequence ids.
 
 use super::Memory;
-use super::products::{OUTPUTS, Places, Quad, UNITS, add_products, place_of, put_sums};
+use super::products::{Places, Quad, add_products, part, place_of, put_sums};
 use super::results::{Results, write_results};
 use super::stage::{Line, put, read};
 use crate::causal_conv1d::args::{Present, Rows, RowsLaunch, Strides, at2, strides};
@@ -37,22 +37,8 @@ const BLOCK: usize = 128;
 /// Channels of a cube at most.
 const ROWS: usize = 8;
 
-/// Vectors of a quarter of a row beside those of its own steps: the columns of the block's taps, and of the shift.
-const BESIDE: usize = BLOCK / OUTPUTS + 1;
-
-/// Vectors of a quarter of the columns and of the taps. Two more than a multiple of eight, so that neighbours that are put into
-/// neighbouring quarters meet different banks; a vector more for each row of taps keeps rows apart.
-const COLUMNS: usize = quarter(UNITS + ROWS * BESIDE);
-const TAPS: usize = quarter(ROWS * TAP_ROW);
-const TAP_ROW: usize = BLOCK / OUTPUTS + 1;
-
-/// Vectors of columns that a unit reads at once: those of its row's steps, and one beside them.
-const TOGETHER: usize = 5;
-
-/// The smallest length of a quarter for so many vectors.
-const fn quarter(vectors: usize) -> usize {
-    (vectors + 5) / 8 * 8 + 2
-}
+/// Units of a cube.
+const UNITS: usize = 128;
 
 /// What a launch computes, of channels `first..first + channels`.
 pub(crate) struct Sums<'a> {
@@ -92,21 +78,55 @@ pub(super) struct TiledShare {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Tile {
     layout: Conv1dLayout,
+    /// Sums of a unit, 16 or 32.
+    outputs: usize,
     /// Steps between the beginning of a vector and the first column.
     shift: usize,
     /// Whether a tile's columns are read while the one before it is multiplied.
     ahead: bool,
 }
 
+impl Tile {
+    /// Vectors of a unit's sums, and parts in which vectors lie in shared memory.
+    fn parts(self) -> usize {
+        self.outputs / 4
+    }
+
+    /// Vectors of a part of a row beside those of its own steps: the columns of the block's taps, and of the shift.
+    fn beside(self) -> usize {
+        (BLOCK / 4 + 1).div_ceil(self.parts())
+    }
+
+    /// Vectors of a part of the columns.
+    fn column_part(self) -> usize {
+        part(UNITS + ROWS * self.beside(), self.parts())
+    }
+
+    /// Vectors of a part of a row of taps, one of which keeps rows apart, and of a part of all.
+    fn tap_row(self) -> usize {
+        BLOCK / 4 / self.parts() + 1
+    }
+
+    fn tap_part(self) -> usize {
+        part(ROWS * self.tap_row(), self.parts())
+    }
+
+    /// Vectors of columns that a unit reads at once: those of its steps, and one beside them.
+    fn together(self) -> usize {
+        self.parts() + 1
+    }
+}
+
 pub(crate) fn launch(call: &Call, sums: &Sums) -> Result<(), ConvError> {
     let &Call { client, limits, problem, ref views } = call;
     let (first, channels) = sums.channels;
     let steps = sums.target.shape[2];
+    let outputs = if super::wip_variant() == 4 { 32 } else { 16 };
     let by_channels = problem.layout == Conv1dLayout::Btc;
-    let lanes = if by_channels { UNITS / ROWS } else { steps.div_ceil(OUTPUTS).next_power_of_two() };
+    let lanes = if by_channels { UNITS / ROWS } else { steps.div_ceil(outputs).next_power_of_two() };
     let lanes = lanes.clamp(UNITS / ROWS, UNITS);
     let rows = UNITS / lanes;
-    let (tiles, groups) = (steps.div_ceil(lanes * OUTPUTS), channels.div_ceil(rows));
+    let (tiles, groups) = (steps.div_ceil(lanes * outputs), channels.div_ceil(rows));
     let forward = !sums.reversed;
     let bias = views.bias.as_ref().filter(|_| forward);
     let initial = views.initial_state.as_ref().filter(|_| forward);
@@ -124,7 +144,7 @@ pub(crate) fn launch(call: &Call, sums: &Sums) -> Result<(), ConvError> {
     let other = sums.dy.or(sums.residual);
     operands.extend(other);
     operands.extend(sums.dfinal);
-    let largest = problem.length + problem.width + 2 * (UNITS + BLOCK) * OUTPUTS;
+    let largest = problem.length + problem.width + 2 * (UNITS + BLOCK) * outputs;
     let address = address_type("causal_conv1d", &operands, largest, limits)?;
     let memory: Vec<&Operand> = [sums.source, sums.target].into_iter().chain(other).collect();
     let memory = Memory::of(&memory);
@@ -133,8 +153,8 @@ pub(crate) fn launch(call: &Call, sums: &Sums) -> Result<(), ConvError> {
     let cubes = tiles.div_ceil(wanted);
     let tiles_per_cube = tiles.div_ceil(cubes.max(1));
     check_turns("causal_conv1d", problem.width.div_ceil(BLOCK) * tiles_per_cube * 48 + 32, limits)?;
-    let operations = 2.0 * (tiles_per_cube * UNITS * OUTPUTS * (problem.width + 16)) as f64;
-    let tile = Tile { layout: problem.layout, shift: memory.shift(sums.start, problem.width), ahead };
+    let operations = 2.0 * (tiles_per_cube * UNITS * outputs * (problem.width + 16)) as f64;
+    let tile = Tile { layout: problem.layout, outputs, shift: memory.shift(sums.start, problem.width), ahead };
     for dispatch in dispatches(problem.batch * cubes * groups, operations, limits) {
         let share = TiledShareLaunch::new(
             lanes.ilog2(),
@@ -220,18 +240,21 @@ fn tiled_kernel<S: Float, W: Float, X: Float, Y: Float, N: Size>(
     let first_tile = (span.cube() - rest * share.cubes) * share.tiles_per_cube;
     let b = rest / share.groups;
     let (lanes, rows) = (1u32 << share.lane_bits, comptime!(UNITS as u32) >> share.lane_bits);
-    let steps_of_tile = (lanes * comptime!(OUTPUTS as u32)) as usize;
+    let steps_of_tile = (lanes * comptime!(tile.outputs as u32)) as usize;
     let first_row = (rest - b * share.groups) * rows as usize;
 
-    let mut columns = Shared::<[Quad]>::new_slice(comptime!(4 * COLUMNS));
-    let mut taps = Shared::<[Quad]>::new_slice(comptime!(4 * TAPS));
-    let row_vectors = lanes + comptime!(BESIDE as u32);
+    let mut columns = Shared::<[Quad]>::new_slice(comptime!(tile.parts() * tile.column_part()));
+    let mut taps = Shared::<[Quad]>::new_slice(comptime!(tile.parts() * tile.tap_part()));
+    let (together, parts) = comptime!((tile.together(), tile.parts()));
+    let column_part = comptime!(tile.column_part());
+    let row_vectors = lanes + comptime!(tile.beside() as u32);
     let (row, lane) = (UNIT_POS >> share.lane_bits, UNIT_POS & (lanes - 1u32));
     let places = Places {
         columns: row * row_vectors + lane,
-        factors: row * comptime!(TAP_ROW as u32),
-        column_quarter: COLUMNS,
-        factor_quarter: TAPS,
+        factors: row * comptime!(tile.tap_row() as u32),
+        column_part: comptime!(tile.column_part()),
+        factor_part: comptime!(tile.tap_part()),
+        outputs: comptime!(tile.outputs),
         shift: comptime!(tile.shift),
     };
     // The row and lane for which a unit reads and writes memory: neighbours along the layout's contiguous axis.
@@ -252,7 +275,7 @@ fn tiled_kernel<S: Float, W: Float, X: Float, Y: Float, N: Size>(
         // Wraps before the first step, to beyond the last.
         t: share.start + first_tile * steps_of_tile - extents.history() - comptime!(tile.shift),
         place: memory_row * row_vectors,
-        vectors: 4u32 * lanes + comptime!(BLOCK as u32 / 4 + 1),
+        vectors: comptime!(tile.parts() as u32) * lanes + comptime!(BLOCK as u32 / 4 + 1),
     };
 
     let own = first_row + row as usize;
@@ -260,10 +283,10 @@ fn tiled_kernel<S: Float, W: Float, X: Float, Y: Float, N: Size>(
     if extents.has(Present::BIAS) && own < extents.channels {
         offset = f32::cast_from(bias[(extents.first + own) * bias.stride(0)]);
     }
-    let sums = Cells::<f32>::new(OUTPUTS, offset);
+    let sums = Cells::<f32>::new(tile.outputs, offset);
     let mut early = Sequence::<Vector<S, N>>::new();
     if comptime!(tile.ahead) {
-        read(source, &extents, &line, &mut early, memory_lane, lanes, TOGETHER);
+        read(source, &extents, &line, &mut early, memory_lane, lanes, together);
     }
     let held = Cells::<Vector<S, N>>::of(&early);
     let blocks = extents.width.div_ceil(BLOCK);
@@ -273,26 +296,26 @@ fn tiled_kernel<S: Float, W: Float, X: Float, Y: Float, N: Size>(
     for turn in 0..(end_tile - first_tile) * blocks {
         let mut raw = held.all();
         if comptime!(!tile.ahead) {
-            read(source, &extents, &line, &mut raw, memory_lane, lanes, TOGETHER);
+            read(source, &extents, &line, &mut raw, memory_lane, lanes, together);
         }
         // The taps of a single block stay for all tiles.
         let fresh = turn == 0 || blocks > 1;
         let raw_taps = read_taps(weight, &extents, &share, first_row, k, UNIT_POS, fresh);
         // The columns and taps before have been read.
         sync_cube();
-        put(&raw, initial, &extents, &line, &mut columns, memory_lane, lanes, TOGETHER, COLUMNS, true);
+        put(&raw, initial, &extents, &line, &mut columns, memory_lane, lanes, together, parts, column_part, true);
         for beside in 1..(comptime!(BLOCK as u32 / 4) + lanes) >> share.lane_bits {
-            let first = memory_lane + (4u32 + beside) * lanes;
+            let first = memory_lane + (comptime!(tile.parts() as u32) + beside) * lanes;
             let mut raw = Sequence::<Vector<S, N>>::new();
             read(source, &extents, &line, &mut raw, first, lanes, 1usize);
-            put(&raw, initial, &extents, &line, &mut columns, first, lanes, 1usize, COLUMNS, true);
+            put(&raw, initial, &extents, &line, &mut columns, first, lanes, 1usize, parts, column_part, true);
         }
         if fresh {
-            put_taps(&raw_taps, &extents, first_row, k, UNIT_POS, rows, &mut taps);
+            put_taps(&raw_taps, &extents, first_row, k, UNIT_POS, rows, &mut taps, tile);
             for turn in 1..(rows + 3u32) / comptime!((UNITS / (BLOCK / 4)) as u32) {
                 let index = turn * comptime!(UNITS as u32) + UNIT_POS;
                 let raw_taps = read_taps(weight, &extents, &share, first_row, k, index, true);
-                put_taps(&raw_taps, &extents, first_row, k, index, rows, &mut taps);
+                put_taps(&raw_taps, &extents, first_row, k, index, rows, &mut taps, tile);
             }
         }
         sync_cube();
@@ -304,14 +327,14 @@ fn tiled_kernel<S: Float, W: Float, X: Float, Y: Float, N: Size>(
         line.t = share.start + first_step + k - extents.history() - comptime!(tile.shift);
         let mut next = Sequence::<Vector<S, N>>::new();
         if comptime!(tile.ahead) {
-            read(source, &extents, &line, &mut next, memory_lane, lanes, TOGETHER);
+            read(source, &extents, &line, &mut next, memory_lane, lanes, together);
         }
         add_products(&columns, &taps, &places, count, &sums);
         if ends {
             sync_cube();
-            put_sums(&mut columns, places.columns, &sums, COLUMNS);
+            put_sums(&mut columns, &places, &sums);
             #[unroll]
-            for i in 0..OUTPUTS {
+            for i in 0..tile.outputs {
                 sums.set(i, offset);
             }
             sync_cube();
@@ -335,7 +358,8 @@ fn tiled_kernel<S: Float, W: Float, X: Float, Y: Float, N: Size>(
                     &extents,
                     &share,
                     &own,
-                    COLUMNS,
+                    tile.outputs,
+                    column_part,
                 );
             }
         }
@@ -376,6 +400,7 @@ fn put_taps<W: Float>(
     index: u32,
     rows: u32,
     taps: &mut Shared<[Quad]>,
+    #[comptime] tile: Tile,
 ) {
     let row = index / comptime!(BLOCK as u32 / 4);
     let vector = index % comptime!(BLOCK as u32 / 4);
@@ -386,6 +411,7 @@ fn put_taps<W: Float>(
             let exists = first_row + (row as usize) < extents.channels && k + vector as usize * 4 + i < extents.width;
             quad.insert(i, select(exists, f32::cast_from(*raw.index(i)), 0.0f32));
         }
-        taps[(row * comptime!(TAP_ROW as u32) + place_of(vector, TAPS)) as usize] = quad;
+        let place = place_of(vector, comptime!(tile.parts()), comptime!(tile.tap_part()));
+        taps[(row * comptime!(tile.tap_row() as u32) + place) as usize] = quad;
     }
 }

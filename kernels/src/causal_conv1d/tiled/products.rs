@@ -1,15 +1,16 @@
-//! The sliding products that the tiled kernels share: `sum[i] += sum over j < count of factor[j] * column[16 * place + i + j]`.
+//! The sliding products that the tiled kernels share: `sum[i] += sum over j < count of factor[j] * column[first + i + j]`.
 //!
 //! ```text
-//!   columns   | 16 of unit 0 | 16 of unit 1 | ..      a unit: 16 sums; four factors at a time, a vector of columns for each four
-//!             | ---- its ring of vectors ---- |        64 multiply-adds per 2 vectors of shared memory
+//!   columns   | those of unit 0 | those of unit 1 | ..      a unit: 16 or 32 sums; four factors at a time, and for each four
+//!             | -- its ring of vectors -- |                 a vector of columns: 64 or 128 multiply-adds per 2 vectors
 //! ```
 //!
-//! Vector Q of a unit's columns is in cells Q mod 8 of its ring: after 32 factors the ring is where it was, so that nothing is moved.
+//! With 16 sums, vector Q of a unit's columns is in cells Q mod 8 of its ring: after 32 factors the ring is where it was, so that
+//! nothing is moved. With 32 sums the ring holds 16 and half of it is moved after 32 factors.
 //!
-//! Columns and factors lie in shared memory as vectors of four, in quarters: vector Q is the Q/4-th of its row in quarter Q mod 4.
-//! The m-th vectors of neighbouring units are neighbours there, a load meets every bank once, and the distance between quarters
-//! is a constant of the code.
+//! Columns and factors lie in shared memory as vectors of four, in as many parts as a unit has vectors of sums, 4 or 8: vector Q is
+//! the Q/4-th of its row in part Q mod 4, or Q/8-th in part Q mod 8. The m-th vectors of neighbouring units are neighbours there, a
+//! load meets every bank once, and the distance between parts is a constant of the code.
 
 use crate::cells::Cells;
 use cubecl::prelude::*;
@@ -17,34 +18,41 @@ use cubecl::prelude::*;
 /// Four neighbours.
 pub(super) type Quad = Vector<f32, Const<4>>;
 
-/// Sums of a unit.
-pub(super) const OUTPUTS: usize = 16;
+/// Factors after which a unit's ring is where it was, in vectors.
+const ROUND: usize = 8;
 
-/// Units of a cube.
-pub(super) const UNITS: usize = 128;
-
-/// Vectors in a unit's ring, and factors until it has gone round.
-const RING: usize = 8;
-const ROUND: usize = 4 * RING;
-
-/// Where vector `index` of a row stands that begins with the first vector of a quarter.
-#[cube]
-pub(super) fn place_of(index: u32, #[comptime] quarter: usize) -> u32 {
-    index % 4u32 * quarter as u32 + index / 4u32
+/// The smallest part for so many vectors: neighbours that are put into neighbouring parts meet different banks.
+pub(super) const fn part(vectors: usize, parts: usize) -> usize {
+    let beyond = 8 / parts;
+    (vectors + 7 - beyond) / 8 * 8 + beyond
 }
 
-/// Where a unit's columns and factors begin, and how far their quarters are apart. Its first column is `shift` after the beginning of
+/// Where vector `index` of a row stands that begins with the first vector of a part.
+#[cube]
+pub(super) fn place_of(index: u32, #[comptime] parts: usize, #[comptime] part: usize) -> u32 {
+    index % parts as u32 * part as u32 + index / parts as u32
+}
+
+/// Where a unit's columns and factors begin, and how far their parts are apart. Its first column is `shift` after the beginning of
 /// a vector.
 #[derive(CubeType, Clone, Copy)]
 pub(super) struct Places {
     pub(super) columns: u32,
     pub(super) factors: u32,
     #[cube(comptime)]
-    pub(super) column_quarter: usize,
+    pub(super) column_part: usize,
     #[cube(comptime)]
-    pub(super) factor_quarter: usize,
+    pub(super) factor_part: usize,
+    /// Sums of the unit.
+    #[cube(comptime)]
+    pub(super) outputs: usize,
     #[cube(comptime)]
     pub(super) shift: usize,
+}
+
+/// Vectors that a unit holds before it takes the one that four more factors need.
+fn ahead(outputs: usize, shift: usize) -> usize {
+    outputs / 4 + usize::from(shift > 0)
 }
 
 /// Adds the products of `count` factors.
@@ -56,44 +64,56 @@ pub(super) fn add_products(
     count: u32,
     sums: &Cells<f32>,
 ) {
-    let ring = Cells::<f32>::new(ROUND, 0.0f32);
-    let first = comptime!(ahead(places.shift));
+    // Twice the sums' vectors: 8 or 16.
+    let ring = Cells::<f32>::new(comptime!(2 * places.outputs), 0.0f32);
+    let held = comptime!(ahead(places.outputs, places.shift));
     #[unroll]
-    for q in 0..first {
+    for q in 0..held {
         take(columns, places, 0u32, q, &ring);
     }
-    let rounds = count / comptime!(ROUND as u32);
+    let step = comptime!((4 * ROUND / places.outputs) as u32);
+    let rounds = count / comptime!(4 * ROUND as u32);
     for round in 0..rounds {
-        add_quads(columns, factors, places, round * 2u32, RING, &ring, sums);
+        add_quads(columns, factors, places, round * step, ROUND, &ring, sums);
+        if comptime!(places.outputs > 4 * ROUND / 2) {
+            turn_half(&ring, held);
+        }
     }
-    let mut done = rounds * 2u32;
-    if count & comptime!(OUTPUTS as u32) != 0u32 {
-        add_quads(columns, factors, places, done, comptime!(RING / 2), &ring, sums);
-        done += 1u32;
+    let half = count & comptime!(2 * ROUND as u32) != 0u32;
+    if half {
+        add_quads(columns, factors, places, rounds * step, comptime!(ROUND / 2), &ring, sums);
     }
-    let rest = count % comptime!(OUTPUTS as u32);
+    let rest = count % comptime!(2 * ROUND as u32);
     if rest != 0u32 {
-        add_rest(columns, factors, places, done, rest, sums);
+        let first = rounds * comptime!(ROUND as u32) + select(half, comptime!(ROUND as u32 / 2), 0u32);
+        add_rest(columns, factors, places, first, rest, sums);
     }
 }
 
-/// Vectors that a unit holds before it takes the one that four more factors need.
-fn ahead(shift: usize) -> usize {
-    if shift == 0 { 4 } else { 5 }
+/// Moves the vectors held from the second half of a ring of 16 to its beginning.
+#[cube]
+fn turn_half(ring: &Cells<f32>, #[comptime] held: usize) {
+    let mut values = Sequence::<f32>::new();
+    #[unroll]
+    for i in 0..comptime!(4 * held) {
+        values.push(ring.get(comptime!((i + 4 * ROUND) % (8 * ROUND))));
+    }
+    ring.keep(&values);
 }
 
-/// Takes vector `q` of those from the unit's `16 * done`-th column on into its ring.
+/// Takes vector `q` of those from the one that is `done` after the unit's first in its part on into its ring.
 #[cube]
 fn take(columns: &Shared<[Quad]>, places: &Places, done: u32, #[comptime] q: usize, ring: &Cells<f32>) {
-    let quarter = comptime!((q % 4 * places.column_quarter + q / 4) as u32);
-    let quad = columns[(places.columns + done + quarter) as usize];
+    let parts = comptime!(places.outputs / 4);
+    let at = comptime!((q % parts * places.column_part + q / parts) as u32);
+    let quad = columns[(places.columns + done + at) as usize];
     #[unroll]
     for i in 0..4usize {
-        ring.set(comptime!(q % RING * 4 + i), quad.extract(i));
+        ring.set(comptime!((4 * q + i) % (2 * places.outputs)), quad.extract(i));
     }
 }
 
-/// Adds the products of `4 * quads` factors, `16 * done` after the first.
+/// Adds the products of `4 * quads` factors, of which the first are `done` after the unit's first in their part.
 #[cube]
 fn add_quads(
     columns: &Shared<[Quad]>,
@@ -104,55 +124,63 @@ fn add_quads(
     ring: &Cells<f32>,
     sums: &Cells<f32>,
 ) {
+    let parts = comptime!(places.outputs / 4);
     #[unroll]
     for m in 0..quads {
-        take(columns, places, done, comptime!(m + ahead(places.shift)), ring);
-        let quarter = comptime!((m % 4 * places.factor_quarter + m / 4) as u32);
-        let quad = factors[(places.factors + done + quarter) as usize];
+        take(columns, places, done, comptime!(m + ahead(places.outputs, places.shift)), ring);
+        let at = comptime!((m % parts * places.factor_part + m / parts) as u32);
+        let quad = factors[(places.factors + done + at) as usize];
         #[unroll]
         for j in 0..4usize {
             let factor = quad.extract(j);
             #[unroll]
-            for i in 0..OUTPUTS {
-                let column = ring.get(comptime!((4 * m + j + i + places.shift) % ROUND));
+            for i in 0..places.outputs {
+                let column = ring.get(comptime!((4 * m + j + i + places.shift) % (2 * places.outputs)));
                 sums.set(i, fma(factor, column, sums.get(i)));
             }
         }
     }
 }
 
-/// Adds the products of fewer than 16 factors, one by one: a factor of 0 in place of one that does not exist would make NaN of an
-/// infinite column.
+/// Adds the products of fewer than 16 factors from the `first`-th vector on, one by one: a factor of 0 in place of one that does not
+/// exist would make NaN of an infinite column.
 #[cube]
 fn add_rest(
     columns: &Shared<[Quad]>,
     factors: &Shared<[Quad]>,
     places: &Places,
-    done: u32,
+    first: u32,
     rest: u32,
     sums: &Cells<f32>,
 ) {
-    let held = comptime!(4 * ahead(places.shift));
-    let window = Cells::<f32>::new(ROUND, 0.0f32);
+    let parts = comptime!(places.outputs / 4);
+    let held = comptime!(ahead(places.outputs, places.shift));
+    let window = Cells::<f32>::new(comptime!(4 * held), 0.0f32);
     #[unroll]
-    for q in 0..comptime!(held / 4) {
-        take(columns, places, done, q, &window);
+    for q in 0..held {
+        let at = places.columns + place_of(first + q as u32, parts, places.column_part);
+        let quad = columns[at as usize];
+        #[unroll]
+        for i in 0..4usize {
+            window.set(comptime!(4 * q + i), quad.extract(i));
+        }
     }
     for j in 0..rest {
-        let next = comptime!((held / 4) as u32) + j / 4u32;
-        let column = columns[(places.columns + done + place_of(next, places.column_quarter)) as usize];
-        let at = places.factors + done + place_of(j / 4u32, places.factor_quarter);
+        let next = first + j / 4u32;
+        let at = places.columns + place_of(next + held as u32, parts, places.column_part);
+        let column = columns[at as usize];
+        let at = places.factors + place_of(next, parts, places.factor_part);
         let factor = lane_of(factors[at as usize], j % 4u32);
         #[unroll]
-        for i in 0..OUTPUTS {
+        for i in 0..places.outputs {
             let sum = fma(factor, window.get(comptime!(i + places.shift)), sums.get(i));
             sums.set(i, sum);
         }
         #[unroll]
-        for i in 0..comptime!(held - 1) {
+        for i in 0..comptime!(4 * held - 1) {
             window.set(i, window.get(i + 1));
         }
-        window.set(comptime!(held - 1), lane_of(column, j % 4u32));
+        window.set(comptime!(4 * held - 1), lane_of(column, j % 4u32));
     }
 }
 
@@ -166,14 +194,14 @@ pub(super) fn lane_of(quad: Quad, lane: u32) -> f32 {
 
 /// Puts a unit's sums back where its columns begin.
 #[cube]
-pub(super) fn put_sums(columns: &mut Shared<[Quad]>, place: u32, sums: &Cells<f32>, #[comptime] quarter: usize) {
+pub(super) fn put_sums(columns: &mut Shared<[Quad]>, places: &Places, sums: &Cells<f32>) {
     #[unroll]
-    for m in 0..4usize {
+    for m in 0..comptime!(places.outputs / 4) {
         let mut quad = Quad::new(0.0f32);
         #[unroll]
         for i in 0..4usize {
             quad.insert(i, sums.get(comptime!(4 * m + i)));
         }
-        columns[(place + comptime!((m * quarter) as u32)) as usize] = quad;
+        columns[(places.columns + comptime!((m * places.column_part) as u32)) as usize] = quad;
     }
 }

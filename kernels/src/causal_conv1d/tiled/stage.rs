@@ -20,7 +20,7 @@ pub(super) struct Line {
     pub(super) stride: usize,
     /// The first step. Steps before step 0 have wrapped to beyond the last.
     pub(super) t: usize,
-    /// Where the row begins in a quarter of shared memory, and how many vectors it has.
+    /// Where the row begins in a part of shared memory, and how many vectors it has.
     pub(super) place: u32,
     pub(super) vectors: u32,
 }
@@ -66,7 +66,8 @@ pub(super) fn put<S: Float, I: Float, N: Size>(
     first: u32,
     step: u32,
     #[comptime] count: usize,
-    #[comptime] quarter: usize,
+    #[comptime] parts: usize,
+    #[comptime] part: usize,
     #[comptime] states: bool,
 ) -> f32 {
     let together = N::value();
@@ -108,7 +109,7 @@ pub(super) fn put<S: Float, I: Float, N: Size>(
             }
         }
         if index < line.vectors {
-            columns[(line.place + place_of(index, quarter)) as usize] = quad;
+            columns[(line.place + place_of(index, parts, part)) as usize] = quad;
         }
     }
     total

@@ -12,7 +12,7 @@
 //! gradients. Any strides, any width; declined: sequence ids. In `[B, T, C]` a cube's elements are a row of channels apart.
 
 use super::Memory;
-use super::products::{OUTPUTS, Places, Quad, UNITS, add_products, put_sums};
+use super::products::{Places, Quad, add_products, part, put_sums};
 use super::stage::{Line, put, read};
 use crate::causal_conv1d::args::{Rows, Strides, at3, strides};
 use crate::causal_conv1d::call::Call;
@@ -28,18 +28,46 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
 /// Steps of a tile.
-const STEPS: usize = UNITS * OUTPUTS;
+const STEPS: usize = 2048;
 
 /// Taps of a cube at most.
 const TAPS: usize = 128;
 
-/// Vectors of a quarter of the gradients, and of the columns, which have those of the taps and one of the shift beside the tile's.
-/// Two more than a multiple of eight: neighbours that are put into neighbouring quarters meet different banks.
-const GRADIENTS: usize = UNITS + 2;
-const COLUMNS: usize = UNITS + TAPS / OUTPUTS + 2;
+/// What of a kernel is compiled in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Tile {
+    /// Sums of a unit, 16 or 32.
+    outputs: usize,
+    /// Steps between the beginning of a vector and the first column.
+    shift: usize,
+    /// Whether a tile is read while the one before it is multiplied.
+    ahead: bool,
+}
 
-/// Vectors that a unit reads of a tile's gradients, and of its columns: one beside.
-const OWN: usize = STEPS / 4 / UNITS;
+impl Tile {
+    fn units(self) -> usize {
+        STEPS / self.outputs
+    }
+
+    /// Vectors of a unit's sums, of a tile that it reads, and parts in which vectors lie in shared memory.
+    fn parts(self) -> usize {
+        self.outputs / 4
+    }
+
+    /// Vectors of a part of the gradients, and of the columns, which have those of the taps and one of the shift beside the tile's.
+    fn gradient_part(self) -> usize {
+        part(self.units(), self.parts())
+    }
+
+    fn column_part(self) -> usize {
+        part(self.units() + TAPS / self.outputs + 1, self.parts())
+    }
+
+    /// Vectors that a unit reads of a tile's columns.
+    fn together(self) -> usize {
+        self.parts() + TAPS / 4 / self.units() + 1
+    }
+}
 
 /// How taps and steps are cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,8 +83,9 @@ pub(crate) struct Cut {
 
 impl Cut {
     pub(crate) fn of(problem: &CausalConv1dProblem, limits: &Limits) -> Self {
-        let lanes = problem.width.div_ceil(OUTPUTS).next_power_of_two().min(TAPS / OUTPUTS);
-        let blocks = problem.width.div_ceil(lanes * OUTPUTS);
+        let outputs = outputs();
+        let lanes = problem.width.div_ceil(outputs).next_power_of_two().min(TAPS / outputs);
+        let blocks = problem.width.div_ceil(lanes * outputs);
         let tiles = problem.length.div_ceil(STEPS);
         let items = (problem.batch * tiles).max(1);
         let bytes = 4 * (problem.channels * (problem.width + 1)) as u64;
@@ -65,6 +94,11 @@ impl Cut {
         let items_per_cube = items.div_ceil(wanted.min(affordable).clamp(1, items));
         Self { lanes, blocks, tiles, items_per_cube, parts: items.div_ceil(items_per_cube) }
     }
+}
+
+/// WIP, to be removed.
+fn outputs() -> usize {
+    if super::wip_variant() == 4 { 32 } else { 16 }
 }
 
 /// The workspace `[parts, C, W + 1]` of a cut.
@@ -105,7 +139,12 @@ pub(crate) fn launch_partials(
     let items = problem.batch * cut.tiles;
     let memory = Memory::of(&[&views.x, g]);
     let width = memory.elements();
-    let operations = 2.0 * (cut.items_per_cube * STEPS * (cut.lanes * OUTPUTS + 8)) as f64;
+    let tile = Tile {
+        outputs: outputs(),
+        shift: memory.shift(0, problem.width),
+        ahead: super::wip_variant() == 3,
+    };
+    let operations = 2.0 * (cut.items_per_cube * STEPS * (cut.lanes * outputs() + 8)) as f64;
     for dispatch in dispatches(channels * cut.blocks * cut.parts, operations, limits) {
         let share = ShareLaunch::new(
             cut.lanes as u32,
@@ -122,7 +161,7 @@ pub(crate) fn launch_partials(
             tiled_weight_kernel::launch_unchecked(
                 client,
                 dispatch.count(),
-                CubeDim::new_1d(UNITS as u32),
+                CubeDim::new_1d(tile.units() as u32),
                 address,
                 width,
                 views.x.buffer_arg(width),
@@ -134,8 +173,7 @@ pub(crate) fn launch_partials(
                 strides(g),
                 share,
                 dispatch.span(),
-                memory.shift(0, problem.width),
-                super::wip_variant() == 3,
+                tile,
                 problem.dtype.elem(),
                 g.dtype.elem(),
             );
@@ -156,8 +194,7 @@ fn tiled_weight_kernel<X: Float, G: Float, N: Size>(
     g_strides: Strides,
     share: Share,
     span: Span,
-    #[comptime] shift: usize,
-    #[comptime] ahead: bool,
+    #[comptime] tile: Tile,
     #[define(X)] _dtype: ElemType,
     #[define(G)] _gradient_dtype: ElemType,
 ) {
@@ -171,34 +208,37 @@ fn tiled_weight_kernel<X: Float, G: Float, N: Size>(
     let block = rest - c * share.blocks;
     let channel = extents.first + c;
     let lanes = share.lanes;
-    let taps = lanes * comptime!(OUTPUTS as u32);
+    let taps = lanes * comptime!(tile.outputs as u32);
     let first_tap = block * taps as usize;
 
-    let mut columns = Shared::<[Quad]>::new_slice(comptime!(4 * COLUMNS));
-    let mut gradients = Shared::<[Quad]>::new_slice(comptime!(4 * GRADIENTS));
-    let sums = Cells::<f32>::new(OUTPUTS, 0.0f32);
+    let mut columns = Shared::<[Quad]>::new_slice(comptime!(tile.parts() * tile.column_part()));
+    let mut gradients = Shared::<[Quad]>::new_slice(comptime!(tile.parts() * tile.gradient_part()));
+    let sums = Cells::<f32>::new(tile.outputs, 0.0f32);
     let mut bias = 0.0f32;
+    let (together, parts, shift) = comptime!((tile.together(), tile.parts(), tile.shift));
+    let (column_part, gradient_part) = comptime!((tile.column_part(), tile.gradient_part()));
     // Units of the same taps share the steps of a tile: `taps` each.
     let row = UNIT_POS / lanes;
     let own_first = row * taps;
     let places = Places {
         columns: UNIT_POS,
         factors: row * lanes,
-        column_quarter: COLUMNS,
-        factor_quarter: GRADIENTS,
-        shift,
+        column_part,
+        factor_part: gradient_part,
+        outputs: comptime!(tile.outputs),
+        shift: comptime!(tile.shift),
     };
 
     let begin = part * share.items_per_cube;
     let end = min((part + 1) * share.items_per_cube, share.items);
     let mut early = Sequence::<Vector<X, N>>::new();
     let mut early_g = Sequence::<Vector<G, N>>::new();
-    let units = comptime!(UNITS as u32);
-    if comptime!(ahead) {
+    let units = comptime!(tile.units() as u32);
+    if comptime!(tile.ahead) {
         let line = columns_of(&share, &x_strides, &extents, begin, channel, first_tap, taps, shift);
-        read(x, &extents, &line, &mut early, UNIT_POS, units, comptime!(OWN + 1));
+        read(x, &extents, &line, &mut early, UNIT_POS, units, together);
         let line = gradients_of(&share, &g_strides, begin, c);
-        read(g, &extents, &line, &mut early_g, UNIT_POS, units, OWN);
+        read(g, &extents, &line, &mut early_g, UNIT_POS, units, parts);
     }
     let held = Cells::<Vector<X, N>>::of(&early);
     let held_g = Cells::<Vector<G, N>>::of(&early_g);
@@ -207,24 +247,24 @@ fn tiled_weight_kernel<X: Float, G: Float, N: Size>(
         let line_g = gradients_of(&share, &g_strides, item, c);
         let mut raw = held.all();
         let mut raw_g = held_g.all();
-        if comptime!(!ahead) {
-            read(x, &extents, &line, &mut raw, UNIT_POS, units, comptime!(OWN + 1));
-            read(g, &extents, &line_g, &mut raw_g, UNIT_POS, units, OWN);
+        if comptime!(!tile.ahead) {
+            read(x, &extents, &line, &mut raw, UNIT_POS, units, together);
+            read(g, &extents, &line_g, &mut raw_g, UNIT_POS, units, parts);
         }
         // The tile before has been read.
         sync_cube();
-        put(&raw, initial, &extents, &line, &mut columns, UNIT_POS, units, comptime!(OWN + 1), COLUMNS, true);
-        bias += put(&raw_g, initial, &extents, &line_g, &mut gradients, UNIT_POS, units, OWN, GRADIENTS, false);
+        put(&raw, initial, &extents, &line, &mut columns, UNIT_POS, units, together, parts, column_part, true);
+        bias += put(&raw_g, initial, &extents, &line_g, &mut gradients, UNIT_POS, units, parts, parts, gradient_part, false);
         sync_cube();
         let mut next = Sequence::<Vector<X, N>>::new();
         let mut next_g = Sequence::<Vector<G, N>>::new();
-        if comptime!(ahead) {
+        if comptime!(tile.ahead) {
             // After the last tile its own reads once more.
             let item = min(item + 1, end - 1);
             let line = columns_of(&share, &x_strides, &extents, item, channel, first_tap, taps, shift);
-            read(x, &extents, &line, &mut next, UNIT_POS, units, comptime!(OWN + 1));
+            read(x, &extents, &line, &mut next, UNIT_POS, units, together);
             let line = gradients_of(&share, &g_strides, item, c);
-            read(g, &extents, &line, &mut next_g, UNIT_POS, units, OWN);
+            read(g, &extents, &line, &mut next_g, UNIT_POS, units, parts);
         }
         // The row may end before the unit's steps do.
         let first = line_g.t + own_first as usize;
@@ -235,21 +275,21 @@ fn tiled_weight_kernel<X: Float, G: Float, N: Size>(
         held_g.keep(&next_g);
     }
     sync_cube();
-    put_sums(&mut columns, UNIT_POS, &sums, COLUMNS);
+    put_sums(&mut columns, &places, &sums);
     let mut quad = Quad::new(0.0f32);
     quad.insert(0usize, bias);
     gradients[UNIT_POS as usize] = quad;
     sync_cube();
     #[unroll]
-    for level in 1..comptime!(UNITS.ilog2() + 1) {
-        let half = comptime!(UNITS as u32 >> level);
+    for level in 1..comptime!(tile.units().ilog2() + 1) {
+        let half = comptime!(tile.units() as u32 >> level);
         if UNIT_POS < half {
             let other = gradients[(UNIT_POS + half) as usize];
             gradients[UNIT_POS as usize] += other;
             if half >= lanes {
                 #[unroll]
-                for m in 0..4u32 {
-                    let at = UNIT_POS + m * comptime!(COLUMNS as u32);
+                for m in 0..parts {
+                    let at = UNIT_POS + comptime!((m * tile.column_part()) as u32);
                     let other = columns[(at + half) as usize];
                     columns[at as usize] += other;
                 }
@@ -259,11 +299,11 @@ fn tiled_weight_kernel<X: Float, G: Float, N: Size>(
     }
     if UNIT_POS < lanes {
         #[unroll]
-        for m in 0..4usize {
-            let quad = columns[UNIT_POS as usize + comptime!(m * COLUMNS)];
+        for m in 0..parts {
+            let quad = columns[UNIT_POS as usize + comptime!(m * tile.column_part())];
             #[unroll]
             for i in 0..4usize {
-                let tap = first_tap + UNIT_POS as usize * OUTPUTS + comptime!(4 * m + i);
+                let tap = first_tap + UNIT_POS as usize * tile.outputs + comptime!(4 * m + i);
                 if tap < extents.width {
                     let at = at3(&*partials, part, channel, tap);
                     partials[at] = quad.extract(i);
