@@ -37,9 +37,6 @@ const BLOCK: usize = 128;
 /// Channels of a cube at most.
 const ROWS: usize = 8;
 
-/// Units of a cube.
-const UNITS: usize = 128;
-
 /// What a launch computes, of channels `first..first + channels`.
 pub(crate) struct Sums<'a> {
     /// `[B, C, T]`, or of those channels only.
@@ -78,6 +75,8 @@ pub(super) struct TiledShare {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Tile {
     layout: Conv1dLayout,
+    /// Units of a cube.
+    units: usize,
     /// Sums of a unit, 16 or 32.
     outputs: usize,
     /// Steps between the beginning of a vector and the first column.
@@ -99,7 +98,7 @@ impl Tile {
 
     /// Vectors of a part of the columns.
     fn column_part(self) -> usize {
-        part(UNITS + ROWS * self.beside(), self.parts())
+        part(self.units + ROWS * self.beside(), self.parts())
     }
 
     /// Vectors of a part of a row of taps, one of which keeps rows apart, and of a part of all.
@@ -122,10 +121,11 @@ pub(crate) fn launch(call: &Call, sums: &Sums) -> Result<(), ConvError> {
     let (first, channels) = sums.channels;
     let steps = sums.target.shape[2];
     let outputs = if super::wip_variant() == 4 { 32 } else { 16 };
+    let units = if super::wip_variant() == 5 { 256 } else { 128 };
     let by_channels = problem.layout == Conv1dLayout::Btc;
-    let lanes = if by_channels { UNITS / ROWS } else { steps.div_ceil(outputs).next_power_of_two() };
-    let lanes = lanes.clamp(UNITS / ROWS, UNITS);
-    let rows = UNITS / lanes;
+    let lanes = if by_channels { units / ROWS } else { steps.div_ceil(outputs).next_power_of_two() };
+    let lanes = lanes.clamp(units / ROWS, units);
+    let rows = units / lanes;
     let (tiles, groups) = (steps.div_ceil(lanes * outputs), channels.div_ceil(rows));
     let forward = !sums.reversed;
     let bias = views.bias.as_ref().filter(|_| forward);
@@ -144,7 +144,7 @@ pub(crate) fn launch(call: &Call, sums: &Sums) -> Result<(), ConvError> {
     let other = sums.dy.or(sums.residual);
     operands.extend(other);
     operands.extend(sums.dfinal);
-    let largest = problem.length + problem.width + 2 * (UNITS + BLOCK) * outputs;
+    let largest = problem.length + problem.width + 2 * (units + BLOCK) * outputs;
     let address = address_type("causal_conv1d", &operands, largest, limits)?;
     let memory: Vec<&Operand> = [sums.source, sums.target].into_iter().chain(other).collect();
     let memory = Memory::of(&memory);
@@ -153,8 +153,8 @@ pub(crate) fn launch(call: &Call, sums: &Sums) -> Result<(), ConvError> {
     let cubes = tiles.div_ceil(wanted);
     let tiles_per_cube = tiles.div_ceil(cubes.max(1));
     check_turns("causal_conv1d", problem.width.div_ceil(BLOCK) * tiles_per_cube * 48 + 32, limits)?;
-    let operations = 2.0 * (tiles_per_cube * UNITS * outputs * (problem.width + 16)) as f64;
-    let tile = Tile { layout: problem.layout, outputs, shift: memory.shift(sums.start, problem.width), ahead };
+    let operations = 2.0 * (tiles_per_cube * units * outputs * (problem.width + 16)) as f64;
+    let tile = Tile { layout: problem.layout, units, outputs, shift: memory.shift(sums.start, problem.width), ahead };
     for dispatch in dispatches(problem.batch * cubes * groups, operations, limits) {
         let share = TiledShareLaunch::new(
             lanes.ilog2(),
@@ -183,7 +183,7 @@ pub(crate) fn launch(call: &Call, sums: &Sums) -> Result<(), ConvError> {
             tiled_kernel::launch_unchecked(
                 client,
                 dispatch.count(),
-                CubeDim::new_1d(UNITS as u32),
+                CubeDim::new_1d(units as u32),
                 address,
                 width,
                 sums.source.buffer_arg(width),
@@ -239,7 +239,7 @@ fn tiled_kernel<S: Float, W: Float, X: Float, Y: Float, N: Size>(
     let rest = span.cube() / share.cubes;
     let first_tile = (span.cube() - rest * share.cubes) * share.tiles_per_cube;
     let b = rest / share.groups;
-    let (lanes, rows) = (1u32 << share.lane_bits, comptime!(UNITS as u32) >> share.lane_bits);
+    let (lanes, rows) = (1u32 << share.lane_bits, comptime!(tile.units as u32) >> share.lane_bits);
     let steps_of_tile = (lanes * comptime!(tile.outputs as u32)) as usize;
     let first_row = (rest - b * share.groups) * rows as usize;
 
@@ -312,8 +312,8 @@ fn tiled_kernel<S: Float, W: Float, X: Float, Y: Float, N: Size>(
         }
         if fresh {
             put_taps(&raw_taps, &extents, first_row, k, UNIT_POS, rows, &mut taps, tile);
-            for turn in 1..(rows + 3u32) / comptime!((UNITS / (BLOCK / 4)) as u32) {
-                let index = turn * comptime!(UNITS as u32) + UNIT_POS;
+            for turn in 1..(rows * comptime!(BLOCK as u32 / 4)).div_ceil(comptime!(tile.units as u32)) {
+                let index = turn * comptime!(tile.units as u32) + UNIT_POS;
                 let raw_taps = read_taps(weight, &extents, &share, first_row, k, index, true);
                 put_taps(&raw_taps, &extents, first_row, k, index, rows, &mut taps, tile);
             }
