@@ -184,7 +184,8 @@ fn wide() -> Vec<Case> {
     // Every number of taps beside the blocks of 16, 32 and 128, rows that are read as vectors and rows that are not, each with the
     // first tap at each place of a vector; lengths around one, two and four tiles of 2048 steps.
     let widths = (9..=33).chain([100, 127, 128, 129, 200, 255, 256, 257]);
-    let long = [(12, 8196), (16, 4096), (17, 6148), (20, 4100), (31, 4095), (32, 4097), (33, 2052), (66, 2048)];
+    let long =
+        [(12, 8196), (16, 4096), (17, 6148), (20, 4100), (31, 4095), (32, 4097), (33, 2052), (66, 2048)];
     let short = [64, 256, 260, 130, 516, 31];
     let shorts = widths.enumerate().map(|(index, w)| (w, short[index % short.len()]));
     for (index, (w, t)) in shorts.chain(long).enumerate() {

@@ -1,13 +1,16 @@
 //! The plan for wide filters: columns and taps staged in shared memory, 16 sums per unit in registers.
 //!
 //! A wide filter is bound by its multiply-adds, W per element and sum: for 128 taps over 4096 x 8192 elements 8.6 GFLOP, which
-//! take 0.14 ms at the 60 TFLOP/s that an H200 has in fp32, twice the time of a copy. The tiles are those of
-//! [`along_time`] (y, dx) and [`weight`] (dw).
+//! take 0.14 ms at the 60 TFLOP/s that an H200 has in fp32, twice the time of a copy. What is not a multiply-add is therefore kept
+//! away from the units: rows come and go as vectors of four, nothing is moved between registers, and all reads of a tile are under
+//! way before anything waits for one. The tiles are those of [`along_time`] (y, dx) and [`weight`] (dw), built from [`stage`] and [`taps`]
+//! (memory to shared memory), [`products`] and [`results`] (shared memory to memory).
 
 mod along_time;
 mod products;
 mod results;
 mod stage;
+mod taps;
 mod weight;
 
 use super::call::Call;
@@ -39,7 +42,9 @@ impl Memory {
         let aligned = |operand: &&Operand| {
             let start = operand.handle.offset_start.unwrap_or(0);
             operand.strides[2] == 1
-                && [operand.shape[2], operand.strides[0], operand.strides[1]].iter().all(|each| each.is_multiple_of(4))
+                && [operand.shape[2], operand.strides[0], operand.strides[1]]
+                    .iter()
+                    .all(|each| each.is_multiple_of(4))
                 && start.is_multiple_of(4 * operand.dtype.size() as u64)
         };
         if operands.iter().all(aligned) { Self::Four } else { Self::One }

@@ -99,7 +99,8 @@ pub(super) fn put<S: Float, I: Float, N: Size>(
             total += quad.extract(i);
         }
         // The last column of the vector is never before the first of the row.
-        if comptime!(states) && line.exists && extents.has(Present::INITIAL) && t + history + 3 < history + 3 {
+        if comptime!(states) && line.exists && extents.has(Present::INITIAL) && t + history + 3 < history + 3
+        {
             #[unroll]
             for i in 0..4usize {
                 let e = t + history + i;
