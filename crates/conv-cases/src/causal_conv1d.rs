@@ -183,9 +183,19 @@ fn wide() -> Vec<Case> {
     }
     // Every number of taps beside the blocks of 16, 32 and 128, rows that are read as vectors and rows that are not, each with the
     // first tap at each place of a vector; lengths around one, two and four tiles of 2048 steps.
-    let widths = (9..=33).chain([100, 127, 128, 129, 200, 255, 256, 257]);
-    let long =
-        [(12, 8196), (16, 4096), (17, 6148), (20, 4100), (31, 4095), (32, 4097), (33, 2052), (66, 2048)];
+    let widths = (9..=33).chain([100, 127, 128, 129, 130, 131, 200, 255, 256, 257]);
+    let long = [
+        (130, 256),
+        (131, 512),
+        (12, 8196),
+        (16, 4096),
+        (17, 6148),
+        (20, 4100),
+        (31, 4095),
+        (32, 4097),
+        (33, 2052),
+        (66, 2048),
+    ];
     let short = [64, 256, 260, 130, 516, 31];
     let shorts = widths.enumerate().map(|(index, w)| (w, short[index % short.len()]));
     for (index, (w, t)) in shorts.chain(long).enumerate() {
@@ -236,6 +246,9 @@ pub fn regressions() -> Vec<Case> {
         let name = format!("{}_plain", case.name);
         cases.push(Case { name, w: 4, btc: index % 2 == 1, ..case });
     }
+    // A whole tile of a wide filter's steps and taps whose rows begin beside vectors in memory.
+    let whole = Case::new("mlx_swift_424_tile_of_w131", [1, 1, 2048], 131);
+    cases.push(Case { initial: true, ..whole });
     // The grid has one row per (batch, channel).
     cases.push(Case::new("grid_channels_65537", [1, 65_537, 2], 2));
     cases.push(Case { btc: true, ..Case::new("grid_batch_65537", [65_537, 1, 2], 2) });
