@@ -181,6 +181,35 @@ fn wide() -> Vec<Case> {
             });
         }
     }
+    // Every number of taps beside the blocks of 16, 32 and 128, rows that are read as vectors and rows that are not, each with the
+    // first tap at each place of a vector; lengths around one, two and four tiles of 2048 steps.
+    let widths = (9..=33).chain([100, 127, 128, 129, 130, 131, 200, 255, 256, 257]);
+    let long = [
+        (130, 256),
+        (131, 512),
+        (12, 8196),
+        (16, 4096),
+        (17, 6148),
+        (20, 4100),
+        (31, 4095),
+        (32, 4097),
+        (33, 2052),
+        (66, 2048),
+    ];
+    let short = [64, 256, 260, 130, 516, 31];
+    let shorts = widths.enumerate().map(|(index, w)| (w, short[index % short.len()]));
+    for (index, (w, t)) in shorts.chain(long).enumerate() {
+        let b = if 2 * w * t <= MAX_CONFORMANCE_WORK { 1 + index % 2 } else { 1 };
+        let c = (MAX_CONFORMANCE_WORK / (b * w * t)).clamp(1, 2 + index % 3);
+        cases.push(Case {
+            silu: index % 2 == 0,
+            bias: index % 3 != 1,
+            btc: index % 7 == 6,
+            initial: index % 4 != 2,
+            residual: index % 5 == 0,
+            ..Case::new(&format!("blocks_w{w}_t{t}"), [b, c, t], w)
+        });
+    }
     // More channels than a cube has units, and no power of two.
     for btc in [false, true] {
         let layout = if btc { "btc" } else { "bct" };
@@ -217,6 +246,9 @@ pub fn regressions() -> Vec<Case> {
         let name = format!("{}_plain", case.name);
         cases.push(Case { name, w: 4, btc: index % 2 == 1, ..case });
     }
+    // A whole tile of a wide filter's steps and taps whose rows begin beside vectors in memory.
+    let whole = Case::new("mlx_swift_424_tile_of_w131", [1, 1, 2048], 131);
+    cases.push(Case { initial: true, ..whole });
     // The grid has one row per (batch, channel).
     cases.push(Case::new("grid_channels_65537", [1, 65_537, 2], 2));
     cases.push(Case { btc: true, ..Case::new("grid_batch_65537", [65_537, 1, 2], 2) });

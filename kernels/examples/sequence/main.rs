@@ -1,7 +1,7 @@
 //! Times causal conv1d and RoPE2D on the rows of the workload tables: the measurement behind their plans.
 //!
-//! `cargo run --release -p conv-kernels --features vulkan --example sequence -- [dtype] [part of a row's name] [bct or btc]`,
-//! an empty string for any. Inputs are computed on the device; each result is first compared with f64 sums at some of its
+//! `cargo run --release -p conv-kernels --features vulkan --example sequence -- [dtype] [part of a row's name] [bct or btc] [widths]`,
+//! an empty string for any; with widths such as `64,128` the rows' filters get these in place of their own. Inputs are computed on the device; each result is first compared with f64 sums at some of its
 //! elements. Shares are of the bandwidth of a plain copy kernel in the same run, bytes counted once per tensor. Times are
 //! those of launches that follow each other, as is that of the launch that does nothing.
 
@@ -202,7 +202,8 @@ fn rope(bench: &Bench, workload: &workloads::Rope2dWorkload, layout: RopeLayout,
 fn main() {
     let mut arguments = std::env::args().skip(1);
     let mut argument = || arguments.next().unwrap_or_default();
-    let [dtype, row, layout] = [argument(), argument(), argument()];
+    let [dtype, row, layout, widths] = [argument(), argument(), argument(), argument()];
+    let widths: Vec<usize> = widths.split(',').filter_map(|width| width.parse().ok()).collect();
     let bench = Bench::new();
     let dtypes = [FloatType::F32, FloatType::F16];
     for dtype in dtypes.into_iter().filter(|each| each.name().contains(&dtype)) {
@@ -214,8 +215,13 @@ fn main() {
                 decode(&bench, case, dtype);
             }
             for (name, order) in [("bct", Conv1dLayout::Bct), ("btc", Conv1dLayout::Btc)] {
-                if name.contains(&layout) && case.t > 1 {
-                    conv(&bench, case, order, dtype);
+                if !name.contains(&layout) || case.t == 1 {
+                    continue;
+                }
+                let own = [case.w];
+                for &w in if widths.is_empty() { &own[..] } else { &widths } {
+                    let name = if w == case.w { case.name.clone() } else { format!("{}_at_{w}", case.name) };
+                    conv(&bench, &Case { name, w, ..case.clone() }, order, dtype);
                 }
             }
         }

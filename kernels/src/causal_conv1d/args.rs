@@ -84,6 +84,26 @@ impl Rows {
     }
 }
 
+/// Distances in elements between neighbours of a `[B, C, T]` tensor.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+pub(crate) struct Strides {
+    pub(crate) b: usize,
+    pub(crate) c: usize,
+    pub(crate) t: usize,
+}
+
+#[cube]
+impl Strides {
+    pub(crate) fn row(&self, b: u32, c: u32) -> usize {
+        b as usize * self.b + c as usize * self.c
+    }
+}
+
+/// Strides of a tensor in `[B, C, T]` order.
+pub(crate) fn strides(operand: &Operand) -> StridesLaunch {
+    StridesLaunch::new(operand.strides[0], operand.strides[1], operand.strides[2])
+}
+
 /// Element offset of `(i, j, k)` in a three-axis tensor.
 #[cube]
 pub(crate) fn at3<E: CubePrimitive>(tensor: &Tensor<E>, i: usize, j: usize, k: usize) -> usize {

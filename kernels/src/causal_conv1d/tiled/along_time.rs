@@ -14,11 +14,15 @@
 //! ```
 //!
 //! Bytes per cube and 128 taps: its steps and 128 more of every row once, y once at the end. Operations per element: W
-//! multiply-adds. Shared memory: 12.8 KiB for columns, 4.1 KiB for taps. Any strides, any width; declined: sequence ids.
+//! multiply-adds; per 512 of a unit's also 16 vectors of shared memory and the turn of a loop. Shared memory: 12.6 KiB for columns,
+//! 4.6 KiB for taps. Any strides, any width; declined: sequence ids.
 
-use super::products::{Line, OUTPUTS, Quad, UNITS, add_products, lane_of, place_of, put_sums, stage};
-use crate::activation::{activate_all, activate_gradient_all};
-use crate::causal_conv1d::args::{Present, Rows, RowsLaunch, at2, at3};
+use super::Memory;
+use super::products::{Places, Quad, add_products, part, put_sums};
+use super::results::{Results, write_results};
+use super::stage::{Line, put, read};
+use super::taps::{put_taps, read_taps};
+use crate::causal_conv1d::args::{Present, Rows, RowsLaunch, Strides, strides};
 use crate::causal_conv1d::call::Call;
 use crate::causal_conv1d::plan::check_turns;
 use crate::causal_conv1d::problem::Conv1dLayout;
@@ -30,15 +34,10 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
 /// Taps that are in shared memory at a time.
-const BLOCK: usize = 128;
+pub(super) const BLOCK: usize = 128;
 
 /// Channels of a cube at most.
 const ROWS: usize = 8;
-
-/// Vectors of shared memory for columns, and for taps: a vector more per row or quarter keeps neighbours off the same banks.
-const COLUMNS: usize = (UNITS * OUTPUTS + ROWS * (BLOCK + OUTPUTS)) / 4;
-const TAPS: usize = ROWS * TAP_ROW;
-const TAP_ROW: usize = BLOCK / 4 + 4;
 
 /// What a launch computes, of channels `first..first + channels`.
 pub(crate) struct Sums<'a> {
@@ -58,27 +57,78 @@ pub(crate) struct Sums<'a> {
 
 /// How steps and channels are shared out.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
-struct TiledShare {
+pub(super) struct TiledShare {
     /// The units of a row are so many bits.
     lane_bits: u32,
-    /// Cubes along the steps, and along the channels.
+    /// Tiles of a row, those of a cube, and cubes along the steps and along the channels.
     tiles: usize,
+    tiles_per_cube: usize,
+    cubes: usize,
     groups: usize,
     source_first: usize,
-    target_first: usize,
-    start: usize,
-    reversed: u32,
+    pub(super) target_first: usize,
+    pub(super) start: usize,
+    /// Results of a row.
+    steps: usize,
+    pub(super) reversed: u32,
+}
+
+/// What of a kernel is compiled in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Tile {
+    layout: Conv1dLayout,
+    /// Units of a cube.
+    units: usize,
+    /// Sums of a unit, 16 or 32.
+    outputs: usize,
+    /// Steps between the beginning of a vector and the first column.
+    shift: usize,
+    /// Whether a tile's columns are read while the one before it is multiplied.
+    ahead: bool,
+}
+
+impl Tile {
+    /// Vectors of a unit's sums, and parts in which vectors lie in shared memory.
+    pub(super) fn parts(self) -> usize {
+        self.outputs / 4
+    }
+
+    /// Vectors of a part of a row beside those of its own steps: the columns of the block's taps, and of the shift.
+    fn beside(self) -> usize {
+        (BLOCK / 4 + 1).div_ceil(self.parts())
+    }
+
+    /// Vectors of a part of the columns.
+    fn column_part(self) -> usize {
+        part(self.units + ROWS * self.beside(), self.parts())
+    }
+
+    /// Vectors of a part of a row of taps, one of which keeps rows apart, and of a part of all.
+    pub(super) fn tap_row(self) -> usize {
+        BLOCK / 4 / self.parts() + 1
+    }
+
+    pub(super) fn tap_part(self) -> usize {
+        part(ROWS * self.tap_row(), self.parts())
+    }
+
+    /// Vectors of columns that a unit reads at once: those of its steps, and one beside them.
+    fn together(self) -> usize {
+        self.parts() + 1
+    }
 }
 
 pub(crate) fn launch(call: &Call, sums: &Sums) -> Result<(), ConvError> {
     let &Call { client, limits, problem, ref views } = call;
     let (first, channels) = sums.channels;
     let steps = sums.target.shape[2];
+    let outputs = if super::wip_variant() == 4 { 32 } else { 16 };
+    let units = if super::wip_variant() == 5 { 256 } else { 128 };
     let by_channels = problem.layout == Conv1dLayout::Btc;
-    let lanes = if by_channels { UNITS / ROWS } else { steps.div_ceil(OUTPUTS).next_power_of_two() };
-    let lanes = lanes.clamp(UNITS / ROWS, UNITS);
-    let rows = UNITS / lanes;
-    let (tiles, groups) = (steps.div_ceil(lanes * OUTPUTS), channels.div_ceil(rows));
+    let lanes = if by_channels { units / ROWS } else { steps.div_ceil(outputs).next_power_of_two() };
+    let lanes = lanes.clamp(units / ROWS, units);
+    let rows = units / lanes;
+    let (tiles, groups) = (steps.div_ceil(lanes * outputs), channels.div_ceil(rows));
     let forward = !sums.reversed;
     let bias = views.bias.as_ref().filter(|_| forward);
     let initial = views.initial_state.as_ref().filter(|_| forward);
@@ -96,18 +146,34 @@ pub(crate) fn launch(call: &Call, sums: &Sums) -> Result<(), ConvError> {
     let other = sums.dy.or(sums.residual);
     operands.extend(other);
     operands.extend(sums.dfinal);
-    let largest = problem.length + problem.width + 2 * (UNITS + BLOCK) * OUTPUTS;
+    let largest = problem.length + problem.width + 2 * (units + BLOCK) * outputs;
     let address = address_type("causal_conv1d", &operands, largest, limits)?;
-    check_turns("causal_conv1d", problem.width.div_ceil(BLOCK) * 48 + 32, limits)?;
-    let operations = 2.0 * (UNITS * OUTPUTS * (problem.width + 16)) as f64;
-    for dispatch in dispatches(problem.batch * tiles * groups, operations, limits) {
+    let memory: Vec<&Operand> = [sums.source, sums.target].into_iter().chain(other).collect();
+    let memory = Memory::of(&memory);
+    let ahead = super::wip_variant() == 3;
+    let wanted = if ahead { 4 } else { 1 };
+    let cubes = tiles.div_ceil(wanted);
+    let tiles_per_cube = tiles.div_ceil(cubes.max(1));
+    check_turns("causal_conv1d", problem.width.div_ceil(BLOCK) * tiles_per_cube * 48 + 32, limits)?;
+    let operations = 2.0 * (tiles_per_cube * units * outputs * (problem.width + 16)) as f64;
+    let tile = Tile {
+        layout: problem.layout,
+        units,
+        outputs,
+        shift: memory.shift(sums.start, problem.width),
+        ahead,
+    };
+    for dispatch in dispatches(problem.batch * cubes * groups, operations, limits) {
         let share = TiledShareLaunch::new(
             lanes.ilog2(),
             tiles,
+            tiles_per_cube,
+            cubes,
             groups,
             sums.source_first,
             if forward { 0 } else { first },
             sums.start,
+            steps,
             u32::from(sums.reversed),
         );
         let extents = RowsLaunch::new(
@@ -119,24 +185,29 @@ pub(crate) fn launch(call: &Call, sums: &Sums) -> Result<(), ConvError> {
             present,
             activation,
         );
+        let width = memory.elements();
         // SAFETY: rows, steps, taps and columns are checked in the kernel; the conformance run puts guards around every buffer.
         unsafe {
             tiled_kernel::launch_unchecked(
                 client,
                 dispatch.count(),
-                CubeDim::new_1d(UNITS as u32),
+                CubeDim::new_1d(units as u32),
                 address,
-                sums.source.tensor_arg(),
+                width,
+                sums.source.buffer_arg(width),
                 initial.unwrap_or(sums.source).tensor_arg(),
                 views.weight.tensor_arg(),
                 bias.unwrap_or(&views.weight).tensor_arg(),
-                other.unwrap_or(&views.x).tensor_arg(),
+                other.unwrap_or(&views.x).buffer_arg(width),
                 sums.dfinal.unwrap_or(&views.x).tensor_arg(),
-                sums.target.tensor_arg(),
+                sums.target.buffer_arg(width),
                 extents,
+                strides(sums.source),
+                strides(other.unwrap_or(&views.x)),
+                strides(sums.target),
                 share,
                 dispatch.span(),
-                problem.layout,
+                tile,
                 sums.source.dtype.elem(),
                 problem.weight_dtype.elem(),
                 problem.dtype.elem(),
@@ -149,18 +220,21 @@ pub(crate) fn launch(call: &Call, sums: &Sums) -> Result<(), ConvError> {
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
-fn tiled_kernel<S: Float, W: Float, X: Float, Y: Float>(
-    source: &Tensor<S>,
+fn tiled_kernel<S: Float, W: Float, X: Float, Y: Float, N: Size>(
+    source: &[Vector<S, N>],
     initial: &Tensor<S>,
     weight: &Tensor<W>,
     bias: &Tensor<W>,
-    other: &Tensor<X>,
+    other: &[Vector<X, N>],
     dfinal: &Tensor<X>,
-    target: &mut Tensor<Y>,
+    target: &mut [Vector<Y, N>],
     extents: Rows,
+    source_strides: Strides,
+    other_strides: Strides,
+    target_strides: Strides,
     share: TiledShare,
     span: Span,
-    #[comptime] layout: Conv1dLayout,
+    #[comptime] tile: Tile,
     #[define(S)] _source_dtype: ElemType,
     #[define(W)] _weight_dtype: ElemType,
     #[define(X)] _dtype: ElemType,
@@ -170,144 +244,145 @@ fn tiled_kernel<S: Float, W: Float, X: Float, Y: Float>(
     if span.is_idle() {
         terminate!();
     }
-    let rest = span.cube() / share.tiles;
-    let tile = span.cube() - rest * share.tiles;
+    let rest = span.cube() / share.cubes;
+    let first_tile = (span.cube() - rest * share.cubes) * share.tiles_per_cube;
     let b = rest / share.groups;
-    let (lanes, rows) = (1u32 << share.lane_bits, comptime!(UNITS as u32) >> share.lane_bits);
+    let (lanes, rows) = (1u32 << share.lane_bits, comptime!(tile.units as u32) >> share.lane_bits);
+    let steps_of_tile = (lanes * comptime!(tile.outputs as u32)) as usize;
     let first_row = (rest - b * share.groups) * rows as usize;
-    let first_step = tile * (lanes * comptime!(OUTPUTS as u32)) as usize;
 
-    let mut columns = Shared::<[Quad]>::new_slice(COLUMNS);
-    let mut taps = Shared::<[Quad]>::new_slice(TAPS);
-    // A quarter of a row's vectors, and one that keeps them apart.
-    let stride = lanes + comptime!(BLOCK as u32 / 16 + 1);
+    let mut columns = Shared::<[Quad]>::new_slice(comptime!(tile.parts() * tile.column_part()));
+    let mut taps = Shared::<[Quad]>::new_slice(comptime!(tile.parts() * tile.tap_part()));
+    let (together, parts) = comptime!((tile.together(), tile.parts()));
+    let column_part = comptime!(tile.column_part());
+    let row_vectors = lanes + comptime!(tile.beside() as u32);
     let (row, lane) = (UNIT_POS >> share.lane_bits, UNIT_POS & (lanes - 1u32));
-    let place = row * stride * 4u32 + lane;
+    let places = Places {
+        columns: row * row_vectors + lane,
+        factors: row * comptime!(tile.tap_row() as u32),
+        column_part: comptime!(tile.column_part()),
+        factor_part: comptime!(tile.tap_part()),
+        outputs: comptime!(tile.outputs),
+        shift: comptime!(tile.shift),
+    };
     // The row and lane for which a unit reads and writes memory: neighbours along the layout's contiguous axis.
     let mut memory_row = row;
     let mut memory_lane = lane;
-    if comptime!(layout == Conv1dLayout::Btc) {
+    if comptime!(tile.layout == Conv1dLayout::Btc) {
         memory_row = UNIT_POS & (rows - 1u32);
         memory_lane = UNIT_POS / rows;
     }
     let c = first_row + memory_row as usize;
-    let exists = c < extents.channels;
+    let channel = share.source_first + c;
+    let mut line = Line {
+        b,
+        c: channel,
+        exists: c < extents.channels,
+        row: b * source_strides.b + channel * source_strides.c,
+        stride: source_strides.t,
+        // Wraps before the first step, to beyond the last.
+        t: share.start + first_tile * steps_of_tile - extents.history() - comptime!(tile.shift),
+        place: memory_row * row_vectors,
+        vectors: comptime!(tile.parts() as u32) * lanes + comptime!(BLOCK as u32 / 4 + 1),
+    };
 
-    let sums = Cells::<f32>::new(OUTPUTS, 0.0f32);
     let own = first_row + row as usize;
     let mut offset = 0.0f32;
     if extents.has(Present::BIAS) && own < extents.channels {
         offset = f32::cast_from(bias[(extents.first + own) * bias.stride(0)]);
     }
-    #[unroll]
-    for i in 0..OUTPUTS {
-        sums.set(i, offset);
+    let sums = Cells::<f32>::new(tile.outputs, offset);
+    let mut early = Sequence::<Vector<S, N>>::new();
+    if comptime!(tile.ahead) {
+        read(source, &extents, &line, &mut early, memory_lane, lanes, together);
     }
-    for block in 0..extents.width.div_ceil(BLOCK) {
-        let k = block * BLOCK;
+    let held = Cells::<Vector<S, N>>::of(&early);
+    let blocks = extents.width.div_ceil(BLOCK);
+    let end_tile = min(first_tile + share.tiles_per_cube, share.tiles);
+    let mut first_step = first_tile * steps_of_tile;
+    let mut k = 0usize;
+    for turn in 0..(end_tile - first_tile) * blocks {
+        let mut raw = held.all();
+        if comptime!(!tile.ahead) {
+            read(source, &extents, &line, &mut raw, memory_lane, lanes, together);
+        }
+        // The taps of a single block stay for all tiles.
+        let fresh = turn == 0 || blocks > 1;
+        let raw_taps = read_taps(weight, &extents, &share, first_row, k, UNIT_POS, fresh);
         // The columns and taps before have been read.
         sync_cube();
-        let line = Line {
-            b,
-            c: share.source_first + c,
-            exists,
-            e: share.start + first_step + k,
-            base: memory_row * stride * 4u32,
-            stride,
-            vectors: 4u32 * lanes + comptime!(BLOCK as u32 / 4),
-        };
-        stage(source, initial, &extents, &line, &mut columns, memory_lane, lanes, 4usize);
-        for turn in 0..(comptime!(BLOCK as u32 / 4 - 1) + lanes) >> share.lane_bits {
-            let first = memory_lane + (4u32 + turn) * lanes;
-            stage(source, initial, &extents, &line, &mut columns, first, lanes, 1usize);
+        put(
+            &raw,
+            initial,
+            &extents,
+            &line,
+            &mut columns,
+            memory_lane,
+            lanes,
+            together,
+            parts,
+            column_part,
+            true,
+        );
+        for beside in 1..(comptime!(BLOCK as u32 / 4) + lanes) >> share.lane_bits {
+            let first = memory_lane + (comptime!(tile.parts() as u32) + beside) * lanes;
+            let mut raw = Sequence::<Vector<S, N>>::new();
+            read(source, &extents, &line, &mut raw, first, lanes, 1usize);
+            put(&raw, initial, &extents, &line, &mut columns, first, lanes, 1usize, parts, column_part, true);
         }
-        for turn in 0..(rows + 3u32) / comptime!((UNITS / (BLOCK / 4)) as u32) {
-            let index = turn * comptime!(UNITS as u32) + UNIT_POS;
-            let row = index / comptime!(BLOCK as u32 / 4);
-            let vector = index % comptime!(BLOCK as u32 / 4);
-            let c = first_row + row as usize;
-            if row < rows {
-                let mut quad = Quad::new(0.0f32);
-                #[unroll]
-                for i in 0..4usize {
-                    let tap = k + vector as usize * 4 + i;
-                    if c < extents.channels && tap < extents.width {
-                        let from = select(share.reversed != 0u32, extents.width - 1 - tap, tap);
-                        quad.insert(i, f32::cast_from(weight[at2(weight, extents.first + c, from)]));
-                    }
-                }
-                let at = row * comptime!(TAP_ROW as u32) + place_of(vector, comptime!(TAP_ROW as u32 / 4));
-                taps[at as usize] = quad;
+        if fresh {
+            put_taps(&raw_taps, &extents, first_row, k, UNIT_POS, rows, &mut taps, tile);
+            for turn in 1..(rows * comptime!(BLOCK as u32 / 4)).div_ceil(comptime!(tile.units as u32)) {
+                let index = turn * comptime!(tile.units as u32) + UNIT_POS;
+                let raw_taps = read_taps(weight, &extents, &share, first_row, k, index, true);
+                put_taps(&raw_taps, &extents, first_row, k, index, rows, &mut taps, tile);
             }
         }
         sync_cube();
         let count = min(extents.width - k, BLOCK) as u32;
-        let tap_place = row * comptime!(TAP_ROW as u32);
-        let tap_stride = comptime!(TAP_ROW as u32 / 4);
-        add_products(&columns, place, stride, &taps, tap_place, tap_stride, count, &sums);
-    }
-    sync_cube();
-    put_sums(&mut columns, place, stride, &sums);
-    sync_cube();
-    if exists {
-        // A unit has every `lanes`-th step of its row, the same element of vectors in the same quarter.
-        let from = memory_row * stride * 4u32 + place_of(memory_lane / 4u32, stride);
-        let (channel, steps) = (extents.first + c, target.shape(2));
-        let values = Cells::<f32>::new(OUTPUTS, 0.0f32);
-        let first = first_step + memory_lane as usize;
-        #[unroll]
-        for n in 0..OUTPUTS {
-            let quad = columns[(from + n as u32 * (lanes / comptime!(OUTPUTS as u32))) as usize];
-            values.set(n, lane_of(quad, memory_lane % 4u32));
+        let ends = k + BLOCK >= extents.width;
+        let tile_first = first_step;
+        k = select(ends, 0usize, k + BLOCK);
+        first_step = select(ends, first_step + steps_of_tile, first_step);
+        line.t = share.start + first_step + k - extents.history() - comptime!(tile.shift);
+        let mut next = Sequence::<Vector<S, N>>::new();
+        if comptime!(tile.ahead) {
+            read(source, &extents, &line, &mut next, memory_lane, lanes, together);
         }
-        let others = Cells::<f32>::new(OUTPUTS, 0.0f32);
-        if extents.present & comptime!(Present::DY + Present::RESIDUAL) != 0u32 {
-            let row = b * other.stride(0) + channel * other.stride(1);
-            let mut raw = Sequence::<X>::new();
+        add_products(&columns, &taps, &places, count, &sums);
+        if ends {
+            sync_cube();
+            put_sums(&mut columns, &places, &sums);
             #[unroll]
-            for n in 0..OUTPUTS {
-                let o = first + (n as u32 * lanes) as usize;
-                raw.push(other[select(o < steps, row + o * other.stride(2), 0usize)]);
+            for i in 0..tile.outputs {
+                sums.set(i, offset);
             }
-            #[unroll]
-            for n in 0..OUTPUTS {
-                others.set(n, f32::cast_from(*raw.index(n)));
-            }
-        }
-        if extents.has(Present::DY) {
-            activate_gradient_all(&values, &others, OUTPUTS, extents.activation, false);
-        } else {
-            activate_all(&values, OUTPUTS, extents.activation, false);
-        }
-        #[unroll]
-        for n in 0..OUTPUTS {
-            if extents.has(Present::DY) {
-                values.set(n, others.get(n));
-            }
-            if extents.has(Present::RESIDUAL) {
-                values.set(n, values.get(n) + others.get(n));
-            }
-        }
-        if extents.has(Present::DFINAL) {
-            #[unroll]
-            for n in 0..OUTPUTS {
-                // The column that the result is the gradient of, where the final state has it too.
-                let o = first + (n as u32 * lanes) as usize;
-                let e = share.start + o;
-                if e >= extents.length && o < steps {
-                    let held = f32::cast_from(dfinal[at3(dfinal, b, channel, e - extents.length)]);
-                    values.set(n, values.get(n) + held);
-                }
+            sync_cube();
+            if line.exists {
+                let own = Results {
+                    b,
+                    c,
+                    first: tile_first,
+                    count: share.steps,
+                    lane: memory_lane,
+                    lanes,
+                    place: line.place,
+                };
+                write_results(
+                    &columns,
+                    other,
+                    &other_strides,
+                    dfinal,
+                    target,
+                    &target_strides,
+                    &extents,
+                    &share,
+                    &own,
+                    tile.outputs,
+                    column_part,
+                );
             }
         }
-        let row = b * target.stride(0) + (share.target_first + c) * target.stride(1);
-        #[unroll]
-        for n in 0..OUTPUTS {
-            let o = first + (n as u32 * lanes) as usize;
-            if o < steps {
-                let at = row + o * target.stride(2);
-                target[at] = Y::cast_from(values.get(n));
-            }
-        }
+        held.keep(&next);
     }
 }

@@ -1,18 +1,69 @@
 //! The plan for wide filters: columns and taps staged in shared memory, 16 sums per unit in registers.
 //!
 //! A wide filter is bound by its multiply-adds, W per element and sum: for 128 taps over 4096 x 8192 elements 8.6 GFLOP, which
-//! take 0.14 ms at the 60 TFLOP/s that an H200 has in fp32, twice the time of a copy. The tiles are those of
-//! [`along_time`] (y, dx) and [`weight`] (dw).
+//! take 0.14 ms at the 60 TFLOP/s that an H200 has in fp32, twice the time of a copy. What is not a multiply-add is therefore kept
+//! away from the units: rows come and go as vectors of four, nothing is moved between registers, and all reads of a tile are under
+//! way before anything waits for one. The tiles are those of [`along_time`] (y, dx) and [`weight`] (dw), built from [`stage`] and [`taps`]
+//! (memory to shared memory), [`products`] and [`results`] (shared memory to memory).
 
 mod along_time;
 mod products;
+mod results;
+mod stage;
+mod taps;
 mod weight;
 
 use super::call::Call;
 use crate::error::ConvError;
 use crate::operand::Operand;
 use along_time::Sums;
-pub(super) use weight::{Cut, launch_partials, workspace};
+pub(super) use weight::{Cut, workspace};
+
+/// WIP, to be removed: which variant the environment asks for.
+pub(crate) fn wip_variant() -> u32 {
+    std::env::var("CONV_WIDE").ok().and_then(|value| value.parse().ok()).unwrap_or(2)
+}
+
+/// How memory is read and written along a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Memory {
+    /// Elements, one by one.
+    One,
+    /// Vectors of four steps.
+    Four,
+}
+
+impl Memory {
+    /// The most that lies aligned in every tensor `[B, C, T]`.
+    fn of(operands: &[&Operand]) -> Self {
+        if wip_variant() == 1 {
+            return Self::One;
+        }
+        let aligned = |operand: &&Operand| {
+            let start = operand.handle.offset_start.unwrap_or(0);
+            operand.strides[2] == 1
+                && [operand.shape[2], operand.strides[0], operand.strides[1]]
+                    .iter()
+                    .all(|each| each.is_multiple_of(4))
+                && start.is_multiple_of(4 * operand.dtype.size() as u64)
+        };
+        if operands.iter().all(aligned) { Self::Four } else { Self::One }
+    }
+
+    /// Elements of a vector.
+    fn elements(self) -> usize {
+        match self {
+            Self::One => 1,
+            Self::Four => 4,
+        }
+    }
+
+    /// Steps between the beginning of a vector and column `start` of a row of filters of width `width`.
+    fn shift(self, start: usize, width: usize) -> usize {
+        // Column W-1 is step 0.
+        (start + 3 * (width - 1)) % self.elements()
+    }
+}
 
 /// Channels `first..first + channels` of y, or with `dy` of the gradient before the activation: `target[b, c - first, t]`.
 pub(super) fn forward(
@@ -21,6 +72,9 @@ pub(super) fn forward(
     channels: (usize, usize),
     target: &Operand,
 ) -> Result<(), ConvError> {
+    if wip_variant() == 0 {
+        return super::tiled_before::forward(call, dy, channels, target);
+    }
     let source = &call.views.x;
     let sums = Sums {
         source,
@@ -45,6 +99,9 @@ pub(super) fn gradient(
     channels: (usize, usize),
     (start, target): (usize, &Operand),
 ) -> Result<(), ConvError> {
+    if wip_variant() == 0 {
+        return super::tiled_before::gradient(call, g, dfinal, channels, (start, target));
+    }
     let sums = Sums {
         source: g,
         source_first: 0,
@@ -57,4 +114,18 @@ pub(super) fn gradient(
         target,
     };
     along_time::launch(call, &sums)
+}
+
+/// WIP, to be removed: as weight::launch_partials.
+pub(super) fn launch_partials(
+    call: &Call,
+    g: &Operand,
+    channels: (usize, usize),
+    (cut, partials): (Cut, &Operand),
+) -> Result<(), ConvError> {
+    if wip_variant() == 0 {
+        let cut = super::tiled_before::Cut::of(call.problem, call.limits);
+        return super::tiled_before::launch_partials(call, g, channels, (cut, partials));
+    }
+    weight::launch_partials(call, g, channels, (cut, partials))
 }

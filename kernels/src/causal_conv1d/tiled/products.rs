@@ -1,169 +1,186 @@
-//! The sliding products that the tiled kernels share: `sum[i] += sum over j < count of factor[j] * column[16 * place + i + j]`.
+//! The sliding products that the tiled kernels share: `sum[i] += sum over j < count of factor[j] * column[first + i + j]`.
 //!
 //! ```text
-//!   columns   | 16 of unit 0 | 16 of unit 1 | ..      a unit: 16 sums; 16 columns wait in registers while the next 16 come
-//!             | ------- its window ------- |          256 multiply-adds per 8 vectors of shared memory
+//!   columns   | those of unit 0 | those of unit 1 | ..      a unit: 16 or 32 sums; four factors at a time, and for each four
+//!             | -- its ring of vectors -- |                 a vector of columns: 64 or 128 multiply-adds per 2 vectors
 //! ```
 //!
-//! Columns and factors lie in shared memory as vectors of four. Vector Q stands at `Q mod 4 * stride + Q / 4`: the m-th vectors of
-//! neighbouring units are neighbours, so that a load meets every bank once.
+//! With 16 sums, vector Q of a unit's columns is in cells Q mod 8 of its ring: after 32 factors the ring is where it was, so that
+//! nothing is moved. With 32 sums the ring holds 16 and half of it is moved after 32 factors.
+//!
+//! Columns and factors lie in shared memory as vectors of four, in as many parts as a unit has vectors of sums, 4 or 8: vector Q is
+//! the Q/4-th of its row in part Q mod 4, or Q/8-th in part Q mod 8. The m-th vectors of neighbouring units are neighbours there, a
+//! load meets every bank once, and the distance between parts is a constant of the code.
 
-use crate::causal_conv1d::args::{Present, Rows, at3};
 use crate::cells::Cells;
 use cubecl::prelude::*;
 
 /// Four neighbours.
 pub(super) type Quad = Vector<f32, Const<4>>;
 
-/// Sums of a unit.
-pub(super) const OUTPUTS: usize = 16;
+/// Factors after which a unit's ring is where it was, in vectors.
+const ROUND: usize = 8;
 
-/// Units of a cube.
-pub(super) const UNITS: usize = 128;
-
-/// Where vector `index` of a run of vectors stands.
-#[cube]
-pub(super) fn place_of(index: u32, stride: u32) -> u32 {
-    index % 4u32 * stride + index / 4u32
+/// The smallest part for so many vectors: neighbours that are put into neighbouring parts meet different banks.
+pub(super) const fn part(vectors: usize, parts: usize) -> usize {
+    let beyond = 8 / parts;
+    (vectors + 7 - beyond) / 8 * 8 + beyond
 }
 
-/// A row of columns: where they come from, and where they go.
+/// Where vector `index` of a row stands that begins with the first vector of a part.
+#[cube]
+pub(super) fn place_of(index: u32, #[comptime] parts: usize, #[comptime] part: usize) -> u32 {
+    index % parts as u32 * part as u32 + index / parts as u32
+}
+
+/// Where a unit's columns and factors begin, and how far their parts are apart. Its first column is `shift` after the beginning of
+/// a vector.
 #[derive(CubeType, Clone, Copy)]
-pub(super) struct Line {
-    pub(super) b: usize,
-    /// Channel of the source, and whether there is one.
-    pub(super) c: usize,
-    pub(super) exists: bool,
-    /// The first column.
-    pub(super) e: usize,
-    /// Where the row begins in shared memory, and how many vectors it has.
-    pub(super) base: u32,
-    pub(super) stride: u32,
-    pub(super) vectors: u32,
+pub(super) struct Places {
+    pub(super) columns: u32,
+    pub(super) factors: u32,
+    #[cube(comptime)]
+    pub(super) column_part: usize,
+    #[cube(comptime)]
+    pub(super) factor_part: usize,
+    /// Sums of the unit.
+    #[cube(comptime)]
+    pub(super) outputs: usize,
+    #[cube(comptime)]
+    pub(super) shift: usize,
 }
 
-/// Brings the vectors `first`, `first + step`, .. of a row to shared memory, `count` of them: columns of `[initial state | source]`,
-/// 0 beside it. Returns their sum. All are under way before anything waits for one.
-#[cube]
-#[allow(clippy::too_many_arguments)]
-pub(super) fn stage<S: Float>(
-    source: &Tensor<S>,
-    initial: &Tensor<S>,
-    extents: &Rows,
-    line: &Line,
-    columns: &mut Shared<[Quad]>,
-    first: u32,
-    step: u32,
-    #[comptime] count: usize,
-) -> f32 {
-    let history = extents.history();
-    let row = line.b * source.stride(0) + line.c * source.stride(1);
-    let mut raw = Sequence::<S>::new();
-    #[unroll]
-    for n in 0..count {
-        #[unroll]
-        for i in 0..4usize {
-            // Wraps before the first step, to beyond the last.
-            let t = line.e + (first + n as u32 * step) as usize * 4 + i - history;
-            let inside = line.exists && t < extents.length;
-            raw.push(source[select(inside, row + t * source.stride(2), 0usize)]);
-        }
-    }
-    let mut total = 0.0f32;
-    #[unroll]
-    for n in 0..count {
-        let index = first + n as u32 * step;
-        let mut quad = Quad::new(0.0f32);
-        #[unroll]
-        for i in 0..4usize {
-            let t = line.e + index as usize * 4 + i - history;
-            let inside = line.exists && t < extents.length;
-            let value = select(inside, f32::cast_from(*raw.index(comptime!(4 * n + i))), 0.0f32);
-            total += value;
-            quad.insert(i, value);
-        }
-        if line.exists && extents.has(Present::INITIAL) && line.e + index as usize * 4 < history {
-            #[unroll]
-            for i in 0..4usize {
-                let e = line.e + index as usize * 4 + i;
-                if e < history {
-                    quad.insert(i, f32::cast_from(initial[at3(initial, line.b, line.c, e)]));
-                }
-            }
-        }
-        if index < line.vectors {
-            columns[(line.base + place_of(index, line.stride)) as usize] = quad;
-        }
-    }
-    total
+/// Vectors that a unit holds before it takes the one that four more factors need.
+fn ahead(outputs: usize, shift: usize) -> usize {
+    outputs / 4 + usize::from(shift > 0)
 }
 
-/// Adds the products of `count` factors. The unit's columns begin at vector `4 * (place - base)` of their run, its factors at
-/// vector `4 * (factor_place - base)` of theirs.
+/// Adds the products of `count` factors.
 #[cube]
-#[allow(clippy::too_many_arguments)]
 pub(super) fn add_products(
     columns: &Shared<[Quad]>,
-    place: u32,
-    stride: u32,
     factors: &Shared<[Quad]>,
-    factor_place: u32,
-    factor_stride: u32,
+    places: &Places,
     count: u32,
     sums: &Cells<f32>,
 ) {
-    let window = Cells::<f32>::new(comptime!(2 * OUTPUTS), 0.0f32);
+    // Twice the sums' vectors: 8 or 16.
+    let ring = Cells::<f32>::new(comptime!(2 * places.outputs), 0.0f32);
+    let held = comptime!(ahead(places.outputs, places.shift));
     #[unroll]
-    for m in 0..4usize {
-        let quad = columns[(place + stride * m as u32) as usize];
+    for q in 0..held {
+        take(columns, places, 0u32, q, &ring);
+    }
+    let step = comptime!((4 * ROUND / places.outputs) as u32);
+    let rounds = count / comptime!(4 * ROUND as u32);
+    for round in 0..rounds {
+        add_quads(columns, factors, places, round * step, ROUND, &ring, sums);
+        if comptime!(places.outputs > 4 * ROUND / 2) {
+            turn_half(&ring, held);
+        }
+    }
+    let half = count & comptime!(2 * ROUND as u32) != 0u32;
+    if half {
+        add_quads(columns, factors, places, rounds * step, comptime!(ROUND / 2), &ring, sums);
+    }
+    let rest = count % comptime!(2 * ROUND as u32);
+    if rest != 0u32 {
+        let first = rounds * comptime!(ROUND as u32) + select(half, comptime!(ROUND as u32 / 2), 0u32);
+        add_rest(columns, factors, places, first, rest, sums);
+    }
+}
+
+/// Moves the vectors held from the second half of a ring of 16 to its beginning.
+#[cube]
+fn turn_half(ring: &Cells<f32>, #[comptime] held: usize) {
+    let mut values = Sequence::<f32>::new();
+    #[unroll]
+    for i in 0..comptime!(4 * held) {
+        values.push(ring.get(comptime!((i + 4 * ROUND) % (8 * ROUND))));
+    }
+    ring.keep(&values);
+}
+
+/// Takes vector `q` of those from the one that is `done` after the unit's first in its part on into its ring.
+#[cube]
+fn take(columns: &Shared<[Quad]>, places: &Places, done: u32, #[comptime] q: usize, ring: &Cells<f32>) {
+    let parts = comptime!(places.outputs / 4);
+    let at = comptime!((q % parts * places.column_part + q / parts) as u32);
+    let quad = columns[(places.columns + done + at) as usize];
+    #[unroll]
+    for i in 0..4usize {
+        ring.set(comptime!((4 * q + i) % (2 * places.outputs)), quad.extract(i));
+    }
+}
+
+/// Adds the products of `4 * quads` factors, of which the first are `done` after the unit's first in their part.
+#[cube]
+fn add_quads(
+    columns: &Shared<[Quad]>,
+    factors: &Shared<[Quad]>,
+    places: &Places,
+    done: u32,
+    #[comptime] quads: usize,
+    ring: &Cells<f32>,
+    sums: &Cells<f32>,
+) {
+    let parts = comptime!(places.outputs / 4);
+    #[unroll]
+    for m in 0..quads {
+        take(columns, places, done, comptime!(m + ahead(places.outputs, places.shift)), ring);
+        let at = comptime!((m % parts * places.factor_part + m / parts) as u32);
+        let quad = factors[(places.factors + done + at) as usize];
+        #[unroll]
+        for j in 0..4usize {
+            let factor = quad.extract(j);
+            #[unroll]
+            for i in 0..places.outputs {
+                let column = ring.get(comptime!((4 * m + j + i + places.shift) % (2 * places.outputs)));
+                sums.set(i, fma(factor, column, sums.get(i)));
+            }
+        }
+    }
+}
+
+/// Adds the products of fewer than 16 factors from the `first`-th vector on, one by one: a factor of 0 in place of one that does not
+/// exist would make NaN of an infinite column.
+#[cube]
+fn add_rest(
+    columns: &Shared<[Quad]>,
+    factors: &Shared<[Quad]>,
+    places: &Places,
+    first: u32,
+    rest: u32,
+    sums: &Cells<f32>,
+) {
+    let parts = comptime!(places.outputs / 4);
+    let held = comptime!(ahead(places.outputs, places.shift));
+    let window = Cells::<f32>::new(comptime!(4 * held), 0.0f32);
+    #[unroll]
+    for q in 0..held {
+        let at = places.columns + place_of(first + q as u32, parts, places.column_part);
+        let quad = columns[at as usize];
         #[unroll]
         for i in 0..4usize {
-            window.set(comptime!(4 * m + i), quad.extract(i));
+            window.set(comptime!(4 * q + i), quad.extract(i));
         }
     }
-    let blocks = count / comptime!(OUTPUTS as u32);
-    for block in 0..blocks {
+    for j in 0..rest {
+        let next = first + j / 4u32;
+        let at = places.columns + place_of(next + held as u32, parts, places.column_part);
+        let column = columns[at as usize];
+        let at = places.factors + place_of(next, parts, places.factor_part);
+        let factor = lane_of(factors[at as usize], j % 4u32);
         #[unroll]
-        for m in 0..4usize {
-            let quad = columns[(place + stride * m as u32 + block + 1u32) as usize];
-            #[unroll]
-            for i in 0..4usize {
-                window.set(comptime!(OUTPUTS + 4 * m + i), quad.extract(i));
-            }
-        }
-        #[unroll]
-        for m in 0..4usize {
-            let quad = factors[(factor_place + factor_stride * m as u32 + block) as usize];
-            #[unroll]
-            for j in 0..4usize {
-                let factor = quad.extract(j);
-                #[unroll]
-                for i in 0..OUTPUTS {
-                    let sum = fma(factor, window.get(comptime!(4 * m + j + i)), sums.get(i));
-                    sums.set(i, sum);
-                }
-            }
-        }
-        #[unroll]
-        for i in 0..OUTPUTS {
-            window.set(i, window.get(i + OUTPUTS));
-        }
-    }
-    // One by one what is left: a factor of 0 in place of one that does not exist would make NaN of an infinite column.
-    for j in 0..count % comptime!(OUTPUTS as u32) {
-        let m = j / 4u32;
-        let column = columns[(place + stride * m + blocks + 1u32) as usize];
-        let factor = lane_of(factors[(factor_place + factor_stride * m + blocks) as usize], j % 4u32);
-        #[unroll]
-        for i in 0..OUTPUTS {
-            let sum = fma(factor, window.get(i), sums.get(i));
+        for i in 0..places.outputs {
+            let sum = fma(factor, window.get(comptime!(i + places.shift)), sums.get(i));
             sums.set(i, sum);
         }
         #[unroll]
-        for i in 0..comptime!(OUTPUTS - 1) {
+        for i in 0..comptime!(4 * held - 1) {
             window.set(i, window.get(i + 1));
         }
-        window.set(comptime!(OUTPUTS - 1), lane_of(column, j % 4u32));
+        window.set(comptime!(4 * held - 1), lane_of(column, j % 4u32));
     }
 }
 
@@ -177,14 +194,14 @@ pub(super) fn lane_of(quad: Quad, lane: u32) -> f32 {
 
 /// Puts a unit's sums back where its columns begin.
 #[cube]
-pub(super) fn put_sums(columns: &mut Shared<[Quad]>, place: u32, stride: u32, sums: &Cells<f32>) {
+pub(super) fn put_sums(columns: &mut Shared<[Quad]>, places: &Places, sums: &Cells<f32>) {
     #[unroll]
-    for m in 0..4usize {
+    for m in 0..comptime!(places.outputs / 4) {
         let mut quad = Quad::new(0.0f32);
         #[unroll]
         for i in 0..4usize {
             quad.insert(i, sums.get(comptime!(4 * m + i)));
         }
-        columns[(place + stride * m as u32) as usize] = quad;
+        columns[(places.columns + comptime!((m * places.column_part) as u32)) as usize] = quad;
     }
 }

@@ -5,27 +5,13 @@
 //! `S` is what memory is read as: the element's type X, or 32-bit words with two elements each.
 
 use crate::causal_conv1d::args::Present;
+pub(super) use crate::causal_conv1d::args::Strides;
 use crate::cells::Cells;
 use crate::words::{quad_of_words, words_of};
 use cubecl::prelude::*;
 
 /// Four neighbours in fp32: steps of a row, or channels of a step.
 pub(super) type Quad = Vector<f32, Const<4>>;
-
-/// Distances in elements between neighbours of a `[B, C, T]` tensor.
-#[derive(CubeType, CubeLaunch, Clone, Copy)]
-pub(super) struct Strides {
-    pub(super) b: usize,
-    pub(super) c: usize,
-    pub(super) t: usize,
-}
-
-#[cube]
-impl Strides {
-    pub(super) fn row(&self, b: u32, c: u32) -> usize {
-        b as usize * self.b + c as usize * self.c
-    }
-}
 
 /// What is known of a call only when it runs.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]

@@ -13,7 +13,7 @@ mod run_gradient;
 mod sums;
 
 use super::Gradients;
-use super::args::{Present, canonical};
+use super::args::{Present, canonical, strides};
 use super::call::Call;
 use super::plan::{Pass, check_turns};
 use super::problem::{CausalConv1dProblem, Conv1dLayout};
@@ -23,7 +23,7 @@ use crate::error::ConvError;
 use crate::grid::dispatches;
 use crate::index_operand::IndexOperand;
 use crate::operand::{Operand, address_type};
-use access::{SizesLaunch, StridesLaunch};
+use access::SizesLaunch;
 use along_channels::channels_forward_kernel;
 use along_channels_backward::channels_backward_kernel;
 use along_time::{Tile, forward_kernel};
@@ -92,11 +92,6 @@ fn sizes(call: &Call, present: u32) -> SizesLaunch {
         views.weight.strides[1],
         views.bias.as_ref().map_or(0, |bias| bias.strides[0]),
     )
-}
-
-/// Strides of a tensor in `[B, C, T]` order.
-fn strides(operand: &Operand) -> StridesLaunch {
-    StridesLaunch::new(operand.strides[0], operand.strides[1], operand.strides[2])
 }
 
 /// Launches the forward pass; `y` is in `[B, C, T]` order.

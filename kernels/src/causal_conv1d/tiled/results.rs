@@ -1,0 +1,129 @@
+//! How sums leave a cube: from shared memory, neighbours together, through activation, residual or the gradients that join them.
+
+use super::along_time::TiledShare;
+use super::products::{Quad, lane_of, place_of};
+use crate::activation::{activate_all, activate_gradient_all};
+use crate::causal_conv1d::args::{Present, Rows, Strides, at3};
+use crate::cells::Cells;
+use cubecl::prelude::*;
+
+/// The results that a unit writes.
+#[derive(CubeType, Clone, Copy)]
+pub(super) struct Results {
+    pub(super) b: usize,
+    /// Channel, counted from the first of the launch.
+    pub(super) c: usize,
+    /// The first result of the row in this cube, and how many the whole row has.
+    pub(super) first: usize,
+    pub(super) count: usize,
+    /// The unit's place among the `lanes` of its row.
+    pub(super) lane: u32,
+    pub(super) lanes: u32,
+    /// Where the row begins in a part of shared memory.
+    pub(super) place: u32,
+}
+
+#[cube]
+impl Results {
+    /// The `n`-th of a unit's results: every `lanes`-th vector of the row, or every `lanes`-th step.
+    fn at(&self, #[comptime] n: usize, #[comptime] together: usize) -> usize {
+        let line = comptime!((n / together) as u32) * self.lanes + self.lane;
+        self.first + line as usize * together + comptime!(n % together)
+    }
+}
+
+/// Writes the results whose sums are in `columns`.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+pub(super) fn write_results<X: Float, Y: Float, N: Size>(
+    columns: &Shared<[Quad]>,
+    other: &[Vector<X, N>],
+    other_strides: &Strides,
+    dfinal: &Tensor<X>,
+    target: &mut [Vector<Y, N>],
+    target_strides: &Strides,
+    extents: &Rows,
+    share: &TiledShare,
+    own: &Results,
+    #[comptime] outputs: usize,
+    #[comptime] part: usize,
+) {
+    let together = N::value();
+    let values = Cells::<f32>::new(outputs, 0.0f32);
+    #[unroll]
+    for n in 0..comptime!(outputs / together) {
+        if comptime!(together == 4) {
+            let from = own.place + place_of(n as u32 * own.lanes + own.lane, comptime!(outputs / 4), part);
+            let quad = columns[from as usize];
+            #[unroll]
+            for i in 0..4usize {
+                values.set(comptime!(4 * n + i), quad.extract(i));
+            }
+        } else {
+            let step = n as u32 * own.lanes + own.lane;
+            let quad = columns[(own.place + place_of(step / 4u32, comptime!(outputs / 4), part)) as usize];
+            values.set(n, lane_of(quad, step % 4u32));
+        }
+    }
+    let others = Cells::<f32>::new(outputs, 0.0f32);
+    let channel = extents.first + own.c;
+    if extents.present & comptime!(Present::DY + Present::RESIDUAL) != 0u32 {
+        let row = own.b * other_strides.b + channel * other_strides.c;
+        let mut raw = Sequence::<Vector<X, N>>::new();
+        #[unroll]
+        for n in 0..comptime!(outputs / together) {
+            let o = own.at(comptime!(n * together), together);
+            raw.push(other[select(o < own.count, row + o * other_strides.t, 0usize) / together]);
+        }
+        #[unroll]
+        for n in 0..outputs {
+            let value = raw.index(comptime!(n / together)).extract(comptime!(n % together));
+            others.set(n, f32::cast_from(value));
+        }
+    }
+    if extents.has(Present::DY) {
+        activate_gradient_all(&values, &others, outputs, extents.activation, false);
+        #[unroll]
+        for n in 0..outputs {
+            values.set(n, others.get(n));
+        }
+    } else {
+        activate_all(&values, outputs, extents.activation, false);
+    }
+    if extents.has(Present::RESIDUAL) {
+        #[unroll]
+        for n in 0..outputs {
+            values.set(n, values.get(n) + others.get(n));
+        }
+    }
+    if extents.has(Present::DFINAL) {
+        #[unroll]
+        for n in 0..outputs {
+            // The column that the result is the gradient of, where the final state has it too.
+            let o = own.at(n, together);
+            let e = share.start + o;
+            if e >= extents.length && o < own.count {
+                let held = f32::cast_from(dfinal[at3(dfinal, own.b, channel, e - extents.length)]);
+                values.set(n, values.get(n) + held);
+            }
+        }
+    }
+    let row = own.b * target_strides.b + (share.target_first + own.c) * target_strides.c;
+    #[unroll]
+    for n in 0..comptime!(outputs / together) {
+        let o = own.at(comptime!(n * together), together);
+        if o < own.count {
+            let at = (row + o * target_strides.t) / together;
+            if comptime!(together == 4) {
+                let mut quad = Quad::new(0.0f32);
+                #[unroll]
+                for i in 0..4usize {
+                    quad.insert(i, values.get(comptime!(4 * n + i)));
+                }
+                target[at] = Vector::cast_from(quad);
+            } else {
+                target[at] = Vector::<Y, N>::new(Y::cast_from(values.get(n)));
+            }
+        }
+    }
+}
