@@ -96,9 +96,10 @@ pub(crate) fn matrix_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, R: S
     fill_half(&mut table, &walk, 0usize, stage_k, end_k, Pass::Forward, padding, terms, tile.units());
     sync_cube();
     while stage_k < end_k + stage {
+        // Before anything is read: a driver may wait for what is under way where control flow parts.
+        fill_other_half(&mut table, &walk, at, stage_k, end_k, Pass::Forward, padding, terms, tile.units());
         let sources = gather_site(source, &walk, &sites, &table, at, padding, width, tile);
         let weights = gather_channels(weight, &table, at, weight_group, channels, Pass::Forward, width, tile);
-        fill_other_half(&mut table, &walk, at, stage_k, end_k, Pass::Forward, padding, terms, tile.units());
         multiply(&site_stage, &weight_stage, &sums, comptime!((along_terms, runs)), size, tile);
         sync_cube();
         write_sites(&sources, &mut site_stage, row, tile);

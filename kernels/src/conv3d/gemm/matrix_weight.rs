@@ -91,17 +91,7 @@ pub(crate) fn matrix_weight_kernel<E: Float, S: Float, O: Float, V: Size, W: Siz
     );
     sync_cube();
     while stage_k < end_k + stage {
-        let sources = gather_source(source, &walk, &columns, &windows, at, padding, width, tile);
-        let gradients = gather_channels(
-            dy,
-            &windows,
-            at,
-            0usize,
-            (first_o, last_o, o_stride),
-            Pass::WeightGradient,
-            width,
-            tile,
-        );
+        // Before anything is read: a driver may wait for what is under way where control flow parts.
         fill_other_half(
             &mut windows,
             &walk,
@@ -112,6 +102,17 @@ pub(crate) fn matrix_weight_kernel<E: Float, S: Float, O: Float, V: Size, W: Siz
             padding,
             terms,
             tile.units(),
+        );
+        let sources = gather_source(source, &walk, &columns, &windows, at, padding, width, tile);
+        let gradients = gather_channels(
+            dy,
+            &windows,
+            at,
+            0usize,
+            (first_o, last_o, o_stride),
+            Pass::WeightGradient,
+            width,
+            tile,
         );
         multiply(&source_stage, &dy_stage, &sums, comptime!((along_terms, runs)), size, tile);
         sync_cube();

@@ -83,9 +83,10 @@ pub(crate) fn register_kernel<E: Float, O: Float, R: Size>(
     fill_half(&mut table, &walk, 0usize, stage_k, end_k, Pass::Forward, padding, terms, tile.units());
     sync_cube();
     while stage_k < end_k + stage {
+        // Before anything is read: a driver may wait for what is under way where control flow parts.
+        fill_other_half(&mut table, &walk, at, stage_k, end_k, Pass::Forward, padding, terms, tile.units());
         let sources = gather_source(source, &walk, &sites, &table, at, padding, tile);
         let weights = gather_weight(weight, &walk, &table, at, weight_group, first_n, extents.n, tile);
-        fill_other_half(&mut table, &walk, at, stage_k, end_k, Pass::Forward, padding, terms, tile.units());
         multiply(&source_stage, &weight_stage, &mut sums, tile, unroll);
         sync_cube();
         write_along_rows(&sources, &mut source_stage, tile);

@@ -106,15 +106,18 @@ pub(super) fn fill_half(
     #[comptime] units: usize,
 ) {
     let steps = comptime!(padding == PaddingMode::Replicate);
-    let mut at = UNIT_POS as usize;
-    while at < comptime!(terms / 2) {
-        let k = first + at as u32;
-        if comptime!(pass == Pass::WeightGradient) {
-            table.set_window(to + at, &walk.site(min(k, end_k - 1u32)), k < end_k, steps);
-        } else {
-            table.set(to + at, &walk.tap(k, k < end_k, pass), true, steps);
+    // No loop where a turn is enough: drivers wait for what is under way at a loop's end.
+    #[unroll]
+    for turn in 0..comptime!((terms / 2).div_ceil(units)) {
+        let at = UNIT_POS as usize + comptime!(turn * units);
+        if comptime!((terms / 2).is_multiple_of(units)) || at < comptime!(terms / 2) {
+            let k = first + at as u32;
+            if comptime!(pass == Pass::WeightGradient) {
+                table.set_window(to + at, &walk.site(min(k, end_k - 1u32)), k < end_k, steps);
+            } else {
+                table.set(to + at, &walk.tap(k, k < end_k, pass), true, steps);
+            }
         }
-        at += units;
     }
 }
 

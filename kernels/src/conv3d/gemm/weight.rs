@@ -80,8 +80,7 @@ pub(crate) fn weight_kernel<E: Float, O: Float>(
     );
     sync_cube();
     while stage_k < end_k + stage {
-        let (sources, gradients) =
-            gather(source, dy, &walk, &columns, &windows, at, first_o, last_o, padding, tile);
+        // Before anything is read: a driver may wait for what is under way where control flow parts.
         fill_other_half(
             &mut windows,
             &walk,
@@ -93,6 +92,8 @@ pub(crate) fn weight_kernel<E: Float, O: Float>(
             terms,
             tile.units(),
         );
+        let (sources, gradients) =
+            gather(source, dy, &walk, &columns, &windows, at, first_o, last_o, padding, tile);
         multiply(&source_stage, &dy_stage, &mut sums, tile, unroll);
         sync_cube();
         write_along_terms(&sources, &mut source_stage, tile.tile_m, tile);

@@ -123,7 +123,8 @@ impl Shape {
         let Tile { taps, rows, units, .. } = self.plane;
         let products = self.sums() * self.plane.count();
         let values = self.source_frames() * taps[2] * (rows + taps[1] - 1) * self.passes();
-        let sectors = self.source_frames() * (self.plane.height() + taps[1] - 1) * (self.plane.stride() / 8 + 1);
+        let sectors =
+            self.source_frames() * (self.plane.height() + taps[1] - 1) * (self.plane.stride() / 8 + 1);
         let of_unit = products + values + 2 * self.weight_vectors() + 5 * self.loads() + 60;
         self.cubes(walks) * (units * of_unit + 64 * sectors)
     }

@@ -137,12 +137,7 @@ pub(super) fn head_kernel<E: Float, O: Float>(
 
 /// Where the frames of the window lie in a channel, and whether they do.
 #[cube]
-fn frames(
-    walk: &Walk,
-    first: u32,
-    #[comptime] padding: PaddingMode,
-    #[comptime] shape: Shape,
-) -> Offsets {
+fn frames(walk: &Walk, first: u32, #[comptime] padding: PaddingMode, #[comptime] shape: Shape) -> Offsets {
     let mut at = Sequence::<usize>::new();
     let mut exists = Sequence::<bool>::new();
     #[unroll]
@@ -260,11 +255,7 @@ fn multiply(
 
 /// The weights of a column of the window.
 #[cube]
-fn read_factors(
-    weights: &Shared<[Weights]>,
-    first: usize,
-    #[comptime] shape: Shape,
-) -> Sequence<Weights> {
+fn read_factors(weights: &Shared<[Weights]>, first: usize, #[comptime] shape: Shape) -> Sequence<Weights> {
     let mut factors = Sequence::<Weights>::new();
     #[unroll]
     for vector in 0..comptime!(shape.vectors()) {
