@@ -5,8 +5,7 @@ use crate::support::{Buffer, client, output, read_all, upload};
 use conv_cases::conv3d::{self as cases, Conv3dCase};
 use conv_cases::fill;
 use conv_kernels::conv3d::{
-    self, Activation, Conv3dProblem, PaddingMode, Pass, Plan, Window, WinogradTile, eligible,
-    reference,
+    self, Activation, Conv3dProblem, PaddingMode, Pass, Plan, Window, WinogradTile, eligible, reference,
 };
 use conv_kernels::tolerance::{Errors, Expected, Guard};
 use conv_kernels::{FloatType, Limits};

@@ -4,8 +4,8 @@ use crate::conv3d::{Tiles, run_with};
 use crate::support::client;
 use conv_cases::conv3d::{self as cases, Activation, Conv3dCase};
 use conv_cases::fill;
-use conv_kernels::{FloatType, Limits};
 use conv_kernels::conv3d::{Plan, RegisterTile};
+use conv_kernels::{FloatType, Limits};
 
 /// Checks a table with normal data and, but for SiLU, with integers, under the plans that `picks` picks.
 fn run_only(table: &[Conv3dCase], picks: fn(&Plan) -> bool) {

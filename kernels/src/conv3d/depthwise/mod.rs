@@ -91,9 +91,7 @@ fn tile(walks: &Walks, rows: &[usize]) -> Option<Tile> {
     let columns = (8..=128usize.min(width.next_multiple_of(8))).step_by(8);
     let tiles = columns.flat_map(|columns| {
         let units = [64, 128, 256].into_iter().filter(move |units| columns <= *units);
-        units.flat_map(move |units| {
-            rows.iter().map(move |rows| Tile { taps, rows: *rows, columns, units })
-        })
+        units.flat_map(move |units| rows.iter().map(move |rows| Tile { taps, rows: *rows, columns, units }))
     });
     let cost = |tile: &Tile| {
         let products = tile.rows * tile.count();

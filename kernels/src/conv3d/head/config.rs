@@ -124,7 +124,8 @@ impl Shape {
         let Tile { taps, rows, units, .. } = self.plane;
         let products = self.sums() * self.plane.count();
         let values = self.source_frames() * taps[2] * (rows + taps[1] - 1) * self.plane.passes();
-        let sectors = self.source_frames() * (self.plane.height() + taps[1] - 1) * (self.plane.stride() / 8 + 1);
+        let sectors =
+            self.source_frames() * (self.plane.height() + taps[1] - 1) * (self.plane.stride() / 8 + 1);
         // A weight gradient places its elements anew for every tile, and reads dy where the others read weights.
         let other = match pass {
             Pass::WeightGradient => 5 * self.sums() + 20 * self.plane.loads() + 6 * self.source_frames(),
@@ -182,12 +183,7 @@ pub(super) fn is_offered(walks: &Walks, pass: Pass, results: usize, tile: &HeadT
 }
 
 /// The cheapest tile of these frames, of any where there are none given.
-pub(super) fn cheapest(
-    walks: &Walks,
-    pass: Pass,
-    results: usize,
-    frames: Option<usize>,
-) -> Option<HeadTile> {
+pub(super) fn cheapest(walks: &Walks, pass: Pass, results: usize, frames: Option<usize>) -> Option<HeadTile> {
     let shapes = match frames {
         Some(frames) => fitting(walks, pass, results, &[frames]),
         None => fitting(walks, pass, results, &FRAMES),

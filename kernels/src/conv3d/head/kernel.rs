@@ -208,7 +208,11 @@ pub(super) fn read_channel<E: Float>(
 
 /// Writes what [`read_channel`] has read.
 #[cube]
-pub(super) fn write_channel<E: Float>(values: &Sequence<E>, window: &mut Shared<[f32]>, #[comptime] shape: Shape) {
+pub(super) fn write_channel<E: Float>(
+    values: &Sequence<E>,
+    window: &mut Shared<[f32]>,
+    #[comptime] shape: Shape,
+) {
     #[unroll]
     for load in 0..comptime!(shape.loads()) {
         window[UNIT_POS as usize + comptime!(load * shape.plane.units)] = f32::cast_from(*values.index(load));
@@ -260,11 +264,7 @@ fn multiply(
 
 /// The weights of a column of the window.
 #[cube]
-fn read_factors(
-    weights: &Shared<[Weights]>,
-    first: usize,
-    #[comptime] shape: Shape,
-) -> Sequence<Weights> {
+fn read_factors(weights: &Shared<[Weights]>, first: usize, #[comptime] shape: Shape) -> Sequence<Weights> {
     let mut factors = Sequence::<Weights>::new();
     #[unroll]
     for vector in 0..comptime!(shape.vectors()) {

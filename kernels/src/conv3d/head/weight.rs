@@ -85,7 +85,14 @@ pub(super) fn head_weight_kernel<E: Float, O: Float>(
     let first_out = part as usize * share.part_stride
         + first_result as usize * share.result_stride
         + (in_group * comptime!(shape.plane.count() as u32)) as usize;
-    sum_units(&sums, &mut window, out, first_out, share.result_stride, comptime!(Sums::of(&shape.plane, shape.results)));
+    sum_units(
+        &sums,
+        &mut window,
+        out,
+        first_out,
+        share.result_stride,
+        comptime!(Sums::of(&shape.plane, shape.results)),
+    );
 }
 
 /// Reads dy of a unit's sites, as they lie in [`super::kernel`]'s sums: zero past the last frame and outside the plane.
@@ -153,8 +160,7 @@ fn add_frame(
         let row = comptime!(factor / shape.results / shape.plane.taps[0]);
         if comptime!(frame >= depth && frame - depth < shape.frames) {
             let sum = comptime!(column * shape.factors() + factor);
-            let gradient =
-                comptime!(((frame - depth) * shape.results + result) * shape.plane.rows + site);
+            let gradient = comptime!(((frame - depth) * shape.results + result) * shape.plane.rows + site);
             let value = *values.index(comptime!(row + site));
             sums.set(sum, fma(value, *gradients.index(gradient), sums.get(sum)));
         }
