@@ -13,6 +13,10 @@ const MOST_BYTES: usize = 24 * 1024;
 /// Registers for a weight gradient's sums, dy and the elements that meet it.
 const MOST_WEIGHT_NUMBERS: usize = 112;
 
+/// Units of a weight gradient's cube: an NVIDIA multiprocessor's registers hold a single cube of 256, beside which nobody would
+/// multiply while it reads.
+const MOST_WEIGHT_UNITS: usize = 128;
+
 /// Registers for sums, the weights of a window's column and the elements that meet them. An Apple GPU has 128 for a unit, of
 /// which addresses and what is on its way from memory take the rest.
 const MOST_NUMBERS: usize = 96;
@@ -105,6 +109,7 @@ impl Shape {
             let sums = self.plane.count() * self.results;
             return sums + self.sums() + column <= MOST_WEIGHT_NUMBERS
                 && self.plane.loads() <= self.plane.units
+                && self.plane.units <= MOST_WEIGHT_UNITS
                 && self.shared_bytes() <= MOST_BYTES;
         }
         self.sums() + 4 * self.vectors() + column <= MOST_NUMBERS
