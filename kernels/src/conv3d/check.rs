@@ -92,10 +92,11 @@ pub(super) fn check(
             )
         }
         Plan::Head(tile) if !empty && !head::serves(problem, pass, tile, limits) => {
-            let (channels, results) = problem.channels_of(pass);
+            let as_forward = if pass == Pass::WeightGradient { Pass::Forward } else { pass };
+            let (channels, results) = problem.channels_of(as_forward);
             unsupported!(
-                "conv3d: {} serves forward passes and input gradients of at most 4 result channels per group with stride and \
-                 dilation 1 whose windows fit shared memory and whose sums the device's loops reach, not the {} of {channels} to \
+                "conv3d: {} serves at most 4 result channels per group with stride and dilation 1 whose windows fit shared memory \
+                 and registers and whose sums the device's loops reach, not the {} of {channels} to \
                  {results} channels with the kernel {:?}, stride {:?} and dilation {:?}",
                 plan.name(),
                 pass.name(),

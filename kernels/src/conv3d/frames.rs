@@ -14,8 +14,15 @@
 
 use super::gemm::place::Walk;
 use super::problem::PaddingMode;
+use crate::cells::Cells;
 use cubecl::prelude::*;
 use cubecl::std::FastDivmod;
+
+/// Banks of shared memory, each a word wide.
+const BANKS: usize = 32;
+
+/// Elements behind a frame's row: what is behind the window is read from memory with it.
+const MOST_PAD: usize = 7;
 
 /// What of a tile is compiled in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -43,9 +50,19 @@ impl Tile {
         self.rows * self.blocks()
     }
 
-    /// Elements of a frame's row.
+    /// Elements of a frame's row: the window's, and a few behind them where the next block of rows then begins in the bank behind
+    /// this one's last column. A plane of units that spans two blocks reads them over as many banks as it has units.
     pub(super) fn stride(&self) -> usize {
-        self.columns + self.taps[2] - 1
+        let window = self.columns + self.taps[2] - 1;
+        let beside = |pad: &usize| self.rows * (window + pad) % BANKS == self.columns % BANKS;
+        let pad = if self.columns.is_multiple_of(BANKS) { None } else { (0..=MOST_PAD).find(beside) };
+        window + pad.unwrap_or(0)
+    }
+
+    /// How often a plane of units that reads an element each goes over the banks.
+    pub(super) fn passes(&self) -> usize {
+        let beside = self.rows * self.stride() % BANKS == self.columns % BANKS;
+        if self.columns.is_multiple_of(BANKS) || beside { 1 } else { 2 }
     }
 
     /// Elements of a frame.
@@ -212,4 +229,82 @@ pub(super) fn read_column(
         values.push(stage[corner + comptime!(row * tile.stride() + column)]);
     }
     values
+}
+
+/// What a weight gradient's units have summed: `[column, row, depth, result]` for each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Sums {
+    taps: [usize; 3],
+    results: usize,
+    units: usize,
+    /// Sums that meet in shared memory at a time.
+    together: usize,
+}
+
+impl Sums {
+    pub(super) fn of(tile: &Tile, results: usize) -> Self {
+        Self { taps: tile.taps, results, units: tile.units, together: tile.loads() }
+    }
+
+    fn count(&self) -> usize {
+        self.taps.iter().product::<usize>() * self.results
+    }
+}
+
+/// Writes the sums of all units, some at a time, as many as a frame has elements for: first segments of units, then the segments
+/// of each sum. Results lie `result_stride` apart, their taps in the weight's order.
+#[cube]
+pub(super) fn sum_units<O: Float>(
+    sums: &Cells<f32>,
+    stage: &mut Shared<[f32]>,
+    out: &mut [O],
+    first_out: usize,
+    result_stride: usize,
+    #[comptime] of: Sums,
+) {
+    let unit = UNIT_POS as usize;
+    let together = comptime!(of.together);
+    let segments = comptime!((of.units / of.together).max(1));
+    #[unroll]
+    for round in 0..comptime!(of.count().div_ceil(of.together)) {
+        #[unroll]
+        for i in 0..together {
+            let tap = comptime!(round * together + i);
+            if comptime!(tap < of.count()) {
+                stage[unit + comptime!(i * of.units)] = sums.get(tap);
+            }
+        }
+        sync_cube();
+        let tap = unit / segments;
+        let segment = unit % segments;
+        let mut total = 0.0f32;
+        if tap < together {
+            let mut other = segment;
+            while other < of.units {
+                total += stage[tap * of.units + other];
+                other += segments;
+            }
+        }
+        sync_cube();
+        if tap < together {
+            stage[unit] = total;
+        }
+        sync_cube();
+        let index = unit + comptime!(round * together);
+        if unit < together && index < comptime!(of.count()) {
+            let mut sum = 0.0f32;
+            for segment in 0..segments {
+                sum += stage[unit * segments + segment];
+            }
+            // From the order of the sums to the weight's: depth, row, column.
+            let result = index % of.results;
+            let tap = index / of.results;
+            let depth = tap % of.taps[0];
+            let row = tap / of.taps[0] % of.taps[1];
+            let column = tap / comptime!(of.taps[0] * of.taps[1]);
+            let tap = (depth * of.taps[1] + row) * of.taps[2] + column;
+            out[first_out + result * result_stride + tap] = O::cast_from(sum);
+        }
+        sync_cube();
+    }
 }

@@ -182,7 +182,8 @@ pub fn weight_gradient(
         }
         Plan::Winograd(config) => winograd::weight_gradient(client, problem, *config, limits, [x, dy, dw]),
         Plan::ShiftedWeight(tile) => shifted::weight::launch(client, problem, *tile, limits, [x, dy, dw]),
-        Plan::ShiftedGemm(_) | Plan::Stem(_) | Plan::Head(_) => {
+        Plan::Head(tile) => head::weight_gradient(client, problem, *tile, limits, [x, dy, dw]),
+        Plan::ShiftedGemm(_) | Plan::Stem(_) => {
             invalid!("conv3d: {} has no weight gradient", plan.name())
         }
     }

@@ -7,7 +7,7 @@
 //! | Gemm         | all         | at most 10 taps along an axis with padding        | fp32 partials where the sum is split |
 //! | MatrixGemm   | all         | the same, where the device has matrix units       | the same                             |
 //! | ShiftedGemm  | forward, dx | the same, stride 1 in the plane, where a window fits shared memory | packed weights |
-//! | Head         | forward, dx | at most 4 result channels per group, stride and dilation 1, where a window fits shared memory | fp32 partials where the sum is split |
+//! | Head         | all         | at most 4 result channels per group, stride and dilation 1, where a window fits shared memory | fp32 partials where the sum is split |
 //! | Stem         | dx          | at most 4 input channels per group, where a window fits shared memory | packed weights, fp32 partials where the sum is split |
 //! | Winograd     | all         | 3x3 in plane, stride and dilation 1 there, groups 1; dx: depth stride 1; dw: not F(6x6) | stated by the plan |
 //! | ImplicitGemm | all         | everything: the first, simple tiling              | dw: fp32 partials                    |
@@ -16,11 +16,11 @@
 //! Under replicate padding the input gradient of all but `Direct` is computed in fp32 on the padded input and folded.
 //!
 //! [`Algorithm::Auto`] takes Winograd where the rule and the table of `winograd/choice.rs` say that it is faster, else, as
-//! [`Algorithm::Strict`] does always, the first of Depthwise, Head (where at most half
-//! of its tiles is empty), Stem (where it computes at most twice as much as the engine), the
-//! engine (MatrixGemm or Gemm) and ImplicitGemm that serves. Stem's tile follows the channels times the positions of a stride by a
-//! stride: up to 4 of them 1024x4 (3x3x3, stride 1: 0.17 ms where the engine takes 0.41), more 512x12 (7x7x7, stride 2: 2.0 ms, the
-//! engine 9.7), on matrix units 128x16 (f16: 1.3 ms, the engine 7.9).
+//! [`Algorithm::Strict`] does always, the first of Depthwise, Head (where at most half of its tiles is empty), Stem (where it
+//! computes at most twice as much as the engine), the engine (MatrixGemm or Gemm) and ImplicitGemm that serves. Head's tile is the
+//! cheapest by a count of instructions and sectors (`head/config.rs`), which no device has timed yet. Stem's follows the channels
+//! times the positions of a stride by a stride: up to 4 of them 1024x4 (3x3x3, stride 1: 0.17 ms where the engine takes 0.41), more
+//! 512x12 (7x7x7, stride 2: 2.0 ms, the engine 9.7), on matrix units 128x16 (f16: 1.3 ms, the engine 7.9).
 //! The engine's tiles: `gemm/choice.rs`.
 
 use super::depthwise;

@@ -4,7 +4,7 @@
 use crate::{causal_conv1d, conv3d, conv3d_sums, rope2d};
 use conv_cases::conv3d::{Activation, Conv3dCase};
 use conv_cases::fill;
-use conv_kernels::conv3d::Activation as KernelActivation;
+use conv_kernels::conv3d::{Activation as KernelActivation, Plan};
 use conv_kernels::{FloatType, IndexType, Limits};
 use cubecl::prelude::*;
 use msl_host::server::Recorder;
@@ -51,6 +51,12 @@ const DEFECTS: &[Defect] = &[
         kernel: "bias_gradient_kernel",
         edit: |text| nth(text, BARRIER, 2, ""),
         suite: bias,
+    },
+    Defect {
+        name: "the barrier between reading the last channel and setting sums aside in its place is missing",
+        kernel: "head_kernel",
+        edit: |text| nth(text, BARRIER, 2, ""),
+        suite: heads,
     },
     Defect {
         name: "one thread passes by a barrier",
@@ -193,6 +199,15 @@ fn transpose_sums(text: &str) -> String {
 
 fn gemm(client: &Client) {
     conv(client, FloatType::F32);
+}
+
+/// A head whose sums are written before all units have read the last window, were there no barrier between.
+fn heads(client: &Client) {
+    let limits = Limits { dtypes: vec![FloatType::F32], ..Limits::of(client) };
+    let case =
+        Conv3dCase { padding: [(1, 1); 3], ..Conv3dCase::new("head", [1, 3, 4, 17, 18], 3, [3, 3, 3]) };
+    let picks = |plan: &Plan| matches!(plan, Plan::Head(tile) if !tile.ahead);
+    conv3d::run_with((client, &limits), &[case], &fill::normal, false, conv3d::Tiles::Only(picks));
 }
 
 /// A convolution whose tiles have tails in every direction, more than one of them along the sum.

@@ -80,8 +80,8 @@ const WEIGHT_ROWS: [usize; 2] = [2, 4];
 /// Bytes of shared memory that a frame may take.
 const MOST_BYTES: usize = 24 * 1024;
 
-/// The tile for a walk, the cheapest by a count of instructions: products, and some for each element read and each
-/// unit. Nothing where neighbouring results do not read neighbouring elements, or where the tile stands mostly empty.
+/// The tile for a walk, the cheapest by a count of instructions: products, reads of shared memory, and some for each element read
+/// and each site and unit. Nothing where neighbouring results do not read neighbouring elements, or where the tile stands mostly empty.
 fn tile(walks: &Walks, rows: &[usize]) -> Option<Tile> {
     let [_, height, width] = walks.map(|walk| walk.sites);
     let taps = walks.map(|walk| walk.taps);
@@ -94,9 +94,12 @@ fn tile(walks: &Walks, rows: &[usize]) -> Option<Tile> {
         units.flat_map(move |units| rows.iter().map(move |rows| Tile { taps, rows: *rows, columns, units }))
     });
     let cost = |tile: &Tile| {
-        let products = tile.units * tile.rows * tile.count();
+        let products = tile.rows * tile.count();
+        let values = (tile.rows + taps[1] - 1) * taps[2] * tile.passes();
+        // A vector of four weights counts twice, and a read of shared memory twice beside a product.
+        let shared = 2 * (values + 2 * tile.count().div_ceil(4));
         let tiles: usize = tile.tiles(height, width).iter().product();
-        tiles * (products + 8 * tile.loads() * tile.units + 40 * tile.units)
+        tiles * tile.units * (products + shared + 8 * tile.loads() + 8 * tile.rows + 40)
     };
     let tile = tiles.filter(|tile| 4 * tile.loads() * tile.units <= MOST_BYTES).min_by_key(cost)?;
     let filled = tile.tiles(height, width).iter().product::<usize>() * tile.units * tile.rows;

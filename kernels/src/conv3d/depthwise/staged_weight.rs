@@ -10,7 +10,9 @@
 //! dilation and windows of more than 80 taps ([`super::weight`] takes them).
 
 use crate::cells::Cells;
-use crate::conv3d::frames::{Tile, Tiling, Unit, places, read_column, read_frame, write_frame};
+use crate::conv3d::frames::{
+    Sums, Tile, Tiling, Unit, places, read_column, read_frame, sum_units, write_frame,
+};
 use crate::conv3d::gemm::place::Walk;
 use crate::conv3d::problem::PaddingMode;
 use crate::grid::Span;
@@ -65,7 +67,7 @@ pub(super) fn staged_weight_kernel<E: Float, O: Float>(
     }
     let part = unit.n * tiling.cubes + unit.cube;
     let first_out = (part * tiling.channel_count + unit.c) as usize * tile.count();
-    sum_units(&sums, &mut stage, out, first_out, tile);
+    sum_units(&sums, &mut stage, out, first_out, 0usize.runtime(), comptime!(Sums::of(&tile, 1)));
 }
 
 /// Reads dy of a unit's windows of a frame: zero past the chunk's last and outside the plane.
@@ -117,59 +119,5 @@ fn add_frame(
                 }
             }
         }
-    }
-}
-
-/// Writes the sums of all units, `loads` taps at a time: first segments of units, then the segments of each tap.
-#[cube]
-fn sum_units<O: Float>(
-    sums: &Cells<f32>,
-    stage: &mut Shared<[f32]>,
-    out: &mut [O],
-    first_out: usize,
-    #[comptime] tile: Tile,
-) {
-    let unit = UNIT_POS as usize;
-    let together = comptime!(tile.loads());
-    let segments = comptime!((tile.units / tile.loads()).max(1));
-    #[unroll]
-    for round in 0..comptime!(tile.count().div_ceil(tile.loads())) {
-        #[unroll]
-        for i in 0..together {
-            let tap = comptime!(round * together + i);
-            if comptime!(tap < tile.count()) {
-                stage[unit + comptime!(i * tile.units)] = sums.get(tap);
-            }
-        }
-        sync_cube();
-        let tap = unit / segments;
-        let segment = unit % segments;
-        let mut total = 0.0f32;
-        if tap < together {
-            let mut other = segment;
-            while other < tile.units {
-                total += stage[tap * tile.units + other];
-                other += segments;
-            }
-        }
-        sync_cube();
-        if tap < together {
-            stage[unit] = total;
-        }
-        sync_cube();
-        let index = unit + comptime!(round * together);
-        if unit < together && index < comptime!(tile.count()) {
-            let mut sum = 0.0f32;
-            for segment in 0..segments {
-                sum += stage[unit * segments + segment];
-            }
-            // From the order of the sums to the weight's: depth, row, column.
-            let depth = index % tile.taps[0];
-            let row = index / tile.taps[0] % tile.taps[1];
-            let column = index / comptime!(tile.taps[0] * tile.taps[1]);
-            let tap = (depth * tile.taps[1] + row) * tile.taps[2] + column;
-            out[first_out + tap] = O::cast_from(sum);
-        }
-        sync_cube();
     }
 }

@@ -4,7 +4,7 @@
 //! | channels of the result per group | tile (sites x channels) | because                                           |
 //! |----------------------------------|-------------------------|---------------------------------------------------|
 //! | any, with matrix units           | shifted, by its cost    | f16, 256 channels: 3.3 ms, gathered 6.0           |
-//! | up to 4                          | 256x4                   | heads; dx that Stem leaves: 0.43 ms, 128x8 takes 0.52 |
+//! | up to 4                          | 256x4                   | what Head and Stem leave: 0.43 ms, 128x8 takes 0.52 |
 //! | 5 to 8                           | 128x8                   | fewer channels of padding                         |
 //! | more, with matrix units          | 128x64 or 128x128       | f16: 0.17 ms where multiply-adds take 0.60        |
 //! | 9 to 32                          | 128x32                  | fewer channels of padding                         |

@@ -2,12 +2,20 @@
 
 use crate::conv3d::frames::Tile;
 use crate::conv3d::gemm::walk::{AxisWalk, Walks};
+use crate::conv3d::plan::Pass;
 
 /// Results of a group that are served.
 pub(super) const MOST_RESULTS: usize = 4;
 
 /// Bytes of shared memory of a cube.
 const MOST_BYTES: usize = 24 * 1024;
+
+/// Registers for a weight gradient's sums, dy and the elements that meet it.
+const MOST_WEIGHT_NUMBERS: usize = 112;
+
+/// Units of a weight gradient's cube: an NVIDIA multiprocessor's registers hold a single cube of 256, beside which nobody would
+/// multiply while it reads.
+const MOST_WEIGHT_UNITS: usize = 128;
 
 /// Registers for sums, the weights of a window's column and the elements that meet them. An Apple GPU has 128 for a unit, of
 /// which addresses and what is on its way from memory take the rest.
@@ -95,8 +103,15 @@ impl Shape {
         4 * self.source_frames() * self.frame_elements() + 16 * self.weight_vectors()
     }
 
-    fn fits(&self) -> bool {
+    fn fits(&self, pass: Pass) -> bool {
         let column = self.plane.rows + self.plane.taps[1] - 1;
+        if pass == Pass::WeightGradient {
+            let sums = self.plane.count() * self.results;
+            return sums + self.sums() + column <= MOST_WEIGHT_NUMBERS
+                && self.plane.loads() <= self.plane.units
+                && self.plane.units <= MOST_WEIGHT_UNITS
+                && self.shared_bytes() <= MOST_BYTES;
+        }
         self.sums() + 4 * self.vectors() + column <= MOST_NUMBERS
             && self.weight_vectors() <= self.plane.units
             && self.shared_bytes() <= MOST_BYTES
@@ -108,24 +123,20 @@ impl Shape {
         depth.div_ceil(self.frames) * self.plane.tiles(height, width).iter().product::<usize>()
     }
 
-    /// How often a read of shared memory goes over the banks: blocks of rows that a plane of 32 units reads together should lie
-    /// beside each other there.
-    fn passes(&self) -> usize {
-        let Tile { rows, columns, .. } = self.plane;
-        let shift = rows * self.plane.stride();
-        let beside = shift.is_multiple_of(columns) && (shift / columns) % 2 == 1;
-        if columns >= 32 || beside { 1 } else { 2 }
-    }
-
     /// Instructions of all units for a channel: products, reads of shared memory (a vector of weights counts twice), what brings the
     /// channel there, and the 32-byte sectors of its rows.
-    fn cost(&self, walks: &Walks) -> usize {
+    fn cost(&self, walks: &Walks, pass: Pass) -> usize {
         let Tile { taps, rows, units, .. } = self.plane;
         let products = self.sums() * self.plane.count();
-        let values = self.source_frames() * taps[2] * (rows + taps[1] - 1) * self.passes();
+        let values = self.source_frames() * taps[2] * (rows + taps[1] - 1) * self.plane.passes();
         let sectors =
             self.source_frames() * (self.plane.height() + taps[1] - 1) * (self.plane.stride() / 8 + 1);
-        let of_unit = products + values + 2 * self.weight_vectors() + 5 * self.loads() + 60;
+        // A weight gradient places its elements anew for every tile, and reads dy where the others read weights.
+        let other = match pass {
+            Pass::WeightGradient => 5 * self.sums() + 20 * self.plane.loads() + 6 * self.source_frames(),
+            _ => 2 * self.weight_vectors(),
+        };
+        let of_unit = products + values + other + 5 * self.loads() + 60;
         self.cubes(walks) * (units * of_unit + 64 * sectors)
     }
 }
@@ -136,7 +147,7 @@ const COLUMNS: [usize; 4] = [8, 16, 32, 64];
 const UNITS: [usize; 3] = [64, 128, 256];
 
 /// Every tile of some frames that fits, for windows that move by one element.
-fn fitting(walks: &Walks, results: usize, frames: &[usize]) -> Vec<Shape> {
+fn fitting(walks: &Walks, pass: Pass, results: usize, frames: &[usize]) -> Vec<Shape> {
     let mut shapes = Vec::new();
     if !walks.iter().all(AxisWalk::is_dense) {
         return shapes;
@@ -149,7 +160,7 @@ fn fitting(walks: &Walks, results: usize, frames: &[usize]) -> Vec<Shape> {
                         .map(|units| HeadTile { frames, rows, columns, units, ahead: false })
                         .map(|tile| Shape::of(walks, results, &tile))
                         .into_iter()
-                        .filter(Shape::fits),
+                        .filter(|shape| shape.fits(pass)),
                 );
             }
         }
@@ -165,21 +176,22 @@ impl From<Shape> for HeadTile {
 }
 
 /// Whether the tile is one of those for the walk.
-pub(super) fn is_offered(walks: &Walks, results: usize, tile: &HeadTile) -> bool {
+pub(super) fn is_offered(walks: &Walks, pass: Pass, results: usize, tile: &HeadTile) -> bool {
     let HeadTile { frames, rows, columns, units, .. } = tile;
     walks.iter().all(AxisWalk::is_dense)
         && FRAMES.contains(frames)
         && ROWS.contains(rows)
         && COLUMNS.contains(columns)
         && UNITS.contains(units)
-        && Shape::of(walks, results, tile).fits()
+        && !(tile.ahead && pass == Pass::WeightGradient)
+        && Shape::of(walks, results, tile).fits(pass)
 }
 
 /// The cheapest tile of these frames, of any where there are none given.
-pub(super) fn cheapest(walks: &Walks, results: usize, frames: Option<usize>) -> Option<HeadTile> {
+pub(super) fn cheapest(walks: &Walks, pass: Pass, results: usize, frames: Option<usize>) -> Option<HeadTile> {
     let shapes = match frames {
-        Some(frames) => fitting(walks, results, &[frames]),
-        None => fitting(walks, results, &FRAMES),
+        Some(frames) => fitting(walks, pass, results, &[frames]),
+        None => fitting(walks, pass, results, &FRAMES),
     };
-    shapes.into_iter().min_by_key(|shape| shape.cost(walks)).map(HeadTile::from)
+    shapes.into_iter().min_by_key(|shape| shape.cost(walks, pass)).map(HeadTile::from)
 }

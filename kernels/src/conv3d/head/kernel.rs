@@ -47,7 +47,7 @@ pub(super) struct Share {
 
 /// Offsets in a tensor, and whether an element lies there.
 #[derive(CubeType)]
-struct Offsets {
+pub(super) struct Offsets {
     at: Sequence<usize>,
     exists: Sequence<bool>,
 }
@@ -137,7 +137,12 @@ pub(super) fn head_kernel<E: Float, O: Float>(
 
 /// Where the frames of the window lie in a channel, and whether they do.
 #[cube]
-fn frames(walk: &Walk, first: u32, #[comptime] padding: PaddingMode, #[comptime] shape: Shape) -> Offsets {
+pub(super) fn frames(
+    walk: &Walk,
+    first: u32,
+    #[comptime] padding: PaddingMode,
+    #[comptime] shape: Shape,
+) -> Offsets {
     let mut at = Sequence::<usize>::new();
     let mut exists = Sequence::<bool>::new();
     #[unroll]
@@ -179,7 +184,7 @@ fn taps(walk: &Walk, group: u32, #[comptime] pass: Pass, #[comptime] shape: Shap
 
 /// Reads this unit's elements of a channel's window into registers; those outside the source are zero.
 #[cube]
-fn read_channel<E: Float>(
+pub(super) fn read_channel<E: Float>(
     source: &[E],
     channel: usize,
     frames: &Offsets,
@@ -203,7 +208,11 @@ fn read_channel<E: Float>(
 
 /// Writes what [`read_channel`] has read.
 #[cube]
-fn write_channel<E: Float>(values: &Sequence<E>, window: &mut Shared<[f32]>, #[comptime] shape: Shape) {
+pub(super) fn write_channel<E: Float>(
+    values: &Sequence<E>,
+    window: &mut Shared<[f32]>,
+    #[comptime] shape: Shape,
+) {
     #[unroll]
     for load in 0..comptime!(shape.loads()) {
         window[UNIT_POS as usize + comptime!(load * shape.plane.units)] = f32::cast_from(*values.index(load));
@@ -266,7 +275,7 @@ fn read_factors(weights: &Shared<[Weights]>, first: usize, #[comptime] shape: Sh
 
 /// The elements of a frame that a unit's sites meet in a column of the window, downwards.
 #[cube]
-fn read_values(
+pub(super) fn read_values(
     window: &Shared<[f32]>,
     corner: usize,
     #[comptime] frame: usize,

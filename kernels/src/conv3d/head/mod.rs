@@ -1,9 +1,11 @@
-//! Heads: layers of at most four result channels per group whose windows move by one element, forward pass and input gradient
-//! (of stems, whose dx has few channels). [`kernel`] computes all results of a tile from windows of one channel after the other.
-//! Where tiles are too few to fill the device (small planes) the channels are cut into parts that `reduce.rs` adds.
+//! Heads: layers of at most four result channels per group whose windows move by one element: forward pass, input gradient (of
+//! stems, whose dx has few channels) and weight gradient. [`kernel`] computes all results of a tile from windows of one channel after
+//! the other; where tiles are too few to fill the device (small planes) the channels are cut into parts that `reduce.rs` adds.
+//! [`weight`] sums all taps of a channel over tiles, always in parts.
 
 mod config;
 mod kernel;
+mod weight;
 
 pub use config::HeadTile;
 
@@ -20,12 +22,17 @@ use crate::operand::{Operand, address_type, row_major};
 use config::{MOST_RESULTS, Shape, cheapest, is_offered};
 use cubecl::prelude::*;
 use kernel::{ShareLaunch, head_kernel};
+use weight::{WeightShareLaunch, head_weight_kernel};
+
+/// Tiles of a weight gradient's part: fewer would spend their time on the sum over the units.
+const LEAST_TILES: usize = 8;
 
 /// Channels of a part of the sum: fewer would spend their time on its ends.
 const LEAST_CHANNELS: usize = 4;
 
 /// The walk of a pass that is one of these, and its results.
 fn walk(problem: &Conv3dProblem, pass: Pass) -> Option<(Walks, usize)> {
+    let pass = if pass == Pass::WeightGradient { Pass::Forward } else { pass };
     let (channels, results) = problem.channels_of(pass);
     // The phases of a strided input gradient are several walks, each of few products: they are Stem's.
     let one = pass == Pass::Forward || pass == Pass::InputGradient && problem.window.stride == [1; 3];
@@ -47,6 +54,15 @@ fn parts(problem: &Conv3dProblem, pass: Pass, cubes: usize, limits: &Limits) -> 
     (channels.div_ceil(length), length)
 }
 
+/// How a weight gradient's tiles are shared out: parts, and tiles of each.
+fn weight_parts(problem: &Conv3dProblem, tiles: usize, limits: &Limits) -> (usize, usize) {
+    let affordable = split::affordable_parts(problem.weight_shape().iter().product(), limits);
+    let wanted = (4 * limits.cubes_in_flight).div_ceil(problem.channels.max(1));
+    let parts = wanted.min(tiles / LEAST_TILES).min(affordable).max(1);
+    let length = tiles.div_ceil(parts).max(1);
+    (tiles.div_ceil(length).max(1), length)
+}
+
 /// Cubes of a part of the sum.
 fn cubes(problem: &Conv3dProblem, walks: &Walks, shape: &Shape) -> usize {
     problem.batch.saturating_mul(problem.window.groups).saturating_mul(shape.cubes(walks))
@@ -56,10 +72,17 @@ fn cubes(problem: &Conv3dProblem, walks: &Walks, shape: &Shape) -> usize {
 /// counts that 31 bits hold, and loops as long as the device makes them.
 pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass, tile: &HeadTile, limits: &Limits) -> bool {
     let Some((walks, results)) = walk(problem, pass) else { return false };
-    if !is_offered(&walks, results, tile) {
+    if !is_offered(&walks, pass, results, tile) {
         return false;
     }
     let shape = Shape::of(&walks, results, tile);
+    if pass == Pass::WeightGradient {
+        let tiles = problem.batch.saturating_mul(shape.cubes(&walks));
+        let (parts, length) = weight_parts(problem, tiles, limits);
+        let turns = length + shape.plane.count() * results * (tile.units / shape.plane.loads() + 1);
+        return tiles.max(problem.channels.saturating_mul(parts * tile.units)) < i32::MAX as usize
+            && limits.loop_turns.is_none_or(|most| turns <= most);
+    }
     let cubes = cubes(problem, &walks, &shape);
     let (parts, length) = parts(problem, pass, cubes, limits);
     // A turn for each channel, one for each column of its window, one for each sum that is written.
@@ -73,6 +96,16 @@ pub(crate) fn extent(problem: &Conv3dProblem, pass: Pass, tile: &HeadTile) -> Op
     let (walks, results) = walk(problem, pass)?;
     let (channels, _) = problem.channels_of(pass);
     let shape = Shape::of(&walks, results, tile);
+    if pass == Pass::WeightGradient {
+        let sites = tile.frames * tile.rows * tile.units;
+        return Some(Tiles {
+            count: problem.channels * problem.batch * shape.cubes(&walks),
+            rows: problem.taps(),
+            columns: results,
+            terms: sites,
+            reads: shape.source_frames() * shape.frame_elements() + sites * results,
+        });
+    }
     Some(Tiles {
         count: cubes(problem, &walks, &shape),
         rows: tile.frames * tile.rows * tile.units,
@@ -85,7 +118,7 @@ pub(crate) fn extent(problem: &Conv3dProblem, pass: Pass, tile: &HeadTile) -> Op
 /// The tile of a pass; none where the tiles would compute more than twice the results that there are.
 pub(crate) fn choice(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Option<HeadTile> {
     let (walks, results) = walk(problem, pass)?;
-    let tile = cheapest(&walks, results, None).filter(|tile| serves(problem, pass, tile, limits))?;
+    let tile = cheapest(&walks, pass, results, None).filter(|tile| serves(problem, pass, tile, limits))?;
     let sites: usize = walks.iter().map(|walk| walk.sites).product();
     let computed = Shape::of(&walks, results, &tile).cubes(&walks) * tile.frames * tile.rows * tile.units;
     (computed <= 2 * sites).then_some(tile)
@@ -94,9 +127,9 @@ pub(crate) fn choice(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Op
 /// The tiles that serve a pass: the cheapest, the same with channels read ahead, and the cheapest of one frame.
 pub(crate) fn tiles(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Vec<HeadTile> {
     let Some((walks, results)) = walk(problem, pass) else { return Vec::new() };
-    let any = cheapest(&walks, results, None);
+    let any = cheapest(&walks, pass, results, None);
     let ahead = any.map(|tile| HeadTile { ahead: true, ..tile });
-    let one = cheapest(&walks, results, Some(1));
+    let one = cheapest(&walks, pass, results, Some(1));
     let mut tiles = Vec::new();
     for tile in [any, ahead, one].into_iter().flatten() {
         if !tiles.contains(&tile) && serves(problem, pass, &tile, limits) {
@@ -146,8 +179,6 @@ fn launch_parts(
 ) -> Result<(), ConvError> {
     let [source, weight, out] = operands;
     let (channels, _) = problem.channels_of(pass);
-    let [depth, height, width] = walks.map(|walk| walk.sites);
-    let [tiles_h, tiles_w] = shape.plane.tiles(height, width);
     let cubes = cubes(problem, walks, shape) * parts;
     let units = shape.plane.units;
     let part_stride = if parts == 1 { 0 } else { out.len() };
@@ -167,19 +198,7 @@ fn launch_parts(
                 bias.map(|bias| bias.tensor_arg()).into(),
                 out.buffer_arg(1),
                 walk_args(problem, pass, walks, operands),
-                TilingLaunch::new(
-                    tiles_w as u32,
-                    tiles_h as u32,
-                    depth.div_ceil(shape.frames) as u32,
-                    problem.window.groups as u32,
-                    problem.window.groups as u32,
-                    shape.cubes(walks) as u32,
-                    height as u32,
-                    width as u32,
-                    depth as u32,
-                    shape.frames as u32,
-                    activation.code(),
-                ),
+                tiling(walks, shape, problem.window.groups, activation),
                 ShareLaunch::new(divisor(problem.batch), channels as u32, length as u32, part_stride),
                 dispatch.span(),
                 pass,
@@ -192,4 +211,72 @@ fn launch_parts(
         }
     }
     Ok(())
+}
+
+/// The tiles of `channels` channels of an image as a kernel argument.
+fn tiling(walks: &Walks, shape: &Shape, channels: usize, activation: Activation) -> TilingLaunch {
+    let [depth, height, width] = walks.map(|walk| walk.sites);
+    let [tiles_h, tiles_w] = shape.plane.tiles(height, width);
+    TilingLaunch::new(
+        tiles_w as u32,
+        tiles_h as u32,
+        depth.div_ceil(shape.frames) as u32,
+        channels as u32,
+        channels as u32,
+        shape.cubes(walks) as u32,
+        height as u32,
+        width as u32,
+        depth as u32,
+        shape.frames as u32,
+        activation.code(),
+    )
+}
+
+/// Launches the weight gradient: operands x, dy, dw.
+pub(crate) fn weight_gradient(
+    client: &Client,
+    problem: &Conv3dProblem,
+    tile: HeadTile,
+    limits: &Limits,
+    [x, dy, dw]: [&Operand; 3],
+) -> Result<(), ConvError> {
+    let (walks, results) = walk(problem, Pass::WeightGradient).expect("`check` has looked at the window");
+    let shape = Shape::of(&walks, results, &tile);
+    let tiles = problem.batch * shape.cubes(&walks);
+    let (parts, length) = weight_parts(problem, tiles, limits);
+    let partials = reduce::partials(client, parts, dw);
+    let cubes = problem.channels * parts;
+    let largest = (cubes * tile.units).max(partials.len());
+    let address = address_type("conv3d", &[x, dy, &partials], largest, limits)?;
+    let operations = 2.0 * (tile.units * shape.sums() * shape.plane.count() * length) as f64;
+    for dispatch in dispatches(cubes, operations, limits) {
+        // SAFETY: elements outside x and dy are not read; a cube's channel and part exist, and every part has its own partials.
+        unsafe {
+            head_weight_kernel::launch_unchecked(
+                client,
+                dispatch.count(),
+                CubeDim::new_1d(tile.units as u32),
+                address,
+                x.buffer_arg(1),
+                dy.buffer_arg(1),
+                partials.buffer_arg(1),
+                walk_args(problem, Pass::Forward, &walks, [x, dw, dy]),
+                tiling(&walks, &shape, 1, Activation::None),
+                WeightShareLaunch::new(
+                    divisor(problem.channels),
+                    divisor(problem.group_channels()),
+                    tiles as u32,
+                    length as u32,
+                    problem.group_channels() * problem.taps(),
+                    dw.len(),
+                ),
+                dispatch.span(),
+                problem.window.padding_mode,
+                shape,
+                x.dtype.elem(),
+                partials.dtype.elem(),
+            );
+        }
+    }
+    reduce::sum_partials(client, limits, &partials, dw)
 }
