@@ -96,6 +96,8 @@ struct Tile {
     layout: Conv1dLayout,
     /// Steps between the beginning of a vector and the first column.
     shift: usize,
+    /// Whether results leave straight from registers.
+    straight: bool,
 }
 
 impl Tile {
@@ -151,7 +153,11 @@ pub(crate) fn launch(call: &Call, sums: &Sums) -> Result<(), ConvError> {
     let memory = Memory::of(problem.layout, &memory);
     check_turns("causal_conv1d", problem.width.div_ceil(BLOCK) * tiles_per_cube * 48 + 32, limits)?;
     let operations = 2.0 * (tiles_per_cube * UNITS * OUTPUTS * (problem.width + 16)) as f64;
-    let tile = Tile { layout: problem.layout, shift: memory.shift(sums.start, problem.width) };
+    let tile = Tile {
+        layout: problem.layout,
+        shift: memory.shift(sums.start, problem.width),
+        straight: memory == Memory::Four && !super::wip_through_shared(),
+    };
     for dispatch in dispatches(problem.batch * cubes * groups, operations, limits) {
         let share = TiledShareLaunch::new(
             lanes.ilog2(),
@@ -336,9 +342,16 @@ fn tiled_kernel<S: Float, W: Float, X: Float, Y: Float, N: Size>(
         }
         add_products(&columns, &taps, &places, count, &sums);
         if ends {
-            let own = Results { b, c, first: tile_first, count: share.steps, lane: memory_lane, lanes };
-            let elements = N::value();
-            if comptime!(elements == 4) {
+            let own = Results {
+                b,
+                c,
+                first: tile_first,
+                count: share.steps,
+                lane: memory_lane,
+                lanes,
+                straight: tile.straight,
+            };
+            if comptime!(tile.straight) {
                 if line.exists {
                     write_results(
                         &sums,
@@ -357,7 +370,7 @@ fn tiled_kernel<S: Float, W: Float, X: Float, Y: Float, N: Size>(
                 put_sums(&mut columns, &places, &sums);
                 sync_cube();
                 if line.exists {
-                    let values = take_results(&columns, &line, &own);
+                    let values = take_results::<N>(&columns, &line, &own);
                     write_results(
                         &values,
                         other,

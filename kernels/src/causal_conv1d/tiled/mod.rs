@@ -23,6 +23,11 @@ use crate::operand::Operand;
 use along_time::Sums;
 pub(super) use weight::{Cut, launch_partials, workspace};
 
+/// WIP, to be removed: whether the environment asks for results through shared memory.
+fn wip_through_shared() -> bool {
+    std::env::var("CONV_WIDE_STORE").is_ok_and(|value| value == "1")
+}
+
 /// How memory is read and written along a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Memory {

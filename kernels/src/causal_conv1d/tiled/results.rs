@@ -21,16 +21,19 @@ pub(super) struct Results {
     /// The unit's place among the `lanes` of its row.
     pub(super) lane: u32,
     pub(super) lanes: u32,
+    #[cube(comptime)]
+    pub(super) straight: bool,
 }
 
 #[cube]
 impl Results {
     /// The `n`-th of a unit's results: its own sums where they are vectors, else every `lanes`-th of the row.
     fn at(&self, #[comptime] n: usize, #[comptime] together: usize) -> usize {
-        let step = if comptime!(together == 4) {
+        let step = if comptime!(self.straight) {
             self.lane * comptime!(OUTPUTS as u32) + comptime!(n as u32)
         } else {
-            comptime!(n as u32) * self.lanes + self.lane
+            let line = comptime!((n / together) as u32) * self.lanes + self.lane;
+            line * comptime!(together as u32) + comptime!((n % together) as u32)
         };
         self.first + step as usize
     }
@@ -38,13 +41,22 @@ impl Results {
 
 /// Every `lanes`-th sum of a row that [`put_sums`](super::products::put_sums) has put into shared memory.
 #[cube]
-pub(super) fn take_results(columns: &Shared<[Quad]>, line: &Line, own: &Results) -> Cells<f32> {
+pub(super) fn take_results<N: Size>(columns: &Shared<[Quad]>, line: &Line, own: &Results) -> Cells<f32> {
+    let together = N::value();
     let values = Cells::<f32>::new(OUTPUTS, 0.0f32);
     #[unroll]
-    for n in 0..OUTPUTS {
-        let step = n as u32 * own.lanes + own.lane;
-        let quad = columns[(line.place + place_of(step / 4u32, line.part)) as usize];
-        values.set(n, lane_of(quad, step % 4u32));
+    for n in 0..comptime!(OUTPUTS / together) {
+        let index = n as u32 * own.lanes + own.lane;
+        if comptime!(together == 4) {
+            let quad = columns[(line.place + place_of(index, line.part)) as usize];
+            #[unroll]
+            for i in 0..4usize {
+                values.set(comptime!(4 * n + i), quad.extract(i));
+            }
+        } else {
+            let quad = columns[(line.place + place_of(index / 4u32, line.part)) as usize];
+            values.set(n, lane_of(quad, index % 4u32));
+        }
     }
     values
 }
