@@ -27,7 +27,6 @@ pub mod reference;
 mod state;
 mod step;
 mod tiled;
-mod tiled_before;
 mod unrolled;
 mod update;
 mod weight;

@@ -9,17 +9,22 @@
 //! columns before the first step and beyond the last are 0.
 //!
 //! ```text
-//!   a cube    `rows` channels x `16 lanes` steps; 128 taps at a time: their columns and the taps come to shared memory
-//!   a unit    16 neighbouring steps of a channel (see products.rs); results leave through shared memory, neighbours together
+//!   a cube    `rows` channels x up to 4 tiles of `16 lanes` steps; 128 taps at a time, which stay where there are no more
+//!   a unit    16 neighbouring steps of a channel (see products.rs)
 //! ```
 //!
-//! Bytes per cube and 128 taps: its steps and 128 more of every row once, y once at the end. Operations per element: W
-//! multiply-adds; per 512 of a unit's also 16 vectors of shared memory and the turn of a loop. Shared memory: 12.6 KiB for columns,
-//! 4.6 KiB for taps. Any strides, any width; declined: sequence ids.
+//! In `[B, C, T]` a tile's columns are read while the one before it is multiplied, and results leave straight from registers where
+//! rows are vectors. In `[B, T, C]` a cube has 8 channels, neighbouring units read and write neighbouring channels, and results
+//! leave through shared memory.
+//!
+//! Bytes per tile and 128 taps: its steps and 128 more of every row, y once; per cube the taps. Operations per element: W
+//! multiply-adds; per 512 of a unit's also 16 vectors of shared memory and the turn of a loop. Barriers: two per tile and 128 taps,
+//! two more where results leave through shared memory. Shared memory: 12.6 KiB for columns, 4.6 KiB for taps. Measured on an H200 for
+//! 128 taps over `[1, 4096, 8192]` in f32: 281 us in `[B, C, T]`. Any strides, any width; declined: sequence ids.
 
 use super::Memory;
-use super::products::{Places, Quad, add_products, part, put_sums};
-use super::results::{Results, write_results};
+use super::products::{OUTPUTS, PARTS, Places, Quad, UNITS, add_products, part, put_sums};
+use super::results::{Results, take_results, write_results};
 use super::stage::{Line, put, read};
 use super::taps::{put_taps, read_taps};
 use crate::causal_conv1d::args::{Present, Rows, RowsLaunch, Strides, strides};
@@ -37,7 +42,19 @@ use cubecl::prelude::*;
 pub(super) const BLOCK: usize = 128;
 
 /// Channels of a cube at most.
-const ROWS: usize = 8;
+pub(super) const ROWS: usize = 8;
+
+/// Tiles of a cube at most: the first is read while nothing is multiplied.
+const TILES: usize = 4;
+
+/// Vectors of a row beside those of its own steps: the columns of the block's taps, and one of the shift. And those of a part.
+const BESIDE: usize = BLOCK / 4 + 1;
+const PART_BESIDE: usize = BESIDE.div_ceil(PARTS);
+
+/// Vectors of a part of the columns, of a row of taps, one of which keeps rows apart, and of a part of all taps.
+const COLUMN_PART: usize = part(UNITS + ROWS * PART_BESIDE);
+pub(super) const TAP_ROW: usize = BLOCK / 4 / PARTS + 1;
+pub(super) const TAP_PART: usize = part(ROWS * TAP_ROW);
 
 /// What a launch computes, of channels `first..first + channels`.
 pub(crate) struct Sums<'a> {
@@ -75,46 +92,28 @@ pub(super) struct TiledShare {
 
 /// What of a kernel is compiled in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Tile {
+struct Tile {
     layout: Conv1dLayout,
-    /// Units of a cube.
-    units: usize,
-    /// Sums of a unit, 16 or 32.
-    outputs: usize,
     /// Steps between the beginning of a vector and the first column.
     shift: usize,
-    /// Whether a tile's columns are read while the one before it is multiplied.
-    ahead: bool,
+    /// Whether results leave straight from registers.
+    straight: bool,
 }
 
 impl Tile {
-    /// Vectors of a unit's sums, and parts in which vectors lie in shared memory.
-    pub(super) fn parts(self) -> usize {
-        self.outputs / 4
+    /// Whether a tile's columns are read while the one before it is multiplied. In `[B, T, C]` reads are elements, too many to
+    /// wait in registers.
+    fn ahead(self) -> bool {
+        self.layout == Conv1dLayout::Bct
     }
 
-    /// Vectors of a part of a row beside those of its own steps: the columns of the block's taps, and of the shift.
-    fn beside(self) -> usize {
-        (BLOCK / 4 + 1).div_ceil(self.parts())
-    }
-
-    /// Vectors of a part of the columns.
-    fn column_part(self) -> usize {
-        part(self.units + ROWS * self.beside(), self.parts())
-    }
-
-    /// Vectors of a part of a row of taps, one of which keeps rows apart, and of a part of all.
-    pub(super) fn tap_row(self) -> usize {
-        BLOCK / 4 / self.parts() + 1
-    }
-
-    pub(super) fn tap_part(self) -> usize {
-        part(ROWS * self.tap_row(), self.parts())
-    }
-
-    /// Vectors of columns that a unit reads at once: those of its steps, and one beside them.
+    /// Vectors of columns that a unit reads at once: those of its steps and one beside them, which is all of a long row; in
+    /// `[B, T, C]` all of a row.
     fn together(self) -> usize {
-        self.parts() + 1
+        match self.layout {
+            Conv1dLayout::Bct => PARTS + 1,
+            Conv1dLayout::Btc => PARTS + (BLOCK / 4).div_ceil(UNITS / ROWS),
+        }
     }
 }
 
@@ -122,13 +121,15 @@ pub(crate) fn launch(call: &Call, sums: &Sums) -> Result<(), ConvError> {
     let &Call { client, limits, problem, ref views } = call;
     let (first, channels) = sums.channels;
     let steps = sums.target.shape[2];
-    let outputs = if super::wip_variant() == 4 { 32 } else { 16 };
-    let units = if super::wip_variant() == 5 { 256 } else { 128 };
     let by_channels = problem.layout == Conv1dLayout::Btc;
-    let lanes = if by_channels { units / ROWS } else { steps.div_ceil(outputs).next_power_of_two() };
-    let lanes = lanes.clamp(units / ROWS, units);
-    let rows = units / lanes;
-    let (tiles, groups) = (steps.div_ceil(lanes * outputs), channels.div_ceil(rows));
+    let lanes = if by_channels { UNITS / ROWS } else { steps.div_ceil(OUTPUTS).next_power_of_two() };
+    let lanes = lanes.clamp(UNITS / ROWS, UNITS);
+    let rows = UNITS / lanes;
+    let (tiles, groups) = (steps.div_ceil(lanes * OUTPUTS), channels.div_ceil(rows));
+    // Four cubes for each place on the device, as long as there are so many: the last of them leave few places empty.
+    let affordable = problem.batch * tiles * groups / (4 * limits.cubes_in_flight);
+    let cubes = tiles.div_ceil(affordable.clamp(1, TILES));
+    let tiles_per_cube = tiles.div_ceil(cubes.max(1));
     let forward = !sums.reversed;
     let bias = views.bias.as_ref().filter(|_| forward);
     let initial = views.initial_state.as_ref().filter(|_| forward);
@@ -146,22 +147,16 @@ pub(crate) fn launch(call: &Call, sums: &Sums) -> Result<(), ConvError> {
     let other = sums.dy.or(sums.residual);
     operands.extend(other);
     operands.extend(sums.dfinal);
-    let largest = problem.length + problem.width + 2 * (units + BLOCK) * outputs;
+    let largest = problem.length + problem.width + 2 * (TILES * UNITS + BLOCK) * OUTPUTS;
     let address = address_type("causal_conv1d", &operands, largest, limits)?;
     let memory: Vec<&Operand> = [sums.source, sums.target].into_iter().chain(other).collect();
-    let memory = Memory::of(&memory);
-    let ahead = super::wip_variant() == 3;
-    let wanted = if ahead { 4 } else { 1 };
-    let cubes = tiles.div_ceil(wanted);
-    let tiles_per_cube = tiles.div_ceil(cubes.max(1));
+    let memory = Memory::of(problem.layout, &memory);
     check_turns("causal_conv1d", problem.width.div_ceil(BLOCK) * tiles_per_cube * 48 + 32, limits)?;
-    let operations = 2.0 * (tiles_per_cube * units * outputs * (problem.width + 16)) as f64;
+    let operations = 2.0 * (tiles_per_cube * UNITS * OUTPUTS * (problem.width + 16)) as f64;
     let tile = Tile {
         layout: problem.layout,
-        units,
-        outputs,
         shift: memory.shift(sums.start, problem.width),
-        ahead,
+        straight: memory == Memory::Four && !super::wip_through_shared(),
     };
     for dispatch in dispatches(problem.batch * cubes * groups, operations, limits) {
         let share = TiledShareLaunch::new(
@@ -191,7 +186,7 @@ pub(crate) fn launch(call: &Call, sums: &Sums) -> Result<(), ConvError> {
             tiled_kernel::launch_unchecked(
                 client,
                 dispatch.count(),
-                CubeDim::new_1d(units as u32),
+                CubeDim::new_1d(UNITS as u32),
                 address,
                 width,
                 sums.source.buffer_arg(width),
@@ -247,22 +242,20 @@ fn tiled_kernel<S: Float, W: Float, X: Float, Y: Float, N: Size>(
     let rest = span.cube() / share.cubes;
     let first_tile = (span.cube() - rest * share.cubes) * share.tiles_per_cube;
     let b = rest / share.groups;
-    let (lanes, rows) = (1u32 << share.lane_bits, comptime!(tile.units as u32) >> share.lane_bits);
-    let steps_of_tile = (lanes * comptime!(tile.outputs as u32)) as usize;
+    let (lanes, rows) = (1u32 << share.lane_bits, comptime!(UNITS as u32) >> share.lane_bits);
+    let steps_of_tile = (lanes * comptime!(OUTPUTS as u32)) as usize;
     let first_row = (rest - b * share.groups) * rows as usize;
 
-    let mut columns = Shared::<[Quad]>::new_slice(comptime!(tile.parts() * tile.column_part()));
-    let mut taps = Shared::<[Quad]>::new_slice(comptime!(tile.parts() * tile.tap_part()));
-    let (together, parts) = comptime!((tile.together(), tile.parts()));
-    let column_part = comptime!(tile.column_part());
-    let row_vectors = lanes + comptime!(tile.beside() as u32);
+    let mut columns = Shared::<[Quad]>::new_slice(comptime!(PARTS * COLUMN_PART));
+    let mut taps = Shared::<[Quad]>::new_slice(comptime!(PARTS * TAP_PART));
+    let together = comptime!(tile.together());
+    let row_vectors = lanes + comptime!(PART_BESIDE as u32);
     let (row, lane) = (UNIT_POS >> share.lane_bits, UNIT_POS & (lanes - 1u32));
     let places = Places {
         columns: row * row_vectors + lane,
-        factors: row * comptime!(tile.tap_row() as u32),
-        column_part: comptime!(tile.column_part()),
-        factor_part: comptime!(tile.tap_part()),
-        outputs: comptime!(tile.outputs),
+        factors: row * comptime!(TAP_ROW as u32),
+        column_part: comptime!(COLUMN_PART),
+        factor_part: comptime!(TAP_PART),
         shift: comptime!(tile.shift),
     };
     // The row and lane for which a unit reads and writes memory: neighbours along the layout's contiguous axis.
@@ -283,7 +276,9 @@ fn tiled_kernel<S: Float, W: Float, X: Float, Y: Float, N: Size>(
         // Wraps before the first step, to beyond the last.
         t: share.start + first_tile * steps_of_tile - extents.history() - comptime!(tile.shift),
         place: memory_row * row_vectors,
-        vectors: comptime!(tile.parts() as u32) * lanes + comptime!(BLOCK as u32 / 4 + 1),
+        vectors: comptime!(PARTS as u32) * lanes
+            + comptime!((BLOCK / 4 + usize::from(tile.shift > 0)) as u32),
+        part: comptime!(COLUMN_PART),
     };
 
     let own = first_row + row as usize;
@@ -291,51 +286,43 @@ fn tiled_kernel<S: Float, W: Float, X: Float, Y: Float, N: Size>(
     if extents.has(Present::BIAS) && own < extents.channels {
         offset = f32::cast_from(bias[(extents.first + own) * bias.stride(0)]);
     }
-    let sums = Cells::<f32>::new(tile.outputs, offset);
+    let sums = Cells::<f32>::new(OUTPUTS, offset);
     let mut early = Sequence::<Vector<S, N>>::new();
-    if comptime!(tile.ahead) {
+    if comptime!(tile.ahead()) {
         read(source, &extents, &line, &mut early, memory_lane, lanes, together);
     }
     let held = Cells::<Vector<S, N>>::of(&early);
+    let raw_taps = Cells::<W>::new(4usize, W::from_int(0));
     let blocks = extents.width.div_ceil(BLOCK);
     let end_tile = min(first_tile + share.tiles_per_cube, share.tiles);
     let mut first_step = first_tile * steps_of_tile;
     let mut k = 0usize;
-    for turn in 0..(end_tile - first_tile) * blocks {
+    let turns = (end_tile - first_tile) * blocks;
+    for turn in 0..turns {
         let mut raw = held.all();
-        if comptime!(!tile.ahead) {
+        if comptime!(!tile.ahead()) {
             read(source, &extents, &line, &mut raw, memory_lane, lanes, together);
         }
         // The taps of a single block stay for all tiles.
         let fresh = turn == 0 || blocks > 1;
-        let raw_taps = read_taps(weight, &extents, &share, first_row, k, UNIT_POS, fresh);
+        if fresh {
+            raw_taps.keep(&read_taps(weight, &extents, &share, first_row, k, UNIT_POS));
+        }
         // The columns and taps before have been read.
         sync_cube();
-        put(
-            &raw,
-            initial,
-            &extents,
-            &line,
-            &mut columns,
-            memory_lane,
-            lanes,
-            together,
-            parts,
-            column_part,
-            true,
-        );
-        for beside in 1..(comptime!(BLOCK as u32 / 4) + lanes) >> share.lane_bits {
-            let first = memory_lane + (comptime!(tile.parts() as u32) + beside) * lanes;
+        put(&raw, initial, &extents, &line, &mut columns, memory_lane, lanes, together, true);
+        for turn in comptime!(together as u32)..(line.vectors + lanes - 1u32) >> share.lane_bits {
+            let first = memory_lane + turn * lanes;
             let mut raw = Sequence::<Vector<S, N>>::new();
             read(source, &extents, &line, &mut raw, first, lanes, 1usize);
-            put(&raw, initial, &extents, &line, &mut columns, first, lanes, 1usize, parts, column_part, true);
+            put(&raw, initial, &extents, &line, &mut columns, first, lanes, 1usize, true);
         }
         if fresh {
-            put_taps(&raw_taps, &extents, first_row, k, UNIT_POS, rows, &mut taps, tile);
-            for turn in 1..(rows * comptime!(BLOCK as u32 / 4)).div_ceil(comptime!(tile.units as u32)) {
-                let index = turn * comptime!(tile.units as u32) + UNIT_POS;
-                let raw_taps = read_taps(weight, &extents, &share, first_row, k, index, true);
-                put_taps(&raw_taps, &extents, first_row, k, index, rows, &mut taps, tile);
+            put_taps(&raw_taps.all(), &extents, first_row, k, UNIT_POS, rows, &mut taps);
+            for turn in 1..(rows * comptime!(BLOCK as u32 / 4)).div_ceil(comptime!(UNITS as u32)) {
+                let index = turn * comptime!(UNITS as u32) + UNIT_POS;
+                let raw_taps = read_taps(weight, &extents, &share, first_row, k, index);
+                put_taps(&raw_taps, &extents, first_row, k, index, rows, &mut taps);
             }
         }
         sync_cube();
@@ -345,42 +332,61 @@ fn tiled_kernel<S: Float, W: Float, X: Float, Y: Float, N: Size>(
         k = select(ends, 0usize, k + BLOCK);
         first_step = select(ends, first_step + steps_of_tile, first_step);
         line.t = share.start + first_step + k - extents.history() - comptime!(tile.shift);
+        if comptime!(tile.ahead()) && turn + 1 == turns {
+            // Nothing is left to be read.
+            line.t = extents.length;
+        }
         let mut next = Sequence::<Vector<S, N>>::new();
-        if comptime!(tile.ahead) {
+        if comptime!(tile.ahead()) {
             read(source, &extents, &line, &mut next, memory_lane, lanes, together);
         }
         add_products(&columns, &taps, &places, count, &sums);
         if ends {
-            sync_cube();
-            put_sums(&mut columns, &places, &sums);
-            #[unroll]
-            for i in 0..tile.outputs {
-                sums.set(i, offset);
+            let own = Results {
+                b,
+                c,
+                first: tile_first,
+                count: share.steps,
+                lane: memory_lane,
+                lanes,
+                straight: tile.straight,
+            };
+            if comptime!(tile.straight) {
+                if line.exists {
+                    write_results(
+                        &sums,
+                        other,
+                        &other_strides,
+                        dfinal,
+                        target,
+                        &target_strides,
+                        &extents,
+                        &share,
+                        &own,
+                    );
+                }
+            } else {
+                sync_cube();
+                put_sums(&mut columns, &places, &sums);
+                sync_cube();
+                if line.exists {
+                    let values = take_results::<N>(&columns, &line, &own);
+                    write_results(
+                        &values,
+                        other,
+                        &other_strides,
+                        dfinal,
+                        target,
+                        &target_strides,
+                        &extents,
+                        &share,
+                        &own,
+                    );
+                }
             }
-            sync_cube();
-            if line.exists {
-                let own = Results {
-                    b,
-                    c,
-                    first: tile_first,
-                    count: share.steps,
-                    lane: memory_lane,
-                    lanes,
-                    place: line.place,
-                };
-                write_results(
-                    &columns,
-                    other,
-                    &other_strides,
-                    dfinal,
-                    target,
-                    &target_strides,
-                    &extents,
-                    &share,
-                    &own,
-                    tile.outputs,
-                    column_part,
-                );
+            #[unroll]
+            for i in 0..OUTPUTS {
+                sums.set(i, offset);
             }
         }
         held.keep(&next);

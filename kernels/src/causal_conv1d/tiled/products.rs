@@ -1,16 +1,15 @@
 //! The sliding products that the tiled kernels share: `sum[i] += sum over j < count of factor[j] * column[first + i + j]`.
 //!
 //! ```text
-//!   columns   | those of unit 0 | those of unit 1 | ..      a unit: 16 or 32 sums; four factors at a time, and for each four
-//!             | -- its ring of vectors -- |                 a vector of columns: 64 or 128 multiply-adds per 2 vectors
+//!   columns   | 16 of unit 0 | 16 of unit 1 | ..      a unit: 16 sums; four factors at a time, and for each four
+//!             | - its ring of 32 - |                  a vector of columns: 64 multiply-adds per 2 vectors
 //! ```
 //!
-//! With 16 sums, vector Q of a unit's columns is in cells Q mod 8 of its ring: after 32 factors the ring is where it was, so that
-//! nothing is moved. With 32 sums the ring holds 16 and half of it is moved after 32 factors.
+//! Vector Q of a unit's columns is in cells Q mod 8 of its ring: after 32 factors the ring is where it was, so that nothing is moved.
 //!
-//! Columns and factors lie in shared memory as vectors of four, in as many parts as a unit has vectors of sums, 4 or 8: vector Q is
-//! the Q/4-th of its row in part Q mod 4, or Q/8-th in part Q mod 8. The m-th vectors of neighbouring units are neighbours there, a
-//! load meets every bank once, and the distance between parts is a constant of the code.
+//! Columns and factors lie in shared memory as vectors of four, in four parts: vector Q is the Q/4-th of its row in part Q mod 4.
+//! The m-th vectors of neighbouring units are neighbours there, a load meets every bank once, and the distance between parts is a
+//! constant of the code.
 
 use crate::cells::Cells;
 use cubecl::prelude::*;
@@ -18,19 +17,27 @@ use cubecl::prelude::*;
 /// Four neighbours.
 pub(super) type Quad = Vector<f32, Const<4>>;
 
-/// Factors after which a unit's ring is where it was, in vectors.
-const ROUND: usize = 8;
+/// Units of a cube.
+pub(super) const UNITS: usize = 128;
+
+/// Sums of a unit.
+pub(super) const OUTPUTS: usize = 16;
+
+/// Parts in which vectors lie in shared memory: one for each vector of a unit's sums.
+pub(super) const PARTS: usize = OUTPUTS / 4;
+
+/// Vectors of a unit's ring, and of the factors after which it is where it was.
+const ROUND: usize = 2 * PARTS;
 
 /// The smallest part for so many vectors: neighbours that are put into neighbouring parts meet different banks.
-pub(super) const fn part(vectors: usize, parts: usize) -> usize {
-    let beyond = 8 / parts;
-    (vectors + 7 - beyond) / 8 * 8 + beyond
+pub(super) const fn part(vectors: usize) -> usize {
+    (vectors + 5) / 8 * 8 + 2
 }
 
 /// Where vector `index` of a row stands that begins with the first vector of a part.
 #[cube]
-pub(super) fn place_of(index: u32, #[comptime] parts: usize, #[comptime] part: usize) -> u32 {
-    index % parts as u32 * part as u32 + index / parts as u32
+pub(super) fn place_of(index: u32, #[comptime] part: usize) -> u32 {
+    index % comptime!(PARTS as u32) * part as u32 + index / comptime!(PARTS as u32)
 }
 
 /// Where a unit's columns and factors begin, and how far their parts are apart. Its first column is `shift` after the beginning of
@@ -43,16 +50,13 @@ pub(super) struct Places {
     pub(super) column_part: usize,
     #[cube(comptime)]
     pub(super) factor_part: usize,
-    /// Sums of the unit.
-    #[cube(comptime)]
-    pub(super) outputs: usize,
     #[cube(comptime)]
     pub(super) shift: usize,
 }
 
 /// Vectors that a unit holds before it takes the one that four more factors need.
-fn ahead(outputs: usize, shift: usize) -> usize {
-    outputs / 4 + usize::from(shift > 0)
+fn ahead(shift: usize) -> usize {
+    PARTS + usize::from(shift > 0)
 }
 
 /// Adds the products of `count` factors.
@@ -64,20 +68,16 @@ pub(super) fn add_products(
     count: u32,
     sums: &Cells<f32>,
 ) {
-    // Twice the sums' vectors: 8 or 16.
-    let ring = Cells::<f32>::new(comptime!(2 * places.outputs), 0.0f32);
-    let held = comptime!(ahead(places.outputs, places.shift));
+    let ring = Cells::<f32>::new(comptime!(4 * ROUND), 0.0f32);
+    let held = comptime!(ahead(places.shift));
     #[unroll]
     for q in 0..held {
         take(columns, places, 0u32, q, &ring);
     }
-    let step = comptime!((4 * ROUND / places.outputs) as u32);
+    let step = comptime!((ROUND / PARTS) as u32);
     let rounds = count / comptime!(4 * ROUND as u32);
     for round in 0..rounds {
         add_quads(columns, factors, places, round * step, ROUND, &ring, sums);
-        if comptime!(places.outputs > 4 * ROUND / 2) {
-            turn_half(&ring, held);
-        }
     }
     let half = count & comptime!(2 * ROUND as u32) != 0u32;
     if half {
@@ -90,26 +90,14 @@ pub(super) fn add_products(
     }
 }
 
-/// Moves the vectors held from the second half of a ring of 16 to its beginning.
-#[cube]
-fn turn_half(ring: &Cells<f32>, #[comptime] held: usize) {
-    let mut values = Sequence::<f32>::new();
-    #[unroll]
-    for i in 0..comptime!(4 * held) {
-        values.push(ring.get(comptime!((i + 4 * ROUND) % (8 * ROUND))));
-    }
-    ring.keep(&values);
-}
-
 /// Takes vector `q` of those from the one that is `done` after the unit's first in its part on into its ring.
 #[cube]
 fn take(columns: &Shared<[Quad]>, places: &Places, done: u32, #[comptime] q: usize, ring: &Cells<f32>) {
-    let parts = comptime!(places.outputs / 4);
-    let at = comptime!((q % parts * places.column_part + q / parts) as u32);
+    let at = comptime!((q % PARTS * places.column_part + q / PARTS) as u32);
     let quad = columns[(places.columns + done + at) as usize];
     #[unroll]
     for i in 0..4usize {
-        ring.set(comptime!((4 * q + i) % (2 * places.outputs)), quad.extract(i));
+        ring.set(comptime!((4 * q + i) % (4 * ROUND)), quad.extract(i));
     }
 }
 
@@ -124,18 +112,17 @@ fn add_quads(
     ring: &Cells<f32>,
     sums: &Cells<f32>,
 ) {
-    let parts = comptime!(places.outputs / 4);
     #[unroll]
     for m in 0..quads {
-        take(columns, places, done, comptime!(m + ahead(places.outputs, places.shift)), ring);
-        let at = comptime!((m % parts * places.factor_part + m / parts) as u32);
+        take(columns, places, done, comptime!(m + ahead(places.shift)), ring);
+        let at = comptime!((m % PARTS * places.factor_part + m / PARTS) as u32);
         let quad = factors[(places.factors + done + at) as usize];
         #[unroll]
         for j in 0..4usize {
             let factor = quad.extract(j);
             #[unroll]
-            for i in 0..places.outputs {
-                let column = ring.get(comptime!((4 * m + j + i + places.shift) % (2 * places.outputs)));
+            for i in 0..OUTPUTS {
+                let column = ring.get(comptime!((4 * m + j + i + places.shift) % (4 * ROUND)));
                 sums.set(i, fma(factor, column, sums.get(i)));
             }
         }
@@ -153,12 +140,11 @@ fn add_rest(
     rest: u32,
     sums: &Cells<f32>,
 ) {
-    let parts = comptime!(places.outputs / 4);
-    let held = comptime!(ahead(places.outputs, places.shift));
+    let held = comptime!(ahead(places.shift));
     let window = Cells::<f32>::new(comptime!(4 * held), 0.0f32);
     #[unroll]
     for q in 0..held {
-        let at = places.columns + place_of(first + q as u32, parts, places.column_part);
+        let at = places.columns + place_of(first + q as u32, places.column_part);
         let quad = columns[at as usize];
         #[unroll]
         for i in 0..4usize {
@@ -167,12 +153,12 @@ fn add_rest(
     }
     for j in 0..rest {
         let next = first + j / 4u32;
-        let at = places.columns + place_of(next + held as u32, parts, places.column_part);
+        let at = places.columns + place_of(next + held as u32, places.column_part);
         let column = columns[at as usize];
-        let at = places.factors + place_of(next, parts, places.factor_part);
+        let at = places.factors + place_of(next, places.factor_part);
         let factor = lane_of(factors[at as usize], j % 4u32);
         #[unroll]
-        for i in 0..places.outputs {
+        for i in 0..OUTPUTS {
             let sum = fma(factor, window.get(comptime!(i + places.shift)), sums.get(i));
             sums.set(i, sum);
         }
@@ -196,7 +182,7 @@ pub(super) fn lane_of(quad: Quad, lane: u32) -> f32 {
 #[cube]
 pub(super) fn put_sums(columns: &mut Shared<[Quad]>, places: &Places, sums: &Cells<f32>) {
     #[unroll]
-    for m in 0..comptime!(places.outputs / 4) {
+    for m in 0..PARTS {
         let mut quad = Quad::new(0.0f32);
         #[unroll]
         for i in 0..4usize {

@@ -1,7 +1,9 @@
-//! How sums leave a cube: from shared memory, neighbours together, through activation, residual or the gradients that join them.
+//! How sums leave a cube, through activation, residual or the gradients that join them: straight from the registers of the unit that
+//! has them where rows are written as vectors; else through shared memory, so that neighbours write neighbours.
 
 use super::along_time::TiledShare;
-use super::products::{Quad, lane_of, place_of};
+use super::products::{OUTPUTS, Quad, lane_of, place_of};
+use super::stage::Line;
 use crate::activation::{activate_all, activate_gradient_all};
 use crate::causal_conv1d::args::{Present, Rows, Strides, at3};
 use crate::cells::Cells;
@@ -19,24 +21,51 @@ pub(super) struct Results {
     /// The unit's place among the `lanes` of its row.
     pub(super) lane: u32,
     pub(super) lanes: u32,
-    /// Where the row begins in a part of shared memory.
-    pub(super) place: u32,
+    #[cube(comptime)]
+    pub(super) straight: bool,
 }
 
 #[cube]
 impl Results {
-    /// The `n`-th of a unit's results: every `lanes`-th vector of the row, or every `lanes`-th step.
+    /// The `n`-th of a unit's results: its own sums where they are vectors, else every `lanes`-th of the row.
     fn at(&self, #[comptime] n: usize, #[comptime] together: usize) -> usize {
-        let line = comptime!((n / together) as u32) * self.lanes + self.lane;
-        self.first + line as usize * together + comptime!(n % together)
+        let step = if comptime!(self.straight) {
+            self.lane * comptime!(OUTPUTS as u32) + comptime!(n as u32)
+        } else {
+            let line = comptime!((n / together) as u32) * self.lanes + self.lane;
+            line * comptime!(together as u32) + comptime!((n % together) as u32)
+        };
+        self.first + step as usize
     }
 }
 
-/// Writes the results whose sums are in `columns`.
+/// Every `lanes`-th sum of a row that [`put_sums`](super::products::put_sums) has put into shared memory.
+#[cube]
+pub(super) fn take_results<N: Size>(columns: &Shared<[Quad]>, line: &Line, own: &Results) -> Cells<f32> {
+    let together = N::value();
+    let values = Cells::<f32>::new(OUTPUTS, 0.0f32);
+    #[unroll]
+    for n in 0..comptime!(OUTPUTS / together) {
+        let index = n as u32 * own.lanes + own.lane;
+        if comptime!(together == 4) {
+            let quad = columns[(line.place + place_of(index, line.part)) as usize];
+            #[unroll]
+            for i in 0..4usize {
+                values.set(comptime!(4 * n + i), quad.extract(i));
+            }
+        } else {
+            let quad = columns[(line.place + place_of(index / 4u32, line.part)) as usize];
+            values.set(n, lane_of(quad, index % 4u32));
+        }
+    }
+    values
+}
+
+/// Writes the results whose sums are `values`, which change.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn write_results<X: Float, Y: Float, N: Size>(
-    columns: &Shared<[Quad]>,
+    values: &Cells<f32>,
     other: &[Vector<X, N>],
     other_strides: &Strides,
     dfinal: &Tensor<X>,
@@ -45,60 +74,42 @@ pub(super) fn write_results<X: Float, Y: Float, N: Size>(
     extents: &Rows,
     share: &TiledShare,
     own: &Results,
-    #[comptime] outputs: usize,
-    #[comptime] part: usize,
 ) {
     let together = N::value();
-    let values = Cells::<f32>::new(outputs, 0.0f32);
-    #[unroll]
-    for n in 0..comptime!(outputs / together) {
-        if comptime!(together == 4) {
-            let from = own.place + place_of(n as u32 * own.lanes + own.lane, comptime!(outputs / 4), part);
-            let quad = columns[from as usize];
-            #[unroll]
-            for i in 0..4usize {
-                values.set(comptime!(4 * n + i), quad.extract(i));
-            }
-        } else {
-            let step = n as u32 * own.lanes + own.lane;
-            let quad = columns[(own.place + place_of(step / 4u32, comptime!(outputs / 4), part)) as usize];
-            values.set(n, lane_of(quad, step % 4u32));
-        }
-    }
-    let others = Cells::<f32>::new(outputs, 0.0f32);
+    let others = Cells::<f32>::new(OUTPUTS, 0.0f32);
     let channel = extents.first + own.c;
     if extents.present & comptime!(Present::DY + Present::RESIDUAL) != 0u32 {
         let row = own.b * other_strides.b + channel * other_strides.c;
         let mut raw = Sequence::<Vector<X, N>>::new();
         #[unroll]
-        for n in 0..comptime!(outputs / together) {
+        for n in 0..comptime!(OUTPUTS / together) {
             let o = own.at(comptime!(n * together), together);
             raw.push(other[select(o < own.count, row + o * other_strides.t, 0usize) / together]);
         }
         #[unroll]
-        for n in 0..outputs {
+        for n in 0..OUTPUTS {
             let value = raw.index(comptime!(n / together)).extract(comptime!(n % together));
             others.set(n, f32::cast_from(value));
         }
     }
     if extents.has(Present::DY) {
-        activate_gradient_all(&values, &others, outputs, extents.activation, false);
+        activate_gradient_all(values, &others, OUTPUTS, extents.activation, false);
         #[unroll]
-        for n in 0..outputs {
+        for n in 0..OUTPUTS {
             values.set(n, others.get(n));
         }
     } else {
-        activate_all(&values, outputs, extents.activation, false);
+        activate_all(values, OUTPUTS, extents.activation, false);
     }
     if extents.has(Present::RESIDUAL) {
         #[unroll]
-        for n in 0..outputs {
+        for n in 0..OUTPUTS {
             values.set(n, values.get(n) + others.get(n));
         }
     }
     if extents.has(Present::DFINAL) {
         #[unroll]
-        for n in 0..outputs {
+        for n in 0..OUTPUTS {
             // The column that the result is the gradient of, where the final state has it too.
             let o = own.at(n, together);
             let e = share.start + o;
@@ -110,7 +121,7 @@ pub(super) fn write_results<X: Float, Y: Float, N: Size>(
     }
     let row = own.b * target_strides.b + (share.target_first + own.c) * target_strides.c;
     #[unroll]
-    for n in 0..comptime!(outputs / together) {
+    for n in 0..comptime!(OUTPUTS / together) {
         let o = own.at(comptime!(n * together), together);
         if o < own.count {
             let at = (row + o * target_strides.t) / together;

@@ -20,13 +20,15 @@ pub(super) struct Line {
     pub(super) stride: usize,
     /// The first step. Steps before step 0 have wrapped to beyond the last.
     pub(super) t: usize,
-    /// Where the row begins in a part of shared memory, and how many vectors it has.
+    /// Where the row begins in a part of shared memory, how many vectors it has, and the vectors of a part.
     pub(super) place: u32,
     pub(super) vectors: u32,
+    #[cube(comptime)]
+    pub(super) part: usize,
 }
 
 /// Reads the vectors `first`, `first + step`, .. of a row, `count` of them; the memory's first element in place of what is beside the
-/// row.
+/// row, in memory or in the tile.
 #[cube]
 pub(super) fn read<S: Float, N: Size>(
     source: &[Vector<S, N>],
@@ -40,14 +42,16 @@ pub(super) fn read<S: Float, N: Size>(
     let together = N::value();
     #[unroll]
     for n in 0..count {
-        let t = line.t + (first + n as u32 * step) as usize * 4;
+        let index = first + n as u32 * step;
+        let t = line.t + index as usize * 4;
+        let wanted = line.exists && index < line.vectors;
         if comptime!(together == 4) {
-            let inside = line.exists && t < extents.length;
+            let inside = wanted && t < extents.length;
             raw.push(source[select(inside, line.row + t, 0usize) / 4]);
         } else {
             #[unroll]
             for i in 0..4usize {
-                let inside = line.exists && t + i < extents.length;
+                let inside = wanted && t + i < extents.length;
                 raw.push(source[select(inside, line.row + (t + i) * line.stride, 0usize)]);
             }
         }
@@ -66,8 +70,6 @@ pub(super) fn put<S: Float, I: Float, N: Size>(
     first: u32,
     step: u32,
     #[comptime] count: usize,
-    #[comptime] parts: usize,
-    #[comptime] part: usize,
     #[comptime] states: bool,
 ) -> f32 {
     let together = N::value();
@@ -110,7 +112,7 @@ pub(super) fn put<S: Float, I: Float, N: Size>(
             }
         }
         if index < line.vectors {
-            columns[(line.place + place_of(index, parts, part)) as usize] = quad;
+            columns[(line.place + place_of(index, line.part)) as usize] = quad;
         }
     }
     total

@@ -1,6 +1,6 @@
 //! How taps come to shared memory: a block of them for each row of a cube, in the order in which columns meet them.
 
-use super::along_time::{BLOCK, Tile, TiledShare};
+use super::along_time::{BLOCK, TAP_PART, TAP_ROW, TiledShare};
 use super::products::{Quad, place_of};
 use crate::causal_conv1d::args::{Rows, at2};
 use cubecl::prelude::*;
@@ -14,7 +14,6 @@ pub(super) fn read_taps<W: Float>(
     first_row: usize,
     k: usize,
     index: u32,
-    wanted: bool,
 ) -> Sequence<W> {
     let c = first_row + (index / comptime!(BLOCK as u32 / 4)) as usize;
     let mut raw = Sequence::<W>::new();
@@ -22,7 +21,7 @@ pub(super) fn read_taps<W: Float>(
     for i in 0..4usize {
         let tap = k + (index % comptime!(BLOCK as u32 / 4)) as usize * 4 + i;
         let from = select(share.reversed != 0u32, extents.width - 1 - tap, tap);
-        let exists = wanted && c < extents.channels && tap < extents.width;
+        let exists = c < extents.channels && tap < extents.width;
         raw.push(weight[select(exists, at2(weight, extents.first + c, from), 0usize)]);
     }
     raw
@@ -39,7 +38,6 @@ pub(super) fn put_taps<W: Float>(
     index: u32,
     rows: u32,
     taps: &mut Shared<[Quad]>,
-    #[comptime] tile: Tile,
 ) {
     let row = index / comptime!(BLOCK as u32 / 4);
     let vector = index % comptime!(BLOCK as u32 / 4);
@@ -51,7 +49,7 @@ pub(super) fn put_taps<W: Float>(
                 first_row + (row as usize) < extents.channels && k + vector as usize * 4 + i < extents.width;
             quad.insert(i, select(exists, f32::cast_from(*raw.index(i)), 0.0f32));
         }
-        let place = place_of(vector, comptime!(tile.parts()), comptime!(tile.tap_part()));
-        taps[(row * comptime!(tile.tap_row() as u32) + place) as usize] = quad;
+        let place = place_of(vector, comptime!(TAP_PART));
+        taps[(row * comptime!(TAP_ROW as u32) + place) as usize] = quad;
     }
 }

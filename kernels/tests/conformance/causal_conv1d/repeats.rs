@@ -1,11 +1,12 @@
 //! What a wide filter's tiles must not mix, and that equal calls give equal bits however often they are made.
 
 use super::views::bits;
-use super::{launch, normal, plans, problem, read_results, sample, tensors};
+use super::{check, launch, normal, plans, problem, read_results, sample, tensors};
 use crate::device::repeats;
 use crate::support::client;
 use conv_cases::causal_conv1d::{self as cases, Case};
-use conv_kernels::{FloatType, Limits};
+use conv_kernels::conv3d::Activation;
+use conv_kernels::{FloatType, IndexType, Limits};
 
 /// One NaN of a wide filter's x reaches the W steps that read it, one of dy the W steps that it is handed back to: taps that fill
 /// up a block are not multiplied by 0.
@@ -59,6 +60,32 @@ fn nan_stays_in_the_reach_of_a_wide_filter() {
 /// Through SiLU's derivative a NaN of x makes the gradients of the steps that read it NaN, which meet other steps of x.
 fn silu_spreads(silu: bool, place: usize, k: usize, w: usize, t: usize) -> bool {
     silu && (place..(place + w).min(t)).any(|step| step + k + 1 >= w)
+}
+
+/// On a device that has few cubes in flight a cube of a wide filter has several tiles, one read while another is multiplied: rows
+/// that are vectors and rows that are not, taps that stay for all tiles and taps that do not, a last cube with fewer tiles.
+#[test]
+fn cubes_have_several_tiles() {
+    let client = client();
+    let limits = Limits { cubes_in_flight: 1, ..Limits::of(&client) };
+    let cases = [
+        (false, [2, 3, 8196], 20),
+        (false, [1, 3, 6148], 131),
+        (false, [1, 4, 4099], 17),
+        (true, [2, 9, 1300], 20),
+        (true, [1, 17, 600], 131),
+    ];
+    for (index, (btc, extents, w)) in cases.into_iter().enumerate() {
+        let name = format!("tiles_w{w}_t{}", extents[2]);
+        let optional = index % 2 == 0;
+        let case = Case { btc, initial: optional, residual: optional, ..Case::new(&name, extents, w) };
+        let mut problem = problem(&case, FloatType::F32, FloatType::F32);
+        if !optional {
+            problem.activation = Activation::Relu;
+        }
+        let (checks, failures) = check((&client, &limits), &problem, (&[], IndexType::I32), true, true);
+        assert!(checks > 0 && failures.is_empty(), "{case}: {failures:?}");
+    }
 }
 
 /// Every plan of some problems, in 16 and 32 bits: 10,000 launches on a GPU, few where a launch takes milliseconds.
