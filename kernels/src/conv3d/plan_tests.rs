@@ -130,6 +130,13 @@ fn matrix_units_are_used_where_the_type_has_them() {
         ..problem([1, 384, 3, 60, 104], 768, [3, 1, 1], 1, 1)
     };
     assert_eq!(names(&streamed, &wide())[..2], ["matrix_gemm_128x128x32", "shifted_gemm_128x128"]);
+    // So few tiles that their sums have to be split.
+    let small = Conv3dProblem {
+        dtype: FloatType::F16,
+        window: Window::default(),
+        ..problem([1, 1024, 4, 10, 10], 1024, [3; 3], 1, 1)
+    };
+    assert_eq!(names(&small, &wide())[..2], ["matrix_gemm_128x128x32"; 2]);
     // A plane or channels of which too little would be needed, a stride, one tap in the plane.
     let half = |x, kernel, stride| {
         let layer = problem(x, 256, kernel, stride, 1);
@@ -171,8 +178,10 @@ fn heads_take_their_own_product() {
         ..problem([1, 96, 6, 480, 832], 3, [3; 3], 1, 1)
     };
     for dtype in FloatType::ALL {
-        let [forward, _, _] = names(&Conv3dProblem { dtype, ..video }, &wide());
-        assert_eq!(forward, "head_4x16x32_128", "{}", dtype.name());
+        let video = Conv3dProblem { dtype, ..video };
+        assert_eq!(names(&video, &wide())[0], "head_4x16x32_128", "{}", dtype.name());
+        let [forward, _, weight] = names(&video, &Limits { unroll: true, ..wide() });
+        assert_eq!([forward.as_str(), weight.as_str()], ["head_4x16x32_128_ahead", "head_4x8x32_128"]);
         let [_, input, _] = names(&Conv3dProblem { dtype, ..stem }, &wide());
         assert!(input.starts_with("head_"), "{input}");
     }

@@ -13,14 +13,14 @@
 //!   a unit    16 neighbouring steps of a channel (see products.rs)
 //! ```
 //!
-//! In `[B, C, T]` a tile's columns are read while the one before it is multiplied, and results leave straight from registers where
-//! rows are vectors. In `[B, T, C]` a cube has 8 channels, neighbouring units read and write neighbouring channels, and results
-//! leave through shared memory.
+//! In `[B, C, T]` a tile's columns are read while the one before it is multiplied. In `[B, T, C]` a cube has 8 channels, and
+//! neighbouring units read and write neighbouring channels. Results leave through shared memory, neighbours together (straight
+//! from registers: as fast, 286 us).
 //!
 //! Bytes per tile and 128 taps: its steps and 128 more of every row, y once; per cube the taps. Operations per element: W
 //! multiply-adds; per 512 of a unit's also 16 vectors of shared memory and the turn of a loop. Barriers: two per tile and 128 taps,
-//! two more where results leave through shared memory. Shared memory: 12.6 KiB for columns, 4.6 KiB for taps. Measured on an H200 for
-//! 128 taps over `[1, 4096, 8192]` in f32: 281 us in `[B, C, T]`. Any strides, any width; declined: sequence ids.
+//! two more per tile. Shared memory: 12.6 KiB for columns, 4.6 KiB for taps. Measured on an H200 for
+//! 128 taps over `[1, 4096, 8192]`: 285 us in `[B, C, T]`, 340 us in `[B, T, C]`, f16 280 and 340. Any strides, any width; declined: sequence ids.
 
 use super::Memory;
 use super::products::{OUTPUTS, PARTS, Places, Quad, UNITS, add_products, part, put_sums};
@@ -96,8 +96,6 @@ struct Tile {
     layout: Conv1dLayout,
     /// Steps between the beginning of a vector and the first column.
     shift: usize,
-    /// Whether results leave straight from registers.
-    straight: bool,
 }
 
 impl Tile {
@@ -153,11 +151,7 @@ pub(crate) fn launch(call: &Call, sums: &Sums) -> Result<(), ConvError> {
     let memory = Memory::of(problem.layout, &memory);
     check_turns("causal_conv1d", problem.width.div_ceil(BLOCK) * tiles_per_cube * 48 + 32, limits)?;
     let operations = 2.0 * (tiles_per_cube * UNITS * OUTPUTS * (problem.width + 16)) as f64;
-    let tile = Tile {
-        layout: problem.layout,
-        shift: memory.shift(sums.start, problem.width),
-        straight: memory == Memory::Four && !super::wip_through_shared(),
-    };
+    let tile = Tile { layout: problem.layout, shift: memory.shift(sums.start, problem.width) };
     for dispatch in dispatches(problem.batch * cubes * groups, operations, limits) {
         let share = TiledShareLaunch::new(
             lanes.ilog2(),
@@ -342,47 +336,23 @@ fn tiled_kernel<S: Float, W: Float, X: Float, Y: Float, N: Size>(
         }
         add_products(&columns, &taps, &places, count, &sums);
         if ends {
-            let own = Results {
-                b,
-                c,
-                first: tile_first,
-                count: share.steps,
-                lane: memory_lane,
-                lanes,
-                straight: tile.straight,
-            };
-            if comptime!(tile.straight) {
-                if line.exists {
-                    write_results(
-                        &sums,
-                        other,
-                        &other_strides,
-                        dfinal,
-                        target,
-                        &target_strides,
-                        &extents,
-                        &share,
-                        &own,
-                    );
-                }
-            } else {
-                sync_cube();
-                put_sums(&mut columns, &places, &sums);
-                sync_cube();
-                if line.exists {
-                    let values = take_results::<N>(&columns, &line, &own);
-                    write_results(
-                        &values,
-                        other,
-                        &other_strides,
-                        dfinal,
-                        target,
-                        &target_strides,
-                        &extents,
-                        &share,
-                        &own,
-                    );
-                }
+            let own = Results { b, c, first: tile_first, count: share.steps, lane: memory_lane, lanes };
+            sync_cube();
+            put_sums(&mut columns, &places, &sums);
+            sync_cube();
+            if line.exists {
+                let values = take_results::<N>(&columns, &line, &own);
+                write_results(
+                    &values,
+                    other,
+                    &other_strides,
+                    dfinal,
+                    target,
+                    &target_strides,
+                    &extents,
+                    &share,
+                    &own,
+                );
             }
             #[unroll]
             for i in 0..OUTPUTS {

@@ -3,8 +3,10 @@
 //! A wide filter is bound by its multiply-adds, W per element and sum: for 128 taps over 4096 x 8192 elements 8.6 GFLOP, which
 //! take 0.14 ms at the 60 TFLOP/s that an H200 has in fp32, twice the time of a copy. What is not a multiply-add is therefore kept
 //! away from the units: rows come and go as vectors of four, nothing is moved between registers, and a tile is read while the one
-//! before it is multiplied. Measured there: 281 us forward, 596 us for the whole backward pass in `[B, C, T]`; the multiply-adds
-//! and their loads of shared memory take 38 us per 32 taps of the forward pass.
+//! before it is multiplied. Measured there: 285 us forward, 598 us for the whole backward pass in `[B, C, T]`, 340 and 684 in
+//! `[B, T, C]`. The multiply-adds and their loads of shared memory take 38 us per 32 taps of the forward pass (32, 64, 96, 128
+//! taps: 231, 268, 310, 347 us without reading ahead), so that about 150 us are theirs and the rest is what reading ahead does
+//! not hide. Also tried: 32 sums in a unit 441 us, cubes of 256 units 375.
 //!
 //! The tiles are those of [`along_time`] (y, dx) and [`weight`] (dw), built from [`stage`] and [`taps`] (memory to shared memory),
 //! [`products`] and [`results`] (sums to memory).
@@ -22,11 +24,6 @@ use crate::error::ConvError;
 use crate::operand::Operand;
 use along_time::Sums;
 pub(super) use weight::{Cut, launch_partials, workspace};
-
-/// WIP, to be removed: whether the environment asks for results through shared memory.
-fn wip_through_shared() -> bool {
-    std::env::var("CONV_WIDE_STORE").is_ok_and(|value| value == "1")
-}
 
 /// How memory is read and written along a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,5 +1,5 @@
-//! How sums leave a cube, through activation, residual or the gradients that join them: straight from the registers of the unit that
-//! has them where rows are written as vectors; else through shared memory, so that neighbours write neighbours.
+//! How sums leave a cube, through activation, residual or the gradients that join them: by way of shared memory, so that neighbours
+//! write neighbours, vectors of four where rows are such.
 
 use super::along_time::TiledShare;
 use super::products::{OUTPUTS, Quad, lane_of, place_of};
@@ -21,25 +21,18 @@ pub(super) struct Results {
     /// The unit's place among the `lanes` of its row.
     pub(super) lane: u32,
     pub(super) lanes: u32,
-    #[cube(comptime)]
-    pub(super) straight: bool,
 }
 
 #[cube]
 impl Results {
-    /// The `n`-th of a unit's results: its own sums where they are vectors, else every `lanes`-th of the row.
+    /// The `n`-th of a unit's results, which are every `lanes`-th vector (or element) of the row.
     fn at(&self, #[comptime] n: usize, #[comptime] together: usize) -> usize {
-        let step = if comptime!(self.straight) {
-            self.lane * comptime!(OUTPUTS as u32) + comptime!(n as u32)
-        } else {
-            let line = comptime!((n / together) as u32) * self.lanes + self.lane;
-            line * comptime!(together as u32) + comptime!((n % together) as u32)
-        };
-        self.first + step as usize
+        let vector = comptime!((n / together) as u32) * self.lanes + self.lane;
+        self.first + (vector * comptime!(together as u32) + comptime!((n % together) as u32)) as usize
     }
 }
 
-/// Every `lanes`-th sum of a row that [`put_sums`](super::products::put_sums) has put into shared memory.
+/// Every `lanes`-th vector (or element) of a row of sums that [`put_sums`](super::products::put_sums) has put into shared memory.
 #[cube]
 pub(super) fn take_results<N: Size>(columns: &Shared<[Quad]>, line: &Line, own: &Results) -> Cells<f32> {
     let together = N::value();

@@ -38,7 +38,8 @@ pub(crate) fn choose(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Pl
     let shifted = shifted_tiles(problem, pass, limits).filter_map(|tile| Some((cost(&tile)?, tile)));
     if let Some((cost, tile)) = shifted.min_by(|(a, _), (b, _)| a.total_cmp(b))
         && let Some(gathered) = gathered
-        && cost * depth_share(problem, pass) < gathered_cost(problem, pass, &gathered)
+        && cost * depth_share(problem, pass) * thinness(problem, pass, &tile, limits)
+            < gathered_cost(problem, pass, &gathered)
     {
         return Plan::ShiftedGemm(tile);
     }
@@ -87,9 +88,8 @@ fn matrix_tile(pass: Pass, columns: usize, tiles: &[MatrixTile]) -> Option<Matri
 }
 
 /// What a product with windows in shared memory costs, were all depth taps inside: the products it computes, weighed by what a plane
-/// reads for each (f16, 32 channels, 128x128x128: 1.6 ms with planes of 64x32, 2.3 with half-empty ones of 64x64). None
-/// where its tiles fill less than an eighth of the device, for it does not split its sums (8x28x28, 256 channels, f16, 112 tiles:
-/// 0.18 ms, gathered 0.24).
+/// reads for each (f16, 32 channels, 128x128x128: 1.6 ms with planes of 64x32, 2.3 with half-empty ones of 64x64). None where its
+/// tiles fill less than an eighth of the device.
 fn shifted_cost(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTile, limits: &Limits) -> Option<f64> {
     let tiles = shifted::extent(problem, pass, tile)?;
     let reads = 32.0 * (1.0 / tile.plane_m as f64 + 1.0 / tile.plane_n as f64);
@@ -97,6 +97,13 @@ fn shifted_cost(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTile, limits:
     // A window that one tap reads is read as often as the engine reads it, behind a barrier more.
     let reuse = if taps > 1 { 1.0 } else { 2.8 };
     (8 * tiles.count >= limits.cubes_in_flight).then_some(tiles.products() * (0.2 + 0.8 * reads) * reuse)
+}
+
+/// How much longer a product with windows in shared memory takes for its tiles being few: it does not split its sums. (f16, 112
+/// tiles of 8x28x28, 256 channels: 0.18 ms, gathered 0.24; 128 tiles of dx, 4x10x10, 1024 channels: 0.45, gathered 0.31.)
+fn thinness(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTile, limits: &Limits) -> f64 {
+    let count = shifted::extent(problem, pass, tile).map_or(1, |tiles| tiles.count.max(1));
+    (limits.cubes_in_flight as f64 / 2.0 / count as f64).max(1.0).sqrt()
 }
 
 /// What gathering every tap anew costs, on the scale of [`shifted_cost`]. (f16, 96 channels, 3x3x3: 7.7 ms with 4/3 of the products,
