@@ -10,11 +10,9 @@ pub(crate) fn client() -> Client {
         .get_or_init(|| {
             use cubecl::device::WgpuDeviceKind::{Cpu, DefaultDevice};
             std::panic::catch_unwind(|| {
-                #[cfg(feature = "cuda")]
-                let open = |_| cubecl::Device::cuda(0);
-                #[cfg(all(feature = "vulkan", not(feature = "cuda")))]
+                #[cfg(feature = "vulkan")]
                 let open = cubecl::Device::vulkan;
-                #[cfg(not(any(feature = "vulkan", feature = "cuda")))]
+                #[cfg(not(feature = "vulkan"))]
                 let open = cubecl::Device::wgpu;
                 open(DefaultDevice).or_else(|_| open(Cpu)).map(|device| device.client())
             })
