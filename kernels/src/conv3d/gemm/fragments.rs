@@ -253,12 +253,14 @@ pub(super) fn gather_channels<E: Float, W: Size>(
     values
 }
 
-/// Writes what [`gather_channels`] has read: rows of channels that hold terms, or rows of terms that hold channels.
+/// Writes what was read with lanes along terms ([`gather_channels`]; the weight gradient's sources), of `extent` rows of the product:
+/// those rows, which hold terms, or rows of terms that hold them.
 #[cube]
-pub(super) fn write_channels<E: Float, S: Float, V: Size, W: Size>(
+pub(super) fn write_rows<E: Float, S: Float, V: Size, W: Size>(
     from: &Sequence<Vector<E, W>>,
     stage: &mut Shared<[Vector<S, V>]>,
     #[comptime] row: usize,
+    #[comptime] extent: usize,
     #[comptime] tile: MatrixTile,
 ) {
     let width = V::value();
@@ -266,7 +268,7 @@ pub(super) fn write_channels<E: Float, S: Float, V: Size, W: Size>(
     let runs = comptime!(tile.tile_k / together);
     let rows = UNIT_POS as usize / runs;
     #[unroll]
-    for load in 0..comptime!(tile.loads(tile.tile_n, width)) {
+    for load in 0..comptime!(tile.loads(extent, width)) {
         let next = rows + comptime!(load * (tile.units() / runs));
         if comptime!(together == width) {
             stage[next * row + UNIT_POS as usize % runs] = Vector::cast_from(*from.index(load));

@@ -19,7 +19,7 @@
 //! those of [`super::config`]. Declined: types for which the device has no matrices with fp32 accumulators.
 
 use super::config::{MatrixTile, shared_terms};
-use super::fragments::{accumulators, gather_channels, multiply, write_channels, write_result};
+use super::fragments::{accumulators, gather_channels, multiply, write_result, write_rows};
 use super::place::{Site, Walk};
 use super::stage::{Extents, clear};
 use super::table::{Table, fill_half, fill_other_half};
@@ -103,7 +103,7 @@ pub(crate) fn matrix_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, R: S
         multiply(&site_stage, &weight_stage, &sums, comptime!((along_terms, runs)), size, tile);
         sync_cube();
         write_sites(&sources, &mut site_stage, row, tile);
-        write_channels(&weights, &mut weight_stage, weight_row, tile);
+        write_rows(&weights, &mut weight_stage, weight_row, tile.tile_n, tile);
         stage_k += stage;
         at = (at + tile.tile_k) % terms;
         sync_cube();

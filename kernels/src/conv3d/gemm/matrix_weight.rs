@@ -14,7 +14,7 @@
 //! written and read once more, 8 bytes each. Declined: types for which the device has no matrices with fp32 accumulators.
 
 use super::config::{MatrixTile, shared_terms};
-use super::fragments::{accumulators, gather_channels, multiply, write_channels, write_result};
+use super::fragments::{accumulators, gather_channels, multiply, write_result, write_rows};
 use super::place::Walk;
 use super::stage::{Extents, clear};
 use super::table::{Table, fill_half, fill_other_half};
@@ -116,8 +116,8 @@ pub(crate) fn matrix_weight_kernel<E: Float, S: Float, O: Float, V: Size, W: Siz
         );
         multiply(&source_stage, &dy_stage, &sums, comptime!((along_terms, runs)), size, tile);
         sync_cube();
-        write_sources(&sources, &mut source_stage, source_row, tile);
-        write_channels(&gradients, &mut dy_stage, dy_row, tile);
+        write_rows(&sources, &mut source_stage, source_row, tile.tile_m, tile);
+        write_rows(&gradients, &mut dy_stage, dy_row, tile.tile_n, tile);
         stage_k += stage;
         at = (at + tile.tile_k) % terms;
         sync_cube();
@@ -162,32 +162,4 @@ fn gather_source<E: Float, R: Size>(
         }
     }
     values
-}
-
-/// Writes the sources' stage.
-#[cube]
-fn write_sources<E: Float, S: Float, V: Size, R: Size>(
-    from: &Sequence<Vector<E, R>>,
-    stage: &mut Shared<[Vector<S, V>]>,
-    #[comptime] row: usize,
-    #[comptime] tile: MatrixTile,
-) {
-    let width = V::value();
-    let beside = R::value();
-    let runs = comptime!(tile.tile_k / beside);
-    #[unroll]
-    for load in 0..comptime!(tile.loads(tile.tile_m, width)) {
-        let next = UNIT_POS as usize / runs + comptime!(load * (tile.units() / runs));
-        if comptime!(beside == width) {
-            stage[next * row + UNIT_POS as usize % runs] = Vector::cast_from(*from.index(load));
-        } else {
-            let mut sources = Vector::<S, V>::empty();
-            #[unroll]
-            for i in 0..width {
-                let read = from.index(comptime!(load * width + i));
-                sources.insert(i, S::cast_from(read.extract(0usize)));
-            }
-            stage[UNIT_POS as usize % runs * row + next] = sources;
-        }
-    }
 }
