@@ -84,6 +84,27 @@ fn winograd_is_taken_where_it_was_measured_to_be_faster() {
     assert_eq!(winograd(&padded([8, 56, 56], 64, 64, [1, 3, 3]), &m1), [false; 3]);
 }
 
+/// dx of 1024 to 1024 channels, 4x10x10: the filters of F(4x4) pass the workspace, matrix units split the sums of few tiles.
+#[test]
+fn deep_layers_with_small_planes_have_their_own_plans() {
+    let window = Window::default();
+    let layer = Conv3dProblem::new([1, 1024, 4, 10, 10], [1024, 1024, 3, 3, 3], None, window, FloatType::F32)
+        .expect("a valid layer");
+    let auto = |layer: &Conv3dProblem, pass| {
+        plan(layer, pass, Algorithm::Auto, &wide()).expect("a plan").name()
+    };
+    let names = PASSES.map(|pass| auto(&layer, pass));
+    assert_eq!(names, ["gemm_64x64x16", "winograd_2x2", "gemm_128x64x16"]);
+    let half = Conv3dProblem { dtype: FloatType::F16, ..layer };
+    let names = PASSES.map(|pass| auto(&half, pass));
+    assert_eq!(names, ["shifted_gemm_128x128", "shifted_gemm_128x128", "matrix_gemm_128x128x32"]);
+    let tile = ShiftedTile::all(16)[0];
+    // 2 frames of 8x8 by 8 tiles of channels, in as many parts as keep half of the cubes in flight.
+    assert_eq!(shifted::cubes(&half, Pass::Forward, &tile, &wide()), Some(2 * 8 * 16));
+    let few = Limits { workspace_bytes: 4 * (1024 * 128 * 3), ..wide() };
+    assert_eq!(shifted::cubes(&half, Pass::Forward, &tile, &few), Some(2 * 8 * 3), "three parts fit");
+}
+
 #[test]
 fn the_choice_follows_the_table() {
     let body = problem([1, 64, 16, 56, 56], 128, [3; 3], 1, 1);
@@ -130,13 +151,6 @@ fn matrix_units_are_used_where_the_type_has_them() {
         ..problem([1, 384, 3, 60, 104], 768, [3, 1, 1], 1, 1)
     };
     assert_eq!(names(&streamed, &wide())[..2], ["matrix_gemm_128x128x32", "shifted_gemm_128x128"]);
-    // So few tiles that their sums have to be split.
-    let small = Conv3dProblem {
-        dtype: FloatType::F16,
-        window: Window::default(),
-        ..problem([1, 1024, 4, 10, 10], 1024, [3; 3], 1, 1)
-    };
-    assert_eq!(names(&small, &wide())[..2], ["matrix_gemm_128x128x32"; 2]);
     // A plane or channels of which too little would be needed, a stride, one tap in the plane.
     let half = |x, kernel, stride| {
         let layer = problem(x, 256, kernel, stride, 1);

@@ -89,20 +89,19 @@ fn matrix_tile(pass: Pass, columns: usize, tiles: &[MatrixTile]) -> Option<Matri
 
 /// What a product with windows in shared memory costs, were all depth taps inside: the products it computes, weighed by what a plane
 /// reads for each (f16, 32 channels, 128x128x128: 1.6 ms with planes of 64x32, 2.3 with half-empty ones of 64x64). None where its
-/// tiles fill less than an eighth of the device.
+/// cubes fill less than an eighth of the device.
 fn shifted_cost(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTile, limits: &Limits) -> Option<f64> {
     let tiles = shifted::extent(problem, pass, tile)?;
     let reads = 32.0 * (1.0 / tile.plane_m as f64 + 1.0 / tile.plane_n as f64);
     let taps = problem.kernel[1] * problem.kernel[2];
     // A window that one tap reads is read as often as the engine reads it, behind a barrier more.
     let reuse = if taps > 1 { 1.0 } else { 2.8 };
-    (8 * tiles.count >= limits.cubes_in_flight).then_some(tiles.products() * (0.2 + 0.8 * reads) * reuse)
+    (8 * shifted::cubes(problem, pass, tile, limits)? >= limits.cubes_in_flight).then_some(tiles.products() * (0.2 + 0.8 * reads) * reuse)
 }
 
-/// How much longer a product with windows in shared memory takes for its tiles being few: it does not split its sums. (f16, 112
-/// tiles of 8x28x28, 256 channels: 0.18 ms, gathered 0.24; 128 tiles of dx, 4x10x10, 1024 channels: 0.45, gathered 0.31.)
+/// How much longer a product with windows in shared memory takes for its cubes being few.
 fn thinness(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTile, limits: &Limits) -> f64 {
-    let count = shifted::extent(problem, pass, tile).map_or(1, |tiles| tiles.count.max(1));
+    let count = shifted::cubes(problem, pass, tile, limits).map_or(1, |cubes| cubes.max(1));
     (limits.cubes_in_flight as f64 / 2.0 / count as f64).max(1.0).sqrt()
 }
 

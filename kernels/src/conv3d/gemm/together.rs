@@ -4,7 +4,7 @@ use super::walk::{AxisWalk, Walks};
 use crate::operand::{Operand, row_major};
 
 /// How many neighbouring weights are read at once: `width` where every run of so many terms lies in as many aligned elements.
-pub(super) fn weights_together(weight: &Operand, k: usize, width: usize) -> usize {
+pub(in crate::conv3d) fn weights_together(weight: &Operand, k: usize, width: usize) -> usize {
     let runs = weight.strides == row_major(&weight.shape) && k.is_multiple_of(width);
     if runs && aligned(weight, width) { width } else { 1 }
 }

@@ -35,7 +35,8 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::std::FastDivmod;
 
-/// How the work is shared out: a cube's index, from the fastest: tile of channels, tile of sites, strip, frame, image, group.
+/// How the work is shared out: a cube's index, from the fastest: tile of channels, tile of sites, strip, frame, image, group, part
+/// of the sum.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
 pub(super) struct Tiling {
     pub(super) tiles_n: FastDivmod<u32>,
@@ -43,6 +44,10 @@ pub(super) struct Tiling {
     pub(super) strips: FastDivmod<u32>,
     pub(super) depth: FastDivmod<u32>,
     pub(super) batch: FastDivmod<u32>,
+    pub(super) groups: FastDivmod<u32>,
+    /// Parts of the sum, and the distance between the partials of two parts.
+    pub(super) parts: u32,
+    pub(super) part_stride: usize,
     /// Sites of a strip's row, and its elements.
     pub(super) sites: u32,
     pub(super) pitch: FastDivmod<u32>,
@@ -74,6 +79,7 @@ pub(super) struct Share {
     pub(super) d: u32,
     pub(super) n: u32,
     pub(super) group: u32,
+    pub(super) part: u32,
 }
 
 #[cube]
@@ -83,7 +89,8 @@ impl Tiling {
         let (rest, in_m) = self.tiles_m.div_mod(rest);
         let (rest, strip) = self.strips.div_mod(rest);
         let (rest, d) = self.depth.div_mod(rest);
-        let (group, n) = self.batch.div_mod(rest);
+        let (rest, n) = self.batch.div_mod(rest);
+        let (part, group) = self.groups.div_mod(rest);
         Share {
             first_n: in_n * tile.tile_n as u32,
             first: in_m * tile.tile_m as u32,
@@ -91,6 +98,7 @@ impl Tiling {
             d,
             n,
             group,
+            part,
         }
     }
 }
@@ -132,23 +140,24 @@ pub(super) fn shifted_kernel<E: Float, S: Float, O: Float, V: Size>(
         first_tap = first;
         end_tap = max(end, first);
     }
-    let blocks = (end_tap - first_tap) * tiling.block_count;
+    // The part's blocks of these taps.
+    let all_blocks = (end_tap - first_tap) * tiling.block_count;
+    let mut block = share.part * all_blocks / tiling.parts;
+    let blocks = (share.part + 1u32) * all_blocks / tiling.parts;
     find_places(&walk, &tiling, &share, &mut places, padding, tile);
     sync_cube();
     let source_first = walk.source_at(share.n, 0u32) + walk.source_channel(share.group * tiling.channels);
     // Taps lie behind each other, those of the next block too: the next one is a fixed distance away.
     let tap_vectors = comptime!(CHANNELS / width) * tiling.packed_n as usize;
     let plane_n = UNIT_POS as usize / PLANE / comptime!(tile.tile_m / tile.plane_m) * tile.plane_n;
-    let mut tap_at = ((share.group * tiling.depth_taps + first_tap) * tiling.block_count * tiling.taps)
-        as usize
-        * tap_vectors
+    let first_block = (share.group * tiling.depth_taps + first_tap) * tiling.block_count + block;
+    let mut tap_at = (first_block * tiling.taps) as usize * tap_vectors
         + (share.first_n as usize + plane_n) * comptime!(CHANNELS / width);
 
-    let first_block = block_at(&walk, &tiling, source_first, depth, first_tap, 0u32, padding);
-    let values = read_window(source, &walk, &places, &first_block, blocks > 0u32, width, tile);
+    let next = block_at(&walk, &tiling, source_first, depth, first_tap, block, padding);
+    let values = read_window(source, &walk, &places, &next, block < blocks, width, tile);
     write_window(&values, &mut window, row, tile);
     sync_cube();
-    let mut block = 0u32.runtime();
     while block < blocks {
         block += 1u32;
         let next = block_at(&walk, &tiling, source_first, depth, first_tap, block, padding);

@@ -12,17 +12,20 @@ pub use weight::ShiftedWeightTile;
 
 use super::gemm::config::PLANE;
 use super::gemm::walk::{MASK_BITS, Walks, walk_args, walks};
-use super::gemm::{stage_type, stage_vector};
+use super::gemm::{stage_type, stage_vector, weights_together};
 use super::plan::{Pass, Tiles};
 use super::problem::Conv3dProblem;
+use super::reduce;
+use super::split;
+use crate::activation::Activation;
 use crate::error::ConvError;
 use crate::grid::dispatches;
 use crate::limits::Limits;
-use crate::operand::{Operand, address_type};
+use crate::operand::{Operand, address_type, row_major};
 use config::{CHANNELS, Strips};
 use cubecl::prelude::*;
 use kernel::{TilingLaunch, shifted_kernel};
-use pack::{PackedLaunch, UNITS, pack_kernel};
+use pack::{PackedLaunch, ROWS, TAPS, UNITS, pack_kernel};
 
 /// What the products of a pass are made of.
 struct Extents {
@@ -107,6 +110,14 @@ pub(crate) fn extent(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTile) ->
     })
 }
 
+/// Cubes of a pass: its tiles, as often as their sums are split.
+pub(crate) fn cubes(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTile, limits: &Limits) -> Option<usize> {
+    let walks = walk(problem, pass)?;
+    let extents = Extents::of(problem, pass, &walks, tile)?;
+    let tiles = extents.cubes(problem, &walks, tile);
+    Some(tiles * parts(problem, pass, &extents, tiles, limits))
+}
+
 /// Bytes of the packed weights.
 pub(crate) fn packed_bytes(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTile, limits: &Limits) -> u64 {
     let size = stage_type(problem.dtype, limits).map_or(4, |(stage, _)| stage.size());
@@ -114,7 +125,86 @@ pub(crate) fn packed_bytes(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTi
     extents.map_or(0, |extents| (extents.packed(problem.window.groups) * size) as u64)
 }
 
-/// Launches the forward pass (operands x, w, y) or the input gradient (dy, w, dx).
+/// Packs the weights, in vectors of as many elements as travel together.
+#[allow(clippy::too_many_arguments)]
+fn pack(
+    client: &Client,
+    problem: &Conv3dProblem,
+    pass: Pass,
+    walks: &Walks,
+    extents: &Extents,
+    limits: &Limits,
+    [weight, packed]: [&Operand; 2],
+    width: usize,
+) -> Result<(), ConvError> {
+    let all_taps = problem.taps();
+    let chunks = all_taps.div_ceil(TAPS);
+    let chunk = all_taps.div_ceil(chunks.max(1));
+    let rows = extents.packed_n / ROWS;
+    let cubes = rows * extents.blocks * chunks * problem.window.groups;
+    let together = rows_together(problem, pass, weight, width);
+    let largest = weight.len().max(packed.len());
+    let address = address_type("conv3d", &[weight, packed], largest, limits)?;
+    for dispatch in dispatches(cubes, (chunk * ROWS * CHANNELS * 20) as f64, limits) {
+        // SAFETY: weights past the last are not read; a cube's rows, block and taps are the packed weights'.
+        unsafe {
+            pack_kernel::launch_unchecked(
+                client,
+                dispatch.count(),
+                CubeDim::new_1d(UNITS as u32),
+                address,
+                width,
+                together,
+                weight.buffer_arg(together),
+                packed.buffer_arg(width),
+                walk_args(problem, pass, walks, [weight, weight, weight]),
+                PackedLaunch::new(
+                    rows as u32,
+                    extents.packed_n as u32,
+                    extents.blocks as u32,
+                    extents.depth_taps as u32,
+                    extents.n as u32,
+                    extents.channels as u32,
+                    extents.blocks as u32,
+                    chunks as u32,
+                    chunk as u32,
+                    chunk as u32,
+                    extents.taps as u32,
+                    extents.taps as u32,
+                    all_taps as u32,
+                ),
+                dispatch.span(),
+                pass,
+                weight.dtype.elem(),
+                packed.dtype.elem(),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// How many neighbouring weights a unit reads at once: `width` where those of a tap's channels lie in as many aligned elements.
+fn rows_together(problem: &Conv3dProblem, pass: Pass, weight: &Operand, width: usize) -> usize {
+    let (channels, n) = problem.channels_of(pass);
+    let row = if pass == Pass::Forward { channels } else { n } * problem.taps();
+    let whole = problem.taps() <= TAPS && row.is_multiple_of(width);
+    if whole && weights_together(weight, row, width) > 1 { width } else { 1 }
+}
+
+/// Parts of the sum that fill the device: as many as leave all cubes under way at once. (f16, ms, in 1, 2, 4, 8 parts: 16 tiles, 1024
+/// channels, 2x8x8: 0.79, 0.46, 0.26, 0.17, in 16 0.14; 112 tiles, 8x28x28: 0.172, 0.154, 0.171; 180 tiles: 0.46, 0.49.)
+fn parts(problem: &Conv3dProblem, pass: Pass, extents: &Extents, tiles: usize, limits: &Limits) -> usize {
+    let result = if pass == Pass::Forward { problem.y_shape() } else { problem.x_shape() };
+    let affordable = split::affordable_parts(result.iter().product(), limits);
+    // A part of fewer than two blocks would spend its time on its ends.
+    let worthwhile = extents.depth_taps * extents.blocks / 2;
+    // A unit holds so many sums that half as many cubes as of other kernels are under way.
+    let filling = limits.cubes_in_flight / 2 / tiles.max(1);
+    filling.min(worthwhile).min(affordable).max(1)
+}
+
+/// Launches the forward pass (operands x, w, y) or the input gradient (dy, w, dx). Where the tiles are too few to fill the
+/// device, the sum is split: fp32 partials of the result, at most `Limits::workspace_bytes`.
 pub(crate) fn launch(
     client: &Client,
     problem: &Conv3dProblem,
@@ -130,42 +220,27 @@ pub(crate) fn launch(
     let groups = problem.window.groups;
     let elements = extents.packed(groups);
     let packed = Operand::contiguous(client.empty(elements * stage.size()), &[elements], stage);
-    let vectors = elements / width;
-    let cubes = extents.cubes(problem, &walks, &tile);
-    let largest = cubes.max(elements).max(extents.channels * problem.taps());
-    let address = address_type("conv3d", &[source, weight, out, &packed], largest, limits)?;
-    for dispatch in dispatches(vectors.div_ceil(UNITS), (UNITS * 100) as f64, limits) {
-        // SAFETY: a unit's index is below the packed vectors' number; weights past the last are not read.
-        unsafe {
-            pack_kernel::launch_unchecked(
-                client,
-                dispatch.count(),
-                CubeDim::new_1d(UNITS as u32),
-                address,
-                width,
-                weight.buffer_arg(1),
-                packed.buffer_arg(width),
-                walk_args(problem, pass, &walks, [source, weight, out]),
-                PackedLaunch::new(
-                    extents.packed_n as u32,
-                    extents.blocks.max(1) as u32,
-                    extents.depth_taps as u32,
-                    extents.n as u32,
-                    extents.channels as u32,
-                    extents.taps as u32,
-                    extents.taps as u32,
-                    problem.taps() as u32,
-                    vectors as u32,
-                ),
-                dispatch.span(),
-                pass,
-                weight.dtype.elem(),
-                stage.elem(),
-            );
-        }
-    }
+    let tiles = extents.cubes(problem, &walks, &tile);
+    let parts = parts(problem, pass, &extents, tiles, limits);
+    let cubes = tiles * parts;
     let activation = problem.activation_of(pass);
-    let operations = 2.0 * (tile.tile_m * tile.tile_n * extents.terms()) as f64;
+    let finish = (bias, activation);
+    let result = out;
+    let partials = (parts > 1).then(|| reduce::workspace(client, parts, out.len()));
+    let part = partials.as_ref().map(|partials| Operand {
+        shape: out.shape.clone(),
+        strides: row_major(&out.shape),
+        ..partials.clone()
+    });
+    let (out, bias, activation) = match &part {
+        Some(part) => (part, None, Activation::None),
+        None => (out, bias, activation),
+    };
+    let part_stride = if parts == 1 { 0 } else { out.len() };
+    let largest = cubes.max(elements).max(extents.channels * problem.taps()).max(part_stride * parts);
+    let address = address_type("conv3d", &[source, weight, out, &packed], largest, limits)?;
+    pack(client, problem, pass, &walks, &extents, limits, [weight, &packed], width)?;
+    let operations = 2.0 * (tile.tile_m * tile.tile_n * extents.terms().div_ceil(parts)) as f64;
     for dispatch in dispatches(cubes, operations, limits) {
         // SAFETY: elements outside the source and channels past the last are not read; sites of a strip's rim, rows past the
         // last and channels past the last are not written; a window holds all that a tile's taps reach.
@@ -187,6 +262,9 @@ pub(crate) fn launch(
                     extents.strips.count as u32,
                     walks[0].sites as u32,
                     problem.batch as u32,
+                    groups as u32,
+                    parts as u32,
+                    part_stride,
                     extents.strips.sites as u32,
                     extents.strips.pitch as u32,
                     extents.strips.pitch as u32,
@@ -212,7 +290,10 @@ pub(crate) fn launch(
             );
         }
     }
-    Ok(())
+    match &partials {
+        Some(partials) => reduce::finish_partials(client, limits, partials, result, finish),
+        None => Ok(()),
+    }
 }
 
 /// Whether the device has matrix units for the problem's type, and the tiles for them.

@@ -30,7 +30,9 @@ pub(super) fn write_result<E: Float, O: Float>(
     let mut patches = Shared::<[f32]>::new_slice(comptime!(tile.planes() * tile.fragment * tile.fragment));
     let patch = plane * comptime!(tile.fragment * tile.fragment);
     let first_channel = share.group * tiling.n + share.first_n + plane_n;
-    let frame = walk.out_at(share.n, 0u32) + walk.depth.out_offset(share.d);
+    let frame = walk.out_at(share.n, 0u32)
+        + walk.depth.out_offset(share.d)
+        + share.part as usize * tiling.part_stride;
     #[unroll]
     for column in 0..comptime!(tile.plane_m / tile.fragment) {
         // A lane writes one site of the fragments of a column.

@@ -3,15 +3,16 @@
 //! ```text
 //! operations   of the products, tiles' padding included
 //! bytes        x and w once, U, V and M written and read once, y once (dw: its sums once more for every 2048 tiles)
-//! taken where  operations + bytes * Limits::operations_per_byte <= 0.9 * operations of the engine's plan
+//! taken where  operations + bytes * Limits::operations_per_byte <= 0.9 (0.75) * operations of the engine's plan
 //! ```
 //!
 //! with 16 channels at least on both sides (the product works 16 terms at a time), for fp32, for types that the device
 //! has no matrix units for, and for half types where matrix units take fp32 as well and are no faster for halves (Apple's, on
 //! paper); an engine on matrix units counts half its operations, because the product may run on plain multiply-adds, one with tiles
-//! of few channels a quarter more (26 TFLOP/s of what it computes where others reach 35). The tile is F(4x4): on an H200 it is
-//! faster than F(2x2) wherever either beats the engine. What the rule decides there, and what was measured (f32, through Vulkan,
-//! ms; engine, F(2x2), F(4x4)):
+//! of few channels a quarter more (26 TFLOP/s of what it computes where others reach 35). The tile is F(4x4), on an H200
+//! the faster one wherever it beats the engine; where it does not, or its workspace is too large, F(2x2) that costs three quarters
+//! of the engine at most, because its tiles are few then. What the rule decides there, and what was measured (f32, through
+//! Vulkan, ms; engine, F(2x2), F(4x4)):
 //!
 //! | layer, pass                     | engine | F(2x2) | F(4x4) | taken     |
 //! |---------------------------------|--------|--------|--------|-----------|
@@ -23,6 +24,7 @@
 //! | 64 -> 64, 8x56x56, one depth tap| 0.103  | 0.081  | 0.075  | F(4x4)    |
 //! | 16 -> 512, 3x60x90              | 0.256  | 0.193  | 0.182  | F(4x4)    |
 //! | 16 <- 512, 5x60x90 (dx)         | 0.542  |        | 0.461  | F(4x4)    |
+//! | 1024 <- 1024, 4x10x10 (dx)      | 1.00   | 0.50   |        | F(2x2)    |
 //! | 192 -> 384, 8x7x7               | 0.140  | 0.135  | 0.152  | engine    |
 //! | 512 -> 512, 2x7x7               | 0.089  | 0.194  | 0.246  | engine    |
 //! | 3 -> 64, 16x112x112             | 0.133  | 0.236  | 0.176  | engine    |
@@ -130,13 +132,17 @@ pub(crate) fn winner(
         return None;
     }
     let tiles = engine.tiles(problem, pass)?;
-    let config = config(problem, pass, WinogradTile::F4x4, limits).ok()?;
-    let cost = config.cost(problem, pass);
     let counted = match engine {
         Plan::MatrixGemm(_) | Plan::ShiftedGemm(_) => 1.0,
         _ if pass != Pass::WeightGradient && tiles.columns <= 32 => 2.5,
         _ => 2.0,
     };
     let engine = counted * tiles.products();
-    (cost.operations + cost.bytes * limits.operations_per_byte <= 0.9 * engine).then_some(config)
+    let winner = |tile, most: f64| {
+        let config = config(problem, pass, tile, limits).ok()?;
+        let cost = config.cost(problem, pass);
+        let cost = cost.operations + cost.bytes * limits.operations_per_byte;
+        (cost <= most * engine).then_some(config)
+    };
+    winner(WinogradTile::F4x4, 0.9).or_else(|| winner(WinogradTile::F2x2, 0.75))
 }
