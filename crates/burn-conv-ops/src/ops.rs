@@ -4,6 +4,8 @@
 //! metadata and the kernels agree on every shape: they ask the same problem.
 
 use crate::portable;
+#[cfg(feature = "fusion")]
+use burn::backend::fusion::custom::TensorSpec;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, ExtensionType, backend_extension};
 #[cfg(feature = "fusion")]
@@ -250,6 +252,20 @@ pub trait ConvOps: Backend {
         call: Conv3dCall,
     ) -> FloatTensor<Self> {
         portable::conv3d::weight_gradient::<Self>(x, dy, &call.problem)
+    }
+
+    /// Gradients of the weight and of the bias from x and dy, the gradient before the activation: one sweep of dy where that is
+    /// to be had.
+    #[fusion(meta = |x, _dy, call| (
+        TensorSpec::new(Shape::from(call.problem.weight_shape()), x.dtype),
+        TensorSpec::new(Shape::from([call.problem.out_channels]), x.dtype),
+    ))]
+    fn conv3d_weight_and_bias_gradient(
+        x: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        call: Conv3dCall,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        (Self::conv3d_weight_gradient(x, dy.clone(), call), Self::conv3d_bias_gradient(dy, call))
     }
 
     /// Gradient of the bias from dy, the gradient before the activation.

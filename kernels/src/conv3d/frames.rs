@@ -239,20 +239,26 @@ pub(super) struct Sums {
     units: usize,
     /// Sums that meet in shared memory at a time.
     together: usize,
+    /// Whether there is one more, of dy itself.
+    bias: bool,
 }
 
 impl Sums {
-    pub(super) fn of(tile: &Tile, results: usize) -> Self {
-        Self { taps: tile.taps, results, units: tile.units, together: tile.loads() }
+    pub(super) fn of(tile: &Tile, results: usize, bias: bool) -> Self {
+        Self { taps: tile.taps, results, units: tile.units, together: tile.loads(), bias }
+    }
+
+    fn taps(&self) -> usize {
+        self.taps.iter().product::<usize>() * self.results
     }
 
     fn count(&self) -> usize {
-        self.taps.iter().product::<usize>() * self.results
+        self.taps() + usize::from(self.bias)
     }
 }
 
 /// Writes the sums of all units, some at a time, as many as a frame has elements for: first segments of units, then the segments
-/// of each sum. Results lie `result_stride` apart, their taps in the weight's order.
+/// of each sum. Results lie `result_stride` apart, their taps in the weight's order; the sum of dy goes to `bias_out`.
 #[cube]
 pub(super) fn sum_units<O: Float>(
     sums: &Cells<f32>,
@@ -260,6 +266,7 @@ pub(super) fn sum_units<O: Float>(
     out: &mut [O],
     first_out: usize,
     result_stride: usize,
+    bias_out: usize,
     #[comptime] of: Sums,
 ) {
     let unit = UNIT_POS as usize;
@@ -303,7 +310,11 @@ pub(super) fn sum_units<O: Float>(
             let row = tap / of.taps[0] % of.taps[1];
             let column = tap / comptime!(of.taps[0] * of.taps[1]);
             let tap = (depth * of.taps[1] + row) * of.taps[2] + column;
-            out[first_out + result * result_stride + tap] = O::cast_from(sum);
+            let mut at = first_out + result * result_stride + tap;
+            if comptime!(of.bias) && index == comptime!(of.taps()) {
+                at = bias_out;
+            }
+            out[at] = O::cast_from(sum);
         }
         sync_cube();
     }

@@ -90,9 +90,8 @@ fn deep_layers_with_small_planes_have_their_own_plans() {
     let window = Window::default();
     let layer = Conv3dProblem::new([1, 1024, 4, 10, 10], [1024, 1024, 3, 3, 3], None, window, FloatType::F32)
         .expect("a valid layer");
-    let auto = |layer: &Conv3dProblem, pass| {
-        plan(layer, pass, Algorithm::Auto, &wide()).expect("a plan").name()
-    };
+    let auto =
+        |layer: &Conv3dProblem, pass| plan(layer, pass, Algorithm::Auto, &wide()).expect("a plan").name();
     let names = PASSES.map(|pass| auto(&layer, pass));
     assert_eq!(names, ["gemm_64x64x16", "winograd_2x2", "gemm_128x64x16"]);
     let half = Conv3dProblem { dtype: FloatType::F16, ..layer };

@@ -53,13 +53,24 @@ pub(crate) fn finish_partials(
     limits: &Limits,
     partials: &Operand,
     target: &Operand,
+    epilogue: (Option<&Operand>, Activation),
+) -> Result<(), ConvError> {
+    finish_partials_from(client, limits, (partials, 0), target, epilogue)
+}
+
+/// [`finish_partials`] of the partials from element `first` of every part on.
+pub(crate) fn finish_partials_from(
+    client: &Client,
+    limits: &Limits,
+    (partials, first): (&Operand, usize),
+    target: &Operand,
     (bias, activation): (Option<&Operand>, Activation),
 ) -> Result<(), ConvError> {
     let elements = target.len();
     let address = address_type("conv3d", &[partials, target], elements, limits)?;
     let operations = f64::from(UNITS) * partials.shape[0] as f64;
     for dispatch in dispatches(elements.div_ceil(UNITS as usize), operations, limits) {
-        // SAFETY: indices stay below `elements`, the second extent of `partials`.
+        // SAFETY: indices stay below `elements`; as many lie in every part from `first` on.
         unsafe {
             sum_partials_kernel::launch_unchecked(
                 client,
@@ -70,6 +81,7 @@ pub(crate) fn finish_partials(
                 bias.map(|bias| bias.tensor_arg()).into(),
                 target.tensor_arg(),
                 dispatch.span(),
+                first,
                 elements,
                 activation.code(),
                 target.dtype.elem(),
@@ -141,6 +153,7 @@ fn sum_partials_kernel<E: Float>(
     bias: ComptimeOption<&Tensor<E>>,
     target: &mut Tensor<E>,
     span: Span,
+    first: usize,
     elements: usize,
     activation: u32,
     #[define(E)] _dtype: ElemType,
@@ -159,7 +172,7 @@ fn sum_partials_kernel<E: Float>(
         for step in 0..STEPS {
             let mut value = 0.0f32.runtime();
             if part + step < parts {
-                value = partials[(part + step) * elements + index];
+                value = partials[(part + step) * partials.stride(0) + first + index];
             }
             values.push(value);
         }

@@ -1,12 +1,13 @@
 //! conv3d's long sums, and the gradients of bias and activation.
 
-use crate::conv3d::{self, inputs, launch, problem, result_shape};
+use crate::conv3d::{self, computed, inputs, launch, problem, result_shape};
 use crate::conv3d_behaviour::sample;
 use crate::support::{client, output, upload, upload_strided};
-use conv_cases::conv3d::Conv3dCase;
+use conv_cases::conv3d::{self as cases, Conv3dCase};
 use conv_cases::fill;
 use conv_kernels::conv3d::{
     Activation, Conv3dProblem, Pass, Plan, activation_gradient, bias_gradient, eligible, reference,
+    weight_and_bias_gradient,
 };
 use conv_kernels::tolerance::{Expected, Guard};
 use conv_kernels::{FloatType, Limits};
@@ -62,8 +63,8 @@ fn split_sums_are_finished_like_whole_ones() {
     };
     let activated = |activation, name: &str| Conv3dCase { activation, name: name.into(), ..deep.clone() };
     let cases = [
-        activated(conv_cases::conv3d::Activation::Relu, "deep_relu"),
-        activated(conv_cases::conv3d::Activation::Silu, "deep_silu"),
+        activated(cases::Activation::Relu, "deep_relu"),
+        activated(cases::Activation::Silu, "deep_silu"),
         strided,
     ];
     conv3d::run_all_tiles(&cases, &fill::normal, false);
@@ -103,6 +104,60 @@ pub(crate) fn check_bias_gradient((client, limits): (&Client, &Limits), mut prob
         let of_last = output(client, &[problem.out_channels], dtype);
         bias_gradient(client, limits, &problem, last.operand(), of_last.operand()).expect("valid");
         assert_eq!(of_last.read(client), db.read(client), "channels last");
+    }
+}
+
+/// Depthwise tiles sum the bias' gradient in the weight gradient's sweep; other plans sweep twice.
+#[test]
+fn weight_and_bias_gradients_in_one_call() {
+    let client = client();
+    let limits = Limits::of(&client);
+    let mut table = cases::depthwise_planes();
+    table.extend(sample().into_iter().filter(|case| case.bias));
+    let integers = |seed, length| fill::integers(seed, length, -3, 3);
+    let mut depthwise = 0;
+    for case in &table {
+        let plans = eligible(&problem(case, FloatType::F32), Pass::WeightGradient, &limits);
+        depthwise += usize::from(plans.contains(&Plan::Depthwise));
+        check_weight_and_bias_gradient((&client, &limits), problem(case, FloatType::F32), &fill::normal);
+        check_weight_and_bias_gradient((&client, &limits), problem(case, FloatType::F32), &integers);
+    }
+    assert!(depthwise > 4 && depthwise < table.len(), "{depthwise} of {}", table.len());
+}
+
+/// dw to the bit as alone, db against the reference, under the first of Depthwise and the simple plan that serves.
+pub(crate) fn check_weight_and_bias_gradient(
+    (client, limits): (&Client, &Limits),
+    mut problem: Conv3dProblem,
+    fill: &dyn Fn(u64, usize) -> Vec<f32>,
+) {
+    for &dtype in &limits.dtypes {
+        problem.dtype = dtype;
+        let plans = eligible(&problem, Pass::WeightGradient, limits);
+        let wanted = |plan: &&Plan| matches!(plan, Plan::Depthwise | Plan::ImplicitGemm(_));
+        let plan = plans.iter().rfind(wanted).expect("the simple plan serves everything");
+        let inputs = inputs(client, &problem, fill);
+        let alone = computed((client, limits), &problem, (Pass::WeightGradient, plan), &inputs);
+        let [dw, db] = [problem.weight_shape().to_vec(), vec![problem.out_channels]]
+            .map(|shape| output(client, &shape, dtype));
+        let operands = [inputs.x.operand(), inputs.dy.operand(), dw.operand()];
+        weight_and_bias_gradient(client, limits, &problem, plan, operands, db.operand()).expect("valid");
+        assert_eq!(dw.read(client), alone, "{problem:?} {}", plan.name());
+        let dy = inputs.dy.values();
+        let absolute: Vec<f64> = dy.iter().map(|value| value.abs()).collect();
+        let expected = Expected {
+            values: &reference::bias_gradient(&problem, &dy),
+            magnitudes: &reference::bias_gradient(&problem, &absolute),
+            terms: problem.positions(),
+            dtype,
+            slope: 1.0,
+        };
+        let exact = dy.iter().all(|value| value.fract() == 0.0) && dtype == FloatType::F32;
+        let got = db.read(client);
+        if exact {
+            assert_eq!(got, expected.values, "{problem:?} {}", plan.name());
+        }
+        expected.check(&got, Some(Guard::WEIGHT_GRADIENT.stored_as(dtype))).expect("db");
     }
 }
 

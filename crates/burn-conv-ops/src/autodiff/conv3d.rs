@@ -80,11 +80,18 @@ impl<B: Backend + ConvOps, const N: usize> Backward<B, N> for Convolution {
         if let (Some(node), Some(weight)) = (next(), weight) {
             grads.register::<B>(node.id, B::conv3d_input_gradient(dy.clone(), weight, call));
         }
-        if let (Some(node), Some(x)) = (next(), x) {
-            grads.register::<B>(node.id, B::conv3d_weight_gradient(x, dy.clone(), call));
-        }
-        if let Some(node) = next() {
-            grads.register::<B>(node.id, B::conv3d_bias_gradient(dy, call));
+        let weight = next().zip(x);
+        match (weight, next()) {
+            (Some((weight, x)), Some(bias)) => {
+                let (dw, db) = B::conv3d_weight_and_bias_gradient(x, dy, call);
+                grads.register::<B>(weight.id, dw);
+                grads.register::<B>(bias.id, db);
+            }
+            (Some((weight, x)), None) => {
+                grads.register::<B>(weight.id, B::conv3d_weight_gradient(x, dy, call));
+            }
+            (None, Some(bias)) => grads.register::<B>(bias.id, B::conv3d_bias_gradient(dy, call)),
+            (None, None) => {}
         }
     }
 }

@@ -65,6 +65,14 @@ impl<B: Backend + ConvOps, C: CheckpointStrategy> ConvOps for Autodiff<B, C> {
         first_order("conv3d")
     }
 
+    fn conv3d_weight_and_bias_gradient(
+        _x: FloatTensor<Self>,
+        _dy: FloatTensor<Self>,
+        _call: Conv3dCall,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        first_order("conv3d")
+    }
+
     fn conv3d_bias_gradient(_dy: FloatTensor<Self>, _call: Conv3dCall) -> FloatTensor<Self> {
         first_order("conv3d")
     }

@@ -81,6 +81,20 @@ pub(super) fn weight_gradient(
     Ok(dw)
 }
 
+pub(super) fn weight_and_bias_gradient(
+    x: &CubeTensor,
+    dy: &CubeTensor,
+    call: &Conv3dCall,
+) -> Result<(CubeTensor, CubeTensor), ConvError> {
+    let limits = Limits::of(&x.client);
+    let dw = allocate(x, &call.problem.weight_shape(), x.dtype);
+    let db = allocate(x, &[call.problem.out_channels], x.dtype);
+    let plan = gradient_plan(call, Pass::WeightGradient, &limits)?;
+    let operands = [&operand(x)?, &operand(dy)?, &operand(&dw)?];
+    conv3d::weight_and_bias_gradient(&x.client, &limits, &call.problem, &plan, operands, &operand(&db)?)?;
+    Ok((dw, db))
+}
+
 pub(super) fn bias_gradient(dy: &CubeTensor, call: &Conv3dCall) -> Result<CubeTensor, ConvError> {
     let limits = Limits::of(&dy.client);
     let db = allocate(dy, &[call.problem.out_channels], dy.dtype);

@@ -61,6 +61,14 @@ impl ConvOps for CubeBackend {
         or_panic(conv3d::weight_gradient(&x, &dy, &call))
     }
 
+    fn conv3d_weight_and_bias_gradient(
+        x: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        call: Conv3dCall,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        or_panic(conv3d::weight_and_bias_gradient(&x, &dy, &call))
+    }
+
     fn conv3d_bias_gradient(dy: FloatTensor<Self>, call: Conv3dCall) -> FloatTensor<Self> {
         or_panic(conv3d::bias_gradient(&dy, &call))
     }

@@ -5,7 +5,7 @@ use crate::server::{Label, Recorder};
 use conv_cases::conv3d::{self as cases, Conv3dCase};
 use conv_kernels::conv3d::{
     Activation, Conv3dProblem, PaddingMode, Pass, Plan, Window, activation_gradient, bias_gradient, eligible,
-    forward, input_gradient, weight_gradient,
+    forward, input_gradient, weight_and_bias_gradient, weight_gradient,
 };
 use conv_kernels::{FloatType, Limits};
 use cubecl::prelude::Client;
@@ -135,6 +135,16 @@ fn record_case(
             bias_gradient(client, limits, &problem, &dy, &tensor(client, &[problem.out_channels], dtype))
         });
         note(result, &label, &case.name, refused);
+        if plain && eligible(&problem, Pass::WeightGradient, limits).contains(&Plan::Depthwise) {
+            let what = format!("conv3d weight and bias gradient depthwise {}", dtype.name());
+            let label = Label { what, options: options(&problem, Pass::WeightGradient) };
+            let result = recorder.record(&label, |client| {
+                let [x, w, dy] = operands(client, &problem);
+                let db = tensor(client, &[problem.out_channels], dtype);
+                weight_and_bias_gradient(client, limits, &problem, &Plan::Depthwise, [&x, &dy, &w], &db)
+            });
+            note(result, &label, &case.name, refused);
+        }
     }
     let activation = problem.window.activation;
     let options = format!("{activation:?}").to_lowercase();

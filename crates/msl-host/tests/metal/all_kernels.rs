@@ -56,6 +56,10 @@ fn check(dtype: FloatType) {
         conv3d_sums::check_activation_gradients(alone);
         for case in table.iter().filter(|case| case.bias) {
             conv3d_sums::check_bias_gradient(alone, conv3d::problem(case, dtype));
+            if case.groups == case.c {
+                let problem = conv3d::problem(case, dtype);
+                conv3d_sums::check_weight_and_bias_gradient(alone, problem, &fill::normal);
+            }
         }
         let device = (client, &limits);
         for call in variants::causal_conv1d::table(dtype, index) {

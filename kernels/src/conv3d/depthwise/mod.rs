@@ -248,26 +248,23 @@ fn chunk(depth: usize, columns: usize, limits: &Limits) -> usize {
     depth.div_ceil(chunks).max(1)
 }
 
-/// Launches the weight gradient: operands x, dy, dw.
+/// Launches the weight gradient: operands x, dy, dw. The bias gradient `db` is a sum of what staged tiles hold in registers; the other
+/// kernels leave it to a sweep of its own.
 pub(crate) fn weight_gradient(
     client: &Client,
     problem: &Conv3dProblem,
     limits: &Limits,
     [x, dy, dw]: [&Operand; 3],
+    db: Option<&Operand>,
 ) -> Result<(), ConvError> {
     let walks = &walks(problem, Pass::Forward)[0];
-    if let Some(tile) = tile(walks, &WEIGHT_ROWS) {
-        let (chunk, cubes) = chunks(problem, walks, &tile, limits);
-        if problem.batch * cubes <= affordable_parts(dw.len(), limits) {
-            return staged_weight_gradient(
-                client,
-                problem,
-                (walks, tile),
-                (chunk, cubes),
-                limits,
-                [x, dy, dw],
-            );
-        }
+    let staged = tile(walks, &WEIGHT_ROWS).map(|tile| (tile, chunks(problem, walks, &tile, limits)));
+    let affordable = affordable_parts(dw.len() + db.map_or(0, Operand::len), limits);
+    if let Some((tile, chunks)) = staged.filter(|(_, (_, cubes))| problem.batch * cubes <= affordable) {
+        return staged_weight_gradient(client, problem, (walks, tile), chunks, limits, [x, dy, dw], db);
+    }
+    if let Some(db) = db {
+        reduce::bias_gradient(client, problem, limits, dy, db)?;
     }
     let [depth, height, width] = walks.map(|walk| walk.sites);
     let [depth_taps, row_taps, column_taps] = walks.map(|walk| walk.taps);
@@ -335,9 +332,14 @@ fn staged_weight_gradient(
     (chunk, cubes): (usize, usize),
     limits: &Limits,
     [x, dy, dw]: [&Operand; 3],
+    db: Option<&Operand>,
 ) -> Result<(), ConvError> {
     let parts = problem.batch * cubes;
-    let partials = reduce::partials(client, parts, dw);
+    let part = dw.len() + db.map_or(0, Operand::len);
+    let partials = match db {
+        Some(_) => reduce::workspace(client, parts, part),
+        None => reduce::partials(client, parts, dw),
+    };
     let cubes_of_all = problem.channels * parts;
     let largest = (cubes_of_all * tile.units).max(partials.len());
     let address = address_type("conv3d", &[x, dy, &partials], largest, limits)?;
@@ -355,7 +357,9 @@ fn staged_weight_gradient(
                 partials.buffer_arg(1),
                 walk_args(problem, Pass::Forward, walks, [x, dw, dy]),
                 tiling(problem, walks, &tile, (chunk, cubes), Activation::None),
+                part,
                 dispatch.span(),
+                db.is_some(),
                 problem.window.padding_mode,
                 tile,
                 x.dtype.elem(),
@@ -363,5 +367,11 @@ fn staged_weight_gradient(
             );
         }
     }
-    reduce::sum_partials(client, limits, &partials, dw)
+    reduce::sum_partials(client, limits, &partials, dw)?;
+    match db {
+        Some(db) => {
+            reduce::finish_partials_from(client, limits, (&partials, dw.len()), db, (None, Activation::None))
+        }
+        None => Ok(()),
+    }
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! partial[part, c, tap] = sum over the part's windows q of x(q + tap) * dy(q)
+//! partial[part, c]      = sum over them of dy(q), where the bias' gradient is asked for as well
 //! ```
 //!
 //! A part is a tile of an image's plane, marching along a chunk of its depth. A unit holds a sum for every tap, and dy of its
@@ -27,7 +28,9 @@ pub(super) fn staged_weight_kernel<E: Float, O: Float>(
     out: &mut [O],
     walk: Walk,
     tiling: Tiling,
+    part_stride: usize,
     span: Span,
+    #[comptime] bias: bool,
     #[comptime] padding: PaddingMode,
     #[comptime] tile: Tile,
     #[define(E)] _dtype: ElemType,
@@ -43,8 +46,8 @@ pub(super) fn staged_weight_kernel<E: Float, O: Float>(
     let dy_column = walk.out_at(unit.n, unit.c) + walk.width.out_offset(unit.w);
 
     let mut stage = Shared::<[f32]>::new_slice(comptime!(tile.loads() * tile.units));
-    // sums[(column * KH + row) * KD + depth]
-    let sums = Cells::<f32>::new(comptime!(tile.count()), 0.0f32);
+    // sums[(column * KH + row) * KD + depth], and that of dy.
+    let sums = Cells::<f32>::new(comptime!(tile.count() + usize::from(bias)), 0.0f32);
     // recent[age * rows + site]: dy of the window that this frame is depth tap `age` of.
     let recent = Cells::<f32>::new(comptime!(tile.taps[0] * tile.rows), 0.0f32);
     let ahead = comptime!(tile.taps[0] as u32 - 1);
@@ -52,6 +55,7 @@ pub(super) fn staged_weight_kernel<E: Float, O: Float>(
     let values = read_frame(source, base, &walk, frame, true.runtime(), &places, padding, tile);
     write_frame(&values, &mut stage, tile);
     read_sites(dy, &walk, &tiling, &unit, dy_column, frame, &recent, tile);
+    add_sites(&recent, &sums, bias, tile);
     sync_cube();
     while frame < unit.end + ahead {
         // The next frame is read while this one is multiplied; past the last there is nothing to read.
@@ -62,12 +66,26 @@ pub(super) fn staged_weight_kernel<E: Float, O: Float>(
         read_sites(dy, &walk, &tiling, &unit, dy_column, frame + 1u32, &recent, tile);
         sync_cube();
         write_frame(&next, &mut stage, tile);
+        add_sites(&recent, &sums, bias, tile);
         frame += 1u32;
         sync_cube();
     }
-    let part = unit.n * tiling.cubes + unit.cube;
-    let first_out = (part * tiling.channel_count + unit.c) as usize * tile.count();
-    sum_units(&sums, &mut stage, out, first_out, 0usize.runtime(), comptime!(Sums::of(&tile, 1)));
+    let part = (unit.n * tiling.cubes + unit.cube) as usize * part_stride;
+    let first_out = part + unit.c as usize * tile.count();
+    let bias_out = part + tiling.channel_count as usize * tile.count() + unit.c as usize;
+    let of = comptime!(Sums::of(&tile, 1, bias));
+    sum_units(&sums, &mut stage, out, first_out, 0usize.runtime(), bias_out, of);
+}
+
+/// Adds dy of a frame, as [`read_sites`] has read it, to the sum behind those of the taps.
+#[cube]
+fn add_sites(recent: &Cells<f32>, sums: &Cells<f32>, #[comptime] bias: bool, #[comptime] tile: Tile) {
+    if comptime!(bias) {
+        #[unroll]
+        for site in 0..tile.rows {
+            sums.set(tile.count(), sums.get(tile.count()) + recent.get(site));
+        }
+    }
 }
 
 /// Reads dy of a unit's windows of a frame: zero past the chunk's last and outside the plane.

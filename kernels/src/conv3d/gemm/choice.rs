@@ -96,7 +96,8 @@ fn shifted_cost(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTile, limits:
     let taps = problem.kernel[1] * problem.kernel[2];
     // A window that one tap reads is read as often as the engine reads it, behind a barrier more.
     let reuse = if taps > 1 { 1.0 } else { 2.8 };
-    (8 * shifted::cubes(problem, pass, tile, limits)? >= limits.cubes_in_flight).then_some(tiles.products() * (0.2 + 0.8 * reads) * reuse)
+    (8 * shifted::cubes(problem, pass, tile, limits)? >= limits.cubes_in_flight)
+        .then_some(tiles.products() * (0.2 + 0.8 * reads) * reuse)
 }
 
 /// How much longer a product with windows in shared memory takes for its cubes being few.

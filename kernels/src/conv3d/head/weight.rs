@@ -91,7 +91,8 @@ pub(super) fn head_weight_kernel<E: Float, O: Float>(
         out,
         first_out,
         share.result_stride,
-        comptime!(Sums::of(&shape.plane, shape.results)),
+        0usize.runtime(),
+        comptime!(Sums::of(&shape.plane, shape.results, false)),
     );
 }
 

@@ -111,7 +111,12 @@ pub(crate) fn extent(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTile) ->
 }
 
 /// Cubes of a pass: its tiles, as often as their sums are split.
-pub(crate) fn cubes(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTile, limits: &Limits) -> Option<usize> {
+pub(crate) fn cubes(
+    problem: &Conv3dProblem,
+    pass: Pass,
+    tile: &ShiftedTile,
+    limits: &Limits,
+) -> Option<usize> {
     let walks = walk(problem, pass)?;
     let extents = Extents::of(problem, pass, &walks, tile)?;
     let tiles = extents.cubes(problem, &walks, tile);

@@ -69,12 +69,7 @@ pub(super) fn pack_kernel<E: Float, S: Float, V: Size, W: Size>(
     let (rest, rows) = packed.rows.div_mod(span.cube() as u32);
     let (rest, block) = packed.blocks.div_mod(rest);
     let (group, in_taps) = packed.chunks.div_mod(rest);
-    let share = Share {
-        group,
-        first_n: rows * ROWS as u32,
-        block,
-        first_tap: in_taps * packed.chunk_taps,
-    };
+    let share = Share { group, first_n: rows * ROWS as u32, block, first_tap: in_taps * packed.chunk_taps };
     let together = W::value();
     let reads = packed.chunk_taps * comptime!((ROWS * CHANNELS / together) as u32);
     let mut read = UNIT_POS;
@@ -161,12 +156,7 @@ fn place(element: u32, packed: &Packed, #[comptime] pass: Pass) -> (u32, u32, u3
 
 /// Writes a cube's share, the channels of a tap behind each other.
 #[cube]
-fn write<S: Float, V: Size>(
-    stage: &Shared<[S]>,
-    out: &mut [Vector<S, V>],
-    packed: &Packed,
-    share: &Share,
-) {
+fn write<S: Float, V: Size>(stage: &Shared<[S]>, out: &mut [Vector<S, V>], packed: &Packed, share: &Share) {
     let width = V::value();
     let run = comptime!(CHANNELS / width);
     let mut vector = UNIT_POS as usize;
