@@ -42,8 +42,8 @@ use matrix_weight::matrix_weight_kernel;
 use pack::{UNITS, pack_terms_kernel};
 use registers::register_kernel;
 use stage::ExtentsLaunch;
-pub(super) use together::weights_together;
-use together::{sites_together, windows_together};
+use together::windows_together;
+pub(super) use together::{sites_together, weights_together};
 pub(crate) use walk::is_patches;
 pub(crate) use walk::serves;
 use walk::{

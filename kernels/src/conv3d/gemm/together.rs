@@ -26,7 +26,7 @@ fn aligned(operand: &Operand, width: usize) -> bool {
 /// How many neighbouring sites (of a weight gradient: windows) of the source are read at once: `width` where a window has one
 /// tap in the plane and covers it element by element (1x1x1, 3x1x1), so that planes of the source are runs of sites, and every run
 /// of so many lies in one frame and in as many aligned elements.
-pub(super) fn sites_together(walks: &Walks, source: &Operand, width: usize) -> usize {
+pub(in crate::conv3d) fn sites_together(walks: &Walks, source: &Operand, width: usize) -> usize {
     let [_, height, columns] = walks;
     let covers =
         |axis: &&AxisWalk| axis.taps == 1 && axis.scale == 1 && axis.origin == 0 && axis.sites == axis.extent;

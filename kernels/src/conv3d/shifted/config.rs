@@ -6,6 +6,9 @@ use crate::conv3d::gemm::walk::Walks;
 /// Channels of the source in shared memory at a time.
 pub(super) const CHANNELS: usize = 16;
 
+/// Fragments that leave a plane side by side where planes are runs of sites.
+pub(super) const BESIDE: usize = 2;
+
 /// How a cube's products are shared out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ShiftedTile {
@@ -56,9 +59,12 @@ impl ShiftedTile {
         self.planes() * PLANE
     }
 
-    /// Bytes of shared memory for stages whose elements have `size` bytes.
+    /// Bytes of shared memory for stages whose elements have `size` bytes: the larger of both kernels'.
     pub fn shared_bytes(&self, size: usize) -> usize {
-        self.window * (CHANNELS * size + 16 + 8) + self.planes() * self.fragment * self.fragment * 4
+        let patches = self.planes() * self.fragment * self.fragment * 4;
+        let window = self.window * (CHANNELS * size + 16 + 8) + patches;
+        let stage = self.run_blocks() * CHANNELS * (self.tile_m * size + 16) + BESIDE * patches;
+        window.max(stage)
     }
 
     /// The name used in tables and reports.
@@ -70,6 +76,21 @@ impl ShiftedTile {
     /// that spread the rows over the banks.
     pub(super) fn row(&self, width: usize, size: usize) -> usize {
         (CHANNELS + 16 / size) / width
+    }
+
+    /// Blocks of a stage of planes that are runs of sites.
+    pub(super) fn run_blocks(&self) -> usize {
+        if self.tile_m > 128 { 1 } else { 2 }
+    }
+
+    /// Vectors of `width` elements from one channel of such a stage to the next.
+    pub(super) fn run_row(&self, width: usize, size: usize) -> usize {
+        (self.tile_m + 16 / size) / width
+    }
+
+    /// Vectors of such a block that a unit reads.
+    pub(super) fn run_loads(&self, width: usize) -> usize {
+        self.tile_m * CHANNELS / width / self.units()
     }
 
     /// Vectors of the window that a unit reads.
@@ -123,6 +144,8 @@ mod tests {
             let width = if tile.fragment == 8 { 4 } else { 16 / size };
             // Nothing is read with a mask.
             assert_eq!(tile.window_loads(width) * units * width, tile.window * CHANNELS, "{tile:?}");
+            assert_eq!(tile.run_loads(width) * units * width, tile.tile_m * CHANNELS, "{tile:?}");
+            assert!(units.is_multiple_of(tile.tile_m / width), "{tile:?}: a unit keeps its sites");
         }
     }
 }

@@ -84,7 +84,7 @@ pub(super) struct Share {
 
 #[cube]
 impl Tiling {
-    fn share(&self, cube: u32, #[comptime] tile: ShiftedTile) -> Share {
+    pub(super) fn share(&self, cube: u32, #[comptime] tile: ShiftedTile) -> Share {
         let (rest, in_n) = self.tiles_n.div_mod(cube);
         let (rest, in_m) = self.tiles_m.div_mod(rest);
         let (rest, strip) = self.strips.div_mod(rest);
@@ -131,36 +131,23 @@ pub(super) fn shifted_kernel<E: Float, S: Float, O: Float, V: Size>(
     let mut places = Shared::<[usize]>::new_slice(tile.window);
     let sums = accumulators(comptime!(tile.plane_m * tile.plane_n), tile.fragment);
 
-    // Depth taps that lie inside the source; all of them where padding repeats its ends.
-    let depth = walk.depth.coordinate(share.d);
-    let mut first_tap = 0u32;
-    let mut end_tap = tiling.depth_taps;
-    if comptime!(padding == PaddingMode::Zeros) {
-        let (first, end) = walk.depth.inside(depth);
-        first_tap = first;
-        end_tap = max(end, first);
-    }
-    // The part's blocks of these taps.
-    let all_blocks = (end_tap - first_tap) * tiling.block_count;
-    let mut block = share.part * all_blocks / tiling.parts;
-    let blocks = (share.part + 1u32) * all_blocks / tiling.parts;
+    let blocks = blocks_of(&walk, &tiling, &share, padding);
     find_places(&walk, &tiling, &share, &mut places, padding, tile);
     sync_cube();
-    let source_first = walk.source_at(share.n, 0u32) + walk.source_channel(share.group * tiling.channels);
     // Taps lie behind each other, those of the next block too: the next one is a fixed distance away.
     let tap_vectors = comptime!(CHANNELS / width) * tiling.packed_n as usize;
     let plane_n = UNIT_POS as usize / PLANE / comptime!(tile.tile_m / tile.plane_m) * tile.plane_n;
-    let first_block = (share.group * tiling.depth_taps + first_tap) * tiling.block_count + block;
-    let mut tap_at = (first_block * tiling.taps) as usize * tap_vectors
+    let mut tap_at = ((blocks.packed + blocks.first) * tiling.taps) as usize * tap_vectors
         + (share.first_n as usize + plane_n) * comptime!(CHANNELS / width);
 
-    let next = block_at(&walk, &tiling, source_first, depth, first_tap, block, padding);
-    let values = read_window(source, &walk, &places, &next, block < blocks, width, tile);
+    let mut block = blocks.first;
+    let next = block_at(&walk, &tiling, &blocks, block, padding);
+    let values = read_window(source, &walk, &places, &next, block < blocks.end, width, tile);
     write_window(&values, &mut window, row, tile);
     sync_cube();
-    while block < blocks {
+    while block < blocks.end {
         block += 1u32;
-        let next = block_at(&walk, &tiling, source_first, depth, first_tap, block, padding);
+        let next = block_at(&walk, &tiling, &blocks, block, padding);
         let mut tap = 0u32.runtime();
         while tap + 1u32 < tiling.taps {
             multiply(&window, weight, tap_at, &sums, &walk, &tiling, tap, row, tile);
@@ -168,7 +155,7 @@ pub(super) fn shifted_kernel<E: Float, S: Float, O: Float, V: Size>(
             tap += 1u32;
         }
         // The next window travels while the last tap is multiplied. In the loop above its values would be waited for.
-        let values = read_window(source, &walk, &places, &next, block < blocks, width, tile);
+        let values = read_window(source, &walk, &places, &next, block < blocks.end, width, tile);
         multiply(&window, weight, tap_at, &sums, &walk, &tiling, tap, row, tile);
         tap_at += tap_vectors;
         sync_cube();
@@ -202,29 +189,68 @@ fn find_places(
     }
 }
 
-/// A block of the source: its first channel at the first place of a plane, and how many channels of the group it and those
-/// after it hold.
+/// The blocks of a cube's part of the sum: of every depth tap that its frame's windows have.
 #[derive(CubeType, Clone, Copy)]
-struct SourceBlock {
-    first: usize,
-    channels: u32,
+pub(super) struct Blocks {
+    pub(super) first: u32,
+    pub(super) end: u32,
+    /// The packed weights' blocks before these depth taps.
+    pub(super) packed: u32,
+    /// The group's channels of the image in the source.
+    source: usize,
+    depth: i32,
+    first_tap: u32,
 }
 
 #[cube]
-fn block_at(
+pub(super) fn blocks_of(
     walk: &Walk,
     tiling: &Tiling,
-    source_first: usize,
-    depth: i32,
-    first_tap: u32,
+    share: &Share,
+    #[comptime] padding: PaddingMode,
+) -> Blocks {
+    // Depth taps that lie inside the source; all of them where padding repeats its ends.
+    let depth = walk.depth.coordinate(share.d);
+    let mut first_tap = 0u32;
+    let mut end_tap = tiling.depth_taps;
+    if comptime!(padding == PaddingMode::Zeros) {
+        let (first, end) = walk.depth.inside(depth);
+        first_tap = first;
+        end_tap = max(end, first);
+    }
+    let count = (end_tap - first_tap) * tiling.block_count;
+    Blocks {
+        first: share.part * count / tiling.parts,
+        end: (share.part + 1u32) * count / tiling.parts,
+        packed: (share.group * tiling.depth_taps + first_tap) * tiling.block_count,
+        source: walk.source_at(share.n, 0u32) + walk.source_channel(share.group * tiling.channels),
+        depth,
+        first_tap,
+    }
+}
+
+/// A block of the source: its first channel at the first place of a plane, and how many channels of the group it and those
+/// after it hold.
+#[derive(CubeType, Clone, Copy)]
+pub(super) struct SourceBlock {
+    pub(super) first: usize,
+    pub(super) channels: u32,
+}
+
+#[cube]
+pub(super) fn block_at(
+    walk: &Walk,
+    tiling: &Tiling,
+    blocks: &Blocks,
     block: u32,
     #[comptime] padding: PaddingMode,
 ) -> SourceBlock {
     let (tap, in_channels) = tiling.blocks.div_mod(block);
-    let (frame, _) = walk.depth.place(depth + ((first_tap + tap) * walk.depth.step) as i32, padding);
+    let step = (blocks.first_tap + tap) * walk.depth.step;
+    let (frame, _) = walk.depth.place(blocks.depth + step as i32, padding);
     let first_channel = in_channels * CHANNELS as u32;
     SourceBlock {
-        first: source_first + frame + walk.source_channel(first_channel),
+        first: blocks.source + frame + walk.source_channel(first_channel),
         channels: tiling.channels - first_channel,
     }
 }

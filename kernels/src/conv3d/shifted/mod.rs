@@ -5,6 +5,7 @@ mod config;
 mod kernel;
 mod pack;
 mod result;
+mod runs;
 pub(crate) mod weight;
 
 pub use config::ShiftedTile;
@@ -12,7 +13,7 @@ pub use weight::ShiftedWeightTile;
 
 use super::gemm::config::PLANE;
 use super::gemm::walk::{MASK_BITS, Walks, walk_args, walks};
-use super::gemm::{stage_type, stage_vector, weights_together};
+use super::gemm::{sites_together, stage_type, stage_vector, weights_together};
 use super::plan::{Pass, Tiles};
 use super::problem::Conv3dProblem;
 use super::reduce;
@@ -26,6 +27,8 @@ use config::{CHANNELS, Strips};
 use cubecl::prelude::*;
 use kernel::{TilingLaunch, shifted_kernel};
 use pack::{PackedLaunch, ROWS, TAPS, UNITS, pack_kernel};
+use result::TOGETHER;
+use runs::runs_kernel;
 
 /// What the products of a pass are made of.
 struct Extents {
@@ -64,6 +67,42 @@ impl Extents {
     /// Elements of the packed weights.
     fn packed(&self, groups: usize) -> usize {
         groups * self.terms() * self.packed_n
+    }
+
+    /// How the work is shared out, as a kernel argument.
+    fn tiling(
+        &self,
+        problem: &Conv3dProblem,
+        walks: &Walks,
+        tile: &ShiftedTile,
+        parts: usize,
+        part_stride: usize,
+        activation: Activation,
+    ) -> TilingLaunch {
+        TilingLaunch::new(
+            (self.packed_n / tile.tile_n) as u32,
+            self.strips.tiles(walks, tile) as u32,
+            self.strips.count as u32,
+            walks[0].sites as u32,
+            problem.batch as u32,
+            problem.window.groups as u32,
+            parts as u32,
+            part_stride,
+            self.strips.sites as u32,
+            self.strips.pitch as u32,
+            self.strips.pitch as u32,
+            walks[1].sites as u32,
+            walks[2].sites as u32,
+            self.n as u32,
+            self.packed_n as u32,
+            self.channels as u32,
+            self.blocks.max(1) as u32,
+            self.blocks as u32,
+            self.depth_taps as u32,
+            self.taps as u32,
+            walks[2].taps as u32,
+            activation.code(),
+        )
     }
 
     fn cubes(&self, problem: &Conv3dProblem, walks: &Walks, tile: &ShiftedTile) -> usize {
@@ -246,53 +285,67 @@ pub(crate) fn launch(
     let address = address_type("conv3d", &[source, weight, out, &packed], largest, limits)?;
     pack(client, problem, pass, &walks, &extents, limits, [weight, &packed], width)?;
     let operations = 2.0 * (tile.tile_m * tile.tile_n * extents.terms().div_ceil(parts)) as f64;
+    // One tap in a plane that is a run of sites: nothing is shifted.
+    let runs = extents.taps == 1
+        && sites_together(&walks, source, width) == width
+        && sites_together(&walks, out, TOGETHER) == TOGETHER;
     for dispatch in dispatches(cubes, operations, limits) {
+        let count = dispatch.count();
+        let dim = CubeDim::new_2d(PLANE as u32, tile.planes() as u32);
+        let weight_arg = packed.buffer_arg(width);
+        let out_arg = out.buffer_arg(if runs { TOGETHER } else { 1 });
+        let bias = bias.map(|bias| bias.tensor_arg());
+        let walk = walk_args(problem, pass, &walks, [source, weight, out]);
+        let tiling = extents.tiling(problem, &walks, &tile, parts, part_stride, activation);
+        let (padding, size) = (problem.window.padding_mode, stage.size());
+        let types = [source.dtype, stage, out.dtype].map(|dtype| dtype.elem());
         // SAFETY: elements outside the source and channels past the last are not read; sites of a strip's rim, rows past the
         // last and channels past the last are not written; a window holds all that a tile's taps reach.
         unsafe {
-            shifted_kernel::launch_unchecked(
-                client,
-                dispatch.count(),
-                CubeDim::new_2d(PLANE as u32, tile.planes() as u32),
-                address,
-                width,
-                source.buffer_arg(1),
-                packed.buffer_arg(width),
-                bias.map(|bias| bias.tensor_arg()).into(),
-                out.buffer_arg(1),
-                walk_args(problem, pass, &walks, [source, weight, out]),
-                TilingLaunch::new(
-                    (extents.packed_n / tile.tile_n) as u32,
-                    extents.strips.tiles(&walks, &tile) as u32,
-                    extents.strips.count as u32,
-                    walks[0].sites as u32,
-                    problem.batch as u32,
-                    groups as u32,
-                    parts as u32,
-                    part_stride,
-                    extents.strips.sites as u32,
-                    extents.strips.pitch as u32,
-                    extents.strips.pitch as u32,
-                    walks[1].sites as u32,
-                    walks[2].sites as u32,
-                    extents.n as u32,
-                    extents.packed_n as u32,
-                    extents.channels as u32,
-                    extents.blocks.max(1) as u32,
-                    extents.blocks as u32,
-                    extents.depth_taps as u32,
-                    extents.taps as u32,
-                    walks[2].taps as u32,
-                    activation.code(),
-                ),
-                dispatch.span(),
-                problem.window.padding_mode,
-                tile,
-                stage.size(),
-                source.dtype.elem(),
-                stage.elem(),
-                out.dtype.elem(),
-            );
+            let [elem, stage_elem, out_elem] = types;
+            if runs {
+                runs_kernel::launch_unchecked(
+                    client,
+                    count,
+                    dim,
+                    address,
+                    width,
+                    source.buffer_arg(width),
+                    weight_arg,
+                    bias.into(),
+                    out_arg,
+                    walk,
+                    tiling,
+                    dispatch.span(),
+                    padding,
+                    tile,
+                    size,
+                    elem,
+                    stage_elem,
+                    out_elem,
+                );
+            } else {
+                shifted_kernel::launch_unchecked(
+                    client,
+                    count,
+                    dim,
+                    address,
+                    width,
+                    source.buffer_arg(1),
+                    weight_arg,
+                    bias.into(),
+                    out_arg,
+                    walk,
+                    tiling,
+                    dispatch.span(),
+                    padding,
+                    tile,
+                    size,
+                    elem,
+                    stage_elem,
+                    out_elem,
+                );
+            }
         }
     }
     match &partials {
