@@ -51,7 +51,8 @@ fn runs_of_frames() {
 
 #[test]
 fn planes_that_are_runs_of_sites() {
-    run_only(&cases::plane_runs(), |plan| matches!(plan, Plan::Gemm(_) | Plan::MatrixGemm(_)));
+    let served = |plan: &Plan| matches!(plan, Plan::Gemm(_) | Plan::MatrixGemm(_) | Plan::ShiftedGemm(_));
+    run_only(&cases::plane_runs(), served);
 }
 
 #[test]
