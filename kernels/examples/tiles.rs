@@ -211,6 +211,27 @@ struct Options {
     channels_last: bool,
 }
 
+type Run = Box<dyn Fn() -> Result<(), conv_kernels::ConvError>>;
+
+/// The bias' gradient in the sweep of a depthwise weight gradient, and in one of its own (whose row repeats the check of dw).
+fn bias_rows(
+    (client, limits, problem): (Client, Limits, Conv3dProblem),
+    [x, dy, dw]: [&Operand; 3],
+) -> [(&'static str, Run); 2] {
+    let db = client.empty(problem.out_channels * problem.dtype.size());
+    let db = Operand::contiguous(db, &[problem.out_channels], problem.dtype);
+    let alone: Run = {
+        let (client, limits, dy, db) = (client.clone(), limits.clone(), dy.clone(), db.clone());
+        Box::new(move || conv3d::bias_gradient(&client, &limits, &problem, &dy, &db))
+    };
+    let (x, dy, dw) = (x.clone(), dy.clone(), dw.clone());
+    let together: Run = Box::new(move || {
+        let operands = [&x, &dy, &dw];
+        conv3d::weight_and_bias_gradient(&client, &limits, &problem, &Plan::Depthwise, operands, &db)
+    });
+    [("depthwise with bias", together), ("bias alone", alone)]
+}
+
 fn layer_rows(
     client: &Client,
     limits: &Limits,
@@ -278,24 +299,33 @@ fn layer_rows(
             };
             let verdict =
                 run().map_err(|error| error.to_string()).and_then(|()| check(client, &out, &samples));
-            checked.push((each, chosen, verdict, run, samples.clone()));
+            let run: Run = Box::new(run);
+            checked.push((each, chosen, chosen.name(), verdict, run, samples.clone()));
+            if (each, chosen) == (Pass::WeightGradient, Plan::Depthwise) {
+                let parts = (client.clone(), limits.clone(), *problem);
+                for (name, run) in bias_rows(parts, [&x_operand, &dy_operand, &out]) {
+                    let verdict =
+                        run().map_err(|error| error.to_string()).and_then(|()| check(client, &out, &samples));
+                    checked.push((each, chosen, name.into(), verdict, run, samples.clone()));
+                }
+            }
         }
     }
     // An idle device has lowered its clocks: it is kept busy before the first row is timed, and all rows follow each other.
     let start = Instant::now();
     while start.elapsed().as_millis() < 700 {
-        checked.iter().filter(|row| row.2.is_ok()).take(1).for_each(|row| drop(row.3()));
+        checked.iter().filter(|row| row.3.is_ok()).take(1).for_each(|row| drop(row.4()));
         block_on(client.sync()).expect("the device runs");
     }
-    for (pass, chosen, verdict, run, samples) in &checked {
+    for (pass, chosen, plan_name, verdict, run, samples) in &checked {
         let figures = match verdict {
             Ok(error) => {
-                let best = time(client, run);
+                let best = time(client, run.as_ref());
                 format!("{best:.4},{:.2},{error:.0e}", gflop / best)
             }
             Err(reason) => format!("refused: {reason}"),
         };
-        println!("{name},{},{},{},{figures}", dtype.name(), pass.name(), chosen.name());
+        println!("{name},{},{},{plan_name},{figures}", dtype.name(), pass.name());
         if let (Plan::Winograd(config), Pass::Forward, Ok(_), true) = (chosen, pass, verdict, steps) {
             let shape = problem.y_shape();
             let y = Operand::contiguous(

@@ -6,7 +6,7 @@
 //! | Depthwise    | all         | groups = C = O, at most 80 taps                   | dw: fp32 partials                    |
 //! | Gemm         | all         | at most 10 taps along an axis with padding        | fp32 partials where the sum is split |
 //! | MatrixGemm   | all         | the same, where the device has matrix units       | the same                             |
-//! | ShiftedGemm  | forward, dx | the same, stride 1 in the plane, where a window fits shared memory | packed weights |
+//! | ShiftedGemm  | forward, dx | the same, stride 1 in the plane, where a window fits shared memory | packed weights, fp32 partials where the sum is split |
 //! | Head         | all         | at most 4 result channels per group, stride and dilation 1, where a window fits shared memory | fp32 partials where the sum is split |
 //! | Stem         | dx          | at most 4 input channels per group, where a window fits shared memory | packed weights, fp32 partials where the sum is split |
 //! | Winograd     | all         | 3x3 in plane, stride and dilation 1 there, groups 1; dx: depth stride 1; dw: not F(6x6) | stated by the plan |

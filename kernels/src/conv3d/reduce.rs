@@ -26,6 +26,13 @@ pub(crate) fn workspace(client: &Client, parts: usize, elements: usize) -> Opera
     Operand::empty(client, &[parts, elements], FloatType::F32)
 }
 
+/// Partials of `parts` parts of a result, and the first part as a tensor of the result's shape.
+pub(crate) fn split_result(client: &Client, parts: usize, out: &Operand) -> (Operand, Operand) {
+    let partials = workspace(client, parts, out.len());
+    let part = Operand { shape: out.shape.clone(), strides: row_major(&out.shape), ..partials.clone() };
+    (partials, part)
+}
+
 /// Where `parts` parts of a sum go: the target itself where one part in its order is all, else a workspace.
 pub(crate) fn partials(client: &Client, parts: usize, target: &Operand) -> Operand {
     let direct = parts == 1 && target.strides == row_major(&target.shape);

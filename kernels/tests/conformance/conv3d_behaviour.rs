@@ -95,13 +95,17 @@ fn views_give_the_bits_of_contiguous_tensors() {
                 for plan in eligible(&problem, pass, &limits) {
                     let mut outputs = vec![output(&client, &shape, dtype)];
                     launch((&client, &limits), &problem, (pass, &plan), &contiguous, &outputs[0]);
-                    for (inputs, layout) in views.iter().zip(layouts) {
+                    // Planes that are runs of sites are read and written in vectors: there the results alone are views as well.
+                    let runs = case.kernel[1..] == [1, 1];
+                    let alone = layouts.iter().filter(|_| runs).map(|layout| (&contiguous, *layout));
+                    let views = || views.iter().zip(layouts).chain(alone.clone());
+                    for (inputs, layout) in views() {
                         let out = upload_strided(&client, &nan, &shape, &strided(&shape, layout), dtype);
                         launch((&client, &limits), &problem, (pass, &plan), inputs, &out);
                         outputs.push(out);
                     }
                     let results = read_all(&client, &outputs.iter().collect::<Vec<_>>());
-                    for (result, layout) in results[1..].iter().zip(layouts) {
+                    for (result, (_, layout)) in results[1..].iter().zip(views()) {
                         assert!(
                             bits(result) == bits(&results[0]),
                             "{case} {} {} {layout:?}",
@@ -233,33 +237,74 @@ fn a_hundred_repeats_give_equal_bits() {
 fn nan_and_infinity_stay_in_their_receptive_field() {
     let client = client();
     let limits = Limits::of(&client);
-    let case = Conv3dCase { padding: [(1, 1); 3], ..Conv3dCase::new("nan", [1, 2, 4, 9, 13], 3, [3, 3, 3]) };
-    let problem = problem(&case, FloatType::F32);
-    for value in [f32::NAN, f32::INFINITY] {
-        let (d, h, w) = (1usize, 4usize, 5usize);
-        let mut inputs = inputs(&client, &problem, &fill::normal);
-        let mut x: Vec<f32> = inputs.x.values().iter().map(|value| *value as f32).collect();
-        x[(d * 9 + h) * 13 + w] = value;
-        inputs.x = upload(&client, &x, &problem.x_shape(), FloatType::F32);
-        for plan in eligible(&problem, Pass::Forward, &limits) {
-            let out = output(&client, &problem.y_shape(), FloatType::F32);
-            launch((&client, &limits), &problem, (Pass::Forward, &plan), &inputs, &out);
-            let tile = match plan.notes(&problem, Pass::Forward, &limits).non_finite {
-                NonFinite::Tile(size) => size,
-                NonFinite::Window => 1,
-            };
-            for (index, y) in out.read(&client).iter().enumerate() {
-                let at = [index / (9 * 13) % 4, index / 13 % 9, index % 13];
-                let near = |q: usize, p: usize| q.abs_diff(p) <= 1;
-                // Whether any output of this one's tile reads the element.
-                let tile_near =
-                    |q: usize, p: usize| (q / tile * tile..q / tile * tile + tile).any(|q| near(q, p));
-                let reached = near(at[0], d) && tile_near(at[1], h) && tile_near(at[2], w);
-                if tile == 1 {
-                    assert_eq!(!y.is_finite(), reached, "{} at {at:?}: {y}", plan.name());
-                } else {
-                    assert!(y.is_finite() || reached, "{} at {at:?}: {y}", plan.name());
+    let cases = [
+        Conv3dCase { padding: [(1, 1); 3], ..Conv3dCase::new("nan", [1, 2, 4, 9, 13], 3, [3, 3, 3]) },
+        // A plane that is a run of sites, blocks of channels that fill no stage.
+        Conv3dCase {
+            padding: [(1, 1), (0, 0), (0, 0)],
+            ..Conv3dCase::new("nan_in_a_run", [1, 33, 4, 4, 8], 3, [3, 1, 1])
+        },
+    ];
+    for (case, dtype) in cases.iter().flat_map(|case| dtypes().into_iter().map(move |dtype| (case, dtype))) {
+        let problem = problem(case, dtype);
+        let reach = problem.kernel.map(|taps| taps / 2);
+        let [_, _, _, height, width] = problem.x_shape();
+        for value in [f32::NAN, f32::INFINITY] {
+            let (d, h, w) = (1usize, height / 2, 5usize);
+            let mut inputs = inputs(&client, &problem, &fill::normal);
+            let mut x: Vec<f32> = inputs.x.values().iter().map(|value| *value as f32).collect();
+            x[(d * height + h) * width + w] = value;
+            inputs.x = upload(&client, &x, &problem.x_shape(), dtype);
+            for plan in eligible(&problem, Pass::Forward, &limits) {
+                let out = output(&client, &problem.y_shape(), dtype);
+                launch((&client, &limits), &problem, (Pass::Forward, &plan), &inputs, &out);
+                let tile = match plan.notes(&problem, Pass::Forward, &limits).non_finite {
+                    NonFinite::Tile(size) => size,
+                    NonFinite::Window => 1,
+                };
+                for (index, y) in out.read(&client).iter().enumerate() {
+                    let at = [index / (height * width) % 4, index / width % height, index % width];
+                    let near = |q: usize, p: usize, axis: usize| q.abs_diff(p) <= reach[axis];
+                    // Whether any output of this one's tile reads the element.
+                    let tile_near = |q: usize, p: usize, axis| {
+                        (q / tile * tile..q / tile * tile + tile).any(|q| near(q, p, axis))
+                    };
+                    let reached = near(at[0], d, 0) && tile_near(at[1], h, 1) && tile_near(at[2], w, 2);
+                    if tile == 1 {
+                        assert_eq!(!y.is_finite(), reached, "{} at {at:?}: {y}", plan.name());
+                    } else {
+                        assert!(y.is_finite() || reached, "{} at {at:?}: {y}", plan.name());
+                    }
                 }
+            }
+        }
+    }
+}
+
+/// An infinite weight makes its channel infinite and no other result anything else: tiles, stages and blocks that reach past the last
+/// channel multiply no weight by the zeros there.
+#[test]
+fn an_infinite_weight_stays_in_its_channel() {
+    let client = client();
+    let limits = Limits::of(&client);
+    for (c, kernel) in [(16, [1, 1, 1]), (33, [3, 1, 1]), (17, [1, 3, 3])] {
+        let case =
+            Conv3dCase { bias: false, ..Conv3dCase::new("infinite_weight", [1, c, 5, 6, 8], 5, kernel) };
+        for dtype in dtypes() {
+            let problem = problem(&case, dtype);
+            let mut inputs = inputs(&client, &problem, &|_, length| vec![1.0; length]);
+            let mut w = vec![1.0; problem.weight_shape().iter().product()];
+            w[c * problem.taps() - 1] = f32::INFINITY;
+            inputs.w = upload(&client, &w, &problem.weight_shape(), dtype);
+            let sites = problem.positions();
+            for plan in eligible(&problem, Pass::Forward, &limits) {
+                if matches!(plan, Plan::Winograd(_)) {
+                    continue;
+                }
+                let y = computed((&client, &limits), &problem, (Pass::Forward, &plan), &inputs);
+                assert!(y[..sites].iter().all(|y| *y == f64::INFINITY), "{case} {}", plan.name());
+                let finite = (c * problem.taps()) as f64;
+                assert!(y[sites..].iter().all(|y| *y == finite), "{case} {}", plan.name());
             }
         }
     }

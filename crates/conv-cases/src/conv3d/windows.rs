@@ -30,7 +30,7 @@ pub fn depthwise_planes() -> Vec<Conv3dCase> {
 }
 
 /// Windows that move by one element: rows cut into strips, tiles that end within rows, blocks of channels and tiles of
-/// channels with tails, depth taps that miss, groups, dilation, one tap in the plane.
+/// channels with tails, depth taps that miss, groups, dilation, one tap in the plane, packed weights in vectors and in several pieces.
 #[must_use]
 pub fn shared_windows() -> Vec<Conv3dCase> {
     let window = |name: &str, x: [usize; 5], o, kernel, padding| Conv3dCase {
@@ -67,6 +67,9 @@ pub fn shared_windows() -> Vec<Conv3dCase> {
         },
         window("temporal", [1, 20, 4, 6, 7], 5, [3, 1, 1], [(1, 1), (0, 0), (0, 0)]),
         window("five_by_five", [1, 2, 1, 10, 9], 66, [1, 5, 5], [(0, 0), (2, 2), (2, 2)]),
+        // Rows of weights that are whole vectors; more taps than are packed at a time.
+        window("aligned_weights", [1, 24, 2, 6, 10], 16, [3, 3, 3], [(1, 1); 3]),
+        window("many_taps", [1, 18, 3, 9, 12], 10, [2, 5, 5], [(1, 0), (2, 2), (2, 2)]),
     ]
 }
 

@@ -47,6 +47,11 @@ pub fn table(index: IndexWidth) -> Vec<Conv3dCase> {
         },
         Conv3dCase { padding, ..Conv3dCase::new("head", [1, 5, 5, 9, 17], 3, [3, 3, 3]) },
         Conv3dCase { padding, ..Conv3dCase::new("pointwise", [1, 33, 3, 5, 5], 65, [1, 1, 1]) },
+        // Planes that are runs of sites.
+        Conv3dCase {
+            padding: [(1, 1), (0, 0), (0, 0)],
+            ..Conv3dCase::new("plane_run", [1, 33, 3, 4, 8], 65, [3, 1, 1])
+        },
         // Sums of so many terms (windows) that they are split: partials in fp32. Numbers of terms that vectors divide, and not.
         Conv3dCase { padding, ..Conv3dCase::new("deep_even", [1, 20, 2, 4, 4], 20, [3, 3, 3]) },
         Conv3dCase { padding, ..Conv3dCase::new("deep_odd", [1, 21, 1, 3, 5], 21, [3, 3, 3]) },

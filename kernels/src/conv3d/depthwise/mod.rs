@@ -259,12 +259,16 @@ pub(crate) fn weight_gradient(
 ) -> Result<(), ConvError> {
     let walks = &walks(problem, Pass::Forward)[0];
     let staged = tile(walks, &WEIGHT_ROWS).map(|tile| (tile, chunks(problem, walks, &tile, limits)));
-    let affordable = affordable_parts(dw.len() + db.map_or(0, Operand::len), limits);
-    if let Some((tile, chunks)) = staged.filter(|(_, (_, cubes))| problem.batch * cubes <= affordable) {
-        return staged_weight_gradient(client, problem, (walks, tile), chunks, limits, [x, dy, dw], db);
-    }
-    if let Some(db) = db {
+    let affordable = |elements| {
+        staged.filter(|(_, (_, cubes))| problem.batch * cubes <= affordable_parts(elements, limits))
+    };
+    let together = affordable(dw.len() + db.map_or(0, Operand::len));
+    if let (Some(db), None) = (db, together) {
         reduce::bias_gradient(client, problem, limits, dy, db)?;
+    }
+    if let Some((tile, chunks)) = affordable(dw.len()) {
+        let db = db.filter(|_| together.is_some());
+        return staged_weight_gradient(client, problem, (walks, tile), chunks, limits, [x, dy, dw], db);
     }
     let [depth, height, width] = walks.map(|walk| walk.sites);
     let [depth_taps, row_taps, column_taps] = walks.map(|walk| walk.taps);

@@ -3,7 +3,7 @@
 //!
 //! | channels of the result per group | tile (sites x channels) | because                                           |
 //! |----------------------------------|-------------------------|---------------------------------------------------|
-//! | any, with matrix units           | shifted, by its cost    | f16, 256 channels: 3.3 ms, gathered 6.0           |
+//! | any, with matrix units           | shifted, by its cost    | f16, 256 channels: 3.3 ms, gathered 6.0; one tap in a plane that is a run of sites: 0.21, gathered 0.40 |
 //! | up to 4                          | 256x4                   | what Head and Stem leave: 0.43 ms, 128x8 takes 0.52 |
 //! | 5 to 8                           | 128x8                   | fewer channels of padding                         |
 //! | more, with matrix units          | 128x64 or 128x128       | f16: 0.17 ms where multiply-adds take 0.60        |
@@ -96,21 +96,13 @@ fn shifted_cost(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTile, limits:
     let taps = problem.kernel[1] * problem.kernel[2];
     let reuse = match taps {
         // Nothing is read twice, but in vectors: 256 channels, 3x1x1: 0.21 ms, gathered 0.40.
-        1 if is_run(problem) => 1.2,
+        1 if shifted::is_run(problem) => 1.2,
         // A window that one tap reads is read as often as the engine reads it, behind a barrier more.
         1 => 2.8,
         _ => 1.0,
     };
     (8 * shifted::cubes(problem, pass, tile, limits)? >= limits.cubes_in_flight)
         .then_some(tiles.products() * (0.2 + 0.8 * reads) * reuse)
-}
-
-/// Whether planes lie in memory as runs of sites, where tensors are contiguous: one tap in the plane that reads each of its elements,
-/// vectors of which divide it.
-fn is_run(problem: &Conv3dProblem) -> bool {
-    let [_, height, width] = problem.input;
-    let window = &problem.window;
-    window.stride[1..] == [1, 1] && window.padding[1..] == [(0, 0); 2] && (height * width).is_multiple_of(8)
 }
 
 /// How much longer a product with windows in shared memory takes for its cubes being few.
@@ -120,7 +112,7 @@ fn thinness(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTile, limits: &Li
 }
 
 /// What gathering every tap anew costs, on the scale of [`shifted_cost`]. (f16, 96 channels, 3x3x3: 7.7 ms with 4/3 of the products,
-/// 4.5 with shared windows; 384 to 768 channels, 3x1x1: 0.135 and 0.169.)
+/// 4.5 with shared windows; 384 to 768 channels, 3x1x1, read one by one: 0.135 and 0.169.)
 fn gathered_cost(problem: &Conv3dProblem, pass: Pass, tile: &MatrixTile) -> f64 {
     let (rows, columns) = product_extents(problem, pass, false);
     let (channels, _) = problem.channels_of(pass);

@@ -107,8 +107,7 @@ pub(crate) fn gather(
     if parts == 1 {
         return walks.iter().try_for_each(|walks| launch(&call, walks, [source, weight, out], bias));
     }
-    let partials = reduce::workspace(client, parts, out.len());
-    let part = Operand { shape: out.shape.clone(), strides: row_major(&out.shape), ..partials.clone() };
+    let (partials, part) = reduce::split_result(client, parts, out);
     let call = Call { activation: Activation::None, ..call };
     walks.iter().try_for_each(|walks| launch(&call, walks, [source, weight, &part], None))?;
     reduce::finish_partials(client, limits, &partials, out, (bias, activation))

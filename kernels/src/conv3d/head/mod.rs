@@ -18,7 +18,7 @@ use crate::activation::Activation;
 use crate::error::ConvError;
 use crate::grid::dispatches;
 use crate::limits::Limits;
-use crate::operand::{Operand, address_type, row_major};
+use crate::operand::{Operand, address_type};
 use config::{MOST_RESULTS, Shape, cheapest, is_offered};
 use cubecl::prelude::*;
 use kernel::{ShareLaunch, head_kernel};
@@ -163,8 +163,7 @@ pub(crate) fn launch(
     if parts == 1 {
         return products(out, whole);
     }
-    let partials = reduce::workspace(client, parts, out.len());
-    let part = Operand { shape: out.shape.clone(), strides: row_major(&out.shape), ..partials.clone() };
+    let (partials, part) = reduce::split_result(client, parts, out);
     products(&part, (None, Activation::None))?;
     reduce::finish_partials(client, limits, &partials, out, whole)
 }

@@ -61,6 +61,8 @@ pub(super) struct Tiling {
     pub(super) channels: u32,
     pub(super) blocks: FastDivmod<u32>,
     pub(super) block_count: u32,
+    /// Blocks that are not parted, which divide `block_count`.
+    pub(super) together: u32,
     pub(super) depth_taps: u32,
     /// Taps of a plane, and of a row of it.
     pub(super) taps: u32,
@@ -218,10 +220,10 @@ pub(super) fn blocks_of(
         first_tap = first;
         end_tap = max(end, first);
     }
-    let count = (end_tap - first_tap) * tiling.block_count;
+    let count = (end_tap - first_tap) * (tiling.block_count / tiling.together);
     Blocks {
-        first: share.part * count / tiling.parts,
-        end: (share.part + 1u32) * count / tiling.parts,
+        first: share.part * count / tiling.parts * tiling.together,
+        end: (share.part + 1u32) * count / tiling.parts * tiling.together,
         packed: (share.group * tiling.depth_taps + first_tap) * tiling.block_count,
         source: walk.source_at(share.n, 0u32) + walk.source_channel(share.group * tiling.channels),
         depth,
@@ -251,7 +253,8 @@ pub(super) fn block_at(
     let first_channel = in_channels * CHANNELS as u32;
     SourceBlock {
         first: blocks.source + frame + walk.source_channel(first_channel),
-        channels: tiling.channels - first_channel,
+        // A block that only fills a stage holds none.
+        channels: max(tiling.channels, first_channel) - first_channel,
     }
 }
 

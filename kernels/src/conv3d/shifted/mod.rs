@@ -1,5 +1,6 @@
-//! conv3d on matrix units with every element of the source in shared memory once for all taps of a plane: [`kernel`]. The
-//! weights are packed first ([`pack`]), into as many bytes as they have, filled up to tiles. The weight gradient: [`weight`].
+//! conv3d on matrix units with every element of the source in shared memory once for all taps of a plane: [`kernel`], for one tap in
+//! planes that are runs of sites [`runs`]. The weights are packed first ([`pack`]), into as many bytes as they have, filled up to
+//! tiles. Sums of few tiles are split into parts. The weight gradient: [`weight`].
 
 mod config;
 mod kernel;
@@ -22,7 +23,7 @@ use crate::activation::Activation;
 use crate::error::ConvError;
 use crate::grid::dispatches;
 use crate::limits::Limits;
-use crate::operand::{Operand, address_type, row_major};
+use crate::operand::{Operand, address_type};
 use config::{CHANNELS, Strips};
 use cubecl::prelude::*;
 use kernel::{TilingLaunch, shifted_kernel};
@@ -37,8 +38,9 @@ struct Extents {
     packed_n: usize,
     n: usize,
     channels: usize,
-    /// Blocks of the source's channels.
+    /// Blocks of the source's channels, and how many of them are read at a time.
     blocks: usize,
+    together: usize,
     depth_taps: usize,
     /// Taps of a plane.
     taps: usize,
@@ -48,12 +50,15 @@ impl Extents {
     fn of(problem: &Conv3dProblem, pass: Pass, walks: &Walks, tile: &ShiftedTile) -> Option<Self> {
         let (channels, n) = problem.channels_of(pass);
         let taps = walks[1].taps * walks[2].taps;
+        // Of windows with one tap in the plane those of a stage; what no channels fill is zero in the source and in the weights.
+        let together = if taps == 1 { tile.run_blocks() } else { 1 };
         Some(Self {
             strips: Strips::of(walks, tile)?,
             packed_n: n.next_multiple_of(tile.tile_n),
             n,
             channels,
-            blocks: channels.div_ceil(CHANNELS),
+            blocks: channels.div_ceil(CHANNELS).next_multiple_of(together),
+            together,
             depth_taps: walks[0].taps,
             taps,
         })
@@ -69,14 +74,19 @@ impl Extents {
         groups * self.terms() * self.packed_n
     }
 
+    /// Their bytes.
+    fn packed_bytes(&self, problem: &Conv3dProblem, limits: &Limits) -> u64 {
+        let size = stage_type(problem.dtype, limits).map_or(4, |(stage, _)| stage.size());
+        (self.packed(problem.window.groups) * size) as u64
+    }
+
     /// How the work is shared out, as a kernel argument.
     fn tiling(
         &self,
         problem: &Conv3dProblem,
         walks: &Walks,
         tile: &ShiftedTile,
-        parts: usize,
-        part_stride: usize,
+        (parts, part_stride): (usize, usize),
         activation: Activation,
     ) -> TilingLaunch {
         TilingLaunch::new(
@@ -98,6 +108,7 @@ impl Extents {
             self.channels as u32,
             self.blocks.max(1) as u32,
             self.blocks as u32,
+            self.together as u32,
             self.depth_taps as u32,
             self.taps as u32,
             walks[2].taps as u32,
@@ -143,8 +154,8 @@ pub(crate) fn extent(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTile) ->
         rows: tile.tile_m,
         columns: tile.tile_n,
         terms: extents.terms(),
-        // A window for all taps of a plane, and every plane's own channels.
-        reads: extents.terms() / extents.taps * tile.window
+        // A window for all taps of a plane (of runs the tile's sites), and every plane's own channels.
+        reads: extents.terms() / extents.taps * if is_run(problem) { tile.tile_m } else { tile.window }
             + extents.terms() * tile.tile_n * (tile.tile_m / tile.plane_m),
     })
 }
@@ -164,23 +175,24 @@ pub(crate) fn cubes(
 
 /// Bytes of the packed weights.
 pub(crate) fn packed_bytes(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTile, limits: &Limits) -> u64 {
-    let size = stage_type(problem.dtype, limits).map_or(4, |(stage, _)| stage.size());
     let extents = walk(problem, pass).and_then(|walks| Extents::of(problem, pass, &walks, tile));
-    extents.map_or(0, |extents| (extents.packed(problem.window.groups) * size) as u64)
+    extents.map_or(0, |extents| extents.packed_bytes(problem, limits))
+}
+
+/// Whether planes lie in memory as runs of sites, where tensors are contiguous: one tap in the plane that reads each of its elements,
+/// vectors of which divide it. (Views that do not lie so are read one by one, at a third of the speed; the sums are the same.)
+pub(crate) fn is_run(problem: &Conv3dProblem) -> bool {
+    let [_, height, width] = problem.input;
+    let window = &problem.window;
+    problem.kernel[1..] == [1, 1]
+        && window.stride[1..] == [1, 1]
+        && window.padding[1..] == [(0, 0); 2]
+        && (height * width).is_multiple_of(8)
 }
 
 /// Packs the weights, in vectors of as many elements as travel together.
-#[allow(clippy::too_many_arguments)]
-fn pack(
-    client: &Client,
-    problem: &Conv3dProblem,
-    pass: Pass,
-    walks: &Walks,
-    extents: &Extents,
-    limits: &Limits,
-    [weight, packed]: [&Operand; 2],
-    width: usize,
-) -> Result<(), ConvError> {
+fn pack(call: &Call, [weight, packed]: [&Operand; 2], width: usize) -> Result<(), ConvError> {
+    let Call { client, problem, pass, limits, walks, extents, .. } = *call;
     let all_taps = problem.taps();
     let chunks = all_taps.div_ceil(TAPS);
     let chunk = all_taps.div_ceil(chunks.max(1));
@@ -230,25 +242,27 @@ fn pack(
 /// How many neighbouring weights a unit reads at once: `width` where those of a tap's channels lie in as many aligned elements.
 fn rows_together(problem: &Conv3dProblem, pass: Pass, weight: &Operand, width: usize) -> usize {
     let (channels, n) = problem.channels_of(pass);
-    let row = if pass == Pass::Forward { channels } else { n } * problem.taps();
-    let whole = problem.taps() <= TAPS && row.is_multiple_of(width);
-    if whole && weights_together(weight, row, width) > 1 { width } else { 1 }
+    let fastest = if pass == Pass::Forward { channels } else { n };
+    if problem.taps() <= TAPS { weights_together(weight, fastest * problem.taps(), width) } else { 1 }
 }
 
 /// Parts of the sum that fill the device: as many as leave all cubes under way at once. (f16, ms, in 1, 2, 4, 8 parts: 16 tiles, 1024
 /// channels, 2x8x8: 0.79, 0.46, 0.26, 0.17, in 16 0.14; 112 tiles, 8x28x28: 0.172, 0.154, 0.171; 180 tiles: 0.46, 0.49.)
 fn parts(problem: &Conv3dProblem, pass: Pass, extents: &Extents, tiles: usize, limits: &Limits) -> usize {
     let result = if pass == Pass::Forward { problem.y_shape() } else { problem.x_shape() };
-    let affordable = split::affordable_parts(result.iter().product(), limits);
+    // Beside the packed weights.
+    let packed = extents.packed_bytes(problem, limits);
+    let rest = Limits { workspace_bytes: limits.workspace_bytes.saturating_sub(packed), ..limits.clone() };
+    let affordable = split::affordable_parts(result.iter().product(), &rest);
     // A part of fewer than two blocks would spend its time on its ends.
-    let worthwhile = extents.depth_taps * extents.blocks / 2;
+    let worthwhile = extents.depth_taps * extents.blocks / 2 / extents.together;
     // A unit holds so many sums that half as many cubes as of other kernels are under way.
     let filling = limits.cubes_in_flight / 2 / tiles.max(1);
     filling.min(worthwhile).min(affordable).max(1)
 }
 
 /// Launches the forward pass (operands x, w, y) or the input gradient (dy, w, dx). Where the tiles are too few to fill the
-/// device, the sum is split: fp32 partials of the result, at most `Limits::workspace_bytes`.
+/// device, the sum is split: fp32 partials of the result, with the packed weights at most `Limits::workspace_bytes`.
 pub(crate) fn launch(
     client: &Client,
     problem: &Conv3dProblem,
@@ -260,49 +274,62 @@ pub(crate) fn launch(
 ) -> Result<(), ConvError> {
     let walks = walk(problem, pass).expect("`check` has looked at the walk");
     let extents = Extents::of(problem, pass, &walks, &tile).expect("`check` has looked at the window");
-    let (stage, width) = stage_vector(tile.fragment, problem.dtype, limits);
-    let groups = problem.window.groups;
-    let elements = extents.packed(groups);
-    let packed = Operand::contiguous(client.empty(elements * stage.size()), &[elements], stage);
     let tiles = extents.cubes(problem, &walks, &tile);
     let parts = parts(problem, pass, &extents, tiles, limits);
-    let cubes = tiles * parts;
-    let activation = problem.activation_of(pass);
-    let finish = (bias, activation);
-    let result = out;
-    let partials = (parts > 1).then(|| reduce::workspace(client, parts, out.len()));
-    let part = partials.as_ref().map(|partials| Operand {
-        shape: out.shape.clone(),
-        strides: row_major(&out.shape),
-        ..partials.clone()
-    });
-    let (out, bias, activation) = match &part {
-        Some(part) => (part, None, Activation::None),
-        None => (out, bias, activation),
-    };
+    let epilogue = (bias, problem.activation_of(pass));
+    let call = Call { client, problem, pass, tile, limits, walks: &walks, extents: &extents, parts };
+    if parts == 1 {
+        return product(&call, [source, weight, out], epilogue);
+    }
+    let (partials, part) = reduce::split_result(client, parts, out);
+    product(&call, [source, weight, &part], (None, Activation::None))?;
+    reduce::finish_partials(client, limits, &partials, out, epilogue)
+}
+
+/// What a launch is made of, beside its operands.
+struct Call<'a> {
+    client: &'a Client,
+    problem: &'a Conv3dProblem,
+    pass: Pass,
+    tile: ShiftedTile,
+    limits: &'a Limits,
+    walks: &'a Walks,
+    extents: &'a Extents,
+    parts: usize,
+}
+
+/// Packs the weights and multiplies; of a split sum every part into its own partials.
+fn product(
+    call: &Call,
+    [source, weight, out]: [&Operand; 3],
+    (bias, activation): (Option<&Operand>, Activation),
+) -> Result<(), ConvError> {
+    let Call { client, problem, pass, tile, limits, walks, extents, parts } = *call;
+    let (stage, width) = stage_vector(tile.fragment, problem.dtype, limits);
+    let elements = extents.packed(problem.window.groups);
+    let packed = Operand::empty(client, &[elements], stage);
+    let cubes = extents.cubes(problem, walks, &tile) * parts;
     let part_stride = if parts == 1 { 0 } else { out.len() };
     let largest = cubes.max(elements).max(extents.channels * problem.taps()).max(part_stride * parts);
     let address = address_type("conv3d", &[source, weight, out, &packed], largest, limits)?;
-    pack(client, problem, pass, &walks, &extents, limits, [weight, &packed], width)?;
+    pack(call, [weight, &packed], width)?;
     let operations = 2.0 * (tile.tile_m * tile.tile_n * extents.terms().div_ceil(parts)) as f64;
-    // One tap in a plane that is a run of sites: nothing is shifted.
-    let runs = extents.taps == 1
-        && sites_together(&walks, source, width) == width
-        && sites_together(&walks, out, TOGETHER) == TOGETHER;
+    // One tap in a plane that is a run of sites, of the source and of the result: nothing is shifted.
+    let runs =
+        sites_together(walks, source, width) == width && sites_together(walks, out, TOGETHER) == TOGETHER;
     for dispatch in dispatches(cubes, operations, limits) {
         let count = dispatch.count();
         let dim = CubeDim::new_2d(PLANE as u32, tile.planes() as u32);
         let weight_arg = packed.buffer_arg(width);
         let out_arg = out.buffer_arg(if runs { TOGETHER } else { 1 });
         let bias = bias.map(|bias| bias.tensor_arg());
-        let walk = walk_args(problem, pass, &walks, [source, weight, out]);
-        let tiling = extents.tiling(problem, &walks, &tile, parts, part_stride, activation);
+        let walk = walk_args(problem, pass, walks, [source, weight, out]);
+        let tiling = extents.tiling(problem, walks, &tile, (parts, part_stride), activation);
         let (padding, size) = (problem.window.padding_mode, stage.size());
-        let types = [source.dtype, stage, out.dtype].map(|dtype| dtype.elem());
+        let [elem, stage_elem, out_elem] = [source.dtype, stage, out.dtype].map(|dtype| dtype.elem());
         // SAFETY: elements outside the source and channels past the last are not read; sites of a strip's rim, rows past the
         // last and channels past the last are not written; a window holds all that a tile's taps reach.
         unsafe {
-            let [elem, stage_elem, out_elem] = types;
             if runs {
                 runs_kernel::launch_unchecked(
                     client,
@@ -348,10 +375,7 @@ pub(crate) fn launch(
             }
         }
     }
-    match &partials {
-        Some(partials) => reduce::finish_partials(client, limits, partials, result, finish),
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 /// Whether the device has matrix units for the problem's type, and the tiles for them.

@@ -13,8 +13,7 @@
 //! ```
 //!
 //! Per block a cube reads `tile_m * 16` elements and `16 * tile_n` packed weights for each plane's own channels, for
-//! `2 * tile_m * tile_n * 16` operations. Blocks past the last are multiplied as zeros by the last one's weights, without a branch.
-//! Declined: planes whose rows or channels do not lie so (the other kernel reads them).
+//! `2 * tile_m * tile_n * 16` operations. A depth tap's blocks fill whole stages, with zeros in the source and in the weights. Declined: planes whose rows or channels do not lie so (the other kernel reads them).
 
 use super::config::{CHANNELS, ShiftedTile};
 use super::kernel::{Blocks, Tiling, block_at, blocks_of};
@@ -70,8 +69,8 @@ pub(super) fn runs_kernel<E: Float, S: Float, O: Float, V: Size>(
         let values = read_stage(source, &walk, &tiling, &blocks, share.first, next, padding, tile);
         #[unroll]
         for i in 0..comptime!(tile.run_blocks()) {
-            let packed = blocks.packed + min(block + i as u32, blocks.end - 1u32);
-            multiply(&stage, weight, packed as usize * block_vectors + column, &sums, i, row, tile);
+            let packed = (blocks.packed + block + i as u32) as usize;
+            multiply(&stage, weight, packed * block_vectors + column, &sums, i, row, tile);
         }
         block = next;
         sync_cube();

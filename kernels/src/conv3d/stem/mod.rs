@@ -21,7 +21,7 @@ use crate::dtype::FloatType;
 use crate::error::ConvError;
 use crate::grid::dispatches;
 use crate::limits::Limits;
-use crate::operand::{Operand, address_type, row_major};
+use crate::operand::{Operand, address_type};
 use blocks::{AxisBlocks, Plane, common, plane};
 use config::Strips;
 use cubecl::prelude::*;
@@ -200,8 +200,7 @@ pub(crate) fn launch(
     if parts == 1 {
         return gradient(client, problem, &extents, (tile, part_chunks, 1), limits, [dy, &packed, dx]);
     }
-    let partials = reduce::workspace(client, parts, dx.len());
-    let part = Operand { shape: dx.shape.clone(), strides: row_major(&dx.shape), ..partials.clone() };
+    let (partials, part) = reduce::split_result(client, parts, dx);
     gradient(client, problem, &extents, (tile, part_chunks, parts), limits, [dy, &packed, &part])?;
     reduce::finish_partials(client, limits, &partials, dx, (None, Activation::None))
 }
