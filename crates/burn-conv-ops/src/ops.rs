@@ -3,13 +3,13 @@
 //! Users call the functions at the crate's root. A call carries its validated problem, so that every backend, Fusion's
 //! metadata and the kernels agree on every shape: they ask the same problem.
 
-use crate::portable;
 #[cfg(feature = "fusion")]
-use burn::backend::fusion::custom::TensorSpec;
+use crate::packed::last_states_shape;
+use crate::portable;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, ExtensionType, backend_extension};
 #[cfg(feature = "fusion")]
-use burn::tensor::Shape;
+use burn::{backend::fusion::custom::TensorSpec, tensor::Shape};
 use conv_kernels::causal_conv1d::{CausalConv1dProblem, Conv1dLayout, UpdateProblem};
 #[cfg(feature = "fusion")]
 use conv_kernels::conv3d::winograd;
@@ -254,8 +254,7 @@ pub trait ConvOps: Backend {
         portable::conv3d::weight_gradient::<Self>(x, dy, &call.problem)
     }
 
-    /// Gradients of the weight and of the bias from x and dy, the gradient before the activation: one sweep of dy where that is
-    /// to be had.
+    /// Gradients of the weight and of the bias from x and dy, the gradient before the activation.
     #[fusion(meta = |x, _dy, call| (
         TensorSpec::new(Shape::from(call.problem.weight_shape()), x.dtype),
         TensorSpec::new(Shape::from([call.problem.out_channels]), x.dtype),
@@ -399,14 +398,3 @@ pub trait ConvOps: Backend {
 
 #[cfg(feature = "flex")]
 impl ConvOps for burn::backend::Flex {}
-
-/// The shape of the last `length` steps of packed sequences.
-pub(crate) fn last_states_shape(
-    x: &[usize],
-    bounds: &[usize],
-    length: usize,
-    layout: Conv1dLayout,
-) -> [usize; 3] {
-    let channels = if layout == Conv1dLayout::Bct { x[1] } else { x[2] };
-    [bounds[0] - 1, channels, length]
-}

@@ -162,3 +162,14 @@ fn moved(x: Tensor<3>, from: &Tensor<1, Int>, to: &Tensor<1, Int>, axis: usize) 
     let (from, to) = (from.clone().into_dispatch(), to.clone().into_dispatch());
     Tensor::from_dispatch(Dispatch::causal_conv1d_move_columns(x.into_dispatch(), from, to, axis))
 }
+
+/// The shape of the last `length` steps of packed sequences.
+pub(crate) fn last_states_shape(
+    x: &[usize],
+    bounds: &[usize],
+    length: usize,
+    layout: Conv1dLayout,
+) -> [usize; 3] {
+    let channels = if layout == Conv1dLayout::Bct { x[1] } else { x[2] };
+    [bounds[0] - 1, channels, length]
+}

@@ -1,8 +1,8 @@
 //! What the decoding steps and packed sequences of causal conv1d check.
 
 use super::{fits, float_type, index, limits, same_device, same_dtype, served};
-use crate::ops::last_states_shape;
 use crate::options::{CausalConv1dOptions, CausalConv1dPlaces, CausalConv1dState, CausalConv1dUpdateOptions};
+use crate::packed::last_states_shape;
 use burn::tensor::{Int, Tensor};
 use conv_kernels::ConvError;
 use conv_kernels::causal_conv1d::{Conv1dLayout, UpdateProblem};

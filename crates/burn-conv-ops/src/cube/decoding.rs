@@ -1,7 +1,8 @@
 //! Decoding steps and packed sequences through `conv-kernels`.
 
 use super::{allocate, index_operand, operand, owned};
-use crate::ops::{CausalConv1dSteps, last_states_shape};
+use crate::ops::CausalConv1dSteps;
+use crate::packed::last_states_shape;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
 use conv_kernels::causal_conv1d::{self, Conv1dLayout, DecodingSteps, UpdateProblem};

@@ -2,7 +2,8 @@
 
 use super::causal_conv1d::swap_layout;
 use super::{activate, narrow, round, widen};
-use crate::ops::{CausalConv1dSteps, last_states_shape};
+use crate::ops::CausalConv1dSteps;
+use crate::packed::last_states_shape;
 use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::backend::{Backend, TensorMetadata, get_device_settings};
 use burn::tensor::{BoolDType, IntDType, Shape};

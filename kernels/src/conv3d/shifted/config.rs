@@ -26,7 +26,7 @@ pub struct ShiftedTile {
     pub fragment: usize,
 }
 
-/// Fragments of 16 (f16): 128 units, of which each holds 128 sums; at most 21 KiB of shared memory. On an H200 (forward, 256 -> 256,
+/// Fragments of 16 (f16): 128 units, of which each holds 128 sums; at most 25 KiB of shared memory. On an H200 (forward, 256 -> 256,
 /// 43x62x106 and 64 -> 128, 16x56x56, both 3x3x3): 3.3 and 0.14 ms, 3.6 and 0.15; 64x256 takes 3.2 and 0.22, 64x128 3.7 and 0.15,
 /// with 256 units 128x256 3.6 and 0.26, 256x128 3.6 and 0.17, 128x64 with planes of 64x32 sums 5.7 and 0.21.
 /// Of results with few channels a unit holds 64 sums: 32 -> 32, 128x128x128: 1.6 ms, 256x64 2.3, 256x16 2.3.

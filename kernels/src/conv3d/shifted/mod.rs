@@ -327,10 +327,10 @@ fn product(
         let tiling = extents.tiling(problem, walks, &tile, (parts, part_stride), activation);
         let (padding, size) = (problem.window.padding_mode, stage.size());
         let [elem, stage_elem, out_elem] = [source.dtype, stage, out.dtype].map(|dtype| dtype.elem());
-        // SAFETY: elements outside the source and channels past the last are not read; sites of a strip's rim, rows past the
-        // last and channels past the last are not written; a window holds all that a tile's taps reach.
-        unsafe {
-            if runs {
+        if runs {
+            // SAFETY: channels past the last and sites past the plane's are neither read nor written; vectors of both lie in
+            // one plane each.
+            unsafe {
                 runs_kernel::launch_unchecked(
                     client,
                     count,
@@ -351,7 +351,11 @@ fn product(
                     stage_elem,
                     out_elem,
                 );
-            } else {
+            }
+        } else {
+            // SAFETY: elements outside the source and channels past the last are not read; sites of a strip's rim, rows past the
+            // last and channels past the last are not written; a window holds all that a tile's taps reach.
+            unsafe {
                 shifted_kernel::launch_unchecked(
                     client,
                     count,
