@@ -180,7 +180,8 @@ pub(crate) fn packed_bytes(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTi
 }
 
 /// Whether planes lie in memory as runs of sites, where tensors are contiguous: one tap in the plane that reads each of its elements,
-/// vectors of which divide it. (Views that do not lie so are read one by one, at a third of the speed; the sums are the same.)
+/// vectors of which divide it. (Views that do not lie so are read one by one, which took 1.6 times as long for 384 to 768 channels,
+/// 3x1x1; their sums have the same bits.)
 pub(crate) fn is_run(problem: &Conv3dProblem) -> bool {
     let [_, height, width] = problem.input;
     let window = &problem.window;
