@@ -4,7 +4,12 @@ use crate::limits::Limits;
 
 /// Parts whose fp32 partials of `elements` results fit the workspace; at least one.
 pub(crate) fn affordable_parts(elements: usize, limits: &Limits) -> usize {
-    let parts = limits.workspace_bytes / (4 * elements.max(1)) as u64;
+    parts_within(elements, limits.workspace_bytes)
+}
+
+/// [`affordable_parts`] of what else the workspace leaves.
+pub(crate) fn parts_within(elements: usize, bytes: u64) -> usize {
+    let parts = bytes / (4 * elements.max(1)) as u64;
     usize::try_from(parts).unwrap_or(usize::MAX).max(1)
 }
 

@@ -320,26 +320,12 @@ fn multiply<S: Float, V: Size>(
     #[comptime] tile: ShiftedTile,
 ) {
     let width = V::value();
-    let end = weight.len();
     let first_site = UNIT_POS as usize / PLANE % comptime!(tile.tile_m / tile.plane_m) * tile.plane_m;
     let (h, w) = tiling.row_taps.div_mod(tap);
     let shift = (h * walk.height.step * tiling.pitch_count + w * walk.width.step) as usize;
     #[unroll]
     for k in 0..comptime!(CHANNELS / tile.fragment) {
-        let mut channels = Sequence::<cmma::Matrix<Vector<S, V>>>::new();
-        #[unroll]
-        for i in 0..comptime!(tile.plane_n / tile.fragment) {
-            let at = tap_at + comptime!((i * tile.fragment * CHANNELS + k * tile.fragment) / width);
-            channels.push(cmma::Matrix::<Vector<S, V>>::from_slice(
-                MatrixIdent::A,
-                tile.fragment,
-                tile.fragment,
-                tile.fragment,
-                MatrixLayout::RowMajor,
-                &weight[at..end],
-                CHANNELS as u32,
-            ));
-        }
+        let channels = weight_fragments(weight, tap_at, k, tile);
         #[unroll]
         for j in 0..comptime!(tile.plane_m / tile.fragment) {
             let first = first_site + comptime!(j * tile.fragment) + shift;
@@ -360,4 +346,31 @@ fn multiply<S: Float, V: Size>(
             }
         }
     }
+}
+
+/// The fragments of a plane's channels at the `k`-th run of terms of a block, whose packed weights for this plane begin at `first`.
+#[cube]
+pub(super) fn weight_fragments<S: Float, V: Size>(
+    weight: &[Vector<S, V>],
+    first: usize,
+    #[comptime] k: usize,
+    #[comptime] tile: ShiftedTile,
+) -> Sequence<cmma::Matrix<Vector<S, V>>> {
+    let width = V::value();
+    let end = weight.len();
+    let mut channels = Sequence::<cmma::Matrix<Vector<S, V>>>::new();
+    #[unroll]
+    for i in 0..comptime!(tile.plane_n / tile.fragment) {
+        let at = first + comptime!((i * tile.fragment * CHANNELS + k * tile.fragment) / width);
+        channels.push(cmma::Matrix::<Vector<S, V>>::from_slice(
+            MatrixIdent::A,
+            tile.fragment,
+            tile.fragment,
+            tile.fragment,
+            MatrixLayout::RowMajor,
+            &weight[at..end],
+            CHANNELS as u32,
+        ));
+    }
+    channels
 }

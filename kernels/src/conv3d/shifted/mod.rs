@@ -252,9 +252,8 @@ fn rows_together(problem: &Conv3dProblem, pass: Pass, weight: &Operand, width: u
 fn parts(problem: &Conv3dProblem, pass: Pass, extents: &Extents, tiles: usize, limits: &Limits) -> usize {
     let result = if pass == Pass::Forward { problem.y_shape() } else { problem.x_shape() };
     // Beside the packed weights.
-    let packed = extents.packed_bytes(problem, limits);
-    let rest = Limits { workspace_bytes: limits.workspace_bytes.saturating_sub(packed), ..limits.clone() };
-    let affordable = split::affordable_parts(result.iter().product(), &rest);
+    let rest = limits.workspace_bytes.saturating_sub(extents.packed_bytes(problem, limits));
+    let affordable = split::parts_within(result.iter().product(), rest);
     // A part of fewer than two blocks would spend its time on its ends.
     let worthwhile = extents.depth_taps * extents.blocks / 2 / extents.together;
     // A unit holds so many sums that half as many cubes as of other kernels are under way.

@@ -16,7 +16,7 @@
 //! `2 * tile_m * tile_n * 16` operations. A depth tap's blocks fill whole stages, with zeros in the source and in the weights. Declined: planes whose rows or channels do not lie so (the other kernel reads them).
 
 use super::config::{CHANNELS, ShiftedTile};
-use super::kernel::{Blocks, Tiling, block_at, blocks_of};
+use super::kernel::{Blocks, Tiling, block_at, blocks_of, weight_fragments};
 use super::result::write_runs;
 use crate::conv3d::gemm::config::PLANE;
 use crate::conv3d::gemm::fragments::accumulators;
@@ -144,24 +144,10 @@ fn multiply<S: Float, V: Size>(
     #[comptime] tile: ShiftedTile,
 ) {
     let width = V::value();
-    let end = weight.len();
     let first_site = UNIT_POS as usize / PLANE % comptime!(tile.tile_m / tile.plane_m) * tile.plane_m;
     #[unroll]
     for k in 0..comptime!(CHANNELS / tile.fragment) {
-        let mut channels = Sequence::<cmma::Matrix<Vector<S, V>>>::new();
-        #[unroll]
-        for i in 0..comptime!(tile.plane_n / tile.fragment) {
-            let at = packed + comptime!((i * tile.fragment * CHANNELS + k * tile.fragment) / width);
-            channels.push(cmma::Matrix::<Vector<S, V>>::from_slice(
-                MatrixIdent::A,
-                tile.fragment,
-                tile.fragment,
-                tile.fragment,
-                MatrixLayout::RowMajor,
-                &weight[at..end],
-                CHANNELS as u32,
-            ));
-        }
+        let channels = weight_fragments(weight, packed, k, tile);
         #[unroll]
         for j in 0..comptime!(tile.plane_m / tile.fragment) {
             let at = first_site / width
