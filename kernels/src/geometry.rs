@@ -24,6 +24,11 @@ impl AxisGeometry {
         self.dilation * (self.kernel - 1) + 1
     }
 
+    /// Distance between neighbouring taps that matters: 1 where there is one tap.
+    pub(crate) fn tap_step(&self) -> usize {
+        if self.kernel > 1 { self.dilation } else { 1 }
+    }
+
     /// Number of windows: `(input + begin + end - dilation * (kernel - 1) - 1) / stride + 1`.
     pub fn output(&self) -> usize {
         (self.input + self.padding.0 + self.padding.1 - self.span()) / self.stride + 1

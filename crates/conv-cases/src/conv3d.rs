@@ -12,7 +12,7 @@ mod windows;
 
 pub use heads::heads;
 pub use stems::stems;
-pub use windows::{depthwise_planes, few_frames, plane_runs, shared_windows};
+pub use windows::{depthwise_planes, few_frames, plane_runs, shared_windows, strided_windows};
 
 use std::fmt;
 

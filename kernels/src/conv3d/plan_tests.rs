@@ -171,6 +171,28 @@ fn matrix_units_are_used_where_the_type_has_them() {
     }
 }
 
+/// The input gradients of strided windows, whose residue classes are one launch.
+#[test]
+fn strided_gradients_share_windows_on_matrix_units() {
+    let input = |x, o, kernel, stride: [usize; 3], padding| {
+        let window = Window { stride, padding, ..Window::default() };
+        let layer = Conv3dProblem { window, dtype: FloatType::F16, ..problem(x, o, kernel, 1, 1) };
+        names(&layer, &wide())[1].clone()
+    };
+    let all = [(1, 1); 3];
+    let plane = [(0, 0), (1, 1), (1, 1)];
+    assert_eq!(input([8, 64, 16, 56, 56], 128, [3; 3], [2; 3], all), "shifted_gemm_256x64");
+    assert_eq!(input([2, 32, 128, 128, 128], 64, [3; 3], [2; 3], all), "shifted_gemm_256x32");
+    assert_eq!(input([1, 64, 16, 56, 56], 230, [1, 3, 3], [1, 2, 2], plane), "shifted_gemm_256x64");
+    assert_eq!(input([1, 384, 5, 60, 104], 384, [3, 1, 1], [2, 1, 1], [(0, 0); 3]), "shifted_gemm_128x128");
+    // Windows that tile the input are one product; half of the elements have no taps.
+    assert_eq!(input([14, 32, 16, 56, 56], 256, [2; 3], [2; 3], [(0, 0); 3]), "matrix_gemm_128x128x32");
+    let dilated = Window { stride: [2; 3], dilation: [2; 3], padding: all, ..Window::default() };
+    let layer = problem([8, 64, 16, 56, 56], 128, [3; 3], 1, 1);
+    let dilated = Conv3dProblem { window: dilated, dtype: FloatType::F16, ..layer };
+    assert_eq!(names(&dilated, &wide())[1], "matrix_gemm_128x64x32");
+}
+
 #[test]
 fn counts_beyond_31_bits_go_to_the_plans_that_count_further() {
     let sites = problem([1, 8, 2048, 2048, 1024], 8, [1; 3], 1, 1);

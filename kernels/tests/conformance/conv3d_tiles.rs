@@ -62,6 +62,12 @@ fn few_input_channels() {
 
 /// On devices with matrix units.
 #[test]
+fn phases_of_strided_gradients() {
+    run_only(&cases::strided_windows(), |plan| matches!(plan, Plan::ShiftedGemm(_)));
+}
+
+/// On devices with matrix units.
+#[test]
 fn windows_in_shared_memory() {
     run_only(&cases::shared_windows(), |plan| matches!(plan, Plan::ShiftedGemm(_) | Plan::ShiftedWeight(_)));
 }

@@ -73,6 +73,42 @@ pub fn shared_windows() -> Vec<Conv3dCase> {
     ]
 }
 
+/// Strided windows whose input gradient is computed by residue classes of the stride: classes of different extents and taps, of none,
+/// of more strides than elements, dilated taps, groups, blocks and tiles of channels with tails, several tiles.
+#[must_use]
+pub fn strided_windows() -> Vec<Conv3dCase> {
+    let window = |name: &str, x: [usize; 5], o, kernel, stride| Conv3dCase {
+        stride,
+        padding: [(1, 1); 3],
+        ..Conv3dCase::new(name, x, o, kernel)
+    };
+    vec![
+        window("every_second", [2, 5, 5, 9, 12], 34, [3, 3, 3], [2, 2, 2]),
+        Conv3dCase {
+            padding: [(0, 0), (2, 1), (0, 3)],
+            ..window("every_second_in_the_plane", [1, 66, 2, 21, 26], 4, [2, 5, 4], [1, 2, 2])
+        },
+        Conv3dCase {
+            dilation: [2, 2, 3],
+            padding: [(2, 0), (1, 3), (2, 2)],
+            groups: 2,
+            ..window("dilated", [1, 6, 5, 10, 13], 10, [2, 3, 2], [1, 3, 2])
+        },
+        window("without_taps", [1, 3, 4, 9, 10], 5, [2, 3, 2], [3, 4, 5]),
+        Conv3dCase {
+            padding: [(0, 0); 3],
+            ..window("one_of_eight", [1, 18, 3, 6, 7], 3, [1, 1, 1], [2, 2, 2])
+        },
+        window("more_than_there_are", [1, 3, 2, 1, 6], 4, [3, 3, 3], [4, 2, 7]),
+        Conv3dCase { replicate: true, ..window("folded", [1, 3, 4, 7, 8], 5, [3, 3, 3], [2, 2, 2]) },
+        // Stride and dilation with a common divisor: half of the elements have no taps.
+        Conv3dCase {
+            dilation: [1, 2, 2],
+            ..window("common_divisor", [1, 3, 3, 9, 8], 4, [2, 2, 2], [2, 2, 2])
+        },
+    ]
+}
+
 /// Few frames that miss depth taps, large enough that runs of frames are launched for themselves.
 #[must_use]
 pub fn few_frames() -> Vec<Conv3dCase> {
@@ -115,6 +151,13 @@ pub fn plane_runs() -> Vec<Conv3dCase> {
             dilation: [2, 1, 1],
             groups: 2,
             ..depth("runs_strided_in_depth", [1, 6, 7, 8, 4], 10, 3, (3, 1))
+        },
+        Conv3dCase { stride: [2, 1, 1], ..depth("runs_of_phases", [2, 6, 7, 8, 4], 18, 3, (1, 1)) },
+        Conv3dCase {
+            stride: [3, 1, 1],
+            dilation: [2, 1, 1],
+            groups: 2,
+            ..depth("runs_of_dilated_phases", [1, 6, 8, 4, 4], 40, 2, (2, 1))
         },
         // Two frames of a plane that fills a tile and a vector.
         depth("runs_past_a_tile", [1, 2, 2, 17, 8], 3, 2, (1, 0)),

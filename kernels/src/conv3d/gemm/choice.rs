@@ -93,13 +93,12 @@ fn matrix_tile(pass: Pass, columns: usize, tiles: &[MatrixTile]) -> Option<Matri
 fn shifted_cost(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTile, limits: &Limits) -> Option<f64> {
     let tiles = shifted::extent(problem, pass, tile)?;
     let reads = 32.0 * (1.0 / tile.plane_m as f64 + 1.0 / tile.plane_n as f64);
-    let taps = problem.kernel[1] * problem.kernel[2];
-    let reuse = match taps {
+    let reuse = if shifted::is_run(problem) {
         // Nothing is read twice, but in vectors: 256 channels, 3x1x1: 0.21 ms, gathered 0.40.
-        1 if shifted::is_run(problem) => 1.2,
+        1.2
+    } else {
         // A window that one tap reads is read as often as the engine reads it, behind a barrier more.
-        1 => 2.8,
-        _ => 1.0,
+        0.8 + 2.0 / shifted::taps_of_window(problem, pass)
     };
     (8 * shifted::cubes(problem, pass, tile, limits)? >= limits.cubes_in_flight)
         .then_some(tiles.products() * (0.2 + 0.8 * reads) * reuse)
@@ -114,13 +113,16 @@ fn thinness(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTile, limits: &Li
 /// What gathering every tap anew costs, on the scale of [`shifted_cost`]. (f16, 96 channels, 3x3x3: 7.7 ms with 4/3 of the products,
 /// 4.5 with shared windows; 384 to 768 channels, 3x1x1, read one by one: 0.135 and 0.169.)
 fn gathered_cost(problem: &Conv3dProblem, pass: Pass, tile: &MatrixTile) -> f64 {
-    let (rows, columns) = product_extents(problem, pass, false);
+    let patches = is_patches(problem, pass);
+    let (rows, columns) = product_extents(problem, pass, patches);
     let (channels, _) = problem.channels_of(pass);
     let narrow = if tile.tile_n < tile.tile_m { 1.12 } else { 1.0 };
-    let products = product([rows, columns.next_multiple_of(tile.tile_n), channels, problem.taps()]);
-    // Runs of frames are launched one after the other.
-    let runs = depth_runs(problem, pass).map_or(1.0, |_| 1.25 * depth_share(problem, pass));
-    2.3 * narrow * runs * products * problem.window.groups as f64
+    let taps = if patches { 1 } else { problem.taps() };
+    let products = product([rows, columns.next_multiple_of(tile.tile_n), channels, taps]);
+    // Runs of frames and residue classes are launched one after the other.
+    let (launches, share) = phases(problem, pass);
+    let launched = if launches > 1 { 1.25 } else { 1.0 };
+    2.3 * narrow * launched * share * products * problem.window.groups as f64
 }
 
 /// Whether the weight gradient's window in shared memory beats gathering: where it computes less than half as much again, and a

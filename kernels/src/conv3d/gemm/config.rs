@@ -154,6 +154,12 @@ impl MatrixTile {
         }
     }
 
+    /// The tile for a weight gradient whose windows lie in runs: with half as many units where that is 128, 25 KiB. (f16, 3x1x1, 256
+    /// channels: 0.23 ms, 0.36 with planes of 32x64; 1x1x1, 512: 0.36 and 0.49.)
+    pub(super) fn of_runs(self) -> Self {
+        if self.units() > 128 { Self { plane_m: 2 * self.plane_m, ..self } } else { self }
+    }
+
     /// Planes of a cube.
     pub fn planes(&self) -> usize {
         (self.tile_m / self.plane_m) * (self.tile_n / self.plane_n)
@@ -237,8 +243,11 @@ mod tests {
             assert!(tile.shared_bytes(size) <= 32 * 1024, "{tile:?}: {} bytes", tile.shared_bytes(size));
             assert!(units.is_multiple_of(tile.tile_m), "{tile:?}: a unit keeps its site");
             let width = 16 / size;
-            for extent in [tile.tile_m, tile.tile_n] {
-                assert_eq!(tile.loads(extent, width) * units * width, extent * tile.tile_k, "{tile:?}");
+            for (tile, extent) in
+                [*tile, tile.of_runs()].iter().flat_map(|tile| [(tile, tile.tile_m), (tile, tile.tile_n)])
+            {
+                let read = tile.loads(extent, width) * tile.units() * width;
+                assert_eq!(read, extent * tile.tile_k, "{tile:?}");
             }
         }
     }

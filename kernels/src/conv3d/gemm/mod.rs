@@ -17,6 +17,7 @@ mod matrix_weight;
 mod pack;
 pub(super) mod place;
 mod registers;
+mod run_weight;
 pub(super) mod stage;
 mod table;
 mod together;
@@ -28,7 +29,7 @@ pub use config::{MatrixTile, RegisterTile};
 use super::plan::Pass;
 use super::problem::Conv3dProblem;
 use super::reduce;
-use super::split::{self, ReductionSplit};
+use super::split;
 use crate::activation::Activation;
 use crate::dtype::FloatType;
 use crate::error::ConvError;
@@ -38,18 +39,14 @@ use crate::operand::{Operand, address_type, row_major};
 use config::{PLANE, VECTOR};
 use cubecl::prelude::*;
 use matrices::matrix_kernel;
-use matrix_weight::matrix_weight_kernel;
 use pack::{UNITS, pack_terms_kernel};
 use registers::register_kernel;
 use stage::ExtentsLaunch;
-use together::windows_together;
 pub(super) use together::{sites_together, weights_together};
 pub(crate) use walk::is_patches;
 pub(crate) use walk::serves;
-use walk::{
-    Walks, columns, launched_walks, packed_shape, packed_walk_args, patches, sites, taps, walk_args, walks,
-};
-use weight::weight_kernel;
+use walk::{Walks, columns, launched_walks, packed_shape, packed_walk_args, patches, sites, taps, walk_args};
+pub(crate) use weight::weight_gradient;
 
 /// How a product is tiled, and by what it is multiplied.
 #[derive(Clone, Copy)]
@@ -288,93 +285,4 @@ fn launch(
         }
     }
     Ok(())
-}
-
-/// Launches the weight gradient: operands x, dy, dw.
-pub(crate) fn weight_gradient(
-    client: &Client,
-    problem: &Conv3dProblem,
-    tile: Tile,
-    limits: &Limits,
-    [x, dy, dw]: [&Operand; 3],
-) -> Result<(), ConvError> {
-    let groups = problem.window.groups;
-    let [m, n, k] =
-        [problem.group_channels() * problem.taps(), problem.group_out_channels(), problem.positions()];
-    let [tile_m, tile_n, tile_k] = tile.extents();
-    let (tiles_m, tiles_n) = (m.div_ceil(tile_m), n.div_ceil(tile_n));
-    let split = ReductionSplit::filling(k, dw.len(), tiles_m * tiles_n * groups, tile_k, limits);
-    let partials = reduce::partials(client, split.parts, dw);
-    let cubes = tiles_m * tiles_n * groups * split.parts;
-    let address = address_type("conv3d", &[x, dy, &partials], m.max(n).max(k).max(cubes), limits)?;
-    let operations = 2.0 * (tile_m * tile_n * split.length) as f64;
-    let padding = problem.window.padding_mode;
-    let [walks] = &walks(problem, Pass::Forward)[..] else { unreachable!("a forward pass is one walk") };
-    for dispatch in dispatches(cubes, operations, limits) {
-        let walk = walk_args(problem, Pass::Forward, walks, [x, dw, dy]);
-        let extents = ExtentsLaunch::new(
-            m as u32,
-            n as u32,
-            k as u32,
-            split.length as u32,
-            problem.group_channels() as u32,
-            tiles_m,
-            tiles_n,
-            groups,
-            dw.len(),
-            Activation::None.code(),
-        );
-        match tile {
-            // SAFETY: as in `launch`; windows past the part's last are not read.
-            Tile::Registers(tile) => unsafe {
-                weight_kernel::launch_unchecked(
-                    client,
-                    dispatch.count(),
-                    CubeDim::new_1d(tile.units() as u32),
-                    address,
-                    x.buffer_arg(1),
-                    dy.buffer_arg(1),
-                    partials.buffer_arg(1),
-                    walk,
-                    extents,
-                    dispatch.span(),
-                    padding,
-                    tile,
-                    limits.unroll,
-                    x.dtype.elem(),
-                    partials.dtype.elem(),
-                );
-            },
-            Tile::Matrices(tile) => {
-                let (stage, width) = stage_vector(tile.fragment, problem.dtype, limits);
-                let together = windows_together(dy, width);
-                let beside = sites_together(walks, x, width);
-                // SAFETY: as above.
-                unsafe {
-                    matrix_weight_kernel::launch_unchecked(
-                        client,
-                        dispatch.count(),
-                        CubeDim::new_2d(PLANE as u32, tile.planes() as u32),
-                        address,
-                        width,
-                        together,
-                        beside,
-                        x.buffer_arg(beside),
-                        dy.buffer_arg(together),
-                        partials.buffer_arg(1),
-                        walk,
-                        extents,
-                        dispatch.span(),
-                        padding,
-                        tile,
-                        stage.size(),
-                        x.dtype.elem(),
-                        stage.elem(),
-                        partials.dtype.elem(),
-                    );
-                }
-            }
-        }
-    }
-    reduce::sum_partials(client, limits, &partials, dw)
 }

@@ -144,7 +144,53 @@ impl AxisWalkArgs {
 }
 
 #[cube]
+impl AxisWalkArgs {
+    /// The axis of another residue class: so many taps, of which the first site's first reads at `ahead - behind`.
+    pub(crate) fn phase(&self, phase: u32, taps: u32, ahead: u32, behind: u32) -> AxisWalkArgs {
+        AxisWalkArgs {
+            sites: self.sites,
+            taps: self.taps,
+            tap_count: taps,
+            bit: self.bit,
+            extent: self.extent,
+            scale: self.scale,
+            ahead,
+            behind,
+            step: self.step,
+            step_divisor: self.step_divisor,
+            first_tap: self.first_tap,
+            tap_step: self.tap_step,
+            first_out: phase,
+            out_step: self.out_step,
+            source_stride: self.source_stride,
+            weight_stride: self.weight_stride,
+            out_stride: self.out_stride,
+        }
+    }
+}
+
+#[cube]
 impl Walk {
+    /// The same tensors along other axes.
+    pub(crate) fn along(&self, depth: AxisWalkArgs, height: AxisWalkArgs, width: AxisWalkArgs) -> Walk {
+        Walk {
+            depth,
+            height,
+            width,
+            taps: self.taps,
+            columns: self.columns,
+            column_heights: self.column_heights,
+            column_widths: self.column_widths,
+            source_batch_stride: self.source_batch_stride,
+            source_channel_stride: self.source_channel_stride,
+            out_batch_stride: self.out_batch_stride,
+            out_channel_stride: self.out_channel_stride,
+            weight_channel_stride: self.weight_channel_stride,
+            weight_column_stride: self.weight_column_stride,
+            weight_group_stride: self.weight_group_stride,
+        }
+    }
+
     /// Offset of a channel of an image in the source.
     pub(crate) fn source_at(&self, n: u32, c: u32) -> usize {
         n as usize * self.source_batch_stride + c as usize * self.source_channel_stride

@@ -77,6 +77,27 @@ impl AxisWalk {
         }
     }
 
+    /// What the residue classes of an input gradient share, where each of them may have taps: the most sites and taps of any, and the
+    /// order of an unstrided one.
+    pub(crate) fn all_phases(axis: AxisGeometry) -> Option<Self> {
+        let AxisGeometry { input, kernel, stride, .. } = axis;
+        let step = axis.tap_step();
+        let divided = (0..stride).any(|factor| factor * step % stride == 1 % stride);
+        (divided && stride <= MOST_PHASES).then(|| Self {
+            sites: input.div_ceil(stride),
+            extent: axis.output(),
+            scale: 1,
+            origin: 0,
+            taps: kernel.div_ceil(stride),
+            step,
+            first_tap: kernel.saturating_sub(1),
+            tap_step: 1,
+            first_out: 0,
+            out_step: stride,
+            columns: 1,
+        })
+    }
+
     /// The windows of an axis where they do not overlap, each with a column for every element that it covers.
     fn patches(axis: AxisGeometry) -> Self {
         let windows = axis.output();

@@ -9,15 +9,145 @@
 //! [`super::config`]; the partials are written and read once more, 8 bytes each. Parts are summed in order by `reduce.rs`. Where there is one part it is the result. Declined: more than 2^31 - 1
 //! windows or columns.
 
-use super::config::{RegisterTile, VECTOR, shared_terms};
+use super::config::{PLANE, RegisterTile, VECTOR, shared_terms};
+use super::matrix_weight::matrix_weight_kernel;
 use super::place::Walk;
-use super::stage::{Extents, Neighbours, Share, clear, column_of, multiply, row_of, write_along_terms};
+use super::run_weight::run_weight_kernel;
+use super::stage::{
+    Extents, ExtentsLaunch, Neighbours, Share, clear, column_of, multiply, row_of, write_along_terms,
+};
 use super::table::{Table, fill_half, fill_other_half};
+use super::together::windows_together;
+use super::walk::{walk_args, walks};
+use super::{Tile, sites_together, stage_vector};
+use crate::activation::Activation;
 use crate::conv3d::plan::Pass;
-use crate::conv3d::problem::PaddingMode;
-use crate::grid::Span;
+use crate::conv3d::problem::{Conv3dProblem, PaddingMode};
+use crate::conv3d::reduce;
+use crate::conv3d::split::ReductionSplit;
+use crate::error::ConvError;
+use crate::grid::{Span, dispatches};
+use crate::limits::Limits;
+use crate::operand::{Operand, address_type};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
+
+/// Launches the weight gradient: operands x, dy, dw.
+pub(crate) fn weight_gradient(
+    client: &Client,
+    problem: &Conv3dProblem,
+    tile: Tile,
+    limits: &Limits,
+    [x, dy, dw]: [&Operand; 3],
+) -> Result<(), ConvError> {
+    let groups = problem.window.groups;
+    let [m, n, k] =
+        [problem.group_channels() * problem.taps(), problem.group_out_channels(), problem.positions()];
+    let [tile_m, tile_n, tile_k] = tile.extents();
+    let (tiles_m, tiles_n) = (m.div_ceil(tile_m), n.div_ceil(tile_n));
+    let split = ReductionSplit::filling(k, dw.len(), tiles_m * tiles_n * groups, tile_k, limits);
+    let partials = reduce::partials(client, split.parts, dw);
+    let cubes = tiles_m * tiles_n * groups * split.parts;
+    let address = address_type("conv3d", &[x, dy, &partials], m.max(n).max(k).max(cubes), limits)?;
+    let operations = 2.0 * (tile_m * tile_n * split.length) as f64;
+    let padding = problem.window.padding_mode;
+    let [walks] = &walks(problem, Pass::Forward)[..] else { unreachable!("a forward pass is one walk") };
+    for dispatch in dispatches(cubes, operations, limits) {
+        let walk = walk_args(problem, Pass::Forward, walks, [x, dw, dy]);
+        let extents = ExtentsLaunch::new(
+            m as u32,
+            n as u32,
+            k as u32,
+            split.length as u32,
+            problem.group_channels() as u32,
+            tiles_m,
+            tiles_n,
+            groups,
+            dw.len(),
+            Activation::None.code(),
+        );
+        match tile {
+            // SAFETY: as in `launch`; windows past the part's last are not read.
+            Tile::Registers(tile) => unsafe {
+                weight_kernel::launch_unchecked(
+                    client,
+                    dispatch.count(),
+                    CubeDim::new_1d(tile.units() as u32),
+                    address,
+                    x.buffer_arg(1),
+                    dy.buffer_arg(1),
+                    partials.buffer_arg(1),
+                    walk,
+                    extents,
+                    dispatch.span(),
+                    padding,
+                    tile,
+                    limits.unroll,
+                    x.dtype.elem(),
+                    partials.dtype.elem(),
+                );
+            },
+            Tile::Matrices(tile) => {
+                let (stage, width) = stage_vector(tile.fragment, problem.dtype, limits);
+                let together = windows_together(dy, width);
+                let beside = sites_together(walks, x, width);
+                let partials_arg = partials.buffer_arg(1);
+                let count = dispatch.count();
+                let [elem, stage_elem, out_elem] = [x.dtype, stage, partials.dtype].map(|dtype| dtype.elem());
+                if beside == width && together == width && padding == PaddingMode::Zeros {
+                    let tile = tile.of_runs();
+                    // SAFETY: as above.
+                    unsafe {
+                        run_weight_kernel::launch_unchecked(
+                            client,
+                            count,
+                            CubeDim::new_2d(PLANE as u32, tile.planes() as u32),
+                            address,
+                            width,
+                            x.buffer_arg(width),
+                            dy.buffer_arg(width),
+                            partials_arg,
+                            walk,
+                            extents,
+                            dispatch.span(),
+                            tile,
+                            stage.size(),
+                            elem,
+                            stage_elem,
+                            out_elem,
+                        );
+                    }
+                    continue;
+                }
+                // SAFETY: as above.
+                unsafe {
+                    matrix_weight_kernel::launch_unchecked(
+                        client,
+                        count,
+                        CubeDim::new_2d(PLANE as u32, tile.planes() as u32),
+                        address,
+                        width,
+                        together,
+                        beside,
+                        x.buffer_arg(beside),
+                        dy.buffer_arg(together),
+                        partials_arg,
+                        walk,
+                        extents,
+                        dispatch.span(),
+                        padding,
+                        tile,
+                        stage.size(),
+                        elem,
+                        stage_elem,
+                        out_elem,
+                    );
+                }
+            }
+        }
+    }
+    reduce::sum_partials(client, limits, &partials, dw)
+}
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]

@@ -1,5 +1,5 @@
 //! conv3d on matrix units with the source's window in shared memory once for all taps of a plane: forward pass and input
-//! gradient of windows that move by one element, fp32 accumulation.
+//! gradient of windows that move by one element (of strided ones the input gradient), fp32 accumulation.
 //!
 //! ```text
 //! D[channels][sites] += sum over depth taps, blocks of 16 channels, taps (kh, kw) of
@@ -16,7 +16,8 @@
 //! this one. Per block a cube reads `window * 16` elements and `taps of the plane * 16 * tile_n` packed weights, for
 //! `2 * tile_m * tile_n * 16 * taps of the plane` operations. Depth taps that lie outside the source are left out. Weights come
 //! from memory straight into fragments (cubes beside each other read the same ones), so that planes meet twice per block and
-//! not at every tap. Declined: strides in the plane, windows that do not fit ([`super::config`]), the weight gradient.
+//! not at every tap. Strided input gradients: [`super::phases`]. Declined: strides in the plane, windows that do not fit
+//! ([`super::config`]), the weight gradient.
 //!
 //! H200, f16, 256 -> 256, 43x62x106, forward: 3.4 ms. Weights that pass through shared memory, with a barrier for each tap, take
 //! 5.0; planes of 32x64 sums 4.6 to 5.1. The next window is read before the last tap's products, which stand behind it without
@@ -24,7 +25,9 @@
 //! a part of it read at each tap, 5.6 at best. Weights read a tap ahead: 3.7.
 
 use super::config::{CHANNELS, ShiftedTile};
+use super::phases::{PhaseTaps, Phases, Work, work_of};
 use super::result::write_result;
+use super::tiling::{Share, SourceBlock, Tiling, block_at, blocks_of, packed_tap};
 use crate::conv3d::gemm::config::PLANE;
 use crate::conv3d::gemm::fragments::{accumulators, packed};
 use crate::conv3d::gemm::place::Walk;
@@ -33,77 +36,6 @@ use crate::grid::Span;
 use cubecl::cmma::{self, MatrixIdent, MatrixLayout};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
-use cubecl::std::FastDivmod;
-
-/// How the work is shared out: a cube's index, from the fastest: tile of channels, tile of sites, strip, frame, image, group, part
-/// of the sum.
-#[derive(CubeType, CubeLaunch, Clone, Copy)]
-pub(super) struct Tiling {
-    pub(super) tiles_n: FastDivmod<u32>,
-    pub(super) tiles_m: FastDivmod<u32>,
-    pub(super) strips: FastDivmod<u32>,
-    pub(super) depth: FastDivmod<u32>,
-    pub(super) batch: FastDivmod<u32>,
-    pub(super) groups: FastDivmod<u32>,
-    /// Parts of the sum, and the distance between the partials of two parts.
-    pub(super) parts: u32,
-    pub(super) part_stride: usize,
-    /// Sites of a strip's row, and its elements.
-    pub(super) sites: u32,
-    pub(super) pitch: FastDivmod<u32>,
-    pub(super) pitch_count: u32,
-    pub(super) height: u32,
-    pub(super) width: u32,
-    /// Channels of one group's result, and filled up to tiles.
-    pub(super) n: u32,
-    pub(super) packed_n: u32,
-    /// Channels of one group's source, and blocks of them.
-    pub(super) channels: u32,
-    pub(super) blocks: FastDivmod<u32>,
-    pub(super) block_count: u32,
-    /// Blocks that are not parted, which divide `block_count`.
-    pub(super) together: u32,
-    pub(super) depth_taps: u32,
-    /// Taps of a plane, and of a row of it.
-    pub(super) taps: u32,
-    pub(super) row_taps: FastDivmod<u32>,
-    /// [`Activation::code`](crate::activation::Activation::code) of what is applied to the result.
-    pub(super) activation: u32,
-}
-
-/// A cube's share.
-#[derive(CubeType, Clone, Copy)]
-pub(super) struct Share {
-    pub(super) first_n: u32,
-    /// The first of the tile's elements in its strip, and the strip's first site.
-    pub(super) first: u32,
-    pub(super) strip: u32,
-    pub(super) d: u32,
-    pub(super) n: u32,
-    pub(super) group: u32,
-    pub(super) part: u32,
-}
-
-#[cube]
-impl Tiling {
-    pub(super) fn share(&self, cube: u32, #[comptime] tile: ShiftedTile) -> Share {
-        let (rest, in_n) = self.tiles_n.div_mod(cube);
-        let (rest, in_m) = self.tiles_m.div_mod(rest);
-        let (rest, strip) = self.strips.div_mod(rest);
-        let (rest, d) = self.depth.div_mod(rest);
-        let (rest, n) = self.batch.div_mod(rest);
-        let (part, group) = self.groups.div_mod(rest);
-        Share {
-            first_n: in_n * tile.tile_n as u32,
-            first: in_m * tile.tile_m as u32,
-            strip: strip * self.sites,
-            d,
-            n,
-            group,
-            part,
-        }
-    }
-}
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
@@ -114,6 +46,7 @@ pub(super) fn shifted_kernel<E: Float, S: Float, O: Float, V: Size>(
     out: &mut [O],
     walk: Walk,
     tiling: Tiling,
+    phases: ComptimeOption<Phases>,
     span: Span,
     #[comptime] padding: PaddingMode,
     #[comptime] tile: ShiftedTile,
@@ -126,7 +59,8 @@ pub(super) fn shifted_kernel<E: Float, S: Float, O: Float, V: Size>(
     if span.is_idle() {
         terminate!();
     }
-    let share = tiling.share(span.cube() as u32, tile);
+    let Work { walk, tiling, share, taps } = work_of(&phases, walk, tiling, span.cube() as u32, tile);
+    let phased = taps.is_some();
     let width = V::value();
     let row = comptime!(tile.row(width, size));
     let mut window = Shared::<[Vector<S, V>]>::new_slice(comptime!(tile.window * row));
@@ -136,13 +70,11 @@ pub(super) fn shifted_kernel<E: Float, S: Float, O: Float, V: Size>(
     let blocks = blocks_of(&walk, &tiling, &share, padding);
     find_places(&walk, &tiling, &share, &mut places, padding, tile);
     sync_cube();
-    // Taps lie behind each other, those of the next block too: the next one is a fixed distance away.
     let tap_vectors = comptime!(CHANNELS / width) * tiling.packed_n as usize;
     let plane_n = UNIT_POS as usize / PLANE / comptime!(tile.tile_m / tile.plane_m) * tile.plane_n;
-    let mut tap_at = ((blocks.packed + blocks.first) * tiling.taps) as usize * tap_vectors
-        + (share.first_n as usize + plane_n) * comptime!(CHANNELS / width);
-
+    let column = (share.first_n as usize + plane_n) * comptime!(CHANNELS / width);
     let mut block = blocks.first;
+    let mut tap_at = packed_tap(&taps, &tiling, &blocks, block) * tap_vectors + column;
     let next = block_at(&walk, &tiling, &blocks, block, padding);
     let values = read_window(source, &walk, &places, &next, block < blocks.end, width, tile);
     write_window(&values, &mut window, row, tile);
@@ -152,14 +84,21 @@ pub(super) fn shifted_kernel<E: Float, S: Float, O: Float, V: Size>(
         let next = block_at(&walk, &tiling, &blocks, block, padding);
         let mut tap = 0u32.runtime();
         while tap + 1u32 < tiling.taps {
-            multiply(&window, weight, tap_at, &sums, &walk, &tiling, tap, row, tile);
-            tap_at += tap_vectors;
+            multiply(&window, weight, tap_at, &sums, &walk, &tiling, &taps, tap, row, tile);
+            // All taps lie behind each other, those of the next block too: the next one is a fixed distance away.
+            if comptime!(!phased) {
+                tap_at += tap_vectors;
+            }
             tap += 1u32;
         }
         // The next window travels while the last tap is multiplied. In the loop above its values would be waited for.
         let values = read_window(source, &walk, &places, &next, block < blocks.end, width, tile);
-        multiply(&window, weight, tap_at, &sums, &walk, &tiling, tap, row, tile);
-        tap_at += tap_vectors;
+        multiply(&window, weight, tap_at, &sums, &walk, &tiling, &taps, tap, row, tile);
+        if comptime!(phased) {
+            tap_at = packed_tap(&taps, &tiling, &blocks, block) * tap_vectors + column;
+        } else {
+            tap_at += tap_vectors;
+        }
         sync_cube();
         write_window(&values, &mut window, row, tile);
         sync_cube();
@@ -188,73 +127,6 @@ fn find_places(
         }
         places[element as usize] = place;
         element += comptime!(tile.units() as u32);
-    }
-}
-
-/// The blocks of a cube's part of the sum: of every depth tap that its frame's windows have.
-#[derive(CubeType, Clone, Copy)]
-pub(super) struct Blocks {
-    pub(super) first: u32,
-    pub(super) end: u32,
-    /// The packed weights' blocks before these depth taps.
-    pub(super) packed: u32,
-    /// The group's channels of the image in the source.
-    source: usize,
-    depth: i32,
-    first_tap: u32,
-}
-
-#[cube]
-pub(super) fn blocks_of(
-    walk: &Walk,
-    tiling: &Tiling,
-    share: &Share,
-    #[comptime] padding: PaddingMode,
-) -> Blocks {
-    // Depth taps that lie inside the source; all of them where padding repeats its ends.
-    let depth = walk.depth.coordinate(share.d);
-    let mut first_tap = 0u32;
-    let mut end_tap = tiling.depth_taps;
-    if comptime!(padding == PaddingMode::Zeros) {
-        let (first, end) = walk.depth.inside(depth);
-        first_tap = first;
-        end_tap = max(end, first);
-    }
-    let count = (end_tap - first_tap) * (tiling.block_count / tiling.together);
-    Blocks {
-        first: share.part * count / tiling.parts * tiling.together,
-        end: (share.part + 1u32) * count / tiling.parts * tiling.together,
-        packed: (share.group * tiling.depth_taps + first_tap) * tiling.block_count,
-        source: walk.source_at(share.n, 0u32) + walk.source_channel(share.group * tiling.channels),
-        depth,
-        first_tap,
-    }
-}
-
-/// A block of the source: its first channel at the first place of a plane, and how many channels of the group it and those
-/// after it hold.
-#[derive(CubeType, Clone, Copy)]
-pub(super) struct SourceBlock {
-    pub(super) first: usize,
-    pub(super) channels: u32,
-}
-
-#[cube]
-pub(super) fn block_at(
-    walk: &Walk,
-    tiling: &Tiling,
-    blocks: &Blocks,
-    block: u32,
-    #[comptime] padding: PaddingMode,
-) -> SourceBlock {
-    let (tap, in_channels) = tiling.blocks.div_mod(block);
-    let step = (blocks.first_tap + tap) * walk.depth.step;
-    let (frame, _) = walk.depth.place(blocks.depth + step as i32, padding);
-    let first_channel = in_channels * CHANNELS as u32;
-    SourceBlock {
-        first: blocks.source + frame + walk.source_channel(first_channel),
-        // A block that only fills a stage holds none.
-        channels: max(tiling.channels, first_channel) - first_channel,
     }
 }
 
@@ -305,7 +177,8 @@ fn write_window<E: Float, S: Float, V: Size>(
     }
 }
 
-/// Adds the products of a tap of the plane, whose weights for this plane begin at `tap_at`, to the plane's sums.
+/// Adds the products of a tap of the plane to the plane's sums. Its weights for this plane begin at `tap_at`, in a phase those of the
+/// block's first tap.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn multiply<S: Float, V: Size>(
@@ -315,6 +188,7 @@ fn multiply<S: Float, V: Size>(
     sums: &Sequence<cmma::Matrix<f32>>,
     walk: &Walk,
     tiling: &Tiling,
+    taps: &ComptimeOption<PhaseTaps>,
     tap: u32,
     #[comptime] row: usize,
     #[comptime] tile: ShiftedTile,
@@ -322,6 +196,14 @@ fn multiply<S: Float, V: Size>(
     let width = V::value();
     let first_site = UNIT_POS as usize / PLANE % comptime!(tile.tile_m / tile.plane_m) * tile.plane_m;
     let (h, w) = tiling.row_taps.div_mod(tap);
+    let tap_at = #[comptime]
+    match taps {
+        ComptimeOption::Some(taps) => {
+            let in_plane = (h * taps.row_step + w * taps.step) as usize;
+            tap_at + in_plane * comptime!(CHANNELS / width) * tiling.packed_n as usize
+        }
+        ComptimeOption::None => tap_at,
+    };
     let shift = (h * walk.height.step * tiling.pitch_count + w * walk.width.step) as usize;
     #[unroll]
     for k in 0..comptime!(CHANNELS / tile.fragment) {

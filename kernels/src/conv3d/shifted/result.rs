@@ -1,7 +1,7 @@
 //! The way of a shifted product's sums to memory.
 
 use super::config::{BESIDE, ShiftedTile};
-use super::kernel::{Share, Tiling};
+use super::tiling::{Share, Tiling};
 use crate::activation::{activate_by_code, activate_quad};
 use crate::conv3d::gemm::config::PLANE;
 use crate::conv3d::gemm::fragments::into_patch;

@@ -16,8 +16,10 @@
 //! `2 * tile_m * tile_n * 16` operations. A depth tap's blocks fill whole stages, with zeros in the source and in the weights. Declined: planes whose rows or channels do not lie so (the other kernel reads them).
 
 use super::config::{CHANNELS, ShiftedTile};
-use super::kernel::{Blocks, Tiling, block_at, blocks_of, weight_fragments};
+use super::kernel::weight_fragments;
+use super::phases::{Phases, Work, work_of};
 use super::result::write_runs;
+use super::tiling::{Blocks, Tiling, block_at, blocks_of, packed_tap};
 use crate::conv3d::gemm::config::PLANE;
 use crate::conv3d::gemm::fragments::accumulators;
 use crate::conv3d::gemm::place::Walk;
@@ -36,6 +38,7 @@ pub(super) fn runs_kernel<E: Float, S: Float, O: Float, V: Size>(
     out: &mut [Vector<O, Const<4>>],
     walk: Walk,
     tiling: Tiling,
+    phases: ComptimeOption<Phases>,
     span: Span,
     #[comptime] padding: PaddingMode,
     #[comptime] tile: ShiftedTile,
@@ -48,7 +51,7 @@ pub(super) fn runs_kernel<E: Float, S: Float, O: Float, V: Size>(
     if span.is_idle() {
         terminate!();
     }
-    let share = tiling.share(span.cube() as u32, tile);
+    let Work { walk, tiling, share, taps } = work_of(&phases, walk, tiling, span.cube() as u32, tile);
     let width = V::value();
     let row = comptime!(tile.run_row(width, size));
     let mut stage = Shared::<[Vector<S, V>]>::new_slice(comptime!(tile.run_blocks() * CHANNELS * row));
@@ -69,7 +72,7 @@ pub(super) fn runs_kernel<E: Float, S: Float, O: Float, V: Size>(
         let values = read_stage(source, &walk, &tiling, &blocks, share.first, next, padding, tile);
         #[unroll]
         for i in 0..comptime!(tile.run_blocks()) {
-            let packed = (blocks.packed + block + i as u32) as usize;
+            let packed = packed_tap(&taps, &tiling, &blocks, block + i as u32);
             multiply(&stage, weight, packed * block_vectors + column, &sums, i, row, tile);
         }
         block = next;

@@ -1,0 +1,252 @@
+//! What the product of a pass is made of; of a strided input gradient those of all its residue classes ([`super::phases`]).
+
+use super::config::{CHANNELS, ShiftedTile, Strips};
+use super::phases::{AxisPhasesLaunch, PhasesLaunch};
+use super::tiling::TilingLaunch;
+use crate::activation::Activation;
+use crate::conv3d::gemm::stage_type;
+use crate::conv3d::gemm::walk::{AxisWalk, MASK_BITS, Walks, divisor, walks};
+use crate::conv3d::plan::{Pass, Tiles};
+use crate::conv3d::problem::Conv3dProblem;
+use crate::conv3d::split;
+use crate::geometry::AxisGeometry;
+use crate::limits::Limits;
+
+/// What the product of a pass is made of.
+pub(crate) struct Extents {
+    /// The walk; of an axis with phases one with the most sites and taps that any of them has.
+    pub(super) walks: Walks,
+    pub(super) strips: Strips,
+    /// Channels of one group's result, filled up to tiles.
+    pub(super) packed_n: usize,
+    pub(super) n: usize,
+    pub(super) channels: usize,
+    /// Blocks of the source's channels, and how many of them are read at a time.
+    pub(super) blocks: usize,
+    together: usize,
+    pub(super) depth_taps: usize,
+    /// Taps of a plane.
+    pub(super) taps: usize,
+    /// Phases of each axis of a strided input gradient, which an axis of few elements has less of than its stride.
+    phases: Option<[usize; 3]>,
+}
+
+impl Extents {
+    /// None where windows do not move by one element in the plane or do not fit shared memory.
+    pub(crate) fn of(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTile) -> Option<Self> {
+        let (walks, phases) = walk(problem, pass)?;
+        let (channels, n) = problem.channels_of(pass);
+        let [depth_taps, height, width] = problem.kernel;
+        let taps = height * width;
+        // Of windows with one tap in the plane those of a stage; what no channels fill is zero in the source and in the weights.
+        let together = if taps == 1 { tile.run_blocks() } else { 1 };
+        Some(Self {
+            walks,
+            strips: Strips::of(&walks, tile)?,
+            packed_n: n.next_multiple_of(tile.tile_n),
+            n,
+            channels,
+            blocks: channels.div_ceil(CHANNELS).next_multiple_of(together),
+            together,
+            depth_taps,
+            taps,
+            phases,
+        })
+    }
+
+    /// Terms of the packed weights, filled up to blocks: of the sums of all phases.
+    fn packed_terms(&self) -> usize {
+        self.depth_taps * self.blocks * CHANNELS * self.taps
+    }
+
+    /// Terms of a sum, of one phase on average.
+    pub(super) fn terms(&self) -> usize {
+        self.packed_terms().div_ceil(self.phase_count())
+    }
+
+    fn phase_count(&self) -> usize {
+        self.phases.map_or(1, |phases| phases.iter().product())
+    }
+
+    /// Elements of the packed weights.
+    pub(super) fn packed(&self, groups: usize) -> usize {
+        groups * self.packed_terms() * self.packed_n
+    }
+
+    /// Their bytes.
+    fn packed_bytes(&self, problem: &Conv3dProblem, limits: &Limits) -> u64 {
+        let size = stage_type(problem.dtype, limits).map_or(4, |(stage, _)| stage.size());
+        (self.packed(problem.window.groups) * size) as u64
+    }
+
+    /// How the work is shared out, as a kernel argument.
+    pub(super) fn tiling(
+        &self,
+        problem: &Conv3dProblem,
+        tile: &ShiftedTile,
+        (parts, part_stride): (usize, usize),
+        activation: Activation,
+    ) -> TilingLaunch {
+        let [depth, height, width] = &self.walks;
+        TilingLaunch::new(
+            (self.packed_n / tile.tile_n) as u32,
+            self.strips.tiles(&self.walks, tile) as u32,
+            self.strips.count as u32,
+            depth.sites as u32,
+            problem.batch as u32,
+            problem.window.groups as u32,
+            parts as u32,
+            part_stride,
+            self.strips.sites as u32,
+            self.strips.pitch as u32,
+            self.strips.pitch as u32,
+            height.sites as u32,
+            width.sites as u32,
+            self.n as u32,
+            self.packed_n as u32,
+            self.channels as u32,
+            divisor(self.blocks),
+            self.blocks as u32,
+            self.together as u32,
+            self.depth_taps as u32,
+            self.taps as u32,
+            width.taps as u32,
+            activation.code(),
+        )
+    }
+
+    /// The phases, as a kernel argument, of a strided input gradient.
+    pub(super) fn phases(&self, problem: &Conv3dProblem) -> Option<PhasesLaunch> {
+        let axis = |axis: usize| {
+            let axis = problem.axis(axis);
+            let AxisGeometry { input, kernel, stride, padding, .. } = axis;
+            let dilation = axis.tap_step();
+            let inverse = (0..stride).find(|factor| factor * dilation % stride == 1);
+            AxisPhasesLaunch::new(
+                stride as u32,
+                stride as u32,
+                inverse.unwrap_or(0) as u32,
+                dilation as u32,
+                padding.0 as u32,
+                input as u32,
+                kernel as u32,
+            )
+        };
+        self.phases.map(|phases| {
+            let [_, heights, widths] = phases.map(|phases| phases as u32);
+            let count = self.phase_count() as u32;
+            PhasesLaunch::new(axis(0), axis(1), axis(2), count, heights, widths)
+        })
+    }
+
+    /// The walk over the weights of all phases, as an unstrided pass takes them.
+    pub(super) fn packed_walks(&self, problem: &Conv3dProblem) -> Walks {
+        [0, 1, 2].map(|axis| AxisWalk { taps: problem.kernel[axis], ..self.walks[axis] })
+    }
+
+    /// Tiles of the result.
+    pub(super) fn tiles(&self, problem: &Conv3dProblem, tile: &ShiftedTile) -> usize {
+        let tiles = self.packed_n / tile.tile_n * self.strips.tiles(&self.walks, tile) * self.strips.count;
+        tiles * self.walks[0].sites * problem.batch * problem.window.groups * self.phase_count()
+    }
+}
+
+/// The walk of a pass whose windows move by one element in the plane, or of all phases of a strided input gradient as one whose tap
+/// order is that of an unstrided one, and the phases of each axis.
+fn walk(problem: &Conv3dProblem, pass: Pass) -> Option<(Walks, Option<[usize; 3]>)> {
+    if pass == Pass::WeightGradient {
+        return None;
+    }
+    let strided = pass == Pass::InputGradient && problem.window.stride != [1; 3];
+    let (walks, phases) = if strided {
+        let axes = [0, 1, 2].map(|axis| AxisWalk::all_phases(problem.axis(axis)));
+        let [Some(depth), Some(height), Some(width)] = axes else { return None };
+        let phases = [0, 1, 2].map(|axis| problem.window.stride[axis].min(problem.input[axis]));
+        ([depth, height, width], Some(phases))
+    } else {
+        let [walks] = walks(problem, pass)[..] else { return None };
+        (walks, None)
+    };
+    // Depth taps that lie inside the source are looked up among as many.
+    let fits = walks[0].taps <= MASK_BITS && walks[1].scale == 1 && walks[2].scale == 1;
+    (fits && walks.iter().all(|axis| axis.taps > 0)).then_some((walks, phases))
+}
+
+/// Parts of the sum that fill the device: as many as leave all cubes under way at once. (f16, ms, in 1, 2, 4, 8 parts: 16 tiles,
+/// 1024 channels, 2x8x8: 0.79, 0.46, 0.26, 0.17, in 16 0.14; 112 tiles, 8x28x28: 0.172, 0.154, 0.171; 180 tiles: 0.46, 0.49.)
+pub(super) fn parts(
+    problem: &Conv3dProblem,
+    pass: Pass,
+    extents: &Extents,
+    tile: &ShiftedTile,
+    limits: &Limits,
+) -> usize {
+    let result = if pass == Pass::Forward { problem.y_shape() } else { problem.x_shape() };
+    // Beside the packed weights.
+    let rest = limits.workspace_bytes.saturating_sub(extents.packed_bytes(problem, limits));
+    let affordable = split::parts_within(result.iter().product(), rest);
+    // A part of fewer than two blocks would spend its time on its ends.
+    let worthwhile = extents.walks[0].taps * extents.blocks / 2 / extents.together;
+    // A unit holds so many sums that half as many cubes as of other kernels are under way.
+    let filling = limits.cubes_in_flight / 2 / extents.tiles(problem, tile).max(1);
+    filling.min(worthwhile).min(affordable).max(1)
+}
+
+/// Whether the tile serves a pass: what the engine serves, moving by one element in the plane, where the windows of a tile fit
+/// shared memory and the packed weights the workspace.
+pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTile, limits: &Limits) -> bool {
+    let fits = Extents::of(problem, pass, tile)
+        .is_some_and(|extents| extents.packed_bytes(problem, limits) <= limits.workspace_bytes);
+    fits && crate::conv3d::gemm::serves(problem, pass)
+}
+
+/// The tiles of a pass, as [`crate::conv3d::Plan::tiles`] says.
+pub(crate) fn extent(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTile) -> Option<Tiles> {
+    let extents = Extents::of(problem, pass, tile)?;
+    let terms = extents.terms();
+    // A window for all taps of a plane (of runs the tile's sites), and every plane's own channels.
+    let window = if is_run(problem) { tile.tile_m } else { tile.window };
+    let windows = (terms as f64 / taps_of_window(problem, pass)).ceil() as usize;
+    Some(Tiles {
+        count: extents.tiles(problem, tile),
+        rows: tile.tile_m,
+        columns: tile.tile_n,
+        terms,
+        reads: windows * window + terms * tile.tile_n * (tile.tile_m / tile.plane_m),
+    })
+}
+
+/// Cubes of a pass: its tiles, as often as their sums are split.
+pub(crate) fn cubes(
+    problem: &Conv3dProblem,
+    pass: Pass,
+    tile: &ShiftedTile,
+    limits: &Limits,
+) -> Option<usize> {
+    let extents = Extents::of(problem, pass, tile)?;
+    Some(extents.tiles(problem, tile) * parts(problem, pass, &extents, tile, limits))
+}
+
+/// Taps of a plane that one window serves, of the phases of a strided input gradient on average.
+pub(crate) fn taps_of_window(problem: &Conv3dProblem, pass: Pass) -> f64 {
+    let taps = problem.kernel[1] * problem.kernel[2];
+    let [_, height, width] = if pass == Pass::InputGradient { problem.window.stride } else { [1; 3] };
+    taps as f64 / (height * width) as f64
+}
+
+/// Bytes of the packed weights.
+pub(crate) fn packed_bytes(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTile, limits: &Limits) -> u64 {
+    Extents::of(problem, pass, tile).map_or(0, |extents| extents.packed_bytes(problem, limits))
+}
+
+/// Whether planes lie in memory as runs of sites, where tensors are contiguous: one tap in the plane that reads each of its elements,
+/// vectors of which divide it. (Views that do not lie so are read one by one, which took 1.6 times as long for 384 to 768 channels,
+/// 3x1x1; their sums have the same bits.)
+pub(crate) fn is_run(problem: &Conv3dProblem) -> bool {
+    let [_, height, width] = problem.input;
+    let window = &problem.window;
+    problem.kernel[1..] == [1, 1]
+        && window.stride[1..] == [1, 1]
+        && window.padding[1..] == [(0, 0); 2]
+        && (height * width).is_multiple_of(8)
+}
