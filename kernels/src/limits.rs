@@ -31,9 +31,10 @@ pub struct Limits {
     /// Whether a 32-bit word can be taken for two 16-bit floats, so that eight of them move as four words. WGSL's compiler does
     /// not translate that; it is also the one without 16-bit integers.
     pub halves_in_words: bool,
-    /// Arithmetic operations of one dispatch at most; larger work is split. 25 GFLOP is 20 ms on an M1-class GPU,
-    /// below what the macOS watchdog kills while a display is active. On NVIDIA, where 25 GFLOP are over before the device is
-    /// full (7 % of Winograd's time on an H200), ten times that: 50 ms on the smallest of them.
+    /// Arithmetic operations of one dispatch; larger work is split, into dispatches that fill the device, if need be with up to ten
+    /// times as many. 25 GFLOP is 20 ms on an M1-class GPU, below what the macOS watchdog kills while a display is active. On
+    /// NVIDIA, where 25 GFLOP are over before the device is full (7 % of Winograd's time on an H200), ten times that: 50 ms on the
+    /// smallest of them.
     pub dispatch_operations: f64,
     /// Whether the longest inner loops are unrolled here: NVIDIA's driver wants it. Apple's compiler takes very long over
     /// unrolled code and unrolls by itself; a software device compiles it for seconds per kernel.

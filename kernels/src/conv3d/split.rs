@@ -27,12 +27,18 @@ impl ReductionSplit {
     /// fp32 sum of them stays accurate and one cube's work stays brief.
     pub(crate) const LENGTH: usize = 8192;
 
-    /// The split of `terms` terms over enough parts that `tiles` cubes each fill the device, in multiples of `step`.
-    pub(crate) fn filling(terms: usize, elements: usize, tiles: usize, step: usize, limits: &Limits) -> Self {
+    /// The split of `terms` terms over `filling` parts, which fill the device, in multiples of `step`.
+    pub(crate) fn filling(
+        terms: usize,
+        elements: usize,
+        filling: usize,
+        step: usize,
+        limits: &Limits,
+    ) -> Self {
         let accurate = Self::of(terms, elements, limits);
         let affordable = affordable_parts(elements, limits);
         // A part of fewer than eight stages would spend its time on its ends.
-        let wanted = limits.cubes_in_flight.div_ceil(tiles.max(1)).min(terms.div_ceil(8 * step));
+        let wanted = filling.min(terms.div_ceil(8 * step));
         let parts = accurate.parts.max(wanted).min(affordable).max(1);
         let length = terms.div_ceil(parts).max(1).next_multiple_of(step);
         Self { parts: terms.div_ceil(length).max(1), length }

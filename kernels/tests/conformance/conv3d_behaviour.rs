@@ -155,7 +155,7 @@ fn expanded_tensors_are_read_in_place() {
 fn small_dispatches_and_folded_grids_change_no_bit() {
     let client = client();
     let limits = Limits::of(&client);
-    let small = Limits { cubes_per_axis: 3, dispatch_operations: 60_000.0, ..limits.clone() };
+    let small = Limits { cubes_per_axis: 3, dispatch_operations: 6_000.0, ..limits.clone() };
     for case in sample() {
         let problem = problem(&case, FloatType::F32);
         let inputs = inputs(&client, &problem, &fill::normal);

@@ -82,8 +82,7 @@ impl AxisWalk {
     pub(crate) fn all_phases(axis: AxisGeometry) -> Option<Self> {
         let AxisGeometry { input, kernel, stride, .. } = axis;
         let step = axis.tap_step();
-        let divided = (0..stride).any(|factor| factor * step % stride == 1 % stride);
-        (divided && stride <= MOST_PHASES).then(|| Self {
+        (stride <= MOST_PHASES && inverse_step(axis).is_some()).then(|| Self {
             sites: input.div_ceil(stride),
             extent: axis.output(),
             scale: 1,
@@ -115,6 +114,12 @@ impl AxisWalk {
             columns: axis.kernel,
         }
     }
+}
+
+/// The factor that divides by the distance between taps, modulo the stride; none where the two have a common divisor.
+pub(crate) fn inverse_step(axis: AxisGeometry) -> Option<usize> {
+    let stride = axis.stride;
+    (0..stride).find(|factor| factor * axis.tap_step() % stride == 1 % stride)
 }
 
 impl AxisWalk {

@@ -5,7 +5,7 @@ use super::phases::{AxisPhasesLaunch, PhasesLaunch};
 use super::tiling::TilingLaunch;
 use crate::activation::Activation;
 use crate::conv3d::gemm::stage_type;
-use crate::conv3d::gemm::walk::{AxisWalk, MASK_BITS, Walks, divisor, walks};
+use crate::conv3d::gemm::walk::{AxisWalk, MASK_BITS, Walks, divisor, inverse_step, walks};
 use crate::conv3d::plan::{Pass, Tiles};
 use crate::conv3d::problem::Conv3dProblem;
 use crate::conv3d::split;
@@ -120,13 +120,11 @@ impl Extents {
         let axis = |axis: usize| {
             let axis = problem.axis(axis);
             let AxisGeometry { input, kernel, stride, padding, .. } = axis;
-            let dilation = axis.tap_step();
-            let inverse = (0..stride).find(|factor| factor * dilation % stride == 1);
             AxisPhasesLaunch::new(
                 stride as u32,
                 stride as u32,
-                inverse.unwrap_or(0) as u32,
-                dilation as u32,
+                inverse_step(axis).expect("`walk` has looked at it") as u32,
+                axis.tap_step() as u32,
                 padding.0 as u32,
                 input as u32,
                 kernel as u32,

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! element p = phase + stride * i of an axis receives tap k from window (p + begin - k * dilation) / stride
-//! phase:  the taps k with k * dilation = phase + begin mod stride: first, first + stride, ..      first = (phase + begin) / dilation
-//! site i: windows i + origin + j * dilation, by tap last - j * stride                                         (mod stride)
+//! phase:  the taps first, first + stride, ..             first * dilation = phase + begin  (mod stride)
+//! site i: tap last - j * stride, window i + origin + j * dilation
 //! ```
 //!
 //! So each phase is a dense walk of its own ([`crate::conv3d::gemm::walk`]), whose windows move by one element, and its cubes work as

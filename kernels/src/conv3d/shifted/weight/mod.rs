@@ -187,7 +187,8 @@ pub(crate) fn launch(
     let bands = strips.rows.div_ceil(band_rows);
     let count = bands * strips.strips * strips.planes;
     let elements = (band_rows * strips.pitch).next_multiple_of(tile.sites);
-    let split = ReductionSplit::filling(count * elements, dw.len(), tiles, tile.sites, limits);
+    let filling = limits.cubes_in_flight.div_ceil(tiles.max(1));
+    let split = ReductionSplit::filling(count * elements, dw.len(), filling, tile.sites, limits);
     let affordable = count.div_ceil(affordable_parts(dw.len(), limits));
     let part_bands = (split.length / elements).max(affordable).max(1);
     let parts = count.div_ceil(part_bands);
