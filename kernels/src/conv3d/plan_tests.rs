@@ -105,6 +105,25 @@ fn deep_layers_with_small_planes_have_their_own_plans() {
     assert_eq!(shifted::cubes(&half, Pass::Forward, &tile, &few), Some(2 * 8 * 3), "three parts fit");
 }
 
+/// Sums of tiles that fill the device once and a little.
+#[test]
+fn split_sums_even_the_turns_of_cubes() {
+    let tile = ShiftedTile::all(16)[0];
+    let cubes = |x, o, padding| {
+        let window = Window { padding, ..Window::default() };
+        let layer = Conv3dProblem { window, dtype: FloatType::F16, ..problem(x, o, [3; 3], 1, 1) };
+        let cubes = |pass| shifted::cubes(&layer, pass, &tile, &wide()).unwrap();
+        [cubes(Pass::Forward), cubes(Pass::InputGradient)]
+    };
+    let plane = [(0, 0), (1, 1), (1, 1)];
+    // dx has frames of one, two and three depth taps, whose cubes fill each other's gaps.
+    assert_eq!(cubes([1, 384, 3, 60, 104], 384, plane), [3 * 156, 3 * 156]);
+    assert_eq!(cubes([1, 512, 7, 34, 34], 512, [(0, 0); 3]), [4 * 180, 280]);
+    assert_eq!(cubes([1, 256, 8, 28, 28], 256, [(1, 1); 3]), [2 * 112; 2]);
+    // Turns are many, or a sum is so short that its partials take longer.
+    assert_eq!(cubes([1, 64, 16, 56, 56], 128, [(1, 1); 3]), [416, 416]);
+}
+
 #[test]
 fn the_choice_follows_the_table() {
     let body = problem([1, 64, 16, 56, 56], 128, [3; 3], 1, 1);

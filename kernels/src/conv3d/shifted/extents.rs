@@ -5,7 +5,7 @@ use super::phases::{AxisPhasesLaunch, PhasesLaunch};
 use super::tiling::TilingLaunch;
 use crate::activation::Activation;
 use crate::conv3d::gemm::stage_type;
-use crate::conv3d::gemm::walk::{AxisWalk, MASK_BITS, Walks, divisor, inverse_step, walks};
+use crate::conv3d::gemm::walk::{AxisWalk, MASK_BITS, Walks, depth_share, divisor, inverse_step, walks};
 use crate::conv3d::plan::{Pass, Tiles};
 use crate::conv3d::problem::Conv3dProblem;
 use crate::conv3d::split;
@@ -170,8 +170,17 @@ fn walk(problem: &Conv3dProblem, pass: Pass) -> Option<(Walks, Option<[usize; 3]
     (fits && walks.iter().all(|axis| axis.taps > 0)).then_some((walks, phases))
 }
 
-/// Parts of the sum that fill the device: as many as leave all cubes under way at once. (f16, ms, in 1, 2, 4, 8 parts: 16 tiles,
-/// 1024 channels, 2x8x8: 0.79, 0.46, 0.26, 0.17, in 16 0.14; 112 tiles, 8x28x28: 0.172, 0.154, 0.171; 180 tiles: 0.46, 0.49.)
+/// Multiply-adds that the tiles compute while a partial is written and read (f16: 290 TFLOP/s, 8 bytes at 1.3 TB/s).
+const PARTIAL: f64 = 900.0;
+/// What a turn costs in which every core has one cube of two, of a turn of two.
+const HALF_TURN: f64 = 0.8;
+/// Parts that are tried for the sake of even turns.
+const EVEN_PARTS: usize = 8;
+
+/// Parts of the sum: as many as leave all cubes under way at once, or more where whole turns of cubes then leave fewer idle than the
+/// partials cost. (H200, f16, ms: 16 tiles, 1024 channels, 2x8x8, in 1, 2, 4, 8, 16 parts: 0.79, 0.46, 0.26, 0.17, 0.14; 156
+/// tiles, 384 channels, 60x104, in 1 to 5: 0.307, 0.347, 0.256, 0.291, 0.264; 180 tiles, 512 channels, 5x32x32, in 1 to 5: 0.411,
+/// 0.405, 0.431, 0.363, 0.399; 112 tiles, 8x28x28, in 1 to 4: 0.160, 0.132, 0.156, 0.144.)
 pub(super) fn parts(
     problem: &Conv3dProblem,
     pass: Pass,
@@ -180,14 +189,35 @@ pub(super) fn parts(
     limits: &Limits,
 ) -> usize {
     let result = if pass == Pass::Forward { problem.y_shape() } else { problem.x_shape() };
+    let elements: usize = result.iter().product();
     // Beside the packed weights.
     let rest = limits.workspace_bytes.saturating_sub(extents.packed_bytes(problem, limits));
-    let affordable = split::parts_within(result.iter().product(), rest);
     // A part of fewer than two blocks would spend its time on its ends.
     let worthwhile = extents.walks[0].taps * extents.blocks / 2 / extents.together;
+    let most = worthwhile.min(split::parts_within(elements, rest)).max(1);
     // A unit holds so many sums that half as many cubes as of other kernels are under way.
-    let filling = limits.cubes_in_flight / 2 / extents.tiles(problem, tile).max(1);
-    filling.min(worthwhile).min(affordable).max(1)
+    let at_once = (limits.cubes_in_flight / 2).max(1);
+    let tiles = extents.tiles(problem, tile);
+    let filling = (at_once / tiles.max(1)).clamp(1, most);
+    // Cubes of frames that miss depth taps, and of phases with few taps, end early and make room for others.
+    if extents.phases.is_some() || depth_share(problem, pass) < 1.0 {
+        return filling;
+    }
+    let cost = |parts: usize| {
+        let (turns, last) = (tiles * parts / at_once, tiles * parts % at_once);
+        let last = if last == 0 {
+            0.0
+        } else if 2 * last <= at_once {
+            HALF_TURN
+        } else {
+            1.0
+        };
+        let turn = (at_once * tile.tile_m * tile.tile_n) as f64 * extents.terms() as f64 / parts as f64;
+        let partials = if parts == 1 { 0.0 } else { PARTIAL * elements as f64 * parts as f64 };
+        (turns as f64 + last) * turn + partials
+    };
+    let candidates = filling..=most.min(filling.max(EVEN_PARTS));
+    candidates.min_by(|a, b| cost(*a).total_cmp(&cost(*b))).unwrap_or(1)
 }
 
 /// Whether the tile serves a pass: what the engine serves, moving by one element in the plane, where the windows of a tile fit
