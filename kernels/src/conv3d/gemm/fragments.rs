@@ -214,9 +214,8 @@ pub(super) fn write_result<E: Float, O: Float>(
     }
 }
 
-/// Reads this unit's part of the next stage of channels (weights; the weight gradient's dy) into registers: runs of terms of a
-/// channel, or one term of several channels, lanes along terms either way. `channels` are the first and the last channel and
-/// their distance.
+/// Reads this unit's part of the next stage of channels (weights; the weight gradient's dy) into registers, as [`read_channels`]
+/// does, where the table says that the stage's terms lie. `channels` are the first and the last channel and their distance.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn gather_channels<E: Float, W: Size>(
@@ -229,12 +228,25 @@ pub(super) fn gather_channels<E: Float, W: Size>(
     #[comptime] width: usize,
     #[comptime] tile: MatrixTile,
 ) -> Sequence<Vector<E, W>> {
+    let together = W::value();
+    let term = at + UNIT_POS as usize % comptime!(tile.tile_k / together) * together;
+    read_channels(from, first + table.weight[term], table.exists(term, pass), channels, width, tile)
+}
+
+/// Reads a stage's channels at this unit's term, whose first channel lies at `place`: runs of terms of a channel, or one term of
+/// several channels, lanes along terms either way.
+#[cube]
+pub(super) fn read_channels<E: Float, W: Size>(
+    from: &[Vector<E, W>],
+    place: usize,
+    exists: bool,
+    channels: (u32, u32, usize),
+    #[comptime] width: usize,
+    #[comptime] tile: MatrixTile,
+) -> Sequence<Vector<E, W>> {
     let mut values = Sequence::<Vector<E, W>>::new();
     let together = W::value();
     let runs = comptime!(tile.tile_k / together);
-    let term = at + UNIT_POS as usize % runs * together;
-    let place = first + table.weight[term];
-    let exists = table.exists(term, pass);
     #[unroll]
     for load in 0..comptime!(tile.loads(tile.tile_n, together)) {
         let mut in_tile = UNIT_POS as usize / runs + comptime!(load * (tile.units() / runs));

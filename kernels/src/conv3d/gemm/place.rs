@@ -141,10 +141,7 @@ impl AxisWalkArgs {
             (p as usize * self.source_stride, (p as u32) < self.extent)
         }
     }
-}
 
-#[cube]
-impl AxisWalkArgs {
     /// The axis of another residue class: so many taps, of which the first site's first reads at `ahead - behind`.
     pub(crate) fn phase(&self, phase: u32, taps: u32, ahead: u32, behind: u32) -> AxisWalkArgs {
         AxisWalkArgs {

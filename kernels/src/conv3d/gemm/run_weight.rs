@@ -12,7 +12,7 @@
 //! not lie so, replicate padding.
 
 use super::config::MatrixTile;
-use super::fragments::{accumulators, multiply, write_result, write_rows};
+use super::fragments::{accumulators, multiply, read_channels, write_result, write_rows};
 use super::place::{Site, Tap, Walk};
 use super::stage::{Extents, clear};
 use crate::conv3d::plan::Pass;
@@ -50,8 +50,7 @@ pub(super) fn run_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
     clear(&mut source_stage, tile.units());
     clear(&mut dy_stage, tile.units());
 
-    // This unit's window in a stage, and its rows: sources and output channels, each past the last as the last, whose results are
-    // not written.
+    // This unit's window in a stage, and its sources, those past the last as the last, whose results are not written.
     let runs = comptime!(tile.tile_k / width);
     let in_stage = (UNIT_POS as usize % runs * width) as u32;
     let first_row = (UNIT_POS as usize / runs) as u32;
@@ -63,8 +62,9 @@ pub(super) fn run_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
         let term = min(share.first_m + in_tile, extents.m - 1u32);
         columns.push(walk.tap(term, true.runtime(), Pass::Forward));
     }
-    let first_o = share.group * extents.n + share.first_n + first_row;
+    let first_o = share.group * extents.n + share.first_n;
     let last_o = share.group * extents.n + extents.n - 1u32;
+    let o_stride = walk.out_channel(1u32);
     sync_cube();
     // The windows at `stage_k` are read while those before are multiplied; past the end there is nothing to read.
     let stage = comptime!(tile.tile_k as u32).runtime();
@@ -74,7 +74,7 @@ pub(super) fn run_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
         let exists = window < share.end_k;
         let site = walk.site(min(window, extents.k - 1u32));
         let sources = read_sources(source, &walk, &columns, &site, first_channel, exists, tile);
-        let gradients = read_gradients(dy, &walk, &site, first_o, last_o, exists, tile);
+        let gradients = read_channels(dy, site.out, exists, (first_o, last_o, o_stride), width, tile);
         multiply(&source_stage, &dy_stage, &sums, (true, true), size, tile);
         sync_cube();
         write_rows(&sources, &mut source_stage, row, tile.tile_m, tile);
@@ -105,32 +105,6 @@ fn read_sources<E: Float, V: Size>(
         let (place, inside) = walk.place(site, columns.index(load), PaddingMode::Zeros);
         if inside && exists {
             value = source[(place + first_channel) / width];
-        }
-        values.push(value);
-    }
-    values
-}
-
-/// Reads this unit's vectors of the next stage's dy into registers.
-#[cube]
-fn read_gradients<E: Float, V: Size>(
-    dy: &[Vector<E, V>],
-    walk: &Walk,
-    site: &Site,
-    first_o: u32,
-    last_o: u32,
-    exists: bool,
-    #[comptime] tile: MatrixTile,
-) -> Sequence<Vector<E, V>> {
-    let mut values = Sequence::<Vector<E, V>>::new();
-    let width = V::value();
-    let runs = comptime!(tile.tile_k / width);
-    #[unroll]
-    for load in 0..comptime!(tile.loads(tile.tile_n, width)) {
-        let o = min(first_o + comptime!((load * (tile.units() / runs)) as u32), last_o);
-        let mut value = Vector::<E, V>::new(E::from_int(0));
-        if exists {
-            value = dy[(site.out + walk.out_channel(o)) / width];
         }
         values.push(value);
     }

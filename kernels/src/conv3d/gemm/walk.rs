@@ -154,7 +154,7 @@ impl AxisWalk {
     }
 
     /// Whether a tap of some site lies outside the source.
-    fn leaves(&self) -> bool {
+    pub(crate) fn leaves(&self) -> bool {
         let last = (self.sites.max(1) - 1) * self.scale + (self.taps.max(1) - 1) * self.step;
         self.taps > 0 && (self.origin < 0 || last as i64 + self.origin >= self.extent as i64)
     }

@@ -5,9 +5,9 @@ use super::phases::{AxisPhasesLaunch, PhasesLaunch};
 use super::tiling::TilingLaunch;
 use crate::activation::Activation;
 use crate::conv3d::gemm::stage_type;
-use crate::conv3d::gemm::walk::{AxisWalk, MASK_BITS, Walks, depth_share, divisor, inverse_step, walks};
+use crate::conv3d::gemm::walk::{AxisWalk, MASK_BITS, Walks, divisor, inverse_step, walks};
 use crate::conv3d::plan::{Pass, Tiles};
-use crate::conv3d::problem::Conv3dProblem;
+use crate::conv3d::problem::{Conv3dProblem, PaddingMode};
 use crate::conv3d::split;
 use crate::geometry::AxisGeometry;
 use crate::limits::Limits;
@@ -200,7 +200,8 @@ pub(super) fn parts(
     let tiles = extents.tiles(problem, tile);
     let filling = (at_once / tiles.max(1)).clamp(1, most);
     // Cubes of frames that miss depth taps, and of phases with few taps, end early and make room for others.
-    if extents.phases.is_some() || depth_share(problem, pass) < 1.0 {
+    let misses = problem.window.padding_mode == PaddingMode::Zeros && extents.walks[0].leaves();
+    if extents.phases.is_some() || misses {
         return filling;
     }
     let cost = |parts: usize| {
