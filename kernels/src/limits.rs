@@ -15,6 +15,8 @@ pub struct Limits {
     pub units_per_cube: u32,
     /// Bytes of one cube's shared memory. Never above 32 KiB, Apple's limit, so that what runs here runs there.
     pub shared_bytes: usize,
+    /// Buffers that one kernel can bind, that of its arguments included.
+    pub bindings: usize,
     /// Bytes of the largest buffer a kernel can bind.
     pub buffer_bytes: u64,
     /// Elements up to which 32-bit offsets are used. Offsets are compared as signed numbers in some kernels, hence 2^31 -
@@ -22,9 +24,9 @@ pub struct Limits {
     pub narrow_elements: usize,
     /// Whether 64-bit element offsets can be had (WGSL: no).
     pub wide_index: bool,
-    /// Turns that the loops of one unit may make together, where the device ends them silently: Mesa's software driver
-    /// (llvmpipe) leaves every loop once some tens of thousands of turns are spent (33,000 gave wrong sums, 20,000
-    /// right ones). `None` on real devices.
+    /// Iterations that all loops of one thread may make together, where the device ends them silently: Mesa's software
+    /// driver (llvmpipe) leaves every loop once 65,535 are spent, a loop of n iterations taking n + 1 of them. `None` on
+    /// real devices.
     pub loop_turns: Option<usize>,
     /// Storage types the device serves.
     pub dtypes: Vec<FloatType>,
@@ -62,10 +64,11 @@ impl Limits {
             cubes_per_axis: x.min(y).min(z).min(65_535),
             units_per_cube: hardware.max_units_per_cube.min(1024),
             shared_bytes: hardware.max_shared_memory_size.min(32 * 1024),
+            bindings: hardware.max_bindings as usize,
             buffer_bytes: properties.memory.max_page_size,
             wide_index: properties.supports_address(AddressType::U64),
             dtypes: FloatType::ALL.into_iter().filter(|dtype| dtype.served_by(client)).collect(),
-            loop_turns: software.then_some(20_000),
+            loop_turns: software.then_some(60_000),
             halves_in_words: properties
                 .type_usage(ElemType::UInt(UIntKind::U16))
                 .contains(TypeUsage::Arithmetic),
@@ -84,6 +87,7 @@ impl Limits {
             cubes_per_axis: 65_535,
             units_per_cube: 1024,
             shared_bytes: 32 * 1024,
+            bindings: 28,
             buffer_bytes: 4 << 30,
             narrow_elements: i32::MAX as usize,
             wide_index: true,
@@ -104,7 +108,9 @@ impl Limits {
 /// The square fragments that the device offers: the largest of each type.
 fn matrices(client: &Client) -> Vec<(FloatType, usize)> {
     let offered = &client.properties().features.matmul.cmma;
-    let plane = client.properties().hardware.plane_size_max;
+    // The kernels count on 32 threads of a subgroup, whatever the driver chooses.
+    let hardware = &client.properties().hardware;
+    let subgroups = [hardware.plane_size_min, hardware.plane_size_max] == [32; 2];
     let square = |dtype: FloatType, size: u32| {
         offered.iter().any(|each| {
             [each.m, each.n, each.k] == [size; 3]
@@ -114,6 +120,6 @@ fn matrices(client: &Client) -> Vec<(FloatType, usize)> {
     };
     let largest =
         |dtype| [16, 8].into_iter().find(|size| square(dtype, *size)).map(|size| (dtype, size as usize));
-    let types = FloatType::ALL.into_iter().filter(|dtype| plane == 32 && dtype.served_by(client));
+    let types = FloatType::ALL.into_iter().filter(|dtype| subgroups && dtype.served_by(client));
     types.filter_map(largest).collect()
 }

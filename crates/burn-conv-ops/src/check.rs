@@ -29,8 +29,17 @@ pub(crate) fn conv3d(
     let bias = bias.map(|bias| bias.dims()[0]);
     let problem = Conv3dProblem::new(x.dims(), weight.dims(), bias, options.window(), dtype)?;
     let limits = limits(&x.device());
-    conv3d::plan(&problem, Pass::Forward, options.algorithm, &limits)?;
     fits(OP, &problem.y_shape(), dtype, &limits)?;
+    conv3d::plan(&problem, Pass::Forward, options.algorithm, &limits)?;
+    // A backward pass has nowhere to report an error: its plans are made here.
+    #[cfg(feature = "autodiff")]
+    for (pass, tracked) in
+        [(Pass::InputGradient, x.is_tracked()), (Pass::WeightGradient, weight.is_tracked())]
+    {
+        if tracked {
+            conv3d::gradient_plan(&problem, pass, options.algorithm, &limits)?;
+        }
+    }
     Ok(Conv3dCall { problem, algorithm: options.algorithm })
 }
 

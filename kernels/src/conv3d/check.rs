@@ -2,54 +2,30 @@
 
 use super::plan::{Pass, Plan, matrix_tiles, result_is_empty, shifted_tiles, shifted_weight_tiles};
 use super::problem::Conv3dProblem;
-use super::tile::TileConfig;
-use super::{depthwise, gemm, head, stem, winograd};
+use super::{depthwise, fold, gemm, head, stem, winograd};
 use crate::error::{ConvError, unsupported};
 use crate::limits::Limits;
 
-/// Refuses a plan that was made for another problem.
+/// Refuses a plan that was made for another problem or needs what the device lacks. Asked of the problem that is launched.
 pub(super) fn check(
     plan: &Plan,
     problem: &Conv3dProblem,
     pass: Pass,
     limits: &Limits,
 ) -> Result<(), ConvError> {
-    let empty = result_is_empty(problem, pass);
-    let turns = loop_turns(plan, problem, pass);
-    if let Some(most) = limits.loop_turns
-        && turns > most
-    {
-        return Err(ConvError::TooLarge(format!(
-            "conv3d: the {} by {} sums in {turns} loop turns, this software device ends loops after {most}",
-            pass.name(),
-            plan.name()
-        )));
+    let launched = &fold::launched(problem, pass);
+    serves(plan, launched, pass, limits)?;
+    if result_is_empty(problem, pass) {
+        return Ok(());
     }
+    plan.needs(problem, pass, limits).check(plan, pass, limits)
+}
+
+fn serves(plan: &Plan, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Result<(), ConvError> {
+    let empty = result_is_empty(problem, pass);
     match plan {
         Plan::Empty if !empty => {
             unsupported!("conv3d: the plan `empty` was given for a {} that has elements", pass.name())
-        }
-        Plan::ImplicitGemm(tile) => {
-            let (bytes, units) = (tile.shared_bytes(), tile.units());
-            if bytes > limits.shared_bytes {
-                unsupported!(
-                    "conv3d: the tile {}x{}x{} needs {bytes} bytes of shared memory, the device has {}",
-                    tile.tile_m,
-                    tile.tile_n,
-                    tile.tile_k,
-                    limits.shared_bytes
-                );
-            }
-            if units > limits.units_per_cube {
-                unsupported!(
-                    "conv3d: the tile {}x{}x{} needs {units} units per cube, the device has {}",
-                    tile.tile_m,
-                    tile.tile_n,
-                    tile.tile_k,
-                    limits.units_per_cube
-                );
-            }
-            Ok(())
         }
         Plan::Gemm(_) | Plan::MatrixGemm(_) if !empty && !gemm::serves(problem, pass) => {
             unsupported!(
@@ -125,30 +101,5 @@ fn shifted_serves(plan: &Plan, problem: &Conv3dProblem, pass: Pass, limits: &Lim
         Plan::ShiftedGemm(tile) => shifted_tiles(problem, pass, limits).any(|each| each == *tile),
         Plan::ShiftedWeight(tile) => shifted_weight_tiles(problem, pass, limits).any(|each| each == *tile),
         _ => true,
-    }
-}
-
-/// Turns that the loops of one unit make together.
-fn loop_turns(plan: &Plan, problem: &Conv3dProblem, pass: Pass) -> usize {
-    let stages = |terms: usize| terms.div_ceil(TileConfig::LARGE.tile_k);
-    match (plan, pass) {
-        // Whether a head's or a stem's product serves says how many it makes.
-        (Plan::Empty | Plan::Head(_) | Plan::Stem(_), _)
-        | (
-            Plan::ImplicitGemm(_) | Plan::Gemm(_) | Plan::MatrixGemm(_) | Plan::Winograd(_),
-            Pass::WeightGradient,
-        )
-        | (Plan::ShiftedWeight(_), _) => 0,
-        (Plan::ShiftedGemm(_), _) => problem.channels.max(problem.out_channels) * problem.taps(),
-        (Plan::Direct, _) => super::direct::loop_turns(problem, pass),
-        (Plan::ImplicitGemm(_) | Plan::Gemm(_) | Plan::MatrixGemm(_), Pass::Forward) => {
-            stages(problem.group_channels() * problem.taps())
-        }
-        (Plan::ImplicitGemm(_) | Plan::Gemm(_) | Plan::MatrixGemm(_), _) => {
-            stages(problem.group_out_channels() * problem.taps())
-        }
-        // Depth outside, then what the compiler unrolls.
-        (Plan::Depthwise, _) => problem.input[0].max(problem.output()[0]) + problem.kernel[0],
-        (Plan::Winograd(_), _) => stages(problem.kernel[0] * problem.channels.max(problem.out_channels)),
     }
 }

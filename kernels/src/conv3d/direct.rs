@@ -9,6 +9,8 @@
 //! neighbouring inputs. Per unit: K = C/groups * KD * KH * KW products, 2K loads, one store. Nothing is declined.
 
 use super::args::{Column, Geometry, offset};
+use super::fold;
+use super::needs::nest;
 use super::plan::Pass;
 use super::problem::{Conv3dProblem, PaddingMode};
 use crate::activation::{Activation, activate};
@@ -25,16 +27,18 @@ const UNITS: u32 = 256;
 /// Channels that one turn of a loop sums: see [`Limits::loop_turns`].
 const BLOCK: u32 = 8;
 
-/// Turns that the loops of a unit make together.
+/// Iterations of the loops of a thread in the forward pass and the input gradient.
 pub(crate) fn loop_turns(problem: &Conv3dProblem, pass: Pass) -> usize {
-    let [kd, kh, kw] = problem.kernel;
     let block = BLOCK as usize;
-    match pass {
-        Pass::Forward => problem.taps() * (1 + problem.group_channels().div_ceil(block)),
-        Pass::InputGradient => kd * (1 + kh * (1 + kw * (1 + problem.group_out_channels().div_ceil(block)))),
-        // Sums are split into parts of a few thousand windows.
-        Pass::WeightGradient => 0,
+    if pass == Pass::Forward {
+        return nest(problem.taps(), nest(problem.group_channels().div_ceil(block), 0));
     }
+    let aliases = fold::aliases(problem);
+    let blocks = nest(problem.group_out_channels().div_ceil(block), 0);
+    // Positions that read as this one and taps, axis by axis.
+    [2, 1, 0]
+        .into_iter()
+        .fold(blocks, |inner, axis: usize| nest(aliases[axis], nest(problem.kernel[axis], inner)))
 }
 
 /// Launches the forward pass.

@@ -5,10 +5,12 @@
 //! dx[n,c,p] = sum over padded positions e with clamp(e - begin) = p of extended[n,c,e]
 //! ```
 //!
-//! The first half is an ordinary input gradient of the problem whose input is the padded one. Bytes: the extended
-//! gradient (fp32) once, dx once.
+//! The first half is an ordinary input gradient of the padded problem ([`launched`]). Plans are chosen for that problem, checked
+//! for it and launched on it. Bytes: the extended gradient (fp32) once, dx once.
 
 use super::args::{Geometry, offset};
+use super::needs::nest;
+use super::plan::Pass;
 use super::problem::{Conv3dProblem, PaddingMode, Window};
 use crate::dtype::FloatType;
 use crate::error::ConvError;
@@ -20,8 +22,12 @@ use cubecl::prelude::*;
 
 const UNITS: u32 = 256;
 
-/// The same convolution on an input that holds its padding: no padding is left.
-pub(crate) fn extended_problem(problem: &Conv3dProblem) -> Conv3dProblem {
+/// The problem that a pass launches under every plan but `Direct`: for the input gradient under replicate padding the same
+/// convolution on an input that holds its padding, so that no padding is left; else the problem itself.
+pub(crate) fn launched(problem: &Conv3dProblem, pass: Pass) -> Conv3dProblem {
+    if !is_folded(problem, pass) {
+        return *problem;
+    }
     let padding = problem.window.padding;
     Conv3dProblem {
         input: [0, 1, 2].map(|axis| problem.input[axis] + padding[axis].0 + padding[axis].1),
@@ -30,9 +36,32 @@ pub(crate) fn extended_problem(problem: &Conv3dProblem) -> Conv3dProblem {
     }
 }
 
-/// An fp32 tensor for the gradient of the padded input.
-pub(crate) fn extended_gradient(client: &Client, problem: &Conv3dProblem) -> Operand {
-    Operand::empty(client, &extended_problem(problem).x_shape(), FloatType::F32)
+/// Whether a pass runs on the padded input and is folded.
+pub(crate) fn is_folded(problem: &Conv3dProblem, pass: Pass) -> bool {
+    pass == Pass::InputGradient && problem.window.padding_mode == PaddingMode::Replicate
+}
+
+/// An fp32 tensor for the gradient of the launched problem's input.
+pub(crate) fn extended_gradient(client: &Client, launched: &Conv3dProblem) -> Operand {
+    Operand::empty(client, &launched.x_shape(), FloatType::F32)
+}
+
+/// Positions of the padded input, along each axis, that read as one element at most.
+pub(crate) fn aliases(problem: &Conv3dProblem) -> [usize; 3] {
+    let replicate = problem.window.padding_mode == PaddingMode::Replicate;
+    [0, 1, 2].map(|axis| {
+        let (begin, end) = problem.window.padding[axis];
+        match problem.input[axis] {
+            _ if !replicate => 1,
+            1 => 1 + begin + end,
+            _ => 1 + begin.max(end),
+        }
+    })
+}
+
+/// Iterations of the loops of a thread of [`fold`].
+pub(crate) fn loop_turns(problem: &Conv3dProblem) -> usize {
+    aliases(problem).into_iter().rev().fold(0, |inner, count| nest(count, inner))
 }
 
 /// Adds the gradient of the padding to the edges it repeats.

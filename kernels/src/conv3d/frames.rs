@@ -13,6 +13,7 @@
 //! alone took 1.4 ms where its products take 0.3 (H200). Shared memory: `4 * loads * units` bytes.
 
 use super::gemm::place::Walk;
+use super::needs::nest;
 use super::problem::PaddingMode;
 use crate::cells::Cells;
 use cubecl::prelude::*;
@@ -73,6 +74,13 @@ impl Tile {
     /// Elements of a frame that a unit reads at most.
     pub(super) fn loads(&self) -> usize {
         self.frame().div_ceil(self.units)
+    }
+
+    /// Iterations of the loops of [`sum_units`] for so many sums of a thread.
+    pub(super) fn sum_turns(&self, sums: usize) -> usize {
+        let together = self.loads().max(1);
+        let segments = (self.units / together).max(1);
+        sums.div_ceil(together) * (nest(self.units.div_ceil(segments), 0) + nest(segments, 0))
     }
 
     /// Tiles of a plane along H and W.

@@ -78,7 +78,7 @@ pub(crate) fn weight_gradient(
     limits: &Limits,
     [x, dy, dw]: [&Operand; 3],
 ) -> Result<(), ConvError> {
-    let partials = reduce::workspace(client, split.parts, dw.len());
+    let partials = reduce::partials(client, split.parts, dw);
     let extents =
         [problem.group_out_channels(), problem.group_channels() * problem.taps(), problem.positions()];
     let parts = (split.length, split.parts);

@@ -20,6 +20,7 @@ mod frames;
 mod gemm;
 mod head;
 mod implicit_gemm;
+mod needs;
 mod notes;
 mod plan;
 mod problem;
@@ -35,8 +36,9 @@ pub use crate::activation::Activation;
 pub use activation::activation_gradient;
 pub use gemm::{MatrixTile, RegisterTile};
 pub use head::HeadTile;
+pub use needs::Needs;
 pub use notes::{NonFinite, Notes};
-pub use plan::{Algorithm, Pass, Plan, Tiles, eligible, plan};
+pub use plan::{Algorithm, Pass, Plan, Tiles, eligible, gradient_plan, plan};
 pub use problem::{Conv3dProblem, PaddingMode, Window};
 pub use shifted::{ShiftedTile, ShiftedWeightTile};
 pub use split::ReductionSplit;
@@ -111,10 +113,11 @@ pub fn input_gradient(
     check::check(plan, problem, Pass::InputGradient, limits)?;
     // Without output channels the gradient is zero: dy and w are empty.
     let (dy, w) = (&dy.bindable(client), &w.bindable(client));
-    let replicate = problem.window.padding_mode == PaddingMode::Replicate;
-    if replicate && !matches!(plan, Plan::Empty | Plan::Direct) {
-        let extended = fold::extended_gradient(client, problem);
-        run_input_gradient(client, &fold::extended_problem(problem), plan, limits, [dy, w, &extended])?;
+    if fold::is_folded(problem, Pass::InputGradient) && !matches!(plan, Plan::Empty | Plan::Direct) {
+        // What `check` has looked at.
+        let launched = fold::launched(problem, Pass::InputGradient);
+        let extended = fold::extended_gradient(client, &launched);
+        run_input_gradient(client, &launched, plan, limits, [dy, w, &extended])?;
         return fold::fold(client, problem, limits, &extended, dx);
     }
     run_input_gradient(client, problem, plan, limits, [dy, w, dx])

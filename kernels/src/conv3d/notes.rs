@@ -1,5 +1,6 @@
 //! What a caller may want to know of a plan before it runs.
 
+use super::fold;
 use super::gemm::{is_patches, stage_type};
 use super::plan::{Pass, Plan};
 use super::problem::Conv3dProblem;
@@ -36,6 +37,7 @@ pub struct Notes {
 impl Plan {
     /// The plan's properties for one pass of a problem.
     pub fn notes(&self, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Notes {
+        let problem = &fold::launched(problem, pass);
         let sum = if pass == Pass::WeightGradient { Guard::WEIGHT_GRADIENT } else { Guard::SUM };
         let notes = Notes {
             tile: None,

@@ -13,7 +13,11 @@
 //! | ImplicitGemm | all         | everything: the first, simple tiling              | dw: fp32 partials                    |
 //! | Direct       | all         | everything: one result per unit                   | dw: fp32 partials                    |
 //!
-//! Under replicate padding the input gradient of all but `Direct` is computed in fp32 on the padded input and folded.
+//! Under replicate padding the input gradient of all but `Direct` is computed in fp32 on the padded input and folded: its plan is
+//! chosen for that problem, checked for it and launched on it.
+//!
+//! A plan that needs more than the device has ([`super::Needs`]) makes room for the next: smaller tiles of the same product, at last
+//! `Direct`.
 //!
 //! [`Algorithm::Auto`] takes Winograd where the rule and the table of `winograd/choice.rs` say that it is faster, else, as
 //! [`Algorithm::Strict`] does always, the first of Depthwise, Head (where at most half of its tiles is empty), Stem (where it
@@ -24,7 +28,6 @@
 //! matrix units 128x16 (f16: 1.3 ms, the engine 7.9).
 //! The engine's tiles: `gemm/choice.rs`.
 
-use super::depthwise;
 use super::gemm::{self, MatrixTile, RegisterTile, stage_type};
 use super::head::{self, HeadTile};
 use super::problem::Conv3dProblem;
@@ -32,6 +35,7 @@ use super::shifted::{self, ShiftedTile, ShiftedWeightTile};
 use super::stem::{self, StemTile};
 use super::tile::TileConfig;
 use super::winograd::{self, WinogradConfig, WinogradTile};
+use super::{depthwise, fold};
 use crate::error::ConvError;
 use crate::limits::Limits;
 
@@ -148,6 +152,7 @@ impl Tiles {
 impl Plan {
     /// The plan's tiles; nothing for plans that are not matrix products of one launch.
     pub fn tiles(&self, problem: &Conv3dProblem, pass: Pass) -> Option<Tiles> {
+        let problem = &fold::launched(problem, pass);
         if let Self::ShiftedGemm(tile) = self {
             return shifted::extent(problem, pass, tile);
         }
@@ -205,19 +210,66 @@ pub fn plan(
     if result_is_empty(problem, pass) {
         return Ok(Plan::Empty);
     }
-    match algorithm {
+    // Chosen for what is launched.
+    let launched = &fold::launched(problem, pass);
+    let candidates = match algorithm {
         Algorithm::Auto => {
-            let strict = strict(problem, pass, limits);
-            Ok(winograd::winner(problem, pass, &strict, limits).map_or(strict, Plan::Winograd))
+            let strict = strict(launched, pass, limits);
+            let winograd = winograd::winner(launched, pass, &strict, limits).map(Plan::Winograd);
+            let preferred = winograd.into_iter().chain([strict]);
+            preferred.chain(products(launched, pass)).chain([Plan::Direct]).collect()
         }
-        Algorithm::Strict => Ok(strict(problem, pass, limits)),
-        Algorithm::Direct => Ok(Plan::Direct),
-        Algorithm::ImplicitGemm if gemm::serves(problem, pass) => {
-            Ok(gemm::choice::choose(problem, pass, limits))
+        Algorithm::Strict => {
+            let preferred = [strict(launched, pass, limits)].into_iter();
+            preferred.chain(products(launched, pass)).chain([Plan::Direct]).collect()
         }
-        Algorithm::ImplicitGemm => Ok(Plan::ImplicitGemm(tile_for(problem, pass))),
-        Algorithm::Winograd(tile) => Ok(Plan::Winograd(winograd::config(problem, pass, tile, limits)?)),
+        Algorithm::Direct => vec![Plan::Direct],
+        Algorithm::ImplicitGemm => {
+            let engine = gemm::serves(launched, pass).then(|| gemm::choice::choose(launched, pass, limits));
+            engine.into_iter().chain(products(launched, pass)).collect()
+        }
+        Algorithm::Winograd(tile) => vec![Plan::Winograd(winograd::config(launched, pass, tile, limits)?)],
+    };
+    first_that_serves(&candidates, problem, pass, limits)
+}
+
+/// The plan for a gradient: a forced algorithm where it serves, else the automatic choice.
+///
+/// # Errors
+/// As [`plan`].
+pub fn gradient_plan(
+    problem: &Conv3dProblem,
+    pass: Pass,
+    algorithm: Algorithm,
+    limits: &Limits,
+) -> Result<Plan, ConvError> {
+    plan(problem, pass, algorithm, limits).or_else(|_| plan(problem, pass, Algorithm::Auto, limits))
+}
+
+/// The first plan whose needs the device meets; where there is none, why the first one is refused.
+fn first_that_serves(
+    plans: &[Plan],
+    problem: &Conv3dProblem,
+    pass: Pass,
+    limits: &Limits,
+) -> Result<Plan, ConvError> {
+    let mut refusal = None;
+    for plan in plans {
+        match plan.needs(problem, pass, limits).check(plan, pass, limits) {
+            Ok(()) => return Ok(*plan),
+            Err(error) => refusal = refusal.or(Some(error)),
+        }
     }
+    Err(refusal.expect("there is always a candidate"))
+}
+
+/// Matrix products that take the place of a plan whose needs the device does not meet, the fastest first.
+fn products(problem: &Conv3dProblem, pass: Pass) -> Vec<Plan> {
+    let (_, columns) = product_extents(problem, pass, false);
+    let wide = if columns > 8 { RegisterTile::M64N64 } else { RegisterTile::M128N8 };
+    let engine = gemm::serves(problem, pass).then_some(Plan::Gemm(wide));
+    let first = tile_for(problem, pass);
+    engine.into_iter().chain([first, TileConfig::SMALL].map(Plan::ImplicitGemm)).collect()
 }
 
 /// Every plan that serves the pass: what the tests run and the benchmarks time.
@@ -225,6 +277,7 @@ pub fn eligible(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Vec<Pla
     if result_is_empty(problem, pass) {
         return vec![Plan::Empty];
     }
+    let (asked, problem) = (problem, &fold::launched(problem, pass));
     let winograd = WinogradTile::ALL
         .into_iter()
         .filter_map(|tile| winograd::config(problem, pass, tile, limits).ok())
@@ -247,6 +300,7 @@ pub fn eligible(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Vec<Pla
         .chain(stem::tiles(problem, pass, limits).map(Plan::Stem))
         .chain(depthwise::serves(problem, pass).then_some(Plan::Depthwise))
         .chain(winograd)
+        .filter(|plan| plan.needs(asked, pass, limits).check(plan, pass, limits).is_ok())
         .collect()
 }
 

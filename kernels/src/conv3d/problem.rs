@@ -1,5 +1,6 @@
 //! What a conv3d call asks for, validated before anything is planned or launched.
 
+use super::fold;
 use super::plan::Pass;
 use crate::activation::Activation;
 use crate::dtype::FloatType;
@@ -67,6 +68,9 @@ pub struct Conv3dProblem {
     pub dtype: FloatType,
 }
 
+/// Elements of a tensor at most: 4 TiB in fp32, beyond every device's memory. What plans count of them fits 64 bits.
+const MOST_ELEMENTS: usize = 1 << 40;
+
 const AXES: [&str; 3] = ["depth", "height", "width"];
 
 impl Conv3dProblem {
@@ -126,11 +130,17 @@ impl Conv3dProblem {
                 invalid!("conv3d: replicate padding of an input with {name} 0 has nothing to repeat");
             }
         }
-        let shapes = [("input", self.x_shape()), ("weight", self.weight_shape()), ("output", self.y_shape())];
+        let shapes = [
+            ("input", self.x_shape()),
+            ("weight", self.weight_shape()),
+            ("output", self.y_shape()),
+            // What the input gradient under replicate padding is computed on.
+            ("padded input", fold::launched(self, Pass::InputGradient).x_shape()),
+        ];
         for (what, shape) in shapes {
-            let elements = shape.iter().try_fold(1usize, |product, size| product.checked_mul(*size));
-            let bytes = elements.and_then(|elements| elements.checked_mul(4));
-            if bytes.is_none_or(|bytes| bytes > isize::MAX as usize) {
+            // Extents of zero count as one: what is planned multiplies the others.
+            let elements = shape.iter().try_fold(1usize, |product, size| product.checked_mul((*size).max(1)));
+            if elements.is_none_or(|elements| elements > MOST_ELEMENTS) {
                 return Err(ConvError::TooLarge(format!(
                     "conv3d: the {what} {shape:?} has more elements than can be addressed"
                 )));

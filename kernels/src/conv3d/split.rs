@@ -2,9 +2,9 @@
 
 use crate::limits::Limits;
 
-/// Parts whose fp32 partials of `elements` results fit the workspace; at least one.
+/// Parts whose fp32 partials of `elements` results fit the workspace and one buffer; at least one.
 pub(crate) fn affordable_parts(elements: usize, limits: &Limits) -> usize {
-    parts_within(elements, limits.workspace_bytes)
+    parts_within(elements, limits.workspace_bytes.min(limits.buffer_bytes))
 }
 
 /// [`affordable_parts`] of what else the workspace leaves.

@@ -4,7 +4,7 @@ use super::{allocate, operand};
 use crate::ops::Conv3dCall;
 use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
-use conv_kernels::conv3d::{self, Activation, Algorithm, Pass, Plan, WinogradTile, winograd};
+use conv_kernels::conv3d::{self, Activation, Pass, Plan, WinogradTile, winograd};
 use conv_kernels::{ConvError, Limits};
 
 pub(super) fn forward(
@@ -114,8 +114,7 @@ pub(super) fn activation_gradient(
     Ok(dpre)
 }
 
-/// The forced algorithm where it serves this gradient, else the automatic choice.
+/// The plan that the call was checked for.
 fn gradient_plan(call: &Conv3dCall, pass: Pass, limits: &Limits) -> Result<Plan, ConvError> {
-    conv3d::plan(&call.problem, pass, call.algorithm, limits)
-        .or_else(|_| conv3d::plan(&call.problem, pass, Algorithm::Auto, limits))
+    conv3d::gradient_plan(&call.problem, pass, call.algorithm, limits)
 }

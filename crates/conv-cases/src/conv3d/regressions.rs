@@ -16,6 +16,71 @@ pub(super) fn cases() -> Vec<Conv3dCase> {
     cases.extend(pointwise_products());
     cases.extend(long_axes());
     cases.extend(winograd());
+    cases.extend(contiguous_results());
+    cases.extend(padded_problems());
+    cases
+}
+
+/// Input gradients whose H x W slices are read as contiguous ones, but written with gaps: windows of one tap that stride in the plane.
+fn contiguous_results() -> Vec<Conv3dCase> {
+    vec![
+        Conv3dCase {
+            stride: [1, 2, 1],
+            bias: false,
+            ..case("strided_rows_3x1x1".into(), [1, 64, 4, 16, 16], 64, [3, 1, 1])
+        },
+        // One column, which is every fifth of no more.
+        Conv3dCase {
+            stride: [4, 1, 5],
+            padding: [(2, 2), (0, 0), (1, 3)],
+            bias: false,
+            ..case("one_column_of_five".into(), [1, 16, 2, 4, 1], 16, [2, 1, 5])
+        },
+    ]
+}
+
+/// Replicate padding, whose input gradient is another problem than the one that was asked for, and whose windows have more taps than
+/// a mask tells apart.
+fn padded_problems() -> Vec<Conv3dCase> {
+    let replicate = |name: &str, input, o, kernel| Conv3dCase {
+        replicate: true,
+        bias: false,
+        ..case(name.into(), input, o, kernel)
+    };
+    let mut cases = vec![
+        Conv3dCase {
+            padding: [(10, 10), (0, 0), (0, 0)],
+            ..replicate("replicate_11_depth_taps", [1, 8, 6, 3, 3], 8, [11, 1, 1])
+        },
+        Conv3dCase {
+            padding: [(0, 0), (0, 0), (6, 6)],
+            ..replicate("replicate_12_width_taps", [1, 8, 1, 1, 6], 4, [1, 1, 12])
+        },
+        Conv3dCase {
+            padding: [(0, 0), (5, 5), (5, 5)],
+            stride: [1, 2, 1],
+            ..replicate("replicate_stem_below_the_stride", [1, 1, 1, 1, 1], 16, [1, 11, 11])
+        },
+    ];
+    // Around the ten taps of a mask and the 31 bits of all of it. More channels than plans have whose kernels are compiled for a window.
+    for taps in [9, 10, 11, 13, 21, 33, 40] {
+        for axis in 0..3 {
+            for replicate in [false, true] {
+                let place = |value: usize, other: usize| {
+                    let mut extents = [other; 3];
+                    extents[axis] = value;
+                    extents
+                };
+                let [d, h, w] = place(5, 2);
+                let name = format!("{taps}_taps_of_axis_{axis}{}", if replicate { "_replicate" } else { "" });
+                cases.push(Conv3dCase {
+                    replicate,
+                    padding: place(taps / 2 + 1, 0).map(|padding| (padding, padding + 2)),
+                    ..case(name, [1, 8, d, h, w], 6, place(taps, 1))
+                });
+            }
+        }
+    }
     cases
 }
 

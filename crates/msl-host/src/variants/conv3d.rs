@@ -1,11 +1,12 @@
 //! conv3d: forward, both gradients and the two small ones, under every eligible plan.
 
 use super::{IndexWidth, note, tensor};
-use crate::server::{Label, Recorder};
+use crate::lower::Facts;
+use crate::server::{Label, Log, Recorder};
 use conv_cases::conv3d::{self as cases, Conv3dCase};
 use conv_kernels::conv3d::{
-    Activation, Conv3dProblem, PaddingMode, Pass, Plan, Window, activation_gradient, bias_gradient, eligible,
-    forward, input_gradient, weight_and_bias_gradient, weight_gradient,
+    Activation, Conv3dProblem, Needs, PaddingMode, Pass, Plan, Window, activation_gradient, bias_gradient,
+    eligible, forward, input_gradient, weight_and_bias_gradient, weight_gradient,
 };
 use conv_kernels::{FloatType, Limits};
 use cubecl::prelude::Client;
@@ -126,6 +127,7 @@ fn record_case(
             }
             let what = format!("conv3d {} {} {}", pass.name(), plan.name(), dtype.name());
             let label = Label { what, options: options(&problem, pass) };
+            let first = recorder.log().launches.len();
             let result = recorder.record(&label, |client| {
                 let [x, w, y] = operands(client, &problem);
                 match pass {
@@ -138,6 +140,7 @@ fn record_case(
                 }
             });
             note(result, &label, &case.name, refused);
+            refused.extend(understated(&recorder.log(), first, &plan.needs(&problem, pass, limits), &label));
         }
     }
     if problem.bias {
@@ -167,6 +170,19 @@ fn record_case(
         activation_gradient(client, limits, activation, [&saved, &dy, &dpre])
     });
     note(result, &label, &case.name, refused);
+}
+
+/// What the launches from `first` on need beyond what their plan says it needs.
+fn understated(log: &Log, first: usize, needs: &Needs, label: &Label) -> Vec<String> {
+    let kernels = log.launches[first..].iter().map(|launch| &log.kernels[launch.kernel]);
+    let lowered = kernels.filter_map(|kernel| kernel.lowered.as_ref().ok());
+    let understates = |facts: &Facts| {
+        facts.threadgroup_bytes > needs.shared_bytes
+            || facts.declared_threads as usize > needs.threads
+            || facts.bindings > needs.bindings
+    };
+    let found = lowered.filter(|lowered| understates(&lowered.facts));
+    found.map(|lowered| format!("{label}: {:?} where the plan says {needs:?}", lowered.facts)).collect()
 }
 
 fn operands(client: &Client, problem: &Conv3dProblem) -> [conv_kernels::Operand; 3] {

@@ -2,12 +2,13 @@
 //! gradient. Strides, dilation and the smallest planes take [`march`] and [`weight`], which need no shared memory for them.
 
 mod march;
+mod share;
 mod staged;
 mod staged_weight;
 mod weight;
 
 use super::frames::{Tile, TilingLaunch};
-use super::gemm::walk::{AxisWalk, Walks, few_phases, sites, taps, walk_args, walks};
+use super::gemm::walk::{Walks, few_phases, sites, taps, walk_args, walks};
 use super::plan::Pass;
 use super::problem::Conv3dProblem;
 use super::split::affordable_parts;
@@ -18,7 +19,9 @@ use crate::grid::dispatches;
 use crate::limits::Limits;
 use crate::operand::{Operand, address_type};
 use cubecl::prelude::*;
-use march::{MOST_TAPS, ShareLaunch, Window, march_kernel};
+use march::{MOST_TAPS, ShareLaunch, march_kernel};
+pub(crate) use share::needs;
+use share::{FORWARD_ROWS, UNITS, WEIGHT_ROWS, WeightShare, chunk, tile, weight_share, window};
 use staged::staged_kernel;
 use staged_weight::staged_weight_kernel;
 
@@ -34,23 +37,6 @@ pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass) -> bool {
         && elements.iter().all(|elements| *elements < 1 << 30)
 }
 
-/// Units that a cube is counted for where the device is to be filled.
-const UNITS: usize = 256;
-
-/// Sites along H that share the rows they read.
-const ROWS: usize = 4;
-
-/// The window of a walk, with cubes of enough units for the marches of one channel, given the sites along H of each.
-fn window(walks: &Walks, marches: impl Fn(usize) -> usize) -> Window {
-    let rows = if !walks[1].is_dense() {
-        1
-    } else {
-        [ROWS, 2, 1][usize::from(walks[1].sites < 3) + usize::from(walks[1].sites < 2)]
-    };
-    let units = if marches(rows) <= 64 { 64 } else { 256 };
-    Window { taps: walks.map(|walk| walk.taps), rows, marches: walks[0].is_dense(), units }
-}
-
 /// Launches the forward pass (operands x, w, y) or the input gradient (dy, w, dx).
 pub(crate) fn gather(
     client: &Client,
@@ -64,46 +50,13 @@ pub(crate) fn gather(
         if taps(walks) == 0 {
             // Positions that no window reads: the product without terms writes their zeros.
             gemm::one_walk(client, problem, pass, walks, limits, operands)?;
-        } else if let Some(tile) = tile(walks, &FORWARD_ROWS) {
+        } else if let Some(tile) = tile(walks, &FORWARD_ROWS, limits) {
             launch_staged(client, problem, pass, (walks, tile), limits, operands, bias)?;
         } else {
             launch(client, problem, pass, walks, limits, operands, bias)?;
         }
     }
     Ok(())
-}
-
-/// Sites of a unit along H in a staged forward pass, and in a staged weight gradient, whose sums take the registers.
-const FORWARD_ROWS: [usize; 2] = [4, 8];
-const WEIGHT_ROWS: [usize; 2] = [2, 4];
-
-/// Bytes of shared memory that a frame may take.
-const MOST_BYTES: usize = 24 * 1024;
-
-/// The tile for a walk, the cheapest by a count of instructions: products, reads of shared memory, and some for each element read
-/// and each site and unit. Nothing where neighbouring results do not read neighbouring elements, or where the tile stands mostly empty.
-fn tile(walks: &Walks, rows: &[usize]) -> Option<Tile> {
-    let [_, height, width] = walks.map(|walk| walk.sites);
-    let taps = walks.map(|walk| walk.taps);
-    if !walks.iter().all(AxisWalk::is_dense) || taps.iter().product::<usize>() > MOST_TAPS {
-        return None;
-    }
-    let columns = (8..=128usize.min(width.next_multiple_of(8))).step_by(8);
-    let tiles = columns.flat_map(|columns| {
-        let units = [64, 128, 256].into_iter().filter(move |units| columns <= *units);
-        units.flat_map(move |units| rows.iter().map(move |rows| Tile { taps, rows: *rows, columns, units }))
-    });
-    let cost = |tile: &Tile| {
-        let products = tile.rows * tile.count();
-        let values = (tile.rows + taps[1] - 1) * taps[2] * tile.passes();
-        // A vector of four weights counts twice, and a read of shared memory twice beside a product.
-        let shared = 2 * (values + 2 * tile.count().div_ceil(4));
-        let tiles: usize = tile.tiles(height, width).iter().product();
-        tiles * tile.units * (products + shared + 8 * tile.loads() + 8 * tile.rows + 40)
-    };
-    let tile = tiles.filter(|tile| 4 * tile.loads() * tile.units <= MOST_BYTES).min_by_key(cost)?;
-    let filled = tile.tiles(height, width).iter().product::<usize>() * tile.units * tile.rows;
-    (3 * height * width >= filled).then_some(tile)
 }
 
 /// Frames of a chunk of staged tiles, and the cubes of one channel of one image.
@@ -240,14 +193,6 @@ fn launch(
     Ok(())
 }
 
-/// Frames that a unit marches through: all of them where there are units enough, since every chunk reads the frames at
-/// its ends again.
-fn chunk(depth: usize, columns: usize, limits: &Limits) -> usize {
-    let wanted = 2 * limits.cubes_in_flight * UNITS;
-    let chunks = wanted.div_ceil(columns.max(1)).min(depth.div_ceil(8)).max(1);
-    depth.div_ceil(chunks).max(1)
-}
-
 /// Launches the weight gradient: operands x, dy, dw. The bias gradient `db` is a sum of what staged tiles hold in registers; the other
 /// kernels leave it to a sweep of its own.
 pub(crate) fn weight_gradient(
@@ -258,7 +203,7 @@ pub(crate) fn weight_gradient(
     db: Option<&Operand>,
 ) -> Result<(), ConvError> {
     let walks = &walks(problem, Pass::Forward)[0];
-    let staged = tile(walks, &WEIGHT_ROWS).map(|tile| (tile, chunks(problem, walks, &tile, limits)));
+    let staged = tile(walks, &WEIGHT_ROWS, limits).map(|tile| (tile, chunks(problem, walks, &tile, limits)));
     let affordable = |elements| {
         staged.filter(|(_, (_, cubes))| problem.batch * cubes <= affordable_parts(elements, limits))
     };
@@ -271,22 +216,9 @@ pub(crate) fn weight_gradient(
         return staged_weight_gradient(client, problem, (walks, tile), chunks, limits, [x, dy, dw], db);
     }
     let [depth, height, width] = walks.map(|walk| walk.sites);
-    let [depth_taps, row_taps, column_taps] = walks.map(|walk| walk.taps);
-    let whole = Window { rows: 1, ..window(walks, |_| usize::MAX) };
-    // A window that does not fit the registers is cut into its depth taps, which march on their own.
-    let cuts = if whole.count() > weight::MOST_SUMS { depth_taps } else { 1 };
-    let taps = [depth_taps / cuts, row_taps, column_taps];
-    let units = weight::units(taps.iter().product());
-    let window = Window { taps, marches: whole.marches && cuts == 1, units, ..whole };
-    let columns = problem.batch * height * width;
-    // Every cube ends with a sum over its units: it should have marched for longer than that takes.
-    let cubes = (2 * limits.cubes_in_flight).div_ceil(problem.channels.max(1) * cuts);
-    let chunk = chunk(depth, columns * problem.channels, limits);
-    let marches = columns * depth.div_ceil(chunk);
-    let affordable = affordable_parts(dw.len(), limits);
-    let parts = cubes.min(marches.div_ceil(units)).min(affordable).max(1);
-    let length = marches.div_ceil(parts);
-    let parts = marches.div_ceil(length.max(1)).max(1);
+    let WeightShare { window, whole, cuts, chunk, marches, parts, length } =
+        weight_share(problem, walks, limits);
+    let units = window.units;
     let partials = reduce::partials(client, parts, dw);
     let largest = (length * parts + units).max(problem.channels * parts * cuts);
     let address = address_type("conv3d", &[x, dy, &partials], largest, limits)?;

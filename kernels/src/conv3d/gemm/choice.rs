@@ -17,7 +17,7 @@
 //! than 32 output channels (512 -> 512, 2x7x7: 0.071 ms, 128x128 0.080), with fewer than 512 rows (channels x taps) 64x64: 0.11 ms
 //! where 128x64 takes 0.14.
 
-use super::walk::{depth_runs, depth_share};
+use super::depth::{depth_runs, depth_share};
 use super::{MatrixTile, RegisterTile, is_patches};
 use crate::conv3d::plan::{Pass, Plan, matrix_tiles, product_extents, shifted_tiles, shifted_weight_tiles};
 use crate::conv3d::problem::Conv3dProblem;
@@ -149,7 +149,11 @@ pub(crate) fn phases(problem: &Conv3dProblem, pass: Pass) -> (usize, f64) {
     if let Some(runs) = depth_runs(problem, pass) {
         return (runs.len(), depth_share(problem, pass));
     }
-    let strides = if pass == Pass::InputGradient { problem.window.stride } else { [1; 3] };
-    let phases = strides.iter().product::<usize>();
-    (phases, 1.0 / phases as f64)
+    if pass != Pass::InputGradient {
+        return (1, 1.0);
+    }
+    // A stride beyond the extent leaves phases without elements.
+    let launched = [0, 1, 2].map(|axis| problem.window.stride[axis].min(problem.input[axis]).max(1));
+    let share = problem.window.stride.iter().map(|stride| 1.0 / *stride as f64).product();
+    (launched.iter().product(), share)
 }

@@ -11,6 +11,7 @@
 
 pub(crate) mod choice;
 pub(super) mod config;
+mod depth;
 pub(crate) mod fragments;
 mod matrices;
 mod matrix_weight;
@@ -42,7 +43,7 @@ use matrices::matrix_kernel;
 use pack::{UNITS, pack_terms_kernel};
 use registers::register_kernel;
 use stage::ExtentsLaunch;
-pub(super) use together::{sites_together, weights_together};
+pub(super) use together::{results_together, sites_together, weights_together};
 pub(crate) use walk::is_patches;
 pub(crate) use walk::serves;
 use walk::{Walks, columns, launched_walks, packed_shape, packed_walk_args, patches, sites, taps, walk_args};
@@ -108,6 +109,21 @@ pub(crate) fn gather(
     let call = Call { activation: Activation::None, ..call };
     walks.iter().try_for_each(|walks| launch(&call, walks, [source, weight, &part], None))?;
     reduce::finish_partials(client, limits, &partials, out, (bias, activation))
+}
+
+/// Stages of the longest sum that one thread computes.
+pub(crate) fn stages(problem: &Conv3dProblem, pass: Pass, tile: Tile, limits: &Limits) -> usize {
+    let [_, _, tile_k] = tile.extents();
+    // The first iteration multiplies zeros while the first stage is read.
+    if pass == Pass::WeightGradient {
+        let weights = problem.weight_shape().iter().product();
+        let split = split::ReductionSplit::of(problem.positions(), weights, limits);
+        return split.length.div_ceil(tile_k) + 1;
+    }
+    let walks = launched_walks(problem, pass);
+    let parts = walks.iter().map(|walks| parts(problem, pass, tile, walks, limits)).max().unwrap_or(1);
+    let terms = walks.iter().map(|walks| extents(problem, pass, walks)[2]).max().unwrap_or(0);
+    terms.div_ceil(parts).div_ceil(tile_k) + 1
 }
 
 /// What all phases of a pass share.

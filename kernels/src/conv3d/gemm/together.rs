@@ -27,15 +27,28 @@ fn aligned(operand: &Operand, width: usize) -> bool {
 /// tap in the plane and covers it element by element (1x1x1, 3x1x1), so that planes of the source are runs of sites, and every run
 /// of so many lies in one frame and in as many aligned elements.
 pub(in crate::conv3d) fn sites_together(walks: &Walks, source: &Operand, width: usize) -> usize {
-    let [_, height, columns] = walks;
     let covers =
-        |axis: &&AxisWalk| axis.taps == 1 && axis.scale == 1 && axis.origin == 0 && axis.sites == axis.extent;
-    let covered = [height, columns].iter().all(covers);
-    let [batch, channel, frame, row, column] = source.strides[..] else { return 1 };
-    let runs = column == 1
-        && row == columns.extent
-        && [batch, channel, frame, height.sites * columns.sites]
-            .iter()
-            .all(|distance| distance.is_multiple_of(width));
-    if covered && runs && aligned(source, width) { width } else { 1 }
+        |axis: &AxisWalk| axis.taps == 1 && axis.scale == 1 && axis.origin == 0 && axis.sites == axis.extent;
+    let covered = walks[1..].iter().all(covers);
+    if covered && slices_are_contiguous(walks, source, width) { width } else { 1 }
+}
+
+/// How many neighbouring sites of the result are written at once: `width` where the sites of a walk cover the result's H x W slices
+/// element by element, so that they are contiguous, and every run of so many lies in one frame and in as many aligned elements. A walk
+/// of one residue class, or of all of them in turn, leaves gaps.
+pub(in crate::conv3d) fn results_together(walks: &Walks, out: &Operand, width: usize) -> usize {
+    let covers = |axis: usize| {
+        let walk = &walks[axis];
+        [walk.first_out, walk.out_step, walk.columns] == [0, 1, 1] && walk.sites == out.shape[axis + 2]
+    };
+    if covers(1) && covers(2) && slices_are_contiguous(walks, out, width) { width } else { 1 }
+}
+
+/// Whether the H x W slices of a tensor, as large as a walk's sites, are contiguous and whole aligned vectors.
+fn slices_are_contiguous(walks: &Walks, operand: &Operand, width: usize) -> bool {
+    let [_, height, columns] = walks.map(|walk| walk.sites);
+    let [batch, channel, frame, row, column] = operand.strides[..] else { return false };
+    let vectors = |distance: &usize| distance.is_multiple_of(width);
+    let contiguous = column == 1 && row == columns;
+    contiguous && [batch, channel, frame, height * columns].iter().all(vectors) && aligned(operand, width)
 }

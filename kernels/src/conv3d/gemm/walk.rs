@@ -12,6 +12,7 @@
 //! receive the same taps, an arithmetic progression, from consecutive windows: one dense walk per phase. Where the windows
 //! tile the input ([`is_patches`]) one walk over them covers it, the taps among the product's columns.
 
+use super::depth::depth_runs;
 use super::place::{AxisWalkArgsLaunch, WalkLaunch};
 use crate::conv3d::plan::Pass;
 use crate::conv3d::problem::{Conv3dProblem, PaddingMode};
@@ -129,7 +130,7 @@ impl AxisWalk {
     }
 
     /// The first tap of a site that lies inside the source, and the one behind the last.
-    fn inside(&self, site: usize) -> (usize, usize) {
+    pub(super) fn inside(&self, site: usize) -> (usize, usize) {
         let at = |tap: usize| (site * self.scale + tap * self.step) as i64 + self.origin;
         let first = (0..self.taps).find(|tap| at(*tap) >= 0).unwrap_or(self.taps);
         let end = (first..self.taps).find(|tap| at(*tap) >= self.extent as i64).unwrap_or(self.taps);
@@ -137,7 +138,7 @@ impl AxisWalk {
     }
 
     /// The walk of `sites` sites from `site` on, which all have the taps `first..end` inside the source.
-    fn run(&self, site: usize, sites: usize, (first, end): (usize, usize), pass: Pass) -> Self {
+    pub(super) fn run(&self, site: usize, sites: usize, (first, end): (usize, usize), pass: Pass) -> Self {
         let skipped = first * self.tap_step;
         Self {
             sites,
@@ -193,7 +194,7 @@ pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass) -> bool {
 pub(crate) type Walks = [AxisWalk; 3];
 
 /// The walks that together cover one axis of a pass's result: one per residue class of the stride in an input gradient.
-fn axis_walks(problem: &Conv3dProblem, pass: Pass, axis: usize) -> Vec<AxisWalk> {
+pub(super) fn axis_walks(problem: &Conv3dProblem, pass: Pass, axis: usize) -> Vec<AxisWalk> {
     let geometry = problem.axis(axis);
     if pass == Pass::Forward {
         return vec![AxisWalk::forward(geometry)];
@@ -213,53 +214,6 @@ pub(crate) fn walks(problem: &Conv3dProblem, pass: Pass) -> Vec<Walks> {
         }
     }
     walks
-}
-
-/// Frames that are looked at for [`depth_runs`].
-const MOST_FRAMES: usize = 64;
-/// Launches that they may take.
-const MOST_RUNS: usize = 8;
-/// Sites of a frame that are worth a launch.
-const RUN_SITES: usize = 1024;
-
-/// The depth axis of a pass as runs of frames that have the same taps inside the source: where the pass is one walk, padding is
-/// zero, frames are large and few, and a quarter of all taps lie outside, as in the input gradient of few unpadded frames.
-pub(crate) fn depth_runs(problem: &Conv3dProblem, pass: Pass) -> Option<Vec<AxisWalk>> {
-    let [depth] = axis_walks(problem, pass, 0)[..] else { return None };
-    let (frame, stride) = match pass {
-        Pass::InputGradient => (problem.input, problem.window.stride),
-        _ => (problem.output(), [1; 3]),
-    };
-    let large = problem.batch * frame[1] * frame[2] >= RUN_SITES && depth.sites <= MOST_FRAMES;
-    if !large || stride != [1; 3] || problem.window.padding_mode != PaddingMode::Zeros {
-        return None;
-    }
-    let mut runs: Vec<AxisWalk> = Vec::new();
-    let (mut first, mut inside) = (0, 0);
-    for site in 0..depth.sites {
-        let taps = depth.inside(site);
-        inside += taps.1 - taps.0;
-        if site + 1 == depth.sites || depth.inside(site + 1) != taps {
-            runs.push(depth.run(first, site + 1 - first, taps, pass));
-            first = site + 1;
-        }
-    }
-    let pays = runs.len() > 1 && runs.len() <= MOST_RUNS && 4 * inside <= 3 * depth.sites * depth.taps;
-    pays.then_some(runs)
-}
-
-/// The share of depth taps that lie inside the source.
-pub(crate) fn depth_share(problem: &Conv3dProblem, pass: Pass) -> f64 {
-    let axes = axis_walks(problem, pass, 0);
-    let all: usize = axes.iter().map(|axis| axis.sites * axis.taps).sum();
-    if problem.window.padding_mode != PaddingMode::Zeros || all == 0 {
-        return 1.0;
-    }
-    let inside = |axis: &AxisWalk| {
-        let taps = (0..axis.sites).map(|site| axis.inside(site));
-        taps.map(|(first, end)| end - first).sum::<usize>()
-    };
-    axes.iter().map(inside).sum::<usize>() as f64 / all as f64
 }
 
 /// The walks that the engine launches for a pass, which together cover every element of its result.
@@ -325,7 +279,7 @@ pub(super) fn packed_walk_args(
     let weight = operands[1];
     let strides = [weight.strides[1], weight.strides[0], weight.strides[0] * problem.group_channels()];
     let walks = walks.map(|walk| AxisWalk { first_tap: 0, tap_step: 1, ..walk });
-    args(&walks, operands, strides)
+    args(&walks, operands, strides, PaddingMode::Zeros)
 }
 
 /// The walk as a kernel argument.
@@ -335,13 +289,22 @@ pub(crate) fn walk_args(
     walks: &Walks,
     operands: [&Operand; 3],
 ) -> WalkLaunch {
-    args(walks, operands, weight_strides(operands[1], pass, problem))
+    // An input gradient is launched without padding that repeats.
+    let padding = if pass == Pass::InputGradient { PaddingMode::Zeros } else { problem.window.padding_mode };
+    args(walks, operands, weight_strides(operands[1], pass, problem), padding)
+}
+
+/// The bit of tap 0 of an axis in a mask. None where no tap lies outside the source, or where padding repeats the source's edge, so
+/// that no tap asks for one: only then may the taps be more than a mask tells apart.
+fn mask_bit(walk: &AxisWalk, axis: usize, padding: PaddingMode) -> u32 {
+    if padding == PaddingMode::Replicate || !walk.leaves() { 0 } else { 1 << (MASK_BITS * axis) }
 }
 
 fn args(
     walks: &Walks,
     [source, weight, out]: [&Operand; 3],
     [weight_channel, weight_column, weight_group]: [usize; 3],
+    padding: PaddingMode,
 ) -> WalkLaunch {
     let axis = |axis: usize| {
         let walk = walks[axis];
@@ -350,7 +313,7 @@ fn args(
             divisor(walk.sites),
             divisor(walk.taps),
             walk.taps as u32,
-            if walk.leaves() { 1 << (MASK_BITS * axis) } else { 0 },
+            mask_bit(&walk, axis, padding),
             walk.extent as u32,
             walk.scale as u32,
             walk.origin.max(0) as u32,

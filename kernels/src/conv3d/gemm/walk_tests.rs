@@ -1,6 +1,7 @@
-//! The walks of input gradients against every pair of position, window and tap.
+//! The walks of input gradients against every pair of position, window and tap, and which taps a mask tells apart.
 
 use super::*;
+use crate::conv3d::fold;
 use crate::conv3d::problem::Window;
 use crate::dtype::FloatType;
 
@@ -115,5 +116,57 @@ fn the_columns_of_patches_join_what_the_convolution_joins() {
         }
         found.sort_unstable();
         assert_eq!(found, pairs(axis), "{axis:?}");
+    }
+}
+
+/// Taps share a mask of 31 bits, ten of each axis: what the engine serves has no more where a mask is asked, and none where padding
+/// repeats the edge.
+#[test]
+fn a_mask_tells_all_taps_of_a_served_walk_apart() {
+    for taps in 1..=70 {
+        for axis in 0..3 {
+            for padding_mode in [PaddingMode::Zeros, PaddingMode::Replicate] {
+                for padding in [0, 1, taps / 2, taps - 1, taps + 3] {
+                    let place = |value: usize, other: usize| {
+                        let mut extents = [other; 3];
+                        extents[axis] = value;
+                        extents
+                    };
+                    let window = Window {
+                        padding: place(padding, 0).map(|size| (size, size)),
+                        padding_mode,
+                        ..Window::default()
+                    };
+                    let [d, h, w] = place(taps, 3);
+                    let [kd, kh, kw] = place(taps, 1);
+                    let problem =
+                        Conv3dProblem::new([1, 2, d, h, w], [2, 2, kd, kh, kw], None, window, FloatType::F32)
+                            .unwrap();
+                    for pass in [Pass::Forward, Pass::InputGradient, Pass::WeightGradient] {
+                        let launched = fold::launched(&problem, pass);
+                        let gathers = if pass == Pass::InputGradient { pass } else { Pass::Forward };
+                        let clamps =
+                            if pass == Pass::InputGradient { PaddingMode::Zeros } else { padding_mode };
+                        let masked = walks(&launched, gathers)
+                            .iter()
+                            .flat_map(|walks| {
+                                (0..3).map(|axis| (walks[axis], mask_bit(&walks[axis], axis, clamps)))
+                            })
+                            .all(|(walk, bit)| bit == 0 || walk.taps <= MASK_BITS);
+                        assert!(
+                            masked || !serves(&launched, pass),
+                            "{taps} taps of axis {axis}, {problem:?}, {pass:?}"
+                        );
+                        // Without padding, or with padding that repeats, any number is served.
+                        let any =
+                            padding == 0 && pass != Pass::InputGradient || clamps == PaddingMode::Replicate;
+                        assert!(
+                            !any || serves(&launched, pass),
+                            "{taps} taps of axis {axis}, {problem:?}, {pass:?}"
+                        );
+                    }
+                }
+            }
+        }
     }
 }

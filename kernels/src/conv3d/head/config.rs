@@ -99,7 +99,8 @@ impl Shape {
         self.frames * self.plane.rows * self.results
     }
 
-    fn shared_bytes(&self) -> usize {
+    /// Bytes of threadgroup memory.
+    pub(super) fn shared_bytes(&self) -> usize {
         4 * self.source_frames() * self.frame_elements() + 16 * self.weight_vectors()
     }
 

@@ -11,6 +11,7 @@ pub use config::HeadTile;
 
 use super::frames::TilingLaunch;
 use super::gemm::walk::{Walks, divisor, walk_args, walks};
+use super::needs::nest;
 use super::plan::{Pass, Tiles};
 use super::problem::Conv3dProblem;
 use super::{reduce, split};
@@ -76,19 +77,38 @@ pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass, tile: &HeadTile, limit
         return false;
     }
     let shape = Shape::of(&walks, results, tile);
+    let counts = if pass == Pass::WeightGradient {
+        let tiles = problem.batch.saturating_mul(shape.cubes(&walks));
+        let (parts, _) = weight_parts(problem, tiles, limits);
+        tiles.max(problem.channels.saturating_mul(parts * tile.units))
+    } else {
+        let cubes = cubes(problem, &walks, &shape);
+        let (parts, _) = parts(problem, pass, cubes, limits);
+        cubes.saturating_mul(parts * tile.units)
+    };
+    counts < i32::MAX as usize
+        && shape.shared_bytes() <= limits.shared_bytes
+        && limits.loop_turns.is_none_or(|most| loop_turns(problem, pass, tile, limits) <= most)
+}
+
+/// Iterations of the loops of a thread: of the channels of its slice (of a weight gradient its tiles), the columns of a window, and the
+/// sums that are written.
+pub(crate) fn loop_turns(problem: &Conv3dProblem, pass: Pass, tile: &HeadTile, limits: &Limits) -> usize {
+    let Some((walks, results)) = walk(problem, pass) else { return 0 };
+    let shape = Shape::of(&walks, results, tile);
     if pass == Pass::WeightGradient {
         let tiles = problem.batch.saturating_mul(shape.cubes(&walks));
-        let (parts, length) = weight_parts(problem, tiles, limits);
-        let turns = length + shape.plane.count() * results * (tile.units / shape.plane.loads() + 1);
-        return tiles.max(problem.channels.saturating_mul(parts * tile.units)) < i32::MAX as usize
-            && limits.loop_turns.is_none_or(|most| turns <= most);
+        let (_, length) = weight_parts(problem, tiles, limits);
+        return nest(length, 0) + shape.plane.sum_turns(shape.plane.count() * results);
     }
-    let cubes = cubes(problem, &walks, &shape);
-    let (parts, length) = parts(problem, pass, cubes, limits);
-    // A turn for each channel, one for each column of its window, one for each sum that is written.
-    let turns = length * (1 + problem.kernel[2]) + shape.sums();
-    cubes.saturating_mul(parts * tile.units) < i32::MAX as usize
-        && limits.loop_turns.is_none_or(|most| turns <= most)
+    let (_, length) = parts(problem, pass, cubes(problem, &walks, &shape), limits);
+    let columns = if limits.unroll { 0 } else { nest(problem.kernel[2], 0) };
+    nest(length, columns) + results * nest(shape.frames * shape.plane.rows, 0)
+}
+
+/// Bytes of threadgroup memory of a cube.
+pub(crate) fn shared_bytes(problem: &Conv3dProblem, pass: Pass, tile: &HeadTile) -> usize {
+    walk(problem, pass).map_or(0, |(walks, results)| Shape::of(&walks, results, tile).shared_bytes())
 }
 
 /// The tiles of a pass, as [`super::Plan::tiles`] says.

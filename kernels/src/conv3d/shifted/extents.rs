@@ -6,6 +6,7 @@ use super::tiling::TilingLaunch;
 use crate::activation::Activation;
 use crate::conv3d::gemm::stage_type;
 use crate::conv3d::gemm::walk::{AxisWalk, MASK_BITS, Walks, divisor, inverse_step, walks};
+use crate::conv3d::needs::nest;
 use crate::conv3d::plan::{Pass, Tiles};
 use crate::conv3d::problem::{Conv3dProblem, PaddingMode};
 use crate::conv3d::split;
@@ -192,6 +193,7 @@ pub(super) fn parts(
     let elements: usize = result.iter().product();
     // Beside the packed weights.
     let rest = limits.workspace_bytes.saturating_sub(extents.packed_bytes(problem, limits));
+    let rest = rest.min(limits.buffer_bytes);
     // A part of fewer than two blocks would spend its time on its ends.
     let worthwhile = extents.walks[0].taps * extents.blocks / 2 / extents.together;
     let most = worthwhile.min(split::parts_within(elements, rest)).max(1);
@@ -254,6 +256,14 @@ pub(crate) fn cubes(
 ) -> Option<usize> {
     let extents = Extents::of(problem, pass, tile)?;
     Some(extents.tiles(problem, tile) * parts(problem, pass, &extents, tile, limits))
+}
+
+/// Iterations of the loops of a thread: blocks of channels and taps.
+pub(crate) fn loop_turns(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTile, limits: &Limits) -> usize {
+    let Some(extents) = Extents::of(problem, pass, tile) else { return 0 };
+    let blocks = extents.walks[0].taps * extents.blocks;
+    let part = blocks.div_ceil(parts(problem, pass, &extents, tile, limits)) + extents.together;
+    nest(part, nest(extents.taps, 0))
 }
 
 /// Taps of a plane that one window serves, of the phases of a strided input gradient on average.

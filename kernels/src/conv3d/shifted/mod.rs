@@ -13,12 +13,13 @@ mod tiling;
 pub(crate) mod weight;
 
 pub use config::ShiftedTile;
-pub(crate) use extents::{cubes, extent, is_run, packed_bytes, serves, taps_of_window};
+pub(crate) use extents::{cubes, extent, is_run, loop_turns, packed_bytes, serves, taps_of_window};
+pub(crate) use pack::SHARED_BYTES as PACK_BYTES;
 pub use weight::ShiftedWeightTile;
 
 use super::gemm::config::PLANE;
 use super::gemm::walk::{divisor, walk_args};
-use super::gemm::{sites_together, stage_type, stage_vector, weights_together};
+use super::gemm::{results_together, sites_together, stage_type, stage_vector, weights_together};
 use super::plan::Pass;
 use super::problem::Conv3dProblem;
 use super::reduce;
@@ -142,9 +143,9 @@ fn product(
     let address = address_type("conv3d", &[source, weight, out, &packed], largest, limits)?;
     pack(call, [weight, &packed], width)?;
     let operations = 2.0 * (tile.tile_m * tile.tile_n * extents.terms().div_ceil(parts)) as f64;
-    // One tap in a plane that is a run of sites, of the source and of the result: nothing is shifted.
+    // One tap in the plane, and contiguous H x W slices of the source and of the result: nothing is shifted.
     let runs = sites_together(&extents.walks, source, width) == width
-        && sites_together(&extents.walks, out, TOGETHER) == TOGETHER;
+        && results_together(&extents.walks, out, TOGETHER) == TOGETHER;
     for dispatch in dispatches(cubes, operations, limits) {
         let count = dispatch.count();
         let dim = CubeDim::new_2d(PLANE as u32, tile.planes() as u32);

@@ -28,6 +28,8 @@ pub(super) const TAPS: usize = 32;
 const STRIDE: usize = ROWS * CHANNELS + 2;
 /// Reads of a unit before it waits for them.
 const STEPS: usize = 2;
+/// Bytes of shared memory of a cube, of elements of four bytes.
+pub(crate) const SHARED_BYTES: usize = 4 * TAPS * STRIDE;
 
 /// Extents of the packed weights. A cube's index, from the fastest: rows, block, taps, group.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]

@@ -13,6 +13,7 @@ pub use config::StemTile;
 use super::gemm::config::PLANE;
 use super::gemm::walk::divisor;
 use super::gemm::{self, RegisterTile, stage_type, stage_vector};
+use super::needs::nest;
 use super::plan::{Pass, Plan, Tiles};
 use super::problem::Conv3dProblem;
 use super::{reduce, split};
@@ -110,7 +111,7 @@ pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass, tile: &StemTile, limit
         && extents.column_tiles <= MOST_COLUMN_TILES
         && counts.max(elements) < i32::MAX as usize
         && packed_bytes(problem, tile, limits) <= limits.workspace_bytes
-        && limits.loop_turns.is_none_or(|most| loop_turns(problem, &extents, tile, limits) <= most)
+        && limits.loop_turns.is_none_or(|most| loop_turns(problem, tile, limits) <= most)
 }
 
 /// The tiles of an input gradient, as [`super::Plan::tiles`] says.
@@ -179,10 +180,14 @@ pub(crate) fn stage(problem: &Conv3dProblem, tile: &StemTile, limits: &Limits) -
     if matrices { stage_vector(tile.fragment, problem.dtype, limits) } else { (FloatType::F32, 4) }
 }
 
-/// Turns that the loops of one unit make together.
-fn loop_turns(problem: &Conv3dProblem, extents: &Extents, tile: &StemTile, limits: &Limits) -> usize {
-    let of_stage = 1 + extents.plane[0].taps + extents.taps() * (1 + tile.channels);
-    problem.kernel[0] * (1 + extents.part_chunks(problem, tile, limits) * of_stage)
+/// Iterations of the loops of a thread: stages, the taps of a stage and their channels, and the depth taps that reach a frame.
+pub(crate) fn loop_turns(problem: &Conv3dProblem, tile: &StemTile, limits: &Limits) -> usize {
+    let Some(extents) = Extents::of(problem, tile) else { return 0 };
+    let [height, width] = extents.plane.map(|axis| axis.taps);
+    let of_tap = if limits.unroll || tile.fragment > 0 { 0 } else { nest(tile.channels, 0) };
+    let of_stage = nest(height, nest(width, of_tap));
+    let stages = problem.kernel[0] * extents.part_chunks(problem, tile, limits);
+    nest(problem.kernel[0], 0) + nest(stages, of_stage)
 }
 
 /// Launches the input gradient: operands dy, w, dx.

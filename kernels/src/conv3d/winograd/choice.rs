@@ -50,7 +50,9 @@
 //! bound before it is built: rounding U and V alone gives 5e-4 to 6e-4 of the results' RMS (64 and 256 channels, computed on
 //! the host), the guard of f16 is 3e-4, and rounding the results takes 2e-4 of it.
 
-use super::{PRODUCT, WinogradConfig, WinogradTile, config, correlation, matrix_product, weight_product};
+use super::region::Correlation;
+use super::{PRODUCT, WinogradConfig, WinogradTile, config, matrix_product, weight_product};
+use crate::conv3d::fold;
 use crate::conv3d::gemm::stage_type;
 use crate::conv3d::plan::{Pass, Plan};
 use crate::conv3d::problem::Conv3dProblem;
@@ -76,7 +78,7 @@ pub struct Cost {
 impl WinogradConfig {
     /// The cost of a pass.
     pub fn cost(&self, problem: &Conv3dProblem, pass: Pass) -> Cost {
-        let correlation = correlation(problem, pass);
+        let correlation = Correlation::of(&fold::launched(problem, pass), pass);
         let tile = PRODUCT;
         let points = (self.tile.inputs() * self.tile.inputs()) as f64;
         let (c, o) = (correlation.in_channels, correlation.out_channels);

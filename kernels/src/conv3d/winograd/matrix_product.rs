@@ -21,10 +21,10 @@ use crate::grid::Span;
 use crate::limits::Limits;
 use cubecl::prelude::*;
 
-/// The product's tile on matrix units, where the device has them for fp32.
+/// The product's tile on matrix units, where the device has them for fp32 and the memory for its stages.
 pub(crate) fn tile(limits: &Limits) -> Option<MatrixTile> {
     let served = limits.matrices.contains(&(FloatType::F32, 8));
-    MatrixTile::all(8).first().copied().filter(|_| served)
+    MatrixTile::all(8).first().copied().filter(|tile| served && tile.shared_bytes(4) <= limits.shared_bytes)
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]

@@ -50,7 +50,7 @@ pub use region::RegionExtent;
 
 use super::gemm::{MatrixTile, RegisterTile};
 use super::plan::Pass;
-use super::problem::{Conv3dProblem, PaddingMode};
+use super::problem::Conv3dProblem;
 use crate::activation::Activation;
 use crate::dtype::FloatType;
 use crate::error::{ConvError, invalid, unsupported};
@@ -76,7 +76,7 @@ pub struct WinogradConfig {
 /// 6.21 ms; 2 frames of 1560, 384 channels: 2.97 and 2.84), 128x128 slower in four of five layers (7.06; 3.59).
 pub(crate) const PRODUCT: RegisterTile = RegisterTile::M64N64;
 
-/// The configuration for one pass, or why there is none.
+/// The configuration for one pass of a launched problem, or why there is none.
 pub(crate) fn config(
     problem: &Conv3dProblem,
     pass: Pass,
@@ -116,7 +116,7 @@ pub(crate) fn config(
     if problem.channels == 0 {
         unsupported!("conv3d: {name} needs at least one channel");
     }
-    let correlation = correlation(problem, pass);
+    let correlation = Correlation::of(problem, pass);
     let copies = match pass {
         Pass::WeightGradient => weight_product::parts(&correlation, tile, limits) as u64,
         _ => 1,
@@ -141,13 +141,21 @@ pub(crate) fn config(
     Ok(WinogradConfig { tile, region, matrices, workspace_bytes: bytes(region) })
 }
 
-/// The correlation that a pass runs as: replicate padding's input gradient on the padded input (see `fold`).
-fn correlation(problem: &Conv3dProblem, pass: Pass) -> Correlation {
-    let replicate = problem.window.padding_mode == PaddingMode::Replicate;
-    if pass == Pass::InputGradient && replicate {
-        Correlation::of(&super::fold::extended_problem(problem), pass)
-    } else {
-        Correlation::of(problem, pass)
+/// Bytes of threadgroup memory, threads and loop iterations of a configuration for a launched problem.
+pub(crate) fn needs(
+    problem: &Conv3dProblem,
+    pass: Pass,
+    config: &WinogradConfig,
+    limits: &Limits,
+) -> (usize, usize, usize) {
+    if pass == Pass::WeightGradient {
+        let turns = weight_product::loop_turns(&Correlation::of(problem, pass), config.tile, limits);
+        return (PRODUCT.shared_bytes(), PRODUCT.units(), turns);
+    }
+    let turns = product::loop_turns(config, problem.kernel[0], limits);
+    match config.matrices {
+        Some(tile) => (tile.shared_bytes(4), tile.units(), turns),
+        None => (PRODUCT.shared_bytes(), PRODUCT.units(), turns),
     }
 }
 

@@ -17,10 +17,12 @@
 
 use super::matrix_product::matrix_product_kernel;
 use super::region::{Region, RegionArgs, VECTOR};
-use super::{Call, PRODUCT, WinogradTile};
+use super::{Call, PRODUCT, WinogradConfig, WinogradTile};
 use crate::conv3d::gemm::config::{RegisterTile, row_stride};
 use crate::conv3d::gemm::stage::{Neighbours, column_of, multiply};
+use crate::conv3d::needs::nest;
 use crate::grid::{Span, dispatches};
+use crate::limits::Limits;
 use crate::operand::Operand;
 use cubecl::ir::AddressType;
 use cubecl::prelude::*;
@@ -30,6 +32,13 @@ use cubecl::prelude::*;
 fn part_stages(tile: WinogradTile, tile_k: usize) -> u32 {
     let terms = if tile == WinogradTile::F6x6 { 512 } else { 2048 };
     (terms / tile_k) as u32
+}
+
+/// Iterations of the loops of a thread: stages, their terms, and the depth taps left out at either end.
+pub(crate) fn loop_turns(config: &WinogradConfig, kernel_depth: usize, limits: &Limits) -> usize {
+    let tile_k = config.matrices.map_or(PRODUCT.tile_k, |tile| tile.tile_k);
+    let inner = if config.matrices.is_some() || limits.unroll { 0 } else { nest(tile_k, 0) };
+    nest(part_stages(config.tile, tile_k) as usize, inner) + 2 * nest(kernel_depth, 0)
 }
 
 /// How output frames find their input frames, and the extents of the product.

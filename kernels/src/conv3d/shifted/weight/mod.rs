@@ -6,6 +6,7 @@ mod places;
 use crate::conv3d::gemm::config::PLANE;
 use crate::conv3d::gemm::walk::{Walks, walk_args, walks};
 use crate::conv3d::gemm::{stage_type, stage_vector};
+use crate::conv3d::needs::nest;
 use crate::conv3d::plan::{Pass, Tiles};
 use crate::conv3d::problem::Conv3dProblem;
 use crate::conv3d::reduce;
@@ -168,6 +169,13 @@ pub(crate) fn extent(problem: &Conv3dProblem, tile: &ShiftedWeightTile) -> Optio
         terms,
         reads: terms * (tile.channels() + tile.out_channels()),
     })
+}
+
+/// Iterations of the loops of a thread: strips, chunks of them and their fragments.
+pub(crate) fn loop_turns(problem: &Conv3dProblem, tile: &ShiftedWeightTile, limits: &Limits) -> usize {
+    let Some(Tiles { terms, .. }) = extent(problem, tile) else { return 0 };
+    let split = ReductionSplit::of(terms, problem.weight_shape().iter().product(), limits);
+    nest(split.length.div_ceil(tile.sites) + 1, nest(tile.sites / tile.fragment, 0) + 1)
 }
 
 /// Launches the weight gradient: operands x, dy, dw.

@@ -1,0 +1,181 @@
+//! What a plan asks of a device. Planning declines what the device lacks, so that some plan always serves and every refusal comes
+//! before a launch.
+//!
+//! Loop iterations are upper bounds of what one thread makes, all loops of a kernel together: a software device ends every loop
+//! once they are spent ([`Limits::loop_turns`]). A loop of n iterations costs n and one more, in which it ends.
+
+use super::gemm::{self, Tile};
+use super::plan::{Pass, Plan};
+use super::problem::Conv3dProblem;
+use super::split::ReductionSplit;
+use super::{depthwise, direct, fold, head, shifted, stem, winograd};
+use crate::error::{ConvError, unsupported};
+use crate::limits::Limits;
+
+/// What a plan asks of a device: the most that any of its kernels needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Needs {
+    /// Bytes of threadgroup memory.
+    pub shared_bytes: usize,
+    /// Threads of a threadgroup.
+    pub threads: usize,
+    /// Buffers that a kernel binds, that of its arguments included.
+    pub bindings: usize,
+    /// Bytes of the largest intermediate buffer.
+    pub buffer_bytes: u64,
+    /// Iterations of all loops of a thread.
+    pub loop_turns: usize,
+}
+
+/// Two factors, the bias, the result and the arguments.
+const BINDINGS: usize = 5;
+
+/// Threads of the kernels without a tile: `Direct`, transforms, packing, the sums of partials.
+const THREADS: usize = 256;
+
+impl Needs {
+    fn of(shared_bytes: usize, threads: usize, loop_turns: usize) -> Self {
+        Self { shared_bytes, threads: threads.max(THREADS), bindings: BINDINGS, buffer_bytes: 0, loop_turns }
+    }
+
+    /// Refuses what the device lacks, in one sentence.
+    ///
+    /// # Errors
+    /// [`ConvError::Unsupported`] for a lack of threadgroup memory, threads or bindings, [`ConvError::TooLarge`] for buffers and
+    /// loops.
+    pub fn check(&self, plan: &Plan, pass: Pass, limits: &Limits) -> Result<(), ConvError> {
+        let (pass, plan) = (pass.name(), plan.name());
+        let resources = [
+            (self.shared_bytes, limits.shared_bytes, "bytes of shared memory"),
+            (self.threads, limits.units_per_cube as usize, "units per cube"),
+            (self.bindings, limits.bindings, "buffer bindings"),
+        ];
+        for (needed, offered, what) in resources {
+            if needed > offered {
+                unsupported!("conv3d: the {pass} by {plan} needs {needed} {what}, the device has {offered}");
+            }
+        }
+        if self.buffer_bytes > limits.buffer_bytes {
+            return Err(ConvError::TooLarge(format!(
+                "conv3d: the {pass} by {plan} needs an intermediate buffer of {} bytes, the largest of this device has {}",
+                self.buffer_bytes, limits.buffer_bytes
+            )));
+        }
+        if let Some(most) = limits.loop_turns
+            && self.loop_turns > most
+        {
+            return Err(ConvError::TooLarge(format!(
+                "conv3d: the {pass} by {plan} sums in {} loop turns, this software device ends loops after {most}",
+                self.loop_turns
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// Iterations of a loop of `count` iterations, each with loops of `inner` iterations in it.
+pub(crate) fn nest(count: usize, inner: usize) -> usize {
+    count.saturating_mul(inner.saturating_add(1)).saturating_add(1)
+}
+
+impl Plan {
+    /// What the plan asks of a device for one pass of a problem that it serves.
+    pub fn needs(&self, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Needs {
+        let launched = fold::launched(problem, pass);
+        if matches!(self, Self::Empty) {
+            return Needs { bindings: 0, threads: 0, ..Needs::of(0, 0, 0) };
+        }
+        if matches!(self, Self::Direct) {
+            return direct_needs(problem, pass, limits);
+        }
+        let needs = kernel_needs(self, &launched, pass, limits);
+        if !fold::is_folded(problem, pass) {
+            return needs;
+        }
+        let bytes = launched.x_shape().iter().fold(4u64, |bytes, size| bytes.saturating_mul(*size as u64));
+        Needs {
+            buffer_bytes: needs.buffer_bytes.max(bytes),
+            loop_turns: needs.loop_turns.max(fold::loop_turns(problem)),
+            ..needs
+        }
+    }
+}
+
+/// fp32 partials of a split sum: its slices, and how long one is.
+fn slices(problem: &Conv3dProblem, limits: &Limits) -> ReductionSplit {
+    ReductionSplit::of(problem.positions(), problem.weight_shape().iter().product(), limits)
+}
+
+fn direct_needs(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Needs {
+    if pass != Pass::WeightGradient {
+        return Needs::of(0, THREADS, direct::loop_turns(problem, pass));
+    }
+    // A thread sums a short slice, a threadgroup a long one; dw has fp32 partials however few the slices are.
+    let ReductionSplit { parts, length } = slices(problem, limits);
+    let turns = nest(length.min(2 * THREADS).max(length.div_ceil(THREADS)), 0);
+    let weights: usize = problem.weight_shape().iter().product();
+    Needs { buffer_bytes: (4 * parts * weights) as u64, ..Needs::of(4 * THREADS, THREADS, turns) }
+}
+
+/// The needs of a plan but `Empty` and `Direct` on the problem that it launches.
+fn kernel_needs(plan: &Plan, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Needs {
+    let size = problem
+        .dtype
+        .size()
+        .max(gemm::stage_type(problem.dtype, limits).map_or(4, |(stage, _)| stage.size()));
+    match plan {
+        Plan::Empty | Plan::Direct => unreachable!("the caller has answered for these"),
+        Plan::ImplicitGemm(tile) => {
+            let terms = match pass {
+                Pass::Forward => problem.group_channels() * problem.taps(),
+                Pass::InputGradient => problem.group_out_channels() * problem.taps(),
+                Pass::WeightGradient => slices(problem, limits).length,
+            };
+            Needs::of(tile.shared_bytes(), tile.units() as usize, nest(terms.div_ceil(tile.tile_k), 0))
+        }
+        Plan::Depthwise => {
+            let (shared, threads, turns) = depthwise::needs(problem, pass, limits);
+            Needs::of(shared, threads, turns)
+        }
+        Plan::Gemm(tile) => {
+            let stages = gemm::stages(problem, pass, Tile::Registers(*tile), limits);
+            let inner = if limits.unroll { 0 } else { nest(tile.tile_k, 0) };
+            Needs::of(tile.shared_bytes(), tile.units(), nest(stages, inner) + CLEARING)
+        }
+        Plan::MatrixGemm(tile) => {
+            let stages = gemm::stages(problem, pass, Tile::Matrices(*tile), limits);
+            Needs::of(tile.shared_bytes(size), tile.units(), nest(stages, 0) + CLEARING)
+        }
+        Plan::ShiftedGemm(tile) => Needs {
+            buffer_bytes: shifted::packed_bytes(problem, pass, tile, limits),
+            ..Needs::of(
+                tile.shared_bytes(size).max(shifted::PACK_BYTES),
+                tile.units(),
+                shifted::loop_turns(problem, pass, tile, limits) + CLEARING,
+            )
+        },
+        Plan::ShiftedWeight(tile) => {
+            let turns = shifted::weight::loop_turns(problem, tile, limits);
+            Needs::of(tile.shared_bytes(size), tile.units(), turns + CLEARING)
+        }
+        Plan::Head(tile) => {
+            let turns = head::loop_turns(problem, pass, tile, limits);
+            Needs::of(head::shared_bytes(problem, pass, tile), tile.units, turns)
+        }
+        Plan::Stem(tile) => Needs {
+            buffer_bytes: stem::packed_bytes(problem, tile, limits),
+            ..Needs::of(tile.shared_bytes(size), tile.units(), stem::loop_turns(problem, tile, limits))
+        },
+        Plan::Winograd(config) => {
+            let (shared, threads, turns) = winograd::needs(problem, pass, config, limits);
+            Needs::of(shared, threads, turns)
+        }
+    }
+}
+
+/// Iterations of the loops that prepare a stage or find the places of a window, once for a thread.
+const CLEARING: usize = 128;
+
+#[cfg(test)]
+#[path = "needs_tests.rs"]
+mod tests;
