@@ -5,6 +5,16 @@ use anyhow::{Result, bail};
 use std::path::Path;
 use std::process::Command;
 
+/// Whether the emitted Metal source can be executed here, as msl-host's `execute` can.
+pub(crate) const EXECUTES_METAL: bool = cfg!(all(
+    any(target_os = "linux", target_os = "macos"),
+    any(target_arch = "x86_64", target_arch = "aarch64")
+));
+
+/// What is said where it cannot.
+pub(crate) const NO_METAL: &str =
+    "the emitted Metal source is executed on Linux and macOS only, on x86-64 and arm64";
+
 /// Folders in which the Vulkan loader looks for drivers.
 const DRIVER_FOLDERS: [&str; 3] =
     ["/usr/share/vulkan/icd.d", "/etc/vulkan/icd.d", "/usr/local/share/vulkan/icd.d"];
@@ -33,7 +43,7 @@ pub(crate) fn ensure_compiler() -> Result<()> {
     {
         return Ok(());
     }
-    if !Path::new("/usr/bin/apt-get").exists() {
+    if !cfg!(target_os = "linux") || !Path::new("/usr/bin/apt-get").exists() {
         bail!("no clang++ was found: install clang (macOS: `xcode-select --install`)");
     }
     println!("no clang++ was found: installing clang ...");

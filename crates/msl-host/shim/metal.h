@@ -1,7 +1,8 @@
 // What emitted kernels take from Metal's standard library, for a CPU.
 //
-// A kernel's text is compiled behind this header as it is, with two changes that C++ asks for: the address-space words
-// are macros for nothing, and a threadgroup array declared in a function becomes a pointer into memory of the runner.
+// A kernel's text is compiled behind this header as it is, with three changes: the address-space words are macros for
+// nothing, a threadgroup array declared in a function becomes a pointer into memory of the runner, and divisions become calls
+// that check the divisor.
 // No system header is included, so that a kernel compiles in a fraction of a second and none of its names clashes.
 //
 // Numbers: `half` and `bfloat` hold 16 bits and are rounded to nearest even on every store, as Metal does; their
@@ -53,6 +54,29 @@ float fmodf(float, float);
     __builtin_unreachable();
 }
 inline unsigned lane() { return msl_runtime->lane(); }
+
+// Every `/` and `%` of a text becomes a call of these. What an integer divided by zero gives Metal leaves open, and
+// processors differ: x86 raises a signal, arm64 gives 0. The same holds for the least integer divided by -1.
+template <class T, class U> __attribute__((always_inline)) inline void check_divisor(T a, U b, int line) {
+    if constexpr (__is_integral(T) && __is_integral(U)) {
+        using R = decltype(a / b);
+        if (b == 0) fault("divides the integer %lld by zero in line %lld", (long long)a, line);
+        if constexpr (R(-1) < R(0)) {
+            if ((R)b == R(-1) && (R)a == (R)(1ul << (8 * sizeof(R) - 1)))
+                fault("divides %lld, the least of its type, by -1 in line %lld", (long long)a, line);
+        }
+    }
+}
+template <class T, class U>
+__attribute__((always_inline)) inline auto quotient(T a, U b, int line = __builtin_LINE()) -> decltype(a / b) {
+    check_divisor(a, b, line);
+    return a / b;
+}
+template <class T, class U>
+__attribute__((always_inline)) inline auto remainder(T a, U b, int line = __builtin_LINE()) -> decltype(a % b) {
+    check_divisor(a, b, line);
+    return a % b;
+}
 
 template <class T, class U> __attribute__((always_inline)) inline T bits(U value) {
     return __builtin_bit_cast(T, value);

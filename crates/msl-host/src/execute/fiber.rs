@@ -19,8 +19,8 @@ pub(super) enum Wait {
     Fault(String),
 }
 
-/// How a fiber ended: as the kernel's function did, or by a signal.
-pub(super) type Outcome = Result<(), trap::Signal>;
+/// How a fiber ended: as the kernel's function did, or by an access that raised a signal.
+pub(super) type Outcome = Result<(), trap::Access>;
 
 /// Bytes a lane shows to the others of its simdgroup.
 const SLOT: usize = 64;

@@ -2,7 +2,7 @@
 
 use super::fiber::RUNTIME;
 use super::rewrite::{Rewritten, entry_name, rewrite, threadgroup_bytes};
-use super::run::ThreadArguments;
+use super::run::{STACK, ThreadArguments};
 use std::ffi::c_void;
 use std::path::PathBuf;
 use std::process::Command;
@@ -15,6 +15,9 @@ const SHIM: &str = include_str!("../../shim/metal.h");
 
 /// What the runner calls for each thread: buffers, scalars and shapes, and the thread's place.
 pub(super) type Entry = unsafe extern "C" fn(*const *mut u8, *const u8, *const ThreadArguments);
+
+/// Bytes that a kernel's frame may have: what it calls in the runner has the rest of the stack.
+const LARGEST_FRAME: usize = STACK - (8 << 10);
 
 /// A compiled kernel.
 #[derive(Debug)]
@@ -106,13 +109,20 @@ pub(super) fn compile_together(texts: &[&str], effort: Effort) -> Result<Vec<Lib
     command.arg(if effort == Effort::Low { "-O0" } else { "-O1" });
     // What MSL defines and C++ does not, and no freedom that the text does not give.
     command.args(
-        "-ffp-contract=off -fwrapv -fno-strict-aliasing -fno-math-errno -fno-builtin-printf".split(' '),
+        "-ffp-contract=off -fwrapv -fsigned-char -fno-strict-aliasing -fno-math-errno -fno-builtin-printf"
+            .split(' '),
     );
     command.args(["-Wno-everything", "-include", "metal.h", "-I"]).arg(folder);
-    if cfg!(target_arch = "x86_64") {
-        command.arg("-march=native");
+    // A frame beyond the stack could step over its guard page.
+    command.args([&format!("-Wframe-larger-than={LARGEST_FRAME}"), "-Werror=frame-larger-than"]);
+    if cfg!(target_os = "macos") {
+        // A compiler of either architecture serves processes of both: under Rosetta they differ.
+        command.args(["-arch", if cfg!(target_arch = "aarch64") { "arm64" } else { "x86_64" }]);
     }
     if cfg!(target_os = "linux") {
+        if cfg!(target_arch = "x86_64") {
+            command.arg("-march=native");
+        }
         // Compiled and linked apart: for both together the driver starts a second compiler process, and links libraries
         // that are not needed: what the text calls beyond the runner is in the C library, which this process has.
         run(command.arg("-c").arg(&source).arg("-o").arg(&object))?;
@@ -144,8 +154,8 @@ pub(super) fn compile_together(texts: &[&str], effort: Effort) -> Result<Vec<Lib
 fn run(command: &mut Command) -> Result<(), String> {
     let output = command.output().map_err(|error| {
         format!(
-            "{} could not be started ({error}): install clang (Debian and Ubuntu: `apt-get install clang`, or run `cargo \
-             xtask test`, which does it; macOS: `xcode-select --install`)",
+            "{} could not be started ({error}): install clang (Debian and Ubuntu: `apt-get install clang binutils`, or run \
+             `cargo xtask test`, which does it; macOS: `xcode-select --install`)",
             command.get_program().display()
         )
     })?;

@@ -1,7 +1,7 @@
 //! Runs emitted MSL on the CPU.
 //!
 //! ```text
-//! MSL text -> rewrite (one change) -> clang++ behind shim/metal.h -> shared library      (library)
+//! MSL text -> rewrite (two changes) -> clang++ behind shim/metal.h -> shared library      (library)
 //! launch   -> buffers between guard pages -> threadgroups, one after another              (memory, run)
 //! threadgroup -> a fiber per thread, resumed in varied orders until each waits or ends     (run, fiber)
 //! matrices -> computed once for the lanes of a simdgroup, which are held to the same operations        (matrices)

@@ -3,10 +3,12 @@
 //! `alignas(a) threadgroup char v[n];`, an array that all threads share, becomes a pointer into the runner's memory. The
 //! words `device`, `constant`, `thread` and `threadgroup` are macros of the shim. `#include <metal_stdlib>` finds an empty
 //! file, since the shim is included before the text. Each text stands in a namespace of its own, so that one file can hold
-//! many. All else stays as it is.
+//! many. `a / b` and `a % b` become calls of the shim that check the divisor: processors differ in what they do about zero. All
+//! else stays as it is.
 
 use crate::lower::{ARRAY, ENTRY};
-use regex::Captures;
+use regex::{Captures, Regex};
+use std::sync::LazyLock;
 
 /// The C++ text of a kernel.
 #[derive(Debug)]
@@ -28,16 +30,39 @@ fn size(array: &Captures<'_>) -> usize {
     array[3].parse().unwrap_or(0)
 }
 
+/// A division as the dialect emits it: between names or literals.
+static DIVISION: LazyLock<Regex> =
+    LazyLock::new(|| Regex::new(r"([\w.]+) ([/%]) ([\w.]+)").expect("a valid pattern"));
+static COMMENT: LazyLock<Regex> =
+    LazyLock::new(|| Regex::new(r"//.*|(?s:/\*.*?\*/)").expect("a valid pattern"));
+
+/// `text` with the divisions as calls of the shim.
+///
+/// # Errors
+///
+/// When one has another form than the dialect's: none is executed unchecked.
+fn check_divisions(text: &str) -> Result<String, String> {
+    let checked = DIVISION.replace_all(text, |division: &Captures<'_>| {
+        let function = if &division[2] == "/" { "quotient" } else { "remainder" };
+        format!("::msl::{function}({}, {})", &division[1], &division[3])
+    });
+    let code = COMMENT.replace_all(&checked, "");
+    match code.lines().find(|line| line.contains(['/', '%'])) {
+        Some(line) => Err(format!("the division in `{}` is none that the dialect emits", line.trim())),
+        None => Ok(checked.into_owned()),
+    }
+}
+
 /// The function that calls the kernel `number` of a file.
 pub(super) fn entry_name(number: usize) -> String {
     format!("msl_entry{number}")
 }
 
-/// Makes the change to the text that is to be the kernel `number` of a file, and appends the function that calls it.
+/// Makes the changes to the text that is to be the kernel `number` of a file, and appends the function that calls it.
 ///
 /// # Errors
 ///
-/// When a parameter is none that the dialect emits.
+/// When a parameter or a division is none that the dialect emits.
 pub(super) fn rewrite(msl: &str, number: usize) -> Result<Rewritten, String> {
     let mut offset = 0;
     let body = ARRAY.replace_all(msl, |array: &Captures<'_>| {
@@ -46,6 +71,7 @@ pub(super) fn rewrite(msl: &str, number: usize) -> Result<Rewritten, String> {
         offset += size(array).next_multiple_of(ALIGNMENT);
         declaration
     });
+    let body = check_divisions(&body)?;
     let entry = ENTRY.captures(msl).ok_or("the text has no kernel function")?;
     let start = entry.get(0).map_or(0, |found| found.end());
     let end = msl[start..].find(") {").ok_or("the kernel function has no body")?;
@@ -104,5 +130,16 @@ mod tests {
                     at.threadgroup_position_in_grid);";
         assert!(rewritten.text.contains(call), "{}", rewritten.text);
         assert_eq!((rewritten.writes, threadgroup_bytes(msl)), (vec![false, true], 64));
+    }
+    #[test]
+    fn every_division_is_checked_or_refused() {
+        let text = "int const v3 = v1 / v2; uint v4 = v1 % 3; // a / b * c\nv5 = v1 - v2 * floor(v1 / v2);\n/* 1/2\n */";
+        let checked = "int const v3 = ::msl::quotient(v1, v2); uint v4 = ::msl::remainder(v1, 3); \
+                       // ::msl::quotient(a, b) * c\nv5 = v1 - v2 * floor(::msl::quotient(v1, v2));\n/* 1/2\n */";
+        assert_eq!(check_divisions(text).unwrap(), checked);
+        for text in ["v3 = (v1) / v2;", "v3 = v1/v2;", "v3 /= v2;", "v3 = v1 / v2 % v4;", "v1 %= v2;"] {
+            let error = check_divisions(&format!("v0 = v1 / v2;\n  {text}\n")).unwrap_err();
+            assert!(error.contains("is none that the dialect emits"), "{error}");
+        }
     }
 }

@@ -10,7 +10,7 @@ use super::matrices::Matrices;
 use super::memory::Arena;
 use super::order::Orders;
 use super::session::Kernel;
-use super::trap::{self, Signal};
+use super::trap::{self, Access};
 use corosensei::stack::DefaultStack;
 use std::time::Instant;
 
@@ -49,7 +49,7 @@ pub struct Runner {
 }
 
 /// Bytes of a fiber's stack: kernels keep their accumulators there.
-const STACK: usize = 128 << 10;
+pub(super) const STACK: usize = 128 << 10;
 
 impl Default for Runner {
     fn default() -> Self {
@@ -170,7 +170,7 @@ impl Runner {
         let thread = unsafe { now.read() };
         match stop {
             Stop::Ended(Ok(())) => Ok(()),
-            Stop::Ended(Err(signal)) => Err(self.sentence(launch, group, thread, &self.describe(signal))),
+            Stop::Ended(Err(access)) => Err(self.sentence(launch, group, thread, &self.describe(access))),
             Stop::Waits(Wait::Fault(what)) => Err(self.sentence(launch, group, thread, &what)),
             Stop::Waits(_) => Err("a kernel without barriers waits".into()),
         }
@@ -212,7 +212,7 @@ impl Runner {
                         Stop::Waits(Wait::Simdgroup(line)) => State::WithLanes(line),
                         Stop::Waits(Wait::Fault(what)) => break 'group Err((thread, what)),
                         Stop::Ended(Ok(())) => State::Ended,
-                        Stop::Ended(Err(signal)) => break 'group Err((thread, self.describe(signal))),
+                        Stop::Ended(Err(access)) => break 'group Err((thread, self.describe(access))),
                     };
                 }
             }
@@ -235,9 +235,10 @@ impl Runner {
         }
     }
 
-    fn describe(&self, signal: Signal) -> String {
-        let Signal::Access(address) = signal else {
-            return "divides an integer by zero".into();
+    fn describe(&self, access: Access) -> String {
+        let Access(Some(address)) = access else {
+            return "accesses memory outside every buffer, at an address that the system does not tell"
+                .into();
         };
         let named = self.buffers.iter().enumerate().map(|(index, arena)| (format!("buffer {index}"), arena));
         let all = named.chain([

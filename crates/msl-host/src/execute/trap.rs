@@ -1,20 +1,18 @@
 //! Signals that a kernel raises end its fiber instead of the process.
+//!
+//! Accesses to memory only. A division by zero raises a signal on x86 and none on arm64: the text checks its divisors itself.
 
 use super::fiber;
 use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;
 use std::sync::Once;
 
-/// A fault of the hardware.
+/// An access to memory that may not be accessed: the address, where the system tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Signal {
-    /// Access to an address that may not be accessed.
-    Access(usize),
-    /// An integer division by zero.
-    Division,
-}
+pub(super) struct Access(pub(super) Option<usize>);
 
-const SIGNALS: [libc::c_int; 3] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE];
+/// For a page without access Linux raises the first, macOS the second.
+const SIGNALS: [libc::c_int; 2] = [libc::SIGSEGV, libc::SIGBUS];
 
 /// The handlers that were installed before, for signals that are none of ours.
 struct Before(UnsafeCell<[MaybeUninit<libc::sigaction>; SIGNALS.len()]>);
@@ -48,17 +46,22 @@ unsafe extern "C" fn handle(signal: libc::c_int, info: *mut libc::siginfo_t, con
         if let Some(trap) = fiber::running()
             && trap.stack_ptr_in_bounds(stack_pointer(context))
         {
-            let found = match signal {
-                libc::SIGFPE => Signal::Division,
-                _ => Signal::Access((*info).si_addr() as usize),
-            };
-            leave(context, trap.setup_trap_handler(move || Err(found)));
+            let access = Access(address(&*info));
+            leave(context, trap.setup_trap_handler(move || Err(access)));
             return;
         }
         // Not ours: the handler from before gets the signal again when the instruction is repeated.
         let index = SIGNALS.iter().position(|known| *known == signal).unwrap_or(0);
         libc::sigaction(signal, (*BEFORE.0.get())[index].as_ptr(), std::ptr::null_mut());
     }
+}
+
+/// The address whose access raised the signal.
+fn address(info: &libc::siginfo_t) -> Option<usize> {
+    // The codes of a page's fault are small on every system. Others have no address: x86-64 does not tell one that is no
+    // possible address, nor does a process that sends the signal.
+    // SAFETY: the kernel fills the field for these signals.
+    (1..=4).contains(&info.si_code).then(|| unsafe { info.si_addr() } as usize)
 }
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
@@ -94,6 +97,23 @@ unsafe fn leave(context: *mut libc::ucontext_t, to: corosensei::trap::TrapHandle
     machine.regs[1] = to.x1;
     machine.regs[29] = to.x29;
     machine.regs[30] = to.lr;
+}
+
+#[cfg(all(target_os = "macos", target_arch = "x86_64"))]
+unsafe fn stack_pointer(context: *mut libc::ucontext_t) -> usize {
+    // SAFETY: a valid context.
+    unsafe { (*(*context).uc_mcontext).__ss.__rsp as usize }
+}
+
+#[cfg(all(target_os = "macos", target_arch = "x86_64"))]
+unsafe fn leave(context: *mut libc::ucontext_t, to: corosensei::trap::TrapHandlerRegs) {
+    // SAFETY: a valid context.
+    let state = unsafe { &mut (*(*context).uc_mcontext).__ss };
+    state.__rip = to.rip;
+    state.__rsp = to.rsp;
+    state.__rbp = to.rbp;
+    state.__rdi = to.rdi;
+    state.__rsi = to.rsi;
 }
 
 #[cfg(all(target_os = "macos", target_arch = "aarch64"))]

@@ -332,13 +332,26 @@ fn faults_are_reported_with_the_thread_and_the_place() {
         (0, "thread [63, 0, 0] of threadgroup [0, 0, 0]: accesses byte 256 of buffer 0, which has 256 bytes"),
         (1, "thread [63, 0, 0] of threadgroup [0, 0, 0]: accesses byte 256 of buffer 1, which has 256 bytes"),
         (2, "thread 5 has ended"),
-        (3, "divides an integer by zero"),
+        (3, "divides the integer 7 by zero in line "),
         (5, "index 64 of an array of 64 elements"),
     ];
     for (how, message) in expected {
         let error = misbehave(how).expect_err("the launch fails");
         assert!(error.contains(message), "{how}: {error}");
     }
+    // Not every address is one that the system tells; the launch fails all the same.
+    let recorder = Recorder::executing_edited(Box::new(|text| {
+        let read = regex::Regex::new(r"&(\w+)\[(\w+)\];").expect("a pattern");
+        read.replace(text, "&$1[$2 + (1ul << 61)];").into_owned()
+    }));
+    let (x, y) = (upload(recorder.client(), &[1.0f32; 65]), upload(recorder.client(), &[2.0f32; 64]));
+    // SAFETY: as above.
+    unsafe {
+        let (groups, threads) = (CubeCount::new_single(), CubeDim::new_1d(64));
+        misbehaves::launch_unchecked(recorder.client(), groups, threads, x.1, y.1, 0);
+    }
+    let error = recorder.client().read_one(y.0).expect_err("the launch fails").to_string();
+    assert!(error.contains("threadgroup [0, 0, 0]: accesses "), "{error}");
     // What nobody has written is NaN.
     let unsynchronized = misbehave(4).expect("nothing faults");
     assert!(unsynchronized.iter().any(|value| value.is_nan()), "{unsynchronized:?}");

@@ -4,6 +4,7 @@
 mod all_kernels;
 mod defects;
 mod device;
+mod divisions;
 
 #[path = "../../../../kernels/tests/conformance/causal_conv1d/mod.rs"]
 mod causal_conv1d;

@@ -1,0 +1,84 @@
+//! Where emitted MSL cannot be executed: a device that is told to execute it fails every launch with a sentence. Nothing else
+//! of the crate needs the executor.
+
+use cubecl_runtime::id::KernelId;
+use std::sync::Arc;
+
+/// Why there are no results.
+pub const REFUSAL: &str =
+    "executing the emitted Metal text needs Linux or macOS on x86-64 or arm64; writing it does not";
+
+/// A change to a text, for tests that the suite finds defects.
+pub type Edit = Box<dyn Fn(&str) -> String + Send>;
+
+/// Threadgroups, and threads of each.
+#[derive(Clone, Copy, Debug)]
+pub struct Grid {
+    /// Threadgroups along x, y and z.
+    pub groups: (u32, u32, u32),
+    /// Threads of a threadgroup along x, y and z.
+    pub threads: (u32, u32, u32),
+}
+
+/// A text that nothing is compiled to.
+#[derive(Debug)]
+pub struct Kernel(());
+
+/// Runs nothing.
+pub struct Runner(());
+
+/// How a server would execute.
+pub struct Session {
+    /// Runs nothing.
+    pub runner: Runner,
+}
+
+impl Runner {
+    /// Refuses.
+    ///
+    /// # Errors
+    ///
+    /// [`REFUSAL`], always.
+    ///
+    /// # Safety
+    ///
+    /// Nothing is touched.
+    pub unsafe fn run(
+        &mut self,
+        _kernel: &Kernel,
+        _grid: Grid,
+        _buffers: &[*mut [u8]],
+        _info: &[u8],
+    ) -> Result<(), String> {
+        Err(REFUSAL.into())
+    }
+}
+
+impl Session {
+    /// A session that refuses every launch.
+    pub fn new(_edit: Option<Edit>) -> Self {
+        Self { runner: Runner(()) }
+    }
+
+    /// The kernel of a text.
+    pub fn kernel(&mut self, _id: &KernelId, _msl: &Arc<str>) -> Arc<Kernel> {
+        Arc::new(Kernel(()))
+    }
+}
+
+/// Compiles nothing.
+pub fn compile_ahead(_kernels: &[(&KernelId, &Arc<str>)]) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_launch_is_refused_in_one_sentence() {
+        let mut session = Session::new(None);
+        let grid = Grid { groups: (1, 1, 1), threads: (64, 1, 1) };
+        // SAFETY: there are no buffers.
+        let refused = unsafe { session.runner.run(&Kernel(()), grid, &[], &[]) };
+        assert_eq!(refused.unwrap_err(), REFUSAL);
+    }
+}
