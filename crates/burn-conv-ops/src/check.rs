@@ -11,7 +11,7 @@ use crate::ops::Conv3dCall;
 use crate::options::{CausalConv1dOptions, CausalConv1dState, Conv3dOptions, Rope2dOptions, Rope2dPositions};
 use burn::tensor::{DType, Device, Tensor};
 use conv_kernels::causal_conv1d::{self, CausalConv1dProblem, OptionalShapes};
-use conv_kernels::conv3d::{self, Conv3dProblem, Pass, WinogradTile};
+use conv_kernels::conv3d::{self, Activation, Conv3dProblem, Pass, WinogradTile};
 use conv_kernels::rope2d::{Rope2dProblem, RopeLayout};
 use conv_kernels::{ConvError, FloatType, IndexType, Limits};
 
@@ -26,6 +26,8 @@ pub(crate) fn conv3d(
     operands.extend(bias.map(|bias| ("the bias", bias.dtype(), bias.device())));
     same_device(OP, operands.iter().map(|(name, _, device)| (*name, device)))?;
     let dtype = same_dtype(OP, operands.iter().map(|(name, dtype, _)| (*name, *dtype)))?;
+    #[cfg(feature = "autodiff")]
+    let bias_is_tracked = bias.is_some_and(Tensor::is_tracked);
     let bias = bias.map(|bias| bias.dims()[0]);
     let problem = Conv3dProblem::new(x.dims(), weight.dims(), bias, options.window(), dtype)?;
     let limits = limits(&x.device());
@@ -33,27 +35,43 @@ pub(crate) fn conv3d(
     conv3d::plan(&problem, Pass::Forward, options.algorithm, &limits)?;
     // A backward pass has nowhere to report an error: its plans are made here.
     #[cfg(feature = "autodiff")]
-    for (pass, tracked) in
-        [(Pass::InputGradient, x.is_tracked()), (Pass::WeightGradient, weight.is_tracked())]
     {
-        if tracked {
-            conv3d::gradient_plan(&problem, pass, options.algorithm, &limits)?;
+        let tracked = [x.is_tracked(), weight.is_tracked(), bias_is_tracked];
+        for (pass, tracked) in [Pass::InputGradient, Pass::WeightGradient].into_iter().zip(tracked) {
+            if tracked {
+                conv3d::gradient_plan(&problem, pass, options.algorithm, &limits)?;
+            }
+        }
+        if options.activation == Activation::Silu && tracked.contains(&true) {
+            // What a tracked call keeps.
+            fits(OP, &problem.y_shape(), FloatType::F32, &limits)?;
         }
     }
     Ok(Conv3dCall { problem, algorithm: options.algorithm })
 }
 
-/// The tile of filters that a checked call could be given transformed: where its plan is Winograd's and x is tracked by
-/// nothing.
-pub(crate) fn prepared_tile(x: &Tensor<5>, call: &Conv3dCall) -> Option<WinogradTile> {
+/// The tile of filters that a checked call could be given transformed: where its plan is Winograd's and none
+/// of its tensors is on a device with gradients.
+pub(crate) fn prepared_tile(
+    x: &Tensor<5>,
+    weight: &Tensor<5>,
+    bias: Option<&Tensor<1>>,
+    call: &Conv3dCall,
+) -> Option<WinogradTile> {
     #[cfg(any(feature = "wgpu", feature = "cuda"))]
-    if let burn::backend::DispatchDevice::Cube(device) = x.device().as_dispatch()
-        && let Ok(conv3d::Plan::Winograd(config)) =
-            conv3d::plan(&call.problem, Pass::Forward, call.algorithm, &Limits::of(&device.client()))
     {
-        return Some(config.tile);
+        use burn::backend::DispatchDevice::Cube;
+        let others = [Some(weight.device()), bias.map(Tensor::device)];
+        let plain = others.iter().flatten().all(|device| matches!(device.as_dispatch(), Cube(_)));
+        if let Cube(device) = x.device().as_dispatch()
+            && plain
+            && let Ok(conv3d::Plan::Winograd(config)) =
+                conv3d::plan(&call.problem, Pass::Forward, call.algorithm, &Limits::of(&device.client()))
+        {
+            return Some(config.tile);
+        }
     }
-    let _ = (x, call);
+    let _ = (x, weight, bias, call);
     None
 }
 
@@ -142,7 +160,22 @@ pub(crate) fn rope2d(
     let limits = limits(&tokens.device());
     served(OP, dtype, &limits)?;
     fits(OP, &problem.tokens_shape(), dtype, &limits)?;
+    problem.check_table(matches!(positions, Rope2dPositions::Float(_)), &limits)?;
     Ok(problem)
+}
+
+/// Whether one call serves queries and keys: of one dtype, on one device, with one checkpointing strategy.
+pub(crate) fn together(tensors: [&Tensor<4>; 2], positions: [&Rope2dPositions; 2]) -> bool {
+    let mut devices: Vec<Device> = tensors.iter().map(|tensor| tensor.device()).collect();
+    for positions in positions {
+        match positions {
+            Rope2dPositions::Index(positions) => devices.push(positions.device()),
+            Rope2dPositions::Float(positions) => devices.push(positions.device()),
+            Rope2dPositions::Grid(_) => {}
+        }
+    }
+    let [q, k] = tensors;
+    q.dtype() == k.dtype() && same_device("rope2d", devices.iter().map(|device| ("a tensor", device))).is_ok()
 }
 
 /// The storage type of a float tensor.

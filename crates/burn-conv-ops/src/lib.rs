@@ -60,6 +60,20 @@ use burn::tensor::Tensor;
 /// conv3d: y `[N, O, OD, OH, OW]` of x `[N, C, D, H, W]`, weight `[O, C/groups, KD, KH, KW]` and bias `[O]`, with
 /// PyTorch's semantics.
 ///
+/// # Rounding
+/// y is an fp32 sum through the activation, rounded once, with the same bits whether gradients are tracked or
+/// not. A tracked SiLU keeps the value before it in fp32, beside y; ReLU keeps y, and its slope is that of y
+/// as stored (0 where a positive value is so small that y is 0: in f16 up to 2^-25). The gradient before an
+/// activation is a tensor of the storage type; the gradients of x, weight and bias are fp32 sums of it, each
+/// rounded once.
+///
+/// On the CPU backend the sums are Burn's own. The weight gradient of few channels there is one serial fp32
+/// sum over the windows of a frame: for a 1x1x1 filter and equal terms its relative error is 1.2e-5 at 64x64
+/// windows, 1.9e-4 at 256x256, 2.9e-3 at 1024x1024 and 8.2e-3 at 2048x2048, and a sum of ones stays at 2^24.
+/// Other frames and images are sums of their own (64 frames of 1024x1024: 1.9e-4), and so are those of 3x3x3
+/// and depthwise filters (2e-6 at most). The bias' gradient is right to 1.2e-5, and to 4e-4 along one row of
+/// 16.8 million.
+///
 /// # Panics
 /// Where [`try_conv3d`] returns an error.
 pub fn conv3d(
@@ -215,8 +229,9 @@ pub fn rope2d(tokens: Tensor<4>, positions: impl Into<Rope2dPositions>, options:
 /// [`rope2d()`] with errors as values.
 ///
 /// # Errors
-/// When D is not a multiple of 4, the base is not positive, shapes or devices do not fit together, or the device cannot
-/// hold a dtype. Nothing is launched then.
+/// When D is not a multiple of 4, the base is not positive, f0 and base turn by more than 2^20 radians from
+/// one position to the next, a grid ends beyond the range of i32, shapes or devices do not fit together, or
+/// the device cannot hold a dtype. Nothing is launched then.
 pub fn try_rope2d(
     tokens: Tensor<4>,
     positions: impl Into<Rope2dPositions>,
@@ -256,7 +271,7 @@ pub fn try_rope2d_qk(
     let (q_positions, k_positions) = (q_positions.into(), k_positions.into());
     let q_problem = check::rope2d(&q, &q_positions, &options)?;
     let k_problem = check::rope2d(&k, &k_positions, &options)?;
-    if q.dtype() != k.dtype() || q.device() != k.device() {
+    if !check::together([&q, &k], [&q_positions, &k_positions]) {
         // Not one launch.
         return Ok((try_rope2d(q, q_positions, options)?, try_rope2d(k, k_positions, options)?));
     }

@@ -3,6 +3,10 @@
 //! Users call the functions at the crate's root. A call carries its validated problem, so that every backend, Fusion's
 //! metadata and the kernels agree on every shape: they ask the same problem.
 
+mod calls;
+
+pub use calls::{Conv3dCall, RopePositions};
+
 #[cfg(feature = "fusion")]
 use crate::packed::last_states_shape;
 use crate::portable;
@@ -13,8 +17,8 @@ use burn::{backend::fusion::custom::TensorSpec, tensor::Shape};
 use conv_kernels::causal_conv1d::{CausalConv1dProblem, Conv1dLayout, UpdateProblem};
 #[cfg(feature = "fusion")]
 use conv_kernels::conv3d::winograd;
-use conv_kernels::conv3d::{Activation, Algorithm, Conv3dProblem, WinogradTile};
-use conv_kernels::rope2d::{Rope2dProblem, RopeGrid};
+use conv_kernels::conv3d::{Activation, WinogradTile};
+use conv_kernels::rope2d::Rope2dProblem;
 
 /// `Option<FloatTensor<B>>` in a form that passes Burn's dispatch.
 #[derive(ExtensionType)]
@@ -143,56 +147,6 @@ pub struct CausalConv1dSteps<B: Backend> {
     pub slots: OptionalIntTensor<B>,
 }
 
-/// Where the tokens of a rotation stand.
-#[derive(ExtensionType)]
-#[extension_type(fusion: cfg(feature = "fusion"))]
-pub enum RopePositions<B: Backend> {
-    /// Integers `[B, N, 2]`.
-    Index(IntTensor<B>),
-    /// fp32 numbers `[B, N, 2]`.
-    Float(FloatTensor<B>),
-    /// A grid after the tokens of the prefix.
-    Grid(RopeGrid),
-}
-
-impl<B: Backend> Clone for RopePositions<B> {
-    fn clone(&self) -> Self {
-        match self {
-            Self::Index(positions) => Self::Index(positions.clone()),
-            Self::Float(positions) => Self::Float(positions.clone()),
-            Self::Grid(grid) => Self::Grid(*grid),
-        }
-    }
-}
-
-impl<B: Backend> std::fmt::Debug for RopePositions<B> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Index(positions) => f.debug_tuple("Index").field(positions).finish(),
-            Self::Float(positions) => f.debug_tuple("Float").field(positions).finish(),
-            Self::Grid(grid) => f.debug_tuple("Grid").field(grid).finish(),
-        }
-    }
-}
-
-/// A conv3d call: shapes and options, and the kernels to use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Conv3dCall {
-    /// Shapes, window, activation and dtype.
-    pub problem: Conv3dProblem,
-    /// The kernel family the caller asked for.
-    pub algorithm: Algorithm,
-}
-
-impl Conv3dCall {
-    /// The same call without the activation.
-    #[must_use]
-    pub fn without_activation(mut self) -> Self {
-        self.problem.window.activation = Activation::None;
-        self
-    }
-}
-
 /// The ops of this crate. Implemented by every backend of Burn that the features select; the default bodies are
 /// composed from Burn's own ops. Arguments are taken as validated: shapes and dtypes are those of the call's problem.
 #[backend_extension(
@@ -211,6 +165,21 @@ pub trait ConvOps: Backend {
         call: Conv3dCall,
     ) -> FloatTensor<Self> {
         portable::conv3d::forward::<Self>(x, weight, bias.into_option(), &call.problem)
+    }
+
+    /// [`conv3d_forward`](Self::conv3d_forward) that keeps the value before the activation: y, the same bits,
+    /// and that value in fp32.
+    #[fusion(meta = |x, _weight, _bias, call| (
+        TensorSpec::new(Shape::from(call.problem.y_shape()), x.dtype),
+        TensorSpec::new(Shape::from(call.problem.y_shape()), burn::tensor::DType::F32),
+    ))]
+    fn conv3d_forward_with_pre(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        #[extension_type] bias: OptionalTensor<Self>,
+        call: Conv3dCall,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        portable::conv3d::forward_with_pre::<Self>(x, weight, bias.into_option(), &call.problem)
     }
 
     /// The weight as [`conv3d_forward_prepared`](Self::conv3d_forward_prepared) takes it, fp32. Asked only of backends whose
@@ -273,8 +242,8 @@ pub trait ConvOps: Backend {
         portable::conv3d::bias_gradient::<Self>(dy, &call.problem)
     }
 
-    /// The gradient before the activation from dy. `saved` is the value before the activation; for ReLU the output
-    /// serves as well.
+    /// The gradient before the activation from dy, in dy's dtype. `saved` is the value before the activation
+    /// in fp32; for ReLU the output serves as well.
     #[fusion(dtype = dy, shape = dy)]
     fn conv3d_activation_gradient(
         saved: FloatTensor<Self>,

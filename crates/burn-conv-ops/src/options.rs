@@ -256,7 +256,9 @@ impl CausalConv1dUpdateOptions {
 pub struct Rope2dOptions {
     /// Ratio of the highest to the lowest frequency; 100, as in published checkpoints ("RoPE100").
     pub base: f32,
-    /// Factor of every angle; 1.
+    /// Factor of every angle; 1. Coordinates in -1..1 want a large one. `|f0|`, and for a base below 1 `|f0|
+    /// / base`, may be up to 2^20; the angles of all positions are right to 1e-6 radians then, as long as f64
+    /// resolves them so (to `theta * 2^-52`).
     pub f0: f32,
     /// Order of the axes of the tokens; `[B, H, N, D]`.
     pub layout: RopeLayout,
@@ -310,7 +312,8 @@ impl Rope2dOptions {
     }
 }
 
-/// Where the tokens of [`rope2d`](crate::rope2d()) stand: (row, column) of each.
+/// Where the tokens of [`rope2d`](crate::rope2d()) stand: (row, column) of each. A position outside the range
+/// of i32, an infinite one and NaN make the elements that it turns NaN.
 #[derive(Clone, Debug)]
 pub enum Rope2dPositions {
     /// Integers `[B, N, 2]`, negative ones too.

@@ -1,21 +1,107 @@
-//! Gradient through a fused activation: `dpre = dy * activation'(saved)`, element by element, fp32, one rounding.
+//! An activation of its own, for calls that keep what it is applied to, and its gradient, element by element,
+//! in fp32 and rounded once:
 //!
-//! `saved` is the pre-activation for SiLU. For ReLU it may be the output as well: both are positive together.
-//! Bytes: two reads and one write per element.
+//! ```text
+//! y = activation(pre)        dpre = dy * activation'(saved)
+//! ```
+//!
+//! `saved` is the fp32 value before the activation. For ReLU it may be the output as well: both are positive
+//! together, but for values so small that y is 0 (in f16 up to 2^-25); their slope is 0 then, as in PyTorch,
+//! which rounds before ReLU. Bytes: one or two reads and one write per element.
 
 use super::args::offset;
-
-use crate::activation::{Activation, activate_gradient};
+use crate::activation::{Activation, activate, activate_gradient};
+use crate::dtype::FloatType;
 use crate::error::{ConvError, invalid};
 use crate::grid::{Span, dispatches};
 use crate::limits::Limits;
-use crate::operand::{Operand, address_type};
+use crate::operand::{Operand, address_type, row_major};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
 const UNITS: u32 = 256;
 
-/// Computes dpre from `saved`, `dy`, `dpre`, three tensors of the same five-axis shape and dtype.
+/// Values that a unit activates together, where they come in such vectors.
+const TOGETHER: usize = 4;
+
+/// Refuses tensors that [`apply`] cannot take.
+pub(crate) fn check(pre: &Operand, y: &Operand) -> Result<(), ConvError> {
+    let row_major = |operand: &Operand| operand.is_empty() || operand.strides == row_major(&operand.shape);
+    if pre.shape != y.shape || pre.dtype != FloatType::F32 || !row_major(pre) || !row_major(y) {
+        invalid!(
+            "conv3d: y {:?} with strides {:?} needs the value before the activation as f32, both row-major, got {} {:?} with \
+             strides {:?}",
+            y.shape,
+            y.strides,
+            pre.dtype.name(),
+            pre.shape,
+            pre.strides
+        );
+    }
+    Ok(())
+}
+
+/// `y = activation(pre)` of tensors that [`check`] has seen.
+pub(crate) fn apply(
+    client: &Client,
+    limits: &Limits,
+    activation: Activation,
+    pre: &Operand,
+    y: &Operand,
+) -> Result<(), ConvError> {
+    let elements = y.len();
+    let address = address_type("conv3d", &[pre, y], elements, limits)?;
+    let aligned = |operand: &Operand| {
+        operand.handle.offset_start.unwrap_or(0).is_multiple_of((TOGETHER * operand.dtype.size()) as u64)
+    };
+    let together = elements.is_multiple_of(TOGETHER) && aligned(pre) && aligned(y);
+    let width = if together { TOGETHER } else { 1 };
+    let vectors = elements / width;
+    for dispatch in dispatches(vectors.div_ceil(UNITS as usize), f64::from(UNITS) * 32.0, limits) {
+        // SAFETY: the index is checked against the number of vectors, which is that of both tensors.
+        unsafe {
+            activation_kernel::launch_unchecked(
+                client,
+                dispatch.count(),
+                CubeDim::new_1d(UNITS),
+                address,
+                width,
+                pre.buffer_arg(width),
+                y.buffer_arg(width),
+                dispatch.span(),
+                vectors,
+                activation,
+                y.dtype.elem(),
+            );
+        }
+    }
+    Ok(())
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn activation_kernel<E: Float, N: Size>(
+    pre: &[Vector<f32, N>],
+    y: &mut [Vector<E, N>],
+    span: Span,
+    vectors: usize,
+    #[comptime] activation: Activation,
+    #[define(E)] _dtype: ElemType,
+) {
+    let index = span.cube() * UNITS as usize + UNIT_POS as usize;
+    if span.is_idle() || index >= vectors {
+        terminate!();
+    }
+    let values = pre[index];
+    let mut results = Vector::<E, N>::empty();
+    #[unroll]
+    for lane in 0..N::value() {
+        results.insert(lane, E::cast_from(activate(values.extract(lane), activation)));
+    }
+    y[index] = results;
+}
+
+/// Computes dpre from `saved`, `dy`, `dpre`, three tensors of the same five-axis shape; dy and dpre have one
+/// dtype, `saved` has it too or is fp32.
 ///
 /// # Errors
 /// When shapes or dtypes differ, or the tensors are too large for the device's index type.
@@ -26,7 +112,8 @@ pub fn activation_gradient(
     [saved, dy, dpre]: [&Operand; 3],
 ) -> Result<(), ConvError> {
     for (name, operand) in [("saved", saved), ("dy", dy)] {
-        if operand.shape != dpre.shape || operand.dtype != dpre.dtype || operand.shape.len() != 5 {
+        let fits = operand.dtype == dpre.dtype || name == "saved" && operand.dtype == FloatType::F32;
+        if operand.shape != dpre.shape || !fits || operand.shape.len() != 5 {
             invalid!(
                 "conv3d: activation gradient of {name} {:?} {} into {:?} {}",
                 operand.shape,
@@ -51,6 +138,7 @@ pub fn activation_gradient(
                 dispatch.span(),
                 dpre.len(),
                 activation,
+                saved.dtype.elem(),
                 dpre.dtype.elem(),
             );
         }
@@ -59,13 +147,15 @@ pub fn activation_gradient(
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn activation_gradient_kernel<E: Float>(
-    saved: &Tensor<E>,
+#[allow(clippy::too_many_arguments)]
+fn activation_gradient_kernel<S: Float, E: Float>(
+    saved: &Tensor<S>,
     dy: &Tensor<E>,
     dpre: &mut Tensor<E>,
     span: Span,
     elements: usize,
     #[comptime] activation: Activation,
+    #[define(S)] _saved_dtype: ElemType,
     #[define(E)] _dtype: ElemType,
 ) {
     let index = span.cube() * UNITS as usize + UNIT_POS as usize;

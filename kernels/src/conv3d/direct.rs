@@ -68,6 +68,7 @@ pub(crate) fn forward(
                 problem.window.padding_mode,
                 problem.window.activation,
                 problem.dtype.elem(),
+                y.dtype.elem(),
             );
         }
     }
@@ -105,16 +106,17 @@ pub(crate) fn input_gradient(
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn forward_kernel<E: Float>(
+fn forward_kernel<E: Float, O: Float>(
     x: &Tensor<E>,
     w: &Tensor<E>,
     bias: ComptimeOption<&Tensor<E>>,
-    y: &mut Tensor<E>,
+    y: &mut Tensor<O>,
     geometry: Geometry,
     span: Span,
     #[comptime] padding: PaddingMode,
     #[comptime] activation: Activation,
     #[define(E)] _dtype: ElemType,
+    #[define(O)] _out_dtype: ElemType,
 ) {
     let index = span.cube() * UNITS as usize + UNIT_POS as usize;
     let windows_per_channel =
@@ -156,7 +158,7 @@ fn forward_kernel<E: Float>(
         }
     }
     let target = offset(&*y, window.n, o, window.d, window.h, window.w);
-    y[target] = E::cast_from(activate(sum, activation));
+    y[target] = O::cast_from(activate(sum, activation));
 }
 
 /// `X(n, first_channel + column.c, source of the window and tap)`: zero or clamped outside the input.

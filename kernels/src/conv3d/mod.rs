@@ -72,6 +72,47 @@ pub fn forward(
     )?;
     check_bias(problem, bias)?;
     check::check(plan, problem, Pass::Forward, limits)?;
+    run_forward(client, limits, problem, plan, [x, w, y], bias)
+}
+
+/// [`forward`] that keeps what the activation's gradient needs: `pre`, an fp32 tensor of y's shape, gets the
+/// value before the activation. y has the bits that [`forward`] gives it, by every plan: a result is the same
+/// fp32 number there before it goes through the same function and is rounded. Both are row-major.
+///
+/// # Errors
+/// As [`forward`], and when `pre` or y is not such a tensor.
+pub fn forward_with_pre(
+    client: &Client,
+    limits: &Limits,
+    problem: &Conv3dProblem,
+    plan: &Plan,
+    [x, w, y]: [&Operand; 3],
+    pre: &Operand,
+    bias: Option<&Operand>,
+) -> Result<(), ConvError> {
+    check_operands(
+        problem,
+        &[("x", x, problem.x_shape()), ("w", w, problem.weight_shape()), ("y", y, problem.y_shape())],
+    )?;
+    check_bias(problem, bias)?;
+    activation::check(pre, y)?;
+    check::check(plan, problem, Pass::Forward, limits)?;
+    let activation = problem.window.activation;
+    let plain =
+        Conv3dProblem { window: Window { activation: Activation::None, ..problem.window }, ..*problem };
+    run_forward(client, limits, &plain, plan, [x, w, pre], bias)?;
+    activation::apply(client, limits, activation, pre, y)
+}
+
+/// The pass by a checked plan; y has the problem's dtype or fp32.
+fn run_forward(
+    client: &Client,
+    limits: &Limits,
+    problem: &Conv3dProblem,
+    plan: &Plan,
+    [x, w, y]: [&Operand; 3],
+    bias: Option<&Operand>,
+) -> Result<(), ConvError> {
     // Without input channels the result is the bias: x and w are empty.
     let (x, w) = (&x.bindable(client), &w.bindable(client));
     match plan {

@@ -91,6 +91,7 @@ pub(crate) fn finish_partials_from(
                 first,
                 elements,
                 activation.code(),
+                bias.map_or(target.dtype, |bias| bias.dtype).elem(),
                 target.dtype.elem(),
             );
         }
@@ -155,15 +156,17 @@ pub(crate) fn cube_sum(value: f32, #[comptime] units: u32) -> f32 {
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn sum_partials_kernel<E: Float>(
+#[allow(clippy::too_many_arguments)]
+fn sum_partials_kernel<E: Float, O: Float>(
     partials: &Tensor<f32>,
     bias: ComptimeOption<&Tensor<E>>,
-    target: &mut Tensor<E>,
+    target: &mut Tensor<O>,
     span: Span,
     first: usize,
     elements: usize,
     activation: u32,
-    #[define(E)] _dtype: ElemType,
+    #[define(E)] _bias_dtype: ElemType,
+    #[define(O)] _dtype: ElemType,
 ) {
     let index = span.cube() * UNITS as usize + UNIT_POS as usize;
     if span.is_idle() || index >= elements {
@@ -203,7 +206,7 @@ fn sum_partials_kernel<E: Float>(
         rest /= size;
     }
     let bias: ComptimeOption<f32> = bias.map(|bias| f32::cast_from(bias[channel * bias.stride(0)]));
-    target[at] = E::cast_from(activate_by_code(sum + bias.unwrap_or_else(|| 0.0f32.runtime()), activation));
+    target[at] = O::cast_from(activate_by_code(sum + bias.unwrap_or_else(|| 0.0f32.runtime()), activation));
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]

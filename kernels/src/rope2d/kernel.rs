@@ -10,9 +10,9 @@
 //! memory is not aligned to that, four are read as a vector, and where it is no multiple of four, vectors are single elements. Queries and keys share a launch: the first cubes turn the one, the others the other. A unit reads what it
 //! writes before it writes it, and no other unit touches it, so the result may be the tokens' own memory.
 //!
-//! Bytes: tokens once, the result once, two table rows and a position per unit. Operations: 3 per element.
+//! Bytes: tokens once, the result once, a position and one table row per digit of it (one below 2048, two or
+//! three of fp32 numbers) per unit. Operations: 3 per element.
 
-use super::table::FRACTIONS;
 use crate::grid::Span;
 use crate::words::{quad_of_words, words_of};
 use cubecl::ir::ElemType;
@@ -70,13 +70,15 @@ pub(super) struct Side {
     head_dim: u32,
 }
 
-/// The table: rows of Q cosines and Q sines.
+/// The table: rows of Q cosines and Q sines; see `table.rs`.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
 pub(super) struct Split {
     frequencies: u32,
     bits: u32,
     levels: u32,
     nan_row: u32,
+    /// Digits of a fraction.
+    fraction_levels: u32,
     /// 1, or -1 for the opposite angles.
     sign: f32,
 }
@@ -226,14 +228,14 @@ fn rotate_side<E: Float, S: Numeric, I: Numeric, N: Size>(
     }
 }
 
-/// A token's position along an axis.
+/// A token's position along an axis: whole and fraction of its magnitude, and its sign.
 #[derive(CubeType, Clone, Copy)]
 struct Position {
     negative: bool,
     magnitude: u32,
-    /// Between 0 and 1, added to the signed whole.
+    /// From 0 to below 1.
     fraction: f32,
-    /// Whether it is a number in the range of i32.
+    /// Whether it is a number in the range of i32; the others are zero beside this.
     served: bool,
 }
 
@@ -245,34 +247,44 @@ fn position_of<I: Numeric>(
     axis: u32,
     #[comptime] source: Source,
 ) -> Position {
-    let mut narrow = side.first;
-    let mut served = true;
-    let mut fraction = 0.0f32;
     if comptime!(source == Source::Grid) {
         let (y, x) = side.columns.div_mod(place.n - min(side.prefix, place.n));
-        narrow += i32::cast_from(select(axis == 0u32, y, x));
+        whole_position(side.first + i32::cast_from(select(axis == 0u32, y, x)), true)
     } else {
         let at = place.b as usize * side.position_b
             + place.n as usize * side.position_n
             + axis as usize * side.position_axis;
         let position = positions[at];
         if comptime!(source == Source::Float) {
-            let position = f32::cast_from(position);
-            // Not for NaN.
-            let above = position >= -2147483648.0f32;
-            served = above && position < 2147483648.0f32;
-            let whole = f32::floor(select(served, position, 0.0f32));
-            narrow = i32::cast_from(whole);
-            fraction = select(served, position - whole, 0.0f32);
+            position_of_number(f32::cast_from(position))
         } else {
-            narrow = i32::cast_from(position);
-            served = I::cast_from(narrow) == position;
+            let narrow = i32::cast_from(position);
+            whole_position(narrow, I::cast_from(narrow) == position)
         }
     }
-    let negative = narrow < 0i32;
+}
+
+#[cube]
+fn whole_position(position: i32, served: bool) -> Position {
+    let negative = position < 0i32;
     // As an unsigned number, where the magnitude of -2^31 exists.
-    let magnitude = select(negative, 0u32 - u32::cast_from(narrow), u32::cast_from(narrow));
-    Position { negative, magnitude, fraction, served }
+    let magnitude = select(negative, 0u32 - u32::cast_from(position), u32::cast_from(position));
+    Position { negative, magnitude: select(served, magnitude, 0u32), fraction: 0.0f32, served }
+}
+
+/// On the bits, because compilers may take for granted that there are neither NaN nor infinities. The
+/// magnitude is split, not the number: a fraction of a magnitude is exact and below 1, `p - floor(p)` of a
+/// small negative number rounds to 1.
+#[cube]
+fn position_of_number(position: f32) -> Position {
+    let bits = u32::reinterpret(position);
+    let negative = bits >= 0x8000_0000u32;
+    let size = bits & 0x7FFF_FFFFu32;
+    // Below 2^31, or -2^31 itself.
+    let served = size < 0x4F00_0000u32 || bits == 0xCF00_0000u32;
+    let size = f32::reinterpret(select(served, size, 0u32));
+    let whole = f32::floor(size);
+    Position { negative, magnitude: u32::cast_from(whole), fraction: size - whole, served }
 }
 
 /// cos and sin of the angles of a position at the frequencies from `i` on.
@@ -284,10 +296,9 @@ fn angles<N: Size>(
     i: u32,
     #[comptime] source: Source,
 ) -> (Vector<f32, N>, Vector<f32, N>) {
-    let (negative, magnitude) = (position.negative, position.magnitude);
-    let (fraction, served) = (position.fraction, position.served);
+    let magnitude = position.magnitude;
     let mask = (1u32 << split.bits) - 1u32;
-    let row = select(served, magnitude & mask, split.nan_row);
+    let row = select(position.served, magnitude & mask, split.nan_row);
     let (mut cos, mut sin) = entry(table, split, row, i);
     if magnitude > mask {
         for level in 1..split.levels {
@@ -301,20 +312,43 @@ fn angles<N: Size>(
             cos = sum;
         }
     }
-    sin *= Vector::<f32, N>::new(select(negative, -1.0f32, 1.0f32));
     if comptime!(source == Source::Float) {
-        // Between two rows of the fractions' table.
-        let scaled = fraction * comptime!(FRACTIONS as f32);
-        let row = u32::cast_from(scaled);
-        let weight = Vector::<f32, N>::new(scaled - f32::cast_from(row));
-        let (c, s) = entry(table, split, split.nan_row + 1u32 + row, i);
-        let (next_c, next_s) = entry(table, split, split.nan_row + 2u32 + row, i);
-        let (c, s) = (c + (next_c - c) * weight, s + (next_s - s) * weight);
+        let (c, s) = turned_on(cos, sin, position.fraction, table, split, i);
+        cos = c;
+        sin = s;
+    }
+    let sign = select(position.negative, 0.0f32 - split.sign, split.sign);
+    (cos, sin * Vector::<f32, N>::new(sign))
+}
+
+/// cos and sin of an angle, turned on by that of a fraction: digit by digit, and by the Taylor series of what
+/// the last digit leaves, which turns by at most 2^-7. The fraction that each digit leaves is exact.
+#[cube]
+fn turned_on<N: Size>(
+    cos: Vector<f32, N>,
+    sin: Vector<f32, N>,
+    fraction: f32,
+    table: &[Vector<f32, N>],
+    split: &Split,
+    i: u32,
+) -> (Vector<f32, N>, Vector<f32, N>) {
+    let (mut cos, mut sin, mut rest) = (cos, sin, fraction);
+    let mask = (1u32 << split.bits) - 1u32;
+    let mut first = split.nan_row + 1u32;
+    for _ in 0..split.fraction_levels {
+        let scaled = rest * f32::cast_from(mask + 1u32);
+        let digit = min(u32::cast_from(scaled), mask);
+        rest = scaled - f32::cast_from(digit);
+        let (c, s) = entry(table, split, first + digit, i);
         let sum = cos * c - sin * s;
         sin = sin * c + cos * s;
         cos = sum;
+        first += mask + 1u32;
     }
-    (cos, sin * Vector::<f32, N>::new(split.sign))
+    let (_, step) = entry(table, split, first, i);
+    let s = step * Vector::<f32, N>::new(rest);
+    let c = Vector::<f32, N>::new(1.0f32) - s * s * Vector::<f32, N>::new(0.5f32);
+    (cos * c - sin * s, sin * c + cos * s)
 }
 
 /// cos and sin of a row of the table at the frequencies from `i` on.

@@ -31,8 +31,8 @@ pub(super) fn launch(
     let (first, last) = (&rotations[0], &rotations[rotations.len() - 1]);
     let (source, elem) = source(&first.positions);
     let fractions = source == Source::Float;
-    let digits = Digits::of(problem.frequencies());
-    let shape = [digits.rows(fractions) as usize, 2, problem.frequencies()];
+    let digits = Digits::of(&problem, fractions);
+    let shape = digits.table_shape(&problem);
     let operands: Vec<&Operand> = views.iter().flatten().collect();
     let positions = rotations.iter().map(|each| each.positions.extent()).max().unwrap_or(0);
     let cubes: usize = sides.iter().map(|side| side.cubes).sum();
@@ -46,10 +46,12 @@ pub(super) fn launch(
             digits.bits,
             digits.levels(),
             digits.nan_row(),
+            digits.fraction_levels,
             if inverse { -1.0 } else { 1.0 },
         );
-        // SAFETY: tokens and heads are checked in the kernel, table rows come from digits below the table's rows; the
-        // result may be the tokens' memory, since a unit reads what it writes before it writes it.
+        // SAFETY: tokens and heads are checked in the kernel; table rows come from digits, which are below
+        // their level's rows for every position, whatever its bits; the result may be the tokens' memory,
+        // since a unit reads what it writes before it writes it.
         unsafe {
             rotate_kernel::launch_unchecked(
                 client,

@@ -14,8 +14,13 @@
 //!
 //! Cosines and sines come from fp32 tables computed in f64 on the host (see `table.rs`), because shader
 //! `sin` and `cos` promise no more than 2^-11 and only within -pi..pi. The position is split into digits, one table
-//! row each, whose angles are added in fp32: every i32 position is served to about 1e-6, those below 2048 to one
-//! rounding. An i64 position outside the range of i32 gives NaN. Nothing is read back from the device.
+//! row each, whose rotations follow each other in fp32: the angle of every i32 or fp32 position is right to
+//! 1e-6 radians (beyond |theta| = 2^29 f64 resolves it to |theta| * 2^-52), integers below 2048 to one
+//! rounding. Nothing is read back from the device.
+//!
+//! A position outside the range of i32 (of i64, of fp32), an infinite one and NaN give NaN in the elements
+//! that it turns, whatever the tokens are; no position reads outside a table. Factors that turn by more than
+//! [`MOST_RADIANS`] from one position to the next are refused.
 
 mod kernel;
 mod launch;
@@ -28,6 +33,7 @@ use crate::index_operand::IndexOperand;
 use crate::limits::Limits;
 use crate::operand::{Operand, check_dtype};
 use cubecl::prelude::*;
+use table::Digits;
 
 /// Order of the axes of the tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -76,13 +82,16 @@ pub struct RopeGrid {
     pub first: i32,
 }
 
+/// Radians by which the fastest frequency may turn from one position to the next. More is no rotation that
+/// positions of fp32 or angles of f64 could tell from another.
+pub const MOST_RADIANS: f64 = (1u32 << 20) as f64;
+
 /// Where tokens stand.
 #[derive(Clone, Copy, Debug)]
 pub enum Positions<'a> {
     /// (y, x) as `[B, N, 2]` integers.
     Index(&'a IndexOperand),
-    /// (y, x) as `[B, N, 2]` fp32 numbers. An angle is off by up to `f0^2 * 3e-8` more than for integers; beyond the range of
-    /// i32 the result is NaN.
+    /// (y, x) as `[B, N, 2]` fp32 numbers. Those outside the range of i32 and NaN give NaN.
     Float(&'a Operand),
     /// On a grid.
     Grid(RopeGrid),
@@ -141,7 +150,16 @@ impl Rope2dProblem {
             )));
         }
         let (rotated, prefix) = (head_dim, 0);
-        Ok(Self { batch, heads, tokens: count, head_dim, layout, base, f0, dtype, rotated, prefix })
+        let problem =
+            Self { batch, heads, tokens: count, head_dim, layout, base, f0, dtype, rotated, prefix };
+        let fastest = problem.fastest();
+        if fastest > MOST_RADIANS {
+            invalid!(
+                "rope2d: f0 {f0} with base {base} turns by up to {fastest} radians from one position to the next, at most \
+                 {MOST_RADIANS} are served"
+            );
+        }
+        Ok(problem)
     }
 
     /// The same problem, of which only the first `rotated` elements of a head are rotated.
@@ -169,7 +187,30 @@ impl Rope2dProblem {
         Ok(Self { prefix, ..self })
     }
 
-    /// Refuses a grid that does not have a patch for every token after the prefix.
+    /// A bound of the radians by which a frequency turns from one position to the next: `|f0| * base^(-i/Q)`
+    /// for i from 0 to below Q.
+    pub(crate) fn fastest(&self) -> f64 {
+        f64::from(self.f0.abs()) * f64::from(self.base).recip().max(1.0)
+    }
+
+    /// Refuses a problem whose table of cosines and sines no buffer of the device holds, which takes a head
+    /// of a hundred thousand elements; `numbers` says that positions are fp32.
+    ///
+    /// # Errors
+    /// [`ConvError::TooLarge`] with the numbers.
+    pub fn check_table(&self, numbers: bool, limits: &Limits) -> Result<(), ConvError> {
+        let shape = Digits::of(self, numbers).table_shape(self);
+        let bytes = shape.iter().product::<usize>() as u64 * 4;
+        if bytes > limits.buffer_bytes {
+            return Err(ConvError::TooLarge(format!(
+                "rope2d: the table of a head of {} rotated elements has {bytes} bytes, the largest buffer of this device {}",
+                self.rotated, limits.buffer_bytes
+            )));
+        }
+        Ok(())
+    }
+
+    /// Refuses a grid that does not have a patch for every token after the prefix, or positions beyond i32.
     ///
     /// # Errors
     /// [`ConvError::Invalid`] with the numbers.
@@ -183,6 +224,17 @@ impl Rope2dProblem {
                 grid.columns,
                 self.prefix,
                 self.tokens
+            );
+        }
+        // Below 2^33 with the tokens, unless there are no patches.
+        let last = grid.rows.max(grid.columns) as i64 + i64::from(grid.first) - 1;
+        if self.tokens > self.prefix && last > i64::from(i32::MAX) {
+            invalid!(
+                "rope2d: a grid of {} x {} patches from position {} on ends at {last}, the last position is {}",
+                grid.rows,
+                grid.columns,
+                grid.first,
+                i32::MAX
             );
         }
         Ok(())
@@ -280,6 +332,7 @@ fn check(client: &Client, limits: &Limits, rotation: &Rotation) -> Result<(), Co
         }
     }
     check_dtype("rope2d", problem.dtype, limits)?;
+    problem.check_table(matches!(positions, Positions::Float(_)), limits)?;
     if shape.iter().product::<usize>() >= 1 << 33 {
         return Err(ConvError::TooLarge(format!(
             "rope2d: tokens {shape:?} have more elements than a launch can count"

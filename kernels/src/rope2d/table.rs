@@ -1,17 +1,26 @@
 //! Tables of cosines and sines of the angles of position digits, computed in f64 and kept on the device in fp32.
 //!
 //! A position's magnitude, up to 2^31, is written in base 2^`bits`; level l holds the angle of every digit times
-//! 2^(l * bits):
+//! 2^(l * bits). Where positions are fp32, levels of the digits behind the point follow, and the step of the
+//! last of them:
 //!
 //! ```text
 //! rows   level 0: 0, 1, .. 2^bits - 1 | level 1: 0, 2^bits, .. | .. | last level: up to 2^31 | one row of NaN
+//!        level -1: 0, 2^-bits, .. | .. | level -L | one row of angles: those of 2^(-L * bits)
 //! row    Q cosines, then Q sines
 //! ```
 //!
-//! 11 bits, so that positions below 2048 need one row, make 4610 rows: 0.6 MB at head dimension 64. Wider heads get
-//! fewer bits and more levels, 8 MB at most up to head dimension 4096. Negative positions use cos(-t) = cos t and
-//! sin(-t) = -sin t; the NaN row is for positions outside i32. Where positions are fp32, rows for the fractions 0/2048 to
-//! 2048/2048 follow, between which the kernel interpolates: to f0^2 * 3e-8.
+//! 11 bits, so that positions below 2048 need one row, make 4610 rows: 0.6 MB at head dimension 64, and 2049
+//! or 4097 more for fp32 positions. Wider heads get fewer bits and more levels, 8 MB at most up to head
+//! dimension 4096. Negative positions use cos(-t) = cos t and sin(-t) = -sin t; the NaN row is for positions
+//! outside i32.
+//!
+//! Error of an angle, u = 2^-24: a row is rounded to 0.71 u, the product of two rotations to 2.24 u (sqrt 5).
+//! An integer has up to 3 digits of 11 bits, 4 of 8 or 6 of 6: 15.5 u at most. The 24 bits of an fp32 number
+//! lie in up to 4 digits of 11 or 8 bits, 5 of 6. What the last level leaves turns by at most 2^-7
+//! ([`Digits::of`]) and is 1 - t^2/2 and t: to 2^-21/6 = 1.33 u, and 0.5 u for the rounding. With the product
+//! 4.1 u for that, and at most 4 digits before it: 13.7 u, or 12.5 u for 5 digits and nothing left. All are
+//! below 16.7 u = 1e-6. Beyond an angle of 2^29, f64's own resolution adds to it: |theta| * 2^-52.
 
 use super::{Rope2dProblem, reference::frequency};
 use cubecl::device::DeviceId;
@@ -24,8 +33,8 @@ use std::sync::{Mutex, PoisonError};
 /// Combinations whose tables are kept, over all devices.
 const CAPACITY: usize = 16;
 
-/// Steps of the table of fractions.
-pub(super) const FRACTIONS: u32 = 2048;
+/// The largest angle, in radians, that is left to the Taylor series.
+const REST: f64 = 1.0 / 128.0;
 
 /// What a table depends on: the device, the runtime that opened it, and the numbers.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -43,18 +52,35 @@ struct Key {
 pub(crate) struct Digits {
     /// Bits of a digit.
     pub(crate) bits: u32,
+    /// Digits behind the point: none of integers.
+    pub(crate) fraction_levels: u32,
+}
+
+/// What a row of the table holds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Row {
+    /// Cosines and sines of this position.
+    Position(f64),
+    /// NaN.
+    Nan,
+    /// Angles of this position.
+    Step(f64),
 }
 
 impl Digits {
-    /// The split for Q frequencies.
-    pub(crate) fn of(frequencies: usize) -> Self {
-        Self {
-            bits: match frequencies {
-                0..=128 => 11,
-                129..=1024 => 8,
-                _ => 4,
-            },
+    /// The split for a problem whose positions are fp32 `numbers` or integers.
+    pub(crate) fn of(problem: &Rope2dProblem, numbers: bool) -> Self {
+        let bits = match problem.frequencies() {
+            0..=128 => 11,
+            129..=1024 => 8,
+            _ => 6,
+        };
+        let mut fraction_levels = u32::from(numbers);
+        let left = |levels: u32| problem.fastest() / 2f64.powi((bits * levels) as i32);
+        while numbers && left(fraction_levels) > REST {
+            fraction_levels += 1;
         }
+        Self { bits, fraction_levels }
     }
 
     /// Number of digits of 2^31.
@@ -63,7 +89,7 @@ impl Digits {
     }
 
     /// Digits of one level.
-    pub(crate) fn radix(self) -> u32 {
+    fn radix(self) -> u32 {
         1 << self.bits
     }
 
@@ -72,24 +98,38 @@ impl Digits {
         (1u32 << 31 >> (self.bits * (self.levels() - 1))) + 1
     }
 
-    /// The row of NaN, the last.
+    /// The row of NaN, behind those of the whole digits.
     pub(crate) fn nan_row(self) -> u32 {
         (self.levels() - 1) * self.radix() + self.last()
     }
 
     /// Rows of the whole table.
-    pub(crate) fn rows(self, fractions: bool) -> u32 {
-        self.nan_row() + 1 + if fractions { FRACTIONS + 1 } else { 0 }
+    fn rows(self) -> u32 {
+        let fractions = self.fraction_levels * self.radix();
+        self.nan_row() + 1 + fractions + u32::from(fractions > 0)
     }
 
-    /// The position that a row stands for; none for the row of NaN.
-    fn position(self, row: u32) -> Option<f64> {
-        if row > self.nan_row() {
-            return Some(f64::from(row - self.nan_row() - 1) / f64::from(FRACTIONS));
+    /// `[rows, 2, Q]`.
+    pub(crate) fn table_shape(self, problem: &Rope2dProblem) -> [usize; 3] {
+        [self.rows() as usize, 2, problem.frequencies()]
+    }
+
+    /// What a row holds.
+    fn row(self, row: u32) -> Row {
+        let power = |level: i32| 2f64.powi(self.bits as i32 * level);
+        if row < self.nan_row() {
+            let level = (row / self.radix()).min(self.levels() - 1);
+            return Row::Position(f64::from(row - level * self.radix()) * power(level as i32));
         }
-        let level = (row / self.radix()).min(self.levels() - 1);
-        let digit = row - level * self.radix();
-        (row < self.nan_row()).then(|| f64::from(digit) * f64::from(1u32 << (self.bits * level)))
+        if row == self.nan_row() {
+            return Row::Nan;
+        }
+        let behind = row - self.nan_row() - 1;
+        let (level, digit) = (behind / self.radix(), behind % self.radix());
+        if level == self.fraction_levels {
+            return Row::Step(power(-(level as i32)));
+        }
+        Row::Position(f64::from(digit) * power(-(level as i32) - 1))
     }
 }
 
@@ -115,8 +155,7 @@ pub(crate) fn get(client: &Client, problem: &Rope2dProblem, fractions: bool) -> 
         tables.push_back((key, table.clone()));
         return table;
     }
-    let digits = Digits::of(problem.frequencies());
-    let values = values(problem, digits, digits.rows(fractions));
+    let values = values(problem, Digits::of(problem, fractions));
     let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_ne_bytes()).collect();
     let table = client.create_from_slice(&bytes);
     if tables.len() == CAPACITY {
@@ -127,42 +166,22 @@ pub(crate) fn get(client: &Client, problem: &Rope2dProblem, fractions: bool) -> 
 }
 
 /// `[rows, 2, Q]`.
-fn values(problem: &Rope2dProblem, digits: Digits, rows: u32) -> Vec<f32> {
+fn values(problem: &Rope2dProblem, digits: Digits) -> Vec<f32> {
     let frequencies: Vec<f64> = (0..problem.frequencies()).map(|i| frequency(problem, i)).collect();
-    let mut values = Vec::with_capacity(rows as usize * frequencies.len() * 2);
-    for row in 0..rows {
-        let angles = frequencies.iter().map(|frequency| match digits.position(row) {
-            Some(position) => (f64::from(problem.f0) * position * frequency).sin_cos(),
-            None => (f64::NAN, f64::NAN),
+    let mut values = Vec::with_capacity(digits.table_shape(problem).iter().product());
+    for row in (0..digits.rows()).map(|row| digits.row(row)) {
+        let angle = |position: f64, frequency: &f64| f64::from(problem.f0) * position * frequency;
+        let pairs = frequencies.iter().map(|frequency| match row {
+            Row::Position(position) => angle(position, frequency).sin_cos(),
+            Row::Nan => (f64::NAN, f64::NAN),
+            Row::Step(step) => (angle(step, frequency), 0.0),
         });
-        let (sines, cosines): (Vec<f64>, Vec<f64>) = angles.unzip();
+        let (sines, cosines): (Vec<f64>, Vec<f64>) = pairs.unzip();
         values.extend(cosines.into_iter().chain(sines).map(|value| value as f32));
     }
     values
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_position_is_the_sum_of_the_positions_of_its_digits() {
-        for frequencies in [1usize, 16, 128, 129, 1024, 1025] {
-            let digits = Digits::of(frequencies);
-            for position in
-                [0u32, 1, 15, 16, 255, 256, 2047, 2048, 4_194_303, 4_194_304, (1 << 31) - 1, 1 << 31]
-            {
-                let mut sum = 0.0;
-                for level in 0..digits.levels() {
-                    let rest = position >> (digits.bits * level);
-                    let digit = if level + 1 < digits.levels() { rest % digits.radix() } else { rest };
-                    sum += digits.position(level * digits.radix() + digit).unwrap();
-                }
-                assert_eq!(sum, f64::from(position), "{digits:?}");
-            }
-            assert_eq!(digits.position(digits.nan_row()), None);
-            let bytes = (digits.nan_row() as usize + 1) * frequencies * 8;
-            assert!(bytes <= 8 << 20, "{bytes} bytes for {frequencies} frequencies");
-        }
-    }
-}
+#[path = "table_tests.rs"]
+mod tests;

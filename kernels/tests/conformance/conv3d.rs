@@ -230,7 +230,7 @@ pub(crate) enum Tiles {
 }
 
 /// All plans, but of those that differ by nothing but the tile one, another at every turn.
-fn one_tile_each(mut plans: Vec<Plan>, turn: usize) -> Vec<Plan> {
+pub(crate) fn one_tile_each(mut plans: Vec<Plan>, turn: usize) -> Vec<Plan> {
     let kinds: [fn(&Plan) -> bool; 5] = [
         |plan| matches!(plan, Plan::Gemm(_)),
         |plan| matches!(plan, Plan::MatrixGemm(_)),

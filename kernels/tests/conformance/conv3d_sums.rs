@@ -172,9 +172,10 @@ pub(crate) fn check_activation_gradients((client, limits): (&Client, &Limits)) {
     values[1] = -30.0;
     values[2] = 30.0;
     for &dtype in &limits.dtypes {
-        let saved = upload(client, &values, &shape, dtype);
         let dy = upload(client, &fill::normal(6, values.len()), &shape, dtype);
         for activation in [Activation::None, Activation::Relu, Activation::Silu] {
+            let saved_dtype = if activation == Activation::Silu { FloatType::F32 } else { dtype };
+            let saved = upload(client, &values, &shape, saved_dtype);
             let dpre = output(client, &shape, dtype);
             let operands = [saved.operand(), dy.operand(), dpre.operand()];
             activation_gradient(client, limits, activation, operands).expect("valid");

@@ -1,10 +1,10 @@
 //! conv3d as a graph node.
 //!
-//! With an activation the node also keeps what its derivative needs: the output for ReLU, the value before the
-//! activation for SiLU (then the activation runs as a separate op, fused by Burn where Fusion is on).
+//! With an activation the node also keeps what its derivative needs: the output for ReLU, for SiLU the value
+//! before the activation in fp32, so that nothing is rounded before it. y has the same bits tracked and
+//! untracked.
 
 use crate::ops::{Conv3dCall, ConvOps, OptionalTensor};
-use crate::portable::activate;
 use burn::backend::Backend;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
@@ -50,8 +50,8 @@ fn record<B: Backend + ConvOps, C: CheckpointStrategy, const N: usize>(
                     (Some(y.clone()), y)
                 }
                 Activation::Silu => {
-                    let pre = B::conv3d_forward(x, weight, bias, call.without_activation());
-                    (Some(pre.clone()), activate::<B>(pre, Activation::Silu))
+                    let (y, pre) = B::conv3d_forward_with_pre(x, weight, bias, call);
+                    (Some(pre), y)
                 }
             };
             prep.finish((kept_x, kept_weight, saved, call), y)

@@ -32,6 +32,15 @@ impl<B: Backend + ConvOps, C: CheckpointStrategy> ConvOps for Autodiff<B, C> {
         conv3d::forward::<B, C>(x, weight, bias.into_option(), call)
     }
 
+    fn conv3d_forward_with_pre(
+        _x: FloatTensor<Self>,
+        _weight: FloatTensor<Self>,
+        _bias: OptionalTensor<Self>,
+        _call: Conv3dCall,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        first_order("conv3d")
+    }
+
     fn conv3d_prepare(
         _weight: FloatTensor<Self>,
         _call: Conv3dCall,

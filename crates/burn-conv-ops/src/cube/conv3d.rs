@@ -22,6 +22,21 @@ pub(super) fn forward(
     Ok(y)
 }
 
+pub(super) fn forward_with_pre(
+    x: &CubeTensor,
+    weight: &CubeTensor,
+    bias: Option<&CubeTensor>,
+    call: &Conv3dCall,
+) -> Result<(CubeTensor, CubeTensor), ConvError> {
+    let (problem, limits) = (&call.problem, Limits::of(&x.client));
+    let [y, pre] = [x.dtype, DType::F32].map(|dtype| allocate(x, &problem.y_shape(), dtype));
+    let plan = conv3d::plan(problem, Pass::Forward, call.algorithm, &limits)?;
+    let bias = bias.map(operand).transpose()?;
+    let operands = [&operand(x)?, &operand(weight)?, &operand(&y)?];
+    conv3d::forward_with_pre(&x.client, &limits, problem, &plan, operands, &operand(&pre)?, bias.as_ref())?;
+    Ok((y, pre))
+}
+
 pub(super) fn prepare(
     weight: &CubeTensor,
     call: &Conv3dCall,

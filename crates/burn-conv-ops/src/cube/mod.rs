@@ -32,6 +32,15 @@ impl ConvOps for CubeBackend {
         or_panic(conv3d::forward(&x, &weight, bias.into_option().as_ref(), &call))
     }
 
+    fn conv3d_forward_with_pre(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: OptionalTensor<Self>,
+        call: Conv3dCall,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        or_panic(conv3d::forward_with_pre(&x, &weight, bias.into_option().as_ref(), &call))
+    }
+
     fn conv3d_prepare(weight: FloatTensor<Self>, call: Conv3dCall, tile: WinogradTile) -> FloatTensor<Self> {
         or_panic(conv3d::prepare(&weight, &call, tile))
     }

@@ -176,8 +176,9 @@ pub struct Conv3d {
     /// numbers for every 9 weights.
     ///
     /// The filters belong to the weight's present value; another value (a step, a loaded record, another device, an
-    /// assignment) has its own, made at the next call. They are no part of records. Nothing is kept on a device with
-    /// gradients (call `valid()` after training), where the plan is not Winograd's, on the CPU backend, or of a
+    /// assignment) has its own, made at the next call. They are no part of records. Nothing is kept where the
+    /// input, the weight or the bias is on a device with gradients (call `valid()` after training), where the
+    /// plan is not Winograd's, on the CPU backend, or of a
     /// reparameterized weight, which other parameters change too.
     pub reuse_filters: bool,
     /// What is kept.
@@ -202,7 +203,8 @@ impl Conv3d {
         let [_, _, d, h, w] = x.dims();
         let (weight, bias) = (self.weight.val(), self.bias.as_ref().map(|bias| bias.val()));
         let call = check::conv3d(&x, &weight, bias.as_ref(), &self.options([d, h, w]))?;
-        let tile = if self.reuse_filters { check::prepared_tile(&x, &call) } else { None };
+        let tile =
+            self.reuse_filters.then(|| check::prepared_tile(&x, &weight, bias.as_ref(), &call)).flatten();
         let x = x.into_dispatch();
         let bias = bias.map(Tensor::into_dispatch).into();
         let y = match tile.filter(|_| !is_composed(&self.weight)) {

@@ -85,10 +85,14 @@ impl Rope2d {
         rope2d_qk(q, k, q_positions, k_positions, self.options)
     }
 
-    /// Positions `[batch, rows * columns, 2]` of a grid of patches in row-major order.
+    /// Positions `[batch, rows * columns, 2]` of a grid of patches in row-major order; no tokens where there
+    /// are no rows or no columns.
     pub fn grid(batch: usize, rows: i32, columns: i32, device: &Device) -> Tensor<3, Int> {
         let pairs: Vec<i32> = (0..rows).flat_map(|y| (0..columns).flat_map(move |x| [y, x])).collect();
         let tokens = pairs.len() / 2;
+        if batch * tokens == 0 {
+            return Tensor::empty([batch, tokens, 2], device);
+        }
         let grid = Tensor::<3, Int>::from_data(TensorData::new(pairs, [1, tokens, 2]), device);
         grid.expand([batch, tokens, 2])
     }

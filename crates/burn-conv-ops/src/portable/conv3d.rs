@@ -17,24 +17,45 @@ pub(crate) fn forward<B: Backend>(
     bias: Option<FloatTensor<B>>,
     problem: &Conv3dProblem,
 ) -> FloatTensor<B> {
-    let (dtype, device) = (x.dtype(), x.device());
-    let shape = Shape::from(problem.y_shape());
+    let dtype = x.dtype();
+    let pre = pre_activation::<B>(x, weight, bias, problem);
+    round::<B>(activate::<B>(pre, problem.window.activation), dtype)
+}
+
+/// See [`ConvOps::conv3d_forward_with_pre`](crate::ConvOps::conv3d_forward_with_pre).
+pub(crate) fn forward_with_pre<B: Backend>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    bias: Option<FloatTensor<B>>,
+    problem: &Conv3dProblem,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let dtype = x.dtype();
+    let pre = pre_activation::<B>(x, weight, bias, problem);
+    (round::<B>(activate::<B>(pre.clone(), problem.window.activation), dtype), pre)
+}
+
+/// The value before the activation, in fp32.
+fn pre_activation<B: Backend>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    bias: Option<FloatTensor<B>>,
+    problem: &Conv3dProblem,
+) -> FloatTensor<B> {
+    let device = x.device();
     let bias = bias.map(widen::<B>);
-    let pre = if is_empty(problem) {
-        let zeros = B::float_zeros(shape, &device, FloatDType::F32);
-        match bias {
+    if is_empty(problem) {
+        let zeros = B::float_zeros(Shape::from(problem.y_shape()), &device, FloatDType::F32);
+        return match bias {
             Some(bias) => {
                 let bias = B::float_reshape(bias, Shape::from([1, problem.out_channels, 1, 1, 1]));
                 B::float_add(zeros, bias)
             }
             None => zeros,
-        }
-    } else {
-        let padding = Padding::of(problem);
-        let x = padding.write_out::<B>(widen::<B>(x));
-        B::conv3d(x, widen::<B>(weight), bias, padding.options(problem))
-    };
-    round::<B>(activate::<B>(pre, problem.window.activation), dtype)
+        };
+    }
+    let padding = Padding::of(problem);
+    let x = padding.write_out::<B>(widen::<B>(x));
+    B::conv3d(x, widen::<B>(weight), bias, padding.options(problem))
 }
 
 /// What the ops on transformed filters come to here.
@@ -92,7 +113,11 @@ pub(crate) fn bias_gradient<B: Backend>(dy: FloatTensor<B>, problem: &Conv3dProb
     if problem.y_shape().contains(&0) {
         return B::float_zeros(shape, &dy.device(), dtype.into());
     }
-    let db = B::float_sum_dims(widen::<B>(dy), &[0, 2, 3, 4]);
+    // In the order of its shape: where that cannot be seen from the strides of axes of size one, the CPU
+    // backend's sum reads outside the tensor. It reshapes by copying what is in another order.
+    let flat = B::float_reshape(widen::<B>(dy), Shape::from([problem.y_shape().iter().product::<usize>()]));
+    let dy = B::float_reshape(flat, Shape::from(problem.y_shape()));
+    let db = B::float_sum_dims(dy, &[0, 2, 3, 4]);
     round::<B>(B::float_reshape(db, shape), dtype)
 }
 

@@ -1,10 +1,10 @@
 //! RoPE2D from elementwise ops. Angles are computed in f64, as in the kernels' tables, and their sines and cosines
-//! rounded to fp32.
+//! rounded to fp32. Positions outside the range of i32 give NaN here as there.
 
 use super::{narrow, round, widen};
 use crate::ops::RopePositions;
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Backend, TensorMetadata};
+use burn::backend::{Backend, TensorMetadata, get_device_settings};
 use burn::tensor::{FloatDType, Shape, TensorData};
 use conv_kernels::rope2d::reference::{self, frequency};
 use conv_kernels::rope2d::{Rope2dProblem, RopeLayout};
@@ -28,7 +28,16 @@ pub(crate) fn rotate<B: Backend>(
             B::float_from_data(data, &tokens.device())
         }
     };
-    rotate_at::<B>(tokens, positions, problem, inverse)
+    rotate_at::<B>(tokens, served::<B>(positions), problem, inverse)
+}
+
+/// The positions, NaN where they are outside the range of i32.
+fn served<B: Backend>(positions: FloatTensor<B>) -> FloatTensor<B> {
+    let (least, end) = (f64::from(i32::MIN), f64::from(i32::MAX) + 1.0);
+    let bools = get_device_settings::<B>(&positions.device()).bool_dtype;
+    let below = B::float_lower_elem(positions.clone(), least.into(), bools);
+    let above = B::float_greater_equal_elem(positions.clone(), end.into(), bools);
+    B::float_mask_fill(positions, B::bool_or(below, above), f64::NAN.into())
 }
 
 /// [`rotate`] by positions `[B, N, 2]` in f64.

@@ -11,6 +11,7 @@ mod packed;
 mod prepared;
 mod rope2d;
 mod shapes;
+mod silu;
 mod state_dict;
 mod support;
 mod views;

@@ -213,3 +213,27 @@ fn composed_weights_keep_no_filters() {
     assert!(y != bits(plain.forward(x)));
     assert!(!composed.holds_filters() && plain.holds_filters());
 }
+
+/// Whichever of the three tensors is on a device with gradients: an ordinary tracked call, no filters.
+#[test]
+fn one_tensor_with_gradients_makes_an_ordinary_call() {
+    let (plain, tracking) = (gpu(), gpu().autodiff());
+    let want = unprepared(&layer(&plain), clip(3, 1, &plain));
+    for place in 1..8 {
+        let device = |bit: usize| if place >> bit & 1 == 1 { &tracking } else { &plain };
+        let (mut mixed, biases) = (layer(device(1)), layer(device(2)));
+        mixed.bias = biases.bias;
+        let x = clip(3, 1, device(0));
+        let y = mixed.try_forward(x.clone()).expect("served");
+        assert_eq!(bits(y.clone().inner()), want, "{place}");
+        assert_eq!(bits(mixed.forward(x.clone()).inner()), want, "{place}");
+        assert!(!mixed.holds_filters(), "{place}");
+        let x = if place & 1 == 1 { x.require_grad() } else { x };
+        let grads = mixed.forward(x.clone()).mean().backward();
+        let weight = (place >> 1 & 1 == 1).then(|| mixed.weight.val().grad(&grads)).flatten();
+        assert_eq!(weight.is_some(), place >> 1 & 1 == 1, "{place}");
+        if place & 1 == 1 {
+            assert!(x.grad(&grads).is_some(), "{place}");
+        }
+    }
+}

@@ -1,10 +1,12 @@
 //! Every RoPE2D case of the conformance table against the f64 reference, forward and backward, and what follows from the
 //! rotation's being orthogonal.
 
-use crate::support::{check, devices, gpu, int_upload, normal, values};
-use burn::tensor::{Device, Tensor};
+use crate::support::{bits, check, devices, gpu, int_upload, normal, upload, values};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use burn_conv_ops::nn::{Rope2d, Rope2dConfig};
-use burn_conv_ops::{Rope2dOptions, Rope2dPositions, RopeGrid, RopeLayout, rope2d, rope2d_qk};
+use burn_conv_ops::{
+    Rope2dOptions, Rope2dPositions, RopeGrid, RopeLayout, rope2d, rope2d_qk, try_rope2d, try_rope2d_qk,
+};
 use conv_cases::rope2d::{self as cases, Case};
 use conv_kernels::FloatType;
 use conv_kernels::rope2d::{Rope2dProblem, reference};
@@ -162,7 +164,7 @@ fn numbers_between_integers_turn_by_angles_between() {
     let problem = Rope2dProblem::new([b, h, n, d], [b, n, 2], RopeLayout::Bhnd, 100.0, 1.0, FloatType::F32)
         .expect("sound");
     for (on, device) in devices() {
-        let positions = crate::support::upload(&at, [b, n, 2], &device);
+        let positions = upload(&at, [b, n, 2], &device);
         let got = values(rope2d(normal(1, [b, h, n, d], &device), positions, Rope2dOptions::new()));
         let x = values(normal(1, [b, h, n, d], &Device::flex()));
         let want = reference::rotate_at(&problem, &x, &at.map(f64::from), false);
@@ -194,6 +196,132 @@ fn the_origin_is_not_turned_and_norms_are_kept() {
             let norm = |values: &[f64]| values.iter().map(|value| value * value).sum::<f64>().sqrt();
             assert!((norm(before) - norm(after)).abs() < 1e-5, "{on} token {token}");
             assert_eq!(before == after, token % 3 == 0, "{on} token {token}");
+        }
+    }
+}
+
+/// Coordinates in -1..1 with large factors, positions next to whole numbers, and those without an angle: y
+/// and dx.
+#[test]
+fn numbers_turn_by_their_angles_whatever_the_factor() {
+    let (n, d) = (64, 64);
+    let mut at: Vec<f32> = (0..14).flat_map(|i| [i, 13 - i]).map(|i| (i as f32 + 0.5) / 7.0 - 1.0).collect();
+    at.extend([-1e-9f32, 0.5, 0.25, 5.0, 1.0, -2.5, 0.999, -0.001, -2.9e-8, -1e-45, -3.1e-8, -0.75]);
+    at.extend([f32::NAN, 0.5, f32::INFINITY, 0.25, -f32::INFINITY, 3e9, -2_147_483_904.0, 2_147_483_648.0]);
+    at.extend((at.len()..2 * n).map(|i| (i as f32 * 0.618_034).fract() * 2.0 - 1.0));
+    let angle = |position: f32| {
+        let inside = (-2_147_483_648.0..2_147_483_648.0).contains(&position);
+        if inside { f64::from(position) } else { f64::NAN }
+    };
+    let wide: Vec<f64> = at.iter().map(|position| angle(*position)).collect();
+    for (on, device) in devices() {
+        let device = device.autodiff();
+        let positions = upload(&at, [1, n, 2], &device);
+        for (base, f0) in [1.0, std::f32::consts::TAU, 37.0, -628.0, 1000.0]
+            .map(|f0| (100.0, f0))
+            .into_iter()
+            .chain([(0.01, 1.0)])
+        {
+            let problem =
+                Rope2dProblem::new([1, 1, n, d], [1, n, 2], RopeLayout::Bhnd, base, f0, FloatType::F32)
+                    .expect("sound");
+            let options = Rope2dOptions::new().with_base(base).with_f0(f0);
+            let x = normal(1, [1, 1, n, d], &device).require_grad();
+            let y = rope2d(x.clone(), positions.clone(), options);
+            let dy = normal(2, [1, 1, n, d], &device);
+            let grads = (y.clone() * dy.clone()).sum().backward();
+            let q = problem.frequencies();
+            for (got, from, inverse) in [
+                (values(y.inner()), values(x.clone().inner()), false),
+                (values(x.grad(&grads).expect("tracked")), values(dy.inner()), true),
+            ] {
+                let want = reference::rotate_at(&problem, &from, &wide, inverse);
+                for u in (0..from.len()).filter(|index| (index / q).is_multiple_of(2)) {
+                    let position = wide[u / d * 2 + u % d / (2 * q)];
+                    if position.is_nan() {
+                        assert!(got[u].is_nan() && got[u + q].is_nan(), "{on} {u}: {}", got[u]);
+                        continue;
+                    }
+                    let error = (got[u] - want[u]).hypot(got[u + q] - want[u + q]);
+                    let length = from[u].hypot(from[u + q]);
+                    assert!(
+                        error < 1e-6 * length,
+                        "{on} base {base} f0 {f0}: {error} of {length} at {position}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// i64 positions beyond i32 have no angle on any device that takes them.
+#[test]
+fn integers_beyond_i32_give_nan() {
+    let far = 1i64 << 31;
+    let at = [0, far, -far - 1, 3, far - 1, -far];
+    let device = Device::flex();
+    let y = values(rope2d(
+        upload(&[1.0; 12], [1, 1, 3, 4], &device),
+        Tensor::<3, Int>::from_data(TensorData::new(at.to_vec(), [1, 3, 2]), (&device, DType::I64)),
+        Rope2dOptions::new(),
+    ));
+    for (index, value) in y.iter().enumerate() {
+        assert_eq!(value.is_nan(), i32::try_from(at[index / 2]).is_err(), "{value} at {}", at[index / 2]);
+    }
+}
+
+#[test]
+fn factors_and_grids_that_no_table_serves_are_refused() {
+    for (_, device) in devices() {
+        let x = || normal(1, [1, 1, 2, 4], &device);
+        let at = || int_upload(&[0, 0, 1, 1], [1, 2, 2], &device);
+        let says = |options: Rope2dOptions, positions: Rope2dPositions| {
+            try_rope2d(x(), positions, options).expect_err("a refusal").to_string()
+        };
+        assert_eq!(
+            says(Rope2dOptions::new().with_f0(2e6), at().into()),
+            "rope2d: f0 2000000 with base 100 turns by up to 2000000 radians from one position to the next, at most \
+             1048576 are served"
+        );
+        let grid = RopeGrid { rows: 1, columns: 2, first: i32::MAX };
+        assert_eq!(
+            says(Rope2dOptions::new(), grid.into()),
+            "rope2d: a grid of 1 x 2 patches from position 2147483647 on ends at 2147483648, the last position is \
+             2147483647"
+        );
+    }
+}
+
+/// Queries and keys of two checkpointing strategies are two calls.
+#[test]
+fn queries_and_keys_may_differ_in_their_checkpointing() {
+    for (on, device) in devices() {
+        let plain = device.clone().autodiff();
+        let checkpointing = plain.clone().gradient_checkpointing();
+        let at = |device: &Device| int_upload(&[1, 2, 3, 4], [1, 2, 2], device);
+        let x = |seed, device: &Device| normal(seed, [1, 1, 2, 8], device).require_grad();
+        let (q, k) = (x(1, &plain), x(2, &checkpointing));
+        let (out_q, out_k) =
+            try_rope2d_qk(q.clone(), k.clone(), at(&device), at(&device), Rope2dOptions::new())
+                .expect("served");
+        let want = [1, 2]
+            .map(|seed| bits(rope2d(normal(seed, [1, 1, 2, 8], &device), at(&device), Rope2dOptions::new())));
+        assert_eq!([bits(out_q.clone().inner()), bits(out_k.clone().inner())], want, "{on}");
+        assert!(q.grad(&out_q.sum().backward()).is_some(), "{on}");
+        assert!(k.grad(&out_k.sum().backward()).is_some(), "{on}");
+    }
+}
+
+#[test]
+fn a_grid_without_rows_or_batch_has_no_tokens() {
+    for (on, device) in devices() {
+        for ([batch, tokens], rows, columns) in
+            [([2, 0], 0, 3), ([2, 0], 3, 0), ([2, 0], -1, 3), ([0, 6], 2, 3)]
+        {
+            let grid = Rope2d::grid(batch, rows, columns, &device);
+            assert_eq!(grid.dims(), [batch, tokens, 2], "{on}");
+            let y = Rope2dConfig::new().init().forward(normal(1, [batch, 1, tokens, 4], &device), grid);
+            assert_eq!(y.dims(), [batch, 1, tokens, 4], "{on}");
         }
     }
 }

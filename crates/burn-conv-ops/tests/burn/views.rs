@@ -1,6 +1,6 @@
 //! Tensors that are not contiguous give the same bits as their contiguous copies.
 
-use crate::support::{bits, devices, int_upload, normal};
+use crate::support::{assert_close, bits, devices, int_upload, normal, values};
 use burn::tensor::{Device, Int, Tensor};
 use burn_conv_ops::{
     Activation, CausalConv1dOptions, CausalConv1dState, Conv1dLayout, Conv3dOptions, Rope2dOptions,
@@ -172,6 +172,28 @@ fn rope2d_reads_views_in_place() {
                     assert_eq!(bits(got), bits(want), "{on} {layout:?}: tokens {name}, positions {index}");
                 }
             }
+        }
+    }
+}
+
+/// The sum of Burn's CPU backend reads outside a tensor whose axes of size one have strides of another order,
+/// where the order of the others says that nothing needs to be copied: what comes back when a one-pixel y is
+/// permuted before the loss.
+#[test]
+fn the_bias_gradient_takes_axes_of_size_one_in_any_order() {
+    for (on, device) in devices() {
+        let device = device.autodiff();
+        let x = normal(1, [1, 3, 2, 1, 1], &device).require_grad();
+        let w = normal(2, [8, 3, 1, 1, 1], &device).require_grad();
+        let b = normal(3, [8], &device).require_grad();
+        for order in [[4, 1, 2, 0, 3], [4, 3, 1, 0, 2], [0, 1, 3, 4, 2]] {
+            let y = conv3d(x.clone(), w.clone(), Some(b.clone()), Conv3dOptions::new()).permute(order);
+            // Channels before frames in each order.
+            let dy = normal(4, y.dims(), &device);
+            let grads = (y * dy.clone()).sum().backward();
+            let got = values(b.grad(&grads).expect("tracked"));
+            let want: Vec<f64> = values(dy.clone().inner()).chunks(2).map(|pair| pair.iter().sum()).collect();
+            assert_close(on, &got, &want, 1e-6);
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::server::{Label, Log, Recorder};
 use conv_cases::conv3d::{self as cases, Conv3dCase};
 use conv_kernels::conv3d::{
     Activation, Conv3dProblem, Needs, PaddingMode, Pass, Plan, Window, activation_gradient, bias_gradient,
-    eligible, forward, input_gradient, weight_and_bias_gradient, weight_gradient,
+    eligible, forward, forward_with_pre, input_gradient, weight_and_bias_gradient, weight_gradient,
 };
 use conv_kernels::{FloatType, Limits};
 use cubecl::prelude::Client;
@@ -86,6 +86,12 @@ pub fn table(index: IndexWidth) -> Vec<Conv3dCase> {
     table
 }
 
+/// The cases of the table that are launched once more with the value before the activation kept: results in
+/// fp32 beside inputs of another type, and the activation alone.
+pub fn keeps_pre(case: &Conv3dCase) -> bool {
+    case.activation != cases::Activation::None && case.bias && !case.replicate
+}
+
 fn problem(case: &Conv3dCase, dtype: FloatType) -> Result<Conv3dProblem, conv_kernels::ConvError> {
     let activation = match case.activation {
         cases::Activation::None => Activation::None,
@@ -161,12 +167,28 @@ fn record_case(
             note(result, &label, &case.name, refused);
         }
     }
+    if keeps_pre(case) {
+        for plan in eligible(&problem, Pass::Forward, limits) {
+            let what = format!("conv3d forward with pre {} {}", plan.name(), dtype.name());
+            let label = Label { what, options: options(&problem, Pass::Forward) };
+            let result = recorder.record(&label, |client| {
+                let [x, w, y] = operands(client, &problem);
+                let pre = tensor(client, &problem.y_shape(), FloatType::F32);
+                let bias = tensor(client, &[problem.out_channels], dtype);
+                forward_with_pre(client, limits, &problem, &plan, [&x, &w, &y], &pre, Some(&bias))
+            });
+            note(result, &label, &case.name, refused);
+        }
+    }
     let activation = problem.window.activation;
     let options = format!("{activation:?}").to_lowercase();
     let label = Label { what: format!("conv3d activation gradient {}", dtype.name()), options };
     let result = recorder.record(&label, |client| {
         let y = problem.y_shape();
-        let [saved, dy, dpre] = [(); 3].map(|()| tensor(client, &y, dtype));
+        let [dy, dpre] = [(); 2].map(|()| tensor(client, &y, dtype));
+        // What is saved for SiLU is fp32, for ReLU the output.
+        let saved_dtype = if activation == Activation::Silu { FloatType::F32 } else { dtype };
+        let saved = tensor(client, &y, saved_dtype);
         activation_gradient(client, limits, activation, [&saved, &dy, &dpre])
     });
     note(result, &label, &case.name, refused);

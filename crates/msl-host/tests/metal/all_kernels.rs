@@ -6,7 +6,7 @@
 //! Tests start in the order of their names: these go first, since they lower and compile together what the others then find
 //! compiled.
 
-use crate::{causal_conv1d, conv3d, conv3d_sums, rope2d};
+use crate::{causal_conv1d, conv3d, conv3d_pre, conv3d_sums, rope2d};
 use conv_cases::fill;
 use conv_kernels::{FloatType, IndexType, Limits};
 use msl_host::execute::compile_ahead;
@@ -54,6 +54,8 @@ fn check(dtype: FloatType) {
         let table = variants::conv3d::table(index);
         conv3d::run_with(alone, &table, &fill::normal, false, conv3d::Tiles::All);
         conv3d_sums::check_activation_gradients(alone);
+        let kept: Vec<_> = table.iter().filter(|case| variants::conv3d::keeps_pre(case)).cloned().collect();
+        conv3d_pre::check(alone, &kept, |plans, _| plans);
         for case in table.iter().filter(|case| case.bias) {
             conv3d_sums::check_bias_gradient(alone, conv3d::problem(case, dtype));
             if case.groups == case.c {

@@ -36,6 +36,16 @@ fn bad_input_is_refused() {
             "Invalid(\"rope2d: f0 is inf, it must be finite\")",
         ),
         (
+            new([1, 2, 3, 8], [1, 3, 2], bhnd, 100.0, -1_048_577.0),
+            "Invalid(\"rope2d: f0 -1048577 with base 100 turns by up to 1048577 radians from one position to the next, at \
+             most 1048576 are served\")",
+        ),
+        (
+            new([1, 2, 3, 8], [1, 3, 2], bhnd, 0.0009765625, 1025.0),
+            "Invalid(\"rope2d: f0 1025 with base 0.0009765625 turns by up to 1049600 radians from one position to the next, \
+             at most 1048576 are served\")",
+        ),
+        (
             new([1, 2, 3, 8], [1, 2, 2], bhnd, 100.0, 1.0),
             "Invalid(\"rope2d: the positions have shape [1, 2, 2], tokens [1, 2, 3, 8] need [1, 3, 2] (batch, tokens, y \
              and x)\")",
@@ -73,6 +83,7 @@ fn bad_input_is_refused() {
             .expect_err("a refusal")
             .to_string()
     };
+    let small = Limits { buffer_bytes: 4610 * 16 - 1, ..limits.clone() };
     let no_f32 = Limits { dtypes: vec![FloatType::F16], ..limits.clone() };
     let rows = [
         (
@@ -87,6 +98,10 @@ fn bad_input_is_refused() {
         (
             call(&limits, &good, &turned, &good),
             "rope2d: positions has shape [1, 2, 3], the problem needs [1, 3, 2]",
+        ),
+        (
+            call(&small, &good, &positions, &good),
+            "rope2d: the table of a head of 8 rotated elements has 73760 bytes, the largest buffer of this device 73759",
         ),
         (
             call(&no_f32, &good, &positions, &good),

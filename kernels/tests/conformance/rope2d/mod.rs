@@ -1,6 +1,7 @@
 //! RoPE2D: every case x dtype x direction against the f64 reference, and what holds beyond the table.
 
 mod errors;
+mod numbers;
 pub(crate) mod options;
 
 use crate::causal_conv1d::upload_indices;

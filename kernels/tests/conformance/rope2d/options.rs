@@ -249,6 +249,10 @@ fn bad_options_are_refused() {
             "rope2d: a grid of 2 x 2 patches after 0 other tokens was given for 6 tokens",
         ),
         (
+            with(Positions::Grid(RopeGrid { rows: 2, columns: 3, first: i32::MAX - 1 })),
+            "rope2d: a grid of 2 x 3 patches from position 2147483646 on ends at 2147483648, the last position is 2147483647",
+        ),
+        (
             with(Positions::Float(floats.operand())),
             "rope2d: positions has shape [1, 3, 2], the problem needs [1, 6, 2]",
         ),

@@ -1,0 +1,47 @@
+//! What calls of conv3d and RoPE2D carry beside their tensors.
+
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::{Backend, ExtensionType};
+use conv_kernels::conv3d::{Algorithm, Conv3dProblem};
+use conv_kernels::rope2d::RopeGrid;
+
+/// Where the tokens of a rotation stand.
+#[derive(ExtensionType)]
+#[extension_type(fusion: cfg(feature = "fusion"))]
+pub enum RopePositions<B: Backend> {
+    /// Integers `[B, N, 2]`.
+    Index(IntTensor<B>),
+    /// fp32 numbers `[B, N, 2]`.
+    Float(FloatTensor<B>),
+    /// A grid after the tokens of the prefix.
+    Grid(RopeGrid),
+}
+
+impl<B: Backend> Clone for RopePositions<B> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Index(positions) => Self::Index(positions.clone()),
+            Self::Float(positions) => Self::Float(positions.clone()),
+            Self::Grid(grid) => Self::Grid(*grid),
+        }
+    }
+}
+
+impl<B: Backend> std::fmt::Debug for RopePositions<B> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Index(positions) => f.debug_tuple("Index").field(positions).finish(),
+            Self::Float(positions) => f.debug_tuple("Float").field(positions).finish(),
+            Self::Grid(grid) => f.debug_tuple("Grid").field(grid).finish(),
+        }
+    }
+}
+
+/// A conv3d call: shapes and options, and the kernels to use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conv3dCall {
+    /// Shapes, window, activation and dtype.
+    pub problem: Conv3dProblem,
+    /// The kernel family the caller asked for.
+    pub algorithm: Algorithm,
+}
