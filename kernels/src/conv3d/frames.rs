@@ -271,7 +271,8 @@ pub(super) fn sum_units<O: Float>(
 ) {
     let unit = UNIT_POS as usize;
     let together = comptime!(of.together);
-    let segments = comptime!((of.units / of.together).max(1));
+    // Sixteen sixteens at most.
+    let segments = comptime!((of.units / of.together).clamp(1, 16));
     #[unroll]
     for round in 0..comptime!(of.count().div_ceil(of.together)) {
         #[unroll]

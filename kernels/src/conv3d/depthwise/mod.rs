@@ -10,7 +10,7 @@ use super::frames::{Tile, TilingLaunch};
 use super::gemm::walk::{AxisWalk, Walks, few_phases, sites, taps, walk_args, walks};
 use super::plan::Pass;
 use super::problem::Conv3dProblem;
-use super::split::affordable_parts;
+use super::split::{RUN, affordable_parts};
 use super::{gemm, reduce};
 use crate::activation::Activation;
 use crate::error::ConvError;
@@ -106,12 +106,18 @@ fn tile(walks: &Walks, rows: &[usize]) -> Option<Tile> {
     (3 * height * width >= filled).then_some(tile)
 }
 
-/// Frames of a chunk of staged tiles, and the cubes of one channel of one image.
-fn chunks(problem: &Conv3dProblem, walks: &Walks, tile: &Tile, limits: &Limits) -> (usize, usize) {
+/// Frames of a chunk of staged tiles, at most `most`, and the cubes of one channel of one image.
+fn chunks(
+    problem: &Conv3dProblem,
+    walks: &Walks,
+    tile: &Tile,
+    most: usize,
+    limits: &Limits,
+) -> (usize, usize) {
     let [depth, height, width] = walks.map(|walk| walk.sites);
     let tiles: usize = tile.tiles(height, width).iter().product();
     let images = problem.batch * problem.channels;
-    let chunk = chunk(depth, images * tiles * UNITS, limits);
+    let chunk = chunk(depth, images * tiles * UNITS, most, limits);
     (chunk, tiles * depth.div_ceil(chunk))
 }
 
@@ -149,7 +155,7 @@ fn launch_staged(
     [source, weight, out]: [&Operand; 3],
     bias: Option<&Operand>,
 ) -> Result<(), ConvError> {
-    let (chunk, cubes) = chunks(problem, walks, &tile, limits);
+    let (chunk, cubes) = chunks(problem, walks, &tile, usize::MAX, limits);
     let cubes_of_all = problem.batch * problem.channels * cubes;
     let address = address_type("conv3d", &[source, weight, out], cubes_of_all * tile.units, limits)?;
     let operations = 2.0 * (tile.units * tile.rows * chunk * tile.count()) as f64;
@@ -194,7 +200,7 @@ fn launch(
     let images = problem.batch * problem.channels;
     let window = window(walks, |rows| height.div_ceil(rows) * width);
     let blocks = height.div_ceil(window.rows);
-    let chunk = chunk(depth, images * blocks * width, limits);
+    let chunk = chunk(depth, images * blocks * width, usize::MAX, limits);
     let chunks = depth.div_ceil(chunk);
     let marches = blocks * width * chunks;
     let cubes = marches.div_ceil(window.units);
@@ -240,11 +246,11 @@ fn launch(
     Ok(())
 }
 
-/// Frames that a unit marches through: all of them where there are units enough, since every chunk reads the frames at
-/// its ends again.
-fn chunk(depth: usize, columns: usize, limits: &Limits) -> usize {
+/// Frames that a unit marches through, at most `most`: all of them where there are units enough, since every chunk reads the frames
+/// at its ends again.
+fn chunk(depth: usize, columns: usize, most: usize, limits: &Limits) -> usize {
     let wanted = 2 * limits.cubes_in_flight * UNITS;
-    let chunks = wanted.div_ceil(columns.max(1)).min(depth.div_ceil(8)).max(1);
+    let chunks = wanted.div_ceil(columns.max(1)).min(depth.div_ceil(8)).max(depth.div_ceil(most)).max(1);
     depth.div_ceil(chunks).max(1)
 }
 
@@ -258,7 +264,8 @@ pub(crate) fn weight_gradient(
     db: Option<&Operand>,
 ) -> Result<(), ConvError> {
     let walks = &walks(problem, Pass::Forward)[0];
-    let staged = tile(walks, &WEIGHT_ROWS).map(|tile| (tile, chunks(problem, walks, &tile, limits)));
+    let staged = tile(walks, &WEIGHT_ROWS);
+    let staged = staged.map(|tile| (tile, chunks(problem, walks, &tile, RUN / tile.rows, limits)));
     let affordable = |elements| {
         staged.filter(|(_, (_, cubes))| problem.batch * cubes <= affordable_parts(elements, limits))
     };
@@ -281,10 +288,11 @@ pub(crate) fn weight_gradient(
     let columns = problem.batch * height * width;
     // Every cube ends with a sum over its units: it should have marched for longer than that takes.
     let cubes = (2 * limits.cubes_in_flight).div_ceil(problem.channels.max(1) * cuts);
-    let chunk = chunk(depth, columns * problem.channels, limits);
+    let chunk = chunk(depth, columns * problem.channels, RUN, limits);
     let marches = columns * depth.div_ceil(chunk);
+    let accurate = marches.div_ceil(units * (RUN / chunk).max(1));
     let affordable = affordable_parts(dw.len(), limits);
-    let parts = cubes.min(marches.div_ceil(units)).min(affordable).max(1);
+    let parts = cubes.min(marches.div_ceil(units)).max(accurate).min(affordable).max(1);
     let length = marches.div_ceil(parts);
     let parts = marches.div_ceil(length.max(1)).max(1);
     let partials = reduce::partials(client, parts, dw);
