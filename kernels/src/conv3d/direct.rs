@@ -135,11 +135,13 @@ fn forward_kernel<E: Float, O: Float>(
     let mut sum = bias.unwrap_or_else(|| 0.0f32.runtime());
     for tap in 0..geometry.taps() {
         let at = geometry.column(tap);
+        // A tap in the padding adds nothing, whatever its weight.
+        let reads = reads(&geometry, window.d, window.h, window.w, &at, padding);
         for block in 0..geometry.group_channels.div_ceil(BLOCK) {
             #[unroll]
             for i in 0..BLOCK {
                 let c = block * BLOCK + i;
-                if c < geometry.group_channels {
+                if c < geometry.group_channels && reads {
                     let column = Column { c, d: at.d, h: at.h, w: at.w };
                     let value = read_tap(
                         x,
@@ -159,6 +161,26 @@ fn forward_kernel<E: Float, O: Float>(
     }
     let target = offset(&*y, window.n, o, window.d, window.h, window.w);
     y[target] = O::cast_from(activate(sum, activation));
+}
+
+/// Whether a tap of a window reads an element: not in the padding, unless that repeats the edge.
+#[cube]
+pub(crate) fn reads(
+    geometry: &Geometry,
+    d: u32,
+    h: u32,
+    w: u32,
+    column: &Column,
+    #[comptime] padding: PaddingMode,
+) -> bool {
+    if comptime!(padding == PaddingMode::Replicate) {
+        true.runtime()
+    } else {
+        // As unsigned numbers, negative positions are larger than any extent: one comparison per axis.
+        (geometry.depth.source(d, column.d) as u32) < geometry.depth.input
+            && (geometry.height.source(h, column.h) as u32) < geometry.height.input
+            && (geometry.width.source(w, column.w) as u32) < geometry.width.input
+    }
 }
 
 /// `X(n, first_channel + column.c, source of the window and tap)`: zero or clamped outside the input.
@@ -191,11 +213,7 @@ pub(crate) fn read_tap<E: Float>(
         let pd = geometry.depth.source(d, column.d);
         let ph = geometry.height.source(h, column.h);
         let pw = geometry.width.source(w, column.w);
-        // As unsigned numbers, negative positions are larger than any extent: one comparison per axis.
-        let inside = (pd as u32) < geometry.depth.input
-            && (ph as u32) < geometry.height.input
-            && (pw as u32) < geometry.width.input;
-        if inside {
+        if reads(geometry, d, h, w, column, padding) {
             value = f32::cast_from(x[offset(x, n, channel, pd as u32, ph as u32, pw as u32)]);
         }
     }

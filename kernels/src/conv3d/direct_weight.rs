@@ -8,7 +8,7 @@
 //! adds. Where the windows are few, one unit per dw[o,c,k]. Two loads per product; nothing is declined.
 
 use super::args::{Geometry, offset};
-use super::direct::read_tap;
+use super::direct::{read_tap, reads};
 use super::problem::{Conv3dProblem, PaddingMode};
 use super::reduce;
 use super::split::ReductionSplit;
@@ -21,6 +21,9 @@ use cubecl::prelude::*;
 
 /// Units of a cube; a power of two for the tree.
 const UNITS: u32 = 256;
+
+/// Products that a unit adds before it adds their sum to those before.
+const RUN: usize = 64;
 
 /// Launches the weight gradient: fp32 partial sums over `split`, then their deterministic sum.
 pub(crate) fn weight_gradient(
@@ -99,10 +102,18 @@ fn weight_gradient_kernel<E: Float>(
         index += UNIT_POS as usize;
     }
     while index < end {
-        let q = geometry.window(index);
-        let value = read_tap(x, &geometry, q.n, first_channel, q.d, q.h, q.w, &column, padding);
-        sum += value * f32::cast_from(dy[offset(dy, q.n, o, q.d, q.h, q.w)]);
-        index += step;
+        let run_end = min(index + comptime!(RUN * step), end);
+        let mut run = 0.0f32;
+        while index < run_end {
+            let q = geometry.window(index);
+            let value = read_tap(x, &geometry, q.n, first_channel, q.d, q.h, q.w, &column, padding);
+            // A tap in the padding adds nothing, whatever dy is.
+            if reads(&geometry, q.d, q.h, q.w, &column, padding) {
+                run += value * f32::cast_from(dy[offset(dy, q.n, o, q.d, q.h, q.w)]);
+            }
+            index += step;
+        }
+        sum += run;
     }
     if comptime!(cube_per_sum) {
         let total = reduce::cube_sum(sum, UNITS);

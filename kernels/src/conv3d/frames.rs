@@ -79,7 +79,7 @@ impl Tile {
     /// Iterations of the loops of [`sum_units`] for so many sums of a thread.
     pub(super) fn sum_turns(&self, sums: usize) -> usize {
         let together = self.loads().max(1);
-        let segments = (self.units / together).max(1);
+        let segments = (self.units / together).clamp(1, 16);
         sums.div_ceil(together) * (nest(self.units.div_ceil(segments), 0) + nest(segments, 0))
     }
 
@@ -279,7 +279,8 @@ pub(super) fn sum_units<O: Float>(
 ) {
     let unit = UNIT_POS as usize;
     let together = comptime!(of.together);
-    let segments = comptime!((of.units / of.together).max(1));
+    // Sixteen sixteens at most.
+    let segments = comptime!((of.units / of.together).clamp(1, 16));
     #[unroll]
     for round in 0..comptime!(of.count().div_ceil(of.together)) {
         #[unroll]

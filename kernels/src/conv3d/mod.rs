@@ -8,6 +8,11 @@
 //! [`plan`] chooses, [`forward`], [`input_gradient`] and [`weight_gradient`] launch. Every plan computes in fp32 and
 //! rounds once; no plan uses atomics, so equal calls give equal bits, and limits on dispatches (which split the
 //! work into more launches) change none.
+//!
+//! # Long sums
+//!
+//! The weight's and the bias' gradient sum in parts of a bounded number of terms, and the parts in trees: see `split.rs` for each kernel's
+//! bound. y and dx are single fp32 sums of `C/groups * taps` and `O/groups * taps` terms, or of the few parts that fill the device.
 
 mod activation;
 mod args;
@@ -247,6 +252,7 @@ fn run_weight_gradient(
         Plan::Empty => Ok(()),
         Plan::Direct => direct_weight::weight_gradient(client, problem, split, limits, [x, dy, dw]),
         Plan::ImplicitGemm(tile) => {
+            let split = ReductionSplit::filling(problem.positions(), dw.len(), 1, tile.tile_k, limits);
             implicit_gemm::weight_gradient(client, problem, *tile, split, limits, [x, dy, dw])
         }
         Plan::Depthwise => depthwise::weight_gradient(client, problem, limits, [x, dy, dw], db),

@@ -1,25 +1,35 @@
-//! Deterministic sums without atomics: a tree inside a cube, then fp32 partials `[parts, elements]` added in order of
-//! their part by a second kernel that rounds once. Also the bias gradient, which is nothing but such a sum.
+//! Deterministic sums without atomics: a tree inside a cube, then fp32 partials `[parts, elements]` added by a second kernel that
+//! rounds once. Also the bias gradient, which is nothing but such a sum.
 //!
-//! Bytes: the partials are written and read once, `8 * parts * elements`; operations: one addition per partial.
+//! ```text
+//! parts       0 .. 63 | 64 .. 127 | ..      a unit adds 64: eights as trees, one after the other
+//! level by level      |                     while there are more than 64, in place; the last level writes the result
+//! ```
+//!
+//! So an error grows with the logarithm of the parts. Bytes: the partials are written and read once, `8 * parts * elements`, and a
+//! 64th of that for another level; operations: one addition per partial.
 
 use super::args::{Geometry, offset};
 use super::problem::Conv3dProblem;
 use super::split::ReductionSplit;
 use crate::activation::{Activation, activate_by_code};
+use crate::cells::Cells;
 use crate::dtype::FloatType;
 use crate::error::ConvError;
 use crate::grid::{Span, dispatches};
 use crate::limits::Limits;
 use crate::operand::{Operand, address_type, row_major};
-use cubecl::ir::ElemType;
+use cubecl::ir::{AddressType, ElemType};
 use cubecl::prelude::*;
 use cubecl::std::FastDivmod;
 
 const UNITS: u32 = 256;
 
-/// Values that a unit reads before it waits for them.
-const STEPS: usize = 4;
+/// Values that a unit reads before it waits for them; a power of two, whose tree has so many leaves.
+const STEPS: usize = 8;
+
+/// Parts that a unit adds.
+const LEVEL: usize = 64;
 
 /// fp32 partial sums `[parts, elements]`.
 pub(crate) fn workspace(client: &Client, parts: usize, elements: usize) -> Operand {
@@ -75,6 +85,7 @@ pub(crate) fn finish_partials_from(
 ) -> Result<(), ConvError> {
     let elements = target.len();
     let address = address_type("conv3d", &[partials, target], elements, limits)?;
+    let partials = &levels(client, limits, (partials, first), elements, address);
     let operations = f64::from(UNITS) * partials.shape[0] as f64;
     for dispatch in dispatches(elements.div_ceil(UNITS as usize), operations, limits) {
         // SAFETY: indices stay below `elements`; as many lie in every part from `first` on.
@@ -97,6 +108,40 @@ pub(crate) fn finish_partials_from(
         }
     }
     Ok(())
+}
+
+/// Adds the elements from `first` on of every 64 parts into the first of them, until there are no more than 64: those.
+fn levels(
+    client: &Client,
+    limits: &Limits,
+    (partials, first): (&Operand, usize),
+    elements: usize,
+    address: AddressType,
+) -> Operand {
+    let mut partials = partials.clone();
+    while partials.shape[0] > LEVEL {
+        let groups = partials.shape[0].div_ceil(LEVEL);
+        let operations = f64::from(UNITS) * LEVEL as f64;
+        for dispatch in dispatches((groups * elements).div_ceil(UNITS as usize), operations, limits) {
+            // SAFETY: as in `finish_partials_from`; a unit reads and writes the elements of its own parts alone.
+            unsafe {
+                level_kernel::launch_unchecked(
+                    client,
+                    dispatch.count(),
+                    CubeDim::new_1d(UNITS),
+                    address,
+                    partials.tensor_arg(),
+                    dispatch.span(),
+                    first,
+                    elements,
+                    groups * elements,
+                );
+            }
+        }
+        partials.shape[0] = groups;
+        partials.strides[0] *= LEVEL;
+    }
+    partials
 }
 
 /// `db[o] = sum over n, q of dy[n,o,q]`.
@@ -155,6 +200,54 @@ pub(crate) fn cube_sum(value: f32, #[comptime] units: u32) -> f32 {
     shared[0]
 }
 
+/// The sum of an element over `parts` parts from `part` on.
+#[cube]
+fn sum_of_parts(partials: &Tensor<f32>, part: usize, parts: usize, element: usize) -> f32 {
+    let mut sum = 0.0f32;
+    let mut part = part;
+    let end = part + parts;
+    while part < end {
+        // Several reads are under way at once.
+        let values = Cells::<f32>::new(STEPS, 0.0f32);
+        #[unroll]
+        for step in 0..STEPS {
+            if part + step < end {
+                values.set(step, partials[(part + step) * partials.stride(0) + element]);
+            }
+        }
+        sum += tree(&values);
+        part += comptime!(STEPS);
+    }
+    sum
+}
+
+/// The sum of [`STEPS`] values in pairs.
+#[cube]
+fn tree(values: &Cells<f32>) -> f32 {
+    #[unroll]
+    for level in 1..comptime!(STEPS.ilog2() as usize + 1) {
+        #[unroll]
+        for i in 0..comptime!(STEPS >> level) {
+            values.set(i, values.get(i) + values.get(comptime!(i + (STEPS >> level))));
+        }
+    }
+    values.get(0usize)
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn level_kernel(partials: &mut Tensor<f32>, span: Span, first: usize, elements: usize, sums: usize) {
+    let index = span.cube() * UNITS as usize + UNIT_POS as usize;
+    if span.is_idle() || index >= sums {
+        terminate!();
+    }
+    let part = index / elements * LEVEL;
+    let element = first + index % elements;
+    let parts = min(partials.shape(0) - part, comptime!(LEVEL));
+    let sum = sum_of_parts(&*partials, part, parts, element);
+    let at = part * partials.stride(0) + element;
+    partials[at] = sum;
+}
+
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
 fn sum_partials_kernel<E: Float, O: Float>(
@@ -172,26 +265,7 @@ fn sum_partials_kernel<E: Float, O: Float>(
     if span.is_idle() || index >= elements {
         terminate!();
     }
-    let mut sum = 0.0f32;
-    let parts = partials.shape(0);
-    let mut part = 0usize.runtime();
-    while part < parts {
-        // Several reads are under way at once; the order of the sum is that of the parts.
-        let mut values = Sequence::<f32>::new();
-        #[unroll]
-        for step in 0..STEPS {
-            let mut value = 0.0f32.runtime();
-            if part + step < parts {
-                value = partials[(part + step) * partials.stride(0) + first + index];
-            }
-            values.push(value);
-        }
-        #[unroll]
-        for step in 0..STEPS {
-            sum += *values.index(step);
-        }
-        part += comptime!(STEPS);
-    }
+    let sum = sum_of_parts(partials, 0usize.runtime(), partials.shape(0), first + index);
     let mut at = 0usize;
     let mut rest = index;
     let mut channel = 0usize;
@@ -234,6 +308,7 @@ fn bias_gradient_kernel<E: Float, O: Float>(
     let mut index = part * split_length + UNIT_POS as usize;
     while index < end {
         // Several reads are under way at once.
+        let values = Cells::<f32>::new(STEPS, 0.0f32);
         #[unroll]
         for step in 0..STEPS {
             let index = index + comptime!(step * UNITS as usize);
@@ -241,13 +316,14 @@ fn bias_gradient_kernel<E: Float, O: Float>(
                 if comptime!(runs) {
                     let (n, place) = run.div_mod(index as u32);
                     let at = n as usize * dy.stride(0) + o as usize * dy.stride(1) + place as usize;
-                    sum += f32::cast_from(dy[at]);
+                    values.set(step, f32::cast_from(dy[at]));
                 } else {
                     let q = geometry.window(index);
-                    sum += f32::cast_from(dy[offset(dy, q.n, o, q.d, q.h, q.w)]);
+                    values.set(step, f32::cast_from(dy[offset(dy, q.n, o, q.d, q.h, q.w)]));
                 }
             }
         }
+        sum += tree(&values);
         index += comptime!(STEPS * UNITS as usize);
     }
     let total = cube_sum(sum, UNITS);

@@ -1,6 +1,25 @@
 //! How long sums are cut into parts that different cubes compute; `reduce.rs` adds the parts.
+//!
+//! A sum's error grows with the terms that are added one after the other, so these are a bounded number, however long the sum is, and
+//! what they give meets in trees (in a cube, over the parts):
+//!
+//! | kernel                                     | terms one after the other, at most                    |
+//! |--------------------------------------------|-------------------------------------------------------|
+//! | bias gradient, partials                    | 8 eights                                              |
+//! | direct                                     | 64, and as many 64s as a unit has (one of 256)        |
+//! | depthwise, heads                           | [`RUN`]                                               |
+//! | matrix products, on matrix units as well   | [`ReductionSplit::LENGTH`]; 1024 where dw has few elements |
+//! | Winograd                                   | 2048 tiles, then as many 2048s as there are           |
+//!
+//! Where the partials of so many parts would pass `Limits::workspace_bytes` there are fewer, longer ones: for matrix products, that is
+//! dw of more elements than `workspace_bytes / 4 * 8192 / positions`. The forward pass and the input gradient sum their `C/groups * taps`
+//! (`O/groups * taps`) terms one after the other, or in the few parts that fill the device.
 
 use crate::limits::Limits;
+
+/// Products that a unit of a depthwise or a head's weight gradient adds one after the other: it marches on while its sums stay in
+/// registers, and every part ends with a tree over its units.
+pub(crate) const RUN: usize = 256;
 
 /// Parts whose fp32 partials of `elements` results fit the workspace and one buffer; at least one.
 pub(crate) fn affordable_parts(elements: usize, limits: &Limits) -> usize {
@@ -35,11 +54,12 @@ impl ReductionSplit {
         step: usize,
         limits: &Limits,
     ) -> Self {
-        let accurate = Self::of(terms, elements, limits);
         let affordable = affordable_parts(elements, limits);
+        // Partials of few elements cost next to nothing beside a tile's products: less than a thousandth of their time on an H200.
+        let accurate = terms.div_ceil((2 * elements).clamp(1024, Self::LENGTH));
         // A part of fewer than eight stages would spend its time on its ends.
         let wanted = filling.min(terms.div_ceil(8 * step));
-        let parts = accurate.parts.max(wanted).min(affordable).max(1);
+        let parts = accurate.max(wanted).min(affordable).max(1);
         let length = terms.div_ceil(parts).max(1).next_multiple_of(step);
         Self { parts: terms.div_ceil(length).max(1), length }
     }

@@ -2,6 +2,7 @@
 
 use crate::conv3d::{self, computed, inputs, launch, problem, result_shape};
 use crate::conv3d_behaviour::sample;
+use crate::device::MOST_WORK;
 use crate::support::{client, output, upload, upload_strided};
 use conv_cases::conv3d::{self as cases, Conv3dCase};
 use conv_cases::fill;
@@ -69,6 +70,69 @@ fn split_sums_are_finished_like_whole_ones() {
         strided,
     ];
     conv3d::run_all_tiles(&cases, &fill::normal, false);
+}
+
+/// Equal terms are what rounds worst: every addition to a sum of n loses in the same direction. The error may grow with the logarithm of
+/// n alone, so a million thirds are as exact as a thousand.
+#[test]
+fn errors_of_long_sums_of_equal_terms_stay_small() {
+    let client = client();
+    let limits = Limits::of(&client);
+    // As many sites as a device of fibers computes in seconds.
+    let planes = if MOST_WORK < 100_000_000 {
+        vec![[1, 48, 48], [1, 256, 256]]
+    } else {
+        vec![[1, 128, 128], [1, 1024, 1024], [1, 2048, 2048], [300, 64, 64]]
+    };
+    for [d, h, w] in planes {
+        for (kernel, stride) in [([1; 3], [1; 3]), ([3; 3], [1; 3]), ([1, 3, 3], [1, 2, 1])] {
+            let case = Conv3dCase {
+                stride,
+                ..Conv3dCase::new("thirds", [1, 1, d + kernel[0] - 1, h, w], 1, kernel)
+            };
+            let problem = problem(&case, FloatType::F32);
+            let third = 1.0f32 / 3.0;
+            let inputs =
+                inputs(&client, &problem, &|seed, length| vec![if seed == 4 { third } else { 1.0 }; length]);
+            let want = problem.positions() as f64 * f64::from(third);
+            for plan in eligible(&problem, Pass::WeightGradient, &limits) {
+                // One sum for each weight, with a register for each of a tile's: `split.rs` has their bound.
+                let bound = match plan {
+                    Plan::Depthwise | Plan::Direct | Plan::Head(_) => 1e-6,
+                    Plan::Winograd(_) => 2e-5,
+                    _ => 6e-6,
+                };
+                // Tiles of a product are computed whole.
+                let simple = matches!(plan, Plan::Depthwise | Plan::Direct);
+                if !simple && problem.positions() > MOST_WORK / 10_000
+                    || plan == Plan::Direct && problem.positions() * problem.taps() > 1 << 20
+                {
+                    continue;
+                }
+                for dw in computed((&client, &limits), &problem, (Pass::WeightGradient, &plan), &inputs) {
+                    let error = (dw / want - 1.0).abs();
+                    assert!(error < bound, "{d}x{h}x{w} {kernel:?} {}: {error:e}", plan.name());
+                }
+            }
+            let db = output(&client, &[1], FloatType::F32);
+            bias_gradient(&client, &limits, &problem, inputs.dy.operand(), db.operand()).expect("valid");
+            let error = (db.read(&client)[0] / want - 1.0).abs();
+            assert!(error < 1e-6, "{d}x{h}x{w}: db {error:e}");
+        }
+    }
+}
+
+/// More partials than a unit adds at a time are added level by level, those of the bias beside those of the weight too: small
+/// integers stay exact.
+#[test]
+fn partials_of_several_levels_are_whole() {
+    let client = client();
+    let limits = Limits::of(&client);
+    let integers = |seed, length| fill::integers(seed, length, -3, 3);
+    for (shape, groups, kernel) in [([1, 3, 2, 250, 300], 3, [2, 3, 3]), ([9, 1, 1, 200, 1600], 1, [1; 3])] {
+        let case = Conv3dCase { groups, ..Conv3dCase::new("levels", shape, groups, kernel) };
+        check_weight_and_bias_gradient((&client, &limits), problem(&case, FloatType::F32), &integers);
+    }
 }
 
 #[test]

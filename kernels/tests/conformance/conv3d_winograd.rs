@@ -1,7 +1,7 @@
 //! What is particular to Winograd: its error beside the direct sum's, prepared weights, the tiles of its product, mirrored
 //! depth taps, its notes.
 
-use crate::conv3d::{Inputs, Oracle, computed, inputs, problem};
+use crate::conv3d::{Inputs, Oracle, PASSES, computed, inputs, problem};
 use crate::device::MOST_WORK;
 use crate::support::{Buffer, client, output, upload};
 use conv_cases::conv3d::Conv3dCase;
@@ -247,6 +247,105 @@ fn the_input_gradient_mirrors_depth_taps() {
         for (index, value) in dx.iter().enumerate() {
             let expected = f64::from(u8::from(index == (3 * 4 + 1) * 4 + 1));
             assert!((value - expected).abs() < 1e-5, "{} at {index}: {value}", tile.name());
+        }
+    }
+}
+
+/// Transforms sum what goes in, so numbers near the end of fp32 must be made smaller on the way: one of 3e38 under the identity is
+/// itself again, and results of 1e37 are as exact as those of 1.
+#[test]
+fn numbers_up_to_the_end_of_fp32_stay_finite() {
+    let client = client();
+    let limits = Limits::of(&client);
+    let padding = [(0, 0), (1, 1), (1, 1)];
+    let case = |name: &str, shape, o, kernel| Conv3dCase {
+        padding,
+        bias: false,
+        ..Conv3dCase::new(name, shape, o, kernel)
+    };
+    let one = case("one", [1, 16, 1, 8, 8], 16, [1, 3, 3]);
+    let identity = |length: usize| -> Vec<f32> {
+        (0..length).map(|at| f32::from(u8::from(at % 9 == 4 && at / 9 / 16 == at / 9 % 16))).collect()
+    };
+    let single = |length: usize| -> Vec<f32> {
+        (0..length).map(|at| if at == 2 * 8 + 2 { 3e38 } else { 0.0 }).collect()
+    };
+    let uniform = |seed, length| -> Vec<f32> {
+        fill::integers(seed, length, -1000, 1000).into_iter().map(|value| value * 1e35).collect()
+    };
+    let small = |seed, length| -> Vec<f32> {
+        fill::normal(seed, length).into_iter().map(|value| value * 1e-2).collect()
+    };
+    let many = case("many", [1, 20, 2, 10, 11], 18, [2, 3, 3]);
+    for pass in PASSES {
+        for data in ["one", "large x and dy", "large w", "large dy"] {
+            let case = if data == "one" { &one } else { &many };
+            let problem = problem(case, FloatType::F32);
+            let inputs = inputs(&client, &problem, &|seed, length| match (data, seed) {
+                // x and dy in turn, as they go in; in the weight gradient the other one is the identity's first channel.
+                ("one", 2) => identity(length),
+                ("one", 4) if pass == Pass::WeightGradient => {
+                    single(length).iter().map(|v| v / 3e38).collect()
+                }
+                ("one", _) => single(length),
+                ("large x and dy", 1) => uniform(seed, length),
+                ("large x and dy", 4) if pass == Pass::InputGradient => uniform(seed, length),
+                ("large w", 2) | ("large dy", 4) => uniform(seed, length),
+                _ => small(seed, length),
+            });
+            let tiles = WinogradTile::ALL
+                .into_iter()
+                .filter(|tile| pass != Pass::WeightGradient || *tile != WinogradTile::F6x6);
+            let plans: Vec<_> =
+                tiles.map(|tile| Plan::Winograd(config(&problem, pass, tile, &limits))).collect();
+            let oracle = Oracle::new(&problem, pass, &inputs, &plans);
+            for plan in &plans {
+                let got = computed((&client, &limits), &problem, (pass, plan), &inputs);
+                oracle
+                    .check(plan, pass, FloatType::F32, &got, data != "one")
+                    .unwrap_or_else(|error| panic!("{data}, {} {}: {error}", pass.name(), plan.name()));
+            }
+        }
+    }
+}
+
+/// The same where the automatic choice takes Winograd, beside the direct sums.
+#[test]
+fn the_automatic_choice_is_right_near_the_end_of_fp32() {
+    let client = client();
+    let limits = Limits::of(&client);
+    let padding = [(1, 1); 3];
+    let case =
+        Conv3dCase { padding, bias: false, ..Conv3dCase::new("auto", [1, 128, 4, 28, 28], 128, [3, 3, 3]) };
+    let problem = problem(&case, FloatType::F32);
+    let scaled = |values: Vec<f32>, by: f32| values.into_iter().map(|value| value * by).collect::<Vec<_>>();
+    for pass in PASSES {
+        let inputs = inputs(&client, &problem, &|seed, length| match (seed, pass) {
+            (1, Pass::Forward | Pass::WeightGradient) | (4, Pass::InputGradient) => {
+                scaled(fill::integers(seed, length, -1000, 1000), 1e35)
+            }
+            _ => scaled(fill::normal(seed, length), 1e-3),
+        });
+        let [auto, strict] = [Algorithm::Auto, Algorithm::Strict].map(|algorithm| {
+            let plan = plan(&problem, pass, algorithm, &limits).expect("a plan");
+            // What a device of fibers cannot compute in a minute.
+            let operations = match plan {
+                Plan::Winograd(config) => config.cost(&problem, pass).operations,
+                _ => 0.0,
+            };
+            (plan, operations <= 3.0 * MOST_WORK as f64)
+        });
+        let wanted = pass == Pass::WeightGradient || matches!(auto.0, Plan::Winograd(_));
+        assert!(wanted, "{}: {}", pass.name(), auto.0.name());
+        if !auto.1 {
+            continue;
+        }
+        let [got, want] =
+            [auto.0, strict.0].map(|plan| computed((&client, &limits), &problem, (pass, &plan), &inputs));
+        let rms = (want.iter().map(|value| value * value).sum::<f64>() / want.len() as f64).sqrt();
+        assert!(rms > 1e36, "{}: {rms}", pass.name());
+        for (index, (got, want)) in got.iter().zip(&want).enumerate() {
+            assert!((got - want).abs() <= 1e-4 * rms, "{} at {index}: {got}, {want}", pass.name());
         }
     }
 }

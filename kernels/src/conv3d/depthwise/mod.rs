@@ -11,7 +11,7 @@ use super::frames::{Tile, TilingLaunch};
 use super::gemm::walk::{Walks, few_phases, sites, taps, walk_args, walks};
 use super::plan::Pass;
 use super::problem::Conv3dProblem;
-use super::split::affordable_parts;
+use super::split::{RUN, affordable_parts};
 use super::{gemm, reduce};
 use crate::activation::Activation;
 use crate::error::ConvError;
@@ -59,12 +59,18 @@ pub(crate) fn gather(
     Ok(())
 }
 
-/// Frames of a chunk of staged tiles, and the cubes of one channel of one image.
-fn chunks(problem: &Conv3dProblem, walks: &Walks, tile: &Tile, limits: &Limits) -> (usize, usize) {
+/// Frames of a chunk of staged tiles, at most `most`, and the cubes of one channel of one image.
+fn chunks(
+    problem: &Conv3dProblem,
+    walks: &Walks,
+    tile: &Tile,
+    most: usize,
+    limits: &Limits,
+) -> (usize, usize) {
     let [depth, height, width] = walks.map(|walk| walk.sites);
     let tiles: usize = tile.tiles(height, width).iter().product();
     let images = problem.batch * problem.channels;
-    let chunk = chunk(depth, images * tiles * UNITS, limits);
+    let chunk = chunk(depth, images * tiles * UNITS, most, limits);
     (chunk, tiles * depth.div_ceil(chunk))
 }
 
@@ -102,7 +108,7 @@ fn launch_staged(
     [source, weight, out]: [&Operand; 3],
     bias: Option<&Operand>,
 ) -> Result<(), ConvError> {
-    let (chunk, cubes) = chunks(problem, walks, &tile, limits);
+    let (chunk, cubes) = chunks(problem, walks, &tile, usize::MAX, limits);
     let cubes_of_all = problem.batch * problem.channels * cubes;
     let address = address_type("conv3d", &[source, weight, out], cubes_of_all * tile.units, limits)?;
     let operations = 2.0 * (tile.units * tile.rows * chunk * tile.count()) as f64;
@@ -147,7 +153,7 @@ fn launch(
     let images = problem.batch * problem.channels;
     let window = window(walks, |rows| height.div_ceil(rows) * width);
     let blocks = height.div_ceil(window.rows);
-    let chunk = chunk(depth, images * blocks * width, limits);
+    let chunk = chunk(depth, images * blocks * width, usize::MAX, limits);
     let chunks = depth.div_ceil(chunk);
     let marches = blocks * width * chunks;
     let cubes = marches.div_ceil(window.units);
@@ -203,7 +209,8 @@ pub(crate) fn weight_gradient(
     db: Option<&Operand>,
 ) -> Result<(), ConvError> {
     let walks = &walks(problem, Pass::Forward)[0];
-    let staged = tile(walks, &WEIGHT_ROWS, limits).map(|tile| (tile, chunks(problem, walks, &tile, limits)));
+    let staged = tile(walks, &WEIGHT_ROWS, limits);
+    let staged = staged.map(|tile| (tile, chunks(problem, walks, &tile, RUN / tile.rows, limits)));
     let affordable = |elements| {
         staged.filter(|(_, (_, cubes))| problem.batch * cubes <= affordable_parts(elements, limits))
     };

@@ -8,7 +8,7 @@ use crate::conv3d::gemm::walk::{AxisWalk, Walks, sites, taps, walks};
 use crate::conv3d::needs::nest;
 use crate::conv3d::plan::Pass;
 use crate::conv3d::problem::Conv3dProblem;
-use crate::conv3d::split::affordable_parts;
+use crate::conv3d::split::{RUN, affordable_parts};
 use crate::limits::Limits;
 
 /// Units that a cube is counted for where the device is to be filled.
@@ -64,11 +64,11 @@ pub(super) fn tile(walks: &Walks, rows: &[usize], limits: &Limits) -> Option<Til
     (3 * height * width >= filled).then_some(tile)
 }
 
-/// Frames that a unit marches through: all of them where there are units enough, since every chunk reads the frames at
-/// its ends again.
-pub(super) fn chunk(depth: usize, columns: usize, limits: &Limits) -> usize {
+/// Frames that a unit marches through, at most `most`: all of them where there are units enough, since every chunk reads the frames
+/// at its ends again.
+pub(super) fn chunk(depth: usize, columns: usize, most: usize, limits: &Limits) -> usize {
     let wanted = 2 * limits.cubes_in_flight * UNITS;
-    let chunks = wanted.div_ceil(columns.max(1)).min(depth.div_ceil(8)).max(1);
+    let chunks = wanted.div_ceil(columns.max(1)).min(depth.div_ceil(8)).max(depth.div_ceil(most)).max(1);
     depth.div_ceil(chunks).max(1)
 }
 
@@ -98,10 +98,11 @@ pub(super) fn weight_share(problem: &Conv3dProblem, walks: &Walks, limits: &Limi
     let columns = problem.batch * height * width;
     // Every cube ends with a sum over its units: it should have marched for longer than that takes.
     let cubes = (2 * limits.cubes_in_flight).div_ceil(problem.channels.max(1) * cuts);
-    let chunk = chunk(depth, columns * problem.channels, limits);
+    let chunk = chunk(depth, columns * problem.channels, RUN, limits);
     let marches = columns * depth.div_ceil(chunk);
+    let accurate = marches.div_ceil(units * (RUN / chunk).max(1));
     let affordable = affordable_parts(problem.weight_shape().iter().product(), limits);
-    let parts = cubes.min(marches.div_ceil(units)).min(affordable).max(1);
+    let parts = cubes.min(marches.div_ceil(units)).max(accurate).min(affordable).max(1);
     let length = marches.div_ceil(parts);
     let parts = marches.div_ceil(length.max(1)).max(1);
     WeightShare { whole, window, cuts, chunk, marches, parts, length }
@@ -142,7 +143,7 @@ fn weight_needs(problem: &Conv3dProblem, limits: &Limits) -> (usize, usize, usiz
     let share = weight_share(problem, walks, limits);
     let (units, taps) = (share.window.units, share.window.count());
     let marches = nest(share.length.div_ceil(units), nest(share.chunk + walks[0].taps, 0));
-    let summed = nest(taps.div_ceil(units), nest(units, 0)) + nest((units / taps).max(1), 0);
+    let summed = nest(taps.div_ceil(units), nest(units, 0)) + nest((units / taps).clamp(1, 16), 0);
     let bytes = 4 * units * (taps + 1);
     (staged.0.max(bytes), UNITS, staged.1.max(marches + summed))
 }

@@ -66,8 +66,8 @@ pub(super) fn weight_kernel<E: Float, O: Float>(
     sync_cube();
     let first_out =
         (part * share.channel_count + c) as usize * share.taps as usize + depth_tap as usize * taps;
-    // Segments of units first, then the segments of each tap.
-    let segments = comptime!((units / taps).max(1));
+    // Segments of units first, then the segments of each tap: sixteen sixteens at most.
+    let segments = comptime!((units / taps).clamp(1, 16));
     let mut total = 0.0f32;
     let mut item = unit;
     while item < comptime!(segments * taps) {

@@ -56,10 +56,11 @@ fn parts(problem: &Conv3dProblem, pass: Pass, cubes: usize, limits: &Limits) -> 
 }
 
 /// How a weight gradient's tiles are shared out: parts, and tiles of each.
-fn weight_parts(problem: &Conv3dProblem, tiles: usize, limits: &Limits) -> (usize, usize) {
+fn weight_parts(problem: &Conv3dProblem, tiles: usize, shape: &Shape, limits: &Limits) -> (usize, usize) {
     let affordable = split::affordable_parts(problem.weight_shape().iter().product(), limits);
     let wanted = (4 * limits.cubes_in_flight).div_ceil(problem.channels.max(1));
-    let parts = wanted.min(tiles / LEAST_TILES).min(affordable).max(1);
+    let accurate = tiles.div_ceil((split::RUN / (shape.frames * shape.plane.rows)).max(1));
+    let parts = wanted.min(tiles / LEAST_TILES).max(accurate).min(affordable).max(1);
     let length = tiles.div_ceil(parts).max(1);
     (tiles.div_ceil(length).max(1), length)
 }
@@ -79,7 +80,7 @@ pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass, tile: &HeadTile, limit
     let shape = Shape::of(&walks, results, tile);
     let counts = if pass == Pass::WeightGradient {
         let tiles = problem.batch.saturating_mul(shape.cubes(&walks));
-        let (parts, _) = weight_parts(problem, tiles, limits);
+        let (parts, _) = weight_parts(problem, tiles, &shape, limits);
         tiles.max(problem.channels.saturating_mul(parts * tile.units))
     } else {
         let cubes = cubes(problem, &walks, &shape);
@@ -98,7 +99,7 @@ pub(crate) fn loop_turns(problem: &Conv3dProblem, pass: Pass, tile: &HeadTile, l
     let shape = Shape::of(&walks, results, tile);
     if pass == Pass::WeightGradient {
         let tiles = problem.batch.saturating_mul(shape.cubes(&walks));
-        let (_, length) = weight_parts(problem, tiles, limits);
+        let (_, length) = weight_parts(problem, tiles, &shape, limits);
         return nest(length, 0) + shape.plane.sum_turns(shape.plane.count() * results);
     }
     let (_, length) = parts(problem, pass, cubes(problem, &walks, &shape), limits);
@@ -265,7 +266,7 @@ pub(crate) fn weight_gradient(
     let (walks, results) = walk(problem, Pass::WeightGradient).expect("`check` has looked at the window");
     let shape = Shape::of(&walks, results, &tile);
     let tiles = problem.batch * shape.cubes(&walks);
-    let (parts, length) = weight_parts(problem, tiles, limits);
+    let (parts, length) = weight_parts(problem, tiles, &shape, limits);
     let partials = reduce::partials(client, parts, dw);
     let cubes = problem.channels * parts;
     let largest = (cubes * tile.units).max(partials.len());

@@ -5,9 +5,9 @@
 //! written. Tiles that fill a frame up are written as zeros: the weight gradient sums over tiles.
 
 use super::Call;
-use super::matrices::{Matrix, WinogradTile};
+use super::matrices::{Matrix, WinogradTile, exponent};
 use super::region::{Correlation, Region, RegionArgs, VECTOR};
-use super::transform::{columns, transform_square};
+use super::transform::{columns, shrunk, transform_square};
 use crate::conv3d::args::offset;
 use crate::grid::{Span, dispatches};
 use crate::operand::Operand;
@@ -134,7 +134,7 @@ fn input_kernel<E: Float>(
             let needed = place.exists && top + i < needed_h && left + j < needed_w;
             if needed && (h as u32) < height && (w as u32) < width {
                 let at = plane + h as usize * source.stride(3) + w as usize * source.stride(4);
-                value = f32::cast_from(source[at]);
+                value = shrunk(f32::cast_from(source[at]), comptime!(exponent(tile, matrix)));
             }
             square[comptime!((i * size + j) as usize)] = value;
         }

@@ -16,6 +16,9 @@
 //! Points decide the rounding error. F(2x2) has 0, 1, -1: every coefficient is dyadic, so small integers stay exact.
 //! F(4x4) has 0, 1, -1, 2, -1/2, whose worst output error is a third of that of the usual 0, 1, -1, 2, -2. F(6x6) has
 //! 0, 1, -1, 2, -2, 1/2, -1/2.
+//!
+//! A transform's sums are larger than what goes in, so both factors are divided by a power of two first ([`exponent`]) that
+//! keeps them finite; the result is multiplied by both. Powers of two round nothing.
 
 use crate::tolerance::Guard;
 use num_rational::Ratio;
@@ -146,6 +149,28 @@ pub(crate) fn coefficient(tile: WinogradTile, which: Matrix, row: usize, column:
     (*value.numer() as f64 / *value.denom() as f64) as f32
 }
 
+/// Of the power of two that what is transformed on the way in is divided by: so large that no sum is larger than what it sums, nor any
+/// sum of the way back larger than the products.
+pub(crate) fn exponent(tile: WinogradTile, which: Matrix) -> u32 {
+    let [input, filter, gradient] = match tile {
+        WinogradTile::F2x2 => [5, 2, 1],
+        WinogradTile::F4x4 => [8, 2, 3],
+        WinogradTile::F6x6 => [12, 1, 2],
+    };
+    match which {
+        Matrix::Input => input,
+        Matrix::Filter => filter,
+        Matrix::Gradient => gradient,
+        Matrix::Output => input + filter,
+        Matrix::Taps => input + gradient,
+    }
+}
+
+/// What results on the way back are multiplied by for both factors to be whole again.
+pub(crate) fn whole(tile: WinogradTile, which: Matrix) -> f32 {
+    2f32.powi(exponent(tile, which) as i32)
+}
+
 /// The matrix in f64, for the reference.
 pub(crate) fn matrix_f64(tile: WinogradTile, which: Matrix) -> Vec<Vec<f64>> {
     let to_f64 = |value: &Rational| *value.numer() as f64 / *value.denom() as f64;
@@ -175,6 +200,36 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    /// With the largest of every factor and the worst of all signs no number of any step passes the product of the largest input
+    /// and the largest factor: with room for rounding.
+    #[test]
+    fn no_step_is_larger_than_the_products() {
+        let room = 1.0 + 2f64.powi(-10);
+        for (tile, (outputs, factors)) in WinogradTile::ALL.iter().flat_map(|tile| {
+            [(Matrix::Output, Matrix::Filter), (Matrix::Taps, Matrix::Gradient)].map(|each| (*tile, each))
+        }) {
+            let norms = |which| -> Vec<f64> {
+                let rows = matrix_f64(tile, which);
+                rows.iter().map(|row| row.iter().map(|value| value.abs()).sum()).collect()
+            };
+            let scale_of = |which| 2f64.powi(-(exponent(tile, which) as i32));
+            let (inputs, of_factors) = (norms(Matrix::Input), norms(factors));
+            for (which, norms) in [(Matrix::Input, &inputs), (factors, &of_factors)] {
+                let largest = norms.iter().fold(0.0f64, |most, norm| most.max(*norm));
+                assert!(largest * largest * scale_of(which) * room <= 1.0, "{tile:?} {which:?}: {largest}");
+            }
+            // The first row of A^T is ones: as large as the largest point's products, or larger.
+            let back = matrix_f64(tile, outputs).into_iter().map(|row| -> f64 {
+                row.iter().zip(&inputs).zip(&of_factors).map(|((a, b), g)| a.abs() * b * g).sum()
+            });
+            let points = inputs.iter().zip(&of_factors).map(|(b, g)| b * g);
+            let largest = back.chain(points).fold(0.0f64, f64::max);
+            let scale = scale_of(Matrix::Input) * scale_of(factors);
+            assert!(largest * largest * scale * room <= 1.0, "{tile:?} {outputs:?}: {largest}");
+            assert_eq!(scale * f64::from(whole(tile, outputs)), 1.0, "{tile:?} {outputs:?}");
         }
     }
 

@@ -29,6 +29,17 @@
 //!
 //! A non-finite input reaches every output of its tiles (up to t x t inputs make m x m outputs non-finite), unlike in
 //! the direct sum: [`Algorithm::Strict`](super::Algorithm::Strict) keeps it in its receptive field.
+//!
+//! Range: a tile's input transform gives numbers up to 49 times its inputs (F(4x4); 225 times for F(6x6)), and outputs are small
+//! differences of sums up to 876 times the direct ones (4579). U and V are therefore 2^-7, 2^-10, 2^-13 times what is written above,
+//! y is multiplied back in its last addition ([`matrices::exponent`]): exact, and as many operations. Every number is finite where,
+//! with the largest |d| of a tile and the largest |g| of a filter,
+//!
+//! ```text
+//! sum over c, kd of max|d| * max|g| < 2^128          (the weight gradient: sum over n, frames, tiles of max|d| * max|dy|)
+//! ```
+//!
+//! whatever x and w are by themselves. What is below 2^-126 on the way is lost: products |d * g| below 2^-113, about 1e-34.
 
 mod choice;
 mod filter;

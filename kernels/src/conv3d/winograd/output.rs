@@ -4,7 +4,7 @@
 //! target's layout allows: single elements of 16 neighbouring bytes cost the memory four writes.
 
 use super::Call;
-use super::matrices::{Matrix, WinogradTile};
+use super::matrices::{Matrix, WinogradTile, whole};
 use super::region::{Region, RegionArgs, VECTOR};
 use super::transform::transform_square;
 use crate::activation::{Activation, activate_by_code};
@@ -122,6 +122,8 @@ fn output_kernel<E: Float, O: Float, N: Size>(
     let bias: ComptimeOption<f32> =
         bias.map(|bias| f32::cast_from(bias[place.channel as usize * bias.stride(0)]));
     let bias = bias.unwrap_or_else(|| 0.0f32.runtime());
+    // Times a power of two: as exact as the sum alone.
+    let whole = comptime!(whole(tile, Matrix::Output));
     let top = place.row * outputs as u32;
     let left = place.column * outputs as u32;
     let at = place.image as usize * target.image_stride
@@ -137,7 +139,7 @@ fn output_kernel<E: Float, O: Float, N: Size>(
                 let mut values = Vector::<O, N>::empty();
                 #[unroll]
                 for k in 0..together {
-                    let value = result[comptime!(i * outputs + j * together + k)] + bias;
+                    let value = fma(result[comptime!(i * outputs + j * together + k)], whole, bias);
                     values.insert(k, O::cast_from(activate_by_code(value, target.activation)));
                 }
                 let at = at + i * target.row_stride + comptime!(j * together) * target.column_stride;

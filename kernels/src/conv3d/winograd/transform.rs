@@ -50,6 +50,16 @@ pub(crate) fn transform_square(
     out
 }
 
+/// `value` times 2^`-exponent`, to be transformed: on its bits, because drivers take a factor of every term of a sum out of it, and the
+/// sum then passes fp32. What would be no normal number is zero; NaN and infinities stay.
+#[cube]
+pub(crate) fn shrunk(value: f32, #[comptime] exponent: u32) -> f32 {
+    let bits = u32::reinterpret(value);
+    let size = bits & 0x7F80_0000u32;
+    let smaller = select(size > comptime!(exponent << 23), bits - comptime!(exponent << 23), 0u32);
+    f32::reinterpret(select(size == 0x7F80_0000u32, bits, smaller))
+}
+
 /// A row of the transform times the elements `first`, `first + step`, ..; terms in order.
 #[cube]
 fn row_times(

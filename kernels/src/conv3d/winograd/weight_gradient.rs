@@ -15,7 +15,7 @@
 //!
 //! Bytes per unit of the last step: t*t fp32 sums read for each part, neighbouring units beside each other; 9 taps written.
 
-use super::matrices::{Matrix, WinogradTile};
+use super::matrices::{Matrix, WinogradTile, whole};
 use super::region::VECTOR;
 use super::transform::transform_square;
 use super::{Call, input, weight_product};
@@ -115,7 +115,7 @@ fn taps_kernel<E: Float>(
         #[unroll]
         for j in 0..3usize {
             let tap = first + i * dw.stride(3) + j * dw.stride(4);
-            dw[tap] = E::cast_from(result[comptime!(i * 3 + j)]);
+            dw[tap] = E::cast_from(result[comptime!(i * 3 + j)] * comptime!(whole(tile, Matrix::Taps)));
         }
     }
 }
