@@ -140,12 +140,12 @@ fn sums_of_many_terms_stay_exact() {
     let client = client();
     let limits = Limits::of(&client);
     let third = 1.0f32 / 3.0;
-    let mut cases: Vec<_> = [(false, 300_000), (false, 3_000_000), (true, 300_000), (true, 3_000_000)]
+    let mut cases: Vec<_> = [(false, 300_000), (false, 3_000_000), (true, 300_000)]
         .into_iter()
         .map(|(btc, t)| Case { btc, ..Case::new("sums", [1, 1, t], 4) })
         .collect();
     // Many short rows.
-    cases.extend([false, true].map(|btc| Case { btc, ..Case::new("rows", [60_000, 2, 8], 4) }));
+    cases.extend([false, true].map(|btc| Case { btc, ..Case::new("rows", [20_000, 2, 8], 4) }));
     cases.extend([false, true].map(|btc| Case { btc, ..Case::new("wide", [1, 1, 300_000], 9) }));
     // Where threads are executed on the CPU, the smaller ones.
     cases.retain(|case| crate::device::EVERY == 1 || case.b * case.c * case.t * case.w <= 1_300_000);
