@@ -83,17 +83,17 @@ pub(crate) fn causal_conv1d(
     options: &CausalConv1dOptions,
 ) -> Result<CausalConv1dProblem, ConvError> {
     const OP: &str = "causal_conv1d";
-    let CausalConv1dState { initial, seq_idx, residual } = state;
+    let CausalConv1dState { initial, initial_seq_idx, seq_idx, residual } = state;
     let (initial, seq_idx, residual) = (initial.as_ref(), seq_idx.as_ref(), residual.as_ref());
+    decoding::initial_seq_idx(OP, initial_seq_idx.as_ref(), seq_idx)?;
     let mut devices = vec![("x", x.device()), ("the weight", weight.device())];
     devices.extend(bias.map(|bias| ("the bias", bias.device())));
     devices.extend(initial.map(|initial| ("the initial state", initial.device())));
     devices.extend(seq_idx.map(|seq_idx| ("seq_idx", seq_idx.device())));
     devices.extend(residual.map(|residual| ("the residual", residual.device())));
     same_device(OP, devices.iter().map(|(name, device)| (*name, device)))?;
-    let initial_dtype = initial.map(|initial| ("the initial state", initial.dtype()));
     let residual_dtype = residual.map(|residual| ("the residual", residual.dtype()));
-    let dtypes = [("x", x.dtype())].into_iter().chain(initial_dtype).chain(residual_dtype);
+    let dtypes = [("x", x.dtype())].into_iter().chain(residual_dtype);
     let dtype = same_dtype(OP, dtypes)?;
     let bias_dtype = bias.map(|bias| ("the bias", bias.dtype()));
     let weight_dtype = same_dtype(OP, [("the weight", weight.dtype())].into_iter().chain(bias_dtype))?;
@@ -107,10 +107,19 @@ pub(crate) fn causal_conv1d(
         residual: residual.map(|residual| residual.dims()),
     };
     let (layout, activation) = (options.layout, options.activation);
-    let problem =
+    let mut problem =
         CausalConv1dProblem::new(x.dims(), weight.dims(), optional, layout, activation, dtype, weight_dtype)?;
+    if let Some(initial) = initial {
+        problem = problem.with_state_dtype(float_type(OP, "the initial state", initial.dtype())?)?;
+    }
     let limits = limits(&x.device());
+    served(OP, problem.state_dtype, &limits)?;
     causal_conv1d::plan(&problem, causal_conv1d::Pass::Forward, &limits)?;
+    // A backward pass that the device cannot run is refused here, not when it is asked for.
+    #[cfg(feature = "autodiff")]
+    if x.device().gradient_checkpointing_strategy().is_some() {
+        causal_conv1d::plan(&problem, causal_conv1d::Pass::Backward, &limits)?;
+    }
     fits(OP, &problem.x_shape(), dtype, &limits)?;
     Ok(problem)
 }

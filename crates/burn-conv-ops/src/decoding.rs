@@ -1,13 +1,13 @@
 //! Decoding steps of a causal conv1d, and what serves sequences that are packed into one row.
 
 use crate::ops::CausalConv1dSteps;
-use crate::options::{CausalConv1dPlaces, CausalConv1dUpdateOptions};
+use crate::options::{CausalConv1dPlaces, CausalConv1dState, CausalConv1dUpdateOptions};
 use crate::{Conv1dLayout, ConvError, ConvOps, check, or_panic};
 use burn::backend::Dispatch;
 use burn::tensor::{Int, Tensor};
 
 /// One decoding step of a causal conv1d: y `[B, C]` and the new state from x `[B, C]`, the state `[B, C, S]` of the last
-/// S >= W-1 inputs (oldest first), weight `[C, W]` and bias `[C]`.
+/// S >= W-1 inputs (oldest first), weight `[C, W]` and bias `[C]`. The state is of x's dtype or fp32, and stays so.
 ///
 /// # Panics
 /// Where [`try_causal_conv1d_update`] returns an error.
@@ -148,4 +148,40 @@ pub fn try_causal_conv1d_seq_idx(
 ) -> Result<Tensor<2, Int>, ConvError> {
     check::causal_conv1d_seq_idx(&cu_seqlens, steps)?;
     Ok(Tensor::from_dispatch(Dispatch::causal_conv1d_seq_idx(cu_seqlens.into_dispatch(), steps)))
+}
+
+/// The sequence of each row's last step that is no padding, `[B]`, from the ids of its steps `[B, T]`: whose the final state is. Where
+/// there is no such step it is that of `before`, the sequence of the initial state, or -1.
+///
+/// # Panics
+/// When `before` does not have a sequence for each row, or its dtype is not that of the ids.
+pub fn causal_conv1d_last_seq_idx(seq_idx: Tensor<2, Int>, before: Option<Tensor<1, Int>>) -> Tensor<1, Int> {
+    let [rows, steps] = seq_idx.dims();
+    let like = (seq_idx.device(), seq_idx.dtype());
+    let before = before.unwrap_or_else(|| Tensor::full([rows], -1, (&like.0, like.1)));
+    if rows * steps == 0 {
+        return before;
+    }
+    let count = Tensor::<1, Int>::arange(1..steps as i64 + 1, (&like.0, like.1));
+    let count = count.unsqueeze_dim::<2>(0).expand([rows, steps]);
+    let end = count.mask_fill(seq_idx.clone().lower_elem(0), 0).max_dim(1);
+    let last = seq_idx.gather(1, end.clone().sub_scalar(1).clamp_min(0));
+    last.mask_where(end.equal_elem(0), before.unsqueeze_dim::<2>(1)).flatten::<1>(0, 1)
+}
+
+/// The state where initial states that belong to another sequence than their row's first step are zeros.
+pub(crate) fn own_states(state: CausalConv1dState) -> CausalConv1dState {
+    let CausalConv1dState { initial, initial_seq_idx, seq_idx, residual } = state;
+    let initial = match (initial, &initial_seq_idx, &seq_idx) {
+        (Some(initial), Some(own), Some(ids)) if initial.shape().num_elements() > 0 && ids.dims()[1] > 0 => {
+            // Where the row begins with padding, no step reads the state, but the final state may be it.
+            let first = ids.clone().narrow(1, 0, 1);
+            let other = first.clone().not_equal(own.clone().unsqueeze_dim::<2>(1));
+            let foreign = other.bool_and(first.greater_equal_elem(0));
+            let shape = initial.dims();
+            Some(initial.mask_fill(foreign.unsqueeze_dim::<3>(2).expand(shape), 0.0))
+        }
+        (initial, ..) => initial,
+    };
+    CausalConv1dState { initial, initial_seq_idx: None, seq_idx, residual }
 }

@@ -40,9 +40,9 @@ pub use conv_kernels::causal_conv1d::{CausalConv1dProblem, Conv1dLayout, UpdateP
 pub use conv_kernels::conv3d::{Activation, Algorithm, Conv3dProblem, PaddingMode, WinogradTile};
 pub use conv_kernels::rope2d::{Rope2dProblem, RopeGrid, RopeLayout};
 pub use decoding::{
-    causal_conv1d_last_states, causal_conv1d_seq_idx, causal_conv1d_update, causal_conv1d_update_steps,
-    try_causal_conv1d_last_states, try_causal_conv1d_seq_idx, try_causal_conv1d_update,
-    try_causal_conv1d_update_steps,
+    causal_conv1d_last_seq_idx, causal_conv1d_last_states, causal_conv1d_seq_idx, causal_conv1d_update,
+    causal_conv1d_update_steps, try_causal_conv1d_last_states, try_causal_conv1d_seq_idx,
+    try_causal_conv1d_update, try_causal_conv1d_update_steps,
 };
 pub use ops::{
     CausalConv1dGradients, CausalConv1dInputs, CausalConv1dSteps, Conv3dCall, ConvOps, OptionalIntTensor,
@@ -104,6 +104,14 @@ pub fn try_conv3d(
 /// Causal depthwise conv1d: y of x's shape, every step from its own input and the W-1 before it. x is `[B, C, T]` or
 /// `[B, T, C]` as the options say, weight `[C, W]`, bias `[C]`. Weight and bias may have another dtype than x.
 ///
+/// A NaN or an infinity at a step of x reaches y at that step and the W-1 that follow in its sequence, and nothing else; one of dy
+/// reaches dx at that step and the W-1 before it. With an activation one of x also reaches dx wherever a step that reads it hands
+/// a gradient back, and dw and db of its channel. The steps before the first are zeros like any other, so an infinite weight makes
+/// NaN there, and it may make NaN of the last W-1 steps of dx.
+///
+/// The error of dw and db, sums over the batch and all steps, grows with the logarithm of their number; on the CPU, where they are
+/// Burn's own sums, with the number.
+///
 /// ```no_run
 /// use burn::tensor::{Device, Distribution, Tensor};
 /// use burn_conv_ops::{Activation, CausalConv1dOptions, causal_conv1d};
@@ -154,9 +162,33 @@ fn convolve(
 }
 
 /// [`causal_conv1d()`] that begins with a state and returns the one to continue with: y, and the last W-1 steps of
-/// `[initial state | x]` as `[B, C, W-1]`. Calls on consecutive pieces of a sequence, each with the state of the one
-/// before, give what one call on the whole gives. Both outputs are differentiable. The state also says which sequence a step
-/// belongs to and what is added to y.
+/// `[initial state | x]` as `[B, C, W-1]`, in the initial state's dtype: x's, or fp32. Calls on consecutive pieces of a sequence,
+/// each with the state of the one before, give what one call on the whole gives. Both outputs are differentiable. The state also
+/// says which sequence a step belongs to and what is added to y.
+///
+/// With sequence ids the returned state is that of each row's last sequence: the last W-1 steps up to the row's last that is no
+/// padding, zeros in place of what belongs to another sequence. A row of padding only returns its initial state. Pieces give the
+/// whole wherever they are cut, if each is told whose its state is:
+///
+/// ```no_run
+/// use burn::tensor::{Device, Distribution, Int, Tensor};
+/// use burn_conv_ops::{
+///     CausalConv1dOptions, CausalConv1dState, causal_conv1d_last_seq_idx, causal_conv1d_with_state,
+/// };
+///
+/// let device = Device::default();
+/// let weight = Tensor::<2>::random([64, 4], Distribution::Default, &device);
+/// let x = || Tensor::<3>::random([1, 64, 5], Distribution::Default, &device);
+/// let ids = Tensor::<2, Int>::from_data([[0, 0, 0, 1, 1]], &device);
+/// let state = CausalConv1dState::new().with_seq_idx(ids.clone());
+/// let (first, next) =
+///     causal_conv1d_with_state(x(), weight.clone(), None, state, CausalConv1dOptions::new());
+/// let state = CausalConv1dState::new()
+///     .with_initial(next)
+///     .with_initial_seq_idx(causal_conv1d_last_seq_idx(ids, None))
+///     .with_seq_idx(Tensor::<2, Int>::from_data([[1, 1, 2, 2, -1]], &device));
+/// let (second, next) = causal_conv1d_with_state(x(), weight, None, state, CausalConv1dOptions::new());
+/// ```
 ///
 /// # Panics
 /// Where [`try_causal_conv1d_with_state`] returns an error.
@@ -182,8 +214,10 @@ pub fn try_causal_conv1d_with_state(
     options: CausalConv1dOptions,
 ) -> Result<(Tensor<3>, Tensor<3>), ConvError> {
     let problem = check::causal_conv1d(&x, &weight, bias.as_ref(), &state, &options)?;
+    let state = decoding::own_states(state);
     let initial = state.initial.clone().map(Tensor::into_dispatch).into();
-    let next = Dispatch::causal_conv1d_final_state(x.clone().into_dispatch(), initial, problem);
+    let ids = state.seq_idx.clone().map(Tensor::into_dispatch).into();
+    let next = Dispatch::causal_conv1d_final_state(x.clone().into_dispatch(), initial, ids, problem);
     let y = Dispatch::causal_conv1d(causal_conv1d_inputs(x, weight, bias, state), problem);
     Ok((Tensor::from_dispatch(y), Tensor::from_dispatch(next)))
 }

@@ -99,7 +99,7 @@ pub struct CausalConv1dInputs<B: Backend> {
     /// `[C]`, in the weight's dtype.
     #[extension_type]
     pub bias: OptionalTensor<B>,
-    /// `[B, C, W-1]`, oldest step first.
+    /// `[B, C, W-1]`, oldest step first, of x's dtype or fp32.
     #[extension_type]
     pub initial: OptionalTensor<B>,
     /// `[B, T]`.
@@ -132,7 +132,7 @@ pub struct CausalConv1dGradients<B: Backend> {
 pub struct CausalConv1dSteps<B: Backend> {
     /// `[B, C, L]`.
     pub x: FloatTensor<B>,
-    /// `[B, C, S]`; with slots any number of rows.
+    /// `[B, C, S]`, of x's dtype or fp32; with slots any number of rows.
     pub state: FloatTensor<B>,
     /// `[C, W]`.
     pub weight: FloatTensor<B>,
@@ -277,14 +277,15 @@ pub trait ConvOps: Backend {
         portable::causal_conv1d::backward::<Self>(inputs, dy, &problem)
     }
 
-    /// The last W-1 columns of `[initial state | x]`: `[B, C, W-1]`.
-    #[fusion(dtype = x, shape = Shape::from(problem.state_shape()))]
+    /// What the next step of each row's last sequence would read, `[B, C, W-1]`, from x, initial state and ids.
+    #[fusion(dtype = portable::dtype_of(problem.state_dtype), shape = Shape::from(problem.state_shape()))]
     fn causal_conv1d_final_state(
         x: FloatTensor<Self>,
         #[extension_type] initial: OptionalTensor<Self>,
+        #[extension_type] ids: OptionalIntTensor<Self>,
         problem: CausalConv1dProblem,
     ) -> FloatTensor<Self> {
-        portable::causal_conv1d::final_state::<Self>(x, initial.into_option(), &problem)
+        portable::causal_conv1d::final_state::<Self>(x, initial.into_option(), ids.into_option(), &problem)
     }
 
     /// One decoding step: y `[B, C]` and the new state `[B, C, S]` from x `[B, C]` and state `[B, C, S]`.
@@ -299,8 +300,7 @@ pub trait ConvOps: Backend {
         portable::decoding::update::<Self>(x, state, weight, bias.into_option(), &problem)
     }
 
-    /// L decoding steps: y `[B, C, L]` and the state after the last, of the state's shape. There is at least one step, row and
-    /// channel.
+    /// L decoding steps, of at least one row and channel: y `[B, C, L]` and the state after the last, of the state's shape.
     #[fusion(meta = |inputs, _problem| (inputs.x.clone(), inputs.state.clone()))]
     fn causal_conv1d_update_steps(
         #[extension_type] inputs: CausalConv1dSteps<Self>,

@@ -151,12 +151,16 @@ impl CausalConv1dOptions {
 /// What [`causal_conv1d_with_state`](crate::causal_conv1d_with_state) knows beside x.
 #[derive(Clone, Debug, Default)]
 pub struct CausalConv1dState {
-    /// The W-1 steps before the first, `[B, C, W-1]`, oldest first; zeros where there are none.
+    /// The W-1 steps before the first, `[B, C, W-1]`, oldest first, of x's dtype or fp32; zeros where there are none.
     pub initial: Option<Tensor<3>>,
+    /// The sequence that each row's initial state belongs to, `[B]`, of the dtype of `seq_idx`; by default that of the row's first
+    /// step. A row that begins with a step of another sequence begins without a state. For pieces of rows with ids, see
+    /// [`causal_conv1d_last_seq_idx`](crate::causal_conv1d_last_seq_idx).
+    pub initial_seq_idx: Option<Tensor<1, Int>>,
     /// The sequence that each step belongs to, `[B, T]`: a step reads only steps of its own id, a negative id is padding
-    /// (output 0, no gradient). An id must not come back within W-1 steps after its run has ended. The initial state
-    /// belongs to the sequence of the row's first step; for one of each see
-    /// [`causal_conv1d_packed`](crate::causal_conv1d_packed).
+    /// (output 0, no gradient, in no state; not even a NaN at it is seen). An id must not come back after its run has ended:
+    /// within W-1 steps it would be read across what is between, later it is another sequence. The initial state belongs to the
+    /// sequence of the row's first step; for one of each see [`causal_conv1d_packed`](crate::causal_conv1d_packed).
     pub seq_idx: Option<Tensor<2, Int>>,
     /// Added to the result after the activation, but not to padding: of x's shape and dtype.
     pub residual: Option<Tensor<3>>,
@@ -173,6 +177,12 @@ impl CausalConv1dState {
     #[must_use]
     pub fn with_initial(self, initial: Tensor<3>) -> Self {
         Self { initial: Some(initial), ..self }
+    }
+
+    /// Sets the sequence that the initial state of each row belongs to.
+    #[must_use]
+    pub fn with_initial_seq_idx(self, initial_seq_idx: Tensor<1, Int>) -> Self {
+        Self { initial_seq_idx: Some(initial_seq_idx), ..self }
     }
 
     /// Sets the sequence that each step belongs to.
@@ -204,9 +214,9 @@ pub struct CausalConv1dPlaces {
     /// The steps that each row has seen, `[B]`, none negative. The state is then a ring: step t stands in column t mod S, and
     /// only the columns of the new steps are written.
     pub cache_seqlens: Option<Tensor<1, Int>>,
-    /// The row of the state, `[slots, C, S]`, that belongs to each row of x, `[B]`, no two alike. A negative one, or one that
-    /// the state does not have, is padding: y is 0 there and no state is read or written. Of the same dtype as
-    /// `cache_seqlens`.
+    /// The row of the state, `[slots, C, S]`, that belongs to each row of x, `[B]`. A negative one, or one that the state does not
+    /// have, is padding: y is 0 there and no state is read or written. Of rows with one slot the last has it, the others are
+    /// padding. Of the same dtype as `cache_seqlens`.
     pub state_indices: Option<Tensor<1, Int>>,
 }
 

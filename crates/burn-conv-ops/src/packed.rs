@@ -79,7 +79,7 @@ pub fn try_causal_conv1d_packed(
     let Some(initial) = initial.filter(|initial| initial.shape().num_elements() > 0) else {
         let last = try_causal_conv1d_last_states(x.clone(), cu_seqlens.clone(), history, options.layout)?;
         let seq_idx = Some(try_causal_conv1d_seq_idx(cu_seqlens, steps)?);
-        let state = CausalConv1dState { initial: None, seq_idx, residual };
+        let state = CausalConv1dState { seq_idx, residual, ..CausalConv1dState::new() };
         return Ok((convolve(x, weight, bias, state, options)?, last));
     };
     if steps == 0 {
@@ -96,7 +96,7 @@ pub fn try_causal_conv1d_packed(
     let row = join(states, x);
     let last = try_causal_conv1d_last_states(row.clone(), order.bounds.clone(), history, options.layout)?;
     let seq_idx = Some(try_causal_conv1d_seq_idx(order.bounds.clone(), row.dims()[axis])?);
-    let state = CausalConv1dState { initial: None, seq_idx, residual };
+    let state = CausalConv1dState { seq_idx, residual, ..CausalConv1dState::new() };
     let y = order.part(convolve(row, weight, bias, state, options)?, axis);
     let before = y.dims()[axis] - steps;
     Ok((y.narrow(axis, before, steps), last))

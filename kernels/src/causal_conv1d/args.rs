@@ -118,9 +118,9 @@ pub(crate) fn at2<E: CubePrimitive>(tensor: &Tensor<E>, i: usize, j: usize) -> u
 
 /// Column `e` of a row; 0 beyond the row and where no initial state is given.
 #[cube]
-pub(crate) fn column<X: Float>(
+pub(crate) fn column<X: Float, H: Float>(
     x: &Tensor<X>,
-    initial: &Tensor<X>,
+    initial: &Tensor<H>,
     rows: &Rows,
     b: usize,
     c: usize,
@@ -144,6 +144,28 @@ pub(crate) fn column<X: Float>(
 pub(crate) fn id_of<I: Int>(seq_idx: &Tensor<I>, rows: &Rows, b: usize, e: usize) -> I {
     let t = max(e, rows.history()) - rows.history();
     seq_idx[at2(seq_idx, b, min(t, rows.length - 1))]
+}
+
+/// Whether the final state holds column `e` of a row, and as which of its columns: the first is the one that has as many columns
+/// before it as there are steps up to the row's last that is no padding. With ids that number is at step T of them, see
+/// [`super::state::with_ends`]; columns of another sequence than that step's are not in the state.
+#[cube]
+pub(crate) fn in_final<I: Int>(
+    seq_idx: ComptimeOption<&Tensor<I>>,
+    rows: &Rows,
+    b: usize,
+    e: usize,
+) -> (usize, bool) {
+    let mut end = rows.length;
+    let mut held = true;
+    if comptime!(seq_idx.is_some()) {
+        let ids = seq_idx.unwrap();
+        end = usize::cast_from(ids[at2(ids, b, rows.length)]);
+        // Where there is only padding the final state is the initial one.
+        let last = id_of(ids, rows, b, max(end, 1usize) - 1 + rows.history());
+        held = end == 0 || id_of(ids, rows, b, e) == last;
+    }
+    (max(e, end) - end, held && e >= end && e < end + rows.history())
 }
 
 impl CausalConv1dProblem {

@@ -55,6 +55,7 @@ pub(crate) fn launch(
                 problem.layout,
                 problem.dtype.elem(),
                 problem.weight_dtype.elem(),
+                problem.state_dtype.elem(),
                 views.index_elem(),
                 target.dtype.elem(),
             );
@@ -65,11 +66,11 @@ pub(crate) fn launch(
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
-fn forward_kernel<X: Float, W: Float, I: Int, Y: Float>(
+fn forward_kernel<X: Float, W: Float, H: Float, I: Int, Y: Float>(
     x: &Tensor<X>,
     weight: &Tensor<W>,
     bias: &Tensor<W>,
-    initial: &Tensor<X>,
+    initial: &Tensor<H>,
     seq_idx: ComptimeOption<&Tensor<I>>,
     other: &Tensor<X>,
     target: &mut Tensor<Y>,
@@ -79,6 +80,7 @@ fn forward_kernel<X: Float, W: Float, I: Int, Y: Float>(
     #[comptime] layout: Conv1dLayout,
     #[define(X)] _dtype: ElemType,
     #[define(W)] _weight_dtype: ElemType,
+    #[define(H)] _state_dtype: ElemType,
     #[define(I)] _index_dtype: ElemType,
     #[define(Y)] _target_dtype: ElemType,
 ) {

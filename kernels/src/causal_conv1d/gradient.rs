@@ -4,10 +4,12 @@
 //! d[e] = sum over k < W of weight[k] * g[e - k]  (0 <= e - k < T, same sequence)  + dfinal[e - T]  (e >= T)
 //! ```
 //!
+//! (with ids dfinal where the final state holds the column, see [`in_final`])
+//!
 //! with g the gradient before the activation. `d[e]` is the initial state's for e < W-1, else that of x. Gather form:
 //! every element has one writer. Bytes: g once from memory, dx once; one column per unit.
 
-use super::args::{Present, Rows, UNITS, at2, at3, id_of};
+use super::args::{Present, Rows, UNITS, at2, at3, id_of, in_final};
 use super::call::Call;
 use super::problem::Conv1dLayout;
 use crate::error::ConvError;
@@ -52,8 +54,9 @@ pub(crate) fn launch(
                 dispatch.span(),
                 views.seq_idx.is_some(),
                 problem.layout,
-                problem.dtype.elem(),
+                target.dtype.elem(),
                 problem.weight_dtype.elem(),
+                problem.state_dtype.elem(),
                 views.index_elem(),
                 g.dtype.elem(),
             );
@@ -62,8 +65,7 @@ pub(crate) fn launch(
     Ok(())
 }
 
-/// `g` at the step that reads column `e` with tap `k`, or 0 where there is none or it is padding or of another sequence
-/// than `own`.
+/// `g` at the step that reads column `e` with tap `k`, and whether there is one that is no padding and of the column's sequence.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn gradient_of<G: Float, I: Int>(
@@ -74,35 +76,37 @@ fn gradient_of<G: Float, I: Int>(
     c: usize,
     e: usize,
     k: usize,
-) -> f32 {
+) -> (f32, bool) {
     let mut value = 0.0f32;
-    if e >= k && e - k < rows.length {
+    let mut reads = e >= k && e - k < rows.length;
+    if reads {
         value = f32::cast_from(g[at3(g, b, c, e - k)]);
         if comptime!(seq_idx.is_some()) {
             let ids = seq_idx.unwrap();
             let id = id_of(ids, rows, b, e - k + rows.history());
             let own = id_of(ids, rows, b, e);
-            value = select(id == own && id >= I::from_int(0), value, 0.0f32);
+            reads = id == own && id >= I::from_int(0);
         }
     }
-    value
+    (value, reads)
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
-fn gradient_kernel<X: Float, W: Float, I: Int, G: Float>(
+fn gradient_kernel<X: Float, W: Float, H: Float, I: Int, G: Float>(
     weight: &Tensor<W>,
     g: &Tensor<G>,
     seq_idx: ComptimeOption<&Tensor<I>>,
-    dfinal: &Tensor<X>,
+    dfinal: &Tensor<H>,
     target: &mut Tensor<X>,
     rows: Rows,
     start: usize,
     span: Span,
     #[comptime] _packed: bool,
     #[comptime] layout: Conv1dLayout,
-    #[define(X)] _dtype: ElemType,
+    #[define(X)] _target_dtype: ElemType,
     #[define(W)] _weight_dtype: ElemType,
+    #[define(H)] _state_dtype: ElemType,
     #[define(I)] _index_dtype: ElemType,
     #[define(G)] _gradient_dtype: ElemType,
 ) {
@@ -116,11 +120,15 @@ fn gradient_kernel<X: Float, W: Float, I: Int, G: Float>(
     let e = start + place.t;
     let mut sum = 0.0f32;
     for k in 0..rows.width {
-        let value = gradient_of(g, seq_idx, &rows, place.b, place.c, e, k);
-        sum = fma(f32::cast_from(weight[at2(weight, channel, k)]), value, sum);
+        let (value, reads) = gradient_of(g, seq_idx, &rows, place.b, place.c, e, k);
+        let next = fma(f32::cast_from(weight[at2(weight, channel, k)]), value, sum);
+        sum = select(reads, next, sum);
     }
-    if rows.has(Present::DFINAL) && e >= rows.length {
-        sum += f32::cast_from(dfinal[at3(dfinal, place.b, channel, e - rows.length)]);
+    if rows.has(Present::DFINAL) {
+        let (m, held) = in_final(seq_idx, &rows, place.b, e);
+        if held {
+            sum += f32::cast_from(dfinal[at3(dfinal, place.b, channel, m)]);
+        }
     }
     let at = at3(&*target, place.b, channel, place.t);
     target[at] = X::cast_from(sum);

@@ -12,9 +12,23 @@
 //!
 //! Sequence ids (`seq_idx [B, T]`) pack several sequences into a row: a tap is read only where its id equals that of
 //! the output step. A negative id is padding: y is 0 there and whatever dy holds reaches no gradient. Equality is all
-//! that is asked, so an id must not come back within W-1 steps after its run has ended. An initial state belongs to
-//! the sequence of the row's first step. The final state is the last W-1 columns of `[initial state | x]` whatever the
-//! ids are.
+//! that is asked, so an id must not come back after its run has ended: within W-1 steps it would be read across what is
+//! between. An initial state belongs to the sequence of the row's first step (to none where that is padding); a row that
+//! begins with another sequence than its state's is given zeros.
+//!
+//! The final state is what the next step of the row's last sequence would read: the W-1 columns of `[initial state | x]`
+//! that end with the last step that is no padding, 0 in place of those of other sequences; the initial state where all is
+//! padding. So pieces of a row give the whole wherever it is cut. States are of x's type or fp32
+//! ([`CausalConv1dProblem::with_state_dtype`]).
+//!
+//! Values that are not finite: one of x at step t reaches y at t to t + W-1 of its sequence, one of dy reaches dx at
+//! t - (W-1) to t, one of a state the steps that read it, and nothing else but dw and db of its channel. With SiLU one of x also reaches, through the derivative, dx of every step that is read together with it.
+//! What stands at padding reaches nothing. Weights are multiplied with the zeros before the first step, and in gradients
+//! with those beyond the last, as with any other: infinite ones make NaN of the first W-1 steps of y and may make NaN of
+//! the last W-1 of dx.
+//!
+//! dw and db are sums over all rows and steps: a unit adds at most about a thousand terms in a row, the rest are trees, so that
+//! their error grows with the logarithm of their number.
 
 mod args;
 mod call;
@@ -33,7 +47,7 @@ mod weight;
 
 pub use plan::{Pass, Plan, UNROLLED_WIDTH, eligible, plan};
 pub use problem::{CausalConv1dProblem, Conv1dLayout, OptionalShapes, UpdateProblem};
-pub use update::{DecodingSteps, update, update_steps};
+pub use update::{DecodingSteps, check_update_steps, update, update_steps};
 
 use crate::dtype::FloatType;
 use crate::error::{ConvError, invalid};
@@ -54,7 +68,7 @@ pub struct Inputs<'a> {
     pub weight: &'a Operand,
     /// `[C]`, in the weight's dtype.
     pub bias: Option<&'a Operand>,
-    /// `[B, C, W-1]`, oldest step first, in x's dtype.
+    /// `[B, C, W-1]`, oldest step first, in the states' dtype.
     pub initial_state: Option<&'a Operand>,
     /// `[B, T]`.
     pub seq_idx: Option<&'a IndexOperand>,
@@ -104,8 +118,11 @@ pub fn forward(
     }
 }
 
-/// Copies the last W-1 columns of `[initial state | x]` into `out [B, C, W-1]`: the initial state of the next chunk.
-/// Steps before the first, where no initial state is given, are 0.
+/// Copies the last W-1 columns of `[initial state | x]` into `out [B, C, W-1]`, in the states' dtype: the initial state of the
+/// next chunk. Steps before the first, where no initial state is given, are 0.
+///
+/// With sequence ids those columns end with the row's last step that is no padding, and what belongs to another sequence than
+/// that step is 0: what the next step of that sequence would read. A row of padding only hands its initial state on.
 ///
 /// # Errors
 /// As [`forward`].
@@ -115,6 +132,7 @@ pub fn final_state(
     problem: &CausalConv1dProblem,
     x: &Operand,
     initial_state: Option<&Operand>,
+    seq_idx: Option<&IndexOperand>,
     out: &Operand,
 ) -> Result<(), ConvError> {
     check_operand(OP, "x", x, &problem.x_shape(), problem.dtype)?;
@@ -124,14 +142,18 @@ pub fn final_state(
         initial_state,
         problem.initial_state,
         &problem.state_shape(),
-        problem.dtype,
+        problem.state_dtype,
     )?;
-    check_operand(OP, "the final state", out, &problem.state_shape(), problem.dtype)?;
+    check_operand(OP, "the final state", out, &problem.state_shape(), problem.state_dtype)?;
+    check_ids(client, problem, seq_idx)?;
     check_dtype(OP, problem.dtype, limits)?;
+    check_dtype(OP, problem.state_dtype, limits)?;
     if out.is_empty() {
         return Ok(());
     }
-    state::launch_final_state(client, limits, problem, x, initial_state, out)
+    // Ids without steps are never read.
+    let seq_idx = seq_idx.filter(|_| problem.length > 0);
+    state::launch_final_state(client, limits, problem, x, initial_state, seq_idx, out)
 }
 
 /// Computes every gradient from dy, the gradient of y, and `dfinal`, that of the final state (none: zero). Nothing of
@@ -159,7 +181,7 @@ pub fn backward(
     check_operand(OP, "dx", out.x, &x, problem.dtype)?;
     check_operand(OP, "dw", out.weight, &problem.weight_shape(), problem.weight_dtype)?;
     if let Some(dfinal) = dfinal {
-        check_operand(OP, "the gradient of the final state", dfinal, &state, problem.dtype)?;
+        check_operand(OP, "the gradient of the final state", dfinal, &state, problem.state_dtype)?;
     }
     if let Some(db) = out.bias {
         check_optional(
@@ -173,14 +195,20 @@ pub fn backward(
     }
     if let Some(dinitial) = out.initial_state {
         let expected = problem.initial_state;
-        check_optional(OP, "gradient of the initial state", Some(dinitial), expected, &state, problem.dtype)?;
+        let dtype = problem.state_dtype;
+        check_optional(OP, "gradient of the initial state", Some(dinitial), expected, &state, dtype)?;
     }
     plan::check(*plan, problem, Pass::Backward, limits)?;
     if problem.channels == 0 {
         return Ok(());
     }
 
-    let call = Call::new(client, limits, problem, inputs);
+    let mut call = Call::new(client, limits, problem, inputs);
+    if let Some(ids) = call.views.seq_idx.take() {
+        // Where the final state ends only its gradient asks.
+        let held = dfinal.is_some_and(|dfinal| !dfinal.is_empty());
+        call.views.seq_idx = Some(if held { state::with_ends(client, limits, problem, &ids)? } else { ids });
+    }
     if *plan == Plan::Unrolled && problem.batch * problem.length > 0 {
         let dy = args::canonical(dy, problem.layout);
         return unrolled::backward(&call, &dy, dfinal.filter(|dfinal| !dfinal.is_empty()), out);
@@ -262,9 +290,19 @@ fn check_inputs(
     check_operand(OP, "weight", inputs.weight, &problem.weight_shape(), problem.weight_dtype)?;
     check_optional(OP, "bias", inputs.bias, problem.bias, &[problem.channels], problem.weight_dtype)?;
     let state = problem.state_shape();
-    check_optional(OP, "initial state", inputs.initial_state, problem.initial_state, &state, problem.dtype)?;
+    let state_dtype = problem.state_dtype;
+    check_dtype(OP, state_dtype, limits)?;
+    check_optional(OP, "initial state", inputs.initial_state, problem.initial_state, &state, state_dtype)?;
     check_optional(OP, "residual", inputs.residual, problem.residual, &problem.x_shape(), problem.dtype)?;
-    match (inputs.seq_idx, problem.seq_idx) {
+    check_ids(client, problem, inputs.seq_idx)
+}
+
+fn check_ids(
+    client: &Client,
+    problem: &CausalConv1dProblem,
+    seq_idx: Option<&IndexOperand>,
+) -> Result<(), ConvError> {
+    match (seq_idx, problem.seq_idx) {
         (Some(ids), true) => ids.check(OP, "seq_idx", &problem.seq_idx_shape(), client),
         (None, false) => Ok(()),
         (Some(_), false) => invalid!("{OP}: seq_idx was given, the problem has none"),

@@ -27,9 +27,9 @@ pub(super) fn backward(
     let tiled = plan == Plan::Tiled;
     let cut = tiled::Cut::of(problem, limits);
     let (split, partials) = if tiled {
-        (None, tiled::workspace(client, limits, problem, cut)?)
+        (None, tiled::workspace(client, problem, cut))
     } else {
-        let (split, partials) = weight::workspace(client, limits, problem)?;
+        let (split, partials) = weight::workspace(client, limits, problem);
         (Some(split), partials)
     };
     // Without an activation dy is the gradient before it, and all channels are done at once.
@@ -57,6 +57,7 @@ pub(super) fn backward(
             None => tiled::launch_partials(call, &g, channels, (cut, &partials))?,
         }
     }
+    let partials = weight::fold(client, limits, partials, weight::FOLDED)?;
     weight::launch_sums(client, limits, &partials, (0, out.weight))?;
     let Some(db) = out.bias else { return Ok(()) };
     let db = Operand { shape: vec![problem.channels, 1], strides: vec![db.strides[0], 1], ..db.clone() };

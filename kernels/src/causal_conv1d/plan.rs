@@ -10,9 +10,11 @@
 //! the backward pass is one sweep. Published models use widths 3 and 4; a register per tap ends at 8. `Tiled`, for wide filters
 //! such as Hyena's: taps and steps in shared memory, bound by the multiply-adds. Packed sequences under a wide filter have
 //! `Looped` only: ids would have to be compared for every product of a tile.
+//!
+//! A plan serves only where its loops are short enough for the device ([`Limits::loop_turns`]), those of every kernel of the pass.
 
 use super::problem::CausalConv1dProblem;
-use super::unrolled;
+use super::{tiled, unrolled, weight};
 use crate::error::{ConvError, unsupported};
 use crate::limits::Limits;
 use crate::operand::check_dtype;
@@ -67,15 +69,24 @@ impl Plan {
 /// The plan for one pass.
 ///
 /// # Errors
-/// [`ConvError::Unsupported`] when the device lacks a storage type.
+/// [`ConvError::Unsupported`] when the device lacks a storage type, [`ConvError::TooLarge`] when it ends the loops of every plan.
 pub fn plan(problem: &CausalConv1dProblem, pass: Pass, limits: &Limits) -> Result<Plan, ConvError> {
     check_dtype("causal_conv1d", problem.dtype, limits)?;
     check_dtype("causal_conv1d", problem.weight_dtype, limits)?;
-    Ok(eligible(problem, pass, limits)[0])
+    let plans = candidates(problem, pass);
+    let fits = plans.iter().find(|plan| check(**plan, problem, pass, limits).is_ok());
+    fits.map_or_else(|| check(plans[0], problem, pass, limits).map(|()| plans[0]), |plan| Ok(*plan))
 }
 
-/// Every plan that serves the pass, the automatic choice first.
-pub fn eligible(problem: &CausalConv1dProblem, pass: Pass, _limits: &Limits) -> Vec<Plan> {
+/// Every plan that serves the pass, the automatic choice first; none where the device ends the loops of all.
+pub fn eligible(problem: &CausalConv1dProblem, pass: Pass, limits: &Limits) -> Vec<Plan> {
+    let mut plans = candidates(problem, pass);
+    plans.retain(|plan| check(*plan, problem, pass, limits).is_ok());
+    plans
+}
+
+/// Every plan that is made for such problems.
+fn candidates(problem: &CausalConv1dProblem, pass: Pass) -> Vec<Plan> {
     if result_is_empty(problem, pass) {
         vec![Plan::Empty]
     } else if unrolled::serves(problem) {
@@ -115,8 +126,20 @@ pub(crate) fn check(
             problem.width,
             if problem.seq_idx { " and there is a seq_idx" } else { "" }
         ),
-        Plan::Looped => check_turns("causal_conv1d", problem.width, limits),
-        _ => Ok(()),
+        _ => check_turns("causal_conv1d", turns(plan, problem, pass, limits), limits),
+    }
+}
+
+/// The most turns that the loops of a unit make together in any kernel of the pass but for sums of constant length.
+fn turns(plan: Plan, problem: &CausalConv1dProblem, pass: Pass, limits: &Limits) -> usize {
+    match (plan, pass) {
+        _ if problem.batch * problem.channels * problem.length == 0 => 0,
+        (Plan::Empty, _) => 0,
+        (Plan::Unrolled, _) => unrolled::turns(problem, pass, limits),
+        (Plan::Tiled, Pass::Forward) => tiled::turns(problem),
+        (Plan::Tiled, Pass::Backward) => tiled::turns(problem).max(tiled::Cut::of(problem, limits).turns()),
+        (Plan::Looped, Pass::Forward) => problem.width,
+        (Plan::Looped, Pass::Backward) => problem.width.max(weight::turns(problem, limits)),
     }
 }
 

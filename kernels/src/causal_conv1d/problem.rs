@@ -51,10 +51,12 @@ pub struct CausalConv1dProblem {
     pub seq_idx: bool,
     /// Whether a tensor is added after the activation.
     pub residual: bool,
-    /// Storage type of x, y, the residual, the states and their gradients.
+    /// Storage type of x, y, the residual and their gradients.
     pub dtype: FloatType,
     /// Storage type of weight, bias and their gradients.
     pub weight_dtype: FloatType,
+    /// Storage type of the states and their gradients: x's, or fp32.
+    pub state_dtype: FloatType,
 }
 
 impl CausalConv1dProblem {
@@ -92,6 +94,7 @@ impl CausalConv1dProblem {
             residual: optional.residual.is_some(),
             dtype,
             weight_dtype,
+            state_dtype: dtype,
         };
         let padded = length.checked_add(width);
         let elements = padded.and_then(|padded| checked_product(&[batch, channels.max(1), padded]));
@@ -123,6 +126,15 @@ impl CausalConv1dProblem {
             invalid!("causal_conv1d: the residual has shape {shape:?}, the input {x:?}, they must be alike");
         }
         Ok(problem)
+    }
+
+    /// The same problem with states of another storage type than x's.
+    ///
+    /// # Errors
+    /// [`ConvError::Invalid`] where that is neither x's nor fp32.
+    pub fn with_state_dtype(self, state_dtype: FloatType) -> Result<Self, ConvError> {
+        check_state_dtype("causal_conv1d", self.dtype, state_dtype)?;
+        Ok(Self { state_dtype, ..self })
     }
 
     /// `[B, C, T]` or `[B, T, C]`.
@@ -165,10 +177,12 @@ pub struct UpdateProblem {
     pub activation: Activation,
     /// Whether a bias is added.
     pub bias: bool,
-    /// Storage type of x, y and the states.
+    /// Storage type of x and y.
     pub dtype: FloatType,
     /// Storage type of weight and bias.
     pub weight_dtype: FloatType,
+    /// Storage type of the states: x's, or fp32.
+    pub state_dtype: FloatType,
 }
 
 impl UpdateProblem {
@@ -236,7 +250,17 @@ impl UpdateProblem {
             )));
         }
         let bias = bias.is_some();
-        Ok(Self { batch, channels, width, state_length, activation, bias, dtype, weight_dtype })
+        let state_dtype = dtype;
+        Ok(Self { batch, channels, width, state_length, activation, bias, dtype, weight_dtype, state_dtype })
+    }
+
+    /// The same problem with states of another storage type than x's.
+    ///
+    /// # Errors
+    /// [`ConvError::Invalid`] where that is neither x's nor fp32.
+    pub fn with_state_dtype(self, state_dtype: FloatType) -> Result<Self, ConvError> {
+        check_state_dtype("causal_conv1d_update", self.dtype, state_dtype)?;
+        Ok(Self { state_dtype, ..self })
     }
 
     /// `[B, C]`.
@@ -266,6 +290,13 @@ fn check_weight(op: &str, [weight_channels, width]: [usize; 2], channels: usize)
         return Err(ConvError::TooLarge(format!(
             "{op}: the weight [{weight_channels}, {width}] has more elements than can be addressed"
         )));
+    }
+    Ok(())
+}
+
+fn check_state_dtype(op: &str, x: FloatType, state: FloatType) -> Result<(), ConvError> {
+    if state != x && state != FloatType::F32 {
+        invalid!("{op}: x is {} and the state is {}, a state is of x's dtype or f32", x.name(), state.name());
     }
     Ok(())
 }

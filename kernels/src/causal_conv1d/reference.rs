@@ -7,6 +7,8 @@
 //! dw[c,k]    = sum over b, t of dpre[b,c,t] * X(b, c, t - (W-1) + k)                 db[c] = sum over b, t of dpre
 //! ```
 //!
+//! A row is walked step by step with the state before each step in hand, a list of W-1 columns (see [`walk`](CausalConv1dProblem)).
+//!
 //! All slices are row-major, x and y in the problem's layout. [`forward_magnitude`] and [`backward_magnitude`] are the
 //! same sums over absolute values, which the tolerance model needs (see [`crate::tolerance`]).
 
@@ -49,6 +51,8 @@ pub struct Gradients {
 enum Source {
     X(usize),
     State(usize),
+    /// A step of another sequence, or padding: nothing.
+    Nothing,
 }
 
 impl CausalConv1dProblem {
@@ -74,20 +78,60 @@ impl CausalConv1dProblem {
         }
     }
 
+    /// Walks the steps of a channel of a row: `visit(t, window)` for every step that is no padding, with what its W taps read.
+    /// Returns the final state: the W-1 columns that end with the last such step, as that step's sequence sees them; the initial
+    /// state where there is none.
+    fn walk(
+        &self,
+        (b, c): (usize, usize),
+        seq_idx: Option<&[i64]>,
+        mut visit: impl FnMut(usize, &[Source]),
+    ) -> Vec<Source> {
+        let id = |t: usize| seq_idx.map_or(0, |ids| ids[b * self.length + t]);
+        let initial = (0..self.width - 1).map(|j| Source::State(self.state_index(b, c, j)));
+        let mut state: Vec<Source> = initial.collect();
+        // The initial state belongs to the sequence of the first step.
+        let first = if self.length > 0 { id(0) } else { 0 };
+        let mut columns: Vec<(i64, Source)> = state.iter().map(|source| (first, *source)).collect();
+        for t in 0..self.length {
+            columns.push((id(t), Source::X(self.x_index(b, c, t))));
+            if id(t) < 0 {
+                continue;
+            }
+            let seen = columns[columns.len() - self.width..].iter();
+            let window: Vec<Source> =
+                seen.map(|(of, source)| if *of == id(t) { *source } else { Source::Nothing }).collect();
+            visit(t, &window);
+            state = window[1..].to_vec();
+        }
+        state
+    }
+
     /// Calls `visit(source, weight index, y index)` for every product of the convolution, in a fixed order.
     fn for_each_product(&self, seq_idx: Option<&[i64]>, mut visit: impl FnMut(Source, usize, usize)) {
-        let id = |b: usize, t: usize| seq_idx.map_or(0, |ids| ids[b * self.length + t]);
-        self.for_each_step(|b, c, t| {
-            for k in 0..self.width {
-                let (source, source_id) = match (t + k).checked_sub(self.width - 1) {
-                    Some(s) => (Source::X(self.x_index(b, c, s)), id(b, s)),
-                    None => (Source::State(self.state_index(b, c, t + k)), id(b, 0)),
-                };
-                if source_id == id(b, t) && source_id >= 0 {
-                    visit(source, c * self.width + k, self.x_index(b, c, t));
+        for b in 0..self.batch {
+            for c in 0..self.channels {
+                self.walk((b, c), seq_idx, |t, window| {
+                    for (k, source) in window.iter().enumerate() {
+                        if !matches!(source, Source::Nothing) {
+                            visit(*source, c * self.width + k, self.x_index(b, c, t));
+                        }
+                    }
+                });
+            }
+        }
+    }
+
+    /// Calls `visit(source, state index)` for every column of the final state.
+    fn for_each_final(&self, seq_idx: Option<&[i64]>, mut visit: impl FnMut(Source, usize)) {
+        for b in 0..self.batch {
+            for c in 0..self.channels {
+                let state = self.walk((b, c), seq_idx, |_, _| {});
+                for (m, source) in state.into_iter().enumerate() {
+                    visit(source, self.state_index(b, c, m));
                 }
             }
-        });
+        }
     }
 
     /// Whether each step, in x's order, belongs to a sequence.
@@ -104,6 +148,7 @@ fn read(inputs: &Inputs, source: Source) -> f64 {
     match source {
         Source::X(index) => inputs.x[index],
         Source::State(index) => inputs.initial_state.map_or(0.0, |state| state[index]),
+        Source::Nothing => 0.0,
     }
 }
 
@@ -141,20 +186,11 @@ fn add_residual(problem: &CausalConv1dProblem, inputs: &Inputs, y: &mut [f64]) {
     }
 }
 
-/// The last W-1 columns of `[initial state | x]`: `[B, C, W-1]`.
-pub fn final_state(problem: &CausalConv1dProblem, x: &[f64], initial_state: Option<&[f64]>) -> Vec<f64> {
-    let mut state = Vec::with_capacity(problem.state_shape().iter().product());
-    for b in 0..problem.batch {
-        for c in 0..problem.channels {
-            for m in 0..problem.width - 1 {
-                let column = problem.length + m;
-                state.push(match column.checked_sub(problem.width - 1) {
-                    Some(t) => x[problem.x_index(b, c, t)],
-                    None => initial_state.map_or(0.0, |state| state[problem.state_index(b, c, column)]),
-                });
-            }
-        }
-    }
+/// What the next step of each row's last sequence would read: `[B, C, W-1]`. Without ids the last W-1 columns of
+/// `[initial state | x]`.
+pub fn final_state(problem: &CausalConv1dProblem, inputs: &Inputs) -> Vec<f64> {
+    let mut state = vec![0.0; problem.state_shape().iter().product()];
+    problem.for_each_final(inputs.seq_idx, |source, index| state[index] = read(inputs, source));
     state
 }
 
@@ -190,24 +226,18 @@ fn propagate(
         let target = match source {
             Source::X(index) => &mut gradients.x[index],
             Source::State(index) => &mut gradients.initial_state[index],
+            Source::Nothing => return,
         };
         *target += inputs.weight[w] * dpre[y];
         gradients.weight[w] += dpre[y] * read(inputs, source);
     });
     problem.for_each_step(|b, c, t| gradients.bias[c] += dpre[problem.x_index(b, c, t)]);
     if let Some(dfinal) = dfinal {
-        for b in 0..problem.batch {
-            for c in 0..problem.channels {
-                for m in 0..problem.width - 1 {
-                    let column = problem.length + m;
-                    let target = match column.checked_sub(problem.width - 1) {
-                        Some(t) => &mut gradients.x[problem.x_index(b, c, t)],
-                        None => &mut gradients.initial_state[problem.state_index(b, c, column)],
-                    };
-                    *target += dfinal[problem.state_index(b, c, m)];
-                }
-            }
-        }
+        problem.for_each_final(inputs.seq_idx, |source, index| match source {
+            Source::X(at) => gradients.x[at] += dfinal[index],
+            Source::State(at) => gradients.initial_state[at] += dfinal[index],
+            Source::Nothing => {}
+        });
     }
     gradients
 }
@@ -235,7 +265,7 @@ pub fn update(
 }
 
 /// y `[B, C, L]` and the state after L steps, a step at a time: `lengths` and `slots` as in
-/// [`DecodingSteps`](super::DecodingSteps).
+/// [`DecodingSteps`](super::DecodingSteps). Of rows with one slot the last has it, the others are padding.
 #[allow(clippy::too_many_arguments)]
 pub fn update_steps(
     problem: &UpdateProblem,
@@ -253,6 +283,9 @@ pub fn update_steps(
     for (row, y) in y.chunks_mut(steps).enumerate() {
         let (b, c) = (row / channels, row % channels);
         let Ok(slot) = usize::try_from(slots.map_or(b as i64, |slots| slots[b])) else { continue };
+        if slots.is_some_and(|slots| slots[b + 1..].contains(&slots[b])) {
+            continue;
+        }
         let memory = &mut new_state[(slot * channels + c) * size..][..size];
         // The columns in the order of their steps.
         let start = lengths.map_or(0, |lengths| lengths[b] as usize % size.max(1));

@@ -84,6 +84,7 @@ pub(super) fn launch(
                 dispatch.span(),
                 problem.dtype.elem(),
                 problem.weight_dtype.elem(),
+                problem.state_dtype.elem(),
             );
         }
     }
@@ -107,19 +108,20 @@ struct Places {
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
-fn step_kernel<X: Float, W: Float>(
+fn step_kernel<X: Float, W: Float, H: Float>(
     x: &[X],
-    state: &[Vector<X, Const<4>>],
+    state: &[Vector<H, Const<4>>],
     weight: &[W],
     bias: &[W],
     y: &mut [X],
-    new_state: &mut [Vector<X, Const<4>>],
+    new_state: &mut [Vector<H, Const<4>>],
     places: Places,
     activation: u32,
     present: u32,
     span: Span,
     #[define(X)] _dtype: ElemType,
     #[define(W)] _weight_dtype: ElemType,
+    #[define(H)] _state_dtype: ElemType,
 ) {
     let index = span.cube() * UNITS as usize + UNIT_POS as usize;
     let b = index / places.channels;

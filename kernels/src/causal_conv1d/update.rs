@@ -6,7 +6,9 @@
 //! ```
 //!
 //! A unit has one channel of one row: it reads all that it needs of the state before it writes to it, and no other unit touches
-//! them, so the new state may be the old one's memory. A row without a slot writes zeros and no state. Any strides. Bytes: x,
+//! them, so the new state may be the old one's memory. A row without a slot writes zeros and no state; of rows with one slot only
+//! the last has it. So that this costs little, a cube has channels of one row where there are slots, and its units look through
+//! the rows that follow together. Any strides. Bytes: x,
 //! y, the columns of the state that are read and written. Operations: W multiply-adds per step and the activation.
 
 use super::args::{Present, UNITS, at2, at3};
@@ -38,12 +40,13 @@ pub struct DecodingSteps<'a> {
     /// `[B]`: the steps that each row has seen (`cache_seqlens`). The state is then a ring: step t stands in column t mod S.
     /// Only the columns of the new steps are written, so `new_state` has to hold the others already.
     pub lengths: Option<&'a IndexOperand>,
-    /// `[B]`: the row of the state that belongs to each row of x (`conv_state_indices`), no two alike; negative for padding,
-    /// whose y is 0 and which has no state. Only those rows are written, so `new_state` has to hold the others already.
+    /// `[B]`: the row of the state that belongs to each row of x (`conv_state_indices`); negative for padding, whose y is 0 and
+    /// which has no state. Of rows with one slot the last has it, the others are padding. Only those rows are written, so
+    /// `new_state` has to hold the others already.
     pub slots: Option<&'a IndexOperand>,
     /// `[B, C, L]`.
     pub y: &'a Operand,
-    /// Of the state's shape; may be the state's own memory.
+    /// Of the state's shape and dtype; may be the state's own memory.
     pub new_state: &'a Operand,
 }
 
@@ -96,10 +99,11 @@ pub fn update_steps(
     let rows = steps.slots.and(steps.state.shape.first()).copied().unwrap_or(batch);
     let (x, state) = ([batch, channels, length], [rows, channels, state_length]);
     check_operand(UPDATE, "x", steps.x, &x, dtype)?;
-    check_operand(UPDATE, "the state", steps.state, &state, dtype)?;
+    check_dtype(UPDATE, problem.state_dtype, limits)?;
+    check_operand(UPDATE, "the state", steps.state, &state, problem.state_dtype)?;
     check_operand(UPDATE, "weight", steps.weight, &problem.weight_shape(), weight_dtype)?;
     check_operand(UPDATE, "y", steps.y, &x, dtype)?;
-    check_operand(UPDATE, "the new state", steps.new_state, &state, dtype)?;
+    check_operand(UPDATE, "the new state", steps.new_state, &state, problem.state_dtype)?;
     check_optional(UPDATE, "bias", steps.bias, problem.bias, &[channels], weight_dtype)?;
     for (name, indices) in [("cache_seqlens", steps.lengths), ("state indices", steps.slots)] {
         indices.map_or(Ok(()), |indices| indices.check(UPDATE, name, &[batch], client))?;
@@ -122,6 +126,18 @@ pub fn update_steps(
     launch(client, limits, problem, steps)
 }
 
+/// Refuses more steps at once than the device's loops can make.
+///
+/// # Errors
+/// [`ConvError::TooLarge`] with the numbers.
+pub fn check_update_steps(problem: &UpdateProblem, steps: usize, limits: &Limits) -> Result<(), ConvError> {
+    // For each step the loop over steps, over its taps and the end of that; then the columns that are written, and the rows
+    // that a unit looks through for its slot.
+    let taps = steps.saturating_mul(problem.width.saturating_add(2));
+    let turns = taps.saturating_add(problem.state_length + problem.batch.div_ceil(UNITS as usize) + 4);
+    check_turns(UPDATE, turns, limits)
+}
+
 fn launch(
     client: &Client,
     limits: &Limits,
@@ -129,13 +145,19 @@ fn launch(
     steps: &DecodingSteps,
 ) -> Result<(), ConvError> {
     let length = steps.x.shape[2];
-    check_turns(UPDATE, length * problem.width + problem.state_length, limits)?;
+    check_update_steps(problem, length, limits)?;
     let (state, new_state) = (steps.state.bindable(client), steps.new_state.bindable(client));
-    let units = problem.batch * problem.channels;
+    // Cubes of a row each where there are places, else units are counted through.
+    let blocks = problem.channels.div_ceil(UNITS as usize);
+    let cubes = if steps.lengths.or(steps.slots).is_some() {
+        problem.batch * blocks
+    } else {
+        (problem.batch * problem.channels).div_ceil(UNITS as usize)
+    };
     let operands: Vec<&Operand> =
         [steps.x, &state, steps.weight, steps.y, &new_state].into_iter().chain(steps.bias).collect();
     let indices = [steps.lengths, steps.slots].into_iter().flatten().map(IndexOperand::extent).max();
-    let largest = (units + UNITS as usize).max(indices.unwrap_or(0));
+    let largest = (cubes * UNITS as usize).max(indices.unwrap_or(0));
     let address = address_type(UPDATE, &operands, largest, limits)?;
     let turns = length * (2 * problem.width + 8) + problem.state_length;
     let present = Present::bits(&[
@@ -148,7 +170,7 @@ fn launch(
         one.or(other).map(IndexOperand::tensor_arg)
     };
     let index = steps.lengths.or(steps.slots).map_or(IndexType::I32, |indices| indices.dtype);
-    for dispatch in dispatches(units.div_ceil(UNITS as usize), f64::from(UNITS) * turns as f64, limits) {
+    for dispatch in dispatches(cubes, f64::from(UNITS) * turns as f64, limits) {
         // SAFETY: rows, channels and slots are checked in the kernel, state columns stay below S.
         unsafe {
             update_kernel::launch_unchecked(
@@ -169,6 +191,7 @@ fn launch(
                 dispatch.span(),
                 problem.dtype.elem(),
                 problem.weight_dtype.elem(),
+                problem.state_dtype.elem(),
                 index.elem(),
             );
         }
@@ -185,26 +208,39 @@ const SLOTS: u32 = 512;
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
-fn update_kernel<X: Float, W: Float, I: Int>(
+fn update_kernel<X: Float, W: Float, H: Float, I: Int>(
     x: &Tensor<X>,
-    state: &Tensor<X>,
+    state: &Tensor<H>,
     weight: &Tensor<W>,
     bias: &Tensor<W>,
     lengths: ComptimeOption<&Tensor<I>>,
     slots: ComptimeOption<&Tensor<I>>,
     y: &mut Tensor<X>,
-    new_state: &mut Tensor<X>,
+    new_state: &mut Tensor<H>,
     activation: u32,
     present: u32,
     span: Span,
     #[define(X)] _dtype: ElemType,
     #[define(W)] _weight_dtype: ElemType,
+    #[define(H)] _state_dtype: ElemType,
     #[define(I)] _index_dtype: ElemType,
 ) {
+    // The whole cube leaves together: barriers may follow.
+    if span.is_idle() {
+        terminate!();
+    }
+    let channels = x.shape(1);
     let index = span.cube() * UNITS as usize + UNIT_POS as usize;
-    let b = index / x.shape(1);
-    let c = index - b * x.shape(1);
-    if span.is_idle() || b >= x.shape(0) {
+    let mut b = index / channels;
+    let mut c = index - b * channels;
+    let mut last = true;
+    if comptime!(slots.is_some()) {
+        let blocks = channels.div_ceil(comptime!(UNITS as usize));
+        b = span.cube() / blocks;
+        c = (span.cube() - b * blocks) * UNITS as usize + UNIT_POS as usize;
+        last = is_last(slots.unwrap(), b, x.shape(0), present);
+    }
+    if b >= x.shape(0) || c >= channels {
         terminate!();
     }
     let (size, width, count) = (state.shape(2), weight.shape(1), x.shape(2));
@@ -218,7 +254,7 @@ fn update_kernel<X: Float, W: Float, I: Int>(
         if present & SLOTS != 0u32 {
             let given = slots[b * slots.stride(0)];
             // A slot that does not exist is none.
-            served = given >= I::from_int(0) && given < I::cast_from(state.shape(0));
+            served = last && given >= I::from_int(0) && given < I::cast_from(state.shape(0));
             slot = select(served, usize::cast_from(given), 0usize);
         }
         ring = present & RING != 0u32;
@@ -258,9 +294,10 @@ fn update_kernel<X: Float, W: Float, I: Int>(
     }
     if served {
         if ring {
-            for l in 0..count {
+            // Of steps that come to one column the last stays.
+            for l in count - min(count, size)..count {
                 let at = at3(&*new_state, slot, c, (place + l) % size);
-                new_state[at] = x[at3(x, b, c, l)];
+                new_state[at] = H::cast_from(x[at3(x, b, c, l)]);
             }
         } else {
             // Column s of the new state lies L columns further in [state | x]: never one that has been written.
@@ -269,23 +306,46 @@ fn update_kernel<X: Float, W: Float, I: Int>(
                 if s + count < size {
                     new_state[at] = state[at3(state, slot, c, s + count)];
                 } else {
-                    new_state[at] = x[at3(x, b, c, s + count - size)];
+                    new_state[at] = H::cast_from(x[at3(x, b, c, s + count - size)]);
                 }
             }
         }
     }
 }
 
+/// Whether no row after row `b` has its slot; the same in all units of a cube.
+#[cube]
+fn is_last<I: Int>(slots: &Tensor<I>, b: usize, batch: usize, present: u32) -> bool {
+    let mut taken = Shared::<[u32]>::new_slice(1usize);
+    if UNIT_POS == 0u32 {
+        taken[0usize] = 0u32;
+    }
+    sync_cube();
+    if present & SLOTS != 0u32 && b < batch {
+        let own = slots[b * slots.stride(0)];
+        let mut other = b + 1 + UNIT_POS as usize;
+        while other < batch {
+            // Whoever finds one writes the same.
+            if slots[other * slots.stride(0)] == own {
+                taken[0usize] = 1u32;
+            }
+            other += UNITS as usize;
+        }
+    }
+    sync_cube();
+    taken[0usize] == 0u32
+}
+
 /// One step of a channel with a short state, the common case: all reads are under way before anything waits for one, where loops
 /// would wait for each. The sum has the loop's order, so its bits are the same.
 #[cube]
 #[allow(clippy::too_many_arguments)]
-fn one_step<X: Float, W: Float>(
+fn one_step<X: Float, W: Float, H: Float>(
     x: &Tensor<X>,
-    state: &Tensor<X>,
+    state: &Tensor<H>,
     weight: &Tensor<W>,
     y: &mut Tensor<X>,
-    new_state: &mut Tensor<X>,
+    new_state: &mut Tensor<H>,
     offset: f32,
     activation: u32,
     b: usize,
@@ -294,9 +354,9 @@ fn one_step<X: Float, W: Float>(
 ) {
     let (size, width) = (state.shape(2), weight.shape(1));
     // [state | x] and the taps, each at the end of its places.
-    let history = Cells::<X>::new(comptime!(SHORT + 1), X::from_int(0));
+    let history = Cells::<H>::new(comptime!(SHORT + 1), H::from_int(0));
     let taps = Cells::<W>::new(comptime!(SHORT + 1), W::from_int(0));
-    let newest = x[at3(x, b, c, 0usize)];
+    let newest = H::cast_from(x[at3(x, b, c, 0usize)]);
     #[unroll]
     for p in 0..SHORT {
         if size + p >= SHORT {

@@ -2,15 +2,18 @@
 //!
 //! ```text
 //! stage 1   a cube: some channels x one part of the (row, step) terms -> fp32 partials[part, c, 0..=W], db in slot W
-//! stage 2   a unit: one (c, k): the parts in order, rounded once
+//! stage 2   while there are more than 64 parts: a unit adds 64 of them (`fold`)
+//! stage 3   a unit: one (c, k): the parts in order, rounded once
 //! ```
+//!
+//! No unit adds more than some dozens of numbers in a row, so that the error grows with the logarithm of their number.
 //!
 //! In `[B, C, T]` the 256 units of a cube run along the steps of one channel; in `[B, T, C]` they are 32 channels x 8
 //! rows of terms, so that loads are contiguous in either. One cube per tap.
 
 use super::args::{Rows, UNITS, at2, at3, column, id_of};
 use super::call::Call;
-use super::plan::{Split, check_turns};
+use super::plan::Split;
 use super::problem::{CausalConv1dProblem, Conv1dLayout};
 use crate::dtype::FloatType;
 use crate::error::ConvError;
@@ -32,18 +35,78 @@ fn lanes(layout: Conv1dLayout) -> usize {
     }
 }
 
-/// The split of the terms and its workspace `[parts, C, W + 1]`.
-pub(crate) fn workspace(
-    client: &Client,
-    limits: &Limits,
-    problem: &CausalConv1dProblem,
-) -> Result<(Split, Operand), ConvError> {
+/// The split of a problem's terms.
+fn split(problem: &CausalConv1dProblem, limits: &Limits) -> Split {
     let rows = UNITS as usize / lanes(problem.layout);
     let sums = problem.channels * (problem.width + 1);
-    let split = Split::of(problem.batch * problem.length, rows * TERMS_PER_UNIT, sums, limits);
-    check_turns("causal_conv1d", split.parts.max(split.length.div_ceil(rows)), limits)?;
+    Split::of(problem.batch * problem.length, rows * TERMS_PER_UNIT, sums, limits)
+}
+
+/// Turns of the loops that add the terms of a part.
+pub(crate) fn turns(problem: &CausalConv1dProblem, limits: &Limits) -> usize {
+    split(problem, limits).length.div_ceil(UNITS as usize / lanes(problem.layout))
+}
+
+/// The split of the terms and its workspace `[parts, C, W + 1]`.
+pub(crate) fn workspace(client: &Client, limits: &Limits, problem: &CausalConv1dProblem) -> (Split, Operand) {
+    let split = split(problem, limits);
     let shape = [split.parts, problem.channels, problem.width + 1];
-    Ok((split, Operand::empty(client, &shape, FloatType::F32)))
+    (split, Operand::empty(client, &shape, FloatType::F32))
+}
+
+/// Partial sums that a unit adds in a row.
+pub(crate) const FOLDED: usize = 64;
+
+/// `partials [parts, ..]`, contiguous, in at most `most` parts: 64 at a time are added, in order, as often as it takes.
+pub(crate) fn fold(
+    client: &Client,
+    limits: &Limits,
+    partials: Operand,
+    most: usize,
+) -> Result<Operand, ConvError> {
+    let mut partials = partials;
+    while partials.shape[0] > most {
+        let mut shape = partials.shape.clone();
+        shape[0] = shape[0].div_ceil(FOLDED);
+        let folded = Operand::empty(client, &shape, FloatType::F32);
+        let results = folded.len() / shape[0];
+        let address = address_type("causal_conv1d", &[&partials], folded.len() + UNITS as usize, limits)?;
+        let operations = (UNITS as usize * FOLDED) as f64;
+        for dispatch in dispatches(folded.len().div_ceil(UNITS as usize), operations, limits) {
+            // SAFETY: the index is checked against the results, parts against their number.
+            unsafe {
+                fold_kernel::launch_unchecked(
+                    client,
+                    dispatch.count(),
+                    CubeDim::new_1d(UNITS),
+                    address,
+                    partials.buffer_arg(1),
+                    folded.buffer_arg(1),
+                    partials.shape[0],
+                    results,
+                    dispatch.span(),
+                );
+            }
+        }
+        partials = folded;
+    }
+    Ok(partials)
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn fold_kernel(partials: &[f32], folded: &mut [f32], parts: usize, results: usize, span: Span) {
+    let index = span.cube() * UNITS as usize + UNIT_POS as usize;
+    let part = index / results;
+    let first = part * FOLDED;
+    if span.is_idle() || first >= parts {
+        terminate!();
+    }
+    let result = index - part * results;
+    let mut sum = 0.0f32;
+    for other in first..min(first + FOLDED, parts) {
+        sum += partials[other * results + result];
+    }
+    folded[index] = sum;
 }
 
 /// Stage 1 for channels `first..first + channels`: reads `g[b, c - first, t]`, writes the channels' partials.
@@ -82,6 +145,7 @@ pub(crate) fn launch_partials(
                 views.seq_idx.is_some(),
                 lanes,
                 problem.dtype.elem(),
+                problem.state_dtype.elem(),
                 views.index_elem(),
                 g.dtype.elem(),
             );
@@ -90,7 +154,7 @@ pub(crate) fn launch_partials(
     Ok(())
 }
 
-/// Stage 2: `target[c, i] = sum over parts of partials[part, c, slot + i]`; dw from slot 0, db as `[C, 1]` from slot W.
+/// Stage 3: `target[c, i] = sum over parts of partials[part, c, slot + i]`; dw from slot 0, db as `[C, 1]` from slot W.
 pub(crate) fn launch_sums(
     client: &Client,
     limits: &Limits,
@@ -139,9 +203,9 @@ fn lane_sum(shared: &mut Shared<[f32]>, value: f32, #[comptime] lanes: usize) ->
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
-fn partials_kernel<X: Float, I: Int, G: Float>(
+fn partials_kernel<X: Float, H: Float, I: Int, G: Float>(
     x: &Tensor<X>,
-    initial: &Tensor<X>,
+    initial: &Tensor<H>,
     seq_idx: ComptimeOption<&Tensor<I>>,
     g: &Tensor<G>,
     partials: &mut Tensor<f32>,
@@ -151,6 +215,7 @@ fn partials_kernel<X: Float, I: Int, G: Float>(
     #[comptime] packed: bool,
     #[comptime] lanes: usize,
     #[define(X)] _dtype: ElemType,
+    #[define(H)] _state_dtype: ElemType,
     #[define(I)] _index_dtype: ElemType,
     #[define(G)] _gradient_dtype: ElemType,
 ) {
@@ -200,9 +265,9 @@ fn partials_kernel<X: Float, I: Int, G: Float>(
 /// `g * column e`, or 0 for a column of another sequence than `own` and for padding, whose values must not matter.
 #[cube]
 #[allow(clippy::too_many_arguments)]
-fn term<X: Float, I: Int>(
+fn term<X: Float, H: Float, I: Int>(
     x: &Tensor<X>,
-    initial: &Tensor<X>,
+    initial: &Tensor<H>,
     seq_idx: ComptimeOption<&Tensor<I>>,
     rows: &Rows,
     b: usize,

@@ -124,12 +124,14 @@ impl<B: Backend + ConvOps, const N: usize> Backward<B, N> for CausalConvolution 
 pub(super) fn final_state<B: Backend + ConvOps, C: CheckpointStrategy>(
     x: Tracked<B, C>,
     initial: OptionalTensor<Autodiff<B, C>>,
+    ids: Option<IntTensor<B>>,
     problem: CausalConv1dProblem,
 ) -> Tracked<B, C> {
     let initial = initial.into_option();
     if x.is_tracked() || initial.as_ref().is_some_and(|initial| initial.is_tracked()) {
-        return portable::final_state::<Autodiff<B, C>>(x, initial, &problem);
+        return portable::final_state::<Autodiff<B, C>>(x, initial, ids, &problem);
     }
     let initial = initial.map(|initial| initial.into_primitive()).into();
-    Autodiff::<B, C>::from_inner(B::causal_conv1d_final_state(x.into_primitive(), initial, problem))
+    let state = B::causal_conv1d_final_state(x.into_primitive(), initial, ids.into(), problem);
+    Autodiff::<B, C>::from_inner(state)
 }

@@ -11,8 +11,8 @@ mod packed;
 mod rope2d;
 
 use crate::ops::{
-    CausalConv1dGradients, CausalConv1dInputs, CausalConv1dSteps, Conv3dCall, ConvOps, OptionalTensor,
-    RopePositions,
+    CausalConv1dGradients, CausalConv1dInputs, CausalConv1dSteps, Conv3dCall, ConvOps, OptionalIntTensor,
+    OptionalTensor, RopePositions,
 };
 use burn::backend::Backend;
 use burn::backend::autodiff::Autodiff;
@@ -109,9 +109,10 @@ impl<B: Backend + ConvOps, C: CheckpointStrategy> ConvOps for Autodiff<B, C> {
     fn causal_conv1d_final_state(
         x: FloatTensor<Self>,
         initial: OptionalTensor<Self>,
+        ids: OptionalIntTensor<Self>,
         problem: CausalConv1dProblem,
     ) -> FloatTensor<Self> {
-        causal_conv1d::final_state::<B, C>(x, initial, problem)
+        causal_conv1d::final_state::<B, C>(x, initial, ids.into_option(), problem)
     }
 
     fn causal_conv1d_update(

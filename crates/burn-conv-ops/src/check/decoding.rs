@@ -5,7 +5,7 @@ use crate::options::{CausalConv1dOptions, CausalConv1dPlaces, CausalConv1dState,
 use crate::packed::last_states_shape;
 use burn::tensor::{Int, Tensor};
 use conv_kernels::ConvError;
-use conv_kernels::causal_conv1d::{Conv1dLayout, UpdateProblem};
+use conv_kernels::causal_conv1d::{Conv1dLayout, UpdateProblem, check_update_steps};
 
 pub(crate) fn causal_conv1d_update(
     x: &Tensor<2>,
@@ -61,7 +61,33 @@ pub(crate) fn causal_conv1d_update_steps(
     }
     let limits = limits(&x.device());
     fits(UPDATE, &[batch, channels, steps], problem.dtype, &limits)?;
+    check_update_steps(&problem, steps, &limits)?;
     Ok(problem)
+}
+
+/// Refuses ids of initial states that are not one for each row of the ids of steps.
+pub(super) fn initial_seq_idx(
+    op: &str,
+    initial_seq_idx: Option<&Tensor<1, Int>>,
+    seq_idx: Option<&Tensor<2, Int>>,
+) -> Result<(), ConvError> {
+    let Some(of_state) = initial_seq_idx else { return Ok(()) };
+    let Some(seq_idx) = seq_idx else {
+        let dims = of_state.dims();
+        return Err(ConvError::Invalid(format!("{op}: initial_seq_idx {dims:?} was given without seq_idx")));
+    };
+    let devices = [("seq_idx", seq_idx.device()), ("initial_seq_idx", of_state.device())];
+    same_device(op, devices.iter().map(|(name, device)| (*name, device)))?;
+    if of_state.dims() != [seq_idx.dims()[0]] || of_state.dtype() != seq_idx.dtype() {
+        return Err(ConvError::Invalid(format!(
+            "{op}: initial_seq_idx is {} of shape {:?}, seq_idx {} of shape {:?} needs one of its kind for each row",
+            of_state.dtype().name(),
+            of_state.dims(),
+            seq_idx.dtype().name(),
+            seq_idx.dims()
+        )));
+    }
+    Ok(())
 }
 
 const UPDATE: &str = "causal_conv1d_update";
@@ -78,15 +104,19 @@ fn update<const D: usize>(
     let mut devices = vec![("x", x.device()), ("the state", state.device()), ("the weight", weight.device())];
     devices.extend(bias.map(|bias| ("the bias", bias.device())));
     same_device(UPDATE, devices.iter().map(|(name, device)| (*name, device)))?;
-    let dtype = same_dtype(UPDATE, [("x", x.dtype()), ("the state", state.dtype())].into_iter())?;
+    let dtype = float_type(UPDATE, "x", x.dtype())?;
+    let state_dtype = float_type(UPDATE, "the state", state.dtype())?;
     let bias_dtype = bias.map(|bias| ("the bias", bias.dtype()));
     let weight_dtype = same_dtype(UPDATE, [("the weight", weight.dtype())].into_iter().chain(bias_dtype))?;
     let bias = bias.map(|bias| bias.dims()[0]);
     let (activation, step) = (options.activation, [0, 1].map(|axis| x.dims()[axis]));
     let new = if slots { UpdateProblem::with_slots } else { UpdateProblem::new };
-    let problem = new(step, state.dims(), weight.dims(), bias, activation, dtype, weight_dtype)?;
+    let problem = new(step, state.dims(), weight.dims(), bias, activation, dtype, weight_dtype)?
+        .with_state_dtype(state_dtype)?;
     let limits = limits(&x.device());
     served(UPDATE, dtype, &limits)?;
+    served(UPDATE, state_dtype, &limits)?;
+    check_update_steps(&problem, 1, &limits)?;
     served(UPDATE, weight_dtype, &limits)?;
     Ok(problem)
 }

@@ -2,6 +2,7 @@
 
 use super::{allocate, index_operand, operand};
 use crate::ops::{CausalConv1dGradients, CausalConv1dInputs};
+use crate::portable::dtype_of;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
 use conv_kernels::causal_conv1d::{self, CausalConv1dProblem, Gradients, Inputs, Pass};
@@ -64,7 +65,8 @@ pub(super) fn backward(
     let dx = allocate(x, &problem.x_shape(), x.dtype);
     let dw = allocate(x, &problem.weight_shape(), weight.dtype);
     let db = problem.bias.then(|| allocate(x, &[problem.channels], weight.dtype));
-    let dinitial = problem.initial_state.then(|| allocate(x, &problem.state_shape(), x.dtype));
+    let state_dtype = dtype_of(problem.state_dtype);
+    let dinitial = problem.initial_state.then(|| allocate(x, &problem.state_shape(), state_dtype));
     let plan = causal_conv1d::plan(problem, Pass::Backward, &limits)?;
     let operands = Operands::of(inputs)?;
     let out = [operand(&dx)?, operand(&dw)?];
@@ -83,12 +85,14 @@ pub(super) fn backward(
 pub(super) fn final_state(
     x: &CubeTensor,
     initial: Option<&CubeTensor>,
+    ids: Option<&CubeTensor>,
     problem: &CausalConv1dProblem,
 ) -> Result<CubeTensor, ConvError> {
     let limits = Limits::of(&x.client);
-    let state = allocate(x, &problem.state_shape(), x.dtype);
+    let state = allocate(x, &problem.state_shape(), dtype_of(problem.state_dtype));
     let initial = initial.map(operand).transpose()?;
+    let ids = ids.map(index_operand).transpose()?;
     let (from, to) = (operand(x)?, operand(&state)?);
-    causal_conv1d::final_state(&x.client, &limits, problem, &from, initial.as_ref(), &to)?;
+    causal_conv1d::final_state(&x.client, &limits, problem, &from, initial.as_ref(), ids.as_ref(), &to)?;
     Ok(state)
 }

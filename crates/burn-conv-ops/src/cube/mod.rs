@@ -9,8 +9,8 @@ mod decoding;
 mod rope2d;
 
 use crate::ops::{
-    CausalConv1dGradients, CausalConv1dInputs, CausalConv1dSteps, Conv3dCall, ConvOps, OptionalTensor,
-    RopePositions,
+    CausalConv1dGradients, CausalConv1dInputs, CausalConv1dSteps, Conv3dCall, ConvOps, OptionalIntTensor,
+    OptionalTensor, RopePositions,
 };
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::tensor::{DType, Shape};
@@ -105,9 +105,10 @@ impl ConvOps for CubeBackend {
     fn causal_conv1d_final_state(
         x: FloatTensor<Self>,
         initial: OptionalTensor<Self>,
+        ids: OptionalIntTensor<Self>,
         problem: CausalConv1dProblem,
     ) -> FloatTensor<Self> {
-        or_panic(causal_conv1d::final_state(&x, initial.as_option(), &problem))
+        or_panic(causal_conv1d::final_state(&x, initial.as_option(), ids.as_option(), &problem))
     }
 
     fn causal_conv1d_update(

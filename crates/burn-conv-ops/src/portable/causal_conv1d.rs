@@ -1,11 +1,13 @@
 //! Causal conv1d from slices of `[initial state | x]`: tap k of every step is the slice that starts at k.
+//!
+//! dw and db are Burn's own sums over the batch and all steps, serial on the CPU: their error grows with the number of steps.
 
-use super::{activate, activation_gradient, narrow, round, widen};
+use super::{activate, activation_gradient, dtype_of, narrow, round, widen};
 use crate::ops::{CausalConv1dGradients, CausalConv1dInputs};
 use burn::backend::ops::PadMode;
 use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::backend::{Backend, TensorMetadata, get_device_settings};
-use burn::tensor::{FloatDType, Shape};
+use burn::tensor::{FloatDType, IntDType, Shape};
 use conv_kernels::causal_conv1d::{CausalConv1dProblem, Conv1dLayout};
 
 /// See [`ConvOps::causal_conv1d`](crate::ConvOps::causal_conv1d).
@@ -33,6 +35,7 @@ pub(crate) fn backward<B: Backend>(
     problem: &CausalConv1dProblem,
 ) -> CausalConv1dGradients<B> {
     let (dtype, weight_dtype, device) = (inputs.x.dtype(), inputs.weight.dtype(), inputs.x.device());
+    let state_dtype = dtype_of(problem.state_dtype);
     let (batch, channels, length, width) = (problem.batch, problem.channels, problem.length, problem.width);
     if problem.x_shape().contains(&0) {
         let zeros = |shape: Shape, dtype| B::float_zeros(shape, &device, FloatDType::from(dtype));
@@ -40,7 +43,7 @@ pub(crate) fn backward<B: Backend>(
             x: zeros(problem.x_shape().into(), dtype),
             weight: zeros(problem.weight_shape().into(), weight_dtype),
             bias: problem.bias.then(|| zeros([channels].into(), weight_dtype)).into(),
-            initial: problem.initial_state.then(|| zeros(problem.state_shape().into(), dtype)).into(),
+            initial: problem.initial_state.then(|| zeros(problem.state_shape().into(), state_dtype)).into(),
         };
     }
     let taps = Taps::of(&inputs, problem);
@@ -68,8 +71,8 @@ pub(crate) fn backward<B: Backend>(
         round::<B>(db, weight_dtype)
     });
     let dinitial = problem.initial_state.then(|| match width {
-        1 => B::float_zeros([batch, channels, 0].into(), &device, dtype.into()),
-        _ => round::<B>(narrow::<B>(dhistory, 2, 0, width - 1), dtype),
+        1 => B::float_zeros([batch, channels, 0].into(), &device, state_dtype.into()),
+        _ => round::<B>(narrow::<B>(dhistory, 2, 0, width - 1), state_dtype),
     });
     CausalConv1dGradients {
         x: round::<B>(dx, dtype),
@@ -84,23 +87,89 @@ pub(crate) fn backward<B: Backend>(
 pub(crate) fn final_state<B: Backend>(
     x: FloatTensor<B>,
     initial: Option<FloatTensor<B>>,
+    ids: Option<IntTensor<B>>,
     problem: &CausalConv1dProblem,
 ) -> FloatTensor<B> {
     let (length, history) = (problem.length, problem.width - 1);
-    let shape = Shape::from(problem.state_shape());
+    let (shape, dtype) = (Shape::from(problem.state_shape()), dtype_of(problem.state_dtype));
     if shape.iter().any(|&size| size == 0) {
-        return B::float_zeros(shape, &x.device(), x.dtype().into());
+        return B::float_zeros(shape, &x.device(), dtype.into());
+    }
+    let zeros = || B::float_zeros(shape.clone(), &x.device(), dtype.into());
+    if length == 0 {
+        return initial.unwrap_or_else(zeros);
+    }
+    if let Some(ids) = ids {
+        let initial = initial.unwrap_or_else(zeros);
+        return FinalColumns::<B>::of(ids, problem).choose(swap_layout::<B>(x, problem.layout), initial);
     }
     if length >= history {
         let time = if problem.layout == Conv1dLayout::Bct { 2 } else { 1 };
-        return swap_layout::<B>(narrow::<B>(x, time, length - history, history), problem.layout);
+        let last = narrow::<B>(x, time, length - history, history);
+        return round::<B>(swap_layout::<B>(last, problem.layout), dtype);
     }
-    let initial = initial.unwrap_or_else(|| B::float_zeros(shape, &x.device(), x.dtype().into()));
-    if length == 0 {
-        return initial;
-    }
+    let initial = initial.unwrap_or_else(zeros);
     let kept = narrow::<B>(initial, 2, length, history - length);
-    B::float_cat(vec![kept, swap_layout::<B>(x, problem.layout)], 2)
+    B::float_cat(vec![kept, round::<B>(swap_layout::<B>(x, problem.layout), dtype)], 2)
+}
+
+/// Which columns of `[initial state | x]` are the final state of rows with ids. `[B, C, W-1]` each.
+struct FinalColumns<B: Backend> {
+    /// Step of x, any where the column is one of the initial state.
+    steps: IntTensor<B>,
+    /// Column of the initial state, any where it is a step.
+    columns: IntTensor<B>,
+    /// Whether it is one of the initial state.
+    initial: BoolTensor<B>,
+    /// Whether it belongs to another sequence than the last step that is no padding.
+    foreign: BoolTensor<B>,
+}
+
+impl<B: Backend> FinalColumns<B> {
+    fn of(ids: IntTensor<B>, problem: &CausalConv1dProblem) -> Self {
+        let (batch, length, history) = (problem.batch, problem.length, problem.width - 1);
+        let (device, dtype) = (ids.device(), IntDType::from(ids.dtype()));
+        let bools = get_device_settings::<B>(&device).bool_dtype;
+        let count = |from: usize, to: usize| {
+            let numbers = B::int_arange(from as i64..to as i64, &device, dtype);
+            B::int_expand(B::int_reshape(numbers, [1, to - from].into()), [batch, to - from].into())
+        };
+        let spread = |of_row: IntTensor<B>| B::int_expand(of_row, [batch, history].into());
+        // The steps up to the last that is no padding, 0 where there is none, and its id.
+        let padding = B::int_lower_elem(ids.clone(), 0.into(), bools);
+        let end = B::int_max_dim(B::int_mask_fill(count(1, length + 1), padding, 0.into()), 1);
+        let last = B::int_clamp_min(B::int_sub_scalar(end.clone(), 1.into()), 0.into());
+        let own = spread(B::int_gather(1, ids.clone(), last));
+        let none = B::int_equal_elem(spread(end.clone()), 0.into(), bools);
+
+        let columns = B::int_add(spread(end), count(0, history));
+        let initial = B::int_lower_elem(columns.clone(), (history as i64).into(), bools);
+        let steps = B::int_clamp_min(B::int_sub_scalar(columns.clone(), (history as i64).into()), 0.into());
+        // The initial state belongs to the sequence of the first step.
+        let other = B::int_not_equal(B::int_gather(1, ids, steps.clone()), own, bools);
+        let foreign = B::bool_and(other, B::bool_not(none));
+        let all = |columns: IntTensor<B>| {
+            let columns = B::int_reshape(columns, [batch, 1, history].into());
+            B::int_expand(columns, problem.state_shape().into())
+        };
+        let mask = |mask: BoolTensor<B>| {
+            let mask = B::bool_reshape(mask, [batch, 1, history].into());
+            B::bool_expand(mask, problem.state_shape().into())
+        };
+        Self {
+            steps: all(steps),
+            columns: all(B::int_clamp_max(columns, (history as i64 - 1).into())),
+            initial: mask(initial),
+            foreign: mask(foreign),
+        }
+    }
+
+    /// The final state, in the dtype of the initial one, from x as `[B, C, T]`.
+    fn choose(self, x: FloatTensor<B>, initial: FloatTensor<B>) -> FloatTensor<B> {
+        let of_x = round::<B>(B::float_gather(2, x, self.steps), initial.dtype());
+        let of_initial = B::float_gather(2, initial, self.columns);
+        B::float_mask_fill(B::float_mask_where(of_x, self.initial, of_initial), self.foreign, 0.0.into())
+    }
 }
 
 /// dy without what it holds at padding: the gradient of the residual.
@@ -133,7 +202,7 @@ struct Taps<B: Backend> {
 
 /// Masks of `[B, C, T]`.
 struct Ids<B: Backend> {
-    /// Per tap: the column belongs to another sequence than the step.
+    /// Per tap: the column belongs to another sequence than the step, or the step is padding, which reads nothing.
     foreign: Vec<BoolTensor<B>>,
     /// The step is padding.
     padding: BoolTensor<B>,
@@ -201,10 +270,14 @@ impl<B: Backend> Ids<B> {
         // The initial state belongs to the sequence of the first step.
         let first = B::int_repeat_dim(slice(ids.clone(), 0, 1), 1, history.max(1));
         let all = if history == 0 { ids.clone() } else { B::int_cat(vec![first, ids.clone()], 1) };
+        let padding = B::int_lower_elem(ids.clone(), 0.into(), bools);
         let foreign = (0..problem.width)
-            .map(|k| spread(B::int_not_equal(slice(all.clone(), k, k + length), ids.clone(), bools)))
+            .map(|k| {
+                let other = B::int_not_equal(slice(all.clone(), k, k + length), ids.clone(), bools);
+                spread(B::bool_or(other, padding.clone()))
+            })
             .collect();
-        Self { foreign, padding: spread(B::int_lower_elem(ids, 0.into(), bools)) }
+        Self { foreign, padding: spread(padding) }
     }
 }
 

@@ -6,7 +6,7 @@ use crate::ops::CausalConv1dSteps;
 use crate::packed::last_states_shape;
 use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::backend::{Backend, TensorMetadata, get_device_settings};
-use burn::tensor::{BoolDType, IntDType, Shape};
+use burn::tensor::{BoolDType, IndexingUpdateOp, IntDType, Shape};
 use conv_kernels::causal_conv1d::{Conv1dLayout, UpdateProblem};
 
 /// See [`ConvOps::causal_conv1d_update`](crate::ConvOps::causal_conv1d_update).
@@ -18,11 +18,11 @@ pub(crate) fn update<B: Backend>(
     problem: &UpdateProblem,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
     let (batch, channels, length) = (problem.batch, problem.channels, problem.state_length);
-    let dtype = x.dtype();
+    let (dtype, state_dtype) = (x.dtype(), state.dtype());
     if batch == 0 || channels == 0 {
         return (x, state);
     }
-    let newest = B::float_reshape(x, [batch, channels, 1].into());
+    let newest = round::<B>(B::float_reshape(x, [batch, channels, 1].into()), state_dtype);
     let joined = if length == 0 { newest } else { B::float_cat(vec![state, newest], 2) };
     let window = narrow::<B>(joined.clone(), 2, length + 1 - problem.width, problem.width);
     let weight = B::float_reshape(widen::<B>(weight), [1, channels, problem.width].into());
@@ -32,7 +32,7 @@ pub(crate) fn update<B: Backend>(
         pre = B::float_add(pre, B::float_reshape(widen::<B>(bias), [1, channels].into()));
     }
     let new_state = if length == 0 {
-        B::float_zeros([batch, channels, 0].into(), &joined.device(), dtype.into())
+        B::float_zeros([batch, channels, 0].into(), &joined.device(), state_dtype.into())
     } else {
         narrow::<B>(joined, 2, 1, length)
     };
@@ -54,7 +54,7 @@ pub(crate) fn update_steps<B: Backend>(
 
     let mut seen = match &served {
         Some(_) if problem.state_length == 0 => {
-            B::float_zeros([batch, channels, 0].into(), &x.device(), x.dtype().into())
+            B::float_zeros([batch, channels, 0].into(), &x.device(), state.dtype().into())
         }
         Some(served) => B::float_select(state.clone(), 0, served.rows.clone()),
         None => state.clone(),
@@ -93,9 +93,9 @@ pub(crate) fn update_steps<B: Backend>(
 struct Served<B: Backend> {
     /// `[B]`: a row of the state for each row of x, any for padding.
     rows: IntTensor<B>,
-    /// `[B]`: the row of x is padding.
+    /// `[B]`: the row of x is padding, or a later one has its slot.
     padding: BoolTensor<B>,
-    /// `[slots]`: a row of x for each row of the state, any where there is none.
+    /// `[slots]`: the last row of x that has each row of the state, any where there is none.
     owners: IntTensor<B>,
     /// `[slots]`: the row of the state belongs to none.
     unowned: BoolTensor<B>,
@@ -113,13 +113,16 @@ impl<B: Backend> Served<B> {
         let of_x = B::int_expand(B::int_reshape(slots.clone(), [1, batch].into()), shape);
         let other = B::int_not_equal(of_x, numbers(rows, [rows, 1]), bools);
         let owner = B::int_add_scalar(numbers(batch, [1, batch]), 1.into());
-        let owner = B::int_sum_dim(B::int_mask_fill(owner, other, 0.into()), 1);
+        let owner = B::int_max_dim(B::int_mask_fill(owner, other, 0.into()), 1);
         let owner = B::int_reshape(owner, [rows].into());
         let negative = B::int_lower_elem(slots.clone(), 0.into(), bools);
         let beyond = B::int_greater_equal_elem(slots.clone(), (rows as i64).into(), bools);
+        let rows_of_x = B::int_clamp(slots.clone(), 0.into(), (rows as i64 - 1).into());
+        let own = B::int_arange(1..batch as i64 + 1, &device, dtype);
+        let taken = B::int_not_equal(B::int_select(owner.clone(), 0, rows_of_x.clone()), own, bools);
         Self {
-            rows: B::int_clamp(slots.clone(), 0.into(), (rows as i64 - 1).into()),
-            padding: B::bool_or(negative, beyond),
+            rows: rows_of_x,
+            padding: B::bool_or(B::bool_or(negative, beyond), taken),
             unowned: B::int_equal_elem(owner.clone(), 0.into(), bools),
             owners: B::int_clamp(B::int_sub_scalar(owner, 1.into()), 0.into(), (batch as i64 - 1).into()),
         }
@@ -174,18 +177,20 @@ pub(crate) fn last_states<B: Backend>(
     B::float_mask_fill(B::float_swap_dims(columns, 0, 1), missing, 0.0.into())
 }
 
-/// See [`ConvOps::causal_conv1d_seq_idx`](crate::ConvOps::causal_conv1d_seq_idx): counts the bounds at or before each step.
+/// See [`ConvOps::causal_conv1d_seq_idx`](crate::ConvOps::causal_conv1d_seq_idx): counts the bounds at each step, and adds the
+/// counts up.
 pub(crate) fn seq_idx<B: Backend>(bounds: IntTensor<B>, length: usize) -> IntTensor<B> {
     let (count, device, dtype) = (bounds.shape()[0], bounds.device(), IntDType::from(bounds.dtype()));
     if length == 0 {
         return B::int_empty([1, 0].into(), &device, dtype);
     }
     let bools = get_device_settings::<B>(&device).bool_dtype;
-    let all = || Shape::from([length, count]);
-    let steps = B::int_reshape(B::int_arange(0..length as i64, &device, dtype), [length, 1].into());
-    let bounds = B::int_reshape(bounds, [1, count].into());
-    let later = B::int_lower(B::int_expand(steps, all()), B::int_expand(bounds, all()), bools);
-    let reached = B::int_sum_dim(B::int_mask_fill(B::int_ones(all(), &device, dtype), later, 0.into()), 1);
+    // A bound beyond the row is at one more step, which is left out then.
+    let bounds = B::int_clamp(bounds, 0.into(), (length as i64).into());
+    let none = B::int_zeros([length + 1].into(), &device, dtype);
+    let one = B::int_ones([count].into(), &device, dtype);
+    let here = B::int_select_assign(none, 0, bounds, one, IndexingUpdateOp::Add);
+    let reached = B::int_cumsum(B::int_slice(here, &[(0..length).into()]), 0);
     let after = B::int_equal_elem(reached.clone(), (count as i64).into(), bools);
     let ids = B::int_mask_fill(B::int_sub_scalar(reached, 1.into()), after, (-1).into());
     B::int_reshape(ids, [1, length].into())

@@ -10,7 +10,17 @@ pub(crate) mod rope2d;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::{DType, FloatDType};
+use conv_kernels::FloatType;
 use conv_kernels::conv3d::Activation;
+
+/// Burn's name for a storage type.
+pub(crate) fn dtype_of(dtype: FloatType) -> DType {
+    match dtype {
+        FloatType::F32 => DType::F32,
+        FloatType::F16 => DType::F16,
+        FloatType::Bf16 => DType::BF16,
+    }
+}
 
 /// The tensor in fp32.
 pub(crate) fn widen<B: Backend>(tensor: FloatTensor<B>) -> FloatTensor<B> {

@@ -119,7 +119,7 @@ fn dtypes_must_agree_and_be_served() {
                 CausalConv1dState::new().with_initial(initial),
                 CausalConv1dOptions::new(),
             ),
-            "causal_conv1d: x is f32 and the initial state is f16, they must have one dtype",
+            "causal_conv1d: x is f32 and the state is f16, a state is of x's dtype or f32",
         );
     }
     let device = Device::flex();

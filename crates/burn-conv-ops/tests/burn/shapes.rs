@@ -89,7 +89,7 @@ fn causal_conv1d_results_have_the_published_shapes() {
             let y = CubeBackend::causal_conv1d(inputs(), problem);
             assert_shape(&what, &y, &x_shape);
             let initial = inputs().initial;
-            let last = CubeBackend::causal_conv1d_final_state(inputs().x, initial, problem);
+            let last = CubeBackend::causal_conv1d_final_state(inputs().x, initial, None.into(), problem);
             assert_shape(&what, &last, &state_shape);
             let gradients = CubeBackend::causal_conv1d_backward(inputs(), y, problem);
             assert_shape(&what, &gradients.x, &x_shape);

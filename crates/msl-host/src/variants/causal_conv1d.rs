@@ -40,6 +40,8 @@ pub struct Call {
     pub dtype: FloatType,
     /// Type of weight and bias.
     pub weight_dtype: FloatType,
+    /// Type of the states.
+    pub state_dtype: FloatType,
 }
 
 impl Call {
@@ -54,6 +56,7 @@ impl Call {
             ids: None,
             dtype,
             weight_dtype: dtype,
+            state_dtype: dtype,
         }
     }
 
@@ -73,7 +76,8 @@ impl Call {
         };
         let weight = [c, self.width];
         let Self { layout, activation, dtype, weight_dtype, .. } = *self;
-        CausalConv1dProblem::new(x, weight, optional, layout, activation, dtype, weight_dtype)
+        CausalConv1dProblem::new(x, weight, optional, layout, activation, dtype, weight_dtype)?
+            .with_state_dtype(self.state_dtype)
     }
 
     /// `f16`, or `f16 x f32` where the weight has another dtype.
@@ -96,6 +100,9 @@ impl Call {
             }
         }
         words.extend(self.ids.map(|ids| format!("ids {}", ids.name())));
+        if self.state_dtype != self.dtype {
+            words.push(format!("states {}", self.state_dtype.name()));
+        }
         words.join(" ")
     }
 }
@@ -170,7 +177,13 @@ pub fn table(dtype: FloatType, index: IndexWidth) -> Vec<Call> {
         calls.extend(FloatType::ALL.map(|weight_dtype| Call { weight_dtype, ..plain }));
         // Nothing to compute, fewer steps than the filter is wide, and sums in parts.
         calls.extend([[0, 5, 33], [2, 0, 33], [2, 5, 0], [2, 5, 1]].map(|extents| Call { extents, ..base }));
-        calls.push(Call { extents: [20, 128, 8], ..plain });
+        calls.extend([[20, 128, 8], [300, 5, 8]].map(|extents| Call { extents, ..plain }));
+        // Tables of servers keep states in fp32.
+        let kept = Call { state_dtype: FloatType::F32, ..base };
+        if dtype != FloatType::F32 {
+            let ids = Some(IndexType::I32);
+            calls.extend([kept, Call { ids, ..kept }, Call { width: UNROLLED_WIDTH + 1, ..kept }]);
+        }
     }
     calls
 }
@@ -207,12 +220,13 @@ fn record_call(recorder: &Recorder, limits: &Limits, call: &Call, refused: &mut 
     }
     let label = Label {
         what: format!("causal_conv1d final state {}", call.dtype.name()),
-        options: if call.initial { "initial".into() } else { "-".into() },
+        options: call.options(Plan::Empty),
     };
     let result = recorder.record(&label, |client| {
         let operands = Operands::new(client, call, &problem);
-        let out = tensor(client, &problem.state_shape(), call.dtype);
-        final_state(client, limits, &problem, &operands.x, operands.initial.as_ref(), &out)
+        let out = tensor(client, &problem.state_shape(), call.state_dtype);
+        let (initial, ids) = (operands.initial.as_ref(), operands.ids.as_ref());
+        final_state(client, limits, &problem, &operands.x, initial, ids, &out)
     });
     note(result, &label, &case, refused);
 }
@@ -228,7 +242,7 @@ fn record_backward(
     let operands = Operands::new(client, call, problem);
     let of_inputs = Operands::new(client, call, problem);
     let dy = tensor(client, &problem.x_shape(), call.dtype);
-    let dfinal = with_final.then(|| tensor(client, &problem.state_shape(), call.dtype));
+    let dfinal = with_final.then(|| tensor(client, &problem.state_shape(), call.state_dtype));
     let gradients = Gradients {
         x: &of_inputs.x,
         weight: &of_inputs.weight,
@@ -254,7 +268,7 @@ impl Operands {
             x: tensor(client, &problem.x_shape(), call.dtype),
             weight: tensor(client, &problem.weight_shape(), call.weight_dtype),
             bias: call.bias.then(|| tensor(client, &[problem.channels], call.weight_dtype)),
-            initial: call.initial.then(|| tensor(client, &problem.state_shape(), call.dtype)),
+            initial: call.initial.then(|| tensor(client, &problem.state_shape(), call.state_dtype)),
             ids: call.ids.map(|ids| indices(client, &problem.seq_idx_shape(), ids)),
             residual: call.initial.then(|| tensor(client, &problem.x_shape(), call.dtype)),
         }

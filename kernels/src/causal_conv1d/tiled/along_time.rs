@@ -29,8 +29,7 @@ use super::stage::{Line, put, read};
 use super::taps::{put_taps, read_taps};
 use crate::causal_conv1d::args::{Present, Rows, RowsLaunch, Strides, strides};
 use crate::causal_conv1d::call::Call;
-use crate::causal_conv1d::plan::check_turns;
-use crate::causal_conv1d::problem::Conv1dLayout;
+use crate::causal_conv1d::problem::{CausalConv1dProblem, Conv1dLayout};
 use crate::cells::Cells;
 use crate::error::ConvError;
 use crate::grid::{Span, dispatches};
@@ -115,6 +114,13 @@ impl Tile {
     }
 }
 
+/// The most turns of the loops of a unit.
+pub(crate) fn turns(problem: &CausalConv1dProblem) -> usize {
+    // A cube of `[B, T, C]` has the fewest steps.
+    let tiles = problem.length.div_ceil(UNITS / ROWS * OUTPUTS).clamp(1, TILES);
+    problem.width.div_ceil(BLOCK) * tiles * 48 + 32
+}
+
 pub(crate) fn launch(call: &Call, sums: &Sums) -> Result<(), ConvError> {
     let &Call { client, limits, problem, ref views } = call;
     let (first, channels) = sums.channels;
@@ -149,7 +155,6 @@ pub(crate) fn launch(call: &Call, sums: &Sums) -> Result<(), ConvError> {
     let address = address_type("causal_conv1d", &operands, largest, limits)?;
     let memory: Vec<&Operand> = [sums.source, sums.target].into_iter().chain(other).collect();
     let memory = Memory::of(problem.layout, &memory);
-    check_turns("causal_conv1d", problem.width.div_ceil(BLOCK) * tiles_per_cube * 48 + 32, limits)?;
     let operations = 2.0 * (tiles_per_cube * UNITS * OUTPUTS * (problem.width + 16)) as f64;
     let tile = Tile { layout: problem.layout, shift: memory.shift(sums.start, problem.width) };
     for dispatch in dispatches(problem.batch * cubes * groups, operations, limits) {
@@ -199,6 +204,7 @@ pub(crate) fn launch(call: &Call, sums: &Sums) -> Result<(), ConvError> {
                 tile,
                 sums.source.dtype.elem(),
                 problem.weight_dtype.elem(),
+                problem.state_dtype.elem(),
                 problem.dtype.elem(),
                 sums.target.dtype.elem(),
             );
@@ -209,13 +215,13 @@ pub(crate) fn launch(call: &Call, sums: &Sums) -> Result<(), ConvError> {
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
-fn tiled_kernel<S: Float, W: Float, X: Float, Y: Float, N: Size>(
+fn tiled_kernel<S: Float, W: Float, H: Float, X: Float, Y: Float, N: Size>(
     source: &[Vector<S, N>],
-    initial: &Tensor<S>,
+    initial: &Tensor<H>,
     weight: &Tensor<W>,
     bias: &Tensor<W>,
     other: &[Vector<X, N>],
-    dfinal: &Tensor<X>,
+    dfinal: &Tensor<H>,
     target: &mut [Vector<Y, N>],
     extents: Rows,
     source_strides: Strides,
@@ -226,6 +232,7 @@ fn tiled_kernel<S: Float, W: Float, X: Float, Y: Float, N: Size>(
     #[comptime] tile: Tile,
     #[define(S)] _source_dtype: ElemType,
     #[define(W)] _weight_dtype: ElemType,
+    #[define(H)] _state_dtype: ElemType,
     #[define(X)] _dtype: ElemType,
     #[define(Y)] _target_dtype: ElemType,
 ) {

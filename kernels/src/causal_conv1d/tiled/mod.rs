@@ -23,6 +23,7 @@ use super::problem::Conv1dLayout;
 use crate::error::ConvError;
 use crate::operand::Operand;
 use along_time::Sums;
+pub(super) use along_time::turns;
 pub(super) use weight::{Cut, launch_partials, workspace};
 
 /// How memory is read and written along a row.

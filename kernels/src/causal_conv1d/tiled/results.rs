@@ -57,11 +57,11 @@ pub(super) fn take_results<N: Size>(columns: &Shared<[Quad]>, line: &Line, own: 
 /// Writes the results whose sums are `values`, which change.
 #[cube]
 #[allow(clippy::too_many_arguments)]
-pub(super) fn write_results<X: Float, Y: Float, N: Size>(
+pub(super) fn write_results<X: Float, H: Float, Y: Float, N: Size>(
     values: &Cells<f32>,
     other: &[Vector<X, N>],
     other_strides: &Strides,
-    dfinal: &Tensor<X>,
+    dfinal: &Tensor<H>,
     target: &mut [Vector<Y, N>],
     target_strides: &Strides,
     extents: &Rows,

@@ -8,8 +8,7 @@
 //! ```
 //!
 //! At the end units of the same taps are added, a tree of fixed shape. In `[B, C, T]` the next tile is read while one is
-//! multiplied. In `[B, T, C]` neighbouring units read the 8 channels of a sector of memory, which a cube of one channel would fetch
-//! for each of its elements.
+//! multiplied. In `[B, T, C]` neighbouring units read the 8 channels of a sector of memory.
 //!
 //! Bytes per cube and tile: its columns and 128 more of every channel, its gradients. Operations per element: W multiply-adds, up to
 //! 16 for fewer taps. Barriers: two per tile. Shared memory: up to 12.6 KiB for columns, 8.6 KiB for gradients. Measured on an H200
@@ -21,7 +20,6 @@ use super::products::{OUTPUTS, PARTS, Places, Quad, UNITS, add_products, part, p
 use super::stage::{Line, put, read};
 use crate::causal_conv1d::args::{Rows, Strides, at3, strides};
 use crate::causal_conv1d::call::Call;
-use crate::causal_conv1d::plan::check_turns;
 use crate::causal_conv1d::problem::{CausalConv1dProblem, Conv1dLayout};
 use crate::cells::Cells;
 use crate::dtype::FloatType;
@@ -34,6 +32,9 @@ use cubecl::prelude::*;
 
 /// Taps of a cube at most.
 const TAPS: usize = 128;
+
+/// Tiles of a cube at most: of each a unit adds up to 128 terms.
+const TILES: usize = 8;
 
 /// What of a kernel is compiled in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -113,21 +114,21 @@ impl Cut {
         let bytes = 4 * (problem.channels * (problem.width + 1)) as u64;
         let affordable = usize::try_from(limits.workspace_bytes / bytes.max(1)).unwrap_or(usize::MAX);
         let wanted = (4 * limits.cubes_in_flight).div_ceil(problem.channels.div_ceil(tile.rows()) * blocks);
-        let items_per_cube = items.div_ceil(wanted.min(affordable).clamp(1, items));
+        // No unit adds more terms in a row than those of a few tiles.
+        let few = items.div_ceil(wanted.clamp(1, items)).min(TILES);
+        let items_per_cube = few.max(items.div_ceil(affordable.max(1)));
         Self { lanes, blocks, tiles, items_per_cube, parts: items.div_ceil(items_per_cube) }
+    }
+
+    /// Turns of the loops of a unit.
+    pub(crate) fn turns(&self) -> usize {
+        self.items_per_cube * 40
     }
 }
 
 /// The workspace `[parts, C, W + 1]` of a cut.
-pub(crate) fn workspace(
-    client: &Client,
-    limits: &Limits,
-    problem: &CausalConv1dProblem,
-    cut: Cut,
-) -> Result<Operand, ConvError> {
-    check_turns("causal_conv1d", cut.parts.max(cut.items_per_cube * 40), limits)?;
-    let shape = [cut.parts, problem.channels, problem.width + 1];
-    Ok(Operand::empty(client, &shape, FloatType::F32))
+pub(crate) fn workspace(client: &Client, problem: &CausalConv1dProblem, cut: Cut) -> Operand {
+    Operand::empty(client, &[cut.parts, problem.channels, problem.width + 1], FloatType::F32)
 }
 
 /// How a cube's work is cut, as the kernel sees it.
@@ -188,6 +189,7 @@ pub(crate) fn launch_partials(
                 dispatch.span(),
                 tile,
                 problem.dtype.elem(),
+                problem.state_dtype.elem(),
                 g.dtype.elem(),
             );
         }
@@ -197,9 +199,9 @@ pub(crate) fn launch_partials(
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
-fn tiled_weight_kernel<X: Float, G: Float, N: Size>(
+fn tiled_weight_kernel<X: Float, H: Float, G: Float, N: Size>(
     x: &[Vector<X, N>],
-    initial: &Tensor<X>,
+    initial: &Tensor<H>,
     g: &[Vector<G, N>],
     partials: &mut Tensor<f32>,
     extents: Rows,
@@ -209,6 +211,7 @@ fn tiled_weight_kernel<X: Float, G: Float, N: Size>(
     span: Span,
     #[comptime] tile: Tile,
     #[define(X)] _dtype: ElemType,
+    #[define(H)] _state_dtype: ElemType,
     #[define(G)] _gradient_dtype: ElemType,
 ) {
     // The whole cube leaves together: barriers follow.

@@ -150,10 +150,10 @@ pub(super) fn channel_bias<W: Float>(bias: &[W], sizes: &Sizes, c: u32) -> Quad 
 /// The steps before the run, or the initial state: step `t` of the run stands at `t mod taps`, those before it precede that.
 #[cube]
 #[allow(clippy::too_many_arguments)]
-pub(super) fn read_history<X: Float, N: Size>(
+pub(super) fn read_history<X: Float, H: Float, N: Size>(
     x: &[Vector<X, N>],
     strides: &Strides,
-    initial: ComptimeOption<&Tensor<X>>,
+    initial: ComptimeOption<&Tensor<H>>,
     sizes: &Sizes,
     run: &Run,
     columns: &Cells<Quad>,
@@ -238,11 +238,11 @@ pub(super) fn step_sum<I: Int>(
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
-pub(super) fn channels_forward_kernel<X: Float, W: Float, I: Int, N: Size>(
+pub(super) fn channels_forward_kernel<X: Float, W: Float, H: Float, I: Int, N: Size>(
     x: &[Vector<X, N>],
     weight: &[W],
     bias: &[W],
-    initial: ComptimeOption<&Tensor<X>>,
+    initial: ComptimeOption<&Tensor<H>>,
     seq_idx: ComptimeOption<&Tensor<I>>,
     residual: ComptimeOption<&[Vector<X, N>]>,
     y: &mut [Vector<X, N>],
@@ -255,6 +255,7 @@ pub(super) fn channels_forward_kernel<X: Float, W: Float, I: Int, N: Size>(
     #[comptime] tile: Tile,
     #[define(X)] _dtype: ElemType,
     #[define(W)] _weight_dtype: ElemType,
+    #[define(H)] _state_dtype: ElemType,
     #[define(I)] _index_dtype: ElemType,
 ) {
     let run = share.run(span.cube(), &sizes);

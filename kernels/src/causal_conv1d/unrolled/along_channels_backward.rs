@@ -17,7 +17,7 @@ use super::along_channels::{
     ChannelShare, Run, channel_bias, channel_taps, read_history, read_history_ids, read_step, step_sum,
     write_step,
 };
-use super::along_time::{Tile, id_at, state_index};
+use super::along_time::{Tile, id_at, last_step, state_index};
 use super::sums::store_total;
 use crate::activation::activate_gradient_quad;
 use crate::causal_conv1d::args::Present;
@@ -28,16 +28,16 @@ use cubecl::prelude::*;
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
-pub(super) fn channels_backward_kernel<X: Float, W: Float, I: Int, N: Size>(
+pub(super) fn channels_backward_kernel<X: Float, W: Float, H: Float, I: Int, N: Size>(
     x: &[Vector<X, N>],
     dy: &[Vector<X, N>],
     weight: &[W],
     bias: &[W],
-    initial: ComptimeOption<&Tensor<X>>,
+    initial: ComptimeOption<&Tensor<H>>,
     seq_idx: ComptimeOption<&Tensor<I>>,
-    dfinal: ComptimeOption<&Tensor<X>>,
+    dfinal: ComptimeOption<&Tensor<H>>,
     dx: &mut [Vector<X, N>],
-    dinitial: &mut Tensor<X>,
+    dinitial: &mut Tensor<H>,
     dw: &mut Tensor<W>,
     db: &mut Tensor<W>,
     partials: &mut Tensor<f32>,
@@ -50,6 +50,7 @@ pub(super) fn channels_backward_kernel<X: Float, W: Float, I: Int, N: Size>(
     #[comptime] tile: Tile,
     #[define(X)] _dtype: ElemType,
     #[define(W)] _weight_dtype: ElemType,
+    #[define(H)] _state_dtype: ElemType,
     #[define(I)] _index_dtype: ElemType,
 ) {
     // The whole cube leaves together: barriers follow.
@@ -70,6 +71,14 @@ pub(super) fn channels_backward_kernel<X: Float, W: Float, I: Int, N: Size>(
         let ids = Cells::<I>::new(comptime!(if tile.packed { tile.taps } else { 1 }), I::from_int(0));
         read_history(x, &x_strides, initial, &sizes, &run, &columns, tile);
         read_history_ids(seq_idx, &sizes, &run, &ids, tile);
+        // Where the final state ends, and whose it is.
+        let mut final_end = sizes.length;
+        let mut whose = I::from_int(0);
+        if comptime!(tile.packed) && sizes.has(Present::DFINAL) {
+            let (steps, id) = last_step(seq_idx, &sizes, run.b);
+            final_end = steps;
+            whose = id;
+        }
         let behind = comptime!(tile.taps as u32 - 1);
         let end = min(sizes.length, run.t + share.steps + behind);
         for turn in 0..share.turns + 1u32 {
@@ -111,11 +120,15 @@ pub(super) fn channels_backward_kernel<X: Float, W: Float, I: Int, N: Size>(
                     if comptime!(i + 1 >= tile.taps) || turn > 0u32 {
                         let t = t - behind;
                         let mut result = handed_back(&ahead, &weights, &ids, &sizes, place, tile);
-                        if comptime!(tile.extras)
-                            && sizes.has(Present::DFINAL)
-                            && t + sizes.history() >= sizes.length
-                        {
-                            result += state_quad(dfinal.unwrap(), &sizes, &run, t + sizes.history());
+                        if comptime!(tile.extras) && sizes.has(Present::DFINAL) {
+                            let column = t + sizes.history();
+                            let mut held = column >= final_end && column - final_end < sizes.history();
+                            if comptime!(tile.packed) {
+                                held = held && ids.get(comptime!((place + 1) % tile.taps)) == whose;
+                            }
+                            if held {
+                                result += state_quad(dfinal.unwrap(), &sizes, &run, column - final_end);
+                            }
                         }
                         write_step(dx, &dx_strides, &sizes, &run, t, result);
                     }
@@ -124,7 +137,9 @@ pub(super) fn channels_backward_kernel<X: Float, W: Float, I: Int, N: Size>(
                         && sizes.has(Present::DINITIAL)
                     {
                         let dfinal = dfinal.unwrap();
-                        write_initial(&ahead, &weights, &ids, dfinal, dinitial, &sizes, &run, tile);
+                        write_initial(
+                            &ahead, &weights, &ids, final_end, whose, dfinal, dinitial, &sizes, &run, tile,
+                        );
                     }
                 }
             }
@@ -183,19 +198,21 @@ fn handed_back<I: Int>(
             }
         }
     }
+    if comptime!(tile.packed) {
+        // Padding reads padding: what it is handed back is 0, unless the weight is infinite.
+        result = select(ids.get(own) < I::from_int(0), Quad::new(0.0f32), result);
+    }
     result
 }
 
-/// The gradient of the final state at a column of `[initial state | x]` from T on.
+/// The gradient of column `m` of the final state.
 #[cube]
-fn state_quad<X: Float>(dfinal: &Tensor<X>, sizes: &Sizes, run: &Run, column: u32) -> Quad {
+fn state_quad<H: Float>(dfinal: &Tensor<H>, sizes: &Sizes, run: &Run, m: u32) -> Quad {
     let mut quad = Quad::new(0.0f32);
-    if column - sizes.length < sizes.history() {
-        #[unroll]
-        for i in 0..4usize {
-            let c = min(run.c + i as u32, sizes.channels - 1u32);
-            quad.insert(i, f32::cast_from(dfinal[state_index(dfinal, run.b, c, column - sizes.length)]));
-        }
+    #[unroll]
+    for i in 0..4usize {
+        let c = min(run.c + i as u32, sizes.channels - 1u32);
+        quad.insert(i, f32::cast_from(dfinal[state_index(dfinal, run.b, c, m)]));
     }
     quad
 }
@@ -203,12 +220,14 @@ fn state_quad<X: Float>(dfinal: &Tensor<X>, sizes: &Sizes, run: &Run, column: u3
 /// The gradient of the initial state from that of the row's first `taps - 1` steps, which stand at the ring's first places.
 #[cube]
 #[allow(clippy::too_many_arguments)]
-fn write_initial<X: Float, I: Int>(
+fn write_initial<H: Float, I: Int>(
     ahead: &Cells<Quad>,
     weights: &Cells<Quad>,
     ids: &Cells<I>,
-    dfinal: &Tensor<X>,
-    dinitial: &mut Tensor<X>,
+    end: u32,
+    own: I,
+    dfinal: &Tensor<H>,
+    dinitial: &mut Tensor<H>,
     sizes: &Sizes,
     run: &Run,
     #[comptime] tile: Tile,
@@ -225,21 +244,27 @@ fn write_initial<X: Float, I: Int>(
                     let next = fma(weights.get(k), ahead.get(comptime!(m - k)), sum);
                     if comptime!(tile.packed) {
                         // The state belongs to the first step's sequence.
-                        sum = select(ids.get(0usize) == ids.get(comptime!(m - k)), next, sum);
+                        let first = ids.get(0usize);
+                        let same = first == ids.get(comptime!(m - k)) && first >= I::from_int(0);
+                        sum = select(same, next, sum);
                     } else {
                         sum = next;
                     }
                 }
             }
-            if sizes.has(Present::DFINAL) && column >= sizes.length {
-                sum += state_quad(dfinal, sizes, run, column);
+            let mut held = sizes.has(Present::DFINAL) && column >= end;
+            if comptime!(tile.packed) {
+                held = held && (end == 0u32 || ids.get(0usize) == own);
+            }
+            if held {
+                sum += state_quad(dfinal, sizes, run, column - end);
             }
             #[unroll]
             for i in 0..4usize {
                 let c = run.c + i as u32;
                 if c < sizes.channels {
                     let at = state_index(&*dinitial, run.b, c, column);
-                    dinitial[at] = X::cast_from(sum.extract(i));
+                    dinitial[at] = H::cast_from(sum.extract(i));
                 }
             }
         }

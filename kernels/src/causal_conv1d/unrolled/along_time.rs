@@ -120,9 +120,9 @@ pub(super) fn read_runs<S: Numeric, N: Size>(
 /// state. `u` is the run's place in `raw`.
 #[cube]
 #[allow(clippy::too_many_arguments)]
-pub(super) fn columns<X: Float, S: Numeric, N: Size>(
+pub(super) fn columns<X: Float, H: Float, S: Numeric, N: Size>(
     raw: &Sequence<Vector<S, N>>,
-    initial: ComptimeOption<&Tensor<X>>,
+    initial: ComptimeOption<&Tensor<H>>,
     sizes: &Sizes,
     b: u32,
     c: u32,
@@ -194,6 +194,20 @@ pub(super) fn id_at<I: Int>(seq_idx: &Tensor<I>, sizes: &Sizes, b: u32, t: u32) 
     seq_idx[b as usize * seq_idx.stride(0) + step as usize * seq_idx.stride(1)]
 }
 
+/// How many steps row `b` has up to its last that is no padding, as the ids have it behind the last step where their final state has
+/// a gradient, and the id of that step.
+#[cube]
+pub(super) fn last_step<I: Int>(seq_idx: ComptimeOption<&Tensor<I>>, sizes: &Sizes, b: u32) -> (u32, I) {
+    let mut end = sizes.length;
+    let mut own = I::from_int(0);
+    if comptime!(seq_idx.is_some()) {
+        let ids = seq_idx.unwrap();
+        end = u32::cast_from(ids[b as usize * ids.stride(0) + sizes.length as usize * ids.stride(1)]);
+        own = id_at(ids, sizes, b, max(end, 1u32) - 1u32);
+    }
+    (end, own)
+}
+
 /// Ids of `count` columns from step `first` on, which may have wrapped.
 #[cube]
 pub(super) fn ids_from<I: Int>(
@@ -251,11 +265,11 @@ pub(super) fn sums<I: Int>(
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
-pub(super) fn forward_kernel<X: Float, S: Numeric, W: Float, I: Int, N: Size>(
+pub(super) fn forward_kernel<X: Float, S: Numeric, W: Float, H: Float, I: Int, N: Size>(
     x: &[Vector<S, N>],
     weight: &[W],
     bias: &[W],
-    initial: ComptimeOption<&Tensor<X>>,
+    initial: ComptimeOption<&Tensor<H>>,
     seq_idx: ComptimeOption<&Tensor<I>>,
     residual: ComptimeOption<&[Vector<S, N>]>,
     y: &mut [Vector<S, N>],
@@ -269,6 +283,7 @@ pub(super) fn forward_kernel<X: Float, S: Numeric, W: Float, I: Int, N: Size>(
     #[define(X)] _dtype: ElemType,
     #[define(S)] _memory: ElemType,
     #[define(W)] _weight_dtype: ElemType,
+    #[define(H)] _state_dtype: ElemType,
     #[define(I)] _index_dtype: ElemType,
 ) {
     let (rest, turn) = share.cuts.div_mod(span.cube() as u32);
@@ -291,7 +306,7 @@ pub(super) fn forward_kernel<X: Float, S: Numeric, W: Float, I: Int, N: Size>(
     for u in 0..tile.together {
         let index = first + u as u32 * share.lane_count;
         let step = index * run as u32;
-        let columns = columns::<X, S, N>(&raw, initial, &sizes, b, c, index, u, tile);
+        let columns = columns::<X, H, S, N>(&raw, initial, &sizes, b, c, index, u, tile);
         let before = comptime!(4 * tile.before());
         let ids = ids_from(seq_idx, &sizes, b, step - before as u32, comptime!(before + run));
         let results = sums(&columns, &weights, &ids, offset, &sizes, tile);

@@ -18,7 +18,7 @@
 //! the activation's derivative. Shared memory: 16 or 32 bytes per run, 4 (taps + 1) per unit: 16 KiB at most.
 
 use super::access::{Quad, Sizes, Strides, quad_of, read_run, read_taps, write_run};
-use super::along_time::{Tile, TimeShare, columns, ids_from, read_runs, sums};
+use super::along_time::{Tile, TimeShare, columns, ids_from, last_step, read_runs, sums};
 use super::run_gradient::{add_final, add_terms, handed_back, write_initial};
 use super::sums::store_total;
 use crate::activation::activate_gradient_all;
@@ -30,16 +30,16 @@ use cubecl::prelude::*;
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
-pub(super) fn backward_kernel<X: Float, S: Numeric, W: Float, I: Int, N: Size>(
+pub(super) fn backward_kernel<X: Float, S: Numeric, W: Float, H: Float, I: Int, N: Size>(
     x: &[Vector<S, N>],
     dy: &[Vector<S, N>],
     weight: &[W],
     bias: &[W],
-    initial: ComptimeOption<&Tensor<X>>,
+    initial: ComptimeOption<&Tensor<H>>,
     seq_idx: ComptimeOption<&Tensor<I>>,
-    dfinal: ComptimeOption<&Tensor<X>>,
+    dfinal: ComptimeOption<&Tensor<H>>,
     dx: &mut [Vector<S, N>],
-    dinitial: &mut Tensor<X>,
+    dinitial: &mut Tensor<H>,
     dw: &mut Tensor<W>,
     db: &mut Tensor<W>,
     partials: &mut Tensor<f32>,
@@ -53,6 +53,7 @@ pub(super) fn backward_kernel<X: Float, S: Numeric, W: Float, I: Int, N: Size>(
     #[define(X)] _dtype: ElemType,
     #[define(S)] _memory: ElemType,
     #[define(W)] _weight_dtype: ElemType,
+    #[define(H)] _state_dtype: ElemType,
     #[define(I)] _index_dtype: ElemType,
 ) {
     // The whole cube leaves together: barriers follow.
@@ -162,7 +163,7 @@ pub(super) fn backward_kernel<X: Float, S: Numeric, W: Float, I: Int, N: Size>(
         for u in 0..tile.together {
             let index = first + u as u32 * share.lane_count;
             let step = index * run as u32;
-            let columns = columns::<X, S, N>(&raw, initial, &sizes, b, c, index, u, tile);
+            let columns = columns::<X, H, S, N>(&raw, initial, &sizes, b, c, index, u, tile);
             let ids = ids_from(seq_idx, &sizes, b, step - before as u32, comptime!(before + run));
             let pre = sums(&columns, &weights, &ids, offset, &sizes, tile);
             let gradient = Cells::<f32>::new(run, 0.0f32);
@@ -232,15 +233,26 @@ pub(super) fn backward_kernel<X: Float, S: Numeric, W: Float, I: Int, N: Size>(
             if own && exists {
                 let ids = ids_from(seq_idx, &sizes, b, step, comptime!(before + run));
                 let offset = comptime!(u * (before + run));
+                // Where the final state ends, and whose it is.
+                let mut end = sizes.length;
+                let mut whose = I::from_int(0);
+                if comptime!(tile.packed) && sizes.has(Present::DFINAL) {
+                    let (steps, id) = last_step(seq_idx, &sizes, b);
+                    end = steps;
+                    whose = id;
+                }
                 let results = handed_back(&ahead, &weights, &ids, &sizes, offset, tile);
                 if comptime!(tile.extras) && sizes.has(Present::DFINAL) {
-                    add_final(&results, dfinal.unwrap(), &sizes, b, c, step, tile);
+                    let dfinal = dfinal.unwrap();
+                    add_final(&results, &ids, end, whose, dfinal, &sizes, b, c, step, tile);
                 }
                 let row = dx_strides.row(b, c);
                 write_run::<X, S, N>(dx, row, dx_strides.t, step, sizes.length, &results, tile.wide);
                 if comptime!(tile.extras) && index == 0u32 && sizes.has(Present::DINITIAL) {
                     let dfinal = dfinal.unwrap();
-                    write_initial(&ahead, &weights, &ids, dfinal, dinitial, &sizes, b, c, offset, tile);
+                    write_initial(
+                        &ahead, &weights, &ids, end, whose, dfinal, dinitial, &sizes, b, c, offset, tile,
+                    );
                 }
             }
         }

@@ -10,6 +10,10 @@ use crate::operand::Operand;
 use crate::words::WORD;
 use cubecl::ir::ElemType;
 
+/// Turns of a cube at most, but where the sums of more cubes would not fit: a unit adds the terms of a turn, up to 16, in a row, so
+/// that the error of dw and db does not grow with their number.
+const MOST_TURNS: usize = 64;
+
 /// How the work along time is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TimeCut {
@@ -35,14 +39,14 @@ impl TimeCut {
         // Rows are cut where they are too few for the device; every cut costs a turn.
         let wanted = 16 * limits.cubes_in_flight;
         let segments = (wanted / (problem.batch * groups)).clamp(1, turns.div_ceil(4));
-        let segment_turns = turns.div_ceil(segments);
+        let segment_turns = turns.div_ceil(segments).min(MOST_TURNS);
         let segments = turns.div_ceil(segment_turns);
         let items = problem.batch * segments;
         // A few turns are done before another launch would have begun; those of a smaller cube are shorter.
         let items_per_cube = if items * segment_turns * tile.units <= 8 * TIME_UNITS {
             items
         } else {
-            (items * groups / wanted).clamp(1, items)
+            (items * groups / wanted).min(MOST_TURNS / segment_turns).clamp(1, items)
         };
         let items_per_cube = items_per_cube.max(items.div_ceil(affordable(problem, limits)));
         Self {
@@ -55,6 +59,11 @@ impl TimeCut {
             items_per_cube,
             parts: items.div_ceil(items_per_cube),
         }
+    }
+
+    /// Backward: turns of a cube, those for halos too.
+    pub(super) fn turns_of_cube(&self) -> usize {
+        self.items_per_cube * (self.segment_turns + 1)
     }
 
     pub(super) fn launch(&self, problem: &CausalConv1dProblem, cuts: usize) -> TimeShareLaunch {

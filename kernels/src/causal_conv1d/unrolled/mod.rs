@@ -15,13 +15,15 @@ mod sums;
 use super::Gradients;
 use super::args::{Present, canonical, strides};
 use super::call::Call;
-use super::plan::{Pass, check_turns};
+use super::plan::Pass;
 use super::problem::{CausalConv1dProblem, Conv1dLayout};
+use super::weight;
 use crate::activation::Activation;
 use crate::dtype::FloatType;
 use crate::error::ConvError;
 use crate::grid::dispatches;
 use crate::index_operand::IndexOperand;
+use crate::limits::Limits;
 use crate::operand::{Operand, address_type};
 use access::SizesLaunch;
 use along_channels::channels_forward_kernel;
@@ -58,26 +60,41 @@ fn taps(problem: &CausalConv1dProblem) -> usize {
     if problem.width <= 4 { 4 } else { 8 }
 }
 
+/// The most turns that the loops of a unit make, however the tensors of a problem with results lie in memory.
+pub(crate) fn turns(problem: &CausalConv1dProblem, pass: Pass, limits: &Limits) -> usize {
+    let of = |read: Read| {
+        let tile = tile(problem, limits, read, pass, true);
+        match (problem.layout, pass) {
+            (Conv1dLayout::Bct, Pass::Forward) => 0,
+            (Conv1dLayout::Bct, Pass::Backward) => TimeCut::of(problem, tile, limits).turns_of_cube(),
+            (Conv1dLayout::Btc, Pass::Forward) => ChannelCut::of(problem, tile.steps(), limits).turns,
+            (Conv1dLayout::Btc, Pass::Backward) => ChannelCut::of(problem, tile.steps(), limits).turns + 1,
+        }
+    };
+    let words = problem.dtype.size() == 2 && limits.halves_in_words;
+    of(Read::One).max(of(Read::Four)).max(if words { of(Read::Words) } else { 0 })
+}
+
 /// What is compiled in. The branches of states and residual are left out only where it matters: few kernels are compiled.
-fn tile(call: &Call, read: Read, pass: Pass, extras: bool) -> Tile {
-    let packed = call.views.seq_idx.is_some();
+fn tile(problem: &CausalConv1dProblem, limits: &Limits, read: Read, pass: Pass, extras: bool) -> Tile {
+    let packed = problem.seq_idx;
     let extras = extras || packed || read == Read::One;
     // So that a unit of the backward pass, which has few companions, has 128 bytes under way. Where all is over in microseconds
     // the longer code takes longer to arrive than to run.
-    let elements = call.problem.batch * call.problem.channels * call.problem.length;
-    let halves = call.problem.dtype.size() == 2 && call.limits.unroll && elements >= 1 << 20;
+    let elements = problem.batch * problem.channels * problem.length;
+    let halves = problem.dtype.size() == 2 && limits.unroll && elements >= 1 << 20;
     let batch = if pass == Pass::Forward || halves { 8 } else { 4 };
     let wide = read == Read::Words;
-    let units = match call.problem.layout {
+    let units = match problem.layout {
         Conv1dLayout::Bct if wide && pass == Pass::Backward => WORD_UNITS,
         Conv1dLayout::Bct => TIME_UNITS,
         Conv1dLayout::Btc => CHANNEL_UNITS,
     };
     let together = if wide && pass == Pass::Forward { 2 * TOGETHER } else { TOGETHER };
-    let full = call.problem.width == taps(call.problem) && call.problem.activation == Activation::Silu;
+    let full = problem.width == taps(problem) && problem.activation == Activation::Silu;
     let straight = full && !extras;
     let early = wide && pass == Pass::Backward;
-    Tile { straight, taps: taps(call.problem), together, units, wide, batch, packed, extras, early }
+    Tile { straight, taps: taps(problem), together, units, wide, batch, packed, extras, early }
 }
 
 fn sizes(call: &Call, present: u32) -> SizesLaunch {
@@ -105,7 +122,8 @@ pub(crate) fn forward(call: &Call, y: &Operand) -> Result<(), ConvError> {
     let read = Read::of(problem.layout, &reached, limits);
     let (width, memory) = read.vector(problem.dtype);
     let elements = read.elements();
-    let tile = tile(call, read, Pass::Forward, views.initial_state.is_some() || residual.is_some());
+    let extras = views.initial_state.is_some() || residual.is_some();
+    let tile = tile(problem, limits, read, Pass::Forward, extras);
     // What the kernel knows of and the call does not have, another tensor stands in for.
     let initial = tile.extras.then(|| views.initial_or_x());
     let residual = tile.extras.then(|| residual.unwrap_or(x));
@@ -145,6 +163,7 @@ pub(crate) fn forward(call: &Call, y: &Operand) -> Result<(), ConvError> {
                     problem.dtype.elem(),
                     memory,
                     problem.weight_dtype.elem(),
+                    problem.state_dtype.elem(),
                     views.index_elem(),
                 );
             }
@@ -177,6 +196,7 @@ pub(crate) fn forward(call: &Call, y: &Operand) -> Result<(), ConvError> {
                     tile,
                     problem.dtype.elem(),
                     problem.weight_dtype.elem(),
+                    problem.state_dtype.elem(),
                     views.index_elem(),
                 );
             }
@@ -202,12 +222,10 @@ pub(crate) fn backward(
     let (width, memory) = read.vector(problem.dtype);
     let elements = read.elements();
     let states = [views.initial_state.as_ref(), dfinal, dinitial].iter().any(Option::is_some);
-    let tile = tile(call, read, Pass::Backward, states);
+    let tile = tile(problem, limits, read, Pass::Backward, states);
     let time = TimeCut::of(problem, tile, limits);
     let channels = ChannelCut::of(problem, tile.steps(), limits);
     let parts = if along_time { time.parts } else { channels.parts };
-    let turns = time.items_per_cube * (time.segment_turns + 1);
-    check_turns("causal_conv1d", if along_time { turns } else { channels.turns + 1 }, limits)?;
     // Whole sums need no room of their own; allocating it would take as long as a small launch.
     let partials = (parts > 1)
         .then(|| Operand::empty(client, &[parts, problem.width + 1, problem.channels], FloatType::F32));
@@ -228,7 +246,7 @@ pub(crate) fn backward(
     let macs = |elements: usize| 2.0 * (elements * (3 * taps + 16)) as f64;
     let cubes = parts * if along_time { time.groups } else { channels.groups };
     let of_cube = if along_time {
-        macs(time.items_per_cube * (time.segment_turns + 1) * tile.units * tile.together * tile.run())
+        macs(time.turns_of_cube() * tile.units * tile.together * tile.run())
     } else {
         macs((channels.turns + 1) * channels.steps * tile.units * 4)
     };
@@ -265,6 +283,7 @@ pub(crate) fn backward(
                         problem.dtype.elem(),
                         $($memory,)?
                         problem.weight_dtype.elem(),
+                        problem.state_dtype.elem(),
                         views.index_elem(),
                     );
                 }
@@ -276,5 +295,7 @@ pub(crate) fn backward(
             launch!(channels_backward_kernel, channels.launch(problem),);
         }
     }
-    partials.map_or(Ok(()), |partials| sums::launch(client, limits, &partials, out))
+    let Some(partials) = partials else { return Ok(()) };
+    let partials = weight::fold(client, limits, partials, sums::MOST_PARTS)?;
+    sums::launch(client, limits, &partials, out)
 }

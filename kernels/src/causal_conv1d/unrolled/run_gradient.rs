@@ -72,14 +72,27 @@ pub(super) fn handed_back<I: Int>(
             }
         }
     }
+    if comptime!(tile.packed) {
+        // Padding reads padding: what it is handed back is 0, unless the weight is infinite.
+        #[unroll]
+        for i in 0..run {
+            let padding = *ids.index(i) < I::from_int(0);
+            results.set(i, select(padding, 0.0f32, results.get(i)));
+        }
+    }
     results
 }
 
-/// Adds the gradient of the final state to those steps of the run from `first` on that it holds.
+/// Adds the gradient of the final state to those steps of the run from `first` on that it holds: of the steps before `end` those with
+/// the id `own`. `ids` begin with the run's own.
 #[cube]
-pub(super) fn add_final<X: Float>(
+#[allow(clippy::too_many_arguments)]
+pub(super) fn add_final<H: Float, I: Int>(
     results: &Cells<f32>,
-    dfinal: &Tensor<X>,
+    ids: &Sequence<I>,
+    end: u32,
+    own: I,
+    dfinal: &Tensor<H>,
     sizes: &Sizes,
     b: u32,
     c: u32,
@@ -89,24 +102,28 @@ pub(super) fn add_final<X: Float>(
     #[unroll]
     for i in 0..comptime!(tile.run()) {
         let column = first + i as u32 + sizes.history();
-        if column >= sizes.length && column - sizes.length < sizes.history() {
-            results.set(
-                i,
-                results.get(i) + f32::cast_from(dfinal[state_index(dfinal, b, c, column - sizes.length)]),
-            );
+        let mut held = column >= end && column - end < sizes.history();
+        if comptime!(tile.packed) {
+            held = held && *ids.index(i) == own;
+        }
+        if held {
+            let gradient = f32::cast_from(dfinal[state_index(dfinal, b, c, column - end)]);
+            results.set(i, results.get(i) + gradient);
         }
     }
 }
 
-/// The gradient of the initial state from that of the row's first steps.
+/// The gradient of the initial state from that of the row's first steps, and from that of the final state where that holds it.
 #[cube]
 #[allow(clippy::too_many_arguments)]
-pub(super) fn write_initial<X: Float, I: Int>(
+pub(super) fn write_initial<H: Float, I: Int>(
     ahead: &Cells<f32>,
     weights: &Cells<f32>,
     ids: &Sequence<I>,
-    dfinal: &Tensor<X>,
-    dinitial: &mut Tensor<X>,
+    end: u32,
+    own: I,
+    dfinal: &Tensor<H>,
+    dinitial: &mut Tensor<H>,
     sizes: &Sizes,
     b: u32,
     c: u32,
@@ -125,18 +142,23 @@ pub(super) fn write_initial<X: Float, I: Int>(
                     let next = fma(weights.get(k), ahead.get(comptime!(offset + m - k)), sum);
                     if comptime!(tile.packed) {
                         // The state belongs to the first step's sequence.
-                        let same = *ids.index(0) == *ids.index(comptime!(m - k));
+                        let first = *ids.index(0);
+                        let same = first == *ids.index(comptime!(m - k)) && first >= I::from_int(0);
                         sum = select(same, next, sum);
                     } else {
                         sum = next;
                     }
                 }
             }
-            if sizes.has(Present::DFINAL) && column >= sizes.length {
-                sum += f32::cast_from(dfinal[state_index(dfinal, b, c, column - sizes.length)]);
+            let mut held = sizes.has(Present::DFINAL) && column >= end;
+            if comptime!(tile.packed) {
+                held = held && (end == 0u32 || *ids.index(0) == own);
+            }
+            if held {
+                sum += f32::cast_from(dfinal[state_index(dfinal, b, c, column - end)]);
             }
             let at = state_index(&*dinitial, b, c, column);
-            dinitial[at] = X::cast_from(sum);
+            dinitial[at] = H::cast_from(sum);
         }
     }
 }

@@ -1,4 +1,5 @@
-//! dw and db from the partial sums `[parts, W + 1, C]`, db in the last slot: one launch, deterministic.
+//! dw and db from the partial sums `[parts, W + 1, C]`, db in the last slot: one launch, deterministic. More parts than 256 are
+//! added 64 at a time first ([`weight::fold`](crate::causal_conv1d::weight::fold)), so that no unit adds many in a row.
 //!
 //! A cube has 32 channels of one slot, a unit every eighth part of a channel; the eight are added in order. Bytes: the
 //! partial sums once. Operations: one addition per partial sum.
@@ -16,6 +17,9 @@ use cubecl::prelude::*;
 
 const LANES: usize = 32;
 const ROWS: usize = 8;
+
+/// Parts that a launch takes at most: 32 for a unit.
+pub(super) const MOST_PARTS: usize = 32 * ROWS;
 
 /// Launches the sums.
 pub(super) fn launch(

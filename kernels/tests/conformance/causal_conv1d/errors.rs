@@ -355,6 +355,6 @@ fn loops_longer_than_the_device_allows_are_refused() {
     let error = op::update(&client, &limits, &update, x, state, weight.operand(), None, x, state);
     assert_eq!(
         error.expect_err("a refusal").to_string(),
-        format!("causal_conv1d_update: a sum takes 9 {most}")
+        format!("causal_conv1d_update: a sum takes 16 {most}")
     );
 }

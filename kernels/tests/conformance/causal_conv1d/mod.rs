@@ -3,8 +3,10 @@
 mod behaviour;
 pub(crate) mod decoding;
 mod errors;
+mod limits;
 mod reference;
 mod repeats;
+mod states;
 pub(crate) mod streaming;
 mod tables;
 mod views;
@@ -95,7 +97,7 @@ fn tensors_with(
         x: tensor(1, &x, problem.dtype),
         weight: tensor(2, &problem.weight_shape(), problem.weight_dtype),
         bias: problem.bias.then(|| tensor(3, &[problem.channels], problem.weight_dtype)),
-        state: problem.initial_state.then(|| tensor(4, &state, problem.dtype)),
+        state: problem.initial_state.then(|| tensor(4, &state, problem.state_dtype)),
         ids: problem.seq_idx.then(|| {
             let ids: Vec<i64> = ids.iter().map(|id| i64::from(*id)).collect();
             let shape = problem.seq_idx_shape();
@@ -104,7 +106,7 @@ fn tensors_with(
         }),
         residual: problem.residual.then(|| tensor(7, &x, problem.dtype)),
         dy: tensor(5, &x, problem.dtype),
-        dfinal: with_dfinal.then(|| tensor(6, &state, problem.dtype)),
+        dfinal: with_dfinal.then(|| tensor(6, &state, problem.state_dtype)),
     }
 }
 
@@ -165,9 +167,10 @@ pub(crate) fn launch(
     let (x, state) = (problem.x_shape(), problem.state_shape());
     let of = |shape: &[usize]| output(client, shape, problem.dtype);
     let of_weight = |shape: &[usize]| output(client, shape, problem.weight_dtype);
-    let (y, last, dx, dw) = (of(&x), of(&state), of(&x), of_weight(&problem.weight_shape()));
+    let of_state = || output(client, &state, problem.state_dtype);
+    let (y, last, dx, dw) = (of(&x), of_state(), of(&x), of_weight(&problem.weight_shape()));
     let db = problem.bias.then(|| of_weight(&[problem.channels]));
-    let dinitial = problem.initial_state.then(|| of(&state));
+    let dinitial = problem.initial_state.then(of_state);
     let inputs = tensors.inputs();
     let gradients = op::Gradients {
         x: dx.operand(),
@@ -178,7 +181,8 @@ pub(crate) fn launch(
     let dfinal = tensors.dfinal.as_ref().map(Buffer::operand);
     op::forward(client, limits, problem, &forward, &inputs, y.operand())
         .and_then(|()| {
-            op::final_state(client, limits, problem, inputs.x, inputs.initial_state, last.operand())
+            let (initial, ids) = (inputs.initial_state, inputs.seq_idx);
+            op::final_state(client, limits, problem, inputs.x, initial, ids, last.operand())
         })
         .and_then(|()| {
             op::backward(
@@ -253,7 +257,7 @@ pub(crate) fn oracles(problem: &CausalConv1dProblem, tensors: &Tensors) -> Vec<O
         dtype,
         guard: guard.stored_as(dtype),
     };
-    let last = oracle::final_state(problem, &x, state.as_deref());
+    let last = oracle::final_state(problem, &inputs);
     let zeros = vec![0.0; last.len()];
     let mut oracles = vec![
         of(
@@ -263,7 +267,7 @@ pub(crate) fn oracles(problem: &CausalConv1dProblem, tensors: &Tensors) -> Vec<O
             dtype,
             Guard::SUM,
         ),
-        of(last, zeros, 0, dtype, Guard::SUM),
+        of(last, zeros, 0, problem.state_dtype, Guard::SUM),
         of(values.x, magnitudes.x, taps, dtype, Guard::SUM),
         of(values.weight, magnitudes.weight, steps, weight_dtype, Guard::WEIGHT_GRADIENT),
     ];
@@ -271,6 +275,7 @@ pub(crate) fn oracles(problem: &CausalConv1dProblem, tensors: &Tensors) -> Vec<O
         oracles.push(of(values.bias, magnitudes.bias, steps, weight_dtype, Guard::WEIGHT_GRADIENT));
     }
     if problem.initial_state {
+        let dtype = problem.state_dtype;
         oracles.push(of(values.initial_state, magnitudes.initial_state, taps, dtype, Guard::SUM));
     }
     oracles

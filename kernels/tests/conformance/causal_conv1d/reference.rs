@@ -109,7 +109,7 @@ fn pytorch_agrees() {
                 assert_same(&what("dinitial"), &gradients.initial_state, &get("dinitial"));
             }
             if golden.last {
-                let last = reference::final_state(&problem, &x, initial.as_deref());
+                let last = reference::final_state(&problem, &inputs);
                 assert_same(&what("final"), &last, &get("final"));
             }
         }
@@ -196,7 +196,7 @@ fn finite_differences_agree() {
         let loss = |point: &Point| {
             let inputs = point.inputs(&problem, &ids);
             dot(&reference::forward(&problem, &inputs), &dy)
-                + dot(&reference::final_state(&problem, inputs.x, inputs.initial_state), &dfinal)
+                + dot(&reference::final_state(&problem, &inputs), &dfinal)
         };
         let gradients = reference::backward(&problem, &point.inputs(&problem, &ids), &dy, Some(&dfinal));
         let none = Point::random(11, &problem).moved(-1.0, &direction);
@@ -312,6 +312,6 @@ fn updates_add_up_to_the_forward_pass() {
             assert_same(&format!("{case} step {t}"), &y, &at(&whole));
             state = next;
         }
-        assert_eq!(state, reference::final_state(&problem, inputs.x, inputs.initial_state), "{case}");
+        assert_eq!(state, reference::final_state(&problem, &inputs), "{case}");
     }
 }
