@@ -13,4 +13,5 @@ mod rope2d;
 mod shapes;
 mod state_dict;
 mod support;
+mod tracked;
 mod views;
