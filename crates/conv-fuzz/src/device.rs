@@ -56,8 +56,8 @@ impl Device {
     /// Products that a plan may compute in one case: more would take the device seconds.
     pub fn most_work(&self) -> usize {
         match self.name {
-            "metal" => 2_000_000,
-            "software" => 20_000_000,
+            "metal" => 400_000,
+            "software" => 8_000_000,
             _ => 2_000_000_000,
         }
     }

@@ -157,7 +157,7 @@ mod tests {
         let mut trials = 0;
         shrink(&case, 5, |_| {
             trials += 1;
-            true
+            false
         });
         assert_eq!(trials, 5);
     }

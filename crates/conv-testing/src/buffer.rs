@@ -120,9 +120,12 @@ pub fn read_all(client: &Client, buffers: &[&Buffer]) -> Vec<Vec<f64>> {
 /// # Errors
 /// When a launch that should have written one of the tensors failed, or memory beside one was written.
 pub fn try_read_all(client: &Client, buffers: &[&Buffer]) -> Result<Vec<Vec<f64>>, String> {
-    let bytes = client
-        .read(buffers.iter().map(|buffer| buffer.whole.clone()).collect())
-        .map_err(|error| format!("a launch failed: {error:?}"))?;
+    let bytes =
+        client.read(buffers.iter().map(|buffer| buffer.whole.clone()).collect()).map_err(|error| {
+            let text = error.to_string();
+            let lines = text.lines().map(str::trim).take_while(|line| *line != "Backtrace:");
+            format!("a launch failed: {}", lines.collect::<Vec<_>>().join(" "))
+        })?;
     buffers.iter().zip(bytes).map(|(buffer, bytes)| buffer.decode(&bytes)).collect()
 }
 

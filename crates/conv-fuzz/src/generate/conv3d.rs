@@ -35,6 +35,7 @@ pub(super) fn random(family: &mut Random, each: &mut Random) -> Case {
         Plane3x3,
         Long,
         Long,
+        Long,
         Depthwise,
         Depthwise,
         FewResults,
@@ -48,7 +49,7 @@ pub(super) fn random(family: &mut Random, each: &mut Random) -> Case {
     case.set("k", &kernel);
     case.set("s", &stride);
     case.set("d", &dilation);
-    case.set("replicate", &[i64::from(family.once_in(3))]);
+    case.set("replicate", &[family.range(0, 1)]);
     case.set_word("type", dtype(family));
     case.set_word("limits", class(family));
     case.set("bias", &[family.range(0, 1)]);
@@ -65,6 +66,7 @@ pub(super) fn random(family: &mut Random, each: &mut Random) -> Case {
         }
         case.set_word("out_view", family.pick(OUTPUT_VIEWS));
     }
+    case.set_word("pass", family.pick(&["forward", "dx", "dx", "dw", "db"]));
     let groups = family.pick(&[1, 1, 1, 2, 3]);
     case.plan = format!("pick{}", family.bits() % 1000);
 

@@ -11,7 +11,7 @@ use crate::text::{Case, Op};
 use conv_cases::fill::hash;
 
 /// Cases of a family.
-const FAMILY: u64 = 24;
+const FAMILY: u64 = 16;
 
 /// Case number `n` of a seed.
 pub fn case(seed: u64, n: u64) -> Case {
