@@ -1,4 +1,4 @@
-//! The project's commands: `cargo xtask demo | test | bench | msl | check | tidy`.
+//! The project's commands: `cargo xtask demo | test | fuzz | bench | msl | check | tidy`.
 //!
 //! This program stays light, so that it builds in seconds; everything heavy is a crate of its own that it starts
 //! through cargo.
@@ -42,6 +42,13 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
     },
+    /// Random problems of every op and plan against the f64 references; a failing one is made small and printed as a line.
+    Fuzz {
+        /// Options of the program (`--seconds N`, `--seed S`, `--device metal|software|vulkan`, `--replay LINE`); `-- --help` lists
+        /// them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
+    },
     /// Verify, then time, every workload against Burn's own op.
     Bench {
         /// Lower through SPIR-V instead of WGSL: real GPUs on Linux and Windows.
@@ -77,6 +84,7 @@ fn main() -> Result<()> {
     match Cli::parse().command {
         Task::Demo { example, data, options } => demo(example, &data, &options),
         Task::Test { options } => test(&options),
+        Task::Fuzz { options } => fuzz(&options),
         Task::Bench { vulkan, options } => {
             let features = if vulkan { "vulkan,autotune" } else { "autotune" };
             let features = if options.iter().any(|option| option == "software") { "" } else { features };
@@ -197,6 +205,16 @@ fn test(options: &[String]) -> Result<()> {
             .into_iter()
             .chain(options.iter().cloned()),
     )
+}
+
+fn fuzz(options: &[String]) -> Result<()> {
+    driver::ensure()?;
+    driver::ensure_compiler()?;
+    if options.iter().any(|option| option == "vulkan" || option == "--device=vulkan") {
+        let arguments = words("run --release --quiet -p conv-fuzz --features vulkan --");
+        return cargo(arguments.into_iter().chain(options.iter().cloned()));
+    }
+    run("conv-fuzz", options)
 }
 
 /// Copies a finished program's output to the terminal.

@@ -10,5 +10,6 @@ mod conv3d_tiles;
 mod conv3d_winograd;
 mod device;
 mod errors;
+mod laws;
 mod rope2d;
 mod support;

@@ -16,4 +16,5 @@ mod silu;
 mod state_dict;
 mod states;
 mod support;
+mod tracked;
 mod views;

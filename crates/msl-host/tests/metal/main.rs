@@ -22,6 +22,8 @@ mod conv3d_sums;
 mod conv3d_tiles;
 #[path = "../../../../kernels/tests/conformance/conv3d_winograd.rs"]
 mod conv3d_winograd;
+#[path = "../../../../kernels/tests/conformance/laws.rs"]
+mod laws;
 mod machine;
 #[path = "../../../../kernels/tests/conformance/rope2d/mod.rs"]
 mod rope2d;

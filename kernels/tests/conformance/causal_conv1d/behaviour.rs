@@ -2,8 +2,8 @@
 //! NaN, extreme values, gradients left out.
 
 use super::views::bits;
-use super::{Tensors, launch, normal, plans, problem, read_results, run, sample, tensors, upload_indices};
-use crate::support::{Buffer, client, output, read_all, upload};
+use super::{Tensors, launch, normal, plans, problem, read_results, run, sample, tensors};
+use crate::support::{Buffer, client, output, read_all, upload, upload_indices};
 use conv_cases::causal_conv1d::{self as cases, Case, SeqIdx};
 use conv_kernels::causal_conv1d::{self as op, CausalConv1dProblem, UpdateProblem};
 use conv_kernels::conv3d::Activation;

@@ -1,8 +1,8 @@
 //! Several decoding steps at once: shifted states and rings, rows with and without a slot, states updated in place; and the
 //! last states of packed sequences.
 
-use super::{normal, upload_indices};
-use crate::support::{Buffer, client, output, read_all, upload};
+use super::normal;
+use crate::support::{Buffer, client, output, read_all, upload, upload_indices};
 use conv_cases::fill;
 use conv_kernels::causal_conv1d::{
     Conv1dLayout, DecodingSteps, UpdateProblem, last_states, reference, sequence_ids, update_steps,

@@ -141,7 +141,8 @@ fn operands_of_another_problem_are_refused() {
     let wrong_shape = output(&client, &[2, 4, 3], FloatType::F32);
     let state_f16 = output(&client, &[2, 3, 3], FloatType::F16);
     let bias_f32 = output(&client, &[3], FloatType::F32);
-    let ids = super::upload_indices(&client, &[0; 8], &[4, 2], &[2, 1], conv_kernels::IndexType::I32);
+    let ids =
+        crate::support::upload_indices(&client, &[0; 8], &[4, 2], &[2, 1], conv_kernels::IndexType::I32);
 
     let forward = |problem: &CausalConv1dProblem, plan: Plan, inputs: Inputs, y: &crate::support::Buffer| {
         op::forward(&client, &limits, problem, &plan, &inputs, y.operand())

@@ -1,8 +1,8 @@
 //! Limits that a call is checked against or that must not be felt: slots that several rows have, loops longer than a device lets
 //! them be, sums of very many terms.
 
-use super::{launch, plans, problem, read_results, tensors, upload_indices};
-use crate::support::{client, output, read_all, upload};
+use super::{launch, plans, problem, read_results, tensors};
+use crate::support::{client, output, read_all, upload, upload_indices};
 use conv_cases::causal_conv1d::{Case, SeqIdx};
 use conv_cases::fill;
 use conv_kernels::causal_conv1d::{self as op, CausalConv1dProblem, DecodingSteps, UpdateProblem, reference};

@@ -1,7 +1,7 @@
 //! Final states of rows with sequence ids and padding, pieces of such rows, what padding holds, and states in fp32 beside 16-bit x.
 
-use super::{check, launch, normal, plans, problem, read_results, tensors, upload_indices};
-use crate::support::{client, output, read_all, upload};
+use super::{check, launch, normal, plans, problem, read_results, tensors};
+use crate::support::{client, output, read_all, upload, upload_indices};
 use conv_cases::causal_conv1d::{self as cases, Case, SeqIdx};
 use conv_cases::fill;
 use conv_kernels::causal_conv1d::{self as op, DecodingSteps, UpdateProblem, reference};

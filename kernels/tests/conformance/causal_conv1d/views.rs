@@ -1,9 +1,7 @@
 //! Equal bits where arithmetic is equal: strides, expanded axes, layouts, small limits, repeated calls.
 
-use super::{
-    Results, Tensors, launch, normal, plans, problem, read_results, sample, tensors, upload_indices,
-};
-use crate::support::{Buffer, client, upload, upload_strided};
+use super::{Results, Tensors, launch, normal, plans, problem, read_results, sample, tensors};
+use crate::support::{Buffer, client, upload, upload_indices, upload_strided};
 use conv_cases::causal_conv1d::{self as cases, Case};
 use conv_kernels::causal_conv1d::{CausalConv1dProblem, Conv1dLayout};
 use conv_kernels::{FloatType, IndexType, Limits, row_major};

@@ -1,8 +1,8 @@
 //! Bad input: the class and the exact sentence, before any launch.
 
 use super::upload_positions;
-use crate::causal_conv1d::upload_indices;
-use crate::support::{Buffer, client, output};
+
+use crate::support::{Buffer, client, output, upload_indices};
 use conv_kernels::rope2d::{Rope2dProblem, RopeLayout, rotate};
 use conv_kernels::{FloatType, IndexOperand, IndexType, Limits};
 

@@ -4,9 +4,8 @@ mod errors;
 mod numbers;
 pub(crate) mod options;
 
-use crate::causal_conv1d::upload_indices;
 use crate::conv3d_reference::{assert_same, golden, tensor};
-use crate::support::{Buffer, client, dtypes, output, read_all, upload, upload_strided};
+use crate::support::{Buffer, client, dtypes, output, read_all, upload, upload_indices, upload_strided};
 use conv_cases::fill;
 use conv_cases::rope2d::{self as cases, Case};
 use conv_kernels::rope2d::{Rope2dProblem, RopeLayout, reference, rotate};
@@ -121,6 +120,40 @@ fn the_inverse_undoes_the_rotation() {
             }
         }
     }
+}
+
+/// Tokens are independent: turned in another order, together with their positions, they give the same bits; so do the two rows of a
+/// batch alone.
+#[test]
+fn tokens_are_independent() {
+    let client = client();
+    let limits = Limits::of(&client);
+    let (b, h, n, d) = (2, 3, 13, 12);
+    let of = |b: usize| {
+        Rope2dProblem::new([b, h, n, d], [b, n, 2], RopeLayout::Bhnd, 100.0, 0.5, FloatType::F32)
+            .expect("sound shapes")
+    };
+    let positions: Vec<i64> = (0..2 * b * n).map(|i| (i as i64 * 31) % 57 - 20).collect();
+    let values = fill::normal(3, b * h * n * d);
+    let turned = |problem: &Rope2dProblem, values: &[f32], positions: &[i64]| {
+        let tokens = upload(&client, values, &problem.tokens_shape(), FloatType::F32);
+        let indices = upload_positions(&client, problem, positions, IndexType::I32);
+        rotated((&client, &limits), problem, &tokens, &indices, false).read(&client)
+    };
+    let whole = turned(&of(b), &values, &positions);
+    let half = values.len() / 2;
+    let rows =
+        [0, 1].map(|row| turned(&of(1), &values[row * half..][..half], &positions[row * 2 * n..][..2 * n]));
+    assert_eq!(whole, rows.concat());
+    // Token n takes the place of token n - 1 - n.
+    let backwards = |values: &[f32]| -> Vec<f32> {
+        values.chunks(n * d).flat_map(|head| head.chunks(d).rev().flatten().copied()).collect()
+    };
+    let reversed: Vec<i64> =
+        positions.chunks(2 * n).flat_map(|row| row.chunks(2).rev().flatten().copied()).collect();
+    let got: Vec<f32> = turned(&of(b), &backwards(&values), &reversed).iter().map(|v| *v as f32).collect();
+    let whole: Vec<f32> = whole.iter().map(|value| *value as f32).collect();
+    assert_eq!(got, backwards(&whole));
 }
 
 /// Positions at the edges of the tables' digits and of i32, for each width of digits.

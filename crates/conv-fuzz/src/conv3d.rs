@@ -1,0 +1,309 @@
+//! conv3d: random problems, and each pass of one under its plans against the reference.
+
+use crate::device::{self, CLASSES, Device, may_refuse};
+use crate::outcome::{Check, LAUNCH, NO_PLAN, OVER, Outcome, PANIC, REFUSED, WRONG, caught};
+use crate::tensors::{self, DATA, OUTPUT_VIEWS, TYPES, VIEWS, check_non_finite, dtype, spoil};
+use crate::text::{Case, Field};
+use conv_cases::fill::hash;
+use conv_kernels::conv3d::{
+    self as op, Activation, Algorithm, Conv3dProblem, NonFinite, PaddingMode, Pass, Plan, Window,
+    WinogradTile, reference,
+};
+use conv_kernels::tolerance::{Expected, Guard};
+use conv_kernels::{ConvError, Limits};
+use conv_testing::buffer::{Buffer, try_read_all};
+use conv_testing::conv3d::{Inputs, Oracle, check_exact, padded_work, result_shape, try_launch};
+
+/// What a case of conv3d says.
+pub const FIELDS: &[Field] = &[
+    Field::numbers("x", &[1; 5]),
+    Field::numbers("o", &[1]),
+    Field::numbers("k", &[1; 3]),
+    Field::numbers("s", &[1; 3]),
+    Field::numbers("pad", &[0; 6]),
+    Field::numbers("d", &[1; 3]),
+    Field::numbers("groups", &[1]),
+    Field::numbers("replicate", &[0]),
+    Field::words("act", &["none", "relu", "silu"]),
+    Field::numbers("bias", &[0]),
+    Field::words("type", TYPES),
+    Field::words("data", DATA),
+    Field::words("bad", &["none", "nan_x", "inf_x", "nan_dy", "inf_dy", "inf_w"]),
+    Field::numbers("seed", &[1]),
+    Field::words("x_view", VIEWS),
+    Field::words("w_view", VIEWS),
+    Field::words("dy_view", VIEWS),
+    Field::words("out_view", OUTPUT_VIEWS),
+    Field::words("limits", CLASSES),
+    Field::words("pass", &["all", "forward", "dx", "dw", "db"]),
+];
+
+/// The problem of a case.
+fn problem(case: &Case) -> Result<Conv3dProblem, ConvError> {
+    let x = case.extents::<5>("x");
+    let [kd, kh, kw] = case.extents("k");
+    let [o] = case.extents("o");
+    let [groups] = case.extents("groups");
+    let pad = case.extents::<6>("pad");
+    let window = Window {
+        stride: case.extents("s"),
+        padding: [(pad[0], pad[1]), (pad[2], pad[3]), (pad[4], pad[5])],
+        dilation: case.extents("d"),
+        groups,
+        padding_mode: if case.is("replicate") { PaddingMode::Replicate } else { PaddingMode::Zeros },
+        activation: match case.word("act") {
+            "relu" => Activation::Relu,
+            "silu" => Activation::Silu,
+            _ => Activation::None,
+        },
+    };
+    let weight = [o, x[1] / groups.max(1), kd, kh, kw];
+    Conv3dProblem::new(x, weight, case.is("bias").then_some(o), window, dtype(case.word("type")))
+}
+
+fn inputs(device: &Device, case: &Case, problem: &Conv3dProblem) -> Inputs {
+    let bad = case.word("bad");
+    let tensor = |number: u64, name: &str, shape: &[usize], view: &str| {
+        let (seed, length) = (case.number("seed"), shape.iter().product());
+        let mut values = tensors::values(case.word("data"), seed, number, length);
+        match bad.split_once('_') {
+            Some(("nan", of)) if of == name => spoil(&mut values, seed, f32::NAN),
+            Some(("inf", of)) if of == name => spoil(&mut values, seed, f32::INFINITY),
+            _ => {}
+        }
+        tensors::upload(&device.client, &values, shape, view, problem.dtype)
+    };
+    Inputs {
+        x: tensor(1, "x", &problem.x_shape(), case.word("x_view")),
+        w: tensor(2, "w", &problem.weight_shape(), case.word("w_view")),
+        bias: problem.bias.then(|| tensor(3, "bias", &[problem.out_channels], "plain")),
+        dy: tensor(4, "dy", &problem.y_shape(), case.word("dy_view")),
+    }
+}
+
+/// A pass of a case: what it is called there, and what it launches. db comes with dw.
+const PASSES: [(&str, Pass); 4] = [
+    ("forward", Pass::Forward),
+    ("dx", Pass::InputGradient),
+    ("dw", Pass::WeightGradient),
+    ("db", Pass::WeightGradient),
+];
+
+/// The plans of a case for one pass, the automatic one first where it is asked for.
+fn plans(
+    case: &Case,
+    device: &Device,
+    problem: &Conv3dProblem,
+    pass: Pass,
+    limits: &Limits,
+) -> Result<Vec<(String, Plan)>, ConvError> {
+    let all = || op::eligible(problem, pass, limits).into_iter().map(|plan| (plan.name(), plan));
+    // A line that is about every plan is run once, a random case one of many.
+    let most_work = if case.plan.is_empty() { 20 * device.most_work() } else { device.most_work() };
+    let affordable = |plan: &Plan| padded_work(problem, pass, plan) <= most_work;
+    let auto = || op::plan(problem, pass, Algorithm::Auto, limits).map(|plan| ("auto".to_string(), plan));
+    let picked = case.plan.strip_prefix("pick").and_then(|number| number.parse::<u64>().ok());
+    Ok(match (case.plan.as_str(), picked) {
+        ("auto", _) => vec![auto()?],
+        ("", _) => std::iter::once(auto()?).chain(all().filter(|(_, plan)| affordable(plan))).collect(),
+        (_, Some(number)) => {
+            let auto = auto()?;
+            let mut others: Vec<_> = all().filter(|(_, plan)| *plan != auto.1 && affordable(plan)).collect();
+            let rank = |name: &str| name.bytes().fold(number, |sum, byte| hash(sum, u64::from(byte)));
+            others.sort_by_key(|(name, _)| rank(name));
+            others.truncate(PICKED);
+            std::iter::once(auto).chain(others).collect()
+        }
+        (name, None) => all().filter(|(each, _)| each == name).collect(),
+    })
+}
+
+/// Plans of a `pick` beside the automatic one.
+const PICKED: usize = 2;
+
+/// Runs a case.
+pub fn run(device: &Device, case: &Case) -> Outcome {
+    let problem = match problem(case) {
+        Ok(problem) => problem,
+        Err(error) => return Outcome::Skipped(error.to_string()),
+    };
+    let shapes = [problem.x_shape(), problem.weight_shape(), problem.y_shape()];
+    let elements = shapes.iter().map(|shape| shape.iter().product::<usize>()).max().unwrap_or(0);
+    if problem.multiply_adds() > 3e7 || elements > 1 << 21 {
+        return Outcome::Skipped("the problem is too large".into());
+    }
+    let class = case.word("limits");
+    let limits = device::limits(class, &device.limits, elements * problem.dtype.size());
+    if !device.limits.dtypes.contains(&problem.dtype) {
+        return Outcome::Skipped("the device lacks the type".into());
+    }
+    let inputs = inputs(device, case, &problem);
+    let mut checks = Vec::new();
+    for (word, pass) in PASSES {
+        if !matches!(case.word("pass"), "all") && case.word("pass") != word {
+            continue;
+        }
+        let mut of_pass = case.clone();
+        of_pass.set_word("pass", word);
+        let plans = match caught(|| plans(case, device, &problem, pass, &limits)) {
+            Ok(Ok(plans)) => plans,
+            Ok(Err(_)) if may_refuse(class) => continue,
+            Ok(Err(error)) => return Outcome::failed(&of_pass, NO_PLAN, error.to_string()),
+            Err(panic) => return Outcome::failed(&of_pass, PANIC, panic),
+        };
+        match run_pass(device, &of_pass, &problem, (word, pass), &limits, &inputs, plans) {
+            Ok(more) => checks.extend(more),
+            Err(failed) => return failed,
+        }
+    }
+    Outcome::Passed(checks)
+}
+
+/// Launches a pass under its plans, then compares.
+fn run_pass(
+    device: &Device,
+    case: &Case,
+    problem: &Conv3dProblem,
+    (word, pass): (&'static str, Pass),
+    limits: &Limits,
+    inputs: &Inputs,
+    plans: Vec<(String, Plan)>,
+) -> Result<Vec<Check>, Outcome> {
+    let client = &device.client;
+    let named = |name: &str| Case { plan: name.into(), ..case.clone() };
+    let with_bias = word == "db";
+    let mut launched: Vec<(String, Plan, Vec<Buffer>)> = Vec::new();
+    device.forget();
+    for (name, plan) in plans {
+        let of = |shape: &[usize]| tensors::output(client, shape, case.word("out_view"), problem.dtype);
+        let mut outs = vec![of(&result_shape(problem, pass))];
+        outs.extend(with_bias.then(|| of(&[problem.out_channels])));
+        let result = caught(|| {
+            if with_bias {
+                let operands = [inputs.x.operand(), inputs.dy.operand(), outs[0].operand()];
+                op::weight_and_bias_gradient(client, limits, problem, &plan, operands, outs[1].operand())
+            } else {
+                try_launch((client, limits), problem, (pass, &plan), inputs, &outs[0])
+            }
+        });
+        match result {
+            Ok(Ok(())) => launched.push((name.clone(), plan, outs)),
+            Ok(Err(error)) if name == "auto" => {
+                let message = format!("{} was planned, then: {error}", plan.name());
+                return Err(Outcome::failed(&named(&name), REFUSED, message));
+            }
+            // A plan of `eligible` may be one that the smaller device refuses.
+            Ok(Err(_)) => {}
+            Err(panic) => return Err(Outcome::failed(&named(&name), PANIC, panic)),
+        }
+        if let Some(message) = device.over(limits) {
+            let message = format!("{}: {message}", plan.name());
+            return Err(Outcome::failed(&named(&name), OVER, message));
+        }
+    }
+    let all: Vec<&Buffer> = launched.iter().flat_map(|(_, _, outs)| outs).collect();
+    let together = caught(|| try_read_all(client, &all)).and_then(|read| read);
+    let mut read = together.ok().map(Vec::into_iter);
+    let plans: Vec<Plan> = launched.iter().map(|(_, plan, _)| *plan).collect();
+    let oracle = Oracle::new(problem, pass, inputs, &plans);
+    let mut checks = Vec::new();
+    for (name, plan, outs) in &launched {
+        let got = match &mut read {
+            Some(read) => read.by_ref().take(outs.len()).collect(),
+            // One of them failed: which?
+            None => caught(|| try_read_all(client, &outs.iter().collect::<Vec<_>>()))
+                .and_then(|read| read)
+                .map_err(|error| {
+                Outcome::failed(&named(name), LAUNCH, format!("{}: {error}", plan.name()))
+            })?,
+        };
+        let compared = compare(case, problem, pass, limits, (&oracle, inputs), plan, &got[0]);
+        let compared =
+            compared.and_then(|()| got.get(1).map_or(Ok(()), |db| compare_bias(case, problem, inputs, db)));
+        if let Err(error) = compared {
+            return Err(Outcome::failed(&named(name), WRONG, format!("{}: {error}", plan.name())));
+        }
+        let kind = if name == "auto" { format!("auto:{}", plan.name()) } else { name.clone() };
+        checks.push((word, kind));
+    }
+    Ok(checks)
+}
+
+fn compare(
+    case: &Case,
+    problem: &Conv3dProblem,
+    pass: Pass,
+    limits: &Limits,
+    (oracle, inputs): (&Oracle, &Inputs),
+    plan: &Plan,
+    got: &[f64],
+) -> Result<(), String> {
+    let integers = case.word("data") == "integers";
+    let exact_plan = !matches!(plan, Plan::Winograd(config) if config.tile != WinogradTile::F2x2);
+    let silu = pass == Pass::Forward && problem.window.activation == Activation::Silu;
+    if case.word("bad") != "none" {
+        let spreads = matches!(plan.notes(problem, pass, limits).non_finite, NonFinite::Tile(_));
+        let expected = oracle.expected(plan, pass, problem.dtype).0;
+        let right = |index: usize| (got[index] - expected.values[index]).abs() <= expected.bound(index);
+        let channel = |index: usize| spreads || channel_is_spoilt(problem, pass, inputs, index);
+        return check_non_finite(got, oracle.values(), channel, right);
+    }
+    if integers && exact_plan && !silu {
+        return check_exact(got, oracle.values(), problem.dtype);
+    }
+    oracle.check(plan, pass, problem.dtype, got, !integers && plain_data(case)).map(|_| ())
+}
+
+/// Whether a result belongs to a channel of a weight that is not finite, or is the gradient of a weight between channels of which one
+/// holds an element that is not: plans multiply those by the zeros of the padding and beyond the last window.
+fn channel_is_spoilt(problem: &Conv3dProblem, pass: Pass, inputs: &Inputs, index: usize) -> bool {
+    let spoilt = |values: Vec<f64>, holds: &dyn Fn(usize) -> bool| {
+        (0..values.len()).any(|index| !values[index].is_finite() && holds(index))
+    };
+    let taps = problem.taps();
+    let (c, o) = (problem.channels, problem.out_channels);
+    let (group_c, group_o) = (problem.group_channels(), problem.group_out_channels());
+    let frame = |shape: [usize; 5]| shape[2..].iter().product::<usize>();
+    let (of_x, of_y) = (frame(problem.x_shape()), frame(problem.y_shape()));
+    match pass {
+        Pass::Forward => {
+            let channel = index / of_y % o;
+            spoilt(inputs.w.values(), &|at| at / (taps * group_c) == channel)
+        }
+        Pass::InputGradient => {
+            let channel = index / of_x % c;
+            let of_weight = |at: usize| at / (taps * group_c) / group_o * group_c + at / taps % group_c;
+            spoilt(inputs.w.values(), &|at| of_weight(at) == channel)
+        }
+        Pass::WeightGradient => {
+            let out = index / (taps * group_c);
+            let channel = out / group_o * group_c + index / taps % group_c;
+            spoilt(inputs.x.values(), &|at| at / of_x % c == channel)
+                || spoilt(inputs.dy.values(), &|at| at / of_y % o == out)
+        }
+    }
+}
+
+/// Whether every element is drawn for itself, as the statistical guard asks.
+fn plain_data(case: &Case) -> bool {
+    ["x_view", "w_view", "dy_view"].iter().all(|view| !matches!(case.word(view), "batch" | "inner"))
+}
+
+fn compare_bias(case: &Case, problem: &Conv3dProblem, inputs: &Inputs, db: &[f64]) -> Result<(), String> {
+    let dy = inputs.dy.values();
+    let values = reference::bias_gradient(problem, &dy);
+    let absolute: Vec<f64> = dy.iter().map(|value| value.abs()).collect();
+    let magnitudes = reference::bias_gradient(problem, &absolute);
+    let (terms, dtype) = (problem.positions(), problem.dtype);
+    let expected = Expected { values: &values, magnitudes: &magnitudes, terms, dtype, slope: 1.0 };
+    let named = |error: String| format!("db: {error}");
+    if case.word("bad") != "none" {
+        let right = |index: usize| (db[index] - values[index]).abs() <= expected.bound(index);
+        return check_non_finite(db, &values, |_| false, right).map_err(named);
+    }
+    if case.word("data") == "integers" {
+        return check_exact(db, &values, dtype).map_err(named);
+    }
+    let guard = plain_data(case).then_some(Guard::WEIGHT_GRADIENT.stored_as(dtype));
+    expected.check(db, guard).map(|_| ()).map_err(named)
+}

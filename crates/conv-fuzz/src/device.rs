@@ -1,0 +1,154 @@
+//! The devices that problems run on, and smaller ones that they are taken for.
+
+use anyhow::{Result, anyhow};
+use clap::ValueEnum;
+use conv_kernels::{FloatType, Limits};
+use cubecl::prelude::*;
+use msl_host::server::Recorder;
+
+/// Which device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Kind {
+    /// The emitted Metal text, executed on this CPU.
+    Metal,
+    /// A software adapter through wgpu (lavapipe).
+    Software,
+    /// The best adapter there is: through SPIR-V in a build with the feature `vulkan`, else as wgpu's default.
+    Vulkan,
+}
+
+/// An opened device.
+pub struct Device {
+    /// Its name in reports.
+    pub name: &'static str,
+    /// What launches go to.
+    pub client: Client,
+    /// What it allows.
+    pub limits: Limits,
+    recorder: Option<Recorder>,
+}
+
+impl Device {
+    /// Opens a device.
+    ///
+    /// # Errors
+    /// When there is none of the kind.
+    pub fn open(kind: Kind) -> Result<Self> {
+        use cubecl::device::WgpuDeviceKind::{Cpu, DefaultDevice};
+        if kind == Kind::Metal {
+            let recorder = Recorder::executing();
+            let client = recorder.client().clone();
+            let limits = Limits::of(&client);
+            return Ok(Self { name: "metal", client, limits, recorder: Some(recorder) });
+        }
+        #[cfg(feature = "vulkan")]
+        let open = cubecl::Device::vulkan;
+        #[cfg(not(feature = "vulkan"))]
+        let open = cubecl::Device::wgpu;
+        let (name, adapter) =
+            if kind == Kind::Software { ("software", Cpu) } else { ("vulkan", DefaultDevice) };
+        let device = open(adapter).map_err(|error| anyhow!("there is no {name} adapter ({error})"))?;
+        let client = device.client();
+        let limits = Limits::of(&client);
+        Ok(Self { name, client, limits, recorder: None })
+    }
+
+    /// Products that a plan may compute in one case: more would take the device seconds.
+    pub fn most_work(&self) -> usize {
+        match self.name {
+            "metal" => 400_000,
+            "software" => 8_000_000,
+            _ => 2_000_000_000,
+        }
+    }
+
+    /// Forgets what has been launched.
+    pub fn forget(&self) {
+        if let Some(recorder) = &self.recorder {
+            let _ = self.client.flush();
+            recorder.log().launches.clear();
+        }
+    }
+
+    /// What was launched since and passes `limits`, where the device keeps a record.
+    pub fn over(&self, limits: &Limits) -> Option<String> {
+        let recorder = self.recorder.as_ref()?;
+        let _ = self.client.flush();
+        let log = recorder.log();
+        for launch in &log.launches {
+            let kernel = &log.kernels[launch.kernel];
+            let Ok(lowered) = &kernel.lowered else { continue };
+            let name = kernel.id.short_name();
+            let (bytes, threads) = (lowered.facts.threadgroup_bytes, lowered.thread_count());
+            if bytes > limits.shared_bytes {
+                return Some(format!(
+                    "{name} takes {bytes} bytes of threadgroup memory, the device has {}",
+                    limits.shared_bytes
+                ));
+            }
+            if threads > u64::from(limits.units_per_cube) {
+                return Some(format!(
+                    "{name} takes {threads} threads, the device has {}",
+                    limits.units_per_cube
+                ));
+            }
+            if let Some(bytes) = launch.buffers.iter().find(|bytes| **bytes > limits.buffer_bytes) {
+                return Some(format!(
+                    "{name} binds {bytes} bytes, the device has buffers of {}",
+                    limits.buffer_bytes
+                ));
+            }
+        }
+        None
+    }
+}
+
+/// What a device is taken for: itself; one with 16 KiB of threadgroup memory and 256 threads; without matrix units; with little
+/// workspace; with small dispatches; that one threadgroup keeps busy; that thousands do; with no buffer much larger than the tensors;
+/// that ends loops early; with 64-bit offsets from 20 elements on; without words for halves; without f16.
+pub const CLASSES: &[&str] = &[
+    "device",
+    "small",
+    "no_matrices",
+    "workspace",
+    "dispatches",
+    "one_in_flight",
+    "many_in_flight",
+    "buffers",
+    "turns",
+    "wide",
+    "no_words",
+    "no_f16",
+];
+
+/// Classes on which some problems have no plan.
+pub fn may_refuse(class: &str) -> bool {
+    matches!(class, "buffers" | "turns" | "no_f16")
+}
+
+/// The limits of a class on this device, for a problem whose largest tensor has `bytes` bytes.
+pub fn limits(class: &str, device: &Limits, bytes: usize) -> Limits {
+    let mut limits = device.clone();
+    match class {
+        "small" => {
+            limits.shared_bytes = 16 << 10;
+            limits.units_per_cube = 256;
+        }
+        "no_matrices" => limits.matrices.clear(),
+        "workspace" => limits.workspace_bytes = 4096,
+        "dispatches" => {
+            limits.cubes_per_axis = 3;
+            limits.dispatch_operations = 6000.0;
+        }
+        "one_in_flight" => limits.cubes_in_flight = 1,
+        "many_in_flight" => limits.cubes_in_flight = 2000,
+        // A guard zone is part of what a launch binds.
+        "buffers" => limits.buffer_bytes = (bytes + 4096) as u64,
+        "turns" => limits.loop_turns = Some(60),
+        "wide" if limits.wide_index => limits.narrow_elements = 20,
+        "no_words" => limits.halves_in_words = false,
+        "no_f16" => limits.dtypes.retain(|dtype| *dtype != FloatType::F16),
+        _ => {}
+    }
+    limits
+}

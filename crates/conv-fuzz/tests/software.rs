@@ -1,0 +1,15 @@
+//! A fixed seed and the named regressions, on the software adapter.
+
+mod fixed_seed;
+
+use conv_fuzz::device::Kind;
+
+#[test]
+fn named_regressions_hold() {
+    fixed_seed::named_regressions_hold(Kind::Software);
+}
+
+#[test]
+fn random_problems_match_the_references() {
+    fixed_seed::random_problems_match_the_references(Kind::Software, 200);
+}
