@@ -7,6 +7,7 @@ mod decoding;
 mod errors;
 mod gradients;
 mod modules;
+mod non_finite;
 mod packed;
 mod prepared;
 mod rope2d;
