@@ -74,6 +74,13 @@ use burn::tensor::Tensor;
 /// and depthwise filters (2e-6 at most). The bias' gradient is right to 1.2e-5, and to 4e-4 along one row of
 /// 16.8 million.
 ///
+/// # NaN, infinities, range
+/// On every device a result is not finite where a product of its sum holds NaN or an infinity. Beside these, a non-finite weight may
+/// make any result of its channel (y: its output channel, dx: its input channel) non-finite, an element of x or dy any weight's
+/// gradient of its channel, since the padding's zeros are multiplied; all other results keep their values. Where [`Algorithm::Auto`] takes
+/// Winograd, an element of x reaches its tile of 4 x 4 results as well; [`Algorithm::Strict`] never takes it. Finite tensors give
+/// finite, right results as long as `C/groups * taps * max|x| * max|weight|` is below the largest fp32 number.
+///
 /// # Panics
 /// Where [`try_conv3d`] returns an error.
 pub fn conv3d(

@@ -68,9 +68,10 @@ pub enum Algorithm {
     /// The plan of this module's table.
     #[default]
     Auto,
-    /// As `Auto`, without Winograd: the error of an fp32 sum, and a NaN reaches no result but those whose windows hold it.
+    /// As `Auto`, without Winograd: the error of an fp32 sum, and a NaN in x reaches no result but those whose windows hold it.
     Strict,
-    /// One output per unit.
+    /// One output per unit. What is not there is not multiplied: an infinite weight reaches only the results of windows that hold
+    /// an element there.
     Direct,
     /// Matrix product with gathered operands.
     ImplicitGemm,

@@ -12,6 +12,7 @@
 //! Every function takes row-major slices. Run on absolute values, the same functions give the sum of magnitudes that
 //! the tolerance model needs (see [`crate::tolerance`]).
 
+use super::plan::Pass;
 use super::problem::{Conv3dProblem, PaddingMode};
 use crate::activation::Activation;
 
@@ -128,6 +129,66 @@ pub fn activation_derivative(activation: Activation, v: f64) -> f64 {
             sigmoid * (1.0 + v * (1.0 - sigmoid))
         }
     }
+}
+
+/// How a result is reached by the operands' non-finite elements: NaN and infinities.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// It is finite and right.
+    Never,
+    /// It is either right or not finite: plans multiply by the zeros of the padding, and of windows that do not exist.
+    May,
+    /// It is not finite: a product of its sum holds one of them.
+    Must,
+}
+
+/// Which results of a pass become non-finite under any plan but Winograd; the operands are those of [`pre_activation`],
+/// [`input_gradient`] or [`weight_gradient`].
+///
+/// What the filter's sites share may reach all of them: a weight `[o, c, k]` the results of channel o (forward) or c (input gradient), an
+/// element of x or dy the weight gradient of its channel. Results beside these keep their values.
+pub fn reach(problem: &Conv3dProblem, pass: Pass, [first, second]: [&[f64]; 2]) -> Vec<Reach> {
+    let (taps, group_channels) = (problem.taps(), problem.group_channels());
+    let group_out = problem.group_out_channels();
+    let sites = |extents: [usize; 3]| extents.iter().product::<usize>();
+    let (inputs, outputs) = (sites(problem.input), sites(problem.output()));
+    // The channels of a weight: of x and of y.
+    let channels = |w: usize| {
+        let o = w / taps / group_channels;
+        (o / group_out * group_channels + w / taps % group_channels, o)
+    };
+    let broken = |values: &[f64]| -> Vec<usize> {
+        (0..values.len()).filter(|index| !values[*index].is_finite()).collect()
+    };
+    let [in_first, in_second] = [broken(first), broken(second)];
+    let may = |result: usize| match pass {
+        Pass::Forward => in_second.iter().any(|w| channels(*w).1 == result / outputs % problem.out_channels),
+        Pass::InputGradient => in_first.iter().any(|w| channels(*w).0 == result / inputs % problem.channels),
+        Pass::WeightGradient => {
+            let (c, o) = channels(result);
+            in_first.iter().any(|x| x / inputs % problem.channels == c)
+                || in_second.iter().any(|dy| dy / outputs % problem.out_channels == o)
+        }
+    };
+    let results = match pass {
+        Pass::Forward => problem.y_shape(),
+        Pass::InputGradient => problem.x_shape(),
+        Pass::WeightGradient => problem.weight_shape(),
+    };
+    let mut reach: Vec<_> = (0..results.iter().product())
+        .map(|result| if may(result) { Reach::May } else { Reach::Never })
+        .collect();
+    for_each_product(problem, |xi, wi, yi| {
+        let (result, factors) = match pass {
+            Pass::Forward => (yi, [xi, wi]),
+            Pass::InputGradient => (xi, [wi, yi]),
+            Pass::WeightGradient => (wi, [xi, yi]),
+        };
+        if !(first[factors[0]].is_finite() && second[factors[1]].is_finite()) {
+            reach[result] = Reach::Must;
+        }
+    });
+    reach
 }
 
 /// Number of products that each output of `pre_activation`, `input_gradient` and `weight_gradient` sums at most.

@@ -9,7 +9,7 @@ use conv_kernels::FloatType;
 use conv_kernels::conv3d::{Conv3dProblem, Window, reference};
 use conv_kernels::tolerance::Expected;
 
-fn options(case: &Conv3dCase) -> Conv3dOptions {
+pub(crate) fn options(case: &Conv3dCase) -> Conv3dOptions {
     Conv3dOptions {
         stride: case.stride,
         padding: case.padding,

@@ -8,6 +8,7 @@ mod errors;
 mod gradients;
 mod limits;
 mod modules;
+mod non_finite;
 mod packed;
 mod prepared;
 mod rope2d;

@@ -12,6 +12,8 @@ mod causal_conv1d;
 mod conv3d;
 #[path = "../../../../kernels/tests/conformance/conv3d_behaviour.rs"]
 mod conv3d_behaviour;
+#[path = "../../../../kernels/tests/conformance/conv3d_non_finite.rs"]
+mod conv3d_non_finite;
 #[path = "../../../../kernels/tests/conformance/conv3d_pre.rs"]
 mod conv3d_pre;
 #[path = "../../../../kernels/tests/conformance/conv3d_reference.rs"]
