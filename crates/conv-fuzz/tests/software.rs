@@ -11,5 +11,5 @@ fn named_regressions_hold() {
 
 #[test]
 fn random_problems_match_the_references() {
-    fixed_seed::random_problems_match_the_references(Kind::Software, 200);
+    fixed_seed::random_problems_match_the_references(Kind::Software, 50);
 }

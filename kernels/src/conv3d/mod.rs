@@ -20,7 +20,9 @@
 //!   not exist, and 0 times infinity is NaN. [`Plan::Direct`] adds nothing there;
 //! - every other result is finite and right.
 //!
-//! Under [`Plan::Winograd`] (`Auto` may take it) an element of x (dx: of dy) also reaches the other results of its tiles, m x m in the plane.
+//! Under [`Plan::Winograd`] (`Auto` may take it) an element of x (dx: of dy) also reaches the other results of its tiles, m x m in the plane;
+//! under [`Plan::Stem`] an element of dy, where windows stride in the plane, the other positions of the blocks of one stride by one
+//! stride that its window reaches. [`Notes::non_finite`] says which of them a plan is.
 //!
 //! Finite operands give finite, right results under every plan where the products' magnitudes have a finite sum, counted with the largest
 //! of each channel: `C/groups * taps * max|x| * max|w| < 2^128` is enough (dx: `O/groups * taps * max|dy| * max|w|`; dw: `N*OD*OH*OW *

@@ -17,6 +17,9 @@ pub enum NonFinite {
     Window,
     /// In the plane, to whole tiles of this many by this many results, some of whose windows hold it.
     Tile(usize),
+    /// An element of dy, of windows strided in the plane: to the positions of dx in the blocks of one stride by one stride that its
+    /// window reaches, also those that no tap of it reaches.
+    Blocks,
 }
 
 /// Properties of a plan.
@@ -65,6 +68,12 @@ impl Plan {
             Self::Stem(tile) => Notes {
                 domain: super::stem::stage(problem, tile, limits).0,
                 workspace_bytes: super::stem::packed_bytes(problem, tile, limits),
+                // Taps that do not reach a position of a block have zeros for weights.
+                non_finite: if problem.window.stride[1..] == [1, 1] {
+                    NonFinite::Window
+                } else {
+                    NonFinite::Blocks
+                },
                 ..notes
             },
             Self::Winograd(config) => Notes {
@@ -98,6 +107,7 @@ impl fmt::Display for Notes {
         match self.non_finite {
             NonFinite::Window => write!(f, "a NaN reaches the windows that hold it"),
             NonFinite::Tile(size) => write!(f, "a NaN reaches whole tiles of {size}x{size} results"),
+            NonFinite::Blocks => write!(f, "a NaN reaches whole blocks of a stride by a stride"),
         }
     }
 }

@@ -100,7 +100,7 @@ fn numbers_turn_by_their_angles() {
             assert_eq!(table.len(), digits.table_shape(&problem).iter().product::<usize>());
             let fixed =
                 [0.0f32, -0.0, -1e-9, -2.9e-8, -3.1e-8, -1e-45, 0.999, -0.75, 1.0 - f32::EPSILON / 2.0];
-            let far = [2_147_483_520.0f32, -2_147_483_648.0, 8_388_607.5, -4_194_303.75];
+            let far = [2_147_483_520.0f32, -2_147_483_648.0, 8_388_607.5, -4_194_303.5];
             for number in 0..4000 {
                 let position = match number {
                     _ if number < fixed.len() => fixed[number],

@@ -58,9 +58,13 @@ fn operands(pass: Pass, inputs: &mut Inputs) -> [&mut Buffer; 2] {
     }
 }
 
-/// What a plan adds to the reach of the others: Winograd's tiles.
+/// What a plan adds to the reach of the others: Winograd's tiles, the blocks of a stride by a stride of an input gradient.
 fn widen(problem: &Conv3dProblem, pass: Pass, plan: &Plan, limits: &Limits, reach: &[Reach]) -> Vec<Reach> {
-    let NonFinite::Tile(tile) = plan.notes(problem, pass, limits).non_finite else { return reach.to_vec() };
+    let tile = match plan.notes(problem, pass, limits).non_finite {
+        NonFinite::Window => return reach.to_vec(),
+        NonFinite::Blocks => return with_blocks(problem, reach),
+        NonFinite::Tile(tile) => tile,
+    };
     let [_, _, _, height, width] = result_shape(problem, pass);
     // Tiles of the padded input, whose edges are folded: no more than that they stay in their image and channel.
     let folded = pass == Pass::InputGradient && problem.window.padding_mode == PaddingMode::Replicate;
@@ -77,6 +81,28 @@ fn widen(problem: &Conv3dProblem, pass: Pass, plan: &Plan, limits: &Limits, reac
         same => same,
     };
     (0..reach.len()).map(widened).collect()
+}
+
+/// In every frame the positions between those that are reached, and up to a stride beyond.
+fn with_blocks(problem: &Conv3dProblem, reach: &[Reach]) -> Vec<Reach> {
+    let [_, height, width] = problem.input;
+    let [_, rows, columns] = problem.window.stride;
+    let mut widened = reach.to_vec();
+    for frame in 0..reach.len() / (height * width) {
+        let at = |h: usize, w: usize| (frame * height + h) * width + w;
+        let places = (0..height).flat_map(|h| (0..width).map(move |w| (h, w)));
+        let reached: Vec<_> = places.clone().filter(|(h, w)| reach[at(*h, *w)] != Reach::Never).collect();
+        let near = |place: usize, of: &dyn Fn(&(usize, usize)) -> usize, stride: usize| {
+            let (first, last) = (reached.iter().map(of).min(), reached.iter().map(of).max());
+            first.zip(last).is_some_and(|(first, last)| place + stride > first && place < last + stride)
+        };
+        for (h, w) in places {
+            if reach[at(h, w)] == Reach::Never && near(h, &|at| at.0, rows) && near(w, &|at| at.1, columns) {
+                widened[at(h, w)] = Reach::May;
+            }
+        }
+    }
+    widened
 }
 
 /// An element that is not finite makes those results non-finite whose products hold it, may make others of its channel so where it is

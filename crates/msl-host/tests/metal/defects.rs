@@ -142,7 +142,7 @@ const DEFECTS: &[Defect] = &[
     Defect {
         name: "SiLU has the wrong sign",
         kernel: "forward_kernel",
-        edit: |text| text.replace("exp(", "1.0f / exp("),
+        edit: |text| text.replace("exp(", "exp(-1.0f * "),
         suite: causal,
     },
     Defect {

@@ -175,7 +175,8 @@ impl MatrixTile {
         let along_terms = |rows: usize| rows * (self.tile_k * size + 16);
         let along_rows = |rows: usize| self.tile_k * (rows * size + 16);
         let gather = along_terms(self.tile_m) + table_bytes(0, self.tile_k) + self.tile_n * 8;
-        let weight = along_rows(self.tile_m) + table_bytes(self.tile_m, self.tile_k);
+        let weight =
+            along_rows(self.tile_m).max(along_terms(self.tile_m)) + table_bytes(self.tile_m, self.tile_k);
         gather.max(weight) + along_terms(self.tile_n) + self.planes() * self.fragment * self.fragment * 4
     }
 

@@ -46,6 +46,7 @@ mod filter;
 mod input;
 mod matrices;
 mod matrix_product;
+mod needs;
 mod output;
 mod product;
 pub mod reference;
@@ -57,6 +58,7 @@ mod weight_product;
 pub use choice::Cost;
 pub(crate) use choice::winner;
 pub use matrices::WinogradTile;
+pub(crate) use needs::needs;
 pub use region::RegionExtent;
 
 use super::gemm::{MatrixTile, RegisterTile};
@@ -150,24 +152,6 @@ pub(crate) fn config(
     };
     let matrices = matrix_product::tile(limits).filter(|_| pass != Pass::WeightGradient);
     Ok(WinogradConfig { tile, region, matrices, workspace_bytes: bytes(region) })
-}
-
-/// Bytes of threadgroup memory, threads and loop iterations of a configuration for a launched problem.
-pub(crate) fn needs(
-    problem: &Conv3dProblem,
-    pass: Pass,
-    config: &WinogradConfig,
-    limits: &Limits,
-) -> (usize, usize, usize) {
-    if pass == Pass::WeightGradient {
-        let turns = weight_product::loop_turns(&Correlation::of(problem, pass), config.tile, limits);
-        return (PRODUCT.shared_bytes(), PRODUCT.units(), turns);
-    }
-    let turns = product::loop_turns(config, problem.kernel[0], limits);
-    match config.matrices {
-        Some(tile) => (tile.shared_bytes(4), tile.units(), turns),
-        None => (PRODUCT.shared_bytes(), PRODUCT.units(), turns),
-    }
 }
 
 /// Refuses a configuration that was made for another problem.

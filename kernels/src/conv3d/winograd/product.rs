@@ -17,28 +17,19 @@
 
 use super::matrix_product::matrix_product_kernel;
 use super::region::{Region, RegionArgs, VECTOR};
-use super::{Call, PRODUCT, WinogradConfig, WinogradTile};
+use super::{Call, PRODUCT, WinogradTile};
 use crate::conv3d::gemm::config::{RegisterTile, row_stride};
 use crate::conv3d::gemm::stage::{Neighbours, column_of, multiply};
-use crate::conv3d::needs::nest;
 use crate::grid::{Span, dispatches};
-use crate::limits::Limits;
 use crate::operand::Operand;
 use cubecl::ir::AddressType;
 use cubecl::prelude::*;
 
 /// Stages of a launch of `tile_k` terms each, whose products are summed in registers before they are added to M: an fp32 sum of more terms loses
 /// digits, and Winograd's outputs are small differences of its sums, those of F(6x6) the smallest.
-fn part_stages(tile: WinogradTile, tile_k: usize) -> u32 {
+pub(super) fn part_stages(tile: WinogradTile, tile_k: usize) -> u32 {
     let terms = if tile == WinogradTile::F6x6 { 512 } else { 2048 };
     (terms / tile_k) as u32
-}
-
-/// Iterations of the loops of a thread: stages, their terms, and the depth taps left out at either end.
-pub(crate) fn loop_turns(config: &WinogradConfig, kernel_depth: usize, limits: &Limits) -> usize {
-    let tile_k = config.matrices.map_or(PRODUCT.tile_k, |tile| tile.tile_k);
-    let inner = if config.matrices.is_some() || limits.unroll { 0 } else { nest(tile_k, 0) };
-    nest(part_stages(config.tile, tile_k) as usize, inner) + 2 * nest(kernel_depth, 0)
 }
 
 /// How output frames find their input frames, and the extents of the product.

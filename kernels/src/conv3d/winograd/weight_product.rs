@@ -26,7 +26,6 @@ use super::{Call, PRODUCT, WinogradTile};
 use crate::conv3d::gemm::RegisterTile;
 use crate::conv3d::gemm::config::row_stride;
 use crate::conv3d::gemm::stage::{Neighbours, column_of, multiply};
-use crate::conv3d::needs::nest;
 use crate::grid::{Span, dispatches};
 use crate::limits::Limits;
 use crate::operand::Operand;
@@ -34,7 +33,7 @@ use cubecl::ir::AddressType;
 use cubecl::prelude::*;
 
 /// Stages whose products are summed in registers at most.
-const PART_STAGES: usize = 128;
+pub(super) const PART_STAGES: usize = 128;
 /// Stages that a part has at least: one of fewer spends its time on its ends.
 const LEAST_STAGES: usize = 8;
 
@@ -57,12 +56,6 @@ pub(crate) fn parts(correlation: &Correlation, tile: WinogradTile, limits: &Limi
     let (rows, columns) = correlation.tiles(tile);
     let terms = correlation.batch * correlation.output[0] * rows * columns;
     wanted.min(affordable).min(terms / (LEAST_STAGES * PRODUCT.tile_k)).max(1)
-}
-
-/// Iterations of the loops of a thread: stages and their terms, or the slices of the last step.
-pub(crate) fn loop_turns(correlation: &Correlation, tile: WinogradTile, limits: &Limits) -> usize {
-    let inner = if limits.unroll { 0 } else { nest(PRODUCT.tile_k, 0) };
-    nest(PART_STAGES + 1, inner).max(nest(parts(correlation, tile, limits), 0))
 }
 
 /// The launches of a region, each as its first vector of tiles and the vectors of a part.
