@@ -21,6 +21,31 @@ pub(super) fn record(
     for case in &table(index) {
         record_case(recorder, limits, case, dtype, refused);
     }
+    match problem(&levels(), dtype) {
+        Ok(problem) => record_bias_gradient(recorder, limits, &problem, "levels", refused),
+        Err(error) => refused.push(format!("conv3d levels: {error}")),
+    }
+}
+
+/// A bias gradient of so many slices that they are added level by level.
+pub fn levels() -> Conv3dCase {
+    Conv3dCase::new("levels", [1, 1, 1, 660, 800], 1, [1, 1, 1])
+}
+
+fn record_bias_gradient(
+    recorder: &Recorder,
+    limits: &Limits,
+    problem: &Conv3dProblem,
+    case: &str,
+    refused: &mut Vec<String>,
+) {
+    let dtype = problem.dtype;
+    let label = Label { what: format!("conv3d bias gradient {}", dtype.name()), options: "-".into() };
+    let result = recorder.record(&label, |client| {
+        let [_, _, dy] = operands(client, problem);
+        bias_gradient(client, limits, problem, &dy, &tensor(client, &[problem.out_channels], dtype))
+    });
+    note(result, &label, case, refused);
 }
 
 /// The full product of padding mode, activation and bias over shapes that reach every plan.
@@ -150,12 +175,7 @@ fn record_case(
         }
     }
     if problem.bias {
-        let label = Label { what: format!("conv3d bias gradient {}", dtype.name()), options: "-".into() };
-        let result = recorder.record(&label, |client| {
-            let [_, _, dy] = operands(client, &problem);
-            bias_gradient(client, limits, &problem, &dy, &tensor(client, &[problem.out_channels], dtype))
-        });
-        note(result, &label, &case.name, refused);
+        record_bias_gradient(recorder, limits, &problem, &case.name, refused);
         if plain && eligible(&problem, Pass::WeightGradient, limits).contains(&Plan::Depthwise) {
             let what = format!("conv3d weight and bias gradient depthwise {}", dtype.name());
             let label = Label { what, options: options(&problem, Pass::WeightGradient) };

@@ -56,6 +56,8 @@ fn check(dtype: FloatType) {
         conv3d_sums::check_activation_gradients(alone);
         let kept: Vec<_> = table.iter().filter(|case| variants::conv3d::keeps_pre(case)).cloned().collect();
         conv3d_pre::check(alone, &kept, |plans, _| plans);
+        let levels = conv3d::problem(&variants::conv3d::levels(), dtype);
+        conv3d_sums::check_bias_gradient(alone, levels);
         for case in table.iter().filter(|case| case.bias) {
             conv3d_sums::check_bias_gradient(alone, conv3d::problem(case, dtype));
             if case.groups == case.c {

@@ -163,9 +163,9 @@ const DEFECTS: &[Defect] = &[
     Defect {
         name: "a sine has the wrong sign",
         kernel: "rotate_kernel",
-        edit: |text| {
-            let sign = text.rfind(" = -").unwrap_or(0);
-            format!("{}{}", &text[..sign], text[sign..].replacen('-', "", 1))
+        edit: |text| match text.rfind(" - ") {
+            Some(at) => format!("{} + {}", &text[..at], &text[at + 3..]),
+            None => text.to_string(),
         },
         suite: rope,
     },

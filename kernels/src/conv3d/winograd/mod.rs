@@ -32,7 +32,7 @@
 //!
 //! Range: a tile's input transform gives numbers up to 49 times its inputs (F(4x4); 225 times for F(6x6)), and outputs are small
 //! differences of sums up to 876 times the direct ones (4579). U and V are therefore 2^-7, 2^-10, 2^-13 times what is written above,
-//! y is multiplied back in its last addition ([`matrices::exponent`]): exact, and as many operations. Every number is finite where,
+//! y is multiplied back in its last addition (`matrices::exponent`): exact, and as many operations. Every number is finite where,
 //! with the largest |d| of a tile and the largest |g| of a filter,
 //!
 //! ```text
