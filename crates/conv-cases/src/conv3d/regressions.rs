@@ -63,7 +63,7 @@ fn padded_problems() -> Vec<Conv3dCase> {
         },
     ];
     // Around the ten taps of a mask and the 31 bits of all of it. More channels than plans have whose kernels are compiled for a window.
-    for taps in [9, 10, 11, 13, 21, 33, 40] {
+    for taps in [10, 11, 33] {
         for axis in 0..3 {
             for replicate in [false, true] {
                 let place = |value: usize, other: usize| {
