@@ -90,11 +90,7 @@ pub fn forward(
     [x, w, y]: [&Operand; 3],
     bias: Option<&Operand>,
 ) -> Result<(), ConvError> {
-    check_operands(
-        problem,
-        &[("x", x, problem.x_shape()), ("w", w, problem.weight_shape()), ("y", y, problem.y_shape())],
-    )?;
-    check_bias(problem, bias)?;
+    check_forward(problem, [x, w, y], bias)?;
     check::check(plan, problem, Pass::Forward, limits)?;
     run_forward(client, limits, problem, plan, [x, w, y], bias)
 }
@@ -114,11 +110,7 @@ pub fn forward_with_pre(
     pre: &Operand,
     bias: Option<&Operand>,
 ) -> Result<(), ConvError> {
-    check_operands(
-        problem,
-        &[("x", x, problem.x_shape()), ("w", w, problem.weight_shape()), ("y", y, problem.y_shape())],
-    )?;
-    check_bias(problem, bias)?;
+    check_forward(problem, [x, w, y], bias)?;
     activation::check(pre, y)?;
     check::check(plan, problem, Pass::Forward, limits)?;
     let activation = problem.window.activation;
@@ -126,6 +118,19 @@ pub fn forward_with_pre(
         Conv3dProblem { window: Window { activation: Activation::None, ..problem.window }, ..*problem };
     run_forward(client, limits, &plain, plan, [x, w, pre], bias)?;
     activation::apply(client, limits, activation, pre, y)
+}
+
+/// Refuses operands of another problem.
+fn check_forward(
+    problem: &Conv3dProblem,
+    [x, w, y]: [&Operand; 3],
+    bias: Option<&Operand>,
+) -> Result<(), ConvError> {
+    check_operands(
+        problem,
+        &[("x", x, problem.x_shape()), ("w", w, problem.weight_shape()), ("y", y, problem.y_shape())],
+    )?;
+    check_bias(problem, bias)
 }
 
 /// The pass by a checked plan; y has the problem's dtype or fp32.
