@@ -172,12 +172,30 @@ impl MatrixTile {
 
     /// Bytes of shared memory for stages whose elements have `size` bytes: the largest of all passes.
     pub fn shared_bytes(&self, size: usize) -> usize {
-        let along_terms = |rows: usize| rows * (self.tile_k * size + 16);
-        let along_rows = |rows: usize| self.tile_k * (rows * size + 16);
-        let gather = along_terms(self.tile_m) + table_bytes(0, self.tile_k) + self.tile_n * 8;
-        let weight =
-            along_rows(self.tile_m).max(along_terms(self.tile_m)) + table_bytes(self.tile_m, self.tile_k);
-        gather.max(weight) + along_terms(self.tile_n) + self.planes() * self.fragment * self.fragment * 4
+        let gather = self.tile_m * self.run_bytes(size) + table_bytes(0, self.tile_k) + self.tile_n * 8;
+        let sites = self.tile_k * (self.tile_m * size + 16) + table_bytes(self.tile_m, self.tile_k);
+        let runs = if self.reads_runs_of_windows(size) { self.weight_run_bytes(size) } else { 0 };
+        self.cube_bytes(gather.max(sites), size).max(runs)
+    }
+
+    /// Whether the weight gradient may read neighbouring windows of the source as one vector: its stage then holds `tile_m`
+    /// rows of windows instead of `tile_k` rows of sites, which is longer and must fit an Apple GPU's 32 KiB.
+    pub(super) fn reads_runs_of_windows(&self, size: usize) -> bool {
+        self.weight_run_bytes(size) <= 32 * 1024
+    }
+
+    fn weight_run_bytes(&self, size: usize) -> usize {
+        self.cube_bytes(self.tile_m * self.run_bytes(size) + table_bytes(self.tile_m, self.tile_k), size)
+    }
+
+    /// Bytes of a cube whose sites' stage and tables take `sites` bytes.
+    fn cube_bytes(&self, sites: usize, size: usize) -> usize {
+        sites + self.tile_n * self.run_bytes(size) + self.planes() * self.fragment * self.fragment * 4
+    }
+
+    /// Bytes of a stage's row of terms, with its padding.
+    fn run_bytes(&self, size: usize) -> usize {
+        self.tile_k * size + 16
     }
 
     /// The name used in tables and reports.

@@ -52,9 +52,11 @@ pub(crate) fn weight_gradient(
     let (together, beside, run) = match tile {
         Tile::Registers(_) => (1, 1, false),
         Tile::Matrices(tile) => {
-            let (_, width) = stage_vector(tile.fragment, problem.dtype, limits);
+            let (stage, width) = stage_vector(tile.fragment, problem.dtype, limits);
             let (together, beside) = (windows_together(dy, width), sites_together(walks, x, width));
-            (together, beside, [together, beside] == [width; 2] && padding == PaddingMode::Zeros)
+            let run = [together, beside] == [width; 2] && padding == PaddingMode::Zeros;
+            let beside = if run || tile.reads_runs_of_windows(stage.size()) { beside } else { 1 };
+            (together, beside, run)
         }
     };
     let tiles = tiles_m * tiles_n * groups;
