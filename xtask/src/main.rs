@@ -38,6 +38,9 @@ enum Task {
     },
     /// Make sure a Vulkan driver and clang exist (Debian and Ubuntu: install lavapipe and clang), then run every test.
     Test {
+        /// Every launch of every table instead of a covering of them (docs/testing.md).
+        #[arg(long)]
+        full: bool,
         /// Further options for `cargo test`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
@@ -83,7 +86,7 @@ enum Example {
 fn main() -> Result<()> {
     match Cli::parse().command {
         Task::Demo { example, data, options } => demo(example, &data, &options),
-        Task::Test { options } => test(&options),
+        Task::Test { full, options } => test(full, &options),
         Task::Fuzz { options } => fuzz(&options),
         Task::Bench { vulkan, options } => {
             let features = if vulkan { "vulkan,autotune" } else { "autotune" };
@@ -116,8 +119,14 @@ fn cargo_command(arguments: impl IntoIterator<Item = String>) -> Command {
 
 /// Runs cargo in the workspace with the terminal passed through.
 fn cargo(arguments: impl IntoIterator<Item = String>) -> Result<()> {
+    cargo_with(arguments, "quick")
+}
+
+/// [`cargo`], with which tier of the tests it runs, if it runs any.
+fn cargo_with(arguments: impl IntoIterator<Item = String>, tier: &str) -> Result<()> {
     let arguments: Vec<String> = arguments.into_iter().collect();
     let status = cargo_command(arguments.iter().cloned())
+        .env("CONV_TESTS", tier)
         .status()
         .with_context(|| format!("cargo {} could not be started", arguments.join(" ")))?;
     if !status.success() {
@@ -167,8 +176,9 @@ fn video_classifier(data: &Path, options: &[String]) -> Result<()> {
     run("video-classifier", &options)
 }
 
-fn test(options: &[String]) -> Result<()> {
+fn test(full: bool, options: &[String]) -> Result<()> {
     driver::ensure()?;
+    let tier = if full { "full" } else { "quick" };
     if driver::EXECUTES_METAL {
         driver::ensure_compiler()?;
     }
@@ -182,11 +192,12 @@ fn test(options: &[String]) -> Result<()> {
     let mut beside = cargo_command(metal.into_iter().chain(options.iter().cloned()));
     beside
         .env("RUST_TEST_THREADS", threads().to_string())
+        .env("CONV_TESTS", tier)
         .stdout(output.try_clone()?)
         .stderr(output.try_clone()?);
     let beside = if driver::EXECUTES_METAL { Some(beside.spawn()) } else { None };
     let beside = beside.transpose().context("the tests of the emitted Metal source could not be started")?;
-    let tested = cargo(suite.into_iter().chain(options.iter().cloned()));
+    let tested = cargo_with(suite.into_iter().chain(options.iter().cloned()), tier);
     if let Some(mut beside) = beside {
         println!("the emitted Metal source on the CPU ...");
         let metal = beside.wait()?;
@@ -200,10 +211,11 @@ fn test(options: &[String]) -> Result<()> {
     }
     tested?;
     println!("again without Burn's fusion layer ...");
-    cargo(
+    cargo_with(
         words("test -p burn-conv-ops --no-default-features --features wgpu,flex,autodiff")
             .into_iter()
             .chain(options.iter().cloned()),
+        tier,
     )
 }
 

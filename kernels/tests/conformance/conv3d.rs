@@ -1,13 +1,18 @@
 //! conv3d: every case x dtype x pass x eligible plan against the f64 reference.
 
-use crate::device::{EVERY, MOST_WORK};
+use crate::device::MOST_WORK;
 use crate::support::{client, output, read_all};
 use conv_cases::conv3d::{self as cases, Conv3dCase};
 use conv_cases::fill;
-use conv_kernels::conv3d::{Activation, Conv3dProblem, PaddingMode, Plan, Window, WinogradTile, eligible};
+use conv_kernels::conv3d::{
+    Activation, Conv3dProblem, PaddingMode, Pass, Plan, Window, WinogradTile, eligible,
+};
 use conv_kernels::{FloatType, Limits};
 pub(crate) use conv_testing::conv3d::*;
+use conv_testing::is_full;
 use cubecl::prelude::*;
+use std::collections::HashSet;
+use std::mem::{Discriminant, discriminant};
 
 /// The problem of a case.
 pub(crate) fn problem(case: &Conv3dCase, dtype: FloatType) -> Conv3dProblem {
@@ -35,6 +40,9 @@ pub(crate) enum Tiles {
     InTurn,
     /// The plans that a function picks, whatever they cost.
     Only(fn(&Plan) -> bool),
+    /// Of [`Tiles::InTurn`] the launches that show a kind of plan an option for the first time, in each pass and type; of every case
+    /// one launch of each pass at least.
+    Covering,
 }
 
 /// All plans, but of those that differ by nothing but the tile one, another at every turn.
@@ -52,6 +60,60 @@ pub(crate) fn one_tile_each(mut plans: Vec<Plan>, turn: usize) -> Vec<Plan> {
         plans.extend(tiles.get(turn % tiles.len().max(1)));
     }
     plans
+}
+
+/// The options of a case that kernels branch on or are specialized by.
+fn case_options(case: &Conv3dCase) -> Vec<String> {
+    let groups = match case.groups {
+        1 => "one group",
+        groups if groups == case.c => "depthwise",
+        _ => "groups",
+    };
+    let mut options = vec![
+        groups.to_string(),
+        format!("replicate {}", case.replicate),
+        format!("bias {}", case.bias),
+        format!("{:?}", case.activation),
+        format!("kernel {:?}", case.kernel),
+        format!("stride {:?}", case.stride),
+        format!("dilation {:?}", case.dilation),
+        format!("batch {}", case.n.min(2)),
+    ];
+    for axis in 0..3 {
+        let (before, after) = case.padding[axis];
+        options.push(format!("padding of axis {axis}: {} {}", before > 0, before == after));
+    }
+    options
+}
+
+/// What [`Tiles::Covering`] has seen so far: options of cases by the kind of plan, pass and type they were launched with.
+#[derive(Default)]
+struct Covered(HashSet<(String, Kind, Pass, FloatType)>);
+
+/// A plan without its tile, a Winograd plan with the identity that it computes.
+type Kind = (Discriminant<Plan>, Option<WinogradTile>);
+
+fn kind(plan: &Plan) -> Kind {
+    let identity = if let Plan::Winograd(config) = plan { Some(config.tile) } else { None };
+    (discriminant(plan), identity)
+}
+
+impl Covered {
+    /// Of a case's launches those that show something new, and one of each pass, another in turn.
+    fn pick(&mut self, case: &Conv3dCase, launches: &mut Vec<(FloatType, Pass, Plan)>, turn: usize) {
+        let options = case_options(case);
+        let in_turn = |pass| {
+            let of_pass: Vec<_> = launches.iter().filter(|launch| launch.1 == pass).copied().collect();
+            of_pass.get(turn % of_pass.len().max(1)).copied()
+        };
+        let kept: Vec<_> = PASSES.into_iter().filter_map(in_turn).collect();
+        launches.retain(|launch| {
+            let (dtype, pass, plan) = launch;
+            let shown = options.iter().map(|option| (option.clone(), kind(plan), *pass, *dtype));
+            let news = shown.filter(|shown| self.0.insert(shown.clone())).count();
+            news > 0 || kept.contains(launch)
+        });
+    }
 }
 
 pub(crate) fn run(table: &[Conv3dCase], fill: &dyn Fn(u64, usize) -> Vec<f32>, exact: bool) {
@@ -75,20 +137,37 @@ pub(crate) fn run_with(
 ) {
     let mut failures = Vec::new();
     let mut checks = 0usize;
+    let mut covered = Covered::default();
     for (turn, case) in table.iter().enumerate() {
+        let mut launches = Vec::new();
+        for (&dtype, pass) in limits.dtypes.iter().flat_map(|dtype| PASSES.map(|pass| (dtype, pass))) {
+            let problem = problem(case, dtype);
+            let mut plans = eligible(&problem, pass, limits);
+            match tiles {
+                Tiles::All => (),
+                Tiles::InTurn | Tiles::Covering => plans = one_tile_each(plans, turn),
+                Tiles::Only(picks) => plans.retain(picks),
+            }
+            if !matches!(tiles, Tiles::Only(_)) {
+                plans.retain(|plan| padded_work(&problem, pass, plan) <= MOST_WORK);
+            }
+            launches.extend(plans.into_iter().map(|plan| (dtype, pass, plan)));
+        }
+        if matches!(tiles, Tiles::Covering) {
+            covered.pick(case, &mut launches, turn);
+        }
         for &dtype in &limits.dtypes {
+            if launches.iter().all(|launch| launch.0 != dtype) {
+                continue;
+            }
             let problem = problem(case, dtype);
             let inputs = inputs(client, &problem, fill);
             let mut launched = Vec::new();
             for pass in PASSES {
-                let mut plans = eligible(&problem, pass, limits);
-                match tiles {
-                    Tiles::All => (),
-                    Tiles::InTurn => plans = one_tile_each(plans, turn),
-                    Tiles::Only(picks) => plans.retain(picks),
-                }
-                if !matches!(tiles, Tiles::Only(_)) {
-                    plans.retain(|plan| padded_work(&problem, pass, plan) <= MOST_WORK);
+                let of_pass = launches.iter().filter(|launch| (launch.0, launch.1) == (dtype, pass));
+                let plans: Vec<_> = of_pass.map(|launch| launch.2).collect();
+                if plans.is_empty() {
+                    continue;
                 }
                 let oracle = Oracle::new(&problem, pass, &inputs, &plans);
                 let outputs: Vec<_> = plans
@@ -126,33 +205,22 @@ pub(crate) fn run_with(
     assert!(failures.is_empty(), "{} of {checks} checks failed:\n{}", failures.len(), failures.join("\n"));
 }
 
-/// A third of the conformance table, so that the thirds can run beside each other.
-fn third(part: usize) -> Vec<Conv3dCase> {
-    cases::conformance().into_iter().skip(part).step_by(3).collect()
+/// A table of cases: every launch in the full tier, else a covering of them.
+pub(crate) fn run_table(cases: Vec<Conv3dCase>, fill: &dyn Fn(u64, usize) -> Vec<f32>, exact: bool) {
+    let client = client();
+    let tiles = if is_full() { Tiles::InTurn } else { Tiles::Covering };
+    run_with((&client, &Limits::of(&client)), &cases, fill, exact, tiles);
 }
 
-fn normal_data(part: usize) {
-    let table: Vec<_> = third(part).into_iter().step_by(EVERY).collect();
-    run(&table, &fill::normal, false);
+#[test]
+fn every_plan_matches_the_reference_on_normal_data() {
+    run_table(cases::conformance(), &fill::normal, false);
 }
 
-fn integers(part: usize) {
-    let table = third(part).into_iter().skip(EVERY - 1).step_by(EVERY);
-    let table: Vec<_> = table.filter(|case| case.activation != cases::Activation::Silu).collect();
-    run(&table, &|seed, length| fill::integers(seed, length, -4, 4), true);
-}
-
-macro_rules! tests {
-    ($($name:ident: $run:ident($part:literal);)*) => { $(#[test] fn $name() { $run($part); })* };
-}
-
-tests! {
-    every_plan_matches_the_reference_on_normal_data_first_third: normal_data(0);
-    every_plan_matches_the_reference_on_normal_data_second_third: normal_data(1);
-    every_plan_matches_the_reference_on_normal_data_last_third: normal_data(2);
-    integer_inputs_are_exact_first_third: integers(0);
-    integer_inputs_are_exact_second_third: integers(1);
-    integer_inputs_are_exact_last_third: integers(2);
+#[test]
+fn integer_inputs_are_exact() {
+    let cases = cases::conformance().into_iter().filter(|case| case.activation != cases::Activation::Silu);
+    run_table(cases.collect(), &|seed, length| fill::integers(seed, length, -4, 4), true);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What holds for conv3d beyond the values of the conformance table: empty problems, named regressions of other
 //! libraries, views, forced small limits, repeatability, NaN.
 
-use crate::conv3d::{Inputs, PASSES, computed, inputs, launch, problem, result_shape, run};
+use crate::conv3d::{Inputs, PASSES, computed, inputs, launch, problem, result_shape, run, run_table};
 use crate::support::{Buffer, client, dtypes, output, read_all, upload, upload_strided};
 use conv_cases::conv3d::{self as cases, Conv3dCase};
 use conv_cases::fill;
@@ -18,7 +18,7 @@ fn empty_problems_give_empty_or_bias_only_results() {
 
 #[test]
 fn shapes_that_broke_other_libraries() {
-    run(&cases::regressions(), &fill::normal, false);
+    run_table(cases::regressions(), &fill::normal, false);
 }
 
 /// A few cases that reach every plan, padding mode and epilogue.

@@ -1,6 +1,6 @@
 //! conv3d's long sums, and the gradients of bias and activation.
 
-use crate::conv3d::{self, computed, inputs, launch, problem, result_shape};
+use crate::conv3d::{self, computed, inputs, launch, padded_work, problem, result_shape};
 use crate::conv3d_behaviour::sample;
 use crate::device::MOST_WORK;
 use crate::support::{client, output, upload, upload_strided};
@@ -12,6 +12,7 @@ use conv_kernels::conv3d::{
 };
 use conv_kernels::tolerance::{Expected, Guard};
 use conv_kernels::{FloatType, Limits};
+use conv_testing::is_full;
 use cubecl::prelude::*;
 
 /// Ones summed as often as the device allows: a single missing term shows, which no bound on rounding would notice.
@@ -25,7 +26,12 @@ fn long_sums_are_complete() {
         let problem = problem(&case, FloatType::F32);
         let inputs = inputs(&client, &problem, &|_, length| vec![1.0; length]);
         let pass = if c > 1 { Pass::Forward } else { Pass::InputGradient };
-        for plan in eligible(&problem, pass, &limits) {
+        let mut plans = eligible(&problem, pass, &limits);
+        if !is_full() {
+            // Tiles of 128 channels compute a hundred times what these problems have.
+            plans.retain(|plan| padded_work(&problem, pass, plan) <= MOST_WORK);
+        }
+        for plan in plans {
             let out = output(&client, &result_shape(&problem, pass), FloatType::F32);
             launch((&client, &limits), &problem, (pass, &plan), &inputs, &out);
             assert_eq!(out.read(&client), [terms as f64; 2], "{} {}", pass.name(), plan.name());

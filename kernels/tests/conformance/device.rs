@@ -36,6 +36,3 @@ pub(crate) fn repeats(limits: &conv_kernels::Limits) -> usize {
 /// Products a plan may compute in a table's case, padding of its tiles included: tens of thousands of nearly empty tiles
 /// (65,537 groups) would take a software device minutes. The direct plan always runs.
 pub(crate) const MOST_WORK: usize = 500_000_000;
-
-/// Of the conformance table every how many-th case runs with normal data; with integers as many, others where it is more than one.
-pub(crate) const EVERY: usize = 1;

@@ -14,10 +14,6 @@ pub(crate) fn client() -> Client {
 /// As for the other devices; threads that are fibers are slower by far.
 pub(crate) const MOST_WORK: usize = 30_000_000;
 
-/// As for the other devices, in half the time: one half of the conformance table runs with normal data, the other with integers. Every
-/// kernel is executed by `all_kernels` besides.
-pub(crate) const EVERY: usize = 2;
-
 /// As for the other devices: few, since each is computed on the CPU.
 pub(crate) fn repeats(_: &conv_kernels::Limits) -> usize {
     60

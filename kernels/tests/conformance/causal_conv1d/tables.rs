@@ -4,6 +4,7 @@ use super::run;
 use conv_cases::causal_conv1d::{self as cases, Case};
 use conv_kernels::FloatType;
 use conv_kernels::causal_conv1d::UNROLLED_WIDTH;
+use conv_testing::is_full;
 use std::collections::HashSet;
 
 fn conformance(btc: bool) -> Vec<Case> {
@@ -13,7 +14,14 @@ fn conformance(btc: bool) -> Vec<Case> {
 /// The table of a layout in a type. With the exact runs below there are more than a thousand cases in two types: in each layout
 /// and type every width 1 to 8 at every length around the boundaries of tiles, and what options and wide filters add.
 fn run_layout(btc: bool, dtype: FloatType) {
-    let Some(compared) = run(&conformance(btc), dtype, false) else { return };
+    let mut table = conformance(btc);
+    if dtype == FloatType::F16 && !is_full() {
+        // f32 reaches every width and length; in f16, which differs by conversions, every fifth.
+        table = table.into_iter().step_by(5).collect();
+        run(&table, dtype, false);
+        return;
+    }
+    let Some(compared) = run(&table, dtype, false) else { return };
     assert!(compared.len() >= 175, "{} cases were compared", compared.len());
     let narrow = compared.iter().filter(|case| case.w <= UNROLLED_WIDTH).map(|case| (case.t, case.w));
     let places = narrow.collect::<HashSet<_>>().len();
