@@ -41,7 +41,7 @@ pub(crate) enum Tiles {
     /// The plans that a function picks, whatever they cost.
     Only(fn(&Plan) -> bool),
     /// Of [`Tiles::InTurn`] the launches that show a kind of plan an option for the first time, in each pass and type; of every case
-    /// one launch of each pass at least.
+    /// one launch at least.
     Covering,
 }
 
@@ -99,20 +99,20 @@ fn kind(plan: &Plan) -> Kind {
 }
 
 impl Covered {
-    /// Of a case's launches those that show something new, and one of each pass, another in turn.
+    /// Of a case's launches those that show something new; where none does, one of them, another in turn. Kernels of half types
+    /// differ from those of f32 by conversions at either end: there each kind of plan is shown bias and activations alone.
     fn pick(&mut self, case: &Conv3dCase, launches: &mut Vec<(FloatType, Pass, Plan)>, turn: usize) {
         let options = case_options(case);
-        let in_turn = |pass| {
-            let of_pass: Vec<_> = launches.iter().filter(|launch| launch.1 == pass).copied().collect();
-            of_pass.get(turn % of_pass.len().max(1)).copied()
-        };
-        let kept: Vec<_> = PASSES.into_iter().filter_map(in_turn).collect();
-        launches.retain(|launch| {
-            let (dtype, pass, plan) = launch;
+        let epilogue = [format!("bias {}", case.bias), format!("{:?}", case.activation)];
+        let one = launches.get(turn % launches.len().max(1)).copied();
+        launches.retain(|(dtype, pass, plan)| {
+            let options = if *dtype == FloatType::F32 { &options[..] } else { &epilogue[..] };
             let shown = options.iter().map(|option| (option.clone(), kind(plan), *pass, *dtype));
-            let news = shown.filter(|shown| self.0.insert(shown.clone())).count();
-            news > 0 || kept.contains(launch)
+            shown.filter(|shown| self.0.insert(shown.clone())).count() > 0
         });
+        if launches.is_empty() {
+            launches.extend(one);
+        }
     }
 }
 
@@ -214,6 +214,10 @@ pub(crate) fn run_table(cases: Vec<Conv3dCase>, fill: &dyn Fn(u64, usize) -> Vec
 
 #[test]
 fn every_plan_matches_the_reference_on_normal_data() {
+    // Where threads are executed on the CPU, `all_kernels` compares every kernel on normal data.
+    if MOST_WORK < 100_000_000 && !is_full() {
+        return;
+    }
     run_table(cases::conformance(), &fill::normal, false);
 }
 
