@@ -119,16 +119,15 @@ fn cargo_command(arguments: impl IntoIterator<Item = String>) -> Command {
 
 /// Runs cargo in the workspace with the terminal passed through.
 fn cargo(arguments: impl IntoIterator<Item = String>) -> Result<()> {
-    cargo_with(arguments, "quick")
+    finish(cargo_command(arguments))
 }
 
-/// [`cargo`], with which tier of the tests it runs, if it runs any.
-fn cargo_with(arguments: impl IntoIterator<Item = String>, tier: &str) -> Result<()> {
-    let arguments: Vec<String> = arguments.into_iter().collect();
-    let status = cargo_command(arguments.iter().cloned())
-        .env("CONV_TESTS", tier)
-        .status()
-        .with_context(|| format!("cargo {} could not be started", arguments.join(" ")))?;
+/// Runs a command of [`cargo_command`] to its end.
+fn finish(mut command: Command) -> Result<()> {
+    let arguments: Vec<_> =
+        command.get_args().map(|argument| argument.to_string_lossy().into_owned()).collect();
+    let status =
+        command.status().with_context(|| format!("cargo {} could not be started", arguments.join(" ")))?;
     if !status.success() {
         bail!("`cargo {}` failed ({status})", arguments.join(" "));
     }
@@ -178,7 +177,6 @@ fn video_classifier(data: &Path, options: &[String]) -> Result<()> {
 
 fn test(full: bool, options: &[String]) -> Result<()> {
     driver::ensure()?;
-    let tier = if full { "full" } else { "quick" };
     if driver::EXECUTES_METAL {
         driver::ensure_compiler()?;
     }
@@ -187,17 +185,23 @@ fn test(full: bool, options: &[String]) -> Result<()> {
     for suite in [&suite, &metal] {
         cargo(suite.iter().cloned().chain(["--no-run".into()]))?;
     }
+    let tests = |suite: &[String]| {
+        let mut command = cargo_command(suite.iter().chain(options).cloned());
+        if full {
+            command.env("CONV_TESTS", "full");
+        }
+        command
+    };
     // The software driver leaves a core idle, which runs the emitted Metal source meanwhile; its output is shown afterwards.
     let output = tempfile::tempfile()?;
-    let mut beside = cargo_command(metal.into_iter().chain(options.iter().cloned()));
+    let mut beside = tests(&metal);
     beside
         .env("RUST_TEST_THREADS", threads().to_string())
-        .env("CONV_TESTS", tier)
         .stdout(output.try_clone()?)
         .stderr(output.try_clone()?);
     let beside = if driver::EXECUTES_METAL { Some(beside.spawn()) } else { None };
     let beside = beside.transpose().context("the tests of the emitted Metal source could not be started")?;
-    let tested = cargo_with(suite.into_iter().chain(options.iter().cloned()), tier);
+    let tested = finish(tests(&suite));
     if let Some(mut beside) = beside {
         println!("the emitted Metal source on the CPU ...");
         let metal = beside.wait()?;
@@ -211,12 +215,7 @@ fn test(full: bool, options: &[String]) -> Result<()> {
     }
     tested?;
     println!("again without Burn's fusion layer ...");
-    cargo_with(
-        words("test -p burn-conv-ops --no-default-features --features wgpu,flex,autodiff")
-            .into_iter()
-            .chain(options.iter().cloned()),
-        tier,
-    )
+    finish(tests(&words("test -p burn-conv-ops --no-default-features --features wgpu,flex,autodiff")))
 }
 
 fn fuzz(options: &[String]) -> Result<()> {
@@ -252,4 +251,20 @@ fn check() -> Result<()> {
         println!("cargo-deny is not installed: licences were not checked");
     }
     tidy::run(&root())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn full_is_no_option_of_cargo_test() {
+        let parsed = |line: &str| match Cli::parse_from(line.split(' ')).command {
+            Task::Test { full, options } => (full, options),
+            _ => unreachable!("test"),
+        };
+        assert_eq!(parsed("xtask test"), (false, vec![]));
+        assert_eq!(parsed("xtask test --full"), (true, vec![]));
+        assert_eq!(parsed("xtask test --full --test burn"), (true, words("--test burn")));
+    }
 }

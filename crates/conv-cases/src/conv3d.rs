@@ -202,6 +202,12 @@ pub fn regressions() -> Vec<Conv3dCase> {
     regressions::cases()
 }
 
+/// Shapes that these kernels were once wrong for.
+#[must_use]
+pub fn faults() -> Vec<Conv3dCase> {
+    regressions::faults()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -308,6 +314,7 @@ mod tests {
         let cases = regressions();
         assert!(cases.len() >= 30, "{} cases", cases.len());
         assert_well_formed(&cases, MAX_REGRESSION_MACS);
+        assert_well_formed(&faults(), MAX_REGRESSION_MACS);
         let bugs =
             ["pytorch_197114", "burn_5626", "burn_4445", "cubecl_1636", "pytorch_129207", "pytorch_195163"];
         for bug in bugs {

@@ -5,8 +5,7 @@ pub mod buffer;
 pub mod causal_conv1d;
 pub mod conv3d;
 
-/// Whether everything runs that there is (`cargo xtask test --full`) or the quick tier of it; docs/testing.md says which case is in
-/// which.
+/// Whether everything runs (`cargo xtask test --full`) or the quick tier of it (docs/testing.md).
 #[must_use]
 pub fn is_full() -> bool {
     std::env::var_os("CONV_TESTS").is_some_and(|tier| tier == "full")

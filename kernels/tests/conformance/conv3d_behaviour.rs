@@ -18,7 +18,12 @@ fn empty_problems_give_empty_or_bias_only_results() {
 
 #[test]
 fn shapes_that_broke_other_libraries() {
-    run_table(cases::regressions(), &fill::normal, false);
+    run_table(&cases::regressions(), &fill::normal, false);
+}
+
+#[test]
+fn shapes_that_were_wrong_here() {
+    run(&cases::faults(), &fill::normal, false);
 }
 
 /// A few cases that reach every plan, padding mode and epilogue.

@@ -18,3 +18,6 @@ pub(crate) const MOST_WORK: usize = 30_000_000;
 pub(crate) fn repeats(_: &conv_kernels::Limits) -> usize {
     60
 }
+
+/// Whether threads are executed on the CPU: sums of millions of terms are left to other devices.
+pub(crate) const EXECUTED: bool = true;

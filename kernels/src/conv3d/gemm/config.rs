@@ -178,8 +178,8 @@ impl MatrixTile {
         self.cube_bytes(gather.max(sites), size).max(runs)
     }
 
-    /// Whether the weight gradient may read neighbouring windows of the source as one vector: its stage then holds `tile_m`
-    /// rows of windows instead of `tile_k` rows of sites, which is longer and must fit an Apple GPU's 32 KiB.
+    /// Whether the weight gradient may read neighbouring windows of the source as one vector: its stage is then
+    /// `tile_m` rows of windows, not `tile_k` rows of sites. It is longer and must fit an Apple GPU's 32 KiB.
     pub(super) fn reads_runs_of_windows(&self, size: usize) -> bool {
         self.weight_run_bytes(size) <= 32 * 1024
     }
