@@ -1,10 +1,12 @@
-//! Times every conv3d plan on the layers of the workload table: the measurement behind the choices in `plan.rs`.
+//! Times every conv3d plan on the layers of the workload table: the measurement behind the choices in
+//! `plan.rs`.
 //!
-//! `cargo run --release -p conv-kernels --features vulkan --example tiles -- [dtype] [pass] [parts of layers' names]
-//! [parts of plans' names, `auto` or `engine`] [GFLOP of a dispatch] [steps] [ndhwc]`, an empty string for any, commas between
-//! parts. Each plan's result is first compared with f64 sums at some of its elements. With `steps` those of Winograd's forward
-//! pass are timed one by one as well, and the pass with filters that were transformed before; with `ndhwc` x, y and their gradients
-//! lie in memory with channels last.
+//! `cargo run --release -p conv-kernels --features vulkan --example tiles -- [dtype] [pass] [parts of layers'
+//! names] [parts of plans' names, `auto` or `engine`] [GFLOP of a dispatch] [steps]
+//! [ndhwc]`, an empty string for any, commas between parts. Each plan's result is first compared with f64
+//! sums at some of its elements. With `steps` those of Winograd's forward pass are timed one by one as well,
+//! and the pass with filters that were transformed before; with `ndhwc` x, y and their gradients lie in
+//! memory with channels last.
 
 use conv_cases::{fill, workloads};
 use conv_kernels::conv3d::winograd::{Step, forward_prepared, forward_steps, prepare, prepared_shape};
@@ -213,7 +215,8 @@ struct Options {
 
 type Run = Box<dyn Fn() -> Result<(), conv_kernels::ConvError>>;
 
-/// The bias' gradient in the sweep of a depthwise weight gradient, and in one of its own (whose row repeats the check of dw).
+/// The bias' gradient in the sweep of a depthwise weight gradient, and in one of its own (whose row repeats
+/// the check of dw).
 fn bias_rows(
     (client, limits, problem): (Client, Limits, Conv3dProblem),
     [x, dy, dw]: [&Operand; 3],
@@ -311,7 +314,8 @@ fn layer_rows(
             }
         }
     }
-    // An idle device has lowered its clocks: it is kept busy before the first row is timed, and all rows follow each other.
+    // An idle device has lowered its clocks: it is kept busy before the first row is timed, and all rows
+    // follow each other.
     let start = Instant::now();
     while start.elapsed().as_millis() < 700 {
         checked.iter().filter(|row| row.3.is_ok()).take(1).for_each(|row| drop(row.4()));

@@ -30,8 +30,8 @@ impl Activation {
 #[cube]
 pub(crate) fn activate(value: f32, #[comptime] activation: Activation) -> f32 {
     if comptime!(activation == Activation::Relu) {
-        // On the bits, because NaN must come out as NaN: drivers turn `value < 0 ? 0 : value` into a maximum, which
-        // loses it. Between -0 and -infinity lie the negative numbers.
+        // On the bits, because NaN must come out as NaN: drivers turn `value < 0 ? 0 : value` into a maximum,
+        // which loses it. Between -0 and -infinity lie the negative numbers.
         let bits = u32::reinterpret(value);
         select(bits > 0x8000_0000u32 && bits <= 0xFF80_0000u32, 0.0f32, value)
     } else if comptime!(activation == Activation::Silu) {
@@ -41,7 +41,8 @@ pub(crate) fn activate(value: f32, #[comptime] activation: Activation) -> f32 {
     }
 }
 
-/// [`activate`] chosen at run time, by [`Activation::code`]: kernels that are compiled for seconds serve all three.
+/// [`activate`] chosen at run time, by [`Activation::code`]: kernels that are compiled for seconds serve all
+/// three.
 #[cube]
 pub(crate) fn activate_by_code(value: f32, code: u32) -> f32 {
     let mut result = value;
@@ -85,7 +86,8 @@ pub(crate) fn activate_all(values: &Cells<f32>, #[comptime] count: usize, code: 
     }
 }
 
-/// Replaces the first `count` of `gradients` by [`activate_gradient`] at `values`; with `silu` it is known to be that one's.
+/// Replaces the first `count` of `gradients` by [`activate_gradient`] at `values`; with `silu` it is known to
+/// be that one's.
 #[cube]
 pub(crate) fn activate_gradient_all(
     values: &Cells<f32>,

@@ -1,7 +1,8 @@
 //! Numbers that stay in registers: variables addressed by compile-time indices.
 //!
-//! CubeCL's `Array` becomes an array in function memory. NVIDIA's driver leaves such arrays there in kernels with 16-bit
-//! types, and the larger ones in any kernel; a variable of its own for each element always gets a register.
+//! CubeCL's `Array` becomes an array in function memory. NVIDIA's driver leaves such arrays there in kernels
+//! with 16-bit types, and the larger ones in any kernel; a variable of its own for each element always gets a
+//! register.
 
 use cubecl::prelude::*;
 

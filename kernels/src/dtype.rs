@@ -1,4 +1,5 @@
-//! The three floating-point storage types. Arithmetic is always fp32: a kernel widens on load and rounds once on store.
+//! The three floating-point storage types. Arithmetic is always fp32: a kernel widens on load and rounds once
+//! on store.
 
 use cubecl::features::TypeUsage;
 use cubecl::ir::{ElemType, FloatKind};
@@ -63,9 +64,9 @@ impl FloatType {
         }
     }
 
-    /// Whether the device serves the type in full. Buffers and conversions would do for these kernels, but a device
-    /// with no more than those may convert by cutting bits off: NVIDIA's Vulkan driver stores bf16 that way, which
-    /// doubles the rounding error and biases it.
+    /// Whether the device serves the type in full. Buffers and conversions would do for these kernels, but a
+    /// device with no more than those may convert by cutting bits off: NVIDIA's Vulkan driver stores bf16
+    /// that way, which doubles the rounding error and biases it.
     pub(crate) fn served_by(self, client: &Client) -> bool {
         let usage = client.properties().type_usage(self.elem());
         [TypeUsage::Buffer, TypeUsage::Conversion, TypeUsage::Arithmetic]

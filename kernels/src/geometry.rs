@@ -1,5 +1,5 @@
-//! The arithmetic of convolution windows on one axis. Every extent and every coordinate in the project comes from
-//! here; PyTorch's and Burn's formula, checked against overflow.
+//! The arithmetic of convolution windows on one axis. Every extent and every coordinate in the project comes
+//! from here; PyTorch's and Burn's formula, checked against overflow.
 
 use crate::error::{ConvError, invalid};
 

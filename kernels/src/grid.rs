@@ -1,7 +1,8 @@
-//! From a count of cubes to launches a device accepts: grids folded below the per-axis limit, work split so that no
-//! dispatch runs for longer than an operating system's watchdog allows.
+//! From a count of cubes to launches a device accepts: grids folded below the per-axis limit, work split so
+//! that no dispatch runs for longer than an operating system's watchdog allows.
 //!
-//! A kernel sees a *span* of the linear cube index: `cube = span.first + CUBE_POS`, idle when `cube >= span.end`.
+//! A kernel sees a *span* of the linear cube index: `cube = span.first + CUBE_POS`, idle when
+//! `cube >= span.end`.
 
 use crate::limits::Limits;
 use cubecl::prelude::*;
@@ -44,12 +45,12 @@ impl Span {
     }
 }
 
-/// How many times a launch may pass its operations to fill the device. (H200, f16, dw of 512 -> 512, 41x120x208, where a cube has 4.5
-/// GFLOP: 255 ms in launches of 55 cubes.)
+/// How many times a launch may pass its operations to fill the device. (H200, f16, dw of 512 -> 512,
+/// 41x120x208, where a cube has 4.5 GFLOP: 255 ms in launches of 55 cubes.)
 const MOST_FOR_FULL: f64 = 10.0;
 
-/// Splits `cubes` cubes of `operations` arithmetic operations each into launches that fill the device as often as a launch may
-/// compute, or once where that is more. No cubes, no launches.
+/// Splits `cubes` cubes of `operations` arithmetic operations each into launches that fill the device as
+/// often as a launch may compute, or once where that is more. No cubes, no launches.
 pub(crate) fn dispatches(cubes: usize, operations: f64, limits: &Limits) -> Vec<Dispatch> {
     let axis = limits.cubes_per_axis as usize;
     let by_time = limits.dispatch_operations / operations.max(1.0);

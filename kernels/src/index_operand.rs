@@ -83,8 +83,8 @@ impl IndexOperand {
 
     /// The tensor as a kernel argument, with its shape and strides.
     pub(crate) fn tensor_arg(&self) -> TensorArg {
-        // SAFETY: shape and strides describe `handle`: `contiguous` makes them so, and the Burn crate copies them from
-        // the tensor that owns the handle.
+        // SAFETY: shape and strides describe `handle`: `contiguous` makes them so, and the Burn crate copies
+        // them from the tensor that owns the handle.
         unsafe {
             TensorArg::from_raw_parts(
                 self.handle.clone(),
@@ -94,7 +94,8 @@ impl IndexOperand {
         }
     }
 
-    /// The elements from the first to the last that the strides reach, for kernels that take strides of their own.
+    /// The elements from the first to the last that the strides reach, for kernels that take strides of their
+    /// own.
     pub(crate) fn buffer_arg(&self) -> BufferArg {
         // SAFETY: as in `tensor_arg`.
         unsafe { BufferArg::from_raw_parts(self.handle.clone(), self.extent().max(1)) }

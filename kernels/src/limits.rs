@@ -8,47 +8,51 @@ use cubecl::prelude::*;
 /// A device's limits and the budgets that plans keep.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
-    /// Cubes per grid axis. Never above 65,535 (wgpu's Metal and WebGPU value; some Vulkan drivers report more and
-    /// then fail).
+    /// Cubes per grid axis. Never above 65,535 (wgpu's Metal and WebGPU value; some Vulkan drivers report
+    /// more and then fail).
     pub cubes_per_axis: u32,
     /// Units of one cube.
     pub units_per_cube: u32,
-    /// Bytes of one cube's shared memory. Never above 32 KiB, Apple's limit, so that what runs here runs there.
+    /// Bytes of one cube's shared memory. Never above 32 KiB, Apple's limit, so that what runs here runs
+    /// there.
     pub shared_bytes: usize,
     /// Buffers that one kernel can bind, that of its arguments included.
     pub bindings: usize,
     /// Bytes of the largest buffer a kernel can bind.
     pub buffer_bytes: u64,
-    /// Elements up to which 32-bit offsets are used. Offsets are compared as signed numbers in some kernels, hence 2^31 -
-    /// 1; less serves tests of the kernels with 64-bit offsets.
+    /// Elements up to which 32-bit offsets are used. Offsets are compared as signed numbers in some kernels,
+    /// hence 2^31 - 1; less serves tests of the kernels with 64-bit offsets.
     pub narrow_elements: usize,
     /// Whether 64-bit element offsets can be had (WGSL: no).
     pub wide_index: bool,
-    /// Iterations that all loops of one thread may make together, where the device ends them silently: Mesa's software
-    /// driver (llvmpipe) leaves every loop once 65,535 are spent, a loop of n iterations taking n + 1 of them. `None` on
-    /// real devices.
+    /// Iterations that all loops of one thread may make together, where the device ends them silently: Mesa's
+    /// software driver (llvmpipe) leaves every loop once 65,535 are spent, a loop of n iterations taking n +
+    /// 1 of them. `None` on real devices.
     pub loop_turns: Option<usize>,
     /// Storage types the device serves.
     pub dtypes: Vec<FloatType>,
-    /// Whether a 32-bit word can be taken for two 16-bit floats, so that eight of them move as four words. WGSL's compiler does
-    /// not translate that; it is also the one without 16-bit integers.
+    /// Whether a 32-bit word can be taken for two 16-bit floats, so that eight of them move as four words.
+    /// WGSL's compiler does not translate that; it is also the one without 16-bit integers.
     pub halves_in_words: bool,
-    /// Arithmetic operations of one dispatch; larger work is split, into dispatches that fill the device, if need be with up to ten
-    /// times as many. 25 GFLOP is 20 ms on an M1-class GPU, below what the macOS watchdog kills while a display is active. On
-    /// NVIDIA, where 25 GFLOP are over before the device is full (7 % of Winograd's time on an H200), ten times that: 50 ms on the
-    /// smallest of them.
+    /// Arithmetic operations of one dispatch; larger work is split, into dispatches that fill the device, if
+    /// need be with up to ten times as many. 25 GFLOP is 20 ms on an M1-class GPU, below what the macOS
+    /// watchdog kills while a display is active. On NVIDIA, where 25 GFLOP are over before the device is full
+    /// (7 % of Winograd's time on an H200), ten times that: 50 ms on the smallest of them.
     pub dispatch_operations: f64,
-    /// Whether the longest inner loops are unrolled here: NVIDIA's driver wants it. Apple's compiler takes very long over
-    /// unrolled code and unrolls by itself; a software device compiles it for seconds per kernel.
+    /// Whether the longest inner loops are unrolled here: NVIDIA's driver wants it. Apple's compiler takes
+    /// very long over unrolled code and unrolls by itself; a software device compiles it for seconds per
+    /// kernel.
     pub unroll: bool,
-    /// Matrix units with fp32 accumulators: the type of what they multiply and the rows, columns and terms of a fragment.
+    /// Matrix units with fp32 accumulators: the type of what they multiply and the rows, columns and terms of
+    /// a fragment.
     pub matrices: Vec<(FloatType, usize)>,
     /// Cubes that keep the device busy: sums are split until there are so many.
     pub cubes_in_flight: usize,
     /// Bytes of workspace a plan may ask for beyond inputs and outputs.
     pub workspace_bytes: u64,
-    /// Arithmetic operations that the device does in the time of moving a byte: 41 TFLOP/s of the engine beside 4.07 TB/s of
-    /// a copy on an H200; 2.6 TFLOP/s beside 68 GB/s on an M1, which the devices that were not measured share.
+    /// Arithmetic operations that the device does in the time of moving a byte: 41 TFLOP/s of the engine
+    /// beside 4.07 TB/s of a copy on an H200; 2.6 TFLOP/s beside 68 GB/s on an M1, which the devices that
+    /// were not measured share.
     pub operations_per_byte: f64,
 }
 
@@ -97,7 +101,8 @@ impl Limits {
             dispatch_operations: 25e9,
             unroll: false,
             matrices: vec![(FloatType::F32, 8), (FloatType::F16, 8)],
-            // Two cubes of 256 units for each of an M1 Max's 32 cores; four for each of an H200's 132 multiprocessors.
+            // Two cubes of 256 units for each of an M1 Max's 32 cores; four for each of an H200's 132
+            // multiprocessors.
             cubes_in_flight: 64,
             workspace_bytes: 256 << 20,
             operations_per_byte: 40.0,

@@ -8,8 +8,8 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 use cubecl::zspace::{Shape, Strides};
 
-/// A tensor on the device. Any strides: permuted, sliced (through the handle's offset) and expanded (stride 0)
-/// tensors are read in place.
+/// A tensor on the device. Any strides: permuted, sliced (through the handle's offset) and expanded (stride
+/// 0) tensors are read in place.
 #[derive(Clone, Debug)]
 pub struct Operand {
     /// The buffer, starting at the tensor's first element.
@@ -53,8 +53,8 @@ impl Operand {
         1 + self.shape.iter().zip(&self.strides).map(|(size, stride)| (size - 1) * stride).sum::<usize>()
     }
 
-    /// The tensor with a buffer that can be bound: devices refuse empty bindings, so a tensor without elements gets a
-    /// buffer that no kernel reads.
+    /// The tensor with a buffer that can be bound: devices refuse empty bindings, so a tensor without
+    /// elements gets a buffer that no kernel reads.
     pub(crate) fn bindable(&self, client: &Client) -> Self {
         let handle = if self.is_empty() { client.empty(256) } else { self.handle.clone() };
         Self { handle, ..self.clone() }
@@ -62,8 +62,9 @@ impl Operand {
 
     /// The tensor as a kernel argument, with its shape and strides.
     pub(crate) fn tensor_arg(&self) -> TensorArg {
-        // SAFETY: shape and strides describe `handle`: `contiguous` and `empty` make them so, and the Burn crate
-        // copies them from the tensor that owns the handle. The conformance run surrounds every buffer with guards.
+        // SAFETY: shape and strides describe `handle`: `contiguous` and `empty` make them so, and the Burn
+        // crate copies them from the tensor that owns the handle. The conformance run surrounds every buffer
+        // with guards.
         unsafe {
             TensorArg::from_raw_parts(
                 self.handle.clone(),
@@ -73,8 +74,8 @@ impl Operand {
         }
     }
 
-    /// The elements from the first to the last that the strides reach, in vectors of `width`, for kernels that take
-    /// strides of their own.
+    /// The elements from the first to the last that the strides reach, in vectors of `width`, for kernels
+    /// that take strides of their own.
     pub(crate) fn buffer_arg(&self, width: usize) -> BufferArg {
         // SAFETY: as in `tensor_arg`.
         unsafe { BufferArg::from_raw_parts(self.handle.clone(), self.extent().max(1).div_ceil(width)) }
@@ -90,8 +91,8 @@ pub fn row_major(shape: &[usize]) -> Vec<usize> {
     strides
 }
 
-/// The index width that reaches every element of `operands` and of a linear index up to `extra`, or a sentence when
-/// the device has none.
+/// The index width that reaches every element of `operands` and of a linear index up to `extra`, or a
+/// sentence when the device has none.
 pub(crate) fn address_type(
     op: &str,
     operands: &[&Operand],

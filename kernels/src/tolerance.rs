@@ -1,20 +1,20 @@
 //! How far a result may be from the f64 reference: a rigorous bound per element and a statistical guard.
 //!
-//! A kernel reads inputs rounded to the storage type, sums in fp32 and rounds once. With `magnitude` the same sum in
-//! f64 over absolute values and `terms` its length,
+//! A kernel reads inputs rounded to the storage type, sums in fp32 and rounds once. With `magnitude` the same
+//! sum in f64 over absolute values and `terms` its length,
 //!
 //! ```text
 //! |y - ref| <= u_storage * |ref| + (terms + 8) * u_f32 * magnitude + subnormal step
 //! ```
 //!
-//! holds for every order of summation, so a correct kernel never fails it. It is wide for long sums; the [`Guard`]
-//! on the RMS error of normally distributed data is what notices a kernel that silently lost precision. Both are
-//! mandatory where the data allow it: an aggregate alone hides single wrong elements.
+//! holds for every order of summation, so a correct kernel never fails it. It is wide for long sums; the
+//! [`Guard`] on the RMS error of normally distributed data is what notices a kernel that silently lost
+//! precision. Both are mandatory where the data allow it: an aggregate alone hides single wrong elements.
 
 use crate::dtype::FloatType;
 
-/// Statistical limits for N(0, 1) data, relative to the RMS of the reference over the elements that are sums of
-/// something.
+/// Statistical limits for N(0, 1) data, relative to the RMS of the reference over the elements that are sums
+/// of something.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Guard {
     /// RMS of the error.
@@ -73,7 +73,8 @@ impl Expected<'_> {
     pub fn bound(&self, index: usize) -> f64 {
         let unit = FloatType::F32.unit_roundoff();
         let sum = (self.terms as f64 + 8.0) * unit * self.magnitudes[index] * self.slope;
-        // A result past the largest finite half becomes infinite in any correct kernel; the tests stay far below.
+        // A result past the largest finite half becomes infinite in any correct kernel; the tests stay far
+        // below.
         self.dtype.unit_roundoff() * (self.values[index].abs() + sum) + sum + self.dtype.subnormal_roundoff()
     }
 
@@ -87,7 +88,8 @@ impl Expected<'_> {
         }
         let (mut squares, mut reference, mut errors) = (0.0, 0.0, Errors::default());
         let (mut wrong, mut worst) = (0usize, (0usize, 0.0f64));
-        // Elements to which nothing contributes (dx between strided windows) are 0 and say nothing of the others' size.
+        // Elements to which nothing contributes (dx between strided windows) are 0 and say nothing of the
+        // others' size.
         let mut sums = 0usize;
         for (index, (got, want)) in got.iter().zip(self.values).enumerate() {
             let error = (got - want).abs();
@@ -166,7 +168,8 @@ mod tests {
 
     #[test]
     fn elements_without_terms_do_not_shrink_what_errors_are_measured_by() {
-        // One element in 27 is a sum, each with an error that the guard allows: the zeros between must not forbid it.
+        // One element in 27 is a sum, each with an error that the guard allows: the zeros between must not
+        // forbid it.
         let values: Vec<f64> = (0..64 * 27).map(|i| if i % 27 == 0 { 1.0 } else { 0.0 }).collect();
         let expected =
             Expected { values: &values, magnitudes: &values, terms: 1, dtype: FloatType::Bf16, slope: 1.0 };

@@ -1,7 +1,8 @@
 //! Eight 16-bit numbers as four 32-bit words: a unit moves 16 bytes at once, whatever the storage type.
 //!
-//! No device promises vectors of eight elements (Apple's and WGSL's end at four), every one has vectors of four words. The
-//! numbers of a word are neighbours in memory, the first in the lower half, as on every device there is.
+//! No device promises vectors of eight elements (Apple's and WGSL's end at four), every one has vectors of
+//! four words. The numbers of a word are neighbours in memory, the first in the lower half, as on every
+//! device there is.
 
 use cubecl::ir::{ElemType, UIntKind};
 use cubecl::prelude::*;

@@ -1,5 +1,5 @@
-//! What the tests need beside Rust: a Vulkan driver, any that is there, else lavapipe from the distribution, and a C++
-//! compiler for the emitted Metal source.
+//! What the tests need beside Rust: a Vulkan driver, any that is there, else lavapipe from the distribution,
+//! and a C++ compiler for the emitted Metal source.
 
 use anyhow::{Result, bail};
 use std::path::Path;

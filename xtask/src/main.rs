@@ -1,7 +1,7 @@
 //! The project's commands: `cargo xtask demo | test | fuzz | bench | msl | check | tidy`.
 //!
-//! This program stays light, so that it builds in seconds; everything heavy is a crate of its own that it starts
-//! through cargo.
+//! This program stays light, so that it builds in seconds; everything heavy is a crate of its own that it
+//! starts through cargo.
 
 mod driver;
 mod tidy;
@@ -23,8 +23,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Train an example on the best device present: the video classifier, on moving shapes that it makes first, or
-    /// another one.
+    /// Train an example on the best device present: the video classifier, on moving shapes that it makes
+    /// first, or another one.
     Demo {
         /// Which example.
         #[arg(long, value_enum, default_value_t = Example::VideoClassifier)]
@@ -36,7 +36,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
     },
-    /// Make sure a Vulkan driver and clang exist (Debian and Ubuntu: install lavapipe and clang), then run every test.
+    /// Make sure a Vulkan driver and clang exist (Debian and Ubuntu: install lavapipe and clang), then run
+    /// every test.
     Test {
         /// Every launch of every table instead of a covering of them (docs/testing.md).
         #[arg(long)]
@@ -45,10 +46,11 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
     },
-    /// Random problems of every op and plan against the f64 references; a failing one is made small and printed as a line.
+    /// Random problems of every op and plan against the f64 references; a failing one is made small and
+    /// printed as a line.
     Fuzz {
-        /// Options of the program (`--seconds N`, `--seed S`, `--device metal|software|vulkan`, `--replay LINE`); `-- --help` lists
-        /// them.
+        /// Options of the program (`--seconds N`, `--seed S`, `--device metal|software|vulkan`,
+        /// `--replay LINE`); `-- --help` lists them.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
     },
@@ -134,8 +136,8 @@ fn finish(mut command: Command) -> Result<()> {
     Ok(())
 }
 
-/// Builds one of the workspace's programs and runs it. `--workspace` makes cargo choose the features of all members
-/// together, so that the tests, the demo and this share one build of Burn.
+/// Builds one of the workspace's programs and runs it. `--workspace` makes cargo choose the features of all
+/// members together, so that the tests, the demo and this share one build of Burn.
 fn run(program: &str, options: &[String]) -> Result<()> {
     cargo(words(&format!("build --workspace --bin {program}")))?;
     // A relative folder is one of the workspace's, since that is where cargo runs.
@@ -192,7 +194,8 @@ fn test(full: bool, options: &[String]) -> Result<()> {
         }
         command
     };
-    // The software driver leaves a core idle, which runs the emitted Metal source meanwhile; its output is shown afterwards.
+    // The software driver leaves a core idle, which runs the emitted Metal source meanwhile; its output is
+    // shown afterwards.
     let output = tempfile::tempfile()?;
     let mut beside = tests(&metal);
     beside

@@ -9,6 +9,9 @@ const LAUNCH: &str = concat!("launch_", "unchecked(");
 /// Lines a source file may have.
 const LONGEST_FILE: usize = 400;
 
+/// Columns a comment may reach; tables and links may go beyond.
+const WIDEST_COMMENT: usize = 110;
+
 /// Checks every rule and lists every breach.
 pub(crate) fn run(root: &Path) -> Result<()> {
     let mut breaches = Vec::new();
@@ -76,6 +79,18 @@ fn file_breaches(name: &str, text: &str) -> Vec<String> {
         breaches.push(format!("{name}: a file begins with its module documentation"));
     }
     for (number, line) in lines.iter().enumerate() {
+        let comment = line.trim_start().starts_with("//");
+        // Tables, links, and lines of a string.
+        let exempt = line.contains("//! |") || line.contains("://") || line.ends_with("\";");
+        if comment && !exempt && line.chars().count() > WIDEST_COMMENT {
+            let columns = line.chars().count();
+            breaches.push(format!(
+                "{name}:{}: a comment of {columns} columns, {WIDEST_COMMENT} are allowed",
+                number + 1
+            ));
+        }
+    }
+    for (number, line) in lines.iter().enumerate() {
         let code = line.trim_start();
         if code.starts_with("//") || !code.contains(LAUNCH) || code.contains("#[cube") {
             continue;
@@ -111,6 +126,10 @@ mod tests {
         let long = format!("//! Doc.\n{}", "\n".repeat(LONGEST_FILE));
         assert_eq!(file_breaches("a.rs", &long).len(), 1);
         assert_eq!(file_breaches("a.rs", "fn f() {}\n").len(), 1);
+        let wide = |start: &str| format!("//! Doc.\n{start}{}\n", "x".repeat(WIDEST_COMMENT));
+        assert_eq!(file_breaches("a.rs", &wide("/// ")).len(), 1);
+        assert!(file_breaches("a.rs", &wide("/// https://")).is_empty());
+        assert!(file_breaches("a.rs", &wide("//! | ")).is_empty());
         let launch = concat!("k::launch_", "unchecked(client);");
         assert_eq!(file_breaches("a.rs", &format!("//! Doc.\n{launch}\n")).len(), 1);
         assert!(file_breaches("a.rs", &format!("//! Doc.\n// SAFETY: tested.\n{launch}\n")).is_empty());

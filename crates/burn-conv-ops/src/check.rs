@@ -1,4 +1,5 @@
-//! What the `try_` functions check before anything is launched: dtypes, devices, shapes, and what the device serves.
+//! What the `try_` functions check before anything is launched: dtypes, devices, shapes, and what the device
+//! serves.
 
 mod decoding;
 
@@ -306,7 +307,8 @@ fn fits(op: &str, shape: &[usize], dtype: FloatType, limits: &Limits) -> Result<
     Ok(())
 }
 
-/// What the device allows. The CPU backend has no limits of its own: plans are only checked against the geometry there.
+/// What the device allows. The CPU backend has no limits of its own: plans are only checked against the
+/// geometry there.
 fn limits(device: &Device) -> Limits {
     #[cfg(any(feature = "wgpu", feature = "cuda"))]
     if let burn::backend::DispatchDevice::Cube(device) = device.clone().without_autodiff().as_dispatch() {

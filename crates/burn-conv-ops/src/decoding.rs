@@ -6,8 +6,9 @@ use crate::{Conv1dLayout, ConvError, ConvOps, check, or_panic};
 use burn::backend::Dispatch;
 use burn::tensor::{Int, Tensor};
 
-/// One decoding step of a causal conv1d: y `[B, C]` and the new state from x `[B, C]`, the state `[B, C, S]` of the last
-/// S >= W-1 inputs (oldest first), weight `[C, W]` and bias `[C]`. The state is of x's dtype or fp32, and stays so.
+/// One decoding step of a causal conv1d: y `[B, C]` and the new state from x `[B, C]`, the state `[B, C, S]`
+/// of the last S >= W-1 inputs (oldest first), weight `[C, W]` and bias `[C]`. The state is of x's dtype or
+/// fp32, and stays so.
 ///
 /// # Panics
 /// Where [`try_causal_conv1d_update`] returns an error.
@@ -39,9 +40,10 @@ pub fn try_causal_conv1d_update(
     Ok((Tensor::from_dispatch(y), Tensor::from_dispatch(state)))
 }
 
-/// Several decoding steps in one launch: y `[B, C, L]` and the state after the last of them from x `[B, C, L]`, as
-/// [`causal_conv1d_update`] L times. The places say which row of the state belongs to which row of x, and whether states are
-/// rings; by default row b belongs to row b and columns are shifted. A state that nobody else holds is updated in its memory.
+/// Several decoding steps in one launch: y `[B, C, L]` and the state after the last of them from x
+/// `[B, C, L]`, as [`causal_conv1d_update`] L times. The places say which row of the state belongs to which
+/// row of x, and whether states are rings; by default row b belongs to row b and columns are shifted. A state
+/// that nobody else holds is updated in its memory.
 ///
 /// ```no_run
 /// use burn::tensor::{Device, Distribution, Int, Tensor};
@@ -99,9 +101,10 @@ pub fn try_causal_conv1d_update_steps(
     Ok((Tensor::from_dispatch(y), Tensor::from_dispatch(state)))
 }
 
-/// The last `length` steps of sequences that are packed into one row, as `[N, C, length]`: the states to go on decoding with.
-/// x is `[1, C, T]` or `[1, T, C]` as `layout` says, sequence i has the steps from `cu_seqlens[i]` to `cu_seqlens[i + 1]`
-/// (`[N + 1]`, ascending, at most T). Zeros stand before a sequence that is shorter.
+/// The last `length` steps of sequences that are packed into one row, as `[N, C, length]`: the states to go
+/// on decoding with. x is `[1, C, T]` or `[1, T, C]` as `layout` says, sequence i has the steps from
+/// `cu_seqlens[i]` to `cu_seqlens[i + 1]` (`[N + 1]`, ascending, at most T). Zeros stand before a sequence
+/// that is shorter.
 ///
 /// # Panics
 /// Where [`try_causal_conv1d_last_states`] returns an error.
@@ -129,8 +132,8 @@ pub fn try_causal_conv1d_last_states(
     Ok(Tensor::from_dispatch(Dispatch::causal_conv1d_last_states(x, cu_seqlens, length, layout)))
 }
 
-/// Sequence ids `[1, steps]` of sequences that are packed into one row: i for the steps from `cu_seqlens[i]` to
-/// `cu_seqlens[i + 1]` (`[N + 1]`, ascending), -1 (padding) before the first bound and from the last on.
+/// Sequence ids `[1, steps]` of sequences that are packed into one row: i for the steps from `cu_seqlens[i]`
+/// to `cu_seqlens[i + 1]` (`[N + 1]`, ascending), -1 (padding) before the first bound and from the last on.
 ///
 /// # Panics
 /// Where [`try_causal_conv1d_seq_idx`] returns an error.
@@ -150,8 +153,9 @@ pub fn try_causal_conv1d_seq_idx(
     Ok(Tensor::from_dispatch(Dispatch::causal_conv1d_seq_idx(cu_seqlens.into_dispatch(), steps)))
 }
 
-/// The sequence of each row's last step that is no padding, `[B]`, from the ids of its steps `[B, T]`: whose the final state is. Where
-/// there is no such step it is that of `before`, the sequence of the initial state, or -1.
+/// The sequence of each row's last step that is no padding, `[B]`, from the ids of its steps `[B, T]`: whose
+/// the final state is. Where there is no such step it is that of `before`, the sequence of the initial state,
+/// or -1.
 ///
 /// # Panics
 /// When `before` does not have a sequence for each row, or its dtype is not that of the ids.

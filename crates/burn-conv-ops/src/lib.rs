@@ -13,15 +13,15 @@
 //! let dw = weight.grad(&gradients);
 //! ```
 //!
-//! Every function takes tensors of any strides on any device this crate is compiled for, computes in fp32 and rounds
-//! once, and gives gradients that are equal bit for bit from run to run. Each panics with the sentence of its
-//! [`ConvError`]; its `try_` twin returns the error. [`nn`] holds the modules.
+//! Every function takes tensors of any strides on any device this crate is compiled for, computes in fp32 and
+//! rounds once, and gives gradients that are equal bit for bit from run to run. Each panics with the sentence
+//! of its [`ConvError`]; its `try_` twin returns the error. [`nn`] holds the modules.
 //!
 //! # Features
 //!
-//! `wgpu` (Metal on macOS, Vulkan or another API through WGSL elsewhere), `vulkan` (SPIR-V), `metal`, `cuda`, `flex`
-//! (CPU), `autodiff` and `fusion`. The default is `autodiff`, `fusion`, `wgpu` and `flex`. `fusion` has to agree with
-//! Burn: leave it on with Burn's default features, turn it off together with Burn's.
+//! `wgpu` (Metal on macOS, Vulkan or another API through WGSL elsewhere), `vulkan` (SPIR-V), `metal`, `cuda`,
+//! `flex` (CPU), `autodiff` and `fusion`. The default is `autodiff`, `fusion`, `wgpu` and `flex`. `fusion`
+//! has to agree with Burn: leave it on with Burn's default features, turn it off together with Burn's.
 
 #[cfg(feature = "autodiff")]
 mod autodiff;
@@ -57,8 +57,8 @@ pub use packed::{causal_conv1d_packed, try_causal_conv1d_packed};
 use burn::backend::Dispatch;
 use burn::tensor::Tensor;
 
-/// conv3d: y `[N, O, OD, OH, OW]` of x `[N, C, D, H, W]`, weight `[O, C/groups, KD, KH, KW]` and bias `[O]`, with
-/// PyTorch's semantics.
+/// conv3d: y `[N, O, OD, OH, OW]` of x `[N, C, D, H, W]`, weight `[O, C/groups, KD, KH, KW]` and bias `[O]`,
+/// with PyTorch's semantics.
 ///
 /// # Rounding
 /// y is an fp32 sum through the activation, rounded once, with the same bits whether gradients are tracked or
@@ -75,11 +75,13 @@ use burn::tensor::Tensor;
 /// 16.8 million.
 ///
 /// # NaN, infinities, range
-/// On every device a result is not finite where a product of its sum holds NaN or an infinity. Beside these, a non-finite weight may
-/// make any result of its channel (y: its output channel, dx: its input channel) non-finite, an element of x or dy any weight's
-/// gradient of its channel, since the padding's zeros are multiplied; all other results keep their values. Where [`Algorithm::Auto`] takes
-/// Winograd, an element of x reaches its tile of 4 x 4 results as well; [`Algorithm::Strict`] never takes it. Finite tensors give
-/// finite, right results as long as `C/groups * taps * max|x| * max|weight|` is below the largest fp32 number.
+/// On every device a result is not finite where a product of its sum holds NaN or an infinity. Beside these,
+/// a non-finite weight may make any result of its channel (y: its output channel, dx: its input channel)
+/// non-finite, an element of x or dy any weight's gradient of its channel, since the padding's zeros are
+/// multiplied; all other results keep their values. Where [`Algorithm::Auto`] takes Winograd, an element of x
+/// reaches its tile of 4 x 4 results as well; [`Algorithm::Strict`] never takes it. Finite tensors give
+/// finite, right results as long as `C/groups * taps * max|x| * max|weight|` is below the largest fp32
+/// number.
 ///
 /// # Panics
 /// Where [`try_conv3d`] returns an error.
@@ -95,8 +97,8 @@ pub fn conv3d(
 /// [`conv3d`] with errors as values.
 ///
 /// # Errors
-/// When shapes, dtypes or devices do not fit together, the device cannot hold the dtype or the result, or a forced
-/// algorithm cannot serve the problem. Nothing is launched then.
+/// When shapes, dtypes or devices do not fit together, the device cannot hold the dtype or the result, or a
+/// forced algorithm cannot serve the problem. Nothing is launched then.
 pub fn try_conv3d(
     x: Tensor<5>,
     weight: Tensor<5>,
@@ -108,16 +110,18 @@ pub fn try_conv3d(
     Ok(Tensor::from_dispatch(Dispatch::conv3d_forward(x.into_dispatch(), weight.into_dispatch(), bias, call)))
 }
 
-/// Causal depthwise conv1d: y of x's shape, every step from its own input and the W-1 before it. x is `[B, C, T]` or
-/// `[B, T, C]` as the options say, weight `[C, W]`, bias `[C]`. Weight and bias may have another dtype than x.
+/// Causal depthwise conv1d: y of x's shape, every step from its own input and the W-1 before it. x is
+/// `[B, C, T]` or `[B, T, C]` as the options say, weight `[C, W]`, bias `[C]`. Weight and bias may have
+/// another dtype than x.
 ///
-/// A NaN or an infinity at a step of x reaches y at that step and the W-1 that follow in its sequence, and nothing else; one of dy
-/// reaches dx at that step and the W-1 before it. With an activation one of x also reaches dx wherever a step that reads it hands
-/// a gradient back, and dw and db of its channel. The steps before the first are zeros like any other, so an infinite weight makes
-/// NaN there, and it may make NaN of the last W-1 steps of dx.
+/// A NaN or an infinity at a step of x reaches y at that step and the W-1 that follow in its sequence, and
+/// nothing else; one of dy reaches dx at that step and the W-1 before it. With an activation one of x also
+/// reaches dx wherever a step that reads it hands a gradient back, and dw and db of its channel. The steps
+/// before the first are zeros like any other, so an infinite weight makes NaN there, and it may make NaN of
+/// the last W-1 steps of dx.
 ///
-/// The error of dw and db, sums over the batch and all steps, grows with the logarithm of their number; on the CPU, where they are
-/// Burn's own sums, with the number.
+/// The error of dw and db, sums over the batch and all steps, grows with the logarithm of their number; on
+/// the CPU, where they are Burn's own sums, with the number.
 ///
 /// ```no_run
 /// use burn::tensor::{Device, Distribution, Tensor};
@@ -144,8 +148,8 @@ pub fn causal_conv1d(
 /// [`causal_conv1d()`] with errors as values.
 ///
 /// # Errors
-/// When shapes, dtypes or devices do not fit together, or the device cannot hold a dtype or the result. Nothing is
-/// launched then.
+/// When shapes, dtypes or devices do not fit together, or the device cannot hold a dtype or the result.
+/// Nothing is launched then.
 pub fn try_causal_conv1d(
     x: Tensor<3>,
     weight: Tensor<2>,
@@ -168,14 +172,16 @@ fn convolve(
     Ok(Tensor::from_dispatch(Dispatch::causal_conv1d(inputs, problem)))
 }
 
-/// [`causal_conv1d()`] that begins with a state and returns the one to continue with: y, and the last W-1 steps of
-/// `[initial state | x]` as `[B, C, W-1]`, in the initial state's dtype: x's, or fp32. Calls on consecutive pieces of a sequence,
-/// each with the state of the one before, give what one call on the whole gives. Both outputs are differentiable. The state also
-/// says which sequence a step belongs to and what is added to y.
+/// [`causal_conv1d()`] that begins with a state and returns the one to continue with: y, and the last W-1
+/// steps of `[initial state | x]` as `[B, C, W-1]`, in the initial state's dtype: x's, or fp32. Calls on
+/// consecutive pieces of a sequence, each with the state of the one before, give what one call on the whole
+/// gives. Both outputs are differentiable. The state also says which sequence a step belongs to and what is
+/// added to y.
 ///
-/// With sequence ids the returned state is that of each row's last sequence: the last W-1 steps up to the row's last that is no
-/// padding, zeros in place of what belongs to another sequence. A row of padding only returns its initial state. Pieces give the
-/// whole wherever they are cut, if each is told whose its state is:
+/// With sequence ids the returned state is that of each row's last sequence: the last W-1 steps up to the
+/// row's last that is no padding, zeros in place of what belongs to another sequence. A row of padding only
+/// returns its initial state. Pieces give the whole wherever they are cut, if each is told whose its state
+/// is:
 ///
 /// ```no_run
 /// use burn::tensor::{Device, Distribution, Int, Tensor};
@@ -245,10 +251,10 @@ fn causal_conv1d_inputs(
     }
 }
 
-/// RoPE2D: tokens `[B, H, N, D]` (or `[B, N, H, D]`, as the options say), rotated by their positions of (row, column): the
-/// first half of D by the row, the second by the column, element i of each half's first quarter with element i of its second.
-/// Positions are integers `[B, N, 2]`, which may be negative, fp32 numbers `[B, N, 2]` or a [`RopeGrid`], see
-/// [`Rope2dPositions`]. They have no gradient.
+/// RoPE2D: tokens `[B, H, N, D]` (or `[B, N, H, D]`, as the options say), rotated by their positions of (row,
+/// column): the first half of D by the row, the second by the column, element i of each half's first quarter
+/// with element i of its second. Positions are integers `[B, N, 2]`, which may be negative, fp32 numbers
+/// `[B, N, 2]` or a [`RopeGrid`], see [`Rope2dPositions`]. They have no gradient.
 ///
 /// ```no_run
 /// use burn::tensor::{Device, Distribution, Tensor};

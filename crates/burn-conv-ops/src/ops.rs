@@ -1,7 +1,7 @@
 //! The backend trait: what a Burn backend has to offer for this crate's functions and modules to run on it.
 //!
-//! Users call the functions at the crate's root. A call carries its validated problem, so that every backend, Fusion's
-//! metadata and the kernels agree on every shape: they ask the same problem.
+//! Users call the functions at the crate's root. A call carries its validated problem, so that every backend,
+//! Fusion's metadata and the kernels agree on every shape: they ask the same problem.
 
 mod calls;
 
@@ -110,7 +110,8 @@ pub struct CausalConv1dInputs<B: Backend> {
     pub residual: OptionalTensor<B>,
 }
 
-/// Gradients of [`CausalConv1dInputs`], each where there is such an input. That of the residual is dy, 0 at padding.
+/// Gradients of [`CausalConv1dInputs`], each where there is such an input. That of the residual is dy, 0 at
+/// padding.
 #[derive(ExtensionType)]
 #[extension_type(fusion: cfg(feature = "fusion"))]
 pub struct CausalConv1dGradients<B: Backend> {
@@ -147,8 +148,9 @@ pub struct CausalConv1dSteps<B: Backend> {
     pub slots: OptionalIntTensor<B>,
 }
 
-/// The ops of this crate. Implemented by every backend of Burn that the features select; the default bodies are
-/// composed from Burn's own ops. Arguments are taken as validated: shapes and dtypes are those of the call's problem.
+/// The ops of this crate. Implemented by every backend of Burn that the features select; the default bodies
+/// are composed from Burn's own ops. Arguments are taken as validated: shapes and dtypes are those of the
+/// call's problem.
 #[backend_extension(
     Autodiff: cfg(feature = "autodiff"),
     Fusion: cfg(feature = "fusion"),
@@ -182,16 +184,16 @@ pub trait ConvOps: Backend {
         portable::conv3d::forward_with_pre::<Self>(x, weight, bias.into_option(), &call.problem)
     }
 
-    /// The weight as [`conv3d_forward_prepared`](Self::conv3d_forward_prepared) takes it, fp32. Asked only of backends whose
-    /// forward plan for the call is Winograd's in this tile; others have none.
+    /// The weight as [`conv3d_forward_prepared`](Self::conv3d_forward_prepared) takes it, fp32. Asked only of
+    /// backends whose forward plan for the call is Winograd's in this tile; others have none.
     #[fusion(dtype = burn::tensor::DType::F32, shape = Shape::from(winograd::prepared_shape(&call.problem, *tile)))]
     fn conv3d_prepare(weight: FloatTensor<Self>, call: Conv3dCall, tile: WinogradTile) -> FloatTensor<Self> {
         let _ = (weight, call, tile);
         portable::conv3d::no_filters()
     }
 
-    /// [`conv3d_forward`](Self::conv3d_forward) with a weight that [`conv3d_prepare`](Self::conv3d_prepare) has transformed in
-    /// the tile of the plan: the same bits.
+    /// [`conv3d_forward`](Self::conv3d_forward) with a weight that [`conv3d_prepare`](Self::conv3d_prepare)
+    /// has transformed in the tile of the plan: the same bits.
     #[fusion(dtype = x, shape = Shape::from(call.problem.y_shape()))]
     fn conv3d_forward_prepared(
         x: FloatTensor<Self>,
@@ -277,7 +279,8 @@ pub trait ConvOps: Backend {
         portable::causal_conv1d::backward::<Self>(inputs, dy, &problem)
     }
 
-    /// What the next step of each row's last sequence would read, `[B, C, W-1]`, from x, initial state and ids.
+    /// What the next step of each row's last sequence would read, `[B, C, W-1]`, from x, initial state and
+    /// ids.
     #[fusion(dtype = portable::dtype_of(problem.state_dtype), shape = Shape::from(problem.state_shape()))]
     fn causal_conv1d_final_state(
         x: FloatTensor<Self>,
@@ -300,7 +303,8 @@ pub trait ConvOps: Backend {
         portable::decoding::update::<Self>(x, state, weight, bias.into_option(), &problem)
     }
 
-    /// L decoding steps, of at least one row and channel: y `[B, C, L]` and the state after the last, of the state's shape.
+    /// L decoding steps, of at least one row and channel: y `[B, C, L]` and the state after the last, of the
+    /// state's shape.
     #[fusion(meta = |inputs, _problem| (inputs.x.clone(), inputs.state.clone()))]
     fn causal_conv1d_update_steps(
         #[extension_type] inputs: CausalConv1dSteps<Self>,
@@ -309,7 +313,8 @@ pub trait ConvOps: Backend {
         portable::decoding::update_steps::<Self>(inputs, &problem)
     }
 
-    /// The last `length` steps `[N, C, length]` of the sequences between the `N + 1` bounds in the one row of x.
+    /// The last `length` steps `[N, C, length]` of the sequences between the `N + 1` bounds in the one row of
+    /// x.
     #[fusion(dtype = x, shape = Shape::from(last_states_shape(x, bounds, *length, *layout)))]
     fn causal_conv1d_last_states(
         x: FloatTensor<Self>,
@@ -320,14 +325,15 @@ pub trait ConvOps: Backend {
         portable::decoding::last_states::<Self>(x, bounds, length, layout)
     }
 
-    /// The ids `[1, length]` of the sequences between the bounds, -1 before the first bound and from the last on.
+    /// The ids `[1, length]` of the sequences between the bounds, -1 before the first bound and from the last
+    /// on.
     #[fusion(dtype = bounds, shape = Shape::from([1, *length]))]
     fn causal_conv1d_seq_idx(bounds: IntTensor<Self>, length: usize) -> IntTensor<Self> {
         portable::decoding::seq_idx::<Self>(bounds, length)
     }
 
-    /// The columns of an axis in another order: column p of the result is column `from[p]` of x. `to` is the order back, which
-    /// the gradient takes.
+    /// The columns of an axis in another order: column p of the result is column `from[p]` of x. `to` is the
+    /// order back, which the gradient takes.
     #[fusion(dtype = x, shape = x)]
     fn causal_conv1d_move_columns(
         x: FloatTensor<Self>,

@@ -8,8 +8,8 @@ use conv_kernels::causal_conv1d::Conv1dLayout;
 use conv_kernels::conv3d::{Activation, Algorithm, PaddingMode, Window};
 use conv_kernels::rope2d::{RopeGrid, RopeLayout};
 
-/// Options of [`conv3d`](crate::conv3d()). `Conv3dOptions::new()` is a plain convolution: stride 1, no padding, dilation
-/// 1, one group, no activation.
+/// Options of [`conv3d`](crate::conv3d()). `Conv3dOptions::new()` is a plain convolution: stride 1, no
+/// padding, dilation 1, one group, no activation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Conv3dOptions {
     /// Distance between windows along D, H, W.
@@ -24,8 +24,8 @@ pub struct Conv3dOptions {
     pub padding_mode: PaddingMode,
     /// Applied to the result before it is rounded and stored.
     pub activation: Activation,
-    /// The kernel family. A forced algorithm that cannot serve the problem is an error. The CPU backend has one
-    /// algorithm of its own; there the choice is checked and has no other effect.
+    /// The kernel family. A forced algorithm that cannot serve the problem is an error. The CPU backend has
+    /// one algorithm of its own; there the choice is checked and has no other effect.
     pub algorithm: Algorithm,
 }
 
@@ -151,16 +151,19 @@ impl CausalConv1dOptions {
 /// What [`causal_conv1d_with_state`](crate::causal_conv1d_with_state) knows beside x.
 #[derive(Clone, Debug, Default)]
 pub struct CausalConv1dState {
-    /// The W-1 steps before the first, `[B, C, W-1]`, oldest first, of x's dtype or fp32; zeros where there are none.
+    /// The W-1 steps before the first, `[B, C, W-1]`, oldest first, of x's dtype or fp32; zeros where there
+    /// are none.
     pub initial: Option<Tensor<3>>,
-    /// The sequence that each row's initial state belongs to, `[B]`, of the dtype of `seq_idx`; by default that of the row's first
-    /// step. A row that begins with a step of another sequence begins without a state. For pieces of rows with ids, see
+    /// The sequence that each row's initial state belongs to, `[B]`, of the dtype of `seq_idx`; by default
+    /// that of the row's first step. A row that begins with a step of another sequence begins without a
+    /// state. For pieces of rows with ids, see
     /// [`causal_conv1d_last_seq_idx`](crate::causal_conv1d_last_seq_idx).
     pub initial_seq_idx: Option<Tensor<1, Int>>,
-    /// The sequence that each step belongs to, `[B, T]`: a step reads only steps of its own id, a negative id is padding
-    /// (output 0, no gradient, in no state; not even a NaN at it is seen). An id must not come back after its run has ended:
-    /// within W-1 steps it would be read across what is between, later it is another sequence. The initial state belongs to the
-    /// sequence of the row's first step; for one of each see [`causal_conv1d_packed`](crate::causal_conv1d_packed).
+    /// The sequence that each step belongs to, `[B, T]`: a step reads only steps of its own id, a negative id
+    /// is padding (output 0, no gradient, in no state; not even a NaN at it is seen). An id must not come
+    /// back after its run has ended: within W-1 steps it would be read across what is between, later it is
+    /// another sequence. The initial state belongs to the sequence of the row's first step; for one of each
+    /// see [`causal_conv1d_packed`](crate::causal_conv1d_packed).
     pub seq_idx: Option<Tensor<2, Int>>,
     /// Added to the result after the activation, but not to padding: of x's shape and dtype.
     pub residual: Option<Tensor<3>>,
@@ -197,8 +200,8 @@ impl CausalConv1dState {
         Self { residual: Some(residual), ..self }
     }
 
-    /// Sequences that are packed into one row of `steps` steps: sequence i has the steps from `cu_seqlens[i]` to
-    /// `cu_seqlens[i + 1]` (`[N + 1]`, ascending), the others are padding.
+    /// Sequences that are packed into one row of `steps` steps: sequence i has the steps from `cu_seqlens[i]`
+    /// to `cu_seqlens[i + 1]` (`[N + 1]`, ascending), the others are padding.
     ///
     /// # Panics
     /// Where [`try_causal_conv1d_seq_idx`](crate::try_causal_conv1d_seq_idx) returns an error.
@@ -211,12 +214,12 @@ impl CausalConv1dState {
 /// Where the states of [`causal_conv1d_update_steps`](crate::causal_conv1d_update_steps) are.
 #[derive(Clone, Debug, Default)]
 pub struct CausalConv1dPlaces {
-    /// The steps that each row has seen, `[B]`, none negative. The state is then a ring: step t stands in column t mod S, and
-    /// only the columns of the new steps are written.
+    /// The steps that each row has seen, `[B]`, none negative. The state is then a ring: step t stands in
+    /// column t mod S, and only the columns of the new steps are written.
     pub cache_seqlens: Option<Tensor<1, Int>>,
-    /// The row of the state, `[slots, C, S]`, that belongs to each row of x, `[B]`. A negative one, or one that the state does not
-    /// have, is padding: y is 0 there and no state is read or written. Of rows with one slot the last has it, the others are
-    /// padding. Of the same dtype as `cache_seqlens`.
+    /// The row of the state, `[slots, C, S]`, that belongs to each row of x, `[B]`. A negative one, or one
+    /// that the state does not have, is padding: y is 0 there and no state is read or written. Of rows with
+    /// one slot the last has it, the others are padding. Of the same dtype as `cache_seqlens`.
     pub state_indices: Option<Tensor<1, Int>>,
 }
 
@@ -272,7 +275,8 @@ pub struct Rope2dOptions {
     pub f0: f32,
     /// Order of the axes of the tokens; `[B, H, N, D]`.
     pub layout: RopeLayout,
-    /// Tokens at the beginning that stay as they are, such as VGGT's special tokens; none. Their positions do not matter.
+    /// Tokens at the beginning that stay as they are, such as VGGT's special tokens; none. Their positions do
+    /// not matter.
     pub prefix: usize,
     /// Elements of a head that are rotated, from the first, a multiple of 4; all of them.
     pub rotated: Option<usize>,
@@ -328,7 +332,8 @@ impl Rope2dOptions {
 pub enum Rope2dPositions {
     /// Integers `[B, N, 2]`, negative ones too.
     Index(Tensor<3, Int>),
-    /// fp32 numbers `[B, N, 2]`, such as those between the patches of a grid of another size. No gradient reaches them.
+    /// fp32 numbers `[B, N, 2]`, such as those between the patches of a grid of another size. No gradient
+    /// reaches them.
     Float(Tensor<3>),
     /// The patches of a grid in row-major order, after the tokens of the prefix: no tensor is needed.
     Grid(RopeGrid),

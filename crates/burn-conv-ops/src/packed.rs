@@ -1,15 +1,16 @@
 //! Causal conv1d of sequences that are packed into one row, each with a state of its own.
 //!
-//! Without states the row stays as it is and ids keep its sequences apart. With states each is put before its sequence, so
-//! that the same ids do; what the longer row has at the states' columns is left out of y. For W = 3:
+//! Without states the row stays as it is and ids keep its sequences apart. With states each is put before its
+//! sequence, so that the same ids do; what the longer row has at the states' columns is left out of y. For W
+//! = 3:
 //!
 //! ```text
 //!   states, x     a a | b b     1 2 3 4 | 5
 //!   longer row    a a 1 2 3 4 | b b 5            ids 0 0 0 0 0 0 1 1 1
 //! ```
 //!
-//! Both orders hold the same columns, so the gradient of either move is the other move. Bytes: with states x, y and their
-//! gradients are read and written once more. Indices are computed on the device from the bounds.
+//! Both orders hold the same columns, so the gradient of either move is the other move. Bytes: with states x,
+//! y and their gradients are read and written once more. Indices are computed on the device from the bounds.
 
 use crate::options::{CausalConv1dOptions, CausalConv1dState};
 use crate::{Conv1dLayout, ConvError, ConvOps, check, convolve, or_panic};
@@ -19,14 +20,14 @@ use burn::tensor::{Int, Tensor};
 
 const OP: &str = "causal_conv1d_packed";
 
-/// Causal depthwise conv1d of N sequences that are packed into one row: y of x's shape, and the state of each sequence to
-/// continue with, `[N, C, W-1]`. x is `[1, C, T]` or `[1, T, C]` as the options say, weight `[C, W]`, bias `[C]`; sequence i
-/// has the steps from `cu_seqlens[i]` to `cu_seqlens[i + 1]` (`[N + 1]`, ascending, at most T), the others are padding (y 0,
-/// no gradient).
+/// Causal depthwise conv1d of N sequences that are packed into one row: y of x's shape, and the state of each
+/// sequence to continue with, `[N, C, W-1]`. x is `[1, C, T]` or `[1, T, C]` as the options say, weight
+/// `[C, W]`, bias `[C]`; sequence i has the steps from `cu_seqlens[i]` to `cu_seqlens[i + 1]` (`[N + 1]`,
+/// ascending, at most T), the others are padding (y 0, no gradient).
 ///
-/// `state.initial` is `[N, C, W-1]`, the W-1 steps before each sequence, oldest first; zeros where there is none. With it the
-/// row is copied with the states in it, and y out of it: about three times the memory is moved. `state.residual` is of x's
-/// shape. Both outputs are differentiable.
+/// `state.initial` is `[N, C, W-1]`, the W-1 steps before each sequence, oldest first; zeros where there is
+/// none. With it the row is copied with the states in it, and y out of it: about three times the memory is
+/// moved. `state.residual` is of x's shape. Both outputs are differentiable.
 ///
 /// ```no_run
 /// use burn::tensor::{Device, Distribution, Int, Tensor};
@@ -63,7 +64,8 @@ pub fn causal_conv1d_packed(
 /// [`causal_conv1d_packed`] with errors as values.
 ///
 /// # Errors
-/// As [`try_causal_conv1d`](crate::try_causal_conv1d); when x has more than one row, and when there is a `seq_idx` too.
+/// As [`try_causal_conv1d`](crate::try_causal_conv1d); when x has more than one row, and when there is a
+/// `seq_idx` too.
 pub fn try_causal_conv1d_packed(
     x: Tensor<3>,
     weight: Tensor<2>,

@@ -13,7 +13,8 @@ use cubecl::future::block_on;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
-/// Burn's result may be this far from the truth, as a share of its RMS, and still count as the same computation.
+/// Burn's result may be this far from the truth, as a share of its RMS, and still count as the same
+/// computation.
 const SAME_COMPUTATION: f64 = 0.05;
 
 /// What is measured.

@@ -221,7 +221,8 @@ fn checked_channels(case_channels: usize, macs_per_channel: usize) -> Vec<usize>
     channels
 }
 
-/// The truths of \[y\] and of \[dx, dw, db\]: channels do not see each other, so the reference on some of them is exact.
+/// The truths of \[y\] and of \[dx, dw, db\]: channels do not see each other, so the reference on some of
+/// them is exact.
 fn truths(problem: &CausalConv1dProblem, sources: &Sources) -> [Vec<Rc<Truth>>; 2] {
     let CausalConv1dProblem { batch, length, width, .. } = *problem;
     let channels = checked_channels(problem.channels, batch * length * width);

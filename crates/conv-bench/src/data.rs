@@ -1,7 +1,7 @@
 //! Deterministic inputs that are cheap at any size, and results read back.
 //!
-//! An input is a function of the index: a hash picks one of 65,536 samples of N(0, 1), rounded to the storage type.
-//! The host can evaluate it anywhere without keeping the tensor.
+//! An input is a function of the index: a hash picks one of 65,536 samples of N(0, 1), rounded to the storage
+//! type. The host can evaluate it anywhere without keeping the tensor.
 
 use conv_cases::fill;
 use conv_kernels::{FloatType, Operand};

@@ -72,7 +72,8 @@ impl Device {
 pub(crate) struct Roofline {
     /// Bytes per second of a plain copy, reads and writes counted.
     pub(crate) copy: f64,
-    /// Operations per second per storage type: matrix units where they take it, fused multiply-adds elsewhere.
+    /// Operations per second per storage type: matrix units where they take it, fused multiply-adds
+    /// elsewhere.
     pub(crate) compute: Vec<(FloatType, f64)>,
 }
 
@@ -135,7 +136,8 @@ fn copy(device: &Device, source: Handle, target: Handle, bytes: usize) -> impl F
     let axis = device.limits.cubes_per_axis as usize;
     let count = CubeCount::Static(cubes.min(axis) as u32, cubes.div_ceil(axis) as u32, 1);
     move || {
-        // SAFETY: both buffers hold `vectors` vectors, and the kernel checks its index against the target's length.
+        // SAFETY: both buffers hold `vectors` vectors, and the kernel checks its index against the target's
+        // length.
         unsafe {
             copy_kernel::launch_unchecked(
                 &client,
@@ -190,7 +192,8 @@ pub(crate) fn clocks(device: &Device) -> Clocks {
 /// Bytes per second that a plain copy kernel moves: what bandwidth-bound ops are measured against.
 fn copy_bandwidth(device: &Device, clocks: Option<Rc<Clocks>>) -> Result<f64> {
     let client = &device.client;
-    // Large enough that a launch's beginning and end do not count: 256 MiB gave 3.25 TB/s on an H200 that copies at 4.2.
+    // Large enough that a launch's beginning and end do not count: 256 MiB gave 3.25 TB/s on an H200 that
+    // copies at 4.2.
     let bytes = if device.software { 16 << 20 } else { (1 << 30).min(device.limits.buffer_bytes as usize) };
     let data: Vec<u8> = (0..bytes).map(|index| index as u8).collect();
     let (source, target) = (client.create_from_slice(&data), client.empty(bytes));

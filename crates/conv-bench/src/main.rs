@@ -106,8 +106,8 @@ fn print_roofline(roofline: &Roofline) {
     println!("measured limits: copy {:.0} GB/s{peaks}", roofline.copy * 1e-9);
 }
 
-/// Says which storage types the device lacks; asking for one by name is no error, so that one command line serves
-/// every machine.
+/// Says which storage types the device lacks; asking for one by name is no error, so that one command line
+/// serves every machine.
 fn refuse_dtypes(bench: &mut Bench) {
     let served = bench.dtypes();
     for dtype in bench.options.dtypes() {

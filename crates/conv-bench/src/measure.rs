@@ -1,4 +1,5 @@
-//! Timing: windows of device timestamps where the device has them, wall-clock time around two waits elsewhere.
+//! Timing: windows of device timestamps where the device has them, wall-clock time around two waits
+//! elsewhere.
 
 use crate::data::first_line;
 use cubecl::future::block_on;
@@ -38,8 +39,8 @@ pub(crate) fn geometric_mean(values: &[f64]) -> Option<f64> {
 
 /// Short work of a constant size that shows whether the device runs at its highest clocks.
 ///
-/// A device that idles while the host verifies a result or compiles a kernel lowers its clocks, an H200 to a sixth, and may take
-/// longer to raise them than a row is warmed up.
+/// A device that idles while the host verifies a result or compiles a kernel lowers its clocks, an H200 to a
+/// sixth, and may take longer to raise them than a row is warmed up.
 pub(crate) struct Clocks {
     /// Launches the work once.
     pub(crate) launch: Box<dyn Fn()>,
@@ -66,14 +67,15 @@ pub(crate) struct Timer {
     pub(crate) client: Client,
     /// Runs that are timed at least.
     pub(crate) samples: usize,
-    /// The device is kept busy for this long before the first timed run: it takes a while to reach its clocks.
+    /// The device is kept busy for this long before the first timed run: it takes a while to reach its
+    /// clocks.
     pub(crate) warm_up: Duration,
     /// None where clocks do not matter.
     pub(crate) clocks: Option<Rc<Clocks>>,
 }
 
-/// Milliseconds a window should last at least; shorter calls are repeated within it. A device that waits between shorter windows
-/// lowers its clocks.
+/// Milliseconds a window should last at least; shorter calls are repeated within it. A device that waits
+/// between shorter windows lowers its clocks.
 const WINDOW: f64 = 3.0;
 /// Calls of one window at most: their results are all kept until it closes.
 const REPEATS: f64 = 32.0;
@@ -81,8 +83,8 @@ const REPEATS: f64 = 32.0;
 const LONG: f64 = 1000.0;
 
 impl Timer {
-    /// Times `run`, each time on a fresh result of `setup`, which is not timed. What `run` returns is kept until the
-    /// window is closed; `flush` hands over what a backend has only queued until then.
+    /// Times `run`, each time on a fresh result of `setup`, which is not timed. What `run` returns is kept
+    /// until the window is closed; `flush` hands over what a backend has only queued until then.
     ///
     /// # Errors
     /// What `setup`, `run` or `flush` says, or that the device could not time a window.

@@ -6,12 +6,13 @@ use std::path::PathBuf;
 
 /// Verifies, then times, every workload of conv-kernels against Burn's own op.
 ///
-/// A result is compared with f64 arithmetic before it is timed; a row whose result was not verified is not written.
-/// Writes DIR/DEVICE/DATE.csv.
+/// A result is compared with f64 arithmetic before it is timed; a row whose result was not verified is not
+/// written. Writes DIR/DEVICE/DATE.csv.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "conv-bench", version)]
 pub(crate) struct Options {
-    /// Real shapes, or the same layers scaled down until a software adapter runs them [default: full on a GPU]
+    /// Real shapes, or the same layers scaled down until a software adapter runs them [default: full on a
+    /// GPU]
     #[arg(long, value_enum)]
     pub(crate) size: Option<Size>,
 

@@ -1,4 +1,5 @@
-//! What a run leaves behind: a CSV row per verified measurement, a table per case while it runs, a summary at the end.
+//! What a run leaves behind: a CSV row per verified measurement, a table per case while it runs, a summary at
+//! the end.
 
 use crate::measure::{Samples, geometric_mean};
 use crate::verify::Deviation;
@@ -40,7 +41,8 @@ pub(crate) struct Record {
     pub(crate) max_err: f64,
     /// RMS error over the RMS of the truth.
     pub(crate) rms_err: f64,
-    /// Whether every element compared is inside the bound that holds for every correct fp32-accumulating kernel.
+    /// Whether every element compared is inside the bound that holds for every correct fp32-accumulating
+    /// kernel.
     pub(crate) bound_ok: bool,
     /// Whether this is what a user gets without forcing a plan.
     #[serde(skip)]

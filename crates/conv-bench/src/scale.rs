@@ -1,5 +1,6 @@
-//! Workloads scaled down to what a software adapter runs, with what makes each of them special kept: kernel, stride,
-//! padding, dilation, the remainder that the stride leaves over, grouping, channel counts that are no multiples of 16.
+//! Workloads scaled down to what a software adapter runs, with what makes each of them special kept: kernel,
+//! stride, padding, dilation, the remainder that the stride leaves over, grouping, channel counts that are no
+//! multiples of 16.
 
 use conv_cases::conv3d::Conv3dCase;
 use conv_cases::{causal_conv1d, rope2d};
@@ -16,13 +17,15 @@ fn small_name(name: &str) -> String {
     format!("{name}_small")
 }
 
-/// `case` with its longest extents halved until a forward pass is small. A case that is small already is unchanged.
+/// `case` with its longest extents halved until a forward pass is small. A case that is small already is
+/// unchanged.
 pub(crate) fn conv3d(case: &Conv3dCase) -> Conv3dCase {
     let mut small = case.clone();
     while small.macs() > CONV3D_MACS {
         let [od, oh, ow] = small.output_extents();
         let (group_c, group_o) = (small.c / small.groups, small.o / small.groups);
-        // What may be halved, with weights that keep planes and channels in proportion; 0 where it would vanish.
+        // What may be halved, with weights that keep planes and channels in proportion; 0 where it would
+        // vanish.
         let candidates = [
             (small.n, small.n > 1),
             (2 * od, od > 2),

@@ -1,5 +1,5 @@
-//! What a result must be: f64 values with error bounds, at every element of a small result and at sampled elements of
-//! a large one.
+//! What a result must be: f64 values with error bounds, at every element of a small result and at sampled
+//! elements of a large one.
 
 use crate::data::Host;
 use conv_cases::fill;
@@ -54,7 +54,8 @@ impl Truth {
         self.positions.clone().unwrap_or_else(|| (0..self.len()).collect())
     }
 
-    /// How far `got` is from the truth, and whether it is inside the bounds that hold for every correct kernel.
+    /// How far `got` is from the truth, and whether it is inside the bounds that hold for every correct
+    /// kernel.
     ///
     /// # Errors
     /// When `got` has another size or type, or an element, known or not, that is not finite.
@@ -90,8 +91,8 @@ impl Truth {
         Ok((deviation(&self.values, &values), inside))
     }
 
-    /// The guard holds for sums of some thousand terms. The RMS error of a plain fp32 sum of K random terms is
-    /// about 0.28 u sqrt(K) of its result, which is more for very long sums; twice that is allowed.
+    /// The guard holds for sums of some thousand terms. The RMS error of a plain fp32 sum of K random terms
+    /// is about 0.28 u sqrt(K) of its result, which is more for very long sums; twice that is allowed.
     fn guard(&self) -> Guard {
         let plain = 0.56 * FloatType::F32.unit_roundoff() * (self.terms as f64).sqrt();
         let factor = (plain / self.guard.rms).max(1.0);
@@ -114,8 +115,8 @@ fn deviation(want: &[f64], got: &[f64]) -> Deviation {
     Deviation { max: largest / rms, rms: (squares / count).sqrt() / rms }
 }
 
-/// Which elements of a tensor of `shape` to compare: its corners and then random ones, `count` in all; none (meaning
-/// all) where it has no more than that.
+/// Which elements of a tensor of `shape` to compare: its corners and then random ones, `count` in all; none
+/// (meaning all) where it has no more than that.
 pub(crate) fn sample(shape: &[usize], count: usize) -> Option<Vec<usize>> {
     let len: usize = shape.iter().product();
     if len <= count {

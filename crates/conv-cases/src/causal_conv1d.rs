@@ -1,7 +1,7 @@
 //! Causal depthwise conv1d: the conformance table, one-step updates, regressions, and sequence ids.
 //!
-//! [`conformance`] contains every length at a tile boundary x every width 1 to 8 x both layouts, with the other options
-//! spread over those rows so that all pairs meet, followed by wide kernels.
+//! [`conformance`] contains every length at a tile boundary x every width 1 to 8 x both layouts, with the
+//! other options spread over those rows so that all pairs meet, followed by wide kernels.
 
 mod update;
 
@@ -22,7 +22,8 @@ pub enum SeqIdx {
     WithPadding,
 }
 
-/// One problem: `x [B, C, T]` (or `[B, T, C]`), `weight [C, W]`, `bias [C]`, initial state `[B, C, W-1]`, ids `[B, T]`.
+/// One problem: `x [B, C, T]` (or `[B, T, C]`), `weight [C, W]`, `bias [C]`, initial state `[B, C, W-1]`, ids
+/// `[B, T]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Case {
     /// Unique within its table: lower case words joined by `_`.
@@ -181,8 +182,9 @@ fn wide() -> Vec<Case> {
             });
         }
     }
-    // Every number of taps beside the blocks of 16, 32 and 128, rows that are read as vectors and rows that are not, each with the
-    // first tap at each place of a vector; lengths around one, two and four tiles of 2048 steps.
+    // Every number of taps beside the blocks of 16, 32 and 128, rows that are read as vectors and rows that
+    // are not, each with the first tap at each place of a vector; lengths around one, two and four tiles of
+    // 2048 steps.
     let widths = (9..=33).chain([100, 127, 128, 129, 130, 131, 200, 255, 256, 257]);
     let long = [
         (130, 256),
@@ -231,8 +233,8 @@ pub fn regressions() -> Vec<Case> {
         let case = Case::new(&format!("mlx_swift_424_t{t}"), [1, 1, t], 4);
         cases.push(Case { btc: t % 2 == 0, silu: t % 3 == 0, ..case });
     }
-    // causal-conv1d #117, #101: the tail of a chunk was read out of bounds. mamba #643, fla #519: odd channel counts in
-    // the channels-last layout were refused.
+    // causal-conv1d #117, #101: the tail of a chunk was read out of bounds. mamba #643, fla #519: odd channel
+    // counts in the channels-last layout were refused.
     for t in [63, 64, 65, 127, 128, 129, 256, 257] {
         let case = Case::new(&format!("causal_conv1d_117_t{t}"), [2, 7, t], 4);
         cases.push(Case { btc: t % 2 == 1, initial: t % 3 == 0, silu: true, ..case });
@@ -257,8 +259,9 @@ pub fn regressions() -> Vec<Case> {
 
 /// Sequence ids `[B, T]` of a case, row by row; empty for [`SeqIdx::None`].
 ///
-/// Runs of equal ids have deterministic random lengths. An id never returns after its run, also not in another row, and
-/// ids are not in order. With padding, a run in three is negative; rows begin and end with padding in turn.
+/// Runs of equal ids have deterministic random lengths. An id never returns after its run, also not in
+/// another row, and ids are not in order. With padding, a run in three is negative; rows begin and end with
+/// padding in turn.
 #[must_use]
 pub fn seq_idx(case: &Case) -> Vec<i32> {
     if case.seq_idx == SeqIdx::None {

@@ -1,7 +1,8 @@
 //! conv3d problems: the conformance table, empty problems and named regressions.
 //!
-//! [`conformance`] is a covering of all pairs of 14 options (see `conv3d/covering.rs`) followed by hand-picked edges
-//! (`conv3d/edges.rs`). [`regressions`] holds shapes that public bugs of other libraries were found with.
+//! [`conformance`] is a covering of all pairs of 14 options (see `conv3d/covering.rs`) followed by
+//! hand-picked edges (`conv3d/edges.rs`). [`regressions`] holds shapes that public bugs of other libraries
+//! were found with.
 
 mod covering;
 mod edges;
@@ -33,7 +34,8 @@ pub enum Activation {
     Silu,
 }
 
-/// One conv3d problem: `x [N, C, D, H, W]`, `weight [O, C/groups, KD, KH, KW]`, `bias [O]`, `y [N, O, OD, OH, OW]`.
+/// One conv3d problem: `x [N, C, D, H, W]`, `weight [O, C/groups, KD, KH, KW]`, `bias [O]`,
+/// `y [N, O, OD, OH, OW]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Conv3dCase {
     /// Unique within its table: lower case words joined by `_`.
@@ -69,8 +71,8 @@ pub struct Conv3dCase {
 }
 
 impl Conv3dCase {
-    /// A case with input `[N, C, D, H, W]`, `o` output channels and a kernel; stride 1, no padding, dilation 1, one
-    /// group, a bias and no activation.
+    /// A case with input `[N, C, D, H, W]`, `o` output channels and a kernel; stride 1, no padding, dilation
+    /// 1, one group, a bias and no activation.
     #[must_use]
     pub fn new(name: &str, [n, c, d, h, w]: [usize; 5], o: usize, kernel: [usize; 3]) -> Self {
         Self {
@@ -166,8 +168,9 @@ pub fn empty() -> Vec<Conv3dCase> {
     edges::empty()
 }
 
-/// Pointwise problems one below, at and one above every multiple at which tiles end (4, 8, 32, 64, 128 and 256 rows or columns,
-/// stages of 16 and 32): positions x output channels x input channels, so that each pass meets each boundary in each dimension.
+/// Pointwise problems one below, at and one above every multiple at which tiles end (4, 8, 32, 64, 128 and
+/// 256 rows or columns, stages of 16 and 32): positions x output channels x input channels, so that each pass
+/// meets each boundary in each dimension.
 #[must_use]
 pub fn tile_boundaries() -> Vec<Conv3dCase> {
     const EXTENTS: [usize; 6] = [31, 32, 33, 63, 64, 65];
@@ -196,7 +199,8 @@ pub fn tile_boundaries() -> Vec<Conv3dCase> {
     cases
 }
 
-/// Shapes that public bugs of other libraries were found with; the name begins with the library and bug number.
+/// Shapes that public bugs of other libraries were found with; the name begins with the library and bug
+/// number.
 #[must_use]
 pub fn regressions() -> Vec<Conv3dCase> {
     regressions::cases()

@@ -1,4 +1,5 @@
-//! Deterministic test data: element `i` of seed `s` is a hash of `(s, i)`, so data does not depend on order or length.
+//! Deterministic test data: element `i` of seed `s` is a hash of `(s, i)`, so data does not depend on order
+//! or length.
 
 use std::f64::consts::TAU;
 

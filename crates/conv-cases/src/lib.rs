@@ -1,7 +1,7 @@
 //! The shapes that the kernel tests, the Burn tests and the benchmarks share, as plain data.
 //!
-//! Nothing here knows a tensor library, a device or a dtype; a case is a handful of integers and flags, and each table
-//! is a deterministic function, so that a failing case can be named and run again.
+//! Nothing here knows a tensor library, a device or a dtype; a case is a handful of integers and flags, and
+//! each table is a deterministic function, so that a failing case can be named and run again.
 //!
 //! | module | holds |
 //! | --- | --- |
@@ -11,8 +11,8 @@
 //! | [`workloads`] | layer shapes of published models, read from the CSV tables of this crate |
 //! | [`fill`] | deterministic normal and integer data without a random number generator |
 //!
-//! The conformance tables are sized for a software GPU and a double precision reference on the CPU: every case runs
-//! several passes, dtypes and plans. The workload tables hold the real sizes, for benchmarks.
+//! The conformance tables are sized for a software GPU and a double precision reference on the CPU: every
+//! case runs several passes, dtypes and plans. The workload tables hold the real sizes, for benchmarks.
 
 pub mod causal_conv1d;
 pub mod conv3d;

@@ -1,9 +1,10 @@
-//! A small all-pairs generator: rows over several axes such that any two levels of any two axes meet in some row.
+//! A small all-pairs generator: rows over several axes such that any two levels of any two axes meet in some
+//! row.
 //!
-//! Most faults of a kernel need two options to meet (stride with dilation, groups with padding); three are rare. A
-//! covering of all pairs is therefore the table that finds most for its length. The generator is greedy and
-//! deterministic: each row starts from a seed or from the first pair not yet covered, and every other axis takes the
-//! level that covers most, with backtracking where the constraint forbids it.
+//! Most faults of a kernel need two options to meet (stride with dilation, groups with padding); three are
+//! rare. A covering of all pairs is therefore the table that finds most for its length. The generator is
+//! greedy and deterministic: each row starts from a seed or from the first pair not yet covered, and every
+//! other axis takes the level that covers most, with backtracking where the constraint forbids it.
 
 use crate::fill;
 
@@ -13,8 +14,8 @@ pub(crate) type Partial = Vec<Option<usize>>;
 /// How many orders of the axes are tried for a row; the fullest row is kept.
 const CANDIDATES: usize = 12;
 
-/// Rows of level indices (`row[axis] < levels[axis]`) that contain every seed and every pair of levels that some
-/// allowed row can contain.
+/// Rows of level indices (`row[axis] < levels[axis]`) that contain every seed and every pair of levels that
+/// some allowed row can contain.
 ///
 /// `allowed` is asked about partial rows too and must answer yes when some completion may be allowed.
 pub(crate) fn cover(
@@ -73,7 +74,8 @@ fn complete(
     let Some(axis) = order.find(|&axis| seed[axis].is_none()) else {
         return seed.iter().copied().collect();
     };
-    // Equal gains are decided by a hash, so that options which meet often do not meet in the same way each time.
+    // Equal gains are decided by a hash, so that options which meet often do not meet in the same way each
+    // time.
     let tie = |level: usize| fill::hash(turn as u64, (axis << 16 | level) as u64);
     let mut choices: Vec<_> =
         (0..levels[axis]).map(|level| (open.gain(seed, axis, level), tie(level), level)).collect();

@@ -41,8 +41,8 @@ const LEVELS: [usize; 9] =
 /// The largest number of elements of a case in [`conformance`].
 const MAX_ELEMENTS: usize = 120_000;
 
-/// Problems that the kernel must get right: every number of tokens with every head dimension in both layouts, the other options
-/// spread over those so that all pairs meet.
+/// Problems that the kernel must get right: every number of tokens with every head dimension in both layouts,
+/// the other options spread over those so that all pairs meet.
 #[must_use]
 pub fn conformance() -> Vec<Case> {
     let mut seeds = Vec::new();
@@ -84,8 +84,8 @@ fn case(row: &[usize]) -> Case {
 
 /// Positions `[B, N, 2]` of a case as (row, column).
 ///
-/// Batch entry 0 is a row-major grid of about square shape; the others are deterministic random positions below 64, with
-/// token 0 at (0, 0). Negative cases move everything by half of its range.
+/// Batch entry 0 is a row-major grid of about square shape; the others are deterministic random positions
+/// below 64, with token 0 at (0, 0). Negative cases move everything by half of its range.
 #[must_use]
 pub fn positions(case: &Case) -> Vec<i64> {
     let mut columns = 1;

@@ -1,4 +1,5 @@
-//! Layer shapes of published models, from the CSV tables in `workloads/`: what benchmarks run and report by name.
+//! Layer shapes of published models, from the CSV tables in `workloads/`: what benchmarks run and report by
+//! name.
 //!
 //! These are real sizes. Tests take their cases from the conformance tables instead.
 
@@ -17,7 +18,8 @@ pub struct Conv3dWorkload {
     pub case: conv3d::Conv3dCase,
     /// OD, OH, OW as the table states them.
     pub output: [usize; 3],
-    /// 10^9 floating-point operations of one forward pass, as the table states them (two per multiply-accumulate).
+    /// 10^9 floating-point operations of one forward pass, as the table states them (two per
+    /// multiply-accumulate).
     pub gflop: f64,
     /// What is special about the layer; often empty.
     pub note: String,
@@ -40,8 +42,8 @@ pub struct Rope2dWorkload {
 }
 
 impl Rope2dWorkload {
-    /// Positions `[B, N, 2]`: special tokens at (0, 0) come first, then the grid row by row (from 1 when there are
-    /// special tokens, as VGGT does).
+    /// Positions `[B, N, 2]`: special tokens at (0, 0) come first, then the grid row by row (from 1 when
+    /// there are special tokens, as VGGT does).
     #[must_use]
     pub fn positions(&self) -> Vec<i64> {
         let [rows, columns] = self.grid;

@@ -1,4 +1,5 @@
-//! Causal conv1d: both passes of a random problem under each plan against the reference, and the sequence in two pieces.
+//! Causal conv1d: both passes of a random problem under each plan against the reference, and the sequence in
+//! two pieces.
 
 use crate::device::{self, CLASSES, Device, may_refuse};
 use crate::outcome::{Check, LAUNCH, NO_PLAN, OVER, Outcome, PANIC, REFUSED, WRONG, caught};
@@ -273,7 +274,8 @@ fn check(
         let result = if case.word("bad") != "none" {
             let (expected, _) = oracle.expected();
             let right = |index: usize| (got[index] - expected.values[index]).abs() <= expected.bound(index);
-            // dw of a channel may be spoilt by any of its elements: taps are multiplied with what stands before the first step.
+            // dw of a channel may be spoilt by any of its elements: taps are multiplied with what stands
+            // before the first step.
             let spread =
                 |index: usize| name == "dw" && channel_is_spoilt(problem, tensors, index / problem.width);
             check_non_finite(got, expected.values, spread, right)
@@ -309,8 +311,8 @@ fn plain_data(case: &Case) -> bool {
     ["x_view", "w_view", "dy_view"].iter().all(|view| !matches!(case.word(view), "batch" | "inner"))
 }
 
-/// The sequence in two pieces, the second with the first one's final state: y is that of the whole. Where a sequence ends at the cut
-/// there is nothing to hand on.
+/// The sequence in two pieces, the second with the first one's final state: y is that of the whole. Where a
+/// sequence ends at the cut there is nothing to hand on.
 fn pieces(
     device: &Device,
     case: &Case,

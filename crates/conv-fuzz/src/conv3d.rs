@@ -259,8 +259,9 @@ fn compare(
     oracle.check(plan, pass, problem.dtype, got, guarded).map(|_| ())
 }
 
-/// Whether a result belongs to a channel of a weight that is not finite, or is the gradient of a weight between channels of which one
-/// holds an element that is not: plans multiply those by the zeros of the padding and beyond the last window.
+/// Whether a result belongs to a channel of a weight that is not finite, or is the gradient of a weight
+/// between channels of which one holds an element that is not: plans multiply those by the zeros of the
+/// padding and beyond the last window.
 fn channel_is_spoilt(problem: &Conv3dProblem, pass: Pass, inputs: &Inputs, index: usize) -> bool {
     let spoilt = |values: Vec<f64>, holds: &dyn Fn(usize) -> bool| {
         (0..values.len()).any(|index| !values[index].is_finite() && holds(index))

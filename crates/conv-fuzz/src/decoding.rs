@@ -13,7 +13,8 @@ use conv_kernels::tolerance::Expected;
 use conv_kernels::{IndexOperand, IndexType};
 use conv_testing::buffer::{Buffer, try_read_all, upload_indices};
 
-/// What a case of decoding steps says. `extra`: columns of the state beyond W-1; `rows`: slots beside those of the batch.
+/// What a case of decoding steps says. `extra`: columns of the state beyond W-1; `rows`: slots beside those
+/// of the batch.
 pub const UPDATE_FIELDS: &[Field] = &[
     Field::numbers("b", &[1]),
     Field::numbers("c", &[1]),

@@ -13,7 +13,8 @@ pub enum Kind {
     Metal,
     /// A software adapter through wgpu (lavapipe).
     Software,
-    /// The best adapter there is: through SPIR-V in a build with the feature `vulkan`, else as wgpu's default.
+    /// The best adapter there is: through SPIR-V in a build with the feature `vulkan`, else as wgpu's
+    /// default.
     Vulkan,
 }
 
@@ -103,9 +104,10 @@ impl Device {
     }
 }
 
-/// What a device is taken for: itself; one with 16 KiB of threadgroup memory and 256 threads; without matrix units; with little
-/// workspace; with small dispatches; that one threadgroup keeps busy; that thousands do; with no buffer much larger than the tensors;
-/// that ends loops early; with 64-bit offsets from 20 elements on; without words for halves; without f16.
+/// What a device is taken for: itself; one with 16 KiB of threadgroup memory and 256 threads; without matrix
+/// units; with little workspace; with small dispatches; that one threadgroup keeps busy; that thousands do;
+/// with no buffer much larger than the tensors; that ends loops early; with 64-bit offsets from 20 elements
+/// on; without words for halves; without f16.
 pub const CLASSES: &[&str] = &[
     "device",
     "small",

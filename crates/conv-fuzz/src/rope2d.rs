@@ -1,4 +1,5 @@
-//! RoPE2D: a random rotation and its inverse against the reference, alone or with a second tensor, apart or in place.
+//! RoPE2D: a random rotation and its inverse against the reference, alone or with a second tensor, apart or
+//! in place.
 
 use crate::device::{self, CLASSES, Device};
 use crate::outcome::{LAUNCH, OVER, Outcome, PANIC, REFUSED, WRONG, caught};
@@ -9,8 +10,8 @@ use conv_kernels::rope2d::{Positions, Rope2dProblem, RopeGrid, RopeLayout, Rotat
 use conv_kernels::{ConvError, FloatType, IndexType, row_major};
 use conv_testing::buffer::{Buffer, try_read_all, upload_indices};
 
-/// What a case of RoPE2D says. `q`: frequencies per axis; `copied`: quarters of a head that are not rotated; `base` in tenths; `f0`
-/// in hundredths; `reach`: the largest position.
+/// What a case of RoPE2D says. `q`: frequencies per axis; `copied`: quarters of a head that are not rotated;
+/// `base` in tenths; `f0` in hundredths; `reach`: the largest position.
 pub const FIELDS: &[Field] = &[
     Field::numbers("b", &[1]),
     Field::numbers("h", &[1]),
@@ -153,8 +154,8 @@ pub fn run(device: &Device, case: &Case) -> Outcome {
     Outcome::Passed(vec![(direction, format!("rope2d:{kind}")); outs.len()])
 }
 
-/// The largest error relative to a pair's length beside the storage type's rounding; what f64 itself resolves of the largest angles is
-/// added.
+/// The largest error relative to a pair's length beside the storage type's rounding; what f64 itself resolves
+/// of the largest angles is added.
 const ANGLE: f64 = 1e-6;
 
 fn compare(

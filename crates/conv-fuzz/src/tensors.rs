@@ -20,8 +20,9 @@ pub fn dtype(word: &str) -> FloatType {
 /// Data: normally distributed, or small integers, whose sums are exact.
 pub const DATA: &[&str] = &["normal", "integers"];
 
-/// Memory layouts: row-major; all axes reversed; the second axis innermost; each axis one place further; gaps after rows; every
-/// other element; odd strides where an axis has one element; one value for the whole batch; one for each innermost row.
+/// Memory layouts: row-major; all axes reversed; the second axis innermost; each axis one place further; gaps
+/// after rows; every other element; odd strides where an axis has one element; one value for the whole batch;
+/// one for each innermost row.
 pub const VIEWS: &[&str] =
     &["plain", "reversed", "last", "turned", "gaps", "halves", "odd", "batch", "inner"];
 
@@ -103,8 +104,8 @@ pub fn upload(client: &Client, values: &[f32], shape: &[usize], view: &str, dtyp
     buffer::upload_strided(client, &values, shape, &strides, dtype)
 }
 
-/// Results from which on the statistical guard is asked: of fewer, rounding to f16 alone passes it now and then (99 results, 3.5e-4
-/// where 3e-4 is allowed). The bound of each element is asked always.
+/// Results from which on the statistical guard is asked: of fewer, rounding to f16 alone passes it now and
+/// then (99 results, 3.5e-4 where 3e-4 is allowed). The bound of each element is asked always.
 pub const GUARDED: usize = 1024;
 
 /// An output in a layout.
@@ -112,8 +113,8 @@ pub fn output(client: &Client, shape: &[usize], view: &str, dtype: FloatType) ->
     buffer::output_strided(client, shape, &strides(view, shape), dtype)
 }
 
-/// Compares results with a reference that is not finite everywhere: where it is not, neither is the result; elsewhere the
-/// result is `right`, or, where non-finite values may `spread`, not finite.
+/// Compares results with a reference that is not finite everywhere: where it is not, neither is the result;
+/// elsewhere the result is `right`, or, where non-finite values may `spread`, not finite.
 ///
 /// # Errors
 /// The first element that is wrong.

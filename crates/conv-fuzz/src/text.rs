@@ -4,8 +4,8 @@
 //! conv3d x=1,8,1,1,6 o=4 k=1,1,12 pad=0,0,0,0,6,6 replicate=1 pass=forward plan=gemm_256x4x16
 //! ```
 //!
-//! The op, then every field that is not at its simplest, then the plan where the case is about one. A field is a list of
-//! numbers or one of some words.
+//! The op, then every field that is not at its simplest, then the plan where the case is about one. A field
+//! is a list of numbers or one of some words.
 
 use crate::{causal_conv1d, conv3d, decoding, rope2d};
 use std::fmt;
@@ -82,7 +82,8 @@ pub struct Case {
     pub op: Op,
     /// The numbers of each field, in the order of [`Op::fields`].
     pub values: Vec<Vec<i64>>,
-    /// A plan's name; `auto` for the automatic one; `pick` and a number for that and some others; empty for every plan.
+    /// A plan's name; `auto` for the automatic one; `pick` and a number for that and some others; empty for
+    /// every plan.
     pub plan: String,
 }
 

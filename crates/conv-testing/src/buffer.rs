@@ -1,8 +1,9 @@
 //! Tensors between guard zones.
 //!
-//! Every buffer is `[guard | tensor | guard]`. Inputs have NaN for guards: a kernel that reads beside a tensor poisons its
-//! result. Outputs start as NaN between guards that are numbers: a kernel that skips an element leaves NaN, one that
-//! writes beside the tensor destroys a guard, even with the NaN it may have read there.
+//! Every buffer is `[guard | tensor | guard]`. Inputs have NaN for guards: a kernel that reads beside a
+//! tensor poisons its result. Outputs start as NaN between guards that are numbers: a kernel that skips an
+//! element leaves NaN, one that writes beside the tensor destroys a guard, even with the NaN it may have read
+//! there.
 
 use conv_kernels::{FloatType, IndexOperand, IndexType, Operand, row_major};
 use cubecl::prelude::*;
@@ -28,8 +29,8 @@ pub fn upload(client: &Client, values: &[f32], shape: &[usize], dtype: FloatType
     upload_strided(client, values, shape, &row_major(shape), dtype)
 }
 
-/// As [`upload`], laid out with `strides`; gaps between elements hold NaN. Strides of 0 repeat: the values given for
-/// repeated elements must be equal.
+/// As [`upload`], laid out with `strides`; gaps between elements hold NaN. Strides of 0 repeat: the values
+/// given for repeated elements must be equal.
 pub fn upload_strided(
     client: &Client,
     values: &[f32],

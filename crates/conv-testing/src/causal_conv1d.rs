@@ -1,4 +1,5 @@
-//! Causal conv1d: the inputs of a problem on the device, launches of both passes, and what the results should be.
+//! Causal conv1d: the inputs of a problem on the device, launches of both passes, and what the results should
+//! be.
 
 use crate::buffer::{Buffer, output, read_all, round, upload, upload_indices};
 use conv_kernels::causal_conv1d::{

@@ -1,5 +1,6 @@
-//! What a Mac before macOS 15 runs: CubeCL lowers to WGSL there, which wgpu's compiler naga checks and translates to MSL.
-//! Both steps run here. naga's text is not executed: it guards every access and loop with code of its own.
+//! What a Mac before macOS 15 runs: CubeCL lowers to WGSL there, which wgpu's compiler naga checks and
+//! translates to MSL. Both steps run here. naga's text is not executed: it guards every access and loop with
+//! code of its own.
 
 use crate::lower::{Facts, Lowered};
 use cubecl::ir::settings::Dim3;

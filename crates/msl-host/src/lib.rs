@@ -1,12 +1,14 @@
 //! What a Mac would run, on a machine without one.
 //!
-//! CubeCL's MSL compiler is plain Rust. This crate gives it a device with an M1's properties ([`properties`]), runs the
-//! launch functions of conv-kernels against a server that records instead of executing ([`server`]), reads the emitted
-//! text ([`lower`]) and holds it against Apple's limits ([`report`]), for every kernel, dtype and plan ([`variants`]).
-//! The same server executes the text on the CPU ([`execute`], on Linux and macOS); [`fallback`] is the way of an older macOS, through WGSL.
-//! [`paper`] counts what the workloads cost.
+//! CubeCL's MSL compiler is plain Rust. This crate gives it a device with an M1's properties
+//! ([`properties`]), runs the launch functions of conv-kernels against a server that records instead of
+//! executing ([`server`]), reads the emitted text ([`lower`]) and holds it against Apple's limits
+//! ([`report`]), for every kernel, dtype and plan ([`variants`]). The same server executes the text on the
+//! CPU ([`execute`], on Linux and macOS); [`fallback`] is the way of an older macOS, through WGSL. [`paper`]
+//! counts what the workloads cost.
 //!
-//! What this cannot show: faults of Apple's compiler, the effects of its fast math, register pressure, and speed.
+//! What this cannot show: faults of Apple's compiler, the effects of its fast math, register pressure, and
+//! speed.
 
 #[cfg(all(
     any(target_os = "linux", target_os = "macos"),

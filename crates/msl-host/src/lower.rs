@@ -1,5 +1,5 @@
-//! From a kernel to its MSL, and from the MSL to the facts that Apple's limits are about. The facts are read from the
-//! emitted text, not from the launch, so that what is checked is what a Mac would compile.
+//! From a kernel to its MSL, and from the MSL to the facts that Apple's limits are about. The facts are read
+//! from the emitted text, not from the launch, so that what is checked is what a Mac would compile.
 
 use crate::properties::{BINDINGS, SIMD_WIDTH, THREADGROUP_BYTES, THREADS};
 use cubecl::ir::settings::Dim3;
@@ -58,7 +58,8 @@ pub struct Facts {
 ///
 /// # Errors
 ///
-/// The compiler's refusal, a panic while expanding or compiling, or the reason why the text could not be read.
+/// The compiler's refusal, a panic while expanding or compiling, or the reason why the text could not be
+/// read.
 pub fn lower(kernel: &dyn CubeKernel) -> Result<Lowered, String> {
     let dim = kernel.id().cube_dim;
     let definition = define_kernel(kernel).map_err(|error| error.to_string())?;
@@ -87,8 +88,8 @@ pub fn lower(kernel: &dyn CubeKernel) -> Result<Lowered, String> {
     Ok(Lowered { msl: compiled.source.into(), threads: (x, y, z), facts })
 }
 
-/// [`lower`], once in the life of the process for each kernel. A kernel's identity does not name the device: for devices
-/// with an M1's properties only.
+/// [`lower`], once in the life of the process for each kernel. A kernel's identity does not name the device:
+/// for devices with an M1's properties only.
 ///
 /// # Errors
 ///
@@ -119,8 +120,8 @@ static SIMD: LazyLock<Regex> = LazyLock::new(|| {
     regex(r"\bsimd_(shuffle|sum|product|min|max|prefix|is_first|all|any|ballot|broadcast)\w*\(")
 });
 static WIDE: LazyLock<Regex> = LazyLock::new(|| regex(r"\bu?int64_t\b"));
-/// A store of an accumulator with an offset or transposed: CubeCL stores row-major, and a Mac's compiler was never seen with
-/// the other.
+/// A store of an accumulator with an offset or transposed: CubeCL stores row-major, and a Mac's compiler was
+/// never seen with the other.
 static STORE: LazyLock<Regex> = LazyLock::new(|| regex(r"\bsimdgroup_store\([^;]*\btrue\b[^;]*\);"));
 static DOUBLE: LazyLock<Regex> = LazyLock::new(|| regex(r"\bdouble\b"));
 static LOG: LazyLock<Regex> = LazyLock::new(|| regex(r"\bos_log"));
@@ -201,7 +202,8 @@ fn forbidden(msl: &str) -> Vec<String> {
     found
 }
 
-/// What of `lowered` an M1 would not run, or would run wrongly: one sentence each, none when it is within budget.
+/// What of `lowered` an M1 would not run, or would run wrongly: one sentence each, none when it is within
+/// budget.
 pub fn violations(lowered: &Lowered) -> Vec<String> {
     let facts = &lowered.facts;
     let threads = lowered.thread_count();

@@ -1,5 +1,5 @@
-//! `cargo xtask msl`: writes the MSL of every kernel, dtype and plan, prints what each asks of the device, and fails when
-//! one of them would not run on an M1.
+//! `cargo xtask msl`: writes the MSL of every kernel, dtype and plan, prints what each asks of the device,
+//! and fails when one of them would not run on an M1.
 
 use anyhow::Result;
 use clap::Parser;

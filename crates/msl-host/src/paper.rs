@@ -1,5 +1,5 @@
-//! A paper model: what each workload's kernels do on an M1 in operations and bytes, and the time that takes at least on
-//! four Apple GPUs. Nothing here was measured; a Mac's owner can compare.
+//! A paper model: what each workload's kernels do on an M1 in operations and bytes, and the time that takes
+//! at least on four Apple GPUs. Nothing here was measured; a Mac's owner can compare.
 //!
 //! ```text
 //! operations   those the plan executes, padding of its tiles included
@@ -9,8 +9,9 @@
 //! to           operations / rate + tile bytes / bandwidth: no cache hits, nothing overlaps
 //! ```
 //!
-//! Rates are those of plain multiply-adds; half types get no more on these GPUs. Bandwidths and the rates of M1 and M1 Max
-//! are Apple's figures; M3 Max and M4 have 128 lanes per core at two operations and the clocks that public GPU tables give.
+//! Rates are those of plain multiply-adds; half types get no more on these GPUs. Bandwidths and the rates of
+//! M1 and M1 Max are Apple's figures; M3 Max and M4 have 128 lanes per core at two operations and the clocks
+//! that public GPU tables give.
 
 use anyhow::{Context, Result};
 use conv_cases::conv3d::Conv3dCase;
@@ -30,9 +31,9 @@ pub struct Chip {
     pub bandwidth: f64,
 }
 
-/// Sources: Apple's announcements of M1 (2020: 2.6 TFLOP/s), M1 Max (2021: 10.4 TFLOP/s, 400 GB/s) and M4 (2024: 120 GB/s),
-/// the technical specifications of MacBook Air (M1, 68 GB/s) and MacBook Pro (M3 Max, 400 GB/s); clocks of 1.398 GHz (M3
-/// Max) and 1.470 GHz (M4) from hmc-tech.com.
+/// Sources: Apple's announcements of M1 (2020: 2.6 TFLOP/s), M1 Max (2021: 10.4 TFLOP/s, 400 GB/s) and M4
+/// (2024: 120 GB/s), the technical specifications of MacBook Air (M1, 68 GB/s) and MacBook Pro (M3 Max, 400
+/// GB/s); clocks of 1.398 GHz (M3 Max) and 1.470 GHz (M4) from hmc-tech.com.
 pub const CHIPS: [Chip; 4] = [
     Chip { name: "M1, 8 cores", rate: 2.6e12, bandwidth: 68e9 },
     Chip { name: "M1 Max, 32 cores", rate: 10.4e12, bandwidth: 400e9 },
@@ -84,7 +85,8 @@ pub fn all() -> Vec<Work> {
     all
 }
 
-/// The layer of MLX's three published times that is no workload: 17x64x64 results of 256 channels in 9 ms on an M3 Max.
+/// The layer of MLX's three published times that is no workload: 17x64x64 results of 256 channels in 9 ms on
+/// an M3 Max.
 fn third_of_mlx() -> Conv3dCase {
     Conv3dCase::new("mlx_17x64x64", [1, 256, 19, 66, 66], 256, [3; 3])
 }
@@ -177,7 +179,8 @@ fn rope2d(case: &conv_cases::rope2d::Case, dtype: FloatType) -> Work {
     }
 }
 
-/// Writes `paper.csv` into `folder`: a line per workload, pass and type, with the bounds in milliseconds for each chip.
+/// Writes `paper.csv` into `folder`: a line per workload, pass and type, with the bounds in milliseconds for
+/// each chip.
 ///
 /// # Errors
 ///

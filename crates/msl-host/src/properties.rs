@@ -1,8 +1,9 @@
 //! The device that every kernel is lowered for: an M1 as CubeCL's wgpu backend would describe it on macOS 15.
 //!
-//! Comptime code reads these properties (matrix shapes, plane size, shared memory), so the text is the text of a Mac
-//! only as far as they agree with one. Each number names its source; the sources are wgpu-hal 30.0.1
-//! (`metal/adapter.rs`), cubecl-wgpu 0.11.3 (`runtime.rs`, `backend/metal.rs`) and Apple's Metal feature set tables.
+//! Comptime code reads these properties (matrix shapes, plane size, shared memory), so the text is the text
+//! of a Mac only as far as they agree with one. Each number names its source; the sources are wgpu-hal 30.0.1
+//! (`metal/adapter.rs`), cubecl-wgpu 0.11.3 (`runtime.rs`, `backend/metal.rs`) and Apple's Metal feature set
+//! tables.
 
 use cubecl::ir::{AddressType, ElemType, FloatKind, IntKind, Type, UIntKind};
 use cubecl_common::profile::TimingMethod;
@@ -11,8 +12,8 @@ use cubecl_cpp::shared::register_wmma_features;
 use cubecl_ir::features::{AtomicUsage, Features, Plane, TypeUsage};
 use cubecl_ir::{DeviceIdentity, DeviceProperties, HardwareProperties, MemoryDeviceProperties};
 
-/// Threadgroup memory of every Apple GPU (feature set tables, "Maximum total threadgroup memory allocation"; no
-/// family has more; wgpu-hal `metal/adapter.rs:1012`).
+/// Threadgroup memory of every Apple GPU (feature set tables, "Maximum total threadgroup memory allocation";
+/// no family has more; wgpu-hal `metal/adapter.rs:1012`).
 pub const THREADGROUP_BYTES: usize = 32 * 1024;
 
 /// Threads of one threadgroup (feature set tables, Apple4 and later; wgpu-hal `metal/adapter.rs:997`).
@@ -29,12 +30,12 @@ pub const BINDINGS: u32 = 28;
 /// Threadgroups along one grid axis (wgpu-hal `metal/adapter.rs:1446`).
 pub const THREADGROUPS_PER_AXIS: u32 = 65_535;
 
-/// Bytes of the largest buffer: wgpu's cap while it validates indirect calls, which it does unless told otherwise
-/// (wgpu-core `instance.rs`).
+/// Bytes of the largest buffer: wgpu's cap while it validates indirect calls, which it does unless told
+/// otherwise (wgpu-core `instance.rs`).
 const BUFFER_BYTES: u64 = u32::MAX as u64;
 
-/// Offset alignment of a buffer: the larger of macOS' constant buffer alignment (wgpu-hal `metal/adapter.rs:887`) and
-/// wgpu's 32 for storage buffers.
+/// Offset alignment of a buffer: the larger of macOS' constant buffer alignment (wgpu-hal
+/// `metal/adapter.rs:887`) and wgpu's 32 for storage buffers.
 const BUFFER_ALIGNMENT: u64 = 256;
 
 /// An M1: Apple7, macOS 15, native MSL. Mirrors `register_features` of cubecl-wgpu's `backend/metal.rs`.

@@ -21,8 +21,9 @@ pub struct Recorder {
     _thread: ServerThread,
 }
 
-/// Ends the server's thread when it is dropped. CubeCL would keep it for the life of the process, and one that has nothing
-/// to do still looks for work thousands of times a second: those of finished tests took a core between them.
+/// Ends the server's thread when it is dropped. CubeCL would keep it for the life of the process, and one
+/// that has nothing to do still looks for work thousands of times a second: those of finished tests took a
+/// core between them.
 struct ServerThread(DeviceId);
 
 impl Drop for ServerThread {

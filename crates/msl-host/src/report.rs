@@ -57,8 +57,8 @@ fn uses(lowered: &Lowered) -> Vec<&'static str> {
     words.into_iter().filter(|(used, _)| *used).map(|(_, word)| word).collect()
 }
 
-/// The table for a terminal: the variants of one kernel function under one plan and dtype share a line, which holds the
-/// largest of their numbers; what is over budget follows one by one, then a summary.
+/// The table for a terminal: the variants of one kernel function under one plan and dtype share a line, which
+/// holds the largest of their numbers; what is over budget follows one by one, then a summary.
 pub fn table(rows: &[Row], launches: usize) -> String {
     let header = [
         "launched by",

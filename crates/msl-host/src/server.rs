@@ -1,8 +1,9 @@
-//! A CubeCL server that lowers what it is asked to launch, keeps a record of it and, where it is told to, executes it.
-//! Ordinary launch functions run on it unchanged, so that the launchers themselves are the list of kernels and none can be
-//! forgotten.
+//! A CubeCL server that lowers what it is asked to launch, keeps a record of it and, where it is told to,
+//! executes it. Ordinary launch functions run on it unchanged, so that the launchers themselves are the list
+//! of kernels and none can be forgotten.
 //!
-//! Memory is plain host memory, allocated when it is first touched: a launch over gigabytes costs nothing here.
+//! Memory is plain host memory, allocated when it is first touched: a launch over gigabytes costs nothing
+//! here.
 
 use crate::execute::{self, Grid, Session};
 pub use crate::log::{Kernel, Label, Launch, Log};
@@ -165,7 +166,8 @@ impl RecordingServer {
         unsafe { execution.runner.run(&compiled, grid, &buffers, info) }
     }
 
-    /// Lowers `kernel` unless that was done before, and notes the launch. What is run where this server executes.
+    /// Lowers `kernel` unless that was done before, and notes the launch. What is run where this server
+    /// executes.
     fn note(
         &mut self,
         kernel: &dyn CubeKernel,

@@ -1,5 +1,5 @@
-//! The recording server on kernels of this file: the text agrees with CubeCL's direct lowering, memory behaves as a
-//! device's, and what a Mac could not run is reported.
+//! The recording server on kernels of this file: the text agrees with CubeCL's direct lowering, memory
+//! behaves as a device's, and what a Mac could not run is reported.
 
 use crate::lower::violations;
 use crate::properties::apple_m1;
@@ -62,8 +62,8 @@ fn launch_saxpy(client: &Client, n: u32) {
     );
 }
 
-/// The parts of a text without the numbers of its variables, sorted: CubeCL numbers the built-in arguments in the order
-/// of a hash map, so that two lowerings of one kernel differ in that order.
+/// The parts of a text without the numbers of its variables, sorted: CubeCL numbers the built-in arguments in
+/// the order of a hash map, so that two lowerings of one kernel differ in that order.
 fn statements(msl: &str) -> Vec<String> {
     let numbers = regex::Regex::new(r"v\d+").unwrap();
     let text = numbers.replace_all(msl, "v").into_owned();

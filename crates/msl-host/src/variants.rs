@@ -1,9 +1,10 @@
-//! Every kernel of conv-kernels in every dtype and plan: the launchers run over tables of problems, and what they launch
-//! is the list.
+//! Every kernel of conv-kernels in every dtype and plan: the launchers run over tables of problems, and what
+//! they launch is the list.
 //!
-//! The tables are the full products of the options that kernels are specialized by; those of causal conv1d are so many
-//! that its table is two products (see [`causal_conv1d`]). They are public because the conformance test of this crate
-//! runs the same tables against the references: what is listed here is what is executed and compared.
+//! The tables are the full products of the options that kernels are specialized by; those of causal conv1d
+//! are so many that its table is two products (see [`causal_conv1d`]). They are public because the
+//! conformance test of this crate runs the same tables against the references: what is listed here is what is
+//! executed and compared.
 
 pub mod causal_conv1d;
 pub mod conv3d;
@@ -25,8 +26,8 @@ pub struct Variants {
     pub refused: Vec<String>,
 }
 
-/// Lowers everything, one thread per dtype. Each distinct kernel is compiled once per dtype; a further launch of it costs
-/// microseconds.
+/// Lowers everything, one thread per dtype. Each distinct kernel is compiled once per dtype; a further launch
+/// of it costs microseconds.
 pub fn all() -> Variants {
     join(FloatType::ALL, of_dtype)
 }
@@ -48,7 +49,8 @@ fn join<const N: usize>(dtypes: [FloatType; N], part: impl Fn(FloatType) -> Vari
     variants
 }
 
-/// The kernels of a Mac before macOS 15, lowered through WGSL. Types that such a device does not serve are left out.
+/// The kernels of a Mac before macOS 15, lowered through WGSL. Types that such a device does not serve are
+/// left out.
 pub fn before_macos_15() -> Variants {
     let part = |dtype| {
         let mut variants = Variants::default();
@@ -77,8 +79,8 @@ pub fn of_dtype(dtype: FloatType) -> Variants {
     variants
 }
 
-/// Width of the kernels' element offsets. The tables for 64 bits are shorter: every kernel function and plan, not every
-/// product of options, since an offset's type changes no more than the offsets.
+/// Width of the kernels' element offsets. The tables for 64 bits are shorter: every kernel function and plan,
+/// not every product of options, since an offset's type changes no more than the offsets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IndexWidth {
     /// 32 bits, what tensors below 2^31 elements get.

@@ -1,8 +1,8 @@
 //! Choice of the device.
 //!
-//! `auto` takes a GPU only where there is real hardware behind it. CubeCL would come up on a software rasterizer
-//! (lavapipe) where nothing else is installed; Burn's Flex backend is the better use of a CPU, so the
-//! adapters are listed first and a software one is taken only when it is asked for by name.
+//! `auto` takes a GPU only where there is real hardware behind it. CubeCL would come up on a software
+//! rasterizer (lavapipe) where nothing else is installed; Burn's Flex backend is the better use of a CPU, so
+//! the adapters are listed first and a software one is taken only when it is asked for by name.
 
 use anyhow::{Result, bail};
 use burn::tensor::{Device, DeviceKind};

@@ -35,8 +35,8 @@ pub struct EpochLoader<B> {
 }
 
 impl<B> EpochLoader<B> {
-    /// Batches of `items` items, which progress calls `unit`. `make` gets the epoch, the items of a batch and the
-    /// device.
+    /// Batches of `items` items, which progress calls `unit`. `make` gets the epoch, the items of a batch and
+    /// the device.
     pub fn new(
         items: usize,
         unit: &'static str,

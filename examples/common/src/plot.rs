@@ -31,8 +31,8 @@ pub struct Panel<'a> {
     pub legend: SeriesLabelPosition,
 }
 
-/// Reads a metric from burn-train's logs under `artifacts`: its values on the training data and on the held-out
-/// data, up to epoch `finished`; a resumed run finds its earlier epochs there too.
+/// Reads a metric from burn-train's logs under `artifacts`: its values on the training data and on the
+/// held-out data, up to epoch `finished`; a resumed run finds its earlier epochs there too.
 ///
 /// # Errors
 /// When there are no logs.

@@ -37,10 +37,11 @@ pub fn start(dir: &Path, settings: &impl Serialize, written: &[&str], overwrite:
 /// File that marks a generated folder as written whole.
 pub const MARKER: &str = "ABOUT.txt";
 
-/// Has `write` fill a new folder that then says `about` in its `ABOUT.txt`; false where exactly that folder is
-/// there already.
+/// Has `write` fill a new folder that then says `about` in its `ABOUT.txt`; false where exactly that folder
+/// is there already.
 ///
-/// It is written beside `dir` first and renamed at the end, so that an interrupted run leaves nothing half-done.
+/// It is written beside `dir` first and renamed at the end, so that an interrupted run leaves nothing
+/// half-done.
 ///
 /// # Errors
 /// When `dir` holds anything else, or cannot be written.

@@ -7,8 +7,9 @@
 //!          -> DECODER x (self-attention, cross-attention to view 2, MLP) -> pixels of the masked patches
 //! ```
 //!
-//! Where a token lies is told by RoPE2D alone, which turns the queries and keys of every attention by the tokens' rows
-//! and columns. The order of the tokens means nothing, so the masked ones simply follow the visible ones.
+//! Where a token lies is told by RoPE2D alone, which turns the queries and keys of every attention by the
+//! tokens' rows and columns. The order of the tokens means nothing, so the masked ones simply follow the
+//! visible ones.
 
 use burn::module::{Module, Param};
 use burn::nn::{Gelu, LayerNorm, LayerNormConfig, Linear, LinearConfig};

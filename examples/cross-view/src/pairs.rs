@@ -35,8 +35,8 @@ pub(crate) struct Pairs {
     pub(crate) test: Vec<[Picture; 2]>,
 }
 
-/// Reads the pairs under `root`, each picture as a square of `size` pixels. A pair that is not two readable pictures is an
-/// error that names it.
+/// Reads the pairs under `root`, each picture as a square of `size` pixels. A pair that is not two readable
+/// pictures is an error that names it.
 pub(crate) fn read(root: &Path, size: usize) -> Result<Pairs> {
     use rayon::prelude::*;
     ensure!(root.is_dir(), "{} is not a folder of pairs", root.display());
@@ -82,8 +82,8 @@ impl Patches {
     }
 }
 
-/// A picture's patches in row-major order, each its pixels' values from 0 to 1 in row-major order. `mirrored` swaps
-/// left and right.
+/// A picture's patches in row-major order, each its pixels' values from 0 to 1 in row-major order. `mirrored`
+/// swaps left and right.
 fn cut(picture: &[u8], side: usize, mirrored: bool) -> Vec<f32> {
     let size = side * PATCH;
     let mut values = Vec::with_capacity(picture.len());

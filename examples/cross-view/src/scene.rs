@@ -1,8 +1,9 @@
 //! Generated scenes, each photographed from two places.
 //!
-//! A scene is a textured wall with textured cards before it, some square and some round, at random distances and
-//! tilts. The cameras stand in places of their own and look near the middle of the scene, so that the views are shifted and
-//! a little turned, near cards shift against far ones, and each view shows something that the other hides.
+//! A scene is a textured wall with textured cards before it, some square and some round, at random distances
+//! and tilts. The cameras stand in places of their own and look near the middle of the scene, so that the
+//! views are shifted and a little turned, near cards shift against far ones, and each view shows something
+//! that the other hides.
 
 use std::f32::consts::TAU;
 use std::path::Path;
@@ -60,7 +61,8 @@ impl Frame {
     }
 }
 
-/// A colour for every point of a plane: two colours in waves, soft checks or soft stripes, and a slow slope of brightness.
+/// A colour for every point of a plane: two colours in waves, soft checks or soft stripes, and a slow slope
+/// of brightness.
 #[derive(Clone, Copy, Debug)]
 struct Texture {
     colours: [Vector; 2],
@@ -182,7 +184,8 @@ fn views(number: usize) -> [RgbImage; 2] {
     [0; 2].map(|_| photograph(&scene, random_camera(&mut rng)))
 }
 
-/// Writes the scenes to `dir` as `<number>/{1,2}.png`, or leaves them as they are where they are there already.
+/// Writes the scenes to `dir` as `<number>/{1,2}.png`, or leaves them as they are where they are there
+/// already.
 pub(crate) fn make_images(dir: &Path, scenes: usize) -> Result<()> {
     use rayon::prelude::*;
     let about = format!(

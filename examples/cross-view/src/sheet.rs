@@ -22,7 +22,8 @@ const COLUMNS: [[&str; 2]; 5] =
 /// Colour of what the network does not see.
 const MASKED: Rgb<u8> = Rgb([128; 3]);
 
-/// Writes a row per pair of `batch`; `before` and `after` are the network's predictions of its masked patches.
+/// Writes a row per pair of `batch`; `before` and `after` are the network's predictions of its masked
+/// patches.
 pub(crate) fn write(batch: &PairBatch, before: Tensor<3>, after: Tensor<3>, path: &Path) -> Result<()> {
     let [pairs, patches, _] = batch.second.dims();
     let side = patches.isqrt();

@@ -9,8 +9,8 @@
 //!                   out      = out_proj(norm(y SiLU(z)))
 //! ```
 //!
-//! The last steps that the convolutions saw and the states of the scans are all that a block knows of the past, so
-//! decoding a character costs the same after ten characters as after ten thousand.
+//! The last steps that the convolutions saw and the states of the scans are all that a block knows of the
+//! past, so decoding a character costs the same after ten characters as after ten thousand.
 
 use burn::module::{Module, Param};
 use burn::nn::loss::CrossEntropyLossConfig;
@@ -38,8 +38,8 @@ const HEAD_WIDTH: usize = 2 * WIDTH / HEADS;
 const STATE: usize = 16;
 /// Steps that the convolution sees.
 const TAPS: usize = 4;
-/// Share of the blocks' inputs and outputs that training leaves out at random: texts that a CPU learns in minutes are
-/// short enough to be learned by heart otherwise.
+/// Share of the blocks' inputs and outputs that training leaves out at random: texts that a CPU learns in
+/// minutes are short enough to be learned by heart otherwise.
 const DROPOUT: f64 = 0.3;
 /// Features of all heads.
 const INNER: usize = HEADS * HEAD_WIDTH;
@@ -157,7 +157,8 @@ struct Block {
 
 impl Block {
     fn new(device: &Device) -> Self {
-        // Evenly from the first head to the last: rates 1 to 16, and step sizes 0.001 to 0.1 by their logarithms.
+        // Evenly from the first head to the last: rates 1 to 16, and step sizes 0.001 to 0.1 by their
+        // logarithms.
         let evenly = |head: usize| head as f32 / (HEADS - 1) as f32;
         let parameter = |value: fn(f32) -> f32| {
             let values: [f32; HEADS] = std::array::from_fn(|head| value(evenly(head)));

@@ -1,7 +1,7 @@
 //! The selective scan of Mamba-2, in Burn's tensor operations.
 //!
-//! Each head keeps a state h of N x P numbers. A step forgets by the head's own decay and writes its input along b;
-//! the output reads along c:
+//! Each head keeps a state h of N x P numbers. A step forgets by the head's own decay and writes its input
+//! along b; the output reads along c:
 //!
 //! ```text
 //! h_t = exp(dt_t a) h_(t-1) + dt_t b_t x_t^T          a < 0, dt_t > 0
@@ -9,8 +9,8 @@
 //! ```
 //!
 //! [`scan`] evaluates a whole sequence in chunks. Inside a chunk it is a causal attention without softmax,
-//! `y = (c b^T . decay) (dt x)`, three matrix products; only the state goes from chunk to chunk one after the other.
-//! [`step`] is the recurrence as it stands, for decoding.
+//! `y = (c b^T . decay) (dt x)`, three matrix products; only the state goes from chunk to chunk one after the
+//! other. [`step`] is the recurrence as it stands, for decoding.
 
 use burn::tensor::{Bool, Tensor};
 
@@ -29,8 +29,8 @@ pub(crate) struct ScanInputs {
     pub(crate) c: Tensor<3>,
 }
 
-/// y `[B, T, H, P]` and the state after the last step, from the state `[B, H, N, P]` before the first and the heads'
-/// rates a `[H]`.
+/// y `[B, T, H, P]` and the state after the last step, from the state `[B, H, N, P]` before the first and the
+/// heads' rates a `[H]`.
 pub(crate) fn scan(inputs: ScanInputs, a: Tensor<1>, mut state: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
     let ScanInputs { x, dt, b, c } = inputs;
     let time = x.dims()[1];

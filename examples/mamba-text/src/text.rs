@@ -37,8 +37,8 @@ pub(crate) struct Text {
 }
 
 impl Text {
-    /// Numbers the characters of `text` and holds out its end. Both parts must hold a window of `length` characters and
-    /// the one after it.
+    /// Numbers the characters of `text` and holds out its end. Both parts must hold a window of `length`
+    /// characters and the one after it.
     pub(crate) fn new(text: &str, length: usize) -> Result<Self> {
         let distinct: BTreeSet<char> = text.chars().collect();
         let vocabulary: Vec<char> = distinct.into_iter().collect();
@@ -54,8 +54,9 @@ impl Text {
         Ok(Self { vocabulary, characters, held_out })
     }
 
-    /// The loss on the held-out part, in nats per character, of knowing nothing but how often each character occurs in
-    /// the part to learn from. Each is counted once more than it occurs, so that none is impossible.
+    /// The loss on the held-out part, in nats per character, of knowing nothing but how often each character
+    /// occurs in the part to learn from. Each is counted once more than it occurs, so that none is
+    /// impossible.
     pub(crate) fn frequency_loss(&self) -> f64 {
         let mut counts = vec![1.0f64; self.vocabulary.len()];
         for &character in &self.characters[..self.held_out] {
@@ -109,7 +110,8 @@ pub(crate) struct TextBatch {
     pub(crate) next: Tensor<2, Int>,
 }
 
-/// `steps` batches per epoch of windows that begin anywhere in the part to learn from, drawn anew in every epoch.
+/// `steps` batches per epoch of windows that begin anywhere in the part to learn from, drawn anew in every
+/// epoch.
 pub(crate) fn training_windows(
     text: Arc<Text>,
     length: usize,

@@ -36,7 +36,8 @@ fn summary(values: &Values) -> String {
     format!("loss {:.3}", value(values, "Loss"))
 }
 
-/// Trains on `text` and returns the network as it is after the last step taken; metric logs go to `artifacts`.
+/// Trains on `text` and returns the network as it is after the last step taken; metric logs go to
+/// `artifacts`.
 pub(crate) fn train(
     text: &Arc<Text>,
     settings: &Settings,

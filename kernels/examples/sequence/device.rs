@@ -142,8 +142,8 @@ fn at(client: &Client, operand: &Operand, places: &[usize]) -> Vec<f64> {
     f32::from_bytes(&client.read_one_unchecked(out)).iter().map(|value| f64::from(*value)).collect()
 }
 
-/// Microseconds of a run: of launches that follow each other, of handing a launch over without waiting, and between the time
-/// stamps of the device.
+/// Microseconds of a run: of launches that follow each other, of handing a launch over without waiting, and
+/// between the time stamps of the device.
 #[derive(Clone, Copy)]
 struct Times {
     wall: f64,
@@ -151,7 +151,8 @@ struct Times {
     device: f64,
 }
 
-/// The best of several windows of about 60 ms, for which waiting at the end does not count, of few launches into an idle queue, and of time stamps around a few.
+/// The best of several windows of about 60 ms, for which waiting at the end does not count, of few launches
+/// into an idle queue, and of time stamps around a few.
 fn time(client: &Client, run: &dyn Fn() -> Result<(), ConvError>) -> Times {
     let wait = || block_on(client.sync()).expect("the device runs");
     let window = |repeats: usize, waits: bool| {
@@ -275,8 +276,8 @@ impl Bench {
         Self { client, limits, copy, copy_on_device, empty }
     }
 
-    /// Prints a row: `want` holds a tensor each with the places and values that its elements should have, and the sizes of
-    /// the sums.
+    /// Prints a row: `want` holds a tensor each with the places and values that its elements should have, and
+    /// the sizes of the sums.
     pub(crate) fn row(
         &self,
         name: &str,

@@ -1,9 +1,11 @@
 //! Times causal conv1d and RoPE2D on the rows of the workload tables: the measurement behind their plans.
 //!
-//! `cargo run --release -p conv-kernels --features vulkan --example sequence -- [dtype] [part of a row's name] [bct or btc] [widths]`,
-//! an empty string for any; with widths such as `64,128` the rows' filters get these in place of their own. Inputs are computed on the device; each result is first compared with f64 sums at some of its
-//! elements. Shares are of the bandwidth of a plain copy kernel in the same run, bytes counted once per tensor. Times are
-//! those of launches that follow each other, as is that of the launch that does nothing.
+//! `cargo run --release -p conv-kernels --features vulkan --example sequence -- [dtype] [part of a row's
+//! name] [bct or btc] [widths]`, an empty string for any; with widths such as
+//! `64,128` the rows' filters get these in place of their own. Inputs are computed on the device; each result
+//! is first compared with f64 sums at some of its elements. Shares are of the bandwidth of a plain copy
+//! kernel in the same run, bytes counted once per tensor. Times are those of launches that follow each other,
+//! as is that of the launch that does nothing.
 
 mod device;
 

@@ -1,8 +1,9 @@
-//! What the kernels of the op share: extents as run-time arguments, which steps a unit works on, columns, ids.
+//! What the kernels of the op share: extents as run-time arguments, which steps a unit works on, columns,
+//! ids.
 //!
-//! A row is written as one sequence of *columns* `[initial state | x]`: column e is state e for `e < W-1`, else step
-//! `e - (W-1)` of x. Tap k of output step t reads column `t + k`, so no index is ever negative. All tensors are seen in
-//! `[B, C, T]` order; the layout only decides which axis neighbouring units run along.
+//! A row is written as one sequence of *columns* `[initial state | x]`: column e is state e for `e < W-1`,
+//! else step `e - (W-1)` of x. Tap k of output step t reads column `t + k`, so no index is ever negative. All
+//! tensors are seen in `[B, C, T]` order; the layout only decides which axis neighbouring units run along.
 
 use super::problem::{CausalConv1dProblem, Conv1dLayout};
 use crate::operand::Operand;
@@ -69,8 +70,8 @@ impl Rows {
         self.present & what != 0u32
     }
 
-    /// The place of a linear index in rows of `steps`, the layout's contiguous axis fastest. `b` passes the batch for
-    /// indices in excess.
+    /// The place of a linear index in rows of `steps`, the layout's contiguous axis fastest. `b` passes the
+    /// batch for indices in excess.
     pub(crate) fn place(&self, index: usize, steps: usize, #[comptime] layout: Conv1dLayout) -> Place {
         if comptime!(layout == Conv1dLayout::Bct) {
             let row = index / steps;
@@ -138,17 +139,18 @@ pub(crate) fn column<X: Float, H: Float>(
     value
 }
 
-/// Id of the sequence that column `e` belongs to. The initial state belongs to the sequence of the first step; beyond
-/// the row the id is that of the last step. For rows with at least one step.
+/// Id of the sequence that column `e` belongs to. The initial state belongs to the sequence of the first
+/// step; beyond the row the id is that of the last step. For rows with at least one step.
 #[cube]
 pub(crate) fn id_of<I: Int>(seq_idx: &Tensor<I>, rows: &Rows, b: usize, e: usize) -> I {
     let t = max(e, rows.history()) - rows.history();
     seq_idx[at2(seq_idx, b, min(t, rows.length - 1))]
 }
 
-/// Whether the final state holds column `e` of a row, and as which of its columns: the first is the one that has as many columns
-/// before it as there are steps up to the row's last that is no padding. With ids that number is at step T of them, see
-/// [`super::state::with_ends`]; columns of another sequence than that step's are not in the state.
+/// Whether the final state holds column `e` of a row, and as which of its columns: the first is the one that
+/// has as many columns before it as there are steps up to the row's last that is no padding. With ids that
+/// number is at step T of them, see [`super::state::with_ends`]; columns of another sequence than that step's
+/// are not in the state.
 #[cube]
 pub(crate) fn in_final<I: Int>(
     seq_idx: ComptimeOption<&Tensor<I>>,

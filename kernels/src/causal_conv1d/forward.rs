@@ -1,7 +1,7 @@
 //! y, and the gradient before the activation, for any width: one kernel, since both recompute the same sums.
 //!
-//! A unit has one step and reads two numbers per tap. Bytes: x once from memory (neighbouring units share columns through
-//! the cache), y once, a residual once. Any strides.
+//! A unit has one step and reads two numbers per tap. Bytes: x once from memory (neighbouring units share
+//! columns through the cache), y once, a residual once. Any strides.
 
 use super::args::{Present, Rows, UNITS, at2, at3, column, id_of};
 use super::call::Call;
@@ -14,8 +14,8 @@ use crate::operand::{Operand, address_type};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-/// Channels `first..first + channels` of the pass: with `dy`, `target[b, c - first, t]` is the gradient before the
-/// activation, else y. `target` is `[B, channels, T]`.
+/// Channels `first..first + channels` of the pass: with `dy`, `target[b, c - first, t]` is the gradient
+/// before the activation, else y. `target` is `[B, channels, T]`.
 pub(crate) fn launch(
     call: &Call,
     dy: Option<&Operand>,
@@ -35,7 +35,8 @@ pub(crate) fn launch(
     let operations = 2.0 * f64::from(UNITS) * (problem.width + 8) as f64;
     let present = call.present(&[(dy.is_some(), Present::DY), (residual.is_some(), Present::RESIDUAL)]);
     for dispatch in dispatches(units.div_ceil(UNITS as usize), operations, limits) {
-        // SAFETY: rows, steps and columns are checked in the kernel; the conformance run puts guards around every buffer.
+        // SAFETY: rows, steps and columns are checked in the kernel; the conformance run puts guards around
+        // every buffer.
         unsafe {
             forward_kernel::launch_unchecked(
                 client,

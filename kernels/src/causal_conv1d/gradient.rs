@@ -6,8 +6,8 @@
 //!
 //! (with ids dfinal where the final state holds the column, see [`in_final`])
 //!
-//! with g the gradient before the activation. `d[e]` is the initial state's for e < W-1, else that of x. Gather form:
-//! every element has one writer. Bytes: g once from memory, dx once; one column per unit.
+//! with g the gradient before the activation. `d[e]` is the initial state's for e < W-1, else that of x.
+//! Gather form: every element has one writer. Bytes: g once from memory, dx once; one column per unit.
 
 use super::args::{Present, Rows, UNITS, at2, at3, id_of, in_final};
 use super::call::Call;
@@ -19,8 +19,9 @@ use crate::operand::{Operand, address_type};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-/// Columns `start..` of channels `first..first + channels`: reads `g[b, c - first, t]`, writes `target[b, c, e - start]`.
-/// The target is dx with `start = W-1`, or the gradient of the initial state with `start = 0`.
+/// Columns `start..` of channels `first..first + channels`: reads `g[b, c - first, t]`, writes
+/// `target[b, c, e - start]`. The target is dx with `start = W-1`, or the gradient of the initial state with
+/// `start = 0`.
 pub(crate) fn launch(
     call: &Call,
     g: &Operand,
@@ -37,7 +38,8 @@ pub(crate) fn launch(
     let operations = 2.0 * f64::from(UNITS) * (problem.width + 8) as f64;
     let present = call.present(&[(dfinal.is_some(), Present::DFINAL)]);
     for dispatch in dispatches(units.div_ceil(UNITS as usize), operations, limits) {
-        // SAFETY: rows, steps and columns are checked in the kernel; the conformance run puts guards around every buffer.
+        // SAFETY: rows, steps and columns are checked in the kernel; the conformance run puts guards around
+        // every buffer.
         unsafe {
             gradient_kernel::launch_unchecked(
                 client,
@@ -65,7 +67,8 @@ pub(crate) fn launch(
     Ok(())
 }
 
-/// `g` at the step that reads column `e` with tap `k`, and whether there is one that is no padding and of the column's sequence.
+/// `g` at the step that reads column `e` with tap `k`, and whether there is one that is no padding and of the
+/// column's sequence.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn gradient_of<G: Float, I: Int>(

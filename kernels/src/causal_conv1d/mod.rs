@@ -1,34 +1,36 @@
 //! Causal depthwise conv1d: every output step sees its own and the W-1 steps before it, channel by channel.
 //!
 //! ```text
-//! y[b,c,t] = activation( bias[c] + sum over k < W of weight[c,k] * X(b, c, t - (W-1) + k) ) + residual[b,c,t]
+//! y[b,c,t] = activation( bias[c] + sum over k < W of weight[c,k] * X(b, c, t - (W-1) + k) )
+//!            + residual[b,c,t]
 //! ```
 //!
 //! X(t) for t < 0 is the initial state (`[B, C, W-1]`, oldest step first) or 0. [`forward`], [`backward`],
-//! [`final_state`] for the next chunk, and [`update`] for decoding step by step. x is `[B, C, T]` or `[B, T, C]`, any
-//! strides; any width from 1 on and any T, also T < W-1 and T = 0. x and weight may differ in dtype. Sums are fp32,
-//! rounded once; no atomics, so equal calls give equal bits. The optional residual is of x's shape and dtype; its gradient is dy,
-//! 0 at padding, for which nothing is launched.
+//! [`final_state`] for the next chunk, and [`update`] for decoding step by step. x is `[B, C, T]` or
+//! `[B, T, C]`, any strides; any width from 1 on and any T, also T < W-1 and T = 0. x and weight may differ
+//! in dtype. Sums are fp32, rounded once; no atomics, so equal calls give equal bits. The optional residual
+//! is of x's shape and dtype; its gradient is dy, 0 at padding, for which nothing is launched.
 //!
-//! Sequence ids (`seq_idx [B, T]`) pack several sequences into a row: a tap is read only where its id equals that of
-//! the output step. A negative id is padding: y is 0 there and whatever dy holds reaches no gradient. Equality is all
-//! that is asked, so an id must not come back after its run has ended: within W-1 steps it would be read across what is
-//! between. An initial state belongs to the sequence of the row's first step (to none where that is padding); a row that
-//! begins with another sequence than its state's is given zeros.
+//! Sequence ids (`seq_idx [B, T]`) pack several sequences into a row: a tap is read only where its id equals
+//! that of the output step. A negative id is padding: y is 0 there and whatever dy holds reaches no gradient.
+//! Equality is all that is asked, so an id must not come back after its run has ended: within W-1 steps it
+//! would be read across what is between. An initial state belongs to the sequence of the row's first step (to
+//! none where that is padding); a row that begins with another sequence than its state's is given zeros.
 //!
-//! The final state is what the next step of the row's last sequence would read: the W-1 columns of `[initial state | x]`
-//! that end with the last step that is no padding, 0 in place of those of other sequences; the initial state where all is
-//! padding. So pieces of a row give the whole wherever it is cut. States are of x's type or fp32
-//! ([`CausalConv1dProblem::with_state_dtype`]).
+//! The final state is what the next step of the row's last sequence would read: the W-1 columns of
+//! `[initial state | x]` that end with the last step that is no padding, 0 in place of those of other
+//! sequences; the initial state where all is padding. So pieces of a row give the whole wherever it is cut.
+//! States are of x's type or fp32 ([`CausalConv1dProblem::with_state_dtype`]).
 //!
-//! Values that are not finite: one of x at step t reaches y at t to t + W-1 of its sequence, one of dy reaches dx at
-//! t - (W-1) to t, one of a state the steps that read it, and nothing else but dw and db of its channel. With SiLU one of x also reaches, through the derivative, dx of every step that is read together with it.
-//! What stands at padding reaches nothing. Weights are multiplied with the zeros before the first step, and in gradients
-//! with those beyond the last, as with any other: infinite ones make NaN of the first W-1 steps of y and may make NaN of
-//! the last W-1 of dx.
+//! Values that are not finite: one of x at step t reaches y at t to t + W-1 of its sequence, one of dy
+//! reaches dx at t - (W-1) to t, one of a state the steps that read it, and nothing else but dw and db of its
+//! channel. With SiLU one of x also reaches, through the derivative, dx of every step that is read together
+//! with it. What stands at padding reaches nothing. Weights are multiplied with the zeros before the first
+//! step, and in gradients with those beyond the last, as with any other: infinite ones make NaN of the first
+//! W-1 steps of y and may make NaN of the last W-1 of dx.
 //!
-//! dw and db are sums over all rows and steps: a unit adds at most about a thousand terms in a row, the rest are trees, so that
-//! their error grows with the logarithm of their number.
+//! dw and db are sums over all rows and steps: a unit adds at most about a thousand terms in a row, the rest
+//! are trees, so that their error grows with the logarithm of their number.
 
 mod args;
 mod call;
@@ -76,8 +78,8 @@ pub struct Inputs<'a> {
     pub residual: Option<&'a Operand>,
 }
 
-/// What the backward pass writes, each of the shape and dtype of its input. An optional input's gradient may be left
-/// out.
+/// What the backward pass writes, each of the shape and dtype of its input. An optional input's gradient may
+/// be left out.
 #[derive(Clone, Copy, Debug)]
 pub struct Gradients<'a> {
     /// dx.
@@ -93,8 +95,8 @@ pub struct Gradients<'a> {
 /// Computes y, of x's shape and dtype.
 ///
 /// # Errors
-/// When an operand does not have the problem's shape and dtype, the plan cannot serve the problem, or the tensors are
-/// too large for the device's index type.
+/// When an operand does not have the problem's shape and dtype, the plan cannot serve the problem, or the
+/// tensors are too large for the device's index type.
 pub fn forward(
     client: &Client,
     limits: &Limits,
@@ -118,11 +120,12 @@ pub fn forward(
     }
 }
 
-/// Copies the last W-1 columns of `[initial state | x]` into `out [B, C, W-1]`, in the states' dtype: the initial state of the
-/// next chunk. Steps before the first, where no initial state is given, are 0.
+/// Copies the last W-1 columns of `[initial state | x]` into `out [B, C, W-1]`, in the states' dtype: the
+/// initial state of the next chunk. Steps before the first, where no initial state is given, are 0.
 ///
-/// With sequence ids those columns end with the row's last step that is no padding, and what belongs to another sequence than
-/// that step is 0: what the next step of that sequence would read. A row of padding only hands its initial state on.
+/// With sequence ids those columns end with the row's last step that is no padding, and what belongs to
+/// another sequence than that step is 0: what the next step of that sequence would read. A row of padding
+/// only hands its initial state on.
 ///
 /// # Errors
 /// As [`forward`].
@@ -156,11 +159,11 @@ pub fn final_state(
     state::launch_final_state(client, limits, problem, x, initial_state, seq_idx, out)
 }
 
-/// Computes every gradient from dy, the gradient of y, and `dfinal`, that of the final state (none: zero). Nothing of
-/// the forward pass is needed but its inputs.
+/// Computes every gradient from dy, the gradient of y, and `dfinal`, that of the final state (none: zero).
+/// Nothing of the forward pass is needed but its inputs.
 ///
-/// Workspace: fp32 partial sums of dw; but for the plan `unrolled` an activation needs the gradient before it in fp32, for as many
-/// channels at a time as [`Limits::workspace_bytes`] holds.
+/// Workspace: fp32 partial sums of dw; but for the plan `unrolled` an activation needs the gradient before it
+/// in fp32, for as many channels at a time as [`Limits::workspace_bytes`] holds.
 ///
 /// # Errors
 /// As [`forward`].
@@ -216,8 +219,9 @@ pub fn backward(
     passes::backward(&call, *plan, dy, dfinal, out)
 }
 
-/// The last S steps of sequences packed into one row: of x `[1, C, T]` or `[1, T, C]` the steps from `bounds[i]` to
-/// `bounds[i + 1]` (`cu_seqlens [N + 1]`, ascending), into `out [N, C, S]`, zeros before a sequence that is shorter.
+/// The last S steps of sequences packed into one row: of x `[1, C, T]` or `[1, T, C]` the steps from
+/// `bounds[i]` to `bounds[i + 1]` (`cu_seqlens [N + 1]`, ascending), into `out [N, C, S]`, zeros before a
+/// sequence that is shorter.
 ///
 /// # Errors
 /// As [`forward`].
@@ -248,9 +252,9 @@ pub fn last_states(
     state::launch_last_states(client, limits, &x.bindable(client), bounds, out)
 }
 
-/// Sequence ids of sequences packed into one row, `out [1, T]`, from `bounds` (`cu_seqlens [N + 1]`, ascending): sequence i has
-/// the steps from `bounds[i]` to `bounds[i + 1]`, steps before the first bound and from the last on are padding (-1). `out` has
-/// the type of the bounds.
+/// Sequence ids of sequences packed into one row, `out [1, T]`, from `bounds` (`cu_seqlens [N + 1]`,
+/// ascending): sequence i has the steps from `bounds[i]` to `bounds[i + 1]`, steps before the first bound and
+/// from the last on are padding (-1). `out` has the type of the bounds.
 ///
 /// # Errors
 /// As [`forward`].

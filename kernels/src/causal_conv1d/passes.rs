@@ -1,5 +1,5 @@
-//! The backward pass in steps, for plans that write the gradient before the activation to memory: that gradient, dx and the
-//! gradient of the initial state from it, the parts of dw and db, their sums.
+//! The backward pass in steps, for plans that write the gradient before the activation to memory: that
+//! gradient, dx and the gradient of the initial state from it, the parts of dw and db, their sums.
 
 use super::args::canonical;
 use super::call::Call;

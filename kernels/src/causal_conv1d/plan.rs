@@ -6,12 +6,14 @@
 //! | Tiled    | width > 8, no sequence ids       | as Unrolled; with an activation also the gradient before it, in fp32 |
 //! | Looped   | any width                        | as Tiled                                                             |
 //!
-//! The automatic choice is the first that serves. `Unrolled`: every tap is a register, every tensor is read and written once, and
-//! the backward pass is one sweep. Published models use widths 3 and 4; a register per tap ends at 8. `Tiled`, for wide filters
-//! such as Hyena's: taps and steps in shared memory, bound by the multiply-adds. Packed sequences under a wide filter have
-//! `Looped` only: ids would have to be compared for every product of a tile.
+//! The automatic choice is the first that serves. `Unrolled`: every tap is a register, every tensor is read
+//! and written once, and the backward pass is one sweep. Published models use widths 3 and 4; a register per
+//! tap ends at 8. `Tiled`, for wide filters such as Hyena's: taps and steps in shared memory, bound by the
+//! multiply-adds. Packed sequences under a wide filter have `Looped` only: ids would have to be compared for
+//! every product of a tile.
 //!
-//! A plan serves only where its loops are short enough for the device ([`Limits::loop_turns`]), those of every kernel of the pass.
+//! A plan serves only where its loops are short enough for the device ([`Limits::loop_turns`]), those of
+//! every kernel of the pass.
 
 use super::problem::CausalConv1dProblem;
 use super::{tiled, unrolled, weight};
@@ -69,7 +71,8 @@ impl Plan {
 /// The plan for one pass.
 ///
 /// # Errors
-/// [`ConvError::Unsupported`] when the device lacks a storage type, [`ConvError::TooLarge`] when it ends the loops of every plan.
+/// [`ConvError::Unsupported`] when the device lacks a storage type, [`ConvError::TooLarge`] when it ends the
+/// loops of every plan.
 pub fn plan(problem: &CausalConv1dProblem, pass: Pass, limits: &Limits) -> Result<Plan, ConvError> {
     check_dtype("causal_conv1d", problem.dtype, limits)?;
     check_dtype("causal_conv1d", problem.weight_dtype, limits)?;
@@ -130,7 +133,8 @@ pub(crate) fn check(
     }
 }
 
-/// The most turns that the loops of a unit make together in any kernel of the pass but for sums of constant length.
+/// The most turns that the loops of a unit make together in any kernel of the pass but for sums of constant
+/// length.
 fn turns(plan: Plan, problem: &CausalConv1dProblem, pass: Pass, limits: &Limits) -> usize {
     match (plan, pass) {
         _ if problem.batch * problem.channels * problem.length == 0 => 0,

@@ -28,7 +28,8 @@ pub struct OptionalShapes {
 }
 
 /// A causal conv1d problem, written in `[B, C, T]` order:
-/// `y[b,c,t] = activation(bias[c] + sum over k < W of weight[c,k] * x[b, c, t - (W-1) + k]) + residual[b,c,t]`.
+/// `y[b,c,t] = activation(bias[c] + sum over k < W of weight[c,k] * x[b, c, t - (W-1) + k]) +
+/// residual[b,c,t]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CausalConv1dProblem {
     /// B.
@@ -60,8 +61,8 @@ pub struct CausalConv1dProblem {
 }
 
 impl CausalConv1dProblem {
-    /// The problem of these shapes: x `[B, C, T]` or `[B, T, C]` as `layout` says, weight `[C, W]`, bias `[C]`, initial
-    /// state `[B, C, W-1]`, sequence ids `[B, T]`, residual of x's shape.
+    /// The problem of these shapes: x `[B, C, T]` or `[B, T, C]` as `layout` says, weight `[C, W]`, bias
+    /// `[C]`, initial state `[B, C, W-1]`, sequence ids `[B, T]`, residual of x's shape.
     ///
     /// # Errors
     /// [`ConvError::Invalid`] or [`ConvError::TooLarge`] with the offending numbers.
@@ -209,8 +210,8 @@ impl UpdateProblem {
         Self::with_slots(x, state, weight, bias, activation, dtype, weight_dtype)
     }
 
-    /// The problem of these shapes: as [`new`](Self::new), but the rows of the state `[slots, C, S]` are slots, of which there
-    /// may be any number but none.
+    /// The problem of these shapes: as [`new`](Self::new), but the rows of the state `[slots, C, S]` are
+    /// slots, of which there may be any number but none.
     ///
     /// # Errors
     /// As [`new`](Self::new).

@@ -1,16 +1,20 @@
 //! Causal conv1d and its gradients as f64 loops: the mathematics of the op, and the oracle of every kernel.
 //!
 //! ```text
-//! pre[b,c,t] = bias[c] + sum over k of weight[c,k] * X(b, c, t - (W-1) + k)          y = activation(pre) + residual
+//! pre[b,c,t] = bias[c] + sum over k of weight[c,k] * X(b, c, t - (W-1) + k)
+//! y          = activation(pre) + residual
 //! dpre       = dy * activation'(pre), 0 where the step is padding
-//! dx[b,c,s]  = sum over (t, k) that read step s of weight[c,k] * dpre[b,c,t]         (+ dfinal of the step's place)
-//! dw[c,k]    = sum over b, t of dpre[b,c,t] * X(b, c, t - (W-1) + k)                 db[c] = sum over b, t of dpre
+//! dx[b,c,s]  = sum over (t, k) that read step s of weight[c,k] * dpre[b,c,t]  (+ dfinal of the step's place)
+//! dw[c,k]    = sum over b, t of dpre[b,c,t] * X(b, c, t - (W-1) + k)
+//! db[c]      = sum over b, t of dpre[b,c,t]
 //! ```
 //!
-//! A row is walked step by step with the state before each step in hand, a list of W-1 columns (see [`walk`](CausalConv1dProblem)).
+//! A row is walked step by step with the state before each step in hand, a list of W-1 columns (see
+//! [`walk`](CausalConv1dProblem)).
 //!
-//! All slices are row-major, x and y in the problem's layout. [`forward_magnitude`] and [`backward_magnitude`] are the
-//! same sums over absolute values, which the tolerance model needs (see [`crate::tolerance`]).
+//! All slices are row-major, x and y in the problem's layout. [`forward_magnitude`] and
+//! [`backward_magnitude`] are the same sums over absolute values, which the tolerance model needs (see
+//! [`crate::tolerance`]).
 
 use super::problem::{CausalConv1dProblem, Conv1dLayout, UpdateProblem};
 use crate::conv3d::Activation;
@@ -78,9 +82,9 @@ impl CausalConv1dProblem {
         }
     }
 
-    /// Walks the steps of a channel of a row: `visit(t, window)` for every step that is no padding, with what its W taps read.
-    /// Returns the final state: the W-1 columns that end with the last such step, as that step's sequence sees them; the initial
-    /// state where there is none.
+    /// Walks the steps of a channel of a row: `visit(t, window)` for every step that is no padding, with what
+    /// its W taps read. Returns the final state: the W-1 columns that end with the last such step, as that
+    /// step's sequence sees them; the initial state where there is none.
     fn walk(
         &self,
         (b, c): (usize, usize),
@@ -186,8 +190,8 @@ fn add_residual(problem: &CausalConv1dProblem, inputs: &Inputs, y: &mut [f64]) {
     }
 }
 
-/// What the next step of each row's last sequence would read: `[B, C, W-1]`. Without ids the last W-1 columns of
-/// `[initial state | x]`.
+/// What the next step of each row's last sequence would read: `[B, C, W-1]`. Without ids the last W-1 columns
+/// of `[initial state | x]`.
 pub fn final_state(problem: &CausalConv1dProblem, inputs: &Inputs) -> Vec<f64> {
     let mut state = vec![0.0; problem.state_shape().iter().product()];
     problem.for_each_final(inputs.seq_idx, |source, index| state[index] = read(inputs, source));
@@ -322,8 +326,8 @@ fn on_absolute<T>(inputs: &Inputs, with: impl FnOnce(&Inputs) -> T) -> T {
     })
 }
 
-/// Sums of magnitudes of [`forward`]: an fp32 sum of W + 1 terms is off by at most about `(W + 1) * 2^-24` times this,
-/// and SiLU's slope is below 1.1.
+/// Sums of magnitudes of [`forward`]: an fp32 sum of W + 1 terms is off by at most about `(W + 1) * 2^-24`
+/// times this, and SiLU's slope is below 1.1.
 pub fn forward_magnitude(problem: &CausalConv1dProblem, inputs: &Inputs) -> Vec<f64> {
     let slope = if problem.activation == Activation::Silu { 1.1 } else { 1.0 };
     on_absolute(inputs, |inputs| {
@@ -334,8 +338,8 @@ pub fn forward_magnitude(problem: &CausalConv1dProblem, inputs: &Inputs) -> Vec<
     })
 }
 
-/// Sums of magnitudes of [`backward`]. Under SiLU the gradient before the activation inherits the error of the
-/// recomputed sum: SiLU's second derivative is at most 1/2.
+/// Sums of magnitudes of [`backward`]. Under SiLU the gradient before the activation inherits the error of
+/// the recomputed sum: SiLU's second derivative is at most 1/2.
 pub fn backward_magnitude(
     problem: &CausalConv1dProblem,
     inputs: &Inputs,

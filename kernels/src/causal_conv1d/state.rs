@@ -1,7 +1,9 @@
-//! The final state, and the last states of packed sequences: copies of a few columns. And the ids of packed sequences.
+//! The final state, and the last states of packed sequences: copies of a few columns. And the ids of packed
+//! sequences.
 //!
-//! With ids the final state is what the next step of the row's last sequence would read: its columns end with the row's last step
-//! that is no padding, and those of other sequences are 0. Where that step is, a launch of its own searches ([`launch_ends`]).
+//! With ids the final state is what the next step of the row's last sequence would read: its columns end with
+//! the row's last step that is no padding, and those of other sequences are 0. Where that step is, a launch
+//! of its own searches ([`launch_ends`]).
 
 use super::args::{Present, Rows, UNITS, at2, at3, canonical, column, id_of};
 use super::plan::check_turns;
@@ -104,8 +106,8 @@ fn final_state_kernel<X: Float, H: Float, I: Int>(
 /// Steps that a unit looks at in a turn.
 const SEARCHED: usize = 8;
 
-/// How many steps each row has up to its last that is no padding, as column `column` of `out`: a cube per row searches from its
-/// end.
+/// How many steps each row has up to its last that is no padding, as column `column` of `out`: a cube per row
+/// searches from its end.
 fn launch_ends(
     client: &Client,
     limits: &Limits,
@@ -183,8 +185,8 @@ fn ends_kernel<I: Int>(
     }
 }
 
-/// The ids with one more step, at which is what [`launch_ends`] finds: `[B, T + 1]`, for kernels of the gradient of the final
-/// state.
+/// The ids with one more step, at which is what [`launch_ends`] finds: `[B, T + 1]`, for kernels of the
+/// gradient of the final state.
 pub(crate) fn with_ends(
     client: &Client,
     limits: &Limits,
@@ -233,8 +235,8 @@ fn copy_ids_kernel<I: Int>(
     out[at] = seq_idx[at2(seq_idx, b, t)];
 }
 
-/// The last S steps of each packed sequence, those from `bounds[i]` to `bounds[i + 1]` of row 0 of x, into `out [N, C, S]`;
-/// zeros where a sequence is shorter.
+/// The last S steps of each packed sequence, those from `bounds[i]` to `bounds[i + 1]` of row 0 of x, into
+/// `out [N, C, S]`; zeros where a sequence is shorter.
 pub(crate) fn launch_last_states(
     client: &Client,
     limits: &Limits,
@@ -292,7 +294,8 @@ fn last_states_kernel<X: Float, I: Int>(
     out[at] = value;
 }
 
-/// The ids of the sequences from `bounds[i]` to `bounds[i + 1]` into `out [1, T]`, -1 elsewhere: a search per step.
+/// The ids of the sequences from `bounds[i]` to `bounds[i + 1]` into `out [1, T]`, -1 elsewhere: a search per
+/// step.
 pub(crate) fn launch_sequence_ids(
     client: &Client,
     limits: &Limits,

@@ -1,13 +1,16 @@
-//! One decoding step of a state of four columns, Mamba's: a unit has one channel of one row, whose state is a vector.
+//! One decoding step of a state of four columns, Mamba's: a unit has one channel of one row, whose state is a
+//! vector.
 //!
 //! ```text
-//! h = [state 0 .. state 3 | x]      y = activation( bias + sum over k < W of weight[k] * h[5 - W + k] )      new state = h[1..]
+//! h = [state 0 .. state 3 | x]      new state = h[1..]
+//! y = activation( bias + sum over k < W of weight[k] * h[5 - W + k] )
 //! ```
 //!
-//! Column by column such a state is written in four parts of 16 bytes each, four times as many writes as there are sectors. The sum
-//! has the order of [`super::update`]'s loop, so its bits are the same. Bytes: x, y, both states once. Operations: W multiply-adds
-//! and the activation. Declined: other lengths of the state, states that are not contiguous, rings and slots. The new state may be
-//! the old one's memory: a unit reads its vector before it writes it.
+//! Column by column such a state is written in four parts of 16 bytes each, four times as many writes as
+//! there are sectors. The sum has the order of [`super::update`]'s loop, so its bits are the same. Bytes: x,
+//! y, both states once. Operations: W multiply-adds and the activation. Declined: other lengths of the state,
+//! states that are not contiguous, rings and slots. The new state may be the old one's memory: a unit reads
+//! its vector before it writes it.
 
 use super::args::{Present, UNITS};
 use super::problem::UpdateProblem;

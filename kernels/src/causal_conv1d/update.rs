@@ -1,15 +1,18 @@
 //! Decoding: L steps from a state of S columns, and the state after them.
 //!
 //! ```text
-//! shifted   h = [state | x]          y[l] = taps over h[S + l + 1 - W ..= S + l]          new state = last S columns of h
-//! ring      p = lengths[b]           taps at (p + l - (W-1) + k) mod S, steps of x where p is reached; x[l] -> (p + l) mod S
+//! shifted   h = [state | x]     y[l] = taps over h[S + l + 1 - W ..= S + l]
+//!                               new state = last S columns of h
+//! ring      p = lengths[b]      taps at (p + l - (W-1) + k) mod S, steps of x where p is reached
+//!                               x[l] -> (p + l) mod S
 //! ```
 //!
-//! A unit has one channel of one row: it reads all that it needs of the state before it writes to it, and no other unit touches
-//! them, so the new state may be the old one's memory. A row without a slot writes zeros and no state; of rows with one slot only
-//! the last has it. So that this costs little, a cube has channels of one row where there are slots, and its units look through
-//! the rows that follow together. Any strides. Bytes: x,
-//! y, the columns of the state that are read and written. Operations: W multiply-adds per step and the activation.
+//! A unit has one channel of one row: it reads all that it needs of the state before it writes to it, and no
+//! other unit touches them, so the new state may be the old one's memory. A row without a slot writes zeros
+//! and no state; of rows with one slot only the last has it. So that this costs little, a cube has channels
+//! of one row where there are slots, and its units look through the rows that follow together. Any strides.
+//! Bytes: x, y, the columns of the state that are read and written. Operations: W multiply-adds per step and
+//! the activation.
 
 use super::args::{Present, UNITS, at2, at3};
 use super::plan::check_turns;
@@ -37,12 +40,13 @@ pub struct DecodingSteps<'a> {
     pub weight: &'a Operand,
     /// `[C]`, in the weight's dtype.
     pub bias: Option<&'a Operand>,
-    /// `[B]`: the steps that each row has seen (`cache_seqlens`). The state is then a ring: step t stands in column t mod S.
-    /// Only the columns of the new steps are written, so `new_state` has to hold the others already.
+    /// `[B]`: the steps that each row has seen (`cache_seqlens`). The state is then a ring: step t stands in
+    /// column t mod S. Only the columns of the new steps are written, so `new_state` has to hold the others
+    /// already.
     pub lengths: Option<&'a IndexOperand>,
-    /// `[B]`: the row of the state that belongs to each row of x (`conv_state_indices`); negative for padding, whose y is 0 and
-    /// which has no state. Of rows with one slot the last has it, the others are padding. Only those rows are written, so
-    /// `new_state` has to hold the others already.
+    /// `[B]`: the row of the state that belongs to each row of x (`conv_state_indices`); negative for
+    /// padding, whose y is 0 and which has no state. Of rows with one slot the last has it, the others are
+    /// padding. Only those rows are written, so `new_state` has to hold the others already.
     pub slots: Option<&'a IndexOperand>,
     /// `[B, C, L]`.
     pub y: &'a Operand,
@@ -52,8 +56,8 @@ pub struct DecodingSteps<'a> {
 
 const UPDATE: &str = "causal_conv1d_update";
 
-/// One decoding step: y `[B, C]` and the new state `[B, C, S]` from x `[B, C]`, state `[B, C, S]`, weight `[C, W]` and
-/// bias `[C]`. `new_state` may be the state's own memory.
+/// One decoding step: y `[B, C]` and the new state `[B, C, S]` from x `[B, C]`, state `[B, C, S]`, weight
+/// `[C, W]` and bias `[C]`. `new_state` may be the state's own memory.
 ///
 /// # Errors
 /// As [`forward`](super::forward).
@@ -131,8 +135,8 @@ pub fn update_steps(
 /// # Errors
 /// [`ConvError::TooLarge`] with the numbers.
 pub fn check_update_steps(problem: &UpdateProblem, steps: usize, limits: &Limits) -> Result<(), ConvError> {
-    // For each step the loop over steps, over its taps and the end of that; then the columns that are written, and the rows
-    // that a unit looks through for its slot.
+    // For each step the loop over steps, over its taps and the end of that; then the columns that are
+    // written, and the rows that a unit looks through for its slot.
     let taps = steps.saturating_mul(problem.width.saturating_add(2));
     let turns = taps.saturating_add(problem.state_length + problem.batch.div_ceil(UNITS as usize) + 4);
     check_turns(UPDATE, turns, limits)
@@ -300,7 +304,8 @@ fn update_kernel<X: Float, W: Float, H: Float, I: Int>(
                 new_state[at] = H::cast_from(x[at3(x, b, c, l)]);
             }
         } else {
-            // Column s of the new state lies L columns further in [state | x]: never one that has been written.
+            // Column s of the new state lies L columns further in [state | x]: never one that has been
+            // written.
             for s in 0..size {
                 let at = at3(&*new_state, slot, c, s);
                 if s + count < size {
@@ -336,8 +341,8 @@ fn is_last<I: Int>(slots: &Tensor<I>, b: usize, batch: usize, present: u32) -> b
     taken[0usize] == 0u32
 }
 
-/// One step of a channel with a short state, the common case: all reads are under way before anything waits for one, where loops
-/// would wait for each. The sum has the loop's order, so its bits are the same.
+/// One step of a channel with a short state, the common case: all reads are under way before anything waits
+/// for one, where loops would wait for each. The sum has the loop's order, so its bits are the same.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn one_step<X: Float, W: Float, H: Float>(

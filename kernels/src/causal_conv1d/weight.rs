@@ -1,15 +1,17 @@
 //! dw and db: deterministic sums in two stages, without atomics.
 //!
 //! ```text
-//! stage 1   a cube: some channels x one part of the (row, step) terms -> fp32 partials[part, c, 0..=W], db in slot W
+//! stage 1   a cube: some channels x one part of the (row, step) terms
+//!           -> fp32 partials[part, c, 0..=W], db in slot W
 //! stage 2   while there are more than 64 parts: a unit adds 64 of them (`fold`)
 //! stage 3   a unit: one (c, k): the parts in order, rounded once
 //! ```
 //!
-//! No unit adds more than some dozens of numbers in a row, so that the error grows with the logarithm of their number.
+//! No unit adds more than some dozens of numbers in a row, so that the error grows with the logarithm of
+//! their number.
 //!
-//! In `[B, C, T]` the 256 units of a cube run along the steps of one channel; in `[B, T, C]` they are 32 channels x 8
-//! rows of terms, so that loads are contiguous in either. One cube per tap.
+//! In `[B, C, T]` the 256 units of a cube run along the steps of one channel; in `[B, T, C]` they are 32
+//! channels x 8 rows of terms, so that loads are contiguous in either. One cube per tap.
 
 use super::args::{Rows, UNITS, at2, at3, column, id_of};
 use super::call::Call;
@@ -57,7 +59,8 @@ pub(crate) fn workspace(client: &Client, limits: &Limits, problem: &CausalConv1d
 /// Partial sums that a unit adds in a row.
 pub(crate) const FOLDED: usize = 64;
 
-/// `partials [parts, ..]`, contiguous, in at most `most` parts: 64 at a time are added, in order, as often as it takes.
+/// `partials [parts, ..]`, contiguous, in at most `most` parts: 64 at a time are added, in order, as often as
+/// it takes.
 pub(crate) fn fold(
     client: &Client,
     limits: &Limits,
@@ -126,8 +129,8 @@ pub(crate) fn launch_partials(
     let address = address_type("causal_conv1d", &operands, largest, limits)?;
     let operations = 2.0 * (split.length * lanes * 9) as f64;
     for dispatch in dispatches(cubes, operations, limits) {
-        // SAFETY: channels, terms and columns are checked in the kernel; the conformance run puts guards around every
-        // buffer.
+        // SAFETY: channels, terms and columns are checked in the kernel; the conformance run puts guards
+        // around every buffer.
         unsafe {
             partials_kernel::launch_unchecked(
                 client,
@@ -154,7 +157,8 @@ pub(crate) fn launch_partials(
     Ok(())
 }
 
-/// Stage 3: `target[c, i] = sum over parts of partials[part, c, slot + i]`; dw from slot 0, db as `[C, 1]` from slot W.
+/// Stage 3: `target[c, i] = sum over parts of partials[part, c, slot + i]`; dw from slot 0, db as `[C, 1]`
+/// from slot W.
 pub(crate) fn launch_sums(
     client: &Client,
     limits: &Limits,
@@ -164,7 +168,8 @@ pub(crate) fn launch_sums(
     let address = address_type("causal_conv1d", &[partials, target], target.len() + UNITS as usize, limits)?;
     let operations = f64::from(UNITS) * partials.shape[0] as f64;
     for dispatch in dispatches(target.len().div_ceil(UNITS as usize), operations, limits) {
-        // SAFETY: the index is checked against the target's shape; its channels and slots exist in `partials`.
+        // SAFETY: the index is checked against the target's shape; its channels and slots exist in
+        // `partials`.
         unsafe {
             sums_kernel::launch_unchecked(
                 client,
@@ -262,7 +267,8 @@ fn partials_kernel<X: Float, H: Float, I: Int, G: Float>(
     }
 }
 
-/// `g * column e`, or 0 for a column of another sequence than `own` and for padding, whose values must not matter.
+/// `g * column e`, or 0 for a column of another sequence than `own` and for padding, whose values must not
+/// matter.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn term<X: Float, H: Float, I: Int>(

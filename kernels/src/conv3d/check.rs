@@ -6,7 +6,8 @@ use super::{depthwise, fold, gemm, head, stem, winograd};
 use crate::error::{ConvError, unsupported};
 use crate::limits::Limits;
 
-/// Refuses a plan that was made for another problem or needs what the device lacks. Asked of the problem that is launched.
+/// Refuses a plan that was made for another problem or needs what the device lacks. Asked of the problem that
+/// is launched.
 pub(super) fn check(
     plan: &Plan,
     problem: &Conv3dProblem,

@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! forward          one unit per y[n,o,q]:   b[o] + sum over c, k of X(n,c,p) * w[o,c,k]
-//! input gradient   one unit per dx[n,c,p]:  sum over k, o of dy[n,o,q] * w[o,c,k]   where window q reads p with tap k
+//! input gradient   one unit per dx[n,c,p]:  sum over k, o of dy[n,o,q] * w[o,c,k]
+//!                                           where window q reads p with tap k
 //! ```
 //!
 //! Layouts: any strides for every tensor; units run along the output's last axis, so neighbouring units read
-//! neighbouring inputs. Per unit: K = C/groups * KD * KH * KW products, 2K loads, one store. Nothing is declined.
+//! neighbouring inputs. Per unit: K = C/groups * KD * KH * KW products, 2K loads, one store. Nothing is
+//! declined.
 
 use super::args::{Column, Geometry, offset};
 use super::fold;
@@ -270,8 +272,8 @@ struct GradientRow {
     w: u32,
 }
 
-/// What the windows of frame `qd` give through the taps of depth `kd`. One function per axis: nested loops become
-/// nested closures when a kernel is expanded, and the compiler's time grows steeply with their depth.
+/// What the windows of frame `qd` give through the taps of depth `kd`. One function per axis: nested loops
+/// become nested closures when a kernel is expanded, and the compiler's time grows steeply with their depth.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn gradient_of_plane<E: Float>(

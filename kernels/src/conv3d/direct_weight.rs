@@ -4,8 +4,9 @@
 //! dw[o,c,k] = sum over n, q of X(n,c,p) * dy[n,o,q]
 //! ```
 //!
-//! One cube per dw[o,c,k] and part of the windows: 256 partial sums, one tree, fp32 partials that [`super::reduce`]
-//! adds. Where the windows are few, one unit per dw[o,c,k]. Two loads per product; nothing is declined.
+//! One cube per dw[o,c,k] and part of the windows: 256 partial sums, one tree, fp32 partials that
+//! [`super::reduce`] adds. Where the windows are few, one unit per dw[o,c,k]. Two loads per product; nothing
+//! is declined.
 
 use super::args::{Geometry, offset};
 use super::direct::{read_tap, reads};
@@ -41,7 +42,8 @@ pub(crate) fn weight_gradient(
     let sums_per_cube = if cube_per_sum { 1 } else { UNITS as usize };
     let operations = 2.0 * (split.length * sums_per_cube) as f64;
     for dispatch in dispatches(sums.div_ceil(sums_per_cube), operations, limits) {
-        // SAFETY: windows, channels and taps are checked in the kernel, which tests/conformance runs between guards.
+        // SAFETY: windows, channels and taps are checked in the kernel, which tests/conformance runs between
+        // guards.
         unsafe {
             weight_gradient_kernel::launch_unchecked(
                 client,

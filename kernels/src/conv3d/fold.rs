@@ -5,8 +5,8 @@
 //! dx[n,c,p] = sum over padded positions e with clamp(e - begin) = p of extended[n,c,e]
 //! ```
 //!
-//! The first half is an ordinary input gradient of the padded problem ([`launched`]). Plans are chosen for that problem, checked
-//! for it and launched on it. Bytes: the extended gradient (fp32) once, dx once.
+//! The first half is an ordinary input gradient of the padded problem ([`launched`]). Plans are chosen for
+//! that problem, checked for it and launched on it. Bytes: the extended gradient (fp32) once, dx once.
 
 use super::args::{Geometry, offset};
 use super::needs::nest;
@@ -22,8 +22,9 @@ use cubecl::prelude::*;
 
 const UNITS: u32 = 256;
 
-/// The problem that a pass launches under every plan but `Direct`: for the input gradient under replicate padding the same
-/// convolution on an input that holds its padding, so that no padding is left; else the problem itself.
+/// The problem that a pass launches under every plan but `Direct`: for the input gradient under replicate
+/// padding the same convolution on an input that holds its padding, so that no padding is left; else the
+/// problem itself.
 pub(crate) fn launched(problem: &Conv3dProblem, pass: Pass) -> Conv3dProblem {
     if !is_folded(problem, pass) {
         return *problem;

@@ -1,16 +1,18 @@
-//! Tiles of a channel's plane whose frames pass through shared memory, where neighbouring results read neighbouring elements:
-//! what depthwise convolutions march through (`depthwise/staged.rs`, `depthwise/staged_weight.rs`) and heads hold (`head/`).
+//! Tiles of a channel's plane whose frames pass through shared memory, where neighbouring results read
+//! neighbouring elements: what depthwise convolutions march through (`depthwise/staged.rs`,
+//! `depthwise/staged_weight.rs`) and heads hold (`head/`).
 //!
 //! ```text
-//!          columns + KW - 1                      a unit: `rows` sites of one column of the tile, lanes along w
-//!      +----------------------+                  a frame: read once, `loads` elements by each unit, while the one
-//!      |  unit | unit | unit  | blocks * rows             before it is multiplied; then every unit reads
-//!      |  unit | unit | unit  |   + KH - 1                (rows + KH - 1) * KW elements of it for rows * taps products
-//!      +----------------------+
+//!          columns + KW - 1                   a unit:  `rows` sites of one column of the tile, lanes along w
+//!      +----------------------+               a frame: read once, `loads` elements by each unit, while the
+//!      |  unit | unit | unit  | blocks * rows          one before it is multiplied; then every unit reads
+//!      |  unit | unit | unit  |   + KH - 1             (rows + KH - 1) * KW elements of it for rows * taps
+//!      +----------------------+                        products
 //! ```
 //!
-//! Reading each element once matters: with the window's overlap read from memory again and again the loads of a 3x5x5 window
-//! alone took 1.4 ms where its products take 0.3 (H200). Shared memory: `4 * loads * units` bytes.
+//! Reading each element once matters: with the window's overlap read from memory again and again the loads of
+//! a 3x5x5 window alone took 1.4 ms where its products take 0.3 (H200). Shared memory: `4 * loads * units`
+//! bytes.
 
 use super::gemm::place::Walk;
 use super::needs::nest;
@@ -51,8 +53,9 @@ impl Tile {
         self.rows * self.blocks()
     }
 
-    /// Elements of a frame's row: the window's, and a few behind them where the next block of rows then begins in the bank behind
-    /// this one's last column. A plane of units that spans two blocks reads them over as many banks as it has units.
+    /// Elements of a frame's row: the window's, and a few behind them where the next block of rows then
+    /// begins in the bank behind this one's last column. A plane of units that spans two blocks reads them
+    /// over as many banks as it has units.
     pub(super) fn stride(&self) -> usize {
         let window = self.columns + self.taps[2] - 1;
         let beside = |pad: &usize| self.rows * (window + pad) % BANKS == self.columns % BANKS;
@@ -89,8 +92,8 @@ impl Tile {
     }
 }
 
-/// How the sites of all channels are shared out: a cube's index, from the fastest: tile along W, along H, chunk of frames,
-/// channel, image.
+/// How the sites of all channels are shared out: a cube's index, from the fastest: tile along W, along H,
+/// chunk of frames, channel, image.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
 pub(super) struct Tiling {
     pub(super) tiles_w: FastDivmod<u32>,
@@ -265,8 +268,9 @@ impl Sums {
     }
 }
 
-/// Writes the sums of all units, some at a time, as many as a frame has elements for: first segments of units, then the segments
-/// of each sum. Results lie `result_stride` apart, their taps in the weight's order; the sum of dy goes to `bias_out`.
+/// Writes the sums of all units, some at a time, as many as a frame has elements for: first segments of
+/// units, then the segments of each sum. Results lie `result_stride` apart, their taps in the weight's order;
+/// the sum of dy goes to `bias_out`.
 #[cube]
 pub(super) fn sum_units<O: Float>(
     sums: &Cells<f32>,

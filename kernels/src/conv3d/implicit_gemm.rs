@@ -7,11 +7,11 @@
 //! weight gradient  O / groups        C / groups * taps    windows (split)         dy(k, m)        X(k, n)
 //! ```
 //!
-//! Windows are N * OD * OH * OW; `X(window, (c, tap))` is the input the tap reads, zero or clamped outside. A cube
-//! computes one tile of one group (and one part of the split sum); tile, bytes and operations are in [`super::tile`].
-//! Tails are predicated: any sizes, any strides, any groups. The weight gradient leaves fp32 partials that
-//! [`super::reduce`] sums. Declined: nothing but the input gradient under replicate padding, which runs on the
-//! extended input and is folded by [`super::fold`].
+//! Windows are N * OD * OH * OW; `X(window, (c, tap))` is the input the tap reads, zero or clamped outside. A
+//! cube computes one tile of one group (and one part of the split sum); tile, bytes and operations are in
+//! [`super::tile`]. Tails are predicated: any sizes, any strides, any groups. The weight gradient leaves fp32
+//! partials that [`super::reduce`] sums. Declined: nothing but the input gradient under replicate padding,
+//! which runs on the extended input and is folded by [`super::fold`].
 
 use super::args::{Geometry, Position, offset};
 use super::direct::read_tap;
@@ -55,7 +55,8 @@ pub(crate) fn forward(
     launch(client, problem, (Pass::Forward, config), limits, extents, (k, 1), [x, w, y], bias)
 }
 
-/// Launches the input gradient under zero padding: operands dy, w, dx. dx may be fp32 whatever the problem's dtype.
+/// Launches the input gradient under zero padding: operands dy, w, dx. dx may be fp32 whatever the problem's
+/// dtype.
 pub(crate) fn input_gradient(
     client: &Client,
     problem: &Conv3dProblem,
@@ -112,8 +113,8 @@ fn launch(
     let address = address_type("conv3d", &[lhs, rhs, out], m.max(n).max(k).max(cubes), limits)?;
     let operations = 2.0 * (config.tile_m * config.tile_n * part_k) as f64;
     for dispatch in dispatches(cubes, operations, limits) {
-        // SAFETY: rows, columns and sums are checked against `Product` in the kernel; tests/conformance.rs runs
-        // every pass between guard zones.
+        // SAFETY: rows, columns and sums are checked against `Product` in the kernel; tests/conformance.rs
+        // runs every pass between guard zones.
         unsafe {
             gemm_kernel::launch_unchecked(
                 client,
@@ -243,7 +244,8 @@ fn gemm_kernel<E: Float, O: Float>(
     }
 }
 
-/// What a row of the product stands for: a window, an input position, or (weight gradient) nothing but a channel.
+/// What a row of the product stands for: a window, an input position, or (weight gradient) nothing but a
+/// channel.
 #[cube]
 fn decode_row(geometry: &Geometry, row: usize, #[comptime] pass: Pass) -> Position {
     if comptime!(pass == Pass::Forward) {

@@ -4,34 +4,38 @@
 //! y[n,o,q] = activation( b[o] + sum_{c in group(o), k} X(n, c, q*stride - begin + k*dilation) * w[o,c,k] )
 //! ```
 //!
-//! `X` reads zero or the nearest element outside the input. Problem -> plan -> kernel: [`Conv3dProblem`] is validated,
-//! [`plan`] chooses, [`forward`], [`input_gradient`] and [`weight_gradient`] launch. Every plan computes in fp32 and
-//! rounds once; no plan uses atomics, so equal calls give equal bits, and limits on dispatches (which split the
-//! work into more launches) change none.
+//! `X` reads zero or the nearest element outside the input. Problem -> plan -> kernel: [`Conv3dProblem`] is
+//! validated, [`plan`] chooses, [`forward`], [`input_gradient`] and [`weight_gradient`] launch. Every plan
+//! computes in fp32 and rounds once; no plan uses atomics, so equal calls give equal bits, and limits on
+//! dispatches (which split the work into more launches) change none.
 //!
 //! # Numbers that are not finite, and the range of those that are
 //!
-//! One contract for every plan but Winograd's, every device and pass ([`reference::reach`] says it for each result). With NaN or
-//! infinities among the operands
+//! One contract for every plan but Winograd's, every device and pass ([`reference::reach`] says it for each
+//! result). With NaN or infinities among the operands
 //!
 //! - a result is not finite where a product of its sum holds one of them;
-//! - other results of the same channel may be: a weight `w[o,c,k]` may make any result of channel o non-finite (dx: of channel c), an
-//!   element of x or dy any weight's gradient of its channel. Most plans multiply by the zeros of the padding and of windows that do
-//!   not exist, and 0 times infinity is NaN. [`Plan::Direct`] adds nothing there;
+//! - other results of the same channel may be: a weight `w[o,c,k]` may make any result of channel o
+//!   non-finite (dx: of channel c), an element of x or dy any weight's gradient of its channel. Most plans
+//!   multiply by the zeros of the padding and of windows that do not exist, and 0 times infinity is NaN.
+//!   [`Plan::Direct`] adds nothing there;
 //! - every other result is finite and right.
 //!
-//! Under [`Plan::Winograd`] (`Auto` may take it) an element of x (dx: of dy) also reaches the other results of its tiles, m x m in the plane;
-//! under [`Plan::Stem`] an element of dy, where windows stride in the plane, the other positions of the blocks of one stride by one
-//! stride that its window reaches. [`Notes::non_finite`] says which of them a plan is.
+//! Under [`Plan::Winograd`] (`Auto` may take it) an element of x (dx: of dy) also reaches the other results
+//! of its tiles, m x m in the plane; under [`Plan::Stem`] an element of dy, where windows stride in the
+//! plane, the other positions of the blocks of one stride by one stride that its window reaches.
+//! [`Notes::non_finite`] says which of them a plan is.
 //!
-//! Finite operands give finite, right results under every plan where the products' magnitudes have a finite sum, counted with the largest
-//! of each channel: `C/groups * taps * max|x| * max|w| < 2^128` is enough (dx: `O/groups * taps * max|dy| * max|w|`; dw: `N*OD*OH*OW *
-//! max|x| * max|dy|`). A half type's results are infinite past its own largest number.
+//! Finite operands give finite, right results under every plan where the products' magnitudes have a finite
+//! sum, counted with the largest of each channel: `C/groups * taps * max|x| * max|w| < 2^128` is enough (dx:
+//! `O/groups * taps * max|dy| * max|w|`; dw: `N*OD*OH*OW * max|x| * max|dy|`). A half type's results are
+//! infinite past its own largest number.
 //!
 //! # Long sums
 //!
-//! The weight's and the bias' gradient sum in parts of a bounded number of terms, and the parts in trees: see `split.rs` for each kernel's
-//! bound. y and dx are single fp32 sums of `C/groups * taps` and `O/groups * taps` terms, or of the few parts that fill the device.
+//! The weight's and the bias' gradient sum in parts of a bounded number of terms, and the parts in trees: see
+//! `split.rs` for each kernel's bound. y and dx are single fp32 sums of `C/groups * taps` and
+//! `O/groups * taps` terms, or of the few parts that fill the device.
 
 mod activation;
 mod args;
@@ -235,8 +239,9 @@ pub fn weight_gradient(
     run_weight_gradient(client, limits, problem, plan, operands, None)
 }
 
-/// Computes dw (operands x, dy, dw) as [`weight_gradient`] does and db `[O]` as [`bias_gradient`] does: in one sweep of dy where a
-/// depthwise plan holds it in registers, which then costs nothing, and in two elsewhere, where the second is 1 to 2 % of the first.
+/// Computes dw (operands x, dy, dw) as [`weight_gradient`] does and db `[O]` as [`bias_gradient`] does: in
+/// one sweep of dy where a depthwise plan holds it in registers, which then costs nothing, and in two
+/// elsewhere, where the second is 1 to 2 % of the first.
 ///
 /// # Errors
 /// As [`forward`].

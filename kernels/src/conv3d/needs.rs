@@ -1,8 +1,9 @@
-//! What a plan asks of a device. Planning declines what the device lacks, so that some plan always serves and every refusal comes
-//! before a launch.
+//! What a plan asks of a device. Planning declines what the device lacks, so that some plan always serves and
+//! every refusal comes before a launch.
 //!
-//! Loop iterations are upper bounds of what one thread makes, all loops of a kernel together: a software device ends every loop
-//! once they are spent ([`Limits::loop_turns`]). A loop of n iterations costs n and one more, in which it ends.
+//! Loop iterations are upper bounds of what one thread makes, all loops of a kernel together: a software
+//! device ends every loop once they are spent ([`Limits::loop_turns`]). A loop of n iterations costs n and
+//! one more, in which it ends.
 
 use super::gemm::{self, Tile};
 use super::plan::{Pass, Plan};
@@ -41,8 +42,8 @@ impl Needs {
     /// Refuses what the device lacks, in one sentence.
     ///
     /// # Errors
-    /// [`ConvError::Unsupported`] for a lack of threadgroup memory, threads or bindings, [`ConvError::TooLarge`] for buffers and
-    /// loops.
+    /// [`ConvError::Unsupported`] for a lack of threadgroup memory, threads or bindings,
+    /// [`ConvError::TooLarge`] for buffers and loops.
     pub fn check(&self, plan: &Plan, pass: Pass, limits: &Limits) -> Result<(), ConvError> {
         let (pass, plan) = (pass.name(), plan.name());
         let resources = [

@@ -8,7 +8,8 @@ use proptest::prelude::*;
 
 const PASSES: [Pass; 3] = [Pass::Forward, Pass::InputGradient, Pass::WeightGradient];
 
-/// Devices that lack something: WebGPU's defaults, small integrated GPUs, Vulkan drivers without matrices, a software driver.
+/// Devices that lack something: WebGPU's defaults, small integrated GPUs, Vulkan drivers without matrices, a
+/// software driver.
 fn devices() -> Vec<Limits> {
     let m1 = Limits::apple_m1;
     let plain = || Limits { matrices: Vec::new(), ..m1() };
@@ -98,7 +99,8 @@ fn a_padded_gradient_beyond_a_binding_is_gathered_directly() {
     assert_ne!(plan(&problem, Pass::InputGradient, Algorithm::Auto, &Limits::apple_m1()), Ok(Plan::Direct));
 }
 
-/// Loops of the fold and of `Direct` over the positions that read as one element are counted before anything is launched.
+/// Loops of the fold and of `Direct` over the positions that read as one element are counted before anything
+/// is launched.
 #[test]
 fn loops_over_aliases_are_counted() {
     let limits = Limits { loop_turns: Some(60_000), matrices: Vec::new(), ..Limits::apple_m1() };

@@ -17,8 +17,8 @@ pub enum NonFinite {
     Window,
     /// In the plane, to whole tiles of this many by this many results, some of whose windows hold it.
     Tile(usize),
-    /// An element of dy, of windows strided in the plane: to the positions of dx in the blocks of one stride by one stride that its
-    /// window reaches, also those that no tap of it reaches.
+    /// An element of dy, of windows strided in the plane: to the positions of dx in the blocks of one stride
+    /// by one stride that its window reaches, also those that no tap of it reaches.
     Blocks,
 }
 
@@ -29,9 +29,11 @@ pub struct Notes {
     pub tile: Option<WinogradTile>,
     /// The type of the factors that are multiplied; sums are fp32 always.
     pub domain: FloatType,
-    /// The error of results kept in fp32, on normally distributed data; storage in a half type rounds once more.
+    /// The error of results kept in fp32, on normally distributed data; storage in a half type rounds once
+    /// more.
     pub error: Guard,
-    /// Bytes of packed weights and of Winograd's intermediate tensors. Sums that are split keep their partials within `Limits::workspace_bytes` too.
+    /// Bytes of packed weights and of Winograd's intermediate tensors. Sums that are split keep their
+    /// partials within `Limits::workspace_bytes` too.
     pub workspace_bytes: u64,
     /// How far a non-finite input spreads.
     pub non_finite: NonFinite,

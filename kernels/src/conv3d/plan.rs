@@ -1,5 +1,5 @@
-//! Which algorithm serves a problem: a pure function of problem, pass and limits, so the same problem on the same
-//! kind of device always rounds the same way.
+//! Which algorithm serves a problem: a pure function of problem, pass and limits, so the same problem on the
+//! same kind of device always rounds the same way.
 //!
 //! | plan         | passes      | serves                                            | workspace                            |
 //! |--------------|-------------|---------------------------------------------------|--------------------------------------|
@@ -13,20 +13,20 @@
 //! | ImplicitGemm | all         | everything: the first, simple tiling              | dw: fp32 partials                    |
 //! | Direct       | all         | everything: one result per unit                   | dw: fp32 partials                    |
 //!
-//! Under replicate padding the input gradient of all but `Direct` is computed in fp32 on the padded input and folded: its plan is
-//! chosen for that problem, checked for it and launched on it.
+//! Under replicate padding the input gradient of all but `Direct` is computed in fp32 on the padded input and
+//! folded: its plan is chosen for that problem, checked for it and launched on it.
 //!
-//! A plan that needs more than the device has ([`super::Needs`]) makes room for the next: smaller tiles of the same product, at last
-//! `Direct`.
+//! A plan that needs more than the device has ([`super::Needs`]) makes room for the next: smaller tiles of
+//! the same product, at last `Direct`.
 //!
-//! [`Algorithm::Auto`] takes Winograd where the rule and the table of `winograd/choice.rs` say that it is faster, else, as
-//! [`Algorithm::Strict`] does always, the first of Depthwise, Head (where at most half of its tiles is empty), Stem (where it
-//! computes at most twice as much as the engine), the engine (MatrixGemm or Gemm) and ImplicitGemm that serves. Head's tile is the
-//! cheapest by a count of instructions and sectors (`head/config.rs`): 96 to 3 channels, 4x480x832, f32, forward 0.70 ms where the
-//! engine takes 4.7, dw 1.2 and 6.1; dx of 3 channels at stride 1 0.11, Stem 0.155. Stem's follows the channels
-//! times the positions of a stride by a stride: up to 4 of them 1024x4, more 512x12 (7x7x7, stride 2: 2.0 ms, the engine 9.7), on
-//! matrix units 128x16 (f16: 1.3 ms, the engine 7.9).
-//! The engine's tiles: `gemm/choice.rs`.
+//! [`Algorithm::Auto`] takes Winograd where the rule and the table of `winograd/choice.rs` say that it is
+//! faster, else, as [`Algorithm::Strict`] does always, the first of Depthwise, Head (where at most half of
+//! its tiles is empty), Stem (where it computes at most twice as much as the engine), the engine (MatrixGemm
+//! or Gemm) and ImplicitGemm that serves. Head's tile is the cheapest by a count of instructions and sectors
+//! (`head/config.rs`): 96 to 3 channels, 4x480x832, f32, forward 0.70 ms where the engine takes 4.7, dw 1.2
+//! and 6.1; dx of 3 channels at stride 1 0.11, Stem 0.155. Stem's follows the channels times the positions of
+//! a stride by a stride: up to 4 of them 1024x4, more 512x12 (7x7x7, stride 2: 2.0 ms, the engine 9.7), on
+//! matrix units 128x16 (f16: 1.3 ms, the engine 7.9). The engine's tiles: `gemm/choice.rs`.
 
 use super::gemm::{self, MatrixTile, RegisterTile, stage_type};
 use super::head::{self, HeadTile};
@@ -61,17 +61,18 @@ impl Pass {
     }
 }
 
-/// What the caller asks for. A forced algorithm that cannot serve the forward pass is an error; a gradient it cannot
-/// serve is computed by the automatic choice.
+/// What the caller asks for. A forced algorithm that cannot serve the forward pass is an error; a gradient it
+/// cannot serve is computed by the automatic choice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Algorithm {
     /// The plan of this module's table.
     #[default]
     Auto,
-    /// As `Auto`, without Winograd: the error of an fp32 sum, and a NaN in x reaches no result but those whose windows hold it.
+    /// As `Auto`, without Winograd: the error of an fp32 sum, and a NaN in x reaches no result but those
+    /// whose windows hold it.
     Strict,
-    /// One output per unit. What is not there is not multiplied: an infinite weight reaches only the results of windows that hold
-    /// an element there.
+    /// One output per unit. What is not there is not multiplied: an infinite weight reaches only the results
+    /// of windows that hold an element there.
     Direct,
     /// Matrix product with gathered operands.
     ImplicitGemm,

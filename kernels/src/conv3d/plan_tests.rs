@@ -84,7 +84,8 @@ fn winograd_is_taken_where_it_was_measured_to_be_faster() {
     assert_eq!(winograd(&padded([8, 56, 56], 64, 64, [1, 3, 3]), &m1), [false; 3]);
 }
 
-/// dx of 1024 to 1024 channels, 4x10x10: the filters of F(4x4) pass the workspace, matrix units split the sums of few tiles.
+/// dx of 1024 to 1024 channels, 4x10x10: the filters of F(4x4) pass the workspace, matrix units split the
+/// sums of few tiles.
 #[test]
 fn deep_layers_with_small_planes_have_their_own_plans() {
     let window = Window::default();
@@ -160,8 +161,8 @@ fn matrix_units_are_used_where_the_type_has_them() {
         let layer = Conv3dProblem { dtype: FloatType::F16, ..problem(x, 64, [3; 3], 1, 1) };
         assert_eq!(names(&layer, &wide())[2], "matrix_gemm_128x64x32", "{layer:?}");
     }
-    // One tap in the plane: read in vectors where a plane is a run of them, else gathered. 144 columns leave less of 64 idle than
-    // of 128.
+    // One tap in the plane: read in vectors where a plane is a run of them, else gathered. 144 columns leave
+    // less of 64 idle than of 128.
     let temporal = |plane: usize| {
         let layer = problem([1, 144, 16, plane, plane], 64, [3, 1, 1], 1, 1);
         names(&Conv3dProblem { dtype: FloatType::F16, ..layer }, &wide())

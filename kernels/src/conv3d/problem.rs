@@ -47,7 +47,8 @@ impl Default for Window {
     }
 }
 
-/// A conv3d problem: `y[N, O, OD, OH, OW] = activation(conv(x[N, C, D, H, W], w[O, C/groups, KD, KH, KW]) + b[O])`.
+/// A conv3d problem: `y[N, O, OD, OH, OW] = activation(conv(x[N, C, D, H, W], w[O, C/groups, KD, KH, KW]) +
+/// b[O])`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Conv3dProblem {
     /// N.
@@ -68,7 +69,8 @@ pub struct Conv3dProblem {
     pub dtype: FloatType,
 }
 
-/// Elements of a tensor at most: 4 TiB in fp32, beyond every device's memory. What plans count of them fits 64 bits.
+/// Elements of a tensor at most: 4 TiB in fp32, beyond every device's memory. What plans count of them fits
+/// 64 bits.
 const MOST_ELEMENTS: usize = 1 << 40;
 
 const AXES: [&str; 3] = ["depth", "height", "width"];

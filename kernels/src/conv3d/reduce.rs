@@ -1,13 +1,14 @@
-//! Deterministic sums without atomics: a tree inside a cube, then fp32 partials `[parts, elements]` added by a second kernel that
-//! rounds once. Also the bias gradient, which is nothing but such a sum.
+//! Deterministic sums without atomics: a tree inside a cube, then fp32 partials `[parts, elements]` added by
+//! a second kernel that rounds once. Also the bias gradient, which is nothing but such a sum.
 //!
 //! ```text
 //! parts       0 .. 63 | 64 .. 127 | ..      a unit adds 64: eights as trees, one after the other
-//! level by level      |                     while there are more than 64, in place; the last level writes the result
+//! level by level      |                     while there are more than 64, in place; the last level writes
+//!                                           the result
 //! ```
 //!
-//! So an error grows with the logarithm of the parts. Bytes: the partials are written and read once, `8 * parts * elements`, and a
-//! 64th of that for another level; operations: one addition per partial.
+//! So an error grows with the logarithm of the parts. Bytes: the partials are written and read once,
+//! `8 * parts * elements`, and a 64th of that for another level; operations: one addition per partial.
 
 use super::args::{Geometry, offset};
 use super::problem::Conv3dProblem;
@@ -49,8 +50,8 @@ pub(crate) fn partials(client: &Client, parts: usize, target: &Operand) -> Opera
     if direct { target.clone() } else { workspace(client, parts, target.len()) }
 }
 
-/// `target[i] = sum over part of partials[part, i]`, in the target's row-major order. Partials that are the target's own
-/// memory ([`partials`]) are the sum already.
+/// `target[i] = sum over part of partials[part, i]`, in the target's row-major order. Partials that are the
+/// target's own memory ([`partials`]) are the sum already.
 pub(crate) fn sum_partials(
     client: &Client,
     limits: &Limits,
@@ -64,7 +65,8 @@ pub(crate) fn sum_partials(
     finish_partials(client, limits, partials, target, (None, Activation::None))
 }
 
-/// `target[i] = activation(bias[channel of i] + sum over part of partials[part, i])`; channels are the target's axis 1.
+/// `target[i] = activation(bias[channel of i] + sum over part of partials[part, i])`; channels are the
+/// target's axis 1.
 pub(crate) fn finish_partials(
     client: &Client,
     limits: &Limits,
@@ -110,7 +112,8 @@ pub(crate) fn finish_partials_from(
     Ok(())
 }
 
-/// Adds the elements from `first` on of every 64 parts into the first of them, until there are no more than 64: those.
+/// Adds the elements from `first` on of every 64 parts into the first of them, until there are no more than
+/// 64: those.
 fn levels(
     client: &Client,
     limits: &Limits,
@@ -123,7 +126,8 @@ fn levels(
         let groups = partials.shape[0].div_ceil(LEVEL);
         let operations = f64::from(UNITS) * LEVEL as f64;
         for dispatch in dispatches((groups * elements).div_ceil(UNITS as usize), operations, limits) {
-            // SAFETY: as in `finish_partials_from`; a unit reads and writes the elements of its own parts alone.
+            // SAFETY: as in `finish_partials_from`; a unit reads and writes the elements of its own parts
+            // alone.
             unsafe {
                 level_kernel::launch_unchecked(
                     client,

@@ -4,13 +4,13 @@
 //!
 //! ```text
 //! pre[n,o,q] = b[o] + sum_{c in group(o), k} X(n, c, p) * w[o, c, k]      y = activation(pre)
-//! dx[n,c,p] += w[o, c, k] * dpre[n,o,q]       for every (o, q, k) that reads position p (clamped positions too)
+//! dx[n,c,p] += w[o, c, k] * dpre[n,o,q]    for every (o, q, k) that reads position p (clamped positions too)
 //! dw[o,c,k]  = sum_{n,q} X(n, c, p) * dpre[n,o,q]
 //! db[o]      = sum_{n,q} dpre[n,o,q]
 //! ```
 //!
-//! Every function takes row-major slices. Run on absolute values, the same functions give the sum of magnitudes that
-//! the tolerance model needs (see [`crate::tolerance`]).
+//! Every function takes row-major slices. Run on absolute values, the same functions give the sum of
+//! magnitudes that the tolerance model needs (see [`crate::tolerance`]).
 
 use super::plan::Pass;
 use super::problem::{Conv3dProblem, PaddingMode};
@@ -136,17 +136,19 @@ pub fn activation_derivative(activation: Activation, v: f64) -> f64 {
 pub enum Reach {
     /// It is finite and right.
     Never,
-    /// It is either right or not finite: plans multiply by the zeros of the padding, and of windows that do not exist.
+    /// It is either right or not finite: plans multiply by the zeros of the padding, and of windows that do
+    /// not exist.
     May,
     /// It is not finite: a product of its sum holds one of them.
     Must,
 }
 
-/// Which results of a pass become non-finite under any plan but Winograd; the operands are those of [`pre_activation`],
-/// [`input_gradient`] or [`weight_gradient`].
+/// Which results of a pass become non-finite under any plan but Winograd; the operands are those of
+/// [`pre_activation`], [`input_gradient`] or [`weight_gradient`].
 ///
-/// What the filter's sites share may reach all of them: a weight `[o, c, k]` the results of channel o (forward) or c (input gradient), an
-/// element of x or dy the weight gradient of its channel. Results beside these keep their values.
+/// What the filter's sites share may reach all of them: a weight `[o, c, k]` the results of channel o
+/// (forward) or c (input gradient), an element of x or dy the weight gradient of its channel. Results beside
+/// these keep their values.
 pub fn reach(problem: &Conv3dProblem, pass: Pass, [first, second]: [&[f64]; 2]) -> Vec<Reach> {
     let (taps, group_channels) = (problem.taps(), problem.group_channels());
     let group_out = problem.group_out_channels();
@@ -191,7 +193,8 @@ pub fn reach(problem: &Conv3dProblem, pass: Pass, [first, second]: [&[f64]; 2]) 
     reach
 }
 
-/// Number of products that each output of `pre_activation`, `input_gradient` and `weight_gradient` sums at most.
+/// Number of products that each output of `pre_activation`, `input_gradient` and `weight_gradient` sums at
+/// most.
 pub fn longest_sums(problem: &Conv3dProblem) -> [usize; 3] {
     let forward = problem.group_channels() * problem.taps();
     let positions = problem.positions();

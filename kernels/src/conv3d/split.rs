@@ -1,7 +1,7 @@
 //! How long sums are cut into parts that different cubes compute; `reduce.rs` adds the parts.
 //!
-//! A sum's error grows with the terms that are added one after the other, so these are a bounded number, however long the sum is, and
-//! what they give meets in trees (in a cube, over the parts):
+//! A sum's error grows with the terms that are added one after the other, so these are a bounded number,
+//! however long the sum is, and what they give meets in trees (in a cube, over the parts):
 //!
 //! | kernel                                     | terms one after the other, at most                    |
 //! |--------------------------------------------|-------------------------------------------------------|
@@ -11,14 +11,15 @@
 //! | matrix products, on matrix units as well   | [`ReductionSplit::LENGTH`]; 1024 where dw has few elements |
 //! | Winograd                                   | 2048 tiles, then as many 2048s as there are           |
 //!
-//! Where the partials of so many parts would pass `Limits::workspace_bytes` there are fewer, longer ones: for matrix products, that is
-//! dw of more elements than `workspace_bytes / 4 * 8192 / positions`. The forward pass and the input gradient sum their `C/groups * taps`
-//! (`O/groups * taps`) terms one after the other, or in the few parts that fill the device.
+//! Where the partials of so many parts would pass `Limits::workspace_bytes` there are fewer, longer ones: for
+//! matrix products, that is dw of more elements than `workspace_bytes / 4 * 8192 / positions`. The forward
+//! pass and the input gradient sum their `C/groups * taps` (`O/groups * taps`) terms one after the other, or
+//! in the few parts that fill the device.
 
 use crate::limits::Limits;
 
-/// Products that a unit of a depthwise or a head's weight gradient adds one after the other: it marches on while its sums stay in
-/// registers, and every part ends with a tree over its units.
+/// Products that a unit of a depthwise or a head's weight gradient adds one after the other: it marches on
+/// while its sums stay in registers, and every part ends with a tree over its units.
 pub(crate) const RUN: usize = 256;
 
 /// Parts whose fp32 partials of `elements` results fit the workspace and one buffer; at least one.
@@ -42,8 +43,8 @@ pub struct ReductionSplit {
 }
 
 impl ReductionSplit {
-    /// Terms of one part where the workspace allows it: long enough that the partials are few, short enough that a
-    /// fp32 sum of them stays accurate and one cube's work stays brief.
+    /// Terms of one part where the workspace allows it: long enough that the partials are few, short enough
+    /// that a fp32 sum of them stays accurate and one cube's work stays brief.
     pub(crate) const LENGTH: usize = 8192;
 
     /// The split of `terms` terms over `filling` parts, which fill the device, in multiples of `step`.
@@ -55,7 +56,8 @@ impl ReductionSplit {
         limits: &Limits,
     ) -> Self {
         let affordable = affordable_parts(elements, limits);
-        // Partials of few elements cost next to nothing beside a tile's products: less than a thousandth of their time on an H200.
+        // Partials of few elements cost next to nothing beside a tile's products: less than a thousandth of
+        // their time on an H200.
         let accurate = terms.div_ceil((2 * elements).clamp(1024, Self::LENGTH));
         // A part of fewer than eight stages would spend its time on its ends.
         let wanted = filling.min(terms.div_ceil(8 * step));

@@ -1,4 +1,5 @@
-//! The register-tiled product of two shared-memory stages, common to the implicit GEMM and the Winograd-domain GEMM.
+//! The register-tiled product of two shared-memory stages, common to the implicit GEMM and the
+//! Winograd-domain GEMM.
 //!
 //! ```text
 //!                     tile_n
@@ -12,7 +13,8 @@
 //! +-------+     +---------------+
 //! ```
 //!
-//! Per stage and cube: `(tile_m + tile_n) * tile_k` loads from memory, `2 * tile_m * tile_n * tile_k` operations.
+//! Per stage and cube: `(tile_m + tile_n) * tile_k` loads from memory, `2 * tile_m * tile_n * tile_k`
+//! operations.
 
 use cubecl::prelude::*;
 
@@ -31,7 +33,8 @@ pub struct TileConfig {
 }
 
 impl TileConfig {
-    /// For outputs of at least 64 rows and columns: 256 units, 8 KiB of shared memory, 16 operations per byte loaded.
+    /// For outputs of at least 64 rows and columns: 256 units, 8 KiB of shared memory, 16 operations per byte
+    /// loaded.
     pub const LARGE: Self = Self { tile_m: 64, tile_n: 64, tile_k: 16 };
     /// For few rows or columns: 64 units, 4 KiB of shared memory, 8 operations per byte loaded.
     pub const SMALL: Self = Self { tile_m: 32, tile_n: 32, tile_k: 16 };

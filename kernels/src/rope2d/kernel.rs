@@ -1,14 +1,18 @@
-//! The rotation: a unit turns four neighbouring frequencies of several heads of a token, of 16-bit numbers eight.
+//! The rotation: a unit turns four neighbouring frequencies of several heads of a token, of 16-bit numbers
+//! eight.
 //!
 //! ```text
-//!   a head   [ uy | vy | ux | vx | rest ]     a unit: a vector of u and the vector of v that it turns with, in HEADS heads
+//!   a head   [ uy | vy | ux | vx | rest ]     a unit: a vector of u and the vector of v that it turns with,
+//!                                             in HEADS heads
 //!   lanes    along u of y, then u of x, then halves of the rest, which is copied
 //! ```
 //!
-//! Cosines and sines depend on the token only: they are read once for all heads of a unit. Both layouts are read as
-//! `[B, N, H, D]`, any strides. Eight 16-bit numbers are read as four words; where Q or a stride is no multiple of eight, or
-//! memory is not aligned to that, four are read as a vector, and where it is no multiple of four, vectors are single elements. Queries and keys share a launch: the first cubes turn the one, the others the other. A unit reads what it
-//! writes before it writes it, and no other unit touches it, so the result may be the tokens' own memory.
+//! Cosines and sines depend on the token only: they are read once for all heads of a unit. Both layouts are
+//! read as `[B, N, H, D]`, any strides. Eight 16-bit numbers are read as four words; where Q or a stride is
+//! no multiple of eight, or memory is not aligned to that, four are read as a vector, and where it is no
+//! multiple of four, vectors are single elements. Queries and keys share a launch: the first cubes turn the
+//! one, the others the other. A unit reads what it writes before it writes it, and no other unit touches it,
+//! so the result may be the tokens' own memory.
 //!
 //! Bytes: tokens once, the result once, a position and one table row per digit of it (one below 2048, two or
 //! three of fp32 numbers) per unit. Operations: 3 per element.

@@ -146,8 +146,8 @@ fn token_major(operand: &Operand, layout: RopeLayout) -> Operand {
     view
 }
 
-/// Elements that are read at once, and whether as words: the most that u, v and the rest begin aligned to in every head of
-/// every tensor.
+/// Elements that are read at once, and whether as words: the most that u, v and the rest begin aligned to in
+/// every head of every tensor.
 fn together(problem: Rope2dProblem, views: &[[Operand; 2]], limits: &Limits) -> (usize, bool) {
     let copied = (problem.head_dim - problem.rotated) / 2;
     let aligned = |count: usize| {

@@ -1,22 +1,23 @@
 //! RoPE2D: rotary position embedding over two axes, as CroCo-style vision transformers use it.
 //!
-//! A head vector of length D = 4Q is `[uy | vy | ux | vx]`, four runs of Q: the first half is rotated by the token's row
-//! y, the second by its column x, element i of u with element i of v:
+//! A head vector of length D = 4Q is `[uy | vy | ux | vx]`, four runs of Q: the first half is rotated by the
+//! token's row y, the second by its column x, element i of u with element i of v:
 //!
 //! ```text
 //! theta = f0 * p * base^(-i/Q)      u' = u cos(theta) - v sin(theta)      v' = v cos(theta) + u sin(theta)
 //! ```
 //!
-//! with p = y or x. The backward pass is the same rotation by -theta ([`rotate`] with `inverse`). Arithmetic is fp32,
-//! rounded once. Elements of a head past the rotated ones and the tokens of a prefix are copied. Positions are integers,
-//! fp32 numbers (between the patches of a grid of another size), or those of a grid, without a tensor. [`rotate_all`] turns
-//! queries and keys in one launch. The result may be the tokens' own memory.
+//! with p = y or x. The backward pass is the same rotation by -theta ([`rotate`] with `inverse`). Arithmetic
+//! is fp32, rounded once. Elements of a head past the rotated ones and the tokens of a prefix are copied.
+//! Positions are integers, fp32 numbers (between the patches of a grid of another size), or those of a grid,
+//! without a tensor. [`rotate_all`] turns queries and keys in one launch. The result may be the tokens' own
+//! memory.
 //!
 //! Cosines and sines come from fp32 tables computed in f64 on the host (see `table.rs`), because shader
-//! `sin` and `cos` promise no more than 2^-11 and only within -pi..pi. The position is split into digits, one table
-//! row each, whose rotations follow each other in fp32: the angle of every i32 or fp32 position is right to
-//! 1e-6 radians (beyond |theta| = 2^29 f64 resolves it to |theta| * 2^-52), integers below 2048 to one
-//! rounding. Nothing is read back from the device.
+//! `sin` and `cos` promise no more than 2^-11 and only within -pi..pi. The position is split into digits, one
+//! table row each, whose rotations follow each other in fp32: the angle of every i32 or fp32 position is
+//! right to 1e-6 radians (beyond |theta| = 2^29 f64 resolves it to |theta| * 2^-52), integers below 2048 to
+//! one rounding. Nothing is read back from the device.
 //!
 //! A position outside the range of i32 (of i64, of fp32), an infinite one and NaN give NaN in the elements
 //! that it turns, whatever the tokens are; no position reads outside a table. Factors that turn by more than
@@ -45,7 +46,8 @@ pub enum RopeLayout {
     Bnhd,
 }
 
-/// A RoPE2D problem: tokens of D = `head_dim` elements in H heads, rotated by positions `[B, N, 2]` of (y, x).
+/// A RoPE2D problem: tokens of D = `head_dim` elements in H heads, rotated by positions `[B, N, 2]` of (y,
+/// x).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rope2dProblem {
     /// B.
@@ -111,7 +113,8 @@ pub struct Rotation<'a> {
 }
 
 impl Rope2dProblem {
-    /// The problem of these shapes: tokens `[B, H, N, D]` or `[B, N, H, D]` as `layout` says, positions `[B, N, 2]`.
+    /// The problem of these shapes: tokens `[B, H, N, D]` or `[B, N, H, D]` as `layout` says, positions
+    /// `[B, N, 2]`.
     ///
     /// # Errors
     /// [`ConvError::Invalid`] or [`ConvError::TooLarge`] with the offending numbers.
@@ -259,15 +262,15 @@ impl Rope2dProblem {
     }
 }
 
-/// Rotates `tokens` by their positions into `out`, which has the same shape and dtype; by the opposite angles when
-/// `inverse`, which undoes the rotation and is its gradient. Positions are (y, x) in `[B, N, 2]`.
+/// Rotates `tokens` by their positions into `out`, which has the same shape and dtype; by the opposite angles
+/// when `inverse`, which undoes the rotation and is its gradient. Positions are (y, x) in `[B, N, 2]`.
 ///
-/// The first call of a (base, f0, D) on a device computes and uploads its tables, a few milliseconds; the tables of the
-/// last 16 such combinations are kept.
+/// The first call of a (base, f0, D) on a device computes and uploads its tables, a few milliseconds; the
+/// tables of the last 16 such combinations are kept.
 ///
 /// # Errors
-/// When an operand does not have the problem's shape and dtype, the device lacks a storage type, or the tensors are too
-/// large for its index type.
+/// When an operand does not have the problem's shape and dtype, the device lacks a storage type, or the
+/// tensors are too large for its index type.
 pub fn rotate(
     client: &Client,
     limits: &Limits,
@@ -281,8 +284,9 @@ pub fn rotate(
     rotate_all(client, limits, &[rotation], inverse)
 }
 
-/// [`rotate`] of one tensor, or of queries and keys in one launch: two problems of the same base, factor, head dimension,
-/// rotated elements and dtype, with the same kind of positions. Others are launched one after the other.
+/// [`rotate`] of one tensor, or of queries and keys in one launch: two problems of the same base, factor,
+/// head dimension, rotated elements and dtype, with the same kind of positions. Others are launched one after
+/// the other.
 ///
 /// # Errors
 /// As [`rotate`].

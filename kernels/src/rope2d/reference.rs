@@ -2,7 +2,8 @@
 
 use super::{Rope2dProblem, RopeGrid, RopeLayout};
 
-/// Rotates row-major `tokens` in the problem's layout by row-major `positions [B, N, 2]`; backwards when `inverse`.
+/// Rotates row-major `tokens` in the problem's layout by row-major `positions [B, N, 2]`; backwards when
+/// `inverse`.
 pub fn rotate(problem: &Rope2dProblem, tokens: &[f64], positions: &[i64], inverse: bool) -> Vec<f64> {
     let positions: Vec<f64> = positions.iter().map(|position| *position as f64).collect();
     rotate_at(problem, tokens, &positions, inverse)
@@ -28,8 +29,9 @@ pub fn grid_positions(problem: &Rope2dProblem, grid: RopeGrid) -> Vec<i64> {
     row.repeat(problem.batch)
 }
 
-/// `|u| + |v|` for both elements of every pair: no angle makes the two products larger. With it, 2 terms bound the
-/// error of [`rotate`] in fp32 (see [`crate::tolerance`]) for positions whose angle f64 still resolves.
+/// `|u| + |v|` for both elements of every pair: no angle makes the two products larger. With it, 2 terms
+/// bound the error of [`rotate`] in fp32 (see [`crate::tolerance`]) for positions whose angle f64 still
+/// resolves.
 pub fn magnitude(problem: &Rope2dProblem, tokens: &[f64]) -> Vec<f64> {
     let mut out: Vec<f64> = tokens.iter().map(|token| token.abs()).collect();
     let positions = vec![0.0; problem.positions_shape().iter().product()];

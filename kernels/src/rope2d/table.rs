@@ -1,11 +1,12 @@
-//! Tables of cosines and sines of the angles of position digits, computed in f64 and kept on the device in fp32.
+//! Tables of cosines and sines of the angles of position digits, computed in f64 and kept on the device in
+//! fp32.
 //!
-//! A position's magnitude, up to 2^31, is written in base 2^`bits`; level l holds the angle of every digit times
-//! 2^(l * bits). Where positions are fp32, levels of the digits behind the point follow, and the step of the
-//! last of them:
+//! A position's magnitude, up to 2^31, is written in base 2^`bits`; level l holds the angle of every digit
+//! times 2^(l * bits). Where positions are fp32, levels of the digits behind the point follow, and the step
+//! of the last of them:
 //!
 //! ```text
-//! rows   level 0: 0, 1, .. 2^bits - 1 | level 1: 0, 2^bits, .. | .. | last level: up to 2^31 | one row of NaN
+//! rows   level 0: 0, 1, .. 2^bits - 1 | level 1: 0, 2^bits, .. | .. | last level: up to 2^31 | a row of NaN
 //!        level -1: 0, 2^-bits, .. | .. | level -L | one row of angles: those of 2^(-L * bits)
 //! row    Q cosines, then Q sines
 //! ```
@@ -136,8 +137,8 @@ impl Digits {
 /// The tables made last, newest at the back.
 static TABLES: Mutex<VecDeque<(Key, Handle)>> = Mutex::new(VecDeque::new());
 
-/// The table `[rows, 2, Q]` of the problem on the client's device in fp32, made and uploaded when it is not there. Uploading
-/// does not wait for the device.
+/// The table `[rows, 2, Q]` of the problem on the client's device in fp32, made and uploaded when it is not
+/// there. Uploading does not wait for the device.
 pub(crate) fn get(client: &Client, problem: &Rope2dProblem, fractions: bool) -> Handle {
     let service = client.service_id();
     let key = Key {

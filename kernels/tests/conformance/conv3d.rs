@@ -99,8 +99,9 @@ fn kind(plan: &Plan) -> Kind {
 }
 
 impl Covered {
-    /// Of a case's launches those that show something new; where none does, one of them, another in turn. Kernels
-    /// of half types differ from those of f32 by conversions at either end: they are shown the epilogues alone.
+    /// Of a case's launches those that show something new; where none does, one of them, another in turn.
+    /// Kernels of half types differ from those of f32 by conversions at either end: they are shown the
+    /// epilogues alone.
     fn pick(&mut self, case: &Conv3dCase, launches: &mut Vec<(FloatType, Pass, Plan)>, turn: usize) {
         let options = case_options(case);
         let epilogue = [format!("bias {}", case.bias), format!("{:?}", case.activation)];

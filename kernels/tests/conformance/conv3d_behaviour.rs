@@ -1,5 +1,5 @@
-//! What holds for conv3d beyond the values of the conformance table: empty problems, named regressions of other
-//! libraries, views, forced small limits, repeatability, NaN.
+//! What holds for conv3d beyond the values of the conformance table: empty problems, named regressions of
+//! other libraries, views, forced small limits, repeatability, NaN.
 
 use crate::conv3d::{Inputs, PASSES, computed, inputs, launch, problem, result_shape, run, run_table};
 use crate::support::{Buffer, client, dtypes, output, read_all, upload, upload_strided};
@@ -61,8 +61,8 @@ fn views_give_the_bits_of_contiguous_tensors() {
     assert!(checks >= 60, "{checks} views");
 }
 
-/// On devices with matrix units: weight gradients whose kernels fill the device with different numbers of cubes, sums so long that
-/// their parts would differ.
+/// On devices with matrix units: weight gradients whose kernels fill the device with different numbers of
+/// cubes, sums so long that their parts would differ.
 #[test]
 fn views_split_long_sums_alike() {
     let long = Conv3dCase { groups: 16, ..Conv3dCase::new("long_runs", [1, 32, 4, 16, 16], 32, [1; 3]) };
@@ -114,7 +114,8 @@ fn compare_views(cases: &[Conv3dCase], compared: impl Fn(&Plan) -> bool) -> usiz
                 for plan in eligible(&problem, pass, &limits).into_iter().filter(&compared) {
                     let mut outputs = vec![output(&client, &shape, dtype)];
                     launch((&client, &limits), &problem, (pass, &plan), &contiguous, &outputs[0]);
-                    // Planes that are runs of sites are read and written in vectors: there the results alone are views as well.
+                    // Planes that are runs of sites are read and written in vectors: there the results alone
+                    // are views as well.
                     let runs = case.kernel[1..] == [1, 1];
                     let alone = layouts.iter().filter(|_| runs).map(|layout| (&contiguous, *layout));
                     let views = || views.iter().zip(layouts).chain(alone.clone());
@@ -250,8 +251,8 @@ fn a_hundred_repeats_give_equal_bits() {
     }
 }
 
-/// One NaN in x reaches the outputs whose window holds it and no others; zero padding is a select, not a product
-/// with zero. Winograd spreads it over a tile, no further.
+/// One NaN in x reaches the outputs whose window holds it and no others; zero padding is a select, not a
+/// product with zero. Winograd spreads it over a tile, no further.
 #[test]
 fn nan_and_infinity_stay_in_their_receptive_field() {
     let client = client();
@@ -300,8 +301,8 @@ fn nan_and_infinity_stay_in_their_receptive_field() {
     }
 }
 
-/// An infinite weight makes its channel infinite and no other result anything else: tiles, stages and blocks that reach past the last
-/// channel multiply no weight by the zeros there.
+/// An infinite weight makes its channel infinite and no other result anything else: tiles, stages and blocks
+/// that reach past the last channel multiply no weight by the zeros there.
 #[test]
 fn an_infinite_weight_stays_in_its_channel() {
     let client = client();

@@ -1,5 +1,5 @@
-//! NaN and infinities: which results they reach, under every plan. The contract stands in `conv_kernels::conv3d`, the results in
-//! `reference::reach`.
+//! NaN and infinities: which results they reach, under every plan. The contract stands in
+//! `conv_kernels::conv3d`, the results in `reference::reach`.
 
 use crate::conv3d::{Inputs, Oracle, PASSES, computed, inputs, problem, result_shape};
 use crate::support::{Buffer, client, upload};
@@ -9,7 +9,8 @@ use conv_kernels::conv3d::reference::{Reach, reach};
 use conv_kernels::conv3d::{Conv3dProblem, NonFinite, PaddingMode, Pass, Plan, eligible};
 use conv_kernels::{FloatType, Limits};
 
-/// Problems that reach every kernel: padding, windows that do not exist, stride remainders, groups, few channels on either side.
+/// Problems that reach every kernel: padding, windows that do not exist, stride remainders, groups, few
+/// channels on either side.
 fn cases() -> Vec<Conv3dCase> {
     let case =
         |name: &str, shape, o, kernel| Conv3dCase { bias: false, ..Conv3dCase::new(name, shape, o, kernel) };
@@ -58,7 +59,8 @@ fn operands(pass: Pass, inputs: &mut Inputs) -> [&mut Buffer; 2] {
     }
 }
 
-/// What a plan adds to the reach of the others: Winograd's tiles, the blocks of a stride by a stride of an input gradient.
+/// What a plan adds to the reach of the others: Winograd's tiles, the blocks of a stride by a stride of an
+/// input gradient.
 fn widen(problem: &Conv3dProblem, pass: Pass, plan: &Plan, limits: &Limits, reach: &[Reach]) -> Vec<Reach> {
     let tile = match plan.notes(problem, pass, limits).non_finite {
         NonFinite::Window => return reach.to_vec(),
@@ -66,7 +68,8 @@ fn widen(problem: &Conv3dProblem, pass: Pass, plan: &Plan, limits: &Limits, reac
         NonFinite::Tile(tile) => tile,
     };
     let [_, _, _, height, width] = result_shape(problem, pass);
-    // Tiles of the padded input, whose edges are folded: no more than that they stay in their image and channel.
+    // Tiles of the padded input, whose edges are folded: no more than that they stay in their image and
+    // channel.
     let folded = pass == Pass::InputGradient && problem.window.padding_mode == PaddingMode::Replicate;
     let tile = if folded { height * width } else { tile };
     let tile_of = |index: usize| {
@@ -105,8 +108,8 @@ fn with_blocks(problem: &Conv3dProblem, reach: &[Reach]) -> Vec<Reach> {
     widened
 }
 
-/// An element that is not finite makes those results non-finite whose products hold it, may make others of its channel so where it is
-/// a weight (dw: any factor), and no other: they keep their values.
+/// An element that is not finite makes those results non-finite whose products hold it, may make others of
+/// its channel so where it is a weight (dw: any factor), and no other: they keep their values.
 #[test]
 fn non_finite_elements_reach_what_the_contract_says() {
     let client = client();

@@ -15,7 +15,8 @@ use conv_kernels::{FloatType, Limits};
 use conv_testing::is_full;
 use cubecl::prelude::*;
 
-/// Ones summed as often as the device allows: a single missing term shows, which no bound on rounding would notice.
+/// Ones summed as often as the device allows: a single missing term shows, which no bound on rounding would
+/// notice.
 #[test]
 fn long_sums_are_complete() {
     let client = client();
@@ -57,8 +58,8 @@ fn long_sums_are_complete() {
     }
 }
 
-/// Sums that are cut into parts because the tiles are few: bias and activation join in the second pass, and the phases of
-/// a strided input gradient share their partials.
+/// Sums that are cut into parts because the tiles are few: bias and activation join in the second pass, and
+/// the phases of a strided input gradient share their partials.
 #[test]
 fn split_sums_are_finished_like_whole_ones() {
     let padding = [(1, 1); 3];
@@ -78,8 +79,8 @@ fn split_sums_are_finished_like_whole_ones() {
     conv3d::run_all_tiles(&cases, &fill::normal, false);
 }
 
-/// Equal terms are what rounds worst: every addition to a sum of n loses in the same direction. The error may grow with the logarithm of
-/// n alone, so a million thirds are as exact as a thousand.
+/// Equal terms are what rounds worst: every addition to a sum of n loses in the same direction. The error may
+/// grow with the logarithm of n alone, so a million thirds are as exact as a thousand.
 #[test]
 fn errors_of_long_sums_of_equal_terms_stay_small() {
     let client = client();
@@ -129,8 +130,8 @@ fn errors_of_long_sums_of_equal_terms_stay_small() {
     }
 }
 
-/// More partials than a unit adds at a time are added level by level, those of the bias beside those of the weight too: small
-/// integers stay exact.
+/// More partials than a unit adds at a time are added level by level, those of the bias beside those of the
+/// weight too: small integers stay exact.
 #[test]
 fn partials_of_several_levels_are_whole() {
     let client = client();
@@ -189,7 +190,8 @@ fn weight_and_bias_gradients_in_one_call() {
     assert!(depthwise > 4 && depthwise < table.len(), "{depthwise} of {}", table.len());
 }
 
-/// dw to the bit as alone, db against the reference, under the first of Depthwise and the simple plan that serves.
+/// dw to the bit as alone, db against the reference, under the first of Depthwise and the simple plan that
+/// serves.
 pub(crate) fn check_weight_and_bias_gradient(
     (client, limits): (&Client, &Limits),
     mut problem: Conv3dProblem,
@@ -265,7 +267,8 @@ pub(crate) fn check_activation_gradients((client, limits): (&Client, &Limits)) {
     }
 }
 
-/// Input gradients whose windows tile the input: one product with a column for every channel and tap, in groups.
+/// Input gradients whose windows tile the input: one product with a column for every channel and tap, in
+/// groups.
 #[test]
 fn gradients_of_patches_are_exact() {
     let base = Conv3dCase {

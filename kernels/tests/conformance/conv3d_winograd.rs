@@ -1,5 +1,5 @@
-//! What is particular to Winograd: its error beside the direct sum's, prepared weights, the tiles of its product, mirrored
-//! depth taps, its notes.
+//! What is particular to Winograd: its error beside the direct sum's, prepared weights, the tiles of its
+//! product, mirrored depth taps, its notes.
 
 use crate::conv3d::{Inputs, Oracle, PASSES, computed, inputs, problem};
 use crate::device::MOST_WORK;
@@ -19,8 +19,8 @@ fn config(problem: &Conv3dProblem, pass: Pass, tile: WinogradTile, limits: &Limi
     }
 }
 
-/// The error of every tile, type and length of sum beside that of the direct sum on the same data, each inside its bounds.
-/// `--nocapture` prints the table.
+/// The error of every tile, type and length of sum beside that of the direct sum on the same data, each
+/// inside its bounds. `--nocapture` prints the table.
 #[test]
 fn errors_of_every_tile_stay_beside_the_direct_sums() {
     let client = client();
@@ -103,8 +103,8 @@ fn prepared_weights_give_equal_bits() {
     }
 }
 
-/// Rows and columns beyond one tile of the product, images in one region, taps in the depth padding: inside the bounds, and
-/// the same bits in regions of two images and of one.
+/// Rows and columns beyond one tile of the product, images in one region, taps in the depth padding: inside
+/// the bounds, and the same bits in regions of two images and of one.
 #[test]
 fn images_share_regions_without_changing_a_bit() {
     let client = client();
@@ -127,7 +127,8 @@ fn images_share_regions_without_changing_a_bit() {
     assert!(run(2) == expected && run(1) == expected);
 }
 
-/// A sum of more terms than a launch holds is added to what is there, whatever units multiply: small integers stay exact.
+/// A sum of more terms than a launch holds is added to what is there, whatever units multiply: small integers
+/// stay exact.
 #[test]
 fn sums_longer_than_a_launch_are_whole() {
     let client = client();
@@ -144,8 +145,9 @@ fn sums_longer_than_a_launch_are_whole() {
     }
 }
 
-/// The weight gradient's sums are cut into parts beside each other, launches after each other and regions: exact for integers
-/// under F(2x2), inside the bounds under F(4x4). Frames and images follow each other within a stage, and fill up.
+/// The weight gradient's sums are cut into parts beside each other, launches after each other and regions:
+/// exact for integers under F(2x2), inside the bounds under F(4x4). Frames and images follow each other
+/// within a stage, and fill up.
 #[test]
 fn weight_gradients_sum_parts_launches_and_regions() {
     let client = client();
@@ -192,7 +194,8 @@ fn weight_gradients_sum_parts_launches_and_regions() {
     }
 }
 
-/// The weight gradient's error beside that of the engine, over more windows than a part holds. `--nocapture` prints it.
+/// The weight gradient's error beside that of the engine, over more windows than a part holds. `--nocapture`
+/// prints it.
 #[test]
 fn errors_of_weight_gradients_stay_beside_the_direct_sums() {
     let client = client();
@@ -226,8 +229,9 @@ fn errors_of_weight_gradients_stay_beside_the_direct_sums() {
     }
 }
 
-/// The input gradient reads the depth taps mirrored: the last tap carries an output frame's gradient to the last input frame
-/// of its window. (Taking the taps in order passes every test with filters that are symmetric in depth.)
+/// The input gradient reads the depth taps mirrored: the last tap carries an output frame's gradient to the
+/// last input frame of its window. (Taking the taps in order passes every test with filters that are
+/// symmetric in depth.)
 #[test]
 fn the_input_gradient_mirrors_depth_taps() {
     let client = client();
@@ -251,8 +255,8 @@ fn the_input_gradient_mirrors_depth_taps() {
     }
 }
 
-/// Transforms sum what goes in, so numbers near the end of fp32 must be made smaller on the way: one of 3e38 under the identity is
-/// itself again, and results of 1e37 are as exact as those of 1.
+/// Transforms sum what goes in, so numbers near the end of fp32 must be made smaller on the way: one of 3e38
+/// under the identity is itself again, and results of 1e37 are as exact as those of 1.
 #[test]
 fn numbers_up_to_the_end_of_fp32_stay_finite() {
     let client = client();
@@ -282,7 +286,8 @@ fn numbers_up_to_the_end_of_fp32_stay_finite() {
             let case = if data == "one" { &one } else { &many };
             let problem = problem(case, FloatType::F32);
             let inputs = inputs(&client, &problem, &|seed, length| match (data, seed) {
-                // x and dy in turn, as they go in; in the weight gradient the other one is the identity's first channel.
+                // x and dy in turn, as they go in; in the weight gradient the other one is the identity's
+                // first channel.
                 ("one", 2) => identity(length),
                 ("one", 4) if pass == Pass::WeightGradient => {
                     single(length).iter().map(|v| v / 3e38).collect()

@@ -33,8 +33,8 @@ pub(crate) fn repeats(limits: &conv_kernels::Limits) -> usize {
     if limits.loop_turns.is_some() { 60 } else { 10_000 }
 }
 
-/// Products a plan may compute in a table's case, padding of its tiles included: tens of thousands of nearly empty tiles
-/// (65,537 groups) would take a software device minutes. The direct plan always runs.
+/// Products a plan may compute in a table's case, padding of its tiles included: tens of thousands of nearly
+/// empty tiles (65,537 groups) would take a software device minutes. The direct plan always runs.
 pub(crate) const MOST_WORK: usize = 500_000_000;
 
 /// Whether threads are executed on the CPU: sums of millions of terms are left to other devices.

@@ -1,5 +1,6 @@
-//! Laws that hold between problems, without a reference: what batch, channels, stride, padding and dilation mean, and that
-//! gradients are adjoint. Data are small integers, so that every sum is exact and equality is that of numbers.
+//! Laws that hold between problems, without a reference: what batch, channels, stride, padding and dilation
+//! mean, and that gradients are adjoint. Data are small integers, so that every sum is exact and equality is
+//! that of numbers.
 
 use crate::conv3d::{Inputs, computed, problem};
 use crate::support::{Buffer, client, upload};
@@ -9,7 +10,8 @@ use conv_kernels::conv3d::{Algorithm, Conv3dProblem, PaddingMode, Pass, Plan, Wi
 use conv_kernels::{FloatType, Limits};
 use cubecl::prelude::*;
 
-/// Windows of every kind: dense, strided, dilated, grouped, depthwise, one tap in the plane, many taps, few channels.
+/// Windows of every kind: dense, strided, dilated, grouped, depthwise, one tap in the plane, many taps, few
+/// channels.
 fn cases() -> Vec<Conv3dCase> {
     let new = |name: &str, x, o, kernel| Conv3dCase { bias: false, ..Conv3dCase::new(name, x, o, kernel) };
     let same = [(1, 1); 3];

@@ -1,8 +1,9 @@
-//! Causal conv1d as a graph node. The backward pass needs the inputs only: it recomputes what the activation's
-//! derivative asks for. One op computes all of its gradients, since they share that recomputation.
+//! Causal conv1d as a graph node. The backward pass needs the inputs only: it recomputes what the
+//! activation's derivative asks for. One op computes all of its gradients, since they share that
+//! recomputation.
 //!
-//! The final state is a second output and its own node. With tracked operands it is composed from Burn's ops, which Burn
-//! differentiates.
+//! The final state is a second output and its own node. With tracked operands it is composed from Burn's ops,
+//! which Burn differentiates.
 
 use crate::ops::{CausalConv1dInputs, ConvOps, OptionalTensor};
 use crate::portable::causal_conv1d as portable;

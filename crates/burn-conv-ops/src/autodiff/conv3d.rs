@@ -64,7 +64,8 @@ fn record<B: Backend + ConvOps, C: CheckpointStrategy, const N: usize>(
 struct Convolution;
 
 impl<B: Backend + ConvOps, const N: usize> Backward<B, N> for Convolution {
-    /// x where the weight is tracked, the weight where x is, what the activation's derivative needs, and the call.
+    /// x where the weight is tracked, the weight where x is, what the activation's derivative needs, and the
+    /// call.
     type State = (Option<NodeId>, Option<NodeId>, Option<FloatTensor<B>>, Conv3dCall);
 
     fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {

@@ -1,5 +1,5 @@
-//! Decoding steps and the last states of packed sequences as graph nodes: with tracked operands they are composed from Burn's
-//! ops, which Burn differentiates; nobody trains through them for speed.
+//! Decoding steps and the last states of packed sequences as graph nodes: with tracked operands they are
+//! composed from Burn's ops, which Burn differentiates; nobody trains through them for speed.
 
 use crate::ops::{CausalConv1dSteps, ConvOps, OptionalTensor};
 use crate::portable::decoding as portable;

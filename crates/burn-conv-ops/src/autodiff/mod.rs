@@ -1,8 +1,9 @@
 //! Gradients: `ConvOps` for `Autodiff<B, C>`.
 //!
-//! Each op is one node of the graph (two where an op has two differentiable outputs). A node keeps what its gradients
-//! need and nothing else: an operand whose gradient partner is untracked is not kept, and the gradient of an untracked
-//! operand is not computed. All gradient ops run on the inner backend, so with Fusion they are registered lazily.
+//! Each op is one node of the graph (two where an op has two differentiable outputs). A node keeps what its
+//! gradients need and nothing else: an operand whose gradient partner is untracked is not kept, and the
+//! gradient of an untracked operand is not computed. All gradient ops run on the inner backend, so with
+//! Fusion they are registered lazily.
 
 mod causal_conv1d;
 mod conv3d;

@@ -1,5 +1,6 @@
-//! Columns in another order as a graph node: the gradient goes back by the order back. Burn's own gradient of a selection adds
-//! up one column after the other, since columns may be chosen twice; here each is chosen once.
+//! Columns in another order as a graph node: the gradient goes back by the order back. Burn's own gradient of
+//! a selection adds up one column after the other, since columns may be chosen twice; here each is chosen
+//! once.
 
 use crate::ops::ConvOps;
 use burn::backend::Backend;

@@ -1,5 +1,5 @@
-//! RoPE2D as a graph node: the gradient is the rotation by the opposite angles. The op is cheap beside what it reads, so
-//! under gradient checkpointing it is computed again instead of kept.
+//! RoPE2D as a graph node: the gradient is the rotation by the opposite angles. The op is cheap beside what
+//! it reads, so under gradient checkpointing it is computed again instead of kept.
 
 use crate::ops::{ConvOps, RopePositions};
 use burn::backend::Backend;

@@ -162,7 +162,8 @@ fn bounds(op: &str, cu_seqlens: &Tensor<1, Int>) -> Result<(), ConvError> {
     Ok(())
 }
 
-/// What [`causal_conv1d`](super::causal_conv1d) does not know of: one row, the bounds, and a state for each sequence.
+/// What [`causal_conv1d`](super::causal_conv1d) does not know of: one row, the bounds, and a state for each
+/// sequence.
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn causal_conv1d_packed(
     op: &str,

@@ -47,7 +47,8 @@ pub(super) fn update_steps(
     let slots = slots.as_option().map(index_operand).transpose()?;
     // Asked before `operand` shares the memory.
     let owned = owned(&state);
-    // Of rings and slots only some columns are written: the others are copied first where the memory is not ours.
+    // Of rings and slots only some columns are written: the others are copied first where the memory is not
+    // ours.
     let partly = lengths.is_some() || slots.is_some();
     let (from, new_state) = match (owned, partly) {
         (true, _) => (operand(&state)?, state),

@@ -1,7 +1,7 @@
 //! `ConvOps` on every CubeCL runtime: Burn's tensors are handed to the kernels as they are, strides and all.
 //!
-//! The functions at the crate's root have validated the call, so a [`ConvError`] here is a caller of the trait who has
-//! not, or a limit that only the launch knows; it becomes a panic with its sentence.
+//! The functions at the crate's root have validated the call, so a [`ConvError`] here is a caller of the
+//! trait who has not, or a limit that only the launch knows; it becomes a panic with its sentence.
 
 mod causal_conv1d;
 mod conv3d;
@@ -187,7 +187,8 @@ fn index_operand(tensor: &CubeTensor) -> Result<IndexOperand, ConvError> {
     })
 }
 
-/// Whether a kernel may write its result to the tensor's memory: nobody else has it, and no two elements share a place.
+/// Whether a kernel may write its result to the tensor's memory: nobody else has it, and no two elements
+/// share a place.
 fn owned(tensor: &CubeTensor) -> bool {
     tensor.can_mut() && tensor.is_contiguous()
 }

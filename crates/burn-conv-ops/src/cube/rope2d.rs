@@ -7,7 +7,8 @@ use burn_cubecl::tensor::CubeTensor;
 use conv_kernels::rope2d::{Positions, Rope2dProblem, RopeGrid, Rotation, rotate_all};
 use conv_kernels::{ConvError, IndexOperand, Limits, Operand};
 
-/// Tokens and their positions as the kernels see them, and the result: the tokens' own memory where nobody else has it.
+/// Tokens and their positions as the kernels see them, and the result: the tokens' own memory where nobody
+/// else has it.
 struct Turn {
     tokens: Operand,
     positions: Places,

@@ -63,8 +63,8 @@ impl CausalConv1dConfig {
     }
 }
 
-/// Causal depthwise conv1d with learned weight and bias. Parameters are named and shaped as those of the depthwise
-/// `torch.nn.Conv1d` in Mamba.
+/// Causal depthwise conv1d with learned weight and bias. Parameters are named and shaped as those of the
+/// depthwise `torch.nn.Conv1d` in Mamba.
 #[derive(Module, Debug)]
 #[module(custom_display)]
 pub struct CausalConv1d {
@@ -97,8 +97,9 @@ impl CausalConv1d {
         causal_conv1d_with_state(x, self.taps(), self.bias(), state, self.options())
     }
 
-    /// y of sequences that are packed into one row `[1, C, T]` or `[1, T, C]`, and the state of each to continue with,
-    /// `[N, C, W-1]`: sequence i has the steps from `cu_seqlens[i]` to `cu_seqlens[i + 1]`. Each begins without a state.
+    /// y of sequences that are packed into one row `[1, C, T]` or `[1, T, C]`, and the state of each to
+    /// continue with, `[N, C, W-1]`: sequence i has the steps from `cu_seqlens[i]` to `cu_seqlens[i + 1]`.
+    /// Each begins without a state.
     ///
     /// # Panics
     /// Where [`try_causal_conv1d_packed`](crate::try_causal_conv1d_packed) returns an error.
@@ -130,8 +131,8 @@ impl CausalConv1d {
         causal_conv1d_update(x, state, self.taps(), self.bias(), options)
     }
 
-    /// Several decoding steps in one launch: y `[B, C, L]` and the new state from x `[B, C, L]` and a state `[B, C, S]`, S >=
-    /// W-1, or slots of states and rings as the places say.
+    /// Several decoding steps in one launch: y `[B, C, L]` and the new state from x `[B, C, L]` and a state
+    /// `[B, C, S]`, S >= W-1, or slots of states and rings as the places say.
     ///
     /// # Panics
     /// Where [`try_causal_conv1d_update_steps`](crate::try_causal_conv1d_update_steps) returns an error.

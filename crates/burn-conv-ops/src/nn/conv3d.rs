@@ -82,7 +82,8 @@ pub struct Conv3dConfig {
     #[new(default)]
     #[serde(default)]
     pub reuse_filters: bool,
-    /// How the parameters start; PyTorch's and Burn's default, uniform within `1 / sqrt(C/groups * KD * KH * KW)`.
+    /// How the parameters start; PyTorch's and Burn's default, uniform within
+    /// `1 / sqrt(C/groups * KD * KH * KW)`.
     #[new(value = "Initializer::KaimingUniform { gain: 1.0 / 3f64.sqrt(), fan_out_only: false }")]
     pub initializer: Initializer,
 }
@@ -171,14 +172,14 @@ pub struct Conv3d {
     /// The kernel family.
     #[module(skip)]
     pub algorithm: Algorithm,
-    /// Whether calls without gradients keep the filters that Winograd's kernels transform the weight into, so that the next
-    /// call (a video decoder's next frames) starts with them and gives the same bits. It costs memory: F(4x4) keeps 36 fp32
-    /// numbers for every 9 weights.
+    /// Whether calls without gradients keep the filters that Winograd's kernels transform the weight into, so
+    /// that the next call (a video decoder's next frames) starts with them and gives the same bits. It costs
+    /// memory: F(4x4) keeps 36 fp32 numbers for every 9 weights.
     ///
-    /// The filters belong to the weight's present value; another value (a step, a loaded record, another device, an
-    /// assignment) has its own, made at the next call. They are no part of records. Nothing is kept where the
-    /// input, the weight or the bias is on a device with gradients (call `valid()` after training), where the
-    /// plan is not Winograd's, on the CPU backend, or of a
+    /// The filters belong to the weight's present value; another value (a step, a loaded record, another
+    /// device, an assignment) has its own, made at the next call. They are no part of records. Nothing is
+    /// kept where the input, the weight or the bias is on a device with gradients (call `valid()` after
+    /// training), where the plan is not Winograd's, on the CPU backend, or of a
     /// reparameterized weight, which other parameters change too.
     pub reuse_filters: bool,
     /// What is kept.

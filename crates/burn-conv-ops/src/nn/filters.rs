@@ -1,10 +1,10 @@
 //! A weight's transformed filters, kept from one call to the next.
 //!
-//! Burn's parameters are values: whatever changes one (an optimizer's step, a loaded record, a move to another device, an
-//! assignment to the field) puts another value in its place, and clones of a parameter share theirs. So filters belong to a
-//! value, not to a module: the cache holds a clone of the parameter that it has transformed, which keeps that value's place in
-//! memory from being taken by another, and serves only the parameter whose value lies there. Nothing has to tell it that a
-//! weight has changed.
+//! Burn's parameters are values: whatever changes one (an optimizer's step, a loaded record, a move to
+//! another device, an assignment to the field) puts another value in its place, and clones of a parameter
+//! share theirs. So filters belong to a value, not to a module: the cache holds a clone of the parameter that
+//! it has transformed, which keeps that value's place in memory from being taken by another, and serves only
+//! the parameter whose value lies there. Nothing has to tell it that a weight has changed.
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
@@ -24,7 +24,8 @@ struct Filters {
 }
 
 impl FilterCache {
-    /// The filters of `weight` in `tile`: those that are held, else what `transform` makes of its value, which are held then.
+    /// The filters of `weight` in `tile`: those that are held, else what `transform` makes of its value,
+    /// which are held then.
     pub(super) fn of(
         &self,
         weight: &Param<Tensor<5>>,
@@ -74,8 +75,8 @@ fn same_value(one: &Param<Tensor<5>>, other: &Param<Tensor<5>>) -> bool {
     std::ptr::eq::<Tensor<5>>(&**one, &**other)
 }
 
-/// Whether a parameter's effective value is made from its stored one and from other parameters (LoRA, say), which may change
-/// without it.
+/// Whether a parameter's effective value is made from its stored one and from other parameters (LoRA, say),
+/// which may change without it.
 pub(super) fn is_composed(weight: &Param<Tensor<5>>) -> bool {
     struct Entered(bool);
     impl ModuleVisitor for Entered {
@@ -88,7 +89,8 @@ pub(super) fn is_composed(weight: &Param<Tensor<5>>) -> bool {
     entered.0
 }
 
-/// A clone holds the same filters and goes its own way from there: two devices' copies of a module do not take turns.
+/// A clone holds the same filters and goes its own way from there: two devices' copies of a module do not
+/// take turns.
 impl Clone for FilterCache {
     fn clone(&self) -> Self {
         Self(Mutex::new(self.lock().clone()))

@@ -1,5 +1,5 @@
-//! How the kernels' enums are written in configuration files. `conv-kernels` knows nothing of serde; each form here
-//! mirrors one enum, and the compiler checks that it mirrors it whole.
+//! How the kernels' enums are written in configuration files. `conv-kernels` knows nothing of serde; each
+//! form here mirrors one enum, and the compiler checks that it mirrors it whole.
 
 use burn::serde::{Deserialize, Serialize};
 use conv_kernels::causal_conv1d::Conv1dLayout;

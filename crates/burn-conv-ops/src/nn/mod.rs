@@ -1,5 +1,5 @@
-//! The ops as modules, with configurations in Burn's style and parameters named and shaped as PyTorch's, so that state
-//! dicts load through `burn-store`.
+//! The ops as modules, with configurations in Burn's style and parameters named and shaped as PyTorch's, so
+//! that state dicts load through `burn-store`.
 
 mod causal_conv1d;
 mod conv3d;

@@ -62,8 +62,8 @@ pub struct Rope2d {
 }
 
 impl Rope2d {
-    /// The tokens `[B, H, N, D]` (or `[B, N, H, D]`), rotated by their positions of (row, column): a tensor `[B, N, 2]` of
-    /// integers or fp32 numbers, or a [`RopeGrid`](crate::RopeGrid).
+    /// The tokens `[B, H, N, D]` (or `[B, N, H, D]`), rotated by their positions of (row, column): a tensor
+    /// `[B, N, 2]` of integers or fp32 numbers, or a [`RopeGrid`](crate::RopeGrid).
     ///
     /// # Panics
     /// Where [`try_rope2d`](crate::try_rope2d) returns an error.

@@ -1,6 +1,7 @@
 //! Causal conv1d from slices of `[initial state | x]`: tap k of every step is the slice that starts at k.
 //!
-//! dw and db are Burn's own sums over the batch and all steps, serial on the CPU: their error grows with the number of steps.
+//! dw and db are Burn's own sums over the batch and all steps, serial on the CPU: their error grows with the
+//! number of steps.
 
 use super::{activate, activation_gradient, dtype_of, narrow, round, widen};
 use crate::ops::{CausalConv1dGradients, CausalConv1dInputs};
@@ -82,8 +83,8 @@ pub(crate) fn backward<B: Backend>(
     }
 }
 
-/// See [`ConvOps::causal_conv1d_final_state`](crate::ConvOps::causal_conv1d_final_state). Differentiable where the
-/// backend is.
+/// See [`ConvOps::causal_conv1d_final_state`](crate::ConvOps::causal_conv1d_final_state). Differentiable
+/// where the backend is.
 pub(crate) fn final_state<B: Backend>(
     x: FloatTensor<B>,
     initial: Option<FloatTensor<B>>,
@@ -202,7 +203,8 @@ struct Taps<B: Backend> {
 
 /// Masks of `[B, C, T]`.
 struct Ids<B: Backend> {
-    /// Per tap: the column belongs to another sequence than the step, or the step is padding, which reads nothing.
+    /// Per tap: the column belongs to another sequence than the step, or the step is padding, which reads
+    /// nothing.
     foreign: Vec<BoolTensor<B>>,
     /// The step is padding.
     padding: BoolTensor<B>,

@@ -1,7 +1,7 @@
 //! conv3d from Burn's convolutions.
 //!
-//! Burn's own take equal padding with zeros only, so other padding is written out before the call and folded or cut
-//! back from the gradient after it.
+//! Burn's own take equal padding with zeros only, so other padding is written out before the call and folded
+//! or cut back from the gradient after it.
 
 use super::{activate, narrow, round, widen};
 use burn::backend::ops::{ConvOptions, ConvTransposeOptions, PadMode};

@@ -1,5 +1,5 @@
-//! RoPE2D from elementwise ops. Angles are computed in f64, as in the kernels' tables, and their sines and cosines
-//! rounded to fp32. Positions outside the range of i32 give NaN here as there.
+//! RoPE2D from elementwise ops. Angles are computed in f64, as in the kernels' tables, and their sines and
+//! cosines rounded to fp32. Positions outside the range of i32 give NaN here as there.
 
 use super::{narrow, round, widen};
 use crate::ops::RopePositions;

@@ -1,5 +1,6 @@
-//! Every causal conv1d case of the conformance table against the f64 reference: y, the final state, and the gradient of
-//! every input through both outputs. Decoding steps against their reference, and against the whole-sequence op.
+//! Every causal conv1d case of the conformance table against the f64 reference: y, the final state, and the
+//! gradient of every input through both outputs. Decoding steps against their reference, and against the
+//! whole-sequence op.
 
 use crate::support::{check, devices, int_upload, normal, values};
 use burn::tensor::{Device, Tensor};
@@ -146,7 +147,8 @@ fn causal_conv1d_conforms_on_every_device() {
     table.push(Case::new("no_rows", [0, 3, 5], 4));
     assert!(table.len() > 300, "{} cases", table.len());
     for (on, device) in devices() {
-        // The kernels' own tests run every case. 17 is coprime to the 16 pairs of width and layout: all of them are met.
+        // The kernels' own tests run every case. 17 is coprime to the 16 pairs of width and layout: all of
+        // them are met.
         let step = if on == "gpu" { 17 } else { 1 };
         for case in table.iter().rev().step_by(step) {
             assert_conforms(case, on, run(case, &device));

@@ -1,5 +1,5 @@
-//! Every conv3d case of the conformance table, forward and backward, against the f64 reference. This holds the portable
-//! bodies to the same standard as the kernels, and Fusion's output shapes to the real ones.
+//! Every conv3d case of the conformance table, forward and backward, against the f64 reference. This holds
+//! the portable bodies to the same standard as the kernels, and Fusion's output shapes to the real ones.
 
 use crate::support::{check, devices, normal, values};
 use burn::tensor::{Device, Tensor};

@@ -55,8 +55,8 @@ fn several_decoding_steps_give_what_single_ones_give() {
     }
 }
 
-/// Rings that have been written over, slots out of order, padding by a negative slot and by one that does not exist, in place
-/// and with the state held elsewhere, which then keeps its values.
+/// Rings that have been written over, slots out of order, padding by a negative slot and by one that does not
+/// exist, in place and with the state held elsewhere, which then keeps its values.
 #[test]
 fn rings_and_slots_match_the_reference() {
     let (b, c, rows) = (3, 5, 7);
@@ -112,8 +112,8 @@ fn rings_and_slots_match_the_reference() {
     assert_eq!(cases, 2 * 6 * 3);
 }
 
-/// The gradients of several steps from a state of W-1 are those of the forward pass with that initial state, also when the
-/// state lies in a slot; other slots get the gradient of the new state.
+/// The gradients of several steps from a state of W-1 are those of the forward pass with that initial state,
+/// also when the state lies in a slot; other slots get the gradient of the new state.
 #[test]
 fn several_decoding_steps_have_gradients() {
     let ([b, c, t], w) = ([2, 5, 6], 3);
@@ -164,8 +164,8 @@ fn several_decoding_steps_have_gradients() {
     }
 }
 
-/// Sequences in one row give what each gives alone, and so do their last states; a sequence without steps has zeros. What stands
-/// before the first bound and from the last on is padding.
+/// Sequences in one row give what each gives alone, and so do their last states; a sequence without steps has
+/// zeros. What stands before the first bound and from the last on is padding.
 #[test]
 fn packed_sequences_give_what_each_gives_alone() {
     let (c, t, w) = (3, 20, 4);
@@ -211,7 +211,8 @@ fn packed_sequences_give_what_each_gives_alone() {
     }
 }
 
-/// What padding of packed sequences gets from above reaches no gradient, and a step's gradient stays in its sequence.
+/// What padding of packed sequences gets from above reaches no gradient, and a step's gradient stays in its
+/// sequence.
 #[test]
 fn packed_sequences_have_gradients_of_their_own() {
     let (c, t, w) = (2, 12, 3);

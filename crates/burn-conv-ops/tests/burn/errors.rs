@@ -1,5 +1,5 @@
-//! What a call that cannot be served says: one sentence, before anything is launched; and the same sentence as a panic
-//! where the function has no `Result`.
+//! What a call that cannot be served says: one sentence, before anything is launched; and the same sentence
+//! as a panic where the function has no `Result`.
 
 use crate::support::{devices, gpu, int_upload, normal};
 use burn::backend::DispatchDevice;

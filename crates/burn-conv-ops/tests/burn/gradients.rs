@@ -1,5 +1,6 @@
-//! What the graph adds to the gradients: tracked subsets, shared operands, gradient checkpointing, views, half types, and
-//! whole training steps. The gradients themselves are held to the f64 references in the conformance tests.
+//! What the graph adds to the gradients: tracked subsets, shared operands, gradient checkpointing, views,
+//! half types, and whole training steps. The gradients themselves are held to the f64 references in the
+//! conformance tests.
 
 use crate::support::{assert_close, bits, devices, int_upload, normal, values};
 use burn::tensor::{DType, Device, Tensor};
@@ -202,7 +203,8 @@ fn gradients_pass_through_views() {
     }
 }
 
-/// y, dx, dw, db of a convolution on inputs rounded to `dtype`, computed in `dtype` or, as the oracle, in f32.
+/// y, dx, dw, db of a convolution on inputs rounded to `dtype`, computed in `dtype` or, as the oracle, in
+/// f32.
 fn half_run(device: &Device, dtype: DType, compute: DType, activation: Activation) -> Vec<Tensor<1>> {
     fn leaf<const D: usize>(seed: u64, shape: [usize; D], device: &Device, dtypes: [DType; 2]) -> Tensor<D> {
         normal(seed, shape, device).cast(dtypes[0]).cast(dtypes[1])
@@ -232,8 +234,8 @@ fn half_types_sum_in_fp32() {
             for activation in ACTIVATIONS {
                 let got = half_run(&device, dtype, dtype, activation);
                 let want = half_run(&device, dtype, DType::F32, activation);
-                // A few roundings of 2^-11 and 2^-8: y, what the activation saved, dpre, and the result. Sums in
-                // half precision would be ten times as far off.
+                // A few roundings of 2^-11 and 2^-8: y, what the activation saved, dpre, and the result. Sums
+                // in half precision would be ten times as far off.
                 let tolerance = if dtype == DType::F16 { 1.5e-3 } else { 1.2e-2 };
                 for (which, (got, want)) in got.into_iter().zip(want).enumerate() {
                     assert_eq!(got.dtype(), dtype, "{on} {activation:?} result {which}");

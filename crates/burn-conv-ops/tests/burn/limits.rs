@@ -1,4 +1,5 @@
-//! Slots that several rows have, very many packed sequences, loops that a device ends, and states of another dtype than x's.
+//! Slots that several rows have, very many packed sequences, loops that a device ends, and states of another
+//! dtype than x's.
 
 use crate::support::{devices, gpu, int_upload, normal, upload, values};
 use burn::tensor::{DType, Tensor};
@@ -134,7 +135,8 @@ fn states_may_be_fp32_beside_halves() {
     }
 }
 
-/// What a device's loops cannot do is refused before anything is launched, not found out when a result is read.
+/// What a device's loops cannot do is refused before anything is launched, not found out when a result is
+/// read.
 #[test]
 fn long_loops_are_refused_where_the_device_ends_them() {
     let device = gpu();

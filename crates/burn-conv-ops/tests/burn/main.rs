@@ -1,5 +1,5 @@
-//! The ops through Burn's tensors: on the CPU backend and on a GPU device, with and without gradients. Needs the
-//! features `wgpu`, `flex` and `autodiff`; with and without `fusion`.
+//! The ops through Burn's tensors: on the CPU backend and on a GPU device, with and without gradients. Needs
+//! the features `wgpu`, `flex` and `autodiff`; with and without `fusion`.
 
 mod causal_conv1d;
 mod conv3d;

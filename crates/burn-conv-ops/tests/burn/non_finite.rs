@@ -1,4 +1,5 @@
-//! NaN and infinities through Burn: the CPU backend and the GPU device keep the contract that stands at [`burn_conv_ops::conv3d`].
+//! NaN and infinities through Burn: the CPU backend and the GPU device keep the contract that stands at
+//! [`burn_conv_ops::conv3d`].
 
 use crate::conv3d::{options, problem};
 use crate::support::{devices, upload, values};

@@ -1,5 +1,5 @@
-//! Filters that a [`Conv3d`] keeps from one call to the next: the same bits as without them, of the present weight only,
-//! without gradients only, in no record.
+//! Filters that a [`Conv3d`] keeps from one call to the next: the same bits as without them, of the present
+//! weight only, without gradients only, in no record.
 
 use crate::support::{bits, gpu, normal, values};
 use burn::module::{Module, Param, Reparameterization, Reparameterizer};

@@ -1,5 +1,5 @@
-//! Every RoPE2D case of the conformance table against the f64 reference, forward and backward, and what follows from the
-//! rotation's being orthogonal.
+//! Every RoPE2D case of the conformance table against the f64 reference, forward and backward, and what
+//! follows from the rotation's being orthogonal.
 
 use crate::support::{bits, check, devices, gpu, int_upload, normal, upload, values};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
@@ -75,8 +75,8 @@ fn queries_and_keys_turn_by_their_own_positions() {
     }
 }
 
-/// A prefix that stays and heads that are rotated in part: the same as rotating the slice, with gradients, for one tensor
-/// and for a pair in one launch. Tensors that are used again keep their values.
+/// A prefix that stays and heads that are rotated in part: the same as rotating the slice, with gradients,
+/// for one tensor and for a pair in one launch. Tensors that are used again keep their values.
 #[test]
 fn prefixes_and_the_rest_of_partly_rotated_heads_stay() {
     for (on, device) in devices() {
@@ -115,8 +115,9 @@ fn prefixes_and_the_rest_of_partly_rotated_heads_stay() {
     }
 }
 
-/// A grid is its positions in a tensor, whole fp32 numbers are the integers they are, and halves turn by half of the angle: for
-/// one tensor, for two in one launch and backwards. VGGT's case: special tokens first, patches counted from 1.
+/// A grid is its positions in a tensor, whole fp32 numbers are the integers they are, and halves turn by half
+/// of the angle: for one tensor, for two in one launch and backwards. VGGT's case: special tokens first,
+/// patches counted from 1.
 #[test]
 fn grids_and_numbers_turn_like_the_positions_they_stand_for() {
     let grid = RopeGrid { rows: 2, columns: 3, first: 1 };

@@ -1,5 +1,6 @@
-//! Fusion publishes the shape of a result before it exists and never compares. Here the GPU backend runs without it and
-//! every real shape is compared with the published one, which the conformance tests assert on the fused device.
+//! Fusion publishes the shape of a result before it exists and never compares. Here the GPU backend runs
+//! without it and every real shape is compared with the published one, which the conformance tests assert on
+//! the fused device.
 
 use crate::conv3d::problem;
 use crate::support::gpu;

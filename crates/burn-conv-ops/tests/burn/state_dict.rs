@@ -1,5 +1,5 @@
-//! State dicts that PyTorch wrote (golden/state_dict.safetensors) load through burn-store, and the loaded modules compute
-//! what PyTorch computed.
+//! State dicts that PyTorch wrote (golden/state_dict.safetensors) load through burn-store, and the loaded
+//! modules compute what PyTorch computed.
 
 use crate::support::{assert_close, devices, upload, values};
 use burn::module::Module;

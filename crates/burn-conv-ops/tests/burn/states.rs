@@ -23,7 +23,8 @@ fn ids(ids: &[i64], device: &Device) -> Tensor<2, Int> {
     int_upload(ids, [1, ids.len()], device)
 }
 
-/// x, ids, taps, initial state, gradient of the final state; final state, dx and gradient of the initial state.
+/// x, ids, taps, initial state, gradient of the final state; final state, dx and gradient of the initial
+/// state.
 struct Case {
     x: &'static [f32],
     ids: &'static [i64],

@@ -1,4 +1,5 @@
-//! Tracking gradients changes no bit of a result: an op computes the same whether its inputs want gradients or not.
+//! Tracking gradients changes no bit of a result: an op computes the same whether its inputs want gradients
+//! or not.
 
 use crate::support::{bits, devices, int_upload, normal};
 use burn::tensor::{DType, Device, Tensor};

@@ -51,8 +51,8 @@ impl CausalConv1d {
     }
 }
 
-/// RoPE2D as a user of Burn writes it, with cosines and sines `[B, 1, N, D]` prepared beforehand: each axis' half of a
-/// head times cos, plus the half rotated (its second quarter negated before its first) times sin.
+/// RoPE2D as a user of Burn writes it, with cosines and sines `[B, 1, N, D]` prepared beforehand: each axis'
+/// half of a head times cos, plus the half rotated (its second quarter negated before its first) times sin.
 pub(crate) struct Rope2d {
     cos: Tensor<4>,
     sin: Tensor<4>,

@@ -220,7 +220,8 @@ fn run_ours(bench: &mut Bench, case: &Conv3dCase, subject: &Subject) -> Result<(
             .map(|pass| plan(problem, *pass, Algorithm::Auto, &limits))
             .collect::<Result<_, _>>()?;
         let mut choices = vec![automatic];
-        // A pass of several kernels is timed with the plans a user gets; its parts show what the others are worth.
+        // A pass of several kernels is timed with the plans a user gets; its parts show what the others are
+        // worth.
         if bench.options.plan == Plans::All && passes.len() == 1 {
             let others =
                 eligible(problem, passes[0], &limits).into_iter().filter(|plan| *plan != choices[0][0]);
@@ -266,7 +267,8 @@ fn run_burn(bench: &mut Bench, case: &Conv3dCase, subject: &Subject) -> Result<(
         let key =
             |pass: &KernelPass| TruthKey { pass: *pass, tile: None, ones: *pass != KernelPass::Forward };
         let truths: Vec<_> = kernel_passes(pass).iter().map(|pass| subject.truth(key(pass))).collect();
-        // Tensors of a fresh graph; only the gradients that are asked for are tracked, so only they are computed.
+        // Tensors of a fresh graph; only the gradients that are asked for are tracked, so only they are
+        // computed.
         let [track_x, track_w] = [pass != Pass::Dw, pass != Pass::Dx];
         let leaf = |tensor: &Tensor<5>, track: bool| {
             let tensor = tensor.clone().autodiff();

@@ -1,5 +1,5 @@
-//! f64 results of conv3d: whole tensors by the reference where they are small, else single elements, each summed from
-//! the inputs that were uploaded.
+//! f64 results of conv3d: whole tensors by the reference where they are small, else single elements, each
+//! summed from the inputs that were uploaded.
 
 use crate::data::Source;
 use crate::verify::{SAMPLES, Truth, sample};
@@ -266,7 +266,8 @@ fn one_magnitude(
         (problem.y_shape(), problem.out_channels)
     };
     let (size, outputs) = (tile.inputs(), tile.outputs());
-    // The input gradient is a correlation of dy with the mirrored kernel, whose padding is what is left of the span.
+    // The input gradient is a correlation of dy with the mirrored kernel, whose padding is what is left of
+    // the span.
     let begin = |axis: usize| {
         let (span, low) = (problem.axis(axis).span() as i64, problem.window.padding[axis].0 as i64);
         if forward { low } else { span - 1 - low }

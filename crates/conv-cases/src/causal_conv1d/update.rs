@@ -1,4 +1,5 @@
-//! One-step updates of a causal conv1d: `x [B, C]` and `state [B, C, S]` give `y [B, C]` and the shifted state.
+//! One-step updates of a causal conv1d: `x [B, C]` and `state [B, C, S]` give `y [B, C]` and the shifted
+//! state.
 
 /// One decoding problem, run for several steps that each take the state of the step before.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,8 +22,8 @@ pub struct UpdateCase {
     pub steps: usize,
 }
 
-/// Every width 1 to 8 (and 16) with states of the least length, Mamba's length and a longer one, channels around a
-/// vector and a cube, and both flags in turn.
+/// Every width 1 to 8 (and 16) with states of the least length, Mamba's length and a longer one, channels
+/// around a vector and a cube, and both flags in turn.
 #[must_use]
 pub fn update_cases() -> Vec<UpdateCase> {
     let mut cases = Vec::new();

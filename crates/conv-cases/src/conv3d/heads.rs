@@ -2,9 +2,10 @@
 
 use super::{Activation, Conv3dCase};
 
-/// Layers of few result channels per group, forward or backward, whose windows move by one element: one to four results, one
-/// channel and sums of many that are split or not, tiles past the plane on both sides, several of them along every axis, frames
-/// past the last, depth taps that miss, one-sided padding, rims along one axis, groups.
+/// Layers of few result channels per group, forward or backward, whose windows move by one element: one to
+/// four results, one channel and sums of many that are split or not, tiles past the plane on both sides,
+/// several of them along every axis, frames past the last, depth taps that miss, one-sided padding, rims
+/// along one axis, groups.
 #[must_use]
 pub fn heads() -> Vec<Conv3dCase> {
     let head = |name: &str, x: [usize; 5], o, kernel, padding| Conv3dCase {

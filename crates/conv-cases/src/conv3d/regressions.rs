@@ -1,8 +1,8 @@
 //! Shapes of public bugs in other libraries, as far as they fit the memory and time of a software GPU.
 //!
-//! Where the original is too large, the part that mattered (channels, reduction length, grid width) is kept and the
-//! rest is shrunk; the comment says so. Bugs that need more memory are not here: burn #3524 (a 4096 x 4096 plane, tested
-//! by grids with forced small limits) and those beyond 2^31 elements.
+//! Where the original is too large, the part that mattered (channels, reduction length, grid width) is kept
+//! and the rest is shrunk; the comment says so. Bugs that need more memory are not here: burn #3524 (a 4096 x
+//! 4096 plane, tested by grids with forced small limits) and those beyond 2^31 elements.
 
 use super::{Activation::*, Conv3dCase};
 
@@ -26,7 +26,8 @@ pub(super) fn faults() -> Vec<Conv3dCase> {
     cases
 }
 
-/// Input gradients whose H x W slices are read as contiguous ones, but written with gaps: windows of one tap that stride in the plane.
+/// Input gradients whose H x W slices are read as contiguous ones, but written with gaps: windows of one tap
+/// that stride in the plane.
 fn contiguous_results() -> Vec<Conv3dCase> {
     vec![
         Conv3dCase {
@@ -44,8 +45,8 @@ fn contiguous_results() -> Vec<Conv3dCase> {
     ]
 }
 
-/// Replicate padding, whose input gradient is another problem than the one that was asked for, and whose windows have more taps than
-/// a mask tells apart.
+/// Replicate padding, whose input gradient is another problem than the one that was asked for, and whose
+/// windows have more taps than a mask tells apart.
 fn padded_problems() -> Vec<Conv3dCase> {
     let replicate = |name: &str, input, o, kernel| Conv3dCase {
         replicate: true,
@@ -67,7 +68,8 @@ fn padded_problems() -> Vec<Conv3dCase> {
             ..replicate("replicate_stem_below_the_stride", [1, 1, 1, 1, 1], 16, [1, 11, 11])
         },
     ];
-    // Around the ten taps of a mask and the 31 bits of all of it. More channels than plans have whose kernels are compiled for a window.
+    // Around the ten taps of a mask and the 31 bits of all of it. More channels than plans have whose kernels
+    // are compiled for a window.
     for taps in [10, 11, 33] {
         for axis in 0..3 {
             for replicate in [false, true] {
@@ -89,10 +91,11 @@ fn padded_problems() -> Vec<Conv3dCase> {
     cases
 }
 
-/// pytorch #197114: Conv3d on MPS was silently wrong for most of these channel counts at 8x8x8, kernel 3, padding 1.
+/// pytorch #197114: Conv3d on MPS was silently wrong for most of these channel counts at 8x8x8, kernel 3,
+/// padding 1.
 fn wrong_channels() -> Vec<Conv3dCase> {
-    // The volume is 8^3 up to 16 channels; above, it is shrunk to stay within the time of a software GPU, and the two
-    // widest lose depth taps, then all taps.
+    // The volume is 8^3 up to 16 channels; above, it is shrunk to stay within the time of a software GPU, and
+    // the two widest lose depth taps, then all taps.
     let small = [1, 3, 3];
     [
         (1, 1, [8, 8, 8], [3, 3, 3]),
@@ -115,7 +118,8 @@ fn wrong_channels() -> Vec<Conv3dCase> {
 
 /// Products M x N x K as pointwise convolutions: M voxels, N output channels, K input channels.
 fn pointwise_products() -> Vec<Conv3dCase> {
-    // burn #5626: a double-buffered product rounded an odd number of stages along K up and read out of bounds.
+    // burn #5626: a double-buffered product rounded an odd number of stages along K up and read out of
+    // bounds.
     let mut cases: Vec<_> = [8, 16, 24, 31, 32, 33, 40, 48, 56, 72, 88, 104, 136]
         .into_iter()
         .map(|k| case(format!("burn_5626_k_{k}"), [1, k, 1, 4, 9], 20, [1, 1, 1]))

@@ -2,9 +2,10 @@
 
 use super::Conv3dCase;
 
-/// Layers of few input channels, whose input gradient takes the positions between two windows together: every stride,
-/// remainders at the input's end, positions that no window reads, padding before and behind, dilation with and without a stride,
-/// groups, strips and tiles that do not come out even, tiles of columns, channels of dy that do not fill a block.
+/// Layers of few input channels, whose input gradient takes the positions between two windows together: every
+/// stride, remainders at the input's end, positions that no window reads, padding before and behind, dilation
+/// with and without a stride, groups, strips and tiles that do not come out even, tiles of columns, channels
+/// of dy that do not fill a block.
 #[must_use]
 pub fn stems() -> Vec<Conv3dCase> {
     let stem = |name: &str, x: [usize; 5], o, kernel, stride: [usize; 3], padding| Conv3dCase {

@@ -2,8 +2,8 @@
 
 use super::{Activation, Conv3dCase};
 
-/// Depthwise planes that pass through shared memory: tiles past the plane on both sides, several tiles along H and along W,
-/// chunks of depth, one-sided padding, rims along one axis, depth taps that miss.
+/// Depthwise planes that pass through shared memory: tiles past the plane on both sides, several tiles along
+/// H and along W, chunks of depth, one-sided padding, rims along one axis, depth taps that miss.
 #[must_use]
 pub fn depthwise_planes() -> Vec<Conv3dCase> {
     let depthwise = |name: &str, [n, c, d, h, w]: [usize; 5], kernel, padding| Conv3dCase {
@@ -29,8 +29,9 @@ pub fn depthwise_planes() -> Vec<Conv3dCase> {
     ]
 }
 
-/// Windows that move by one element: rows cut into strips, tiles that end within rows, blocks of channels and tiles of
-/// channels with tails, depth taps that miss, groups, dilation, one tap in the plane, packed weights in vectors and in several pieces.
+/// Windows that move by one element: rows cut into strips, tiles that end within rows, blocks of channels and
+/// tiles of channels with tails, depth taps that miss, groups, dilation, one tap in the plane, packed weights
+/// in vectors and in several pieces.
 #[must_use]
 pub fn shared_windows() -> Vec<Conv3dCase> {
     let window = |name: &str, x: [usize; 5], o, kernel, padding| Conv3dCase {
@@ -73,8 +74,9 @@ pub fn shared_windows() -> Vec<Conv3dCase> {
     ]
 }
 
-/// Strided windows whose input gradient is computed by residue classes of the stride: classes of different extents and taps, of none,
-/// of more strides than elements, dilated taps, groups, blocks and tiles of channels with tails, several tiles.
+/// Strided windows whose input gradient is computed by residue classes of the stride: classes of different
+/// extents and taps, of none, of more strides than elements, dilated taps, groups, blocks and tiles of
+/// channels with tails, several tiles.
 #[must_use]
 pub fn strided_windows() -> Vec<Conv3dCase> {
     let window = |name: &str, x: [usize; 5], o, kernel, stride| Conv3dCase {
@@ -128,8 +130,9 @@ pub fn few_frames() -> Vec<Conv3dCase> {
     ]
 }
 
-/// Windows of one tap in the plane whose planes are runs of sites, in whole vectors of four and of eight: tiles that end within a
-/// frame and past the last, tails of channels and terms, padded, strided and missed depth taps, groups, a vector less than that.
+/// Windows of one tap in the plane whose planes are runs of sites, in whole vectors of four and of eight:
+/// tiles that end within a frame and past the last, tails of channels and terms, padded, strided and missed
+/// depth taps, groups, a vector less than that.
 #[must_use]
 pub fn plane_runs() -> Vec<Conv3dCase> {
     let depth = |name: &str, x: [usize; 5], o, taps, padding| Conv3dCase {

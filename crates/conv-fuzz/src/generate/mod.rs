@@ -1,6 +1,7 @@
 //! Case number n of a seed.
 //!
-//! Cases come in families: one random stream decides what the kernels of a family are compiled for, another each case's shape.
+//! Cases come in families: one random stream decides what the kernels of a family are compiled for, another
+//! each case's shape.
 
 mod conv3d;
 mod sequence;

@@ -1,5 +1,5 @@
-//! Where emitted MSL cannot be executed: a device that is told to execute it fails every launch with a sentence. Nothing else
-//! of the crate needs the executor.
+//! Where emitted MSL cannot be executed: a device that is told to execute it fails every launch with a
+//! sentence. Nothing else of the crate needs the executor.
 
 use cubecl_runtime::id::KernelId;
 use std::sync::Arc;

@@ -101,8 +101,8 @@ impl Fiber {
     ///
     /// # Safety
     ///
-    /// What `body` borrows outlives the fiber, and nothing on the fiber's stack needs to be dropped while it is
-    /// suspended: kernels hold plain data.
+    /// What `body` borrows outlives the fiber, and nothing on the fiber's stack needs to be dropped while it
+    /// is suspended: kernels hold plain data.
     pub(super) unsafe fn new(stack: DefaultStack, place: Place, body: impl FnOnce()) -> Self {
         let place = Place { stack: stack.base().get(), ..place };
         // SAFETY: the caller's promise.

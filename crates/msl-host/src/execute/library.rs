@@ -89,7 +89,8 @@ pub(super) fn compile(msl: &str, effort: Effort) -> Result<Library, String> {
     libraries.pop().ok_or_else(|| "nothing was compiled".into())
 }
 
-/// Compiles texts into one shared library: four fifths of what a text costs alone is the start of the compiler.
+/// Compiles texts into one shared library: four fifths of what a text costs alone is the start of the
+/// compiler.
 ///
 /// # Errors
 ///
@@ -123,8 +124,9 @@ pub(super) fn compile_together(texts: &[&str], effort: Effort) -> Result<Vec<Lib
         if cfg!(target_arch = "x86_64") {
             command.arg("-march=native");
         }
-        // Compiled and linked apart: for both together the driver starts a second compiler process, and links libraries
-        // that are not needed: what the text calls beyond the runner is in the C library, which this process has.
+        // Compiled and linked apart: for both together the driver starts a second compiler process, and links
+        // libraries that are not needed: what the text calls beyond the runner is in the C library, which
+        // this process has.
         run(command.arg("-c").arg(&source).arg("-o").arg(&object))?;
         run(Command::new("ld").arg("-shared").arg(&object).arg("-o").arg(&target))?;
     } else {

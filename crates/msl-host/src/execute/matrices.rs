@@ -1,12 +1,13 @@
 //! The matrices of a simdgroup, 8 x 8 elements each.
 //!
-//! A thread holds no elements but names a matrix by its place on the thread's stack, which is the same in every lane. The first
-//! lane that comes to an operation does it for all of them and notes it; no lane waits for the others. Each of the others must
-//! do the same operations in the same order, which is compared with the notes, and no two lanes may stand at different ones
-//! when their simdgroup meets.
+//! A thread holds no elements but names a matrix by its place on the thread's stack, which is the same in
+//! every lane. The first lane that comes to an operation does it for all of them and notes it; no lane waits
+//! for the others. Each of the others must do the same operations in the same order, which is compared with
+//! the notes, and no two lanes may stand at different ones when their simdgroup meets.
 //!
-//! Memory sees what it would see of 32 threads: a lane stores its own two elements when it comes to the store, and the two that
-//! it loads must be what the first lane found there. A matrix that nobody has filled holds NaN.
+//! Memory sees what it would see of 32 threads: a lane stores its own two elements when it comes to the
+//! store, and the two that it loads must be what the first lane found there. A matrix that nobody has filled
+//! holds NaN.
 
 use super::fiber::{self, LANES};
 use half::{bf16, f16};
@@ -100,7 +101,8 @@ impl Span {
     }
 }
 
-/// What the lanes of a simdgroup do together. Matrices are named by their distances from the ends of the threads' stacks.
+/// What the lanes of a simdgroup do together. Matrices are named by their distances from the ends of the
+/// threads' stacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Operation {
     Fill { to: usize, bits: u32 },
@@ -217,8 +219,8 @@ fn elements(lane: u32) -> [(usize, usize); 2] {
 /// The running lane comes to `operation`.
 fn come_to(operation: Operation) {
     let place = fiber::place();
-    // SAFETY: a running fiber's place and its simdgroup's matrices outlive it, and no other fiber runs meanwhile. Memory that
-    // may not be accessed ends the fiber.
+    // SAFETY: a running fiber's place and its simdgroup's matrices outlive it, and no other fiber runs
+    // meanwhile. Memory that may not be accessed ends the fiber.
     unsafe {
         let matrices = &mut *(*place).matrices;
         let (lane, number) = ((*place).lane, (*place).operations);

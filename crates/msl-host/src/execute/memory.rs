@@ -4,8 +4,8 @@
 //! | no access | free | canary 4 KiB | contents | < 16 bytes of canary | no access |
 //! ```
 //!
-//! Canaries hold ones in every bit, NaN for floats: a read before the start poisons what is computed from it, and a
-//! write there is found after the launch.
+//! Canaries hold ones in every bit, NaN for floats: a read before the start poisons what is computed from it,
+//! and a write there is found after the launch.
 
 use std::ptr::NonNull;
 

@@ -1,5 +1,5 @@
-//! The orders in which threadgroups and threads run: upwards, downwards, or shuffled, another for every launch. The same
-//! launches get the same orders.
+//! The orders in which threadgroups and threads run: upwards, downwards, or shuffled, another for every
+//! launch. The same launches get the same orders.
 
 /// The orders of one launch.
 #[derive(Clone, Copy)]

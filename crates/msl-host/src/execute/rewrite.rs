@@ -1,10 +1,11 @@
-//! What changes between an emitted text and what a C++ compiler takes, and the function that the runner calls.
+//! What changes between an emitted text and what a C++ compiler takes, and the function that the runner
+//! calls.
 //!
-//! `alignas(a) threadgroup char v[n];`, an array that all threads share, becomes a pointer into the runner's memory. The
-//! words `device`, `constant`, `thread` and `threadgroup` are macros of the shim. `#include <metal_stdlib>` finds an empty
-//! file, since the shim is included before the text. Each text stands in a namespace of its own, so that one file can hold
-//! many. `a / b` and `a % b` become calls of the shim that check the divisor: processors differ in what they do about zero. All
-//! else stays as it is.
+//! `alignas(a) threadgroup char v[n];`, an array that all threads share, becomes a pointer into the runner's
+//! memory. The words `device`, `constant`, `thread` and `threadgroup` are macros of the shim.
+//! `#include <metal_stdlib>` finds an empty file, since the shim is included before the text. Each text
+//! stands in a namespace of its own, so that one file can hold many. `a / b` and `a % b` become calls of the
+//! shim that check the divisor: processors differ in what they do about zero. All else stays as it is.
 
 use crate::lower::{ARRAY, ENTRY};
 use regex::{Captures, Regex};
@@ -14,7 +15,8 @@ use std::sync::LazyLock;
 #[derive(Debug)]
 pub(super) struct Rewritten {
     pub(super) text: String,
-    /// The buffers that the kernel takes, without the one of scalars and shapes, and whether it may write each.
+    /// The buffers that the kernel takes, without the one of scalars and shapes, and whether it may write
+    /// each.
     pub(super) writes: Vec<bool>,
 }
 
@@ -58,7 +60,8 @@ pub(super) fn entry_name(number: usize) -> String {
     format!("msl_entry{number}")
 }
 
-/// Makes the changes to the text that is to be the kernel `number` of a file, and appends the function that calls it.
+/// Makes the changes to the text that is to be the kernel `number` of a file, and appends the function that
+/// calls it.
 ///
 /// # Errors
 ///

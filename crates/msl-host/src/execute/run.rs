@@ -1,8 +1,8 @@
 //! A launch: threadgroups one after another, the threads of each in turns.
 //!
-//! Metal promises no order, so every launch takes another one: threadgroups and threads upwards, downwards, or
-//! shuffled. A thread runs until it waits or ends before the next one does; a missing barrier thus shows as what the
-//! other threads have not written yet, which is NaN.
+//! Metal promises no order, so every launch takes another one: threadgroups and threads upwards, downwards,
+//! or shuffled. A thread runs until it waits or ends before the next one does; a missing barrier thus shows
+//! as what the other threads have not written yet, which is NaN.
 
 use super::fiber::{Fiber, LANES, Place, Slots, Stop, Wait};
 use super::library::{Effort, Library};
@@ -72,8 +72,8 @@ impl Runner {
         }
     }
 
-    /// Runs `kernel` over `grid`. Each buffer is copied between guard pages and, where the kernel may write it, back;
-    /// equal memory given twice is one copy.
+    /// Runs `kernel` over `grid`. Each buffer is copied between guard pages and, where the kernel may write
+    /// it, back; equal memory given twice is one copy.
     ///
     /// # Errors
     ///
@@ -162,7 +162,8 @@ impl Runner {
                 launch.call(group, thread);
             }
         };
-        // SAFETY: what the closure borrows outlives the fiber; kernels without barriers do not suspend but to fail.
+        // SAFETY: what the closure borrows outlives the fiber; kernels without barriers do not suspend but to
+        // fail.
         let mut fiber = unsafe { Fiber::new(self.stack()?, Place::NONE, body) };
         let stop = fiber.resume();
         self.stacks.push(fiber.into_stack());

@@ -46,10 +46,12 @@ impl Kernel {
         Ok(self.faster(low.time())?.unwrap_or(low))
     }
 
-    /// What is faster than the library compiled at low effort, where that will have run for `expected` in all by the end of
-    /// a launch: longer than an optimizing compiler takes. Most kernels run over a few small problems and are not worth it.
+    /// What is faster than the library compiled at low effort, where that will have run for `expected` in all
+    /// by the end of a launch: longer than an optimizing compiler takes. Most kernels run over a few small
+    /// problems and are not worth it.
     pub(super) fn faster(&self, expected: Duration) -> Result<Option<Arc<Library>>, String> {
-        /// What optimizing takes longer than not to, as measured with clang 14: its start, and each byte of the text.
+        /// What optimizing takes longer than not to, as measured with clang 14: its start, and each byte of
+        /// the text.
         const START: Duration = Duration::from_millis(60);
         const BYTE: Duration = Duration::from_nanos(4_000);
         if self.high.get().is_none() && expected < START + BYTE * self.text.len() as u32 {
@@ -89,7 +91,8 @@ pub fn compile_ahead(kernels: &[(&KernelId, &Arc<str>)]) {
     let missing: Vec<_> = kernels.iter().filter(|kernel| kernel.low.get().is_none()).collect();
     for kernels in missing.chunks(TOGETHER) {
         let texts: Vec<&str> = kernels.iter().map(|kernel| &*kernel.text).collect();
-        // Where one does not compile none is kept: a launch compiles its kernel alone, and the message is about that one.
+        // Where one does not compile none is kept: a launch compiles its kernel alone, and the message is
+        // about that one.
         for (kernel, library) in kernels.iter().zip(compile_together(&texts, Effort::Low).unwrap_or_default())
         {
             // Another thread may have been first.

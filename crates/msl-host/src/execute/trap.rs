@@ -1,6 +1,7 @@
 //! Signals that a kernel raises end its fiber instead of the process.
 //!
-//! Accesses to memory only. A division by zero raises a signal on x86 and none on arm64: the text checks its divisors itself.
+//! Accesses to memory only. A division by zero raises a signal on x86 and none on arm64: the text checks its
+//! divisors itself.
 
 use super::fiber;
 use std::cell::UnsafeCell;
@@ -25,8 +26,9 @@ pub(super) fn install() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         for (index, signal) in SIGNALS.into_iter().enumerate() {
-            // SAFETY: the handler runs on the alternate stack that Rust gives every thread, touches nothing that is not
-            // safe in a signal handler, and hands on what is not ours. `BEFORE` is written under `ONCE`.
+            // SAFETY: the handler runs on the alternate stack that Rust gives every thread, touches nothing
+            // that is not safe in a signal handler, and hands on what is not ours. `BEFORE` is written under
+            // `ONCE`.
             unsafe {
                 let mut action: libc::sigaction = std::mem::zeroed();
                 action.sa_sigaction = handle as *const () as usize;
@@ -58,8 +60,8 @@ unsafe extern "C" fn handle(signal: libc::c_int, info: *mut libc::siginfo_t, con
 
 /// The address whose access raised the signal.
 fn address(info: &libc::siginfo_t) -> Option<usize> {
-    // The codes of a page's fault are small on every system. Others have no address: x86-64 does not tell one that is no
-    // possible address, nor does a process that sends the signal.
+    // The codes of a page's fault are small on every system. Others have no address: x86-64 does not tell one
+    // that is no possible address, nor does a process that sends the signal.
     // SAFETY: the kernel fills the field for these signals.
     (1..=4).contains(&info.si_code).then(|| unsafe { info.si_addr() } as usize)
 }

@@ -1,8 +1,8 @@
 //! Causal conv1d: forward, backward, states and decoding.
 //!
-//! Compiled in are the layout, the number of places for taps, whether there are states, the type of ids, whether neighbours are
-//! read as vectors, and two dtypes; activation and bias are arguments. Lowered is the full product, other types of the weight
-//! with the plainest options only.
+//! Compiled in are the layout, the number of places for taps, whether there are states, the type of ids,
+//! whether neighbours are read as vectors, and two dtypes; activation and bias are arguments. Lowered is the
+//! full product, other types of the weight with the plainest options only.
 
 use super::{IndexWidth, indices, note, tensor};
 use crate::server::{Label, Recorder};

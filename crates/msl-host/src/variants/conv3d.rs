@@ -85,7 +85,8 @@ pub fn table(index: IndexWidth) -> Vec<Conv3dCase> {
             stride: [2, 1, 1],
             ..Conv3dCase::new("phases_of_runs", [1, 33, 3, 4, 8], 65, [3, 1, 1])
         },
-        // Sums of so many terms (windows) that they are split: partials in fp32. Numbers of terms that vectors divide, and not.
+        // Sums of so many terms (windows) that they are split: partials in fp32. Numbers of terms that
+        // vectors divide, and not.
         Conv3dCase { padding, ..Conv3dCase::new("deep_even", [1, 20, 2, 4, 4], 20, [3, 3, 3]) },
         Conv3dCase { padding, ..Conv3dCase::new("deep_odd", [1, 21, 1, 3, 5], 21, [3, 3, 3]) },
         Conv3dCase { padding, ..Conv3dCase::new("long_even", [1, 4, 4, 8, 9], 5, [3, 3, 3]) },

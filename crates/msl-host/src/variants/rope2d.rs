@@ -1,5 +1,5 @@
-//! RoPE2D: every source of positions, one tensor or two, in vectors and element by element. The split of positions into digits
-//! and the direction are arguments.
+//! RoPE2D: every source of positions, one tensor or two, in vectors and element by element. The split of
+//! positions into digits and the direction are arguments.
 
 use super::{indices, note, tensor};
 use crate::server::{Label, Recorder};
@@ -7,8 +7,8 @@ use conv_cases::rope2d::Case;
 use conv_kernels::rope2d::{Positions, Rope2dProblem, RopeGrid, RopeLayout, Rotation, rotate, rotate_all};
 use conv_kernels::{FloatType, IndexType, Limits};
 
-/// Head dimensions with a quarter that is no multiple of four and with one that is; tables get fewer bits per digit for the
-/// last.
+/// Head dimensions with a quarter that is no multiple of four and with one that is; tables get fewer bits per
+/// digit for the last.
 const HEAD_DIMS: [usize; 3] = [4, 32, 528];
 
 /// Problems that reach every kernel of the op.

@@ -1,10 +1,11 @@
-//! Every kernel that `cargo xtask msl` lists is executed here, and what it computes is compared with the reference; and the
-//! list itself: every kernel of the source is in it, within an Apple GPU's budget, without two kernels that a cache would confuse. (That the list goes
-//! through WGSL and naga for a Mac before macOS 15 is checked by the command, which ends in an error otherwise. Products of
-//! options that only a conformance test launches are held to the same budget when they are launched: `server.rs`.)
+//! Every kernel that `cargo xtask msl` lists is executed here, and what it computes is compared with the
+//! reference; and the list itself: every kernel of the source is in it, within an Apple GPU's budget, without
+//! two kernels that a cache would confuse. (That the list goes through WGSL and naga for a Mac before macOS
+//! 15 is checked by the command, which ends in an error otherwise. Products of options that only a
+//! conformance test launches are held to the same budget when they are launched: `server.rs`.)
 //!
-//! Tests start in the order of their names: these go first, since they lower and compile together what the others then find
-//! compiled.
+//! Tests start in the order of their names: these go first, since they lower and compile together what the
+//! others then find compiled.
 
 use crate::{causal_conv1d, conv3d, conv3d_pre, conv3d_sums, rope2d};
 use conv_cases::fill;
@@ -114,9 +115,9 @@ fn the_list_is_complete_and_within_an_apple_gpu_s_budget() {
         })
         .unwrap();
 
-    // CubeCL keys its caches on disk (SPIR-V, PTX) by this hash and loads what it finds there. The hash it derives for
-    // a `ComptimeOption` leaves out whether there is a value, so kernels with two optional arguments need a comptime
-    // argument that says which ones are present.
+    // CubeCL keys its caches on disk (SPIR-V, PTX) by this hash and loads what it finds there. The hash it
+    // derives for a `ComptimeOption` leaves out whether there is a value, so kernels with two optional
+    // arguments need a comptime argument that says which ones are present.
     let mut keys = HashMap::new();
     let mut shared = Vec::new();
     for kernel in &kernels {

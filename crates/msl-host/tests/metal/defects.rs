@@ -1,5 +1,6 @@
-//! Defects that the suite must notice. Each is an edit of the emitted text, as a faulty compiler or a careless change
-//! of a kernel could produce it; the test fails when the edit does not apply, or when its results pass.
+//! Defects that the suite must notice. Each is an edit of the emitted text, as a faulty compiler or a
+//! careless change of a kernel could produce it; the test fails when the edit does not apply, or when its
+//! results pass.
 
 use crate::{causal_conv1d, conv3d, conv3d_sums, rope2d};
 use conv_cases::conv3d::{Activation, Conv3dCase};

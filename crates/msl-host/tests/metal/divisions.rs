@@ -1,5 +1,5 @@
-//! Integer divisors are checked by the executed text, not by the processor: x86 raises a signal for zero and arm64 does not,
-//! neither does what Metal does.
+//! Integer divisors are checked by the executed text, not by the processor: x86 raises a signal for zero and
+//! arm64 does not, neither does what Metal does.
 
 use cubecl::prelude::*;
 use msl_host::server::Recorder;

@@ -1,12 +1,13 @@
-//! The executing device itself: simdgroup matrices, exchange between lanes, rounding, and the faults that it reports.
+//! The executing device itself: simdgroup matrices, exchange between lanes, rounding, and the faults that it
+//! reports.
 
 use cubecl::cmma::{self, MatrixIdent, MatrixLayout};
 use cubecl::prelude::*;
 use half::{bf16, f16};
 use msl_host::server::Recorder;
 
-/// `c [m, n] = a [m, k] * b`, an 8 x 8 tile per simdgroup, two simdgroups per threadgroup; b is `[k, n]`, or `[n, k]` read
-/// by columns.
+/// `c [m, n] = a [m, k] * b`, an 8 x 8 tile per simdgroup, two simdgroups per threadgroup; b is `[k, n]`, or
+/// `[n, k]` read by columns.
 #[cube(launch)]
 fn matrix_product<I: Float, O: Float>(
     a: &[I],

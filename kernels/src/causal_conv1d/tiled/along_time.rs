@@ -4,23 +4,25 @@
 //! out[b,c,o] = bias[c] + sum over k < W of factor[c,k] * column(b, c, start + o + k)
 //! ```
 //!
-//! over columns `[initial state | source]`: the source is x with the taps in order and `start` 0 for the first two, the gradient
-//! before the activation with the taps reversed for the others, `start` W-1 for dx and 0 for the initial state. A gradient's
-//! columns before the first step and beyond the last are 0.
+//! over columns `[initial state | source]`: the source is x with the taps in order and `start` 0 for the
+//! first two, the gradient before the activation with the taps reversed for the others, `start` W-1 for dx
+//! and 0 for the initial state. A gradient's columns before the first step and beyond the last are 0.
 //!
 //! ```text
-//!   a cube    `rows` channels x up to 4 tiles of `16 lanes` steps; 128 taps at a time, which stay where there are no more
+//!   a cube    `rows` channels x up to 4 tiles of `16 lanes` steps; 128 taps at a time, which stay where
+//!             there are no more
 //!   a unit    16 neighbouring steps of a channel (see products.rs)
 //! ```
 //!
-//! In `[B, C, T]` a tile's columns are read while the one before it is multiplied. In `[B, T, C]` a cube has 8 channels, and
-//! neighbouring units read and write neighbouring channels. Results leave through shared memory, neighbours together (straight
-//! from registers: as fast, 286 us).
+//! In `[B, C, T]` a tile's columns are read while the one before it is multiplied. In `[B, T, C]` a cube has
+//! 8 channels, and neighbouring units read and write neighbouring channels. Results leave through shared
+//! memory, neighbours together (straight from registers: as fast, 286 us).
 //!
-//! Bytes per tile and 128 taps: its steps and 128 more of every row, y once; per cube the taps. Operations per element: W
-//! multiply-adds; per 512 of a unit's also 16 vectors of shared memory and the turn of a loop. Barriers: two per tile and 128 taps,
-//! two more per tile. Shared memory: 12.6 KiB for columns, 4.6 KiB for taps. Measured on an H200 for
-//! 128 taps over `[1, 4096, 8192]`: 285 us in `[B, C, T]`, 340 us in `[B, T, C]`, f16 280 and 340. Any strides, any width; declined: sequence ids.
+//! Bytes per tile and 128 taps: its steps and 128 more of every row, y once; per cube the taps. Operations
+//! per element: W multiply-adds; per 512 of a unit's also 16 vectors of shared memory and the turn of a loop.
+//! Barriers: two per tile and 128 taps, two more per tile. Shared memory: 12.6 KiB for columns, 4.6 KiB for
+//! taps. Measured on an H200 for 128 taps over `[1, 4096, 8192]`: 285 us in `[B, C, T]`, 340 us in
+//! `[B, T, C]`, f16 280 and 340. Any strides, any width; declined: sequence ids.
 
 use super::Memory;
 use super::products::{OUTPUTS, PARTS, Places, Quad, UNITS, add_products, part, put_sums};
@@ -46,11 +48,13 @@ pub(super) const ROWS: usize = 8;
 /// Tiles of a cube at most: the first is read while nothing is multiplied.
 const TILES: usize = 4;
 
-/// Vectors of a row beside those of its own steps: the columns of the block's taps, and one of the shift. And those of a part.
+/// Vectors of a row beside those of its own steps: the columns of the block's taps, and one of the shift. And
+/// those of a part.
 const BESIDE: usize = BLOCK / 4 + 1;
 const PART_BESIDE: usize = BESIDE.div_ceil(PARTS);
 
-/// Vectors of a part of the columns, of a row of taps, one of which keeps rows apart, and of a part of all taps.
+/// Vectors of a part of the columns, of a row of taps, one of which keeps rows apart, and of a part of all
+/// taps.
 const COLUMN_PART: usize = part(UNITS + ROWS * PART_BESIDE);
 pub(super) const TAP_ROW: usize = BLOCK / 4 / PARTS + 1;
 pub(super) const TAP_PART: usize = part(ROWS * TAP_ROW);
@@ -67,7 +71,8 @@ pub(crate) struct Sums<'a> {
     pub(crate) residual: Option<&'a Operand>,
     pub(crate) dfinal: Option<&'a Operand>,
     pub(crate) channels: (usize, usize),
-    /// `[B, C, ..]`, of which those channels are written, or `[B, channels, ..]` where that is y before its activation.
+    /// `[B, C, ..]`, of which those channels are written, or `[B, channels, ..]` where that is y before its
+    /// activation.
     pub(crate) target: &'a Operand,
 }
 
@@ -98,14 +103,14 @@ struct Tile {
 }
 
 impl Tile {
-    /// Whether a tile's columns are read while the one before it is multiplied. In `[B, T, C]` reads are elements, too many to
-    /// wait in registers.
+    /// Whether a tile's columns are read while the one before it is multiplied. In `[B, T, C]` reads are
+    /// elements, too many to wait in registers.
     fn ahead(self) -> bool {
         self.layout == Conv1dLayout::Bct
     }
 
-    /// Vectors of columns that a unit reads at once: those of its steps and one beside them, which is all of a long row; in
-    /// `[B, T, C]` all of a row.
+    /// Vectors of columns that a unit reads at once: those of its steps and one beside them, which is all of
+    /// a long row; in `[B, T, C]` all of a row.
     fn together(self) -> usize {
         match self.layout {
             Conv1dLayout::Bct => PARTS + 1,
@@ -130,7 +135,8 @@ pub(crate) fn launch(call: &Call, sums: &Sums) -> Result<(), ConvError> {
     let lanes = lanes.clamp(UNITS / ROWS, UNITS);
     let rows = UNITS / lanes;
     let (tiles, groups) = (steps.div_ceil(lanes * OUTPUTS), channels.div_ceil(rows));
-    // Four cubes for each place on the device, as long as there are so many: the last of them leave few places empty.
+    // Four cubes for each place on the device, as long as there are so many: the last of them leave few
+    // places empty.
     let affordable = problem.batch * tiles * groups / (4 * limits.cubes_in_flight);
     let cubes = tiles.div_ceil(affordable.clamp(1, TILES));
     let tiles_per_cube = tiles.div_ceil(cubes.max(1));
@@ -180,7 +186,8 @@ pub(crate) fn launch(call: &Call, sums: &Sums) -> Result<(), ConvError> {
             activation,
         );
         let width = memory.elements();
-        // SAFETY: rows, steps, taps and columns are checked in the kernel; the conformance run puts guards around every buffer.
+        // SAFETY: rows, steps, taps and columns are checked in the kernel; the conformance run puts guards
+        // around every buffer.
         unsafe {
             tiled_kernel::launch_unchecked(
                 client,
@@ -259,7 +266,8 @@ fn tiled_kernel<S: Float, W: Float, H: Float, X: Float, Y: Float, N: Size>(
         factor_part: comptime!(TAP_PART),
         shift: comptime!(tile.shift),
     };
-    // The row and lane for which a unit reads and writes memory: neighbours along the layout's contiguous axis.
+    // The row and lane for which a unit reads and writes memory: neighbours along the layout's contiguous
+    // axis.
     let mut memory_row = row;
     let mut memory_lane = lane;
     if comptime!(tile.layout == Conv1dLayout::Btc) {

@@ -1,15 +1,16 @@
 //! The plan for wide filters: columns and taps staged in shared memory, 16 sums per unit in registers.
 //!
-//! A wide filter is bound by its multiply-adds, W per element and sum: for 128 taps over 4096 x 8192 elements 8.6 GFLOP, which
-//! take 0.14 ms at the 60 TFLOP/s that an H200 has in fp32, twice the time of a copy. What is not a multiply-add is therefore kept
-//! away from the units: rows come and go as vectors of four, nothing is moved between registers, and a tile is read while the one
-//! before it is multiplied. Measured there: 285 us forward, 598 us for the whole backward pass in `[B, C, T]`, 340 and 684 in
-//! `[B, T, C]`. The multiply-adds and their loads of shared memory take 38 us per 32 taps of the forward pass (32, 64, 96, 128
-//! taps: 231, 268, 310, 347 us without reading ahead), so that about 150 us are theirs and the rest is what reading ahead does
-//! not hide. Also tried: 32 sums in a unit 441 us, cubes of 256 units 375.
+//! A wide filter is bound by its multiply-adds, W per element and sum: for 128 taps over 4096 x 8192 elements
+//! 8.6 GFLOP, which take 0.14 ms at the 60 TFLOP/s that an H200 has in fp32, twice the time of a copy. What
+//! is not a multiply-add is therefore kept away from the units: rows come and go as vectors of four, nothing
+//! is moved between registers, and a tile is read while the one before it is multiplied. Measured there: 285
+//! us forward, 598 us for the whole backward pass in `[B, C, T]`, 340 and 684 in `[B, T, C]`. The
+//! multiply-adds and their loads of shared memory take 38 us per 32 taps of the forward pass (32, 64, 96, 128
+//! taps: 231, 268, 310, 347 us without reading ahead), so that about 150 us are theirs and the rest is what
+//! reading ahead does not hide. Also tried: 32 sums in a unit 441 us, cubes of 256 units 375.
 //!
-//! The tiles are those of [`along_time`] (y, dx) and [`weight`] (dw), built from [`stage`] and [`taps`] (memory to shared memory),
-//! [`products`] and [`results`] (sums to memory).
+//! The tiles are those of [`along_time`] (y, dx) and [`weight`] (dw), built from [`stage`] and [`taps`]
+//! (memory to shared memory), [`products`] and [`results`] (sums to memory).
 
 mod along_time;
 mod products;
@@ -36,8 +37,8 @@ enum Memory {
 }
 
 impl Memory {
-    /// The most that lies aligned in every tensor `[B, C, T]`. Where the layout is `[B, T, C]` neighbouring units have
-    /// neighbouring channels, whatever a view's strides are.
+    /// The most that lies aligned in every tensor `[B, C, T]`. Where the layout is `[B, T, C]` neighbouring
+    /// units have neighbouring channels, whatever a view's strides are.
     fn of(layout: Conv1dLayout, operands: &[&Operand]) -> Self {
         let aligned = |operand: &&Operand| {
             let start = operand.handle.offset_start.unwrap_or(0);
@@ -65,7 +66,8 @@ impl Memory {
     }
 }
 
-/// Channels `first..first + channels` of y, or with `dy` of the gradient before the activation: `target[b, c - first, t]`.
+/// Channels `first..first + channels` of y, or with `dy` of the gradient before the activation:
+/// `target[b, c - first, t]`.
 pub(super) fn forward(
     call: &Call,
     dy: Option<&Operand>,
@@ -87,8 +89,8 @@ pub(super) fn forward(
     along_time::launch(call, &sums)
 }
 
-/// Columns `start..` of those channels from `g[b, c - first, t]`: dx with `start = W-1`, or the gradient of the initial state
-/// with `start = 0`, as `target[b, c, e - start]`.
+/// Columns `start..` of those channels from `g[b, c - first, t]`: dx with `start = W-1`, or the gradient of
+/// the initial state with `start = 0`, as `target[b, c, e - start]`.
 pub(super) fn gradient(
     call: &Call,
     g: &Operand,

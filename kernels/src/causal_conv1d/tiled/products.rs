@@ -1,15 +1,17 @@
-//! The sliding products that the tiled kernels share: `sum[i] += sum over j < count of factor[j] * column[first + i + j]`.
+//! The sliding products that the tiled kernels share: `sum[i] += sum over j < count of factor[j] *
+//! column[first + i + j]`.
 //!
 //! ```text
-//!   columns   | 16 of unit 0 | 16 of unit 1 | ..      a unit: 16 sums; four factors at a time, and for each four
-//!             | - its ring of 32 - |                  a vector of columns: 64 multiply-adds per 2 vectors
+//!   columns   | 16 of unit 0 | 16 of unit 1 | ..    a unit: 16 sums; four factors at a time, and with them
+//!             | - its ring of 32 - |                a vector of columns: 64 multiply-adds per 2 vectors
 //! ```
 //!
-//! Vector Q of a unit's columns is in cells Q mod 8 of its ring: after 32 factors the ring is where it was, so that nothing is moved.
+//! Vector Q of a unit's columns is in cells Q mod 8 of its ring: after 32 factors the ring is where it was,
+//! so that nothing is moved.
 //!
-//! Columns and factors lie in shared memory as vectors of four, in four parts: vector Q is the Q/4-th of its row in part Q mod 4.
-//! The m-th vectors of neighbouring units are neighbours there, a load meets every bank once, and the distance between parts is a
-//! constant of the code.
+//! Columns and factors lie in shared memory as vectors of four, in four parts: vector Q is the Q/4-th of its
+//! row in part Q mod 4. The m-th vectors of neighbouring units are neighbours there, a load meets every bank
+//! once, and the distance between parts is a constant of the code.
 
 use crate::cells::Cells;
 use cubecl::prelude::*;
@@ -29,7 +31,8 @@ pub(super) const PARTS: usize = OUTPUTS / 4;
 /// Vectors of a unit's ring, and of the factors after which it is where it was.
 const ROUND: usize = 2 * PARTS;
 
-/// The smallest part for so many vectors: neighbours that are put into neighbouring parts meet different banks.
+/// The smallest part for so many vectors: neighbours that are put into neighbouring parts meet different
+/// banks.
 pub(super) const fn part(vectors: usize) -> usize {
     (vectors + 5) / 8 * 8 + 2
 }
@@ -40,8 +43,8 @@ pub(super) fn place_of(index: u32, #[comptime] part: usize) -> u32 {
     index % comptime!(PARTS as u32) * part as u32 + index / comptime!(PARTS as u32)
 }
 
-/// Where a unit's columns and factors begin, and how far their parts are apart. Its first column is `shift` after the beginning of
-/// a vector.
+/// Where a unit's columns and factors begin, and how far their parts are apart. Its first column is `shift`
+/// after the beginning of a vector.
 #[derive(CubeType, Clone, Copy)]
 pub(super) struct Places {
     pub(super) columns: u32,
@@ -101,7 +104,8 @@ fn take(columns: &Shared<[Quad]>, places: &Places, done: u32, #[comptime] q: usi
     }
 }
 
-/// Adds the products of `4 * quads` factors, of which the first are `done` after the unit's first in their part.
+/// Adds the products of `4 * quads` factors, of which the first are `done` after the unit's first in their
+/// part.
 #[cube]
 fn add_quads(
     columns: &Shared<[Quad]>,
@@ -129,8 +133,8 @@ fn add_quads(
     }
 }
 
-/// Adds the products of fewer than 16 factors from the `first`-th vector on, one by one: a factor of 0 in place of one that does not
-/// exist would make NaN of an infinite column.
+/// Adds the products of fewer than 16 factors from the `first`-th vector on, one by one: a factor of 0 in
+/// place of one that does not exist would make NaN of an infinite column.
 #[cube]
 fn add_rest(
     columns: &Shared<[Quad]>,

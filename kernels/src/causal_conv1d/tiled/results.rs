@@ -1,5 +1,5 @@
-//! How sums leave a cube, through activation, residual or the gradients that join them: by way of shared memory, so that neighbours
-//! write neighbours, vectors of four where rows are such.
+//! How sums leave a cube, through activation, residual or the gradients that join them: by way of shared
+//! memory, so that neighbours write neighbours, vectors of four where rows are such.
 
 use super::along_time::TiledShare;
 use super::products::{OUTPUTS, Quad, lane_of, place_of};
@@ -32,7 +32,8 @@ impl Results {
     }
 }
 
-/// Every `lanes`-th vector (or element) of a row of sums that [`put_sums`](super::products::put_sums) has put into shared memory.
+/// Every `lanes`-th vector (or element) of a row of sums that [`put_sums`](super::products::put_sums) has put
+/// into shared memory.
 #[cube]
 pub(super) fn take_results<N: Size>(columns: &Shared<[Quad]>, line: &Line, own: &Results) -> Cells<f32> {
     let together = N::value();

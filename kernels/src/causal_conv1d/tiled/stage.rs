@@ -1,8 +1,9 @@
-//! How rows come to shared memory: four neighbouring steps as one vector where every run of four lies aligned in memory, else one
-//! by one through the strides.
+//! How rows come to shared memory: four neighbouring steps as one vector where every run of four lies aligned
+//! in memory, else one by one through the strides.
 //!
-//! Reading and putting are two functions, so that a unit's reads are all under way before anything waits for one. Where rows are read as
-//! vectors, a row in shared memory begins with a whole one: up to three steps (the *shift*) before the first that is needed.
+//! Reading and putting are two functions, so that a unit's reads are all under way before anything waits for
+//! one. Where rows are read as vectors, a row in shared memory begins with a whole one: up to three steps
+//! (the *shift*) before the first that is needed.
 
 use super::products::{Quad, place_of};
 use crate::causal_conv1d::args::{Present, Rows, at3};
@@ -27,8 +28,8 @@ pub(super) struct Line {
     pub(super) part: usize,
 }
 
-/// Reads the vectors `first`, `first + step`, .. of a row, `count` of them; the memory's first element in place of what is beside the
-/// row, in memory or in the tile.
+/// Reads the vectors `first`, `first + step`, .. of a row, `count` of them; the memory's first element in
+/// place of what is beside the row, in memory or in the tile.
 #[cube]
 pub(super) fn read<S: Float, N: Size>(
     source: &[Vector<S, N>],
@@ -58,7 +59,8 @@ pub(super) fn read<S: Float, N: Size>(
     }
 }
 
-/// Puts what [`read`] has read into shared memory: columns of `[initial state | source]`, 0 beside it. Returns their sum.
+/// Puts what [`read`] has read into shared memory: columns of `[initial state | source]`, 0 beside it.
+/// Returns their sum.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn put<S: Float, I: Float, N: Size>(

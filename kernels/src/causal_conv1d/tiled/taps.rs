@@ -1,11 +1,13 @@
-//! How taps come to shared memory: a block of them for each row of a cube, in the order in which columns meet them.
+//! How taps come to shared memory: a block of them for each row of a cube, in the order in which columns meet
+//! them.
 
 use super::along_time::{BLOCK, TAP_PART, TAP_ROW, TiledShare};
 use super::products::{Quad, place_of};
 use crate::causal_conv1d::args::{Rows, at2};
 use cubecl::prelude::*;
 
-/// Reads the taps of vector `index` of the block that begins with tap `k`; the first tap of all in place of those that do not exist.
+/// Reads the taps of vector `index` of the block that begins with tap `k`; the first tap of all in place of
+/// those that do not exist.
 #[cube]
 pub(super) fn read_taps<W: Float>(
     weight: &Tensor<W>,

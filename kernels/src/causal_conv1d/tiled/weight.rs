@@ -1,19 +1,19 @@
-//! dw and db: partial sums of tiles of steps, in the workspace of [`super::super::weight`], which adds the parts.
+//! dw and db: partial sums of tiles of steps, which [`super::super::weight`] adds.
 //!
 //! ```text
 //!   dw[c,k] = sum over b, t of g[b,c,t] * column(b, c, t + k)      g: the gradient before the activation
 //!
-//!   a cube    1 channel x 2048 steps in `[B, C, T]`, 8 x 256 in `[B, T, C]`; up to 128 taps; some tiles, one after the other
-//!   a unit    16 neighbouring taps of a channel and a share of its steps (see products.rs, with g for the factors)
+//!   a cube    1 channel x 2048 steps (`[B, C, T]`), 8 x 256 (`[B, T, C]`); up to 128 taps; tiles in turn
+//!   a unit    16 neighbouring taps of a channel, a share of its steps (see products.rs; g: the factors)
 //! ```
 //!
-//! At the end units of the same taps are added, a tree of fixed shape. In `[B, C, T]` the next tile is read while one is
-//! multiplied. In `[B, T, C]` neighbouring units read the 8 channels of a sector of memory.
+//! At the end units of the same taps are added, a tree of fixed shape. In `[B, C, T]` the next tile is read
+//! while one is multiplied. In `[B, T, C]` neighbouring units read the 8 channels of a sector of memory.
 //!
-//! Bytes per cube and tile: its columns and 128 more of every channel, its gradients. Operations per element: W multiply-adds, up to
-//! 16 for fewer taps. Barriers: two per tile. Shared memory: up to 12.6 KiB for columns, 8.6 KiB for gradients. Measured on an H200
-//! for 128 taps over `[1, 4096, 8192]` in f32: 596 us for the whole backward pass in `[B, C, T]`. Any strides, any width;
-//! declined: sequence ids.
+//! Bytes per cube and tile: its columns and 128 more of every channel, its gradients. Operations per element:
+//! W multiply-adds, up to 16 for fewer taps. Barriers: two per tile. Shared memory: up to 12.6 KiB for
+//! columns, 8.6 KiB for gradients. Measured on an H200 for 128 taps over `[1, 4096, 8192]` in f32: 596 us for
+//! the whole backward pass in `[B, C, T]`. Any strides, any width; declined: sequence ids.
 
 use super::Memory;
 use super::products::{OUTPUTS, PARTS, Places, Quad, UNITS, add_products, part, put_sums};
@@ -62,14 +62,14 @@ impl Tile {
         self.row_units() * OUTPUTS
     }
 
-    /// Whether a tile is read while the one before it is multiplied. In `[B, T, C]` reads are elements, too many to wait in
-    /// registers.
+    /// Whether a tile is read while the one before it is multiplied. In `[B, T, C]` reads are elements, too
+    /// many to wait in registers.
     fn ahead(self) -> bool {
         self.layout == Conv1dLayout::Bct
     }
 
-    /// Vectors of a channel in a part of the columns, which have those of the taps and one of the shift beside the tile's, and in a
-    /// part of the gradients, where one keeps channels apart; and those of the parts.
+    /// Vectors of a channel in a part of the columns (those of the taps and one of the shift beside the
+    /// tile's), in a part of the gradients (one keeps channels apart), and those of the parts.
     fn column_row(self) -> usize {
         self.row_units() + TAPS / OUTPUTS + 1
     }
@@ -169,8 +169,8 @@ pub(crate) fn launch_partials(
             cut.items_per_cube,
         );
         let extents = problem.rows(first, channels, call.present(&[]));
-        // SAFETY: channels, steps, taps and columns are checked in the kernel; the conformance run puts guards around every
-        // buffer.
+        // SAFETY: channels, steps, taps and columns are checked in the kernel; the conformance run puts
+        // guards around every buffer.
         unsafe {
             tiled_weight_kernel::launch_unchecked(
                 client,

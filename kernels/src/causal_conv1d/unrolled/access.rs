@@ -1,6 +1,6 @@
-//! How the unrolled kernels reach memory: four neighbouring elements at a time, as one vector where every run of four lies
-//! aligned in every tensor, else one by one through the strides; along time eight 16-bit ones as four words, where runs of
-//! eight lie aligned. The arithmetic is the same either way.
+//! How the unrolled kernels reach memory: four neighbouring elements at a time, as one vector where every run
+//! of four lies aligned in every tensor, else one by one through the strides; along time eight 16-bit ones as
+//! four words, where runs of eight lie aligned. The arithmetic is the same either way.
 //!
 //! `S` is what memory is read as: the element's type X, or 32-bit words with two elements each.
 
@@ -43,8 +43,9 @@ impl Sizes {
     }
 }
 
-/// Reads the elements `first..first + run` of a line of `length`, `stride` apart from `base` on, into `raw`; places beside the
-/// line read its tensor's first element. Nothing waits for what is read. `run` is 8 where memory is read in words, else 4.
+/// Reads the elements `first..first + run` of a line of `length`, `stride` apart from `base` on, into `raw`;
+/// places beside the line read its tensor's first element. Nothing waits for what is read. `run` is 8 where
+/// memory is read in words, else 4.
 #[cube]
 pub(super) fn read_run<S: Numeric, N: Size>(
     source: &[Vector<S, N>],
@@ -107,7 +108,8 @@ pub(super) fn write_run<X: Float, S: Numeric, N: Size>(
     let together = N::value();
     if comptime!(together == 4) {
         if first < length {
-            // In fp32 until they are whole: 16-bit vectors that are put together element by element leave the registers.
+            // In fp32 until they are whole: 16-bit vectors that are put together element by element leave the
+            // registers.
             let quads = Cells::<Quad>::new(comptime!(if wide { 2usize } else { 1usize }), Quad::new(0.0f32));
             #[unroll]
             for q in 0..comptime!(if wide { 2usize } else { 1usize }) {
@@ -140,8 +142,8 @@ pub(super) fn write_run<X: Float, S: Numeric, N: Size>(
 
 #[cube]
 impl Sizes {
-    /// What stands at place `k` of `taps`, of which the W taps take the last; those before them are not used and get the first
-    /// tap.
+    /// What stands at place `k` of `taps`, of which the W taps take the last; those before them are not used
+    /// and get the first tap.
     pub(super) fn tap<W: Float>(&self, weight: &[W], c: u32, k: u32, #[comptime] taps: usize) -> f32 {
         let own = max(k + self.width, taps as u32) - taps as u32;
         f32::cast_from(weight[c as usize * self.weight_c + own as usize * self.weight_k])

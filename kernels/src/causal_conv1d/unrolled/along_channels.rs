@@ -1,16 +1,17 @@
 //! `[B, T, C]`: a unit marches along time with four neighbouring channels.
 //!
 //! ```text
-//!             channels ->                      a unit: 4 channels, a run of `steps` steps
-//!           | lane | lane | lane | ..          a cube: `lanes` units along the channels x runs below each other
+//!             channels ->                  a unit: 4 channels, a run of `steps` steps
+//!           | lane | lane | lane | ..      a cube: `lanes` units along the channels x runs below each other
 //!   time    | ---- | run 0 ----- |
-//!     |     | ---- | run 1 ----- |             the last `taps` steps are a ring of registers: step t stands at t mod taps, and
-//!     v       ..                               a turn of the loop is a multiple of that, so that nothing is moved
+//!     |     | ---- | run 1 ----- |         the last `taps` steps are a ring of registers: step t stands at
+//!     v       ..                           t mod taps, and a turn of the loop is a multiple of that, so that
+//!                                          nothing is moved
 //! ```
 //!
-//! The backward pass ([`super::along_channels_backward`]) shares steps out in the same way. Bytes, forward: x and y once, a residual once; the
-//! W-1 steps before a run come from the cache. Operations per element: W multiply-adds and the activation. Any strides;
-//! declined: widths above 8.
+//! The backward pass ([`super::along_channels_backward`]) shares steps out in the same way. Bytes, forward: x
+//! and y once, a residual once; the W-1 steps before a run come from the cache. Operations per element: W
+//! multiply-adds and the activation. Any strides; declined: widths above 8.
 
 use super::access::{Quad, Sizes, Strides, quad_of, read_run};
 use super::along_time::{Tile, id_at, state_at};
@@ -147,7 +148,8 @@ pub(super) fn channel_bias<W: Float>(bias: &[W], sizes: &Sizes, c: u32) -> Quad 
     quad
 }
 
-/// The steps before the run, or the initial state: step `t` of the run stands at `t mod taps`, those before it precede that.
+/// The steps before the run, or the initial state: step `t` of the run stands at `t mod taps`, those before
+/// it precede that.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn read_history<X: Float, H: Float, N: Size>(

@@ -2,15 +2,17 @@
 //!
 //! ```text
 //!   a unit, per step t     the sum again -> gradient before the activation (dpre) -> terms of dw and db
-//!                          dx at t - (taps-1), whose readers are the `taps` steps up to t: as x, dpre is a ring of registers
+//!                          dx at t - (taps-1), whose readers are the `taps` steps up to t: as x, dpre is a
+//!                          ring of registers
 //! ```
 //!
-//! A unit marches `taps - 1` steps past its run, for the dpre that its last steps need, without adding their terms. At the end
-//! the runs of a cube are added in shared memory: partial sums of dw and db, or the whole ones where the cube was alone with its
-//! channels.
+//! A unit marches `taps - 1` steps past its run, for the dpre that its last steps need, without adding their
+//! terms. At the end the runs of a cube are added in shared memory: partial sums of dw and db, or the whole
+//! ones where the cube was alone with its channels.
 //!
-//! Bytes: x, dy and dx once; per cube W + 1 sums for each of its channels. Operations per element: 3 W + 1 multiply-adds and
-//! the activation's derivative, `taps - 1` steps more per run. Shared memory: 16 bytes per unit.
+//! Bytes: x, dy and dx once; per cube W + 1 sums for each of its channels. Operations per element: 3 W + 1
+//! multiply-adds and the activation's derivative, `taps - 1` steps more per run. Shared memory: 16 bytes per
+//! unit.
 
 use super::access::{Quad, Sizes, Strides, quad_of};
 use super::along_channels::{
@@ -174,7 +176,8 @@ fn add_terms<I: Int>(
     totals.set(tile.taps, totals.get(tile.taps) + gradient);
 }
 
-/// What the step `taps - 1` before that at `place` of the ring gets back from itself and those that follow it.
+/// What the step `taps - 1` before that at `place` of the ring gets back from itself and those that follow
+/// it.
 #[cube]
 fn handed_back<I: Int>(
     ahead: &Cells<Quad>,
@@ -217,7 +220,8 @@ fn state_quad<H: Float>(dfinal: &Tensor<H>, sizes: &Sizes, run: &Run, m: u32) ->
     quad
 }
 
-/// The gradient of the initial state from that of the row's first `taps - 1` steps, which stand at the ring's first places.
+/// The gradient of the initial state from that of the row's first `taps - 1` steps, which stand at the ring's
+/// first places.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn write_initial<H: Float, I: Int>(

@@ -1,13 +1,15 @@
 //! `[B, C, T]`: units run along the steps of a row.
 //!
 //! ```text
-//!   row of steps    | history | run | run | run | ..         a run: 4 neighbouring steps, one unit's; of 16-bit numbers 8
-//!   a unit reads      its own run and the one or two before it, which its neighbours have brought to the cache
-//!   a cube            `lanes` units along a row x as many channels as fit; each unit has `together` runs, `lanes` apart
+//!   row of steps    | history | run | run | run | ..      a run: one unit's 4 neighbouring steps (16-bit: 8)
+//!   a unit reads    its own run and the one or two before it, which its neighbours have brought to the cache
+//!   a cube          `lanes` units along a row x as many channels as fit; each unit has `together` runs,
+//!                   `lanes` apart
 //! ```
 //!
-//! The backward pass ([`super::along_time_backward`]) shares rows out in the same way. Bytes, forward: x and y once, a residual once.
-//! Operations per element: W multiply-adds and the activation. Any strides; declined: widths above 8.
+//! The backward pass ([`super::along_time_backward`]) shares rows out in the same way. Bytes, forward: x and
+//! y once, a residual once. Operations per element: W multiply-adds and the activation. Any strides;
+//! declined: widths above 8.
 
 use super::access::{Sizes, Strides, quad_of, read_run, read_taps, write_run};
 use crate::activation::activate_all;
@@ -31,13 +33,14 @@ pub(super) struct Tile {
     pub(super) wide: bool,
     /// Units of a cube.
     pub(super) units: usize,
-    /// Whether every place has a tap and SiLU follows, as in Mamba: branches on either keep NVIDIA's compiler from mixing the
-    /// work of neighbours, a fifth of the time in 16 bits. Elsewhere both are looked at when the kernel runs.
+    /// Whether every place has a tap and SiLU follows, as in Mamba: branches on either keep NVIDIA's compiler
+    /// from mixing the work of neighbours, a fifth of the time in 16 bits. Elsewhere both are looked at when
+    /// the kernel runs.
     pub(super) straight: bool,
     /// Whether there are ids.
     pub(super) packed: bool,
-    /// Whether there is an initial state, a gradient of a state or a residual: their branches cost registers, and the tensors
-    /// time on the host, where none is there.
+    /// Whether there is an initial state, a gradient of a state or a residual: their branches cost registers,
+    /// and the tensors time on the host, where none is there.
     pub(super) extras: bool,
     /// Backward: whether what a turn reads is under way while the one before it computes.
     pub(super) early: bool,
@@ -116,8 +119,8 @@ pub(super) fn read_runs<S: Numeric, N: Size>(
     }
 }
 
-/// The columns of run `index` and of the `before` quads that precede it, those before the first step replaced by the initial
-/// state. `u` is the run's place in `raw`.
+/// The columns of run `index` and of the `before` quads that precede it, those before the first step replaced
+/// by the initial state. `u` is the run's place in `raw`.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn columns<X: Float, H: Float, S: Numeric, N: Size>(
@@ -194,8 +197,8 @@ pub(super) fn id_at<I: Int>(seq_idx: &Tensor<I>, sizes: &Sizes, b: u32, t: u32) 
     seq_idx[b as usize * seq_idx.stride(0) + step as usize * seq_idx.stride(1)]
 }
 
-/// How many steps row `b` has up to its last that is no padding, as the ids have it behind the last step where their final state has
-/// a gradient, and the id of that step.
+/// How many steps row `b` has up to its last that is no padding, as the ids have it behind the last step
+/// where their final state has a gradient, and the id of that step.
 #[cube]
 pub(super) fn last_step<I: Int>(seq_idx: ComptimeOption<&Tensor<I>>, sizes: &Sizes, b: u32) -> (u32, I) {
     let mut end = sizes.length;

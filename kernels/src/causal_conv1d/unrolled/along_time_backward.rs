@@ -2,20 +2,23 @@
 //!
 //! ```text
 //!   turn of a cube      <- | runs of this turn | halo |      from the end of the row to its beginning
-//!   a unit, per run        the sums again -> gradient before the activation (dpre) -> its terms of dw and db, in registers
+//!   a unit, per run        the sums again -> gradient before the activation (dpre)
+//!                          -> its terms of dw and db, in registers
 //!                          dpre -> shared memory -> dpre of the W-1 steps that follow -> dx
 //! ```
 //!
-//! The halo are the first runs of the turn before, kept in shared memory; a segment that ends within a row begins with the
-//! turn after it, of which it computes dpre only. A cube works through some segments of its channels, then adds its units'
-//! sums: partial sums of dw and db, or the whole ones where it was alone with its channels.
+//! The halo are the first runs of the turn before, kept in shared memory; a segment that ends within a row
+//! begins with the turn after it, of which it computes dpre only. A cube works through some segments of its
+//! channels, then adds its units' sums: partial sums of dw and db, or the whole ones where it was alone with
+//! its channels.
 //!
-//! In 16 bits memory and arithmetic take about as long as each other: the reads of a turn begin before the turn before it
-//! computes, which saves 4 % on an H200, and cubes are smaller, so that fewer units wait for each other. In 32 bits, where memory
-//! is all, reading ahead saved nothing.
+//! In 16 bits memory and arithmetic take about as long as each other: the reads of a turn begin before the
+//! turn before it computes, which saves 4 % on an H200, and cubes are smaller, so that fewer units wait for
+//! each other. In 32 bits, where memory is all, reading ahead saved nothing.
 //!
-//! Bytes: x, dy and dx once; per cube W + 1 sums for each of its channels. Operations per element: 3 W + 1 multiply-adds and
-//! the activation's derivative. Shared memory: 16 or 32 bytes per run, 4 (taps + 1) per unit: 16 KiB at most.
+//! Bytes: x, dy and dx once; per cube W + 1 sums for each of its channels. Operations per element: 3 W + 1
+//! multiply-adds and the activation's derivative. Shared memory: 16 or 32 bytes per run, 4 (taps + 1) per
+//! unit: 16 KiB at most.
 
 use super::access::{Quad, Sizes, Strides, quad_of, read_run, read_taps, write_run};
 use super::along_time::{Tile, TimeShare, columns, ids_from, last_step, read_runs, sums};
@@ -72,8 +75,8 @@ pub(super) fn backward_kernel<X: Float, S: Numeric, W: Float, H: Float, I: Int, 
     for k in 0..comptime!(tile.taps + 1) {
         totals.set(k, 0.0f32);
     }
-    // Gradients before the activation: the first quads of every run of this turn, and those of the first runs of this turn and
-    // the one before.
+    // Gradients before the activation: the first quads of every run of this turn, and those of the first runs
+    // of this turn and the one before.
     let run = comptime!(tile.run());
     let heads = comptime!(if tile.wide { tile.before() } else { 1 });
     let places = comptime!(tile.units * tile.together);
@@ -179,7 +182,8 @@ pub(super) fn backward_kernel<X: Float, S: Numeric, W: Float, H: Float, I: Int, 
             let together = N::value();
             #[unroll]
             for i in 0..run {
-                // Selects, so that not even a NaN beside the row or at padding gets through. Vectors end where rows end.
+                // Selects, so that not even a NaN beside the row or at padding gets through. Vectors end
+                // where rows end.
                 let mut counts = step < sizes.length;
                 if comptime!(together != 4) {
                     counts = step + (i as u32) < sizes.length;
@@ -279,8 +283,8 @@ struct Turn {
     ends: bool,
 }
 
-/// The turn that comes `back` turns after the first of an item. A segment in the middle of a row begins with the turn after it,
-/// for its halo.
+/// The turn that comes `back` turns after the first of an item. A segment in the middle of a row begins with
+/// the turn after it, for its halo.
 #[cube]
 fn turn_of(share: &TimeShare, item: u32, back: u32) -> Turn {
     let (b, segment) = share.cuts.div_mod(item);

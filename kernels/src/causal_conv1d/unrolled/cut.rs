@@ -10,8 +10,8 @@ use crate::operand::Operand;
 use crate::words::WORD;
 use cubecl::ir::ElemType;
 
-/// Turns of a cube at most, but where the sums of more cubes would not fit: a unit adds the terms of a turn, up to 16, in a row, so
-/// that the error of dw and db does not grow with their number.
+/// Turns of a cube at most, but where the sums of more cubes would not fit: a unit adds the terms of a turn,
+/// up to 16, in a row, so that the error of dw and db does not grow with their number.
 const MOST_TURNS: usize = 64;
 
 /// How the work along time is cut.
@@ -102,7 +102,8 @@ impl ChannelCut {
         let rows = CHANNEL_UNITS / lanes;
         let turns_of_row = problem.length.div_ceil(steps);
         let parts = |turns: usize| (problem.batch * turns_of_row.div_ceil(turns)).div_ceil(rows);
-        // Long runs read few steps twice; there should be enough of them for the device, and their sums have to fit.
+        // Long runs read few steps twice; there should be enough of them for the device, and their sums have
+        // to fit.
         let wanted = 3 * limits.cubes_in_flight;
         let mut turns = turns_of_row.next_power_of_two().clamp(1, 128 / steps);
         while turns * steps > 16 && parts(turns) * groups < wanted {
@@ -146,7 +147,8 @@ pub(super) enum Read {
 }
 
 impl Read {
-    /// The most that lies aligned in every tensor. Words only along time, where a unit's registers allow for eight neighbours.
+    /// The most that lies aligned in every tensor. Words only along time, where a unit's registers allow for
+    /// eight neighbours.
     pub(super) fn of(layout: Conv1dLayout, operands: &[&Operand], limits: &Limits) -> Self {
         let along_time = layout == Conv1dLayout::Bct;
         let [line, across] = if along_time { [2, 1] } else { [1, 2] };

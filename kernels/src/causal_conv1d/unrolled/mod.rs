@@ -1,7 +1,9 @@
-//! The plan for widths up to 8: taps in registers, every tensor read and written once, the backward pass in one sweep.
+//! The plan for widths up to 8: taps in registers, every tensor read and written once, the backward pass in
+//! one sweep.
 //!
-//! Kernels are compiled for 4 or 8 taps, of which a narrower filter uses the last; bias, activation and states are arguments
-//! of the launch. What is compiled in: types, layout, whether there are ids, how many neighbours are read at once.
+//! Kernels are compiled for 4 or 8 taps, of which a narrower filter uses the last; bias, activation and
+//! states are arguments of the launch. What is compiled in: types, layout, whether there are ids, how many
+//! neighbours are read at once.
 
 mod access;
 mod along_channels;
@@ -40,12 +42,13 @@ pub(crate) const WIDTH: usize = 8;
 const TIME_UNITS: usize = 128;
 const CHANNEL_UNITS: usize = 128;
 
-/// Units of a cube that goes backward along words: they wait for each other twice in a turn, with much to do in between. Against
-/// cubes of 128, those of 64 take 1 to 13 % less time on an H200, those of 256 up to 40 % more.
+/// Units of a cube that goes backward along words: they wait for each other twice in a turn, with much to do
+/// in between. Against cubes of 128, those of 64 take 1 to 13 % less time on an H200, those of 256 up to 40 %
+/// more.
 const WORD_UNITS: usize = 64;
 
-/// Runs that a unit along time has per turn; of words, forward, twice as many, which hides more of the memory's latency where
-/// there is little else to do.
+/// Runs that a unit along time has per turn; of words, forward, twice as many, which hides more of the
+/// memory's latency where there is little else to do.
 const TOGETHER: usize = 2;
 
 /// Whether the width is served and extents fit the kernels' 32-bit coordinates.
@@ -75,12 +78,13 @@ pub(crate) fn turns(problem: &CausalConv1dProblem, pass: Pass, limits: &Limits) 
     of(Read::One).max(of(Read::Four)).max(if words { of(Read::Words) } else { 0 })
 }
 
-/// What is compiled in. The branches of states and residual are left out only where it matters: few kernels are compiled.
+/// What is compiled in. The branches of states and residual are left out only where it matters: few kernels
+/// are compiled.
 fn tile(problem: &CausalConv1dProblem, limits: &Limits, read: Read, pass: Pass, extras: bool) -> Tile {
     let packed = problem.seq_idx;
     let extras = extras || packed || read == Read::One;
-    // So that a unit of the backward pass, which has few companions, has 128 bytes under way. Where all is over in microseconds
-    // the longer code takes longer to arrive than to run.
+    // So that a unit of the backward pass, which has few companions, has 128 bytes under way. Where all is
+    // over in microseconds the longer code takes longer to arrive than to run.
     let elements = problem.batch * problem.channels * problem.length;
     let halves = problem.dtype.size() == 2 && limits.unroll && elements >= 1 << 20;
     let batch = if pass == Pass::Forward || halves { 8 } else { 4 };
@@ -137,8 +141,8 @@ pub(crate) fn forward(call: &Call, y: &Operand) -> Result<(), ConvError> {
         let cut = TimeCut::of(problem, tile, limits);
         let cubes = problem.batch * cut.groups * cut.turns;
         for dispatch in dispatches(cubes, macs(TIME_UNITS * tile.together * tile.run()), limits) {
-            // SAFETY: rows and steps are checked in the kernel, places beside a row are not written and read as the tensor's
-            // first; the conformance run puts guards around every buffer.
+            // SAFETY: rows and steps are checked in the kernel, places beside a row are not written and read
+            // as the tensor's first; the conformance run puts guards around every buffer.
             unsafe {
                 forward_kernel::launch_unchecked(
                     client,

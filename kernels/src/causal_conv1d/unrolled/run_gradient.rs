@@ -1,5 +1,5 @@
-//! `[B, C, T]` backward, what a unit does with one run: its terms of dw and db, what the steps that read it hand back to it, the
-//! gradients of the states.
+//! `[B, C, T]` backward, what a unit does with one run: its terms of dw and db, what the steps that read it
+//! hand back to it, the gradients of the states.
 
 use super::access::Sizes;
 use super::along_time::{Tile, state_index};
@@ -83,8 +83,8 @@ pub(super) fn handed_back<I: Int>(
     results
 }
 
-/// Adds the gradient of the final state to those steps of the run from `first` on that it holds: of the steps before `end` those with
-/// the id `own`. `ids` begin with the run's own.
+/// Adds the gradient of the final state to those steps of the run from `first` on that it holds: of the steps
+/// before `end` those with the id `own`. `ids` begin with the run's own.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn add_final<H: Float, I: Int>(
@@ -113,7 +113,8 @@ pub(super) fn add_final<H: Float, I: Int>(
     }
 }
 
-/// The gradient of the initial state from that of the row's first steps, and from that of the final state where that holds it.
+/// The gradient of the initial state from that of the row's first steps, and from that of the final state
+/// where that holds it.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn write_initial<H: Float, I: Int>(

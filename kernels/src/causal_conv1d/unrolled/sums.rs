@@ -1,9 +1,11 @@
-//! dw and db from the partial sums `[parts, W + 1, C]`, db in the last slot: one launch, deterministic. More parts than 256 are
-//! added 64 at a time first ([`weight::fold`](crate::causal_conv1d::weight::fold)), so that no unit adds many in a row.
+//! dw and db from the partial sums `[parts, W + 1, C]`, db in the last slot: one launch, deterministic. More
+//! parts than 256 are added 64 at a time first ([`weight::fold`](crate::causal_conv1d::weight::fold)), so
+//! that no unit adds many in a row.
 //!
-//! A cube has 32 channels of one slot, a unit every eighth part of a channel; the eight are added in order. Bytes: the
-//! partial sums once. Operations: one addition per partial sum.
-//! [`store_total`] is where the backward kernels leave them, or whole sums where a cube was alone with its channels.
+//! A cube has 32 channels of one slot, a unit every eighth part of a channel; the eight are added in order.
+//! Bytes: the partial sums once. Operations: one addition per partial sum.
+//! [`store_total`] is where the backward kernels leave them, or whole sums where a cube was alone with its
+//! channels.
 
 use super::access::Sizes;
 use crate::causal_conv1d::Gradients;

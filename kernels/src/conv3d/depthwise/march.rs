@@ -1,17 +1,17 @@
 //! Depthwise conv3d, forward and input gradient: groups = C = O, bound by memory.
 //!
 //! ```text
-//!           w ->                a unit:  `rows` sites of one column, marching along depth
-//!      +---------------+        per frame: (rows + KH - 1) * KW values read, each used for `rows * KD` products at most;
-//!    h |  lanes run    | d/       the KD unfinished results of each site wait in registers
-//!      |  along w      |/
+//!           w ->                a unit: `rows` sites of one column, marching along depth
+//!      +---------------+        per frame: (rows + KH - 1) * KW values read, each used for `rows * KD`
+//!    h |  lanes run    | d/       products at most; the KD unfinished results of each site wait in
+//!      |  along w      |/         registers
 //!      +---------------+        bytes: every element once from memory, the window's overlap from the cache
 //! ```
 //!
-//! A cube works on one channel of one image, whose weights it shares: 75 of them do not fit the registers beside the rest.
-//! With a depth stride or dilation no frame serves neighbouring results, and each result reads its own window. The window's
-//! size is part of the kernel: loops over it are unrolled. Declined: channel multipliers, windows of more than
-//! [`MOST_TAPS`] taps.
+//! A cube works on one channel of one image, whose weights it shares: 75 of them do not fit the registers
+//! beside the rest. With a depth stride or dilation no frame serves neighbouring results, and each result
+//! reads its own window. The window's size is part of the kernel: loops over it are unrolled. Declined:
+//! channel multipliers, windows of more than [`MOST_TAPS`] taps.
 
 use crate::activation::activate_by_code;
 use crate::cells::Cells;
@@ -57,7 +57,8 @@ impl Window {
     }
 }
 
-/// How the sites of a channel are shared out: a unit's index, from the fastest: w, block of rows, chunk of frames.
+/// How the sites of a channel are shared out: a unit's index, from the fastest: w, block of rows, chunk of
+/// frames.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
 pub(super) struct Share {
     pub(super) width: FastDivmod<u32>,
@@ -196,7 +197,8 @@ pub(super) fn plane(
     Plane { row, row_inside, column, column_inside }
 }
 
-/// Brings the channel's weights into shared memory, in the order in which a frame's values meet them: row, column, depth.
+/// Brings the channel's weights into shared memory, in the order in which a frame's values meet them: row,
+/// column, depth.
 #[cube]
 fn share_weights<E: Float>(
     weight: &[E],
@@ -248,8 +250,8 @@ fn add_frame<E: Float>(
     }
 }
 
-/// Reads the values of a frame that a unit needs, without branches, so that all of them are under way at once: places
-/// outside the source read its first element and are zero.
+/// Reads the values of a frame that a unit needs, without branches, so that all of them are under way at
+/// once: places outside the source read its first element and are zero.
 #[cube]
 pub(super) fn read_frame<E: Float>(
     source: &[E],

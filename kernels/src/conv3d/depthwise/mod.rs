@@ -1,5 +1,6 @@
-//! Depthwise conv3d (groups = C = O): [`staged`] for the forward pass and the input gradient, [`staged_weight`] for the weight
-//! gradient. Strides, dilation and the smallest planes take [`march`] and [`weight`], which need no shared memory for them.
+//! Depthwise conv3d (groups = C = O): [`staged`] for the forward pass and the input gradient,
+//! [`staged_weight`] for the weight gradient. Strides, dilation and the smallest planes take [`march`] and
+//! [`weight`], which need no shared memory for them.
 
 mod march;
 mod share;
@@ -114,8 +115,8 @@ fn launch_staged(
     let operations = 2.0 * (tile.units * tile.rows * chunk * tile.count()) as f64;
     let activation = problem.activation_of(pass);
     for dispatch in dispatches(cubes_of_all, operations, limits) {
-        // SAFETY: elements of a frame outside the source are not read, sites outside the plane are not written; a cube's
-        // tile, chunk, channel and image exist.
+        // SAFETY: elements of a frame outside the source are not read, sites outside the plane are not
+        // written; a cube's tile, chunk, channel and image exist.
         unsafe {
             staged_kernel::launch_unchecked(
                 client,
@@ -199,8 +200,8 @@ fn launch(
     Ok(())
 }
 
-/// Launches the weight gradient: operands x, dy, dw. The bias gradient `db` is a sum of what staged tiles hold in registers; the other
-/// kernels leave it to a sweep of its own.
+/// Launches the weight gradient: operands x, dy, dw. The bias gradient `db` is a sum of what staged tiles
+/// hold in registers; the other kernels leave it to a sweep of its own.
 pub(crate) fn weight_gradient(
     client: &Client,
     problem: &Conv3dProblem,

@@ -1,4 +1,5 @@
-//! How depthwise work is cut: tiles of a plane, marches and their slices, and what the kernels need of a device.
+//! How depthwise work is cut: tiles of a plane, marches and their slices, and what the kernels need of a
+//! device.
 
 use super::march::{MOST_TAPS, Window};
 use super::weight;
@@ -17,7 +18,8 @@ pub(super) const UNITS: usize = 256;
 /// Sites along H that share the rows they read.
 const ROWS: usize = 4;
 
-/// The window of a walk, with cubes of enough units for the marches of one channel, given the sites along H of each.
+/// The window of a walk, with cubes of enough units for the marches of one channel, given the sites along H
+/// of each.
 pub(super) fn window(walks: &Walks, marches: impl Fn(usize) -> usize) -> Window {
     let rows = if !walks[1].is_dense() {
         1
@@ -28,15 +30,17 @@ pub(super) fn window(walks: &Walks, marches: impl Fn(usize) -> usize) -> Window 
     Window { taps: walks.map(|walk| walk.taps), rows, marches: walks[0].is_dense(), units }
 }
 
-/// Sites of a unit along H in a staged forward pass, and in a staged weight gradient, whose sums take the registers.
+/// Sites of a unit along H in a staged forward pass, and in a staged weight gradient, whose sums take the
+/// registers.
 pub(super) const FORWARD_ROWS: [usize; 2] = [4, 8];
 pub(super) const WEIGHT_ROWS: [usize; 2] = [2, 4];
 
 /// Bytes of shared memory that a frame may take.
 const MOST_BYTES: usize = 24 * 1024;
 
-/// The tile for a walk, the cheapest by a count of instructions: products, reads of shared memory, and some for each element read
-/// and each site and unit. Nothing where neighbouring results do not read neighbouring elements, or where the tile stands mostly empty.
+/// The tile for a walk, the cheapest by a count of instructions: products, reads of shared memory, and some
+/// for each element read and each site and unit. Nothing where neighbouring results do not read neighbouring
+/// elements, or where the tile stands mostly empty.
 pub(super) fn tile(walks: &Walks, rows: &[usize], limits: &Limits) -> Option<Tile> {
     let [_, height, width] = walks.map(|walk| walk.sites);
     let taps = walks.map(|walk| walk.taps);
@@ -64,8 +68,8 @@ pub(super) fn tile(walks: &Walks, rows: &[usize], limits: &Limits) -> Option<Til
     (3 * height * width >= filled).then_some(tile)
 }
 
-/// Frames that a unit marches through, at most `most`: all of them where there are units enough, since every chunk reads the frames
-/// at its ends again.
+/// Frames that a unit marches through, at most `most`: all of them where there are units enough, since every
+/// chunk reads the frames at its ends again.
 pub(super) fn chunk(depth: usize, columns: usize, most: usize, limits: &Limits) -> usize {
     let wanted = 2 * limits.cubes_in_flight * UNITS;
     let chunks = wanted.div_ceil(columns.max(1)).min(depth.div_ceil(8)).max(depth.div_ceil(most)).max(1);

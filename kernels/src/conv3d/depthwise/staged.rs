@@ -1,12 +1,15 @@
-//! Depthwise conv3d, forward and input gradient, of dense windows: stride and dilation 1. Tile: [`crate::conv3d::frames`].
+//! Depthwise conv3d, forward and input gradient, of dense windows: stride and dilation 1. Tile:
+//! [`crate::conv3d::frames`].
 //!
 //! ```text
-//! y[n, c, d, h, w] = activation( bias[c] + sum over kd, kh, kw of x[n, c, d + kd, h + kh, w + kw] * weight[c, kd, kh, kw] )
+//! y[n, c, d, h, w] = activation( bias[c] + sum over kd, kh, kw of
+//!                                x[n, c, d + kd, h + kh, w + kw] * weight[c, kd, kh, kw] )
 //! ```
 //!
-//! A cube marches along depth; the KD unfinished results of each site wait in registers. Per frame, unit and tap one
-//! multiply-add for each of its `rows` sites; a frame is in memory's way once (`1 + overlap` times with the tile's rim), a
-//! result once. Declined: strides, dilation and windows of more than 80 taps ([`super::march`] takes them).
+//! A cube marches along depth; the KD unfinished results of each site wait in registers. Per frame, unit and
+//! tap one multiply-add for each of its `rows` sites; a frame is in memory's way once (`1 + overlap` times
+//! with the tile's rim), a result once. Declined: strides, dilation and windows of more than 80 taps
+//! ([`super::march`] takes them).
 
 use super::march::age;
 use crate::activation::activate_by_code;

@@ -5,13 +5,14 @@
 //! partial[part, c]      = sum over them of dy(q), where the bias' gradient is asked for as well
 //! ```
 //!
-//! A part is a tile of an image's plane, marching along a chunk of its depth. A unit holds a sum for every tap, and dy of its
-//! sites for the last KD frames; per frame, site and tap one multiply-add. At the end the units' sums meet in shared memory,
-//! some taps at a time, in a fixed order. Bytes: x once (with the tile's rim a little more), dy once. Declined: strides,
-//! dilation and windows of more than 80 taps ([`super::weight`] takes them).
+//! A part is a tile of an image's plane, marching along a chunk of its depth. A unit holds a sum for every
+//! tap, and dy of its sites for the last KD frames; per frame, site and tap one multiply-add. At the end the
+//! units' sums meet in shared memory, some taps at a time, in a fixed order. Bytes: x once (with the tile's
+//! rim a little more), dy once. Declined: strides, dilation and windows of more than 80 taps
+//! ([`super::weight`] takes them).
 //!
-//! The bias' gradient costs 1 % of the sweep for 75 taps and 7 % for 27 (H200, f32: 0.725 to 0.734 and 0.119 to 0.128 ms; a sweep of
-//! its own takes 0.130 and 0.050).
+//! The bias' gradient costs 1 % of the sweep for 75 taps and 7 % for 27 (H200, f32: 0.725 to 0.734 and 0.119
+//! to 0.128 ms; a sweep of its own takes 0.130 and 0.050).
 
 use crate::cells::Cells;
 use crate::conv3d::frames::{

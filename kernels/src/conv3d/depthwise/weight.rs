@@ -4,10 +4,11 @@
 //! partial[part, c, tap] = sum over the part's windows q of x(q + tap) * dy(q)
 //! ```
 //!
-//! A unit marches along depth with one sum per tap in registers: per frame KH * KW values of x and one of dy are read for
-//! KD * KH * KW products; the last KD values of dy wait in registers. Of a window with more taps than registers hold, a cube
-//! takes one depth tap. At the end the units' sums meet in shared memory, in a fixed order. Bytes: x and dy once from memory
-//! (KD times from the cache). `units * (taps + 1) * 4` bytes of shared memory.
+//! A unit marches along depth with one sum per tap in registers: per frame KH * KW values of x and one of dy
+//! are read for KD * KH * KW products; the last KD values of dy wait in registers. Of a window with more taps
+//! than registers hold, a cube takes one depth tap. At the end the units' sums meet in shared memory, in a
+//! fixed order. Bytes: x and dy once from memory (KD times from the cache). `units * (taps + 1) * 4` bytes of
+//! shared memory.
 
 use super::march::{Plane, Share, Window, plane, read_frame};
 use crate::cells::Cells;

@@ -1,5 +1,5 @@
-//! Which tile multiplies: the choice among the engine's tiles and those with windows in shared memory, from timings of every tile
-//! on an H200 (through Vulkan; `examples/tiles.rs` repeats them).
+//! Which tile multiplies: the choice among the engine's tiles and those with windows in shared memory, from
+//! timings of every tile on an H200 (through Vulkan; `examples/tiles.rs` repeats them).
 //!
 //! | channels of the result per group | tile (sites x channels) | because                                           |
 //! |----------------------------------|-------------------------|---------------------------------------------------|
@@ -12,10 +12,10 @@
 //! | a multiple of 128, many tiles    | 128x128                 | 384 channels: 1.60 ms, 128x64 takes 1.76          |
 //! | others                           | 128x64                  | least waste                                       |
 //!
-//! On matrix units dw keeps a window in shared memory where frames are large and its tiles dense (f16, 64 -> 128, 16x56x56: 0.15 ms,
-//! gathered 0.27), else its tile follows the output channels (multiply-adds take 0.75). Without them it takes 128x64 for more
-//! than 32 output channels (512 -> 512, 2x7x7: 0.071 ms, 128x128 0.080), with fewer than 512 rows (channels x taps) 64x64: 0.11 ms
-//! where 128x64 takes 0.14.
+//! On matrix units dw keeps a window in shared memory where frames are large and its tiles dense (f16, 64 ->
+//! 128, 16x56x56: 0.15 ms, gathered 0.27), else its tile follows the output channels (multiply-adds take
+//! 0.75). Without them it takes 128x64 for more than 32 output channels (512 -> 512, 2x7x7: 0.071 ms, 128x128
+//! 0.080), with fewer than 512 rows (channels x taps) 64x64: 0.11 ms where 128x64 takes 0.14.
 
 use super::depth::{depth_runs, depth_share};
 use super::{MatrixTile, RegisterTile, is_patches};
@@ -76,8 +76,9 @@ pub(crate) fn choose(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Pl
     Plan::Gemm(tile)
 }
 
-/// The engine's tile on matrix units: the narrower one where it holds all columns or, of a gathered result, where its padding is
-/// less by more than an eighth, which the wider one is faster (144 channels: 0.098 ms, 128x128 takes 0.110).
+/// The engine's tile on matrix units: the narrower one where it holds all columns or, of a gathered result,
+/// where its padding is less by more than an eighth, which the wider one is faster (144 channels: 0.098 ms,
+/// 128x128 takes 0.110).
 fn matrix_tile(pass: Pass, columns: usize, tiles: &[MatrixTile]) -> Option<MatrixTile> {
     let padded = |tile: &MatrixTile| columns.next_multiple_of(tile.tile_n);
     let wide = tiles.first()?;
@@ -87,9 +88,9 @@ fn matrix_tile(pass: Pass, columns: usize, tiles: &[MatrixTile]) -> Option<Matri
     Some(if fits || denser { *narrow } else { *wide })
 }
 
-/// What a product with windows in shared memory costs, were all depth taps inside: the products it computes, weighed by what a plane
-/// reads for each (f16, 32 channels, 128x128x128: 1.6 ms with planes of 64x32, 2.3 with half-empty ones of 64x64). None where its
-/// cubes fill less than an eighth of the device.
+/// What a product with windows in shared memory costs, were all depth taps inside: the products it computes,
+/// weighed by what a plane reads for each (f16, 32 channels, 128x128x128: 1.6 ms with planes of 64x32, 2.3
+/// with half-empty ones of 64x64). None where its cubes fill less than an eighth of the device.
 fn shifted_cost(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTile, limits: &Limits) -> Option<f64> {
     let tiles = shifted::extent(problem, pass, tile)?;
     let reads = 32.0 * (1.0 / tile.plane_m as f64 + 1.0 / tile.plane_n as f64);
@@ -110,8 +111,9 @@ fn thinness(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTile, limits: &Li
     (limits.cubes_in_flight as f64 / 2.0 / count as f64).max(1.0).sqrt()
 }
 
-/// What gathering every tap anew costs, on the scale of [`shifted_cost`]. (f16, 96 channels, 3x3x3: 7.7 ms with 4/3 of the products,
-/// 4.5 with shared windows; 384 to 768 channels, 3x1x1, read one by one: 0.135 and 0.169.)
+/// What gathering every tap anew costs, on the scale of [`shifted_cost`]. (f16, 96 channels, 3x3x3: 7.7 ms
+/// with 4/3 of the products, 4.5 with shared windows; 384 to 768 channels, 3x1x1, read one by one: 0.135 and
+/// 0.169.)
 fn gathered_cost(problem: &Conv3dProblem, pass: Pass, tile: &MatrixTile) -> f64 {
     let patches = is_patches(problem, pass);
     let (rows, columns) = product_extents(problem, pass, patches);
@@ -125,8 +127,9 @@ fn gathered_cost(problem: &Conv3dProblem, pass: Pass, tile: &MatrixTile) -> f64 
     2.3 * narrow * launched * share * products * problem.window.groups as f64
 }
 
-/// Whether the weight gradient's window in shared memory beats gathering: where it computes less than half as much again, and a
-/// strip of a frame fills eight chunks. (f16, 64 to 192 channels, 56x56: 0.45 ms, gathered 0.84; 1024 channels, 8x8: 0.38 and 0.18.)
+/// Whether the weight gradient's window in shared memory beats gathering: where it computes less than half as
+/// much again, and a strip of a frame fills eight chunks. (f16, 64 to 192 channels, 56x56: 0.45 ms, gathered
+/// 0.84; 1024 channels, 8x8: 0.38 and 0.18.)
 fn weight_pays(problem: &Conv3dProblem, tile: &ShiftedWeightTile, gathered: &MatrixTile) -> bool {
     let Some(tiles) = shifted::weight::extent(problem, tile) else { return false };
     let (out, sites) = product_extents(problem, Pass::WeightGradient, false);

@@ -1,18 +1,19 @@
 //! The tile of a gathered product: how a cube shares it out, and what it costs.
 //!
 //! ```text
-//!                    tile_n channels          a stage: tile_k rows (terms) of tile_m / 4 vectors of four neighbours
-//!               +------------------------+             (of tile_n / 4), one vector of padding
-//!               | weights                | tile_k    a unit:  rows x columns results in registers; its vector i of rows
-//!               +------------------------+             is vector u + i * tile_m / rows of the tile
-//!      tile_k   |   .      .      .    . |          a cube: (tile_m / rows) * (tile_n / columns) units
+//!                    tile_n channels                a stage: tile_k rows (terms) of tile_m / 4 (tile_n / 4)
+//!               +------------------------+            vectors of four neighbours, one vector of padding
+//!               | weights                | tile_k   a unit:  rows x columns results in registers; its vector
+//!               +------------------------+            i of rows is vector u + i * tile_m / rows of the tile
+//!      tile_k   |   .      .      .    . |          a cube:  (tile_m / rows) * (tile_n / columns) units
 //! +---------+   |                        |
 //! | gathered|   |   .      .      .    . | tile_m sites
 //! +---------+   +------------------------+
 //! ```
 //!
-//! Per stage and cube: `(tile_m + tile_n) * tile_k` elements read from memory, `2 * tile_m * tile_n * tile_k` operations;
-//! per term and unit `4 * (rows + columns)` bytes of shared memory read for `2 * rows * columns` operations.
+//! Per stage and cube: `(tile_m + tile_n) * tile_k` elements read from memory, `2 * tile_m * tile_n * tile_k`
+//! operations; per term and unit `4 * (rows + columns)` bytes of shared memory read for `2 * rows * columns`
+//! operations.
 
 use crate::conv3d::problem::PaddingMode;
 
@@ -92,8 +93,8 @@ impl RegisterTile {
     }
 }
 
-/// Terms (windows) that are divided out, each by one unit, and shared: one half is read while the other is filled. Several
-/// stages of them, so that no plane is late at every barrier for having done it for all.
+/// Terms (windows) that are divided out, each by one unit, and shared: one half is read while the other is
+/// filled. Several stages of them, so that no plane is late at every barrier for having done it for all.
 pub(super) fn shared_terms(tile_k: usize, padding: PaddingMode) -> usize {
     match padding {
         PaddingMode::Zeros => 128,
@@ -102,8 +103,8 @@ pub(super) fn shared_terms(tile_k: usize, padding: PaddingMode) -> usize {
     }
 }
 
-/// Bytes of the entries of terms (windows) and of a weight gradient's columns: an offset of at most 8 bytes and a mask, of
-/// terms another offset, under replicate padding three coordinates.
+/// Bytes of the entries of terms (windows) and of a weight gradient's columns: an offset of at most 8 bytes
+/// and a mask, of terms another offset, under replicate padding three coordinates.
 fn table_bytes(columns: usize, tile_k: usize) -> usize {
     let bytes = |padding: PaddingMode, coordinates: usize| {
         shared_terms(tile_k, padding) * (20 + coordinates) + columns * (12 + coordinates) + 16
@@ -136,8 +137,9 @@ const fn matrix_tile(tile: [usize; 3], plane: [usize; 2], fragment: usize) -> Ma
     MatrixTile { tile_m, tile_n, tile_k, plane_m, plane_n, fragment }
 }
 
-/// Tiles for fragments of 16: 256 units and 31 KiB of shared memory (f16); 128 units, 22 KiB. (128x256x16 with 128 sums in a
-/// unit halves the gather per operation and is twice as slow on an H200: 14.5 ms where 128x128x32 takes 7.1.)
+/// Tiles for fragments of 16: 256 units and 31 KiB of shared memory (f16); 128 units, 22 KiB. (128x256x16
+/// with 128 sums in a unit halves the gather per operation and is twice as slow on an H200: 14.5 ms where
+/// 128x128x32 takes 7.1.)
 const SIXTEEN: [MatrixTile; 2] =
     [matrix_tile([128, 128, 32], [32, 64], 16), matrix_tile([128, 64, 32], [64, 32], 16)];
 /// Tiles for fragments of 8: 128 units and 20 KiB (f32); 128 units, 16 KiB. A unit holds 32 or 16 sums.
@@ -154,8 +156,8 @@ impl MatrixTile {
         }
     }
 
-    /// The tile for a weight gradient whose windows lie in runs: with half as many units where that is 128, 25 KiB. (f16, 3x1x1, 256
-    /// channels: 0.23 ms, 0.36 with planes of 32x64; 1x1x1, 512: 0.36 and 0.49.)
+    /// The tile for a weight gradient whose windows lie in runs: with half as many units where that is 128,
+    /// 25 KiB. (f16, 3x1x1, 256 channels: 0.23 ms, 0.36 with planes of 32x64; 1x1x1, 512: 0.36 and 0.49.)
     pub(super) fn of_runs(self) -> Self {
         if self.units() > 128 { Self { plane_m: 2 * self.plane_m, ..self } } else { self }
     }
@@ -178,8 +180,9 @@ impl MatrixTile {
         self.cube_bytes(gather.max(sites), size).max(runs)
     }
 
-    /// Whether the weight gradient may read neighbouring windows of the source as one vector: its stage is then
-    /// `tile_m` rows of windows, not `tile_k` rows of sites. It is longer and must fit an Apple GPU's 32 KiB.
+    /// Whether the weight gradient may read neighbouring windows of the source as one vector: its stage is
+    /// then `tile_m` rows of windows, not `tile_k` rows of sites. It is longer and must fit an Apple GPU's 32
+    /// KiB.
     pub(super) fn reads_runs_of_windows(&self, size: usize) -> bool {
         self.weight_run_bytes(size) <= 32 * 1024
     }
@@ -208,23 +211,23 @@ impl MatrixTile {
         (extent + 16 / size) / width
     }
 
-    /// Rows of the sites' stage and vectors from one to the next: rows of terms where neighbouring sites are read together (in the
-    /// weight gradient, where they are not), else rows of sites.
+    /// Rows of the sites' stage and vectors from one to the next: rows of terms where neighbouring sites are
+    /// read together (in the weight gradient, where they are not), else rows of sites.
     pub(super) fn site_stage(&self, along_terms: bool, width: usize, size: usize) -> (usize, usize) {
         let (rows, extent) =
             if along_terms { (self.tile_m, self.tile_k) } else { (self.tile_k, self.tile_m) };
         (rows, self.row(extent, width, size))
     }
 
-    /// Rows of the channels' stage and vectors from one to the next: rows of channels where terms are read in runs, else rows of
-    /// terms.
+    /// Rows of the channels' stage and vectors from one to the next: rows of channels where terms are read in
+    /// runs, else rows of terms.
     pub(super) fn channel_stage(&self, runs: bool, width: usize, size: usize) -> (usize, usize) {
         let (rows, extent) = if runs { (self.tile_n, self.tile_k) } else { (self.tile_k, self.tile_n) };
         (rows, self.row(extent, width, size))
     }
 
-    /// Sites (of which `beside` neighbours travel together) that a unit reads, so that a term's place is looked up once for all of
-    /// them.
+    /// Sites (of which `beside` neighbours travel together) that a unit reads, so that a term's place is
+    /// looked up once for all of them.
     pub(super) fn sites(&self, width: usize, beside: usize) -> usize {
         if beside == 1 && self.loads(self.tile_m, width).is_multiple_of(2) { 2 } else { 1 }
     }

@@ -1,4 +1,5 @@
-//! Depth taps that whole frames miss: frames with the same taps are launched together, the others' taps left out.
+//! Depth taps that whole frames miss: frames with the same taps are launched together, the others' taps left
+//! out.
 
 use super::walk::{AxisWalk, axis_walks};
 use crate::conv3d::plan::Pass;
@@ -11,8 +12,9 @@ const MOST_RUNS: usize = 8;
 /// Sites of a frame that are worth a launch.
 const RUN_SITES: usize = 1024;
 
-/// The depth axis of a pass as runs of frames that have the same taps inside the source: where the pass is one walk, padding is
-/// zero, frames are large and few, and a quarter of all taps lie outside, as in the input gradient of few unpadded frames.
+/// The depth axis of a pass as runs of frames that have the same taps inside the source: where the pass is
+/// one walk, padding is zero, frames are large and few, and a quarter of all taps lie outside, as in the
+/// input gradient of few unpadded frames.
 pub(crate) fn depth_runs(problem: &Conv3dProblem, pass: Pass) -> Option<Vec<AxisWalk>> {
     let [depth] = axis_walks(problem, pass, 0)[..] else { return None };
     let (frame, stride) = match pass {

@@ -1,12 +1,15 @@
-//! What the passes on matrix units share: a plane's accumulators, the product of two stages, and the way of the results to
-//! memory.
+//! What the passes on matrix units share: a plane's accumulators, the product of two stages, and the way of
+//! the results to memory.
 //!
 //! ```text
-//! D[channels][sites] += A[channels][terms] * B[terms][sites]       fragments of the device's shape, fp32 accumulators
+//! D[channels][sites] += A[channels][terms] * B[terms][sites]
+//!
+//! in fragments of the device's shape, with fp32 accumulators
 //! ```
 //!
-//! Channels are the product's rows: a fragment's rows are then runs of the result's memory, and accumulators are stored
-//! row-major only. A stage holds rows of terms (its fragments' terms are neighbours) or terms of rows.
+//! Channels are the product's rows: a fragment's rows are then runs of the result's memory, and accumulators
+//! are stored row-major only. A stage holds rows of terms (its fragments' terms are neighbours) or terms of
+//! rows.
 
 use super::config::{MatrixTile, PLANE};
 use super::place::Walk;
@@ -35,8 +38,9 @@ pub(crate) fn accumulators(#[comptime] count: usize, #[comptime] size: usize) ->
     sums
 }
 
-/// Adds the products of a stage to this plane's accumulators. `along_terms` says of the sites' and of the channels' stage
-/// whether its rows are sites (channels) and hold terms, or are terms and hold sites (channels).
+/// Adds the products of a stage to this plane's accumulators. `along_terms` says of the sites' and of the
+/// channels' stage whether its rows are sites (channels) and hold terms, or are terms and hold sites
+/// (channels).
 #[cube]
 pub(crate) fn multiply<S: Float, V: Size>(
     site_stage: &Shared<[Vector<S, V>]>,
@@ -86,8 +90,8 @@ pub(crate) fn multiply<S: Float, V: Size>(
     }
 }
 
-/// The fragment of a stage of `extent` sites or channels that starts at site or channel `first` and at the stage's `k`-th run
-/// of terms.
+/// The fragment of a stage of `extent` sites or channels that starts at site or channel `first` and at the
+/// stage's `k`-th run of terms.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn fragment<S: Float, V: Size>(
@@ -119,8 +123,8 @@ fn fragment<S: Float, V: Size>(
     )
 }
 
-/// The `run`-th vector of values that were read one by one. It is put together where it is written, not where its values are
-/// read: whatever touches a value waits for it.
+/// The `run`-th vector of values that were read one by one. It is put together where it is written, not where
+/// its values are read: whatever touches a value waits for it.
 #[cube]
 pub(crate) fn packed<E: Float, S: Float, V: Size>(
     values: &Sequence<E>,
@@ -135,8 +139,8 @@ pub(crate) fn packed<E: Float, S: Float, V: Size>(
     vector
 }
 
-/// Moves a fragment into its plane's patch of shared memory, rows of channels from `patch` on, where any lane may read any of
-/// it. All planes of the cube come here together.
+/// Moves a fragment into its plane's patch of shared memory, rows of channels from `patch` on, where any lane
+/// may read any of it. All planes of the cube come here together.
 #[cube]
 pub(crate) fn into_patch(
     sum: &cmma::Matrix<f32>,
@@ -150,8 +154,8 @@ pub(crate) fn into_patch(
     sync_cube();
 }
 
-/// Writes a plane's sums. Each fragment passes through the plane's own patch of shared memory, where bias, activation,
-/// rounding and the tails are applied. A weight gradient is row-major.
+/// Writes a plane's sums. Each fragment passes through the plane's own patch of shared memory, where bias,
+/// activation, rounding and the tails are applied. A weight gradient is row-major.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn write_result<E: Float, O: Float>(
@@ -214,8 +218,9 @@ pub(super) fn write_result<E: Float, O: Float>(
     }
 }
 
-/// Reads this unit's part of the next stage of channels (weights; the weight gradient's dy) into registers, as [`read_channels`]
-/// does, where the table says that the stage's terms lie. `channels` are the first and the last channel and their distance.
+/// Reads this unit's part of the next stage of channels (weights; the weight gradient's dy) into registers,
+/// as [`read_channels`] does, where the table says that the stage's terms lie. `channels` are the first and
+/// the last channel and their distance.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn gather_channels<E: Float, W: Size>(
@@ -233,8 +238,8 @@ pub(super) fn gather_channels<E: Float, W: Size>(
     read_channels(from, first + table.weight[term], table.exists(term, pass), channels, width, tile)
 }
 
-/// Reads a stage's channels at this unit's term, whose first channel lies at `place`: runs of terms of a channel, or one term of
-/// several channels, lanes along terms either way.
+/// Reads a stage's channels at this unit's term, whose first channel lies at `place`: runs of terms of a
+/// channel, or one term of several channels, lanes along terms either way.
 #[cube]
 pub(super) fn read_channels<E: Float, W: Size>(
     from: &[Vector<E, W>],
@@ -265,8 +270,8 @@ pub(super) fn read_channels<E: Float, W: Size>(
     values
 }
 
-/// Writes what was read with lanes along terms ([`gather_channels`]; the weight gradient's sources), of `extent` rows of the product:
-/// those rows, which hold terms, or rows of terms that hold them.
+/// Writes what was read with lanes along terms ([`gather_channels`]; the weight gradient's sources), of
+/// `extent` rows of the product: those rows, which hold terms, or rows of terms that hold them.
 #[cube]
 pub(super) fn write_rows<E: Float, S: Float, V: Size, W: Size>(
     from: &Sequence<Vector<E, W>>,

@@ -1,22 +1,23 @@
-//! The gathered product with matrix units (cooperative matrices, simdgroup matrices): forward pass and input gradient,
-//! fp32 accumulation.
+//! The gathered product with matrix units (cooperative matrices, simdgroup matrices): forward pass and input
+//! gradient, fp32 accumulation.
 //!
 //! ```text
-//!                     tile_m sites              a stage: tile_k terms of tile_n channels and of tile_m sites, terms
-//!               +---+---+---+---+                 fastest, rows 16 bytes longer than their terms
-//!     tile_n    | plane | plane |               a plane: plane_n x plane_m results as fragments of the device's shape
-//!    channels   +-------+-------+               a cube:  (tile_n / plane_n) * (tile_m / plane_m) planes of 32 units
+//!                     tile_m sites     a stage: tile_k terms of tile_n channels and of tile_m sites, terms
+//!               +---+---+---+---+        fastest, rows 16 bytes longer than their terms
+//!     tile_n    | plane | plane |      a plane: plane_n x plane_m results as fragments of the device's shape
+//!    channels   +-------+-------+      a cube:  (tile_n / plane_n) * (tile_m / plane_m) planes of 32 units
 //!               | plane | plane |
 //!               +-------+-------+
 //! ```
 //!
-//! Channels are the product's rows here: a fragment's rows are then runs of the result's memory, and accumulators are stored
-//! row-major only. Terms travel in vectors; neighbouring lanes' sites lie beside each other in memory. Where a plane of the source is
-//! a run of sites (1x1x1, 3x1x1) its vectors are read whole and lie in their stage with sites fastest. Weights whose terms
-//! are no aligned runs are read along terms and lie in their stage with channels fastest. As in
-//! [`super::registers`], a stage is gathered while the one before is multiplied. Each fragment passes through the plane's own
-//! patch of shared memory, where bias, activation, rounding and the tails are applied. Bytes and operations per stage are
-//! those of [`super::config`]. Declined: types for which the device has no matrices with fp32 accumulators.
+//! Channels are the product's rows here: a fragment's rows are then runs of the result's memory, and
+//! accumulators are stored row-major only. Terms travel in vectors; neighbouring lanes' sites lie beside each
+//! other in memory. Where a plane of the source is a run of sites (1x1x1, 3x1x1) its vectors are read whole
+//! and lie in their stage with sites fastest. Weights whose terms are no aligned runs are read along terms
+//! and lie in their stage with channels fastest. As in [`super::registers`], a stage is gathered while the
+//! one before is multiplied. Each fragment passes through the plane's own patch of shared memory, where bias,
+//! activation, rounding and the tails are applied. Bytes and operations per stage are those of
+//! [`super::config`]. Declined: types for which the device has no matrices with fp32 accumulators.
 
 use super::config::{MatrixTile, shared_terms};
 use super::fragments::{accumulators, gather_channels, multiply, write_result, write_rows};
@@ -89,7 +90,8 @@ pub(crate) fn matrix_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, R: S
     let sums = accumulators(comptime!(tile.plane_m * tile.plane_n), tile.fragment);
     clear(&mut site_stage, tile.units());
     clear(&mut weight_stage, tile.units());
-    // The terms at `stage_k` are read while those before are multiplied; past the end there is nothing to read.
+    // The terms at `stage_k` are read while those before are multiplied; past the end there is nothing to
+    // read.
     let stage = comptime!(tile.tile_k as u32).runtime();
     let mut stage_k = first_k;
     let mut at = 0usize.runtime();
@@ -127,7 +129,8 @@ fn gather_site<E: Float, R: Size>(
     let beside = R::value();
     let count = comptime!(tile.sites(width, beside));
     let lanes = comptime!(tile.tile_m / (count * beside));
-    // Terms that a unit reads behind each other: of sites that are read one by one, those of a vector of the stage.
+    // Terms that a unit reads behind each other: of sites that are read one by one, those of a vector of the
+    // stage.
     let run = comptime!(if beside == 1 { width } else { 1 });
     #[unroll]
     for load in 0..comptime!(tile.loads(tile.tile_m, width) / count) {
@@ -149,8 +152,8 @@ fn gather_site<E: Float, R: Size>(
     values
 }
 
-/// Writes the sites' stage. Vectors are put together here, not where their terms are read: whatever touches a value waits
-/// for it.
+/// Writes the sites' stage. Vectors are put together here, not where their terms are read: whatever touches a
+/// value waits for it.
 #[cube]
 fn write_sites<E: Float, S: Float, V: Size, R: Size>(
     from: &Sequence<Vector<E, R>>,

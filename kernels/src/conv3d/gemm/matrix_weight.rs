@@ -3,15 +3,17 @@
 //! ```text
 //! partial[part, o, m] = sum over the part's windows q of dy(q, o) * source(q, m)        m = (c, tap)
 //!
-//! a stage: tile_k windows of tile_m sources and of tile_n output channels, windows slowest, rows 16 bytes longer than that
+//! a stage: tile_k windows of tile_m sources and of tile_n output channels, windows slowest,
+//!          rows 16 bytes longer than what they hold
 //! ```
 //!
-//! Windows are what lies in runs in memory, so a plane's lanes read 32 neighbouring windows of the same source; each packs
-//! its values of neighbouring sources into one vector of the stage. A window's place is divided out once, by one unit,
-//! and shared; a source's once per cube. Where a plane of the source is a run of windows (1x1x1, 3x1x1) its vectors are read whole,
-//! and the stage holds rows of sources. Tiles, planes and the results' way to memory: [`super::matrices`], [`super::fragments`]; parts
-//! are summed in order by `reduce.rs`. Bytes and operations per stage are those of [`super::config`], the partials are
-//! written and read once more, 8 bytes each. Declined: types for which the device has no matrices with fp32 accumulators.
+//! Windows are what lies in runs in memory, so a plane's lanes read 32 neighbouring windows of the same
+//! source; each packs its values of neighbouring sources into one vector of the stage. A window's place is
+//! divided out once, by one unit, and shared; a source's once per cube. Where a plane of the source is a run
+//! of windows (1x1x1, 3x1x1) its vectors are read whole, and the stage holds rows of sources. Tiles, planes
+//! and the results' way to memory: [`super::matrices`], [`super::fragments`]; parts are summed in order by
+//! `reduce.rs`. Bytes and operations per stage are those of [`super::config`], the partials are written and
+//! read once more, 8 bytes each. Declined: types for which the device has no matrices with fp32 accumulators.
 
 use super::config::{MatrixTile, shared_terms};
 use super::fragments::{accumulators, gather_channels, multiply, write_result, write_rows};
@@ -74,7 +76,8 @@ pub(crate) fn matrix_weight_kernel<E: Float, S: Float, O: Float, V: Size, W: Siz
     let o_stride = walk.out_channel(1u32);
     clear(&mut source_stage, tile.units());
     clear(&mut dy_stage, tile.units());
-    // The windows at `stage_k` are read while those before are multiplied; past the end there is nothing to read.
+    // The windows at `stage_k` are read while those before are multiplied; past the end there is nothing to
+    // read.
     let stage = comptime!(tile.tile_k as u32).runtime();
     let mut stage_k = share.first_k;
     let mut at = 0usize.runtime();
@@ -126,8 +129,8 @@ pub(crate) fn matrix_weight_kernel<E: Float, S: Float, O: Float, V: Size, W: Siz
     write_result(&sums, &mut patches, no_bias, out, &walk, &extents, &share, Pass::WeightGradient, tile);
 }
 
-/// Reads this unit's part of the next stage's sources into registers: one window (or some neighbours) of several sources, planes
-/// along sources.
+/// Reads this unit's part of the next stage's sources into registers: one window (or some neighbours) of
+/// several sources, planes along sources.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn gather_source<E: Float, R: Size>(
@@ -145,7 +148,8 @@ fn gather_source<E: Float, R: Size>(
     let runs = comptime!(tile.tile_k / beside);
     let window = at + UNIT_POS as usize % runs * beside;
     let site = windows.site(window, comptime!(padding == PaddingMode::Replicate));
-    // Sources that a unit reads behind each other: of windows that are read one by one, those of a vector of the stage.
+    // Sources that a unit reads behind each other: of windows that are read one by one, those of a vector of
+    // the stage.
     let run = comptime!(if beside == 1 { width } else { 1 });
     #[unroll]
     for load in 0..comptime!(tile.loads(tile.tile_m, width)) {

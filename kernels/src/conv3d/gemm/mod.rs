@@ -4,7 +4,8 @@
 //! ```text
 //! pass             sites (M)         channels (N)   terms (K)             kernels
 //! forward          windows           O / groups     C / groups * taps     registers, matrices
-//! input gradient   input positions   C / groups     O / groups * taps     the same by packed weights, one launch per stride phase
+//! input gradient   input positions   C / groups     O / groups * taps     the same by packed weights,
+//!                                                                         one launch per stride phase
 //!  of patches      windows           C / groups*taps O / groups           the same
 //! weight gradient  C / groups * taps O / groups     windows, split        weight, matrix_weight
 //! ```
@@ -68,15 +69,15 @@ impl Tile {
     }
 }
 
-/// What matrix units multiply for tensors of `dtype`, and the fragment's shape: the type itself, or fp32 where only that is
-/// accumulated in fp32 (bf16 on Apple).
+/// What matrix units multiply for tensors of `dtype`, and the fragment's shape: the type itself, or fp32
+/// where only that is accumulated in fp32 (bf16 on Apple).
 pub(crate) fn stage_type(dtype: FloatType, limits: &Limits) -> Option<(FloatType, usize)> {
     let offered = |dtype| limits.matrices.iter().copied().find(|(each, _)| *each == dtype);
     offered(dtype).or_else(|| offered(FloatType::F32).filter(|_| dtype == FloatType::Bf16))
 }
 
-/// The type that a stage for matrix units holds, and how many of it travel together: 16 bytes, but Apple's four elements at
-/// most.
+/// The type that a stage for matrix units holds, and how many of it travel together: 16 bytes, but Apple's
+/// four elements at most.
 pub(super) fn stage_vector(fragment: usize, dtype: FloatType, limits: &Limits) -> (FloatType, usize) {
     let Some((stage, _)) = stage_type(dtype, limits) else {
         unreachable!("`check` has looked for matrix units")
@@ -84,8 +85,8 @@ pub(super) fn stage_vector(fragment: usize, dtype: FloatType, limits: &Limits) -
     (stage, if fragment == 8 { 4 } else { 16 / stage.size() })
 }
 
-/// Launches the forward pass (operands x, w, y) or the input gradient (dy, w, dx). Where the tiles are too few to fill the
-/// device, the sum is split: fp32 partials of the result, at most `Limits::workspace_bytes`.
+/// Launches the forward pass (operands x, w, y) or the input gradient (dy, w, dx). Where the tiles are too
+/// few to fill the device, the sum is split: fp32 partials of the result, at most `Limits::workspace_bytes`.
 pub(crate) fn gather(
     client: &Client,
     problem: &Conv3dProblem,
@@ -172,8 +173,8 @@ fn parts(problem: &Conv3dProblem, pass: Pass, tile: Tile, walks: &Walks, limits:
     (limits.cubes_in_flight / tiles.max(1)).min(worthwhile).min(affordable).max(1)
 }
 
-/// The weights of an input gradient's walk in the order of its terms; none where the pass reads them as they lie, which are the
-/// forward pass and windows that tile the input.
+/// The weights of an input gradient's walk in the order of its terms; none where the pass reads them as they
+/// lie, which are the forward pass and windows that tile the input.
 fn packed(call: &Call, walks: &Walks, weight: &Operand, k: usize) -> Result<Option<Operand>, ConvError> {
     let Call { client, problem, pass, limits, .. } = *call;
     if pass != Pass::InputGradient || columns(walks) > 1 || k == 0 {
@@ -183,7 +184,8 @@ fn packed(call: &Call, walks: &Walks, weight: &Operand, k: usize) -> Result<Opti
     let elements = packed.len();
     let address = address_type("conv3d", &[weight, &packed], elements, limits)?;
     for dispatch in dispatches(elements.div_ceil(UNITS), UNITS as f64, limits) {
-        // SAFETY: a unit's index is below the packed weights' number, and its taps and channels are the walk's.
+        // SAFETY: a unit's index is below the packed weights' number, and its taps and channels are the
+        // walk's.
         unsafe {
             pack_terms_kernel::launch_unchecked(
                 client,
@@ -244,8 +246,9 @@ fn launch(
             activation.code(),
         );
         match tile {
-            // SAFETY: sites and channels past the last repeat it and are not written; terms past the last are not read;
-            // places outside the source are zero or clamped. The conformance run surrounds every buffer with guards.
+            // SAFETY: sites and channels past the last repeat it and are not written; terms past the last are
+            // not read; places outside the source are zero or clamped. The conformance run surrounds every
+            // buffer with guards.
             Tile::Registers(tile) => unsafe {
                 let beside = sites_together(walks, source, VECTOR);
                 register_kernel::launch_unchecked(

@@ -1,7 +1,8 @@
-//! The weights of an input gradient in the order of its product's terms, `[group, channel of dx][term]`: a walk of dx
-//! ([`super::walk`]) then multiplies as a forward pass does, by weights whose terms lie behind each other. In the weight itself a
-//! term's neighbour lies the taps of a channel away: f16, 384 <- 768 channels, 3x1x1, takes 0.55 ms with weights read there, the
-//! forward pass 0.13. One unit per element; bytes: the walk's weights twice.
+//! The weights of an input gradient in the order of its product's terms, `[group, channel of dx][term]`: a
+//! walk of dx ([`super::walk`]) then multiplies as a forward pass does, by weights whose terms lie behind
+//! each other. In the weight itself a term's neighbour lies the taps of a channel away: f16, 384 <- 768
+//! channels, 3x1x1, takes 0.55 ms with weights read there, the forward pass 0.13. One unit per element;
+//! bytes: the walk's weights twice.
 
 use super::place::Walk;
 use crate::conv3d::plan::Pass;

@@ -40,8 +40,8 @@ pub(crate) struct Walk {
     pub(crate) width: AxisWalkArgs,
     /// Taps of one channel.
     taps: FastDivmod<u32>,
-    /// The product's columns of one channel of the result, and of one of its depths and heights: one, but all taps where
-    /// windows do not overlap.
+    /// The product's columns of one channel of the result, and of one of its depths and heights: one, but all
+    /// taps where windows do not overlap.
     columns: FastDivmod<u32>,
     column_heights: FastDivmod<u32>,
     column_widths: FastDivmod<u32>,
@@ -55,8 +55,8 @@ pub(crate) struct Walk {
     weight_group_stride: usize,
 }
 
-/// The bit of a term that does not exist; no site's mask holds it but that of a window of the weight gradient that exists,
-/// whose terms all ask for it.
+/// The bit of a term that does not exist; no site's mask holds it but that of a window of the weight gradient
+/// that exists, whose terms all ask for it.
 pub(super) const ABSENT: u32 = 1 << 31;
 
 /// What a gathered row is: where its first tap reads and where its result goes.
@@ -105,7 +105,8 @@ impl AxisWalkArgs {
         min(tap, taps)
     }
 
-    /// The first tap of a site at `coordinate` that lies inside the source, and the one behind the last; of ten taps at most.
+    /// The first tap of a site at `coordinate` that lies inside the source, and the one behind the last; of
+    /// ten taps at most.
     pub(crate) fn inside(&self, coordinate: i32) -> (u32, u32) {
         (self.first_not_below(0i32 - coordinate), self.first_not_below(self.extent as i32 - coordinate))
     }
@@ -142,7 +143,8 @@ impl AxisWalkArgs {
         }
     }
 
-    /// The axis of another residue class: so many taps, of which the first site's first reads at `ahead - behind`.
+    /// The axis of another residue class: so many taps, of which the first site's first reads at
+    /// `ahead - behind`.
     pub(crate) fn phase(&self, phase: u32, taps: u32, ahead: u32, behind: u32) -> AxisWalkArgs {
         AxisWalkArgs {
             sites: self.sites,
@@ -232,8 +234,8 @@ impl Walk {
             + self.width.out_offset(w)
     }
 
-    /// The term at a linear index of K: channels slowest, taps in the weight's order. One that does not exist lies outside
-    /// for every site.
+    /// The term at a linear index of K: channels slowest, taps in the weight's order. One that does not exist
+    /// lies outside for every site.
     pub(crate) fn tap(&self, index: u32, exists: bool, #[comptime] pass: Pass) -> Tap {
         let (c, rest) = self.taps.div_mod(index);
         let (rest, w) = self.width.taps.div_mod(rest);
@@ -287,7 +289,8 @@ impl Walk {
         channel as usize * self.source_channel_stride
     }
 
-    /// Offset of a product's column in the result: of its channel, and of its tap where windows do not overlap.
+    /// Offset of a product's column in the result: of its channel, and of its tap where windows do not
+    /// overlap.
     pub(crate) fn out_column(&self, column: u32) -> usize {
         let (c, rest) = self.columns.div_mod(column);
         let (rest, w) = self.column_widths.div_mod(rest);
@@ -303,8 +306,8 @@ impl Walk {
         channel as usize * self.out_channel_stride
     }
 
-    /// Where the term reads for the site, and whether that is inside the source. Replicate padding moves the place to the
-    /// nearest element.
+    /// Where the term reads for the site, and whether that is inside the source. Replicate padding moves the
+    /// place to the nearest element.
     pub(crate) fn place(&self, site: &Site, tap: &Tap, #[comptime] padding: PaddingMode) -> (usize, bool) {
         let mut at = site.source + tap.source;
         let mut inside = (site.mask & tap.bits) == tap.bits;
@@ -312,7 +315,8 @@ impl Walk {
             let d = site.d + tap.d as i32;
             let h = site.h + tap.h as i32;
             let w = site.w + tap.w as i32;
-            // Both kinds of shared entries say so in the same bit: terms that do not exist have it, windows that do.
+            // Both kinds of shared entries say so in the same bit: terms that do not exist have it, windows
+            // that do.
             inside = tap.bits < ABSENT || site.mask >= ABSENT;
             at += excess(d, self.depth.extent, self.depth.source_stride);
             at += excess(h, self.height.extent, self.height.source_stride);

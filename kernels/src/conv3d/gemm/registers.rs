@@ -1,13 +1,14 @@
-//! The gathered product with fp32 multiply-adds: forward pass and input gradient, any device, any storage type.
+//! The gathered product with fp32 multiply-adds: forward pass and input gradient, any device, any storage
+//! type.
 //!
 //! ```text
 //! out[site, n] = activation( bias[n] + sum over k = (c, taps) of source(site, k) * weight(k, n) )
 //! ```
 //!
-//! A stage is gathered while the one before it is multiplied: its values wait in registers, so that one stage of shared
-//! memory is enough. Coordinates of terms are divided out once, by one unit each, and shared; those of sites once per cube.
-//! Tile, bytes and operations: [`super::config`]. A sum that is split leaves fp32 partials for `reduce.rs`.
-//! Declined: more than 2^31 - 1 sites or terms.
+//! A stage is gathered while the one before it is multiplied: its values wait in registers, so that one stage
+//! of shared memory is enough. Coordinates of terms are divided out once, by one unit each, and shared; those
+//! of sites once per cube. Tile, bytes and operations: [`super::config`]. A sum that is split leaves fp32
+//! partials for `reduce.rs`. Declined: more than 2^31 - 1 sites or terms.
 
 use super::config::{RegisterTile, VECTOR, shared_terms};
 use super::place::{Site, Walk};
@@ -76,7 +77,8 @@ pub(crate) fn register_kernel<E: Float, O: Float, R: Size>(
 
     clear(&mut source_stage, tile.units());
     clear(&mut weight_stage, tile.units());
-    // The terms at `stage_k` are read while those before are multiplied; past the end there is nothing to read.
+    // The terms at `stage_k` are read while those before are multiplied; past the end there is nothing to
+    // read.
     let stage = comptime!(tile.tile_k as u32).runtime();
     let mut stage_k = first_k;
     let mut at = 0usize.runtime();
@@ -96,8 +98,8 @@ pub(crate) fn register_kernel<E: Float, O: Float, R: Size>(
         sync_cube();
     }
 
-    // Where the unit's columns go and what is added to them, once for all of its rows: the text of what follows is there for
-    // each of its results.
+    // Where the unit's columns go and what is added to them, once for all of its rows: the text of what
+    // follows is there for each of its results.
     let mut places = Sequence::<usize>::new();
     let mut biases = Sequence::<f32>::new();
     #[unroll]
@@ -124,8 +126,8 @@ pub(crate) fn register_kernel<E: Float, O: Float, R: Size>(
     }
 }
 
-/// Reads this unit's part of the next gathered stage into registers: at a term that its whole plane shares, four
-/// neighbouring sites, whose memory the next lane's neighbours continue.
+/// Reads this unit's part of the next gathered stage into registers: at a term that its whole plane shares,
+/// four neighbouring sites, whose memory the next lane's neighbours continue.
 #[cube]
 fn gather_source<E: Float, R: Size>(
     source: &[Vector<E, R>],
@@ -155,7 +157,8 @@ fn gather_source<E: Float, R: Size>(
     values
 }
 
-/// Reads this unit's part of the next weights' stage into registers. Lanes run along terms, which a weight holds in runs.
+/// Reads this unit's part of the next weights' stage into registers. Lanes run along terms, which a weight
+/// holds in runs.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn gather_weight<E: Float>(

@@ -1,15 +1,17 @@
-//! The weight gradient on matrix units where a plane of the source is a run of windows (1x1x1, 3x1x1), fp32 accumulation.
+//! The weight gradient on matrix units where a plane of the source is a run of windows (1x1x1, 3x1x1), fp32
+//! accumulation.
 //!
 //! ```text
 //! partial[part, o, m] = sum over the part's windows q of dy(q, o) * source(q, m)        m = (c, depth tap)
 //!
-//! a stage: tile_k windows of tile_m sources and of tile_n output channels, rows of windows, 16 bytes longer than those
+//! a stage: tile_k windows of tile_m sources and of tile_n output channels, rows of windows,
+//!          16 bytes longer than those
 //! ```
 //!
-//! [`super::matrix_weight`] without its tables: both operands lie in vectors of windows, of which a unit divides one out per stage,
-//! and the sources that a unit reads are the same in all stages. Per stage a cube reads `tile_k * (tile_m + tile_n)` elements for
-//! `2 * tile_m * tile_n * tile_k` operations; the partials are written and read once more, 8 bytes each. Declined: planes that do
-//! not lie so, replicate padding.
+//! [`super::matrix_weight`] without its tables: both operands lie in vectors of windows, of which a unit
+//! divides one out per stage, and the sources that a unit reads are the same in all stages. Per stage a cube
+//! reads `tile_k * (tile_m + tile_n)` elements for `2 * tile_m * tile_n * tile_k` operations; the partials
+//! are written and read once more, 8 bytes each. Declined: planes that do not lie so, replicate padding.
 
 use super::config::MatrixTile;
 use super::fragments::{accumulators, multiply, read_channels, write_result, write_rows};
@@ -50,7 +52,8 @@ pub(super) fn run_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
     clear(&mut source_stage, tile.units());
     clear(&mut dy_stage, tile.units());
 
-    // This unit's window in a stage, and its sources, those past the last as the last, whose results are not written.
+    // This unit's window in a stage, and its sources, those past the last as the last, whose results are not
+    // written.
     let runs = comptime!(tile.tile_k / width);
     let in_stage = (UNIT_POS as usize % runs * width) as u32;
     let first_row = (UNIT_POS as usize / runs) as u32;
@@ -66,7 +69,8 @@ pub(super) fn run_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
     let last_o = share.group * extents.n + extents.n - 1u32;
     let o_stride = walk.out_channel(1u32);
     sync_cube();
-    // The windows at `stage_k` are read while those before are multiplied; past the end there is nothing to read.
+    // The windows at `stage_k` are read while those before are multiplied; past the end there is nothing to
+    // read.
     let stage = comptime!(tile.tile_k as u32).runtime();
     let mut stage_k = share.first_k;
     while stage_k < share.end_k + stage {

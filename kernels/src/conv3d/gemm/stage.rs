@@ -1,4 +1,5 @@
-//! The register-tiled product of two shared-memory stages, common to all passes: what [`super::config`] draws.
+//! The register-tiled product of two shared-memory stages, common to all passes: what [`super::config`]
+//! draws.
 
 use super::config::{RegisterTile, VECTOR, row_stride};
 use cubecl::prelude::*;
@@ -59,7 +60,8 @@ impl Extents {
     }
 }
 
-/// Four values of a load. They travel as a sequence, not an array: drivers keep arrays of 16-bit numbers out of registers.
+/// Four values of a load. They travel as a sequence, not an array: drivers keep arrays of 16-bit numbers out
+/// of registers.
 #[cube]
 fn neighbours<E: Float>(from: &Sequence<E>, #[comptime] load: usize) -> Neighbours {
     let mut values = Neighbours::empty();
@@ -70,8 +72,8 @@ fn neighbours<E: Float>(from: &Sequence<E>, #[comptime] load: usize) -> Neighbou
     values
 }
 
-/// Fills a stage with zeros, which the first turn of a loop multiplies while it reads the first terms: the gather is in the
-/// kernel's text once.
+/// Fills a stage with zeros, which the first turn of a loop multiplies while it reads the first terms: the
+/// gather is in the kernel's text once.
 #[cube]
 pub(super) fn clear<S: Float, V: Size>(stage: &mut Shared<[Vector<S, V>]>, #[comptime] units: usize) {
     let mut at = UNIT_POS as usize;

@@ -1,12 +1,13 @@
-//! What units share instead of each dividing it out: [`super::place`]'s terms, windows and columns in shared memory.
+//! What units share instead of each dividing it out: [`super::place`]'s terms, windows and columns in shared
+//! memory.
 
 use super::place::{ABSENT, Site, Tap, Walk};
 use crate::conv3d::plan::Pass;
 use crate::conv3d::problem::PaddingMode;
 use cubecl::prelude::*;
 
-/// What units share instead of each dividing it out: the terms of two stages (forward, input gradient), their windows or a
-/// tile's columns (weight gradient).
+/// What units share instead of each dividing it out: the terms of two stages (forward, input gradient), their
+/// windows or a tile's columns (weight gradient).
 #[derive(CubeType)]
 pub(crate) struct Table {
     pub(crate) source: Shared<[usize]>,
@@ -90,8 +91,8 @@ impl Table {
     }
 }
 
-/// Divides out half a table from term (in the weight gradient, window) `first` on, each by one unit, to the entries from `to`
-/// on.
+/// Divides out half a table from term (in the weight gradient, window) `first` on, each by one unit, to the
+/// entries from `to` on.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn fill_half(
@@ -121,8 +122,8 @@ pub(super) fn fill_half(
     }
 }
 
-/// Fills the other half of the table where the stage at `at` is the first to read its half: before it is needed, and after
-/// all units have read what it held.
+/// Fills the other half of the table where the stage at `at` is the first to read its half: before it is
+/// needed, and after all units have read what it held.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn fill_other_half(

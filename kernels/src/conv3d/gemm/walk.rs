@@ -1,16 +1,18 @@
-//! Where a gathered operand reads, for both passes that gather through the window: the forward pass, and the input
-//! gradient as a gather (no atomics).
+//! Where a gathered operand reads, for both passes that gather through the window: the forward pass, and the
+//! input gradient as a gather (no atomics).
 //!
 //! ```text
 //! site i of an axis      output element  first_out + i * out_step
 //! tap j of site i        source element  i * scale + origin + j * step        0 <= j < taps, step >= 0
-//!                        weight tap      first_tap + j * tap_step (forward), first_tap - j * tap_step (gradient)
+//!                        weight tap      first_tap + j * tap_step            forward
+//!                                        first_tap - j * tap_step            gradient
 //! ```
 //!
-//! Forward: `scale = stride, origin = -begin, step = dilation`, all taps. Input gradient: element p receives tap k from
-//! window `(p + begin - k * dilation) / stride` where that divides. Positions of one residue class `p = phase mod stride`
-//! receive the same taps, an arithmetic progression, from consecutive windows: one dense walk per phase. Where the windows
-//! tile the input ([`is_patches`]) one walk over them covers it, the taps among the product's columns.
+//! Forward: `scale = stride, origin = -begin, step = dilation`, all taps. Input gradient: element p receives
+//! tap k from window `(p + begin - k * dilation) / stride` where that divides. Positions of one residue class
+//! `p = phase mod stride` receive the same taps, an arithmetic progression, from consecutive windows: one
+//! dense walk per phase. Where the windows tile the input ([`is_patches`]) one walk over them covers it, the
+//! taps among the product's columns.
 
 use super::depth::depth_runs;
 use super::place::{AxisWalkArgsLaunch, WalkLaunch};
@@ -32,7 +34,8 @@ pub(crate) struct AxisWalk {
     pub(crate) tap_step: usize,
     pub(crate) first_out: usize,
     pub(crate) out_step: usize,
-    /// Elements of the result's axis that a site's columns hold: one, or all taps where windows do not overlap.
+    /// Elements of the result's axis that a site's columns hold: one, or all taps where windows do not
+    /// overlap.
     pub(crate) columns: usize,
 }
 
@@ -78,8 +81,8 @@ impl AxisWalk {
         }
     }
 
-    /// What the residue classes of an input gradient share, where each of them may have taps: the most sites and taps of any, and the
-    /// order of an unstrided one.
+    /// What the residue classes of an input gradient share, where each of them may have taps: the most sites
+    /// and taps of any, and the order of an unstrided one.
     pub(crate) fn all_phases(axis: AxisGeometry) -> Option<Self> {
         let AxisGeometry { input, kernel, stride, .. } = axis;
         let step = axis.tap_step();
@@ -117,7 +120,8 @@ impl AxisWalk {
     }
 }
 
-/// The factor that divides by the distance between taps, modulo the stride; none where the two have a common divisor.
+/// The factor that divides by the distance between taps, modulo the stride; none where the two have a common
+/// divisor.
 pub(crate) fn inverse_step(axis: AxisGeometry) -> Option<usize> {
     let stride = axis.stride;
     (0..stride).find(|factor| factor * axis.tap_step() % stride == 1 % stride)
@@ -173,8 +177,8 @@ pub(crate) fn few_phases(problem: &Conv3dProblem, pass: Pass) -> bool {
     pass != Pass::InputGradient || phases.product::<usize>() <= MOST_PHASES
 }
 
-/// Whether the engine serves a pass: at most ten taps along every axis that has padding, which its masks can tell apart, and
-/// sites and terms that 31 bits count, and few strided phases.
+/// Whether the engine serves a pass: at most ten taps along every axis that has padding, which its masks can
+/// tell apart, and sites and terms that 31 bits count, and few strided phases.
 pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass) -> bool {
     let pass = if pass == Pass::InputGradient { pass } else { Pass::Forward };
     let clamps = problem.window.padding_mode == PaddingMode::Replicate && pass == Pass::Forward;
@@ -193,7 +197,8 @@ pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass) -> bool {
 /// The three axes of a walk.
 pub(crate) type Walks = [AxisWalk; 3];
 
-/// The walks that together cover one axis of a pass's result: one per residue class of the stride in an input gradient.
+/// The walks that together cover one axis of a pass's result: one per residue class of the stride in an input
+/// gradient.
 pub(super) fn axis_walks(problem: &Conv3dProblem, pass: Pass, axis: usize) -> Vec<AxisWalk> {
     let geometry = problem.axis(axis);
     if pass == Pass::Forward {
@@ -225,8 +230,9 @@ pub(super) fn launched_walks(problem: &Conv3dProblem, pass: Pass) -> Vec<Walks> 
     }
 }
 
-/// Whether the windows tile the input: every element belongs to one window. The input gradient is then one product with a
-/// column for each channel and tap, for which the weight lies ready, instead of a product of few columns per phase.
+/// Whether the windows tile the input: every element belongs to one window. The input gradient is then one
+/// product with a column for each channel and tap, for which the weight lies ready, instead of a product of
+/// few columns per phase.
 pub(crate) fn is_patches(problem: &Conv3dProblem, pass: Pass) -> bool {
     let tiles = |axis: AxisGeometry| {
         axis.kernel == axis.stride
@@ -257,14 +263,16 @@ pub(crate) fn taps(walks: &Walks) -> usize {
     walks.iter().map(|walk| walk.taps).product()
 }
 
-/// Strides of a weight as a pass walks it: from one channel of the source, of the result and from one group to the next.
+/// Strides of a weight as a pass walks it: from one channel of the source, of the result and from one group
+/// to the next.
 fn weight_strides(weight: &Operand, pass: Pass, problem: &Conv3dProblem) -> [usize; 3] {
     let (out, channel) = (weight.strides[0], weight.strides[1]);
     let group = out.wrapping_mul(problem.group_out_channels());
     if pass == Pass::Forward { [channel, out, group] } else { [out, channel, group] }
 }
 
-/// The weights that a walk of an input gradient reads, packed: `[channels of dx, channels of a group of dy, taps]`.
+/// The weights that a walk of an input gradient reads, packed:
+/// `[channels of dx, channels of a group of dy, taps]`.
 pub(super) fn packed_shape(problem: &Conv3dProblem, walks: &Walks) -> [usize; 5] {
     let [depth, height, width] = walks.map(|walk| walk.taps);
     [problem.channels, problem.group_out_channels(), depth, height, width]
@@ -294,8 +302,8 @@ pub(crate) fn walk_args(
     args(walks, operands, weight_strides(operands[1], pass, problem), padding)
 }
 
-/// The bit of tap 0 of an axis in a mask. None where no tap lies outside the source, or where padding repeats the source's edge, so
-/// that no tap asks for one: only then may the taps be more than a mask tells apart.
+/// The bit of tap 0 of an axis in a mask. None where no tap lies outside the source, or where padding repeats
+/// the source's edge, so that no tap asks for one: only then may the taps be more than a mask tells apart.
 fn mask_bit(walk: &AxisWalk, axis: usize, padding: PaddingMode) -> u32 {
     if padding == PaddingMode::Replicate || !walk.leaves() { 0 } else { 1 << (MASK_BITS * axis) }
 }

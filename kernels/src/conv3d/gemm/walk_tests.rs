@@ -1,11 +1,13 @@
-//! The walks of input gradients against every pair of position, window and tap, and which taps a mask tells apart.
+//! The walks of input gradients against every pair of position, window and tap, and which taps a mask tells
+//! apart.
 
 use super::*;
 use crate::conv3d::fold;
 use crate::conv3d::problem::Window;
 use crate::dtype::FloatType;
 
-/// Every pair (input position, window, tap) of an axis that the convolution joins, found by looking at them all.
+/// Every pair (input position, window, tap) of an axis that the convolution joins, found by looking at them
+/// all.
 fn pairs(axis: AxisGeometry) -> Vec<(usize, usize, usize)> {
     let mut pairs = Vec::new();
     for window in 0..axis.output() {
@@ -119,8 +121,8 @@ fn the_columns_of_patches_join_what_the_convolution_joins() {
     }
 }
 
-/// Taps share a mask of 31 bits, ten of each axis: what the engine serves has no more where a mask is asked, and none where padding
-/// repeats the edge.
+/// Taps share a mask of 31 bits, ten of each axis: what the engine serves has no more where a mask is asked,
+/// and none where padding repeats the edge.
 #[test]
 fn a_mask_tells_all_taps_of_a_served_walk_apart() {
     for taps in 1..=70 {

@@ -4,10 +4,11 @@
 //! partial[part, o, m] = sum over the part's windows q of source(q, m) * dy(q, o)        m = (c, tap)
 //! ```
 //!
-//! Both operands hold windows in runs, so lanes run along windows (the sum). A window's place is divided out once, by one unit,
-//! and shared; a source's once per cube. Tile, bytes, operations and shared memory per cube:
-//! [`super::config`]; the partials are written and read once more, 8 bytes each. Parts are summed in order by `reduce.rs`. Where there is one part it is the result. Declined: more than 2^31 - 1
-//! windows or columns.
+//! Both operands hold windows in runs, so lanes run along windows (the sum). A window's place is divided out
+//! once, by one unit, and shared; a source's once per cube. Tile, bytes, operations and shared memory per
+//! cube: [`super::config`]; the partials are written and read once more, 8 bytes each. Parts are summed in
+//! order by `reduce.rs`. Where there is one part it is the result. Declined: more than 2^31 - 1 windows or
+//! columns.
 
 use super::config::{PLANE, RegisterTile, VECTOR, shared_terms};
 use super::matrix_weight::matrix_weight_kernel;
@@ -48,7 +49,8 @@ pub(crate) fn weight_gradient(
     let (tiles_m, tiles_n) = (m.div_ceil(tile_m), n.div_ceil(tile_n));
     let [walks] = &walks(problem, Pass::Forward)[..] else { unreachable!("a forward pass is one walk") };
     let padding = problem.window.padding_mode;
-    // How many neighbouring windows are read at once, of dy and of x; a kernel of its own where they are whole vectors of both.
+    // How many neighbouring windows are read at once, of dy and of x; a kernel of its own where they are
+    // whole vectors of both.
     let (together, beside, run) = match tile {
         Tile::Registers(_) => (1, 1, false),
         Tile::Matrices(tile) => {
@@ -60,10 +62,12 @@ pub(crate) fn weight_gradient(
         }
     };
     let tiles = tiles_m * tiles_n * groups;
-    // By the shape alone: parts of other lengths round in another way, and a view has the bits of a contiguous tensor.
+    // By the shape alone: parts of other lengths round in another way, and a view has the bits of a
+    // contiguous tensor.
     let filling = if matches!(tile, Tile::Matrices(_)) && is_run(problem) {
-        // A unit holds so many sums that half as many cubes are under way: at most those at once. (f16, 1x1x1, 512 channels, 16 tiles:
-        // in 17 parts 0.49 ms, in 33 0.35; 3x1x1, 256 channels, 12 tiles: in 22 0.21, in 31 0.29, in 44 0.23.)
+        // A unit holds so many sums that half as many cubes are under way: at most those at once. (f16,
+        // 1x1x1, 512 channels, 16 tiles: in 17 parts 0.49 ms, in 33 0.35; 3x1x1, 256 channels, 12 tiles: in
+        // 22 0.21, in 31 0.29, in 44 0.23.)
         limits.cubes_in_flight / 2 / tiles.max(1)
     } else {
         limits.cubes_in_flight.div_ceil(tiles.max(1))
@@ -88,7 +92,8 @@ pub(crate) fn weight_gradient(
             Activation::None.code(),
         );
         match tile {
-            // SAFETY: as in the engine's launch of the other passes; windows past the part's last are not read.
+            // SAFETY: as in the engine's launch of the other passes; windows past the part's last are not
+            // read.
             Tile::Registers(tile) => unsafe {
                 weight_kernel::launch_unchecked(
                     client,
@@ -212,7 +217,8 @@ pub(crate) fn weight_kernel<E: Float, O: Float>(
     let last_o = group * extents.n + extents.n - 1u32;
     clear(&mut source_stage, tile.units());
     clear(&mut dy_stage, tile.units());
-    // The windows at `stage_k` are read while those before are multiplied; past the end there is nothing to read.
+    // The windows at `stage_k` are read while those before are multiplied; past the end there is nothing to
+    // read.
     let stage = comptime!(tile.tile_k as u32).runtime();
     let mut stage_k = first_k;
     let mut at = 0usize.runtime();
@@ -268,7 +274,8 @@ pub(crate) fn weight_kernel<E: Float, O: Float>(
     }
 }
 
-/// Divides the sources of a tile out, each by one unit. Columns past the last repeat it: their results are not written.
+/// Divides the sources of a tile out, each by one unit. Columns past the last repeat it: their results are
+/// not written.
 #[cube]
 pub(super) fn fill_columns(
     columns: &mut Table,

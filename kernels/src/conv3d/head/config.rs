@@ -13,12 +13,12 @@ const MOST_BYTES: usize = 24 * 1024;
 /// Registers for a weight gradient's sums, dy and the elements that meet it.
 const MOST_WEIGHT_NUMBERS: usize = 112;
 
-/// Units of a weight gradient's cube: an NVIDIA multiprocessor's registers hold a single cube of 256, beside which nobody would
-/// multiply while it reads.
+/// Units of a weight gradient's cube: an NVIDIA multiprocessor's registers hold a single cube of 256, beside
+/// which nobody would multiply while it reads.
 const MOST_WEIGHT_UNITS: usize = 128;
 
-/// Registers for sums, the weights of a window's column and the elements that meet them. An Apple GPU has 128 for a unit, of
-/// which addresses and what is on its way from memory take the rest.
+/// Registers for sums, the weights of a window's column and the elements that meet them. An Apple GPU has 128
+/// for a unit, of which addresses and what is on its way from memory take the rest.
 const MOST_NUMBERS: usize = 96;
 
 /// How the sites of one group's results are shared out.
@@ -32,8 +32,8 @@ pub struct HeadTile {
     pub columns: usize,
     /// Units of a cube.
     pub units: usize,
-    /// Whether the next channel is read before this one is multiplied, into registers. Otherwise other cubes of the
-    /// multiprocessor multiply in the meantime.
+    /// Whether the next channel is read before this one is multiplied, into registers. Otherwise other cubes
+    /// of the multiprocessor multiply in the meantime.
     pub ahead: bool,
 }
 
@@ -124,15 +124,16 @@ impl Shape {
         depth.div_ceil(self.frames) * self.plane.tiles(height, width).iter().product::<usize>()
     }
 
-    /// Instructions of all units for a channel: products, reads of shared memory (a vector of weights counts twice), what brings the
-    /// channel there, and the 32-byte sectors of its rows.
+    /// Instructions of all units for a channel: products, reads of shared memory (a vector of weights counts
+    /// twice), what brings the channel there, and the 32-byte sectors of its rows.
     fn cost(&self, walks: &Walks, pass: Pass) -> usize {
         let Tile { taps, rows, units, .. } = self.plane;
         let products = self.sums() * self.plane.count();
         let values = self.source_frames() * taps[2] * (rows + taps[1] - 1) * self.plane.passes();
         let sectors =
             self.source_frames() * (self.plane.height() + taps[1] - 1) * (self.plane.stride() / 8 + 1);
-        // A weight gradient places its elements anew for every tile, and reads dy where the others read weights.
+        // A weight gradient places its elements anew for every tile, and reads dy where the others read
+        // weights.
         let other = match pass {
             Pass::WeightGradient => 5 * self.sums() + 20 * self.plane.loads() + 6 * self.source_frames(),
             _ => 2 * self.weight_vectors(),

@@ -1,23 +1,27 @@
-//! Heads, layers of few result channels per group, of dense windows: stride and dilation 1. Forward pass, and input gradient with
-//! dy for the source and the channels of dx for the results.
+//! Heads, layers of few result channels per group, of dense windows: stride and dilation 1. Forward pass, and
+//! input gradient with dy for the source and the channels of dx for the results.
 //!
 //! ```text
-//! y[n, o, d, h, w] = activation( bias[o] + sum over c, kd, kh, kw of x[n, c, d + kd, h + kh, w + kw] * weight[o, c, kd, kh, kw] )
+//! y[n, o, d, h, w] = activation( bias[o] + sum over c, kd, kh, kw of
+//!                                x[n, c, d + kd, h + kh, w + kw] * weight[o, c, kd, kh, kw] )
 //!
-//!          columns + KW - 1                 a cube:  a tile of the plane (`crate::conv3d::frames`) in `frames` frames, all results
-//!      +----------------------+                      of a group; for each of the group's channels the window of the tile lies
-//!      |  unit | unit | unit  |                      in shared memory, frames + KD - 1 frames of it, beside the channel's
-//!      |  unit | unit | unit  |                      weights [kw, kh, kd, o]
-//!      +----------------------+             a unit:  frames * rows * results sums in registers, rows along H, lanes along W
+//!          columns + KW - 1         a cube:  a tile of the plane (`crate::conv3d::frames`) in `frames`
+//!      +----------------------+              frames, all results of a group; for each of the group's
+//!      |  unit | unit | unit  |              channels the window of the tile lies in shared memory,
+//!      |  unit | unit | unit  |              frames + KD - 1 frames of it, beside the channel's weights
+//!      +----------------------+              [kw, kh, kd, o]
+//!                                   a unit:  frames * rows * results sums in registers, rows along H,
+//!                                            lanes along W
 //! ```
 //!
-//! Per channel and column of the window a unit takes the column's `KH * KD * results` weights from shared memory into registers,
-//! and keeps them for all frames and rows: `frames * rows` multiply-adds for each. A frame's `rows + KH - 1` elements meet all
-//! depth taps whose result lies in the cube; those that would reach past it are not computed. 3x3x3, three results, four frames
-//! of four rows: 1296 multiply-adds for 108 elements and 21 vectors of weights, 30 elements from memory and two barriers.
-//! Bytes of a cube: `(frames + KD - 1) * (rim of the tile)` elements of every channel, its weights, and its results once. A sum
-//! that is split leaves fp32 partials for `reduce.rs`. Declined: strides, dilation, more than four results per group, windows
-//! whose column of weights does not fit the registers ([`super::config`]).
+//! Per channel and column of the window a unit takes the column's `KH * KD * results` weights from shared
+//! memory into registers, and keeps them for all frames and rows: `frames * rows` multiply-adds for each. A
+//! frame's `rows + KH - 1` elements meet all depth taps whose result lies in the cube; those that would reach
+//! past it are not computed. 3x3x3, three results, four frames of four rows: 1296 multiply-adds for 108
+//! elements and 21 vectors of weights, 30 elements from memory and two barriers. Bytes of a cube:
+//! `(frames + KD - 1) * (rim of the tile)` elements of every channel, its weights, and its results once. A
+//! sum that is split leaves fp32 partials for `reduce.rs`. Declined: strides, dilation, more than four
+//! results per group, windows whose column of weights does not fit the registers ([`super::config`]).
 
 use super::config::Shape;
 use crate::activation::activate_by_code;
@@ -34,7 +38,8 @@ use cubecl::std::FastDivmod;
 /// Weights that are read from shared memory at once.
 type Weights = Vector<f32, Const<4>>;
 
-/// How channels are shared out, beside the tiling of sites: parts of the sum are slowest in a cube's index, images come next.
+/// How channels are shared out, beside the tiling of sites: parts of the sum are slowest in a cube's index,
+/// images come next.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
 pub(super) struct Share {
     pub(super) batch: FastDivmod<u32>,
@@ -119,7 +124,8 @@ pub(super) fn head_kernel<E: Float, O: Float>(
             c += 1u32;
         }
     }
-    // The window is read no more: the sums pass through it, so that what follows them is written once and not for each.
+    // The window is read no more: the sums pass through it, so that what follows them is written once and not
+    // for each.
     sync_cube();
     let first_result = unit.c * comptime!(shape.results as u32);
     let first_out =
@@ -154,7 +160,8 @@ pub(super) fn frames(
     Offsets { at, exists }
 }
 
-/// Where the four weights of this unit's vector lie, in the order in which they are used: column, row, depth, result.
+/// Where the four weights of this unit's vector lie, in the order in which they are used: column, row, depth,
+/// result.
 #[cube]
 fn taps(walk: &Walk, group: u32, #[comptime] pass: Pass, #[comptime] shape: Shape) -> Offsets {
     let mut at = Sequence::<usize>::new();

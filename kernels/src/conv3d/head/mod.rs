@@ -1,7 +1,8 @@
-//! Heads: layers of at most four result channels per group whose windows move by one element: forward pass, input gradient (of
-//! stems, whose dx has few channels) and weight gradient. [`kernel`] computes all results of a tile from windows of one channel after
-//! the other; where tiles are too few to fill the device (small planes) the channels are cut into parts that `reduce.rs` adds.
-//! [`weight`] sums all taps of a channel over tiles, always in parts.
+//! Heads: layers of at most four result channels per group whose windows move by one element: forward pass,
+//! input gradient (of stems, whose dx has few channels) and weight gradient. [`kernel`] computes all results
+//! of a tile from windows of one channel after the other; where tiles are too few to fill the device (small
+//! planes) the channels are cut into parts that `reduce.rs` adds. [`weight`] sums all taps of a channel over
+//! tiles, always in parts.
 
 mod config;
 mod kernel;
@@ -70,8 +71,8 @@ fn cubes(problem: &Conv3dProblem, walks: &Walks, shape: &Shape) -> usize {
     problem.batch.saturating_mul(problem.window.groups).saturating_mul(shape.cubes(walks))
 }
 
-/// Whether the tile serves a pass: windows that move by one element and fit shared memory, at most four results per group,
-/// counts that 31 bits hold, and loops as long as the device makes them.
+/// Whether the tile serves a pass: windows that move by one element and fit shared memory, at most four
+/// results per group, counts that 31 bits hold, and loops as long as the device makes them.
 pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass, tile: &HeadTile, limits: &Limits) -> bool {
     let Some((walks, results)) = walk(problem, pass) else { return false };
     if !is_offered(&walks, pass, results, tile) {
@@ -92,8 +93,8 @@ pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass, tile: &HeadTile, limit
         && limits.loop_turns.is_none_or(|most| loop_turns(problem, pass, tile, limits) <= most)
 }
 
-/// Iterations of the loops of a thread: of the channels of its slice (of a weight gradient its tiles), the columns of a window, and the
-/// sums that are written.
+/// Iterations of the loops of a thread: of the channels of its slice (of a weight gradient its tiles), the
+/// columns of a window, and the sums that are written.
 pub(crate) fn loop_turns(problem: &Conv3dProblem, pass: Pass, tile: &HeadTile, limits: &Limits) -> usize {
     let Some((walks, results)) = walk(problem, pass) else { return 0 };
     let shape = Shape::of(&walks, results, tile);
@@ -136,9 +137,9 @@ pub(crate) fn extent(problem: &Conv3dProblem, pass: Pass, tile: &HeadTile) -> Op
     })
 }
 
-/// The tile of a pass; none where the tiles would compute more than twice the results that there are. Channels are read ahead on
-/// devices whose compilers schedule long straight code (H200, 96 to 3 channels, 4x480x832, f32: 0.70 ms, else 0.78; f16 0.73 and
-/// 0.77), elsewhere the registers are left to more cubes.
+/// The tile of a pass; none where the tiles would compute more than twice the results that there are.
+/// Channels are read ahead on devices whose compilers schedule long straight code (H200, 96 to 3 channels,
+/// 4x480x832, f32: 0.70 ms, else 0.78; f16 0.73 and 0.77), elsewhere the registers are left to more cubes.
 pub(crate) fn choice(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Option<HeadTile> {
     let (walks, results) = walk(problem, pass)?;
     let tile = cheapest(&walks, pass, results, None).filter(|tile| serves(problem, pass, tile, limits))?;
@@ -148,7 +149,8 @@ pub(crate) fn choice(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Op
     (computed <= 2 * sites).then_some(ahead)
 }
 
-/// The tiles that serve a pass: the cheapest, the same with channels read ahead, and the cheapest of one frame.
+/// The tiles that serve a pass: the cheapest, the same with channels read ahead, and the cheapest of one
+/// frame.
 pub(crate) fn tiles(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Vec<HeadTile> {
     let Some((walks, results)) = walk(problem, pass) else { return Vec::new() };
     let any = cheapest(&walks, pass, results, None);
@@ -208,8 +210,9 @@ fn launch_parts(
     let address = address_type("conv3d", &operands, (cubes * units).max(part_stride * parts), limits)?;
     let operations = 2.0 * (units * shape.sums() * shape.plane.count() * length) as f64;
     for dispatch in dispatches(cubes, operations, limits) {
-        // SAFETY: elements of a frame outside the source are not read, nor are weights beside the window's; sites outside the
-        // plane and frames past the last are not written; a cube's tile, frames, group, image and part exist.
+        // SAFETY: elements of a frame outside the source are not read, nor are weights beside the window's;
+        // sites outside the plane and frames past the last are not written; a cube's tile, frames, group,
+        // image and part exist.
         unsafe {
             head_kernel::launch_unchecked(
                 client,
@@ -273,7 +276,8 @@ pub(crate) fn weight_gradient(
     let address = address_type("conv3d", &[x, dy, &partials], largest, limits)?;
     let operations = 2.0 * (tile.units * shape.sums() * shape.plane.count() * length) as f64;
     for dispatch in dispatches(cubes, operations, limits) {
-        // SAFETY: elements outside x and dy are not read; a cube's channel and part exist, and every part has its own partials.
+        // SAFETY: elements outside x and dy are not read; a cube's channel and part exist, and every part has
+        // its own partials.
         unsafe {
             head_weight_kernel::launch_unchecked(
                 client,

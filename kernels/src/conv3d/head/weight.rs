@@ -1,15 +1,18 @@
-//! The weight gradient of heads, layers of few output channels per group, of dense windows: stride and dilation 1.
+//! The weight gradient of heads, layers of few output channels per group, of dense windows: stride and
+//! dilation 1.
 //!
 //! ```text
 //! partial[part, o, c, tap] = sum over the part's windows q of x[c, q + tap] * dy[o, q]
 //! ```
 //!
-//! A cube belongs to one channel of x and one part: tiles (those of [`super::kernel`]), one after the other. A tile's window of
-//! x lies in shared memory; a unit holds dy of its `frames * rows` sites for all results in registers, and a sum for every tap and
-//! result. A column's elements of a frame meet all depth taps at once. 3x3x3, three results, four frames of two rows: 81 sums,
-//! and per tile 648 multiply-adds for 72 elements from shared memory, 16 of x and 24 of dy from memory. At the end the units'
-//! sums meet in shared memory in a fixed order. Bytes: x once with the tiles' rims, dy once for each channel of x (from the
-//! cache). Declined: strides, dilation, more than four output channels per group, windows whose sums do not fit the registers.
+//! A cube belongs to one channel of x and one part: tiles (those of [`super::kernel`]), one after the other.
+//! A tile's window of x lies in shared memory; a unit holds dy of its `frames * rows` sites for all results
+//! in registers, and a sum for every tap and result. A column's elements of a frame meet all depth taps at
+//! once. 3x3x3, three results, four frames of two rows: 81 sums, and per tile 648 multiply-adds for 72
+//! elements from shared memory, 16 of x and 24 of dy from memory. At the end the units' sums meet in shared
+//! memory in a fixed order. Bytes: x once with the tiles' rims, dy once for each channel of x (from the
+//! cache). Declined: strides, dilation, more than four output channels per group, windows whose sums do not
+//! fit the registers.
 
 use super::config::Shape;
 use super::kernel::{frames, read_channel, read_values, write_channel};
@@ -96,7 +99,8 @@ pub(super) fn head_weight_kernel<E: Float, O: Float>(
     );
 }
 
-/// Reads dy of a unit's sites, as they lie in [`super::kernel`]'s sums: zero past the last frame and outside the plane.
+/// Reads dy of a unit's sites, as they lie in [`super::kernel`]'s sums: zero past the last frame and outside
+/// the plane.
 #[cube]
 fn read_gradients<E: Float>(
     dy: &[E],

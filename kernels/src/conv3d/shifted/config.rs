@@ -26,10 +26,11 @@ pub struct ShiftedTile {
     pub fragment: usize,
 }
 
-/// Fragments of 16 (f16): 128 units, of which each holds 128 sums; at most 25 KiB of shared memory. On an H200 (forward, 256 -> 256,
-/// 43x62x106 and 64 -> 128, 16x56x56, both 3x3x3): 3.3 and 0.14 ms, 3.6 and 0.15; 64x256 takes 3.2 and 0.22, 64x128 3.7 and 0.15,
-/// with 256 units 128x256 3.6 and 0.26, 256x128 3.6 and 0.17, 128x64 with planes of 64x32 sums 5.7 and 0.21.
-/// Of results with few channels a unit holds 64 sums: 32 -> 32, 128x128x128: 1.6 ms, 256x64 2.3, 256x16 2.3.
+/// Fragments of 16 (f16): 128 units, of which each holds 128 sums; at most 25 KiB of shared memory. On an
+/// H200 (forward, 256 -> 256, 43x62x106 and 64 -> 128, 16x56x56, both 3x3x3): 3.3 and 0.14 ms, 3.6 and 0.15;
+/// 64x256 takes 3.2 and 0.22, 64x128 3.7 and 0.15, with 256 units 128x256 3.6 and 0.26, 256x128 3.6 and 0.17,
+/// 128x64 with planes of 64x32 sums 5.7 and 0.21. Of results with few channels a unit holds 64 sums: 32 ->
+/// 32, 128x128x128: 1.6 ms, 256x64 2.3, 256x16 2.3.
 const SIXTEEN: [ShiftedTile; 3] = [
     ShiftedTile { tile_m: 128, tile_n: 128, plane_m: 64, plane_n: 64, window: 256, fragment: 16 },
     ShiftedTile { tile_m: 256, tile_n: 64, plane_m: 64, plane_n: 64, window: 384, fragment: 16 },
@@ -72,14 +73,15 @@ impl ShiftedTile {
         format!("{}x{}", self.tile_m, self.tile_n)
     }
 
-    /// Vectors of `width` elements from one site (or channel of the result) of a stage to the next: its channels, and 16 bytes
-    /// that spread the rows over the banks.
+    /// Vectors of `width` elements from one site (or channel of the result) of a stage to the next: its
+    /// channels, and 16 bytes that spread the rows over the banks.
     pub(super) fn row(&self, width: usize, size: usize) -> usize {
         (CHANNELS + 16 / size) / width
     }
 
-    /// Blocks of a stage of planes that are runs of sites: four vectors of a unit, 9 KiB. With twice as many (and registers) or
-    /// two stages in turn 1x1x1 of 512 channels takes 0.56 and 0.62 ms on an H200, 0.34 so.
+    /// Blocks of a stage of planes that are runs of sites: four vectors of a unit, 9 KiB. With twice as many
+    /// (and registers) or two stages in turn 1x1x1 of 512 channels takes 0.56 and 0.62 ms on an H200, 0.34
+    /// so.
     pub(super) fn run_blocks(&self) -> usize {
         if self.tile_m > 128 { 1 } else { 2 }
     }
@@ -100,8 +102,8 @@ impl ShiftedTile {
     }
 }
 
-/// The strips of a plane: as many sites of every row, and beyond them what their windows overlap, so that a tap is one and
-/// the same distance for all sites of a strip.
+/// The strips of a plane: as many sites of every row, and beyond them what their windows overlap, so that a
+/// tap is one and the same distance for all sites of a strip.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Strips {
     /// Strips side by side.

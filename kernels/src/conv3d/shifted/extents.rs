@@ -1,4 +1,5 @@
-//! What the product of a pass is made of; of a strided input gradient those of all its residue classes ([`super::phases`]).
+//! What the product of a pass is made of; of a strided input gradient those of all its residue classes
+//! ([`super::phases`]).
 
 use super::config::{CHANNELS, ShiftedTile, Strips};
 use super::phases::{AxisPhasesLaunch, PhasesLaunch};
@@ -28,7 +29,8 @@ pub(crate) struct Extents {
     pub(super) depth_taps: usize,
     /// Taps of a plane.
     pub(super) taps: usize,
-    /// Phases of each axis of a strided input gradient, which an axis of few elements has less of than its stride.
+    /// Phases of each axis of a strided input gradient, which an axis of few elements has less of than its
+    /// stride.
     phases: Option<[usize; 3]>,
 }
 
@@ -39,7 +41,8 @@ impl Extents {
         let (channels, n) = problem.channels_of(pass);
         let [depth_taps, height, width] = problem.kernel;
         let taps = height * width;
-        // Of windows with one tap in the plane those of a stage; what no channels fill is zero in the source and in the weights.
+        // Of windows with one tap in the plane those of a stage; what no channels fill is zero in the source
+        // and in the weights.
         let together = if taps == 1 { tile.run_blocks() } else { 1 };
         Some(Self {
             walks,
@@ -150,8 +153,8 @@ impl Extents {
     }
 }
 
-/// The walk of a pass whose windows move by one element in the plane, or of all phases of a strided input gradient as one whose tap
-/// order is that of an unstrided one, and the phases of each axis.
+/// The walk of a pass whose windows move by one element in the plane, or of all phases of a strided input
+/// gradient as one whose tap order is that of an unstrided one, and the phases of each axis.
 fn walk(problem: &Conv3dProblem, pass: Pass) -> Option<(Walks, Option<[usize; 3]>)> {
     if pass == Pass::WeightGradient {
         return None;
@@ -171,17 +174,19 @@ fn walk(problem: &Conv3dProblem, pass: Pass) -> Option<(Walks, Option<[usize; 3]
     (fits && walks.iter().all(|axis| axis.taps > 0)).then_some((walks, phases))
 }
 
-/// Multiply-adds that the tiles compute while a partial is written and read (f16: 290 TFLOP/s, 8 bytes at 1.3 TB/s).
+/// Multiply-adds that the tiles compute while a partial is written and read (f16: 290 TFLOP/s, 8 bytes at 1.3
+/// TB/s).
 const PARTIAL: f64 = 900.0;
 /// What a turn costs in which every core has one cube of two, of a turn of two.
 const HALF_TURN: f64 = 0.8;
 /// Parts that are tried for the sake of even turns.
 const EVEN_PARTS: usize = 8;
 
-/// Parts of the sum: as many as leave all cubes under way at once, or more where whole turns of cubes then leave fewer idle than the
-/// partials cost. (H200, f16, ms: 16 tiles, 1024 channels, 2x8x8, in 1, 2, 4, 8, 16 parts: 0.79, 0.46, 0.26, 0.17, 0.14; 156
-/// tiles, 384 channels, 60x104, in 1 to 5: 0.307, 0.347, 0.256, 0.291, 0.264; 180 tiles, 512 channels, 5x32x32, in 1 to 5: 0.411,
-/// 0.405, 0.431, 0.363, 0.399; 112 tiles, 8x28x28, in 1 to 4: 0.160, 0.132, 0.156, 0.144.)
+/// Parts of the sum: as many as leave all cubes under way at once, or more where whole turns of cubes then
+/// leave fewer idle than the partials cost. (H200, f16, ms: 16 tiles, 1024 channels, 2x8x8, in 1, 2, 4, 8, 16
+/// parts: 0.79, 0.46, 0.26, 0.17, 0.14; 156 tiles, 384 channels, 60x104, in 1 to 5: 0.307, 0.347, 0.256,
+/// 0.291, 0.264; 180 tiles, 512 channels, 5x32x32, in 1 to 5: 0.411, 0.405, 0.431, 0.363, 0.399; 112 tiles,
+/// 8x28x28, in 1 to 4: 0.160, 0.132, 0.156, 0.144.)
 pub(super) fn parts(
     problem: &Conv3dProblem,
     pass: Pass,
@@ -223,8 +228,8 @@ pub(super) fn parts(
     candidates.min_by(|a, b| cost(*a).total_cmp(&cost(*b))).unwrap_or(1)
 }
 
-/// Whether the tile serves a pass: what the engine serves, moving by one element in the plane, where the windows of a tile fit
-/// shared memory and the packed weights the workspace.
+/// Whether the tile serves a pass: what the engine serves, moving by one element in the plane, where the
+/// windows of a tile fit shared memory and the packed weights the workspace.
 pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTile, limits: &Limits) -> bool {
     let fits = Extents::of(problem, pass, tile)
         .is_some_and(|extents| extents.packed_bytes(problem, limits) <= limits.workspace_bytes);
@@ -278,9 +283,9 @@ pub(crate) fn packed_bytes(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTi
     Extents::of(problem, pass, tile).map_or(0, |extents| extents.packed_bytes(problem, limits))
 }
 
-/// Whether planes lie in memory as runs of sites, where tensors are contiguous: one tap in the plane that reads each of its elements,
-/// vectors of which divide it. (Views that do not lie so are read one by one, which took 1.6 times as long for 384 to 768 channels,
-/// 3x1x1; their sums have the same bits.)
+/// Whether planes lie in memory as runs of sites, where tensors are contiguous: one tap in the plane that
+/// reads each of its elements, vectors of which divide it. (Views that do not lie so are read one by one,
+/// which took 1.6 times as long for 384 to 768 channels, 3x1x1; their sums have the same bits.)
 pub(crate) fn is_run(problem: &Conv3dProblem) -> bool {
     let [_, height, width] = problem.input;
     let window = &problem.window;

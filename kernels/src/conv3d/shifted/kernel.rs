@@ -1,28 +1,31 @@
-//! conv3d on matrix units with the source's window in shared memory once for all taps of a plane: forward pass and input
-//! gradient of windows that move by one element (of strided ones the input gradient), fp32 accumulation.
+//! conv3d on matrix units with the source's window in shared memory once for all taps of a plane: forward
+//! pass and input gradient of windows that move by one element (of strided ones the input gradient), fp32
+//! accumulation.
 //!
 //! ```text
 //! D[channels][sites] += sum over depth taps, blocks of 16 channels, taps (kh, kw) of
 //!                       W[channels][16] * X[16][sites shifted by kh * pitch + kw]
 //!
-//!    a strip of a plane, row by row         window: the tile's sites and those that its taps reach, 16 channels each
-//!    +-------------------------+            tile:   tile_m sites behind each other in a strip; those past the end of a
-//!    | sites             | rim |                    row (its rim) are computed and not written
-//!    | sites   ..tile..  | rim |            a tap:  the same fragments, read from another row of the window
+//!    a strip of a plane, row by row    window: the tile's sites and those its taps reach, 16 channels each
+//!    +-------------------------+       tile:   tile_m sites behind each other in a strip; those past the end
+//!    | sites             | rim |               of a row (its rim) are computed and not written
+//!    | sites   ..tile..  | rim |       a tap:  the same fragments, read from another row of the window
 //!    +-------------------------+
 //! ```
 //!
-//! The first engine ([`crate::conv3d::gemm`]) gathers every tap anew: for a 3x3 plane 9 times the reads, address sums and masks of
-//! this one. Per block a cube reads `window * 16` elements and `taps of the plane * 16 * tile_n` packed weights, for
-//! `2 * tile_m * tile_n * 16 * taps of the plane` operations. Depth taps that lie outside the source are left out. Weights come
-//! from memory straight into fragments (cubes beside each other read the same ones), so that planes meet twice per block and
-//! not at every tap. Strided input gradients: [`super::phases`]. Declined: strides in the plane, windows that do not fit
-//! ([`super::config`]), the weight gradient.
+//! The first engine ([`crate::conv3d::gemm`]) gathers every tap anew: for a 3x3 plane 9 times the reads,
+//! address sums and masks of this one. Per block a cube reads `window * 16` elements and
+//! `taps of the plane * 16 * tile_n` packed weights, for `2 * tile_m * tile_n * 16 * taps of the plane`
+//! operations. Depth taps that lie outside the source are left out. Weights come from memory straight into
+//! fragments (cubes beside each other read the same ones), so that planes meet twice per block and not at
+//! every tap. Strided input gradients: [`super::phases`]. Declined: strides in the plane, windows that do not
+//! fit ([`super::config`]), the weight gradient.
 //!
-//! H200, f16, 256 -> 256, 43x62x106, forward: 3.4 ms. Weights that pass through shared memory, with a barrier for each tap, take
-//! 5.0; planes of 32x64 sums 4.6 to 5.1. The next window is read before the last tap's products, which stand behind it without
-//! a loop: read after them 3.8; before the last tap in a loop 5.4; before the last two 4.5; a second window in shared memory,
-//! a part of it read at each tap, 5.6 at best. Weights read a tap ahead: 3.7.
+//! H200, f16, 256 -> 256, 43x62x106, forward: 3.4 ms. Weights that pass through shared memory, with a barrier
+//! for each tap, take 5.0; planes of 32x64 sums 4.6 to 5.1. The next window is read before the last tap's
+//! products, which stand behind it without a loop: read after them 3.8; before the last tap in a loop 5.4;
+//! before the last two 4.5; a second window in shared memory, a part of it read at each tap, 5.6 at best.
+//! Weights read a tap ahead: 3.7.
 
 use super::config::{CHANNELS, ShiftedTile};
 use super::phases::{PhaseTaps, Phases, Work, work_of};
@@ -85,13 +88,15 @@ pub(super) fn shifted_kernel<E: Float, S: Float, O: Float, V: Size>(
         let mut tap = 0u32.runtime();
         while tap + 1u32 < tiling.taps {
             multiply(&window, weight, tap_at, &sums, &walk, &tiling, &taps, tap, row, tile);
-            // All taps lie behind each other, those of the next block too: the next one is a fixed distance away.
+            // All taps lie behind each other, those of the next block too: the next one is a fixed distance
+            // away.
             if comptime!(!phased) {
                 tap_at += tap_vectors;
             }
             tap += 1u32;
         }
-        // The next window travels while the last tap is multiplied. In the loop above its values would be waited for.
+        // The next window travels while the last tap is multiplied. In the loop above its values would be
+        // waited for.
         let values = read_window(source, &walk, &places, &next, block < blocks.end, width, tile);
         multiply(&window, weight, tap_at, &sums, &walk, &tiling, &taps, tap, row, tile);
         if comptime!(phased) {
@@ -177,8 +182,8 @@ fn write_window<E: Float, S: Float, V: Size>(
     }
 }
 
-/// Adds the products of a tap of the plane to the plane's sums. Its weights for this plane begin at `tap_at`, in a phase those of the
-/// block's first tap.
+/// Adds the products of a tap of the plane to the plane's sums. Its weights for this plane begin at `tap_at`,
+/// in a phase those of the block's first tap.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn multiply<S: Float, V: Size>(
@@ -230,7 +235,8 @@ fn multiply<S: Float, V: Size>(
     }
 }
 
-/// The fragments of a plane's channels at the `k`-th run of terms of a block, whose packed weights for this plane begin at `first`.
+/// The fragments of a plane's channels at the `k`-th run of terms of a block, whose packed weights for this
+/// plane begin at `first`.
 #[cube]
 pub(super) fn weight_fragments<S: Float, V: Size>(
     weight: &[Vector<S, V>],

@@ -1,6 +1,7 @@
-//! conv3d on matrix units with every element of the source in shared memory once for all taps of a plane: [`kernel`], for one tap in
-//! planes that are runs of sites [`runs`]. The weights are packed first ([`pack`]), into as many bytes as they have, filled up to
-//! tiles. Sums of few tiles are split into parts. The weight gradient: [`weight`].
+//! conv3d on matrix units with every element of the source in shared memory once for all taps of a plane:
+//! [`kernel`], for one tap in planes that are runs of sites [`runs`]. The weights are packed first
+//! ([`pack`]), into as many bytes as they have, filled up to tiles. Sums of few tiles are split into parts.
+//! The weight gradient: [`weight`].
 
 mod config;
 mod extents;
@@ -86,15 +87,17 @@ fn pack(call: &Call, [weight, packed]: [&Operand; 2], width: usize) -> Result<()
     Ok(())
 }
 
-/// How many neighbouring weights a unit reads at once: `width` where those of a tap's channels lie in as many aligned elements.
+/// How many neighbouring weights a unit reads at once: `width` where those of a tap's channels lie in as many
+/// aligned elements.
 fn rows_together(problem: &Conv3dProblem, pass: Pass, weight: &Operand, width: usize) -> usize {
     let (channels, n) = problem.channels_of(pass);
     let fastest = if pass == Pass::Forward { channels } else { n };
     if problem.taps() <= TAPS { weights_together(weight, fastest * problem.taps(), width) } else { 1 }
 }
 
-/// Launches the forward pass (operands x, w, y) or the input gradient (dy, w, dx). Where the tiles are too few to fill the
-/// device, the sum is split: fp32 partials of the result, with the packed weights at most `Limits::workspace_bytes`.
+/// Launches the forward pass (operands x, w, y) or the input gradient (dy, w, dx). Where the tiles are too
+/// few to fill the device, the sum is split: fp32 partials of the result, with the packed weights at most
+/// `Limits::workspace_bytes`.
 pub(crate) fn launch(
     client: &Client,
     problem: &Conv3dProblem,
@@ -158,8 +161,8 @@ fn product(
         let (padding, size) = (problem.window.padding_mode, stage.size());
         let [elem, stage_elem, out_elem] = [source.dtype, stage, out.dtype].map(|dtype| dtype.elem());
         if runs {
-            // SAFETY: channels past the last and sites past the plane's are neither read nor written; vectors of both lie in
-            // one plane each.
+            // SAFETY: channels past the last and sites past the plane's are neither read nor written; vectors
+            // of both lie in one plane each.
             unsafe {
                 runs_kernel::launch_unchecked(
                     client,
@@ -184,8 +187,9 @@ fn product(
                 );
             }
         } else {
-            // SAFETY: elements outside the source and channels past the last are not read; sites of a strip's rim, rows past the
-            // last and channels past the last are not written; a window holds all that a tile's taps reach.
+            // SAFETY: elements outside the source and channels past the last are not read; sites of a strip's
+            // rim, rows past the last and channels past the last are not written; a window holds all that a
+            // tile's taps reach.
             unsafe {
                 shifted_kernel::launch_unchecked(
                     client,

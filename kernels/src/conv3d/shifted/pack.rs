@@ -1,14 +1,16 @@
-//! The weights as the shifted product reads them: `[group][depth tap][block][tap][channel of the result][16 channels]`,
-//! channels filled up to tiles and blocks with zeros.
+//! The weights as the shifted product reads them: `[group][depth tap][block][tap][channel of the result][16
+//! channels]`, channels filled up to tiles and blocks with zeros.
 //!
 //! ```text
-//! memory, forward:  [result][source][taps]   a cube: 8 channels of the result, 16 of the source, at most 32 taps, read in
-//! memory, dx:       [source][result][taps]   memory's order into shared memory, [tap][result][source] there
+//! memory, forward:  [result][source][taps]   a cube: 8 channels of the result, 16 of the source, at most
+//! memory, dx:       [source][result][taps]   32 taps, read in memory's order into shared memory,
+//!                                            [tap][result][source] there
 //! ```
 //!
-//! A tap's weights lie the taps apart in memory and beside each other in the result, so that either the reads or the writes of a
-//! kernel without shared memory touch a sector for each element. Weights that lie row-major are read in vectors where their rows
-//! are aligned. Bytes: the weights twice; shared memory 8 KiB (f16), 16 KiB (f32).
+//! A tap's weights lie the taps apart in memory and beside each other in the result, so that either the reads
+//! or the writes of a kernel without shared memory touch a sector for each element. Weights that lie
+//! row-major are read in vectors where their rows are aligned. Bytes: the weights twice; shared memory 8 KiB
+//! (f16), 16 KiB (f32).
 
 use super::config::CHANNELS;
 use crate::conv3d::gemm::place::Walk;
@@ -143,7 +145,8 @@ fn source(
     (at, exists)
 }
 
-/// Tap, channel of the result and channel of the source, within a cube's share, of its elements in the weight's order.
+/// Tap, channel of the result and channel of the source, within a cube's share, of its elements in the
+/// weight's order.
 #[cube]
 fn place(element: u32, packed: &Packed, #[comptime] pass: Pass) -> (u32, u32, u32) {
     let (rest, tap) = packed.chunk.div_mod(element);

@@ -6,13 +6,14 @@
 //! site i: tap last - j * stride, window i + origin + j * dilation
 //! ```
 //!
-//! So each phase is a dense walk of its own ([`crate::conv3d::gemm::walk`]), whose windows move by one element, and its cubes work as
-//! a forward pass' do. Cubes of all phases of a tile lie beside each other: they read the same windows and write between each other's
-//! results. Weights are packed once, in the order of an unstrided gradient, of whose taps a phase takes every `stride`-th.
-//! Phases that take taps of a plane read a window as often as a plane has phases, for as many taps fewer: what limits them is the
-//! way of windows to shared memory. (H200, f16, 64 <- 128, 8x16x56x56, every second: 0.33 ms; a launch and packed weights for each
-//! phase 0.40, the engine 0.48. 32 <- 64, 128x128x128: 1.04, the engine 2.06. In one plane of 56x56: 0.066 and 0.224.)
-//! Declined: strides and dilations with a common divisor (the engine's).
+//! So each phase is a dense walk of its own ([`crate::conv3d::gemm::walk`]), whose windows move by one
+//! element, and its cubes work as a forward pass' do. Cubes of all phases of a tile lie beside each other:
+//! they read the same windows and write between each other's results. Weights are packed once, in the order
+//! of an unstrided gradient, of whose taps a phase takes every `stride`-th. Phases that take taps of a plane
+//! read a window as often as a plane has phases, for as many taps fewer: what limits them is the way of
+//! windows to shared memory. (H200, f16, 64 <- 128, 8x16x56x56, every second: 0.33 ms; a launch and packed
+//! weights for each phase 0.40, the engine 0.48. 32 <- 64, 128x128x128: 1.04, the engine 2.06. In one plane
+//! of 56x56: 0.066 and 0.224.) Declined: strides and dilations with a common divisor (the engine's).
 
 use super::config::ShiftedTile;
 use super::tiling::{Share, Tiling};
@@ -51,7 +52,8 @@ pub(super) struct PhaseTaps {
     /// The first depth tap among those of all groups, and the distance to the next.
     pub(super) depth: u32,
     pub(super) depth_step: u32,
-    /// Taps of a plane, and of the phase its first, the distance to the next row of taps and to the next in it.
+    /// Taps of a plane, and of the phase its first, the distance to the next row of taps and to the next in
+    /// it.
     pub(super) plane: u32,
     pub(super) first: u32,
     pub(super) row_step: u32,
@@ -67,8 +69,8 @@ pub(super) struct Work {
     pub(super) taps: ComptimeOption<PhaseTaps>,
 }
 
-/// A phase of an axis: its sites, its taps, the first of the packed taps among them, and where the first site's first tap reads, as
-/// its positive and its negative part.
+/// A phase of an axis: its sites, its taps, the first of the packed taps among them, and where the first
+/// site's first tap reads, as its positive and its negative part.
 #[derive(CubeType, Clone, Copy)]
 struct AxisPhase {
     sites: u32,
@@ -110,7 +112,8 @@ impl Phases {
         let depth = self.depth.phase(in_depth);
         let height = self.height.phase(in_height);
         let width = self.width.phase(in_width);
-        // A phase of fewer frames has nothing to write in the last; one without taps in the plane sums nothing.
+        // A phase of fewer frames has nothing to write in the last; one without taps in the plane sums
+        // nothing.
         let rows = select(share.d < depth.sites, height.sites, 0u32);
         let plane_taps = height.taps * width.taps;
         let depth_taps = select(rows * plane_taps > 0u32, depth.taps, 0u32);

@@ -9,8 +9,8 @@ use crate::conv3d::gemm::place::Walk;
 use cubecl::cmma::{self, MatrixLayout};
 use cubecl::prelude::*;
 
-/// Writes a plane's sums. Each fragment passes through the plane's own patch of shared memory, where bias, activation,
-/// rounding and the tails are applied.
+/// Writes a plane's sums. Each fragment passes through the plane's own patch of shared memory, where bias,
+/// activation, rounding and the tails are applied.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn write_result<E: Float, O: Float>(
@@ -68,7 +68,8 @@ pub(super) fn write_result<E: Float, O: Float>(
 /// Neighbouring results that are written as one vector.
 pub(super) const TOGETHER: usize = 4;
 
-/// [`write_result`] where planes are runs of sites: two fragments side by side pass through the patch, in vectors of four sites.
+/// [`write_result`] where planes are runs of sites: two fragments side by side pass through the patch, in
+/// vectors of four sites.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn write_runs<E: Float, O: Float>(

@@ -1,19 +1,21 @@
-//! The product of [`super::kernel`] for windows with one tap in the plane where a plane is a run of sites (1x1x1, 3x1x1): nothing
-//! is shifted, and the source travels in vectors of neighbouring sites.
+//! The product of [`super::kernel`] for windows with one tap in the plane where a plane is a run of sites
+//! (1x1x1, 3x1x1): nothing is shifted, and the source travels in vectors of neighbouring sites.
 //!
 //! ```text
 //! D[channels][sites] += sum over depth taps, stages of channels of W[channels][stage] * X[stage][sites]
 //!
-//!                tile_m sites               a stage: some blocks of 16 channels, sites fastest, rows 16 bytes longer than
-//!             +---------------+                      the tile; blocks run on from one depth tap to the next
-//!    tile_n   | plane | plane |             weights: from memory straight into fragments
-//!   channels  +-------+-------+
+//!                tile_m sites          a stage: some blocks of 16 channels, sites fastest, rows 16 bytes
+//!             +---------------+                 longer than the tile; blocks run on from one depth tap to
+//!    tile_n   | plane | plane |                 the next
+//!   channels  +-------+-------+        weights: from memory straight into fragments
 //!             | plane | plane |
 //!             +-------+-------+
 //! ```
 //!
-//! Per block a cube reads `tile_m * 16` elements and `16 * tile_n` packed weights for each plane's own channels, for
-//! `2 * tile_m * tile_n * 16` operations. A depth tap's blocks fill whole stages, with zeros in the source and in the weights. Declined: planes whose rows or channels do not lie so (the other kernel reads them).
+//! Per block a cube reads `tile_m * 16` elements and `16 * tile_n` packed weights for each plane's own
+//! channels, for `2 * tile_m * tile_n * 16` operations. A depth tap's blocks fill whole stages, with zeros in
+//! the source and in the weights. Declined: planes whose rows or channels do not lie so (the other kernel
+//! reads them).
 
 use super::config::{CHANNELS, ShiftedTile};
 use super::kernel::weight_fragments;
@@ -135,7 +137,8 @@ fn write_stage<E: Float, S: Float, V: Size>(
     }
 }
 
-/// Adds the products of the stage's block `block`, whose weights for this plane begin at `packed`, to the plane's sums.
+/// Adds the products of the stage's block `block`, whose weights for this plane begin at `packed`, to the
+/// plane's sums.
 #[cube]
 fn multiply<S: Float, V: Size>(
     stage: &Shared<[Vector<S, V>]>,

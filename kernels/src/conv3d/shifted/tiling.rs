@@ -1,4 +1,5 @@
-//! How the shifted product's work is shared out, on the device: tiles to cubes, the blocks of a sum to its parts.
+//! How the shifted product's work is shared out, on the device: tiles to cubes, the blocks of a sum to its
+//! parts.
 
 use super::config::{CHANNELS, ShiftedTile};
 use super::phases::PhaseTaps;
@@ -7,8 +8,8 @@ use crate::conv3d::problem::PaddingMode;
 use cubecl::prelude::*;
 use cubecl::std::FastDivmod;
 
-/// How the work is shared out: a cube's index, from the fastest: tile of channels, tile of sites, strip, frame, image, group, part
-/// of the sum.
+/// How the work is shared out: a cube's index, from the fastest: tile of channels, tile of sites, strip,
+/// frame, image, group, part of the sum.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
 pub(super) struct Tiling {
     pub(super) tiles_n: FastDivmod<u32>,
@@ -146,8 +147,8 @@ pub(super) fn blocks_of(
     }
 }
 
-/// A block of the source: its first channel at the first place of a plane, and how many channels of the group it and those
-/// after it hold.
+/// A block of the source: its first channel at the first place of a plane, and how many channels of the group
+/// it and those after it hold.
 #[derive(CubeType, Clone, Copy)]
 pub(super) struct SourceBlock {
     pub(super) first: usize,

@@ -3,7 +3,8 @@
 //! ```text
 //! position    p = block * stride + phase                                  0 <= phase < stride
 //! tap k       reaches p from window (p + begin - k * dilation) / stride   where that divides
-//!                                 = block + origin + j * step             j of `taps` offsets, the same for every block
+//!                                 = block + origin + j * step             j of `taps` offsets, the same
+//!                                                                         for every block
 //! ```
 //!
 //! At most one tap of a phase has offset j; a phase without one gets a weight of zero there.
@@ -30,7 +31,8 @@ impl AxisBlocks {
     pub(super) fn of(axis: AxisGeometry) -> Self {
         let AxisGeometry { input, kernel, stride, dilation, padding: (begin, _) } = axis;
         let phases = stride.min(input);
-        // The distance from the positions of phase 0 to the window of tap k, and the phase whose positions it reaches.
+        // The distance from the positions of phase 0 to the window of tap k, and the phase whose positions it
+        // reaches.
         let offsets = (0..kernel).filter_map(|tap| {
             let distance = begin as i64 - (tap * dilation) as i64;
             let phase = (-distance).rem_euclid(stride as i64);

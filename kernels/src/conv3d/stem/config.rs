@@ -18,7 +18,8 @@ pub struct StemTile {
     pub taps: usize,
     /// Channels of dy in shared memory at a time.
     pub channels: usize,
-    /// Rows, columns and terms of a fragment, 8 on Apple's simdgroups, 16 elsewhere; 0 for fp32 multiply-adds.
+    /// Rows, columns and terms of a fragment, 8 on Apple's simdgroups, 16 elsewhere; 0 for fp32
+    /// multiply-adds.
     pub fragment: usize,
 }
 
@@ -27,8 +28,8 @@ const fn tile(tile: [usize; 2], rows: usize, window: usize, taps: usize, channel
     StemTile { tile_m, columns, rows, window, taps, channels, fragment: 0 }
 }
 
-/// Fragments of 16 (f16): 128 units, 16 KiB of shared memory, 16 sums in a unit. (7x7x7, stride 2 on an H200: 1.28 ms where
-/// 256 blocks take 1.37 in planes of 128 and 1.98 in planes of 64.)
+/// Fragments of 16 (f16): 128 units, 16 KiB of shared memory, 16 sums in a unit. (7x7x7, stride 2 on an H200:
+/// 1.28 ms where 256 blocks take 1.37 in planes of 128 and 1.98 in planes of 64.)
 const SIXTEEN: StemTile = matrix_tile(16, 128, 32, 256);
 /// Fragments of 8 (f32): 128 units, 23 KiB, 16 sums.
 const EIGHT: StemTile = matrix_tile(8, 128, 32, 256);
@@ -40,8 +41,8 @@ const fn matrix_tile(fragment: usize, tile_m: usize, rows: usize, window: usize)
 impl StemTile {
     /// Every tile for multiply-adds.
     pub const ALL: [Self; 2] = [Self::M512N12, Self::M1024N4];
-    /// 128 units, 11 KiB of shared memory, 48 sums in a unit: 64 bytes of shared memory read for 96 operations.
-    /// (7x7x7, stride 2 on an H200: 2.01 ms where 8 blocks of a unit take 2.30 and 6 take 2.08.)
+    /// 128 units, 11 KiB of shared memory, 48 sums in a unit: 64 bytes of shared memory read for 96
+    /// operations. (7x7x7, stride 2 on an H200: 2.01 ms where 8 blocks of a unit take 2.30 and 6 take 2.08.)
     pub const M512N12: Self = tile([512, 12], 4, 896, 32, 2);
     /// 128 units, 12 KiB, 32 sums: 48 bytes for 64 operations. Stride 1. (3x3x3: 0.17 ms where 16 blocks of
     /// a unit take 0.21.)
@@ -89,8 +90,8 @@ impl StemTile {
         self.weight_reads() * self.units()
     }
 
-    /// On matrix units: vectors of `width` elements from one block of the window to the next, its channels and 16 bytes that
-    /// spread them over the banks.
+    /// On matrix units: vectors of `width` elements from one block of the window to the next, its channels
+    /// and 16 bytes that spread them over the banks.
     pub(super) fn row(&self, width: usize, size: usize) -> usize {
         (self.channels + 16 / size) / width
     }
@@ -111,8 +112,8 @@ impl StemTile {
     }
 }
 
-/// The strips of a plane: as many blocks of every row, and beyond them what their windows overlap, so that a tap is one and
-/// the same distance for all blocks of a strip.
+/// The strips of a plane: as many blocks of every row, and beyond them what their windows overlap, so that a
+/// tap is one and the same distance for all blocks of a strip.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Strips {
     /// Strips side by side.

@@ -1,24 +1,26 @@
-//! The input gradient of stems: few channels of dx, which a product with a row per position would leave its columns empty for.
-//! The positions of a plane are taken in blocks of one stride by one stride, which see the same windows.
+//! The input gradient of stems: few channels of dx, which a product with a row per position would leave its
+//! columns empty for. The positions of a plane are taken in blocks of one stride by one stride, which see the
+//! same windows.
 //!
 //! ```text
 //! dx[c, block * stride + phase] = sum over depth taps, o, taps j of the plane of
 //!                                 dy[o, block + origin + j * step] * W[j, o][c, phase]
 //!
-//!    a strip of a plane, row by row          rows of the product:     blocks, `tile_m` behind each other in a strip; those in
-//!    +--------------------------+            columns:                 its rim are computed and not written
-//!    | blocks            | rim  |              channels of dx, phases of the block: 3 * 2 * 2 for a stride of 2
-//!    | blocks   ..tile.. | rim  |            a unit: blocks u, u + units, .. and all columns of the tile, in registers
-//!    +--------------------------+            a tap:  the same window of dy, read from another place
+//!    a strip of a plane, row by row    rows of the product: blocks, `tile_m` behind each other in a strip;
+//!    +--------------------------+        those in its rim are computed and not written
+//!    | blocks            | rim  |      columns: channels of dx, phases of the block: 3 * 2 * 2 for stride 2
+//!    | blocks   ..tile.. | rim  |      a unit:  blocks u, u + units, .. and the tile's columns, in registers
+//!    +--------------------------+      a tap:   the same window of dy, read from another place
 //! ```
 //!
-//! A cube computes one frame, so that depth taps that reach it from no window are left out. Of two channels of dy at a time it
-//! holds the window and the weights in shared memory: it reads `2 * reach` elements and `8 * taps * columns` bytes of weights
-//! for `4 * taps * tile_m * columns` operations. Per tap and channel a unit reads `rows + columns / 4` times from shared memory
-//! (blocks beside those of its neighbours, columns the same as theirs) for `rows * columns` multiply-adds.
-//! Phases that a tap does not reach multiply zeros: 8 of 7 taps along an axis for a kernel of 7, 4 of 3 for one of 3.
-//! A sum that is split leaves fp32 partials for `reduce.rs`. Declined: more than four channels per group, windows that do not
-//! fit ([`super::config`]), other passes.
+//! A cube computes one frame, so that depth taps that reach it from no window are left out. Of two channels
+//! of dy at a time it holds the window and the weights in shared memory: it reads `2 * reach` elements and
+//! `8 * taps * columns` bytes of weights for `4 * taps * tile_m * columns` operations. Per tap and channel a
+//! unit reads `rows + columns / 4` times from shared memory (blocks beside those of its neighbours, columns
+//! the same as theirs) for `rows * columns` multiply-adds. Phases that a tap does not reach multiply zeros: 8
+//! of 7 taps along an axis for a kernel of 7, 4 of 3 for one of 3. A sum that is split leaves fp32 partials
+//! for `reduce.rs`. Declined: more than four channels per group, windows that do not fit ([`super::config`]),
+//! other passes.
 
 use super::config::StemTile;
 use super::tiling::{Places, Share, Tiling, places};
@@ -217,8 +219,9 @@ fn multiply(
     }
 }
 
-/// Writes a unit's sums, but for positions past the input's end and columns past the last. (What [`Tiling::place`] says, but
-/// computed behind the test: before it, 12 columns took a tenth longer on an H200.)
+/// Writes a unit's sums, but for positions past the input's end and columns past the last. (What
+/// [`Tiling::place`] says, but computed behind the test: before it, 12 columns took a tenth longer on an
+/// H200.)
 #[cube]
 fn write<O: Float>(
     sums: &Cells<f32>,

@@ -4,10 +4,11 @@
 //! D[columns][blocks] += W[columns][16 channels] * dy[16 channels][blocks shifted by the tap]
 //! ```
 //!
-//! The window of 16 channels of dy lies in shared memory, channels of a block side by side; the weights of a tap, 512 bytes in
-//! 16 bits that all planes of all cubes share, are read where they lie. A plane reads `rows * 32` bytes of the window and those
-//! weights for `2 * 16 * 16 * rows` operations. Channels of dx fill 12 of 16 columns for three channels and a stride of 2, 3 of
-//! 16 for a stride of 1. Declined: what [`super::kernel`] declines, types without matrix units.
+//! The window of 16 channels of dy lies in shared memory, channels of a block side by side; the weights of a
+//! tap, 512 bytes in 16 bits that all planes of all cubes share, are read where they lie. A plane reads
+//! `rows * 32` bytes of the window and those weights for `2 * 16 * 16 * rows` operations. Channels of dx fill
+//! 12 of 16 columns for three channels and a stride of 2, 3 of 16 for a stride of 1. Declined: what
+//! [`super::kernel`] declines, types without matrix units.
 
 use super::config::StemTile;
 use super::tiling::{Places, Share, Tiling, places};
@@ -194,8 +195,8 @@ fn multiply<S: Float, V: Size>(
     }
 }
 
-/// Writes a plane's sums, but for positions past the input's end and columns past the last. Each fragment passes through the
-/// plane's own patch of shared memory.
+/// Writes a plane's sums, but for positions past the input's end and columns past the last. Each fragment
+/// passes through the plane's own patch of shared memory.
 #[cube]
 fn write<O: Float>(
     sums: &Sequence<cmma::Matrix<f32>>,

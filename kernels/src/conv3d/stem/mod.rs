@@ -1,5 +1,5 @@
-//! The input gradient of stems, layers of at most four input channels per group: [`kernel`], or [`matrices`]. The weights are packed first
-//! ([`pack`]), with zeros for the phases that a tap does not reach.
+//! The input gradient of stems, layers of at most four input channels per group: [`kernel`], or [`matrices`].
+//! The weights are packed first ([`pack`]), with zeros for the phases that a tap does not reach.
 
 mod blocks;
 mod config;
@@ -93,8 +93,9 @@ impl Extents {
     }
 }
 
-/// Whether the tile serves a pass: the input gradient of at most four channels per group, where the windows and the weights
-/// of a tile fit shared memory, counts that 31 bits hold, and loops as long as the device makes them.
+/// Whether the tile serves a pass: the input gradient of at most four channels per group, where the windows
+/// and the weights of a tile fit shared memory, counts that 31 bits hold, and loops as long as the device
+/// makes them.
 pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass, tile: &StemTile, limits: &Limits) -> bool {
     let few = pass == Pass::InputGradient && problem.group_channels() <= MOST_CHANNELS;
     let Some(extents) = Extents::of(problem, tile).filter(|_| few) else { return false };
@@ -131,10 +132,10 @@ pub(crate) fn extent(problem: &Conv3dProblem, tile: &StemTile) -> Option<Tiles> 
     })
 }
 
-/// The tile of an input gradient, where it beats the engine: it computes at most twice as much, padding included. (On an H200
-/// it multiplies 3 to 5 times as fast as the engine's product of four columns.) Windows that tile the input are the engine's.
-/// More than four columns are left to matrix units where they have fragments of 16, as they were measured; of a fragment of 16
-/// columns, four would waste most.
+/// The tile of an input gradient, where it beats the engine: it computes at most twice as much, padding
+/// included. (On an H200 it multiplies 3 to 5 times as fast as the engine's product of four columns.) Windows
+/// that tile the input are the engine's. More than four columns are left to matrix units where they have
+/// fragments of 16, as they were measured; of a fragment of 16 columns, four would waste most.
 pub(crate) fn choice(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Option<StemTile> {
     if pass != Pass::InputGradient || gemm::is_patches(problem, pass) {
         return None;
@@ -180,7 +181,8 @@ pub(crate) fn stage(problem: &Conv3dProblem, tile: &StemTile, limits: &Limits) -
     if matrices { stage_vector(tile.fragment, problem.dtype, limits) } else { (FloatType::F32, 4) }
 }
 
-/// Iterations of the loops of a thread: stages, the taps of a stage and their channels, and the depth taps that reach a frame.
+/// Iterations of the loops of a thread: stages, the taps of a stage and their channels, and the depth taps
+/// that reach a frame.
 pub(crate) fn loop_turns(problem: &Conv3dProblem, tile: &StemTile, limits: &Limits) -> usize {
     let Some(extents) = Extents::of(problem, tile) else { return 0 };
     let [height, width] = extents.plane.map(|axis| axis.taps);
@@ -239,7 +241,8 @@ fn pack(
         )
     };
     for dispatch in dispatches(elements.div_ceil(UNITS), (UNITS * 100) as f64, limits) {
-        // SAFETY: a unit's index is below the packed elements' number; weights that do not exist are not read.
+        // SAFETY: a unit's index is below the packed elements' number; weights that do not exist are not
+        // read.
         unsafe {
             pack_kernel::launch_unchecked(
                 client,
@@ -345,8 +348,9 @@ fn gradient(
     };
     for dispatch in dispatches(cubes, 2.0 * (tile.tile_m * tile.columns * terms) as f64, limits) {
         if tile.fragment == 0 {
-            // SAFETY: windows that dy does not have and channels past the last are not read; blocks of a strip's rim, positions past
-            // the input's end and columns past the last are not written; a window holds all that a tile's taps reach.
+            // SAFETY: windows that dy does not have and channels past the last are not read; blocks of a
+            // strip's rim, positions past the input's end and columns past the last are not written; a window
+            // holds all that a tile's taps reach.
             unsafe {
                 stem_kernel::launch_unchecked(
                     client,

@@ -1,7 +1,8 @@
-//! The weights as the kernels read them: `[group][columns' tile][depth tap][block of channels][tap of the plane]`, then
-//! `[channel of dy][column]` in fp32 for multiply-adds and `[column][channel of dy]` in the stage's type for matrix units. A
-//! column is a channel of dx and a position of a block; channels, columns and taps that do not exist are zero. One unit per
-//! element; bytes: the weights once, the packed ones once.
+//! The weights as the kernels read them: `[group][columns' tile][depth tap][block of channels][tap of the
+//! plane]`, then `[channel of dy][column]` in fp32 for multiply-adds and `[column][channel of
+//! dy]` in the stage's type for matrix units. A column is a channel of dx and a position of a block;
+//! channels, columns and taps that do not exist are zero. One unit per element; bytes: the weights once, the
+//! packed ones once.
 
 use super::config::StemTile;
 use crate::grid::Span;
@@ -49,8 +50,8 @@ pub(super) struct Packed {
 
 #[cube]
 impl PackedAxis {
-    /// The tap that reaches a block's phase from its window `j`, times the dilation; negative or past the last where there is
-    /// none.
+    /// The tap that reaches a block's phase from its window `j`, times the dilation; negative or past the
+    /// last where there is none.
     fn tap(&self, phase: u32, j: u32) -> i32 {
         phase as i32 + self.begin - (self.origin + j as i32 * self.step) * self.stride
     }

@@ -34,8 +34,8 @@ pub(super) struct DepthAxis {
     pub(super) out_stride: usize,
 }
 
-/// How the work is shared out: a cube's index, from the fastest: tile of blocks, strip, tile of columns, frame, image, group,
-/// part of the sum.
+/// How the work is shared out: a cube's index, from the fastest: tile of blocks, strip, tile of columns,
+/// frame, image, group, part of the sum.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
 pub(super) struct Tiling {
     pub(super) depth: DepthAxis,
@@ -154,14 +154,16 @@ impl DepthAxis {
     }
 }
 
-/// Where the blocks of the window that a unit reads lie in a plane of dy, and a bit for each that says whether they do.
+/// Where the blocks of the window that a unit reads lie in a plane of dy, and a bit for each that says
+/// whether they do.
 #[derive(CubeType)]
 pub(super) struct Places {
     pub(super) at: Sequence<usize>,
     pub(super) mask: u32,
 }
 
-/// The places of the unit's `reads`: units lie behind each other along the window, and begin again at its end.
+/// The places of the unit's `reads`: units lie behind each other along the window, and begin again at its
+/// end.
 #[cube]
 pub(super) fn places(
     tiling: &Tiling,

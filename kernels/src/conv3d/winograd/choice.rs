@@ -2,16 +2,19 @@
 //!
 //! ```text
 //! operations   of the products, tiles' padding included
-//! bytes        x and w once, U, V and M written and read once, y once (dw: its sums once more for every 2048 tiles)
-//! taken where  operations + bytes * Limits::operations_per_byte <= 0.9 (0.75) * operations of the engine's plan
+//! bytes        x and w once, U, V and M written and read once, y once
+//!              (dw: its sums once more for every 2048 tiles)
+//! taken where  operations + bytes * Limits::operations_per_byte
+//!              <= 0.9 (0.75) * operations of the engine's plan
 //! ```
 //!
-//! with 16 channels at least on both sides (the product works 16 terms at a time), for fp32, for types that the device
-//! has no matrix units for, and for half types where matrix units take fp32 as well and are no faster for halves (Apple's, on
-//! paper); an engine on matrix units counts half its operations, because the product may run on plain multiply-adds, one with tiles
-//! of few channels a quarter more (26 TFLOP/s of what it computes where others reach 35). The tile is F(4x4), on an H200
-//! the faster one wherever it beats the engine; where it does not, or its workspace is too large, F(2x2) that costs three quarters
-//! of the engine at most, because its tiles are few then. What the rule decides there, and what was measured (f32, through
+//! with 16 channels at least on both sides (the product works 16 terms at a time), for fp32, for types that
+//! the device has no matrix units for, and for half types where matrix units take fp32 as well and are no
+//! faster for halves (Apple's, on paper); an engine on matrix units counts half its operations, because the
+//! product may run on plain multiply-adds, one with tiles of few channels a quarter more (26 TFLOP/s of what
+//! it computes where others reach 35). The tile is F(4x4), on an H200 the faster one wherever it beats the
+//! engine; where it does not, or its workspace is too large, F(2x2) that costs three quarters of the engine
+//! at most, because its tiles are few then. What the rule decides there, and what was measured (f32, through
 //! Vulkan, ms; engine, F(2x2), F(4x4)):
 //!
 //! | layer, pass                     | engine | F(2x2) | F(4x4) | taken     |
@@ -44,11 +47,12 @@
 //! | 16 -> 32, 32x28x28              | 0.073  | 0.119  | 0.082  | engine    |
 //! | 512 -> 512, 2x7x7               | 0.078  | 0.226  | 0.280  | engine    |
 //!
-//! f16 stays on the engine's matrix units: 6.16 ms where F(4x4) with its fp32 domain takes 6.40 (the first layer), 0.218 and
-//! 0.241 (the third), although the input gradient would gain (8.66 and 7.34; 0.364 and 0.263); its weight gradient is as fast
-//! either way (7.11 and 7.13; 0.261 and 0.301). A domain in f16 itself, with F(2x2) on matrix units, is outside the error
-//! bound before it is built: rounding U and V alone gives 5e-4 to 6e-4 of the results' RMS (64 and 256 channels, computed on
-//! the host), the guard of f16 is 3e-4, and rounding the results takes 2e-4 of it.
+//! f16 stays on the engine's matrix units: 6.16 ms where F(4x4) with its fp32 domain takes 6.40 (the first
+//! layer), 0.218 and 0.241 (the third), although the input gradient would gain (8.66 and 7.34; 0.364 and
+//! 0.263); its weight gradient is as fast either way (7.11 and 7.13; 0.261 and 0.301). A domain in f16
+//! itself, with F(2x2) on matrix units, is outside the error bound before it is built: rounding U and V alone
+//! gives 5e-4 to 6e-4 of the results' RMS (64 and 256 channels, computed on the host), the guard of f16 is
+//! 3e-4, and rounding the results takes 2e-4 of it.
 
 use super::region::Correlation;
 use super::{PRODUCT, WinogradConfig, WinogradTile, config, matrix_product, weight_product};

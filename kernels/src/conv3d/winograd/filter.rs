@@ -1,7 +1,9 @@
-//! `U[point, kd, in, out] = G g G^T`, one unit per (kd, in, out), outs fastest and filled up to vectors: as the product reads it.
+//! `U[point, kd, in, out] = G g G^T`, one unit per (kd, in, out), outs fastest and filled up to vectors: as
+//! the product reads it.
 //!
-//! Bytes per unit: 9 weights read, t*t fp32 values written, neighbouring units beside each other. (Cubes of 8 ins by 8 outs,
-//! whose reads are runs as well, took longer in each of seven layers on an H200: 256 -> 256 0.117 ms instead of 0.053.)
+//! Bytes per unit: 9 weights read, t*t fp32 values written, neighbouring units beside each other. (Cubes of 8
+//! ins by 8 outs, whose reads are runs as well, took longer in each of seven layers on an H200: 256 -> 256
+//! 0.117 ms instead of 0.053.)
 
 use super::Call;
 use super::matrices::{Matrix, WinogradTile, exponent};

@@ -1,8 +1,9 @@
-//! `V[point, c, (image, frame, tile)] = B^T d B`, one unit per (c, image, frame, tile), tiles fastest; for the weight gradient
-//! also `D[point, o, (image, frame, tile)] = G dy G^T` of the tiles of dy.
+//! `V[point, c, (image, frame, tile)] = B^T d B`, one unit per (c, image, frame, tile), tiles fastest; for
+//! the weight gradient also `D[point, o, (image, frame, tile)] = G dy G^T` of the tiles of dy.
 //!
-//! Bytes per unit: t*t inputs read (neighbouring tiles overlap by 2 rows and columns; dy: m*m, no overlap), t*t fp32 values
-//! written. Tiles that fill a frame up are written as zeros: the weight gradient sums over tiles.
+//! Bytes per unit: t*t inputs read (neighbouring tiles overlap by 2 rows and columns; dy: m*m, no overlap),
+//! t*t fp32 values written. Tiles that fill a frame up are written as zeros: the weight gradient sums over
+//! tiles.
 
 use super::Call;
 use super::matrices::{Matrix, WinogradTile, exponent};
@@ -62,7 +63,8 @@ pub(crate) fn launch(
     let squares = tiling.channels * region.v_rows();
     let operations = f64::from(UNITS) * 1500.0;
     for dispatch in dispatches(squares.div_ceil(UNITS as usize), operations, call.limits) {
-        // SAFETY: inputs are read only inside their extents; v holds t*t values for each square of the region.
+        // SAFETY: inputs are read only inside their extents; v holds t*t values for each square of the
+        // region.
         unsafe {
             input_kernel::launch_unchecked(
                 call.client,

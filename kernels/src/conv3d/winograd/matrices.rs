@@ -1,7 +1,7 @@
 //! The matrices of F(m x m, 3 x 3), as exact rationals from their interpolation points.
 //!
-//! Correlating m outputs with 3 taps needs t = m + 2 products: the taps and the inputs are taken to t points by `G`
-//! and `B^T`, multiplied point by point, and brought back by `A^T`:
+//! Correlating m outputs with 3 taps needs t = m + 2 products: the taps and the inputs are taken to t points
+//! by `G` and `B^T`, multiplied point by point, and brought back by `A^T`:
 //!
 //! ```text
 //! y = A^T [ (G g) . (B^T d) ]                               t - 1 finite points a_i and infinity
@@ -10,15 +10,15 @@
 //! B^T[i]    = coefficients of prod_{j != i} (x - a_j)       infinity: of prod_j (x - a_j)
 //! ```
 //!
-//! Read the other way round, the same points correlate the t inputs with m numbers to 3: the weight gradient's taps, dy in
-//! the place of the filter. `G` has m columns then and `A^T` 3 rows.
+//! Read the other way round, the same points correlate the t inputs with m numbers to 3: the weight
+//! gradient's taps, dy in the place of the filter. `G` has m columns then and `A^T` 3 rows.
 //!
-//! Points decide the rounding error. F(2x2) has 0, 1, -1: every coefficient is dyadic, so small integers stay exact.
-//! F(4x4) has 0, 1, -1, 2, -1/2, whose worst output error is a third of that of the usual 0, 1, -1, 2, -2. F(6x6) has
-//! 0, 1, -1, 2, -2, 1/2, -1/2.
+//! Points decide the rounding error. F(2x2) has 0, 1, -1: every coefficient is dyadic, so small integers stay
+//! exact. F(4x4) has 0, 1, -1, 2, -1/2, whose worst output error is a third of that of the usual 0, 1, -1, 2,
+//! -2. F(6x6) has 0, 1, -1, 2, -2, 1/2, -1/2.
 //!
-//! A transform's sums are larger than what goes in, so both factors are divided by a power of two first ([`exponent`]) that
-//! keeps them finite; the result is multiplied by both. Powers of two round nothing.
+//! A transform's sums are larger than what goes in, so both factors are divided by a power of two first
+//! ([`exponent`]) that keeps them finite; the result is multiplied by both. Powers of two round nothing.
 
 use crate::tolerance::Guard;
 use num_rational::Ratio;
@@ -149,8 +149,8 @@ pub(crate) fn coefficient(tile: WinogradTile, which: Matrix, row: usize, column:
     (*value.numer() as f64 / *value.denom() as f64) as f32
 }
 
-/// Of the power of two that what is transformed on the way in is divided by: so large that no sum is larger than what it sums, nor any
-/// sum of the way back larger than the products.
+/// Of the power of two that what is transformed on the way in is divided by: so large that no sum is larger
+/// than what it sums, nor any sum of the way back larger than the products.
 pub(crate) fn exponent(tile: WinogradTile, which: Matrix) -> u32 {
     let [input, filter, gradient] = match tile {
         WinogradTile::F2x2 => [5, 2, 1],
@@ -203,8 +203,8 @@ mod tests {
         }
     }
 
-    /// With the largest of every factor and the worst of all signs no number of any step passes the product of the largest input
-    /// and the largest factor: with room for rounding.
+    /// With the largest of every factor and the worst of all signs no number of any step passes the product
+    /// of the largest input and the largest factor: with room for rounding.
     #[test]
     fn no_step_is_larger_than_the_products() {
         let room = 1.0 + 2f64.powi(-10);

@@ -1,14 +1,15 @@
-//! The transform-domain product on matrix units for fp32 (Apple's simdgroups): what [`super::product`] computes, its walk and
-//! its loads.
+//! The transform-domain product on matrix units for fp32 (Apple's simdgroups): what [`super::product`]
+//! computes, its walk and its loads.
 //!
 //! ```text
 //! D[channels][tiles] += U[channels][terms] * V[terms][tiles]       fragments of 8 x 8, fp32 throughout
 //! ```
 //!
-//! A cube is four planes of 32 units, a plane 32 x 32 results as 16 fragments. Stages hold terms of rows: V and U lie in
-//! memory like that, so a load is a vector of four neighbours. Fragments pass through a patch of shared memory per plane,
-//! where tails are left out and sums of earlier terms are added. Per stage of 32 terms and cube: 4096 loads, `2 * 64 * 64 *
-//! 32` operations; 18 KiB of shared memory. Declined: devices without 8 x 8 matrices of fp32.
+//! A cube is four planes of 32 units, a plane 32 x 32 results as 16 fragments. Stages hold terms of rows: V
+//! and U lie in memory like that, so a load is a vector of four neighbours. Fragments pass through a patch of
+//! shared memory per plane, where tails are left out and sums of earlier terms are added. Per stage of 32
+//! terms and cube: 4096 loads, `2 * 64 * 64 * 32` operations; 18 KiB of shared memory. Declined: devices
+//! without 8 x 8 matrices of fp32.
 
 use super::product::{Depth, Walk, store_stage};
 use super::region::{RegionArgs, VECTOR};

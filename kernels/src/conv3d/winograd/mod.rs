@@ -1,13 +1,14 @@
 //! Winograd in the plane with the depth taps summed in the transform domain.
 //!
 //! ```text
-//! Y[n,o,od] = A^T [ sum over kd, c of (G g[o,c,kd] G^T) . (B^T d[n,c,f] B) ] A        f = od*stride + kd*dilation - begin
+//! Y[n,o,od] = A^T [ sum over kd, c of (G g[o,c,kd] G^T) . (B^T d[n,c,f] B) ] A
+//! f         = od*stride + kd*dilation - begin
 //! ```
 //!
-//! Each input frame is transformed once, whatever KD; the sum over (kd, c) is one matrix product per point of the
-//! transform domain with K = KD * C; each output frame is transformed back once. Frames are addressed by index, so
-//! any batch, depth padding, stride and dilation is served: a frame outside the input is skipped, clamped under
-//! replicate padding.
+//! Each input frame is transformed once, whatever KD; the sum over (kd, c) is one matrix product per point of
+//! the transform domain with K = KD * C; each output frame is transformed back once. Frames are addressed by
+//! index, so any batch, depth padding, stride and dilation is served: a frame outside the input is skipped,
+//! clamped under replicate padding.
 //!
 //! ```text
 //! filter.rs    U[point, kd, c, o]                = G g G^T
@@ -16,30 +17,36 @@
 //! output.rs    y                                 = activation(A^T M A + bias), edges masked
 //! ```
 //!
-//! The input gradient is the same correlation with the filter mirrored on all three axes and its channels swapped; the weight
-//! gradient is in `weight_gradient.rs`. Everything between load and store is fp32. Planes and frames are worked off in regions whose V and M fit the
-//! workspace; the regions of y and dx do not change any sum, so they do not change any bit.
+//! The input gradient is the same correlation with the filter mirrored on all three axes and its channels
+//! swapped; the weight gradient is in `weight_gradient.rs`. Everything between load and store is fp32. Planes
+//! and frames are worked off in regions whose V and M fit the workspace; the regions of y and dx do not
+//! change any sum, so they do not change any bit.
 //!
-//! Nothing of a transform is fused with the product: for 256 channels the product does 5.5 of 6.2 ms, and a cube that did
-//! more than one step would have to hold all 36 points of a tile. V and M travel through memory once each way.
+//! Nothing of a transform is fused with the product: for 256 channels the product does 5.5 of 6.2 ms, and a
+//! cube that did more than one step would have to hold all 36 points of a tile. V and M travel through memory
+//! once each way.
 //!
-//! Depth is summed, not transformed: F(2,3) along depth around F(4x4) (144 points, 1.5 times fewer products, V and M twice
-//! the size) took 2.20 ms instead of 2.77 for 384 channels and 2 frames, but 6.29 instead of 6.12 for 256 channels and 41,
-//! 7.53 instead of 7.13 for 128 channels and 17, 4.07 instead of 2.87 for the first one's input gradient.
+//! Depth is summed, not transformed: F(2,3) along depth around F(4x4) (144 points, 1.5 times fewer products,
+//! V and M twice the size) took 2.20 ms instead of 2.77 for 384 channels and 2 frames, but 6.29 instead of
+//! 6.12 for 256 channels and 41, 7.53 instead of 7.13 for 128 channels and 17, 4.07 instead of 2.87 for the
+//! first one's input gradient.
 //!
-//! A non-finite input reaches every output of its tiles (up to t x t inputs make m x m outputs non-finite), unlike in
-//! the direct sum: [`Algorithm::Strict`](super::Algorithm::Strict) keeps it in its receptive field.
+//! A non-finite input reaches every output of its tiles (up to t x t inputs make m x m outputs non-finite),
+//! unlike in the direct sum: [`Algorithm::Strict`](super::Algorithm::Strict) keeps it in its receptive field.
 //!
-//! Range: a tile's input transform gives numbers up to 49 times its inputs (F(4x4); 225 times for F(6x6)), and outputs are small
-//! differences of sums up to 876 times the direct ones (4579). U and V are therefore 2^-7, 2^-10, 2^-13 times what is written above,
-//! y is multiplied back in its last addition (`matrices::exponent`): exact, and as many operations. Every number is finite where,
-//! with the largest |d| of a tile and the largest |g| of a filter,
+//! Range: a tile's input transform gives numbers up to 49 times its inputs (F(4x4); 225 times for F(6x6)),
+//! and outputs are small differences of sums up to 876 times the direct ones (4579). U and V are therefore
+//! 2^-7, 2^-10, 2^-13 times what is written above, y is multiplied back in its last addition
+//! (`matrices::exponent`): exact, and as many operations. Every number is finite where, with the largest |d|
+//! of a tile and the largest |g| of a filter,
 //!
 //! ```text
-//! sum over c, kd of max|d| * max|g| < 2^128          (the weight gradient: sum over n, frames, tiles of max|d| * max|dy|)
+//! sum over c, kd            of max|d| * max|g|  < 2^128
+//! sum over n, frames, tiles of max|d| * max|dy| < 2^128      (the weight gradient)
 //! ```
 //!
-//! whatever x and w are by themselves. What is below 2^-126 on the way is lost: products |d * g| below 2^-113, about 1e-34.
+//! whatever x and w are by themselves. What is below 2^-126 on the way is lost: products |d * g| below
+//! 2^-113, about 1e-34.
 
 mod choice;
 mod filter;
@@ -85,8 +92,9 @@ pub struct WinogradConfig {
     pub workspace_bytes: u64,
 }
 
-/// Tile of the transform-domain product. 128x64 was as fast on an H200 to 1 % (41 frames of 390 tiles, 256 channels: 6.15 and
-/// 6.21 ms; 2 frames of 1560, 384 channels: 2.97 and 2.84), 128x128 slower in four of five layers (7.06; 3.59).
+/// Tile of the transform-domain product. 128x64 was as fast on an H200 to 1 % (41 frames of 390 tiles, 256
+/// channels: 6.15 and 6.21 ms; 2 frames of 1560, 384 channels: 2.97 and 2.84), 128x128 slower in four of five
+/// layers (7.06; 3.59).
 pub(crate) const PRODUCT: RegisterTile = RegisterTile::M64N64;
 
 /// The configuration for one pass of a launched problem, or why there is none.
@@ -199,13 +207,15 @@ pub(crate) fn forward(
     run(&call, (x, Filters::Weight(w), y), bias, problem.window.activation, &Step::ALL)
 }
 
-/// Shape of a weight that [`prepare`] has transformed: `U[point, kd, c, o]`, `o` filled up to a multiple of four.
+/// Shape of a weight that [`prepare`] has transformed: `U[point, kd, c, o]`, `o` filled up to a multiple of
+/// four.
 pub fn prepared_shape(problem: &Conv3dProblem, tile: WinogradTile) -> [usize; 4] {
     Correlation::of(problem, Pass::Forward).filter_shape(tile)
 }
 
-/// Transforms a weight once, for many forward passes with it ([`forward_prepared`]): operands w and U, contiguous fp32 of
-/// [`prepared_shape`]. U serves every problem with this weight, whatever its extents and window.
+/// Transforms a weight once, for many forward passes with it ([`forward_prepared`]): operands w and U,
+/// contiguous fp32 of [`prepared_shape`]. U serves every problem with this weight, whatever its extents and
+/// window.
 ///
 /// # Errors
 /// When `w` is not the problem's weight or U not of its shape, or the problem is none for Winograd.
@@ -234,8 +244,8 @@ fn check_prepared(problem: &Conv3dProblem, tile: WinogradTile, u: &Operand) -> R
     Ok(())
 }
 
-/// [`super::forward`] with a weight that [`prepare`] has transformed in the configuration's tile: operands x, U, y; the same
-/// bits.
+/// [`super::forward`] with a weight that [`prepare`] has transformed in the configuration's tile: operands x,
+/// U, y; the same bits.
 ///
 /// # Errors
 /// As [`super::forward`]; when U is not the shape of the problem's weight in that tile.
@@ -278,7 +288,8 @@ pub fn forward_steps(
     run(&call, (x, Filters::Weight(w), y), None, problem.window.activation, steps)
 }
 
-/// Launches the input gradient under zero padding: operands dy, w, dx. dx may be fp32 whatever the problem's dtype.
+/// Launches the input gradient under zero padding: operands dy, w, dx. dx may be fp32 whatever the problem's
+/// dtype.
 pub(crate) fn input_gradient(
     client: &Client,
     problem: &Conv3dProblem,

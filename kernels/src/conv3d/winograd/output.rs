@@ -1,7 +1,9 @@
-//! `y = activation(A^T M A + bias)`, one unit per (out channel, image, frame, tile), tiles fastest; edges masked.
+//! `y = activation(A^T M A + bias)`, one unit per (out channel, image, frame, tile), tiles fastest; edges
+//! masked.
 //!
-//! Bytes per unit: t*t fp32 values read, m*m outputs written. A tile's row of outputs is written in as few vectors as the
-//! target's layout allows: single elements of 16 neighbouring bytes cost the memory four writes.
+//! Bytes per unit: t*t fp32 values read, m*m outputs written. A tile's row of outputs is written in as few
+//! vectors as the target's layout allows: single elements of 16 neighbouring bytes cost the memory four
+//! writes.
 
 use super::Call;
 use super::matrices::{Matrix, WinogradTile, whole};
@@ -46,7 +48,8 @@ pub(crate) fn launch(
         else {
             unreachable!("`check_operands` has compared the shapes")
         };
-        // SAFETY: m holds t*t values for each square of the region; outputs are masked by the target's extents.
+        // SAFETY: m holds t*t values for each square of the region; outputs are masked by the target's
+        // extents.
         unsafe {
             output_kernel::launch_unchecked(
                 call.client,
@@ -78,8 +81,8 @@ pub(crate) fn launch(
     }
 }
 
-/// How many neighbouring outputs are written at once: what divides a tile's row, the plane's rows and every place where
-/// one starts.
+/// How many neighbouring outputs are written at once: what divides a tile's row, the plane's rows and every
+/// place where one starts.
 fn together(target: &Operand, tile: WinogradTile) -> usize {
     let offset = target.handle.offset_start.unwrap_or(0) as usize / target.dtype.size();
     let mut starts = target.strides[..4].iter().chain([&target.shape[4], &offset]);

@@ -1,19 +1,19 @@
 //! The transform-domain product, on fp32 multiply-adds (on matrix units: `matrix_product.rs`):
 //!
 //! ```text
-//! M[point, o, (image, frame, tile)] = sum over (kd, c) of V[point, c, (image, source(frame, kd), tile)] * U[point, kd, c, o]
+//! M[point, o, (image, frame, tile)] = sum over (kd, c) of
+//!                                     V[point, c, (image, source(frame, kd), tile)] * U[point, kd, c, o]
 //! ```
 //!
-//! One matrix product per point, points being the slowest index of the grid: rows are the region's tiles, columns the
-//! output channels, K = KD * C. Consecutive frames' sources overlap in V: the overlap is in a row's address, not in memory.
+//! One matrix product per point, points being the slowest index of the grid: rows are the region's tiles,
+//! columns the output channels, K = KD * C. Sources of consecutive frames overlap in V, by their addresses.
 //!
-//! The cube's tile, its stages and the unit's registers are those of [`RegisterTile`]: V and U lie in memory as the stages
-//! want them, so every load is a vector of four neighbours, and the next stage is read while one is multiplied. A stage
-//! holds channels of one depth tap. Taps that lie in the depth padding for all of a cube's rows are skipped (they would add
-//! zeros); other rows read zero there, or the nearest frame under replicate padding.
-//!
-//! Per stage and cube: `(tile_m + tile_n) * tile_k` loads, `2 * tile_m * tile_n * tile_k` operations; M is written once
-//! per 2048 terms (F(6x6): 512).
+//! The cube's tile, its stages and the unit's registers are those of [`RegisterTile`]: V and U lie in memory
+//! as the stages want them, so every load is a vector of four neighbours, and the next stage is read while
+//! one is multiplied. A stage holds channels of one depth tap. Taps in the depth padding of all of a cube's
+//! rows are skipped; other rows read zero there, or the nearest frame under replicate padding. Per stage and
+//! cube: `(tile_m + tile_n) * tile_k` loads, `2 * tile_m * tile_n * tile_k` operations; M is written once per
+//! 2048 terms (F(6x6): 512).
 
 use super::matrix_product::matrix_product_kernel;
 use super::region::{Region, RegionArgs, VECTOR};
@@ -25,8 +25,8 @@ use crate::operand::Operand;
 use cubecl::ir::AddressType;
 use cubecl::prelude::*;
 
-/// Stages of a launch of `tile_k` terms each, whose products are summed in registers before they are added to M: an fp32 sum of more terms loses
-/// digits, and Winograd's outputs are small differences of its sums, those of F(6x6) the smallest.
+/// Stages of a launch, `tile_k` terms each, that registers sum before M does: a longer fp32 sum loses digits,
+/// and Winograd's outputs are small differences of its sums, those of F(6x6) the smallest.
 pub(super) fn part_stages(tile: WinogradTile, tile_k: usize) -> u32 {
     let terms = if tile == WinogradTile::F6x6 { 512 } else { 2048 };
     (terms / tile_k) as u32
@@ -87,7 +87,7 @@ pub(crate) fn launch(call: &Call, address: AddressType, region: &Region, [u, v, 
             let (count, units) = (dispatch.count(), CubeDim::new_1d(units as u32));
             let (client, unroll) = (call.client, call.limits.unroll);
             let (span, region) = (dispatch.span(), region.args());
-            // SAFETY: rows and columns past the last repeat it unwritten; terms and frames past the last are not read.
+            // SAFETY: rows and columns past the last repeat it unwritten; no later term or frame is read.
             unsafe {
                 match matrices {
                     Some(tile) => matrix_product_kernel::launch_unchecked(
@@ -103,8 +103,8 @@ pub(crate) fn launch(call: &Call, address: AddressType, region: &Region, [u, v, 
     }
 }
 
-/// A cube's tile and its unit's vector of rows and of columns, kept through all stages. (What changes is apart from it, in
-/// [`Stage`]: the fields of a struct that changes are variables in the emitted text, all of them.)
+/// A cube's tile and its unit's vector of rows and of columns, kept through all stages. What changes is in
+/// [`Stage`]: every field of a struct that changes is a variable in the emitted text.
 #[derive(CubeType, Clone, Copy)]
 pub(crate) struct Walk {
     pub(crate) point: usize,

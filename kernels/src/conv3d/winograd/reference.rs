@@ -1,13 +1,13 @@
-//! The Winograd algorithm in f64: proves the identity through a whole problem, and on absolute values gives the
-//! magnitude that bounds the algorithm's own rounding errors (see [`crate::tolerance`]).
+//! The Winograd algorithm in f64: proves the identity through a whole problem, and on absolute values gives
+//! the magnitude that bounds the algorithm's own rounding errors (see [`crate::tolerance`]).
 
 use super::Pass;
 use super::matrices::{Matrix, WinogradTile, matrix_f64};
 use super::region::Correlation;
 use crate::conv3d::problem::Conv3dProblem;
 
-/// The result of `pass` (forward without bias and activation, or input gradient under zero padding) computed tile by
-/// tile; with `absolute`, with every number and coefficient replaced by its absolute value.
+/// The result of `pass` (forward without bias and activation, or input gradient under zero padding) computed
+/// tile by tile; with `absolute`, with every number and coefficient replaced by its absolute value.
 pub fn evaluate(
     problem: &Conv3dProblem,
     pass: Pass,

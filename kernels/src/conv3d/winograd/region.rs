@@ -1,12 +1,13 @@
-//! A Winograd pass as a correlation, and the regions into which its tiles are cut so that V and M fit the workspace.
+//! A Winograd pass as a correlation, and the regions into which its tiles are cut so that V and M fit the
+//! workspace.
 //!
 //! ```text
-//! V row = ((image, source frame), tile)       tiles of a frame: rows * columns, filled up to a multiple of four
+//! V row = ((image, source frame), tile)    tiles of a frame: rows * columns, filled up to a multiple of four
 //! M row = ((image, output frame), tile)
 //! ```
 //!
-//! Four neighbouring rows lie in one frame, so they travel as a vector through the product. What fills up is zero in V and
-//! never read from M; a row of the product depends on no other.
+//! Four neighbouring rows lie in one frame, so they travel as a vector through the product. What fills up is
+//! zero in V and never read from M; a row of the product depends on no other.
 
 use super::WinogradTile;
 use crate::conv3d::args::clamp_to_i32;
@@ -17,8 +18,8 @@ use cubecl::prelude::*;
 /// Rows, or channels of a filter, that travel together.
 pub(crate) const VECTOR: usize = 4;
 
-/// A stride-1 3x3-in-plane correlation: the forward pass (whose V the weight gradient shares), or the input gradient seen as
-/// one.
+/// A stride-1 3x3-in-plane correlation: the forward pass (whose V the weight gradient shares), or the input
+/// gradient seen as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Correlation {
     pub(crate) batch: usize,
@@ -160,8 +161,8 @@ impl Correlation {
         ]
     }
 
-    /// The largest region that `fits`, of nearly equal parts: whole images, else rows of tiles of one image, else frames of
-    /// one row (which transform again what neighbouring frames share).
+    /// The largest region that `fits`, of nearly equal parts: whole images, else rows of tiles of one image,
+    /// else frames of one row (which transform again what neighbouring frames share).
     pub(crate) fn largest_region(
         &self,
         tile: WinogradTile,
@@ -196,7 +197,8 @@ pub(crate) struct RegionArgs {
     pub(crate) vectors: u32,
 }
 
-/// Where a tile is: its image, its frame counted in the region, its first row and column of tiles in the plane.
+/// Where a tile is: its image, its frame counted in the region, its first row and column of tiles in the
+/// plane.
 #[derive(CubeType, Clone, Copy)]
 pub(crate) struct TilePlace {
     pub(crate) channel: u32,

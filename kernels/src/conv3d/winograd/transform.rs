@@ -50,8 +50,9 @@ pub(crate) fn transform_square(
     out
 }
 
-/// `value` times 2^`-exponent`, to be transformed: on its bits, because drivers take a factor of every term of a sum out of it, and the
-/// sum then passes fp32. What would be no normal number is zero; NaN and infinities stay.
+/// `value` times 2^`-exponent`, to be transformed: on its bits, because drivers take a factor of every term
+/// of a sum out of it, and the sum then passes fp32. What would be no normal number is zero; NaN and
+/// infinities stay.
 #[cube]
 pub(crate) fn shrunk(value: f32, #[comptime] exponent: u32) -> f32 {
     let bits = u32::reinterpret(value);

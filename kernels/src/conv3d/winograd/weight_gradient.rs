@@ -9,11 +9,12 @@
 //! this file          dw                                 = A^T (sum over parts of S) A
 //! ```
 //!
-//! t*t products per m*m results of dy and 9 taps: 4 times fewer than the direct sum for F(4x4), 2.25 for F(2x2). Sums are
-//! grouped by regions and parts: dw's bits depend on the plan's region and on `Limits`, as those of any split sum do. F(6x6) is
-//! declined: sums are long enough as they are.
+//! t*t products per m*m results of dy and 9 taps: 4 times fewer than the direct sum for F(4x4), 2.25 for
+//! F(2x2). Sums are grouped by regions and parts: dw's bits depend on the plan's region and on `Limits`, as
+//! those of any split sum do. F(6x6) is declined: sums are long enough as they are.
 //!
-//! Bytes per unit of the last step: t*t fp32 sums read for each part, neighbouring units beside each other; 9 taps written.
+//! Bytes per unit of the last step: t*t fp32 sums read for each part, neighbouring units beside each other; 9
+//! taps written.
 
 use super::matrices::{Matrix, WinogradTile, whole};
 use super::region::VECTOR;
@@ -50,7 +51,8 @@ fn taps(call: &Call, address: AddressType, parts: usize, [sums, dw]: [&Operand; 
     let filters = correlation.kernel_depth * correlation.in_channels * correlation.out_channels;
     let operations = f64::from(UNITS) * (400 + 64 * parts) as f64;
     for dispatch in dispatches(filters.div_ceil(UNITS as usize), operations, call.limits) {
-        // SAFETY: the unit's index is checked against the number of filters; sums holds t*t values for each in each part.
+        // SAFETY: the unit's index is checked against the number of filters; sums holds t*t values for each
+        // in each part.
         unsafe {
             taps_kernel::launch_unchecked(
                 call.client,

@@ -2,24 +2,27 @@
 //!
 //! ```text
 //! S[part, point, kd, c, o] += sum over the part's (image, frame, tile) of
-//!                             D[point, o, (image, frame, tile)] * V[point, c, (image, source(frame, kd), tile)]
+//!                             D[point, o, (image, frame, tile)]
+//!                             * V[point, c, (image, source(frame, kd), tile)]
 //! ```
 //!
-//! One matrix product per point and depth tap, points being the slowest index of the grid: rows are the output channels,
-//! columns the input channels, the sum runs over the region's tiles. Both operands hold tiles in runs, so a unit reads four
-//! tiles of four channels and turns them in registers into four vectors of its stage:
+//! One matrix product per point and depth tap, points being the slowest index of the grid: rows are the
+//! output channels, columns the input channels, the sum runs over the region's tiles. Both operands hold
+//! tiles in runs, so a unit reads four tiles of four channels and turns them in registers into four vectors
+//! of its stage:
 //!
 //! ```text
-//!            tiles (the sum)                       stage: tile_k rows (tiles) of tile_m / 4 vectors of channels
+//!            tiles (the sum)         stage: tile_k rows (tiles) of tile_m / 4 vectors of channels
 //!           +----+----+----+----+
-//! channels  | 4x4|    |    |    |    unit u reads block (u / 4, u % 4): 64 channels by 16 tiles are 64 blocks
+//! channels  | 4x4|    |    |    |    unit u reads block (u / 4, u % 4): 64 channels x 16 tiles are 64 blocks
 //!           +----+----+----+----+
 //! ```
 //!
-//! Tile, units and registers are those of [`RegisterTile::M64N64`]. Per stage and cube `(tile_m + tile_n) * tile_k` loads,
-//! `2 * tile_m * tile_n * tile_k` operations; S is read and written once per 2048 tiles at most, whose sums stay in registers:
-//! an fp32 sum of more terms loses digits. Several parts of the sum run side by side where one would not fill the device;
-//! each has its own S. Frames in the depth padding read zero, or the nearest one under replicate padding.
+//! Tile, units and registers are those of [`RegisterTile::M64N64`]. Per stage and cube
+//! `(tile_m + tile_n) * tile_k` loads, `2 * tile_m * tile_n * tile_k` operations; S is read and written once
+//! per 2048 tiles at most, whose sums stay in registers: an fp32 sum of more terms loses digits. Several
+//! parts of the sum run side by side where one would not fill the device; each has its own S. Frames in the
+//! depth padding read zero, or the nearest one under replicate padding.
 
 use super::region::{Correlation, Region, RegionArgs, VECTOR};
 use super::{Call, PRODUCT, WinogradTile};
@@ -48,7 +51,8 @@ pub(crate) fn cubes(correlation: &Correlation, tile: WinogradTile) -> usize {
     points * correlation.kernel_depth * channels
 }
 
-/// Parts of the sum that run side by side: four times the cubes that fill the device, S within a quarter of the workspace.
+/// Parts of the sum that run side by side: four times the cubes that fill the device, S within a quarter of
+/// the workspace.
 pub(crate) fn parts(correlation: &Correlation, tile: WinogradTile, limits: &Limits) -> usize {
     let wanted = (4 * limits.cubes_in_flight).div_ceil(cubes(correlation, tile).max(1));
     let bytes = 4 * correlation.filter_shape(tile).iter().map(|&size| size as u64).product::<u64>();
@@ -103,8 +107,8 @@ pub(crate) fn launch(
     for (sweep, (from, length)) in sweeps(region, parts).enumerate() {
         let operations = 2.0 * (tile.tile_m * tile.tile_n * length * VECTOR) as f64;
         for dispatch in dispatches(cubes, operations, call.limits) {
-            // SAFETY: channels past the last repeat it, their sums are not read; tiles past the last and frames outside the
-            // input are not read.
+            // SAFETY: channels past the last repeat it, their sums are not read; tiles past the last and
+            // frames outside the input are not read.
             unsafe {
                 weight_product_kernel::launch_unchecked(
                     call.client,
@@ -299,8 +303,8 @@ impl Extents {
         (frame * self.stride + kd * self.dilation) as i32 - self.begin
     }
 
-    /// Offset in a channel of V, in vectors, of what a place reads when the region's first frame reads `first`, and whether it
-    /// reads anything.
+    /// Offset in a channel of V, in vectors, of what a place reads when the region's first frame reads
+    /// `first`, and whether it reads anything.
     fn place(&self, place: &Place, region: &RegionArgs, first: i32, end: u32) -> (usize, bool) {
         let mut source = first + (place.frame * self.stride) as i32;
         if self.replicate == 1u32 {

@@ -1,5 +1,5 @@
-//! What holds beyond the values of the conformance table: empty problems, named regressions of other libraries, ids,
-//! NaN, extreme values, gradients left out.
+//! What holds beyond the values of the conformance table: empty problems, named regressions of other
+//! libraries, ids, NaN, extreme values, gradients left out.
 
 use super::views::bits;
 use super::{Tensors, launch, normal, plans, problem, read_results, run, sample, tensors};

@@ -1,5 +1,5 @@
-//! Several decoding steps at once: shifted states and rings, rows with and without a slot, states updated in place; and the
-//! last states of packed sequences.
+//! Several decoding steps at once: shifted states and rings, rows with and without a slot, states updated in
+//! place; and the last states of packed sequences.
 
 use super::normal;
 use crate::support::{Buffer, client, output, read_all, upload, upload_indices};
@@ -22,7 +22,8 @@ fn several_steps_rings_and_slots_match_the_reference() {
     assert!(cases >= 400);
 }
 
-/// Runs widths with states of several lengths, shifted and as rings, with and without slots: the number of cases.
+/// Runs widths with states of several lengths, shifted and as rings, with and without slots: the number of
+/// cases.
 pub(crate) fn check_steps(
     (client, limits): (&Client, &Limits),
     dtype: FloatType,
@@ -126,8 +127,8 @@ pub(crate) fn check_last_states(
     check_sequence_ids((client, limits), index_type);
 }
 
-/// The ids of packed sequences, with padding before the first and after the last and a sequence without steps; as many steps as
-/// more than one cube has.
+/// The ids of packed sequences, with padding before the first and after the last and a sequence without
+/// steps; as many steps as more than one cube has.
 fn check_sequence_ids((client, limits): (&Client, &Limits), index_type: IndexType) {
     for (bounds, t) in [(vec![0i64, 7, 9, 9, 20], 20), (vec![3, 290, 300, 301], 600), (vec![5], 9)] {
         let on_device = upload_indices(client, &bounds, &[bounds.len()], &[2], index_type);

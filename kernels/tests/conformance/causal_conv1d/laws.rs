@@ -1,5 +1,6 @@
-//! Laws that hold between problems, without a reference, under every plan: rows are independent, a packed row is its sequences, a
-//! state is what stood before, gradients are adjoint. Data are small integers, so that every sum is exact.
+//! Laws that hold between problems, without a reference, under every plan: rows are independent, a packed row
+//! is its sequences, a state is what stood before, gradients are adjoint. Data are small integers, so that
+//! every sum is exact.
 
 use super::{Tensors, launch, plans, problem, read_results, tensors_with};
 use crate::support::client;

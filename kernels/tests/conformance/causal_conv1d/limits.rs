@@ -1,5 +1,5 @@
-//! Limits that a call is checked against or that must not be felt: slots that several rows have, loops longer than a device lets
-//! them be, sums of very many terms.
+//! Limits that a call is checked against or that must not be felt: slots that several rows have, loops longer
+//! than a device lets them be, sums of very many terms.
 
 use super::{launch, plans, problem, read_results, tensors};
 use crate::device::EXECUTED;
@@ -10,7 +10,8 @@ use conv_kernels::causal_conv1d::{self as op, CausalConv1dProblem, DecodingSteps
 use conv_kernels::conv3d::Activation;
 use conv_kernels::{FloatType, IndexType, Limits};
 
-/// Of rows with one slot the last has it; the others are padding. On every device, also where the state is updated in place.
+/// Of rows with one slot the last has it; the others are padding. On every device, also where the state is
+/// updated in place.
 #[test]
 fn the_last_row_of_a_slot_has_it() {
     let client = client();
@@ -111,8 +112,8 @@ fn many_steps_in_a_ring_are_right_or_refused() {
     }
 }
 
-/// A plan whose loops are too long for the device gives way to another, in either pass; where there is none, the call is refused
-/// before anything is launched.
+/// A plan whose loops are too long for the device gives way to another, in either pass; where there is none,
+/// the call is refused before anything is launched.
 #[test]
 fn plans_with_long_loops_give_way() {
     let limits = Limits { loop_turns: Some(60), ..Limits::apple_m1() };

@@ -74,8 +74,8 @@ fn dtype_pair(dtype: FloatType, turn: usize) -> [FloatType; 2] {
     [dtype, if turn % 3 == 1 { other } else { dtype }]
 }
 
-/// Runs a table in x's dtype `dtype`; with `exact`, integer data, ReLU for SiLU, and no tolerance. Returns the cases whose
-/// results were compared, none where the device lacks the type.
+/// Runs a table in x's dtype `dtype`; with `exact`, integer data, ReLU for SiLU, and no tolerance. Returns
+/// the cases whose results were compared, none where the device lacks the type.
 pub(crate) fn run(table: &[Case], dtype: FloatType, exact: bool) -> Option<Vec<Case>> {
     let client = client();
     let limits = Limits::of(&client);

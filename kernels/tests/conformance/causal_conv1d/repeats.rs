@@ -8,8 +8,8 @@ use conv_cases::causal_conv1d::{self as cases, Case};
 use conv_kernels::conv3d::Activation;
 use conv_kernels::{FloatType, IndexType, Limits};
 
-/// One NaN of a wide filter's x reaches the W steps that read it, one of dy the W steps that it is handed back to: taps that fill
-/// up a block are not multiplied by 0.
+/// One NaN of a wide filter's x reaches the W steps that read it, one of dy the W steps that it is handed
+/// back to: taps that fill up a block are not multiplied by 0.
 #[test]
 fn nan_stays_in_the_reach_of_a_wide_filter() {
     let client = client();
@@ -57,13 +57,15 @@ fn nan_stays_in_the_reach_of_a_wide_filter() {
     }
 }
 
-/// Through SiLU's derivative a NaN of x makes the gradients of the steps that read it NaN, which meet other steps of x.
+/// Through SiLU's derivative a NaN of x makes the gradients of the steps that read it NaN, which meet other
+/// steps of x.
 fn silu_spreads(silu: bool, place: usize, k: usize, w: usize, t: usize) -> bool {
     silu && (place..(place + w).min(t)).any(|step| step + k + 1 >= w)
 }
 
-/// On a device that has few cubes in flight a cube of a wide filter has several tiles, one read while another is multiplied: rows
-/// that are vectors and rows that are not, taps that stay for all tiles and taps that do not, a last cube with fewer tiles.
+/// On a device that has few cubes in flight a cube of a wide filter has several tiles, one read while another
+/// is multiplied: rows that are vectors and rows that are not, taps that stay for all tiles and taps that do
+/// not, a last cube with fewer tiles.
 #[test]
 fn cubes_have_several_tiles() {
     let client = client();
@@ -88,7 +90,8 @@ fn cubes_have_several_tiles() {
     }
 }
 
-/// Every plan of some problems, in 16 and 32 bits: 10,000 launches on a GPU, few where a launch takes milliseconds.
+/// Every plan of some problems, in 16 and 32 bits: 10,000 launches on a GPU, few where a launch takes
+/// milliseconds.
 #[test]
 fn repeated_launches_give_equal_bits() {
     let client = client();

@@ -1,4 +1,5 @@
-//! Final states of rows with sequence ids and padding, pieces of such rows, what padding holds, and states in fp32 beside 16-bit x.
+//! Final states of rows with sequence ids and padding, pieces of such rows, what padding holds, and states in
+//! fp32 beside 16-bit x.
 
 use super::{check, launch, normal, plans, problem, read_results, tensors};
 use crate::support::{client, output, read_all, upload, upload_indices};
@@ -101,7 +102,8 @@ const ROWS: [Row; 7] = [
     },
 ];
 
-/// The state is what the next step of the row's last sequence reads, in every layout, width of memory access and plan.
+/// The state is what the next step of the row's last sequence reads, in every layout, width of memory access
+/// and plan.
 #[test]
 fn final_states_know_their_sequences() {
     let client = client();
@@ -136,8 +138,9 @@ fn final_states_know_their_sequences() {
     }
 }
 
-/// Rows with ids in two pieces, the second with the state of the first where its first step belongs to the state's sequence, give
-/// y and dx of the whole, wherever they are cut: within a sequence, at its end, within padding.
+/// Rows with ids in two pieces, the second with the state of the first where its first step belongs to the
+/// state's sequence, give y and dx of the whole, wherever they are cut: within a sequence, at its end, within
+/// padding.
 #[test]
 fn pieces_of_rows_with_ids_give_the_whole() {
     let client = client();
@@ -229,7 +232,8 @@ fn the_last_step_before_long_padding_is_found() {
     }
 }
 
-/// NaN and infinities at padding, in the residual and dy there too, reach no result, nor does an infinite weight reach padding.
+/// NaN and infinities at padding, in the residual and dy there too, reach no result, nor does an infinite
+/// weight reach padding.
 #[test]
 fn nothing_at_padding_reaches_a_result() {
     let client = client();

@@ -11,7 +11,8 @@ use conv_kernels::tolerance::Expected;
 use conv_kernels::{FloatType, Limits};
 use cubecl::prelude::*;
 
-/// Chunks that hand the final state on give the bits of the whole sequence, forwards, and its gradient backwards.
+/// Chunks that hand the final state on give the bits of the whole sequence, forwards, and its gradient
+/// backwards.
 #[test]
 fn chunks_give_the_whole_sequence() {
     chunks(5);

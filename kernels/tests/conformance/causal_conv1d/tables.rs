@@ -11,8 +11,9 @@ fn conformance(btc: bool) -> Vec<Case> {
     cases::conformance().into_iter().filter(|case| case.btc == btc).collect()
 }
 
-/// The table of a layout in a type. With the exact runs below there are more than a thousand cases in two types: in each layout
-/// and type every width 1 to 8 at every length around the boundaries of tiles, and what options and wide filters add.
+/// The table of a layout in a type. With the exact runs below there are more than a thousand cases in two
+/// types: in each layout and type every width 1 to 8 at every length around the boundaries of tiles, and what
+/// options and wide filters add.
 fn run_layout(btc: bool, dtype: FloatType) {
     let mut table = conformance(btc);
     if dtype == FloatType::F16 && !is_full() {

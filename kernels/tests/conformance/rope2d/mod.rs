@@ -122,8 +122,8 @@ fn the_inverse_undoes_the_rotation() {
     }
 }
 
-/// Tokens are independent: turned in another order, together with their positions, they give the same bits; so do the two rows of a
-/// batch alone.
+/// Tokens are independent: turned in another order, together with their positions, they give the same bits;
+/// so do the two rows of a batch alone.
 #[test]
 fn tokens_are_independent() {
     let client = client();
@@ -359,7 +359,8 @@ fn the_inverse_of_the_reference_is_its_adjoint() {
     }
 }
 
-/// The product of two rotated tokens depends on the difference of their positions only, and does depend on it.
+/// The product of two rotated tokens depends on the difference of their positions only, and does depend on
+/// it.
 #[test]
 fn the_reference_is_relative() {
     for layout in [RopeLayout::Bhnd, RopeLayout::Bnhd] {

@@ -1,4 +1,5 @@
-//! Prefix tokens, partial rotation, positions of a grid and between its places, queries and keys together, in place.
+//! Prefix tokens, partial rotation, positions of a grid and between its places, queries and keys together, in
+//! place.
 
 use super::{random_tokens, upload_positions};
 use crate::support::{Buffer, client, output, read_all, upload};
@@ -133,7 +134,8 @@ fn queries_and_keys_turn_together_and_in_place() {
     }
 }
 
-/// Queries and keys in one launch again and again: 10,000 times on a GPU, few where a launch takes milliseconds.
+/// Queries and keys in one launch again and again: 10,000 times on a GPU, few where a launch takes
+/// milliseconds.
 #[test]
 fn repeated_rotations_give_equal_bits() {
     let client = client();

@@ -1,19 +1,23 @@
-//! The weight gradient on matrix units with a window of the source in shared memory for nine taps of a plane, fp32 accumulation.
+//! The weight gradient on matrix units with a window of the source in shared memory for nine taps of a plane,
+//! fp32 accumulation.
 //!
 //! ```text
 //! partial[part, o, c, tap] = sum over the part's sites q of dy[o][q] * x[c][q shifted by kh * pitch + kw]
 //!
 //!   elements of a strip, row by row:     | chunk s - 2 | chunk s - 1 | chunk s |    32 elements each
-//!   the source, 32 channels of each       +-------------- ring --------------+     a chunk is written once and is read by all
-//!   dy, 64 channels of each               +-- one chunk -+                         taps of the chunks that its windows reach
+//!   the source, 32 channels of each       +-------------- ring --------------+
+//!   dy, 64 channels of each               +-- one chunk -+
+//!
+//!   a chunk is written once and is read by all taps of the chunks that its windows reach
 //! ```
 //!
-//! A strip's row is its sites and the rim that their windows reach ([`crate::conv3d::shifted::kernel`]); dy is zero in the rim,
-//! and so are its products. The ring holds a chunk and what its taps reach (at most four more); its first rows stand once more
-//! behind its last, so that a fragment may begin in any of them. A plane holds the sums of 32x16 channels (Apple: 16x8) for nine
-//! taps; where fewer are left the last one is repeated and not written. Per chunk a cube reads `32 * (32 + 64)` elements for
-//! `2 * 64 * 32 * 32 * 9` operations. Parts are summed in order by `reduce.rs`. Declined: strides in the plane, windows whose
-//! taps reach further than the ring.
+//! A strip's row is its sites and the rim that their windows reach ([`crate::conv3d::shifted::kernel`]); dy
+//! is zero in the rim, and so are its products. The ring holds a chunk and what its taps reach (at most four
+//! more); its first rows stand once more behind its last, so that a fragment may begin in any of them. A
+//! plane holds the sums of 32x16 channels (Apple: 16x8) for nine taps; where fewer are left the last one is
+//! repeated and not written. Per chunk a cube reads `32 * (32 + 64)` elements for `2 * 64 * 32 * 32 * 9`
+//! operations. Parts are summed in order by `reduce.rs`. Declined: strides in the plane, windows whose taps
+//! reach further than the ring.
 
 use super::ShiftedWeightTile;
 use super::places::{Share, Strip, WeightTiling, dy_place, strip_at, x_place};
@@ -105,7 +109,8 @@ pub(super) fn shifted_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
     write_result(&sums, out, &tiling, &share, tile);
 }
 
-/// Reads this unit's vectors of chunk `number` of a strip of x, and of dy's chunk as many before it as its taps reach beyond it.
+/// Reads this unit's vectors of chunk `number` of a strip of x, and of dy's chunk as many before it as its
+/// taps reach beyond it.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn read_chunk<E: Float>(
@@ -156,7 +161,8 @@ fn read_chunk<E: Float>(
     (values, dy_values)
 }
 
-/// Writes what [`read_chunk`] has read: x into a slot of the ring, the first one's first rows behind the last as well, and dy.
+/// Writes what [`read_chunk`] has read: x into a slot of the ring, the first one's first rows behind the last
+/// as well, and dy.
 #[cube]
 fn write_chunk<E: Float, S: Float, V: Size>(
     x_values: &Sequence<E>,
@@ -183,8 +189,8 @@ fn write_chunk<E: Float, S: Float, V: Size>(
     write(dy_values, chunk, site, dy_row, comptime!(tile.out_channels()), tile);
 }
 
-/// Reads this unit's vectors of a chunk into registers: runs of `width` channels of one element, `step` channels apart, of the
-/// `end` that exist; lanes along elements.
+/// Reads this unit's vectors of a chunk into registers: runs of `width` channels of one element, `step`
+/// channels apart, of the `end` that exist; lanes along elements.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn read<E: Float>(
@@ -232,8 +238,8 @@ fn write<E: Float, S: Float, V: Size>(
     }
 }
 
-/// Adds the products of a chunk's sites `k..k + fragment` to a plane's sums, for every tap; `first` is the ring's row of the
-/// chunk's first site.
+/// Adds the products of a chunk's sites `k..k + fragment` to a plane's sums, for every tap; `first` is the
+/// ring's row of the chunk's first site.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn multiply<S: Float, V: Size>(

@@ -1,4 +1,5 @@
-//! The weight gradient with a window of the source in shared memory for all taps of a plane: its tile, its parts, its launch.
+//! The weight gradient with a window of the source in shared memory for all taps of a plane: its tile, its
+//! parts, its launch.
 
 mod kernel;
 mod places;
@@ -30,8 +31,9 @@ pub struct ShiftedWeightTile {
     pub fragment: usize,
 }
 
-/// Fragments of 16 (f16): a unit holds 144 sums, 23 KiB of shared memory. On an H200 (256 -> 256, 43x62x106 and 8x28x28, both 3x3x3):
-/// 4.5 and 0.25 ms; with 64 sites and a ring of 192 5.5 and 0.21, of 256 5.4 and 0.20; gathered 7.1 and 0.27.
+/// Fragments of 16 (f16): a unit holds 144 sums, 23 KiB of shared memory. On an H200 (256 -> 256, 43x62x106
+/// and 8x28x28, both 3x3x3): 4.5 and 0.25 ms; with 64 sites and a ring of 192 5.5 and 0.21, of 256 5.4 and
+/// 0.20; gathered 7.1 and 0.27.
 const SIXTEEN: [ShiftedWeightTile; 1] = [ShiftedWeightTile { sites: 32, ring: 160, fragment: 16 }];
 /// Fragments of 8 (f32): a unit holds 36 sums, 19 KiB.
 const EIGHT: [ShiftedWeightTile; 1] = [ShiftedWeightTile { sites: 32, ring: 160, fragment: 8 }];
@@ -79,8 +81,8 @@ impl ShiftedWeightTile {
         format!("{}x{}x{TAPS}", self.out_channels(), self.channels())
     }
 
-    /// Vectors of `width` elements from one site of a stage to the next: its channels, and 16 bytes that spread the rows over
-    /// the banks.
+    /// Vectors of `width` elements from one site of a stage to the next: its channels, and 16 bytes that
+    /// spread the rows over the banks.
     pub(super) fn row(&self, channels: usize, width: usize, size: usize) -> usize {
         (channels + 16 / size) / width
     }
@@ -122,13 +124,15 @@ impl Strips {
         })
     }
 
-    /// Rows of a band: as many as have an accurate sum, and so few that `tiles` of every band fill the device.
+    /// Rows of a band: as many as have an accurate sum, and so few that `tiles` of every band fill the
+    /// device.
     fn band_rows(&self, tiles: usize, tile: &ShiftedWeightTile, limits: &Limits) -> usize {
         let accurate = self.rows.div_ceil((ReductionSplit::LENGTH / self.pitch).max(1));
         // A band of fewer than eight chunks would spend its time on its ends.
         let worthwhile = (self.rows * self.pitch).div_ceil(8 * tile.sites);
         let cubes = tiles * self.strips * self.planes;
-        // A quarter of the cubes in flight keeps every core busy (16 frames of 56x56, 64 -> 128: 192 cubes 0.15 ms, 576 0.19).
+        // A quarter of the cubes in flight keeps every core busy (16 frames of 56x56, 64 -> 128: 192 cubes
+        // 0.15 ms, 576 0.19).
         let filling = (limits.cubes_in_flight / 4).div_ceil(cubes.max(1)).min(worthwhile);
         self.rows.div_ceil(accurate.max(filling).min(self.rows))
     }
@@ -151,8 +155,8 @@ fn walk(problem: &Conv3dProblem) -> Option<Walks> {
     (walk[1].scale == 1 && walk[2].scale == 1 && walk.iter().all(|axis| axis.taps > 0)).then_some(walk)
 }
 
-/// Whether the tile serves a weight gradient: windows that move by one element in the plane and whose taps reach no further
-/// than the ring.
+/// Whether the tile serves a weight gradient: windows that move by one element in the plane and whose taps
+/// reach no further than the ring.
 pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedWeightTile) -> bool {
     pass == Pass::WeightGradient
         && crate::conv3d::gemm::serves(problem, pass)
@@ -216,8 +220,8 @@ pub(crate) fn launch(
     let address = address_type("conv3d", &[x, dy, &partials], cubes.max(count * elements), limits)?;
     let operations = 2.0 * (tile.out_channels() * tile.channels() * TAPS * part_bands * elements) as f64;
     for dispatch in dispatches(cubes, operations, limits) {
-        // SAFETY: elements outside the source, sites of a rim and channels past the last are not read; taps and channels past
-        // the last are not written; the ring holds all that a chunk's taps reach.
+        // SAFETY: elements outside the source, sites of a rim and channels past the last are not read; taps
+        // and channels past the last are not written; the ring holds all that a chunk's taps reach.
         unsafe {
             shifted_weight_kernel::launch_unchecked(
                 client,

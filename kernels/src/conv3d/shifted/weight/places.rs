@@ -7,8 +7,8 @@ use crate::conv3d::problem::PaddingMode;
 use cubecl::prelude::*;
 use cubecl::std::FastDivmod;
 
-/// How the work is shared out: a cube's index, from the fastest: channels, output channels, taps of the plane, depth tap, part,
-/// group; a strip's index: band of rows, strip, frame, image.
+/// How the work is shared out: a cube's index, from the fastest: channels, output channels, taps of the
+/// plane, depth tap, part, group; a strip's index: band of rows, strip, frame, image.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
 pub(super) struct WeightTiling {
     pub(super) tiles_c: FastDivmod<u32>,
