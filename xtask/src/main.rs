@@ -184,9 +184,8 @@ fn test(full: bool, options: &[String]) -> Result<()> {
     }
     let suite = words("test --workspace --no-fail-fast");
     let metal = words("test --workspace --test metal");
-    for suite in [&suite, &metal] {
-        cargo(suite.iter().cloned().chain(["--no-run".into()]))?;
-    }
+    // All of both together.
+    cargo(words("test --workspace --lib --bins --test * --no-run"))?;
     let tests = |suite: &[String]| {
         let mut command = cargo_command(suite.iter().chain(options).cloned());
         if full {
@@ -218,7 +217,12 @@ fn test(full: bool, options: &[String]) -> Result<()> {
     }
     tested?;
     println!("again without Burn's fusion layer ...");
-    finish(tests(&words("test -p burn-conv-ops --no-default-features --features wgpu,flex,autodiff")))
+    // With `--workspace` only Burn's upper crates are built again: all others have the features of the build
+    // above.
+    let features = "burn-conv-ops/wgpu,burn-conv-ops/flex,burn-conv-ops/autodiff";
+    finish(tests(&words(&format!(
+        "test --workspace --test burn --no-default-features --features {features}"
+    ))))
 }
 
 fn fuzz(options: &[String]) -> Result<()> {
@@ -243,7 +247,8 @@ fn check() -> Result<()> {
     cargo(words("clippy --workspace --all-targets -- -D warnings"))?;
     cargo(words("clippy --workspace --test metal -- -D warnings"))?;
     let warnings = r#"build.rustdocflags=["-Dwarnings"]"#.to_string();
-    let doc = words("doc --no-deps -p conv-kernels -p burn-conv-ops -p conv-cases --config");
+    // Of the whole workspace, which shares clippy's builds of the dependencies.
+    let doc = words("doc --no-deps --workspace --lib --config");
     cargo(doc.into_iter().chain([warnings]))?;
     // The smallest build: no GPU, no autodiff, no fusion.
     cargo(words("check -p burn-conv-ops --no-default-features --features flex"))?;
