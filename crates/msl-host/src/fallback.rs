@@ -68,7 +68,7 @@ fn translate(wgsl: &str, threads: (u32, u32, u32)) -> Result<Lowered, String> {
         wide: false,
         forbidden: Vec::new(),
     };
-    Ok(Lowered { msl: text.into(), threads, facts })
+    Ok(Lowered { msl: text.into(), source: wgsl.into(), threads, facts })
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ pub mod execute;
 pub mod fallback;
 mod log;
 pub mod lower;
+pub mod manifest;
 pub mod paper;
 pub mod properties;
 mod recorder;

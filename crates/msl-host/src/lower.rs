@@ -17,6 +17,8 @@ use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 pub struct Lowered {
     /// The MSL text.
     pub msl: Arc<str>,
+    /// What CubeCL emitted: the MSL text, or the WGSL that naga translated to it.
+    pub source: Arc<str>,
     /// Threads of a threadgroup along x, y and z, as launched.
     pub threads: (u32, u32, u32),
     /// What the text says about itself.
@@ -85,7 +87,8 @@ pub fn lower(kernel: &dyn CubeKernel) -> Result<Lowered, String> {
         ));
     }
     let Dim3 { x, y, z } = dim;
-    Ok(Lowered { msl: compiled.source.into(), threads: (x, y, z), facts })
+    let msl: Arc<str> = compiled.source.into();
+    Ok(Lowered { source: msl.clone(), msl, threads: (x, y, z), facts })
 }
 
 /// [`lower`], once in the life of the process for each kernel. A kernel's identity does not name the device:
@@ -251,7 +254,7 @@ struct info_st {
 ";
 
     fn lowered(msl: &str) -> Lowered {
-        Lowered { msl: msl.into(), threads: (256, 1, 1), facts: read(msl).unwrap() }
+        Lowered { msl: msl.into(), source: msl.into(), threads: (256, 1, 1), facts: read(msl).unwrap() }
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! `cargo xtask msl`: writes the MSL of every kernel, dtype and plan, prints what each asks of the device,
 //! and fails when one of them would not run on an M1.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Parser;
+use msl_host::manifest::Manifest;
 use msl_host::{paper, report, variants};
 use std::path::PathBuf;
 
@@ -12,10 +13,18 @@ struct Arguments {
     /// Folder for the texts and the table.
     #[arg(long, default_value = "target/msl")]
     out: PathBuf,
+    /// Also write the hash of every kernel's normalised text to this file.
+    #[arg(long)]
+    manifest: Option<PathBuf>,
+    /// List the kernels whose text is not that of this manifest, and fail if there are any.
+    #[arg(long)]
+    compare: Option<PathBuf>,
 }
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    // Before the work: a file that is not there should not be found missing after minutes.
+    let earlier = arguments.compare.as_deref().map(Manifest::read).transpose()?;
     let variants = variants::all();
     let rows = report::rows(&variants.kernels);
     report::write(&rows, &arguments.out)?;
@@ -35,5 +44,30 @@ fn main() -> Result<()> {
     let table = report::table(&rows, fallback.launches);
     print!("through WGSL and naga, for macOS before 15: {}", table.lines().last().unwrap_or_default());
     println!();
-    report::verdict(&rows, &fallback.refused)
+    report::verdict(&rows, &fallback.refused)?;
+
+    let mut manifest = Manifest::default();
+    manifest.add("msl", &variants.kernels);
+    manifest.add("wgsl", &fallback.kernels);
+    if let Some(path) = &arguments.manifest {
+        manifest.write(path)?;
+        println!("{} texts in {}", manifest.kernels(), path.display());
+    }
+    earlier.map_or(Ok(()), |earlier| compare(&earlier, &manifest))
+}
+
+/// Lists what changed from `earlier` to `now`.
+///
+/// # Errors
+///
+/// How many kernels did.
+fn compare(earlier: &Manifest, now: &Manifest) -> Result<()> {
+    let changes = earlier.compare(now);
+    changes.iter().for_each(|change| println!("{change}"));
+    let kernels: usize = changes.iter().map(|change| change.changed + change.appeared + change.went).sum();
+    if kernels > 0 {
+        bail!("the texts of {kernels} kernels changed, appeared or went");
+    }
+    println!("no text changed: {} kernels", now.kernels());
+    Ok(())
 }

@@ -2,6 +2,7 @@
 //! behaves as a device's, and what a Mac could not run is reported.
 
 use crate::lower::violations;
+use crate::manifest::{Change, Manifest};
 use crate::properties::apple_m1;
 use crate::report;
 use crate::server::{Label, Recorder};
@@ -18,6 +19,18 @@ fn saxpy(x: &[f32], y: &mut [f32], #[comptime] n: u32) {
     sync_cube();
     if i < y.len() {
         y[i] += reversed[(255u32 - UNIT_POS) as usize] * f32::cast_from(n);
+    }
+}
+
+/// [`saxpy`] under another name.
+#[cube(launch)]
+fn axpy_of_reversed(x: &[f32], y: &mut [f32], #[comptime] n: u32) {
+    let mut behind = Shared::<[f32]>::new_slice(256usize);
+    let i = ABSOLUTE_POS;
+    behind[UNIT_POS as usize] = if i < x.len() { x[i] } else { f32::new(0.0) };
+    sync_cube();
+    if i < y.len() {
+        y[i] += behind[(255u32 - UNIT_POS) as usize] * f32::cast_from(n);
     }
 }
 
@@ -120,6 +133,42 @@ fn kernels_are_told_apart_by_comptime_arguments_and_keep_their_first_label() {
     assert_eq!(kernels, [0, 0, 1]);
     let files: Vec<_> = report::rows(&log.kernels).into_iter().map(|row| row.file).collect();
     assert_ne!(files[0], files[1]);
+}
+
+/// The manifest of what `launch` launches, in MSL and in WGSL.
+fn manifest(launch: impl Fn(&Client) + Send + Sync) -> Manifest {
+    let mut manifest = Manifest::default();
+    for (language, recorder) in [("msl", Recorder::apple_m1()), ("wgsl", Recorder::before_macos_15())] {
+        recorder.record(&label("axpy"), |client| launch(client));
+        manifest.add(language, &recorder.log().kernels);
+    }
+    manifest
+}
+
+#[test]
+fn a_manifest_notices_a_constant_and_not_the_name_of_a_function() {
+    let three = manifest(|client| launch_saxpy(client, 3));
+    let renamed = manifest(|client| {
+        let (grid, threads) = (CubeCount::Static(4, 1, 1), CubeDim::new_1d(256));
+        axpy_of_reversed::launch(client, grid, threads, buffer(client), buffer(client), 3);
+    });
+    assert_eq!(three.kernels(), 2);
+    assert_eq!(three.compare(&renamed), []);
+
+    let four = manifest(|client| launch_saxpy(client, 4));
+    let texts = |changes: Vec<Change>| changes.iter().map(Change::to_string).collect::<Vec<_>>();
+    assert_eq!(texts(three.compare(&four)), ["msl axpy -: 1 changed", "wgsl axpy -: 1 changed"]);
+    let both = manifest(|client| [3, 4].iter().for_each(|n| launch_saxpy(client, *n)));
+    assert_eq!(texts(three.compare(&both)), ["msl axpy -: 1 appeared", "wgsl axpy -: 1 appeared"]);
+    assert_eq!(texts(both.compare(&three)), ["msl axpy -: 1 went", "wgsl axpy -: 1 went"]);
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("manifest");
+    both.write(&path).unwrap();
+    assert_eq!(Manifest::read(&path).unwrap(), both);
+    std::fs::write(&path, "msl axpy").unwrap();
+    let error = Manifest::read(&path).unwrap_err().to_string();
+    assert!(error.ends_with("line 1: `msl axpy` is not a label, a tab and a hash"), "{error}");
 }
 
 #[test]

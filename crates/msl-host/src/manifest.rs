@@ -1,0 +1,165 @@
+//! A manifest of the emitted texts: what shows that a refactor changed none.
+//!
+//! A line for each kernel: what launched it first (op, pass, plan, dtype, options) and a hash of its
+//! normalised text, MSL and, where a Mac before macOS 15 runs it, WGSL. Names and hashes of Rust functions
+//! are not in it. Kernels that one label launches are told apart by their texts alone.
+
+use crate::server::Kernel;
+use anyhow::{Context, Result, bail};
+use regex::{Captures, Regex};
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write as _;
+use std::hash::Hasher;
+use std::path::Path;
+use std::sync::LazyLock;
+
+/// Hashes of normalised texts by language and label, sorted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Manifest {
+    texts: BTreeMap<String, Vec<String>>,
+}
+
+/// What happened to a label's kernels from one manifest to another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Language and label.
+    pub label: String,
+    /// Kernels whose text is another one.
+    pub changed: usize,
+    /// Kernels that only the later manifest has.
+    pub appeared: usize,
+    /// Kernels that only the earlier manifest has.
+    pub went: usize,
+}
+
+impl std::fmt::Display for Change {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let counts = [(self.changed, "changed"), (self.appeared, "appeared"), (self.went, "went")];
+        let counts = counts.iter().filter(|(count, _)| *count > 0);
+        let counts: Vec<_> = counts.map(|(count, word)| format!("{count} {word}")).collect();
+        write!(f, "{}: {}", self.label, counts.join(", "))
+    }
+}
+
+impl Manifest {
+    /// Adds the texts of `kernels`, emitted in `language`.
+    pub fn add(&mut self, language: &str, kernels: &[Kernel]) {
+        for kernel in kernels {
+            let text = match &kernel.lowered {
+                Ok(lowered) => normalise(&lowered.source, &lowered.facts.entry),
+                Err(reason) => format!("did not lower: {reason}"),
+            };
+            let label = format!("{language} {}", kernel.label);
+            self.texts.entry(label).or_default().push(hash(&text));
+        }
+        self.texts.values_mut().for_each(|hashes| hashes.sort());
+    }
+
+    /// Kernels of all labels.
+    pub fn kernels(&self) -> usize {
+        self.texts.values().map(Vec::len).sum()
+    }
+
+    /// The manifest as a file's text: label, tab, hash.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        for (label, hashes) in &self.texts {
+            for hash in hashes {
+                let _ = writeln!(text, "{label}\t{hash}");
+            }
+        }
+        text
+    }
+
+    /// Writes the manifest.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be written.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        std::fs::write(path, self.text()).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Reads a manifest.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read or a line is not a label, a tab and a hash.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let mut manifest = Self::default();
+        for (number, line) in text.lines().enumerate() {
+            let Some((label, hash)) = line.split_once('\t') else {
+                bail!("{}, line {}: `{line}` is not a label, a tab and a hash", path.display(), number + 1);
+            };
+            manifest.texts.entry(label.into()).or_default().push(hash.into());
+        }
+        manifest.texts.values_mut().for_each(|hashes| hashes.sort());
+        Ok(manifest)
+    }
+
+    /// What changed from this manifest to `later`, by label.
+    pub fn compare(&self, later: &Self) -> Vec<Change> {
+        let mut labels: Vec<_> = self.texts.keys().chain(later.texts.keys()).collect();
+        labels.sort();
+        labels.dedup();
+        let none = Vec::new();
+        let change = |label: &&String| {
+            let (before, after) =
+                (self.texts.get(*label).unwrap_or(&none), later.texts.get(*label).unwrap_or(&none));
+            let (went, appeared) = (without(before, after), without(after, before));
+            let changed = went.min(appeared);
+            let label = label.to_string();
+            Change { label, changed, appeared: appeared - changed, went: went - changed }
+        };
+        let changes = labels.iter().map(change);
+        changes.filter(|change| change.changed + change.appeared + change.went > 0).collect()
+    }
+}
+
+/// How many of `these` have no equal in `those`, both with repetitions.
+fn without(these: &[String], those: &[String]) -> usize {
+    let mut counts: HashMap<&str, usize> = HashMap::new();
+    those.iter().for_each(|hash| *counts.entry(hash).or_default() += 1);
+    let unmatched = |hash: &&String| match counts.get_mut(hash.as_str()) {
+        Some(count) if *count > 0 => {
+            *count -= 1;
+            false
+        }
+        _ => true,
+    };
+    these.iter().filter(unmatched).count()
+}
+
+/// A text whose variables are numbered in the order of their appearance, with its entry function called
+/// `kernel`.
+///
+/// CubeCL emits built-in parameters in the order of a hash map, so parameters are sorted first.
+pub fn normalise(text: &str, entry: &str) -> String {
+    static PARAMETERS: LazyLock<Regex> =
+        LazyLock::new(|| Regex::new(r"\bkernel\(([^{]*)\) \{").expect("a valid pattern"));
+    static NUMBERED: LazyLock<Regex> =
+        LazyLock::new(|| Regex::new(r"(\b|_)(v|l_|l_mut_)(\d+)").expect("a valid pattern"));
+    let text = text.replace(entry, "kernel");
+    let text = PARAMETERS.replace(&text, |found: &Captures<'_>| {
+        let mut parameters: Vec<&str> = found[1].split(", ").collect();
+        let without_numbers = |parameter: &&str| NUMBERED.replace_all(parameter, "$1$2").into_owned();
+        parameters.sort_by_cached_key(without_numbers);
+        format!("kernel({}) {{", parameters.join(", "))
+    });
+    let mut numbers: HashMap<String, usize> = HashMap::new();
+    let renamed = NUMBERED.replace_all(&text, |found: &Captures<'_>| {
+        let next = numbers.len();
+        let number = *numbers.entry(found[3].to_string()).or_insert(next);
+        format!("{}{}{number}", &found[1], &found[2])
+    });
+    renamed.into_owned()
+}
+
+/// 64 bits of FNV-1a: equal for equal texts whatever the version of Rust.
+fn hash(text: &str) -> String {
+    let mut hasher = fnv::FnvHasher::default();
+    hasher.write(text.as_bytes());
+    format!("{:016x}", hasher.finish())
+}
