@@ -1,6 +1,6 @@
 //! conv3d: every case x dtype x pass x eligible plan against the f64 reference.
 
-use crate::device::MOST_WORK;
+use crate::device::{EXECUTED, MOST_WORK};
 use crate::support::{client, output, read_all};
 use conv_cases::conv3d::{self as cases, Conv3dCase};
 use conv_cases::fill;
@@ -35,11 +35,12 @@ pub(crate) fn problem(case: &Conv3dCase, dtype: FloatType) -> Conv3dProblem {
 /// Which tiles of the engine a case runs.
 #[derive(Clone, Copy)]
 pub(crate) enum Tiles {
-    All,
     /// One of each kind; the cases of a table take turns.
     InTurn,
     /// The plans that a function picks, whatever they cost.
     Only(fn(&Plan) -> bool),
+    /// The launches that a function picks.
+    Launches(fn(&Conv3dProblem, Pass, &Plan) -> bool),
     /// Of [`Tiles::InTurn`] the launches that show a kind of plan an option for the first time, in each
     /// pass and type; of every case one launch at least.
     Covering,
@@ -125,7 +126,17 @@ pub(crate) fn run(table: &[Conv3dCase], fill: &dyn Fn(u64, usize) -> Vec<f32>, e
 /// [`run`] with every tile of the engine for every case.
 pub(crate) fn run_all_tiles(table: &[Conv3dCase], fill: &dyn Fn(u64, usize) -> Vec<f32>, exact: bool) {
     let client = client();
-    run_with((&client, &Limits::of(&client)), table, fill, exact, Tiles::All);
+    run_with((&client, &Limits::of(&client)), table, fill, exact, Tiles::Launches(is_run_here));
+}
+
+/// Whether a plan's tables run on this device. In the quick tier threads that are executed on the CPU run the
+/// plans that only matrix units serve, the software device the others (docs/testing.md).
+pub(crate) fn is_run_here(problem: &Conv3dProblem, pass: Pass, plan: &Plan) -> bool {
+    if !EXECUTED || is_full() {
+        return true;
+    }
+    let without_matrices = Limits { matrices: Vec::new(), ..Limits::apple_m1() };
+    !eligible(problem, pass, &without_matrices).contains(plan)
 }
 
 /// Checks a table under every eligible plan of `limits`; with `exact`, integer data and no tolerance.
@@ -145,9 +156,9 @@ pub(crate) fn run_with(
             let problem = problem(case, dtype);
             let mut plans = eligible(&problem, pass, limits);
             match tiles {
-                Tiles::All => (),
                 Tiles::InTurn | Tiles::Covering => plans = one_tile_each(plans, turn),
                 Tiles::Only(picks) => plans.retain(picks),
+                Tiles::Launches(picks) => plans.retain(|plan| picks(&problem, pass, plan)),
             }
             if !matches!(tiles, Tiles::Only(_)) {
                 plans.retain(|plan| padded_work(&problem, pass, plan) <= MOST_WORK);
@@ -155,6 +166,7 @@ pub(crate) fn run_with(
             launches.extend(plans.into_iter().map(|plan| (dtype, pass, plan)));
         }
         if matches!(tiles, Tiles::Covering) {
+            launches.retain(|(dtype, pass, plan)| is_run_here(&problem(case, *dtype), *pass, plan));
             covered.pick(case, &mut launches, turn);
         }
         for &dtype in &limits.dtypes {

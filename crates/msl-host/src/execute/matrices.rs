@@ -111,10 +111,10 @@ enum Operation {
     Multiply { to: usize, format: Format, of: [usize; 3], line: c_int },
 }
 
-/// An operation that was done, and what it found in memory or takes there.
+/// An operation that was done, and where in [`Matrices::memory`] is what it found in memory or takes there.
 struct Done {
     operation: Operation,
-    memory: [u32; ELEMENTS],
+    memory: usize,
 }
 
 /// The matrices of one simdgroup, and what was done since its lanes last met.
@@ -123,6 +123,7 @@ pub(super) struct Matrices {
     names: Vec<usize>,
     values: Vec<Matrix>,
     done: Vec<Done>,
+    memory: Vec<[u32; ELEMENTS]>,
 }
 
 impl Matrices {
@@ -130,12 +131,13 @@ impl Matrices {
     pub(super) fn clear(&mut self) {
         self.names.clear();
         self.values.clear();
-        self.done.clear();
+        self.meet();
     }
 
     /// Forgets what was done: all lanes have done as much.
     pub(super) fn meet(&mut self) {
         self.done.clear();
+        self.memory.clear();
     }
 
     fn value(&mut self, name: usize) -> &mut Matrix {
@@ -153,11 +155,12 @@ impl Matrices {
     ///
     /// As for [`Format::read`] of the elements that are loaded.
     unsafe fn perform(&mut self, operation: Operation) {
-        let mut memory = [0; ELEMENTS];
+        let number = self.memory.len();
         let places = || (0..ELEMENTS).map(|index| (index, index / SIDE, index % SIDE));
         match operation {
             Operation::Fill { to, bits } => self.value(to).fill(f32::from_bits(bits)),
             Operation::Load { to, format, from, .. } => {
+                let mut memory = [0; ELEMENTS];
                 for (index, row, column) in places() {
                     // SAFETY: the caller's promise.
                     memory[index] = unsafe { from.format.read(from.at(row, column)) };
@@ -166,9 +169,11 @@ impl Matrices {
                 if format != from.format {
                     self.value(to).iter_mut().for_each(|value| *value = format.round(*value));
                 }
+                self.memory.push(memory);
             }
             Operation::Store { from, to, .. } => {
-                memory = self.value(from).map(|value| to.format.encode(value))
+                let memory = self.value(from).map(|value| to.format.encode(value));
+                self.memory.push(memory);
             }
             Operation::Multiply { to, format, of, .. } => {
                 let [a, b, c] = of.map(|name| *self.value(name));
@@ -177,7 +182,7 @@ impl Matrices {
                     if format == Format::Float { sums } else { sums.map(|sum| format.round(sum)) };
             }
         }
-        self.done.push(Done { operation, memory });
+        self.done.push(Done { operation, memory: number });
     }
 }
 
@@ -235,8 +240,12 @@ fn come_to(operation: Operation) {
                 done.operation
             ));
         }
+        if matches!(operation, Operation::Fill { .. } | Operation::Multiply { .. }) {
+            return;
+        }
+        let memory = &matrices.memory[done.memory];
         for (row, column) in elements(lane) {
-            let bits = done.memory[row * SIDE + column];
+            let bits = memory[row * SIDE + column];
             match operation {
                 Operation::Load { from, line, .. } if from.format.read(from.at(row, column)) != bits => {
                     fiber::fail(format!(

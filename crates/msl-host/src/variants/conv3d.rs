@@ -112,6 +112,16 @@ pub fn table(index: IndexWidth) -> Vec<Conv3dCase> {
     table
 }
 
+/// Whether a launch of the table can have kernels of its own: gradients know neither activation nor bias, and
+/// most plans take the activation as an argument at run time.
+pub fn lists(problem: &Conv3dProblem, pass: Pass, plan: &Plan) -> bool {
+    let plain = problem.window.activation == Activation::None;
+    match pass {
+        Pass::Forward => plain || matches!(plan, Plan::Direct | Plan::ImplicitGemm(_)),
+        Pass::InputGradient | Pass::WeightGradient => plain && problem.bias,
+    }
+}
+
 /// The cases of the table that are launched once more with the value before the activation kept: results in
 /// fp32 beside inputs of another type, and the activation alone.
 pub fn keeps_pre(case: &Conv3dCase) -> bool {
@@ -148,15 +158,7 @@ fn record_case(
     };
     let plain = problem.window.activation == Activation::None;
     for pass in [Pass::Forward, Pass::InputGradient, Pass::WeightGradient] {
-        if pass != Pass::Forward && !(plain && problem.bias) {
-            // Gradients know neither activation nor bias: once for each padding mode.
-            continue;
-        }
-        for plan in eligible(&problem, pass, limits) {
-            if !plain && !matches!(plan, Plan::Direct | Plan::ImplicitGemm(_)) {
-                // The activation is an argument of theirs at run time.
-                continue;
-            }
+        for plan in eligible(&problem, pass, limits).into_iter().filter(|plan| lists(&problem, pass, plan)) {
             let what = format!("conv3d {} {} {}", pass.name(), plan.name(), dtype.name());
             let label = Label { what, options: options(&problem, pass) };
             let first = recorder.log().launches.len();

@@ -30,6 +30,11 @@ fn run_layout(btc: bool, dtype: FloatType) {
 }
 
 fn run_exact(dtype: FloatType) {
+    if dtype == FloatType::F16 && !is_full() {
+        let table: Vec<_> = cases::conformance().into_iter().step_by(5).collect();
+        run(&table, dtype, true);
+        return;
+    }
     let Some(compared) = run(&cases::conformance(), dtype, true) else { return };
     assert!(compared.len() >= 350, "{} cases were compared", compared.len());
 }
