@@ -207,7 +207,9 @@ fn gradients_pass_through_views() {
 /// f32.
 fn half_run(device: &Device, dtype: DType, compute: DType, activation: Activation) -> Vec<Tensor<1>> {
     fn leaf<const D: usize>(seed: u64, shape: [usize; D], device: &Device, dtypes: [DType; 2]) -> Tensor<D> {
-        normal(seed, shape, device).cast(dtypes[0]).cast(dtypes[1])
+        // Rounded by the CPU: a GPU's compiler may leave out a rounding between two casts that Burn fuses.
+        let rounded = normal(seed, shape, &Device::flex()).cast(dtypes[0]).into_data();
+        Tensor::from_data(rounded, (device, dtypes[1]))
     }
     let dtypes = [dtype, compute];
     let x = leaf(1, [2, 3, 3, 5, 5], device, dtypes).require_grad();
@@ -259,6 +261,8 @@ fn a_causal_weight_may_be_wider_than_x() {
         let grads = y.sum().backward();
         let (dx, dw) = (x.grad(&grads).expect("tracked"), w.grad(&grads).expect("tracked"));
         assert_eq!((dx.dtype(), dw.dtype()), (DType::F16, DType::F32), "{on}");
+        // Read, so that no process ends while a driver still works for it.
+        assert!(values(dx).iter().chain(&values(dw)).all(|value| value.is_finite()), "{on}");
     }
 }
 

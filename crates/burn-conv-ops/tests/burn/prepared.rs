@@ -1,7 +1,7 @@
 //! Filters that a [`Conv3d`] keeps from one call to the next: the same bits as without them, of the present
 //! weight only, without gradients only, in no record.
 
-use crate::support::{bits, gpu, normal, values};
+use crate::support::{assert_close, bits, gpu, normal, values};
 use burn::module::{Module, Param, Reparameterization, Reparameterizer};
 use burn::optim::{GradientsParams, ModuleOptimizer, SgdConfig};
 use burn::store::ModuleSnapshot;
@@ -136,18 +136,23 @@ fn training_is_unaffected() {
     let step = |layer: Conv3d| {
         let gradients = GradientsParams::from_grads(layer.forward(x.clone()).mean().backward(), &layer);
         assert!(!layer.holds_filters());
+        let dw = gradients.get::<5>(layer.weight.id).expect("tracked");
         let mut optimizer: ModuleOptimizer = SgdConfig::new().init();
-        optimizer.step(10.0, layer, gradients)
+        (bits(dw), optimizer.step(10.0, layer, gradients))
     };
     let trained = layer(&device);
-    let expected = step(Conv3d { reuse_filters: false, ..trained.clone() });
+    let (expected_dw, expected) = step(Conv3d { reuse_filters: false, ..trained.clone() });
     let before = trained.valid();
     let plain = clip(3, 2, &gpu());
     let first = bits(before.forward(plain.clone()));
     assert!(before.holds_filters());
     // The layer goes on from evaluation to training and back.
-    let after = step(before.train());
-    assert_eq!(bits(after.weight.val().inner()), bits(expected.weight.val().inner()));
+    let (dw, after) = step(before.train());
+    assert_eq!(dw, expected_dw);
+    // A GPU's compiler may contract the optimizer's product and sum where Burn fuses them, and Burn does not
+    // fuse the same call every time.
+    let weight = |layer: &Conv3d| values(layer.weight.val().inner());
+    assert_close("weight after the step", &weight(&after), &weight(&expected), 1e-6);
     let after = after.valid();
     assert!(!after.holds_filters());
     let second = bits(after.forward(plain.clone()));
