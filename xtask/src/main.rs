@@ -193,10 +193,13 @@ fn test(full: bool, options: &[String]) -> Result<()> {
         }
         command
     };
-    // The software driver leaves a core idle, which runs the emitted Metal source meanwhile; its output is
-    // shown afterwards.
+    // The software driver leaves a core idle, which runs the emitted Metal source meanwhile; what is left of
+    // it afterwards has all cores, so it gives way. Its output is shown at the end.
     let output = tempfile::tempfile()?;
-    let mut beside = tests(&metal);
+    let tested = tests(&metal);
+    let mut beside = Command::new("nice");
+    beside.args(["-n", "10"]).arg(tested.get_program()).args(tested.get_args()).current_dir(root());
+    beside.envs(tested.get_envs().filter_map(|(name, value)| Some((name, value?))));
     beside
         .env("RUST_TEST_THREADS", threads().to_string())
         .stdout(output.try_clone()?)

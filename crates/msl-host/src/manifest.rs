@@ -46,7 +46,7 @@ impl Manifest {
     pub fn add(&mut self, language: &str, kernels: &[Kernel]) {
         for kernel in kernels {
             let text = match &kernel.lowered {
-                Ok(lowered) => normalise(&lowered.source, &lowered.facts.entry),
+                Ok(lowered) => normalise(&lowered.source),
                 Err(reason) => format!("did not lower: {reason}"),
             };
             let label = format!("{language} {}", kernel.label);
@@ -136,12 +136,18 @@ fn without(these: &[String], those: &[String]) -> usize {
 /// `kernel`.
 ///
 /// CubeCL emits built-in parameters in the order of a hash map, so parameters are sorted first.
-pub fn normalise(text: &str, entry: &str) -> String {
+pub fn normalise(text: &str) -> String {
+    static ENTRY: LazyLock<Regex> = LazyLock::new(|| {
+        Regex::new(r"(?:\[\[kernel\]\] void|@workgroup_size\([^)]*\)\s*fn) (\w+)\(").expect("a valid pattern")
+    });
     static PARAMETERS: LazyLock<Regex> =
         LazyLock::new(|| Regex::new(r"\bkernel\(([^{]*)\) \{").expect("a valid pattern"));
     static NUMBERED: LazyLock<Regex> =
-        LazyLock::new(|| Regex::new(r"(\b|_)(v|l_|l_mut_)(\d+)").expect("a valid pattern"));
-    let text = text.replace(entry, "kernel");
+        LazyLock::new(|| Regex::new(r"(\b|_)(v)(\d+)").expect("a valid pattern"));
+    let text = match ENTRY.captures(text) {
+        Some(entry) => text.replace(&entry[1], "kernel"),
+        None => text.into(),
+    };
     let text = PARAMETERS.replace(&text, |found: &Captures<'_>| {
         let mut parameters: Vec<&str> = found[1].split(", ").collect();
         let without_numbers = |parameter: &&str| NUMBERED.replace_all(parameter, "$1$2").into_owned();

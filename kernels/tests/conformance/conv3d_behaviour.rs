@@ -2,7 +2,8 @@
 //! other libraries, views, forced small limits, repeatability, NaN.
 
 use crate::conv3d::{
-    Inputs, PASSES, computed, inputs, is_run_here, launch, problem, result_shape, run, run_table,
+    Inputs, PASSES, Tiles, computed, inputs, is_run_here, launch, problem, result_shape, run, run_table,
+    run_with,
 };
 use crate::support::{Buffer, client, dtypes, output, read_all, upload, upload_strided};
 use conv_cases::conv3d::{self as cases, Conv3dCase};
@@ -25,7 +26,9 @@ fn shapes_that_broke_other_libraries() {
 
 #[test]
 fn shapes_that_were_wrong_here() {
-    run(&cases::faults(), &fill::normal, false);
+    let client = client();
+    let limits = Limits { dtypes: dtypes(), ..Limits::of(&client) };
+    run_with((&client, &limits), &cases::faults(), &fill::normal, false, Tiles::InTurn);
 }
 
 /// A few cases that reach every plan, padding mode and epilogue.
