@@ -156,7 +156,10 @@ pub(crate) fn run_with(
             let problem = problem(case, dtype);
             let mut plans = eligible(&problem, pass, limits);
             match tiles {
-                Tiles::InTurn | Tiles::Covering => plans = one_tile_each(plans, turn),
+                Tiles::InTurn => plans = one_tile_each(plans, turn),
+                // A software device compiles every tile's kernels for seconds: slower turns, fewer kernels.
+                Tiles::Covering if !EXECUTED => plans = one_tile_each(plans, 1 + turn / 64),
+                Tiles::Covering => plans = one_tile_each(plans, turn),
                 Tiles::Only(picks) => plans.retain(picks),
                 Tiles::Launches(picks) => plans.retain(|plan| picks(&problem, pass, plan)),
             }
