@@ -143,22 +143,22 @@ pub fn normalise(text: &str) -> String {
     static PARAMETERS: LazyLock<Regex> =
         LazyLock::new(|| Regex::new(r"\bkernel\(([^{]*)\) \{").expect("a valid pattern"));
     static NUMBERED: LazyLock<Regex> =
-        LazyLock::new(|| Regex::new(r"(\b|_)(v)(\d+)").expect("a valid pattern"));
+        LazyLock::new(|| Regex::new(r"(\b|_)v(\d+)").expect("a valid pattern"));
     let text = match ENTRY.captures(text) {
         Some(entry) => text.replace(&entry[1], "kernel"),
         None => text.into(),
     };
     let text = PARAMETERS.replace(&text, |found: &Captures<'_>| {
         let mut parameters: Vec<&str> = found[1].split(", ").collect();
-        let without_numbers = |parameter: &&str| NUMBERED.replace_all(parameter, "$1$2").into_owned();
+        let without_numbers = |parameter: &&str| NUMBERED.replace_all(parameter, "${1}v").into_owned();
         parameters.sort_by_cached_key(without_numbers);
         format!("kernel({}) {{", parameters.join(", "))
     });
     let mut numbers: HashMap<String, usize> = HashMap::new();
     let renamed = NUMBERED.replace_all(&text, |found: &Captures<'_>| {
         let next = numbers.len();
-        let number = *numbers.entry(found[3].to_string()).or_insert(next);
-        format!("{}{}{number}", &found[1], &found[2])
+        let number = *numbers.entry(found[2].to_string()).or_insert(next);
+        format!("{}v{number}", &found[1])
     });
     renamed.into_owned()
 }

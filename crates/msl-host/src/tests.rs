@@ -2,7 +2,7 @@
 //! behaves as a device's, and what a Mac could not run is reported.
 
 use crate::lower::violations;
-use crate::manifest::{Change, Manifest};
+use crate::manifest::{Change, Manifest, normalise};
 use crate::properties::apple_m1;
 use crate::report;
 use crate::server::{Label, Recorder};
@@ -75,16 +75,6 @@ fn launch_saxpy(client: &Client, n: u32) {
     );
 }
 
-/// The parts of a text without the numbers of its variables, sorted: CubeCL numbers the built-in arguments in
-/// the order of a hash map, so that two lowerings of one kernel differ in that order.
-fn statements(msl: &str) -> Vec<String> {
-    let numbers = regex::Regex::new(r"v\d+").unwrap();
-    let text = numbers.replace_all(msl, "v").into_owned();
-    let mut parts: Vec<_> = text.split(['\n', ',', '(', ')']).map(|part| part.trim().to_string()).collect();
-    parts.sort();
-    parts
-}
-
 #[test]
 fn a_launch_is_lowered_to_the_text_that_the_kernel_alone_lowers_to() {
     let recorder = Recorder::apple_m1();
@@ -108,7 +98,7 @@ fn a_launch_is_lowered_to_the_text_that_the_kernel_alone_lowers_to() {
     let log = recorder.log();
     assert_eq!((log.kernels.len(), log.launches.len()), (1, 1));
     let lowered = log.kernels[0].lowered.as_ref().unwrap();
-    assert_eq!(statements(&lowered.msl), statements(&alone.source));
+    assert_eq!(normalise(&lowered.msl), normalise(&alone.source));
     assert!(lowered.msl.contains("threadgroup_barrier(mem_flags::mem_threadgroup);"), "{}", lowered.msl);
     assert_eq!((lowered.threads, lowered.facts.declared_threads), ((256, 1, 1), 256));
     assert_eq!((lowered.facts.threadgroup_bytes, lowered.facts.bindings), (1024, 3));
