@@ -1,6 +1,6 @@
 //! The function applied to a convolution's result in its epilogue, and its derivative, in fp32.
 
-use crate::cells::Cells;
+use crate::registers::Registers;
 use cubecl::prelude::*;
 
 /// The function applied to the convolution's result before it is rounded and stored.
@@ -71,7 +71,12 @@ pub(crate) fn activate_gradient(value: f32, dy: f32, #[comptime] activation: Act
 
 /// [`activate_by_code`] for the first `count` of `values`; with `silu` it is known to be that.
 #[cube]
-pub(crate) fn activate_all(values: &Cells<f32>, #[comptime] count: usize, code: u32, #[comptime] silu: bool) {
+pub(crate) fn activate_all(
+    values: &Registers<f32>,
+    #[comptime] count: usize,
+    code: u32,
+    #[comptime] silu: bool,
+) {
     if !comptime!(silu) && code == 1u32 {
         #[unroll]
         for i in 0..count {
@@ -90,8 +95,8 @@ pub(crate) fn activate_all(values: &Cells<f32>, #[comptime] count: usize, code: 
 /// be that one's.
 #[cube]
 pub(crate) fn activate_gradient_all(
-    values: &Cells<f32>,
-    gradients: &Cells<f32>,
+    values: &Registers<f32>,
+    gradients: &Registers<f32>,
     #[comptime] count: usize,
     code: u32,
     #[comptime] silu: bool,

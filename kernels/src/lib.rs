@@ -14,18 +14,18 @@
 
 mod activation;
 pub mod causal_conv1d;
-mod cells;
 pub mod conv3d;
 mod dtype;
 mod error;
 mod geometry;
-mod grid;
+mod half_words;
 mod index_operand;
+mod launch;
 mod limits;
 mod operand;
+mod registers;
 pub mod rope2d;
 pub mod tolerance;
-mod words;
 
 pub use dtype::FloatType;
 pub use error::ConvError;

@@ -28,7 +28,7 @@ pub struct Limits {
     /// Iterations that all loops of one thread may make together, where the device ends them silently: Mesa's
     /// software driver (llvmpipe) leaves every loop once 65,535 are spent, a loop of n iterations taking n +
     /// 1 of them. `None` on real devices.
-    pub loop_turns: Option<usize>,
+    pub loop_iterations: Option<usize>,
     /// Storage types the device serves.
     pub dtypes: Vec<FloatType>,
     /// Whether a 32-bit word can be taken for two 16-bit floats, so that eight of them move as four words.
@@ -72,7 +72,7 @@ impl Limits {
             buffer_bytes: properties.memory.max_page_size,
             wide_index: properties.supports_address(AddressType::U64),
             dtypes: FloatType::ALL.into_iter().filter(|dtype| dtype.served_by(client)).collect(),
-            loop_turns: software.then_some(60_000),
+            loop_iterations: software.then_some(60_000),
             halves_in_words: properties
                 .type_usage(ElemType::UInt(UIntKind::U16))
                 .contains(TypeUsage::Arithmetic),
@@ -95,7 +95,7 @@ impl Limits {
             buffer_bytes: 4 << 30,
             narrow_elements: i32::MAX as usize,
             wide_index: true,
-            loop_turns: None,
+            loop_iterations: None,
             halves_in_words: true,
             dtypes: FloatType::ALL.to_vec(),
             dispatch_operations: 25e9,

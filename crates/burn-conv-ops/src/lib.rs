@@ -79,7 +79,7 @@ use burn::tensor::Tensor;
 /// a non-finite weight may make any result of its channel (y: its output channel, dx: its input channel)
 /// non-finite, an element of x or dy any weight's gradient of its channel, since the padding's zeros are
 /// multiplied; all other results keep their values. Where [`Algorithm::Auto`] takes Winograd, an element of x
-/// reaches its tile of 4 x 4 results as well; [`Algorithm::Strict`] never takes it. Finite tensors give
+/// reaches its tile of 4 x 4 results as well; [`Algorithm::NoWinograd`] never takes it. Finite tensors give
 /// finite, right results as long as `C/groups * taps * max|x| * max|weight|` is below the largest fp32
 /// number.
 ///

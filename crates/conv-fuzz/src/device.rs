@@ -146,7 +146,7 @@ pub fn limits(class: &str, device: &Limits, bytes: usize) -> Limits {
         "many_in_flight" => limits.cubes_in_flight = 2000,
         // A guard zone is part of what a launch binds.
         "buffers" => limits.buffer_bytes = (bytes + 4096) as u64,
-        "turns" => limits.loop_turns = Some(60),
+        "turns" => limits.loop_iterations = Some(60),
         "wide" if limits.wide_index => limits.narrow_elements = 20,
         "no_words" => limits.halves_in_words = false,
         "no_f16" => limits.dtypes.retain(|dtype| *dtype != FloatType::F16),

@@ -146,10 +146,10 @@ fn conv3d(case: &Conv3dCase, pass: Pass, dtype: FloatType) -> Option<Work> {
     })
 }
 
-/// The forward pass: four steps per thread where the width is unrolled, with the columns before them.
+/// The forward pass: four steps per thread where the width is narrow, with the columns before them.
 fn causal_conv1d(case: &conv_cases::causal_conv1d::Case, dtype: FloatType) -> Work {
     let (elements, w) = ((case.b * case.c * case.t) as f64, case.w as f64);
-    let steps = if case.w <= conv_kernels::causal_conv1d::UNROLLED_WIDTH { 4.0 } else { 1.0 };
+    let steps = if case.w <= conv_kernels::causal_conv1d::NARROW_WIDTH { 4.0 } else { 1.0 };
     let loads = elements / steps * (w + steps - 1.0 + w);
     let bytes = dtype.size() as f64;
     Work {

@@ -36,18 +36,18 @@ mod args;
 mod call;
 mod forward;
 mod gradient;
+mod narrow;
 mod passes;
 mod plan;
 mod problem;
 pub mod reference;
 mod state;
 mod step;
-mod tiled;
-mod unrolled;
 mod update;
 mod weight;
+mod wide;
 
-pub use plan::{Pass, Plan, UNROLLED_WIDTH, eligible, plan};
+pub use plan::{NARROW_WIDTH, Pass, Plan, eligible, plan};
 pub use problem::{CausalConv1dProblem, Conv1dLayout, OptionalShapes, UpdateProblem};
 pub use update::{DecodingSteps, check_update_steps, update, update_steps};
 
@@ -114,8 +114,8 @@ pub fn forward(
     let call = Call::new(client, limits, problem, inputs);
     let y = args::canonical(y, problem.layout);
     match plan {
-        Plan::Unrolled => unrolled::forward(&call, &y),
-        Plan::Tiled => tiled::forward(&call, None, (0, problem.channels), &y),
+        Plan::Narrow => narrow::forward(&call, &y),
+        Plan::Wide => wide::forward(&call, None, (0, problem.channels), &y),
         Plan::Empty | Plan::Looped => forward::launch(&call, None, (0, problem.channels), &y),
     }
 }
@@ -162,7 +162,7 @@ pub fn final_state(
 /// Computes every gradient from dy, the gradient of y, and `dfinal`, that of the final state (none: zero).
 /// Nothing of the forward pass is needed but its inputs.
 ///
-/// Workspace: fp32 partial sums of dw; but for the plan `unrolled` an activation needs the gradient before it
+/// Workspace: fp32 partial sums of dw; but for the plan `narrow` an activation needs the gradient before it
 /// in fp32, for as many channels at a time as [`Limits::workspace_bytes`] holds.
 ///
 /// # Errors
@@ -212,9 +212,9 @@ pub fn backward(
         let held = dfinal.is_some_and(|dfinal| !dfinal.is_empty());
         call.views.seq_idx = Some(if held { state::with_ends(client, limits, problem, &ids)? } else { ids });
     }
-    if *plan == Plan::Unrolled && problem.batch * problem.length > 0 {
+    if *plan == Plan::Narrow && problem.batch * problem.length > 0 {
         let dy = args::canonical(dy, problem.layout);
-        return unrolled::backward(&call, &dy, dfinal.filter(|dfinal| !dfinal.is_empty()), out);
+        return narrow::backward(&call, &dy, dfinal.filter(|dfinal| !dfinal.is_empty()), out);
     }
     passes::backward(&call, *plan, dy, dfinal, out)
 }

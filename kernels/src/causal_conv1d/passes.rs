@@ -5,7 +5,7 @@ use super::args::canonical;
 use super::call::Call;
 use super::plan::{Plan, channels_at_a_time};
 use super::problem::CausalConv1dProblem;
-use super::{Gradients, forward, gradient, tiled, weight};
+use super::{Gradients, forward, gradient, weight, wide};
 use crate::conv3d::Activation;
 use crate::dtype::FloatType;
 use crate::error::ConvError;
@@ -24,10 +24,10 @@ pub(super) fn backward(
     let dx = canonical(out.x, problem.layout).bindable(client);
     let dfinal = dfinal.filter(|dfinal| !dfinal.is_empty());
     let dinitial = out.initial_state.filter(|dinitial| !dinitial.is_empty());
-    let tiled = plan == Plan::Tiled;
-    let cut = tiled::Cut::of(problem, limits);
+    let tiled = plan == Plan::Wide;
+    let cut = wide::Cut::of(problem, limits);
     let (split, partials) = if tiled {
-        (None, tiled::workspace(client, problem, cut))
+        (None, wide::workspace(client, problem, cut))
     } else {
         let (split, partials) = weight::workspace(client, limits, problem);
         (Some(split), partials)
@@ -43,18 +43,18 @@ pub(super) fn backward(
             dy.clone()
         } else {
             let g = gradient_workspace(client, problem, channels.1);
-            let pass = if tiled { tiled::forward } else { forward::launch };
+            let pass = if tiled { wide::forward } else { forward::launch };
             pass(call, Some(&dy), channels, &g)?;
             g
         };
         let columns = [Some((problem.width - 1, &dx)), dinitial.map(|dinitial| (0, dinitial))];
         for target in columns.into_iter().flatten() {
-            let pass = if tiled { tiled::gradient } else { gradient::launch };
+            let pass = if tiled { wide::gradient } else { gradient::launch };
             pass(call, &g, dfinal, channels, target)?;
         }
         match split {
             Some(split) => weight::launch_partials(call, &g, channels, (split, &partials))?,
-            None => tiled::launch_partials(call, &g, channels, (cut, &partials))?,
+            None => wide::launch_partials(call, &g, channels, (cut, &partials))?,
         }
     }
     let partials = weight::fold(client, limits, partials, weight::FOLDED)?;

@@ -12,17 +12,17 @@
 //! multiply-adds. Packed sequences under a wide filter have `Looped` only: ids would have to be compared for
 //! every product of a tile.
 //!
-//! A plan serves only where its loops are short enough for the device ([`Limits::loop_turns`]), those of
+//! A plan serves only where its loops are short enough for the device ([`Limits::loop_iterations`]), those of
 //! every kernel of the pass.
 
 use super::problem::CausalConv1dProblem;
-use super::{tiled, unrolled, weight};
+use super::{narrow, weight, wide};
 use crate::error::{ConvError, unsupported};
 use crate::limits::Limits;
 use crate::operand::check_dtype;
 
-/// The widest filter of [`Plan::Unrolled`].
-pub const UNROLLED_WIDTH: usize = unrolled::WIDTH;
+/// The widest filter of [`Plan::Narrow`].
+pub const NARROW_WIDTH: usize = narrow::WIDTH;
 
 /// What is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -49,9 +49,9 @@ pub enum Plan {
     /// The results have no elements: nothing is launched.
     Empty,
     /// Taps in registers, four neighbours per unit, the backward pass in one sweep. Width 8 at most.
-    Unrolled,
+    Narrow,
     /// Taps and steps in shared memory, 16 sums per unit.
-    Tiled,
+    Wide,
     /// One step per unit, the taps in a loop.
     Looped,
 }
@@ -61,8 +61,8 @@ impl Plan {
     pub fn name(self) -> &'static str {
         match self {
             Self::Empty => "empty",
-            Self::Unrolled => "unrolled",
-            Self::Tiled => "tiled",
+            Self::Narrow => "narrow",
+            Self::Wide => "wide",
             Self::Looped => "looped",
         }
     }
@@ -92,10 +92,10 @@ pub fn eligible(problem: &CausalConv1dProblem, pass: Pass, limits: &Limits) -> V
 fn candidates(problem: &CausalConv1dProblem, pass: Pass) -> Vec<Plan> {
     if result_is_empty(problem, pass) {
         vec![Plan::Empty]
-    } else if unrolled::serves(problem) {
-        vec![Plan::Unrolled, Plan::Looped]
+    } else if narrow::serves(problem) {
+        vec![Plan::Narrow, Plan::Looped]
     } else if tiled_serves(problem) {
-        vec![Plan::Tiled, Plan::Looped]
+        vec![Plan::Wide, Plan::Looped]
     } else {
         vec![Plan::Looped]
     }
@@ -103,7 +103,7 @@ fn candidates(problem: &CausalConv1dProblem, pass: Pass) -> Vec<Plan> {
 
 /// Narrower filters have a plan that is better; ids would have to be compared for every product.
 fn tiled_serves(problem: &CausalConv1dProblem) -> bool {
-    problem.width > UNROLLED_WIDTH && !problem.seq_idx
+    problem.width > NARROW_WIDTH && !problem.seq_idx
 }
 
 /// Refuses a plan that was made for another problem or passes the device's limits.
@@ -120,16 +120,16 @@ pub(crate) fn check(
                 pass.name()
             )
         }
-        Plan::Unrolled if !unrolled::serves(problem) => unsupported!(
-            "causal_conv1d: the plan `unrolled` serves widths up to {UNROLLED_WIDTH}, the weight has width {}",
+        Plan::Narrow if !narrow::serves(problem) => unsupported!(
+            "causal_conv1d: the plan `narrow` serves widths up to {NARROW_WIDTH}, the weight has width {}",
             problem.width
         ),
-        Plan::Tiled if !tiled_serves(problem) => unsupported!(
-            "causal_conv1d: the plan `tiled` serves widths above {UNROLLED_WIDTH} without seq_idx, the weight has width {}{}",
+        Plan::Wide if !tiled_serves(problem) => unsupported!(
+            "causal_conv1d: the plan `wide` serves widths above {NARROW_WIDTH} without seq_idx, the weight has width {}{}",
             problem.width,
             if problem.seq_idx { " and there is a seq_idx" } else { "" }
         ),
-        _ => check_turns("causal_conv1d", turns(plan, problem, pass, limits), limits),
+        _ => check_iterations("causal_conv1d", turns(plan, problem, pass, limits), limits),
     }
 }
 
@@ -139,17 +139,17 @@ fn turns(plan: Plan, problem: &CausalConv1dProblem, pass: Pass, limits: &Limits)
     match (plan, pass) {
         _ if problem.batch * problem.channels * problem.length == 0 => 0,
         (Plan::Empty, _) => 0,
-        (Plan::Unrolled, _) => unrolled::turns(problem, pass, limits),
-        (Plan::Tiled, Pass::Forward) => tiled::turns(problem),
-        (Plan::Tiled, Pass::Backward) => tiled::turns(problem).max(tiled::Cut::of(problem, limits).turns()),
+        (Plan::Narrow, _) => narrow::turns(problem, pass, limits),
+        (Plan::Wide, Pass::Forward) => wide::turns(problem),
+        (Plan::Wide, Pass::Backward) => wide::turns(problem).max(wide::Cut::of(problem, limits).turns()),
         (Plan::Looped, Pass::Forward) => problem.width,
         (Plan::Looped, Pass::Backward) => problem.width.max(weight::turns(problem, limits)),
     }
 }
 
-/// Refuses loops longer than the device lets them be: see [`Limits::loop_turns`].
-pub(crate) fn check_turns(op: &str, turns: usize, limits: &Limits) -> Result<(), ConvError> {
-    match limits.loop_turns {
+/// Refuses loops longer than the device lets them be: see [`Limits::loop_iterations`].
+pub(crate) fn check_iterations(op: &str, turns: usize, limits: &Limits) -> Result<(), ConvError> {
+    match limits.loop_iterations {
         Some(most) if turns > most => Err(ConvError::TooLarge(format!(
             "{op}: a sum takes {turns} loop turns, this software device ends loops after {most}"
         ))),
@@ -218,10 +218,10 @@ mod tests {
     fn the_automatic_plan_is_the_first_that_serves() {
         let limits = Limits::apple_m1();
         let cases = [
-            ([2, 3, 4], 8, Plan::Unrolled, Plan::Unrolled),
-            ([2, 3, 4], 9, Plan::Tiled, Plan::Tiled),
-            ([2, 3, 0], 4, Plan::Empty, Plan::Unrolled),
-            ([0, 3, 4], 4, Plan::Empty, Plan::Unrolled),
+            ([2, 3, 4], 8, Plan::Narrow, Plan::Narrow),
+            ([2, 3, 4], 9, Plan::Wide, Plan::Wide),
+            ([2, 3, 0], 4, Plan::Empty, Plan::Narrow),
+            ([0, 3, 4], 4, Plan::Empty, Plan::Narrow),
             ([2, 0, 4], 4, Plan::Empty, Plan::Empty),
         ];
         for (x, width, forward, backward) in cases {

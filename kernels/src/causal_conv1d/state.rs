@@ -6,11 +6,11 @@
 //! of its own searches ([`launch_ends`]).
 
 use super::args::{Present, Rows, UNITS, at2, at3, canonical, column, id_of};
-use super::plan::check_turns;
+use super::plan::check_iterations;
 use super::problem::CausalConv1dProblem;
 use crate::error::ConvError;
-use crate::grid::{Span, dispatches};
 use crate::index_operand::{IndexOperand, IndexType};
+use crate::launch::{Span, dispatches};
 use crate::limits::Limits;
 use crate::operand::{Operand, address_type};
 use cubecl::ir::ElemType;
@@ -115,7 +115,7 @@ fn launch_ends(
     seq_idx: &IndexOperand,
     (out, column): (&IndexOperand, usize),
 ) -> Result<(), ConvError> {
-    check_turns("causal_conv1d", problem.length.div_ceil(UNITS as usize * SEARCHED), limits)?;
+    check_iterations("causal_conv1d", problem.length.div_ceil(UNITS as usize * SEARCHED), limits)?;
     let largest = seq_idx.extent().max(out.extent()).max(problem.length + SEARCHED * UNITS as usize);
     let address = address_type("causal_conv1d", &[], largest, limits)?;
     for dispatch in dispatches(problem.batch, (problem.length * 2) as f64, limits) {

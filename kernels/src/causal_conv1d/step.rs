@@ -17,7 +17,7 @@ use super::problem::UpdateProblem;
 use super::update::DecodingSteps;
 use crate::activation::activate_by_code;
 use crate::error::ConvError;
-use crate::grid::{Span, dispatches};
+use crate::launch::{Span, dispatches};
 use crate::limits::Limits;
 use crate::operand::{Operand, address_type, row_major};
 use cubecl::ir::ElemType;

@@ -15,17 +15,17 @@
 //! the activation.
 
 use super::args::{Present, UNITS, at2, at3};
-use super::plan::check_turns;
+use super::plan::check_iterations;
 use super::problem::UpdateProblem;
 use super::step;
 use super::{check_operand, check_optional};
 use crate::activation::activate_by_code;
-use crate::cells::Cells;
 use crate::error::{ConvError, invalid};
-use crate::grid::{Span, dispatches};
 use crate::index_operand::{IndexOperand, IndexType};
+use crate::launch::{Span, dispatches};
 use crate::limits::Limits;
 use crate::operand::{Operand, address_type, check_dtype};
+use crate::registers::Registers;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
@@ -139,7 +139,7 @@ pub fn check_update_steps(problem: &UpdateProblem, steps: usize, limits: &Limits
     // written, and the rows that a unit looks through for its slot.
     let taps = steps.saturating_mul(problem.width.saturating_add(2));
     let turns = taps.saturating_add(problem.state_length + problem.batch.div_ceil(UNITS as usize) + 4);
-    check_turns(UPDATE, turns, limits)
+    check_iterations(UPDATE, turns, limits)
 }
 
 fn launch(
@@ -359,8 +359,8 @@ fn one_step<X: Float, W: Float, H: Float>(
 ) {
     let (size, width) = (state.shape(2), weight.shape(1));
     // [state | x] and the taps, each at the end of its places.
-    let history = Cells::<H>::new(comptime!(SHORT + 1), H::from_int(0));
-    let taps = Cells::<W>::new(comptime!(SHORT + 1), W::from_int(0));
+    let history = Registers::<H>::new(comptime!(SHORT + 1), H::from_int(0));
+    let taps = Registers::<W>::new(comptime!(SHORT + 1), W::from_int(0));
     let newest = H::cast_from(x[at3(x, b, c, 0usize)]);
     #[unroll]
     for p in 0..SHORT {

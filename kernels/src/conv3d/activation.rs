@@ -13,7 +13,7 @@ use super::args::offset;
 use crate::activation::{Activation, activate, activate_gradient};
 use crate::dtype::FloatType;
 use crate::error::{ConvError, invalid};
-use crate::grid::{Span, dispatches};
+use crate::launch::{Span, dispatches};
 use crate::limits::Limits;
 use crate::operand::{Operand, address_type, row_major};
 use cubecl::ir::ElemType;

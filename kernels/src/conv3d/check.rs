@@ -1,8 +1,8 @@
 //! Whether a plan that is given can serve a problem.
 
-use super::plan::{Pass, Plan, matrix_tiles, result_is_empty, shifted_tiles, shifted_weight_tiles};
+use super::plan::{Pass, Plan, matrix_tiles, result_is_empty, window_tiles, window_weight_tiles};
 use super::problem::Conv3dProblem;
-use super::{depthwise, fold, gemm, head, stem, winograd};
+use super::{depthwise, few_outputs, fold, gemm, subpixel, winograd};
 use crate::error::{ConvError, unsupported};
 use crate::limits::Limits;
 
@@ -43,8 +43,8 @@ fn serves(plan: &Plan, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> 
                 tile.name()
             )
         }
-        Plan::ShiftedGemm(_) | Plan::ShiftedWeight(_)
-            if !empty && !shifted_serves(plan, problem, pass, limits) =>
+        Plan::WindowGemm(_) | Plan::WindowWeight(_)
+            if !empty && !window_serves(plan, problem, pass, limits) =>
         {
             unsupported!(
                 "conv3d: {} does not serve the {} of {} with the kernel {:?}, stride {:?} and dilation {:?} on this device",
@@ -56,7 +56,7 @@ fn serves(plan: &Plan, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> 
                 problem.window.dilation
             )
         }
-        Plan::Stem(tile) if !empty && !stem::serves(problem, pass, tile, limits) => {
+        Plan::Subpixel(tile) if !empty && !subpixel::serves(problem, pass, tile, limits) => {
             unsupported!(
                 "conv3d: {} serves the input gradient of at most 4 input channels per group whose windows and weights fit \
                  shared memory and whose sums the device's loops reach, not the {} of {} channels with the kernel {:?}, stride {:?} and dilation {:?}",
@@ -68,7 +68,7 @@ fn serves(plan: &Plan, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> 
                 problem.window.dilation
             )
         }
-        Plan::Head(tile) if !empty && !head::serves(problem, pass, tile, limits) => {
+        Plan::FewOutputs(tile) if !empty && !few_outputs::serves(problem, pass, tile, limits) => {
             let as_forward = if pass == Pass::WeightGradient { Pass::Forward } else { pass };
             let (channels, results) = problem.channels_of(as_forward);
             unsupported!(
@@ -97,10 +97,10 @@ fn serves(plan: &Plan, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> 
     }
 }
 
-fn shifted_serves(plan: &Plan, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> bool {
+fn window_serves(plan: &Plan, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> bool {
     match plan {
-        Plan::ShiftedGemm(tile) => shifted_tiles(problem, pass, limits).any(|each| each == *tile),
-        Plan::ShiftedWeight(tile) => shifted_weight_tiles(problem, pass, limits).any(|each| each == *tile),
+        Plan::WindowGemm(tile) => window_tiles(problem, pass, limits).any(|each| each == *tile),
+        Plan::WindowWeight(tile) => window_weight_tiles(problem, pass, limits).any(|each| each == *tile),
         _ => true,
     }
 }

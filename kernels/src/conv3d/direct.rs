@@ -17,7 +17,7 @@ use super::plan::Pass;
 use super::problem::{Conv3dProblem, PaddingMode};
 use crate::activation::{Activation, activate};
 use crate::error::ConvError;
-use crate::grid::{Span, dispatches};
+use crate::launch::{Span, dispatches};
 use crate::limits::Limits;
 use crate::operand::{Operand, address_type};
 use cubecl::ir::ElemType;
@@ -26,11 +26,11 @@ use cubecl::prelude::*;
 /// Units of a cube. 256 is what WebGPU guarantees; more would gain nothing without shared memory.
 const UNITS: u32 = 256;
 
-/// Channels that one turn of a loop sums: see [`Limits::loop_turns`].
+/// Channels that one turn of a loop sums: see [`Limits::loop_iterations`].
 const BLOCK: u32 = 8;
 
 /// Iterations of the loops of a thread in the forward pass and the input gradient.
-pub(crate) fn loop_turns(problem: &Conv3dProblem, pass: Pass) -> usize {
+pub(crate) fn loop_iterations(problem: &Conv3dProblem, pass: Pass) -> usize {
     let block = BLOCK as usize;
     if pass == Pass::Forward {
         return nest(problem.taps(), nest(problem.group_channels().div_ceil(block), 0));

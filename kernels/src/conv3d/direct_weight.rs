@@ -14,7 +14,7 @@ use super::problem::{Conv3dProblem, PaddingMode};
 use super::reduce;
 use super::split::ReductionSplit;
 use crate::error::ConvError;
-use crate::grid::{Span, dispatches};
+use crate::launch::{Span, dispatches};
 use crate::limits::Limits;
 use crate::operand::{Operand, address_type};
 use cubecl::ir::ElemType;

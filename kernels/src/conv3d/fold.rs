@@ -14,7 +14,7 @@ use super::plan::Pass;
 use super::problem::{Conv3dProblem, PaddingMode, Window};
 use crate::dtype::FloatType;
 use crate::error::ConvError;
-use crate::grid::{Span, dispatches};
+use crate::launch::{Span, dispatches};
 use crate::limits::Limits;
 use crate::operand::{Operand, address_type};
 use cubecl::ir::ElemType;
@@ -61,7 +61,7 @@ pub(crate) fn aliases(problem: &Conv3dProblem) -> [usize; 3] {
 }
 
 /// Iterations of the loops of a thread of [`fold`].
-pub(crate) fn loop_turns(problem: &Conv3dProblem) -> usize {
+pub(crate) fn loop_iterations(problem: &Conv3dProblem) -> usize {
     aliases(problem).into_iter().rev().fold(0, |inner, count| nest(count, inner))
 }
 

@@ -14,10 +14,10 @@
 //! a 3x5x5 window alone took 1.4 ms where its products take 0.3 (H200). Shared memory: `4 * loads * units`
 //! bytes.
 
-use super::gemm::place::Walk;
+use super::gemm::index::Walk;
 use super::needs::nest;
 use super::problem::PaddingMode;
-use crate::cells::Cells;
+use crate::registers::Registers;
 use cubecl::prelude::*;
 use cubecl::std::FastDivmod;
 
@@ -273,7 +273,7 @@ impl Sums {
 /// the sum of dy goes to `bias_out`.
 #[cube]
 pub(super) fn sum_units<O: Float>(
-    sums: &Cells<f32>,
+    sums: &Registers<f32>,
     stage: &mut Shared<[f32]>,
     out: &mut [O],
     first_out: usize,

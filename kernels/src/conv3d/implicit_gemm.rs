@@ -22,7 +22,7 @@ use super::split::ReductionSplit;
 use super::tile::{REGISTERS, TileConfig, multiply_stages, unit_column, unit_row};
 use crate::activation::{Activation, activate};
 use crate::error::ConvError;
-use crate::grid::{Span, dispatches};
+use crate::launch::{Span, dispatches};
 use crate::limits::Limits;
 use crate::operand::{Operand, address_type};
 use cubecl::ir::ElemType;

@@ -22,7 +22,7 @@
 //! - every other result is finite and right.
 //!
 //! Under [`Plan::Winograd`] (`Auto` may take it) an element of x (dx: of dy) also reaches the other results
-//! of its tiles, m x m in the plane; under [`Plan::Stem`] an element of dy, where windows stride in the
+//! of its tiles, m x m in the plane; under [`Plan::Subpixel`] an element of dy, where windows stride in the
 //! plane, the other positions of the blocks of one stride by one stride that its window reaches.
 //! [`Notes::non_finite`] says which of them a plan is.
 //!
@@ -43,10 +43,10 @@ mod check;
 mod depthwise;
 mod direct;
 mod direct_weight;
+mod few_outputs;
 mod fold;
 mod frames;
 mod gemm;
-mod head;
 mod implicit_gemm;
 mod needs;
 mod notes;
@@ -54,24 +54,24 @@ mod plan;
 mod problem;
 mod reduce;
 pub mod reference;
-mod shifted;
 mod split;
-mod stem;
+mod subpixel;
 mod tile;
+mod window;
 pub mod winograd;
 
 pub use crate::activation::Activation;
 pub use activation::activation_gradient;
+pub use few_outputs::FewOutputsTile;
 pub use gemm::{MatrixTile, RegisterTile};
-pub use head::HeadTile;
 pub use needs::Needs;
 pub use notes::{NonFinite, Notes};
 pub use plan::{Algorithm, Pass, Plan, Tiles, eligible, gradient_plan, plan};
 pub use problem::{Conv3dProblem, PaddingMode, Window};
-pub use shifted::{ShiftedTile, ShiftedWeightTile};
 pub use split::ReductionSplit;
-pub use stem::StemTile;
+pub use subpixel::SubpixelTile;
 pub use tile::TileConfig;
+pub use window::{WindowTile, WindowWeightTile};
 pub use winograd::{RegionExtent, WinogradConfig, WinogradTile};
 
 use crate::error::{ConvError, invalid};
@@ -159,12 +159,14 @@ fn run_forward(
         Plan::MatrixGemm(tile) => {
             gemm::gather(client, problem, Pass::Forward, Tile::Matrices(*tile), limits, [x, w, y], bias)
         }
-        Plan::ShiftedGemm(tile) => {
-            shifted::launch(client, problem, Pass::Forward, *tile, limits, [x, w, y], bias)
+        Plan::WindowGemm(tile) => {
+            window::launch(client, problem, Pass::Forward, *tile, limits, [x, w, y], bias)
         }
-        Plan::ShiftedWeight(_) => only_weight_gradient(plan),
-        Plan::Head(tile) => head::launch(client, problem, Pass::Forward, *tile, limits, [x, w, y], bias),
-        Plan::Stem(_) => invalid!("conv3d: {} has an input gradient only", plan.name()),
+        Plan::WindowWeight(_) => only_weight_gradient(plan),
+        Plan::FewOutputs(tile) => {
+            few_outputs::launch(client, problem, Pass::Forward, *tile, limits, [x, w, y], bias)
+        }
+        Plan::Subpixel(_) => invalid!("conv3d: {} has an input gradient only", plan.name()),
         Plan::Winograd(config) => winograd::forward(client, problem, *config, limits, [x, w, y], bias),
     }
 }
@@ -215,12 +217,14 @@ fn run_input_gradient(
         Plan::MatrixGemm(tile) => {
             gemm::gather(client, problem, Pass::InputGradient, Tile::Matrices(*tile), limits, operands, None)
         }
-        Plan::ShiftedGemm(tile) => {
-            shifted::launch(client, problem, Pass::InputGradient, *tile, limits, operands, None)
+        Plan::WindowGemm(tile) => {
+            window::launch(client, problem, Pass::InputGradient, *tile, limits, operands, None)
         }
-        Plan::ShiftedWeight(_) => only_weight_gradient(plan),
-        Plan::Head(tile) => head::launch(client, problem, Pass::InputGradient, *tile, limits, operands, None),
-        Plan::Stem(tile) => stem::launch(client, problem, *tile, limits, operands),
+        Plan::WindowWeight(_) => only_weight_gradient(plan),
+        Plan::FewOutputs(tile) => {
+            few_outputs::launch(client, problem, Pass::InputGradient, *tile, limits, operands, None)
+        }
+        Plan::Subpixel(tile) => subpixel::launch(client, problem, *tile, limits, operands),
         Plan::Winograd(config) => winograd::input_gradient(client, problem, *config, limits, operands),
     }
 }
@@ -292,9 +296,9 @@ fn run_weight_gradient(
             gemm::weight_gradient(client, problem, Tile::Matrices(*tile), limits, [x, dy, dw])
         }
         Plan::Winograd(config) => winograd::weight_gradient(client, problem, *config, limits, [x, dy, dw]),
-        Plan::ShiftedWeight(tile) => shifted::weight::launch(client, problem, *tile, limits, [x, dy, dw]),
-        Plan::Head(tile) => head::weight_gradient(client, problem, *tile, limits, [x, dy, dw]),
-        Plan::ShiftedGemm(_) | Plan::Stem(_) => {
+        Plan::WindowWeight(tile) => window::weight::launch(client, problem, *tile, limits, [x, dy, dw]),
+        Plan::FewOutputs(tile) => few_outputs::weight_gradient(client, problem, *tile, limits, [x, dy, dw]),
+        Plan::WindowGemm(_) | Plan::Subpixel(_) => {
             invalid!("conv3d: {} has no weight gradient", plan.name())
         }
     }

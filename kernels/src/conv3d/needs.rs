@@ -2,14 +2,14 @@
 //! every refusal comes before a launch.
 //!
 //! Loop iterations are upper bounds of what one thread makes, all loops of a kernel together: a software
-//! device ends every loop once they are spent ([`Limits::loop_turns`]). A loop of n iterations costs n and
+//! device ends every loop once they are spent ([`Limits::loop_iterations`]). A loop of n iterations costs n and
 //! one more, in which it ends.
 
 use super::gemm::{self, Tile};
 use super::plan::{Pass, Plan};
 use super::problem::Conv3dProblem;
 use super::split::ReductionSplit;
-use super::{depthwise, direct, fold, head, shifted, stem, winograd};
+use super::{depthwise, direct, few_outputs, fold, subpixel, window, winograd};
 use crate::error::{ConvError, unsupported};
 use crate::limits::Limits;
 
@@ -25,7 +25,7 @@ pub struct Needs {
     /// Bytes of the largest intermediate buffer.
     pub buffer_bytes: u64,
     /// Iterations of all loops of a thread.
-    pub loop_turns: usize,
+    pub loop_iterations: usize,
 }
 
 /// Two factors, the bias, the result and the arguments.
@@ -35,8 +35,14 @@ const BINDINGS: usize = 5;
 const THREADS: usize = 256;
 
 impl Needs {
-    fn of(shared_bytes: usize, threads: usize, loop_turns: usize) -> Self {
-        Self { shared_bytes, threads: threads.max(THREADS), bindings: BINDINGS, buffer_bytes: 0, loop_turns }
+    fn of(shared_bytes: usize, threads: usize, loop_iterations: usize) -> Self {
+        Self {
+            shared_bytes,
+            threads: threads.max(THREADS),
+            bindings: BINDINGS,
+            buffer_bytes: 0,
+            loop_iterations,
+        }
     }
 
     /// Refuses what the device lacks, in one sentence.
@@ -62,12 +68,12 @@ impl Needs {
                 self.buffer_bytes, limits.buffer_bytes
             )));
         }
-        if let Some(most) = limits.loop_turns
-            && self.loop_turns > most
+        if let Some(most) = limits.loop_iterations
+            && self.loop_iterations > most
         {
             return Err(ConvError::TooLarge(format!(
                 "conv3d: the {pass} by {plan} sums in {} loop turns, this software device ends loops after {most}",
-                self.loop_turns
+                self.loop_iterations
             )));
         }
         Ok(())
@@ -96,7 +102,7 @@ impl Plan {
         let bytes = launched.x_shape().iter().fold(4u64, |bytes, size| bytes.saturating_mul(*size as u64));
         Needs {
             buffer_bytes: needs.buffer_bytes.max(bytes),
-            loop_turns: needs.loop_turns.max(fold::loop_turns(problem)),
+            loop_iterations: needs.loop_iterations.max(fold::loop_iterations(problem)),
             ..needs
         }
     }
@@ -109,7 +115,7 @@ fn slices(problem: &Conv3dProblem, limits: &Limits) -> ReductionSplit {
 
 fn direct_needs(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Needs {
     if pass != Pass::WeightGradient {
-        return Needs::of(0, THREADS, direct::loop_turns(problem, pass));
+        return Needs::of(0, THREADS, direct::loop_iterations(problem, pass));
     }
     // A thread sums a short slice, a threadgroup a long one; dw has fp32 partials however few the slices are.
     let ReductionSplit { parts, length } = slices(problem, limits);
@@ -147,25 +153,29 @@ fn kernel_needs(plan: &Plan, problem: &Conv3dProblem, pass: Pass, limits: &Limit
             let stages = gemm::stages(problem, pass, Tile::Matrices(*tile), limits);
             Needs::of(tile.shared_bytes(size), tile.units(), nest(stages, 0) + CLEARING)
         }
-        Plan::ShiftedGemm(tile) => Needs {
-            buffer_bytes: shifted::packed_bytes(problem, pass, tile, limits),
+        Plan::WindowGemm(tile) => Needs {
+            buffer_bytes: window::packed_bytes(problem, pass, tile, limits),
             ..Needs::of(
-                tile.shared_bytes(size).max(shifted::PACK_BYTES),
+                tile.shared_bytes(size).max(window::PACK_BYTES),
                 tile.units(),
-                shifted::loop_turns(problem, pass, tile, limits) + CLEARING,
+                window::loop_iterations(problem, pass, tile, limits) + CLEARING,
             )
         },
-        Plan::ShiftedWeight(tile) => {
-            let turns = shifted::weight::loop_turns(problem, tile, limits);
+        Plan::WindowWeight(tile) => {
+            let turns = window::weight::loop_iterations(problem, tile, limits);
             Needs::of(tile.shared_bytes(size), tile.units(), turns + CLEARING)
         }
-        Plan::Head(tile) => {
-            let turns = head::loop_turns(problem, pass, tile, limits);
-            Needs::of(head::shared_bytes(problem, pass, tile), tile.units, turns)
+        Plan::FewOutputs(tile) => {
+            let turns = few_outputs::loop_iterations(problem, pass, tile, limits);
+            Needs::of(few_outputs::shared_bytes(problem, pass, tile), tile.units, turns)
         }
-        Plan::Stem(tile) => Needs {
-            buffer_bytes: stem::packed_bytes(problem, tile, limits),
-            ..Needs::of(tile.shared_bytes(size), tile.units(), stem::loop_turns(problem, tile, limits))
+        Plan::Subpixel(tile) => Needs {
+            buffer_bytes: subpixel::packed_bytes(problem, tile, limits),
+            ..Needs::of(
+                tile.shared_bytes(size),
+                tile.units(),
+                subpixel::loop_iterations(problem, tile, limits),
+            )
         },
         Plan::Winograd(config) => {
             let (shared, threads, turns) = winograd::needs(problem, pass, config, limits);

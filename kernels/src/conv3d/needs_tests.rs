@@ -26,7 +26,7 @@ fn devices() -> Vec<Limits> {
         // Matrices, but little threadgroup memory for their stages.
         Limits { shared_bytes: 16 * 1024, units_per_cube: 256, ..m1() },
         Limits { wide_index: false, buffer_bytes: 128 << 20, ..plain() },
-        Limits { wide_index: false, loop_turns: Some(60_000), ..plain() },
+        Limits { wide_index: false, loop_iterations: Some(60_000), ..plain() },
         Limits { workspace_bytes: 1 << 20, buffer_bytes: 1 << 20, dtypes: vec![FloatType::F32], ..m1() },
     ]
 }
@@ -63,7 +63,7 @@ proptest! {
     fn some_plan_serves_within_every_devices_limits(problem in problems()) {
         for limits in devices() {
             for pass in PASSES {
-                for algorithm in [Algorithm::Auto, Algorithm::Strict] {
+                for algorithm in [Algorithm::Auto, Algorithm::NoWinograd] {
                     let plan = plan(&problem, pass, algorithm, &limits);
                     prop_assert!(plan.is_ok(), "{:?} {limits:?}: {plan:?}", pass);
                     let plan = plan.unwrap();
@@ -103,7 +103,7 @@ fn a_padded_gradient_beyond_a_binding_is_gathered_directly() {
 /// is launched.
 #[test]
 fn loops_over_aliases_are_counted() {
-    let limits = Limits { loop_turns: Some(60_000), matrices: Vec::new(), ..Limits::apple_m1() };
+    let limits = Limits { loop_iterations: Some(60_000), matrices: Vec::new(), ..Limits::apple_m1() };
     let replicate = |padding| Window { padding, padding_mode: PaddingMode::Replicate, ..Window::default() };
     let none = (0, 0);
     for (input, kernel, padding) in [

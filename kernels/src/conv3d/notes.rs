@@ -57,19 +57,19 @@ impl Plan {
         let packed = if packs { weights as u64 } else { 0 };
         match self {
             Self::Gemm(_) => Notes { workspace_bytes: packed, ..notes },
-            Self::MatrixGemm(_) | Self::ShiftedWeight(_) => Notes {
+            Self::MatrixGemm(_) | Self::WindowWeight(_) => Notes {
                 domain: stage_type(problem.dtype, limits).map_or(FloatType::F32, |(dtype, _)| dtype),
                 workspace_bytes: packed,
                 ..notes
             },
-            Self::ShiftedGemm(tile) => Notes {
+            Self::WindowGemm(tile) => Notes {
                 domain: stage_type(problem.dtype, limits).map_or(FloatType::F32, |(dtype, _)| dtype),
-                workspace_bytes: super::shifted::packed_bytes(problem, pass, tile, limits),
+                workspace_bytes: super::window::packed_bytes(problem, pass, tile, limits),
                 ..notes
             },
-            Self::Stem(tile) => Notes {
-                domain: super::stem::stage(problem, tile, limits).0,
-                workspace_bytes: super::stem::packed_bytes(problem, tile, limits),
+            Self::Subpixel(tile) => Notes {
+                domain: super::subpixel::stage(problem, tile, limits).0,
+                workspace_bytes: super::subpixel::packed_bytes(problem, tile, limits),
                 // Taps that do not reach a position of a block have zeros for weights.
                 non_finite: if problem.window.stride[1..] == [1, 1] {
                     NonFinite::Window

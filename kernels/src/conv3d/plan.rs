@@ -6,7 +6,7 @@
 //! | Depthwise    | all         | groups = C = O, at most 80 taps                   | dw: fp32 partials                    |
 //! | Gemm         | all         | at most 10 taps along an axis with padding        | fp32 partials where the sum is split |
 //! | MatrixGemm   | all         | the same, where the device has matrix units       | the same                             |
-//! | ShiftedGemm  | forward, dx | the same, stride 1 in the plane, where a window fits shared memory | packed weights, fp32 partials where the sum is split |
+//! | WindowGemm  | forward, dx | the same, stride 1 in the plane, where a window fits shared memory | packed weights, fp32 partials where the sum is split |
 //! | Head         | all         | at most 4 result channels per group, stride and dilation 1, where a window fits shared memory | fp32 partials where the sum is split |
 //! | Stem         | dx          | at most 4 input channels per group, where a window fits shared memory | packed weights, fp32 partials where the sum is split |
 //! | Winograd     | all         | 3x3 in plane, stride and dilation 1 there, groups 1; dx: depth stride 1; dw: not F(6x6) | stated by the plan |
@@ -20,7 +20,7 @@
 //! the same product, at last `Direct`.
 //!
 //! [`Algorithm::Auto`] takes Winograd where the rule and the table of `winograd/choice.rs` say that it is
-//! faster, else, as [`Algorithm::Strict`] does always, the first of Depthwise, Head (where at most half of
+//! faster, else, as [`Algorithm::NoWinograd`] does always, the first of Depthwise, Head (where at most half of
 //! its tiles is empty), Stem (where it computes at most twice as much as the engine), the engine (MatrixGemm
 //! or Gemm) and ImplicitGemm that serves. Head's tile is the cheapest by a count of instructions and sectors
 //! (`head/config.rs`): 96 to 3 channels, 4x480x832, f32, forward 0.70 ms where the engine takes 4.7, dw 1.2
@@ -28,12 +28,12 @@
 //! a stride by a stride: up to 4 of them 1024x4, more 512x12 (7x7x7, stride 2: 2.0 ms, the engine 9.7), on
 //! matrix units 128x16 (f16: 1.3 ms, the engine 7.9). The engine's tiles: `gemm/choice.rs`.
 
+use super::few_outputs::{self, FewOutputsTile};
 use super::gemm::{self, MatrixTile, RegisterTile, stage_type};
-use super::head::{self, HeadTile};
 use super::problem::Conv3dProblem;
-use super::shifted::{self, ShiftedTile, ShiftedWeightTile};
-use super::stem::{self, StemTile};
+use super::subpixel::{self, SubpixelTile};
 use super::tile::TileConfig;
+use super::window::{self, WindowTile, WindowWeightTile};
 use super::winograd::{self, WinogradConfig, WinogradTile};
 use super::{depthwise, fold};
 use crate::error::ConvError;
@@ -70,7 +70,7 @@ pub enum Algorithm {
     Auto,
     /// As `Auto`, without Winograd: the error of an fp32 sum, and a NaN in x reaches no result but those
     /// whose windows hold it.
-    Strict,
+    NoWinograd,
     /// One output per unit. What is not there is not multiplied: an infinite weight reaches only the results
     /// of windows that hold an element there.
     Direct,
@@ -96,13 +96,13 @@ pub enum Plan {
     /// See `gemm/matrices.rs`.
     MatrixGemm(MatrixTile),
     /// See `shifted/`.
-    ShiftedGemm(ShiftedTile),
+    WindowGemm(WindowTile),
     /// See `shifted/weight.rs`.
-    ShiftedWeight(ShiftedWeightTile),
+    WindowWeight(WindowWeightTile),
     /// See `head/`.
-    Head(HeadTile),
+    FewOutputs(FewOutputsTile),
     /// See `stem/`.
-    Stem(StemTile),
+    Subpixel(SubpixelTile),
     /// See `winograd/`.
     Winograd(WinogradConfig),
 }
@@ -119,10 +119,10 @@ impl Plan {
             Self::Depthwise => "depthwise".into(),
             Self::Gemm(tile) => format!("gemm_{}", tile.name()),
             Self::MatrixGemm(tile) => format!("matrix_gemm_{}", tile.name()),
-            Self::ShiftedGemm(tile) => format!("shifted_gemm_{}", tile.name()),
-            Self::ShiftedWeight(tile) => format!("shifted_weight_{}", tile.name()),
-            Self::Head(tile) => format!("head_{}", tile.name()),
-            Self::Stem(tile) => format!("stem_{}", tile.name()),
+            Self::WindowGemm(tile) => format!("window_gemm_{}", tile.name()),
+            Self::WindowWeight(tile) => format!("window_weight_{}", tile.name()),
+            Self::FewOutputs(tile) => format!("few_outputs_{}", tile.name()),
+            Self::Subpixel(tile) => format!("subpixel_{}", tile.name()),
             Self::Winograd(config) if config.matrices.is_some() => format!("{}_matrices", config.tile.name()),
             Self::Winograd(config) => config.tile.name().into(),
         }
@@ -155,17 +155,17 @@ impl Plan {
     /// The plan's tiles; nothing for plans that are not matrix products of one launch.
     pub fn tiles(&self, problem: &Conv3dProblem, pass: Pass) -> Option<Tiles> {
         let problem = &fold::launched(problem, pass);
-        if let Self::ShiftedGemm(tile) = self {
-            return shifted::extent(problem, pass, tile);
+        if let Self::WindowGemm(tile) = self {
+            return window::extent(problem, pass, tile);
         }
-        if let Self::ShiftedWeight(tile) = self {
-            return shifted::weight::extent(problem, tile);
+        if let Self::WindowWeight(tile) = self {
+            return window::weight::extent(problem, tile);
         }
-        if let Self::Head(tile) = self {
-            return head::extent(problem, pass, tile);
+        if let Self::FewOutputs(tile) = self {
+            return few_outputs::extent(problem, pass, tile);
         }
-        if let Self::Stem(tile) = self {
-            return stem::extent(problem, tile);
+        if let Self::Subpixel(tile) = self {
+            return subpixel::extent(problem, tile);
         }
         let engine = matches!(self, Self::Gemm(_) | Self::MatrixGemm(_));
         let patches = engine && gemm::is_patches(problem, pass);
@@ -221,7 +221,7 @@ pub fn plan(
             let preferred = winograd.into_iter().chain([strict]);
             preferred.chain(products(launched, pass)).chain([Plan::Direct]).collect()
         }
-        Algorithm::Strict => {
+        Algorithm::NoWinograd => {
             let preferred = [strict(launched, pass, limits)].into_iter();
             preferred.chain(products(launched, pass)).chain([Plan::Direct]).collect()
         }
@@ -296,10 +296,10 @@ pub fn eligible(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Vec<Pla
         .into_iter()
         .chain(gemm)
         .chain(matrix_tiles(problem, pass, limits).map(Plan::MatrixGemm))
-        .chain(shifted_tiles(problem, pass, limits).map(Plan::ShiftedGemm))
-        .chain(shifted_weight_tiles(problem, pass, limits).map(Plan::ShiftedWeight))
-        .chain(head::tiles(problem, pass, limits).into_iter().map(Plan::Head))
-        .chain(stem::tiles(problem, pass, limits).map(Plan::Stem))
+        .chain(window_tiles(problem, pass, limits).map(Plan::WindowGemm))
+        .chain(window_weight_tiles(problem, pass, limits).map(Plan::WindowWeight))
+        .chain(few_outputs::tiles(problem, pass, limits).into_iter().map(Plan::FewOutputs))
+        .chain(subpixel::tiles(problem, pass, limits).map(Plan::Subpixel))
         .chain(depthwise::serves(problem, pass).then_some(Plan::Depthwise))
         .chain(winograd)
         .filter(|plan| plan.needs(asked, pass, limits).check(plan, pass, limits).is_ok())
@@ -317,23 +317,23 @@ pub(super) fn matrix_tiles(
 }
 
 /// The tiles of the shifted product that serve the pass.
-pub(super) fn shifted_tiles(
+pub(super) fn window_tiles(
     problem: &Conv3dProblem,
     pass: Pass,
     limits: &Limits,
-) -> impl Iterator<Item = ShiftedTile> {
-    let tiles = shifted::tiles(problem, limits).iter().copied();
-    tiles.filter(move |tile| shifted::serves(problem, pass, tile, limits))
+) -> impl Iterator<Item = WindowTile> {
+    let tiles = window::tiles(problem, limits).iter().copied();
+    tiles.filter(move |tile| window::serves(problem, pass, tile, limits))
 }
 
 /// The tiles of the shifted weight gradient that serve the pass.
-pub(super) fn shifted_weight_tiles(
+pub(super) fn window_weight_tiles(
     problem: &Conv3dProblem,
     pass: Pass,
     limits: &Limits,
-) -> impl Iterator<Item = ShiftedWeightTile> {
-    let tiles = shifted::weight::tiles(problem, limits).iter().copied();
-    tiles.filter(move |tile| shifted::weight::serves(problem, pass, tile))
+) -> impl Iterator<Item = WindowWeightTile> {
+    let tiles = window::weight::tiles(problem, limits).iter().copied();
+    tiles.filter(move |tile| window::weight::serves(problem, pass, tile))
 }
 
 pub(super) fn result_is_empty(problem: &Conv3dProblem, pass: Pass) -> bool {
@@ -348,10 +348,10 @@ pub(super) fn result_is_empty(problem: &Conv3dProblem, pass: Pass) -> bool {
 fn strict(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Plan {
     if depthwise::serves(problem, pass) {
         Plan::Depthwise
-    } else if let Some(tile) = head::choice(problem, pass, limits) {
-        Plan::Head(tile)
-    } else if let Some(tile) = stem::choice(problem, pass, limits) {
-        Plan::Stem(tile)
+    } else if let Some(tile) = few_outputs::choice(problem, pass, limits) {
+        Plan::FewOutputs(tile)
+    } else if let Some(tile) = subpixel::choice(problem, pass, limits) {
+        Plan::Subpixel(tile)
     } else if gemm::serves(problem, pass) {
         gemm::choice::choose(problem, pass, limits)
     } else {

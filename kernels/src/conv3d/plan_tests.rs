@@ -14,7 +14,7 @@ fn problem(x: [usize; 5], o: usize, kernel: [usize; 3], stride: usize, groups: u
 const PASSES: [Pass; 3] = [Pass::Forward, Pass::InputGradient, Pass::WeightGradient];
 
 fn names(problem: &Conv3dProblem, limits: &Limits) -> [String; 3] {
-    PASSES.map(|pass| plan(problem, pass, Algorithm::Strict, limits).expect("a plan").name())
+    PASSES.map(|pass| plan(problem, pass, Algorithm::NoWinograd, limits).expect("a plan").name())
 }
 
 /// A device with many cores, matrices for f16 only.
@@ -23,7 +23,7 @@ fn wide() -> Limits {
     Limits { cubes_in_flight: 528, operations_per_byte: 10.0, matrices, ..Limits::apple_m1() }
 }
 
-/// Whether `Auto` takes Winograd in each pass; what it takes else is what `Strict` takes.
+/// Whether `Auto` takes Winograd in each pass; what it takes else is what `NoWinograd` takes.
 fn winograd(problem: &Conv3dProblem, limits: &Limits) -> [bool; 3] {
     PASSES.map(|pass| {
         let ask = |algorithm| plan(problem, pass, algorithm, limits).expect("a plan");
@@ -33,7 +33,7 @@ fn winograd(problem: &Conv3dProblem, limits: &Limits) -> [bool; 3] {
                 true
             }
             other => {
-                assert_eq!(other, ask(Algorithm::Strict));
+                assert_eq!(other, ask(Algorithm::NoWinograd));
                 false
             }
         }
@@ -97,23 +97,23 @@ fn deep_layers_with_small_planes_have_their_own_plans() {
     assert_eq!(names, ["gemm_64x64x16", "winograd_2x2", "gemm_128x64x16"]);
     let half = Conv3dProblem { dtype: FloatType::F16, ..layer };
     let names = PASSES.map(|pass| auto(&half, pass));
-    assert_eq!(names, ["shifted_gemm_128x128", "shifted_gemm_128x128", "matrix_gemm_128x128x32"]);
-    let tile = ShiftedTile::all(16)[0];
+    assert_eq!(names, ["window_gemm_128x128", "window_gemm_128x128", "matrix_gemm_128x128x32"]);
+    let tile = WindowTile::all(16)[0];
     // 2 frames of 8x8 by 8 tiles of channels, in as many parts as keep half of the cubes in flight.
-    assert_eq!(shifted::cubes(&half, Pass::Forward, &tile, &wide()), Some(2 * 8 * 16));
-    let packed = shifted::packed_bytes(&half, Pass::Forward, &tile, &wide());
+    assert_eq!(window::cubes(&half, Pass::Forward, &tile, &wide()), Some(2 * 8 * 16));
+    let packed = window::packed_bytes(&half, Pass::Forward, &tile, &wide());
     let few = Limits { workspace_bytes: packed + 4 * (1024 * 128 * 3), ..wide() };
-    assert_eq!(shifted::cubes(&half, Pass::Forward, &tile, &few), Some(2 * 8 * 3), "three parts fit");
+    assert_eq!(window::cubes(&half, Pass::Forward, &tile, &few), Some(2 * 8 * 3), "three parts fit");
 }
 
 /// Sums of tiles that fill the device once and a little.
 #[test]
 fn split_sums_even_the_turns_of_cubes() {
-    let tile = ShiftedTile::all(16)[0];
+    let tile = WindowTile::all(16)[0];
     let cubes = |x, o, padding| {
         let window = Window { padding, ..Window::default() };
         let layer = Conv3dProblem { window, dtype: FloatType::F16, ..problem(x, o, [3; 3], 1, 1) };
-        let cubes = |pass| shifted::cubes(&layer, pass, &tile, &wide()).unwrap();
+        let cubes = |pass| window::cubes(&layer, pass, &tile, &wide()).unwrap();
         [cubes(Pass::Forward), cubes(Pass::InputGradient)]
     };
     let plane = [(0, 0), (1, 1), (1, 1)];
@@ -130,7 +130,7 @@ fn the_choice_follows_the_table() {
     let body = problem([1, 64, 16, 56, 56], 128, [3; 3], 1, 1);
     assert_eq!(names(&body, &wide()), ["gemm_128x128x16", "gemm_128x64x16", "gemm_128x64x16"]);
     let stem = problem([1, 3, 64, 224, 224], 64, [7; 3], 2, 1);
-    assert_eq!(names(&stem, &wide()), ["gemm_128x64x16", "stem_512x12", "gemm_128x64x16"]);
+    assert_eq!(names(&stem, &wide()), ["gemm_128x64x16", "subpixel_512x12", "gemm_128x64x16"]);
     let deep = problem([1, 512, 2, 7, 7], 512, [3; 3], 1, 1);
     assert_eq!(names(&deep, &wide()), ["gemm_64x64x16", "gemm_64x64x16", "gemm_128x64x16"]);
     let few_columns = problem([1, 3, 8, 112, 112], 64, [1, 7, 7], 1, 1);
@@ -146,15 +146,12 @@ fn the_choice_follows_the_table() {
 #[test]
 fn matrix_units_are_used_where_the_type_has_them() {
     let half = Conv3dProblem { dtype: FloatType::F16, ..problem([1, 64, 16, 56, 56], 128, [3; 3], 1, 1) };
-    assert_eq!(
-        names(&half, &wide()),
-        ["shifted_gemm_128x128", "shifted_gemm_256x64", "shifted_weight_64x32x9"]
-    );
+    assert_eq!(names(&half, &wide()), ["window_gemm_128x128", "window_gemm_256x64", "window_weight_64x32x9"]);
     let few_channels =
         Conv3dProblem { dtype: FloatType::F16, ..problem([2, 32, 128, 128, 128], 32, [3; 3], 1, 1) };
     assert_eq!(
         names(&few_channels, &wide()),
-        ["shifted_gemm_256x32", "shifted_gemm_256x32", "shifted_weight_64x32x9"]
+        ["window_gemm_256x32", "window_gemm_256x32", "window_weight_64x32x9"]
     );
     // A frame that fills no strip, three input channels of a strip's 32.
     for x in [[1, 256, 32, 14, 14], [1, 3, 16, 112, 112]] {
@@ -167,14 +164,14 @@ fn matrix_units_are_used_where_the_type_has_them() {
         let layer = problem([1, 144, 16, plane, plane], 64, [3, 1, 1], 1, 1);
         names(&Conv3dProblem { dtype: FloatType::F16, ..layer }, &wide())
     };
-    assert_eq!(temporal(56)[..2], ["shifted_gemm_256x64"; 2]);
+    assert_eq!(temporal(56)[..2], ["window_gemm_256x64"; 2]);
     assert_eq!(temporal(55)[..2], ["matrix_gemm_128x64x32"; 2]);
     let streamed = Conv3dProblem {
         dtype: FloatType::F16,
         window: Window::default(),
         ..problem([1, 384, 3, 60, 104], 768, [3, 1, 1], 1, 1)
     };
-    assert_eq!(names(&streamed, &wide())[..2], ["shifted_gemm_128x128"; 2]);
+    assert_eq!(names(&streamed, &wide())[..2], ["window_gemm_128x128"; 2]);
     // A plane or channels of which too little would be needed, a stride.
     let half = |x, kernel, stride| {
         let layer = problem(x, 256, kernel, stride, 1);
@@ -187,7 +184,7 @@ fn matrix_units_are_used_where_the_type_has_them() {
     // Apple's simdgroups multiply bf16 as fp32, the sums being fp32.
     for dtype in FloatType::ALL {
         let problem = Conv3dProblem { dtype, ..half };
-        assert_eq!(names(&problem, &Limits::apple_m1())[0], "shifted_gemm_64x64", "{}", dtype.name());
+        assert_eq!(names(&problem, &Limits::apple_m1())[0], "window_gemm_64x64", "{}", dtype.name());
     }
 }
 
@@ -201,10 +198,10 @@ fn strided_gradients_share_windows_on_matrix_units() {
     };
     let all = [(1, 1); 3];
     let plane = [(0, 0), (1, 1), (1, 1)];
-    assert_eq!(input([8, 64, 16, 56, 56], 128, [3; 3], [2; 3], all), "shifted_gemm_256x64");
-    assert_eq!(input([2, 32, 128, 128, 128], 64, [3; 3], [2; 3], all), "shifted_gemm_256x32");
-    assert_eq!(input([1, 64, 16, 56, 56], 230, [1, 3, 3], [1, 2, 2], plane), "shifted_gemm_256x64");
-    assert_eq!(input([1, 384, 5, 60, 104], 384, [3, 1, 1], [2, 1, 1], [(0, 0); 3]), "shifted_gemm_128x128");
+    assert_eq!(input([8, 64, 16, 56, 56], 128, [3; 3], [2; 3], all), "window_gemm_256x64");
+    assert_eq!(input([2, 32, 128, 128, 128], 64, [3; 3], [2; 3], all), "window_gemm_256x32");
+    assert_eq!(input([1, 64, 16, 56, 56], 230, [1, 3, 3], [1, 2, 2], plane), "window_gemm_256x64");
+    assert_eq!(input([1, 384, 5, 60, 104], 384, [3, 1, 1], [2, 1, 1], [(0, 0); 3]), "window_gemm_128x128");
     // Windows that tile the input are one product; half of the elements have no taps.
     assert_eq!(input([14, 32, 16, 56, 56], 256, [2; 3], [2; 3], [(0, 0); 3]), "matrix_gemm_128x128x32");
     let dilated = Window { stride: [2; 3], dilation: [2; 3], padding: all, ..Window::default() };
@@ -218,7 +215,7 @@ fn counts_beyond_31_bits_go_to_the_plans_that_count_further() {
     let sites = problem([1, 8, 2048, 2048, 1024], 8, [1; 3], 1, 1);
     assert_eq!(names(&sites, &wide()), ["implicit_gemm_32x32x16"; 3]);
     let depthwise = problem([1, 8, 512, 1024, 1024], 8, [1; 3], 1, 8);
-    assert!(names(&depthwise, &wide())[0].starts_with("head_"));
+    assert!(names(&depthwise, &wide())[0].starts_with("few_outputs_"));
 }
 
 #[test]
@@ -230,7 +227,7 @@ fn a_stride_of_thousands_of_phases_is_not_launched_phase_by_phase() {
 
 /// What computes few channels of a result whose windows move by one element.
 #[test]
-fn heads_take_their_own_product() {
+fn few_outputs_have_their_own_kernel() {
     let stem = problem([1, 3, 16, 112, 112], 64, [3; 3], 1, 1);
     let video = Conv3dProblem {
         window: Window { padding: [(0, 0), (1, 1), (1, 1)], ..Window::default() },
@@ -238,16 +235,19 @@ fn heads_take_their_own_product() {
     };
     for dtype in FloatType::ALL {
         let video = Conv3dProblem { dtype, ..video };
-        assert_eq!(names(&video, &wide())[0], "head_4x16x32_128", "{}", dtype.name());
+        assert_eq!(names(&video, &wide())[0], "few_outputs_4x16x32_128", "{}", dtype.name());
         let [forward, _, weight] = names(&video, &Limits { unroll: true, ..wide() });
-        assert_eq!([forward.as_str(), weight.as_str()], ["head_4x16x32_128_ahead", "head_4x8x32_128"]);
+        assert_eq!(
+            [forward.as_str(), weight.as_str()],
+            ["few_outputs_4x16x32_128_ahead", "few_outputs_4x8x32_128"]
+        );
         let [_, input, _] = names(&Conv3dProblem { dtype, ..stem }, &wide());
-        assert!(input.starts_with("head_"), "{input}");
+        assert!(input.starts_with("few_outputs_"), "{input}");
     }
     // Two groups of four channels.
-    assert!(names(&problem([1, 8, 16, 64, 64], 64, [3; 3], 1, 2), &wide())[1].starts_with("head_"));
+    assert!(names(&problem([1, 8, 16, 64, 64], 64, [3; 3], 1, 2), &wide())[1].starts_with("few_outputs_"));
     // One channel per group, several results.
-    assert!(names(&problem([1, 8, 16, 64, 64], 24, [3; 3], 1, 8), &wide())[0].starts_with("head_"));
+    assert!(names(&problem([1, 8, 16, 64, 64], 24, [3; 3], 1, 8), &wide())[0].starts_with("few_outputs_"));
     // More results, a stride, tiles that stand mostly empty.
     assert_eq!(names(&problem([1, 96, 6, 64, 64], 5, [3; 3], 1, 1), &wide())[0], "gemm_128x8x16");
     assert_eq!(names(&problem([1, 96, 6, 64, 64], 3, [3; 3], 2, 1), &wide())[0], "gemm_256x4x16");
@@ -256,16 +256,16 @@ fn heads_take_their_own_product() {
 
 /// What computes the input gradient of few channels with a stride.
 #[test]
-fn stems_take_their_own_product() {
+fn strided_few_channels_have_their_own_kernel() {
     let input = |problem: &Conv3dProblem| names(problem, &wide())[1].clone();
-    assert_eq!(input(&problem([1, 3, 64, 224, 224], 64, [3; 3], 2, 1)), "stem_512x12");
+    assert_eq!(input(&problem([1, 3, 64, 224, 224], 64, [3; 3], 2, 1)), "subpixel_512x12");
     // Matrix units, but for few columns.
     let half = Conv3dProblem { dtype: FloatType::F16, ..problem([1, 3, 64, 224, 224], 64, [7; 3], 2, 1) };
-    assert_eq!(input(&half), "stem_matrix_128x16");
+    assert_eq!(input(&half), "subpixel_matrix_128x16");
     // Apple's fragments were not measured.
-    assert_eq!(names(&half, &Limits::apple_m1())[1], "stem_512x12");
+    assert_eq!(names(&half, &Limits::apple_m1())[1], "subpixel_512x12");
     // A device that ends loops early.
-    let short = Limits { loop_turns: Some(1_000), ..wide() };
+    let short = Limits { loop_iterations: Some(1_000), ..wide() };
     assert_eq!(names(&problem([1, 3, 64, 224, 224], 64, [3; 3], 2, 1), &short)[1], "gemm_256x4x16");
     // More channels; planes of which a tile computes mostly the rim.
     assert_eq!(input(&problem([1, 8, 16, 112, 112], 64, [3; 3], 2, 1)), "gemm_128x8x16");

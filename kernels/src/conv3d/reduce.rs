@@ -14,12 +14,12 @@ use super::args::{Geometry, offset};
 use super::problem::Conv3dProblem;
 use super::split::ReductionSplit;
 use crate::activation::{Activation, activate_by_code};
-use crate::cells::Cells;
 use crate::dtype::FloatType;
 use crate::error::ConvError;
-use crate::grid::{Span, dispatches};
+use crate::launch::{Span, dispatches};
 use crate::limits::Limits;
 use crate::operand::{Operand, address_type, row_major};
+use crate::registers::Registers;
 use cubecl::ir::{AddressType, ElemType};
 use cubecl::prelude::*;
 use cubecl::std::FastDivmod;
@@ -212,7 +212,7 @@ fn sum_of_parts(partials: &Tensor<f32>, part: usize, parts: usize, element: usiz
     let end = part + parts;
     while part < end {
         // Several reads are under way at once.
-        let values = Cells::<f32>::new(STEPS, 0.0f32);
+        let values = Registers::<f32>::new(STEPS, 0.0f32);
         #[unroll]
         for step in 0..STEPS {
             if part + step < end {
@@ -227,7 +227,7 @@ fn sum_of_parts(partials: &Tensor<f32>, part: usize, parts: usize, element: usiz
 
 /// The sum of [`STEPS`] values in pairs.
 #[cube]
-fn tree(values: &Cells<f32>) -> f32 {
+fn tree(values: &Registers<f32>) -> f32 {
     #[unroll]
     for level in 1..comptime!(STEPS.ilog2() as usize + 1) {
         #[unroll]
@@ -312,7 +312,7 @@ fn bias_gradient_kernel<E: Float, O: Float>(
     let mut index = part * split_length + UNIT_POS as usize;
     while index < end {
         // Several reads are under way at once.
-        let values = Cells::<f32>::new(STEPS, 0.0f32);
+        let values = Registers::<f32>::new(STEPS, 0.0f32);
         #[unroll]
         for step in 0..STEPS {
             let index = index + comptime!(step * UNITS as usize);

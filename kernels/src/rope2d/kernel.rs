@@ -17,8 +17,8 @@
 //! Bytes: tokens once, the result once, a position and one table row per digit of it (one below 2048, two or
 //! three of fp32 numbers) per unit. Operations: 3 per element.
 
-use crate::grid::Span;
-use crate::words::{quad_of_words, words_of};
+use crate::half_words::{quad_of_words, words_of};
+use crate::launch::Span;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::std::FastDivmod;

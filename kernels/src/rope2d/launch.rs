@@ -5,11 +5,11 @@ use super::table::{self, Digits};
 use super::{Positions, Rope2dProblem, RopeLayout, Rotation};
 use crate::dtype::FloatType;
 use crate::error::ConvError;
-use crate::grid::dispatches;
+use crate::half_words::WORD;
 use crate::index_operand::IndexType;
+use crate::launch::dispatches;
 use crate::limits::Limits;
 use crate::operand::{Operand, address_type};
-use crate::words::WORD;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 

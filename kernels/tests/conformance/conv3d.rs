@@ -51,9 +51,9 @@ pub(crate) fn one_tile_each(mut plans: Vec<Plan>, turn: usize) -> Vec<Plan> {
     let kinds: [fn(&Plan) -> bool; 5] = [
         |plan| matches!(plan, Plan::Gemm(_)),
         |plan| matches!(plan, Plan::MatrixGemm(_)),
-        |plan| matches!(plan, Plan::ShiftedGemm(_) | Plan::ShiftedWeight(_)),
-        |plan| matches!(plan, Plan::Stem(_)),
-        |plan| matches!(plan, Plan::Head(_)),
+        |plan| matches!(plan, Plan::WindowGemm(_) | Plan::WindowWeight(_)),
+        |plan| matches!(plan, Plan::Subpixel(_)),
+        |plan| matches!(plan, Plan::FewOutputs(_)),
     ];
     for kind in kinds {
         let (tiles, others): (Vec<_>, Vec<_>) = plans.into_iter().partition(kind);

@@ -21,7 +21,7 @@ use cubecl::prelude::*;
 fn long_sums_are_complete() {
     let client = client();
     let limits = Limits::of(&client);
-    let terms = limits.loop_turns.map_or(200_000, |turns| (turns - 3) * 8);
+    let terms = limits.loop_iterations.map_or(200_000, |turns| (turns - 3) * 8);
     for (c, o) in [(terms, 1), (1, terms)] {
         let case = Conv3dCase { bias: false, ..Conv3dCase::new("long_sums", [1, c, 1, 1, 2], o, [1, 1, 1]) };
         let problem = problem(&case, FloatType::F32);
@@ -39,7 +39,7 @@ fn long_sums_are_complete() {
         }
     }
     // One turn more is refused where there is a limit.
-    if let Some(turns) = limits.loop_turns {
+    if let Some(turns) = limits.loop_iterations {
         let case =
             Conv3dCase { bias: false, ..Conv3dCase::new("too_long", [1, turns * 8, 1, 1, 1], 1, [1, 1, 1]) };
         let problem = problem(&case, FloatType::F32);
@@ -105,7 +105,7 @@ fn errors_of_long_sums_of_equal_terms_stay_small() {
             for plan in eligible(&problem, Pass::WeightGradient, &limits) {
                 // One sum for each weight, with a register for each of a tile's: `split.rs` has their bound.
                 let bound = match plan {
-                    Plan::Depthwise | Plan::Direct | Plan::Head(_) => 1e-6,
+                    Plan::Depthwise | Plan::Direct | Plan::FewOutputs(_) => 1e-6,
                     Plan::Winograd(_) => 2e-5,
                     // 1024 terms in a row.
                     _ => 1e-5,

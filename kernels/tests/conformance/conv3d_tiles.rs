@@ -35,9 +35,9 @@ fn few_result_channels() {
     // Many windows, each a kernel of its own that a software device compiles for a second: the other types
     // and reading ahead differ by how a channel travels, and take turns on a few.
     let table = cases::heads();
-    run_types(&table, &[FloatType::F32], |plan| matches!(plan, Plan::Head(tile) if !tile.ahead));
-    run_types(&table[..2], &[FloatType::F16, FloatType::Bf16], |plan| matches!(plan, Plan::Head(_)));
-    run_types(&table[2..5], &[FloatType::F32], |plan| matches!(plan, Plan::Head(tile) if tile.ahead));
+    run_types(&table, &[FloatType::F32], |plan| matches!(plan, Plan::FewOutputs(tile) if !tile.ahead));
+    run_types(&table[..2], &[FloatType::F16, FloatType::Bf16], |plan| matches!(plan, Plan::FewOutputs(_)));
+    run_types(&table[2..5], &[FloatType::F32], |plan| matches!(plan, Plan::FewOutputs(tile) if tile.ahead));
 }
 
 #[test]
@@ -51,23 +51,23 @@ fn runs_of_frames() {
 
 #[test]
 fn planes_that_are_runs_of_sites() {
-    let served = |plan: &Plan| matches!(plan, Plan::Gemm(_) | Plan::MatrixGemm(_) | Plan::ShiftedGemm(_));
+    let served = |plan: &Plan| matches!(plan, Plan::Gemm(_) | Plan::MatrixGemm(_) | Plan::WindowGemm(_));
     run_only(&cases::plane_runs(), served);
 }
 
 #[test]
 fn few_input_channels() {
-    run_only(&cases::stems(), |plan| matches!(plan, Plan::Stem(_)));
+    run_only(&cases::stems(), |plan| matches!(plan, Plan::Subpixel(_)));
 }
 
 /// On devices with matrix units.
 #[test]
 fn phases_of_strided_gradients() {
-    run_only(&cases::strided_windows(), |plan| matches!(plan, Plan::ShiftedGemm(_)));
+    run_only(&cases::strided_windows(), |plan| matches!(plan, Plan::WindowGemm(_)));
 }
 
 /// On devices with matrix units.
 #[test]
 fn windows_in_shared_memory() {
-    run_only(&cases::shared_windows(), |plan| matches!(plan, Plan::ShiftedGemm(_) | Plan::ShiftedWeight(_)));
+    run_only(&cases::shared_windows(), |plan| matches!(plan, Plan::WindowGemm(_) | Plan::WindowWeight(_)));
 }

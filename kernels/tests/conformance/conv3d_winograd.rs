@@ -331,7 +331,7 @@ fn the_automatic_choice_is_right_near_the_end_of_fp32() {
             }
             _ => scaled(fill::normal(seed, length), 1e-3),
         });
-        let [auto, strict] = [Algorithm::Auto, Algorithm::Strict].map(|algorithm| {
+        let [auto, strict] = [Algorithm::Auto, Algorithm::NoWinograd].map(|algorithm| {
             let plan = plan(&problem, pass, algorithm, &limits).expect("a plan");
             // What a device of fibers cannot compute in a minute.
             let operations = match plan {
@@ -377,6 +377,6 @@ fn notes_say_what_a_plan_does() {
         "winograd_4x4, products in f32, error 1e-5 RMS and 8e-5 at most of the results' RMS, workspace 64512 bytes, a NaN \
          reaches whole tiles of 4x4 results"
     );
-    let strict = notes(Algorithm::Strict);
+    let strict = notes(Algorithm::NoWinograd);
     assert_eq!((strict.non_finite, strict.tile, strict.workspace_bytes), (NonFinite::Window, None, 0));
 }

@@ -30,7 +30,7 @@ pub(crate) fn client() -> Client {
 
 /// How often calls are repeated that have to give equal bits: a software device takes milliseconds for each.
 pub(crate) fn repeats(limits: &conv_kernels::Limits) -> usize {
-    if limits.loop_turns.is_some() { 60 } else { 10_000 }
+    if limits.loop_iterations.is_some() { 60 } else { 10_000 }
 }
 
 /// Products a plan may compute in a table's case, padding of its tiles included: tens of thousands of nearly

@@ -73,7 +73,7 @@ fn upload_all(client: &Client, problem: &Conv3dProblem, values: &Values) -> Inpu
 /// A pass under the automatic plan.
 fn automatic(client: &Client, problem: &Conv3dProblem, pass: Pass, values: &Values) -> Vec<f64> {
     let limits = Limits::of(client);
-    let plan = plan(problem, pass, Algorithm::Strict, &limits).expect("a plan");
+    let plan = plan(problem, pass, Algorithm::NoWinograd, &limits).expect("a plan");
     computed((client, &limits), problem, (pass, &plan), &upload_all(client, problem, values))
 }
 

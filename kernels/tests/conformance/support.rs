@@ -13,6 +13,6 @@ use conv_testing::is_full;
 pub(crate) fn dtypes() -> Vec<FloatType> {
     let limits = Limits::of(&client());
     // Only software devices count the turns of loops.
-    let software = limits.loop_turns.is_some() && !EXECUTED;
+    let software = limits.loop_iterations.is_some() && !EXECUTED;
     if software && !is_full() { vec![FloatType::F32] } else { limits.dtypes }
 }

@@ -25,7 +25,7 @@ pub(super) enum PaddingModeForm {
 #[serde(crate = "burn::serde", remote = "Algorithm")]
 pub(super) enum AlgorithmForm {
     Auto,
-    Strict,
+    NoWinograd,
     Direct,
     ImplicitGemm,
     Winograd(#[serde(with = "WinogradTileForm")] WinogradTile),

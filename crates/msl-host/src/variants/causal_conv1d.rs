@@ -8,9 +8,9 @@ use super::{IndexWidth, indices, note, tensor};
 use crate::server::{Label, Recorder};
 use conv_cases::causal_conv1d::{UpdateCase, update_cases};
 use conv_kernels::causal_conv1d::{
-    CausalConv1dProblem, Conv1dLayout, DecodingSteps, Gradients, Inputs, OptionalShapes, Pass, Plan,
-    UNROLLED_WIDTH, UpdateProblem, backward, eligible, final_state, forward, last_states, sequence_ids,
-    update, update_steps,
+    CausalConv1dProblem, Conv1dLayout, DecodingSteps, Gradients, Inputs, NARROW_WIDTH, OptionalShapes, Pass,
+    Plan, UpdateProblem, backward, eligible, final_state, forward, last_states, sequence_ids, update,
+    update_steps,
 };
 use conv_kernels::conv3d::Activation;
 use conv_kernels::{FloatType, IndexType, Limits};
@@ -88,7 +88,7 @@ impl Call {
 
     fn options(&self, plan: Plan) -> String {
         let mut words = vec![format!("{:?}", self.layout).to_lowercase()];
-        if plan == Plan::Unrolled {
+        if plan == Plan::Narrow {
             words.push(format!("width {}", self.width));
         }
         if self.activation != Activation::None {
@@ -160,11 +160,11 @@ pub fn table(dtype: FloatType, index: IndexWidth) -> Vec<Call> {
             continue;
         }
         for ids in IDS {
-            for width in [4, UNROLLED_WIDTH, UNROLLED_WIDTH + 1] {
+            for width in [4, NARROW_WIDTH, NARROW_WIDTH + 1] {
                 calls.extend([base, vectors].map(|call| Call { width, ids, ..call }));
             }
         }
-        for width in [4, UNROLLED_WIDTH] {
+        for width in [4, NARROW_WIDTH] {
             // With SiLU a kernel of its own.
             calls.extend([Activation::Relu, Activation::Silu].map(|activation| Call {
                 width,
@@ -182,7 +182,7 @@ pub fn table(dtype: FloatType, index: IndexWidth) -> Vec<Call> {
         let kept = Call { state_dtype: FloatType::F32, ..base };
         if dtype != FloatType::F32 {
             let ids = Some(IndexType::I32);
-            calls.extend([kept, Call { ids, ..kept }, Call { width: UNROLLED_WIDTH + 1, ..kept }]);
+            calls.extend([kept, Call { ids, ..kept }, Call { width: NARROW_WIDTH + 1, ..kept }]);
         }
     }
     calls

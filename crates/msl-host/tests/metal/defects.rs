@@ -43,7 +43,7 @@ const DEFECTS: &[Defect] = &[
     },
     Defect {
         name: "the barrier between filling a tile and loading matrices from it is missing",
-        kernel: "matrix_kernel",
+        kernel: "mma_kernel",
         edit: |text| nth(text, BARRIER, 0, ""),
         suite: gemm,
     },
@@ -55,7 +55,7 @@ const DEFECTS: &[Defect] = &[
     },
     Defect {
         name: "the barrier between reading the last channel and setting sums aside in its place is missing",
-        kernel: "head_kernel",
+        kernel: "few_outputs_kernel",
         edit: |text| nth(text, BARRIER, 2, ""),
         suite: heads,
     },
@@ -207,7 +207,7 @@ fn heads(client: &Client) {
     let limits = Limits { dtypes: vec![FloatType::F32], ..Limits::of(client) };
     let case =
         Conv3dCase { padding: [(1, 1); 3], ..Conv3dCase::new("head", [1, 3, 4, 17, 18], 3, [3, 3, 3]) };
-    let picks = |plan: &Plan| matches!(plan, Plan::Head(tile) if !tile.ahead);
+    let picks = |plan: &Plan| matches!(plan, Plan::FewOutputs(tile) if !tile.ahead);
     conv3d::run_with((client, &limits), &[case], &fill::normal, false, conv3d::Tiles::Only(picks));
 }
 

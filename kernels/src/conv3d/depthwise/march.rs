@@ -14,11 +14,11 @@
 //! channel multipliers, windows of more than [`MOST_TAPS`] taps.
 
 use crate::activation::activate_by_code;
-use crate::cells::Cells;
-use crate::conv3d::gemm::place::Walk;
+use crate::conv3d::gemm::index::Walk;
 use crate::conv3d::plan::Pass;
 use crate::conv3d::problem::PaddingMode;
-use crate::grid::Span;
+use crate::launch::Span;
+use crate::registers::Registers;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::std::FastDivmod;
@@ -131,7 +131,7 @@ pub(super) fn march_kernel<E: Float, O: Float>(
     let out_column = walk.out_at(n, c) + walk.width.out_offset(w);
 
     // sums[age * rows + row]: the result that this frame reaches with depth tap `age`.
-    let sums = Cells::<f32>::new(comptime!(window.unfinished() * window.rows), 0.0f32);
+    let sums = Registers::<f32>::new(comptime!(window.unfinished() * window.rows), 0.0f32);
     if comptime!(window.marches) {
         let ahead = comptime!(window.taps[0] as u32 - 1);
         for frame in first..end + ahead {
@@ -238,7 +238,7 @@ fn add_frame<E: Float>(
     plane: &Plane,
     weights: &Shared<[Weights]>,
     #[comptime] first_tap: usize,
-    sums: &Cells<f32>,
+    sums: &Registers<f32>,
     #[comptime] window: Window,
 ) {
     let values = read_frame(source, frame, plane, comptime!(window.source_rows()), window.taps[2]);
@@ -279,7 +279,7 @@ fn add_cell(
     #[comptime] column: usize,
     weights: &Shared<[Weights]>,
     #[comptime] first_tap: usize,
-    sums: &Cells<f32>,
+    sums: &Registers<f32>,
     #[comptime] window: Window,
 ) {
     #[unroll]
@@ -295,7 +295,7 @@ fn add_cell(
 
 /// Ages the sums of `rows` sites by a frame; the youngest start at zero.
 #[cube]
-pub(super) fn age(sums: &Cells<f32>, #[comptime] rows: usize) {
+pub(super) fn age(sums: &Registers<f32>, #[comptime] rows: usize) {
     sums.shift(rows);
     #[unroll]
     for i in 0..rows {
@@ -310,7 +310,7 @@ fn write_rows<O: Float>(
     out: &mut [O],
     walk: &Walk,
     share: &Share,
-    sums: &Cells<f32>,
+    sums: &Registers<f32>,
     bias: f32,
     out_column: usize,
     d: u32,

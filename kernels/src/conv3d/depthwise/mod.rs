@@ -16,7 +16,7 @@ use super::split::{RUN, affordable_parts};
 use super::{gemm, reduce};
 use crate::activation::Activation;
 use crate::error::ConvError;
-use crate::grid::dispatches;
+use crate::launch::dispatches;
 use crate::limits::Limits;
 use crate::operand::{Operand, address_type};
 use cubecl::prelude::*;

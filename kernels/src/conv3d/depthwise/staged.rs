@@ -13,12 +13,12 @@
 
 use super::march::age;
 use crate::activation::activate_by_code;
-use crate::cells::Cells;
 use crate::conv3d::frames::{Tile, Tiling, Unit, places, read_column, read_frame, write_frame};
-use crate::conv3d::gemm::place::Walk;
+use crate::conv3d::gemm::index::Walk;
 use crate::conv3d::plan::Pass;
 use crate::conv3d::problem::PaddingMode;
-use crate::grid::Span;
+use crate::launch::Span;
+use crate::registers::Registers;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
@@ -55,7 +55,7 @@ pub(super) fn staged_kernel<E: Float, O: Float>(
 
     let mut stage = Shared::<[f32]>::new_slice(comptime!(tile.loads() * tile.units));
     // sums[age * rows + row]: the result that this frame reaches with depth tap `age`.
-    let sums = Cells::<f32>::new(comptime!(tile.taps[0] * tile.rows), 0.0f32);
+    let sums = Registers::<f32>::new(comptime!(tile.taps[0] * tile.rows), 0.0f32);
     let ahead = comptime!(tile.taps[0] as u32 - 1);
     let mut frame = unit.first;
     let values = read_frame(source, base, &walk, frame, true.runtime(), &places, padding, tile);
@@ -114,7 +114,7 @@ fn add_frame(
     stage: &Shared<[f32]>,
     corner: usize,
     weights: &Shared<[Weights]>,
-    sums: &Cells<f32>,
+    sums: &Registers<f32>,
     #[comptime] tile: Tile,
 ) {
     #[unroll]
@@ -144,7 +144,7 @@ fn write_rows<O: Float>(
     walk: &Walk,
     tiling: &Tiling,
     unit: &Unit,
-    sums: &Cells<f32>,
+    sums: &Registers<f32>,
     bias: f32,
     out_column: usize,
     d: u32,

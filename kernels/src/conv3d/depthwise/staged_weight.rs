@@ -14,13 +14,13 @@
 //! The bias' gradient costs 1 % of the sweep for 75 taps and 7 % for 27 (H200, f32: 0.725 to 0.734 and 0.119
 //! to 0.128 ms; a sweep of its own takes 0.130 and 0.050).
 
-use crate::cells::Cells;
 use crate::conv3d::frames::{
     Sums, Tile, Tiling, Unit, places, read_column, read_frame, sum_units, write_frame,
 };
-use crate::conv3d::gemm::place::Walk;
+use crate::conv3d::gemm::index::Walk;
 use crate::conv3d::problem::PaddingMode;
-use crate::grid::Span;
+use crate::launch::Span;
+use crate::registers::Registers;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
@@ -51,9 +51,9 @@ pub(super) fn staged_weight_kernel<E: Float, O: Float>(
 
     let mut stage = Shared::<[f32]>::new_slice(comptime!(tile.loads() * tile.units));
     // sums[(column * KH + row) * KD + depth], and that of dy.
-    let sums = Cells::<f32>::new(comptime!(tile.count() + usize::from(bias)), 0.0f32);
+    let sums = Registers::<f32>::new(comptime!(tile.count() + usize::from(bias)), 0.0f32);
     // recent[age * rows + site]: dy of the window that this frame is depth tap `age` of.
-    let recent = Cells::<f32>::new(comptime!(tile.taps[0] * tile.rows), 0.0f32);
+    let recent = Registers::<f32>::new(comptime!(tile.taps[0] * tile.rows), 0.0f32);
     let ahead = comptime!(tile.taps[0] as u32 - 1);
     let mut frame = unit.first;
     let values = read_frame(source, base, &walk, frame, true.runtime(), &places, padding, tile);
@@ -83,7 +83,7 @@ pub(super) fn staged_weight_kernel<E: Float, O: Float>(
 
 /// Adds dy of a frame, as [`read_sites`] has read it, to the sum behind those of the taps.
 #[cube]
-fn add_sites(recent: &Cells<f32>, sums: &Cells<f32>, #[comptime] bias: bool, #[comptime] tile: Tile) {
+fn add_sites(recent: &Registers<f32>, sums: &Registers<f32>, #[comptime] bias: bool, #[comptime] tile: Tile) {
     if comptime!(bias) {
         #[unroll]
         for site in 0..tile.rows {
@@ -102,7 +102,7 @@ fn read_sites<E: Float>(
     unit: &Unit,
     dy_column: usize,
     frame: u32,
-    recent: &Cells<f32>,
+    recent: &Registers<f32>,
     #[comptime] tile: Tile,
 ) {
     #[unroll]
@@ -122,8 +122,8 @@ fn read_sites<E: Float>(
 fn add_frame(
     stage: &Shared<[f32]>,
     corner: usize,
-    recent: &Cells<f32>,
-    sums: &Cells<f32>,
+    recent: &Registers<f32>,
+    sums: &Registers<f32>,
     #[comptime] tile: Tile,
 ) {
     #[unroll]

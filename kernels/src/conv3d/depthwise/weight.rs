@@ -11,10 +11,10 @@
 //! shared memory.
 
 use super::march::{Plane, Share, Window, plane, read_frame};
-use crate::cells::Cells;
-use crate::conv3d::gemm::place::Walk;
+use crate::conv3d::gemm::index::Walk;
 use crate::conv3d::problem::PaddingMode;
-use crate::grid::Span;
+use crate::launch::Span;
+use crate::registers::Registers;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
@@ -51,7 +51,7 @@ pub(super) fn weight_kernel<E: Float, O: Float>(
     let end = min(first + part_length, share.marches as usize);
     let taps = comptime!(window.count());
     let units = window.units;
-    let sums = Cells::<f32>::new(taps, 0.0f32);
+    let sums = Registers::<f32>::new(taps, 0.0f32);
     let mut index = first + UNIT_POS as usize;
     while index < end {
         march(source, dy, &walk, &share, index as u32, c, depth_tap, &sums, padding, window);
@@ -110,7 +110,7 @@ fn march<E: Float>(
     index: u32,
     c: u32,
     depth_tap: u32,
-    sums: &Cells<f32>,
+    sums: &Registers<f32>,
     #[comptime] padding: PaddingMode,
     #[comptime] window: Window,
 ) {
@@ -123,7 +123,7 @@ fn march<E: Float>(
     let plane = plane(walk, h, w, padding, window);
     let dy_column = walk.out_at(n, c) + walk.height.out_offset(h) + walk.width.out_offset(w);
     // recent[age]: dy of the window that this frame is depth tap `age` of.
-    let recent = Cells::<f32>::new(window.taps[0], 0.0f32);
+    let recent = Registers::<f32>::new(window.taps[0], 0.0f32);
     if comptime!(window.marches) {
         for frame in first..end + comptime!(window.taps[0] as u32 - 1) {
             recent.shift(1usize);
@@ -161,8 +161,8 @@ fn add_frame<E: Float>(
     source: &[E],
     frame: usize,
     plane: &Plane,
-    recent: &Cells<f32>,
-    sums: &Cells<f32>,
+    recent: &Registers<f32>,
+    sums: &Registers<f32>,
     #[comptime] first_tap: usize,
     #[comptime] end_tap: usize,
     #[comptime] window: Window,

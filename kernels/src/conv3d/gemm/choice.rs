@@ -3,7 +3,7 @@
 //!
 //! | channels of the result per group | tile (sites x channels) | because                                           |
 //! |----------------------------------|-------------------------|---------------------------------------------------|
-//! | any, with matrix units           | shifted, by its cost    | f16, 256 channels: 3.3 ms, gathered 6.0; one tap in a plane that is a run of sites: 0.21, gathered 0.40 |
+//! | any, with matrix units           | window, by its cost    | f16, 256 channels: 3.3 ms, gathered 6.0; one tap in a plane that is a run of sites: 0.21, gathered 0.40 |
 //! | up to 4                          | 256x4                   | what Head and Stem leave: 0.43 ms, 128x8 takes 0.52 |
 //! | 5 to 8                           | 128x8                   | fewer channels of padding                         |
 //! | more, with matrix units          | 128x64 or 128x128       | f16: 0.17 ms where multiply-adds take 0.60        |
@@ -19,9 +19,9 @@
 
 use super::depth::{depth_runs, depth_share};
 use super::{MatrixTile, RegisterTile, is_patches};
-use crate::conv3d::plan::{Pass, Plan, matrix_tiles, product_extents, shifted_tiles, shifted_weight_tiles};
+use crate::conv3d::plan::{Pass, Plan, matrix_tiles, product_extents, window_tiles, window_weight_tiles};
 use crate::conv3d::problem::Conv3dProblem;
-use crate::conv3d::shifted::{self, ShiftedTile, ShiftedWeightTile};
+use crate::conv3d::window::{self, WindowTile, WindowWeightTile};
 use crate::limits::Limits;
 
 /// The plan of this module's table, for what the engine serves.
@@ -34,18 +34,18 @@ pub(crate) fn choose(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Pl
     };
     let matrices: Vec<_> = matrix_tiles(problem, pass, limits).collect();
     let gathered = matrix_tile(pass, columns, &matrices);
-    let cost = |tile: &ShiftedTile| shifted_cost(problem, pass, tile, limits);
-    let shifted = shifted_tiles(problem, pass, limits).filter_map(|tile| Some((cost(&tile)?, tile)));
+    let cost = |tile: &WindowTile| window_cost(problem, pass, tile, limits);
+    let shifted = window_tiles(problem, pass, limits).filter_map(|tile| Some((cost(&tile)?, tile)));
     if let Some((cost, tile)) = shifted.min_by(|(a, _), (b, _)| a.total_cmp(b))
         && let Some(gathered) = gathered
         && cost * depth_share(problem, pass) * thinness(problem, pass, &tile, limits)
             < gathered_cost(problem, pass, &gathered)
     {
-        return Plan::ShiftedGemm(tile);
+        return Plan::WindowGemm(tile);
     }
-    let pays = |tile: &ShiftedWeightTile| gathered.is_some_and(|other| weight_pays(problem, tile, &other));
-    if let Some(tile) = shifted_weight_tiles(problem, pass, limits).find(pays) {
-        return Plan::ShiftedWeight(tile);
+    let pays = |tile: &WindowWeightTile| gathered.is_some_and(|other| weight_pays(problem, tile, &other));
+    if let Some(tile) = window_weight_tiles(problem, pass, limits).find(pays) {
+        return Plan::WindowWeight(tile);
     }
     if columns > 8
         && let Some(tile) = gathered
@@ -91,27 +91,27 @@ fn matrix_tile(pass: Pass, columns: usize, tiles: &[MatrixTile]) -> Option<Matri
 /// What a product with windows in shared memory costs, were all depth taps inside: the products it computes,
 /// weighed by what a plane reads for each (f16, 32 channels, 128x128x128: 1.6 ms with planes of 64x32, 2.3
 /// with half-empty ones of 64x64). None where its cubes fill less than an eighth of the device.
-fn shifted_cost(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTile, limits: &Limits) -> Option<f64> {
-    let tiles = shifted::extent(problem, pass, tile)?;
+fn window_cost(problem: &Conv3dProblem, pass: Pass, tile: &WindowTile, limits: &Limits) -> Option<f64> {
+    let tiles = window::extent(problem, pass, tile)?;
     let reads = 32.0 * (1.0 / tile.plane_m as f64 + 1.0 / tile.plane_n as f64);
-    let reuse = if shifted::is_run(problem) {
+    let reuse = if window::is_run(problem) {
         // Nothing is read twice, but in vectors: 256 channels, 3x1x1: 0.21 ms, gathered 0.40.
         1.2
     } else {
         // A window that one tap reads is read as often as the engine reads it, behind a barrier more.
-        0.8 + 2.0 / shifted::taps_of_window(problem, pass)
+        0.8 + 2.0 / window::taps_of_window(problem, pass)
     };
-    (8 * shifted::cubes(problem, pass, tile, limits)? >= limits.cubes_in_flight)
+    (8 * window::cubes(problem, pass, tile, limits)? >= limits.cubes_in_flight)
         .then_some(tiles.products() * (0.2 + 0.8 * reads) * reuse)
 }
 
 /// How much longer a product with windows in shared memory takes for its cubes being few.
-fn thinness(problem: &Conv3dProblem, pass: Pass, tile: &ShiftedTile, limits: &Limits) -> f64 {
-    let count = shifted::cubes(problem, pass, tile, limits).map_or(1, |cubes| cubes.max(1));
+fn thinness(problem: &Conv3dProblem, pass: Pass, tile: &WindowTile, limits: &Limits) -> f64 {
+    let count = window::cubes(problem, pass, tile, limits).map_or(1, |cubes| cubes.max(1));
     (limits.cubes_in_flight as f64 / 2.0 / count as f64).max(1.0).sqrt()
 }
 
-/// What gathering every tap anew costs, on the scale of [`shifted_cost`]. (f16, 96 channels, 3x3x3: 7.7 ms
+/// What gathering every tap anew costs, on the scale of [`window_cost`]. (f16, 96 channels, 3x3x3: 7.7 ms
 /// with 4/3 of the products, 4.5 with shared windows; 384 to 768 channels, 3x1x1, read one by one: 0.135 and
 /// 0.169.)
 fn gathered_cost(problem: &Conv3dProblem, pass: Pass, tile: &MatrixTile) -> f64 {
@@ -130,8 +130,8 @@ fn gathered_cost(problem: &Conv3dProblem, pass: Pass, tile: &MatrixTile) -> f64 
 /// Whether the weight gradient's window in shared memory beats gathering: where it computes less than half as
 /// much again, and a strip of a frame fills eight chunks. (f16, 64 to 192 channels, 56x56: 0.45 ms, gathered
 /// 0.84; 1024 channels, 8x8: 0.38 and 0.18.)
-fn weight_pays(problem: &Conv3dProblem, tile: &ShiftedWeightTile, gathered: &MatrixTile) -> bool {
-    let Some(tiles) = shifted::weight::extent(problem, tile) else { return false };
+fn weight_pays(problem: &Conv3dProblem, tile: &WindowWeightTile, gathered: &MatrixTile) -> bool {
+    let Some(tiles) = window::weight::extent(problem, tile) else { return false };
     let (out, sites) = product_extents(problem, Pass::WeightGradient, false);
     let gathered = [out.next_multiple_of(gathered.tile_n), sites.next_multiple_of(gathered.tile_m)];
     let gathered = product([gathered[0], gathered[1], problem.window.groups, problem.positions()]);

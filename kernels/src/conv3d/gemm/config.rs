@@ -3,7 +3,7 @@
 //! ```text
 //!                    tile_n channels                a stage: tile_k rows (terms) of tile_m / 4 (tile_n / 4)
 //!               +------------------------+            vectors of four neighbours, one vector of padding
-//!               | weights                | tile_k   a unit:  rows x columns results in registers; its vector
+//!               | weights                | tile_k   a unit:  rows x columns results in fma; its vector
 //!               +------------------------+            i of rows is vector u + i * tile_m / rows of the tile
 //!      tile_k   |   .      .      .    . |          a cube:  (tile_m / rows) * (tile_n / columns) units
 //! +---------+   |                        |

@@ -12,7 +12,7 @@
 //! rows.
 
 use super::config::{MatrixTile, PLANE};
-use super::place::Walk;
+use super::index::Walk;
 use super::stage::{Extents, Share};
 use super::table::Table;
 use crate::activation::activate_by_code;

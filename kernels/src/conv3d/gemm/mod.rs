@@ -12,17 +12,17 @@
 
 pub(crate) mod choice;
 pub(super) mod config;
+mod contiguous_weight;
 mod depth;
+mod fma;
 pub(crate) mod fragments;
-mod matrices;
-mod matrix_weight;
+pub(super) mod index;
+mod mma;
+mod mma_weight;
 mod pack;
-pub(super) mod place;
-mod registers;
-mod run_weight;
 pub(super) mod stage;
 mod table;
-mod together;
+mod vectors;
 pub(super) mod walk;
 mod weight;
 
@@ -35,16 +35,16 @@ use super::split;
 use crate::activation::Activation;
 use crate::dtype::FloatType;
 use crate::error::ConvError;
-use crate::grid::dispatches;
+use crate::launch::dispatches;
 use crate::limits::Limits;
 use crate::operand::{Operand, address_type, row_major};
 use config::{PLANE, VECTOR};
 use cubecl::prelude::*;
-use matrices::matrix_kernel;
+use fma::fma_kernel;
+use mma::mma_kernel;
 use pack::{UNITS, pack_terms_kernel};
-use registers::register_kernel;
 use stage::ExtentsLaunch;
-pub(super) use together::{results_together, sites_together, weights_together};
+pub(super) use vectors::{results_together, sites_together, weights_together};
 pub(crate) use walk::is_patches;
 pub(crate) use walk::serves;
 use walk::{Walks, columns, launched_walks, packed_shape, packed_walk_args, patches, sites, taps, walk_args};
@@ -251,7 +251,7 @@ fn launch(
             // buffer with guards.
             Tile::Registers(tile) => unsafe {
                 let beside = sites_together(walks, source, VECTOR);
-                register_kernel::launch_unchecked(
+                fma_kernel::launch_unchecked(
                     client,
                     dispatch.count(),
                     CubeDim::new_1d(tile.units() as u32),
@@ -277,7 +277,7 @@ fn launch(
                 let beside = sites_together(walks, source, width);
                 // SAFETY: as above.
                 unsafe {
-                    matrix_kernel::launch_unchecked(
+                    mma_kernel::launch_unchecked(
                         client,
                         dispatch.count(),
                         CubeDim::new_2d(PLANE as u32, tile.planes() as u32),

@@ -4,9 +4,9 @@
 //! channels, 3x1x1, takes 0.55 ms with weights read there, the forward pass 0.13. One unit per element;
 //! bytes: the walk's weights twice.
 
-use super::place::Walk;
+use super::index::Walk;
 use crate::conv3d::plan::Pass;
-use crate::grid::Span;
+use crate::launch::Span;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 

@@ -1,7 +1,7 @@
 //! What units share instead of each dividing it out: [`super::place`]'s terms, windows and columns in shared
 //! memory.
 
-use super::place::{ABSENT, Site, Tap, Walk};
+use super::index::{ABSENT, Site, Tap, Walk};
 use crate::conv3d::plan::Pass;
 use crate::conv3d::problem::PaddingMode;
 use cubecl::prelude::*;

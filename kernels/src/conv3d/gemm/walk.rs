@@ -15,7 +15,7 @@
 //! taps among the product's columns.
 
 use super::depth::depth_runs;
-use super::place::{AxisWalkArgsLaunch, WalkLaunch};
+use super::index::{AxisWalkArgsLaunch, WalkLaunch};
 use crate::conv3d::plan::Pass;
 use crate::conv3d::problem::{Conv3dProblem, PaddingMode};
 use crate::geometry::AxisGeometry;

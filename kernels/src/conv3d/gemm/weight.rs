@@ -11,24 +11,24 @@
 //! columns.
 
 use super::config::{PLANE, RegisterTile, VECTOR, shared_terms};
-use super::matrix_weight::matrix_weight_kernel;
-use super::place::Walk;
-use super::run_weight::run_weight_kernel;
+use super::contiguous_weight::contiguous_weight_kernel;
+use super::index::Walk;
+use super::mma_weight::mma_weight_kernel;
 use super::stage::{
     Extents, ExtentsLaunch, Neighbours, Share, clear, column_of, multiply, row_of, write_along_terms,
 };
 use super::table::{Table, fill_half, fill_other_half};
-use super::together::windows_together;
+use super::vectors::windows_together;
 use super::walk::{walk_args, walks};
 use super::{Tile, sites_together, stage_vector};
 use crate::activation::Activation;
 use crate::conv3d::plan::Pass;
 use crate::conv3d::problem::{Conv3dProblem, PaddingMode};
 use crate::conv3d::reduce;
-use crate::conv3d::shifted::is_run;
 use crate::conv3d::split::ReductionSplit;
+use crate::conv3d::window::is_run;
 use crate::error::ConvError;
-use crate::grid::{Span, dispatches};
+use crate::launch::{Span, dispatches};
 use crate::limits::Limits;
 use crate::operand::{Operand, address_type};
 use cubecl::ir::ElemType;
@@ -122,7 +122,7 @@ pub(crate) fn weight_gradient(
                     let tile = tile.of_runs();
                     // SAFETY: as above.
                     unsafe {
-                        run_weight_kernel::launch_unchecked(
+                        contiguous_weight_kernel::launch_unchecked(
                             client,
                             count,
                             CubeDim::new_2d(PLANE as u32, tile.planes() as u32),
@@ -145,7 +145,7 @@ pub(crate) fn weight_gradient(
                 }
                 // SAFETY: as above.
                 unsafe {
-                    matrix_weight_kernel::launch_unchecked(
+                    mma_weight_kernel::launch_unchecked(
                         client,
                         count,
                         CubeDim::new_2d(PLANE as u32, tile.planes() as u32),

@@ -55,7 +55,7 @@
 //! 3e-4, and rounding the results takes 2e-4 of it.
 
 use super::region::Correlation;
-use super::{PRODUCT, WinogradConfig, WinogradTile, config, matrix_product, weight_product};
+use super::{PRODUCT, WinogradConfig, WinogradTile, config, product_mma, weight_product};
 use crate::conv3d::fold;
 use crate::conv3d::gemm::stage_type;
 use crate::conv3d::plan::{Pass, Plan};
@@ -132,14 +132,14 @@ pub(crate) fn winner(
 ) -> Option<WinogradConfig> {
     let channels = problem.channels.min(problem.out_channels);
     // Matrix units that take fp32 take half types no faster.
-    let as_fast = stage_type(problem.dtype, limits).is_none() || matrix_product::tile(limits).is_some();
+    let as_fast = stage_type(problem.dtype, limits).is_none() || product_mma::tile(limits).is_some();
     let served = problem.dtype == FloatType::F32 || as_fast;
     if channels < LEAST_CHANNELS || !served {
         return None;
     }
     let tiles = engine.tiles(problem, pass)?;
     let counted = match engine {
-        Plan::MatrixGemm(_) | Plan::ShiftedGemm(_) => 1.0,
+        Plan::MatrixGemm(_) | Plan::WindowGemm(_) => 1.0,
         _ if pass != Pass::WeightGradient && tiles.columns <= 32 => 2.5,
         _ => 2.0,
     };

@@ -6,11 +6,11 @@
 //! 0.117 ms instead of 0.053.)
 
 use super::Call;
-use super::matrices::{Matrix, WinogradTile, exponent};
+use super::constants::{Matrix, WinogradTile, exponent};
 use super::region::VECTOR;
 use super::transform::{shrunk, transform_square};
 use crate::conv3d::args::offset;
-use crate::grid::{Span, dispatches};
+use crate::launch::{Span, dispatches};
 use crate::operand::Operand;
 use cubecl::ir::{AddressType, ElemType};
 use cubecl::prelude::*;

@@ -6,11 +6,11 @@
 //! tiles.
 
 use super::Call;
-use super::matrices::{Matrix, WinogradTile, exponent};
+use super::constants::{Matrix, WinogradTile, exponent};
 use super::region::{Correlation, Region, RegionArgs, VECTOR};
 use super::transform::{columns, shrunk, transform_square};
 use crate::conv3d::args::offset;
-use crate::grid::{Span, dispatches};
+use crate::launch::{Span, dispatches};
 use crate::operand::Operand;
 use cubecl::ir::{AddressType, ElemType};
 use cubecl::prelude::*;

@@ -32,12 +32,12 @@
 //! first one's input gradient.
 //!
 //! A non-finite input reaches every output of its tiles (up to t x t inputs make m x m outputs non-finite),
-//! unlike in the direct sum: [`Algorithm::Strict`](super::Algorithm::Strict) keeps it in its receptive field.
+//! unlike in the direct sum: [`Algorithm::NoWinograd`](super::Algorithm::NoWinograd) keeps it in its receptive field.
 //!
 //! Range: a tile's input transform gives numbers up to 49 times its inputs (F(4x4); 225 times for F(6x6)),
 //! and outputs are small differences of sums up to 876 times the direct ones (4579). U and V are therefore
 //! 2^-7, 2^-10, 2^-13 times what is written above, y is multiplied back in its last addition
-//! (`matrices::exponent`): exact, and as many operations. Every number is finite where, with the largest |d|
+//! (`constants::exponent`): exact, and as many operations. Every number is finite where, with the largest |d|
 //! of a tile and the largest |g| of a filter,
 //!
 //! ```text
@@ -49,13 +49,13 @@
 //! 2^-113, about 1e-34.
 
 mod choice;
+mod constants;
 mod filter;
 mod input;
-mod matrices;
-mod matrix_product;
 mod needs;
 mod output;
 mod product;
+mod product_mma;
 pub mod reference;
 mod region;
 mod transform;
@@ -64,7 +64,7 @@ mod weight_product;
 
 pub use choice::Cost;
 pub(crate) use choice::winner;
-pub use matrices::WinogradTile;
+pub use constants::WinogradTile;
 pub(crate) use needs::needs;
 pub use region::RegionExtent;
 
@@ -158,7 +158,7 @@ pub(crate) fn config(
             limits.workspace_bytes
         );
     };
-    let matrices = matrix_product::tile(limits).filter(|_| pass != Pass::WeightGradient);
+    let matrices = product_mma::tile(limits).filter(|_| pass != Pass::WeightGradient);
     Ok(WinogradConfig { tile, region, matrices, workspace_bytes: bytes(region) })
 }
 

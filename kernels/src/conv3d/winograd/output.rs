@@ -6,11 +6,11 @@
 //! writes.
 
 use super::Call;
-use super::matrices::{Matrix, WinogradTile, whole};
+use super::constants::{Matrix, WinogradTile, whole};
 use super::region::{Region, RegionArgs, VECTOR};
 use super::transform::transform_square;
 use crate::activation::{Activation, activate_by_code};
-use crate::grid::{Span, dispatches};
+use crate::launch::{Span, dispatches};
 use crate::operand::Operand;
 use cubecl::ir::{AddressType, ElemType};
 use cubecl::prelude::*;

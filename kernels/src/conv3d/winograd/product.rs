@@ -15,12 +15,12 @@
 //! cube: `(tile_m + tile_n) * tile_k` loads, `2 * tile_m * tile_n * tile_k` operations; M is written once per
 //! 2048 terms (F(6x6): 512).
 
-use super::matrix_product::matrix_product_kernel;
+use super::product_mma::product_mma_kernel;
 use super::region::{Region, RegionArgs, VECTOR};
 use super::{Call, PRODUCT, WinogradTile};
 use crate::conv3d::gemm::config::{RegisterTile, row_stride};
 use crate::conv3d::gemm::stage::{Neighbours, column_of, multiply};
-use crate::grid::{Span, dispatches};
+use crate::launch::{Span, dispatches};
 use crate::operand::Operand;
 use cubecl::ir::AddressType;
 use cubecl::prelude::*;
@@ -90,7 +90,7 @@ pub(crate) fn launch(call: &Call, address: AddressType, region: &Region, [u, v, 
             // SAFETY: rows and columns past the last repeat it unwritten; no later term or frame is read.
             unsafe {
                 match matrices {
-                    Some(tile) => matrix_product_kernel::launch_unchecked(
+                    Some(tile) => product_mma_kernel::launch_unchecked(
                         client, count, units, address, v, u, m, span, region, depth, tile,
                     ),
                     // SAFETY: as above.

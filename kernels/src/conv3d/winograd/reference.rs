@@ -2,7 +2,7 @@
 //! the magnitude that bounds the algorithm's own rounding errors (see [`crate::tolerance`]).
 
 use super::Pass;
-use super::matrices::{Matrix, WinogradTile, matrix_f64};
+use super::constants::{Matrix, WinogradTile, matrix_f64};
 use super::region::Correlation;
 use crate::conv3d::problem::Conv3dProblem;
 

@@ -1,6 +1,6 @@
 //! One-dimensional transforms of a square of registers, unrolled, with the coefficients as literals.
 
-use super::matrices::{Matrix, WinogradTile, coefficient};
+use super::constants::{Matrix, WinogradTile, coefficient};
 use cubecl::prelude::*;
 
 /// Rows of a transform's matrix.

@@ -16,13 +16,13 @@
 //! Bytes per unit of the last step: t*t fp32 sums read for each part, neighbouring units beside each other; 9
 //! taps written.
 
-use super::matrices::{Matrix, WinogradTile, whole};
+use super::constants::{Matrix, WinogradTile, whole};
 use super::region::VECTOR;
 use super::transform::transform_square;
 use super::{Call, input, weight_product};
 use crate::dtype::FloatType;
 use crate::error::ConvError;
-use crate::grid::{Span, dispatches};
+use crate::launch::{Span, dispatches};
 use crate::operand::{Operand, address_type};
 use cubecl::ir::{AddressType, ElemType};
 use cubecl::prelude::*;

@@ -29,7 +29,7 @@ use super::{Call, PRODUCT, WinogradTile};
 use crate::conv3d::gemm::RegisterTile;
 use crate::conv3d::gemm::config::row_stride;
 use crate::conv3d::gemm::stage::{Neighbours, column_of, multiply};
-use crate::grid::{Span, dispatches};
+use crate::launch::{Span, dispatches};
 use crate::limits::Limits;
 use crate::operand::Operand;
 use cubecl::ir::AddressType;

@@ -58,7 +58,7 @@ fn nothing_is_bound_for_tensors_without_elements() {
                 op::final_state(&client, &limits, &problem, &nothing, initial, ids, last.operand())
             })
             .and_then(|()| {
-                let plan = op::Plan::Unrolled;
+                let plan = op::Plan::Narrow;
                 op::backward(&client, &limits, &problem, &plan, &inputs, &nothing, dfinal, &gradients)
             })
             .expect("launches");

@@ -149,7 +149,7 @@ fn operands_of_another_problem_are_refused() {
             .expect_err("a refusal")
             .to_string()
     };
-    let unrolled = Plan::Unrolled;
+    let narrow = Plan::Narrow;
     let wide = problem(&Case::new("wide", [2, 3, 4], 9), FloatType::F32, FloatType::F16);
     let wide_weight = output(&client, &[3, 9], FloatType::F16);
     let added = CausalConv1dProblem { residual: true, ..full };
@@ -157,71 +157,71 @@ fn operands_of_another_problem_are_refused() {
     let wide_inputs = Inputs { weight: wide_weight.operand(), initial_state: None, seq_idx: None, ..good };
     let rows = [
         (
-            forward(&full, unrolled, Inputs { residual: Some(&y_operand), ..good }, &y),
+            forward(&full, narrow, Inputs { residual: Some(&y_operand), ..good }, &y),
             "causal_conv1d: residual was given, the problem has none",
         ),
         (
-            forward(&added, unrolled, good, &y),
+            forward(&added, narrow, good, &y),
             "causal_conv1d: the problem needs residual [2, 3, 4], none was given",
         ),
         (
-            forward(&added, unrolled, Inputs { residual: Some(wrong_shape.operand()), ..good }, &y),
+            forward(&added, narrow, Inputs { residual: Some(wrong_shape.operand()), ..good }, &y),
             "causal_conv1d: residual has shape [2, 4, 3], the problem needs [2, 3, 4]",
         ),
         (
-            forward(&added, unrolled, Inputs { residual: Some(wrong_dtype.operand()), ..good }, &y),
+            forward(&added, narrow, Inputs { residual: Some(wrong_dtype.operand()), ..good }, &y),
             "causal_conv1d: residual is f16, the problem needs f32",
         ),
         (
-            forward(&full, unrolled, Inputs { x: wrong_shape.operand(), ..good }, &y),
+            forward(&full, narrow, Inputs { x: wrong_shape.operand(), ..good }, &y),
             "causal_conv1d: x has shape [2, 4, 3], the problem needs [2, 3, 4]",
         ),
         (
-            forward(&full, unrolled, Inputs { x: wrong_dtype.operand(), ..good }, &y),
+            forward(&full, narrow, Inputs { x: wrong_dtype.operand(), ..good }, &y),
             "causal_conv1d: x is f16, the problem needs f32",
         ),
         (
-            forward(&full, unrolled, Inputs { weight: y.operand(), ..good }, &y),
+            forward(&full, narrow, Inputs { weight: y.operand(), ..good }, &y),
             "causal_conv1d: weight has shape [2, 3, 4], the problem needs [3, 4]",
         ),
         (
-            forward(&full, unrolled, Inputs { bias: None, ..good }, &y),
+            forward(&full, narrow, Inputs { bias: None, ..good }, &y),
             "causal_conv1d: the problem needs bias [3], none was given",
         ),
         (
-            forward(&full, unrolled, Inputs { bias: Some(bias_f32.operand()), ..good }, &y),
+            forward(&full, narrow, Inputs { bias: Some(bias_f32.operand()), ..good }, &y),
             "causal_conv1d: bias is f32, the problem needs f16",
         ),
         (
-            forward(&full, unrolled, Inputs { initial_state: Some(y.operand()), ..good }, &y),
+            forward(&full, narrow, Inputs { initial_state: Some(y.operand()), ..good }, &y),
             "causal_conv1d: initial state has shape [2, 3, 4], the problem needs [2, 3, 3]",
         ),
         (
-            forward(&full, unrolled, Inputs { initial_state: Some(state_f16.operand()), ..good }, &y),
+            forward(&full, narrow, Inputs { initial_state: Some(state_f16.operand()), ..good }, &y),
             "causal_conv1d: initial state is f16, the problem needs f32",
         ),
         (
-            forward(&full, unrolled, Inputs { initial_state: None, ..good }, &y),
+            forward(&full, narrow, Inputs { initial_state: None, ..good }, &y),
             "causal_conv1d: the problem needs initial state [2, 3, 3], none was given",
         ),
         (
-            forward(&full, unrolled, Inputs { seq_idx: Some(&ids), ..good }, &y),
+            forward(&full, narrow, Inputs { seq_idx: Some(&ids), ..good }, &y),
             "causal_conv1d: seq_idx has shape [4, 2], the problem needs [2, 4]",
         ),
         (
-            forward(&full, unrolled, Inputs { seq_idx: None, ..good }, &y),
+            forward(&full, narrow, Inputs { seq_idx: None, ..good }, &y),
             "causal_conv1d: the problem needs seq_idx [2, 4], none was given",
         ),
         (
-            forward(&bare, unrolled, Inputs { initial_state: None, seq_idx: None, ..good }, &y),
+            forward(&bare, narrow, Inputs { initial_state: None, seq_idx: None, ..good }, &y),
             "causal_conv1d: bias was given, the problem has none",
         ),
         (
-            forward(&bare, unrolled, Inputs { bias: None, initial_state: None, ..good }, &y),
+            forward(&bare, narrow, Inputs { bias: None, initial_state: None, ..good }, &y),
             "causal_conv1d: seq_idx was given, the problem has none",
         ),
         (
-            forward(&full, unrolled, good, &wrong_shape),
+            forward(&full, narrow, good, &wrong_shape),
             "causal_conv1d: y has shape [2, 4, 3], the problem needs [2, 3, 4]",
         ),
         (
@@ -229,8 +229,8 @@ fn operands_of_another_problem_are_refused() {
             "causal_conv1d: the plan `empty` was given for a forward pass that has results",
         ),
         (
-            forward(&wide, unrolled, wide_inputs, &y),
-            "causal_conv1d: the plan `unrolled` serves widths up to 8, the weight has width 9",
+            forward(&wide, narrow, wide_inputs, &y),
+            "causal_conv1d: the plan `narrow` serves widths up to 8, the weight has width 9",
         ),
     ];
     for (error, expected) in rows {
@@ -333,7 +333,7 @@ fn offsets_beyond_the_index_type_are_refused() {
 #[test]
 fn loops_longer_than_the_device_allows_are_refused() {
     let client = client();
-    let limits = Limits { loop_turns: Some(4), ..Limits::of(&client) };
+    let limits = Limits { loop_iterations: Some(4), ..Limits::of(&client) };
     let most = "loop turns, this software device ends loops after 4";
     let wide = problem(&Case::new("wide", [1, 1, 4], 9), FloatType::F32, FloatType::F32);
     let all = tensors(&client, &wide, &[], false, &|seed, length| fill::normal(seed, length));
@@ -345,7 +345,7 @@ fn loops_longer_than_the_device_allows_are_refused() {
     let all = tensors(&client, &long, &[], false, &|seed, length| fill::normal(seed, length));
     let (x, weight) = (all.x.operand(), all.weight.operand());
     let out = Gradients { x, weight, bias: None, initial_state: None };
-    let error = op::backward(&client, &limits, &long, &Plan::Unrolled, &all.inputs(), x, None, &out);
+    let error = op::backward(&client, &limits, &long, &Plan::Narrow, &all.inputs(), x, None, &out);
     assert_eq!(error.expect_err("a refusal").to_string(), format!("causal_conv1d: a sum takes 5 {most}"));
 
     let f32 = FloatType::F32;

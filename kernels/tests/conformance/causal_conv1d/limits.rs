@@ -97,7 +97,7 @@ fn many_steps_in_a_ring_are_right_or_refused() {
         let launched = op::update_steps(&client, &limits, &problem, &all);
         assert_eq!(op::check_update_steps(&problem, steps, &limits).is_ok(), launched.is_ok());
         if let Err(error) = launched {
-            assert!(limits.loop_turns.is_some() && steps > 6000);
+            assert!(limits.loop_iterations.is_some() && steps > 6000);
             let message = "causal_conv1d_update: a sum takes 59712 loop turns, this software device ends loops after 20000";
             assert_eq!(error.to_string(), message);
             continue;
@@ -116,7 +116,7 @@ fn many_steps_in_a_ring_are_right_or_refused() {
 /// the call is refused before anything is launched.
 #[test]
 fn plans_with_long_loops_give_way() {
-    let limits = Limits { loop_turns: Some(60), ..Limits::apple_m1() };
+    let limits = Limits { loop_iterations: Some(60), ..Limits::apple_m1() };
     let of = |w: usize, seq_idx: SeqIdx, t: usize| {
         problem(&Case { seq_idx, ..Case::new("long", [1, 1, t], w) }, FloatType::F32, FloatType::F32)
     };

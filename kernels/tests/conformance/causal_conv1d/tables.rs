@@ -3,7 +3,7 @@
 use super::run;
 use conv_cases::causal_conv1d::{self as cases, Case};
 use conv_kernels::FloatType;
-use conv_kernels::causal_conv1d::UNROLLED_WIDTH;
+use conv_kernels::causal_conv1d::NARROW_WIDTH;
 use conv_testing::is_full;
 use std::collections::HashSet;
 
@@ -34,9 +34,9 @@ fn run_layout(btc: bool, dtype: FloatType) {
     }
     let Some(compared) = run(&table, dtype, false) else { return };
     assert!(compared.len() >= 175, "{} cases were compared", compared.len());
-    let narrow = compared.iter().filter(|case| case.w <= UNROLLED_WIDTH).map(|case| (case.t, case.w));
+    let narrow = compared.iter().filter(|case| case.w <= NARROW_WIDTH).map(|case| (case.t, case.w));
     let places = narrow.collect::<HashSet<_>>().len();
-    assert!(places >= 20 * UNROLLED_WIDTH, "{places} lengths and widths were compared");
+    assert!(places >= 20 * NARROW_WIDTH, "{places} lengths and widths were compared");
 }
 
 fn run_exact(dtype: FloatType) {
