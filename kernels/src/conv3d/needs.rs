@@ -157,13 +157,13 @@ fn kernel_needs(plan: &Plan, problem: &Conv3dProblem, pass: Pass, limits: &Limit
             buffer_bytes: window::packed_bytes(problem, pass, tile, limits),
             ..Needs::of(
                 tile.shared_bytes(size).max(window::PACK_BYTES),
-                tile.units(),
+                tile.threads(),
                 window::loop_iterations(problem, pass, tile, limits) + CLEARING,
             )
         },
         Plan::WindowWeight(tile) => {
             let turns = window::weight::loop_iterations(problem, tile, limits);
-            Needs::of(tile.shared_bytes(size), tile.units(), turns + CLEARING)
+            Needs::of(tile.shared_bytes(size), tile.threads(), turns + CLEARING)
         }
         Plan::FewOutputs(tile) => {
             let turns = few_outputs::loop_iterations(problem, pass, tile, limits);

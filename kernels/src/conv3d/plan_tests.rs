@@ -100,10 +100,10 @@ fn deep_layers_with_small_planes_have_their_own_plans() {
     assert_eq!(names, ["window_gemm_128x128", "window_gemm_128x128", "matrix_gemm_128x128x32"]);
     let tile = WindowTile::all(16)[0];
     // 2 frames of 8x8 by 8 tiles of channels, in as many parts as keep half of the cubes in flight.
-    assert_eq!(window::cubes(&half, Pass::Forward, &tile, &wide()), Some(2 * 8 * 16));
+    assert_eq!(window::threadgroups(&half, Pass::Forward, &tile, &wide()), Some(2 * 8 * 16));
     let packed = window::packed_bytes(&half, Pass::Forward, &tile, &wide());
     let few = Limits { workspace_bytes: packed + 4 * (1024 * 128 * 3), ..wide() };
-    assert_eq!(window::cubes(&half, Pass::Forward, &tile, &few), Some(2 * 8 * 3), "three parts fit");
+    assert_eq!(window::threadgroups(&half, Pass::Forward, &tile, &few), Some(2 * 8 * 3), "three parts fit");
 }
 
 /// Sums of tiles that fill the device once and a little.
@@ -113,7 +113,7 @@ fn split_sums_even_the_turns_of_cubes() {
     let cubes = |x, o, padding| {
         let window = Window { padding, ..Window::default() };
         let layer = Conv3dProblem { window, dtype: FloatType::F16, ..problem(x, o, [3; 3], 1, 1) };
-        let cubes = |pass| window::cubes(&layer, pass, &tile, &wide()).unwrap();
+        let cubes = |pass| window::threadgroups(&layer, pass, &tile, &wide()).unwrap();
         [cubes(Pass::Forward), cubes(Pass::InputGradient)]
     };
     let plane = [(0, 0), (1, 1), (1, 1)];

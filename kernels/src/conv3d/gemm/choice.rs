@@ -93,21 +93,21 @@ fn matrix_tile(pass: Pass, columns: usize, tiles: &[MatrixTile]) -> Option<Matri
 /// with half-empty ones of 64x64). None where its cubes fill less than an eighth of the device.
 fn window_cost(problem: &Conv3dProblem, pass: Pass, tile: &WindowTile, limits: &Limits) -> Option<f64> {
     let tiles = window::extent(problem, pass, tile)?;
-    let reads = 32.0 * (1.0 / tile.plane_m as f64 + 1.0 / tile.plane_n as f64);
-    let reuse = if window::is_run(problem) {
+    let reads = 32.0 * (1.0 / tile.subgroup_m as f64 + 1.0 / tile.subgroup_n as f64);
+    let reuse = if window::is_pointwise_in_frame(problem) {
         // Nothing is read twice, but in vectors: 256 channels, 3x1x1: 0.21 ms, gathered 0.40.
         1.2
     } else {
         // A window that one tap reads is read as often as the engine reads it, behind a barrier more.
         0.8 + 2.0 / window::taps_of_window(problem, pass)
     };
-    (8 * window::cubes(problem, pass, tile, limits)? >= limits.cubes_in_flight)
+    (8 * window::threadgroups(problem, pass, tile, limits)? >= limits.cubes_in_flight)
         .then_some(tiles.products() * (0.2 + 0.8 * reads) * reuse)
 }
 
 /// How much longer a product with windows in shared memory takes for its cubes being few.
 fn thinness(problem: &Conv3dProblem, pass: Pass, tile: &WindowTile, limits: &Limits) -> f64 {
-    let count = window::cubes(problem, pass, tile, limits).map_or(1, |cubes| cubes.max(1));
+    let count = window::threadgroups(problem, pass, tile, limits).map_or(1, |cubes| cubes.max(1));
     (limits.cubes_in_flight as f64 / 2.0 / count as f64).max(1.0).sqrt()
 }
 
@@ -136,7 +136,7 @@ fn weight_pays(problem: &Conv3dProblem, tile: &WindowWeightTile, gathered: &Matr
     let gathered = [out.next_multiple_of(gathered.tile_n), sites.next_multiple_of(gathered.tile_m)];
     let gathered = product([gathered[0], gathered[1], problem.window.groups, problem.positions()]);
     let [_, height, width] = problem.output();
-    height * width >= 8 * tile.sites && tiles.products() < 1.5 * gathered
+    height * width >= 8 * tile.positions && tiles.products() < 1.5 * gathered
 }
 
 /// Counts whose product may pass 64 bits.

@@ -26,7 +26,7 @@ use crate::conv3d::plan::Pass;
 use crate::conv3d::problem::{Conv3dProblem, PaddingMode};
 use crate::conv3d::reduce;
 use crate::conv3d::split::ReductionSplit;
-use crate::conv3d::window::is_run;
+use crate::conv3d::window::is_pointwise_in_frame;
 use crate::error::ConvError;
 use crate::launch::{Span, dispatches};
 use crate::limits::Limits;
@@ -64,7 +64,7 @@ pub(crate) fn weight_gradient(
     let tiles = tiles_m * tiles_n * groups;
     // By the shape alone: parts of other lengths round in another way, and a view has the bits of a
     // contiguous tensor.
-    let filling = if matches!(tile, Tile::Matrices(_)) && is_run(problem) {
+    let filling = if matches!(tile, Tile::Matrices(_)) && is_pointwise_in_frame(problem) {
         // A unit holds so many sums that half as many cubes are under way: at most those at once. (f16,
         // 1x1x1, 512 channels, 16 tiles: in 17 parts 0.49 ms, in 33 0.35; 3x1x1, 256 channels, 12 tiles: in
         // 22 0.21, in 31 0.29, in 44 0.23.)

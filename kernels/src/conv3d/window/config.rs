@@ -1,47 +1,44 @@
-//! The tile of a shifted product, and the strips of a plane that its tiles lie in.
+//! The tile of the implicit GEMM with a shared input window, and the row segments that its tiles cover.
 
 use crate::conv3d::gemm::config::PLANE;
 use crate::conv3d::gemm::walk::Walks;
 
-/// Channels of the source in shared memory at a time.
+/// Source channels of a block: the K extent that is in shared memory at a time.
 pub(super) const CHANNELS: usize = 16;
 
-/// Fragments that leave a plane side by side where planes are runs of sites.
-pub(super) const BESIDE: usize = 2;
+/// Fragments that a patch of the vectorized epilogue holds next to each other.
+pub(super) const PATCH_FRAGMENTS: usize = 2;
 
-/// How a cube's products are shared out.
+/// The tile of a threadgroup and of each of its subgroups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct WindowTile {
-    /// Sites of a cube's tile.
+    /// Output positions of a threadgroup's tile (M).
     pub tile_m: usize,
-    /// Channels of a cube's tile.
+    /// Result channels of a threadgroup's tile (N).
     pub tile_n: usize,
-    /// Sites of a plane.
-    pub plane_m: usize,
-    /// Channels of a plane.
-    pub plane_n: usize,
-    /// Elements of the source's plane, of each channel, that shared memory holds.
+    /// Output positions of a subgroup.
+    pub subgroup_m: usize,
+    /// Result channels of a subgroup.
+    pub subgroup_n: usize,
+    /// Elements of a source frame that shared memory holds, for each channel of a block.
     pub window: usize,
-    /// Rows, columns and terms of a fragment: 8 on Apple's simdgroups, 16 elsewhere.
+    /// M, N and K of a fragment: 8 on Apple's simdgroups, 16 elsewhere.
     pub fragment: usize,
 }
 
-/// Fragments of 16 (f16): 128 units, of which each holds 128 sums; at most 25 KiB of shared memory. On an
-/// H200 (forward, 256 -> 256, 43x62x106 and 64 -> 128, 16x56x56, both 3x3x3): 3.3 and 0.14 ms, 3.6 and 0.15;
-/// 64x256 takes 3.2 and 0.22, 64x128 3.7 and 0.15, with 256 units 128x256 3.6 and 0.26, 256x128 3.6 and 0.17,
-/// 128x64 with planes of 64x32 sums 5.7 and 0.21. Of results with few channels a unit holds 64 sums: 32 ->
-/// 32, 128x128x128: 1.6 ms, 256x64 2.3, 256x16 2.3.
+/// Fragments of 16 (f16): 128 threads, at most 25 KiB of shared memory. 128 accumulators a thread, 64 in the
+/// last tile, for results with few channels.
 const SIXTEEN: [WindowTile; 3] = [
-    WindowTile { tile_m: 128, tile_n: 128, plane_m: 64, plane_n: 64, window: 256, fragment: 16 },
-    WindowTile { tile_m: 256, tile_n: 64, plane_m: 64, plane_n: 64, window: 384, fragment: 16 },
-    WindowTile { tile_m: 256, tile_n: 32, plane_m: 64, plane_n: 32, window: 384, fragment: 16 },
+    WindowTile { tile_m: 128, tile_n: 128, subgroup_m: 64, subgroup_n: 64, window: 256, fragment: 16 },
+    WindowTile { tile_m: 256, tile_n: 64, subgroup_m: 64, subgroup_n: 64, window: 384, fragment: 16 },
+    WindowTile { tile_m: 256, tile_n: 32, subgroup_m: 64, subgroup_n: 32, window: 384, fragment: 16 },
 ];
-/// Fragments of 8 (f32): 128 units, 14 KiB. A unit holds 32 sums.
+/// Fragments of 8 (f32): 128 threads, 14 KiB of shared memory, 32 accumulators a thread.
 const EIGHT: [WindowTile; 1] =
-    [WindowTile { tile_m: 64, tile_n: 64, plane_m: 32, plane_n: 32, window: 160, fragment: 8 }];
+    [WindowTile { tile_m: 64, tile_n: 64, subgroup_m: 32, subgroup_n: 32, window: 160, fragment: 8 }];
 
 impl WindowTile {
-    /// The tiles for fragments of a shape.
+    /// The tiles for a fragment size.
     pub fn all(fragment: usize) -> &'static [Self] {
         match fragment {
             8 => &EIGHT,
@@ -50,21 +47,21 @@ impl WindowTile {
         }
     }
 
-    /// Planes of a cube.
-    pub fn planes(&self) -> usize {
-        (self.tile_m / self.plane_m) * (self.tile_n / self.plane_n)
+    /// Subgroups of a threadgroup.
+    pub fn subgroups(&self) -> usize {
+        (self.tile_m / self.subgroup_m) * (self.tile_n / self.subgroup_n)
     }
 
-    /// Units of a cube.
-    pub fn units(&self) -> usize {
-        self.planes() * PLANE
+    /// Threads of a threadgroup.
+    pub fn threads(&self) -> usize {
+        self.subgroups() * PLANE
     }
 
-    /// Bytes of shared memory for stages whose elements have `size` bytes: the larger of both kernels'.
+    /// Bytes of shared memory with stage elements of `size` bytes: the larger of both kernels'.
     pub fn shared_bytes(&self, size: usize) -> usize {
-        let patches = self.planes() * self.fragment * self.fragment * 4;
+        let patches = self.subgroups() * self.fragment * self.fragment * 4;
         let window = self.window * (CHANNELS * size + 16 + 8) + patches;
-        let stage = self.run_blocks() * CHANNELS * (self.tile_m * size + 16) + BESIDE * patches;
+        let stage = self.stage_blocks() * CHANNELS * (self.tile_m * size + 16) + PATCH_FRAGMENTS * patches;
         window.max(stage)
     }
 
@@ -73,62 +70,62 @@ impl WindowTile {
         format!("{}x{}", self.tile_m, self.tile_n)
     }
 
-    /// Vectors of `width` elements from one site (or channel of the result) of a stage to the next: its
-    /// channels, and 16 bytes that spread the rows over the banks.
-    pub(super) fn row(&self, width: usize, size: usize) -> usize {
+    /// Pitch of the window in vectors of `width` elements: the channels of one element, padded by 16 bytes
+    /// against bank conflicts.
+    pub(super) fn window_pitch(&self, width: usize, size: usize) -> usize {
         (CHANNELS + 16 / size) / width
     }
 
-    /// Blocks of a stage of planes that are runs of sites: four vectors of a unit, 9 KiB. With twice as many
-    /// (and registers) or two stages in turn 1x1x1 of 512 channels takes 0.56 and 0.62 ms on an H200, 0.34
-    /// so.
-    pub(super) fn run_blocks(&self) -> usize {
+    /// Vectors of the window that a thread loads.
+    pub(super) fn window_loads(&self, width: usize) -> usize {
+        self.window * CHANNELS / width / self.threads()
+    }
+
+    /// Channel blocks of a stage of [`super::contiguous`]: four vectors a thread, 9 KiB. More registers or
+    /// more shared memory cost occupancy.
+    pub(super) fn stage_blocks(&self) -> usize {
         if self.tile_m > 128 { 1 } else { 2 }
     }
 
-    /// Vectors of `width` elements from one channel of such a stage to the next.
-    pub(super) fn run_row(&self, width: usize, size: usize) -> usize {
+    /// Pitch of such a stage in vectors of `width` elements: the positions of one channel, padded by 16
+    /// bytes.
+    pub(super) fn stage_pitch(&self, width: usize, size: usize) -> usize {
         (self.tile_m + 16 / size) / width
     }
 
-    /// Vectors of such a block that a unit reads.
-    pub(super) fn run_loads(&self, width: usize) -> usize {
-        self.tile_m * CHANNELS / width / self.units()
-    }
-
-    /// Vectors of the window that a unit reads.
-    pub(super) fn window_loads(&self, width: usize) -> usize {
-        self.window * CHANNELS / width / self.units()
+    /// Vectors of a block of such a stage that a thread loads.
+    pub(super) fn stage_loads(&self, width: usize) -> usize {
+        self.tile_m * CHANNELS / width / self.threads()
     }
 }
 
-/// The strips of a plane: as many sites of every row, and beyond them what their windows overlap, so that a
-/// tap is one and the same distance for all sites of a strip.
+/// The row segments of a frame: each covers the same columns of every row, followed by the halo that its
+/// windows read. Within a segment a tap is a constant shift, whatever the output position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Strips {
-    /// Strips side by side.
+pub(super) struct RowSegments {
+    /// Segments that make up a row.
     pub(super) count: usize,
-    /// Sites of a strip's row.
-    pub(super) sites: usize,
-    /// Elements of a strip's row.
+    /// Output positions of a segment's row.
+    pub(super) width: usize,
+    /// Elements of a segment's row: the positions and the halo.
     pub(super) pitch: usize,
 }
 
-impl Strips {
-    /// The strips that tile a walk's plane with the fewest elements; none where a window does not fit.
+impl RowSegments {
+    /// The widest segments whose tiles have a window that fits; none where no window does.
     pub(super) fn of(walks: &Walks, tile: &WindowTile) -> Option<Self> {
         let [_, height, width] = walks;
-        let rim = (width.taps.max(1) - 1) * width.step;
-        let rows = (height.taps.max(1) - 1) * height.step;
-        let room = tile.window.checked_sub(tile.tile_m + rim)?;
-        let longest = room.checked_div(rows).unwrap_or(width.sites + rim);
-        let most = longest.checked_sub(rim).filter(|most| *most > 0)?;
-        let count = width.sites.div_ceil(most);
-        let sites = width.sites.div_ceil(count.max(1));
-        (width.sites > 0).then_some(Self { count, sites, pitch: sites + rim })
+        let halo_columns = (width.taps.max(1) - 1) * width.step;
+        let halo_rows = (height.taps.max(1) - 1) * height.step;
+        let room = tile.window.checked_sub(tile.tile_m + halo_columns)?;
+        let max_pitch = room.checked_div(halo_rows).unwrap_or(width.sites + halo_columns);
+        let max_width = max_pitch.checked_sub(halo_columns).filter(|most| *most > 0)?;
+        let count = width.sites.div_ceil(max_width);
+        let positions = width.sites.div_ceil(count.max(1));
+        (width.sites > 0).then_some(Self { count, width: positions, pitch: positions + halo_columns })
     }
 
-    /// Tiles of a strip.
+    /// Tiles of a segment.
     pub(super) fn tiles(&self, walks: &Walks, tile: &WindowTile) -> usize {
         (walks[1].sites * self.pitch).div_ceil(tile.tile_m)
     }
@@ -139,16 +136,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tiles_share_out_evenly_within_apples_budget() {
+    fn tiles_divide_evenly_among_threads_within_apples_limits() {
         for (tile, size) in SIXTEEN.iter().map(|tile| (tile, 2)).chain(EIGHT.iter().map(|tile| (tile, 4))) {
-            let units = tile.units();
-            assert!((64..=1024).contains(&units), "{tile:?}: {units} units");
+            let threads = tile.threads();
+            assert!((64..=1024).contains(&threads), "{tile:?}: {threads} threads");
             assert!(tile.shared_bytes(size) <= 32 * 1024, "{tile:?}: {} bytes", tile.shared_bytes(size));
             let width = if tile.fragment == 8 { 4 } else { 16 / size };
-            // Nothing is read with a mask.
-            assert_eq!(tile.window_loads(width) * units * width, tile.window * CHANNELS, "{tile:?}");
-            assert_eq!(tile.run_loads(width) * units * width, tile.tile_m * CHANNELS, "{tile:?}");
-            assert!(units.is_multiple_of(tile.tile_m / width), "{tile:?}: a unit keeps its sites");
+            // No load needs a mask for the tile's end.
+            assert_eq!(tile.window_loads(width) * threads * width, tile.window * CHANNELS, "{tile:?}");
+            assert_eq!(tile.stage_loads(width) * threads * width, tile.tile_m * CHANNELS, "{tile:?}");
+            assert!(threads.is_multiple_of(tile.tile_m / width), "{tile:?}: a thread keeps its positions");
         }
     }
 }

@@ -1,27 +1,28 @@
-//! The product of [`super::kernel`] for windows with one tap in the plane where a plane is a run of sites
-//! (1x1x1, 3x1x1): nothing is window, and the source travels in vectors of neighbouring sites.
+//! The implicit GEMM of [`super::kernel`] for windows with one tap in the frame (1x1x1, 3x1x1) over
+//! contiguous frames: no halo, and vector loads along positions.
 //!
 //! ```text
-//! D[channels][sites] += sum over depth taps, stages of channels of W[channels][stage] * X[stage][sites]
+//! D[n][m] += sum over depth taps, stages of W[n][stage] * X[stage][m]
 //!
-//!                tile_m sites          a stage: some blocks of 16 channels, sites fastest, rows 16 bytes
-//!             +---------------+                 longer than the tile; blocks run on from one depth tap to
-//!    tile_n   | plane | plane |                 the next
-//!   channels  +-------+-------+        weights: from memory straight into fragments
-//!             | plane | plane |
-//!             +-------+-------+
+//!             tile_m positions     stage: stage_blocks blocks of 16 channels, [channel][position], pitch
+//!           +---------------+             padded by 16 bytes; stages run on from one depth tap to the next
+//!    tile_n | sub-  | sub-  |
+//!  channels | group | group |     source:         H x W slices contiguous and aligned to vectors
+//!           +-------+-------+     packed weights: as for the other kernel, memory -> fragments
+//!           | sub-  | sub-  |     result:         vectors of four positions
+//!           | group | group |
+//!           +-------+-------+
 //! ```
 //!
-//! Per block a cube reads `tile_m * 16` elements and `16 * tile_n` packed weights for each plane's own
-//! channels, for `2 * tile_m * tile_n * 16` operations. A depth tap's blocks fill whole stages, with zeros in
-//! the source and in the weights. Declined: planes whose rows or channels do not lie so (the other kernel
-//! reads them).
+//! Per block a threadgroup loads `tile_m * 16` source elements and `16 * tile_n` weights (each subgroup those
+//! of its own channels), for `2 * tile_m * tile_n * 16` FLOP. The blocks of a depth tap are padded to whole
+//! stages, with zeros on both sides. Declined: frames that are not contiguous (the other kernel's).
 
 use super::config::{CHANNELS, WindowTile};
-use super::epilogue::write_runs;
+use super::epilogue::write_contiguous;
 use super::kernel::weight_fragments;
-use super::phases::{Phases, Work, work_of};
-use super::tiling::{Blocks, Tiling, block_at, blocks_of, packed_tap};
+use super::phases::{PhaseWork, Phases, work_of};
+use super::tiling::{BlockRange, WindowTiling, block_at, block_range, packed_tap};
 use crate::conv3d::gemm::config::PLANE;
 use crate::conv3d::gemm::fragments::accumulators;
 use crate::conv3d::gemm::index::Walk;
@@ -39,7 +40,7 @@ pub(super) fn contiguous_kernel<E: Float, S: Float, O: Float, V: Size>(
     bias: ComptimeOption<&Tensor<E>>,
     out: &mut [Vector<O, Const<4>>],
     walk: Walk,
-    tiling: Tiling,
+    tiling: WindowTiling,
     phases: ComptimeOption<Phases>,
     span: Span,
     #[comptime] padding: PaddingMode,
@@ -49,51 +50,50 @@ pub(super) fn contiguous_kernel<E: Float, S: Float, O: Float, V: Size>(
     #[define(S)] _stage_dtype: ElemType,
     #[define(O)] _out_dtype: ElemType,
 ) {
-    // The whole cube leaves together: barriers follow.
+    // The whole threadgroup exits: barriers follow.
     if span.is_idle() {
         terminate!();
     }
-    let Work { walk, tiling, share, taps } = work_of(&phases, walk, tiling, span.cube() as u32, tile);
+    let PhaseWork { walk, tiling, work, taps } = work_of(&phases, walk, tiling, span.cube() as u32, tile);
     let width = V::value();
-    let row = comptime!(tile.run_row(width, size));
-    let mut stage = Shared::<[Vector<S, V>]>::new_slice(comptime!(tile.run_blocks() * CHANNELS * row));
-    let sums = accumulators(comptime!(tile.plane_m * tile.plane_n), tile.fragment);
-    let blocks = blocks_of(&walk, &tiling, &share, padding);
-    // Where the plane's channels begin in a block's weights, and the distance between two blocks.
+    let pitch = comptime!(tile.stage_pitch(width, size));
+    let mut stage = Shared::<[Vector<S, V>]>::new_slice(comptime!(tile.stage_blocks() * CHANNELS * pitch));
+    let acc = accumulators(comptime!(tile.subgroup_m * tile.subgroup_n), tile.fragment);
+    let blocks = block_range(&walk, &tiling, &work, padding);
+    // Vectors from one packed block to the next, and where the subgroup's channels begin in a block.
     let block_vectors = comptime!(CHANNELS / width) * tiling.packed_n as usize;
-    let plane_n = UNIT_POS as usize / PLANE / comptime!(tile.tile_m / tile.plane_m) * tile.plane_n;
-    let column = (share.first_n as usize + plane_n) * comptime!(CHANNELS / width);
+    let in_tile = UNIT_POS as usize / PLANE / comptime!(tile.tile_m / tile.subgroup_m) * tile.subgroup_n;
+    let column = (work.first_n as usize + in_tile) * comptime!(CHANNELS / width);
 
     let mut block = blocks.first;
-    let values = read_stage(source, &walk, &tiling, &blocks, share.first, block, padding, tile);
-    write_stage(&values, &mut stage, row, tile);
+    let values = read_stage(source, &walk, &tiling, &blocks, work.first_m, block, padding, tile);
+    write_stage(&values, &mut stage, pitch, tile);
     sync_cube();
     while block < blocks.end {
-        let next = block + comptime!(tile.run_blocks() as u32);
-        // The next stage travels while this one is multiplied.
-        let values = read_stage(source, &walk, &tiling, &blocks, share.first, next, padding, tile);
+        let next = block + comptime!(tile.stage_blocks() as u32);
+        // Prefetch the next stage.
+        let values = read_stage(source, &walk, &tiling, &blocks, work.first_m, next, padding, tile);
         #[unroll]
-        for i in 0..comptime!(tile.run_blocks()) {
+        for i in 0..comptime!(tile.stage_blocks()) {
             let packed = packed_tap(&taps, &tiling, &blocks, block + i as u32);
-            multiply(&stage, weight, packed * block_vectors + column, &sums, i, row, tile);
+            multiply(&stage, weight, packed * block_vectors + column, &acc, i, pitch, tile);
         }
         block = next;
         sync_cube();
-        write_stage(&values, &mut stage, row, tile);
+        write_stage(&values, &mut stage, pitch, tile);
         sync_cube();
     }
-    write_runs(&sums, bias, out, &walk, &tiling, &share, tile);
+    write_contiguous(&acc, bias, out, &walk, &tiling, &work, tile);
 }
 
-/// Reads this unit's vectors of a stage into registers, lanes along sites.
+/// Loads this thread's vectors of a stage into registers, lanes along positions.
 #[cube]
-#[allow(clippy::too_many_arguments)]
 fn read_stage<E: Float, V: Size>(
     source: &[Vector<E, V>],
     walk: &Walk,
-    tiling: &Tiling,
-    blocks: &Blocks,
-    first_site: u32,
+    tiling: &WindowTiling,
+    blocks: &BlockRange,
+    first_m: u32,
     first: u32,
     #[comptime] padding: PaddingMode,
     #[comptime] tile: WindowTile,
@@ -101,18 +101,18 @@ fn read_stage<E: Float, V: Size>(
     let mut values = Sequence::<Vector<E, V>>::new();
     let width = V::value();
     let lanes = comptime!((tile.tile_m / width) as u32);
-    let site = first_site + UNIT_POS % lanes * width as u32;
-    let exists = site < tiling.height * tiling.width;
+    let position = first_m + UNIT_POS % lanes * width as u32;
+    let exists = position < tiling.height * tiling.width;
     #[unroll]
-    for i in 0..comptime!(tile.run_blocks()) {
+    for i in 0..comptime!(tile.stage_blocks()) {
         let index = first + i as u32;
         let block = block_at(walk, tiling, blocks, index, padding);
         #[unroll]
-        for load in 0..comptime!(tile.run_loads(width)) {
-            let channel = UNIT_POS / lanes + comptime!((load * tile.units()) as u32) / lanes;
+        for load in 0..comptime!(tile.stage_loads(width)) {
+            let channel = UNIT_POS / lanes + comptime!((load * tile.threads()) as u32) / lanes;
             let mut value = Vector::<E, V>::new(E::from_int(0));
-            if exists && index < blocks.end && channel < block.channels {
-                value = source[(block.first + walk.source_channel(channel) + site as usize) / width];
+            if exists && index < blocks.end && channel < block.channels_left {
+                value = source[(block.offset + walk.source_channel(channel) + position as usize) / width];
             }
             values.push(value);
         }
@@ -120,57 +120,56 @@ fn read_stage<E: Float, V: Size>(
     values
 }
 
-/// Writes what [`read_stage`] has read: rows of sites.
+/// Stores what [`read_stage`] has loaded, `[channel][position]`.
 #[cube]
 fn write_stage<E: Float, S: Float, V: Size>(
     values: &Sequence<Vector<E, V>>,
     stage: &mut Shared<[Vector<S, V>]>,
-    #[comptime] row: usize,
+    #[comptime] pitch: usize,
     #[comptime] tile: WindowTile,
 ) {
     let width = V::value();
     let lanes = comptime!(tile.tile_m / width);
     #[unroll]
-    for load in 0..comptime!(tile.run_blocks() * tile.run_loads(width)) {
-        let channel = UNIT_POS as usize / lanes + comptime!(load * tile.units() / lanes);
-        stage[channel * row + UNIT_POS as usize % lanes] = Vector::cast_from(*values.index(load));
+    for load in 0..comptime!(tile.stage_blocks() * tile.stage_loads(width)) {
+        let channel = UNIT_POS as usize / lanes + comptime!(load * tile.threads() / lanes);
+        stage[channel * pitch + UNIT_POS as usize % lanes] = Vector::cast_from(*values.index(load));
     }
 }
 
-/// Adds the products of the stage's block `block`, whose weights for this plane begin at `packed`, to the
-/// plane's sums.
+/// Accumulates the products of the stage's block `block`; this subgroup's packed weights begin at `packed`.
 #[cube]
 fn multiply<S: Float, V: Size>(
     stage: &Shared<[Vector<S, V>]>,
     weight: &[Vector<S, V>],
     packed: usize,
-    sums: &Sequence<cmma::Matrix<f32>>,
+    acc: &Sequence<cmma::Matrix<f32>>,
     #[comptime] block: usize,
-    #[comptime] row: usize,
+    #[comptime] pitch: usize,
     #[comptime] tile: WindowTile,
 ) {
     let width = V::value();
-    let first_site = UNIT_POS as usize / PLANE % comptime!(tile.tile_m / tile.plane_m) * tile.plane_m;
+    let first_m = UNIT_POS as usize / PLANE % comptime!(tile.tile_m / tile.subgroup_m) * tile.subgroup_m;
     #[unroll]
     for k in 0..comptime!(CHANNELS / tile.fragment) {
-        let channels = weight_fragments(weight, packed, k, tile);
+        let a = weight_fragments(weight, packed, k, tile);
         #[unroll]
-        for j in 0..comptime!(tile.plane_m / tile.fragment) {
-            let at = first_site / width
-                + comptime!((block * CHANNELS + k * tile.fragment) * row + j * tile.fragment / width);
-            let sites = cmma::Matrix::<Vector<S, V>>::from_slice(
+        for j in 0..comptime!(tile.subgroup_m / tile.fragment) {
+            let at = first_m / width
+                + comptime!((block * CHANNELS + k * tile.fragment) * pitch + j * tile.fragment / width);
+            let b = cmma::Matrix::<Vector<S, V>>::from_slice(
                 MatrixIdent::B,
                 tile.fragment,
                 tile.fragment,
                 tile.fragment,
                 MatrixLayout::RowMajor,
-                &stage[at..comptime!(tile.run_blocks() * CHANNELS * row)],
-                comptime!((row * width) as u32),
+                &stage[at..comptime!(tile.stage_blocks() * CHANNELS * pitch)],
+                comptime!((pitch * width) as u32),
             );
             #[unroll]
-            for i in 0..comptime!(tile.plane_n / tile.fragment) {
-                let sum = sums.index(comptime!(i * (tile.plane_m / tile.fragment) + j));
-                cmma::execute(channels.index(i), &sites, sum, sum);
+            for i in 0..comptime!(tile.subgroup_n / tile.fragment) {
+                let sum = acc.index(comptime!(i * (tile.subgroup_m / tile.fragment) + j));
+                cmma::execute(a.index(i), &b, sum, sum);
             }
         }
     }

@@ -1,7 +1,8 @@
-//! The way of a shifted product's sums to memory.
+//! Epilogue of the window GEMMs: accumulator fragment -> the subgroup's patch of shared memory -> bias,
+//! activation, rounding, masked store. Fragments have channels as rows and positions as columns.
 
-use super::config::{BESIDE, WindowTile};
-use super::tiling::{Share, Tiling};
+use super::config::{PATCH_FRAGMENTS, WindowTile};
+use super::tiling::{WindowTiling, WindowWork};
 use crate::activation::{activate_by_code, activate_quad};
 use crate::conv3d::gemm::config::PLANE;
 use crate::conv3d::gemm::fragments::into_patch;
@@ -9,49 +10,47 @@ use crate::conv3d::gemm::index::Walk;
 use cubecl::cmma::{self, MatrixLayout};
 use cubecl::prelude::*;
 
-/// Writes a plane's sums. Each fragment passes through the plane's own patch of shared memory, where bias,
-/// activation, rounding and the tails are applied.
+/// Stores a subgroup's results with any strides, one fragment and one element at a time.
 #[cube]
-#[allow(clippy::too_many_arguments)]
 pub(super) fn write_result<E: Float, O: Float>(
-    sums: &Sequence<cmma::Matrix<f32>>,
+    acc: &Sequence<cmma::Matrix<f32>>,
     bias: ComptimeOption<&Tensor<E>>,
     out: &mut [O],
     walk: &Walk,
-    tiling: &Tiling,
-    share: &Share,
+    tiling: &WindowTiling,
+    work: &WindowWork,
     #[comptime] tile: WindowTile,
 ) {
-    let unit = UNIT_POS as usize;
-    let plane = unit / PLANE;
-    let lane = (unit % PLANE) as u32;
-    let plane_m = (plane % comptime!(tile.tile_m / tile.plane_m) * tile.plane_m) as u32;
-    let plane_n = (plane / comptime!(tile.tile_m / tile.plane_m) * tile.plane_n) as u32;
-    let mut patches = Shared::<[f32]>::new_slice(comptime!(tile.planes() * tile.fragment * tile.fragment));
-    let patch = plane * comptime!(tile.fragment * tile.fragment);
-    let first_channel = share.group * tiling.n + share.first_n + plane_n;
-    let frame = walk.out_at(share.n, 0u32)
-        + walk.depth.out_offset(share.d)
-        + share.part as usize * tiling.part_stride;
+    let thread = UNIT_POS as usize;
+    let subgroup = thread / PLANE;
+    let lane = (thread % PLANE) as u32;
+    let subgroup_m = (subgroup % comptime!(tile.tile_m / tile.subgroup_m) * tile.subgroup_m) as u32;
+    let subgroup_n = (subgroup / comptime!(tile.tile_m / tile.subgroup_m) * tile.subgroup_n) as u32;
+    let mut patches = Shared::<[f32]>::new_slice(comptime!(tile.subgroups() * tile.fragment * tile.fragment));
+    let patch = subgroup * comptime!(tile.fragment * tile.fragment);
+    let first_channel = work.group * tiling.n + work.first_n + subgroup_n;
+    let frame_offset = walk.out_at(work.n, 0u32)
+        + walk.depth.out_offset(work.d)
+        + work.k_slice as usize * tiling.slice_stride;
     #[unroll]
-    for column in 0..comptime!(tile.plane_m / tile.fragment) {
-        // A lane writes one site of the fragments of a column.
+    for column in 0..comptime!(tile.subgroup_m / tile.fragment) {
+        // A lane stores one position of every fragment of this column.
         let in_fragment = lane % tile.fragment as u32;
-        let element = share.first + plane_m + comptime!((column * tile.fragment) as u32) + in_fragment;
-        let (h, in_row) = tiling.pitch.div_mod(element);
-        let w = share.strip + in_row;
-        let exists = h < tiling.height && in_row < tiling.sites && w < tiling.width;
-        let at = frame + walk.height.out_offset(h) + walk.width.out_offset(w);
+        let element = work.first_m + subgroup_m + comptime!((column * tile.fragment) as u32) + in_fragment;
+        let (h, in_row) = tiling.pitch_divmod.div_mod(element);
+        let w = work.first_w + in_row;
+        let exists = h < tiling.height && in_row < tiling.segment_width && w < tiling.width;
+        let at = frame_offset + walk.height.out_offset(h) + walk.width.out_offset(w);
         #[unroll]
-        for fragment_row in 0..comptime!(tile.plane_n / tile.fragment) {
-            let sum = sums.index(comptime!(fragment_row * (tile.plane_m / tile.fragment) + column));
+        for fragment_row in 0..comptime!(tile.subgroup_n / tile.fragment) {
+            let sum = acc.index(comptime!(fragment_row * (tile.subgroup_m / tile.fragment) + column));
             into_patch(sum, &mut patches, patch, tile.fragment);
             #[unroll]
             for step in 0..comptime!(tile.fragment * tile.fragment / PLANE) {
                 let in_patch =
                     comptime!((step * (PLANE / tile.fragment)) as u32) + lane / tile.fragment as u32;
                 let in_tile = comptime!((fragment_row * tile.fragment) as u32) + in_patch;
-                if exists && share.first_n + plane_n + in_tile < tiling.n {
+                if exists && work.first_n + subgroup_n + in_tile < tiling.n {
                     let channel = first_channel + in_tile;
                     let bias: ComptimeOption<f32> =
                         bias.map(|bias| f32::cast_from(bias[channel as usize * bias.stride(0)]));
@@ -65,60 +64,61 @@ pub(super) fn write_result<E: Float, O: Float>(
     }
 }
 
-/// Neighbouring results that are written as one vector.
-pub(super) const TOGETHER: usize = 4;
+/// Results along the row that are stored as one vector.
+pub(super) const OUT_VECTOR: usize = 4;
 
-/// [`write_result`] where planes are runs of sites: two fragments side by side pass through the patch, in
-/// vectors of four sites.
+/// [`write_result`] for contiguous frames: two fragments next to each other fill the patch, and are stored in
+/// vectors of four positions.
 #[cube]
-#[allow(clippy::too_many_arguments)]
-pub(super) fn write_runs<E: Float, O: Float>(
-    sums: &Sequence<cmma::Matrix<f32>>,
+pub(super) fn write_contiguous<E: Float, O: Float>(
+    acc: &Sequence<cmma::Matrix<f32>>,
     bias: ComptimeOption<&Tensor<E>>,
     out: &mut [Vector<O, Const<4>>],
     walk: &Walk,
-    tiling: &Tiling,
-    share: &Share,
+    tiling: &WindowTiling,
+    work: &WindowWork,
     #[comptime] tile: WindowTile,
 ) {
-    let unit = UNIT_POS as usize;
-    let plane = unit / PLANE;
-    let lane = unit % PLANE;
-    let plane_m = plane % comptime!(tile.tile_m / tile.plane_m) * tile.plane_m;
-    let plane_n = (plane / comptime!(tile.tile_m / tile.plane_m) * tile.plane_n) as u32;
-    // Vectors of a patch's row, and rows that a plane writes at a time.
-    let vectors = comptime!(BESIDE * tile.fragment / TOGETHER);
+    let thread = UNIT_POS as usize;
+    let subgroup = thread / PLANE;
+    let lane = thread % PLANE;
+    let subgroup_m = subgroup % comptime!(tile.tile_m / tile.subgroup_m) * tile.subgroup_m;
+    let subgroup_n = (subgroup / comptime!(tile.tile_m / tile.subgroup_m) * tile.subgroup_n) as u32;
+    // Vectors of a row of the patch, and rows that a subgroup stores at a time.
+    let vectors = comptime!(PATCH_FRAGMENTS * tile.fragment / OUT_VECTOR);
     let rows = comptime!(PLANE / vectors);
     let patch_vectors = comptime!(tile.fragment * vectors);
-    let mut patches = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime!(tile.planes() * patch_vectors));
+    let mut patches =
+        Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime!(tile.subgroups() * patch_vectors));
     let end = patches.len();
-    let patch = plane * patch_vectors;
-    let first_channel = share.group * tiling.n;
-    let frame = walk.out_at(share.n, 0u32)
-        + walk.depth.out_offset(share.d)
-        + share.part as usize * tiling.part_stride;
-    let columns = comptime!(tile.plane_m / tile.fragment);
+    let patch = subgroup * patch_vectors;
+    let first_channel = work.group * tiling.n;
+    let frame_offset = walk.out_at(work.n, 0u32)
+        + walk.depth.out_offset(work.d)
+        + work.k_slice as usize * tiling.slice_stride;
+    let columns = comptime!(tile.subgroup_m / tile.fragment);
     #[unroll]
-    for pair in 0..comptime!(columns / BESIDE) {
-        let in_tile = plane_m + comptime!(pair * BESIDE * tile.fragment) + lane % vectors * TOGETHER;
-        let site = share.first as usize + in_tile;
-        let exists = site < (tiling.height * tiling.width) as usize;
+    for pair in 0..comptime!(columns / PATCH_FRAGMENTS) {
+        let in_tile =
+            subgroup_m + comptime!(pair * PATCH_FRAGMENTS * tile.fragment) + lane % vectors * OUT_VECTOR;
+        let position = work.first_m as usize + in_tile;
+        let exists = position < (tiling.height * tiling.width) as usize;
         #[unroll]
-        for fragment_row in 0..comptime!(tile.plane_n / tile.fragment) {
+        for fragment_row in 0..comptime!(tile.subgroup_n / tile.fragment) {
             sync_cube();
             #[unroll]
-            for beside in 0..BESIDE {
-                let sum = sums.index(comptime!(fragment_row * columns + pair * BESIDE + beside));
-                let at = patch + comptime!(beside * tile.fragment / TOGETHER);
-                let stride = comptime!((BESIDE * tile.fragment) as u32);
+            for fragment in 0..PATCH_FRAGMENTS {
+                let sum = acc.index(comptime!(fragment_row * columns + pair * PATCH_FRAGMENTS + fragment));
+                let at = patch + comptime!(fragment * tile.fragment / OUT_VECTOR);
+                let stride = comptime!((PATCH_FRAGMENTS * tile.fragment) as u32);
                 cmma::store(&mut patches[at..end], sum, stride, MatrixLayout::RowMajor);
             }
             sync_cube();
             #[unroll]
             for step in 0..comptime!(tile.fragment / rows) {
                 let in_patch = lane / vectors + comptime!(step * rows);
-                let n = share.first_n
-                    + plane_n
+                let n = work.first_n
+                    + subgroup_n
                     + comptime!((fragment_row * tile.fragment) as u32)
                     + in_patch as u32;
                 if exists && n < tiling.n {
@@ -127,8 +127,8 @@ pub(super) fn write_runs<E: Float, O: Float>(
                         bias.map(|bias| f32::cast_from(bias[channel as usize * bias.stride(0)]));
                     let bias = bias.unwrap_or_else(|| 0.0f32.runtime());
                     let sum = patches[patch + in_patch * vectors + lane % vectors] + Vector::new(bias);
-                    let at = frame + walk.out_channel(channel) + site;
-                    out[at / TOGETHER] = Vector::cast_from(activate_quad(sum, tiling.activation, false));
+                    let at = frame_offset + walk.out_channel(channel) + position;
+                    out[at / OUT_VECTOR] = Vector::cast_from(activate_quad(sum, tiling.activation, false));
                 }
             }
         }

@@ -1,9 +1,9 @@
-//! What the product of a pass is made of; of a strided input gradient those of all its residue classes
-//! ([`super::phases`]).
+//! Extents of the GEMM of a pass: M, N, K, tiles and split-K slices. A strided input gradient is one launch
+//! for all its residue classes ([`super::phases`]).
 
-use super::config::{CHANNELS, Strips, WindowTile};
+use super::config::{CHANNELS, RowSegments, WindowTile};
 use super::phases::{AxisPhasesLaunch, PhasesLaunch};
-use super::tiling::TilingLaunch;
+use super::tiling::WindowTilingLaunch;
 use crate::activation::Activation;
 use crate::conv3d::gemm::stage_type;
 use crate::conv3d::gemm::walk::{AxisWalk, MASK_BITS, Walks, divisor, inverse_step, walks};
@@ -14,58 +14,60 @@ use crate::conv3d::split;
 use crate::geometry::AxisGeometry;
 use crate::limits::Limits;
 
-/// What the product of a pass is made of.
-pub(crate) struct Extents {
-    /// The walk; of an axis with phases one with the most sites and taps that any of them has.
+/// Extents of the GEMM of a pass.
+pub(crate) struct WindowExtents {
+    /// The traversal; along an axis with phases, one with the most positions and taps of any phase.
     pub(super) walks: Walks,
-    pub(super) strips: Strips,
-    /// Channels of one group's result, filled up to tiles.
+    pub(super) segments: RowSegments,
+    /// Result channels of one group, padded to whole tiles.
     pub(super) packed_n: usize,
+    /// Result channels of one group.
     pub(super) n: usize,
+    /// Source channels of one group.
     pub(super) channels: usize,
-    /// Blocks of the source's channels, and how many of them are read at a time.
+    /// Blocks of source channels, padded to whole stages.
     pub(super) blocks: usize,
-    together: usize,
+    /// Blocks of a stage.
+    stage_blocks: usize,
     pub(super) depth_taps: usize,
-    /// Taps of a plane.
+    /// Taps of a frame: KH x KW.
     pub(super) taps: usize,
-    /// Phases of each axis of a strided input gradient, which an axis of few elements has less of than its
-    /// stride.
+    /// Phases along each axis of a strided input gradient: the stride, or the axis' length where that is
+    /// less.
     phases: Option<[usize; 3]>,
 }
 
-impl Extents {
-    /// None where windows do not move by one element in the plane or do not fit shared memory.
+impl WindowExtents {
+    /// None where windows have a stride within the frame or do not fit shared memory.
     pub(crate) fn of(problem: &Conv3dProblem, pass: Pass, tile: &WindowTile) -> Option<Self> {
-        let (walks, phases) = walk(problem, pass)?;
+        let (walks, phases) = window_walks(problem, pass)?;
         let (channels, n) = problem.channels_of(pass);
         let [depth_taps, height, width] = problem.kernel;
         let taps = height * width;
-        // Of windows with one tap in the plane those of a stage; what no channels fill is zero in the source
-        // and in the weights.
-        let together = if taps == 1 { tile.run_blocks() } else { 1 };
+        // The kernel of 1x1 windows takes several blocks per stage; padding channels are zero on both sides.
+        let stage_blocks = if taps == 1 { tile.stage_blocks() } else { 1 };
         Some(Self {
             walks,
-            strips: Strips::of(&walks, tile)?,
+            segments: RowSegments::of(&walks, tile)?,
             packed_n: n.next_multiple_of(tile.tile_n),
             n,
             channels,
-            blocks: channels.div_ceil(CHANNELS).next_multiple_of(together),
-            together,
+            blocks: channels.div_ceil(CHANNELS).next_multiple_of(stage_blocks),
+            stage_blocks,
             depth_taps,
             taps,
             phases,
         })
     }
 
-    /// Terms of the packed weights, filled up to blocks: of the sums of all phases.
-    fn packed_terms(&self) -> usize {
+    /// K of the packed weights, padded to whole blocks: of all phases.
+    fn packed_k(&self) -> usize {
         self.depth_taps * self.blocks * CHANNELS * self.taps
     }
 
-    /// Terms of a sum, of one phase on average.
-    pub(super) fn terms(&self) -> usize {
-        self.packed_terms().div_ceil(self.phase_count())
+    /// K of one phase, on average.
+    pub(super) fn mean_k(&self) -> usize {
+        self.packed_k().div_ceil(self.phase_count())
     }
 
     fn phase_count(&self) -> usize {
@@ -74,88 +76,92 @@ impl Extents {
 
     /// Elements of the packed weights.
     pub(super) fn packed(&self, groups: usize) -> usize {
-        groups * self.packed_terms() * self.packed_n
+        groups * self.packed_k() * self.packed_n
     }
 
-    /// Their bytes.
+    /// Bytes of the packed weights.
     fn packed_bytes(&self, problem: &Conv3dProblem, limits: &Limits) -> u64 {
         let size = stage_type(problem.dtype, limits).map_or(4, |(stage, _)| stage.size());
         (self.packed(problem.window.groups) * size) as u64
     }
 
-    /// How the work is shared out, as a kernel argument.
+    /// The tiling as a kernel argument.
     pub(super) fn tiling(
         &self,
         problem: &Conv3dProblem,
         tile: &WindowTile,
-        (parts, part_stride): (usize, usize),
+        (k_slices, slice_stride): (usize, usize),
         activation: Activation,
-    ) -> TilingLaunch {
+    ) -> WindowTilingLaunch {
         let [depth, height, width] = &self.walks;
-        TilingLaunch::new(
-            (self.packed_n / tile.tile_n) as u32,
-            self.strips.tiles(&self.walks, tile) as u32,
-            self.strips.count as u32,
-            depth.sites as u32,
-            problem.batch as u32,
-            problem.window.groups as u32,
-            parts as u32,
-            part_stride,
-            self.strips.sites as u32,
-            self.strips.pitch as u32,
-            self.strips.pitch as u32,
-            height.sites as u32,
-            width.sites as u32,
-            self.n as u32,
-            self.packed_n as u32,
-            self.channels as u32,
-            divisor(self.blocks),
-            self.blocks as u32,
-            self.together as u32,
-            self.depth_taps as u32,
-            self.taps as u32,
-            width.taps as u32,
-            activation.code(),
-        )
+        WindowTilingLaunch {
+            tiles_n: (self.packed_n / tile.tile_n) as u32,
+            tiles_m: self.segments.tiles(&self.walks, tile) as u32,
+            segments: self.segments.count as u32,
+            depth: depth.sites as u32,
+            batch: problem.batch as u32,
+            groups: problem.window.groups as u32,
+            k_slices: k_slices as u32,
+            slice_stride,
+            segment_width: self.segments.width as u32,
+            pitch_divmod: self.segments.pitch as u32,
+            pitch: self.segments.pitch as u32,
+            height: height.sites as u32,
+            width: width.sites as u32,
+            n: self.n as u32,
+            packed_n: self.packed_n as u32,
+            channels: self.channels as u32,
+            blocks: divisor(self.blocks),
+            block_count: self.blocks as u32,
+            stage_blocks: self.stage_blocks as u32,
+            depth_taps: self.depth_taps as u32,
+            taps: self.taps as u32,
+            row_taps: width.taps as u32,
+            activation: activation.code(),
+        }
     }
 
-    /// The phases, as a kernel argument, of a strided input gradient.
+    /// The phases of a strided input gradient as a kernel argument.
     pub(super) fn phases(&self, problem: &Conv3dProblem) -> Option<PhasesLaunch> {
         let axis = |axis: usize| {
             let axis = problem.axis(axis);
             let AxisGeometry { input, kernel, stride, padding, .. } = axis;
-            AxisPhasesLaunch::new(
-                stride as u32,
-                stride as u32,
-                inverse_step(axis).expect("`walk` has looked at it") as u32,
-                axis.tap_step() as u32,
-                padding.0 as u32,
-                input as u32,
-                kernel as u32,
-            )
+            AxisPhasesLaunch {
+                stride_divmod: stride as u32,
+                stride: stride as u32,
+                inverse: inverse_step(axis).expect("`window_walks` has checked it") as u32,
+                dilation: axis.tap_step() as u32,
+                begin: padding.0 as u32,
+                input: input as u32,
+                kernel: kernel as u32,
+            }
         };
-        self.phases.map(|phases| {
-            let [_, heights, widths] = phases.map(|phases| phases as u32);
-            let count = self.phase_count() as u32;
-            PhasesLaunch::new(axis(0), axis(1), axis(2), count, heights, widths)
+        self.phases.map(|[_, heights, widths]| PhasesLaunch {
+            depth: axis(0),
+            height: axis(1),
+            width: axis(2),
+            count: self.phase_count() as u32,
+            heights: heights as u32,
+            widths: widths as u32,
         })
     }
 
-    /// The walk over the weights of all phases, as an unstrided pass takes them.
+    /// The traversal of the weights of all phases, in the order of an unstrided pass.
     pub(super) fn packed_walks(&self, problem: &Conv3dProblem) -> Walks {
         [0, 1, 2].map(|axis| AxisWalk { taps: problem.kernel[axis], ..self.walks[axis] })
     }
 
     /// Tiles of the result.
     pub(super) fn tiles(&self, problem: &Conv3dProblem, tile: &WindowTile) -> usize {
-        let tiles = self.packed_n / tile.tile_n * self.strips.tiles(&self.walks, tile) * self.strips.count;
+        let tiles =
+            self.packed_n / tile.tile_n * self.segments.tiles(&self.walks, tile) * self.segments.count;
         tiles * self.walks[0].sites * problem.batch * problem.window.groups * self.phase_count()
     }
 }
 
-/// The walk of a pass whose windows move by one element in the plane, or of all phases of a strided input
-/// gradient as one whose tap order is that of an unstrided one, and the phases of each axis.
-fn walk(problem: &Conv3dProblem, pass: Pass) -> Option<(Walks, Option<[usize; 3]>)> {
+/// The traversal of a pass without a stride within the frame, or of all phases of a strided input gradient as
+/// one traversal in the tap order of an unstrided pass, with the phases of each axis.
+fn window_walks(problem: &Conv3dProblem, pass: Pass) -> Option<(Walks, Option<[usize; 3]>)> {
     if pass == Pass::WeightGradient {
         return None;
     }
@@ -169,114 +175,110 @@ fn walk(problem: &Conv3dProblem, pass: Pass) -> Option<(Walks, Option<[usize; 3]
         let [walks] = walks(problem, pass)[..] else { return None };
         (walks, None)
     };
-    // Depth taps that lie inside the source are looked up among as many.
+    // The kernel's search for the depth taps inside the source is limited to as many.
     let fits = walks[0].taps <= MASK_BITS && walks[1].scale == 1 && walks[2].scale == 1;
     (fits && walks.iter().all(|axis| axis.taps > 0)).then_some((walks, phases))
 }
 
-/// Multiply-adds that the tiles compute while a partial is written and read (f16: 290 TFLOP/s, 8 bytes at 1.3
-/// TB/s).
-const PARTIAL: f64 = 900.0;
-/// What a turn costs in which every core has one cube of two, of a turn of two.
-const HALF_TURN: f64 = 0.8;
-/// Parts that are tried for the sake of even turns.
-const EVEN_PARTS: usize = 8;
+/// Cost of writing and reading one partial, in multiply-adds (290 TFLOP/s in f16, 8 bytes at 1.3 TB/s).
+const PARTIAL_COST: f64 = 900.0;
+/// Cost of a wave with one threadgroup per core, relative to a full wave of two.
+const HALF_WAVE_COST: f64 = 0.8;
+/// Split-K slices that are tried in order to even out the last wave.
+const MAX_EVENING_SLICES: usize = 8;
 
-/// Parts of the sum: as many as leave all cubes under way at once, or more where whole turns of cubes then
-/// leave fewer idle than the partials cost. (H200, f16, ms: 16 tiles, 1024 channels, 2x8x8, in 1, 2, 4, 8, 16
-/// parts: 0.79, 0.46, 0.26, 0.17, 0.14; 156 tiles, 384 channels, 60x104, in 1 to 5: 0.307, 0.347, 0.256,
-/// 0.291, 0.264; 180 tiles, 512 channels, 5x32x32, in 1 to 5: 0.411, 0.405, 0.431, 0.363, 0.399; 112 tiles,
-/// 8x28x28, in 1 to 4: 0.160, 0.132, 0.156, 0.144.)
-pub(super) fn parts(
+/// The number of split-K slices: as many as run in one wave, or more where the time saved in the last wave is
+/// worth more than the partials cost.
+pub(super) fn k_slices(
     problem: &Conv3dProblem,
     pass: Pass,
-    extents: &Extents,
+    extents: &WindowExtents,
     tile: &WindowTile,
     limits: &Limits,
 ) -> usize {
     let result = if pass == Pass::Forward { problem.y_shape() } else { problem.x_shape() };
     let elements: usize = result.iter().product();
-    // Beside the packed weights.
+    // What the packed weights leave of the workspace.
     let rest = limits.workspace_bytes.saturating_sub(extents.packed_bytes(problem, limits));
     let rest = rest.min(limits.buffer_bytes);
-    // A part of fewer than two blocks would spend its time on its ends.
-    let worthwhile = extents.walks[0].taps * extents.blocks / 2 / extents.together;
+    // Below two stages, prologue and epilogue dominate.
+    let worthwhile = extents.walks[0].taps * extents.blocks / 2 / extents.stage_blocks;
     let most = worthwhile.min(split::parts_within(elements, rest)).max(1);
-    // A unit holds so many sums that half as many cubes as of other kernels are under way.
-    let at_once = (limits.cubes_in_flight / 2).max(1);
+    // Register pressure halves occupancy.
+    let wave = (limits.cubes_in_flight / 2).max(1);
     let tiles = extents.tiles(problem, tile);
-    let filling = (at_once / tiles.max(1)).clamp(1, most);
-    // Cubes of frames that miss depth taps, and of phases with few taps, end early and make room for others.
+    let filling = (wave / tiles.max(1)).clamp(1, most);
+    // Threadgroups of frames without all depth taps, and of phases with few taps, end early and make room.
     let misses = problem.window.padding_mode == PaddingMode::Zeros && extents.walks[0].leaves();
     if extents.phases.is_some() || misses {
         return filling;
     }
-    let cost = |parts: usize| {
-        let (turns, last) = (tiles * parts / at_once, tiles * parts % at_once);
+    let cost = |k_slices: usize| {
+        let (full_waves, last) = (tiles * k_slices / wave, tiles * k_slices % wave);
         let last = if last == 0 {
             0.0
-        } else if 2 * last <= at_once {
-            HALF_TURN
+        } else if 2 * last <= wave {
+            HALF_WAVE_COST
         } else {
             1.0
         };
-        let turn = (at_once * tile.tile_m * tile.tile_n) as f64 * extents.terms() as f64 / parts as f64;
-        let partials = if parts == 1 { 0.0 } else { PARTIAL * elements as f64 * parts as f64 };
-        (turns as f64 + last) * turn + partials
+        let wave_cost = (wave * tile.tile_m * tile.tile_n) as f64 * extents.mean_k() as f64 / k_slices as f64;
+        let partials = if k_slices == 1 { 0.0 } else { PARTIAL_COST * elements as f64 * k_slices as f64 };
+        (full_waves as f64 + last) * wave_cost + partials
     };
-    let candidates = filling..=most.min(filling.max(EVEN_PARTS));
+    let candidates = filling..=most.min(filling.max(MAX_EVENING_SLICES));
     candidates.min_by(|a, b| cost(*a).total_cmp(&cost(*b))).unwrap_or(1)
 }
 
-/// Whether the tile serves a pass: what the engine serves, moving by one element in the plane, where the
-/// windows of a tile fit shared memory and the packed weights the workspace.
+/// Whether the tile serves a pass: one that the gathered implicit GEMM serves, without a stride within the
+/// frame, whose windows fit shared memory and whose packed weights fit the workspace.
 pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass, tile: &WindowTile, limits: &Limits) -> bool {
-    let fits = Extents::of(problem, pass, tile)
+    let fits = WindowExtents::of(problem, pass, tile)
         .is_some_and(|extents| extents.packed_bytes(problem, limits) <= limits.workspace_bytes);
     fits && crate::conv3d::gemm::serves(problem, pass)
 }
 
-/// The tiles of a pass, as [`crate::conv3d::Plan::tiles`] says.
+/// The tiles of a pass for [`crate::conv3d::Plan::tiles`].
 pub(crate) fn extent(problem: &Conv3dProblem, pass: Pass, tile: &WindowTile) -> Option<Tiles> {
-    let extents = Extents::of(problem, pass, tile)?;
-    let terms = extents.terms();
-    // A window for all taps of a plane (of runs the tile's sites), and every plane's own channels.
-    let window = if is_run(problem) { tile.tile_m } else { tile.window };
-    let windows = (terms as f64 / taps_of_window(problem, pass)).ceil() as usize;
+    let extents = WindowExtents::of(problem, pass, tile)?;
+    let k = extents.mean_k();
+    // Loads: the window once for all taps of a frame, the weights once per subgroup along M.
+    let window = if is_pointwise_in_frame(problem) { tile.tile_m } else { tile.window };
+    let windows = (k as f64 / taps_of_window(problem, pass)).ceil() as usize;
     Some(Tiles {
         count: extents.tiles(problem, tile),
         rows: tile.tile_m,
         columns: tile.tile_n,
-        terms,
-        reads: windows * window + terms * tile.tile_n * (tile.tile_m / tile.plane_m),
+        terms: k,
+        reads: windows * window + k * tile.tile_n * (tile.tile_m / tile.subgroup_m),
     })
 }
 
-/// Cubes of a pass: its tiles, as often as their sums are split.
-pub(crate) fn cubes(
+/// Threadgroups of a pass: one per tile and split-K slice.
+pub(crate) fn threadgroups(
     problem: &Conv3dProblem,
     pass: Pass,
     tile: &WindowTile,
     limits: &Limits,
 ) -> Option<usize> {
-    let extents = Extents::of(problem, pass, tile)?;
-    Some(extents.tiles(problem, tile) * parts(problem, pass, &extents, tile, limits))
+    let extents = WindowExtents::of(problem, pass, tile)?;
+    Some(extents.tiles(problem, tile) * k_slices(problem, pass, &extents, tile, limits))
 }
 
-/// Iterations of the loops of a thread: blocks of channels and taps.
+/// Iterations of the loops of a thread: channel blocks, and taps of a frame.
 pub(crate) fn loop_iterations(
     problem: &Conv3dProblem,
     pass: Pass,
     tile: &WindowTile,
     limits: &Limits,
 ) -> usize {
-    let Some(extents) = Extents::of(problem, pass, tile) else { return 0 };
+    let Some(extents) = WindowExtents::of(problem, pass, tile) else { return 0 };
     let blocks = extents.walks[0].taps * extents.blocks;
-    let part = blocks.div_ceil(parts(problem, pass, &extents, tile, limits)) + extents.together;
-    nest(part, nest(extents.taps, 0))
+    let k_slices = k_slices(problem, pass, &extents, tile, limits);
+    nest(blocks.div_ceil(k_slices) + extents.stage_blocks, nest(extents.taps, 0))
 }
 
-/// Taps of a plane that one window serves, of the phases of a strided input gradient on average.
+/// Taps of a frame that one window serves; the mean over the phases of a strided input gradient.
 pub(crate) fn taps_of_window(problem: &Conv3dProblem, pass: Pass) -> f64 {
     let taps = problem.kernel[1] * problem.kernel[2];
     let [_, height, width] = if pass == Pass::InputGradient { problem.window.stride } else { [1; 3] };
@@ -285,13 +287,13 @@ pub(crate) fn taps_of_window(problem: &Conv3dProblem, pass: Pass) -> f64 {
 
 /// Bytes of the packed weights.
 pub(crate) fn packed_bytes(problem: &Conv3dProblem, pass: Pass, tile: &WindowTile, limits: &Limits) -> u64 {
-    Extents::of(problem, pass, tile).map_or(0, |extents| extents.packed_bytes(problem, limits))
+    WindowExtents::of(problem, pass, tile).map_or(0, |extents| extents.packed_bytes(problem, limits))
 }
 
-/// Whether planes lie in memory as runs of sites, where tensors are contiguous: one tap in the plane that
-/// reads each of its elements, vectors of which divide it. (Views that do not lie so are read one by one,
-/// which took 1.6 times as long for 384 to 768 channels, 3x1x1; their sums have the same bits.)
-pub(crate) fn is_run(problem: &Conv3dProblem) -> bool {
+/// Whether the window is 1x1 within the frame and reads every element of it, and frames are whole vectors:
+/// the frames of contiguous tensors are then contiguous slices. Other views are loaded element by element,
+/// with the same results to the bit.
+pub(crate) fn is_pointwise_in_frame(problem: &Conv3dProblem) -> bool {
     let [_, height, width] = problem.input;
     let window = &problem.window;
     problem.kernel[1..] == [1, 1]

@@ -1,36 +1,34 @@
-//! conv3d on matrix units with the source's window in shared memory once for all taps of a plane: forward
-//! pass and input gradient of windows that move by one element (of strided ones the input gradient), fp32
-//! accumulation.
+//! conv3d as implicit GEMM with a shared input window, on MMA units: forward pass without a stride within the
+//! frame, and input gradient (strided ones by [`super::phases`]). fp32 accumulation.
 //!
 //! ```text
-//! D[channels][sites] += sum over depth taps, blocks of 16 channels, taps (kh, kw) of
-//!                       W[channels][16] * X[16][sites shifted by kh * pitch + kw]
+//! D[n][m] += sum over depth taps, blocks of 16 channels, taps (kh, kw) of
+//!            W[n][16] * X[16][m + kh * dilation_h * pitch + kw * dilation_w]
 //!
-//!    a strip of a plane, row by row    window: the tile's sites and those its taps reach, 16 channels each
-//!    +-------------------------+       tile:   tile_m sites behind each other in a strip; those past the end
-//!    | sites             | rim |               of a row (its rim) are computed and not written
-//!    | sites   ..tile..  | rim |       a tap:  the same fragments, read from another row of the window
-//!    +-------------------------+
+//!    row segments of a frame           tile:   tile_m consecutive elements of a segment, row by row; those
+//!    +--------------------------+              of the halo are computed and not stored
+//!    | positions         | halo |      window: the tile's elements and those that its taps reach
+//!    | positions ..tile..| halo |      tap:    the same fragments, shifted by a constant within the window
+//!    +--------------------------+
+//!
+//! source          any strides, loaded one element at a time, lanes along the row
+//! packed weights  [group][depth tap][block][tap][n][16 channels]  (pack.rs), memory -> fragments
+//! window          [element][16 channels], pitch padded by 16 bytes
 //! ```
 //!
-//! The first engine ([`crate::conv3d::gemm`]) gathers every tap anew: for a 3x3 plane 9 times the reads,
-//! address sums and masks of this one. Per block a cube reads `window * 16` elements and
-//! `taps of the plane * 16 * tile_n` packed weights, for `2 * tile_m * tile_n * 16 * taps of the plane`
-//! operations. Depth taps that lie outside the source are left out. Weights come from memory straight into
-//! fragments (cubes beside each other read the same ones), so that planes meet twice per block and not at
-//! every tap. Strided input gradients: [`super::phases`]. Declined: strides in the plane, windows that do not
-//! fit ([`super::config`]), the weight gradient.
+//! The gathered implicit GEMM ([`crate::conv3d::gemm`]) loads every tap anew: for 3x3 taps, 9 times the
+//! loads, offsets and masks of this kernel. Per block a threadgroup loads `window * 16` source elements and
+//! `taps * 16 * tile_n` weights (each subgroup along M loads the same ones), for
+//! `2 * tile_m * tile_n * 16 * taps` FLOP. Depth taps outside the source are skipped. Weights bypass shared
+//! memory, so that a block has two barriers and not one for each tap.
 //!
-//! H200, f16, 256 -> 256, 43x62x106, forward: 3.4 ms. Weights that pass through shared memory, with a barrier
-//! for each tap, take 5.0; planes of 32x64 sums 4.6 to 5.1. The next window is read before the last tap's
-//! products, which stand behind it without a loop: read after them 3.8; before the last tap in a loop 5.4;
-//! before the last two 4.5; a second window in shared memory, a part of it read at each tap, 5.6 at best.
-//! Weights read a tap ahead: 3.7.
+//! Declined: strides within the frame (forward), windows that do not fit ([`super::config`]), the weight
+//! gradient.
 
 use super::config::{CHANNELS, WindowTile};
 use super::epilogue::write_result;
-use super::phases::{PhaseTaps, Phases, Work, work_of};
-use super::tiling::{Share, SourceBlock, Tiling, block_at, blocks_of, packed_tap};
+use super::phases::{PhaseTaps, PhaseWork, Phases, work_of};
+use super::tiling::{SourceBlock, WindowTiling, WindowWork, block_at, block_range, packed_tap};
 use crate::conv3d::gemm::config::PLANE;
 use crate::conv3d::gemm::fragments::{accumulators, packed};
 use crate::conv3d::gemm::index::Walk;
@@ -48,7 +46,7 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
     bias: ComptimeOption<&Tensor<E>>,
     out: &mut [O],
     walk: Walk,
-    tiling: Tiling,
+    tiling: WindowTiling,
     phases: ComptimeOption<Phases>,
     span: Span,
     #[comptime] padding: PaddingMode,
@@ -58,89 +56,89 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
     #[define(S)] _stage_dtype: ElemType,
     #[define(O)] _out_dtype: ElemType,
 ) {
-    // The whole cube leaves together: barriers follow.
+    // The whole threadgroup exits: barriers follow.
     if span.is_idle() {
         terminate!();
     }
-    let Work { walk, tiling, share, taps } = work_of(&phases, walk, tiling, span.cube() as u32, tile);
+    let PhaseWork { walk, tiling, work, taps } = work_of(&phases, walk, tiling, span.cube() as u32, tile);
     let phased = taps.is_some();
     let width = V::value();
-    let row = comptime!(tile.row(width, size));
-    let mut window = Shared::<[Vector<S, V>]>::new_slice(comptime!(tile.window * row));
-    let mut places = Shared::<[usize]>::new_slice(tile.window);
-    let sums = accumulators(comptime!(tile.plane_m * tile.plane_n), tile.fragment);
+    let pitch = comptime!(tile.window_pitch(width, size));
+    let mut window = Shared::<[Vector<S, V>]>::new_slice(comptime!(tile.window * pitch));
+    let mut offsets = Shared::<[usize]>::new_slice(tile.window);
+    let acc = accumulators(comptime!(tile.subgroup_m * tile.subgroup_n), tile.fragment);
 
-    let blocks = blocks_of(&walk, &tiling, &share, padding);
-    find_places(&walk, &tiling, &share, &mut places, padding, tile);
+    let blocks = block_range(&walk, &tiling, &work, padding);
+    find_offsets(&walk, &tiling, &work, &mut offsets, padding, tile);
     sync_cube();
     let tap_vectors = comptime!(CHANNELS / width) * tiling.packed_n as usize;
-    let plane_n = UNIT_POS as usize / PLANE / comptime!(tile.tile_m / tile.plane_m) * tile.plane_n;
-    let column = (share.first_n as usize + plane_n) * comptime!(CHANNELS / width);
+    let in_tile = UNIT_POS as usize / PLANE / comptime!(tile.tile_m / tile.subgroup_m) * tile.subgroup_n;
+    let column = (work.first_n as usize + in_tile) * comptime!(CHANNELS / width);
     let mut block = blocks.first;
-    let mut tap_at = packed_tap(&taps, &tiling, &blocks, block) * tap_vectors + column;
+    let mut tap_offset = packed_tap(&taps, &tiling, &blocks, block) * tap_vectors + column;
     let next = block_at(&walk, &tiling, &blocks, block, padding);
-    let values = read_window(source, &walk, &places, &next, block < blocks.end, width, tile);
-    write_window(&values, &mut window, row, tile);
+    let values = read_window(source, &walk, &offsets, &next, block < blocks.end, width, tile);
+    write_window(&values, &mut window, pitch, tile);
     sync_cube();
     while block < blocks.end {
         block += 1u32;
         let next = block_at(&walk, &tiling, &blocks, block, padding);
         let mut tap = 0u32.runtime();
         while tap + 1u32 < tiling.taps {
-            multiply(&window, weight, tap_at, &sums, &walk, &tiling, &taps, tap, row, tile);
-            // All taps lie behind each other, those of the next block too: the next one is a fixed distance
-            // away.
+            multiply(&window, weight, tap_offset, &acc, &walk, &tiling, &taps, tap, pitch, tile);
+            // Packed taps are consecutive, also from one block to the next.
             if comptime!(!phased) {
-                tap_at += tap_vectors;
+                tap_offset += tap_vectors;
             }
             tap += 1u32;
         }
-        // The next window travels while the last tap is multiplied. In the loop above its values would be
-        // waited for.
-        let values = read_window(source, &walk, &places, &next, block < blocks.end, width, tile);
-        multiply(&window, weight, tap_at, &sums, &walk, &tiling, &taps, tap, row, tile);
+        // Prefetch the next window before the last tap, outside the loop: 1.6x. Inside, the loop's back edge
+        // would wait for the loads.
+        let values = read_window(source, &walk, &offsets, &next, block < blocks.end, width, tile);
+        multiply(&window, weight, tap_offset, &acc, &walk, &tiling, &taps, tap, pitch, tile);
         if comptime!(phased) {
-            tap_at = packed_tap(&taps, &tiling, &blocks, block) * tap_vectors + column;
+            tap_offset = packed_tap(&taps, &tiling, &blocks, block) * tap_vectors + column;
         } else {
-            tap_at += tap_vectors;
+            tap_offset += tap_vectors;
         }
         sync_cube();
-        write_window(&values, &mut window, row, tile);
+        write_window(&values, &mut window, pitch, tile);
         sync_cube();
     }
-    write_result(&sums, bias, out, &walk, &tiling, &share, tile);
+    write_result(&acc, bias, out, &walk, &tiling, &work, tile);
 }
 
-/// Where the elements of the window lie in a plane of the source, one added; zero where they do not.
+/// Offsets of the window's elements in a source frame, plus one; zero outside the source.
 #[cube]
-fn find_places(
+fn find_offsets(
     walk: &Walk,
-    tiling: &Tiling,
-    share: &Share,
-    places: &mut Shared<[usize]>,
+    tiling: &WindowTiling,
+    work: &WindowWork,
+    offsets: &mut Shared<[usize]>,
     #[comptime] padding: PaddingMode,
     #[comptime] tile: WindowTile,
 ) {
     let mut element = UNIT_POS;
     while element < comptime!(tile.window as u32) {
-        let (row, column) = tiling.pitch.div_mod(share.first + element);
+        let (row, column) = tiling.pitch_divmod.div_mod(work.first_m + element);
         let (h, h_inside) = walk.height.place(walk.height.coordinate(row), padding);
-        let (w, w_inside) = walk.width.place(walk.width.coordinate(share.strip + column), padding);
-        let mut place = 0usize.runtime();
+        let (w, w_inside) = walk.width.place(walk.width.coordinate(work.first_w + column), padding);
+        let mut offset = 0usize.runtime();
         if h_inside && w_inside {
-            place = h + w + 1usize;
+            offset = h + w + 1usize;
         }
-        places[element as usize] = place;
-        element += comptime!(tile.units() as u32);
+        offsets[element as usize] = offset;
+        element += comptime!(tile.threads() as u32);
     }
 }
 
-/// Reads this unit's vectors of a block's window into registers: some channels of a site, lanes along sites.
+/// Loads this thread's vectors of a block's window into registers: channels of one element, lanes along
+/// elements.
 #[cube]
 fn read_window<E: Float>(
     source: &[E],
     walk: &Walk,
-    places: &Shared<[usize]>,
+    offsets: &Shared<[usize]>,
     block: &SourceBlock,
     exists: bool,
     #[comptime] width: usize,
@@ -149,15 +147,15 @@ fn read_window<E: Float>(
     let mut values = Sequence::<E>::new();
     #[unroll]
     for load in 0..comptime!(tile.window_loads(width)) {
-        let vector = UNIT_POS as usize + comptime!(load * tile.units());
+        let vector = UNIT_POS as usize + comptime!(load * tile.threads());
         let channel = (vector / tile.window * width) as u32;
-        let place = places[vector % tile.window];
-        let at = block.first + place + walk.source_channel(channel);
-        let inside = place > 0usize && exists;
+        let offset = offsets[vector % tile.window];
+        let at = block.offset + offset + walk.source_channel(channel);
+        let inside = offset > 0usize && exists;
         #[unroll]
         for i in 0..width {
             let mut value = E::from_int(0);
-            if inside && channel + (i as u32) < block.channels {
+            if inside && channel + (i as u32) < block.channels_left {
                 value = source[at + walk.source_channel(i as u32) - 1usize];
             }
             values.push(value);
@@ -166,77 +164,76 @@ fn read_window<E: Float>(
     values
 }
 
-/// Writes what [`read_window`] has read.
+/// Stores what [`read_window`] has loaded.
 #[cube]
 fn write_window<E: Float, S: Float, V: Size>(
     values: &Sequence<E>,
     window: &mut Shared<[Vector<S, V>]>,
-    #[comptime] row: usize,
+    #[comptime] pitch: usize,
     #[comptime] tile: WindowTile,
 ) {
     let width = V::value();
     #[unroll]
     for load in 0..comptime!(tile.window_loads(width)) {
-        let vector = UNIT_POS as usize + comptime!(load * tile.units());
-        window[vector % tile.window * row + vector / tile.window] = packed(values, load);
+        let vector = UNIT_POS as usize + comptime!(load * tile.threads());
+        window[vector % tile.window * pitch + vector / tile.window] = packed(values, load);
     }
 }
 
-/// Adds the products of a tap of the plane to the plane's sums. Its weights for this plane begin at `tap_at`,
-/// in a phase those of the block's first tap.
+/// Accumulates the products of one tap of the frame. `tap_offset` is where this subgroup's packed weights
+/// begin: of the tap, or in a phase of the block's first tap.
 #[cube]
-#[allow(clippy::too_many_arguments)]
 fn multiply<S: Float, V: Size>(
     window: &Shared<[Vector<S, V>]>,
     weight: &[Vector<S, V>],
-    tap_at: usize,
-    sums: &Sequence<cmma::Matrix<f32>>,
+    tap_offset: usize,
+    acc: &Sequence<cmma::Matrix<f32>>,
     walk: &Walk,
-    tiling: &Tiling,
+    tiling: &WindowTiling,
     taps: &ComptimeOption<PhaseTaps>,
     tap: u32,
-    #[comptime] row: usize,
+    #[comptime] pitch: usize,
     #[comptime] tile: WindowTile,
 ) {
     let width = V::value();
-    let first_site = UNIT_POS as usize / PLANE % comptime!(tile.tile_m / tile.plane_m) * tile.plane_m;
+    let first_m = UNIT_POS as usize / PLANE % comptime!(tile.tile_m / tile.subgroup_m) * tile.subgroup_m;
     let (h, w) = tiling.row_taps.div_mod(tap);
-    let tap_at = #[comptime]
+    let tap_offset = #[comptime]
     match taps {
         ComptimeOption::Some(taps) => {
-            let in_plane = (h * taps.row_step + w * taps.step) as usize;
-            tap_at + in_plane * comptime!(CHANNELS / width) * tiling.packed_n as usize
+            let frame_tap = (h * taps.row_step + w * taps.step) as usize;
+            tap_offset + frame_tap * comptime!(CHANNELS / width) * tiling.packed_n as usize
         }
-        ComptimeOption::None => tap_at,
+        ComptimeOption::None => tap_offset,
     };
-    let shift = (h * walk.height.step * tiling.pitch_count + w * walk.width.step) as usize;
+    let shift = (h * walk.height.step * tiling.pitch + w * walk.width.step) as usize;
     #[unroll]
     for k in 0..comptime!(CHANNELS / tile.fragment) {
-        let channels = weight_fragments(weight, tap_at, k, tile);
+        let a = weight_fragments(weight, tap_offset, k, tile);
         #[unroll]
-        for j in 0..comptime!(tile.plane_m / tile.fragment) {
-            let first = first_site + comptime!(j * tile.fragment) + shift;
-            let at = first * row + comptime!(k * tile.fragment / width);
-            let sites = cmma::Matrix::<Vector<S, V>>::from_slice(
+        for j in 0..comptime!(tile.subgroup_m / tile.fragment) {
+            let first = first_m + comptime!(j * tile.fragment) + shift;
+            let at = first * pitch + comptime!(k * tile.fragment / width);
+            let b = cmma::Matrix::<Vector<S, V>>::from_slice(
                 MatrixIdent::B,
                 tile.fragment,
                 tile.fragment,
                 tile.fragment,
                 MatrixLayout::ColMajor,
-                &window[at..comptime!(tile.window * row)],
-                comptime!((row * width) as u32),
+                &window[at..comptime!(tile.window * pitch)],
+                comptime!((pitch * width) as u32),
             );
             #[unroll]
-            for i in 0..comptime!(tile.plane_n / tile.fragment) {
-                let sum = sums.index(comptime!(i * (tile.plane_m / tile.fragment) + j));
-                cmma::execute(channels.index(i), &sites, sum, sum);
+            for i in 0..comptime!(tile.subgroup_n / tile.fragment) {
+                let sum = acc.index(comptime!(i * (tile.subgroup_m / tile.fragment) + j));
+                cmma::execute(a.index(i), &b, sum, sum);
             }
         }
     }
 }
 
-/// The fragments of a plane's channels at the `k`-th run of terms of a block, whose packed weights for this
-/// plane begin at `first`.
+/// The weight fragments of a subgroup's channels for the `k`-th fragment of a block's K. `first` is where the
+/// block's packed weights for this subgroup begin.
 #[cube]
 pub(super) fn weight_fragments<S: Float, V: Size>(
     weight: &[Vector<S, V>],
@@ -246,11 +243,11 @@ pub(super) fn weight_fragments<S: Float, V: Size>(
 ) -> Sequence<cmma::Matrix<Vector<S, V>>> {
     let width = V::value();
     let end = weight.len();
-    let mut channels = Sequence::<cmma::Matrix<Vector<S, V>>>::new();
+    let mut a = Sequence::<cmma::Matrix<Vector<S, V>>>::new();
     #[unroll]
-    for i in 0..comptime!(tile.plane_n / tile.fragment) {
+    for i in 0..comptime!(tile.subgroup_n / tile.fragment) {
         let at = first + comptime!((i * tile.fragment * CHANNELS + k * tile.fragment) / width);
-        channels.push(cmma::Matrix::<Vector<S, V>>::from_slice(
+        a.push(cmma::Matrix::<Vector<S, V>>::from_slice(
             MatrixIdent::A,
             tile.fragment,
             tile.fragment,
@@ -260,5 +257,5 @@ pub(super) fn weight_fragments<S: Float, V: Size>(
             CHANNELS as u32,
         ));
     }
-    channels
+    a
 }

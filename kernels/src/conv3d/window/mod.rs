@@ -1,7 +1,17 @@
-//! conv3d on matrix units with every element of the source in shared memory once for all taps of a plane:
-//! [`kernel`], for one tap in planes that are runs of sites [`runs`]. The weights are packed first
-//! ([`pack`]), into as many bytes as they have, filled up to tiles. Sums of few tiles are split into parts.
-//! The weight gradient: [`weight`].
+//! conv3d as implicit GEMM with a shared input window (halo tile), on MMA units: shared memory holds every
+//! source element of a tile once for all KH x KW taps ([`kernel`]). For 1x1 windows over contiguous frames:
+//! [`contiguous`]. The weights are packed first ([`pack`]), padded to whole tiles. With few tiles the GEMM is
+//! split along K. The weight gradient: [`weight`].
+//!
+//! # Safety
+//!
+//! The contract of every launch here and in [`weight`]; a launch states only what it adds.
+//!
+//! - Operands have the problem's shapes and dtype, and the plan serves the launched problem: both were
+//!   checked before.
+//! - The address type reaches every offset of every operand, and every linear index of the launch.
+//! - Threadgroups past the end of a dispatch's span exit before they load or store anything.
+//! - No buffer that a kernel writes is one that it reads, and no two threads write one element.
 
 mod config;
 mod contiguous;
@@ -14,7 +24,9 @@ mod tiling;
 pub(crate) mod weight;
 
 pub use config::WindowTile;
-pub(crate) use extents::{cubes, extent, is_run, loop_iterations, packed_bytes, serves, taps_of_window};
+pub(crate) use extents::{
+    extent, is_pointwise_in_frame, loop_iterations, packed_bytes, serves, taps_of_window, threadgroups,
+};
 pub(crate) use pack::SHARED_BYTES as PACK_BYTES;
 pub use weight::WindowWeightTile;
 
@@ -32,51 +44,51 @@ use crate::operand::{Operand, address_type};
 use config::CHANNELS;
 use contiguous::contiguous_kernel;
 use cubecl::prelude::*;
-use epilogue::TOGETHER;
-use extents::{Extents, parts};
+use epilogue::OUT_VECTOR;
+use extents::{WindowExtents, k_slices};
 use kernel::window_kernel;
-use pack::{PackedLaunch, ROWS, TAPS, UNITS, pack_kernel};
+use pack::{OUT_CHANNELS, PackTilingLaunch, TAPS, THREADS, pack_kernel};
 
-/// Packs the weights, in vectors of as many elements as travel together.
-fn pack(call: &Call, [weight, packed]: [&Operand; 2], width: usize) -> Result<(), ConvError> {
-    let Call { client, problem, pass, limits, extents, .. } = *call;
+/// Packs the weights, in vectors of `width` elements.
+fn launch_pack(call: &WindowCall, [weight, packed]: [&Operand; 2], width: usize) -> Result<(), ConvError> {
+    let WindowCall { client, problem, pass, limits, extents, .. } = *call;
     let all_taps = problem.taps();
     let chunks = all_taps.div_ceil(TAPS);
-    let chunk = all_taps.div_ceil(chunks.max(1));
-    let rows = extents.packed_n / ROWS;
-    let cubes = rows * extents.blocks * chunks * problem.window.groups;
-    // Of a residue class some taps of each row are packed.
-    let together = if all_taps == problem.taps() { rows_together(problem, pass, weight, width) } else { 1 };
+    let chunk_taps = all_taps.div_ceil(chunks.max(1));
+    let channel_tiles = extents.packed_n / OUT_CHANNELS;
+    let threadgroups = channel_tiles * extents.blocks * chunks * problem.window.groups;
+    let read_width = read_width(problem, pass, weight, width);
     let largest = weight.len().max(packed.len());
     let address = address_type("conv3d", &[weight, packed], largest, limits)?;
-    for dispatch in dispatches(cubes, (chunk * ROWS * CHANNELS * 20) as f64, limits) {
-        // SAFETY: weights past the last are not read; a cube's rows, block and taps are the packed weights'.
+    for dispatch in dispatches(threadgroups, (chunk_taps * OUT_CHANNELS * CHANNELS * 20) as f64, limits) {
+        // SAFETY: the module's contract. Reads past the last weight are masked; the index of a threadgroup
+        // names channels, a block and taps that the packed weights have.
         unsafe {
             pack_kernel::launch_unchecked(
                 client,
                 dispatch.count(),
-                CubeDim::new_1d(UNITS as u32),
+                CubeDim::new_1d(THREADS as u32),
                 address,
                 width,
-                together,
-                weight.buffer_arg(together),
+                read_width,
+                weight.buffer_arg(read_width),
                 packed.buffer_arg(width),
                 walk_args(problem, pass, &extents.packed_walks(problem), [weight, weight, weight]),
-                PackedLaunch::new(
-                    rows as u32,
-                    extents.packed_n as u32,
-                    divisor(extents.blocks),
-                    extents.depth_taps as u32,
-                    extents.n as u32,
-                    extents.channels as u32,
-                    extents.blocks as u32,
-                    chunks as u32,
-                    chunk as u32,
-                    chunk as u32,
-                    extents.taps as u32,
-                    extents.taps as u32,
-                    all_taps as u32,
-                ),
+                PackTilingLaunch {
+                    channel_tiles: channel_tiles as u32,
+                    packed_n: extents.packed_n as u32,
+                    blocks: divisor(extents.blocks),
+                    depth_taps: extents.depth_taps as u32,
+                    n: extents.n as u32,
+                    channels: extents.channels as u32,
+                    block_count: extents.blocks as u32,
+                    chunks: chunks as u32,
+                    chunk_divmod: chunk_taps as u32,
+                    chunk_taps: chunk_taps as u32,
+                    frame_divmod: extents.taps as u32,
+                    frame_taps: extents.taps as u32,
+                    all_taps: all_taps as u32,
+                },
                 dispatch.span(),
                 pass,
                 weight.dtype.elem(),
@@ -87,16 +99,15 @@ fn pack(call: &Call, [weight, packed]: [&Operand; 2], width: usize) -> Result<()
     Ok(())
 }
 
-/// How many neighbouring weights a unit reads at once: `width` where those of a tap's channels lie in as many
-/// aligned elements.
-fn rows_together(problem: &Conv3dProblem, pass: Pass, weight: &Operand, width: usize) -> usize {
+/// The vector width of the weight loads: `width` where the weight's rows are whole aligned vectors, else one.
+fn read_width(problem: &Conv3dProblem, pass: Pass, weight: &Operand, width: usize) -> usize {
     let (channels, n) = problem.channels_of(pass);
     let fastest = if pass == Pass::Forward { channels } else { n };
     if problem.taps() <= TAPS { weights_together(weight, fastest * problem.taps(), width) } else { 1 }
 }
 
-/// Launches the forward pass (operands x, w, y) or the input gradient (dy, w, dx). Where the tiles are too
-/// few to fill the device, the sum is split: fp32 partials of the result, with the packed weights at most
+/// Launches the forward pass (operands x, w, y) or the input gradient (dy, w, dx). With too few tiles to fill
+/// the device the GEMM is split along K: the fp32 partials and the packed weights take at most
 /// `Limits::workspace_bytes`.
 pub(crate) fn launch(
     client: &Client,
@@ -107,62 +118,63 @@ pub(crate) fn launch(
     [source, weight, out]: [&Operand; 3],
     bias: Option<&Operand>,
 ) -> Result<(), ConvError> {
-    let extents = Extents::of(problem, pass, &tile).expect("`serves` has looked at the windows");
-    let parts = parts(problem, pass, &extents, &tile, limits);
+    let extents = WindowExtents::of(problem, pass, &tile).expect("`serves` has checked the windows");
+    let k_slices = k_slices(problem, pass, &extents, &tile, limits);
     let epilogue = (bias, problem.activation_of(pass));
-    let call = Call { client, problem, pass, tile, limits, extents: &extents, parts };
-    if parts == 1 {
-        return product(&call, [source, weight, out], epilogue);
+    let call = WindowCall { client, problem, pass, tile, limits, extents: &extents, k_slices };
+    if k_slices == 1 {
+        return launch_gemm(&call, [source, weight, out], epilogue);
     }
-    let (partials, part) = reduce::split_result(client, parts, out);
-    product(&call, [source, weight, &part], (None, Activation::None))?;
+    let (partials, first) = reduce::split_result(client, k_slices, out);
+    launch_gemm(&call, [source, weight, &first], (None, Activation::None))?;
     reduce::finish_partials(client, limits, &partials, out, epilogue)
 }
 
-/// What a launch is made of, beside its operands.
-struct Call<'a> {
+/// What the launches of a pass share, apart from their operands.
+struct WindowCall<'a> {
     client: &'a Client,
     problem: &'a Conv3dProblem,
     pass: Pass,
     tile: WindowTile,
     limits: &'a Limits,
-    extents: &'a Extents,
-    parts: usize,
+    extents: &'a WindowExtents,
+    k_slices: usize,
 }
 
-/// Packs the weights and multiplies; of a split sum every part into its own partials.
-fn product(
-    call: &Call,
+/// Packs the weights and runs the GEMM; each split-K slice writes its own partials.
+fn launch_gemm(
+    call: &WindowCall,
     [source, weight, out]: [&Operand; 3],
     (bias, activation): (Option<&Operand>, Activation),
 ) -> Result<(), ConvError> {
-    let Call { client, problem, pass, tile, limits, extents, parts } = *call;
+    let WindowCall { client, problem, pass, tile, limits, extents, k_slices } = *call;
     let (stage, width) = stage_vector(tile.fragment, problem.dtype, limits);
     let elements = extents.packed(problem.window.groups);
     let packed = Operand::empty(client, &[elements], stage);
-    let cubes = extents.tiles(problem, &tile) * parts;
-    let part_stride = if parts == 1 { 0 } else { out.len() };
-    let largest = cubes.max(elements).max(extents.channels * problem.taps()).max(part_stride * parts);
+    let threadgroups = extents.tiles(problem, &tile) * k_slices;
+    let slice_stride = if k_slices == 1 { 0 } else { out.len() };
+    let largest =
+        threadgroups.max(elements).max(extents.channels * problem.taps()).max(slice_stride * k_slices);
     let address = address_type("conv3d", &[source, weight, out, &packed], largest, limits)?;
-    pack(call, [weight, &packed], width)?;
-    let operations = 2.0 * (tile.tile_m * tile.tile_n * extents.terms().div_ceil(parts)) as f64;
-    // One tap in the plane, and contiguous H x W slices of the source and of the result: nothing is shifted.
-    let runs = sites_together(&extents.walks, source, width) == width
-        && results_together(&extents.walks, out, TOGETHER) == TOGETHER;
-    for dispatch in dispatches(cubes, operations, limits) {
+    launch_pack(call, [weight, &packed], width)?;
+    let operations = 2.0 * (tile.tile_m * tile.tile_n * extents.mean_k().div_ceil(k_slices)) as f64;
+    // One tap in the frame, and contiguous frames of the source and of the result.
+    let contiguous = sites_together(&extents.walks, source, width) == width
+        && results_together(&extents.walks, out, OUT_VECTOR) == OUT_VECTOR;
+    for dispatch in dispatches(threadgroups, operations, limits) {
         let count = dispatch.count();
-        let dim = CubeDim::new_2d(PLANE as u32, tile.planes() as u32);
+        let dim = CubeDim::new_2d(PLANE as u32, tile.subgroups() as u32);
         let weight_arg = packed.buffer_arg(width);
-        let out_arg = out.buffer_arg(if runs { TOGETHER } else { 1 });
+        let out_arg = out.buffer_arg(if contiguous { OUT_VECTOR } else { 1 });
         let bias = bias.map(|bias| bias.tensor_arg());
         let walk = walk_args(problem, pass, &extents.walks, [source, weight, out]);
-        let tiling = extents.tiling(problem, &tile, (parts, part_stride), activation);
+        let tiling = extents.tiling(problem, &tile, (k_slices, slice_stride), activation);
         let phases = extents.phases(problem);
         let (padding, size) = (problem.window.padding_mode, stage.size());
         let [elem, stage_elem, out_elem] = [source.dtype, stage, out.dtype].map(|dtype| dtype.elem());
-        if runs {
-            // SAFETY: channels past the last and sites past the plane's are neither read nor written; vectors
-            // of both lie in one plane each.
+        if contiguous {
+            // SAFETY: the module's contract. Channels past the last and positions past the frame's end are
+            // neither read nor written; a vector never crosses the end of a frame.
             unsafe {
                 contiguous_kernel::launch_unchecked(
                     client,
@@ -187,9 +199,9 @@ fn product(
                 );
             }
         } else {
-            // SAFETY: elements outside the source and channels past the last are not read; sites of a strip's
-            // rim, rows past the last and channels past the last are not written; a window holds all that a
-            // tile's taps reach.
+            // SAFETY: the module's contract. Elements outside the source and channels past the last are not
+            // read; the halo, rows past the last and channels past the last are not written; the window
+            // holds every element that the taps of a tile reach.
             unsafe {
                 window_kernel::launch_unchecked(
                     client,
@@ -218,7 +230,7 @@ fn product(
     Ok(())
 }
 
-/// Whether the device has matrix units for the problem's type, and the tiles for them.
+/// The tiles for the problem's type; none where the device has no MMA units for it.
 pub(crate) fn tiles(problem: &Conv3dProblem, limits: &Limits) -> &'static [WindowTile] {
     WindowTile::all(stage_type(problem.dtype, limits).map_or(0, |(_, fragment)| fragment))
 }

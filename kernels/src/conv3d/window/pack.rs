@@ -1,16 +1,17 @@
-//! The weights as the shifted product reads them: `[group][depth tap][block][tap][channel of the result][16
-//! channels]`, channels filled up to tiles and blocks with zeros.
+//! Packs the weights for the window GEMMs: `[group][depth tap][block][tap][n][16 channels]`, with zeros up to
+//! whole tiles along n and whole blocks along the channels.
 //!
 //! ```text
-//! memory, forward:  [result][source][taps]   a cube: 8 channels of the result, 16 of the source, at most
-//! memory, dx:       [source][result][taps]   32 taps, read in memory's order into shared memory,
-//!                                            [tap][result][source] there
+//! packed[g][kd][b][kh, kw][n][c] = w[n, 16 b + c, kd, kh, kw]  of group g   (dx: n and channel exchanged)
+//!
+//! memory, forward:  [n][channel][taps]    a threadgroup: 8 n x 16 channels x at most 32 taps,
+//! memory, dx:       [channel][n][taps]    loaded in memory's order, stored to shared memory
+//! shared memory:    [tap][n][channel]     (pitch padded by 2), then stored in packed order
 //! ```
 //!
-//! A tap's weights lie the taps apart in memory and beside each other in the result, so that either the reads
-//! or the writes of a kernel without shared memory touch a sector for each element. Weights that lie
-//! row-major are read in vectors where their rows are aligned. Bytes: the weights twice; shared memory 8 KiB
-//! (f16), 16 KiB (f32).
+//! Shared memory makes both sides coalesced: the weights of a tap are `taps` elements apart in memory and
+//! adjacent in the packed order. Row-major weights with aligned rows are loaded in vectors. Per threadgroup
+//! 8 * 16 * 32 elements in and out, no FLOP; 8 KiB (f16) or 16 KiB (f32) of shared memory.
 
 use super::config::CHANNELS;
 use crate::conv3d::gemm::index::Walk;
@@ -20,166 +21,175 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::std::FastDivmod;
 
-/// Units of a cube.
-pub(super) const UNITS: usize = 256;
-/// Channels of the result that a cube packs.
-pub(super) const ROWS: usize = 8;
-/// Taps that a cube packs at most.
+/// Threads of a threadgroup.
+pub(super) const THREADS: usize = 256;
+/// Result channels (n) of a threadgroup.
+pub(super) const OUT_CHANNELS: usize = 8;
+/// Taps of a threadgroup, at most.
 pub(super) const TAPS: usize = 32;
-/// Elements of a tap in shared memory: two more than there are, so that lanes along taps do not share banks.
-const STRIDE: usize = ROWS * CHANNELS + 2;
-/// Reads of a unit before it waits for them.
-const STEPS: usize = 2;
-/// Bytes of shared memory of a cube, of elements of four bytes.
-pub(crate) const SHARED_BYTES: usize = 4 * TAPS * STRIDE;
+/// Pitch of a tap in shared memory, padded by two: no bank conflicts with lanes along taps.
+const TAP_STRIDE: usize = OUT_CHANNELS * CHANNELS + 2;
+/// Loads of a thread in flight.
+const LOADS_IN_FLIGHT: usize = 2;
+/// Bytes of shared memory of a threadgroup, for elements of four bytes.
+pub(crate) const SHARED_BYTES: usize = 4 * TAPS * TAP_STRIDE;
 
-/// Extents of the packed weights. A cube's index, from the fastest: rows, block, taps, group.
+/// Extents of the packed weights. A threadgroup's index, fastest first: channel tile, block, chunk of taps,
+/// group.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
-pub(super) struct Packed {
-    pub(super) rows: FastDivmod<u32>,
+pub(super) struct PackTiling {
+    pub(super) channel_tiles: FastDivmod<u32>,
     pub(super) packed_n: u32,
     pub(super) blocks: FastDivmod<u32>,
     pub(super) depth_taps: u32,
     pub(super) n: u32,
     pub(super) channels: u32,
     pub(super) block_count: u32,
-    /// Cubes along the taps, and the taps of each but the last.
+    /// Threadgroups along the taps, and the taps of each but the last.
     pub(super) chunks: FastDivmod<u32>,
-    pub(super) chunk: FastDivmod<u32>,
+    pub(super) chunk_divmod: FastDivmod<u32>,
     pub(super) chunk_taps: u32,
-    /// Taps of a plane, and of the whole window.
-    pub(super) plane: FastDivmod<u32>,
-    pub(super) plane_taps: u32,
+    /// Taps of a frame, and of the whole window.
+    pub(super) frame_divmod: FastDivmod<u32>,
+    pub(super) frame_taps: u32,
     pub(super) all_taps: u32,
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-#[allow(clippy::too_many_arguments)]
 pub(super) fn pack_kernel<E: Float, S: Float, V: Size, W: Size>(
     weight: &[Vector<E, W>],
     out: &mut [Vector<S, V>],
     walk: Walk,
-    packed: Packed,
+    tiling: PackTiling,
     span: Span,
     #[comptime] pass: Pass,
     #[define(E)] _dtype: ElemType,
     #[define(S)] _stage_dtype: ElemType,
 ) {
-    // The whole cube leaves together: a barrier follows.
+    // The whole threadgroup exits: a barrier follows.
     if span.is_idle() {
         terminate!();
     }
-    let mut stage = Shared::<[S]>::new_slice(comptime!(TAPS * STRIDE));
-    let (rest, rows) = packed.rows.div_mod(span.cube() as u32);
-    let (rest, block) = packed.blocks.div_mod(rest);
-    let (group, in_taps) = packed.chunks.div_mod(rest);
-    let share = Share { group, first_n: rows * ROWS as u32, block, first_tap: in_taps * packed.chunk_taps };
-    let together = W::value();
-    let reads = packed.chunk_taps * comptime!((ROWS * CHANNELS / together) as u32);
-    let mut read = UNIT_POS;
-    while read < reads {
-        // Several reads are under way at once.
+    let mut stage = Shared::<[S]>::new_slice(comptime!(TAPS * TAP_STRIDE));
+    let (rest, channel_tile) = tiling.channel_tiles.div_mod(span.cube() as u32);
+    let (rest, block) = tiling.blocks.div_mod(rest);
+    let (group, chunk) = tiling.chunks.div_mod(rest);
+    let work = PackWork {
+        group,
+        first_n: channel_tile * OUT_CHANNELS as u32,
+        block,
+        first_tap: chunk * tiling.chunk_taps,
+    };
+    let read_width = W::value();
+    let loads = tiling.chunk_taps * comptime!((OUT_CHANNELS * CHANNELS / read_width) as u32);
+    let mut load = UNIT_POS;
+    while load < loads {
+        // All loads before the first use.
         let mut values = Sequence::<Vector<E, W>>::new();
         #[unroll]
-        for step in 0..STEPS {
-            let read = read + comptime!((step * UNITS) as u32);
+        for step in 0..LOADS_IN_FLIGHT {
+            let load = load + comptime!((step * THREADS) as u32);
             let mut value = Vector::<E, W>::new(E::from_int(0));
-            let (at, exists) = source(read, &walk, &packed, &share, together, pass);
-            if read < reads && exists {
-                value = weight[at / together];
+            let (at, exists) = source_offset(load, &walk, &tiling, &work, read_width, pass);
+            if load < loads && exists {
+                value = weight[at / read_width];
             }
             values.push(value);
         }
         #[unroll]
-        for step in 0..STEPS {
-            let read = read + comptime!((step * UNITS) as u32);
-            if read < reads {
+        for step in 0..LOADS_IN_FLIGHT {
+            let load = load + comptime!((step * THREADS) as u32);
+            if load < loads {
                 #[unroll]
-                for i in 0..together {
-                    let element = read * comptime!(together as u32) + i as u32;
-                    let (tap, n, channel) = place(element, &packed, pass);
-                    // In memory an input gradient's taps lie in reverse.
-                    let reverse = comptime!(together > 1 && pass == Pass::InputGradient);
-                    let tap = if reverse { packed.chunk_taps - 1u32 - tap } else { tap };
-                    let at = tap * STRIDE as u32 + n * CHANNELS as u32 + channel;
+                for i in 0..read_width {
+                    let element = load * comptime!(read_width as u32) + i as u32;
+                    let (tap, n, channel) = coordinates(element, &tiling, pass);
+                    // The input gradient takes taps in reverse memory order.
+                    let reverse = comptime!(read_width > 1 && pass == Pass::InputGradient);
+                    let tap = if reverse { tiling.chunk_taps - 1u32 - tap } else { tap };
+                    let at = tap * TAP_STRIDE as u32 + n * CHANNELS as u32 + channel;
                     stage[at as usize] = S::cast_from(values.index(step).extract(i));
                 }
             }
         }
-        read += comptime!((STEPS * UNITS) as u32);
+        load += comptime!((LOADS_IN_FLIGHT * THREADS) as u32);
     }
     sync_cube();
-    write(&stage, out, &packed, &share);
+    write_packed(&stage, out, &tiling, &work);
 }
 
-/// What a cube packs.
+/// The work assignment of a threadgroup: its first result channel, block and tap.
 #[derive(CubeType, Clone, Copy)]
-struct Share {
+struct PackWork {
     group: u32,
     first_n: u32,
     block: u32,
     first_tap: u32,
 }
 
-/// Where a read of the cube's share lies in the weight, and whether it does.
+/// Offset in the weight of a load of the threadgroup's work, and whether it is inside.
 #[cube]
-fn source(
-    read: u32,
+fn source_offset(
+    load: u32,
     walk: &Walk,
-    packed: &Packed,
-    share: &Share,
-    #[comptime] together: usize,
+    tiling: &PackTiling,
+    work: &PackWork,
+    #[comptime] read_width: usize,
     #[comptime] pass: Pass,
 ) -> (usize, bool) {
-    let (tap, n, channel) = place(read * comptime!(together as u32), packed, pass);
-    let (tap, n) = (share.first_tap + tap, share.first_n + n);
-    let channel = share.block * CHANNELS as u32 + channel;
-    let exists = tap < packed.all_taps && n < packed.n && channel < packed.channels;
-    let mut at = walk.weight_group(share.group) + walk.weight_column(n);
-    if comptime!(together > 1) {
-        // Rows are aligned, so that what begins in one lies in it.
+    let (tap, n, channel) = coordinates(load * comptime!(read_width as u32), tiling, pass);
+    let (tap, n) = (work.first_tap + tap, work.first_n + n);
+    let channel = work.block * CHANNELS as u32 + channel;
+    let exists = tap < tiling.all_taps && n < tiling.n && channel < tiling.channels;
+    let mut at = walk.weight_group(work.group) + walk.weight_column(n);
+    if comptime!(read_width > 1) {
+        // Rows are whole vectors: a vector that begins in a row ends in it.
         at += walk.weight_channel(channel) + tap as usize;
     } else {
-        at += walk.tap(channel * packed.all_taps + tap, true.runtime(), pass).weight;
+        at += walk.tap(channel * tiling.all_taps + tap, true.runtime(), pass).weight;
     }
     (at, exists)
 }
 
-/// Tap, channel of the result and channel of the source, within a cube's share, of its elements in the
-/// weight's order.
+/// Tap, result channel and source channel, within the threadgroup's work, of an element in memory order.
 #[cube]
-fn place(element: u32, packed: &Packed, #[comptime] pass: Pass) -> (u32, u32, u32) {
-    let (rest, tap) = packed.chunk.div_mod(element);
+fn coordinates(element: u32, tiling: &PackTiling, #[comptime] pass: Pass) -> (u32, u32, u32) {
+    let (rest, tap) = tiling.chunk_divmod.div_mod(element);
     let mut n = rest / CHANNELS as u32;
     let mut channel = rest % CHANNELS as u32;
     if comptime!(pass == Pass::InputGradient) {
-        n = rest % ROWS as u32;
-        channel = rest / ROWS as u32;
+        n = rest % OUT_CHANNELS as u32;
+        channel = rest / OUT_CHANNELS as u32;
     }
     (tap, n, channel)
 }
 
-/// Writes a cube's share, the channels of a tap behind each other.
+/// Stores a threadgroup's work, the channels of a tap next to each other.
 #[cube]
-fn write<S: Float, V: Size>(stage: &Shared<[S]>, out: &mut [Vector<S, V>], packed: &Packed, share: &Share) {
+fn write_packed<S: Float, V: Size>(
+    stage: &Shared<[S]>,
+    out: &mut [Vector<S, V>],
+    tiling: &PackTiling,
+    work: &PackWork,
+) {
     let width = V::value();
-    let run = comptime!(CHANNELS / width);
+    let row_vectors = comptime!(CHANNELS / width);
     let mut vector = UNIT_POS as usize;
-    while vector < packed.chunk_taps as usize * comptime!(ROWS * run) {
-        let in_chunk = vector / comptime!(ROWS * run);
-        let in_rows = vector % comptime!(ROWS * run);
-        let tap = share.first_tap + in_chunk as u32;
-        if tap < packed.all_taps {
+    while vector < tiling.chunk_taps as usize * comptime!(OUT_CHANNELS * row_vectors) {
+        let in_chunk = vector / comptime!(OUT_CHANNELS * row_vectors);
+        let in_tap = vector % comptime!(OUT_CHANNELS * row_vectors);
+        let tap = work.first_tap + in_chunk as u32;
+        if tap < tiling.all_taps {
             let mut values = Vector::<S, V>::empty();
             #[unroll]
             for i in 0..width {
-                values.insert(i, stage[in_chunk * STRIDE + in_rows * width + i]);
+                values.insert(i, stage[in_chunk * TAP_STRIDE + in_tap * width + i]);
             }
-            let (depth_tap, tap) = packed.plane.div_mod(tap);
-            let depth_tap = (share.group * packed.depth_taps + depth_tap) * packed.block_count + share.block;
-            let row = (depth_tap * packed.plane_taps + tap) as usize * packed.packed_n as usize;
-            out[(row + share.first_n as usize) * run + in_rows] = values;
+            let (depth_tap, tap) = tiling.frame_divmod.div_mod(tap);
+            let depth_tap = (work.group * tiling.depth_taps + depth_tap) * tiling.block_count + work.block;
+            let row = (depth_tap * tiling.frame_taps + tap) as usize * tiling.packed_n as usize;
+            out[(row + work.first_n as usize) * row_vectors + in_tap] = values;
         }
-        vector += UNITS;
+        vector += THREADS;
     }
 }

@@ -2,40 +2,37 @@
 //!
 //! ```text
 //! element p = phase + stride * i of an axis receives tap k from window (p + begin - k * dilation) / stride
-//! phase:  the taps first, first + stride, ..             first * dilation = phase + begin  (mod stride)
-//! site i: tap last - j * stride, window i + origin + j * dilation
+//! taps of a phase:  first, first + stride, ..        first * dilation = phase + begin  (mod stride)
+//! position i:       tap last - j * stride from window i + origin + j * dilation
 //! ```
 //!
-//! So each phase is a dense walk of its own ([`crate::conv3d::gemm::walk`]), whose windows move by one
-//! element, and its cubes work as a forward pass' do. Cubes of all phases of a tile lie beside each other:
-//! they read the same windows and write between each other's results. Weights are packed once, in the order
-//! of an unstrided gradient, of whose taps a phase takes every `stride`-th. Phases that take taps of a plane
-//! read a window as often as a plane has phases, for as many taps fewer: what limits them is the way of
-//! windows to shared memory. (H200, f16, 64 <- 128, 8x16x56x56, every second: 0.33 ms; a launch and packed
-//! weights for each phase 0.40, the engine 0.48. 32 <- 64, 128x128x128: 1.04, the engine 2.06. In one plane
-//! of 56x56: 0.066 and 0.224.) Declined: strides and dilations with a common divisor (the engine's).
+//! Each phase is a dense traversal ([`crate::conv3d::gemm::walk`]) without a stride, which the kernels
+//! compute like a forward pass. The phases of a tile are neighbouring threadgroups: they load the same
+//! windows and store interleaved results. Weights are packed once, in the order of an unstrided gradient; a
+//! phase takes every `stride`-th tap. Every phase loads a whole window for its fraction of the taps, so that
+//! window loads are the bottleneck. Declined: strides and dilations with a common divisor (gathered instead).
 
 use super::config::WindowTile;
-use super::tiling::{Share, Tiling};
+use super::tiling::{WindowTiling, WindowWork};
 use crate::conv3d::gemm::index::Walk;
 use cubecl::prelude::*;
 use cubecl::std::FastDivmod;
 
-/// One axis.
+/// The phases along one axis.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
 pub(super) struct AxisPhases {
-    pub(super) stride: FastDivmod<u32>,
-    pub(super) stride_count: u32,
-    /// The factor that divides by the dilation, modulo the stride.
+    pub(super) stride_divmod: FastDivmod<u32>,
+    pub(super) stride: u32,
+    /// Inverse of the dilation modulo the stride.
     pub(super) inverse: u32,
     pub(super) dilation: u32,
     pub(super) begin: u32,
     pub(super) input: u32,
-    /// Taps of the kernel.
+    /// Taps along the axis.
     pub(super) kernel: u32,
 }
 
-/// The three axes. A phase's index: width fastest.
+/// The phases along the three axes. Phase index: width fastest.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
 pub(super) struct Phases {
     pub(super) depth: AxisPhases,
@@ -46,113 +43,119 @@ pub(super) struct Phases {
     pub(super) widths: FastDivmod<u32>,
 }
 
-/// Which of the packed taps a phase multiplies by.
+/// Which packed taps a phase takes.
 #[derive(CubeType, Clone, Copy)]
 pub(super) struct PhaseTaps {
-    /// The first depth tap among those of all groups, and the distance to the next.
+    /// The first depth tap, counted over all groups, and the distance to the next.
     pub(super) depth: u32,
     pub(super) depth_step: u32,
-    /// Taps of a plane, and of the phase its first, the distance to the next row of taps and to the next in
-    /// it.
-    pub(super) plane: u32,
+    /// Taps of a frame; of the phase, its first one, and the distances to its next row of taps and its next
+    /// tap.
+    pub(super) frame_taps: u32,
     pub(super) first: u32,
     pub(super) row_step: u32,
     pub(super) step: u32,
 }
 
-/// What a cube does: where its phase walks, how the phase is shared out, and the cube's share.
+/// The work of a threadgroup: the traversal and the tiling of its phase, its work assignment, its taps.
 #[derive(CubeType)]
-pub(super) struct Work {
+pub(super) struct PhaseWork {
     pub(super) walk: Walk,
-    pub(super) tiling: Tiling,
-    pub(super) share: Share,
+    pub(super) tiling: WindowTiling,
+    pub(super) work: WindowWork,
     pub(super) taps: ComptimeOption<PhaseTaps>,
 }
 
-/// A phase of an axis: its sites, its taps, the first of the packed taps among them, and where the first
-/// site's first tap reads, as its positive and its negative part.
+/// One phase of an axis: its positions and taps, its first packed tap, and the window that the first position
+/// reads with the first tap, as positive and negative part.
 #[derive(CubeType, Clone, Copy)]
 struct AxisPhase {
-    sites: u32,
+    positions: u32,
     taps: u32,
     packed: u32,
-    ahead: u32,
-    behind: u32,
+    origin_positive: u32,
+    origin_negative: u32,
 }
 
 #[cube]
 impl AxisPhases {
     fn phase(&self, phase: u32) -> AxisPhase {
-        let stride = self.stride_count;
+        let stride = self.stride;
         let at = phase + self.begin;
-        let first = self.stride.modulo(self.stride.modulo(at) * self.inverse);
-        let taps = self.stride.div(max(self.kernel, first) - first + stride - 1u32);
+        let first = self.stride_divmod.modulo(self.stride_divmod.modulo(at) * self.inverse);
+        let taps = self.stride_divmod.div(max(self.kernel, first) - first + stride - 1u32);
         let last = first + max(taps, 1u32) * stride - stride;
-        // The two differ by a multiple of the stride.
+        // `at` and `reach` differ by a multiple of the stride.
         let reach = last * self.dilation;
         AxisPhase {
-            sites: self.stride.div(self.input - phase + stride - 1u32),
+            positions: self.stride_divmod.div(self.input - phase + stride - 1u32),
             taps,
             packed: max(self.kernel, last + 1u32) - last - 1u32,
-            ahead: self.stride.div(max(at, reach) - reach),
-            behind: self.stride.div(max(reach, at) - at),
+            origin_positive: self.stride_divmod.div(max(at, reach) - reach),
+            origin_negative: self.stride_divmod.div(max(reach, at) - at),
         }
     }
 }
 
 #[cube]
 impl Phases {
-    /// The work of a cube.
-    fn work(&self, walk: &Walk, tiling: &Tiling, cube: u32, #[comptime] tile: WindowTile) -> Work {
-        let (rest, in_n) = tiling.tiles_n.div_mod(cube);
+    /// The work of a threadgroup.
+    fn work(
+        &self,
+        walk: &Walk,
+        tiling: &WindowTiling,
+        threadgroup: u32,
+        #[comptime] tile: WindowTile,
+    ) -> PhaseWork {
+        let (rest, in_n) = tiling.tiles_n.div_mod(threadgroup);
         let (rest, phase) = self.count.div_mod(rest);
-        let share = tiling.share(rest * (tiling.packed_n / tile.tile_n as u32) + in_n, tile);
+        let work = tiling.work(rest * (tiling.packed_n / tile.tile_n as u32) + in_n, tile);
         let (rest, in_width) = self.widths.div_mod(phase);
         let (in_depth, in_height) = self.heights.div_mod(rest);
         let depth = self.depth.phase(in_depth);
         let height = self.height.phase(in_height);
         let width = self.width.phase(in_width);
-        // A phase of fewer frames has nothing to write in the last; one without taps in the plane sums
-        // nothing.
-        let rows = select(share.d < depth.sites, height.sites, 0u32);
-        let plane_taps = height.taps * width.taps;
-        let depth_taps = select(rows * plane_taps > 0u32, depth.taps, 0u32);
+        // A phase with fewer frames stores nothing in the last one; without taps in the frame its sums are
+        // zero.
+        let rows = select(work.d < depth.positions, height.positions, 0u32);
+        let frame_taps = height.taps * width.taps;
+        let depth_taps = select(rows * frame_taps > 0u32, depth.taps, 0u32);
         let taps = PhaseTaps {
-            depth: share.group * self.depth.kernel + depth.packed,
-            depth_step: self.depth.stride_count,
-            plane: self.height.kernel * self.width.kernel,
+            depth: work.group * self.depth.kernel + depth.packed,
+            depth_step: self.depth.stride,
+            frame_taps: self.height.kernel * self.width.kernel,
             first: height.packed * self.width.kernel + width.packed,
-            row_step: self.height.stride_count * self.width.kernel,
-            step: self.width.stride_count,
+            row_step: self.height.stride * self.width.kernel,
+            step: self.width.stride,
         };
-        Work {
+        PhaseWork {
             walk: walk.along(
-                walk.depth.phase(in_depth, depth_taps, depth.ahead, depth.behind),
-                walk.height.phase(in_height, height.taps, height.ahead, height.behind),
-                walk.width.phase(in_width, width.taps, width.ahead, width.behind),
+                walk.depth.phase(in_depth, depth_taps, depth.origin_positive, depth.origin_negative),
+                walk.height.phase(in_height, height.taps, height.origin_positive, height.origin_negative),
+                walk.width.phase(in_width, width.taps, width.origin_positive, width.origin_negative),
             ),
-            tiling: tiling.phase(rows, width.sites, plane_taps, width.taps),
-            share,
+            tiling: tiling.phase(rows, width.positions, frame_taps, width.taps),
+            work,
             taps: ComptimeOption::new_Some(taps),
         }
     }
 }
 
-/// The work of a cube: of a pass in phases that of one of them.
+/// The work of a threadgroup: of its phase where the pass has phases.
 #[cube]
 pub(super) fn work_of(
     phases: &ComptimeOption<Phases>,
     walk: Walk,
-    tiling: Tiling,
-    cube: u32,
+    tiling: WindowTiling,
+    threadgroup: u32,
     #[comptime] tile: WindowTile,
-) -> Work {
+) -> PhaseWork {
     #[comptime]
     match phases {
-        ComptimeOption::Some(phases) => phases.work(&walk, &tiling, cube, tile),
+        ComptimeOption::Some(phases) => phases.work(&walk, &tiling, threadgroup, tile),
         ComptimeOption::None => {
-            let share = tiling.share(cube, tile);
-            Work { walk, tiling, share, taps: ComptimeOption::new_None() }
+            let work = tiling.work(threadgroup, tile);
+            PhaseWork { walk, tiling, work, taps: ComptimeOption::new_None() }
         }
     }
 }

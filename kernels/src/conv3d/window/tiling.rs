@@ -1,5 +1,5 @@
-//! How the shifted product's work is shared out, on the device: tiles to cubes, the blocks of a sum to its
-//! parts.
+//! Work assignment of the window GEMMs, on the device: tiles to threadgroups, channel blocks to split-K
+//! slices.
 
 use super::config::{CHANNELS, WindowTile};
 use super::phases::PhaseTaps;
@@ -8,89 +8,89 @@ use crate::conv3d::problem::PaddingMode;
 use cubecl::prelude::*;
 use cubecl::std::FastDivmod;
 
-/// How the work is shared out: a cube's index, from the fastest: tile of channels, tile of sites, strip,
-/// frame, image, group, part of the sum.
+/// Extents of the work. A threadgroup's index, fastest first: tile of channels, tile of positions, row
+/// segment, depth, image, group, split-K slice.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
-pub(super) struct Tiling {
+pub(super) struct WindowTiling {
     pub(super) tiles_n: FastDivmod<u32>,
     pub(super) tiles_m: FastDivmod<u32>,
-    pub(super) strips: FastDivmod<u32>,
+    pub(super) segments: FastDivmod<u32>,
     pub(super) depth: FastDivmod<u32>,
     pub(super) batch: FastDivmod<u32>,
     pub(super) groups: FastDivmod<u32>,
-    /// Parts of the sum, and the distance between the partials of two parts.
-    pub(super) parts: u32,
-    pub(super) part_stride: usize,
-    /// Sites of a strip's row, and its elements.
-    pub(super) sites: u32,
-    pub(super) pitch: FastDivmod<u32>,
-    pub(super) pitch_count: u32,
+    /// Split-K slices, and the distance between the partials of two slices.
+    pub(super) k_slices: u32,
+    pub(super) slice_stride: usize,
+    /// Positions of a segment's row, and its elements with the halo.
+    pub(super) segment_width: u32,
+    pub(super) pitch_divmod: FastDivmod<u32>,
+    pub(super) pitch: u32,
     pub(super) height: u32,
     pub(super) width: u32,
-    /// Channels of one group's result, and filled up to tiles.
+    /// Result channels of one group, and padded to whole tiles.
     pub(super) n: u32,
     pub(super) packed_n: u32,
-    /// Channels of one group's source, and blocks of them.
+    /// Source channels of one group, and blocks of them.
     pub(super) channels: u32,
     pub(super) blocks: FastDivmod<u32>,
     pub(super) block_count: u32,
-    /// Blocks that are not parted, which divide `block_count`.
-    pub(super) together: u32,
+    /// Blocks of a stage; split-K slices begin at multiples of it. Divides `block_count`.
+    pub(super) stage_blocks: u32,
     pub(super) depth_taps: u32,
-    /// Taps of a plane, and of a row of it.
+    /// Taps of a frame, and of one of its rows.
     pub(super) taps: u32,
     pub(super) row_taps: FastDivmod<u32>,
-    /// [`Activation::code`](crate::activation::Activation::code) of what is applied to the result.
+    /// [`Activation::code`](crate::activation::Activation::code) of the epilogue.
     pub(super) activation: u32,
 }
 
-/// A cube's share.
+/// The work assignment of a threadgroup: one tile of one split-K slice.
 #[derive(CubeType, Clone, Copy)]
-pub(super) struct Share {
+pub(super) struct WindowWork {
     pub(super) first_n: u32,
-    /// The first of the tile's elements in its strip, and the strip's first site.
-    pub(super) first: u32,
-    pub(super) strip: u32,
+    /// The tile's first element within its segment, and the segment's first column.
+    pub(super) first_m: u32,
+    pub(super) first_w: u32,
     pub(super) d: u32,
     pub(super) n: u32,
     pub(super) group: u32,
-    pub(super) part: u32,
+    pub(super) k_slice: u32,
 }
 
 #[cube]
-impl Tiling {
-    pub(super) fn share(&self, cube: u32, #[comptime] tile: WindowTile) -> Share {
-        let (rest, in_n) = self.tiles_n.div_mod(cube);
+impl WindowTiling {
+    pub(super) fn work(&self, threadgroup: u32, #[comptime] tile: WindowTile) -> WindowWork {
+        let (rest, in_n) = self.tiles_n.div_mod(threadgroup);
         let (rest, in_m) = self.tiles_m.div_mod(rest);
-        let (rest, strip) = self.strips.div_mod(rest);
+        let (rest, segment) = self.segments.div_mod(rest);
         let (rest, d) = self.depth.div_mod(rest);
         let (rest, n) = self.batch.div_mod(rest);
-        let (part, group) = self.groups.div_mod(rest);
-        Share {
+        let (k_slice, group) = self.groups.div_mod(rest);
+        WindowWork {
             first_n: in_n * tile.tile_n as u32,
-            first: in_m * tile.tile_m as u32,
-            strip: strip * self.sites,
+            first_m: in_m * tile.tile_m as u32,
+            first_w: segment * self.segment_width,
             d,
             n,
             group,
-            part,
+            k_slice,
         }
     }
 
-    /// How a phase is shared out, which has so many sites and taps in the plane and in a row of it.
-    pub(super) fn phase(&self, height: u32, width: u32, taps: u32, row_taps: u32) -> Tiling {
-        Tiling {
+    /// The tiling of a phase with this many positions, taps of a frame and taps of one of its rows.
+    pub(super) fn phase(&self, height: u32, width: u32, taps: u32, row_taps: u32) -> WindowTiling {
+        WindowTiling {
             tiles_n: self.tiles_n,
             tiles_m: self.tiles_m,
-            strips: self.strips,
+            segments: self.segments,
             depth: self.depth,
             batch: self.batch,
             groups: self.groups,
-            parts: self.parts,
-            part_stride: self.part_stride,
-            sites: self.sites,
+            k_slices: self.k_slices,
+            slice_stride: self.slice_stride,
+            segment_width: self.segment_width,
+            pitch_divmod: self.pitch_divmod,
             pitch: self.pitch,
-            pitch_count: self.pitch_count,
             height,
             width,
             n: self.n,
@@ -98,7 +98,7 @@ impl Tiling {
             channels: self.channels,
             blocks: self.blocks,
             block_count: self.block_count,
-            together: self.together,
+            stage_blocks: self.stage_blocks,
             depth_taps: self.depth_taps,
             taps,
             row_taps: FastDivmod::new_Fallback(row_taps),
@@ -107,28 +107,28 @@ impl Tiling {
     }
 }
 
-/// The blocks of a cube's part of the sum: of every depth tap that its frame's windows have.
+/// The channel blocks of a threadgroup's split-K slice, counted over the depth taps inside the source.
 #[derive(CubeType, Clone, Copy)]
-pub(super) struct Blocks {
+pub(super) struct BlockRange {
     pub(super) first: u32,
     pub(super) end: u32,
-    /// The packed weights' blocks before these depth taps, where all of them are multiplied.
-    packed: u32,
-    /// The group's channels of the image in the source.
+    /// Packed blocks before those of these depth taps, in a pass without phases.
+    first_packed: u32,
+    /// Offset of the group's first channel of the image in the source.
     source: usize,
     depth: i32,
     first_tap: u32,
 }
 
 #[cube]
-pub(super) fn blocks_of(
+pub(super) fn block_range(
     walk: &Walk,
-    tiling: &Tiling,
-    share: &Share,
+    tiling: &WindowTiling,
+    work: &WindowWork,
     #[comptime] padding: PaddingMode,
-) -> Blocks {
-    // Depth taps that lie inside the source; all of them where padding repeats its ends.
-    let depth = walk.depth.coordinate(share.d);
+) -> BlockRange {
+    // Depth taps inside the source; all of them with replicate padding.
+    let depth = walk.depth.coordinate(work.d);
     let mut first_tap = 0u32;
     let mut end_tap = tiling.depth_taps;
     if comptime!(padding == PaddingMode::Zeros) {
@@ -136,30 +136,30 @@ pub(super) fn blocks_of(
         first_tap = first;
         end_tap = max(end, first);
     }
-    let count = (end_tap - first_tap) * (tiling.block_count / tiling.together);
-    Blocks {
-        first: share.part * count / tiling.parts * tiling.together,
-        end: (share.part + 1u32) * count / tiling.parts * tiling.together,
-        packed: (share.group * tiling.depth_taps + first_tap) * tiling.block_count,
-        source: walk.source_at(share.n, 0u32) + walk.source_channel(share.group * tiling.channels),
+    let count = (end_tap - first_tap) * (tiling.block_count / tiling.stage_blocks);
+    BlockRange {
+        first: work.k_slice * count / tiling.k_slices * tiling.stage_blocks,
+        end: (work.k_slice + 1u32) * count / tiling.k_slices * tiling.stage_blocks,
+        first_packed: (work.group * tiling.depth_taps + first_tap) * tiling.block_count,
+        source: walk.source_at(work.n, 0u32) + walk.source_channel(work.group * tiling.channels),
         depth,
         first_tap,
     }
 }
 
-/// A block of the source: its first channel at the first place of a plane, and how many channels of the group
-/// it and those after it hold.
+/// A block of the source: offset of its first channel in its frame, and how many of the group's channels are
+/// left from there on.
 #[derive(CubeType, Clone, Copy)]
 pub(super) struct SourceBlock {
-    pub(super) first: usize,
-    pub(super) channels: u32,
+    pub(super) offset: usize,
+    pub(super) channels_left: u32,
 }
 
 #[cube]
 pub(super) fn block_at(
     walk: &Walk,
-    tiling: &Tiling,
-    blocks: &Blocks,
+    tiling: &WindowTiling,
+    blocks: &BlockRange,
     block: u32,
     #[comptime] padding: PaddingMode,
 ) -> SourceBlock {
@@ -168,18 +168,18 @@ pub(super) fn block_at(
     let (frame, _) = walk.depth.place(blocks.depth + step as i32, padding);
     let first_channel = in_channels * CHANNELS as u32;
     SourceBlock {
-        first: blocks.source + frame + walk.source_channel(first_channel),
-        // A block that only fills a stage holds none.
-        channels: max(tiling.channels, first_channel) - first_channel,
+        offset: blocks.source + frame + walk.source_channel(first_channel),
+        // A padding block has none.
+        channels_left: max(tiling.channels, first_channel) - first_channel,
     }
 }
 
-/// Which of the packed taps is a block's first.
+/// Index of a block's first packed tap.
 #[cube]
 pub(super) fn packed_tap(
     taps: &ComptimeOption<PhaseTaps>,
-    tiling: &Tiling,
-    blocks: &Blocks,
+    tiling: &WindowTiling,
+    blocks: &BlockRange,
     block: u32,
 ) -> usize {
     #[comptime]
@@ -187,8 +187,8 @@ pub(super) fn packed_tap(
         ComptimeOption::Some(taps) => {
             let (tap, in_channels) = tiling.blocks.div_mod(block);
             let depth = taps.depth + (blocks.first_tap + tap) * taps.depth_step;
-            ((depth * tiling.block_count + in_channels) * taps.plane + taps.first) as usize
+            ((depth * tiling.block_count + in_channels) * taps.frame_taps + taps.first) as usize
         }
-        ComptimeOption::None => ((blocks.packed + block) * tiling.taps) as usize,
+        ComptimeOption::None => ((blocks.first_packed + block) * tiling.taps) as usize,
     }
 }

@@ -1,26 +1,28 @@
-//! The weight gradient on matrix units with a window of the source in shared memory for nine taps of a plane,
-//! fp32 accumulation.
+//! The weight gradient on MMA units with a shared input window for nine taps of a frame, fp32 accumulation.
 //!
 //! ```text
-//! partial[part, o, c, tap] = sum over the part's sites q of dy[o][q] * x[c][q shifted by kh * pitch + kw]
+//! partial[slice, o, c, tap] = sum over the slice's positions q of
+//!                             dy[o][q] * x[c][q + kh * dilation_h * pitch + kw * dilation_w]
 //!
-//!   elements of a strip, row by row:     | chunk s - 2 | chunk s - 1 | chunk s |    32 elements each
-//!   the source, 32 channels of each       +-------------- ring --------------+
-//!   dy, 64 channels of each               +-- one chunk -+
+//!   a segment, row by row:           | chunk s - 2 | chunk s - 1 | chunk s |      32 elements each
+//!   x,  [element][32 channels]        +-------------- ring --------------+
+//!   dy, [position][64 channels]       +-- one chunk -+
 //!
-//!   a chunk is written once and is read by all taps of the chunks that its windows reach
+//!   a chunk of x is stored once and read by all taps of the dy chunks that reach it
 //! ```
 //!
-//! A strip's row is its sites and the rim that their windows reach ([`crate::conv3d::window::kernel`]); dy
-//! is zero in the rim, and so are its products. The ring holds a chunk and what its taps reach (at most four
-//! more); its first rows stand once more behind its last, so that a fragment may begin in any of them. A
-//! plane holds the sums of 32x16 channels (Apple: 16x8) for nine taps; where fewer are left the last one is
-//! repeated and not written. Per chunk a cube reads `32 * (32 + 64)` elements for `2 * 64 * 32 * 32 * 9`
-//! operations. Parts are summed in order by `reduce.rs`. Declined: strides in the plane, windows whose taps
-//! reach further than the ring.
+//! Segments have a halo as in [`crate::conv3d::window::kernel`]; dy is zero there, and so are its products.
+//! The ring holds a chunk and what its taps reach (at most four chunks more); its first rows are repeated
+//! behind its last one, so that a fragment may begin at any row. A subgroup accumulates 32x16 channels for
+//! nine taps; past the last tap of the frame that one is repeated and not stored. Fragments of 8 halve all
+//! channel counts.
+//!
+//! Per chunk a threadgroup loads `32 * (32 + 64)` elements for `2 * 64 * 32 * 32 * 9` FLOP. Split-K slices
+//! are summed in order by `reduce.rs`. Declined: strides within the frame, taps that reach further than the
+//! ring.
 
 use super::WindowWeightTile;
-use super::places::{Share, Strip, WeightTiling, dy_place, strip_at, x_place};
+use super::tiling::{Segment, WeightTiling, WeightWork, dy_offset, segment_at, x_offset};
 use crate::conv3d::gemm::config::PLANE;
 use crate::conv3d::gemm::fragments::{accumulators, into_patch, packed};
 use crate::conv3d::gemm::index::Walk;
@@ -30,11 +32,10 @@ use cubecl::cmma::{self, MatrixIdent, MatrixLayout};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-/// Taps of a plane whose sums a cube holds.
+/// Taps of a frame that a threadgroup accumulates.
 pub(super) const TAPS: usize = 9;
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-#[allow(clippy::too_many_arguments)]
 pub(super) fn window_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
     source: &[E],
     dy: &[E],
@@ -49,153 +50,167 @@ pub(super) fn window_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
     #[define(S)] _stage_dtype: ElemType,
     #[define(O)] _out_dtype: ElemType,
 ) {
-    // The whole cube leaves together: barriers follow.
+    // The whole threadgroup exits: barriers follow.
     if span.is_idle() {
         terminate!();
     }
-    let share = tiling.share(span.cube() as u32, tile);
+    let work = tiling.work(span.cube() as u32, tile);
     let width = V::value();
-    let x_row = comptime!(tile.row(tile.channels(), width, size));
-    let dy_row = comptime!(tile.row(tile.out_channels(), width, size));
-    let mut ring = Shared::<[Vector<S, V>]>::new_slice(comptime!((tile.ring + tile.fragment) * x_row));
-    let mut chunk = Shared::<[Vector<S, V>]>::new_slice(comptime!(tile.sites * dy_row));
-    let sums = accumulators(comptime!(2 * TAPS * tile.fragment * tile.fragment), tile.fragment);
-    // How far each tap's elements lie behind a site.
+    let x_pitch = comptime!(tile.pitch(tile.channels(), width, size));
+    let dy_pitch = comptime!(tile.pitch(tile.out_channels(), width, size));
+    let mut ring = Shared::<[Vector<S, V>]>::new_slice(comptime!((tile.ring + tile.fragment) * x_pitch));
+    let mut dy_stage = Shared::<[Vector<S, V>]>::new_slice(comptime!(tile.positions * dy_pitch));
+    let acc = accumulators(comptime!(2 * TAPS * tile.fragment * tile.fragment), tile.fragment);
+    // The shift of each tap in elements of the segment.
     let mut shifts = Sequence::<u32>::new();
     #[unroll]
     for tap in 0..TAPS {
-        let (h, w) = tiling.row_taps.div_mod(min(share.first_tap + tap as u32, tiling.taps - 1u32));
-        shifts.push(h * walk.height.step * tiling.pitch_count + w * walk.width.step);
+        let (h, w) = tiling.row_taps.div_mod(min(work.first_tap + tap as u32, tiling.taps - 1u32));
+        shifts.push(h * walk.height.step * tiling.pitch + w * walk.width.step);
     }
 
-    let slots = comptime!((tile.ring / tile.sites) as u32);
-    let mut index = share.part * tiling.part_strips;
-    let end = min(index + tiling.part_strips, tiling.strip_count);
+    let slots = comptime!((tile.ring / tile.positions) as u32);
+    let mut index = work.k_slice * tiling.slice_segments;
+    let end = min(index + tiling.slice_segments, tiling.segment_count);
     while index < end {
-        let strip = strip_at(&walk, &tiling, &share, index, padding);
-        let chunks = (strip.rows * tiling.pitch_count).div_ceil(tile.sites as u32) + tiling.ahead;
-        let chunks = select(strip.inside, chunks, 0u32);
-        let mut number = 0u32.runtime();
+        let segment = segment_at(&walk, &tiling, &work, index, padding);
+        let chunks = (segment.rows * tiling.pitch).div_ceil(tile.positions as u32) + tiling.lag;
+        let chunks = select(segment.inside, chunks, 0u32);
+        let mut chunk = 0u32.runtime();
         let (x_values, dy_values) =
-            read_chunk(source, dy, &walk, &tiling, &share, &strip, number, chunks, padding, width, tile);
+            read_chunk(source, dy, &walk, &tiling, &work, &segment, chunk, chunks, padding, width, tile);
         sync_cube();
-        write_chunk(&x_values, &dy_values, &mut ring, &mut chunk, 0u32, (x_row, dy_row), tile);
+        write_chunk(&x_values, &dy_values, &mut ring, &mut dy_stage, 0u32, (x_pitch, dy_pitch), tile);
         sync_cube();
-        while number < chunks {
-            let multiplied = number >= tiling.ahead;
-            // The ring's row of the chunk's first site.
-            let first = (number + slots - tiling.ahead) % slots * comptime!(tile.sites as u32);
-            if multiplied {
+        while chunk < chunks {
+            let multiplies = chunk >= tiling.lag;
+            // The ring's row of the first position of dy's chunk.
+            let first = (chunk + slots - tiling.lag) % slots * comptime!(tile.positions as u32);
+            if multiplies {
                 let mut k = 0u32.runtime();
-                while k < comptime!((tile.sites - tile.fragment) as u32) {
-                    multiply(&ring, &chunk, &sums, &shifts, first, k, (x_row, dy_row), tile);
+                while k < comptime!((tile.positions - tile.fragment) as u32) {
+                    multiply(&ring, &dy_stage, &acc, &shifts, first, k, (x_pitch, dy_pitch), tile);
                     k += comptime!(tile.fragment as u32);
                 }
             }
-            // The next chunk travels while the last products are computed.
-            number += 1u32;
+            // Prefetch the next chunk before the last products.
+            chunk += 1u32;
             let (x_values, dy_values) =
-                read_chunk(source, dy, &walk, &tiling, &share, &strip, number, chunks, padding, width, tile);
-            if multiplied {
-                let k = comptime!((tile.sites - tile.fragment) as u32).runtime();
-                multiply(&ring, &chunk, &sums, &shifts, first, k, (x_row, dy_row), tile);
+                read_chunk(source, dy, &walk, &tiling, &work, &segment, chunk, chunks, padding, width, tile);
+            if multiplies {
+                let k = comptime!((tile.positions - tile.fragment) as u32).runtime();
+                multiply(&ring, &dy_stage, &acc, &shifts, first, k, (x_pitch, dy_pitch), tile);
             }
             sync_cube();
-            write_chunk(&x_values, &dy_values, &mut ring, &mut chunk, number % slots, (x_row, dy_row), tile);
+            write_chunk(
+                &x_values,
+                &dy_values,
+                &mut ring,
+                &mut dy_stage,
+                chunk % slots,
+                (x_pitch, dy_pitch),
+                tile,
+            );
             sync_cube();
         }
         index += 1u32;
     }
-    write_result(&sums, out, &tiling, &share, tile);
+    write_result(&acc, out, &tiling, &work, tile);
 }
 
-/// Reads this unit's vectors of chunk `number` of a strip of x, and of dy's chunk as many before it as its
-/// taps reach beyond it.
+/// Loads this thread's vectors of chunk `chunk` of a segment of x, and of the chunk of dy `lag` before it.
 #[cube]
-#[allow(clippy::too_many_arguments)]
 fn read_chunk<E: Float>(
     source: &[E],
     dy: &[E],
     walk: &Walk,
     tiling: &WeightTiling,
-    share: &Share,
-    strip: &Strip,
-    number: u32,
+    work: &WeightWork,
+    segment: &Segment,
+    chunk: u32,
     chunks: u32,
     #[comptime] padding: PaddingMode,
     #[comptime] width: usize,
     #[comptime] tile: WindowWeightTile,
 ) -> (Sequence<E>, Sequence<E>) {
-    // This unit's site of a chunk, and its first channel.
-    let site = UNIT_POS % comptime!(tile.sites as u32);
-    let run = UNIT_POS / comptime!(tile.sites as u32) * width as u32;
-    let first_c = share.first_c + run;
-    let first_o = share.first_o + run;
-    let step = comptime!((tile.units() / tile.sites * width) as u32);
-    let more = number < chunks;
+    // This thread's position in a chunk, and its first channel.
+    let position = UNIT_POS % comptime!(tile.positions as u32);
+    let in_tile = UNIT_POS / comptime!(tile.positions as u32) * width as u32;
+    let first_c = work.first_c + in_tile;
+    let first_o = work.first_o + in_tile;
+    let step = comptime!((tile.threads() / tile.positions * width) as u32);
+    let exists = chunk < chunks;
 
-    let (place, inside) = x_place(walk, tiling, strip, number * comptime!(tile.sites as u32) + site, padding);
-    let values = read::<E>(
+    let (offset, inside) =
+        x_offset(walk, tiling, segment, chunk * comptime!(tile.positions as u32) + position, padding);
+    let values = read_channels::<E>(
         source,
-        place + walk.source_channel(share.group * tiling.channels + first_c),
+        offset + walk.source_channel(work.group * tiling.channels + first_c),
         walk.source_channel(1u32),
         step,
         max(tiling.channels, first_c) - first_c,
-        inside && more,
+        inside && exists,
         comptime!(tile.loads(tile.channels(), width)),
         width,
     );
-    let started = number >= tiling.ahead;
-    let number = max(number, tiling.ahead) - tiling.ahead;
-    let (place, inside) = dy_place(walk, tiling, strip, number * comptime!(tile.sites as u32) + site);
-    let dy_values = read::<E>(
+    let started = chunk >= tiling.lag;
+    let chunk = max(chunk, tiling.lag) - tiling.lag;
+    let (offset, inside) =
+        dy_offset(walk, tiling, segment, chunk * comptime!(tile.positions as u32) + position);
+    let dy_values = read_channels::<E>(
         dy,
-        place + walk.out_channel(share.group * tiling.out_channels + first_o),
+        offset + walk.out_channel(work.group * tiling.out_channels + first_o),
         walk.out_channel(1u32),
         step,
         max(tiling.out_channels, first_o) - first_o,
-        inside && more && started,
+        inside && exists && started,
         comptime!(tile.loads(tile.out_channels(), width)),
         width,
     );
     (values, dy_values)
 }
 
-/// Writes what [`read_chunk`] has read: x into a slot of the ring, the first one's first rows behind the last
-/// as well, and dy.
+/// Stores what [`read_chunk`] has loaded: dy, and x into a slot of the ring; the first rows of slot 0 also
+/// behind the last slot.
 #[cube]
 fn write_chunk<E: Float, S: Float, V: Size>(
     x_values: &Sequence<E>,
     dy_values: &Sequence<E>,
     ring: &mut Shared<[Vector<S, V>]>,
-    chunk: &mut Shared<[Vector<S, V>]>,
+    dy_stage: &mut Shared<[Vector<S, V>]>,
     slot: u32,
-    #[comptime] rows: (usize, usize),
+    #[comptime] pitches: (usize, usize),
     #[comptime] tile: WindowWeightTile,
 ) {
-    let (x_row, dy_row) = rows;
-    let site = UNIT_POS % comptime!(tile.sites as u32);
-    write(
+    let (x_pitch, dy_pitch) = pitches;
+    let position = UNIT_POS % comptime!(tile.positions as u32);
+    write_channels(
         x_values,
         ring,
-        slot * comptime!(tile.sites as u32) + site,
-        x_row,
+        slot * comptime!(tile.positions as u32) + position,
+        x_pitch,
         comptime!(tile.channels()),
         tile,
     );
-    if slot == 0u32 && site < comptime!(tile.fragment as u32) {
-        write(x_values, ring, site + comptime!(tile.ring as u32), x_row, comptime!(tile.channels()), tile);
+    if slot == 0u32 && position < comptime!(tile.fragment as u32) {
+        write_channels(
+            x_values,
+            ring,
+            position + comptime!(tile.ring as u32),
+            x_pitch,
+            comptime!(tile.channels()),
+            tile,
+        );
     }
-    write(dy_values, chunk, site, dy_row, comptime!(tile.out_channels()), tile);
+    write_channels(dy_values, dy_stage, position, dy_pitch, comptime!(tile.out_channels()), tile);
 }
 
-/// Reads this unit's vectors of a chunk into registers: runs of `width` channels of one element, `step`
-/// channels apart, of the `end` that exist; lanes along elements.
+/// Loads this thread's vectors of a chunk into registers: `width` consecutive channels of one element, `step`
+/// channels apart, zero from channel `end` on; lanes along elements.
 #[cube]
-#[allow(clippy::too_many_arguments)]
-fn read<E: Float>(
+fn read_channels<E: Float>(
     from: &[E],
-    place: usize,
+    offset: usize,
     stride: usize,
     step: u32,
     end: u32,
@@ -211,7 +226,7 @@ fn read<E: Float>(
             let channel = step * load as u32 + i as u32;
             let mut value = E::from_int(0);
             if exists && channel < end {
-                value = from[place + channel as usize * stride];
+                value = from[offset + channel as usize * stride];
             }
             values.push(value);
         }
@@ -219,112 +234,111 @@ fn read<E: Float>(
     values
 }
 
-/// Writes what [`read`] has read into row `row` of a stage.
+/// Stores what [`read_channels`] has loaded into row `row` of a stage.
 #[cube]
-fn write<E: Float, S: Float, V: Size>(
+fn write_channels<E: Float, S: Float, V: Size>(
     values: &Sequence<E>,
     stage: &mut Shared<[Vector<S, V>]>,
     row: u32,
-    #[comptime] row_vectors: usize,
+    #[comptime] pitch: usize,
     #[comptime] channels: usize,
     #[comptime] tile: WindowWeightTile,
 ) {
     let width = V::value();
-    let run = UNIT_POS as usize / tile.sites;
+    let vector = UNIT_POS as usize / tile.positions;
     #[unroll]
     for load in 0..comptime!(tile.loads(channels, width)) {
-        stage[row as usize * row_vectors + run + comptime!(load * (tile.units() / tile.sites))] =
+        stage[row as usize * pitch + vector + comptime!(load * (tile.threads() / tile.positions))] =
             packed(values, load);
     }
 }
 
-/// Adds the products of a chunk's sites `k..k + fragment` to a plane's sums, for every tap; `first` is the
-/// ring's row of the chunk's first site.
+/// Accumulates the products of the chunk's positions `k..k + fragment` for every tap; `first` is the ring's
+/// row of the chunk's first position.
 #[cube]
-#[allow(clippy::too_many_arguments)]
 fn multiply<S: Float, V: Size>(
     ring: &Shared<[Vector<S, V>]>,
-    chunk: &Shared<[Vector<S, V>]>,
-    sums: &Sequence<cmma::Matrix<f32>>,
+    dy_stage: &Shared<[Vector<S, V>]>,
+    acc: &Sequence<cmma::Matrix<f32>>,
     shifts: &Sequence<u32>,
     first: u32,
     k: u32,
-    #[comptime] rows: (usize, usize),
+    #[comptime] pitches: (usize, usize),
     #[comptime] tile: WindowWeightTile,
 ) {
     let width = V::value();
-    let plane = UNIT_POS as usize / PLANE;
-    let (x_row, dy_row) = rows;
-    let c = plane % 2 * comptime!(tile.fragment / width);
-    let o = plane / 2 * comptime!(2 * tile.fragment / width);
-    let mut channels = Sequence::<cmma::Matrix<Vector<S, V>>>::new();
+    let subgroup = UNIT_POS as usize / PLANE;
+    let (x_pitch, dy_pitch) = pitches;
+    let c = subgroup % 2 * comptime!(tile.fragment / width);
+    let o = subgroup / 2 * comptime!(2 * tile.fragment / width);
+    let mut a = Sequence::<cmma::Matrix<Vector<S, V>>>::new();
     #[unroll]
     for i in 0..2 {
-        let at = k as usize * dy_row + o + comptime!(i * tile.fragment / width);
-        channels.push(cmma::Matrix::<Vector<S, V>>::from_slice(
+        let at = k as usize * dy_pitch + o + comptime!(i * tile.fragment / width);
+        a.push(cmma::Matrix::<Vector<S, V>>::from_slice(
             MatrixIdent::A,
             tile.fragment,
             tile.fragment,
             tile.fragment,
             MatrixLayout::ColMajor,
-            &chunk[at..comptime!(tile.sites * dy_row)],
-            comptime!((dy_row * width) as u32),
+            &dy_stage[at..comptime!(tile.positions * dy_pitch)],
+            comptime!((dy_pitch * width) as u32),
         ));
     }
     #[unroll]
     for tap in 0..TAPS {
         let row = first + k + *shifts.index(tap);
         let row = select(row >= comptime!(tile.ring as u32), row - comptime!(tile.ring as u32), row);
-        let at = row as usize * x_row + c;
-        let sites = cmma::Matrix::<Vector<S, V>>::from_slice(
+        let at = row as usize * x_pitch + c;
+        let b = cmma::Matrix::<Vector<S, V>>::from_slice(
             MatrixIdent::B,
             tile.fragment,
             tile.fragment,
             tile.fragment,
             MatrixLayout::RowMajor,
-            &ring[at..comptime!((tile.ring + tile.fragment) * x_row)],
-            comptime!((x_row * width) as u32),
+            &ring[at..comptime!((tile.ring + tile.fragment) * x_pitch)],
+            comptime!((x_pitch * width) as u32),
         );
         #[unroll]
         for i in 0..2 {
-            let sum = sums.index(comptime!(tap * 2 + i));
-            cmma::execute(channels.index(i), &sites, sum, sum);
+            let sum = acc.index(comptime!(tap * 2 + i));
+            cmma::execute(a.index(i), &b, sum, sum);
         }
     }
 }
 
-/// Writes a plane's sums, through the plane's own patch of shared memory.
+/// Stores a subgroup's results, through its patch of shared memory.
 #[cube]
 fn write_result<O: Float>(
-    sums: &Sequence<cmma::Matrix<f32>>,
+    acc: &Sequence<cmma::Matrix<f32>>,
     out: &mut [O],
     tiling: &WeightTiling,
-    share: &Share,
+    work: &WeightWork,
     #[comptime] tile: WindowWeightTile,
 ) {
-    let plane = UNIT_POS as usize / PLANE;
+    let subgroup = UNIT_POS as usize / PLANE;
     let lane = (UNIT_POS as usize % PLANE) as u32;
     let size = comptime!(tile.fragment * tile.fragment);
     let mut patches = Shared::<[f32]>::new_slice(comptime!(4 * size));
-    let first_c = share.first_c + (plane % 2 * tile.fragment) as u32;
-    let first_o = share.first_o + (plane / 2 * comptime!(2 * tile.fragment)) as u32;
+    let first_c = work.first_c + (subgroup % 2 * tile.fragment) as u32;
+    let first_o = work.first_o + (subgroup / 2 * comptime!(2 * tile.fragment)) as u32;
     #[unroll]
     for tap in 0..TAPS {
-        let in_plane = share.first_tap + tap as u32;
+        let frame_tap = work.first_tap + tap as u32;
         #[unroll]
         for i in 0..2 {
-            into_patch(sums.index(comptime!(tap * 2 + i)), &mut patches, plane * size, tile.fragment);
+            into_patch(acc.index(comptime!(tap * 2 + i)), &mut patches, subgroup * size, tile.fragment);
             #[unroll]
             for step in 0..comptime!(size / PLANE) {
                 let in_patch = lane + comptime!((step * PLANE) as u32);
                 let c = first_c + in_patch % tile.fragment as u32;
                 let o = first_o + comptime!((i * tile.fragment) as u32) + in_patch / tile.fragment as u32;
-                if c < tiling.channels && o < tiling.out_channels && in_plane < tiling.taps {
-                    let row = (share.group * tiling.out_channels + o) as usize * tiling.row_stride;
-                    let tap = (share.depth_tap * tiling.taps + in_plane) as usize * tiling.tap_stride;
+                if c < tiling.channels && o < tiling.out_channels && frame_tap < tiling.taps {
+                    let row = (work.group * tiling.out_channels + o) as usize * tiling.row_stride;
+                    let tap = (work.depth_tap * tiling.taps + frame_tap) as usize * tiling.tap_stride;
                     let at = row + c as usize * tiling.channel_stride + tap;
-                    out[share.part as usize * tiling.part_stride + at] =
-                        O::cast_from(patches[plane * size + in_patch as usize]);
+                    out[work.k_slice as usize * tiling.slice_stride + at] =
+                        O::cast_from(patches[subgroup * size + in_patch as usize]);
                 }
             }
         }

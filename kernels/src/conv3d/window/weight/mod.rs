@@ -1,8 +1,8 @@
-//! The weight gradient with a window of the source in shared memory for all taps of a plane: its tile, its
-//! parts, its launch.
+//! The weight gradient with a shared input window for all taps of a frame: its tile, its split-K slices and
+//! its launch.
 
 mod kernel;
-mod places;
+mod tiling;
 
 use crate::conv3d::gemm::config::PLANE;
 use crate::conv3d::gemm::walk::{Walks, walk_args, walks};
@@ -18,28 +18,29 @@ use crate::limits::Limits;
 use crate::operand::{Operand, address_type};
 use cubecl::prelude::*;
 use kernel::{TAPS, window_weight_kernel};
-use places::WeightTilingLaunch;
+use tiling::WeightTilingLaunch;
 
-/// How a cube's sums are shared out: four planes, each with two by one fragments for each of nine taps.
+/// The tile of a threadgroup: four subgroups, each with two by one fragments for each of nine taps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct WindowWeightTile {
-    /// Sites of dy in shared memory.
-    pub sites: usize,
-    /// Elements of the source in shared memory.
+    /// Positions of a chunk: what shared memory holds of dy.
+    pub positions: usize,
+    /// Elements of the source in shared memory: whole chunks.
     pub ring: usize,
-    /// Rows, columns and terms of a fragment: 8 on Apple's simdgroups, 16 elsewhere.
+    /// M, N and K of a fragment: 8 on Apple's simdgroups, 16 elsewhere.
     pub fragment: usize,
 }
 
-/// Fragments of 16 (f16): a unit holds 144 sums, 23 KiB of shared memory. On an H200 (256 -> 256, 43x62x106
-/// and 8x28x28, both 3x3x3): 4.5 and 0.25 ms; with 64 sites and a ring of 192 5.5 and 0.21, of 256 5.4 and
-/// 0.20; gathered 7.1 and 0.27.
-const SIXTEEN: [WindowWeightTile; 1] = [WindowWeightTile { sites: 32, ring: 160, fragment: 16 }];
-/// Fragments of 8 (f32): a unit holds 36 sums, 19 KiB.
-const EIGHT: [WindowWeightTile; 1] = [WindowWeightTile { sites: 32, ring: 160, fragment: 8 }];
+/// Fragments of 16 (f16): 144 accumulators a thread, 23 KiB of shared memory.
+const SIXTEEN: [WindowWeightTile; 1] = [WindowWeightTile { positions: 32, ring: 160, fragment: 16 }];
+/// Fragments of 8 (f32): 36 accumulators a thread, 19 KiB of shared memory.
+const EIGHT: [WindowWeightTile; 1] = [WindowWeightTile { positions: 32, ring: 160, fragment: 8 }];
+
+/// Subgroups of a threadgroup: two along the channels of x by two along those of dy.
+const SUBGROUPS: usize = 4;
 
 impl WindowWeightTile {
-    /// The tiles for fragments of a shape.
+    /// The tiles for a fragment size.
     pub fn all(fragment: usize) -> &'static [Self] {
         match fragment {
             8 => &EIGHT,
@@ -48,32 +49,32 @@ impl WindowWeightTile {
         }
     }
 
-    /// Units of a cube.
-    pub fn units(&self) -> usize {
-        4 * PLANE
+    /// Threads of a threadgroup.
+    pub fn threads(&self) -> usize {
+        SUBGROUPS * PLANE
     }
 
-    /// Channels of x of a cube.
+    /// Channels of x of a threadgroup.
     pub fn channels(&self) -> usize {
         2 * self.fragment
     }
 
-    /// Channels of dy of a cube.
+    /// Channels of dy of a threadgroup.
     pub fn out_channels(&self) -> usize {
         4 * self.fragment
     }
 
-    /// Bytes of shared memory for stages whose elements have `size` bytes.
+    /// Bytes of shared memory with stage elements of `size` bytes.
     pub fn shared_bytes(&self, size: usize) -> usize {
-        let patches = self.units() / PLANE * self.fragment * self.fragment * 4;
+        let patches = SUBGROUPS * self.fragment * self.fragment * 4;
         (self.ring + self.fragment) * (self.channels() * size + 16)
-            + self.sites * (self.out_channels() * size + 16)
+            + self.positions * (self.out_channels() * size + 16)
             + patches
     }
 
-    /// Vectors of `width` channels that a unit reads of a chunk with so many channels.
+    /// Vectors of `width` channels that a thread loads of a chunk with `channels` channels.
     pub(super) fn loads(&self, channels: usize, width: usize) -> usize {
-        self.sites * channels / width / self.units()
+        self.positions * channels / width / self.threads()
     }
 
     /// The name used in tables and reports.
@@ -81,64 +82,66 @@ impl WindowWeightTile {
         format!("{}x{}x{TAPS}", self.out_channels(), self.channels())
     }
 
-    /// Vectors of `width` elements from one site of a stage to the next: its channels, and 16 bytes that
-    /// spread the rows over the banks.
-    pub(super) fn row(&self, channels: usize, width: usize, size: usize) -> usize {
+    /// Pitch of a stage in vectors of `width` elements: the channels of one position, padded by 16 bytes
+    /// against bank conflicts.
+    pub(super) fn pitch(&self, channels: usize, width: usize, size: usize) -> usize {
         (channels + 16 / size) / width
     }
 }
 
-/// What the sums run over: strips of planes.
+/// What K runs over: the row segments of all frames, halo included.
 #[derive(Clone, Copy, Debug)]
-struct Strips {
-    /// Strips side by side, of all planes.
-    strips: usize,
-    planes: usize,
-    /// Sites of a strip's row, and its elements.
-    sites: usize,
+struct WeightSegments {
+    /// Segments that make up a row.
+    count: usize,
+    /// Frames of all images.
+    frames: usize,
+    /// Positions of a segment's row.
+    width: usize,
+    /// Elements of a segment's row: the positions and the halo.
     pitch: usize,
+    /// Rows of a frame.
     rows: usize,
-    /// Chunks that the taps of one reach beyond it.
-    ahead: usize,
+    /// Chunks by which dy lags behind x: what the taps of one chunk reach beyond it.
+    lag: usize,
 }
 
-impl Strips {
-    /// Strips so narrow that the ring holds what a chunk's taps reach; none where there are no such.
+impl WeightSegments {
+    /// The widest segments whose ring holds what the taps of a chunk reach; none where no ring does.
     fn of(problem: &Conv3dProblem, walks: &Walks, tile: &WindowWeightTile) -> Option<Self> {
         let [depth, height, width] = walks;
-        let rim = (width.taps.max(1) - 1) * width.step;
-        let reach = (height.taps.max(1) - 1) * height.step;
-        let room = (tile.ring - tile.sites).checked_sub(rim)?;
-        let longest = room.checked_div(reach).unwrap_or(width.sites + rim);
-        let most = longest.checked_sub(rim).filter(|most| *most > 0)?;
-        let strips = width.sites.div_ceil(most);
-        let sites = width.sites.div_ceil(strips.max(1));
-        let pitch = sites + rim;
+        let halo_columns = (width.taps.max(1) - 1) * width.step;
+        let halo_rows = (height.taps.max(1) - 1) * height.step;
+        let room = (tile.ring - tile.positions).checked_sub(halo_columns)?;
+        let max_pitch = room.checked_div(halo_rows).unwrap_or(width.sites + halo_columns);
+        let max_width = max_pitch.checked_sub(halo_columns).filter(|most| *most > 0)?;
+        let count = width.sites.div_ceil(max_width);
+        let positions = width.sites.div_ceil(count.max(1));
+        let pitch = positions + halo_columns;
         (width.sites > 0 && height.sites > 0).then_some(Self {
-            strips,
-            planes: depth.sites * problem.batch,
-            sites,
+            count,
+            frames: depth.sites * problem.batch,
+            width: positions,
             pitch,
             rows: height.sites,
-            ahead: (reach * pitch + rim).div_ceil(tile.sites),
+            lag: (halo_rows * pitch + halo_columns).div_ceil(tile.positions),
         })
     }
 
-    /// Rows of a band: as many as have an accurate sum, and so few that `tiles` of every band fill the
+    /// Rows of a band: few enough for an accurate sum, and for `tiles` threadgroups per band to fill the
     /// device.
     fn band_rows(&self, tiles: usize, tile: &WindowWeightTile, limits: &Limits) -> usize {
         let accurate = self.rows.div_ceil((ReductionSplit::LENGTH / self.pitch).max(1));
-        // A band of fewer than eight chunks would spend its time on its ends.
-        let worthwhile = (self.rows * self.pitch).div_ceil(8 * tile.sites);
-        let cubes = tiles * self.strips * self.planes;
-        // A quarter of the cubes in flight keeps every core busy (16 frames of 56x56, 64 -> 128: 192 cubes
-        // 0.15 ms, 576 0.19).
-        let filling = (limits.cubes_in_flight / 4).div_ceil(cubes.max(1)).min(worthwhile);
+        // Below eight chunks, prologue and epilogue dominate.
+        let worthwhile = (self.rows * self.pitch).div_ceil(8 * tile.positions);
+        let threadgroups = tiles * self.count * self.frames;
+        // A quarter of the threadgroups in flight keeps every core busy.
+        let filling = (limits.cubes_in_flight / 4).div_ceil(threadgroups.max(1)).min(worthwhile);
         self.rows.div_ceil(accurate.max(filling).min(self.rows))
     }
 }
 
-/// Tiles of channels, of output channels, of the plane's taps, of depth taps and groups.
+/// Tiles along the channels of x, the channels of dy and the taps of a frame, then depth taps and groups.
 fn tiles_of(problem: &Conv3dProblem, tile: &WindowWeightTile) -> [usize; 5] {
     let [depth, height, width] = problem.kernel;
     [
@@ -150,38 +153,39 @@ fn tiles_of(problem: &Conv3dProblem, tile: &WindowWeightTile) -> [usize; 5] {
     ]
 }
 
-fn walk(problem: &Conv3dProblem) -> Option<Walks> {
-    let [walk] = walks(problem, Pass::Forward)[..] else { return None };
-    (walk[1].scale == 1 && walk[2].scale == 1 && walk.iter().all(|axis| axis.taps > 0)).then_some(walk)
+/// The traversal of the windows; none where they have a stride within the frame.
+fn weight_walks(problem: &Conv3dProblem) -> Option<Walks> {
+    let [walks] = walks(problem, Pass::Forward)[..] else { return None };
+    (walks[1].scale == 1 && walks[2].scale == 1 && walks.iter().all(|axis| axis.taps > 0)).then_some(walks)
 }
 
-/// Whether the tile serves a weight gradient: windows that move by one element in the plane and whose taps
-/// reach no further than the ring.
+/// Whether the tile serves a weight gradient: no stride within the frame, and taps that reach no further than
+/// the ring.
 pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass, tile: &WindowWeightTile) -> bool {
     pass == Pass::WeightGradient
         && crate::conv3d::gemm::serves(problem, pass)
-        && walk(problem).is_some_and(|walks| Strips::of(problem, &walks, tile).is_some())
+        && weight_walks(problem).is_some_and(|walks| WeightSegments::of(problem, &walks, tile).is_some())
 }
 
-/// The tiles of a weight gradient, as [`crate::conv3d::Plan::tiles`] says.
+/// The tiles of a weight gradient for [`crate::conv3d::Plan::tiles`].
 pub(crate) fn extent(problem: &Conv3dProblem, tile: &WindowWeightTile) -> Option<Tiles> {
-    let walks = walk(problem)?;
-    let strips = Strips::of(problem, &walks, tile)?;
-    let terms = strips.planes * strips.strips * strips.rows * strips.pitch;
+    let walks = weight_walks(problem)?;
+    let segments = WeightSegments::of(problem, &walks, tile)?;
+    let k = segments.frames * segments.count * segments.rows * segments.pitch;
     Some(Tiles {
         count: tiles_of(problem, tile).iter().product(),
         rows: tile.out_channels(),
         columns: tile.channels() * TAPS,
-        terms,
-        reads: terms * (tile.channels() + tile.out_channels()),
+        terms: k,
+        reads: k * (tile.channels() + tile.out_channels()),
     })
 }
 
-/// Iterations of the loops of a thread: strips, chunks of them and their fragments.
+/// Iterations of the loops of a thread: segments with their chunks, and fragments of a chunk.
 pub(crate) fn loop_iterations(problem: &Conv3dProblem, tile: &WindowWeightTile, limits: &Limits) -> usize {
-    let Some(Tiles { terms, .. }) = extent(problem, tile) else { return 0 };
-    let split = ReductionSplit::of(terms, problem.weight_shape().iter().product(), limits);
-    nest(split.length.div_ceil(tile.sites) + 1, nest(tile.sites / tile.fragment, 0) + 1)
+    let Some(Tiles { terms: k, .. }) = extent(problem, tile) else { return 0 };
+    let split = ReductionSplit::of(k, problem.weight_shape().iter().product(), limits);
+    nest(split.length.div_ceil(tile.positions) + 1, nest(tile.positions / tile.fragment, 0) + 1)
 }
 
 /// Launches the weight gradient: operands x, dy, dw.
@@ -192,22 +196,22 @@ pub(crate) fn launch(
     limits: &Limits,
     [x, dy, dw]: [&Operand; 3],
 ) -> Result<(), ConvError> {
-    let walks = walk(problem).expect("`check` has looked at the walk");
-    let strips = Strips::of(problem, &walks, &tile).expect("`check` has looked at the window");
+    let walks = weight_walks(problem).expect("`serves` has checked the stride");
+    let segments = WeightSegments::of(problem, &walks, &tile).expect("`serves` has checked the window");
     let (stage, width) = stage_vector(tile.fragment, problem.dtype, limits);
     let [tiles_c, tiles_o, tap_tiles, depth_taps, groups] = tiles_of(problem, &tile);
     let tiles = tiles_c * tiles_o * tap_tiles * depth_taps * groups;
-    let band_rows = strips.band_rows(tiles, &tile, limits);
-    let bands = strips.rows.div_ceil(band_rows);
-    let count = bands * strips.strips * strips.planes;
-    let elements = (band_rows * strips.pitch).next_multiple_of(tile.sites);
+    let band_rows = segments.band_rows(tiles, &tile, limits);
+    let bands = segments.rows.div_ceil(band_rows);
+    let segment_count = bands * segments.count * segments.frames;
+    let elements = (band_rows * segments.pitch).next_multiple_of(tile.positions);
     let filling = limits.cubes_in_flight.div_ceil(tiles.max(1));
-    let split = ReductionSplit::filling(count * elements, dw.len(), filling, tile.sites, limits);
-    let affordable = count.div_ceil(affordable_parts(dw.len(), limits));
-    let part_bands = (split.length / elements).max(affordable).max(1);
-    let parts = count.div_ceil(part_bands);
-    let partials = reduce::partials(client, parts, dw);
-    // Partials hold a tap's channels behind each other, so that lanes write neighbours; the weight its taps.
+    let split = ReductionSplit::filling(segment_count * elements, dw.len(), filling, tile.positions, limits);
+    let affordable = segment_count.div_ceil(affordable_parts(dw.len(), limits));
+    let slice_segments = (split.length / elements).max(affordable).max(1);
+    let k_slices = segment_count.div_ceil(slice_segments);
+    let partials = reduce::partials(client, k_slices, dw);
+    // Partials have the channels of a tap next to each other, for coalesced stores; dw has its taps so.
     let taps = problem.taps();
     let channels = problem.group_channels();
     let strides = if partials.shape == dw.shape {
@@ -216,50 +220,52 @@ pub(crate) fn launch(
         [channels, 1, dw.shape[0] * channels]
     };
     let [row_stride, channel_stride, tap_stride] = strides;
-    let cubes = tiles * parts;
-    let address = address_type("conv3d", &[x, dy, &partials], cubes.max(count * elements), limits)?;
-    let operations = 2.0 * (tile.out_channels() * tile.channels() * TAPS * part_bands * elements) as f64;
-    for dispatch in dispatches(cubes, operations, limits) {
-        // SAFETY: elements outside the source, sites of a rim and channels past the last are not read; taps
-        // and channels past the last are not written; the ring holds all that a chunk's taps reach.
+    let threadgroups = tiles * k_slices;
+    let largest = threadgroups.max(segment_count * elements);
+    let address = address_type("conv3d", &[x, dy, &partials], largest, limits)?;
+    let operations = 2.0 * (tile.out_channels() * tile.channels() * TAPS * slice_segments * elements) as f64;
+    for dispatch in dispatches(threadgroups, operations, limits) {
+        // SAFETY: the contract of `conv3d::window`. Elements outside the source, positions of the halo and
+        // channels past the last are not read; taps and channels past the last are not written; the ring
+        // holds every element that the taps of a chunk reach.
         unsafe {
             window_weight_kernel::launch_unchecked(
                 client,
                 dispatch.count(),
-                CubeDim::new_2d(PLANE as u32, 4),
+                CubeDim::new_2d(PLANE as u32, SUBGROUPS as u32),
                 address,
                 width,
                 x.buffer_arg(1),
                 dy.buffer_arg(1),
                 partials.buffer_arg(1),
                 walk_args(problem, Pass::Forward, &walks, [x, dw, dy]),
-                WeightTilingLaunch::new(
-                    tiles_c as u32,
-                    tiles_o as u32,
-                    tap_tiles as u32,
-                    depth_taps as u32,
-                    parts as u32,
-                    bands as u32,
-                    strips.strips as u32,
-                    walks[0].sites as u32,
-                    count as u32,
-                    part_bands as u32,
-                    band_rows as u32,
-                    strips.sites as u32,
-                    strips.pitch as u32,
-                    strips.pitch as u32,
-                    walks[1].sites as u32,
-                    walks[2].sites as u32,
-                    strips.ahead as u32,
-                    problem.group_channels() as u32,
-                    problem.group_out_channels() as u32,
-                    (walks[1].taps * walks[2].taps) as u32,
-                    walks[2].taps as u32,
-                    dw.len(),
+                WeightTilingLaunch {
+                    tiles_c: tiles_c as u32,
+                    tiles_o: tiles_o as u32,
+                    tap_tiles: tap_tiles as u32,
+                    depth_taps: depth_taps as u32,
+                    k_slices: k_slices as u32,
+                    bands: bands as u32,
+                    segments: segments.count as u32,
+                    depth: walks[0].sites as u32,
+                    segment_count: segment_count as u32,
+                    slice_segments: slice_segments as u32,
+                    band_rows: band_rows as u32,
+                    segment_width: segments.width as u32,
+                    pitch_divmod: segments.pitch as u32,
+                    pitch: segments.pitch as u32,
+                    height: walks[1].sites as u32,
+                    width: walks[2].sites as u32,
+                    lag: segments.lag as u32,
+                    channels: problem.group_channels() as u32,
+                    out_channels: problem.group_out_channels() as u32,
+                    taps: (walks[1].taps * walks[2].taps) as u32,
+                    row_taps: walks[2].taps as u32,
+                    slice_stride: dw.len(),
                     row_stride,
                     channel_stride,
                     tap_stride,
-                ),
+                },
                 dispatch.span(),
                 problem.window.padding_mode,
                 tile,
@@ -282,7 +288,7 @@ pub(crate) fn launch(
     reduce::sum_partials(client, limits, &partials, &by_tap)
 }
 
-/// Whether the device has matrix units for the problem's type, and the tiles for them.
+/// The tiles for the problem's type; none where the device has no MMA units for it.
 pub(crate) fn tiles(problem: &Conv3dProblem, limits: &Limits) -> &'static [WindowWeightTile] {
     WindowWeightTile::all(stage_type(problem.dtype, limits).map_or(0, |(_, fragment)| fragment))
 }
@@ -292,14 +298,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tiles_share_out_evenly_within_apples_budget() {
+    fn tiles_divide_evenly_among_threads_within_apples_limits() {
         for (tile, size) in SIXTEEN.iter().map(|tile| (tile, 2)).chain(EIGHT.iter().map(|tile| (tile, 4))) {
             assert!(tile.shared_bytes(size) <= 32 * 1024, "{tile:?}: {} bytes", tile.shared_bytes(size));
-            assert_eq!(tile.ring % tile.sites, 0, "{tile:?}: the ring holds whole chunks");
+            assert_eq!(tile.ring % tile.positions, 0, "{tile:?}: the ring holds whole chunks");
             let width = if tile.fragment == 8 { 4 } else { 16 / size };
-            // Nothing is read with a mask.
+            // No load needs a mask for the chunk's end.
             for channels in [tile.channels(), tile.out_channels()] {
-                assert_eq!(tile.sites * channels % (width * tile.units()), 0, "{tile:?}");
+                assert_eq!(tile.positions * channels % (width * tile.threads()), 0, "{tile:?}");
             }
         }
     }
