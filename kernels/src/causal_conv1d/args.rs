@@ -8,7 +8,7 @@
 //! Every kernel of the op is launched unchecked, under this contract:
 //! - The public functions check that each operand has the problem's shape and dtype and that the plan serves
 //!   the problem; extents reach the kernels from that problem or from the operands' own shapes.
-//! - `address_type` gets every operand and the largest linear index, so that no offset overflows.
+//! - `address_type` gets the largest operands and the largest linear index, so that no offset overflows.
 //! - Kernels mask what their last threadgroup and tile exceed: rows, channels, steps, columns and taps.
 //! - An absent optional tensor is replaced by a bound placeholder that its [`Present`] bit keeps from being
 //!   read.

@@ -27,9 +27,12 @@ pub struct OptionalShapes {
     pub residual: Option<[usize; 3]>,
 }
 
-/// A causal conv1d problem, written in `[B, C, T]` order:
-/// `y[b,c,t] = activation(bias[c] + sum over k < W of weight[c,k] * x[b, c, t - (W-1) + k]) +
-/// residual[b,c,t]`.
+/// A causal conv1d problem, in `[B, C, T]` order:
+///
+/// ```text
+/// y[b,c,t] = activation( bias[c] + sum over k < W of weight[c,k] * x[b, c, t - (W-1) + k] )
+///            + residual[b,c,t]
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CausalConv1dProblem {
     /// B.

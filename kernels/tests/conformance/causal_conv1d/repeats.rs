@@ -58,8 +58,8 @@ fn nan_stays_in_the_reach_of_a_wide_filter() {
     }
 }
 
-/// Through SiLU's derivative a NaN in x makes dy's gradient NaN at the steps that read it, which are
-/// multiplied with other steps of x.
+/// Through SiLU's derivative a NaN in x makes the pre-activation gradient NaN at the steps that read it, and so
+/// dw of the taps that other steps of x meet it with.
 fn silu_spreads(silu: bool, position: usize, k: usize, w: usize, t: usize) -> bool {
     silu && (position..(position + w).min(t)).any(|step| step + k + 1 >= w)
 }
