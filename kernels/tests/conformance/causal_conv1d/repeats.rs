@@ -58,8 +58,8 @@ fn nan_stays_in_the_reach_of_a_wide_filter() {
     }
 }
 
-/// Through SiLU's derivative a NaN in x makes the pre-activation gradient NaN at the steps that read it, and so
-/// dw of the taps that other steps of x meet it with.
+/// Through SiLU's derivative a NaN in x makes the pre-activation gradient NaN at the steps that read it:
+/// dw is NaN for every tap with which such a step reads any step of x.
 fn silu_spreads(silu: bool, position: usize, k: usize, w: usize, t: usize) -> bool {
     silu && (position..(position + w).min(t)).any(|step| step + k + 1 >= w)
 }
