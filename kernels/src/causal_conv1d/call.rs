@@ -1,4 +1,4 @@
-//! A call on the host side: its problem, what it may use, and its inputs as the kernels see them.
+//! A call on the host: client, limits, problem, and the inputs as the kernels read them.
 
 use super::Inputs;
 use super::args::{Present, canonical};
@@ -9,22 +9,22 @@ use crate::operand::Operand;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-/// What every kernel of one call shares.
-pub(crate) struct Call<'a> {
+/// What all launches of one call share.
+pub(crate) struct Conv1dCall<'a> {
     pub(crate) client: &'a Client,
     pub(crate) limits: &'a Limits,
     pub(crate) problem: &'a CausalConv1dProblem,
-    pub(crate) views: Views,
+    pub(crate) views: InputViews,
 }
 
-impl<'a> Call<'a> {
+impl<'a> Conv1dCall<'a> {
     pub(crate) fn new(
         client: &'a Client,
         limits: &'a Limits,
         problem: &'a CausalConv1dProblem,
         inputs: &Inputs,
     ) -> Self {
-        Self { client, limits, problem, views: Views::of(client, problem, inputs) }
+        Self { client, limits, problem, views: InputViews::of(client, problem, inputs) }
     }
 
     /// [`Present`] of the inputs and of `others`.
@@ -37,21 +37,21 @@ impl<'a> Call<'a> {
     }
 }
 
-/// The inputs of a call as the kernels see them: `[B, C, T]` order, every tensor bindable.
-pub(crate) struct Views {
+/// The inputs of a call as the kernels read them: axes in `[B, C, T]` order, every tensor bindable.
+pub(crate) struct InputViews {
     pub(crate) x: Operand,
     pub(crate) weight: Operand,
     pub(crate) bias: Option<Operand>,
-    /// Absent where width 1 leaves no state.
+    /// Absent if W = 1, which has no state.
     pub(crate) initial_state: Option<Operand>,
     pub(crate) seq_idx: Option<IndexOperand>,
     pub(crate) residual: Option<Operand>,
 }
 
-impl Views {
+impl InputViews {
     fn of(client: &Client, problem: &CausalConv1dProblem, inputs: &Inputs) -> Self {
         let state = inputs.initial_state.filter(|state| !state.is_empty());
-        // Ids without steps or rows are never read.
+        // Without steps or rows the ids are never read.
         let seq_idx = inputs.seq_idx.filter(|_| problem.batch * problem.length > 0);
         Self {
             x: canonical(inputs.x, problem.layout).bindable(client),
@@ -63,12 +63,12 @@ impl Views {
         }
     }
 
-    /// The bias, or what stands in for it.
+    /// The bias, or a placeholder that is bound but not read.
     pub(crate) fn bias_or_weight(&self) -> &Operand {
         self.bias.as_ref().unwrap_or(&self.weight)
     }
 
-    /// The initial state, or what stands in for it.
+    /// The initial state, or a placeholder that is bound but not read.
     pub(crate) fn initial_or_x(&self) -> &Operand {
         self.initial_state.as_ref().unwrap_or(&self.x)
     }
@@ -77,7 +77,7 @@ impl Views {
         self.seq_idx.as_ref().map_or(IndexType::I32, |ids| ids.dtype).elem()
     }
 
-    /// The largest offset that the ids need.
+    /// One past the largest offset of the ids.
     pub(crate) fn index_extent(&self) -> usize {
         self.seq_idx.as_ref().map_or(0, IndexOperand::extent)
     }

@@ -1,67 +1,62 @@
-//! Causal depthwise conv1d: every output step sees its own and the W-1 steps before it, channel by channel.
+//! Causal depthwise conv1d: each output step reads its own and the W-1 previous steps of its channel.
 //!
 //! ```text
 //! y[b,c,t] = activation( bias[c] + sum over k < W of weight[c,k] * X(b, c, t - (W-1) + k) )
 //!            + residual[b,c,t]
 //! ```
 //!
-//! X(t) for t < 0 is the initial state (`[B, C, W-1]`, oldest step first) or 0. [`forward`], [`backward`],
-//! [`final_state`] for the next chunk, and [`update`] for decoding step by step. x is `[B, C, T]` or
-//! `[B, T, C]`, any strides; any width from 1 on and any T, also T < W-1 and T = 0. x and weight may differ
-//! in dtype. Sums are fp32, rounded once; no atomics, so equal calls give equal bits. The optional residual
-//! is of x's shape and dtype; its gradient is dy, 0 at padding, for which nothing is launched.
+//! X(t) for t < 0 is the initial state (`[B, C, W-1]`, oldest step first) or 0. [`forward`] and [`backward`];
+//! [`final_state`] carries a chunk's state to the next; [`update`] decodes step by step. x is `[B, C, T]` or
+//! `[B, T, C]` with any strides, W >= 1, any T (also T < W-1 and T = 0). x and weight may differ in dtype.
+//! Accumulation is fp32 with one rounding at the end; no atomics, so results are bitwise reproducible. The
+//! optional residual has x's shape and dtype; its gradient is dy (0 at padding) and needs no kernel.
 //!
-//! Sequence ids (`seq_idx [B, T]`) pack several sequences into a row: a tap is read only where its id equals
-//! that of the output step. A negative id is padding: y is 0 there and whatever dy holds reaches no gradient.
-//! Equality is all that is asked, so an id must not come back after its run has ended: within W-1 steps it
-//! would be read across what is between. An initial state belongs to the sequence of the row's first step (to
-//! none where that is padding); a row that begins with another sequence than its state's is given zeros.
+//! Sequence ids (`seq_idx [B, T]`) pack several sequences into a row: a tap contributes only where its id
+//! equals that of the output step. A negative id marks padding: y is 0 there, and dy at padding reaches no
+//! gradient. Ids are compared for equality only, so an id must not recur within W-1 steps of its sequence's
+//! end: its taps would reach across the gap. The initial state belongs to the sequence of the row's first
+//! step (to none if that is padding); pass zeros to a row that begins with a different sequence.
 //!
 //! The final state is what the next step of the row's last sequence would read: the W-1 columns of
-//! `[initial state | x]` that end with the last step that is no padding, 0 in place of those of other
-//! sequences; the initial state where all is padding. So pieces of a row give the whole wherever it is cut.
-//! States are of x's type or fp32 ([`CausalConv1dProblem::with_state_dtype`]).
+//! `[initial state | x]` that end with the last step that is not padding, with 0 for columns of other
+//! sequences; the initial state if the whole row is padding. So a row may be split into chunks anywhere.
+//! States have x's dtype or are fp32 ([`CausalConv1dProblem::with_state_dtype`]).
 //!
-//! Values that are not finite: one of x at step t reaches y at t to t + W-1 of its sequence, one of dy
-//! reaches dx at t - (W-1) to t, one of a state the steps that read it, and nothing else but dw and db of its
-//! channel. With SiLU one of x also reaches, through the derivative, dx of every step that is read together
-//! with it. What stands at padding reaches nothing. Weights are multiplied with the zeros before the first
-//! step, and in gradients with those beyond the last, as with any other: infinite ones make NaN of the first
-//! W-1 steps of y and may make NaN of the last W-1 of dx.
+//! Non-finite values: x at step t reaches y at t ..= t + W-1 of its sequence, dy reaches dx at t - (W-1) ..=
+//! t, a state the steps that read it; besides these only dw and db of the channel. With SiLU, x also reaches,
+//! through the derivative, dx of every step that shares an output with it. Values at padding reach nothing.
+//! Taps are multiplied by the zeros before the first step and, in gradients, past the last one: an infinite
+//! tap gives NaN in the first W-1 steps of y and may give NaN in the last W-1 steps of dx.
 //!
-//! dw and db are sums over all rows and steps: a unit adds at most about a thousand terms in a row, the rest
-//! are trees, so that their error grows with the logarithm of their number.
+//! dw and db are sums over all rows and steps. A thread adds about a thousand elements at most, the rest are
+//! tree reductions: the error grows with the logarithm of the number of elements.
 
 mod args;
 mod call;
-mod forward;
-mod gradient;
+mod decode;
+mod looped;
 mod narrow;
-mod passes;
 mod plan;
 mod problem;
 pub mod reference;
 mod state;
-mod step;
-mod update;
-mod weight;
 mod wide;
 
+pub use decode::{DecodingSteps, check_update_steps, update, update_steps};
 pub use plan::{NARROW_WIDTH, Pass, Plan, eligible, plan};
 pub use problem::{CausalConv1dProblem, Conv1dLayout, OptionalShapes, UpdateProblem};
-pub use update::{DecodingSteps, check_update_steps, update, update_steps};
 
 use crate::dtype::FloatType;
 use crate::error::{ConvError, invalid};
 use crate::index_operand::IndexOperand;
 use crate::limits::Limits;
 use crate::operand::{Operand, check_dtype};
-use call::Call;
+use call::Conv1dCall;
 use cubecl::prelude::*;
 
 const OP: &str = "causal_conv1d";
 
-/// What both passes read. The optional ones must be present exactly where the problem says so.
+/// Inputs of both passes. An optional input must be present exactly if the problem has it.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs<'a> {
     /// `[B, C, T]` or `[B, T, C]`.
@@ -78,8 +73,8 @@ pub struct Inputs<'a> {
     pub residual: Option<&'a Operand>,
 }
 
-/// What the backward pass writes, each of the shape and dtype of its input. An optional input's gradient may
-/// be left out.
+/// Outputs of the backward pass, each with the shape and dtype of its input. The gradients of optional inputs
+/// may be omitted.
 #[derive(Clone, Copy, Debug)]
 pub struct Gradients<'a> {
     /// dx.
@@ -111,21 +106,21 @@ pub fn forward(
     if problem.x_shape().contains(&0) {
         return Ok(());
     }
-    let call = Call::new(client, limits, problem, inputs);
+    let call = Conv1dCall::new(client, limits, problem, inputs);
     let y = args::canonical(y, problem.layout);
     match plan {
         Plan::Narrow => narrow::forward(&call, &y),
         Plan::Wide => wide::forward(&call, None, (0, problem.channels), &y),
-        Plan::Empty | Plan::Looped => forward::launch(&call, None, (0, problem.channels), &y),
+        Plan::Empty | Plan::Looped => looped::forward(&call, None, (0, problem.channels), &y),
     }
 }
 
 /// Copies the last W-1 columns of `[initial state | x]` into `out [B, C, W-1]`, in the states' dtype: the
-/// initial state of the next chunk. Steps before the first, where no initial state is given, are 0.
+/// initial state of the next chunk. Columns before the first step are 0 if there is no initial state.
 ///
-/// With sequence ids those columns end with the row's last step that is no padding, and what belongs to
-/// another sequence than that step is 0: what the next step of that sequence would read. A row of padding
-/// only hands its initial state on.
+/// With sequence ids these columns end with the row's last step that is not padding, and columns of other
+/// sequences than that step's are 0: what the next step of that sequence would read. A row that is all
+/// padding passes its initial state on.
 ///
 /// # Errors
 /// As [`forward`].
@@ -154,20 +149,19 @@ pub fn final_state(
     if out.is_empty() {
         return Ok(());
     }
-    // Ids without steps are never read.
+    // Without steps the ids are never read.
     let seq_idx = seq_idx.filter(|_| problem.length > 0);
     state::launch_final_state(client, limits, problem, x, initial_state, seq_idx, out)
 }
 
 /// Computes every gradient from dy, the gradient of y, and `dfinal`, that of the final state (none: zero).
-/// Nothing of the forward pass is needed but its inputs.
+/// Of the forward pass only the inputs are needed.
 ///
-/// Workspace: fp32 partial sums of dw; but for the plan `narrow` an activation needs the gradient before it
-/// in fp32, for as many channels at a time as [`Limits::workspace_bytes`] holds.
+/// Workspace: fp32 partial sums of dw. With an activation the plans other than `narrow` also store the
+/// pre-activation gradient in fp32, for as many channels at a time as [`Limits::workspace_bytes`] holds.
 ///
 /// # Errors
 /// As [`forward`].
-#[allow(clippy::too_many_arguments)]
 pub fn backward(
     client: &Client,
     limits: &Limits,
@@ -206,22 +200,23 @@ pub fn backward(
         return Ok(());
     }
 
-    let mut call = Call::new(client, limits, problem, inputs);
+    let mut call = Conv1dCall::new(client, limits, problem, inputs);
     if let Some(ids) = call.views.seq_idx.take() {
-        // Where the final state ends only its gradient asks.
-        let held = dfinal.is_some_and(|dfinal| !dfinal.is_empty());
-        call.views.seq_idx = Some(if held { state::with_ends(client, limits, problem, &ids)? } else { ids });
+        // Only the gradient of the final state needs the position where that state ends.
+        let has_dfinal = dfinal.is_some_and(|dfinal| !dfinal.is_empty());
+        let ids = if has_dfinal { state::with_ends(client, limits, problem, &ids)? } else { ids };
+        call.views.seq_idx = Some(ids);
     }
     if *plan == Plan::Narrow && problem.batch * problem.length > 0 {
         let dy = args::canonical(dy, problem.layout);
         return narrow::backward(&call, &dy, dfinal.filter(|dfinal| !dfinal.is_empty()), out);
     }
-    passes::backward(&call, *plan, dy, dfinal, out)
+    looped::backward(&call, *plan, dy, dfinal, out)
 }
 
-/// The last S steps of sequences packed into one row: of x `[1, C, T]` or `[1, T, C]` the steps from
-/// `bounds[i]` to `bounds[i + 1]` (`cu_seqlens [N + 1]`, ascending), into `out [N, C, S]`, zeros before a
-/// sequence that is shorter.
+/// The last S steps of each sequence packed into the one row of x (`[1, C, T]` or `[1, T, C]`), into
+/// `out [N, C, S]`. Sequence i has the steps `bounds[i]..bounds[i + 1]` (`cu_seqlens [N + 1]`, ascending);
+/// shorter ones are zero-padded in front.
 ///
 /// # Errors
 /// As [`forward`].
@@ -249,12 +244,12 @@ pub fn last_states(
     if out.is_empty() {
         return Ok(());
     }
-    state::launch_last_states(client, limits, &x.bindable(client), bounds, out)
+    decode::launch_last_states(client, limits, &x.bindable(client), bounds, out)
 }
 
-/// Sequence ids of sequences packed into one row, `out [1, T]`, from `bounds` (`cu_seqlens [N + 1]`,
-/// ascending): sequence i has the steps from `bounds[i]` to `bounds[i + 1]`, steps before the first bound and
-/// from the last on are padding (-1). `out` has the type of the bounds.
+/// Sequence ids of sequences packed into one row, `out [1, T]`: i for the steps `bounds[i]..bounds[i + 1]`
+/// (`cu_seqlens [N + 1]`, ascending), -1 (padding) before the first bound and from the last bound on. `out`
+/// has the dtype of the bounds.
 ///
 /// # Errors
 /// As [`forward`].
@@ -274,7 +269,7 @@ pub fn sequence_ids(
     out.check(op, "seq_idx", &[1, length], client)?;
     if out.dtype != bounds.dtype {
         let names = [bounds.dtype.name(), out.dtype.name()];
-        invalid!("{op}: cu_seqlens are {}, seq_idx {}, they must be alike", names[0], names[1]);
+        invalid!("{op}: cu_seqlens is {} and seq_idx is {}, their dtypes must match", names[0], names[1]);
     }
     if length == 0 {
         return Ok(());

@@ -1,22 +1,22 @@
 //! Which kernels serve a problem: a pure function of problem, pass and limits.
 //!
-//! | plan     | serves                           | workspace                                                            |
-//! |----------|----------------------------------|----------------------------------------------------------------------|
-//! | Unrolled | width <= 8                       | backward: fp32 partial sums of dw                                    |
-//! | Tiled    | width > 8, no sequence ids       | as Unrolled; with an activation also the gradient before it, in fp32 |
-//! | Looped   | any width                        | as Tiled                                                             |
+//! | plan   | serves                     | workspace of the backward pass                                   |
+//! |--------|----------------------------|------------------------------------------------------------------|
+//! | Narrow | width <= 8                 | partial sums of dw, fp32                                         |
+//! | Wide   | width > 8, no sequence ids | as Narrow; with an activation also the pre-activation gradient   |
+//! | Looped | any width                  | as Wide                                                          |
 //!
-//! The automatic choice is the first that serves. `Unrolled`: every tap is a register, every tensor is read
-//! and written once, and the backward pass is one sweep. Published models use widths 3 and 4; a register per
-//! tap ends at 8. `Tiled`, for wide filters such as Hyena's: taps and steps in shared memory, bound by the
-//! multiply-adds. Packed sequences under a wide filter have `Looped` only: ids would have to be compared for
-//! every product of a tile.
+//! The automatic choice is the first that serves. `Narrow`: one register per tap, every tensor is read and
+//! written once, the backward pass is one sweep. Published models use widths 3 and 4; 8 is the limit of a
+//! register per tap. `Wide`, for filters such as Hyena's: taps and steps in shared memory, bound by FMA.
+//! Packed sequences under a wide filter have only `Looped`: `Wide` would have to compare ids for every
+//! product.
 //!
-//! A plan serves only where its loops are short enough for the device ([`Limits::loop_iterations`]), those of
-//! every kernel of the pass.
+//! A plan serves only if the loops of every kernel of the pass are within the device's limit
+//! ([`Limits::loop_iterations`]).
 
 use super::problem::CausalConv1dProblem;
-use super::{narrow, weight, wide};
+use super::{looped, narrow, wide};
 use crate::error::{ConvError, unsupported};
 use crate::limits::Limits;
 use crate::operand::check_dtype;
@@ -24,7 +24,7 @@ use crate::operand::check_dtype;
 /// The widest filter of [`Plan::Narrow`].
 pub const NARROW_WIDTH: usize = narrow::WIDTH;
 
-/// What is computed.
+/// A pass of the op.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Pass {
     /// y.
@@ -48,11 +48,11 @@ impl Pass {
 pub enum Plan {
     /// The results have no elements: nothing is launched.
     Empty,
-    /// Taps in registers, four neighbours per unit, the backward pass in one sweep. Width 8 at most.
+    /// Taps in registers, four consecutive elements per thread, the backward pass in one sweep. Width <= 8.
     Narrow,
-    /// Taps and steps in shared memory, 16 sums per unit.
+    /// Taps and steps in shared memory, 16 accumulators per thread.
     Wide,
-    /// One step per unit, the taps in a loop.
+    /// One step per thread, the taps in a loop.
     Looped,
 }
 
@@ -71,8 +71,8 @@ impl Plan {
 /// The plan for one pass.
 ///
 /// # Errors
-/// [`ConvError::Unsupported`] when the device lacks a storage type, [`ConvError::TooLarge`] when it ends the
-/// loops of every plan.
+/// [`ConvError::Unsupported`] when the device lacks a storage type, [`ConvError::TooLarge`] when the loops of
+/// every plan exceed its limit.
 pub fn plan(problem: &CausalConv1dProblem, pass: Pass, limits: &Limits) -> Result<Plan, ConvError> {
     check_dtype("causal_conv1d", problem.dtype, limits)?;
     check_dtype("causal_conv1d", problem.weight_dtype, limits)?;
@@ -81,32 +81,33 @@ pub fn plan(problem: &CausalConv1dProblem, pass: Pass, limits: &Limits) -> Resul
     fits.map_or_else(|| check(plans[0], problem, pass, limits).map(|()| plans[0]), |plan| Ok(*plan))
 }
 
-/// Every plan that serves the pass, the automatic choice first; none where the device ends the loops of all.
+/// Every plan that serves the pass, the automatic choice first; none if the loops of all exceed the device's
+/// limit.
 pub fn eligible(problem: &CausalConv1dProblem, pass: Pass, limits: &Limits) -> Vec<Plan> {
     let mut plans = candidates(problem, pass);
     plans.retain(|plan| check(*plan, problem, pass, limits).is_ok());
     plans
 }
 
-/// Every plan that is made for such problems.
+/// Every plan for such problems, whatever the device's limits.
 fn candidates(problem: &CausalConv1dProblem, pass: Pass) -> Vec<Plan> {
     if result_is_empty(problem, pass) {
         vec![Plan::Empty]
     } else if narrow::serves(problem) {
         vec![Plan::Narrow, Plan::Looped]
-    } else if tiled_serves(problem) {
+    } else if wide_serves(problem) {
         vec![Plan::Wide, Plan::Looped]
     } else {
         vec![Plan::Looped]
     }
 }
 
-/// Narrower filters have a plan that is better; ids would have to be compared for every product.
-fn tiled_serves(problem: &CausalConv1dProblem) -> bool {
+/// Up to [`NARROW_WIDTH`] `Narrow` is faster; sequence ids would have to be compared for every product.
+fn wide_serves(problem: &CausalConv1dProblem) -> bool {
     problem.width > NARROW_WIDTH && !problem.seq_idx
 }
 
-/// Refuses a plan that was made for another problem or passes the device's limits.
+/// Refuses a plan that does not serve the problem or whose loops exceed the device's limit.
 pub(crate) fn check(
     plan: Plan,
     problem: &CausalConv1dProblem,
@@ -124,34 +125,38 @@ pub(crate) fn check(
             "causal_conv1d: the plan `narrow` serves widths up to {NARROW_WIDTH}, the weight has width {}",
             problem.width
         ),
-        Plan::Wide if !tiled_serves(problem) => unsupported!(
-            "causal_conv1d: the plan `wide` serves widths above {NARROW_WIDTH} without seq_idx, the weight has width {}{}",
+        Plan::Wide if !wide_serves(problem) => unsupported!(
+            "causal_conv1d: the plan `wide` serves widths above {NARROW_WIDTH} without seq_idx, the weight \
+             has \
+             width {}{}",
             problem.width,
             if problem.seq_idx { " and there is a seq_idx" } else { "" }
         ),
-        _ => check_iterations("causal_conv1d", turns(plan, problem, pass, limits), limits),
+        _ => check_iterations("causal_conv1d", iterations(plan, problem, pass, limits), limits),
     }
 }
 
-/// The most turns that the loops of a unit make together in any kernel of the pass but for sums of constant
-/// length.
-fn turns(plan: Plan, problem: &CausalConv1dProblem, pass: Pass, limits: &Limits) -> usize {
+/// The most iterations that the loops of one thread make in total in any kernel of the pass, without loops of
+/// constant length.
+fn iterations(plan: Plan, problem: &CausalConv1dProblem, pass: Pass, limits: &Limits) -> usize {
     match (plan, pass) {
         _ if problem.batch * problem.channels * problem.length == 0 => 0,
         (Plan::Empty, _) => 0,
         (Plan::Narrow, _) => narrow::turns(problem, pass, limits),
-        (Plan::Wide, Pass::Forward) => wide::turns(problem),
-        (Plan::Wide, Pass::Backward) => wide::turns(problem).max(wide::Cut::of(problem, limits).turns()),
+        (Plan::Wide, Pass::Forward) => wide::iterations(problem),
+        (Plan::Wide, Pass::Backward) => {
+            wide::iterations(problem).max(wide::WeightSplit::of(problem, limits).iterations())
+        }
         (Plan::Looped, Pass::Forward) => problem.width,
-        (Plan::Looped, Pass::Backward) => problem.width.max(weight::turns(problem, limits)),
+        (Plan::Looped, Pass::Backward) => problem.width.max(looped::weight::iterations(problem, limits)),
     }
 }
 
-/// Refuses loops longer than the device lets them be: see [`Limits::loop_iterations`].
-pub(crate) fn check_iterations(op: &str, turns: usize, limits: &Limits) -> Result<(), ConvError> {
+/// Refuses loops longer than the device's limit: see [`Limits::loop_iterations`].
+pub(crate) fn check_iterations(op: &str, iterations: usize, limits: &Limits) -> Result<(), ConvError> {
     match limits.loop_iterations {
-        Some(most) if turns > most => Err(ConvError::TooLarge(format!(
-            "{op}: a sum takes {turns} loop turns, this software device ends loops after {most}"
+        Some(most) if iterations > most => Err(ConvError::TooLarge(format!(
+            "{op}: a sum takes {iterations} loop iterations, this software device ends loops after {most}"
         ))),
         _ => Ok(()),
     }
@@ -160,40 +165,41 @@ pub(crate) fn check_iterations(op: &str, turns: usize, limits: &Limits) -> Resul
 fn result_is_empty(problem: &CausalConv1dProblem, pass: Pass) -> bool {
     match pass {
         Pass::Forward => problem.x_shape().contains(&0),
-        // Without steps or rows dw is not empty but zero.
+        // Without steps or rows dw is zero, not empty.
         Pass::Backward => problem.channels == 0,
     }
 }
 
-/// How the terms of dw, one per row and step, are cut into parts that different cubes sum.
+/// Split-K of dw: the K elements, one per row and step, in slices that different threadgroups sum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Split {
-    pub(crate) parts: usize,
-    /// Terms of every part but the last.
-    pub(crate) length: usize,
+pub(crate) struct SplitK {
+    pub(crate) slices: usize,
+    /// K elements of every slice but the last.
+    pub(crate) slice_length: usize,
 }
 
-impl Split {
-    /// Parts of about `length` terms, fewer and longer where `results` fp32 sums per part pass the workspace.
-    pub(crate) fn of(terms: usize, length: usize, results: usize, limits: &Limits) -> Self {
+impl SplitK {
+    /// Slices of about `length` of the `k` elements; fewer and longer ones if `results` fp32 sums per slice
+    /// exceed the workspace.
+    pub(crate) fn of(k: usize, length: usize, results: usize, limits: &Limits) -> Self {
         let affordable = limits.workspace_bytes / (4 * results.max(1)) as u64;
         let affordable = usize::try_from(affordable).unwrap_or(usize::MAX).max(1);
-        let parts = terms.div_ceil(length).clamp(1, affordable);
-        let length = terms.div_ceil(parts).max(1);
-        Self { parts: terms.div_ceil(length).max(1), length }
+        let slices = k.div_ceil(length).clamp(1, affordable);
+        let slice_length = k.div_ceil(slices).max(1);
+        Self { slices: k.div_ceil(slice_length).max(1), slice_length }
     }
 }
 
-/// Channels whose gradient before the activation is in the workspace at a time, at least 1.
+/// Channels whose pre-activation gradient fits in the workspace at a time, at least 1.
 ///
 /// # Errors
-/// [`ConvError::TooLarge`] when one channel's gradient passes the largest buffer.
+/// [`ConvError::TooLarge`] when one channel's gradient exceeds the largest buffer.
 pub(crate) fn channels_at_a_time(problem: &CausalConv1dProblem, limits: &Limits) -> Result<usize, ConvError> {
     let bytes = 4 * (problem.batch * problem.length).max(1) as u64;
     if bytes > limits.buffer_bytes {
         return Err(ConvError::TooLarge(format!(
-            "causal_conv1d: backward needs {bytes} bytes of workspace for one channel, the largest buffer of this device \
-             has {}",
+            "causal_conv1d: backward needs {bytes} bytes of workspace for one channel, the largest buffer of \
+             this device has {}",
             limits.buffer_bytes
         )));
     }
@@ -235,17 +241,15 @@ mod tests {
     }
 
     #[test]
-    fn a_split_covers_every_term_once_within_the_workspace() {
+    fn split_k_covers_every_element_once_within_the_workspace() {
         let limits = Limits { workspace_bytes: 4096, ..Limits::apple_m1() };
-        for terms in [0usize, 1, 511, 512, 513, 100_000] {
+        for k in [0usize, 1, 511, 512, 513, 100_000] {
             for results in [1usize, 7, 512, 5000] {
-                let split = Split::of(terms, 512, results, &limits);
-                assert!(
-                    split.parts >= 1 && split.parts * split.length >= terms,
-                    "{terms} {results} {split:?}"
-                );
-                assert!((split.parts - 1) * split.length < terms.max(1), "an empty part: {terms} {split:?}");
-                assert!(split.parts == 1 || split.parts * results * 4 <= 4096, "{terms} {results} {split:?}");
+                let split = SplitK::of(k, 512, results, &limits);
+                let SplitK { slices, slice_length } = split;
+                assert!(slices >= 1 && slices * slice_length >= k, "{k} {results} {split:?}");
+                assert!((slices - 1) * slice_length < k.max(1), "an empty slice: {k} {split:?}");
+                assert!(slices == 1 || slices * results * 4 <= 4096, "{k} {results} {split:?}");
             }
         }
     }
@@ -258,8 +262,8 @@ mod tests {
         {
             assert_eq!(channels_at_a_time(&problem(x, 4), &limits), Ok(channels), "{x:?}");
         }
-        let message = "causal_conv1d: backward needs 4004 bytes of workspace for one channel, the largest buffer of this \
-                       device has 4000";
+        let message = "causal_conv1d: backward needs 4004 bytes of workspace for one channel, the largest \
+                       buffer of this device has 4000";
         assert_eq!(channels_at_a_time(&problem([7, 1, 143], 4), &limits).unwrap_err().message(), message);
     }
 }

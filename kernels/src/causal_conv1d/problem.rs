@@ -1,4 +1,4 @@
-//! What a causal conv1d call asks for, validated before anything is planned or launched.
+//! Problem descriptions of causal conv1d and of its decoding step, validated before planning and launching.
 
 use crate::conv3d::Activation;
 use crate::dtype::FloatType;
@@ -23,13 +23,16 @@ pub struct OptionalShapes {
     pub initial_state: Option<[usize; 3]>,
     /// Shape of the sequence ids.
     pub seq_idx: Option<[usize; 2]>,
-    /// Shape of what is added to the result.
+    /// Shape of the residual.
     pub residual: Option<[usize; 3]>,
 }
 
-/// A causal conv1d problem, written in `[B, C, T]` order:
-/// `y[b,c,t] = activation(bias[c] + sum over k < W of weight[c,k] * x[b, c, t - (W-1) + k]) +
-/// residual[b,c,t]`.
+/// A causal conv1d problem, in `[B, C, T]` order:
+///
+/// ```text
+/// y[b,c,t] = activation( bias[c] + sum over k < W of weight[c,k] * x[b, c, t - (W-1) + k] )
+///            + residual[b,c,t]
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CausalConv1dProblem {
     /// B.
@@ -46,7 +49,7 @@ pub struct CausalConv1dProblem {
     pub activation: Activation,
     /// Whether a bias is added.
     pub bias: bool,
-    /// Whether the steps before the first are given; they are 0 otherwise.
+    /// Whether the steps before the first are given; else they are 0.
     pub initial_state: bool,
     /// Whether several sequences and padding share a row.
     pub seq_idx: bool,
@@ -108,8 +111,8 @@ impl CausalConv1dProblem {
             && shape != problem.state_shape()
         {
             invalid!(
-                "causal_conv1d: the initial state has shape {shape:?}, input and weight need {:?} (batch, channels, \
-                 width - 1)",
+                "causal_conv1d: the initial state has shape {shape:?}, input and weight need {:?} (batch, \
+                 channels, width - 1)",
                 problem.state_shape()
             );
         }
@@ -124,7 +127,9 @@ impl CausalConv1dProblem {
         if let Some(shape) = optional.residual
             && shape != x
         {
-            invalid!("causal_conv1d: the residual has shape {shape:?}, the input {x:?}, they must be alike");
+            invalid!(
+                "causal_conv1d: the residual has shape {shape:?}, the input {x:?}, the shapes must match"
+            );
         }
         Ok(problem)
     }
@@ -132,7 +137,7 @@ impl CausalConv1dProblem {
     /// The same problem with states of another storage type than x's.
     ///
     /// # Errors
-    /// [`ConvError::Invalid`] where that is neither x's nor fp32.
+    /// [`ConvError::Invalid`] if that is neither x's nor fp32.
     pub fn with_state_dtype(self, state_dtype: FloatType) -> Result<Self, ConvError> {
         check_state_dtype("causal_conv1d", self.dtype, state_dtype)?;
         Ok(Self { state_dtype, ..self })
@@ -174,7 +179,7 @@ pub struct UpdateProblem {
     pub width: usize,
     /// S, at least W-1.
     pub state_length: usize,
-    /// Fused.
+    /// Fused into the step.
     pub activation: Activation,
     /// Whether a bias is added.
     pub bias: bool,
@@ -203,15 +208,16 @@ impl UpdateProblem {
         let [rows, channels, _] = state;
         if [rows, channels] != x {
             invalid!(
-                "causal_conv1d_update: the state {state:?} belongs to {rows} rows of {channels} channels, the input is \
-                 {x:?}"
+                "causal_conv1d_update: the state {state:?} belongs to {rows} rows of {channels} channels, \
+                 the \
+                 input is {x:?}"
             );
         }
         Self::with_slots(x, state, weight, bias, activation, dtype, weight_dtype)
     }
 
-    /// The problem of these shapes: as [`new`](Self::new), but the rows of the state `[slots, C, S]` are
-    /// slots, of which there may be any number but none.
+    /// As [`new`](Self::new), but the state `[slots, C, S]` has any number of slots, at least one, in place
+    /// of a row for each row of x.
     ///
     /// # Errors
     /// As [`new`](Self::new).
@@ -258,7 +264,7 @@ impl UpdateProblem {
     /// The same problem with states of another storage type than x's.
     ///
     /// # Errors
-    /// [`ConvError::Invalid`] where that is neither x's nor fp32.
+    /// [`ConvError::Invalid`] if that is neither x's nor fp32.
     pub fn with_state_dtype(self, state_dtype: FloatType) -> Result<Self, ConvError> {
         check_state_dtype("causal_conv1d_update", self.dtype, state_dtype)?;
         Ok(Self { state_dtype, ..self })
@@ -311,7 +317,7 @@ fn check_bias(op: &str, bias: Option<usize>, channels: usize) -> Result<(), Conv
     Ok(())
 }
 
-/// The number of elements of a tensor of `shape` when it and a fp32 buffer of that size can exist.
+/// The number of elements of `shape`, if an fp32 buffer of that size is addressable.
 fn checked_product(shape: &[usize]) -> Option<usize> {
     let elements = shape.iter().try_fold(1usize, |product, size| product.checked_mul(*size))?;
     elements.checked_mul(4).filter(|bytes| *bytes <= isize::MAX as usize).map(|_| elements)

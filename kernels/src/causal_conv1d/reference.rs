@@ -1,26 +1,26 @@
-//! Causal conv1d and its gradients as f64 loops: the mathematics of the op, and the oracle of every kernel.
+//! Causal conv1d and its gradients as f64 loops: the reference for every kernel.
 //!
 //! ```text
 //! pre[b,c,t] = bias[c] + sum over k of weight[c,k] * X(b, c, t - (W-1) + k)
 //! y          = activation(pre) + residual
-//! dpre       = dy * activation'(pre), 0 where the step is padding
-//! dx[b,c,s]  = sum over (t, k) that read step s of weight[c,k] * dpre[b,c,t]  (+ dfinal of the step's place)
+//! dpre       = dy * activation'(pre), 0 at padding
+//! dx[b,c,s]  = sum over (t, k) that read step s of weight[c,k] * dpre[b,c,t]
+//!              + dfinal of the step's column, if the final state holds it
 //! dw[c,k]    = sum over b, t of dpre[b,c,t] * X(b, c, t - (W-1) + k)
 //! db[c]      = sum over b, t of dpre[b,c,t]
 //! ```
 //!
-//! A row is walked step by step with the state before each step in hand, a list of W-1 columns (see
-//! [`walk`](CausalConv1dProblem)).
+//! Each row is traversed step by step, with the state before the step as a list of W-1 columns.
 //!
 //! All slices are row-major, x and y in the problem's layout. [`forward_magnitude`] and
-//! [`backward_magnitude`] are the same sums over absolute values, which the tolerance model needs (see
-//! [`crate::tolerance`]).
+//! [`backward_magnitude`] are the same sums over absolute values, for the tolerance model
+//! ([`crate::tolerance`]).
 
 use super::problem::{CausalConv1dProblem, Conv1dLayout, UpdateProblem};
 use crate::conv3d::Activation;
 use crate::conv3d::reference::{activate, activation_derivative};
 
-/// What both passes read.
+/// Inputs of both passes.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs<'a> {
     /// `[B, C, T]` or `[B, T, C]`.
@@ -37,25 +37,25 @@ pub struct Inputs<'a> {
     pub residual: Option<&'a [f64]>,
 }
 
-/// What [`backward`] returns, each of the shape of its input.
+/// Results of [`backward`], each with the shape of its input.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Gradients {
     /// dx.
     pub x: Vec<f64>,
     /// dw.
     pub weight: Vec<f64>,
-    /// db; also where the problem has no bias.
+    /// db; also if the problem has no bias.
     pub bias: Vec<f64>,
-    /// Gradient of the initial state; also where the problem has none.
+    /// Gradient of the initial state; also if the problem has none.
     pub initial_state: Vec<f64>,
 }
 
-/// What a tap reads.
+/// The element that a tap reads.
 #[derive(Clone, Copy)]
 enum Source {
     X(usize),
     State(usize),
-    /// A step of another sequence, or padding: nothing.
+    /// A step of another sequence, or padding.
     Nothing,
 }
 
@@ -82,10 +82,10 @@ impl CausalConv1dProblem {
         }
     }
 
-    /// Walks the steps of a channel of a row: `visit(t, window)` for every step that is no padding, with what
-    /// its W taps read. Returns the final state: the W-1 columns that end with the last such step, as that
-    /// step's sequence sees them; the initial state where there is none.
-    fn walk(
+    /// Traverses the steps of one channel of a row: `visit(t, window)` for every step that is not padding,
+    /// with what its W taps read. Returns the final state: the W-1 columns that end with the last such step,
+    /// as its sequence sees them; the initial state if there is none.
+    fn traverse(
         &self,
         (b, c): (usize, usize),
         seq_idx: Option<&[i64]>,
@@ -102,9 +102,9 @@ impl CausalConv1dProblem {
             if id(t) < 0 {
                 continue;
             }
-            let seen = columns[columns.len() - self.width..].iter();
+            let last = columns[columns.len() - self.width..].iter();
             let window: Vec<Source> =
-                seen.map(|(of, source)| if *of == id(t) { *source } else { Source::Nothing }).collect();
+                last.map(|(of, source)| if *of == id(t) { *source } else { Source::Nothing }).collect();
             visit(t, &window);
             state = window[1..].to_vec();
         }
@@ -115,7 +115,7 @@ impl CausalConv1dProblem {
     fn for_each_product(&self, seq_idx: Option<&[i64]>, mut visit: impl FnMut(Source, usize, usize)) {
         for b in 0..self.batch {
             for c in 0..self.channels {
-                self.walk((b, c), seq_idx, |t, window| {
+                self.traverse((b, c), seq_idx, |t, window| {
                     for (k, source) in window.iter().enumerate() {
                         if !matches!(source, Source::Nothing) {
                             visit(*source, c * self.width + k, self.x_index(b, c, t));
@@ -130,7 +130,7 @@ impl CausalConv1dProblem {
     fn for_each_final(&self, seq_idx: Option<&[i64]>, mut visit: impl FnMut(Source, usize)) {
         for b in 0..self.batch {
             for c in 0..self.channels {
-                let state = self.walk((b, c), seq_idx, |_, _| {});
+                let state = self.traverse((b, c), seq_idx, |_, _| {});
                 for (m, source) in state.into_iter().enumerate() {
                     visit(source, self.state_index(b, c, m));
                 }
@@ -175,14 +175,14 @@ pub fn pre_activation(problem: &CausalConv1dProblem, inputs: &Inputs) -> Vec<f64
 
 /// y, of x's shape.
 pub fn forward(problem: &CausalConv1dProblem, inputs: &Inputs) -> Vec<f64> {
-    // Padding: every activation maps the 0 that `pre_activation` puts there to 0.
+    // Every activation maps 0, the value at padding, to 0.
     let y = pre_activation(problem, inputs).into_iter().map(|value| activate(problem.activation, value));
     let mut y: Vec<f64> = y.collect();
     add_residual(problem, inputs, &mut y);
     y
 }
 
-/// Adds the residual where there is one, but not to padding.
+/// Adds the residual, if there is one, except at padding.
 fn add_residual(problem: &CausalConv1dProblem, inputs: &Inputs, y: &mut [f64]) {
     let Some(residual) = inputs.residual else { return };
     for ((y, residual), token) in y.iter_mut().zip(residual).zip(problem.is_token(inputs.seq_idx)) {
@@ -268,9 +268,9 @@ pub fn update(
     (y, new_state)
 }
 
-/// y `[B, C, L]` and the state after L steps, a step at a time: `lengths` and `slots` as in
-/// [`DecodingSteps`](super::DecodingSteps). Of rows with one slot the last has it, the others are padding.
-#[allow(clippy::too_many_arguments)]
+/// y `[B, C, L]` and the state after L steps, one at a time: `lengths` and `slots` as in
+/// [`DecodingSteps`](super::DecodingSteps). Of rows that share a slot the last has it, the others are
+/// padding.
 pub fn update_steps(
     problem: &UpdateProblem,
     x: &[f64],
@@ -291,7 +291,7 @@ pub fn update_steps(
             continue;
         }
         let memory = &mut new_state[(slot * channels + c) * size..][..size];
-        // The columns in the order of their steps.
+        // Rotates a ring so that its columns are in the order of their steps.
         let start = lengths.map_or(0, |lengths| lengths[b] as usize % size.max(1));
         memory.rotate_left(start);
         for (y, x) in y.iter_mut().zip(&x[row * steps..]) {
@@ -326,7 +326,7 @@ fn on_absolute<T>(inputs: &Inputs, with: impl FnOnce(&Inputs) -> T) -> T {
     })
 }
 
-/// Sums of magnitudes of [`forward`]: an fp32 sum of W + 1 terms is off by at most about `(W + 1) * 2^-24`
+/// Sums of magnitudes of [`forward`]: an fp32 sum of W + 1 elements is off by at most about `(W + 1) * 2^-24`
 /// times this, and SiLU's slope is below 1.1.
 pub fn forward_magnitude(problem: &CausalConv1dProblem, inputs: &Inputs) -> Vec<f64> {
     let slope = if problem.activation == Activation::Silu { 1.1 } else { 1.0 };
@@ -338,8 +338,8 @@ pub fn forward_magnitude(problem: &CausalConv1dProblem, inputs: &Inputs) -> Vec<
     })
 }
 
-/// Sums of magnitudes of [`backward`]. Under SiLU the gradient before the activation inherits the error of
-/// the recomputed sum: SiLU's second derivative is at most 1/2.
+/// Sums of magnitudes of [`backward`]. Under SiLU the pre-activation gradient inherits the error of the
+/// recomputed sum: SiLU's second derivative is at most 1/2.
 pub fn backward_magnitude(
     problem: &CausalConv1dProblem,
     inputs: &Inputs,

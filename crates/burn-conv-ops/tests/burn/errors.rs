@@ -320,7 +320,7 @@ fn decoding_and_packed_sequences_name_what_does_not_fit() {
         assert!(residual([1, 3, 5]).is_ok());
         assert_says(
             residual([1, 5, 3]),
-            "causal_conv1d: the residual has shape [1, 5, 3], the input [1, 3, 5], they must be alike",
+            "causal_conv1d: the residual has shape [1, 5, 3], the input [1, 3, 5], the shapes must match",
         );
         let tokens = || normal(1, [1, 2, 7, 8], &device);
         assert_says(

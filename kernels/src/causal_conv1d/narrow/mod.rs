@@ -16,10 +16,10 @@ mod sums;
 
 use super::Gradients;
 use super::args::{Present, canonical, strides};
-use super::call::Call;
+use super::call::Conv1dCall;
+use super::looped::weight;
 use super::plan::Pass;
 use super::problem::{CausalConv1dProblem, Conv1dLayout};
-use super::weight;
 use crate::activation::Activation;
 use crate::dtype::FloatType;
 use crate::error::ConvError;
@@ -101,8 +101,8 @@ fn tile(problem: &CausalConv1dProblem, limits: &Limits, read: Read, pass: Pass, 
     Tile { straight, taps: taps(problem), together, units, wide, batch, packed, extras, early }
 }
 
-fn sizes(call: &Call, present: u32) -> SizesLaunch {
-    let Call { problem, views, .. } = call;
+fn sizes(call: &Conv1dCall, present: u32) -> SizesLaunch {
+    let Conv1dCall { problem, views, .. } = call;
     SizesLaunch::new(
         problem.channels as u32,
         problem.length as u32,
@@ -116,8 +116,8 @@ fn sizes(call: &Call, present: u32) -> SizesLaunch {
 }
 
 /// Launches the forward pass; `y` is in `[B, C, T]` order.
-pub(crate) fn forward(call: &Call, y: &Operand) -> Result<(), ConvError> {
-    let &Call { client, limits, problem, ref views } = call;
+pub(crate) fn forward(call: &Conv1dCall, y: &Operand) -> Result<(), ConvError> {
+    let &Conv1dCall { client, limits, problem, ref views } = call;
     let (x, weight) = (&views.x, &views.weight);
     let bias = views.bias.as_ref().unwrap_or(weight);
     let residual = views.residual.as_ref();
@@ -211,12 +211,12 @@ pub(crate) fn forward(call: &Call, y: &Operand) -> Result<(), ConvError> {
 
 /// Launches the backward pass of a problem with steps; `dy` is in `[B, C, T]` order.
 pub(crate) fn backward(
-    call: &Call,
+    call: &Conv1dCall,
     dy: &Operand,
     dfinal: Option<&Operand>,
     out: &Gradients,
 ) -> Result<(), ConvError> {
-    let &Call { client, limits, problem, ref views } = call;
+    let &Conv1dCall { client, limits, problem, ref views } = call;
     let (x, weight) = (&views.x, &views.weight);
     let dx = &canonical(out.x, problem.layout);
     let bias = views.bias.as_ref().unwrap_or(weight);

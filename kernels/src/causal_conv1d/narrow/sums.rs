@@ -1,5 +1,5 @@
 //! dw and db from the partial sums `[parts, W + 1, C]`, db in the last slot: one launch, deterministic. More
-//! parts than 256 are added 64 at a time first ([`weight::fold`](crate::causal_conv1d::weight::fold)), so
+//! parts than 256 are added 64 at a time first ([`fold`](crate::causal_conv1d::looped::weight::fold)), so
 //! that no unit adds many in a row.
 //!
 //! A cube has 32 channels of one slot, a unit every eighth part of a channel; the eight are added in order.

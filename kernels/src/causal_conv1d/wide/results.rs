@@ -1,63 +1,66 @@
-//! How sums leave a cube, through activation, residual or the gradients that join them: by way of shared
-//! memory, so that neighbours write neighbours, vectors of four where rows are such.
+//! Epilogue: sums in shared memory -> activation (or its derivative times dy), residual or dfinal -> rounding
+//! -> coalesced store, as vectors of four where aligned.
 
-use super::forward::TiledShare;
-use super::products::{OUTPUTS, Quad, lane_of, place_of};
-use super::stage::Line;
+use super::forward::WideWork;
+use super::products::{OUTPUTS, Quad, element_of, section_index};
+use super::stage::StagedRow;
 use crate::activation::{activate_all, activate_gradient_all};
-use crate::causal_conv1d::args::{Present, Rows, Strides, at3};
+use crate::causal_conv1d::args::{ConvParams, Present, Strides, offset3};
 use crate::registers::Registers;
 use cubecl::prelude::*;
 
-/// The results that a unit writes.
+/// The results that a thread writes: every `lanes`-th vector (or element) of a row.
 #[derive(CubeType, Clone, Copy)]
-pub(super) struct Results {
+pub(super) struct OutputRow {
     pub(super) b: usize,
-    /// Channel, counted from the first of the launch.
+    /// Channel, relative to the first of the launch.
     pub(super) c: usize,
-    /// The first result of the row in this cube, and how many the whole row has.
+    /// The first result of the tile, and the number of results of the whole row.
     pub(super) first: usize,
     pub(super) count: usize,
-    /// The unit's place among the `lanes` of its row.
+    /// The thread's index among the `lanes` of its row.
     pub(super) lane: u32,
     pub(super) lanes: u32,
 }
 
 #[cube]
-impl Results {
-    /// The `n`-th of a unit's results, which are every `lanes`-th vector (or element) of the row.
-    fn at(&self, #[comptime] n: usize, #[comptime] together: usize) -> usize {
-        let vector = comptime!((n / together) as u32) * self.lanes + self.lane;
-        self.first + (vector * comptime!(together as u32) + comptime!((n % together) as u32)) as usize
+impl OutputRow {
+    /// Index in the row of the thread's `n`-th result.
+    fn at(&self, #[comptime] n: usize, #[comptime] vector_size: usize) -> usize {
+        let vector = comptime!((n / vector_size) as u32) * self.lanes + self.lane;
+        self.first + (vector * comptime!(vector_size as u32) + comptime!((n % vector_size) as u32)) as usize
     }
 }
 
-/// Every `lanes`-th vector (or element) of a row of sums that [`put_sums`](super::products::put_sums) has put
-/// into shared memory.
+/// Loads every `lanes`-th vector (or element) of a row of sums that
+/// [`store_sums`](super::products::store_sums) stored in shared memory.
 #[cube]
-pub(super) fn take_results<N: Size>(columns: &Shared<[Quad]>, line: &Line, own: &Results) -> Registers<f32> {
-    let together = N::value();
+pub(super) fn load_results<N: Size>(
+    columns: &Shared<[Quad]>,
+    line: &StagedRow,
+    output: &OutputRow,
+) -> Registers<f32> {
+    let vector_size = N::value();
     let values = Registers::<f32>::new(OUTPUTS, 0.0f32);
     #[unroll]
-    for n in 0..comptime!(OUTPUTS / together) {
-        let index = n as u32 * own.lanes + own.lane;
-        if comptime!(together == 4) {
-            let quad = columns[(line.place + place_of(index, line.part)) as usize];
+    for n in 0..comptime!(OUTPUTS / vector_size) {
+        let index = n as u32 * output.lanes + output.lane;
+        if comptime!(vector_size == 4) {
+            let quad = columns[(line.base + section_index(index, line.pitch)) as usize];
             #[unroll]
             for i in 0..4usize {
                 values.set(comptime!(4 * n + i), quad.extract(i));
             }
         } else {
-            let quad = columns[(line.place + place_of(index / 4u32, line.part)) as usize];
-            values.set(n, lane_of(quad, index % 4u32));
+            let quad = columns[(line.base + section_index(index / 4u32, line.pitch)) as usize];
+            values.set(n, element_of(quad, index % 4u32));
         }
     }
     values
 }
 
-/// Writes the results whose sums are `values`, which change.
+/// Applies the epilogue to `values` in place and stores them.
 #[cube]
-#[allow(clippy::too_many_arguments)]
 pub(super) fn write_results<X: Float, H: Float, Y: Float, N: Size>(
     values: &Registers<f32>,
     other: &[Vector<X, N>],
@@ -65,61 +68,61 @@ pub(super) fn write_results<X: Float, H: Float, Y: Float, N: Size>(
     dfinal: &Tensor<H>,
     target: &mut [Vector<Y, N>],
     target_strides: &Strides,
-    extents: &Rows,
-    share: &TiledShare,
-    own: &Results,
+    params: &ConvParams,
+    work: &WideWork,
+    output: &OutputRow,
 ) {
-    let together = N::value();
+    let vector_size = N::value();
     let others = Registers::<f32>::new(OUTPUTS, 0.0f32);
-    let channel = extents.first + own.c;
-    if extents.present & comptime!(Present::DY + Present::RESIDUAL) != 0u32 {
-        let row = own.b * other_strides.b + channel * other_strides.c;
+    let channel = params.first + output.c;
+    if params.present & comptime!(Present::DY + Present::RESIDUAL) != 0u32 {
+        let row = output.b * other_strides.b + channel * other_strides.c;
         let mut raw = Sequence::<Vector<X, N>>::new();
         #[unroll]
-        for n in 0..comptime!(OUTPUTS / together) {
-            let o = own.at(comptime!(n * together), together);
-            raw.push(other[select(o < own.count, row + o * other_strides.t, 0usize) / together]);
+        for n in 0..comptime!(OUTPUTS / vector_size) {
+            let o = output.at(comptime!(n * vector_size), vector_size);
+            raw.push(other[select(o < output.count, row + o * other_strides.t, 0usize) / vector_size]);
         }
         #[unroll]
         for n in 0..OUTPUTS {
-            let value = raw.index(comptime!(n / together)).extract(comptime!(n % together));
+            let value = raw.index(comptime!(n / vector_size)).extract(comptime!(n % vector_size));
             others.set(n, f32::cast_from(value));
         }
     }
-    if extents.has(Present::DY) {
-        activate_gradient_all(values, &others, OUTPUTS, extents.activation, false);
+    if params.has(Present::DY) {
+        activate_gradient_all(values, &others, OUTPUTS, params.activation, false);
         #[unroll]
         for n in 0..OUTPUTS {
             values.set(n, others.get(n));
         }
     } else {
-        activate_all(values, OUTPUTS, extents.activation, false);
+        activate_all(values, OUTPUTS, params.activation, false);
     }
-    if extents.has(Present::RESIDUAL) {
+    if params.has(Present::RESIDUAL) {
         #[unroll]
         for n in 0..OUTPUTS {
             values.set(n, values.get(n) + others.get(n));
         }
     }
-    if extents.has(Present::DFINAL) {
+    if params.has(Present::DFINAL) {
         #[unroll]
         for n in 0..OUTPUTS {
-            // The column that the result is the gradient of, where the final state has it too.
-            let o = own.at(n, together);
-            let e = share.start + o;
-            if e >= extents.length && o < own.count {
-                let held = f32::cast_from(dfinal[at3(dfinal, own.b, channel, e - extents.length)]);
+            // Column e, of which this is the gradient, is in the final state if e >= T.
+            let o = output.at(n, vector_size);
+            let e = work.start + o;
+            if e >= params.length && o < output.count {
+                let held = f32::cast_from(dfinal[offset3(dfinal, output.b, channel, e - params.length)]);
                 values.set(n, values.get(n) + held);
             }
         }
     }
-    let row = own.b * target_strides.b + (share.target_first + own.c) * target_strides.c;
+    let row = output.b * target_strides.b + (work.target_first + output.c) * target_strides.c;
     #[unroll]
-    for n in 0..comptime!(OUTPUTS / together) {
-        let o = own.at(comptime!(n * together), together);
-        if o < own.count {
-            let at = (row + o * target_strides.t) / together;
-            if comptime!(together == 4) {
+    for n in 0..comptime!(OUTPUTS / vector_size) {
+        let o = output.at(comptime!(n * vector_size), vector_size);
+        if o < output.count {
+            let at = (row + o * target_strides.t) / vector_size;
+            if comptime!(vector_size == 4) {
                 let mut quad = Quad::new(0.0f32);
                 #[unroll]
                 for i in 0..4usize {

@@ -1,90 +1,90 @@
-//! How rows come to shared memory: four neighbouring steps as one vector where every run of four lies aligned
-//! in memory, else one by one through the strides.
+//! Rows from DRAM to shared memory: vectors of four steps if these are aligned, else single elements through
+//! the strides.
 //!
-//! Reading and putting are two functions, so that a unit's reads are all under way before anything waits for
-//! one. Where rows are read as vectors, a row in shared memory begins with a whole one: up to three steps
-//! (the *shift*) before the first that is needed.
+//! [`load`] and [`store`] are separate so that all loads are in flight before the first use. With vector
+//! loads a row in shared memory begins at a vector: up to three steps (the *shift*) before the first needed
+//! one.
 
-use super::products::{Quad, place_of};
-use crate::causal_conv1d::args::{Present, Rows, at3};
+use super::products::{Quad, section_index};
+use crate::causal_conv1d::args::{ConvParams, Present, offset3};
 use cubecl::prelude::*;
 
-/// A row of columns: where they come from, and where they go.
+/// One row of a tile: its source in memory and its destination in shared memory.
 #[derive(CubeType, Clone, Copy)]
-pub(super) struct Line {
+pub(super) struct StagedRow {
     pub(super) b: usize,
-    /// Channel of the source, and whether there is one.
+    /// Channel of the source.
     pub(super) c: usize,
+    /// Whether the channel exists.
     pub(super) exists: bool,
-    /// Where the row begins in memory, in elements, and the distance between its steps.
+    /// Element offset of the row in memory, and the stride of its steps.
     pub(super) row: usize,
     pub(super) stride: usize,
-    /// The first step. Steps before step 0 have wrapped to beyond the last.
+    /// The first step. Steps before step 0 have wrapped around to past the last.
     pub(super) t: usize,
-    /// Where the row begins in a part of shared memory, how many vectors it has, and the vectors of a part.
-    pub(super) place: u32,
+    /// Index of the row's first vector in shared memory, and its number of vectors.
+    pub(super) base: u32,
     pub(super) vectors: u32,
+    /// Vectors per section of shared memory.
     #[cube(comptime)]
-    pub(super) part: usize,
+    pub(super) pitch: usize,
 }
 
-/// Reads the vectors `first`, `first + step`, .. of a row, `count` of them; the memory's first element in
-/// place of what is beside the row, in memory or in the tile.
+/// Loads `count` vectors of a row: `first`, `first + step`, .. Masked lanes load the source's first element.
 #[cube]
-pub(super) fn read<S: Float, N: Size>(
+pub(super) fn load<S: Float, N: Size>(
     source: &[Vector<S, N>],
-    extents: &Rows,
-    line: &Line,
+    params: &ConvParams,
+    line: &StagedRow,
     raw: &mut Sequence<Vector<S, N>>,
     first: u32,
     step: u32,
     #[comptime] count: usize,
 ) {
-    let together = N::value();
+    let vector_size = N::value();
     #[unroll]
     for n in 0..count {
         let index = first + n as u32 * step;
         let t = line.t + index as usize * 4;
         let wanted = line.exists && index < line.vectors;
-        if comptime!(together == 4) {
-            let inside = wanted && t < extents.length;
+        if comptime!(vector_size == 4) {
+            let inside = wanted && t < params.length;
             raw.push(source[select(inside, line.row + t, 0usize) / 4]);
         } else {
             #[unroll]
             for i in 0..4usize {
-                let inside = wanted && t + i < extents.length;
+                let inside = wanted && t + i < params.length;
                 raw.push(source[select(inside, line.row + (t + i) * line.stride, 0usize)]);
             }
         }
     }
 }
 
-/// Puts what [`read`] has read into shared memory: columns of `[initial state | source]`, 0 beside it.
-/// Returns their sum.
+/// Stores what [`load`] returned into shared memory, as columns of `[initial state | source]` with 0 outside.
+/// Returns the sum of the source's values.
 #[cube]
-#[allow(clippy::too_many_arguments)]
-pub(super) fn put<S: Float, I: Float, N: Size>(
+pub(super) fn store<S: Float, I: Float, N: Size>(
     raw: &Sequence<Vector<S, N>>,
     initial: &Tensor<I>,
-    extents: &Rows,
-    line: &Line,
+    params: &ConvParams,
+    line: &StagedRow,
     columns: &mut Shared<[Quad]>,
     first: u32,
     step: u32,
     #[comptime] count: usize,
     #[comptime] states: bool,
 ) -> f32 {
-    let together = N::value();
-    let history = extents.history();
+    let vector_size = N::value();
+    let history = params.history();
     let mut total = 0.0f32;
     #[unroll]
     for n in 0..count {
         let index = first + n as u32 * step;
         let t = line.t + index as usize * 4;
         let mut quad = Quad::new(0.0f32);
-        if comptime!(together == 4) {
-            // Vectors end where rows end.
-            let inside = line.exists && t < extents.length;
+        if comptime!(vector_size == 4) {
+            // T is a multiple of 4: a vector is inside or outside as a whole.
+            let inside = line.exists && t < params.length;
             let whole = Quad::cast_from(*raw.index(n));
             #[unroll]
             for i in 0..4usize {
@@ -93,7 +93,7 @@ pub(super) fn put<S: Float, I: Float, N: Size>(
         } else {
             #[unroll]
             for i in 0..4usize {
-                let inside = line.exists && t + i < extents.length;
+                let inside = line.exists && t + i < params.length;
                 let value = f32::cast_from(raw.index(comptime!(4 * n + i)).extract(0usize));
                 quad.insert(i, select(inside, value, 0.0f32));
             }
@@ -102,19 +102,19 @@ pub(super) fn put<S: Float, I: Float, N: Size>(
         for i in 0..4usize {
             total += quad.extract(i);
         }
-        // The last column of the vector is never before the first of the row.
-        if comptime!(states) && line.exists && extents.has(Present::INITIAL) && t + history + 3 < history + 3
-        {
+        // The vector begins before step 0, at column t + history >= -3 (the shift): 3 is added against the
+        // wrap.
+        if comptime!(states) && line.exists && params.has(Present::INITIAL) && t + history + 3 < history + 3 {
             #[unroll]
             for i in 0..4usize {
                 let e = t + history + i;
                 if e < history {
-                    quad.insert(i, f32::cast_from(initial[at3(initial, line.b, line.c, e)]));
+                    quad.insert(i, f32::cast_from(initial[offset3(initial, line.b, line.c, e)]));
                 }
             }
         }
         if index < line.vectors {
-            columns[(line.place + place_of(index, line.part)) as usize] = quad;
+            columns[(line.base + section_index(index, line.pitch)) as usize] = quad;
         }
     }
     total

@@ -1,57 +1,56 @@
-//! How taps come to shared memory: a block of them for each row of a cube, in the order in which columns meet
-//! them.
+//! Taps from DRAM to shared memory: one block per row of the threadgroup, reversed for gradients.
 
-use super::forward::{BLOCK, TAP_PART, TAP_ROW, TiledShare};
-use super::products::{Quad, place_of};
-use crate::causal_conv1d::args::{Rows, at2};
+use super::forward::{TAP_BLOCK, TAP_PITCH, TAP_ROW, WideWork};
+use super::products::{Quad, section_index};
+use crate::causal_conv1d::args::{ConvParams, offset2};
 use cubecl::prelude::*;
 
-/// Reads the taps of vector `index` of the block that begins with tap `k`; the first tap of all in place of
-/// those that do not exist.
+/// Loads the four taps of vector `index` of the block that begins with tap `k`. Masked lanes load the
+/// weight's first element.
 #[cube]
-pub(super) fn read_taps<W: Float>(
+pub(super) fn load_taps<W: Float>(
     weight: &Tensor<W>,
-    extents: &Rows,
-    share: &TiledShare,
+    params: &ConvParams,
+    work: &WideWork,
     first_row: usize,
     k: usize,
     index: u32,
 ) -> Sequence<W> {
-    let c = first_row + (index / comptime!(BLOCK as u32 / 4)) as usize;
+    let c = first_row + (index / comptime!(TAP_BLOCK as u32 / 4)) as usize;
     let mut raw = Sequence::<W>::new();
     #[unroll]
     for i in 0..4usize {
-        let tap = k + (index % comptime!(BLOCK as u32 / 4)) as usize * 4 + i;
-        let from = select(share.reversed != 0u32, extents.width - 1 - tap, tap);
-        let exists = c < extents.channels && tap < extents.width;
-        raw.push(weight[select(exists, at2(weight, extents.first + c, from), 0usize)]);
+        let tap = k + (index % comptime!(TAP_BLOCK as u32 / 4)) as usize * 4 + i;
+        let from = select(work.reversed != 0u32, params.width - 1 - tap, tap);
+        let exists = c < params.channels && tap < params.width;
+        raw.push(weight[select(exists, offset2(weight, params.first + c, from), 0usize)]);
     }
     raw
 }
 
-/// Puts them into shared memory, where the cube has their row; 0 in place of those that do not exist.
+/// Stores what [`load_taps`] returned into shared memory, if the threadgroup has the row; 0 past the last tap
+/// and channel.
 #[cube]
-#[allow(clippy::too_many_arguments)]
-pub(super) fn put_taps<W: Float>(
+pub(super) fn store_taps<W: Float>(
     raw: &Sequence<W>,
-    extents: &Rows,
+    params: &ConvParams,
     first_row: usize,
     k: usize,
     index: u32,
     rows: u32,
     taps: &mut Shared<[Quad]>,
 ) {
-    let row = index / comptime!(BLOCK as u32 / 4);
-    let vector = index % comptime!(BLOCK as u32 / 4);
+    let row = index / comptime!(TAP_BLOCK as u32 / 4);
+    let vector = index % comptime!(TAP_BLOCK as u32 / 4);
     if row < rows {
         let mut quad = Quad::new(0.0f32);
         #[unroll]
         for i in 0..4usize {
             let exists =
-                first_row + (row as usize) < extents.channels && k + vector as usize * 4 + i < extents.width;
+                first_row + (row as usize) < params.channels && k + vector as usize * 4 + i < params.width;
             quad.insert(i, select(exists, f32::cast_from(*raw.index(i)), 0.0f32));
         }
-        let place = place_of(vector, comptime!(TAP_PART));
-        taps[(row * comptime!(TAP_ROW as u32) + place) as usize] = quad;
+        let at = section_index(vector, comptime!(TAP_PITCH));
+        taps[(row * comptime!(TAP_ROW as u32) + at) as usize] = quad;
     }
 }

@@ -1,5 +1,5 @@
-//! What holds beyond the values of the conformance table: empty problems, named regressions of other
-//! libraries, ids, NaN, extreme values, gradients left out.
+//! Behaviour beyond the conformance table: empty problems, named regressions of other libraries, ids, NaN,
+//! extreme values, omitted gradients.
 
 use super::views::bits;
 use super::{Tensors, launch, normal, plans, problem, read_results, run, sample, tensors};
@@ -23,13 +23,13 @@ fn empty_problems_give_empty_or_zero_results() {
     ];
     let channels_last: Vec<_> = table.iter().map(|case| Case { btc: true, ..case.clone() }).collect();
     table.extend(channels_last);
-    // Even and odd turns have a gradient of the final state and have none.
+    // Cases at even indices have a gradient of the final state, those at odd indices have none.
     table = table.into_iter().flat_map(|case| [case.clone(), case]).collect();
     run(&table, FloatType::F32, false);
     run(&table, FloatType::F16, false);
 }
 
-/// Tensors without elements may come without memory.
+/// Tensors without elements may have no memory.
 #[test]
 fn nothing_is_bound_for_tensors_without_elements() {
     let client = client();
@@ -67,7 +67,7 @@ fn nothing_is_bound_for_tensors_without_elements() {
         assert_eq!(got[1], tensors.dfinal.as_ref().expect("a gradient").values());
         assert_eq!((&got[2], &got[3]), (&vec![0.0; 12], &vec![0.0; 3]));
     }
-    // A width of 1 keeps no state.
+    // W = 1 has no state.
     let f32 = FloatType::F32;
     let problem =
         UpdateProblem::new([1, 2], [1, 2, 0], [2, 1], None, Activation::None, f32, f32).expect("sound");
@@ -85,7 +85,7 @@ fn shapes_that_broke_other_libraries() {
     run(&cases::regressions(), FloatType::F32, false);
 }
 
-/// 64-bit ids where the device has them; ids that differ only beyond 32 bits are different.
+/// 64-bit ids if the device has them: ids that differ only above bit 31 are different.
 #[test]
 fn wide_ids_are_compared_in_full() {
     let client = client();
@@ -116,7 +116,8 @@ fn wide_ids_are_compared_in_full() {
     }
 }
 
-/// NaN at padding and in other sequences reaches nothing; NaN in a sequence reaches exactly what reads it.
+/// NaN at padding and in other sequences reaches nothing; NaN in a sequence reaches exactly the steps that
+/// read it.
 #[test]
 fn nan_stays_where_it_is_read() {
     let client = client();
@@ -126,11 +127,11 @@ fn nan_stays_where_it_is_read() {
         let case = Case { btc, silu, seq_idx: SeqIdx::WithPadding, ..Case::new("nan", [1, 2, 10], 3) };
         let problem = problem(&case, FloatType::F32, FloatType::F32);
         let at = |c: usize, t: usize| if btc { t * 2 + c } else { c * 10 + t };
-        let with = |places: &[(usize, usize)], dirty_dy: bool| {
+        let with = |positions: &[(usize, usize)], dirty_dy: bool| {
             let fill = |seed: u64, length: usize| {
                 let mut values = normal(seed, length);
                 if seed == 1 || (seed == 5 && dirty_dy) {
-                    places.iter().for_each(|(c, t)| values[at(*c, *t)] = f32::NAN);
+                    positions.iter().for_each(|(c, t)| values[at(*c, *t)] = f32::NAN);
                 }
                 values
             };
@@ -191,7 +192,7 @@ fn extreme_values_pass_the_activations() {
     }
 }
 
-/// A gradient that nobody asked for changes no other.
+/// Omitting a gradient changes no other.
 #[test]
 fn optional_gradients_may_be_left_out() {
     let client = client();

@@ -1,5 +1,5 @@
-//! Several decoding steps at once: shifted states and rings, rows with and without a slot, states updated in
-//! place; and the last states of packed sequences.
+//! Several decoding steps at once: shifted states and rings, rows with and without a slot, in-place updates;
+//! and the last states of packed sequences.
 
 use super::normal;
 use crate::support::{Buffer, client, output, read_all, upload, upload_indices};
@@ -22,8 +22,8 @@ fn several_steps_rings_and_slots_match_the_reference() {
     assert!(cases >= 400);
 }
 
-/// Runs widths with states of several lengths, shifted and as rings, with and without slots: the number of
-/// cases.
+/// Runs widths with states of several lengths, shifted and as rings, with and without slots; returns the
+/// number of cases.
 pub(crate) fn check_steps(
     (client, limits): (&Client, &Limits),
     dtype: FloatType,
@@ -50,7 +50,7 @@ pub(crate) fn check_steps(
             };
             let (x, weight, bias) = (of(1, &[b, c, length]), of(2, &[c, w]), of(3, &[c]));
             let state = of(4, &[state_rows, c, s]);
-            // The middle row is padding: no slot has its number, or a number beyond the last does.
+            // The middle row is padding: its slot is negative or past the last.
             let missing = if cases.is_multiple_of(5) { rows as i64 } else { -1 };
             let slots = [5, missing, 2];
             let lengths = [0, 1, 2].map(|row| fill::integer(cases, row, 0, 3 * s as i64 + 2));
@@ -121,14 +121,14 @@ pub(crate) fn check_last_states(
                 Conv1dLayout::Bct => values[channel * t + at],
                 Conv1dLayout::Btc => values[at * c + channel],
             };
-            assert_eq!(got, want, "{layout:?} sequence {sequence} channel {channel} place {m}");
+            assert_eq!(got, want, "{layout:?} sequence {sequence} channel {channel} column {m}");
         }
     }
     check_sequence_ids((client, limits), index_type);
 }
 
-/// The ids of packed sequences, with padding before the first and after the last and a sequence without
-/// steps; as many steps as more than one cube has.
+/// The ids of packed sequences, with padding before the first and after the last, a sequence without steps,
+/// and more steps than a threadgroup has threads.
 fn check_sequence_ids((client, limits): (&Client, &Limits), index_type: IndexType) {
     for (bounds, t) in [(vec![0i64, 7, 9, 9, 20], 20), (vec![3, 290, 300, 301], 600), (vec![5], 9)] {
         let on_device = upload_indices(client, &bounds, &[bounds.len()], &[2], index_type);
@@ -170,7 +170,7 @@ fn bad_bounds_of_packed_sequences_are_refused() {
     if i64.served_by(&client) {
         assert_eq!(
             refusal(&of(&[3], i32), &of(&[1, 4], i64)),
-            "causal_conv1d_seq_idx: cu_seqlens are i32, seq_idx i64, they must be alike"
+            "causal_conv1d_seq_idx: cu_seqlens is i32 and seq_idx is i64, their dtypes must match"
         );
     }
 }

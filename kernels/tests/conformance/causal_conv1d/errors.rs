@@ -1,4 +1,4 @@
-//! Bad input: the class and the exact sentence, before any launch.
+//! Bad input: the error class and the exact sentence, before any launch.
 
 use super::{problem, tensors};
 use crate::support::{client, output};
@@ -38,7 +38,8 @@ fn shapes_are_refused() {
         ),
         (
             refusal([2, 3, 4], [3, 4], OptionalShapes { initial_state: Some([2, 3, 4]), ..none }, bct),
-            "Invalid(\"causal_conv1d: the initial state has shape [2, 3, 4], input and weight need [2, 3, 3] (batch, \
+            "Invalid(\"causal_conv1d: the initial state has shape [2, 3, 4], input and weight need [2, 3, \
+             3] (batch, \
              channels, width - 1)\")",
         ),
         (
@@ -47,17 +48,20 @@ fn shapes_are_refused() {
         ),
         (
             refusal([huge, huge, 1], [huge, 4], none, bct),
-            "TooLarge(\"causal_conv1d: the input [1099511627776, 1099511627776, 1] with width 4 has more elements than \
+            "TooLarge(\"causal_conv1d: the input [1099511627776, 1099511627776, 1] with width 4 has more \
+             elements than \
              can be addressed\")",
         ),
         (
             refusal([1, 1, usize::MAX], [1, 4], none, bct),
-            "TooLarge(\"causal_conv1d: the input [1, 1, 18446744073709551615] with width 4 has more elements than can \
+            "TooLarge(\"causal_conv1d: the input [1, 1, 18446744073709551615] with width 4 has more \
+             elements than can \
              be addressed\")",
         ),
         (
             refusal([0, huge, 1], [huge, huge], none, bct),
-            "TooLarge(\"causal_conv1d: the weight [1099511627776, 1099511627776] has more elements than can be \
+            "TooLarge(\"causal_conv1d: the weight [1099511627776, 1099511627776] has more elements than can \
+             be \
              addressed\")",
         ),
     ];
@@ -79,11 +83,13 @@ fn updates_are_refused() {
     let rows = [
         (
             new([2, 3], [2, 3, 2], [3, 4], None),
-            "Invalid(\"causal_conv1d_update: the state [2, 3, 2] holds 2 steps, a weight of width 4 needs 3\")",
+            "Invalid(\"causal_conv1d_update: the state [2, 3, 2] holds 2 steps, a weight of width 4 needs \
+             3\")",
         ),
         (
             new([2, 3], [2, 4, 3], [3, 4], None),
-            "Invalid(\"causal_conv1d_update: the state [2, 4, 3] belongs to 2 rows of 4 channels, the input is [2, 3]\")",
+            "Invalid(\"causal_conv1d_update: the state [2, 4, 3] belongs to 2 rows of 4 channels, the input \
+             is [2, 3]\")",
         ),
         (
             new([2, 3], [2, 3, 3], [4, 4], None),
@@ -99,16 +105,19 @@ fn updates_are_refused() {
         ),
         (
             new([2, 3], [2, 3, usize::MAX], [3, 4], None),
-            "TooLarge(\"causal_conv1d_update: the state [2, 3, 18446744073709551615] has more elements than can be \
+            "TooLarge(\"causal_conv1d_update: the state [2, 3, 18446744073709551615] has more elements than \
+             can be \
              addressed\")",
         ),
         (
             with_slots([2, 3], [9, 3, 2]),
-            "Invalid(\"causal_conv1d_update: the state [9, 3, 2] holds 2 steps, a weight of width 4 needs 3\")",
+            "Invalid(\"causal_conv1d_update: the state [9, 3, 2] holds 2 steps, a weight of width 4 needs \
+             3\")",
         ),
         (
             with_slots([2, 3], [9, 4, 3]),
-            "Invalid(\"causal_conv1d_update: the state [9, 4, 3] has 9 slots of 4 channels, the input is [2, 3]\")",
+            "Invalid(\"causal_conv1d_update: the state [9, 4, 3] has 9 slots of 4 channels, the input is \
+             [2, 3]\")",
         ),
         (
             with_slots([2, 3], [0, 3, 3]),
@@ -116,7 +125,8 @@ fn updates_are_refused() {
         ),
         (
             with_slots([2, 3], [usize::MAX, 3, 3]),
-            "TooLarge(\"causal_conv1d_update: the state [18446744073709551615, 3, 3] has more elements than can be \
+            "TooLarge(\"causal_conv1d_update: the state [18446744073709551615, 3, 3] has more elements than \
+             can be \
              addressed\")",
         ),
     ];
@@ -329,18 +339,18 @@ fn offsets_beyond_the_index_type_are_refused() {
     );
 }
 
-/// A device that ends long loops gets none, instead of a wrong sum.
+/// On a device that ends long loops, such loops are refused instead of giving wrong sums.
 #[test]
 fn loops_longer_than_the_device_allows_are_refused() {
     let client = client();
     let limits = Limits { loop_iterations: Some(4), ..Limits::of(&client) };
-    let most = "loop turns, this software device ends loops after 4";
+    let most = "loop iterations, this software device ends loops after 4";
     let wide = problem(&Case::new("wide", [1, 1, 4], 9), FloatType::F32, FloatType::F32);
     let all = tensors(&client, &wide, &[], false, &|seed, length| fill::normal(seed, length));
     let error = op::forward(&client, &limits, &wide, &Plan::Looped, &all.inputs(), all.x.operand());
     assert_eq!(error.expect_err("a refusal").to_string(), format!("causal_conv1d: a sum takes 9 {most}"));
 
-    // A segment of 4 turns and the halo's.
+    // A segment of 4 iterations and one for the halo.
     let long = problem(&Case::new("long", [1, 1, 16_384], 4), FloatType::F32, FloatType::F32);
     let all = tensors(&client, &long, &[], false, &|seed, length| fill::normal(seed, length));
     let (x, weight) = (all.x.operand(), all.weight.operand());

@@ -1,6 +1,6 @@
-//! Laws that hold between problems, without a reference, under every plan: rows are independent, a packed row
-//! is its sequences, a state is what stood before, gradients are adjoint. Data are small integers, so that
-//! every sum is exact.
+//! Relations between problems, without a reference, under every plan: rows are independent, a packed row
+//! equals its sequences, an initial state equals preceding steps, gradients are adjoint. Data are small
+//! integers, so every sum is exact.
 
 use super::{Tensors, launch, plans, problem, read_results, tensors_with};
 use crate::support::client;
@@ -12,7 +12,7 @@ use cubecl::prelude::*;
 
 const F32: FloatType = FloatType::F32;
 
-/// What each tensor holds, by the number that [`tensors_with`] asks for it by.
+/// The values of a tensor, by the seed and length that [`tensors_with`] passes.
 type Fill<'a> = &'a dyn Fn(u64, usize) -> Vec<f32>;
 
 fn integers(seed: u64, length: usize) -> Vec<f32> {
@@ -29,7 +29,7 @@ fn cases() -> Vec<Case> {
         .collect()
 }
 
-/// y, the final state, dx, dw and what options add, under each pair of plans.
+/// y, the final state, dx, dw and those of the options, under each pair of plans.
 fn results(client: &Client, problem: &CausalConv1dProblem, ids: &[i32], fill: Fill) -> Vec<Vec<Vec<f64>>> {
     let tensors = tensors_with(client, problem, (ids, IndexType::I32), false, fill);
     of_plans(client, problem, &tensors, usize::MAX)
@@ -57,7 +57,7 @@ fn of_plans(
     read.into_iter().map(|results| results.into_iter().map(|(_, values)| values).collect()).collect()
 }
 
-/// The steps `from..to` of each row of `values`, which are in the order of x.
+/// The steps `from..to` of each row of `values`, which are in x's layout.
 fn steps<T: Copy>(problem: &CausalConv1dProblem, values: &[T], from: usize, to: usize) -> Vec<T> {
     let (c, t) = (problem.channels, problem.length);
     let inside = |index: &usize| {
@@ -78,7 +78,7 @@ fn rows_of_a_batch_are_independent() {
         let one = CausalConv1dProblem { batch: 1, ..whole };
         let rows = [0, 1].map(|row| {
             let half = |seed: u64, length: usize| {
-                // The weight is shared, everything else has a row for each.
+                // The rows share the weight; everything else has a batch axis.
                 if seed == 2 {
                     integers(seed, length)
                 } else {
@@ -101,7 +101,7 @@ fn rows_of_a_batch_are_independent() {
 }
 
 #[test]
-fn a_packed_row_is_its_sequences() {
+fn a_packed_row_equals_its_sequences() {
     let client = client();
     for case in cases().into_iter().filter(|case| case.t > 4) {
         let packed = problem(&Case { b: 1, seq_idx: SeqIdx::Sequences, ..case.clone() }, F32, F32);
@@ -139,7 +139,7 @@ fn a_packed_row_is_its_sequences() {
 }
 
 #[test]
-fn a_state_is_what_stood_before() {
+fn an_initial_state_equals_preceding_steps() {
     let client = client();
     for case in cases().into_iter().filter(|case| !case.btc) {
         let with_state = problem(&Case { initial: true, ..case.clone() }, F32, F32);

@@ -1,5 +1,5 @@
-//! Limits that a call is checked against or that must not be felt: slots that several rows have, loops longer
-//! than a device lets them be, sums of very many terms.
+//! Limits that are checked or must have no effect: slots shared by several rows, loops longer than a device
+//! allows, very long sums.
 
 use super::{launch, plans, problem, read_results, tensors};
 use crate::device::EXECUTED;
@@ -10,13 +10,13 @@ use conv_kernels::causal_conv1d::{self as op, CausalConv1dProblem, DecodingSteps
 use conv_kernels::conv3d::Activation;
 use conv_kernels::{FloatType, IndexType, Limits};
 
-/// Of rows with one slot the last has it; the others are padding. On every device, also where the state is
-/// updated in place.
+/// Of rows that share a slot the last has it; the others are padding. On every device, also with in-place
+/// updates.
 #[test]
 fn the_last_row_of_a_slot_has_it() {
     let client = client();
     let limits = Limits::of(&client);
-    // More channels than a cube has units, more rows than it looks through at once.
+    // More channels than a threadgroup has threads, more rows than it searches per iteration.
     let many: Vec<i64> = (0..600).map(|row| row % 7 - 1).collect();
     let tables: [(&[i64], usize, usize); 5] = [
         (&[0, 0, 2], 4, 2),
@@ -69,7 +69,7 @@ fn the_last_row_of_a_slot_has_it() {
     }
 }
 
-/// Many steps in a ring: right, or refused by the number of turns that the loops really make.
+/// Many steps in a ring: right, or refused with the exact number of loop iterations.
 #[test]
 fn many_steps_in_a_ring_are_right_or_refused() {
     let client = client();
@@ -98,7 +98,9 @@ fn many_steps_in_a_ring_are_right_or_refused() {
         assert_eq!(op::check_update_steps(&problem, steps, &limits).is_ok(), launched.is_ok());
         if let Err(error) = launched {
             assert!(limits.loop_iterations.is_some() && steps > 6000);
-            let message = "causal_conv1d_update: a sum takes 59712 loop turns, this software device ends loops after 20000";
+            let message = "causal_conv1d_update: a sum takes 59712 loop iterations, this software device \
+                           ends \
+                           loops after 20000";
             assert_eq!(error.to_string(), message);
             continue;
         }
@@ -112,8 +114,8 @@ fn many_steps_in_a_ring_are_right_or_refused() {
     }
 }
 
-/// A plan whose loops are too long for the device gives way to another, in either pass; where there is none,
-/// the call is refused before anything is launched.
+/// A plan whose loops are too long for the device gives way to another, in either pass; if there is none, the
+/// call is refused before anything is launched.
 #[test]
 fn plans_with_long_loops_give_way() {
     let limits = Limits { loop_iterations: Some(60), ..Limits::apple_m1() };
@@ -131,14 +133,14 @@ fn plans_with_long_loops_give_way() {
         assert_eq!(op::eligible(&wider, pass, &limits), []);
         assert_eq!(
             planned(&wider, pass).expect_err("a refusal").to_string(),
-            "causal_conv1d: a sum takes 70 loop turns, this software device ends loops after 60"
+            "causal_conv1d: a sum takes 70 loop iterations, this software device ends loops after 60"
         );
     }
 }
 
-/// dw and db of many equal terms: their error does not grow with the number of terms.
+/// dw and db of many equal elements: the error does not grow with their number.
 #[test]
-fn sums_of_many_terms_stay_exact() {
+fn long_sums_stay_exact() {
     let client = client();
     let limits = Limits::of(&client);
     let third = 1.0f32 / 3.0;
@@ -149,7 +151,7 @@ fn sums_of_many_terms_stay_exact() {
     // Many short rows.
     cases.extend([false, true].map(|btc| Case { btc, ..Case::new("rows", [20_000, 2, 8], 4) }));
     cases.extend([false, true].map(|btc| Case { btc, ..Case::new("wide", [1, 1, 300_000], 9) }));
-    // Where threads are executed on the CPU, the smaller ones.
+    // Only the smaller ones if threads are executed on the CPU.
     cases.retain(|case| !EXECUTED || case.b * case.c * case.t * case.w <= 1_300_000);
     for case in cases {
         let problem = problem(&case, FloatType::F32, FloatType::F32);

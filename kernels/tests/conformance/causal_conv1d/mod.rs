@@ -1,4 +1,4 @@
-//! causal conv1d: every case x dtype x pass x eligible plan against the f64 reference.
+//! Causal conv1d: every case x dtype x pass x eligible plan against the f64 reference.
 
 mod behaviour;
 pub(crate) mod decoding;
@@ -40,7 +40,7 @@ pub(crate) fn normal(seed: u64, length: usize) -> Vec<f32> {
     fill::normal(seed, length)
 }
 
-/// Every optional input, both layouts, lengths that are no multiple of a unit's steps.
+/// Every optional input, both layouts, lengths that are not a multiple of a thread's steps.
 pub(crate) fn sample() -> Vec<Case> {
     let base = Case {
         silu: true,
@@ -68,14 +68,14 @@ pub(crate) fn tensors(
     tensors_with(client, problem, (ids, IndexType::I32), with_dfinal, fill)
 }
 
-/// Which dtypes x and weight have in turn.
-fn dtype_pair(dtype: FloatType, turn: usize) -> [FloatType; 2] {
+/// The dtypes of x and weight of the case at `index`: they differ in every third.
+fn dtype_pair(dtype: FloatType, index: usize) -> [FloatType; 2] {
     let other = if dtype == FloatType::F32 { FloatType::F16 } else { FloatType::F32 };
-    [dtype, if turn % 3 == 1 { other } else { dtype }]
+    [dtype, if index % 3 == 1 { other } else { dtype }]
 }
 
-/// Runs a table in x's dtype `dtype`; with `exact`, integer data, ReLU for SiLU, and no tolerance. Returns
-/// the cases whose results were compared, none where the device lacks the type.
+/// Runs a table with x in `dtype`; with `exact`, integer data, ReLU for SiLU, and no tolerance. Returns the
+/// cases whose results were compared, `None` if the device lacks the dtype.
 pub(crate) fn run(table: &[Case], dtype: FloatType, exact: bool) -> Option<Vec<Case>> {
     let client = client();
     let limits = Limits::of(&client);
@@ -85,18 +85,18 @@ pub(crate) fn run(table: &[Case], dtype: FloatType, exact: bool) -> Option<Vec<C
     let mut compared = Vec::new();
     let mut failures = Vec::new();
     let mut checks = 0usize;
-    for (turn, case) in table.iter().enumerate() {
-        // A weight of another type is a kernel of its own: not with every option.
+    for (index, case) in table.iter().enumerate() {
+        // A weight of another dtype is a separate kernel: not with every option.
         let plain = case.w <= 4 && !case.initial && case.seq_idx == SeqIdx::None;
-        let [dtype, weight_dtype] = if plain { dtype_pair(dtype, turn) } else { [dtype; 2] };
+        let [dtype, weight_dtype] = if plain { dtype_pair(dtype, index) } else { [dtype; 2] };
         let mut problem = problem(case, dtype, weight_dtype);
         if exact && case.silu {
             problem.activation = Activation::Relu;
         }
         let ids = (&cases::seq_idx(case)[..], IndexType::I32);
-        let (checked, wrong) = check((&client, &limits), &problem, ids, turn % 2 == 0, exact);
+        let (checked, wrong) = check((&client, &limits), &problem, ids, index % 2 == 0, exact);
         checks += checked;
-        // y, the final state, dx, dw and what the options add, under every plan.
+        // y, the final state, dx, dw and those of the options, under every plan.
         let results = 4 + usize::from(case.bias) + usize::from(case.initial);
         compared.extend((checked == results * plans(&problem, &limits).len()).then(|| case.clone()));
         failures.extend(wrong.into_iter().map(|wrong| format!("{case}\n  {wrong}")));

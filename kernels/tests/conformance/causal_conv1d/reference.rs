@@ -1,4 +1,4 @@
-//! The f64 reference itself: PyTorch's results, finite differences, adjoint identities, layouts. No device.
+//! The f64 reference itself against PyTorch, finite differences, adjoint identities, layouts. No device.
 
 use super::problem as problem_of;
 use crate::conv3d_reference::{assert_same, golden, tensor};
@@ -217,7 +217,7 @@ fn finite_differences_agree() {
             axes.push(("state", dot(&gradients.initial_state, &direction.state), along));
         }
         if problem.residual {
-            // dy, but at padding.
+            // dy, except at padding.
             let along = Point { residual: direction.residual.clone(), ..none.clone() };
             let token = |index: usize| {
                 let t = if case.btc { index / case.c % case.t } else { index % case.t };
@@ -257,7 +257,7 @@ fn adjoint_identities_hold() {
     }
 }
 
-/// What padding holds is never seen, and receives nothing.
+/// Values at padding are never read, and padding receives no gradient.
 #[test]
 fn padding_is_isolated() {
     let mut padded = 0;
@@ -284,7 +284,7 @@ fn padding_is_isolated() {
     assert!(padded > 100);
 }
 
-/// Decoding step by step gives what the whole sequence gives.
+/// Decoding step by step equals the whole sequence.
 #[test]
 fn updates_add_up_to_the_forward_pass() {
     for (case, problem, ids) in

@@ -1,4 +1,5 @@
-//! What a wide filter's tiles must not mix, and that equal calls give equal bits however often they are made.
+//! Isolation of non-finite values in a wide filter, several tiles per threadgroup, and bitwise
+//! reproducibility over many launches.
 
 use super::views::bits;
 use super::{check, launch, normal, plans, problem, read_results, sample, tensors};
@@ -8,8 +9,8 @@ use conv_cases::causal_conv1d::{self as cases, Case};
 use conv_kernels::conv3d::Activation;
 use conv_kernels::{FloatType, IndexType, Limits};
 
-/// One NaN of a wide filter's x reaches the W steps that read it, one of dy the W steps that it is handed
-/// back to: taps that fill up a block are not multiplied by 0.
+/// With a wide filter a NaN in x reaches the W steps that read it, a NaN in dy the W steps whose gradient
+/// reads it: the tail of a block of taps is not padded with zero taps.
 #[test]
 fn nan_stays_in_the_reach_of_a_wide_filter() {
     let client = client();
@@ -19,12 +20,12 @@ fn nan_stays_in_the_reach_of_a_wide_filter() {
         let case = Case { btc, silu, ..Case::new("nan", [1, 2, t], w) };
         let problem = problem(&case, FloatType::F32, FloatType::F32);
         let at = |c: usize, step: usize| if btc { step * 2 + c } else { c * t + step };
-        for place in [0, 20, 33, 60, t - 1] {
+        for position in [0, 20, 33, 60, t - 1] {
             let poisoned = |which: u64| {
                 let fill = move |seed: u64, length: usize| {
                     let mut values = normal(seed, length);
                     if seed == which {
-                        values[at(1, place)] = f32::NAN;
+                        values[at(1, position)] = f32::NAN;
                     }
                     values
                 };
@@ -35,21 +36,21 @@ fn nan_stays_in_the_reach_of_a_wide_filter() {
                     .map(|tensors| launch((&client, &limits), &problem, plans, &tensors));
                 let [x, dy] = <[_; 2]>::try_from(read_results(&client, &launched)).expect("two results");
                 for step in 0..t {
-                    let what = format!("btc {btc} {plans:?} NaN at {place}, step {step}");
+                    let what = format!("btc {btc} {plans:?} NaN at {position}, step {step}");
                     assert!(!x[0].1[at(0, step)].is_nan() && !dy[2].1[at(0, step)].is_nan(), "{what}");
-                    let reads = step >= place && step < place + w;
+                    let reads = step >= position && step < position + w;
                     assert_eq!(x[0].1[at(1, step)].is_nan(), reads, "y, {what}");
-                    let gives = step <= place && place < step + w;
+                    let gives = step <= position && position < step + w;
                     assert_eq!(dy[2].1[at(1, step)].is_nan(), gives, "dx, {what}");
                 }
                 for k in 0..w {
                     // Step t of dy meets step t - (W-1) + k of x.
-                    let meets = place + w - 1 - k < t;
+                    let meets = position + w - 1 - k < t;
                     assert!(!x[3].1[k].is_nan(), "dw of another channel, {plans:?}");
                     assert_eq!(
                         x[3].1[w + k].is_nan(),
-                        meets || silu_spreads(silu, place, k, w, t),
-                        "dw {k} {place} {plans:?}"
+                        meets || silu_spreads(silu, position, k, w, t),
+                        "dw {k} {position} {plans:?}"
                     );
                 }
             }
@@ -57,17 +58,17 @@ fn nan_stays_in_the_reach_of_a_wide_filter() {
     }
 }
 
-/// Through SiLU's derivative a NaN of x makes the gradients of the steps that read it NaN, which meet other
-/// steps of x.
-fn silu_spreads(silu: bool, place: usize, k: usize, w: usize, t: usize) -> bool {
-    silu && (place..(place + w).min(t)).any(|step| step + k + 1 >= w)
+/// Through SiLU's derivative a NaN in x makes the pre-activation gradient NaN at the steps that read it:
+/// dw is NaN for every tap with which such a step reads any step of x.
+fn silu_spreads(silu: bool, position: usize, k: usize, w: usize, t: usize) -> bool {
+    silu && (position..(position + w).min(t)).any(|step| step + k + 1 >= w)
 }
 
-/// On a device that has few cubes in flight a cube of a wide filter has several tiles, one read while another
-/// is multiplied: rows that are vectors and rows that are not, taps that stay for all tiles and taps that do
-/// not, a last cube with fewer tiles.
+/// With few threadgroups in flight a threadgroup of a wide filter has several tiles, one prefetched during
+/// the products of another: vector and scalar rows, one block of taps and several, a last threadgroup with
+/// fewer tiles.
 #[test]
-fn cubes_have_several_tiles() {
+fn threadgroups_have_several_tiles() {
     let client = client();
     let limits = Limits { cubes_in_flight: 1, ..Limits::of(&client) };
     let cases = [
@@ -90,8 +91,8 @@ fn cubes_have_several_tiles() {
     }
 }
 
-/// Every plan of some problems, in 16 and 32 bits: 10,000 launches on a GPU, few where a launch takes
-/// milliseconds.
+/// Every plan of some problems, in 16 and 32 bits: 10,000 launches on a GPU, few on a device where a launch
+/// takes milliseconds.
 #[test]
 fn repeated_launches_give_equal_bits() {
     let client = client();

@@ -1,5 +1,5 @@
-//! Final states of rows with sequence ids and padding, pieces of such rows, what padding holds, and states in
-//! fp32 beside 16-bit x.
+//! Final states of rows with sequence ids and padding, chunks of such rows, isolation of padding, and fp32
+//! states with 16-bit x.
 
 use super::{check, launch, normal, plans, problem, read_results, tensors};
 use crate::device::EXECUTED;
@@ -12,7 +12,7 @@ use conv_kernels::{FloatType, IndexType, Limits};
 use conv_testing::is_full;
 use cubecl::prelude::*;
 
-/// A row of one channel, and what a test knows of its results, by name.
+/// A row of one channel, and expected results by name.
 struct Row {
     name: &'static str,
     x: &'static [f32],
@@ -23,7 +23,7 @@ struct Row {
     expected: &'static [(&'static str, &'static [f64])],
 }
 
-/// Inputs that gave another state than the sequence's own: failures that were found in use.
+/// Regressions: inputs for which the state was not the sequence's own.
 const ROWS: [Row; 7] = [
     Row {
         name: "padding behind",
@@ -104,8 +104,7 @@ const ROWS: [Row; 7] = [
     },
 ];
 
-/// The state is what the next step of the row's last sequence reads, in every layout, width of memory access
-/// and plan.
+/// The state is what the next step of the row's last sequence reads, in every layout and plan.
 #[test]
 fn final_states_know_their_sequences() {
     let client = client();
@@ -140,11 +139,11 @@ fn final_states_know_their_sequences() {
     }
 }
 
-/// Rows with ids in two pieces, the second with the state of the first where its first step belongs to the
-/// state's sequence, give y and dx of the whole, wherever they are cut: within a sequence, at its end, within
-/// padding.
+/// Rows with ids in two chunks, the second with the state of the first if its first step belongs to the
+/// state's sequence, give y and dx of the whole, wherever they are split: within a sequence, at its end,
+/// within padding.
 #[test]
-fn pieces_of_rows_with_ids_give_the_whole() {
+fn chunks_of_rows_with_ids_give_the_whole() {
     let client = client();
     let limits = Limits::of(&client);
     let x = [1.0f32, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
@@ -194,7 +193,7 @@ fn pieces_of_rows_with_ids_give_the_whole() {
             let named = |results: &[(&str, Vec<f64>)], name: &str| {
                 results.iter().find(|(other, _)| *other == name).expect("a result").1.clone()
             };
-            // Whose the state is that the first piece hands on.
+            // The sequence of the first chunk's final state.
             let owner = ids[..cut].iter().rev().find(|id| **id >= 0);
             let own = ids[cut] < 0 || owner == Some(&ids[cut]);
             let state = piece(0, cut, &[0.0; 3], &[0.0; 3]).remove(0);
@@ -214,7 +213,7 @@ fn pieces_of_rows_with_ids_give_the_whole() {
     assert_eq!(cuts, 2 * 3 * 7 * 4);
 }
 
-/// Long runs of padding behind a row, whose last step is searched for from the end.
+/// Long padding at a row's end: the search for the last step starts from the end.
 #[test]
 fn the_last_step_before_long_padding_is_found() {
     let client = client();
@@ -234,8 +233,8 @@ fn the_last_step_before_long_padding_is_found() {
     }
 }
 
-/// NaN and infinities at padding, in the residual and dy there too, reach no result, nor does an infinite
-/// weight reach padding.
+/// NaN and infinities at padding, in x, dy and the residual, reach no result, and an infinite weight does not
+/// reach padding.
 #[test]
 fn nothing_at_padding_reaches_a_result() {
     let client = client();
@@ -286,9 +285,9 @@ fn nothing_at_padding_reaches_a_result() {
     }
 }
 
-/// States in fp32 beside 16-bit x: read and written without rounding to x's type, in every plan.
+/// fp32 states with 16-bit x are read and written without rounding to x's dtype, in every plan.
 #[test]
-fn states_stay_in_fp32_beside_halves() {
+fn states_stay_in_fp32_with_16_bit_x() {
     let client = client();
     let limits = Limits::of(&client);
     for dtype in [FloatType::F16, FloatType::Bf16].into_iter().filter(|dtype| limits.dtypes.contains(dtype)) {
@@ -304,10 +303,10 @@ fn states_stay_in_fp32_beside_halves() {
 fn check_fp32_states((client, limits): (&Client, &Limits), dtype: FloatType) {
     let all = [(4, SeqIdx::None), (3, SeqIdx::WithPadding), (12, SeqIdx::None), (12, SeqIdx::Sequences)];
     let calls = [false, true].into_iter().flat_map(|btc| all.map(|each| (btc, each)));
-    // A software device compiles each kernel for seconds: half of them in the quick tier, every layout, width
-    // and kind of ids among them. The executor runs all.
+    // A software device takes seconds to compile a kernel: half of them in the quick tier, with every layout,
+    // width and kind of ids. The executor runs all.
     let every = if is_full() || EXECUTED { 1 } else { 2 };
-    let calls = calls.enumerate().filter(|(turn, (btc, _))| (turn + usize::from(*btc)) % every == 0);
+    let calls = calls.enumerate().filter(|(index, (btc, _))| (index + usize::from(*btc)) % every == 0);
     for (btc, (w, seq_idx)) in calls.map(|(_, call)| call) {
         for t in [2, 40] {
             let case = Case { btc, initial: true, seq_idx, ..Case::new("kept", [2, 8, t], w) };

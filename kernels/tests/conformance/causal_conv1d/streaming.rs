@@ -1,4 +1,4 @@
-//! A sequence in pieces: chunks that hand their state on, and one step at a time.
+//! A sequence in chunks that pass their state on, and one step at a time.
 
 use super::{Tensors, launch, normal, plans, problem, read_results, tensors};
 use crate::support::{Buffer, client, output, read_all, upload, upload_strided};
@@ -11,8 +11,8 @@ use conv_kernels::tolerance::Expected;
 use conv_kernels::{FloatType, Limits};
 use cubecl::prelude::*;
 
-/// Chunks that hand the final state on give the bits of the whole sequence, forwards, and its gradient
-/// backwards.
+/// Chunks that pass the final state on are bitwise equal to the whole sequence in the forward pass, and close
+/// to its gradient in the backward pass.
 #[test]
 fn chunks_give_the_whole_sequence() {
     chunks(5);
@@ -80,7 +80,7 @@ fn chunks(w: usize) {
             let chunk = chunk_of(from, to, &state, Some(&dstate));
             let (dx, want) = (f32s(&chunk[2].1), steps(expected("dx"), from, to));
             for (dx, want) in dx.iter().zip(&want) {
-                // The state's gradient is rounded on its way through each chunk.
+                // The state's gradient is rounded at each chunk boundary.
                 assert!((dx - want).abs() <= 1e-5, "dx {from}..{to} {plans:?}: {dx}, whole {want}");
             }
             dstate = f32s(&chunk.iter().find(|(name, _)| *name == "dinitial").expect("dinitial").1);
@@ -160,10 +160,10 @@ fn updates_match_the_reference() {
     let client = client();
     let limits = Limits::of(&client);
     let table = cases::update_cases();
-    for (turn, case) in table.iter().enumerate() {
+    for (index, case) in table.iter().enumerate() {
         let activation = if case.silu { Activation::Silu } else { Activation::None };
         for &dtype in &limits.dtypes {
-            check_update((&client, &limits), case, activation, super::dtype_pair(dtype, turn));
+            check_update((&client, &limits), case, activation, super::dtype_pair(dtype, index));
         }
     }
     println!("{} cases", table.len());

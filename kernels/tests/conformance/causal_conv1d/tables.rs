@@ -1,4 +1,4 @@
-//! The conformance table in every layout and type, and how much of it has to have been compared.
+//! The conformance table in every layout and dtype, with lower bounds on the number of compared cases.
 
 use super::run;
 use conv_cases::causal_conv1d::{self as cases, Case};
@@ -11,11 +11,11 @@ fn conformance(btc: bool) -> Vec<Case> {
     cases::conformance().into_iter().filter(|case| case.btc == btc).collect()
 }
 
-/// Of how many cases f16 runs one in the quick tier: f32 reaches every width and length, and f16 differs by
+/// In the quick tier f16 runs every 15th case: f32 covers every width and length, and f16 differs only by
 /// conversions. 15 is coprime to the 16 pairs of width and layout.
 const THINNED: usize = 15;
 
-/// In the quick tier, runs f16's part of a table; whether it did.
+/// Runs f16's thinned table in the quick tier; returns whether it did.
 fn ran_thinned(table: &[Case], dtype: FloatType, exact: bool) -> bool {
     let thinned = dtype == FloatType::F16 && !is_full();
     if thinned {
@@ -24,9 +24,9 @@ fn ran_thinned(table: &[Case], dtype: FloatType, exact: bool) -> bool {
     thinned
 }
 
-/// The table of a layout in a type. With the exact runs below there are more than a thousand cases in two
-/// types: in each layout and type every width 1 to 8 at every length around the boundaries of tiles, and what
-/// options and wide filters add.
+/// The table of a layout in a dtype. With the exact runs below there are more than a thousand cases in two
+/// dtypes: per layout and dtype every width from 1 to 8 at every length around the tile boundaries, and those
+/// of options and wide filters.
 fn run_layout(btc: bool, dtype: FloatType) {
     let table = conformance(btc);
     if ran_thinned(&table, dtype, false) {
@@ -35,8 +35,8 @@ fn run_layout(btc: bool, dtype: FloatType) {
     let Some(compared) = run(&table, dtype, false) else { return };
     assert!(compared.len() >= 175, "{} cases were compared", compared.len());
     let narrow = compared.iter().filter(|case| case.w <= NARROW_WIDTH).map(|case| (case.t, case.w));
-    let places = narrow.collect::<HashSet<_>>().len();
-    assert!(places >= 20 * NARROW_WIDTH, "{places} lengths and widths were compared");
+    let pairs = narrow.collect::<HashSet<_>>().len();
+    assert!(pairs >= 20 * NARROW_WIDTH, "{pairs} lengths and widths were compared");
 }
 
 fn run_exact(dtype: FloatType) {

@@ -1,4 +1,4 @@
-//! Equal bits where arithmetic is equal: strides, expanded axes, layouts, small limits, repeated calls.
+//! Bitwise equal results for other strides, expanded axes, layouts, small limits and repeated calls.
 
 use super::{Results, Tensors, launch, normal, plans, problem, read_results, sample, tensors};
 use crate::support::{Buffer, client, upload, upload_indices, upload_strided};
@@ -15,7 +15,7 @@ pub(crate) fn bits(client: &Client, results: Vec<Results>) -> Vec<Vec<(&'static 
         .collect()
 }
 
-/// The tensors of a problem with other strides: every axis order given and a gap after each element.
+/// The tensors of a problem with other strides: axes in the given order, a gap after each element.
 fn restrided(client: &Client, tensors: &Tensors, order: &[usize]) -> Tensors {
     let again = |buffer: &Buffer| {
         let operand = buffer.operand();
@@ -67,7 +67,7 @@ fn views_give_the_bits_of_contiguous_tensors() {
     }
 }
 
-/// Rows that repeat one row in memory (stride 0), for inputs, gradients and ids.
+/// A batch that repeats one row in memory (stride 0), for inputs, gradients and ids.
 #[test]
 fn expanded_tensors_give_the_bits_of_repeated_ones() {
     let client = client();
@@ -77,7 +77,7 @@ fn expanded_tensors_give_the_bits_of_repeated_ones() {
         let row: Vec<i32> = cases::seq_idx(&Case { b: 1, ..case.clone() });
         let ids: Vec<i32> = std::iter::repeat_n(row, case.b).flatten().collect();
         let repeat = |seed: u64, length: usize| {
-            // The weight and the bias have no batch axis: all channels or none differ.
+            // The weight and the bias have no batch axis.
             let period = if seed == 2 { case.w } else { length / case.b };
             normal(seed, period).into_iter().cycle().take(length).collect()
         };
@@ -112,12 +112,12 @@ fn expanded_tensors_give_the_bits_of_repeated_ones() {
     }
 }
 
-/// Work cut into many dispatches, the gradient workspace into groups of channels.
+/// Work split into many dispatches, the gradient workspace into groups of channels.
 #[test]
 fn small_limits_give_the_same_bits() {
     let client = client();
     let limits = Limits::of(&client);
-    // 4 * 2 * 37 bytes per channel: three channels at a time; one part of dw still fits.
+    // 4 * 2 * 37 bytes per channel: three channels at a time; one slice of dw still fits.
     let small =
         Limits { cubes_per_axis: 2, dispatch_operations: 1.0, workspace_bytes: 1000, ..limits.clone() };
     for case in sample() {
@@ -136,7 +136,7 @@ fn small_limits_give_the_same_bits() {
 fn equal_calls_give_equal_bits() {
     let client = client();
     let limits = Limits::of(&client);
-    // Long enough for several parts of dw.
+    // Long enough for several split-K slices of dw.
     let long = Case { silu: true, ..Case::new("long", [2, 3, 9000], 4) };
     for case in [long.clone(), Case { btc: true, ..long }] {
         let problem = problem(&case, FloatType::F32, FloatType::F32);
@@ -152,7 +152,7 @@ fn equal_calls_give_equal_bits() {
     }
 }
 
-/// The layout changes where elements are, not what they are.
+/// The layout changes the elements' offsets, not their values.
 #[test]
 fn layouts_give_the_same_bits() {
     let client = client();

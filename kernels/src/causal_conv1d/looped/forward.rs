@@ -1,12 +1,17 @@
-//! y, and the gradient before the activation, for any width: one kernel, since both recompute the same sums.
+//! y and the pre-activation gradient, for any width: one kernel, since both compute the same sums.
 //!
-//! A unit has one step and reads two numbers per tap. Bytes: x once from memory (neighbouring units share
-//! columns through the cache), y once, a residual once. Any strides.
+//! ```text
+//! pre[b,c,t] = bias[c] + sum over k < W of weight[c,k] * column(b, c, t + k)
+//! y = activation(pre) + residual        dpre = dy * activation'(pre), 0 at padding
+//! ```
+//!
+//! One step per thread, two loads per tap. Bytes: x once from DRAM (consecutive threads share columns
+//! through the cache), y once, a residual once. FLOP per step: 2 W. Any strides.
 
-use super::args::{Present, Rows, UNITS, at2, at3, column, id_of};
-use super::call::Call;
-use super::problem::Conv1dLayout;
 use crate::activation::{Activation, activate_by_code, activate_gradient};
+use crate::causal_conv1d::args::{ConvParams, Present, THREADS, column, offset2, offset3, sequence_id};
+use crate::causal_conv1d::call::Conv1dCall;
+use crate::causal_conv1d::problem::Conv1dLayout;
 use crate::error::ConvError;
 use crate::index_operand::IndexOperand;
 use crate::launch::{Span, dispatches};
@@ -14,34 +19,33 @@ use crate::operand::{Operand, address_type};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-/// Channels `first..first + channels` of the pass: with `dy`, `target[b, c - first, t]` is the gradient
-/// before the activation, else y. `target` is `[B, channels, T]`.
+/// Channels `first..first + channels` of y, or with `dy` of the pre-activation gradient, into
+/// `target[b, c - first, t]`, which is `[B, channels, T]`.
 pub(crate) fn launch(
-    call: &Call,
+    call: &Conv1dCall,
     dy: Option<&Operand>,
     (first, channels): (usize, usize),
     target: &Operand,
 ) -> Result<(), ConvError> {
-    let &Call { client, limits, problem, ref views } = call;
-    let units = problem.batch * channels * problem.length;
+    let &Conv1dCall { client, limits, problem, ref views } = call;
+    let threads = problem.batch * channels * problem.length;
     let mut operands = views.operands();
-    // dy, or the residual of y: never both.
+    // One binding serves dy and the residual: never both.
     let residual = views.residual.as_ref().filter(|_| dy.is_none());
     let other = dy.or(residual);
     operands.extend(other);
     operands.push(target);
-    let largest = units.max(views.index_extent());
-    let address = address_type("causal_conv1d", &operands, largest + UNITS as usize, limits)?;
-    let operations = 2.0 * f64::from(UNITS) * (problem.width + 8) as f64;
+    let largest = threads.max(views.index_extent());
+    let address = address_type("causal_conv1d", &operands, largest + THREADS as usize, limits)?;
+    let operations = 2.0 * f64::from(THREADS) * (problem.width + 8) as f64;
     let present = call.present(&[(dy.is_some(), Present::DY), (residual.is_some(), Present::RESIDUAL)]);
-    for dispatch in dispatches(units.div_ceil(UNITS as usize), operations, limits) {
-        // SAFETY: rows, steps and columns are checked in the kernel; the conformance run puts guards around
-        // every buffer.
+    for dispatch in dispatches(threads.div_ceil(THREADS as usize), operations, limits) {
+        // SAFETY: contract in `args`; the kernel masks rows, steps and columns.
         unsafe {
             forward_kernel::launch_unchecked(
                 client,
                 dispatch.count(),
-                CubeDim::new_1d(UNITS),
+                CubeDim::new_1d(THREADS),
                 address,
                 views.x.tensor_arg(),
                 views.weight.tensor_arg(),
@@ -50,7 +54,7 @@ pub(crate) fn launch(
                 views.seq_idx.as_ref().map(IndexOperand::tensor_arg).into(),
                 other.unwrap_or(&views.x).tensor_arg(),
                 target.tensor_arg(),
-                problem.rows(first, channels, present),
+                problem.params(first, channels, present),
                 dispatch.span(),
                 views.seq_idx.is_some(),
                 problem.layout,
@@ -75,7 +79,7 @@ fn forward_kernel<X: Float, W: Float, H: Float, I: Int, Y: Float>(
     seq_idx: ComptimeOption<&Tensor<I>>,
     other: &Tensor<X>,
     target: &mut Tensor<Y>,
-    rows: Rows,
+    params: ConvParams,
     span: Span,
     #[comptime] packed: bool,
     #[comptime] layout: Conv1dLayout,
@@ -85,47 +89,47 @@ fn forward_kernel<X: Float, W: Float, H: Float, I: Int, Y: Float>(
     #[define(I)] _index_dtype: ElemType,
     #[define(Y)] _target_dtype: ElemType,
 ) {
-    let index = span.cube() * UNITS as usize + UNIT_POS as usize;
-    let place = rows.place(index, rows.length, layout);
-    if span.is_idle() || place.b >= rows.batch {
+    let index = span.cube() * THREADS as usize + UNIT_POS as usize;
+    let position = params.position(index, params.length, layout);
+    if span.is_idle() || position.b >= params.batch {
         terminate!();
     }
-    let channel = rows.first + place.c;
+    let channel = params.first + position.c;
     let mut sum = 0.0f32;
-    if rows.has(Present::BIAS) {
+    if params.has(Present::BIAS) {
         sum = f32::cast_from(bias[channel * bias.stride(0)]);
     }
     let mut own = I::from_int(0);
     if comptime!(packed) {
-        own = id_of(seq_idx.unwrap(), &rows, place.b, place.t + rows.history());
+        own = sequence_id(seq_idx.unwrap(), &params, position.b, position.t + params.history());
     }
-    for k in 0..rows.width {
-        let value = column(x, initial, &rows, place.b, channel, place.t + k);
-        let next = fma(f32::cast_from(weight[at2(weight, channel, k)]), value, sum);
+    for k in 0..params.width {
+        let value = column(x, initial, &params, position.b, channel, position.t + k);
+        let next = fma(f32::cast_from(weight[offset2(weight, channel, k)]), value, sum);
         if comptime!(packed) {
-            let same = id_of(seq_idx.unwrap(), &rows, place.b, place.t + k) == own;
+            let same = sequence_id(seq_idx.unwrap(), &params, position.b, position.t + k) == own;
             sum = select(same, next, sum);
         } else {
             sum = next;
         }
     }
-    let mut result = activate_by_code(sum, rows.activation);
-    if rows.has(Present::DY) {
-        result = f32::cast_from(other[at3(other, place.b, channel, place.t)]);
-        if rows.activation == 1u32 {
+    let mut result = activate_by_code(sum, params.activation);
+    if params.has(Present::DY) {
+        result = f32::cast_from(other[offset3(other, position.b, channel, position.t)]);
+        if params.activation == 1u32 {
             result = activate_gradient(sum, result, Activation::Relu);
         }
-        if rows.activation == 2u32 {
+        if params.activation == 2u32 {
             result = activate_gradient(sum, result, Activation::Silu);
         }
     }
-    if rows.has(Present::RESIDUAL) {
-        result += f32::cast_from(other[at3(other, place.b, channel, place.t)]);
+    if params.has(Present::RESIDUAL) {
+        result += f32::cast_from(other[offset3(other, position.b, channel, position.t)]);
     }
     if comptime!(packed) {
-        // Padding: a select, so that not even a NaN of dy gets through.
+        // A select, so that even a NaN in dy at padding is dropped.
         result = select(own < I::from_int(0), 0.0f32, result);
     }
-    let at = at3(&*target, place.b, place.c, place.t);
+    let at = offset3(&*target, position.b, position.c, position.t);
     target[at] = Y::cast_from(result);
 }

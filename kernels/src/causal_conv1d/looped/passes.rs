@@ -1,38 +1,41 @@
-//! The backward pass in steps, for plans that write the gradient before the activation to memory: that
-//! gradient, dx and the gradient of the initial state from it, the parts of dw and db, their sums.
+//! The backward pass of the plans `wide` and `looped`, by groups of channels: the pre-activation gradient
+//! into a workspace, from it dx and the gradient of the initial state, then the partial sums of dw and db.
+//! The partial sums are reduced at the end.
 
-use super::args::canonical;
-use super::call::Call;
-use super::plan::{Plan, channels_at_a_time};
-use super::problem::CausalConv1dProblem;
-use super::{Gradients, forward, gradient, weight, wide};
+use super::{forward, gradient, weight};
+use crate::causal_conv1d::args::canonical;
+use crate::causal_conv1d::call::Conv1dCall;
+use crate::causal_conv1d::plan::{Plan, channels_at_a_time};
+use crate::causal_conv1d::problem::CausalConv1dProblem;
+use crate::causal_conv1d::{Gradients, wide};
 use crate::conv3d::Activation;
 use crate::dtype::FloatType;
 use crate::error::ConvError;
 use crate::operand::Operand;
 use cubecl::prelude::*;
 
-pub(super) fn backward(
-    call: &Call,
+/// Launches every kernel of the pass.
+pub(crate) fn backward(
+    call: &Conv1dCall,
     plan: Plan,
     dy: &Operand,
     dfinal: Option<&Operand>,
     out: &Gradients,
 ) -> Result<(), ConvError> {
-    let &Call { client, limits, problem, .. } = call;
+    let &Conv1dCall { client, limits, problem, .. } = call;
     let dy = canonical(dy, problem.layout).bindable(client);
     let dx = canonical(out.x, problem.layout).bindable(client);
     let dfinal = dfinal.filter(|dfinal| !dfinal.is_empty());
     let dinitial = out.initial_state.filter(|dinitial| !dinitial.is_empty());
-    let tiled = plan == Plan::Wide;
-    let cut = wide::Cut::of(problem, limits);
-    let (split, partials) = if tiled {
-        (None, wide::workspace(client, problem, cut))
+    let is_wide = plan == Plan::Wide;
+    let wide_split = wide::WeightSplit::of(problem, limits);
+    let (split, partials) = if is_wide {
+        (None, wide::workspace(client, problem, wide_split))
     } else {
         let (split, partials) = weight::workspace(client, limits, problem);
         (Some(split), partials)
     };
-    // Without an activation dy is the gradient before it, and all channels are done at once.
+    // Without an activation dy is the pre-activation gradient: no workspace, all channels at once.
     let step = match problem.activation {
         Activation::None => problem.channels,
         Activation::Relu | Activation::Silu => channels_at_a_time(problem, limits)?,
@@ -43,18 +46,18 @@ pub(super) fn backward(
             dy.clone()
         } else {
             let g = gradient_workspace(client, problem, channels.1);
-            let pass = if tiled { wide::forward } else { forward::launch };
+            let pass = if is_wide { wide::forward } else { forward::launch };
             pass(call, Some(&dy), channels, &g)?;
             g
         };
         let columns = [Some((problem.width - 1, &dx)), dinitial.map(|dinitial| (0, dinitial))];
         for target in columns.into_iter().flatten() {
-            let pass = if tiled { wide::gradient } else { gradient::launch };
+            let pass = if is_wide { wide::gradient } else { gradient::launch };
             pass(call, &g, dfinal, channels, target)?;
         }
         match split {
             Some(split) => weight::launch_partials(call, &g, channels, (split, &partials))?,
-            None => wide::launch_partials(call, &g, channels, (cut, &partials))?,
+            None => wide::launch_partials(call, &g, channels, (wide_split, &partials))?,
         }
     }
     let partials = weight::fold(client, limits, partials, weight::FOLDED)?;
@@ -64,7 +67,7 @@ pub(super) fn backward(
     weight::launch_sums(client, limits, &partials, (problem.width, &db))
 }
 
-/// fp32 `[B, channels, T]` in the memory order of the layout.
+/// An fp32 workspace `[B, channels, T]`, in memory in the layout's order.
 fn gradient_workspace(client: &Client, problem: &CausalConv1dProblem, channels: usize) -> Operand {
     let chunk = CausalConv1dProblem { channels, ..*problem };
     canonical(&Operand::empty(client, &chunk.x_shape(), FloatType::F32), problem.layout)

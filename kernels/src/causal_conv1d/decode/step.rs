@@ -1,4 +1,4 @@
-//! One decoding step of a state of four columns, Mamba's: a unit has one channel of one row, whose state is a
+//! One decoding step of a state of four columns (Mamba's): one channel of one row per thread, its state one
 //! vector.
 //!
 //! ```text
@@ -6,16 +6,16 @@
 //! y = activation( bias + sum over k < W of weight[k] * h[5 - W + k] )
 //! ```
 //!
-//! Column by column such a state is written in four parts of 16 bytes each, four times as many writes as
-//! there are sectors. The sum has the order of [`super::update`]'s loop, so its bits are the same. Bytes: x,
-//! y, both states once. Operations: W multiply-adds and the activation. Declined: other lengths of the state,
-//! states that are not contiguous, rings and slots. The new state may be the old one's memory: a unit reads
-//! its vector before it writes it.
+//! Written column by column, a state takes four strided stores, four write transactions per sector; as a
+//! vector it takes one coalesced store. The sum has the order of [`update`](mod@super::update)'s loop:
+//! bitwise equal. Bytes: x, y and both states once. FLOP: 2 W and the activation. Declined: other state
+//! lengths, states that are not contiguous, rings, slots. The new state may be the old one's memory: a
+//! thread loads its vector before it stores it.
 
-use super::args::{Present, UNITS};
-use super::problem::UpdateProblem;
 use super::update::DecodingSteps;
 use crate::activation::activate_by_code;
+use crate::causal_conv1d::args::{Present, THREADS};
+use crate::causal_conv1d::problem::UpdateProblem;
 use crate::error::ConvError;
 use crate::launch::{Span, dispatches};
 use crate::limits::Limits;
@@ -28,9 +28,9 @@ const COLUMNS: usize = 4;
 
 type Quad = Vector<f32, Const<4>>;
 
-/// Whether the steps are one step of such a state.
+/// Whether this kernel serves the call.
 pub(super) fn serves(problem: &UpdateProblem, steps: &DecodingSteps) -> bool {
-    let whole = |state: &Operand| {
+    let vectorizable = |state: &Operand| {
         let vector = (COLUMNS * state.dtype.size()) as u64;
         state.strides == row_major(&state.shape)
             && state.handle.offset_start.unwrap_or(0).is_multiple_of(vector)
@@ -39,41 +39,42 @@ pub(super) fn serves(problem: &UpdateProblem, steps: &DecodingSteps) -> bool {
         && steps.x.shape[2] == 1
         && steps.lengths.is_none()
         && steps.slots.is_none()
-        && whole(steps.state)
-        && whole(steps.new_state)
+        && vectorizable(steps.state)
+        && vectorizable(steps.new_state)
 }
 
-/// Launches the step of a problem with rows and channels.
+/// Launches the step; the problem must have rows and channels.
 pub(super) fn launch(
     client: &Client,
     limits: &Limits,
     problem: &UpdateProblem,
     steps: &DecodingSteps,
 ) -> Result<(), ConvError> {
-    let units = problem.batch * problem.channels;
+    let threads = problem.batch * problem.channels;
     let bias = steps.bias.unwrap_or(steps.weight);
     let operands = [steps.x, steps.state, steps.weight, steps.y, steps.new_state, bias];
-    let address = address_type("causal_conv1d_update", &operands, units + UNITS as usize, limits)?;
-    let operations = f64::from(UNITS) * (2 * problem.width + 8) as f64;
-    for dispatch in dispatches(units.div_ceil(UNITS as usize), operations, limits) {
-        let places = PlacesLaunch::new(
-            problem.batch,
-            problem.channels,
-            problem.width,
-            steps.x.strides[0],
-            steps.x.strides[1],
-            steps.y.strides[0],
-            steps.y.strides[1],
-            steps.weight.strides[0],
-            steps.weight.strides[1],
-            steps.bias.map_or(0, |bias| bias.strides[0]),
-        );
-        // SAFETY: rows and channels are checked in the kernel.
+    let address = address_type("causal_conv1d_update", &operands, threads + THREADS as usize, limits)?;
+    let operations = f64::from(THREADS) * (2 * problem.width + 8) as f64;
+    for dispatch in dispatches(threads.div_ceil(THREADS as usize), operations, limits) {
+        let params = StepParamsLaunch {
+            batch: problem.batch,
+            channels: problem.channels,
+            width: problem.width,
+            x_b: steps.x.strides[0],
+            x_c: steps.x.strides[1],
+            y_b: steps.y.strides[0],
+            y_c: steps.y.strides[1],
+            weight_c: steps.weight.strides[0],
+            weight_k: steps.weight.strides[1],
+            bias_c: steps.bias.map_or(0, |bias| bias.strides[0]),
+        };
+        // SAFETY: contract in `args`; the kernel masks rows, channels follow from the index. `serves` checked
+        // that the states are contiguous and aligned to vectors.
         unsafe {
             step_kernel::launch_unchecked(
                 client,
                 dispatch.count(),
-                CubeDim::new_1d(UNITS),
+                CubeDim::new_1d(THREADS),
                 address,
                 steps.x.buffer_arg(1),
                 steps.state.buffer_arg(COLUMNS),
@@ -81,7 +82,7 @@ pub(super) fn launch(
                 bias.buffer_arg(1),
                 steps.y.buffer_arg(1),
                 steps.new_state.buffer_arg(COLUMNS),
-                places,
+                params,
                 problem.activation.code(),
                 Present::bits(&[(steps.bias.is_some(), Present::BIAS)]),
                 dispatch.span(),
@@ -94,9 +95,9 @@ pub(super) fn launch(
     Ok(())
 }
 
-/// Extents, and distances in elements.
+/// Extents, and strides in elements.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
-struct Places {
+struct StepParams {
     batch: usize,
     channels: usize,
     width: usize,
@@ -118,7 +119,7 @@ fn step_kernel<X: Float, W: Float, H: Float>(
     bias: &[W],
     y: &mut [X],
     new_state: &mut [Vector<H, Const<4>>],
-    places: Places,
+    params: StepParams,
     activation: u32,
     present: u32,
     span: Span,
@@ -126,36 +127,36 @@ fn step_kernel<X: Float, W: Float, H: Float>(
     #[define(W)] _weight_dtype: ElemType,
     #[define(H)] _state_dtype: ElemType,
 ) {
-    let index = span.cube() * UNITS as usize + UNIT_POS as usize;
-    let b = index / places.channels;
-    let c = index - b * places.channels;
-    if span.is_idle() || b >= places.batch {
+    let index = span.cube() * THREADS as usize + UNIT_POS as usize;
+    let b = index / params.channels;
+    let c = index - b * params.channels;
+    if span.is_idle() || b >= params.batch {
         terminate!();
     }
-    let seen = Quad::cast_from(state[index]);
-    let newest = f32::cast_from(x[b * places.x_b + c * places.x_c]);
+    let old = Quad::cast_from(state[index]);
+    let newest = f32::cast_from(x[b * params.x_b + c * params.x_c]);
     let mut sum = 0.0f32;
     if present & Present::BIAS != 0u32 {
-        sum = f32::cast_from(bias[c * places.bias_c]);
+        sum = f32::cast_from(bias[c * params.bias_c]);
     }
-    // Place p of [state | x] is read by tap p - (5 - W), the first place by a filter of five taps only.
-    let row = c * places.weight_c;
+    // Column p of [state | x] is read by tap p - (5 - W); column 0 only if W = 5.
+    let row = c * params.weight_c;
     #[unroll]
     for p in 0..comptime!(COLUMNS + 1) {
-        if p + places.width > COLUMNS {
-            let tap = f32::cast_from(weight[row + (p + places.width - COLUMNS - 1) * places.weight_k]);
+        if p + params.width > COLUMNS {
+            let tap = f32::cast_from(weight[row + (p + params.width - COLUMNS - 1) * params.weight_k]);
             let mut value = newest;
             if comptime!(p < COLUMNS) {
-                value = seen.extract(p);
+                value = old.extract(p);
             }
             sum = fma(tap, value, sum);
         }
     }
-    y[b * places.y_b + c * places.y_c] = X::cast_from(activate_by_code(sum, activation));
+    y[b * params.y_b + c * params.y_c] = X::cast_from(activate_by_code(sum, activation));
     let mut next = Quad::new(newest);
     #[unroll]
     for j in 1..COLUMNS {
-        next.insert(comptime!(j - 1), seen.extract(j));
+        next.insert(comptime!(j - 1), old.extract(j));
     }
     new_state[index] = Vector::cast_from(next);
 }

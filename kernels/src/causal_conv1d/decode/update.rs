@@ -7,19 +7,20 @@
 //!                               x[l] -> (p + l) mod S
 //! ```
 //!
-//! A unit has one channel of one row: it reads all that it needs of the state before it writes to it, and no
-//! other unit touches them, so the new state may be the old one's memory. A row without a slot writes zeros
-//! and no state; of rows with one slot only the last has it. So that this costs little, a cube has channels
-//! of one row where there are slots, and its units look through the rows that follow together. Any strides.
-//! Bytes: x, y, the columns of the state that are read and written. Operations: W multiply-adds per step and
-//! the activation.
+//! One channel of one row per thread. No other thread accesses that state, and the thread writes it after its
+//! last read, so the new state may be the old one's memory. A row without a slot writes zeros to y and no
+//! state. Of rows that share a slot only the last has it: with slots a threadgroup has channels of one row,
+//! and its threads search the later rows for the same slot in parallel.
+//!
+//! Bytes: x, y, the columns of the state that are read and written. FLOP: 2 W per step and the activation.
+//! Any strides.
 
-use super::args::{Present, UNITS, at2, at3};
-use super::plan::check_iterations;
-use super::problem::UpdateProblem;
 use super::step;
-use super::{check_operand, check_optional};
 use crate::activation::activate_by_code;
+use crate::causal_conv1d::args::{Present, THREADS, offset2, offset3};
+use crate::causal_conv1d::plan::check_iterations;
+use crate::causal_conv1d::problem::UpdateProblem;
+use crate::causal_conv1d::{check_operand, check_optional};
 use crate::error::{ConvError, invalid};
 use crate::index_operand::{IndexOperand, IndexType};
 use crate::launch::{Span, dispatches};
@@ -29,7 +30,7 @@ use crate::registers::Registers;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-/// What [`update_steps`] reads and writes.
+/// Inputs and outputs of [`update_steps`].
 #[derive(Clone, Copy, Debug)]
 pub struct DecodingSteps<'a> {
     /// `[B, C, L]`: L steps.
@@ -40,13 +41,12 @@ pub struct DecodingSteps<'a> {
     pub weight: &'a Operand,
     /// `[C]`, in the weight's dtype.
     pub bias: Option<&'a Operand>,
-    /// `[B]`: the steps that each row has seen (`cache_seqlens`). The state is then a ring: step t stands in
-    /// column t mod S. Only the columns of the new steps are written, so `new_state` has to hold the others
-    /// already.
+    /// `[B]`: the number of steps each row has seen (`cache_seqlens`). The state is then a ring: step t is in
+    /// column t mod S. Only the columns of the new steps are written; `new_state` must already hold the rest.
     pub lengths: Option<&'a IndexOperand>,
-    /// `[B]`: the row of the state that belongs to each row of x (`conv_state_indices`); negative for
-    /// padding, whose y is 0 and which has no state. Of rows with one slot the last has it, the others are
-    /// padding. Only those rows are written, so `new_state` has to hold the others already.
+    /// `[B]`: the row of the state of each row of x (`conv_state_indices`); negative for padding, whose y is
+    /// 0 and which has no state. Of rows that share a slot the last has it, the others are padding. Only
+    /// these rows of the state are written; `new_state` must already hold the rest.
     pub slots: Option<&'a IndexOperand>,
     /// `[B, C, L]`.
     pub y: &'a Operand,
@@ -60,8 +60,7 @@ const UPDATE: &str = "causal_conv1d_update";
 /// `[C, W]` and bias `[C]`. `new_state` may be the state's own memory.
 ///
 /// # Errors
-/// As [`forward`](super::forward).
-#[allow(clippy::too_many_arguments)]
+/// As [`forward`](crate::causal_conv1d::forward).
 pub fn update(
     client: &Client,
     limits: &Limits,
@@ -86,10 +85,10 @@ pub fn update(
     update_steps(client, limits, problem, &steps)
 }
 
-/// Several decoding steps at once, each with the state after the one before it.
+/// Several decoding steps at once, each from the state after the previous one.
 ///
 /// # Errors
-/// As [`forward`](super::forward).
+/// As [`forward`](crate::causal_conv1d::forward).
 pub fn update_steps(
     client: &Client,
     limits: &Limits,
@@ -116,7 +115,11 @@ pub fn update_steps(
         && lengths.dtype != slots.dtype
     {
         let names = [lengths.dtype.name(), slots.dtype.name()];
-        invalid!("{UPDATE}: cache_seqlens are {}, state indices {}, they must be alike", names[0], names[1]);
+        invalid!(
+            "{UPDATE}: cache_seqlens is {} and state indices are {}, their dtypes must match",
+            names[0],
+            names[1]
+        );
     }
     if steps.lengths.is_some() && state_length == 0 && width > 0 && length > 0 {
         invalid!("{UPDATE}: a ring of 0 steps holds no state, it must have at least 1");
@@ -130,16 +133,16 @@ pub fn update_steps(
     launch(client, limits, problem, steps)
 }
 
-/// Refuses more steps at once than the device's loops can make.
+/// Refuses more steps at once than the device's limit on loop iterations allows.
 ///
 /// # Errors
 /// [`ConvError::TooLarge`] with the numbers.
 pub fn check_update_steps(problem: &UpdateProblem, steps: usize, limits: &Limits) -> Result<(), ConvError> {
-    // For each step the loop over steps, over its taps and the end of that; then the columns that are
-    // written, and the rows that a unit looks through for its slot.
+    // Per step one iteration of the outer loop, W of the inner one and its exit test; then the columns that
+    // are written, and the rows that a thread searches for its slot.
     let taps = steps.saturating_mul(problem.width.saturating_add(2));
-    let turns = taps.saturating_add(problem.state_length + problem.batch.div_ceil(UNITS as usize) + 4);
-    check_iterations(UPDATE, turns, limits)
+    let iterations = taps.saturating_add(problem.state_length + problem.batch.div_ceil(THREADS as usize) + 4);
+    check_iterations(UPDATE, iterations, limits)
 }
 
 fn launch(
@@ -151,36 +154,36 @@ fn launch(
     let length = steps.x.shape[2];
     check_update_steps(problem, length, limits)?;
     let (state, new_state) = (steps.state.bindable(client), steps.new_state.bindable(client));
-    // Cubes of a row each where there are places, else units are counted through.
-    let blocks = problem.channels.div_ceil(UNITS as usize);
-    let cubes = if steps.lengths.or(steps.slots).is_some() {
+    // With lengths or slots each threadgroup has channels of one row, else threads are numbered linearly.
+    let blocks = problem.channels.div_ceil(THREADS as usize);
+    let threadgroups = if steps.lengths.or(steps.slots).is_some() {
         problem.batch * blocks
     } else {
-        (problem.batch * problem.channels).div_ceil(UNITS as usize)
+        (problem.batch * problem.channels).div_ceil(THREADS as usize)
     };
     let operands: Vec<&Operand> =
         [steps.x, &state, steps.weight, steps.y, &new_state].into_iter().chain(steps.bias).collect();
     let indices = [steps.lengths, steps.slots].into_iter().flatten().map(IndexOperand::extent).max();
-    let largest = (cubes * UNITS as usize).max(indices.unwrap_or(0));
+    let largest = (threadgroups * THREADS as usize).max(indices.unwrap_or(0));
     let address = address_type(UPDATE, &operands, largest, limits)?;
-    let turns = length * (2 * problem.width + 8) + problem.state_length;
+    let operations = length * (2 * problem.width + 8) + problem.state_length;
     let present = Present::bits(&[
         (steps.bias.is_some(), Present::BIAS),
         (steps.lengths.is_some(), RING),
         (steps.slots.is_some(), SLOTS),
     ]);
-    // A tensor that one of them knows of and this call does not have, the other stands in for.
+    // The kernel has both optional arguments or neither: an absent one is bound to the other.
     let given = |one: Option<&IndexOperand>, other: Option<&IndexOperand>| {
         one.or(other).map(IndexOperand::tensor_arg)
     };
     let index = steps.lengths.or(steps.slots).map_or(IndexType::I32, |indices| indices.dtype);
-    for dispatch in dispatches(cubes, f64::from(UNITS) * turns as f64, limits) {
-        // SAFETY: rows, channels and slots are checked in the kernel, state columns stay below S.
+    for dispatch in dispatches(threadgroups, f64::from(THREADS) * operations as f64, limits) {
+        // SAFETY: contract in `args`; the kernel masks rows, channels and slots, state columns are below S.
         unsafe {
             update_kernel::launch_unchecked(
                 client,
                 dispatch.count(),
-                CubeDim::new_1d(UNITS),
+                CubeDim::new_1d(THREADS),
                 address,
                 steps.x.tensor_arg(),
                 state.tensor_arg(),
@@ -203,10 +206,10 @@ fn launch(
     Ok(())
 }
 
-/// Columns of a state, and taps, that [`one_step`] has registers for.
+/// The most columns of a state, and taps, that [`one_step`] holds in registers.
 const SHORT: usize = 8;
 
-/// Beside those of [`Present`].
+/// Flags in addition to those of [`Present`].
 const RING: u32 = 256;
 const SLOTS: u32 = 512;
 
@@ -229,19 +232,19 @@ fn update_kernel<X: Float, W: Float, H: Float, I: Int>(
     #[define(H)] _state_dtype: ElemType,
     #[define(I)] _index_dtype: ElemType,
 ) {
-    // The whole cube leaves together: barriers may follow.
+    // Uniform exit: barriers may follow.
     if span.is_idle() {
         terminate!();
     }
     let channels = x.shape(1);
-    let index = span.cube() * UNITS as usize + UNIT_POS as usize;
+    let index = span.cube() * THREADS as usize + UNIT_POS as usize;
     let mut b = index / channels;
     let mut c = index - b * channels;
     let mut last = true;
     if comptime!(slots.is_some()) {
-        let blocks = channels.div_ceil(comptime!(UNITS as usize));
+        let blocks = channels.div_ceil(comptime!(THREADS as usize));
         b = span.cube() / blocks;
-        c = (span.cube() - b * blocks) * UNITS as usize + UNIT_POS as usize;
+        c = (span.cube() - b * blocks) * THREADS as usize + UNIT_POS as usize;
         last = is_last(slots.unwrap(), b, x.shape(0), present);
     }
     if b >= x.shape(0) || c >= channels {
@@ -251,19 +254,19 @@ fn update_kernel<X: Float, W: Float, H: Float, I: Int>(
     let mut slot = b;
     let mut served = true;
     let mut ring = false;
-    // Where the ring stands: the column that the first step is written to.
-    let mut place = size;
+    // Ring: the column that the first step is written to.
+    let mut ring_head = size;
     if comptime!(slots.is_some()) {
         let (lengths, slots) = (lengths.unwrap(), slots.unwrap());
         if present & SLOTS != 0u32 {
             let given = slots[b * slots.stride(0)];
-            // A slot that does not exist is none.
+            // A slot that does not exist counts as padding.
             served = last && given >= I::from_int(0) && given < I::cast_from(state.shape(0));
             slot = select(served, usize::cast_from(given), 0usize);
         }
         ring = present & RING != 0u32;
         if ring {
-            place = usize::cast_from(lengths[b * lengths.stride(0)]) % max(size, 1usize);
+            ring_head = usize::cast_from(lengths[b * lengths.stride(0)]) % max(size, 1usize);
         }
     }
     let mut offset = 0.0f32;
@@ -278,47 +281,46 @@ fn update_kernel<X: Float, W: Float, H: Float, I: Int>(
     for l in 0..count {
         let mut sum = offset;
         for k in 0..width {
-            // Steps back from the first of x: tap k of step l reads step l - (W-1) + k.
+            // Tap k of step l reads step l - (W-1) + k: of x, or of the state if negative.
             let mut value = 0.0f32;
             if l + k + 1 >= width {
-                value = f32::cast_from(x[at3(x, b, c, l + k + 1 - width)]);
+                value = f32::cast_from(x[offset3(x, b, c, l + k + 1 - width)]);
             }
             if l + k + 1 < width {
-                let mut column = place + l + k + 1 - width;
+                let mut column = ring_head + l + k + 1 - width;
                 if ring {
-                    column = (place + size + l + k + 1 - width) % size;
+                    column = (ring_head + size + l + k + 1 - width) % size;
                 }
-                value = f32::cast_from(state[at3(state, slot, c, column)]);
+                value = f32::cast_from(state[offset3(state, slot, c, column)]);
             }
-            sum = fma(f32::cast_from(weight[at2(weight, c, k)]), value, sum);
+            sum = fma(f32::cast_from(weight[offset2(weight, c, k)]), value, sum);
         }
         let result = select(served, activate_by_code(sum, activation), 0.0f32);
-        let at = at3(&*y, b, c, l);
+        let at = offset3(&*y, b, c, l);
         y[at] = X::cast_from(result);
     }
     if served {
         if ring {
-            // Of steps that come to one column the last stays.
+            // Of steps that map to one column the last is kept.
             for l in count - min(count, size)..count {
-                let at = at3(&*new_state, slot, c, (place + l) % size);
-                new_state[at] = H::cast_from(x[at3(x, b, c, l)]);
+                let at = offset3(&*new_state, slot, c, (ring_head + l) % size);
+                new_state[at] = H::cast_from(x[offset3(x, b, c, l)]);
             }
         } else {
-            // Column s of the new state lies L columns further in [state | x]: never one that has been
-            // written.
+            // Column s of the new state is column s + L of [state | x], which is not yet overwritten.
             for s in 0..size {
-                let at = at3(&*new_state, slot, c, s);
+                let at = offset3(&*new_state, slot, c, s);
                 if s + count < size {
-                    new_state[at] = state[at3(state, slot, c, s + count)];
+                    new_state[at] = state[offset3(state, slot, c, s + count)];
                 } else {
-                    new_state[at] = H::cast_from(x[at3(x, b, c, s + count - size)]);
+                    new_state[at] = H::cast_from(x[offset3(x, b, c, s + count - size)]);
                 }
             }
         }
     }
 }
 
-/// Whether no row after row `b` has its slot; the same in all units of a cube.
+/// Whether no row after row `b` has the same slot; uniform over the threadgroup.
 #[cube]
 fn is_last<I: Int>(slots: &Tensor<I>, b: usize, batch: usize, present: u32) -> bool {
     let mut taken = Shared::<[u32]>::new_slice(1usize);
@@ -330,21 +332,20 @@ fn is_last<I: Int>(slots: &Tensor<I>, b: usize, batch: usize, present: u32) -> b
         let own = slots[b * slots.stride(0)];
         let mut other = b + 1 + UNIT_POS as usize;
         while other < batch {
-            // Whoever finds one writes the same.
+            // A benign race: all writers store the same value.
             if slots[other * slots.stride(0)] == own {
                 taken[0usize] = 1u32;
             }
-            other += UNITS as usize;
+            other += THREADS as usize;
         }
     }
     sync_cube();
     taken[0usize] == 0u32
 }
 
-/// One step of a channel with a short state, the common case: all reads are under way before anything waits
-/// for one, where loops would wait for each. The sum has the loop's order, so its bits are the same.
+/// One step of a channel with a short state, the common case: all loads are in flight before the first use,
+/// while a loop waits for each. The sum has the loop's order: bitwise equal.
 #[cube]
-#[allow(clippy::too_many_arguments)]
 fn one_step<X: Float, W: Float, H: Float>(
     x: &Tensor<X>,
     state: &Tensor<H>,
@@ -358,21 +359,21 @@ fn one_step<X: Float, W: Float, H: Float>(
     c: usize,
 ) {
     let (size, width) = (state.shape(2), weight.shape(1));
-    // [state | x] and the taps, each at the end of its places.
+    // [state | x] and the taps, both right-aligned.
     let history = Registers::<H>::new(comptime!(SHORT + 1), H::from_int(0));
     let taps = Registers::<W>::new(comptime!(SHORT + 1), W::from_int(0));
-    let newest = H::cast_from(x[at3(x, b, c, 0usize)]);
+    let newest = H::cast_from(x[offset3(x, b, c, 0usize)]);
     #[unroll]
     for p in 0..SHORT {
         if size + p >= SHORT {
-            history.set(p, state[at3(state, slot, c, size + p - SHORT)]);
+            history.set(p, state[offset3(state, slot, c, size + p - SHORT)]);
         }
     }
     history.set(SHORT, newest);
     #[unroll]
     for p in 1..comptime!(SHORT + 1) {
         if width + p > SHORT {
-            taps.set(p, weight[at2(weight, c, width + p - SHORT - 1)]);
+            taps.set(p, weight[offset2(weight, c, width + p - SHORT - 1)]);
         }
     }
     let mut sum = offset;
@@ -382,12 +383,12 @@ fn one_step<X: Float, W: Float, H: Float>(
             sum = fma(f32::cast_from(taps.get(p)), f32::cast_from(history.get(p)), sum);
         }
     }
-    let at = at3(&*y, b, c, 0usize);
+    let at = offset3(&*y, b, c, 0usize);
     y[at] = X::cast_from(activate_by_code(sum, activation));
     #[unroll]
     for p in 1..comptime!(SHORT + 1) {
         if size + p > SHORT {
-            let at = at3(&*new_state, slot, c, size + p - SHORT - 1);
+            let at = offset3(&*new_state, slot, c, size + p - SHORT - 1);
             new_state[at] = history.get(p);
         }
     }
