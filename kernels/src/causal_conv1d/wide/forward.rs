@@ -300,7 +300,7 @@ fn tiled_kernel<S: Float, W: Float, H: Float, X: Float, Y: Float, N: Size>(
     if comptime!(tile.ahead()) {
         read(source, &extents, &line, &mut early, memory_lane, lanes, together);
     }
-    let held = Registers::<Vector<S, N>>::of(&early);
+    let held = Registers::<Vector<S, N>>::from_values(&early);
     let raw_taps = Registers::<W>::new(4usize, W::from_int(0));
     let blocks = extents.width.div_ceil(BLOCK);
     let end_tile = min(first_tile + share.tiles_per_cube, share.tiles);
@@ -308,14 +308,14 @@ fn tiled_kernel<S: Float, W: Float, H: Float, X: Float, Y: Float, N: Size>(
     let mut k = 0usize;
     let turns = (end_tile - first_tile) * blocks;
     for turn in 0..turns {
-        let mut raw = held.all();
+        let mut raw = held.values();
         if comptime!(!tile.ahead()) {
             read(source, &extents, &line, &mut raw, memory_lane, lanes, together);
         }
         // The taps of a single block stay for all tiles.
         let fresh = turn == 0 || blocks > 1;
         if fresh {
-            raw_taps.keep(&read_taps(weight, &extents, &share, first_row, k, UNIT_POS));
+            raw_taps.set_all(&read_taps(weight, &extents, &share, first_row, k, UNIT_POS));
         }
         // The columns and taps before have been read.
         sync_cube();
@@ -327,7 +327,7 @@ fn tiled_kernel<S: Float, W: Float, H: Float, X: Float, Y: Float, N: Size>(
             put(&raw, initial, &extents, &line, &mut columns, first, lanes, 1usize, true);
         }
         if fresh {
-            put_taps(&raw_taps.all(), &extents, first_row, k, UNIT_POS, rows, &mut taps);
+            put_taps(&raw_taps.values(), &extents, first_row, k, UNIT_POS, rows, &mut taps);
             for turn in 1..(rows * comptime!(BLOCK as u32 / 4)).div_ceil(comptime!(UNITS as u32)) {
                 let index = turn * comptime!(UNITS as u32) + UNIT_POS;
                 let raw_taps = read_taps(weight, &extents, &share, first_row, k, index);
@@ -374,6 +374,6 @@ fn tiled_kernel<S: Float, W: Float, H: Float, X: Float, Y: Float, N: Size>(
                 sums.set(i, offset);
             }
         }
-        held.keep(&next);
+        held.set_all(&next);
     }
 }

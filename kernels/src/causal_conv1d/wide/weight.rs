@@ -257,13 +257,13 @@ fn tiled_weight_kernel<X: Float, H: Float, G: Float, N: Size>(
         let line = gradients_of(&share, &g_strides, &extents, begin, &own, tile);
         read(g, &extents, &line, &mut early_g, memory_lane, row_units, PARTS);
     }
-    let held = Registers::<Vector<X, N>>::of(&early);
-    let held_g = Registers::<Vector<G, N>>::of(&early_g);
+    let held = Registers::<Vector<X, N>>::from_values(&early);
+    let held_g = Registers::<Vector<G, N>>::from_values(&early_g);
     for item in begin..end {
         let line = columns_of(&share, &x_strides, &extents, item, &own, tile);
         let line_g = gradients_of(&share, &g_strides, &extents, item, &own, tile);
-        let mut raw = held.all();
-        let mut raw_g = held_g.all();
+        let mut raw = held.values();
+        let mut raw_g = held_g.values();
         if comptime!(!tile.ahead()) {
             read(x, &extents, &line, &mut raw, memory_lane, row_units, together);
             read(g, &extents, &line_g, &mut raw_g, memory_lane, row_units, PARTS);
@@ -289,8 +289,8 @@ fn tiled_weight_kernel<X: Float, H: Float, G: Float, N: Size>(
         let left = max(extents.length, first) - first;
         let count = min(left, taps as usize) as u32;
         add_products(&columns, &gradients, &places, count, &sums);
-        held.keep(&next);
-        held_g.keep(&next_g);
+        held.set_all(&next);
+        held_g.set_all(&next_g);
     }
     sync_cube();
     put_sums(&mut columns, &places, &sums);
