@@ -40,7 +40,7 @@ pub(crate) struct Span {
 #[cube]
 impl Span {
     /// This threadgroup's index in the whole work.
-    pub(crate) fn cube(&self) -> usize {
+    pub(crate) fn index(&self) -> usize {
         self.first + CUBE_POS
     }
 

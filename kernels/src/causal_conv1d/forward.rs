@@ -85,7 +85,7 @@ fn forward_kernel<X: Float, W: Float, H: Float, I: Int, Y: Float>(
     #[define(I)] _index_dtype: ElemType,
     #[define(Y)] _target_dtype: ElemType,
 ) {
-    let index = span.cube() * UNITS as usize + UNIT_POS as usize;
+    let index = span.index() * UNITS as usize + UNIT_POS as usize;
     let place = rows.place(index, rows.length, layout);
     if span.is_idle() || place.b >= rows.batch {
         terminate!();

@@ -114,7 +114,7 @@ fn gradient_kernel<X: Float, W: Float, H: Float, I: Int, G: Float>(
     #[define(G)] _gradient_dtype: ElemType,
 ) {
     let columns = target.shape(2);
-    let index = span.cube() * UNITS as usize + UNIT_POS as usize;
+    let index = span.index() * UNITS as usize + UNIT_POS as usize;
     let place = rows.place(index, columns, layout);
     if span.is_idle() || place.b >= rows.batch {
         terminate!();

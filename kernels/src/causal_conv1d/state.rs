@@ -78,7 +78,7 @@ fn final_state_kernel<X: Float, H: Float, I: Int>(
     #[define(H)] _state_dtype: ElemType,
     #[define(I)] _index_dtype: ElemType,
 ) {
-    let index = span.cube() * UNITS as usize + UNIT_POS as usize;
+    let index = span.index() * UNITS as usize + UNIT_POS as usize;
     let row = index / rows.history();
     let m = index - row * rows.history();
     let b = row / rows.channels;
@@ -151,7 +151,7 @@ fn ends_kernel<I: Int>(
     if span.is_idle() {
         terminate!();
     }
-    let b = span.cube();
+    let b = span.index();
     let unit = UNIT_POS as usize;
     // Every 256th step is the unit's, counted from the end: `left - 1` is the next that it looks at.
     let mut left = length - min(length, unit);
@@ -225,7 +225,7 @@ fn copy_ids_kernel<I: Int>(
     span: Span,
     #[define(I)] _index_dtype: ElemType,
 ) {
-    let index = span.cube() * UNITS as usize + UNIT_POS as usize;
+    let index = span.index() * UNITS as usize + UNIT_POS as usize;
     let b = index / seq_idx.shape(1);
     let t = index - b * seq_idx.shape(1);
     if span.is_idle() || b >= seq_idx.shape(0) {
@@ -275,7 +275,7 @@ fn last_states_kernel<X: Float, I: Int>(
     #[define(X)] _dtype: ElemType,
     #[define(I)] _index_dtype: ElemType,
 ) {
-    let index = span.cube() * UNITS as usize + UNIT_POS as usize;
+    let index = span.index() * UNITS as usize + UNIT_POS as usize;
     let row = index / out.shape(2);
     let m = index - row * out.shape(2);
     let sequence = row / out.shape(1);
@@ -329,7 +329,7 @@ fn sequence_ids_kernel<I: Int>(
     span: Span,
     #[define(I)] _index_dtype: ElemType,
 ) {
-    let t = span.cube() * UNITS as usize + UNIT_POS as usize;
+    let t = span.index() * UNITS as usize + UNIT_POS as usize;
     if span.is_idle() || t >= out.shape(1) {
         terminate!();
     }

@@ -126,7 +126,7 @@ fn step_kernel<X: Float, W: Float, H: Float>(
     #[define(W)] _weight_dtype: ElemType,
     #[define(H)] _state_dtype: ElemType,
 ) {
-    let index = span.cube() * UNITS as usize + UNIT_POS as usize;
+    let index = span.index() * UNITS as usize + UNIT_POS as usize;
     let b = index / places.channels;
     let c = index - b * places.channels;
     if span.is_idle() || b >= places.batch {

@@ -234,14 +234,14 @@ fn update_kernel<X: Float, W: Float, H: Float, I: Int>(
         terminate!();
     }
     let channels = x.shape(1);
-    let index = span.cube() * UNITS as usize + UNIT_POS as usize;
+    let index = span.index() * UNITS as usize + UNIT_POS as usize;
     let mut b = index / channels;
     let mut c = index - b * channels;
     let mut last = true;
     if comptime!(slots.is_some()) {
         let blocks = channels.div_ceil(comptime!(UNITS as usize));
-        b = span.cube() / blocks;
-        c = (span.cube() - b * blocks) * UNITS as usize + UNIT_POS as usize;
+        b = span.index() / blocks;
+        c = (span.index() - b * blocks) * UNITS as usize + UNIT_POS as usize;
         last = is_last(slots.unwrap(), b, x.shape(0), present);
     }
     if b >= x.shape(0) || c >= channels {

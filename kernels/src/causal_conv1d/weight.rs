@@ -98,7 +98,7 @@ pub(crate) fn fold(
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn fold_kernel(partials: &[f32], folded: &mut [f32], parts: usize, results: usize, span: Span) {
-    let index = span.cube() * UNITS as usize + UNIT_POS as usize;
+    let index = span.index() * UNITS as usize + UNIT_POS as usize;
     let part = index / results;
     let first = part * FOLDED;
     if span.is_idle() || first >= parts {
@@ -228,7 +228,7 @@ fn partials_kernel<X: Float, H: Float, I: Int, G: Float>(
     if span.is_idle() {
         terminate!();
     }
-    let cube = span.cube();
+    let cube = span.index();
     let rest = cube / (rows.width + 1);
     let slot = cube - rest * (rows.width + 1);
     let blocks = rows.channels.div_ceil(lanes);
@@ -299,7 +299,7 @@ fn sums_kernel<W: Float>(
     span: Span,
     #[define(W)] _dtype: ElemType,
 ) {
-    let index = span.cube() * UNITS as usize + UNIT_POS as usize;
+    let index = span.index() * UNITS as usize + UNIT_POS as usize;
     let channel = index / target.shape(1);
     let i = index - channel * target.shape(1);
     if span.is_idle() || channel >= target.shape(0) {

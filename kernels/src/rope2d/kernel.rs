@@ -130,7 +130,7 @@ pub(super) fn rotate_kernel<E: Float, S: Numeric, I: Numeric, N: Size>(
     #[define(S)] _memory: ElemType,
     #[define(I)] _index_dtype: ElemType,
 ) {
-    let index = span.cube();
+    let index = span.index();
     if span.is_idle() {
         terminate!();
     }

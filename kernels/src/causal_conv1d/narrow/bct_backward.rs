@@ -63,7 +63,7 @@ pub(super) fn backward_kernel<X: Float, S: Numeric, W: Float, H: Float, I: Int, 
     if span.is_idle() {
         terminate!();
     }
-    let (part, group) = share.groups.div_mod(span.cube() as u32);
+    let (part, group) = share.groups.div_mod(span.index() as u32);
     let (row_of_cube, lane, channel) = share.place(group);
     let exists = channel < sizes.channels;
     let c = min(channel, sizes.channels - 1u32);

@@ -247,8 +247,8 @@ fn tiled_kernel<S: Float, W: Float, H: Float, X: Float, Y: Float, N: Size>(
     if span.is_idle() {
         terminate!();
     }
-    let rest = span.cube() / share.cubes;
-    let first_tile = (span.cube() - rest * share.cubes) * share.tiles_per_cube;
+    let rest = span.index() / share.cubes;
+    let first_tile = (span.index() - rest * share.cubes) * share.tiles_per_cube;
     let b = rest / share.groups;
     let (lanes, rows) = (1u32 << share.lane_bits, comptime!(UNITS as u32) >> share.lane_bits);
     let steps_of_tile = (lanes * comptime!(OUTPUTS as u32)) as usize;

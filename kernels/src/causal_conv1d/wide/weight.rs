@@ -218,8 +218,8 @@ fn tiled_weight_kernel<X: Float, H: Float, G: Float, N: Size>(
     if span.is_idle() {
         terminate!();
     }
-    let rest = span.cube() / share.parts;
-    let part = span.cube() - rest * share.parts;
+    let rest = span.index() / share.parts;
+    let part = span.index() - rest * share.parts;
     let group = rest / share.blocks;
     let block = rest - group * share.blocks;
     let lanes = share.lanes;

@@ -53,7 +53,7 @@ pub(super) fn contiguous_kernel<E: Float, S: Float, O: Float, V: Size>(
     if span.is_idle() {
         terminate!();
     }
-    let Work { walk, tiling, share, taps } = work_of(&phases, walk, tiling, span.cube() as u32, tile);
+    let Work { walk, tiling, share, taps } = work_of(&phases, walk, tiling, span.index() as u32, tile);
     let width = V::value();
     let row = comptime!(tile.run_row(width, size));
     let mut stage = Shared::<[Vector<S, V>]>::new_slice(comptime!(tile.run_blocks() * CHANNELS * row));

@@ -62,7 +62,7 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
     if span.is_idle() {
         terminate!();
     }
-    let Work { walk, tiling, share, taps } = work_of(&phases, walk, tiling, span.cube() as u32, tile);
+    let Work { walk, tiling, share, taps } = work_of(&phases, walk, tiling, span.index() as u32, tile);
     let phased = taps.is_some();
     let width = V::value();
     let row = comptime!(tile.row(width, size));

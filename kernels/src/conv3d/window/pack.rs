@@ -70,7 +70,7 @@ pub(super) fn pack_kernel<E: Float, S: Float, V: Size, W: Size>(
         terminate!();
     }
     let mut stage = Shared::<[S]>::new_slice(comptime!(TAPS * STRIDE));
-    let (rest, rows) = packed.rows.div_mod(span.cube() as u32);
+    let (rest, rows) = packed.rows.div_mod(span.index() as u32);
     let (rest, block) = packed.blocks.div_mod(rest);
     let (group, in_taps) = packed.chunks.div_mod(rest);
     let share = Share { group, first_n: rows * ROWS as u32, block, first_tap: in_taps * packed.chunk_taps };

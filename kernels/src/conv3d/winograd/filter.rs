@@ -58,7 +58,7 @@ fn filter_kernel<E: Float>(
     #[comptime] tile: WinogradTile,
     #[define(E)] _dtype: ElemType,
 ) {
-    let index = span.cube() * THREADS as usize + UNIT_POS as usize;
+    let index = span.index() * THREADS as usize + UNIT_POS as usize;
     let filters = kernel_depth as usize * in_channels as usize * out_channels as usize;
     if span.is_idle() || index >= filters {
         terminate!();

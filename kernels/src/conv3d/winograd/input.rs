@@ -117,7 +117,7 @@ fn input_kernel<E: Float>(
 ) {
     let size = comptime!(columns(tile, matrix) as u32);
     let outputs = comptime!(tile.outputs() as u32);
-    let index = span.cube() * THREADS as usize + UNIT_POS as usize;
+    let index = span.index() * THREADS as usize + UNIT_POS as usize;
     let transforms =
         channels as usize * (region.images * region.input_frames * region.vectors) as usize * VECTOR;
     if span.is_idle() || index >= transforms {

@@ -107,7 +107,7 @@ fn output_kernel<E: Float, O: Float, N: Size>(
     let size = comptime!(tile.inputs());
     let outputs = comptime!(tile.outputs());
     let width = N::value();
-    let index = span.cube() * THREADS as usize + UNIT_POS as usize;
+    let index = span.index() * THREADS as usize + UNIT_POS as usize;
     let transforms =
         target.channels as usize * (region.images * region.frames * region.vectors) as usize * VECTOR;
     if span.is_idle() || index >= transforms {

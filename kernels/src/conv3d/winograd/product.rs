@@ -114,7 +114,7 @@ pub(crate) struct TileLoader {
     /// First row and column of the tile, in vectors.
     pub(crate) first_row: u32,
     pub(crate) first_column: u32,
-    /// Vectors of a row of M, V and U.
+    /// Vectors per channel of M and of V, and per K element of U.
     pub(crate) m_vectors: u32,
     v_vectors: usize,
     u_vectors: usize,
@@ -154,7 +154,7 @@ fn product_kernel(
     if span.is_idle() {
         terminate!();
     }
-    let loader = TileLoader::new(span.cube(), &region, &args, tile.tile_m, tile.tile_n);
+    let loader = TileLoader::new(span.index(), &region, &args, tile.tile_m, tile.tile_n);
     let mut stage = loader.first_stage(&region, &args, tile.tile_m, tile.tile_k);
 
     let mut row_stage = Shared::<[Neighbours]>::new_slice(comptime!(tile.tile_k * row_stride(tile.tile_m)));

@@ -47,7 +47,7 @@ pub(crate) fn product_mma_kernel(
         terminate!();
     }
     let threads = comptime!(tile.units());
-    let loader = TileLoader::new(span.cube(), &region, &args, tile.tile_m, tile.tile_n);
+    let loader = TileLoader::new(span.index(), &region, &args, tile.tile_m, tile.tile_n);
     let mut stage = loader.first_stage(&region, &args, tile.tile_m, tile.tile_k);
     let mut row_stage = Shared::<[Neighbours]>::new_slice(comptime!(tile.tile_k * row_stride(tile.tile_m)));
     let mut column_stage =

@@ -93,7 +93,7 @@ fn taps_kernel<E: Float>(
     #[define(E)] _dtype: ElemType,
 ) {
     let points = comptime!(tile.inputs() * tile.inputs());
-    let index = span.cube() * THREADS as usize + UNIT_POS as usize;
+    let index = span.index() * THREADS as usize + UNIT_POS as usize;
     let filters_per_out_channel = kernel_depth as usize * in_channels as usize;
     if span.is_idle() || index >= filters_per_out_channel * out_channels as usize {
         terminate!();

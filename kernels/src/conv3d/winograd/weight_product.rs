@@ -168,7 +168,7 @@ fn weight_product_kernel(
     if span.is_idle() {
         terminate!();
     }
-    let threadgroup = span.cube();
+    let threadgroup = span.index();
     let in_n = threadgroup % args.tiles_n;
     let rest = threadgroup / args.tiles_n;
     let in_m = rest % args.tiles_m;

@@ -53,7 +53,7 @@ pub(super) fn window_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
     if span.is_idle() {
         terminate!();
     }
-    let share = tiling.share(span.cube() as u32, tile);
+    let share = tiling.share(span.index() as u32, tile);
     let width = V::value();
     let x_row = comptime!(tile.row(tile.channels(), width, size));
     let dy_row = comptime!(tile.row(tile.out_channels(), width, size));
