@@ -1,9 +1,9 @@
-//! The function applied to a convolution's result in its epilogue, and its derivative, in fp32.
+//! The activation applied in a convolution's epilogue, and its derivative, in fp32.
 
 use crate::registers::Registers;
 use cubecl::prelude::*;
 
-/// The function applied to the convolution's result before it is rounded and stored.
+/// The function applied to a convolution's fp32 result before it is rounded and stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Activation {
     /// None.
@@ -16,7 +16,7 @@ pub enum Activation {
 }
 
 impl Activation {
-    /// What [`activate_by_code`] knows it by.
+    /// The code that [`activate_by_code`] takes.
     pub(crate) fn code(self) -> u32 {
         match self {
             Self::None => 0,
@@ -30,8 +30,8 @@ impl Activation {
 #[cube]
 pub(crate) fn activate(value: f32, #[comptime] activation: Activation) -> f32 {
     if comptime!(activation == Activation::Relu) {
-        // On the bits, because NaN must come out as NaN: drivers turn `value < 0 ? 0 : value` into a maximum,
-        // which loses it. Between -0 and -infinity lie the negative numbers.
+        // On the bits, to pass NaN on: drivers turn `value < 0 ? 0 : value` into a maximum, which drops it.
+        // Bits above -0 up to -infinity are the negative numbers.
         let bits = u32::reinterpret(value);
         select(bits > 0x8000_0000u32 && bits <= 0xFF80_0000u32, 0.0f32, value)
     } else if comptime!(activation == Activation::Silu) {
@@ -41,8 +41,8 @@ pub(crate) fn activate(value: f32, #[comptime] activation: Activation) -> f32 {
     }
 }
 
-/// [`activate`] chosen at run time, by [`Activation::code`]: kernels that are compiled for seconds serve all
-/// three.
+/// [`activate`] chosen at run time by [`Activation::code`], so that one compilation of a large kernel serves
+/// all three.
 #[cube]
 pub(crate) fn activate_by_code(value: f32, code: u32) -> f32 {
     let mut result = value;
@@ -62,14 +62,14 @@ pub(crate) fn activate_gradient(value: f32, dy: f32, #[comptime] activation: Act
         select(value > 0.0f32, dy, 0.0f32)
     } else if comptime!(activation == Activation::Silu) {
         let sigmoid = 1.0f32 / (1.0f32 + f32::exp(0.0f32 - value));
-        // Written as a fused sum: CubeCL fuses it for numbers and not for vectors, whose bits would differ.
+        // An explicit fma: CubeCL fuses scalars but not vectors, and both must give the same bits.
         dy * sigmoid * fma(value, 1.0f32 - sigmoid, 1.0f32)
     } else {
         dy
     }
 }
 
-/// [`activate_by_code`] for the first `count` of `values`; with `silu` it is known to be that.
+/// [`activate_by_code`] for the first `count` of `values`; `silu` fixes SiLU at compile time.
 #[cube]
 pub(crate) fn activate_all(
     values: &Registers<f32>,
@@ -91,8 +91,8 @@ pub(crate) fn activate_all(
     }
 }
 
-/// Replaces the first `count` of `gradients` by [`activate_gradient`] at `values`; with `silu` it is known to
-/// be that one's.
+/// Replaces the first `count` of `gradients` by [`activate_gradient`] at `values`; `silu` fixes SiLU at
+/// compile time.
 #[cube]
 pub(crate) fn activate_gradient_all(
     values: &Registers<f32>,
@@ -115,7 +115,7 @@ pub(crate) fn activate_gradient_all(
     }
 }
 
-/// Four values at once.
+/// Four values.
 type Quad = Vector<f32, Const<4>>;
 
 /// [`activate_all`] of a vector.

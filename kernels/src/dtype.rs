@@ -37,7 +37,7 @@ impl FloatType {
         })
     }
 
-    /// The name used in messages and tables.
+    /// Name in messages and tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
@@ -46,7 +46,7 @@ impl FloatType {
         }
     }
 
-    /// Unit roundoff u: one rounding to this type changes a normal value by at most u times its size.
+    /// Unit roundoff u: the largest relative error of rounding a normal value to this type.
     pub fn unit_roundoff(self) -> f64 {
         match self {
             Self::F32 => 2f64.powi(-24),
@@ -64,9 +64,9 @@ impl FloatType {
         }
     }
 
-    /// Whether the device serves the type in full. Buffers and conversions would do for these kernels, but a
-    /// device with no more than those may convert by cutting bits off: NVIDIA's Vulkan driver stores bf16
-    /// that way, which doubles the rounding error and biases it.
+    /// Whether the device supports the type in full. These kernels only need buffers and conversions, but a
+    /// device without arithmetic may convert by truncation, as NVIDIA's Vulkan driver does for bf16, which
+    /// doubles the rounding error and biases it.
     pub(crate) fn served_by(self, client: &Client) -> bool {
         let usage = client.properties().type_usage(self.elem());
         [TypeUsage::Buffer, TypeUsage::Conversion, TypeUsage::Arithmetic]

@@ -1,4 +1,4 @@
-//! What a call that cannot be served says: one sentence with the numbers, before anything is launched.
+//! Errors: one sentence with the offending numbers, before anything is launched.
 
 /// Why a call was refused. The `Display` text is one sentence that starts with the op's name and holds the
 /// offending numbers.
@@ -29,7 +29,7 @@ macro_rules! invalid {
     ($($text:tt)*) => { return Err($crate::ConvError::Invalid(format!($($text)*))) };
 }
 
-/// As [`invalid`], for what the device or a forced algorithm cannot serve.
+/// As [`invalid`], for requests that the device or a forced algorithm cannot serve.
 macro_rules! unsupported {
     ($($text:tt)*) => { return Err($crate::ConvError::Unsupported(format!($($text)*))) };
 }

@@ -1,5 +1,5 @@
-//! The arithmetic of convolution windows on one axis. Every extent and every coordinate in the project comes
-//! from here; PyTorch's and Burn's formula, checked against overflow.
+//! One axis of a convolution: output extent and validation, by PyTorch's and Burn's formula, checked against
+//! overflow.
 
 use crate::error::{ConvError, invalid};
 
@@ -8,7 +8,7 @@ use crate::error::{ConvError, invalid};
 pub struct AxisGeometry {
     /// Input extent.
     pub input: usize,
-    /// Taps of the kernel.
+    /// Kernel taps.
     pub kernel: usize,
     /// Distance between neighbouring windows.
     pub stride: usize,
@@ -24,7 +24,7 @@ impl AxisGeometry {
         self.dilation * (self.kernel - 1) + 1
     }
 
-    /// Distance between neighbouring taps that matters: 1 where there is one tap.
+    /// Dilation, or 1 if there is a single tap, whose dilation has no effect.
     pub(crate) fn tap_step(&self) -> usize {
         if self.kernel > 1 { self.dilation } else { 1 }
     }
@@ -34,7 +34,8 @@ impl AxisGeometry {
         (self.input + self.padding.0 + self.padding.1 - self.span()) / self.stride + 1
     }
 
-    /// Refuses zero strides, kernels and dilations, windows that do not fit, and coordinates beyond 2^31 - 1.
+    /// Refuses zero strides, kernels and dilations, windows larger than the padded input, and coordinates
+    /// beyond 2^31 - 1.
     pub fn validate(&self, op: &str, axis: &str) -> Result<(), ConvError> {
         let Self { input, kernel, stride, dilation, padding: (begin, end) } = *self;
         for (what, value) in [("stride", stride), ("dilation", dilation), ("kernel", kernel)] {
@@ -56,8 +57,8 @@ impl AxisGeometry {
         match span {
             Some(span) if span <= padded => {}
             _ => invalid!(
-                "{op}: padded input {axis} {padded} is smaller than the dilated kernel {axis} {} (kernel {kernel}, \
-                 dilation {dilation}, padding {begin}+{end})",
+                "{op}: padded input {axis} {padded} is smaller than the dilated kernel {axis} {} \
+                 (kernel {kernel}, dilation {dilation}, padding {begin}+{end})",
                 span.map_or("beyond 2^64".into(), |span| span.to_string()),
             ),
         }
@@ -84,7 +85,8 @@ mod tests {
         ) {
             let axis = AxisGeometry { input, kernel, stride, dilation, padding: (begin, end) };
             let padded = input + begin + end;
-            let count = (0..).map(|q| q * stride + (kernel - 1) * dilation).take_while(|last| *last < padded).count();
+            let last_taps = (0..).map(|q| q * stride + (kernel - 1) * dilation);
+            let count = last_taps.take_while(|last| *last < padded).count();
             match axis.validate("test", "depth") {
                 Ok(()) => prop_assert_eq!(axis.output(), count),
                 Err(_) => prop_assert_eq!(count, 0),

@@ -1,4 +1,4 @@
-//! A tensor of integers that a kernel reads: sequence ids and token positions.
+//! An integer tensor that a kernel reads: sequence ids and token positions.
 
 use crate::error::{ConvError, unsupported};
 use crate::operand::row_major;
@@ -13,7 +13,7 @@ use cubecl::zspace::{Shape, Strides};
 pub enum IndexType {
     /// Signed, 32 bits: served by every device.
     I32,
-    /// Signed, 64 bits: served where shaders have the type.
+    /// Signed, 64 bits: served where the shader language has the type.
     I64,
 }
 
@@ -37,7 +37,7 @@ impl IndexType {
         })
     }
 
-    /// The name used in messages and tables.
+    /// Name in messages and tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::I32 => "i32",
@@ -54,7 +54,7 @@ impl IndexType {
     }
 }
 
-/// A tensor of integers on the device, read in place whatever its strides.
+/// An integer tensor on the device, read in place with any strides.
 #[derive(Clone, Debug)]
 pub struct IndexOperand {
     /// The buffer, starting at the tensor's first element.
@@ -83,8 +83,7 @@ impl IndexOperand {
 
     /// The tensor as a kernel argument, with its shape and strides.
     pub(crate) fn tensor_arg(&self) -> TensorArg {
-        // SAFETY: shape and strides describe `handle`: `contiguous` makes them so, and the Burn crate copies
-        // them from the tensor that owns the handle.
+        // SAFETY: the caller's shape and strides describe `handle` (see `Operand`).
         unsafe {
             TensorArg::from_raw_parts(
                 self.handle.clone(),
@@ -94,14 +93,14 @@ impl IndexOperand {
         }
     }
 
-    /// The elements from the first to the last that the strides reach, for kernels that take strides of their
-    /// own.
+    /// The elements from the first to the last that the strides reach, for kernels that get the strides
+    /// separately.
     pub(crate) fn buffer_arg(&self) -> BufferArg {
-        // SAFETY: as in `tensor_arg`.
+        // SAFETY: the extent is that of the shape and strides, which describe `handle` (see `Operand`).
         unsafe { BufferArg::from_raw_parts(self.handle.clone(), self.extent().max(1)) }
     }
 
-    /// Refuses another shape than `shape`, and a storage type that the device cannot read.
+    /// Refuses a shape other than `shape`, and a storage type that the device cannot read.
     pub(crate) fn check(
         &self,
         op: &str,

@@ -1,16 +1,56 @@
 //! conv3d, causal conv1d and RoPE2D as CubeCL kernels: forward and every gradient, from one source for Metal,
-//! Vulkan, WGSL and CUDA. Nothing of Burn is in here; the crate `burn-conv-ops` puts these ops under Burn's
+//! Vulkan, WGSL and CUDA. The crate does not depend on Burn; `burn-conv-ops` offers the ops on Burn's
 //! tensors.
 //!
 //! Each op is `Problem -> Plan -> launch`: a problem is validated, a plan is a pure function of problem, pass
-//! and device [`Limits`] and can be forced, a launch writes into an [`Operand`] the caller allocated. Beside
-//! each op's kernels stands its f64 `reference`.
+//! and device [`Limits`] and can be forced, a launch writes into an [`Operand`] that the caller allocated.
+//! Every op has an f64 `reference` next to its kernels.
 //!
-//! Numerics: tensors are f32, f16 or bf16; every sum is fp32 and is rounded once. No float atomics: equal
-//! calls give equal bits.
+//! Numerics: tensors are f32, f16 or bf16; all sums accumulate in fp32, with one rounding at the end. No
+//! float atomics: results are bitwise reproducible.
+//!
+//! # Map
+//!
+//! ```text
+//! conv3d            plan.rs chooses one of
+//!   direct            one output per thread; always valid
+//!   gemm              gathered implicit GEMM on fp32 multiply-adds or MMA
+//!   implicit_gemm     the same with computed coordinates, for windows that gemm's masks cannot hold
+//!   window            implicit GEMM with a shared input window (halo tile), on MMA
+//!   few_outputs       at most four result channels per group
+//!   subpixel          dx of layers with at most four input channels, as a sub-pixel convolution
+//!   depthwise         one channel per group
+//!   winograd          3x3 in H and W: F(2x2), F(4x4), F(6x6)
+//! causal_conv1d     narrow: W <= 8, taps in registers; wide: taps in shared memory; update: decoding steps
+//! rope2d            one kernel, cos and sin from tables
+//!
+//! operand, index_operand, dtype     tensors and their storage types
+//! geometry, limits, error           what is valid, what the device offers, how a call is refused
+//! launch                            grids, waves and dispatches
+//! registers, half_words, activation device code that all ops use
+//! tolerance                         error bounds for tests
+//! ```
+//!
+//! # Glossary
 //!
 //! Letters: N batch, C input channels, O output channels, D H W input extents, KD KH KW kernel extents, OD OH
-//! OW output extents; B batch, T time, W width of a causal filter.
+//! OW output extents. In causal conv1d: B batch, T time, W filter width. In a GEMM: M, N, K.
+//!
+//! | here                  | Metal, WGSL            | CUDA           | CubeCL                |
+//! |-----------------------|------------------------|----------------|-----------------------|
+//! | thread                | thread, invocation     | thread         | unit (`UNIT_POS`)     |
+//! | subgroup              | simdgroup, subgroup    | warp           | plane (`PLANE_DIM`)   |
+//! | threadgroup           | threadgroup, workgroup | block          | cube (`CUBE_POS`)     |
+//! | shared memory         | threadgroup, workgroup | shared         | `Shared`              |
+//! | MMA on fragments      | simdgroup_matrix       | mma, wmma      | `cmma`                |
+//!
+//! * tap: one element of a filter window. Halo: inputs around a tile that its windows also read.
+//! * frame: the H x W slice of a tensor at one image, channel and depth.
+//! * GEMM row, output position: an M index. K index, K element: one product of a sum.
+//! * stage: the K elements that are in shared memory at a time. Tile: the results of a threadgroup.
+//! * split-K slice: the part of a sum that one threadgroup computes; slices are added by a second kernel.
+//! * wave: as many threadgroups as the device runs at once ([`Limits::cubes_in_flight`]).
+//! * epilogue: accumulators to memory, with bias, activation, rounding and masks.
 
 mod activation;
 pub mod causal_conv1d;

@@ -1,58 +1,53 @@
-//! What a device allows, as plain data: plans are functions of it and can be tested without a device.
+//! Device limits as plain data: plans are functions of it and can be tested without a device.
 
 use crate::dtype::FloatType;
 use cubecl::features::TypeUsage;
 use cubecl::ir::{AddressType, ElemType, UIntKind};
 use cubecl::prelude::*;
 
-/// A device's limits and the budgets that plans keep.
+/// A device's limits and the budgets of plans.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
-    /// Cubes per grid axis. Never above 65,535 (wgpu's Metal and WebGPU value; some Vulkan drivers report
-    /// more and then fail).
+    /// Threadgroups per grid axis. At most 65,535 (wgpu's value for Metal and WebGPU; some Vulkan drivers
+    /// report more and then fail).
     pub cubes_per_axis: u32,
-    /// Units of one cube.
+    /// Threads per threadgroup.
     pub units_per_cube: u32,
-    /// Bytes of one cube's shared memory. Never above 32 KiB, Apple's limit, so that what runs here runs
-    /// there.
+    /// Bytes of threadgroup memory. At most 32 KiB, Apple's limit, so that every plan runs there too.
     pub shared_bytes: usize,
-    /// Buffers that one kernel can bind, that of its arguments included.
+    /// Buffers that one kernel can bind, its argument buffer included.
     pub bindings: usize,
     /// Bytes of the largest buffer a kernel can bind.
     pub buffer_bytes: u64,
-    /// Elements up to which 32-bit offsets are used. Offsets are compared as signed numbers in some kernels,
-    /// hence 2^31 - 1; less serves tests of the kernels with 64-bit offsets.
+    /// Elements up to which 32-bit offsets are used. Some kernels compare offsets as signed numbers, hence
+    /// 2^31 - 1; tests of 64-bit offsets set less.
     pub narrow_elements: usize,
-    /// Whether 64-bit element offsets can be had (WGSL: no).
+    /// Whether the device has 64-bit offsets (WGSL: no).
     pub wide_index: bool,
-    /// Iterations that all loops of one thread may make together, where the device ends them silently: Mesa's
-    /// software driver (llvmpipe) leaves every loop once 65,535 are spent, a loop of n iterations taking n +
-    /// 1 of them. `None` on real devices.
+    /// Limit on the iterations of all loops of one thread, on devices that end loops silently: Mesa's
+    /// software driver (llvmpipe) leaves every loop after 65,535, and a loop of n iterations counts as n + 1.
+    /// `None` on real devices.
     pub loop_iterations: Option<usize>,
-    /// Storage types the device serves.
+    /// Storage types that the device supports.
     pub dtypes: Vec<FloatType>,
-    /// Whether a 32-bit word can be taken for two 16-bit floats, so that eight of them move as four words.
-    /// WGSL's compiler does not translate that; it is also the one without 16-bit integers.
+    /// Whether a 32-bit word can be reinterpreted as two 16-bit floats, so that eight of them move as four
+    /// words. WGSL's compiler cannot; it is also the only one without 16-bit integers, which is how it is
+    /// recognised.
     pub halves_in_words: bool,
-    /// Arithmetic operations of one dispatch; larger work is split, into dispatches that fill the device, if
-    /// need be with up to ten times as many. 25 GFLOP is 20 ms on an M1-class GPU, below what the macOS
-    /// watchdog kills while a display is active. On NVIDIA, where 25 GFLOP are over before the device is full
-    /// (7 % of Winograd's time on an H200), ten times that: 50 ms on the smallest of them.
+    /// FLOP of one dispatch. Larger work is split into dispatches of whole waves; a single wave may take up
+    /// to ten times as many. 25 GFLOP stay below the macOS watchdog; NVIDIA gets ten times that, because a
+    /// dispatch of 25 GFLOP ends before the device is full.
     pub dispatch_operations: f64,
-    /// Whether the longest inner loops are unrolled here: NVIDIA's driver wants it. Apple's compiler takes
-    /// very long over unrolled code and unrolls by itself; a software device compiles it for seconds per
-    /// kernel.
+    /// Whether the kernels unroll their longest inner loops. NVIDIA's driver needs it. Apple's compiler
+    /// unrolls by itself and is slow on unrolled code; a software device compiles it for seconds per kernel.
     pub unroll: bool,
-    /// Matrix units with fp32 accumulators: the type of what they multiply and the rows, columns and terms of
-    /// a fragment.
+    /// MMA with fp32 accumulators: the input type, and the size (M = N = K) of a fragment.
     pub matrices: Vec<(FloatType, usize)>,
-    /// Cubes that keep the device busy: sums are split until there are so many.
+    /// Threadgroups in one wave, which fills the device: split-K aims at this count.
     pub cubes_in_flight: usize,
     /// Bytes of workspace a plan may ask for beyond inputs and outputs.
     pub workspace_bytes: u64,
-    /// Arithmetic operations that the device does in the time of moving a byte: 41 TFLOP/s of the engine
-    /// beside 4.07 TB/s of a copy on an H200; 2.6 TFLOP/s beside 68 GB/s on an M1, which the devices that
-    /// were not measured share.
+    /// FLOP in the time of moving one byte; devices that were not measured get the M1's value.
     pub operations_per_byte: f64,
 }
 
@@ -78,14 +73,14 @@ impl Limits {
                 .contains(TypeUsage::Arithmetic),
             unroll: nvidia,
             dispatch_operations: if nvidia { 250e9 } else { 25e9 },
-            matrices: matrices(client),
+            matrices: mma_fragments(client),
             cubes_in_flight: if nvidia { 528 } else { 64 },
             operations_per_byte: if nvidia { 10.0 } else { 40.0 },
             ..Self::apple_m1()
         }
     }
 
-    /// The smallest machine the project promises to serve: an M1 through wgpu's Metal backend.
+    /// The smallest supported machine: an M1 through wgpu's Metal backend.
     pub fn apple_m1() -> Self {
         Self {
             cubes_per_axis: 65_535,
@@ -101,8 +96,7 @@ impl Limits {
             dispatch_operations: 25e9,
             unroll: false,
             matrices: vec![(FloatType::F32, 8), (FloatType::F16, 8)],
-            // Two cubes of 256 units for each of an M1 Max's 32 cores; four for each of an H200's 132
-            // multiprocessors.
+            // Two threadgroups of 256 threads per core of an M1 Max (32 cores).
             cubes_in_flight: 64,
             workspace_bytes: 256 << 20,
             operations_per_byte: 40.0,
@@ -110,10 +104,10 @@ impl Limits {
     }
 }
 
-/// The square fragments that the device offers: the largest of each type.
-fn matrices(client: &Client) -> Vec<(FloatType, usize)> {
+/// The device's square MMA fragments with fp32 accumulators: the largest of each input type.
+fn mma_fragments(client: &Client) -> Vec<(FloatType, usize)> {
     let offered = &client.properties().features.matmul.cmma;
-    // The kernels count on 32 threads of a subgroup, whatever the driver chooses.
+    // The kernels need subgroups of exactly 32 threads.
     let hardware = &client.properties().hardware;
     let subgroups = [hardware.plane_size_min, hardware.plane_size_max] == [32; 2];
     let square = |dtype: FloatType, size: u32| {

@@ -1,4 +1,10 @@
 //! A tensor as the kernels see it: a device buffer, a shape, strides in elements and a storage type.
+//!
+//! # Safety of the arguments
+//!
+//! Kernels index buffers unchecked, by an operand's shape and strides. These must describe its `handle`:
+//! `contiguous` and `empty` guarantee it for the requested shape, and the Burn crate copies them from the
+//! tensor that owns the handle. The conformance tests surround every buffer with guards.
 
 use crate::dtype::FloatType;
 use crate::error::{ConvError, unsupported};
@@ -8,8 +14,8 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 use cubecl::zspace::{Shape, Strides};
 
-/// A tensor on the device. Any strides: permuted, sliced (through the handle's offset) and expanded (stride
-/// 0) tensors are read in place.
+/// A tensor on the device, with any strides: permuted, sliced (through the handle's offset) and expanded
+/// (stride 0) tensors are read in place.
 #[derive(Clone, Debug)]
 pub struct Operand {
     /// The buffer, starting at the tensor's first element.
@@ -31,11 +37,11 @@ impl Operand {
     /// A fresh row-major tensor with undefined contents.
     pub(crate) fn empty(client: &Client, shape: &[usize], dtype: FloatType) -> Self {
         let bytes = shape.iter().product::<usize>() * dtype.size();
-        // A vector at least: devices refuse to bind less.
+        // At least one vector: devices refuse to bind less.
         Self::contiguous(client.empty(bytes.max(16)), shape, dtype)
     }
 
-    /// Elements, counted once each.
+    /// Number of elements.
     pub fn len(&self) -> usize {
         self.shape.iter().product()
     }
@@ -62,9 +68,7 @@ impl Operand {
 
     /// The tensor as a kernel argument, with its shape and strides.
     pub(crate) fn tensor_arg(&self) -> TensorArg {
-        // SAFETY: shape and strides describe `handle`: `contiguous` and `empty` make them so, and the Burn
-        // crate copies them from the tensor that owns the handle. The conformance run surrounds every buffer
-        // with guards.
+        // SAFETY: shape and strides describe `handle`, see the module.
         unsafe {
             TensorArg::from_raw_parts(
                 self.handle.clone(),
@@ -75,9 +79,9 @@ impl Operand {
     }
 
     /// The elements from the first to the last that the strides reach, in vectors of `width`, for kernels
-    /// that take strides of their own.
+    /// that get the strides separately.
     pub(crate) fn buffer_arg(&self, width: usize) -> BufferArg {
-        // SAFETY: as in `tensor_arg`.
+        // SAFETY: the extent is that of the shape and strides, which describe `handle`, see the module.
         unsafe { BufferArg::from_raw_parts(self.handle.clone(), self.extent().max(1).div_ceil(width)) }
     }
 }
@@ -91,8 +95,10 @@ pub fn row_major(shape: &[usize]) -> Vec<usize> {
     strides
 }
 
-/// The index width that reaches every element of `operands` and of a linear index up to `extra`, or a
-/// sentence when the device has none.
+/// The index width that reaches every element of `operands` and a linear index up to `extra`.
+///
+/// # Errors
+/// [`ConvError::TooLarge`] if the device has no such index type.
 pub(crate) fn address_type(
     op: &str,
     operands: &[&Operand],

@@ -1,12 +1,12 @@
-//! Numbers that stay in registers: variables addressed by compile-time indices.
+//! Register arrays: one variable per element, addressed by compile-time indices.
 //!
-//! CubeCL's `Array` becomes an array in function memory. NVIDIA's driver leaves such arrays there in kernels
-//! with 16-bit types, and the larger ones in any kernel; a variable of its own for each element always gets a
+//! CubeCL's `Array` becomes an array in function memory, which NVIDIA's driver leaves in local memory in
+//! kernels with 16-bit types, and in any kernel if it is large. A variable per element always gets a
 //! register.
 
 use cubecl::prelude::*;
 
-/// `count` variables.
+/// An array of variables.
 #[derive(CubeType)]
 pub(crate) struct Registers<E: CubePrimitive> {
     cells: Sequence<RuntimeCell<E>>,
@@ -14,7 +14,7 @@ pub(crate) struct Registers<E: CubePrimitive> {
 
 #[cube]
 impl<E: CubePrimitive> Registers<E> {
-    /// All with the value `start`.
+    /// `count` variables with the value `start`.
     pub(crate) fn new(#[comptime] count: usize, start: E) -> Self {
         let mut cells = Sequence::<RuntimeCell<E>>::new();
         #[unroll]
@@ -24,8 +24,8 @@ impl<E: CubePrimitive> Registers<E> {
         Registers::<E> { cells }
     }
 
-    /// With these values.
-    pub(crate) fn of(values: &Sequence<E>) -> Self {
+    /// One variable for each value.
+    pub(crate) fn from_values(values: &Sequence<E>) -> Self {
         let mut cells = Sequence::<RuntimeCell<E>>::new();
         #[unroll]
         for i in 0..values.len() {
@@ -34,8 +34,8 @@ impl<E: CubePrimitive> Registers<E> {
         Registers::<E> { cells }
     }
 
-    /// The values.
-    pub(crate) fn all(&self) -> Sequence<E> {
+    /// The current values.
+    pub(crate) fn values(&self) -> Sequence<E> {
         let mut values = Sequence::<E>::new();
         #[unroll]
         for i in 0..self.cells.len() {
@@ -44,19 +44,20 @@ impl<E: CubePrimitive> Registers<E> {
         values
     }
 
-    /// Takes these values.
-    pub(crate) fn keep(&self, values: &Sequence<E>) {
+    /// Stores all values.
+    pub(crate) fn set_all(&self, values: &Sequence<E>) {
         #[unroll]
         for i in 0..values.len() {
             self.set(i, *values.index(i));
         }
     }
 
+    /// Element `index`.
     pub(crate) fn get(&self, #[comptime] index: usize) -> E {
         self.cells.index(index).read()
     }
 
-    /// Every cell takes the value of the one `by` before it; the first `by` keep theirs.
+    /// Element i takes the value of element i - `by`; the first `by` elements keep theirs.
     pub(crate) fn shift(&self, #[comptime] by: usize) {
         #[unroll]
         for i in 0..comptime!(self.cells.len() - by) {
@@ -65,6 +66,7 @@ impl<E: CubePrimitive> Registers<E> {
         }
     }
 
+    /// Stores element `index`.
     pub(crate) fn set(&self, #[comptime] index: usize, value: E) {
         self.cells.index(index).store(value);
     }

@@ -1,20 +1,20 @@
-//! How far a result may be from the f64 reference: a rigorous bound per element and a statistical guard.
+//! Error bounds against the f64 reference: a rigorous bound per element and a statistical guard.
 //!
-//! A kernel reads inputs rounded to the storage type, sums in fp32 and rounds once. With `magnitude` the same
-//! sum in f64 over absolute values and `terms` its length,
+//! A kernel reads inputs in the storage type, accumulates in fp32 and rounds once. With `magnitude` the same
+//! sum in f64 over absolute values, and `terms` its length,
 //!
 //! ```text
 //! |y - ref| <= u_storage * |ref| + (terms + 8) * u_f32 * magnitude + subnormal step
 //! ```
 //!
 //! holds for every order of summation, so a correct kernel never fails it. It is wide for long sums; the
-//! [`Guard`] on the RMS error of normally distributed data is what notices a kernel that silently lost
-//! precision. Both are mandatory where the data allow it: an aggregate alone hides single wrong elements.
+//! [`Guard`] on the RMS error of normally distributed data detects kernels that silently lose precision. Both
+//! are mandatory where the data allow it: an aggregate alone hides single wrong elements.
 
 use crate::dtype::FloatType;
 
-/// Statistical limits for N(0, 1) data, relative to the RMS of the reference over the elements that are sums
-/// of something.
+/// Statistical limits for N(0, 1) data, relative to the RMS of the reference over elements with at least one
+/// term.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Guard {
     /// RMS of the error.
@@ -26,14 +26,14 @@ pub struct Guard {
 impl Guard {
     /// fp32 sums of up to 4096 terms: direct, implicit GEMM, F(2x2).
     pub const SUM: Self = Self { rms: 5e-6, max: 3e-5 };
-    /// Winograd F(4x4) with balanced points.
+    /// Winograd F(4x4) with its balanced interpolation points.
     pub const WINOGRAD_4X4: Self = Self { rms: 1e-5, max: 8e-5 };
     /// Winograd F(6x6).
     pub const WINOGRAD_6X6: Self = Self { rms: 2e-5, max: 2e-4 };
     /// Two-pass sums over all windows of a batch.
     pub const WEIGHT_GRADIENT: Self = Self { rms: 1e-5, max: 1e-4 };
 
-    /// The guard for results stored as `dtype`: rounding dominates for half types.
+    /// The guard for results stored as `dtype`: their rounding dominates for half types.
     pub fn stored_as(self, dtype: FloatType) -> Self {
         match dtype {
             FloatType::F32 => self,
@@ -44,7 +44,7 @@ impl Guard {
     }
 }
 
-/// What is compared with what.
+/// The expected values and the parameters of their bound.
 #[derive(Clone, Copy, Debug)]
 pub struct Expected<'a> {
     /// The f64 reference on the same (rounded) inputs.
@@ -55,11 +55,11 @@ pub struct Expected<'a> {
     pub terms: usize,
     /// Type the result is stored as.
     pub dtype: FloatType,
-    /// Largest slope of what is applied to the sum (1; 1.1 for SiLU).
+    /// Largest slope of the activation (1; 1.1 for SiLU).
     pub slope: f64,
 }
 
-/// The errors found, for tables.
+/// Measured errors, for tables.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Errors {
     /// Largest absolute error.
@@ -73,8 +73,7 @@ impl Expected<'_> {
     pub fn bound(&self, index: usize) -> f64 {
         let unit = FloatType::F32.unit_roundoff();
         let sum = (self.terms as f64 + 8.0) * unit * self.magnitudes[index] * self.slope;
-        // A result past the largest finite half becomes infinite in any correct kernel; the tests stay far
-        // below.
+        // Results beyond the largest finite half become infinite in any correct kernel; tests stay far below.
         self.dtype.unit_roundoff() * (self.values[index].abs() + sum) + sum + self.dtype.subnormal_roundoff()
     }
 
@@ -88,8 +87,7 @@ impl Expected<'_> {
         }
         let (mut squares, mut reference, mut errors) = (0.0, 0.0, Errors::default());
         let (mut wrong, mut worst) = (0usize, (0usize, 0.0f64));
-        // Elements to which nothing contributes (dx between strided windows) are 0 and say nothing of the
-        // others' size.
+        // Elements without any term (dx between strided windows) are 0 and do not count for the RMS.
         let mut sums = 0usize;
         for (index, (got, want)) in got.iter().zip(self.values).enumerate() {
             let error = (got - want).abs();
@@ -109,8 +107,8 @@ impl Expected<'_> {
         if wrong > 0 {
             let (index, ratio) = worst;
             return Err(format!(
-                "{wrong} of {} elements are wrong; worst at {index}: got {:e}, reference {:e}, error {ratio:.1} x bound \
-                 {:e}",
+                "{wrong} of {} elements are wrong; worst at {index}: got {:e}, reference {:e}, \
+                 error {ratio:.1} x bound {:e}",
                 got.len(),
                 got[index],
                 self.values[index],
@@ -120,15 +118,15 @@ impl Expected<'_> {
         if reference > 0.0 {
             errors.relative_rms = (squares / reference).sqrt();
         }
-        // Few elements have no statistics.
+        // Too few elements for statistics.
         if let Some(guard) = guard
             && sums >= 64
         {
             let rms = (reference / sums.max(1) as f64).sqrt();
             if errors.relative_rms > guard.rms || errors.max > guard.max * rms {
                 return Err(format!(
-                    "inside the element bound, but relative RMS error {:e} (guard {:e}), largest error {:e} RMS (guard \
-                     {:e})",
+                    "inside the element bound, but relative RMS error {:e} (guard {:e}), \
+                     largest error {:e} RMS (guard {:e})",
                     errors.relative_rms,
                     guard.rms,
                     errors.max / rms,
@@ -167,9 +165,8 @@ mod tests {
     }
 
     #[test]
-    fn elements_without_terms_do_not_shrink_what_errors_are_measured_by() {
-        // One element in 27 is a sum, each with an error that the guard allows: the zeros between must not
-        // forbid it.
+    fn elements_without_terms_do_not_lower_the_rms() {
+        // One element in 27 has terms, with an error that the guard allows; the zeros must not tighten it.
         let values: Vec<f64> = (0..64 * 27).map(|i| if i % 27 == 0 { 1.0 } else { 0.0 }).collect();
         let expected =
             Expected { values: &values, magnitudes: &values, terms: 1, dtype: FloatType::Bf16, slope: 1.0 };

@@ -126,7 +126,7 @@ fn conv3d(case: &Conv3dCase, pass: Pass, dtype: FloatType) -> Option<Work> {
         }
         (None, Plan::Winograd(config)) => {
             let cost = config.cost(&problem, pass);
-            (cost.cubes, cost.operations, (cost.bytes + cost.cube_bytes) / bytes - out)
+            (cost.threadgroups, cost.operations, (cost.bytes + cost.threadgroup_bytes) / bytes - out)
         }
         // One thread per output, two loads per product.
         _ => ((out / 256.0).ceil(), 2.0 * macs, 2.0 * macs),

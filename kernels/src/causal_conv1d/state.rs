@@ -80,7 +80,7 @@ fn final_state_kernel<X: Float, H: Float, I: Int>(
     #[define(H)] _state_dtype: ElemType,
     #[define(I)] _index_dtype: ElemType,
 ) {
-    let index = span.cube() * THREADS as usize + UNIT_POS as usize;
+    let index = span.index() * THREADS as usize + UNIT_POS as usize;
     let row = index / params.history();
     let m = index - row * params.history();
     let b = row / params.channels;
@@ -153,7 +153,7 @@ fn ends_kernel<I: Int>(
     if span.is_idle() {
         terminate!();
     }
-    let b = span.cube();
+    let b = span.index();
     let thread = UNIT_POS as usize;
     // A thread inspects every 256th step from the end backwards: `left - 1` is its next.
     let mut left = length - min(length, thread);
@@ -227,7 +227,7 @@ fn copy_ids_kernel<I: Int>(
     span: Span,
     #[define(I)] _index_dtype: ElemType,
 ) {
-    let index = span.cube() * THREADS as usize + UNIT_POS as usize;
+    let index = span.index() * THREADS as usize + UNIT_POS as usize;
     let b = index / seq_idx.shape(1);
     let t = index - b * seq_idx.shape(1);
     if span.is_idle() || b >= seq_idx.shape(0) {
@@ -272,7 +272,7 @@ fn sequence_ids_kernel<I: Int>(
     span: Span,
     #[define(I)] _index_dtype: ElemType,
 ) {
-    let t = span.cube() * THREADS as usize + UNIT_POS as usize;
+    let t = span.index() * THREADS as usize + UNIT_POS as usize;
     if span.is_idle() || t >= out.shape(1) {
         terminate!();
     }

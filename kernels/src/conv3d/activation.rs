@@ -87,7 +87,7 @@ fn activation_kernel<E: Float, N: Size>(
     #[comptime] activation: Activation,
     #[define(E)] _dtype: ElemType,
 ) {
-    let index = span.cube() * UNITS as usize + UNIT_POS as usize;
+    let index = span.index() * UNITS as usize + UNIT_POS as usize;
     if span.is_idle() || index >= vectors {
         terminate!();
     }
@@ -158,7 +158,7 @@ fn activation_gradient_kernel<S: Float, E: Float>(
     #[define(S)] _saved_dtype: ElemType,
     #[define(E)] _dtype: ElemType,
 ) {
-    let index = span.cube() * UNITS as usize + UNIT_POS as usize;
+    let index = span.index() * UNITS as usize + UNIT_POS as usize;
     if span.is_idle() || index >= elements {
         terminate!();
     }

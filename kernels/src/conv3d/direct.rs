@@ -120,7 +120,7 @@ fn forward_kernel<E: Float, O: Float>(
     #[define(E)] _dtype: ElemType,
     #[define(O)] _out_dtype: ElemType,
 ) {
-    let index = span.cube() * UNITS as usize + UNIT_POS as usize;
+    let index = span.index() * UNITS as usize + UNIT_POS as usize;
     let windows_per_channel =
         geometry.depth.output as usize * geometry.height.output as usize * geometry.width.output as usize;
     let out_channels = y.shape(1);
@@ -232,7 +232,7 @@ fn input_gradient_kernel<E: Float>(
     #[comptime] padding: PaddingMode,
     #[define(E)] _dtype: ElemType,
 ) {
-    let index = span.cube() * UNITS as usize + UNIT_POS as usize;
+    let index = span.index() * UNITS as usize + UNIT_POS as usize;
     let per_channel =
         geometry.depth.input as usize * geometry.height.input as usize * geometry.width.input as usize;
     let channels = dx.shape(1);

@@ -82,9 +82,9 @@ fn weight_gradient_kernel<E: Float>(
     #[comptime] padding: PaddingMode,
     #[define(E)] _dtype: ElemType,
 ) {
-    let mut this = span.cube();
+    let mut this = span.index();
     if comptime!(!cube_per_sum) {
-        this = span.cube() * UNITS as usize + UNIT_POS as usize;
+        this = span.index() * UNITS as usize + UNIT_POS as usize;
     }
     // With a cube per sum the whole cube leaves together: a barrier follows.
     if span.is_idle() || this >= sums {

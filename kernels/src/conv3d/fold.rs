@@ -101,7 +101,7 @@ fn fold_kernel<E: Float>(
     span: Span,
     #[define(E)] _dtype: ElemType,
 ) {
-    let index = span.cube() * UNITS as usize + UNIT_POS as usize;
+    let index = span.index() * UNITS as usize + UNIT_POS as usize;
     let per_channel =
         geometry.depth.input as usize * geometry.height.input as usize * geometry.width.input as usize;
     let channels = dx.shape(1);

@@ -161,7 +161,7 @@ fn gemm_kernel<E: Float, O: Float>(
     if span.is_idle() {
         terminate!();
     }
-    let cube = span.cube();
+    let cube = span.index();
     let tile_m = cube % product.tiles_m;
     let rest = cube / product.tiles_m;
     let tile_n = rest % product.tiles_n;

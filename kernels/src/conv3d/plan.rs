@@ -123,7 +123,7 @@ impl Plan {
             Self::WindowWeight(tile) => format!("window_weight_{}", tile.name()),
             Self::FewOutputs(tile) => format!("few_outputs_{}", tile.name()),
             Self::Subpixel(tile) => format!("subpixel_{}", tile.name()),
-            Self::Winograd(config) if config.matrices.is_some() => format!("{}_matrices", config.tile.name()),
+            Self::Winograd(config) if config.mma_tile.is_some() => format!("{}_matrices", config.tile.name()),
             Self::Winograd(config) => config.tile.name().into(),
         }
     }
@@ -285,8 +285,8 @@ pub fn eligible(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Vec<Pla
         .filter_map(|tile| winograd::config(problem, pass, tile, limits).ok())
         // On matrix units all of them; one without as well.
         .flat_map(|config| {
-            let registers = config.matrices.is_some() && config.tile == WinogradTile::F4x4;
-            let registers = registers.then_some(WinogradConfig { matrices: None, ..config });
+            let registers = config.mma_tile.is_some() && config.tile == WinogradTile::F4x4;
+            let registers = registers.then_some(WinogradConfig { mma_tile: None, ..config });
             [Some(config), registers].into_iter().flatten()
         })
         .map(Plan::Winograd);

@@ -240,7 +240,7 @@ fn tree(values: &Registers<f32>) -> f32 {
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn level_kernel(partials: &mut Tensor<f32>, span: Span, first: usize, elements: usize, sums: usize) {
-    let index = span.cube() * UNITS as usize + UNIT_POS as usize;
+    let index = span.index() * UNITS as usize + UNIT_POS as usize;
     if span.is_idle() || index >= sums {
         terminate!();
     }
@@ -265,7 +265,7 @@ fn sum_partials_kernel<E: Float, O: Float>(
     #[define(E)] _bias_dtype: ElemType,
     #[define(O)] _dtype: ElemType,
 ) {
-    let index = span.cube() * UNITS as usize + UNIT_POS as usize;
+    let index = span.index() * UNITS as usize + UNIT_POS as usize;
     if span.is_idle() || index >= elements {
         terminate!();
     }
@@ -303,7 +303,7 @@ fn bias_gradient_kernel<E: Float, O: Float>(
     if span.is_idle() {
         terminate!();
     }
-    let cube = span.cube();
+    let cube = span.index();
     let channels = dy.shape(1);
     let part = cube / channels;
     let o = (cube - part * channels) as u32;

@@ -1,6 +1,6 @@
 //! From problems and tensors to the kernel's arguments.
 
-use super::kernel::{HEADS, SideLaunch, Source, SplitLaunch, UNITS, rotate_kernel};
+use super::kernel::{HEADS, PositionSource, RotationArgsLaunch, THREADS, TableLayoutLaunch, rotate_kernel};
 use super::table::{self, Digits};
 use super::{Positions, Rope2dProblem, RopeLayout, Rotation};
 use crate::dtype::FloatType;
@@ -25,38 +25,39 @@ pub(super) fn launch(
         .iter()
         .map(|each| [each.tokens, each.out].map(|operand| token_major(operand, each.problem.layout)))
         .collect();
-    let (width, wide) = together(problem, &views, limits);
-    let (vector, memory) = if wide { (4, WORD) } else { (width, problem.dtype.elem()) };
-    let sides: Vec<Cut> = rotations.iter().map(|each| Cut::of(&each.problem, width)).collect();
+    let (width, packed) = vector_width(problem, &views, limits);
+    let (vector, memory) = if packed { (4, WORD) } else { (width, problem.dtype.elem()) };
+    let work: Vec<RotationWork> =
+        rotations.iter().map(|each| RotationWork::of(&each.problem, width)).collect();
     let (first, last) = (&rotations[0], &rotations[rotations.len() - 1]);
     let (source, elem) = source(&first.positions);
-    let fractions = source == Source::Float;
+    let fractions = source == PositionSource::Float;
     let digits = Digits::of(&problem, fractions);
     let shape = digits.table_shape(&problem);
     let operands: Vec<&Operand> = views.iter().flatten().collect();
     let positions = rotations.iter().map(|each| each.positions.extent()).max().unwrap_or(0);
-    let cubes: usize = sides.iter().map(|side| side.cubes).sum();
+    let threadgroups: usize = work.iter().map(|each| each.threadgroups).sum();
     let largest = positions.max(shape.iter().product());
     let address = address_type("rope2d", &operands, largest, limits)?;
     let table = Operand::contiguous(table::get(client, &problem, fractions), &shape, FloatType::F32);
     let (views_last, pair) = (&views[views.len() - 1], rotations.len() == 2);
-    for dispatch in dispatches(cubes, (HEADS * UNITS * width * 16) as f64, limits) {
-        let split = SplitLaunch::new(
-            problem.frequencies() as u32,
-            digits.bits,
-            digits.levels(),
-            digits.nan_row(),
-            digits.fraction_levels,
-            if inverse { -1.0 } else { 1.0 },
-        );
-        // SAFETY: tokens and heads are checked in the kernel; table rows come from digits, which are below
-        // their level's rows for every position, whatever its bits; the result may be the tokens' memory,
-        // since a unit reads what it writes before it writes it.
+    for dispatch in dispatches(threadgroups, (HEADS * THREADS * width * 16) as f64, limits) {
+        let layout = TableLayoutLaunch {
+            frequencies: problem.frequencies() as u32,
+            bits: digits.bits,
+            levels: digits.levels(),
+            nan_row: digits.nan_row(),
+            fraction_levels: digits.fraction_levels,
+            sign: if inverse { -1.0 } else { 1.0 },
+        };
+        // SAFETY: `rotate_all` has checked shapes and types. The kernel masks tokens and heads; digits are
+        // below their level's rows for every position, whatever its bits; the result may overwrite the
+        // tokens, because a thread loads its elements before it stores them.
         unsafe {
             rotate_kernel::launch_unchecked(
                 client,
                 dispatch.count(),
-                CubeDim::new_1d(UNITS as u32),
+                CubeDim::new_1d(THREADS as u32),
                 address,
                 vector,
                 views[0][0].buffer_arg(width),
@@ -66,13 +67,13 @@ pub(super) fn launch(
                 table.buffer_arg(vector),
                 views[0][1].buffer_arg(width),
                 pair.then(|| views_last[1].buffer_arg(width)).into(),
-                sides[0].launch(first, &views[0]),
-                sides[sides.len() - 1].launch(last, views_last),
-                split,
-                sides[0].cubes,
+                work[0].launch(first, &views[0]),
+                work[work.len() - 1].launch(last, views_last),
+                layout,
+                work[0].threadgroups,
                 dispatch.span(),
                 pair,
-                wide,
+                packed,
                 source,
                 problem.dtype.elem(),
                 memory,
@@ -83,22 +84,22 @@ pub(super) fn launch(
     Ok(())
 }
 
-/// How the vectors of a tensor of tokens are shared out.
-struct Cut {
+/// The grid of one tensor of tokens: lanes per head, groups of heads, threadgroups.
+struct RotationWork {
     lanes: usize,
     groups: usize,
-    cubes: usize,
+    threadgroups: usize,
 }
 
-impl Cut {
+impl RotationWork {
     fn of(problem: &Rope2dProblem, width: usize) -> Self {
         let lanes = problem.head_dim / 2 / width;
         let groups = problem.heads.div_ceil(HEADS);
-        let cubes = (problem.batch * problem.tokens * groups * lanes).div_ceil(UNITS);
-        Self { lanes, groups, cubes }
+        let threadgroups = (problem.batch * problem.tokens * groups * lanes).div_ceil(THREADS);
+        Self { lanes, groups, threadgroups }
     }
 
-    fn launch(&self, rotation: &Rotation, [tokens, out]: &[Operand; 2]) -> SideLaunch {
+    fn launch(&self, rotation: &Rotation, [tokens, out]: &[Operand; 2]) -> RotationArgsLaunch {
         let problem = &rotation.problem;
         let heads_first = problem.layout == RopeLayout::Bnhd;
         let both = [problem.tokens as u32, self.groups as u32];
@@ -108,31 +109,31 @@ impl Cut {
             Positions::Float(positions) => (positions.strides.clone(), 1, 0),
             Positions::Grid(grid) => (vec![0; 3], grid.columns.max(1), grid.first),
         };
-        SideLaunch::new(
-            self.lanes as u32,
+        RotationArgsLaunch {
+            lanes: self.lanes as u32,
             fast,
             slow,
-            u32::from(heads_first),
-            problem.batch as u32,
-            problem.heads as u32,
-            self.groups as u32,
-            problem.prefix as u32,
-            tokens.strides[0],
-            tokens.strides[1],
-            tokens.strides[2],
-            tokens.strides[3],
-            out.strides[0],
-            out.strides[1],
-            out.strides[2],
-            out.strides[3],
-            strides[0],
-            strides[1],
-            strides[2],
-            columns as u32,
-            start,
-            problem.rotated as u32,
-            problem.head_dim as u32,
-        )
+            heads_first: u32::from(heads_first),
+            batch: problem.batch as u32,
+            heads: problem.heads as u32,
+            groups: self.groups as u32,
+            prefix: problem.prefix as u32,
+            in_b: tokens.strides[0],
+            in_n: tokens.strides[1],
+            in_h: tokens.strides[2],
+            in_d: tokens.strides[3],
+            out_b: out.strides[0],
+            out_n: out.strides[1],
+            out_h: out.strides[2],
+            out_d: out.strides[3],
+            position_b: strides[0],
+            position_n: strides[1],
+            position_axis: strides[2],
+            columns: columns as u32,
+            first: start,
+            rotated: problem.rotated as u32,
+            head_dim: problem.head_dim as u32,
+        }
     }
 }
 
@@ -146,9 +147,9 @@ fn token_major(operand: &Operand, layout: RopeLayout) -> Operand {
     view
 }
 
-/// Elements that are read at once, and whether as words: the most that u, v and the rest begin aligned to in
-/// every head of every tensor.
-fn together(problem: Rope2dProblem, views: &[[Operand; 2]], limits: &Limits) -> (usize, bool) {
+/// Elements per load, and whether they are packed 16-bit numbers: the widest to which u, v and the rest are
+/// aligned in every head of every tensor.
+fn vector_width(problem: Rope2dProblem, views: &[[Operand; 2]], limits: &Limits) -> (usize, bool) {
     let copied = (problem.head_dim - problem.rotated) / 2;
     let aligned = |count: usize| {
         problem.frequencies().is_multiple_of(count)
@@ -167,16 +168,17 @@ fn together(problem: Rope2dProblem, views: &[[Operand; 2]], limits: &Limits) -> 
     }
 }
 
-/// What the kernel reads positions from, and their type.
-fn source(positions: &Positions) -> (Source, ElemType) {
+/// The source of positions and their type.
+fn source(positions: &Positions) -> (PositionSource, ElemType) {
     match positions {
-        Positions::Index(positions) => (Source::Index, positions.dtype.elem()),
-        Positions::Float(_) => (Source::Float, FloatType::F32.elem()),
-        Positions::Grid(_) => (Source::Grid, IndexType::I32.elem()),
+        Positions::Index(positions) => (PositionSource::Index, positions.dtype.elem()),
+        Positions::Float(_) => (PositionSource::Float, FloatType::F32.elem()),
+        Positions::Grid(_) => (PositionSource::Grid, IndexType::I32.elem()),
     }
 }
 
 impl Positions<'_> {
+    /// Elements that the positions' strides reach.
     fn extent(&self) -> usize {
         match self {
             Self::Index(positions) => positions.extent(),
@@ -185,7 +187,7 @@ impl Positions<'_> {
         }
     }
 
-    /// The tensor as a kernel argument; a grid has none and gets one that is not read.
+    /// The tensor as a kernel argument; a grid has none and binds `other`, which is not read.
     fn buffer_arg(&self, other: &Operand) -> BufferArg {
         match self {
             Self::Index(positions) => positions.buffer_arg(),

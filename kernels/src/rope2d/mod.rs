@@ -1,27 +1,27 @@
 //! RoPE2D: rotary position embedding over two axes, as CroCo-style vision transformers use it.
 //!
-//! A head vector of length D = 4Q is `[uy | vy | ux | vx]`, four runs of Q: the first half is rotated by the
-//! token's row y, the second by its column x, element i of u with element i of v:
+//! A head vector of length D = 4Q is `[uy | vy | ux | vx]`, four contiguous slices of Q: the first half is
+//! rotated by the token's row y, the second by its column x, element i of u with element i of v:
 //!
 //! ```text
 //! theta = f0 * p * base^(-i/Q)      u' = u cos(theta) - v sin(theta)      v' = v cos(theta) + u sin(theta)
 //! ```
 //!
 //! with p = y or x. The backward pass is the same rotation by -theta ([`rotate`] with `inverse`). Arithmetic
-//! is fp32, rounded once. Elements of a head past the rotated ones and the tokens of a prefix are copied.
-//! Positions are integers, fp32 numbers (between the patches of a grid of another size), or those of a grid,
-//! without a tensor. [`rotate_all`] turns queries and keys in one launch. The result may be the tokens' own
-//! memory.
+//! is fp32 with one rounding at the end. Elements of a head past the rotated ones and the tokens of a prefix
+//! are copied. Positions are integers, fp32 numbers (between the patches of a grid of another size), or those
+//! of a grid, without a tensor. [`rotate_all`] rotates queries and keys in one launch. The result may
+//! overwrite the tokens.
 //!
-//! Cosines and sines come from fp32 tables computed in f64 on the host (see `table.rs`), because shader
-//! `sin` and `cos` promise no more than 2^-11 and only within -pi..pi. The position is split into digits, one
-//! table row each, whose rotations follow each other in fp32: the angle of every i32 or fp32 position is
-//! right to 1e-6 radians (beyond |theta| = 2^29 f64 resolves it to |theta| * 2^-52), integers below 2048 to
-//! one rounding. Nothing is read back from the device.
+//! cos and sin come from fp32 tables computed in f64 on the host (`table.rs`), because shader `sin` and `cos`
+//! promise no more than 2^-11, and only in -pi..pi. A position is split into digits with one table row each,
+//! whose rotations are composed in fp32: the angle of every i32 or fp32 position is right to 1e-6 radians
+//! (beyond |theta| = 2^29 to f64's resolution, |theta| * 2^-52), of integers below 2048 to one rounding.
+//! Nothing is read back from the device.
 //!
-//! A position outside the range of i32 (of i64, of fp32), an infinite one and NaN give NaN in the elements
-//! that it turns, whatever the tokens are; no position reads outside a table. Factors that turn by more than
-//! [`MOST_RADIANS`] from one position to the next are refused.
+//! A position outside the range of i32 (as i64 or fp32), an infinity or NaN gives NaN in the elements that it
+//! rotates, whatever the tokens are; no position reads outside a table. Factors that rotate by more than
+//! [`MAX_RADIANS`] from one position to the next are refused.
 
 mod kernel;
 mod launch;
@@ -84,22 +84,22 @@ pub struct RopeGrid {
     pub first: i32,
 }
 
-/// Radians by which the fastest frequency may turn from one position to the next. More is no rotation that
-/// positions of fp32 or angles of f64 could tell from another.
-pub const MOST_RADIANS: f64 = (1u32 << 20) as f64;
+/// Largest rotation of the fastest frequency from one position to the next, in radians. Beyond it, fp32
+/// positions and f64 angles cannot tell rotations apart.
+pub const MAX_RADIANS: f64 = (1u32 << 20) as f64;
 
-/// Where tokens stand.
+/// Positions of the tokens.
 #[derive(Clone, Copy, Debug)]
 pub enum Positions<'a> {
     /// (y, x) as `[B, N, 2]` integers.
     Index(&'a IndexOperand),
-    /// (y, x) as `[B, N, 2]` fp32 numbers. Those outside the range of i32 and NaN give NaN.
+    /// (y, x) as `[B, N, 2]` fp32 numbers. Values outside the range of i32 and NaN give NaN.
     Float(&'a Operand),
     /// On a grid.
     Grid(RopeGrid),
 }
 
-/// A rotation: tokens and where they stand, and the result, which may be the tokens' own memory.
+/// A rotation: tokens, their positions, and the result, which may overwrite the tokens.
 #[derive(Clone, Copy, Debug)]
 pub struct Rotation<'a> {
     /// Shapes and options.
@@ -113,7 +113,7 @@ pub struct Rotation<'a> {
 }
 
 impl Rope2dProblem {
-    /// The problem of these shapes: tokens `[B, H, N, D]` or `[B, N, H, D]` as `layout` says, positions
+    /// The problem with these shapes: tokens `[B, H, N, D]` or `[B, N, H, D]` as `layout` says, positions
     /// `[B, N, 2]`.
     ///
     /// # Errors
@@ -141,7 +141,8 @@ impl Rope2dProblem {
         }
         if positions != [batch, count, 2] {
             invalid!(
-                "rope2d: the positions have shape {positions:?}, tokens {tokens:?} need {:?} (batch, tokens, y and x)",
+                "rope2d: the positions have shape {positions:?}, tokens {tokens:?} need {:?} \
+                 (batch, tokens, y and x)",
                 [batch, count, 2]
             );
         }
@@ -156,10 +157,10 @@ impl Rope2dProblem {
         let problem =
             Self { batch, heads, tokens: count, head_dim, layout, base, f0, dtype, rotated, prefix };
         let fastest = problem.fastest();
-        if fastest > MOST_RADIANS {
+        if fastest > MAX_RADIANS {
             invalid!(
-                "rope2d: f0 {f0} with base {base} turns by up to {fastest} radians from one position to the next, at most \
-                 {MOST_RADIANS} are served"
+                "rope2d: f0 {f0} with base {base} rotates by up to {fastest} radians from one position \
+                 to the next, the limit is {MAX_RADIANS}"
             );
         }
         Ok(problem)
@@ -168,11 +169,12 @@ impl Rope2dProblem {
     /// The same problem, of which only the first `rotated` elements of a head are rotated.
     ///
     /// # Errors
-    /// [`ConvError::Invalid`] when that is no multiple of 4 or more than there are.
+    /// [`ConvError::Invalid`] if `rotated` is not a positive multiple of 4 up to the head dimension.
     pub fn with_rotated(self, rotated: usize) -> Result<Self, ConvError> {
         if rotated == 0 || !rotated.is_multiple_of(4) || rotated > self.head_dim {
             invalid!(
-                "rope2d: {rotated} elements of a head of {} are to be rotated, it must be a positive multiple of 4 and no more",
+                "rope2d: {rotated} rotated elements of a head of {}, expected a positive multiple of 4 \
+                 and no more than the head has",
                 self.head_dim
             );
         }
@@ -182,31 +184,32 @@ impl Rope2dProblem {
     /// The same problem, of which the first `prefix` tokens are copied. Their positions do not matter.
     ///
     /// # Errors
-    /// [`ConvError::Invalid`] when there are fewer tokens.
+    /// [`ConvError::Invalid`] if there are fewer tokens.
     pub fn with_prefix(self, prefix: usize) -> Result<Self, ConvError> {
         if prefix > self.tokens {
-            invalid!("rope2d: a prefix of {prefix} tokens was asked for, there are {}", self.tokens);
+            invalid!("rope2d: the prefix is {prefix} tokens, there are only {}", self.tokens);
         }
         Ok(Self { prefix, ..self })
     }
 
-    /// A bound of the radians by which a frequency turns from one position to the next: `|f0| * base^(-i/Q)`
-    /// for i from 0 to below Q.
+    /// Upper bound of a frequency's rotation from one position to the next, in radians: `|f0| * base^(-i/Q)`
+    /// for i in 0..Q.
     pub(crate) fn fastest(&self) -> f64 {
         f64::from(self.f0.abs()) * f64::from(self.base).recip().max(1.0)
     }
 
-    /// Refuses a problem whose table of cosines and sines no buffer of the device holds, which takes a head
-    /// of a hundred thousand elements; `numbers` says that positions are fp32.
+    /// Refuses a problem whose table of cosines and sines exceeds the device's largest buffer (heads of about
+    /// a hundred thousand elements); `fractions`: positions are fp32.
     ///
     /// # Errors
     /// [`ConvError::TooLarge`] with the numbers.
-    pub fn check_table(&self, numbers: bool, limits: &Limits) -> Result<(), ConvError> {
-        let shape = Digits::of(self, numbers).table_shape(self);
+    pub fn check_table(&self, fractions: bool, limits: &Limits) -> Result<(), ConvError> {
+        let shape = Digits::of(self, fractions).table_shape(self);
         let bytes = shape.iter().product::<usize>() as u64 * 4;
         if bytes > limits.buffer_bytes {
             return Err(ConvError::TooLarge(format!(
-                "rope2d: the table of a head of {} rotated elements has {bytes} bytes, the largest buffer of this device {}",
+                "rope2d: the table for {} rotated elements has {bytes} bytes, the largest buffer of this \
+                 device has {}",
                 self.rotated, limits.buffer_bytes
             )));
         }
@@ -233,7 +236,8 @@ impl Rope2dProblem {
         let last = grid.rows.max(grid.columns) as i64 + i64::from(grid.first) - 1;
         if self.tokens > self.prefix && last > i64::from(i32::MAX) {
             invalid!(
-                "rope2d: a grid of {} x {} patches from position {} on ends at {last}, the last position is {}",
+                "rope2d: a grid of {} x {} patches from position {} on ends at {last}, \
+                 the last position is {}",
                 grid.rows,
                 grid.columns,
                 grid.first,
@@ -262,11 +266,11 @@ impl Rope2dProblem {
     }
 }
 
-/// Rotates `tokens` by their positions into `out`, which has the same shape and dtype; by the opposite angles
-/// when `inverse`, which undoes the rotation and is its gradient. Positions are (y, x) in `[B, N, 2]`.
+/// Rotates `tokens` by their positions into `out` of the same shape and dtype; by the opposite angles if
+/// `inverse`, which undoes the rotation and is its gradient. Positions are (y, x) in `[B, N, 2]`.
 ///
-/// The first call of a (base, f0, D) on a device computes and uploads its tables, a few milliseconds; the
-/// tables of the last 16 such combinations are kept.
+/// The first call of a (base, f0, D) on a device computes and uploads its table in a few milliseconds; the
+/// tables of the last 16 such combinations are cached.
 ///
 /// # Errors
 /// When an operand does not have the problem's shape and dtype, the device lacks a storage type, or the
@@ -285,8 +289,7 @@ pub fn rotate(
 }
 
 /// [`rotate`] of one tensor, or of queries and keys in one launch: two problems of the same base, factor,
-/// head dimension, rotated elements and dtype, with the same kind of positions. Others are launched one after
-/// the other.
+/// head dimension, rotated elements and dtype, with the same kind of positions. Others get a launch each.
 ///
 /// # Errors
 /// As [`rotate`].
@@ -319,7 +322,7 @@ pub fn rotate_all(
     }
 }
 
-/// Refuses what does not fit the problem or the device.
+/// Refuses operands that do not fit the problem or the device.
 fn check(client: &Client, limits: &Limits, rotation: &Rotation) -> Result<(), ConvError> {
     let Rotation { problem, tokens, positions, out } = rotation;
     let shape = problem.tokens_shape();
@@ -339,7 +342,7 @@ fn check(client: &Client, limits: &Limits, rotation: &Rotation) -> Result<(), Co
     problem.check_table(matches!(positions, Positions::Float(_)), limits)?;
     if shape.iter().product::<usize>() >= 1 << 33 {
         return Err(ConvError::TooLarge(format!(
-            "rope2d: tokens {shape:?} have more elements than a launch can count"
+            "rope2d: tokens {shape:?} have 2^33 elements or more, too many for one launch"
         )));
     }
     let expected = problem.positions_shape();
@@ -349,7 +352,7 @@ fn check(client: &Client, limits: &Limits, rotation: &Rotation) -> Result<(), Co
             invalid!("rope2d: positions has shape {:?}, the problem needs {expected:?}", positions.shape)
         }
         Positions::Float(positions) if positions.dtype != FloatType::F32 => {
-            invalid!("rope2d: positions is {}, numbers have to be f32", positions.dtype.name())
+            invalid!("rope2d: positions is {}, fractional positions must be f32", positions.dtype.name())
         }
         Positions::Float(_) => Ok(()),
         Positions::Grid(grid) => problem.check_grid(*grid),

@@ -1,15 +1,15 @@
-//! RoPE2D in f64: the mathematics of the op, and the oracle of its kernel.
+//! RoPE2D in f64: the definition of the op and the oracle of its kernel.
 
 use super::{Rope2dProblem, RopeGrid, RopeLayout};
 
-/// Rotates row-major `tokens` in the problem's layout by row-major `positions [B, N, 2]`; backwards when
-/// `inverse`.
+/// Rotates row-major `tokens` in the problem's layout by row-major `positions [B, N, 2]`; by the opposite
+/// angles if `inverse`.
 pub fn rotate(problem: &Rope2dProblem, tokens: &[f64], positions: &[i64], inverse: bool) -> Vec<f64> {
     let positions: Vec<f64> = positions.iter().map(|position| *position as f64).collect();
     rotate_at(problem, tokens, &positions, inverse)
 }
 
-/// [`rotate`] by positions that need not be whole.
+/// [`rotate`] by positions that need not be integers.
 pub fn rotate_at(problem: &Rope2dProblem, tokens: &[f64], positions: &[f64], inverse: bool) -> Vec<f64> {
     let mut out = tokens.to_vec();
     for_each_pair(problem, positions, |u, v, theta| {
@@ -20,7 +20,7 @@ pub fn rotate_at(problem: &Rope2dProblem, tokens: &[f64], positions: &[f64], inv
     out
 }
 
-/// Positions `[B, N, 2]` of the problem's tokens on a grid, (0, 0) for those of the prefix.
+/// Positions `[B, N, 2]` of the problem's tokens on a grid; (0, 0) for the prefix.
 pub fn grid_positions(problem: &Rope2dProblem, grid: RopeGrid) -> Vec<i64> {
     let mut row = vec![0; 2 * problem.prefix];
     let (rows, columns) = (grid.rows as i64, grid.columns as i64);
@@ -29,9 +29,9 @@ pub fn grid_positions(problem: &Rope2dProblem, grid: RopeGrid) -> Vec<i64> {
     row.repeat(problem.batch)
 }
 
-/// `|u| + |v|` for both elements of every pair: no angle makes the two products larger. With it, 2 terms
-/// bound the error of [`rotate`] in fp32 (see [`crate::tolerance`]) for positions whose angle f64 still
-/// resolves.
+/// `|u| + |v|` for both elements of every pair, which bounds the two products for any angle. With it, sums of
+/// 2 terms bound the error of [`rotate`] in fp32 (see [`crate::tolerance`]), for positions whose angle f64
+/// still resolves.
 pub fn magnitude(problem: &Rope2dProblem, tokens: &[f64]) -> Vec<f64> {
     let mut out: Vec<f64> = tokens.iter().map(|token| token.abs()).collect();
     let positions = vec![0.0; problem.positions_shape().iter().product()];

@@ -2,8 +2,8 @@
 //! fp32.
 //!
 //! A position's magnitude, up to 2^31, is written in base 2^`bits`; level l holds the angle of every digit
-//! times 2^(l * bits). Where positions are fp32, levels of the digits behind the point follow, and the step
-//! of the last of them:
+//! times 2^(l * bits). For fp32 positions, levels of the fractional digits follow, and the step of the last
+//! one:
 //!
 //! ```text
 //! rows   level 0: 0, 1, .. 2^bits - 1 | level 1: 0, 2^bits, .. | .. | last level: up to 2^31 | a row of NaN
@@ -11,17 +11,17 @@
 //! row    Q cosines, then Q sines
 //! ```
 //!
-//! 11 bits, so that positions below 2048 need one row, make 4610 rows: 0.6 MB at head dimension 64, and 2049
-//! or 4097 more for fp32 positions. Wider heads get fewer bits and more levels, 8 MB at most up to head
+//! 11 bits make 4610 rows, and one row for positions below 2048: 0.6 MB at head dimension 64, plus 2049 or
+//! 4097 rows for fp32 positions. Wider heads get fewer bits and more levels: at most 8 MB up to head
 //! dimension 4096. Negative positions use cos(-t) = cos t and sin(-t) = -sin t; the NaN row is for positions
 //! outside i32.
 //!
-//! Error of an angle, u = 2^-24: a row is rounded to 0.71 u, the product of two rotations to 2.24 u (sqrt 5).
-//! An integer has up to 3 digits of 11 bits, 4 of 8 or 6 of 6: 15.5 u at most. The 24 bits of an fp32 number
-//! lie in up to 4 digits of 11 or 8 bits, 5 of 6. What the last level leaves turns by at most 2^-7
-//! ([`Digits::of`]) and is 1 - t^2/2 and t: to 2^-21/6 = 1.33 u, and 0.5 u for the rounding. With the product
-//! 4.1 u for that, and at most 4 digits before it: 13.7 u, or 12.5 u for 5 digits and nothing left. All are
-//! below 16.7 u = 1e-6. Beyond an angle of 2^29, f64's own resolution adds to it: |theta| * 2^-52.
+//! Error of an angle, u = 2^-24: rounding a row gives 0.71 u, a product of two rotations 2.24 u (sqrt 5). An
+//! integer has up to 3 digits of 11 bits, 4 of 8 or 6 of 6: 15.5 u at most. The 24 bits of an fp32 number
+//! spread over up to 4 digits of 11 or 8 bits, or 5 of 6. The remainder after the last level is at most 2^-7
+//! radians ([`Digits::of`]); 1 - t^2/2 and t represent it to 2^-21/6 = 1.33 u, plus 0.5 u for rounding: 4.1 u
+//! with its product. With at most 4 digits before it 13.7 u; for 5 digits there is no remainder: 12.5 u. All
+//! are below 16.7 u = 1e-6. Beyond an angle of 2^29, f64's own resolution adds |theta| * 2^-52.
 
 use super::{Rope2dProblem, reference::frequency};
 use cubecl::device::DeviceId;
@@ -31,13 +31,13 @@ use std::any::TypeId;
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 
-/// Combinations whose tables are kept, over all devices.
+/// Tables kept, over all devices.
 const CAPACITY: usize = 16;
 
-/// The largest angle, in radians, that is left to the Taylor series.
-const REST: f64 = 1.0 / 128.0;
+/// Largest remainder for the Taylor series, in radians.
+const MAX_REMAINDER: f64 = 1.0 / 128.0;
 
-/// What a table depends on: the device, the runtime that opened it, and the numbers.
+/// What a table depends on: the device, the runtime that opened it, and the parameters.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Key {
     device: DeviceId,
@@ -48,16 +48,16 @@ struct Key {
     fractions: bool,
 }
 
-/// How positions are split.
+/// How positions are split into digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Digits {
     /// Bits of a digit.
     pub(crate) bits: u32,
-    /// Digits behind the point: none of integers.
+    /// Fractional digits; 0 for integers.
     pub(crate) fraction_levels: u32,
 }
 
-/// What a row of the table holds.
+/// Contents of a table row.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Row {
     /// Cosines and sines of this position.
@@ -69,16 +69,16 @@ enum Row {
 }
 
 impl Digits {
-    /// The split for a problem whose positions are fp32 `numbers` or integers.
-    pub(crate) fn of(problem: &Rope2dProblem, numbers: bool) -> Self {
+    /// The split for fp32 positions (`fractions`) or integers.
+    pub(crate) fn of(problem: &Rope2dProblem, fractions: bool) -> Self {
         let bits = match problem.frequencies() {
             0..=128 => 11,
             129..=1024 => 8,
             _ => 6,
         };
-        let mut fraction_levels = u32::from(numbers);
+        let mut fraction_levels = u32::from(fractions);
         let left = |levels: u32| problem.fastest() / 2f64.powi((bits * levels) as i32);
-        while numbers && left(fraction_levels) > REST {
+        while fractions && left(fraction_levels) > MAX_REMAINDER {
             fraction_levels += 1;
         }
         Self { bits, fraction_levels }
@@ -99,7 +99,7 @@ impl Digits {
         (1u32 << 31 >> (self.bits * (self.levels() - 1))) + 1
     }
 
-    /// The row of NaN, behind those of the whole digits.
+    /// The row of NaN, after those of the integer digits.
     pub(crate) fn nan_row(self) -> u32 {
         (self.levels() - 1) * self.radix() + self.last()
     }
@@ -110,12 +110,12 @@ impl Digits {
         self.nan_row() + 1 + fractions + u32::from(fractions > 0)
     }
 
-    /// `[rows, 2, Q]`.
+    /// Shape of the table: `[rows, 2, Q]`.
     pub(crate) fn table_shape(self, problem: &Rope2dProblem) -> [usize; 3] {
         [self.rows() as usize, 2, problem.frequencies()]
     }
 
-    /// What a row holds.
+    /// Contents of a row.
     fn row(self, row: u32) -> Row {
         let power = |level: i32| 2f64.powi(self.bits as i32 * level);
         if row < self.nan_row() {
@@ -125,8 +125,8 @@ impl Digits {
         if row == self.nan_row() {
             return Row::Nan;
         }
-        let behind = row - self.nan_row() - 1;
-        let (level, digit) = (behind / self.radix(), behind % self.radix());
+        let after_nan = row - self.nan_row() - 1;
+        let (level, digit) = (after_nan / self.radix(), after_nan % self.radix());
         if level == self.fraction_levels {
             return Row::Step(power(-(level as i32)));
         }
@@ -134,11 +134,11 @@ impl Digits {
     }
 }
 
-/// The tables made last, newest at the back.
+/// The latest tables, least recently used first.
 static TABLES: Mutex<VecDeque<(Key, Handle)>> = Mutex::new(VecDeque::new());
 
-/// The table `[rows, 2, Q]` of the problem on the client's device in fp32, made and uploaded when it is not
-/// there. Uploading does not wait for the device.
+/// The problem's table `[rows, 2, Q]` in fp32 on the client's device, computed and uploaded if not cached.
+/// Uploading does not wait for the device.
 pub(crate) fn get(client: &Client, problem: &Rope2dProblem, fractions: bool) -> Handle {
     let service = client.service_id();
     let key = Key {
@@ -166,7 +166,7 @@ pub(crate) fn get(client: &Client, problem: &Rope2dProblem, fractions: bool) -> 
     table
 }
 
-/// `[rows, 2, Q]`.
+/// The table's values, `[rows, 2, Q]`.
 fn values(problem: &Rope2dProblem, digits: Digits) -> Vec<f32> {
     let frequencies: Vec<f64> = (0..problem.frequencies()).map(|i| frequency(problem, i)).collect();
     let mut values = Vec::with_capacity(digits.table_shape(problem).iter().product());

@@ -1,8 +1,8 @@
-//! Digits add up to positions, and the table's angles keep the bound that `table.rs` states.
+//! Digits add up to positions, and the table's angles keep the error bound of `table.rs`.
 
 use super::*;
 use crate::FloatType;
-use crate::rope2d::{MOST_RADIANS, RopeLayout};
+use crate::rope2d::{MAX_RADIANS, RopeLayout};
 
 fn problem(frequencies: usize, base: f32, f0: f32) -> Rope2dProblem {
     let tokens = [1, 1, 1, 4 * frequencies];
@@ -37,9 +37,15 @@ fn every_position_is_the_sum_of_the_positions_of_its_digits() {
     }
 }
 
-/// The kernel's digits and rotations on the host: rows that a number reads, and the cosine and sine of
+/// The kernel's digits and rotations on the host: the rows that a position loads, and cos and sin at
 /// frequency `i`.
-fn turn(position: f32, digits: Digits, table: &[f32], frequencies: usize, i: usize) -> (Vec<u32>, f32, f32) {
+fn rotate(
+    position: f32,
+    digits: Digits,
+    table: &[f32],
+    frequencies: usize,
+    i: usize,
+) -> (Vec<u32>, f32, f32) {
     let size = position.abs();
     let whole = size.floor();
     let (magnitude, mut rest) = (whole as u32, size - whole);
@@ -74,9 +80,9 @@ fn turn(position: f32, digits: Digits, table: &[f32], frequencies: usize, i: usi
     (rows, cos, if position < 0.0 { -sin } else { sin })
 }
 
-/// Every fp32 position, factor and base that are accepted: rows inside the table, angles to 1e-6.
+/// For every accepted fp32 position, factor and base: rows are inside the table, angles right to 1e-6.
 #[test]
-fn numbers_turn_by_their_angles() {
+fn fp32_positions_rotate_by_their_angles() {
     let mut state = 1u64;
     let mut random = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -90,7 +96,7 @@ fn numbers_turn_by_their_angles() {
             (1e4, -37.0),
             (100.0, 1000.0),
             (0.01, 1.0),
-            (2.0, MOST_RADIANS as f32),
+            (2.0, MAX_RADIANS as f32),
             (1e-3, 1048.0),
             (1e30, 1e-30),
         ] {
@@ -108,12 +114,12 @@ fn numbers_turn_by_their_angles() {
                     _ if number % 2 == 0 => (random() as f32 / 2f32.powi(31)) - 1.0,
                     _ => f32::from_bits(random()),
                 };
-                // What the kernel asks of the bits.
+                // The kernel gives NaN outside i32.
                 if !(-2_147_483_648.0..2_147_483_648.0).contains(&position) {
                     continue;
                 }
                 let i = random() as usize % frequencies;
-                let (rows, cos, sin) = turn(position, digits, &table, frequencies, i);
+                let (rows, cos, sin) = rotate(position, digits, &table, frequencies, i);
                 assert!(
                     rows.iter().all(|row| *row < digits.rows() && *row != digits.nan_row()),
                     "{position}"

@@ -367,7 +367,7 @@ fn plans_of_other_problems_are_refused() {
     let out = output(&client, &problem.y_shape(), FloatType::F32);
     let config = WinogradConfig {
         tile: WinogradTile::F2x2,
-        matrices: None,
+        mma_tile: None,
         region: RegionExtent { images: 1, frames: 1, rows: 1 },
         workspace_bytes: 0,
     };
@@ -377,7 +377,7 @@ fn plans_of_other_problems_are_refused() {
         (Plan::Empty, "conv3d: the plan `empty` was given for a forward that has elements"),
         (
             Plan::Winograd(config),
-            "conv3d: winograd_2x2 needs stride 1 and dilation 1 in the plane, got stride 2x3, dilation 1x1",
+            "conv3d: winograd_2x2 needs stride 1 and dilation 1 in H and W, got stride 2x3, dilation 1x1",
         ),
     ] {
         let result = conv_kernels::conv3d::forward(&client, &limits, &problem, &plan, [x, w, y], bias);

@@ -138,8 +138,8 @@ fn sums_longer_than_a_launch_are_whole() {
     let inputs = inputs(&client, &problem, &|seed, length| fill::integers(seed, length, -4, 4));
     let config = config(&problem, Pass::Forward, WinogradTile::F2x2, &limits);
     let oracle = Oracle::new(&problem, Pass::Forward, &inputs, &[]);
-    for matrices in [config.matrices, None] {
-        let plan = Plan::Winograd(WinogradConfig { matrices, ..config });
+    for mma_tile in [config.mma_tile, None] {
+        let plan = Plan::Winograd(WinogradConfig { mma_tile, ..config });
         let got = computed((&client, &limits), &problem, (Pass::Forward, &plan), &inputs);
         assert_eq!(got, oracle.values(), "{}", plan.name());
     }

@@ -155,15 +155,15 @@ fn conv3d_plans_and_devices() {
     let rows = [
         (
             ask(window(), [1, 5, 3], Pass::Forward, f4, &limits),
-            "conv3d: winograd_4x4 needs a 3x3 kernel in the plane, got 5x3",
+            "conv3d: winograd_4x4 needs a 3x3 kernel in H and W, got 5x3",
         ),
         (
             ask(Window { stride: [1, 2, 1], ..window() }, [3, 3, 3], Pass::Forward, f4, &limits),
-            "conv3d: winograd_4x4 needs stride 1 and dilation 1 in the plane, got stride 2x1, dilation 1x1",
+            "conv3d: winograd_4x4 needs stride 1 and dilation 1 in H and W, got stride 2x1, dilation 1x1",
         ),
         (
             ask(Window { dilation: [1, 1, 2], ..window() }, [3, 3, 3], Pass::Forward, f4, &limits),
-            "conv3d: winograd_4x4 needs stride 1 and dilation 1 in the plane, got stride 1x1, dilation 1x2",
+            "conv3d: winograd_4x4 needs stride 1 and dilation 1 in H and W, got stride 1x1, dilation 1x2",
         ),
         (
             ask(Window { groups: 4, ..window() }, [3, 3, 3], Pass::Forward, f4, &limits),

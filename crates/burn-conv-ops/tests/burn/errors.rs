@@ -82,7 +82,7 @@ fn conv3d_names_what_does_not_fit() {
         let refused = try_conv3d(x(), t([6, 4, 3, 2, 3]), None, winograd.with_padding([1; 3]));
         let refused = refused.expect_err("a 2x3 kernel has no F(2x2)");
         assert!(matches!(refused, ConvError::Unsupported(_)), "{on}: {refused}");
-        assert!(refused.to_string().contains("needs a 3x3 kernel in the plane, got 2x3"), "{on}: {refused}");
+        assert!(refused.to_string().contains("needs a 3x3 kernel in H and W, got 2x3"), "{on}: {refused}");
         let refused =
             try_conv3d(x(), t([6, 4, 3, 3, 3]), None, winograd.with_padding([1; 3]).with_stride([1, 2, 1]));
         let refused = refused.expect_err("stride 2 has no F(2x2)").to_string();

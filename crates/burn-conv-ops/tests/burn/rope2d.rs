@@ -281,8 +281,8 @@ fn factors_and_grids_that_no_table_serves_are_refused() {
         };
         assert_eq!(
             says(Rope2dOptions::new().with_f0(2e6), at().into()),
-            "rope2d: f0 2000000 with base 100 turns by up to 2000000 radians from one position to the next, at most \
-             1048576 are served"
+            "rope2d: f0 2000000 with base 100 rotates by up to 2000000 radians from one position \
+             to the next, the limit is 1048576"
         );
         let grid = RopeGrid { rows: 1, columns: 2, first: i32::MAX };
         assert_eq!(

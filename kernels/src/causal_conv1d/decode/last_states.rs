@@ -55,7 +55,7 @@ fn last_states_kernel<X: Float, I: Int>(
     #[define(X)] _dtype: ElemType,
     #[define(I)] _index_dtype: ElemType,
 ) {
-    let index = span.cube() * THREADS as usize + UNIT_POS as usize;
+    let index = span.index() * THREADS as usize + UNIT_POS as usize;
     let row = index / out.shape(2);
     let m = index - row * out.shape(2);
     let sequence = row / out.shape(1);

@@ -127,7 +127,7 @@ fn step_kernel<X: Float, W: Float, H: Float>(
     #[define(W)] _weight_dtype: ElemType,
     #[define(H)] _state_dtype: ElemType,
 ) {
-    let index = span.cube() * THREADS as usize + UNIT_POS as usize;
+    let index = span.index() * THREADS as usize + UNIT_POS as usize;
     let b = index / params.channels;
     let c = index - b * params.channels;
     if span.is_idle() || b >= params.batch {

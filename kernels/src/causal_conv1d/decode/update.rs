@@ -237,14 +237,14 @@ fn update_kernel<X: Float, W: Float, H: Float, I: Int>(
         terminate!();
     }
     let channels = x.shape(1);
-    let index = span.cube() * THREADS as usize + UNIT_POS as usize;
+    let index = span.index() * THREADS as usize + UNIT_POS as usize;
     let mut b = index / channels;
     let mut c = index - b * channels;
     let mut last = true;
     if comptime!(slots.is_some()) {
         let blocks = channels.div_ceil(comptime!(THREADS as usize));
-        b = span.cube() / blocks;
-        c = (span.cube() - b * blocks) * THREADS as usize + UNIT_POS as usize;
+        b = span.index() / blocks;
+        c = (span.index() - b * blocks) * THREADS as usize + UNIT_POS as usize;
         last = is_last(slots.unwrap(), b, x.shape(0), present);
     }
     if b >= x.shape(0) || c >= channels {

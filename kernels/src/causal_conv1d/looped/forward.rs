@@ -89,7 +89,7 @@ fn forward_kernel<X: Float, W: Float, H: Float, I: Int, Y: Float>(
     #[define(I)] _index_dtype: ElemType,
     #[define(Y)] _target_dtype: ElemType,
 ) {
-    let index = span.cube() * THREADS as usize + UNIT_POS as usize;
+    let index = span.index() * THREADS as usize + UNIT_POS as usize;
     let position = params.position(index, params.length, layout);
     if span.is_idle() || position.b >= params.batch {
         terminate!();

@@ -136,7 +136,7 @@ fn gradient_kernel<X: Float, W: Float, H: Float, I: Int, G: Float>(
     #[define(G)] _gradient_dtype: ElemType,
 ) {
     let columns = target.shape(2);
-    let index = span.cube() * THREADS as usize + UNIT_POS as usize;
+    let index = span.index() * THREADS as usize + UNIT_POS as usize;
     let position = params.position(index, columns, layout);
     if span.is_idle() || position.b >= params.batch {
         terminate!();

@@ -104,7 +104,7 @@ pub(crate) fn fold(
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn fold_kernel(partials: &[f32], folded: &mut [f32], slices: usize, results: usize, span: Span) {
-    let index = span.cube() * THREADS as usize + UNIT_POS as usize;
+    let index = span.index() * THREADS as usize + UNIT_POS as usize;
     let folded_slice = index / results;
     let first = folded_slice * FOLDED;
     if span.is_idle() || first >= slices {
@@ -236,7 +236,7 @@ fn partials_kernel<X: Float, H: Float, I: Int, G: Float>(
     if span.is_idle() {
         terminate!();
     }
-    let threadgroup = span.cube();
+    let threadgroup = span.index();
     let rest = threadgroup / (params.width + 1);
     let slot = threadgroup - rest * (params.width + 1);
     let blocks = params.channels.div_ceil(lanes);
@@ -306,7 +306,7 @@ fn sums_kernel<W: Float>(
     span: Span,
     #[define(W)] _dtype: ElemType,
 ) {
-    let index = span.cube() * THREADS as usize + UNIT_POS as usize;
+    let index = span.index() * THREADS as usize + UNIT_POS as usize;
     let channel = index / target.shape(1);
     let i = index - channel * target.shape(1);
     if span.is_idle() || channel >= target.shape(0) {

@@ -6,7 +6,7 @@
 
 use crate::causal_conv1d::args::Present;
 pub(super) use crate::causal_conv1d::args::Strides;
-use crate::half_words::{quad_of_words, words_of};
+use crate::half_words::{pack_quads, unpack_quad};
 use crate::registers::Registers;
 use cubecl::prelude::*;
 
@@ -81,7 +81,7 @@ pub(super) fn quad_of<X: Float, S: Numeric, N: Size>(
     let mut quad = Quad::new(0.0f32);
     let together = N::value();
     if comptime!(wide) {
-        quad = quad_of_words::<X, S, N>(*raw.index(run), half);
+        quad = unpack_quad::<X, S, N>(*raw.index(run), half);
     } else if comptime!(together == 4) {
         quad = Vector::cast_from(*raw.index(run));
     } else {
@@ -123,7 +123,7 @@ pub(super) fn write_run<X: Float, S: Numeric, N: Size>(
             }
             if comptime!(wide) {
                 target[(base + first as usize) / 8] =
-                    words_of::<X, S, N>(quads.get(0usize), quads.get(1usize));
+                    pack_quads::<X, S, N>(quads.get(0usize), quads.get(1usize));
             } else {
                 target[(base + first as usize) / 4] = Vector::cast_from(quads.get(0usize));
             }

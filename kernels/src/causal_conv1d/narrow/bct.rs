@@ -289,7 +289,7 @@ pub(super) fn forward_kernel<X: Float, S: Numeric, W: Float, H: Float, I: Int, N
     #[define(H)] _state_dtype: ElemType,
     #[define(I)] _index_dtype: ElemType,
 ) {
-    let (rest, turn) = share.cuts.div_mod(span.cube() as u32);
+    let (rest, turn) = share.cuts.div_mod(span.index() as u32);
     let (b, group) = share.groups.div_mod(rest);
     let (_, lane, c) = share.place(group);
     if span.is_idle() || c >= sizes.channels {

@@ -63,7 +63,7 @@ pub(super) fn backward_kernel<X: Float, S: Numeric, W: Float, H: Float, I: Int, 
     if span.is_idle() {
         terminate!();
     }
-    let (part, group) = share.groups.div_mod(span.cube() as u32);
+    let (part, group) = share.groups.div_mod(span.index() as u32);
     let (row_of_cube, lane, channel) = share.place(group);
     let exists = channel < sizes.channels;
     let c = min(channel, sizes.channels - 1u32);
@@ -111,8 +111,8 @@ pub(super) fn backward_kernel<X: Float, S: Numeric, W: Float, H: Float, I: Int, 
             tile,
         );
     }
-    let held = Registers::<Vector<S, N>>::of(&read);
-    let held_dy = Registers::<Vector<S, N>>::of(&read_dy);
+    let held = Registers::<Vector<S, N>>::from_values(&read);
+    let held_dy = Registers::<Vector<S, N>>::from_values(&read_dy);
     while item < last {
         if back == 0u32 && lane < comptime!(tile.before() as u32) {
             halo[((1u32 - side) * halo_length + halo_row + lane) as usize] = Quad::new(0.0f32);
@@ -122,8 +122,8 @@ pub(super) fn backward_kernel<X: Float, S: Numeric, W: Float, H: Float, I: Int, 
         let first = at.turn * runs_per_turn + lane;
         let next_item = select(at.ends, item + 1u32, item);
         let next_back = select(at.ends, 0u32, back + 1u32);
-        let mut raw = held.all();
-        let mut raw_dy = held_dy.all();
+        let mut raw = held.values();
+        let mut raw_dy = held_dy.values();
         let mut read = Sequence::<Vector<S, N>>::new();
         let mut read_dy = Sequence::<Vector<S, N>>::new();
         if comptime!(tile.early) {
@@ -263,8 +263,8 @@ pub(super) fn backward_kernel<X: Float, S: Numeric, W: Float, H: Float, I: Int, 
         // What was passed on has been read.
         sync_cube();
         side = 1u32 - side;
-        held.keep(&read);
-        held_dy.keep(&read_dy);
+        held.set_all(&read);
+        held_dy.set_all(&read_dy);
         item = next_item;
         back = next_back;
     }

@@ -260,7 +260,7 @@ pub(super) fn channels_forward_kernel<X: Float, W: Float, H: Float, I: Int, N: S
     #[define(H)] _state_dtype: ElemType,
     #[define(I)] _index_dtype: ElemType,
 ) {
-    let run = share.run(span.cube(), &sizes);
+    let run = share.run(span.index(), &sizes);
     if span.is_idle() || !run.exists {
         terminate!();
     }

@@ -59,7 +59,7 @@ pub(super) fn channels_backward_kernel<X: Float, W: Float, H: Float, I: Int, N: 
     if span.is_idle() {
         terminate!();
     }
-    let run = share.run(span.cube(), &sizes);
+    let run = share.run(span.index(), &sizes);
     let totals = Registers::<Quad>::new(comptime!(tile.taps + 1), Quad::new(0.0f32));
     #[unroll]
     for k in 0..comptime!(tile.taps + 1) {

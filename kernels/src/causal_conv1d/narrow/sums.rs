@@ -67,9 +67,9 @@ fn sums_kernel<W: Float>(
     }
     let (slots, channels) = (partials.shape(1), partials.shape(2));
     let groups = channels.div_ceil(LANES);
-    let slot = span.cube() / groups;
+    let slot = span.index() / groups;
     let row = UNIT_POS as usize / LANES;
-    let channel = (span.cube() - slot * groups) * LANES + UNIT_POS as usize % LANES;
+    let channel = (span.index() - slot * groups) * LANES + UNIT_POS as usize % LANES;
     let mut sum = 0.0f32;
     if channel < channels {
         let mut part = row;

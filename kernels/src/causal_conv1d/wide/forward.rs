@@ -253,8 +253,8 @@ fn tiled_kernel<S: Float, W: Float, H: Float, X: Float, Y: Float, N: Size>(
     if span.is_idle() {
         terminate!();
     }
-    let rest = span.cube() / work.threadgroups;
-    let first_tile = (span.cube() - rest * work.threadgroups) * work.tiles_per_threadgroup;
+    let rest = span.index() / work.threadgroups;
+    let first_tile = (span.index() - rest * work.threadgroups) * work.tiles_per_threadgroup;
     let b = rest / work.channel_groups;
     let (lanes, rows) = (1u32 << work.lane_bits, comptime!(THREADS as u32) >> work.lane_bits);
     let steps_of_tile = (lanes * comptime!(OUTPUTS as u32)) as usize;
@@ -305,7 +305,7 @@ fn tiled_kernel<S: Float, W: Float, H: Float, X: Float, Y: Float, N: Size>(
     if comptime!(tile.prefetches()) {
         load(source, &params, &line, &mut prologue, memory_lane, lanes, staged);
     }
-    let held = Registers::<Vector<S, N>>::of(&prologue);
+    let held = Registers::<Vector<S, N>>::from_values(&prologue);
     let raw_taps = Registers::<W>::new(4usize, W::from_int(0));
     let blocks = params.width.div_ceil(TAP_BLOCK);
     let end_tile = min(first_tile + work.tiles_per_threadgroup, work.tiles);
@@ -313,14 +313,14 @@ fn tiled_kernel<S: Float, W: Float, H: Float, X: Float, Y: Float, N: Size>(
     let mut k = 0usize;
     let iterations = (end_tile - first_tile) * blocks;
     for iteration in 0..iterations {
-        let mut raw = held.all();
+        let mut raw = held.values();
         if comptime!(!tile.prefetches()) {
             load(source, &params, &line, &mut raw, memory_lane, lanes, staged);
         }
         // A single block of taps is loaded once for all tiles.
         let new_taps = iteration == 0 || blocks > 1;
         if new_taps {
-            raw_taps.keep(&load_taps(weight, &params, &work, first_row, k, UNIT_POS));
+            raw_taps.set_all(&load_taps(weight, &params, &work, first_row, k, UNIT_POS));
         }
         // All threads have read the previous columns and taps.
         sync_cube();
@@ -332,7 +332,7 @@ fn tiled_kernel<S: Float, W: Float, H: Float, X: Float, Y: Float, N: Size>(
             store(&raw, initial, &params, &line, &mut columns, first, lanes, 1usize, true);
         }
         if new_taps {
-            store_taps(&raw_taps.all(), &params, first_row, k, UNIT_POS, rows, &mut taps);
+            store_taps(&raw_taps.values(), &params, first_row, k, UNIT_POS, rows, &mut taps);
             for iteration in 1..(rows * comptime!(TAP_BLOCK as u32 / 4)).div_ceil(comptime!(THREADS as u32)) {
                 let index = iteration * comptime!(THREADS as u32) + UNIT_POS;
                 let raw_taps = load_taps(weight, &params, &work, first_row, k, index);
@@ -379,6 +379,6 @@ fn tiled_kernel<S: Float, W: Float, H: Float, X: Float, Y: Float, N: Size>(
                 sums.set(i, offset);
             }
         }
-        held.keep(&next);
+        held.set_all(&next);
     }
 }

@@ -123,8 +123,8 @@ fn tiled_weight_kernel<X: Float, H: Float, G: Float, N: Size>(
     if span.is_idle() {
         terminate!();
     }
-    let rest = span.cube() / work.slices;
-    let slice = span.cube() - rest * work.slices;
+    let rest = span.index() / work.slices;
+    let slice = span.index() - rest * work.slices;
     let group = rest / work.tap_blocks;
     let tap_block = rest - group * work.tap_blocks;
     let lanes = work.lanes;
@@ -162,13 +162,13 @@ fn tiled_weight_kernel<X: Float, H: Float, G: Float, N: Size>(
         let line = gradients_of(&work, &g_strides, &params, begin, &own, tile);
         load(g, &params, &line, &mut prologue_g, memory_lane, row_threads, SECTIONS);
     }
-    let held = Registers::<Vector<X, N>>::of(&prologue);
-    let held_g = Registers::<Vector<G, N>>::of(&prologue_g);
+    let held = Registers::<Vector<X, N>>::from_values(&prologue);
+    let held_g = Registers::<Vector<G, N>>::from_values(&prologue_g);
     for item in begin..end {
         let line = columns_of(&work, &x_strides, &params, item, &own, tile);
         let line_g = gradients_of(&work, &g_strides, &params, item, &own, tile);
-        let mut raw = held.all();
-        let mut raw_g = held_g.all();
+        let mut raw = held.values();
+        let mut raw_g = held_g.values();
         if comptime!(!tile.prefetches()) {
             load(x, &params, &line, &mut raw, memory_lane, row_threads, staged);
             load(g, &params, &line_g, &mut raw_g, memory_lane, row_threads, SECTIONS);
@@ -204,8 +204,8 @@ fn tiled_weight_kernel<X: Float, H: Float, G: Float, N: Size>(
         let left = max(params.length, first) - first;
         let count = min(left, taps as usize) as u32;
         accumulate(&columns, &gradients, &offsets, count, &sums);
-        held.keep(&next);
-        held_g.keep(&next_g);
+        held.set_all(&next);
+        held_g.set_all(&next_g);
     }
     sync_cube();
     store_sums(&mut columns, &offsets, &sums);

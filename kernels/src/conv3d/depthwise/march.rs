@@ -110,7 +110,7 @@ pub(super) fn march_kernel<E: Float, O: Float>(
     if span.is_idle() {
         terminate!();
     }
-    let (rest, cube) = share.cubes.div_mod(span.cube() as u32);
+    let (rest, cube) = share.cubes.div_mod(span.index() as u32);
     let (n, c) = share.channels.div_mod(rest);
     let weights = share_weights(weight, &walk, c, pass, window);
     sync_cube();

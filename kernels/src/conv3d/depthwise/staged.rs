@@ -45,7 +45,7 @@ pub(super) fn staged_kernel<E: Float, O: Float>(
     if span.is_idle() {
         terminate!();
     }
-    let unit = tiling.unit(span.cube() as u32, tile);
+    let unit = tiling.unit(span.index() as u32, tile);
     let weights = share_weights(weight, &walk, unit.c, pass, tile);
     let places = places(&walk, &unit, padding, tile);
     let base = walk.source_at(unit.n, unit.c);

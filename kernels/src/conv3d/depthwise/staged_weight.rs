@@ -44,7 +44,7 @@ pub(super) fn staged_weight_kernel<E: Float, O: Float>(
     if span.is_idle() {
         terminate!();
     }
-    let unit = tiling.unit(span.cube() as u32, tile);
+    let unit = tiling.unit(span.index() as u32, tile);
     let places = places(&walk, &unit, padding, tile);
     let base = walk.source_at(unit.n, unit.c);
     let dy_column = walk.out_at(unit.n, unit.c) + walk.width.out_offset(unit.w);

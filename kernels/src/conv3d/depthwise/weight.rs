@@ -45,7 +45,7 @@ pub(super) fn weight_kernel<E: Float, O: Float>(
     if span.is_idle() {
         terminate!();
     }
-    let (rest, depth_tap) = share.cubes.div_mod(span.cube() as u32);
+    let (rest, depth_tap) = share.cubes.div_mod(span.index() as u32);
     let (part, c) = share.channels.div_mod(rest);
     let first = part as usize * part_length;
     let end = min(first + part_length, share.marches as usize);

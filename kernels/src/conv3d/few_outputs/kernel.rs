@@ -79,7 +79,7 @@ pub(super) fn few_outputs_kernel<E: Float, O: Float>(
     if span.is_idle() {
         terminate!();
     }
-    let unit = tiling.unit(span.cube() as u32, shape.plane);
+    let unit = tiling.unit(span.index() as u32, shape.plane);
     let (part, n) = share.batch.div_mod(unit.n);
     let mut c = part * share.part_channels;
     let end = min(c + share.part_channels, share.channels);

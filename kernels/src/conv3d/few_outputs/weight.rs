@@ -57,7 +57,7 @@ pub(super) fn few_outputs_weight_kernel<E: Float, O: Float>(
     if span.is_idle() {
         terminate!();
     }
-    let (part, c) = share.channels.div_mod(span.cube() as u32);
+    let (part, c) = share.channels.div_mod(span.index() as u32);
     let (group, in_group) = share.group_channels.div_mod(c);
     let first_result = group * comptime!(shape.results as u32);
     let mut tile = part * share.part_tiles;

@@ -42,7 +42,7 @@ pub(super) fn contiguous_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
     if span.is_idle() {
         terminate!();
     }
-    let share = extents.share(span.cube(), tile.tile_m, tile.tile_n);
+    let share = extents.share(span.index(), tile.tile_m, tile.tile_n);
     let width = V::value();
     let row = comptime!(tile.row(tile.tile_k, width, size));
     let mut source_stage = Shared::<[Vector<S, V>]>::new_slice(comptime!(tile.tile_m * row));

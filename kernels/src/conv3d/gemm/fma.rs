@@ -43,7 +43,7 @@ pub(crate) fn fma_kernel<E: Float, O: Float, R: Size>(
     if span.is_idle() {
         terminate!();
     }
-    let share = extents.share(span.cube(), tile.tile_m, tile.tile_n);
+    let share = extents.share(span.index(), tile.tile_m, tile.tile_n);
     let group = share.group;
     let part = share.part;
     let first_m = share.first_m;

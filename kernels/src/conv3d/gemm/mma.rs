@@ -51,7 +51,7 @@ pub(crate) fn mma_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, R: Size
     if span.is_idle() {
         terminate!();
     }
-    let share = extents.share(span.cube(), tile.tile_m, tile.tile_n);
+    let share = extents.share(span.index(), tile.tile_m, tile.tile_n);
     let group = share.group;
     let first_m = share.first_m;
     let first_n = share.first_n;

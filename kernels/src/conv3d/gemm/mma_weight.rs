@@ -47,7 +47,7 @@ pub(crate) fn mma_weight_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, 
     if span.is_idle() {
         terminate!();
     }
-    let share = extents.share(span.cube(), tile.tile_m, tile.tile_n);
+    let share = extents.share(span.index(), tile.tile_m, tile.tile_n);
     let group = share.group;
     let end_k = share.end_k;
 

@@ -25,7 +25,7 @@ pub(super) fn pack_terms_kernel<E: Float>(
     span: Span,
     #[define(E)] _dtype: ElemType,
 ) {
-    let index = span.cube() * UNITS + UNIT_POS as usize;
+    let index = span.index() * UNITS + UNIT_POS as usize;
     if span.is_idle() || index >= elements {
         terminate!();
     }

@@ -46,7 +46,7 @@ pub(super) fn subpixel_kernel<E: Float, O: Float>(
     if span.is_idle() {
         terminate!();
     }
-    let share = tiling.share(span.cube() as u32, tile.tile_m);
+    let share = tiling.share(span.index() as u32, tile.tile_m);
     let mut window = Shared::<[f32]>::new_slice(comptime!(tile.channels * tile.window));
     let mut weights = Shared::<[Vector<f32, Const<4>>]>::new_slice(tile.stage_vectors());
     let sums = Registers::<f32>::new(comptime!(tile.rows * tile.columns), 0.0f32.runtime());

@@ -37,7 +37,7 @@ pub(super) fn subpixel_mma_kernel<E: Float, S: Float, O: Float, V: Size>(
     if span.is_idle() {
         terminate!();
     }
-    let share = tiling.share(span.cube() as u32, tile.tile_m);
+    let share = tiling.share(span.index() as u32, tile.tile_m);
     let width = V::value();
     let row = comptime!(tile.row(width, size));
     let mut window = Shared::<[Vector<S, V>]>::new_slice(comptime!(tile.window * row));

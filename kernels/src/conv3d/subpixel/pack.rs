@@ -75,7 +75,7 @@ pub(super) fn pack_kernel<E: Float, S: Float>(
     #[define(E)] _dtype: ElemType,
     #[define(S)] _stage_dtype: ElemType,
 ) {
-    let index = span.cube() as u32 * UNITS as u32 + UNIT_POS;
+    let index = span.index() as u32 * UNITS as u32 + UNIT_POS;
     if span.is_idle() || index >= packed.elements {
         terminate!();
     }

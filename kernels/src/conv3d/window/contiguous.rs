@@ -54,7 +54,7 @@ pub(super) fn contiguous_kernel<E: Float, S: Float, O: Float, V: Size>(
     if span.is_idle() {
         terminate!();
     }
-    let PhaseWork { walk, tiling, work, taps } = work_of(&phases, walk, tiling, span.cube() as u32, tile);
+    let PhaseWork { walk, tiling, work, taps } = work_of(&phases, walk, tiling, span.index() as u32, tile);
     let width = V::value();
     let pitch = comptime!(tile.stage_pitch(width, size));
     let mut stage = Shared::<[Vector<S, V>]>::new_slice(comptime!(tile.stage_blocks() * CHANNELS * pitch));

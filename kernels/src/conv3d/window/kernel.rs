@@ -60,7 +60,7 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
     if span.is_idle() {
         terminate!();
     }
-    let PhaseWork { walk, tiling, work, taps } = work_of(&phases, walk, tiling, span.cube() as u32, tile);
+    let PhaseWork { walk, tiling, work, taps } = work_of(&phases, walk, tiling, span.index() as u32, tile);
     let phased = taps.is_some();
     let width = V::value();
     let pitch = comptime!(tile.window_pitch(width, size));

@@ -71,7 +71,7 @@ pub(super) fn pack_kernel<E: Float, S: Float, V: Size, W: Size>(
         terminate!();
     }
     let mut stage = Shared::<[S]>::new_slice(comptime!(TAPS * TAP_STRIDE));
-    let (rest, channel_tile) = tiling.channel_tiles.div_mod(span.cube() as u32);
+    let (rest, channel_tile) = tiling.channel_tiles.div_mod(span.index() as u32);
     let (rest, block) = tiling.blocks.div_mod(rest);
     let (group, chunk) = tiling.chunks.div_mod(rest);
     let work = PackWork {

@@ -1,7 +1,7 @@
-//! The matrices of F(m x m, 3 x 3), as exact rationals from their interpolation points.
+//! The transform matrices of F(m x m, 3 x 3), as exact rationals from their interpolation points.
 //!
-//! Correlating m outputs with 3 taps needs t = m + 2 products: the taps and the inputs are taken to t points
-//! by `G` and `B^T`, multiplied point by point, and brought back by `A^T`:
+//! Correlating with 3 taps for m outputs takes t = m + 2 products: `G` and `B^T` evaluate taps and inputs at
+//! t points, the values are multiplied point by point, `A^T` interpolates:
 //!
 //! ```text
 //! y = A^T [ (G g) . (B^T d) ]                               t - 1 finite points a_i and infinity
@@ -10,15 +10,16 @@
 //! B^T[i]    = coefficients of prod_{j != i} (x - a_j)       infinity: of prod_j (x - a_j)
 //! ```
 //!
-//! Read the other way round, the same points correlate the t inputs with m numbers to 3: the weight
-//! gradient's taps, dy in the place of the filter. `G` has m columns then and `A^T` 3 rows.
+//! The weight gradient uses the same points for F(3, m): dy takes the filter's place with m taps, and the 3
+//! outputs are the filter's taps. `G` then has m columns and `A^T` 3 rows.
 //!
-//! Points decide the rounding error. F(2x2) has 0, 1, -1: every coefficient is dyadic, so small integers stay
-//! exact. F(4x4) has 0, 1, -1, 2, -1/2, whose worst output error is a third of that of the usual 0, 1, -1, 2,
+//! The points decide the rounding error. F(2x2) has 0, 1, -1: every coefficient is dyadic, so small integers
+//! stay exact. F(4x4) has 0, 1, -1, 2, -1/2, with a third of the worst output error of the usual 0, 1, -1, 2,
 //! -2. F(6x6) has 0, 1, -1, 2, -2, 1/2, -1/2.
 //!
-//! A transform's sums are larger than what goes in, so both factors are divided by a power of two first
-//! ([`exponent`]) that keeps them finite; the result is multiplied by both. Powers of two round nothing.
+//! A transform's sums are larger than its inputs. Both factors are therefore divided by a power of two first
+//! ([`scale_exponent`]), which keeps every sum finite, and the result is multiplied back ([`rescale`]).
+//! Powers of two round nothing.
 
 use crate::tolerance::Guard;
 use num_rational::Ratio;
@@ -28,7 +29,7 @@ type Rational = Ratio<i64>;
 /// Outputs per tile and axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WinogradTile {
-    /// 2 x 2 outputs from 4 x 4 inputs: 2.25 times fewer products than the direct sum.
+    /// 2 x 2 outputs from 4 x 4 inputs: 2.25 times fewer products than a direct convolution.
     F2x2,
     /// 4 x 4 outputs from 6 x 6 inputs: 4 times fewer.
     F4x4,
@@ -54,7 +55,7 @@ impl WinogradTile {
         self.outputs() + 2
     }
 
-    /// The name used in tables and messages.
+    /// Name in tables and messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::F2x2 => "winograd_2x2",
@@ -63,7 +64,7 @@ impl WinogradTile {
         }
     }
 
-    /// The error to expect of results kept in fp32.
+    /// Expected error of results kept in fp32.
     pub fn guard(self) -> Guard {
         match self {
             Self::F2x2 => Guard::SUM,
@@ -82,7 +83,7 @@ impl WinogradTile {
     }
 }
 
-/// One of the transforms.
+/// A transform matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Matrix {
     /// B^T, t x t.
@@ -93,7 +94,7 @@ pub(crate) enum Matrix {
     Output,
     /// G of a tile of dy, t x m.
     Gradient,
-    /// A^T of the taps, 3 x t.
+    /// A^T for the filter taps of dw, 3 x t.
     Taps,
 }
 
@@ -103,7 +104,7 @@ pub(crate) fn matrix(tile: WinogradTile, which: Matrix) -> Vec<Vec<Rational>> {
     let (zero, one) = (Rational::from(0), Rational::from(1));
     let others = |i: usize| points.iter().enumerate().filter(move |(j, _)| *j != i).map(|(_, point)| *point);
     let scale = |i: usize| others(i).fold(one, |product, other| product * (points[i] - other));
-    // Coefficients of a monic polynomial with these roots, lowest power first, filled up to t.
+    // Coefficients of the monic polynomial with these roots, lowest power first, zero-padded to t.
     let polynomial = |roots: Vec<Rational>| {
         let mut coefficients = vec![one];
         for root in roots {
@@ -143,15 +144,16 @@ pub(crate) fn matrix(tile: WinogradTile, which: Matrix) -> Vec<Vec<Rational>> {
     }
 }
 
-/// One coefficient, rounded once to fp32.
+/// One coefficient, rounded to fp32.
 pub(crate) fn coefficient(tile: WinogradTile, which: Matrix, row: usize, column: usize) -> f32 {
     let value = matrix(tile, which)[row][column];
     (*value.numer() as f64 / *value.denom() as f64) as f32
 }
 
-/// Of the power of two that what is transformed on the way in is divided by: so large that no sum is larger
-/// than what it sums, nor any sum of the way back larger than the products.
-pub(crate) fn exponent(tile: WinogradTile, which: Matrix) -> u32 {
+/// log2 of the divisor of a transform's input: large enough that no sum of a forward transform exceeds its
+/// largest input, and no sum of an inverse transform the largest product. For the inverse transforms: of both
+/// factors together.
+pub(crate) fn scale_exponent(tile: WinogradTile, which: Matrix) -> u32 {
     let [input, filter, gradient] = match tile {
         WinogradTile::F2x2 => [5, 2, 1],
         WinogradTile::F4x4 => [8, 2, 3],
@@ -166,9 +168,9 @@ pub(crate) fn exponent(tile: WinogradTile, which: Matrix) -> u32 {
     }
 }
 
-/// What results on the way back are multiplied by for both factors to be whole again.
-pub(crate) fn whole(tile: WinogradTile, which: Matrix) -> f32 {
-    2f32.powi(exponent(tile, which) as i32)
+/// Multiplier of an inverse transform's results that undoes the scaling of both factors.
+pub(crate) fn rescale(tile: WinogradTile, which: Matrix) -> f32 {
+    2f32.powi(scale_exponent(tile, which) as i32)
 }
 
 /// The matrix in f64, for the reference.
@@ -203,10 +205,10 @@ mod tests {
         }
     }
 
-    /// With the largest of every factor and the worst of all signs no number of any step passes the product
-    /// of the largest input and the largest factor: with room for rounding.
+    /// With the largest factors and the worst signs, no intermediate value exceeds the product of the largest
+    /// input and the largest factor, rounding included.
     #[test]
-    fn no_step_is_larger_than_the_products() {
+    fn no_intermediate_exceeds_the_largest_product() {
         let room = 1.0 + 2f64.powi(-10);
         for (tile, (outputs, factors)) in WinogradTile::ALL.iter().flat_map(|tile| {
             [(Matrix::Output, Matrix::Filter), (Matrix::Taps, Matrix::Gradient)].map(|each| (*tile, each))
@@ -215,13 +217,13 @@ mod tests {
                 let rows = matrix_f64(tile, which);
                 rows.iter().map(|row| row.iter().map(|value| value.abs()).sum()).collect()
             };
-            let scale_of = |which| 2f64.powi(-(exponent(tile, which) as i32));
+            let scale_of = |which| 2f64.powi(-(scale_exponent(tile, which) as i32));
             let (inputs, of_factors) = (norms(Matrix::Input), norms(factors));
             for (which, norms) in [(Matrix::Input, &inputs), (factors, &of_factors)] {
                 let largest = norms.iter().fold(0.0f64, |most, norm| most.max(*norm));
                 assert!(largest * largest * scale_of(which) * room <= 1.0, "{tile:?} {which:?}: {largest}");
             }
-            // The first row of A^T is ones: as large as the largest point's products, or larger.
+            // The first row of A^T is ones: at least as large as the largest point's products.
             let back = matrix_f64(tile, outputs).into_iter().map(|row| -> f64 {
                 row.iter().zip(&inputs).zip(&of_factors).map(|((a, b), g)| a.abs() * b * g).sum()
             });
@@ -229,7 +231,7 @@ mod tests {
             let largest = back.chain(points).fold(0.0f64, f64::max);
             let scale = scale_of(Matrix::Input) * scale_of(factors);
             assert!(largest * largest * scale * room <= 1.0, "{tile:?} {outputs:?}: {largest}");
-            assert_eq!(scale * f64::from(whole(tile, outputs)), 1.0, "{tile:?} {outputs:?}");
+            assert_eq!(scale * f64::from(rescale(tile, outputs)), 1.0, "{tile:?} {outputs:?}");
         }
     }
 

@@ -1,33 +1,36 @@
-//! `U[point, kd, in, out] = G g G^T`, one unit per (kd, in, out), outs fastest and filled up to vectors: as
-//! the product reads it.
+//! Filter transform, one thread per (kd, in, out), outs fastest and rounded up to a multiple of four:
 //!
-//! Bytes per unit: 9 weights read, t*t fp32 values written, neighbouring units beside each other. (Cubes of 8
-//! ins by 8 outs, whose reads are runs as well, took longer in each of seven layers on an H200: 256 -> 256
-//! 0.117 ms instead of 0.053.)
+//! ```text
+//! U[point, kd, in, out] = (G g G^T)[point]         t * t points; the layout that the product loads
+//! ```
+//!
+//! Bytes per thread: 9 weights read (strided), t * t fp32 values written (coalesced). A threadgroup is 64
+//! threads; about 400 FLOP per thread.
 
-use super::Call;
-use super::constants::{Matrix, WinogradTile, exponent};
+use super::WinogradCall;
+use super::constants::{Matrix, WinogradTile, scale_exponent};
 use super::region::VECTOR;
-use super::transform::{shrunk, transform_square};
+use super::transform::{scale_down, transform_square};
 use crate::conv3d::args::offset;
 use crate::launch::{Span, dispatches};
 use crate::operand::Operand;
 use cubecl::ir::{AddressType, ElemType};
 use cubecl::prelude::*;
 
-const UNITS: u32 = 64;
+/// Threads of a threadgroup.
+const THREADS: u32 = 64;
 
-pub(crate) fn launch(call: &Call, address: AddressType, w: &Operand, u: &Operand) {
+pub(crate) fn launch(call: &WinogradCall, address: AddressType, w: &Operand, u: &Operand) {
     let correlation = call.correlation;
     let filters = correlation.kernel_depth * correlation.in_channels * correlation.out_channels;
-    let operations = f64::from(UNITS) * 400.0;
-    for dispatch in dispatches(filters.div_ceil(UNITS as usize), operations, call.limits) {
-        // SAFETY: the unit's index is checked against the number of filters; u holds t*t values for each.
+    let flop = f64::from(THREADS) * 400.0;
+    for dispatch in dispatches(filters.div_ceil(THREADS as usize), flop, call.limits) {
+        // SAFETY: see `mod.rs`; the thread index is checked against the number of filters.
         unsafe {
             filter_kernel::launch_unchecked(
                 call.client,
                 dispatch.count(),
-                CubeDim::new_1d(UNITS),
+                CubeDim::new_1d(THREADS),
                 address,
                 w.tensor_arg(),
                 u.tensor_arg(),
@@ -55,7 +58,7 @@ fn filter_kernel<E: Float>(
     #[comptime] tile: WinogradTile,
     #[define(E)] _dtype: ElemType,
 ) {
-    let index = span.cube() * UNITS as usize + UNIT_POS as usize;
+    let index = span.index() * THREADS as usize + UNIT_POS as usize;
     let filters = kernel_depth as usize * in_channels as usize * out_channels as usize;
     if span.is_idle() || index >= filters {
         terminate!();
@@ -82,15 +85,15 @@ fn filter_kernel<E: Float>(
                 offset(w, out_channel, in_channel, kd, i, j)
             };
             taps[comptime!((i * 3 + j) as usize)] =
-                shrunk(f32::cast_from(w[at]), comptime!(exponent(tile, Matrix::Filter)));
+                scale_down(f32::cast_from(w[at]), comptime!(scale_exponent(tile, Matrix::Filter)));
         }
     }
     let transformed = transform_square(&taps, tile, Matrix::Filter);
     let pitch = (out_channels as usize + comptime!(VECTOR - 1)) / VECTOR * VECTOR;
-    let terms = kernel_depth as usize * in_channels as usize;
+    let k_elements = kernel_depth as usize * in_channels as usize;
     let at = rest * pitch + out_channel as usize;
     #[unroll]
     for point in 0..comptime!(tile.inputs() * tile.inputs()) {
-        u[point * terms * pitch + at] = transformed[point];
+        u[point * k_elements * pitch + at] = transformed[point];
     }
 }

@@ -1,36 +1,46 @@
-//! `V[point, c, (image, frame, tile)] = B^T d B`, one unit per (c, image, frame, tile), tiles fastest; for
-//! the weight gradient also `D[point, o, (image, frame, tile)] = G dy G^T` of the tiles of dy.
+//! Input transform, one thread per (channel, image, frame, tile), tiles fastest:
 //!
-//! Bytes per unit: t*t inputs read (neighbouring tiles overlap by 2 rows and columns; dy: m*m, no overlap),
-//! t*t fp32 values written. Tiles that fill a frame up are written as zeros: the weight gradient sums over
+//! ```text
+//! V[point, c, (image, frame, tile)] = (B^T d B)[point]      d: t x t inputs, tiles overlap by 2
+//! D[point, o, (image, frame, tile)] = (G dy G^T)[point]     dy: m x m outputs, no overlap (weight gradient)
+//!
+//!    +---------+--+                     F(4x4): one tile reads 6 x 6 inputs, the next one starts 4 further
+//!    | m       |2 |
+//!    |    t    |  |
+//!    +---------+--+
+//! ```
+//!
+//! Bytes per thread: t * t inputs read (dy: m * m), t * t fp32 values written (coalesced). A threadgroup is
+//! 64 threads; about 1500 FLOP per thread. Padding tiles are written as zeros: the weight gradient sums over
 //! tiles.
 
-use super::Call;
-use super::constants::{Matrix, WinogradTile, exponent};
+use super::WinogradCall;
+use super::constants::{Matrix, WinogradTile, scale_exponent};
 use super::region::{Correlation, Region, RegionArgs, VECTOR};
-use super::transform::{columns, shrunk, transform_square};
+use super::transform::{columns, scale_down, transform_square};
 use crate::conv3d::args::offset;
 use crate::launch::{Span, dispatches};
 use crate::operand::Operand;
 use cubecl::ir::{AddressType, ElemType};
 use cubecl::prelude::*;
 
-const UNITS: u32 = 64;
+/// Threads of a threadgroup.
+const THREADS: u32 = 64;
 
-/// Which tensor is cut into tiles, and how.
+/// How a tensor is divided into tiles.
 #[derive(Clone, Copy)]
-pub(crate) struct Tiling {
+pub(crate) struct InputTiling {
     channels: usize,
-    /// Padding before the plane's two axes.
+    /// Padding before H and W.
     begin: [i32; 2],
-    /// Rows and columns of the padded plane that any output needs.
+    /// Rows and columns of the padded frame that any output needs.
     needed: [usize; 2],
     replicate: bool,
     matrix: Matrix,
 }
 
-impl Tiling {
-    /// The correlation's input, in overlapping tiles.
+impl InputTiling {
+    /// The correlation's input in overlapping tiles of t x t.
     pub(crate) fn input(correlation: &Correlation) -> Self {
         Self {
             channels: correlation.in_channels,
@@ -41,7 +51,7 @@ impl Tiling {
         }
     }
 
-    /// The gradient of the correlation's output, tile beside tile; of regions [`Region::of_outputs`].
+    /// The gradient of the correlation's output in disjoint tiles of m x m; for [`Region::of_outputs`].
     pub(crate) fn gradient(correlation: &Correlation) -> Self {
         Self {
             channels: correlation.out_channels,
@@ -54,22 +64,21 @@ impl Tiling {
 }
 
 pub(crate) fn launch(
-    call: &Call,
+    call: &WinogradCall,
     address: AddressType,
     region: &Region,
-    tiling: Tiling,
+    tiling: InputTiling,
     [source, v]: [&Operand; 2],
 ) {
-    let squares = tiling.channels * region.v_rows();
-    let operations = f64::from(UNITS) * 1500.0;
-    for dispatch in dispatches(squares.div_ceil(UNITS as usize), operations, call.limits) {
-        // SAFETY: inputs are read only inside their extents; v holds t*t values for each square of the
-        // region.
+    let transforms = tiling.channels * region.v_rows();
+    let flop = f64::from(THREADS) * 1500.0;
+    for dispatch in dispatches(transforms.div_ceil(THREADS as usize), flop, call.limits) {
+        // SAFETY: see `mod.rs`; inputs outside their extents are not read.
         unsafe {
             input_kernel::launch_unchecked(
                 call.client,
                 dispatch.count(),
-                CubeDim::new_1d(UNITS),
+                CubeDim::new_1d(THREADS),
                 address,
                 source.tensor_arg(),
                 v.tensor_arg(),
@@ -108,18 +117,19 @@ fn input_kernel<E: Float>(
 ) {
     let size = comptime!(columns(tile, matrix) as u32);
     let outputs = comptime!(tile.outputs() as u32);
-    let index = span.cube() * UNITS as usize + UNIT_POS as usize;
-    let squares = channels as usize * (region.images * region.sources * region.vectors) as usize * VECTOR;
-    if span.is_idle() || index >= squares {
+    let index = span.index() * THREADS as usize + UNIT_POS as usize;
+    let transforms =
+        channels as usize * (region.images * region.input_frames * region.vectors) as usize * VECTOR;
+    if span.is_idle() || index >= transforms {
         terminate!();
     }
-    let place = region.place(index, region.sources);
-    let top = place.row * outputs;
-    let left = place.column * outputs;
+    let position = region.tile_at(index, region.input_frames);
+    let top = position.row * outputs;
+    let left = position.column * outputs;
     let height = source.shape(3) as u32;
     let width = source.shape(4) as u32;
-    let frame = region.first_source + place.frame;
-    let plane = offset(source, place.image, place.channel, frame, 0u32, 0u32);
+    let source_frame = region.first_input_frame + position.frame;
+    let frame_offset = offset(source, position.image, position.channel, source_frame, 0u32, 0u32);
     let mut square = Array::<f32>::new(comptime!((size * size) as usize));
     #[unroll]
     for i in 0..size {
@@ -132,11 +142,11 @@ fn input_kernel<E: Float>(
                 w = clamp(w, 0i32, width as i32 - 1i32);
             }
             let mut value = 0.0f32;
-            // Beyond what an output needs, a tile that overhangs the plane reads zero.
-            let needed = place.exists && top + i < needed_h && left + j < needed_w;
+            // Where a tile overhangs the frame, inputs that no output needs read as zero.
+            let needed = position.exists && top + i < needed_h && left + j < needed_w;
             if needed && (h as u32) < height && (w as u32) < width {
-                let at = plane + h as usize * source.stride(3) + w as usize * source.stride(4);
-                value = shrunk(f32::cast_from(source[at]), comptime!(exponent(tile, matrix)));
+                let at = frame_offset + h as usize * source.stride(3) + w as usize * source.stride(4);
+                value = scale_down(f32::cast_from(source[at]), comptime!(scale_exponent(tile, matrix)));
             }
             square[comptime!((i * size + j) as usize)] = value;
         }
@@ -144,6 +154,6 @@ fn input_kernel<E: Float>(
     let transformed = transform_square(&square, tile, matrix);
     #[unroll]
     for point in 0..comptime!(tile.inputs() * tile.inputs()) {
-        v[point * squares + index] = transformed[point];
+        v[point * transforms + index] = transformed[point];
     }
 }

@@ -1,52 +1,54 @@
-//! Winograd in the plane with the depth taps summed in the transform domain.
+//! Winograd in H and W, with the depth taps summed in the transform domain.
 //!
 //! ```text
 //! Y[n,o,od] = A^T [ sum over kd, c of (G g[o,c,kd] G^T) . (B^T d[n,c,f] B) ] A
-//! f         = od*stride + kd*dilation - begin
-//! ```
+//! f         = od*stride + kd*dilation - begin                          the input frame of (od, kd)
 //!
-//! Each input frame is transformed once, whatever KD; the sum over (kd, c) is one matrix product per point of
-//! the transform domain with K = KD * C; each output frame is transformed back once. Frames are addressed by
-//! index, so any batch, depth padding, stride and dilation is served: a frame outside the input is skipped,
-//! clamped under replicate padding.
-//!
-//! ```text
 //! filter.rs    U[point, kd, c, o]                = G g G^T
 //! input.rs     V[point, c, (image, frame, tile)] = B^T d B
-//! product.rs   M[point, o, (image, frame, tile)] = sum over (kd, c) of V * U
+//! product.rs   M[point, o, (image, frame, tile)] = sum over (kd, c) of V * U    one GEMM per point
 //! output.rs    y                                 = activation(A^T M A + bias), edges masked
 //! ```
 //!
+//! Each input frame is transformed once, whatever KD; each output frame is transformed back once. Frames are
+//! addressed by index, so any batch, depth padding, stride and dilation is served: a frame outside the input
+//! is skipped, or clamped under replicate padding.
+//!
 //! The input gradient is the same correlation with the filter mirrored on all three axes and its channels
-//! swapped; the weight gradient is in `weight_gradient.rs`. Everything between load and store is fp32. Planes
-//! and frames are worked off in regions whose V and M fit the workspace; the regions of y and dx do not
-//! change any sum, so they do not change any bit.
+//! swapped; the weight gradient is in `weight_gradient.rs`. Everything between load and store is fp32. Frames
+//! are processed in regions whose V and M fit the workspace; for y and dx the regions change no sum and
+//! therefore no bit. The transforms are separate kernels: a fused kernel would have to hold all t * t points
+//! of a tile in one threadgroup, and the product dominates. Depth is summed, not transformed, because
+//! transforming it doubles V and M (measurements: docs/decisions/winograd.md).
 //!
-//! Nothing of a transform is fused with the product: for 256 channels the product does 5.5 of 6.2 ms, and a
-//! cube that did more than one step would have to hold all 36 points of a tile. V and M travel through memory
-//! once each way.
+//! Declined: kernels other than 3x3 in H and W, stride or dilation in H or W, groups, dx with a depth stride,
+//! dw by F(6x6).
 //!
-//! Depth is summed, not transformed: F(2,3) along depth around F(4x4) (144 points, 1.5 times fewer products,
-//! V and M twice the size) took 2.20 ms instead of 2.77 for 384 channels and 2 frames, but 6.29 instead of
-//! 6.12 for 256 channels and 41, 7.53 instead of 7.13 for 128 channels and 17, 4.07 instead of 2.87 for the
-//! first one's input gradient.
+//! A non-finite input reaches every output of its tiles (up to t * t inputs make m * m outputs non-finite),
+//! unlike in a direct sum; [`Algorithm::NoWinograd`](super::Algorithm::NoWinograd) keeps it in its receptive
+//! field.
 //!
-//! A non-finite input reaches every output of its tiles (up to t x t inputs make m x m outputs non-finite),
-//! unlike in the direct sum: [`Algorithm::NoWinograd`](super::Algorithm::NoWinograd) keeps it in its receptive field.
-//!
-//! Range: a tile's input transform gives numbers up to 49 times its inputs (F(4x4); 225 times for F(6x6)),
-//! and outputs are small differences of sums up to 876 times the direct ones (4579). U and V are therefore
-//! 2^-7, 2^-10, 2^-13 times what is written above, y is multiplied back in its last addition
-//! (`constants::exponent`): exact, and as many operations. Every number is finite where, with the largest |d|
-//! of a tile and the largest |g| of a filter,
+//! Range: an input transform enlarges values up to 49 times (F(4x4); 225 times for F(6x6)), and outputs are
+//! small differences of sums up to 876 times (4579 times) the direct ones. The products U * V are therefore
+//! scaled by 2^-7, 2^-10, 2^-13 (F(2x2), F(4x4), F(6x6)), and y is multiplied back in its last fma
+//! (`constants::scale_exponent`): exact and free. With the largest |d| of a tile and the largest |g| of a
+//! filter, every number is finite if
 //!
 //! ```text
 //! sum over c, kd            of max|d| * max|g|  < 2^128
 //! sum over n, frames, tiles of max|d| * max|dy| < 2^128      (the weight gradient)
 //! ```
 //!
-//! whatever x and w are by themselves. What is below 2^-126 on the way is lost: products |d * g| below
+//! however large x and w are by themselves. Intermediates below 2^-126 are lost: products |d * g| below
 //! 2^-113, about 1e-34.
+//!
+//! # Safety of the launches
+//!
+//! Every launch of this folder is unchecked. The public entry points compare operands, dtypes and shapes with
+//! the problem (`check` and `check_operands`), `address_type` reaches every offset, U, V, M, D and S are
+//! sized by `Correlation::workspace` for the largest region, and no launch writes a buffer that it also
+//! reads through another binding. Kernels drop idle threads and mask the padding. The comment at a launch
+//! says only what that kernel masks in addition.
 
 mod choice;
 mod constants;
@@ -79,25 +81,23 @@ use crate::operand::{Operand, address_type, row_major};
 use cubecl::prelude::*;
 use region::Correlation;
 
-/// A Winograd plan: the tile and the extent of a region.
+/// A Winograd plan: the tile, and the extent of a workspace region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct WinogradConfig {
     /// Outputs per tile.
     pub tile: WinogradTile,
     /// Extent of a region.
     pub region: RegionExtent,
-    /// The product's tile on matrix units, where the device has them for fp32; not in the weight gradient.
-    pub matrices: Option<MatrixTile>,
-    /// Bytes of U, V and M together (the weight gradient: of its sums and both operands).
+    /// The product's MMA tile, if the device has fp32 MMA; never in the weight gradient.
+    pub mma_tile: Option<MatrixTile>,
+    /// Bytes of U, V and M together (weight gradient: of S, V and D).
     pub workspace_bytes: u64,
 }
 
-/// Tile of the transform-domain product. 128x64 was as fast on an H200 to 1 % (41 frames of 390 tiles, 256
-/// channels: 6.15 and 6.21 ms; 2 frames of 1560, 384 channels: 2.97 and 2.84), 128x128 slower in four of five
-/// layers (7.06; 3.59).
+/// Tile of the transform-domain product. 128x64 is as fast, 128x128 slower.
 pub(crate) const PRODUCT: RegisterTile = RegisterTile::M64N64;
 
-/// The configuration for one pass of a launched problem, or why there is none.
+/// The configuration for one pass of a problem, or why there is none.
 pub(crate) fn config(
     problem: &Conv3dProblem,
     pass: Pass,
@@ -111,14 +111,14 @@ pub(crate) fn config(
     }
     if problem.kernel[1..] != [3, 3] {
         unsupported!(
-            "conv3d: {name} needs a 3x3 kernel in the plane, got {}x{}",
+            "conv3d: {name} needs a 3x3 kernel in H and W, got {}x{}",
             problem.kernel[1],
             problem.kernel[2]
         );
     }
     if window.stride[1..] != [1, 1] || window.dilation[1..] != [1, 1] {
         unsupported!(
-            "conv3d: {name} needs stride 1 and dilation 1 in the plane, got stride {}x{}, dilation {}x{}",
+            "conv3d: {name} needs stride 1 and dilation 1 in H and W, got stride {}x{}, dilation {}x{}",
             window.stride[1],
             window.stride[2],
             window.dilation[1],
@@ -138,13 +138,13 @@ pub(crate) fn config(
         unsupported!("conv3d: {name} needs at least one channel");
     }
     let correlation = Correlation::of(problem, pass);
-    let copies = match pass {
-        Pass::WeightGradient => weight_product::parts(&correlation, tile, limits) as u64,
+    let slices = match pass {
+        Pass::WeightGradient => weight_product::slices(&correlation, tile, limits) as u64,
         _ => 1,
     };
     let buffers = |region: RegionExtent| {
         let [filters, v, m] = correlation.workspace(tile, region);
-        [4 * copies * filters, 4 * v, 4 * m]
+        [4 * slices * filters, 4 * v, 4 * m]
     };
     let bytes = |region: RegionExtent| buffers(region).iter().sum::<u64>();
     let fits = |region: RegionExtent| {
@@ -158,8 +158,8 @@ pub(crate) fn config(
             limits.workspace_bytes
         );
     };
-    let matrices = product_mma::tile(limits).filter(|_| pass != Pass::WeightGradient);
-    Ok(WinogradConfig { tile, region, matrices, workspace_bytes: bytes(region) })
+    let mma_tile = product_mma::tile(limits).filter(|_| pass != Pass::WeightGradient);
+    Ok(WinogradConfig { tile, region, mma_tile, workspace_bytes: bytes(region) })
 }
 
 /// Refuses a configuration that was made for another problem.
@@ -170,24 +170,24 @@ pub(crate) fn check(
     limits: &Limits,
 ) -> Result<(), ConvError> {
     let planned = self::config(problem, pass, config.tile, limits)?;
-    if config.matrices.is_some() && config.matrices != planned.matrices {
-        unsupported!("conv3d: the device has no matrix units for the product of {}", config.tile.name());
+    if config.mma_tile.is_some() && config.mma_tile != planned.mma_tile {
+        unsupported!("conv3d: the device has no fp32 MMA for the product of {}", config.tile.name());
     }
-    let (most, region) = (planned.region, config.region);
+    let (largest, region) = (planned.region, config.region);
     let within = |size: usize, most: usize| (1..=most).contains(&size);
-    let fits = within(region.images, most.images)
-        && within(region.frames, most.frames)
-        && within(region.rows, most.rows);
+    let fits = within(region.images, largest.images)
+        && within(region.frames, largest.frames)
+        && within(region.rows, largest.rows);
     if !fits {
         unsupported!(
-            "conv3d: a region of {} images, {} frames and {} rows of tiles was planned for another problem, this one has \
-             regions of up to {} images, {} frames and {} rows",
+            "conv3d: a region of {} images, {} frames and {} rows of tiles was planned for another problem, \
+             this one has regions of up to {} images, {} frames and {} rows",
             region.images,
             region.frames,
             region.rows,
-            most.images,
-            most.frames,
-            most.rows
+            largest.images,
+            largest.frames,
+            largest.rows
         );
     }
     Ok(())
@@ -203,22 +203,20 @@ pub(crate) fn forward(
     bias: Option<&Operand>,
 ) -> Result<(), ConvError> {
     let correlation = Correlation::of(problem, Pass::Forward);
-    let call = Call { client, correlation: &correlation, config, limits };
+    let call = WinogradCall { client, correlation: &correlation, config, limits };
     run(&call, (x, Filters::Weight(w), y), bias, problem.window.activation, &Step::ALL)
 }
 
-/// Shape of a weight that [`prepare`] has transformed: `U[point, kd, c, o]`, `o` filled up to a multiple of
-/// four.
+/// Shape of a weight transformed by [`prepare`]: `U[point, kd, c, o]`, `o` rounded up to a multiple of four.
 pub fn prepared_shape(problem: &Conv3dProblem, tile: WinogradTile) -> [usize; 4] {
     Correlation::of(problem, Pass::Forward).filter_shape(tile)
 }
 
-/// Transforms a weight once, for many forward passes with it ([`forward_prepared`]): operands w and U,
-/// contiguous fp32 of [`prepared_shape`]. U serves every problem with this weight, whatever its extents and
-/// window.
+/// Transforms a weight once for many forward passes ([`forward_prepared`]): operands w and U, contiguous fp32
+/// of [`prepared_shape`]. U serves every problem with this weight, whatever its extents and window.
 ///
 /// # Errors
-/// When `w` is not the problem's weight or U not of its shape, or the problem is none for Winograd.
+/// If `w` or U do not have the problem's shapes, or Winograd cannot serve the problem.
 pub fn prepare(
     client: &Client,
     limits: &Limits,
@@ -230,12 +228,12 @@ pub fn prepare(
     let config = config(problem, Pass::Forward, tile, limits)?;
     check_prepared(problem, tile, u)?;
     let correlation = Correlation::of(problem, Pass::Forward);
-    let call = Call { client, correlation: &correlation, config, limits };
+    let call = WinogradCall { client, correlation: &correlation, config, limits };
     filter::launch(&call, address_type("conv3d", &[w, u], 0, limits)?, &w.bindable(client), u);
     Ok(())
 }
 
-/// Refuses what is no transformed weight of the problem.
+/// Refuses a U that is not a transformed weight of this problem.
 fn check_prepared(problem: &Conv3dProblem, tile: WinogradTile, u: &Operand) -> Result<(), ConvError> {
     let shape = prepared_shape(problem, tile);
     if u.shape != shape || u.strides != row_major(&shape) || u.dtype != FloatType::F32 {
@@ -244,11 +242,11 @@ fn check_prepared(problem: &Conv3dProblem, tile: WinogradTile, u: &Operand) -> R
     Ok(())
 }
 
-/// [`super::forward`] with a weight that [`prepare`] has transformed in the configuration's tile: operands x,
-/// U, y; the same bits.
+/// [`super::forward`] with a weight transformed by [`prepare`] for the configuration's tile: operands x, U,
+/// y; bitwise the same result.
 ///
 /// # Errors
-/// As [`super::forward`]; when U is not the shape of the problem's weight in that tile.
+/// As [`super::forward`], and if U does not have the shape of the problem's weight for that tile.
 pub fn forward_prepared(
     client: &Client,
     limits: &Limits,
@@ -262,12 +260,12 @@ pub fn forward_prepared(
     check(&config, problem, Pass::Forward, limits)?;
     check_prepared(problem, config.tile, u)?;
     let correlation = Correlation::of(problem, Pass::Forward);
-    let call = Call { client, correlation: &correlation, config, limits };
+    let call = WinogradCall { client, correlation: &correlation, config, limits };
     let x = &x.bindable(client);
     run(&call, (x, Filters::Prepared(u), y), bias, problem.window.activation, &Step::ALL)
 }
 
-/// Launches some steps of the forward pass, to find what each costs: without all of them y is undefined.
+/// Launches some steps of the forward pass, to time each: y is undefined unless all of them run.
 ///
 /// # Errors
 /// As [`super::forward`].
@@ -284,7 +282,7 @@ pub fn forward_steps(
     super::check_operands(problem, &operands)?;
     check(&config, problem, Pass::Forward, limits)?;
     let correlation = Correlation::of(problem, Pass::Forward);
-    let call = Call { client, correlation: &correlation, config, limits };
+    let call = WinogradCall { client, correlation: &correlation, config, limits };
     run(&call, (x, Filters::Weight(w), y), None, problem.window.activation, steps)
 }
 
@@ -298,7 +296,7 @@ pub(crate) fn input_gradient(
     [dy, w, dx]: [&Operand; 3],
 ) -> Result<(), ConvError> {
     let correlation = Correlation::of(problem, Pass::InputGradient);
-    let call = Call { client, correlation: &correlation, config, limits };
+    let call = WinogradCall { client, correlation: &correlation, config, limits };
     run(&call, (dy, Filters::Weight(w), dx), None, Activation::None, &Step::ALL)
 }
 
@@ -311,19 +309,19 @@ pub(crate) fn weight_gradient(
     operands: [&Operand; 3],
 ) -> Result<(), ConvError> {
     let correlation = Correlation::of(problem, Pass::WeightGradient);
-    weight_gradient::run(&Call { client, correlation: &correlation, config, limits }, operands)
+    weight_gradient::run(&WinogradCall { client, correlation: &correlation, config, limits }, operands)
 }
 
-/// What a pass consists of.
+/// A step of a forward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// The filters' transform.
+    /// Filter transform.
     Filter,
-    /// The inputs' transforms.
+    /// Input transforms.
     Input,
-    /// The products of the transform domain.
+    /// Transform-domain products.
     Product,
-    /// The transforms back.
+    /// Output transforms.
     Output,
 }
 
@@ -332,29 +330,30 @@ impl Step {
     pub const ALL: [Self; 4] = [Self::Filter, Self::Input, Self::Product, Self::Output];
 }
 
-/// The filters of a call: to be transformed, or transformed already.
+/// The filters of a call, still to be transformed or prepared.
 #[derive(Clone, Copy)]
 enum Filters<'a> {
     Weight(&'a Operand),
     Prepared(&'a Operand),
 }
 
-/// What every step of one call shares.
-pub(crate) struct Call<'a> {
+/// What all steps of one call share.
+pub(crate) struct WinogradCall<'a> {
     pub(crate) client: &'a Client,
     pub(crate) correlation: &'a Correlation,
     pub(crate) config: WinogradConfig,
     pub(crate) limits: &'a Limits,
 }
 
+/// Launches the steps of a forward pass, or of an input gradient as one.
 fn run(
-    call: &Call,
+    call: &WinogradCall,
     (source, filters, target): (&Operand, Filters, &Operand),
     bias: Option<&Operand>,
     activation: Activation,
     steps: &[Step],
 ) -> Result<(), ConvError> {
-    let Call { client, correlation, config, limits } = *call;
+    let WinogradCall { client, correlation, config, limits } = *call;
     let [_, v, m] = correlation.workspace(config.tile, config.region);
     let [v, m] = [v, m].map(|elements| Operand::empty(client, &[elements as usize], FloatType::F32));
     let (w, u) = match filters {
@@ -370,7 +369,7 @@ fn run(
     }
     for region in correlation.regions(config.tile, config.region) {
         if steps.contains(&Step::Input) {
-            input::launch(call, address, &region, input::Tiling::input(correlation), [source, &v]);
+            input::launch(call, address, &region, input::InputTiling::input(correlation), [source, &v]);
         }
         if steps.contains(&Step::Product) {
             product::launch(call, address, &region, [&u, &v, &m]);

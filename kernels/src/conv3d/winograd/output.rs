@@ -1,12 +1,14 @@
-//! `y = activation(A^T M A + bias)`, one unit per (out channel, image, frame, tile), tiles fastest; edges
-//! masked.
+//! Output transform, one thread per (out channel, image, frame, tile), tiles fastest:
 //!
-//! Bytes per unit: t*t fp32 values read, m*m outputs written. A tile's row of outputs is written in as few
-//! vectors as the target's layout allows: single elements of 16 neighbouring bytes cost the memory four
-//! writes.
+//! ```text
+//! y = activation(A^T M A + bias)         m x m outputs of a tile, outputs past the frame's edges masked
+//! ```
+//!
+//! Bytes per thread: t * t fp32 values read (coalesced), m * m outputs written: each row of the tile in the
+//! widest vectors that the output's layout allows. A threadgroup is 64 threads; about 1500 FLOP per thread.
 
-use super::Call;
-use super::constants::{Matrix, WinogradTile, whole};
+use super::WinogradCall;
+use super::constants::{Matrix, WinogradTile, rescale};
 use super::region::{Region, RegionArgs, VECTOR};
 use super::transform::transform_square;
 use crate::activation::{Activation, activate_by_code};
@@ -15,11 +17,12 @@ use crate::operand::Operand;
 use cubecl::ir::{AddressType, ElemType};
 use cubecl::prelude::*;
 
-const UNITS: u32 = 64;
+/// Threads of a threadgroup.
+const THREADS: u32 = 64;
 
-/// Extents of a plane, distances in elements between neighbours, and what is applied.
+/// Extents and strides (in elements) of y or dx, and the activation.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
-struct Target {
+struct OutputLayout {
     channels: u32,
     height: u32,
     width: u32,
@@ -33,46 +36,45 @@ struct Target {
 }
 
 pub(crate) fn launch(
-    call: &Call,
+    call: &WinogradCall,
     address: AddressType,
     region: &Region,
     (m, bias, target): (&Operand, Option<&Operand>, &Operand),
     activation: Activation,
 ) {
     let channels = call.correlation.out_channels;
-    let squares = channels * region.m_rows();
-    let together = together(target, call.config.tile);
-    let operations = f64::from(UNITS) * 1500.0;
-    for dispatch in dispatches(squares.div_ceil(UNITS as usize), operations, call.limits) {
+    let transforms = channels * region.m_rows();
+    let width = vector_width(target, call.config.tile);
+    let flop = f64::from(THREADS) * 1500.0;
+    for dispatch in dispatches(transforms.div_ceil(THREADS as usize), flop, call.limits) {
         let [image_stride, channel_stride, frame_stride, row_stride, column_stride] = target.strides[..]
         else {
             unreachable!("`check_operands` has compared the shapes")
         };
-        // SAFETY: m holds t*t values for each square of the region; outputs are masked by the target's
-        // extents.
+        // SAFETY: see `mod.rs`; outputs past the output's extents are not written.
         unsafe {
             output_kernel::launch_unchecked(
                 call.client,
                 dispatch.count(),
-                CubeDim::new_1d(UNITS),
+                CubeDim::new_1d(THREADS),
                 address,
-                together,
+                width,
                 m.buffer_arg(1),
                 bias.map(|bias| bias.tensor_arg()).into(),
-                target.buffer_arg(together),
+                target.buffer_arg(width),
                 dispatch.span(),
                 region.args(),
-                TargetLaunch::new(
-                    channels as u32,
-                    target.shape[3] as u32,
-                    target.shape[4] as u32,
+                OutputLayoutLaunch {
+                    channels: channels as u32,
+                    height: target.shape[3] as u32,
+                    width: target.shape[4] as u32,
                     image_stride,
                     channel_stride,
                     frame_stride,
                     row_stride,
                     column_stride,
-                    activation.code(),
-                ),
+                    activation: activation.code(),
+                },
                 call.config.tile,
                 bias.map_or(target.dtype, |bias| bias.dtype).elem(),
                 target.dtype.elem(),
@@ -81,9 +83,9 @@ pub(crate) fn launch(
     }
 }
 
-/// How many neighbouring outputs are written at once: what divides a tile's row, the plane's rows and every
-/// place where one starts.
-fn together(target: &Operand, tile: WinogradTile) -> usize {
+/// Outputs per store: a width that divides a tile's row, the frame's width and every offset at which a store
+/// may start.
+fn vector_width(target: &Operand, tile: WinogradTile) -> usize {
     let offset = target.handle.offset_start.unwrap_or(0) as usize / target.dtype.size();
     let mut starts = target.strides[..4].iter().chain([&target.shape[4], &offset]);
     let widest = if tile.outputs().is_multiple_of(VECTOR) { VECTOR } else { 2 };
@@ -91,62 +93,61 @@ fn together(target: &Operand, tile: WinogradTile) -> usize {
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-#[allow(clippy::too_many_arguments)]
 fn output_kernel<E: Float, O: Float, N: Size>(
     m: &[f32],
     bias: ComptimeOption<&Tensor<E>>,
     out: &mut [Vector<O, N>],
     span: Span,
     region: RegionArgs,
-    target: Target,
+    target: OutputLayout,
     #[comptime] tile: WinogradTile,
     #[define(E)] _bias_dtype: ElemType,
     #[define(O)] _dtype: ElemType,
 ) {
     let size = comptime!(tile.inputs());
     let outputs = comptime!(tile.outputs());
-    let together = N::value();
-    let index = span.cube() * UNITS as usize + UNIT_POS as usize;
-    let squares =
+    let width = N::value();
+    let index = span.index() * THREADS as usize + UNIT_POS as usize;
+    let transforms =
         target.channels as usize * (region.images * region.frames * region.vectors) as usize * VECTOR;
-    if span.is_idle() || index >= squares {
+    if span.is_idle() || index >= transforms {
         terminate!();
     }
-    let place = region.place(index, region.frames);
-    if !place.exists {
+    let position = region.tile_at(index, region.frames);
+    if !position.exists {
         terminate!();
     }
     let mut square = Array::<f32>::new(comptime!(size * size));
     #[unroll]
     for point in 0..comptime!(size * size) {
-        square[point] = m[point * squares + index];
+        square[point] = m[point * transforms + index];
     }
     let result = transform_square(&square, tile, Matrix::Output);
     let bias: ComptimeOption<f32> =
-        bias.map(|bias| f32::cast_from(bias[place.channel as usize * bias.stride(0)]));
+        bias.map(|bias| f32::cast_from(bias[position.channel as usize * bias.stride(0)]));
     let bias = bias.unwrap_or_else(|| 0.0f32.runtime());
-    // Times a power of two: as exact as the sum alone.
-    let whole = comptime!(whole(tile, Matrix::Output));
-    let top = place.row * outputs as u32;
-    let left = place.column * outputs as u32;
-    let at = place.image as usize * target.image_stride
-        + place.channel as usize * target.channel_stride
-        + (region.first_frame + place.frame) as usize * target.frame_stride
+    // Multiplying by a power of two adds no rounding.
+    let rescale = comptime!(rescale(tile, Matrix::Output));
+    let top = position.row * outputs as u32;
+    let left = position.column * outputs as u32;
+    let at = position.image as usize * target.image_stride
+        + position.channel as usize * target.channel_stride
+        + (region.first_frame + position.frame) as usize * target.frame_stride
         + top as usize * target.row_stride
         + left as usize * target.column_stride;
     #[unroll]
     for i in 0..outputs {
         #[unroll]
-        for j in 0..comptime!(outputs / together) {
-            if top + (i as u32) < target.height && left + comptime!((j * together) as u32) < target.width {
+        for j in 0..comptime!(outputs / width) {
+            if top + (i as u32) < target.height && left + comptime!((j * width) as u32) < target.width {
                 let mut values = Vector::<O, N>::empty();
                 #[unroll]
-                for k in 0..together {
-                    let value = fma(result[comptime!(i * outputs + j * together + k)], whole, bias);
+                for k in 0..width {
+                    let value = fma(result[comptime!(i * outputs + j * width + k)], rescale, bias);
                     values.insert(k, O::cast_from(activate_by_code(value, target.activation)));
                 }
-                let at = at + i * target.row_stride + comptime!(j * together) * target.column_stride;
-                out[at / together] = values;
+                let at = at + i * target.row_stride + comptime!(j * width) * target.column_stride;
+                out[at / width] = values;
             }
         }
     }

@@ -1,23 +1,25 @@
-//! The transform-domain product, on fp32 multiply-adds (on matrix units: `matrix_product.rs`):
+//! The transform-domain product on fp32 multiply-adds (with MMA instructions: `product_mma.rs`):
 //!
 //! ```text
-//! M[point, o, (image, frame, tile)] = sum over (kd, c) of
-//!                                     V[point, c, (image, source(frame, kd), tile)] * U[point, kd, c, o]
+//! M[point, o, (n, f, tile)] = sum over (kd, c) of V[point, c, (n, in(f, kd), tile)] * U[point, kd, c, o]
+//!
+//! one GEMM per point (slowest grid index): M = tiles of the region, N = out channels, K = KD * C
+//!
+//!            N = o           threadgroup  tile_m x tile_n results of one point
+//!         +------+------+    stage        tile_k channels of one depth tap, in shared memory
+//!  tiles  | tile |      |    thread       rows x columns results in registers
+//!         +------+------+
 //! ```
 //!
-//! One matrix product per point, points being the slowest index of the grid: rows are the region's tiles,
-//! columns the output channels, K = KD * C. Sources of consecutive frames overlap in V, by their addresses.
-//!
-//! The cube's tile, its stages and the unit's registers are those of [`RegisterTile`]: V and U lie in memory
-//! as the stages want them, so every load is a vector of four neighbours, and the next stage is read while
-//! one is multiplied. A stage holds channels of one depth tap. Taps in the depth padding of all of a cube's
-//! rows are skipped; other rows read zero there, or the nearest frame under replicate padding. Per stage and
-//! cube: `(tile_m + tile_n) * tile_k` loads, `2 * tile_m * tile_n * tile_k` operations; M is written once per
-//! 2048 terms (F(6x6): 512).
+//! V and U are stored as stages need them, so every load is a vector of four; the next stage is loaded while
+//! one is multiplied. Output frames share input frames of V by address. Depth taps in the padding of all rows
+//! of a tile are skipped; other rows read zero there, or the nearest frame under replicate padding. Per stage
+//! and threadgroup: `4 * (tile_m + tile_n) * tile_k` bytes, `2 * tile_m * tile_n * tile_k` FLOP; M is written
+//! once per 2048 K elements (F(6x6): 512).
 
 use super::product_mma::product_mma_kernel;
 use super::region::{Region, RegionArgs, VECTOR};
-use super::{Call, PRODUCT, WinogradTile};
+use super::{PRODUCT, WinogradCall, WinogradTile};
 use crate::conv3d::gemm::config::{RegisterTile, row_stride};
 use crate::conv3d::gemm::stage::{Neighbours, column_of, multiply};
 use crate::launch::{Span, dispatches};
@@ -25,77 +27,78 @@ use crate::operand::Operand;
 use cubecl::ir::AddressType;
 use cubecl::prelude::*;
 
-/// Stages of a launch, `tile_k` terms each, that registers sum before M does: a longer fp32 sum loses digits,
-/// and Winograd's outputs are small differences of its sums, those of F(6x6) the smallest.
-pub(super) fn part_stages(tile: WinogradTile, tile_k: usize) -> u32 {
-    let terms = if tile == WinogradTile::F6x6 { 512 } else { 2048 };
-    (terms / tile_k) as u32
+/// Stages of `tile_k` K elements that one launch sums in registers before it adds them to M. Longer fp32 sums
+/// lose accuracy, and outputs are small differences of these sums, most of all for F(6x6).
+pub(super) fn chunk_stages(tile: WinogradTile, tile_k: usize) -> u32 {
+    let k_elements = if tile == WinogradTile::F6x6 { 512 } else { 2048 };
+    (k_elements / tile_k) as u32
 }
 
-/// How output frames find their input frames, and the extents of the product.
+/// The product's extents, the mapping from output to input frames, and the K chunk.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
-pub(crate) struct Depth {
-    input: u32,
-    kernel: u32,
+pub(crate) struct ProductArgs {
+    input_depth: u32,
+    kernel_depth: u32,
     stride: u32,
     dilation: u32,
     begin: i32,
-    /// 1 where frames outside the input repeat the nearest one.
+    /// 1 for replicate padding.
     replicate: u32,
     pub(crate) in_channels: u32,
     pub(crate) out_channels: u32,
-    /// The stages of this launch, counted over all taps; all but the first launch add to M.
-    pub(crate) part_first: u32,
-    part_end: u32,
+    /// Stages of this launch, counted over all taps; every launch but the first adds to M.
+    pub(crate) chunk_first: u32,
+    chunk_end: u32,
     tiles_m: usize,
     tiles_n: usize,
 }
 
-pub(crate) fn launch(call: &Call, address: AddressType, region: &Region, [u, v, m]: [&Operand; 3]) {
+pub(crate) fn launch(call: &WinogradCall, address: AddressType, region: &Region, [u, v, m]: [&Operand; 3]) {
     let correlation = call.correlation;
-    let matrices = call.config.matrices;
-    let [tile_m, tile_n, tile_k, units] = match matrices {
+    let mma_tile = call.config.mma_tile;
+    let [tile_m, tile_n, tile_k, threads] = match mma_tile {
         Some(tile) => [tile.tile_m, tile.tile_n, tile.tile_k, tile.units()],
         None => [PRODUCT.tile_m, PRODUCT.tile_n, PRODUCT.tile_k, PRODUCT.units()],
     };
     let (tiles_m, tiles_n) = (region.m_rows().div_ceil(tile_m), correlation.out_channels.div_ceil(tile_n));
     let points = call.config.tile.inputs() * call.config.tile.inputs();
-    // Without input channels (the gradient of a result without channels) there is still M to write.
-    let of_tap = correlation.in_channels.div_ceil(tile_k).max(1);
-    let stages = (correlation.kernel_depth * of_tap) as u32;
-    let part = part_stages(call.config.tile, tile_k);
-    for part_first in (0..stages).step_by(part as usize) {
-        let part_end = stages.min(part_first + part);
-        let terms = (part_end - part_first) as usize * tile_k;
-        let operations = 2.0 * (tile_m * tile_n * terms) as f64;
-        for dispatch in dispatches(tiles_m * tiles_n * points, operations, call.limits) {
-            let depth = DepthLaunch::new(
-                correlation.input[0] as u32,
-                correlation.kernel_depth as u32,
-                correlation.stride_depth as u32,
-                correlation.dilation_depth as u32,
-                correlation.begin[0],
-                u32::from(correlation.replicate),
-                correlation.in_channels as u32,
-                correlation.out_channels as u32,
-                part_first,
-                part_end,
+    // Without input channels M is still written, with zeros.
+    let stages_per_tap = correlation.in_channels.div_ceil(tile_k).max(1);
+    let stages = (correlation.kernel_depth * stages_per_tap) as u32;
+    let chunk = chunk_stages(call.config.tile, tile_k);
+    for chunk_first in (0..stages).step_by(chunk as usize) {
+        let chunk_end = stages.min(chunk_first + chunk);
+        let k_elements = (chunk_end - chunk_first) as usize * tile_k;
+        let flop = 2.0 * (tile_m * tile_n * k_elements) as f64;
+        for dispatch in dispatches(tiles_m * tiles_n * points, flop, call.limits) {
+            let args = ProductArgsLaunch {
+                input_depth: correlation.input[0] as u32,
+                kernel_depth: correlation.kernel_depth as u32,
+                stride: correlation.stride_depth as u32,
+                dilation: correlation.dilation_depth as u32,
+                begin: correlation.begin[0],
+                replicate: u32::from(correlation.replicate),
+                in_channels: correlation.in_channels as u32,
+                out_channels: correlation.out_channels as u32,
+                chunk_first,
+                chunk_end,
                 tiles_m,
                 tiles_n,
-            );
+            };
             let [v, u, m] = [v, u, m].map(|operand| operand.buffer_arg(VECTOR));
-            let (count, units) = (dispatch.count(), CubeDim::new_1d(units as u32));
+            let (count, threads) = (dispatch.count(), CubeDim::new_1d(threads as u32));
             let (client, unroll) = (call.client, call.limits.unroll);
             let (span, region) = (dispatch.span(), region.args());
-            // SAFETY: rows and columns past the last repeat it unwritten; no later term or frame is read.
+            // SAFETY: see `mod.rs`; rows and columns past the last load the last one and are not written, K
+            // elements and frames past the last are not read.
             unsafe {
-                match matrices {
+                match mma_tile {
                     Some(tile) => product_mma_kernel::launch_unchecked(
-                        client, count, units, address, v, u, m, span, region, depth, tile,
+                        client, count, threads, address, v, u, m, span, region, args, tile,
                     ),
-                    // SAFETY: as above.
+                    // SAFETY: the same contract and masks.
                     None => product_kernel::launch_unchecked(
-                        client, count, units, address, v, u, m, span, region, depth, PRODUCT, unroll,
+                        client, count, threads, address, v, u, m, span, region, args, PRODUCT, unroll,
                     ),
                 }
             }
@@ -103,57 +106,56 @@ pub(crate) fn launch(call: &Call, address: AddressType, region: &Region, [u, v, 
     }
 }
 
-/// A cube's tile and its unit's vector of rows and of columns, kept through all stages. What changes is in
-/// [`Stage`]: every field of a struct that changes is a variable in the emitted text.
+/// The threadgroup's tile and this thread's vectors, constant over the K loop. What changes is in
+/// [`StageCursor`]: every field of a mutable struct becomes a variable in the kernel.
 #[derive(CubeType, Clone, Copy)]
-pub(crate) struct Walk {
+pub(crate) struct TileLoader {
     pub(crate) point: usize,
     /// First row and column of the tile, in vectors.
     pub(crate) first_row: u32,
     pub(crate) first_column: u32,
-    /// Rows of M and of V, and columns, in vectors.
-    pub(crate) rows: u32,
-    v_rows: usize,
-    columns: usize,
-    /// Offset in V, in vectors, of the unit's row at channel 0 and the region's first source frame.
-    row: usize,
-    /// The frame that tap 0 reads; negative in the padding.
-    source: i32,
-    /// Offset in U, in vectors, of the unit's columns at term 0.
-    column: usize,
+    /// Vectors per channel of M and of V, and per K element of U.
+    pub(crate) m_vectors: u32,
+    v_vectors: usize,
+    u_vectors: usize,
+    /// Offset in V, in vectors, of the thread's row at channel 0 and the region's first input frame.
+    row_offset: usize,
+    /// The input frame of depth tap 0; negative in the padding.
+    first_tap_frame: i32,
+    /// Offset in U, in vectors, of the thread's columns at K element 0.
+    column_offset: usize,
 }
 
-/// The next stage to read.
+/// The next stage to load.
 #[derive(CubeType, Clone, Copy)]
-pub(crate) struct Stage {
+pub(crate) struct StageCursor {
     kd: u32,
-    /// One past the last tap.
+    /// One past the last depth tap.
     end_kd: u32,
     /// First channel.
     c: u32,
-    /// Counted over all taps, and one past the last of this launch.
+    /// Stages counted over all taps: the next one, and one past the last of this launch.
     pub(crate) position: u32,
     pub(crate) end: u32,
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-#[allow(clippy::too_many_arguments)]
 fn product_kernel(
     v: &[Neighbours],
     u: &[Neighbours],
     m: &mut [Neighbours],
     span: Span,
     region: RegionArgs,
-    depth: Depth,
+    args: ProductArgs,
     #[comptime] tile: RegisterTile,
     #[comptime] unroll: bool,
 ) {
-    // The whole cube leaves together: barriers follow.
+    // Uniform over the threadgroup: barriers follow.
     if span.is_idle() {
         terminate!();
     }
-    let walk = Walk::new(span.cube(), &region, &depth, tile.tile_m, tile.tile_n);
-    let mut stage = walk.first_stage(&region, &depth, tile.tile_m, tile.tile_k);
+    let loader = TileLoader::new(span.index(), &region, &args, tile.tile_m, tile.tile_n);
+    let mut stage = loader.first_stage(&region, &args, tile.tile_m, tile.tile_k);
 
     let mut row_stage = Shared::<[Neighbours]>::new_slice(comptime!(tile.tile_k * row_stride(tile.tile_m)));
     let mut column_stage =
@@ -163,41 +165,40 @@ fn product_kernel(
     for i in 0..comptime!(tile.rows * tile.columns) {
         sums[i] = 0.0f32;
     }
-
-    let units = comptime!(tile.units());
-    let next_rows = walk.load_rows(v, &stage, &region, &depth, tile.tile_m, tile.tile_k, units);
-    let next_columns = walk.load_columns(u, &stage, &depth, tile.tile_n, tile.tile_k, units);
-    store_stage(&next_rows, &mut row_stage, tile.tile_m, units);
-    store_stage(&next_columns, &mut column_stage, tile.tile_n, units);
+    let threads = comptime!(tile.units());
+    let next_rows = loader.load_rows(v, &stage, &region, &args, tile.tile_m, tile.tile_k, threads);
+    let next_columns = loader.load_columns(u, &stage, &args, tile.tile_n, tile.tile_k, threads);
+    store_stage(&next_rows, &mut row_stage, tile.tile_m, threads);
+    store_stage(&next_columns, &mut column_stage, tile.tile_n, threads);
     sync_cube();
     while stage.position < stage.end {
-        stage.advance(&depth, tile.tile_k);
-        let next_rows = walk.load_rows(v, &stage, &region, &depth, tile.tile_m, tile.tile_k, units);
-        let next_columns = walk.load_columns(u, &stage, &depth, tile.tile_n, tile.tile_k, units);
+        stage.advance(&args, tile.tile_k);
+        let next_rows = loader.load_rows(v, &stage, &region, &args, tile.tile_m, tile.tile_k, threads);
+        let next_columns = loader.load_columns(u, &stage, &args, tile.tile_n, tile.tile_k, threads);
         multiply(&row_stage, &column_stage, &mut sums, tile, unroll);
         sync_cube();
-        store_stage(&next_rows, &mut row_stage, tile.tile_m, units);
-        store_stage(&next_columns, &mut column_stage, tile.tile_n, units);
+        store_stage(&next_rows, &mut row_stage, tile.tile_m, threads);
+        store_stage(&next_columns, &mut column_stage, tile.tile_n, threads);
         sync_cube();
     }
 
     #[unroll]
     for i in 0..comptime!(tile.rows / VECTOR) {
-        let row = walk.first_row
+        let row = loader.first_row
             + UNIT_POS % comptime!((tile.tile_m / tile.rows) as u32)
             + comptime!((i * (tile.tile_m / tile.rows)) as u32);
-        if row < walk.rows {
+        if row < loader.m_vectors {
             #[unroll]
             for j in 0..comptime!(tile.columns) {
-                let n = walk.first_column * VECTOR as u32 + column_of(j, tile);
-                if n < depth.out_channels {
-                    let at = walk.result(&depth, n, row);
+                let n = loader.first_column * VECTOR as u32 + column_of(j, tile);
+                if n < args.out_channels {
+                    let at = loader.result_offset(&args, n, row);
                     let mut values = Neighbours::empty();
                     #[unroll]
                     for r in 0..VECTOR {
                         values.insert(r, sums[comptime!((i * VECTOR + r) * tile.columns + j)]);
                     }
-                    if depth.part_first > 0u32 {
+                    if args.chunk_first > 0u32 {
                         values += m[at];
                     }
                     m[at] = values;
@@ -208,31 +209,31 @@ fn product_kernel(
 }
 
 #[cube]
-impl Depth {
-    /// The frame that tap 0 of an output frame reads.
-    fn source(&self, frame: u32) -> i32 {
+impl ProductArgs {
+    /// The input frame of depth tap 0 of an output frame.
+    fn input_frame(&self, frame: u32) -> i32 {
         (frame * self.stride) as i32 - self.begin
     }
 
     /// Stages of one depth tap.
-    fn stages(&self, #[comptime] tile_k: usize) -> u32 {
+    fn stages_per_tap(&self, #[comptime] tile_k: usize) -> u32 {
         max((self.in_channels + comptime!(tile_k as u32 - 1)) / comptime!(tile_k as u32), 1u32)
     }
 
-    /// The taps that any of the rows `first..=last` (in vectors) reads: the first, and one past the last.
-    fn taps(&self, region: &RegionArgs, first: u32, last: u32) -> (u32, u32) {
+    /// The depth taps inside the input for any of the rows `first..=last` (in vectors): first, one past last.
+    fn tap_range(&self, region: &RegionArgs, first: u32, last: u32) -> (u32, u32) {
         let (first, last) = (first / region.vectors, last / region.vectors);
         let image = first / region.frames;
         let mut kd = 0u32;
-        let mut end = self.kernel;
-        // Frames of two images read all taps between them, or so few that it does not matter.
+        let mut end = self.kernel_depth;
+        // Rows of several images: no tap is skipped.
         if self.replicate == 0u32 && last / region.frames == image {
-            let low = self.source(region.first_frame + first - image * region.frames);
-            let high = self.source(region.first_frame + last - image * region.frames);
+            let low = self.input_frame(region.first_frame + first - image * region.frames);
+            let high = self.input_frame(region.first_frame + last - image * region.frames);
             while kd < end && high + ((kd * self.dilation) as i32) < 0i32 {
                 kd += 1u32;
             }
-            while end > kd && low + ((end - 1u32) * self.dilation) as i32 >= self.input as i32 {
+            while end > kd && low + ((end - 1u32) * self.dilation) as i32 >= self.input_depth as i32 {
                 end -= 1u32;
             }
         }
@@ -241,12 +242,12 @@ impl Depth {
 }
 
 #[cube]
-impl Stage {
-    /// Goes on to the next stage; past the last there is nothing to read.
-    pub(crate) fn advance(&mut self, depth: &Depth, #[comptime] tile_k: usize) {
+impl StageCursor {
+    /// Advances to the next stage; past the last one, loads return zeros.
+    pub(crate) fn advance(&mut self, args: &ProductArgs, #[comptime] tile_k: usize) {
         self.position += 1u32;
         self.c += tile_k as u32;
-        if self.c >= depth.in_channels {
+        if self.c >= args.in_channels {
             self.c = 0u32;
             self.kd += 1u32;
         }
@@ -254,128 +255,126 @@ impl Stage {
 }
 
 #[cube]
-impl Walk {
-    /// The walk of a cube: columns fastest, then rows, then points.
+impl TileLoader {
+    /// The loader of a threadgroup: columns fastest, then rows, then points.
     pub(crate) fn new(
-        cube: usize,
+        threadgroup: usize,
         region: &RegionArgs,
-        depth: &Depth,
+        args: &ProductArgs,
         #[comptime] tile_m: usize,
         #[comptime] tile_n: usize,
-    ) -> Walk {
-        let in_n = cube % depth.tiles_n;
-        let rest = cube / depth.tiles_n;
-        let in_m = rest % depth.tiles_m;
-        let point = rest / depth.tiles_m;
-
-        let row_vectors = comptime!((tile_m / VECTOR) as u32);
-        let column_vectors = comptime!((tile_n / VECTOR) as u32);
-        let first_row = in_m as u32 * row_vectors;
-        let first_column = in_n as u32 * column_vectors;
-        let rows = region.images * region.frames * region.vectors;
-        let columns = (depth.out_channels + comptime!(VECTOR as u32 - 1)) / VECTOR as u32;
-
-        let v_rows = (region.images * region.sources * region.vectors) as usize;
-        let row = min(first_row + UNIT_POS % row_vectors, rows - 1u32);
+    ) -> TileLoader {
+        let in_n = threadgroup % args.tiles_n;
+        let rest = threadgroup / args.tiles_n;
+        let in_m = rest % args.tiles_m;
+        let point = rest / args.tiles_m;
+        let tile_rows = comptime!((tile_m / VECTOR) as u32);
+        let tile_columns = comptime!((tile_n / VECTOR) as u32);
+        let first_row = in_m as u32 * tile_rows;
+        let first_column = in_n as u32 * tile_columns;
+        let m_vectors = region.images * region.frames * region.vectors;
+        let u_vectors = (args.out_channels + comptime!(VECTOR as u32 - 1)) / VECTOR as u32;
+        let v_vectors = (region.images * region.input_frames * region.vectors) as usize;
+        let row = min(first_row + UNIT_POS % tile_rows, m_vectors - 1u32);
         let image_frame = row / region.vectors;
         let image = image_frame / region.frames;
         let frame = image_frame - image * region.frames;
         let in_frame = row - image_frame * region.vectors;
-        let terms = depth.kernel as usize * depth.in_channels as usize;
-        Walk {
+        let k_elements = args.kernel_depth as usize * args.in_channels as usize;
+        TileLoader {
             point,
             first_row,
             first_column,
-            rows,
-            v_rows,
-            columns: columns as usize,
-            row: point * depth.in_channels as usize * v_rows
-                + (image * region.sources * region.vectors + in_frame) as usize,
-            source: depth.source(region.first_frame + frame),
-            column: point * terms * columns as usize
-                + min(first_column + UNIT_POS % column_vectors, columns - 1u32) as usize,
+            m_vectors,
+            v_vectors,
+            u_vectors: u_vectors as usize,
+            row_offset: point * args.in_channels as usize * v_vectors
+                + (image * region.input_frames * region.vectors + in_frame) as usize,
+            first_tap_frame: args.input_frame(region.first_frame + frame),
+            column_offset: point * k_elements * u_vectors as usize
+                + min(first_column + UNIT_POS % tile_columns, u_vectors - 1u32) as usize,
         }
     }
 
-    /// The first stage that any row of the tile reads in this launch.
+    /// The first stage of this launch that any row of the tile needs.
     pub(crate) fn first_stage(
         &self,
         region: &RegionArgs,
-        depth: &Depth,
+        args: &ProductArgs,
         #[comptime] tile_m: usize,
         #[comptime] tile_k: usize,
-    ) -> Stage {
-        let end_row = min(self.first_row + comptime!((tile_m / VECTOR) as u32), self.rows);
-        let (first_kd, end_kd) = depth.taps(region, self.first_row, end_row - 1u32);
-        // The part's stages among those of the taps that are read.
-        let stages = depth.stages(tile_k);
-        let position = max(first_kd * stages, depth.part_first);
+    ) -> StageCursor {
+        let end_row = min(self.first_row + comptime!((tile_m / VECTOR) as u32), self.m_vectors);
+        let (first_kd, end_kd) = args.tap_range(region, self.first_row, end_row - 1u32);
+        let stages = args.stages_per_tap(tile_k);
+        let position = max(first_kd * stages, args.chunk_first);
         let kd = position / stages;
-        Stage {
+        StageCursor {
             kd,
             end_kd,
             c: (position - kd * stages) * tile_k as u32,
             position,
-            end: min(end_kd * stages, depth.part_end),
+            end: min(end_kd * stages, args.chunk_end),
         }
     }
 
     /// Offset in M, in vectors, of a channel's row.
-    pub(crate) fn result(&self, depth: &Depth, channel: u32, row: u32) -> usize {
-        (self.point * depth.out_channels as usize + channel as usize) * self.rows as usize + row as usize
+    pub(crate) fn result_offset(&self, args: &ProductArgs, channel: u32, row: u32) -> usize {
+        (self.point * args.out_channels as usize + channel as usize) * self.m_vectors as usize + row as usize
     }
 
-    /// Reads this unit's vectors of a stage of V.
+    /// Loads this thread's vectors of a stage of V.
     pub(crate) fn load_rows(
         &self,
         v: &[Neighbours],
-        stage: &Stage,
+        stage: &StageCursor,
         region: &RegionArgs,
-        depth: &Depth,
+        args: &ProductArgs,
         #[comptime] extent: usize,
         #[comptime] tile_k: usize,
-        #[comptime] units: usize,
+        #[comptime] threads: usize,
     ) -> Sequence<Neighbours> {
         let mut values = Sequence::<Neighbours>::new();
-        let mut source = self.source + (stage.kd * depth.dilation) as i32;
-        if depth.replicate == 1u32 {
-            source = clamp(source, 0i32, depth.input as i32 - 1i32);
+        let mut frame = self.first_tap_frame + (stage.kd * args.dilation) as i32;
+        if args.replicate == 1u32 {
+            frame = clamp(frame, 0i32, args.input_depth as i32 - 1i32);
         }
-        let inside = (source as u32) < depth.input && stage.kd < stage.end_kd;
-        let at = self.row + (source as u32 - region.first_source) as usize * region.vectors as usize;
+        let inside = (frame as u32) < args.input_depth && stage.kd < stage.end_kd;
+        let at =
+            self.row_offset + (frame as u32 - region.first_input_frame) as usize * region.vectors as usize;
         #[unroll]
-        for load in 0..comptime!((extent / VECTOR * tile_k).div_ceil(units)) {
+        for load in 0..comptime!((extent / VECTOR * tile_k).div_ceil(threads)) {
             let c = stage.c
                 + UNIT_POS / comptime!((extent / VECTOR) as u32)
-                + comptime!((load * units / (extent / VECTOR)) as u32);
+                + comptime!((load * threads / (extent / VECTOR)) as u32);
             let mut value = Neighbours::new(0.0f32);
-            if inside && c < depth.in_channels {
-                value = v[at + c as usize * self.v_rows];
+            if inside && c < args.in_channels {
+                value = v[at + c as usize * self.v_vectors];
             }
             values.push(value);
         }
         values
     }
 
-    /// Reads this unit's vectors of a stage of U.
+    /// Loads this thread's vectors of a stage of U.
     pub(crate) fn load_columns(
         &self,
         u: &[Neighbours],
-        stage: &Stage,
-        depth: &Depth,
+        stage: &StageCursor,
+        args: &ProductArgs,
         #[comptime] extent: usize,
         #[comptime] tile_k: usize,
-        #[comptime] units: usize,
+        #[comptime] threads: usize,
     ) -> Sequence<Neighbours> {
         let mut values = Sequence::<Neighbours>::new();
         #[unroll]
-        for load in 0..comptime!((extent / VECTOR * tile_k).div_ceil(units)) {
+        for load in 0..comptime!((extent / VECTOR * tile_k).div_ceil(threads)) {
             let c = stage.c
                 + UNIT_POS / comptime!((extent / VECTOR) as u32)
-                + comptime!((load * units / (extent / VECTOR)) as u32);
+                + comptime!((load * threads / (extent / VECTOR)) as u32);
             let mut value = Neighbours::new(0.0f32);
-            if stage.kd < stage.end_kd && c < depth.in_channels {
-                value = u[self.column + (stage.kd * depth.in_channels + c) as usize * self.columns];
+            if stage.kd < stage.end_kd && c < args.in_channels {
+                value = u[self.column_offset + (stage.kd * args.in_channels + c) as usize * self.u_vectors];
             }
             values.push(value);
         }
@@ -383,18 +382,18 @@ impl Walk {
     }
 }
 
-/// Writes the vectors that were read of a stage of `extent` rows or columns.
+/// Stores a thread's loaded vectors into the shared stage of `extent` rows or columns.
 #[cube]
 pub(crate) fn store_stage(
     from: &Sequence<Neighbours>,
     stage: &mut Shared<[Neighbours]>,
     #[comptime] extent: usize,
-    #[comptime] units: usize,
+    #[comptime] threads: usize,
 ) {
     let vectors = comptime!(extent / VECTOR);
     #[unroll]
     for load in 0..from.len() {
-        let k = UNIT_POS as usize / vectors + comptime!(load * units / vectors);
+        let k = UNIT_POS as usize / vectors + comptime!(load * threads / vectors);
         stage[k * comptime!(row_stride(extent)) + UNIT_POS as usize % vectors] = *from.index(load);
     }
 }

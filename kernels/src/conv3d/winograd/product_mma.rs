@@ -1,17 +1,21 @@
-//! The transform-domain product on matrix units for fp32 (Apple's simdgroups): what [`super::product`]
-//! computes, its walk and its loads.
+//! The transform-domain product with fp32 MMA instructions (Apple's simdgroup matrices), with the tile
+//! traversal and the loads of [`super::product`]:
 //!
 //! ```text
-//! D[channels][tiles] += U[channels][terms] * V[terms][tiles]       fragments of 8 x 8, fp32 throughout
+//! M[channels][tiles] += U^T[channels][K] * V[K][tiles]           fragments of 8 x 8, fp32 throughout
+//!
+//!             64 tiles
+//!           +-----+-----+      a threadgroup: 4 subgroups of 32 threads
+//!       64  | s0  | s1  |      a subgroup:    32 x 32 results, 16 accumulator fragments
+//!  channels +-----+-----+
+//!           | s2  | s3  |      epilogue: fragment -> the subgroup's shared patch -> mask -> vectors of four
+//!           +-----+-----+                tiles, added to the sums of earlier K chunks
 //! ```
 //!
-//! A cube is four planes of 32 units, a plane 32 x 32 results as 16 fragments. Stages hold terms of rows: V
-//! and U lie in memory like that, so a load is a vector of four neighbours. Fragments pass through a patch of
-//! shared memory per plane, where tails are left out and sums of earlier terms are added. Per stage of 32
-//! terms and cube: 4096 loads, `2 * 64 * 64 * 32` operations; 18 KiB of shared memory. Declined: devices
-//! without 8 x 8 matrices of fp32.
+//! Per stage of 32 K elements and threadgroup: 16 KiB loaded in vectors of four, `2 * 64 * 64 * 32` FLOP. 18
+//! KiB of shared memory. Declines devices without 8 x 8 fp32 MMA.
 
-use super::product::{Depth, Walk, store_stage};
+use super::product::{ProductArgs, TileLoader, store_stage};
 use super::region::{RegionArgs, VECTOR};
 use crate::conv3d::gemm::MatrixTile;
 use crate::conv3d::gemm::config::{PLANE, row_stride};
@@ -22,58 +26,57 @@ use crate::launch::Span;
 use crate::limits::Limits;
 use cubecl::prelude::*;
 
-/// The product's tile on matrix units, where the device has them for fp32 and the memory for its stages.
+/// The MMA tile of the product, if the device has fp32 MMA and the threadgroup memory for the stages.
 pub(crate) fn tile(limits: &Limits) -> Option<MatrixTile> {
     let served = limits.matrices.contains(&(FloatType::F32, 8));
     MatrixTile::all(8).first().copied().filter(|tile| served && tile.shared_bytes(4) <= limits.shared_bytes)
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-#[allow(clippy::too_many_arguments)]
 pub(crate) fn product_mma_kernel(
     v: &[Neighbours],
     u: &[Neighbours],
     m: &mut [Neighbours],
     span: Span,
     region: RegionArgs,
-    depth: Depth,
+    args: ProductArgs,
     #[comptime] tile: MatrixTile,
 ) {
-    // The whole cube leaves together: barriers follow.
+    // Uniform over the threadgroup: barriers follow.
     if span.is_idle() {
         terminate!();
     }
-    let units = comptime!(tile.units());
-    let walk = Walk::new(span.cube(), &region, &depth, tile.tile_m, tile.tile_n);
-    let mut stage = walk.first_stage(&region, &depth, tile.tile_m, tile.tile_k);
+    let threads = comptime!(tile.units());
+    let loader = TileLoader::new(span.index(), &region, &args, tile.tile_m, tile.tile_n);
+    let mut stage = loader.first_stage(&region, &args, tile.tile_m, tile.tile_k);
     let mut row_stage = Shared::<[Neighbours]>::new_slice(comptime!(tile.tile_k * row_stride(tile.tile_m)));
     let mut column_stage =
         Shared::<[Neighbours]>::new_slice(comptime!(tile.tile_k * row_stride(tile.tile_n)));
     let mut patches = Shared::<[f32]>::new_slice(comptime!(tile.planes() * tile.fragment * tile.fragment));
     let sums = accumulators(comptime!(tile.plane_m * tile.plane_n), tile.fragment);
 
-    let next_rows = walk.load_rows(v, &stage, &region, &depth, tile.tile_m, tile.tile_k, units);
-    let next_columns = walk.load_columns(u, &stage, &depth, tile.tile_n, tile.tile_k, units);
-    store_stage(&next_rows, &mut row_stage, tile.tile_m, units);
-    store_stage(&next_columns, &mut column_stage, tile.tile_n, units);
+    let next_rows = loader.load_rows(v, &stage, &region, &args, tile.tile_m, tile.tile_k, threads);
+    let next_columns = loader.load_columns(u, &stage, &args, tile.tile_n, tile.tile_k, threads);
+    store_stage(&next_rows, &mut row_stage, tile.tile_m, threads);
+    store_stage(&next_columns, &mut column_stage, tile.tile_n, threads);
     sync_cube();
     while stage.position < stage.end {
-        stage.advance(&depth, tile.tile_k);
-        let next_rows = walk.load_rows(v, &stage, &region, &depth, tile.tile_m, tile.tile_k, units);
-        let next_columns = walk.load_columns(u, &stage, &depth, tile.tile_n, tile.tile_k, units);
+        stage.advance(&args, tile.tile_k);
+        let next_rows = loader.load_rows(v, &stage, &region, &args, tile.tile_m, tile.tile_k, threads);
+        let next_columns = loader.load_columns(u, &stage, &args, tile.tile_n, tile.tile_k, threads);
         multiply(&row_stage, &column_stage, &sums, comptime!((false, false)), 4usize, tile);
         sync_cube();
-        store_stage(&next_rows, &mut row_stage, tile.tile_m, units);
-        store_stage(&next_columns, &mut column_stage, tile.tile_n, units);
+        store_stage(&next_rows, &mut row_stage, tile.tile_m, threads);
+        store_stage(&next_columns, &mut column_stage, tile.tile_n, threads);
         sync_cube();
     }
 
-    let unit = UNIT_POS as usize;
-    let plane = (unit / PLANE) as u32;
-    let lane = (unit % PLANE) as u32;
-    let plane_m = plane % comptime!((tile.tile_m / tile.plane_m) as u32) * tile.plane_m as u32;
-    let plane_n = plane / comptime!((tile.tile_m / tile.plane_m) as u32) * tile.plane_n as u32;
-    let patch = plane as usize * comptime!(tile.fragment * tile.fragment);
+    let thread = UNIT_POS as usize;
+    let subgroup = (thread / PLANE) as u32;
+    let lane = (thread % PLANE) as u32;
+    let subgroup_m = subgroup % comptime!((tile.tile_m / tile.plane_m) as u32) * tile.plane_m as u32;
+    let subgroup_n = subgroup / comptime!((tile.tile_m / tile.plane_m) as u32) * tile.plane_n as u32;
+    let patch = subgroup as usize * comptime!(tile.fragment * tile.fragment);
     let vectors = comptime!((tile.fragment / VECTOR) as u32);
     #[unroll]
     for j in 0..comptime!(tile.plane_m / tile.fragment) {
@@ -81,27 +84,27 @@ pub(crate) fn product_mma_kernel(
         for i in 0..comptime!(tile.plane_n / tile.fragment) {
             let sum = sums.index(comptime!(i * (tile.plane_m / tile.fragment) + j));
             into_patch(sum, &mut patches, patch, tile.fragment);
-            // A lane writes a vector of tiles of a channel; there are fewer of them than lanes.
+            // A lane stores one vector of tiles of a channel; lanes without one are idle.
             let in_channel = lane / vectors;
             let in_row = lane % vectors;
-            let channel = walk.first_column * VECTOR as u32
-                + plane_n
+            let channel = loader.first_column * VECTOR as u32
+                + subgroup_n
                 + comptime!((i * tile.fragment) as u32)
                 + in_channel;
-            let row = walk.first_row
-                + plane_m / VECTOR as u32
+            let row = loader.first_row
+                + subgroup_m / VECTOR as u32
                 + comptime!((j * tile.fragment / VECTOR) as u32)
                 + in_row;
-            let exists = row < walk.rows && channel < depth.out_channels;
+            let exists = row < loader.m_vectors && channel < args.out_channels;
             if in_channel < tile.fragment as u32 && exists {
-                let at = walk.result(&depth, channel, row);
+                let at = loader.result_offset(&args, channel, row);
                 let from = patch + (in_channel * tile.fragment as u32 + in_row * VECTOR as u32) as usize;
                 let mut values = Neighbours::empty();
                 #[unroll]
                 for r in 0..VECTOR {
                     values.insert(r, patches[from + r]);
                 }
-                if depth.part_first > 0u32 {
+                if args.chunk_first > 0u32 {
                     values += m[at];
                 }
                 m[at] = values;

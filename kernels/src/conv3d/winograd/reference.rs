@@ -1,13 +1,13 @@
-//! The Winograd algorithm in f64: proves the identity through a whole problem, and on absolute values gives
-//! the magnitude that bounds the algorithm's own rounding errors (see [`crate::tolerance`]).
+//! The Winograd algorithm in f64. It proves the identity over whole problems; on absolute values it gives the
+//! magnitude that bounds the algorithm's own rounding errors (see [`crate::tolerance`]).
 
 use super::Pass;
 use super::constants::{Matrix, WinogradTile, matrix_f64};
 use super::region::Correlation;
 use crate::conv3d::problem::Conv3dProblem;
 
-/// The result of `pass` (forward without bias and activation, or input gradient under zero padding) computed
-/// tile by tile; with `absolute`, with every number and coefficient replaced by its absolute value.
+/// The result of `pass` (forward without bias and activation, or input gradient under zero padding), tile by
+/// tile; with `absolute`, every number and coefficient is replaced by its absolute value.
 pub fn evaluate(
     problem: &Conv3dProblem,
     pass: Pass,
@@ -65,8 +65,8 @@ pub fn evaluate(
                                 inside((tw * outputs + j) as i64 - i64::from(correlation.begin[2]), width);
                             match (h, w) {
                                 (Some(h), Some(w)) if needed && tw * outputs + j < out_width + 2 => {
-                                    let plane = n * correlation.in_channels * depth + channel_frame;
-                                    sign(source[(plane * height + h) * width + w])
+                                    let image_frame = n * correlation.in_channels * depth + channel_frame;
+                                    sign(source[(image_frame * height + h) * width + w])
                                 }
                                 _ => 0.0,
                             }
@@ -97,8 +97,8 @@ pub fn evaluate(
                         for (j, value) in row.iter().enumerate() {
                             let (h, w) = (th * outputs + i, tw * outputs + j);
                             if h < out_height && w < out_width {
-                                let plane = (n * correlation.out_channels + o) * out_depth + od;
-                                result[(plane * out_height + h) * out_width + w] = *value;
+                                let image_frame = (n * correlation.out_channels + o) * out_depth + od;
+                                result[(image_frame * out_height + h) * out_width + w] = *value;
                             }
                         }
                     }
@@ -109,7 +109,7 @@ pub fn evaluate(
     result
 }
 
-/// The weight gradient, computed tile by tile; with `absolute` as in [`evaluate`].
+/// The weight gradient, tile by tile; `absolute` as in [`evaluate`].
 pub fn weight_gradient(
     problem: &Conv3dProblem,
     tile: WinogradTile,
@@ -131,20 +131,24 @@ pub fn weight_gradient(
         let p = if correlation.replicate { p.clamp(0, extent as i64 - 1) } else { p };
         usize::try_from(p).ok().filter(|p| *p < extent)
     };
-    // A square of a plane whose first element is (top, left); zero outside and past what an output needs.
-    let square =
-        |values: &[f64], plane: usize, [h, w]: [usize; 2], at: [i64; 2], size: usize, needed: [i64; 2]| {
-            let value = |i: usize, j: usize| {
-                let place = [at[0] + i as i64, at[1] + j as i64];
-                match (inside(place[0], h), inside(place[1], w)) {
-                    (Some(r), Some(c)) if place[0] < needed[0] && place[1] < needed[1] => {
-                        sign(values[(plane * h + r) * w + c])
-                    }
-                    _ => 0.0,
+    // A square of a frame from (top, left) on; zero outside the frame and past what any output needs.
+    let square = |values: &[f64],
+                  image_frame: usize,
+                  [h, w]: [usize; 2],
+                  at: [i64; 2],
+                  size: usize,
+                  needed: [i64; 2]| {
+        let value = |i: usize, j: usize| {
+            let place = [at[0] + i as i64, at[1] + j as i64];
+            match (inside(place[0], h), inside(place[1], w)) {
+                (Some(r), Some(c)) if place[0] < needed[0] && place[1] < needed[1] => {
+                    sign(values[(image_frame * h + r) * w + c])
                 }
-            };
-            (0..size).map(|i| (0..size).map(|j| value(i, j)).collect()).collect::<Vec<Vec<f64>>>()
+                _ => 0.0,
+            }
         };
+        (0..size).map(|i| (0..size).map(|j| value(i, j)).collect()).collect::<Vec<Vec<f64>>>()
+    };
     let filters = out_channels * channels * correlation.kernel_depth;
     let mut sums = vec![vec![vec![0.0; size]; size]; filters];
     let [depth, height, width] = correlation.input;
@@ -155,9 +159,11 @@ pub fn weight_gradient(
             let [top, left] = [(th * outputs) as i64, (tw * outputs) as i64];
             let tiles =
                 |values, frames, extents, at, size, needed: [i64; 2], matrix: &[Vec<f64>]| -> Vec<_> {
-                    let planes = n * frames..(n + 1) * frames;
-                    planes
-                        .map(|plane| both_sides(matrix, &square(values, plane, extents, at, size, needed)))
+                    let image_frames = n * frames..(n + 1) * frames;
+                    image_frames
+                        .map(|image_frame| {
+                            both_sides(matrix, &square(values, image_frame, extents, at, size, needed))
+                        })
                         .collect()
                 };
             let at = [top - begin[1], left - begin[2]];

@@ -1,13 +1,20 @@
-//! A Winograd pass as a correlation, and the regions into which its tiles are cut so that V and M fit the
+//! A Winograd pass as a correlation, and the regions its tiles are split into so that V and M fit the
 //! workspace.
 //!
 //! ```text
-//! V row = ((image, source frame), tile)    tiles of a frame: rows * columns, filled up to a multiple of four
+//! V row = ((image, input frame), tile)     tiles of a frame: rows * columns, padded to a multiple of four
 //! M row = ((image, output frame), tile)
+//!
+//!           columns of tiles
+//!          +---+---+---+---+---+      a region: whole images; else some rows of tiles of one image;
+//!   row 0  | 0 | 1 | 2 | 3 | 4 |      else some frames of one row of tiles
+//!          +---+---+---+---+---+
+//!   row 1  | 5 | 6 | 7 | 8 | 9 | + 2  padding tiles up to a multiple of four
+//!          +---+---+---+---+---+
 //! ```
 //!
-//! Four neighbouring rows lie in one frame, so they travel as a vector through the product. What fills up is
-//! zero in V and never read from M; a row of the product depends on no other.
+//! Four consecutive rows belong to one frame, so the product moves them as a vector. Padding tiles are zero
+//! in V and never read from M. Rows of the product are independent.
 
 use super::WinogradTile;
 use crate::conv3d::args::clamp_to_i32;
@@ -15,17 +22,19 @@ use crate::conv3d::plan::Pass;
 use crate::conv3d::problem::{Conv3dProblem, PaddingMode};
 use cubecl::prelude::*;
 
-/// Rows, or channels of a filter, that travel together.
+/// Rows, or channels of a filter, in a vector.
 pub(crate) const VECTOR: usize = 4;
 
-/// A stride-1 3x3-in-plane correlation: the forward pass (whose V the weight gradient shares), or the input
-/// gradient seen as one.
+/// A correlation with a 3x3 window of stride 1 in H and W: the forward pass (the weight gradient uses the
+/// same V), or the input gradient as a forward pass over dy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Correlation {
     pub(crate) batch: usize,
     pub(crate) in_channels: usize,
     pub(crate) out_channels: usize,
+    /// Input extents D, H, W.
     pub(crate) input: [usize; 3],
+    /// Output extents OD, OH, OW.
     pub(crate) output: [usize; 3],
     pub(crate) kernel_depth: usize,
     pub(crate) stride_depth: usize,
@@ -33,7 +42,7 @@ pub(crate) struct Correlation {
     /// Padding before each axis; negative where the input gradient crops.
     pub(crate) begin: [i32; 3],
     pub(crate) replicate: bool,
-    /// Read the filter `w[in, out, mirrored taps]` instead of `w[out, in, taps]`.
+    /// Reads the filter as `w[in, out, mirrored taps]` instead of `w[out, in, taps]`.
     pub(crate) mirror: bool,
 }
 
@@ -48,22 +57,22 @@ pub struct RegionExtent {
     pub rows: usize,
 }
 
-/// The part of the output that one round of V, M and y covers.
+/// The part of the output that one pass over V and M computes; ranges are `(first, end)`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Region {
     pub(crate) images: (usize, usize),
     /// Output frames.
     pub(crate) frames: (usize, usize),
-    /// Input frames that they read.
-    pub(crate) sources: (usize, usize),
+    /// Input frames that these read.
+    pub(crate) input_frames: (usize, usize),
     /// Rows of tiles.
     pub(crate) rows: (usize, usize),
-    /// Columns of tiles of the plane.
+    /// Columns of tiles of a frame.
     columns: usize,
 }
 
 impl Correlation {
-    /// The correlation that `pass` of `problem` is.
+    /// `pass` of `problem` as a correlation.
     pub(crate) fn of(problem: &Conv3dProblem, pass: Pass) -> Self {
         let window = &problem.window;
         let forward = Self {
@@ -94,13 +103,13 @@ impl Correlation {
         }
     }
 
-    /// Rows and columns of tiles of a plane.
+    /// Rows and columns of tiles of a frame.
     pub(crate) fn tiles(&self, tile: WinogradTile) -> (usize, usize) {
         (self.output[1].div_ceil(tile.outputs()), self.output[2].div_ceil(tile.outputs()))
     }
 
-    /// The region of everything.
-    pub(crate) fn whole(&self, tile: WinogradTile) -> RegionExtent {
+    /// The whole output as one region.
+    pub(crate) fn whole_output(&self, tile: WinogradTile) -> RegionExtent {
         RegionExtent {
             images: self.batch.max(1),
             frames: self.output[0].max(1),
@@ -108,14 +117,14 @@ impl Correlation {
         }
     }
 
-    /// Elements of U, [point, (kd, in), out].
+    /// Shape of U: `[point, kd, in, out]`, `out` rounded up to a multiple of four.
     pub(crate) fn filter_shape(&self, tile: WinogradTile) -> [usize; 4] {
         let points = tile.inputs() * tile.inputs();
         [points, self.kernel_depth, self.in_channels, self.out_channels.next_multiple_of(VECTOR)]
     }
 
     /// The input frames that output frames `first..end` read; empty when all of them are padding.
-    fn sources(&self, first: usize, end: usize) -> (usize, usize) {
+    fn input_frames(&self, first: usize, end: usize) -> (usize, usize) {
         let begin = i64::from(self.begin[0]);
         let depth = self.input[0] as i64;
         let reach = (self.kernel_depth - 1) * self.dilation_depth;
@@ -129,18 +138,18 @@ impl Correlation {
         }
     }
 
-    /// The regions of an extent, in order.
+    /// The regions of this extent that cover the output, in order.
     pub(crate) fn regions(&self, tile: WinogradTile, extent: RegionExtent) -> Vec<Region> {
         let (rows, columns) = self.tiles(tile);
-        let cuts = |length: usize, step: usize| {
+        let ranges = |length: usize, step: usize| {
             (0..length).step_by(step).map(move |first| (first, length.min(first + step)))
         };
         let mut regions = Vec::new();
-        for images in cuts(self.batch, extent.images) {
-            for frames in cuts(self.output[0], extent.frames) {
-                for rows in cuts(rows, extent.rows) {
-                    let sources = self.sources(frames.0, frames.1);
-                    regions.push(Region { images, frames, sources, rows, columns });
+        for images in ranges(self.batch, extent.images) {
+            for frames in ranges(self.output[0], extent.frames) {
+                for rows in ranges(rows, extent.rows) {
+                    let input_frames = self.input_frames(frames.0, frames.1);
+                    regions.push(Region { images, frames, input_frames, rows, columns });
                 }
             }
         }
@@ -152,30 +161,31 @@ impl Correlation {
         let points = (tile.inputs() * tile.inputs()) as u64;
         let frame = (extent.rows * self.tiles(tile).1).next_multiple_of(VECTOR) as u64;
         let reach = (self.kernel_depth - 1) * self.dilation_depth;
-        let sources = ((extent.frames - 1) * self.stride_depth + reach + 1).min(self.input[0]).max(1);
+        let input_frames = ((extent.frames - 1) * self.stride_depth + reach + 1).min(self.input[0]).max(1);
         let channel = |frames: usize| points * extent.images as u64 * frames as u64 * frame;
         [
             self.filter_shape(tile).iter().map(|&size| size as u64).product(),
-            self.in_channels as u64 * channel(sources),
+            self.in_channels as u64 * channel(input_frames),
             self.out_channels as u64 * channel(extent.frames),
         ]
     }
 
-    /// The largest region that `fits`, of nearly equal parts: whole images, else rows of tiles of one image,
-    /// else frames of one row (which transform again what neighbouring frames share).
+    /// The largest extent that `fits`, evened out over the regions: whole images, else rows of tiles of one
+    /// image, else frames of one row of tiles (neighbouring regions then transform shared input frames
+    /// twice).
     pub(crate) fn largest_region(
         &self,
         tile: WinogradTile,
         fits: &dyn Fn(RegionExtent) -> bool,
     ) -> Option<RegionExtent> {
-        let whole = self.whole(tile);
-        let parts = |limit: usize, of: &dyn Fn(usize) -> RegionExtent| {
+        let whole = self.whole_output(tile);
+        let largest_even = |limit: usize, of: &dyn Fn(usize) -> RegionExtent| {
             let largest = (1..=limit).take_while(|&size| fits(of(size))).last()?;
             Some(of(limit.div_ceil(limit.div_ceil(largest))))
         };
-        parts(whole.images, &|images| RegionExtent { images, ..whole })
-            .or_else(|| parts(whole.rows, &|rows| RegionExtent { images: 1, rows, ..whole }))
-            .or_else(|| parts(whole.frames, &|frames| RegionExtent { images: 1, frames, rows: 1 }))
+        largest_even(whole.images, &|images| RegionExtent { images, ..whole })
+            .or_else(|| largest_even(whole.rows, &|rows| RegionExtent { images: 1, rows, ..whole }))
+            .or_else(|| largest_even(whole.frames, &|frames| RegionExtent { images: 1, frames, rows: 1 }))
     }
 }
 
@@ -186,34 +196,34 @@ pub(crate) struct RegionArgs {
     pub(crate) images: u32,
     pub(crate) first_frame: u32,
     pub(crate) frames: u32,
-    pub(crate) first_source: u32,
-    pub(crate) sources: u32,
+    pub(crate) first_input_frame: u32,
+    pub(crate) input_frames: u32,
     pub(crate) first_row: u32,
-    /// Columns of tiles of the plane.
+    /// Columns of tiles of a frame.
     pub(crate) columns: u32,
-    /// Tiles of a frame.
+    /// Tiles of a frame in this region.
     pub(crate) tiles: u32,
-    /// The same in vectors, filled up.
+    /// The same in vectors, rounded up.
     pub(crate) vectors: u32,
 }
 
-/// Where a tile is: its image, its frame counted in the region, its first row and column of tiles in the
-/// plane.
+/// A tile's channel, image, frame (counted from the region's first), and row and column of tiles in the
+/// frame.
 #[derive(CubeType, Clone, Copy)]
-pub(crate) struct TilePlace {
+pub(crate) struct TileIndex {
     pub(crate) channel: u32,
     pub(crate) image: u32,
     pub(crate) frame: u32,
     pub(crate) row: u32,
     pub(crate) column: u32,
-    /// False where the tile fills a frame up: there is no such row and column.
+    /// False for a padding tile: there is no such row and column.
     pub(crate) exists: bool,
 }
 
 #[cube]
 impl RegionArgs {
     /// The tile at a linear index over (channel, image, frame, tile) with `frames` frames per image.
-    pub(crate) fn place(&self, index: usize, frames: u32) -> TilePlace {
+    pub(crate) fn tile_at(&self, index: usize, frames: u32) -> TileIndex {
         let tiles = self.vectors as usize * VECTOR;
         let rest = index / tiles;
         let tile = (index - rest * tiles) as u32;
@@ -221,7 +231,7 @@ impl RegionArgs {
         let frame = (rest - channel_image * frames as usize) as u32;
         let channel = channel_image / self.images as usize;
         let row = tile / self.columns;
-        TilePlace {
+        TileIndex {
             channel: channel as u32,
             image: self.first_image + (channel_image - channel * self.images as usize) as u32,
             frame,
@@ -233,38 +243,39 @@ impl RegionArgs {
 }
 
 impl Region {
+    /// The kernels' argument.
     pub(crate) fn args(&self) -> RegionArgsLaunch {
-        RegionArgsLaunch::new(
-            self.images.0 as u32,
-            (self.images.1 - self.images.0) as u32,
-            self.frames.0 as u32,
-            (self.frames.1 - self.frames.0) as u32,
-            self.sources.0 as u32,
-            (self.sources.1 - self.sources.0) as u32,
-            self.rows.0 as u32,
-            self.columns as u32,
-            self.tiles() as u32,
-            self.tiles().div_ceil(VECTOR) as u32,
-        )
+        RegionArgsLaunch {
+            first_image: self.images.0 as u32,
+            images: (self.images.1 - self.images.0) as u32,
+            first_frame: self.frames.0 as u32,
+            frames: (self.frames.1 - self.frames.0) as u32,
+            first_input_frame: self.input_frames.0 as u32,
+            input_frames: (self.input_frames.1 - self.input_frames.0) as u32,
+            first_row: self.rows.0 as u32,
+            columns: self.columns as u32,
+            tiles: self.tiles() as u32,
+            vectors: self.tiles().div_ceil(VECTOR) as u32,
+        }
     }
 
-    /// The same tiles of the frames that it writes, as if they were what it reads.
+    /// The same region with its output frames as input frames, to transform dy.
     pub(crate) fn of_outputs(&self) -> Self {
-        Self { sources: self.frames, ..*self }
+        Self { input_frames: self.frames, ..*self }
     }
 
-    /// Tiles of one frame.
+    /// Tiles of one frame in this region.
     fn tiles(&self) -> usize {
         (self.rows.1 - self.rows.0) * self.columns
     }
 
-    /// Rows of V, of one channel and point.
+    /// Rows of V per channel and point.
     pub(crate) fn v_rows(&self) -> usize {
-        let frames = (self.images.1 - self.images.0) * (self.sources.1 - self.sources.0);
+        let frames = (self.images.1 - self.images.0) * (self.input_frames.1 - self.input_frames.0);
         frames * self.tiles().next_multiple_of(VECTOR)
     }
 
-    /// Rows of M, of one channel and point.
+    /// Rows of M per channel and point.
     pub(crate) fn m_rows(&self) -> usize {
         let frames = (self.images.1 - self.images.0) * (self.frames.1 - self.frames.0);
         frames * self.tiles().next_multiple_of(VECTOR)

@@ -1,9 +1,14 @@
-//! One-dimensional transforms of a square of registers, unrolled, with the coefficients as literals.
+//! Two-dimensional transforms of a square in registers, unrolled, with the coefficients as literals:
+//!
+//! ```text
+//! out = T d T^T        half[i][j] = sum over k of T[i][k] * d[k][j]
+//!                      out[i][j]  = sum over k of half[i][k] * T[j][k]
+//! ```
 
 use super::constants::{Matrix, WinogradTile, coefficient};
 use cubecl::prelude::*;
 
-/// Rows of a transform's matrix.
+/// Rows of the transform matrix.
 pub(crate) fn rows(tile: WinogradTile, matrix: Matrix) -> usize {
     match matrix {
         Matrix::Input | Matrix::Filter | Matrix::Gradient => tile.inputs(),
@@ -12,7 +17,7 @@ pub(crate) fn rows(tile: WinogradTile, matrix: Matrix) -> usize {
     }
 }
 
-/// Columns of a transform's matrix.
+/// Columns of the transform matrix.
 pub(crate) fn columns(tile: WinogradTile, matrix: Matrix) -> usize {
     match matrix {
         Matrix::Input | Matrix::Output | Matrix::Taps => tile.inputs(),
@@ -21,7 +26,7 @@ pub(crate) fn columns(tile: WinogradTile, matrix: Matrix) -> usize {
     }
 }
 
-/// `T d T^T` for the transform T and the row-major square d.
+/// `T d T^T` for the transform matrix T and the row-major square d.
 #[cube]
 pub(crate) fn transform_square(
     square: &Array<f32>,
@@ -30,7 +35,7 @@ pub(crate) fn transform_square(
 ) -> Array<f32> {
     let from = comptime!(columns(tile, matrix));
     let to = comptime!(rows(tile, matrix));
-    // Columns first: half[i][j] = sum over k of T[i][k] * d[k][j].
+    // Columns first.
     let mut half = Array::<f32>::new(comptime!(to * from));
     #[unroll]
     for i in 0..to {
@@ -50,18 +55,17 @@ pub(crate) fn transform_square(
     out
 }
 
-/// `value` times 2^`-exponent`, to be transformed: on its bits, because drivers take a factor of every term
-/// of a sum out of it, and the sum then passes fp32. What would be no normal number is zero; NaN and
-/// infinities stay.
+/// `value * 2^-exponent` before a transform. Done on the bits: drivers factor a common multiplier out of a
+/// sum, and the unscaled sum then overflows fp32. Subnormal results become zero; NaN and infinities stay.
 #[cube]
-pub(crate) fn shrunk(value: f32, #[comptime] exponent: u32) -> f32 {
+pub(crate) fn scale_down(value: f32, #[comptime] exponent: u32) -> f32 {
     let bits = u32::reinterpret(value);
     let size = bits & 0x7F80_0000u32;
     let smaller = select(size > comptime!(exponent << 23), bits - comptime!(exponent << 23), 0u32);
     f32::reinterpret(select(size == 0x7F80_0000u32, bits, smaller))
 }
 
-/// A row of the transform times the elements `first`, `first + step`, ..; terms in order.
+/// Dot product of a row of the transform with the elements `first`, `first + step`, .., in this order.
 #[cube]
 fn row_times(
     from: &Array<f32>,

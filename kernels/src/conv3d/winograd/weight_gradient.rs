@@ -1,25 +1,25 @@
-//! The weight gradient by Winograd: F(3x3, m x m), the taps being the outputs and dy's tiles the filters.
+//! The weight gradient by Winograd: F(3x3, m x m), with the taps as outputs and tiles of dy as filters.
 //!
 //! ```text
 //! dw[o,c,kd] = A^T [ sum over n, frames, tiles of (G dy G^T) . (B^T x B) ] A
 //!
 //! input.rs           V[point, c, (image, frame, tile)]  = B^T d B      as in the forward pass
-//! input.rs           D[point, o, (image, frame, tile)]  = G dy G^T     tiles of m x m, beside each other
-//! weight_product.rs  S[part, point, kd, c, o]          += sum over tiles of D * V
-//! this file          dw                                 = A^T (sum over parts of S) A
+//! input.rs           D[point, o, (image, frame, tile)]  = G dy G^T     disjoint tiles of m x m
+//! weight_product.rs  S[slice, point, kd, c, o]         += sum over tiles of D * V      split-K over tiles
+//! this file          dw                                 = A^T (sum over slices of S) A
 //! ```
 //!
-//! t*t products per m*m results of dy and 9 taps: 4 times fewer than the direct sum for F(4x4), 2.25 for
-//! F(2x2). Sums are grouped by regions and parts: dw's bits depend on the plan's region and on `Limits`, as
-//! those of any split sum do. F(6x6) is declined: sums are long enough as they are.
+//! t * t products per m * m values of dy and 9 taps: 4 times fewer than the direct sum for F(4x4), 2.25 times
+//! for F(2x2). Regions and split-K slices group the sums, so dw's bits depend on the plan's region and on
+//! `Limits`, as for any split-K sum. F(6x6) is declined: its error would be too large for sums this long.
 //!
-//! Bytes per unit of the last step: t*t fp32 sums read for each part, neighbouring units beside each other; 9
-//! taps written.
+//! Last step, one thread per (kd, c, o): t * t fp32 sums read per slice (coalesced), 9 taps written;
+//! `400 + 64 * slices` FLOP. A threadgroup is 64 threads.
 
-use super::constants::{Matrix, WinogradTile, whole};
+use super::constants::{Matrix, WinogradTile, rescale};
 use super::region::VECTOR;
 use super::transform::transform_square;
-use super::{Call, input, weight_product};
+use super::{WinogradCall, input, weight_product};
 use crate::dtype::FloatType;
 use crate::error::ConvError;
 use crate::launch::{Span, dispatches};
@@ -27,37 +27,44 @@ use crate::operand::{Operand, address_type};
 use cubecl::ir::{AddressType, ElemType};
 use cubecl::prelude::*;
 
-const UNITS: u32 = 64;
+/// Threads of a threadgroup.
+const THREADS: u32 = 64;
 
 /// Launches the weight gradient: operands x, dy, dw.
-pub(crate) fn run(call: &Call, [x, dy, dw]: [&Operand; 3]) -> Result<(), ConvError> {
-    let Call { client, correlation, config, limits } = *call;
-    let parts = weight_product::parts(correlation, config.tile, limits);
-    let [of_part, v, d] = correlation.workspace(config.tile, config.region);
-    let [sums, v, d] = [of_part * parts as u64, v, d]
+pub(crate) fn run(call: &WinogradCall, [x, dy, dw]: [&Operand; 3]) -> Result<(), ConvError> {
+    let WinogradCall { client, correlation, config, limits } = *call;
+    let slices = weight_product::slices(correlation, config.tile, limits);
+    let [slice_elements, v, d] = correlation.workspace(config.tile, config.region);
+    let [sums, v, d] = [slice_elements * slices as u64, v, d]
         .map(|elements| Operand::empty(client, &[elements as usize], FloatType::F32));
     let address = address_type("conv3d", &[x, dy, dw, &sums, &v, &d], 0, limits)?;
     for (index, region) in correlation.regions(config.tile, config.region).iter().enumerate() {
-        input::launch(call, address, region, input::Tiling::input(correlation), [x, &v]);
-        input::launch(call, address, &region.of_outputs(), input::Tiling::gradient(correlation), [dy, &d]);
-        weight_product::launch(call, address, (region, parts, index == 0), [&d, &v, &sums]);
+        input::launch(call, address, region, input::InputTiling::input(correlation), [x, &v]);
+        input::launch(
+            call,
+            address,
+            &region.of_outputs(),
+            input::InputTiling::gradient(correlation),
+            [dy, &d],
+        );
+        weight_product::launch(call, address, (region, slices, index == 0), [&d, &v, &sums]);
     }
-    taps(call, address, parts, [&sums, dw]);
+    launch_taps(call, address, slices, [&sums, dw]);
     Ok(())
 }
 
-fn taps(call: &Call, address: AddressType, parts: usize, [sums, dw]: [&Operand; 2]) {
+/// Sums the slices of S and transforms them to dw.
+fn launch_taps(call: &WinogradCall, address: AddressType, slices: usize, [sums, dw]: [&Operand; 2]) {
     let correlation = call.correlation;
     let filters = correlation.kernel_depth * correlation.in_channels * correlation.out_channels;
-    let operations = f64::from(UNITS) * (400 + 64 * parts) as f64;
-    for dispatch in dispatches(filters.div_ceil(UNITS as usize), operations, call.limits) {
-        // SAFETY: the unit's index is checked against the number of filters; sums holds t*t values for each
-        // in each part.
+    let flop = f64::from(THREADS) * (400 + 64 * slices) as f64;
+    for dispatch in dispatches(filters.div_ceil(THREADS as usize), flop, call.limits) {
+        // SAFETY: see `mod.rs`; the thread index is checked against the number of filters.
         unsafe {
             taps_kernel::launch_unchecked(
                 call.client,
                 dispatch.count(),
-                CubeDim::new_1d(UNITS),
+                CubeDim::new_1d(THREADS),
                 address,
                 sums.buffer_arg(1),
                 dw.tensor_arg(),
@@ -65,7 +72,7 @@ fn taps(call: &Call, address: AddressType, parts: usize, [sums, dw]: [&Operand; 
                 correlation.kernel_depth as u32,
                 correlation.in_channels as u32,
                 correlation.out_channels as u32,
-                parts,
+                slices,
                 call.config.tile,
                 dw.dtype.elem(),
             );
@@ -74,7 +81,6 @@ fn taps(call: &Call, address: AddressType, parts: usize, [sums, dw]: [&Operand; 
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-#[allow(clippy::too_many_arguments)]
 fn taps_kernel<E: Float>(
     sums: &[f32],
     dw: &mut Tensor<E>,
@@ -82,14 +88,14 @@ fn taps_kernel<E: Float>(
     kernel_depth: u32,
     in_channels: u32,
     out_channels: u32,
-    parts: usize,
+    slices: usize,
     #[comptime] tile: WinogradTile,
     #[define(E)] _dtype: ElemType,
 ) {
     let points = comptime!(tile.inputs() * tile.inputs());
-    let index = span.cube() * UNITS as usize + UNIT_POS as usize;
-    let terms = kernel_depth as usize * in_channels as usize;
-    if span.is_idle() || index >= terms * out_channels as usize {
+    let index = span.index() * THREADS as usize + UNIT_POS as usize;
+    let filters_per_out_channel = kernel_depth as usize * in_channels as usize;
+    if span.is_idle() || index >= filters_per_out_channel * out_channels as usize {
         terminate!();
     }
     let rest = index / out_channels as usize;
@@ -103,11 +109,11 @@ fn taps_kernel<E: Float>(
     for point in 0..points {
         square[point] = 0.0f32;
     }
-    for _ in 0..parts {
+    for _ in 0..slices {
         #[unroll]
         for point in 0..points {
             square[point] += sums[at];
-            at += terms * pitch;
+            at += filters_per_out_channel * pitch;
         }
     }
     let result = transform_square(&square, tile, Matrix::Taps);
@@ -117,7 +123,7 @@ fn taps_kernel<E: Float>(
         #[unroll]
         for j in 0..3usize {
             let tap = first + i * dw.stride(3) + j * dw.stride(4);
-            dw[tap] = E::cast_from(result[comptime!(i * 3 + j)] * comptime!(whole(tile, Matrix::Taps)));
+            dw[tap] = E::cast_from(result[comptime!(i * 3 + j)] * comptime!(rescale(tile, Matrix::Taps)));
         }
     }
 }

@@ -1,31 +1,29 @@
 //! The transform-domain product of the weight gradient, on fp32 multiply-adds:
 //!
 //! ```text
-//! S[part, point, kd, c, o] += sum over the part's (image, frame, tile) of
-//!                             D[point, o, (image, frame, tile)]
-//!                             * V[point, c, (image, source(frame, kd), tile)]
-//! ```
+//! S[slice, point, kd, c, o] += sum over the slice's (image, frame, tile) of
+//!                              D[point, o, (image, frame, tile)]
+//!                              * V[point, c, (image, input_frame(frame, kd), tile)]
 //!
-//! One matrix product per point and depth tap, points being the slowest index of the grid: rows are the
-//! output channels, columns the input channels, the sum runs over the region's tiles. Both operands hold
-//! tiles in runs, so a unit reads four tiles of four channels and turns them in registers into four vectors
-//! of its stage:
+//! one GEMM per point (slowest grid index), slice and kd: M = out channels, N = in channels, K = tiles
 //!
-//! ```text
-//!            tiles (the sum)         stage: tile_k rows (tiles) of tile_m / 4 vectors of channels
+//!            tiles (K)               stage: tile_k rows (tiles) of tile_m / 4 vectors of channels
 //!           +----+----+----+----+
-//! channels  | 4x4|    |    |    |    unit u reads block (u / 4, u % 4): 64 channels x 16 tiles are 64 blocks
+//! channels  | 4x4|    |    |    |    thread t loads block (t / 4, t % 4): 64 channels x 16 tiles = 64 blocks
 //!           +----+----+----+----+
 //! ```
 //!
-//! Tile, units and registers are those of [`RegisterTile::M64N64`]. Per stage and cube
-//! `(tile_m + tile_n) * tile_k` loads, `2 * tile_m * tile_n * tile_k` operations; S is read and written once
-//! per 2048 tiles at most, whose sums stay in registers: an fp32 sum of more terms loses digits. Several
-//! parts of the sum run side by side where one would not fill the device; each has its own S. Frames in the
-//! depth padding read zero, or the nearest one under replicate padding.
+//! Both operands are contiguous along tiles (K), so a thread loads four tiles of four channels and transposes
+//! them in registers into four vectors of its stage. Tile, threads and registers are those of
+//! [`RegisterTile::M64N64`]. Per stage and threadgroup: `4 * (tile_m + tile_n) * tile_k` bytes,
+//! `2 * tile_m * tile_n * tile_k` FLOP.
+//!
+//! Registers sum at most 2048 tiles (longer fp32 sums lose accuracy), then S is read and written once. If one
+//! slice does not fill the device, several split-K slices run concurrently, each with its own S. Frames in
+//! the depth padding read as zero, or as the nearest frame under replicate padding.
 
 use super::region::{Correlation, Region, RegionArgs, VECTOR};
-use super::{Call, PRODUCT, WinogradTile};
+use super::{PRODUCT, WinogradCall, WinogradTile};
 use crate::conv3d::gemm::RegisterTile;
 use crate::conv3d::gemm::config::row_stride;
 use crate::conv3d::gemm::stage::{Neighbours, column_of, multiply};
@@ -35,60 +33,60 @@ use crate::operand::Operand;
 use cubecl::ir::AddressType;
 use cubecl::prelude::*;
 
-/// Stages whose products are summed in registers at most.
-pub(super) const PART_STAGES: usize = 128;
-/// Stages that a part has at least: one of fewer spends its time on its ends.
-const LEAST_STAGES: usize = 8;
+/// Stages summed in registers before S is updated.
+pub(super) const MAX_STAGES: usize = 128;
+/// Stages of the shortest slice; below that, prologue and epilogue dominate.
+const MIN_STAGES: usize = 8;
 
-/// Tiles of a part, in vectors.
-const PART_VECTORS: usize = PART_STAGES * PRODUCT.tile_k / VECTOR;
+/// Tiles of a slice and launch, in vectors.
+const SLICE_VECTORS: usize = MAX_STAGES * PRODUCT.tile_k / VECTOR;
 
-/// Cubes of one part.
-pub(crate) fn cubes(correlation: &Correlation, tile: WinogradTile) -> usize {
+/// Threadgroups of one slice.
+pub(crate) fn threadgroups(correlation: &Correlation, tile: WinogradTile) -> usize {
     let points = tile.inputs() * tile.inputs();
     let channels =
         correlation.out_channels.div_ceil(PRODUCT.tile_m) * correlation.in_channels.div_ceil(PRODUCT.tile_n);
     points * correlation.kernel_depth * channels
 }
 
-/// Parts of the sum that run side by side: four times the cubes that fill the device, S within a quarter of
-/// the workspace.
-pub(crate) fn parts(correlation: &Correlation, tile: WinogradTile, limits: &Limits) -> usize {
-    let wanted = (4 * limits.cubes_in_flight).div_ceil(cubes(correlation, tile).max(1));
+/// Split-K slices: enough for four times the threadgroups that fill the device, S within a quarter of the
+/// workspace.
+pub(crate) fn slices(correlation: &Correlation, tile: WinogradTile, limits: &Limits) -> usize {
+    let wanted = (4 * limits.cubes_in_flight).div_ceil(threadgroups(correlation, tile).max(1));
     let bytes = 4 * correlation.filter_shape(tile).iter().map(|&size| size as u64).product::<u64>();
     let affordable = usize::try_from(limits.workspace_bytes / 4 / bytes.max(1)).unwrap_or(usize::MAX);
     let (rows, columns) = correlation.tiles(tile);
-    let terms = correlation.batch * correlation.output[0] * rows * columns;
-    wanted.min(affordable).min(terms / (LEAST_STAGES * PRODUCT.tile_k)).max(1)
+    let k_elements = correlation.batch * correlation.output[0] * rows * columns;
+    wanted.min(affordable).min(k_elements / (MIN_STAGES * PRODUCT.tile_k)).max(1)
 }
 
-/// The launches of a region, each as its first vector of tiles and the vectors of a part.
-pub(crate) fn sweeps(region: &Region, parts: usize) -> impl Iterator<Item = (usize, usize)> {
+/// The launches of a region: each one's first vector of tiles, and the vectors of a slice.
+pub(crate) fn slice_launches(region: &Region, slices: usize) -> impl Iterator<Item = (usize, usize)> {
     let vectors = region.m_rows() / VECTOR;
-    let launches = vectors.div_ceil(parts * PART_VECTORS);
+    let launches = vectors.div_ceil(slices * SLICE_VECTORS);
     let stage = const { PRODUCT.tile_k / VECTOR };
-    let length = vectors.div_ceil(launches.max(1) * parts).next_multiple_of(stage);
-    (0..launches).map(move |launch| (launch * parts * length, length))
+    let length = vectors.div_ceil(launches.max(1) * slices).next_multiple_of(stage);
+    (0..launches).map(move |launch| (launch * slices * length, length))
 }
 
-/// How output frames find their input frames, and the extents of the product.
+/// The product's extents, the mapping from output to input frames, and the K range of a launch.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
-struct Extents {
-    input: u32,
-    kernel: u32,
+struct WeightProductArgs {
+    input_depth: u32,
+    kernel_depth: u32,
     stride: u32,
     dilation: u32,
     begin: i32,
-    /// 1 where frames outside the input repeat the nearest one.
+    /// 1 for replicate padding.
     replicate: u32,
     in_channels: u32,
     out_channels: u32,
-    /// First vector of tiles of this launch, and those of one part.
+    /// First vector of tiles of this launch, and vectors per slice.
     first: u32,
     length: u32,
-    parts: usize,
+    slices: usize,
     points: usize,
-    /// 1 where the sums are added to what is there.
+    /// 1 to add to S, 0 to overwrite it.
     add: u32,
     tiles_m: usize,
     tiles_n: usize,
@@ -96,19 +94,19 @@ struct Extents {
 
 /// Adds a region's products to `sums`; the first region's first launch sets them.
 pub(crate) fn launch(
-    call: &Call,
+    call: &WinogradCall,
     address: AddressType,
-    (region, parts, first): (&Region, usize, bool),
+    (region, slices, first): (&Region, usize, bool),
     [d, v, sums]: [&Operand; 3],
 ) {
     let correlation = call.correlation;
     let tile = PRODUCT;
-    let cubes = cubes(correlation, call.config.tile) * parts;
-    for (sweep, (from, length)) in sweeps(region, parts).enumerate() {
-        let operations = 2.0 * (tile.tile_m * tile.tile_n * length * VECTOR) as f64;
-        for dispatch in dispatches(cubes, operations, call.limits) {
-            // SAFETY: channels past the last repeat it, their sums are not read; tiles past the last and
-            // frames outside the input are not read.
+    let threadgroups = threadgroups(correlation, call.config.tile) * slices;
+    for (index, (from, length)) in slice_launches(region, slices).enumerate() {
+        let flop = 2.0 * (tile.tile_m * tile.tile_n * length * VECTOR) as f64;
+        for dispatch in dispatches(threadgroups, flop, call.limits) {
+            // SAFETY: see `mod.rs`; channels past the last load the last one and their sums are not read,
+            // tiles past the last and frames outside the input are not read.
             unsafe {
                 weight_product_kernel::launch_unchecked(
                     call.client,
@@ -120,23 +118,23 @@ pub(crate) fn launch(
                     sums.buffer_arg(VECTOR),
                     dispatch.span(),
                     region.args(),
-                    ExtentsLaunch::new(
-                        correlation.input[0] as u32,
-                        correlation.kernel_depth as u32,
-                        correlation.stride_depth as u32,
-                        correlation.dilation_depth as u32,
-                        correlation.begin[0],
-                        u32::from(correlation.replicate),
-                        correlation.in_channels as u32,
-                        correlation.out_channels as u32,
-                        from as u32,
-                        length as u32,
-                        parts,
-                        call.config.tile.inputs() * call.config.tile.inputs(),
-                        u32::from(sweep > 0 || !first),
-                        correlation.out_channels.div_ceil(tile.tile_m),
-                        correlation.in_channels.div_ceil(tile.tile_n),
-                    ),
+                    WeightProductArgsLaunch {
+                        input_depth: correlation.input[0] as u32,
+                        kernel_depth: correlation.kernel_depth as u32,
+                        stride: correlation.stride_depth as u32,
+                        dilation: correlation.dilation_depth as u32,
+                        begin: correlation.begin[0],
+                        replicate: u32::from(correlation.replicate),
+                        in_channels: correlation.in_channels as u32,
+                        out_channels: correlation.out_channels as u32,
+                        first: from as u32,
+                        length: length as u32,
+                        slices,
+                        points: call.config.tile.inputs() * call.config.tile.inputs(),
+                        add: u32::from(index > 0 || !first),
+                        tiles_m: correlation.out_channels.div_ceil(tile.tile_m),
+                        tiles_n: correlation.in_channels.div_ceil(tile.tile_n),
+                    },
                     tile,
                     call.limits.unroll,
                 );
@@ -145,9 +143,9 @@ pub(crate) fn launch(
     }
 }
 
-/// The vector of tiles that a unit reads next.
+/// The vector of tiles that a thread loads next.
 #[derive(CubeType, Clone, Copy)]
-struct Place {
+struct TileCursor {
     /// Counted over the region.
     vector: u32,
     image: u32,
@@ -156,42 +154,41 @@ struct Place {
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-#[allow(clippy::too_many_arguments)]
 fn weight_product_kernel(
     d: &[Neighbours],
     v: &[Neighbours],
     sums: &mut [Neighbours],
     span: Span,
     region: RegionArgs,
-    extents: Extents,
+    args: WeightProductArgs,
     #[comptime] tile: RegisterTile,
     #[comptime] unroll: bool,
 ) {
-    // The whole cube leaves together: barriers follow.
+    // Uniform over the threadgroup: barriers follow.
     if span.is_idle() {
         terminate!();
     }
-    let cube = span.cube();
-    let in_n = cube % extents.tiles_n;
-    let rest = cube / extents.tiles_n;
-    let in_m = rest % extents.tiles_m;
-    let rest = rest / extents.tiles_m;
-    let kernel = extents.kernel as usize;
+    let threadgroup = span.index();
+    let in_n = threadgroup % args.tiles_n;
+    let rest = threadgroup / args.tiles_n;
+    let in_m = rest % args.tiles_m;
+    let rest = rest / args.tiles_m;
+    let kernel = args.kernel_depth as usize;
     let kd = (rest % kernel) as u32;
     let rest = rest / kernel;
-    let part = rest % extents.parts;
-    let point = rest / extents.parts;
+    let slice = rest % args.slices;
+    let point = rest / args.slices;
 
     let stage = comptime!((tile.tile_k / VECTOR) as u32);
     let first_o = in_m as u32 * tile.tile_m as u32;
     let first_c = in_n as u32 * tile.tile_n as u32;
     let d_rows = (region.images * region.frames * region.vectors) as usize;
-    let v_rows = (region.images * region.sources * region.vectors) as usize;
-    let d_point = point * extents.out_channels as usize * d_rows;
-    let v_point = point * extents.in_channels as usize * v_rows;
-    let first = extents.first + part as u32 * extents.length;
-    let end = min(first + extents.length, d_rows as u32);
-    let source = extents.source(region.first_frame, kd);
+    let v_rows = (region.images * region.input_frames * region.vectors) as usize;
+    let d_point = point * args.out_channels as usize * d_rows;
+    let v_point = point * args.in_channels as usize * v_rows;
+    let first = args.first + slice as u32 * args.length;
+    let end = min(first + args.length, d_rows as u32);
+    let first_frame = args.input_frame(region.first_frame, kd);
 
     let mut row_stage = Shared::<[Neighbours]>::new_slice(comptime!(tile.tile_k * row_stride(tile.tile_m)));
     let mut column_stage =
@@ -205,52 +202,52 @@ fn weight_product_kernel(
     let vector = first + UNIT_POS % stage;
     let image_frame = vector / region.vectors;
     let image = image_frame / region.frames;
-    let mut place = Place {
+    let mut tiles = TileCursor {
         vector,
         image,
         frame: image_frame - image * region.frames,
         in_frame: vector - image_frame * region.vectors,
     };
-    let rows = load(
+    let rows = load_block(
         d,
-        d_point + place.vector as usize,
-        place.vector < end,
+        d_point + tiles.vector as usize,
+        tiles.vector < end,
         d_rows,
         first_o,
-        extents.out_channels,
+        args.out_channels,
         tile,
     );
-    let (at, inside) = extents.place(&place, &region, source, end);
-    let columns = load(v, v_point + at, inside, v_rows, first_c, extents.in_channels, tile);
-    store_turned(&rows, &mut row_stage, tile.tile_m, tile);
-    store_turned(&columns, &mut column_stage, tile.tile_n, tile);
+    let (at, inside) = args.locate(&tiles, &region, first_frame, end);
+    let columns = load_block(v, v_point + at, inside, v_rows, first_c, args.in_channels, tile);
+    store_transposed(&rows, &mut row_stage, tile.tile_m, tile);
+    store_transposed(&columns, &mut column_stage, tile.tile_n, tile);
     sync_cube();
     let mut position = first;
     while position < end {
-        place.advance(&region, stage);
-        // Past the last stage there is nothing to read.
-        let rows = load(
+        tiles.advance(&region, stage);
+        // Past the last stage, loads return zeros.
+        let rows = load_block(
             d,
-            d_point + place.vector as usize,
-            place.vector < end,
+            d_point + tiles.vector as usize,
+            tiles.vector < end,
             d_rows,
             first_o,
-            extents.out_channels,
+            args.out_channels,
             tile,
         );
-        let (at, inside) = extents.place(&place, &region, source, end);
-        let columns = load(v, v_point + at, inside, v_rows, first_c, extents.in_channels, tile);
+        let (at, inside) = args.locate(&tiles, &region, first_frame, end);
+        let columns = load_block(v, v_point + at, inside, v_rows, first_c, args.in_channels, tile);
         multiply(&row_stage, &column_stage, &mut results, tile, unroll);
         sync_cube();
-        store_turned(&rows, &mut row_stage, tile.tile_m, tile);
-        store_turned(&columns, &mut column_stage, tile.tile_n, tile);
+        store_transposed(&rows, &mut row_stage, tile.tile_m, tile);
+        store_transposed(&columns, &mut column_stage, tile.tile_n, tile);
         sync_cube();
         position += stage;
     }
 
-    // o is fastest and filled up to vectors; what fills up is not read.
-    let row_vectors = (extents.out_channels + comptime!(VECTOR as u32 - 1)) / VECTOR as u32;
-    let first_sum = ((part * extents.points + point) * kernel + kd as usize) * extents.in_channels as usize;
+    // o is fastest and rounded up to vectors; the padding is not read.
+    let row_vectors = (args.out_channels + comptime!(VECTOR as u32 - 1)) / VECTOR as u32;
+    let first_sum = ((slice * args.points + point) * kernel + kd as usize) * args.in_channels as usize;
     #[unroll]
     for i in 0..comptime!(tile.rows / VECTOR) {
         let row = first_o / VECTOR as u32
@@ -260,14 +257,14 @@ fn weight_product_kernel(
             #[unroll]
             for j in 0..comptime!(tile.columns) {
                 let c = first_c + column_of(j, tile);
-                if c < extents.in_channels {
+                if c < args.in_channels {
                     let at = (first_sum + c as usize) * row_vectors as usize + row as usize;
                     let mut values = Neighbours::empty();
                     #[unroll]
                     for r in 0..VECTOR {
                         values.insert(r, results[comptime!((i * VECTOR + r) * tile.columns + j)]);
                     }
-                    if extents.add == 1u32 {
+                    if args.add == 1u32 {
                         values += sums[at];
                     }
                     sums[at] = values;
@@ -278,8 +275,8 @@ fn weight_product_kernel(
 }
 
 #[cube]
-impl Place {
-    /// Goes on by the vectors of a stage.
+impl TileCursor {
+    /// Advances by the vectors of a stage.
     fn advance(&mut self, region: &RegionArgs, #[comptime] stage: u32) {
         self.vector += stage;
         self.in_frame += stage;
@@ -297,28 +294,29 @@ impl Place {
 }
 
 #[cube]
-impl Extents {
-    /// The frame that a tap of an output frame reads; outside the input in the padding.
-    fn source(&self, frame: u32, kd: u32) -> i32 {
+impl WeightProductArgs {
+    /// The input frame of an output frame and tap; outside the input in the padding.
+    fn input_frame(&self, frame: u32, kd: u32) -> i32 {
         (frame * self.stride + kd * self.dilation) as i32 - self.begin
     }
 
-    /// Offset in a channel of V, in vectors, of what a place reads when the region's first frame reads
-    /// `first`, and whether it reads anything.
-    fn place(&self, place: &Place, region: &RegionArgs, first: i32, end: u32) -> (usize, bool) {
-        let mut source = first + (place.frame * self.stride) as i32;
+    /// Offset in a channel of V, in vectors, of the tiles that `tiles` pairs with in D, and whether they
+    /// exist; `first_frame` is the input frame of the region's first output frame.
+    fn locate(&self, tiles: &TileCursor, region: &RegionArgs, first_frame: i32, end: u32) -> (usize, bool) {
+        let mut frame = first_frame + (tiles.frame * self.stride) as i32;
         if self.replicate == 1u32 {
-            source = clamp(source, 0i32, self.input as i32 - 1i32);
+            frame = clamp(frame, 0i32, self.input_depth as i32 - 1i32);
         }
-        let inside = (source as u32) < self.input && place.vector < end;
-        let frame = place.image * region.sources + source as u32 - region.first_source;
-        (frame as usize * region.vectors as usize + place.in_frame as usize, inside)
+        let inside = (frame as u32) < self.input_depth && tiles.vector < end;
+        let frame = tiles.image * region.input_frames + frame as u32 - region.first_input_frame;
+        (frame as usize * region.vectors as usize + tiles.in_frame as usize, inside)
     }
 }
 
-/// Reads this unit's block: a vector of tiles of each of four channels. Channels past the last repeat it.
+/// Loads this thread's block: a vector of tiles of each of four channels. Channels past the last load the
+/// last.
 #[cube]
-fn load(
+fn load_block(
     from: &[Neighbours],
     at: usize,
     exists: bool,
@@ -341,17 +339,17 @@ fn load(
     values
 }
 
-/// Writes a block into its stage, tiles as rows.
+/// Stores a block transposed into its stage, tiles as rows.
 #[cube]
-fn store_turned(
+fn store_transposed(
     from: &Sequence<Neighbours>,
     stage: &mut Shared<[Neighbours]>,
     #[comptime] extent: usize,
     #[comptime] tile: RegisterTile,
 ) {
-    let runs = comptime!(tile.tile_k / VECTOR);
-    let k = UNIT_POS as usize % runs * VECTOR;
-    let vector = UNIT_POS as usize / runs;
+    let blocks = comptime!(tile.tile_k / VECTOR);
+    let k = UNIT_POS as usize % blocks * VECTOR;
+    let vector = UNIT_POS as usize / blocks;
     #[unroll]
     for i in 0..VECTOR {
         let mut values = Neighbours::empty();

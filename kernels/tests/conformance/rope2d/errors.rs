@@ -37,13 +37,13 @@ fn bad_input_is_refused() {
         ),
         (
             new([1, 2, 3, 8], [1, 3, 2], bhnd, 100.0, -1_048_577.0),
-            "Invalid(\"rope2d: f0 -1048577 with base 100 turns by up to 1048577 radians from one position to the next, at \
-             most 1048576 are served\")",
+            "Invalid(\"rope2d: f0 -1048577 with base 100 rotates by up to 1048577 radians from one position \
+             to the next, the limit is 1048576\")",
         ),
         (
             new([1, 2, 3, 8], [1, 3, 2], bhnd, 0.0009765625, 1025.0),
-            "Invalid(\"rope2d: f0 1025 with base 0.0009765625 turns by up to 1049600 radians from one position to the next, \
-             at most 1048576 are served\")",
+            "Invalid(\"rope2d: f0 1025 with base 0.0009765625 rotates by up to 1049600 radians from one \
+             position to the next, the limit is 1048576\")",
         ),
         (
             new([1, 2, 3, 8], [1, 2, 2], bhnd, 100.0, 1.0),

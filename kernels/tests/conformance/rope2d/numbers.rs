@@ -4,7 +4,7 @@ use super::random_tokens;
 use crate::support::{client, output, read_all, upload};
 use conv_cases::fill;
 use conv_kernels::rope2d::{
-    MOST_RADIANS, Positions, Rope2dProblem, RopeLayout, Rotation, reference, rotate_all,
+    MAX_RADIANS, Positions, Rope2dProblem, RopeLayout, Rotation, reference, rotate_all,
 };
 use conv_kernels::{FloatType, Limits};
 use cubecl::prelude::*;
@@ -75,7 +75,7 @@ fn normalised_coordinates_turn_by_their_angles_whatever_the_factor() {
     let uniform = |seed| (0..64).map(move |i| (fill::hash(seed, i) >> 40) as f32 / 2f32.powi(23) - 1.0);
     let centres = (0..14).flat_map(|y| [y, 13 - y]).map(|i| (i as f32 + 0.5) / 14.0 * 2.0 - 1.0);
     let positions: Vec<f32> = uniform(1).chain(centres).collect();
-    let factors = [1.0, std::f32::consts::TAU, 37.0, 100.0, 256.0, 628.0, 1000.0, 1e5, MOST_RADIANS as f32];
+    let factors = [1.0, std::f32::consts::TAU, 37.0, 100.0, 256.0, 628.0, 1000.0, 1e5, MAX_RADIANS as f32];
     for (base, f0) in factors.map(|f0| (100.0, f0)).into_iter().chain([(0.01, 1.0), (0.01, -37.0)]) {
         let worst = worst_error(&client, [1, 64], (base, f0), &positions);
         println!("base {base} f0 {f0}: {worst:e}");
@@ -91,7 +91,7 @@ fn random_numbers_factors_and_bases_match_the_reference() {
         let random = |index: u64| fill::hash(100 + case, index);
         let unit = |index: u64| (random(index) >> 11) as f64 / (1u64 << 53) as f64;
         let base = 10f64.powf(unit(0) * 8.0 - 3.0) as f32;
-        let limit = (MOST_RADIANS / f64::from(base).recip().max(1.0)).log10();
+        let limit = (MAX_RADIANS / f64::from(base).recip().max(1.0)).log10();
         let sign = if random(1) % 2 == 0 { 1.0 } else { -1.0 };
         let f0 = (sign * 10f64.powf(limit - 9.0 * unit(2) - 1e-6)) as f32;
         let (heads, d, n) = [(3, 12, 40), (2, 64, 40), (1, 4 * 129, 12), (1, 4 * 1025, 6)][case as usize % 4];

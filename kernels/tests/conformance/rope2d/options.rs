@@ -240,11 +240,12 @@ fn bad_options_are_refused() {
     let rows = [
         (
             sound.with_rotated(6).expect_err("a refusal").to_string(),
-            "rope2d: 6 elements of a head of 8 are to be rotated, it must be a positive multiple of 4 and no more",
+            "rope2d: 6 rotated elements of a head of 8, expected a positive multiple of 4 \
+             and no more than the head has",
         ),
         (
             sound.with_prefix(7).expect_err("a refusal").to_string(),
-            "rope2d: a prefix of 7 tokens was asked for, there are 6",
+            "rope2d: the prefix is 7 tokens, there are only 6",
         ),
         (
             with(Positions::Grid(RopeGrid { rows: 2, columns: 2, first: 0 })),
@@ -258,7 +259,10 @@ fn bad_options_are_refused() {
             with(Positions::Float(floats.operand())),
             "rope2d: positions has shape [1, 3, 2], the problem needs [1, 6, 2]",
         ),
-        (with(Positions::Float(halves.operand())), "rope2d: positions is f16, numbers have to be f32"),
+        (
+            with(Positions::Float(halves.operand())),
+            "rope2d: positions is f16, fractional positions must be f32",
+        ),
     ];
     for (error, expected) in rows {
         assert_eq!(error, expected);

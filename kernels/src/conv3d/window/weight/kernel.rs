@@ -54,7 +54,7 @@ pub(super) fn window_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
     if span.is_idle() {
         terminate!();
     }
-    let work = tiling.work(span.cube() as u32, tile);
+    let work = tiling.work(span.index() as u32, tile);
     let width = V::value();
     let x_pitch = comptime!(tile.pitch(tile.channels(), width, size));
     let dy_pitch = comptime!(tile.pitch(tile.out_channels(), width, size));
