@@ -167,13 +167,13 @@ fn kernel_needs(plan: &Plan, problem: &Conv3dProblem, pass: Pass, limits: &Limit
         }
         Plan::FewOutputs(tile) => {
             let turns = few_outputs::loop_iterations(problem, pass, tile, limits);
-            Needs::of(few_outputs::shared_bytes(problem, pass, tile), tile.units, turns)
+            Needs::of(few_outputs::shared_bytes(problem, pass, tile), tile.threads, turns)
         }
         Plan::Subpixel(tile) => Needs {
             buffer_bytes: subpixel::packed_bytes(problem, tile, limits),
             ..Needs::of(
                 tile.shared_bytes(size),
-                tile.units(),
+                tile.threads(),
                 subpixel::loop_iterations(problem, tile, limits),
             )
         },

@@ -35,9 +35,13 @@ fn few_result_channels() {
     // Many windows, each a kernel of its own that a software device compiles for a second: the other types
     // and reading ahead differ by how a channel travels, and take turns on a few.
     let table = cases::heads();
-    run_types(&table, &[FloatType::F32], |plan| matches!(plan, Plan::FewOutputs(tile) if !tile.ahead));
+    run_types(&table, &[FloatType::F32], |plan| matches!(plan, Plan::FewOutputs(tile) if !tile.prefetch));
     run_types(&table[..2], &[FloatType::F16, FloatType::Bf16], |plan| matches!(plan, Plan::FewOutputs(_)));
-    run_types(&table[2..5], &[FloatType::F32], |plan| matches!(plan, Plan::FewOutputs(tile) if tile.ahead));
+    run_types(
+        &table[2..5],
+        &[FloatType::F32],
+        |plan| matches!(plan, Plan::FewOutputs(tile) if tile.prefetch),
+    );
 }
 
 #[test]

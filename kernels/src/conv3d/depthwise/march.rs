@@ -1,17 +1,24 @@
-//! Depthwise conv3d, forward and input gradient: groups = C = O, bound by memory.
+//! Depthwise conv3d (groups = C = O), forward and input gradient, for any stride and dilation. Memory-bound.
 //!
 //! ```text
-//!           w ->                a unit: `rows` sites of one column, marching along depth
-//!      +---------------+        per frame: (rows + KH - 1) * KW values read, each used for `rows * KD`
-//!    h |  lanes run    | d/       products at most; the KD unfinished results of each site wait in
-//!      |  along w      |/         registers
-//!      +---------------+        bytes: every element once from memory, the window's overlap from the cache
+//! y[n, c, d, h, w] = activation( bias[c] + sum over kd, kh, kw of
+//!                    x[n, c, d * sd + kd * dd - pd, h * sh + kh * dh - ph, ..] * weight[c, kd, kh, kw] )
+//!
+//!           w ->                a thread:  `rows` output positions of one column, marching along depth
+//!      +---------------+        per frame: (rows + KH - 1) * KW elements loaded, each used for up to
+//!    h |     lanes     | d/                `rows * KD` multiply-adds; the KD pending results of a position
+//!      |    along w    |/                  stay in registers
+//!      +---------------+
 //! ```
 //!
-//! A cube works on one channel of one image, whose weights it shares: 75 of them do not fit the registers
-//! beside the rest. With a depth stride or dilation no frame serves neighbouring results, and each result
-//! reads its own window. The window's size is part of the kernel: loops over it are unrolled. Declined:
-//! channel multipliers, windows of more than [`MOST_TAPS`] taps.
+//! Layouts: any strides. A threadgroup works on one channel of one image and keeps its weights in shared
+//! memory: 75 of them do not fit the registers next to the accumulators. Bytes: every element once from
+//! device memory, the overlap of the windows from the cache; each result once. FLOP of a threadgroup:
+//! `2 * threads * rows * frames * taps`.
+//!
+//! With a depth stride or dilation no frame serves neighbouring results, and each result reads its own
+//! window. The window's size is a compile-time constant, so loops over it are unrolled. Declined: channel
+//! multipliers, windows of more than [`MAX_TAPS`] taps.
 
 use crate::activation::activate_by_code;
 use crate::conv3d::gemm::index::Walk;
@@ -24,66 +31,66 @@ use cubecl::prelude::*;
 use cubecl::std::FastDivmod;
 
 /// Taps of the largest window.
-pub(super) const MOST_TAPS: usize = 80;
+pub(super) const MAX_TAPS: usize = 80;
 
-/// What of a march is compiled in.
+/// The kernel's compile-time constants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Window {
+pub(super) struct MarchWindow {
     pub(super) taps: [usize; 3],
-    /// Sites of a unit along H; above 1 only where neighbours read neighbouring rows.
+    /// Output positions of a thread along H; above 1 only where adjacent positions read adjacent rows.
     pub(super) rows: usize,
-    /// Whether neighbouring results read neighbouring frames.
-    pub(super) marches: bool,
-    /// Units of a cube.
-    pub(super) units: usize,
+    /// Whether consecutive results read consecutive frames, so that a loaded frame serves KD results.
+    pub(super) reuses_frames: bool,
+    /// Threads of a threadgroup.
+    pub(super) threads: usize,
 }
 
-/// Weights that are read from shared memory at once.
+/// A vector of weights, read from shared memory at once.
 type Weights = Vector<f32, Const<4>>;
 
-impl Window {
-    pub(super) fn count(&self) -> usize {
+impl MarchWindow {
+    pub(super) fn tap_count(&self) -> usize {
         self.taps.iter().product()
     }
 
-    /// Rows of the source that a unit reads.
+    /// Source rows that a thread reads.
     fn source_rows(&self) -> usize {
         self.taps[1] + self.rows - 1
     }
 
-    /// Results of a site that a frame adds to.
-    fn unfinished(&self) -> usize {
-        if self.marches { self.taps[0] } else { 1 }
+    /// Results of a position that one frame contributes to.
+    fn pending(&self) -> usize {
+        if self.reuses_frames { self.taps[0] } else { 1 }
     }
 }
 
-/// How the sites of a channel are shared out: a unit's index, from the fastest: w, block of rows, chunk of
+/// The grid of marches. A thread's index within a channel is, fastest first: w, block of rows, chunk of
 /// frames.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
-pub(super) struct Share {
+pub(super) struct MarchWork {
     pub(super) width: FastDivmod<u32>,
     pub(super) blocks: FastDivmod<u32>,
     /// Chunks of frames.
     pub(super) chunks: FastDivmod<u32>,
     pub(super) channels: FastDivmod<u32>,
     pub(super) channel_count: u32,
-    /// Sites along depth, and those of one chunk.
+    /// Output frames, and those of one chunk.
     pub(super) depth: u32,
     pub(super) chunk: u32,
     pub(super) height: u32,
     /// Marches of one channel (weight gradient: in all images).
     pub(super) marches: u32,
-    /// Cubes of one channel (weight gradient: cuts of the window).
-    pub(super) cubes: FastDivmod<u32>,
+    /// Threadgroups of one channel (weight gradient: cuts of the window).
+    pub(super) threadgroups: FastDivmod<u32>,
     /// Taps of the whole window.
     pub(super) taps: u32,
-    /// [`Activation::code`](crate::activation::Activation::code) of what is applied to the result.
+    /// [`Activation::code`](crate::activation::Activation::code) of the activation of the result.
     pub(super) activation: u32,
 }
 
-/// Where a unit's rows and columns of the source lie, and whether they do.
+/// Offsets of a thread's source rows and columns, and whether each is inside.
 #[derive(CubeType)]
-pub(super) struct Plane {
+pub(super) struct WindowOffsets {
     pub(super) row: Sequence<usize>,
     pub(super) row_inside: Sequence<bool>,
     pub(super) column: Sequence<usize>,
@@ -91,57 +98,56 @@ pub(super) struct Plane {
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-#[allow(clippy::too_many_arguments)]
 pub(super) fn march_kernel<E: Float, O: Float>(
     source: &[E],
     weight: &[E],
     bias: ComptimeOption<&Tensor<E>>,
     out: &mut [O],
     walk: Walk,
-    share: Share,
+    work: MarchWork,
     span: Span,
     #[comptime] pass: Pass,
     #[comptime] padding: PaddingMode,
-    #[comptime] window: Window,
+    #[comptime] window: MarchWindow,
     #[define(E)] _dtype: ElemType,
     #[define(O)] _out_dtype: ElemType,
 ) {
-    // The whole cube leaves together: a barrier follows.
+    // The whole threadgroup exits: a barrier follows.
     if span.is_idle() {
         terminate!();
     }
-    let (rest, cube) = share.cubes.div_mod(span.index() as u32);
-    let (n, c) = share.channels.div_mod(rest);
-    let weights = share_weights(weight, &walk, c, pass, window);
+    let (rest, threadgroup) = work.threadgroups.div_mod(span.index() as u32);
+    let (n, c) = work.channels.div_mod(rest);
+    let weights = stage_weights(weight, &walk, c, pass, window);
     sync_cube();
-    let index = cube * window.units as u32 + UNIT_POS;
-    if index >= share.marches {
+    let index = threadgroup * window.threads as u32 + UNIT_POS;
+    if index >= work.marches {
         terminate!();
     }
-    let (rest, w) = share.width.div_mod(index);
-    let (chunk, block) = share.blocks.div_mod(rest);
+    let (rest, w) = work.width.div_mod(index);
+    let (chunk, block) = work.blocks.div_mod(rest);
     let h = block * window.rows as u32;
-    let first = chunk * share.chunk;
-    let end = min(first + share.chunk, share.depth);
+    let first = chunk * work.chunk;
+    let end = min(first + work.chunk, work.depth);
 
     let base = walk.source_at(n, c);
-    let plane = plane(&walk, h, w, padding, window);
+    let offsets = window_offsets(&walk, h, w, padding, window);
     let bias: ComptimeOption<f32> = bias.map(|bias| f32::cast_from(bias[c as usize * bias.stride(0)]));
     let start = bias.unwrap_or_else(|| 0.0f32.runtime());
     let out_column = walk.out_at(n, c) + walk.width.out_offset(w);
 
-    // sums[age * rows + row]: the result that this frame reaches with depth tap `age`.
-    let sums = Registers::<f32>::new(comptime!(window.unfinished() * window.rows), 0.0f32);
-    if comptime!(window.marches) {
-        let ahead = comptime!(window.taps[0] as u32 - 1);
-        for frame in first..end + ahead {
+    // sums[age * rows + row]: the result that this frame contributes to with depth tap `age`.
+    let sums = Registers::<f32>::new(comptime!(window.pending() * window.rows), 0.0f32);
+    if comptime!(window.reuses_frames) {
+        let halo = comptime!(window.taps[0] as u32 - 1);
+        for frame in first..end + halo {
             let (at, inside) = walk.depth.place(walk.depth.coordinate(frame), padding);
             if inside {
-                add_frame(source, base + at, &plane, &weights, 0usize, &sums, window);
+                add_frame(source, base + at, &offsets, &weights, 0usize, &sums, window);
             }
-            if frame >= first + ahead {
-                let d = frame - ahead;
-                write_rows(out, &walk, &share, &sums, start, out_column, d, h, window);
+            if frame >= first + halo {
+                let d = frame - halo;
+                write_rows(out, &walk, &work, &sums, start, out_column, d, h, window);
             }
             age(&sums, window.rows);
         }
@@ -152,10 +158,10 @@ pub(super) fn march_kernel<E: Float, O: Float>(
                 let coordinate = walk.depth.coordinate(d) + (tap as u32 * walk.depth.step) as i32;
                 let (at, inside) = walk.depth.place(coordinate, padding);
                 if inside {
-                    add_frame(source, base + at, &plane, &weights, tap, &sums, window);
+                    add_frame(source, base + at, &offsets, &weights, tap, &sums, window);
                 }
             }
-            write_rows(out, &walk, &share, &sums, start, out_column, d, h, window);
+            write_rows(out, &walk, &work, &sums, start, out_column, d, h, window);
             #[unroll]
             for i in 0..window.rows {
                 sums.set(i, 0.0f32);
@@ -165,16 +171,16 @@ pub(super) fn march_kernel<E: Float, O: Float>(
 }
 
 #[cube]
-pub(super) fn plane(
+pub(super) fn window_offsets(
     walk: &Walk,
     h: u32,
     w: u32,
     #[comptime] padding: PaddingMode,
-    #[comptime] window: Window,
-) -> Plane {
+    #[comptime] window: MarchWindow,
+) -> WindowOffsets {
     let mut row = Sequence::<usize>::new();
     let mut row_inside = Sequence::<bool>::new();
-    // Rows that several sites share are neighbours; those of one site lie a step apart.
+    // Rows shared by several positions are adjacent; the rows of a single position are a step apart.
     let mut step = walk.height.step;
     if comptime!(window.rows > 1) {
         step = 1u32;
@@ -194,27 +200,27 @@ pub(super) fn plane(
         column.push(at);
         column_inside.push(inside);
     }
-    Plane { row, row_inside, column, column_inside }
+    WindowOffsets { row, row_inside, column, column_inside }
 }
 
-/// Brings the channel's weights into shared memory, in the order in which a frame's values meet them: row,
+/// Stages the channel's weights in shared memory, in the order in which a frame's elements use them: row,
 /// column, depth.
 #[cube]
-fn share_weights<E: Float>(
+fn stage_weights<E: Float>(
     weight: &[E],
     walk: &Walk,
     c: u32,
     #[comptime] pass: Pass,
-    #[comptime] window: Window,
+    #[comptime] window: MarchWindow,
 ) -> Shared<[Weights]> {
-    let mut shared = Shared::<[Weights]>::new_slice(comptime!(window.count().div_ceil(4)));
+    let mut shared = Shared::<[Weights]>::new_slice(comptime!(window.tap_count().div_ceil(4)));
     let mut vector = UNIT_POS;
-    while vector < comptime!(window.count().div_ceil(4) as u32) {
+    while vector < comptime!(window.tap_count().div_ceil(4) as u32) {
         let mut weights = Weights::new(0.0f32);
         #[unroll]
         for i in 0..4usize {
             let tap = vector * 4u32 + i as u32;
-            if tap < comptime!(window.count() as u32) {
+            if tap < comptime!(window.tap_count() as u32) {
                 let d = tap % window.taps[0] as u32;
                 let cell = tap / window.taps[0] as u32;
                 let at = walk.weight_group(c)
@@ -225,23 +231,23 @@ fn share_weights<E: Float>(
             }
         }
         shared[vector as usize] = weights;
-        vector += window.units as u32;
+        vector += window.threads as u32;
     }
     shared
 }
 
-/// Adds one frame of the source to the sums; `first_tap` is the depth tap of the youngest.
+/// Accumulates one source frame; `first_tap` is the depth tap of the newest result.
 #[cube]
 fn add_frame<E: Float>(
     source: &[E],
     frame: usize,
-    plane: &Plane,
+    offsets: &WindowOffsets,
     weights: &Shared<[Weights]>,
     #[comptime] first_tap: usize,
     sums: &Registers<f32>,
-    #[comptime] window: Window,
+    #[comptime] window: MarchWindow,
 ) {
-    let values = read_frame(source, frame, plane, comptime!(window.source_rows()), window.taps[2]);
+    let values = read_frame(source, frame, offsets, comptime!(window.source_rows()), window.taps[2]);
     #[unroll]
     for cell in 0..comptime!(window.source_rows() * window.taps[2]) {
         let row = comptime!(cell / window.taps[2]);
@@ -250,13 +256,13 @@ fn add_frame<E: Float>(
     }
 }
 
-/// Reads the values of a frame that a unit needs, without branches, so that all of them are under way at
-/// once: places outside the source read its first element and are zero.
+/// Loads the elements of a frame that a thread needs, without branches so that all loads are in flight at
+/// once: positions outside the source read element 0 and become zero.
 #[cube]
 pub(super) fn read_frame<E: Float>(
     source: &[E],
     frame: usize,
-    plane: &Plane,
+    offsets: &WindowOffsets,
     #[comptime] rows: usize,
     #[comptime] columns: usize,
 ) -> Sequence<f32> {
@@ -265,8 +271,8 @@ pub(super) fn read_frame<E: Float>(
     for cell in 0..comptime!(rows * columns) {
         let row = comptime!(cell / columns);
         let column = comptime!(cell % columns);
-        let inside = *plane.row_inside.index(row) && *plane.column_inside.index(column);
-        let at = select(inside, frame + *plane.row.index(row) + *plane.column.index(column), 0usize);
+        let inside = *offsets.row_inside.index(row) && *offsets.column_inside.index(column);
+        let at = select(inside, frame + *offsets.row.index(row) + *offsets.column.index(column), 0usize);
         values.push(select(inside, f32::cast_from(source[at]), 0.0f32));
     }
     values
@@ -280,20 +286,20 @@ fn add_cell(
     weights: &Shared<[Weights]>,
     #[comptime] first_tap: usize,
     sums: &Registers<f32>,
-    #[comptime] window: Window,
+    #[comptime] window: MarchWindow,
 ) {
     #[unroll]
-    for i in 0..comptime!(window.unfinished() * window.rows) {
-        let site = comptime!(i % window.rows);
-        if comptime!(row >= site && row - site < window.taps[1]) {
+    for i in 0..comptime!(window.pending() * window.rows) {
+        let output_row = comptime!(i % window.rows);
+        if comptime!(row >= output_row && row - output_row < window.taps[1]) {
             let depth_tap = comptime!(first_tap + i / window.rows);
-            let tap = comptime!(((row - site) * window.taps[2] + column) * window.taps[0] + depth_tap);
+            let tap = comptime!(((row - output_row) * window.taps[2] + column) * window.taps[0] + depth_tap);
             sums.set(i, fma(value, weights[comptime!(tap / 4)].extract(comptime!(tap % 4)), sums.get(i)));
         }
     }
 }
 
-/// Ages the sums of `rows` sites by a frame; the youngest start at zero.
+/// Shifts the sums of `rows` positions by one frame; the newest start at zero.
 #[cube]
 pub(super) fn age(sums: &Registers<f32>, #[comptime] rows: usize) {
     sums.shift(rows);
@@ -303,27 +309,26 @@ pub(super) fn age(sums: &Registers<f32>, #[comptime] rows: usize) {
     }
 }
 
-/// Writes the oldest results.
+/// Epilogue of the oldest results: bias, activation, rounding, masked store.
 #[cube]
-#[allow(clippy::too_many_arguments)]
 fn write_rows<O: Float>(
     out: &mut [O],
     walk: &Walk,
-    share: &Share,
+    work: &MarchWork,
     sums: &Registers<f32>,
     bias: f32,
     out_column: usize,
     d: u32,
     h: u32,
-    #[comptime] window: Window,
+    #[comptime] window: MarchWindow,
 ) {
     #[unroll]
     for i in 0..window.rows {
         let row = h + i as u32;
-        if row < share.height {
-            let sum = sums.get(comptime!((window.unfinished() - 1) * window.rows + i));
+        if row < work.height {
+            let sum = sums.get(comptime!((window.pending() - 1) * window.rows + i));
             let at = out_column + walk.depth.out_offset(d) + walk.height.out_offset(row);
-            out[at] = O::cast_from(activate_by_code(sum + bias, share.activation));
+            out[at] = O::cast_from(activate_by_code(sum + bias, work.activation));
         }
     }
 }

@@ -1,14 +1,21 @@
 //! Depthwise conv3d (groups = C = O): [`staged`] for the forward pass and the input gradient,
-//! [`staged_weight`] for the weight gradient. Strides, dilation and the smallest planes take [`march`] and
-//! [`weight`], which need no shared memory for them.
+//! [`staged_weight`] for the weight gradient, both with frames in shared memory. Strides, dilation and the
+//! smallest frames are left to [`march`] and [`weight`], which read frames through the cache.
+//!
+//! # Safety of the launches
+//!
+//! What every unchecked launch here relies on: `conv3d::check_operands` has checked the shapes,
+//! `conv3d::check` that the plan serves the launched problem; `address_type` reaches every offset;
+//! threadgroups past the span of a dispatch exit; loads are masked to the source and stores to the result;
+//! threads write disjoint elements. `// SAFETY` at a launch adds what is particular to it.
 
+mod config;
 mod march;
-mod share;
 mod staged;
 mod staged_weight;
 mod weight;
 
-use super::frames::{Tile, TilingLaunch};
+use super::frames::{FrameTile, FrameTilingLaunch};
 use super::gemm::walk::{Walks, few_phases, sites, taps, walk_args, walks};
 use super::plan::Pass;
 use super::problem::Conv3dProblem;
@@ -19,22 +26,24 @@ use crate::error::ConvError;
 use crate::launch::dispatches;
 use crate::limits::Limits;
 use crate::operand::{Operand, address_type};
+pub(crate) use config::needs;
+use config::{
+    FORWARD_ROWS, THREADS, WEIGHT_ROWS, WeightWork, depth_chunk, march_window, staged_tile, weight_work,
+};
 use cubecl::prelude::*;
-use march::{MOST_TAPS, ShareLaunch, march_kernel};
-pub(crate) use share::needs;
-use share::{FORWARD_ROWS, UNITS, WEIGHT_ROWS, WeightShare, chunk, tile, weight_share, window};
+use march::{MAX_TAPS, MarchWorkLaunch, march_kernel};
 use staged::staged_kernel;
 use staged_weight::staged_weight_kernel;
 
-/// Whether the problem is one of these.
+/// Whether the problem is depthwise and small enough to be indexed.
 pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass) -> bool {
     let groups = problem.window.groups;
     let elements = [problem.x_shape(), problem.y_shape()].map(|shape| shape.iter().product::<usize>());
     problem.channels == groups
         && problem.out_channels == groups
-        && problem.taps() <= MOST_TAPS
+        && problem.taps() <= MAX_TAPS
         && few_phases(problem, pass)
-        // Units are counted in 31 bits, and some stand idle.
+        // Threads are counted below 2^31, idle ones included.
         && elements.iter().all(|elements| *elements < 1 << 30)
 }
 
@@ -49,86 +58,85 @@ pub(crate) fn gather(
 ) -> Result<(), ConvError> {
     for walks in walks(problem, pass).iter().filter(|walks| sites(walks) > 0) {
         if taps(walks) == 0 {
-            // Positions that no window reads: the product without terms writes their zeros.
+            // Positions that no window reads: a product with K = 0 writes their zeros.
             gemm::one_walk(client, problem, pass, walks, limits, operands)?;
-        } else if let Some(tile) = tile(walks, &FORWARD_ROWS, limits) {
+        } else if let Some(tile) = staged_tile(walks, &FORWARD_ROWS, limits) {
             launch_staged(client, problem, pass, (walks, tile), limits, operands, bias)?;
         } else {
-            launch(client, problem, pass, walks, limits, operands, bias)?;
+            launch_march(client, problem, pass, walks, limits, operands, bias)?;
         }
     }
     Ok(())
 }
 
-/// Frames of a chunk of staged tiles, at most `most`, and the cubes of one channel of one image.
+/// Frames of a chunk of staged tiles, at most `most`, and the threadgroups of one channel of one image.
 fn chunks(
     problem: &Conv3dProblem,
     walks: &Walks,
-    tile: &Tile,
+    tile: &FrameTile,
     most: usize,
     limits: &Limits,
 ) -> (usize, usize) {
     let [depth, height, width] = walks.map(|walk| walk.sites);
     let tiles: usize = tile.tiles(height, width).iter().product();
     let images = problem.batch * problem.channels;
-    let chunk = chunk(depth, images * tiles * UNITS, most, limits);
+    let chunk = depth_chunk(depth, images * tiles * THREADS, most, limits);
     (chunk, tiles * depth.div_ceil(chunk))
 }
 
-/// Staged tiles as a kernel argument.
+/// The grid of staged tiles as a kernel argument.
 fn tiling(
     problem: &Conv3dProblem,
     walks: &Walks,
-    tile: &Tile,
-    (chunk, cubes): (usize, usize),
+    tile: &FrameTile,
+    (chunk, threadgroups): (usize, usize),
     activation: Activation,
-) -> TilingLaunch {
+) -> FrameTilingLaunch {
     let [depth, height, width] = walks.map(|walk| walk.sites);
     let [tiles_h, tiles_w] = tile.tiles(height, width);
-    TilingLaunch::new(
-        tiles_w as u32,
-        tiles_h as u32,
-        depth.div_ceil(chunk) as u32,
-        problem.channels as u32,
-        problem.channels as u32,
-        cubes as u32,
-        height as u32,
-        width as u32,
-        depth as u32,
-        chunk as u32,
-        activation.code(),
-    )
+    FrameTilingLaunch {
+        tiles_w: tiles_w as u32,
+        tiles_h: tiles_h as u32,
+        chunks: depth.div_ceil(chunk) as u32,
+        channels: problem.channels as u32,
+        channel_count: problem.channels as u32,
+        threadgroups: threadgroups as u32,
+        height: height as u32,
+        width: width as u32,
+        depth: depth as u32,
+        chunk: chunk as u32,
+        activation: activation.code(),
+    }
 }
 
 fn launch_staged(
     client: &Client,
     problem: &Conv3dProblem,
     pass: Pass,
-    (walks, tile): (&Walks, Tile),
+    (walks, tile): (&Walks, FrameTile),
     limits: &Limits,
     [source, weight, out]: [&Operand; 3],
     bias: Option<&Operand>,
 ) -> Result<(), ConvError> {
-    let (chunk, cubes) = chunks(problem, walks, &tile, usize::MAX, limits);
-    let cubes_of_all = problem.batch * problem.channels * cubes;
-    let address = address_type("conv3d", &[source, weight, out], cubes_of_all * tile.units, limits)?;
-    let operations = 2.0 * (tile.units * tile.rows * chunk * tile.count()) as f64;
+    let (chunk, threadgroups) = chunks(problem, walks, &tile, usize::MAX, limits);
+    let all_threadgroups = problem.batch * problem.channels * threadgroups;
+    let address = address_type("conv3d", &[source, weight, out], all_threadgroups * tile.threads, limits)?;
+    let operations = 2.0 * (tile.threads * tile.rows * chunk * tile.tap_count()) as f64;
     let activation = problem.activation_of(pass);
-    for dispatch in dispatches(cubes_of_all, operations, limits) {
-        // SAFETY: elements of a frame outside the source are not read, sites outside the plane are not
-        // written; a cube's tile, chunk, channel and image exist.
+    for dispatch in dispatches(all_threadgroups, operations, limits) {
+        // SAFETY: a threadgroup's tile, chunk, channel and image exist.
         unsafe {
             staged_kernel::launch_unchecked(
                 client,
                 dispatch.count(),
-                CubeDim::new_1d(tile.units as u32),
+                CubeDim::new_1d(tile.threads as u32),
                 address,
                 source.buffer_arg(1),
                 weight.buffer_arg(1),
                 bias.map(|bias| bias.tensor_arg()).into(),
                 out.buffer_arg(1),
                 walk_args(problem, pass, walks, [source, weight, out]),
-                tiling(problem, walks, &tile, (chunk, cubes), activation),
+                tiling(problem, walks, &tile, (chunk, threadgroups), activation),
                 dispatch.span(),
                 pass,
                 problem.window.padding_mode,
@@ -141,7 +149,7 @@ fn launch_staged(
     Ok(())
 }
 
-fn launch(
+fn launch_march(
     client: &Client,
     problem: &Conv3dProblem,
     pass: Pass,
@@ -152,42 +160,44 @@ fn launch(
 ) -> Result<(), ConvError> {
     let [depth, height, width] = walks.map(|walk| walk.sites);
     let images = problem.batch * problem.channels;
-    let window = window(walks, |rows| height.div_ceil(rows) * width);
+    let window = march_window(walks, |rows| height.div_ceil(rows) * width);
     let blocks = height.div_ceil(window.rows);
-    let chunk = chunk(depth, images * blocks * width, usize::MAX, limits);
+    let chunk = depth_chunk(depth, images * blocks * width, usize::MAX, limits);
     let chunks = depth.div_ceil(chunk);
     let marches = blocks * width * chunks;
-    let cubes = marches.div_ceil(window.units);
-    let address = address_type("conv3d", &[source, weight, out], images * cubes * window.units, limits)?;
-    let operations = 2.0 * (window.units * window.rows * chunk * window.count()) as f64;
+    let threadgroups = marches.div_ceil(window.threads);
+    let address =
+        address_type("conv3d", &[source, weight, out], images * threadgroups * window.threads, limits)?;
+    let operations = 2.0 * (window.threads * window.rows * chunk * window.tap_count()) as f64;
     let activation = problem.activation_of(pass);
-    for dispatch in dispatches(images * cubes, operations, limits) {
-        // SAFETY: sites stay below the walks' extents, places outside the source are not read.
+    for dispatch in dispatches(images * threadgroups, operations, limits) {
+        // SAFETY: output positions are below the walk's extents; loads outside the source read element 0 in
+        // their place.
         unsafe {
             march_kernel::launch_unchecked(
                 client,
                 dispatch.count(),
-                CubeDim::new_1d(window.units as u32),
+                CubeDim::new_1d(window.threads as u32),
                 address,
                 source.buffer_arg(1),
                 weight.buffer_arg(1),
                 bias.map(|bias| bias.tensor_arg()).into(),
                 out.buffer_arg(1),
                 walk_args(problem, pass, walks, [source, weight, out]),
-                ShareLaunch::new(
-                    width as u32,
-                    blocks as u32,
-                    chunks as u32,
-                    problem.channels as u32,
-                    problem.channels as u32,
-                    depth as u32,
-                    chunk as u32,
-                    height as u32,
-                    marches as u32,
-                    cubes as u32,
-                    window.count() as u32,
-                    activation.code(),
-                ),
+                MarchWorkLaunch {
+                    width: width as u32,
+                    blocks: blocks as u32,
+                    chunks: chunks as u32,
+                    channels: problem.channels as u32,
+                    channel_count: problem.channels as u32,
+                    depth: depth as u32,
+                    chunk: chunk as u32,
+                    height: height as u32,
+                    marches: marches as u32,
+                    threadgroups: threadgroups as u32,
+                    taps: window.tap_count() as u32,
+                    activation: activation.code(),
+                },
                 dispatch.span(),
                 pass,
                 problem.window.padding_mode,
@@ -200,8 +210,8 @@ fn launch(
     Ok(())
 }
 
-/// Launches the weight gradient: operands x, dy, dw. The bias gradient `db` is a sum of what staged tiles
-/// hold in registers; the other kernels leave it to a sweep of its own.
+/// Launches the weight gradient: operands x, dy, dw. The staged kernel computes the bias gradient `db` from
+/// the dy it has in registers; otherwise a separate pass over dy does.
 pub(crate) fn weight_gradient(
     client: &Client,
     problem: &Conv3dProblem,
@@ -210,54 +220,57 @@ pub(crate) fn weight_gradient(
     db: Option<&Operand>,
 ) -> Result<(), ConvError> {
     let walks = &walks(problem, Pass::Forward)[0];
-    let staged = tile(walks, &WEIGHT_ROWS, limits);
+    let staged = staged_tile(walks, &WEIGHT_ROWS, limits);
     let staged = staged.map(|tile| (tile, chunks(problem, walks, &tile, RUN / tile.rows, limits)));
     let affordable = |elements| {
-        staged.filter(|(_, (_, cubes))| problem.batch * cubes <= affordable_parts(elements, limits))
+        staged.filter(|(_, (_, threadgroups))| {
+            problem.batch * threadgroups <= affordable_parts(elements, limits)
+        })
     };
-    let together = affordable(dw.len() + db.map_or(0, Operand::len));
-    if let (Some(db), None) = (db, together) {
+    let with_bias = affordable(dw.len() + db.map_or(0, Operand::len));
+    if let (Some(db), None) = (db, with_bias) {
         reduce::bias_gradient(client, problem, limits, dy, db)?;
     }
     if let Some((tile, chunks)) = affordable(dw.len()) {
-        let db = db.filter(|_| together.is_some());
+        let db = db.filter(|_| with_bias.is_some());
         return staged_weight_gradient(client, problem, (walks, tile), chunks, limits, [x, dy, dw], db);
     }
     let [depth, height, width] = walks.map(|walk| walk.sites);
-    let WeightShare { window, whole, cuts, chunk, marches, parts, length } =
-        weight_share(problem, walks, limits);
-    let units = window.units;
-    let partials = reduce::partials(client, parts, dw);
-    let largest = (length * parts + units).max(problem.channels * parts * cuts);
+    let WeightWork { window, whole, cuts, chunk, marches, slices, slice_length } =
+        weight_work(problem, walks, limits);
+    let threads = window.threads;
+    let partials = reduce::partials(client, slices, dw);
+    let largest = (slice_length * slices + threads).max(problem.channels * slices * cuts);
     let address = address_type("conv3d", &[x, dy, &partials], largest, limits)?;
-    let operations = 2.0 * (length * chunk * window.count()) as f64;
-    for dispatch in dispatches(problem.channels * parts * cuts, operations, limits) {
-        // SAFETY: as in `launch`.
+    let operations = 2.0 * (slice_length * chunk * window.tap_count()) as f64;
+    for dispatch in dispatches(problem.channels * slices * cuts, operations, limits) {
+        // SAFETY: marches are below the slice's end; loads outside x read element 0 in their place; every
+        // slice has its own partials.
         unsafe {
             weight::weight_kernel::launch_unchecked(
                 client,
                 dispatch.count(),
-                CubeDim::new_1d(units as u32),
+                CubeDim::new_1d(threads as u32),
                 address,
                 x.buffer_arg(1),
                 dy.buffer_arg(1),
                 partials.buffer_arg(1),
                 walk_args(problem, Pass::Forward, walks, [x, dw, dy]),
-                ShareLaunch::new(
-                    width as u32,
-                    height as u32,
-                    depth.div_ceil(chunk) as u32,
-                    problem.channels as u32,
-                    problem.channels as u32,
-                    depth as u32,
-                    chunk as u32,
-                    height as u32,
-                    marches as u32,
-                    cuts as u32,
-                    whole.count() as u32,
-                    Activation::None.code(),
-                ),
-                length,
+                MarchWorkLaunch {
+                    width: width as u32,
+                    blocks: height as u32,
+                    chunks: depth.div_ceil(chunk) as u32,
+                    channels: problem.channels as u32,
+                    channel_count: problem.channels as u32,
+                    depth: depth as u32,
+                    chunk: chunk as u32,
+                    height: height as u32,
+                    marches: marches as u32,
+                    threadgroups: cuts as u32,
+                    taps: whole.tap_count() as u32,
+                    activation: Activation::None.code(),
+                },
+                slice_length,
                 dispatch.span(),
                 problem.window.padding_mode,
                 window,
@@ -272,36 +285,37 @@ pub(crate) fn weight_gradient(
 fn staged_weight_gradient(
     client: &Client,
     problem: &Conv3dProblem,
-    (walks, tile): (&Walks, Tile),
-    (chunk, cubes): (usize, usize),
+    (walks, tile): (&Walks, FrameTile),
+    (chunk, threadgroups): (usize, usize),
     limits: &Limits,
     [x, dy, dw]: [&Operand; 3],
     db: Option<&Operand>,
 ) -> Result<(), ConvError> {
-    let parts = problem.batch * cubes;
-    let part = dw.len() + db.map_or(0, Operand::len);
+    let slices = problem.batch * threadgroups;
+    let slice_stride = dw.len() + db.map_or(0, Operand::len);
     let partials = match db {
-        Some(_) => reduce::workspace(client, parts, part),
-        None => reduce::partials(client, parts, dw),
+        Some(_) => reduce::workspace(client, slices, slice_stride),
+        None => reduce::partials(client, slices, dw),
     };
-    let cubes_of_all = problem.channels * parts;
-    let largest = (cubes_of_all * tile.units).max(partials.len());
+    let all_threadgroups = problem.channels * slices;
+    let largest = (all_threadgroups * tile.threads).max(partials.len());
     let address = address_type("conv3d", &[x, dy, &partials], largest, limits)?;
-    let operations = 2.0 * (tile.units * tile.rows * chunk * tile.count()) as f64;
-    for dispatch in dispatches(cubes_of_all, operations, limits) {
-        // SAFETY: as in `launch_staged`; every part has its own partials.
+    let operations = 2.0 * (tile.threads * tile.rows * chunk * tile.tap_count()) as f64;
+    for dispatch in dispatches(all_threadgroups, operations, limits) {
+        // SAFETY: a threadgroup's tile, chunk, channel and image exist; every slice has its own partials,
+        // followed by those of `db` if there is one.
         unsafe {
             staged_weight_kernel::launch_unchecked(
                 client,
                 dispatch.count(),
-                CubeDim::new_1d(tile.units as u32),
+                CubeDim::new_1d(tile.threads as u32),
                 address,
                 x.buffer_arg(1),
                 dy.buffer_arg(1),
                 partials.buffer_arg(1),
                 walk_args(problem, Pass::Forward, walks, [x, dw, dy]),
-                tiling(problem, walks, &tile, (chunk, cubes), Activation::None),
-                part,
+                tiling(problem, walks, &tile, (chunk, threadgroups), Activation::None),
+                slice_stride,
                 dispatch.span(),
                 db.is_some(),
                 problem.window.padding_mode,

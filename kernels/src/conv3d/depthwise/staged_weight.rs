@@ -1,21 +1,27 @@
-//! Depthwise weight gradient of dense windows: stride and dilation 1. Tile: [`crate::conv3d::frames`].
+//! Depthwise weight gradient, stride and dilation 1, through shared memory. Tile: [`crate::conv3d::frames`].
 //!
 //! ```text
-//! partial[part, c, tap] = sum over the part's windows q of x(q + tap) * dy(q)
-//! partial[part, c]      = sum over them of dy(q), where the bias' gradient is asked for as well
+//! partial[slice, c, tap] = sum over the slice's positions q of x(q + tap) * dy(q)
+//! partial[slice, c]      = sum over them of dy(q), if the bias gradient is asked for
+//!
+//!     one threadgroup = one tile of an image's H x W slice, marching along a chunk of its depth:
+//!     x frame -> shared memory    dy of the last KD frames -> registers    accumulators [kw, kh, kd]
 //! ```
 //!
-//! A part is a tile of an image's plane, marching along a chunk of its depth. A unit holds a sum for every
-//! tap, and dy of its sites for the last KD frames; per frame, site and tap one multiply-add. At the end the
-//! units' sums meet in shared memory, some taps at a time, in a fixed order. Bytes: x once (with the tile's
-//! rim a little more), dy once. Declined: strides, dilation and windows of more than 80 taps
-//! ([`super::weight`] takes them).
+//! Layouts: x and dy with any strides; the partials are fp32, in the weight's order, and `reduce.rs` adds
+//! them.
 //!
-//! The bias' gradient costs 1 % of the sweep for 75 taps and 7 % for 27 (H200, f32: 0.725 to 0.734 and 0.119
-//! to 0.128 ms; a sweep of its own takes 0.130 and 0.050).
+//! A thread holds an accumulator for every tap, and dy of its positions for the last KD frames; per frame,
+//! position and tap there is one multiply-add. At the end the threads' accumulators are added in shared
+//! memory, some taps at a time, in a fixed order. The bias gradient costs far less here than a pass of its
+//! own over dy. Bytes: x once (with the tile's halo), dy once. FLOP of a frame: `2 * threads * rows * taps`.
+//!
+//! Declined: stride, dilation and windows of more than 80 taps ([`super::weight`] serves strides and
+//! dilation).
 
 use crate::conv3d::frames::{
-    Sums, Tile, Tiling, Unit, places, read_column, read_frame, sum_units, write_frame,
+    FrameTile, FrameTiling, ReductionLayout, ThreadWork, load_offsets, read_column, read_frame,
+    reduce_threads, write_frame,
 };
 use crate::conv3d::gemm::index::Walk;
 use crate::conv3d::problem::PaddingMode;
@@ -25,91 +31,94 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-#[allow(clippy::too_many_arguments)]
 pub(super) fn staged_weight_kernel<E: Float, O: Float>(
     source: &[E],
     dy: &[E],
     out: &mut [O],
     walk: Walk,
-    tiling: Tiling,
-    part_stride: usize,
+    tiling: FrameTiling,
+    slice_stride: usize,
     span: Span,
     #[comptime] bias: bool,
     #[comptime] padding: PaddingMode,
-    #[comptime] tile: Tile,
+    #[comptime] tile: FrameTile,
     #[define(E)] _dtype: ElemType,
     #[define(O)] _out_dtype: ElemType,
 ) {
-    // The whole cube leaves together: barriers follow.
+    // The whole threadgroup exits: barriers follow.
     if span.is_idle() {
         terminate!();
     }
-    let unit = tiling.unit(span.index() as u32, tile);
-    let places = places(&walk, &unit, padding, tile);
-    let base = walk.source_at(unit.n, unit.c);
-    let dy_column = walk.out_at(unit.n, unit.c) + walk.width.out_offset(unit.w);
+    let work = tiling.thread_work(span.index() as u32, tile);
+    let offsets = load_offsets(&walk, &work, padding, tile);
+    let base = walk.source_at(work.n, work.c);
+    let dy_column = walk.out_at(work.n, work.c) + walk.width.out_offset(work.w);
 
-    let mut stage = Shared::<[f32]>::new_slice(comptime!(tile.loads() * tile.units));
-    // sums[(column * KH + row) * KD + depth], and that of dy.
-    let sums = Registers::<f32>::new(comptime!(tile.count() + usize::from(bias)), 0.0f32);
-    // recent[age * rows + site]: dy of the window that this frame is depth tap `age` of.
+    let mut stage = Shared::<[f32]>::new_slice(comptime!(tile.loads() * tile.threads));
+    // sums[(column * KH + row) * KD + depth], then the sum of dy.
+    let sums = Registers::<f32>::new(comptime!(tile.tap_count() + usize::from(bias)), 0.0f32);
+    // recent[age * rows + row]: dy of the position for which this frame is depth tap `age`.
     let recent = Registers::<f32>::new(comptime!(tile.taps[0] * tile.rows), 0.0f32);
-    let ahead = comptime!(tile.taps[0] as u32 - 1);
-    let mut frame = unit.first;
-    let values = read_frame(source, base, &walk, frame, true.runtime(), &places, padding, tile);
+    let halo = comptime!(tile.taps[0] as u32 - 1);
+    let mut frame = work.first;
+    let values = read_frame(source, base, &walk, frame, true.runtime(), &offsets, padding, tile);
     write_frame(&values, &mut stage, tile);
-    read_sites(dy, &walk, &tiling, &unit, dy_column, frame, &recent, tile);
-    add_sites(&recent, &sums, bias, tile);
+    read_gradients(dy, &walk, &tiling, &work, dy_column, frame, &recent, tile);
+    add_bias(&recent, &sums, bias, tile);
     sync_cube();
-    while frame < unit.end + ahead {
-        // The next frame is read while this one is multiplied; past the last there is nothing to read.
-        let exists = frame + 1u32 < unit.end + ahead;
-        let next = read_frame(source, base, &walk, frame + 1u32, exists, &places, padding, tile);
-        add_frame(&stage, unit.corner, &recent, &sums, tile);
+    while frame < work.end + halo {
+        // The next frame is prefetched while this one is multiplied; past the last there is nothing to load.
+        let exists = frame + 1u32 < work.end + halo;
+        let next = read_frame(source, base, &walk, frame + 1u32, exists, &offsets, padding, tile);
+        add_frame(&stage, work.corner, &recent, &sums, tile);
         recent.shift(tile.rows);
-        read_sites(dy, &walk, &tiling, &unit, dy_column, frame + 1u32, &recent, tile);
+        read_gradients(dy, &walk, &tiling, &work, dy_column, frame + 1u32, &recent, tile);
         sync_cube();
         write_frame(&next, &mut stage, tile);
-        add_sites(&recent, &sums, bias, tile);
+        add_bias(&recent, &sums, bias, tile);
         frame += 1u32;
         sync_cube();
     }
-    let part = (unit.n * tiling.cubes + unit.cube) as usize * part_stride;
-    let first_out = part + unit.c as usize * tile.count();
-    let bias_out = part + tiling.channel_count as usize * tile.count() + unit.c as usize;
-    let of = comptime!(Sums::of(&tile, 1, bias));
-    sum_units(&sums, &mut stage, out, first_out, 0usize.runtime(), bias_out, of);
+    let slice = (work.n * tiling.threadgroups + work.threadgroup) as usize * slice_stride;
+    let out_base = slice + work.c as usize * tile.tap_count();
+    let bias_out = slice + tiling.channel_count as usize * tile.tap_count() + work.c as usize;
+    let of = comptime!(ReductionLayout::of(&tile, 1, bias));
+    reduce_threads(&sums, &mut stage, out, out_base, 0usize.runtime(), bias_out, of);
 }
 
-/// Adds dy of a frame, as [`read_sites`] has read it, to the sum behind those of the taps.
+/// Adds a frame's dy, as [`read_gradients`] has loaded it, to the sum behind those of the taps.
 #[cube]
-fn add_sites(recent: &Registers<f32>, sums: &Registers<f32>, #[comptime] bias: bool, #[comptime] tile: Tile) {
+fn add_bias(
+    recent: &Registers<f32>,
+    sums: &Registers<f32>,
+    #[comptime] bias: bool,
+    #[comptime] tile: FrameTile,
+) {
     if comptime!(bias) {
         #[unroll]
-        for site in 0..tile.rows {
-            sums.set(tile.count(), sums.get(tile.count()) + recent.get(site));
+        for row_of_thread in 0..tile.rows {
+            sums.set(tile.tap_count(), sums.get(tile.tap_count()) + recent.get(row_of_thread));
         }
     }
 }
 
-/// Reads dy of a unit's windows of a frame: zero past the chunk's last and outside the plane.
+/// Loads dy of a thread's positions of a frame: zero past the chunk's last frame and outside the H x W slice.
 #[cube]
-#[allow(clippy::too_many_arguments)]
-fn read_sites<E: Float>(
+fn read_gradients<E: Float>(
     dy: &[E],
     walk: &Walk,
-    tiling: &Tiling,
-    unit: &Unit,
+    tiling: &FrameTiling,
+    work: &ThreadWork,
     dy_column: usize,
     frame: u32,
     recent: &Registers<f32>,
-    #[comptime] tile: Tile,
+    #[comptime] tile: FrameTile,
 ) {
     #[unroll]
     for i in 0..tile.rows {
-        let row = unit.h + i as u32;
+        let row = work.h + i as u32;
         let mut value = 0.0f32;
-        if frame < unit.end && row < tiling.height && unit.w < tiling.width {
+        if frame < work.end && row < tiling.height && work.w < tiling.width {
             let at = dy_column + walk.depth.out_offset(frame) + walk.height.out_offset(row);
             value = f32::cast_from(dy[at]);
         }
@@ -117,14 +126,14 @@ fn read_sites<E: Float>(
     }
 }
 
-/// Adds a frame's products.
+/// Accumulates one frame.
 #[cube]
 fn add_frame(
     stage: &Shared<[f32]>,
     corner: usize,
     recent: &Registers<f32>,
     sums: &Registers<f32>,
-    #[comptime] tile: Tile,
+    #[comptime] tile: FrameTile,
 ) {
     #[unroll]
     for column in 0..tile.taps[2] {
@@ -135,9 +144,12 @@ fn add_frame(
             for age in 0..tile.taps[0] {
                 let tap = comptime!((column * tile.taps[1] + row) * tile.taps[0] + age);
                 #[unroll]
-                for site in 0..tile.rows {
-                    let gradient = recent.get(comptime!(age * tile.rows + site));
-                    sums.set(tap, fma(*values.index(comptime!(row + site)), gradient, sums.get(tap)));
+                for row_of_thread in 0..tile.rows {
+                    let gradient = recent.get(comptime!(age * tile.rows + row_of_thread));
+                    sums.set(
+                        tap,
+                        fma(*values.index(comptime!(row + row_of_thread)), gradient, sums.get(tap)),
+                    );
                 }
             }
         }

@@ -1,16 +1,23 @@
-//! Depthwise weight gradient: one cube per channel and part of the windows.
+//! Depthwise weight gradient for any stride and dilation: one threadgroup per channel and split-K slice.
 //!
 //! ```text
-//! partial[part, c, tap] = sum over the part's windows q of x(q + tap) * dy(q)
+//! partial[slice, c, tap] = sum over the slice's positions q of x(q * stride + tap * dilation - pad) * dy(q)
+//!
+//!     marches of the channel (all images)   | slice 0        | slice 1        | ..      one threadgroup each
+//!     of a slice                            | thread 0, 1, 2, .., threads - 1, 0, 1, .. one march at a time
 //! ```
 //!
-//! A unit marches along depth with one sum per tap in registers: per frame KH * KW values of x and one of dy
-//! are read for KD * KH * KW products; the last KD values of dy wait in registers. Of a window with more taps
-//! than registers hold, a cube takes one depth tap. At the end the units' sums meet in shared memory, in a
-//! fixed order. Bytes: x and dy once from memory (KD times from the cache). `units * (taps + 1) * 4` bytes of
-//! shared memory.
+//! Layouts: x and dy with any strides; the partials are fp32, in the weight's order, and `reduce.rs` adds
+//! them.
+//!
+//! A thread marches along depth with one accumulator per tap in registers: per frame it loads KH * KW
+//! elements of x and one of dy for KD * KH * KW multiply-adds; the last KD values of dy stay in registers. If
+//! the window has more taps than registers hold, a threadgroup computes one depth tap. At the end the
+//! threads' accumulators are added in shared memory, in a fixed order. Bytes: x and dy once from device
+//! memory (KD times from the cache), and `threads * (taps + 1) * 4` bytes of shared memory. FLOP:
+//! `2 * positions * taps` per channel. Declined: as [`super::march`].
 
-use super::march::{Plane, Share, Window, plane, read_frame};
+use super::march::{MarchWindow, MarchWork, WindowOffsets, read_frame, window_offsets};
 use crate::conv3d::gemm::index::Walk;
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
@@ -18,113 +25,110 @@ use crate::registers::Registers;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-/// Sums that a unit holds at most.
-pub(super) const MOST_SUMS: usize = 32;
+/// Accumulators of a thread at most.
+pub(super) const MAX_SUMS: usize = 32;
 
-/// Units of a cube whose sums fit shared memory.
-pub(super) fn units(sums: usize) -> usize {
+/// Threads of a threadgroup whose accumulators fit shared memory.
+pub(super) fn threads(sums: usize) -> usize {
     if sums <= 28 { 256 } else { 64 }
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-#[allow(clippy::too_many_arguments)]
 pub(super) fn weight_kernel<E: Float, O: Float>(
     source: &[E],
     dy: &[E],
     out: &mut [O],
     walk: Walk,
-    share: Share,
-    part_length: usize,
+    work: MarchWork,
+    slice_length: usize,
     span: Span,
     #[comptime] padding: PaddingMode,
-    #[comptime] window: Window,
+    #[comptime] window: MarchWindow,
     #[define(E)] _dtype: ElemType,
     #[define(O)] _out_dtype: ElemType,
 ) {
-    // The whole cube leaves together: barriers follow.
+    // The whole threadgroup exits: barriers follow.
     if span.is_idle() {
         terminate!();
     }
-    let (rest, depth_tap) = share.cubes.div_mod(span.index() as u32);
-    let (part, c) = share.channels.div_mod(rest);
-    let first = part as usize * part_length;
-    let end = min(first + part_length, share.marches as usize);
-    let taps = comptime!(window.count());
-    let units = window.units;
+    let (rest, depth_tap) = work.threadgroups.div_mod(span.index() as u32);
+    let (slice, c) = work.channels.div_mod(rest);
+    let first = slice as usize * slice_length;
+    let end = min(first + slice_length, work.marches as usize);
+    let taps = comptime!(window.tap_count());
+    let threads = window.threads;
     let sums = Registers::<f32>::new(taps, 0.0f32);
     let mut index = first + UNIT_POS as usize;
     while index < end {
-        march(source, dy, &walk, &share, index as u32, c, depth_tap, &sums, padding, window);
-        index += units;
+        march(source, dy, &walk, &work, index as u32, c, depth_tap, &sums, padding, window);
+        index += threads;
     }
 
-    let mut shared = Shared::<[f32]>::new_slice(comptime!(units * (taps + 1)));
-    let unit = UNIT_POS as usize;
+    let mut shared = Shared::<[f32]>::new_slice(comptime!(threads * (taps + 1)));
+    let thread = UNIT_POS as usize;
     #[unroll]
     for tap in 0..taps {
-        shared[unit * comptime!(taps + 1) + tap] = sums.get(tap);
+        shared[thread * comptime!(taps + 1) + tap] = sums.get(tap);
     }
     sync_cube();
-    let first_out =
-        (part * share.channel_count + c) as usize * share.taps as usize + depth_tap as usize * taps;
-    // Segments of units first, then the segments of each tap: sixteen sixteens at most.
-    let segments = comptime!((units / taps).clamp(1, 16));
+    let out_base = (slice * work.channel_count + c) as usize * work.taps as usize + depth_tap as usize * taps;
+    // Segments of threads first, then the segments of each tap: at most 16 segments.
+    let segments = comptime!((threads / taps).clamp(1, 16));
     let mut total = 0.0f32;
-    let mut item = unit;
+    let mut item = thread;
     while item < comptime!(segments * taps) {
         let segment = item / taps;
         let tap = item % taps;
         total = 0.0f32;
-        for other in segment * units / segments..(segment + 1usize) * units / segments {
+        for other in segment * threads / segments..(segment + 1usize) * threads / segments {
             total += shared[other * comptime!(taps + 1) + tap];
         }
         if comptime!(segments == 1) {
-            out[first_out + tap] = O::cast_from(total);
+            out[out_base + tap] = O::cast_from(total);
         }
-        item += units;
+        item += threads;
     }
     if comptime!(segments > 1) {
         sync_cube();
-        if unit < comptime!(segments * taps) {
-            shared[unit] = total;
+        if thread < comptime!(segments * taps) {
+            shared[thread] = total;
         }
         sync_cube();
-        if unit < taps {
+        if thread < taps {
             let mut sum = 0.0f32;
             for segment in 0..segments {
-                sum += shared[segment * taps + unit];
+                sum += shared[segment * taps + thread];
             }
-            out[first_out + unit] = O::cast_from(sum);
+            out[out_base + thread] = O::cast_from(sum);
         }
     }
 }
 
-/// Adds one march: a chunk of frames at one place of one image's plane.
+/// Accumulates one march: a chunk of frames at one position of one image's H x W slice.
 #[cube]
-#[allow(clippy::too_many_arguments)]
 fn march<E: Float>(
     source: &[E],
     dy: &[E],
     walk: &Walk,
-    share: &Share,
+    work: &MarchWork,
     index: u32,
     c: u32,
     depth_tap: u32,
     sums: &Registers<f32>,
     #[comptime] padding: PaddingMode,
-    #[comptime] window: Window,
+    #[comptime] window: MarchWindow,
 ) {
-    let (rest, w) = share.width.div_mod(index);
-    let (rest, h) = share.blocks.div_mod(rest);
-    let (n, chunk) = share.chunks.div_mod(rest);
-    let first = chunk * share.chunk;
-    let end = min(first + share.chunk, share.depth);
+    let (rest, w) = work.width.div_mod(index);
+    let (rest, h) = work.blocks.div_mod(rest);
+    let (n, chunk) = work.chunks.div_mod(rest);
+    let first = chunk * work.chunk;
+    let end = min(first + work.chunk, work.depth);
     let base = walk.source_at(n, c);
-    let plane = plane(walk, h, w, padding, window);
+    let offsets = window_offsets(walk, h, w, padding, window);
     let dy_column = walk.out_at(n, c) + walk.height.out_offset(h) + walk.width.out_offset(w);
-    // recent[age]: dy of the window that this frame is depth tap `age` of.
+    // recent[age]: dy of the position for which this frame is depth tap `age`.
     let recent = Registers::<f32>::new(window.taps[0], 0.0f32);
-    if comptime!(window.marches) {
+    if comptime!(window.reuses_frames) {
         for frame in first..end + comptime!(window.taps[0] as u32 - 1) {
             recent.shift(1usize);
             let mut youngest = 0.0f32;
@@ -134,7 +138,7 @@ fn march<E: Float>(
             recent.set(0usize, youngest);
             let (at, inside) = walk.depth.place(walk.depth.coordinate(frame), padding);
             if inside {
-                add_frame(source, base + at, &plane, &recent, sums, 0usize, window.taps[0], window);
+                add_frame(source, base + at, &offsets, &recent, sums, 0usize, window.taps[0], window);
             }
         }
     } else {
@@ -147,27 +151,26 @@ fn march<E: Float>(
                     walk.depth.coordinate(d) + ((depth_tap + tap as u32) * walk.depth.step) as i32;
                 let (at, inside) = walk.depth.place(coordinate, padding);
                 if inside {
-                    add_frame(source, base + at, &plane, &recent, sums, tap, comptime!(tap + 1), window);
+                    add_frame(source, base + at, &offsets, &recent, sums, tap, comptime!(tap + 1), window);
                 }
             }
         }
     }
 }
 
-/// Adds a frame's products with dy for depth taps `first_tap..end_tap`.
+/// Accumulates a frame times dy for depth taps `first_tap..end_tap`.
 #[cube]
-#[allow(clippy::too_many_arguments)]
 fn add_frame<E: Float>(
     source: &[E],
     frame: usize,
-    plane: &Plane,
+    offsets: &WindowOffsets,
     recent: &Registers<f32>,
     sums: &Registers<f32>,
     #[comptime] first_tap: usize,
     #[comptime] end_tap: usize,
-    #[comptime] window: Window,
+    #[comptime] window: MarchWindow,
 ) {
-    let values = read_frame(source, frame, plane, window.taps[1], window.taps[2]);
+    let values = read_frame(source, frame, offsets, window.taps[1], window.taps[2]);
     #[unroll]
     for cell in 0..comptime!(window.taps[1] * window.taps[2]) {
         #[unroll]

@@ -1,102 +1,102 @@
-//! The tile of a head and what it costs.
+//! The tile of a layer with few output channels, and what it costs.
 
-use crate::conv3d::frames::Tile;
+use crate::conv3d::frames::FrameTile;
 use crate::conv3d::gemm::walk::{AxisWalk, Walks};
 use crate::conv3d::plan::Pass;
 
-/// Results of a group that are served.
-pub(super) const MOST_RESULTS: usize = 4;
+/// Output channels per group that are served.
+pub(super) const MAX_OUTPUTS: usize = 4;
 
-/// Bytes of shared memory of a cube.
-const MOST_BYTES: usize = 24 * 1024;
+/// Bytes of shared memory of a threadgroup.
+const MAX_SHARED_BYTES: usize = 24 * 1024;
 
-/// Registers for a weight gradient's sums, dy and the elements that meet it.
-const MOST_WEIGHT_NUMBERS: usize = 112;
+/// Registers of a weight gradient for accumulators, dy and the elements that it is multiplied with.
+const MAX_WEIGHT_REGISTERS: usize = 112;
 
-/// Units of a weight gradient's cube: an NVIDIA multiprocessor's registers hold a single cube of 256, beside
-/// which nobody would multiply while it reads.
-const MOST_WEIGHT_UNITS: usize = 128;
+/// Threads of a weight gradient's threadgroup. 256 would fill an NVIDIA multiprocessor's registers with one
+/// threadgroup, and nothing would hide its load latency.
+const MAX_WEIGHT_THREADS: usize = 128;
 
-/// Registers for sums, the weights of a window's column and the elements that meet them. An Apple GPU has 128
-/// for a unit, of which addresses and what is on its way from memory take the rest.
-const MOST_NUMBERS: usize = 96;
+/// Registers for accumulators, one column of weights and the elements it is multiplied with. An Apple GPU has
+/// 128 per thread; addresses and loads in flight need the rest.
+const MAX_REGISTERS: usize = 96;
 
-/// How the sites of one group's results are shared out.
+/// The output positions of a threadgroup; each thread computes all output channels of the group for its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FewOutputsTile {
-    /// Frames of a cube, all of them a unit's own.
+    /// Frames of a threadgroup; every thread computes all of them.
     pub frames: usize,
-    /// Sites of a unit along H in each of its frames.
+    /// Output positions of a thread along H, in each of its frames.
     pub rows: usize,
-    /// Sites of a cube along W.
+    /// Output positions of a threadgroup along W.
     pub columns: usize,
-    /// Units of a cube.
-    pub units: usize,
-    /// Whether the next channel is read before this one is multiplied, into registers. Otherwise other cubes
-    /// of the multiprocessor multiply in the meantime.
-    pub ahead: bool,
+    /// Threads of a threadgroup.
+    pub threads: usize,
+    /// Whether the next channel is prefetched into registers while this one is multiplied. Without it, other
+    /// threadgroups on the multiprocessor hide the load latency.
+    pub prefetch: bool,
 }
 
 impl FewOutputsTile {
     /// The name used in tables and reports.
     pub fn name(&self) -> String {
-        let height = self.rows * self.units / self.columns;
-        let ahead = if self.ahead { "_ahead" } else { "" };
-        format!("{}x{height}x{}_{}{ahead}", self.frames, self.columns, self.units)
+        let height = self.rows * self.threads / self.columns;
+        let suffix = if self.prefetch { "_ahead" } else { "" };
+        format!("{}x{height}x{}_{}{suffix}", self.frames, self.columns, self.threads)
     }
 }
 
-/// What of a head is compiled in.
+/// The kernels' compile-time constants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Shape {
-    /// Of a frame.
-    pub(super) plane: Tile,
+pub(super) struct FewOutputsShape {
+    /// The tile in each frame.
+    pub(super) tile: FrameTile,
     pub(super) frames: usize,
-    /// Channels of the result per group.
-    pub(super) results: usize,
-    pub(super) ahead: bool,
+    /// Output channels per group.
+    pub(super) outputs: usize,
+    pub(super) prefetch: bool,
 }
 
-impl Shape {
-    pub(super) fn of(walks: &Walks, results: usize, tile: &FewOutputsTile) -> Self {
-        let FewOutputsTile { frames, rows, columns, units, ahead } = *tile;
-        let plane = Tile { taps: walks.map(|walk| walk.taps), rows, columns, units };
-        Self { plane, frames, results, ahead }
+impl FewOutputsShape {
+    pub(super) fn of(walks: &Walks, outputs: usize, tile: &FewOutputsTile) -> Self {
+        let FewOutputsTile { frames, rows, columns, threads, prefetch } = *tile;
+        let tile = FrameTile { taps: walks.map(|walk| walk.taps), rows, columns, threads };
+        Self { tile, frames, outputs, prefetch }
     }
 
-    /// Frames of the source that shared memory holds.
+    /// Source frames in shared memory.
     pub(super) fn source_frames(&self) -> usize {
-        self.frames + self.plane.taps[0] - 1
+        self.frames + self.tile.taps[0] - 1
     }
 
-    /// Elements of such a frame, those behind its end included.
+    /// Elements of such a frame, row padding included.
     pub(super) fn frame_elements(&self) -> usize {
-        self.plane.loads() * self.plane.units
+        self.tile.loads() * self.tile.threads
     }
 
-    /// Elements of a channel that a unit reads at most.
+    /// Elements of a channel that each thread loads.
     pub(super) fn loads(&self) -> usize {
-        self.source_frames() * self.plane.loads()
+        self.source_frames() * self.tile.loads()
     }
 
-    /// Weights of a column of the window.
-    pub(super) fn factors(&self) -> usize {
-        self.plane.taps[0] * self.plane.taps[1] * self.results
+    /// Weights of one window column.
+    pub(super) fn column_weights(&self) -> usize {
+        self.tile.taps[0] * self.tile.taps[1] * self.outputs
     }
 
-    /// Vectors of four of them.
-    pub(super) fn vectors(&self) -> usize {
-        self.factors().div_ceil(4)
+    /// Vectors of four weights per window column.
+    pub(super) fn column_vectors(&self) -> usize {
+        self.column_weights().div_ceil(4)
     }
 
     /// Vectors of a channel's weights.
     pub(super) fn weight_vectors(&self) -> usize {
-        self.plane.taps[2] * self.vectors()
+        self.tile.taps[2] * self.column_vectors()
     }
 
-    /// Sums of a unit.
+    /// Accumulators of a thread.
     pub(super) fn sums(&self) -> usize {
-        self.frames * self.plane.rows * self.results
+        self.frames * self.tile.rows * self.outputs
     }
 
     /// Bytes of threadgroup memory.
@@ -105,51 +105,50 @@ impl Shape {
     }
 
     fn fits(&self, pass: Pass) -> bool {
-        let column = self.plane.rows + self.plane.taps[1] - 1;
+        let column = self.tile.rows + self.tile.taps[1] - 1;
         if pass == Pass::WeightGradient {
-            let sums = self.plane.count() * self.results;
-            return sums + self.sums() + column <= MOST_WEIGHT_NUMBERS
-                && self.plane.loads() <= self.plane.units
-                && self.plane.units <= MOST_WEIGHT_UNITS
-                && self.shared_bytes() <= MOST_BYTES;
+            let sums = self.tile.tap_count() * self.outputs;
+            return sums + self.sums() + column <= MAX_WEIGHT_REGISTERS
+                && self.tile.loads() <= self.tile.threads
+                && self.tile.threads <= MAX_WEIGHT_THREADS
+                && self.shared_bytes() <= MAX_SHARED_BYTES;
         }
-        self.sums() + 4 * self.vectors() + column <= MOST_NUMBERS
-            && self.weight_vectors() <= self.plane.units
-            && self.shared_bytes() <= MOST_BYTES
+        self.sums() + 4 * self.column_vectors() + column <= MAX_REGISTERS
+            && self.weight_vectors() <= self.tile.threads
+            && self.shared_bytes() <= MAX_SHARED_BYTES
     }
 
-    /// Cubes of one group of one image.
-    pub(super) fn cubes(&self, walks: &Walks) -> usize {
+    /// Threadgroups of one group of one image.
+    pub(super) fn threadgroups(&self, walks: &Walks) -> usize {
         let [depth, height, width] = walks.map(|walk| walk.sites);
-        depth.div_ceil(self.frames) * self.plane.tiles(height, width).iter().product::<usize>()
+        depth.div_ceil(self.frames) * self.tile.tiles(height, width).iter().product::<usize>()
     }
 
-    /// Instructions of all units for a channel: products, reads of shared memory (a vector of weights counts
-    /// twice), what brings the channel there, and the 32-byte sectors of its rows.
+    /// Instructions of all threads per channel: multiply-adds, shared-memory loads (a vector of weights
+    /// counts twice), the global loads, and the 32-byte sectors of the rows loaded.
     fn cost(&self, walks: &Walks, pass: Pass) -> usize {
-        let Tile { taps, rows, units, .. } = self.plane;
-        let products = self.sums() * self.plane.count();
-        let values = self.source_frames() * taps[2] * (rows + taps[1] - 1) * self.plane.passes();
+        let FrameTile { taps, rows, threads, .. } = self.tile;
+        let products = self.sums() * self.tile.tap_count();
+        let values = self.source_frames() * taps[2] * (rows + taps[1] - 1) * self.tile.bank_passes();
         let sectors =
-            self.source_frames() * (self.plane.height() + taps[1] - 1) * (self.plane.stride() / 8 + 1);
-        // A weight gradient places its elements anew for every tile, and reads dy where the others read
-        // weights.
+            self.source_frames() * (self.tile.height() + taps[1] - 1) * (self.tile.row_pitch() / 8 + 1);
+        // A weight gradient recomputes its load offsets for every tile, and loads dy in place of weights.
         let other = match pass {
-            Pass::WeightGradient => 5 * self.sums() + 20 * self.plane.loads() + 6 * self.source_frames(),
+            Pass::WeightGradient => 5 * self.sums() + 20 * self.tile.loads() + 6 * self.source_frames(),
             _ => 2 * self.weight_vectors(),
         };
-        let of_unit = products + values + other + 5 * self.loads() + 60;
-        self.cubes(walks) * (units * of_unit + 64 * sectors)
+        let per_thread = products + values + other + 5 * self.loads() + 60;
+        self.threadgroups(walks) * (threads * per_thread + 64 * sectors)
     }
 }
 
 const FRAMES: [usize; 6] = [1, 2, 3, 4, 6, 8];
 const ROWS: [usize; 4] = [1, 2, 4, 8];
 const COLUMNS: [usize; 4] = [8, 16, 32, 64];
-const UNITS: [usize; 3] = [64, 128, 256];
+const THREADS: [usize; 3] = [64, 128, 256];
 
-/// Every tile of some frames that fits, for windows that move by one element.
-fn fitting(walks: &Walks, pass: Pass, results: usize, frames: &[usize]) -> Vec<Shape> {
+/// Every tile with one of these frame counts that fits; none unless stride and dilation are 1.
+fn fitting(walks: &Walks, pass: Pass, outputs: usize, frames: &[usize]) -> Vec<FewOutputsShape> {
     let mut shapes = Vec::new();
     if !walks.iter().all(AxisWalk::is_dense) {
         return shapes;
@@ -158,9 +157,9 @@ fn fitting(walks: &Walks, pass: Pass, results: usize, frames: &[usize]) -> Vec<S
         for rows in ROWS {
             for columns in COLUMNS {
                 shapes.extend(
-                    UNITS
-                        .map(|units| FewOutputsTile { frames, rows, columns, units, ahead: false })
-                        .map(|tile| Shape::of(walks, results, &tile))
+                    THREADS
+                        .map(|threads| FewOutputsTile { frames, rows, columns, threads, prefetch: false })
+                        .map(|tile| FewOutputsShape::of(walks, outputs, &tile))
                         .into_iter()
                         .filter(|shape| shape.fits(pass)),
                 );
@@ -170,35 +169,35 @@ fn fitting(walks: &Walks, pass: Pass, results: usize, frames: &[usize]) -> Vec<S
     shapes
 }
 
-impl From<Shape> for FewOutputsTile {
-    fn from(shape: Shape) -> Self {
-        let Tile { rows, columns, units, .. } = shape.plane;
-        Self { frames: shape.frames, rows, columns, units, ahead: shape.ahead }
+impl From<FewOutputsShape> for FewOutputsTile {
+    fn from(shape: FewOutputsShape) -> Self {
+        let FrameTile { rows, columns, threads, .. } = shape.tile;
+        Self { frames: shape.frames, rows, columns, threads, prefetch: shape.prefetch }
     }
 }
 
-/// Whether the tile is one of those for the walk.
-pub(super) fn is_offered(walks: &Walks, pass: Pass, results: usize, tile: &FewOutputsTile) -> bool {
-    let FewOutputsTile { frames, rows, columns, units, .. } = tile;
+/// Whether the tile is one of those that [`cheapest`] chooses from.
+pub(super) fn is_offered(walks: &Walks, pass: Pass, outputs: usize, tile: &FewOutputsTile) -> bool {
+    let FewOutputsTile { frames, rows, columns, threads, .. } = tile;
     walks.iter().all(AxisWalk::is_dense)
         && FRAMES.contains(frames)
         && ROWS.contains(rows)
         && COLUMNS.contains(columns)
-        && UNITS.contains(units)
-        && !(tile.ahead && pass == Pass::WeightGradient)
-        && Shape::of(walks, results, tile).fits(pass)
+        && THREADS.contains(threads)
+        && !(tile.prefetch && pass == Pass::WeightGradient)
+        && FewOutputsShape::of(walks, outputs, tile).fits(pass)
 }
 
-/// The cheapest tile of these frames, of any where there are none given.
+/// The cheapest tile with this number of frames, or with any.
 pub(super) fn cheapest(
     walks: &Walks,
     pass: Pass,
-    results: usize,
+    outputs: usize,
     frames: Option<usize>,
 ) -> Option<FewOutputsTile> {
     let shapes = match frames {
-        Some(frames) => fitting(walks, pass, results, &[frames]),
-        None => fitting(walks, pass, results, &FRAMES),
+        Some(frames) => fitting(walks, pass, outputs, &[frames]),
+        None => fitting(walks, pass, outputs, &FRAMES),
     };
     shapes.into_iter().min_by_key(|shape| shape.cost(walks, pass)).map(FewOutputsTile::from)
 }

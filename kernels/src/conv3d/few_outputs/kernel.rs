@@ -1,31 +1,35 @@
-//! Heads, layers of few result channels per group, of dense windows: stride and dilation 1. Forward pass, and
-//! input gradient with dy for the source and the channels of dx for the results.
+//! Layers with few output channels per group, stride and dilation 1: the forward pass, and the input gradient
+//! with dy as the source and the channels of dx as the outputs.
 //!
 //! ```text
 //! y[n, o, d, h, w] = activation( bias[o] + sum over c, kd, kh, kw of
 //!                                x[n, c, d + kd, h + kh, w + kw] * weight[o, c, kd, kh, kw] )
 //!
-//!          columns + KW - 1         a cube:  a tile of the plane (`crate::conv3d::frames`) in `frames`
-//!      +----------------------+              frames, all results of a group; for each of the group's
-//!      |  unit | unit | unit  |              channels the window of the tile lies in shared memory,
-//!      |  unit | unit | unit  |              frames + KD - 1 frames of it, beside the channel's weights
-//!      +----------------------+              [kw, kh, kd, o]
-//!                                   a unit:  frames * rows * results sums in registers, rows along H,
-//!                                            lanes along W
+//!          columns + KW - 1             a threadgroup: a tile of the H x W slice (`conv3d::frames`) in
+//!      +--------------------------+                    `frames` frames, all outputs of a group; per channel
+//!      | thread | thread | thread |                    shared memory holds frames + KD - 1 source frames and
+//!      | thread | thread | thread |                    the channel's weights [kw, kh, kd, o]
+//!      +--------------------------+     a thread:      frames * rows * outputs accumulators, rows along H,
+//!                                                      lanes along W
 //! ```
 //!
-//! Per channel and column of the window a unit takes the column's `KH * KD * results` weights from shared
-//! memory into registers, and keeps them for all frames and rows: `frames * rows` multiply-adds for each. A
-//! frame's `rows + KH - 1` elements meet all depth taps whose result lies in the cube; those that would reach
-//! past it are not computed. 3x3x3, three results, four frames of four rows: 1296 multiply-adds for 108
-//! elements and 21 vectors of weights, 30 elements from memory and two barriers. Bytes of a cube:
-//! `(frames + KD - 1) * (rim of the tile)` elements of every channel, its weights, and its results once. A
-//! sum that is split leaves fp32 partials for `reduce.rs`. Declined: strides, dilation, more than four
-//! results per group, windows whose column of weights does not fit the registers ([`super::config`]).
+//! Layouts: any strides; `out` may be the fp32 partials of a split-K slice, which `reduce.rs` adds.
+//!
+//! Per channel and window column a thread loads the column's `KH * KD * outputs` weights from shared memory
+//! into registers and uses each for `frames * rows` multiply-adds. A frame's `rows + KH - 1` elements are
+//! used for all depth taps whose output frame is in the threadgroup. Example, 3x3x3, three outputs, four
+//! frames of four rows: 1296 multiply-adds per 108 elements and 21 weight vectors from shared memory, 30
+//! elements from device memory and two barriers.
+//!
+//! Bytes of a threadgroup: `(frames + KD - 1) * (tile with its halo)` elements of every channel, the weights,
+//! and its outputs once. FLOP: `2 * frames * rows * threads * outputs * taps` per channel.
+//!
+//! Declined: stride, dilation, more than four outputs per group, windows whose column of weights does not fit
+//! the registers ([`super::config`]).
 
-use super::config::Shape;
+use super::config::FewOutputsShape;
 use crate::activation::activate_by_code;
-use crate::conv3d::frames::{Places, Tiling, Unit, places};
+use crate::conv3d::frames::{FrameTiling, LoadOffsets, ThreadWork, load_offsets};
 use crate::conv3d::gemm::index::Walk;
 use crate::conv3d::plan::Pass;
 use crate::conv3d::problem::PaddingMode;
@@ -35,22 +39,22 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::std::FastDivmod;
 
-/// Weights that are read from shared memory at once.
+/// A vector of weights, read from shared memory at once.
 type Weights = Vector<f32, Const<4>>;
 
-/// How channels are shared out, beside the tiling of sites: parts of the sum are slowest in a cube's index,
-/// images come next.
+/// How channels are split over threadgroups, outside the tiling of positions: split-K slices are slowest in a
+/// threadgroup's index, images are next.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
-pub(super) struct Share {
+pub(super) struct ChannelSplit {
     pub(super) batch: FastDivmod<u32>,
-    /// Channels of the source in a group, and in a part of the sum.
+    /// Source channels per group, and per split-K slice.
     pub(super) channels: u32,
-    pub(super) part_channels: u32,
-    /// Elements of the result's partials.
-    pub(super) part_stride: usize,
+    pub(super) slice_channels: u32,
+    /// Elements of a slice's partial result.
+    pub(super) slice_stride: usize,
 }
 
-/// Offsets in a tensor, and whether an element lies there.
+/// Offsets in a tensor, and whether each element exists.
 #[derive(CubeType)]
 pub(super) struct Offsets {
     at: Sequence<usize>,
@@ -65,46 +69,46 @@ pub(super) fn few_outputs_kernel<E: Float, O: Float>(
     bias: ComptimeOption<&Tensor<E>>,
     out: &mut [O],
     walk: Walk,
-    tiling: Tiling,
-    share: Share,
+    tiling: FrameTiling,
+    split: ChannelSplit,
     span: Span,
     #[comptime] pass: Pass,
     #[comptime] padding: PaddingMode,
-    #[comptime] shape: Shape,
+    #[comptime] shape: FewOutputsShape,
     #[comptime] unroll: bool,
     #[define(E)] _dtype: ElemType,
     #[define(O)] _out_dtype: ElemType,
 ) {
-    // The whole cube leaves together: barriers follow.
+    // The whole threadgroup exits: barriers follow.
     if span.is_idle() {
         terminate!();
     }
-    let unit = tiling.unit(span.index() as u32, shape.plane);
-    let (part, n) = share.batch.div_mod(unit.n);
-    let mut c = part * share.part_channels;
-    let end = min(c + share.part_channels, share.channels);
-    let frames = frames(&walk, unit.first, padding, shape);
-    let places = places(&walk, &unit, padding, shape.plane);
-    let taps = taps(&walk, unit.c, pass, shape);
-    let base = walk.source_at(n, unit.c * share.channels);
+    let work = tiling.thread_work(span.index() as u32, shape.tile);
+    let (slice, n) = split.batch.div_mod(work.n);
+    let mut c = slice * split.slice_channels;
+    let end = min(c + split.slice_channels, split.channels);
+    let frames = frame_offsets(&walk, work.first, padding, shape);
+    let offsets = load_offsets(&walk, &work, padding, shape.tile);
+    let weight_offsets = weight_offsets(&walk, work.c, pass, shape);
+    let base = walk.source_at(n, work.c * split.channels);
     let mut window = Shared::<[f32]>::new_slice(comptime!(shape.source_frames() * shape.frame_elements()));
     let mut weights = Shared::<[Weights]>::new_slice(comptime!(shape.weight_vectors()));
-    // sums[(frame * results + result) * rows + row]
+    // sums[(frame * outputs + output) * rows + row]
     let sums = Registers::<f32>::new(comptime!(shape.sums()), 0.0f32);
 
-    if comptime!(shape.ahead) {
-        let values = read_channel(source, base + walk.source_channel(c), &frames, &places, c < end, shape);
-        let factors = read_weights(weight, walk.weight_channel(c), &taps, c < end);
+    if comptime!(shape.prefetch) {
+        let values = read_channel(source, base + walk.source_channel(c), &frames, &offsets, c < end, shape);
+        let factors = read_weights(weight, walk.weight_channel(c), &weight_offsets, c < end);
         write_channel(&values, &mut window, shape);
         write_weights(factors, &mut weights, shape);
         sync_cube();
         while c < end {
             c += 1u32;
-            // Past the last channel there is nothing to read.
+            // Past the last channel nothing is loaded.
             let values =
-                read_channel(source, base + walk.source_channel(c), &frames, &places, c < end, shape);
-            let factors = read_weights(weight, walk.weight_channel(c), &taps, c < end);
-            multiply(&window, unit.corner, &weights, &sums, shape, unroll);
+                read_channel(source, base + walk.source_channel(c), &frames, &offsets, c < end, shape);
+            let factors = read_weights(weight, walk.weight_channel(c), &weight_offsets, c < end);
+            multiply(&window, work.corner, &weights, &sums, shape, unroll);
             sync_cube();
             write_channel(&values, &mut window, shape);
             write_weights(factors, &mut weights, shape);
@@ -113,153 +117,159 @@ pub(super) fn few_outputs_kernel<E: Float, O: Float>(
     } else {
         while c < end {
             let values =
-                read_channel(source, base + walk.source_channel(c), &frames, &places, true.runtime(), shape);
-            let factors = read_weights(weight, walk.weight_channel(c), &taps, true.runtime());
-            // Every unit is done with the channel before.
+                read_channel(source, base + walk.source_channel(c), &frames, &offsets, true.runtime(), shape);
+            let factors = read_weights(weight, walk.weight_channel(c), &weight_offsets, true.runtime());
+            // Every thread has finished with the previous channel.
             sync_cube();
             write_channel(&values, &mut window, shape);
             write_weights(factors, &mut weights, shape);
             sync_cube();
-            multiply(&window, unit.corner, &weights, &sums, shape, unroll);
+            multiply(&window, work.corner, &weights, &sums, shape, unroll);
             c += 1u32;
         }
     }
-    // The window is read no more: the sums pass through it, so that what follows them is written once and not
-    // for each.
+    // The window is no longer needed. The sums go through it, so that the epilogue is a loop and not unrolled
+    // code for each sum.
     sync_cube();
-    let first_result = unit.c * comptime!(shape.results as u32);
-    let first_out =
-        walk.out_at(n, first_result) + walk.width.out_offset(unit.w) + part as usize * share.part_stride;
+    let first_output = work.c * comptime!(shape.outputs as u32);
+    let out_base =
+        walk.out_at(n, first_output) + walk.width.out_offset(work.w) + slice as usize * split.slice_stride;
     #[unroll]
-    for result in 0..shape.results {
-        let at = (first_result + result as u32) as usize;
+    for output in 0..shape.outputs {
+        let at = (first_output + output as u32) as usize;
         let bias: ComptimeOption<f32> = bias.as_ref().map(|bias| f32::cast_from(bias[at * bias.stride(0)]));
         let start = bias.unwrap_or_else(|| 0.0f32.runtime());
-        set_aside(&sums, &mut window, result, shape);
-        let first_out = first_out + walk.out_channel(result as u32);
-        write_result(out, &walk, &tiling, &unit, &window, start, first_out, shape);
+        stage_output(&sums, &mut window, output, shape);
+        let out_base = out_base + walk.out_channel(output as u32);
+        write_output(out, &walk, &tiling, &work, &window, start, out_base, shape);
     }
 }
 
-/// Where the frames of the window lie in a channel, and whether they do.
+/// Offsets of the window's frames within a channel, and whether each is inside.
 #[cube]
-pub(super) fn frames(
+pub(super) fn frame_offsets(
     walk: &Walk,
     first: u32,
     #[comptime] padding: PaddingMode,
-    #[comptime] shape: Shape,
+    #[comptime] shape: FewOutputsShape,
 ) -> Offsets {
     let mut at = Sequence::<usize>::new();
     let mut exists = Sequence::<bool>::new();
     #[unroll]
     for frame in 0..comptime!(shape.source_frames()) {
-        let (place, inside) = walk.depth.place(walk.depth.coordinate(first + frame as u32), padding);
-        at.push(place);
+        let (offset, inside) = walk.depth.place(walk.depth.coordinate(first + frame as u32), padding);
+        at.push(offset);
         exists.push(inside);
     }
     Offsets { at, exists }
 }
 
-/// Where the four weights of this unit's vector lie, in the order in which they are used: column, row, depth,
-/// result.
+/// Offsets of the four weights of this thread's vector, in the order of use: column, row, depth, output.
 #[cube]
-fn taps(walk: &Walk, group: u32, #[comptime] pass: Pass, #[comptime] shape: Shape) -> Offsets {
+fn weight_offsets(
+    walk: &Walk,
+    group: u32,
+    #[comptime] pass: Pass,
+    #[comptime] shape: FewOutputsShape,
+) -> Offsets {
     let mut at = Sequence::<usize>::new();
     let mut exists = Sequence::<bool>::new();
-    let vector = UNIT_POS % comptime!(shape.vectors() as u32);
-    let column = UNIT_POS / comptime!(shape.vectors() as u32);
+    let vector = UNIT_POS % comptime!(shape.column_vectors() as u32);
+    let column = UNIT_POS / comptime!(shape.column_vectors() as u32);
     #[unroll]
     for i in 0..4usize {
         let factor = vector * 4u32 + i as u32;
-        let result = factor % comptime!(shape.results as u32);
-        let rest = factor / comptime!(shape.results as u32);
-        let depth = rest % comptime!(shape.plane.taps[0] as u32);
-        let row = rest / comptime!(shape.plane.taps[0] as u32);
+        let output = factor % comptime!(shape.outputs as u32);
+        let rest = factor / comptime!(shape.outputs as u32);
+        let depth = rest % comptime!(shape.tile.taps[0] as u32);
+        let row = rest / comptime!(shape.tile.taps[0] as u32);
         at.push(
             walk.weight_group(group)
-                + walk.weight_column(result)
+                + walk.weight_column(output)
                 + walk.depth.weight_offset(depth, pass)
                 + walk.height.weight_offset(row, pass)
                 + walk.width.weight_offset(column, pass),
         );
         exists.push(
-            factor < comptime!(shape.factors() as u32) && column < comptime!(shape.plane.taps[2] as u32),
+            factor < comptime!(shape.column_weights() as u32)
+                && column < comptime!(shape.tile.taps[2] as u32),
         );
     }
     Offsets { at, exists }
 }
 
-/// Reads this unit's elements of a channel's window into registers; those outside the source are zero.
+/// Loads this thread's elements of a channel's window into registers; elements outside the source are zero.
 #[cube]
 pub(super) fn read_channel<E: Float>(
     source: &[E],
     channel: usize,
     frames: &Offsets,
-    places: &Places,
+    offsets: &LoadOffsets,
     exists: bool,
-    #[comptime] shape: Shape,
+    #[comptime] shape: FewOutputsShape,
 ) -> Sequence<E> {
     let mut values = Sequence::<E>::new();
     #[unroll]
     for load in 0..comptime!(shape.loads()) {
-        let frame = comptime!(load / shape.plane.loads());
-        let place = comptime!(load % shape.plane.loads());
+        let frame = comptime!(load / shape.tile.loads());
+        let offset = comptime!(load % shape.tile.loads());
         let mut value = E::from_int(0);
-        if exists && *frames.exists.index(frame) && *places.inside.index(place) {
-            value = source[channel + *frames.at.index(frame) + *places.at.index(place)];
+        if exists && *frames.exists.index(frame) && *offsets.inside.index(offset) {
+            value = source[channel + *frames.at.index(frame) + *offsets.at.index(offset)];
         }
         values.push(value);
     }
     values
 }
 
-/// Writes what [`read_channel`] has read.
+/// Stores what [`read_channel`] has loaded to shared memory.
 #[cube]
 pub(super) fn write_channel<E: Float>(
     values: &Sequence<E>,
     window: &mut Shared<[f32]>,
-    #[comptime] shape: Shape,
+    #[comptime] shape: FewOutputsShape,
 ) {
     #[unroll]
     for load in 0..comptime!(shape.loads()) {
-        window[UNIT_POS as usize + comptime!(load * shape.plane.units)] = f32::cast_from(*values.index(load));
+        window[UNIT_POS as usize + comptime!(load * shape.tile.threads)] =
+            f32::cast_from(*values.index(load));
     }
 }
 
-/// Reads this unit's vector of a channel's weights.
+/// Loads this thread's vector of a channel's weights.
 #[cube]
-fn read_weights<E: Float>(weight: &[E], channel: usize, taps: &Offsets, exists: bool) -> Weights {
+fn read_weights<E: Float>(weight: &[E], channel: usize, offsets: &Offsets, exists: bool) -> Weights {
     let mut weights = Weights::new(0.0f32);
     #[unroll]
     for i in 0..4usize {
-        if exists && *taps.exists.index(i) {
-            weights.insert(i, f32::cast_from(weight[channel + *taps.at.index(i)]));
+        if exists && *offsets.exists.index(i) {
+            weights.insert(i, f32::cast_from(weight[channel + *offsets.at.index(i)]));
         }
     }
     weights
 }
 
-/// Writes what [`read_weights`] has read.
+/// Stores what [`read_weights`] has loaded to shared memory.
 #[cube]
-fn write_weights(factors: Weights, weights: &mut Shared<[Weights]>, #[comptime] shape: Shape) {
+fn write_weights(factors: Weights, weights: &mut Shared<[Weights]>, #[comptime] shape: FewOutputsShape) {
     if UNIT_POS < comptime!(shape.weight_vectors() as u32) {
         weights[UNIT_POS as usize] = factors;
     }
 }
 
-/// Adds a channel's products, one column of the window after the other.
+/// Accumulates one channel, one window column after the other.
 #[cube]
 fn multiply(
     window: &Shared<[f32]>,
     corner: usize,
     weights: &Shared<[Weights]>,
     sums: &Registers<f32>,
-    #[comptime] shape: Shape,
+    #[comptime] shape: FewOutputsShape,
     #[comptime] unroll: bool,
 ) {
     #[unroll(unroll)]
-    for column in 0..shape.plane.taps[2] {
-        let factors = read_factors(weights, column * comptime!(shape.vectors()), shape);
+    for column in 0..shape.tile.taps[2] {
+        let factors = read_factors(weights, column * comptime!(shape.column_vectors()), shape);
         let corner = corner + column;
         #[unroll]
         for frame in 0..comptime!(shape.source_frames()) {
@@ -269,97 +279,101 @@ fn multiply(
     }
 }
 
-/// The weights of a column of the window.
+/// The weights of one window column.
 #[cube]
-fn read_factors(weights: &Shared<[Weights]>, first: usize, #[comptime] shape: Shape) -> Sequence<Weights> {
+fn read_factors(
+    weights: &Shared<[Weights]>,
+    first: usize,
+    #[comptime] shape: FewOutputsShape,
+) -> Sequence<Weights> {
     let mut factors = Sequence::<Weights>::new();
     #[unroll]
-    for vector in 0..comptime!(shape.vectors()) {
+    for vector in 0..comptime!(shape.column_vectors()) {
         factors.push(weights[first + vector]);
     }
     factors
 }
 
-/// The elements of a frame that a unit's sites meet in a column of the window, downwards.
+/// The elements of one window column that a thread's positions read from a frame, top to bottom.
 #[cube]
 pub(super) fn read_values(
     window: &Shared<[f32]>,
     corner: usize,
     #[comptime] frame: usize,
-    #[comptime] shape: Shape,
+    #[comptime] shape: FewOutputsShape,
 ) -> Sequence<f32> {
     let mut values = Sequence::<f32>::new();
     #[unroll]
-    for row in 0..comptime!(shape.plane.rows + shape.plane.taps[1] - 1) {
-        values.push(window[corner + comptime!(frame * shape.frame_elements() + row * shape.plane.stride())]);
+    for row in 0..comptime!(shape.tile.rows + shape.tile.taps[1] - 1) {
+        values
+            .push(window[corner + comptime!(frame * shape.frame_elements() + row * shape.tile.row_pitch())]);
     }
     values
 }
 
-/// Adds the products of a frame's elements with the weights that lead to frames of the cube.
+/// Accumulates a frame's elements times the weights that lead to output frames of the threadgroup.
 #[cube]
 fn add_frame(
     values: &Sequence<f32>,
     factors: &Sequence<Weights>,
     #[comptime] frame: usize,
     sums: &Registers<f32>,
-    #[comptime] shape: Shape,
+    #[comptime] shape: FewOutputsShape,
 ) {
     #[unroll]
-    for product in 0..comptime!(shape.factors() * shape.plane.rows) {
-        // Sites are fastest, then the factors in their order: result, depth, row.
-        let site = comptime!(product % shape.plane.rows);
-        let factor = comptime!(product / shape.plane.rows);
-        let result = comptime!(factor % shape.results);
-        let depth = comptime!(factor / shape.results % shape.plane.taps[0]);
-        let row = comptime!(factor / shape.results / shape.plane.taps[0]);
+    for product in 0..comptime!(shape.column_weights() * shape.tile.rows) {
+        // Positions vary fastest, then the weights in their order: output, depth, row.
+        let position = comptime!(product % shape.tile.rows);
+        let factor = comptime!(product / shape.tile.rows);
+        let output = comptime!(factor % shape.outputs);
+        let depth = comptime!(factor / shape.outputs % shape.tile.taps[0]);
+        let row = comptime!(factor / shape.outputs / shape.tile.taps[0]);
         if comptime!(frame >= depth && frame - depth < shape.frames) {
-            let sum = comptime!(((frame - depth) * shape.results + result) * shape.plane.rows + site);
+            let sum = comptime!(((frame - depth) * shape.outputs + output) * shape.tile.rows + position);
             let weight = factors.index(comptime!(factor / 4)).extract(comptime!(factor % 4));
-            sums.set(sum, fma(*values.index(comptime!(row + site)), weight, sums.get(sum)));
+            sums.set(sum, fma(*values.index(comptime!(row + position)), weight, sums.get(sum)));
         }
     }
 }
 
-/// Writes a unit's sums of a result to shared memory, rows fastest.
+/// Stores a thread's sums of one output channel to shared memory, rows fastest.
 #[cube]
-fn set_aside(
+fn stage_output(
     sums: &Registers<f32>,
     window: &mut Shared<[f32]>,
-    #[comptime] result: usize,
-    #[comptime] shape: Shape,
+    #[comptime] output: usize,
+    #[comptime] shape: FewOutputsShape,
 ) {
     #[unroll]
-    for site in 0..comptime!(shape.frames * shape.plane.rows) {
-        let frame = comptime!(site / shape.plane.rows);
-        let row = comptime!(site % shape.plane.rows);
-        window[UNIT_POS as usize + comptime!(site * shape.plane.units)] =
-            sums.get(comptime!((frame * shape.results + result) * shape.plane.rows + row));
+    for position in 0..comptime!(shape.frames * shape.tile.rows) {
+        let frame = comptime!(position / shape.tile.rows);
+        let row = comptime!(position % shape.tile.rows);
+        window[UNIT_POS as usize + comptime!(position * shape.tile.threads)] =
+            sums.get(comptime!((frame * shape.outputs + output) * shape.tile.rows + row));
     }
 }
 
-/// Writes what a unit has set aside, but for sites past the plane and past the last frame.
+/// Epilogue: bias, activation, rounding, and a store masked to the H x W slice and the last frame.
 #[cube]
-#[allow(clippy::too_many_arguments)]
-fn write_result<O: Float>(
+fn write_output<O: Float>(
     out: &mut [O],
     walk: &Walk,
-    tiling: &Tiling,
-    unit: &Unit,
+    tiling: &FrameTiling,
+    work: &ThreadWork,
     window: &Shared<[f32]>,
     start: f32,
-    first_out: usize,
-    #[comptime] shape: Shape,
+    out_base: usize,
+    #[comptime] shape: FewOutputsShape,
 ) {
-    let mut site = 0u32.runtime();
-    while site < comptime!((shape.frames * shape.plane.rows) as u32) {
-        let d = unit.first + site / comptime!(shape.plane.rows as u32);
-        let h = unit.h + site % comptime!(shape.plane.rows as u32);
-        if d < unit.end && h < tiling.height && unit.w < tiling.width {
-            let sum = window[UNIT_POS as usize + site as usize * shape.plane.units];
-            let at = first_out + walk.depth.out_offset(d) + walk.height.out_offset(h);
+    let mut position = 0u32.runtime();
+    while position < comptime!((shape.frames * shape.tile.rows) as u32) {
+        let d = work.first + position / comptime!(shape.tile.rows as u32);
+        let h = work.h + position % comptime!(shape.tile.rows as u32);
+        if d < work.end && h < tiling.height && work.w < tiling.width {
+            let sum = window[UNIT_POS as usize + position as usize * shape.tile.threads];
+            let at = out_base + walk.depth.out_offset(d) + walk.height.out_offset(h);
             out[at] = O::cast_from(activate_by_code(sum + start, tiling.activation));
         }
-        site += 1u32;
+        position += 1u32;
     }
 }

@@ -1,22 +1,32 @@
-//! The weight gradient of heads, layers of few output channels per group, of dense windows: stride and
-//! dilation 1.
+//! Weight gradient of layers with few output channels per group, stride and dilation 1.
 //!
 //! ```text
-//! partial[part, o, c, tap] = sum over the part's windows q of x[c, q + tap] * dy[o, q]
+//! partial[slice, o, c, tap] = sum over the slice's positions q of x[c, q + tap] * dy[o, q]
+//!
+//!     one threadgroup = one channel of x, one split-K slice:
+//!
+//!     tile, tile, tile, ..     each tile: window of x -> shared memory, dy -> registers,
+//!     (those of the forward               multiply-add into taps * outputs accumulators per thread
+//!      kernel, in order)       at the end: the threads' accumulators are added in shared memory
 //! ```
 //!
-//! A cube belongs to one channel of x and one part: tiles (those of [`super::kernel`]), one after the other.
-//! A tile's window of x lies in shared memory; a unit holds dy of its `frames * rows` sites for all results
-//! in registers, and a sum for every tap and result. A column's elements of a frame meet all depth taps at
-//! once. 3x3x3, three results, four frames of two rows: 81 sums, and per tile 648 multiply-adds for 72
-//! elements from shared memory, 16 of x and 24 of dy from memory. At the end the units' sums meet in shared
-//! memory in a fixed order. Bytes: x once with the tiles' rims, dy once for each channel of x (from the
-//! cache). Declined: strides, dilation, more than four output channels per group, windows whose sums do not
+//! Layouts: any strides; the partials are fp32, in the weight's order, and `reduce.rs` adds them.
+//!
+//! A thread holds dy of its `frames * rows` positions for all outputs, and an accumulator per tap and output.
+//! The elements of a window column are used for all depth taps at once. Example, 3x3x3, three outputs, four
+//! frames of two rows: 81 accumulators, and per tile 648 multiply-adds per 72 elements from shared memory, 16
+//! of x and 24 of dy from device memory. The final reduction has a fixed order, so the result is
+//! deterministic.
+//!
+//! Bytes: x once with the tiles' halos, dy once per channel of x (from the cache). FLOP of a tile:
+//! `2 * frames * rows * threads * outputs * taps`.
+//!
+//! Declined: stride, dilation, more than four output channels per group, windows whose accumulators do not
 //! fit the registers.
 
-use super::config::Shape;
-use super::kernel::{frames, read_channel, read_values, write_channel};
-use crate::conv3d::frames::{Sums, Tiling, Unit, places, sum_units};
+use super::config::FewOutputsShape;
+use super::kernel::{frame_offsets, read_channel, read_values, write_channel};
+use crate::conv3d::frames::{FrameTiling, ReductionLayout, ThreadWork, load_offsets, reduce_threads};
 use crate::conv3d::gemm::index::Walk;
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
@@ -25,101 +35,101 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::std::FastDivmod;
 
-/// How the tiles of all images are shared out: channels of x are fastest in a cube's index, parts come next.
+/// How the tiles of all images are split: channels of x are fastest in a threadgroup's index, slices are
+/// next.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
-pub(super) struct WeightShare {
+pub(super) struct TileSplit {
     pub(super) channels: FastDivmod<u32>,
     pub(super) group_channels: FastDivmod<u32>,
-    /// Tiles of all images, and of a part.
+    /// Tiles of all images, and of a slice.
     pub(super) tiles: u32,
-    pub(super) part_tiles: u32,
-    /// Elements of the weights of one result, and of all.
-    pub(super) result_stride: usize,
-    pub(super) part_stride: usize,
+    pub(super) slice_tiles: u32,
+    /// Elements of the weights of one output, and of all.
+    pub(super) output_stride: usize,
+    pub(super) slice_stride: usize,
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-#[allow(clippy::too_many_arguments)]
 pub(super) fn few_outputs_weight_kernel<E: Float, O: Float>(
     source: &[E],
     dy: &[E],
     out: &mut [O],
     walk: Walk,
-    tiling: Tiling,
-    share: WeightShare,
+    tiling: FrameTiling,
+    split: TileSplit,
     span: Span,
     #[comptime] padding: PaddingMode,
-    #[comptime] shape: Shape,
+    #[comptime] shape: FewOutputsShape,
     #[define(E)] _dtype: ElemType,
     #[define(O)] _out_dtype: ElemType,
 ) {
-    // The whole cube leaves together: barriers follow.
+    // The whole threadgroup exits: barriers follow.
     if span.is_idle() {
         terminate!();
     }
-    let (part, c) = share.channels.div_mod(span.index() as u32);
-    let (group, in_group) = share.group_channels.div_mod(c);
-    let first_result = group * comptime!(shape.results as u32);
-    let mut tile = part * share.part_tiles;
-    let end = min(tile + share.part_tiles, share.tiles);
+    let (slice, c) = split.channels.div_mod(span.index() as u32);
+    let (group, in_group) = split.group_channels.div_mod(c);
+    let first_output = group * comptime!(shape.outputs as u32);
+    let mut tile = slice * split.slice_tiles;
+    let end = min(tile + split.slice_tiles, split.tiles);
     let mut window = Shared::<[f32]>::new_slice(comptime!(shape.source_frames() * shape.frame_elements()));
-    // sums[((column * KH + row) * KD + depth) * results + result]
-    let sums = Registers::<f32>::new(comptime!(shape.plane.count() * shape.results), 0.0f32);
+    // sums[((column * KH + row) * KD + depth) * outputs + output]
+    let sums = Registers::<f32>::new(comptime!(shape.tile.tap_count() * shape.outputs), 0.0f32);
     while tile < end {
-        let unit = tiling.unit(tile, shape.plane);
-        let frames = frames(&walk, unit.first, padding, shape);
-        let places = places(&walk, &unit, padding, shape.plane);
-        let channel = walk.source_at(unit.n, c);
-        let values = read_channel(source, channel, &frames, &places, true.runtime(), shape);
-        let first_dy = walk.out_at(unit.n, first_result) + walk.width.out_offset(unit.w);
-        let gradients = read_gradients(dy, &walk, &tiling, &unit, first_dy, shape);
-        // Every unit is done with the tile before.
+        let work = tiling.thread_work(tile, shape.tile);
+        let frames = frame_offsets(&walk, work.first, padding, shape);
+        let offsets = load_offsets(&walk, &work, padding, shape.tile);
+        let channel = walk.source_at(work.n, c);
+        let values = read_channel(source, channel, &frames, &offsets, true.runtime(), shape);
+        let first_dy = walk.out_at(work.n, first_output) + walk.width.out_offset(work.w);
+        let gradients = read_gradients(dy, &walk, &tiling, &work, first_dy, shape);
+        // Every thread has finished with the previous tile.
         sync_cube();
         write_channel(&values, &mut window, shape);
         sync_cube();
         #[unroll]
-        for column in 0..shape.plane.taps[2] {
-            add_column(&window, unit.corner, column, &gradients, &sums, shape);
+        for column in 0..shape.tile.taps[2] {
+            add_column(&window, work.corner, column, &gradients, &sums, shape);
         }
         tile += 1u32;
     }
-    // The window is read no more.
+    // The window is no longer needed: the reduction reuses it.
     sync_cube();
-    let first_out = part as usize * share.part_stride
-        + first_result as usize * share.result_stride
-        + (in_group * comptime!(shape.plane.count() as u32)) as usize;
-    sum_units(
+    let out_base = slice as usize * split.slice_stride
+        + first_output as usize * split.output_stride
+        + (in_group * comptime!(shape.tile.tap_count() as u32)) as usize;
+    reduce_threads(
         &sums,
         &mut window,
         out,
-        first_out,
-        share.result_stride,
+        out_base,
+        split.output_stride,
         0usize.runtime(),
-        comptime!(Sums::of(&shape.plane, shape.results, false)),
+        comptime!(ReductionLayout::of(&shape.tile, shape.outputs, false)),
     );
 }
 
-/// Reads dy of a unit's sites, as they lie in [`super::kernel`]'s sums: zero past the last frame and outside
-/// the plane.
+/// Loads dy of a thread's positions, in the order of [`super::kernel`]'s sums: zero past the last frame and
+/// outside the H x W slice.
 #[cube]
 fn read_gradients<E: Float>(
     dy: &[E],
     walk: &Walk,
-    tiling: &Tiling,
-    unit: &Unit,
+    tiling: &FrameTiling,
+    work: &ThreadWork,
     first: usize,
-    #[comptime] shape: Shape,
+    #[comptime] shape: FewOutputsShape,
 ) -> Sequence<f32> {
     let mut gradients = Sequence::<f32>::new();
     #[unroll]
     for i in 0..comptime!(shape.sums()) {
-        let h = unit.h + comptime!((i % shape.plane.rows) as u32);
-        let result = comptime!((i / shape.plane.rows % shape.results) as u32);
-        let d = unit.first + comptime!((i / shape.plane.rows / shape.results) as u32);
+        let h = work.h + comptime!((i % shape.tile.rows) as u32);
+        let output = comptime!((i / shape.tile.rows % shape.outputs) as u32);
+        let d = work.first + comptime!((i / shape.tile.rows / shape.outputs) as u32);
         let mut value = E::from_int(0);
-        if d < unit.end && h < tiling.height && unit.w < tiling.width {
+        if d < work.end && h < tiling.height && work.w < tiling.width {
             value = dy[first
-                + walk.out_channel(result.runtime())
+                + walk.out_channel(output.runtime())
                 + walk.depth.out_offset(d)
                 + walk.height.out_offset(h)];
         }
@@ -128,7 +138,7 @@ fn read_gradients<E: Float>(
     gradients
 }
 
-/// Adds the products of a column of the window.
+/// Accumulates one window column.
 #[cube]
 fn add_column(
     window: &Shared<[f32]>,
@@ -136,7 +146,7 @@ fn add_column(
     #[comptime] column: usize,
     gradients: &Sequence<f32>,
     sums: &Registers<f32>,
-    #[comptime] shape: Shape,
+    #[comptime] shape: FewOutputsShape,
 ) {
     #[unroll]
     for frame in 0..comptime!(shape.source_frames()) {
@@ -145,7 +155,7 @@ fn add_column(
     }
 }
 
-/// Adds the products of a frame's elements with dy of the frames whose windows reach it.
+/// Accumulates a frame's elements times dy of the frames whose windows contain it.
 #[cube]
 fn add_frame(
     values: &Sequence<f32>,
@@ -153,20 +163,20 @@ fn add_frame(
     #[comptime] frame: usize,
     gradients: &Sequence<f32>,
     sums: &Registers<f32>,
-    #[comptime] shape: Shape,
+    #[comptime] shape: FewOutputsShape,
 ) {
     #[unroll]
-    for product in 0..comptime!(shape.factors() * shape.plane.rows) {
-        // Factors are fastest, so that neighbouring products go to different sums.
-        let factor = comptime!(product % shape.factors());
-        let site = comptime!(product / shape.factors());
-        let result = comptime!(factor % shape.results);
-        let depth = comptime!(factor / shape.results % shape.plane.taps[0]);
-        let row = comptime!(factor / shape.results / shape.plane.taps[0]);
+    for product in 0..comptime!(shape.column_weights() * shape.tile.rows) {
+        // Weights vary fastest: neighbouring multiply-adds go to different accumulators.
+        let factor = comptime!(product % shape.column_weights());
+        let position = comptime!(product / shape.column_weights());
+        let output = comptime!(factor % shape.outputs);
+        let depth = comptime!(factor / shape.outputs % shape.tile.taps[0]);
+        let row = comptime!(factor / shape.outputs / shape.tile.taps[0]);
         if comptime!(frame >= depth && frame - depth < shape.frames) {
-            let sum = comptime!(column * shape.factors() + factor);
-            let gradient = comptime!(((frame - depth) * shape.results + result) * shape.plane.rows + site);
-            let value = *values.index(comptime!(row + site));
+            let sum = comptime!(column * shape.column_weights() + factor);
+            let gradient = comptime!(((frame - depth) * shape.outputs + output) * shape.tile.rows + position);
+            let value = *values.index(comptime!(row + position));
             sums.set(sum, fma(value, *gradients.index(gradient), sums.get(sum)));
         }
     }

@@ -1,4 +1,5 @@
-//! Blocks of positions: the arithmetic behind a stem's input gradient, on one axis.
+//! One axis of the sub-pixel input gradient: input positions in blocks of one stride, and the windows that
+//! reach them.
 //!
 //! ```text
 //! position    p = block * stride + phase                                  0 <= phase < stride
@@ -16,7 +17,7 @@ use crate::geometry::AxisGeometry;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct AxisBlocks {
     pub(super) blocks: usize,
-    /// Positions of a block that the input has.
+    /// Positions per block, at most those of the input.
     pub(super) phases: usize,
     /// Offsets from a block to the windows that reach it.
     pub(super) taps: usize,
@@ -24,8 +25,8 @@ pub(super) struct AxisBlocks {
     pub(super) origin: i64,
 }
 
-/// Height and width.
-pub(super) type Plane = [AxisBlocks; 2];
+/// The blocks of an H x W slice: height and width.
+pub(super) type FrameBlocks = [AxisBlocks; 2];
 
 impl AxisBlocks {
     pub(super) fn of(axis: AxisGeometry) -> Self {
@@ -42,7 +43,7 @@ impl AxisBlocks {
         let (Some(last), Some(first)) = (offsets.iter().max(), offsets.iter().min()) else {
             return Self { blocks: input.div_ceil(stride), phases, taps: 0, step: 1, origin: 0 };
         };
-        let step = offsets.iter().fold(0, |step, offset| common(step, (offset - first) as usize)).max(1);
+        let step = offsets.iter().fold(0, |step, offset| gcd(step, (offset - first) as usize)).max(1);
         Self {
             blocks: input.div_ceil(stride),
             phases,
@@ -59,12 +60,12 @@ impl AxisBlocks {
 }
 
 /// The greatest common divisor.
-pub(super) fn common(a: usize, b: usize) -> usize {
-    if b == 0 { a } else { common(b, a % b) }
+pub(super) fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// The plane of a problem's input.
-pub(super) fn plane(problem: &Conv3dProblem) -> Plane {
+/// The blocks of a problem's input.
+pub(super) fn frame_blocks(problem: &Conv3dProblem) -> FrameBlocks {
     [1, 2].map(|axis| AxisBlocks::of(problem.axis(axis)))
 }
 
@@ -95,7 +96,7 @@ mod tests {
                     }
                 }
             }
-            // None at the ends is there for nothing.
+            // The first and the last offset are used.
             prop_assert!(blocks.taps == 0 || reached[0] && reached[blocks.taps - 1]);
         }
     }

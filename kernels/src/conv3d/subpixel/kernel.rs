@@ -1,72 +1,75 @@
-//! The input gradient of stems: few channels of dx, which a product with a row per position would leave its
-//! columns empty for. The positions of a plane are taken in blocks of one stride by one stride, which see the
-//! same windows.
+//! Input gradient of layers with few input channels as a sub-pixel convolution. One GEMM row per input
+//! position would leave its columns nearly empty: instead a row is a block of one stride by one stride of
+//! positions, all reached by the same windows.
 //!
 //! ```text
-//! dx[c, block * stride + phase] = sum over depth taps, o, taps j of the plane of
+//! dx[c, block * stride + phase] = sum over depth taps, o, window taps j of
 //!                                 dy[o, block + origin + j * step] * W[j, o][c, phase]
 //!
-//!    a strip of a plane, row by row    rows of the product: blocks, `tile_m` behind each other in a strip;
-//!    +--------------------------+        those in its rim are computed and not written
-//!    | blocks            | rim  |      columns: channels of dx, phases of the block: 3 * 2 * 2 for stride 2
-//!    | blocks   ..tile.. | rim  |      a unit:  blocks u, u + units, .. and the tile's columns, in registers
-//!    +--------------------------+      a tap:   the same window of dy, read from another place
+//!    a segment of the H x W slice    GEMM rows:  blocks, `tile_m` consecutive ones of a segment; those in
+//!    +--------------------------+                the halo are computed and not stored
+//!    | blocks            | halo |    columns:    channels of dx times phases: 3 * 2 * 2 for stride 2
+//!    | blocks   ..tile.. | halo |    a thread:   blocks t, t + threads, .. and the tile's columns, in
+//!    +--------------------------+                registers
+//!                                    a tap:      the same window of dy at another offset
 //! ```
 //!
-//! A cube computes one frame, so that depth taps that reach it from no window are left out. Of two channels
-//! of dy at a time it holds the window and the weights in shared memory: it reads `2 * reach` elements and
-//! `8 * taps * columns` bytes of weights for `4 * taps * tile_m * columns` operations. Per tap and channel a
-//! unit reads `rows + columns / 4` times from shared memory (blocks beside those of its neighbours, columns
-//! the same as theirs) for `rows * columns` multiply-adds. Phases that a tap does not reach multiply zeros: 8
-//! of 7 taps along an axis for a kernel of 7, 4 of 3 for one of 3. A sum that is split leaves fp32 partials
-//! for `reduce.rs`. Declined: more than four channels per group, windows that do not fit ([`super::config`]),
-//! other passes.
+//! Layouts: dy and dx with any strides, the weights packed by [`super::pack`]; `out` may be the fp32 partials
+//! of a split-K slice, which `reduce.rs` adds.
+//!
+//! A threadgroup computes one frame and skips depth taps that reach it from no window. A stage is two
+//! channels of dy: their window and their weights in shared memory, `2 * window` elements and
+//! `8 * taps * columns` bytes of weights for `4 * taps * tile_m * columns` FLOP. Per tap and channel a thread
+//! makes `rows + columns / 4` shared-memory loads (neighbouring blocks, broadcast weights) for
+//! `rows * columns` FMAs. Phases that a tap does not reach multiply zeros: 8 taps in place of 7 along an axis
+//! for a kernel of 7, 4 in place of 3 for one of 3.
+//!
+//! Declined: more than four channels per group, windows that do not fit ([`super::config`]), other passes.
 
 use super::config::SubpixelTile;
-use super::tiling::{Places, Share, Tiling, places};
+use super::tiling::{SubpixelTiling, SubpixelWork, WindowLoads, window_loads};
 use crate::launch::Span;
 use crate::registers::Registers;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-#[allow(clippy::too_many_arguments)]
 pub(super) fn subpixel_kernel<E: Float, O: Float>(
     dy: &[E],
     weight: &[Vector<f32, Const<4>>],
     out: &mut [O],
-    tiling: Tiling,
+    tiling: SubpixelTiling,
     span: Span,
     #[comptime] tile: SubpixelTile,
     #[comptime] unroll: bool,
     #[define(E)] _dtype: ElemType,
     #[define(O)] _out_dtype: ElemType,
 ) {
-    // The whole cube leaves together: barriers follow.
+    // The whole threadgroup exits: barriers follow.
     if span.is_idle() {
         terminate!();
     }
-    let share = tiling.share(span.index() as u32, tile.tile_m);
+    let work = tiling.work(span.index() as u32, tile.tile_m);
     let mut window = Shared::<[f32]>::new_slice(comptime!(tile.channels * tile.window));
     let mut weights = Shared::<[Vector<f32, Const<4>>]>::new_slice(tile.stage_vectors());
     let sums = Registers::<f32>::new(comptime!(tile.rows * tile.columns), 0.0f32.runtime());
-    let places = places(&tiling, &share, comptime!(tile.reads()), tile);
-    let source = share.n as usize * tiling.source_batch_stride
-        + (share.group * tiling.channels) as usize * tiling.source_channel_stride;
-    let first_chunk = share.part * tiling.part_chunks;
-    let end_chunk = min(first_chunk + tiling.part_chunks, tiling.chunks);
-    let (first_tap, taps) = tiling.depth.inside(share.d);
-    let of_tap = (share.group * tiling.column_tile_count + share.column_tile) * tiling.depth.taps;
+    let offsets = window_loads(&tiling, &work, comptime!(tile.loads()), tile);
+    let source = work.n as usize * tiling.source_batch_stride
+        + (work.group * tiling.channels) as usize * tiling.source_channel_stride;
+    let first_chunk = work.slice * tiling.slice_chunks;
+    let end_chunk = min(first_chunk + tiling.slice_chunks, tiling.chunks);
+    let (first_tap, taps) = tiling.depth.inside(work.d);
+    let tap_base = (work.group * tiling.column_tile_count + work.column_tile) * tiling.depth.taps;
 
-    // A stage is read while the one before it is multiplied: it waits in registers.
+    // Software pipeline: the next stage is loaded into registers while this one is multiplied.
     let stages = taps * (max(end_chunk, first_chunk) - first_chunk);
     let mut tap = first_tap;
     let mut chunk = first_chunk;
     let mut stage = 0u32.runtime();
-    let (frame, _) = tiling.depth.window(share.d, tap);
+    let (frame, _) = tiling.depth.window(work.d, tap);
     let more = stages > 0u32;
-    let sources = read_window(dy, &tiling, &places, source, frame, chunk, more, tile);
-    let factors = read_weights(weight, &tiling, of_tap + tap, chunk, more, tile);
+    let sources = read_window(dy, &tiling, &offsets, source, frame, chunk, more, tile);
+    let factors = read_weights(weight, &tiling, tap_base + tap, chunk, more, tile);
     write_window(&sources, &mut window, tile);
     write_weights(&factors, &mut weights, tile);
     sync_cube();
@@ -77,26 +80,25 @@ pub(super) fn subpixel_kernel<E: Float, O: Float>(
             chunk = first_chunk;
             tap += tiling.depth.tap_step;
         }
-        let (frame, _) = tiling.depth.window(share.d, tap);
+        let (frame, _) = tiling.depth.window(work.d, tap);
         let more = stage < stages;
-        let sources = read_window(dy, &tiling, &places, source, frame, chunk, more, tile);
-        let factors = read_weights(weight, &tiling, of_tap + tap, chunk, more, tile);
+        let sources = read_window(dy, &tiling, &offsets, source, frame, chunk, more, tile);
+        let factors = read_weights(weight, &tiling, tap_base + tap, chunk, more, tile);
         multiply(&window, &weights, &sums, &tiling, tile, unroll);
         sync_cube();
         write_window(&sources, &mut window, tile);
         write_weights(&factors, &mut weights, tile);
         sync_cube();
     }
-    write(&sums, out, &tiling, &share, tile);
+    write(&sums, out, &tiling, &work, tile);
 }
 
-/// Reads this unit's elements of a window into registers.
+/// Loads this thread's elements of a window into registers.
 #[cube]
-#[allow(clippy::too_many_arguments)]
 fn read_window<E: Float>(
     dy: &[E],
-    tiling: &Tiling,
-    places: &Places,
+    tiling: &SubpixelTiling,
+    offsets: &WindowLoads,
     source: usize,
     frame: u32,
     chunk: u32,
@@ -112,10 +114,10 @@ fn read_window<E: Float>(
     for c in 0..tile.channels {
         let exists = exists && first_channel + (c as u32) < tiling.channels;
         #[unroll]
-        for i in 0..comptime!(tile.reads()) {
+        for i in 0..comptime!(tile.loads()) {
             let mut value = E::from_int(0);
-            if exists && places.mask & comptime!(1u32 << i) != 0u32 {
-                value = dy[at + *places.at.index(i)];
+            if exists && offsets.mask & comptime!(1u32 << i) != 0u32 {
+                value = dy[at + *offsets.at.index(i)];
             }
             values.push(value);
         }
@@ -124,35 +126,36 @@ fn read_window<E: Float>(
     values
 }
 
-/// Writes what [`read_window`] has read.
+/// Stores what [`read_window`] has loaded to shared memory.
 #[cube]
 fn write_window<E: Float>(values: &Sequence<E>, window: &mut Shared<[f32]>, #[comptime] tile: SubpixelTile) {
     #[unroll]
     for c in 0..tile.channels {
         #[unroll]
-        for i in 0..comptime!(tile.reads()) {
-            window[UNIT_POS as usize + comptime!(c * tile.window + i * tile.units())] =
-                f32::cast_from(*values.index(comptime!(c * tile.reads() + i)));
+        for i in 0..comptime!(tile.loads()) {
+            window[UNIT_POS as usize + comptime!(c * tile.window + i * tile.threads())] =
+                f32::cast_from(*values.index(comptime!(c * tile.loads() + i)));
         }
     }
 }
 
-/// Reads this unit's vectors of a stage's packed weights into registers.
+/// Loads this thread's vectors of a stage's packed weights into registers.
 #[cube]
 fn read_weights(
     weight: &[Vector<f32, Const<4>>],
-    tiling: &Tiling,
-    of_tap: u32,
+    tiling: &SubpixelTiling,
+    tap_base: u32,
     chunk: u32,
     exists: bool,
     #[comptime] tile: SubpixelTile,
 ) -> Sequence<Vector<f32, Const<4>>> {
-    let stage = tiling.height.taps * tiling.width.taps * comptime!((tile.channels * tile.vectors()) as u32);
-    let first = (of_tap * tiling.chunks + chunk) as usize * stage as usize;
+    let stage =
+        tiling.height.taps * tiling.width.taps * comptime!((tile.channels * tile.column_vectors()) as u32);
+    let first = (tap_base * tiling.chunks + chunk) as usize * stage as usize;
     let mut values = Sequence::<Vector<f32, Const<4>>>::new();
     #[unroll]
-    for i in 0..comptime!(tile.weight_reads()) {
-        let at = UNIT_POS + comptime!((i * tile.units()) as u32);
+    for i in 0..comptime!(tile.weight_loads()) {
+        let at = UNIT_POS + comptime!((i * tile.threads()) as u32);
         let mut value = Vector::<f32, Const<4>>::new(0.0f32);
         if exists && at < stage {
             value = weight[first + at as usize];
@@ -162,7 +165,7 @@ fn read_weights(
     values
 }
 
-/// Writes what [`read_weights`] has read.
+/// Stores what [`read_weights`] has loaded to shared memory.
 #[cube]
 fn write_weights(
     values: &Sequence<Vector<f32, Const<4>>>,
@@ -170,18 +173,18 @@ fn write_weights(
     #[comptime] tile: SubpixelTile,
 ) {
     #[unroll]
-    for i in 0..comptime!(tile.weight_reads()) {
-        weights[UNIT_POS as usize + comptime!(i * tile.units())] = *values.index(i);
+    for i in 0..comptime!(tile.weight_loads()) {
+        weights[UNIT_POS as usize + comptime!(i * tile.threads())] = *values.index(i);
     }
 }
 
-/// Adds the products of a stage to a unit's sums: taps in order, channels in order.
+/// Accumulates a stage: taps in order, channels in order.
 #[cube]
 fn multiply(
     window: &Shared<[f32]>,
     weights: &Shared<[Vector<f32, Const<4>>]>,
     sums: &Registers<f32>,
-    tiling: &Tiling,
+    tiling: &SubpixelTiling,
     #[comptime] tile: SubpixelTile,
     #[comptime] unroll: bool,
 ) {
@@ -196,12 +199,12 @@ fn multiply(
             for c in 0..tile.channels {
                 let mut factors = Sequence::<Vector<f32, Const<4>>>::new();
                 #[unroll]
-                for j in 0..comptime!(tile.vectors()) {
-                    factors.push(weights[from + c * comptime!(tile.vectors()) + j]);
+                for j in 0..comptime!(tile.column_vectors()) {
+                    factors.push(weights[from + c * comptime!(tile.column_vectors()) + j]);
                 }
                 #[unroll]
                 for i in 0..comptime!(tile.rows) {
-                    let value = window[at + c * tile.window + comptime!(i * tile.units())];
+                    let value = window[at + c * tile.window + comptime!(i * tile.threads())];
                     #[unroll]
                     for j in 0..comptime!(tile.columns) {
                         let factor = factors.index(comptime!(j / 4)).extract(comptime!(j % 4));
@@ -210,7 +213,7 @@ fn multiply(
                     }
                 }
             }
-            from += comptime!(tile.channels * tile.vectors());
+            from += comptime!(tile.channels * tile.column_vectors());
             at += tiling.width.step as usize;
             w += 1u32;
         }
@@ -219,31 +222,30 @@ fn multiply(
     }
 }
 
-/// Writes a unit's sums, but for positions past the input's end and columns past the last. (What
-/// [`Tiling::place`] says, but computed behind the test: before it, 12 columns took a tenth longer on an
-/// H200.)
+/// Epilogue: a store masked to the input's positions and the tile's columns. The same as
+/// [`SubpixelTiling::out_position`], but with the offset computed after the test, which is faster.
 #[cube]
 fn write<O: Float>(
     sums: &Registers<f32>,
     out: &mut [O],
-    tiling: &Tiling,
-    share: &Share,
+    tiling: &SubpixelTiling,
+    work: &SubpixelWork,
     #[comptime] tile: SubpixelTile,
 ) {
-    let first = tiling.out_first(share);
+    let first = tiling.out_base(work);
     #[unroll]
     for j in 0..comptime!(tile.columns) {
-        let column = share.column_tile * tile.columns as u32 + j as u32;
+        let column = work.column_tile * tile.columns as u32 + j as u32;
         let (rest, phase_w) = tiling.width.phases.div_mod(column);
         let (c, phase_h) = tiling.height.phases.div_mod(rest);
         let of_channel = first + c as usize * tiling.out_channel_stride;
         #[unroll]
         for i in 0..comptime!(tile.rows) {
-            let element = share.first + UNIT_POS + comptime!((i * tile.units()) as u32);
-            let (block_h, block_w) = tiling.block(share, element);
+            let element = work.first + UNIT_POS + comptime!((i * tile.threads()) as u32);
+            let (block_h, block_w) = tiling.block(work, element);
             let h = block_h * tiling.height.stride + phase_h;
             let w = block_w * tiling.width.stride + phase_w;
-            let exists = block_w - share.strip < tiling.blocks && column < tiling.columns;
+            let exists = block_w - work.first_block < tiling.blocks && column < tiling.columns;
             if exists && h < tiling.height.positions && w < tiling.width.positions {
                 let at =
                     of_channel + h as usize * tiling.height.out_stride + w as usize * tiling.width.out_stride;

@@ -1,8 +1,13 @@
-//! The weights as the kernels read them: `[group][columns' tile][depth tap][block of channels][tap of the
-//! plane]`, then `[channel of dy][column]` in fp32 for multiply-adds and `[column][channel of
-//! dy]` in the stage's type for matrix units. A column is a channel of dx and a position of a block;
-//! channels, columns and taps that do not exist are zero. One unit per element; bytes: the weights once, the
-//! packed ones once.
+//! Packs the weights for the sub-pixel kernels.
+//!
+//! ```text
+//! [group][column tile][depth tap][block of channels][window tap]   then, for a stage,
+//!     [channel of dy][column]   in fp32, for FMAs
+//!     [column][channel of dy]   in the stage's type, for MMA
+//! ```
+//!
+//! A column is a channel of dx and a phase of a block. Channels, columns and taps that do not exist are zero.
+//! One thread per element. Bytes: the weights once, the packed weights once.
 
 use super::config::SubpixelTile;
 use crate::launch::Span;
@@ -10,10 +15,10 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::std::FastDivmod;
 
-/// Units of a cube.
-pub(super) const UNITS: usize = 256;
+/// Threads of a threadgroup.
+pub(super) const THREADS: usize = 256;
 
-/// One axis of the plane: see [`super::blocks`].
+/// One axis of the H x W slice: see [`super::blocks`].
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
 pub(super) struct PackedAxis {
     pub(super) taps: FastDivmod<u32>,
@@ -27,12 +32,12 @@ pub(super) struct PackedAxis {
     pub(super) weight_stride: usize,
 }
 
-/// Extents of the packed weights.
+/// Extents of the packed weights, and strides of the weights.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
-pub(super) struct Packed {
+pub(super) struct PackedExtents {
     pub(super) height: PackedAxis,
     pub(super) width: PackedAxis,
-    /// Taps of a plane.
+    /// Window taps.
     pub(super) taps: FastDivmod<u32>,
     /// Blocks of dy's channels.
     pub(super) chunks: FastDivmod<u32>,
@@ -51,7 +56,7 @@ pub(super) struct Packed {
 #[cube]
 impl PackedAxis {
     /// The tap that reaches a block's phase from its window `j`, times the dilation; negative or past the
-    /// last where there is none.
+    /// last if there is none.
     fn tap(&self, phase: u32, j: u32) -> i32 {
         phase as i32 + self.begin - (self.origin + j as i32 * self.step) * self.stride
     }
@@ -69,13 +74,13 @@ impl PackedAxis {
 pub(super) fn pack_kernel<E: Float, S: Float>(
     weight: &[E],
     out: &mut [S],
-    packed: Packed,
+    packed: PackedExtents,
     span: Span,
     #[comptime] tile: SubpixelTile,
     #[define(E)] _dtype: ElemType,
     #[define(S)] _stage_dtype: ElemType,
 ) {
-    let index = span.index() as u32 * UNITS as u32 + UNIT_POS;
+    let index = span.index() as u32 * THREADS as u32 + UNIT_POS;
     if span.is_idle() || index >= packed.elements {
         terminate!();
     }
@@ -84,7 +89,7 @@ pub(super) fn pack_kernel<E: Float, S: Float>(
     let (rest, chunk) = packed.chunks.div_mod(rest);
     let (rest, depth_tap) = packed.depth_taps.div_mod(rest);
     let (group, column_tile) = packed.column_tiles.div_mod(rest);
-    // Neighbours are columns for multiply-adds, channels for matrix units.
+    // Consecutive elements are columns for FMA, channels for MMA.
     let in_stage = index % stage;
     let mut channel = chunk * tile.channels as u32;
     let mut column = column_tile * tile.columns as u32;

@@ -1,12 +1,12 @@
-//! How a stem's input gradient is shared out among cubes, and where its blocks read and write.
+//! How the sub-pixel input gradient is divided into threadgroups, and where its blocks load and store.
 
 use super::config::SubpixelTile;
 use cubecl::prelude::*;
 use cubecl::std::FastDivmod;
 
-/// One axis of the plane: see [`super::blocks`].
+/// One axis of the H x W slice: see [`super::blocks`].
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
-pub(super) struct PlaneAxis {
+pub(super) struct FrameAxis {
     /// Windows.
     pub(super) windows: u32,
     /// Positions of the input.
@@ -20,7 +20,7 @@ pub(super) struct PlaneAxis {
     pub(super) out_stride: usize,
 }
 
-/// The depth axis, which is walked position by position.
+/// The depth axis, handled position by position.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
 pub(super) struct DepthAxis {
     pub(super) windows: u32,
@@ -34,80 +34,88 @@ pub(super) struct DepthAxis {
     pub(super) out_stride: usize,
 }
 
-/// How the work is shared out: a cube's index, from the fastest: tile of blocks, strip, tile of columns,
-/// frame, image, group, part of the sum.
+/// The grid. A threadgroup's index is, fastest first: tile of blocks, row segment, column tile, frame, image,
+/// group, split-K slice.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
-pub(super) struct Tiling {
+pub(super) struct SubpixelTiling {
     pub(super) depth: DepthAxis,
-    pub(super) height: PlaneAxis,
-    pub(super) width: PlaneAxis,
+    pub(super) height: FrameAxis,
+    pub(super) width: FrameAxis,
     pub(super) tiles: FastDivmod<u32>,
-    pub(super) strips: FastDivmod<u32>,
+    pub(super) segments: FastDivmod<u32>,
     pub(super) column_tiles: FastDivmod<u32>,
     pub(super) column_tile_count: u32,
     pub(super) frames: FastDivmod<u32>,
     pub(super) batch: FastDivmod<u32>,
     pub(super) groups: FastDivmod<u32>,
-    /// Blocks of a strip's row, and its elements.
+    /// Blocks of a segment's row, and its elements.
     pub(super) blocks: u32,
     pub(super) pitch: FastDivmod<u32>,
     pub(super) pitch_count: u32,
-    /// Channels of dy and of dx in one group, columns of those.
+    /// Channels of dy and of dx in one group, and its columns.
     pub(super) channels: u32,
     pub(super) out_channels: u32,
     pub(super) columns: u32,
-    /// Blocks of dy's channels, and of one part.
+    /// Blocks of dy's channels, and of one split-K slice.
     pub(super) chunks: u32,
-    pub(super) part_chunks: u32,
+    pub(super) slice_chunks: u32,
     pub(super) source_batch_stride: usize,
     pub(super) source_channel_stride: usize,
     pub(super) out_batch_stride: usize,
     pub(super) out_channel_stride: usize,
-    pub(super) part_stride: usize,
+    pub(super) slice_stride: usize,
 }
 
-/// A cube's share.
+/// The work assignment of a threadgroup.
 #[derive(CubeType, Clone, Copy)]
-pub(super) struct Share {
-    /// The first of the tile's elements in its strip, and the strip's first block.
+pub(super) struct SubpixelWork {
+    /// The tile's first element in its segment, and the segment's first block.
     pub(super) first: u32,
-    pub(super) strip: u32,
+    pub(super) first_block: u32,
     pub(super) column_tile: u32,
     pub(super) d: u32,
     pub(super) n: u32,
     pub(super) group: u32,
-    pub(super) part: u32,
+    pub(super) slice: u32,
 }
 
 #[cube]
-impl Tiling {
-    pub(super) fn share(&self, cube: u32, #[comptime] tile_m: usize) -> Share {
-        let (rest, in_strip) = self.tiles.div_mod(cube);
-        let (rest, strip) = self.strips.div_mod(rest);
+impl SubpixelTiling {
+    pub(super) fn work(&self, threadgroup: u32, #[comptime] tile_m: usize) -> SubpixelWork {
+        let (rest, in_segment) = self.tiles.div_mod(threadgroup);
+        let (rest, segment) = self.segments.div_mod(rest);
         let (rest, column_tile) = self.column_tiles.div_mod(rest);
         let (rest, d) = self.frames.div_mod(rest);
         let (rest, n) = self.batch.div_mod(rest);
-        let (part, group) = self.groups.div_mod(rest);
-        Share { first: in_strip * tile_m as u32, strip: strip * self.blocks, column_tile, d, n, group, part }
+        let (slice, group) = self.groups.div_mod(rest);
+        SubpixelWork {
+            first: in_segment * tile_m as u32,
+            first_block: segment * self.blocks,
+            column_tile,
+            d,
+            n,
+            group,
+            slice,
+        }
     }
 
-    /// Row and column of the plane's blocks for an element of a strip.
-    pub(super) fn block(&self, share: &Share, element: u32) -> (u32, u32) {
+    /// Row and column of the block of a segment's element.
+    pub(super) fn block(&self, work: &SubpixelWork, element: u32) -> (u32, u32) {
         let (h, in_row) = self.pitch.div_mod(element);
-        (h, share.strip + in_row)
+        (h, work.first_block + in_row)
     }
 
-    /// Where the results of a cube's image, group and frame go, in its part.
-    pub(super) fn out_first(&self, share: &Share) -> usize {
-        share.n as usize * self.out_batch_stride
-            + (share.group * self.out_channels) as usize * self.out_channel_stride
-            + share.d as usize * self.depth.out_stride
-            + share.part as usize * self.part_stride
+    /// Offset of the results of a threadgroup's image, group and frame, in its slice.
+    pub(super) fn out_base(&self, work: &SubpixelWork) -> usize {
+        work.n as usize * self.out_batch_stride
+            + (work.group * self.out_channels) as usize * self.out_channel_stride
+            + work.d as usize * self.depth.out_stride
+            + work.slice as usize * self.slice_stride
     }
 
-    /// Where the result of an element and a column goes, and whether there is one.
-    pub(super) fn place(&self, share: &Share, element: u32, column: u32) -> (usize, bool) {
-        let (block_h, block_w) = self.block(share, element);
+    /// Offset of the result of an element and a column, and whether it exists.
+    pub(super) fn out_position(&self, work: &SubpixelWork, element: u32, column: u32) -> (usize, bool) {
+        let (block_h, block_w) = self.block(work, element);
         let (rest, phase_w) = self.width.phases.div_mod(column);
         let (c, phase_h) = self.height.phases.div_mod(rest);
         let h = block_h * self.height.stride + phase_h;
@@ -115,17 +123,17 @@ impl Tiling {
         let at = c as usize * self.out_channel_stride
             + h as usize * self.height.out_stride
             + w as usize * self.width.out_stride;
-        let in_plane = h < self.height.positions && w < self.width.positions;
-        (at, in_plane && block_w - share.strip < self.blocks && column < self.columns)
+        let in_frame = h < self.height.positions && w < self.width.positions;
+        (at, in_frame && block_w - work.first_block < self.blocks && column < self.columns)
     }
 }
 
 #[cube]
-impl PlaneAxis {
-    /// The first window that reaches a block, and whether there is one there.
+impl FrameAxis {
+    /// Offset of the first window that reaches a block, and whether it exists.
     pub(super) fn window(&self, block: u32) -> (usize, bool) {
         let window = block as i32 + self.origin;
-        // As an unsigned number a negative one is larger than any extent.
+        // A negative number, cast to unsigned, is larger than any extent.
         (window as usize * self.source_stride, (window as u32) < self.windows)
     }
 }
@@ -154,33 +162,33 @@ impl DepthAxis {
     }
 }
 
-/// Where the blocks of the window that a unit reads lie in a plane of dy, and a bit for each that says
-/// whether they do.
+/// Offsets within a frame of dy of the window's blocks that a thread loads, and a mask with a bit for each
+/// that exists.
 #[derive(CubeType)]
-pub(super) struct Places {
+pub(super) struct WindowLoads {
     pub(super) at: Sequence<usize>,
     pub(super) mask: u32,
 }
 
-/// The places of the unit's `reads`: units lie behind each other along the window, and begin again at its
-/// end.
+/// The offsets of the thread's `loads`: consecutive threads take consecutive elements of the window, from its
+/// beginning again after its end.
 #[cube]
-pub(super) fn places(
-    tiling: &Tiling,
-    share: &Share,
-    #[comptime] reads: usize,
+pub(super) fn window_loads(
+    tiling: &SubpixelTiling,
+    work: &SubpixelWork,
+    #[comptime] loads: usize,
     #[comptime] tile: SubpixelTile,
-) -> Places {
+) -> WindowLoads {
     let mut at = Sequence::<usize>::new();
     let mut mask = 0u32.runtime();
     #[unroll]
-    for i in 0..reads {
-        let read = UNIT_POS + comptime!((i * tile.units()) as u32);
-        let (h, w) = tiling.block(share, share.first + read % comptime!(tile.window as u32));
+    for i in 0..loads {
+        let element = UNIT_POS + comptime!((i * tile.threads()) as u32);
+        let (h, w) = tiling.block(work, work.first + element % comptime!(tile.window as u32));
         let (h, h_inside) = tiling.height.window(h);
         let (w, w_inside) = tiling.width.window(w);
         at.push(h + w);
         mask |= select(h_inside && w_inside, comptime!(1u32 << i), 0u32);
     }
-    Places { at, mask }
+    WindowLoads { at, mask }
 }

@@ -1,0 +1,228 @@
+//! Launches of the sub-pixel input gradient: packing, the product, and the sum over split-K slices.
+//!
+//! # Safety of the launches
+//!
+//! What every unchecked launch here relies on: `conv3d::check_operands` has checked the shapes,
+//! `conv3d::check` that the plan serves the launched problem; `address_type` reaches every offset;
+//! threadgroups past the span of a dispatch exit; loads are masked to the source and stores to the result;
+//! threads write disjoint elements. `// SAFETY` at a launch adds what is particular to it.
+
+use super::blocks::{AxisBlocks, gcd};
+use super::config::SubpixelTile;
+use super::kernel::subpixel_kernel;
+use super::mma::subpixel_mma_kernel;
+use super::pack::{PackedAxisLaunch, PackedExtentsLaunch, THREADS, pack_kernel};
+use super::tiling::{DepthAxisLaunch, FrameAxisLaunch, SubpixelTilingLaunch};
+use super::{SubpixelExtents, stage};
+use crate::activation::Activation;
+use crate::conv3d::gemm::config::PLANE;
+use crate::conv3d::gemm::walk::divisor;
+use crate::conv3d::problem::Conv3dProblem;
+use crate::conv3d::reduce;
+use crate::error::ConvError;
+use crate::launch::dispatches;
+use crate::limits::Limits;
+use crate::operand::{Operand, address_type};
+use cubecl::prelude::*;
+
+/// Launches the input gradient: operands dy, w, dx.
+pub(crate) fn launch(
+    client: &Client,
+    problem: &Conv3dProblem,
+    tile: SubpixelTile,
+    limits: &Limits,
+    [dy, w, dx]: [&Operand; 3],
+) -> Result<(), ConvError> {
+    let extents =
+        SubpixelExtents::of(problem, &tile).expect("`check` has found that the plan serves the pass");
+    let packed = pack(client, problem, &extents, tile, limits, w)?;
+    let slice_chunks = extents.slice_chunks(problem, &tile, limits);
+    let slices = extents.chunks.div_ceil(slice_chunks).max(1);
+    if slices == 1 {
+        return gradient(client, problem, &extents, (tile, slice_chunks, 1), limits, [dy, &packed, dx]);
+    }
+    let (partials, slice) = reduce::split_result(client, slices, dx);
+    gradient(client, problem, &extents, (tile, slice_chunks, slices), limits, [dy, &packed, &slice])?;
+    reduce::finish_partials(client, limits, &partials, dx, (None, Activation::None))
+}
+
+/// Packs the weights.
+fn pack(
+    client: &Client,
+    problem: &Conv3dProblem,
+    extents: &SubpixelExtents,
+    tile: SubpixelTile,
+    limits: &Limits,
+    w: &Operand,
+) -> Result<Operand, ConvError> {
+    let (stage, _) = stage(problem, &tile, limits);
+    let packed = Operand::empty(client, &[extents.packed_elements(problem, &tile)], stage);
+    let elements = packed.len();
+    let address = address_type("conv3d", &[w, &packed], 0, limits)?;
+    let axis = |axis: usize| {
+        let geometry = problem.axis(axis);
+        let AxisBlocks { taps, phases, step, origin, .. } = extents.frame[axis - 1];
+        PackedAxisLaunch {
+            taps: divisor(taps),
+            phases: divisor(phases),
+            origin: origin as i32,
+            step: step as i32,
+            stride: geometry.stride as i32,
+            dilation: geometry.dilation as i32,
+            begin: geometry.padding.0 as i32,
+            kernel: geometry.kernel as i32,
+            weight_stride: w.strides[axis + 2],
+        }
+    };
+    for dispatch in dispatches(elements.div_ceil(THREADS), (THREADS * 100) as f64, limits) {
+        // SAFETY: a thread's index is below the number of packed elements; weights that do not exist are not
+        // read.
+        unsafe {
+            pack_kernel::launch_unchecked(
+                client,
+                dispatch.count(),
+                CubeDim::new_1d(THREADS as u32),
+                address,
+                w.buffer_arg(1),
+                packed.buffer_arg(1),
+                PackedExtentsLaunch {
+                    height: axis(1),
+                    width: axis(2),
+                    taps: divisor(extents.taps()),
+                    chunks: divisor(extents.chunks),
+                    depth_taps: divisor(problem.kernel[0]),
+                    column_tiles: divisor(extents.column_tiles),
+                    columns: extents.columns as u32,
+                    channels: problem.group_out_channels() as u32,
+                    elements: elements as u32,
+                    out_stride: w.strides[0],
+                    channel_stride: w.strides[1],
+                    depth_stride: w.strides[2],
+                },
+                dispatch.span(),
+                tile,
+                w.dtype.elem(),
+                stage.elem(),
+            );
+        }
+    }
+    Ok(packed)
+}
+
+/// Launches the product: operands dy, the packed weights, dx or its fp32 partials.
+fn gradient(
+    client: &Client,
+    problem: &Conv3dProblem,
+    extents: &SubpixelExtents,
+    (tile, slice_chunks, slices): (SubpixelTile, usize, usize),
+    limits: &Limits,
+    [dy, packed, out]: [&Operand; 3],
+) -> Result<(), ConvError> {
+    let threadgroups = extents.threadgroups(problem, &tile) * slices;
+    let slice_stride = if slices == 1 { 0 } else { out.len() };
+    let largest = threadgroups.max(packed.len()).max(slice_stride * slices);
+    let address = address_type("conv3d", &[dy, packed, out], largest, limits)?;
+    let depth_taps = problem.kernel[0].div_ceil(problem.window.stride[0]);
+    let k = depth_taps * slice_chunks * tile.channels * extents.taps();
+    let windows = problem.output();
+    let axis = |axis: usize| {
+        let AxisBlocks { phases, taps, step, origin, .. } = extents.frame[axis - 1];
+        FrameAxisLaunch {
+            windows: windows[axis] as u32,
+            positions: problem.input[axis] as u32,
+            stride: problem.window.stride[axis] as u32,
+            phases: divisor(phases),
+            taps: taps as u32,
+            step: step as u32,
+            origin: origin as i32,
+            source_stride: dy.strides[axis + 2],
+            out_stride: out.strides[axis + 2],
+        }
+    };
+    let depth = || {
+        let stride = problem.window.stride[0];
+        DepthAxisLaunch {
+            windows: windows[0] as u32,
+            stride: stride as u32,
+            taps: problem.kernel[0] as u32,
+            tap_step: (stride / gcd(stride, problem.window.dilation[0])) as u32,
+            dilation: problem.window.dilation[0] as u32,
+            begin: problem.window.padding[0].0 as u32,
+            source_stride: dy.strides[2],
+            out_stride: out.strides[2],
+        }
+    };
+    let segments = extents.segments;
+    let tiling = || SubpixelTilingLaunch {
+        depth: depth(),
+        height: axis(1),
+        width: axis(2),
+        tiles: divisor(segments.tiles(&extents.frame, &tile)),
+        segments: divisor(segments.count),
+        column_tiles: divisor(extents.column_tiles),
+        column_tile_count: extents.column_tiles as u32,
+        frames: divisor(problem.input[0]),
+        batch: divisor(problem.batch),
+        groups: divisor(problem.window.groups),
+        blocks: segments.blocks as u32,
+        pitch: divisor(segments.pitch),
+        pitch_count: segments.pitch as u32,
+        channels: problem.group_out_channels() as u32,
+        out_channels: problem.group_channels() as u32,
+        columns: extents.columns as u32,
+        chunks: extents.chunks as u32,
+        slice_chunks: slice_chunks as u32,
+        source_batch_stride: dy.strides[0],
+        source_channel_stride: dy.strides[1],
+        out_batch_stride: out.strides[0],
+        out_channel_stride: out.strides[1],
+        slice_stride,
+    };
+    for dispatch in dispatches(threadgroups, 2.0 * (tile.tile_m * tile.columns * k) as f64, limits) {
+        if tile.fragment == 0 {
+            // SAFETY: windows outside dy and channels past the last are not read; blocks in a segment's halo,
+            // positions past the input's end and columns past the last are not written; the window in shared
+            // memory holds all that a tile's taps reach.
+            unsafe {
+                subpixel_kernel::launch_unchecked(
+                    client,
+                    dispatch.count(),
+                    CubeDim::new_1d(tile.threads() as u32),
+                    address,
+                    dy.buffer_arg(1),
+                    packed.buffer_arg(4),
+                    out.buffer_arg(1),
+                    tiling(),
+                    dispatch.span(),
+                    tile,
+                    limits.unroll,
+                    dy.dtype.elem(),
+                    out.dtype.elem(),
+                );
+            }
+            continue;
+        }
+        let (stage, width) = stage(problem, &tile, limits);
+        // SAFETY: as for `subpixel_kernel`; a fragment's rows are within the packed weights and the window.
+        unsafe {
+            subpixel_mma_kernel::launch_unchecked(
+                client,
+                dispatch.count(),
+                CubeDim::new_2d(PLANE as u32, tile.subgroups() as u32),
+                address,
+                width,
+                dy.buffer_arg(1),
+                packed.buffer_arg(width),
+                out.buffer_arg(1),
+                tiling(),
+                dispatch.span(),
+                tile,
+                stage.size(),
+                dy.dtype.elem(),
+                stage.elem(),
+                out.dtype.elem(),
+            );
+        }
+    }
+    Ok(())
+}
