@@ -139,7 +139,7 @@ fn turns(plan: Plan, problem: &CausalConv1dProblem, pass: Pass, limits: &Limits)
     match (plan, pass) {
         _ if problem.batch * problem.channels * problem.length == 0 => 0,
         (Plan::Empty, _) => 0,
-        (Plan::Narrow, _) => narrow::turns(problem, pass, limits),
+        (Plan::Narrow, _) => narrow::loop_iterations(problem, pass, limits),
         (Plan::Wide, Pass::Forward) => wide::turns(problem),
         (Plan::Wide, Pass::Backward) => wide::turns(problem).max(wide::Cut::of(problem, limits).turns()),
         (Plan::Looped, Pass::Forward) => problem.width,

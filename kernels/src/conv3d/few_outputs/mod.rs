@@ -130,7 +130,6 @@ pub(crate) fn extent(problem: &Conv3dProblem, pass: Pass, tile: &FewOutputsTile)
             rows: problem.taps(),
             columns: results,
             terms: sites,
-            reads: shape.source_frames() * shape.frame_elements() + sites * results,
         });
     }
     Some(Tiles {
@@ -138,7 +137,6 @@ pub(crate) fn extent(problem: &Conv3dProblem, pass: Pass, tile: &FewOutputsTile)
         rows: tile.frames * tile.rows * tile.units,
         columns: results,
         terms: channels * problem.taps(),
-        reads: channels * (shape.source_frames() * shape.frame_elements() + problem.taps() * results),
     })
 }
 

@@ -119,17 +119,8 @@ pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass, tile: &SubpixelTile, l
 pub(crate) fn extent(problem: &Conv3dProblem, tile: &SubpixelTile) -> Option<Tiles> {
     let extents = Extents::of(problem, tile)?;
     let depth_taps = problem.kernel[0].div_ceil(problem.window.stride[0]);
-    let channels = depth_taps * extents.chunks * tile.channels;
-    let terms = channels * extents.taps();
-    // A window for all taps of a plane; on matrix units every plane reads the weights.
-    let readers = if tile.fragment > 0 { tile.planes() } else { 1 };
-    Some(Tiles {
-        count: extents.cubes(problem, tile),
-        rows: tile.tile_m,
-        columns: tile.columns,
-        terms,
-        reads: channels * tile.window + terms * tile.columns * readers,
-    })
+    let terms = depth_taps * extents.chunks * tile.channels * extents.taps();
+    Some(Tiles { count: extents.cubes(problem, tile), rows: tile.tile_m, columns: tile.columns, terms })
 }
 
 /// The tile of an input gradient, where it beats the engine: it computes at most twice as much, padding

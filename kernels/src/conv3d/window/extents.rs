@@ -240,16 +240,7 @@ pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass, tile: &WindowTile, lim
 pub(crate) fn extent(problem: &Conv3dProblem, pass: Pass, tile: &WindowTile) -> Option<Tiles> {
     let extents = Extents::of(problem, pass, tile)?;
     let terms = extents.terms();
-    // A window for all taps of a plane (of runs the tile's sites), and every plane's own channels.
-    let window = if is_run(problem) { tile.tile_m } else { tile.window };
-    let windows = (terms as f64 / taps_of_window(problem, pass)).ceil() as usize;
-    Some(Tiles {
-        count: extents.tiles(problem, tile),
-        rows: tile.tile_m,
-        columns: tile.tile_n,
-        terms,
-        reads: windows * window + terms * tile.tile_n * (tile.tile_m / tile.plane_m),
-    })
+    Some(Tiles { count: extents.tiles(problem, tile), rows: tile.tile_m, columns: tile.tile_n, terms })
 }
 
 /// Cubes of a pass: its tiles, as often as their sums are split.

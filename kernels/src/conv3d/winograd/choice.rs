@@ -73,10 +73,6 @@ pub struct Cost {
     pub operations: f64,
     /// Bytes read and written.
     pub bytes: f64,
-    /// Cubes of the products.
-    pub cubes: f64,
-    /// Bytes that these cubes ask for, were there no cache.
-    pub cube_bytes: f64,
 }
 
 impl WinogradConfig {
@@ -88,17 +84,15 @@ impl WinogradConfig {
         let (c, o) = (correlation.in_channels, correlation.out_channels);
         let filters: f64 = correlation.filter_shape(self.tile).iter().map(|&size| size as f64).product();
         // A row is a tile of the output; where it is a term, regions fill it up to whole stages.
-        let (mut rows, mut transformed, mut cubes, mut sums) = (0.0, 0.0, 0.0, filters);
+        let (mut rows, mut transformed, mut sums) = (0.0, 0.0, filters);
         for region in correlation.regions(self.tile, self.region) {
             transformed += (c * region.v_rows() + o * region.m_rows()) as f64 * points;
             if pass == Pass::WeightGradient {
                 let launches = weight_product::sweeps(&region, 1).count() as f64;
                 rows += region.m_rows().next_multiple_of(tile.tile_k) as f64;
-                cubes += launches * weight_product::cubes(&correlation, self.tile) as f64;
                 sums += launches * filters;
             } else {
                 rows += region.m_rows().next_multiple_of(tile.tile_m) as f64;
-                cubes += (region.m_rows().div_ceil(tile.tile_m) * o.div_ceil(tile.tile_n)) as f64 * points;
             }
         }
         let depth = correlation.kernel_depth;
@@ -115,10 +109,6 @@ impl WinogradConfig {
         Cost {
             operations,
             bytes: 8.0 * (sums + transformed) + tensors.iter().sum::<f64>() * problem.dtype.size() as f64,
-            cubes,
-            // A tile of rows and columns is read for each term of a tile of results.
-            cube_bytes: 4.0 * operations / (2 * tile.tile_m * tile.tile_n) as f64
-                * (tile.tile_m + tile.tile_n) as f64,
         }
     }
 }

@@ -173,7 +173,6 @@ pub(crate) fn extent(problem: &Conv3dProblem, tile: &WindowWeightTile) -> Option
         rows: tile.out_channels(),
         columns: tile.channels() * TAPS,
         terms,
-        reads: terms * (tile.channels() + tile.out_channels()),
     })
 }
 
