@@ -4,10 +4,11 @@
 //! ([`properties`]), runs the launch functions of conv-kernels against a server that records instead of
 //! executing ([`server`]), reads the emitted text ([`lower`]) and checks it against Apple's limits
 //! ([`report`]), for every kernel, dtype and plan ([`variants`]). The same server can execute the text on the
-//! CPU ([`execute`], on Linux and macOS). [`fallback`] lowers through WGSL, as on macOS before 15. [`manifest`]
-//! hashes the texts, to show that a refactor changed none.
+//! CPU ([`execute`], on Linux and macOS). [`fallback`] lowers through WGSL, as on macOS before 15.
+//! [`manifest`] hashes the texts, to show that a refactor changed none.
 //!
-//! What this cannot show: bugs of Apple's compiler, the effects of its fast math, register pressure, and speed.
+//! What this cannot show: bugs of Apple's compiler, the effects of its fast math, register pressure, and
+//! speed.
 
 #[cfg(all(
     any(target_os = "linux", target_os = "macos"),

@@ -1,5 +1,5 @@
-//! `cargo xtask msl`: writes the MSL of every kernel, dtype and plan, prints what each requires of the device,
-//! and fails if one would not run on an M1.
+//! `cargo xtask msl`: writes the MSL of every kernel, dtype and plan, prints what each requires of the
+//! device, and fails if one would not run on an M1.
 
 use anyhow::{Result, bail};
 use clap::Parser;

@@ -1,7 +1,7 @@
 //! Forward pass in `[B, C, T]` layout: threads along the time axis.
 //!
 //! ```text
-//! y[b,c,t] = activation( bias[c] + sum over k < W of weight[c,k] * X(b, c, t - (W-1) + k) ) + residual[b,c,t]
+//! y[b,c,t] = activation( bias[c] + sum over k < W of weight[c,k] * X(b,c,t-(W-1)+k) ) + residual[b,c,t]
 //!
 //!             tile of a threadgroup: slices x lanes x slice steps of each of its channels
 //!   row       | history | slice | slice | slice | ..     slice: 4 contiguous steps (16-bit words: 8)

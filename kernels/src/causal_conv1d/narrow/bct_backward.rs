@@ -5,7 +5,7 @@
 //! dw[k]  += sum over t of dpre[t] * X(t - (W-1) + k)       db += sum over t of dpre[t]
 //! dx[t]   = sum over k of w[k] * dpre[t + (W-1) - k]
 //!
-//!   one iteration      <--- | slice | slice | .. tile .. | halo |      from the end of a segment to its start
+//!   one iteration      <--- | slice | slice | .. tile .. | halo |    from the end of a segment to its start
 //!   thread, per slice   recompute sum -> dpre -> dw, db in registers
 //!                       dpre -> shared memory -> dpre of the W-1 steps after the slice -> dx
 //! ```
@@ -18,9 +18,9 @@
 //! With 16-bit words, where arithmetic and memory take about equally long, the loads of the next tile are in
 //! flight while the current one computes, and threadgroups are smaller.
 //!
-//! HBM traffic: x, dy and dx once; W + 1 floats per threadgroup and channel. Work per element: 3 W + 1 FMA and
-//! the activation's derivative. Shared memory: 16 or 32 bytes per slice, 4 (taps + 1) per thread, the halo:
-//! 16 KiB at most. Any strides; declined: widths above 8.
+//! HBM traffic: x, dy and dx once; W + 1 floats per threadgroup and channel. Work per element: 3 W + 1 FMA
+//! and the activation's derivative. Shared memory: 16 or 32 bytes per slice, 4 (taps + 1) per thread, the
+//! halo: 16 KiB at most. Any strides; declined: widths above 8.
 
 use super::access::{CallParams, Quad, Strides, quad_of_slice, read_slice, read_taps, write_slice};
 use super::bct::{BctWork, NarrowConfig, ids_from, last_step, pre_activation, read_slices, slice_columns};
@@ -228,7 +228,8 @@ pub(super) fn backward_kernel<X: Float, S: Numeric, W: Float, H: Float, I: Int, 
             let slice = lane + u as u32 * work.lane_count;
             #[unroll]
             for p in 0..config.history_quads() {
-                // Quad p after the slice: of the next slice (words), or the only one of the p-th slice after it.
+                // Quad p after the slice: of the next slice (words), or the only one of the p-th slice after
+                // it.
                 let head = comptime!(if config.words { p } else { 0 });
                 let next = slice + comptime!(if config.words { 1u32 } else { p as u32 + 1 });
                 let inside = (shared_row + min(next, slices_per_tile - 1u32)) as usize;

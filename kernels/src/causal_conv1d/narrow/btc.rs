@@ -1,7 +1,7 @@
 //! Forward pass in `[B, T, C]` layout: a thread goes along time with four contiguous channels.
 //!
 //! ```text
-//! y[b,t,c] = activation( bias[c] + sum over k < W of weight[c,k] * X(b, c, t - (W-1) + k) ) + residual[b,t,c]
+//! y[b,t,c] = activation( bias[c] + sum over k < W of weight[c,k] * X(b,c,t-(W-1)+k) ) + residual[b,t,c]
 //!
 //!             channels ->                  thread: 4 channels x a segment of `steps_per_segment` steps
 //!           | lane | lane | lane | ..      threadgroup: `lanes` threads along the channels x `rows` segments

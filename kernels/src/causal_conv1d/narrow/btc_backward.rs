@@ -12,13 +12,13 @@
 //!   segment            | history | ----- segment ----- | taps-1 steps |    after it: dpre only, no dw
 //! ```
 //!
-//! Segments and channels are assigned as in [`super::btc`]. At the end a threadgroup adds its segments' sums in
-//! shared memory: partial sums of dw and db ([`super::reduce`]), or dw and db themselves where it has all steps
-//! of its channels.
+//! Segments and channels are assigned as in [`super::btc`]. At the end a threadgroup adds its segments' sums
+//! in shared memory: partial sums of dw and db ([`super::reduce`]), or dw and db themselves where it has all
+//! steps of its channels.
 //!
-//! HBM traffic: x, dy and dx once; W + 1 floats per threadgroup and channel. Work per element: 3 W + 1 FMA and
-//! the activation's derivative, for `taps - 1` more steps per segment. Shared memory: 16 bytes per thread. Any
-//! strides; declined: widths above 8.
+//! HBM traffic: x, dy and dx once; W + 1 floats per threadgroup and channel. Work per element: 3 W + 1 FMA
+//! and the activation's derivative, for `taps - 1` more steps per segment. Shared memory: 16 bytes per
+//! thread. Any strides; declined: widths above 8.
 
 use super::access::{CallParams, Quad, Strides, quad_of_slice};
 use super::bct::{NarrowConfig, id_at, last_step, state_index};

@@ -3,16 +3,16 @@
 //!
 //! Four kernels: forward and backward, each for `[B, C, T]` ([`bct`], threads along time) and `[B, T, C]`
 //! ([`btc`], threads along channels); [`reduce`] adds partial sums of dw and db. They are compiled for 4 or 8
-//! taps (a narrower filter uses the last), element types, vector width, and with or without sequence ids; bias,
-//! activation and states are run-time arguments.
+//! taps (a narrower filter uses the last), element types, vector width, and with or without sequence ids;
+//! bias, activation and states are run-time arguments.
 //!
 //! # Safety of the launches
 //! Every unchecked launch relies on: operands have the problem's shapes (checked by the parent module); the
-//! address type covers every offset of every operand (`address_type`); the caller's outputs alias no other operand; a tensor that
-//! the call does not have is replaced by another of the same type, and `present` keeps the kernel from
-//! touching it. Kernels check batch, channel and step: out-of-range loads read element 0 of their tensor,
-//! out-of-range stores are skipped, idle threadgroups exit. Vector access is chosen only where all tensors
-//! are aligned for it ([`schedule::VectorAccess::of`]).
+//! address type covers every offset of every operand (`address_type`); the caller's outputs alias no other
+//! operand; a tensor that the call does not have is replaced by another of the same type, and `present` keeps
+//! the kernel from touching it. Kernels check batch, channel and step: out-of-range loads read element 0 of
+//! their tensor, out-of-range stores are skipped, idle threadgroups exit. Vector access is chosen only where
+//! all tensors are aligned for it ([`schedule::VectorAccess::of`]).
 
 mod access;
 mod bct;
@@ -51,12 +51,12 @@ pub(crate) const WIDTH: usize = 8;
 const BCT_THREADS: usize = 128;
 const BTC_THREADS: usize = 128;
 
-/// Threads of a threadgroup of the `[B, C, T]` backward kernel with word access: it has two barriers per tile,
-/// and fewer threads wait less at them.
+/// Threads of a threadgroup of the `[B, C, T]` backward kernel with word access: it has two barriers per
+/// tile, and fewer threads wait less at them.
 const BCT_WORD_BACKWARD_THREADS: usize = 64;
 
-/// Slices of a thread per tile in `[B, C, T]`. The forward kernel with word access has twice as many: more loads
-/// in flight hide the memory's latency.
+/// Slices of a thread per tile in `[B, C, T]`. The forward kernel with word access has twice as many: more
+/// loads in flight hide the memory's latency.
 const SLICES: usize = 2;
 
 /// Whether the width is served and the extents fit the kernels' 32-bit coordinates.

@@ -11,8 +11,8 @@
 //!
 //! A threadgroup reads 32 P floats, coalesced, with one addition each; 1 KiB of shared memory. P is at most
 //! 256: more are first added 64 at a time ([`weight::fold`](crate::causal_conv1d::weight::fold)), which keeps
-//! the chains of additions short. [`store_total`] stores what the backward kernels leave: a partial sum, or dw
-//! and db themselves where one threadgroup has all of its channels' steps.
+//! the chains of additions short. [`store_total`] stores what the backward kernels leave: a partial sum, or
+//! dw and db themselves where one threadgroup has all of its channels' steps.
 
 use super::access::CallParams;
 use crate::causal_conv1d::Gradients;
@@ -40,8 +40,8 @@ pub(super) fn launch(
     let address = address_type("causal_conv1d", &[partials, out.weight], 0, limits)?;
     let [count, slots, channels] = [partials.shape[0], partials.shape[1], partials.shape[2]];
     let slots = if out.bias.is_some() { slots } else { slots - 1 };
-    let cubes = slots * channels.div_ceil(LANES);
-    for dispatch in dispatches(cubes, (LANES * count.max(ROWS)) as f64, limits) {
+    let threadgroups = slots * channels.div_ceil(LANES);
+    for dispatch in dispatches(threadgroups, (LANES * count.max(ROWS)) as f64, limits) {
         // SAFETY: the kernel checks channels and partial sums; `partials` is contiguous `[P, W + 1, C]`.
         unsafe {
             sums_kernel::launch_unchecked(

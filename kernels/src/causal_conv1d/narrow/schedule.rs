@@ -11,8 +11,8 @@ use crate::limits::Limits;
 use crate::operand::Operand;
 use cubecl::ir::ElemType;
 
-/// The most tiles of a threadgroup, unless the workspace cannot hold that many partial sums. A thread adds up to
-/// 16 products per tile in one chain: this bounds the error of dw and db.
+/// The most tiles of a threadgroup, unless the workspace cannot hold that many partial sums. A thread adds up
+/// to 16 products per tile in one chain: this bounds the error of dw and db.
 const MAX_TILES: usize = 64;
 
 /// Division of `[B, C, T]` work: a row is cut into segments, a segment into tiles.

@@ -1,5 +1,5 @@
-//! `[B, C, T]` backward pass of one slice: dw and db, dx, and the gradients of the states. dpre is the gradient
-//! of the sums before the activation.
+//! `[B, C, T]` backward pass of one slice: dw and db, dx, and the gradients of the states. dpre is the
+//! gradient of the sums before the activation.
 //!
 //! ```text
 //! dw[k] += sum over i of dpre[i] * X[i + k - (W-1)]        db += sum over i of dpre[i]
