@@ -18,7 +18,7 @@ pub enum SeqIdx {
     None,
     /// Several sequences in each row, every id at least 0.
     Sequences,
-    /// Several sequences with runs of padding (negative ids) before, between and after them.
+    /// Several sequences with padding (negative ids) before, between and after them.
     WithPadding,
 }
 
@@ -110,7 +110,7 @@ pub fn conformance() -> Vec<Case> {
         .iter()
         .enumerate()
         .map(|(index, row)| {
-            // Few enough that kernels without it are met as well.
+            // Few enough that kernels without a residual are covered as well.
             let residual = index % 5 == 3;
             let (t, w, btc) = (LENGTHS[row[0]], row[1] + 1, row[2] == 1);
             let (c, b, ids) = (CHANNELS[row[3]], row[4] + 1, IDS[row[8]]);
@@ -154,7 +154,7 @@ fn wide() -> Vec<Case> {
             });
         }
     }
-    // Around the 16 sums of a unit, the 128 taps and 256 to 2048 steps of a tile, and its rows of channels.
+    // Around the 16 sums of a thread, the 128 taps and 256 to 2048 steps of a tile, and its rows of channels.
     let extents = [
         ([2, 3, 33], 9),
         ([1, 17, 20], 15),
@@ -182,9 +182,8 @@ fn wide() -> Vec<Case> {
             });
         }
     }
-    // Every number of taps beside the blocks of 16, 32 and 128, rows that are read as vectors and rows that
-    // are not, each with the first tap at each place of a vector; lengths around one, two and four tiles of
-    // 2048 steps.
+    // Every number of taps around the blocks of 16, 32 and 128; rows with vector and scalar access, each with
+    // the first tap at every position in a vector; lengths around one, two and four tiles of 2048 steps.
     let widths = (9..=33).chain([100, 127, 128, 129, 130, 131, 200, 255, 256, 257]);
     let long = [
         (130, 256),
@@ -212,7 +211,7 @@ fn wide() -> Vec<Case> {
             ..Case::new(&format!("blocks_w{w}_t{t}"), [b, c, t], w)
         });
     }
-    // More channels than a cube has units, and no power of two.
+    // More channels than a threadgroup has threads, and not a power of two.
     for btc in [false, true] {
         let layout = if btc { "btc" } else { "bct" };
         cases.push(Case {
@@ -239,7 +238,7 @@ pub fn regressions() -> Vec<Case> {
         let case = Case::new(&format!("causal_conv1d_117_t{t}"), [2, 7, t], 4);
         cases.push(Case { btc: t % 2 == 1, initial: t % 3 == 0, silu: true, ..case });
     }
-    // Where turns of a cube and segments of a row end, with everything that crosses those places.
+    // Boundaries of a threadgroup's tiles and of a row's segments, with every option that crosses them.
     for (index, t) in [1023, 1024, 1025, 2049, 4096, 5120, 8193].into_iter().enumerate() {
         let case =
             Case::new(&format!("mlx_swift_424_turns_t{t}"), [1, 2, t], if index % 2 == 0 { 8 } else { 3 });
@@ -248,7 +247,7 @@ pub fn regressions() -> Vec<Case> {
         let name = format!("{}_plain", case.name);
         cases.push(Case { name, w: 4, btc: index % 2 == 1, ..case });
     }
-    // A whole tile of a wide filter's steps and taps whose rows begin beside vectors in memory.
+    // A whole tile of a wide filter's steps and taps whose rows are not aligned to vectors.
     let whole = Case::new("mlx_swift_424_tile_of_w131", [1, 1, 2048], 131);
     cases.push(Case { initial: true, ..whole });
     // The grid has one row per (batch, channel).
@@ -259,9 +258,9 @@ pub fn regressions() -> Vec<Case> {
 
 /// Sequence ids `[B, T]` of a case, row by row; empty for [`SeqIdx::None`].
 ///
-/// Runs of equal ids have deterministic random lengths. An id never returns after its run, also not in
-/// another row, and ids are not in order. With padding, a run in three is negative; rows begin and end with
-/// padding in turn.
+/// Sequences have deterministic random lengths. An id is used by one sequence only, over all rows, and ids
+/// are not sorted. With padding, every third sequence is padding (negative), counted from another one in each
+/// row.
 #[must_use]
 pub fn seq_idx(case: &Case) -> Vec<i32> {
     if case.seq_idx == SeqIdx::None {
@@ -269,21 +268,21 @@ pub fn seq_idx(case: &Case) -> Vec<i32> {
     }
     let seed = fill::hash(case.t as u64, case.w as u64);
     let mut ids = Vec::with_capacity(case.b * case.t);
-    let mut run = 0;
+    let mut sequence = 0;
     for row in 0..case.b {
         let mut left = case.t;
-        let mut place = row;
+        let mut index_in_row = row;
         while left > 0 {
-            // Runs shorter and longer than the kernel.
+            // Sequences shorter and longer than the kernel.
             let longest = (case.t / 3).clamp(1, 2 * case.w + 3) as i64;
-            let length = (fill::integer(seed, run, 1, longest) as usize).min(left);
-            let padding = case.seq_idx == SeqIdx::WithPadding && place.is_multiple_of(3);
-            // Distinct for every run; flipping the lowest bit takes neighbours out of order.
-            let id = if padding { -1 - (run % 2) as i32 } else { (run ^ 1) as i32 };
+            let length = (fill::integer(seed, sequence, 1, longest) as usize).min(left);
+            let padding = case.seq_idx == SeqIdx::WithPadding && index_in_row.is_multiple_of(3);
+            // Distinct for every sequence; flipping the lowest bit unsorts neighbours.
+            let id = if padding { -1 - (sequence % 2) as i32 } else { (sequence ^ 1) as i32 };
             ids.extend(std::iter::repeat_n(id, length));
             left -= length;
-            place += 1;
-            run += 1;
+            index_in_row += 1;
+            sequence += 1;
         }
     }
     ids

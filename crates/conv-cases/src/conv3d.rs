@@ -6,14 +6,14 @@
 
 mod covering;
 mod edges;
-mod heads;
+mod few_inputs;
+mod few_outputs;
 mod regressions;
-mod stems;
 mod windows;
 
-pub use heads::heads;
-pub use stems::stems;
-pub use windows::{depthwise_planes, few_frames, plane_runs, shared_windows, strided_windows};
+pub use few_inputs::few_input_layers;
+pub use few_outputs::few_output_layers;
+pub use windows::{contiguous_slices, depthwise_tiles, few_frames, shared_windows, strided_windows};
 
 use std::fmt;
 
@@ -168,9 +168,9 @@ pub fn empty() -> Vec<Conv3dCase> {
     edges::empty()
 }
 
-/// Pointwise problems one below, at and one above every multiple at which tiles end (4, 8, 32, 64, 128 and
-/// 256 rows or columns, stages of 16 and 32): positions x output channels x input channels, so that each pass
-/// meets each boundary in each dimension.
+/// Pointwise problems one below, at and one above every tile boundary (4, 8, 32, 64, 128 and 256 rows or
+/// columns, K stages of 16 and 32): positions x output channels x input channels, so that each pass meets
+/// each boundary in each of M, N and K.
 #[must_use]
 pub fn tile_boundaries() -> Vec<Conv3dCase> {
     const EXTENTS: [usize; 6] = [31, 32, 33, 63, 64, 65];
@@ -182,7 +182,7 @@ pub fn tile_boundaries() -> Vec<Conv3dCase> {
     };
     for stage in STAGES {
         for extents in [[31, 33], [32, 64], [33, 63], [63, 32], [64, 65], [65, 31]] {
-            // The stage along the input channels (forward), the output channels (dx) and the positions (dw).
+            // K is the input channels (forward), the output channels (dx) and the positions (dw).
             add(extents[0], extents[1], stage);
             add(extents[0], stage, extents[1]);
             add(stage, extents[0], extents[1]);
@@ -272,17 +272,17 @@ mod tests {
             require("each KD", &|case, _| case.kernel[0] == kd);
         }
         for extent in 1..=13 {
-            require("each Winograd plane extent", &|case, axis| {
+            require("each Winograd output extent", &|case, axis| {
                 axis > 0 && winograd_shaped(case) && case.output_extents()[axis] == extent
             });
         }
     }
 
     fn winograd_shaped(case: &Conv3dCase) -> bool {
-        let plane = |values: [usize; 3]| [values[1], values[2]];
-        plane(case.kernel) == [3, 3]
-            && plane(case.stride) == [1, 1]
-            && plane(case.dilation) == [1, 1]
+        let in_frame = |values: [usize; 3]| [values[1], values[2]];
+        in_frame(case.kernel) == [3, 3]
+            && in_frame(case.stride) == [1, 1]
+            && in_frame(case.dilation) == [1, 1]
             && case.groups == 1
     }
 
@@ -299,7 +299,7 @@ mod tests {
         require("depth padding", &|case| case.padding[0].0 != case.padding[0].1 && case.kernel[0] > 1);
         require("replicate padding", &|case| case.replicate && case.padding[1].0 > 0);
         require("no padding", &|case| case.padding[1..] == [(0, 0); 2]);
-        require("asymmetric padding in the plane", &|case| case.padding[2].0 != case.padding[2].1);
+        require("asymmetric padding of H or W", &|case| case.padding[2].0 != case.padding[2].1);
         require("an activation", &|case| case.activation != Activation::None);
     }
 

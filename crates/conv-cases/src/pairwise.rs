@@ -1,10 +1,10 @@
-//! A small all-pairs generator: rows over several axes such that any two levels of any two axes meet in some
-//! row.
+//! A pairwise (all-pairs) test generator: rows over several axes such that any two levels of any two axes
+//! occur together in some row.
 //!
-//! Most faults of a kernel need two options to meet (stride with dilation, groups with padding); three are
-//! rare. A covering of all pairs is therefore the table that finds most for its length. The generator is
-//! greedy and deterministic: each row starts from a seed or from the first pair not yet covered, and every
-//! other axis takes the level that covers most, with backtracking where the constraint forbids it.
+//! Most bugs of a kernel need two options (stride with dilation, groups with padding), few need three, so a
+//! pairwise covering finds most for its length. The generator is greedy and deterministic: each row starts
+//! from a seed or from the first uncovered pair, and every other axis takes the level that covers most, with
+//! backtracking where the constraint forbids it.
 
 use crate::fill;
 
@@ -26,8 +26,9 @@ pub(crate) fn cover(
     let mut open = Pairs::new(levels);
     let mut rows: Vec<Vec<usize>> = Vec::new();
     let push = |seed: &Partial, open: &mut Pairs, rows: &mut Vec<Vec<usize>>| {
-        let turn = rows.len();
-        let candidates = (0..CANDIDATES).filter_map(|k| complete(seed, levels, turn + k, open, &allowed));
+        let row_index = rows.len();
+        let candidates =
+            (0..CANDIDATES).filter_map(|k| complete(seed, levels, row_index + k, open, &allowed));
         // `max_by_key` keeps the last of equals; reversed, the first one wins.
         let best = candidates.collect::<Vec<_>>().into_iter().rev().max_by_key(|row| open.gain_of_row(row));
         if let Some(row) = best {
@@ -59,31 +60,30 @@ pub(crate) fn pairs(levels: &[usize]) -> Vec<(usize, usize, usize, usize)> {
     all
 }
 
-/// Depth-first completion of `seed`; the first axis to decide rotates with `turn`.
+/// Depth-first completion of `seed`; the first axis to decide rotates with `row_index`.
 fn complete(
     seed: &Partial,
     levels: &[usize],
-    turn: usize,
+    row_index: usize,
     open: &Pairs,
     allowed: &impl Fn(&[Option<usize>]) -> bool,
 ) -> Option<Vec<usize>> {
     if !allowed(seed) {
         return None;
     }
-    let mut order = (0..levels.len()).map(|k| (k + turn) % levels.len());
+    let mut order = (0..levels.len()).map(|k| (k + row_index) % levels.len());
     let Some(axis) = order.find(|&axis| seed[axis].is_none()) else {
         return seed.iter().copied().collect();
     };
-    // Equal gains are decided by a hash, so that options which meet often do not meet in the same way each
-    // time.
-    let tie = |level: usize| fill::hash(turn as u64, (axis << 16 | level) as u64);
+    // Ties are broken by a hash, so that frequent combinations vary.
+    let tie = |level: usize| fill::hash(row_index as u64, (axis << 16 | level) as u64);
     let mut choices: Vec<_> =
         (0..levels[axis]).map(|level| (open.gain(seed, axis, level), tie(level), level)).collect();
     choices.sort_by_key(|&(gain, tie, _)| (std::cmp::Reverse(gain), tie));
     choices.into_iter().find_map(|(_, _, level)| {
         let mut next = seed.clone();
         next[axis] = Some(level);
-        complete(&next, levels, turn, open, allowed)
+        complete(&next, levels, row_index, open, allowed)
     })
 }
 

@@ -29,7 +29,7 @@ pub struct Case {
 
 const BATCHES: [usize; 3] = [1, 2, 3];
 const HEADS: [usize; 5] = [1, 2, 3, 5, 12];
-/// One token, primes, the grids of public models, and the boundaries of a cube.
+/// One token, primes, the grids of public models, and the boundaries of a threadgroup.
 const TOKENS: [usize; 11] = [1, 2, 3, 7, 16, 31, 63, 64, 65, 97, 196];
 const DIMS: [usize; 9] = [4, 8, 12, 20, 32, 64, 96, 128, 260];
 const BASES: [f32; 3] = [100.0, 10_000.0, 7.5];

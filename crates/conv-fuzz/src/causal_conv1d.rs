@@ -3,7 +3,9 @@
 
 use crate::device::{self, CLASSES, Device, may_refuse};
 use crate::outcome::{Check, LAUNCH, NO_PLAN, OVER, Outcome, PANIC, REFUSED, WRONG, caught};
-use crate::tensors::{self, DATA, GUARDED, OUTPUT_VIEWS, TYPES, VIEWS, check_non_finite, dtype, spoil};
+use crate::tensors::{
+    self, DATA, GUARDED, OUTPUT_VIEWS, TYPES, VIEWS, check_non_finite, dtype, make_non_finite,
+};
 use crate::text::{Case, Field};
 use conv_cases::fill::hash;
 use conv_kernels::causal_conv1d::{
@@ -14,7 +16,7 @@ use conv_kernels::{ConvError, IndexType, Limits, row_major};
 use conv_testing::buffer::{Buffer, try_read_all, upload_indices};
 use conv_testing::causal_conv1d::{Results, Tensors, launch_into, oracles, plans, results};
 
-/// What a case of causal conv1d says.
+/// The fields of a case of causal conv1d.
 pub const FIELDS: &[Field] = &[
     Field::numbers("b", &[1]),
     Field::numbers("c", &[1]),
@@ -41,10 +43,10 @@ pub const FIELDS: &[Field] = &[
     Field::numbers("cut", &[0]),
 ];
 
-/// Ids: none; sequences; sequences and padding; padding before and behind one sequence; nothing but padding.
+/// Ids: none; sequences; sequences and padding; padding before and after one sequence; only padding.
 pub const IDS: &[&str] = &["none", "sequences", "padded", "ends", "padding"];
 
-/// What is not finite: nothing; an element of x, of dy or of the initial state; what padding holds.
+/// Non-finite values: none; in x, dy or the initial state; at padding.
 pub const BAD: &[&str] = &["none", "nan_x", "inf_x", "nan_dy", "nan_state", "nan_padding"];
 
 /// The ids of a case, row by row.
@@ -101,7 +103,7 @@ fn problem(case: &Case) -> Result<CausalConv1dProblem, ConvError> {
     CausalConv1dProblem::new(x, [c, w], optional, layout, activation, of, of_weight)
 }
 
-/// Row-major values of each input: what a whole problem and its pieces are made of.
+/// Row-major values of each input, from which the whole problem and its pieces are made.
 struct Values {
     x: Vec<f32>,
     weight: Vec<f32>,
@@ -131,10 +133,10 @@ fn values(case: &Case, problem: &CausalConv1dProblem) -> Values {
     };
     let seed = case.number("seed");
     match case.word("bad") {
-        "nan_x" => spoil(&mut values.x, seed, f32::NAN),
-        "inf_x" => spoil(&mut values.x, seed, f32::INFINITY),
-        "nan_dy" => spoil(&mut values.dy, seed, f32::NAN),
-        "nan_state" => spoil(&mut values.state, seed, f32::NAN),
+        "nan_x" => make_non_finite(&mut values.x, seed, f32::NAN),
+        "inf_x" => make_non_finite(&mut values.x, seed, f32::INFINITY),
+        "nan_dy" => make_non_finite(&mut values.dy, seed, f32::NAN),
+        "nan_state" => make_non_finite(&mut values.state, seed, f32::NAN),
         "nan_padding" if problem.seq_idx => {
             for index in 0..steps {
                 if values.ids[step(problem, index)] < 0 {
@@ -227,7 +229,7 @@ pub fn run(device: &Device, case: &Case) -> Outcome {
     Outcome::Passed(checks)
 }
 
-/// Launches both passes under a plan each, and reads the results.
+/// Launches both passes, each under its plan, and reads the results.
 fn computed(
     device: &Device,
     case: &Case,
@@ -274,10 +276,10 @@ fn check(
         let result = if case.word("bad") != "none" {
             let (expected, _) = oracle.expected();
             let right = |index: usize| (got[index] - expected.values[index]).abs() <= expected.bound(index);
-            // dw of a channel may be spoilt by any of its elements: taps are multiplied with what stands
-            // before the first step.
+            // Any non-finite element may spread to its channel's dw: taps are also multiplied with the
+            // columns before the first step.
             let spread =
-                |index: usize| name == "dw" && channel_is_spoilt(problem, tensors, index / problem.width);
+                |index: usize| name == "dw" && may_be_non_finite(problem, tensors, index / problem.width);
             check_non_finite(got, expected.values, spread, right)
         } else {
             oracle.check_with(name, got, exact, plain_data(case) && got.len() >= GUARDED)
@@ -291,28 +293,28 @@ fn check(
 }
 
 /// Whether an element of a channel's x or dy, or of its state, is not finite.
-fn channel_is_spoilt(problem: &CausalConv1dProblem, tensors: &Tensors, channel: usize) -> bool {
+fn may_be_non_finite(problem: &CausalConv1dProblem, tensors: &Tensors, channel: usize) -> bool {
     let (c, t) = (problem.channels, problem.length.max(1));
     let of_x = |index: usize| match problem.layout {
         Conv1dLayout::Bct => index / t % c,
         Conv1dLayout::Btc => index % c,
     };
-    let spoilt =
+    let non_finite =
         |values: Vec<f64>| (0..values.len()).any(|at| !values[at].is_finite() && of_x(at) == channel);
     let state = tensors.state.as_ref().map(Buffer::values).unwrap_or_default();
     let of_state = |index: usize| index / (problem.width - 1).max(1) % c;
-    spoilt(tensors.x.values())
-        || spoilt(tensors.dy.values())
+    non_finite(tensors.x.values())
+        || non_finite(tensors.dy.values())
         || (0..state.len()).any(|at| !state[at].is_finite() && of_state(at) == channel)
 }
 
-/// Whether every element is drawn for itself, as the statistical guard asks.
+/// Whether elements are independent, as the RMS guard requires.
 fn plain_data(case: &Case) -> bool {
     ["x_view", "w_view", "dy_view"].iter().all(|view| !matches!(case.word(view), "batch" | "inner"))
 }
 
-/// The sequence in two pieces, the second with the first one's final state: y is that of the whole. Where a
-/// sequence ends at the cut there is nothing to hand on.
+/// Runs the sequence in two pieces, the second from the first one's final state: y must equal that of the
+/// whole. A sequence that ends at the cut passes no state on.
 fn pieces(
     device: &Device,
     case: &Case,

@@ -1,8 +1,10 @@
-//! conv3d: random problems, and each pass of one under its plans against the reference.
+//! conv3d: each pass of a random problem under its plans, compared with the reference.
 
 use crate::device::{self, CLASSES, Device, may_refuse};
 use crate::outcome::{Check, LAUNCH, NO_PLAN, OVER, Outcome, PANIC, REFUSED, WRONG, caught};
-use crate::tensors::{self, DATA, GUARDED, OUTPUT_VIEWS, TYPES, VIEWS, check_non_finite, dtype, spoil};
+use crate::tensors::{
+    self, DATA, GUARDED, OUTPUT_VIEWS, TYPES, VIEWS, check_non_finite, dtype, make_non_finite,
+};
 use crate::text::{Case, Field};
 use conv_cases::fill::hash;
 use conv_kernels::conv3d::{
@@ -14,7 +16,7 @@ use conv_kernels::{ConvError, Limits};
 use conv_testing::buffer::{Buffer, try_read_all};
 use conv_testing::conv3d::{Inputs, Oracle, check_exact, padded_work, result_shape, try_launch};
 
-/// What a case of conv3d says.
+/// The fields of a case of conv3d.
 pub const FIELDS: &[Field] = &[
     Field::numbers("x", &[1; 5]),
     Field::numbers("o", &[1]),
@@ -67,8 +69,8 @@ fn inputs(device: &Device, case: &Case, problem: &Conv3dProblem) -> Inputs {
         let (seed, length) = (case.number("seed"), shape.iter().product());
         let mut values = tensors::values(case.word("data"), seed, number, length);
         match bad.split_once('_') {
-            Some(("nan", of)) if of == name => spoil(&mut values, seed, f32::NAN),
-            Some(("inf", of)) if of == name => spoil(&mut values, seed, f32::INFINITY),
+            Some(("nan", of)) if of == name => make_non_finite(&mut values, seed, f32::NAN),
+            Some(("inf", of)) if of == name => make_non_finite(&mut values, seed, f32::INFINITY),
             _ => {}
         }
         tensors::upload(&device.client, &values, shape, view, problem.dtype)
@@ -81,7 +83,7 @@ fn inputs(device: &Device, case: &Case, problem: &Conv3dProblem) -> Inputs {
     }
 }
 
-/// A pass of a case: what it is called there, and what it launches. db comes with dw.
+/// A pass of a case: its name in a line, and the passes that it launches. db comes with dw.
 const PASSES: [(&str, Pass); 4] = [
     ("forward", Pass::Forward),
     ("dx", Pass::InputGradient),
@@ -89,7 +91,7 @@ const PASSES: [(&str, Pass); 4] = [
     ("db", Pass::WeightGradient),
 ];
 
-/// The plans of a case for one pass, the automatic one first where it is asked for.
+/// The plans of a case for one pass, the automatic one first if the case includes it.
 fn plans(
     case: &Case,
     device: &Device,
@@ -98,7 +100,7 @@ fn plans(
     limits: &Limits,
 ) -> Result<Vec<(String, Plan)>, ConvError> {
     let all = || op::eligible(problem, pass, limits).into_iter().map(|plan| (plan.name(), plan));
-    // A line that is about every plan is run once, a random case one of many.
+    // A line without a plan runs every plan; a random case picks some.
     let most_work = if case.plan.is_empty() { 20 * device.most_work() } else { device.most_work() };
     let affordable = |plan: &Plan| padded_work(problem, pass, plan) <= most_work;
     let auto = || op::plan(problem, pass, Algorithm::Auto, limits).map(|plan| ("auto".to_string(), plan));
@@ -118,7 +120,7 @@ fn plans(
     })
 }
 
-/// Plans of a `pick` beside the automatic one.
+/// Plans of a `pick` in addition to the automatic one.
 const PICKED: usize = 2;
 
 /// Runs a case.
@@ -192,7 +194,7 @@ fn run_pass(
                 let message = format!("{} was planned, then: {error}", plan.name());
                 return Err(Outcome::failed(&named(&name), REFUSED, message));
             }
-            // A plan of `eligible` may be one that the smaller device refuses.
+            // `eligible` may list a plan that the imposed limits refuse.
             Ok(Err(_)) => {}
             Err(panic) => return Err(Outcome::failed(&named(&name), PANIC, panic)),
         }
@@ -202,15 +204,15 @@ fn run_pass(
         }
     }
     let all: Vec<&Buffer> = launched.iter().flat_map(|(_, _, outs)| outs).collect();
-    let together = caught(|| try_read_all(client, &all)).and_then(|read| read);
-    let mut read = together.ok().map(Vec::into_iter);
+    let all_read = caught(|| try_read_all(client, &all)).and_then(|read| read);
+    let mut read = all_read.ok().map(Vec::into_iter);
     let plans: Vec<Plan> = launched.iter().map(|(_, plan, _)| *plan).collect();
     let oracle = Oracle::new(problem, pass, inputs, &plans);
     let mut checks = Vec::new();
     for (name, plan, outs) in &launched {
         let got = match &mut read {
             Some(read) => read.by_ref().take(outs.len()).collect(),
-            // One of them failed: which?
+            // One of them failed: find out which.
             None => caught(|| try_read_all(client, &outs.iter().collect::<Vec<_>>()))
                 .and_then(|read| read)
                 .map_err(|error| {
@@ -244,12 +246,12 @@ fn compare(
     if case.word("bad") != "none" {
         let spreads = plan.notes(problem, pass, limits).non_finite != NonFinite::Window;
         let expected = oracle.expected(plan, pass, problem.dtype).0;
-        // A magnitude that is not finite bounds nothing.
+        // A non-finite magnitude gives no bound.
         let right = |index: usize| {
             let bound = expected.bound(index);
             !bound.is_finite() || (got[index] - expected.values[index]).abs() <= bound
         };
-        let channel = |index: usize| spreads || channel_is_spoilt(problem, pass, inputs, index);
+        let channel = |index: usize| spreads || may_be_non_finite(problem, pass, inputs, index);
         return check_non_finite(got, oracle.values(), channel, right);
     }
     if integers && exact_plan && !silu {
@@ -259,11 +261,11 @@ fn compare(
     oracle.check(plan, pass, problem.dtype, got, guarded).map(|_| ())
 }
 
-/// Whether a result belongs to a channel of a weight that is not finite, or is the gradient of a weight
-/// between channels of which one holds an element that is not: plans multiply those by the zeros of the
-/// padding and beyond the last window.
-fn channel_is_spoilt(problem: &Conv3dProblem, pass: Pass, inputs: &Inputs, index: usize) -> bool {
-    let spoilt = |values: Vec<f64>, holds: &dyn Fn(usize) -> bool| {
+/// Whether non-finite values may spread to a result: it belongs to a channel with a non-finite weight, or is
+/// the weight gradient of channels one of which has a non-finite element. Plans multiply those by the zeros
+/// of the padding and past the last window.
+fn may_be_non_finite(problem: &Conv3dProblem, pass: Pass, inputs: &Inputs, index: usize) -> bool {
+    let non_finite = |values: Vec<f64>, holds: &dyn Fn(usize) -> bool| {
         (0..values.len()).any(|index| !values[index].is_finite() && holds(index))
     };
     let taps = problem.taps();
@@ -274,23 +276,23 @@ fn channel_is_spoilt(problem: &Conv3dProblem, pass: Pass, inputs: &Inputs, index
     match pass {
         Pass::Forward => {
             let channel = index / of_y % o;
-            spoilt(inputs.w.values(), &|at| at / (taps * group_c) == channel)
+            non_finite(inputs.w.values(), &|at| at / (taps * group_c) == channel)
         }
         Pass::InputGradient => {
             let channel = index / of_x % c;
             let of_weight = |at: usize| at / (taps * group_c) / group_o * group_c + at / taps % group_c;
-            spoilt(inputs.w.values(), &|at| of_weight(at) == channel)
+            non_finite(inputs.w.values(), &|at| of_weight(at) == channel)
         }
         Pass::WeightGradient => {
             let out = index / (taps * group_c);
             let channel = out / group_o * group_c + index / taps % group_c;
-            spoilt(inputs.x.values(), &|at| at / of_x % c == channel)
-                || spoilt(inputs.dy.values(), &|at| at / of_y % o == out)
+            non_finite(inputs.x.values(), &|at| at / of_x % c == channel)
+                || non_finite(inputs.dy.values(), &|at| at / of_y % o == out)
         }
     }
 }
 
-/// Whether every element is drawn for itself, as the statistical guard asks.
+/// Whether elements are independent, as the RMS guard requires.
 fn plain_data(case: &Case) -> bool {
     ["x_view", "w_view", "dy_view"].iter().all(|view| !matches!(case.word(view), "batch" | "inner"))
 }

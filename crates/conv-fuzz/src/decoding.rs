@@ -1,4 +1,5 @@
-//! Decoding steps (shifted states, rings, slots, in place), sequence ids and last states of packed sequences.
+//! Decoding steps (shifted states, ring buffers, slots, in place), sequence ids and last states of packed
+//! sequences.
 
 use crate::device::Device;
 use crate::outcome::{LAUNCH, Outcome, PANIC, REFUSED, WRONG, caught};
@@ -13,8 +14,8 @@ use conv_kernels::tolerance::Expected;
 use conv_kernels::{IndexOperand, IndexType};
 use conv_testing::buffer::{Buffer, try_read_all, upload_indices};
 
-/// What a case of decoding steps says. `extra`: columns of the state beyond W-1; `rows`: slots beside those
-/// of the batch.
+/// The fields of a case of decoding steps. `extra`: columns of the state beyond W-1; `rows`: slots beyond
+/// those of the batch.
 pub const UPDATE_FIELDS: &[Field] = &[
     Field::numbers("b", &[1]),
     Field::numbers("c", &[1]),
@@ -36,7 +37,7 @@ pub const UPDATE_FIELDS: &[Field] = &[
     Field::words("out_view", OUTPUT_VIEWS),
 ];
 
-/// What a case of packed sequences says. `bounds`: how many; `s`: steps of a state.
+/// The fields of a case of packed sequences. `bounds`: their number; `s`: steps of a state.
 pub const PACKED_FIELDS: &[Field] = &[
     Field::numbers("c", &[1]),
     Field::numbers("t", &[1]),
@@ -89,7 +90,7 @@ pub fn run_update(device: &Device, case: &Case) -> Outcome {
     let x = upload(1, &[b, c, length], case.word("x_view"), of);
     let weight = upload(2, &[c, w], case.word("w_view"), of_weight);
     let bias = bias.map(|c| upload(3, &[c], "plain", of_weight));
-    // Every row's slot is another one: a permutation, some of them missing.
+    // Slots are a permutation, with some missing.
     let mut order: Vec<i64> = (0..rows as i64).collect();
     order.sort_by_key(|slot| hash(seed as u64, *slot as u64));
     let missing = |row: usize| slotted && hash(seed as u64, 500 + row as u64).is_multiple_of(5);
@@ -182,8 +183,8 @@ pub fn run_packed(device: &Device, case: &Case) -> Outcome {
         Err(error) => return Outcome::failed(case, LAUNCH, error),
     };
     let values = x.values();
-    for (place, got) in got.into_iter().enumerate() {
-        let (sequence, channel, m) = (place / s / c, place / s % c, place % s);
+    for (index, got) in got.into_iter().enumerate() {
+        let (sequence, channel, m) = (index / s / c, index / s % c, index % s);
         let at = bounds[sequence + 1] - s as i64 + m as i64;
         let want = match layout {
             _ if at < bounds[sequence] => 0.0,

@@ -1,4 +1,4 @@
-//! The devices that problems run on, and smaller ones that they are taken for.
+//! The devices that problems run on, and the limits of smaller devices to impose on them.
 
 use anyhow::{Result, anyhow};
 use clap::ValueEnum;
@@ -22,9 +22,9 @@ pub enum Kind {
 pub struct Device {
     /// Its name in reports.
     pub name: &'static str,
-    /// What launches go to.
+    /// Its client.
     pub client: Client,
-    /// What it allows.
+    /// Its limits.
     pub limits: Limits,
     recorder: Option<Recorder>,
 }
@@ -33,7 +33,7 @@ impl Device {
     /// Opens a device.
     ///
     /// # Errors
-    /// When there is none of the kind.
+    /// When there is no such device.
     pub fn open(kind: Kind) -> Result<Self> {
         use cubecl::device::WgpuDeviceKind::{Cpu, DefaultDevice};
         if kind == Kind::Metal {
@@ -54,7 +54,7 @@ impl Device {
         Ok(Self { name, client, limits, recorder: None })
     }
 
-    /// Products that a plan may compute in one case: more would take the device seconds.
+    /// Multiply-accumulates that a plan may execute in one case: more would take seconds.
     pub fn most_work(&self) -> usize {
         match self.name {
             "metal" => 400_000,
@@ -63,7 +63,7 @@ impl Device {
         }
     }
 
-    /// Forgets what has been launched.
+    /// Clears the record of launches.
     pub fn forget(&self) {
         if let Some(recorder) = &self.recorder {
             let _ = self.client.flush();
@@ -71,7 +71,7 @@ impl Device {
         }
     }
 
-    /// What was launched since and passes `limits`, where the device keeps a record.
+    /// A launch since [`forget`](Self::forget) that exceeds `limits`, if the device keeps a record.
     pub fn over(&self, limits: &Limits) -> Option<String> {
         let recorder = self.recorder.as_ref()?;
         let _ = self.client.flush();
@@ -104,10 +104,10 @@ impl Device {
     }
 }
 
-/// What a device is taken for: itself; one with 16 KiB of threadgroup memory and 256 threads; without matrix
-/// units; with little workspace; with small dispatches; that one threadgroup keeps busy; that thousands do;
-/// with no buffer much larger than the tensors; that ends loops early; with 64-bit offsets from 20 elements
-/// on; without words for halves; without f16.
+/// Classes of limits: the device's own; 16 KiB of threadgroup memory and 256 threads; no matrix units; little
+/// workspace; small dispatches; one threadgroup fills the device; thousands do; no buffer much larger than
+/// the tensors; short loops only; 64-bit offsets from 20 elements on; no 16-bit pairs in 32-bit words; no
+/// f16.
 pub const CLASSES: &[&str] = &[
     "device",
     "small",
@@ -144,7 +144,7 @@ pub fn limits(class: &str, device: &Limits, bytes: usize) -> Limits {
         }
         "one_in_flight" => limits.cubes_in_flight = 1,
         "many_in_flight" => limits.cubes_in_flight = 2000,
-        // A guard zone is part of what a launch binds.
+        // Launches bind the guard zones as well.
         "buffers" => limits.buffer_bytes = (bytes + 4096) as u64,
         "turns" => limits.loop_iterations = Some(60),
         "wide" if limits.wide_index => limits.narrow_elements = 20,

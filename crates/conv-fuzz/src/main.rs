@@ -9,8 +9,8 @@ use conv_fuzz::text::{Case, Op};
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Random problems of every op and plan against the f64 references. A failing problem is made small and
-/// printed as a line, which `--replay` runs again and `crates/conv-fuzz/regressions.txt` keeps.
+/// Random problems of every op and plan against the f64 references. A failing problem is shrunk and printed
+/// as a line, which `--replay` runs again and `crates/conv-fuzz/regressions.txt` keeps.
 #[derive(Debug, Parser)]
 #[command(name = "conv-fuzz", version)]
 struct Arguments {

@@ -1,30 +1,30 @@
-//! What came of a case.
+//! The outcome of a case.
 
 use crate::text::Case;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// One comparison that held: a pass and a plan.
+/// A comparison that passed: a pass and a plan.
 pub type Check = (&'static str, String);
 
-/// What came of a case.
+/// The outcome of a case.
 #[derive(Clone, Debug)]
 pub enum Outcome {
-    /// Everything held.
+    /// Every comparison passed.
     Passed(Vec<Check>),
-    /// The numbers contradict each other, or the device lacks a type: there is no such problem here.
+    /// Not a problem of this device: the numbers contradict each other, or the device lacks a type.
     Skipped(String),
-    /// Something is wrong.
+    /// A comparison or a launch failed.
     Failed(Box<Failure>),
 }
 
-/// Something wrong.
+/// A failure.
 #[derive(Clone, Debug)]
 pub struct Failure {
     /// The case, with the pass and the plan that failed where the op has them.
     pub case: Case,
-    /// What kind of failure: shrinking keeps it.
+    /// The kind of failure, which shrinking preserves.
     pub kind: &'static str,
-    /// What was expected and what came.
+    /// Expected and actual result.
     pub message: String,
 }
 
@@ -35,17 +35,17 @@ impl Outcome {
     }
 }
 
-/// Results that are not those of the reference.
+/// Results that differ from the reference.
 pub const WRONG: &str = "wrong";
 /// A launch that failed on the device: an access outside a buffer, a kernel that does not compile.
 pub const LAUNCH: &str = "launch";
 /// A panic.
 pub const PANIC: &str = "panic";
-/// A plan that was chosen, then refused at launch.
+/// A plan that was chosen and then refused at launch.
 pub const REFUSED: &str = "refused";
-/// No plan where there has to be one.
+/// No plan although there must be one.
 pub const NO_PLAN: &str = "no plan";
-/// A launch past the limits that it was planned for.
+/// A launch that exceeds the limits it was planned for.
 pub const OVER: &str = "over";
 
 /// Runs `action`; the text of its panic if it panics.

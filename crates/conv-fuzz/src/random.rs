@@ -1,4 +1,5 @@
-//! A small generator: number `i` of a seed is a hash of both, so a case depends on its seed alone.
+//! A counter-based random generator: number `i` of a seed is a hash of both, so a case depends only on its
+//! seed.
 
 use conv_cases::fill::hash;
 
@@ -26,12 +27,12 @@ impl Random {
         low + (self.bits() % (high.max(low) - low + 1) as u64) as i64
     }
 
-    /// True once in `turns`.
-    pub fn once_in(&mut self, turns: u64) -> bool {
-        self.bits().is_multiple_of(turns)
+    /// True with probability `1 / n`.
+    pub fn once_in(&mut self, n: u64) -> bool {
+        self.bits().is_multiple_of(n)
     }
 
-    /// One of `values`, each as often as it stands there.
+    /// One of `values`, uniformly.
     pub fn pick<T: Copy>(&mut self, values: &[T]) -> T {
         values[self.bits() as usize % values.len()]
     }

@@ -1,5 +1,5 @@
-//! RoPE2D: a random rotation and its inverse against the reference, alone or with a second tensor, apart or
-//! in place.
+//! RoPE2D: a random rotation or its inverse compared with the reference, for one tensor or two, out of place
+//! or in place.
 
 use crate::device::{self, CLASSES, Device};
 use crate::outcome::{LAUNCH, OVER, Outcome, PANIC, REFUSED, WRONG, caught};
@@ -10,8 +10,8 @@ use conv_kernels::rope2d::{Positions, Rope2dProblem, RopeGrid, RopeLayout, Rotat
 use conv_kernels::{ConvError, FloatType, IndexType, row_major};
 use conv_testing::buffer::{Buffer, try_read_all, upload_indices};
 
-/// What a case of RoPE2D says. `q`: frequencies per axis; `copied`: quarters of a head that are not rotated;
-/// `base` in tenths; `f0` in hundredths; `reach`: the largest position.
+/// The fields of a case of RoPE2D. `q`: frequencies per axis; `copied`: quarters of a head that are not
+/// rotated; `base` in tenths; `f0` in hundredths; `reach`: the largest position.
 pub const FIELDS: &[Field] = &[
     Field::numbers("b", &[1]),
     Field::numbers("h", &[1]),
@@ -24,7 +24,7 @@ pub const FIELDS: &[Field] = &[
     Field::numbers("base", &[1000]),
     Field::numbers("f0", &[100]),
     Field::words("positions", &["grid", "i32", "i64", "float"]),
-    Field::words("places", PLACES),
+    Field::words("places", POSITION_KINDS),
     Field::numbers("reach", &[0]),
     Field::numbers("inverse", &[0]),
     Field::numbers("pair", &[0]),
@@ -37,7 +37,7 @@ pub const FIELDS: &[Field] = &[
 ];
 
 /// Where tokens are: spread evenly up to `reach`; next to whole numbers; in -1..1; next to powers of two.
-pub const PLACES: &[&str] = &["spread", "near_whole", "unit", "powers"];
+pub const POSITION_KINDS: &[&str] = &["spread", "near_whole", "unit", "powers"];
 
 /// The problem of a case.
 fn problem(case: &Case) -> Result<Rope2dProblem, ConvError> {
@@ -54,8 +54,8 @@ fn problem(case: &Case) -> Result<Rope2dProblem, ConvError> {
         .with_prefix(prefix)
 }
 
-/// A position of the kind that a case asks for.
-fn place(case: &Case, index: u64) -> f32 {
+/// A position of the kind that a case names.
+fn position_value(case: &Case, index: u64) -> f32 {
     let seed = hash(case.number("seed") as u64, 31);
     let reach = case.number("reach");
     let whole = integer(seed, index, -reach, reach) as f32;
@@ -90,7 +90,7 @@ pub fn run(device: &Device, case: &Case) -> Outcome {
     let count: usize = problem.positions_shape().iter().product();
     let mut at: Vec<f64> = match kind {
         "grid" => reference::grid_positions(&problem, grid).into_iter().map(|p| p as f64).collect(),
-        _ => (0..count as u64).map(|index| f64::from(place(case, index))).collect(),
+        _ => (0..count as u64).map(|index| f64::from(position_value(case, index))).collect(),
     };
     if kind.starts_with('i') {
         at.iter_mut().for_each(|position| *position = position.round().clamp(-2147483648.0, 2147483647.0));
@@ -129,7 +129,7 @@ pub fn run(device: &Device, case: &Case) -> Outcome {
     match caught(|| rotate_all(client, &limits, &rotations, inverse)) {
         Ok(Ok(())) => {}
         Ok(Err(_)) if case.word("limits") == "no_f16" => return Outcome::Passed(Vec::new()),
-        // A rotation whose angles fp32 positions do not give may be refused.
+        // A rotation whose angles fp32 positions cannot represent may be refused.
         Ok(Err(ConvError::Unsupported(_))) if kind == "float" => return Outcome::Passed(Vec::new()),
         Ok(Err(error)) => return Outcome::failed(case, REFUSED, error.to_string()),
         Err(panic) => return Outcome::failed(case, PANIC, panic),
@@ -154,8 +154,8 @@ pub fn run(device: &Device, case: &Case) -> Outcome {
     Outcome::Passed(vec![(direction, format!("rope2d:{kind}")); outs.len()])
 }
 
-/// The largest error relative to a pair's length beside the storage type's rounding; what f64 itself resolves
-/// of the largest angles is added.
+/// The largest error relative to a pair's length, in addition to the storage type's rounding and to the f64
+/// resolution of the largest angles.
 const ANGLE: f64 = 1e-6;
 
 fn compare(

@@ -11,24 +11,24 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long, and what.
+/// What to run, and for how long.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Which random cases.
+    /// Seed of the random cases.
     pub seed: u64,
-    /// The first one's number.
+    /// Number of the first case.
     pub first: u64,
-    /// How many at most.
+    /// Largest number of cases.
     pub problems: u64,
-    /// How long at most, shrinking aside.
+    /// Time limit, shrinking not counted.
     pub time: Duration,
-    /// Problems of these ops.
+    /// The ops to draw from.
     pub ops: Vec<Op>,
     /// Prints every case before it is run.
     pub verbose: bool,
 }
 
-/// A failure, made small.
+/// A shrunk failure.
 #[derive(Clone, Debug)]
 pub struct Found {
     /// The number of the random case.
@@ -37,30 +37,30 @@ pub struct Found {
     pub seconds: f64,
     /// The smallest case that fails in this way.
     pub case: Case,
-    /// What was expected and what came, of the smallest case.
+    /// Expected and actual result of the smallest case.
     pub message: String,
 }
 
-/// What came of a run.
+/// The result of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
-    /// Cases that were problems of this device.
+    /// Cases that were run.
     pub problems: u64,
-    /// Cases that were not.
+    /// Cases that are not problems of this device.
     pub skipped: u64,
-    /// Comparisons that held: op, pass or result, plan.
+    /// Passed comparisons by op, pass or result, and plan.
     pub covered: BTreeMap<(&'static str, &'static str, String), u64>,
     /// Different failures.
     pub found: Vec<Found>,
-    /// Failures like one of those.
+    /// Further failures of the same kinds.
     pub repeats: u64,
-    /// Seconds, shrinking aside.
+    /// Seconds, shrinking not counted.
     pub seconds: f64,
 }
 
 static QUIET: AtomicBool = AtomicBool::new(false);
 
-/// Runs a case; a panic is a failure, and prints nothing.
+/// Runs a case; a panic is a failure and prints nothing.
 pub fn run_case(device: &Device, case: &Case) -> Outcome {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
@@ -133,11 +133,11 @@ pub fn fuzz(device: &Device, options: &Options) -> Report {
     report
 }
 
-/// Trials and time that a failing case is shrunk for.
+/// Limits of shrinking a failing case.
 const TRIALS: usize = 600;
 const SHRINKING: Duration = Duration::from_secs(30);
 
-/// The smallest case that fails in the same way, and what it says.
+/// The smallest case that fails in the same way, and its message.
 fn smallest(device: &Device, case: &Case, kind: &'static str, message: &str) -> (Case, String) {
     let start = Instant::now();
     let failing = |case: &Case| match run_case(device, case) {
@@ -145,7 +145,7 @@ fn smallest(device: &Device, case: &Case, kind: &'static str, message: &str) -> 
         _ => None,
     };
     let mut case = case.clone();
-    // The plan that the automatic choice took, by its name where that fails alike.
+    // Name the automatically chosen plan if the case fails with it in the same way.
     if case.plan == "auto" {
         let plan = message.split([':', ' ']).next().unwrap_or_default().to_string();
         let named = Case { plan, ..case.clone() };

@@ -1,8 +1,8 @@
-//! Makes a failing case smaller while it still fails.
+//! Shrinks a failing case.
 
 use crate::text::{Case, Op};
 
-/// The smallest case that `fails` and can be reached from `case`, which does, in at most `trials` trials.
+/// The smallest failing case reachable from the failing `case` in at most `trials` trials.
 pub fn shrink(case: &Case, trials: usize, mut fails: impl FnMut(&Case) -> bool) -> Case {
     let mut smallest = case.clone();
     let mut left = trials;
@@ -21,7 +21,7 @@ pub fn shrink(case: &Case, trials: usize, mut fails: impl FnMut(&Case) -> bool) 
     }
 }
 
-/// How far a case is from the simplest one: every candidate is nearer.
+/// Distance from the simplest case: every candidate is nearer.
 fn distance(case: &Case) -> u64 {
     let fields = case.op.fields().iter().zip(&case.values);
     fields
@@ -40,7 +40,7 @@ fn candidates(case: &Case) -> Vec<Case> {
         }
     };
     let fields = case.op.fields();
-    let places: Vec<(usize, usize)> = (0..fields.len())
+    let positions: Vec<(usize, usize)> = (0..fields.len())
         .flat_map(|field| (0..fields[field].simplest.len()).map(move |index| (field, index)))
         .filter(|(field, index)| case.values[*field][*index] != fields[*field].simplest[*index])
         .collect();
@@ -52,14 +52,14 @@ fn candidates(case: &Case) -> Vec<Case> {
         }
         values
     };
-    let step = |place: (usize, usize), part: i64| {
-        let (from, to) = (case.values[place.0][place.1], target(place));
-        let words = !fields[place.0].words.is_empty();
-        // Between words there is no half way.
-        if words { to } else { from - (from - to) / part }
+    let step = |position: (usize, usize), divisor: i64| {
+        let (from, to) = (case.values[position.0][position.1], target(position));
+        let words = !fields[position.0].words.is_empty();
+        // Words have no midpoint.
+        if words { to } else { from - (from - to) / divisor }
     };
-    let one = |place: (usize, usize)| {
-        let (from, to) = (case.values[place.0][place.1], target(place));
+    let one = |position: (usize, usize)| {
+        let (from, to) = (case.values[position.0][position.1], target(position));
         from - (from - to).signum()
     };
     for (field, numbers) in case.values.iter().enumerate() {
@@ -69,8 +69,8 @@ fn candidates(case: &Case) -> Vec<Case> {
             add(values);
         }
     }
-    for &place in &places {
-        add(with(&[(place, target(place))]));
+    for &position in &positions {
+        add(with(&[(position, target(position))]));
     }
     if case.op == Op::Conv3d {
         // Channels and groups keep their ratios.
@@ -79,35 +79,42 @@ fn candidates(case: &Case) -> Vec<Case> {
             (field, index)
         });
         for divisor in [2, 3, 5, 7, 11, 31] {
-            if numbers.iter().all(|place| case.values[place.0][place.1] % divisor == 0) {
-                let changes = numbers.map(|place| (place, case.values[place.0][place.1] / divisor));
+            if numbers.iter().all(|position| case.values[position.0][position.1] % divisor == 0) {
+                let changes =
+                    numbers.map(|position| (position, case.values[position.0][position.1] / divisor));
                 add(with(&changes));
             }
         }
     }
-    // Equal numbers together: depthwise channels and groups, padding on both sides.
-    let alike = |place: &(usize, usize)| -> Vec<(usize, usize)> {
-        let number = case.values[place.0][place.1];
+    // Equal numbers change at once: depthwise channels and groups, padding on both sides.
+    let alike = |position: &(usize, usize)| -> Vec<(usize, usize)> {
+        let number = case.values[position.0][position.1];
         let plain = |other: &&(usize, usize)| fields[other.0].words.is_empty();
-        places.iter().filter(plain).filter(|other| case.values[other.0][other.1] == number).copied().collect()
+        positions
+            .iter()
+            .filter(plain)
+            .filter(|other| case.values[other.0][other.1] == number)
+            .copied()
+            .collect()
     };
-    for part in [2, 4] {
-        for place in &places {
-            add(with(&[(*place, step(*place, part))]));
-            let changes: Vec<_> = alike(place).into_iter().map(|other| (other, step(other, part))).collect();
+    for divisor in [2, 4] {
+        for position in &positions {
+            add(with(&[(*position, step(*position, divisor))]));
+            let changes: Vec<_> =
+                alike(position).into_iter().map(|other| (other, step(other, divisor))).collect();
             add(with(&changes));
         }
     }
-    for place in &places {
-        add(with(&[(*place, one(*place))]));
-        let changes: Vec<_> = alike(place).into_iter().map(|other| (other, one(other))).collect();
+    for position in &positions {
+        add(with(&[(*position, one(*position))]));
+        let changes: Vec<_> = alike(position).into_iter().map(|other| (other, one(other))).collect();
         add(with(&changes));
     }
-    // A filter with its padding, an input with its stride.
-    for (index, place) in places.iter().enumerate() {
-        for other in &places[..index] {
-            if fields[place.0].words.is_empty() && fields[other.0].words.is_empty() {
-                add(with(&[(*place, one(*place)), (*other, one(*other))]));
+    // Pairs: a filter with its padding, an input with its stride.
+    for (index, position) in positions.iter().enumerate() {
+        for other in &positions[..index] {
+            if fields[position.0].words.is_empty() && fields[other.0].words.is_empty() {
+                add(with(&[(*position, one(*position)), (*other, one(*other))]));
             }
         }
     }

@@ -1,4 +1,4 @@
-//! What tensors hold and how they lie in memory.
+//! Values and memory layouts of tensors.
 
 use conv_cases::fill;
 use conv_kernels::{FloatType, row_major};
@@ -20,13 +20,13 @@ pub fn dtype(word: &str) -> FloatType {
 /// Data: normally distributed, or small integers, whose sums are exact.
 pub const DATA: &[&str] = &["normal", "integers"];
 
-/// Memory layouts: row-major; all axes reversed; the second axis innermost; each axis one place further; gaps
-/// after rows; every other element; odd strides where an axis has one element; one value for the whole batch;
-/// one for each innermost row.
+/// Memory layouts: row-major; all axes reversed; the second axis innermost; axes rotated by one; gaps after
+/// rows; every other element; odd strides for axes of one element; stride 0 along the batch; stride 0 along
+/// the last axis.
 pub const VIEWS: &[&str] =
     &["plain", "reversed", "last", "turned", "gaps", "halves", "odd", "batch", "inner"];
 
-/// Those of [`VIEWS`] that an output may have: no two elements share memory.
+/// The [`VIEWS`] for outputs: no two elements share memory.
 pub const OUTPUT_VIEWS: &[&str] = &["plain", "reversed", "last", "turned", "gaps", "halves", "odd"];
 
 /// `length` values of tensor number `tensor` of a case.
@@ -38,8 +38,8 @@ pub fn values(data: &str, seed: i64, tensor: u64, length: usize) -> Vec<f32> {
     }
 }
 
-/// Puts `value` at one to three places of `values`, which a seed decides.
-pub fn spoil(values: &mut [f32], seed: i64, value: f32) {
+/// Sets one to three random elements to `value`.
+pub fn make_non_finite(values: &mut [f32], seed: i64, value: f32) {
     if values.is_empty() {
         return;
     }
@@ -91,7 +91,7 @@ pub fn strides(view: &str, shape: &[usize]) -> Vec<usize> {
     strides
 }
 
-/// Uploads `values` in a layout; where elements share memory, the first one's value is that of all.
+/// Uploads `values` in a layout; elements that share memory get the first one's value.
 pub fn upload(client: &Client, values: &[f32], shape: &[usize], view: &str, dtype: FloatType) -> Buffer {
     let strides = strides(view, shape);
     let mut values = values.to_vec();
@@ -104,8 +104,8 @@ pub fn upload(client: &Client, values: &[f32], shape: &[usize], view: &str, dtyp
     buffer::upload_strided(client, &values, shape, &strides, dtype)
 }
 
-/// Results from which on the statistical guard is asked: of fewer, rounding to f16 alone passes it now and
-/// then (99 results, 3.5e-4 where 3e-4 is allowed). The bound of each element is asked always.
+/// Number of results from which on the RMS guard applies: with fewer, rounding to f16 alone can exceed it.
+/// The bound per element always applies.
 pub const GUARDED: usize = 1024;
 
 /// An output in a layout.
@@ -113,8 +113,8 @@ pub fn output(client: &Client, shape: &[usize], view: &str, dtype: FloatType) ->
     buffer::output_strided(client, shape, &strides(view, shape), dtype)
 }
 
-/// Compares results with a reference that is not finite everywhere: where it is not, neither is the result;
-/// elsewhere the result is `right`, or, where non-finite values may `spread`, not finite.
+/// Compares results with a reference that has non-finite values: there the result must be non-finite too;
+/// elsewhere it must be `right` or, where non-finite values may `spread`, non-finite.
 ///
 /// # Errors
 /// The first element that is wrong.
@@ -147,14 +147,14 @@ mod tests {
         for view in OUTPUT_VIEWS {
             for shape in [vec![2, 3, 1, 4, 5], vec![1, 1, 1], vec![3, 2], vec![4], vec![2, 1, 3, 1, 1]] {
                 let strides = strides(view, &shape);
-                let mut places = std::collections::HashSet::new();
+                let mut offsets = std::collections::HashSet::new();
                 for index in 0..shape.iter().product::<usize>() {
-                    let (mut rest, mut place) = (index, 0);
+                    let (mut rest, mut offset) = (index, 0);
                     for (size, stride) in shape.iter().zip(&strides).rev() {
-                        place += rest % size * stride;
+                        offset += rest % size * stride;
                         rest /= size;
                     }
-                    assert!(places.insert(place), "{view} {shape:?} {strides:?}");
+                    assert!(offsets.insert(offset), "{view} {shape:?} {strides:?}");
                 }
             }
         }

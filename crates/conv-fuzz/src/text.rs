@@ -1,16 +1,16 @@
-//! A case as one line of text, and as numbers that can be made smaller.
+//! A case as one line of text, and as numbers that can be shrunk.
 //!
 //! ```text
 //! conv3d x=1,8,1,1,6 o=4 k=1,1,12 pad=0,0,0,0,6,6 replicate=1 pass=forward plan=gemm_256x4x16
 //! ```
 //!
-//! The op, then every field that is not at its simplest, then the plan where the case is about one. A field
-//! is a list of numbers or one of some words.
+//! The op, then every field that differs from its simplest value, then the plan, if the case names one. A
+//! field is a list of numbers or a word.
 
 use crate::{causal_conv1d, conv3d, decoding, rope2d};
 use std::fmt;
 
-/// What a case is a problem of.
+/// The op of a case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Op {
     /// conv3d: forward, dx, dw, db.
@@ -21,7 +21,7 @@ pub enum Op {
     Update,
     /// Sequence ids and last states of packed sequences.
     Packed,
-    /// RoPE2D, both ways.
+    /// RoPE2D, both directions.
     Rope2d,
 }
 
@@ -30,9 +30,9 @@ pub enum Op {
 pub struct Field {
     /// Its name in a line.
     pub name: &'static str,
-    /// The words that stand for 0, 1, ..; empty for numbers.
+    /// The words for 0, 1, ..; empty for numbers.
     pub words: &'static [&'static str],
-    /// What shrinking makes of it, and what a line that does not name it means.
+    /// The simplest value: the target of shrinking, and the default in a line.
     pub simplest: &'static [i64],
 }
 
@@ -42,7 +42,7 @@ impl Field {
         Self { name, words: &[], simplest }
     }
 
-    /// A field of one word, the first of which is the simplest.
+    /// A field with one of `words`, the first of which is the simplest.
     pub const fn words(name: &'static str, words: &'static [&'static str]) -> Self {
         Self { name, words, simplest: &[0] }
     }
@@ -75,10 +75,10 @@ impl Op {
     }
 }
 
-/// A problem with everything that decides how it is computed.
+/// A problem with everything that determines how it is computed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Case {
-    /// What it is a problem of.
+    /// The op.
     pub op: Op,
     /// The numbers of each field, in the order of [`Op::fields`].
     pub values: Vec<Vec<i64>>,
@@ -94,14 +94,14 @@ impl Case {
         Self { op, values, plan: String::new() }
     }
 
-    fn place(&self, name: &str) -> usize {
-        let place = self.op.fields().iter().position(|field| field.name == name);
-        place.unwrap_or_else(|| panic!("{} has no field {name}", self.op.name()))
+    fn index(&self, name: &str) -> usize {
+        let index = self.op.fields().iter().position(|field| field.name == name);
+        index.unwrap_or_else(|| panic!("{} has no field {name}", self.op.name()))
     }
 
     /// The numbers of a field.
     pub fn numbers(&self, name: &str) -> &[i64] {
-        &self.values[self.place(name)]
+        &self.values[self.index(name)]
     }
 
     /// The numbers of a field of `N` numbers, as extents.
@@ -127,20 +127,20 @@ impl Case {
 
     /// The word of a field.
     pub fn word(&self, name: &str) -> &'static str {
-        let field = &self.op.fields()[self.place(name)];
+        let field = &self.op.fields()[self.index(name)];
         field.words[self.number(name) as usize % field.words.len()]
     }
 
     /// Sets the numbers of a field.
     pub fn set(&mut self, name: &str, numbers: &[i64]) {
-        let place = self.place(name);
-        assert_eq!(self.values[place].len(), numbers.len(), "{name}");
-        self.values[place] = numbers.to_vec();
+        let index = self.index(name);
+        assert_eq!(self.values[index].len(), numbers.len(), "{name}");
+        self.values[index] = numbers.to_vec();
     }
 
     /// Sets a field to one of its words.
     pub fn set_word(&mut self, name: &str, word: &str) {
-        let words = self.op.fields()[self.place(name)].words;
+        let words = self.op.fields()[self.index(name)].words;
         let index = words.iter().position(|each| *each == word);
         self.set(name, &[index.unwrap_or_else(|| panic!("{name} is never {word}")) as i64]);
     }
@@ -148,28 +148,28 @@ impl Case {
     /// Reads a line.
     ///
     /// # Errors
-    /// The part of the line that is not understood.
+    /// Which word of the line is not understood.
     pub fn parse(line: &str) -> Result<Self, String> {
-        let mut parts = line.split_whitespace();
-        let name = parts.next().ok_or("the line is empty")?;
+        let mut words = line.split_whitespace();
+        let name = words.next().ok_or("the line is empty")?;
         let op = Op::ALL.into_iter().find(|op| op.name() == name);
         let mut case = Self::new(op.ok_or_else(|| format!("there is no op `{name}`"))?);
-        for part in parts {
-            let (name, value) = part.split_once('=').ok_or_else(|| format!("`{part}` has no `=`"))?;
+        for word in words {
+            let (name, value) = word.split_once('=').ok_or_else(|| format!("`{word}` has no `=`"))?;
             if name == "plan" {
                 case.plan = value.to_string();
                 continue;
             }
-            let place = case.op.fields().iter().position(|field| field.name == name);
-            let place = place.ok_or_else(|| format!("{} has no field `{name}`", case.op.name()))?;
-            let field = &case.op.fields()[place];
+            let index = case.op.fields().iter().position(|field| field.name == name);
+            let index = index.ok_or_else(|| format!("{} has no field `{name}`", case.op.name()))?;
+            let field = &case.op.fields()[index];
             let numbers: Option<Vec<i64>> = if field.words.is_empty() {
                 value.split(',').map(|number| number.parse().ok()).collect()
             } else {
                 field.words.iter().position(|word| *word == value).map(|index| vec![index as i64])
             };
             let numbers = numbers.filter(|numbers| numbers.len() == field.simplest.len());
-            case.values[place] = numbers.ok_or_else(|| format!("`{part}` is no value of `{name}`"))?;
+            case.values[index] = numbers.ok_or_else(|| format!("`{word}` is no value of `{name}`"))?;
         }
         Ok(case)
     }

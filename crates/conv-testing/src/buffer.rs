@@ -1,9 +1,8 @@
 //! Tensors between guard zones.
 //!
-//! Every buffer is `[guard | tensor | guard]`. Inputs have NaN for guards: a kernel that reads beside a
-//! tensor poisons its result. Outputs start as NaN between guards that are numbers: a kernel that skips an
-//! element leaves NaN, one that writes beside the tensor destroys a guard, even with the NaN it may have read
-//! there.
+//! Every buffer is `[guard | tensor | guard]`. Guards of inputs are NaN: an out-of-bounds read poisons the
+//! result. Outputs start as NaN between numeric guards: a skipped element stays NaN, and an out-of-bounds
+//! write changes a guard, even if it writes a NaN that was read from an input's guard.
 
 use conv_kernels::{FloatType, IndexOperand, IndexType, Operand, row_major};
 use cubecl::prelude::*;
@@ -21,7 +20,7 @@ pub struct Buffer {
     guard: f32,
 }
 
-/// What stands beside an output. Exact in every type, and no result of a test.
+/// The guard value of outputs: exact in every type, and never the result of a test.
 const OUTPUT_GUARD: f32 = -61_440.0;
 
 /// A tensor holding `values` in row-major order, rounded to `dtype`.
@@ -29,8 +28,8 @@ pub fn upload(client: &Client, values: &[f32], shape: &[usize], dtype: FloatType
     upload_strided(client, values, shape, &row_major(shape), dtype)
 }
 
-/// As [`upload`], laid out with `strides`; gaps between elements hold NaN. Strides of 0 repeat: the values
-/// given for repeated elements must be equal.
+/// As [`upload`], laid out with `strides`; gaps between elements hold NaN. A stride of 0 repeats elements,
+/// whose values must be equal.
 pub fn upload_strided(
     client: &Client,
     values: &[f32],
@@ -38,10 +37,10 @@ pub fn upload_strided(
     strides: &[usize],
     dtype: FloatType,
 ) -> Buffer {
-    place(client, values, (shape, strides), dtype, f32::NAN)
+    upload_guarded(client, values, (shape, strides), dtype, f32::NAN)
 }
 
-fn place(
+fn upload_guarded(
     client: &Client,
     values: &[f32],
     (shape, strides): (&[usize], &[usize]),
@@ -73,7 +72,7 @@ pub fn output(client: &Client, shape: &[usize], dtype: FloatType) -> Buffer {
 /// As [`output`], laid out with `strides`.
 pub fn output_strided(client: &Client, shape: &[usize], strides: &[usize], dtype: FloatType) -> Buffer {
     let values = vec![f32::NAN; shape.iter().product()];
-    place(client, &values, (shape, strides), dtype, OUTPUT_GUARD)
+    upload_guarded(client, &values, (shape, strides), dtype, OUTPUT_GUARD)
 }
 
 impl Buffer {
@@ -87,7 +86,7 @@ impl Buffer {
         self.rounded.iter().map(|value| f64::from(*value)).collect()
     }
 
-    /// The tensor's present values, row-major. Panics when a guard or a gap was written.
+    /// The tensor's current values, row-major. Panics if a guard or a gap was written.
     pub fn read(&self, client: &Client) -> Vec<f64> {
         read_all(client, &[self]).remove(0)
     }
@@ -105,7 +104,7 @@ impl Buffer {
         match memory.iter().position(|value| !same(*value)) {
             None => Ok(values),
             Some(at) => Err(format!(
-                "memory beside a tensor of shape {shape:?} was written (element {at} of its buffer)"
+                "memory outside a tensor of shape {shape:?} was written (element {at} of its buffer)"
             )),
         }
     }
@@ -116,10 +115,10 @@ pub fn read_all(client: &Client, buffers: &[&Buffer]) -> Vec<Vec<f64>> {
     try_read_all(client, buffers).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// [`read_all`]; the failure of a launch, or that a guard or a gap was written, as a sentence.
+/// [`read_all`] with an error instead of a panic.
 ///
 /// # Errors
-/// When a launch that should have written one of the tensors failed, or memory beside one was written.
+/// When a launch that should have written one of the tensors failed, or memory outside one was written.
 pub fn try_read_all(client: &Client, buffers: &[&Buffer]) -> Result<Vec<Vec<f64>>, String> {
     let bytes =
         client.read(buffers.iter().map(|buffer| buffer.whole.clone()).collect()).map_err(|error| {
@@ -130,7 +129,7 @@ pub fn try_read_all(client: &Client, buffers: &[&Buffer]) -> Result<Vec<Vec<f64>
     buffers.iter().zip(bytes).map(|(buffer, bytes)| buffer.decode(&bytes)).collect()
 }
 
-/// Integers on the device between guard zones of ids that no test uses.
+/// Integers on the device between guard zones with an id that no test uses.
 pub fn upload_indices(
     client: &Client,
     values: &[i64],

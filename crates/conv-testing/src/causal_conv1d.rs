@@ -1,5 +1,4 @@
-//! Causal conv1d: the inputs of a problem on the device, launches of both passes, and what the results should
-//! be.
+//! Causal conv1d: the inputs of a problem on the device, launches of both passes, and the expected results.
 
 use crate::buffer::{Buffer, output, read_all, round, upload, upload_indices};
 use conv_kernels::causal_conv1d::{
@@ -30,7 +29,7 @@ pub struct Tensors {
     pub dfinal: Option<Buffer>,
 }
 
-/// Uploads `fill(seed, length)` for each input of the problem, with ids of a type.
+/// Uploads `fill(seed, length)` for each input of the problem, and ids of the given type.
 pub fn tensors_with(
     client: &Client,
     problem: &CausalConv1dProblem,
@@ -73,10 +72,10 @@ impl Tensors {
     }
 }
 
-/// What the op computes, by name.
+/// The results of the op, by name.
 pub type Results = Vec<(&'static str, Buffer)>;
 
-/// Launches every pass under one plan each.
+/// Launches both passes, each under its plan.
 pub fn launch(
     (client, limits): (&Client, &Limits),
     problem: &CausalConv1dProblem,
@@ -89,7 +88,7 @@ pub fn launch(
     results
 }
 
-/// The tensors of a problem's results, by `of(shape, dtype)`.
+/// The tensors of a problem's results, made by `of(shape, dtype)`.
 pub fn results(problem: &CausalConv1dProblem, of: &dyn Fn(&[usize], FloatType) -> Buffer) -> Results {
     let (x, state) = (problem.x_shape(), problem.state_shape());
     let (dtype, weight_dtype, state_dtype) = (problem.dtype, problem.weight_dtype, problem.state_dtype);
@@ -145,14 +144,14 @@ pub fn read_results(client: &Client, results: &[Results]) -> Vec<Vec<(&'static s
         .collect()
 }
 
-/// Pairs of plans, forward and backward, that reach every eligible plan.
+/// Pairs of plans, forward and backward, that cover every eligible plan.
 pub fn plans(problem: &CausalConv1dProblem, limits: &Limits) -> Vec<[Plan; 2]> {
     let [forward, backward] = [Pass::Forward, Pass::Backward].map(|pass| eligible(problem, pass, limits));
     let at = |plans: &[Plan], index: usize| plans[index.min(plans.len() - 1)];
     (0..forward.len().max(backward.len())).map(|index| [at(&forward, index), at(&backward, index)]).collect()
 }
 
-/// What a result should be: values, magnitudes, longest sum.
+/// An expected result: values, magnitudes and number of terms of the longest sum, for the error bound.
 pub struct Oracle {
     values: Vec<f64>,
     magnitudes: Vec<f64>,
@@ -214,13 +213,13 @@ pub fn oracles(problem: &CausalConv1dProblem, tensors: &Tensors) -> Vec<Oracle> 
 }
 
 impl Oracle {
-    /// What the result should be, and how far off normally distributed data may be on the whole.
+    /// The expected result and the RMS guard for normally distributed data.
     pub fn expected(&self) -> (Expected<'_>, Guard) {
         let Self { values, magnitudes, terms, dtype, guard } = self;
         (Expected { values, magnitudes, terms: *terms, dtype: *dtype, slope: 1.0 }, *guard)
     }
 
-    /// Compares a result; with `exact` that of integers.
+    /// Compares a result; with `exact`, bit for bit, for integer data.
     ///
     /// # Errors
     /// A report with the worst element.
@@ -228,13 +227,14 @@ impl Oracle {
         self.check_with(name, got, exact, true)
     }
 
-    /// [`check`](Self::check), statistically as well only where the data are `random`.
+    /// [`check`](Self::check); the RMS guard applies only to `random` data.
     ///
     /// # Errors
     /// A report with the worst element.
     pub fn check_with(&self, name: &str, got: &[f64], exact: bool, random: bool) -> Result<(), String> {
         if exact || name == "final state" {
-            // Sums of small integers, exact in fp32, rounded once; the final state is a copy.
+            // Sums of small integers are exact in fp32 and have one final rounding; the final state is a
+            // copy.
             let want = |index: usize| f64::from(round(self.values[index] as f32, self.dtype));
             return match (0..self.values.len()).find(|index| got[*index] != want(*index)) {
                 Some(index) => {

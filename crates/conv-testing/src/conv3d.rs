@@ -1,4 +1,4 @@
-//! conv3d: the inputs of a problem on the device, launches of every pass, and what the results should be.
+//! conv3d: the inputs of a problem on the device, launches of every pass, and the expected results.
 
 use crate::buffer::{Buffer, output, round, upload};
 use conv_kernels::conv3d::{
@@ -45,7 +45,7 @@ pub fn launch(
         .unwrap_or_else(|error| panic!("{problem:?} {}: {error}", plan.name()));
 }
 
-/// [`launch`], or why it was refused.
+/// [`launch`] with an error instead of a panic.
 ///
 /// # Errors
 /// Those of the pass.
@@ -77,7 +77,7 @@ pub fn computed(
     out.read(client)
 }
 
-/// Shape of what a pass computes.
+/// Shape of the result of a pass.
 pub fn result_shape(problem: &Conv3dProblem, pass: Pass) -> [usize; 5] {
     match pass {
         Pass::Forward => problem.y_shape(),
@@ -126,11 +126,11 @@ impl Oracle {
                 let mut magnitude = if pass == Pass::WeightGradient {
                     conv3d::winograd::reference::weight_gradient(problem, tile, &x, &dy, true)
                 } else if replicate && pass == Pass::InputGradient {
-                    reference_extended(problem, tile, source, &w)
+                    folded_winograd_magnitude(problem, tile, source, &w)
                 } else {
                     conv3d::winograd::reference::evaluate(problem, pass, tile, source, &w, true)
                 };
-                // The bias joins after the transform, inside the direct magnitude.
+                // The bias is added after the transform; the direct magnitude includes it.
                 magnitude.iter_mut().zip(&direct).for_each(|(sum, direct)| *sum += direct);
                 (tile, magnitude)
             })
@@ -146,17 +146,17 @@ impl Oracle {
         Self { values, direct, winograd, terms: terms + extra, slope }
     }
 
-    /// What a plan should compute, and how far off normally distributed data may be on the whole.
+    /// The expected result under a plan and the RMS guard for normally distributed data.
     ///
     /// # Panics
-    /// For a Winograd tile that the oracle was not made for.
+    /// For the tile of a Winograd plan that was not given to [`Oracle::new`].
     pub fn expected(&self, plan: &Plan, pass: Pass, dtype: FloatType) -> (Expected<'_>, Guard) {
-        let (magnitudes, rounds, guard) = match plan {
+        let (magnitudes, stage_terms, guard) = match plan {
             Plan::Winograd(config) => {
                 let magnitude =
                     &self.winograd.iter().find(|(tile, _)| *tile == config.tile).expect("computed").1;
                 let guard = config.tile.guard();
-                // Two transforms of t terms on the way in, one on the way out, two stages each.
+                // Two input transforms and one output transform of t terms, two stages each.
                 (magnitude, 6 * config.tile.inputs(), guard)
             }
             _ => (
@@ -166,11 +166,12 @@ impl Oracle {
             ),
         };
         let values = &self.values;
-        let expected = Expected { values, magnitudes, terms: self.terms + rounds, dtype, slope: self.slope };
+        let expected =
+            Expected { values, magnitudes, terms: self.terms + stage_terms, dtype, slope: self.slope };
         (expected, guard.stored_as(dtype))
     }
 
-    /// Compares what a plan computed; statistically as well where the data are `random`.
+    /// Compares the result of a plan; for `random` data also with the RMS guard.
     ///
     /// # Errors
     /// A report with the worst element.
@@ -192,8 +193,8 @@ impl Oracle {
     }
 }
 
-/// Magnitudes of a Winograd input gradient under replicate padding: that of the padded input, folded.
-fn reference_extended(problem: &Conv3dProblem, tile: WinogradTile, dy: &[f64], w: &[f64]) -> Vec<f64> {
+/// Magnitudes of a Winograd input gradient under replicate padding: those of the padded input, folded.
+fn folded_winograd_magnitude(problem: &Conv3dProblem, tile: WinogradTile, dy: &[f64], w: &[f64]) -> Vec<f64> {
     let padding = problem.window.padding;
     let extended = Conv3dProblem {
         input: [0, 1, 2].map(|axis| problem.input[axis] + padding[axis].0 + padding[axis].1),
@@ -212,10 +213,10 @@ fn reference_extended(problem: &Conv3dProblem, tile: WinogradTile, dy: &[f64], w
     folded
 }
 
-/// Products that a plan computes, padding of its tiles included.
+/// Multiply-accumulates that a plan executes, padding of its tiles included.
 pub fn padded_work(problem: &Conv3dProblem, pass: Pass, plan: &Plan) -> usize {
     match plan {
-        // A cube per channel, however little there is of it.
+        // At least one threadgroup per channel, however small.
         Plan::Depthwise => problem.channels * 256 * problem.taps(),
         Plan::Winograd(config) => (config.cost(problem, pass).operations / 2.0) as usize,
         plan => plan
@@ -224,7 +225,7 @@ pub fn padded_work(problem: &Conv3dProblem, pass: Pass, plan: &Plan) -> usize {
     }
 }
 
-/// The reference of integer inputs is an integer below 2^24, exact in fp32; a half type rounds it once.
+/// Compares results of integer data: integers below 2^24, exact in fp32, rounded to the storage type.
 ///
 /// # Errors
 /// The first element that differs.

@@ -1,45 +1,45 @@
-// What emitted kernels take from Metal's standard library, for a CPU.
+// The parts of Metal's standard library that emitted kernels use, for a CPU.
 //
-// A kernel's text is compiled behind this header as it is, with three changes: the address-space words are macros for
-// nothing, a threadgroup array declared in a function becomes a pointer into memory of the runner, and divisions become calls
-// that check the divisor.
-// No system header is included, so that a kernel compiles in a fraction of a second and none of its names clashes.
+// A kernel's text is compiled after this header. Three things differ from Metal: address-space words are
+// empty macros, a threadgroup array declared in a function becomes a pointer into the runner's memory, and
+// divisions become calls that check the divisor. No system header is included: a kernel compiles in a
+// fraction of a second, and no names clash.
 //
-// Numbers: `half` and `bfloat` hold 16 bits and are rounded to nearest even on every store, as Metal does; their
-// arithmetic is float arithmetic rounded once, which is exact for + - * / (24 >= 2 * 11 + 2). Contraction to fma is off:
-// only what the text says is fused is.
+// Numbers: `half` and `bfloat` hold 16 bits and are rounded to nearest even on every store, as Metal does;
+// their arithmetic is float arithmetic with one rounding, which is exact for + - * / (24 >= 2 * 11 + 2). FMA
+// contraction is off: only explicit fma is fused.
 //
-// Threads: each thread of a threadgroup is a fiber that runs until it waits for others. What waits carries the line it
-// stands on, so that threads that meet at different lines are reported instead of joined.
+// Threads: each thread of a threadgroup is a fiber that runs until it waits. A waiting thread reports its
+// line, so that threads at different barriers are reported instead of released.
 #pragma once
 
 namespace msl {
 
 enum class Format : unsigned { Float, Half, Bfloat };
 
-// Where a matrix lies in memory.
-struct Span {
+// A matrix in memory.
+struct MatrixView {
     const void *address;
     unsigned long stride;
     bool transpose;
     Format format;
 };
 
-// What the runner provides, set when a kernel's library is loaded.
+// The runner's functions, set when a kernel's library is loaded.
 struct Runtime {
     void (*fault)(const char *what, long long a, long long b);
     void (*wait_for_threadgroup)(int line);
     void (*wait_for_simdgroup)(int line);
-    // 64 bytes that a lane fills and the others of its simdgroup read; two sets take turns.
+    // 64 bytes that a lane writes and the other lanes of its simdgroup read; double-buffered.
     void *(*lane_slot)(unsigned lane);
-    void (*turn_slots)();
+    void (*swap_slots)();
     unsigned (*lane)();
-    // The threadgroup's memory from an offset on.
+    // Threadgroup memory at an offset.
     char *(*threadgroup_memory)(unsigned long offset);
-    // Operations on matrices of 8 x 8, which are named by their addresses on a thread's stack.
+    // Operations on 8 x 8 matrices, which are identified by their addresses on a thread's stack.
     void (*fill)(const void *to, float value);
-    void (*load)(const void *to, Format, const Span &from, int line);
-    void (*store)(const void *from, const Span &to, int line);
+    void (*load)(const void *to, Format, const MatrixView &from, int line);
+    void (*store)(const void *from, const MatrixView &to, int line);
     void (*multiply)(const void *to, Format, const void *a, const void *b, const void *c, int line);
 };
 extern "C" {
@@ -55,7 +55,7 @@ float fmodf(float, float);
 }
 inline unsigned lane() { return msl_runtime->lane(); }
 
-// Every `/` and `%` of a text becomes a call of these. What an integer divided by zero gives Metal leaves open, and
+// Every `/` and `%` of a text becomes a call of these. Metal leaves integer division by zero undefined, and
 // processors differ: x86 raises a signal, arm64 gives 0. The same holds for the least integer divided by -1.
 template <class T, class U> __attribute__((always_inline)) inline void check_divisor(T a, U b, int line) {
     if constexpr (__is_integral(T) && __is_integral(U)) {
@@ -82,7 +82,8 @@ template <class T, class U> __attribute__((always_inline)) inline T bits(U value
     return __builtin_bit_cast(T, value);
 }
 
-// Whether the processor converts halves: one instruction, where most kernels are compiled without optimization.
+// Whether the processor converts halves in one instruction, which matters because most kernels are compiled
+// at -O0.
 #if defined(__F16C__) || defined(__aarch64__)
 #define MSL_HALVES 1
 #else
@@ -189,7 +190,7 @@ struct uint3 {
     unsigned operator[](unsigned axis) const { return v[axis]; }
 };
 
-// Indices are checked: Metal would read what lies beside the array.
+// Indices are checked: Metal would read out of bounds.
 template <class T, unsigned long N> struct array {
     T elements[N];
     T &operator[](unsigned long index) {
@@ -293,51 +294,51 @@ MSL_FETCH(and, old &v) MSL_FETCH(or, old | v) MSL_FETCH(xor, old ^ v)
 
 namespace msl {
 
-// Every lane shows `value`; returns when all lanes of the simdgroup have.
-template <class T> inline void show(T value, int line) {
+// Publishes `value` to the simdgroup and waits for all of its lanes.
+template <class T> inline void publish(T value, int line) {
     static_assert(sizeof(T) <= 64, "a lane's slot has 64 bytes");
-    msl_runtime->turn_slots();
+    msl_runtime->swap_slots();
     __builtin_memcpy(msl_runtime->lane_slot(lane()), &value, sizeof(T));
     msl_runtime->wait_for_simdgroup(line);
 }
 
-template <class T> inline T shown(unsigned from) {
+template <class T> inline T read_lane(unsigned from) {
     T value;
     __builtin_memcpy(&value, msl_runtime->lane_slot(from), sizeof(T));
     return value;
 }
 
 template <class T> inline T shuffle(T value, unsigned from, int line) {
-    show(value, line);
+    publish(value, line);
     if (from >= 32) fault("lane %lld of a simdgroup of %lld", from, 32);
-    return shown<T>(from);
+    return read_lane<T>(from);
 }
 
-// Lanes beyond the simdgroup have no value: the own one stays, as on Apple GPUs.
+// Lanes outside the simdgroup have no value: the lane keeps its own, as on Apple GPUs.
 template <class T> inline T shuffle_by(T value, long from, int line) {
-    show(value, line);
-    return from < 0 || from > 31 ? value : shown<T>((unsigned)from);
+    publish(value, line);
+    return from < 0 || from > 31 ? value : read_lane<T>((unsigned)from);
 }
 
 template <class T, class F> inline T reduce(T value, int line, F combine) {
-    show(value, line);
-    T result = shown<T>(0);
-    for (unsigned from = 1; from < 32; ++from) result = combine(result, shown<T>(from));
+    publish(value, line);
+    T result = read_lane<T>(0);
+    for (unsigned from = 1; from < 32; ++from) result = combine(result, read_lane<T>(from));
     return result;
 }
 
 template <class T, class F> inline T prefix(T value, int start, bool inclusive, int line, F combine) {
-    show(value, line);
+    publish(value, line);
     T result = T(start);
     const unsigned end = lane() + (inclusive ? 1u : 0u);
-    for (unsigned from = 0; from < end; ++from) result = combine(result, shown<T>(from));
+    for (unsigned from = 0; from < end; ++from) result = combine(result, read_lane<T>(from));
     return result;
 }
 
 inline unsigned long ballot(bool value, int line) {
-    show(value, line);
+    publish(value, line);
     unsigned long votes = 0;
-    for (unsigned from = 0; from < 32; ++from) votes |= (unsigned long)shown<bool>(from) << from;
+    for (unsigned from = 0; from < 32; ++from) votes |= (unsigned long)read_lane<bool>(from) << from;
     return votes;
 }
 
@@ -349,10 +350,10 @@ template <class T> struct Filled {
     T value;
 };
 
-// The runner has the elements. The dialect neither copies a matrix nor, but for casts that no kernel here makes, asks for a
-// lane's elements: either would not compile.
+// The runner holds the elements. The dialect neither copies a matrix nor (except in casts that no kernel here
+// makes) reads a lane's elements: either would not compile.
 template <class T> struct matrix {
-    int place;
+    int identity;
     matrix() = default;
     matrix(const matrix &) = delete;
     matrix &operator=(const matrix &) = delete;
@@ -364,14 +365,14 @@ template <class T> struct matrix {
 
 template <class T, class U>
 inline void load(matrix<T> &m, const U *base, unsigned long stride, int, bool transpose, int line) {
-    msl_runtime->load(&m, format<T>, Span{base, stride, transpose, format<U>}, line);
+    msl_runtime->load(&m, format<T>, MatrixView{base, stride, transpose, format<U>}, line);
 }
 
 template <class T, class U> inline void store(const matrix<T> &m, U *base, unsigned long stride, int line) {
-    msl_runtime->store(&m, Span{base, stride, false, format<U>}, line);
+    msl_runtime->store(&m, MatrixView{base, stride, false, format<U>}, line);
 }
 
-// d = a * b + c with fp32 accumulation, rounded once to d's type.
+// d = a * b + c with fp32 accumulation and one final rounding to d's type.
 template <class D, class A, class B, class C>
 inline void multiply(matrix<D> &d, const matrix<A> &a, const matrix<B> &b, const matrix<C> &c, int line) {
     msl_runtime->multiply(&d, format<D>, &a, &b, &c, line);

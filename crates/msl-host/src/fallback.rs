@@ -1,6 +1,5 @@
-//! What a Mac before macOS 15 runs: CubeCL lowers to WGSL there, which wgpu's compiler naga checks and
-//! translates to MSL. Both steps run here. naga's text is not executed: it guards every access and loop with
-//! code of its own.
+//! The path of macOS before 15: CubeCL lowers to WGSL, which naga (wgpu's compiler) validates and translates
+//! to MSL. Both steps run here. naga's text is not executed: it adds its own checks to every access and loop.
 
 use crate::lower::{Facts, Lowered};
 use cubecl::ir::settings::Dim3;

@@ -1,13 +1,13 @@
-//! What a Mac would run, on a machine without one.
+//! Emits, checks and executes the Metal kernels of conv-kernels without a Mac.
 //!
 //! CubeCL's MSL compiler is plain Rust. This crate gives it a device with an M1's properties
 //! ([`properties`]), runs the launch functions of conv-kernels against a server that records instead of
-//! executing ([`server`]), reads the emitted text ([`lower`]) and holds it against Apple's limits
-//! ([`report`]), for every kernel, dtype and plan ([`variants`]). The same server executes the text on the
-//! CPU ([`execute`], on Linux and macOS); [`fallback`] is the way of an older macOS, through WGSL. [`paper`]
-//! counts what the workloads cost.
+//! executing ([`server`]), reads the emitted text ([`lower`]) and checks it against Apple's limits
+//! ([`report`]), for every kernel, dtype and plan ([`variants`]). The same server can execute the text on the
+//! CPU ([`execute`], on Linux and macOS). [`fallback`] lowers through WGSL, as on macOS before 15.
+//! [`manifest`] hashes the texts, to show that a refactor changed none.
 //!
-//! What this cannot show: faults of Apple's compiler, the effects of its fast math, register pressure, and
+//! What this cannot show: bugs of Apple's compiler, the effects of its fast math, register pressure, and
 //! speed.
 
 #[cfg(all(
@@ -25,7 +25,6 @@ pub mod fallback;
 mod log;
 pub mod lower;
 pub mod manifest;
-pub mod paper;
 pub mod properties;
 mod recorder;
 pub mod report;

@@ -1,16 +1,15 @@
-//! What a server has been asked to launch.
-
+//! The record of a server: kernels and launches.
 use crate::lower::Lowered;
 use cubecl_runtime::id::KernelId;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// What a launch is for.
+/// What a launch belongs to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Label {
     /// Op, pass, plan and dtype.
     pub what: String,
-    /// What the kernels are specialized by beyond these.
+    /// Further options that the kernels are specialized by.
     pub options: String,
 }
 
@@ -25,9 +24,9 @@ impl std::fmt::Display for Label {
 pub struct Kernel {
     /// CubeCL's identity: the kernel function, its comptime arguments, threads and index width.
     pub id: KernelId,
-    /// The label that was set when it was first launched.
+    /// The label of its first launch.
     pub label: Arc<Label>,
-    /// The text and its facts, or why there is none.
+    /// The text and its facts, or why it did not lower.
     pub lowered: Result<Lowered, String>,
 }
 
@@ -36,7 +35,7 @@ pub struct Kernel {
 pub struct Launch {
     /// Index into [`Log::kernels`].
     pub kernel: usize,
-    /// The label that was set.
+    /// The current label.
     pub label: Arc<Label>,
     /// Threadgroups along x, y and z.
     pub grid: (u32, u32, u32),
@@ -46,7 +45,7 @@ pub struct Launch {
     pub info_bytes: usize,
 }
 
-/// What a server has been asked to launch.
+/// The record of a server.
 #[derive(Default, Debug)]
 pub struct Log {
     /// Distinct kernels, in the order of their first launch.

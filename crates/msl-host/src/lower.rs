@@ -1,5 +1,5 @@
-//! From a kernel to its MSL, and from the MSL to the facts that Apple's limits are about. The facts are read
-//! from the emitted text, not from the launch, so that what is checked is what a Mac would compile.
+//! From a kernel to its MSL, and from the MSL to the facts that Apple's limits concern. The facts are read
+//! from the emitted text, not from the launch: what is checked is what a Mac would compile.
 
 use crate::properties::{BINDINGS, SIMD_WIDTH, THREADGROUP_BYTES, THREADS};
 use cubecl::ir::settings::Dim3;
@@ -21,7 +21,7 @@ pub struct Lowered {
     pub source: Arc<str>,
     /// Threads of a threadgroup along x, y and z, as launched.
     pub threads: (u32, u32, u32),
-    /// What the text says about itself.
+    /// The facts read from the text.
     pub facts: Facts,
 }
 
@@ -33,7 +33,7 @@ impl Lowered {
     }
 }
 
-/// What one kernel's MSL asks of the device.
+/// What a kernel's MSL requires of the device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
     /// Name of the entry function.
@@ -48,11 +48,11 @@ pub struct Facts {
     pub barriers: usize,
     /// Whether simdgroup matrices are used.
     pub matrices: bool,
-    /// Whether values travel between the threads of a simdgroup (shuffles, reductions, votes).
+    /// Whether the lanes of a simdgroup exchange values (shuffles, reductions, votes).
     pub simd: bool,
     /// Whether 64-bit integers occur outside the header's typedefs.
     pub wide: bool,
-    /// Constructs the project does without, each as a sentence's tail ("uses ..").
+    /// Constructs that the project does not use, each as the end of a sentence ("uses ..").
     pub forbidden: Vec<String>,
 }
 
@@ -91,8 +91,8 @@ pub fn lower(kernel: &dyn CubeKernel) -> Result<Lowered, String> {
     Ok(Lowered { source: msl.clone(), msl, threads: (x, y, z), facts })
 }
 
-/// [`lower`], once in the life of the process for each kernel. A kernel's identity does not name the device:
-/// for devices with an M1's properties only.
+/// [`lower`], memoized per kernel for the whole process. A kernel's identity does not include the device, so
+/// this is only for devices with an M1's properties.
 ///
 /// # Errors
 ///
@@ -123,8 +123,8 @@ static SIMD: LazyLock<Regex> = LazyLock::new(|| {
     regex(r"\bsimd_(shuffle|sum|product|min|max|prefix|is_first|all|any|ballot|broadcast)\w*\(")
 });
 static WIDE: LazyLock<Regex> = LazyLock::new(|| regex(r"\bu?int64_t\b"));
-/// A store of an accumulator with an offset or transposed: CubeCL stores row-major, and a Mac's compiler was
-/// never seen with the other.
+/// An accumulator store with an offset or transposed: CubeCL stores row-major, the other is untested on a
+/// Mac.
 static STORE: LazyLock<Regex> = LazyLock::new(|| regex(r"\bsimdgroup_store\([^;]*\btrue\b[^;]*\);"));
 static DOUBLE: LazyLock<Regex> = LazyLock::new(|| regex(r"\bdouble\b"));
 static LOG: LazyLock<Regex> = LazyLock::new(|| regex(r"\bos_log"));
@@ -138,7 +138,8 @@ fn regex(pattern: &str) -> Regex {
 ///
 /// # Errors
 ///
-/// When the text does not have the shape that CubeCL 0.11.3 emits: a silent misreading would pass everything.
+/// When the text does not have the form that CubeCL 0.11.3 emits: misreading it silently would let everything
+/// pass.
 pub fn read(msl: &str) -> Result<Facts, String> {
     let entry = ENTRY.captures(msl).ok_or("the text has no kernel function")?;
     if ENTRY.find_iter(msl).count() > 1 {
@@ -205,8 +206,8 @@ fn forbidden(msl: &str) -> Vec<String> {
     found
 }
 
-/// What of `lowered` an M1 would not run, or would run wrongly: one sentence each, none when it is within
-/// budget.
+/// What an M1 would not run, or would run wrongly: one sentence each, none when `lowered` is within its
+/// limits.
 pub fn violations(lowered: &Lowered) -> Vec<String> {
     let facts = &lowered.facts;
     let threads = lowered.thread_count();
@@ -220,7 +221,7 @@ pub fn violations(lowered: &Lowered) -> Vec<String> {
     if threads > u64::from(THREADS) {
         found.push(format!("{threads} threads per threadgroup, an Apple GPU allows {THREADS}"));
     }
-    // Apple's compiler corrupts 8x8 tiles of kernels that declare a single simdgroup (cubecl PR 1636).
+    // Apple's compiler corrupts 8x8 tiles in kernels that declare a single simdgroup (cubecl PR 1636).
     if threads < u64::from(2 * SIMD_WIDTH) {
         found.push(format!("{threads} threads per threadgroup, two simdgroups are {}", 2 * SIMD_WIDTH));
     }
@@ -297,7 +298,7 @@ struct info_st {
     }
 
     #[test]
-    fn a_text_of_another_shape_is_refused_not_misread() {
+    fn a_text_of_another_form_is_refused_not_misread() {
         assert!(read("void f() {}").is_err());
         let other = TEXT.replace("threadgroup char v4[1024]", "threadgroup float v4[256]");
         assert_eq!(read(&other).unwrap_err(), "1 of 1 threadgroup declarations could not be read");

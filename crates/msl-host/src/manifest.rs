@@ -1,8 +1,8 @@
-//! A manifest of the emitted texts: what shows that a refactor changed none.
+//! A manifest of the emitted texts, to show that a refactor changed none.
 //!
-//! A line for each kernel: what launched it first (op, pass, plan, dtype, options) and a hash of its
-//! normalised text, MSL and, where a Mac before macOS 15 runs it, WGSL. Names and hashes of Rust functions
-//! are not in it. Kernels that one label launches are told apart by their texts alone.
+//! One line per kernel: its first launch (op, pass, plan, dtype, options) and a hash of its normalised text,
+//! in MSL and, for macOS before 15, in WGSL. It does not depend on names of Rust functions. Kernels with the
+//! same label are distinguished by their texts alone.
 
 use crate::server::Kernel;
 use anyhow::{Context, Result, bail};
@@ -19,22 +19,22 @@ pub struct Manifest {
     texts: BTreeMap<String, Vec<String>>,
 }
 
-/// What happened to a label's kernels from one manifest to another.
+/// The difference between two manifests for one label.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
     /// Language and label.
     pub label: String,
-    /// Kernels whose text is another one.
+    /// Kernels whose text changed.
     pub changed: usize,
     /// Kernels that only the later manifest has.
-    pub appeared: usize,
+    pub added: usize,
     /// Kernels that only the earlier manifest has.
-    pub went: usize,
+    pub removed: usize,
 }
 
 impl std::fmt::Display for Change {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let counts = [(self.changed, "changed"), (self.appeared, "appeared"), (self.went, "went")];
+        let counts = [(self.changed, "changed"), (self.added, "added"), (self.removed, "removed")];
         let counts = counts.iter().filter(|(count, _)| *count > 0);
         let counts: Vec<_> = counts.map(|(count, word)| format!("{count} {word}")).collect();
         write!(f, "{}: {}", self.label, counts.join(", "))
@@ -108,13 +108,13 @@ impl Manifest {
         let change = |label: &&String| {
             let (before, after) =
                 (self.texts.get(*label).unwrap_or(&none), later.texts.get(*label).unwrap_or(&none));
-            let (went, appeared) = (without(before, after), without(after, before));
-            let changed = went.min(appeared);
+            let (removed, added) = (without(before, after), without(after, before));
+            let changed = removed.min(added);
             let label = label.to_string();
-            Change { label, changed, appeared: appeared - changed, went: went - changed }
+            Change { label, changed, added: added - changed, removed: removed - changed }
         };
         let changes = labels.iter().map(change);
-        changes.filter(|change| change.changed + change.appeared + change.went > 0).collect()
+        changes.filter(|change| change.changed + change.added + change.removed > 0).collect()
     }
 }
 
@@ -132,8 +132,7 @@ fn without(these: &[String], those: &[String]) -> usize {
     these.iter().filter(unmatched).count()
 }
 
-/// A text whose variables are numbered in the order of their appearance, with its entry function called
-/// `kernel`.
+/// The text with variables renumbered in order of appearance and the entry function renamed to `kernel`.
 ///
 /// CubeCL emits built-in parameters in the order of a hash map, so parameters are sorted first.
 pub fn normalise(text: &str) -> String {
@@ -163,7 +162,7 @@ pub fn normalise(text: &str) -> String {
     renamed.into_owned()
 }
 
-/// 64 bits of FNV-1a: equal for equal texts whatever the version of Rust.
+/// 64-bit FNV-1a: does not depend on the version of Rust.
 fn hash(text: &str) -> String {
     let mut hasher = fnv::FnvHasher::default();
     hasher.write(text.as_bytes());

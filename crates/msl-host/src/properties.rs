@@ -1,9 +1,8 @@
 //! The device that every kernel is lowered for: an M1 as CubeCL's wgpu backend would describe it on macOS 15.
 //!
-//! Comptime code reads these properties (matrix shapes, plane size, shared memory), so the text is the text
-//! of a Mac only as far as they agree with one. Each number names its source; the sources are wgpu-hal 30.0.1
-//! (`metal/adapter.rs`), cubecl-wgpu 0.11.3 (`runtime.rs`, `backend/metal.rs`) and Apple's Metal feature set
-//! tables.
+//! Comptime code reads these properties (matrix shapes, subgroup size, shared memory), so the text equals a
+//! Mac's only as far as they do. Each number names its source: wgpu-hal 30.0.1 (`metal/adapter.rs`),
+//! cubecl-wgpu 0.11.3 (`runtime.rs`, `backend/metal.rs`) or Apple's Metal feature set tables.
 
 use cubecl::ir::{AddressType, ElemType, FloatKind, IntKind, Type, UIntKind};
 use cubecl_common::profile::TimingMethod;

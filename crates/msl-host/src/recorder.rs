@@ -1,4 +1,5 @@
-//! A recording server of one's own: its client, its record, and the end of its thread.
+//! A handle to a recording server of its own: the client, the record, and the shutdown of the server's
+//! thread.
 
 use crate::execute::{Edit, Session};
 use crate::fallback;
@@ -21,9 +22,8 @@ pub struct Recorder {
     _thread: ServerThread,
 }
 
-/// Ends the server's thread when it is dropped. CubeCL would keep it for the life of the process, and one
-/// that has nothing to do still looks for work thousands of times a second: those of finished tests took a
-/// core between them.
+/// Shuts the server's thread down when dropped. CubeCL would keep it for the life of the process, and an idle
+/// one polls thousands of times a second.
 struct ServerThread(DeviceId);
 
 impl Drop for ServerThread {
@@ -71,7 +71,7 @@ impl Recorder {
     pub fn record<T>(&self, label: &Label, launches: impl FnOnce(&Client) -> T) -> T {
         self.log().label = Arc::new(label.clone());
         let result = launches(&self.client);
-        // Launches are posted to the server's thread; the flush returns after the last of them.
+        // Launches are queued on the server's thread; the flush returns after the last of them.
         let _ = self.client.flush();
         result
     }

@@ -1,4 +1,4 @@
-//! The table of what each kernel asks of the device, on the terminal and as CSV beside the texts.
+//! The table of what each kernel requires of the device, on the terminal and as CSV next to the texts.
 
 use crate::lower::{Lowered, violations};
 use crate::properties::{SIMD_WIDTH, THREADGROUP_BYTES};
@@ -50,15 +50,15 @@ fn row(kernel: &Kernel) -> Row {
     Row { label, entry, file: String::new(), lowered, problems }
 }
 
-/// The words for what a kernel uses beyond plain loads, stores and arithmetic.
+/// Words for the features that a kernel uses beyond plain loads, stores and arithmetic.
 fn uses(lowered: &Lowered) -> Vec<&'static str> {
     let facts = &lowered.facts;
     let words = [(facts.matrices, "matrix"), (facts.simd, "simd"), (facts.wide, "64-bit")];
     words.into_iter().filter(|(used, _)| *used).map(|(_, word)| word).collect()
 }
 
-/// The table for a terminal: the variants of one kernel function under one plan and dtype share a line, which
-/// holds the largest of their numbers; what is over budget follows one by one, then a summary.
+/// The table for a terminal: one line for the variants of a kernel function under one plan and dtype, with
+/// the largest of their numbers; then each kernel over budget, then a summary.
 pub fn table(rows: &[Row], launches: usize) -> String {
     let header = [
         "launched by",
@@ -128,7 +128,7 @@ fn summary(rows: &[Row], launches: usize) -> String {
     )
 }
 
-/// The kernel function's name and dtypes: the entry's name without the hash of its options.
+/// Name and dtypes of the kernel function: the entry's name without the hash of its options.
 fn function(entry: &str) -> &str {
     entry.rsplit_once('_').map_or(entry, |(function, _)| function)
 }
@@ -185,11 +185,11 @@ pub fn write(rows: &[Row], folder: &Path) -> Result<()> {
     csv.flush().with_context(|| format!("cannot write {}", table.display()))
 }
 
-/// Passes when every kernel of `rows` is within budget and no launch was refused.
+/// Succeeds if every kernel of `rows` is within budget and no launch was refused.
 ///
 /// # Errors
 ///
-/// The two counts.
+/// Otherwise, with the two counts.
 pub fn verdict(rows: &[Row], refused: &[String]) -> Result<()> {
     let over = rows.iter().filter(|row| !row.problems.is_empty()).count();
     if over + refused.len() > 0 {

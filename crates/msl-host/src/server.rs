@@ -1,6 +1,5 @@
-//! A CubeCL server that lowers what it is asked to launch, keeps a record of it and, where it is told to,
-//! executes it. Ordinary launch functions run on it unchanged, so that the launchers themselves are the list
-//! of kernels and none can be forgotten.
+//! A CubeCL server that lowers and records every launch and, with a session, executes it. Ordinary launch
+//! functions run on it unchanged, so they define the list of kernels and none can be forgotten.
 //!
 //! Memory is plain host memory, allocated when it is first touched: a launch over gigabytes costs nothing
 //! here.
@@ -41,7 +40,7 @@ struct Allocation {
     handle: ManagedMemoryHandle,
     size: u64,
     storage: Option<StorageHandle>,
-    /// The failure of the launch that should have written it last.
+    /// The failure of the last launch that should have written it.
     failed: Option<ServerError>,
 }
 
@@ -109,7 +108,7 @@ impl RecordingServer {
             None => {
                 let storage = self.bytes.alloc(allocation.size)?;
                 if self.execution.is_some() {
-                    // What no one has written reads as NaN.
+                    // Uninitialized memory reads as NaN.
                     self.bytes.get(&storage)?.write().fill(0xff);
                 }
                 allocation.storage.insert(storage).clone()
@@ -122,7 +121,10 @@ impl RecordingServer {
     }
 
     /// The failure of the launch that should have written one of `bindings`, if there is one.
-    fn written<'a>(&self, mut bindings: impl Iterator<Item = &'a BufferBinding>) -> Result<(), ServerError> {
+    fn check_written<'a>(
+        &self,
+        mut bindings: impl Iterator<Item = &'a BufferBinding>,
+    ) -> Result<(), ServerError> {
         let failed = |binding: &BufferBinding| self.memory.get(&binding.memory.id())?.failed.clone();
         bindings.find_map(failed).map_or(Ok(()), Err)
     }
@@ -138,14 +140,14 @@ impl RecordingServer {
         });
     }
 
-    /// Lowers `kernel` unless that was done before, notes the launch and executes it where this server does.
+    /// Lowers `kernel` at its first launch, records the launch, and executes it if this server executes.
     fn run(
         &mut self,
         kernel: &dyn CubeKernel,
         count: &CubeCount,
         arguments: &KernelArguments,
     ) -> Result<(), String> {
-        let compiled = self.note(kernel, count, arguments)?;
+        let compiled = self.record(kernel, count, arguments)?;
         let (Some(compiled), CubeCount::Static(x, y, z)) = (compiled, count.clone()) else {
             return Ok(());
         };
@@ -153,22 +155,22 @@ impl RecordingServer {
         let grid = Grid { groups: (x, y, z), threads: (threads.x, threads.y, threads.z) };
         let mut resources = Vec::new();
         for binding in arguments.buffers() {
-            self.written(std::iter::once(binding)).map_err(|error| error.to_string())?;
+            self.check_written(std::iter::once(binding)).map_err(|error| error.to_string())?;
             resources.push(self.resource(binding).map_err(|error| error.to_string())?);
         }
         let buffers: Vec<*mut [u8]> = resources.iter_mut().map(|part| &raw mut *part.write()).collect();
-        // SAFETY: any bytes are valid u64s and the other way round.
+        // SAFETY: any u64s are valid bytes.
         let info = unsafe { arguments.info.data.as_slice().align_to::<u8>().1 };
         let Some(execution) = &mut self.execution else {
             return Ok(());
         };
-        // SAFETY: the resources stay allocated during the call, and this thread alone uses them.
+        // SAFETY: the resources stay allocated during the call, and only this thread uses them.
         unsafe { execution.runner.run(&compiled, grid, &buffers, info) }
     }
 
-    /// Lowers `kernel` unless that was done before, and notes the launch. What is run where this server
+    /// Lowers `kernel` at its first launch and records the launch. Returns the kernel to run, if this server
     /// executes.
-    fn note(
+    fn record(
         &mut self,
         kernel: &dyn CubeKernel,
         count: &CubeCount,
@@ -242,7 +244,7 @@ impl Server for RecordingServer {
     ) -> DynFut<Result<Vec<Bytes>, ServerError>> {
         let copy = |server: &mut Self, descriptor: &CopyDescriptor| {
             check_contiguous(descriptor)?;
-            server.written(std::iter::once(&descriptor.handle))?;
+            server.check_written(std::iter::once(&descriptor.handle))?;
             Ok(Bytes::from_bytes_vec(server.resource(&descriptor.handle)?.read().to_vec()))
         };
         let result = descriptors.iter().map(|descriptor| copy(self, descriptor)).collect();
@@ -268,12 +270,12 @@ impl Server for RecordingServer {
     }
 
     fn sync(&mut self, handles: Vec<BufferBinding>, _stream: StreamId) -> DynFut<Result<(), ServerError>> {
-        let result = self.written(handles.iter());
+        let result = self.check_written(handles.iter());
         Box::pin(async move { result })
     }
 
     fn check(&mut self, handles: Vec<BufferBinding>, _stream: StreamId) -> Result<(), ServerError> {
-        self.written(handles.iter())
+        self.check_written(handles.iter())
     }
 
     unsafe fn launch(
@@ -335,13 +337,13 @@ impl ServerStorage for RecordingServer {
         binding: BufferBinding,
         _stream: StreamId,
     ) -> Result<ManagedResource<BytesResource>, ServerError> {
-        self.written(std::iter::once(&binding))?;
+        self.check_written(std::iter::once(&binding))?;
         let resource = self.resource(&binding)?;
         Ok(ManagedResource::new(binding.memory, resource))
     }
 }
 
-/// Refuses what a Mac could not run: no variant is executed, listed or not, that was not held to the budget.
+/// Refuses what a Mac could not run: every executed kernel is within an Apple GPU's limits.
 fn within_budget(lowered: Lowered) -> Result<Lowered, String> {
     let problems = lower::violations(&lowered);
     if problems.is_empty() { Ok(lowered) } else { Err(problems.join("; ")) }

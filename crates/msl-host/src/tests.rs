@@ -149,8 +149,8 @@ fn a_manifest_notices_a_constant_and_not_the_name_of_a_function() {
     let texts = |changes: Vec<Change>| changes.iter().map(Change::to_string).collect::<Vec<_>>();
     assert_eq!(texts(three.compare(&four)), ["msl axpy -: 1 changed", "wgsl axpy -: 1 changed"]);
     let both = manifest(|client| [3, 4].iter().for_each(|n| launch_saxpy(client, *n)));
-    assert_eq!(texts(three.compare(&both)), ["msl axpy -: 1 appeared", "wgsl axpy -: 1 appeared"]);
-    assert_eq!(texts(both.compare(&three)), ["msl axpy -: 1 went", "wgsl axpy -: 1 went"]);
+    assert_eq!(texts(three.compare(&both)), ["msl axpy -: 1 added", "wgsl axpy -: 1 added"]);
+    assert_eq!(texts(both.compare(&three)), ["msl axpy -: 1 removed", "wgsl axpy -: 1 removed"]);
 
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("manifest");

@@ -1,10 +1,9 @@
-//! Every kernel of conv-kernels in every dtype and plan: the launchers run over tables of problems, and what
-//! they launch is the list.
+//! Every kernel of conv-kernels in every dtype and plan: launch functions run over tables of problems, and
+//! whatever they launch is the list.
 //!
-//! The tables are the full products of the options that kernels are specialized by; those of causal conv1d
-//! are so many that its table is two products (see [`causal_conv1d`]). They are public because the
-//! conformance test of this crate runs the same tables against the references: what is listed here is what is
-//! executed and compared.
+//! The tables are full products of the options that kernels are specialized by; causal conv1d has so many
+//! that its table is two products (see [`causal_conv1d`]). They are public because this crate's conformance
+//! test compares the same tables with the references: what is listed is executed and compared.
 
 pub mod causal_conv1d;
 pub mod conv3d;
@@ -15,7 +14,7 @@ use conv_kernels::{ConvError, FloatType, IndexOperand, IndexType, Limits, Operan
 use cubecl::prelude::Client;
 use std::collections::HashSet;
 
-/// The kernels of every op and what went wrong while launching them.
+/// The kernels of every op, and the launches that were refused.
 #[derive(Debug, Default)]
 pub struct Variants {
     /// Distinct kernels in the order of their first launch; [`all`] lists none twice.
@@ -26,25 +25,24 @@ pub struct Variants {
     pub refused: Vec<String>,
 }
 
-/// Lowers everything, one thread per dtype. Each distinct kernel is compiled once per dtype; a further launch
-/// of it costs microseconds.
+/// Lowers everything, one thread per dtype. Each distinct kernel is compiled once per dtype.
 pub fn all() -> Variants {
     join(FloatType::ALL, of_dtype)
 }
 
-/// Runs `part` for each dtype on a thread of its own.
-fn join<const N: usize>(dtypes: [FloatType; N], part: impl Fn(FloatType) -> Variants + Sync) -> Variants {
-    let part = &part;
-    let parts = std::thread::scope(|scope| {
-        let threads = dtypes.map(|dtype| scope.spawn(move || part(dtype)));
+/// Runs `lower` for each dtype on its own thread and merges the results.
+fn join<const N: usize>(dtypes: [FloatType; N], lower: impl Fn(FloatType) -> Variants + Sync) -> Variants {
+    let lower = &lower;
+    let results = std::thread::scope(|scope| {
+        let threads = dtypes.map(|dtype| scope.spawn(move || lower(dtype)));
         threads.map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     });
     let mut variants = Variants::default();
     let mut known = HashSet::new();
-    for part in parts {
-        variants.launches += part.launches;
-        variants.refused.extend(part.refused);
-        variants.kernels.extend(part.kernels.into_iter().filter(|kernel| known.insert(kernel.id.clone())));
+    for result in results {
+        variants.launches += result.launches;
+        variants.refused.extend(result.refused);
+        variants.kernels.extend(result.kernels.into_iter().filter(|kernel| known.insert(kernel.id.clone())));
     }
     variants
 }
@@ -52,7 +50,7 @@ fn join<const N: usize>(dtypes: [FloatType; N], part: impl Fn(FloatType) -> Vari
 /// The kernels of a Mac before macOS 15, lowered through WGSL. Types that such a device does not serve are
 /// left out.
 pub fn before_macos_15() -> Variants {
-    let part = |dtype| {
+    let lower = |dtype| {
         let mut variants = Variants::default();
         let recorder = Recorder::before_macos_15();
         let limits = (&Limits::of(recorder.client()), IndexWidth::Narrow);
@@ -62,10 +60,10 @@ pub fn before_macos_15() -> Variants {
         variants.collect(&recorder);
         variants
     };
-    join([FloatType::F32, FloatType::F16], part)
+    join([FloatType::F32, FloatType::F16], lower)
 }
 
-/// The part of [`all`] whose tensors are of `dtype`.
+/// The variants of [`all`] whose tensors are of `dtype`.
 pub fn of_dtype(dtype: FloatType) -> Variants {
     let mut variants = Variants::default();
     let recorder = Recorder::apple_m1();
@@ -79,8 +77,8 @@ pub fn of_dtype(dtype: FloatType) -> Variants {
     variants
 }
 
-/// Width of the kernels' element offsets. The tables for 64 bits are shorter: every kernel function and plan,
-/// not every product of options, since an offset's type changes no more than the offsets.
+/// Width of the kernels' element offsets. The tables for 64 bits cover every kernel function and plan but not
+/// every product of options: the type changes nothing but the offsets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IndexWidth {
     /// 32 bits, what tensors below 2^31 elements get.
@@ -108,8 +106,8 @@ impl Variants {
     }
 }
 
-/// Notes a launch of the problem `case` that was refused.
-fn note(result: Result<(), ConvError>, label: &Label, case: &str, refused: &mut Vec<String>) {
+/// Records a refused launch of the problem `case`.
+fn note_refusal(result: Result<(), ConvError>, label: &Label, case: &str, refused: &mut Vec<String>) {
     if let Err(error) = result {
         refused.push(format!("{label} ({case}): {error}"));
     }

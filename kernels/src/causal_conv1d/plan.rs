@@ -142,7 +142,7 @@ fn iterations(plan: Plan, problem: &CausalConv1dProblem, pass: Pass, limits: &Li
     match (plan, pass) {
         _ if problem.batch * problem.channels * problem.length == 0 => 0,
         (Plan::Empty, _) => 0,
-        (Plan::Narrow, _) => narrow::turns(problem, pass, limits),
+        (Plan::Narrow, _) => narrow::loop_iterations(problem, pass, limits),
         (Plan::Wide, Pass::Forward) => wide::iterations(problem),
         (Plan::Wide, Pass::Backward) => {
             wide::iterations(problem).max(wide::WeightSplit::of(problem, limits).iterations())

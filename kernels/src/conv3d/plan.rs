@@ -140,8 +140,6 @@ pub struct Tiles {
     pub columns: usize,
     /// Terms of each sum.
     pub terms: usize,
-    /// Elements of both operands that the cube of a tile asks for.
-    pub reads: usize,
 }
 
 impl Tiles {
@@ -193,7 +191,6 @@ impl Plan {
             rows: tile_rows,
             columns: tile_columns,
             terms,
-            reads: (tile_rows + tile_columns) * terms,
         })
     }
 }

@@ -177,7 +177,7 @@ pub(crate) fn check_bias_gradient((client, limits): (&Client, &Limits), mut prob
 fn weight_and_bias_gradients_in_one_call() {
     let client = client();
     let limits = Limits::of(&client);
-    let mut table = cases::depthwise_planes();
+    let mut table = cases::depthwise_tiles();
     table.extend(sample().into_iter().filter(|case| case.bias));
     let integers = |seed, length| fill::integers(seed, length, -3, 3);
     let mut depthwise = 0;

@@ -27,14 +27,14 @@ fn run_types(table: &[Conv3dCase], types: &[FloatType], picks: fn(&Plan) -> bool
 
 #[test]
 fn depthwise_planes_in_shared_memory() {
-    run_only(&cases::depthwise_planes(), |plan| *plan == Plan::Depthwise);
+    run_only(&cases::depthwise_tiles(), |plan| *plan == Plan::Depthwise);
 }
 
 #[test]
 fn few_result_channels() {
     // Many windows, each a kernel of its own that a software device compiles for a second: the other types
     // and reading ahead differ by how a channel travels, and take turns on a few.
-    let table = cases::heads();
+    let table = cases::few_output_layers();
     run_types(&table, &[FloatType::F32], |plan| matches!(plan, Plan::FewOutputs(tile) if !tile.prefetch));
     run_types(&table[..2], &[FloatType::F16, FloatType::Bf16], |plan| matches!(plan, Plan::FewOutputs(_)));
     run_types(
@@ -56,12 +56,12 @@ fn runs_of_frames() {
 #[test]
 fn planes_that_are_runs_of_sites() {
     let served = |plan: &Plan| matches!(plan, Plan::Gemm(_) | Plan::MatrixGemm(_) | Plan::WindowGemm(_));
-    run_only(&cases::plane_runs(), served);
+    run_only(&cases::contiguous_slices(), served);
 }
 
 #[test]
 fn few_input_channels() {
-    run_only(&cases::stems(), |plan| matches!(plan, Plan::Subpixel(_)));
+    run_only(&cases::few_input_layers(), |plan| matches!(plan, Plan::Subpixel(_)));
 }
 
 /// On devices with matrix units.

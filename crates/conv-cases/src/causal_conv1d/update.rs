@@ -23,17 +23,17 @@ pub struct UpdateCase {
 }
 
 /// Every width 1 to 8 (and 16) with states of the least length, Mamba's length and a longer one, channels
-/// around a vector and a cube, and both flags in turn.
+/// around a vector and a threadgroup, and all combinations of the flags.
 #[must_use]
 pub fn update_cases() -> Vec<UpdateCase> {
     let mut cases = Vec::new();
     for w in [1, 2, 3, 4, 5, 6, 7, 8, 16] {
         for (index, s) in [w - 1, w, w + 3].into_iter().enumerate() {
             for c in [[1, 5, 64][(w + index) % 3], [3, 65, 257][(w + index) % 3]] {
-                let turn = cases.len();
-                let b = 1 + turn % 3;
-                let (bias, silu) = (turn % 2 == 0, turn / 2 % 2 == 0);
-                let steps = if turn.is_multiple_of(5) { s + 2 } else { 2 };
+                let index_in_table = cases.len();
+                let b = 1 + index_in_table % 3;
+                let (bias, silu) = (index_in_table % 2 == 0, index_in_table / 2 % 2 == 0);
+                let steps = if index_in_table.is_multiple_of(5) { s + 2 } else { 2 };
                 let name = format!("update_w{w}_s{s}_b{b}_c{c}");
                 cases.push(UpdateCase { name, b, c, w, s, bias, silu, steps });
             }

@@ -3,7 +3,7 @@
 use super::{Activation, Conv3dCase};
 use crate::pairwise;
 
-/// The largest work of a row; the edges have room for larger ones.
+/// The largest work of a row; the edge cases may be larger.
 const MAX_MACS: u64 = 250_000;
 
 const BATCH: [usize; 3] = [1, 2, 3];
@@ -56,7 +56,7 @@ enum Groups {
 }
 const GROUPS: [Groups; 4] = [Groups::One, Groups::Two, Groups::Depthwise, Groups::Multiplier];
 
-// The axes, by their place in a row.
+// The axes, by their index in a row.
 const N: usize = 0;
 const C: usize = 1;
 const O: usize = 2;

@@ -152,7 +152,8 @@ fn channels() -> Vec<Conv3dCase> {
     cases
 }
 
-/// 3x3 planes with stride and dilation 1, in plane sizes on, below and above whole tiles of 2, 4 and 6.
+/// 3x3 windows with stride and dilation 1, at frame sizes at, below and above multiples of the tiles 2, 4 and
+/// 6.
 fn winograd() -> Vec<Conv3dCase> {
     let mut cases: Vec<_> = (1..=13)
         .map(|h| {
@@ -160,7 +161,7 @@ fn winograd() -> Vec<Conv3dCase> {
             let name = format!("plane_{h}x{w}");
             Conv3dCase { padding: pad(0, 1, 1), ..case(&name, [1, 5, 2, h, w], 6, [1 + h % 3, 3, 3]) }
         })
-        // Only a depth tap count up to the depth fits without depth padding.
+        // Without depth padding there can be no more depth taps than frames.
         .map(|case| Conv3dCase { d: case.d.max(case.kernel[0]), ..case })
         .collect();
     for size in [3, 4, 5, 6, 8, 12] {

@@ -2,7 +2,7 @@
 //!
 //! Where the original is too large, the part that mattered (channels, reduction length, grid width) is kept
 //! and the rest is shrunk; the comment says so. Bugs that need more memory are not here: burn #3524 (a 4096 x
-//! 4096 plane, tested by grids with forced small limits) and those beyond 2^31 elements.
+//! 4096 frame, tested by grids with forced small limits) and those beyond 2^31 elements.
 
 use super::{Activation::*, Conv3dCase};
 
@@ -26,8 +26,8 @@ pub(super) fn faults() -> Vec<Conv3dCase> {
     cases
 }
 
-/// Input gradients whose H x W slices are read as contiguous ones, but written with gaps: windows of one tap
-/// that stride in the plane.
+/// Input gradients whose H x W slices are read contiguously but written with gaps: windows of one tap,
+/// strided in H or W.
 fn contiguous_results() -> Vec<Conv3dCase> {
     vec![
         Conv3dCase {
@@ -35,7 +35,7 @@ fn contiguous_results() -> Vec<Conv3dCase> {
             bias: false,
             ..case("strided_rows_3x1x1".into(), [1, 64, 4, 16, 16], 64, [3, 1, 1])
         },
-        // One column, which is every fifth of no more.
+        // A single column at stride 5.
         Conv3dCase {
             stride: [4, 1, 5],
             padding: [(2, 2), (0, 0), (1, 3)],
@@ -45,8 +45,8 @@ fn contiguous_results() -> Vec<Conv3dCase> {
     ]
 }
 
-/// Replicate padding, whose input gradient is another problem than the one that was asked for, and whose
-/// windows have more taps than a mask tells apart.
+/// Replicate padding: its input gradient is computed as another problem, and windows have more taps than the
+/// bits of a tap mask.
 fn padded_problems() -> Vec<Conv3dCase> {
     let replicate = |name: &str, input, o, kernel| Conv3dCase {
         replicate: true,
@@ -68,22 +68,22 @@ fn padded_problems() -> Vec<Conv3dCase> {
             ..replicate("replicate_stem_below_the_stride", [1, 1, 1, 1, 1], 16, [1, 11, 11])
         },
     ];
-    // Around the ten taps of a mask and the 31 bits of all of it. More channels than plans have whose kernels
-    // are compiled for a window.
+    // Around the ten taps per axis of a mask and its 31 bits. Too many channels for the plans whose kernels
+    // are compiled for one window.
     for taps in [10, 11, 33] {
         for axis in 0..3 {
             for replicate in [false, true] {
-                let place = |value: usize, other: usize| {
+                let on_axis = |value: usize, other: usize| {
                     let mut extents = [other; 3];
                     extents[axis] = value;
                     extents
                 };
-                let [d, h, w] = place(5, 2);
+                let [d, h, w] = on_axis(5, 2);
                 let name = format!("{taps}_taps_of_axis_{axis}{}", if replicate { "_replicate" } else { "" });
                 cases.push(Conv3dCase {
                     replicate,
-                    padding: place(taps / 2 + 1, 0).map(|padding| (padding, padding + 2)),
-                    ..case(name, [1, 8, d, h, w], 6, place(taps, 1))
+                    padding: on_axis(taps / 2 + 1, 0).map(|padding| (padding, padding + 2)),
+                    ..case(name, [1, 8, d, h, w], 6, on_axis(taps, 1))
                 });
             }
         }
@@ -127,7 +127,7 @@ fn pointwise_products() -> Vec<Conv3dCase> {
     cases.extend([
         case("burn_5626_104_to_208".into(), [1, 104, 1, 7, 7], 208, [1, 1, 1]),
         case("burn_5626_440_to_440".into(), [1, 440, 1, 4, 4], 440, [1, 1, 1]),
-        // cubecl #1636: rows 4 to 7 of an 8x8 tile were corrupt with groups of a single SIMD group.
+        // cubecl #1636: rows 4 to 7 of an 8x8 tile were corrupt with threadgroups of a single simdgroup.
         case("cubecl_1636_382_10_1".into(), [1, 1, 1, 2, 191], 10, [1, 1, 1]),
         case("cubecl_1636_382_10_3".into(), [1, 3, 1, 2, 191], 10, [1, 1, 1]),
         case("cubecl_1636_4096_14_5".into(), [1, 5, 1, 64, 64], 14, [1, 1, 1]),
@@ -178,7 +178,7 @@ fn winograd() -> Vec<Conv3dCase> {
             groups: 32,
             ..case("rocm_7024_depthwise".into(), [2, 32, 1, 14, 14], 32, [1, 3, 3])
         },
-        // mlx #4242: the product ran with 10 mantissa bits. The original plane is 64 x 64.
+        // mlx #4242: the product ran with 10 mantissa bits. The original frame is 64 x 64.
         Conv3dCase { padding, ..case("mlx_4242_352_to_352".into(), [1, 352, 1, 2, 2], 352, [1, 3, 3]) },
         // mlx #995: one dtype of the Winograd kernel was missing at run time.
         Conv3dCase {

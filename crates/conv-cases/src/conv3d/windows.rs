@@ -1,11 +1,11 @@
-//! Problems whose windows pass through shared memory, and frames that are launched by themselves.
+//! Problems for the kernels with windows in shared memory, and for frames in launches of their own.
 
 use super::{Activation, Conv3dCase};
 
-/// Depthwise planes that pass through shared memory: tiles past the plane on both sides, several tiles along
-/// H and along W, chunks of depth, one-sided padding, rims along one axis, depth taps that miss.
+/// Depthwise layers with tiles in shared memory: tiles that pass the frame on both sides, several tiles along
+/// H and along W, chunks of depth, one-sided padding, halos along one axis, depth taps outside the input.
 #[must_use]
-pub fn depthwise_planes() -> Vec<Conv3dCase> {
+pub fn depthwise_tiles() -> Vec<Conv3dCase> {
     let depthwise = |name: &str, [n, c, d, h, w]: [usize; 5], kernel, padding| Conv3dCase {
         groups: c,
         padding,
@@ -29,20 +29,20 @@ pub fn depthwise_planes() -> Vec<Conv3dCase> {
     ]
 }
 
-/// Windows that move by one element: rows cut into strips, tiles that end within rows, blocks of channels and
-/// tiles of channels with tails, depth taps that miss, groups, dilation, one tap in the plane, packed weights
-/// in vectors and in several pieces.
+/// Windows at stride 1 in H and W: rows cut into segments, tiles that end inside rows, partial blocks and
+/// tiles of channels, depth taps outside the input, groups, dilation, one tap in H and W, packed weights in
+/// vectors and in several pieces.
 #[must_use]
 pub fn shared_windows() -> Vec<Conv3dCase> {
     let window = |name: &str, x: [usize; 5], o, kernel, padding| Conv3dCase {
         padding,
         ..Conv3dCase::new(name, x, o, kernel)
     };
-    let plane = [(0, 0), (1, 1), (1, 1)];
+    let same_frame = [(0, 0), (1, 1), (1, 1)];
     vec![
         Conv3dCase {
             activation: Activation::Relu,
-            ..window("strips", [1, 17, 1, 5, 62], 66, [1, 3, 3], plane)
+            ..window("strips", [1, 17, 1, 5, 62], 66, [1, 3, 3], same_frame)
         },
         window("rows", [2, 5, 2, 8, 9], 3, [2, 3, 3], [(1, 1), (0, 1), (2, 0)]),
         Conv3dCase {
@@ -68,15 +68,15 @@ pub fn shared_windows() -> Vec<Conv3dCase> {
         },
         window("temporal", [1, 20, 4, 6, 7], 5, [3, 1, 1], [(1, 1), (0, 0), (0, 0)]),
         window("five_by_five", [1, 2, 1, 10, 9], 66, [1, 5, 5], [(0, 0), (2, 2), (2, 2)]),
-        // Rows of weights that are whole vectors; more taps than are packed at a time.
+        // Rows of weights that are whole vectors; more taps than one packing step.
         window("aligned_weights", [1, 24, 2, 6, 10], 16, [3, 3, 3], [(1, 1); 3]),
         window("many_taps", [1, 18, 3, 9, 12], 10, [2, 5, 5], [(1, 0), (2, 2), (2, 2)]),
     ]
 }
 
 /// Strided windows whose input gradient is computed by residue classes of the stride: classes of different
-/// extents and taps, of none, of more strides than elements, dilated taps, groups, blocks and tiles of
-/// channels with tails, several tiles.
+/// extents and taps, without taps, strides larger than the input, dilated taps, groups, partial blocks and
+/// tiles of channels, several tiles.
 #[must_use]
 pub fn strided_windows() -> Vec<Conv3dCase> {
     let window = |name: &str, x: [usize; 5], o, kernel, stride| Conv3dCase {
@@ -111,7 +111,8 @@ pub fn strided_windows() -> Vec<Conv3dCase> {
     ]
 }
 
-/// Few frames that miss depth taps, large enough that runs of frames are launched for themselves.
+/// Few frames with depth taps outside the input, large enough that ranges of frames get launches of their
+/// own.
 #[must_use]
 pub fn few_frames() -> Vec<Conv3dCase> {
     let frames = |name: &str, x, o, kernel, depth| Conv3dCase {
@@ -121,7 +122,7 @@ pub fn few_frames() -> Vec<Conv3dCase> {
     vec![
         frames("frames_unpadded", [1, 3, 3, 32, 33], 4, [3, 1, 1], (0, 0)),
         frames("frames_padded", [1, 2, 2, 33, 32], 3, [3, 1, 2], (1, 1)),
-        // Windows that hold nothing but padding.
+        // Windows that lie entirely in the padding.
         Conv3dCase {
             dilation: [2, 1, 1],
             activation: Activation::Relu,
@@ -130,11 +131,11 @@ pub fn few_frames() -> Vec<Conv3dCase> {
     ]
 }
 
-/// Windows of one tap in the plane whose planes are runs of sites, in whole vectors of four and of eight:
-/// tiles that end within a frame and past the last, tails of channels and terms, padded, strided and missed
-/// depth taps, groups, a vector less than that.
+/// Windows of one tap in H and W, whose H x W slices are contiguous, in whole vectors of four and of eight:
+/// tiles that end inside a frame and past the last, partial blocks of channels and K, padded, strided and
+/// missing depth taps, groups, and slices that allow only shorter vectors.
 #[must_use]
-pub fn plane_runs() -> Vec<Conv3dCase> {
+pub fn contiguous_slices() -> Vec<Conv3dCase> {
     let depth = |name: &str, x: [usize; 5], o, taps, padding| Conv3dCase {
         padding: [padding, (0, 0), (0, 0)],
         ..Conv3dCase::new(name, x, o, [taps, 1, 1])
@@ -162,9 +163,9 @@ pub fn plane_runs() -> Vec<Conv3dCase> {
             groups: 2,
             ..depth("runs_of_dilated_phases", [1, 6, 8, 4, 4], 40, 2, (2, 1))
         },
-        // Two frames of a plane that fills a tile and a vector.
+        // Two frames, each of a tile and one vector.
         depth("runs_past_a_tile", [1, 2, 2, 17, 8], 3, 2, (1, 0)),
-        // 1 x 1 planes strided or padded: windows leave elements out, or read beside them.
+        // Strided or padded 1x1 windows: the slices are not contiguous, or windows read outside them.
         Conv3dCase { stride: [1, 2, 2], ..depth("no_runs_strided", [1, 4, 2, 4, 8], 5, 1, (0, 0)) },
         Conv3dCase {
             padding: [(0, 0), (0, 0), (2, 2)],

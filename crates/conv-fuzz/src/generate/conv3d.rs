@@ -1,17 +1,17 @@
-//! Random conv3d problems, most of them tiny and at an edge of something.
+//! Random conv3d problems, most of them tiny edge cases.
 
 use super::{class, dtype};
 use crate::random::Random;
 use crate::tensors::{OUTPUT_VIEWS, VIEWS};
 use crate::text::{Case, Op};
 
-/// What a family is about.
+/// The theme of a family.
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     General,
     Pointwise,
     DepthOnly,
-    Plane3x3,
+    Frame3x3,
     Long,
     Depthwise,
     FewResults,
@@ -23,7 +23,7 @@ const CHANNELS: [i64; 16] = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 64,
 
 /// One random case.
 pub(super) fn random(family: &mut Random, each: &mut Random) -> Case {
-    use Kind::{DepthOnly, Depthwise, FewChannels, FewResults, General, Long, Plane3x3, Pointwise};
+    use Kind::{DepthOnly, Depthwise, FewChannels, FewResults, Frame3x3, General, Long, Pointwise};
     let mut case = Case::new(Op::Conv3d);
     let kind = family.pick(&[
         General,
@@ -31,8 +31,8 @@ pub(super) fn random(family: &mut Random, each: &mut Random) -> Case {
         Pointwise,
         DepthOnly,
         DepthOnly,
-        Plane3x3,
-        Plane3x3,
+        Frame3x3,
+        Frame3x3,
         Long,
         Long,
         Long,
@@ -82,7 +82,7 @@ pub(super) fn random(family: &mut Random, each: &mut Random) -> Case {
         FewChannels => c = each.range(1, 4),
         _ => {}
     }
-    // Small enough, and large enough for the window.
+    // Shrink to the budget, but keep the input at least as large as the window.
     let budget = each.pick(&[3000, 3000, 3000, 3000, 3000, 3000, 30_000, 30_000, 400_000]);
     let mut padding = padding;
     loop {
@@ -101,9 +101,9 @@ pub(super) fn random(family: &mut Random, each: &mut Random) -> Case {
             let span = dilation[axis] * (kernel[axis] - 1) + 1;
             (x[axis + 2] + padding[2 * axis] + padding[2 * axis + 1] - span) / stride[axis] + 1
         });
-        let sites = x[0] * outputs.product::<i64>();
+        let positions = x[0] * outputs.product::<i64>();
         let channels = if kind == Depthwise { c } else { c * o };
-        if sites * channels * kernel.iter().product::<i64>() <= budget {
+        if positions * channels * kernel.iter().product::<i64>() <= budget {
             break;
         }
         let largest = (0..3).max_by_key(|axis| x[axis + 2]).unwrap_or(0);
@@ -139,13 +139,13 @@ pub(super) fn random(family: &mut Random, each: &mut Random) -> Case {
     case
 }
 
-/// The taps of a family.
+/// The kernel extents of a family.
 fn kernel(kind: Kind, family: &mut Random) -> [i64; 3] {
     let mut small = || family.pick(&[1, 1, 2, 3, 3, 4, 5]);
     match kind {
         Kind::Pointwise => [1; 3],
         Kind::DepthOnly => [family.range(2, 5), 1, 1],
-        Kind::Plane3x3 => [family.range(1, 3), 3, 3],
+        Kind::Frame3x3 => [family.range(1, 3), 3, 3],
         Kind::Depthwise => [family.range(1, 3), family.pick(&[1, 3, 3, 5]), family.pick(&[1, 3, 3, 5])],
         Kind::Long => {
             let mut kernel = [1, family.pick(&[1, 1, 2]), family.pick(&[1, 1, 3])];

@@ -1,7 +1,7 @@
 //! Case number n of a seed.
 //!
-//! Cases come in families: one random stream decides what the kernels of a family are compiled for, another
-//! each case's shape.
+//! Cases come in families: one random stream determines what the kernels of a family are compiled for,
+//! another each case's shape.
 
 mod conv3d;
 mod sequence;
@@ -19,7 +19,7 @@ pub fn case(seed: u64, n: u64) -> Case {
     case_of(seed, n, &Op::ALL)
 }
 
-/// [`case`] of some ops only.
+/// [`case`], restricted to some ops.
 pub fn case_of(seed: u64, n: u64, ops: &[Op]) -> Case {
     let mut family = Random::new(hash(seed, n / FAMILY));
     let mut each = Random::new(hash(hash(seed, 1 << 40), n));
@@ -53,7 +53,7 @@ fn dtype(family: &mut Random) -> &'static str {
     family.pick(&["f32", "f32", "f32", "f16", "f16", "bf16"])
 }
 
-/// The device itself, or what it is taken for.
+/// The device itself, or a class of limits to impose on it.
 fn class(family: &mut Random) -> &'static str {
     if family.once_in(2) { CLASSES[0] } else { family.pick(CLASSES) }
 }

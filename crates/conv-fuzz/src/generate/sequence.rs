@@ -3,7 +3,7 @@
 use super::{class, dtype};
 use crate::causal_conv1d::{BAD, IDS};
 use crate::random::Random;
-use crate::rope2d::PLACES;
+use crate::rope2d::POSITION_KINDS;
 use crate::tensors::{OUTPUT_VIEWS, VIEWS};
 use crate::text::{Case, Op};
 
@@ -107,7 +107,7 @@ pub(super) fn rope2d(family: &mut Random, each: &mut Random) -> Case {
     case.set_word("limits", class(family));
     case.set_word("positions", family.pick(&["grid", "i32", "i64", "float", "float"]));
     case.set("pair", &[family.range(0, 1)]);
-    // Tables are made anew for each of these.
+    // Each of these needs tables of its own.
     let q = family.pick(&[1, 2, 3, 4, 5, 8, 16, 24]);
     case.set("q", &[q]);
     case.set("base", &[family.pick(&[1000, 1000, 100_000, 75, 10])]);
@@ -117,7 +117,7 @@ pub(super) fn rope2d(family: &mut Random, each: &mut Random) -> Case {
     case.set("copied", &[each.pick(&[0, 0, 1, 3, q])]);
     case.set("prefix", &[each.pick(&[0, 0, 1, 5])]);
     case.set_word("layout", each.pick(&["bhnd", "bnhd"]));
-    case.set_word("places", each.pick(PLACES));
+    case.set_word("places", each.pick(POSITION_KINDS));
     case.set("reach", &[each.pick(&[0, 1, 20, 20, 2049, 70_000, 123_456_789])]);
     case.set("b", &[each.pick(&[1, 1, 2, 3])]);
     case.set("h", &[each.pick(&[1, 2, 3, 5])]);

@@ -1,4 +1,4 @@
-//! What every device has to pass.
+//! Tests that run on every device.
 
 use conv_fuzz::device::{Device, Kind};
 use conv_fuzz::outcome::Outcome;
@@ -19,7 +19,7 @@ pub(crate) fn named_regressions_hold(kind: Kind) {
     assert!(failures.is_empty(), "{} of {} failed:\n{}", failures.len(), all.len(), failures.join("\n"));
 }
 
-/// The first problems of seed 1: half a minute of two busy cores.
+/// The first problems of seed 1.
 pub(crate) fn random_problems_match_the_references(kind: Kind, problems: u64) {
     let device = Device::open(kind).unwrap_or_else(|error| panic!("{error}"));
     let time = Duration::from_secs(600);

@@ -1,14 +1,14 @@
-//! Where emitted MSL cannot be executed: a device that is told to execute it fails every launch with a
-//! sentence. Nothing else of the crate needs the executor.
+//! The executor on platforms that cannot execute emitted MSL: every launch fails with an explanation. The
+//! rest of the crate does not need the executor.
 
 use cubecl_runtime::id::KernelId;
 use std::sync::Arc;
 
-/// Why there are no results.
+/// The error of every launch.
 pub const REFUSAL: &str =
     "executing the emitted Metal text needs Linux or macOS on x86-64 or arm64; writing it does not";
 
-/// A change to a text, for tests that the suite finds defects.
+/// A change to a text: a defect that a test seeds.
 pub type Edit = Box<dyn Fn(&str) -> String + Send>;
 
 /// Threadgroups, and threads of each.
@@ -20,21 +20,21 @@ pub struct Grid {
     pub threads: (u32, u32, u32),
 }
 
-/// A text that nothing is compiled to.
+/// A text that is not compiled.
 #[derive(Debug)]
 pub struct Kernel(());
 
 /// Runs nothing.
 pub struct Runner(());
 
-/// How a server would execute.
+/// What a server executes with.
 pub struct Session {
     /// Runs nothing.
     pub runner: Runner,
 }
 
 impl Runner {
-    /// Refuses.
+    /// Always fails.
     ///
     /// # Errors
     ///
@@ -42,7 +42,7 @@ impl Runner {
     ///
     /// # Safety
     ///
-    /// Nothing is touched.
+    /// No requirement: nothing is accessed.
     pub unsafe fn run(
         &mut self,
         _kernel: &Kernel,

@@ -1,6 +1,6 @@
-//! One thread of a threadgroup as a fiber, and what a kernel calls while one runs.
+//! A thread of a threadgroup as a fiber, and the runtime functions that its kernel calls.
 
-use super::matrices::{self, Format, Matrices, Span};
+use super::matrices::{self, Format, Matrices, MatrixView};
 use super::trap;
 use corosensei::stack::{DefaultStack, Stack};
 use corosensei::trap::CoroutineTrapHandler;
@@ -8,25 +8,25 @@ use corosensei::{Coroutine, CoroutineResult, Yielder};
 use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int, c_longlong, c_ulong, c_void};
 
-/// What a fiber is suspended for.
+/// Why a fiber is suspended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Wait {
-    /// For its threadgroup, at a line of the text.
+    /// At a threadgroup barrier in this line of the text.
     Threadgroup(i32),
-    /// For its simdgroup.
+    /// At a simdgroup operation in this line.
     Simdgroup(i32),
-    /// Forever: it did what Metal would let pass.
+    /// For good: the kernel did something that Metal would not report.
     Fault(String),
 }
 
-/// How a fiber ended: as the kernel's function did, or by an access that raised a signal.
-pub(super) type Outcome = Result<(), trap::Access>;
+/// How a fiber ended: by returning, or by an access that raised a signal.
+pub(super) type Outcome = Result<(), trap::InvalidAccess>;
 
-/// Bytes a lane shows to the others of its simdgroup.
+/// Bytes a lane can exchange with its simdgroup at once.
 const SLOT: usize = 64;
 pub(super) const LANES: usize = 32;
 
-/// What the lanes of one simdgroup show each other; two sets take turns.
+/// Values that the lanes of one simdgroup exchange; double-buffered.
 #[repr(C, align(64))]
 pub(super) struct Slots([[[u8; SLOT]; LANES]; 2]);
 
@@ -34,22 +34,22 @@ impl Slots {
     pub(super) const EMPTY: Self = Self([[[0; SLOT]; LANES]; 2]);
 }
 
-/// The place of a thread that its kernel asks for while it runs.
+/// What the runner knows of a thread while its kernel runs.
 #[derive(Clone, Copy)]
-pub(super) struct Place {
+pub(super) struct ThreadContext {
     pub(super) lane: u32,
     /// The end of its stack.
     pub(super) stack: usize,
-    /// Operations on matrices since its simdgroup met.
+    /// Matrix operations since its simdgroup last synchronized.
     pub(super) operations: usize,
     pub(super) matrices: *mut Matrices,
-    /// The set of slots this thread is at.
+    /// The buffer of `slots` in use.
     pub(super) set: usize,
     pub(super) slots: *mut Slots,
     pub(super) threadgroup_memory: *mut u8,
 }
 
-impl Place {
+impl ThreadContext {
     pub(super) const NONE: Self = Self {
         lane: 0,
         stack: 0,
@@ -64,7 +64,7 @@ impl Place {
 /// The fiber that runs on this OS thread.
 struct Current {
     yielder: Cell<*const Yielder<(), Wait>>,
-    place: Cell<*mut Place>,
+    context: Cell<*mut ThreadContext>,
     trap: Cell<Option<CoroutineTrapHandler<Outcome>>>,
 }
 
@@ -72,14 +72,14 @@ thread_local! {
     static CURRENT: Current = const {
         Current {
             yielder: Cell::new(std::ptr::null()),
-            place: Cell::new(std::ptr::null_mut()),
+            context: Cell::new(std::ptr::null_mut()),
             trap: Cell::new(None),
         }
     };
 }
 
 /// The trap handler of the fiber that runs on this OS thread. Called from a signal handler.
-pub(super) fn running() -> Option<CoroutineTrapHandler<Outcome>> {
+pub(super) fn running_trap_handler() -> Option<CoroutineTrapHandler<Outcome>> {
     CURRENT.try_with(|current| current.trap.get()).ok().flatten()
 }
 
@@ -87,7 +87,7 @@ pub(super) fn running() -> Option<CoroutineTrapHandler<Outcome>> {
 pub(super) struct Fiber {
     coroutine: Coroutine<(), Wait, Outcome, DefaultStack>,
     yielder: *const Yielder<(), Wait>,
-    pub(super) place: Place,
+    pub(super) context: ThreadContext,
 }
 
 /// A suspended or ended fiber.
@@ -101,10 +101,10 @@ impl Fiber {
     ///
     /// # Safety
     ///
-    /// What `body` borrows outlives the fiber, and nothing on the fiber's stack needs to be dropped while it
-    /// is suspended: kernels hold plain data.
-    pub(super) unsafe fn new(stack: DefaultStack, place: Place, body: impl FnOnce()) -> Self {
-        let place = Place { stack: stack.base().get(), ..place };
+    /// What `body` borrows outlives the fiber, and a suspended fiber's stack holds nothing that needs to be
+    /// dropped: kernels have plain data only.
+    pub(super) unsafe fn new(stack: DefaultStack, context: ThreadContext, body: impl FnOnce()) -> Self {
+        let context = ThreadContext { stack: stack.base().get(), ..context };
         // SAFETY: the caller's promise.
         let coroutine = unsafe {
             Coroutine::with_stack_unchecked(stack, move |yielder: &Yielder<(), Wait>, ()| {
@@ -113,14 +113,14 @@ impl Fiber {
                 Ok(())
             })
         };
-        Self { coroutine, yielder: std::ptr::null(), place }
+        Self { coroutine, yielder: std::ptr::null(), context }
     }
 
     /// Runs the fiber until it waits or ends.
     pub(super) fn resume(&mut self) -> Stop {
         CURRENT.with(|current| {
             current.yielder.set(self.yielder);
-            current.place.set(&raw mut self.place);
+            current.context.set(&raw mut self.context);
             current.trap.set(Some(self.coroutine.trap_handler()));
             let result = self.coroutine.resume(());
             current.trap.set(None);
@@ -132,10 +132,10 @@ impl Fiber {
         })
     }
 
-    /// The stack, for another fiber. A suspended fiber is given up.
+    /// The stack, for another fiber. A suspended fiber is abandoned.
     pub(super) fn into_stack(mut self) -> DefaultStack {
         if !self.coroutine.done() {
-            // SAFETY: see `new`.
+            // SAFETY: the contract of `new`: its stack holds plain data only.
             unsafe { self.coroutine.force_reset() };
         }
         self.coroutine.into_stack()
@@ -145,7 +145,7 @@ impl Fiber {
 /// Suspends the running fiber.
 fn wait(wait: Wait) {
     let yielder = CURRENT.with(|current| current.yielder.get());
-    // SAFETY: kernels run in fibers only, and a running fiber's yielder lives on its stack.
+    // SAFETY: kernels run only in fibers, and a running fiber's yielder is on its stack.
     unsafe { (*yielder).suspend(wait) };
 }
 
@@ -156,12 +156,12 @@ pub(super) struct Runtime {
     wait_for_threadgroup: extern "C" fn(c_int),
     wait_for_simdgroup: extern "C" fn(c_int),
     lane_slot: extern "C" fn(u32) -> *mut c_void,
-    turn_slots: extern "C" fn(),
+    swap_slots: extern "C" fn(),
     lane: extern "C" fn() -> u32,
     threadgroup_memory: extern "C" fn(c_ulong) -> *mut u8,
     fill: extern "C" fn(*const c_void, f32),
-    load: extern "C" fn(*const c_void, Format, &Span, c_int),
-    store: extern "C" fn(*const c_void, &Span, c_int),
+    load: extern "C" fn(*const c_void, Format, &MatrixView, c_int),
+    store: extern "C" fn(*const c_void, &MatrixView, c_int),
     multiply: extern "C" fn(*const c_void, Format, *const c_void, *const c_void, *const c_void, c_int),
 }
 
@@ -170,7 +170,7 @@ pub(super) static RUNTIME: Runtime = Runtime {
     wait_for_threadgroup,
     wait_for_simdgroup,
     lane_slot,
-    turn_slots,
+    swap_slots,
     lane,
     threadgroup_memory,
     fill: matrices::fill,
@@ -200,28 +200,28 @@ extern "C" fn wait_for_simdgroup(line: c_int) {
     wait(Wait::Simdgroup(line));
 }
 
-/// The place of the running fiber.
-pub(super) fn place() -> *mut Place {
-    CURRENT.with(|current| current.place.get())
+/// The context of the running fiber.
+pub(super) fn context() -> *mut ThreadContext {
+    CURRENT.with(|current| current.context.get())
 }
 
 extern "C" fn lane_slot(lane: u32) -> *mut c_void {
-    let place = place();
-    // SAFETY: the place and the slots outlive the fiber, and the shim keeps lanes below 32.
-    unsafe { (&raw mut (*(*place).slots).0[(*place).set][lane as usize]).cast() }
+    let context = context();
+    // SAFETY: context and slots outlive the fiber; the shim passes lanes below 32.
+    unsafe { (&raw mut (*(*context).slots).0[(*context).set][lane as usize]).cast() }
 }
 
-extern "C" fn turn_slots() {
-    // SAFETY: as above.
-    unsafe { (*place()).set ^= 1 };
+extern "C" fn swap_slots() {
+    // SAFETY: the running fiber's context outlives it.
+    unsafe { (*context()).set ^= 1 };
 }
 
 extern "C" fn lane() -> u32 {
-    // SAFETY: as above.
-    unsafe { (*place()).lane }
+    // SAFETY: the running fiber's context outlives it.
+    unsafe { (*context()).lane }
 }
 
 extern "C" fn threadgroup_memory(offset: c_ulong) -> *mut u8 {
-    // SAFETY: as above.
-    unsafe { (*place()).threadgroup_memory }.wrapping_add(offset as usize)
+    // SAFETY: the running fiber's context outlives it.
+    unsafe { (*context()).threadgroup_memory }.wrapping_add(offset as usize)
 }

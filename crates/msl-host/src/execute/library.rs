@@ -13,37 +13,37 @@ use std::time::Duration;
 /// The shim behind which kernels are compiled.
 const SHIM: &str = include_str!("../../shim/metal.h");
 
-/// What the runner calls for each thread: buffers, scalars and shapes, and the thread's place.
+/// What the runner calls for each thread: buffers, scalars and shapes, and the thread's indices.
 pub(super) type Entry = unsafe extern "C" fn(*const *mut u8, *const u8, *const ThreadArguments);
 
-/// Bytes that a kernel's frame may have: what it calls in the runner has the rest of the stack.
+/// The largest stack frame of a kernel; the rest of the stack is for the runner's functions.
 const LARGEST_FRAME: usize = STACK - (8 << 10);
 
 /// A compiled kernel.
 #[derive(Debug)]
 pub(super) struct Library {
     pub(super) entry: Entry,
-    /// The buffers that the kernel takes, and whether it may write each.
+    /// For each buffer of the kernel, whether it may write it.
     pub(super) writes: Vec<bool>,
     pub(super) threadgroup_bytes: usize,
-    /// Whether threads wait for each other; where none does they need no fibers of their own.
+    /// Whether threads wait for each other; otherwise all run on one fiber.
     pub(super) synchronizes: bool,
-    /// How much the compiler did.
+    /// How far the compiler optimized.
     pub(super) effort: Effort,
-    /// Nanoseconds that it has run for.
+    /// Run time so far.
     nanoseconds: AtomicU64,
     /// Keeps `entry` valid.
     _library: Arc<libloading::Library>,
 }
 
 impl Library {
-    /// How long it has run for, in all launches that have ended.
+    /// The time that it has run for, over all finished launches.
     pub(super) fn time(&self) -> Duration {
         Duration::from_nanos(self.nanoseconds.load(Ordering::Relaxed))
     }
 
-    /// Adds to that.
-    pub(super) fn ran_for(&self, time: Duration) {
+    /// Adds to [`time`](Self::time).
+    pub(super) fn add_time(&self, time: Duration) {
         self.nanoseconds.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
     }
 }
@@ -70,7 +70,7 @@ fn compiler() -> String {
     std::env::var("CXX").unwrap_or_else(|_| "clang++".into())
 }
 
-/// How much the compiler may take its time: most kernels run once over a small problem.
+/// How far to optimize: most kernels run once over a small problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Effort {
     /// Compile fast.
@@ -85,17 +85,16 @@ pub(super) enum Effort {
 ///
 /// The compiler's messages, or that there is none.
 pub(super) fn compile(msl: &str, effort: Effort) -> Result<Library, String> {
-    let mut libraries = compile_together(&[msl], effort)?;
+    let mut libraries = compile_batch(&[msl], effort)?;
     libraries.pop().ok_or_else(|| "nothing was compiled".into())
 }
 
-/// Compiles texts into one shared library: four fifths of what a text costs alone is the start of the
-/// compiler.
+/// Compiles texts into one shared library: for a single text most of the time is the compiler's start-up.
 ///
 /// # Errors
 ///
 /// Those of [`compile`], for any of the texts.
-pub(super) fn compile_together(texts: &[&str], effort: Effort) -> Result<Vec<Library>, String> {
+pub(super) fn compile_batch(texts: &[&str], effort: Effort) -> Result<Vec<Library>, String> {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let rewritten: Vec<Rewritten> =
         texts.iter().enumerate().map(|(number, msl)| rewrite(msl, number)).collect::<Result<_, _>>()?;
@@ -108,25 +107,24 @@ pub(super) fn compile_together(texts: &[&str], effort: Effort) -> Result<Vec<Lib
     let mut command = Command::new(compiler());
     command.args("-std=c++20 -fPIC -fvisibility=hidden -fno-exceptions -fno-rtti".split(' '));
     command.arg(if effort == Effort::Low { "-O0" } else { "-O1" });
-    // What MSL defines and C++ does not, and no freedom that the text does not give.
+    // Semantics that MSL defines and C++ leaves open; no optimization that changes floating-point results.
     command.args(
         "-ffp-contract=off -fwrapv -fsigned-char -fno-strict-aliasing -fno-math-errno -fno-builtin-printf"
             .split(' '),
     );
     command.args(["-Wno-everything", "-include", "metal.h", "-I"]).arg(folder);
-    // A frame beyond the stack could step over its guard page.
+    // A frame larger than the stack could skip its guard page.
     command.args([&format!("-Wframe-larger-than={LARGEST_FRAME}"), "-Werror=frame-larger-than"]);
     if cfg!(target_os = "macos") {
-        // A compiler of either architecture serves processes of both: under Rosetta they differ.
+        // Under Rosetta the compiler's default architecture is not that of this process.
         command.args(["-arch", if cfg!(target_arch = "aarch64") { "arm64" } else { "x86_64" }]);
     }
     if cfg!(target_os = "linux") {
         if cfg!(target_arch = "x86_64") {
             command.arg("-march=native");
         }
-        // Compiled and linked apart: for both together the driver starts a second compiler process, and links
-        // libraries that are not needed: what the text calls beyond the runner is in the C library, which
-        // this process has.
+        // Compiled and linked separately: in one step the driver would start a second process and link
+        // libraries that are not needed. The C library is already in this process.
         run(command.arg("-c").arg(&source).arg("-o").arg(&object))?;
         run(Command::new("ld").arg("-shared").arg(&object).arg("-o").arg(&target))?;
     } else {
@@ -180,7 +178,7 @@ fn load(path: &std::path::Path) -> Result<Arc<libloading::Library>, String> {
     Ok(Arc::new(library))
 }
 
-/// What runs a thread of the kernel `number` of a library.
+/// The function that runs a thread of kernel `number` of a library.
 fn entry(library: &libloading::Library, number: usize) -> Result<Entry, String> {
     // SAFETY: `rewrite` appends functions of these names with the signature of `Entry`.
     let entry = unsafe { library.get::<Entry>(entry_name(number).as_bytes()) };

@@ -1,13 +1,13 @@
-//! The matrices of a simdgroup, 8 x 8 elements each.
+//! Simdgroup matrices, 8 x 8 elements each.
 //!
-//! A thread holds no elements but names a matrix by its place on the thread's stack, which is the same in
-//! every lane. The first lane that comes to an operation does it for all of them and notes it; no lane waits
-//! for the others. Each of the others must do the same operations in the same order, which is compared with
-//! the notes, and no two lanes may stand at different ones when their simdgroup meets.
+//! A thread holds no elements: it identifies a matrix by its offset on the thread's stack, which is the same
+//! in every lane. The first lane that reaches an operation performs it for the whole simdgroup and records
+//! it; no lane waits. The other lanes must execute the same operations in the same order, which is checked
+//! against the record, and equally many of them when the simdgroup synchronizes.
 //!
-//! Memory sees what it would see of 32 threads: a lane stores its own two elements when it comes to the
-//! store, and the two that it loads must be what the first lane found there. A matrix that nobody has filled
-//! holds NaN.
+//! Memory accesses are those of 32 threads: each lane stores its own two elements when it reaches the store,
+//! and the two elements that it loads must still be what the first lane loaded. An uninitialized matrix holds
+//! NaN.
 
 use super::fiber::{self, LANES};
 use half::{bf16, f16};
@@ -83,17 +83,17 @@ impl Format {
     }
 }
 
-/// Where a matrix lies in memory.
+/// A matrix in memory.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Span {
+pub(super) struct MatrixView {
     address: usize,
     stride: usize,
     transpose: bool,
     format: Format,
 }
 
-impl Span {
+impl MatrixView {
     fn at(&self, row: usize, column: usize) -> usize {
         let (major, minor) = if self.transpose { (column, row) } else { (row, column) };
         let index = major.wrapping_mul(self.stride).wrapping_add(minor);
@@ -101,55 +101,54 @@ impl Span {
     }
 }
 
-/// What the lanes of a simdgroup do together. Matrices are named by their distances from the ends of the
-/// threads' stacks.
+/// An operation of a simdgroup. A matrix is identified by its distance from the end of the thread's stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Operation {
     Fill { to: usize, bits: u32 },
-    Load { to: usize, format: Format, from: Span, line: c_int },
-    Store { from: usize, to: Span, line: c_int },
+    Load { to: usize, format: Format, from: MatrixView, line: c_int },
+    Store { from: usize, to: MatrixView, line: c_int },
     Multiply { to: usize, format: Format, of: [usize; 3], line: c_int },
 }
 
-/// An operation that was done, and where in [`Matrices::memory`] is what it found in memory or takes there.
-struct Done {
+/// An operation that was performed, and the index in [`Matrices::memory`] of the elements it loads or stores.
+struct Performed {
     operation: Operation,
     memory: usize,
 }
 
-/// The matrices of one simdgroup, and what was done since its lanes last met.
+/// The matrices of one simdgroup, and the operations performed since its lanes last synchronized.
 #[derive(Default)]
 pub(super) struct Matrices {
     names: Vec<usize>,
     values: Vec<Matrix>,
-    done: Vec<Done>,
+    performed: Vec<Performed>,
     memory: Vec<[u32; ELEMENTS]>,
 }
 
 impl Matrices {
-    /// Forgets everything, for another threadgroup.
+    /// Resets everything, for another threadgroup.
     pub(super) fn clear(&mut self) {
         self.names.clear();
         self.values.clear();
-        self.meet();
+        self.synchronize();
     }
 
-    /// Forgets what was done: all lanes have done as much.
-    pub(super) fn meet(&mut self) {
-        self.done.clear();
+    /// Drops the record of operations: all lanes have executed equally many.
+    pub(super) fn synchronize(&mut self) {
+        self.performed.clear();
         self.memory.clear();
     }
 
     fn value(&mut self, name: usize) -> &mut Matrix {
-        let place = self.names.iter().position(|known| *known == name).unwrap_or_else(|| {
+        let index = self.names.iter().position(|known| *known == name).unwrap_or_else(|| {
             self.names.push(name);
             self.values.push([f32::NAN; ELEMENTS]);
             self.names.len() - 1
         });
-        &mut self.values[place]
+        &mut self.values[index]
     }
 
-    /// Does what the first lane comes to.
+    /// Performs an operation, for the first lane that reaches it.
     ///
     /// # Safety
     ///
@@ -182,11 +181,11 @@ impl Matrices {
                     if format == Format::Float { sums } else { sums.map(|sum| format.round(sum)) };
             }
         }
-        self.done.push(Done { operation, memory: number });
+        self.performed.push(Performed { operation, memory: number });
     }
 }
 
-/// `a * b + c`: each sum in the order of k, each step fused.
+/// `a * b + c`: each sum in the order of k, by FMA.
 fn product(a: &Matrix, b: &Matrix, c: Matrix) -> Matrix {
     #[inline(always)]
     fn sums(a: &Matrix, b: &Matrix, mut c: Matrix) -> Matrix {
@@ -214,36 +213,36 @@ fn product(a: &Matrix, b: &Matrix, c: Matrix) -> Matrix {
     sums(a, b, c)
 }
 
-/// The two elements of a lane, neighbours of a row, in the order of Apple's GPUs.
+/// The two elements of a lane, adjacent in a row, in the layout of Apple's GPUs.
 fn elements(lane: u32) -> [(usize, usize); 2] {
     let lane = lane as usize;
     let (row, column) = ((lane >> 2 & 4) | (lane >> 1 & 3), (lane >> 1 & 4) | (lane & 1) << 1);
     [(row, column), (row, column + 1)]
 }
 
-/// The running lane comes to `operation`.
-fn come_to(operation: Operation) {
-    let place = fiber::place();
-    // SAFETY: a running fiber's place and its simdgroup's matrices outlive it, and no other fiber runs
-    // meanwhile. Memory that may not be accessed ends the fiber.
+/// The running lane executes `operation`.
+fn execute(operation: Operation) {
+    let context = fiber::context();
+    // SAFETY: a running fiber's context and its simdgroup's matrices outlive it, and no other fiber runs
+    // meanwhile. An access to protected memory ends the fiber.
     unsafe {
-        let matrices = &mut *(*place).matrices;
-        let (lane, number) = ((*place).lane, (*place).operations);
-        (*place).operations += 1;
-        if number == matrices.done.len() {
+        let matrices = &mut *(*context).matrices;
+        let (lane, number) = ((*context).lane, (*context).operations);
+        (*context).operations += 1;
+        if number == matrices.performed.len() {
             matrices.perform(operation);
         }
-        let done = &matrices.done[number];
-        if done.operation != operation {
+        let performed = &matrices.performed[number];
+        if performed.operation != operation {
             fiber::fail(format!(
-                "lane {lane} of {LANES} comes to {operation:x?} where another came to {:x?}",
-                done.operation
+                "lane {lane} of {LANES} executes {operation:x?} where another lane executed {:x?}",
+                performed.operation
             ));
         }
         if matches!(operation, Operation::Fill { .. } | Operation::Multiply { .. }) {
             return;
         }
-        let memory = &matrices.memory[done.memory];
+        let memory = &matrices.memory[performed.memory];
         for (row, column) in elements(lane) {
             let bits = memory[row * SIDE + column];
             match operation {
@@ -259,22 +258,22 @@ fn come_to(operation: Operation) {
     }
 }
 
-/// The name of a matrix.
+/// The identity of a matrix.
 fn name(matrix: *const c_void) -> usize {
-    // SAFETY: a running fiber's place outlives it.
-    unsafe { (*fiber::place()).stack - matrix as usize }
+    // SAFETY: a running fiber's context outlives it.
+    unsafe { (*fiber::context()).stack - matrix as usize }
 }
 
 pub(super) extern "C" fn fill(to: *const c_void, value: f32) {
-    come_to(Operation::Fill { to: name(to), bits: value.to_bits() });
+    execute(Operation::Fill { to: name(to), bits: value.to_bits() });
 }
 
-pub(super) extern "C" fn load(to: *const c_void, format: Format, from: &Span, line: c_int) {
-    come_to(Operation::Load { to: name(to), format, from: *from, line });
+pub(super) extern "C" fn load(to: *const c_void, format: Format, from: &MatrixView, line: c_int) {
+    execute(Operation::Load { to: name(to), format, from: *from, line });
 }
 
-pub(super) extern "C" fn store(from: *const c_void, to: &Span, line: c_int) {
-    come_to(Operation::Store { from: name(from), to: *to, line });
+pub(super) extern "C" fn store(from: *const c_void, to: &MatrixView, line: c_int) {
+    execute(Operation::Store { from: name(from), to: *to, line });
 }
 
 pub(super) extern "C" fn multiply(
@@ -285,5 +284,5 @@ pub(super) extern "C" fn multiply(
     c: *const c_void,
     line: c_int,
 ) {
-    come_to(Operation::Multiply { to: name(to), format, of: [a, b, c].map(name), line });
+    execute(Operation::Multiply { to: name(to), format, of: [a, b, c].map(name), line });
 }

@@ -1,11 +1,11 @@
-//! Memory that ends where a page without access begins: reading or writing past it faults on the spot.
+//! Buffers that end at a guard page: an access past the end faults immediately.
 //!
 //! ```text
 //! | no access | free | canary 4 KiB | contents | < 16 bytes of canary | no access |
 //! ```
 //!
-//! Canaries hold ones in every bit, NaN for floats: a read before the start poisons what is computed from it,
-//! and a write there is found after the launch.
+//! Canaries are all ones, NaN as floats: a read before the start poisons the result, a write is found after
+//! the launch.
 
 use std::ptr::NonNull;
 
@@ -13,11 +13,11 @@ const CANARY: usize = 4096;
 const CANARY_BYTE: u8 = 0xff;
 const ALIGNMENT: usize = 16;
 
-/// A mapping between two pages without access.
+/// A mapping between two guard pages.
 #[derive(Debug)]
 pub(super) struct Arena {
     base: NonNull<u8>,
-    /// Bytes between the two pages.
+    /// Bytes between the guard pages.
     capacity: usize,
     start: usize,
     length: usize,
@@ -41,7 +41,7 @@ impl Arena {
             self.map(needed.next_power_of_two().max(needed));
         }
         self.length = length;
-        // Down to the alignment: what is left over behind the contents is canary.
+        // Rounded down to the alignment: the gap after the contents is canary.
         self.start = (self.capacity - length) / ALIGNMENT * ALIGNMENT;
         self.slice(self.start - CANARY, self.capacity).fill(CANARY_BYTE);
     }
@@ -57,7 +57,7 @@ impl Arena {
         self.slice(self.start, self.start + self.length)
     }
 
-    /// Whether the bytes around the contents are as they were.
+    /// Whether the canaries are unchanged.
     pub(super) fn is_intact(&mut self) -> bool {
         let (start, length, capacity) = (self.start, self.length, self.capacity);
         self.slice(start - CANARY, start).iter().all(|byte| *byte == CANARY_BYTE)
@@ -78,7 +78,7 @@ impl Arena {
 
     fn slice(&mut self, from: usize, to: usize) -> &mut [u8] {
         assert!(from <= to && to <= self.capacity);
-        // SAFETY: the range lies within the mapping, which this value owns; any bytes are valid u8.
+        // SAFETY: the range is within the mapping, which this value owns; any bytes are valid u8.
         unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr().add(from), to - from) }
     }
 
@@ -99,7 +99,7 @@ impl Arena {
 
     fn unmap(&mut self) {
         if self.capacity > 0 {
-            // SAFETY: the mapping that `map` made.
+            // SAFETY: the mapping was made by `map`.
             unsafe { libc::munmap(self.base.as_ptr().sub(page()).cast(), self.capacity + 2 * page()) };
             self.capacity = 0;
         }
@@ -112,7 +112,7 @@ impl Drop for Arena {
     }
 }
 
-// SAFETY: the mapping belongs to the value alone.
+// SAFETY: the value owns its mapping exclusively.
 unsafe impl Send for Arena {}
 
 #[cfg(test)]
@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn contents_end_at_the_guard_page_and_neighbours_are_watched() {
+    fn contents_end_at_the_guard_page_and_canaries_notice_writes() {
         let mut arena = Arena::new();
         for length in [0, 1, 16, 100, 5000, 100_000, 64] {
             arena.fill(&vec![7; length]);

@@ -4,12 +4,12 @@
 //! MSL text    -> rewrite (two changes) -> clang++ behind shim/metal.h -> shared library     (library)
 //! launch      -> buffers between guard pages -> threadgroups, one after another             (memory, run)
 //! threadgroup -> a fiber per thread, resumed in varied orders until each waits or ends      (run, fiber)
-//! matrices    -> computed once for the lanes of a simdgroup, held to the same operations    (matrices)
+//! matrices    -> computed once per simdgroup; lanes must execute the same operations        (matrices)
 //! ```
 //!
-//! A launch fails, with the thread and the reason, where Metal would misbehave silently: an access outside a
-//! buffer or an array, a write to constant memory, threads that meet at different barriers, a matrix whose
-//! place differs between lanes, a division by zero. Memory that no one has written reads as NaN.
+//! A launch fails, naming the thread and the reason, where Metal would misbehave silently: an access outside
+//! a buffer or an array, a write to constant memory, threads at different barriers, matrix operations that
+//! differ between lanes, a division by zero. Uninitialized memory reads as NaN.
 
 mod fiber;
 mod library;

@@ -1,28 +1,28 @@
-//! The orders in which threadgroups and threads run: upwards, downwards, or shuffled, another for every
-//! launch. The same launches get the same orders.
+//! The orders in which threadgroups and threads run: ascending, descending, or shuffled, changing with every
+//! launch. Deterministic: the same sequence of launches gets the same orders.
 
 /// The orders of one launch.
 #[derive(Clone, Copy)]
-pub(super) struct Orders {
-    groups: Walk,
-    threads: Walk,
+pub(super) struct LaunchOrders {
+    groups: Order,
+    threads: Order,
 }
 
 #[derive(Clone, Copy)]
-enum Walk {
+enum Order {
     Up,
     Down,
     Shuffled(u64),
 }
 
-impl Orders {
+impl LaunchOrders {
     pub(super) fn of(launch: u64) -> Self {
-        let walk = |number: u64| match number % 3 {
-            0 => Walk::Up,
-            1 => Walk::Down,
-            _ => Walk::Shuffled(launch.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
+        let order_of = |number: u64| match number % 3 {
+            0 => Order::Up,
+            1 => Order::Down,
+            _ => Order::Shuffled(launch.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
         };
-        Self { groups: walk(launch / 3), threads: walk(launch) }
+        Self { groups: order_of(launch / 3), threads: order_of(launch) }
     }
 
     /// `count` threadgroups, in their order.
@@ -36,7 +36,7 @@ impl Orders {
     }
 }
 
-impl Walk {
+impl Order {
     fn order(self, count: usize) -> Vec<usize> {
         let mut order: Vec<usize> = (0..count).collect();
         match self {
@@ -61,10 +61,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_order_has_everyone_once() {
+    fn every_order_is_a_permutation() {
         let mut seen = std::collections::HashSet::new();
         for launch in 0..9 {
-            let orders = Orders::of(launch);
+            let orders = LaunchOrders::of(launch);
             for order in [orders.groups(37), orders.threads(37)] {
                 let mut sorted = order.clone();
                 sorted.sort_unstable();

@@ -1,11 +1,13 @@
-//! What changes between an emitted text and what a C++ compiler takes, and the function that the runner
-//! calls.
+//! Rewrites emitted MSL for a C++ compiler and appends the function that the runner calls.
 //!
-//! `alignas(a) threadgroup char v[n];`, an array that all threads share, becomes a pointer into the runner's
-//! memory. The words `device`, `constant`, `thread` and `threadgroup` are macros of the shim.
-//! `#include <metal_stdlib>` finds an empty file, since the shim is included before the text. Each text
-//! stands in a namespace of its own, so that one file can hold many. `a / b` and `a % b` become calls of the
-//! shim that check the divisor: processors differ in what they do about zero. All else stays as it is.
+//! | MSL | C++ |
+//! | --- | --- |
+//! | `alignas(a) threadgroup char v[n];` | a pointer into the runner's threadgroup memory |
+//! | `a / b`, `a % b` | calls of the shim that check the divisor: processors differ on division by zero |
+//! | `device`, `constant`, `thread`, `threadgroup` | unchanged; empty macros of the shim |
+//! | `#include <metal_stdlib>` | unchanged; finds an empty file, since the shim is included first |
+//!
+//! Each text gets its own namespace, so that one file can hold many. Everything else is unchanged.
 
 use crate::lower::{ARRAY, ENTRY};
 use regex::{Captures, Regex};
@@ -15,12 +17,11 @@ use std::sync::LazyLock;
 #[derive(Debug)]
 pub(super) struct Rewritten {
     pub(super) text: String,
-    /// The buffers that the kernel takes, without the one of scalars and shapes, and whether it may write
-    /// each.
+    /// For each buffer of the kernel except the one of scalars and shapes, whether it may write it.
     pub(super) writes: Vec<bool>,
 }
 
-/// Alignment of every threadgroup array, at least what any of them asks for.
+/// Alignment of every threadgroup array, at least what any declaration asks for.
 const ALIGNMENT: usize = 16;
 
 /// Bytes of threadgroup memory in the layout of [`rewrite`].
@@ -32,17 +33,17 @@ fn size(array: &Captures<'_>) -> usize {
     array[3].parse().unwrap_or(0)
 }
 
-/// A division as the dialect emits it: between names or literals.
+/// A division as CubeCL's dialect emits it: between names or literals.
 static DIVISION: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(r"([\w.]+) ([/%]) ([\w.]+)").expect("a valid pattern"));
 static COMMENT: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(r"//.*|(?s:/\*.*?\*/)").expect("a valid pattern"));
 
-/// `text` with the divisions as calls of the shim.
+/// Replaces the divisions of `text` by calls of the shim.
 ///
 /// # Errors
 ///
-/// When one has another form than the dialect's: none is executed unchecked.
+/// When a division has a form that the dialect does not emit: no division is executed unchecked.
 fn check_divisions(text: &str) -> Result<String, String> {
     let checked = DIVISION.replace_all(text, |division: &Captures<'_>| {
         let function = if &division[2] == "/" { "quotient" } else { "remainder" };
@@ -50,22 +51,21 @@ fn check_divisions(text: &str) -> Result<String, String> {
     });
     let code = COMMENT.replace_all(&checked, "");
     match code.lines().find(|line| line.contains(['/', '%'])) {
-        Some(line) => Err(format!("the division in `{}` is none that the dialect emits", line.trim())),
+        Some(line) => Err(format!("the division in `{}` has a form that CubeCL does not emit", line.trim())),
         None => Ok(checked.into_owned()),
     }
 }
 
-/// The function that calls the kernel `number` of a file.
+/// The name of the function that calls kernel `number` of a file.
 pub(super) fn entry_name(number: usize) -> String {
     format!("msl_entry{number}")
 }
 
-/// Makes the changes to the text that is to be the kernel `number` of a file, and appends the function that
-/// calls it.
+/// Rewrites a text as kernel `number` of a file and appends the function that calls it.
 ///
 /// # Errors
 ///
-/// When a parameter or a division is none that the dialect emits.
+/// When a parameter or a division has a form that the dialect does not emit.
 pub(super) fn rewrite(msl: &str, number: usize) -> Result<Rewritten, String> {
     let mut offset = 0;
     let body = ARRAY.replace_all(msl, |array: &Captures<'_>| {
@@ -82,7 +82,7 @@ pub(super) fn rewrite(msl: &str, number: usize) -> Result<Rewritten, String> {
     let mut writes = Vec::new();
     let arguments =
         parameters.map(|parameter| argument(parameter, &mut writes)).collect::<Result<Vec<_>, _>>()?;
-    // Lines are counted from the text's start: barriers are reported by theirs.
+    // Line numbers are those of the text: barriers are reported by them.
     let text = format!(
         "namespace kernel{number} {{\n#line 1\n{body}\n}}\n\
          extern \"C\" __attribute__((visibility(\"default\"))) void {}(void *const *buffers, void *info, \
@@ -94,13 +94,13 @@ pub(super) fn rewrite(msl: &str, number: usize) -> Result<Rewritten, String> {
     Ok(Rewritten { text, writes })
 }
 
-/// What is passed for a parameter: `buffers[n]`, the scalars, or a built-in of the thread.
+/// The argument for a parameter: `buffers[n]`, the scalars, or a built-in of the thread.
 fn argument(parameter: &str, writes: &mut Vec<bool>) -> Result<String, String> {
     let Some((_, attribute)) = parameter.split_once("[[") else {
         return if parameter.starts_with("constant ") {
             Ok("msl::Pointer{info}".into())
         } else {
-            Err(format!("the parameter `{parameter}` is none that the dialect emits"))
+            Err(format!("the parameter `{parameter}` has a form that CubeCL does not emit"))
         };
     };
     let attribute = attribute.trim_end().trim_end_matches(']');
@@ -142,7 +142,7 @@ mod tests {
         assert_eq!(check_divisions(text).unwrap(), checked);
         for text in ["v3 = (v1) / v2;", "v3 = v1/v2;", "v3 /= v2;", "v3 = v1 / v2 % v4;", "v1 %= v2;"] {
             let error = check_divisions(&format!("v0 = v1 / v2;\n  {text}\n")).unwrap_err();
-            assert!(error.contains("is none that the dialect emits"), "{error}");
+            assert!(error.contains("has a form that CubeCL does not emit"), "{error}");
         }
     }
 }

@@ -1,16 +1,16 @@
-//! A launch: threadgroups one after another, the threads of each in turns.
+//! A launch: threadgroups one after another, the threads of each interleaved at barriers.
 //!
-//! Metal promises no order, so every launch takes another one: threadgroups and threads upwards, downwards,
-//! or shuffled. A thread runs until it waits or ends before the next one does; a missing barrier thus shows
-//! as what the other threads have not written yet, which is NaN.
+//! Metal guarantees no order, so it changes with every launch: threadgroups and threads ascending,
+//! descending, or shuffled. A thread runs until it waits or ends before the next one starts, so a missing
+//! barrier reads what the other threads have not written yet, which is NaN.
 
-use super::fiber::{Fiber, LANES, Place, Slots, Stop, Wait};
+use super::fiber::{Fiber, LANES, Slots, Stop, ThreadContext, Wait};
 use super::library::{Effort, Library};
 use super::matrices::Matrices;
 use super::memory::Arena;
-use super::order::Orders;
+use super::order::LaunchOrders;
 use super::session::Kernel;
-use super::trap::{self, Access};
+use super::trap::{self, InvalidAccess};
 use corosensei::stack::DefaultStack;
 use std::time::Instant;
 
@@ -73,15 +73,15 @@ impl Runner {
     }
 
     /// Runs `kernel` over `grid`. Each buffer is copied between guard pages and, where the kernel may write
-    /// it, back; equal memory given twice is one copy.
+    /// it, back; the same memory bound twice is copied once.
     ///
     /// # Errors
     ///
-    /// The thread that did what Metal would let pass, and what it was; the compiler's messages.
+    /// The thread that did something Metal would not report, and what; the compiler's messages.
     ///
     /// # Safety
     ///
-    /// The buffers are valid for reads and writes, and nobody else uses them during the call.
+    /// The buffers are valid for reads and writes, and nothing else uses them during the call.
     pub unsafe fn run(
         &mut self,
         kernel: &Kernel,
@@ -111,27 +111,27 @@ impl Runner {
         let pointers: Vec<*mut u8> =
             arena_of.iter().map(|arena| self.buffers[*arena].contents().as_mut_ptr()).collect();
         let info_pointer = self.info.contents().as_ptr();
-        let orders = Orders::of(self.launches);
+        let orders = LaunchOrders::of(self.launches);
         self.launches += 1;
         let (groups, threads) = (count(grid.groups), orders.threads(count(grid.threads)));
         let (mut start, mut done) = (Instant::now(), 0);
         for group in orders.groups(groups) {
             let launch = Launch { library: &library, grid, buffers: &pointers, info: info_pointer };
             if library.synchronizes {
-                self.run_in_turns(&launch, group, &threads)?;
+                self.run_synchronized(&launch, group, &threads)?;
             } else {
-                self.run_alone(&launch, group, &threads)?;
+                self.run_independent(&launch, group, &threads)?;
             }
             done += 1;
             if library.effort == Effort::Low && done < groups {
                 let expected = library.time() + start.elapsed().mul_f64(groups as f64 / done as f64);
-                if let Some(faster) = kernel.faster(expected)? {
-                    library.ran_for(start.elapsed());
+                if let Some(faster) = kernel.optimized(expected)? {
+                    library.add_time(start.elapsed());
                     (library, start) = (faster, Instant::now());
                 }
             }
         }
-        library.ran_for(start.elapsed());
+        library.add_time(start.elapsed());
         for (index, buffer) in buffers.iter().enumerate() {
             let arena = &mut self.buffers[arena_of[index]];
             if !arena.is_intact() {
@@ -151,8 +151,8 @@ impl Runner {
         Ok(())
     }
 
-    /// Threads that do not wait for each other: one fiber runs those of a threadgroup.
-    fn run_alone(&mut self, launch: &Launch<'_>, group: usize, order: &[usize]) -> Result<(), String> {
+    /// Threads that never wait for each other: one fiber runs all threads of a threadgroup.
+    fn run_independent(&mut self, launch: &Launch<'_>, group: usize, order: &[usize]) -> Result<(), String> {
         let mut reached = 0;
         let now = &raw mut reached;
         let body = || {
@@ -162,47 +162,48 @@ impl Runner {
                 launch.call(group, thread);
             }
         };
-        // SAFETY: what the closure borrows outlives the fiber; kernels without barriers do not suspend but to
+        // SAFETY: what the closure borrows outlives the fiber; a kernel without barriers suspends only to
         // fail.
-        let mut fiber = unsafe { Fiber::new(self.stack()?, Place::NONE, body) };
+        let mut fiber = unsafe { Fiber::new(self.stack()?, ThreadContext::NONE, body) };
         let stop = fiber.resume();
         self.stacks.push(fiber.into_stack());
-        // SAFETY: as above; the fiber has ended.
+        // SAFETY: `reached` is alive and the fiber, its only writer, has ended.
         let thread = unsafe { now.read() };
         match stop {
             Stop::Ended(Ok(())) => Ok(()),
-            Stop::Ended(Err(access)) => Err(self.sentence(launch, group, thread, &self.describe(access))),
-            Stop::Waits(Wait::Fault(what)) => Err(self.sentence(launch, group, thread, &what)),
+            Stop::Ended(Err(access)) => Err(self.located(launch, group, thread, &self.describe(access))),
+            Stop::Waits(Wait::Fault(what)) => Err(self.located(launch, group, thread, &what)),
             Stop::Waits(_) => Err("a kernel without barriers waits".into()),
         }
     }
 
-    fn run_in_turns(&mut self, launch: &Launch<'_>, group: usize, order: &[usize]) -> Result<(), String> {
+    fn run_synchronized(&mut self, launch: &Launch<'_>, group: usize, order: &[usize]) -> Result<(), String> {
         self.slots.resize_with(order.len().div_ceil(LANES), || Slots::EMPTY);
         self.matrices.resize_with(order.len().div_ceil(LANES), Matrices::default);
         self.matrices.iter_mut().for_each(Matrices::clear);
-        // Every threadgroup finds its memory full of NaN.
+        // Threadgroup memory starts as NaN.
         self.threadgroup.clear(launch.library.threadgroup_bytes);
         self.run_threadgroup(launch, group, order)?;
         if self.threadgroup.is_intact() {
             return Ok(());
         }
-        Err(self.sentence(launch, group, 0, "threadgroup memory was written outside its bounds"))
+        Err(self.located(launch, group, 0, "threadgroup memory was written outside its bounds"))
     }
 
     fn run_threadgroup(&mut self, launch: &Launch<'_>, group: usize, order: &[usize]) -> Result<(), String> {
         let memory = self.threadgroup.contents().as_mut_ptr();
         let mut fibers = Vec::with_capacity(order.len());
         for thread in 0..order.len() {
-            let place = Place {
+            let context = ThreadContext {
                 lane: (thread % LANES) as u32,
                 matrices: &raw mut self.matrices[thread / LANES],
                 slots: &raw mut self.slots[thread / LANES],
                 threadgroup_memory: memory,
-                ..Place::NONE
+                ..ThreadContext::NONE
             };
-            // SAFETY: the launch outlives the fibers, which end below; a kernel's stack holds plain data.
-            fibers.push(unsafe { Fiber::new(self.stack()?, place, move || launch.call(group, thread)) });
+            // SAFETY: the launch outlives the fibers, which end below; a kernel's stack holds plain data
+            // only.
+            fibers.push(unsafe { Fiber::new(self.stack()?, context, move || launch.call(group, thread)) });
         }
         let mut states = vec![State::Ready; fibers.len()];
         let result = 'group: loop {
@@ -210,23 +211,24 @@ impl Runner {
                 if states[thread] == State::Ready {
                     states[thread] = match fibers[thread].resume() {
                         Stop::Waits(Wait::Threadgroup(line)) => State::AtBarrier(line),
-                        Stop::Waits(Wait::Simdgroup(line)) => State::WithLanes(line),
+                        Stop::Waits(Wait::Simdgroup(line)) => State::AtSimdgroupBarrier(line),
                         Stop::Waits(Wait::Fault(what)) => break 'group Err((thread, what)),
                         Stop::Ended(Ok(())) => State::Ended,
                         Stop::Ended(Err(access)) => break 'group Err((thread, self.describe(access))),
                     };
                 }
             }
-            let go_on = release(&mut states)
-                .and_then(|go_on| meet(&mut fibers, &states, &mut self.matrices).map(|()| go_on));
-            match go_on {
+            let progress = release(&mut states).and_then(|progress| {
+                check_matrices(&mut fibers, &states, &mut self.matrices).map(|()| progress)
+            });
+            match progress {
                 Ok(true) => {}
                 Ok(false) => break Ok(()),
                 Err(failure) => break Err(failure),
             }
         };
         self.stacks.extend(fibers.into_iter().map(Fiber::into_stack));
-        result.map_err(|(thread, what)| self.sentence(launch, group, thread, &what))
+        result.map_err(|(thread, what)| self.located(launch, group, thread, &what))
     }
 
     fn stack(&mut self) -> Result<DefaultStack, String> {
@@ -236,8 +238,8 @@ impl Runner {
         }
     }
 
-    fn describe(&self, access: Access) -> String {
-        let Access(Some(address)) = access else {
+    fn describe(&self, access: InvalidAccess) -> String {
+        let InvalidAccess(Some(address)) = access else {
             return "accesses memory outside every buffer, at an address that the system does not tell"
                 .into();
         };
@@ -255,31 +257,31 @@ impl Runner {
         }
     }
 
-    fn sentence(&self, launch: &Launch<'_>, group: usize, thread: usize, what: &str) -> String {
+    fn located(&self, launch: &Launch<'_>, group: usize, thread: usize, what: &str) -> String {
         let (group, thread) = (split(group, launch.grid.groups), split(thread, launch.grid.threads));
         format!("thread {thread:?} of threadgroup {group:?}: {what}")
     }
 }
 
-/// Where a thread stands.
+/// The state of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Ready,
     AtBarrier(i32),
-    WithLanes(i32),
+    AtSimdgroupBarrier(i32),
     Ended,
 }
 
-/// Lets threads go on that have all met: `Ok(false)` when all have ended, an error when they cannot meet.
+/// Releases the threads of every complete barrier: `Ok(false)` when all have ended, an error at a deadlock.
 fn release(states: &mut [State]) -> Result<bool, (usize, String)> {
     if states.iter().all(|state| *state == State::Ended) {
         return Ok(false);
     }
     let mut released = false;
     for lanes in states.chunks_mut(LANES) {
-        if let State::WithLanes(line) = lanes[0]
+        if let State::AtSimdgroupBarrier(line) = lanes[0]
             && lanes.len() == LANES
-            && lanes.iter().all(|state| *state == State::WithLanes(line))
+            && lanes.iter().all(|state| *state == State::AtSimdgroupBarrier(line))
         {
             lanes.fill(State::Ready);
             released = true;
@@ -294,17 +296,19 @@ fn release(states: &mut [State]) -> Result<bool, (usize, String)> {
     if released {
         return Ok(true);
     }
-    // Nobody can go on. Name a thread that stands elsewhere than the first that waits.
-    let waits = |state: &State| matches!(state, State::AtBarrier(_) | State::WithLanes(_));
+    // A deadlock: report a thread that is elsewhere than the first that waits.
+    let waits = |state: &State| matches!(state, State::AtBarrier(_) | State::AtSimdgroupBarrier(_));
     let first = states.iter().position(waits).unwrap_or(0);
     let scope = match states[first] {
-        State::WithLanes(_) => first / LANES * LANES..(first / LANES * LANES + LANES).min(states.len()),
+        State::AtSimdgroupBarrier(_) => {
+            first / LANES * LANES..(first / LANES * LANES + LANES).min(states.len())
+        }
         _ => 0..states.len(),
     };
     let other = scope.clone().find(|thread| states[*thread] != states[first]);
     let place = |state: &State| match state {
         State::AtBarrier(line) => format!("waits at the barrier in line {line}"),
-        State::WithLanes(line) => format!("waits for its simdgroup in line {line}"),
+        State::AtSimdgroupBarrier(line) => format!("waits for its simdgroup in line {line}"),
         _ => "has ended".to_string(),
     };
     let what = match other {
@@ -314,29 +318,34 @@ fn release(states: &mut [State]) -> Result<bool, (usize, String)> {
     Err((first, what))
 }
 
-/// The lanes of each simdgroup that have met or ended must have done the same operations on matrices.
-fn meet(fibers: &mut [Fiber], states: &[State], matrices: &mut [Matrices]) -> Result<(), (usize, String)> {
+/// Checks that the lanes of each simdgroup that synchronized or ended have executed equally many matrix
+/// operations.
+fn check_matrices(
+    fibers: &mut [Fiber],
+    states: &[State],
+    matrices: &mut [Matrices],
+) -> Result<(), (usize, String)> {
     for (group, (lanes, states)) in fibers.chunks_mut(LANES).zip(states.chunks(LANES)).enumerate() {
-        let together = |state: State| states.iter().all(|other| *other == state);
-        if !together(State::Ready) && !together(State::Ended) {
+        let all = |state: State| states.iter().all(|other| *other == state);
+        if !all(State::Ready) && !all(State::Ended) {
             continue;
         }
-        let first = lanes[0].place.operations;
-        if let Some(lane) = lanes.iter().position(|lane| lane.place.operations != first) {
-            let other = lanes[lane].place.operations;
+        let first = lanes[0].context.operations;
+        if let Some(lane) = lanes.iter().position(|lane| lane.context.operations != first) {
+            let other = lanes[lane].context.operations;
             let what = format!(
-                "{other} operations on matrices since the simdgroup met, thread {} {first}",
+                "{other} matrix operations since its simdgroup synchronized, thread {} did {first}",
                 group * LANES
             );
             return Err((group * LANES + lane, what));
         }
-        lanes.iter_mut().for_each(|lane| lane.place.operations = 0);
-        matrices[group].meet();
+        lanes.iter_mut().for_each(|lane| lane.context.operations = 0);
+        matrices[group].synchronize();
     }
     Ok(())
 }
 
-/// What every thread of a launch is given.
+/// What all threads of a launch share.
 struct Launch<'a> {
     library: &'a Library,
     grid: Grid,
@@ -361,7 +370,7 @@ impl Launch<'_> {
             lane: (thread % LANES) as u32,
             lanes: LANES as u32,
         };
-        // SAFETY: the buffers are as many as the kernel takes; accesses beside them fault or hit canaries.
+        // SAFETY: there are as many buffers as the kernel takes; accesses outside them fault or hit canaries.
         unsafe { (self.library.entry)(self.buffers.as_ptr(), self.info, &arguments) };
     }
 }

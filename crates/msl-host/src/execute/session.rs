@@ -1,16 +1,16 @@
-//! What one server has compiled.
+//! A server's compiled kernels, and when a kernel is worth optimizing.
 
 use super::Runner;
-use super::library::{Effort, Library, compile, compile_together};
+use super::library::{Effort, Library, compile, compile_batch};
 use cubecl_runtime::id::KernelId;
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-/// A change to a text, for tests that the suite finds defects.
+/// A change to a text: a defect that a test seeds.
 pub type Edit = Box<dyn Fn(&str) -> String + Send>;
 
-/// How a server executes: its runner and what it has compiled.
+/// What a server executes with: its runner and its compiled kernels.
 pub struct Session {
     /// Runs the compiled kernels.
     pub runner: Runner,
@@ -19,39 +19,37 @@ pub struct Session {
     edited: HashMap<KernelId, Arc<Kernel>>,
 }
 
-/// A text, and what it was compiled to at each effort.
+/// A text and its libraries, one per level of optimization.
 #[derive(Debug)]
 pub struct Kernel {
     text: Arc<str>,
-    low: Cell,
-    high: Cell,
+    low: LibraryCell,
+    high: LibraryCell,
 }
 
-type Cell = OnceLock<Result<Arc<Library>, String>>;
+type LibraryCell = OnceLock<Result<Arc<Library>, String>>;
 
-/// The kernels of servers without edits, which share theirs: the text is that of the kernel's identity.
+/// The kernels of servers without edits, shared: the kernel's identity determines the text.
 static SHARED: LazyLock<Mutex<HashMap<KernelId, Arc<Kernel>>>> = LazyLock::new(Mutex::default);
 
 impl Kernel {
     fn new(text: Arc<str>) -> Arc<Self> {
-        Arc::new(Self { text, low: Cell::new(), high: Cell::new() })
+        Arc::new(Self { text, low: LibraryCell::new(), high: LibraryCell::new() })
     }
 
-    /// What a launch starts with.
+    /// The library that a launch starts with.
     pub(super) fn library(&self) -> Result<Arc<Library>, String> {
         if let Some(high) = self.high.get() {
             return high.clone();
         }
         let low = self.low.get_or_init(|| compile(&self.text, Effort::Low).map(Arc::new)).clone()?;
-        Ok(self.faster(low.time())?.unwrap_or(low))
+        Ok(self.optimized(low.time())?.unwrap_or(low))
     }
 
-    /// What is faster than the library compiled at low effort, where that will have run for `expected` in all
-    /// by the end of a launch: longer than an optimizing compiler takes. Most kernels run over a few small
-    /// problems and are not worth it.
-    pub(super) fn faster(&self, expected: Duration) -> Result<Option<Arc<Library>>, String> {
-        /// What optimizing takes longer than not to, as measured with clang 14: its start, and each byte of
-        /// the text.
+    /// The optimized library, where the other one would run for `expected` in all, longer than optimizing
+    /// takes. Most kernels run over a few small problems and are not worth it.
+    pub(super) fn optimized(&self, expected: Duration) -> Result<Option<Arc<Library>>, String> {
+        /// The extra time of an optimizing clang: for its start, and per byte of the text.
         const START: Duration = Duration::from_millis(60);
         const BYTE: Duration = Duration::from_nanos(4_000);
         if self.high.get().is_none() && expected < START + BYTE * self.text.len() as u32 {
@@ -85,16 +83,15 @@ fn shared(id: &KernelId, msl: &Arc<str>) -> Arc<Kernel> {
 
 /// Compiles kernels that servers without edits will be asked to launch, many at a time.
 pub fn compile_ahead(kernels: &[(&KernelId, &Arc<str>)]) {
-    /// Texts of one file: their compilation takes ten times the compiler's start.
-    const TOGETHER: usize = 32;
+    /// Texts per file: enough that compiling them takes much longer than starting the compiler.
+    const BATCH: usize = 32;
     let kernels: Vec<_> = kernels.iter().map(|(id, msl)| shared(id, msl)).collect();
     let missing: Vec<_> = kernels.iter().filter(|kernel| kernel.low.get().is_none()).collect();
-    for kernels in missing.chunks(TOGETHER) {
+    for kernels in missing.chunks(BATCH) {
         let texts: Vec<&str> = kernels.iter().map(|kernel| &*kernel.text).collect();
-        // Where one does not compile none is kept: a launch compiles its kernel alone, and the message is
-        // about that one.
-        for (kernel, library) in kernels.iter().zip(compile_together(&texts, Effort::Low).unwrap_or_default())
-        {
+        // If one text does not compile, none is kept: each launch then compiles its own kernel and gets its
+        // own message.
+        for (kernel, library) in kernels.iter().zip(compile_batch(&texts, Effort::Low).unwrap_or_default()) {
             // Another thread may have been first.
             let _ = kernel.low.set(Ok(Arc::new(library)));
         }

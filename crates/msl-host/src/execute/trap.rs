@@ -1,40 +1,40 @@
-//! Signals that a kernel raises end its fiber instead of the process.
+//! A memory fault in a kernel ends its fiber instead of the process.
 //!
-//! Accesses to memory only. A division by zero raises a signal on x86 and none on arm64: the text checks its
-//! divisors itself.
+//! Memory faults only: a division by zero raises a signal on x86 and none on arm64, so the rewritten text
+//! checks its divisors.
 
 use super::fiber;
 use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;
 use std::sync::Once;
 
-/// An access to memory that may not be accessed: the address, where the system tells.
+/// A memory fault: the address, if the system reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Access(pub(super) Option<usize>);
+pub(super) struct InvalidAccess(pub(super) Option<usize>);
 
-/// For a page without access Linux raises the first, macOS the second.
+/// At a guard page Linux raises the first, macOS the second.
 const SIGNALS: [libc::c_int; 2] = [libc::SIGSEGV, libc::SIGBUS];
 
-/// The handlers that were installed before, for signals that are none of ours.
-struct Before(UnsafeCell<[MaybeUninit<libc::sigaction>; SIGNALS.len()]>);
+/// The handlers installed before, for faults outside kernels.
+struct PreviousHandlers(UnsafeCell<[MaybeUninit<libc::sigaction>; SIGNALS.len()]>);
 // SAFETY: written once before any handler can read.
-unsafe impl Sync for Before {}
-static BEFORE: Before = Before(UnsafeCell::new([const { MaybeUninit::uninit() }; SIGNALS.len()]));
+unsafe impl Sync for PreviousHandlers {}
+static PREVIOUS: PreviousHandlers =
+    PreviousHandlers(UnsafeCell::new([const { MaybeUninit::uninit() }; SIGNALS.len()]));
 
 /// Installs the handlers, once in the life of the process.
 pub(super) fn install() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         for (index, signal) in SIGNALS.into_iter().enumerate() {
-            // SAFETY: the handler runs on the alternate stack that Rust gives every thread, touches nothing
-            // that is not safe in a signal handler, and hands on what is not ours. `BEFORE` is written under
-            // `ONCE`.
+            // SAFETY: the handler runs on the alternate stack that Rust gives every thread, is
+            // async-signal-safe, and passes on faults outside kernels. `PREVIOUS` is written under `ONCE`.
             unsafe {
                 let mut action: libc::sigaction = std::mem::zeroed();
                 action.sa_sigaction = handle as *const () as usize;
                 action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
                 libc::sigemptyset(&mut action.sa_mask);
-                let before = &mut (*BEFORE.0.get())[index];
+                let before = &mut (*PREVIOUS.0.get())[index];
                 assert_eq!(libc::sigaction(signal, &action, before.as_mut_ptr()), 0, "sigaction");
             }
         }
@@ -42,27 +42,27 @@ pub(super) fn install() {
 }
 
 unsafe extern "C" fn handle(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    // SAFETY: the kernel passes a valid context; registers are changed as corosensei asks.
+    // SAFETY: the system passes a valid context; registers are changed as corosensei requires.
     unsafe {
         let context = context.cast::<libc::ucontext_t>();
-        if let Some(trap) = fiber::running()
+        if let Some(trap) = fiber::running_trap_handler()
             && trap.stack_ptr_in_bounds(stack_pointer(context))
         {
-            let access = Access(address(&*info));
-            leave(context, trap.setup_trap_handler(move || Err(access)));
+            let access = InvalidAccess(address(&*info));
+            jump_to_handler(context, trap.setup_trap_handler(move || Err(access)));
             return;
         }
-        // Not ours: the handler from before gets the signal again when the instruction is repeated.
+        // Not a kernel's fault: restore the previous handler; the instruction is repeated and faults again.
         let index = SIGNALS.iter().position(|known| *known == signal).unwrap_or(0);
-        libc::sigaction(signal, (*BEFORE.0.get())[index].as_ptr(), std::ptr::null_mut());
+        libc::sigaction(signal, (*PREVIOUS.0.get())[index].as_ptr(), std::ptr::null_mut());
     }
 }
 
 /// The address whose access raised the signal.
 fn address(info: &libc::siginfo_t) -> Option<usize> {
-    // The codes of a page's fault are small on every system. Others have no address: x86-64 does not tell one
-    // that is no possible address, nor does a process that sends the signal.
-    // SAFETY: the kernel fills the field for these signals.
+    // Page faults have small codes on every system. Other signals have no address: non-canonical addresses on
+    // x86-64, and signals sent by a process.
+    // SAFETY: the system fills the field for these signals.
     (1..=4).contains(&info.si_code).then(|| unsafe { info.si_addr() } as usize)
 }
 
@@ -73,7 +73,7 @@ unsafe fn stack_pointer(context: *mut libc::ucontext_t) -> usize {
 }
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
-unsafe fn leave(context: *mut libc::ucontext_t, to: corosensei::trap::TrapHandlerRegs) {
+unsafe fn jump_to_handler(context: *mut libc::ucontext_t, to: corosensei::trap::TrapHandlerRegs) {
     // SAFETY: a valid context.
     let registers = unsafe { &mut (*context).uc_mcontext.gregs };
     registers[libc::REG_RIP as usize] = to.rip as i64;
@@ -90,7 +90,7 @@ unsafe fn stack_pointer(context: *mut libc::ucontext_t) -> usize {
 }
 
 #[cfg(all(target_os = "linux", target_arch = "aarch64"))]
-unsafe fn leave(context: *mut libc::ucontext_t, to: corosensei::trap::TrapHandlerRegs) {
+unsafe fn jump_to_handler(context: *mut libc::ucontext_t, to: corosensei::trap::TrapHandlerRegs) {
     // SAFETY: a valid context.
     let machine = unsafe { &mut (*context).uc_mcontext };
     machine.pc = to.pc;
@@ -108,7 +108,7 @@ unsafe fn stack_pointer(context: *mut libc::ucontext_t) -> usize {
 }
 
 #[cfg(all(target_os = "macos", target_arch = "x86_64"))]
-unsafe fn leave(context: *mut libc::ucontext_t, to: corosensei::trap::TrapHandlerRegs) {
+unsafe fn jump_to_handler(context: *mut libc::ucontext_t, to: corosensei::trap::TrapHandlerRegs) {
     // SAFETY: a valid context.
     let state = unsafe { &mut (*(*context).uc_mcontext).__ss };
     state.__rip = to.rip;
@@ -125,7 +125,7 @@ unsafe fn stack_pointer(context: *mut libc::ucontext_t) -> usize {
 }
 
 #[cfg(all(target_os = "macos", target_arch = "aarch64"))]
-unsafe fn leave(context: *mut libc::ucontext_t, to: corosensei::trap::TrapHandlerRegs) {
+unsafe fn jump_to_handler(context: *mut libc::ucontext_t, to: corosensei::trap::TrapHandlerRegs) {
     // SAFETY: a valid context.
     let state = unsafe { &mut (*(*context).uc_mcontext).__ss };
     state.__pc = to.pc;

@@ -1,10 +1,10 @@
 //! Causal conv1d: forward, backward, states and decoding.
 //!
-//! Compiled in are the layout, the number of places for taps, whether there are states, the type of ids,
-//! whether neighbours are read as vectors, and two dtypes; activation and bias are arguments. Lowered is the
-//! full product, other types of the weight with the plainest options only.
+//! Kernels are specialized by layout, number of tap registers, presence of states, type of ids, vector width
+//! and two dtypes; activation and bias are run-time arguments. The table is the full product, but other
+//! weight types appear with the plainest options only.
 
-use super::{IndexWidth, indices, note, tensor};
+use super::{IndexWidth, indices, note_refusal, tensor};
 use crate::server::{Label, Recorder};
 use conv_cases::causal_conv1d::{UpdateCase, update_cases};
 use conv_kernels::causal_conv1d::{
@@ -19,9 +19,9 @@ use cubecl::prelude::Client;
 const ACTIVATIONS: [Activation; 3] = [Activation::None, Activation::Relu, Activation::Silu];
 const IDS: [Option<IndexType>; 3] = [None, Some(IndexType::I32), Some(IndexType::I64)];
 
-/// One call.
+/// The options of one call.
 #[derive(Clone, Copy, Debug)]
-pub struct Call {
+pub struct CallVariant {
     /// B, C, T.
     pub extents: [usize; 3],
     /// W.
@@ -44,7 +44,7 @@ pub struct Call {
     pub state_dtype: FloatType,
 }
 
-impl Call {
+impl CallVariant {
     fn new(layout: Conv1dLayout, dtype: FloatType) -> Self {
         Self {
             extents: [2, 5, 33],
@@ -129,7 +129,7 @@ pub(super) fn record(
         let result = UpdateProblem::new(shape.0, shape.1, shape.2, bias, activation, dtype, weight_dtype)
             .map(|problem| record_update(recorder, limits, &problem, &case.name, refused));
         let label = Label { what: "causal_conv1d update".into(), options: dtype.name().into() };
-        note(result, &label, &case.name, refused);
+        note_refusal(result, &label, &case.name, refused);
     }
 }
 
@@ -137,7 +137,7 @@ pub(super) fn record(
 pub fn updates(index: IndexWidth) -> Vec<(UpdateCase, Activation, FloatType)> {
     let mut updates = Vec::new();
     let few = if index == IndexWidth::Narrow { 4 } else { 1 };
-    // And a state of four columns, which has a kernel of its own.
+    // A state of four columns has its own kernel.
     let four = update_cases().into_iter().find(|case| case.s == 4);
     for case in update_cases().into_iter().step_by(13).take(few).chain(four) {
         for weight_dtype in FloatType::ALL {
@@ -148,47 +148,53 @@ pub fn updates(index: IndexWidth) -> Vec<(UpdateCase, Activation, FloatType)> {
 }
 
 /// Calls that reach every kernel of the op's passes for x of `dtype`.
-pub fn table(dtype: FloatType, index: IndexWidth) -> Vec<Call> {
+pub fn table(dtype: FloatType, index: IndexWidth) -> Vec<CallVariant> {
     let mut calls = Vec::new();
     for layout in [Conv1dLayout::Bct, Conv1dLayout::Btc] {
-        let base = Call::new(layout, dtype);
-        let plain = Call { bias: false, initial: false, activation: Activation::None, ..base };
-        // What is read in vectors, and what is not.
-        let vectors = Call { extents: [2, 8, 32], ..base };
+        let base = CallVariant::new(layout, dtype);
+        let plain = CallVariant { bias: false, initial: false, activation: Activation::None, ..base };
+        // Extents that allow vector access, and (`base`) that do not.
+        let vectors = CallVariant { extents: [2, 8, 32], ..base };
         if index == IndexWidth::Wide {
-            calls.extend([None, Some(IndexType::I32)].map(|ids| Call { ids, ..base }));
+            calls.extend([None, Some(IndexType::I32)].map(|ids| CallVariant { ids, ..base }));
             continue;
         }
         for ids in IDS {
             for width in [4, NARROW_WIDTH, NARROW_WIDTH + 1] {
-                calls.extend([base, vectors].map(|call| Call { width, ids, ..call }));
+                calls.extend([base, vectors].map(|call| CallVariant { width, ids, ..call }));
             }
         }
         for width in [4, NARROW_WIDTH] {
-            // With SiLU a kernel of its own.
-            calls.extend([Activation::Relu, Activation::Silu].map(|activation| Call {
+            // SiLU has its own kernel.
+            calls.extend([Activation::Relu, Activation::Silu].map(|activation| CallVariant {
                 width,
                 initial: false,
                 activation,
                 ..vectors
             }));
         }
-        calls.extend([1, 2, 5].map(|width| Call { width, ..base }));
-        calls.extend(FloatType::ALL.map(|weight_dtype| Call { weight_dtype, ..plain }));
-        // Nothing to compute, fewer steps than the filter is wide, and sums in parts.
-        calls.extend([[0, 5, 33], [2, 0, 33], [2, 5, 0], [2, 5, 1]].map(|extents| Call { extents, ..base }));
-        calls.extend([[20, 128, 8], [300, 5, 8]].map(|extents| Call { extents, ..plain }));
-        // Tables of servers keep states in fp32.
-        let kept = Call { state_dtype: FloatType::F32, ..base };
+        calls.extend([1, 2, 5].map(|width| CallVariant { width, ..base }));
+        calls.extend(FloatType::ALL.map(|weight_dtype| CallVariant { weight_dtype, ..plain }));
+        // Empty results, fewer steps than the filter is wide, and partial sums.
+        calls.extend(
+            [[0, 5, 33], [2, 0, 33], [2, 5, 0], [2, 5, 1]].map(|extents| CallVariant { extents, ..base }),
+        );
+        calls.extend([[20, 128, 8], [300, 5, 8]].map(|extents| CallVariant { extents, ..plain }));
+        // fp32 states with 16-bit tensors, as in inference servers.
+        let kept = CallVariant { state_dtype: FloatType::F32, ..base };
         if dtype != FloatType::F32 {
             let ids = Some(IndexType::I32);
-            calls.extend([kept, Call { ids, ..kept }, Call { width: NARROW_WIDTH + 1, ..kept }]);
+            calls.extend([
+                kept,
+                CallVariant { ids, ..kept },
+                CallVariant { width: NARROW_WIDTH + 1, ..kept },
+            ]);
         }
     }
     calls
 }
 
-fn record_call(recorder: &Recorder, limits: &Limits, call: &Call, refused: &mut Vec<String>) {
+fn record_call(recorder: &Recorder, limits: &Limits, call: &CallVariant, refused: &mut Vec<String>) {
     let case = format!("B, C, T = {:?}", call.extents);
     let label = |pass: &str, plan: Plan| Label {
         what: format!("causal_conv1d {pass} {} {}", plan.name(), call.dtypes()),
@@ -196,7 +202,7 @@ fn record_call(recorder: &Recorder, limits: &Limits, call: &Call, refused: &mut 
     };
     let problem = match call.problem() {
         Ok(problem) => problem,
-        Err(error) => return note(Err(error), &label("problem", Plan::Empty), &case, refused),
+        Err(error) => return note_refusal(Err(error), &label("problem", Plan::Empty), &case, refused),
     };
     for plan in eligible(&problem, Pass::Forward, limits) {
         let label = label("forward", plan);
@@ -205,7 +211,7 @@ fn record_call(recorder: &Recorder, limits: &Limits, call: &Call, refused: &mut 
             let y = tensor(client, &problem.x_shape(), call.dtype);
             forward(client, limits, &problem, &plan, &operands.inputs(), &y)
         });
-        note(result, &label, &case, refused);
+        note_refusal(result, &label, &case, refused);
     }
     for plan in eligible(&problem, Pass::Backward, limits) {
         for with_final in [true, false] {
@@ -215,7 +221,7 @@ fn record_call(recorder: &Recorder, limits: &Limits, call: &Call, refused: &mut 
             }
             let result = recorder
                 .record(&label, |client| record_backward(client, limits, call, &problem, plan, with_final));
-            note(result, &label, &case, refused);
+            note_refusal(result, &label, &case, refused);
         }
     }
     let label = Label {
@@ -228,13 +234,13 @@ fn record_call(recorder: &Recorder, limits: &Limits, call: &Call, refused: &mut 
         let (initial, ids) = (operands.initial.as_ref(), operands.ids.as_ref());
         final_state(client, limits, &problem, &operands.x, initial, ids, &out)
     });
-    note(result, &label, &case, refused);
+    note_refusal(result, &label, &case, refused);
 }
 
 fn record_backward(
     client: &Client,
     limits: &Limits,
-    call: &Call,
+    call: &CallVariant,
     problem: &CausalConv1dProblem,
     plan: Plan,
     with_final: bool,
@@ -263,7 +269,7 @@ struct Operands {
 }
 
 impl Operands {
-    fn new(client: &Client, call: &Call, problem: &CausalConv1dProblem) -> Self {
+    fn new(client: &Client, call: &CallVariant, problem: &CausalConv1dProblem) -> Self {
         Self {
             x: tensor(client, &problem.x_shape(), call.dtype),
             weight: tensor(client, &problem.weight_shape(), call.weight_dtype),
@@ -286,7 +292,7 @@ impl Operands {
     }
 }
 
-/// Rings with both types of lengths, the last states of packed sequences and their ids.
+/// Ring buffers with both types of lengths, the last states of packed sequences and their ids.
 fn record_decoding(recorder: &Recorder, limits: &Limits, dtype: FloatType, refused: &mut Vec<String>) {
     let served = IndexType::ALL.into_iter().filter(|index| index.served_by(recorder.client()));
     for index in served {
@@ -314,7 +320,7 @@ fn record_decoding(recorder: &Recorder, limits: &Limits, dtype: FloatType, refus
                 update_steps(client, limits, &problem, &steps)
             })
         });
-        note(result, &label, "a ring", refused);
+        note_refusal(result, &label, "a ring", refused);
         let label = Label {
             what: format!("causal_conv1d last states {}", dtype.name()),
             options: format!("bounds {}", index.name()),
@@ -323,12 +329,12 @@ fn record_decoding(recorder: &Recorder, limits: &Limits, dtype: FloatType, refus
             let (x, out) = (tensor(client, &[1, 3, 9], dtype), tensor(client, &[2, 3, 4], dtype));
             last_states(client, limits, Conv1dLayout::Bct, &x, &indices(client, &[3], index), &out)
         });
-        note(result, &label, "two sequences", refused);
+        note_refusal(result, &label, "two sequences", refused);
         let label = Label { what: "causal_conv1d sequence ids".into(), options: index.name().into() };
         let result = recorder.record(&label, |client| {
             sequence_ids(client, limits, &indices(client, &[3], index), &indices(client, &[1, 9], index))
         });
-        note(result, &label, "two sequences", refused);
+        note_refusal(result, &label, "two sequences", refused);
     }
 }
 
@@ -352,5 +358,5 @@ fn record_update(
         let bias = problem.bias.then(|| tensor(client, &[problem.channels], weight_dtype));
         update(client, limits, problem, &x, &state, &weight, bias.as_ref(), &y, &new_state)
     });
-    note(result, &label, case, refused);
+    note_refusal(result, &label, case, refused);
 }

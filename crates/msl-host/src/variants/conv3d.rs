@@ -1,6 +1,6 @@
-//! conv3d: forward, both gradients and the two small ones, under every eligible plan.
+//! conv3d: forward, both gradients, and the bias and activation gradients, under every eligible plan.
 
-use super::{IndexWidth, note, tensor};
+use super::{IndexWidth, note_refusal, tensor};
 use crate::lower::Facts;
 use crate::server::{Label, Log, Recorder};
 use conv_cases::conv3d::{self as cases, Conv3dCase};
@@ -27,7 +27,7 @@ pub(super) fn record(
     }
 }
 
-/// A bias gradient of so many slices that they are added level by level.
+/// A bias gradient with so many partial sums that they are added in several levels.
 pub fn levels() -> Conv3dCase {
     Conv3dCase::new("levels", [1, 1, 1, 660, 800], 1, [1, 1, 1])
 }
@@ -45,14 +45,14 @@ fn record_bias_gradient(
         let [_, _, dy] = operands(client, problem);
         bias_gradient(client, limits, problem, &dy, &tensor(client, &[problem.out_channels], dtype))
     });
-    note(result, &label, case, refused);
+    note_refusal(result, &label, case, refused);
 }
 
 /// The full product of padding mode, activation and bias over shapes that reach every plan.
 pub fn table(index: IndexWidth) -> Vec<Conv3dCase> {
     let padding = [(1, 1); 3];
     let bases = [
-        // A 3x3 plane at stride 1: what Winograd serves; the depth kernel of 1 is the 2-D case.
+        // A 3x3 window at stride 1 in H and W, which Winograd serves; a kernel depth of 1 is the 2-D case.
         Conv3dCase { padding, ..Conv3dCase::new("volume", [1, 9, 3, 6, 7], 10, [3, 3, 3]) },
         Conv3dCase {
             padding: [(0, 0), (1, 1), (1, 1)],
@@ -73,20 +73,19 @@ pub fn table(index: IndexWidth) -> Vec<Conv3dCase> {
         },
         Conv3dCase { padding, ..Conv3dCase::new("head", [1, 5, 5, 9, 17], 3, [3, 3, 3]) },
         Conv3dCase { padding, ..Conv3dCase::new("pointwise", [1, 33, 3, 5, 5], 65, [1, 1, 1]) },
-        // Planes that are runs of sites.
+        // 1x1 windows in H and W: the H x W slices are contiguous.
         Conv3dCase {
             padding: [(1, 1), (0, 0), (0, 0)],
             ..Conv3dCase::new("plane_run", [1, 33, 3, 4, 8], 65, [3, 1, 1])
         },
-        // Input gradients of whose stride each residue class has taps.
+        // Input gradients in which every residue class of the stride has taps.
         Conv3dCase { padding, stride: [2, 2, 2], ..Conv3dCase::new("phases", [1, 8, 4, 6, 7], 6, [3, 3, 2]) },
         Conv3dCase {
             padding: [(1, 1), (0, 0), (0, 0)],
             stride: [2, 1, 1],
             ..Conv3dCase::new("phases_of_runs", [1, 33, 3, 4, 8], 65, [3, 1, 1])
         },
-        // Sums of so many terms (windows) that they are split: partials in fp32. Numbers of terms that
-        // vectors divide, and not.
+        // Split-K with fp32 partial sums; K a multiple of the vector width, and not.
         Conv3dCase { padding, ..Conv3dCase::new("deep_even", [1, 20, 2, 4, 4], 20, [3, 3, 3]) },
         Conv3dCase { padding, ..Conv3dCase::new("deep_odd", [1, 21, 1, 3, 5], 21, [3, 3, 3]) },
         Conv3dCase { padding, ..Conv3dCase::new("long_even", [1, 4, 4, 8, 9], 5, [3, 3, 3]) },
@@ -98,7 +97,7 @@ pub fn table(index: IndexWidth) -> Vec<Conv3dCase> {
             for activation in [cases::Activation::None, cases::Activation::Relu, cases::Activation::Silu] {
                 for bias in [true, false] {
                     let first = bias && activation == cases::Activation::None;
-                    // Partials know no activation.
+                    // Partial sums are before the activation.
                     let splits = base.name.starts_with("deep") || base.name.starts_with("long");
                     if index == IndexWidth::Wide && !first || splits && activation != cases::Activation::None
                     {
@@ -112,8 +111,8 @@ pub fn table(index: IndexWidth) -> Vec<Conv3dCase> {
     table
 }
 
-/// Whether a launch of the table can have kernels of its own: gradients know neither activation nor bias, and
-/// most plans take the activation as an argument at run time.
+/// Whether a launch of the table may need kernels that no other one needs: gradients depend on neither
+/// activation nor bias, and most plans take the activation as a run-time argument.
 pub fn lists(problem: &Conv3dProblem, pass: Pass, plan: &Plan) -> bool {
     let plain = problem.window.activation == Activation::None;
     match pass {
@@ -122,8 +121,8 @@ pub fn lists(problem: &Conv3dProblem, pass: Pass, plan: &Plan) -> bool {
     }
 }
 
-/// The cases of the table that are launched once more with the value before the activation kept: results in
-/// fp32 beside inputs of another type, and the activation alone.
+/// The cases of the table that are launched again with the value before the activation saved: fp32 results of
+/// inputs of another type, and the activation kernel by itself.
 pub fn keeps_pre(case: &Conv3dCase) -> bool {
     case.activation != cases::Activation::None && case.bias && !case.replicate
 }
@@ -173,7 +172,7 @@ fn record_case(
                     Pass::WeightGradient => weight_gradient(client, limits, &problem, &plan, [&x, &y, &w]),
                 }
             });
-            note(result, &label, &case.name, refused);
+            note_refusal(result, &label, &case.name, refused);
             refused.extend(understated(&recorder.log(), first, &plan.needs(&problem, pass, limits), &label));
         }
     }
@@ -187,7 +186,7 @@ fn record_case(
                 let db = tensor(client, &[problem.out_channels], dtype);
                 weight_and_bias_gradient(client, limits, &problem, &Plan::Depthwise, [&x, &dy, &w], &db)
             });
-            note(result, &label, &case.name, refused);
+            note_refusal(result, &label, &case.name, refused);
         }
     }
     if keeps_pre(case) {
@@ -200,7 +199,7 @@ fn record_case(
                 let bias = tensor(client, &[problem.out_channels], dtype);
                 forward_with_pre(client, limits, &problem, &plan, [&x, &w, &y], &pre, Some(&bias))
             });
-            note(result, &label, &case.name, refused);
+            note_refusal(result, &label, &case.name, refused);
         }
     }
     let activation = problem.window.activation;
@@ -209,15 +208,15 @@ fn record_case(
     let result = recorder.record(&label, |client| {
         let y = problem.y_shape();
         let [dy, dpre] = [(); 2].map(|()| tensor(client, &y, dtype));
-        // What is saved for SiLU is fp32, for ReLU the output.
+        // SiLU saves fp32, ReLU its output.
         let saved_dtype = if activation == Activation::Silu { FloatType::F32 } else { dtype };
         let saved = tensor(client, &y, saved_dtype);
         activation_gradient(client, limits, activation, [&saved, &dy, &dpre])
     });
-    note(result, &label, &case.name, refused);
+    note_refusal(result, &label, &case.name, refused);
 }
 
-/// What the launches from `first` on need beyond what their plan says it needs.
+/// Launches from `first` on that need more than [`Needs`] of their plan says.
 fn understated(log: &Log, first: usize, needs: &Needs, label: &Label) -> Vec<String> {
     let kernels = log.launches[first..].iter().map(|launch| &log.kernels[launch.kernel]);
     let lowered = kernels.filter_map(|kernel| kernel.lowered.as_ref().ok());
@@ -235,7 +234,7 @@ fn operands(client: &Client, problem: &Conv3dProblem) -> [conv_kernels::Operand;
         .map(|shape| tensor(client, &shape, problem.dtype))
 }
 
-/// What kernels of a pass are specialized by beyond plan and dtype.
+/// The options that kernels of a pass are specialized by, beyond plan and dtype.
 fn options(problem: &Conv3dProblem, pass: Pass) -> String {
     let mut words = vec![format!("{:?}", problem.window.padding_mode)];
     if pass == Pass::Forward && problem.window.activation != Activation::None {

@@ -1,14 +1,14 @@
-//! RoPE2D: every source of positions, one tensor or two, in vectors and element by element. The split of
-//! positions into digits and the direction are arguments.
+//! RoPE2D: every source of positions, one tensor or two, vector and scalar access. The split of positions
+//! into digits and the direction are run-time arguments.
 
-use super::{indices, note, tensor};
+use super::{indices, note_refusal, tensor};
 use crate::server::{Label, Recorder};
 use conv_cases::rope2d::Case;
 use conv_kernels::rope2d::{Positions, Rope2dProblem, RopeGrid, RopeLayout, Rotation, rotate, rotate_all};
 use conv_kernels::{FloatType, IndexType, Limits};
 
-/// Head dimensions with a quarter that is no multiple of four and with one that is; tables get fewer bits per
-/// digit for the last.
+/// Head dimensions whose quarter is, and is not, a multiple of four; the largest leaves tables fewer bits per
+/// digit.
 const HEAD_DIMS: [usize; 3] = [4, 32, 528];
 
 /// Problems that reach every kernel of the op.
@@ -31,7 +31,7 @@ pub fn table() -> Vec<Case> {
     cases
 }
 
-/// Launches the table in `dtype`, both ways, with both types of positions.
+/// Launches the table in `dtype`, in both directions, with both types of positions.
 pub(super) fn record(recorder: &Recorder, limits: &Limits, dtype: FloatType, refused: &mut Vec<String>) {
     for Case { b, h, n, d, bnhd, base, f0, .. } in table() {
         let (layout, tokens) =
@@ -50,7 +50,7 @@ pub(super) fn record(recorder: &Recorder, limits: &Limits, dtype: FloatType, ref
                     rotate(client, limits, &problem, &x, &positions, &y, inverse)
                 })
             });
-            note(result, &label, &case, refused);
+            note_refusal(result, &label, &case, refused);
         }
     }
     for d in [16, 12] {
@@ -79,7 +79,7 @@ pub(super) fn record(recorder: &Recorder, limits: &Limits, dtype: FloatType, ref
                     rotate_all(client, limits, &[rotation; 2][..count], true)
                 })
             });
-            note(result, &label, "sources", refused);
+            note_refusal(result, &label, "sources", refused);
         }
     }
 }

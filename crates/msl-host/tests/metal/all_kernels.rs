@@ -1,11 +1,10 @@
-//! Every kernel that `cargo xtask msl` lists is executed here, and what it computes is compared with the
-//! reference; and the list itself: every kernel of the source is in it, within an Apple GPU's budget, without
-//! two kernels that a cache would confuse. (That the list goes through WGSL and naga for a Mac before macOS
-//! 15 is checked by the command, which ends in an error otherwise. Products of options that only a
-//! conformance test launches are held to the same budget when they are launched: `server.rs`.)
+//! Executes every kernel that `cargo xtask msl` lists and compares its results with the reference. Checks the
+//! list itself: every kernel of the source is in it, within an Apple GPU's limits, and no two share a cache
+//! key. (The command checks the path through WGSL and naga. Kernels that only a conformance test launches are
+//! checked against the limits when they are launched: `server.rs`.)
 //!
-//! Tests start in the order of their names: these go first, since they lower and compile together what the
-//! others then find compiled.
+//! Tests start in the order of their names: these go first, since they compile in batches what the others
+//! use.
 
 use crate::{causal_conv1d, conv3d, conv3d_pre, conv3d_sums, rope2d};
 use conv_cases::fill;
@@ -53,7 +52,7 @@ fn check(dtype: FloatType) {
         let limits = index.limits(&Limits::of(client));
         let alone = (client, &Limits { dtypes: vec![dtype], ..limits.clone() });
         let table = variants::conv3d::table(index);
-        // In the quick tier the launches that can have kernels of their own.
+        // In the quick tier only launches that may need kernels of their own.
         let picks = if conv_testing::is_full() { |_: &_, _, _: &_| true } else { variants::conv3d::lists };
         conv3d::run_with(alone, &table, &fill::normal, false, conv3d::Tiles::Launches(picks));
         conv3d_sums::check_activation_gradients(alone);
@@ -71,7 +70,7 @@ fn check(dtype: FloatType) {
         let device = (client, &limits);
         for call in variants::causal_conv1d::table(dtype, index) {
             let problem = call.problem().expect("a valid problem");
-            // Two sequences and padding, as far as there are steps.
+            // Two sequences and padding, if there are enough steps.
             let id = |step: usize| [0, 0, 0, 0, 0, -1, 1, 1][step % problem.length / 4 % 8];
             let ids: Vec<i32> = (0..problem.batch * problem.length).map(id).collect();
             let ids = (&ids[..], call.ids.unwrap_or(IndexType::I32));
@@ -117,9 +116,8 @@ fn the_list_is_complete_and_within_an_apple_gpu_s_budget() {
         })
         .unwrap();
 
-    // CubeCL keys its caches on disk (SPIR-V, PTX) by this hash and loads what it finds there. The hash it
-    // derives for a `ComptimeOption` leaves out whether there is a value, so kernels with two optional
-    // arguments need a comptime argument that says which ones are present.
+    // CubeCL keys its disk caches (SPIR-V, PTX) by this hash. The hash of a `ComptimeOption` does not include
+    // whether there is a value, so kernels with two optional arguments need a comptime argument for that.
     let mut keys = HashMap::new();
     let mut shared = Vec::new();
     for kernel in &kernels {

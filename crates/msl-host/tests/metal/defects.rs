@@ -1,6 +1,5 @@
-//! Defects that the suite must notice. Each is an edit of the emitted text, as a faulty compiler or a
-//! careless change of a kernel could produce it; the test fails when the edit does not apply, or when its
-//! results pass.
+//! Defects that the suite must notice. Each is an edit of the emitted text such as a compiler bug or a
+//! careless change of a kernel could cause; the test fails if the edit does not apply or if its results pass.
 
 use crate::{causal_conv1d, conv3d, conv3d_sums, rope2d};
 use conv_cases::conv3d::{Activation, Conv3dCase};
@@ -9,7 +8,7 @@ use conv_kernels::conv3d::{Activation as KernelActivation, Plan};
 use conv_kernels::{FloatType, IndexType, Limits};
 use cubecl::prelude::*;
 use msl_host::server::Recorder;
-use msl_host::variants::causal_conv1d::{Call, table};
+use msl_host::variants::causal_conv1d::{CallVariant, table};
 use msl_host::variants::{IndexWidth, rope2d as rope2d_variants};
 use regex::{Captures, Regex};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -20,9 +19,9 @@ struct Defect {
     name: &'static str,
     /// Prefix of the kernels' names.
     kernel: &'static str,
-    /// The text with the defect; the same text where there is no place for it.
+    /// The text with the defect; unchanged where the defect does not apply.
     edit: fn(&str) -> String,
-    /// Compares with references, and panics where they differ.
+    /// Compares results with references; panics if they differ.
     suite: fn(&Client),
 }
 
@@ -54,13 +53,13 @@ const DEFECTS: &[Defect] = &[
         suite: bias,
     },
     Defect {
-        name: "the barrier between reading the last channel and setting sums aside in its place is missing",
+        name: "the barrier between reading the last channel and overwriting it with sums is missing",
         kernel: "few_outputs_kernel",
         edit: |text| nth(text, BARRIER, 2, ""),
         suite: heads,
     },
     Defect {
-        name: "one thread passes by a barrier",
+        name: "one thread skips a barrier",
         kernel: "bias_gradient_kernel",
         edit: |text| {
             let thread = Regex::new(r"thread_index_in_threadgroup_v\d+").unwrap();
@@ -85,7 +84,7 @@ const DEFECTS: &[Defect] = &[
         suite: gemm,
     },
     Defect {
-        name: "depth and width taps change places",
+        name: "depth and width taps are swapped",
         kernel: "gemm_kernel",
         edit: |text| {
             let taps = Regex::new(r"scalars_u32\[(3|13)\]").unwrap();
@@ -103,7 +102,7 @@ const DEFECTS: &[Defect] = &[
     Defect {
         name: "padding is not filled with zeros",
         kernel: "gemm_kernel",
-        // What a tile's element is before the input has been asked for it.
+        // The initial value of a tile's element, before the load.
         edit: |text| {
             let zero = Regex::new(r"thread float \* v\d+ = &v\d+_store;\*v\d+ = (v\d+);").unwrap();
             let place = zero.captures_iter(text).nth(1).and_then(|found| found.get(1));
@@ -125,18 +124,18 @@ const DEFECTS: &[Defect] = &[
         suite: |client| conv(client, FloatType::F16),
     },
     Defect {
-        name: "threadgroups are counted as one thread larger than they are",
+        name: "threadgroups are taken to be one thread larger than they are",
         kernel: "activation_gradient_kernel",
         edit: |text| nth(text, " = 256;", 0, " = 257;"),
         suite: conv_activation,
     },
     Defect {
-        name: "a loop over sums ends one turn early",
+        name: "a loop over sums ends one iteration early",
         kernel: "bias_gradient_kernel",
         edit: |text| {
-            let turn = Regex::new(r"(bool const v\d+ = v\d+) < (v\d+;\s*return)").unwrap();
-            // A turn reads four values for each of 256 units.
-            turn.replace(text, "$1 + 1024 < $2").into_owned()
+            let loop_end = Regex::new(r"(bool const v\d+ = v\d+) < (v\d+;\s*return)").unwrap();
+            // An iteration reads four values for each of 256 threads.
+            loop_end.replace(text, "$1 + 1024 < $2").into_owned()
         },
         suite: bias,
     },
@@ -172,7 +171,7 @@ const DEFECTS: &[Defect] = &[
     },
 ];
 
-/// `text` with the occurrence `n` of `pattern` replaced.
+/// `text` with occurrence `n` of `pattern` replaced.
 fn nth(text: &str, pattern: &str, n: usize, replacement: &str) -> String {
     match text.match_indices(pattern).nth(n) {
         Some((at, _)) => format!("{}{replacement}{}", &text[..at], &text[at + pattern.len()..]),
@@ -180,7 +179,7 @@ fn nth(text: &str, pattern: &str, n: usize, replacement: &str) -> String {
     }
 }
 
-/// Reads the sums of a square register tile by columns instead of by rows when they are stored.
+/// Stores the sums of a square register tile transposed.
 fn transpose_sums(text: &str) -> String {
     let after = text.rfind(BARRIER).unwrap_or(0);
     // Before the loop over K nothing else is addressed.
@@ -202,7 +201,8 @@ fn gemm(client: &Client) {
     conv(client, FloatType::F32);
 }
 
-/// A head whose sums are written before all units have read the last window, were there no barrier between.
+/// A few-output layer whose sums would overwrite the last window before all threads have read it, without the
+/// barrier between.
 fn heads(client: &Client) {
     let limits = Limits { dtypes: vec![FloatType::F32], ..Limits::of(client) };
     let case =
@@ -211,7 +211,7 @@ fn heads(client: &Client) {
     conv3d::run_with((client, &limits), &[case], &fill::normal, false, conv3d::Tiles::Only(picks));
 }
 
-/// A convolution whose tiles have tails in every direction, more than one of them along the sum.
+/// A convolution with partial tiles in M, N and K, and several tiles along K.
 fn conv(client: &Client, dtype: FloatType) {
     let limits = Limits { dtypes: vec![dtype], ..Limits::of(client) };
     let case = Conv3dCase {
@@ -241,7 +241,7 @@ fn conv_activation(client: &Client) {
 fn causal(client: &Client) {
     let limits = Limits::of(client);
     let all = table(FloatType::F32, IndexWidth::Narrow);
-    let wanted = |call: &&Call| {
+    let wanted = |call: &&CallVariant| {
         call.ids == Some(IndexType::I32) && call.activation == KernelActivation::Silu && call.width == 4
     };
     let call = all.iter().find(wanted).expect("a call with ids and SiLU");
@@ -261,7 +261,7 @@ fn rope(client: &Client) {
 fn seeded_defects_are_noticed() {
     let mut unnoticed = Vec::new();
     for defect in DEFECTS {
-        // The suite passes on the text as it is.
+        // The suite passes on the original text.
         (defect.suite)(Recorder::executing().client());
         let (edit, kernel) = (defect.edit, defect.kernel);
         let applied = Arc::new(AtomicUsize::new(0));
@@ -284,7 +284,7 @@ fn seeded_defects_are_noticed() {
         assert!(edits > 0, "`{}` changed no text", defect.name);
         match message {
             None => unnoticed.push(defect.name),
-            // A text that does not compile shows nothing.
+            // A compile error is not a detection.
             Some(message) => assert!(!message.contains("does not compile"), "`{}`: {message}", defect.name),
         }
     }

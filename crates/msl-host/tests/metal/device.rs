@@ -11,13 +11,13 @@ pub(crate) fn client() -> Client {
     RECORDER.with(|recorder| recorder.client().clone())
 }
 
-/// As for the other devices; threads that are fibers are slower by far.
+/// The limit of work per launch, lower than on other devices: fibers are slow.
 pub(crate) const MOST_WORK: usize = 30_000_000;
 
-/// As for the other devices: few, since each is computed on the CPU.
+/// Repeats of a launch, fewer than on other devices.
 pub(crate) fn repeats(_: &conv_kernels::Limits) -> usize {
     60
 }
 
-/// Whether threads are executed on the CPU: sums of millions of terms are left to other devices.
+/// Whether threads are executed on the CPU: sums with K in the millions are left to other devices.
 pub(crate) const EXECUTED: bool = true;

@@ -1,5 +1,5 @@
-//! Integer divisors are checked by the executed text, not by the processor: x86 raises a signal for zero and
-//! arm64 does not, neither does what Metal does.
+//! Integer divisors are checked by the executed text, not by the processor: x86 raises a signal at zero and
+//! arm64 does not.
 
 use cubecl::prelude::*;
 use msl_host::server::Recorder;
@@ -32,7 +32,7 @@ fn divide<I: Int + CubeElement>(pair: impl Fn(i64) -> [i64; 2], remainder: bool)
     Ok(I::from_bytes(&bytes).iter().map(|value| value.to_i64().expect("a small number")).collect())
 }
 
-/// `smallest` is where the type begins.
+/// `smallest` is the least value of the type.
 fn check<I: Int + CubeElement>(smallest: i64) {
     for remainder in [false, true] {
         // Every sign and the whole range.

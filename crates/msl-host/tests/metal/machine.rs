@@ -1,5 +1,4 @@
-//! The executing device itself: simdgroup matrices, exchange between lanes, rounding, and the faults that it
-//! reports.
+//! The executor itself: simdgroup matrices, exchange between lanes, rounding, and the faults that it reports.
 
 use cubecl::cmma::{self, MatrixIdent, MatrixLayout};
 use cubecl::prelude::*;
@@ -130,8 +129,8 @@ fn misbehaves(x: &[f32], y: &mut [f32], #[comptime] how: u32) {
 /// What the lanes of a simdgroup do with matrices, by number.
 #[cube(launch_unchecked)]
 fn matrices_misbehave(x: &[f32], y: &mut [f32], #[comptime] how: u32) {
-    let unit = UNIT_POS as usize;
-    let at = unit / comptime!(if how == 0 { 31usize } else { 32usize });
+    let thread = UNIT_POS as usize;
+    let at = thread / comptime!(if how == 0 { 31usize } else { 32usize });
     let left = cmma::Matrix::<f32>::from_slice(
         MatrixIdent::A,
         8usize,
@@ -152,7 +151,7 @@ fn matrices_misbehave(x: &[f32], y: &mut [f32], #[comptime] how: u32) {
     );
     if comptime!(how == 1) {
         // The next lane has not loaded its elements yet.
-        y[(unit + 2usize) % 64usize] = 7.0f32;
+        y[(thread + 2usize) % 64usize] = 7.0f32;
     }
     let sum = cmma::Matrix::<f32>::from_value(
         MatrixIdent::Accumulator,
@@ -163,7 +162,7 @@ fn matrices_misbehave(x: &[f32], y: &mut [f32], #[comptime] how: u32) {
         f32::new(0.0),
     );
     if comptime!(how == 2 || how == 3) {
-        if unit != 3usize {
+        if thread != 3usize {
             cmma::execute(&left, &right, &sum, &sum);
         }
     } else {
@@ -269,7 +268,7 @@ fn boundary_values() -> Vec<f32> {
     let bfloats = (0..0x7f80u16).step_by(29).map(|bits| bf16::from_bits(bits).to_f32());
     for exact in halves.chain(bfloats).chain([65_504.0, 65_519.0, 65_520.0, 6e-8, 3e-8, 2.9e-8]) {
         let bits = exact.to_bits();
-        // The value, what lies half a step of either type above it, and the neighbours of both.
+        // The value, the midpoints to the next value of either type, and the neighbours of all.
         for step in [0u32, 1, 0xfff, 0x1000, 0x1001, 0x7fff, 0x8000, 0x8001] {
             let value = f32::from_bits(bits.saturating_add(step));
             values.extend([value, -value]);
@@ -340,20 +339,20 @@ fn faults_are_reported_with_the_thread_and_the_place() {
         let error = misbehave(how).expect_err("the launch fails");
         assert!(error.contains(message), "{how}: {error}");
     }
-    // Not every address is one that the system tells; the launch fails all the same.
+    // The system does not report every address; the launch fails all the same.
     let recorder = Recorder::executing_edited(Box::new(|text| {
         let read = regex::Regex::new(r"&(\w+)\[(\w+)\];").expect("a pattern");
         read.replace(text, "&$1[$2 + (1ul << 61)];").into_owned()
     }));
     let (x, y) = (upload(recorder.client(), &[1.0f32; 65]), upload(recorder.client(), &[2.0f32; 64]));
-    // SAFETY: as above.
+    // SAFETY: none is needed: faults of kernels on this device are errors.
     unsafe {
         let (groups, threads) = (CubeCount::new_single(), CubeDim::new_1d(64));
         misbehaves::launch_unchecked(recorder.client(), groups, threads, x.1, y.1, 0);
     }
     let error = recorder.client().read_one(y.0).expect_err("the launch fails").to_string();
     assert!(error.contains("threadgroup [0, 0, 0]: accesses "), "{error}");
-    // What nobody has written is NaN.
+    // Uninitialized memory is NaN.
     let unsynchronized = misbehave(4).expect("nothing faults");
     assert!(unsynchronized.iter().any(|value| value.is_nan()), "{unsynchronized:?}");
 }
@@ -371,10 +370,13 @@ fn lanes_that_do_not_share_a_matrix_are_reported() {
         )
     };
     let expected = [
-        (0, "lane 31 of 32 comes to Load"),
+        (0, "lane 31 of 32 executes Load"),
         (1, "row 0, column 2 of the matrix loaded at line"),
-        (2, "lane 3 of 32 comes to Store"),
-        (3, "thread [3, 0, 0] of threadgroup [0, 0, 0]: 3 operations on matrices since the simdgroup met"),
+        (2, "lane 3 of 32 executes Store"),
+        (
+            3,
+            "thread [3, 0, 0] of threadgroup [0, 0, 0]: 3 matrix operations since its simdgroup synchronized",
+        ),
     ];
     for (how, message) in expected {
         let error = misbehave(how).expect_err("the launch fails");

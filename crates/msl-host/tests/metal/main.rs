@@ -1,4 +1,4 @@
-//! The conformance suite of conv-kernels, on the MSL that a Mac would be given, executed on this machine's
+//! The conformance suite of conv-kernels on emitted MSL, executed on this machine's
 //! CPU: the same problems, references and tolerances, from the same files.
 
 mod all_kernels;

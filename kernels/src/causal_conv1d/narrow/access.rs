@@ -1,8 +1,13 @@
-//! How the unrolled kernels reach memory: four neighbouring elements at a time, as one vector where every run
-//! of four lies aligned in every tensor, else one by one through the strides; along time eight 16-bit ones as
-//! four words, where runs of eight lie aligned. The arithmetic is the same either way.
+//! Memory access of these kernels. A thread handles slices of 4 contiguous elements (steps in `[B, C, T]`,
+//! channels in `[B, T, C]`), or of 8 16-bit steps:
 //!
-//! `S` is what memory is read as: the element's type X, or 32-bit words with two elements each.
+//! | access  | argument type | condition on every tensor                        |
+//! |---------|---------------|--------------------------------------------------|
+//! | scalar  | `X`           | none: four loads through the strides             |
+//! | vector  | `X` x 4       | contiguous and aligned to 4 elements             |
+//! | words   | `u32` x 4     | contiguous and aligned to 8 elements of 16 bits  |
+//!
+//! `S` is the argument's element type: X or `u32`. The arithmetic is the same for all three.
 
 use crate::causal_conv1d::args::Present;
 pub(super) use crate::causal_conv1d::args::Strides;
@@ -10,12 +15,12 @@ use crate::half_words::{pack_quads, unpack_quad};
 use crate::registers::Registers;
 use cubecl::prelude::*;
 
-/// Four neighbours in fp32: steps of a row, or channels of a step.
+/// Four contiguous elements in fp32: steps of a row, or channels of a step.
 pub(super) type Quad = Vector<f32, Const<4>>;
 
-/// What is known of a call only when it runs.
+/// Run-time parameters of a call: extents, activation, presence bits, strides of weight and bias.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
-pub(super) struct Sizes {
+pub(super) struct CallParams {
     pub(super) channels: u32,
     /// T.
     pub(super) length: u32,
@@ -25,95 +30,93 @@ pub(super) struct Sizes {
     pub(super) activation: u32,
     /// [`Present`](crate::causal_conv1d::args::Present) as bits.
     pub(super) present: u32,
-    /// Distances in elements: between channels and between taps of the weight, between elements of the bias.
+    /// Strides in elements: channels and taps of the weight, channels of the bias.
     pub(super) weight_c: usize,
     pub(super) weight_k: usize,
     pub(super) bias_c: usize,
 }
 
 #[cube]
-impl Sizes {
+impl CallParams {
     pub(super) fn has(&self, #[comptime] what: u32) -> bool {
         self.present & what != 0u32
     }
 
-    /// Steps of state before x.
+    /// W - 1: steps of state before x.
     pub(super) fn history(&self) -> u32 {
         self.width - 1u32
     }
 }
 
-/// Reads the elements `first..first + run` of a line of `length`, `stride` apart from `base` on, into `raw`;
-/// places beside the line read its tensor's first element. Nothing waits for what is read. `run` is 8 where
-/// memory is read in words, else 4.
+/// Loads the slice of a row that begins at `first` into `raw`: elements `stride` apart from `base` on.
+/// Indices outside `0..length` load the tensor's first element. No use of the values here, so that loads of
+/// several slices are in flight at once.
 #[cube]
-pub(super) fn read_run<S: Numeric, N: Size>(
+pub(super) fn read_slice<S: Numeric, N: Size>(
     source: &[Vector<S, N>],
     base: usize,
     stride: usize,
     first: u32,
     length: u32,
     raw: &mut Sequence<Vector<S, N>>,
-    #[comptime] wide: bool,
+    #[comptime] words: bool,
 ) {
-    let together = N::value();
-    if comptime!(together == 4) {
+    let vector_size = N::value();
+    if comptime!(vector_size == 4) {
         let at = select(first < length, base + first as usize, 0usize);
-        raw.push(source[at / comptime!(if wide { 8usize } else { 4usize })]);
+        raw.push(source[at / comptime!(if words { 8usize } else { 4usize })]);
     } else {
         #[unroll]
         for i in 0..4u32 {
-            let place = first + i;
-            let at = select(place < length, base + place as usize * stride, 0usize);
+            let index = first + i;
+            let at = select(index < length, base + index as usize * stride, 0usize);
             raw.push(source[at]);
         }
     }
 }
 
-/// Four neighbours of a run that [`read_run`] has read, as fp32: those from `4 * half` on.
+/// Elements `4 * half..4 * half + 4` of slice number `slice` of `raw`, in fp32.
 #[cube]
-pub(super) fn quad_of<X: Float, S: Numeric, N: Size>(
+pub(super) fn quad_of_slice<X: Float, S: Numeric, N: Size>(
     raw: &Sequence<Vector<S, N>>,
-    #[comptime] run: usize,
+    #[comptime] slice: usize,
     #[comptime] half: usize,
-    #[comptime] wide: bool,
+    #[comptime] words: bool,
 ) -> Quad {
     let mut quad = Quad::new(0.0f32);
-    let together = N::value();
-    if comptime!(wide) {
-        quad = unpack_quad::<X, S, N>(*raw.index(run), half);
-    } else if comptime!(together == 4) {
-        quad = Vector::cast_from(*raw.index(run));
+    let vector_size = N::value();
+    if comptime!(words) {
+        quad = unpack_quad::<X, S, N>(*raw.index(slice), half);
+    } else if comptime!(vector_size == 4) {
+        quad = Vector::cast_from(*raw.index(slice));
     } else {
         #[unroll]
         for i in 0..4usize {
-            quad.insert(i, f32::cast_from(raw.index(comptime!(4 * run + i)).extract(0usize)));
+            quad.insert(i, f32::cast_from(raw.index(comptime!(4 * slice + i)).extract(0usize)));
         }
     }
     quad
 }
 
-/// Writes the elements `first..first + run` of a line, those that it has.
+/// Stores the slice of a row that begins at `first`, without the elements past `length`.
 #[cube]
-#[allow(clippy::too_many_arguments)]
-pub(super) fn write_run<X: Float, S: Numeric, N: Size>(
+pub(super) fn write_slice<X: Float, S: Numeric, N: Size>(
     target: &mut [Vector<S, N>],
     base: usize,
     stride: usize,
     first: u32,
     length: u32,
     values: &Registers<f32>,
-    #[comptime] wide: bool,
+    #[comptime] words: bool,
 ) {
-    let together = N::value();
-    if comptime!(together == 4) {
+    let vector_size = N::value();
+    if comptime!(vector_size == 4) {
         if first < length {
-            // In fp32 until they are whole: 16-bit vectors that are put together element by element leave the
-            // registers.
+            // Assembled in fp32: 16-bit vectors built element by element spill to local memory.
             let quads =
-                Registers::<Quad>::new(comptime!(if wide { 2usize } else { 1usize }), Quad::new(0.0f32));
+                Registers::<Quad>::new(comptime!(if words { 2usize } else { 1usize }), Quad::new(0.0f32));
             #[unroll]
-            for q in 0..comptime!(if wide { 2usize } else { 1usize }) {
+            for q in 0..comptime!(if words { 2usize } else { 1usize }) {
                 let mut quad = Quad::new(0.0f32);
                 #[unroll]
                 for i in 0..4usize {
@@ -121,7 +124,7 @@ pub(super) fn write_run<X: Float, S: Numeric, N: Size>(
                 }
                 quads.set(q, quad);
             }
-            if comptime!(wide) {
+            if comptime!(words) {
                 target[(base + first as usize) / 8] =
                     pack_quads::<X, S, N>(quads.get(0usize), quads.get(1usize));
             } else {
@@ -131,26 +134,25 @@ pub(super) fn write_run<X: Float, S: Numeric, N: Size>(
     } else {
         #[unroll]
         for i in 0..4usize {
-            let place = first + i as u32;
-            if place < length {
-                // Rounded to the element's type, which is the memory's here.
+            let index = first + i as u32;
+            if index < length {
+                // S is X here: this rounds to the tensor's type.
                 let value = S::cast_from(values.get(i));
-                target[base + place as usize * stride] = Vector::<S, N>::new(value);
+                target[base + index as usize * stride] = Vector::<S, N>::new(value);
             }
         }
     }
 }
 
 #[cube]
-impl Sizes {
-    /// What stands at place `k` of `taps`, of which the W taps take the last; those before them are not used
-    /// and get the first tap.
+impl CallParams {
+    /// Tap register `k` of `taps`: the filter fills the last W; the unused ones before get its first tap.
     pub(super) fn tap<W: Float>(&self, weight: &[W], c: u32, k: u32, #[comptime] taps: usize) -> f32 {
-        let own = max(k + self.width, taps as u32) - taps as u32;
-        f32::cast_from(weight[c as usize * self.weight_c + own as usize * self.weight_k])
+        let tap = max(k + self.width, taps as u32) - taps as u32;
+        f32::cast_from(weight[c as usize * self.weight_c + tap as usize * self.weight_k])
     }
 
-    /// The bias of a channel; 0 where there is none.
+    /// The bias of a channel; 0 without a bias.
     pub(super) fn bias_of<W: Float>(&self, bias: &[W], c: u32) -> f32 {
         let mut value = 0.0f32;
         if self.has(Present::BIAS) {
@@ -160,18 +162,18 @@ impl Sizes {
     }
 }
 
-/// The taps of a channel.
+/// The tap registers of a channel.
 #[cube]
 pub(super) fn read_taps<W: Float>(
     weight: &[W],
-    sizes: &Sizes,
+    params: &CallParams,
     c: u32,
     #[comptime] taps: usize,
 ) -> Registers<f32> {
     let values = Registers::<f32>::new(taps, 0.0f32);
     #[unroll]
     for k in 0..taps {
-        values.set(k, sizes.tap(weight, c, k as u32, taps));
+        values.set(k, params.tap(weight, c, k as u32, taps));
     }
     values
 }

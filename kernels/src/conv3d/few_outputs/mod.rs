@@ -148,7 +148,6 @@ pub(crate) fn extent(problem: &Conv3dProblem, pass: Pass, tile: &FewOutputsTile)
             rows: problem.taps(),
             columns: outputs,
             terms: positions,
-            reads: shape.source_frames() * shape.frame_elements() + positions * outputs,
         });
     }
     Some(Tiles {
@@ -156,7 +155,6 @@ pub(crate) fn extent(problem: &Conv3dProblem, pass: Pass, tile: &FewOutputsTile)
         rows: tile.frames * tile.rows * tile.threads,
         columns: outputs,
         terms: channels * problem.taps(),
-        reads: channels * (shape.source_frames() * shape.frame_elements() + problem.taps() * outputs),
     })
 }
 

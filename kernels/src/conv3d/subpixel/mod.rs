@@ -112,16 +112,12 @@ pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass, tile: &SubpixelTile, l
 pub(crate) fn extent(problem: &Conv3dProblem, tile: &SubpixelTile) -> Option<Tiles> {
     let extents = SubpixelExtents::of(problem, tile)?;
     let depth_taps = problem.kernel[0].div_ceil(problem.window.stride[0]);
-    let channels = depth_taps * extents.chunks * tile.channels;
-    let k = channels * extents.taps();
-    // The window is loaded once for all KH x KW taps; with MMA every subgroup reloads the weights.
-    let readers = if tile.fragment > 0 { tile.subgroups() } else { 1 };
+    let terms = depth_taps * extents.chunks * tile.channels * extents.taps();
     Some(Tiles {
         count: extents.threadgroups(problem, tile),
         rows: tile.tile_m,
         columns: tile.columns,
-        terms: k,
-        reads: channels * tile.window + k * tile.columns * readers,
+        terms,
     })
 }
 

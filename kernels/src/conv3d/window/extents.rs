@@ -241,17 +241,8 @@ pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass, tile: &WindowTile, lim
 /// The tiles of a pass for [`crate::conv3d::Plan::tiles`].
 pub(crate) fn extent(problem: &Conv3dProblem, pass: Pass, tile: &WindowTile) -> Option<Tiles> {
     let extents = WindowExtents::of(problem, pass, tile)?;
-    let k = extents.mean_k();
-    // Loads: the window once for all taps of a frame, the weights once per subgroup along M.
-    let window = if is_pointwise_in_frame(problem) { tile.tile_m } else { tile.window };
-    let windows = (k as f64 / taps_of_window(problem, pass)).ceil() as usize;
-    Some(Tiles {
-        count: extents.tiles(problem, tile),
-        rows: tile.tile_m,
-        columns: tile.tile_n,
-        terms: k,
-        reads: windows * window + k * tile.tile_n * (tile.tile_m / tile.subgroup_m),
-    })
+    let terms = extents.mean_k();
+    Some(Tiles { count: extents.tiles(problem, tile), rows: tile.tile_m, columns: tile.tile_n, terms })
 }
 
 /// Threadgroups of a pass: one per tile and split-K slice.

@@ -40,10 +40,6 @@ pub struct Cost {
     pub operations: f64,
     /// Bytes read and written.
     pub bytes: f64,
-    /// Threadgroups of the products.
-    pub threadgroups: f64,
-    /// Bytes that these threadgroups load, without any cache.
-    pub threadgroup_bytes: f64,
 }
 
 impl WinogradConfig {
@@ -55,18 +51,15 @@ impl WinogradConfig {
         let (c, o) = (correlation.in_channels, correlation.out_channels);
         let filters: f64 = correlation.filter_shape(self.tile).iter().map(|&size| size as f64).product();
         // A row is an output tile. In dw, rows are K elements, padded per region to whole stages.
-        let (mut rows, mut transformed, mut threadgroups, mut sums) = (0.0, 0.0, 0.0, filters);
+        let (mut rows, mut transformed, mut sums) = (0.0, 0.0, filters);
         for region in correlation.regions(self.tile, self.region) {
             transformed += (c * region.v_rows() + o * region.m_rows()) as f64 * points;
             if pass == Pass::WeightGradient {
                 let launches = weight_product::slice_launches(&region, 1).count() as f64;
                 rows += region.m_rows().next_multiple_of(tile.tile_k) as f64;
-                threadgroups += launches * weight_product::threadgroups(&correlation, self.tile) as f64;
                 sums += launches * filters;
             } else {
                 rows += region.m_rows().next_multiple_of(tile.tile_m) as f64;
-                threadgroups +=
-                    (region.m_rows().div_ceil(tile.tile_m) * o.div_ceil(tile.tile_n)) as f64 * points;
             }
         }
         let depth = correlation.kernel_depth;
@@ -83,10 +76,6 @@ impl WinogradConfig {
         Cost {
             operations,
             bytes: 8.0 * (sums + transformed) + tensors.iter().sum::<f64>() * problem.dtype.size() as f64,
-            threadgroups,
-            // A result tile loads tile_m + tile_n values per K element.
-            threadgroup_bytes: 4.0 * operations / (2 * tile.tile_m * tile.tile_n) as f64
-                * (tile.tile_m + tile.tile_n) as f64,
         }
     }
 }

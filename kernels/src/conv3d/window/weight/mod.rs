@@ -177,7 +177,6 @@ pub(crate) fn extent(problem: &Conv3dProblem, tile: &WindowWeightTile) -> Option
         rows: tile.out_channels(),
         columns: tile.channels() * TAPS,
         terms: k,
-        reads: k * (tile.channels() + tile.out_channels()),
     })
 }
 

@@ -1,13 +1,20 @@
-//! dw and db from the partial sums `[parts, W + 1, C]`, db in the last slot: one launch, deterministic. More
-//! parts than 256 are added 64 at a time first ([`fold`](crate::causal_conv1d::looped::weight::fold)), so
-//! that no unit adds many in a row.
+//! Deterministic reduction of the partial sums `[P, W + 1, C]` of dw (slots 0..W) and db (slot W).
 //!
-//! A cube has 32 channels of one slot, a unit every eighth part of a channel; the eight are added in order.
-//! Bytes: the partial sums once. Operations: one addition per partial sum.
-//! [`store_total`] is where the backward kernels leave them, or whole sums where a cube was alone with its
-//! channels.
+//! ```text
+//! dw[c,k] = sum over p < P of partials[p,k,c]        db[c] = sum over p < P of partials[p,W,c]
+//!
+//!              32 lanes: channels of one slot
+//!   row 0    | p = 0, 8, 16, ..             |
+//!   ..       |                              |  -> shared memory -> row 0 adds the 8 rows in order
+//!   row 7    | p = 7, 15, 23, ..            |
+//! ```
+//!
+//! A threadgroup reads 32 P floats, coalesced, with one addition each; 1 KiB of shared memory. P is at most
+//! 256: more are first added 64 at a time ([`weight::fold`](crate::causal_conv1d::looped::weight::fold)), which keeps
+//! the chains of additions short. [`store_total`] stores what the backward kernels leave: a partial sum, or
+//! dw and db themselves where one threadgroup has all of its channels' steps.
 
-use super::access::Sizes;
+use super::access::CallParams;
 use crate::causal_conv1d::Gradients;
 use crate::causal_conv1d::args::Present;
 use crate::error::ConvError;
@@ -20,10 +27,10 @@ use cubecl::prelude::*;
 const LANES: usize = 32;
 const ROWS: usize = 8;
 
-/// Parts that a launch takes at most: 32 for a unit.
-pub(super) const MOST_PARTS: usize = 32 * ROWS;
+/// The most partial sums of one launch: 32 for a thread.
+pub(super) const MAX_PARTIALS: usize = 32 * ROWS;
 
-/// Launches the sums.
+/// Launches the reduction.
 pub(super) fn launch(
     client: &Client,
     limits: &Limits,
@@ -31,11 +38,11 @@ pub(super) fn launch(
     out: &Gradients,
 ) -> Result<(), ConvError> {
     let address = address_type("causal_conv1d", &[partials, out.weight], 0, limits)?;
-    let [parts, slots, channels] = [partials.shape[0], partials.shape[1], partials.shape[2]];
+    let [count, slots, channels] = [partials.shape[0], partials.shape[1], partials.shape[2]];
     let slots = if out.bias.is_some() { slots } else { slots - 1 };
-    let cubes = slots * channels.div_ceil(LANES);
-    for dispatch in dispatches(cubes, (LANES * parts.max(ROWS)) as f64, limits) {
-        // SAFETY: channels and parts are checked in the kernel.
+    let threadgroups = slots * channels.div_ceil(LANES);
+    for dispatch in dispatches(threadgroups, (LANES * count.max(ROWS)) as f64, limits) {
+        // SAFETY: the kernel checks channels and partial sums; `partials` is contiguous `[P, W + 1, C]`.
         unsafe {
             sums_kernel::launch_unchecked(
                 client,
@@ -61,7 +68,7 @@ fn sums_kernel<W: Float>(
     span: Span,
     #[define(W)] _dtype: ElemType,
 ) {
-    // The whole cube leaves together: a barrier follows.
+    // Whole threadgroups exit here: a barrier follows.
     if span.is_idle() {
         terminate!();
     }
@@ -72,10 +79,10 @@ fn sums_kernel<W: Float>(
     let channel = (span.index() - slot * groups) * LANES + UNIT_POS as usize % LANES;
     let mut sum = 0.0f32;
     if channel < channels {
-        let mut part = row;
-        while part < partials.shape(0) {
-            sum += partials[(part * slots + slot) * channels + channel];
-            part += ROWS;
+        let mut partial = row;
+        while partial < partials.shape(0) {
+            sum += partials[(partial * slots + slot) * channels + channel];
+            partial += ROWS;
         }
     }
     let mut shared = Shared::<[f32]>::new_slice(comptime!(LANES * ROWS));
@@ -83,8 +90,8 @@ fn sums_kernel<W: Float>(
     sync_cube();
     if row == 0 && channel < channels {
         #[unroll]
-        for other in 1..ROWS {
-            sum += shared[UNIT_POS as usize + other * LANES];
+        for i in 1..ROWS {
+            sum += shared[UNIT_POS as usize + i * LANES];
         }
         if slot + 1 < slots {
             let at = channel * dw.stride(0) + slot * dw.stride(1);
@@ -96,26 +103,25 @@ fn sums_kernel<W: Float>(
     }
 }
 
-/// Stores the sum of `slot`, a tap or, past those, the bias.
+/// Stores the sum of `slot`: tap 0..W, or W for the bias.
 #[cube]
-#[allow(clippy::too_many_arguments)]
 pub(super) fn store_total<W: Float>(
     total: f32,
     dw: &mut Tensor<W>,
     db: &mut Tensor<W>,
     partials: &mut Tensor<f32>,
-    sizes: &Sizes,
-    part: u32,
+    params: &CallParams,
+    partial: u32,
     slot: u32,
     channel: u32,
 ) {
-    if !sizes.has(Present::DIRECT) {
-        let row = part as usize * (sizes.width as usize + 1) + slot as usize;
-        partials[row * sizes.channels as usize + channel as usize] = total;
-    } else if slot < sizes.width {
+    if !params.has(Present::DIRECT) {
+        let row = partial as usize * (params.width as usize + 1) + slot as usize;
+        partials[row * params.channels as usize + channel as usize] = total;
+    } else if slot < params.width {
         let at = channel as usize * dw.stride(0) + slot as usize * dw.stride(1);
         dw[at] = W::cast_from(total);
-    } else if sizes.has(Present::DBIAS) {
+    } else if params.has(Present::DBIAS) {
         let at = channel as usize * db.stride(0);
         db[at] = W::cast_from(total);
     }
