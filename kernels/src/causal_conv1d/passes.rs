@@ -6,7 +6,7 @@ use super::call::Call;
 use super::plan::{Plan, channels_at_a_time};
 use super::problem::CausalConv1dProblem;
 use super::{Gradients, forward, gradient, weight, wide};
-use crate::conv3d::Activation;
+use crate::Activation;
 use crate::dtype::FloatType;
 use crate::error::ConvError;
 use crate::operand::Operand;

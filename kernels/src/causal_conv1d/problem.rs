@@ -1,6 +1,6 @@
 //! What a causal conv1d call asks for, validated before anything is planned or launched.
 
-use crate::conv3d::Activation;
+use crate::Activation;
 use crate::dtype::FloatType;
 use crate::error::{ConvError, invalid};
 

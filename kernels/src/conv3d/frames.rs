@@ -15,7 +15,7 @@
 //! bytes.
 
 use super::gemm::index::Walk;
-use super::needs::nest;
+use super::loops::nest;
 use super::problem::PaddingMode;
 use crate::registers::Registers;
 use cubecl::prelude::*;

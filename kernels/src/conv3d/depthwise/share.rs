@@ -6,10 +6,10 @@ use super::weight;
 use crate::conv3d::frames::Tile;
 use crate::conv3d::gemm::RegisterTile;
 use crate::conv3d::gemm::walk::{AxisWalk, Walks, sites, taps, walks};
-use crate::conv3d::needs::nest;
-use crate::conv3d::plan::Pass;
+use crate::conv3d::loops::nest;
+use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::Conv3dProblem;
-use crate::conv3d::split::{RUN, affordable_parts};
+use crate::conv3d::split::{SERIAL_PRODUCTS, affordable_slices};
 use crate::limits::Limits;
 
 /// Units that a cube is counted for where the device is to be filled.
@@ -102,10 +102,10 @@ pub(super) fn weight_share(problem: &Conv3dProblem, walks: &Walks, limits: &Limi
     let columns = problem.batch * height * width;
     // Every cube ends with a sum over its units: it should have marched for longer than that takes.
     let cubes = (2 * limits.cubes_in_flight).div_ceil(problem.channels.max(1) * cuts);
-    let chunk = chunk(depth, columns * problem.channels, RUN, limits);
+    let chunk = chunk(depth, columns * problem.channels, SERIAL_PRODUCTS, limits);
     let marches = columns * depth.div_ceil(chunk);
-    let accurate = marches.div_ceil(units * (RUN / chunk).max(1));
-    let affordable = affordable_parts(problem.weight_shape().iter().product(), limits);
+    let accurate = marches.div_ceil(units * (SERIAL_PRODUCTS / chunk).max(1));
+    let affordable = affordable_slices(problem.weight_shape().iter().product(), limits);
     let parts = cubes.min(marches.div_ceil(units)).max(accurate).min(affordable).max(1);
     let length = marches.div_ceil(parts);
     let parts = marches.div_ceil(length.max(1)).max(1);

@@ -15,7 +15,7 @@ use super::march::age;
 use crate::activation::activate_by_code;
 use crate::conv3d::frames::{Tile, Tiling, Unit, places, read_column, read_frame, write_frame};
 use crate::conv3d::gemm::index::Walk;
-use crate::conv3d::plan::Pass;
+use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
 use crate::registers::Registers;

@@ -2,7 +2,7 @@
 
 use crate::conv3d::frames::Tile;
 use crate::conv3d::gemm::walk::{AxisWalk, Walks};
-use crate::conv3d::plan::Pass;
+use crate::conv3d::pass::Pass;
 
 /// Results of a group that are served.
 pub(super) const MOST_RESULTS: usize = 4;

@@ -27,7 +27,7 @@ use super::config::Shape;
 use crate::activation::activate_by_code;
 use crate::conv3d::frames::{Places, Tiling, Unit, places};
 use crate::conv3d::gemm::index::Walk;
-use crate::conv3d::plan::Pass;
+use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
 use crate::registers::Registers;

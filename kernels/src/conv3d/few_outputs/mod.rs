@@ -12,8 +12,9 @@ pub use config::FewOutputsTile;
 
 use super::frames::TilingLaunch;
 use super::gemm::walk::{Walks, divisor, walk_args, walks};
-use super::needs::nest;
-use super::plan::{Pass, Tiles};
+use super::loops::nest;
+use super::pass::Pass;
+use super::plan::Tiles;
 use super::problem::Conv3dProblem;
 use super::{reduce, split};
 use crate::activation::Activation;
@@ -49,7 +50,7 @@ fn parts(problem: &Conv3dProblem, pass: Pass, cubes: usize, limits: &Limits) -> 
         return (1, channels);
     }
     let out = if pass == Pass::Forward { problem.y_shape() } else { problem.x_shape() };
-    let affordable = split::affordable_parts(out.iter().product(), limits);
+    let affordable = split::affordable_slices(out.iter().product(), limits);
     let wanted = 2 * limits.cubes_in_flight / cubes.max(1);
     let parts = wanted.min(channels / LEAST_CHANNELS).min(affordable).max(1);
     let length = channels.div_ceil(parts);
@@ -58,9 +59,9 @@ fn parts(problem: &Conv3dProblem, pass: Pass, cubes: usize, limits: &Limits) -> 
 
 /// How a weight gradient's tiles are shared out: parts, and tiles of each.
 fn weight_parts(problem: &Conv3dProblem, tiles: usize, shape: &Shape, limits: &Limits) -> (usize, usize) {
-    let affordable = split::affordable_parts(problem.weight_shape().iter().product(), limits);
+    let affordable = split::affordable_slices(problem.weight_shape().iter().product(), limits);
     let wanted = (4 * limits.cubes_in_flight).div_ceil(problem.channels.max(1));
-    let accurate = tiles.div_ceil((split::RUN / (shape.frames * shape.plane.rows)).max(1));
+    let accurate = tiles.div_ceil((split::SERIAL_PRODUCTS / (shape.frames * shape.plane.rows)).max(1));
     let parts = wanted.min(tiles / LEAST_TILES).max(accurate).min(affordable).max(1);
     let length = tiles.div_ceil(parts).max(1);
     (tiles.div_ceil(length).max(1), length)

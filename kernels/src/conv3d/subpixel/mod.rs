@@ -13,10 +13,10 @@ pub use config::SubpixelTile;
 use super::gemm::config::PLANE;
 use super::gemm::walk::divisor;
 use super::gemm::{self, RegisterTile, stage_type, stage_vector};
-use super::needs::nest;
-use super::plan::{Pass, Plan, Tiles};
+use super::loops::nest;
+use super::plan::{Plan, Tiles};
 use super::problem::Conv3dProblem;
-use super::{reduce, split};
+use super::{Pass, reduce, split};
 use crate::activation::Activation;
 use crate::dtype::FloatType;
 use crate::error::ConvError;
@@ -84,7 +84,7 @@ impl Extents {
         if cubes > limits.cubes_in_flight {
             return self.chunks.max(1);
         }
-        let affordable = split::affordable_parts(problem.x_shape().iter().product(), limits);
+        let affordable = split::affordable_slices(problem.x_shape().iter().product(), limits);
         // A part of fewer than two stages would spend its time on its ends.
         let worthwhile =
             (self.chunks * problem.kernel[0].div_ceil(problem.window.stride[0]) / 2).min(self.chunks);

@@ -7,8 +7,9 @@ use super::tiling::TilingLaunch;
 use crate::activation::Activation;
 use crate::conv3d::gemm::stage_type;
 use crate::conv3d::gemm::walk::{AxisWalk, MASK_BITS, Walks, divisor, inverse_step, walks};
-use crate::conv3d::needs::nest;
-use crate::conv3d::plan::{Pass, Tiles};
+use crate::conv3d::loops::nest;
+use crate::conv3d::pass::Pass;
+use crate::conv3d::plan::Tiles;
 use crate::conv3d::problem::{Conv3dProblem, PaddingMode};
 use crate::conv3d::split;
 use crate::geometry::AxisGeometry;
@@ -201,7 +202,7 @@ pub(super) fn parts(
     let rest = rest.min(limits.buffer_bytes);
     // A part of fewer than two blocks would spend its time on its ends.
     let worthwhile = extents.walks[0].taps * extents.blocks / 2 / extents.together;
-    let most = worthwhile.min(split::parts_within(elements, rest)).max(1);
+    let most = worthwhile.min(split::slices_within(elements, rest)).max(1);
     // A unit holds so many sums that half as many cubes as of other kernels are under way.
     let at_once = (limits.cubes_in_flight / 2).max(1);
     let tiles = extents.tiles(problem, tile);
