@@ -67,6 +67,7 @@ mod registers;
 pub mod rope2d;
 pub mod tolerance;
 
+pub use activation::Activation;
 pub use dtype::FloatType;
 pub use error::ConvError;
 pub use geometry::AxisGeometry;

@@ -211,7 +211,7 @@ pub(crate) fn channels_at_a_time(problem: &CausalConv1dProblem, limits: &Limits)
 mod tests {
     use super::super::problem::{Conv1dLayout, OptionalShapes};
     use super::*;
-    use crate::conv3d::Activation;
+    use crate::Activation;
     use crate::dtype::FloatType;
 
     fn problem(x: [usize; 3], width: usize) -> CausalConv1dProblem {

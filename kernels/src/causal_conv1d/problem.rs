@@ -1,6 +1,6 @@
 //! Problem descriptions of causal conv1d and of its decoding step, validated before planning and launching.
 
-use crate::conv3d::Activation;
+use crate::Activation;
 use crate::dtype::FloatType;
 use crate::error::{ConvError, invalid};
 

@@ -17,7 +17,7 @@
 //! ([`crate::tolerance`]).
 
 use super::problem::{CausalConv1dProblem, Conv1dLayout, UpdateProblem};
-use crate::conv3d::Activation;
+use crate::Activation;
 use crate::conv3d::reference::{activate, activation_derivative};
 
 /// Inputs of both passes.

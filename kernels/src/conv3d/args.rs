@@ -1,5 +1,5 @@
-//! The geometry of a conv3d problem as kernel arguments, and the coordinate arithmetic that every kernel
-//! shares. Extents are run-time values: one compiled kernel serves every shape.
+//! The geometry of a conv3d problem as kernel arguments, and the coordinate arithmetic of the direct kernels
+//! and the simple implicit GEMM. Extents are run-time values: one compiled kernel serves every shape.
 
 use super::problem::Conv3dProblem;
 use crate::geometry::AxisGeometry;
@@ -13,7 +13,7 @@ pub(crate) struct Axis {
     pub(crate) kernel: u32,
     pub(crate) stride: u32,
     pub(crate) dilation: u32,
-    /// Padding before the first element. Negative where an input gradient crops.
+    /// Padding before the first element.
     pub(crate) begin: i32,
     /// Padding after the last element.
     pub(crate) end: i32,
@@ -32,7 +32,7 @@ pub(crate) struct Geometry {
     pub(crate) group_out: u32,
 }
 
-/// A window position or an input position of one image.
+/// An output or input position: image, depth, height and width.
 #[derive(CubeType, Clone, Copy)]
 pub(crate) struct Position {
     pub(crate) n: u32,
@@ -41,9 +41,9 @@ pub(crate) struct Position {
     pub(crate) w: u32,
 }
 
-/// A channel inside its group and a tap.
+/// A channel inside its group and a tap of its filter: what an element of `w[o]` belongs to.
 #[derive(CubeType, Clone, Copy)]
-pub(crate) struct Column {
+pub(crate) struct ChannelTap {
     pub(crate) c: u32,
     pub(crate) d: u32,
     pub(crate) h: u32,
@@ -93,8 +93,8 @@ impl Axis {
 
 #[cube]
 impl Geometry {
-    /// Windows of one channel: N * OD * OH * OW.
-    pub(crate) fn windows(&self) -> usize {
+    /// Output positions of one channel: N * OD * OH * OW.
+    pub(crate) fn output_positions(&self) -> usize {
         self.batch as usize
             * self.depth.output as usize
             * self.height.output as usize
@@ -106,35 +106,35 @@ impl Geometry {
         self.depth.kernel * self.height.kernel * self.width.kernel
     }
 
-    /// The window at a linear index, width fastest.
-    pub(crate) fn window(&self, index: usize) -> Position {
+    /// The output position at a linear index, width fastest.
+    pub(crate) fn output_position(&self, index: usize) -> Position {
         decode(index, self.depth.output, self.height.output, self.width.output)
     }
 
     /// The input position at a linear index, width fastest.
-    pub(crate) fn input(&self, index: usize) -> Position {
+    pub(crate) fn input_position(&self, index: usize) -> Position {
         decode(index, self.depth.input, self.height.input, self.width.input)
     }
 
     /// Channel and tap at a linear index in the weight's order, KW fastest.
-    pub(crate) fn column(&self, index: u32) -> Column {
+    pub(crate) fn channel_tap(&self, index: u32) -> ChannelTap {
         let w = index % self.width.kernel;
         let rest = index / self.width.kernel;
         let h = rest % self.height.kernel;
         let rest = rest / self.height.kernel;
-        Column { c: rest / self.depth.kernel, d: rest % self.depth.kernel, h, w }
+        ChannelTap { c: rest / self.depth.kernel, d: rest % self.depth.kernel, h, w }
     }
 }
 
 #[cube]
 fn decode(index: usize, d: u32, h: u32, w: u32) -> Position {
     let row = index / w as usize;
-    let plane = row / h as usize;
-    let image = plane / d as usize;
+    let frame = row / h as usize;
+    let image = frame / d as usize;
     Position {
         n: image as u32,
-        d: (plane - image * d as usize) as u32,
-        h: (row - plane * h as usize) as u32,
+        d: (frame - image * d as usize) as u32,
+        h: (row - frame * h as usize) as u32,
         w: (index - row * w as usize) as u32,
     }
 }
@@ -149,30 +149,30 @@ pub(crate) fn offset<E: CubePrimitive>(tensor: &Tensor<E>, n: u32, c: u32, d: u3
         + w as usize * tensor.stride(4)
 }
 
+/// An axis as a kernel argument. `Conv3dProblem::validate` keeps every number below 2^31.
 fn axis_launch(axis: AxisGeometry) -> AxisLaunch {
-    // `Conv3dProblem::validate` keeps every one of these below 2^31.
-    AxisLaunch::new(
-        axis.input as u32,
-        axis.output() as u32,
-        axis.kernel as u32,
-        axis.stride as u32,
-        axis.dilation as u32,
-        axis.padding.0 as i32,
-        axis.padding.1 as i32,
-    )
+    AxisLaunch {
+        input: axis.input as u32,
+        output: axis.output() as u32,
+        kernel: axis.kernel as u32,
+        stride: axis.stride as u32,
+        dilation: axis.dilation as u32,
+        begin: axis.padding.0 as i32,
+        end: axis.padding.1 as i32,
+    }
 }
 
 impl Conv3dProblem {
     /// The problem's geometry as a kernel argument.
     pub(crate) fn geometry(&self) -> GeometryLaunch {
-        GeometryLaunch::new(
-            self.batch as u32,
-            axis_launch(self.axis(0)),
-            axis_launch(self.axis(1)),
-            axis_launch(self.axis(2)),
-            self.group_channels() as u32,
-            self.group_out_channels() as u32,
-        )
+        GeometryLaunch {
+            batch: self.batch as u32,
+            depth: axis_launch(self.axis(0)),
+            height: axis_launch(self.axis(1)),
+            width: axis_launch(self.axis(2)),
+            group_channels: self.group_channels() as u32,
+            group_out: self.group_out_channels() as u32,
+        }
     }
 }
 

@@ -1,12 +1,13 @@
-//! Whether a plan that is given can serve a problem.
+//! Whether a given plan serves a problem.
 
-use super::plan::{Pass, Plan, matrix_tiles, result_is_empty, window_tiles, window_weight_tiles};
+use super::pass::Pass;
+use super::plan::{Plan, matrix_tiles, result_is_empty, window_tiles, window_weight_tiles};
 use super::problem::Conv3dProblem;
 use super::{depthwise, few_outputs, fold, gemm, subpixel, winograd};
 use crate::error::{ConvError, unsupported};
 use crate::limits::Limits;
 
-/// Refuses a plan that was made for another problem or needs what the device lacks. Asked of the problem that
+/// Refuses a plan that was made for another problem or needs what the device lacks. Looks at the problem that
 /// is launched.
 pub(super) fn check(
     plan: &Plan,
@@ -26,13 +27,16 @@ fn serves(plan: &Plan, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> 
     let empty = result_is_empty(problem, pass);
     match plan {
         Plan::Empty if !empty => {
-            unsupported!("conv3d: the plan `empty` was given for a {} that has elements", pass.name())
+            unsupported!("conv3d: the plan `empty` was given for a {} whose result is not empty", pass.name())
         }
         Plan::Gemm(_) | Plan::MatrixGemm(_) if !empty && !gemm::serves(problem, pass) => {
             unsupported!(
-                "conv3d: {} serves kernels of at most 10 taps along an axis with padding, this one is {:?}",
+                "conv3d: {} serves at most 10 taps along an axis with padding, positions and K elements that \
+                 31 bits count and few phases of a stride, not the kernel {:?} with stride {:?} on {:?}",
                 plan.name(),
-                problem.kernel
+                problem.kernel,
+                problem.window.stride,
+                problem.x_shape()
             )
         }
         Plan::MatrixGemm(tile) if !matrix_tiles(problem, pass, limits).any(|each| each == *tile) => {
@@ -47,7 +51,8 @@ fn serves(plan: &Plan, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> 
             if !empty && !window_serves(plan, problem, pass, limits) =>
         {
             unsupported!(
-                "conv3d: {} does not serve the {} of {} with the kernel {:?}, stride {:?} and dilation {:?} on this device",
+                "conv3d: {} does not serve the {} of {} with the kernel {:?}, stride {:?} and dilation {:?} \
+                 on this device",
                 plan.name(),
                 pass.name(),
                 problem.dtype.name(),
@@ -58,8 +63,9 @@ fn serves(plan: &Plan, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> 
         }
         Plan::Subpixel(tile) if !empty && !subpixel::serves(problem, pass, tile, limits) => {
             unsupported!(
-                "conv3d: {} serves the input gradient of at most 4 input channels per group whose windows and weights fit \
-                 shared memory and whose sums the device's loops reach, not the {} of {} channels with the kernel {:?}, stride {:?} and dilation {:?}",
+                "conv3d: {} serves the input gradient of at most 4 input channels per group whose windows \
+                 and weights fit shared memory and whose sums fit the device's loop iterations, not the {} \
+                 of {} channels with the kernel {:?}, stride {:?} and dilation {:?}",
                 plan.name(),
                 pass.name(),
                 problem.group_channels(),
@@ -72,9 +78,9 @@ fn serves(plan: &Plan, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> 
             let as_forward = if pass == Pass::WeightGradient { Pass::Forward } else { pass };
             let (channels, results) = problem.channels_of(as_forward);
             unsupported!(
-                "conv3d: {} serves at most 4 result channels per group with stride and dilation 1 whose windows fit shared memory \
-                 and registers and whose sums the device's loops reach, not the {} of {channels} to \
-                 {results} channels with the kernel {:?}, stride {:?} and dilation {:?}",
+                "conv3d: {} serves at most 4 result channels per group with stride and dilation 1 whose \
+                 windows fit shared memory and registers and whose sums fit the device's loop iterations, not \
+                 the {} of {channels} to {results} channels with the kernel {:?}, stride {:?} and dilation {:?}",
                 plan.name(),
                 pass.name(),
                 problem.kernel,
@@ -84,8 +90,8 @@ fn serves(plan: &Plan, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> 
         }
         Plan::Depthwise if !depthwise::serves(problem, pass) => {
             unsupported!(
-                "conv3d: the plan `depthwise` serves as many groups as channels, this problem has {} groups, {} input and \
-                 {} output channels and {} taps",
+                "conv3d: the plan `depthwise` serves as many groups as channels and at most 80 taps, this \
+                 problem has {} groups, {} input and {} output channels and {} taps",
                 problem.window.groups,
                 problem.channels,
                 problem.out_channels,

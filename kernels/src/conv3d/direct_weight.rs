@@ -2,11 +2,17 @@
 //!
 //! ```text
 //! dw[o,c,k] = sum over n, q of X(n,c,p) * dy[n,o,q]
+//!
+//!                        N * OD * OH * OW output positions
+//! dw[o,c,k]   | slice 0             | slice 1             | ..     one threadgroup per weight and slice,
+//!             | 0 1 .. 255 0 1 ..   |                              thread t takes positions t, t + 256, ..
 //! ```
 //!
-//! One cube per dw[o,c,k] and part of the windows: 256 partial sums, one tree, fp32 partials that
-//! [`super::reduce`] adds. Where the windows are few, one unit per dw[o,c,k]. Two loads per product; nothing
-//! is declined.
+//! Split-K over the output positions: a threadgroup reduces its 256 sums as a tree and stores one fp32
+//! partial, which [`super::reduce`] adds up. Slices below 512 positions are summed by one thread each.
+//!
+//! Layouts: any strides. Per slice `length` multiply-adds and `2 * length` loads; 1 KiB of shared memory.
+//! Taps in the padding are skipped. Nothing is declined.
 
 use super::args::{Geometry, offset};
 use super::direct::{read_tap, reads};
@@ -20,11 +26,11 @@ use crate::operand::{Operand, address_type};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-/// Units of a cube; a power of two for the tree.
-const UNITS: u32 = 256;
+/// Threads of a threadgroup; a power of two for the tree.
+const THREADS: u32 = 256;
 
-/// Products that a unit adds before it adds their sum to those before.
-const RUN: usize = 64;
+/// Products in a row before their sum is added to the thread's total: bounds the rounding error.
+const SERIAL_PRODUCTS: usize = 64;
 
 /// Launches the weight gradient: fp32 partial sums over `split`, then their deterministic sum.
 pub(crate) fn weight_gradient(
@@ -34,21 +40,20 @@ pub(crate) fn weight_gradient(
     limits: &Limits,
     [x, dy, dw]: [&Operand; 3],
 ) -> Result<(), ConvError> {
-    let sums = split.parts * dw.len();
+    let sums = split.slices * dw.len();
     let address = address_type("conv3d", &[x, dy, dw], sums.max(problem.positions()), limits)?;
-    let partials = reduce::workspace(client, split.parts, dw.len());
-    // A cube per sum pays for its barriers when every unit has a few terms.
-    let cube_per_sum = split.length >= 2 * UNITS as usize;
-    let sums_per_cube = if cube_per_sum { 1 } else { UNITS as usize };
-    let operations = 2.0 * (split.length * sums_per_cube) as f64;
-    for dispatch in dispatches(sums.div_ceil(sums_per_cube), operations, limits) {
-        // SAFETY: windows, channels and taps are checked in the kernel, which tests/conformance runs between
-        // guards.
+    let partials = reduce::workspace(client, split.slices, dw.len());
+    // With two products per thread or more, a threadgroup per sum is worth its barriers.
+    let threadgroup_per_sum = split.length >= 2 * THREADS as usize;
+    let sums_per_threadgroup = if threadgroup_per_sum { 1 } else { THREADS as usize };
+    let operations = 2.0 * (split.length * sums_per_threadgroup) as f64;
+    for dispatch in dispatches(sums.div_ceil(sums_per_threadgroup), operations, limits) {
+        // SAFETY: see `conv3d`; sums past the last exit, slices end at the last output position.
         unsafe {
             weight_gradient_kernel::launch_unchecked(
                 client,
                 dispatch.count(),
-                CubeDim::new_1d(UNITS),
+                CubeDim::new_1d(THREADS),
                 address,
                 x.tensor_arg(),
                 dy.tensor_arg(),
@@ -58,7 +63,7 @@ pub(crate) fn weight_gradient(
                 dw.len(),
                 split.length,
                 sums,
-                cube_per_sum,
+                threadgroup_per_sum,
                 problem.window.padding_mode,
                 problem.dtype.elem(),
             );
@@ -68,7 +73,6 @@ pub(crate) fn weight_gradient(
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-#[allow(clippy::too_many_arguments)]
 fn weight_gradient_kernel<E: Float>(
     x: &Tensor<E>,
     dy: &Tensor<E>,
@@ -78,51 +82,51 @@ fn weight_gradient_kernel<E: Float>(
     weights: usize,
     split_length: usize,
     sums: usize,
-    #[comptime] cube_per_sum: bool,
+    #[comptime] threadgroup_per_sum: bool,
     #[comptime] padding: PaddingMode,
     #[define(E)] _dtype: ElemType,
 ) {
-    let mut this = span.index();
-    if comptime!(!cube_per_sum) {
-        this = span.index() * UNITS as usize + UNIT_POS as usize;
+    let mut sum_index = span.index();
+    if comptime!(!threadgroup_per_sum) {
+        sum_index = span.index() * THREADS as usize + UNIT_POS as usize;
     }
-    // With a cube per sum the whole cube leaves together: a barrier follows.
-    if span.is_idle() || this >= sums {
+    // With a threadgroup per sum all of its threads exit together: a barrier follows.
+    if span.is_idle() || sum_index >= sums {
         terminate!();
     }
-    let part = this / weights;
-    let weight = this - part * weights;
-    let columns = (geometry.group_channels * geometry.taps()) as usize;
-    let o = (weight / columns) as u32;
-    let column = geometry.column((weight - o as usize * columns) as u32);
+    let slice = sum_index / weights;
+    let weight = sum_index - slice * weights;
+    let weights_per_out = (geometry.group_channels * geometry.taps()) as usize;
+    let o = (weight / weights_per_out) as u32;
+    let tap = geometry.channel_tap((weight - o as usize * weights_per_out) as u32);
     let first_channel = o / geometry.group_out * geometry.group_channels;
-    let end = min((part + 1) * split_length, geometry.windows());
+    let end = min((slice + 1) * split_length, geometry.output_positions());
     let mut sum = 0.0f32;
-    let mut index = part * split_length;
-    let step = comptime!(if cube_per_sum { UNITS as usize } else { 1 });
-    if comptime!(cube_per_sum) {
+    let mut index = slice * split_length;
+    let step = comptime!(if threadgroup_per_sum { THREADS as usize } else { 1 });
+    if comptime!(threadgroup_per_sum) {
         index += UNIT_POS as usize;
     }
     while index < end {
-        let run_end = min(index + comptime!(RUN * step), end);
-        let mut run = 0.0f32;
-        while index < run_end {
-            let q = geometry.window(index);
-            let value = read_tap(x, &geometry, q.n, first_channel, q.d, q.h, q.w, &column, padding);
-            // A tap in the padding adds nothing, whatever dy is.
-            if reads(&geometry, q.d, q.h, q.w, &column, padding) {
-                run += value * f32::cast_from(dy[offset(dy, q.n, o, q.d, q.h, q.w)]);
+        let serial_end = min(index + comptime!(SERIAL_PRODUCTS * step), end);
+        let mut serial_sum = 0.0f32;
+        while index < serial_end {
+            let q = geometry.output_position(index);
+            let value = read_tap(x, &geometry, q.n, first_channel, q.d, q.h, q.w, &tap, padding);
+            // A tap in the padding adds nothing, even if dy is not finite.
+            if reads(&geometry, q.d, q.h, q.w, &tap, padding) {
+                serial_sum += value * f32::cast_from(dy[offset(dy, q.n, o, q.d, q.h, q.w)]);
             }
             index += step;
         }
-        sum += run;
+        sum += serial_sum;
     }
-    if comptime!(cube_per_sum) {
-        let total = reduce::cube_sum(sum, UNITS);
+    if comptime!(threadgroup_per_sum) {
+        let total = reduce::threadgroup_sum(sum, THREADS);
         if UNIT_POS == 0 {
-            partials[this] = total;
+            partials[sum_index] = total;
         }
     } else {
-        partials[this] = sum;
+        partials[sum_index] = sum;
     }
 }

@@ -1,17 +1,24 @@
 //! Input gradient under replicate padding, second half: an edge element collects the gradient of every padded
-//! position that reads as it.
+//! position that reads it.
 //!
 //! ```text
 //! dx[n,c,p] = sum over padded positions e with clamp(e - begin) = p of extended[n,c,e]
+//!
+//!             begin   input    end
+//! extended   | a a a | a b c d | d d |       a, d: copies whose gradients add up in the edge element
+//! dx                 | a b c d |
 //! ```
 //!
-//! The first half is an ordinary input gradient of the padded problem ([`launched`]). Plans are chosen for
-//! that problem, checked for it and launched on it. Bytes: the extended gradient (fp32) once, dx once.
+//! The first half is an ordinary input gradient of the padded problem ([`launched`]): plans are chosen for
+//! that problem, checked for it and launched on it.
+//!
+//! Layouts: `extended` row-major fp32, dx any strides. One thread per element of dx. Bytes: `extended` read
+//! once, dx written once; one addition per element of `extended`. Nothing is declined.
 
 use super::args::{Geometry, offset};
-use super::needs::nest;
-use super::plan::Pass;
-use super::problem::{Conv3dProblem, PaddingMode, Window};
+use super::loops::nest;
+use super::pass::Pass;
+use super::problem::{Conv3dProblem, PaddingMode};
 use crate::dtype::FloatType;
 use crate::error::ConvError;
 use crate::launch::{Span, dispatches};
@@ -20,24 +27,16 @@ use crate::operand::{Operand, address_type};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-const UNITS: u32 = 256;
+/// Threads of a threadgroup.
+const THREADS: u32 = 256;
 
-/// The problem that a pass launches under every plan but `Direct`: for the input gradient under replicate
-/// padding the same convolution on an input that holds its padding, so that no padding is left; else the
-/// problem itself.
+/// The problem that a pass launches under every plan but `Direct`: the explicitly padded one for the input
+/// gradient under replicate padding, else the problem itself.
 pub(crate) fn launched(problem: &Conv3dProblem, pass: Pass) -> Conv3dProblem {
-    if !is_folded(problem, pass) {
-        return *problem;
-    }
-    let padding = problem.window.padding;
-    Conv3dProblem {
-        input: [0, 1, 2].map(|axis| problem.input[axis] + padding[axis].0 + padding[axis].1),
-        window: Window { padding: [(0, 0); 3], padding_mode: PaddingMode::Zeros, ..problem.window },
-        ..*problem
-    }
+    if is_folded(problem, pass) { problem.explicitly_padded() } else { *problem }
 }
 
-/// Whether a pass runs on the padded input and is folded.
+/// Whether a pass runs on the padded input and is folded afterwards.
 pub(crate) fn is_folded(problem: &Conv3dProblem, pass: Pass) -> bool {
     pass == Pass::InputGradient && problem.window.padding_mode == PaddingMode::Replicate
 }
@@ -47,7 +46,7 @@ pub(crate) fn extended_gradient(client: &Client, launched: &Conv3dProblem) -> Op
     Operand::empty(client, &launched.x_shape(), FloatType::F32)
 }
 
-/// Positions of the padded input, along each axis, that read as one element at most.
+/// The most positions of the padded input, along each axis, that read the same element.
 pub(crate) fn aliases(problem: &Conv3dProblem) -> [usize; 3] {
     let replicate = problem.window.padding_mode == PaddingMode::Replicate;
     [0, 1, 2].map(|axis| {
@@ -60,12 +59,12 @@ pub(crate) fn aliases(problem: &Conv3dProblem) -> [usize; 3] {
     })
 }
 
-/// Iterations of the loops of a thread of [`fold`].
+/// Loop iterations of one thread of [`fold`].
 pub(crate) fn loop_iterations(problem: &Conv3dProblem) -> usize {
     aliases(problem).into_iter().rev().fold(0, |inner, count| nest(count, inner))
 }
 
-/// Adds the gradient of the padding to the edges it repeats.
+/// Adds the gradient of the padding to the edge elements that it repeats.
 pub(crate) fn fold(
     client: &Client,
     problem: &Conv3dProblem,
@@ -74,13 +73,13 @@ pub(crate) fn fold(
     dx: &Operand,
 ) -> Result<(), ConvError> {
     let address = address_type("conv3d", &[extended, dx], dx.len(), limits)?;
-    for dispatch in dispatches(dx.len().div_ceil(UNITS as usize), f64::from(UNITS), limits) {
-        // SAFETY: positions stay inside dx, their aliases inside the padded extents.
+    for dispatch in dispatches(dx.len().div_ceil(THREADS as usize), f64::from(THREADS), limits) {
+        // SAFETY: see `conv3d`; threads past dx exit, aliases stay inside the padded extents.
         unsafe {
             fold_kernel::launch_unchecked(
                 client,
                 dispatch.count(),
-                CubeDim::new_1d(UNITS),
+                CubeDim::new_1d(THREADS),
                 address,
                 extended.tensor_arg(),
                 dx.tensor_arg(),
@@ -101,18 +100,18 @@ fn fold_kernel<E: Float>(
     span: Span,
     #[define(E)] _dtype: ElemType,
 ) {
-    let index = span.index() * UNITS as usize + UNIT_POS as usize;
-    let per_channel =
+    let index = span.index() * THREADS as usize + UNIT_POS as usize;
+    let elements_per_channel =
         geometry.depth.input as usize * geometry.height.input as usize * geometry.width.input as usize;
     let channels = dx.shape(1);
-    let image_channel = index / per_channel;
+    let image_channel = index / elements_per_channel;
     let n = image_channel / channels;
     if span.is_idle() || n >= geometry.batch as usize {
         terminate!();
     }
     let n = n as u32;
     let c = (image_channel - n as usize * channels) as u32;
-    let at = geometry.input(index - image_channel * per_channel);
+    let at = geometry.input_position(index - image_channel * elements_per_channel);
     let mut sum = 0.0f32;
     for d in geometry.depth.first_alias(at.d, true)..geometry.depth.last_alias(at.d, true) + 1i32 {
         for h in geometry.height.first_alias(at.h, true)..geometry.height.last_alias(at.h, true) + 1i32 {

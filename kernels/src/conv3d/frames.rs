@@ -15,7 +15,7 @@
 //! than the arithmetic. Shared memory: `4 * loads * threads` bytes.
 
 use super::gemm::index::Walk;
-use super::needs::nest;
+use super::loops::nest;
 use super::problem::PaddingMode;
 use crate::registers::Registers;
 use cubecl::prelude::*;

@@ -1,25 +1,27 @@
-//! conv3d as a matrix product whose operands are gathered while they are loaded: no im2col in memory.
+//! conv3d as a tiled matrix product whose operands are gathered while they are loaded: no im2col in memory.
+//! Serves what the gathered implicit GEMM of `gemm/` declines (more than 10 taps along a padded axis).
 //!
 //! ```text
-//! pass             M (rows)          N (columns)          K (sum)                 lhs(m, k)       rhs(k, n)
-//! forward          windows           O / groups           C / groups * taps       X(m, k)         w(n, k)
-//! input gradient   input positions   C / groups           O / groups * taps       dy(m, k)        w(k, n)
-//! weight gradient  O / groups        C / groups * taps    windows (split)         dy(k, m)        X(k, n)
+//! pass             M (rows)           N (columns)          K (sum)                   lhs(m, k)    rhs(k, n)
+//! forward          output positions   O / groups           C / groups * taps         X(m, k)      w(n, k)
+//! input gradient   input positions    C / groups           O / groups * taps         dy(m, k)     w(k, n)
+//! weight gradient  O / groups         C / groups * taps    output positions (split)  dy(k, m)     X(k, n)
 //! ```
 //!
-//! Windows are N * OD * OH * OW; `X(window, (c, tap))` is the input the tap reads, zero or clamped outside. A
-//! cube computes one tile of one group (and one part of the split sum); tile, bytes and operations are in
-//! [`super::tile`]. Tails are predicated: any sizes, any strides, any groups. The weight gradient leaves fp32
-//! partials that [`super::reduce`] sums. Declined: nothing but the input gradient under replicate padding,
-//! which runs on the extended input and is folded by [`super::fold`].
+//! Output positions are N * OD * OH * OW; `X(position, (c, tap))` is the input that the tap reads, zero or
+//! clamped outside. Layouts: any strides for every tensor. A threadgroup computes one tile of one group and
+//! one split-K slice; the picture of the tile, its bytes and FLOP are in [`super::implicit_gemm_tile`].
+//! Partial tiles are predicated: any sizes, strides and groups. The weight gradient leaves fp32 partials that
+//! [`super::reduce`] adds. Declined: the input gradient under replicate padding, which runs on the padded
+//! input and is folded by [`super::fold`].
 
 use super::args::{Geometry, Position, offset};
 use super::direct::read_tap;
-use super::plan::Pass;
+use super::implicit_gemm_tile::{REGISTERS, TileConfig, multiply_stages, thread_column, thread_row};
+use super::pass::Pass;
 use super::problem::{Conv3dProblem, PaddingMode};
 use super::reduce;
 use super::split::ReductionSplit;
-use super::tile::{REGISTERS, TileConfig, multiply_stages, unit_column, unit_row};
 use crate::activation::{Activation, activate};
 use crate::error::ConvError;
 use crate::launch::{Span, dispatches};
@@ -28,14 +30,14 @@ use crate::operand::{Operand, address_type};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-/// Extents of the product and of its grid.
+/// Extents of one group's GEMM and of the grid of its tiles.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
-struct Product {
+struct GemmExtents {
     m: usize,
     n: usize,
     k: usize,
-    /// K of one part of a split sum; K itself where the sum is not split.
-    part_k: usize,
+    /// K elements of one split-K slice; K itself where the sum is not split.
+    slice_k: usize,
     tiles_m: usize,
     tiles_n: usize,
     groups: usize,
@@ -79,58 +81,56 @@ pub(crate) fn weight_gradient(
     limits: &Limits,
     [x, dy, dw]: [&Operand; 3],
 ) -> Result<(), ConvError> {
-    let partials = reduce::partials(client, split.parts, dw);
+    let partials = reduce::partials(client, split.slices, dw);
     let extents =
         [problem.group_out_channels(), problem.group_channels() * problem.taps(), problem.positions()];
-    let parts = (split.length, split.parts);
+    let slices = (split.length, split.slices);
     launch(
         client,
         problem,
         (Pass::WeightGradient, config),
         limits,
         extents,
-        parts,
+        slices,
         [dy, x, &partials],
         None,
     )?;
     reduce::sum_partials(client, limits, &partials, dw)
 }
 
-#[allow(clippy::too_many_arguments)]
 fn launch(
     client: &Client,
     problem: &Conv3dProblem,
     (pass, config): (Pass, TileConfig),
     limits: &Limits,
     [m, n, k]: [usize; 3],
-    (part_k, parts): (usize, usize),
+    (slice_k, slices): (usize, usize),
     [lhs, rhs, out]: [&Operand; 3],
     bias: Option<&Operand>,
 ) -> Result<(), ConvError> {
     let (tiles_m, tiles_n) = (m.div_ceil(config.tile_m), n.div_ceil(config.tile_n));
     let groups = problem.window.groups;
-    let cubes = tiles_m * tiles_n * groups * parts;
-    let address = address_type("conv3d", &[lhs, rhs, out], m.max(n).max(k).max(cubes), limits)?;
-    let operations = 2.0 * (config.tile_m * config.tile_n * part_k) as f64;
-    for dispatch in dispatches(cubes, operations, limits) {
-        // SAFETY: rows, columns and sums are checked against `Product` in the kernel; tests/conformance.rs
-        // runs every pass between guard zones.
+    let threadgroups = tiles_m * tiles_n * groups * slices;
+    let address = address_type("conv3d", &[lhs, rhs, out], m.max(n).max(k).max(threadgroups), limits)?;
+    let operations = 2.0 * (config.tile_m * config.tile_n * slice_k) as f64;
+    for dispatch in dispatches(threadgroups, operations, limits) {
+        // SAFETY: see `conv3d`; the kernel checks rows, columns and K indices against `GemmExtents`.
         unsafe {
             gemm_kernel::launch_unchecked(
                 client,
                 dispatch.count(),
-                CubeDim::new_1d(config.units()),
+                CubeDim::new_1d(config.threads()),
                 address,
                 lhs.tensor_arg(),
                 rhs.tensor_arg(),
                 bias.map(|bias| bias.tensor_arg()).into(),
                 out.tensor_arg(),
                 problem.geometry(),
-                ProductLaunch::new(m, n, k, part_k, tiles_m, tiles_n, groups),
+                GemmExtentsLaunch { m, n, k, slice_k, tiles_m, tiles_n, groups },
                 dispatch.span(),
                 pass,
                 problem.window.padding_mode,
-                if pass == Pass::Forward { problem.window.activation } else { Activation::None },
+                problem.activation_of(pass),
                 config,
                 problem.dtype.elem(),
                 out.dtype.elem(),
@@ -148,7 +148,7 @@ fn gemm_kernel<E: Float, O: Float>(
     bias: ComptimeOption<&Tensor<E>>,
     out: &mut Tensor<O>,
     geometry: Geometry,
-    product: Product,
+    gemm: GemmExtents,
     span: Span,
     #[comptime] pass: Pass,
     #[comptime] padding: PaddingMode,
@@ -157,19 +157,19 @@ fn gemm_kernel<E: Float, O: Float>(
     #[define(E)] _dtype: ElemType,
     #[define(O)] _out_dtype: ElemType,
 ) {
-    // The whole cube leaves together: barriers follow.
+    // All threads of a threadgroup exit together: barriers follow.
     if span.is_idle() {
         terminate!();
     }
-    let cube = span.index();
-    let tile_m = cube % product.tiles_m;
-    let rest = cube / product.tiles_m;
-    let tile_n = rest % product.tiles_n;
-    let rest = rest / product.tiles_n;
-    let group = (rest % product.groups) as u32;
-    let part = rest / product.groups;
+    let threadgroup = span.index();
+    let tile_m = threadgroup % gemm.tiles_m;
+    let rest = threadgroup / gemm.tiles_m;
+    let tile_n = rest % gemm.tiles_n;
+    let rest = rest / gemm.tiles_n;
+    let group = (rest % gemm.groups) as u32;
+    let slice = rest / gemm.groups;
 
-    let units = comptime!(config.units() as usize);
+    let threads = comptime!(config.threads() as usize);
     let mut lhs_stage = Shared::<[f32]>::new_slice(comptime!(config.tile_m * config.tile_k));
     let mut rhs_stage = Shared::<[f32]>::new_slice(comptime!(config.tile_n * config.tile_k));
     let mut registers = Array::<f32>::new(comptime!(REGISTERS * REGISTERS));
@@ -178,34 +178,34 @@ fn gemm_kernel<E: Float, O: Float>(
         registers[i] = 0.0f32;
     }
 
-    // A unit always loads the same row of lhs and the same column of rhs, and steps along K.
-    let unit = UNIT_POS as usize;
-    let row_in_tile = unit % config.tile_m;
-    let column_in_tile = unit % config.tile_n;
+    // A thread always loads the same row of lhs and the same column of rhs, and steps along K.
+    let thread = UNIT_POS as usize;
+    let row_in_tile = thread % config.tile_m;
+    let column_in_tile = thread % config.tile_n;
     let row = tile_m * config.tile_m + row_in_tile;
     let column = tile_n * config.tile_n + column_in_tile;
     let row_position = decode_row(&geometry, row, pass);
 
-    let first_k = part * product.part_k;
-    let end_k = min(first_k + product.part_k, product.k);
+    let first_k = slice * gemm.slice_k;
+    let end_k = min(first_k + gemm.slice_k, gemm.k);
     let mut stage_k = first_k;
     while stage_k < end_k {
         #[unroll]
         for step in 0..comptime!(config.lhs_loads()) {
-            let k_in_stage = unit / config.tile_m + step * (units / config.tile_m);
+            let k_in_stage = thread / config.tile_m + step * (threads / config.tile_m);
             let k = stage_k + k_in_stage;
             let mut value = 0.0f32;
-            if row < product.m && k < end_k {
+            if row < gemm.m && k < end_k {
                 value = load_lhs(lhs, &geometry, group, row, &row_position, k, pass, padding);
             }
             lhs_stage[k_in_stage * config.tile_m + row_in_tile] = value;
         }
         #[unroll]
         for step in 0..comptime!(config.rhs_loads()) {
-            let k_in_stage = unit / config.tile_n + step * (units / config.tile_n);
+            let k_in_stage = thread / config.tile_n + step * (threads / config.tile_n);
             let k = stage_k + k_in_stage;
             let mut value = 0.0f32;
-            if column < product.n && k < end_k {
+            if column < gemm.n && k < end_k {
                 value = load_rhs(rhs, &geometry, group, column as u32, k, pass, padding);
             }
             rhs_stage[k_in_stage * config.tile_n + column_in_tile] = value;
@@ -218,20 +218,20 @@ fn gemm_kernel<E: Float, O: Float>(
 
     #[unroll]
     for i in 0..REGISTERS {
-        let row = tile_m * config.tile_m + unit_row(config) + i;
-        if row < product.m {
+        let row = tile_m * config.tile_m + thread_row(config) + i;
+        if row < gemm.m {
             let position = decode_row(&geometry, row, pass);
             #[unroll]
             for j in 0..REGISTERS {
-                let column = tile_n * config.tile_n + unit_column(config) + j;
-                if column < product.n {
+                let column = tile_n * config.tile_n + thread_column(config) + j;
+                if column < gemm.n {
                     let value = registers[i * REGISTERS + j];
                     if comptime!(pass == Pass::WeightGradient) {
-                        let o = group as usize * product.m + row;
-                        let weights = product.groups * product.m * product.n;
-                        out[part * weights + o * product.n + column] = O::cast_from(value);
+                        let o = group as usize * gemm.m + row;
+                        let weights = gemm.groups * gemm.m * gemm.n;
+                        out[slice * weights + o * gemm.n + column] = O::cast_from(value);
                     } else {
-                        let channel = group * product.n as u32 + column as u32;
+                        let channel = group * gemm.n as u32 + column as u32;
                         let bias: ComptimeOption<f32> =
                             bias.map(|bias| f32::cast_from(bias[channel as usize * bias.stride(0)]));
                         let value = value + bias.unwrap_or_else(|| 0.0f32.runtime());
@@ -244,21 +244,20 @@ fn gemm_kernel<E: Float, O: Float>(
     }
 }
 
-/// What a row of the product stands for: a window, an input position, or (weight gradient) nothing but a
-/// channel.
+/// The position of a GEMM row: of the output, of the input, or (weight gradient, whose rows are channels)
+/// none.
 #[cube]
 fn decode_row(geometry: &Geometry, row: usize, #[comptime] pass: Pass) -> Position {
     if comptime!(pass == Pass::Forward) {
-        geometry.window(row)
+        geometry.output_position(row)
     } else if comptime!(pass == Pass::InputGradient) {
-        geometry.input(row)
+        geometry.input_position(row)
     } else {
         Position { n: 0u32.runtime(), d: 0u32.runtime(), h: 0u32.runtime(), w: 0u32.runtime() }
     }
 }
 
 #[cube]
-#[allow(clippy::too_many_arguments)]
 fn load_lhs<E: Float>(
     lhs: &Tensor<E>,
     geometry: &Geometry,
@@ -270,23 +269,23 @@ fn load_lhs<E: Float>(
     #[comptime] padding: PaddingMode,
 ) -> f32 {
     if comptime!(pass == Pass::Forward) {
-        let column = geometry.column(k as u32);
+        let tap = geometry.channel_tap(k as u32);
         let first = group * geometry.group_channels;
-        read_tap(lhs, geometry, position.n, first, position.d, position.h, position.w, &column, padding)
+        read_tap(lhs, geometry, position.n, first, position.d, position.h, position.w, &tap, padding)
     } else if comptime!(pass == Pass::InputGradient) {
-        // K runs over (output channel, tap) in the weight's tap order.
-        let column = geometry.column(k as u32);
-        let qd = geometry.depth.window_at(position.d as i32, column.d);
-        let qh = geometry.height.window_at(position.h as i32, column.h);
-        let qw = geometry.width.window_at(position.w as i32, column.w);
+        // K is (output channel, tap), taps in the weight's order.
+        let tap = geometry.channel_tap(k as u32);
+        let qd = geometry.depth.window_at(position.d as i32, tap.d);
+        let qh = geometry.height.window_at(position.h as i32, tap.h);
+        let qw = geometry.width.window_at(position.w as i32, tap.w);
         let mut value = 0.0f32;
         if qd < geometry.depth.output && qh < geometry.height.output && qw < geometry.width.output {
-            let o = group * geometry.group_out + column.c;
+            let o = group * geometry.group_out + tap.c;
             value = f32::cast_from(lhs[offset(lhs, position.n, o, qd, qh, qw)]);
         }
         value
     } else {
-        let q = geometry.window(k);
+        let q = geometry.output_position(k);
         f32::cast_from(lhs[offset(lhs, q.n, group * geometry.group_out + row as u32, q.d, q.h, q.w)])
     }
 }
@@ -302,14 +301,14 @@ fn load_rhs<E: Float>(
     #[comptime] padding: PaddingMode,
 ) -> f32 {
     if comptime!(pass == Pass::Forward) {
-        let tap = geometry.column(k as u32);
+        let tap = geometry.channel_tap(k as u32);
         f32::cast_from(rhs[offset(rhs, group * geometry.group_out + column, tap.c, tap.d, tap.h, tap.w)])
     } else if comptime!(pass == Pass::InputGradient) {
-        let tap = geometry.column(k as u32);
+        let tap = geometry.channel_tap(k as u32);
         f32::cast_from(rhs[offset(rhs, group * geometry.group_out + tap.c, column, tap.d, tap.h, tap.w)])
     } else {
-        let q = geometry.window(k);
-        let tap = geometry.column(column);
+        let q = geometry.output_position(k);
+        let tap = geometry.channel_tap(column);
         read_tap(rhs, geometry, q.n, group * geometry.group_channels, q.d, q.h, q.w, &tap, padding)
     }
 }

@@ -6,38 +6,53 @@
 //!
 //! `X` reads zero or the nearest element outside the input. Problem -> plan -> kernel: [`Conv3dProblem`] is
 //! validated, [`plan`] chooses, [`forward`], [`input_gradient`] and [`weight_gradient`] launch. Every plan
-//! computes in fp32 and rounds once; no plan uses atomics, so equal calls give equal bits, and limits on
-//! dispatches (which split the work into more launches) change none.
+//! accumulates in fp32 with one final rounding. No plan uses atomics: results are bitwise reproducible, also
+//! under other limits on dispatches, which split the grid into more launches.
 //!
-//! # Numbers that are not finite, and the range of those that are
+//! # Non-finite operands, and the range of finite ones
 //!
-//! One contract for every plan but Winograd's, every device and pass ([`reference::reach`] says it for each
+//! One contract for every plan but Winograd's, every device and pass ([`reference::reach`] states it per
 //! result). With NaN or infinities among the operands
 //!
 //! - a result is not finite where a product of its sum holds one of them;
-//! - other results of the same channel may be: a weight `w[o,c,k]` may make any result of channel o
-//!   non-finite (dx: of channel c), an element of x or dy any weight's gradient of its channel. Most plans
-//!   multiply by the zeros of the padding and of windows that do not exist, and 0 times infinity is NaN.
-//!   [`Plan::Direct`] adds nothing there;
+//! - other results of the same channel may be not finite: a weight `w[o,c,k]` may reach any result of channel
+//!   o (dx: of channel c), an element of x or dy any weight gradient of its channel. Most plans multiply by
+//!   the zeros of the padding and of windows that do not exist, and 0 times infinity is NaN. [`Plan::Direct`]
+//!   skips these;
 //! - every other result is finite and right.
 //!
 //! Under [`Plan::Winograd`] (`Auto` may take it) an element of x (dx: of dy) also reaches the other results
-//! of its tiles, m x m in the plane; under [`Plan::Subpixel`] an element of dy, where windows stride in the
-//! plane, the other positions of the blocks of one stride by one stride that its window reaches.
-//! [`Notes::non_finite`] says which of them a plan is.
+//! of its m x m tiles along H and W; under [`Plan::Subpixel`] an element of dy, where windows have a stride
+//! along H or W, the other positions of the stride x stride blocks that its window reaches.
+//! [`Notes::non_finite`] says which of them holds for a plan.
 //!
 //! Finite operands give finite, right results under every plan where the products' magnitudes have a finite
 //! sum, counted with the largest of each channel: `C/groups * taps * max|x| * max|w| < 2^128` is enough (dx:
-//! `O/groups * taps * max|dy| * max|w|`; dw: `N*OD*OH*OW * max|x| * max|dy|`). A half type's results are
-//! infinite past its own largest number.
+//! `O/groups * taps * max|dy| * max|w|`; dw: `N*OD*OH*OW * max|x| * max|dy|`). Results in a half type are
+//! infinite above its largest number.
 //!
 //! # Long sums
 //!
-//! The weight's and the bias' gradient sum in parts of a bounded number of terms, and the parts in trees: see
-//! `split.rs` for each kernel's bound. y and dx are single fp32 sums of `C/groups * taps` and
-//! `O/groups * taps` terms, or of the few parts that fill the device.
+//! The weight's and the bias' gradients sum in slices of bounded length and add the slices as trees: see
+//! `split.rs` for each kernel's bound. y and dx are fp32 sums over `C/groups * taps` and `O/groups * taps`
+//! products, in one piece or in the few split-K slices that fill the device.
+//!
+//! # Safety of the launches
+//!
+//! Kernels are launched without bounds checks. Every launch relies on this contract; its `SAFETY` comment
+//! adds what keeps its own indices in bounds.
+//!
+//! - Operands have the problem's shapes and dtype (checked in this file), and every extent is below 2^31
+//!   (`Conv3dProblem::new`).
+//! - The plan serves the problem that is launched, within the device's limits (`check.rs`).
+//! - The kernel's address type reaches every offset (`address_type`).
+//! - The caller's output tensors overlap no input. Kernels that work in place (`reduce.rs`) touch each
+//!   thread's own elements only.
+//! - Threadgroups past the end of their span exit (`Span::is_idle`).
+//!
+//! tests/conformance runs every plan with guard zones around the tensors.
 
-mod activation;
+mod activation_pass;
 mod args;
 mod check;
 mod depthwise;
@@ -48,29 +63,31 @@ mod fold;
 mod frames;
 mod gemm;
 mod implicit_gemm;
+mod implicit_gemm_tile;
+mod loops;
 mod needs;
 mod notes;
+mod pass;
 mod plan;
 mod problem;
 mod reduce;
 pub mod reference;
 mod split;
 mod subpixel;
-mod tile;
 mod window;
 pub mod winograd;
 
 pub use crate::activation::Activation;
-pub use activation::activation_gradient;
+pub use activation_pass::activation_gradient;
 pub use few_outputs::FewOutputsTile;
 pub use gemm::{MatrixTile, RegisterTile};
+pub use implicit_gemm_tile::TileConfig;
 pub use needs::Needs;
 pub use notes::{NonFinite, Notes};
-pub use plan::{Algorithm, Pass, Plan, Tiles, eligible, gradient_plan, plan};
+pub use pass::Pass;
+pub use plan::{Algorithm, Plan, Tiles, eligible, gradient_plan, plan};
 pub use problem::{Conv3dProblem, PaddingMode, Window};
-pub use split::ReductionSplit;
 pub use subpixel::SubpixelTile;
-pub use tile::TileConfig;
 pub use window::{WindowTile, WindowWeightTile};
 pub use winograd::{RegionExtent, WinogradConfig, WinogradTile};
 
@@ -79,10 +96,11 @@ use crate::limits::Limits;
 use crate::operand::Operand;
 use cubecl::prelude::*;
 use gemm::Tile;
+use split::ReductionSplit;
 
 /// Computes y `[N, O, OD, OH, OW]` into `y`.
 ///
-/// `limits` are the device's, or smaller ones.
+/// `limits` are the device's or smaller ones.
 ///
 /// # Errors
 /// When the operands do not have the problem's shapes and dtype, or the plan cannot serve the problem.
@@ -99,12 +117,12 @@ pub fn forward(
     run_forward(client, limits, problem, plan, [x, w, y], bias)
 }
 
-/// [`forward`] that keeps what the activation's gradient needs: `pre`, an fp32 tensor of y's shape, gets the
-/// value before the activation. y has the bits that [`forward`] gives it, by every plan: a result is the same
-/// fp32 number there before it goes through the same function and is rounded. Both are row-major.
+/// [`forward`] that also stores what the activation's gradient needs: the value before the activation, in
+/// `pre`, an fp32 tensor of y's shape. Both are row-major. y has the bits of [`forward`] under every plan:
+/// activation and rounding act on the same fp32 number.
 ///
 /// # Errors
-/// As [`forward`], and when `pre` or y is not such a tensor.
+/// As [`forward`], and when `pre` or y does not have that shape, dtype or order.
 pub fn forward_with_pre(
     client: &Client,
     limits: &Limits,
@@ -115,16 +133,16 @@ pub fn forward_with_pre(
     bias: Option<&Operand>,
 ) -> Result<(), ConvError> {
     check_forward(problem, [x, w, y], bias)?;
-    activation::check(pre, y)?;
+    activation_pass::check(pre, y)?;
     check::check(plan, problem, Pass::Forward, limits)?;
     let activation = problem.window.activation;
     let plain =
         Conv3dProblem { window: Window { activation: Activation::None, ..problem.window }, ..*problem };
     run_forward(client, limits, &plain, plan, [x, w, pre], bias)?;
-    activation::apply(client, limits, activation, pre, y)
+    activation_pass::apply(client, limits, activation, pre, y)
 }
 
-/// Refuses operands of another problem.
+/// Refuses operands that do not fit the problem.
 fn check_forward(
     problem: &Conv3dProblem,
     [x, w, y]: [&Operand; 3],
@@ -137,7 +155,7 @@ fn check_forward(
     check_bias(problem, bias)
 }
 
-/// The pass by a checked plan; y has the problem's dtype or fp32.
+/// The forward pass under a checked plan; y has the problem's dtype or fp32.
 fn run_forward(
     client: &Client,
     limits: &Limits,
@@ -146,7 +164,7 @@ fn run_forward(
     [x, w, y]: [&Operand; 3],
     bias: Option<&Operand>,
 ) -> Result<(), ConvError> {
-    // Without input channels the result is the bias: x and w are empty.
+    // Without input channels x and w are empty and the result is the bias.
     let (x, w) = (&x.bindable(client), &w.bindable(client));
     match plan {
         Plan::Empty => Ok(()),
@@ -187,10 +205,10 @@ pub fn input_gradient(
         &[("dy", dy, problem.y_shape()), ("w", w, problem.weight_shape()), ("dx", dx, problem.x_shape())],
     )?;
     check::check(plan, problem, Pass::InputGradient, limits)?;
-    // Without output channels the gradient is zero: dy and w are empty.
+    // Without output channels dy and w are empty and the gradient is zero.
     let (dy, w) = (&dy.bindable(client), &w.bindable(client));
     if fold::is_folded(problem, Pass::InputGradient) && !matches!(plan, Plan::Empty | Plan::Direct) {
-        // What `check` has looked at.
+        // The problem that `check` has looked at.
         let launched = fold::launched(problem, Pass::InputGradient);
         let extended = fold::extended_gradient(client, &launched);
         run_input_gradient(client, &launched, plan, limits, [dy, w, &extended])?;
@@ -199,6 +217,7 @@ pub fn input_gradient(
     run_input_gradient(client, problem, plan, limits, [dy, w, dx])
 }
 
+/// The input gradient under a checked plan; dx has the problem's dtype or fp32.
 fn run_input_gradient(
     client: &Client,
     problem: &Conv3dProblem,
@@ -243,9 +262,8 @@ pub fn weight_gradient(
     run_weight_gradient(client, limits, problem, plan, operands, None)
 }
 
-/// Computes dw (operands x, dy, dw) as [`weight_gradient`] does and db `[O]` as [`bias_gradient`] does: in
-/// one sweep of dy where a depthwise plan holds it in registers, which then costs nothing, and in two
-/// elsewhere, where the second is 1 to 2 % of the first.
+/// Computes dw (operands x, dy, dw) as [`weight_gradient`] and db `[O]` as [`bias_gradient`] do: in one pass
+/// over dy under depthwise plans that hold it in registers, where db is free, else in two.
 ///
 /// # Errors
 /// As [`forward`].
@@ -265,6 +283,7 @@ pub fn weight_and_bias_gradient(
     bias_gradient(client, limits, problem, operands[1], db)
 }
 
+/// The weight gradient, with db where the plan computes it in the same pass.
 fn run_weight_gradient(
     client: &Client,
     limits: &Limits,
@@ -278,7 +297,7 @@ fn run_weight_gradient(
         &[("x", x, problem.x_shape()), ("dy", dy, problem.y_shape()), ("dw", dw, problem.weight_shape())],
     )?;
     check::check(plan, problem, Pass::WeightGradient, limits)?;
-    // Without a batch the gradient is zero: x and dy are empty.
+    // Without a batch x and dy are empty and the gradient is zero.
     let (x, dy) = (&x.bindable(client), &dy.bindable(client));
     let split = ReductionSplit::of(problem.positions(), dw.len(), limits);
     match plan {
@@ -340,15 +359,22 @@ fn only_weight_gradient(plan: &Plan) -> Result<(), ConvError> {
 
 fn check_bias(problem: &Conv3dProblem, bias: Option<&Operand>) -> Result<(), ConvError> {
     match (bias, problem.bias) {
-        (Some(bias), true) if bias.shape == [problem.out_channels] && bias.dtype == problem.dtype => {}
-        (None, false) => {}
-        (bias, expected) => invalid!(
-            "conv3d: a bias of {} elements was expected ({expected}), got {:?}",
-            problem.out_channels,
-            bias.map(|bias| &bias.shape)
+        (None, false) => Ok(()),
+        (None, true) => {
+            invalid!("conv3d: the problem has a bias of {} elements, none was given", problem.out_channels)
+        }
+        (Some(bias), false) => {
+            invalid!("conv3d: the problem has no bias, one of shape {:?} was given", bias.shape)
+        }
+        (Some(bias), true) if bias.shape == [problem.out_channels] && bias.dtype == problem.dtype => Ok(()),
+        (Some(bias), true) => invalid!(
+            "conv3d: the bias is {} of shape {:?}, the problem needs {} of shape [{}]",
+            bias.dtype.name(),
+            bias.shape,
+            problem.dtype.name(),
+            problem.out_channels
         ),
     }
-    Ok(())
 }
 
 fn check_operands(

@@ -1,37 +1,38 @@
-//! What a plan asks of a device. Planning declines what the device lacks, so that some plan always serves and
-//! every refusal comes before a launch.
+//! What a plan needs of a device. Planning declines what the device lacks, so that some plan always serves
+//! and every refusal comes before a launch.
 //!
-//! Loop iterations are upper bounds of what one thread makes, all loops of a kernel together: a software
-//! device ends every loop once they are spent ([`Limits::loop_iterations`]). A loop of n iterations costs n and
-//! one more, in which it ends.
+//! Loop iterations are upper bounds for one thread, summed over all loops of a kernel: a software device ends
+//! every loop once they are spent ([`Limits::loop_iterations`]).
 
 use super::gemm::{self, Tile};
-use super::plan::{Pass, Plan};
+use super::loops::nest;
+use super::pass::Pass;
+use super::plan::Plan;
 use super::problem::Conv3dProblem;
 use super::split::ReductionSplit;
 use super::{depthwise, direct, few_outputs, fold, subpixel, window, winograd};
 use crate::error::{ConvError, unsupported};
 use crate::limits::Limits;
 
-/// What a plan asks of a device: the most that any of its kernels needs.
+/// What a plan needs of a device: the maximum over its kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Needs {
     /// Bytes of threadgroup memory.
     pub shared_bytes: usize,
     /// Threads of a threadgroup.
     pub threads: usize,
-    /// Buffers that a kernel binds, that of its arguments included.
+    /// Buffers that a kernel binds, its argument buffer included.
     pub bindings: usize,
     /// Bytes of the largest intermediate buffer.
     pub buffer_bytes: u64,
-    /// Iterations of all loops of a thread.
+    /// Loop iterations of a thread, all loops together.
     pub loop_iterations: usize,
 }
 
-/// Two factors, the bias, the result and the arguments.
+/// Two operands, bias, result and arguments.
 const BINDINGS: usize = 5;
 
-/// Threads of the kernels without a tile: `Direct`, transforms, packing, the sums of partials.
+/// Threads per threadgroup of the kernels without a tile: `Direct`, transforms, packing, reductions.
 const THREADS: usize = 256;
 
 impl Needs {
@@ -54,7 +55,7 @@ impl Needs {
         let (pass, plan) = (pass.name(), plan.name());
         let resources = [
             (self.shared_bytes, limits.shared_bytes, "bytes of shared memory"),
-            (self.threads, limits.units_per_cube as usize, "units per cube"),
+            (self.threads, limits.units_per_cube as usize, "threads per threadgroup"),
             (self.bindings, limits.bindings, "buffer bindings"),
         ];
         for (needed, offered, what) in resources {
@@ -64,7 +65,8 @@ impl Needs {
         }
         if self.buffer_bytes > limits.buffer_bytes {
             return Err(ConvError::TooLarge(format!(
-                "conv3d: the {pass} by {plan} needs an intermediate buffer of {} bytes, the largest of this device has {}",
+                "conv3d: the {pass} by {plan} needs an intermediate buffer of {} bytes, \
+                 this device's largest has {}",
                 self.buffer_bytes, limits.buffer_bytes
             )));
         }
@@ -72,7 +74,8 @@ impl Needs {
             && self.loop_iterations > most
         {
             return Err(ConvError::TooLarge(format!(
-                "conv3d: the {pass} by {plan} sums in {} loop turns, this software device ends loops after {most}",
+                "conv3d: the {pass} by {plan} takes {} loop iterations per thread, this software device \
+                 ends loops after {most}",
                 self.loop_iterations
             )));
         }
@@ -80,13 +83,8 @@ impl Needs {
     }
 }
 
-/// Iterations of a loop of `count` iterations, each with loops of `inner` iterations in it.
-pub(crate) fn nest(count: usize, inner: usize) -> usize {
-    count.saturating_mul(inner.saturating_add(1)).saturating_add(1)
-}
-
 impl Plan {
-    /// What the plan asks of a device for one pass of a problem that it serves.
+    /// What the plan needs of a device for one pass of a problem that it serves.
     pub fn needs(&self, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Needs {
         let launched = fold::launched(problem, pass);
         if matches!(self, Self::Empty) {
@@ -108,8 +106,8 @@ impl Plan {
     }
 }
 
-/// fp32 partials of a split sum: its slices, and how long one is.
-fn slices(problem: &Conv3dProblem, limits: &Limits) -> ReductionSplit {
+/// How the simple plans split the weight gradient's sum.
+fn weight_split(problem: &Conv3dProblem, limits: &Limits) -> ReductionSplit {
     ReductionSplit::of(problem.positions(), problem.weight_shape().iter().product(), limits)
 }
 
@@ -117,57 +115,57 @@ fn direct_needs(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Needs {
     if pass != Pass::WeightGradient {
         return Needs::of(0, THREADS, direct::loop_iterations(problem, pass));
     }
-    // A thread sums a short slice, a threadgroup a long one; dw has fp32 partials however few the slices are.
-    let ReductionSplit { parts, length } = slices(problem, limits);
-    let turns = nest(length.min(2 * THREADS).max(length.div_ceil(THREADS)), 0);
+    // A thread sums a short slice, a threadgroup a long one. dw has fp32 partials even for one slice.
+    let ReductionSplit { slices, length } = weight_split(problem, limits);
+    let iterations = nest(length.min(2 * THREADS).max(length.div_ceil(THREADS)), 0);
     let weights: usize = problem.weight_shape().iter().product();
-    Needs { buffer_bytes: (4 * parts * weights) as u64, ..Needs::of(4 * THREADS, THREADS, turns) }
+    Needs { buffer_bytes: (4 * slices * weights) as u64, ..Needs::of(4 * THREADS, THREADS, iterations) }
 }
 
-/// The needs of a plan but `Empty` and `Direct` on the problem that it launches.
+/// The needs of all plans but `Empty` and `Direct`, on the problem that they launch.
 fn kernel_needs(plan: &Plan, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Needs {
     let size = problem
         .dtype
         .size()
         .max(gemm::stage_type(problem.dtype, limits).map_or(4, |(stage, _)| stage.size()));
     match plan {
-        Plan::Empty | Plan::Direct => unreachable!("the caller has answered for these"),
+        Plan::Empty | Plan::Direct => unreachable!("answered by the caller"),
         Plan::ImplicitGemm(tile) => {
-            let terms = match pass {
+            let k = match pass {
                 Pass::Forward => problem.group_channels() * problem.taps(),
                 Pass::InputGradient => problem.group_out_channels() * problem.taps(),
-                Pass::WeightGradient => slices(problem, limits).length,
+                Pass::WeightGradient => weight_split(problem, limits).length,
             };
-            Needs::of(tile.shared_bytes(), tile.units() as usize, nest(terms.div_ceil(tile.tile_k), 0))
+            Needs::of(tile.shared_bytes(), tile.threads() as usize, nest(k.div_ceil(tile.tile_k), 0))
         }
         Plan::Depthwise => {
-            let (shared, threads, turns) = depthwise::needs(problem, pass, limits);
-            Needs::of(shared, threads, turns)
+            let (shared, threads, iterations) = depthwise::needs(problem, pass, limits);
+            Needs::of(shared, threads, iterations)
         }
         Plan::Gemm(tile) => {
             let stages = gemm::stages(problem, pass, Tile::Registers(*tile), limits);
             let inner = if limits.unroll { 0 } else { nest(tile.tile_k, 0) };
-            Needs::of(tile.shared_bytes(), tile.units(), nest(stages, inner) + CLEARING)
+            Needs::of(tile.shared_bytes(), tile.units(), nest(stages, inner) + SETUP)
         }
         Plan::MatrixGemm(tile) => {
             let stages = gemm::stages(problem, pass, Tile::Matrices(*tile), limits);
-            Needs::of(tile.shared_bytes(size), tile.units(), nest(stages, 0) + CLEARING)
+            Needs::of(tile.shared_bytes(size), tile.units(), nest(stages, 0) + SETUP)
         }
         Plan::WindowGemm(tile) => Needs {
             buffer_bytes: window::packed_bytes(problem, pass, tile, limits),
             ..Needs::of(
                 tile.shared_bytes(size).max(window::PACK_BYTES),
                 tile.threads(),
-                window::loop_iterations(problem, pass, tile, limits) + CLEARING,
+                window::loop_iterations(problem, pass, tile, limits) + SETUP,
             )
         },
         Plan::WindowWeight(tile) => {
-            let turns = window::weight::loop_iterations(problem, tile, limits);
-            Needs::of(tile.shared_bytes(size), tile.threads(), turns + CLEARING)
+            let iterations = window::weight::loop_iterations(problem, tile, limits);
+            Needs::of(tile.shared_bytes(size), tile.threads(), iterations + SETUP)
         }
         Plan::FewOutputs(tile) => {
-            let turns = few_outputs::loop_iterations(problem, pass, tile, limits);
-            Needs::of(few_outputs::shared_bytes(problem, pass, tile), tile.threads, turns)
+            let iterations = few_outputs::loop_iterations(problem, pass, tile, limits);
+            Needs::of(few_outputs::shared_bytes(problem, pass, tile), tile.threads, iterations)
         }
         Plan::Subpixel(tile) => Needs {
             buffer_bytes: subpixel::packed_bytes(problem, tile, limits),
@@ -178,14 +176,14 @@ fn kernel_needs(plan: &Plan, problem: &Conv3dProblem, pass: Pass, limits: &Limit
             )
         },
         Plan::Winograd(config) => {
-            let (shared, threads, turns) = winograd::needs(problem, pass, config, limits);
-            Needs::of(shared, threads, turns)
+            let (shared, threads, iterations) = winograd::needs(problem, pass, config, limits);
+            Needs::of(shared, threads, iterations)
         }
     }
 }
 
-/// Iterations of the loops that prepare a stage or find the places of a window, once for a thread.
-const CLEARING: usize = 128;
+/// Iterations of the loops that run once per thread: clearing a stage, computing a window's addresses.
+const SETUP: usize = 128;
 
 #[cfg(test)]
 #[path = "needs_tests.rs"]

@@ -1,6 +1,7 @@
-//! Some plan serves every problem on every class of device, and asks for nothing that the device lacks.
+//! Some plan serves every problem on every class of device, and needs nothing that the device lacks.
 
 use super::*;
+use crate::conv3d::check::check;
 use crate::conv3d::plan::{Algorithm, eligible, plan};
 use crate::conv3d::problem::{PaddingMode, Window};
 use crate::dtype::FloatType;
@@ -8,8 +9,8 @@ use proptest::prelude::*;
 
 const PASSES: [Pass; 3] = [Pass::Forward, Pass::InputGradient, Pass::WeightGradient];
 
-/// Devices that lack something: WebGPU's defaults, small integrated GPUs, Vulkan drivers without matrices, a
-/// software driver.
+/// Devices that lack something: WebGPU's defaults, small integrated GPUs, Vulkan drivers without matrix
+/// units, a software driver.
 fn devices() -> Vec<Limits> {
     let m1 = Limits::apple_m1;
     let plain = || Limits { matrices: Vec::new(), ..m1() };
@@ -23,7 +24,7 @@ fn devices() -> Vec<Limits> {
             buffer_bytes: 128 << 20,
             ..plain()
         },
-        // Matrices, but little threadgroup memory for their stages.
+        // Matrix units, but little threadgroup memory for their stages.
         Limits { shared_bytes: 16 * 1024, units_per_cube: 256, ..m1() },
         Limits { wide_index: false, buffer_bytes: 128 << 20, ..plain() },
         Limits { wide_index: false, loop_iterations: Some(60_000), ..plain() },
@@ -37,7 +38,7 @@ fn problems() -> impl Strategy<Value = Conv3dProblem> {
     ([axis(), axis(), axis()], channels, any::<bool>()).prop_filter_map(
         "the window fits",
         |(axes, (batch, c, o, groups), replicate)| {
-            // 0 stands for depthwise.
+            // 0 means depthwise.
             let (c, o, groups) = match groups {
                 0 => (c, c, c),
                 groups => (c * groups, o * groups, groups),
@@ -69,11 +70,12 @@ proptest! {
                     let plan = plan.unwrap();
                     let needs = plan.needs(&problem, pass, &limits);
                     prop_assert!(needs.check(&plan, pass, &limits).is_ok());
-                    prop_assert!(needs.shared_bytes <= limits.shared_bytes && needs.threads <= limits.units_per_cube as usize);
-                    prop_assert!(crate::conv3d::check::check(&plan, &problem, pass, &limits).is_ok(), "{}", plan.name());
+                    prop_assert!(needs.shared_bytes <= limits.shared_bytes);
+                    prop_assert!(needs.threads <= limits.units_per_cube as usize);
+                    prop_assert!(check(&plan, &problem, pass, &limits).is_ok(), "{}", plan.name());
                 }
                 for plan in eligible(&problem, pass, &limits) {
-                    prop_assert!(crate::conv3d::check::check(&plan, &problem, pass, &limits).is_ok(), "{}", plan.name());
+                    prop_assert!(check(&plan, &problem, pass, &limits).is_ok(), "{}", plan.name());
                 }
             }
         }
@@ -84,7 +86,7 @@ fn layer(x: [usize; 5], weight: [usize; 5], window: Window) -> Conv3dProblem {
     Conv3dProblem::new(x, weight, None, window, FloatType::F32).expect("a valid layer")
 }
 
-/// The padded input's gradient passes one binding: `Direct` gathers without it.
+/// The padded input's gradient exceeds a binding: `Direct` gathers without it.
 #[test]
 fn a_padded_gradient_beyond_a_binding_is_gathered_directly() {
     let window = Window {
@@ -99,8 +101,7 @@ fn a_padded_gradient_beyond_a_binding_is_gathered_directly() {
     assert_ne!(plan(&problem, Pass::InputGradient, Algorithm::Auto, &Limits::apple_m1()), Ok(Plan::Direct));
 }
 
-/// Loops of the fold and of `Direct` over the positions that read as one element are counted before anything
-/// is launched.
+/// The loops of the fold and of `Direct` over aliases are counted before anything is launched.
 #[test]
 fn loops_over_aliases_are_counted() {
     let limits = Limits { loop_iterations: Some(60_000), matrices: Vec::new(), ..Limits::apple_m1() };
@@ -115,7 +116,9 @@ fn loops_over_aliases_are_counted() {
         let error =
             plan(&problem, Pass::InputGradient, Algorithm::Auto, &limits).expect_err("too many aliases");
         assert!(
-            error.message().contains("loop turns, this software device ends loops after 60000"),
+            error
+                .message()
+                .contains("loop iterations per thread, this software device ends loops after 60000"),
             "{error}"
         );
         assert!(plan(&problem, Pass::InputGradient, Algorithm::Auto, &Limits::apple_m1()).is_ok());
@@ -127,7 +130,7 @@ fn loops_over_aliases_are_counted() {
     assert!(plan(&problem, Pass::InputGradient, Algorithm::Direct, &limits).is_err());
 }
 
-/// Sizes that multiply beyond 64 bits are refused with the tensor's name, not by arithmetic.
+/// Sizes whose product exceeds 64 bits are refused with the tensor's name, not by an overflow.
 #[test]
 fn sizes_beyond_every_memory_are_refused() {
     let window = |padding| Window { padding: [(padding, padding); 3], ..Window::default() };
@@ -147,7 +150,7 @@ fn sizes_beyond_every_memory_are_refused() {
         refused([1, 1, 1, 1, 1], [1, 1, 1, 1, 1], strided),
         "conv3d: the padded input [1, 1, 2097153, 2097153, 2097153] has more elements than can be addressed"
     );
-    // A stride whose residue classes pass 64 bits.
+    // A stride whose number of phases exceeds 64 bits.
     let strided = Window { stride: [(1 << 31) - 1; 3], ..Window::default() };
     let problem = layer([1, 3, 2, 2, 2], [4, 3, 2, 2, 2], strided);
     for pass in PASSES {

@@ -1,8 +1,9 @@
-//! What a caller may want to know of a plan before it runs.
+//! What a caller may want to know about a plan before it runs: error, workspace, spread of NaN.
 
 use super::fold;
 use super::gemm::{is_patches, stage_type};
-use super::plan::{Pass, Plan};
+use super::pass::Pass;
+use super::plan::Plan;
 use super::problem::Conv3dProblem;
 use super::winograd::WinogradTile;
 use crate::dtype::FloatType;
@@ -15,10 +16,10 @@ use std::fmt;
 pub enum NonFinite {
     /// To the results whose windows hold it.
     Window,
-    /// In the plane, to whole tiles of this many by this many results, some of whose windows hold it.
+    /// To whole H x W tiles of this many by this many results, some of whose windows hold it.
     Tile(usize),
-    /// An element of dy, of windows strided in the plane: to the positions of dx in the blocks of one stride
-    /// by one stride that its window reaches, also those that no tap of it reaches.
+    /// From an element of dy, of windows with a stride along H or W: to every position of the stride x stride
+    /// blocks of dx that its window reaches, also those that none of its taps reaches.
     Blocks,
 }
 
@@ -27,13 +28,13 @@ pub enum NonFinite {
 pub struct Notes {
     /// Winograd's tile.
     pub tile: Option<WinogradTile>,
-    /// The type of the factors that are multiplied; sums are fp32 always.
+    /// The type of the factors that are multiplied; accumulation is always fp32.
     pub domain: FloatType,
     /// The error of results kept in fp32, on normally distributed data; storage in a half type rounds once
     /// more.
     pub error: Guard,
-    /// Bytes of packed weights and of Winograd's intermediate tensors. Sums that are split keep their
-    /// partials within `Limits::workspace_bytes` too.
+    /// Bytes of packed weights and of Winograd's intermediate tensors. Split-K partials come on top, within
+    /// `Limits::workspace_bytes`.
     pub workspace_bytes: u64,
     /// How far a non-finite input spreads.
     pub non_finite: NonFinite,
@@ -51,7 +52,7 @@ impl Plan {
             workspace_bytes: 0,
             non_finite: NonFinite::Window,
         };
-        // What the engine packs for one walk after the other.
+        // The weights that the gathered implicit GEMM packs per stride phase.
         let weights = problem.weight_shape().iter().product::<usize>() * problem.dtype.size();
         let packs = pass == Pass::InputGradient && !is_patches(problem, pass);
         let packed = if packs { weights as u64 } else { 0 };
@@ -70,7 +71,7 @@ impl Plan {
             Self::Subpixel(tile) => Notes {
                 domain: super::subpixel::stage(problem, tile, limits).0,
                 workspace_bytes: super::subpixel::packed_bytes(problem, tile, limits),
-                // Taps that do not reach a position of a block have zeros for weights.
+                // Taps that do not reach a position of a block have zero weights.
                 non_finite: if problem.window.stride[1..] == [1, 1] {
                     NonFinite::Window
                 } else {

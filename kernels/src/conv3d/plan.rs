@@ -1,82 +1,68 @@
 //! Which algorithm serves a problem: a pure function of problem, pass and limits, so the same problem on the
 //! same kind of device always rounds the same way.
 //!
-//! | plan         | passes      | serves                                            | workspace                            |
-//! |--------------|-------------|---------------------------------------------------|--------------------------------------|
-//! | Depthwise    | all         | groups = C = O, at most 80 taps                   | dw: fp32 partials                    |
-//! | Gemm         | all         | at most 10 taps along an axis with padding        | fp32 partials where the sum is split |
-//! | MatrixGemm   | all         | the same, where the device has matrix units       | the same                             |
-//! | WindowGemm  | forward, dx | the same, stride 1 in the plane, where a window fits shared memory | packed weights, fp32 partials where the sum is split |
-//! | Head         | all         | at most 4 result channels per group, stride and dilation 1, where a window fits shared memory | fp32 partials where the sum is split |
-//! | Stem         | dx          | at most 4 input channels per group, where a window fits shared memory | packed weights, fp32 partials where the sum is split |
-//! | Winograd     | all         | 3x3 in plane, stride and dilation 1 there, groups 1; dx: depth stride 1; dw: not F(6x6) | stated by the plan |
-//! | ImplicitGemm | all         | everything: the first, simple tiling              | dw: fp32 partials                    |
-//! | Direct       | all         | everything: one result per unit                   | dw: fp32 partials                    |
+//! | plan         | passes      | serves                                            | workspace          |
+//! |--------------|-------------|---------------------------------------------------|--------------------|
+//! | Depthwise    | all         | groups = C = O, at most 80 taps                   | dw: partials       |
+//! | Gemm         | all         | at most 10 taps along a padded axis               | partials           |
+//! | MatrixGemm   | all         | the same, on matrix units                         | partials           |
+//! | WindowGemm   | forward, dx | the same, stride 1 along H and W (dx: any) [1]    | weights, partials  |
+//! | WindowWeight | dw          | matrix units, stride 1 along H and W [1]          | partials           |
+//! | FewOutputs   | all         | <= 4 results per group, stride and dilation 1 [1] | partials           |
+//! | Subpixel     | dx          | <= 4 input channels per group [1]                 | weights, partials  |
+//! | Winograd     | all         | 3x3 in H x W, stride and dilation 1, groups 1 [2] | stated by the plan |
+//! | ImplicitGemm | all         | everything, by a simple tile                      | dw: partials       |
+//! | Direct       | all         | everything: one result per thread                 | dw: partials       |
 //!
-//! Under replicate padding the input gradient of all but `Direct` is computed in fp32 on the padded input and
-//! folded: its plan is chosen for that problem, checked for it and launched on it.
+//! Workspace: packed weights and the fp32 partials of split-K. [1] Where the input window of a tile fits
+//! shared memory. [2] Depth: any stride (dx: 1) and dilation; dw: not F(6x6).
 //!
-//! A plan that needs more than the device has ([`super::Needs`]) makes room for the next: smaller tiles of
-//! the same product, at last `Direct`.
+//! Under replicate padding the input gradient of all plans but `Direct` is computed in fp32 on the padded
+//! input and folded: the plan is chosen for that problem, checked for it and launched on it.
+//!
+//! Where a plan needs more than the device has ([`super::Needs`]) the next one is taken: smaller tiles of the
+//! same GEMM, at last `Direct`.
 //!
 //! [`Algorithm::Auto`] takes Winograd where the rule and the table of `winograd/choice.rs` say that it is
-//! faster, else, as [`Algorithm::NoWinograd`] does always, the first of Depthwise, Head (where at most half of
-//! its tiles is empty), Stem (where it computes at most twice as much as the engine), the engine (MatrixGemm
-//! or Gemm) and ImplicitGemm that serves. Head's tile is the cheapest by a count of instructions and sectors
-//! (`head/config.rs`): 96 to 3 channels, 4x480x832, f32, forward 0.70 ms where the engine takes 4.7, dw 1.2
-//! and 6.1; dx of 3 channels at stride 1 0.11, Stem 0.155. Stem's follows the channels times the positions of
-//! a stride by a stride: up to 4 of them 1024x4, more 512x12 (7x7x7, stride 2: 2.0 ms, the engine 9.7), on
-//! matrix units 128x16 (f16: 1.3 ms, the engine 7.9). The engine's tiles: `gemm/choice.rs`.
+//! faster. Else, and always under [`Algorithm::NoWinograd`], it takes the first that serves of
+//!
+//! 1. Depthwise;
+//! 2. FewOutputs, where at most half of its tiles is empty: the tile with the least instructions and sectors
+//!    (`few_outputs/config.rs`);
+//! 3. Subpixel, where it computes at most twice as much as the gathered GEMM. The tile follows the channels
+//!    times the positions of a stride x stride block: up to 4 take 1024x4, more 512x12, on matrix units
+//!    128x16;
+//! 4. the gathered implicit GEMM (MatrixGemm or Gemm), or the window kernels: `gemm/choice.rs`;
+//! 5. ImplicitGemm.
 
 use super::few_outputs::{self, FewOutputsTile};
 use super::gemm::{self, MatrixTile, RegisterTile, stage_type};
+use super::implicit_gemm_tile::TileConfig;
+use super::pass::Pass;
 use super::problem::Conv3dProblem;
 use super::subpixel::{self, SubpixelTile};
-use super::tile::TileConfig;
 use super::window::{self, WindowTile, WindowWeightTile};
 use super::winograd::{self, WinogradConfig, WinogradTile};
 use super::{depthwise, fold};
 use crate::error::ConvError;
 use crate::limits::Limits;
 
-/// What is computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Pass {
-    /// y from x, w and bias.
-    Forward,
-    /// dx from dy and w.
-    InputGradient,
-    /// dw from x and dy.
-    WeightGradient,
-}
-
-impl Pass {
-    /// The name used in messages and tables.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Forward => "forward",
-            Self::InputGradient => "input gradient",
-            Self::WeightGradient => "weight gradient",
-        }
-    }
-}
-
 /// What the caller asks for. A forced algorithm that cannot serve the forward pass is an error; a gradient it
 /// cannot serve is computed by the automatic choice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Algorithm {
-    /// The plan of this module's table.
+    /// The fastest plan by this module's rules.
     #[default]
     Auto,
-    /// As `Auto`, without Winograd: the error of an fp32 sum, and a NaN in x reaches no result but those
+    /// As `Auto`, without Winograd: the error is that of an fp32 sum, and a NaN in x reaches only the results
     /// whose windows hold it.
     NoWinograd,
-    /// One output per unit. What is not there is not multiplied: an infinite weight reaches only the results
-    /// of windows that hold an element there.
+    /// One output per thread. Taps in the padding are skipped: an infinite weight reaches only the results
+    /// whose windows hold an element there.
     Direct,
-    /// Matrix product with gathered operands.
+    /// Matrix product with operands gathered from x, w and dy.
     ImplicitGemm,
-    /// Winograd in the plane, depth taps summed in the transform domain.
+    /// Winograd along H and W, depth taps summed in the transform domain.
     Winograd(WinogradTile),
 }
 
@@ -93,15 +79,15 @@ pub enum Plan {
     Depthwise,
     /// See `gemm/`.
     Gemm(RegisterTile),
-    /// See `gemm/matrices.rs`.
+    /// See `gemm/mma.rs`.
     MatrixGemm(MatrixTile),
-    /// See `shifted/`.
+    /// See `window/`.
     WindowGemm(WindowTile),
-    /// See `shifted/weight.rs`.
+    /// See `window/weight/`.
     WindowWeight(WindowWeightTile),
-    /// See `head/`.
+    /// See `few_outputs/`.
     FewOutputs(FewOutputsTile),
-    /// See `stem/`.
+    /// See `subpixel/`.
     Subpixel(SubpixelTile),
     /// See `winograd/`.
     Winograd(WinogradConfig),
@@ -129,7 +115,7 @@ impl Plan {
     }
 }
 
-/// A plan's tiles: how many a pass computes, and what each of them multiplies, padding included.
+/// A plan's GEMM tiles: how many a pass computes and the extents of each, padding included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tiles {
     /// Tiles of all groups and stride phases.
@@ -138,19 +124,19 @@ pub struct Tiles {
     pub rows: usize,
     /// Columns of a tile.
     pub columns: usize,
-    /// Terms of each sum.
+    /// K elements of a tile.
     pub terms: usize,
 }
 
 impl Tiles {
-    /// Products that all tiles compute, which 64 bits may not count.
+    /// Multiply-adds of all tiles; may exceed 64 bits.
     pub fn products(&self) -> f64 {
         [self.count, self.rows, self.columns, self.terms].iter().map(|extent| *extent as f64).product()
     }
 }
 
 impl Plan {
-    /// The plan's tiles; nothing for plans that are not matrix products of one launch.
+    /// The plan's tiles; none for plans that are not a single GEMM.
     pub fn tiles(&self, problem: &Conv3dProblem, pass: Pass) -> Option<Tiles> {
         let problem = &fold::launched(problem, pass);
         if let Self::WindowGemm(tile) = self {
@@ -165,32 +151,32 @@ impl Plan {
         if let Self::Subpixel(tile) = self {
             return subpixel::extent(problem, tile);
         }
-        let engine = matches!(self, Self::Gemm(_) | Self::MatrixGemm(_));
-        let patches = engine && gemm::is_patches(problem, pass);
+        let gathered = matches!(self, Self::Gemm(_) | Self::MatrixGemm(_));
+        let patches = gathered && gemm::is_patches(problem, pass);
         let (rows, columns) = product_extents(problem, pass, patches);
-        let terms = match pass {
+        let k = match pass {
             Pass::Forward => problem.group_channels() * problem.taps(),
             Pass::InputGradient if patches => problem.group_out_channels(),
             Pass::InputGradient => problem.group_out_channels() * problem.taps(),
             Pass::WeightGradient => problem.positions(),
         };
-        let (phases, share) = if engine { gemm::choice::phases(problem, pass) } else { (1, 1.0) };
-        let (tile_rows, tile_columns, tile_terms) = match (self, pass) {
+        let (phases, share_of_taps) = if gathered { gemm::choice::phases(problem, pass) } else { (1, 1.0) };
+        let (tile_rows, tile_columns, tile_k) = match (self, pass) {
             (Self::ImplicitGemm(tile), _) => (tile.tile_m, tile.tile_n, tile.tile_k),
-            // The weight gradient's sites are the product's columns.
+            // The weight gradient swaps rows and columns.
             (Self::Gemm(tile), Pass::WeightGradient) => (tile.tile_n, tile.tile_m, tile.tile_k),
             (Self::MatrixGemm(tile), Pass::WeightGradient) => (tile.tile_n, tile.tile_m, tile.tile_k),
             (Self::Gemm(tile), _) => (tile.tile_m, tile.tile_n, tile.tile_k),
             (Self::MatrixGemm(tile), _) => (tile.tile_m, tile.tile_n, tile.tile_k),
             _ => return None,
         };
-        let of_phase = rows.div_ceil(phases).div_ceil(tile_rows) * columns.div_ceil(tile_columns);
-        let terms = ((terms as f64 * share).ceil() as usize).next_multiple_of(tile_terms);
+        let tiles_per_phase = rows.div_ceil(phases).div_ceil(tile_rows) * columns.div_ceil(tile_columns);
+        let k = ((k as f64 * share_of_taps).ceil() as usize).next_multiple_of(tile_k);
         Some(Tiles {
-            count: problem.window.groups * phases * of_phase,
+            count: problem.window.groups * phases * tiles_per_phase,
             rows: tile_rows,
             columns: tile_columns,
-            terms,
+            terms: k,
         })
     }
 }
@@ -209,23 +195,23 @@ pub fn plan(
     if result_is_empty(problem, pass) {
         return Ok(Plan::Empty);
     }
-    // Chosen for what is launched.
+    // The plan is chosen for the problem that is launched.
     let launched = &fold::launched(problem, pass);
     let candidates = match algorithm {
         Algorithm::Auto => {
-            let strict = strict(launched, pass, limits);
-            let winograd = winograd::winner(launched, pass, &strict, limits).map(Plan::Winograd);
-            let preferred = winograd.into_iter().chain([strict]);
-            preferred.chain(products(launched, pass)).chain([Plan::Direct]).collect()
+            let other = without_winograd(launched, pass, limits);
+            let winograd = winograd::winner(launched, pass, &other, limits).map(Plan::Winograd);
+            let preferred = winograd.into_iter().chain([other]);
+            preferred.chain(fallback_gemms(launched, pass)).chain([Plan::Direct]).collect()
         }
         Algorithm::NoWinograd => {
-            let preferred = [strict(launched, pass, limits)].into_iter();
-            preferred.chain(products(launched, pass)).chain([Plan::Direct]).collect()
+            let preferred = [without_winograd(launched, pass, limits)].into_iter();
+            preferred.chain(fallback_gemms(launched, pass)).chain([Plan::Direct]).collect()
         }
         Algorithm::Direct => vec![Plan::Direct],
         Algorithm::ImplicitGemm => {
-            let engine = gemm::serves(launched, pass).then(|| gemm::choice::choose(launched, pass, limits));
-            engine.into_iter().chain(products(launched, pass)).collect()
+            let gathered = gemm::serves(launched, pass).then(|| gemm::choice::choose(launched, pass, limits));
+            gathered.into_iter().chain(fallback_gemms(launched, pass)).collect()
         }
         Algorithm::Winograd(tile) => vec![Plan::Winograd(winograd::config(launched, pass, tile, limits)?)],
     };
@@ -245,7 +231,7 @@ pub fn gradient_plan(
     plan(problem, pass, algorithm, limits).or_else(|_| plan(problem, pass, Algorithm::Auto, limits))
 }
 
-/// The first plan whose needs the device meets; where there is none, why the first one is refused.
+/// The first plan whose needs the device meets; if there is none, why the first one is refused.
 fn first_that_serves(
     plans: &[Plan],
     problem: &Conv3dProblem,
@@ -262,16 +248,16 @@ fn first_that_serves(
     Err(refusal.expect("there is always a candidate"))
 }
 
-/// Matrix products that take the place of a plan whose needs the device does not meet, the fastest first.
-fn products(problem: &Conv3dProblem, pass: Pass) -> Vec<Plan> {
+/// GEMM plans to fall back on where the device does not meet a plan's needs, the fastest first.
+fn fallback_gemms(problem: &Conv3dProblem, pass: Pass) -> Vec<Plan> {
     let (_, columns) = product_extents(problem, pass, false);
-    let wide = if columns > 8 { RegisterTile::M64N64 } else { RegisterTile::M128N8 };
-    let engine = gemm::serves(problem, pass).then_some(Plan::Gemm(wide));
-    let first = tile_for(problem, pass);
-    engine.into_iter().chain([first, TileConfig::SMALL].map(Plan::ImplicitGemm)).collect()
+    let tile = if columns > 8 { RegisterTile::M64N64 } else { RegisterTile::M128N8 };
+    let gathered = gemm::serves(problem, pass).then_some(Plan::Gemm(tile));
+    let simple = simple_tile(problem, pass);
+    gathered.into_iter().chain([simple, TileConfig::SMALL].map(Plan::ImplicitGemm)).collect()
 }
 
-/// Every plan that serves the pass: what the tests run and the benchmarks time.
+/// Every plan that serves the pass: the tests run and the benchmarks time all of them.
 pub fn eligible(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Vec<Plan> {
     if result_is_empty(problem, pass) {
         return vec![Plan::Empty];
@@ -280,7 +266,7 @@ pub fn eligible(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Vec<Pla
     let winograd = WinogradTile::ALL
         .into_iter()
         .filter_map(|tile| winograd::config(problem, pass, tile, limits).ok())
-        // On matrix units all of them; one without as well.
+        // F(4x4) without matrix units as well, where it would use them.
         .flat_map(|config| {
             let registers = config.mma_tile.is_some() && config.tile == WinogradTile::F4x4;
             let registers = registers.then_some(WinogradConfig { mma_tile: None, ..config });
@@ -303,7 +289,7 @@ pub fn eligible(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Vec<Pla
         .collect()
 }
 
-/// The tiles on matrix units for the problem's type.
+/// The tiles on matrix units that serve the pass.
 pub(super) fn matrix_tiles(
     problem: &Conv3dProblem,
     pass: Pass,
@@ -313,7 +299,7 @@ pub(super) fn matrix_tiles(
     MatrixTile::all(fragment.map_or(0, |(_, fragment)| fragment)).iter().copied()
 }
 
-/// The tiles of the shifted product that serve the pass.
+/// The tiles of the window GEMM that serve the pass.
 pub(super) fn window_tiles(
     problem: &Conv3dProblem,
     pass: Pass,
@@ -323,7 +309,7 @@ pub(super) fn window_tiles(
     tiles.filter(move |tile| window::serves(problem, pass, tile, limits))
 }
 
-/// The tiles of the shifted weight gradient that serve the pass.
+/// The tiles of the window weight gradient that serve the pass.
 pub(super) fn window_weight_tiles(
     problem: &Conv3dProblem,
     pass: Pass,
@@ -333,6 +319,7 @@ pub(super) fn window_weight_tiles(
     tiles.filter(move |tile| window::weight::serves(problem, pass, tile))
 }
 
+/// Whether the pass has no result to compute.
 pub(super) fn result_is_empty(problem: &Conv3dProblem, pass: Pass) -> bool {
     let empty = |shape: [usize; 5]| shape.contains(&0);
     match pass {
@@ -342,7 +329,8 @@ pub(super) fn result_is_empty(problem: &Conv3dProblem, pass: Pass) -> bool {
     }
 }
 
-fn strict(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Plan {
+/// The automatic choice without Winograd.
+fn without_winograd(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Plan {
     if depthwise::serves(problem, pass) {
         Plan::Depthwise
     } else if let Some(tile) = few_outputs::choice(problem, pass, limits) {
@@ -352,11 +340,11 @@ fn strict(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Plan {
     } else if gemm::serves(problem, pass) {
         gemm::choice::choose(problem, pass, limits)
     } else {
-        Plan::ImplicitGemm(tile_for(problem, pass))
+        Plan::ImplicitGemm(simple_tile(problem, pass))
     }
 }
 
-/// Rows and columns of one group's matrix product; `patches` where an input gradient's windows are its rows.
+/// Rows and columns of one group's GEMM; with `patches` the rows of an input gradient are its windows.
 pub(super) fn product_extents(problem: &Conv3dProblem, pass: Pass, patches: bool) -> (usize, usize) {
     let inputs = problem.batch * problem.input.iter().product::<usize>();
     match pass {
@@ -367,7 +355,8 @@ pub(super) fn product_extents(problem: &Conv3dProblem, pass: Pass, patches: bool
     }
 }
 
-fn tile_for(problem: &Conv3dProblem, pass: Pass) -> TileConfig {
+/// The simple implicit GEMM's tile.
+fn simple_tile(problem: &Conv3dProblem, pass: Pass) -> TileConfig {
     let (rows, columns) = product_extents(problem, pass, false);
     if rows > 32 && columns > 32 { TileConfig::LARGE } else { TileConfig::SMALL }
 }

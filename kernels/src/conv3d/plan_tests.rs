@@ -1,4 +1,4 @@
-//! The automatic choice against the table in `plan.rs`, layer by layer.
+//! The automatic choice against the rules in `plan.rs`, layer by layer.
 
 use super::*;
 use crate::conv3d::problem::Window;
@@ -23,7 +23,7 @@ fn wide() -> Limits {
     Limits { cubes_in_flight: 528, operations_per_byte: 10.0, matrices, ..Limits::apple_m1() }
 }
 
-/// Whether `Auto` takes Winograd in each pass; what it takes else is what `NoWinograd` takes.
+/// Whether `Auto` takes Winograd in each pass; otherwise it takes what `NoWinograd` takes.
 fn winograd(problem: &Conv3dProblem, limits: &Limits) -> [bool; 3] {
     PASSES.map(|pass| {
         let ask = |algorithm| plan(problem, pass, algorithm, limits).expect("a plan");
@@ -46,7 +46,7 @@ fn winograd_is_taken_where_it_was_measured_to_be_faster() {
     let padded =
         |input: [usize; 3], c, o, kernel| problem([1, c, input[0], input[1], input[2]], o, kernel, 1, 1);
     let taken = [true; 3];
-    // Its product works 64 channels at a time on both sides.
+    // The weight gradient's GEMM tile is 64 x 64 channels.
     let not_dw = [true, true, false];
     for (layer, expected) in [
         (padded([41, 60, 104], 256, 256, [3; 3]), taken),
@@ -55,7 +55,7 @@ fn winograd_is_taken_where_it_was_measured_to_be_faster() {
         (problem([2, 32, 128, 128, 128], 32, [3; 3], 1, 1), not_dw),
         (padded([8, 56, 56], 64, 64, [1, 3, 3]), taken),
         (padded([3, 60, 90], 16, 512, [3; 3]), not_dw),
-        // As a video is decoded, two frames before the first: most of dx's depth taps miss.
+        // Streaming video, padded by two cached frames: most of dx's depth taps are out of bounds.
         (
             Conv3dProblem {
                 window: Window { padding: [(0, 0), (1, 1), (1, 1)], ..Window::default() },
@@ -70,13 +70,13 @@ fn winograd_is_taken_where_it_was_measured_to_be_faster() {
         (problem([1, 64, 16, 56, 56], 128, [3; 3], 2, 1), [false; 3]),
     ] {
         assert_eq!(winograd(&layer, &wide()), expected, "{layer:?}");
-        // Matrix units outrun it in the types they serve.
+        // Matrix units are faster in the types they serve.
         let half = Conv3dProblem { dtype: FloatType::F16, ..layer };
         assert_eq!(winograd(&half, &wide()), [false; 3], "{half:?}");
     }
-    // With matrices for fp32 and a slow memory only large sums are worth the bytes.
+    // With fp32 matrix units and little memory bandwidth, only large sums are worth the bytes.
     let m1 = Limits::apple_m1();
-    // There, half types are multiplied no faster.
+    // Half types are multiplied no faster there.
     for dtype in FloatType::ALL {
         let large = Conv3dProblem { dtype, ..padded([41, 60, 104], 256, 256, [3; 3]) };
         assert_eq!(winograd(&large, &m1), taken, "{dtype:?}");
@@ -84,10 +84,10 @@ fn winograd_is_taken_where_it_was_measured_to_be_faster() {
     assert_eq!(winograd(&padded([8, 56, 56], 64, 64, [1, 3, 3]), &m1), [false; 3]);
 }
 
-/// dx of 1024 to 1024 channels, 4x10x10: the filters of F(4x4) pass the workspace, matrix units split the
-/// sums of few tiles.
+/// 1024 to 1024 channels, 4x10x10: the filters of F(4x4) exceed the workspace, matrix units split K where
+/// tiles are few.
 #[test]
-fn deep_layers_with_small_planes_have_their_own_plans() {
+fn deep_layers_with_small_frames_have_their_own_plans() {
     let window = Window::default();
     let layer = Conv3dProblem::new([1, 1024, 4, 10, 10], [1024, 1024, 3, 3, 3], None, window, FloatType::F32)
         .expect("a valid layer");
@@ -99,30 +99,31 @@ fn deep_layers_with_small_planes_have_their_own_plans() {
     let names = PASSES.map(|pass| auto(&half, pass));
     assert_eq!(names, ["window_gemm_128x128", "window_gemm_128x128", "matrix_gemm_128x128x32"]);
     let tile = WindowTile::all(16)[0];
-    // 2 frames of 8x8 by 8 tiles of channels, in as many parts as keep half of the cubes in flight.
+    // 2 frames of 8x8 by 8 tiles of channels, in enough split-K slices for half of the threadgroups in
+    // flight.
     assert_eq!(window::threadgroups(&half, Pass::Forward, &tile, &wide()), Some(2 * 8 * 16));
     let packed = window::packed_bytes(&half, Pass::Forward, &tile, &wide());
     let few = Limits { workspace_bytes: packed + 4 * (1024 * 128 * 3), ..wide() };
-    assert_eq!(window::threadgroups(&half, Pass::Forward, &tile, &few), Some(2 * 8 * 3), "three parts fit");
+    assert_eq!(window::threadgroups(&half, Pass::Forward, &tile, &few), Some(2 * 8 * 3), "three slices fit");
 }
 
-/// Sums of tiles that fill the device once and a little.
+/// Split-K evens out a last wave that is mostly empty.
 #[test]
-fn split_sums_even_the_turns_of_cubes() {
+fn split_k_evens_the_waves_of_threadgroups() {
     let tile = WindowTile::all(16)[0];
-    let cubes = |x, o, padding| {
+    let threadgroups = |x, o, padding| {
         let window = Window { padding, ..Window::default() };
         let layer = Conv3dProblem { window, dtype: FloatType::F16, ..problem(x, o, [3; 3], 1, 1) };
-        let cubes = |pass| window::threadgroups(&layer, pass, &tile, &wide()).unwrap();
-        [cubes(Pass::Forward), cubes(Pass::InputGradient)]
+        let of_pass = |pass| window::threadgroups(&layer, pass, &tile, &wide()).unwrap();
+        [of_pass(Pass::Forward), of_pass(Pass::InputGradient)]
     };
-    let plane = [(0, 0), (1, 1), (1, 1)];
-    // dx has frames of one, two and three depth taps, whose cubes fill each other's gaps.
-    assert_eq!(cubes([1, 384, 3, 60, 104], 384, plane), [3 * 156, 3 * 156]);
-    assert_eq!(cubes([1, 512, 7, 34, 34], 512, [(0, 0); 3]), [4 * 180, 280]);
-    assert_eq!(cubes([1, 256, 8, 28, 28], 256, [(1, 1); 3]), [2 * 112; 2]);
-    // Turns are many, or a sum is so short that its partials take longer.
-    assert_eq!(cubes([1, 64, 16, 56, 56], 128, [(1, 1); 3]), [416, 416]);
+    let no_depth = [(0, 0), (1, 1), (1, 1)];
+    // dx has frames with one, two and three depth taps, whose threadgroups together fill the waves.
+    assert_eq!(threadgroups([1, 384, 3, 60, 104], 384, no_depth), [3 * 156, 3 * 156]);
+    assert_eq!(threadgroups([1, 512, 7, 34, 34], 512, [(0, 0); 3]), [4 * 180, 280]);
+    assert_eq!(threadgroups([1, 256, 8, 28, 28], 256, [(1, 1); 3]), [2 * 112; 2]);
+    // Many waves already, or a sum so short that its partials would cost more.
+    assert_eq!(threadgroups([1, 64, 16, 56, 56], 128, [(1, 1); 3]), [416, 416]);
 }
 
 #[test]
@@ -153,15 +154,15 @@ fn matrix_units_are_used_where_the_type_has_them() {
         names(&few_channels, &wide()),
         ["window_gemm_256x32", "window_gemm_256x32", "window_weight_64x32x9"]
     );
-    // A frame that fills no strip, three input channels of a strip's 32.
+    // A frame smaller than a row segment, three input channels of a segment's 32.
     for x in [[1, 256, 32, 14, 14], [1, 3, 16, 112, 112]] {
         let layer = Conv3dProblem { dtype: FloatType::F16, ..problem(x, 64, [3; 3], 1, 1) };
         assert_eq!(names(&layer, &wide())[2], "matrix_gemm_128x64x32", "{layer:?}");
     }
-    // One tap in the plane: read in vectors where a plane is a run of them, else gathered. 144 columns leave
-    // less of 64 idle than of 128.
-    let temporal = |plane: usize| {
-        let layer = problem([1, 144, 16, plane, plane], 64, [3, 1, 1], 1, 1);
+    // One tap along H and W: vector loads where an H x W slice is contiguous and a whole number of vectors,
+    // else gathered. 144 columns leave less of a 64-wide tile idle than of a 128-wide one.
+    let temporal = |size: usize| {
+        let layer = problem([1, 144, 16, size, size], 64, [3, 1, 1], 1, 1);
         names(&Conv3dProblem { dtype: FloatType::F16, ..layer }, &wide())
     };
     assert_eq!(temporal(56)[..2], ["window_gemm_256x64"; 2]);
@@ -172,7 +173,7 @@ fn matrix_units_are_used_where_the_type_has_them() {
         ..problem([1, 384, 3, 60, 104], 768, [3, 1, 1], 1, 1)
     };
     assert_eq!(names(&streamed, &wide())[..2], ["window_gemm_128x128"; 2]);
-    // A plane or channels of which too little would be needed, a stride.
+    // Frames or channels that would fill too little of a tile, and a stride.
     let half = |x, kernel, stride| {
         let layer = problem(x, 256, kernel, stride, 1);
         names(&Conv3dProblem { dtype: FloatType::F16, ..layer }, &wide())[0].clone()
@@ -181,14 +182,14 @@ fn matrix_units_are_used_where_the_type_has_them() {
     assert_eq!(half([1, 3, 16, 112, 112], [3; 3], 1), "matrix_gemm_128x128x32");
     assert_eq!(half([1, 256, 16, 56, 56], [3; 3], 2), "matrix_gemm_128x128x32");
     let half = Conv3dProblem { dtype: FloatType::F16, ..problem([1, 64, 16, 56, 56], 128, [3; 3], 1, 1) };
-    // Apple's simdgroups multiply bf16 as fp32, the sums being fp32.
+    // Apple's simdgroups multiply bf16 as fp32, since the accumulators are fp32.
     for dtype in FloatType::ALL {
         let problem = Conv3dProblem { dtype, ..half };
         assert_eq!(names(&problem, &Limits::apple_m1())[0], "window_gemm_64x64", "{}", dtype.name());
     }
 }
 
-/// The input gradients of strided windows, whose residue classes are one launch.
+/// The input gradients of strided windows, whose stride phases are one launch.
 #[test]
 fn strided_gradients_share_windows_on_matrix_units() {
     let input = |x, o, kernel, stride: [usize; 3], padding| {
@@ -197,12 +198,13 @@ fn strided_gradients_share_windows_on_matrix_units() {
         names(&layer, &wide())[1].clone()
     };
     let all = [(1, 1); 3];
-    let plane = [(0, 0), (1, 1), (1, 1)];
+    let no_depth = [(0, 0), (1, 1), (1, 1)];
     assert_eq!(input([8, 64, 16, 56, 56], 128, [3; 3], [2; 3], all), "window_gemm_256x64");
     assert_eq!(input([2, 32, 128, 128, 128], 64, [3; 3], [2; 3], all), "window_gemm_256x32");
-    assert_eq!(input([1, 64, 16, 56, 56], 230, [1, 3, 3], [1, 2, 2], plane), "window_gemm_256x64");
+    assert_eq!(input([1, 64, 16, 56, 56], 230, [1, 3, 3], [1, 2, 2], no_depth), "window_gemm_256x64");
     assert_eq!(input([1, 384, 5, 60, 104], 384, [3, 1, 1], [2, 1, 1], [(0, 0); 3]), "window_gemm_128x128");
-    // Windows that tile the input are one product; half of the elements have no taps.
+    // Declined: windows that tile the input (one GEMM); stride and dilation 2, which leave elements without
+    // taps.
     assert_eq!(input([14, 32, 16, 56, 56], 256, [2; 3], [2; 3], [(0, 0); 3]), "matrix_gemm_128x128x32");
     let dilated = Window { stride: [2; 3], dilation: [2; 3], padding: all, ..Window::default() };
     let layer = problem([8, 64, 16, 56, 56], 128, [3; 3], 1, 1);
@@ -212,8 +214,8 @@ fn strided_gradients_share_windows_on_matrix_units() {
 
 #[test]
 fn counts_beyond_31_bits_go_to_the_plans_that_count_further() {
-    let sites = problem([1, 8, 2048, 2048, 1024], 8, [1; 3], 1, 1);
-    assert_eq!(names(&sites, &wide()), ["implicit_gemm_32x32x16"; 3]);
+    let positions = problem([1, 8, 2048, 2048, 1024], 8, [1; 3], 1, 1);
+    assert_eq!(names(&positions, &wide()), ["implicit_gemm_32x32x16"; 3]);
     let depthwise = problem([1, 8, 512, 1024, 1024], 8, [1; 3], 1, 8);
     assert!(names(&depthwise, &wide())[0].starts_with("few_outputs_"));
 }
@@ -225,7 +227,7 @@ fn a_stride_of_thousands_of_phases_is_not_launched_phase_by_phase() {
     assert_eq!([forward.as_str(), input.as_str()], ["gemm_128x32x16", "implicit_gemm_32x32x16"]);
 }
 
-/// What computes few channels of a result whose windows move by one element.
+/// Few result channels, stride 1.
 #[test]
 fn few_outputs_have_their_own_kernel() {
     let stem = problem([1, 3, 16, 112, 112], 64, [3; 3], 1, 1);
@@ -248,26 +250,26 @@ fn few_outputs_have_their_own_kernel() {
     assert!(names(&problem([1, 8, 16, 64, 64], 64, [3; 3], 1, 2), &wide())[1].starts_with("few_outputs_"));
     // One channel per group, several results.
     assert!(names(&problem([1, 8, 16, 64, 64], 24, [3; 3], 1, 8), &wide())[0].starts_with("few_outputs_"));
-    // More results, a stride, tiles that stand mostly empty.
+    // More results, a stride, mostly empty tiles.
     assert_eq!(names(&problem([1, 96, 6, 64, 64], 5, [3; 3], 1, 1), &wide())[0], "gemm_128x8x16");
     assert_eq!(names(&problem([1, 96, 6, 64, 64], 3, [3; 3], 2, 1), &wide())[0], "gemm_256x4x16");
     assert_eq!(names(&problem([1, 96, 1, 3, 3], 3, [3; 3], 1, 1), &wide())[0], "gemm_256x4x16");
 }
 
-/// What computes the input gradient of few channels with a stride.
+/// The input gradient of few channels with a stride.
 #[test]
 fn strided_few_channels_have_their_own_kernel() {
     let input = |problem: &Conv3dProblem| names(problem, &wide())[1].clone();
     assert_eq!(input(&problem([1, 3, 64, 224, 224], 64, [3; 3], 2, 1)), "subpixel_512x12");
-    // Matrix units, but for few columns.
+    // Matrix units, except for few columns.
     let half = Conv3dProblem { dtype: FloatType::F16, ..problem([1, 3, 64, 224, 224], 64, [7; 3], 2, 1) };
     assert_eq!(input(&half), "subpixel_matrix_128x16");
-    // Apple's fragments were not measured.
+    // Not on Apple's fragments, which were not measured.
     assert_eq!(names(&half, &Limits::apple_m1())[1], "subpixel_512x12");
     // A device that ends loops early.
     let short = Limits { loop_iterations: Some(1_000), ..wide() };
     assert_eq!(names(&problem([1, 3, 64, 224, 224], 64, [3; 3], 2, 1), &short)[1], "gemm_256x4x16");
-    // More channels; planes of which a tile computes mostly the rim.
+    // More channels; frames of which a tile computes mostly the halo.
     assert_eq!(input(&problem([1, 8, 16, 112, 112], 64, [3; 3], 2, 1)), "gemm_128x8x16");
     assert_eq!(input(&problem([1, 3, 8, 7, 7], 64, [3; 3], 2, 1)), "gemm_256x4x16");
     // Windows that tile the input, and more taps than fit.

@@ -1,23 +1,22 @@
-//! What a conv3d call asks for, validated before anything is planned or launched.
+//! What a conv3d call asks for: shapes, window and dtype, validated before anything is planned or launched.
 
-use super::fold;
-use super::plan::Pass;
+use super::pass::Pass;
 use crate::activation::Activation;
 use crate::dtype::FloatType;
 use crate::error::{ConvError, invalid};
 use crate::geometry::AxisGeometry;
 
-/// How taps outside the input read.
+/// What taps outside the input read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum PaddingMode {
-    /// As zero.
+    /// Zero.
     #[default]
     Zeros,
-    /// As the nearest element of the input.
+    /// The nearest element of the input.
     Replicate,
 }
 
-/// The window of a convolution and what happens around it.
+/// The window of a convolution: where it reads, and the activation fused into the forward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Window {
     /// Distance between windows along D, H, W.
@@ -28,7 +27,7 @@ pub struct Window {
     pub dilation: [usize; 3],
     /// Groups into which the channels C and O are split.
     pub groups: usize,
-    /// How taps outside the input read.
+    /// What taps outside the input read.
     pub padding_mode: PaddingMode,
     /// Fused into the forward pass.
     pub activation: Activation,
@@ -69,8 +68,8 @@ pub struct Conv3dProblem {
     pub dtype: FloatType,
 }
 
-/// Elements of a tensor at most: 4 TiB in fp32, beyond every device's memory. What plans count of them fits
-/// 64 bits.
+/// The most elements of a tensor: 4 TiB in fp32, beyond every device's memory. Counts derived from it fit 64
+/// bits.
 const MOST_ELEMENTS: usize = 1 << 40;
 
 const AXES: [&str; 3] = ["depth", "height", "width"];
@@ -101,8 +100,8 @@ impl Conv3dProblem {
         }
         if group_channels != channels / groups {
             invalid!(
-                "conv3d: the weight expects {group_channels} channels per group, the input has {channels} channels \
-                 in {groups} groups ({} per group)",
+                "conv3d: the weight expects {group_channels} channels per group, the input has {channels} \
+                 channels in {groups} groups ({} per group)",
                 channels / groups
             );
         }
@@ -136,11 +135,10 @@ impl Conv3dProblem {
             ("input", self.x_shape()),
             ("weight", self.weight_shape()),
             ("output", self.y_shape()),
-            // What the input gradient under replicate padding is computed on.
-            ("padded input", fold::launched(self, Pass::InputGradient).x_shape()),
+            ("padded input", self.explicitly_padded().x_shape()),
         ];
         for (what, shape) in shapes {
-            // Extents of zero count as one: what is planned multiplies the others.
+            // Extents of zero count as one: plans multiply the others.
             let elements = shape.iter().try_fold(1usize, |product, size| product.checked_mul((*size).max(1)));
             if elements.is_none_or(|elements| elements > MOST_ELEMENTS) {
                 return Err(ConvError::TooLarge(format!(
@@ -149,6 +147,20 @@ impl Conv3dProblem {
             }
         }
         Ok(())
+    }
+
+    /// Under replicate padding the same convolution of an input that holds its padding, so that no padding is
+    /// left; else the problem itself.
+    pub(crate) fn explicitly_padded(&self) -> Self {
+        if self.window.padding_mode == PaddingMode::Zeros {
+            return *self;
+        }
+        let padding = self.window.padding;
+        Self {
+            input: [0, 1, 2].map(|axis| self.input[axis] + padding[axis].0 + padding[axis].1),
+            window: Window { padding: [(0, 0); 3], padding_mode: PaddingMode::Zeros, ..self.window },
+            ..*self
+        }
     }
 
     /// One spatial axis (0 depth, 1 height, 2 width).
@@ -195,7 +207,7 @@ impl Conv3dProblem {
         self.out_channels / self.window.groups
     }
 
-    /// Channels of one group in what a gathering pass reads, and in what it writes: x and y, or dy and dx.
+    /// Channels per group that a pass reads and writes: of x and y, or (input gradient) of dy and dx.
     pub(crate) fn channels_of(&self, pass: Pass) -> (usize, usize) {
         match pass {
             Pass::Forward => (self.group_channels(), self.group_out_channels()),
@@ -203,7 +215,7 @@ impl Conv3dProblem {
         }
     }
 
-    /// What a pass applies to its result: no gradient has an activation of its own.
+    /// The activation in a pass's epilogue: gradients have none.
     pub(crate) fn activation_of(&self, pass: Pass) -> Activation {
         if pass == Pass::Forward { self.window.activation } else { Activation::None }
     }
@@ -213,12 +225,12 @@ impl Conv3dProblem {
         self.kernel.iter().product()
     }
 
-    /// N * OD * OH * OW, the windows of one channel.
+    /// N * OD * OH * OW, the output positions of one channel.
     pub fn positions(&self) -> usize {
         self.batch * self.output().iter().product::<usize>()
     }
 
-    /// Multiply-adds of one pass of the direct algorithm, as if no tap fell outside the input.
+    /// Multiply-adds of one pass of the direct algorithm, taps in the padding included.
     pub fn multiply_adds(&self) -> f64 {
         self.positions() as f64 * self.out_channels as f64 * (self.group_channels() * self.taps()) as f64
     }

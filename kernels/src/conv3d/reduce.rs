@@ -1,14 +1,18 @@
-//! Deterministic sums without atomics: a tree inside a cube, then fp32 partials `[parts, elements]` added by
-//! a second kernel that rounds once. Also the bias gradient, which is nothing but such a sum.
+//! Deterministic reductions without atomics: a tree inside a threadgroup, then split-K partials in fp32
+//! `[slices, elements]` that a second kernel adds and rounds once. Also the bias gradient, a sum over dy
+//! alone.
 //!
 //! ```text
-//! parts       0 .. 63 | 64 .. 127 | ..      a unit adds 64: eights as trees, one after the other
-//! level by level      |                     while there are more than 64, in place; the last level writes
-//!                                           the result
+//! target[i] = activation(bias[channel of i] + sum over slices s of partials[s, i])
+//!
+//! slices      0 .. 63 | 64 .. 127 | ..      a thread adds 64: eight trees of eight, one after another
+//! levels              |                     repeated in place while there are more than 64; the last level
+//!                                           writes the target
 //! ```
 //!
-//! So an error grows with the logarithm of the parts. Bytes: the partials are written and read once,
-//! `8 * parts * elements`, and a 64th of that for another level; operations: one addition per partial.
+//! Rounding errors grow with the logarithm of the number of slices. Layouts: partials row-major fp32, the
+//! target any strides, one thread per element. Bytes: the partials are written and read once, `8 * slices *
+//! elements`, and a 64th of that per further level; FLOP: one addition per partial. Nothing is declined.
 
 use super::args::{Geometry, offset};
 use super::problem::Conv3dProblem;
@@ -24,48 +28,50 @@ use cubecl::ir::{AddressType, ElemType};
 use cubecl::prelude::*;
 use cubecl::std::FastDivmod;
 
-const UNITS: u32 = 256;
+/// Threads of a threadgroup; a power of two for the tree.
+const THREADS: u32 = 256;
 
-/// Values that a unit reads before it waits for them; a power of two, whose tree has so many leaves.
-const STEPS: usize = 8;
+/// Loads that a thread issues before the first addition; a power of two, the leaves of a tree.
+const LOADS_IN_FLIGHT: usize = 8;
 
-/// Parts that a unit adds.
+/// Slices that a thread adds.
 const LEVEL: usize = 64;
 
-/// fp32 partial sums `[parts, elements]`.
-pub(crate) fn workspace(client: &Client, parts: usize, elements: usize) -> Operand {
-    Operand::empty(client, &[parts, elements], FloatType::F32)
+/// fp32 partials `[slices, elements]`.
+pub(crate) fn workspace(client: &Client, slices: usize, elements: usize) -> Operand {
+    Operand::empty(client, &[slices, elements], FloatType::F32)
 }
 
-/// Partials of `parts` parts of a result, and the first part as a tensor of the result's shape.
-pub(crate) fn split_result(client: &Client, parts: usize, out: &Operand) -> (Operand, Operand) {
-    let partials = workspace(client, parts, out.len());
-    let part = Operand { shape: out.shape.clone(), strides: row_major(&out.shape), ..partials.clone() };
-    (partials, part)
+/// Partials of `slices` split-K slices of a result, and the first slice as a tensor of the result's shape.
+pub(crate) fn split_result(client: &Client, slices: usize, out: &Operand) -> (Operand, Operand) {
+    let partials = workspace(client, slices, out.len());
+    let first = Operand { shape: out.shape.clone(), strides: row_major(&out.shape), ..partials.clone() };
+    (partials, first)
 }
 
-/// Where `parts` parts of a sum go: the target itself where one part in its order is all, else a workspace.
-pub(crate) fn partials(client: &Client, parts: usize, target: &Operand) -> Operand {
-    let direct = parts == 1 && target.strides == row_major(&target.shape);
-    if direct { target.clone() } else { workspace(client, parts, target.len()) }
+/// Where the partials of `slices` slices are stored: in the target itself for a single slice and a row-major
+/// target, else in a workspace.
+pub(crate) fn partials(client: &Client, slices: usize, target: &Operand) -> Operand {
+    let direct = slices == 1 && target.strides == row_major(&target.shape);
+    if direct { target.clone() } else { workspace(client, slices, target.len()) }
 }
 
-/// `target[i] = sum over part of partials[part, i]`, in the target's row-major order. Partials that are the
-/// target's own memory ([`partials`]) are the sum already.
+/// `target[i] = sum over slices s of partials[s, i]`, in the target's row-major order. Nothing is left to do
+/// for partials in the target's own memory ([`partials`]).
 pub(crate) fn sum_partials(
     client: &Client,
     limits: &Limits,
     partials: &Operand,
     target: &Operand,
 ) -> Result<(), ConvError> {
-    // A workspace is [parts, elements], which no target is.
+    // A workspace is [slices, elements], which no target is.
     if partials.shape == target.shape {
         return Ok(());
     }
     finish_partials(client, limits, partials, target, (None, Activation::None))
 }
 
-/// `target[i] = activation(bias[channel of i] + sum over part of partials[part, i])`; channels are the
+/// `target[i] = activation(bias[channel of i] + sum over slices s of partials[s, i])`; channels are the
 /// target's axis 1.
 pub(crate) fn finish_partials(
     client: &Client,
@@ -77,7 +83,7 @@ pub(crate) fn finish_partials(
     finish_partials_from(client, limits, (partials, 0), target, epilogue)
 }
 
-/// [`finish_partials`] of the partials from element `first` of every part on.
+/// [`finish_partials`] of the partials from element `first` of every slice on.
 pub(crate) fn finish_partials_from(
     client: &Client,
     limits: &Limits,
@@ -87,15 +93,15 @@ pub(crate) fn finish_partials_from(
 ) -> Result<(), ConvError> {
     let elements = target.len();
     let address = address_type("conv3d", &[partials, target], elements, limits)?;
-    let partials = &levels(client, limits, (partials, first), elements, address);
-    let operations = f64::from(UNITS) * partials.shape[0] as f64;
-    for dispatch in dispatches(elements.div_ceil(UNITS as usize), operations, limits) {
-        // SAFETY: indices stay below `elements`; as many lie in every part from `first` on.
+    let partials = &reduce_levels(client, limits, (partials, first), elements, address);
+    let operations = f64::from(THREADS) * partials.shape[0] as f64;
+    for dispatch in dispatches(elements.div_ceil(THREADS as usize), operations, limits) {
+        // SAFETY: see `conv3d`; threads past `elements` exit, every slice has as many from `first` on.
         unsafe {
             sum_partials_kernel::launch_unchecked(
                 client,
                 dispatch.count(),
-                CubeDim::new_1d(UNITS),
+                CubeDim::new_1d(THREADS),
                 address,
                 partials.tensor_arg(),
                 bias.map(|bias| bias.tensor_arg()).into(),
@@ -112,9 +118,9 @@ pub(crate) fn finish_partials_from(
     Ok(())
 }
 
-/// Adds the elements from `first` on of every 64 parts into the first of them, until there are no more than
-/// 64: those.
-fn levels(
+/// Adds the elements from `first` on of every 64 slices into the first of them until at most 64 slices are
+/// left, and returns those.
+fn reduce_levels(
     client: &Client,
     limits: &Limits,
     (partials, first): (&Operand, usize),
@@ -124,15 +130,14 @@ fn levels(
     let mut partials = partials.clone();
     while partials.shape[0] > LEVEL {
         let groups = partials.shape[0].div_ceil(LEVEL);
-        let operations = f64::from(UNITS) * LEVEL as f64;
-        for dispatch in dispatches((groups * elements).div_ceil(UNITS as usize), operations, limits) {
-            // SAFETY: as in `finish_partials_from`; a unit reads and writes the elements of its own parts
-            // alone.
+        let operations = f64::from(THREADS) * LEVEL as f64;
+        for dispatch in dispatches((groups * elements).div_ceil(THREADS as usize), operations, limits) {
+            // SAFETY: see `conv3d`; threads past the last sum exit, each one reads and writes its own slices.
             unsafe {
                 level_kernel::launch_unchecked(
                     client,
                     dispatch.count(),
-                    CubeDim::new_1d(UNITS),
+                    CubeDim::new_1d(THREADS),
                     address,
                     partials.tensor_arg(),
                     dispatch.span(),
@@ -157,27 +162,27 @@ pub(crate) fn bias_gradient(
     db: &Operand,
 ) -> Result<(), ConvError> {
     let split = ReductionSplit::of(problem.positions(), problem.out_channels, limits);
-    let cubes = split.parts * db.len();
-    let address = address_type("conv3d", &[dy, db], cubes.max(problem.positions()), limits)?;
-    let partials = partials(client, split.parts, db);
-    // An image's results of a channel that lie behind each other are counted by one division.
-    let run = problem.output().iter().product::<usize>();
-    let runs = dy.strides[2..] == row_major(&dy.shape)[2..] && problem.positions() < 1 << 31;
-    for dispatch in dispatches(cubes, split.length as f64, limits) {
-        // SAFETY: windows stay below `positions`, channels below O.
+    let threadgroups = split.slices * db.len();
+    let address = address_type("conv3d", &[dy, db], threadgroups.max(problem.positions()), limits)?;
+    let partials = partials(client, split.slices, db);
+    // One division decodes the index where an image's channel is a contiguous slice of dy.
+    let slice_length = problem.output().iter().product::<usize>();
+    let contiguous = dy.strides[2..] == row_major(&dy.shape)[2..] && problem.positions() < 1 << 31;
+    for dispatch in dispatches(threadgroups, split.length as f64, limits) {
+        // SAFETY: see `conv3d`; slices end at the last output position, channels stay below O.
         unsafe {
             bias_gradient_kernel::launch_unchecked(
                 client,
                 dispatch.count(),
-                CubeDim::new_1d(UNITS),
+                CubeDim::new_1d(THREADS),
                 address,
                 dy.tensor_arg(),
                 partials.buffer_arg(1),
                 problem.geometry(),
-                if runs { run.max(1) as u32 } else { 1 },
+                if contiguous { slice_length.max(1) as u32 } else { 1 },
                 dispatch.span(),
                 split.length,
-                runs,
+                contiguous,
                 problem.dtype.elem(),
                 partials.dtype.elem(),
             );
@@ -186,53 +191,54 @@ pub(crate) fn bias_gradient(
     sum_partials(client, limits, &partials, db)
 }
 
-/// The sum of `value` over the cube's `units` units (a power of two), in every unit.
+/// The sum of `value` over the threadgroup's `threads` threads (a power of two), in every thread. Tree
+/// reduction in `4 * threads` bytes of shared memory.
 #[cube]
-pub(crate) fn cube_sum(value: f32, #[comptime] units: u32) -> f32 {
-    let mut shared = Shared::<[f32]>::new_slice(comptime!(units as usize));
-    let unit = UNIT_POS as usize;
-    shared[unit] = value;
+pub(crate) fn threadgroup_sum(value: f32, #[comptime] threads: u32) -> f32 {
+    let mut shared = Shared::<[f32]>::new_slice(comptime!(threads as usize));
+    let thread = UNIT_POS as usize;
+    shared[thread] = value;
     sync_cube();
     #[unroll]
-    for level in 1..comptime!(units.ilog2() + 1) {
-        let half = comptime!((units >> level) as usize);
-        if unit < half {
-            shared[unit] += shared[unit + half];
+    for level in 1..comptime!(threads.ilog2() + 1) {
+        let half = comptime!((threads >> level) as usize);
+        if thread < half {
+            shared[thread] += shared[thread + half];
         }
         sync_cube();
     }
     shared[0]
 }
 
-/// The sum of an element over `parts` parts from `part` on.
+/// The sum of an element over `slices` slices from `first` on.
 #[cube]
-fn sum_of_parts(partials: &Tensor<f32>, part: usize, parts: usize, element: usize) -> f32 {
+fn sum_slices(partials: &Tensor<f32>, first: usize, slices: usize, element: usize) -> f32 {
     let mut sum = 0.0f32;
-    let mut part = part;
-    let end = part + parts;
-    while part < end {
-        // Several reads are under way at once.
-        let values = Registers::<f32>::new(STEPS, 0.0f32);
+    let mut slice = first;
+    let end = slice + slices;
+    while slice < end {
+        // All loads of a batch are in flight before the first addition.
+        let values = Registers::<f32>::new(LOADS_IN_FLIGHT, 0.0f32);
         #[unroll]
-        for step in 0..STEPS {
-            if part + step < end {
-                values.set(step, partials[(part + step) * partials.stride(0) + element]);
+        for step in 0..LOADS_IN_FLIGHT {
+            if slice + step < end {
+                values.set(step, partials[(slice + step) * partials.stride(0) + element]);
             }
         }
-        sum += tree(&values);
-        part += comptime!(STEPS);
+        sum += tree_sum(&values);
+        slice += comptime!(LOADS_IN_FLIGHT);
     }
     sum
 }
 
-/// The sum of [`STEPS`] values in pairs.
+/// The sum of [`LOADS_IN_FLIGHT`] values as a binary tree.
 #[cube]
-fn tree(values: &Registers<f32>) -> f32 {
+fn tree_sum(values: &Registers<f32>) -> f32 {
     #[unroll]
-    for level in 1..comptime!(STEPS.ilog2() as usize + 1) {
+    for level in 1..comptime!(LOADS_IN_FLIGHT.ilog2() as usize + 1) {
         #[unroll]
-        for i in 0..comptime!(STEPS >> level) {
-            values.set(i, values.get(i) + values.get(comptime!(i + (STEPS >> level))));
+        for i in 0..comptime!(LOADS_IN_FLIGHT >> level) {
+            values.set(i, values.get(i) + values.get(comptime!(i + (LOADS_IN_FLIGHT >> level))));
         }
     }
     values.get(0usize)
@@ -240,20 +246,19 @@ fn tree(values: &Registers<f32>) -> f32 {
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn level_kernel(partials: &mut Tensor<f32>, span: Span, first: usize, elements: usize, sums: usize) {
-    let index = span.index() * UNITS as usize + UNIT_POS as usize;
+    let index = span.index() * THREADS as usize + UNIT_POS as usize;
     if span.is_idle() || index >= sums {
         terminate!();
     }
-    let part = index / elements * LEVEL;
+    let slice = index / elements * LEVEL;
     let element = first + index % elements;
-    let parts = min(partials.shape(0) - part, comptime!(LEVEL));
-    let sum = sum_of_parts(&*partials, part, parts, element);
-    let at = part * partials.stride(0) + element;
+    let slices = min(partials.shape(0) - slice, comptime!(LEVEL));
+    let sum = sum_slices(&*partials, slice, slices, element);
+    let at = slice * partials.stride(0) + element;
     partials[at] = sum;
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-#[allow(clippy::too_many_arguments)]
 fn sum_partials_kernel<E: Float, O: Float>(
     partials: &Tensor<f32>,
     bias: ComptimeOption<&Tensor<E>>,
@@ -265,22 +270,22 @@ fn sum_partials_kernel<E: Float, O: Float>(
     #[define(E)] _bias_dtype: ElemType,
     #[define(O)] _dtype: ElemType,
 ) {
-    let index = span.index() * UNITS as usize + UNIT_POS as usize;
+    let index = span.index() * THREADS as usize + UNIT_POS as usize;
     if span.is_idle() || index >= elements {
         terminate!();
     }
-    let sum = sum_of_parts(partials, 0usize.runtime(), partials.shape(0), first + index);
+    let sum = sum_slices(partials, 0usize.runtime(), partials.shape(0), first + index);
     let mut at = 0usize;
     let mut rest = index;
     let mut channel = 0usize;
     for step in 0..target.rank() {
         let axis = target.rank() - 1 - step;
         let size = target.shape(axis);
-        let place = rest % size;
+        let coordinate = rest % size;
         if axis == 1 {
-            channel = place;
+            channel = coordinate;
         }
-        at += place * target.stride(axis);
+        at += coordinate * target.stride(axis);
         rest /= size;
     }
     let bias: ComptimeOption<f32> = bias.map(|bias| f32::cast_from(bias[channel * bias.stride(0)]));
@@ -288,50 +293,49 @@ fn sum_partials_kernel<E: Float, O: Float>(
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-#[allow(clippy::too_many_arguments)]
 fn bias_gradient_kernel<E: Float, O: Float>(
     dy: &Tensor<E>,
     out: &mut [O],
     geometry: Geometry,
-    run: FastDivmod<u32>,
+    slice_length: FastDivmod<u32>,
     span: Span,
     split_length: usize,
-    #[comptime] runs: bool,
+    #[comptime] contiguous: bool,
     #[define(E)] _dtype: ElemType,
     #[define(O)] _out_dtype: ElemType,
 ) {
     if span.is_idle() {
         terminate!();
     }
-    let cube = span.index();
+    let threadgroup = span.index();
     let channels = dy.shape(1);
-    let part = cube / channels;
-    let o = (cube - part * channels) as u32;
-    let end = min((part + 1) * split_length, geometry.windows());
+    let slice = threadgroup / channels;
+    let o = (threadgroup - slice * channels) as u32;
+    let end = min((slice + 1) * split_length, geometry.output_positions());
     let mut sum = 0.0f32;
-    let mut index = part * split_length + UNIT_POS as usize;
+    let mut index = slice * split_length + UNIT_POS as usize;
     while index < end {
-        // Several reads are under way at once.
-        let values = Registers::<f32>::new(STEPS, 0.0f32);
+        // All loads of a batch are in flight before the first addition.
+        let values = Registers::<f32>::new(LOADS_IN_FLIGHT, 0.0f32);
         #[unroll]
-        for step in 0..STEPS {
-            let index = index + comptime!(step * UNITS as usize);
+        for step in 0..LOADS_IN_FLIGHT {
+            let index = index + comptime!(step * THREADS as usize);
             if index < end {
-                if comptime!(runs) {
-                    let (n, place) = run.div_mod(index as u32);
-                    let at = n as usize * dy.stride(0) + o as usize * dy.stride(1) + place as usize;
+                if comptime!(contiguous) {
+                    let (n, in_slice) = slice_length.div_mod(index as u32);
+                    let at = n as usize * dy.stride(0) + o as usize * dy.stride(1) + in_slice as usize;
                     values.set(step, f32::cast_from(dy[at]));
                 } else {
-                    let q = geometry.window(index);
+                    let q = geometry.output_position(index);
                     values.set(step, f32::cast_from(dy[offset(dy, q.n, o, q.d, q.h, q.w)]));
                 }
             }
         }
-        sum += tree(&values);
-        index += comptime!(STEPS * UNITS as usize);
+        sum += tree_sum(&values);
+        index += comptime!(LOADS_IN_FLIGHT * THREADS as usize);
     }
-    let total = cube_sum(sum, UNITS);
+    let total = threadgroup_sum(sum, THREADS);
     if UNIT_POS == 0 {
-        out[cube] = O::cast_from(total);
+        out[threadgroup] = O::cast_from(total);
     }
 }

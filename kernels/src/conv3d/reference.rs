@@ -1,4 +1,4 @@
-//! conv3d and its gradients as f64 loops: the mathematics of the op, and the oracle of every kernel.
+//! conv3d and its gradients as f64 loops: the mathematics of the op and the oracle of every kernel.
 //!
 //! With `p_i = q_i * s_i - lo_i + k_i * dilation_i` and `X` the input, zero or clamped outside:
 //!
@@ -12,7 +12,7 @@
 //! Every function takes row-major slices. Run on absolute values, the same functions give the sum of
 //! magnitudes that the tolerance model needs (see [`crate::tolerance`]).
 
-use super::plan::Pass;
+use super::pass::Pass;
 use super::problem::{Conv3dProblem, PaddingMode};
 use crate::activation::Activation;
 
@@ -131,12 +131,12 @@ pub fn activation_derivative(activation: Activation, v: f64) -> f64 {
     }
 }
 
-/// How a result is reached by the operands' non-finite elements: NaN and infinities.
+/// How a result depends on the operands' non-finite elements: NaN and infinities.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
     /// It is finite and right.
     Never,
-    /// It is either right or not finite: plans multiply by the zeros of the padding, and of windows that do
+    /// It is either right or not finite: plans multiply by the zeros of the padding and of windows that do
     /// not exist.
     May,
     /// It is not finite: a product of its sum holds one of them.
@@ -146,23 +146,22 @@ pub enum Reach {
 /// Which results of a pass become non-finite under any plan but Winograd; the operands are those of
 /// [`pre_activation`], [`input_gradient`] or [`weight_gradient`].
 ///
-/// What the filter's sites share may reach all of them: a weight `[o, c, k]` the results of channel o
-/// (forward) or c (input gradient), an element of x or dy the weight gradient of its channel. Results beside
-/// these keep their values.
+/// A weight `[o, c, k]` may reach every result of channel o (forward) or c (input gradient), an element of x
+/// or dy every weight gradient of its channel. All other results keep their values.
 pub fn reach(problem: &Conv3dProblem, pass: Pass, [first, second]: [&[f64]; 2]) -> Vec<Reach> {
     let (taps, group_channels) = (problem.taps(), problem.group_channels());
     let group_out = problem.group_out_channels();
-    let sites = |extents: [usize; 3]| extents.iter().product::<usize>();
-    let (inputs, outputs) = (sites(problem.input), sites(problem.output()));
-    // The channels of a weight: of x and of y.
+    let count = |extents: [usize; 3]| extents.iter().product::<usize>();
+    let (inputs, outputs) = (count(problem.input), count(problem.output()));
+    // A weight's channels of x and y.
     let channels = |w: usize| {
         let o = w / taps / group_channels;
         (o / group_out * group_channels + w / taps % group_channels, o)
     };
-    let broken = |values: &[f64]| -> Vec<usize> {
+    let non_finite = |values: &[f64]| -> Vec<usize> {
         (0..values.len()).filter(|index| !values[*index].is_finite()).collect()
     };
-    let [in_first, in_second] = [broken(first), broken(second)];
+    let [in_first, in_second] = [non_finite(first), non_finite(second)];
     let may = |result: usize| match pass {
         Pass::Forward => in_second.iter().any(|w| channels(*w).1 == result / outputs % problem.out_channels),
         Pass::InputGradient => in_first.iter().any(|w| channels(*w).0 == result / inputs % problem.channels),
@@ -193,12 +192,11 @@ pub fn reach(problem: &Conv3dProblem, pass: Pass, [first, second]: [&[f64]; 2]) 
     reach
 }
 
-/// Number of products that each output of `pre_activation`, `input_gradient` and `weight_gradient` sums at
-/// most.
+/// The most products that a result of `pre_activation`, `input_gradient` and `weight_gradient` sums.
 pub fn longest_sums(problem: &Conv3dProblem) -> [usize; 3] {
     let forward = problem.group_channels() * problem.taps();
     let positions = problem.positions();
-    // A clamped position is read by up to all windows of an axis.
+    // Up to all windows of an axis read a clamped position.
     let per_axis = |axis: usize| match problem.window.padding_mode {
         PaddingMode::Zeros => problem.kernel[axis],
         PaddingMode::Replicate => problem.kernel[axis] * problem.output()[axis],

@@ -1,77 +1,71 @@
-//! How long sums are cut into parts that different cubes compute; `reduce.rs` adds the parts.
+//! Split-K: how long sums are cut into slices that different threadgroups compute; `reduce.rs` adds the
+//! slices.
 //!
-//! A sum's error grows with the terms that are added one after the other, so these are a bounded number,
-//! however long the sum is, and what they give meets in trees (in a cube, over the parts):
+//! A sum's rounding error grows with the number of serial additions, so that number is bounded however long
+//! the sum is, and the serial sums are added as trees (in a threadgroup, over the slices):
 //!
-//! | kernel                                     | terms one after the other, at most                    |
-//! |--------------------------------------------|-------------------------------------------------------|
-//! | bias gradient, partials                    | 8 eights                                              |
-//! | direct                                     | 64, and as many 64s as a unit has (one of 256)        |
-//! | depthwise, heads                           | [`RUN`]                                               |
-//! | matrix products, on matrix units as well   | [`ReductionSplit::LENGTH`]; 1024 where dw has few elements |
-//! | Winograd                                   | 2048 tiles, then as many 2048s as there are           |
+//! | kernel                        | serial additions, at most                                     |
+//! |-------------------------------|---------------------------------------------------------------|
+//! | bias gradient, partials       | 8 trees of 8                                                  |
+//! | direct                        | 64, then one per 64 of a thread's products (of 256 threads)   |
+//! | depthwise, few outputs        | [`SERIAL_PRODUCTS`]                                           |
+//! | matrix products, MMA or fp32  | [`ReductionSplit::LENGTH`]; 1024 where dw has few elements    |
+//! | Winograd                      | 2048 tiles, then one per 2048 tiles                           |
 //!
-//! Where the partials of so many parts would pass `Limits::workspace_bytes` there are fewer, longer ones: for
-//! matrix products, that is dw of more elements than `workspace_bytes / 4 * 8192 / positions`. The forward
-//! pass and the input gradient sum their `C/groups * taps` (`O/groups * taps`) terms one after the other, or
-//! in the few parts that fill the device.
+//! Slices are fewer and longer where their partials would exceed `Limits::workspace_bytes`: for matrix
+//! products where dw has more than `workspace_bytes / 4 * 8192 / positions` elements. The forward pass and
+//! the input gradient sum their `C/groups * taps` (`O/groups * taps`) products serially, or in the few slices
+//! that fill the device.
 
 use crate::limits::Limits;
 
-/// Products that a unit of a depthwise or a head's weight gradient adds one after the other: it marches on
-/// while its sums stay in registers, and every part ends with a tree over its units.
-pub(crate) const RUN: usize = 256;
+/// Products that a thread of a depthwise or few-outputs weight gradient adds serially, in registers, before
+/// the threadgroup's tree.
+pub(crate) const SERIAL_PRODUCTS: usize = 256;
 
-/// Parts whose fp32 partials of `elements` results fit the workspace and one buffer; at least one.
-pub(crate) fn affordable_parts(elements: usize, limits: &Limits) -> usize {
-    parts_within(elements, limits.workspace_bytes.min(limits.buffer_bytes))
+/// Slices whose fp32 partials of `elements` results fit the workspace and one buffer; at least one.
+pub(crate) fn affordable_slices(elements: usize, limits: &Limits) -> usize {
+    slices_within(elements, limits.workspace_bytes.min(limits.buffer_bytes))
 }
 
-/// [`affordable_parts`] of what else the workspace leaves.
-pub(crate) fn parts_within(elements: usize, bytes: u64) -> usize {
-    let parts = bytes / (4 * elements.max(1)) as u64;
-    usize::try_from(parts).unwrap_or(usize::MAX).max(1)
+/// [`affordable_slices`] for `bytes` bytes of workspace.
+pub(crate) fn slices_within(elements: usize, bytes: u64) -> usize {
+    let slices = bytes / (4 * elements.max(1)) as u64;
+    usize::try_from(slices).unwrap_or(usize::MAX).max(1)
 }
 
-/// How a long sum is cut into parts that different cubes compute.
+/// How a long sum is cut into slices that different threadgroups compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ReductionSplit {
-    /// Number of parts.
-    pub parts: usize,
-    /// Terms of every part but the last.
-    pub length: usize,
+pub(crate) struct ReductionSplit {
+    /// Number of slices.
+    pub(crate) slices: usize,
+    /// K elements of every slice but the last.
+    pub(crate) length: usize,
 }
 
 impl ReductionSplit {
-    /// Terms of one part where the workspace allows it: long enough that the partials are few, short enough
-    /// that a fp32 sum of them stays accurate and one cube's work stays brief.
+    /// K elements of one slice where the workspace allows it: long enough for few partials, short enough for
+    /// an accurate fp32 sum and a short-lived threadgroup.
     pub(crate) const LENGTH: usize = 8192;
 
-    /// The split of `terms` terms over `filling` parts, which fill the device, in multiples of `step`.
-    pub(crate) fn filling(
-        terms: usize,
-        elements: usize,
-        filling: usize,
-        step: usize,
-        limits: &Limits,
-    ) -> Self {
-        let affordable = affordable_parts(elements, limits);
-        // Partials of few elements cost next to nothing beside a tile's products: less than a thousandth of
-        // their time on an H200.
-        let accurate = terms.div_ceil((2 * elements).clamp(1024, Self::LENGTH));
-        // A part of fewer than eight stages would spend its time on its ends.
-        let wanted = filling.min(terms.div_ceil(8 * step));
-        let parts = accurate.max(wanted).min(affordable).max(1);
-        let length = terms.div_ceil(parts).max(1).next_multiple_of(step);
-        Self { parts: terms.div_ceil(length).max(1), length }
+    /// The split of `k` elements into `filling` slices, which fill the device, in multiples of `step`.
+    pub(crate) fn filling(k: usize, elements: usize, filling: usize, step: usize, limits: &Limits) -> Self {
+        let affordable = affordable_slices(elements, limits);
+        // Partials of few elements cost next to nothing compared with a tile's products.
+        let accurate = k.div_ceil((2 * elements).clamp(1024, Self::LENGTH));
+        // Below eight stages, prologue and epilogue dominate.
+        let wanted = filling.min(k.div_ceil(8 * step));
+        let slices = accurate.max(wanted).min(affordable).max(1);
+        let length = k.div_ceil(slices).max(1).next_multiple_of(step);
+        Self { slices: k.div_ceil(length).max(1), length }
     }
 
-    /// The split of `terms` terms for each of `elements` results, `4 * parts * elements` bytes of workspace.
-    pub fn of(terms: usize, elements: usize, limits: &Limits) -> Self {
-        let affordable = affordable_parts(elements, limits);
-        let parts = terms.div_ceil(Self::LENGTH).clamp(1, affordable);
-        let length = terms.div_ceil(parts).max(1);
-        Self { parts: terms.div_ceil(length).max(1), length }
+    /// The split of `k` elements for each of `elements` results: `4 * slices * elements` bytes of workspace.
+    pub(crate) fn of(k: usize, elements: usize, limits: &Limits) -> Self {
+        let affordable = affordable_slices(elements, limits);
+        let slices = k.div_ceil(Self::LENGTH).clamp(1, affordable);
+        let length = k.div_ceil(slices).max(1);
+        Self { slices: k.div_ceil(length).max(1), length }
     }
 }
 
@@ -80,20 +74,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_split_covers_every_term_once_within_the_workspace() {
+    fn a_split_covers_every_k_element_once_within_the_workspace() {
         let limits = Limits { workspace_bytes: 4096, ..Limits::apple_m1() };
-        for terms in [0usize, 1, 8191, 8192, 8193, 100_000, 1 << 20] {
+        for k in [0usize, 1, 8191, 8192, 8193, 100_000, 1 << 20] {
             for elements in [1usize, 7, 512, 1024, 5000] {
-                let split = ReductionSplit::of(terms, elements, &limits);
-                assert!(
-                    split.parts >= 1 && split.parts * split.length >= terms,
-                    "{terms} {elements} {split:?}"
-                );
-                assert!((split.parts - 1) * split.length < terms.max(1), "an empty part: {terms} {split:?}");
-                assert!(
-                    split.parts == 1 || split.parts * elements * 4 <= 4096,
-                    "{terms} {elements} {split:?}"
-                );
+                let split = ReductionSplit::of(k, elements, &limits);
+                assert!(split.slices >= 1 && split.slices * split.length >= k, "{k} {elements} {split:?}");
+                assert!((split.slices - 1) * split.length < k.max(1), "an empty slice: {k} {split:?}");
+                assert!(split.slices == 1 || split.slices * elements * 4 <= 4096, "{k} {elements} {split:?}");
             }
         }
     }

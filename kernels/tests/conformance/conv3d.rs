@@ -32,22 +32,22 @@ pub(crate) fn problem(case: &Conv3dCase, dtype: FloatType) -> Conv3dProblem {
         .unwrap_or_else(|error| panic!("{case}: {error}"))
 }
 
-/// Which tiles of the engine a case runs.
+/// Which of the eligible plans a case runs.
 #[derive(Clone, Copy)]
-pub(crate) enum Tiles {
-    /// One of each kind; the cases of a table take turns.
-    InTurn,
-    /// The plans that a function picks, whatever they cost.
+pub(crate) enum Selection {
+    /// One tile of each kind of plan, the next tile for the next case of a table.
+    RoundRobin,
+    /// The plans that a function picks, regardless of cost.
     Only(fn(&Plan) -> bool),
     /// The launches that a function picks.
     Launches(fn(&Conv3dProblem, Pass, &Plan) -> bool),
-    /// Of [`Tiles::InTurn`] the launches that show a kind of plan an option for the first time, in each
-    /// pass and type; of every case one launch at least.
+    /// Of [`Selection::RoundRobin`] the launches with a new pair of plan kind and case option, per pass and
+    /// type; at least one launch per case.
     Covering,
 }
 
-/// All plans, but of those that differ by nothing but the tile one, another at every turn.
-pub(crate) fn one_tile_each(mut plans: Vec<Plan>, turn: usize) -> Vec<Plan> {
+/// All plans, but only one tile of each kind: the next one in the next round.
+pub(crate) fn one_tile_each(mut plans: Vec<Plan>, round: usize) -> Vec<Plan> {
     let kinds: [fn(&Plan) -> bool; 5] = [
         |plan| matches!(plan, Plan::Gemm(_)),
         |plan| matches!(plan, Plan::MatrixGemm(_)),
@@ -58,7 +58,7 @@ pub(crate) fn one_tile_each(mut plans: Vec<Plan>, turn: usize) -> Vec<Plan> {
     for kind in kinds {
         let (tiles, others): (Vec<_>, Vec<_>) = plans.into_iter().partition(kind);
         plans = others;
-        plans.extend(tiles.get(turn % tiles.len().max(1)));
+        plans.extend(tiles.get(round % tiles.len().max(1)));
     }
     plans
 }
@@ -75,7 +75,8 @@ fn case_options(case: &Conv3dCase) -> Vec<String> {
         format!("replicate {}", case.replicate),
         format!("bias {}", case.bias),
         format!("{:?}", case.activation),
-        // Which axes, not how much: every case has a launch, and a depthwise window is a kernel of its own.
+        // Which axes, not which sizes: every case has a launch anyway, and each depthwise window is another
+        // kernel.
         format!("kernel {:?}", case.kernel.map(|taps| taps > 1)),
         format!("stride {:?}", case.stride.map(|step| step > 1)),
         format!("dilation {:?}", case.dilation.map(|step| step > 1)),
@@ -88,30 +89,29 @@ fn case_options(case: &Conv3dCase) -> Vec<String> {
     options
 }
 
-/// What [`Tiles::Covering`] has seen so far: options of cases by the kind of plan, pass and type.
+/// What [`Selection::Covering`] has covered so far: options of cases by plan kind, pass and type.
 #[derive(Default)]
 struct Covered(HashSet<(String, Kind, Pass, FloatType)>);
 
-/// A plan without its tile, a Winograd plan with the identity that it computes.
+/// A plan without its tile; a Winograd plan with its F(m x m).
 type Kind = (Discriminant<Plan>, Option<WinogradTile>);
 
 fn kind(plan: &Plan) -> Kind {
-    let identity = if let Plan::Winograd(config) = plan { Some(config.tile) } else { None };
-    (discriminant(plan), identity)
+    let winograd = if let Plan::Winograd(config) = plan { Some(config.tile) } else { None };
+    (discriminant(plan), winograd)
 }
 
 impl Covered {
-    /// Of a case's launches those that show something new; where none does, one of them, another in turn.
-    /// Kernels of half types differ from those of f32 by conversions at either end: each plan and pass is
-    /// shown them once.
-    fn pick(&mut self, case: &Conv3dCase, launches: &mut Vec<(FloatType, Pass, Plan)>, turn: usize) {
+    /// The case's launches that cover something new; if none does, one of them, by round robin. Kernels of
+    /// half types differ from those of f32 by conversions at either end: each plan and pass runs them once.
+    fn pick(&mut self, case: &Conv3dCase, launches: &mut Vec<(FloatType, Pass, Plan)>, round: usize) {
         let options = case_options(case);
         let any = [String::new()];
-        let one = launches.get(turn % launches.len().max(1)).copied();
+        let one = launches.get(round % launches.len().max(1)).copied();
         launches.retain(|(dtype, pass, plan)| {
             let options = if *dtype == FloatType::F32 { &options[..] } else { &any[..] };
-            let shown = options.iter().map(|option| (option.clone(), kind(plan), *pass, *dtype));
-            shown.filter(|shown| self.0.insert(shown.clone())).count() > 0
+            let pairs = options.iter().map(|option| (option.clone(), kind(plan), *pass, *dtype));
+            pairs.filter(|pair| self.0.insert(pair.clone())).count() > 0
         });
         if launches.is_empty() {
             launches.extend(one);
@@ -121,17 +121,17 @@ impl Covered {
 
 pub(crate) fn run(table: &[Conv3dCase], fill: &dyn Fn(u64, usize) -> Vec<f32>, exact: bool) {
     let client = client();
-    run_with((&client, &Limits::of(&client)), table, fill, exact, Tiles::InTurn);
+    run_with((&client, &Limits::of(&client)), table, fill, exact, Selection::RoundRobin);
 }
 
-/// [`run`] with every tile of the engine for every case.
+/// [`run`] with every tile for every case.
 pub(crate) fn run_all_tiles(table: &[Conv3dCase], fill: &dyn Fn(u64, usize) -> Vec<f32>, exact: bool) {
     let client = client();
-    run_with((&client, &Limits::of(&client)), table, fill, exact, Tiles::Launches(is_run_here));
+    run_with((&client, &Limits::of(&client)), table, fill, exact, Selection::Launches(is_run_here));
 }
 
-/// Whether a plan's tables run on this device. In the quick tier threads that are executed on the CPU run the
-/// plans that only matrix units serve, the software device the others (docs/testing.md).
+/// Whether a plan's tables run on this device. In the quick tier the Metal executor on the CPU runs the plans
+/// that need matrix units, the software device all others (docs/testing.md).
 pub(crate) fn is_run_here(problem: &Conv3dProblem, pass: Pass, plan: &Plan) -> bool {
     if !EXECUTED || is_full() {
         return true;
@@ -146,32 +146,32 @@ pub(crate) fn run_with(
     table: &[Conv3dCase],
     fill: &dyn Fn(u64, usize) -> Vec<f32>,
     exact: bool,
-    tiles: Tiles,
+    selection: Selection,
 ) {
     let mut failures = Vec::new();
     let mut checks = 0usize;
     let mut covered = Covered::default();
-    for (turn, case) in table.iter().enumerate() {
+    for (round, case) in table.iter().enumerate() {
         let mut launches = Vec::new();
         for (&dtype, pass) in limits.dtypes.iter().flat_map(|dtype| PASSES.map(|pass| (dtype, pass))) {
             let problem = problem(case, dtype);
             let mut plans = eligible(&problem, pass, limits);
-            match tiles {
-                Tiles::InTurn => plans = one_tile_each(plans, turn),
-                // A software device compiles every tile's kernels for seconds: slower turns, fewer kernels.
-                Tiles::Covering if !EXECUTED => plans = one_tile_each(plans, 1 + turn / 64),
-                Tiles::Covering => plans = one_tile_each(plans, turn),
-                Tiles::Only(picks) => plans.retain(picks),
-                Tiles::Launches(picks) => plans.retain(|plan| picks(&problem, pass, plan)),
+            match selection {
+                Selection::RoundRobin => plans = one_tile_each(plans, round),
+                // A software device compiles each kernel for seconds: change tiles rarely.
+                Selection::Covering if !EXECUTED => plans = one_tile_each(plans, 1 + round / 64),
+                Selection::Covering => plans = one_tile_each(plans, round),
+                Selection::Only(picks) => plans.retain(picks),
+                Selection::Launches(picks) => plans.retain(|plan| picks(&problem, pass, plan)),
             }
-            if !matches!(tiles, Tiles::Only(_)) {
+            if !matches!(selection, Selection::Only(_)) {
                 plans.retain(|plan| padded_work(&problem, pass, plan) <= MOST_WORK);
             }
             launches.extend(plans.into_iter().map(|plan| (dtype, pass, plan)));
         }
-        if matches!(tiles, Tiles::Covering) {
+        if matches!(selection, Selection::Covering) {
             launches.retain(|(dtype, pass, plan)| is_run_here(&problem(case, *dtype), *pass, plan));
-            covered.pick(case, &mut launches, turn);
+            covered.pick(case, &mut launches, round);
         }
         for &dtype in &limits.dtypes {
             if launches.iter().all(|launch| launch.0 != dtype) {
@@ -222,11 +222,11 @@ pub(crate) fn run_with(
     assert!(failures.is_empty(), "{} of {checks} checks failed:\n{}", failures.len(), failures.join("\n"));
 }
 
-/// A table of cases: every launch in the full tier, else a covering of them.
+/// Checks a table of cases: every launch in the full tier, else a covering subset.
 pub(crate) fn run_table(table: &[Conv3dCase], fill: &dyn Fn(u64, usize) -> Vec<f32>, exact: bool) {
     let client = client();
-    let tiles = if is_full() { Tiles::InTurn } else { Tiles::Covering };
-    run_with((&client, &Limits::of(&client)), table, fill, exact, tiles);
+    let selection = if is_full() { Selection::RoundRobin } else { Selection::Covering };
+    run_with((&client, &Limits::of(&client)), table, fill, exact, selection);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! other libraries, views, forced small limits, repeatability, NaN.
 
 use crate::conv3d::{
-    Inputs, PASSES, Tiles, computed, inputs, is_run_here, launch, problem, result_shape, run, run_table,
+    Inputs, PASSES, Selection, computed, inputs, is_run_here, launch, problem, result_shape, run, run_table,
     run_with,
 };
 use crate::support::{Buffer, client, dtypes, output, read_all, upload, upload_strided};
@@ -25,10 +25,10 @@ fn shapes_that_broke_other_libraries() {
 }
 
 #[test]
-fn shapes_that_were_wrong_here() {
+fn shapes_that_broke_this_library() {
     let client = client();
     let limits = Limits { dtypes: dtypes(), ..Limits::of(&client) };
-    run_with((&client, &limits), &cases::faults(), &fill::normal, false, Tiles::InTurn);
+    run_with((&client, &limits), &cases::faults(), &fill::normal, false, Selection::RoundRobin);
 }
 
 /// A few cases that reach every plan, padding mode and epilogue.
@@ -66,8 +66,8 @@ fn views_give_the_bits_of_contiguous_tensors() {
     assert!(checks >= 60, "{checks} views");
 }
 
-/// On devices with matrix units: weight gradients whose kernels fill the device with different numbers of
-/// cubes, sums so long that their parts would differ.
+/// On devices with matrix units: weight gradients whose kernels have different numbers of threadgroups in
+/// flight, and sums so long that their split-K slices would differ.
 #[test]
 fn views_split_long_sums_alike() {
     let long = Conv3dCase { groups: 16, ..Conv3dCase::new("long_runs", [1, 32, 4, 16, 16], 32, [1; 3]) };
@@ -120,10 +120,10 @@ fn compare_views(cases: &[Conv3dCase], compared: impl Fn(&Plan) -> bool) -> usiz
                 for plan in eligible(&problem, pass, &limits).into_iter().filter(here) {
                     let mut outputs = vec![output(&client, &shape, dtype)];
                     launch((&client, &limits), &problem, (pass, &plan), &contiguous, &outputs[0]);
-                    // Planes that are runs of sites are read and written in vectors: there the results alone
-                    // are views as well.
-                    let runs = case.kernel[1..] == [1, 1];
-                    let alone = layouts.iter().filter(|_| runs).map(|layout| (&contiguous, *layout));
+                    // Contiguous H x W slices use vector loads and stores: there a view of the result alone
+                    // is tested as well.
+                    let one_tap = case.kernel[1..] == [1, 1];
+                    let alone = layouts.iter().filter(|_| one_tap).map(|layout| (&contiguous, *layout));
                     let views = || views.iter().zip(layouts).chain(alone.clone());
                     for (inputs, layout) in views() {
                         let out = upload_strided(&client, &nan, &shape, &strided(&shape, layout), dtype);
@@ -190,7 +190,7 @@ fn small_dispatches_and_folded_grids_change_no_bit() {
                 let expected = run_one((&client, &limits), &problem, (pass, &plan), &inputs);
                 let got = run_one((&client, &small), &problem, (pass, &plan), &inputs);
                 assert!(got == expected, "{case} {} {}", pass.name(), plan.name());
-                // The weight gradient's sums are grouped by region.
+                // The weight gradient's sums depend on the region.
                 if let (Plan::Winograd(config), Pass::Forward | Pass::InputGradient) = (plan, pass) {
                     let whole = config.region;
                     let regions = [
@@ -266,7 +266,7 @@ fn nan_and_infinity_stay_in_their_receptive_field() {
     let limits = Limits::of(&client);
     let cases = [
         Conv3dCase { padding: [(1, 1); 3], ..Conv3dCase::new("nan", [1, 2, 4, 9, 13], 3, [3, 3, 3]) },
-        // A plane that is a run of sites, blocks of channels that fill no stage.
+        // One tap along H and W, and channels that do not fill a stage.
         Conv3dCase {
             padding: [(1, 1), (0, 0), (0, 0)],
             ..Conv3dCase::new("nan_in_a_run", [1, 33, 4, 4, 8], 3, [3, 1, 1])
@@ -308,8 +308,8 @@ fn nan_and_infinity_stay_in_their_receptive_field() {
     }
 }
 
-/// An infinite weight makes its channel infinite and no other result anything else: tiles, stages and blocks
-/// that reach past the last channel multiply no weight by the zeros there.
+/// An infinite weight makes its channel infinite and changes no other result: tiles, stages and blocks past
+/// the last channel do not multiply a weight by the zeros there.
 #[test]
 fn an_infinite_weight_stays_in_its_channel() {
     let client = client();
@@ -323,15 +323,15 @@ fn an_infinite_weight_stays_in_its_channel() {
             let mut w = vec![1.0; problem.weight_shape().iter().product()];
             w[c * problem.taps() - 1] = f32::INFINITY;
             inputs.w = upload(&client, &w, &problem.weight_shape(), dtype);
-            let sites = problem.positions();
+            let positions = problem.positions();
             for plan in eligible(&problem, Pass::Forward, &limits) {
                 if matches!(plan, Plan::Winograd(_)) {
                     continue;
                 }
                 let y = computed((&client, &limits), &problem, (Pass::Forward, &plan), &inputs);
-                assert!(y[..sites].iter().all(|y| *y == f64::INFINITY), "{case} {}", plan.name());
+                assert!(y[..positions].iter().all(|y| *y == f64::INFINITY), "{case} {}", plan.name());
                 let finite = (c * problem.taps()) as f64;
-                assert!(y[sites..].iter().all(|y| *y == finite), "{case} {}", plan.name());
+                assert!(y[positions..].iter().all(|y| *y == finite), "{case} {}", plan.name());
             }
         }
     }
@@ -374,7 +374,7 @@ fn plans_of_other_problems_are_refused() {
     let (x, w, y) = (inputs.x.operand(), inputs.w.operand(), out.operand());
     let bias = inputs.bias.as_ref().map(Buffer::operand);
     for (plan, message) in [
-        (Plan::Empty, "conv3d: the plan `empty` was given for a forward that has elements"),
+        (Plan::Empty, "conv3d: the plan `empty` was given for a forward whose result is not empty"),
         (
             Plan::Winograd(config),
             "conv3d: winograd_2x2 needs stride 1 and dilation 1 in H and W, got stride 2x3, dilation 1x1",
@@ -390,5 +390,8 @@ fn plans_of_other_problems_are_refused() {
         "conv3d: w has shape [10, 1, 3, 3, 3], the problem needs [10, 5, 3, 3, 3]"
     );
     let result = conv_kernels::conv3d::forward(&client, &limits, &problem, &Plan::Direct, [x, w, y], None);
-    assert_eq!(result.unwrap_err().message(), "conv3d: a bias of 10 elements was expected (true), got None");
+    assert_eq!(
+        result.unwrap_err().message(),
+        "conv3d: the problem has a bias of 10 elements, none was given"
+    );
 }

@@ -1,5 +1,5 @@
-//! NaN and infinities: which results they reach, under every plan. The contract stands in
-//! `conv_kernels::conv3d`, the results in `reference::reach`.
+//! NaN and infinities: which results they reach under every plan. `conv_kernels::conv3d` documents the
+//! contract, `reference::reach` computes it per result.
 
 use crate::conv3d::{Inputs, Oracle, PASSES, computed, inputs, problem, result_shape};
 use crate::support::{Buffer, client, upload};
@@ -41,12 +41,12 @@ fn cases() -> Vec<Conv3dCase> {
     ]
 }
 
-/// `values` with some elements replaced: the first, the last and one between, one after the other.
-fn broken(values: &[f64], turn: usize) -> Vec<f32> {
-    let mut broken: Vec<_> = values.iter().map(|value| *value as f32).collect();
-    let at = [0, values.len() - 1, values.len() / 2 + values.len() / 7][turn % 3];
-    broken[at] = [f32::INFINITY, f32::NAN, f32::NEG_INFINITY][turn % 3];
-    broken
+/// `values` with one element replaced by a non-finite one: the first, the last or one between, by `variant`.
+fn with_non_finite(values: &[f64], variant: usize) -> Vec<f32> {
+    let mut replaced: Vec<_> = values.iter().map(|value| *value as f32).collect();
+    let at = [0, values.len() - 1, values.len() / 2 + values.len() / 7][variant % 3];
+    replaced[at] = [f32::INFINITY, f32::NAN, f32::NEG_INFINITY][variant % 3];
+    replaced
 }
 
 /// The operands of a pass, in the reference's order.
@@ -59,8 +59,7 @@ fn operands(pass: Pass, inputs: &mut Inputs) -> [&mut Buffer; 2] {
     }
 }
 
-/// What a plan adds to the reach of the others: Winograd's tiles, the blocks of a stride by a stride of an
-/// input gradient.
+/// The reach under a plan: Winograd's spreads over tiles, Subpixel's over stride x stride blocks.
 fn widen(problem: &Conv3dProblem, pass: Pass, plan: &Plan, limits: &Limits, reach: &[Reach]) -> Vec<Reach> {
     let tile = match plan.notes(problem, pass, limits).non_finite {
         NonFinite::Window => return reach.to_vec(),
@@ -68,14 +67,13 @@ fn widen(problem: &Conv3dProblem, pass: Pass, plan: &Plan, limits: &Limits, reac
         NonFinite::Tile(tile) => tile,
     };
     let [_, _, _, height, width] = result_shape(problem, pass);
-    // Tiles of the padded input, whose edges are folded: no more than that they stay in their image and
-    // channel.
+    // Tiles of the padded input, whose edges are folded, stay in their image and channel: no more is checked.
     let folded = pass == Pass::InputGradient && problem.window.padding_mode == PaddingMode::Replicate;
     let tile = if folded { height * width } else { tile };
     let tile_of = |index: usize| {
-        let plane =
+        let frame =
             if folded { index / (height * width) / problem.input[0] } else { index / (height * width) };
-        (plane, index / width % height / tile, index % width / tile)
+        (frame, index / width % height / tile, index % width / tile)
     };
     let reached: std::collections::HashSet<_> =
         (0..reach.len()).filter(|index| reach[*index] != Reach::Never).map(tile_of).collect();
@@ -93,13 +91,13 @@ fn with_blocks(problem: &Conv3dProblem, reach: &[Reach]) -> Vec<Reach> {
     let mut widened = reach.to_vec();
     for frame in 0..reach.len() / (height * width) {
         let at = |h: usize, w: usize| (frame * height + h) * width + w;
-        let places = (0..height).flat_map(|h| (0..width).map(move |w| (h, w)));
-        let reached: Vec<_> = places.clone().filter(|(h, w)| reach[at(*h, *w)] != Reach::Never).collect();
-        let near = |place: usize, of: &dyn Fn(&(usize, usize)) -> usize, stride: usize| {
+        let positions = (0..height).flat_map(|h| (0..width).map(move |w| (h, w)));
+        let reached: Vec<_> = positions.clone().filter(|(h, w)| reach[at(*h, *w)] != Reach::Never).collect();
+        let near = |at: usize, of: &dyn Fn(&(usize, usize)) -> usize, stride: usize| {
             let (first, last) = (reached.iter().map(of).min(), reached.iter().map(of).max());
-            first.zip(last).is_some_and(|(first, last)| place + stride > first && place < last + stride)
+            first.zip(last).is_some_and(|(first, last)| at + stride > first && at < last + stride)
         };
-        for (h, w) in places {
+        for (h, w) in positions {
             if reach[at(h, w)] == Reach::Never && near(h, &|at| at.0, rows) && near(w, &|at| at.1, columns) {
                 widened[at(h, w)] = Reach::May;
             }
@@ -108,8 +106,8 @@ fn with_blocks(problem: &Conv3dProblem, reach: &[Reach]) -> Vec<Reach> {
     widened
 }
 
-/// An element that is not finite makes those results non-finite whose products hold it, may make others of
-/// its channel so where it is a weight (dw: any factor), and no other: they keep their values.
+/// A non-finite element makes the results non-finite whose products hold it. A weight (dw: any operand) may
+/// do so to other results of its channel. All others keep their values.
 #[test]
 fn non_finite_elements_reach_what_the_contract_says() {
     let client = client();
@@ -119,12 +117,12 @@ fn non_finite_elements_reach_what_the_contract_says() {
         let problem = problem(&case, FloatType::F32);
         for (pass, operand) in PASSES.into_iter().flat_map(|pass| (0..2).map(move |operand| (pass, operand)))
         {
-            let turn = at + operand;
+            let variant = at + operand;
             let mut inputs = inputs(&client, &problem, &fill::normal);
             let values = operands(pass, &mut inputs)[operand].values();
             let shape = operands(pass, &mut inputs)[operand].operand().shape.clone();
-            let values = broken(&values, turn);
-            // What is never reached is a sum without them.
+            let values = with_non_finite(&values, variant);
+            // The oracle replaces them by zero: results that they never reach have that value.
             let finite: Vec<_> =
                 values.iter().map(|value| if value.is_finite() { *value } else { 0.0 }).collect();
             *operands(pass, &mut inputs)[operand] = upload(&client, &finite, &shape, FloatType::F32);
@@ -140,7 +138,7 @@ fn non_finite_elements_reach_what_the_contract_says() {
                     (0..got.len()).filter(|at| reach[*at] == Reach::Must && got[*at].is_finite()).count();
                 let leaks =
                     (0..got.len()).filter(|at| reach[*at] == Reach::Never && !got[*at].is_finite()).count();
-                // A plan that looks adds nothing where there is no element.
+                // `Direct` skips taps in the padding.
                 let spread = plan == Plan::Direct
                     && (0..got.len()).any(|at| reach[at] == Reach::May && !got[at].is_finite());
                 for (at, got) in got.iter_mut().enumerate() {
@@ -151,7 +149,8 @@ fn non_finite_elements_reach_what_the_contract_says() {
                 let wrong = oracle.check(&plan, pass, FloatType::F32, &got, false).err();
                 if missed + leaks > 0 || wrong.is_some() || spread {
                     failures.push(format!(
-                        "{} {} {} operand {operand} turn {turn}: {missed} missed, {leaks} leaks, spread: {spread}, {wrong:?}",
+                        "{} {} {} operand {operand} variant {variant}: {missed} missed, {leaks} leaks, \
+                         spread: {spread}, {wrong:?}",
                         case.name,
                         pass.name(),
                         plan.name()

@@ -1,5 +1,5 @@
-//! Calls that keep the value before the activation: the same bits of y as the fused call by every plan, the
-//! value itself in fp32, and the activation's gradient from it.
+//! `forward_with_pre`, which keeps the value before the activation: y has the bits of the fused call under
+//! every plan, the value itself is fp32, and the activation's gradient is computed from it.
 
 use crate::conv3d::{inputs, one_tile_each, problem};
 use crate::support::{Buffer, client, output, read_all, upload};
@@ -21,13 +21,13 @@ pub(crate) fn check(
 ) -> usize {
     let mut checks = 0;
     let calls = table.iter().flat_map(|case| limits.dtypes.iter().map(move |dtype| (case, *dtype)));
-    for (turn, (case, dtype)) in calls.enumerate() {
+    for (round, (case, dtype)) in calls.enumerate() {
         let problem = problem(case, dtype);
         let inputs = inputs(client, &problem, &fill::normal);
         let (x, w) = (inputs.x.operand(), inputs.w.operand());
         let bias = inputs.bias.as_ref().map(Buffer::operand);
         let shape = problem.y_shape();
-        for plan in pick(eligible(&problem, Pass::Forward, limits), turn) {
+        for plan in pick(eligible(&problem, Pass::Forward, limits), round) {
             let what = format!("{case} {} {}", dtype.name(), plan.name());
             let [fused, y] = [(); 2].map(|()| output(client, &shape, dtype));
             let pre = output(client, &shape, FloatType::F32);
@@ -53,7 +53,7 @@ pub(crate) fn check(
     checks
 }
 
-/// SiLU and ReLU in shapes that reach every plan, sums that are split among them.
+/// SiLU and ReLU in shapes that reach every plan, split-K among them.
 #[test]
 fn y_has_the_bits_of_the_fused_call_by_every_plan() {
     let client = client();
@@ -82,8 +82,8 @@ fn y_has_the_bits_of_the_fused_call_by_every_plan() {
     assert!(checks >= 30 * limits.dtypes.len(), "{checks} plans");
 }
 
-/// One site: inputs whose sum a half type rounds by more than y's own rounding, or cannot hold at all.
-struct Site {
+/// One output position whose sum a half type rounds by more than y's own rounding, or cannot hold at all.
+struct OnePosition {
     x: Vec<f32>,
     w: Vec<f32>,
     bias: bool,
@@ -93,12 +93,12 @@ struct Site {
     dx: f64,
 }
 
-/// SiLU is applied before anything is rounded, and its gradient read from what was not rounded either.
+/// SiLU and its gradient act on the fp32 sum, before any rounding.
 #[test]
 fn silu_of_a_half_is_rounded_once() {
     let client = client();
     let limits = Limits::of(&client);
-    let site = |x: &[f32], w: &[f32], dtype, y, dx| Site {
+    let position = |x: &[f32], w: &[f32], dtype, y, dx| OnePosition {
         x: x.to_vec(),
         w: w.to_vec(),
         bias: x.len() == 16,
@@ -106,13 +106,13 @@ fn silu_of_a_half_is_rounded_once() {
         y,
         dx,
     };
-    let sites = [
-        site(&[-100.0; 16], &[100.0; 16], FloatType::F16, 0.0, 0.0),
-        site(&[-10.0, -3.0 / 1024.0], &[1.0; 2], FloatType::F16, -4.527_568_8e-4, -4.075_0e-4),
-        site(&[-80.0, -15.0 / 64.0], &[1.0; 2], FloatType::Bf16, -1.143_52e-33, -1.131_27e-33),
+    let positions = [
+        position(&[-100.0; 16], &[100.0; 16], FloatType::F16, 0.0, 0.0),
+        position(&[-10.0, -3.0 / 1024.0], &[1.0; 2], FloatType::F16, -4.527_568_8e-4, -4.075_0e-4),
+        position(&[-80.0, -15.0 / 64.0], &[1.0; 2], FloatType::Bf16, -1.143_52e-33, -1.131_27e-33),
     ];
-    for Site { x, w, bias, dtype, y, dx } in
-        sites.into_iter().filter(|site| limits.dtypes.contains(&site.dtype))
+    for OnePosition { x, w, bias, dtype, y, dx } in
+        positions.into_iter().filter(|position| limits.dtypes.contains(&position.dtype))
     {
         let channels = x.len();
         let case = Conv3dCase {
@@ -160,15 +160,15 @@ fn other_tensors_for_the_value_before_the_activation_are_refused() {
             .expect_err("a refusal")
             .to_string()
     };
-    let turned = Operand { strides: vec![8, 4, 4, 1, 2], ..pre.operand().clone() };
+    let permuted = Operand { strides: vec![8, 4, 4, 1, 2], ..pre.operand().clone() };
     assert_eq!(
         call(y.operand(), y.operand()),
-        "conv3d: y [1, 2, 1, 2, 2] with strides [8, 4, 4, 2, 1] needs the value before the activation as f32, both \
-         row-major, got f16 [1, 2, 1, 2, 2] with strides [8, 4, 4, 2, 1]"
+        "conv3d: y [1, 2, 1, 2, 2] with strides [8, 4, 4, 2, 1] needs the value before the activation as \
+         f32, both row-major, got f16 [1, 2, 1, 2, 2] with strides [8, 4, 4, 2, 1]"
     );
     assert_eq!(
-        call(y.operand(), &turned),
-        "conv3d: y [1, 2, 1, 2, 2] with strides [8, 4, 4, 2, 1] needs the value before the activation as f32, both \
-         row-major, got f32 [1, 2, 1, 2, 2] with strides [8, 4, 4, 1, 2]"
+        call(y.operand(), &permuted),
+        "conv3d: y [1, 2, 1, 2, 2] with strides [8, 4, 4, 2, 1] needs the value before the activation as \
+         f32, both row-major, got f32 [1, 2, 1, 2, 2] with strides [8, 4, 4, 1, 2]"
     );
 }

@@ -15,14 +15,14 @@ use conv_kernels::{FloatType, Limits};
 use conv_testing::is_full;
 use cubecl::prelude::*;
 
-/// Ones summed as often as the device allows: a single missing term shows, which no bound on rounding would
-/// notice.
+/// Sums of ones, as long as the device allows: a single missing product shows, which no bound on rounding
+/// would notice.
 #[test]
 fn long_sums_are_complete() {
     let client = client();
     let limits = Limits::of(&client);
-    let terms = limits.loop_iterations.map_or(200_000, |turns| (turns - 3) * 8);
-    for (c, o) in [(terms, 1), (1, terms)] {
+    let k = limits.loop_iterations.map_or(200_000, |most| (most - 3) * 8);
+    for (c, o) in [(k, 1), (1, k)] {
         let case = Conv3dCase { bias: false, ..Conv3dCase::new("long_sums", [1, c, 1, 1, 2], o, [1, 1, 1]) };
         let problem = problem(&case, FloatType::F32);
         let inputs = inputs(&client, &problem, &|_, length| vec![1.0; length]);
@@ -35,13 +35,13 @@ fn long_sums_are_complete() {
         for plan in plans {
             let out = output(&client, &result_shape(&problem, pass), FloatType::F32);
             launch((&client, &limits), &problem, (pass, &plan), &inputs, &out);
-            assert_eq!(out.read(&client), [terms as f64; 2], "{} {}", pass.name(), plan.name());
+            assert_eq!(out.read(&client), [k as f64; 2], "{} {}", pass.name(), plan.name());
         }
     }
-    // One turn more is refused where there is a limit.
-    if let Some(turns) = limits.loop_iterations {
+    // One iteration more is refused where there is a limit.
+    if let Some(most) = limits.loop_iterations {
         let case =
-            Conv3dCase { bias: false, ..Conv3dCase::new("too_long", [1, turns * 8, 1, 1, 1], 1, [1, 1, 1]) };
+            Conv3dCase { bias: false, ..Conv3dCase::new("too_long", [1, most * 8, 1, 1, 1], 1, [1, 1, 1]) };
         let problem = problem(&case, FloatType::F32);
         let inputs = inputs(&client, &problem, &|_, length| vec![1.0; length]);
         let out = output(&client, &problem.y_shape(), FloatType::F32);
@@ -50,18 +50,19 @@ fn long_sums_are_complete() {
         assert_eq!(
             result.unwrap_err().message(),
             format!(
-                "conv3d: the forward by direct sums in {} loop turns, this software device ends loops after {turns}",
+                "conv3d: the forward by direct takes {} loop iterations per thread, this software device \
+                 ends loops after {most}",
                 // One loop over taps, one over blocks of channels, and the iteration in which each ends.
-                turns + 3
+                most + 3
             )
         );
     }
 }
 
-/// Sums that are cut into parts because the tiles are few: bias and activation join in the second pass, and
-/// the phases of a strided input gradient share their partials.
+/// Split-K where tiles are few: bias and activation are applied by the second kernel, and the phases of a
+/// strided input gradient share their partials.
 #[test]
-fn split_sums_are_finished_like_whole_ones() {
+fn split_k_has_the_same_epilogue() {
     let padding = [(1, 1); 3];
     let deep = Conv3dCase { padding, ..Conv3dCase::new("deep", [2, 70, 2, 3, 3], 5, [3, 3, 3]) };
     let strided = Conv3dCase {
@@ -79,19 +80,19 @@ fn split_sums_are_finished_like_whole_ones() {
     conv3d::run_all_tiles(&cases, &fill::normal, false);
 }
 
-/// Equal terms are what rounds worst: every addition to a sum of n loses in the same direction. The error may
-/// grow with the logarithm of n alone, so a million thirds are as exact as a thousand.
+/// Equal summands are the worst case: every addition rounds in the same direction. The error may only grow
+/// with the logarithm of their number, so a million thirds are as exact as a thousand.
 #[test]
-fn errors_of_long_sums_of_equal_terms_stay_small() {
+fn errors_of_long_sums_of_equal_summands_stay_small() {
     let client = client();
     let limits = Limits::of(&client);
-    // As many sites as a device of fibers computes in seconds.
-    let planes = if EXECUTED {
+    // Few enough positions for the CPU executor to compute in seconds.
+    let outputs = if EXECUTED {
         vec![[1, 48, 48], [1, 256, 256]]
     } else {
         vec![[1, 128, 128], [1, 1024, 1024], [1, 2048, 2048], [300, 64, 64]]
     };
-    for [d, h, w] in planes {
+    for [d, h, w] in outputs {
         for (kernel, stride) in [([1; 3], [1; 3]), ([3; 3], [1; 3]), ([1, 3, 3], [1, 2, 1])] {
             let case = Conv3dCase {
                 stride,
@@ -103,14 +104,14 @@ fn errors_of_long_sums_of_equal_terms_stay_small() {
                 inputs(&client, &problem, &|seed, length| vec![if seed == 4 { third } else { 1.0 }; length]);
             let want = problem.positions() as f64 * f64::from(third);
             for plan in eligible(&problem, Pass::WeightGradient, &limits) {
-                // One sum for each weight, with a register for each of a tile's: `split.rs` has their bound.
+                // The serial additions of each kernel: see `split.rs`.
                 let bound = match plan {
                     Plan::Depthwise | Plan::Direct | Plan::FewOutputs(_) => 1e-6,
                     Plan::Winograd(_) => 2e-5,
-                    // 1024 terms in a row.
+                    // 1024 serial additions.
                     _ => 1e-5,
                 };
-                // Tiles of a product are computed whole.
+                // GEMM tiles are computed whole, padding included.
                 let simple = matches!(plan, Plan::Depthwise | Plan::Direct);
                 if !simple && problem.positions() > MOST_WORK / 10_000
                     || plan == Plan::Direct && problem.positions() * problem.taps() > 1 << 20
@@ -130,10 +131,10 @@ fn errors_of_long_sums_of_equal_terms_stay_small() {
     }
 }
 
-/// More partials than a unit adds at a time are added level by level, those of the bias beside those of the
-/// weight too: small integers stay exact.
+/// More partials than a thread adds are added level by level, also where the partials of bias and weight
+/// share a workspace: small integers stay exact.
 #[test]
-fn partials_of_several_levels_are_whole() {
+fn partials_of_several_levels_are_complete() {
     let client = client();
     let limits = Limits::of(&client);
     let integers = |seed, length| fill::integers(seed, length, -3, 3);
@@ -172,7 +173,8 @@ pub(crate) fn check_bias_gradient((client, limits): (&Client, &Limits), mut prob
     }
 }
 
-/// Depthwise tiles sum the bias' gradient in the weight gradient's sweep; other plans sweep twice.
+/// Depthwise plans compute the bias' gradient in the weight gradient's pass over dy; other plans read dy
+/// twice.
 #[test]
 fn weight_and_bias_gradients_in_one_call() {
     let client = client();
@@ -190,8 +192,8 @@ fn weight_and_bias_gradients_in_one_call() {
     assert!(depthwise > 4 && depthwise < table.len(), "{depthwise} of {}", table.len());
 }
 
-/// dw to the bit as alone, db against the reference, under the first of Depthwise and the simple plan that
-/// serves.
+/// dw has the bits of the separate call, db matches the reference; under Depthwise where it serves, else
+/// ImplicitGemm.
 pub(crate) fn check_weight_and_bias_gradient(
     (client, limits): (&Client, &Limits),
     mut problem: Conv3dProblem,
@@ -201,7 +203,7 @@ pub(crate) fn check_weight_and_bias_gradient(
         problem.dtype = dtype;
         let plans = eligible(&problem, Pass::WeightGradient, limits);
         let wanted = |plan: &&Plan| matches!(plan, Plan::Depthwise | Plan::ImplicitGemm(_));
-        let plan = plans.iter().rfind(wanted).expect("the simple plan serves everything");
+        let plan = plans.iter().rfind(wanted).expect("ImplicitGemm serves everything");
         let inputs = inputs(client, &problem, fill);
         let alone = computed((client, limits), &problem, (Pass::WeightGradient, plan), &inputs);
         let [dw, db] = [problem.weight_shape().to_vec(), vec![problem.out_channels]]
@@ -267,8 +269,7 @@ pub(crate) fn check_activation_gradients((client, limits): (&Client, &Limits)) {
     }
 }
 
-/// Input gradients whose windows tile the input: one product with a column for every channel and tap, in
-/// groups.
+/// Input gradients whose windows tile the input: one GEMM with a column per channel and tap, in groups.
 #[test]
 fn gradients_of_patches_are_exact() {
     let base = Conv3dCase {

@@ -1,24 +1,24 @@
-//! conv3d's plans for certain kinds of layers, each on the cases that reach the ends of its tiles.
+//! conv3d's plans for certain kinds of layers, each on cases that reach the boundaries of its tiles.
 
-use crate::conv3d::{Tiles, run_with};
+use crate::conv3d::{Selection, run_with};
 use crate::support::client;
 use conv_cases::conv3d::{self as cases, Activation, Conv3dCase};
 use conv_cases::fill;
 use conv_kernels::conv3d::{Plan, RegisterTile};
 use conv_kernels::{FloatType, Limits};
 
-/// Checks a table with normal data and, but for SiLU, with integers, under the plans that `picks` picks.
+/// Checks a table with normal data and, except for SiLU, with integers, under the plans that `picks` picks.
 fn run_only(table: &[Conv3dCase], picks: fn(&Plan) -> bool) {
     run_types(table, &FloatType::ALL, picks);
 }
 
-/// [`run_only`] in some types, as far as the device has them.
+/// [`run_only`] in those of `types` that the device has.
 fn run_types(table: &[Conv3dCase], types: &[FloatType], picks: fn(&Plan) -> bool) {
     let client = client();
     let mut limits = Limits::of(&client);
     limits.dtypes.retain(|dtype| types.contains(dtype));
     let run = |table: &[Conv3dCase], fill: &dyn Fn(u64, usize) -> Vec<f32>, exact| {
-        run_with((&client, &limits), table, fill, exact, Tiles::Only(picks));
+        run_with((&client, &limits), table, fill, exact, Selection::Only(picks));
     };
     run(table, &fill::normal, false);
     let exact = table.iter().filter(|case| case.activation != Activation::Silu).cloned();
@@ -26,14 +26,14 @@ fn run_types(table: &[Conv3dCase], types: &[FloatType], picks: fn(&Plan) -> bool
 }
 
 #[test]
-fn depthwise_planes_in_shared_memory() {
+fn depthwise_frames_in_shared_memory() {
     run_only(&cases::depthwise_tiles(), |plan| *plan == Plan::Depthwise);
 }
 
 #[test]
-fn few_result_channels() {
-    // Many windows, each a kernel of its own that a software device compiles for a second: the other types
-    // and reading ahead differ by how a channel travels, and take turns on a few.
+fn few_output_channels() {
+    // Each window is another kernel, which a software device compiles for a second. The other types and
+    // prefetching change only how a channel is loaded: a few windows are enough.
     let table = cases::few_output_layers();
     run_types(&table, &[FloatType::F32], |plan| matches!(plan, Plan::FewOutputs(tile) if !tile.prefetch));
     run_types(&table[..2], &[FloatType::F16, FloatType::Bf16], |plan| matches!(plan, Plan::FewOutputs(_)));
@@ -45,7 +45,7 @@ fn few_result_channels() {
 }
 
 #[test]
-fn runs_of_frames() {
+fn ranges_of_frames_with_equal_depth_taps() {
     run_only(&cases::few_frames(), |plan| match plan {
         Plan::Gemm(tile) => *tile == RegisterTile::M128N8,
         Plan::MatrixGemm(tile) => tile.tile_n == 64,
@@ -54,7 +54,7 @@ fn runs_of_frames() {
 }
 
 #[test]
-fn planes_that_are_runs_of_sites() {
+fn one_tap_along_height_and_width() {
     let served = |plan: &Plan| matches!(plan, Plan::Gemm(_) | Plan::MatrixGemm(_) | Plan::WindowGemm(_));
     run_only(&cases::contiguous_slices(), served);
 }

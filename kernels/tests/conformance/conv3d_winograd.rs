@@ -1,5 +1,5 @@
-//! What is particular to Winograd: its error beside the direct sum's, prepared weights, the tiles of its
-//! product, mirrored depth taps, its notes.
+//! What is specific to Winograd: its error compared with the direct sum's, prepared weights, the tiles of its
+//! GEMM, mirrored depth taps, its notes.
 
 use crate::conv3d::{Inputs, Oracle, PASSES, computed, inputs, problem};
 use crate::device::MOST_WORK;
@@ -19,10 +19,10 @@ fn config(problem: &Conv3dProblem, pass: Pass, tile: WinogradTile, limits: &Limi
     }
 }
 
-/// The error of every tile, type and length of sum beside that of the direct sum on the same data, each
-/// inside its bounds. `--nocapture` prints the table.
+/// The error of every tile, type and length of sum next to that of the direct sum on the same data, each
+/// within its bounds. `--nocapture` prints the table.
 #[test]
-fn errors_of_every_tile_stay_beside_the_direct_sums() {
+fn errors_of_every_tile_are_within_their_bounds() {
     let client = client();
     let limits = Limits::of(&client);
     println!("dtype channels*taps plan max_error/rms relative_rms");
@@ -36,13 +36,13 @@ fn errors_of_every_tile_stay_beside_the_direct_sums() {
             };
             let problem = problem(&case, dtype);
             let inputs = inputs(&client, &problem, &fill::normal);
-            let engine = plan(&problem, Pass::Forward, Algorithm::ImplicitGemm, &limits).expect("a plan");
-            let mut plans = vec![engine];
+            let gathered = plan(&problem, Pass::Forward, Algorithm::ImplicitGemm, &limits).expect("a plan");
+            let mut plans = vec![gathered];
             let of = |tile| Plan::Winograd(config(&problem, Pass::Forward, tile, &limits));
             plans.extend(WinogradTile::ALL.map(of));
             let oracle = Oracle::new(&problem, Pass::Forward, &inputs, &plans);
             for plan in &plans {
-                // A tile of 64x64 sums for each of 16 points and more.
+                // A 64x64 tile for each of at least 16 points.
                 if 16 * 64 * 64 * c * kd > MOST_WORK {
                     continue;
                 }
@@ -103,8 +103,8 @@ fn prepared_weights_give_equal_bits() {
     }
 }
 
-/// Rows and columns beyond one tile of the product, images in one region, taps in the depth padding: inside
-/// the bounds, and the same bits in regions of two images and of one.
+/// Rows and columns beyond one tile of the GEMM, several images in one region, taps in the depth padding:
+/// within the bounds, and the same bits in regions of two images and of one.
 #[test]
 fn images_share_regions_without_changing_a_bit() {
     let client = client();
@@ -127,10 +127,10 @@ fn images_share_regions_without_changing_a_bit() {
     assert!(run(2) == expected && run(1) == expected);
 }
 
-/// A sum of more terms than a launch holds is added to what is there, whatever units multiply: small integers
+/// A sum longer than one launch accumulates into the result, with and without matrix units: small integers
 /// stay exact.
 #[test]
-fn sums_longer_than_a_launch_are_whole() {
+fn sums_longer_than_a_launch_are_complete() {
     let client = client();
     let limits = Limits::of(&client);
     let case = Conv3dCase { bias: false, ..Conv3dCase::new("long", [1, 2100, 1, 4, 4], 2, [1, 3, 3]) };
@@ -145,25 +145,25 @@ fn sums_longer_than_a_launch_are_whole() {
     }
 }
 
-/// The weight gradient's sums are cut into parts beside each other, launches after each other and regions:
-/// exact for integers under F(2x2), inside the bounds under F(4x4). Frames and images follow each other
-/// within a stage, and fill up.
+/// The weight gradient's sums are cut into split-K slices, consecutive launches and regions: exact for
+/// integers under F(2x2), within the bounds under F(4x4). A stage may span frames and images, and is padded
+/// at the end.
 #[test]
-fn weight_gradients_sum_parts_launches_and_regions() {
+fn weight_gradients_sum_slices_launches_and_regions() {
     let client = client();
     let all = Limits::of(&client);
     let padding = [(1, 0), (1, 1), (0, 1)];
     let base = Conv3dCase { padding, bias: false, ..Conv3dCase::new("dw", [1; 5], 1, [2, 3, 3]) };
     let long = Conv3dCase { n: 2, c: 2, d: 5, h: 31, w: 34, o: 3, kernel: [1, 3, 3], ..base.clone() };
     let small = Conv3dCase { n: 3, c: 5, d: 4, h: 5, w: 7, o: 6, stride: [2, 1, 1], ..base.clone() };
-    // More channels than a tile of the product.
+    // More channels than a tile of the GEMM.
     let wide = Conv3dCase { n: 1, c: 67, d: 2, h: 6, w: 5, o: 70, replicate: true, ..base };
-    let one_part = Limits { cubes_in_flight: 1, ..all.clone() };
-    let many_parts = Limits { cubes_in_flight: 4096, ..all.clone() };
+    let one_slice = Limits { cubes_in_flight: 1, ..all.clone() };
+    let many_slices = Limits { cubes_in_flight: 4096, ..all.clone() };
     let regions = |bytes: u64| Limits { workspace_bytes: bytes, ..all.clone() };
     for (case, limits, tile, whole) in [
-        (&long, &one_part, WinogradTile::F2x2, true),
-        (&long, &many_parts, WinogradTile::F2x2, true),
+        (&long, &one_slice, WinogradTile::F2x2, true),
+        (&long, &many_slices, WinogradTile::F2x2, true),
         (&long, &regions(200_000), WinogradTile::F2x2, false),
         (&small, &all, WinogradTile::F4x4, true),
         (&small, &regions(60_000), WinogradTile::F4x4, false),
@@ -194,10 +194,10 @@ fn weight_gradients_sum_parts_launches_and_regions() {
     }
 }
 
-/// The weight gradient's error beside that of the engine, over more windows than a part holds. `--nocapture`
-/// prints it.
+/// The weight gradient's error next to that of the gathered implicit GEMM, over more windows than a slice
+/// holds. `--nocapture` prints it.
 #[test]
-fn errors_of_weight_gradients_stay_beside_the_direct_sums() {
+fn errors_of_weight_gradients_are_within_their_bounds() {
     let client = client();
     let limits = Limits { cubes_in_flight: 1, ..Limits::of(&client) };
     let padding = [(0, 0), (1, 1), (1, 1)];
@@ -212,8 +212,8 @@ fn errors_of_weight_gradients_stay_beside_the_direct_sums() {
         plans.extend(tiles.map(|tile| Plan::Winograd(config(&problem, pass, tile, &limits))));
         let oracle = Oracle::new(&problem, pass, &inputs, &plans);
         for plan in &plans {
-            if matches!(plan, Plan::Winograd(config) if config.cost(&problem, pass).operations > 2.0 * MOST_WORK as f64)
-            {
+            let most = 2.0 * MOST_WORK as f64;
+            if matches!(plan, Plan::Winograd(config) if config.cost(&problem, pass).operations > most) {
                 continue;
             }
             let got = computed((&client, &limits), &problem, (pass, plan), &inputs);
@@ -255,10 +255,10 @@ fn the_input_gradient_mirrors_depth_taps() {
     }
 }
 
-/// Transforms sum what goes in, so numbers near the end of fp32 must be made smaller on the way: one of 3e38
-/// under the identity is itself again, and results of 1e37 are as exact as those of 1.
+/// Transforms add inputs, so values near fp32's maximum are scaled down first: 3e38 under the identity comes
+/// out unchanged, and results of 1e37 are as exact as those of 1.
 #[test]
-fn numbers_up_to_the_end_of_fp32_stay_finite() {
+fn values_near_the_maximum_of_fp32_stay_finite() {
     let client = client();
     let limits = Limits::of(&client);
     let padding = [(0, 0), (1, 1), (1, 1)];
@@ -286,8 +286,8 @@ fn numbers_up_to_the_end_of_fp32_stay_finite() {
             let case = if data == "one" { &one } else { &many };
             let problem = problem(case, FloatType::F32);
             let inputs = inputs(&client, &problem, &|seed, length| match (data, seed) {
-                // x and dy in turn, as they go in; in the weight gradient the other one is the identity's
-                // first channel.
+                // The input (x or dy) holds the large value; in the weight gradient dy holds a single 1
+                // instead.
                 ("one", 2) => identity(length),
                 ("one", 4) if pass == Pass::WeightGradient => {
                     single(length).iter().map(|v| v / 3e38).collect()
@@ -314,9 +314,9 @@ fn numbers_up_to_the_end_of_fp32_stay_finite() {
     }
 }
 
-/// The same where the automatic choice takes Winograd, beside the direct sums.
+/// The same where the automatic choice takes Winograd, compared with the direct sums.
 #[test]
-fn the_automatic_choice_is_right_near_the_end_of_fp32() {
+fn the_automatic_choice_is_right_near_the_maximum_of_fp32() {
     let client = client();
     let limits = Limits::of(&client);
     let padding = [(1, 1); 3];
@@ -331,9 +331,9 @@ fn the_automatic_choice_is_right_near_the_end_of_fp32() {
             }
             _ => scaled(fill::normal(seed, length), 1e-3),
         });
-        let [auto, strict] = [Algorithm::Auto, Algorithm::NoWinograd].map(|algorithm| {
+        let [auto, other] = [Algorithm::Auto, Algorithm::NoWinograd].map(|algorithm| {
             let plan = plan(&problem, pass, algorithm, &limits).expect("a plan");
-            // What a device of fibers cannot compute in a minute.
+            // More takes the CPU executor longer than a minute.
             let operations = match plan {
                 Plan::Winograd(config) => config.cost(&problem, pass).operations,
                 _ => 0.0,
@@ -341,13 +341,13 @@ fn the_automatic_choice_is_right_near_the_end_of_fp32() {
             (plan, operations <= 3.0 * MOST_WORK as f64)
         });
         let winograd = matches!(auto.0, Plan::Winograd(_));
-        let outrun = pass == Pass::WeightGradient || !limits.matrices.is_empty();
-        assert!(winograd || outrun, "{}: {}", pass.name(), auto.0.name());
+        let has_faster = pass == Pass::WeightGradient || !limits.matrices.is_empty();
+        assert!(winograd || has_faster, "{}: {}", pass.name(), auto.0.name());
         if !(winograd && auto.1) {
             continue;
         }
         let [got, want] =
-            [auto.0, strict.0].map(|plan| computed((&client, &limits), &problem, (pass, &plan), &inputs));
+            [auto.0, other.0].map(|plan| computed((&client, &limits), &problem, (pass, &plan), &inputs));
         let rms = (want.iter().map(|value| value * value).sum::<f64>() / want.len() as f64).sqrt();
         assert!(rms > 1e36, "{}: {rms}", pass.name());
         for (index, (got, want)) in got.iter().zip(&want).enumerate() {
@@ -374,9 +374,10 @@ fn notes_say_what_a_plan_does() {
     assert_eq!(forced.error, Guard::WINOGRAD_4X4);
     assert_eq!(
         forced.to_string(),
-        "winograd_4x4, products in f32, error 1e-5 RMS and 8e-5 at most of the results' RMS, workspace 64512 bytes, a NaN \
-         reaches whole tiles of 4x4 results"
+        "winograd_4x4, products in f32, error 1e-5 RMS and 8e-5 at most of the results' RMS, workspace \
+         64512 bytes, a NaN reaches whole tiles of 4x4 results"
     );
-    let strict = notes(Algorithm::NoWinograd);
-    assert_eq!((strict.non_finite, strict.tile, strict.workspace_bytes), (NonFinite::Window, None, 0));
+    let direct_sums = notes(Algorithm::NoWinograd);
+    let seen = (direct_sums.non_finite, direct_sums.tile, direct_sums.workspace_bytes);
+    assert_eq!(seen, (NonFinite::Window, None, 0));
 }

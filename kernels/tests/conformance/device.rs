@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 use std::sync::OnceLock;
 
-/// The device under test: the best GPU there is, else the software rasterizer.
+/// The device under test: the default GPU, else the software rasterizer.
 pub(crate) fn client() -> Client {
     static CLIENT: OnceLock<Result<Client, String>> = OnceLock::new();
     CLIENT
@@ -28,14 +28,15 @@ pub(crate) fn client() -> Client {
         .unwrap_or_else(|message| panic!("{message}"))
 }
 
-/// How often calls are repeated that have to give equal bits: a software device takes milliseconds for each.
+/// Repetitions in tests of bitwise reproducibility: a software device takes milliseconds for each.
 pub(crate) fn repeats(limits: &conv_kernels::Limits) -> usize {
     if limits.loop_iterations.is_some() { 60 } else { 10_000 }
 }
 
-/// Products a plan may compute in a table's case, padding of its tiles included: tens of thousands of nearly
-/// empty tiles (65,537 groups) would take a software device minutes. The direct plan always runs.
+/// The most multiply-adds of a plan in a case of a table, padding of its tiles included: tens of thousands of
+/// nearly empty tiles (65,537 groups) would take a software device minutes. The direct plan always runs.
 pub(crate) const MOST_WORK: usize = 500_000_000;
 
-/// Whether threads are executed on the CPU: sums of millions of terms are left to other devices.
+/// Whether this is the Metal executor on the CPU, which leaves sums over millions of elements to other
+/// devices.
 pub(crate) const EXECUTED: bool = false;

@@ -36,12 +36,14 @@ fn conv3d_shapes_and_options() {
         (
             refusal([1, 5, 5, 6, 7], W, None, window()),
             "Invalid",
-            "conv3d: the weight expects 4 channels per group, the input has 5 channels in 1 groups (5 per group)",
+            "conv3d: the weight expects 4 channels per group, the input has 5 channels in 1 groups \
+             (5 per group)",
         ),
         (
             refusal(X, W, None, Window { groups: 2, ..window() }),
             "Invalid",
-            "conv3d: the weight expects 4 channels per group, the input has 4 channels in 2 groups (2 per group)",
+            "conv3d: the weight expects 4 channels per group, the input has 4 channels in 2 groups \
+             (2 per group)",
         ),
         (
             refusal(X, W, Some(7), window()),
@@ -71,23 +73,26 @@ fn conv3d_shapes_and_options() {
         (
             refusal([1, 4, 2, 6, 7], W, None, Window { dilation: [2, 1, 1], ..window() }),
             "Invalid",
-            "conv3d: padded input depth 2 is smaller than the dilated kernel depth 5 (kernel 3, dilation 2, padding 0+0)",
+            "conv3d: padded input depth 2 is smaller than the dilated kernel depth 5 \
+             (kernel 3, dilation 2, padding 0+0)",
         ),
         (
             refusal([1, 4, 5, 1, 7], W, None, Window { padding: [(0, 0), (1, 0), (0, 0)], ..window() }),
             "Invalid",
-            "conv3d: padded input height 2 is smaller than the dilated kernel height 3 (kernel 3, dilation 1, padding 1+0)",
+            "conv3d: padded input height 2 is smaller than the dilated kernel height 3 \
+             (kernel 3, dilation 1, padding 1+0)",
         ),
         (
             refusal([1, 4, 5, 6, 0], W, None, window()),
             "Invalid",
-            "conv3d: padded input width 0 is smaller than the dilated kernel width 3 (kernel 3, dilation 1, padding 0+0)",
+            "conv3d: padded input width 0 is smaller than the dilated kernel width 3 \
+             (kernel 3, dilation 1, padding 0+0)",
         ),
         (
             refusal(X, W, None, Window { dilation: [usize::MAX, 1, 1], ..window() }),
             "Invalid",
-            "conv3d: padded input depth 5 is smaller than the dilated kernel depth beyond 2^64 (kernel 3, dilation \
-             18446744073709551615, padding 0+0)",
+            "conv3d: padded input depth 5 is smaller than the dilated kernel depth beyond 2^64 \
+             (kernel 3, dilation 18446744073709551615, padding 0+0)",
         ),
         (
             refusal(

@@ -1,6 +1,6 @@
-//! Laws that hold between problems, without a reference: what batch, channels, stride, padding and dilation
-//! mean, and that gradients are adjoint. Data are small integers, so that every sum is exact and equality is
-//! that of numbers.
+//! Metamorphic tests, without a reference: what batch, channels, stride, padding and dilation mean, and that
+//! gradients are adjoint. Data are small integers, so that every sum is exact and results are compared for
+//! equality.
 
 use crate::conv3d::{Inputs, computed, problem};
 use crate::support::{Buffer, client, upload};
@@ -10,7 +10,7 @@ use conv_kernels::conv3d::{Algorithm, Conv3dProblem, PaddingMode, Pass, Plan, Wi
 use conv_kernels::{FloatType, Limits};
 use cubecl::prelude::*;
 
-/// Windows of every kind: dense, strided, dilated, grouped, depthwise, one tap in the plane, many taps, few
+/// Windows of every kind: dense, strided, dilated, grouped, depthwise, one tap along H and W, many taps, few
 /// channels.
 fn cases() -> Vec<Conv3dCase> {
     let new = |name: &str, x, o, kernel| Conv3dCase { bias: false, ..Conv3dCase::new(name, x, o, kernel) };
@@ -104,14 +104,14 @@ fn coordinates(shape: [usize; 5], mut index: usize) -> [usize; 5] {
     at
 }
 
-/// A row-major tensor of `shape` whose element at some coordinates is `of` them.
+/// A row-major tensor of `shape` whose element at each coordinate is `of` it.
 fn tensor<T>(shape: [usize; 5], of: impl Fn([usize; 5]) -> T) -> Vec<T> {
     (0..shape.iter().product()).map(|index| of(coordinates(shape, index))).collect()
 }
 
-/// The element of a row-major tensor at some coordinates.
-fn at<T: Copy>(values: &[T], shape: [usize; 5], place: [usize; 5]) -> T {
-    values[place.iter().zip(shape).fold(0, |index, (at, size)| index * size + at)]
+/// The element of a row-major tensor at `coordinates`.
+fn at<T: Copy>(values: &[T], shape: [usize; 5], coordinates: [usize; 5]) -> T {
+    values[coordinates.iter().zip(shape).fold(0, |index, (at, size)| index * size + at)]
 }
 
 #[test]
@@ -121,17 +121,17 @@ fn images_of_a_batch_are_independent() {
         let whole = problem(&case, FloatType::F32);
         let one = Conv3dProblem { batch: 1, ..whole };
         let all = values(&whole);
-        let part =
+        let of_image =
             |values: &[f32], image: usize| values.chunks(values.len() / 2).nth(image).map(<[f32]>::to_vec);
         for pass in [Pass::Forward, Pass::InputGradient] {
             let images = [0, 1].map(|image| {
-                let (x, dy) = (part(&all.x, image).expect("two"), part(&all.dy, image).expect("two"));
+                let (x, dy) = (of_image(&all.x, image).expect("two"), of_image(&all.dy, image).expect("two"));
                 automatic(&client, &one, pass, &Values { x, dy, w: all.w.clone() })
             });
             holds(&client, "batch", &whole, pass, &all, &images.concat());
         }
         let sums = [0, 1].map(|image| {
-            let (x, dy) = (part(&all.x, image).expect("two"), part(&all.dy, image).expect("two"));
+            let (x, dy) = (of_image(&all.x, image).expect("two"), of_image(&all.dy, image).expect("two"));
             automatic(&client, &one, Pass::WeightGradient, &Values { x, dy, w: all.w.clone() })
         });
         let sum: Vec<f64> = sums[0].iter().zip(&sums[1]).map(|(a, b)| a + b).collect();
@@ -140,15 +140,15 @@ fn images_of_a_batch_are_independent() {
 }
 
 #[test]
-fn channels_may_be_renamed() {
+fn channels_may_be_permuted() {
     let client = client();
     for case in cases().into_iter().filter(|case| case.groups == 1) {
         let problem = problem(&case, FloatType::F32);
         let all = values(&problem);
         let (c, o) = (problem.channels, problem.out_channels);
-        // Input channels backwards, output channels one further.
+        // Input channels reversed, output channels rotated by one.
         let (of_c, of_o) = (|index: usize| c - 1 - index, |index: usize| (index + 1) % o);
-        let renamed = Values {
+        let permuted = Values {
             x: tensor(problem.x_shape(), |[n, c, d, h, w]| {
                 at(&all.x, problem.x_shape(), [n, of_c(c), d, h, w])
             }),
@@ -160,12 +160,12 @@ fn channels_may_be_renamed() {
         let y = automatic(&client, &problem, Pass::Forward, &all);
         let want =
             tensor(problem.y_shape(), |[n, o, d, h, w]| at(&y, problem.y_shape(), [n, of_o(o), d, h, w]));
-        holds(&client, "channels", &problem, Pass::Forward, &renamed, &want);
+        holds(&client, "channels", &problem, Pass::Forward, &permuted, &want);
     }
 }
 
 #[test]
-fn a_stride_takes_every_so_manyth_window() {
+fn a_stride_of_s_takes_every_sth_window() {
     let client = client();
     for mut case in cases() {
         if case.stride == [1; 3] {
@@ -181,7 +181,7 @@ fn a_stride_takes_every_so_manyth_window() {
             at(&y, dense.y_shape(), [n, o, d * sd, h * sh, w * sw])
         });
         holds(&client, "stride", &strided, Pass::Forward, &all, &want);
-        // dy between the windows of a stride is 0.
+        // dy is 0 at the windows that the stride skips.
         let dy = tensor(dense.y_shape(), |[n, o, d, h, w]| {
             let taken = d % sd == 0 && h % sh == 0 && w % sw == 0;
             if taken { at(&all.dy, strided.y_shape(), [n, o, d / sd, h / sh, w / sw]) } else { 0.0 }
@@ -195,7 +195,7 @@ fn a_stride_takes_every_so_manyth_window() {
 }
 
 #[test]
-fn padding_is_what_the_input_could_hold() {
+fn padding_equals_an_explicitly_padded_input() {
     let client = client();
     for case in cases() {
         let padded = problem(&case, FloatType::F32);
@@ -208,12 +208,12 @@ fn padding_is_what_the_input_could_hold() {
         );
         let all = values(&padded);
         let x = tensor(plain.x_shape(), |[n, c, d, h, w]| {
-            let place = [d, h, w];
+            let coordinates = [d, h, w];
             let inside = [0, 1, 2].map(|axis| {
                 let (low, size) = (case.padding[axis].0, padded.input[axis]);
                 match padded.window.padding_mode {
-                    PaddingMode::Replicate => Some(place[axis].saturating_sub(low).min(size - 1)),
-                    PaddingMode::Zeros => place[axis].checked_sub(low).filter(|at| *at < size),
+                    PaddingMode::Replicate => Some(coordinates[axis].saturating_sub(low).min(size - 1)),
+                    PaddingMode::Zeros => coordinates[axis].checked_sub(low).filter(|at| *at < size),
                 }
             });
             match inside {
@@ -245,10 +245,10 @@ fn dilation_is_a_filter_with_zeros_between() {
         let dense = problem(&Conv3dCase { kernel, dilation: [1; 3], ..case.clone() }, FloatType::F32);
         let all = values(&dilated);
         let w = tensor(dense.weight_shape(), |[o, c, d, h, w]| {
-            let place = [d, h, w];
+            let coordinates = [d, h, w];
             let taps = [0, 1, 2].map(|axis| {
                 let step = case.dilation[axis];
-                place[axis].is_multiple_of(step).then_some(place[axis] / step)
+                coordinates[axis].is_multiple_of(step).then_some(coordinates[axis] / step)
             });
             match taps {
                 [Some(d), Some(h), Some(w)] => at(&all.w, dilated.weight_shape(), [o, c, d, h, w]),

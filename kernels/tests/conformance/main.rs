@@ -1,4 +1,4 @@
-//! Every kernel under every plan against the f64 references, on a real device.
+//! Every kernel under every plan against the f64 references, on a device.
 
 mod causal_conv1d;
 mod conv3d;

@@ -54,7 +54,7 @@ fn check(dtype: FloatType) {
         let table = variants::conv3d::table(index);
         // In the quick tier only launches that may need kernels of their own.
         let picks = if conv_testing::is_full() { |_: &_, _, _: &_| true } else { variants::conv3d::lists };
-        conv3d::run_with(alone, &table, &fill::normal, false, conv3d::Tiles::Launches(picks));
+        conv3d::run_with(alone, &table, &fill::normal, false, conv3d::Selection::Launches(picks));
         conv3d_sums::check_activation_gradients(alone);
         let kept: Vec<_> = table.iter().filter(|case| variants::conv3d::keeps_pre(case)).cloned().collect();
         conv3d_pre::check(alone, &kept, |plans, _| plans);

@@ -208,7 +208,7 @@ fn heads(client: &Client) {
     let case =
         Conv3dCase { padding: [(1, 1); 3], ..Conv3dCase::new("head", [1, 3, 4, 17, 18], 3, [3, 3, 3]) };
     let picks = |plan: &Plan| matches!(plan, Plan::FewOutputs(tile) if !tile.prefetch);
-    conv3d::run_with((client, &limits), &[case], &fill::normal, false, conv3d::Tiles::Only(picks));
+    conv3d::run_with((client, &limits), &[case], &fill::normal, false, conv3d::Selection::Only(picks));
 }
 
 /// A convolution with partial tiles in M, N and K, and several tiles along K.
@@ -224,7 +224,7 @@ fn conv(client: &Client, dtype: FloatType) {
         &[case],
         &fill::normal,
         false,
-        conv3d::Tiles::Launches(|_, _, _| true),
+        conv3d::Selection::Launches(|_, _, _| true),
     );
 }
 

@@ -3,12 +3,12 @@
 //! The partial sums are reduced at the end.
 
 use super::{forward, gradient, weight};
+use crate::Activation;
 use crate::causal_conv1d::args::canonical;
 use crate::causal_conv1d::call::Conv1dCall;
 use crate::causal_conv1d::plan::{Plan, channels_at_a_time};
 use crate::causal_conv1d::problem::CausalConv1dProblem;
 use crate::causal_conv1d::{Gradients, wide};
-use crate::conv3d::Activation;
 use crate::dtype::FloatType;
 use crate::error::ConvError;
 use crate::operand::Operand;

@@ -6,10 +6,10 @@ use super::weight;
 use crate::conv3d::frames::FrameTile;
 use crate::conv3d::gemm::RegisterTile;
 use crate::conv3d::gemm::walk::{AxisWalk, Walks, sites, taps, walks};
-use crate::conv3d::needs::nest;
-use crate::conv3d::plan::Pass;
+use crate::conv3d::loops::nest;
+use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::Conv3dProblem;
-use crate::conv3d::split::{RUN, affordable_parts};
+use crate::conv3d::split::{SERIAL_PRODUCTS, affordable_slices};
 use crate::limits::Limits;
 
 /// Threads per threadgroup assumed when estimating how much work fills the device.
@@ -104,10 +104,10 @@ pub(super) fn weight_work(problem: &Conv3dProblem, walks: &Walks, limits: &Limit
     let columns = problem.batch * height * width;
     // Every threadgroup ends with a reduction over its threads; its marches should take longer than that.
     let filling = (2 * limits.cubes_in_flight).div_ceil(problem.channels.max(1) * cuts);
-    let chunk = depth_chunk(depth, columns * problem.channels, RUN, limits);
+    let chunk = depth_chunk(depth, columns * problem.channels, SERIAL_PRODUCTS, limits);
     let marches = columns * depth.div_ceil(chunk);
-    let accurate = marches.div_ceil(threads * (RUN / chunk).max(1));
-    let affordable = affordable_parts(problem.weight_shape().iter().product(), limits);
+    let accurate = marches.div_ceil(threads * (SERIAL_PRODUCTS / chunk).max(1));
+    let affordable = affordable_slices(problem.weight_shape().iter().product(), limits);
     let slices = filling.min(marches.div_ceil(threads)).max(accurate).min(affordable).max(1);
     let slice_length = marches.div_ceil(slices);
     let slices = marches.div_ceil(slice_length.max(1)).max(1);

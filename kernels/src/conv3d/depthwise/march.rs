@@ -22,7 +22,7 @@
 
 use crate::activation::activate_by_code;
 use crate::conv3d::gemm::index::Walk;
-use crate::conv3d::plan::Pass;
+use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
 use crate::registers::Registers;

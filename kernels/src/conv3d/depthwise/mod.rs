@@ -17,9 +17,9 @@ mod weight;
 
 use super::frames::{FrameTile, FrameTilingLaunch};
 use super::gemm::walk::{Walks, few_phases, sites, taps, walk_args, walks};
-use super::plan::Pass;
+use super::pass::Pass;
 use super::problem::Conv3dProblem;
-use super::split::{RUN, affordable_parts};
+use super::split::{SERIAL_PRODUCTS, affordable_slices};
 use super::{gemm, reduce};
 use crate::activation::Activation;
 use crate::error::ConvError;
@@ -221,10 +221,11 @@ pub(crate) fn weight_gradient(
 ) -> Result<(), ConvError> {
     let walks = &walks(problem, Pass::Forward)[0];
     let staged = staged_tile(walks, &WEIGHT_ROWS, limits);
-    let staged = staged.map(|tile| (tile, chunks(problem, walks, &tile, RUN / tile.rows, limits)));
+    let staged =
+        staged.map(|tile| (tile, chunks(problem, walks, &tile, SERIAL_PRODUCTS / tile.rows, limits)));
     let affordable = |elements| {
         staged.filter(|(_, (_, threadgroups))| {
-            problem.batch * threadgroups <= affordable_parts(elements, limits)
+            problem.batch * threadgroups <= affordable_slices(elements, limits)
         })
     };
     let with_bias = affordable(dw.len() + db.map_or(0, Operand::len));

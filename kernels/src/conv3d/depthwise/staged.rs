@@ -23,7 +23,7 @@ use crate::conv3d::frames::{
     FrameTile, FrameTiling, ThreadWork, load_offsets, read_column, read_frame, write_frame,
 };
 use crate::conv3d::gemm::index::Walk;
-use crate::conv3d::plan::Pass;
+use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
 use crate::registers::Registers;

@@ -2,7 +2,7 @@
 
 use crate::conv3d::frames::FrameTile;
 use crate::conv3d::gemm::walk::{AxisWalk, Walks};
-use crate::conv3d::plan::Pass;
+use crate::conv3d::pass::Pass;
 
 /// Output channels per group that are served.
 pub(super) const MAX_OUTPUTS: usize = 4;

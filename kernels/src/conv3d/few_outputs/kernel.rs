@@ -31,7 +31,7 @@ use super::config::FewOutputsShape;
 use crate::activation::activate_by_code;
 use crate::conv3d::frames::{FrameTiling, LoadOffsets, ThreadWork, load_offsets};
 use crate::conv3d::gemm::index::Walk;
-use crate::conv3d::plan::Pass;
+use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
 use crate::registers::Registers;

@@ -19,8 +19,9 @@ pub use config::FewOutputsTile;
 
 use super::frames::FrameTilingLaunch;
 use super::gemm::walk::{Walks, divisor, walk_args, walks};
-use super::needs::nest;
-use super::plan::{Pass, Tiles};
+use super::loops::nest;
+use super::pass::Pass;
+use super::plan::Tiles;
 use super::problem::Conv3dProblem;
 use super::{reduce, split};
 use crate::activation::Activation;
@@ -61,7 +62,7 @@ fn channel_slices(
         return (1, channels);
     }
     let out = if pass == Pass::Forward { problem.y_shape() } else { problem.x_shape() };
-    let affordable = split::affordable_parts(out.iter().product(), limits);
+    let affordable = split::affordable_slices(out.iter().product(), limits);
     let wanted = 2 * limits.cubes_in_flight / threadgroups.max(1);
     let slices = wanted.min(channels / MIN_SLICE_CHANNELS).min(affordable).max(1);
     let length = channels.div_ceil(slices);
@@ -75,9 +76,9 @@ fn tile_slices(
     shape: &FewOutputsShape,
     limits: &Limits,
 ) -> (usize, usize) {
-    let affordable = split::affordable_parts(problem.weight_shape().iter().product(), limits);
+    let affordable = split::affordable_slices(problem.weight_shape().iter().product(), limits);
     let wanted = (4 * limits.cubes_in_flight).div_ceil(problem.channels.max(1));
-    let accurate = tiles.div_ceil((split::RUN / (shape.frames * shape.tile.rows)).max(1));
+    let accurate = tiles.div_ceil((split::SERIAL_PRODUCTS / (shape.frames * shape.tile.rows)).max(1));
     let slices = wanted.min(tiles / MIN_SLICE_TILES).max(accurate).min(affordable).max(1);
     let length = tiles.div_ceil(slices).max(1);
     (tiles.div_ceil(length).max(1), length)

@@ -19,7 +19,8 @@
 
 use super::depth::{depth_runs, depth_share};
 use super::{MatrixTile, RegisterTile, is_patches};
-use crate::conv3d::plan::{Pass, Plan, matrix_tiles, product_extents, window_tiles, window_weight_tiles};
+use crate::conv3d::pass::Pass;
+use crate::conv3d::plan::{Plan, matrix_tiles, product_extents, window_tiles, window_weight_tiles};
 use crate::conv3d::problem::Conv3dProblem;
 use crate::conv3d::window::{self, WindowTile, WindowWeightTile};
 use crate::limits::Limits;

@@ -17,7 +17,7 @@ use super::config::MatrixTile;
 use super::fragments::{accumulators, multiply, read_channels, write_result, write_rows};
 use super::index::{Site, Tap, Walk};
 use super::stage::{Extents, clear};
-use crate::conv3d::plan::Pass;
+use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
 use cubecl::ir::ElemType;

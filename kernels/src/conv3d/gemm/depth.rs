@@ -2,7 +2,7 @@
 //! out.
 
 use super::walk::{AxisWalk, axis_walks};
-use crate::conv3d::plan::Pass;
+use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::{Conv3dProblem, PaddingMode};
 
 /// Frames that are looked at for [`depth_runs`].

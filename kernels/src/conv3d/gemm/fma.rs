@@ -17,7 +17,7 @@ use super::stage::{
 };
 use super::table::{Table, fill_half, fill_other_half};
 use crate::activation::activate_by_code;
-use crate::conv3d::plan::Pass;
+use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
 use cubecl::ir::ElemType;

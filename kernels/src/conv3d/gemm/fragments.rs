@@ -16,7 +16,7 @@ use super::index::Walk;
 use super::stage::{Extents, Share};
 use super::table::Table;
 use crate::activation::activate_by_code;
-use crate::conv3d::plan::Pass;
+use crate::conv3d::pass::Pass;
 use cubecl::cmma::{self, MatrixIdent, MatrixLayout};
 use cubecl::prelude::*;
 

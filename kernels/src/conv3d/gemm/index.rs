@@ -2,7 +2,7 @@
 //! [`super::walk`]'s.
 
 use super::walk::MASK_BITS;
-use crate::conv3d::plan::Pass;
+use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::PaddingMode;
 use cubecl::prelude::*;
 use cubecl::std::FastDivmod;

@@ -24,7 +24,7 @@ use super::fragments::{accumulators, gather_channels, multiply, write_result, wr
 use super::index::{Site, Walk};
 use super::stage::{Extents, clear};
 use super::table::{Table, fill_half, fill_other_half};
-use crate::conv3d::plan::Pass;
+use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
 use cubecl::ir::ElemType;

@@ -21,7 +21,7 @@ use super::index::Walk;
 use super::stage::{Extents, clear};
 use super::table::{Table, fill_half, fill_other_half};
 use super::weight::fill_columns;
-use crate::conv3d::plan::Pass;
+use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
 use cubecl::ir::ElemType;

@@ -28,7 +28,7 @@ mod weight;
 
 pub use config::{MatrixTile, RegisterTile};
 
-use super::plan::Pass;
+use super::pass::Pass;
 use super::problem::Conv3dProblem;
 use super::reduce;
 use super::split;
@@ -167,7 +167,7 @@ fn parts(problem: &Conv3dProblem, pass: Pass, tile: Tile, walks: &Walks, limits:
         return 1;
     }
     let result = if pass == Pass::Forward { problem.y_shape() } else { problem.x_shape() };
-    let affordable = split::affordable_parts(result.iter().product(), limits);
+    let affordable = split::affordable_slices(result.iter().product(), limits);
     // A part of fewer than eight stages would spend its time on its ends.
     let worthwhile = k / (8 * tile_k);
     (limits.cubes_in_flight / tiles.max(1)).min(worthwhile).min(affordable).max(1)

@@ -5,7 +5,7 @@
 //! bytes: the walk's weights twice.
 
 use super::index::Walk;
-use crate::conv3d::plan::Pass;
+use crate::conv3d::pass::Pass;
 use crate::launch::Span;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;

@@ -2,7 +2,7 @@
 //! memory.
 
 use super::index::{ABSENT, Site, Tap, Walk};
-use crate::conv3d::plan::Pass;
+use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::PaddingMode;
 use cubecl::prelude::*;
 

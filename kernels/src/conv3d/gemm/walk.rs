@@ -16,7 +16,7 @@
 
 use super::depth::depth_runs;
 use super::index::{AxisWalkArgsLaunch, WalkLaunch};
-use crate::conv3d::plan::Pass;
+use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::{Conv3dProblem, PaddingMode};
 use crate::geometry::AxisGeometry;
 use crate::operand::Operand;

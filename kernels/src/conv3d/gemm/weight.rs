@@ -22,7 +22,7 @@ use super::vectors::windows_together;
 use super::walk::{walk_args, walks};
 use super::{Tile, sites_together, stage_vector};
 use crate::activation::Activation;
-use crate::conv3d::plan::Pass;
+use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::{Conv3dProblem, PaddingMode};
 use crate::conv3d::reduce;
 use crate::conv3d::split::ReductionSplit;
@@ -73,8 +73,8 @@ pub(crate) fn weight_gradient(
         limits.cubes_in_flight.div_ceil(tiles.max(1))
     };
     let split = ReductionSplit::filling(k, dw.len(), filling, tile_k, limits);
-    let partials = reduce::partials(client, split.parts, dw);
-    let cubes = tiles * split.parts;
+    let partials = reduce::partials(client, split.slices, dw);
+    let cubes = tiles * split.slices;
     let address = address_type("conv3d", &[x, dy, &partials], m.max(n).max(k).max(cubes), limits)?;
     let operations = 2.0 * (tile_m * tile_n * split.length) as f64;
     for dispatch in dispatches(cubes, operations, limits) {

@@ -14,8 +14,9 @@ pub use config::SubpixelTile;
 pub(crate) use launch::launch;
 
 use super::gemm::{self, RegisterTile, stage_type, stage_vector};
-use super::needs::nest;
-use super::plan::{Pass, Plan, Tiles};
+use super::loops::nest;
+use super::pass::Pass;
+use super::plan::{Plan, Tiles};
 use super::problem::Conv3dProblem;
 use super::split;
 use crate::dtype::FloatType;
@@ -77,7 +78,7 @@ impl SubpixelExtents {
         if threadgroups > limits.cubes_in_flight {
             return self.chunks.max(1);
         }
-        let affordable = split::affordable_parts(problem.x_shape().iter().product(), limits);
+        let affordable = split::affordable_slices(problem.x_shape().iter().product(), limits);
         // Below two stages per slice, prologue and epilogue dominate.
         let worthwhile =
             (self.chunks * problem.kernel[0].div_ceil(problem.window.stride[0]) / 2).min(self.chunks);

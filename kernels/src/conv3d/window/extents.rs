@@ -7,8 +7,9 @@ use super::tiling::WindowTilingLaunch;
 use crate::activation::Activation;
 use crate::conv3d::gemm::stage_type;
 use crate::conv3d::gemm::walk::{AxisWalk, MASK_BITS, Walks, divisor, inverse_step, walks};
-use crate::conv3d::needs::nest;
-use crate::conv3d::plan::{Pass, Tiles};
+use crate::conv3d::loops::nest;
+use crate::conv3d::pass::Pass;
+use crate::conv3d::plan::Tiles;
 use crate::conv3d::problem::{Conv3dProblem, PaddingMode};
 use crate::conv3d::split;
 use crate::geometry::AxisGeometry;
@@ -203,7 +204,7 @@ pub(super) fn k_slices(
     let rest = rest.min(limits.buffer_bytes);
     // Below two stages, prologue and epilogue dominate.
     let worthwhile = extents.walks[0].taps * extents.blocks / 2 / extents.stage_blocks;
-    let most = worthwhile.min(split::parts_within(elements, rest)).max(1);
+    let most = worthwhile.min(split::slices_within(elements, rest)).max(1);
     // Register pressure halves occupancy.
     let wave = (limits.cubes_in_flight / 2).max(1);
     let tiles = extents.tiles(problem, tile);

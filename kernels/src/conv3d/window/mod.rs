@@ -33,7 +33,7 @@ pub use weight::WindowWeightTile;
 use super::gemm::config::PLANE;
 use super::gemm::walk::{divisor, walk_args};
 use super::gemm::{results_together, sites_together, stage_type, stage_vector, weights_together};
-use super::plan::Pass;
+use super::pass::Pass;
 use super::problem::Conv3dProblem;
 use super::reduce;
 use crate::activation::Activation;

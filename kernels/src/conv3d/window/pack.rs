@@ -15,7 +15,7 @@
 
 use super::config::CHANNELS;
 use crate::conv3d::gemm::index::Walk;
-use crate::conv3d::plan::Pass;
+use crate::conv3d::pass::Pass;
 use crate::launch::Span;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;

@@ -71,7 +71,7 @@ pub(crate) use needs::needs;
 pub use region::RegionExtent;
 
 use super::gemm::{MatrixTile, RegisterTile};
-use super::plan::Pass;
+use super::pass::Pass;
 use super::problem::Conv3dProblem;
 use crate::activation::Activation;
 use crate::dtype::FloatType;

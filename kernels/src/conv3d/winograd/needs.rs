@@ -4,8 +4,8 @@ use super::product::chunk_stages;
 use super::region::Correlation;
 use super::weight_product::{MAX_STAGES, slices};
 use super::{PRODUCT, WinogradConfig};
-use crate::conv3d::needs::nest;
-use crate::conv3d::plan::Pass;
+use crate::conv3d::loops::nest;
+use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::Conv3dProblem;
 use crate::limits::Limits;
 

@@ -18,7 +18,7 @@
 
 use super::WinogradTile;
 use crate::conv3d::args::clamp_to_i32;
-use crate::conv3d::plan::Pass;
+use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::{Conv3dProblem, PaddingMode};
 use cubecl::prelude::*;
 

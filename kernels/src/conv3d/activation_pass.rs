@@ -1,13 +1,16 @@
-//! An activation of its own, for calls that keep what it is applied to, and its gradient, element by element,
-//! in fp32 and rounded once:
+//! Elementwise kernels: an activation that is not fused, for calls that keep its argument, and the gradient
+//! of an activation. fp32 arithmetic, one final rounding.
 //!
 //! ```text
 //! y = activation(pre)        dpre = dy * activation'(saved)
 //! ```
 //!
-//! `saved` is the fp32 value before the activation. For ReLU it may be the output as well: both are positive
-//! together, but for values so small that y is 0 (in f16 up to 2^-25); their slope is 0 then, as in PyTorch,
-//! which rounds before ReLU. Bytes: one or two reads and one write per element.
+//! `saved` is the fp32 value before the activation. For ReLU it may be the output as well: one is positive
+//! where the other is, except for values so small that y rounds to 0 (in f16 up to 2^-25). Their slope is 0
+//! then, as in PyTorch, which rounds before ReLU.
+//!
+//! Layouts: `pre` and y row-major, read in vectors of 4 where length and alignment allow; `saved`, dy and
+//! dpre any strides. One thread per vector or element. Bytes: one or two loads and one store per element.
 
 use super::args::offset;
 use crate::activation::{Activation, activate, activate_gradient};
@@ -19,18 +22,19 @@ use crate::operand::{Operand, address_type, row_major};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-const UNITS: u32 = 256;
+/// Threads of a threadgroup.
+const THREADS: u32 = 256;
 
-/// Values that a unit activates together, where they come in such vectors.
-const TOGETHER: usize = 4;
+/// Elements of a vector load or store.
+const VECTOR_WIDTH: usize = 4;
 
-/// Refuses tensors that [`apply`] cannot take.
+/// Refuses tensors that [`apply`] does not take.
 pub(crate) fn check(pre: &Operand, y: &Operand) -> Result<(), ConvError> {
     let row_major = |operand: &Operand| operand.is_empty() || operand.strides == row_major(&operand.shape);
     if pre.shape != y.shape || pre.dtype != FloatType::F32 || !row_major(pre) || !row_major(y) {
         invalid!(
-            "conv3d: y {:?} with strides {:?} needs the value before the activation as f32, both row-major, got {} {:?} with \
-             strides {:?}",
+            "conv3d: y {:?} with strides {:?} needs the value before the activation as f32, both \
+             row-major, got {} {:?} with strides {:?}",
             y.shape,
             y.strides,
             pre.dtype.name(),
@@ -41,7 +45,7 @@ pub(crate) fn check(pre: &Operand, y: &Operand) -> Result<(), ConvError> {
     Ok(())
 }
 
-/// `y = activation(pre)` of tensors that [`check`] has seen.
+/// `y = activation(pre)` for tensors that passed [`check`].
 pub(crate) fn apply(
     client: &Client,
     limits: &Limits,
@@ -52,18 +56,18 @@ pub(crate) fn apply(
     let elements = y.len();
     let address = address_type("conv3d", &[pre, y], elements, limits)?;
     let aligned = |operand: &Operand| {
-        operand.handle.offset_start.unwrap_or(0).is_multiple_of((TOGETHER * operand.dtype.size()) as u64)
+        operand.handle.offset_start.unwrap_or(0).is_multiple_of((VECTOR_WIDTH * operand.dtype.size()) as u64)
     };
-    let together = elements.is_multiple_of(TOGETHER) && aligned(pre) && aligned(y);
-    let width = if together { TOGETHER } else { 1 };
+    let vectorized = elements.is_multiple_of(VECTOR_WIDTH) && aligned(pre) && aligned(y);
+    let width = if vectorized { VECTOR_WIDTH } else { 1 };
     let vectors = elements / width;
-    for dispatch in dispatches(vectors.div_ceil(UNITS as usize), f64::from(UNITS) * 32.0, limits) {
-        // SAFETY: the index is checked against the number of vectors, which is that of both tensors.
+    for dispatch in dispatches(vectors.div_ceil(THREADS as usize), f64::from(THREADS) * 32.0, limits) {
+        // SAFETY: see `conv3d`; threads past the last vector of both tensors exit.
         unsafe {
             activation_kernel::launch_unchecked(
                 client,
                 dispatch.count(),
-                CubeDim::new_1d(UNITS),
+                CubeDim::new_1d(THREADS),
                 address,
                 width,
                 pre.buffer_arg(width),
@@ -87,7 +91,7 @@ fn activation_kernel<E: Float, N: Size>(
     #[comptime] activation: Activation,
     #[define(E)] _dtype: ElemType,
 ) {
-    let index = span.index() * UNITS as usize + UNIT_POS as usize;
+    let index = span.index() * THREADS as usize + UNIT_POS as usize;
     if span.is_idle() || index >= vectors {
         terminate!();
     }
@@ -100,8 +104,8 @@ fn activation_kernel<E: Float, N: Size>(
     y[index] = results;
 }
 
-/// Computes dpre from `saved`, `dy`, `dpre`, three tensors of the same five-axis shape; dy and dpre have one
-/// dtype, `saved` has it too or is fp32.
+/// Computes dpre from `saved` and dy, all of one five-axis shape. dy and dpre have one dtype; `saved` has the
+/// same or is fp32.
 ///
 /// # Errors
 /// When shapes or dtypes differ, or the tensors are too large for the device's index type.
@@ -115,7 +119,7 @@ pub fn activation_gradient(
         let fits = operand.dtype == dpre.dtype || name == "saved" && operand.dtype == FloatType::F32;
         if operand.shape != dpre.shape || !fits || operand.shape.len() != 5 {
             invalid!(
-                "conv3d: activation gradient of {name} {:?} {} into {:?} {}",
+                "conv3d: the activation gradient reads {name} {:?} {}, which does not fit dpre {:?} {}",
                 operand.shape,
                 operand.dtype.name(),
                 dpre.shape,
@@ -124,13 +128,13 @@ pub fn activation_gradient(
         }
     }
     let address = address_type("conv3d", &[saved, dy, dpre], dpre.len(), limits)?;
-    for dispatch in dispatches(dpre.len().div_ceil(UNITS as usize), f64::from(UNITS) * 8.0, limits) {
-        // SAFETY: the index is checked against the common shape of the three tensors.
+    for dispatch in dispatches(dpre.len().div_ceil(THREADS as usize), f64::from(THREADS) * 8.0, limits) {
+        // SAFETY: see `conv3d`; threads past the last element exit, the three tensors have one shape.
         unsafe {
             activation_gradient_kernel::launch_unchecked(
                 client,
                 dispatch.count(),
-                CubeDim::new_1d(UNITS),
+                CubeDim::new_1d(THREADS),
                 address,
                 saved.tensor_arg(),
                 dy.tensor_arg(),
@@ -147,7 +151,6 @@ pub fn activation_gradient(
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-#[allow(clippy::too_many_arguments)]
 fn activation_gradient_kernel<S: Float, E: Float>(
     saved: &Tensor<S>,
     dy: &Tensor<E>,
@@ -158,7 +161,7 @@ fn activation_gradient_kernel<S: Float, E: Float>(
     #[define(S)] _saved_dtype: ElemType,
     #[define(E)] _dtype: ElemType,
 ) {
-    let index = span.index() * UNITS as usize + UNIT_POS as usize;
+    let index = span.index() * THREADS as usize + UNIT_POS as usize;
     if span.is_idle() || index >= elements {
         terminate!();
     }
