@@ -14,7 +14,7 @@
 //! a 3x5x5 window alone took 1.4 ms where its products take 0.3 (H200). Shared memory: `4 * loads * units`
 //! bytes.
 
-use super::gemm::index::Walk;
+use super::gemm::index::GatherArgs;
 use super::needs::nest;
 use super::problem::PaddingMode;
 use crate::registers::Registers;
@@ -169,7 +169,7 @@ pub(super) struct Places {
 
 #[cube]
 pub(super) fn places(
-    walk: &Walk,
+    walk: &GatherArgs,
     unit: &Unit,
     #[comptime] padding: PaddingMode,
     #[comptime] tile: Tile,
@@ -183,8 +183,8 @@ pub(super) fn places(
         let element = UNIT_POS + comptime!((load * tile.units) as u32);
         let row = element / comptime!(tile.stride() as u32);
         let column = element % comptime!(tile.stride() as u32);
-        let (row, row_inside) = walk.height.place(h + row as i32, padding);
-        let (column, column_inside) = walk.width.place(w + column as i32, padding);
+        let (row, row_inside) = walk.height.load_offset(h + row as i32, padding);
+        let (column, column_inside) = walk.width.load_offset(w + column as i32, padding);
         at.push(row + column);
         inside.push(row_inside && column_inside);
     }
@@ -196,14 +196,14 @@ pub(super) fn places(
 pub(super) fn read_frame<E: Float>(
     source: &[E],
     base: usize,
-    walk: &Walk,
+    walk: &GatherArgs,
     frame: u32,
     exists: bool,
     places: &Places,
     #[comptime] padding: PaddingMode,
     #[comptime] tile: Tile,
 ) -> Sequence<E> {
-    let (frame, inside) = walk.depth.place(walk.depth.coordinate(frame), padding);
+    let (frame, inside) = walk.depth.load_offset(walk.depth.coordinate(frame), padding);
     let inside = inside && exists;
     let mut values = Sequence::<E>::new();
     #[unroll]

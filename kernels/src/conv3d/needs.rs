@@ -5,7 +5,7 @@
 //! device ends every loop once they are spent ([`Limits::loop_iterations`]). A loop of n iterations costs n and
 //! one more, in which it ends.
 
-use super::gemm::{self, Tile};
+use super::gemm::{self, GemmTile};
 use super::plan::{Pass, Plan};
 use super::problem::Conv3dProblem;
 use super::split::ReductionSplit;
@@ -145,13 +145,13 @@ fn kernel_needs(plan: &Plan, problem: &Conv3dProblem, pass: Pass, limits: &Limit
             Needs::of(shared, threads, turns)
         }
         Plan::Gemm(tile) => {
-            let stages = gemm::stages(problem, pass, Tile::Registers(*tile), limits);
+            let stages = gemm::k_iterations(problem, pass, GemmTile::Fma(*tile), limits);
             let inner = if limits.unroll { 0 } else { nest(tile.tile_k, 0) };
-            Needs::of(tile.shared_bytes(), tile.units(), nest(stages, inner) + CLEARING)
+            Needs::of(tile.shared_bytes(), tile.threads(), nest(stages, inner) + CLEARING)
         }
         Plan::MatrixGemm(tile) => {
-            let stages = gemm::stages(problem, pass, Tile::Matrices(*tile), limits);
-            Needs::of(tile.shared_bytes(size), tile.units(), nest(stages, 0) + CLEARING)
+            let stages = gemm::k_iterations(problem, pass, GemmTile::Mma(*tile), limits);
+            Needs::of(tile.shared_bytes(size), tile.threads(), nest(stages, 0) + CLEARING)
         }
         Plan::WindowGemm(tile) => Needs {
             buffer_bytes: window::packed_bytes(problem, pass, tile, limits),

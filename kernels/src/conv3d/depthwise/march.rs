@@ -14,7 +14,7 @@
 //! channel multipliers, windows of more than [`MOST_TAPS`] taps.
 
 use crate::activation::activate_by_code;
-use crate::conv3d::gemm::index::Walk;
+use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::plan::Pass;
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
@@ -97,7 +97,7 @@ pub(super) fn march_kernel<E: Float, O: Float>(
     weight: &[E],
     bias: ComptimeOption<&Tensor<E>>,
     out: &mut [O],
-    walk: Walk,
+    walk: GatherArgs,
     share: Share,
     span: Span,
     #[comptime] pass: Pass,
@@ -135,7 +135,7 @@ pub(super) fn march_kernel<E: Float, O: Float>(
     if comptime!(window.marches) {
         let ahead = comptime!(window.taps[0] as u32 - 1);
         for frame in first..end + ahead {
-            let (at, inside) = walk.depth.place(walk.depth.coordinate(frame), padding);
+            let (at, inside) = walk.depth.load_offset(walk.depth.coordinate(frame), padding);
             if inside {
                 add_frame(source, base + at, &plane, &weights, 0usize, &sums, window);
             }
@@ -150,7 +150,7 @@ pub(super) fn march_kernel<E: Float, O: Float>(
             #[unroll]
             for tap in 0..window.taps[0] {
                 let coordinate = walk.depth.coordinate(d) + (tap as u32 * walk.depth.step) as i32;
-                let (at, inside) = walk.depth.place(coordinate, padding);
+                let (at, inside) = walk.depth.load_offset(coordinate, padding);
                 if inside {
                     add_frame(source, base + at, &plane, &weights, tap, &sums, window);
                 }
@@ -166,7 +166,7 @@ pub(super) fn march_kernel<E: Float, O: Float>(
 
 #[cube]
 pub(super) fn plane(
-    walk: &Walk,
+    walk: &GatherArgs,
     h: u32,
     w: u32,
     #[comptime] padding: PaddingMode,
@@ -181,7 +181,8 @@ pub(super) fn plane(
     }
     #[unroll]
     for i in 0..comptime!(window.source_rows()) {
-        let (at, inside) = walk.height.place(walk.height.coordinate(h) + (i as u32 * step) as i32, padding);
+        let (at, inside) =
+            walk.height.load_offset(walk.height.coordinate(h) + (i as u32 * step) as i32, padding);
         row.push(at);
         row_inside.push(inside);
     }
@@ -190,7 +191,7 @@ pub(super) fn plane(
     #[unroll]
     for i in 0..window.taps[2] {
         let coordinate = walk.width.coordinate(w) + (i as u32 * walk.width.step) as i32;
-        let (at, inside) = walk.width.place(coordinate, padding);
+        let (at, inside) = walk.width.load_offset(coordinate, padding);
         column.push(at);
         column_inside.push(inside);
     }
@@ -202,7 +203,7 @@ pub(super) fn plane(
 #[cube]
 fn share_weights<E: Float>(
     weight: &[E],
-    walk: &Walk,
+    walk: &GatherArgs,
     c: u32,
     #[comptime] pass: Pass,
     #[comptime] window: Window,
@@ -308,7 +309,7 @@ pub(super) fn age(sums: &Registers<f32>, #[comptime] rows: usize) {
 #[allow(clippy::too_many_arguments)]
 fn write_rows<O: Float>(
     out: &mut [O],
-    walk: &Walk,
+    walk: &GatherArgs,
     share: &Share,
     sums: &Registers<f32>,
     bias: f32,

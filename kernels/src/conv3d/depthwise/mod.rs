@@ -9,7 +9,7 @@ mod staged_weight;
 mod weight;
 
 use super::frames::{Tile, TilingLaunch};
-use super::gemm::walk::{Walks, few_phases, sites, taps, walk_args, walks};
+use super::gemm::gather::{Gather, few_phases, gather_args, gathers, positions, taps};
 use super::plan::Pass;
 use super::problem::Conv3dProblem;
 use super::split::{RUN, affordable_parts};
@@ -47,10 +47,10 @@ pub(crate) fn gather(
     operands: [&Operand; 3],
     bias: Option<&Operand>,
 ) -> Result<(), ConvError> {
-    for walks in walks(problem, pass).iter().filter(|walks| sites(walks) > 0) {
+    for walks in gathers(problem, pass).iter().filter(|walks| positions(walks) > 0) {
         if taps(walks) == 0 {
             // Positions that no window reads: the product without terms writes their zeros.
-            gemm::one_walk(client, problem, pass, walks, limits, operands)?;
+            gemm::launch_gather(client, problem, pass, walks, limits, operands)?;
         } else if let Some(tile) = tile(walks, &FORWARD_ROWS, limits) {
             launch_staged(client, problem, pass, (walks, tile), limits, operands, bias)?;
         } else {
@@ -63,12 +63,12 @@ pub(crate) fn gather(
 /// Frames of a chunk of staged tiles, at most `most`, and the cubes of one channel of one image.
 fn chunks(
     problem: &Conv3dProblem,
-    walks: &Walks,
+    walks: &Gather,
     tile: &Tile,
     most: usize,
     limits: &Limits,
 ) -> (usize, usize) {
-    let [depth, height, width] = walks.map(|walk| walk.sites);
+    let [depth, height, width] = walks.map(|walk| walk.positions);
     let tiles: usize = tile.tiles(height, width).iter().product();
     let images = problem.batch * problem.channels;
     let chunk = chunk(depth, images * tiles * UNITS, most, limits);
@@ -78,12 +78,12 @@ fn chunks(
 /// Staged tiles as a kernel argument.
 fn tiling(
     problem: &Conv3dProblem,
-    walks: &Walks,
+    walks: &Gather,
     tile: &Tile,
     (chunk, cubes): (usize, usize),
     activation: Activation,
 ) -> TilingLaunch {
-    let [depth, height, width] = walks.map(|walk| walk.sites);
+    let [depth, height, width] = walks.map(|walk| walk.positions);
     let [tiles_h, tiles_w] = tile.tiles(height, width);
     TilingLaunch::new(
         tiles_w as u32,
@@ -104,7 +104,7 @@ fn launch_staged(
     client: &Client,
     problem: &Conv3dProblem,
     pass: Pass,
-    (walks, tile): (&Walks, Tile),
+    (walks, tile): (&Gather, Tile),
     limits: &Limits,
     [source, weight, out]: [&Operand; 3],
     bias: Option<&Operand>,
@@ -127,7 +127,7 @@ fn launch_staged(
                 weight.buffer_arg(1),
                 bias.map(|bias| bias.tensor_arg()).into(),
                 out.buffer_arg(1),
-                walk_args(problem, pass, walks, [source, weight, out]),
+                gather_args(problem, pass, walks, [source, weight, out]),
                 tiling(problem, walks, &tile, (chunk, cubes), activation),
                 dispatch.span(),
                 pass,
@@ -145,12 +145,12 @@ fn launch(
     client: &Client,
     problem: &Conv3dProblem,
     pass: Pass,
-    walks: &Walks,
+    walks: &Gather,
     limits: &Limits,
     [source, weight, out]: [&Operand; 3],
     bias: Option<&Operand>,
 ) -> Result<(), ConvError> {
-    let [depth, height, width] = walks.map(|walk| walk.sites);
+    let [depth, height, width] = walks.map(|walk| walk.positions);
     let images = problem.batch * problem.channels;
     let window = window(walks, |rows| height.div_ceil(rows) * width);
     let blocks = height.div_ceil(window.rows);
@@ -173,7 +173,7 @@ fn launch(
                 weight.buffer_arg(1),
                 bias.map(|bias| bias.tensor_arg()).into(),
                 out.buffer_arg(1),
-                walk_args(problem, pass, walks, [source, weight, out]),
+                gather_args(problem, pass, walks, [source, weight, out]),
                 ShareLaunch::new(
                     width as u32,
                     blocks as u32,
@@ -209,7 +209,7 @@ pub(crate) fn weight_gradient(
     [x, dy, dw]: [&Operand; 3],
     db: Option<&Operand>,
 ) -> Result<(), ConvError> {
-    let walks = &walks(problem, Pass::Forward)[0];
+    let walks = &gathers(problem, Pass::Forward)[0];
     let staged = tile(walks, &WEIGHT_ROWS, limits);
     let staged = staged.map(|tile| (tile, chunks(problem, walks, &tile, RUN / tile.rows, limits)));
     let affordable = |elements| {
@@ -223,7 +223,7 @@ pub(crate) fn weight_gradient(
         let db = db.filter(|_| together.is_some());
         return staged_weight_gradient(client, problem, (walks, tile), chunks, limits, [x, dy, dw], db);
     }
-    let [depth, height, width] = walks.map(|walk| walk.sites);
+    let [depth, height, width] = walks.map(|walk| walk.positions);
     let WeightShare { window, whole, cuts, chunk, marches, parts, length } =
         weight_share(problem, walks, limits);
     let units = window.units;
@@ -242,7 +242,7 @@ pub(crate) fn weight_gradient(
                 x.buffer_arg(1),
                 dy.buffer_arg(1),
                 partials.buffer_arg(1),
-                walk_args(problem, Pass::Forward, walks, [x, dw, dy]),
+                gather_args(problem, Pass::Forward, walks, [x, dw, dy]),
                 ShareLaunch::new(
                     width as u32,
                     height as u32,
@@ -272,7 +272,7 @@ pub(crate) fn weight_gradient(
 fn staged_weight_gradient(
     client: &Client,
     problem: &Conv3dProblem,
-    (walks, tile): (&Walks, Tile),
+    (walks, tile): (&Gather, Tile),
     (chunk, cubes): (usize, usize),
     limits: &Limits,
     [x, dy, dw]: [&Operand; 3],
@@ -299,7 +299,7 @@ fn staged_weight_gradient(
                 x.buffer_arg(1),
                 dy.buffer_arg(1),
                 partials.buffer_arg(1),
-                walk_args(problem, Pass::Forward, walks, [x, dw, dy]),
+                gather_args(problem, Pass::Forward, walks, [x, dw, dy]),
                 tiling(problem, walks, &tile, (chunk, cubes), Activation::None),
                 part,
                 dispatch.span(),

@@ -5,7 +5,7 @@ use super::march::{MOST_TAPS, Window};
 use super::weight;
 use crate::conv3d::frames::Tile;
 use crate::conv3d::gemm::RegisterTile;
-use crate::conv3d::gemm::walk::{AxisWalk, Walks, sites, taps, walks};
+use crate::conv3d::gemm::gather::{AxisGather, Gather, gathers, positions, taps};
 use crate::conv3d::needs::nest;
 use crate::conv3d::plan::Pass;
 use crate::conv3d::problem::Conv3dProblem;
@@ -20,11 +20,11 @@ const ROWS: usize = 4;
 
 /// The window of a walk, with cubes of enough units for the marches of one channel, given the sites along H
 /// of each.
-pub(super) fn window(walks: &Walks, marches: impl Fn(usize) -> usize) -> Window {
+pub(super) fn window(walks: &Gather, marches: impl Fn(usize) -> usize) -> Window {
     let rows = if !walks[1].is_dense() {
         1
     } else {
-        [ROWS, 2, 1][usize::from(walks[1].sites < 3) + usize::from(walks[1].sites < 2)]
+        [ROWS, 2, 1][usize::from(walks[1].positions < 3) + usize::from(walks[1].positions < 2)]
     };
     let units = if marches(rows) <= 64 { 64 } else { 256 };
     Window { taps: walks.map(|walk| walk.taps), rows, marches: walks[0].is_dense(), units }
@@ -41,10 +41,10 @@ const MOST_BYTES: usize = 24 * 1024;
 /// The tile for a walk, the cheapest by a count of instructions: products, reads of shared memory, and some
 /// for each element read and each site and unit. Nothing where neighbouring results do not read neighbouring
 /// elements, or where the tile stands mostly empty.
-pub(super) fn tile(walks: &Walks, rows: &[usize], limits: &Limits) -> Option<Tile> {
-    let [_, height, width] = walks.map(|walk| walk.sites);
+pub(super) fn tile(walks: &Gather, rows: &[usize], limits: &Limits) -> Option<Tile> {
+    let [_, height, width] = walks.map(|walk| walk.positions);
     let taps = walks.map(|walk| walk.taps);
-    if !walks.iter().all(AxisWalk::is_dense) || taps.iter().product::<usize>() > MOST_TAPS {
+    if !walks.iter().all(AxisGather::is_dense) || taps.iter().product::<usize>() > MOST_TAPS {
         return None;
     }
     let columns = (8..=128usize.min(width.next_multiple_of(8))).step_by(8);
@@ -90,8 +90,8 @@ pub(super) struct WeightShare {
     pub(super) length: usize,
 }
 
-pub(super) fn weight_share(problem: &Conv3dProblem, walks: &Walks, limits: &Limits) -> WeightShare {
-    let [depth, height, width] = walks.map(|walk| walk.sites);
+pub(super) fn weight_share(problem: &Conv3dProblem, walks: &Gather, limits: &Limits) -> WeightShare {
+    let [depth, height, width] = walks.map(|walk| walk.positions);
     let [depth_taps, row_taps, column_taps] = walks.map(|walk| walk.taps);
     let whole = Window { rows: 1, ..window(walks, |_| usize::MAX) };
     // A window that does not fit the registers is cut into its depth taps, which march on their own.
@@ -122,9 +122,9 @@ pub(crate) fn needs(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> (us
     if pass == Pass::WeightGradient {
         return weight_needs(problem, limits);
     }
-    let frames = |walks: &Walks| walks[0].sites + walks[0].taps;
+    let frames = |walks: &Gather| walks[0].positions + walks[0].taps;
     let mut most = (0, UNITS, 0);
-    for walks in walks(problem, pass).iter().filter(|walks| sites(walks) > 0) {
+    for walks in gathers(problem, pass).iter().filter(|walks| positions(walks) > 0) {
         let (bytes, turns) = if taps(walks) == 0 {
             (RegisterTile::M128N8.shared_bytes(), 64)
         } else if let Some(tile) = tile(walks, &FORWARD_ROWS, limits) {
@@ -140,8 +140,8 @@ pub(crate) fn needs(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> (us
 
 /// [`needs`] of the weight gradient, by either of its kernels.
 fn weight_needs(problem: &Conv3dProblem, limits: &Limits) -> (usize, usize, usize) {
-    let walks = &walks(problem, Pass::Forward)[0];
-    let frames = nest(walks[0].sites + walks[0].taps, 0);
+    let walks = &gathers(problem, Pass::Forward)[0];
+    let frames = nest(walks[0].positions + walks[0].taps, 0);
     let staged = tile(walks, &WEIGHT_ROWS, limits)
         .map_or((0, 0), |tile| (staged_bytes(&tile), frames + tile.sum_turns(tile.count() + 1)));
     let share = weight_share(problem, walks, limits);

@@ -14,7 +14,7 @@
 use super::march::age;
 use crate::activation::activate_by_code;
 use crate::conv3d::frames::{Tile, Tiling, Unit, places, read_column, read_frame, write_frame};
-use crate::conv3d::gemm::index::Walk;
+use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::plan::Pass;
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
@@ -32,7 +32,7 @@ pub(super) fn staged_kernel<E: Float, O: Float>(
     weight: &[E],
     bias: ComptimeOption<&Tensor<E>>,
     out: &mut [O],
-    walk: Walk,
+    walk: GatherArgs,
     tiling: Tiling,
     span: Span,
     #[comptime] pass: Pass,
@@ -81,7 +81,7 @@ pub(super) fn staged_kernel<E: Float, O: Float>(
 #[cube]
 fn share_weights<E: Float>(
     weight: &[E],
-    walk: &Walk,
+    walk: &GatherArgs,
     c: u32,
     #[comptime] pass: Pass,
     #[comptime] tile: Tile,
@@ -141,7 +141,7 @@ fn add_frame(
 #[allow(clippy::too_many_arguments)]
 fn write_rows<O: Float>(
     out: &mut [O],
-    walk: &Walk,
+    walk: &GatherArgs,
     tiling: &Tiling,
     unit: &Unit,
     sums: &Registers<f32>,

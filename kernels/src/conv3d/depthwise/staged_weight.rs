@@ -17,7 +17,7 @@
 use crate::conv3d::frames::{
     Sums, Tile, Tiling, Unit, places, read_column, read_frame, sum_units, write_frame,
 };
-use crate::conv3d::gemm::index::Walk;
+use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
 use crate::registers::Registers;
@@ -30,7 +30,7 @@ pub(super) fn staged_weight_kernel<E: Float, O: Float>(
     source: &[E],
     dy: &[E],
     out: &mut [O],
-    walk: Walk,
+    walk: GatherArgs,
     tiling: Tiling,
     part_stride: usize,
     span: Span,
@@ -97,7 +97,7 @@ fn add_sites(recent: &Registers<f32>, sums: &Registers<f32>, #[comptime] bias: b
 #[allow(clippy::too_many_arguments)]
 fn read_sites<E: Float>(
     dy: &[E],
-    walk: &Walk,
+    walk: &GatherArgs,
     tiling: &Tiling,
     unit: &Unit,
     dy_column: usize,

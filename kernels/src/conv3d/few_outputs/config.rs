@@ -1,7 +1,7 @@
 //! The tile of a head and what it costs.
 
 use crate::conv3d::frames::Tile;
-use crate::conv3d::gemm::walk::{AxisWalk, Walks};
+use crate::conv3d::gemm::gather::{AxisGather, Gather};
 use crate::conv3d::plan::Pass;
 
 /// Results of a group that are served.
@@ -58,7 +58,7 @@ pub(super) struct Shape {
 }
 
 impl Shape {
-    pub(super) fn of(walks: &Walks, results: usize, tile: &FewOutputsTile) -> Self {
+    pub(super) fn of(walks: &Gather, results: usize, tile: &FewOutputsTile) -> Self {
         let FewOutputsTile { frames, rows, columns, units, ahead } = *tile;
         let plane = Tile { taps: walks.map(|walk| walk.taps), rows, columns, units };
         Self { plane, frames, results, ahead }
@@ -119,14 +119,14 @@ impl Shape {
     }
 
     /// Cubes of one group of one image.
-    pub(super) fn cubes(&self, walks: &Walks) -> usize {
-        let [depth, height, width] = walks.map(|walk| walk.sites);
+    pub(super) fn cubes(&self, walks: &Gather) -> usize {
+        let [depth, height, width] = walks.map(|walk| walk.positions);
         depth.div_ceil(self.frames) * self.plane.tiles(height, width).iter().product::<usize>()
     }
 
     /// Instructions of all units for a channel: products, reads of shared memory (a vector of weights counts
     /// twice), what brings the channel there, and the 32-byte sectors of its rows.
-    fn cost(&self, walks: &Walks, pass: Pass) -> usize {
+    fn cost(&self, walks: &Gather, pass: Pass) -> usize {
         let Tile { taps, rows, units, .. } = self.plane;
         let products = self.sums() * self.plane.count();
         let values = self.source_frames() * taps[2] * (rows + taps[1] - 1) * self.plane.passes();
@@ -149,9 +149,9 @@ const COLUMNS: [usize; 4] = [8, 16, 32, 64];
 const UNITS: [usize; 3] = [64, 128, 256];
 
 /// Every tile of some frames that fits, for windows that move by one element.
-fn fitting(walks: &Walks, pass: Pass, results: usize, frames: &[usize]) -> Vec<Shape> {
+fn fitting(walks: &Gather, pass: Pass, results: usize, frames: &[usize]) -> Vec<Shape> {
     let mut shapes = Vec::new();
-    if !walks.iter().all(AxisWalk::is_dense) {
+    if !walks.iter().all(AxisGather::is_dense) {
         return shapes;
     }
     for &frames in frames {
@@ -178,9 +178,9 @@ impl From<Shape> for FewOutputsTile {
 }
 
 /// Whether the tile is one of those for the walk.
-pub(super) fn is_offered(walks: &Walks, pass: Pass, results: usize, tile: &FewOutputsTile) -> bool {
+pub(super) fn is_offered(walks: &Gather, pass: Pass, results: usize, tile: &FewOutputsTile) -> bool {
     let FewOutputsTile { frames, rows, columns, units, .. } = tile;
-    walks.iter().all(AxisWalk::is_dense)
+    walks.iter().all(AxisGather::is_dense)
         && FRAMES.contains(frames)
         && ROWS.contains(rows)
         && COLUMNS.contains(columns)
@@ -191,7 +191,7 @@ pub(super) fn is_offered(walks: &Walks, pass: Pass, results: usize, tile: &FewOu
 
 /// The cheapest tile of these frames, of any where there are none given.
 pub(super) fn cheapest(
-    walks: &Walks,
+    walks: &Gather,
     pass: Pass,
     results: usize,
     frames: Option<usize>,

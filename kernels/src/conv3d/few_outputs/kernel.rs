@@ -26,7 +26,7 @@
 use super::config::Shape;
 use crate::activation::activate_by_code;
 use crate::conv3d::frames::{Places, Tiling, Unit, places};
-use crate::conv3d::gemm::index::Walk;
+use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::plan::Pass;
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
@@ -64,7 +64,7 @@ pub(super) fn few_outputs_kernel<E: Float, O: Float>(
     weight: &[E],
     bias: ComptimeOption<&Tensor<E>>,
     out: &mut [O],
-    walk: Walk,
+    walk: GatherArgs,
     tiling: Tiling,
     share: Share,
     span: Span,
@@ -144,7 +144,7 @@ pub(super) fn few_outputs_kernel<E: Float, O: Float>(
 /// Where the frames of the window lie in a channel, and whether they do.
 #[cube]
 pub(super) fn frames(
-    walk: &Walk,
+    walk: &GatherArgs,
     first: u32,
     #[comptime] padding: PaddingMode,
     #[comptime] shape: Shape,
@@ -153,7 +153,7 @@ pub(super) fn frames(
     let mut exists = Sequence::<bool>::new();
     #[unroll]
     for frame in 0..comptime!(shape.source_frames()) {
-        let (place, inside) = walk.depth.place(walk.depth.coordinate(first + frame as u32), padding);
+        let (place, inside) = walk.depth.load_offset(walk.depth.coordinate(first + frame as u32), padding);
         at.push(place);
         exists.push(inside);
     }
@@ -163,7 +163,7 @@ pub(super) fn frames(
 /// Where the four weights of this unit's vector lie, in the order in which they are used: column, row, depth,
 /// result.
 #[cube]
-fn taps(walk: &Walk, group: u32, #[comptime] pass: Pass, #[comptime] shape: Shape) -> Offsets {
+fn taps(walk: &GatherArgs, group: u32, #[comptime] pass: Pass, #[comptime] shape: Shape) -> Offsets {
     let mut at = Sequence::<usize>::new();
     let mut exists = Sequence::<bool>::new();
     let vector = UNIT_POS % comptime!(shape.vectors() as u32);
@@ -343,7 +343,7 @@ fn set_aside(
 #[allow(clippy::too_many_arguments)]
 fn write_result<O: Float>(
     out: &mut [O],
-    walk: &Walk,
+    walk: &GatherArgs,
     tiling: &Tiling,
     unit: &Unit,
     window: &Shared<[f32]>,

@@ -11,7 +11,7 @@ mod weight;
 pub use config::FewOutputsTile;
 
 use super::frames::TilingLaunch;
-use super::gemm::walk::{Walks, divisor, walk_args, walks};
+use super::gemm::gather::{Gather, divisor, gather_args, gathers};
 use super::needs::nest;
 use super::plan::{Pass, Tiles};
 use super::problem::Conv3dProblem;
@@ -33,13 +33,13 @@ const LEAST_TILES: usize = 8;
 const LEAST_CHANNELS: usize = 4;
 
 /// The walk of a pass that is one of these, and its results.
-fn walk(problem: &Conv3dProblem, pass: Pass) -> Option<(Walks, usize)> {
+fn walk(problem: &Conv3dProblem, pass: Pass) -> Option<(Gather, usize)> {
     let pass = if pass == Pass::WeightGradient { Pass::Forward } else { pass };
     let (channels, results) = problem.channels_of(pass);
     // The phases of a strided input gradient are several walks, each of few products: they are Stem's.
     let one = pass == Pass::Forward || pass == Pass::InputGradient && problem.window.stride == [1; 3];
     let few = one && channels > 0 && (1..=MOST_RESULTS).contains(&results);
-    few.then(|| (walks(problem, pass)[0], results))
+    few.then(|| (gathers(problem, pass)[0], results))
 }
 
 /// How the sum is cut: parts, and channels of each.
@@ -67,7 +67,7 @@ fn weight_parts(problem: &Conv3dProblem, tiles: usize, shape: &Shape, limits: &L
 }
 
 /// Cubes of a part of the sum.
-fn cubes(problem: &Conv3dProblem, walks: &Walks, shape: &Shape) -> usize {
+fn cubes(problem: &Conv3dProblem, walks: &Gather, shape: &Shape) -> usize {
     problem.batch.saturating_mul(problem.window.groups).saturating_mul(shape.cubes(walks))
 }
 
@@ -148,7 +148,7 @@ pub(crate) fn extent(problem: &Conv3dProblem, pass: Pass, tile: &FewOutputsTile)
 pub(crate) fn choice(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Option<FewOutputsTile> {
     let (walks, results) = walk(problem, pass)?;
     let tile = cheapest(&walks, pass, results, None).filter(|tile| serves(problem, pass, tile, limits))?;
-    let sites: usize = walks.iter().map(|walk| walk.sites).product();
+    let sites: usize = walks.iter().map(|walk| walk.positions).product();
     let computed = Shape::of(&walks, results, &tile).cubes(&walks) * tile.frames * tile.rows * tile.units;
     let ahead = FewOutputsTile { ahead: limits.unroll && pass != Pass::WeightGradient, ..tile };
     (computed <= 2 * sites).then_some(ahead)
@@ -201,7 +201,7 @@ fn launch_parts(
     client: &Client,
     problem: &Conv3dProblem,
     pass: Pass,
-    (walks, shape): (&Walks, &Shape),
+    (walks, shape): (&Gather, &Shape),
     (parts, length): (usize, usize),
     limits: &Limits,
     operands: [&Operand; 3],
@@ -228,7 +228,7 @@ fn launch_parts(
                 weight.buffer_arg(1),
                 bias.map(|bias| bias.tensor_arg()).into(),
                 out.buffer_arg(1),
-                walk_args(problem, pass, walks, operands),
+                gather_args(problem, pass, walks, operands),
                 tiling(walks, shape, problem.window.groups, activation),
                 ShareLaunch::new(divisor(problem.batch), channels as u32, length as u32, part_stride),
                 dispatch.span(),
@@ -245,8 +245,8 @@ fn launch_parts(
 }
 
 /// The tiles of `channels` channels of an image as a kernel argument.
-fn tiling(walks: &Walks, shape: &Shape, channels: usize, activation: Activation) -> TilingLaunch {
-    let [depth, height, width] = walks.map(|walk| walk.sites);
+fn tiling(walks: &Gather, shape: &Shape, channels: usize, activation: Activation) -> TilingLaunch {
+    let [depth, height, width] = walks.map(|walk| walk.positions);
     let [tiles_h, tiles_w] = shape.plane.tiles(height, width);
     TilingLaunch::new(
         tiles_w as u32,
@@ -292,7 +292,7 @@ pub(crate) fn weight_gradient(
                 x.buffer_arg(1),
                 dy.buffer_arg(1),
                 partials.buffer_arg(1),
-                walk_args(problem, Pass::Forward, &walks, [x, dw, dy]),
+                gather_args(problem, Pass::Forward, &walks, [x, dw, dy]),
                 tiling(&walks, &shape, 1, Activation::None),
                 WeightShareLaunch::new(
                     divisor(problem.channels),

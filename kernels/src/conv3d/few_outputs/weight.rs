@@ -17,7 +17,7 @@
 use super::config::Shape;
 use super::kernel::{frames, read_channel, read_values, write_channel};
 use crate::conv3d::frames::{Sums, Tiling, Unit, places, sum_units};
-use crate::conv3d::gemm::index::Walk;
+use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
 use crate::registers::Registers;
@@ -44,7 +44,7 @@ pub(super) fn few_outputs_weight_kernel<E: Float, O: Float>(
     source: &[E],
     dy: &[E],
     out: &mut [O],
-    walk: Walk,
+    walk: GatherArgs,
     tiling: Tiling,
     share: WeightShare,
     span: Span,
@@ -104,7 +104,7 @@ pub(super) fn few_outputs_weight_kernel<E: Float, O: Float>(
 #[cube]
 fn read_gradients<E: Float>(
     dy: &[E],
-    walk: &Walk,
+    walk: &GatherArgs,
     tiling: &Tiling,
     unit: &Unit,
     first: usize,

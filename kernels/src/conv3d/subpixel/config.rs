@@ -1,7 +1,7 @@
 //! The tile of a stem's input gradient, what it costs, and the strips of a plane that its tiles lie in.
 
 use super::blocks::Plane;
-use crate::conv3d::gemm::config::PLANE;
+use crate::conv3d::gemm::config::SUBGROUP;
 
 /// How a cube's sums are shared out. Constants of this type are the ones that are tested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,7 +55,7 @@ impl SubpixelTile {
 
     /// Units of a cube.
     pub fn units(&self) -> usize {
-        self.tile_m / self.rows * if self.fragment == 0 { 1 } else { PLANE }
+        self.tile_m / self.rows * if self.fragment == 0 { 1 } else { SUBGROUP }
     }
 
     /// Planes of a cube on matrix units.

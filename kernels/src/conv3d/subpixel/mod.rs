@@ -10,8 +10,8 @@ mod tiling;
 
 pub use config::SubpixelTile;
 
-use super::gemm::config::PLANE;
-use super::gemm::walk::divisor;
+use super::gemm::config::SUBGROUP;
+use super::gemm::gather::divisor;
 use super::gemm::{self, RegisterTile, stage_type, stage_vector};
 use super::needs::nest;
 use super::plan::{Pass, Plan, Tiles};
@@ -381,7 +381,7 @@ fn gradient(
             subpixel_mma_kernel::launch_unchecked(
                 client,
                 dispatch.count(),
-                CubeDim::new_2d(PLANE as u32, tile.planes() as u32),
+                CubeDim::new_2d(SUBGROUP as u32, tile.planes() as u32),
                 address,
                 width,
                 dy.buffer_arg(1),

@@ -1,7 +1,7 @@
 //! The tile of a shifted product, and the strips of a plane that its tiles lie in.
 
-use crate::conv3d::gemm::config::PLANE;
-use crate::conv3d::gemm::walk::Walks;
+use crate::conv3d::gemm::config::SUBGROUP;
+use crate::conv3d::gemm::gather::Gather;
 
 /// Channels of the source in shared memory at a time.
 pub(super) const CHANNELS: usize = 16;
@@ -57,7 +57,7 @@ impl WindowTile {
 
     /// Units of a cube.
     pub fn units(&self) -> usize {
-        self.planes() * PLANE
+        self.planes() * SUBGROUP
     }
 
     /// Bytes of shared memory for stages whose elements have `size` bytes: the larger of both kernels'.
@@ -116,21 +116,21 @@ pub(super) struct Strips {
 
 impl Strips {
     /// The strips that tile a walk's plane with the fewest elements; none where a window does not fit.
-    pub(super) fn of(walks: &Walks, tile: &WindowTile) -> Option<Self> {
+    pub(super) fn of(walks: &Gather, tile: &WindowTile) -> Option<Self> {
         let [_, height, width] = walks;
         let rim = (width.taps.max(1) - 1) * width.step;
         let rows = (height.taps.max(1) - 1) * height.step;
         let room = tile.window.checked_sub(tile.tile_m + rim)?;
-        let longest = room.checked_div(rows).unwrap_or(width.sites + rim);
+        let longest = room.checked_div(rows).unwrap_or(width.positions + rim);
         let most = longest.checked_sub(rim).filter(|most| *most > 0)?;
-        let count = width.sites.div_ceil(most);
-        let sites = width.sites.div_ceil(count.max(1));
-        (width.sites > 0).then_some(Self { count, sites, pitch: sites + rim })
+        let count = width.positions.div_ceil(most);
+        let sites = width.positions.div_ceil(count.max(1));
+        (width.positions > 0).then_some(Self { count, sites, pitch: sites + rim })
     }
 
     /// Tiles of a strip.
-    pub(super) fn tiles(&self, walks: &Walks, tile: &WindowTile) -> usize {
-        (walks[1].sites * self.pitch).div_ceil(tile.tile_m)
+    pub(super) fn tiles(&self, walks: &Gather, tile: &WindowTile) -> usize {
+        (walks[1].positions * self.pitch).div_ceil(tile.tile_m)
     }
 }
 

@@ -22,9 +22,9 @@ use super::epilogue::write_runs;
 use super::kernel::weight_fragments;
 use super::phases::{Phases, Work, work_of};
 use super::tiling::{Blocks, Tiling, block_at, blocks_of, packed_tap};
-use crate::conv3d::gemm::config::PLANE;
+use crate::conv3d::gemm::config::SUBGROUP;
 use crate::conv3d::gemm::fragments::accumulators;
-use crate::conv3d::gemm::index::Walk;
+use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
 use cubecl::cmma::{self, MatrixIdent, MatrixLayout};
@@ -38,7 +38,7 @@ pub(super) fn contiguous_kernel<E: Float, S: Float, O: Float, V: Size>(
     weight: &[Vector<S, V>],
     bias: ComptimeOption<&Tensor<E>>,
     out: &mut [Vector<O, Const<4>>],
-    walk: Walk,
+    walk: GatherArgs,
     tiling: Tiling,
     phases: ComptimeOption<Phases>,
     span: Span,
@@ -61,7 +61,7 @@ pub(super) fn contiguous_kernel<E: Float, S: Float, O: Float, V: Size>(
     let blocks = blocks_of(&walk, &tiling, &share, padding);
     // Where the plane's channels begin in a block's weights, and the distance between two blocks.
     let block_vectors = comptime!(CHANNELS / width) * tiling.packed_n as usize;
-    let plane_n = UNIT_POS as usize / PLANE / comptime!(tile.tile_m / tile.plane_m) * tile.plane_n;
+    let plane_n = UNIT_POS as usize / SUBGROUP / comptime!(tile.tile_m / tile.plane_m) * tile.plane_n;
     let column = (share.first_n as usize + plane_n) * comptime!(CHANNELS / width);
 
     let mut block = blocks.first;
@@ -90,7 +90,7 @@ pub(super) fn contiguous_kernel<E: Float, S: Float, O: Float, V: Size>(
 #[allow(clippy::too_many_arguments)]
 fn read_stage<E: Float, V: Size>(
     source: &[Vector<E, V>],
-    walk: &Walk,
+    walk: &GatherArgs,
     tiling: &Tiling,
     blocks: &Blocks,
     first_site: u32,
@@ -150,7 +150,7 @@ fn multiply<S: Float, V: Size>(
     #[comptime] tile: WindowTile,
 ) {
     let width = V::value();
-    let first_site = UNIT_POS as usize / PLANE % comptime!(tile.tile_m / tile.plane_m) * tile.plane_m;
+    let first_site = UNIT_POS as usize / SUBGROUP % comptime!(tile.tile_m / tile.plane_m) * tile.plane_m;
     #[unroll]
     for k in 0..comptime!(CHANNELS / tile.fragment) {
         let channels = weight_fragments(weight, packed, k, tile);

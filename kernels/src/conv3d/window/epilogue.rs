@@ -3,9 +3,9 @@
 use super::config::{BESIDE, WindowTile};
 use super::tiling::{Share, Tiling};
 use crate::activation::{activate_by_code, activate_quad};
-use crate::conv3d::gemm::config::PLANE;
-use crate::conv3d::gemm::fragments::into_patch;
-use crate::conv3d::gemm::index::Walk;
+use crate::conv3d::gemm::config::SUBGROUP;
+use crate::conv3d::gemm::fragments::store_to_scratch;
+use crate::conv3d::gemm::index::GatherArgs;
 use cubecl::cmma::{self, MatrixLayout};
 use cubecl::prelude::*;
 
@@ -17,14 +17,14 @@ pub(super) fn write_result<E: Float, O: Float>(
     sums: &Sequence<cmma::Matrix<f32>>,
     bias: ComptimeOption<&Tensor<E>>,
     out: &mut [O],
-    walk: &Walk,
+    walk: &GatherArgs,
     tiling: &Tiling,
     share: &Share,
     #[comptime] tile: WindowTile,
 ) {
     let unit = UNIT_POS as usize;
-    let plane = unit / PLANE;
-    let lane = (unit % PLANE) as u32;
+    let plane = unit / SUBGROUP;
+    let lane = (unit % SUBGROUP) as u32;
     let plane_m = (plane % comptime!(tile.tile_m / tile.plane_m) * tile.plane_m) as u32;
     let plane_n = (plane / comptime!(tile.tile_m / tile.plane_m) * tile.plane_n) as u32;
     let mut patches = Shared::<[f32]>::new_slice(comptime!(tile.planes() * tile.fragment * tile.fragment));
@@ -45,11 +45,11 @@ pub(super) fn write_result<E: Float, O: Float>(
         #[unroll]
         for fragment_row in 0..comptime!(tile.plane_n / tile.fragment) {
             let sum = sums.index(comptime!(fragment_row * (tile.plane_m / tile.fragment) + column));
-            into_patch(sum, &mut patches, patch, tile.fragment);
+            store_to_scratch(sum, &mut patches, patch, tile.fragment);
             #[unroll]
-            for step in 0..comptime!(tile.fragment * tile.fragment / PLANE) {
+            for step in 0..comptime!(tile.fragment * tile.fragment / SUBGROUP) {
                 let in_patch =
-                    comptime!((step * (PLANE / tile.fragment)) as u32) + lane / tile.fragment as u32;
+                    comptime!((step * (SUBGROUP / tile.fragment)) as u32) + lane / tile.fragment as u32;
                 let in_tile = comptime!((fragment_row * tile.fragment) as u32) + in_patch;
                 if exists && share.first_n + plane_n + in_tile < tiling.n {
                     let channel = first_channel + in_tile;
@@ -76,19 +76,19 @@ pub(super) fn write_runs<E: Float, O: Float>(
     sums: &Sequence<cmma::Matrix<f32>>,
     bias: ComptimeOption<&Tensor<E>>,
     out: &mut [Vector<O, Const<4>>],
-    walk: &Walk,
+    walk: &GatherArgs,
     tiling: &Tiling,
     share: &Share,
     #[comptime] tile: WindowTile,
 ) {
     let unit = UNIT_POS as usize;
-    let plane = unit / PLANE;
-    let lane = unit % PLANE;
+    let plane = unit / SUBGROUP;
+    let lane = unit % SUBGROUP;
     let plane_m = plane % comptime!(tile.tile_m / tile.plane_m) * tile.plane_m;
     let plane_n = (plane / comptime!(tile.tile_m / tile.plane_m) * tile.plane_n) as u32;
     // Vectors of a patch's row, and rows that a plane writes at a time.
     let vectors = comptime!(BESIDE * tile.fragment / TOGETHER);
-    let rows = comptime!(PLANE / vectors);
+    let rows = comptime!(SUBGROUP / vectors);
     let patch_vectors = comptime!(tile.fragment * vectors);
     let mut patches = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime!(tile.planes() * patch_vectors));
     let end = patches.len();

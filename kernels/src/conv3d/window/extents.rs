@@ -5,8 +5,8 @@ use super::config::{CHANNELS, Strips, WindowTile};
 use super::phases::{AxisPhasesLaunch, PhasesLaunch};
 use super::tiling::TilingLaunch;
 use crate::activation::Activation;
+use crate::conv3d::gemm::gather::{AxisGather, Gather, MASK_BITS, divisor, gathers, inverse_step};
 use crate::conv3d::gemm::stage_type;
-use crate::conv3d::gemm::walk::{AxisWalk, MASK_BITS, Walks, divisor, inverse_step, walks};
 use crate::conv3d::needs::nest;
 use crate::conv3d::plan::{Pass, Tiles};
 use crate::conv3d::problem::{Conv3dProblem, PaddingMode};
@@ -17,7 +17,7 @@ use crate::limits::Limits;
 /// What the product of a pass is made of.
 pub(crate) struct Extents {
     /// The walk; of an axis with phases one with the most sites and taps that any of them has.
-    pub(super) walks: Walks,
+    pub(super) walks: Gather,
     pub(super) strips: Strips,
     /// Channels of one group's result, filled up to tiles.
     pub(super) packed_n: usize,
@@ -96,7 +96,7 @@ impl Extents {
             (self.packed_n / tile.tile_n) as u32,
             self.strips.tiles(&self.walks, tile) as u32,
             self.strips.count as u32,
-            depth.sites as u32,
+            depth.positions as u32,
             problem.batch as u32,
             problem.window.groups as u32,
             parts as u32,
@@ -104,8 +104,8 @@ impl Extents {
             self.strips.sites as u32,
             self.strips.pitch as u32,
             self.strips.pitch as u32,
-            height.sites as u32,
-            width.sites as u32,
+            height.positions as u32,
+            width.positions as u32,
             self.n as u32,
             self.packed_n as u32,
             self.channels as u32,
@@ -142,31 +142,31 @@ impl Extents {
     }
 
     /// The walk over the weights of all phases, as an unstrided pass takes them.
-    pub(super) fn packed_walks(&self, problem: &Conv3dProblem) -> Walks {
-        [0, 1, 2].map(|axis| AxisWalk { taps: problem.kernel[axis], ..self.walks[axis] })
+    pub(super) fn packed_walks(&self, problem: &Conv3dProblem) -> Gather {
+        [0, 1, 2].map(|axis| AxisGather { taps: problem.kernel[axis], ..self.walks[axis] })
     }
 
     /// Tiles of the result.
     pub(super) fn tiles(&self, problem: &Conv3dProblem, tile: &WindowTile) -> usize {
         let tiles = self.packed_n / tile.tile_n * self.strips.tiles(&self.walks, tile) * self.strips.count;
-        tiles * self.walks[0].sites * problem.batch * problem.window.groups * self.phase_count()
+        tiles * self.walks[0].positions * problem.batch * problem.window.groups * self.phase_count()
     }
 }
 
 /// The walk of a pass whose windows move by one element in the plane, or of all phases of a strided input
 /// gradient as one whose tap order is that of an unstrided one, and the phases of each axis.
-fn walk(problem: &Conv3dProblem, pass: Pass) -> Option<(Walks, Option<[usize; 3]>)> {
+fn walk(problem: &Conv3dProblem, pass: Pass) -> Option<(Gather, Option<[usize; 3]>)> {
     if pass == Pass::WeightGradient {
         return None;
     }
     let strided = pass == Pass::InputGradient && problem.window.stride != [1; 3];
     let (walks, phases) = if strided {
-        let axes = [0, 1, 2].map(|axis| AxisWalk::all_phases(problem.axis(axis)));
+        let axes = [0, 1, 2].map(|axis| AxisGather::all_phases(problem.axis(axis)));
         let [Some(depth), Some(height), Some(width)] = axes else { return None };
         let phases = [0, 1, 2].map(|axis| problem.window.stride[axis].min(problem.input[axis]));
         ([depth, height, width], Some(phases))
     } else {
-        let [walks] = walks(problem, pass)[..] else { return None };
+        let [walks] = gathers(problem, pass)[..] else { return None };
         (walks, None)
     };
     // Depth taps that lie inside the source are looked up among as many.
@@ -207,7 +207,7 @@ pub(super) fn parts(
     let tiles = extents.tiles(problem, tile);
     let filling = (at_once / tiles.max(1)).clamp(1, most);
     // Cubes of frames that miss depth taps, and of phases with few taps, end early and make room for others.
-    let misses = problem.window.padding_mode == PaddingMode::Zeros && extents.walks[0].leaves();
+    let misses = problem.window.padding_mode == PaddingMode::Zeros && extents.walks[0].reads_padding();
     if extents.phases.is_some() || misses {
         return filling;
     }

@@ -31,9 +31,9 @@ use super::config::{CHANNELS, WindowTile};
 use super::epilogue::write_result;
 use super::phases::{PhaseTaps, Phases, Work, work_of};
 use super::tiling::{Share, SourceBlock, Tiling, block_at, blocks_of, packed_tap};
-use crate::conv3d::gemm::config::PLANE;
-use crate::conv3d::gemm::fragments::{accumulators, packed};
-use crate::conv3d::gemm::index::Walk;
+use crate::conv3d::gemm::config::SUBGROUP;
+use crate::conv3d::gemm::fragments::{accumulators, pack_vector};
+use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
 use cubecl::cmma::{self, MatrixIdent, MatrixLayout};
@@ -47,7 +47,7 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
     weight: &[Vector<S, V>],
     bias: ComptimeOption<&Tensor<E>>,
     out: &mut [O],
-    walk: Walk,
+    walk: GatherArgs,
     tiling: Tiling,
     phases: ComptimeOption<Phases>,
     span: Span,
@@ -74,7 +74,7 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
     find_places(&walk, &tiling, &share, &mut places, padding, tile);
     sync_cube();
     let tap_vectors = comptime!(CHANNELS / width) * tiling.packed_n as usize;
-    let plane_n = UNIT_POS as usize / PLANE / comptime!(tile.tile_m / tile.plane_m) * tile.plane_n;
+    let plane_n = UNIT_POS as usize / SUBGROUP / comptime!(tile.tile_m / tile.plane_m) * tile.plane_n;
     let column = (share.first_n as usize + plane_n) * comptime!(CHANNELS / width);
     let mut block = blocks.first;
     let mut tap_at = packed_tap(&taps, &tiling, &blocks, block) * tap_vectors + column;
@@ -114,7 +114,7 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
 /// Where the elements of the window lie in a plane of the source, one added; zero where they do not.
 #[cube]
 fn find_places(
-    walk: &Walk,
+    walk: &GatherArgs,
     tiling: &Tiling,
     share: &Share,
     places: &mut Shared<[usize]>,
@@ -124,8 +124,8 @@ fn find_places(
     let mut element = UNIT_POS;
     while element < comptime!(tile.window as u32) {
         let (row, column) = tiling.pitch.div_mod(share.first + element);
-        let (h, h_inside) = walk.height.place(walk.height.coordinate(row), padding);
-        let (w, w_inside) = walk.width.place(walk.width.coordinate(share.strip + column), padding);
+        let (h, h_inside) = walk.height.load_offset(walk.height.coordinate(row), padding);
+        let (w, w_inside) = walk.width.load_offset(walk.width.coordinate(share.strip + column), padding);
         let mut place = 0usize.runtime();
         if h_inside && w_inside {
             place = h + w + 1usize;
@@ -139,7 +139,7 @@ fn find_places(
 #[cube]
 fn read_window<E: Float>(
     source: &[E],
-    walk: &Walk,
+    walk: &GatherArgs,
     places: &Shared<[usize]>,
     block: &SourceBlock,
     exists: bool,
@@ -178,7 +178,7 @@ fn write_window<E: Float, S: Float, V: Size>(
     #[unroll]
     for load in 0..comptime!(tile.window_loads(width)) {
         let vector = UNIT_POS as usize + comptime!(load * tile.units());
-        window[vector % tile.window * row + vector / tile.window] = packed(values, load);
+        window[vector % tile.window * row + vector / tile.window] = pack_vector(values, load);
     }
 }
 
@@ -191,7 +191,7 @@ fn multiply<S: Float, V: Size>(
     weight: &[Vector<S, V>],
     tap_at: usize,
     sums: &Sequence<cmma::Matrix<f32>>,
-    walk: &Walk,
+    walk: &GatherArgs,
     tiling: &Tiling,
     taps: &ComptimeOption<PhaseTaps>,
     tap: u32,
@@ -199,7 +199,7 @@ fn multiply<S: Float, V: Size>(
     #[comptime] tile: WindowTile,
 ) {
     let width = V::value();
-    let first_site = UNIT_POS as usize / PLANE % comptime!(tile.tile_m / tile.plane_m) * tile.plane_m;
+    let first_site = UNIT_POS as usize / SUBGROUP % comptime!(tile.tile_m / tile.plane_m) * tile.plane_m;
     let (h, w) = tiling.row_taps.div_mod(tap);
     let tap_at = #[comptime]
     match taps {

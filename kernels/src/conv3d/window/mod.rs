@@ -18,9 +18,9 @@ pub(crate) use extents::{cubes, extent, is_run, loop_iterations, packed_bytes, s
 pub(crate) use pack::SHARED_BYTES as PACK_BYTES;
 pub use weight::WindowWeightTile;
 
-use super::gemm::config::PLANE;
-use super::gemm::walk::{divisor, walk_args};
-use super::gemm::{results_together, sites_together, stage_type, stage_vector, weights_together};
+use super::gemm::config::SUBGROUP;
+use super::gemm::gather::{divisor, gather_args};
+use super::gemm::{out_vector_width, source_vector_width, stage_type, stage_vector, weight_vector_width};
 use super::plan::Pass;
 use super::problem::Conv3dProblem;
 use super::reduce;
@@ -61,7 +61,7 @@ fn pack(call: &Call, [weight, packed]: [&Operand; 2], width: usize) -> Result<()
                 together,
                 weight.buffer_arg(together),
                 packed.buffer_arg(width),
-                walk_args(problem, pass, &extents.packed_walks(problem), [weight, weight, weight]),
+                gather_args(problem, pass, &extents.packed_walks(problem), [weight, weight, weight]),
                 PackedLaunch::new(
                     rows as u32,
                     extents.packed_n as u32,
@@ -92,7 +92,7 @@ fn pack(call: &Call, [weight, packed]: [&Operand; 2], width: usize) -> Result<()
 fn rows_together(problem: &Conv3dProblem, pass: Pass, weight: &Operand, width: usize) -> usize {
     let (channels, n) = problem.channels_of(pass);
     let fastest = if pass == Pass::Forward { channels } else { n };
-    if problem.taps() <= TAPS { weights_together(weight, fastest * problem.taps(), width) } else { 1 }
+    if problem.taps() <= TAPS { weight_vector_width(weight, fastest * problem.taps(), width) } else { 1 }
 }
 
 /// Launches the forward pass (operands x, w, y) or the input gradient (dy, w, dx). Where the tiles are too
@@ -147,15 +147,15 @@ fn product(
     pack(call, [weight, &packed], width)?;
     let operations = 2.0 * (tile.tile_m * tile.tile_n * extents.terms().div_ceil(parts)) as f64;
     // One tap in the plane, and contiguous H x W slices of the source and of the result: nothing is shifted.
-    let runs = sites_together(&extents.walks, source, width) == width
-        && results_together(&extents.walks, out, TOGETHER) == TOGETHER;
+    let runs = source_vector_width(&extents.walks, source, width) == width
+        && out_vector_width(&extents.walks, out, TOGETHER) == TOGETHER;
     for dispatch in dispatches(cubes, operations, limits) {
         let count = dispatch.count();
-        let dim = CubeDim::new_2d(PLANE as u32, tile.planes() as u32);
+        let dim = CubeDim::new_2d(SUBGROUP as u32, tile.planes() as u32);
         let weight_arg = packed.buffer_arg(width);
         let out_arg = out.buffer_arg(if runs { TOGETHER } else { 1 });
         let bias = bias.map(|bias| bias.tensor_arg());
-        let walk = walk_args(problem, pass, &extents.walks, [source, weight, out]);
+        let walk = gather_args(problem, pass, &extents.walks, [source, weight, out]);
         let tiling = extents.tiling(problem, &tile, (parts, part_stride), activation);
         let phases = extents.phases(problem);
         let (padding, size) = (problem.window.padding_mode, stage.size());

@@ -13,7 +13,7 @@
 //! (f16), 16 KiB (f32).
 
 use super::config::CHANNELS;
-use crate::conv3d::gemm::index::Walk;
+use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::plan::Pass;
 use crate::launch::Span;
 use cubecl::ir::ElemType;
@@ -58,7 +58,7 @@ pub(super) struct Packed {
 pub(super) fn pack_kernel<E: Float, S: Float, V: Size, W: Size>(
     weight: &[Vector<E, W>],
     out: &mut [Vector<S, V>],
-    walk: Walk,
+    walk: GatherArgs,
     packed: Packed,
     span: Span,
     #[comptime] pass: Pass,
@@ -125,7 +125,7 @@ struct Share {
 #[cube]
 fn source(
     read: u32,
-    walk: &Walk,
+    walk: &GatherArgs,
     packed: &Packed,
     share: &Share,
     #[comptime] together: usize,
@@ -140,7 +140,7 @@ fn source(
         // Rows are aligned, so that what begins in one lies in it.
         at += walk.weight_channel(channel) + tap as usize;
     } else {
-        at += walk.tap(channel * packed.all_taps + tap, true.runtime(), pass).weight;
+        at += walk.channel_tap(channel * packed.all_taps + tap, true.runtime(), pass).weight;
     }
     (at, exists)
 }

@@ -6,7 +6,7 @@
 //! site i: tap last - j * stride, window i + origin + j * dilation
 //! ```
 //!
-//! So each phase is a dense walk of its own ([`crate::conv3d::gemm::walk`]), whose windows move by one
+//! So each phase is a dense walk of its own ([`crate::conv3d::gemm::gather`]), whose windows move by one
 //! element, and its cubes work as a forward pass' do. Cubes of all phases of a tile lie beside each other:
 //! they read the same windows and write between each other's results. Weights are packed once, in the order
 //! of an unstrided gradient, of whose taps a phase takes every `stride`-th. Phases that take taps of a plane
@@ -17,7 +17,7 @@
 
 use super::config::WindowTile;
 use super::tiling::{Share, Tiling};
-use crate::conv3d::gemm::index::Walk;
+use crate::conv3d::gemm::index::GatherArgs;
 use cubecl::prelude::*;
 use cubecl::std::FastDivmod;
 
@@ -63,7 +63,7 @@ pub(super) struct PhaseTaps {
 /// What a cube does: where its phase walks, how the phase is shared out, and the cube's share.
 #[derive(CubeType)]
 pub(super) struct Work {
-    pub(super) walk: Walk,
+    pub(super) walk: GatherArgs,
     pub(super) tiling: Tiling,
     pub(super) share: Share,
     pub(super) taps: ComptimeOption<PhaseTaps>,
@@ -103,7 +103,7 @@ impl AxisPhases {
 #[cube]
 impl Phases {
     /// The work of a cube.
-    fn work(&self, walk: &Walk, tiling: &Tiling, cube: u32, #[comptime] tile: WindowTile) -> Work {
+    fn work(&self, walk: &GatherArgs, tiling: &Tiling, cube: u32, #[comptime] tile: WindowTile) -> Work {
         let (rest, in_n) = tiling.tiles_n.div_mod(cube);
         let (rest, phase) = self.count.div_mod(rest);
         let share = tiling.share(rest * (tiling.packed_n / tile.tile_n as u32) + in_n, tile);
@@ -126,7 +126,7 @@ impl Phases {
             step: self.width.stride_count,
         };
         Work {
-            walk: walk.along(
+            walk: walk.with_axes(
                 walk.depth.phase(in_depth, depth_taps, depth.ahead, depth.behind),
                 walk.height.phase(in_height, height.taps, height.ahead, height.behind),
                 walk.width.phase(in_width, width.taps, width.ahead, width.behind),
@@ -142,7 +142,7 @@ impl Phases {
 #[cube]
 pub(super) fn work_of(
     phases: &ComptimeOption<Phases>,
-    walk: Walk,
+    walk: GatherArgs,
     tiling: Tiling,
     cube: u32,
     #[comptime] tile: WindowTile,

@@ -18,12 +18,12 @@ pub(crate) fn needs(
 ) -> (usize, usize, usize) {
     if pass == Pass::WeightGradient {
         let turns = weight_turns(&Correlation::of(problem, pass), config, limits);
-        return (PRODUCT.shared_bytes(), PRODUCT.units(), turns);
+        return (PRODUCT.shared_bytes(), PRODUCT.threads(), turns);
     }
     let turns = product_turns(config, problem.kernel[0], limits);
     match config.matrices {
-        Some(tile) => (tile.shared_bytes(4), tile.units(), turns),
-        None => (PRODUCT.shared_bytes(), PRODUCT.units(), turns),
+        Some(tile) => (tile.shared_bytes(4), tile.threads(), turns),
+        None => (PRODUCT.shared_bytes(), PRODUCT.threads(), turns),
     }
 }
 

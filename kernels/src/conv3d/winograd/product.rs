@@ -19,7 +19,7 @@ use super::product_mma::product_mma_kernel;
 use super::region::{Region, RegionArgs, VECTOR};
 use super::{Call, PRODUCT, WinogradTile};
 use crate::conv3d::gemm::config::{RegisterTile, row_stride};
-use crate::conv3d::gemm::stage::{Neighbours, column_of, multiply};
+use crate::conv3d::gemm::stage::{F32x4, column_of, multiply};
 use crate::launch::{Span, dispatches};
 use crate::operand::Operand;
 use cubecl::ir::AddressType;
@@ -55,8 +55,8 @@ pub(crate) fn launch(call: &Call, address: AddressType, region: &Region, [u, v, 
     let correlation = call.correlation;
     let matrices = call.config.matrices;
     let [tile_m, tile_n, tile_k, units] = match matrices {
-        Some(tile) => [tile.tile_m, tile.tile_n, tile.tile_k, tile.units()],
-        None => [PRODUCT.tile_m, PRODUCT.tile_n, PRODUCT.tile_k, PRODUCT.units()],
+        Some(tile) => [tile.tile_m, tile.tile_n, tile.tile_k, tile.threads()],
+        None => [PRODUCT.tile_m, PRODUCT.tile_n, PRODUCT.tile_k, PRODUCT.threads()],
     };
     let (tiles_m, tiles_n) = (region.m_rows().div_ceil(tile_m), correlation.out_channels.div_ceil(tile_n));
     let points = call.config.tile.inputs() * call.config.tile.inputs();
@@ -139,9 +139,9 @@ pub(crate) struct Stage {
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
 fn product_kernel(
-    v: &[Neighbours],
-    u: &[Neighbours],
-    m: &mut [Neighbours],
+    v: &[F32x4],
+    u: &[F32x4],
+    m: &mut [F32x4],
     span: Span,
     region: RegionArgs,
     depth: Depth,
@@ -155,16 +155,15 @@ fn product_kernel(
     let walk = Walk::new(span.cube(), &region, &depth, tile.tile_m, tile.tile_n);
     let mut stage = walk.first_stage(&region, &depth, tile.tile_m, tile.tile_k);
 
-    let mut row_stage = Shared::<[Neighbours]>::new_slice(comptime!(tile.tile_k * row_stride(tile.tile_m)));
-    let mut column_stage =
-        Shared::<[Neighbours]>::new_slice(comptime!(tile.tile_k * row_stride(tile.tile_n)));
+    let mut row_stage = Shared::<[F32x4]>::new_slice(comptime!(tile.tile_k * row_stride(tile.tile_m)));
+    let mut column_stage = Shared::<[F32x4]>::new_slice(comptime!(tile.tile_k * row_stride(tile.tile_n)));
     let mut sums = Array::<f32>::new(comptime!(tile.rows * tile.columns));
     #[unroll]
     for i in 0..comptime!(tile.rows * tile.columns) {
         sums[i] = 0.0f32;
     }
 
-    let units = comptime!(tile.units());
+    let units = comptime!(tile.threads());
     let next_rows = walk.load_rows(v, &stage, &region, &depth, tile.tile_m, tile.tile_k, units);
     let next_columns = walk.load_columns(u, &stage, &depth, tile.tile_n, tile.tile_k, units);
     store_stage(&next_rows, &mut row_stage, tile.tile_m, units);
@@ -192,7 +191,7 @@ fn product_kernel(
                 let n = walk.first_column * VECTOR as u32 + column_of(j, tile);
                 if n < depth.out_channels {
                     let at = walk.result(&depth, n, row);
-                    let mut values = Neighbours::empty();
+                    let mut values = F32x4::empty();
                     #[unroll]
                     for r in 0..VECTOR {
                         values.insert(r, sums[comptime!((i * VECTOR + r) * tile.columns + j)]);
@@ -328,15 +327,15 @@ impl Walk {
     /// Reads this unit's vectors of a stage of V.
     pub(crate) fn load_rows(
         &self,
-        v: &[Neighbours],
+        v: &[F32x4],
         stage: &Stage,
         region: &RegionArgs,
         depth: &Depth,
         #[comptime] extent: usize,
         #[comptime] tile_k: usize,
         #[comptime] units: usize,
-    ) -> Sequence<Neighbours> {
-        let mut values = Sequence::<Neighbours>::new();
+    ) -> Sequence<F32x4> {
+        let mut values = Sequence::<F32x4>::new();
         let mut source = self.source + (stage.kd * depth.dilation) as i32;
         if depth.replicate == 1u32 {
             source = clamp(source, 0i32, depth.input as i32 - 1i32);
@@ -348,7 +347,7 @@ impl Walk {
             let c = stage.c
                 + UNIT_POS / comptime!((extent / VECTOR) as u32)
                 + comptime!((load * units / (extent / VECTOR)) as u32);
-            let mut value = Neighbours::new(0.0f32);
+            let mut value = F32x4::new(0.0f32);
             if inside && c < depth.in_channels {
                 value = v[at + c as usize * self.v_rows];
             }
@@ -360,20 +359,20 @@ impl Walk {
     /// Reads this unit's vectors of a stage of U.
     pub(crate) fn load_columns(
         &self,
-        u: &[Neighbours],
+        u: &[F32x4],
         stage: &Stage,
         depth: &Depth,
         #[comptime] extent: usize,
         #[comptime] tile_k: usize,
         #[comptime] units: usize,
-    ) -> Sequence<Neighbours> {
-        let mut values = Sequence::<Neighbours>::new();
+    ) -> Sequence<F32x4> {
+        let mut values = Sequence::<F32x4>::new();
         #[unroll]
         for load in 0..comptime!((extent / VECTOR * tile_k).div_ceil(units)) {
             let c = stage.c
                 + UNIT_POS / comptime!((extent / VECTOR) as u32)
                 + comptime!((load * units / (extent / VECTOR)) as u32);
-            let mut value = Neighbours::new(0.0f32);
+            let mut value = F32x4::new(0.0f32);
             if stage.kd < stage.end_kd && c < depth.in_channels {
                 value = u[self.column + (stage.kd * depth.in_channels + c) as usize * self.columns];
             }
@@ -386,8 +385,8 @@ impl Walk {
 /// Writes the vectors that were read of a stage of `extent` rows or columns.
 #[cube]
 pub(crate) fn store_stage(
-    from: &Sequence<Neighbours>,
-    stage: &mut Shared<[Neighbours]>,
+    from: &Sequence<F32x4>,
+    stage: &mut Shared<[F32x4]>,
     #[comptime] extent: usize,
     #[comptime] units: usize,
 ) {

@@ -14,9 +14,9 @@
 use super::product::{Depth, Walk, store_stage};
 use super::region::{RegionArgs, VECTOR};
 use crate::conv3d::gemm::MatrixTile;
-use crate::conv3d::gemm::config::{PLANE, row_stride};
-use crate::conv3d::gemm::fragments::{accumulators, into_patch, multiply};
-use crate::conv3d::gemm::stage::Neighbours;
+use crate::conv3d::gemm::config::{SUBGROUP, row_stride};
+use crate::conv3d::gemm::fragments::{accumulators, multiply, store_to_scratch};
+use crate::conv3d::gemm::stage::F32x4;
 use crate::dtype::FloatType;
 use crate::launch::Span;
 use crate::limits::Limits;
@@ -31,9 +31,9 @@ pub(crate) fn tile(limits: &Limits) -> Option<MatrixTile> {
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn product_mma_kernel(
-    v: &[Neighbours],
-    u: &[Neighbours],
-    m: &mut [Neighbours],
+    v: &[F32x4],
+    u: &[F32x4],
+    m: &mut [F32x4],
     span: Span,
     region: RegionArgs,
     depth: Depth,
@@ -43,14 +43,13 @@ pub(crate) fn product_mma_kernel(
     if span.is_idle() {
         terminate!();
     }
-    let units = comptime!(tile.units());
+    let units = comptime!(tile.threads());
     let walk = Walk::new(span.cube(), &region, &depth, tile.tile_m, tile.tile_n);
     let mut stage = walk.first_stage(&region, &depth, tile.tile_m, tile.tile_k);
-    let mut row_stage = Shared::<[Neighbours]>::new_slice(comptime!(tile.tile_k * row_stride(tile.tile_m)));
-    let mut column_stage =
-        Shared::<[Neighbours]>::new_slice(comptime!(tile.tile_k * row_stride(tile.tile_n)));
-    let mut patches = Shared::<[f32]>::new_slice(comptime!(tile.planes() * tile.fragment * tile.fragment));
-    let sums = accumulators(comptime!(tile.plane_m * tile.plane_n), tile.fragment);
+    let mut row_stage = Shared::<[F32x4]>::new_slice(comptime!(tile.tile_k * row_stride(tile.tile_m)));
+    let mut column_stage = Shared::<[F32x4]>::new_slice(comptime!(tile.tile_k * row_stride(tile.tile_n)));
+    let mut patches = Shared::<[f32]>::new_slice(comptime!(tile.subgroups() * tile.fragment * tile.fragment));
+    let sums = accumulators(comptime!(tile.subgroup_m * tile.subgroup_n), tile.fragment);
 
     let next_rows = walk.load_rows(v, &stage, &region, &depth, tile.tile_m, tile.tile_k, units);
     let next_columns = walk.load_columns(u, &stage, &depth, tile.tile_n, tile.tile_k, units);
@@ -69,18 +68,18 @@ pub(crate) fn product_mma_kernel(
     }
 
     let unit = UNIT_POS as usize;
-    let plane = (unit / PLANE) as u32;
-    let lane = (unit % PLANE) as u32;
-    let plane_m = plane % comptime!((tile.tile_m / tile.plane_m) as u32) * tile.plane_m as u32;
-    let plane_n = plane / comptime!((tile.tile_m / tile.plane_m) as u32) * tile.plane_n as u32;
+    let plane = (unit / SUBGROUP) as u32;
+    let lane = (unit % SUBGROUP) as u32;
+    let plane_m = plane % comptime!((tile.tile_m / tile.subgroup_m) as u32) * tile.subgroup_m as u32;
+    let plane_n = plane / comptime!((tile.tile_m / tile.subgroup_m) as u32) * tile.subgroup_n as u32;
     let patch = plane as usize * comptime!(tile.fragment * tile.fragment);
     let vectors = comptime!((tile.fragment / VECTOR) as u32);
     #[unroll]
-    for j in 0..comptime!(tile.plane_m / tile.fragment) {
+    for j in 0..comptime!(tile.subgroup_m / tile.fragment) {
         #[unroll]
-        for i in 0..comptime!(tile.plane_n / tile.fragment) {
-            let sum = sums.index(comptime!(i * (tile.plane_m / tile.fragment) + j));
-            into_patch(sum, &mut patches, patch, tile.fragment);
+        for i in 0..comptime!(tile.subgroup_n / tile.fragment) {
+            let sum = sums.index(comptime!(i * (tile.subgroup_m / tile.fragment) + j));
+            store_to_scratch(sum, &mut patches, patch, tile.fragment);
             // A lane writes a vector of tiles of a channel; there are fewer of them than lanes.
             let in_channel = lane / vectors;
             let in_row = lane % vectors;
@@ -96,7 +95,7 @@ pub(crate) fn product_mma_kernel(
             if in_channel < tile.fragment as u32 && exists {
                 let at = walk.result(&depth, channel, row);
                 let from = patch + (in_channel * tile.fragment as u32 + in_row * VECTOR as u32) as usize;
-                let mut values = Neighbours::empty();
+                let mut values = F32x4::empty();
                 #[unroll]
                 for r in 0..VECTOR {
                     values.insert(r, patches[from + r]);

@@ -21,9 +21,9 @@
 
 use super::WindowWeightTile;
 use super::places::{Share, Strip, WeightTiling, dy_place, strip_at, x_place};
-use crate::conv3d::gemm::config::PLANE;
-use crate::conv3d::gemm::fragments::{accumulators, into_patch, packed};
-use crate::conv3d::gemm::index::Walk;
+use crate::conv3d::gemm::config::SUBGROUP;
+use crate::conv3d::gemm::fragments::{accumulators, pack_vector, store_to_scratch};
+use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
 use cubecl::cmma::{self, MatrixIdent, MatrixLayout};
@@ -39,7 +39,7 @@ pub(super) fn window_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
     source: &[E],
     dy: &[E],
     out: &mut [O],
-    walk: Walk,
+    walk: GatherArgs,
     tiling: WeightTiling,
     span: Span,
     #[comptime] padding: PaddingMode,
@@ -116,7 +116,7 @@ pub(super) fn window_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
 fn read_chunk<E: Float>(
     source: &[E],
     dy: &[E],
-    walk: &Walk,
+    walk: &GatherArgs,
     tiling: &WeightTiling,
     share: &Share,
     strip: &Strip,
@@ -234,7 +234,7 @@ fn write<E: Float, S: Float, V: Size>(
     #[unroll]
     for load in 0..comptime!(tile.loads(channels, width)) {
         stage[row as usize * row_vectors + run + comptime!(load * (tile.units() / tile.sites))] =
-            packed(values, load);
+            pack_vector(values, load);
     }
 }
 
@@ -253,7 +253,7 @@ fn multiply<S: Float, V: Size>(
     #[comptime] tile: WindowWeightTile,
 ) {
     let width = V::value();
-    let plane = UNIT_POS as usize / PLANE;
+    let plane = UNIT_POS as usize / SUBGROUP;
     let (x_row, dy_row) = rows;
     let c = plane % 2 * comptime!(tile.fragment / width);
     let o = plane / 2 * comptime!(2 * tile.fragment / width);
@@ -302,8 +302,8 @@ fn write_result<O: Float>(
     share: &Share,
     #[comptime] tile: WindowWeightTile,
 ) {
-    let plane = UNIT_POS as usize / PLANE;
-    let lane = (UNIT_POS as usize % PLANE) as u32;
+    let plane = UNIT_POS as usize / SUBGROUP;
+    let lane = (UNIT_POS as usize % SUBGROUP) as u32;
     let size = comptime!(tile.fragment * tile.fragment);
     let mut patches = Shared::<[f32]>::new_slice(comptime!(4 * size));
     let first_c = share.first_c + (plane % 2 * tile.fragment) as u32;
@@ -313,10 +313,10 @@ fn write_result<O: Float>(
         let in_plane = share.first_tap + tap as u32;
         #[unroll]
         for i in 0..2 {
-            into_patch(sums.index(comptime!(tap * 2 + i)), &mut patches, plane * size, tile.fragment);
+            store_to_scratch(sums.index(comptime!(tap * 2 + i)), &mut patches, plane * size, tile.fragment);
             #[unroll]
-            for step in 0..comptime!(size / PLANE) {
-                let in_patch = lane + comptime!((step * PLANE) as u32);
+            for step in 0..comptime!(size / SUBGROUP) {
+                let in_patch = lane + comptime!((step * SUBGROUP) as u32);
                 let c = first_c + in_patch % tile.fragment as u32;
                 let o = first_o + comptime!((i * tile.fragment) as u32) + in_patch / tile.fragment as u32;
                 if c < tiling.channels && o < tiling.out_channels && in_plane < tiling.taps {

@@ -4,8 +4,8 @@
 mod kernel;
 mod places;
 
-use crate::conv3d::gemm::config::PLANE;
-use crate::conv3d::gemm::walk::{Walks, walk_args, walks};
+use crate::conv3d::gemm::config::SUBGROUP;
+use crate::conv3d::gemm::gather::{Gather, gather_args, gathers};
 use crate::conv3d::gemm::{stage_type, stage_vector};
 use crate::conv3d::needs::nest;
 use crate::conv3d::plan::{Pass, Tiles};
@@ -50,7 +50,7 @@ impl WindowWeightTile {
 
     /// Units of a cube.
     pub fn units(&self) -> usize {
-        4 * PLANE
+        4 * SUBGROUP
     }
 
     /// Channels of x of a cube.
@@ -65,7 +65,7 @@ impl WindowWeightTile {
 
     /// Bytes of shared memory for stages whose elements have `size` bytes.
     pub fn shared_bytes(&self, size: usize) -> usize {
-        let patches = self.units() / PLANE * self.fragment * self.fragment * 4;
+        let patches = self.units() / SUBGROUP * self.fragment * self.fragment * 4;
         (self.ring + self.fragment) * (self.channels() * size + 16)
             + self.sites * (self.out_channels() * size + 16)
             + patches
@@ -104,22 +104,22 @@ struct Strips {
 
 impl Strips {
     /// Strips so narrow that the ring holds what a chunk's taps reach; none where there are no such.
-    fn of(problem: &Conv3dProblem, walks: &Walks, tile: &WindowWeightTile) -> Option<Self> {
+    fn of(problem: &Conv3dProblem, walks: &Gather, tile: &WindowWeightTile) -> Option<Self> {
         let [depth, height, width] = walks;
         let rim = (width.taps.max(1) - 1) * width.step;
         let reach = (height.taps.max(1) - 1) * height.step;
         let room = (tile.ring - tile.sites).checked_sub(rim)?;
-        let longest = room.checked_div(reach).unwrap_or(width.sites + rim);
+        let longest = room.checked_div(reach).unwrap_or(width.positions + rim);
         let most = longest.checked_sub(rim).filter(|most| *most > 0)?;
-        let strips = width.sites.div_ceil(most);
-        let sites = width.sites.div_ceil(strips.max(1));
+        let strips = width.positions.div_ceil(most);
+        let sites = width.positions.div_ceil(strips.max(1));
         let pitch = sites + rim;
-        (width.sites > 0 && height.sites > 0).then_some(Self {
+        (width.positions > 0 && height.positions > 0).then_some(Self {
             strips,
-            planes: depth.sites * problem.batch,
+            planes: depth.positions * problem.batch,
             sites,
             pitch,
-            rows: height.sites,
+            rows: height.positions,
             ahead: (reach * pitch + rim).div_ceil(tile.sites),
         })
     }
@@ -150,8 +150,8 @@ fn tiles_of(problem: &Conv3dProblem, tile: &WindowWeightTile) -> [usize; 5] {
     ]
 }
 
-fn walk(problem: &Conv3dProblem) -> Option<Walks> {
-    let [walk] = walks(problem, Pass::Forward)[..] else { return None };
+fn walk(problem: &Conv3dProblem) -> Option<Gather> {
+    let [walk] = gathers(problem, Pass::Forward)[..] else { return None };
     (walk[1].scale == 1 && walk[2].scale == 1 && walk.iter().all(|axis| axis.taps > 0)).then_some(walk)
 }
 
@@ -226,13 +226,13 @@ pub(crate) fn launch(
             window_weight_kernel::launch_unchecked(
                 client,
                 dispatch.count(),
-                CubeDim::new_2d(PLANE as u32, 4),
+                CubeDim::new_2d(SUBGROUP as u32, 4),
                 address,
                 width,
                 x.buffer_arg(1),
                 dy.buffer_arg(1),
                 partials.buffer_arg(1),
-                walk_args(problem, Pass::Forward, &walks, [x, dw, dy]),
+                gather_args(problem, Pass::Forward, &walks, [x, dw, dy]),
                 WeightTilingLaunch::new(
                     tiles_c as u32,
                     tiles_o as u32,
@@ -241,15 +241,15 @@ pub(crate) fn launch(
                     parts as u32,
                     bands as u32,
                     strips.strips as u32,
-                    walks[0].sites as u32,
+                    walks[0].positions as u32,
                     count as u32,
                     part_bands as u32,
                     band_rows as u32,
                     strips.sites as u32,
                     strips.pitch as u32,
                     strips.pitch as u32,
-                    walks[1].sites as u32,
-                    walks[2].sites as u32,
+                    walks[1].positions as u32,
+                    walks[2].positions as u32,
                     strips.ahead as u32,
                     problem.group_channels() as u32,
                     problem.group_out_channels() as u32,

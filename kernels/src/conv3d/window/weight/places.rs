@@ -2,7 +2,7 @@
 
 use super::WindowWeightTile;
 use super::kernel::TAPS;
-use crate::conv3d::gemm::index::Walk;
+use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::problem::PaddingMode;
 use cubecl::prelude::*;
 use cubecl::std::FastDivmod;
@@ -88,7 +88,7 @@ pub(super) struct Strip {
 
 #[cube]
 pub(super) fn strip_at(
-    walk: &Walk,
+    walk: &GatherArgs,
     tiling: &WeightTiling,
     share: &Share,
     index: u32,
@@ -98,7 +98,7 @@ pub(super) fn strip_at(
     let (rest, strip) = tiling.strips.div_mod(rest);
     let (n, d) = tiling.depth.div_mod(rest);
     let at = walk.depth.coordinate(d) + (share.depth_tap * walk.depth.step) as i32;
-    let (frame, inside) = walk.depth.place(at, padding);
+    let (frame, inside) = walk.depth.load_offset(at, padding);
     let row = band * tiling.band_rows;
     Strip {
         row,
@@ -113,21 +113,26 @@ pub(super) fn strip_at(
 /// Where element `element` of a strip lies in channel 0 of x, and whether it does.
 #[cube]
 pub(super) fn x_place(
-    walk: &Walk,
+    walk: &GatherArgs,
     tiling: &WeightTiling,
     strip: &Strip,
     element: u32,
     #[comptime] padding: PaddingMode,
 ) -> (usize, bool) {
     let (row, column) = tiling.pitch.div_mod(element);
-    let (h, h_inside) = walk.height.place(walk.height.coordinate(strip.row + row), padding);
-    let (w, w_inside) = walk.width.place(walk.width.coordinate(strip.column + column), padding);
+    let (h, h_inside) = walk.height.load_offset(walk.height.coordinate(strip.row + row), padding);
+    let (w, w_inside) = walk.width.load_offset(walk.width.coordinate(strip.column + column), padding);
     (strip.x + h + w, h_inside && w_inside)
 }
 
 /// Where element `element` of a strip lies in channel 0 of dy, and whether it is a site.
 #[cube]
-pub(super) fn dy_place(walk: &Walk, tiling: &WeightTiling, strip: &Strip, element: u32) -> (usize, bool) {
+pub(super) fn dy_place(
+    walk: &GatherArgs,
+    tiling: &WeightTiling,
+    strip: &Strip,
+    element: u32,
+) -> (usize, bool) {
     let (row, column) = tiling.pitch.div_mod(element);
     let inside = row < strip.rows && column < tiling.sites && strip.column + column < tiling.width;
     let place =
