@@ -14,7 +14,7 @@
 //! Each element is loaded from device memory once per tile: reloading the overlap of the windows costs more
 //! than the arithmetic. Shared memory: `4 * loads * threads` bytes.
 
-use super::gemm::index::Walk;
+use super::gemm::index::GatherArgs;
 use super::loops::nest;
 use super::problem::PaddingMode;
 use crate::registers::Registers;
@@ -168,7 +168,7 @@ pub(super) struct LoadOffsets {
 
 #[cube]
 pub(super) fn load_offsets(
-    walk: &Walk,
+    walk: &GatherArgs,
     work: &ThreadWork,
     #[comptime] padding: PaddingMode,
     #[comptime] tile: FrameTile,
@@ -182,8 +182,8 @@ pub(super) fn load_offsets(
         let element = UNIT_POS + comptime!((load * tile.threads) as u32);
         let row = element / comptime!(tile.row_pitch() as u32);
         let column = element % comptime!(tile.row_pitch() as u32);
-        let (row, row_inside) = walk.height.place(h + row as i32, padding);
-        let (column, column_inside) = walk.width.place(w + column as i32, padding);
+        let (row, row_inside) = walk.height.load_offset(h + row as i32, padding);
+        let (column, column_inside) = walk.width.load_offset(w + column as i32, padding);
         at.push(row + column);
         inside.push(row_inside && column_inside);
     }
@@ -195,14 +195,14 @@ pub(super) fn load_offsets(
 pub(super) fn read_frame<E: Float>(
     source: &[E],
     base: usize,
-    walk: &Walk,
+    walk: &GatherArgs,
     frame: u32,
     exists: bool,
     offsets: &LoadOffsets,
     #[comptime] padding: PaddingMode,
     #[comptime] tile: FrameTile,
 ) -> Sequence<E> {
-    let (frame, inside) = walk.depth.place(walk.depth.coordinate(frame), padding);
+    let (frame, inside) = walk.depth.load_offset(walk.depth.coordinate(frame), padding);
     let inside = inside && exists;
     let mut values = Sequence::<E>::new();
     #[unroll]

@@ -95,7 +95,7 @@ use crate::error::{ConvError, invalid};
 use crate::limits::Limits;
 use crate::operand::Operand;
 use cubecl::prelude::*;
-use gemm::Tile;
+use gemm::GemmTile;
 use split::ReductionSplit;
 
 /// Computes y `[N, O, OD, OH, OW]` into `y`.
@@ -171,12 +171,24 @@ fn run_forward(
         Plan::Direct => direct::forward(client, problem, limits, [x, w, y], bias),
         Plan::ImplicitGemm(tile) => implicit_gemm::forward(client, problem, *tile, limits, [x, w, y], bias),
         Plan::Depthwise => depthwise::gather(client, problem, Pass::Forward, limits, [x, w, y], bias),
-        Plan::Gemm(tile) => {
-            gemm::gather(client, problem, Pass::Forward, Tile::Registers(*tile), limits, [x, w, y], bias)
-        }
-        Plan::MatrixGemm(tile) => {
-            gemm::gather(client, problem, Pass::Forward, Tile::Matrices(*tile), limits, [x, w, y], bias)
-        }
+        Plan::Gemm(tile) => gemm::forward_or_input_gradient(
+            client,
+            problem,
+            Pass::Forward,
+            GemmTile::Fma(*tile),
+            limits,
+            [x, w, y],
+            bias,
+        ),
+        Plan::MatrixGemm(tile) => gemm::forward_or_input_gradient(
+            client,
+            problem,
+            Pass::Forward,
+            GemmTile::Mma(*tile),
+            limits,
+            [x, w, y],
+            bias,
+        ),
         Plan::WindowGemm(tile) => {
             window::launch(client, problem, Pass::Forward, *tile, limits, [x, w, y], bias)
         }
@@ -230,12 +242,24 @@ fn run_input_gradient(
         Plan::Direct => direct::input_gradient(client, problem, limits, operands),
         Plan::ImplicitGemm(tile) => implicit_gemm::input_gradient(client, problem, *tile, limits, operands),
         Plan::Depthwise => depthwise::gather(client, problem, Pass::InputGradient, limits, operands, None),
-        Plan::Gemm(tile) => {
-            gemm::gather(client, problem, Pass::InputGradient, Tile::Registers(*tile), limits, operands, None)
-        }
-        Plan::MatrixGemm(tile) => {
-            gemm::gather(client, problem, Pass::InputGradient, Tile::Matrices(*tile), limits, operands, None)
-        }
+        Plan::Gemm(tile) => gemm::forward_or_input_gradient(
+            client,
+            problem,
+            Pass::InputGradient,
+            GemmTile::Fma(*tile),
+            limits,
+            operands,
+            None,
+        ),
+        Plan::MatrixGemm(tile) => gemm::forward_or_input_gradient(
+            client,
+            problem,
+            Pass::InputGradient,
+            GemmTile::Mma(*tile),
+            limits,
+            operands,
+            None,
+        ),
         Plan::WindowGemm(tile) => {
             window::launch(client, problem, Pass::InputGradient, *tile, limits, operands, None)
         }
@@ -308,11 +332,9 @@ fn run_weight_gradient(
             implicit_gemm::weight_gradient(client, problem, *tile, split, limits, [x, dy, dw])
         }
         Plan::Depthwise => depthwise::weight_gradient(client, problem, limits, [x, dy, dw], db),
-        Plan::Gemm(tile) => {
-            gemm::weight_gradient(client, problem, Tile::Registers(*tile), limits, [x, dy, dw])
-        }
+        Plan::Gemm(tile) => gemm::weight_gradient(client, problem, GemmTile::Fma(*tile), limits, [x, dy, dw]),
         Plan::MatrixGemm(tile) => {
-            gemm::weight_gradient(client, problem, Tile::Matrices(*tile), limits, [x, dy, dw])
+            gemm::weight_gradient(client, problem, GemmTile::Mma(*tile), limits, [x, dy, dw])
         }
         Plan::Winograd(config) => winograd::weight_gradient(client, problem, *config, limits, [x, dy, dw]),
         Plan::WindowWeight(tile) => window::weight::launch(client, problem, *tile, limits, [x, dy, dw]),

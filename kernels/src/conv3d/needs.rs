@@ -4,7 +4,7 @@
 //! Loop iterations are upper bounds for one thread, summed over all loops of a kernel: a software device ends
 //! every loop once they are spent ([`Limits::loop_iterations`]).
 
-use super::gemm::{self, Tile};
+use super::gemm::{self, GemmTile};
 use super::loops::nest;
 use super::pass::Pass;
 use super::plan::Plan;
@@ -143,13 +143,13 @@ fn kernel_needs(plan: &Plan, problem: &Conv3dProblem, pass: Pass, limits: &Limit
             Needs::of(shared, threads, iterations)
         }
         Plan::Gemm(tile) => {
-            let stages = gemm::stages(problem, pass, Tile::Registers(*tile), limits);
+            let stages = gemm::k_iterations(problem, pass, GemmTile::Fma(*tile), limits);
             let inner = if limits.unroll { 0 } else { nest(tile.tile_k, 0) };
-            Needs::of(tile.shared_bytes(), tile.units(), nest(stages, inner) + SETUP)
+            Needs::of(tile.shared_bytes(), tile.threads(), nest(stages, inner) + SETUP)
         }
         Plan::MatrixGemm(tile) => {
-            let stages = gemm::stages(problem, pass, Tile::Matrices(*tile), limits);
-            Needs::of(tile.shared_bytes(size), tile.units(), nest(stages, 0) + SETUP)
+            let stages = gemm::k_iterations(problem, pass, GemmTile::Mma(*tile), limits);
+            Needs::of(tile.shared_bytes(size), tile.threads(), nest(stages, 0) + SETUP)
         }
         Plan::WindowGemm(tile) => Needs {
             buffer_bytes: window::packed_bytes(problem, pass, tile, limits),

@@ -5,7 +5,7 @@ use super::march::{MAX_TAPS, MarchWindow};
 use super::weight;
 use crate::conv3d::frames::FrameTile;
 use crate::conv3d::gemm::RegisterTile;
-use crate::conv3d::gemm::walk::{AxisWalk, Walks, sites, taps, walks};
+use crate::conv3d::gemm::gather::{AxisGather, Gather, gathers, positions, taps};
 use crate::conv3d::loops::nest;
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::Conv3dProblem;
@@ -20,11 +20,11 @@ const ROWS: usize = 4;
 
 /// The march of a walk; `marches` gives the number of marches of a channel for a number of positions along H
 /// per thread. Few marches get small threadgroups.
-pub(super) fn march_window(walks: &Walks, marches: impl Fn(usize) -> usize) -> MarchWindow {
+pub(super) fn march_window(walks: &Gather, marches: impl Fn(usize) -> usize) -> MarchWindow {
     let rows = if !walks[1].is_dense() {
         1
     } else {
-        [ROWS, 2, 1][usize::from(walks[1].sites < 3) + usize::from(walks[1].sites < 2)]
+        [ROWS, 2, 1][usize::from(walks[1].positions < 3) + usize::from(walks[1].positions < 2)]
     };
     let threads = if marches(rows) <= 64 { 64 } else { 256 };
     MarchWindow { taps: walks.map(|walk| walk.taps), rows, reuses_frames: walks[0].is_dense(), threads }
@@ -41,10 +41,10 @@ const MAX_FRAME_BYTES: usize = 24 * 1024;
 /// The tile for a walk, the cheapest by an instruction count: multiply-adds, shared-memory loads, and a cost
 /// per global load, position and thread. None unless stride and dilation are 1, nor if the tile is mostly
 /// empty.
-pub(super) fn staged_tile(walks: &Walks, rows: &[usize], limits: &Limits) -> Option<FrameTile> {
-    let [_, height, width] = walks.map(|walk| walk.sites);
+pub(super) fn staged_tile(walks: &Gather, rows: &[usize], limits: &Limits) -> Option<FrameTile> {
+    let [_, height, width] = walks.map(|walk| walk.positions);
     let taps = walks.map(|walk| walk.taps);
-    if !walks.iter().all(AxisWalk::is_dense) || taps.iter().product::<usize>() > MAX_TAPS {
+    if !walks.iter().all(AxisGather::is_dense) || taps.iter().product::<usize>() > MAX_TAPS {
         return None;
     }
     let columns = (8..=128usize.min(width.next_multiple_of(8))).step_by(8);
@@ -92,8 +92,8 @@ pub(super) struct WeightWork {
     pub(super) slice_length: usize,
 }
 
-pub(super) fn weight_work(problem: &Conv3dProblem, walks: &Walks, limits: &Limits) -> WeightWork {
-    let [depth, height, width] = walks.map(|walk| walk.sites);
+pub(super) fn weight_work(problem: &Conv3dProblem, walks: &Gather, limits: &Limits) -> WeightWork {
+    let [depth, height, width] = walks.map(|walk| walk.positions);
     let [depth_taps, row_taps, column_taps] = walks.map(|walk| walk.taps);
     let whole = MarchWindow { rows: 1, ..march_window(walks, |_| usize::MAX) };
     // A window that does not fit the registers is split into its depth taps, each with marches of its own.
@@ -124,9 +124,9 @@ pub(crate) fn needs(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> (us
     if pass == Pass::WeightGradient {
         return weight_needs(problem, limits);
     }
-    let frames = |walks: &Walks| walks[0].sites + walks[0].taps;
+    let frames = |walks: &Gather| walks[0].positions + walks[0].taps;
     let mut most = (0, THREADS, 0);
-    for walks in walks(problem, pass).iter().filter(|walks| sites(walks) > 0) {
+    for walks in gathers(problem, pass).iter().filter(|walks| positions(walks) > 0) {
         let (bytes, iterations) = if taps(walks) == 0 {
             (RegisterTile::M128N8.shared_bytes(), 64)
         } else if let Some(tile) = staged_tile(walks, &FORWARD_ROWS, limits) {
@@ -142,8 +142,8 @@ pub(crate) fn needs(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> (us
 
 /// [`needs`] of the weight gradient, the larger of its two kernels'.
 fn weight_needs(problem: &Conv3dProblem, limits: &Limits) -> (usize, usize, usize) {
-    let walks = &walks(problem, Pass::Forward)[0];
-    let frames = nest(walks[0].sites + walks[0].taps, 0);
+    let walks = &gathers(problem, Pass::Forward)[0];
+    let frames = nest(walks[0].positions + walks[0].taps, 0);
     let staged = staged_tile(walks, &WEIGHT_ROWS, limits).map_or((0, 0), |tile| {
         (staged_bytes(&tile), frames + tile.reduction_iterations(tile.tap_count() + 1))
     });

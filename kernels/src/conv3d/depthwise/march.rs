@@ -21,7 +21,7 @@
 //! multipliers, windows of more than [`MAX_TAPS`] taps.
 
 use crate::activation::activate_by_code;
-use crate::conv3d::gemm::index::Walk;
+use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
@@ -103,7 +103,7 @@ pub(super) fn march_kernel<E: Float, O: Float>(
     weight: &[E],
     bias: ComptimeOption<&Tensor<E>>,
     out: &mut [O],
-    walk: Walk,
+    walk: GatherArgs,
     work: MarchWork,
     span: Span,
     #[comptime] pass: Pass,
@@ -141,7 +141,7 @@ pub(super) fn march_kernel<E: Float, O: Float>(
     if comptime!(window.reuses_frames) {
         let halo = comptime!(window.taps[0] as u32 - 1);
         for frame in first..end + halo {
-            let (at, inside) = walk.depth.place(walk.depth.coordinate(frame), padding);
+            let (at, inside) = walk.depth.load_offset(walk.depth.coordinate(frame), padding);
             if inside {
                 add_frame(source, base + at, &offsets, &weights, 0usize, &sums, window);
             }
@@ -156,7 +156,7 @@ pub(super) fn march_kernel<E: Float, O: Float>(
             #[unroll]
             for tap in 0..window.taps[0] {
                 let coordinate = walk.depth.coordinate(d) + (tap as u32 * walk.depth.step) as i32;
-                let (at, inside) = walk.depth.place(coordinate, padding);
+                let (at, inside) = walk.depth.load_offset(coordinate, padding);
                 if inside {
                     add_frame(source, base + at, &offsets, &weights, tap, &sums, window);
                 }
@@ -172,7 +172,7 @@ pub(super) fn march_kernel<E: Float, O: Float>(
 
 #[cube]
 pub(super) fn window_offsets(
-    walk: &Walk,
+    walk: &GatherArgs,
     h: u32,
     w: u32,
     #[comptime] padding: PaddingMode,
@@ -187,7 +187,8 @@ pub(super) fn window_offsets(
     }
     #[unroll]
     for i in 0..comptime!(window.source_rows()) {
-        let (at, inside) = walk.height.place(walk.height.coordinate(h) + (i as u32 * step) as i32, padding);
+        let (at, inside) =
+            walk.height.load_offset(walk.height.coordinate(h) + (i as u32 * step) as i32, padding);
         row.push(at);
         row_inside.push(inside);
     }
@@ -196,7 +197,7 @@ pub(super) fn window_offsets(
     #[unroll]
     for i in 0..window.taps[2] {
         let coordinate = walk.width.coordinate(w) + (i as u32 * walk.width.step) as i32;
-        let (at, inside) = walk.width.place(coordinate, padding);
+        let (at, inside) = walk.width.load_offset(coordinate, padding);
         column.push(at);
         column_inside.push(inside);
     }
@@ -208,7 +209,7 @@ pub(super) fn window_offsets(
 #[cube]
 fn stage_weights<E: Float>(
     weight: &[E],
-    walk: &Walk,
+    walk: &GatherArgs,
     c: u32,
     #[comptime] pass: Pass,
     #[comptime] window: MarchWindow,
@@ -313,7 +314,7 @@ pub(super) fn age(sums: &Registers<f32>, #[comptime] rows: usize) {
 #[cube]
 fn write_rows<O: Float>(
     out: &mut [O],
-    walk: &Walk,
+    walk: &GatherArgs,
     work: &MarchWork,
     sums: &Registers<f32>,
     bias: f32,

@@ -16,7 +16,7 @@ mod staged_weight;
 mod weight;
 
 use super::frames::{FrameTile, FrameTilingLaunch};
-use super::gemm::walk::{Walks, few_phases, sites, taps, walk_args, walks};
+use super::gemm::gather::{Gather, few_phases, gather_args, gathers, positions, taps};
 use super::pass::Pass;
 use super::problem::Conv3dProblem;
 use super::split::{SERIAL_PRODUCTS, affordable_slices};
@@ -56,10 +56,10 @@ pub(crate) fn gather(
     operands: [&Operand; 3],
     bias: Option<&Operand>,
 ) -> Result<(), ConvError> {
-    for walks in walks(problem, pass).iter().filter(|walks| sites(walks) > 0) {
+    for walks in gathers(problem, pass).iter().filter(|walks| positions(walks) > 0) {
         if taps(walks) == 0 {
             // Positions that no window reads: a product with K = 0 writes their zeros.
-            gemm::one_walk(client, problem, pass, walks, limits, operands)?;
+            gemm::launch_gather(client, problem, pass, walks, limits, operands)?;
         } else if let Some(tile) = staged_tile(walks, &FORWARD_ROWS, limits) {
             launch_staged(client, problem, pass, (walks, tile), limits, operands, bias)?;
         } else {
@@ -72,12 +72,12 @@ pub(crate) fn gather(
 /// Frames of a chunk of staged tiles, at most `most`, and the threadgroups of one channel of one image.
 fn chunks(
     problem: &Conv3dProblem,
-    walks: &Walks,
+    walks: &Gather,
     tile: &FrameTile,
     most: usize,
     limits: &Limits,
 ) -> (usize, usize) {
-    let [depth, height, width] = walks.map(|walk| walk.sites);
+    let [depth, height, width] = walks.map(|walk| walk.positions);
     let tiles: usize = tile.tiles(height, width).iter().product();
     let images = problem.batch * problem.channels;
     let chunk = depth_chunk(depth, images * tiles * THREADS, most, limits);
@@ -87,12 +87,12 @@ fn chunks(
 /// The grid of staged tiles as a kernel argument.
 fn tiling(
     problem: &Conv3dProblem,
-    walks: &Walks,
+    walks: &Gather,
     tile: &FrameTile,
     (chunk, threadgroups): (usize, usize),
     activation: Activation,
 ) -> FrameTilingLaunch {
-    let [depth, height, width] = walks.map(|walk| walk.sites);
+    let [depth, height, width] = walks.map(|walk| walk.positions);
     let [tiles_h, tiles_w] = tile.tiles(height, width);
     FrameTilingLaunch {
         tiles_w: tiles_w as u32,
@@ -113,7 +113,7 @@ fn launch_staged(
     client: &Client,
     problem: &Conv3dProblem,
     pass: Pass,
-    (walks, tile): (&Walks, FrameTile),
+    (walks, tile): (&Gather, FrameTile),
     limits: &Limits,
     [source, weight, out]: [&Operand; 3],
     bias: Option<&Operand>,
@@ -135,7 +135,7 @@ fn launch_staged(
                 weight.buffer_arg(1),
                 bias.map(|bias| bias.tensor_arg()).into(),
                 out.buffer_arg(1),
-                walk_args(problem, pass, walks, [source, weight, out]),
+                gather_args(problem, pass, walks, [source, weight, out]),
                 tiling(problem, walks, &tile, (chunk, threadgroups), activation),
                 dispatch.span(),
                 pass,
@@ -153,12 +153,12 @@ fn launch_march(
     client: &Client,
     problem: &Conv3dProblem,
     pass: Pass,
-    walks: &Walks,
+    walks: &Gather,
     limits: &Limits,
     [source, weight, out]: [&Operand; 3],
     bias: Option<&Operand>,
 ) -> Result<(), ConvError> {
-    let [depth, height, width] = walks.map(|walk| walk.sites);
+    let [depth, height, width] = walks.map(|walk| walk.positions);
     let images = problem.batch * problem.channels;
     let window = march_window(walks, |rows| height.div_ceil(rows) * width);
     let blocks = height.div_ceil(window.rows);
@@ -183,7 +183,7 @@ fn launch_march(
                 weight.buffer_arg(1),
                 bias.map(|bias| bias.tensor_arg()).into(),
                 out.buffer_arg(1),
-                walk_args(problem, pass, walks, [source, weight, out]),
+                gather_args(problem, pass, walks, [source, weight, out]),
                 MarchWorkLaunch {
                     width: width as u32,
                     blocks: blocks as u32,
@@ -219,7 +219,7 @@ pub(crate) fn weight_gradient(
     [x, dy, dw]: [&Operand; 3],
     db: Option<&Operand>,
 ) -> Result<(), ConvError> {
-    let walks = &walks(problem, Pass::Forward)[0];
+    let walks = &gathers(problem, Pass::Forward)[0];
     let staged = staged_tile(walks, &WEIGHT_ROWS, limits);
     let staged =
         staged.map(|tile| (tile, chunks(problem, walks, &tile, SERIAL_PRODUCTS / tile.rows, limits)));
@@ -236,7 +236,7 @@ pub(crate) fn weight_gradient(
         let db = db.filter(|_| with_bias.is_some());
         return staged_weight_gradient(client, problem, (walks, tile), chunks, limits, [x, dy, dw], db);
     }
-    let [depth, height, width] = walks.map(|walk| walk.sites);
+    let [depth, height, width] = walks.map(|walk| walk.positions);
     let WeightWork { window, whole, cuts, chunk, marches, slices, slice_length } =
         weight_work(problem, walks, limits);
     let threads = window.threads;
@@ -256,7 +256,7 @@ pub(crate) fn weight_gradient(
                 x.buffer_arg(1),
                 dy.buffer_arg(1),
                 partials.buffer_arg(1),
-                walk_args(problem, Pass::Forward, walks, [x, dw, dy]),
+                gather_args(problem, Pass::Forward, walks, [x, dw, dy]),
                 MarchWorkLaunch {
                     width: width as u32,
                     blocks: height as u32,
@@ -286,7 +286,7 @@ pub(crate) fn weight_gradient(
 fn staged_weight_gradient(
     client: &Client,
     problem: &Conv3dProblem,
-    (walks, tile): (&Walks, FrameTile),
+    (walks, tile): (&Gather, FrameTile),
     (chunk, threadgroups): (usize, usize),
     limits: &Limits,
     [x, dy, dw]: [&Operand; 3],
@@ -314,7 +314,7 @@ fn staged_weight_gradient(
                 x.buffer_arg(1),
                 dy.buffer_arg(1),
                 partials.buffer_arg(1),
-                walk_args(problem, Pass::Forward, walks, [x, dw, dy]),
+                gather_args(problem, Pass::Forward, walks, [x, dw, dy]),
                 tiling(problem, walks, &tile, (chunk, threadgroups), Activation::None),
                 slice_stride,
                 dispatch.span(),

@@ -22,7 +22,7 @@ use crate::activation::activate_by_code;
 use crate::conv3d::frames::{
     FrameTile, FrameTiling, ThreadWork, load_offsets, read_column, read_frame, write_frame,
 };
-use crate::conv3d::gemm::index::Walk;
+use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
@@ -39,7 +39,7 @@ pub(super) fn staged_kernel<E: Float, O: Float>(
     weight: &[E],
     bias: ComptimeOption<&Tensor<E>>,
     out: &mut [O],
-    walk: Walk,
+    walk: GatherArgs,
     tiling: FrameTiling,
     span: Span,
     #[comptime] pass: Pass,
@@ -88,7 +88,7 @@ pub(super) fn staged_kernel<E: Float, O: Float>(
 #[cube]
 fn stage_weights<E: Float>(
     weight: &[E],
-    walk: &Walk,
+    walk: &GatherArgs,
     c: u32,
     #[comptime] pass: Pass,
     #[comptime] tile: FrameTile,
@@ -147,7 +147,7 @@ fn add_frame(
 #[cube]
 fn write_rows<O: Float>(
     out: &mut [O],
-    walk: &Walk,
+    walk: &GatherArgs,
     tiling: &FrameTiling,
     work: &ThreadWork,
     sums: &Registers<f32>,

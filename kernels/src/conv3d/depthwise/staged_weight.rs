@@ -23,7 +23,7 @@ use crate::conv3d::frames::{
     FrameTile, FrameTiling, ReductionLayout, ThreadWork, load_offsets, read_column, read_frame,
     reduce_threads, write_frame,
 };
-use crate::conv3d::gemm::index::Walk;
+use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
 use crate::registers::Registers;
@@ -35,7 +35,7 @@ pub(super) fn staged_weight_kernel<E: Float, O: Float>(
     source: &[E],
     dy: &[E],
     out: &mut [O],
-    walk: Walk,
+    walk: GatherArgs,
     tiling: FrameTiling,
     slice_stride: usize,
     span: Span,
@@ -106,7 +106,7 @@ fn add_bias(
 #[cube]
 fn read_gradients<E: Float>(
     dy: &[E],
-    walk: &Walk,
+    walk: &GatherArgs,
     tiling: &FrameTiling,
     work: &ThreadWork,
     dy_column: usize,

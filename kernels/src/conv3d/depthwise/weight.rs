@@ -18,7 +18,7 @@
 //! `2 * positions * taps` per channel. Declined: as [`super::march`].
 
 use super::march::{MarchWindow, MarchWork, WindowOffsets, read_frame, window_offsets};
-use crate::conv3d::gemm::index::Walk;
+use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
 use crate::registers::Registers;
@@ -38,7 +38,7 @@ pub(super) fn weight_kernel<E: Float, O: Float>(
     source: &[E],
     dy: &[E],
     out: &mut [O],
-    walk: Walk,
+    walk: GatherArgs,
     work: MarchWork,
     slice_length: usize,
     span: Span,
@@ -109,7 +109,7 @@ pub(super) fn weight_kernel<E: Float, O: Float>(
 fn march<E: Float>(
     source: &[E],
     dy: &[E],
-    walk: &Walk,
+    walk: &GatherArgs,
     work: &MarchWork,
     index: u32,
     c: u32,
@@ -136,7 +136,7 @@ fn march<E: Float>(
                 youngest = f32::cast_from(dy[dy_column + walk.depth.out_offset(frame)]);
             }
             recent.set(0usize, youngest);
-            let (at, inside) = walk.depth.place(walk.depth.coordinate(frame), padding);
+            let (at, inside) = walk.depth.load_offset(walk.depth.coordinate(frame), padding);
             if inside {
                 add_frame(source, base + at, &offsets, &recent, sums, 0usize, window.taps[0], window);
             }
@@ -149,7 +149,7 @@ fn march<E: Float>(
                 recent.set(tap, gradient);
                 let coordinate =
                     walk.depth.coordinate(d) + ((depth_tap + tap as u32) * walk.depth.step) as i32;
-                let (at, inside) = walk.depth.place(coordinate, padding);
+                let (at, inside) = walk.depth.load_offset(coordinate, padding);
                 if inside {
                     add_frame(source, base + at, &offsets, &recent, sums, tap, comptime!(tap + 1), window);
                 }

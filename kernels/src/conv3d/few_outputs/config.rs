@@ -1,7 +1,7 @@
 //! The tile of a layer with few output channels, and what it costs.
 
 use crate::conv3d::frames::FrameTile;
-use crate::conv3d::gemm::walk::{AxisWalk, Walks};
+use crate::conv3d::gemm::gather::{AxisGather, Gather};
 use crate::conv3d::pass::Pass;
 
 /// Output channels per group that are served.
@@ -58,7 +58,7 @@ pub(super) struct FewOutputsShape {
 }
 
 impl FewOutputsShape {
-    pub(super) fn of(walks: &Walks, outputs: usize, tile: &FewOutputsTile) -> Self {
+    pub(super) fn of(walks: &Gather, outputs: usize, tile: &FewOutputsTile) -> Self {
         let FewOutputsTile { frames, rows, columns, threads, prefetch } = *tile;
         let tile = FrameTile { taps: walks.map(|walk| walk.taps), rows, columns, threads };
         Self { tile, frames, outputs, prefetch }
@@ -119,14 +119,14 @@ impl FewOutputsShape {
     }
 
     /// Threadgroups of one group of one image.
-    pub(super) fn threadgroups(&self, walks: &Walks) -> usize {
-        let [depth, height, width] = walks.map(|walk| walk.sites);
+    pub(super) fn threadgroups(&self, walks: &Gather) -> usize {
+        let [depth, height, width] = walks.map(|walk| walk.positions);
         depth.div_ceil(self.frames) * self.tile.tiles(height, width).iter().product::<usize>()
     }
 
     /// Instructions of all threads per channel: multiply-adds, shared-memory loads (a vector of weights
     /// counts twice), the global loads, and the 32-byte sectors of the rows loaded.
-    fn cost(&self, walks: &Walks, pass: Pass) -> usize {
+    fn cost(&self, walks: &Gather, pass: Pass) -> usize {
         let FrameTile { taps, rows, threads, .. } = self.tile;
         let products = self.sums() * self.tile.tap_count();
         let values = self.source_frames() * taps[2] * (rows + taps[1] - 1) * self.tile.bank_passes();
@@ -148,9 +148,9 @@ const COLUMNS: [usize; 4] = [8, 16, 32, 64];
 const THREADS: [usize; 3] = [64, 128, 256];
 
 /// Every tile with one of these frame counts that fits; none unless stride and dilation are 1.
-fn fitting(walks: &Walks, pass: Pass, outputs: usize, frames: &[usize]) -> Vec<FewOutputsShape> {
+fn fitting(walks: &Gather, pass: Pass, outputs: usize, frames: &[usize]) -> Vec<FewOutputsShape> {
     let mut shapes = Vec::new();
-    if !walks.iter().all(AxisWalk::is_dense) {
+    if !walks.iter().all(AxisGather::is_dense) {
         return shapes;
     }
     for &frames in frames {
@@ -177,9 +177,9 @@ impl From<FewOutputsShape> for FewOutputsTile {
 }
 
 /// Whether the tile is one of those that [`cheapest`] chooses from.
-pub(super) fn is_offered(walks: &Walks, pass: Pass, outputs: usize, tile: &FewOutputsTile) -> bool {
+pub(super) fn is_offered(walks: &Gather, pass: Pass, outputs: usize, tile: &FewOutputsTile) -> bool {
     let FewOutputsTile { frames, rows, columns, threads, .. } = tile;
-    walks.iter().all(AxisWalk::is_dense)
+    walks.iter().all(AxisGather::is_dense)
         && FRAMES.contains(frames)
         && ROWS.contains(rows)
         && COLUMNS.contains(columns)
@@ -190,7 +190,7 @@ pub(super) fn is_offered(walks: &Walks, pass: Pass, outputs: usize, tile: &FewOu
 
 /// The cheapest tile with this number of frames, or with any.
 pub(super) fn cheapest(
-    walks: &Walks,
+    walks: &Gather,
     pass: Pass,
     outputs: usize,
     frames: Option<usize>,

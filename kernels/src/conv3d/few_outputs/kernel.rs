@@ -30,7 +30,7 @@
 use super::config::FewOutputsShape;
 use crate::activation::activate_by_code;
 use crate::conv3d::frames::{FrameTiling, LoadOffsets, ThreadWork, load_offsets};
-use crate::conv3d::gemm::index::Walk;
+use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
@@ -68,7 +68,7 @@ pub(super) fn few_outputs_kernel<E: Float, O: Float>(
     weight: &[E],
     bias: ComptimeOption<&Tensor<E>>,
     out: &mut [O],
-    walk: Walk,
+    walk: GatherArgs,
     tiling: FrameTiling,
     split: ChannelSplit,
     span: Span,
@@ -148,7 +148,7 @@ pub(super) fn few_outputs_kernel<E: Float, O: Float>(
 /// Offsets of the window's frames within a channel, and whether each is inside.
 #[cube]
 pub(super) fn frame_offsets(
-    walk: &Walk,
+    walk: &GatherArgs,
     first: u32,
     #[comptime] padding: PaddingMode,
     #[comptime] shape: FewOutputsShape,
@@ -157,7 +157,7 @@ pub(super) fn frame_offsets(
     let mut exists = Sequence::<bool>::new();
     #[unroll]
     for frame in 0..comptime!(shape.source_frames()) {
-        let (offset, inside) = walk.depth.place(walk.depth.coordinate(first + frame as u32), padding);
+        let (offset, inside) = walk.depth.load_offset(walk.depth.coordinate(first + frame as u32), padding);
         at.push(offset);
         exists.push(inside);
     }
@@ -167,7 +167,7 @@ pub(super) fn frame_offsets(
 /// Offsets of the four weights of this thread's vector, in the order of use: column, row, depth, output.
 #[cube]
 fn weight_offsets(
-    walk: &Walk,
+    walk: &GatherArgs,
     group: u32,
     #[comptime] pass: Pass,
     #[comptime] shape: FewOutputsShape,
@@ -357,7 +357,7 @@ fn stage_output(
 #[cube]
 fn write_output<O: Float>(
     out: &mut [O],
-    walk: &Walk,
+    walk: &GatherArgs,
     tiling: &FrameTiling,
     work: &ThreadWork,
     window: &Shared<[f32]>,

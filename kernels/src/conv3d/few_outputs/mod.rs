@@ -18,7 +18,7 @@ mod weight;
 pub use config::FewOutputsTile;
 
 use super::frames::FrameTilingLaunch;
-use super::gemm::walk::{Walks, divisor, walk_args, walks};
+use super::gemm::gather::{Gather, divisor, gather_args, gathers};
 use super::loops::nest;
 use super::pass::Pass;
 use super::plan::Tiles;
@@ -41,13 +41,13 @@ const MIN_SLICE_TILES: usize = 8;
 const MIN_SLICE_CHANNELS: usize = 4;
 
 /// The walk of a pass that is served, and its output channels.
-fn dense_walk(problem: &Conv3dProblem, pass: Pass) -> Option<(Walks, usize)> {
+fn dense_walk(problem: &Conv3dProblem, pass: Pass) -> Option<(Gather, usize)> {
     let pass = if pass == Pass::WeightGradient { Pass::Forward } else { pass };
     let (channels, outputs) = problem.channels_of(pass);
     // A strided input gradient is one small product per phase: `subpixel` serves those.
     let single_walk = pass == Pass::Forward || pass == Pass::InputGradient && problem.window.stride == [1; 3];
     let few = single_walk && channels > 0 && (1..=MAX_OUTPUTS).contains(&outputs);
-    few.then(|| (walks(problem, pass)[0], outputs))
+    few.then(|| (gathers(problem, pass)[0], outputs))
 }
 
 /// The split of K: split-K slices, and channels of each.
@@ -85,7 +85,7 @@ fn tile_slices(
 }
 
 /// Threadgroups of one split-K slice.
-fn threadgroups(problem: &Conv3dProblem, walks: &Walks, shape: &FewOutputsShape) -> usize {
+fn threadgroups(problem: &Conv3dProblem, walks: &Gather, shape: &FewOutputsShape) -> usize {
     problem.batch.saturating_mul(problem.window.groups).saturating_mul(shape.threadgroups(walks))
 }
 
@@ -165,7 +165,7 @@ pub(crate) fn extent(problem: &Conv3dProblem, pass: Pass, tile: &FewOutputsTile)
 pub(crate) fn choice(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Option<FewOutputsTile> {
     let (walks, outputs) = dense_walk(problem, pass)?;
     let tile = cheapest(&walks, pass, outputs, None).filter(|tile| serves(problem, pass, tile, limits))?;
-    let positions: usize = walks.iter().map(|walk| walk.sites).product();
+    let positions: usize = walks.iter().map(|walk| walk.positions).product();
     let computed = FewOutputsShape::of(&walks, outputs, &tile).threadgroups(&walks)
         * tile.frames
         * tile.rows
@@ -220,7 +220,7 @@ fn launch_slices(
     client: &Client,
     problem: &Conv3dProblem,
     pass: Pass,
-    (walks, shape): (&Walks, &FewOutputsShape),
+    (walks, shape): (&Gather, &FewOutputsShape),
     (slices, length): (usize, usize),
     limits: &Limits,
     operands: [&Operand; 3],
@@ -247,7 +247,7 @@ fn launch_slices(
                 weight.buffer_arg(1),
                 bias.map(|bias| bias.tensor_arg()).into(),
                 out.buffer_arg(1),
-                walk_args(problem, pass, walks, operands),
+                gather_args(problem, pass, walks, operands),
                 tiling(walks, shape, problem.window.groups, activation),
                 ChannelSplitLaunch {
                     batch: divisor(problem.batch),
@@ -270,12 +270,12 @@ fn launch_slices(
 
 /// The tiles of `channels` channels of an image as a kernel argument.
 fn tiling(
-    walks: &Walks,
+    walks: &Gather,
     shape: &FewOutputsShape,
     channels: usize,
     activation: Activation,
 ) -> FrameTilingLaunch {
-    let [depth, height, width] = walks.map(|walk| walk.sites);
+    let [depth, height, width] = walks.map(|walk| walk.positions);
     let [tiles_h, tiles_w] = shape.tile.tiles(height, width);
     FrameTilingLaunch {
         tiles_w: tiles_w as u32,
@@ -321,7 +321,7 @@ pub(crate) fn weight_gradient(
                 x.buffer_arg(1),
                 dy.buffer_arg(1),
                 partials.buffer_arg(1),
-                walk_args(problem, Pass::Forward, &walks, [x, dw, dy]),
+                gather_args(problem, Pass::Forward, &walks, [x, dw, dy]),
                 tiling(&walks, &shape, 1, Activation::None),
                 TileSplitLaunch {
                     channels: divisor(problem.channels),

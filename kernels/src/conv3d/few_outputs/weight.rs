@@ -27,7 +27,7 @@
 use super::config::FewOutputsShape;
 use super::kernel::{frame_offsets, read_channel, read_values, write_channel};
 use crate::conv3d::frames::{FrameTiling, ReductionLayout, ThreadWork, load_offsets, reduce_threads};
-use crate::conv3d::gemm::index::Walk;
+use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
 use crate::registers::Registers;
@@ -54,7 +54,7 @@ pub(super) fn few_outputs_weight_kernel<E: Float, O: Float>(
     source: &[E],
     dy: &[E],
     out: &mut [O],
-    walk: Walk,
+    walk: GatherArgs,
     tiling: FrameTiling,
     split: TileSplit,
     span: Span,
@@ -114,7 +114,7 @@ pub(super) fn few_outputs_weight_kernel<E: Float, O: Float>(
 #[cube]
 fn read_gradients<E: Float>(
     dy: &[E],
-    walk: &Walk,
+    walk: &GatherArgs,
     tiling: &FrameTiling,
     work: &ThreadWork,
     first: usize,

@@ -1,41 +1,41 @@
-//! The tile of a gathered product: how a cube shares it out, and what it costs.
+//! Tiles of the gathered GEMM: what a threadgroup computes, and its cost.
 //!
 //! ```text
-//!                    tile_n channels                a stage: tile_k rows (terms) of tile_m / 4 (tile_n / 4)
-//!               +------------------------+            vectors of four neighbours, one vector of padding
-//!               | weights                | tile_k   a unit:  rows x columns results in fma; its vector
-//!               +------------------------+            i of rows is vector u + i * tile_m / rows of the tile
-//!      tile_k   |   .      .      .    . |          a cube:  (tile_m / rows) * (tile_n / columns) units
-//! +---------+   |                        |
-//! | gathered|   |   .      .      .    . | tile_m sites
-//! +---------+   +------------------------+
+//!                    tile_n columns
+//!               +------------------------+
+//!               | weight                 | tile_k    a stage:       tile_k rows of tile_m / 4 (tile_n / 4)
+//!               +------------------------+                          vectors of four elements, odd pitch
+//!      tile_k   |   .      .      .    . |           a thread:      rows x columns results; its row vector i
+//! +---------+   |                        |                          is vector t + i * tile_m / rows
+//! | source  |   |   .      .      .    . | tile_m    a threadgroup: (tile_m / rows) * (tile_n / columns)
+//! +---------+   +------------------------+ rows                     threads
 //! ```
 //!
-//! Per stage and cube: `(tile_m + tile_n) * tile_k` elements read from memory, `2 * tile_m * tile_n * tile_k`
-//! operations; per term and unit `4 * (rows + columns)` bytes of shared memory read for `2 * rows * columns`
-//! operations.
+//! Per stage and threadgroup: `(tile_m + tile_n) * tile_k` elements loaded from memory for `2 * tile_m *
+//! tile_n * tile_k` FLOP. Per K index and thread: `4 * (rows + columns)` bytes loaded from shared memory for
+//! `2 * rows * columns` FLOP.
 
 use crate::conv3d::problem::PaddingMode;
 
-/// Tile of a register-tiled product. Constants of this type are the ones that are tested.
+/// Tile of a register-tiled GEMM. The constants of this type are the tested tiles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RegisterTile {
-    /// Sites of a cube's tile.
+    /// Rows (output positions) of a threadgroup.
     pub tile_m: usize,
-    /// Channels of a cube's tile.
+    /// Columns (channels) of a threadgroup.
     pub tile_n: usize,
-    /// Terms of a stage.
+    /// K indices of a stage.
     pub tile_k: usize,
-    /// Sites of a unit.
+    /// Rows of a thread.
     pub rows: usize,
-    /// Channels of a unit.
+    /// Columns of a thread.
     pub columns: usize,
 }
 
-/// Neighbouring rows or columns that travel together, from the gather to the registers.
+/// Adjacent rows or columns in one vector, in shared memory and registers.
 pub(super) const VECTOR: usize = 4;
 
-/// Vectors from one row of a stage to the next: odd, so that lanes along rows meet no bank twice.
+/// Pitch of a stage in vectors. Odd, which avoids bank conflicts for lanes along K.
 pub(crate) fn row_stride(extent: usize) -> usize {
     (extent / VECTOR) | 1
 }
@@ -48,25 +48,25 @@ impl RegisterTile {
     /// Every tile, the largest first.
     pub const ALL: [Self; 6] =
         [Self::M128N128, Self::M128N64, Self::M64N64, Self::M128N32, Self::M128N8, Self::M256N4];
-    /// 256 units, 17 KiB of shared memory, 16 operations per byte from memory (f32).
+    /// 256 threads, 17 KiB of shared memory, 16 FLOP per byte from memory (f32).
     pub const M128N128: Self = tile(128, 128, 16, 8, 8);
-    /// 128 units, 13 KiB, 10.7 operations per byte.
+    /// 128 threads, 13 KiB, 10.7 FLOP per byte.
     pub const M128N64: Self = tile(128, 64, 16, 8, 8);
-    /// 64 units, 9 KiB, 8 operations per byte.
+    /// 64 threads, 9 KiB, 8 FLOP per byte.
     pub const M64N64: Self = tile(64, 64, 16, 8, 8);
-    /// 64 units, 11 KiB, 6.4 operations per byte.
+    /// 64 threads, 11 KiB, 6.4 FLOP per byte.
     pub const M128N32: Self = tile(128, 32, 16, 8, 8);
-    /// 64 units, 9 KiB, 1.9 operations per byte: heads of few channels.
+    /// 64 threads, 9 KiB, 1.9 FLOP per byte: 5 to 8 channels.
     pub const M128N8: Self = tile(128, 8, 16, 4, 4);
-    /// 64 units, 26 KiB, 2 operations per byte: three or four channels.
+    /// 64 threads, 26 KiB, 2 FLOP per byte: up to 4 channels.
     pub const M256N4: Self = tile(256, 4, 16, 4, 4);
 
-    /// Units of a cube.
-    pub fn units(&self) -> usize {
+    /// Threads of a threadgroup.
+    pub fn threads(&self) -> usize {
         (self.tile_m / self.rows) * (self.tile_n / self.columns)
     }
 
-    /// Bytes of shared memory of a cube: the stages and the table of terms.
+    /// Bytes of shared memory: the stages and the index tables.
     pub fn shared_bytes(&self) -> usize {
         let stages = (self.stage_vectors(self.tile_m) + self.stage_vectors(self.tile_n)) * 16;
         stages + table_bytes(self.tile_m, self.tile_k)
@@ -82,72 +82,71 @@ impl RegisterTile {
         self.tile_k * row_stride(extent)
     }
 
-    /// Vectors of such a stage that a unit loads, the last not by all units.
+    /// Vectors of such a stage that a thread loads, rounded up.
     pub(crate) fn loads(&self, extent: usize) -> usize {
-        (extent / VECTOR * self.tile_k).div_ceil(self.units())
+        (extent / VECTOR * self.tile_k).div_ceil(self.threads())
     }
 
-    /// Whether all units load the same number of them.
+    /// Whether all threads load the same number of them.
     pub(super) fn divides(&self, extent: usize) -> bool {
-        self.loads(extent) * self.units() == extent / VECTOR * self.tile_k
+        self.loads(extent) * self.threads() == extent / VECTOR * self.tile_k
     }
 }
 
-/// Terms (windows) that are divided out, each by one unit, and shared: one half is read while the other is
-/// filled. Several stages of them, so that no plane is late at every barrier for having done it for all.
-pub(super) fn shared_terms(tile_k: usize, padding: PaddingMode) -> usize {
+/// Entries of the K index table, of which one half is read while the other is filled. Several stages' worth
+/// under zero padding, so that filling does not delay the same subgroup at every barrier.
+pub(super) fn table_entries(tile_k: usize, padding: PaddingMode) -> usize {
     match padding {
         PaddingMode::Zeros => 128,
-        // Entries are almost twice as long.
+        // Entries are almost twice as large.
         PaddingMode::Replicate => 2 * tile_k,
     }
 }
 
-/// Bytes of the entries of terms (windows) and of a weight gradient's columns: an offset of at most 8 bytes
-/// and a mask, of terms another offset, under replicate padding three coordinates.
-fn table_bytes(columns: usize, tile_k: usize) -> usize {
+/// Bytes of the K index table and of a weight gradient's table of `rows` M indices. An entry has an offset of
+/// at most 8 bytes and a mask; in the K table a second offset; under replicate padding three coordinates.
+fn table_bytes(rows: usize, tile_k: usize) -> usize {
     let bytes = |padding: PaddingMode, coordinates: usize| {
-        shared_terms(tile_k, padding) * (20 + coordinates) + columns * (12 + coordinates) + 16
+        table_entries(tile_k, padding) * (20 + coordinates) + rows * (12 + coordinates) + 16
     };
     bytes(PaddingMode::Zeros, 0).max(bytes(PaddingMode::Replicate, 12))
 }
 
-/// Units of a plane.
-pub(crate) const PLANE: usize = 32;
+/// Threads of a subgroup.
+pub(crate) const SUBGROUP: usize = 32;
 
-/// Tile of a product on matrix units.
+/// Tile of a GEMM on matrix units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct MatrixTile {
-    /// Sites of a cube's tile.
+    /// Rows (output positions) of a threadgroup.
     pub tile_m: usize,
-    /// Channels of a cube's tile.
+    /// Columns (channels) of a threadgroup.
     pub tile_n: usize,
-    /// Terms of a stage.
+    /// K indices of a stage.
     pub tile_k: usize,
-    /// Sites of a plane.
-    pub plane_m: usize,
-    /// Channels of a plane.
-    pub plane_n: usize,
-    /// Rows, columns and terms of a fragment: 8 on Apple's simdgroups, 16 elsewhere.
+    /// Rows of a subgroup.
+    pub subgroup_m: usize,
+    /// Columns of a subgroup.
+    pub subgroup_n: usize,
+    /// M, N and K of a fragment: 8 for Apple's simdgroup matrices, 16 elsewhere.
     pub fragment: usize,
 }
 
-const fn matrix_tile(tile: [usize; 3], plane: [usize; 2], fragment: usize) -> MatrixTile {
-    let ([tile_m, tile_n, tile_k], [plane_m, plane_n]) = (tile, plane);
-    MatrixTile { tile_m, tile_n, tile_k, plane_m, plane_n, fragment }
+const fn matrix_tile(tile: [usize; 3], subgroup: [usize; 2], fragment: usize) -> MatrixTile {
+    let ([tile_m, tile_n, tile_k], [subgroup_m, subgroup_n]) = (tile, subgroup);
+    MatrixTile { tile_m, tile_n, tile_k, subgroup_m, subgroup_n, fragment }
 }
 
-/// Tiles for fragments of 16: 256 units and 31 KiB of shared memory (f16); 128 units, 22 KiB. (128x256x16
-/// with 128 sums in a unit halves the gather per operation and is twice as slow on an H200: 14.5 ms where
-/// 128x128x32 takes 7.1.)
+/// Tiles for fragments of 16: 256 threads and 31 KiB of shared memory (f16); 128 threads, 22 KiB. A thread
+/// holds 64 sums; with 128 (128x256x16) the kernel is twice as slow.
 const SIXTEEN: [MatrixTile; 2] =
     [matrix_tile([128, 128, 32], [32, 64], 16), matrix_tile([128, 64, 32], [64, 32], 16)];
-/// Tiles for fragments of 8: 128 units and 20 KiB (f32); 128 units, 16 KiB. A unit holds 32 or 16 sums.
+/// Tiles for fragments of 8: 128 threads and 20 KiB (f32); 128 threads, 16 KiB. A thread holds 32 or 16 sums.
 const EIGHT: [MatrixTile; 2] =
     [matrix_tile([64, 64, 32], [32, 32], 8), matrix_tile([64, 32, 32], [32, 16], 8)];
 
 impl MatrixTile {
-    /// The tiles for fragments of a shape.
+    /// The tiles for a fragment size, the largest first.
     pub fn all(fragment: usize) -> &'static [Self] {
         match fragment {
             8 => &EIGHT,
@@ -156,48 +155,51 @@ impl MatrixTile {
         }
     }
 
-    /// The tile for a weight gradient whose windows lie in runs: with half as many units where that is 128,
-    /// 25 KiB. (f16, 3x1x1, 256 channels: 0.23 ms, 0.36 with planes of 32x64; 1x1x1, 512: 0.36 and 0.49.)
-    pub(super) fn of_runs(self) -> Self {
-        if self.units() > 128 { Self { plane_m: 2 * self.plane_m, ..self } } else { self }
+    /// The tile for the weight gradient with contiguous output positions: half as many, larger subgroups, but
+    /// at least 128 threads; 25 KiB. 1.4 to 1.6 times as fast.
+    pub(super) fn for_contiguous_weight(self) -> Self {
+        if self.threads() > 128 { Self { subgroup_m: 2 * self.subgroup_m, ..self } } else { self }
     }
 
-    /// Planes of a cube.
-    pub fn planes(&self) -> usize {
-        (self.tile_m / self.plane_m) * (self.tile_n / self.plane_n)
+    /// Subgroups of a threadgroup.
+    pub fn subgroups(&self) -> usize {
+        (self.tile_m / self.subgroup_m) * (self.tile_n / self.subgroup_n)
     }
 
-    /// Units of a cube.
-    pub fn units(&self) -> usize {
-        self.planes() * PLANE
+    /// Threads of a threadgroup.
+    pub fn threads(&self) -> usize {
+        self.subgroups() * SUBGROUP
     }
 
-    /// Bytes of shared memory for stages whose elements have `size` bytes: the largest of all passes.
+    /// Bytes of shared memory for stage elements of `size` bytes: the largest of all passes.
     pub fn shared_bytes(&self, size: usize) -> usize {
-        let gather = self.tile_m * self.run_bytes(size) + table_bytes(0, self.tile_k) + self.tile_n * 8;
-        let sites = self.tile_k * (self.tile_m * size + 16) + table_bytes(self.tile_m, self.tile_k);
-        let runs = if self.reads_runs_of_windows(size) { self.weight_run_bytes(size) } else { 0 };
-        self.cube_bytes(gather.max(sites), size).max(runs)
+        let k_major = self.tile_m * self.k_row_bytes(size) + table_bytes(0, self.tile_k) + self.tile_n * 8;
+        let m_major = self.tile_k * (self.tile_m * size + 16) + table_bytes(self.tile_m, self.tile_k);
+        let contiguous =
+            if self.fits_contiguous_weight(size) { self.contiguous_weight_bytes(size) } else { 0 };
+        self.threadgroup_bytes(k_major.max(m_major), size).max(contiguous)
     }
 
-    /// Whether the weight gradient may read neighbouring windows of the source as one vector: its stage is
-    /// then `tile_m` rows of windows, not `tile_k` rows of sites. It is longer and must fit an Apple GPU's 32
-    /// KiB.
-    pub(super) fn reads_runs_of_windows(&self, size: usize) -> bool {
-        self.weight_run_bytes(size) <= 32 * 1024
+    /// Whether the weight gradient may load vectors of adjacent positions of the source. Its stage is then
+    /// K-major, which is larger and must fit the 32 KiB of an Apple GPU.
+    pub(super) fn fits_contiguous_weight(&self, size: usize) -> bool {
+        self.contiguous_weight_bytes(size) <= 32 * 1024
     }
 
-    fn weight_run_bytes(&self, size: usize) -> usize {
-        self.cube_bytes(self.tile_m * self.run_bytes(size) + table_bytes(self.tile_m, self.tile_k), size)
+    fn contiguous_weight_bytes(&self, size: usize) -> usize {
+        self.threadgroup_bytes(
+            self.tile_m * self.k_row_bytes(size) + table_bytes(self.tile_m, self.tile_k),
+            size,
+        )
     }
 
-    /// Bytes of a cube whose sites' stage and tables take `sites` bytes.
-    fn cube_bytes(&self, sites: usize, size: usize) -> usize {
-        sites + self.tile_n * self.run_bytes(size) + self.planes() * self.fragment * self.fragment * 4
+    /// Bytes of a threadgroup whose source stage and index tables take `source` bytes.
+    fn threadgroup_bytes(&self, source: usize, size: usize) -> usize {
+        source + self.tile_n * self.k_row_bytes(size) + self.subgroups() * self.fragment * self.fragment * 4
     }
 
-    /// Bytes of a stage's row of terms, with its padding.
-    fn run_bytes(&self, size: usize) -> usize {
+    /// Bytes of a row of a K-major stage, with its padding.
+    fn k_row_bytes(&self, size: usize) -> usize {
         self.tile_k * size + 16
     }
 
@@ -206,35 +208,33 @@ impl MatrixTile {
         format!("{}x{}x{}", self.tile_m, self.tile_n, self.tile_k)
     }
 
-    /// Vectors of `width` elements from one row of `extent` elements of a stage to the next.
+    /// Pitch of a stage with rows of `extent` elements, in vectors of `width`: 16 bytes of padding avoid bank
+    /// conflicts.
     pub(super) fn row(&self, extent: usize, width: usize, size: usize) -> usize {
         (extent + 16 / size) / width
     }
 
-    /// Rows of the sites' stage and vectors from one to the next: rows of terms where neighbouring sites are
-    /// read together (in the weight gradient, where they are not), else rows of sites.
-    pub(super) fn site_stage(&self, along_terms: bool, width: usize, size: usize) -> (usize, usize) {
-        let (rows, extent) =
-            if along_terms { (self.tile_m, self.tile_k) } else { (self.tile_k, self.tile_m) };
+    /// Rows and pitch of the source's stage: `tile_m` rows of K (K-major) or `tile_k` rows of M.
+    pub(super) fn source_stage(&self, k_major: bool, width: usize, size: usize) -> (usize, usize) {
+        let (rows, extent) = if k_major { (self.tile_m, self.tile_k) } else { (self.tile_k, self.tile_m) };
         (rows, self.row(extent, width, size))
     }
 
-    /// Rows of the channels' stage and vectors from one to the next: rows of channels where terms are read in
-    /// runs, else rows of terms.
-    pub(super) fn channel_stage(&self, runs: bool, width: usize, size: usize) -> (usize, usize) {
-        let (rows, extent) = if runs { (self.tile_n, self.tile_k) } else { (self.tile_k, self.tile_n) };
+    /// Rows and pitch of the channels' stage: `tile_n` rows of K (K-major) or `tile_k` rows of N.
+    pub(super) fn channel_stage(&self, k_major: bool, width: usize, size: usize) -> (usize, usize) {
+        let (rows, extent) = if k_major { (self.tile_n, self.tile_k) } else { (self.tile_k, self.tile_n) };
         (rows, self.row(extent, width, size))
     }
 
-    /// Sites (of which `beside` neighbours travel together) that a unit reads, so that a term's place is
-    /// looked up once for all of them.
-    pub(super) fn sites(&self, width: usize, beside: usize) -> usize {
-        if beside == 1 && self.loads(self.tile_m, width).is_multiple_of(2) { 2 } else { 1 }
+    /// Output positions (or vectors of `source_width` of them) that a thread loads per K index, so that one
+    /// table lookup serves all of them.
+    pub(super) fn positions_per_thread(&self, width: usize, source_width: usize) -> usize {
+        if source_width == 1 && self.loads(self.tile_m, width).is_multiple_of(2) { 2 } else { 1 }
     }
 
-    /// Vectors that a unit loads of a stage of `rows` rows.
+    /// Vectors that a thread loads of a stage of `rows` rows (M or N).
     pub(super) fn loads(&self, rows: usize, width: usize) -> usize {
-        (rows * self.tile_k / width).div_ceil(self.units())
+        (rows * self.tile_k / width).div_ceil(self.threads())
     }
 }
 
@@ -243,14 +243,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tiles_share_out_evenly_within_apples_budget() {
+    fn register_tiles_divide_evenly_within_32_kib() {
         for tile in RegisterTile::ALL {
-            let units = tile.units();
-            assert!((64..=1024).contains(&units), "{tile:?}: {units} units");
+            let threads = tile.threads();
+            assert!((64..=1024).contains(&threads), "{tile:?}: {threads} threads");
             assert!(tile.shared_bytes() <= 32 * 1024, "{tile:?}: {} bytes", tile.shared_bytes());
-            // A unit keeps its sites and its term through all stages.
+            // A thread loads the same positions and the same K index of every stage.
             assert!(
-                units.is_multiple_of(tile.tile_m / VECTOR) && units.is_multiple_of(tile.tile_k),
+                threads.is_multiple_of(tile.tile_m / VECTOR) && threads.is_multiple_of(tile.tile_k),
                 "{tile:?}"
             );
             assert!(tile.divides(tile.tile_m), "{tile:?}");
@@ -258,17 +258,18 @@ mod tests {
     }
 
     #[test]
-    fn matrix_tiles_share_out_evenly_within_apples_budget() {
+    fn matrix_tiles_divide_evenly_within_32_kib() {
         for (tile, size) in SIXTEEN.iter().map(|tile| (tile, 2)).chain(EIGHT.iter().map(|tile| (tile, 4))) {
-            let units = tile.units();
-            assert!((64..=1024).contains(&units) && units >= tile.tile_k, "{tile:?}: {units} units");
+            let threads = tile.threads();
+            assert!((64..=1024).contains(&threads) && threads >= tile.tile_k, "{tile:?}: {threads} threads");
             assert!(tile.shared_bytes(size) <= 32 * 1024, "{tile:?}: {} bytes", tile.shared_bytes(size));
-            assert!(units.is_multiple_of(tile.tile_m), "{tile:?}: a unit keeps its site");
+            assert!(threads.is_multiple_of(tile.tile_m), "{tile:?}: a thread keeps its position");
             let width = 16 / size;
-            for (tile, extent) in
-                [*tile, tile.of_runs()].iter().flat_map(|tile| [(tile, tile.tile_m), (tile, tile.tile_n)])
+            for (tile, extent) in [*tile, tile.for_contiguous_weight()]
+                .iter()
+                .flat_map(|tile| [(tile, tile.tile_m), (tile, tile.tile_n)])
             {
-                let read = tile.loads(extent, width) * tile.units() * width;
+                let read = tile.loads(extent, width) * tile.threads() * width;
                 assert_eq!(read, extent * tile.tile_k, "{tile:?}");
             }
         }

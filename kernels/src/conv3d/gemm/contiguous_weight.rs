@@ -1,22 +1,22 @@
-//! The weight gradient on matrix units where a plane of the source is a run of windows (1x1x1, 3x1x1), fp32
-//! accumulation.
+//! The weight gradient on matrix units where the output positions are contiguous in both operands
+//! (pointwise-in-frame windows: 1x1x1, 3x1x1), fp32 accumulation: [`super::mma_weight`] without index tables.
 //!
 //! ```text
-//! partial[part, o, m] = sum over the part's windows q of dy(q, o) * source(q, m)        m = (c, depth tap)
+//! partial[slice, n, m] = sum over the slice's positions k of dy(k, n) * source(k, m)     m = (c, depth tap)
 //!
-//! a stage: tile_k windows of tile_m sources and of tile_n output channels, rows of windows,
-//!          16 bytes longer than those
+//! a stage: tile_k positions of tile_m channel taps and of tile_n channels of dy, both K-major
 //! ```
 //!
-//! [`super::matrix_weight`] without its tables: both operands lie in vectors of windows, of which a unit
-//! divides one out per stage, and the sources that a unit reads are the same in all stages. Per stage a cube
-//! reads `tile_k * (tile_m + tile_n)` elements for `2 * tile_m * tile_n * tile_k` operations; the partials
-//! are written and read once more, 8 bytes each. Declined: planes that do not lie so, replicate padding.
+//! Layouts, tile and epilogue are those of [`super::mma_weight`]. Both operands are loaded as vectors of
+//! positions. A thread divides out one position per stage, and its channel taps once. Per stage a threadgroup
+//! loads `tile_k * (tile_m + tile_n)` elements for `2 * tile_m * tile_n * tile_k` FLOP; partial results are
+//! written and read once, 8 bytes each. Declined: other windows or strides ([`super::vectors`]), replicate
+//! padding.
 
 use super::config::MatrixTile;
-use super::fragments::{accumulators, multiply, read_channels, write_result, write_rows};
-use super::index::{Site, Tap, Walk};
-use super::stage::{Extents, clear};
+use super::fragments::{accumulators, epilogue, load_channels, multiply, store_rows};
+use super::index::{ChannelTap, GatherArgs, OutputPosition};
+use super::stage::{GemmShape, zero_stage};
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
@@ -24,13 +24,12 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-#[allow(clippy::too_many_arguments)]
 pub(super) fn contiguous_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
     source: &[Vector<E, V>],
     dy: &[Vector<E, V>],
     out: &mut [O],
-    walk: Walk,
-    extents: Extents,
+    gather: GatherArgs,
+    shape: GemmShape,
     span: Span,
     #[comptime] tile: MatrixTile,
     #[comptime] size: usize,
@@ -38,65 +37,63 @@ pub(super) fn contiguous_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
     #[define(S)] _stage_dtype: ElemType,
     #[define(O)] _out_dtype: ElemType,
 ) {
-    // The whole cube leaves together: barriers follow.
+    // Uniform for the threadgroup: barriers follow.
     if span.is_idle() {
         terminate!();
     }
-    let share = extents.share(span.index(), tile.tile_m, tile.tile_n);
+    let work = shape.work_tile(span.index(), tile.tile_m, tile.tile_n);
     let width = V::value();
     let row = comptime!(tile.row(tile.tile_k, width, size));
     let mut source_stage = Shared::<[Vector<S, V>]>::new_slice(comptime!(tile.tile_m * row));
     let mut dy_stage = Shared::<[Vector<S, V>]>::new_slice(comptime!(tile.tile_n * row));
-    let mut patches = Shared::<[f32]>::new_slice(comptime!(tile.planes() * tile.fragment * tile.fragment));
-    let sums = accumulators(comptime!(tile.plane_m * tile.plane_n), tile.fragment);
-    clear(&mut source_stage, tile.units());
-    clear(&mut dy_stage, tile.units());
+    let mut scratch = Shared::<[f32]>::new_slice(comptime!(tile.subgroups() * tile.fragment * tile.fragment));
+    let sums = accumulators(comptime!(tile.subgroup_m * tile.subgroup_n), tile.fragment);
+    zero_stage(&mut source_stage, tile.threads());
+    zero_stage(&mut dy_stage, tile.threads());
 
-    // This unit's window in a stage, and its sources, those past the last as the last, whose results are not
-    // written.
-    let runs = comptime!(tile.tile_k / width);
-    let in_stage = (UNIT_POS as usize % runs * width) as u32;
-    let first_row = (UNIT_POS as usize / runs) as u32;
-    let first_channel = walk.source_channel(share.group * extents.source_channels);
-    let mut columns = Sequence::<Tap>::new();
+    // This thread's position in a stage, and its channel taps. Clamped: results past M are not stored.
+    let k_vectors = comptime!(tile.tile_k / width);
+    let in_stage = (UNIT_POS as usize % k_vectors * width) as u32;
+    let first_row = (UNIT_POS as usize / k_vectors) as u32;
+    let first_channel = gather.source_channel(work.group * shape.source_channels);
+    let mut taps = Sequence::<ChannelTap>::new();
     #[unroll]
     for load in 0..comptime!(tile.loads(tile.tile_m, width)) {
-        let in_tile = first_row + comptime!((load * (tile.units() / runs)) as u32);
-        let term = min(share.first_m + in_tile, extents.m - 1u32);
-        columns.push(walk.tap(term, true.runtime(), Pass::Forward));
+        let in_tile = first_row + comptime!((load * (tile.threads() / k_vectors)) as u32);
+        let m = min(work.first_m + in_tile, shape.m - 1u32);
+        taps.push(gather.channel_tap(m, true.runtime(), Pass::Forward));
     }
-    let first_o = share.group * extents.n + share.first_n;
-    let last_o = share.group * extents.n + extents.n - 1u32;
-    let o_stride = walk.out_channel(1u32);
+    let first_o = work.group * shape.n + work.first_n;
+    let last_o = work.group * shape.n + shape.n - 1u32;
+    let o_stride = gather.out_channel(1u32);
     sync_cube();
-    // The windows at `stage_k` are read while those before are multiplied; past the end there is nothing to
-    // read.
+    // Each iteration loads the stage at `stage_k` and multiplies the one before; the last loads nothing.
     let stage = comptime!(tile.tile_k as u32).runtime();
-    let mut stage_k = share.first_k;
-    while stage_k < share.end_k + stage {
-        let window = stage_k + in_stage;
-        let exists = window < share.end_k;
-        let site = walk.site(min(window, extents.k - 1u32));
-        let sources = read_sources(source, &walk, &columns, &site, first_channel, exists, tile);
-        let gradients = read_channels(dy, site.out, exists, (first_o, last_o, o_stride), width, tile);
+    let mut stage_k = work.first_k;
+    while stage_k < work.end_k + stage {
+        let k = stage_k + in_stage;
+        let exists = k < work.end_k;
+        let position = gather.position(min(k, shape.k - 1u32));
+        let sources = load_source(source, &gather, &taps, &position, first_channel, exists, tile);
+        let gradients = load_channels(dy, position.out, exists, (first_o, last_o, o_stride), width, tile);
         multiply(&source_stage, &dy_stage, &sums, (true, true), size, tile);
         sync_cube();
-        write_rows(&sources, &mut source_stage, row, tile.tile_m, tile);
-        write_rows(&gradients, &mut dy_stage, row, tile.tile_n, tile);
+        store_rows(&sources, &mut source_stage, row, tile.tile_m, tile);
+        store_rows(&gradients, &mut dy_stage, row, tile.tile_n, tile);
         stage_k += stage;
         sync_cube();
     }
     let no_bias = ComptimeOption::<&Tensor<E>>::new_None();
-    write_result(&sums, &mut patches, no_bias, out, &walk, &extents, &share, Pass::WeightGradient, tile);
+    epilogue(&sums, &mut scratch, no_bias, out, &gather, &shape, &work, Pass::WeightGradient, tile);
 }
 
-/// Reads this unit's vectors of the next stage's sources into registers.
+/// Loads this thread's vectors of the next source stage into registers.
 #[cube]
-fn read_sources<E: Float, V: Size>(
+fn load_source<E: Float, V: Size>(
     source: &[Vector<E, V>],
-    walk: &Walk,
-    columns: &Sequence<Tap>,
-    site: &Site,
+    gather: &GatherArgs,
+    taps: &Sequence<ChannelTap>,
+    position: &OutputPosition,
     first_channel: usize,
     exists: bool,
     #[comptime] tile: MatrixTile,
@@ -106,9 +103,9 @@ fn read_sources<E: Float, V: Size>(
     #[unroll]
     for load in 0..comptime!(tile.loads(tile.tile_m, width)) {
         let mut value = Vector::<E, V>::new(E::from_int(0));
-        let (place, inside) = walk.place(site, columns.index(load), PaddingMode::Zeros);
-        if inside && exists {
-            value = source[(place + first_channel) / width];
+        let (offset, in_bounds) = gather.load_offset(position, taps.index(load), PaddingMode::Zeros);
+        if in_bounds && exists {
+            value = source[(offset + first_channel) / width];
         }
         values.push(value);
     }

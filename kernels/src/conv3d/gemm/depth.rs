@@ -1,54 +1,55 @@
-//! Depth taps that whole frames miss: frames with the same taps are launched together, the others' taps left
-//! out.
+//! Depth taps that read only padding for whole frames: frames with the same valid taps are launched together,
+//! without the other taps.
 
-use super::walk::{AxisWalk, axis_walks};
+use super::gather::{AxisGather, axis_gathers};
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::{Conv3dProblem, PaddingMode};
 
-/// Frames that are looked at for [`depth_runs`].
-const MOST_FRAMES: usize = 64;
-/// Launches that they may take.
-const MOST_RUNS: usize = 8;
-/// Sites of a frame that are worth a launch.
-const RUN_SITES: usize = 1024;
+/// The most frames that [`depth_slices`] considers.
+const MAX_FRAMES: usize = 64;
+/// The most slices, which are as many launches.
+const MAX_SLICES: usize = 8;
+/// The fewest output positions of a frame (times the batch) that are worth a launch.
+const MIN_FRAME_POSITIONS: usize = 1024;
 
-/// The depth axis of a pass as runs of frames that have the same taps inside the source: where the pass is
-/// one walk, padding is zero, frames are large and few, and a quarter of all taps lie outside, as in the
-/// input gradient of few unpadded frames.
-pub(crate) fn depth_runs(problem: &Conv3dProblem, pass: Pass) -> Option<Vec<AxisWalk>> {
-    let [depth] = axis_walks(problem, pass, 0)[..] else { return None };
+/// The depth axis of a pass cut into slices of frames with the same valid taps. Only where the pass is one
+/// gather, padding is zero, frames are large and few, and at least a quarter of all depth taps read padding,
+/// as in the input gradient of few unpadded frames.
+pub(crate) fn depth_slices(problem: &Conv3dProblem, pass: Pass) -> Option<Vec<AxisGather>> {
+    let [depth] = axis_gathers(problem, pass, 0)[..] else { return None };
     let (frame, stride) = match pass {
         Pass::InputGradient => (problem.input, problem.window.stride),
         _ => (problem.output(), [1; 3]),
     };
-    let large = problem.batch * frame[1] * frame[2] >= RUN_SITES && depth.sites <= MOST_FRAMES;
+    let large = problem.batch * frame[1] * frame[2] >= MIN_FRAME_POSITIONS && depth.positions <= MAX_FRAMES;
     if !large || stride != [1; 3] || problem.window.padding_mode != PaddingMode::Zeros {
         return None;
     }
-    let mut runs: Vec<AxisWalk> = Vec::new();
-    let (mut first, mut inside) = (0, 0);
-    for site in 0..depth.sites {
-        let taps = depth.inside(site);
-        inside += taps.1 - taps.0;
-        if site + 1 == depth.sites || depth.inside(site + 1) != taps {
-            runs.push(depth.run(first, site + 1 - first, taps, pass));
-            first = site + 1;
+    let mut slices: Vec<AxisGather> = Vec::new();
+    let (mut first, mut valid) = (0, 0);
+    for position in 0..depth.positions {
+        let taps = depth.valid_taps(position);
+        valid += taps.1 - taps.0;
+        if position + 1 == depth.positions || depth.valid_taps(position + 1) != taps {
+            slices.push(depth.slice(first, position + 1 - first, taps, pass));
+            first = position + 1;
         }
     }
-    let pays = runs.len() > 1 && runs.len() <= MOST_RUNS && 4 * inside <= 3 * depth.sites * depth.taps;
-    pays.then_some(runs)
+    let pays =
+        slices.len() > 1 && slices.len() <= MAX_SLICES && 4 * valid <= 3 * depth.positions * depth.taps;
+    pays.then_some(slices)
 }
 
-/// The share of depth taps that lie inside the source.
-pub(crate) fn depth_share(problem: &Conv3dProblem, pass: Pass) -> f64 {
-    let axes = axis_walks(problem, pass, 0);
-    let all: usize = axes.iter().map(|axis| axis.sites * axis.taps).sum();
+/// The fraction of a pass's depth taps that read inside the source.
+pub(crate) fn depth_tap_fraction(problem: &Conv3dProblem, pass: Pass) -> f64 {
+    let axes = axis_gathers(problem, pass, 0);
+    let all: usize = axes.iter().map(|axis| axis.positions * axis.taps).sum();
     if problem.window.padding_mode != PaddingMode::Zeros || all == 0 {
         return 1.0;
     }
-    let inside = |axis: &AxisWalk| {
-        let taps = (0..axis.sites).map(|site| axis.inside(site));
+    let valid = |axis: &AxisGather| {
+        let taps = (0..axis.positions).map(|position| axis.valid_taps(position));
         taps.map(|(first, end)| end - first).sum::<usize>()
     };
-    axes.iter().map(inside).sum::<usize>() as f64 / all as f64
+    axes.iter().map(valid).sum::<usize>() as f64 / all as f64
 }

@@ -1,26 +1,27 @@
-//! What the passes on matrix units share: a plane's accumulators, the product of two stages, and the way of
-//! the results to memory.
+//! The GEMM of two shared-memory stages on matrix units, common to all passes: loads and stores of the
+//! channels' stage, a subgroup's accumulators, the product, and the epilogue.
 //!
 //! ```text
-//! D[channels][sites] += A[channels][terms] * B[terms][sites]
+//! D[n][m] += A[n][k] * B[k][m]      n: channels, m: output positions; D in fp32
 //!
-//! in fragments of the device's shape, with fp32 accumulators
+//! K-major stage             rows of one m (n), K contiguous
+//! M-major (N-major) stage   rows of one k, M (N) contiguous
 //! ```
 //!
-//! Channels are the product's rows: a fragment's rows are then runs of the result's memory, and accumulators
-//! are stored row-major only. A stage holds rows of terms (its fragments' terms are neighbours) or terms of
-//! rows.
+//! Channels are the rows of D: a fragment's rows are then contiguous in the result, and accumulators can only
+//! be stored row-major. The epilogue passes each fragment through a scratch of the subgroup's own in shared
+//! memory, `4 * fragment^2` bytes, where any lane can read any element. Bytes and FLOP: [`super::config`].
 
-use super::config::{MatrixTile, PLANE};
-use super::index::Walk;
-use super::stage::{Extents, Share};
-use super::table::Table;
+use super::config::{MatrixTile, SUBGROUP};
+use super::index::GatherArgs;
+use super::stage::{GemmShape, WorkTile};
+use super::table::IndexTable;
 use crate::activation::activate_by_code;
 use crate::conv3d::pass::Pass;
 use cubecl::cmma::{self, MatrixIdent, MatrixLayout};
 use cubecl::prelude::*;
 
-/// A plane's `count` sums in fragments of `size` rows, all zero: rows of channels, columns of sites.
+/// Zeroed accumulators for `count` sums of a subgroup, in fragments of `size` x `size`.
 #[cube]
 pub(crate) fn accumulators(#[comptime] count: usize, #[comptime] size: usize) -> Sequence<cmma::Matrix<f32>> {
     let mut sums = Sequence::<cmma::Matrix<f32>>::new();
@@ -38,77 +39,65 @@ pub(crate) fn accumulators(#[comptime] count: usize, #[comptime] size: usize) ->
     sums
 }
 
-/// Adds the products of a stage to this plane's accumulators. `along_terms` says of the sites' and of the
-/// channels' stage whether its rows are sites (channels) and hold terms, or are terms and hold sites
-/// (channels).
+/// Adds the products of a stage to this subgroup's accumulators. `k_major`: whether the source's and the
+/// channels' stage are K-major. `size`: bytes of a stage element.
 #[cube]
 pub(crate) fn multiply<S: Float, V: Size>(
-    site_stage: &Shared<[Vector<S, V>]>,
+    source_stage: &Shared<[Vector<S, V>]>,
     channel_stage: &Shared<[Vector<S, V>]>,
     sums: &Sequence<cmma::Matrix<f32>>,
-    #[comptime] along_terms: (bool, bool),
+    #[comptime] k_major: (bool, bool),
     #[comptime] size: usize,
     #[comptime] tile: MatrixTile,
 ) {
-    let plane = UNIT_POS as usize / PLANE;
-    let first_site = plane % comptime!(tile.tile_m / tile.plane_m) * tile.plane_m;
-    let first_channel = plane / comptime!(tile.tile_m / tile.plane_m) * tile.plane_n;
+    let subgroup = UNIT_POS as usize / SUBGROUP;
+    let first_position = subgroup % comptime!(tile.tile_m / tile.subgroup_m) * tile.subgroup_m;
+    let first_channel = subgroup / comptime!(tile.tile_m / tile.subgroup_m) * tile.subgroup_n;
     #[unroll]
     for k in 0..comptime!(tile.tile_k / tile.fragment) {
         let mut channels = Sequence::<cmma::Matrix<Vector<S, V>>>::new();
         #[unroll]
-        for i in 0..comptime!(tile.plane_n / tile.fragment) {
+        for i in 0..comptime!(tile.subgroup_n / tile.fragment) {
             let first = first_channel + comptime!(i * tile.fragment);
-            let along_terms = comptime!(along_terms.1);
-            let layout = comptime!(if along_terms { MatrixLayout::RowMajor } else { MatrixLayout::ColMajor });
+            let k_major = comptime!(k_major.1);
+            let layout = comptime!(if k_major { MatrixLayout::RowMajor } else { MatrixLayout::ColMajor });
             let ident = MatrixIdent::A;
-            channels.push(fragment(
-                channel_stage,
-                first,
-                k,
-                ident,
-                layout,
-                along_terms,
-                tile.tile_n,
-                size,
-                tile,
-            ));
+            channels.push(fragment(channel_stage, first, k, ident, layout, k_major, tile.tile_n, size, tile));
         }
         #[unroll]
-        for j in 0..comptime!(tile.plane_m / tile.fragment) {
-            let first = first_site + comptime!(j * tile.fragment);
-            let along_terms = comptime!(along_terms.0);
-            let layout = comptime!(if along_terms { MatrixLayout::ColMajor } else { MatrixLayout::RowMajor });
+        for j in 0..comptime!(tile.subgroup_m / tile.fragment) {
+            let first = first_position + comptime!(j * tile.fragment);
+            let k_major = comptime!(k_major.0);
+            let layout = comptime!(if k_major { MatrixLayout::ColMajor } else { MatrixLayout::RowMajor });
             let ident = MatrixIdent::B;
-            let sites = fragment(site_stage, first, k, ident, layout, along_terms, tile.tile_m, size, tile);
+            let positions = fragment(source_stage, first, k, ident, layout, k_major, tile.tile_m, size, tile);
             #[unroll]
-            for i in 0..comptime!(tile.plane_n / tile.fragment) {
-                let sum = sums.index(comptime!(i * (tile.plane_m / tile.fragment) + j));
-                cmma::execute(channels.index(i), &sites, sum, sum);
+            for i in 0..comptime!(tile.subgroup_n / tile.fragment) {
+                let sum = sums.index(comptime!(i * (tile.subgroup_m / tile.fragment) + j));
+                cmma::execute(channels.index(i), &positions, sum, sum);
             }
         }
     }
 }
 
-/// The fragment of a stage of `extent` sites or channels that starts at site or channel `first` and at the
-/// stage's `k`-th run of terms.
+/// The fragment of a stage that starts at row `first` of the product (M or N, of `extent`) and at the `k`-th
+/// fragment along K.
 #[cube]
-#[allow(clippy::too_many_arguments)]
 fn fragment<S: Float, V: Size>(
     stage: &Shared<[Vector<S, V>]>,
     first: usize,
     #[comptime] k: usize,
     #[comptime] ident: MatrixIdent,
     #[comptime] layout: MatrixLayout,
-    #[comptime] along_terms: bool,
+    #[comptime] k_major: bool,
     #[comptime] extent: usize,
     #[comptime] size: usize,
     #[comptime] tile: MatrixTile,
 ) -> cmma::Matrix<Vector<S, V>> {
     let width = V::value();
-    let row = comptime!(tile.row(if along_terms { tile.tile_k } else { extent }, width, size));
+    let row = comptime!(tile.row(if k_major { tile.tile_k } else { extent }, width, size));
     let mut at = first / width + comptime!(k * tile.fragment * row);
-    if comptime!(along_terms) {
+    if comptime!(k_major) {
         at = first * row + comptime!(k * tile.fragment / width);
     }
     let end = stage.len();
@@ -123,109 +112,106 @@ fn fragment<S: Float, V: Size>(
     )
 }
 
-/// The `run`-th vector of values that were read one by one. It is put together where it is written, not where
-/// its values are read: whatever touches a value waits for it.
+/// The `index`-th vector of values that were loaded one by one. Built at the store, not at the load: the
+/// first use of a value waits for its load.
 #[cube]
-pub(crate) fn packed<E: Float, S: Float, V: Size>(
+pub(crate) fn pack_vector<E: Float, S: Float, V: Size>(
     values: &Sequence<E>,
-    #[comptime] run: usize,
+    #[comptime] index: usize,
 ) -> Vector<S, V> {
     let width = V::value();
     let mut vector = Vector::<S, V>::empty();
     #[unroll]
     for i in 0..width {
-        vector.insert(i, S::cast_from(*values.index(comptime!(run * width + i))));
+        vector.insert(i, S::cast_from(*values.index(comptime!(index * width + i))));
     }
     vector
 }
 
-/// Moves a fragment into its plane's patch of shared memory, rows of channels from `patch` on, where any lane
-/// may read any of it. All planes of the cube come here together.
+/// Stores a fragment row-major to its subgroup's scratch, which starts at `start`. Has barriers: all
+/// subgroups of the threadgroup must call it.
 #[cube]
-pub(crate) fn into_patch(
+pub(crate) fn store_to_scratch(
     sum: &cmma::Matrix<f32>,
-    patches: &mut Shared<[f32]>,
-    patch: usize,
+    scratch: &mut Shared<[f32]>,
+    start: usize,
     #[comptime] size: usize,
 ) {
-    let end = patches.len();
+    let end = scratch.len();
     sync_cube();
-    cmma::store(&mut patches[patch..end], sum, size as u32, MatrixLayout::RowMajor);
+    cmma::store(&mut scratch[start..end], sum, size as u32, MatrixLayout::RowMajor);
     sync_cube();
 }
 
-/// Writes a plane's sums. Each fragment passes through the plane's own patch of shared memory, where bias,
-/// activation, rounding and the tails are applied. A weight gradient is row-major.
+/// The epilogue: adds bias, applies the activation, rounds and stores a subgroup's sums, except those past M
+/// and N. A weight gradient is stored as `[n][m]`.
 #[cube]
-#[allow(clippy::too_many_arguments)]
-pub(super) fn write_result<E: Float, O: Float>(
+pub(super) fn epilogue<E: Float, O: Float>(
     sums: &Sequence<cmma::Matrix<f32>>,
-    patches: &mut Shared<[f32]>,
+    scratch: &mut Shared<[f32]>,
     bias: ComptimeOption<&Tensor<E>>,
     out: &mut [O],
-    walk: &Walk,
-    extents: &Extents,
-    share: &Share,
+    gather: &GatherArgs,
+    shape: &GemmShape,
+    work: &WorkTile,
     #[comptime] pass: Pass,
     #[comptime] tile: MatrixTile,
 ) {
-    let unit = UNIT_POS as usize;
-    let plane = (unit / PLANE) as u32;
-    let lane = (unit % PLANE) as u32;
-    let plane_m = plane % comptime!((tile.tile_m / tile.plane_m) as u32) * tile.plane_m as u32;
-    let plane_n = plane / comptime!((tile.tile_m / tile.plane_m) as u32) * tile.plane_n as u32;
-    let patch = plane as usize * comptime!(tile.fragment * tile.fragment);
-    // Where the tile's channels go.
+    let thread = UNIT_POS as usize;
+    let subgroup = (thread / SUBGROUP) as u32;
+    let lane = (thread % SUBGROUP) as u32;
+    let subgroup_m = subgroup % comptime!((tile.tile_m / tile.subgroup_m) as u32) * tile.subgroup_m as u32;
+    let subgroup_n = subgroup / comptime!((tile.tile_m / tile.subgroup_m) as u32) * tile.subgroup_n as u32;
+    let start = subgroup as usize * comptime!(tile.fragment * tile.fragment);
+    // Result offsets of the tile's channels.
     let gathered = comptime!(pass != Pass::WeightGradient);
     let mut columns = Shared::<[usize]>::new_slice(comptime!(if gathered { tile.tile_n } else { 1 }));
-    if gathered && unit < tile.tile_n {
-        columns[unit] =
-            walk.out_column(share.group * extents.n + min(share.first_n + unit as u32, extents.n - 1u32));
+    if gathered && thread < tile.tile_n {
+        columns[thread] =
+            gather.out_column(work.group * shape.n + min(work.first_n + thread as u32, shape.n - 1u32));
     }
     #[unroll]
-    for column in 0..comptime!(tile.plane_m / tile.fragment) {
-        // A lane writes one site of the fragments of a column.
-        let in_fragment = lane % tile.fragment as u32;
-        let m = share.first_m + plane_m + comptime!((column * tile.fragment) as u32) + in_fragment;
+    for column in 0..comptime!(tile.subgroup_m / tile.fragment) {
+        // A lane stores one position of all fragments of this column.
+        let fragment_m = lane % tile.fragment as u32;
+        let m = work.first_m + subgroup_m + comptime!((column * tile.fragment) as u32) + fragment_m;
         let mut at = m as usize;
         if gathered {
-            at = walk.site_out(min(m, extents.m - 1u32));
+            at = gather.position_out(min(m, shape.m - 1u32));
         }
-        at += share.part * extents.part_stride;
+        at += work.slice * shape.slice_stride;
         #[unroll]
-        for fragment_row in 0..comptime!(tile.plane_n / tile.fragment) {
-            let sum = sums.index(comptime!(fragment_row * (tile.plane_m / tile.fragment) + column));
-            into_patch(sum, patches, patch, tile.fragment);
+        for fragment_row in 0..comptime!(tile.subgroup_n / tile.fragment) {
+            let sum = sums.index(comptime!(fragment_row * (tile.subgroup_m / tile.fragment) + column));
+            store_to_scratch(sum, scratch, start, tile.fragment);
             #[unroll]
-            for step in 0..comptime!(tile.fragment * tile.fragment / PLANE) {
-                let in_patch =
-                    comptime!((step * (PLANE / tile.fragment)) as u32) + lane / tile.fragment as u32;
-                let n = share.first_n + plane_n + comptime!((fragment_row * tile.fragment) as u32) + in_patch;
-                if m < extents.m && n < extents.n {
-                    let channel = share.group * extents.n + n;
+            for step in 0..comptime!(tile.fragment * tile.fragment / SUBGROUP) {
+                let fragment_n =
+                    comptime!((step * (SUBGROUP / tile.fragment)) as u32) + lane / tile.fragment as u32;
+                let n =
+                    work.first_n + subgroup_n + comptime!((fragment_row * tile.fragment) as u32) + fragment_n;
+                if m < shape.m && n < shape.n {
+                    let channel = work.group * shape.n + n;
                     let bias: ComptimeOption<f32> =
                         bias.map(|bias| f32::cast_from(bias[channel as usize * bias.stride(0)]));
-                    let sum = patches[patch + (in_patch * tile.fragment as u32 + in_fragment) as usize];
+                    let sum = scratch[start + (fragment_n * tile.fragment as u32 + fragment_m) as usize];
                     let sum = sum + bias.unwrap_or_else(|| 0.0f32.runtime());
-                    let mut row = channel as usize * extents.m as usize;
+                    let mut row = channel as usize * shape.m as usize;
                     if gathered {
-                        row = columns[(n - share.first_n) as usize];
+                        row = columns[(n - work.first_n) as usize];
                     }
-                    out[at + row] = O::cast_from(activate_by_code(sum, extents.activation));
+                    out[at + row] = O::cast_from(activate_by_code(sum, shape.activation));
                 }
             }
         }
     }
 }
 
-/// Reads this unit's part of the next stage of channels (weights; the weight gradient's dy) into registers,
-/// as [`read_channels`] does, where the table says that the stage's terms lie. `channels` are the first and
-/// the last channel and their distance.
+/// [`load_channels`] with the offset of this thread's K index from the table, plus `first`.
 #[cube]
-#[allow(clippy::too_many_arguments)]
-pub(super) fn gather_channels<E: Float, W: Size>(
+pub(super) fn load_channels_via_table<E: Float, W: Size>(
     from: &[Vector<E, W>],
-    table: &Table,
+    table: &IndexTable,
     at: usize,
     first: usize,
     channels: (u32, u32, usize),
@@ -233,47 +219,50 @@ pub(super) fn gather_channels<E: Float, W: Size>(
     #[comptime] width: usize,
     #[comptime] tile: MatrixTile,
 ) -> Sequence<Vector<E, W>> {
-    let together = W::value();
-    let term = at + UNIT_POS as usize % comptime!(tile.tile_k / together) * together;
-    read_channels(from, first + table.weight[term], table.exists(term, pass), channels, width, tile)
+    let load_width = W::value();
+    let entry = at + UNIT_POS as usize % comptime!(tile.tile_k / load_width) * load_width;
+    load_channels(from, first + table.weight[entry], table.exists(entry, pass), channels, width, tile)
 }
 
-/// Reads a stage's channels at this unit's term, whose first channel lies at `place`: runs of terms of a
-/// channel, or one term of several channels, lanes along terms either way.
+/// Loads this thread's elements of the next channels' stage (the weight; dy in the weight gradient) into
+/// registers: one vector along K per channel, or single elements, lanes along K. `offset` is that of channel
+/// 0 at the thread's K index; `channels` are the tile's first channel, the last of all, and the stride.
 #[cube]
-pub(super) fn read_channels<E: Float, W: Size>(
+pub(super) fn load_channels<E: Float, W: Size>(
     from: &[Vector<E, W>],
-    place: usize,
+    offset: usize,
     exists: bool,
     channels: (u32, u32, usize),
     #[comptime] width: usize,
     #[comptime] tile: MatrixTile,
 ) -> Sequence<Vector<E, W>> {
     let mut values = Sequence::<Vector<E, W>>::new();
-    let together = W::value();
-    let runs = comptime!(tile.tile_k / together);
+    let load_width = W::value();
+    let k_vectors = comptime!(tile.tile_k / load_width);
     #[unroll]
-    for load in 0..comptime!(tile.loads(tile.tile_n, together)) {
-        let mut in_tile = UNIT_POS as usize / runs + comptime!(load * (tile.units() / runs));
-        if comptime!(together == 1) {
-            let vector = UNIT_POS as usize / runs + comptime!(load / width * (tile.units() / runs));
+    for load in 0..comptime!(tile.loads(tile.tile_n, load_width)) {
+        let mut in_tile = UNIT_POS as usize / k_vectors + comptime!(load * (tile.threads() / k_vectors));
+        if comptime!(load_width == 1) {
+            let vector =
+                UNIT_POS as usize / k_vectors + comptime!(load / width * (tile.threads() / k_vectors));
             in_tile = vector * width + comptime!(load % width);
         }
-        // Channels past the last repeat it: their results are not written.
+        // Clamped: results past N are not stored.
         let channel = min(channels.0 + in_tile as u32, channels.1);
         let mut value = Vector::<E, W>::new(E::from_int(0));
         if exists {
-            value = from[(place + channel as usize * channels.2) / together];
+            value = from[(offset + channel as usize * channels.2) / load_width];
         }
         values.push(value);
     }
     values
 }
 
-/// Writes what was read with lanes along terms ([`gather_channels`]; the weight gradient's sources), of
-/// `extent` rows of the product: those rows, which hold terms, or rows of terms that hold them.
+/// Stores what was loaded with lanes along K ([`load_channels`]; the weight gradient's source) to a stage of
+/// `extent` rows of the product with pitch `row`: K-major if loaded as vectors along K, else N-major
+/// (M-major).
 #[cube]
-pub(super) fn write_rows<E: Float, S: Float, V: Size, W: Size>(
+pub(super) fn store_rows<E: Float, S: Float, V: Size, W: Size>(
     from: &Sequence<Vector<E, W>>,
     stage: &mut Shared<[Vector<S, V>]>,
     #[comptime] row: usize,
@@ -281,21 +270,21 @@ pub(super) fn write_rows<E: Float, S: Float, V: Size, W: Size>(
     #[comptime] tile: MatrixTile,
 ) {
     let width = V::value();
-    let together = W::value();
-    let runs = comptime!(tile.tile_k / together);
-    let rows = UNIT_POS as usize / runs;
+    let load_width = W::value();
+    let k_vectors = comptime!(tile.tile_k / load_width);
+    let rows = UNIT_POS as usize / k_vectors;
     #[unroll]
     for load in 0..comptime!(tile.loads(extent, width)) {
-        let next = rows + comptime!(load * (tile.units() / runs));
-        if comptime!(together == width) {
-            stage[next * row + UNIT_POS as usize % runs] = Vector::cast_from(*from.index(load));
+        let next = rows + comptime!(load * (tile.threads() / k_vectors));
+        if comptime!(load_width == width) {
+            stage[next * row + UNIT_POS as usize % k_vectors] = Vector::cast_from(*from.index(load));
         } else {
             let mut values = Vector::<S, V>::empty();
             #[unroll]
             for i in 0..width {
                 values.insert(i, S::cast_from(from.index(comptime!(load * width + i)).extract(0usize)));
             }
-            stage[UNIT_POS as usize % runs * row + next] = values;
+            stage[UNIT_POS as usize % k_vectors * row + next] = values;
         }
     }
 }

@@ -1,84 +1,93 @@
-//! A walk on the device: where a site's tap reads and where its result goes. The arithmetic is
-//! [`super::walk`]'s.
+//! Index arithmetic of a gathered GEMM on the device: offsets of output positions and of (channel, tap) pairs
+//! in the tensors. The formulas are those of [`super::gather`].
+//!
+//! ```text
+//! pass                      M index          K index
+//! forward, input gradient   OutputPosition   ChannelTap
+//! weight gradient           ChannelTap       OutputPosition
+//!
+//! a pair reads source[position.source + tap.source] where position.mask holds all of tap.bits
+//! ```
 
-use super::walk::MASK_BITS;
+use super::gather::MASK_BITS;
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::PaddingMode;
 use cubecl::prelude::*;
 use cubecl::std::FastDivmod;
 
-/// One axis of a walk, on the device.
+/// One axis of a gather, on the device.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
-pub(crate) struct AxisWalkArgs {
-    sites: FastDivmod<u32>,
-    taps: FastDivmod<u32>,
-    tap_count: u32,
-    /// The bit of tap 0 in a mask; 0 where no tap lies outside the source.
-    bit: u32,
-    extent: u32,
-    scale: u32,
-    /// `origin` as its positive and its negative part: offsets are unsigned and wrap.
-    ahead: u32,
-    behind: u32,
+pub(crate) struct AxisGatherArgs {
+    pub(super) positions: FastDivmod<u32>,
+    pub(super) taps: FastDivmod<u32>,
+    pub(super) tap_count: u32,
+    /// The bit of tap 0 in a mask; 0 where no tap needs one.
+    pub(super) bit: u32,
+    pub(super) extent: u32,
+    pub(super) scale: u32,
+    /// `origin` split into its positive and negative part: offsets are unsigned and wrap.
+    pub(super) origin_positive: u32,
+    pub(super) origin_negative: u32,
     pub(crate) step: u32,
-    /// Divides by `step`, or by 1 where there is one tap and the step is 0.
-    step_divisor: FastDivmod<u32>,
-    first_tap: u32,
-    tap_step: u32,
-    first_out: u32,
-    out_step: u32,
-    source_stride: usize,
-    weight_stride: usize,
-    out_stride: usize,
+    /// Divides by `step`; by 1 where the step is 0 (one tap).
+    pub(super) step_divisor: FastDivmod<u32>,
+    pub(super) first_tap: u32,
+    pub(super) tap_step: u32,
+    pub(super) first_out: u32,
+    pub(super) out_step: u32,
+    pub(super) source_stride: usize,
+    pub(super) weight_stride: usize,
+    pub(super) out_stride: usize,
 }
 
-/// A walk with the strides of what it reads and writes.
+/// A gather with the strides of the tensors that it reads and writes.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
-pub(crate) struct Walk {
-    pub(crate) depth: AxisWalkArgs,
-    pub(crate) height: AxisWalkArgs,
-    pub(crate) width: AxisWalkArgs,
+pub(crate) struct GatherArgs {
+    pub(crate) depth: AxisGatherArgs,
+    pub(crate) height: AxisGatherArgs,
+    pub(crate) width: AxisGatherArgs,
     /// Taps of one channel.
-    taps: FastDivmod<u32>,
-    /// The product's columns of one channel of the result, and of one of its depths and heights: one, but all
-    /// taps where windows do not overlap.
-    columns: FastDivmod<u32>,
-    column_heights: FastDivmod<u32>,
-    column_widths: FastDivmod<u32>,
-    source_batch_stride: usize,
-    source_channel_stride: usize,
-    out_batch_stride: usize,
-    out_channel_stride: usize,
-    /// Distance in the weight between neighbours along K's channel and along the product's columns.
-    weight_channel_stride: usize,
-    weight_column_stride: usize,
-    weight_group_stride: usize,
+    pub(super) taps: FastDivmod<u32>,
+    /// GEMM columns (N) per channel of the result, and along its heights and widths: 1, or all taps where
+    /// windows do not overlap.
+    pub(super) columns: FastDivmod<u32>,
+    pub(super) column_heights: FastDivmod<u32>,
+    pub(super) column_widths: FastDivmod<u32>,
+    pub(super) source_batch_stride: usize,
+    pub(super) source_channel_stride: usize,
+    pub(super) out_batch_stride: usize,
+    pub(super) out_channel_stride: usize,
+    /// Strides of the weight along the channels of K and along the GEMM's columns.
+    pub(super) weight_channel_stride: usize,
+    pub(super) weight_column_stride: usize,
+    pub(super) weight_group_stride: usize,
 }
 
-/// The bit of a term that does not exist; no site's mask holds it but that of a window of the weight gradient
-/// that exists, whose terms all ask for it.
-pub(super) const ABSENT: u32 = 1 << 31;
+/// Bit 31 of a mask. Forward and input gradient: set in the bits of K indices past the end, never in a
+/// position's mask. Weight gradient, inverted: set in the mask of positions that exist and required by every
+/// channel tap.
+pub(super) const RANGE_BIT: u32 = 1 << 31;
 
-/// What a gathered row is: where its first tap reads and where its result goes.
+/// An output position: where its first tap reads and where its result goes.
 #[derive(CubeType, Clone, Copy)]
-pub(crate) struct Site {
-    /// Offset of tap 0 of channel 0; wraps where tap 0 lies in the padding.
+pub(crate) struct OutputPosition {
+    /// Source offset of tap 0 of channel 0; wraps where tap 0 is in the padding.
     pub(crate) source: usize,
     pub(crate) out: usize,
-    /// A bit for every depth, height and width tap that lies inside the source.
+    /// One bit for each depth, height and width tap that reads inside the source.
     pub(crate) mask: u32,
-    /// Coordinates of tap 0, negative in the padding.
+    /// Source coordinates of tap 0, negative in the padding.
     pub(crate) d: i32,
     pub(crate) h: i32,
     pub(crate) w: i32,
 }
 
-/// What one term of a sum adds to a site's place in the source.
+/// A (channel, tap) pair: what it adds to an output position's source offset and coordinates.
 #[derive(CubeType, Clone, Copy)]
-pub(crate) struct Tap {
+pub(crate) struct ChannelTap {
     pub(crate) source: usize,
     pub(crate) weight: usize,
-    /// What a site's mask must hold for the tap to lie inside.
+    /// Bits that a position's mask must hold for the tap to read inside the source.
     pub(crate) bits: u32,
     pub(crate) d: u32,
     pub(crate) h: u32,
@@ -86,38 +95,37 @@ pub(crate) struct Tap {
 }
 
 #[cube]
-impl AxisWalkArgs {
-    pub(crate) fn coordinate(&self, site: u32) -> i32 {
-        (site * self.scale + self.ahead) as i32 - self.behind as i32
+impl AxisGatherArgs {
+    pub(crate) fn coordinate(&self, position: u32) -> i32 {
+        (position * self.scale + self.origin_positive) as i32 - self.origin_negative as i32
     }
 
-    /// The bits of the taps that lie inside for a site at `coordinate`: a run of them.
+    /// The mask of the valid taps at `coordinate`: consecutive bits.
     fn mask(&self, coordinate: i32) -> u32 {
-        let first = self.first_not_below(0i32 - coordinate);
-        let end = self.first_not_below(self.extent as i32 - coordinate);
+        let first = self.first_tap_from(0i32 - coordinate);
+        let end = self.first_tap_from(self.extent as i32 - coordinate);
         self.bit * (((1u32 << end) - 1u32) & !((1u32 << first) - 1u32))
     }
 
-    /// The first tap that lies `distance` or more behind tap 0, at most the number of taps a mask holds.
-    fn first_not_below(&self, distance: i32) -> u32 {
+    /// The first tap at least `distance` elements after tap 0, at most [`MASK_BITS`].
+    fn first_tap_from(&self, distance: i32) -> u32 {
         let taps = min(self.tap_count, comptime!(MASK_BITS as u32));
         let (tap, _) = self.step_divisor.div_mod(max(distance, 0i32) as u32 + max(self.step, 1u32) - 1u32);
         min(tap, taps)
     }
 
-    /// The first tap of a site at `coordinate` that lies inside the source, and the one behind the last; of
-    /// ten taps at most.
-    pub(crate) fn inside(&self, coordinate: i32) -> (u32, u32) {
-        (self.first_not_below(0i32 - coordinate), self.first_not_below(self.extent as i32 - coordinate))
+    /// The range of valid taps at `coordinate`, among the first [`MASK_BITS`].
+    pub(crate) fn valid_taps(&self, coordinate: i32) -> (u32, u32) {
+        (self.first_tap_from(0i32 - coordinate), self.first_tap_from(self.extent as i32 - coordinate))
     }
 
-    fn source_offset(&self, site: u32) -> usize {
-        (site * self.scale + self.ahead) as usize * self.source_stride
-            - self.behind as usize * self.source_stride
+    fn source_offset(&self, position: u32) -> usize {
+        (position * self.scale + self.origin_positive) as usize * self.source_stride
+            - self.origin_negative as usize * self.source_stride
     }
 
-    pub(crate) fn out_offset(&self, site: u32) -> usize {
-        (self.first_out + site * self.out_step) as usize * self.out_stride
+    pub(crate) fn out_offset(&self, position: u32) -> usize {
+        (self.first_out + position * self.out_step) as usize * self.out_stride
     }
 
     pub(crate) fn weight_offset(&self, tap: u32, #[comptime] pass: Pass) -> usize {
@@ -132,9 +140,9 @@ impl AxisWalkArgs {
 }
 
 #[cube]
-impl AxisWalkArgs {
-    /// The offset of coordinate `p` and whether it lies inside the source; replicate padding moves it there.
-    pub(crate) fn place(&self, p: i32, #[comptime] padding: PaddingMode) -> (usize, bool) {
+impl AxisGatherArgs {
+    /// The source offset of coordinate `p` and whether it is in bounds; replicate padding clamps it.
+    pub(crate) fn load_offset(&self, p: i32, #[comptime] padding: PaddingMode) -> (usize, bool) {
         if comptime!(padding == PaddingMode::Replicate) {
             let p = clamp(p, 0i32, self.extent as i32 - 1i32);
             (p as usize * self.source_stride, true.runtime())
@@ -143,18 +151,24 @@ impl AxisWalkArgs {
         }
     }
 
-    /// The axis of another residue class: so many taps, of which the first site's first reads at
-    /// `ahead - behind`.
-    pub(crate) fn phase(&self, phase: u32, taps: u32, ahead: u32, behind: u32) -> AxisWalkArgs {
-        AxisWalkArgs {
-            sites: self.sites,
+    /// The same axis for another residue class, with `taps` taps and the origin
+    /// `origin_positive - origin_negative`.
+    pub(crate) fn phase(
+        &self,
+        phase: u32,
+        taps: u32,
+        origin_positive: u32,
+        origin_negative: u32,
+    ) -> AxisGatherArgs {
+        AxisGatherArgs {
+            positions: self.positions,
             taps: self.taps,
             tap_count: taps,
             bit: self.bit,
             extent: self.extent,
             scale: self.scale,
-            ahead,
-            behind,
+            origin_positive,
+            origin_negative,
             step: self.step,
             step_divisor: self.step_divisor,
             first_tap: self.first_tap,
@@ -169,10 +183,15 @@ impl AxisWalkArgs {
 }
 
 #[cube]
-impl Walk {
-    /// The same tensors along other axes.
-    pub(crate) fn along(&self, depth: AxisWalkArgs, height: AxisWalkArgs, width: AxisWalkArgs) -> Walk {
-        Walk {
+impl GatherArgs {
+    /// The same tensors with other axes.
+    pub(crate) fn with_axes(
+        &self,
+        depth: AxisGatherArgs,
+        height: AxisGatherArgs,
+        width: AxisGatherArgs,
+    ) -> GatherArgs {
+        GatherArgs {
             depth,
             height,
             width,
@@ -190,22 +209,22 @@ impl Walk {
         }
     }
 
-    /// Offset of a channel of an image in the source.
+    /// Offset in the source of channel `c` of image `n`.
     pub(crate) fn source_at(&self, n: u32, c: u32) -> usize {
         n as usize * self.source_batch_stride + c as usize * self.source_channel_stride
     }
 
-    /// Offset of a channel of an image in the result.
+    /// Offset in the result of channel `c` of image `n`.
     pub(crate) fn out_at(&self, n: u32, c: u32) -> usize {
         n as usize * self.out_batch_stride + c as usize * self.out_channel_stride
     }
 
-    /// The site at a linear index, width fastest.
-    pub(crate) fn site(&self, index: u32) -> Site {
-        let (rest, w) = self.width.sites.div_mod(index);
-        let (rest, h) = self.height.sites.div_mod(rest);
-        let (n, d) = self.depth.sites.div_mod(rest);
-        Site {
+    /// The output position at a linear index, width fastest.
+    pub(crate) fn position(&self, index: u32) -> OutputPosition {
+        let (rest, w) = self.width.positions.div_mod(index);
+        let (rest, h) = self.height.positions.div_mod(rest);
+        let (n, d) = self.depth.positions.div_mod(rest);
+        OutputPosition {
             source: n as usize * self.source_batch_stride
                 + self.depth.source_offset(d)
                 + self.height.source_offset(h)
@@ -223,27 +242,27 @@ impl Walk {
         }
     }
 
-    /// Where a site's results go.
-    pub(crate) fn site_out(&self, index: u32) -> usize {
-        let (rest, w) = self.width.sites.div_mod(index);
-        let (rest, h) = self.height.sites.div_mod(rest);
-        let (n, d) = self.depth.sites.div_mod(rest);
+    /// Offset in the result of the output position at a linear index.
+    pub(crate) fn position_out(&self, index: u32) -> usize {
+        let (rest, w) = self.width.positions.div_mod(index);
+        let (rest, h) = self.height.positions.div_mod(rest);
+        let (n, d) = self.depth.positions.div_mod(rest);
         n as usize * self.out_batch_stride
             + self.depth.out_offset(d)
             + self.height.out_offset(h)
             + self.width.out_offset(w)
     }
 
-    /// The term at a linear index of K: channels slowest, taps in the weight's order. One that does not exist
-    /// lies outside for every site.
-    pub(crate) fn tap(&self, index: u32, exists: bool, #[comptime] pass: Pass) -> Tap {
+    /// The (channel, tap) pair at a linear index: channels slowest, taps in the weight's order. One that does
+    /// not exist is out of bounds at every position.
+    pub(crate) fn channel_tap(&self, index: u32, exists: bool, #[comptime] pass: Pass) -> ChannelTap {
         let (c, rest) = self.taps.div_mod(index);
         let (rest, w) = self.width.taps.div_mod(rest);
         let (d, h) = self.height.taps.div_mod(rest);
         let step_d = d * self.depth.step;
         let step_h = h * self.height.step;
         let step_w = w * self.width.step;
-        Tap {
+        ChannelTap {
             source: c as usize * self.source_channel_stride
                 + step_d as usize * self.depth.source_stride
                 + step_h as usize * self.height.source_stride
@@ -252,7 +271,7 @@ impl Walk {
                 + self.depth.weight_offset(d, pass)
                 + self.height.weight_offset(h, pass)
                 + self.width.weight_offset(w, pass),
-            bits: select(exists, 0u32, ABSENT)
+            bits: select(exists, 0u32, RANGE_BIT)
                 | (self.depth.bit << d)
                 | (self.height.bit << h)
                 | (self.width.bit << w),
@@ -262,24 +281,24 @@ impl Walk {
         }
     }
 
-    /// The weight gradient's column at a linear index: a term that reads at windows that exist.
-    pub(crate) fn column(&self, index: u32) -> Tap {
-        let mut tap = self.tap(index, true.runtime(), Pass::Forward);
-        tap.bits |= ABSENT;
+    /// The weight gradient's M index: a (channel, tap) pair that is valid only at positions that exist.
+    pub(crate) fn weight_gradient_tap(&self, index: u32) -> ChannelTap {
+        let mut tap = self.channel_tap(index, true.runtime(), Pass::Forward);
+        tap.bits |= RANGE_BIT;
         tap
     }
 
-    /// Offset of a group's channels in the weight.
+    /// Offset of a group in the weight.
     pub(crate) fn weight_group(&self, group: u32) -> usize {
         group as usize * self.weight_group_stride
     }
 
-    /// Offset of a channel of the source in the weight.
+    /// Offset of a source channel in the weight.
     pub(crate) fn weight_channel(&self, channel: u32) -> usize {
         channel as usize * self.weight_channel_stride
     }
 
-    /// Offset of a product's column in the weight.
+    /// Offset of a GEMM column (N index) in the weight.
     pub(crate) fn weight_column(&self, column: u32) -> usize {
         column as usize * self.weight_column_stride
     }
@@ -289,7 +308,7 @@ impl Walk {
         channel as usize * self.source_channel_stride
     }
 
-    /// Offset of a product's column in the result: of its channel, and of its tap where windows do not
+    /// Offset of a GEMM column (N index) in the result: its channel, and its tap where windows do not
     /// overlap.
     pub(crate) fn out_column(&self, column: u32) -> usize {
         let (c, rest) = self.columns.div_mod(column);
@@ -306,29 +325,33 @@ impl Walk {
         channel as usize * self.out_channel_stride
     }
 
-    /// Where the term reads for the site, and whether that is inside the source. Replicate padding moves the
-    /// place to the nearest element.
-    pub(crate) fn place(&self, site: &Site, tap: &Tap, #[comptime] padding: PaddingMode) -> (usize, bool) {
-        let mut at = site.source + tap.source;
-        let mut inside = (site.mask & tap.bits) == tap.bits;
+    /// The source offset that a pair reads at a position, and whether it is in bounds. Replicate padding
+    /// clamps it to the nearest element.
+    pub(crate) fn load_offset(
+        &self,
+        position: &OutputPosition,
+        tap: &ChannelTap,
+        #[comptime] padding: PaddingMode,
+    ) -> (usize, bool) {
+        let mut at = position.source + tap.source;
+        let mut inside = (position.mask & tap.bits) == tap.bits;
         if comptime!(padding == PaddingMode::Replicate) {
-            let d = site.d + tap.d as i32;
-            let h = site.h + tap.h as i32;
-            let w = site.w + tap.w as i32;
-            // Both kinds of shared entries say so in the same bit: terms that do not exist have it, windows
-            // that do.
-            inside = tap.bits < ABSENT || site.mask >= ABSENT;
-            at += excess(d, self.depth.extent, self.depth.source_stride);
-            at += excess(h, self.height.extent, self.height.source_stride);
-            at += excess(w, self.width.extent, self.width.source_stride);
+            let d = position.d + tap.d as i32;
+            let h = position.h + tap.h as i32;
+            let w = position.w + tap.w as i32;
+            // [`RANGE_BIT`]: set in taps that do not exist, or in positions that do.
+            inside = tap.bits < RANGE_BIT || position.mask >= RANGE_BIT;
+            at += clamp_offset(d, self.depth.extent, self.depth.source_stride);
+            at += clamp_offset(h, self.height.extent, self.height.source_stride);
+            at += clamp_offset(w, self.width.extent, self.width.source_stride);
         }
         (at, inside)
     }
 }
 
-/// What brings coordinate `p` back into `0..extent`, as an offset that wraps.
+/// The wrapping offset that clamps coordinate `p` to `0..extent`.
 #[cube]
-fn excess(p: i32, extent: u32, stride: usize) -> usize {
+fn clamp_offset(p: i32, extent: u32, stride: usize) -> usize {
     let last = extent as i32 - 1i32;
     let below = max(0i32 - p, 0i32) as u32;
     let above = max(p - last, 0i32) as u32;

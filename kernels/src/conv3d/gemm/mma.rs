@@ -1,29 +1,31 @@
-//! The gathered product with matrix units (cooperative matrices, simdgroup matrices): forward pass and input
-//! gradient, fp32 accumulation.
+//! Gathered implicit GEMM on matrix units (cooperative matrices, simdgroup matrices), fp32 accumulation:
+//! forward pass and input gradient.
 //!
 //! ```text
-//!                     tile_m sites     a stage: tile_k terms of tile_n channels and of tile_m sites, terms
-//!               +---+---+---+---+        fastest, rows 16 bytes longer than their terms
-//!     tile_n    | plane | plane |      a plane: plane_n x plane_m results as fragments of the device's shape
-//!    channels   +-------+-------+      a cube:  (tile_n / plane_n) * (tile_m / plane_m) planes of 32 units
-//!               | plane | plane |
-//!               +-------+-------+
+//! out[position, n] = activation( bias[n] + sum over k = (c, tap) of source(position, k) * weight(k, n) )
+//!
+//!                  tile_m output positions
+//!               +----------+----------+    a stage:        tile_k of tile_m positions and tile_n channels
+//!     tile_n    | subgroup | subgroup |    a subgroup:     subgroup_n x subgroup_m results, in fragments
+//!    channels   +----------+----------+    a threadgroup:  (tile_n / subgroup_n) * (tile_m / subgroup_m)
+//!               | subgroup | subgroup |                    subgroups of 32
+//!               +----------+----------+
+//!
+//! source, out  [N, C, D, H, W], any strides
+//! weight       [N / groups, K] of each group, any strides; packed ([`super::pack`]) for input gradients
 //! ```
 //!
-//! Channels are the product's rows here: a fragment's rows are then runs of the result's memory, and
-//! accumulators are stored row-major only. Terms travel in vectors; neighbouring lanes' sites lie beside each
-//! other in memory. Where a plane of the source is a run of sites (1x1x1, 3x1x1) its vectors are read whole
-//! and lie in their stage with sites fastest. Weights whose terms are no aligned runs are read along terms
-//! and lie in their stage with channels fastest. As in [`super::registers`], a stage is gathered while the
-//! one before is multiplied. Each fragment passes through the plane's own patch of shared memory, where bias,
-//! activation, rounding and the tails are applied. Bytes and operations per stage are those of
-//! [`super::config`]. Declined: types for which the device has no matrices with fp32 accumulators.
+//! Lanes load along positions, which are adjacent in memory. The source's stage is K-major, but M-major where
+//! whole vectors of positions are loaded (pointwise-in-frame windows, [`super::vectors`]). The weight's stage
+//! is K-major where vectors along K are loaded, else N-major. K loop as in [`super::fma`], fragments and
+//! epilogue: [`super::fragments`], bytes and FLOP: [`super::config`]. Declined: what [`super::fma`] declines,
+//! and types for which the device has no matrices with fp32 accumulators.
 
-use super::config::{MatrixTile, shared_terms};
-use super::fragments::{accumulators, gather_channels, multiply, write_result, write_rows};
-use super::index::{Site, Walk};
-use super::stage::{Extents, clear};
-use super::table::{Table, fill_half, fill_other_half};
+use super::config::{MatrixTile, table_entries};
+use super::fragments::{accumulators, epilogue, load_channels_via_table, multiply, store_rows};
+use super::index::{GatherArgs, OutputPosition};
+use super::stage::{GemmShape, zero_stage};
+use super::table::{IndexTable, fill_half, fill_other_half};
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
@@ -37,8 +39,8 @@ pub(crate) fn mma_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, R: Size
     weight: &[Vector<E, W>],
     bias: ComptimeOption<&Tensor<E>>,
     out: &mut [O],
-    walk: Walk,
-    extents: Extents,
+    gather: GatherArgs,
+    shape: GemmShape,
     span: Span,
     #[comptime] padding: PaddingMode,
     #[comptime] tile: MatrixTile,
@@ -47,103 +49,119 @@ pub(crate) fn mma_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, R: Size
     #[define(S)] _stage_dtype: ElemType,
     #[define(O)] _out_dtype: ElemType,
 ) {
-    // The whole cube leaves together: barriers follow.
+    // Uniform for the threadgroup: barriers follow.
     if span.is_idle() {
         terminate!();
     }
-    let share = extents.share(span.index(), tile.tile_m, tile.tile_n);
-    let group = share.group;
-    let first_m = share.first_m;
-    let first_n = share.first_n;
-    let first_k = share.first_k;
-    let end_k = share.end_k;
+    let work = shape.work_tile(span.index(), tile.tile_m, tile.tile_n);
+    let group = work.group;
+    let first_m = work.first_m;
+    let first_n = work.first_n;
+    let first_k = work.first_k;
+    let end_k = work.end_k;
 
     let width = V::value();
-    // Neighbouring sites that are read as one vector.
-    let beside = R::value();
-    let along_terms = comptime!(beside == 1);
-    let (site_rows, row) = comptime!(tile.site_stage(along_terms, width, size));
-    let mut site_stage = Shared::<[Vector<S, V>]>::new_slice(comptime!(site_rows * row));
-    // Whether neighbouring terms of a channel's weights are read as one vector.
-    let together = W::value();
-    let runs = comptime!(together > 1);
-    let (weight_rows, weight_row) = comptime!(tile.channel_stage(runs, width, size));
+    // Adjacent positions in one load.
+    let source_width = R::value();
+    let source_k_major = comptime!(source_width == 1);
+    let (source_rows, source_row) = comptime!(tile.source_stage(source_k_major, width, size));
+    let mut source_stage = Shared::<[Vector<S, V>]>::new_slice(comptime!(source_rows * source_row));
+    // Adjacent K indices in one load.
+    let weight_width = W::value();
+    let weight_k_major = comptime!(weight_width > 1);
+    let (weight_rows, weight_row) = comptime!(tile.channel_stage(weight_k_major, width, size));
     let mut weight_stage = Shared::<[Vector<S, V>]>::new_slice(comptime!(weight_rows * weight_row));
-    let mut patches = Shared::<[f32]>::new_slice(comptime!(tile.planes() * tile.fragment * tile.fragment));
-    let terms = comptime!(shared_terms(tile.tile_k, padding));
-    let mut table = Table::new(terms, true, comptime!(padding == PaddingMode::Replicate));
-    let unit = UNIT_POS as usize;
-    // A unit keeps its sites through all stages.
-    let count = comptime!(tile.sites(width, beside));
-    let lanes = comptime!(tile.tile_m / (count * beside));
-    let mut sites = Sequence::<Site>::new();
+    let mut scratch = Shared::<[f32]>::new_slice(comptime!(tile.subgroups() * tile.fragment * tile.fragment));
+    let entries = comptime!(table_entries(tile.tile_k, padding));
+    let mut table = IndexTable::new(entries, true, comptime!(padding == PaddingMode::Replicate));
+    let thread = UNIT_POS as usize;
+    // A thread loads the same positions in all stages.
+    let count = comptime!(tile.positions_per_thread(width, source_width));
+    let lanes = comptime!(tile.tile_m / (count * source_width));
+    let mut positions = Sequence::<OutputPosition>::new();
     #[unroll]
     for i in 0..count {
-        let in_tile = unit % lanes * beside + comptime!(i * lanes);
-        let mut site = walk.site(min(first_m + in_tile as u32, extents.m - beside as u32));
-        site.source += walk.source_channel(group * extents.source_channels);
-        sites.push(site);
+        let in_tile = thread % lanes * source_width + comptime!(i * lanes);
+        let mut position = gather.position(min(first_m + in_tile as u32, shape.m - source_width as u32));
+        position.source += gather.source_channel(group * shape.source_channels);
+        positions.push(position);
     }
-    let weight_group = walk.weight_group(group);
-    let channels = (first_n, extents.n - 1u32, walk.weight_column(1u32));
+    let weight_group = gather.weight_group(group);
+    let channels = (first_n, shape.n - 1u32, gather.weight_column(1u32));
 
-    let sums = accumulators(comptime!(tile.plane_m * tile.plane_n), tile.fragment);
-    clear(&mut site_stage, tile.units());
-    clear(&mut weight_stage, tile.units());
-    // The terms at `stage_k` are read while those before are multiplied; past the end there is nothing to
-    // read.
+    let sums = accumulators(comptime!(tile.subgroup_m * tile.subgroup_n), tile.fragment);
+    zero_stage(&mut source_stage, tile.threads());
+    zero_stage(&mut weight_stage, tile.threads());
+    // Each iteration loads the stage at `stage_k` and multiplies the one before; the last loads nothing.
     let stage = comptime!(tile.tile_k as u32).runtime();
     let mut stage_k = first_k;
     let mut at = 0usize.runtime();
-    fill_half(&mut table, &walk, 0usize, stage_k, end_k, Pass::Forward, padding, terms, tile.units());
+    fill_half(&mut table, &gather, 0usize, stage_k, end_k, Pass::Forward, padding, entries, tile.threads());
     sync_cube();
     while stage_k < end_k + stage {
-        // Before anything is read: a driver may wait for what is under way where control flow parts.
-        fill_other_half(&mut table, &walk, at, stage_k, end_k, Pass::Forward, padding, terms, tile.units());
-        let sources = gather_site(source, &walk, &sites, &table, at, padding, width, tile);
-        let weights = gather_channels(weight, &table, at, weight_group, channels, Pass::Forward, width, tile);
-        multiply(&site_stage, &weight_stage, &sums, comptime!((along_terms, runs)), size, tile);
+        // Before the loads: a divergent branch after them may stall on loads in flight.
+        fill_other_half(
+            &mut table,
+            &gather,
+            at,
+            stage_k,
+            end_k,
+            Pass::Forward,
+            padding,
+            entries,
+            tile.threads(),
+        );
+        let sources = load_source(source, &gather, &positions, &table, at, padding, width, tile);
+        let weights =
+            load_channels_via_table(weight, &table, at, weight_group, channels, Pass::Forward, width, tile);
+        multiply(
+            &source_stage,
+            &weight_stage,
+            &sums,
+            comptime!((source_k_major, weight_k_major)),
+            size,
+            tile,
+        );
         sync_cube();
-        write_sites(&sources, &mut site_stage, row, tile);
-        write_rows(&weights, &mut weight_stage, weight_row, tile.tile_n, tile);
+        store_source(&sources, &mut source_stage, source_row, tile);
+        store_rows(&weights, &mut weight_stage, weight_row, tile.tile_n, tile);
         stage_k += stage;
-        at = (at + tile.tile_k) % terms;
+        at = (at + tile.tile_k) % entries;
         sync_cube();
     }
-    write_result(&sums, &mut patches, bias, out, &walk, &extents, &share, Pass::Forward, tile);
+    epilogue(&sums, &mut scratch, bias, out, &gather, &shape, &work, Pass::Forward, tile);
 }
 
-/// Reads this unit's part of the next sites' stage into registers: lanes run along sites.
+/// Loads this thread's elements of the next source stage into registers, lanes along positions (coalesced).
 #[cube]
-fn gather_site<E: Float, R: Size>(
+fn load_source<E: Float, R: Size>(
     source: &[Vector<E, R>],
-    walk: &Walk,
-    sites: &Sequence<Site>,
-    table: &Table,
+    gather: &GatherArgs,
+    positions: &Sequence<OutputPosition>,
+    table: &IndexTable,
     at: usize,
     #[comptime] padding: PaddingMode,
     #[comptime] width: usize,
     #[comptime] tile: MatrixTile,
 ) -> Sequence<Vector<E, R>> {
     let mut values = Sequence::<Vector<E, R>>::new();
-    let beside = R::value();
-    let count = comptime!(tile.sites(width, beside));
-    let lanes = comptime!(tile.tile_m / (count * beside));
-    // Terms that a unit reads behind each other: of sites that are read one by one, those of a vector of the
-    // stage.
-    let run = comptime!(if beside == 1 { width } else { 1 });
+    let source_width = R::value();
+    let count = comptime!(tile.positions_per_thread(width, source_width));
+    let lanes = comptime!(tile.tile_m / (count * source_width));
+    // Consecutive K indices of a thread: a vector of a K-major stage, else one.
+    let k_count = comptime!(if source_width == 1 { width } else { 1 });
     #[unroll]
     for load in 0..comptime!(tile.loads(tile.tile_m, width) / count) {
-        let first = (UNIT_POS as usize / lanes + comptime!(load * (tile.units() / lanes))) * run;
+        let first = (UNIT_POS as usize / lanes + comptime!(load * (tile.threads() / lanes))) * k_count;
         #[unroll]
-        for i in 0..run {
+        for i in 0..k_count {
             let tap = table.get(at + first + i, comptime!(padding == PaddingMode::Replicate));
             #[unroll]
             for j in 0..count {
-                let (place, inside) = walk.place(sites.index(j), &tap, padding);
+                let (offset, in_bounds) = gather.load_offset(positions.index(j), &tap, padding);
                 let mut value = Vector::<E, R>::new(E::from_int(0));
-                if inside {
-                    value = source[place / beside];
+                if in_bounds {
+                    value = source[offset / source_width];
                 }
                 values.push(value);
             }
@@ -152,35 +170,35 @@ fn gather_site<E: Float, R: Size>(
     values
 }
 
-/// Writes the sites' stage. Vectors are put together here, not where their terms are read: whatever touches a
-/// value waits for it.
+/// Stores the source's stage. Vectors are built here, not at the load: the first use of a value waits for its
+/// load.
 #[cube]
-fn write_sites<E: Float, S: Float, V: Size, R: Size>(
+fn store_source<E: Float, S: Float, V: Size, R: Size>(
     from: &Sequence<Vector<E, R>>,
     stage: &mut Shared<[Vector<S, V>]>,
     #[comptime] row: usize,
     #[comptime] tile: MatrixTile,
 ) {
     let width = V::value();
-    let beside = R::value();
-    let sites = comptime!(tile.sites(width, beside));
-    let lanes = comptime!(tile.tile_m / (sites * beside));
+    let source_width = R::value();
+    let count = comptime!(tile.positions_per_thread(width, source_width));
+    let lanes = comptime!(tile.tile_m / (count * source_width));
     #[unroll]
     for load in 0..comptime!(tile.loads(tile.tile_m, width)) {
-        let next = UNIT_POS as usize / lanes + comptime!(load / sites * (tile.units() / lanes));
-        if comptime!(beside == width) {
+        let next = UNIT_POS as usize / lanes + comptime!(load / count * (tile.threads() / lanes));
+        if comptime!(source_width == width) {
             stage[next * row + UNIT_POS as usize % lanes] = Vector::cast_from(*from.index(load));
         } else {
-            let site = comptime!(load % sites);
-            let mut terms = Vector::<S, V>::empty();
+            let position = comptime!(load % count);
+            let mut values = Vector::<S, V>::empty();
             #[unroll]
             for i in 0..width {
-                // As they were read: loads, terms, sites.
-                let read = from.index(comptime!((load / sites * width + i) * sites + site));
-                terms.insert(i, S::cast_from(read.extract(0usize)));
+                // In the order of the loads: vectors, K indices, positions.
+                let value = from.index(comptime!((load / count * width + i) * count + position));
+                values.insert(i, S::cast_from(value.extract(0usize)));
             }
-            let in_tile = UNIT_POS as usize % lanes + comptime!(site * lanes);
-            stage[in_tile * row + next] = terms;
+            let in_tile = UNIT_POS as usize % lanes + comptime!(position * lanes);
+            stage[in_tile * row + next] = values;
         }
     }
 }

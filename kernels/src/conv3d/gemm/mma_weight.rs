@@ -1,26 +1,33 @@
-//! The weight gradient on matrix units (cooperative matrices, simdgroup matrices), fp32 accumulation.
+//! The weight gradient as a gathered implicit GEMM on matrix units (cooperative matrices, simdgroup
+//! matrices), fp32 accumulation.
 //!
 //! ```text
-//! partial[part, o, m] = sum over the part's windows q of dy(q, o) * source(q, m)        m = (c, tap)
+//! partial[slice, n, m] = sum over the slice's positions k of dy(k, n) * source(k, m)        m = (c, tap)
 //!
-//! a stage: tile_k windows of tile_m sources and of tile_n output channels, windows slowest,
-//!          rows 16 bytes longer than what they hold
+//!                  tile_m channel taps
+//!               +----------+----------+      a stage:        tile_k positions of tile_m channel taps and of
+//!     tile_n    | subgroup | subgroup |                      tile_n channels of dy
+//!    channels   +----------+----------+      a subgroup:     subgroup_n x subgroup_m results, in fragments
+//!               | subgroup | subgroup |      a threadgroup:  (tile_n / subgroup_n) * (tile_m / subgroup_m)
+//!               +----------+----------+                      subgroups of 32
+//!
+//! source, dy  [N, C, D, H, W], any strides;  partial  [slices, O, C / groups, taps], contiguous, fp32
 //! ```
 //!
-//! Windows are what lies in runs in memory, so a plane's lanes read 32 neighbouring windows of the same
-//! source; each packs its values of neighbouring sources into one vector of the stage. A window's place is
-//! divided out once, by one unit, and shared; a source's once per cube. Where a plane of the source is a run
-//! of windows (1x1x1, 3x1x1) its vectors are read whole, and the stage holds rows of sources. Tiles, planes
-//! and the results' way to memory: [`super::matrices`], [`super::fragments`]; parts are summed in order by
-//! `reduce.rs`. Bytes and operations per stage are those of [`super::config`], the partials are written and
-//! read once more, 8 bytes each. Declined: types for which the device has no matrices with fp32 accumulators.
+//! Positions are adjacent in memory, so lanes load along K: 32 adjacent positions of one channel tap. The
+//! stages are M-major and N-major, but K-major where whole vectors of positions are loaded (the source of
+//! pointwise-in-frame windows; dy, [`super::vectors`]). Positions and channel taps are divided out once per
+//! threadgroup ([`super::table`]). Fragments and epilogue: [`super::fragments`]. `reduce.rs` adds the slices
+//! in order. Bytes and FLOP per stage: [`super::config`]; partial results are written and read once, 8 bytes
+//! each. Declined: what [`super::fma`] declines, and types for which the device has no matrices with fp32
+//! accumulators.
 
-use super::config::{MatrixTile, shared_terms};
-use super::fragments::{accumulators, gather_channels, multiply, write_result, write_rows};
-use super::index::Walk;
-use super::stage::{Extents, clear};
-use super::table::{Table, fill_half, fill_other_half};
-use super::weight::fill_columns;
+use super::config::{MatrixTile, table_entries};
+use super::fragments::{accumulators, epilogue, load_channels_via_table, multiply, store_rows};
+use super::index::GatherArgs;
+use super::stage::{GemmShape, zero_stage};
+use super::table::{IndexTable, fill_half, fill_other_half};
+use super::weight::fill_taps;
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
@@ -33,8 +40,8 @@ pub(crate) fn mma_weight_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, 
     source: &[Vector<E, R>],
     dy: &[Vector<E, W>],
     out: &mut [O],
-    walk: Walk,
-    extents: Extents,
+    gather: GatherArgs,
+    shape: GemmShape,
     span: Span,
     #[comptime] padding: PaddingMode,
     #[comptime] tile: MatrixTile,
@@ -43,73 +50,72 @@ pub(crate) fn mma_weight_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, 
     #[define(S)] _stage_dtype: ElemType,
     #[define(O)] _out_dtype: ElemType,
 ) {
-    // The whole cube leaves together: barriers follow.
+    // Uniform for the threadgroup: barriers follow.
     if span.is_idle() {
         terminate!();
     }
-    let share = extents.share(span.index(), tile.tile_m, tile.tile_n);
-    let group = share.group;
-    let end_k = share.end_k;
+    let work = shape.work_tile(span.index(), tile.tile_m, tile.tile_n);
+    let group = work.group;
+    let end_k = work.end_k;
 
     let width = V::value();
-    // Neighbouring windows of the source that are read as one vector.
-    let beside = R::value();
-    let along_terms = comptime!(beside > 1);
-    let (source_rows, source_row) = comptime!(tile.site_stage(along_terms, width, size));
-    // Whether neighbouring windows of dy are read as one vector.
-    let together = W::value();
-    let runs = comptime!(together > 1);
-    let (dy_rows, dy_row) = comptime!(tile.channel_stage(runs, width, size));
+    // Adjacent positions of the source in one load.
+    let source_width = R::value();
+    let source_k_major = comptime!(source_width > 1);
+    let (source_rows, source_row) = comptime!(tile.source_stage(source_k_major, width, size));
+    // Adjacent positions of dy in one load.
+    let dy_width = W::value();
+    let dy_k_major = comptime!(dy_width > 1);
+    let (dy_rows, dy_row) = comptime!(tile.channel_stage(dy_k_major, width, size));
     let mut source_stage = Shared::<[Vector<S, V>]>::new_slice(comptime!(source_rows * source_row));
     let mut dy_stage = Shared::<[Vector<S, V>]>::new_slice(comptime!(dy_rows * dy_row));
-    let mut patches = Shared::<[f32]>::new_slice(comptime!(tile.planes() * tile.fragment * tile.fragment));
+    let mut scratch = Shared::<[f32]>::new_slice(comptime!(tile.subgroups() * tile.fragment * tile.fragment));
     let replicate = comptime!(padding == PaddingMode::Replicate);
-    let terms = comptime!(shared_terms(tile.tile_k, padding));
-    let mut windows = Table::new(terms, true, replicate);
-    // In shared memory, not in each unit's registers: those are what a cube runs out of.
-    let mut columns = Table::new(tile.tile_m, false, replicate);
-    fill_columns(&mut columns, &walk, &share, &extents, replicate, tile.tile_m, tile.units());
+    let entries = comptime!(table_entries(tile.tile_k, padding));
+    let mut positions = IndexTable::new(entries, true, replicate);
+    // In shared memory, not in registers: register pressure limits occupancy.
+    let mut taps = IndexTable::new(tile.tile_m, false, replicate);
+    fill_taps(&mut taps, &gather, &work, &shape, replicate, tile.tile_m, tile.threads());
 
-    let sums = accumulators(comptime!(tile.plane_m * tile.plane_n), tile.fragment);
-    let first_o = group * extents.n + share.first_n;
-    let last_o = group * extents.n + extents.n - 1u32;
-    let o_stride = walk.out_channel(1u32);
-    clear(&mut source_stage, tile.units());
-    clear(&mut dy_stage, tile.units());
-    // The windows at `stage_k` are read while those before are multiplied; past the end there is nothing to
-    // read.
+    let sums = accumulators(comptime!(tile.subgroup_m * tile.subgroup_n), tile.fragment);
+    let first_o = group * shape.n + work.first_n;
+    let last_o = group * shape.n + shape.n - 1u32;
+    let o_stride = gather.out_channel(1u32);
+    zero_stage(&mut source_stage, tile.threads());
+    zero_stage(&mut dy_stage, tile.threads());
+    // Each iteration loads the stage at `stage_k` and multiplies the one before; the last loads nothing.
     let stage = comptime!(tile.tile_k as u32).runtime();
-    let mut stage_k = share.first_k;
+    let mut stage_k = work.first_k;
     let mut at = 0usize.runtime();
     fill_half(
-        &mut windows,
-        &walk,
+        &mut positions,
+        &gather,
         0usize,
         stage_k,
         end_k,
         Pass::WeightGradient,
         padding,
-        terms,
-        tile.units(),
+        entries,
+        tile.threads(),
     );
     sync_cube();
     while stage_k < end_k + stage {
-        // Before anything is read: a driver may wait for what is under way where control flow parts.
+        // Before the loads: a divergent branch after them may stall on loads in flight.
         fill_other_half(
-            &mut windows,
-            &walk,
+            &mut positions,
+            &gather,
             at,
             stage_k,
             end_k,
             Pass::WeightGradient,
             padding,
-            terms,
-            tile.units(),
+            entries,
+            tile.threads(),
         );
-        let sources = gather_source(source, &walk, &columns, &windows, at, padding, width, tile);
-        let gradients = gather_channels(
+        let sources = load_source(source, &gather, &taps, &positions, at, padding, width, tile);
+        let gradients = load_channels_via_table(
             dy,
-            &windows,
+            &positions,
             at,
             0usize,
             (first_o, last_o, o_stride),
@@ -117,50 +123,49 @@ pub(crate) fn mma_weight_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, 
             width,
             tile,
         );
-        multiply(&source_stage, &dy_stage, &sums, comptime!((along_terms, runs)), size, tile);
+        multiply(&source_stage, &dy_stage, &sums, comptime!((source_k_major, dy_k_major)), size, tile);
         sync_cube();
-        write_rows(&sources, &mut source_stage, source_row, tile.tile_m, tile);
-        write_rows(&gradients, &mut dy_stage, dy_row, tile.tile_n, tile);
+        store_rows(&sources, &mut source_stage, source_row, tile.tile_m, tile);
+        store_rows(&gradients, &mut dy_stage, dy_row, tile.tile_n, tile);
         stage_k += stage;
-        at = (at + tile.tile_k) % terms;
+        at = (at + tile.tile_k) % entries;
         sync_cube();
     }
     let no_bias = ComptimeOption::<&Tensor<E>>::new_None();
-    write_result(&sums, &mut patches, no_bias, out, &walk, &extents, &share, Pass::WeightGradient, tile);
+    epilogue(&sums, &mut scratch, no_bias, out, &gather, &shape, &work, Pass::WeightGradient, tile);
 }
 
-/// Reads this unit's part of the next stage's sources into registers: one window (or some neighbours) of
-/// several sources, planes along sources.
+/// Loads this thread's elements of the next source stage into registers: one position (or one vector of them)
+/// of several channel taps, lanes along positions (coalesced).
 #[cube]
-#[allow(clippy::too_many_arguments)]
-fn gather_source<E: Float, R: Size>(
+fn load_source<E: Float, R: Size>(
     source: &[Vector<E, R>],
-    walk: &Walk,
-    columns: &Table,
-    windows: &Table,
+    gather: &GatherArgs,
+    taps: &IndexTable,
+    positions: &IndexTable,
     at: usize,
     #[comptime] padding: PaddingMode,
     #[comptime] width: usize,
     #[comptime] tile: MatrixTile,
 ) -> Sequence<Vector<E, R>> {
     let mut values = Sequence::<Vector<E, R>>::new();
-    let beside = R::value();
-    let runs = comptime!(tile.tile_k / beside);
-    let window = at + UNIT_POS as usize % runs * beside;
-    let site = windows.site(window, comptime!(padding == PaddingMode::Replicate));
-    // Sources that a unit reads behind each other: of windows that are read one by one, those of a vector of
-    // the stage.
-    let run = comptime!(if beside == 1 { width } else { 1 });
+    let source_width = R::value();
+    let k_vectors = comptime!(tile.tile_k / source_width);
+    let entry = at + UNIT_POS as usize % k_vectors * source_width;
+    let position = positions.position(entry, comptime!(padding == PaddingMode::Replicate));
+    // Consecutive channel taps of a thread: a vector of an M-major stage, else one.
+    let tap_count = comptime!(if source_width == 1 { width } else { 1 });
     #[unroll]
     for load in 0..comptime!(tile.loads(tile.tile_m, width)) {
-        let first = (UNIT_POS as usize / runs + comptime!(load * (tile.units() / runs))) * run;
+        let first =
+            (UNIT_POS as usize / k_vectors + comptime!(load * (tile.threads() / k_vectors))) * tap_count;
         #[unroll]
-        for i in 0..run {
-            let tap = columns.get(first + i, comptime!(padding == PaddingMode::Replicate));
-            let (place, inside) = walk.place(&site, &tap, padding);
+        for i in 0..tap_count {
+            let tap = taps.get(first + i, comptime!(padding == PaddingMode::Replicate));
+            let (offset, in_bounds) = gather.load_offset(&position, &tap, padding);
             let mut value = Vector::<E, R>::new(E::from_int(0));
-            if inside {
-                value = source[place / beside];
+            if in_bounds {
+                value = source[offset / source_width];
             }
             values.push(value);
         }

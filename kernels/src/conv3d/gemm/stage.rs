@@ -1,38 +1,38 @@
-//! The register-tiled product of two shared-memory stages, common to all passes: what [`super::config`]
-//! draws.
+//! The GEMM of two shared-memory stages with fp32 multiply-adds, common to all passes, and the assignment of
+//! tiles to threadgroups. [`super::config`] draws the tile and counts its bytes and operations.
 
 use super::config::{RegisterTile, VECTOR, row_stride};
 use cubecl::prelude::*;
 
-/// Four neighbouring rows or columns of the product, at one term.
-pub(crate) type Neighbours = Vector<f32, Const<4>>;
+/// Four adjacent rows or columns of a stage at one K index.
+pub(crate) type F32x4 = Vector<f32, Const<4>>;
 
-/// Extents of a gathered product and of its grid.
+/// M, N, K of one group's GEMM and its grid: tiles, groups and split-K slices.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
-pub(super) struct Extents {
+pub(super) struct GemmShape {
     pub(super) m: u32,
     /// Channels of one group's result.
     pub(super) n: u32,
-    /// Terms of the sum.
+    /// Length of the sum.
     pub(super) k: u32,
-    /// Terms of one part of a split sum, a multiple of the stage's; K itself where the sum is not split.
-    pub(super) part_k: u32,
+    /// K indices of a split-K slice, a multiple of `tile_k`; at least K where the sum is not split.
+    pub(super) slice_k: u32,
     /// Channels of one group's source.
     pub(super) source_channels: u32,
     pub(super) tiles_m: usize,
     pub(super) tiles_n: usize,
     pub(super) groups: usize,
-    /// Distance between the partials of two parts.
-    pub(super) part_stride: usize,
-    /// [`Activation::code`](crate::activation::Activation::code) of what is applied to the result.
+    /// Distance between the partial results of two slices.
+    pub(super) slice_stride: usize,
+    /// [`Activation::code`](crate::activation::Activation::code) of the epilogue.
     pub(super) activation: u32,
 }
 
-/// What a cube computes: its tile's first site and channel, its group, and its part's terms.
+/// The work of a threadgroup: its group, its split-K slice, its tile's first row and column, and its K range.
 #[derive(CubeType, Clone, Copy)]
-pub(super) struct Share {
+pub(super) struct WorkTile {
     pub(super) group: u32,
-    pub(super) part: usize,
+    pub(super) slice: usize,
     pub(super) first_m: u32,
     pub(super) first_n: u32,
     pub(super) first_k: u32,
@@ -40,31 +40,36 @@ pub(super) struct Share {
 }
 
 #[cube]
-impl Extents {
-    /// The share of a cube: channels fastest, so that neighbours read the same sites.
-    pub(super) fn share(&self, cube: usize, #[comptime] tile_m: usize, #[comptime] tile_n: usize) -> Share {
-        let in_n = cube % self.tiles_n;
-        let rest = cube / self.tiles_n;
+impl GemmShape {
+    /// The work of a threadgroup. N fastest, so that adjacent threadgroups read the same rows.
+    pub(super) fn work_tile(
+        &self,
+        threadgroup: usize,
+        #[comptime] tile_m: usize,
+        #[comptime] tile_n: usize,
+    ) -> WorkTile {
+        let in_n = threadgroup % self.tiles_n;
+        let rest = threadgroup / self.tiles_n;
         let in_m = rest % self.tiles_m;
         let rest = rest / self.tiles_m;
-        let part = rest / self.groups;
-        let first_k = part as u32 * self.part_k;
-        Share {
+        let slice = rest / self.groups;
+        let first_k = slice as u32 * self.slice_k;
+        WorkTile {
             group: (rest % self.groups) as u32,
-            part,
+            slice,
             first_m: (in_m * tile_m) as u32,
             first_n: (in_n * tile_n) as u32,
             first_k,
-            end_k: min(first_k + self.part_k, self.k),
+            end_k: min(first_k + self.slice_k, self.k),
         }
     }
 }
 
-/// Four values of a load. They travel as a sequence, not an array: drivers keep arrays of 16-bit numbers out
-/// of registers.
+/// The `load`-th four values that a thread has loaded one by one. A sequence, not an array: drivers do not
+/// keep arrays of 16-bit numbers in registers.
 #[cube]
-fn neighbours<E: Float>(from: &Sequence<E>, #[comptime] load: usize) -> Neighbours {
-    let mut values = Neighbours::empty();
+fn four_values<E: Float>(from: &Sequence<E>, #[comptime] load: usize) -> F32x4 {
+    let mut values = F32x4::empty();
     #[unroll]
     for i in 0..VECTOR {
         values.insert(i, f32::cast_from(*from.index(comptime!(load * VECTOR + i))));
@@ -72,25 +77,25 @@ fn neighbours<E: Float>(from: &Sequence<E>, #[comptime] load: usize) -> Neighbou
     values
 }
 
-/// Fills a stage with zeros, which the first turn of a loop multiplies while it reads the first terms: the
-/// gather is in the kernel's text once.
+/// Zeroes a stage. The first iteration of the K loop multiplies the zeros while it loads the first stage:
+/// there is no prologue, so the loads are in the kernel once.
 #[cube]
-pub(super) fn clear<S: Float, V: Size>(stage: &mut Shared<[Vector<S, V>]>, #[comptime] units: usize) {
+pub(super) fn zero_stage<S: Float, V: Size>(stage: &mut Shared<[Vector<S, V>]>, #[comptime] threads: usize) {
     let mut at = UNIT_POS as usize;
     while at < stage.len() {
         stage[at] = Vector::new(S::from_int(0));
-        at += units;
+        at += threads;
     }
 }
 
-/// Row of the tile that is row `i` of this unit.
+/// The tile's row that is row `i` of this thread.
 #[cube]
 pub(super) fn row_of(#[comptime] i: usize, #[comptime] tile: RegisterTile) -> u32 {
     let vector = UNIT_POS % comptime!((tile.tile_m / tile.rows) as u32);
     vector * VECTOR as u32 + comptime!((i / VECTOR * VECTOR * (tile.tile_m / tile.rows) + i % VECTOR) as u32)
 }
 
-/// Column of the tile that is column `j` of this unit.
+/// The tile's column that is column `j` of this thread.
 #[cube]
 pub(crate) fn column_of(#[comptime] j: usize, #[comptime] tile: RegisterTile) -> u32 {
     let vector = UNIT_POS / comptime!((tile.tile_m / tile.rows) as u32);
@@ -98,55 +103,55 @@ pub(crate) fn column_of(#[comptime] j: usize, #[comptime] tile: RegisterTile) ->
         + comptime!((j / VECTOR * VECTOR * (tile.tile_n / tile.columns) + j % VECTOR) as u32)
 }
 
-/// Writes vectors that were read with lanes along terms: unit u holds term `u % tile_k`.
+/// Stores vectors that were loaded with lanes along K: thread t holds K index `t % tile_k`.
 #[cube]
-pub(super) fn write_along_terms<E: Float>(
+pub(super) fn store_lanes_along_k<E: Float>(
     next: &Sequence<E>,
-    stage: &mut Shared<[Neighbours]>,
+    stage: &mut Shared<[F32x4]>,
     #[comptime] extent: usize,
     #[comptime] tile: RegisterTile,
 ) {
-    let term = UNIT_POS as usize % tile.tile_k;
+    let k = UNIT_POS as usize % tile.tile_k;
     #[unroll]
     for load in 0..comptime!(tile.loads(extent)) {
-        let vector = UNIT_POS as usize / tile.tile_k + comptime!(load * (tile.units() / tile.tile_k));
+        let vector = UNIT_POS as usize / tile.tile_k + comptime!(load * (tile.threads() / tile.tile_k));
         if comptime!(tile.divides(extent)) || vector < comptime!(extent / VECTOR) {
-            stage[term * comptime!(row_stride(extent)) + vector] = neighbours(next, load);
+            stage[k * comptime!(row_stride(extent)) + vector] = four_values(next, load);
         }
     }
 }
 
-/// Writes vectors that were read with lanes along rows, whole or element by element.
+/// Stores vectors that were loaded with lanes along M, as vectors or element by element.
 #[cube]
-pub(super) fn write_along_rows<E: Float, R: Size>(
+pub(super) fn store_lanes_along_m<E: Float, R: Size>(
     next: &Sequence<Vector<E, R>>,
-    stage: &mut Shared<[Neighbours]>,
+    stage: &mut Shared<[F32x4]>,
     #[comptime] tile: RegisterTile,
 ) {
-    let beside = R::value();
+    let source_width = R::value();
     #[unroll]
     for load in 0..comptime!(tile.loads(tile.tile_m)) {
-        let element = UNIT_POS as usize + comptime!(load * tile.units());
+        let element = UNIT_POS as usize + comptime!(load * tile.threads());
         let k = element / comptime!(tile.tile_m / VECTOR);
-        let mut values = Neighbours::empty();
-        if comptime!(beside == VECTOR) {
-            values = Neighbours::cast_from(*next.index(load));
+        let mut values = F32x4::empty();
+        if comptime!(source_width == VECTOR) {
+            values = F32x4::cast_from(*next.index(load));
         } else {
             #[unroll]
             for i in 0..VECTOR {
-                let read = next.index(comptime!(load * VECTOR + i));
-                values.insert(i, f32::cast_from(read.extract(0usize)));
+                let value = next.index(comptime!(load * VECTOR + i));
+                values.insert(i, f32::cast_from(value.extract(0usize)));
             }
         }
         stage[k * comptime!(row_stride(tile.tile_m)) + element % comptime!(tile.tile_m / VECTOR)] = values;
     }
 }
 
-/// Adds the products of a stage to this unit's sums, terms in order.
+/// Adds the products of a stage to this thread's sums, in the order of K.
 #[cube]
 pub(crate) fn multiply(
-    rows: &Shared<[Neighbours]>,
-    columns: &Shared<[Neighbours]>,
+    rows: &Shared<[F32x4]>,
+    columns: &Shared<[F32x4]>,
     sums: &mut Array<f32>,
     #[comptime] tile: RegisterTile,
     #[comptime] unroll: bool,
@@ -155,7 +160,7 @@ pub(crate) fn multiply(
     let column = UNIT_POS as usize / comptime!(tile.tile_m / tile.rows);
     #[unroll(unroll)]
     for k in 0..tile.tile_k {
-        let mut b = Array::<Neighbours>::new(comptime!(tile.columns / VECTOR));
+        let mut b = Array::<F32x4>::new(comptime!(tile.columns / VECTOR));
         #[unroll]
         for j in 0..comptime!(tile.columns / VECTOR) {
             b[j] = columns[column

@@ -1,27 +1,43 @@
-//! What units share instead of each dividing it out: [`super::place`]'s terms, windows and columns in shared
-//! memory.
+//! Index tables in shared memory: each K index (or, in the weight gradient, each M index) is divided out by
+//! one thread for the whole threadgroup.
+//!
+//! ```text
+//! pass                      table       entry                 length
+//! forward, input gradient   K           channel tap           table_entries, in two halves
+//! weight gradient           K           output position       the same
+//!                           M           channel tap           tile_m, filled once
+//!
+//!   +-----------+-----------+
+//!   | half 0    | half 1    |     a ring: one half is read while the other is filled
+//!   +-----------+-----------+
+//! ```
+//!
+//! Bytes: `table_bytes` in [`super::config`].
 
-use super::index::{ABSENT, Site, Tap, Walk};
+use super::index::{ChannelTap, GatherArgs, OutputPosition, RANGE_BIT};
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::PaddingMode;
 use cubecl::prelude::*;
 
-/// What units share instead of each dividing it out: the terms of two stages (forward, input gradient), their
-/// windows or a tile's columns (weight gradient).
+/// Channel taps or output positions in shared memory, as a struct of arrays.
 #[derive(CubeType)]
-pub(crate) struct Table {
+pub(crate) struct IndexTable {
     pub(crate) source: Shared<[usize]>,
-    /// Of one entry only where no one asks for it.
+    /// One element where the table keeps no weight offsets.
     pub(crate) weight: Shared<[usize]>,
     pub(crate) bits: Shared<[u32]>,
-    /// Steps along D, H, W, where they are kept.
+    /// Coordinates along D, H, W; one element where padding is zero.
     steps: Shared<[u32]>,
 }
 
 #[cube]
-impl Table {
-    pub(crate) fn new(#[comptime] length: usize, #[comptime] weight: bool, #[comptime] steps: bool) -> Table {
-        Table {
+impl IndexTable {
+    pub(crate) fn new(
+        #[comptime] length: usize,
+        #[comptime] weight: bool,
+        #[comptime] steps: bool,
+    ) -> IndexTable {
+        IndexTable {
             source: Shared::<[usize]>::new_slice(length),
             weight: Shared::<[usize]>::new_slice(comptime!(if weight { length } else { 1 })),
             bits: Shared::<[u32]>::new_slice(length),
@@ -29,7 +45,13 @@ impl Table {
         }
     }
 
-    pub(crate) fn set(&mut self, at: usize, tap: &Tap, #[comptime] weight: bool, #[comptime] steps: bool) {
+    pub(crate) fn set(
+        &mut self,
+        at: usize,
+        tap: &ChannelTap,
+        #[comptime] weight: bool,
+        #[comptime] steps: bool,
+    ) {
         self.source[at] = tap.source;
         if weight {
             self.weight[at] = tap.weight;
@@ -42,8 +64,8 @@ impl Table {
         }
     }
 
-    /// What places a site's read: all of an entry but the weight's offset.
-    pub(crate) fn get(&self, at: usize, #[comptime] steps: bool) -> Tap {
+    /// A channel tap without its weight offset.
+    pub(crate) fn get(&self, at: usize, #[comptime] steps: bool) -> ChannelTap {
         let mut d = 0u32;
         let mut h = 0u32;
         let mut w = 0u32;
@@ -52,35 +74,41 @@ impl Table {
             h = self.steps[3 * at + 1];
             w = self.steps[3 * at + 2];
         }
-        Tap { source: self.source[at], weight: 0usize.runtime(), bits: self.bits[at], d, h, w }
+        ChannelTap { source: self.source[at], weight: 0usize.runtime(), bits: self.bits[at], d, h, w }
     }
 
-    /// Whether the entry's term (in the weight gradient, its window) exists.
+    /// Whether the K index of an entry is within K.
     pub(crate) fn exists(&self, at: usize, #[comptime] pass: Pass) -> bool {
-        let mut exists = self.bits[at] < ABSENT;
+        let mut exists = self.bits[at] < RANGE_BIT;
         if comptime!(pass == Pass::WeightGradient) {
-            exists = self.bits[at] >= ABSENT;
+            exists = self.bits[at] >= RANGE_BIT;
         }
         exists
     }
 
-    /// Keeps a window in place of a term, the offset of its results as the weight's.
-    pub(crate) fn set_window(&mut self, at: usize, site: &Site, exists: bool, #[comptime] steps: bool) {
-        let entry = Tap {
-            source: site.source,
-            weight: site.out,
-            bits: site.mask | select(exists, ABSENT, 0u32),
-            d: site.d as u32,
-            h: site.h as u32,
-            w: site.w as u32,
+    /// Stores an output position, with its result offset in place of the weight offset.
+    pub(crate) fn set_position(
+        &mut self,
+        at: usize,
+        position: &OutputPosition,
+        exists: bool,
+        #[comptime] steps: bool,
+    ) {
+        let entry = ChannelTap {
+            source: position.source,
+            weight: position.out,
+            bits: position.mask | select(exists, RANGE_BIT, 0u32),
+            d: position.d as u32,
+            h: position.h as u32,
+            w: position.w as u32,
         };
         self.set(at, &entry, true, steps);
     }
 
-    /// The window at a place.
-    pub(crate) fn site(&self, at: usize, #[comptime] steps: bool) -> Site {
+    /// The output position of an entry.
+    pub(crate) fn position(&self, at: usize, #[comptime] steps: bool) -> OutputPosition {
         let entry = self.get(at, steps);
-        Site {
+        OutputPosition {
             source: entry.source,
             out: self.weight[at],
             mask: entry.bits,
@@ -91,55 +119,52 @@ impl Table {
     }
 }
 
-/// Divides out half a table from term (in the weight gradient, window) `first` on, each by one unit, to the
-/// entries from `to` on.
+/// Fills the half of the table that starts at entry `to` with the K indices from `first` on, one per thread.
 #[cube]
-#[allow(clippy::too_many_arguments)]
 pub(super) fn fill_half(
-    table: &mut Table,
-    walk: &Walk,
+    table: &mut IndexTable,
+    gather: &GatherArgs,
     to: usize,
     first: u32,
     end_k: u32,
     #[comptime] pass: Pass,
     #[comptime] padding: PaddingMode,
-    #[comptime] terms: usize,
-    #[comptime] units: usize,
+    #[comptime] entries: usize,
+    #[comptime] threads: usize,
 ) {
     let steps = comptime!(padding == PaddingMode::Replicate);
-    // No loop where a turn is enough: drivers wait for what is under way at a loop's end.
+    // Unrolled: drivers wait for loads in flight at the end of a loop.
     #[unroll]
-    for turn in 0..comptime!((terms / 2).div_ceil(units)) {
-        let at = UNIT_POS as usize + comptime!(turn * units);
-        if comptime!((terms / 2).is_multiple_of(units)) || at < comptime!(terms / 2) {
+    for iteration in 0..comptime!((entries / 2).div_ceil(threads)) {
+        let at = UNIT_POS as usize + comptime!(iteration * threads);
+        if comptime!((entries / 2).is_multiple_of(threads)) || at < comptime!(entries / 2) {
             let k = first + at as u32;
             if comptime!(pass == Pass::WeightGradient) {
-                table.set_window(to + at, &walk.site(min(k, end_k - 1u32)), k < end_k, steps);
+                table.set_position(to + at, &gather.position(min(k, end_k - 1u32)), k < end_k, steps);
             } else {
-                table.set(to + at, &walk.tap(k, k < end_k, pass), true, steps);
+                table.set(to + at, &gather.channel_tap(k, k < end_k, pass), true, steps);
             }
         }
     }
 }
 
-/// Fills the other half of the table where the stage at `at` is the first to read its half: before it is
-/// needed, and after all units have read what it held.
+/// Fills the other half of the table when the stage at entry `at` is the first to read its half: all threads
+/// are done with the old entries of the other half, and none needs its new ones yet.
 #[cube]
-#[allow(clippy::too_many_arguments)]
 pub(super) fn fill_other_half(
-    table: &mut Table,
-    walk: &Walk,
+    table: &mut IndexTable,
+    gather: &GatherArgs,
     at: usize,
     stage_k: u32,
     end_k: u32,
     #[comptime] pass: Pass,
     #[comptime] padding: PaddingMode,
-    #[comptime] terms: usize,
-    #[comptime] units: usize,
+    #[comptime] entries: usize,
+    #[comptime] threads: usize,
 ) {
-    let in_half = at % comptime!(terms / 2);
+    let in_half = at % comptime!(entries / 2);
     if in_half == 0usize {
-        let (to, first) = ((at + comptime!(terms / 2)) % terms, stage_k + comptime!(terms as u32 / 2));
-        fill_half(table, walk, to, first, end_k, pass, padding, terms, units);
+        let (to, first) = ((at + comptime!(entries / 2)) % entries, stage_k + comptime!(entries as u32 / 2));
+        fill_half(table, gather, to, first, end_k, pass, padding, entries, threads);
     }
 }

@@ -1,26 +1,36 @@
-//! The launch of the weight gradient, and its kernel with fp32 multiply-adds: any device, any storage type.
+//! The launch of the weight gradient as a gathered implicit GEMM, and its kernel with fp32 multiply-adds (any
+//! device, any storage type).
 //!
 //! ```text
-//! partial[part, o, m] = sum over the part's windows q of source(q, m) * dy(q, o)        m = (c, tap)
+//! partial[slice, n, m] = sum over the slice's positions k of source(k, m) * dy(k, n)        m = (c, tap)
+//!
+//!                    tile_n channels of dy
+//!                  +-----------------+
+//!                  | dy              | tile_k positions      a stage, in fp32
+//!         tile_k   +-----------------+
+//!       +--------+ |                 |
+//!       | source | | sums            | tile_m channel taps, in registers
+//!       +--------+ +-----------------+
+//!
+//! source, dy  [N, C, D, H, W], any strides;  partial  [slices, O, C / groups, taps], contiguous, fp32
 //! ```
 //!
-//! Both operands hold windows in runs, so lanes run along windows (the sum). A window's place is divided out
-//! once, by one unit, and shared; a source's once per cube. Tile, bytes, operations and shared memory per
-//! cube: [`super::config`]; the partials are written and read once more, 8 bytes each. Parts are summed in
-//! order by `reduce.rs`. Where there is one part it is the result. Declined: more than 2^31 - 1 windows or
-//! columns.
+//! Positions are adjacent in both operands, so lanes load along K. Positions and channel taps are divided out
+//! once per threadgroup ([`super::table`]). `reduce.rs` adds the slices in order; one slice is the result
+//! itself. Tile, bytes, FLOP and shared memory: [`super::config`]; partial results are written and read once,
+//! 8 bytes each. Declined: M or K of 2^31 - 1 and above, more than ten taps along a zero-padded axis.
 
-use super::config::{PLANE, RegisterTile, VECTOR, shared_terms};
+use super::config::{RegisterTile, SUBGROUP, VECTOR, table_entries};
 use super::contiguous_weight::contiguous_weight_kernel;
-use super::index::Walk;
+use super::gather::{gather_args, gathers};
+use super::index::GatherArgs;
 use super::mma_weight::mma_weight_kernel;
 use super::stage::{
-    Extents, ExtentsLaunch, Neighbours, Share, clear, column_of, multiply, row_of, write_along_terms,
+    F32x4, GemmShape, GemmShapeLaunch, WorkTile, column_of, multiply, row_of, store_lanes_along_k, zero_stage,
 };
-use super::table::{Table, fill_half, fill_other_half};
-use super::vectors::windows_together;
-use super::walk::{walk_args, walks};
-use super::{Tile, sites_together, stage_vector};
+use super::table::{IndexTable, fill_half, fill_other_half};
+use super::vectors::dy_vector_width;
+use super::{GemmTile, source_vector_width, stage_vector};
 use crate::activation::Activation;
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::{Conv3dProblem, PaddingMode};
@@ -38,73 +48,71 @@ use cubecl::prelude::*;
 pub(crate) fn weight_gradient(
     client: &Client,
     problem: &Conv3dProblem,
-    tile: Tile,
+    tile: GemmTile,
     limits: &Limits,
     [x, dy, dw]: [&Operand; 3],
 ) -> Result<(), ConvError> {
     let groups = problem.window.groups;
     let [m, n, k] =
         [problem.group_channels() * problem.taps(), problem.group_out_channels(), problem.positions()];
-    let [tile_m, tile_n, tile_k] = tile.extents();
+    let [tile_m, tile_n, tile_k] = tile.shape();
     let (tiles_m, tiles_n) = (m.div_ceil(tile_m), n.div_ceil(tile_n));
-    let [walks] = &walks(problem, Pass::Forward)[..] else { unreachable!("a forward pass is one walk") };
+    let [gather] = &gathers(problem, Pass::Forward)[..] else { unreachable!("a forward pass is one gather") };
     let padding = problem.window.padding_mode;
-    // How many neighbouring windows are read at once, of dy and of x; a kernel of its own where they are
-    // whole vectors of both.
-    let (together, beside, run) = match tile {
-        Tile::Registers(_) => (1, 1, false),
-        Tile::Matrices(tile) => {
+    // Adjacent positions per load of dy and of x; where both are whole vectors, `contiguous_weight_kernel`.
+    let (dy_width, source_width, contiguous) = match tile {
+        GemmTile::Fma(_) => (1, 1, false),
+        GemmTile::Mma(tile) => {
             let (stage, width) = stage_vector(tile.fragment, problem.dtype, limits);
-            let (together, beside) = (windows_together(dy, width), sites_together(walks, x, width));
-            let run = [together, beside] == [width; 2] && padding == PaddingMode::Zeros;
-            let beside = if run || tile.reads_runs_of_windows(stage.size()) { beside } else { 1 };
-            (together, beside, run)
+            let (dy_width, source_width) =
+                (dy_vector_width(dy, width), source_vector_width(gather, x, width));
+            let contiguous = [dy_width, source_width] == [width; 2] && padding == PaddingMode::Zeros;
+            let source_width =
+                if contiguous || tile.fits_contiguous_weight(stage.size()) { source_width } else { 1 };
+            (dy_width, source_width, contiguous)
         }
     };
     let tiles = tiles_m * tiles_n * groups;
-    // By the shape alone: parts of other lengths round in another way, and a view has the bits of a
-    // contiguous tensor.
-    let filling = if matches!(tile, Tile::Matrices(_)) && is_pointwise_in_frame(problem) {
-        // A unit holds so many sums that half as many cubes are under way: at most those at once. (f16,
-        // 1x1x1, 512 channels, 16 tiles: in 17 parts 0.49 ms, in 33 0.35; 3x1x1, 256 channels, 12 tiles: in
-        // 22 0.21, in 31 0.29, in 44 0.23.)
+    // From the shape alone, not the strides: other slices round differently, and a view must give the same
+    // bits as a contiguous tensor.
+    let filling = if matches!(tile, GemmTile::Mma(_)) && is_pointwise_in_frame(problem) {
+        // Register pressure halves occupancy: at most one wave of half the threadgroups.
         limits.cubes_in_flight / 2 / tiles.max(1)
     } else {
         limits.cubes_in_flight.div_ceil(tiles.max(1))
     };
     let split = ReductionSplit::filling(k, dw.len(), filling, tile_k, limits);
     let partials = reduce::partials(client, split.slices, dw);
-    let cubes = tiles * split.slices;
-    let address = address_type("conv3d", &[x, dy, &partials], m.max(n).max(k).max(cubes), limits)?;
-    let operations = 2.0 * (tile_m * tile_n * split.length) as f64;
-    for dispatch in dispatches(cubes, operations, limits) {
-        let walk = walk_args(problem, Pass::Forward, walks, [x, dw, dy]);
-        let extents = ExtentsLaunch::new(
-            m as u32,
-            n as u32,
-            k as u32,
-            split.length as u32,
-            problem.group_channels() as u32,
+    let threadgroups = tiles * split.slices;
+    let address = address_type("conv3d", &[x, dy, &partials], m.max(n).max(k).max(threadgroups), limits)?;
+    let flop = 2.0 * (tile_m * tile_n * split.length) as f64;
+    for dispatch in dispatches(threadgroups, flop, limits) {
+        let gather = gather_args(problem, Pass::Forward, gather, [x, dw, dy]);
+        let shape = GemmShapeLaunch {
+            m: m as u32,
+            n: n as u32,
+            k: k as u32,
+            slice_k: split.length as u32,
+            source_channels: problem.group_channels() as u32,
             tiles_m,
             tiles_n,
             groups,
-            dw.len(),
-            Activation::None.code(),
-        );
+            slice_stride: dw.len(),
+            activation: Activation::None.code(),
+        };
         match tile {
-            // SAFETY: as in the engine's launch of the other passes; windows past the part's last are not
-            // read.
-            Tile::Registers(tile) => unsafe {
+            // SAFETY: the contract of the module `gemm`; positions past the slice's end are not read.
+            GemmTile::Fma(tile) => unsafe {
                 weight_kernel::launch_unchecked(
                     client,
                     dispatch.count(),
-                    CubeDim::new_1d(tile.units() as u32),
+                    CubeDim::new_1d(tile.threads() as u32),
                     address,
                     x.buffer_arg(1),
                     dy.buffer_arg(1),
                     partials.buffer_arg(1),
-                    walk,
-                    extents,
+                    gather,
+                    shape,
                     dispatch.span(),
                     padding,
                     tile,
@@ -113,26 +121,27 @@ pub(crate) fn weight_gradient(
                     partials.dtype.elem(),
                 );
             },
-            Tile::Matrices(tile) => {
+            GemmTile::Mma(tile) => {
                 let (stage, width) = stage_vector(tile.fragment, problem.dtype, limits);
                 let partials_arg = partials.buffer_arg(1);
                 let count = dispatch.count();
                 let [elem, stage_elem, out_elem] = [x.dtype, stage, partials.dtype].map(|dtype| dtype.elem());
-                if run {
-                    let tile = tile.of_runs();
-                    // SAFETY: as above.
+                if contiguous {
+                    let tile = tile.for_contiguous_weight();
+                    // SAFETY: the contract of the module `gemm`; the vectors of both operands are contiguous,
+                    // aligned and within one frame.
                     unsafe {
                         contiguous_weight_kernel::launch_unchecked(
                             client,
                             count,
-                            CubeDim::new_2d(PLANE as u32, tile.planes() as u32),
+                            CubeDim::new_2d(SUBGROUP as u32, tile.subgroups() as u32),
                             address,
                             width,
                             x.buffer_arg(width),
                             dy.buffer_arg(width),
                             partials_arg,
-                            walk,
-                            extents,
+                            gather,
+                            shape,
                             dispatch.span(),
                             tile,
                             stage.size(),
@@ -143,21 +152,22 @@ pub(crate) fn weight_gradient(
                     }
                     continue;
                 }
-                // SAFETY: as above.
+                // SAFETY: the contract of the module `gemm`; vectors are contiguous, aligned and within one
+                // frame.
                 unsafe {
                     mma_weight_kernel::launch_unchecked(
                         client,
                         count,
-                        CubeDim::new_2d(PLANE as u32, tile.planes() as u32),
+                        CubeDim::new_2d(SUBGROUP as u32, tile.subgroups() as u32),
                         address,
                         width,
-                        together,
-                        beside,
-                        x.buffer_arg(beside),
-                        dy.buffer_arg(together),
+                        dy_width,
+                        source_width,
+                        x.buffer_arg(source_width),
+                        dy.buffer_arg(dy_width),
                         partials_arg,
-                        walk,
-                        extents,
+                        gather,
+                        shape,
                         dispatch.span(),
                         padding,
                         tile,
@@ -174,13 +184,12 @@ pub(crate) fn weight_gradient(
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-#[allow(clippy::too_many_arguments)]
 pub(crate) fn weight_kernel<E: Float, O: Float>(
     source: &[E],
     dy: &[E],
     out: &mut [O],
-    walk: Walk,
-    extents: Extents,
+    gather: GatherArgs,
+    shape: GemmShape,
     span: Span,
     #[comptime] padding: PaddingMode,
     #[comptime] tile: RegisterTile,
@@ -188,85 +197,84 @@ pub(crate) fn weight_kernel<E: Float, O: Float>(
     #[define(E)] _dtype: ElemType,
     #[define(O)] _out_dtype: ElemType,
 ) {
-    // The whole cube leaves together: barriers follow.
+    // Uniform for the threadgroup: barriers follow.
     if span.is_idle() {
         terminate!();
     }
-    let share = extents.share(span.index(), tile.tile_m, tile.tile_n);
-    let group = share.group;
-    let part = share.part;
-    let first_m = share.first_m;
-    let first_n = share.first_n;
-    let first_k = share.first_k;
-    let end_k = share.end_k;
+    let work = shape.work_tile(span.index(), tile.tile_m, tile.tile_n);
+    let group = work.group;
+    let slice = work.slice;
+    let first_m = work.first_m;
+    let first_n = work.first_n;
+    let first_k = work.first_k;
+    let end_k = work.end_k;
 
-    let mut source_stage = Shared::<[Neighbours]>::new_slice(comptime!(tile.stage_vectors(tile.tile_m)));
-    let mut dy_stage = Shared::<[Neighbours]>::new_slice(comptime!(tile.stage_vectors(tile.tile_n)));
+    let mut source_stage = Shared::<[F32x4]>::new_slice(comptime!(tile.stage_vectors(tile.tile_m)));
+    let mut dy_stage = Shared::<[F32x4]>::new_slice(comptime!(tile.stage_vectors(tile.tile_n)));
     let replicate = comptime!(padding == PaddingMode::Replicate);
-    let mut columns = Table::new(tile.tile_m, false, replicate);
-    let terms = comptime!(shared_terms(tile.tile_k, padding));
-    let mut windows = Table::new(terms, true, replicate);
-    fill_columns(&mut columns, &walk, &share, &extents, replicate, tile.tile_m, tile.units());
+    let mut taps = IndexTable::new(tile.tile_m, false, replicate);
+    let entries = comptime!(table_entries(tile.tile_k, padding));
+    let mut positions = IndexTable::new(entries, true, replicate);
+    fill_taps(&mut taps, &gather, &work, &shape, replicate, tile.tile_m, tile.threads());
 
     let mut sums = Array::<f32>::new(comptime!(tile.rows * tile.columns));
     #[unroll]
     for i in 0..comptime!(tile.rows * tile.columns) {
         sums[i] = 0.0f32;
     }
-    let first_o = group * extents.n + first_n;
-    let last_o = group * extents.n + extents.n - 1u32;
-    clear(&mut source_stage, tile.units());
-    clear(&mut dy_stage, tile.units());
-    // The windows at `stage_k` are read while those before are multiplied; past the end there is nothing to
-    // read.
+    let first_o = group * shape.n + first_n;
+    let last_o = group * shape.n + shape.n - 1u32;
+    zero_stage(&mut source_stage, tile.threads());
+    zero_stage(&mut dy_stage, tile.threads());
+    // Each iteration loads the stage at `stage_k` and multiplies the one before; the last loads nothing.
     let stage = comptime!(tile.tile_k as u32).runtime();
     let mut stage_k = first_k;
     let mut at = 0usize.runtime();
     fill_half(
-        &mut windows,
-        &walk,
+        &mut positions,
+        &gather,
         0usize,
         stage_k,
         end_k,
         Pass::WeightGradient,
         padding,
-        terms,
-        tile.units(),
+        entries,
+        tile.threads(),
     );
     sync_cube();
     while stage_k < end_k + stage {
-        // Before anything is read: a driver may wait for what is under way where control flow parts.
+        // Before the loads: a divergent branch after them may stall on loads in flight.
         fill_other_half(
-            &mut windows,
-            &walk,
+            &mut positions,
+            &gather,
             at,
             stage_k,
             end_k,
             Pass::WeightGradient,
             padding,
-            terms,
-            tile.units(),
+            entries,
+            tile.threads(),
         );
         let (sources, gradients) =
-            gather(source, dy, &walk, &columns, &windows, at, first_o, last_o, padding, tile);
+            load_stage(source, dy, &gather, &taps, &positions, at, first_o, last_o, padding, tile);
         multiply(&source_stage, &dy_stage, &mut sums, tile, unroll);
         sync_cube();
-        write_along_terms(&sources, &mut source_stage, tile.tile_m, tile);
-        write_along_terms(&gradients, &mut dy_stage, tile.tile_n, tile);
+        store_lanes_along_k(&sources, &mut source_stage, tile.tile_m, tile);
+        store_lanes_along_k(&gradients, &mut dy_stage, tile.tile_n, tile);
         stage_k += stage;
-        at = (at + tile.tile_k) % terms;
+        at = (at + tile.tile_k) % entries;
         sync_cube();
     }
 
     #[unroll]
     for j in 0..tile.columns {
         let n = first_n + column_of(j, tile);
-        if n < extents.n {
-            let row = part * extents.part_stride + (group * extents.n + n) as usize * extents.m as usize;
+        if n < shape.n {
+            let row = slice * shape.slice_stride + (group * shape.n + n) as usize * shape.m as usize;
             #[unroll]
             for i in 0..tile.rows {
                 let m = first_m + row_of(i, tile);
-                if m < extents.m {
+                if m < shape.m {
                     out[row + m as usize] = O::cast_from(sums[comptime!(i * tile.columns + j)]);
                 }
             }
@@ -274,37 +282,36 @@ pub(crate) fn weight_kernel<E: Float, O: Float>(
     }
 }
 
-/// Divides the sources of a tile out, each by one unit. Columns past the last repeat it: their results are
-/// not written.
+/// Fills the table of a tile's channel taps, one per thread. Clamped: results past M are not stored.
 #[cube]
-pub(super) fn fill_columns(
-    columns: &mut Table,
-    walk: &Walk,
-    share: &Share,
-    extents: &Extents,
+pub(super) fn fill_taps(
+    taps: &mut IndexTable,
+    gather: &GatherArgs,
+    work: &WorkTile,
+    shape: &GemmShape,
     #[comptime] steps: bool,
     #[comptime] tile_m: usize,
-    #[comptime] units: usize,
+    #[comptime] threads: usize,
 ) {
-    let first_channel = walk.source_channel(share.group * extents.source_channels);
+    let first_channel = gather.source_channel(work.group * shape.source_channels);
     let mut in_tile = UNIT_POS as usize;
     while in_tile < tile_m {
-        let mut tap = walk.column(min(share.first_m + in_tile as u32, extents.m - 1u32));
+        let mut tap = gather.weight_gradient_tap(min(work.first_m + in_tile as u32, shape.m - 1u32));
         tap.source += first_channel;
-        columns.set(in_tile, &tap, false, steps);
-        in_tile += units;
+        taps.set(in_tile, &tap, false, steps);
+        in_tile += threads;
     }
 }
 
-/// Reads this unit's window of the next stages into registers.
+/// Loads this thread's elements of the next stages into registers: one position of both operands, lanes along
+/// positions (coalesced).
 #[cube]
-#[allow(clippy::too_many_arguments)]
-fn gather<E: Float>(
+fn load_stage<E: Float>(
     source: &[E],
     dy: &[E],
-    walk: &Walk,
-    columns: &Table,
-    windows: &Table,
+    gather: &GatherArgs,
+    taps: &IndexTable,
+    positions: &IndexTable,
     at: usize,
     first_o: u32,
     last_o: u32,
@@ -313,32 +320,32 @@ fn gather<E: Float>(
 ) -> (Sequence<E>, Sequence<E>) {
     let mut sources = Sequence::<E>::new();
     let mut gradients = Sequence::<E>::new();
-    let window = at + UNIT_POS as usize % tile.tile_k;
-    let site = windows.site(window, comptime!(padding == PaddingMode::Replicate));
-    let exists = windows.exists(window, Pass::WeightGradient);
+    let entry = at + UNIT_POS as usize % tile.tile_k;
+    let position = positions.position(entry, comptime!(padding == PaddingMode::Replicate));
+    let exists = positions.exists(entry, Pass::WeightGradient);
     #[unroll]
     for load in 0..comptime!(tile.loads(tile.tile_m)) {
-        let vector = UNIT_POS as usize / tile.tile_k + comptime!(load * (tile.units() / tile.tile_k));
+        let vector = UNIT_POS as usize / tile.tile_k + comptime!(load * (tile.threads() / tile.tile_k));
         #[unroll]
         for i in 0..VECTOR {
-            let tap = columns.get(vector * VECTOR + i, comptime!(padding == PaddingMode::Replicate));
-            let (place, inside) = walk.place(&site, &tap, padding);
+            let tap = taps.get(vector * VECTOR + i, comptime!(padding == PaddingMode::Replicate));
+            let (offset, in_bounds) = gather.load_offset(&position, &tap, padding);
             let mut value = E::from_int(0);
-            if inside {
-                value = source[place];
+            if in_bounds {
+                value = source[offset];
             }
             sources.push(value);
         }
     }
     #[unroll]
     for load in 0..comptime!(tile.loads(tile.tile_n)) {
-        let vector = UNIT_POS as usize / tile.tile_k + comptime!(load * (tile.units() / tile.tile_k));
+        let vector = UNIT_POS as usize / tile.tile_k + comptime!(load * (tile.threads() / tile.tile_k));
         #[unroll]
         for i in 0..VECTOR {
             let o = min(first_o + (vector * VECTOR + i) as u32, last_o);
             let mut value = E::from_int(0);
             if exists {
-                value = dy[site.out + walk.out_channel(o)];
+                value = dy[position.out + gather.out_channel(o)];
             }
             gradients.push(value);
         }

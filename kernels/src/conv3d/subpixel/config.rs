@@ -2,7 +2,7 @@
 //! cover.
 
 use super::blocks::FrameBlocks;
-use crate::conv3d::gemm::config::PLANE;
+use crate::conv3d::gemm::config::SUBGROUP;
 
 /// The work of a threadgroup. The constants of this type are the tiles that are tested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -54,7 +54,7 @@ impl SubpixelTile {
 
     /// Threads of a threadgroup.
     pub fn threads(&self) -> usize {
-        self.tile_m / self.rows * if self.fragment == 0 { 1 } else { PLANE }
+        self.tile_m / self.rows * if self.fragment == 0 { 1 } else { SUBGROUP }
     }
 
     /// Subgroups of a threadgroup with MMA.

@@ -15,8 +15,8 @@ use super::pack::{PackedAxisLaunch, PackedExtentsLaunch, THREADS, pack_kernel};
 use super::tiling::{DepthAxisLaunch, FrameAxisLaunch, SubpixelTilingLaunch};
 use super::{SubpixelExtents, stage};
 use crate::activation::Activation;
-use crate::conv3d::gemm::config::PLANE;
-use crate::conv3d::gemm::walk::divisor;
+use crate::conv3d::gemm::config::SUBGROUP;
+use crate::conv3d::gemm::gather::divisor;
 use crate::conv3d::problem::Conv3dProblem;
 use crate::conv3d::reduce;
 use crate::error::ConvError;
@@ -208,7 +208,7 @@ fn gradient(
             subpixel_mma_kernel::launch_unchecked(
                 client,
                 dispatch.count(),
-                CubeDim::new_2d(PLANE as u32, tile.subgroups() as u32),
+                CubeDim::new_2d(SUBGROUP as u32, tile.subgroups() as u32),
                 address,
                 width,
                 dy.buffer_arg(1),

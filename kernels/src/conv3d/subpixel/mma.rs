@@ -17,8 +17,8 @@
 
 use super::config::SubpixelTile;
 use super::tiling::{SubpixelTiling, SubpixelWork, WindowLoads, window_loads};
-use crate::conv3d::gemm::config::PLANE;
-use crate::conv3d::gemm::fragments::{accumulators, into_patch, packed};
+use crate::conv3d::gemm::config::SUBGROUP;
+use crate::conv3d::gemm::fragments::{accumulators, pack_vector, store_to_scratch};
 use crate::launch::Span;
 use cubecl::cmma::{self, MatrixIdent, MatrixLayout};
 use cubecl::ir::ElemType;
@@ -128,7 +128,7 @@ fn write_window<E: Float, S: Float, V: Size>(
     #[unroll]
     for i in 0..comptime!(tile.vector_loads(width)) {
         let vector = UNIT_POS as usize + comptime!(i * tile.threads());
-        window[vector % tile.window * pitch + vector / tile.window] = packed(values, i);
+        window[vector % tile.window * pitch + vector / tile.window] = pack_vector(values, i);
     }
 }
 
@@ -146,7 +146,7 @@ fn multiply<S: Float, V: Size>(
     let width = V::value();
     let tap_vectors = comptime!(tile.columns * tile.channels / width);
     let mut from = first * tap_vectors;
-    let mut shift = UNIT_POS as usize / PLANE * tile.rows;
+    let mut shift = UNIT_POS as usize / SUBGROUP * tile.rows;
     let mut h = 0u32.runtime();
     while h < tiling.height.taps {
         let mut at = shift;
@@ -208,8 +208,8 @@ fn write<O: Float>(
     work: &SubpixelWork,
     #[comptime] tile: SubpixelTile,
 ) {
-    let subgroup = UNIT_POS as usize / PLANE;
-    let lane = UNIT_POS % PLANE as u32;
+    let subgroup = UNIT_POS as usize / SUBGROUP;
+    let lane = UNIT_POS % SUBGROUP as u32;
     let size = comptime!(tile.fragment * tile.fragment);
     let mut patches = Shared::<[f32]>::new_slice(comptime!(tile.subgroups() * size));
     let patch = subgroup * size;
@@ -223,11 +223,11 @@ fn write<O: Float>(
         #[unroll]
         for i in 0..comptime!(tile.columns / tile.fragment) {
             let sum = sums.index(comptime!(i * (tile.rows / tile.fragment) + j));
-            into_patch(sum, &mut patches, patch, tile.fragment);
+            store_to_scratch(sum, &mut patches, patch, tile.fragment);
             #[unroll]
-            for step in 0..comptime!(size / PLANE) {
+            for step in 0..comptime!(size / SUBGROUP) {
                 let in_patch =
-                    comptime!((step * (PLANE / tile.fragment)) as u32) + lane / tile.fragment as u32;
+                    comptime!((step * (SUBGROUP / tile.fragment)) as u32) + lane / tile.fragment as u32;
                 let column =
                     work.column_tile * tile.columns as u32 + comptime!((i * tile.fragment) as u32) + in_patch;
                 let (at, exists) = tiling.out_position(work, element, column);

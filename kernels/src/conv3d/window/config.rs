@@ -1,7 +1,7 @@
 //! The tile of the implicit GEMM with a shared input window, and the row segments that its tiles cover.
 
-use crate::conv3d::gemm::config::PLANE;
-use crate::conv3d::gemm::walk::Walks;
+use crate::conv3d::gemm::config::SUBGROUP;
+use crate::conv3d::gemm::gather::Gather;
 
 /// Source channels of a block: the K extent that is in shared memory at a time.
 pub(super) const CHANNELS: usize = 16;
@@ -54,7 +54,7 @@ impl WindowTile {
 
     /// Threads of a threadgroup.
     pub fn threads(&self) -> usize {
-        self.subgroups() * PLANE
+        self.subgroups() * SUBGROUP
     }
 
     /// Bytes of shared memory with stage elements of `size` bytes: the larger of both kernels'.
@@ -113,21 +113,21 @@ pub(super) struct RowSegments {
 
 impl RowSegments {
     /// The widest segments whose tiles have a window that fits; none where no window does.
-    pub(super) fn of(walks: &Walks, tile: &WindowTile) -> Option<Self> {
+    pub(super) fn of(walks: &Gather, tile: &WindowTile) -> Option<Self> {
         let [_, height, width] = walks;
         let halo_columns = (width.taps.max(1) - 1) * width.step;
         let halo_rows = (height.taps.max(1) - 1) * height.step;
         let room = tile.window.checked_sub(tile.tile_m + halo_columns)?;
-        let max_pitch = room.checked_div(halo_rows).unwrap_or(width.sites + halo_columns);
+        let max_pitch = room.checked_div(halo_rows).unwrap_or(width.positions + halo_columns);
         let max_width = max_pitch.checked_sub(halo_columns).filter(|most| *most > 0)?;
-        let count = width.sites.div_ceil(max_width);
-        let positions = width.sites.div_ceil(count.max(1));
-        (width.sites > 0).then_some(Self { count, width: positions, pitch: positions + halo_columns })
+        let count = width.positions.div_ceil(max_width);
+        let positions = width.positions.div_ceil(count.max(1));
+        (width.positions > 0).then_some(Self { count, width: positions, pitch: positions + halo_columns })
     }
 
     /// Tiles of a segment.
-    pub(super) fn tiles(&self, walks: &Walks, tile: &WindowTile) -> usize {
-        (walks[1].sites * self.pitch).div_ceil(tile.tile_m)
+    pub(super) fn tiles(&self, walks: &Gather, tile: &WindowTile) -> usize {
+        (walks[1].positions * self.pitch).div_ceil(tile.tile_m)
     }
 }
 

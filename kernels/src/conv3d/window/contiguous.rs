@@ -23,9 +23,9 @@ use super::epilogue::write_contiguous;
 use super::kernel::weight_fragments;
 use super::phases::{PhaseWork, Phases, work_of};
 use super::tiling::{BlockRange, WindowTiling, block_at, block_range, packed_tap};
-use crate::conv3d::gemm::config::PLANE;
+use crate::conv3d::gemm::config::SUBGROUP;
 use crate::conv3d::gemm::fragments::accumulators;
-use crate::conv3d::gemm::index::Walk;
+use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
 use cubecl::cmma::{self, MatrixIdent, MatrixLayout};
@@ -39,7 +39,7 @@ pub(super) fn contiguous_kernel<E: Float, S: Float, O: Float, V: Size>(
     weight: &[Vector<S, V>],
     bias: ComptimeOption<&Tensor<E>>,
     out: &mut [Vector<O, Const<4>>],
-    walk: Walk,
+    walk: GatherArgs,
     tiling: WindowTiling,
     phases: ComptimeOption<Phases>,
     span: Span,
@@ -62,7 +62,7 @@ pub(super) fn contiguous_kernel<E: Float, S: Float, O: Float, V: Size>(
     let blocks = block_range(&walk, &tiling, &work, padding);
     // Vectors from one packed block to the next, and where the subgroup's channels begin in a block.
     let block_vectors = comptime!(CHANNELS / width) * tiling.packed_n as usize;
-    let in_tile = UNIT_POS as usize / PLANE / comptime!(tile.tile_m / tile.subgroup_m) * tile.subgroup_n;
+    let in_tile = UNIT_POS as usize / SUBGROUP / comptime!(tile.tile_m / tile.subgroup_m) * tile.subgroup_n;
     let column = (work.first_n as usize + in_tile) * comptime!(CHANNELS / width);
 
     let mut block = blocks.first;
@@ -90,7 +90,7 @@ pub(super) fn contiguous_kernel<E: Float, S: Float, O: Float, V: Size>(
 #[cube]
 fn read_stage<E: Float, V: Size>(
     source: &[Vector<E, V>],
-    walk: &Walk,
+    walk: &GatherArgs,
     tiling: &WindowTiling,
     blocks: &BlockRange,
     first_m: u32,
@@ -149,7 +149,7 @@ fn multiply<S: Float, V: Size>(
     #[comptime] tile: WindowTile,
 ) {
     let width = V::value();
-    let first_m = UNIT_POS as usize / PLANE % comptime!(tile.tile_m / tile.subgroup_m) * tile.subgroup_m;
+    let first_m = UNIT_POS as usize / SUBGROUP % comptime!(tile.tile_m / tile.subgroup_m) * tile.subgroup_m;
     #[unroll]
     for k in 0..comptime!(CHANNELS / tile.fragment) {
         let a = weight_fragments(weight, packed, k, tile);

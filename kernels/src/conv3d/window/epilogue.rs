@@ -4,9 +4,9 @@
 use super::config::{PATCH_FRAGMENTS, WindowTile};
 use super::tiling::{WindowTiling, WindowWork};
 use crate::activation::{activate_by_code, activate_quad};
-use crate::conv3d::gemm::config::PLANE;
-use crate::conv3d::gemm::fragments::into_patch;
-use crate::conv3d::gemm::index::Walk;
+use crate::conv3d::gemm::config::SUBGROUP;
+use crate::conv3d::gemm::fragments::store_to_scratch;
+use crate::conv3d::gemm::index::GatherArgs;
 use cubecl::cmma::{self, MatrixLayout};
 use cubecl::prelude::*;
 
@@ -16,14 +16,14 @@ pub(super) fn write_result<E: Float, O: Float>(
     acc: &Sequence<cmma::Matrix<f32>>,
     bias: ComptimeOption<&Tensor<E>>,
     out: &mut [O],
-    walk: &Walk,
+    walk: &GatherArgs,
     tiling: &WindowTiling,
     work: &WindowWork,
     #[comptime] tile: WindowTile,
 ) {
     let thread = UNIT_POS as usize;
-    let subgroup = thread / PLANE;
-    let lane = (thread % PLANE) as u32;
+    let subgroup = thread / SUBGROUP;
+    let lane = (thread % SUBGROUP) as u32;
     let subgroup_m = (subgroup % comptime!(tile.tile_m / tile.subgroup_m) * tile.subgroup_m) as u32;
     let subgroup_n = (subgroup / comptime!(tile.tile_m / tile.subgroup_m) * tile.subgroup_n) as u32;
     let mut patches = Shared::<[f32]>::new_slice(comptime!(tile.subgroups() * tile.fragment * tile.fragment));
@@ -44,11 +44,11 @@ pub(super) fn write_result<E: Float, O: Float>(
         #[unroll]
         for fragment_row in 0..comptime!(tile.subgroup_n / tile.fragment) {
             let sum = acc.index(comptime!(fragment_row * (tile.subgroup_m / tile.fragment) + column));
-            into_patch(sum, &mut patches, patch, tile.fragment);
+            store_to_scratch(sum, &mut patches, patch, tile.fragment);
             #[unroll]
-            for step in 0..comptime!(tile.fragment * tile.fragment / PLANE) {
+            for step in 0..comptime!(tile.fragment * tile.fragment / SUBGROUP) {
                 let in_patch =
-                    comptime!((step * (PLANE / tile.fragment)) as u32) + lane / tile.fragment as u32;
+                    comptime!((step * (SUBGROUP / tile.fragment)) as u32) + lane / tile.fragment as u32;
                 let in_tile = comptime!((fragment_row * tile.fragment) as u32) + in_patch;
                 if exists && work.first_n + subgroup_n + in_tile < tiling.n {
                     let channel = first_channel + in_tile;
@@ -74,19 +74,19 @@ pub(super) fn write_contiguous<E: Float, O: Float>(
     acc: &Sequence<cmma::Matrix<f32>>,
     bias: ComptimeOption<&Tensor<E>>,
     out: &mut [Vector<O, Const<4>>],
-    walk: &Walk,
+    walk: &GatherArgs,
     tiling: &WindowTiling,
     work: &WindowWork,
     #[comptime] tile: WindowTile,
 ) {
     let thread = UNIT_POS as usize;
-    let subgroup = thread / PLANE;
-    let lane = thread % PLANE;
+    let subgroup = thread / SUBGROUP;
+    let lane = thread % SUBGROUP;
     let subgroup_m = subgroup % comptime!(tile.tile_m / tile.subgroup_m) * tile.subgroup_m;
     let subgroup_n = (subgroup / comptime!(tile.tile_m / tile.subgroup_m) * tile.subgroup_n) as u32;
     // Vectors of a row of the patch, and rows that a subgroup stores at a time.
     let vectors = comptime!(PATCH_FRAGMENTS * tile.fragment / OUT_VECTOR);
-    let rows = comptime!(PLANE / vectors);
+    let rows = comptime!(SUBGROUP / vectors);
     let patch_vectors = comptime!(tile.fragment * vectors);
     let mut patches =
         Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime!(tile.subgroups() * patch_vectors));

@@ -5,8 +5,8 @@ use super::config::{CHANNELS, RowSegments, WindowTile};
 use super::phases::{AxisPhasesLaunch, PhasesLaunch};
 use super::tiling::WindowTilingLaunch;
 use crate::activation::Activation;
+use crate::conv3d::gemm::gather::{AxisGather, Gather, MASK_BITS, divisor, gathers, inverse_step};
 use crate::conv3d::gemm::stage_type;
-use crate::conv3d::gemm::walk::{AxisWalk, MASK_BITS, Walks, divisor, inverse_step, walks};
 use crate::conv3d::loops::nest;
 use crate::conv3d::pass::Pass;
 use crate::conv3d::plan::Tiles;
@@ -18,7 +18,7 @@ use crate::limits::Limits;
 /// Extents of the GEMM of a pass.
 pub(crate) struct WindowExtents {
     /// The traversal; along an axis with phases, one with the most positions and taps of any phase.
-    pub(super) walks: Walks,
+    pub(super) walks: Gather,
     pub(super) segments: RowSegments,
     /// Result channels of one group, padded to whole tiles.
     pub(super) packed_n: usize,
@@ -99,7 +99,7 @@ impl WindowExtents {
             tiles_n: (self.packed_n / tile.tile_n) as u32,
             tiles_m: self.segments.tiles(&self.walks, tile) as u32,
             segments: self.segments.count as u32,
-            depth: depth.sites as u32,
+            depth: depth.positions as u32,
             batch: problem.batch as u32,
             groups: problem.window.groups as u32,
             k_slices: k_slices as u32,
@@ -107,8 +107,8 @@ impl WindowExtents {
             segment_width: self.segments.width as u32,
             pitch_divmod: self.segments.pitch as u32,
             pitch: self.segments.pitch as u32,
-            height: height.sites as u32,
-            width: width.sites as u32,
+            height: height.positions as u32,
+            width: width.positions as u32,
             n: self.n as u32,
             packed_n: self.packed_n as u32,
             channels: self.channels as u32,
@@ -148,32 +148,32 @@ impl WindowExtents {
     }
 
     /// The traversal of the weights of all phases, in the order of an unstrided pass.
-    pub(super) fn packed_walks(&self, problem: &Conv3dProblem) -> Walks {
-        [0, 1, 2].map(|axis| AxisWalk { taps: problem.kernel[axis], ..self.walks[axis] })
+    pub(super) fn packed_walks(&self, problem: &Conv3dProblem) -> Gather {
+        [0, 1, 2].map(|axis| AxisGather { taps: problem.kernel[axis], ..self.walks[axis] })
     }
 
     /// Tiles of the result.
     pub(super) fn tiles(&self, problem: &Conv3dProblem, tile: &WindowTile) -> usize {
         let tiles =
             self.packed_n / tile.tile_n * self.segments.tiles(&self.walks, tile) * self.segments.count;
-        tiles * self.walks[0].sites * problem.batch * problem.window.groups * self.phase_count()
+        tiles * self.walks[0].positions * problem.batch * problem.window.groups * self.phase_count()
     }
 }
 
 /// The traversal of a pass without a stride within the frame, or of all phases of a strided input gradient as
 /// one traversal in the tap order of an unstrided pass, with the phases of each axis.
-fn window_walks(problem: &Conv3dProblem, pass: Pass) -> Option<(Walks, Option<[usize; 3]>)> {
+fn window_walks(problem: &Conv3dProblem, pass: Pass) -> Option<(Gather, Option<[usize; 3]>)> {
     if pass == Pass::WeightGradient {
         return None;
     }
     let strided = pass == Pass::InputGradient && problem.window.stride != [1; 3];
     let (walks, phases) = if strided {
-        let axes = [0, 1, 2].map(|axis| AxisWalk::all_phases(problem.axis(axis)));
+        let axes = [0, 1, 2].map(|axis| AxisGather::all_phases(problem.axis(axis)));
         let [Some(depth), Some(height), Some(width)] = axes else { return None };
         let phases = [0, 1, 2].map(|axis| problem.window.stride[axis].min(problem.input[axis]));
         ([depth, height, width], Some(phases))
     } else {
-        let [walks] = walks(problem, pass)[..] else { return None };
+        let [walks] = gathers(problem, pass)[..] else { return None };
         (walks, None)
     };
     // The kernel's search for the depth taps inside the source is limited to as many.
@@ -210,7 +210,7 @@ pub(super) fn k_slices(
     let tiles = extents.tiles(problem, tile);
     let filling = (wave / tiles.max(1)).clamp(1, most);
     // Threadgroups of frames without all depth taps, and of phases with few taps, end early and make room.
-    let misses = problem.window.padding_mode == PaddingMode::Zeros && extents.walks[0].leaves();
+    let misses = problem.window.padding_mode == PaddingMode::Zeros && extents.walks[0].reads_padding();
     if extents.phases.is_some() || misses {
         return filling;
     }

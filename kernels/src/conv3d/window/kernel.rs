@@ -29,9 +29,9 @@ use super::config::{CHANNELS, WindowTile};
 use super::epilogue::write_result;
 use super::phases::{PhaseTaps, PhaseWork, Phases, work_of};
 use super::tiling::{SourceBlock, WindowTiling, WindowWork, block_at, block_range, packed_tap};
-use crate::conv3d::gemm::config::PLANE;
-use crate::conv3d::gemm::fragments::{accumulators, packed};
-use crate::conv3d::gemm::index::Walk;
+use crate::conv3d::gemm::config::SUBGROUP;
+use crate::conv3d::gemm::fragments::{accumulators, pack_vector};
+use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
 use cubecl::cmma::{self, MatrixIdent, MatrixLayout};
@@ -45,7 +45,7 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
     weight: &[Vector<S, V>],
     bias: ComptimeOption<&Tensor<E>>,
     out: &mut [O],
-    walk: Walk,
+    walk: GatherArgs,
     tiling: WindowTiling,
     phases: ComptimeOption<Phases>,
     span: Span,
@@ -72,7 +72,7 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
     find_offsets(&walk, &tiling, &work, &mut offsets, padding, tile);
     sync_cube();
     let tap_vectors = comptime!(CHANNELS / width) * tiling.packed_n as usize;
-    let in_tile = UNIT_POS as usize / PLANE / comptime!(tile.tile_m / tile.subgroup_m) * tile.subgroup_n;
+    let in_tile = UNIT_POS as usize / SUBGROUP / comptime!(tile.tile_m / tile.subgroup_m) * tile.subgroup_n;
     let column = (work.first_n as usize + in_tile) * comptime!(CHANNELS / width);
     let mut block = blocks.first;
     let mut tap_offset = packed_tap(&taps, &tiling, &blocks, block) * tap_vectors + column;
@@ -111,7 +111,7 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
 /// Offsets of the window's elements in a source frame, plus one; zero outside the source.
 #[cube]
 fn find_offsets(
-    walk: &Walk,
+    walk: &GatherArgs,
     tiling: &WindowTiling,
     work: &WindowWork,
     offsets: &mut Shared<[usize]>,
@@ -121,8 +121,8 @@ fn find_offsets(
     let mut element = UNIT_POS;
     while element < comptime!(tile.window as u32) {
         let (row, column) = tiling.pitch_divmod.div_mod(work.first_m + element);
-        let (h, h_inside) = walk.height.place(walk.height.coordinate(row), padding);
-        let (w, w_inside) = walk.width.place(walk.width.coordinate(work.first_w + column), padding);
+        let (h, h_inside) = walk.height.load_offset(walk.height.coordinate(row), padding);
+        let (w, w_inside) = walk.width.load_offset(walk.width.coordinate(work.first_w + column), padding);
         let mut offset = 0usize.runtime();
         if h_inside && w_inside {
             offset = h + w + 1usize;
@@ -137,7 +137,7 @@ fn find_offsets(
 #[cube]
 fn read_window<E: Float>(
     source: &[E],
-    walk: &Walk,
+    walk: &GatherArgs,
     offsets: &Shared<[usize]>,
     block: &SourceBlock,
     exists: bool,
@@ -176,7 +176,7 @@ fn write_window<E: Float, S: Float, V: Size>(
     #[unroll]
     for load in 0..comptime!(tile.window_loads(width)) {
         let vector = UNIT_POS as usize + comptime!(load * tile.threads());
-        window[vector % tile.window * pitch + vector / tile.window] = packed(values, load);
+        window[vector % tile.window * pitch + vector / tile.window] = pack_vector(values, load);
     }
 }
 
@@ -188,7 +188,7 @@ fn multiply<S: Float, V: Size>(
     weight: &[Vector<S, V>],
     tap_offset: usize,
     acc: &Sequence<cmma::Matrix<f32>>,
-    walk: &Walk,
+    walk: &GatherArgs,
     tiling: &WindowTiling,
     taps: &ComptimeOption<PhaseTaps>,
     tap: u32,
@@ -196,7 +196,7 @@ fn multiply<S: Float, V: Size>(
     #[comptime] tile: WindowTile,
 ) {
     let width = V::value();
-    let first_m = UNIT_POS as usize / PLANE % comptime!(tile.tile_m / tile.subgroup_m) * tile.subgroup_m;
+    let first_m = UNIT_POS as usize / SUBGROUP % comptime!(tile.tile_m / tile.subgroup_m) * tile.subgroup_m;
     let (h, w) = tiling.row_taps.div_mod(tap);
     let tap_offset = #[comptime]
     match taps {

@@ -30,9 +30,9 @@ pub(crate) use extents::{
 pub(crate) use pack::SHARED_BYTES as PACK_BYTES;
 pub use weight::WindowWeightTile;
 
-use super::gemm::config::PLANE;
-use super::gemm::walk::{divisor, walk_args};
-use super::gemm::{results_together, sites_together, stage_type, stage_vector, weights_together};
+use super::gemm::config::SUBGROUP;
+use super::gemm::gather::{divisor, gather_args};
+use super::gemm::{out_vector_width, source_vector_width, stage_type, stage_vector, weight_vector_width};
 use super::pass::Pass;
 use super::problem::Conv3dProblem;
 use super::reduce;
@@ -73,7 +73,7 @@ fn launch_pack(call: &WindowCall, [weight, packed]: [&Operand; 2], width: usize)
                 read_width,
                 weight.buffer_arg(read_width),
                 packed.buffer_arg(width),
-                walk_args(problem, pass, &extents.packed_walks(problem), [weight, weight, weight]),
+                gather_args(problem, pass, &extents.packed_walks(problem), [weight, weight, weight]),
                 PackTilingLaunch {
                     channel_tiles: channel_tiles as u32,
                     packed_n: extents.packed_n as u32,
@@ -103,7 +103,7 @@ fn launch_pack(call: &WindowCall, [weight, packed]: [&Operand; 2], width: usize)
 fn read_width(problem: &Conv3dProblem, pass: Pass, weight: &Operand, width: usize) -> usize {
     let (channels, n) = problem.channels_of(pass);
     let fastest = if pass == Pass::Forward { channels } else { n };
-    if problem.taps() <= TAPS { weights_together(weight, fastest * problem.taps(), width) } else { 1 }
+    if problem.taps() <= TAPS { weight_vector_width(weight, fastest * problem.taps(), width) } else { 1 }
 }
 
 /// Launches the forward pass (operands x, w, y) or the input gradient (dy, w, dx). With too few tiles to fill
@@ -159,15 +159,15 @@ fn launch_gemm(
     launch_pack(call, [weight, &packed], width)?;
     let operations = 2.0 * (tile.tile_m * tile.tile_n * extents.mean_k().div_ceil(k_slices)) as f64;
     // One tap in the frame, and contiguous frames of the source and of the result.
-    let contiguous = sites_together(&extents.walks, source, width) == width
-        && results_together(&extents.walks, out, OUT_VECTOR) == OUT_VECTOR;
+    let contiguous = source_vector_width(&extents.walks, source, width) == width
+        && out_vector_width(&extents.walks, out, OUT_VECTOR) == OUT_VECTOR;
     for dispatch in dispatches(threadgroups, operations, limits) {
         let count = dispatch.count();
-        let dim = CubeDim::new_2d(PLANE as u32, tile.subgroups() as u32);
+        let dim = CubeDim::new_2d(SUBGROUP as u32, tile.subgroups() as u32);
         let weight_arg = packed.buffer_arg(width);
         let out_arg = out.buffer_arg(if contiguous { OUT_VECTOR } else { 1 });
         let bias = bias.map(|bias| bias.tensor_arg());
-        let walk = walk_args(problem, pass, &extents.walks, [source, weight, out]);
+        let walk = gather_args(problem, pass, &extents.walks, [source, weight, out]);
         let tiling = extents.tiling(problem, &tile, (k_slices, slice_stride), activation);
         let phases = extents.phases(problem);
         let (padding, size) = (problem.window.padding_mode, stage.size());

@@ -14,7 +14,7 @@
 //! 8 * 16 * 32 elements in and out, no FLOP; 8 KiB (f16) or 16 KiB (f32) of shared memory.
 
 use super::config::CHANNELS;
-use crate::conv3d::gemm::index::Walk;
+use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::pass::Pass;
 use crate::launch::Span;
 use cubecl::ir::ElemType;
@@ -59,7 +59,7 @@ pub(super) struct PackTiling {
 pub(super) fn pack_kernel<E: Float, S: Float, V: Size, W: Size>(
     weight: &[Vector<E, W>],
     out: &mut [Vector<S, V>],
-    walk: Walk,
+    walk: GatherArgs,
     tiling: PackTiling,
     span: Span,
     #[comptime] pass: Pass,
@@ -131,7 +131,7 @@ struct PackWork {
 #[cube]
 fn source_offset(
     load: u32,
-    walk: &Walk,
+    walk: &GatherArgs,
     tiling: &PackTiling,
     work: &PackWork,
     #[comptime] read_width: usize,
@@ -146,7 +146,7 @@ fn source_offset(
         // Rows are whole vectors: a vector that begins in a row ends in it.
         at += walk.weight_channel(channel) + tap as usize;
     } else {
-        at += walk.tap(channel * tiling.all_taps + tap, true.runtime(), pass).weight;
+        at += walk.channel_tap(channel * tiling.all_taps + tap, true.runtime(), pass).weight;
     }
     (at, exists)
 }

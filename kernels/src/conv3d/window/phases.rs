@@ -6,7 +6,7 @@
 //! position i:       tap last - j * stride from window i + origin + j * dilation
 //! ```
 //!
-//! Each phase is a dense traversal ([`crate::conv3d::gemm::walk`]) without a stride, which the kernels
+//! Each phase is a dense traversal ([`crate::conv3d::gemm::gather`]) without a stride, which the kernels
 //! compute like a forward pass. The phases of a tile are neighbouring threadgroups: they load the same
 //! windows and store interleaved results. Weights are packed once, in the order of an unstrided gradient; a
 //! phase takes every `stride`-th tap. Every phase loads a whole window for its fraction of the taps, so that
@@ -14,7 +14,7 @@
 
 use super::config::WindowTile;
 use super::tiling::{WindowTiling, WindowWork};
-use crate::conv3d::gemm::index::Walk;
+use crate::conv3d::gemm::index::GatherArgs;
 use cubecl::prelude::*;
 use cubecl::std::FastDivmod;
 
@@ -60,7 +60,7 @@ pub(super) struct PhaseTaps {
 /// The work of a threadgroup: the traversal and the tiling of its phase, its work assignment, its taps.
 #[derive(CubeType)]
 pub(super) struct PhaseWork {
-    pub(super) walk: Walk,
+    pub(super) walk: GatherArgs,
     pub(super) tiling: WindowTiling,
     pub(super) work: WindowWork,
     pub(super) taps: ComptimeOption<PhaseTaps>,
@@ -102,7 +102,7 @@ impl Phases {
     /// The work of a threadgroup.
     fn work(
         &self,
-        walk: &Walk,
+        walk: &GatherArgs,
         tiling: &WindowTiling,
         threadgroup: u32,
         #[comptime] tile: WindowTile,
@@ -129,7 +129,7 @@ impl Phases {
             step: self.width.stride,
         };
         PhaseWork {
-            walk: walk.along(
+            walk: walk.with_axes(
                 walk.depth.phase(in_depth, depth_taps, depth.origin_positive, depth.origin_negative),
                 walk.height.phase(in_height, height.taps, height.origin_positive, height.origin_negative),
                 walk.width.phase(in_width, width.taps, width.origin_positive, width.origin_negative),
@@ -145,7 +145,7 @@ impl Phases {
 #[cube]
 pub(super) fn work_of(
     phases: &ComptimeOption<Phases>,
-    walk: Walk,
+    walk: GatherArgs,
     tiling: WindowTiling,
     threadgroup: u32,
     #[comptime] tile: WindowTile,

@@ -3,7 +3,7 @@
 
 use super::config::{CHANNELS, WindowTile};
 use super::phases::PhaseTaps;
-use crate::conv3d::gemm::index::Walk;
+use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::problem::PaddingMode;
 use cubecl::prelude::*;
 use cubecl::std::FastDivmod;
@@ -122,7 +122,7 @@ pub(super) struct BlockRange {
 
 #[cube]
 pub(super) fn block_range(
-    walk: &Walk,
+    walk: &GatherArgs,
     tiling: &WindowTiling,
     work: &WindowWork,
     #[comptime] padding: PaddingMode,
@@ -132,7 +132,7 @@ pub(super) fn block_range(
     let mut first_tap = 0u32;
     let mut end_tap = tiling.depth_taps;
     if comptime!(padding == PaddingMode::Zeros) {
-        let (first, end) = walk.depth.inside(depth);
+        let (first, end) = walk.depth.valid_taps(depth);
         first_tap = first;
         end_tap = max(end, first);
     }
@@ -157,7 +157,7 @@ pub(super) struct SourceBlock {
 
 #[cube]
 pub(super) fn block_at(
-    walk: &Walk,
+    walk: &GatherArgs,
     tiling: &WindowTiling,
     blocks: &BlockRange,
     block: u32,
@@ -165,7 +165,7 @@ pub(super) fn block_at(
 ) -> SourceBlock {
     let (tap, in_channels) = tiling.blocks.div_mod(block);
     let step = (blocks.first_tap + tap) * walk.depth.step;
-    let (frame, _) = walk.depth.place(blocks.depth + step as i32, padding);
+    let (frame, _) = walk.depth.load_offset(blocks.depth + step as i32, padding);
     let first_channel = in_channels * CHANNELS as u32;
     SourceBlock {
         offset: blocks.source + frame + walk.source_channel(first_channel),

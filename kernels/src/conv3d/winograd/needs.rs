@@ -18,12 +18,12 @@ pub(crate) fn needs(
 ) -> (usize, usize, usize) {
     if pass == Pass::WeightGradient {
         let iterations = weight_iterations(&Correlation::of(problem, pass), config, limits);
-        return (PRODUCT.shared_bytes(), PRODUCT.units(), iterations);
+        return (PRODUCT.shared_bytes(), PRODUCT.threads(), iterations);
     }
     let iterations = product_iterations(config, problem.kernel[0], limits);
     match config.mma_tile {
-        Some(tile) => (tile.shared_bytes(4), tile.units(), iterations),
-        None => (PRODUCT.shared_bytes(), PRODUCT.units(), iterations),
+        Some(tile) => (tile.shared_bytes(4), tile.threads(), iterations),
+        None => (PRODUCT.shared_bytes(), PRODUCT.threads(), iterations),
     }
 }
 

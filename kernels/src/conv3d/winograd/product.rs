@@ -21,7 +21,7 @@ use super::product_mma::product_mma_kernel;
 use super::region::{Region, RegionArgs, VECTOR};
 use super::{PRODUCT, WinogradCall, WinogradTile};
 use crate::conv3d::gemm::config::{RegisterTile, row_stride};
-use crate::conv3d::gemm::stage::{Neighbours, column_of, multiply};
+use crate::conv3d::gemm::stage::{F32x4, column_of, multiply};
 use crate::launch::{Span, dispatches};
 use crate::operand::Operand;
 use cubecl::ir::AddressType;
@@ -57,8 +57,8 @@ pub(crate) fn launch(call: &WinogradCall, address: AddressType, region: &Region,
     let correlation = call.correlation;
     let mma_tile = call.config.mma_tile;
     let [tile_m, tile_n, tile_k, threads] = match mma_tile {
-        Some(tile) => [tile.tile_m, tile.tile_n, tile.tile_k, tile.units()],
-        None => [PRODUCT.tile_m, PRODUCT.tile_n, PRODUCT.tile_k, PRODUCT.units()],
+        Some(tile) => [tile.tile_m, tile.tile_n, tile.tile_k, tile.threads()],
+        None => [PRODUCT.tile_m, PRODUCT.tile_n, PRODUCT.tile_k, PRODUCT.threads()],
     };
     let (tiles_m, tiles_n) = (region.m_rows().div_ceil(tile_m), correlation.out_channels.div_ceil(tile_n));
     let points = call.config.tile.inputs() * call.config.tile.inputs();
@@ -141,9 +141,9 @@ pub(crate) struct StageCursor {
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn product_kernel(
-    v: &[Neighbours],
-    u: &[Neighbours],
-    m: &mut [Neighbours],
+    v: &[F32x4],
+    u: &[F32x4],
+    m: &mut [F32x4],
     span: Span,
     region: RegionArgs,
     args: ProductArgs,
@@ -157,15 +157,14 @@ fn product_kernel(
     let loader = TileLoader::new(span.index(), &region, &args, tile.tile_m, tile.tile_n);
     let mut stage = loader.first_stage(&region, &args, tile.tile_m, tile.tile_k);
 
-    let mut row_stage = Shared::<[Neighbours]>::new_slice(comptime!(tile.tile_k * row_stride(tile.tile_m)));
-    let mut column_stage =
-        Shared::<[Neighbours]>::new_slice(comptime!(tile.tile_k * row_stride(tile.tile_n)));
+    let mut row_stage = Shared::<[F32x4]>::new_slice(comptime!(tile.tile_k * row_stride(tile.tile_m)));
+    let mut column_stage = Shared::<[F32x4]>::new_slice(comptime!(tile.tile_k * row_stride(tile.tile_n)));
     let mut sums = Array::<f32>::new(comptime!(tile.rows * tile.columns));
     #[unroll]
     for i in 0..comptime!(tile.rows * tile.columns) {
         sums[i] = 0.0f32;
     }
-    let threads = comptime!(tile.units());
+    let threads = comptime!(tile.threads());
     let next_rows = loader.load_rows(v, &stage, &region, &args, tile.tile_m, tile.tile_k, threads);
     let next_columns = loader.load_columns(u, &stage, &args, tile.tile_n, tile.tile_k, threads);
     store_stage(&next_rows, &mut row_stage, tile.tile_m, threads);
@@ -193,7 +192,7 @@ fn product_kernel(
                 let n = loader.first_column * VECTOR as u32 + column_of(j, tile);
                 if n < args.out_channels {
                     let at = loader.result_offset(&args, n, row);
-                    let mut values = Neighbours::empty();
+                    let mut values = F32x4::empty();
                     #[unroll]
                     for r in 0..VECTOR {
                         values.insert(r, sums[comptime!((i * VECTOR + r) * tile.columns + j)]);
@@ -326,15 +325,15 @@ impl TileLoader {
     /// Loads this thread's vectors of a stage of V.
     pub(crate) fn load_rows(
         &self,
-        v: &[Neighbours],
+        v: &[F32x4],
         stage: &StageCursor,
         region: &RegionArgs,
         args: &ProductArgs,
         #[comptime] extent: usize,
         #[comptime] tile_k: usize,
         #[comptime] threads: usize,
-    ) -> Sequence<Neighbours> {
-        let mut values = Sequence::<Neighbours>::new();
+    ) -> Sequence<F32x4> {
+        let mut values = Sequence::<F32x4>::new();
         let mut frame = self.first_tap_frame + (stage.kd * args.dilation) as i32;
         if args.replicate == 1u32 {
             frame = clamp(frame, 0i32, args.input_depth as i32 - 1i32);
@@ -347,7 +346,7 @@ impl TileLoader {
             let c = stage.c
                 + UNIT_POS / comptime!((extent / VECTOR) as u32)
                 + comptime!((load * threads / (extent / VECTOR)) as u32);
-            let mut value = Neighbours::new(0.0f32);
+            let mut value = F32x4::new(0.0f32);
             if inside && c < args.in_channels {
                 value = v[at + c as usize * self.v_vectors];
             }
@@ -359,20 +358,20 @@ impl TileLoader {
     /// Loads this thread's vectors of a stage of U.
     pub(crate) fn load_columns(
         &self,
-        u: &[Neighbours],
+        u: &[F32x4],
         stage: &StageCursor,
         args: &ProductArgs,
         #[comptime] extent: usize,
         #[comptime] tile_k: usize,
         #[comptime] threads: usize,
-    ) -> Sequence<Neighbours> {
-        let mut values = Sequence::<Neighbours>::new();
+    ) -> Sequence<F32x4> {
+        let mut values = Sequence::<F32x4>::new();
         #[unroll]
         for load in 0..comptime!((extent / VECTOR * tile_k).div_ceil(threads)) {
             let c = stage.c
                 + UNIT_POS / comptime!((extent / VECTOR) as u32)
                 + comptime!((load * threads / (extent / VECTOR)) as u32);
-            let mut value = Neighbours::new(0.0f32);
+            let mut value = F32x4::new(0.0f32);
             if stage.kd < stage.end_kd && c < args.in_channels {
                 value = u[self.column_offset + (stage.kd * args.in_channels + c) as usize * self.u_vectors];
             }
@@ -385,8 +384,8 @@ impl TileLoader {
 /// Stores a thread's loaded vectors into the shared stage of `extent` rows or columns.
 #[cube]
 pub(crate) fn store_stage(
-    from: &Sequence<Neighbours>,
-    stage: &mut Shared<[Neighbours]>,
+    from: &Sequence<F32x4>,
+    stage: &mut Shared<[F32x4]>,
     #[comptime] extent: usize,
     #[comptime] threads: usize,
 ) {

@@ -18,9 +18,9 @@
 use super::product::{ProductArgs, TileLoader, store_stage};
 use super::region::{RegionArgs, VECTOR};
 use crate::conv3d::gemm::MatrixTile;
-use crate::conv3d::gemm::config::{PLANE, row_stride};
-use crate::conv3d::gemm::fragments::{accumulators, into_patch, multiply};
-use crate::conv3d::gemm::stage::Neighbours;
+use crate::conv3d::gemm::config::{SUBGROUP, row_stride};
+use crate::conv3d::gemm::fragments::{accumulators, multiply, store_to_scratch};
+use crate::conv3d::gemm::stage::F32x4;
 use crate::dtype::FloatType;
 use crate::launch::Span;
 use crate::limits::Limits;
@@ -34,9 +34,9 @@ pub(crate) fn tile(limits: &Limits) -> Option<MatrixTile> {
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(crate) fn product_mma_kernel(
-    v: &[Neighbours],
-    u: &[Neighbours],
-    m: &mut [Neighbours],
+    v: &[F32x4],
+    u: &[F32x4],
+    m: &mut [F32x4],
     span: Span,
     region: RegionArgs,
     args: ProductArgs,
@@ -46,14 +46,13 @@ pub(crate) fn product_mma_kernel(
     if span.is_idle() {
         terminate!();
     }
-    let threads = comptime!(tile.units());
+    let threads = comptime!(tile.threads());
     let loader = TileLoader::new(span.index(), &region, &args, tile.tile_m, tile.tile_n);
     let mut stage = loader.first_stage(&region, &args, tile.tile_m, tile.tile_k);
-    let mut row_stage = Shared::<[Neighbours]>::new_slice(comptime!(tile.tile_k * row_stride(tile.tile_m)));
-    let mut column_stage =
-        Shared::<[Neighbours]>::new_slice(comptime!(tile.tile_k * row_stride(tile.tile_n)));
-    let mut patches = Shared::<[f32]>::new_slice(comptime!(tile.planes() * tile.fragment * tile.fragment));
-    let sums = accumulators(comptime!(tile.plane_m * tile.plane_n), tile.fragment);
+    let mut row_stage = Shared::<[F32x4]>::new_slice(comptime!(tile.tile_k * row_stride(tile.tile_m)));
+    let mut column_stage = Shared::<[F32x4]>::new_slice(comptime!(tile.tile_k * row_stride(tile.tile_n)));
+    let mut patches = Shared::<[f32]>::new_slice(comptime!(tile.subgroups() * tile.fragment * tile.fragment));
+    let sums = accumulators(comptime!(tile.subgroup_m * tile.subgroup_n), tile.fragment);
 
     let next_rows = loader.load_rows(v, &stage, &region, &args, tile.tile_m, tile.tile_k, threads);
     let next_columns = loader.load_columns(u, &stage, &args, tile.tile_n, tile.tile_k, threads);
@@ -72,18 +71,18 @@ pub(crate) fn product_mma_kernel(
     }
 
     let thread = UNIT_POS as usize;
-    let subgroup = (thread / PLANE) as u32;
-    let lane = (thread % PLANE) as u32;
-    let subgroup_m = subgroup % comptime!((tile.tile_m / tile.plane_m) as u32) * tile.plane_m as u32;
-    let subgroup_n = subgroup / comptime!((tile.tile_m / tile.plane_m) as u32) * tile.plane_n as u32;
+    let subgroup = (thread / SUBGROUP) as u32;
+    let lane = (thread % SUBGROUP) as u32;
+    let subgroup_m = subgroup % comptime!((tile.tile_m / tile.subgroup_m) as u32) * tile.subgroup_m as u32;
+    let subgroup_n = subgroup / comptime!((tile.tile_m / tile.subgroup_m) as u32) * tile.subgroup_n as u32;
     let patch = subgroup as usize * comptime!(tile.fragment * tile.fragment);
     let vectors = comptime!((tile.fragment / VECTOR) as u32);
     #[unroll]
-    for j in 0..comptime!(tile.plane_m / tile.fragment) {
+    for j in 0..comptime!(tile.subgroup_m / tile.fragment) {
         #[unroll]
-        for i in 0..comptime!(tile.plane_n / tile.fragment) {
-            let sum = sums.index(comptime!(i * (tile.plane_m / tile.fragment) + j));
-            into_patch(sum, &mut patches, patch, tile.fragment);
+        for i in 0..comptime!(tile.subgroup_n / tile.fragment) {
+            let sum = sums.index(comptime!(i * (tile.subgroup_m / tile.fragment) + j));
+            store_to_scratch(sum, &mut patches, patch, tile.fragment);
             // A lane stores one vector of tiles of a channel; lanes without one are idle.
             let in_channel = lane / vectors;
             let in_row = lane % vectors;
@@ -99,7 +98,7 @@ pub(crate) fn product_mma_kernel(
             if in_channel < tile.fragment as u32 && exists {
                 let at = loader.result_offset(&args, channel, row);
                 let from = patch + (in_channel * tile.fragment as u32 + in_row * VECTOR as u32) as usize;
-                let mut values = Neighbours::empty();
+                let mut values = F32x4::empty();
                 #[unroll]
                 for r in 0..VECTOR {
                     values.insert(r, patches[from + r]);

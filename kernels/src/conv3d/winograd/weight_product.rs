@@ -26,7 +26,7 @@ use super::region::{Correlation, Region, RegionArgs, VECTOR};
 use super::{PRODUCT, WinogradCall, WinogradTile};
 use crate::conv3d::gemm::RegisterTile;
 use crate::conv3d::gemm::config::row_stride;
-use crate::conv3d::gemm::stage::{Neighbours, column_of, multiply};
+use crate::conv3d::gemm::stage::{F32x4, column_of, multiply};
 use crate::launch::{Span, dispatches};
 use crate::limits::Limits;
 use crate::operand::Operand;
@@ -111,7 +111,7 @@ pub(crate) fn launch(
                 weight_product_kernel::launch_unchecked(
                     call.client,
                     dispatch.count(),
-                    CubeDim::new_1d(tile.units() as u32),
+                    CubeDim::new_1d(tile.threads() as u32),
                     address,
                     d.buffer_arg(VECTOR),
                     v.buffer_arg(VECTOR),
@@ -155,9 +155,9 @@ struct TileCursor {
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn weight_product_kernel(
-    d: &[Neighbours],
-    v: &[Neighbours],
-    sums: &mut [Neighbours],
+    d: &[F32x4],
+    v: &[F32x4],
+    sums: &mut [F32x4],
     span: Span,
     region: RegionArgs,
     args: WeightProductArgs,
@@ -190,9 +190,8 @@ fn weight_product_kernel(
     let end = min(first + args.length, d_rows as u32);
     let first_frame = args.input_frame(region.first_frame, kd);
 
-    let mut row_stage = Shared::<[Neighbours]>::new_slice(comptime!(tile.tile_k * row_stride(tile.tile_m)));
-    let mut column_stage =
-        Shared::<[Neighbours]>::new_slice(comptime!(tile.tile_k * row_stride(tile.tile_n)));
+    let mut row_stage = Shared::<[F32x4]>::new_slice(comptime!(tile.tile_k * row_stride(tile.tile_m)));
+    let mut column_stage = Shared::<[F32x4]>::new_slice(comptime!(tile.tile_k * row_stride(tile.tile_n)));
     let mut results = Array::<f32>::new(comptime!(tile.rows * tile.columns));
     #[unroll]
     for i in 0..comptime!(tile.rows * tile.columns) {
@@ -259,7 +258,7 @@ fn weight_product_kernel(
                 let c = first_c + column_of(j, tile);
                 if c < args.in_channels {
                     let at = (first_sum + c as usize) * row_vectors as usize + row as usize;
-                    let mut values = Neighbours::empty();
+                    let mut values = F32x4::empty();
                     #[unroll]
                     for r in 0..VECTOR {
                         values.insert(r, results[comptime!((i * VECTOR + r) * tile.columns + j)]);
@@ -317,20 +316,20 @@ impl WeightProductArgs {
 /// last.
 #[cube]
 fn load_block(
-    from: &[Neighbours],
+    from: &[F32x4],
     at: usize,
     exists: bool,
     channel_stride: usize,
     first_channel: u32,
     channels: u32,
     #[comptime] tile: RegisterTile,
-) -> Sequence<Neighbours> {
-    let mut values = Sequence::<Neighbours>::new();
+) -> Sequence<F32x4> {
+    let mut values = Sequence::<F32x4>::new();
     let first = first_channel + UNIT_POS / comptime!((tile.tile_k / VECTOR) as u32) * VECTOR as u32;
     #[unroll]
     for i in 0..comptime!(VECTOR as u32) {
         let channel = min(first + i, channels - 1u32);
-        let mut value = Neighbours::new(0.0f32);
+        let mut value = F32x4::new(0.0f32);
         if exists {
             value = from[at + channel as usize * channel_stride];
         }
@@ -342,8 +341,8 @@ fn load_block(
 /// Stores a block transposed into its stage, tiles as rows.
 #[cube]
 fn store_transposed(
-    from: &Sequence<Neighbours>,
-    stage: &mut Shared<[Neighbours]>,
+    from: &Sequence<F32x4>,
+    stage: &mut Shared<[F32x4]>,
     #[comptime] extent: usize,
     #[comptime] tile: RegisterTile,
 ) {
@@ -352,7 +351,7 @@ fn store_transposed(
     let vector = UNIT_POS as usize / blocks;
     #[unroll]
     for i in 0..VECTOR {
-        let mut values = Neighbours::empty();
+        let mut values = F32x4::empty();
         #[unroll]
         for channel in 0..VECTOR {
             values.insert(channel, from.index(channel).extract(i));

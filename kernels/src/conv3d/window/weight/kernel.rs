@@ -23,9 +23,9 @@
 
 use super::WindowWeightTile;
 use super::tiling::{Segment, WeightTiling, WeightWork, dy_offset, segment_at, x_offset};
-use crate::conv3d::gemm::config::PLANE;
-use crate::conv3d::gemm::fragments::{accumulators, into_patch, packed};
-use crate::conv3d::gemm::index::Walk;
+use crate::conv3d::gemm::config::SUBGROUP;
+use crate::conv3d::gemm::fragments::{accumulators, pack_vector, store_to_scratch};
+use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
 use cubecl::cmma::{self, MatrixIdent, MatrixLayout};
@@ -40,7 +40,7 @@ pub(super) fn window_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
     source: &[E],
     dy: &[E],
     out: &mut [O],
-    walk: Walk,
+    walk: GatherArgs,
     tiling: WeightTiling,
     span: Span,
     #[comptime] padding: PaddingMode,
@@ -123,7 +123,7 @@ pub(super) fn window_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
 fn read_chunk<E: Float>(
     source: &[E],
     dy: &[E],
-    walk: &Walk,
+    walk: &GatherArgs,
     tiling: &WeightTiling,
     work: &WeightWork,
     segment: &Segment,
@@ -249,7 +249,7 @@ fn write_channels<E: Float, S: Float, V: Size>(
     #[unroll]
     for load in 0..comptime!(tile.loads(channels, width)) {
         stage[row as usize * pitch + vector + comptime!(load * (tile.threads() / tile.positions))] =
-            packed(values, load);
+            pack_vector(values, load);
     }
 }
 
@@ -267,7 +267,7 @@ fn multiply<S: Float, V: Size>(
     #[comptime] tile: WindowWeightTile,
 ) {
     let width = V::value();
-    let subgroup = UNIT_POS as usize / PLANE;
+    let subgroup = UNIT_POS as usize / SUBGROUP;
     let (x_pitch, dy_pitch) = pitches;
     let c = subgroup % 2 * comptime!(tile.fragment / width);
     let o = subgroup / 2 * comptime!(2 * tile.fragment / width);
@@ -316,8 +316,8 @@ fn write_result<O: Float>(
     work: &WeightWork,
     #[comptime] tile: WindowWeightTile,
 ) {
-    let subgroup = UNIT_POS as usize / PLANE;
-    let lane = (UNIT_POS as usize % PLANE) as u32;
+    let subgroup = UNIT_POS as usize / SUBGROUP;
+    let lane = (UNIT_POS as usize % SUBGROUP) as u32;
     let size = comptime!(tile.fragment * tile.fragment);
     let mut patches = Shared::<[f32]>::new_slice(comptime!(4 * size));
     let first_c = work.first_c + (subgroup % 2 * tile.fragment) as u32;
@@ -327,10 +327,10 @@ fn write_result<O: Float>(
         let frame_tap = work.first_tap + tap as u32;
         #[unroll]
         for i in 0..2 {
-            into_patch(acc.index(comptime!(tap * 2 + i)), &mut patches, subgroup * size, tile.fragment);
+            store_to_scratch(acc.index(comptime!(tap * 2 + i)), &mut patches, subgroup * size, tile.fragment);
             #[unroll]
-            for step in 0..comptime!(size / PLANE) {
-                let in_patch = lane + comptime!((step * PLANE) as u32);
+            for step in 0..comptime!(size / SUBGROUP) {
+                let in_patch = lane + comptime!((step * SUBGROUP) as u32);
                 let c = first_c + in_patch % tile.fragment as u32;
                 let o = first_o + comptime!((i * tile.fragment) as u32) + in_patch / tile.fragment as u32;
                 if c < tiling.channels && o < tiling.out_channels && frame_tap < tiling.taps {

@@ -4,8 +4,8 @@
 mod kernel;
 mod tiling;
 
-use crate::conv3d::gemm::config::PLANE;
-use crate::conv3d::gemm::walk::{Walks, walk_args, walks};
+use crate::conv3d::gemm::config::SUBGROUP;
+use crate::conv3d::gemm::gather::{Gather, gather_args, gathers};
 use crate::conv3d::gemm::{stage_type, stage_vector};
 use crate::conv3d::loops::nest;
 use crate::conv3d::pass::Pass;
@@ -52,7 +52,7 @@ impl WindowWeightTile {
 
     /// Threads of a threadgroup.
     pub fn threads(&self) -> usize {
-        SUBGROUPS * PLANE
+        SUBGROUPS * SUBGROUP
     }
 
     /// Channels of x of a threadgroup.
@@ -109,22 +109,22 @@ struct WeightSegments {
 
 impl WeightSegments {
     /// The widest segments whose ring holds what the taps of a chunk reach; none where no ring does.
-    fn of(problem: &Conv3dProblem, walks: &Walks, tile: &WindowWeightTile) -> Option<Self> {
+    fn of(problem: &Conv3dProblem, walks: &Gather, tile: &WindowWeightTile) -> Option<Self> {
         let [depth, height, width] = walks;
         let halo_columns = (width.taps.max(1) - 1) * width.step;
         let halo_rows = (height.taps.max(1) - 1) * height.step;
         let room = (tile.ring - tile.positions).checked_sub(halo_columns)?;
-        let max_pitch = room.checked_div(halo_rows).unwrap_or(width.sites + halo_columns);
+        let max_pitch = room.checked_div(halo_rows).unwrap_or(width.positions + halo_columns);
         let max_width = max_pitch.checked_sub(halo_columns).filter(|most| *most > 0)?;
-        let count = width.sites.div_ceil(max_width);
-        let positions = width.sites.div_ceil(count.max(1));
+        let count = width.positions.div_ceil(max_width);
+        let positions = width.positions.div_ceil(count.max(1));
         let pitch = positions + halo_columns;
-        (width.sites > 0 && height.sites > 0).then_some(Self {
+        (width.positions > 0 && height.positions > 0).then_some(Self {
             count,
-            frames: depth.sites * problem.batch,
+            frames: depth.positions * problem.batch,
             width: positions,
             pitch,
-            rows: height.sites,
+            rows: height.positions,
             lag: (halo_rows * pitch + halo_columns).div_ceil(tile.positions),
         })
     }
@@ -155,8 +155,8 @@ fn tiles_of(problem: &Conv3dProblem, tile: &WindowWeightTile) -> [usize; 5] {
 }
 
 /// The traversal of the windows; none where they have a stride within the frame.
-fn weight_walks(problem: &Conv3dProblem) -> Option<Walks> {
-    let [walks] = walks(problem, Pass::Forward)[..] else { return None };
+fn weight_walks(problem: &Conv3dProblem) -> Option<Gather> {
+    let [walks] = gathers(problem, Pass::Forward)[..] else { return None };
     (walks[1].scale == 1 && walks[2].scale == 1 && walks.iter().all(|axis| axis.taps > 0)).then_some(walks)
 }
 
@@ -232,13 +232,13 @@ pub(crate) fn launch(
             window_weight_kernel::launch_unchecked(
                 client,
                 dispatch.count(),
-                CubeDim::new_2d(PLANE as u32, SUBGROUPS as u32),
+                CubeDim::new_2d(SUBGROUP as u32, SUBGROUPS as u32),
                 address,
                 width,
                 x.buffer_arg(1),
                 dy.buffer_arg(1),
                 partials.buffer_arg(1),
-                walk_args(problem, Pass::Forward, &walks, [x, dw, dy]),
+                gather_args(problem, Pass::Forward, &walks, [x, dw, dy]),
                 WeightTilingLaunch {
                     tiles_c: tiles_c as u32,
                     tiles_o: tiles_o as u32,
@@ -247,15 +247,15 @@ pub(crate) fn launch(
                     k_slices: k_slices as u32,
                     bands: bands as u32,
                     segments: segments.count as u32,
-                    depth: walks[0].sites as u32,
+                    depth: walks[0].positions as u32,
                     segment_count: segment_count as u32,
                     slice_segments: slice_segments as u32,
                     band_rows: band_rows as u32,
                     segment_width: segments.width as u32,
                     pitch_divmod: segments.pitch as u32,
                     pitch: segments.pitch as u32,
-                    height: walks[1].sites as u32,
-                    width: walks[2].sites as u32,
+                    height: walks[1].positions as u32,
+                    width: walks[2].positions as u32,
                     lag: segments.lag as u32,
                     channels: problem.group_channels() as u32,
                     out_channels: problem.group_out_channels() as u32,

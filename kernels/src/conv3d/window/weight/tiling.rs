@@ -2,7 +2,7 @@
 
 use super::WindowWeightTile;
 use super::kernel::TAPS;
-use crate::conv3d::gemm::index::Walk;
+use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::problem::PaddingMode;
 use cubecl::prelude::*;
 use cubecl::std::FastDivmod;
@@ -88,7 +88,7 @@ pub(super) struct Segment {
 
 #[cube]
 pub(super) fn segment_at(
-    walk: &Walk,
+    walk: &GatherArgs,
     tiling: &WeightTiling,
     work: &WeightWork,
     index: u32,
@@ -98,7 +98,7 @@ pub(super) fn segment_at(
     let (rest, segment) = tiling.segments.div_mod(rest);
     let (n, d) = tiling.depth.div_mod(rest);
     let at = walk.depth.coordinate(d) + (work.depth_tap * walk.depth.step) as i32;
-    let (frame, inside) = walk.depth.place(at, padding);
+    let (frame, inside) = walk.depth.load_offset(at, padding);
     let row = band * tiling.band_rows;
     Segment {
         row,
@@ -113,22 +113,22 @@ pub(super) fn segment_at(
 /// Offset of element `element` of a segment in channel 0 of x, and whether it is inside the source.
 #[cube]
 pub(super) fn x_offset(
-    walk: &Walk,
+    walk: &GatherArgs,
     tiling: &WeightTiling,
     segment: &Segment,
     element: u32,
     #[comptime] padding: PaddingMode,
 ) -> (usize, bool) {
     let (row, column) = tiling.pitch_divmod.div_mod(element);
-    let (h, h_inside) = walk.height.place(walk.height.coordinate(segment.row + row), padding);
-    let (w, w_inside) = walk.width.place(walk.width.coordinate(segment.column + column), padding);
+    let (h, h_inside) = walk.height.load_offset(walk.height.coordinate(segment.row + row), padding);
+    let (w, w_inside) = walk.width.load_offset(walk.width.coordinate(segment.column + column), padding);
     (segment.x + h + w, h_inside && w_inside)
 }
 
 /// Offset of element `element` of a segment in channel 0 of dy, and whether it is a position, not halo.
 #[cube]
 pub(super) fn dy_offset(
-    walk: &Walk,
+    walk: &GatherArgs,
     tiling: &WeightTiling,
     segment: &Segment,
     element: u32,

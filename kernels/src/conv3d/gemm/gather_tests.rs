@@ -1,13 +1,12 @@
-//! The walks of input gradients against every pair of position, window and tap, and which taps a mask tells
-//! apart.
+//! Gathers against every pair of position, window and tap of a convolution found by enumeration, and the
+//! limits of masks.
 
 use super::*;
 use crate::conv3d::fold;
 use crate::conv3d::problem::Window;
 use crate::dtype::FloatType;
 
-/// Every pair (input position, window, tap) of an axis that the convolution joins, found by looking at them
-/// all.
+/// Every (input position, window, tap) of an axis that contributes to the convolution, by enumeration.
 fn pairs(axis: AxisGeometry) -> Vec<(usize, usize, usize)> {
     let mut pairs = Vec::new();
     for window in 0..axis.output() {
@@ -21,7 +20,7 @@ fn pairs(axis: AxisGeometry) -> Vec<(usize, usize, usize)> {
 }
 
 #[test]
-fn the_phases_of_an_input_gradient_join_what_the_convolution_joins() {
+fn phases_of_an_input_gradient_cover_the_convolution() {
     let mut checked = 0;
     for (input, kernel, stride) in
         (1..12usize).flat_map(|i| (1..6usize).flat_map(move |k| (1..5usize).map(move |s| (i, k, s))))
@@ -34,14 +33,14 @@ fn the_phases_of_an_input_gradient_join_what_the_convolution_joins() {
             let mut found = Vec::new();
             let mut written = Vec::new();
             for phase in 0..stride.min(input) {
-                let walk = AxisWalk::input_gradient(axis, phase);
-                for site in 0..walk.sites {
-                    let position = walk.first_out + site * walk.out_step;
+                let gather = AxisGather::input_gradient(axis, phase);
+                for i in 0..gather.positions {
+                    let position = gather.first_out + i * gather.out_step;
                     written.push(position);
-                    for j in 0..walk.taps {
-                        let window = (site * walk.scale + j * walk.step) as i64 + walk.origin;
-                        if (0..walk.extent as i64).contains(&window) {
-                            found.push((position, window as usize, walk.first_tap - j * walk.tap_step));
+                    for j in 0..gather.taps {
+                        let window = (i * gather.scale + j * gather.step) as i64 + gather.origin;
+                        if (0..gather.extent as i64).contains(&window) {
+                            found.push((position, window as usize, gather.first_tap - j * gather.tap_step));
                         }
                     }
                 }
@@ -57,7 +56,7 @@ fn the_phases_of_an_input_gradient_join_what_the_convolution_joins() {
 }
 
 #[test]
-fn runs_of_frames_join_what_the_convolution_joins_and_nothing_outside() {
+fn depth_slices_cover_the_convolution_without_padding() {
     let mut split = 0;
     for (input, kernel, dilation) in
         (1..9usize).flat_map(|i| (1..6usize).flat_map(move |k| (1..4usize).map(move |d| (i, k, d))))
@@ -73,28 +72,29 @@ fn runs_of_frames_join_what_the_convolution_joins_and_nothing_outside() {
                 continue;
             };
             for pass in [Pass::Forward, Pass::InputGradient] {
-                let Some(runs) = depth_runs(&problem, pass) else { continue };
+                let Some(slices) = depth_slices(&problem, pass) else { continue };
                 let (mut found, mut written) = (Vec::new(), Vec::new());
-                for run in &runs {
-                    assert!(!run.leaves(), "{problem:?} {run:?}");
-                    for site in 0..run.sites {
-                        let place = run.first_out + site * run.out_step;
-                        written.push(place);
-                        for j in 0..run.taps {
-                            let from = usize::try_from((site * run.scale + j * run.step) as i64 + run.origin)
-                                .unwrap();
-                            assert!(from < run.extent, "{problem:?} {run:?}");
+                for slice in &slices {
+                    assert!(!slice.reads_padding(), "{problem:?} {slice:?}");
+                    for i in 0..slice.positions {
+                        let position = slice.first_out + i * slice.out_step;
+                        written.push(position);
+                        for j in 0..slice.taps {
+                            let source =
+                                usize::try_from((i * slice.scale + j * slice.step) as i64 + slice.origin)
+                                    .unwrap();
+                            assert!(source < slice.extent, "{problem:?} {slice:?}");
                             found.push(match pass {
-                                Pass::Forward => (from, place, run.first_tap + j * run.tap_step),
-                                _ => (place, from, run.first_tap - j * run.tap_step),
+                                Pass::Forward => (source, position, slice.first_tap + j * slice.tap_step),
+                                _ => (position, source, slice.first_tap - j * slice.tap_step),
                             });
                         }
                     }
                 }
                 found.sort_unstable();
                 assert_eq!(found, pairs(problem.axis(0)), "{problem:?} {pass:?}");
-                let sites = if pass == Pass::Forward { problem.output()[0] } else { input };
-                assert_eq!(written, (0..sites).collect::<Vec<_>>(), "{problem:?} {pass:?}");
+                let positions = if pass == Pass::Forward { problem.output()[0] } else { input };
+                assert_eq!(written, (0..positions).collect::<Vec<_>>(), "{problem:?} {pass:?}");
                 split += 1;
             }
         }
@@ -103,63 +103,63 @@ fn runs_of_frames_join_what_the_convolution_joins_and_nothing_outside() {
 }
 
 #[test]
-fn the_columns_of_patches_join_what_the_convolution_joins() {
+fn columns_of_patches_cover_the_convolution() {
     for (windows, kernel) in (1..7usize).flat_map(|windows| (1..5usize).map(move |kernel| (windows, kernel)))
     {
         let axis =
             AxisGeometry { input: windows * kernel, kernel, stride: kernel, dilation: 1, padding: (0, 0) };
-        let walk = AxisWalk::patches(axis);
+        let gather = AxisGather::patches(axis);
         let mut found = Vec::new();
-        for site in 0..walk.sites {
-            let window = (site * walk.scale) as i64 + walk.origin;
-            assert!((0..walk.extent as i64).contains(&window) && walk.taps == 1, "{axis:?}");
-            let first = walk.first_out + site * walk.out_step;
-            found.extend((0..walk.columns).map(|tap| (first + tap, window as usize, tap)));
+        for position in 0..gather.positions {
+            let window = (position * gather.scale) as i64 + gather.origin;
+            assert!((0..gather.extent as i64).contains(&window) && gather.taps == 1, "{axis:?}");
+            let first = gather.first_out + position * gather.out_step;
+            found.extend((0..gather.columns).map(|tap| (first + tap, window as usize, tap)));
         }
         found.sort_unstable();
         assert_eq!(found, pairs(axis), "{axis:?}");
     }
 }
 
-/// Taps share a mask of 31 bits, ten of each axis: what the engine serves has no more where a mask is asked,
-/// and none where padding repeats the edge.
+/// A mask has ten bits per axis: served gathers have at most ten taps along axes that need a mask, and need
+/// none under replicate padding.
 #[test]
-fn a_mask_tells_all_taps_of_a_served_walk_apart() {
+fn masks_of_a_served_gather_hold_all_taps() {
     for taps in 1..=70 {
         for axis in 0..3 {
             for padding_mode in [PaddingMode::Zeros, PaddingMode::Replicate] {
                 for padding in [0, 1, taps / 2, taps - 1, taps + 3] {
-                    let place = |value: usize, other: usize| {
-                        let mut extents = [other; 3];
-                        extents[axis] = value;
-                        extents
+                    let along_axis = |value: usize, other: usize| {
+                        let mut shape = [other; 3];
+                        shape[axis] = value;
+                        shape
                     };
                     let window = Window {
-                        padding: place(padding, 0).map(|size| (size, size)),
+                        padding: along_axis(padding, 0).map(|size| (size, size)),
                         padding_mode,
                         ..Window::default()
                     };
-                    let [d, h, w] = place(taps, 3);
-                    let [kd, kh, kw] = place(taps, 1);
+                    let [d, h, w] = along_axis(taps, 3);
+                    let [kd, kh, kw] = along_axis(taps, 1);
                     let problem =
                         Conv3dProblem::new([1, 2, d, h, w], [2, 2, kd, kh, kw], None, window, FloatType::F32)
                             .unwrap();
                     for pass in [Pass::Forward, Pass::InputGradient, Pass::WeightGradient] {
                         let launched = fold::launched(&problem, pass);
-                        let gathers = if pass == Pass::InputGradient { pass } else { Pass::Forward };
+                        let gathered = if pass == Pass::InputGradient { pass } else { Pass::Forward };
                         let clamps =
                             if pass == Pass::InputGradient { PaddingMode::Zeros } else { padding_mode };
-                        let masked = walks(&launched, gathers)
+                        let masked = gathers(&launched, gathered)
                             .iter()
-                            .flat_map(|walks| {
-                                (0..3).map(|axis| (walks[axis], mask_bit(&walks[axis], axis, clamps)))
+                            .flat_map(|gather| {
+                                (0..3).map(|axis| (gather[axis], mask_bit(&gather[axis], axis, clamps)))
                             })
-                            .all(|(walk, bit)| bit == 0 || walk.taps <= MASK_BITS);
+                            .all(|(axis, bit)| bit == 0 || axis.taps <= MASK_BITS);
                         assert!(
                             masked || !serves(&launched, pass),
                             "{taps} taps of axis {axis}, {problem:?}, {pass:?}"
                         );
-                        // Without padding, or with padding that repeats, any number is served.
+                        // Without padding, or with replicate padding, any number of taps is served.
                         let any =
                             padding == 0 && pass != Pass::InputGradient || clamps == PaddingMode::Replicate;
                         assert!(
