@@ -7,10 +7,11 @@ use crate::support::gpu;
 use burn::backend::ops::{FloatTensorOps, IntTensorOps};
 use burn::backend::{DispatchDevice, TensorMetadata};
 use burn::tensor::{DType, Shape, TensorData};
-use burn_conv_ops::{
-    Activation, Algorithm, CausalConv1dInputs, CausalConv1dProblem, CausalConv1dSteps, Conv1dLayout,
-    Conv3dCall, ConvOps, OptionalTensor, Rope2dProblem, RopeGrid, RopeLayout, RopePositions, UpdateProblem,
+use burn_conv_ops::backend::{
+    CausalConv1dInputs, CausalConv1dProblem, CausalConv1dSteps, Conv3dCall, ConvOps, OptionalTensor,
+    Rope2dProblem, RopePositions, UpdateProblem,
 };
+use burn_conv_ops::{Activation, Algorithm, Conv1dLayout, RopeGrid, RopeLayout};
 use burn_cubecl::{CubeBackend, CubeDevice, tensor::CubeTensor};
 use conv_cases::{causal_conv1d, conv3d, fill};
 use conv_kernels::FloatType;
@@ -82,7 +83,7 @@ fn causal_conv1d_results_have_the_published_shapes() {
                 x: tensor(&x_shape),
                 weight: tensor(&[c, w]),
                 bias: optional.then(|| tensor(&[c])).into(),
-                initial: optional.then(|| tensor(&state_shape)).into(),
+                initial_state: optional.then(|| tensor(&state_shape)).into(),
                 seq_idx: None.into(),
                 residual: optional.then(|| tensor(&x_shape)).into(),
             };
