@@ -1,6 +1,6 @@
 //! Trains one conv3d layer to blur a clip: forward, gradients, an optimizer's step.
 
-use burn::optim::{GradientsParams, Optimizer, SgdConfig};
+use burn::optim::{GradientsParams, SgdConfig};
 use burn::tensor::{Device, Distribution, Tensor};
 use burn_conv_ops::nn::Conv3dConfig;
 use burn_conv_ops::{Conv3dOptions, conv3d};

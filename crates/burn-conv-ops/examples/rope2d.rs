@@ -15,7 +15,8 @@ fn main() {
 
     // The same patches three rows and five columns further, as a tensor [B, N, 2] of (row, column).
     let index = Tensor::<1, Int>::arange(0..196, &device);
-    let (row, column) = (index.clone().div_scalar(14).add_scalar(3), index.remainder_scalar(14).add_scalar(5));
+    let (row, column) =
+        (index.clone().div_scalar(14).add_scalar(3), index.remainder_scalar(14).add_scalar(5));
     let places = Tensor::stack::<2>(vec![row, column], 1).unsqueeze::<3>();
     let (q1, k1) = rope2d_qk(q, k, places.clone(), places, Rope2dOptions::new());
 

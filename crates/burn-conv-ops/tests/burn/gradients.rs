@@ -268,7 +268,7 @@ fn decoding_steps_can_be_tracked() {
         let leaf = |seed, shape| normal::<2>(seed, shape, &device).require_grad();
         let (x, w) = (leaf(1, [2, 3]), leaf(2, [3, 4]));
         let state = normal(3, [2, 3, 3], &device).require_grad();
-        let (y, next) = causal_conv1d_update(x.clone(), state.clone(), w.clone(), None, Default::default());
+        let (y, next) = causal_conv1d_update(x.clone(), state.clone(), w.clone(), None, Activation::None);
         let grads = (y.sum() + (next.clone() * next).sum()).backward();
         // y = sum over k of w[c,k] * [state | x][b,c,k]; the next state drops its first column.
         let dx = w.clone().inner().narrow(1, 3, 1).reshape([1, 3]) + x.clone().inner() * 2.0;

@@ -90,13 +90,13 @@ fn causal_conv1d_results_have_the_published_shapes() {
             let what = format!("{problem:?}");
             let y = CubeBackend::causal_conv1d(inputs(), problem);
             assert_shape(&what, &y, &x_shape);
-            let initial = inputs().initial;
+            let initial = inputs().initial_state;
             let last = CubeBackend::causal_conv1d_final_state(inputs().x, initial, None.into(), problem);
             assert_shape(&what, &last, &state_shape);
             let gradients = CubeBackend::causal_conv1d_backward(inputs(), y, problem);
             assert_shape(&what, &gradients.x, &x_shape);
             assert_shape(&what, &gradients.weight, &[c, w]);
-            let (db, dinitial) = (gradients.bias.into_option(), gradients.initial.into_option());
+            let (db, dinitial) = (gradients.bias.into_option(), gradients.initial_state.into_option());
             assert_eq!((db.is_some(), dinitial.is_some()), (optional, optional), "{what}");
             db.iter().for_each(|db| assert_shape(&what, db, &[c]));
             dinitial.iter().for_each(|dinitial| assert_shape(&what, dinitial, &state_shape));

@@ -136,8 +136,8 @@ fn causal_conv1d_reads_views_in_place() {
         }
         let (x, state) = (normal(5, [3, 2], &device).transpose(), initial);
         let (_, w) = weights[0].clone();
-        let got = causal_conv1d_update(x.clone(), state.clone(), w.clone(), None, Default::default());
-        let want = causal_conv1d_update(copy(&x), copy(&state), copy(&w), None, Default::default());
+        let got = causal_conv1d_update(x.clone(), state.clone(), w.clone(), None, Activation::None);
+        let want = causal_conv1d_update(copy(&x), copy(&state), copy(&w), None, Activation::None);
         assert_eq!((bits(got.0), bits(got.1)), (bits(want.0), bits(want.1)), "{on}: update");
     }
 }
