@@ -200,7 +200,7 @@ fn batch(
         masked: patch_tensor(masked),
         masked_positions: position_tensor(masked_positions),
         second: patch_tensor(seconds),
-        second_positions: Rope2d::grid(count, patches.side as i32, patches.side as i32, device),
+        second_positions: Rope2d::grid(count, patches.side, patches.side, device),
     }
 }
 

@@ -21,7 +21,7 @@ use burn::tensor::activation::{silu, softplus};
 use burn::tensor::{Device, Int, Tensor};
 use burn::train::{ClassificationOutput, InferenceStep, TrainOutput, TrainStep};
 use burn_conv_ops::nn::{CausalConv1d, CausalConv1dConfig};
-use burn_conv_ops::{Activation, CausalConv1dState, Conv1dLayout};
+use burn_conv_ops::{Activation, Conv1dLayout};
 
 use crate::scan::{self, ScanInputs};
 use crate::text::TextBatch;
@@ -191,8 +191,7 @@ impl Block {
     fn forward(&self, x: Tensor<3>, state: BlockState) -> (Tensor<3>, BlockState) {
         let [batch, time, _] = x.dims();
         let [z, convolved, dt] = self.project(x);
-        let before = CausalConv1dState::new().with_initial(state.conv);
-        let (convolved, conv) = self.conv1d.forward_with_state(convolved, before);
+        let (convolved, conv) = self.conv1d.forward_with_state(convolved, state.conv);
         let [x, b, c] = split(convolved, [INNER, STATE, STATE]);
         let x = x.reshape([batch, time, HEADS, HEAD_WIDTH]);
         let inputs = ScanInputs { x: x.clone(), dt, b, c };

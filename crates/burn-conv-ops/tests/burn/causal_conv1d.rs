@@ -2,11 +2,11 @@
 //! gradient of every input through both outputs. Decoding steps against their reference, and against the
 //! whole-sequence op.
 
-use crate::support::{check, devices, int_upload, normal, values};
+use crate::support::{bits, check, devices, int_upload, normal, values};
 use burn::tensor::{Device, Tensor};
 use burn_conv_ops::{
-    Activation, CausalConv1dOptions, CausalConv1dState, CausalConv1dUpdateOptions, Conv1dLayout,
-    causal_conv1d, causal_conv1d_update, causal_conv1d_with_state,
+    Activation, CausalConv1dOptions, CausalConv1dUpdateOptions, Conv1dLayout, causal_conv1d,
+    causal_conv1d_update, causal_conv1d_with_state,
 };
 use conv_cases::causal_conv1d::{self as cases, Case, SeqIdx, UpdateCase};
 use conv_kernels::FloatType;
@@ -21,7 +21,7 @@ fn activation(silu: bool) -> Activation {
 
 fn options(case: &Case) -> CausalConv1dOptions {
     let layout = if case.btc { Conv1dLayout::Btc } else { Conv1dLayout::Bct };
-    CausalConv1dOptions { activation: activation(case.silu), layout }
+    CausalConv1dOptions::from(activation(case.silu)).with_layout(layout)
 }
 
 fn x_shape(case: &Case) -> [usize; 3] {
@@ -39,7 +39,7 @@ fn problem(case: &Case) -> CausalConv1dProblem {
         seq_idx: (case.seq_idx != SeqIdx::None).then_some([case.b, case.t]),
         residual: case.residual.then(|| x_shape(case)),
     };
-    let CausalConv1dOptions { activation, layout } = options(case);
+    let CausalConv1dOptions { activation, layout, .. } = options(case);
     CausalConv1dProblem::new(x_shape(case), [case.c, case.w], optional, layout, activation, F32, F32)
         .unwrap_or_else(|error| panic!("{case}: {error}"))
 }
@@ -62,10 +62,14 @@ fn run(case: &Case, device: &Device) -> Results {
     let initial = case.initial.then(|| normal(4, state_shape(case), &device).require_grad());
     let seq_idx = (case.seq_idx != SeqIdx::None).then(|| int_upload(&ids(case), [case.b, case.t], &device));
     let residual = case.residual.then(|| normal(7, x_shape(case), &device).require_grad());
-    let (initial_seq_idx, residual_in) = (None, residual.clone());
-    let state =
-        CausalConv1dState { initial: initial.clone(), initial_seq_idx, seq_idx, residual: residual_in };
-    let (y, last) = causal_conv1d_with_state(x.clone(), w.clone(), b.clone(), state, options(case));
+    let mut options = options(case);
+    options.initial_state = initial.clone();
+    options.seq_idx = seq_idx;
+    options.residual = residual.clone();
+    let (y, last) = causal_conv1d_with_state(x.clone(), w.clone(), b.clone(), options.clone());
+    // y alone is the same.
+    let alone = causal_conv1d(x.clone(), w.clone(), b.clone(), options);
+    assert_eq!(bits(alone.inner()), bits(y.clone().inner()), "{case}: y without the final state");
     let dy = normal(5, x_shape(case), &device);
     let mut loss = (y.clone() * dy).sum();
     if case.w > 1 {
@@ -210,16 +214,15 @@ fn pieces_and_single_steps_give_what_the_whole_gives() {
         let (x, weight, bias) =
             (normal(1, [b, c, t], &device), normal(2, [c, w], &device), normal(3, [c], &device));
         let options = CausalConv1dOptions::new().with_activation(Activation::Silu);
-        let whole = values(causal_conv1d(x.clone(), weight.clone(), Some(bias.clone()), options));
+        let whole = values(causal_conv1d(x.clone(), weight.clone(), Some(bias.clone()), options.clone()));
 
-        let mut state = CausalConv1dState::new();
+        let mut given = options.clone();
         let mut pieces = Vec::new();
         for (start, end) in [(0, 1), (1, 3), (3, 9), (9, 13)] {
             let piece = x.clone().narrow(2, start, end - start);
-            let (y, next) =
-                causal_conv1d_with_state(piece, weight.clone(), Some(bias.clone()), state, options);
+            let (y, next) = causal_conv1d_with_state(piece, weight.clone(), Some(bias.clone()), given);
             pieces.push(y);
-            state = CausalConv1dState::new().with_initial(next);
+            given = options.clone().with_initial_state(next);
         }
         assert_eq!(values(Tensor::cat(pieces, 2)), whole, "{on}: pieces");
 

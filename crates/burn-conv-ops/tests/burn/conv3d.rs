@@ -10,26 +10,24 @@ use conv_kernels::conv3d::{Conv3dProblem, Window, reference};
 use conv_kernels::tolerance::Expected;
 
 pub(crate) fn options(case: &Conv3dCase) -> Conv3dOptions {
-    Conv3dOptions {
-        stride: case.stride,
-        padding: case.padding,
-        dilation: case.dilation,
-        groups: case.groups,
-        padding_mode: if case.replicate { PaddingMode::Replicate } else { PaddingMode::Zeros },
-        activation: match case.activation {
+    Conv3dOptions::new()
+        .with_stride(case.stride)
+        .with_padding(case.padding)
+        .with_dilation(case.dilation)
+        .with_groups(case.groups)
+        .with_padding_mode(if case.replicate { PaddingMode::Replicate } else { PaddingMode::Zeros })
+        .with_activation(match case.activation {
             cases::Activation::None => Activation::None,
             cases::Activation::Relu => Activation::Relu,
             cases::Activation::Silu => Activation::Silu,
-        },
-        ..Conv3dOptions::new()
-    }
+        })
 }
 
 pub(crate) fn problem(case: &Conv3dCase) -> Conv3dProblem {
     let options = options(case);
     let window = Window {
         stride: options.stride,
-        padding: options.padding,
+        padding: case.padding,
         dilation: options.dilation,
         groups: options.groups,
         padding_mode: options.padding_mode,

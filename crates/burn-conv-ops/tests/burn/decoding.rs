@@ -4,9 +4,9 @@ use crate::support::{assert_close, check, devices, int_upload, normal, values};
 use burn::tensor::{Device, Tensor};
 use burn_conv_ops::nn::CausalConv1dConfig;
 use burn_conv_ops::{
-    Activation, CausalConv1dOptions, CausalConv1dPlaces, CausalConv1dState, CausalConv1dUpdateOptions,
-    Conv1dLayout, causal_conv1d, causal_conv1d_last_states, causal_conv1d_seq_idx, causal_conv1d_update,
-    causal_conv1d_update_steps, causal_conv1d_with_state,
+    Activation, CausalConv1dOptions, CausalConv1dUpdateOptions, Conv1dLayout, causal_conv1d,
+    causal_conv1d_last_states, causal_conv1d_seq_idx, causal_conv1d_update, causal_conv1d_update_steps,
+    causal_conv1d_with_state,
 };
 use conv_kernels::FloatType::F32;
 use conv_kernels::causal_conv1d::{UpdateProblem, reference};
@@ -25,16 +25,9 @@ fn several_decoding_steps_give_what_single_ones_give() {
         // The shortest state, Mamba's, and one longer than the steps.
         for s in [w - 1, w, w + 3] {
             let start = normal(4, [b, c, s], &device);
-            let places = CausalConv1dPlaces::new();
             let (x, bias) = (x.clone(), Some(bias.clone()));
-            let (y, last) = causal_conv1d_update_steps(
-                x.clone(),
-                start.clone(),
-                weight.clone(),
-                bias.clone(),
-                places,
-                silu(),
-            );
+            let (y, last) =
+                causal_conv1d_update_steps(x.clone(), start.clone(), weight.clone(), bias.clone(), silu());
             let mut state = start;
             let mut steps = Vec::new();
             for step in 0..t {
@@ -48,8 +41,7 @@ fn several_decoding_steps_give_what_single_ones_give() {
         }
         let none = normal(1, [b, c, 0], &device);
         let start = normal(4, [b, c, w], &device);
-        let places = CausalConv1dPlaces::new();
-        let (y, last) = causal_conv1d_update_steps(none, start.clone(), weight, None, places, silu());
+        let (y, last) = causal_conv1d_update_steps(none, start.clone(), weight, None, silu());
         assert_eq!(y.dims(), [b, c, 0], "{on}");
         assert_eq!(values(last), values(start), "{on}: without steps the state stays");
     }
@@ -81,17 +73,17 @@ fn rings_and_slots_match_the_reference() {
                 let (want, want_state) = reference(&problem, &|values| values.clone());
                 let linear = UpdateProblem { activation: Activation::None, ..problem };
                 let (magnitudes, _) = reference(&linear, &|values| values.iter().map(|v| v.abs()).collect());
-                let mut places = CausalConv1dPlaces::new();
+                let mut options = silu();
                 if ring {
-                    places = places.with_cache_seqlens(int_upload(&lengths, [b], &device));
+                    options = options.with_cache_seqlens(int_upload(&lengths, [b], &device));
                 }
                 if slotted {
-                    places = places.with_state_indices(int_upload(&slots, [b], &device));
+                    options = options.with_state_indices(int_upload(&slots, [b], &device));
                 }
                 let name = format!("{on} w {w} s {s} steps {length} ring {ring} slots {slotted}");
                 let run = |state: Tensor<3>| {
                     let (x, weight) = (normal(1, [b, c, length], &device), normal(2, [c, w], &device));
-                    causal_conv1d_update_steps(x, state, weight, None, places.clone(), silu())
+                    causal_conv1d_update_steps(x, state, weight, None, options.clone())
                 };
                 let expected = Expected {
                     values: &want,
@@ -127,22 +119,17 @@ fn several_decoding_steps_have_gradients() {
             let options = CausalConv1dOptions::new().with_activation(Activation::Silu);
             let (y, next) = match form {
                 0 => {
-                    let state = CausalConv1dState::new().with_initial(start.clone());
-                    causal_conv1d_with_state(x.clone(), weight.clone(), None, state, options)
+                    let options = options.clone().with_initial_state(start.clone());
+                    causal_conv1d_with_state(x.clone(), weight.clone(), None, options)
                 }
-                1 => {
-                    let places = CausalConv1dPlaces::new();
-                    causal_conv1d_update_steps(x.clone(), start.clone(), weight.clone(), None, places, silu())
-                }
+                1 => causal_conv1d_update_steps(x.clone(), start.clone(), weight.clone(), None, silu()),
                 _ => {
                     // Rows 0 and 2 of the state belong to nobody.
                     let row = |row: usize| start.clone().narrow(0, row, 1);
                     let other = Tensor::zeros([1, c, w - 1], &device);
                     let all = Tensor::cat(vec![other.clone(), row(1), other, row(0)], 0);
-                    let places =
-                        CausalConv1dPlaces::new().with_state_indices(int_upload(&slots, [b], &device));
-                    let (y, next) =
-                        causal_conv1d_update_steps(x.clone(), all, weight.clone(), None, places, silu());
+                    let options = silu().with_state_indices(int_upload(&slots, [b], &device));
+                    let (y, next) = causal_conv1d_update_steps(x.clone(), all, weight.clone(), None, options);
                     (y, Tensor::cat(vec![next.clone().narrow(0, 3, 1), next.narrow(0, 1, 1)], 0))
                 }
             };
@@ -187,7 +174,8 @@ fn packed_sequences_give_what_each_gives_alone() {
                 .init(&device);
             let columns = normal(1, [1, c, t], &device);
             let order = |x: Tensor<3>| if layout == Conv1dLayout::Bct { x } else { x.swap_dims(1, 2) };
-            let (y, last) = conv.forward_packed(order(columns.clone()), cu_seqlens());
+            let (y, last) =
+                conv.forward_packed(order(columns.clone()), cu_seqlens(), CausalConv1dOptions::new());
             let y = order(y);
             assert_eq!(last.dims(), [4, c, w - 1], "{on}");
             for (sequence, bound) in bounds.windows(2).enumerate() {
@@ -199,7 +187,7 @@ fn packed_sequences_give_what_each_gives_alone() {
                     continue;
                 }
                 let own = columns.clone().narrow(2, start, length);
-                let (alone, state) = conv.forward_with_state(order(own), CausalConv1dState::new());
+                let (alone, state) = conv.forward_with_state(order(own), CausalConv1dOptions::new());
                 assert_eq!(values(got), values(state), "{name}: the last state");
                 let got = values(y.clone().narrow(2, start, length));
                 assert_close(&name, &got, &values(order(alone)), 1e-6);
@@ -222,12 +210,12 @@ fn packed_sequences_have_gradients_of_their_own() {
         let weight = normal(2, [c, w], &device).require_grad();
         let x = normal(1, [1, c, t], &device).require_grad();
         let options = CausalConv1dOptions::new().with_activation(Activation::Silu);
-        let state = CausalConv1dState::new().with_cu_seqlens(int_upload(&bounds, [3], &device), t);
+        let packed = options.clone().with_cu_seqlens(int_upload(&bounds, [3], &device), t);
         let dy = normal(3, [1, c, t], &device);
         let last =
             causal_conv1d_last_states(x.clone(), int_upload(&bounds, [3], &device), 2, Conv1dLayout::Bct);
         let dlast = normal(4, [2, c, 2], &device);
-        let (y, _) = causal_conv1d_with_state(x.clone(), weight.clone(), None, state, options);
+        let (y, _) = causal_conv1d_with_state(x.clone(), weight.clone(), None, packed);
         let grads = ((y * dy.clone()).sum() + (last * dlast.clone()).sum()).backward();
         let (dx, dw) = (x.grad(&grads).expect("dx"), weight.grad(&grads).expect("dw"));
 
@@ -238,7 +226,7 @@ fn packed_sequences_have_gradients_of_their_own() {
             let (start, length) = (bound[0] as usize, (bound[1] - bound[0]) as usize);
             let own = x.clone().inner().narrow(2, start, length).autodiff().require_grad();
             let taps = weight.clone().inner().autodiff().require_grad();
-            let y = causal_conv1d(own.clone(), taps.clone(), None, options);
+            let y = causal_conv1d(own.clone(), taps.clone(), None, options.clone());
             let tail = own.clone().narrow(2, length - 2, 2);
             let loss = (y * dy.clone().narrow(2, start, length)).sum()
                 + (tail * dlast.clone().narrow(0, sequence, 1)).sum();

@@ -6,8 +6,8 @@ use burn::backend::DispatchDevice;
 use burn::tensor::quantization::{QuantScheme, QuantValue};
 use burn::tensor::{DType, Device, IntDType, Tensor};
 use burn_conv_ops::{
-    Algorithm, CausalConv1dOptions, CausalConv1dPlaces, CausalConv1dState, Conv3dOptions, ConvError,
-    Rope2dOptions, RopeGrid, WinogradTile, conv3d, rope2d, try_causal_conv1d, try_causal_conv1d_last_states,
+    Algorithm, CausalConv1dOptions, CausalConv1dUpdateOptions, Conv3dOptions, ConvError, Rope2dOptions,
+    RopeGrid, WinogradTile, conv3d, rope2d, try_causal_conv1d, try_causal_conv1d_last_states,
     try_causal_conv1d_seq_idx, try_causal_conv1d_update, try_causal_conv1d_update_steps,
     try_causal_conv1d_with_state, try_conv3d, try_rope2d, try_rope2d_qk,
 };
@@ -66,7 +66,7 @@ fn conv3d_names_what_does_not_fit() {
             ),
             (
                 t([6, 4, 1, 1, 1]),
-                options().with_asymmetric_padding([(0, 0), (0, 3_000_000_000), (0, 0)]),
+                options().with_padding([(0, 0), (0, 3_000_000_000), (0, 0)]),
                 "conv3d: height padding 3000000000 is larger than 2147483647",
             ),
         ];
@@ -112,13 +112,7 @@ fn dtypes_must_agree_and_be_served() {
         );
         let initial = normal(3, [1, 2, 2], &device).cast(DType::F16);
         assert_says(
-            try_causal_conv1d_with_state(
-                x,
-                w,
-                None,
-                CausalConv1dState::new().with_initial(initial),
-                CausalConv1dOptions::new(),
-            ),
+            try_causal_conv1d_with_state(x, w, None, initial),
             "causal_conv1d: x is f32 and the state is f16, a state is of x's dtype or f32",
         );
     }
@@ -224,7 +218,7 @@ fn causal_conv1d_names_what_does_not_fit() {
         let x = || normal(1, [2, 3, 5], &device);
         let w = |shape: [usize; 2]| normal(2, shape, &device);
         let options = CausalConv1dOptions::new;
-        let with = |state| try_causal_conv1d_with_state(x(), w([3, 4]), None, state, options());
+        let with = |options: CausalConv1dOptions| try_causal_conv1d_with_state(x(), w([3, 4]), None, options);
         assert_says(
             try_causal_conv1d(x(), w([4, 4]), None, options()),
             "causal_conv1d: the weight has 4 channels, the input has 3",
@@ -237,9 +231,9 @@ fn causal_conv1d_names_what_does_not_fit() {
             try_causal_conv1d(x(), w([3, 4]), Some(normal(1, [2], &device)), options()),
             "causal_conv1d: the bias has 2 elements, the input has 3 channels",
         );
-        let error = with(CausalConv1dState::new().with_initial(normal(1, [2, 3, 4], &device)));
+        let error = with(options().with_initial_state(normal(1, [2, 3, 4], &device)));
         assert!(error.expect_err("the state is too long").to_string().contains("[2, 3, 4]"));
-        let error = with(CausalConv1dState::new().with_seq_idx(int_upload(&[0; 8], [2, 4], &device)));
+        let error = with(options().with_seq_idx(int_upload(&[0; 8], [2, 4], &device)));
         assert!(error.expect_err("the ids are too few").to_string().contains("[2, 4]"));
         assert_says(
             try_causal_conv1d_update(
@@ -247,7 +241,7 @@ fn causal_conv1d_names_what_does_not_fit() {
                 normal(2, [2, 3, 2], &device),
                 w([3, 4]),
                 None,
-                Default::default(),
+                CausalConv1dUpdateOptions::new(),
             ),
             "causal_conv1d_update: the state [2, 3, 2] holds 2 steps, a weight of width 4 needs 3",
         );
@@ -257,47 +251,40 @@ fn causal_conv1d_names_what_does_not_fit() {
 #[test]
 fn decoding_and_packed_sequences_name_what_does_not_fit() {
     for (_, device) in devices() {
-        let steps = |state: [usize; 3], places: CausalConv1dPlaces| {
+        let steps = |state: [usize; 3], options: CausalConv1dUpdateOptions| {
             let (x, w) = (normal(1, [2, 3, 5], &device), normal(2, [3, 4], &device));
-            try_causal_conv1d_update_steps(x, normal(3, state, &device), w, None, places, Default::default())
+            try_causal_conv1d_update_steps(x, normal(3, state, &device), w, None, options)
         };
-        let places = CausalConv1dPlaces::new;
+        let options = CausalConv1dUpdateOptions::new;
         let rows = |count: usize| int_upload(&vec![0; count], [count], &device);
         assert_says(
-            steps([3, 3, 4], places()),
+            steps([3, 3, 4], options()),
             "causal_conv1d_update: the state [3, 3, 4] belongs to 3 rows of 3 channels, the input is [2, 3]",
         );
         assert_says(
-            steps([3, 3, 4], places().with_state_indices(rows(3))),
+            steps([3, 3, 4], options().with_state_indices(rows(3))),
             "causal_conv1d_update: the state indices has shape [3], the input needs [2] (batch)",
         );
         assert_says(
-            steps([2, 3, 4], places().with_cache_seqlens(rows(1))),
+            steps([2, 3, 4], options().with_cache_seqlens(rows(1))),
             "causal_conv1d_update: cache_seqlens has shape [1], the input needs [2] (batch)",
         );
         assert_says(
-            steps([9, 3, 2], places().with_state_indices(rows(2))),
+            steps([9, 3, 2], options().with_state_indices(rows(2))),
             "causal_conv1d_update: the state [9, 3, 2] holds 2 steps, a weight of width 4 needs 3",
         );
         assert_says(
-            steps([9, 5, 4], places().with_state_indices(rows(2))),
+            steps([9, 5, 4], options().with_state_indices(rows(2))),
             "causal_conv1d_update: the state [9, 5, 4] has 9 slots of 5 channels, the input is [2, 3]",
         );
         assert_says(
-            steps([0, 3, 4], places().with_state_indices(rows(2))),
+            steps([0, 3, 4], options().with_state_indices(rows(2))),
             "causal_conv1d_update: the state [0, 3, 4] has no slots for 2 rows",
         );
         let (x, w) = (normal(1, [2, 3, 5], &device), normal(2, [3, 1], &device));
-        let ring = places().with_cache_seqlens(rows(2));
+        let ring = options().with_cache_seqlens(rows(2));
         assert_says(
-            try_causal_conv1d_update_steps(
-                x,
-                normal(3, [2, 3, 0], &device),
-                w,
-                None,
-                ring,
-                Default::default(),
-            ),
+            try_causal_conv1d_update_steps(x, normal(3, [2, 3, 0], &device), w, None, ring),
             "causal_conv1d_update: a ring of 0 steps holds no state, it must have at least 1",
         );
         assert_says(
@@ -313,9 +300,9 @@ fn decoding_and_packed_sequences_name_what_does_not_fit() {
             "causal_conv1d_seq_idx: cu_seqlens has shape [0], it must be [sequences + 1]",
         );
         let residual = |shape: [usize; 3]| {
-            let state = CausalConv1dState::new().with_residual(normal(3, shape, &device));
+            let options = CausalConv1dOptions::new().with_residual(normal(3, shape, &device));
             let (x, w) = (normal(1, [1, 3, 5], &device), normal(2, [3, 4], &device));
-            try_causal_conv1d_with_state(x, w, None, state, CausalConv1dOptions::new())
+            try_causal_conv1d_with_state(x, w, None, options)
         };
         assert!(residual([1, 3, 5]).is_ok());
         assert_says(

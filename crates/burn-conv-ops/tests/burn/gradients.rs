@@ -5,8 +5,8 @@
 use crate::support::{assert_close, bits, devices, int_upload, normal, values};
 use burn::tensor::{DType, Device, Tensor};
 use burn_conv_ops::{
-    Activation, Algorithm, CausalConv1dOptions, CausalConv1dState, Conv3dOptions, PaddingMode, Rope2dOptions,
-    WinogradTile, causal_conv1d_update, causal_conv1d_with_state, conv3d, rope2d,
+    Activation, Algorithm, CausalConv1dOptions, Conv3dOptions, PaddingMode, Rope2dOptions, WinogradTile,
+    causal_conv1d_update, causal_conv1d_with_state, conv3d, rope2d,
 };
 
 /// Both devices, each without and with gradient checkpointing.
@@ -37,7 +37,7 @@ fn conv3d_subset(device: &Device, activation: Activation, tracked: [bool; 3]) ->
     let options = Conv3dOptions::new()
         .with_groups(2)
         .with_stride([1, 2, 1])
-        .with_asymmetric_padding([(1, 1), (0, 2), (1, 0)])
+        .with_padding([(1, 1), (0, 2), (1, 0)])
         .with_activation(activation);
     let y = conv3d(x.clone(), w.clone(), Some(b.clone()), options);
     let value = values(y.clone().inner());
@@ -75,13 +75,10 @@ fn causal_subset(device: &Device, tracked: [bool; 4]) -> [Option<Vec<u32>>; 4] {
     let w = require(normal(2, [3, 4], device), tracked[1]);
     let b = require(normal(3, [3], device), tracked[2]);
     let initial = require(normal(4, [2, 3, 3], device), tracked[3]);
-    let state = CausalConv1dState::new().with_initial(initial.clone()).with_seq_idx(int_upload(
-        &[0, 0, 0, -1, 2, 2, 2, 5, 5, 6, 6, 6, 6, 6],
-        [2, 7],
-        device,
-    ));
-    let options = CausalConv1dOptions::new().with_activation(Activation::Silu);
-    let (y, last) = causal_conv1d_with_state(x.clone(), w.clone(), Some(b.clone()), state, options);
+    let ids = int_upload(&[0, 0, 0, -1, 2, 2, 2, 5, 5, 6, 6, 6, 6, 6], [2, 7], device);
+    let options =
+        CausalConv1dOptions::from(Activation::Silu).with_initial_state(initial.clone()).with_seq_idx(ids);
+    let (y, last) = causal_conv1d_with_state(x.clone(), w.clone(), Some(b.clone()), options);
     let dy = normal(5, y.dims(), device);
     let grads = ((y * dy).sum() + (last * normal(6, [2, 3, 3], device)).sum()).backward();
     [
@@ -147,7 +144,7 @@ fn mixed_graph(device: &Device) -> Vec<Vec<f64>> {
     // [B, C, T] = [1, 8, 16]
     let sequence = squared.reshape([1, 8, 16]);
     let options = CausalConv1dOptions::new().with_activation(Activation::Silu);
-    let (z, last) = causal_conv1d_with_state(sequence, v.clone(), None, CausalConv1dState::new(), options);
+    let (z, last) = causal_conv1d_with_state(sequence, v.clone(), None, options);
     let loss = (z.clone() * burn::tensor::activation::sigmoid(z)).sum() + (last.clone() * last).sum();
     let grads = loss.clone().backward();
     vec![
@@ -255,8 +252,7 @@ fn a_causal_weight_may_be_wider_than_x() {
         let x = normal(1, [2, 3, 9], &device).cast(DType::F16).require_grad();
         let w = normal(2, [3, 4], &device).require_grad();
         let options = CausalConv1dOptions::new().with_activation(Activation::Silu);
-        let (y, last) =
-            causal_conv1d_with_state(x.clone(), w.clone(), None, CausalConv1dState::new(), options);
+        let (y, last) = causal_conv1d_with_state(x.clone(), w.clone(), None, options);
         assert_eq!((y.dtype(), last.dtype()), (DType::F16, DType::F16), "{on}");
         let grads = y.sum().backward();
         let (dx, dw) = (x.grad(&grads).expect("tracked"), w.grad(&grads).expect("tracked"));
@@ -272,7 +268,7 @@ fn decoding_steps_can_be_tracked() {
         let leaf = |seed, shape| normal::<2>(seed, shape, &device).require_grad();
         let (x, w) = (leaf(1, [2, 3]), leaf(2, [3, 4]));
         let state = normal(3, [2, 3, 3], &device).require_grad();
-        let (y, next) = causal_conv1d_update(x.clone(), state.clone(), w.clone(), None, Default::default());
+        let (y, next) = causal_conv1d_update(x.clone(), state.clone(), w.clone(), None, Activation::None);
         let grads = (y.sum() + (next.clone() * next).sum()).backward();
         // y = sum over k of w[c,k] * [state | x][b,c,k]; the next state drops its first column.
         let dx = w.clone().inner().narrow(1, 3, 1).reshape([1, 3]) + x.clone().inner() * 2.0;

@@ -4,9 +4,9 @@
 use crate::support::{devices, gpu, int_upload, normal, upload, values};
 use burn::tensor::{DType, Tensor};
 use burn_conv_ops::{
-    CausalConv1dOptions, CausalConv1dPlaces, CausalConv1dState, CausalConv1dUpdateOptions, Conv1dLayout,
-    causal_conv1d_packed, causal_conv1d_seq_idx, causal_conv1d_update, causal_conv1d_update_steps,
-    causal_conv1d_with_state, try_causal_conv1d_update_steps,
+    CausalConv1dOptions, CausalConv1dUpdateOptions, Conv1dLayout, causal_conv1d_packed,
+    causal_conv1d_seq_idx, causal_conv1d_update, causal_conv1d_update_steps, causal_conv1d_with_state,
+    try_causal_conv1d_update_steps,
 };
 
 /// Of rows with one slot the last has it, the others are padding.
@@ -21,8 +21,9 @@ fn the_last_row_of_a_slot_has_it() {
             let x = upload(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [3, 2, 1], &device).cast(dtype);
             let held = upload(&(0..16).map(|v| v as f32).collect::<Vec<_>>(), [4, 2, 2], &device).cast(dtype);
             let weight = upload(&[1.0; 6], [2, 3], &device).cast(dtype);
-            let places = CausalConv1dPlaces::new().with_state_indices(int_upload(&slots, [3], &device));
-            let (y, next) = causal_conv1d_update_steps(x, held, weight, None, places, Default::default());
+            let options =
+                CausalConv1dUpdateOptions::new().with_state_indices(int_upload(&slots, [3], &device));
+            let (y, next) = causal_conv1d_update_steps(x, held, weight, None, options);
             let (mut want, mut y_want) = ((0..16).map(f64::from).collect::<Vec<_>>(), vec![0.0; 6]);
             for (row, slot) in slots.iter().enumerate().filter(|(row, slot)| !slots[row + 1..].contains(slot))
             {
@@ -52,9 +53,7 @@ fn many_packed_sequences_take_little_memory() {
 
         let x = normal(1, [1, 1, count as usize], &device);
         let weight = upload(&[7.0, 5.0, 2.0], [1, 3], &device);
-        let state = CausalConv1dState::new();
-        let (y, last) =
-            causal_conv1d_packed(x.clone(), weight, None, bounds(), state, CausalConv1dOptions::new());
+        let (y, last) = causal_conv1d_packed(x.clone(), weight, None, bounds(), CausalConv1dOptions::new());
         assert_eq!(values(y), values(x.clone() * 2.0), "{on}");
         assert_eq!(values(last.narrow(2, 1, 1)), values(x), "{on}");
     }
@@ -93,14 +92,8 @@ fn states_may_be_fp32_beside_halves() {
             for layout in [Conv1dLayout::Bct, Conv1dLayout::Btc] {
                 let shape = if layout == Conv1dLayout::Bct { [1, 1, 2] } else { [1, 2, 1] };
                 let x = halves(upload(&[4.0, 8.0], shape, &device));
-                let given = CausalConv1dState::new().with_initial(initial.clone());
-                let (y, next) = causal_conv1d_with_state(
-                    x,
-                    weight.clone(),
-                    None,
-                    given,
-                    CausalConv1dOptions::new().with_layout(layout),
-                );
+                let options = CausalConv1dOptions::from(initial.clone()).with_layout(layout);
+                let (y, next) = causal_conv1d_with_state(x, weight.clone(), None, options);
                 assert_eq!((y.dtype(), next.dtype()), (DType::F16, DType::F32), "{what}");
                 // 1 + 1/4096 + 1 + 0.75 + 8, rounded to a half once.
                 assert_eq!(values(y.clone()), [10.75, 2.0 + 1.5 + 1.0 + 16.0], "{what}");
@@ -113,20 +106,24 @@ fn states_may_be_fp32_beside_halves() {
                 }
             }
             let (x, none) = (halves(upload(&[4.0], [1, 1, 1], &device)), CausalConv1dUpdateOptions::new());
-            let (y, next) =
-                causal_conv1d_update(x.clone().reshape([1, 1]), initial.clone(), weight.clone(), None, none);
+            let (y, next) = causal_conv1d_update(
+                x.clone().reshape([1, 1]),
+                initial.clone(),
+                weight.clone(),
+                None,
+                none.clone(),
+            );
             assert_eq!((y.dtype(), next.dtype()), (DType::F16, DType::F32), "{what}");
             assert_eq!((values(y), values(next)), (vec![10.75], vec![2.0, 3.0, 4.0]), "{what}");
 
             // A longer state, whose first column stays as fine as it was, shifted and as a ring.
             let long = || upload(&[9.0, fine, 2.0, 3.0], [1, 1, 4], &device);
             for ring in [false, true] {
-                let mut places = CausalConv1dPlaces::new();
+                let mut options = none.clone();
                 if ring {
-                    places = places.with_cache_seqlens(int_upload(&[4], [1], &device));
+                    options = options.with_cache_seqlens(int_upload(&[4], [1], &device));
                 }
-                let (y, next) =
-                    causal_conv1d_update_steps(x.clone(), long(), weight.clone(), None, places, none);
+                let (y, next) = causal_conv1d_update_steps(x.clone(), long(), weight.clone(), None, options);
                 let fine = f64::from(fine);
                 let want = if ring { [4.0, fine, 2.0, 3.0] } else { [fine, 2.0, 3.0, 4.0] };
                 assert_eq!((values(y), values(next)), (vec![10.75], want.to_vec()), "{what} ring {ring}");
@@ -144,8 +141,8 @@ fn long_loops_are_refused_where_the_device_ends_them() {
     let x: Vec<f32> = (0..2 * steps).map(|index| 1.0 + (index % steps % 5) as f32).collect();
     let x = upload(&x, [1, 2, steps], &device);
     let (state, weight) = (upload(&[1.0; 14], [1, 2, 7], &device), upload(&[1.0; 2], [2, 1], &device));
-    let places = CausalConv1dPlaces::new().with_cache_seqlens(int_upload(&[3], [1], &device));
-    match try_causal_conv1d_update_steps(x, state, weight, None, places, Default::default()) {
+    let options = CausalConv1dUpdateOptions::new().with_cache_seqlens(int_upload(&[3], [1], &device));
+    match try_causal_conv1d_update_steps(x, state, weight, None, options) {
         Ok((_, next)) => {
             let ring = [4.0, 5.0, 4.0, 5.0, 1.0, 2.0, 3.0];
             assert_eq!(values(next), [ring, ring].concat());

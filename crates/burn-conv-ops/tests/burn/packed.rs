@@ -4,8 +4,8 @@ use crate::support::{assert_close, bits, devices, int_upload, normal, values};
 use burn::tensor::{DType, Device, Tensor};
 use burn_conv_ops::nn::CausalConv1dConfig;
 use burn_conv_ops::{
-    Activation, CausalConv1dOptions, CausalConv1dState, Conv1dLayout, ConvError, causal_conv1d_packed,
-    causal_conv1d_with_state, try_causal_conv1d_packed,
+    Activation, CausalConv1dOptions, Conv1dLayout, ConvError, causal_conv1d_packed, causal_conv1d_with_state,
+    try_causal_conv1d_packed,
 };
 
 /// Padding at both ends, sequences longer and shorter than a state, one without steps.
@@ -39,11 +39,10 @@ fn run(device: &Device, layout: Conv1dLayout, w: usize, packed: bool) -> Run {
     let initial = require(5, [n, CHANNELS, w - 1], device);
     let ordered = |x: &Tensor<3>| order(x.clone(), layout);
     let (y, states) = if packed {
-        let state = CausalConv1dState::new().with_initial(initial.clone()).with_residual(ordered(&residual));
+        let options = options(layout).with_initial_state(initial.clone()).with_residual(ordered(&residual));
         let bounds = int_upload(&BOUNDS, [n + 1], device);
         let bias = Some(bias.clone());
-        let (y, states) =
-            causal_conv1d_packed(ordered(&x), weight.clone(), bias, bounds, state, options(layout));
+        let (y, states) = causal_conv1d_packed(ordered(&x), weight.clone(), bias, bounds, options);
         (order(y, layout), states)
     } else {
         let padding = |steps| Tensor::<3>::zeros([1, CHANNELS, steps], device);
@@ -56,10 +55,9 @@ fn run(device: &Device, layout: Conv1dLayout, w: usize, packed: bool) -> Run {
                 continue;
             }
             let part = |x: &Tensor<3>| order(x.clone().narrow(2, start, length), layout);
-            let state = CausalConv1dState::new().with_initial(own).with_residual(part(&residual));
+            let options = options(layout).with_initial_state(own).with_residual(part(&residual));
             let bias = Some(bias.clone());
-            let (alone, next) =
-                causal_conv1d_with_state(part(&x), weight.clone(), bias, state, options(layout));
+            let (alone, next) = causal_conv1d_with_state(part(&x), weight.clone(), bias, options);
             y.push(order(alone, layout));
             states.push(next);
         }
@@ -120,10 +118,10 @@ fn pieces_of_packed_sequences_give_the_whole() {
             Tensor::cat(parts.map(|i| sequences[i].clone().narrow(2, part(i).0, part(i).1)).collect(), 2)
         };
         let whole = [0, 1, 2, 3].map(|i| first[i] + second[i]);
-        let (want, want_states) = conv.forward_packed(pack(&|i| (0, whole[i])), bounds(whole));
-        let (begun, states) = conv.forward_packed(pack(&|i| (0, first[i])), bounds(first));
-        let (ended, states) =
-            conv.forward_packed_with_states(pack(&|i| (first[i], second[i])), bounds(second), states);
+        let none = CausalConv1dOptions::new;
+        let (want, want_states) = conv.forward_packed(pack(&|i| (0, whole[i])), bounds(whole), none());
+        let (begun, states) = conv.forward_packed(pack(&|i| (0, first[i])), bounds(first), none());
+        let (ended, states) = conv.forward_packed(pack(&|i| (first[i], second[i])), bounds(second), states);
         assert_eq!(bits(states), bits(want_states), "{on}: the states");
         let (mut at, mut of_begun, mut of_ended) = (0, 0, 0);
         for i in 0..4 {
@@ -149,16 +147,9 @@ fn packed_sequences_may_be_nothing() {
             let n = bounds.len() - 1;
             let (x, weight) = (normal(1, [1, CHANNELS, steps], &device), normal(2, [CHANNELS, w], &device));
             let initial = normal(3, [n, CHANNELS, w - 1], &device);
-            let state = CausalConv1dState::new().with_initial(initial.clone());
+            let options = options(Conv1dLayout::Bct).with_initial_state(initial.clone());
             let bounds = int_upload(bounds, [n + 1], &device);
-            let (y, states) = causal_conv1d_packed(
-                x.clone(),
-                weight.clone(),
-                None,
-                bounds,
-                state,
-                options(Conv1dLayout::Bct),
-            );
+            let (y, states) = causal_conv1d_packed(x.clone(), weight.clone(), None, bounds, options);
             (x, weight, y, initial, states)
         };
         let (_, _, y, initial, states) = call(0, &[0, 0, 0], 4);
@@ -179,20 +170,14 @@ fn packed_sequences_may_be_nothing() {
 #[test]
 fn packed_calls_name_what_does_not_fit() {
     for (_, device) in devices() {
-        let call = |x: [usize; 3], bounds: usize, state: CausalConv1dState| {
+        let call = |x: [usize; 3], bounds: usize, options: CausalConv1dOptions| {
             let weight = normal(2, [CHANNELS, 4], &device);
             let bounds = int_upload(&vec![0; bounds], [bounds], &device);
-            let result = try_causal_conv1d_packed(
-                normal(1, x, &device),
-                weight,
-                None,
-                bounds,
-                state,
-                Default::default(),
-            );
+            let result = try_causal_conv1d_packed(normal(1, x, &device), weight, None, bounds, options);
             result.map(|_| ()).expect_err("a refusal")
         };
-        let with = |shape: [usize; 3]| CausalConv1dState::new().with_initial(normal(3, shape, &device));
+        let with =
+            |shape: [usize; 3]| CausalConv1dOptions::new().with_initial_state(normal(3, shape, &device));
         let says = |error: ConvError, message: &str| assert_eq!(error.message(), message);
         says(
             call([1, 3, 5], 4, with([1, 3, 3])),
@@ -200,19 +185,20 @@ fn packed_calls_name_what_does_not_fit() {
              (sequences, channels, width - 1)",
         );
         says(
-            call([2, 3, 5], 4, CausalConv1dState::new()),
+            call([2, 3, 5], 4, CausalConv1dOptions::new()),
             "causal_conv1d_packed: x has shape [2, 3, 5], sequences are packed into one row [1, C, T] or [1, T, C]",
         );
         says(
-            call([1, 3, 5], 0, CausalConv1dState::new()),
+            call([1, 3, 5], 0, CausalConv1dOptions::new()),
             "causal_conv1d_packed: cu_seqlens has shape [0], it must be [sequences + 1]",
         );
         says(
-            call([1, 3, 5], 4, CausalConv1dState::new().with_seq_idx(int_upload(&[0; 5], [1, 5], &device))),
+            call([1, 3, 5], 4, CausalConv1dOptions::new().with_seq_idx(int_upload(&[0; 5], [1, 5], &device))),
             "causal_conv1d_packed: seq_idx [1, 5] was given beside cu_seqlens [4], which already says what belongs \
              together",
         );
-        let halves = CausalConv1dState::new().with_initial(normal(3, [3, 3, 3], &device).cast(DType::F16));
+        let halves =
+            CausalConv1dOptions::new().with_initial_state(normal(3, [3, 3, 3], &device).cast(DType::F16));
         says(
             call([1, 3, 5], 4, halves),
             "causal_conv1d_packed: x is f32 and the initial states is f16, they must have one dtype",

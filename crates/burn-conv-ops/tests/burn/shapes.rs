@@ -7,10 +7,11 @@ use crate::support::gpu;
 use burn::backend::ops::{FloatTensorOps, IntTensorOps};
 use burn::backend::{DispatchDevice, TensorMetadata};
 use burn::tensor::{DType, Shape, TensorData};
-use burn_conv_ops::{
-    Activation, Algorithm, CausalConv1dInputs, CausalConv1dProblem, CausalConv1dSteps, Conv1dLayout,
-    Conv3dCall, ConvOps, OptionalTensor, Rope2dProblem, RopeGrid, RopeLayout, RopePositions, UpdateProblem,
+use burn_conv_ops::backend::{
+    CausalConv1dInputs, CausalConv1dProblem, CausalConv1dSteps, Conv3dCall, ConvOps, OptionalTensor,
+    Rope2dProblem, RopePositions, UpdateProblem,
 };
+use burn_conv_ops::{Activation, Algorithm, Conv1dLayout, RopeGrid, RopeLayout};
 use burn_cubecl::{CubeBackend, CubeDevice, tensor::CubeTensor};
 use conv_cases::{causal_conv1d, conv3d, fill};
 use conv_kernels::FloatType;
@@ -82,20 +83,20 @@ fn causal_conv1d_results_have_the_published_shapes() {
                 x: tensor(&x_shape),
                 weight: tensor(&[c, w]),
                 bias: optional.then(|| tensor(&[c])).into(),
-                initial: optional.then(|| tensor(&state_shape)).into(),
+                initial_state: optional.then(|| tensor(&state_shape)).into(),
                 seq_idx: None.into(),
                 residual: optional.then(|| tensor(&x_shape)).into(),
             };
             let what = format!("{problem:?}");
             let y = CubeBackend::causal_conv1d(inputs(), problem);
             assert_shape(&what, &y, &x_shape);
-            let initial = inputs().initial;
+            let initial = inputs().initial_state;
             let last = CubeBackend::causal_conv1d_final_state(inputs().x, initial, None.into(), problem);
             assert_shape(&what, &last, &state_shape);
             let gradients = CubeBackend::causal_conv1d_backward(inputs(), y, problem);
             assert_shape(&what, &gradients.x, &x_shape);
             assert_shape(&what, &gradients.weight, &[c, w]);
-            let (db, dinitial) = (gradients.bias.into_option(), gradients.initial.into_option());
+            let (db, dinitial) = (gradients.bias.into_option(), gradients.initial_state.into_option());
             assert_eq!((db.is_some(), dinitial.is_some()), (optional, optional), "{what}");
             db.iter().for_each(|db| assert_shape(&what, db, &[c]));
             dinitial.iter().for_each(|dinitial| assert_shape(&what, dinitial, &state_shape));

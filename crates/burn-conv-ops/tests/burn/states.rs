@@ -3,8 +3,8 @@
 use crate::support::{devices, int_upload, normal, upload, values};
 use burn::tensor::{DType, Device, Int, Tensor};
 use burn_conv_ops::{
-    CausalConv1dOptions, CausalConv1dState, CausalConv1dUpdateOptions, Conv1dLayout,
-    causal_conv1d_last_seq_idx, causal_conv1d_update, causal_conv1d_with_state, try_causal_conv1d_with_state,
+    CausalConv1dOptions, CausalConv1dUpdateOptions, Conv1dLayout, causal_conv1d_last_seq_idx,
+    causal_conv1d_update, causal_conv1d_with_state, try_causal_conv1d_with_state,
 };
 
 const LAYOUTS: [Conv1dLayout; 2] = [Conv1dLayout::Bct, Conv1dLayout::Btc];
@@ -115,9 +115,9 @@ fn final_states_know_their_sequences() {
                     let weight = upload(case.taps, [1, case.taps.len()], device).cast(dtype);
                     let initial =
                         case.initial.map(|state| of(upload(state, [1, 1, state.len()], device).cast(dtype)));
-                    let mut state = CausalConv1dState::new().with_seq_idx(ids(case.ids, device));
-                    state.initial = initial.clone();
-                    let (y, next) = causal_conv1d_with_state(x.clone(), weight, None, state, options(layout));
+                    let mut options = options(layout).with_seq_idx(ids(case.ids, device));
+                    options.initial_state = initial.clone();
+                    let (y, next) = causal_conv1d_with_state(x.clone(), weight, None, options);
                     (x, initial, y, next)
                 };
                 let (.., next) = run(&device, false);
@@ -150,9 +150,9 @@ fn decoding_goes_on_from_padded_prompts() {
     for (on, device) in devices() {
         for (layout, (x, of, step, y)) in LAYOUTS.into_iter().flat_map(|l| prompts.map(|p| (l, p))) {
             let weight = upload(&taps, [1, 4], &device);
-            let state = CausalConv1dState::new().with_seq_idx(ids(of, &device));
             let x = row(x, layout, &device);
-            let (_, next) = causal_conv1d_with_state(x, weight.clone(), None, state, options(layout));
+            let options = options(layout).with_seq_idx(ids(of, &device));
+            let (_, next) = causal_conv1d_with_state(x, weight.clone(), None, options);
             let x = upload(&[step], [1, 1], &device);
             let (got, _) = causal_conv1d_update(x, next, weight, None, CausalConv1dUpdateOptions::new());
             assert_eq!(values(got), [y], "{on} {layout:?}");
@@ -195,15 +195,11 @@ fn pieces_of_rows_with_ids_give_the_whole() {
                 for bound in bounds.windows(2) {
                     let (from, to) = (bound[0], bound[1]);
                     let of = ids(&of[from..to], &device);
-                    let given = CausalConv1dState {
-                        initial: state,
-                        initial_seq_idx: owner.clone(),
-                        seq_idx: Some(of.clone()),
-                        residual: None,
-                    };
+                    let mut options = options(layout).with_seq_idx(of.clone());
+                    options.initial_state = state;
+                    options.initial_seq_idx = owner.clone();
                     let piece = x.clone().narrow(axis, from, to - from);
-                    let (y, next) =
-                        causal_conv1d_with_state(piece, weight.clone(), None, given, options(layout));
+                    let (y, next) = causal_conv1d_with_state(piece, weight.clone(), None, options);
                     pieces.push(y);
                     (state, owner) = (Some(next), Some(causal_conv1d_last_seq_idx(of, owner)));
                 }
@@ -227,17 +223,11 @@ fn the_owner_of_a_state_is_known() {
         assert_eq!(values(causal_conv1d_last_seq_idx(none, None).float()), [-1.0; 3], "{on}");
 
         let (x, weight) = (normal(1, [3, 2, 3], &device), normal(2, [2, 4], &device));
-        let refused = |state: CausalConv1dState| {
-            let result = try_causal_conv1d_with_state(
-                x.clone(),
-                weight.clone(),
-                None,
-                state,
-                CausalConv1dOptions::new(),
-            );
+        let refused = |options: CausalConv1dOptions| {
+            let result = try_causal_conv1d_with_state(x.clone(), weight.clone(), None, options);
             result.expect_err("a refusal").to_string()
         };
-        let of_state = CausalConv1dState::new().with_initial_seq_idx(int_upload(&[1, 2], [2], &device));
+        let of_state = CausalConv1dOptions::new().with_initial_seq_idx(int_upload(&[1, 2], [2], &device));
         assert_eq!(refused(of_state.clone()), "causal_conv1d: initial_seq_idx [2] was given without seq_idx");
         assert!(
             refused(of_state.with_seq_idx(seq_idx.clone())).contains("needs one of its kind for each row")
@@ -258,9 +248,8 @@ fn nothing_at_padding_reaches_a_gradient() {
             for (x, of, dw) in rows {
                 let x = row(x, layout, &device).require_grad();
                 let weight = upload(&[1.0, 10.0], [1, 2], &device).require_grad();
-                let state = CausalConv1dState::new().with_seq_idx(ids(of, &device));
-                let (y, next) =
-                    causal_conv1d_with_state(x.clone(), weight.clone(), None, state, options(layout));
+                let options = options(layout).with_seq_idx(ids(of, &device));
+                let (y, next) = causal_conv1d_with_state(x.clone(), weight.clone(), None, options);
                 let grads = (y.sum() + next.clone().sum()).backward();
                 assert_eq!(values(weight.grad(&grads).expect("dw")), dw, "{on} {layout:?} {dirt} {of:?}");
                 assert!(values(x.grad(&grads).expect("dx")).iter().all(|dx| dx.is_finite()), "{on} {of:?}");

@@ -4,8 +4,8 @@
 use crate::support::{bits, devices, int_upload, normal};
 use burn::tensor::{DType, Device, Tensor};
 use burn_conv_ops::{
-    Activation, CausalConv1dOptions, CausalConv1dState, Conv1dLayout, Conv3dOptions, PaddingMode,
-    Rope2dOptions, causal_conv1d_with_state, conv3d, rope2d,
+    Activation, CausalConv1dOptions, Conv1dLayout, Conv3dOptions, PaddingMode, Rope2dOptions,
+    causal_conv1d_with_state, conv3d, rope2d,
 };
 
 const ACTIVATIONS: [Activation; 3] = [Activation::None, Activation::Relu, Activation::Silu];
@@ -77,18 +77,17 @@ fn causal_conv1d_computes_the_same_bits_with_gradients() {
                     let shape = if layout == Conv1dLayout::Bct { [b, c, t] } else { [b, t, c] };
                     let results = |tracked: bool| {
                         let on = On::new(&device, dtype, tracked);
-                        let mut state = CausalConv1dState::new()
-                            .with_initial(on.normal(4, [b, c, width - 1]))
+                        let mut options = CausalConv1dOptions::from(activation)
+                            .with_layout(layout)
+                            .with_initial_state(on.normal(4, [b, c, width - 1]))
                             .with_residual(on.normal(5, shape));
                         if ids {
                             let ids: Vec<i64> = (0..b * t).map(|step| [0, 0, 1, -1][step % t / 5]).collect();
-                            state = state.with_seq_idx(int_upload(&ids, [b, t], &on.device));
+                            options = options.with_seq_idx(int_upload(&ids, [b, t], &on.device));
                         }
-                        let options =
-                            CausalConv1dOptions::new().with_activation(activation).with_layout(layout);
                         let (x, weight) = (on.normal(1, shape), on.normal(2, [c, width]));
                         let bias = on.normal(3, [c]);
-                        let (y, last) = causal_conv1d_with_state(x, weight, Some(bias), state, options);
+                        let (y, last) = causal_conv1d_with_state(x, weight, Some(bias), options);
                         (bits(y), bits(last))
                     };
                     let what = format!("{name} {dtype:?} {activation:?} width {width} {layout:?} ids {ids}");

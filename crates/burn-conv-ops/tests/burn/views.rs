@@ -3,8 +3,8 @@
 use crate::support::{assert_close, bits, devices, int_upload, normal, values};
 use burn::tensor::{Device, Int, Tensor};
 use burn_conv_ops::{
-    Activation, CausalConv1dOptions, CausalConv1dState, Conv1dLayout, Conv3dOptions, Rope2dOptions,
-    RopeLayout, causal_conv1d_update, causal_conv1d_with_state, conv3d, rope2d,
+    Activation, CausalConv1dOptions, Conv1dLayout, Conv3dOptions, Rope2dOptions, RopeLayout,
+    causal_conv1d_update, causal_conv1d_with_state, conv3d, rope2d,
 };
 
 /// A fresh contiguous tensor of the same elements.
@@ -123,13 +123,11 @@ fn causal_conv1d_reads_views_in_place() {
                 let x = if layout == Conv1dLayout::Bct { x.clone() } else { x.clone().swap_dims(1, 2) };
                 for (w_name, w) in &weights {
                     let bias = normal::<1>(4, [5], &device).narrow(0, 1, 3);
-                    let state =
-                        CausalConv1dState::new().with_initial(initial.clone()).with_seq_idx(ids.clone());
+                    let views = options.clone().with_initial_state(initial.clone()).with_seq_idx(ids.clone());
                     let plain =
-                        CausalConv1dState::new().with_initial(copy(&initial)).with_seq_idx(int_copy(&ids));
-                    let got =
-                        causal_conv1d_with_state(x.clone(), w.clone(), Some(bias.clone()), state, options);
-                    let want = causal_conv1d_with_state(copy(&x), copy(w), Some(copy(&bias)), plain, options);
+                        options.clone().with_initial_state(copy(&initial)).with_seq_idx(int_copy(&ids));
+                    let got = causal_conv1d_with_state(x.clone(), w.clone(), Some(bias.clone()), views);
+                    let want = causal_conv1d_with_state(copy(&x), copy(w), Some(copy(&bias)), plain);
                     let what = format!("{on} {layout:?}: x {x_name}, weight {w_name}");
                     assert_eq!(bits(got.0), bits(want.0), "{what}");
                     assert_eq!(bits(got.1), bits(want.1), "{what}, final state");
@@ -138,8 +136,8 @@ fn causal_conv1d_reads_views_in_place() {
         }
         let (x, state) = (normal(5, [3, 2], &device).transpose(), initial);
         let (_, w) = weights[0].clone();
-        let got = causal_conv1d_update(x.clone(), state.clone(), w.clone(), None, Default::default());
-        let want = causal_conv1d_update(copy(&x), copy(&state), copy(&w), None, Default::default());
+        let got = causal_conv1d_update(x.clone(), state.clone(), w.clone(), None, Activation::None);
+        let want = causal_conv1d_update(copy(&x), copy(&state), copy(&w), None, Activation::None);
         assert_eq!((bits(got.0), bits(got.1)), (bits(want.0), bits(want.1)), "{on}: update");
     }
 }

@@ -1,0 +1,199 @@
+//! `ConvOps` on every CubeCL runtime: Burn's tensors are handed to the kernels as they are, strides and all.
+//!
+//! The functions at the crate's root have validated the call, so a [`ConvError`] here is a caller of the
+//! trait who has not, or a limit that only the launch knows; it becomes a panic with its sentence.
+
+use super::{
+    CausalConv1dGradients, CausalConv1dInputs, CausalConv1dSteps, Conv3dCall, ConvOps, OptionalIntTensor,
+    OptionalTensor, RopePositions,
+};
+use crate::causal_conv1d::cube as causal_conv1d;
+use crate::causal_conv1d::decoding::cube as decoding;
+use crate::conv3d::cube as conv3d;
+use crate::rope2d::cube as rope2d;
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::tensor::{DType, Shape};
+use burn_cubecl::CubeBackend;
+use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
+use burn_cubecl::tensor::CubeTensor;
+use conv_kernels::causal_conv1d::{CausalConv1dProblem, Conv1dLayout, UpdateProblem};
+use conv_kernels::conv3d::{Activation, WinogradTile};
+use conv_kernels::rope2d::Rope2dProblem;
+use conv_kernels::{ConvError, IndexOperand, Operand};
+
+impl ConvOps for CubeBackend {
+    fn conv3d_forward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: OptionalTensor<Self>,
+        call: Conv3dCall,
+    ) -> FloatTensor<Self> {
+        or_panic(conv3d::forward(&x, &weight, bias.into_option().as_ref(), &call))
+    }
+
+    fn conv3d_forward_with_pre(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: OptionalTensor<Self>,
+        call: Conv3dCall,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        or_panic(conv3d::forward_with_pre(&x, &weight, bias.into_option().as_ref(), &call))
+    }
+
+    fn conv3d_prepare(weight: FloatTensor<Self>, call: Conv3dCall, tile: WinogradTile) -> FloatTensor<Self> {
+        or_panic(conv3d::prepare(&weight, &call, tile))
+    }
+
+    fn conv3d_forward_prepared(
+        x: FloatTensor<Self>,
+        filters: FloatTensor<Self>,
+        bias: OptionalTensor<Self>,
+        call: Conv3dCall,
+    ) -> FloatTensor<Self> {
+        or_panic(conv3d::forward_prepared(&x, &filters, bias.into_option().as_ref(), &call))
+    }
+
+    fn conv3d_input_gradient(
+        dy: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        call: Conv3dCall,
+    ) -> FloatTensor<Self> {
+        or_panic(conv3d::input_gradient(&dy, &weight, &call))
+    }
+
+    fn conv3d_weight_gradient(
+        x: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        call: Conv3dCall,
+    ) -> FloatTensor<Self> {
+        or_panic(conv3d::weight_gradient(&x, &dy, &call))
+    }
+
+    fn conv3d_weight_and_bias_gradient(
+        x: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        call: Conv3dCall,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        or_panic(conv3d::weight_and_bias_gradient(&x, &dy, &call))
+    }
+
+    fn conv3d_bias_gradient(dy: FloatTensor<Self>, call: Conv3dCall) -> FloatTensor<Self> {
+        or_panic(conv3d::bias_gradient(&dy, &call))
+    }
+
+    fn conv3d_activation_gradient(
+        saved: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        activation: Activation,
+    ) -> FloatTensor<Self> {
+        or_panic(conv3d::activation_gradient(&saved, &dy, activation))
+    }
+
+    fn causal_conv1d(inputs: CausalConv1dInputs<Self>, problem: CausalConv1dProblem) -> FloatTensor<Self> {
+        or_panic(causal_conv1d::forward(&inputs, &problem))
+    }
+
+    fn causal_conv1d_backward(
+        inputs: CausalConv1dInputs<Self>,
+        dy: FloatTensor<Self>,
+        problem: CausalConv1dProblem,
+    ) -> CausalConv1dGradients<Self> {
+        or_panic(causal_conv1d::backward(&inputs, &dy, &problem))
+    }
+
+    fn causal_conv1d_final_state(
+        x: FloatTensor<Self>,
+        initial: OptionalTensor<Self>,
+        ids: OptionalIntTensor<Self>,
+        problem: CausalConv1dProblem,
+    ) -> FloatTensor<Self> {
+        or_panic(causal_conv1d::final_state(&x, initial.as_option(), ids.as_option(), &problem))
+    }
+
+    fn causal_conv1d_update(
+        x: FloatTensor<Self>,
+        state: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: OptionalTensor<Self>,
+        problem: UpdateProblem,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        or_panic(decoding::update(&x, state, &weight, bias.as_option(), &problem))
+    }
+
+    fn causal_conv1d_update_steps(
+        inputs: CausalConv1dSteps<Self>,
+        problem: UpdateProblem,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        or_panic(decoding::update_steps(inputs, &problem))
+    }
+
+    fn causal_conv1d_last_states(
+        x: FloatTensor<Self>,
+        bounds: IntTensor<Self>,
+        length: usize,
+        layout: Conv1dLayout,
+    ) -> FloatTensor<Self> {
+        or_panic(decoding::last_states(&x, &bounds, length, layout))
+    }
+
+    fn causal_conv1d_seq_idx(bounds: IntTensor<Self>, length: usize) -> IntTensor<Self> {
+        or_panic(decoding::seq_idx(&bounds, length))
+    }
+
+    fn rope2d(
+        tokens: FloatTensor<Self>,
+        positions: RopePositions<Self>,
+        problem: Rope2dProblem,
+        inverse: bool,
+    ) -> FloatTensor<Self> {
+        or_panic(rope2d::rotate(tokens, &positions, problem, inverse))
+    }
+
+    fn rope2d_qk(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        q_positions: RopePositions<Self>,
+        k_positions: RopePositions<Self>,
+        q_problem: Rope2dProblem,
+        k_problem: Rope2dProblem,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        or_panic(rope2d::rotate_qk([q, k], [&q_positions, &k_positions], [q_problem, k_problem]))
+    }
+}
+
+/// The one place where an error of the kernels becomes a panic.
+fn or_panic<T>(result: Result<T, ConvError>) -> T {
+    result.unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The tensor as the kernels see it. The handle starts at the tensor's first element, a slice's too.
+pub(crate) fn operand(tensor: &CubeTensor) -> Result<Operand, ConvError> {
+    Ok(Operand {
+        handle: tensor.handle.clone(),
+        shape: tensor.meta.shape().to_vec(),
+        strides: tensor.meta.strides().to_vec(),
+        dtype: crate::check::float_type("burn-conv-ops", "an operand", tensor.dtype)?,
+    })
+}
+
+/// [`operand`] for sequence ids and positions.
+pub(crate) fn index_operand(tensor: &CubeTensor) -> Result<IndexOperand, ConvError> {
+    Ok(IndexOperand {
+        handle: tensor.handle.clone(),
+        shape: tensor.meta.shape().to_vec(),
+        strides: tensor.meta.strides().to_vec(),
+        dtype: crate::check::index_type("burn-conv-ops", "an operand", tensor.dtype)?,
+    })
+}
+
+/// Whether a kernel may write its result to the tensor's memory: nobody else has it, and no two elements
+/// share a place.
+pub(crate) fn owned(tensor: &CubeTensor) -> bool {
+    tensor.can_mut() && tensor.is_contiguous()
+}
+
+/// A contiguous tensor with undefined elements beside `like`.
+pub(crate) fn allocate(like: &CubeTensor, shape: &[usize], dtype: DType) -> CubeTensor {
+    let shape = Shape::from(shape.to_vec());
+    empty_device_contiguous_dtype(like.client.clone(), like.device.clone(), shape, dtype)
+}

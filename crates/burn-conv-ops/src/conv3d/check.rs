@@ -1,0 +1,72 @@
+//! What conv3d checks before anything is launched.
+
+use super::Conv3dOptions;
+use crate::backend::Conv3dCall;
+use crate::check::{fits, limits, same_device, same_dtype};
+use burn::tensor::Tensor;
+use conv_kernels::conv3d::{self, Conv3dProblem, Pass, WinogradTile};
+use conv_kernels::{ConvError, Limits};
+#[cfg(feature = "autodiff")]
+use conv_kernels::{FloatType, conv3d::Activation};
+
+pub(super) fn check(
+    x: &Tensor<5>,
+    weight: &Tensor<5>,
+    bias: Option<&Tensor<1>>,
+    options: &Conv3dOptions,
+) -> Result<Conv3dCall, ConvError> {
+    const OP: &str = "conv3d";
+    let mut operands = vec![("x", x.dtype(), x.device()), ("the weight", weight.dtype(), weight.device())];
+    operands.extend(bias.map(|bias| ("the bias", bias.dtype(), bias.device())));
+    same_device(OP, operands.iter().map(|(name, _, device)| (*name, device)))?;
+    let dtype = same_dtype(OP, operands.iter().map(|(name, dtype, _)| (*name, *dtype)))?;
+    #[cfg(feature = "autodiff")]
+    let bias_is_tracked = bias.is_some_and(Tensor::is_tracked);
+    let bias = bias.map(|bias| bias.dims()[0]);
+    let ([_, _, d, h, w], [_, _, kd, kh, kw]) = (x.dims(), weight.dims());
+    let window = options.window([d, h, w], [kd, kh, kw]);
+    let problem = Conv3dProblem::new(x.dims(), weight.dims(), bias, window, dtype)?;
+    let limits = limits(&x.device());
+    fits(OP, &problem.y_shape(), dtype, &limits)?;
+    conv3d::plan(&problem, Pass::Forward, options.algorithm, &limits)?;
+    // A backward pass has nowhere to report an error: its plans are made here.
+    #[cfg(feature = "autodiff")]
+    {
+        let tracked = [x.is_tracked(), weight.is_tracked(), bias_is_tracked];
+        for (pass, tracked) in [Pass::InputGradient, Pass::WeightGradient].into_iter().zip(tracked) {
+            if tracked {
+                conv3d::gradient_plan(&problem, pass, options.algorithm, &limits)?;
+            }
+        }
+        if options.activation == Activation::Silu && tracked.contains(&true) {
+            // What a tracked call keeps.
+            fits(OP, &problem.y_shape(), FloatType::F32, &limits)?;
+        }
+    }
+    Ok(Conv3dCall { problem, algorithm: options.algorithm })
+}
+
+/// The tile of filters that a checked call could be given transformed: where its plan is Winograd's and none
+/// of its tensors is on a device with gradients.
+pub(super) fn prepared_tile(
+    x: &Tensor<5>,
+    weight: &Tensor<5>,
+    bias: Option<&Tensor<1>>,
+    call: &Conv3dCall,
+) -> Option<WinogradTile> {
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    {
+        use burn::backend::DispatchDevice::Cube;
+        let others = [Some(weight.device()), bias.map(Tensor::device)];
+        let plain = others.iter().flatten().all(|device| matches!(device.as_dispatch(), Cube(_)));
+        if let Cube(device) = x.device().as_dispatch()
+            && plain
+            && let Ok(conv3d::Plan::Winograd(config)) =
+                conv3d::plan(&call.problem, Pass::Forward, call.algorithm, &Limits::of(&device.client()))
+        {
+            return Some(config.tile);
+        }
+    }
+    let _ = (x, weight, bias, call);
+    None
+}

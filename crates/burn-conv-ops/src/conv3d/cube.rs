@@ -1,0 +1,135 @@
+//! conv3d and its gradients through `conv-kernels`.
+
+use crate::backend::Conv3dCall;
+use crate::backend::cube::{allocate, operand};
+use burn::tensor::DType;
+use burn_cubecl::tensor::CubeTensor;
+use conv_kernels::conv3d::{self, Activation, Pass, Plan, WinogradTile, winograd};
+use conv_kernels::{ConvError, Limits};
+
+pub(crate) fn forward(
+    x: &CubeTensor,
+    weight: &CubeTensor,
+    bias: Option<&CubeTensor>,
+    call: &Conv3dCall,
+) -> Result<CubeTensor, ConvError> {
+    let (problem, limits) = (&call.problem, Limits::of(&x.client));
+    let y = allocate(x, &problem.y_shape(), x.dtype);
+    let plan = conv3d::plan(problem, Pass::Forward, call.algorithm, &limits)?;
+    let bias = bias.map(operand).transpose()?;
+    let operands = [&operand(x)?, &operand(weight)?, &operand(&y)?];
+    conv3d::forward(&x.client, &limits, problem, &plan, operands, bias.as_ref())?;
+    Ok(y)
+}
+
+pub(crate) fn forward_with_pre(
+    x: &CubeTensor,
+    weight: &CubeTensor,
+    bias: Option<&CubeTensor>,
+    call: &Conv3dCall,
+) -> Result<(CubeTensor, CubeTensor), ConvError> {
+    let (problem, limits) = (&call.problem, Limits::of(&x.client));
+    let [y, pre] = [x.dtype, DType::F32].map(|dtype| allocate(x, &problem.y_shape(), dtype));
+    let plan = conv3d::plan(problem, Pass::Forward, call.algorithm, &limits)?;
+    let bias = bias.map(operand).transpose()?;
+    let operands = [&operand(x)?, &operand(weight)?, &operand(&y)?];
+    conv3d::forward_with_pre(&x.client, &limits, problem, &plan, operands, &operand(&pre)?, bias.as_ref())?;
+    Ok((y, pre))
+}
+
+pub(crate) fn prepare(
+    weight: &CubeTensor,
+    call: &Conv3dCall,
+    tile: WinogradTile,
+) -> Result<CubeTensor, ConvError> {
+    let limits = Limits::of(&weight.client);
+    let filters = allocate(weight, &winograd::prepared_shape(&call.problem, tile), DType::F32);
+    let operands = [&operand(weight)?, &operand(&filters)?];
+    winograd::prepare(&weight.client, &limits, &call.problem, tile, operands)?;
+    Ok(filters)
+}
+
+pub(crate) fn forward_prepared(
+    x: &CubeTensor,
+    filters: &CubeTensor,
+    bias: Option<&CubeTensor>,
+    call: &Conv3dCall,
+) -> Result<CubeTensor, ConvError> {
+    let (problem, limits) = (&call.problem, Limits::of(&x.client));
+    let plan = conv3d::plan(problem, Pass::Forward, call.algorithm, &limits)?;
+    let Plan::Winograd(config) = plan else {
+        return Err(ConvError::Invalid(format!(
+            "conv3d: the filters were prepared, the plan is {}",
+            plan.name()
+        )));
+    };
+    let y = allocate(x, &problem.y_shape(), x.dtype);
+    let bias = bias.map(operand).transpose()?;
+    let operands = [&operand(x)?, &operand(filters)?, &operand(&y)?];
+    winograd::forward_prepared(&x.client, &limits, problem, config, operands, bias.as_ref())?;
+    Ok(y)
+}
+
+pub(crate) fn input_gradient(
+    dy: &CubeTensor,
+    weight: &CubeTensor,
+    call: &Conv3dCall,
+) -> Result<CubeTensor, ConvError> {
+    let limits = Limits::of(&dy.client);
+    let dx = allocate(dy, &call.problem.x_shape(), dy.dtype);
+    let plan = gradient_plan(call, Pass::InputGradient, &limits)?;
+    let operands = [&operand(dy)?, &operand(weight)?, &operand(&dx)?];
+    conv3d::input_gradient(&dy.client, &limits, &call.problem, &plan, operands)?;
+    Ok(dx)
+}
+
+pub(crate) fn weight_gradient(
+    x: &CubeTensor,
+    dy: &CubeTensor,
+    call: &Conv3dCall,
+) -> Result<CubeTensor, ConvError> {
+    let limits = Limits::of(&x.client);
+    let dw = allocate(x, &call.problem.weight_shape(), x.dtype);
+    let plan = gradient_plan(call, Pass::WeightGradient, &limits)?;
+    let operands = [&operand(x)?, &operand(dy)?, &operand(&dw)?];
+    conv3d::weight_gradient(&x.client, &limits, &call.problem, &plan, operands)?;
+    Ok(dw)
+}
+
+pub(crate) fn weight_and_bias_gradient(
+    x: &CubeTensor,
+    dy: &CubeTensor,
+    call: &Conv3dCall,
+) -> Result<(CubeTensor, CubeTensor), ConvError> {
+    let limits = Limits::of(&x.client);
+    let dw = allocate(x, &call.problem.weight_shape(), x.dtype);
+    let db = allocate(x, &[call.problem.out_channels], x.dtype);
+    let plan = gradient_plan(call, Pass::WeightGradient, &limits)?;
+    let operands = [&operand(x)?, &operand(dy)?, &operand(&dw)?];
+    conv3d::weight_and_bias_gradient(&x.client, &limits, &call.problem, &plan, operands, &operand(&db)?)?;
+    Ok((dw, db))
+}
+
+pub(crate) fn bias_gradient(dy: &CubeTensor, call: &Conv3dCall) -> Result<CubeTensor, ConvError> {
+    let limits = Limits::of(&dy.client);
+    let db = allocate(dy, &[call.problem.out_channels], dy.dtype);
+    conv3d::bias_gradient(&dy.client, &limits, &call.problem, &operand(dy)?, &operand(&db)?)?;
+    Ok(db)
+}
+
+pub(crate) fn activation_gradient(
+    saved: &CubeTensor,
+    dy: &CubeTensor,
+    activation: Activation,
+) -> Result<CubeTensor, ConvError> {
+    let limits = Limits::of(&dy.client);
+    let dpre = allocate(dy, dy.meta.shape(), dy.dtype);
+    let operands = [&operand(saved)?, &operand(dy)?, &operand(&dpre)?];
+    conv3d::activation_gradient(&dy.client, &limits, activation, operands)?;
+    Ok(dpre)
+}
+
+/// The plan that the call was checked for.
+fn gradient_plan(call: &Conv3dCall, pass: Pass, limits: &Limits) -> Result<Plan, ConvError> {
+    conv3d::gradient_plan(&call.problem, pass, call.algorithm, limits)
+}

@@ -1,0 +1,248 @@
+//! conv3d as a module.
+
+use super::filters::{FilterCache, is_composed};
+use super::{Conv3dOptions, Conv3dPadding, PerAxis, check};
+use crate::backend::ConvOps;
+use crate::forms::{ActivationForm, AlgorithmForm, PaddingModeForm};
+use crate::nn::{config, setters};
+use crate::{Activation, Algorithm, ConvError, PaddingMode, or_panic};
+use burn::backend::Dispatch;
+use burn::module::{Content, DisplaySettings, Initializer, Module, ModuleDisplay, Param};
+use burn::serde::{Deserialize, Serialize};
+use burn::tensor::{Device, Tensor};
+use derive_new::new;
+
+/// Configuration of a [`Conv3d`]: `Conv3dConfig::new([c_in, c_out], [kd, kh, kw]).init(&device)`.
+#[derive(Clone, Debug, new, Serialize, Deserialize)]
+#[serde(crate = "burn::serde")]
+pub struct Conv3dConfig {
+    /// C and O.
+    pub channels: [usize; 2],
+    /// KD, KH, KW.
+    pub kernel_size: [usize; 3],
+    /// Distance between windows along D, H, W; 1.
+    #[new(value = "[1; 3]")]
+    pub stride: [usize; 3],
+    /// Padding; none.
+    #[new(default)]
+    pub padding: Conv3dPadding,
+    /// Distance between taps along D, H, W; 1.
+    #[new(value = "[1; 3]")]
+    pub dilation: [usize; 3],
+    /// Groups; 1.
+    #[new(value = "1")]
+    pub groups: usize,
+    /// Whether a bias is learned; yes.
+    #[new(value = "true")]
+    pub bias: bool,
+    /// How taps outside the input read; as zero.
+    #[new(default)]
+    #[serde(with = "PaddingModeForm")]
+    pub padding_mode: PaddingMode,
+    /// Applied to the result before it is rounded and stored; none.
+    #[new(default)]
+    #[serde(with = "ActivationForm")]
+    pub activation: Activation,
+    /// The kernel family; chosen by shape.
+    #[new(default)]
+    #[serde(with = "AlgorithmForm")]
+    pub algorithm: Algorithm,
+    /// Whether transformed filters are kept for the next call ([`Conv3d::reuse_filters`]); no.
+    #[new(default)]
+    #[serde(default)]
+    pub reuse_filters: bool,
+    /// How the parameters start; PyTorch's and Burn's default, uniform within
+    /// `1 / sqrt(C/groups * KD * KH * KW)`.
+    #[new(value = "Initializer::KaimingUniform { gain: 1.0 / 3f64.sqrt(), fan_out_only: false }")]
+    pub initializer: Initializer,
+}
+
+config!(Conv3dConfig);
+setters!(Conv3dConfig {
+    /// Sets the padding: one number, one for each axis, pairs (before, after), or Burn's `PaddingConfig3d`.
+    with_padding(padding: impl Into<Conv3dPadding>);
+    /// Sets the number of groups.
+    with_groups(groups: usize);
+    /// Sets whether a bias is learned.
+    with_bias(bias: bool);
+    /// Sets how taps outside the input read.
+    with_padding_mode(padding_mode: PaddingMode);
+    /// Sets the activation applied to the result.
+    with_activation(activation: Activation);
+    /// Forces a kernel family.
+    with_algorithm(algorithm: Algorithm);
+    /// Sets whether transformed filters are kept for the next call.
+    with_reuse_filters(reuse_filters: bool);
+    /// Sets how the parameters start.
+    with_initializer(initializer: Initializer);
+});
+
+impl Conv3dConfig {
+    /// Sets the distance between windows along D, H, W: one number or three.
+    #[must_use]
+    pub fn with_stride(self, stride: impl Into<PerAxis>) -> Self {
+        Self { stride: stride.into().0, ..self }
+    }
+
+    /// Sets the distance between taps along D, H, W: one number or three.
+    #[must_use]
+    pub fn with_dilation(self, dilation: impl Into<PerAxis>) -> Self {
+        Self { dilation: dilation.into().0, ..self }
+    }
+
+    /// The module with fresh parameters on `device`.
+    ///
+    /// # Panics
+    /// If the groups do not divide both channel counts.
+    pub fn init(&self, device: &Device) -> Conv3d {
+        let [c_in, c_out] = self.channels;
+        let groups = self.groups;
+        assert!(
+            groups > 0 && c_in % groups == 0 && c_out % groups == 0,
+            "Conv3d: {c_in} input and {c_out} output channels cannot be split into {groups} groups"
+        );
+        let [kd, kh, kw] = self.kernel_size;
+        let taps = kd * kh * kw;
+        let (fan_in, fan_out) = (c_in / groups * taps, c_out / groups * taps);
+        let init = &self.initializer;
+        let weight = init.init_with([c_out, c_in / groups, kd, kh, kw], Some(fan_in), Some(fan_out), device);
+        let bias = self.bias.then(|| init.init_with([c_out], Some(fan_in), Some(fan_out), device));
+        Conv3d {
+            weight,
+            bias,
+            stride: self.stride,
+            padding: self.padding,
+            dilation: self.dilation,
+            groups,
+            padding_mode: self.padding_mode,
+            activation: self.activation,
+            algorithm: self.algorithm,
+            reuse_filters: self.reuse_filters,
+            filters: FilterCache::default(),
+        }
+    }
+}
+
+/// conv3d with learned weight and bias. Parameters are named and shaped as `torch.nn.Conv3d`'s.
+#[derive(Module, Debug)]
+#[module(custom_display)]
+pub struct Conv3d {
+    /// `[O, C/groups, KD, KH, KW]`.
+    pub weight: Param<Tensor<5>>,
+    /// `[O]`.
+    pub bias: Option<Param<Tensor<1>>>,
+    /// Distance between windows along D, H, W.
+    pub stride: [usize; 3],
+    /// Padding before and after D, H, W.
+    #[module(skip)]
+    pub padding: Conv3dPadding,
+    /// Distance between taps along D, H, W.
+    pub dilation: [usize; 3],
+    /// Groups.
+    pub groups: usize,
+    /// How taps outside the input read.
+    #[module(skip)]
+    pub padding_mode: PaddingMode,
+    /// Applied to the result.
+    #[module(skip)]
+    pub activation: Activation,
+    /// The kernel family.
+    #[module(skip)]
+    pub algorithm: Algorithm,
+    /// Whether calls without gradients keep the filters that Winograd's kernels transform the weight into, so
+    /// that the next call (a video decoder's next frames) starts with them and gives the same bits. It costs
+    /// memory: F(4x4) keeps 36 fp32 numbers for every 9 weights.
+    ///
+    /// The filters belong to the weight's present value; another value (a step, a loaded record, another
+    /// device, an assignment) has its own, made at the next call. They are no part of records. Nothing is
+    /// kept where the input, the weight or the bias is on a device with gradients (call `valid()` after
+    /// training), where the plan is not Winograd's, on the CPU backend, or of a
+    /// reparameterized weight, which other parameters change too.
+    pub reuse_filters: bool,
+    /// What is kept.
+    #[module(skip)]
+    pub filters: FilterCache,
+}
+
+impl Conv3d {
+    /// y `[N, O, OD, OH, OW]` of x `[N, C, D, H, W]`.
+    ///
+    /// # Panics
+    /// Where [`try_forward`](Self::try_forward) returns an error.
+    pub fn forward(&self, x: Tensor<5>) -> Tensor<5> {
+        or_panic(self.try_forward(x))
+    }
+
+    /// [`forward`](Self::forward) with errors as values.
+    ///
+    /// # Errors
+    /// As [`try_conv3d`](crate::try_conv3d).
+    pub fn try_forward(&self, x: Tensor<5>) -> Result<Tensor<5>, ConvError> {
+        let (weight, bias) = (self.weight.val(), self.bias.as_ref().map(|bias| bias.val()));
+        let call = check::check(&x, &weight, bias.as_ref(), &self.options())?;
+        let tile =
+            self.reuse_filters.then(|| check::prepared_tile(&x, &weight, bias.as_ref(), &call)).flatten();
+        let x = x.into_dispatch();
+        let bias = bias.map(Tensor::into_dispatch).into();
+        let y = match tile.filter(|_| !is_composed(&self.weight)) {
+            Some(tile) => {
+                let transform = |weight: Tensor<5>| {
+                    Tensor::from_dispatch(Dispatch::conv3d_prepare(weight.into_dispatch(), call, tile))
+                };
+                let filters = self.filters.of(&self.weight, tile, transform);
+                Dispatch::conv3d_forward_prepared(x, filters.into_dispatch(), bias, call)
+            }
+            None => {
+                self.filters.keep_only(&self.weight, self.reuse_filters);
+                Dispatch::conv3d_forward(x, weight.into_dispatch(), bias, call)
+            }
+        };
+        Ok(Tensor::from_dispatch(y))
+    }
+
+    /// Whether transformed filters of the present weight are held.
+    pub fn holds_filters(&self) -> bool {
+        self.filters.holds(&self.weight)
+    }
+
+    /// Frees the transformed filters that are held.
+    pub fn release_filters(&self) {
+        self.filters.clear();
+    }
+
+    /// The options that the module calls [`conv3d`](crate::conv3d()) with.
+    pub fn options(&self) -> Conv3dOptions {
+        Conv3dOptions {
+            stride: self.stride,
+            padding: self.padding,
+            dilation: self.dilation,
+            groups: self.groups,
+            padding_mode: self.padding_mode,
+            activation: self.activation,
+            algorithm: self.algorithm,
+        }
+    }
+}
+
+impl ModuleDisplay for Conv3d {
+    fn custom_settings(&self) -> Option<DisplaySettings> {
+        DisplaySettings::new().with_new_line_after_attribute(false).optional()
+    }
+
+    fn custom_content(&self, content: Content) -> Option<Content> {
+        let [channels_out, group_channels, kernel @ ..] = self.weight.dims();
+        content
+            .add("ch_in", &(group_channels * self.groups))
+            .add("ch_out", &channels_out)
+            .add_debug_attribute("kernel_size", &kernel)
+            .add_debug_attribute("stride", &self.stride)
+            .add_debug_attribute("padding", &self.padding)
+            .add_debug_attribute("dilation", &self.dilation)
+            .add("groups", &self.groups)
+            .add_debug_attribute("padding_mode", &self.padding_mode)
+            .add_debug_attribute("activation", &self.activation)
+            .add_debug_attribute("algorithm", &self.algorithm)
+            .add_debug_attribute("filters", &self.filters)
+            .optional()
+    }
+}

@@ -1,0 +1,133 @@
+//! RoPE2D as a module.
+
+use super::{Rope2dOptions, Rope2dPositions, try_rope2d, try_rope2d_qk};
+use crate::forms::RopeLayoutForm;
+use crate::nn::{config, setters};
+use crate::{ConvError, RopeLayout, or_panic};
+use burn::module::Module;
+use burn::serde::{Deserialize, Serialize};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use derive_new::new;
+
+/// Configuration of a [`Rope2d`]: `Rope2dConfig::new().init()`.
+#[derive(Clone, Debug, new, Serialize, Deserialize)]
+#[serde(crate = "burn::serde")]
+pub struct Rope2dConfig {
+    /// Ratio of the highest to the lowest frequency; 100.
+    #[new(value = "100.0")]
+    pub base: f32,
+    /// Factor of every angle; 1.
+    #[new(value = "1.0")]
+    pub f0: f32,
+    /// Order of the axes of the tokens; `[B, H, N, D]`.
+    #[new(default)]
+    #[serde(with = "RopeLayoutForm")]
+    pub layout: RopeLayout,
+    /// Tokens at the beginning that stay as they are, such as VGGT's special tokens; none.
+    #[new(default)]
+    pub prefix: usize,
+    /// Elements of a head that are rotated, from the first, a multiple of 4; all of them.
+    #[new(default)]
+    pub rotated: Option<usize>,
+}
+
+config!(Rope2dConfig);
+setters!(Rope2dConfig {
+    /// Sets the ratio of the highest to the lowest frequency.
+    with_base(base: f32);
+    /// Sets the factor of every angle.
+    with_f0(f0: f32);
+    /// Sets the order of the axes of the tokens.
+    with_layout(layout: RopeLayout);
+    /// Sets how many tokens at the beginning stay as they are.
+    with_prefix(prefix: usize);
+    /// Sets how many elements of a head are rotated; `None` for all.
+    with_rotated(rotated: impl Into<Option<usize>>);
+});
+
+impl Rope2dConfig {
+    /// The module. It has no parameters and belongs to no device.
+    #[must_use]
+    pub fn init(&self) -> Rope2d {
+        let Self { base, f0, layout, prefix, rotated } = *self;
+        Rope2d { options: Rope2dOptions { base, f0, layout, prefix, rotated } }
+    }
+}
+
+/// Rotary position embedding over rows and columns, without parameters.
+#[derive(Module, Debug)]
+pub struct Rope2d {
+    /// Base, factor, layout, and what is not rotated.
+    #[module(skip)]
+    pub options: Rope2dOptions,
+}
+
+impl Rope2d {
+    /// The tokens `[B, H, N, D]` (or `[B, N, H, D]`), rotated by their positions of (row, column): a tensor
+    /// `[B, N, 2]` of integers or fp32 numbers, or a [`RopeGrid`](crate::RopeGrid).
+    ///
+    /// # Panics
+    /// Where [`try_forward`](Self::try_forward) returns an error.
+    pub fn forward(&self, tokens: Tensor<4>, positions: impl Into<Rope2dPositions>) -> Tensor<4> {
+        or_panic(self.try_forward(tokens, positions))
+    }
+
+    /// [`forward`](Self::forward) with errors as values.
+    ///
+    /// # Errors
+    /// As [`try_rope2d`].
+    pub fn try_forward(
+        &self,
+        tokens: Tensor<4>,
+        positions: impl Into<Rope2dPositions>,
+    ) -> Result<Tensor<4>, ConvError> {
+        try_rope2d(tokens, positions, self.options)
+    }
+
+    /// Queries and keys, each rotated by its positions.
+    ///
+    /// # Panics
+    /// Where [`try_forward_qk`](Self::try_forward_qk) returns an error.
+    pub fn forward_qk(
+        &self,
+        q: Tensor<4>,
+        k: Tensor<4>,
+        q_positions: impl Into<Rope2dPositions>,
+        k_positions: impl Into<Rope2dPositions>,
+    ) -> (Tensor<4>, Tensor<4>) {
+        or_panic(self.try_forward_qk(q, k, q_positions, k_positions))
+    }
+
+    /// [`forward_qk`](Self::forward_qk) with errors as values.
+    ///
+    /// # Errors
+    /// As [`try_rope2d_qk`].
+    pub fn try_forward_qk(
+        &self,
+        q: Tensor<4>,
+        k: Tensor<4>,
+        q_positions: impl Into<Rope2dPositions>,
+        k_positions: impl Into<Rope2dPositions>,
+    ) -> Result<(Tensor<4>, Tensor<4>), ConvError> {
+        try_rope2d_qk(q, k, q_positions, k_positions, self.options)
+    }
+
+    /// Positions `[batch, rows * columns, 2]` of a grid of patches in row-major order; no tokens where there
+    /// are no rows or no columns.
+    ///
+    /// # Panics
+    /// If a row or a column has no i32.
+    pub fn grid(batch: usize, rows: usize, columns: usize, device: &Device) -> Tensor<3, Int> {
+        let end = |size: usize| {
+            i32::try_from(size).unwrap_or_else(|_| panic!("rope2d: {size} patches pass an i32"))
+        };
+        let (rows, columns) = (end(rows), end(columns));
+        let pairs: Vec<i32> = (0..rows).flat_map(|y| (0..columns).flat_map(move |x| [y, x])).collect();
+        let tokens = pairs.len() / 2;
+        if batch * tokens == 0 {
+            return Tensor::empty([batch, tokens, 2], device);
+        }
+        let grid = Tensor::<3, Int>::from_data(TensorData::new(pairs, [1, tokens, 2]), device);
+        grid.expand([batch, tokens, 2])
+    }
+}
