@@ -1,4 +1,5 @@
-//! What every `try_` function checks before anything is launched: dtypes, devices, and what the device can hold.
+//! What every `try_` function checks before anything is launched: dtypes, devices, and what the device can
+//! hold.
 
 use burn::tensor::{DType, Device};
 use conv_kernels::{ConvError, FloatType, IndexType, Limits};

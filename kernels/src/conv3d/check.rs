@@ -4,8 +4,9 @@ use super::pass::Pass;
 use super::plan::{Plan, matrix_tiles, result_is_empty, window_tiles, window_weight_tiles};
 use super::problem::Conv3dProblem;
 use super::{depthwise, few_outputs, fold, gemm, subpixel, winograd};
-use crate::error::{ConvError, unsupported};
+use crate::error::{ConvError, invalid, unsupported};
 use crate::limits::Limits;
+use crate::operand::Operand;
 
 /// Refuses a plan that was made for another problem or needs what the device lacks. Looks at the problem that
 /// is launched.
@@ -109,4 +110,50 @@ fn window_serves(plan: &Plan, problem: &Conv3dProblem, pass: Pass, limits: &Limi
         Plan::WindowWeight(tile) => window_weight_tiles(problem, pass, limits).any(|each| each == *tile),
         _ => true,
     }
+}
+
+pub(super) fn check_bias_gradient(problem: &Conv3dProblem, db: &Operand) -> Result<(), ConvError> {
+    if db.shape != [problem.out_channels] {
+        invalid!(
+            "conv3d: db has shape {:?}, the problem has {} output channels",
+            db.shape,
+            problem.out_channels
+        );
+    }
+    Ok(())
+}
+
+pub(super) fn check_bias(problem: &Conv3dProblem, bias: Option<&Operand>) -> Result<(), ConvError> {
+    match (bias, problem.bias) {
+        (None, false) => Ok(()),
+        (None, true) => {
+            invalid!("conv3d: the problem has a bias of {} elements, none was given", problem.out_channels)
+        }
+        (Some(bias), false) => {
+            invalid!("conv3d: the problem has no bias, one of shape {:?} was given", bias.shape)
+        }
+        (Some(bias), true) if bias.shape == [problem.out_channels] && bias.dtype == problem.dtype => Ok(()),
+        (Some(bias), true) => invalid!(
+            "conv3d: the bias is {} of shape {:?}, the problem needs {} of shape [{}]",
+            bias.dtype.name(),
+            bias.shape,
+            problem.dtype.name(),
+            problem.out_channels
+        ),
+    }
+}
+
+pub(super) fn check_operands(
+    problem: &Conv3dProblem,
+    operands: &[(&str, &Operand, [usize; 5])],
+) -> Result<(), ConvError> {
+    for (name, operand, shape) in operands {
+        if operand.shape != shape {
+            invalid!("conv3d: {name} has shape {:?}, the problem needs {shape:?}", operand.shape);
+        }
+        if operand.dtype != problem.dtype {
+            invalid!("conv3d: {name} is {}, the problem is {}", operand.dtype.name(), problem.dtype.name());
+        }
+    }
+    Ok(())
 }

@@ -94,6 +94,7 @@ pub use winograd::{RegionExtent, WinogradConfig, WinogradTile};
 use crate::error::{ConvError, invalid};
 use crate::limits::Limits;
 use crate::operand::Operand;
+use check::{check_bias, check_bias_gradient, check_operands};
 use cubecl::prelude::*;
 use gemm::GemmTile;
 use split::ReductionSplit;
@@ -364,52 +365,6 @@ pub fn bias_gradient(
     reduce::bias_gradient(client, problem, limits, &dy.bindable(client), db)
 }
 
-fn check_bias_gradient(problem: &Conv3dProblem, db: &Operand) -> Result<(), ConvError> {
-    if db.shape != [problem.out_channels] {
-        invalid!(
-            "conv3d: db has shape {:?}, the problem has {} output channels",
-            db.shape,
-            problem.out_channels
-        );
-    }
-    Ok(())
-}
-
 fn only_weight_gradient(plan: &Plan) -> Result<(), ConvError> {
     invalid!("conv3d: {} computes weight gradients only", plan.name())
-}
-
-fn check_bias(problem: &Conv3dProblem, bias: Option<&Operand>) -> Result<(), ConvError> {
-    match (bias, problem.bias) {
-        (None, false) => Ok(()),
-        (None, true) => {
-            invalid!("conv3d: the problem has a bias of {} elements, none was given", problem.out_channels)
-        }
-        (Some(bias), false) => {
-            invalid!("conv3d: the problem has no bias, one of shape {:?} was given", bias.shape)
-        }
-        (Some(bias), true) if bias.shape == [problem.out_channels] && bias.dtype == problem.dtype => Ok(()),
-        (Some(bias), true) => invalid!(
-            "conv3d: the bias is {} of shape {:?}, the problem needs {} of shape [{}]",
-            bias.dtype.name(),
-            bias.shape,
-            problem.dtype.name(),
-            problem.out_channels
-        ),
-    }
-}
-
-fn check_operands(
-    problem: &Conv3dProblem,
-    operands: &[(&str, &Operand, [usize; 5])],
-) -> Result<(), ConvError> {
-    for (name, operand, shape) in operands {
-        if operand.shape != shape {
-            invalid!("conv3d: {name} has shape {:?}, the problem needs {shape:?}", operand.shape);
-        }
-        if operand.dtype != problem.dtype {
-            invalid!("conv3d: {name} is {}, the problem is {}", operand.dtype.name(), problem.dtype.name());
-        }
-    }
-    Ok(())
 }

@@ -97,8 +97,8 @@ impl CausalConv1d {
         self.try_forward_with(x, CausalConv1dOptions::new())
     }
 
-    /// [`forward`](Self::forward) with an initial state, sequence ids or a residual. Activation and layout are
-    /// the module's; options that ask for others are refused.
+    /// [`forward`](Self::forward) with an initial state, sequence ids or a residual. Activation and layout
+    /// are the module's; options that ask for others are refused.
     ///
     /// # Panics
     /// Where [`try_forward_with`](Self::try_forward_with) returns an error.
@@ -144,8 +144,8 @@ impl CausalConv1d {
     }
 
     /// y of sequences that are packed into one row `[1, C, T]` or `[1, T, C]`, and the state of each to
-    /// continue with, `[N, C, W-1]`: sequence i has the steps from `cu_seqlens[i]` to `cu_seqlens[i + 1]`. The
-    /// states that the sequences begin with, `[N, C, W-1]`, are given as they are; without any,
+    /// continue with, `[N, C, W-1]`: sequence i has the steps from `cu_seqlens[i]` to `cu_seqlens[i + 1]`.
+    /// The states that the sequences begin with, `[N, C, W-1]`, are given as they are; without any,
     /// `CausalConv1dOptions::new()`.
     ///
     /// # Panics
@@ -190,8 +190,8 @@ impl CausalConv1d {
     }
 
     /// Several decoding steps in one launch: y `[B, C, L]` and the new state from x `[B, C, L]` and a state
-    /// `[B, C, S]`, S >= W-1, or slots of states and rings as the options say. The activation is the module's;
-    /// options that ask for another are refused.
+    /// `[B, C, S]`, S >= W-1, or slots of states and rings as the options say. The activation is the
+    /// module's; options that ask for another are refused.
     ///
     /// # Panics
     /// Where [`try_steps`](Self::try_steps) returns an error.

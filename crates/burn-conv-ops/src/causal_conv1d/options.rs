@@ -4,9 +4,9 @@ use burn::tensor::{Int, Tensor};
 use conv_kernels::causal_conv1d::Conv1dLayout;
 use conv_kernels::conv3d::Activation;
 
-/// Options of [`causal_conv1d`](crate::causal_conv1d()) and its variants: what is computed, and the tensors it
-/// may read next to x. By default there is no activation, the layout is `[B, C, T]`, each row is one sequence
-/// that begins without a state, and nothing is added to y.
+/// Options of [`causal_conv1d`](crate::causal_conv1d()) and its variants: what is computed, and the tensors
+/// it may read next to x. By default there is no activation, the layout is `[B, C, T]`, each row is one
+/// sequence that begins without a state, and nothing is added to y.
 ///
 /// A tensor stands for options with that initial state, so that a stream reads
 /// `causal_conv1d_with_state(x, weight, bias, state)`.

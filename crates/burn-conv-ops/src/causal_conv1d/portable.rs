@@ -86,8 +86,8 @@ pub(crate) fn backward<B: Backend>(
     }
 }
 
-/// See [`ConvOps::causal_conv1d_final_state`](crate::backend::ConvOps::causal_conv1d_final_state). Differentiable
-/// where the backend is.
+/// See [`ConvOps::causal_conv1d_final_state`](crate::backend::ConvOps::causal_conv1d_final_state).
+/// Differentiable where the backend is.
 pub(crate) fn final_state<B: Backend>(
     x: FloatTensor<B>,
     initial: Option<FloatTensor<B>>,

@@ -10,9 +10,9 @@
 //! ```
 //!
 //! A threadgroup reads 32 P floats, coalesced, with one addition each; 1 KiB of shared memory. P is at most
-//! 256: more are first added 64 at a time ([`weight::fold`](crate::causal_conv1d::looped::weight::fold)), which keeps
-//! the chains of additions short. [`store_total`] stores what the backward kernels leave: a partial sum, or
-//! dw and db themselves where one threadgroup has all of its channels' steps.
+//! 256: more are first added 64 at a time ([`weight::fold`](crate::causal_conv1d::looped::weight::fold)),
+//! which keeps the chains of additions short. [`store_total`] stores what the backward kernels leave: a
+//! partial sum, or dw and db themselves where one threadgroup has all of its channels' steps.
 
 use super::access::CallParams;
 use crate::causal_conv1d::Gradients;

@@ -70,6 +70,7 @@ pub use constants::WinogradTile;
 pub(crate) use needs::needs;
 pub use region::RegionExtent;
 
+use super::check::{check_bias, check_operands};
 use super::gemm::{MatrixTile, RegisterTile};
 use super::pass::Pass;
 use super::problem::Conv3dProblem;
@@ -224,7 +225,7 @@ pub fn prepare(
     tile: WinogradTile,
     [w, u]: [&Operand; 2],
 ) -> Result<(), ConvError> {
-    super::check_operands(problem, &[("w", w, problem.weight_shape())])?;
+    check_operands(problem, &[("w", w, problem.weight_shape())])?;
     let config = config(problem, Pass::Forward, tile, limits)?;
     check_prepared(problem, tile, u)?;
     let correlation = Correlation::of(problem, Pass::Forward);
@@ -255,8 +256,8 @@ pub fn forward_prepared(
     [x, u, y]: [&Operand; 3],
     bias: Option<&Operand>,
 ) -> Result<(), ConvError> {
-    super::check_operands(problem, &[("x", x, problem.x_shape()), ("y", y, problem.y_shape())])?;
-    super::check_bias(problem, bias)?;
+    check_operands(problem, &[("x", x, problem.x_shape()), ("y", y, problem.y_shape())])?;
+    check_bias(problem, bias)?;
     check(&config, problem, Pass::Forward, limits)?;
     check_prepared(problem, config.tile, u)?;
     let correlation = Correlation::of(problem, Pass::Forward);
@@ -279,7 +280,7 @@ pub fn forward_steps(
 ) -> Result<(), ConvError> {
     let operands =
         [("x", x, problem.x_shape()), ("w", w, problem.weight_shape()), ("y", y, problem.y_shape())];
-    super::check_operands(problem, &operands)?;
+    check_operands(problem, &operands)?;
     check(&config, problem, Pass::Forward, limits)?;
     let correlation = Correlation::of(problem, Pass::Forward);
     let call = WinogradCall { client, correlation: &correlation, config, limits };

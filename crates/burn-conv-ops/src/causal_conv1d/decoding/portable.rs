@@ -40,8 +40,8 @@ pub(crate) fn update<B: Backend>(
     (round::<B>(activate::<B>(pre, problem.activation), dtype), new_state)
 }
 
-/// See [`ConvOps::causal_conv1d_update_steps`](crate::backend::ConvOps::causal_conv1d_update_steps): one step after
-/// the other.
+/// See [`ConvOps::causal_conv1d_update_steps`](crate::backend::ConvOps::causal_conv1d_update_steps): one step
+/// after the other.
 pub(crate) fn update_steps<B: Backend>(
     inputs: CausalConv1dSteps<B>,
     problem: &UpdateProblem,
@@ -179,8 +179,8 @@ pub(crate) fn last_states<B: Backend>(
     B::float_mask_fill(B::float_swap_dims(columns, 0, 1), missing, 0.0.into())
 }
 
-/// See [`ConvOps::causal_conv1d_seq_idx`](crate::backend::ConvOps::causal_conv1d_seq_idx): counts the bounds at each
-/// step, and adds the counts up.
+/// See [`ConvOps::causal_conv1d_seq_idx`](crate::backend::ConvOps::causal_conv1d_seq_idx): counts the bounds
+/// at each step, and adds the counts up.
 pub(crate) fn seq_idx<B: Backend>(bounds: IntTensor<B>, length: usize) -> IntTensor<B> {
     let (count, device, dtype) = (bounds.shape()[0], bounds.device(), IntDType::from(bounds.dtype()));
     if length == 0 {

@@ -31,9 +31,9 @@ const OP: &str = "causal_conv1d_packed";
 /// `[C, W]`, bias `[C]`; sequence i has the steps from `cu_seqlens[i]` to `cu_seqlens[i + 1]` (`[N + 1]`,
 /// ascending, at most T), the others are padding (y 0, no gradient).
 ///
-/// `options.initial_state` is `[N, C, W-1]`, the W-1 steps before each sequence, oldest first; zeros where there is
-/// none. With it the row is copied with the states in it, and y out of it: about three times the memory is
-/// moved. `options.residual` is of x's shape. Both outputs are differentiable.
+/// `options.initial_state` is `[N, C, W-1]`, the W-1 steps before each sequence, oldest first; zeros where
+/// there is none. With it the row is copied with the states in it, and y out of it: about three times the
+/// memory is moved. `options.residual` is of x's shape. Both outputs are differentiable.
 ///
 /// ```no_run
 /// use burn::tensor::{Device, Distribution, Int, Tensor};
