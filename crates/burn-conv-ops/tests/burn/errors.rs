@@ -86,7 +86,7 @@ fn conv3d_names_what_does_not_fit() {
         let refused =
             try_conv3d(x(), t([6, 4, 3, 3, 3]), None, winograd.with_padding([1; 3]).with_stride([1, 2, 1]));
         let refused = refused.expect_err("stride 2 has no F(2x2)").to_string();
-        assert!(refused.contains("needs stride 1 and dilation 1 in the plane"), "{on}: {refused}");
+        assert!(refused.contains("needs stride 1 and dilation 1 in H and W"), "{on}: {refused}");
     }
 }
 

@@ -46,7 +46,7 @@ pub(super) fn steps(
         && lengths != slots
     {
         return Err(ConvError::Invalid(format!(
-            "{UPDATE}: cache_seqlens are {}, the state indices {}, they must be alike",
+            "{UPDATE}: cache_seqlens are {}, the state indices {}, their dtypes must match",
             lengths.name(),
             slots.name()
         )));
