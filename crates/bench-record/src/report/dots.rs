@@ -1,8 +1,9 @@
 //! One line per case, one dot per pass: how many times as fast as a peer, or the share of a copy's rate.
 
 use super::Plot;
-use super::select::{Limits, ours, pairs, speed_up};
+use super::select::{Limits, ours};
 use crate::Record;
+use crate::peers::{pairs, speed_up};
 use crate::statistics::{geometric_mean, short};
 use anyhow::{Result, anyhow};
 use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
@@ -55,10 +56,9 @@ struct Dot<'a> {
 pub(super) fn peer_plot(records: &[Record], op: &str, dtype: &str, peer: &str) -> Result<Option<Plot>> {
     let mut pairs = pairs(records, peer);
     pairs.retain(|(ours, _)| ours.op == op && ours.dtype == dtype);
-    let dot = |pair: &(&'_ Record, &'_ Record)| speed_up(pair);
     let dots: Vec<Dot<'_>> = pairs
         .iter()
-        .filter_map(|pair| Some(Dot { case: &pair.0.case, pass: &pair.0.pass, value: dot(pair)? }))
+        .filter_map(|pair| Some(Dot { case: &pair.0.case, pass: &pair.0.pass, value: speed_up(pair)? }))
         .collect();
     let values: Vec<f64> = dots.iter().map(|dot| dot.value).collect();
     let Some(mean) = geometric_mean(&values) else { return Ok(None) };

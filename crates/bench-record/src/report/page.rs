@@ -1,10 +1,11 @@
 //! The HTML around the plots.
 
 use super::Plot;
-use super::select::{distinct, pairs, speed_up};
+use super::select::distinct;
 use crate::Record;
-use crate::record::{COLUMNS, OURS};
-use crate::statistics::{geometric_mean, short};
+use crate::peers::{Group, groups};
+use crate::record::COLUMNS;
+use crate::statistics::short;
 use std::fmt::Write;
 
 const STYLE: &str = "body{font:15px/1.45 system-ui,sans-serif;max-width:900px;margin:2em auto;padding:0 1em;color:#111;\
@@ -33,25 +34,11 @@ pub(super) fn page(records: &[Record], title: &str, plots: &[Plot]) -> String {
 fn summary(records: &[Record]) -> String {
     let mut html = String::new();
     let header = ["peer", "op", "dtype", "pass"].map(|name| format!("<th>{name}")).concat();
-    for peer in distinct(records, |record| &record.implementation).into_iter().filter(|peer| *peer != OURS) {
-        let mut groups: Vec<([&str; 3], Vec<f64>)> = Vec::new();
-        for pair in pairs(records, peer) {
-            let Some(ratio) = speed_up(&pair) else { continue };
-            let key = [pair.0.op.as_str(), pair.0.dtype.as_str(), pair.0.pass.as_str()];
-            match groups.iter_mut().find(|(other, _)| *other == key) {
-                Some((_, ratios)) => ratios.push(ratio),
-                None => groups.push((key, vec![ratio])),
-            }
-        }
-        for ([op, dtype, pass], ratios) in groups {
-            let Some(mean) = geometric_mean(&ratios) else { continue };
-            let least = ratios.iter().copied().fold(f64::INFINITY, f64::min);
-            let most = ratios.iter().copied().fold(0.0, f64::max);
-            let words = [peer, op, dtype, pass].map(|word| format!("<td>{}", escape(word))).concat();
-            let numbers = [ratios.len().to_string(), short(mean), short(least), short(most)];
-            let numbers = numbers.map(|number| format!("<td class=n>{number}")).concat();
-            let _ = writeln!(html, "<tr>{words}{numbers}");
-        }
+    for Group { peer, of: [op, dtype, pass], cases, mean, range } in groups(records) {
+        let words = [peer, op, dtype, pass].map(|word| format!("<td>{}", escape(word))).concat();
+        let numbers = [cases.to_string(), short(mean), short(range.0), short(range.1)];
+        let numbers = numbers.map(|number| format!("<td class=n>{number}")).concat();
+        let _ = writeln!(html, "<tr>{words}{numbers}");
     }
     if html.is_empty() {
         return html;

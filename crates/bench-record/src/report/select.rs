@@ -30,32 +30,6 @@ pub(super) fn ours(records: &[Record]) -> Vec<&Record> {
     rows
 }
 
-/// Each of a peer's rows with ours: the same case, dtype and pass by the same clock, on the same device
-/// unless the peer calls it by another name.
-pub(super) fn pairs<'a>(records: &'a [Record], peer: &str) -> Vec<(&'a Record, &'a Record)> {
-    let mut pairs: Vec<(&Record, &Record)> = Vec::new();
-    for theirs in records.iter().filter(|record| record.implementation == peer && peer != OURS) {
-        let same = |record: &&Record| {
-            let (a, b) = (record.key(), theirs.key());
-            record.implementation == OURS
-                && a[..4] == b[..4]
-                && a[5] == b[5]
-                && record.median_ms.is_some()
-                && theirs.median_ms.is_some()
-        };
-        let repeated = pairs.iter().any(|(_, other)| other.key()[..4] == theirs.key()[..4]);
-        if let (Some(ours), false) = (records.iter().find(same), repeated) {
-            pairs.push((ours, theirs));
-        }
-    }
-    pairs
-}
-
-/// How many times as fast ours is as the peer.
-pub(super) fn speed_up((ours, theirs): &(&Record, &Record)) -> Option<f64> {
-    Some(theirs.median_ms? / ours.median_ms?)
-}
-
 /// The rates that the rows of one dtype were measured against.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Limits {
@@ -112,16 +86,12 @@ mod tests {
     }
 
     #[test]
-    fn peers_are_paired_by_the_same_clock() {
+    fn the_hosts_clock_is_second_to_the_devices() {
         let rows = crate::report::tests::rows();
-        assert_eq!(pairs(&rows, "burn").iter().filter_map(speed_up).collect::<Vec<_>>(), [4.0]);
-        assert!(pairs(&rows, OURS).is_empty());
-        let mut wall = rows.clone();
-        wall[1].backend = WALL_CLOCK.into();
-        assert!(pairs(&wall, "burn").is_empty());
-        wall.push(Record { backend: WALL_CLOCK.into(), ..rows[0].clone() });
-        assert_eq!(pairs(&wall, "burn").len(), 1);
-        // The host's clock is second to the device's.
-        assert_eq!(ours(&wall).len(), 2);
+        assert_eq!(ours(&rows).len(), 2);
+        let wall = Record { backend: WALL_CLOCK.into(), ..rows[0].clone() };
+        let both = [wall.clone(), rows[0].clone()];
+        assert!(ours(&both).iter().all(|row| !row.is_wall()) && ours(&both).len() == 1);
+        assert_eq!(ours(&[wall]).len(), 1);
     }
 }

@@ -1,7 +1,7 @@
 //! f64 results of conv3d: whole tensors by the reference where they are small, else single elements, each
 //! summed from the inputs that were uploaded.
 
-use crate::data::Source;
+use crate::data::{Memory, Source};
 use crate::verify::{SAMPLES, Truth, sample};
 use conv_kernels::conv3d::{Conv3dProblem, PaddingMode, Pass, Window, WinogradTile, reference, winograd};
 use conv_kernels::tolerance::Guard;
@@ -42,6 +42,7 @@ pub(crate) fn truth(problem: &Conv3dProblem, pass: Pass, inputs: &Inputs) -> Tru
     };
     let mut truth = Truth {
         shape: shape.to_vec(),
+        memory: Memory::RowMajor,
         positions: None,
         values: Vec::new(),
         magnitudes: Vec::new(),
@@ -95,6 +96,7 @@ pub(crate) fn bias_truth(problem: &Conv3dProblem, dy: &Source) -> Truth {
     let positions = sample(&[channels], (PRODUCTS / problem.positions().max(1)).clamp(8, SAMPLES));
     let mut truth = Truth {
         shape: vec![channels],
+        memory: Memory::RowMajor,
         positions,
         values: Vec::new(),
         magnitudes: Vec::new(),
