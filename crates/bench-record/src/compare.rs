@@ -111,7 +111,8 @@ impl<'a> Comparison<'a> {
                 None => groups.push((key, vec![ratio])),
             }
         }
-        let mean = |(key, ratios): ([&'a str; 5], Vec<f64>)| Some((key, ratios.len(), geometric_mean(&ratios)?));
+        let mean =
+            |(key, ratios): ([&'a str; 5], Vec<f64>)| Some((key, ratios.len(), geometric_mean(&ratios)?));
         groups.into_iter().filter_map(mean).collect()
     }
 }
@@ -151,8 +152,11 @@ fn changes(rows: &[(f64, &Pair<'_>)]) -> Table {
     for (ratio, Pair { old, new }) in rows {
         let plan =
             if old.plan == new.plan { new.plan.clone() } else { format!("{} -> {}", old.plan, new.plan) };
-        let implementation =
-            if new.is_wall() { format!("{}, wall clock", new.implementation) } else { new.implementation.clone() };
+        let implementation = if new.is_wall() {
+            format!("{}, wall clock", new.implementation)
+        } else {
+            new.implementation.clone()
+        };
         let time = |record: &Record| record.median_ms.map_or(String::new(), short);
         let [op, case, dtype, pass, ..] = new.key().map(String::from);
         let row = [op, case, dtype, pass, implementation, plan, time(old), time(new), format!("{ratio:.3}")];
@@ -208,8 +212,18 @@ mod tests {
 
     #[test]
     fn rows_are_paired_by_plan_and_then_without_it() {
-        let old = [row("a", "p", 1.0, 0.0), row("a", "q", 2.0, 0.0), row("b", "p", 1.0, 0.0), row("c", "p", 1.0, 0.0)];
-        let new = [row("a", "q", 4.0, 0.0), row("a", "p", 2.0, 0.0), row("b", "r", 2.0, 0.0), row("d", "p", 1.0, 0.0)];
+        let old = [
+            row("a", "p", 1.0, 0.0),
+            row("a", "q", 2.0, 0.0),
+            row("b", "p", 1.0, 0.0),
+            row("c", "p", 1.0, 0.0),
+        ];
+        let new = [
+            row("a", "q", 4.0, 0.0),
+            row("a", "p", 2.0, 0.0),
+            row("b", "r", 2.0, 0.0),
+            row("d", "p", 1.0, 0.0),
+        ];
         let comparison = Comparison::of(&old, &new);
         assert_eq!(comparison.pairs.len(), 3);
         assert!(comparison.pairs.iter().all(|pair| pair.ratio() == Some(2.0)));

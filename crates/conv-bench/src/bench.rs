@@ -101,10 +101,8 @@ impl Bench {
         launch: &dyn Fn(&[Operand]) -> Result<(), ConvError>,
     ) -> Result<(Times, Deviation), String> {
         let client = &self.device.client;
-        let outputs: Vec<_> = truths
-            .iter()
-            .map(|truth| unwritten(client, &truth.shape, truth.memory, row.dtype))
-            .collect();
+        let outputs: Vec<_> =
+            truths.iter().map(|truth| unwritten(client, &truth.shape, truth.memory, row.dtype)).collect();
         let launch = || launch(&outputs).map_err(|error| error.to_string());
         launch()?;
         let mut worst = Deviation::default();
@@ -212,8 +210,8 @@ impl Bench {
     fn failed(&mut self, row: &Row, implementation: &str, plan: &str, error: &str) -> Result<()> {
         let Row { op, case, dtype, pass, .. } = row;
         let (dtype, pass) = (dtype.name(), pass.name());
-        self.report
-            .failed(implementation, format!("{op} {case} {dtype} {pass} {plan} ({implementation}): {error}"));
+        let name = format!("{op} {case} {dtype} {pass} {plan}");
+        self.report.failed(implementation, name.trim_end(), error);
         // What a failed launch left behind must not fail the next row.
         let _ = self.device.client.flush();
         Ok(())

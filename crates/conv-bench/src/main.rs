@@ -67,7 +67,11 @@ fn run(options: Options) -> Result<bool> {
         "{} through {}, sizes: {name}, timed by {}",
         device.name,
         device.backend,
-        if timer.has_time_stamps() { "the device's time stamps and the host's clock" } else { "the host's clock" }
+        if timer.has_time_stamps() {
+            "the device's time stamps and the host's clock"
+        } else {
+            "the host's clock"
+        }
     );
     let roofline = Roofline::measure(&device, clocks)?;
     print_roofline(&roofline);
@@ -106,9 +110,10 @@ fn print_roofline(roofline: &Roofline) {
     let peaks: String = roofline.compute.iter().map(peak).collect();
     println!("measured limits: copy {:.0} GB/s{peaks}", roofline.copy * 1e-9);
     let micro = |samples: bench_record::statistics::Samples| samples.median * 1e3;
-    let device = roofline.launch.device.map_or(String::new(), |samples| {
-        format!(", {:.1} us between time stamps", micro(samples))
-    });
+    let device = roofline
+        .launch
+        .device
+        .map_or(String::new(), |samples| format!(", {:.1} us between time stamps", micro(samples)));
     println!("a launch that does nothing: {:.1} us{device}", micro(roofline.launch.wall));
 }
 

@@ -143,7 +143,8 @@ impl Peers {
             positions.push(match &truth.positions {
                 None => Value::Null,
                 Some(known) => {
-                    let bytes: Vec<u8> = known.iter().flat_map(|place| (*place as i64).to_le_bytes()).collect();
+                    let bytes: Vec<u8> =
+                        known.iter().flat_map(|place| (*place as i64).to_le_bytes()).collect();
                     fs::write(&path, bytes)?;
                     json!(path)
                 }
@@ -154,7 +155,8 @@ impl Peers {
         job.insert("positions".into(), json!(positions));
         let reply: Reply = self.exchange(&Value::Object(job))?;
         let answers = reply.answers.into_iter().filter_map(|raw| {
-            let Peer { name, device, backend } = self.peers.iter().find(|peer| peer.name == raw.peer)?.clone();
+            let Peer { name, device, backend } =
+                self.peers.iter().find(|peer| peer.name == raw.peer)?.clone();
             let result = self.result(raw, truths);
             Some(Answer { peer: name, device, backend, result })
         });
@@ -170,7 +172,11 @@ impl Peers {
         }
         let path = |index| self.folder.path().join(format!("{}-{index}.bin", raw.peer));
         let values = truths.iter().enumerate().map(|(index, truth)| known_values(&path(index), truth));
-        Ok(Measured { plan: raw.plan, milliseconds: raw.milliseconds, values: values.collect::<Result<_, _>>()? })
+        Ok(Measured {
+            plan: raw.plan,
+            milliseconds: raw.milliseconds,
+            values: values.collect::<Result<_, _>>()?,
+        })
     }
 
     /// A file of integers for a problem's use.
@@ -190,7 +196,11 @@ fn known_values(path: &Path, truth: &Truth) -> Result<Vec<f64>, String> {
     let (words, _) = bytes.as_chunks::<8>();
     let values: Vec<f64> = words.iter().map(|word| f64::from_le_bytes(*word)).collect();
     if values.len() != truth.values.len() {
-        return Err(format!("the result has {} known elements, expected {}", values.len(), truth.values.len()));
+        return Err(format!(
+            "the result has {} known elements, expected {}",
+            values.len(),
+            truth.values.len()
+        ));
     }
     Ok(values)
 }

@@ -33,7 +33,8 @@ pub(crate) struct Report {
     /// Where the present case begins in `rows`.
     case_start: usize,
     failures: Vec<String>,
-    peer_failures: Vec<String>,
+    /// Of each peer and reason the first row, and how many rows.
+    peer_failures: Vec<(String, String, usize)>,
     skips: Vec<String>,
     bar: ProgressBar,
 }
@@ -77,12 +78,17 @@ impl Report {
     }
 
     /// Notes a row that is not written.
-    pub(crate) fn failed(&mut self, implementation: &str, text: String) {
+    pub(crate) fn failed(&mut self, implementation: &str, row: &str, error: &str) {
         if implementation == OURS {
+            let text = format!("{row}: {error}");
             self.bar.suspend(|| println!("  FAILED  {text}"));
             self.failures.push(text);
-        } else {
-            self.peer_failures.push(text);
+            return;
+        }
+        let reason = format!("{implementation}: {error}");
+        match self.peer_failures.iter_mut().find(|(other, ..)| *other == reason) {
+            Some((_, _, rows)) => *rows += 1,
+            None => self.peer_failures.push((reason, row.to_string(), 1)),
         }
     }
 
@@ -113,7 +119,11 @@ impl Report {
             println!("\nTimes as fast as peers (geometric mean over cases; automatic plans)\n{table}");
         }
         list("SKIPPED", &self.skips);
-        list("Peers FAILED, no row was written", &self.peer_failures);
+        let peers = self.peer_failures.iter().map(|(reason, row, rows)| match rows {
+            1 => format!("{reason} ({row})"),
+            _ => format!("{reason} ({row} and {} more)", rows - 1),
+        });
+        list("Peers FAILED, no row was written", &peers.collect::<Vec<_>>());
         list("FAILED, no row was written", &self.failures);
         println!("\n{} rows in {}", self.rows.len(), self.path.display());
         self.failures.is_empty()
@@ -151,15 +161,18 @@ fn case_table(rows: &[Shown]) -> Table {
     }
     for Shown { record, chosen, memory_bound } in rows {
         let same = |other: &Record| other.key()[..5] == record.key()[..5] && other.plan == record.plan;
-        let of_other_clock =
-            rows.iter().map(|row| &row.record).find(|other| same(other) && other.is_wall() != record.is_wall());
+        let of_other_clock = rows
+            .iter()
+            .map(|row| &row.record)
+            .find(|other| same(other) && other.is_wall() != record.is_wall());
         if record.is_wall() && of_other_clock.is_some() {
             continue;
         }
-        let plans = rows.iter().filter(|row| {
-            row.record.key() == record.key() && row.record.implementation == OURS
-        });
+        let plans =
+            rows.iter().filter(|row| row.record.key() == record.key() && row.record.implementation == OURS);
         let auto = if *chosen && plans.count() > 1 { " (auto)" } else { "" };
+        // What the case's name has beyond the first one's: the order in memory.
+        let layout = record.case.strip_prefix(&rows[0].record.case).unwrap_or_default().replace('_', " ");
         let time = |value: Option<f64>| value.map_or(String::new(), short);
         let rate = if *memory_bound {
             record.gbps.map(|rate| format!("{} GB/s", short(rate)))
@@ -172,12 +185,13 @@ fn case_table(rows: &[Shown]) -> Table {
         });
         let ratio = ours.filter(|_| record.implementation != OURS);
         let ratio = ratio.and_then(|ours| Some(ratio_text(record.median_ms? / ours.median_ms?)));
-        let wall = if record.is_wall() { record.median_ms } else { of_other_clock.and_then(|row| row.median_ms) };
+        let wall =
+            if record.is_wall() { record.median_ms } else { of_other_clock.and_then(|row| row.median_ms) };
         table.add_row([
             record.dtype.clone(),
             record.pass.clone(),
             record.implementation.clone(),
-            format!("{}{auto}", record.plan),
+            format!("{}{auto}{layout}", record.plan),
             time(record.median_ms),
             time(record.p10_ms),
             time(record.p90_ms),
@@ -248,9 +262,11 @@ mod tests {
     fn a_failure_of_ours_counts_and_one_of_a_peers_does_not() {
         let folder = tempfile::tempdir().unwrap();
         let mut report = Report::create(folder.path(), "device", 1).unwrap();
-        report.failed(BURN, "burn".into());
+        report.failed(BURN, "a fwd", "no");
+        report.failed(BURN, "b fwd", "no");
         assert!(report.failures.is_empty());
-        report.failed(OURS, "ours".into());
+        assert_eq!(report.peer_failures, [("burn: no".into(), "a fwd".into(), 2)]);
+        report.failed(OURS, "a fwd", "no");
         assert!(!report.finish());
     }
 

@@ -55,7 +55,12 @@ const BNHD: Memory = Memory::Permuted(&[0, 2, 1, 3]);
 
 const PASSES: [Pass; 2] = [Pass::Fwd, Pass::Bwd];
 
-fn run_case(bench: &mut Bench, workload: &Rope2dWorkload, dtype: FloatType, heads_inside: bool) -> Result<()> {
+fn run_case(
+    bench: &mut Bench,
+    workload: &Rope2dWorkload,
+    dtype: FloatType,
+    heads_inside: bool,
+) -> Result<()> {
     let case = &workload.case;
     let (shape, positions_shape) = ([case.b, case.h, case.n, case.d], [case.b, case.n, 2]);
     let problem = Rope2dProblem::new(shape, positions_shape, RopeLayout::Bhnd, case.base, case.f0, dtype)?;
@@ -72,8 +77,11 @@ fn run_case(bench: &mut Bench, workload: &Rope2dWorkload, dtype: FloatType, head
     // Two operations for each of the two products of an element.
     let work = Work { flops: 3.0 * elements as f64, bytes: 2.0 * bytes as f64, memory_bound: true };
     let passes = bench.options.passes(&PASSES);
-    let (layout, memory, suffix) =
-        if heads_inside { (RopeLayout::Bnhd, BNHD, "_bnhd") } else { (RopeLayout::Bhnd, Memory::RowMajor, "") };
+    let (layout, memory, suffix) = if heads_inside {
+        (RopeLayout::Bnhd, BNHD, "_bnhd")
+    } else {
+        (RopeLayout::Bhnd, Memory::RowMajor, "")
+    };
     let row = |pass, plan: &str| Row {
         op: OP,
         case: format!("{}{suffix}", case.name),

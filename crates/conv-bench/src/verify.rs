@@ -87,11 +87,7 @@ impl Truth {
     }
 
     /// As [`Self::compare`], from the known elements alone.
-    pub(crate) fn compare_known(
-        &self,
-        values: &[f64],
-        dtype: FloatType,
-    ) -> (Deviation, Result<(), String>) {
+    pub(crate) fn compare_known(&self, values: &[f64], dtype: FloatType) -> (Deviation, Result<(), String>) {
         let expected = Expected {
             values: &self.values,
             magnitudes: &self.magnitudes,

@@ -66,7 +66,8 @@ pub(super) fn peer_plot(records: &[Record], op: &str, dtype: &str, peer: &str) -
     let high = values.iter().copied().fold(1.25, f64::max) * 1.1;
     let title = format!("{op} {dtype}: times as fast as {peer} (geometric mean {})", short(mean));
     let axis = "times as fast (logarithmic)";
-    let svg = draw(&dots, &title, axis, (low..high).log_scale(), low, Some(1.0), &|value| format!("{value}x"))?;
+    let svg =
+        draw(&dots, &title, axis, (low..high).log_scale(), low, Some(1.0), &|value| format!("{value}x"))?;
     Ok(Some(Plot { name: format!("{op}-{dtype}-{peer}"), title, svg }))
 }
 
@@ -76,9 +77,7 @@ pub(super) fn share_plot(records: &[Record], op: &str, dtype: &str) -> Result<Op
     let rows = ours(records).into_iter().filter(|row| row.op == op && row.dtype == dtype);
     let dots: Vec<Dot<'_>> = rows
         .filter(|row| limits.bytes_bind(row))
-        .filter_map(|row| {
-            Some(Dot { case: &row.case, pass: &row.pass, value: 100.0 * row.share_of_limit? })
-        })
+        .filter_map(|row| Some(Dot { case: &row.case, pass: &row.pass, value: 100.0 * row.share_of_limit? }))
         .collect();
     if dots.is_empty() {
         return Ok(None);
@@ -112,7 +111,11 @@ where
     let mut svg = String::new();
     let cases = {
         let mut cases: Vec<&str> = Vec::new();
-        names.iter().for_each(|name| if !cases.contains(&name.as_str()) { cases.push(name) });
+        names.iter().for_each(|name| {
+            if !cases.contains(&name.as_str()) {
+                cases.push(name)
+            }
+        });
         cases
     };
     let size = (WIDTH, AROUND + LINE * cases.len() as u32);

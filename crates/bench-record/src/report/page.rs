@@ -21,7 +21,13 @@ pub(super) fn page(records: &[Record], title: &str, plots: &[Plot]) -> String {
     );
     let devices = distinct(records, |record| &record.device).join(", ");
     let backends = distinct(records, |record| &record.backend).join("; ");
-    let _ = writeln!(html, "<p>{}. Backends: {}. {} rows.</p>", escape(&devices), escape(&backends), records.len());
+    let _ = writeln!(
+        html,
+        "<p>{}. Backends: {}. {} rows.</p>",
+        escape(&devices),
+        escape(&backends),
+        records.len()
+    );
     html += &summary(records);
     for plot in plots {
         let _ = writeln!(html, "<h2>{}</h2>\n{}", escape(&plot.title), plot.svg);
@@ -54,7 +60,8 @@ fn rows(records: &[Record]) -> String {
     html += &COLUMNS.map(|name| format!("<th>{name}")).concat();
     for record in records {
         html += "\n<tr>";
-        let texts = [&record.op, &record.case, &record.dtype, &record.pass, &record.implementation, &record.plan];
+        let texts =
+            [&record.op, &record.case, &record.dtype, &record.pass, &record.implementation, &record.plan];
         for text in texts.into_iter().chain([&record.device, &record.backend]) {
             let _ = write!(html, "<td>{}", escape(text));
         }
@@ -63,7 +70,8 @@ fn rows(records: &[Record]) -> String {
             let _ = write!(html, "<td class=n>{}", value.map_or(String::new(), short));
         }
         for value in [record.max_err, record.rms_err] {
-            let _ = write!(html, "<td class=n>{}", value.map_or(String::new(), |value| format!("{value:.1e}")));
+            let _ =
+                write!(html, "<td class=n>{}", value.map_or(String::new(), |value| format!("{value:.1e}")));
         }
         let _ = write!(html, "<td>{}", record.verified.map_or("", |yes| if yes { "yes" } else { "no" }));
     }

@@ -19,7 +19,8 @@ pub(super) fn plot(records: &[Record], dtype: &str) -> Result<Option<Plot>> {
         let (gflops, gbps) = (row.gflops?, row.gbps?);
         Some((gflops / gbps, gflops))
     };
-    let points: Vec<_> = rows.filter_map(|row| Some((point(row)?, row.op.clone(), row.pass.clone()))).collect();
+    let points: Vec<_> =
+        rows.filter_map(|row| Some((point(row)?, row.op.clone(), row.pass.clone()))).collect();
     if points.is_empty() {
         return Ok(None);
     }
@@ -74,7 +75,11 @@ fn draw(svg: &mut String, title: &str, points: &[Point], limits: Limits) -> Resu
     let triangles = others.iter().map(|point| TriangleMarker::new(point.0, 5, style(&point.2)));
     chart.draw_series(triangles).map_err(text)?;
     let mut passes: Vec<&str> = Vec::new();
-    points.iter().for_each(|point| if !passes.contains(&point.2.as_str()) { passes.push(&point.2) });
+    points.iter().for_each(|point| {
+        if !passes.contains(&point.2.as_str()) {
+            passes.push(&point.2)
+        }
+    });
     legend(&area, &passes, (14, SIZE.1 as i32 - 14))?;
     area.present().map_err(text)
 }

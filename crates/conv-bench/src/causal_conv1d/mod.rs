@@ -13,8 +13,8 @@ use anyhow::Result;
 use conv_cases::causal_conv1d::Case;
 use conv_cases::workloads;
 use conv_kernels::causal_conv1d::{
-    self, CausalConv1dProblem, Conv1dLayout, Gradients, Inputs, OptionalShapes, Pass as KernelPass,
-    eligible, reference,
+    self, CausalConv1dProblem, Conv1dLayout, Gradients, Inputs, OptionalShapes, Pass as KernelPass, eligible,
+    reference,
 };
 use conv_kernels::conv3d::Activation;
 use conv_kernels::tolerance::Guard;
@@ -212,7 +212,12 @@ fn run_peers(bench: &mut Bench, case: &Case, problem: &CausalConv1dProblem, sour
         if problem.bias {
             job["seeds"]["bias"] = json!(sources.bias.seed());
         }
-        bench.peers(&row(case, problem.dtype, pass, "", true), work(case, problem.dtype, pass), &truths, job)?;
+        bench.peers(
+            &row(case, problem.dtype, pass, "", true),
+            work(case, problem.dtype, pass),
+            &truths,
+            job,
+        )?;
     }
     Ok(())
 }

@@ -99,4 +99,3 @@ pub(super) fn run(bench: &mut Bench, case: &Case, dtype: FloatType) -> Result<()
         vec![burn_peer::read(y), burn_peer::read(state)]
     })
 }
-

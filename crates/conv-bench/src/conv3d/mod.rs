@@ -14,7 +14,8 @@ use conv_cases::conv3d::Conv3dCase;
 use conv_cases::workloads;
 use conv_kernels::conv3d::winograd::{forward_prepared, prepare, prepared_shape};
 use conv_kernels::conv3d::{
-    self, Algorithm, Conv3dProblem, Pass as KernelPass, Plan, Window, WinogradConfig, WinogradTile, eligible, plan,
+    self, Algorithm, Conv3dProblem, Pass as KernelPass, Plan, Window, WinogradConfig, WinogradTile, eligible,
+    plan,
 };
 use conv_kernels::{ConvError, FloatType, Limits, Operand};
 use cubecl::prelude::*;
@@ -304,8 +305,14 @@ fn run_peers(bench: &mut Bench, case: &Conv3dCase, subject: &Subject) -> Result<
     }
     let Subject { problem, sources, .. } = subject;
     for pass in bench.options.passes(&PASSES) {
-        let row =
-            Row { op: OP, case: case.name.clone(), dtype: problem.dtype, pass, plan: String::new(), chosen: true };
+        let row = Row {
+            op: OP,
+            case: case.name.clone(),
+            dtype: problem.dtype,
+            pass,
+            plan: String::new(),
+            chosen: true,
+        };
         let truths: Vec<_> = if pass == Pass::Db {
             vec![Rc::new(truth::bias_truth(problem, &sources.dy))]
         } else {
