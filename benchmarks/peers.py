@@ -275,7 +275,7 @@ class Mlx:
         return (time.perf_counter() - start) * 1e3 / repeats
 
     def clean_up(self):
-        self.mx.clear_cache()
+        getattr(self.mx, "clear_cache", self.mx.metal.clear_cache if hasattr(self.mx, "metal") else int)()
 
     def moved(self, tensor, order):
         """A copy with another order of axes, made before anything is timed."""

@@ -66,8 +66,9 @@ pub(super) fn peer_plot(records: &[Record], op: &str, dtype: &str, peer: &str) -
     let high = values.iter().copied().fold(1.25, f64::max) * 1.1;
     let title = format!("{op} {dtype}: times as fast as {peer} (geometric mean {})", short(mean));
     let axis = "times as fast (logarithmic)";
-    let svg =
-        draw(&dots, &title, axis, (low..high).log_scale(), low, Some(1.0), &|value| format!("{value}x"))?;
+    let steps = (-3..6).flat_map(|decade| [1.0, 2.0, 5.0].map(|step| step * 10f64.powi(decade)));
+    let ticks: Vec<_> = steps.filter(|x| (low..high).contains(x)).map(|x| (x, format!("{x}x"))).collect();
+    let svg = draw(&dots, &title, axis, (low..high).log_scale(), (low, 1.0), &ticks)?;
     Ok(Some(Plot { name: format!("{op}-{dtype}-{peer}"), title, svg }))
 }
 
@@ -84,8 +85,9 @@ pub(super) fn share_plot(records: &[Record], op: &str, dtype: &str) -> Result<Op
     }
     let title = format!("{op} {dtype}: share of a copy's bandwidth");
     let top = dots.iter().map(|dot| dot.value).fold(100.0, f64::max) * 1.02;
+    let ticks: Vec<_> = (0..=10).map(|tenth| (10.0 * f64::from(tenth), format!("{}", 10 * tenth))).collect();
     let axis = format!("% of {} GB/s", short(limits.gbps));
-    let svg = draw(&dots, &title, &axis, 0.0..top, 0.0, Some(100.0), &|value| format!("{value}"))?;
+    let svg = draw(&dots, &title, &axis, 0.0..top, (0.0, 100.0), &ticks)?;
     Ok(Some(Plot { name: format!("{op}-{dtype}-share"), title, svg }))
 }
 
@@ -94,14 +96,14 @@ const WIDTH: u32 = 860;
 const LINE: u32 = 17;
 const AROUND: u32 = 110;
 
+/// Draws the dots over an axis from `left`, with a line at `mark`.
 fn draw<X>(
     dots: &[Dot<'_>],
     title: &str,
     axis: &str,
     x: X,
-    left: f64,
-    mark: Option<f64>,
-    label: &dyn Fn(&f64) -> String,
+    (left, mark): (f64, f64),
+    ticks: &[(f64, String)],
 ) -> Result<String>
 where
     X: AsRangedCoord<Value = f64>,
@@ -134,12 +136,11 @@ where
             .map_err(text)?;
         chart
             .configure_mesh()
-            .disable_y_mesh()
+            .disable_mesh()
+            .x_labels(0)
+            .x_label_formatter(&|_| String::new())
             .y_labels(0)
             .x_desc(axis)
-            .x_labels(8)
-            .x_label_formatter(label)
-            .max_light_lines(0)
             .label_style(("sans-serif", 13))
             .draw()
             .map_err(text)?;
@@ -151,9 +152,13 @@ where
             area.draw(&Text::new((*case).to_string(), (x - 6, y), font)).map_err(text)?;
             area.draw(&PathElement::new([(x, y), (WIDTH as i32 - 12, y)], pale)).map_err(text)?;
         }
-        if let Some(mark) = mark {
-            let line = PathElement::new([(mark, -0.6), (mark, count - 0.4)], BLACK.mix(0.6));
-            chart.draw_series([line]).map_err(text)?;
+        for (value, label) in ticks {
+            let (x, top) = chart.backend_coord(&(*value, -0.6));
+            let (_, bottom) = chart.backend_coord(&(*value, count - 0.4));
+            let colour = if *value == mark { BLACK.mix(0.6) } else { pale };
+            area.draw(&PathElement::new([(x, top), (x, bottom)], colour)).map_err(text)?;
+            let font = ("sans-serif", 13).into_font().color(&BLACK).pos(Pos::new(HPos::Center, VPos::Top));
+            area.draw(&Text::new(label.clone(), (x, bottom + 6), font)).map_err(text)?;
         }
         let places = dots.iter().map(|dot| {
             let line = cases.iter().position(|case| *case == dot.case).unwrap_or_default();
