@@ -242,6 +242,8 @@ mod tests {
         let refusal = |text: &str| format!("{:#}", read_from(text.as_bytes()).unwrap_err());
         let text = refusal("layer,dtype,pass,plan,ms\na,f32,fwd,direct,1\n");
         assert!(text.contains("column 1 of the header is \"layer\", expected \"op\""), "{text}");
+        let text = refusal(&COLUMNS.join(",").replace("plan", "algorithm"));
+        assert!(text.contains("column 6 of the header is \"algorithm\", expected \"plan\""), "{text}");
         let text = refusal(&COLUMNS[..16].join(","));
         assert!(text.contains("column 17 of the header is nothing, expected \"verified\""), "{text}");
         let text = refusal(&format!("{},more", COLUMNS.join(",")));

@@ -96,7 +96,7 @@ mod tests {
         assert_eq!(names, ["roofline-f32", "conv3d-f32-burn", "causal_conv1d-f32-share"]);
         assert_eq!(text.matches("<svg").count(), names.len());
         assert!(text.contains("conv3d &lt;layer&gt;") && text.contains("Device &amp; Co"));
-        assert!(!text.contains("<layer>") && !text.contains("src=") && !text.contains("href=\"http"));
+        assert!(!text.contains("<layer") && !text.contains("src=") && !text.contains("href=\"http"));
         for name in names {
             assert!(folder.path().join("plots").join(format!("{name}.svg")).exists(), "{name}");
         }

@@ -78,7 +78,8 @@ mod tests {
 
     #[test]
     fn limits_follow_from_shares() {
-        let rows = crate::report::tests::rows();
+        let mut rows = crate::report::tests::rows();
+        rows.extend([rows[2].clone(), rows[2].clone()]);
         let limits = Limits::of(&rows, "f32").unwrap();
         assert_eq!(limits, Limits { gbps: 4000.0, gflops: Some(60_000.0) });
         assert!(limits.bytes_bind(&rows[2]) && !limits.bytes_bind(&rows[0]));
