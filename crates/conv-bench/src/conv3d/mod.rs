@@ -2,6 +2,7 @@
 
 mod burn;
 mod truth;
+mod winograd_truth;
 
 use crate::bench::{Bench, Row, Work};
 use crate::data::{Memory, Source, upload};
@@ -112,7 +113,7 @@ impl Subject {
             None => truth::truth(&self.problem, key.pass, &inputs),
             Some(tile) => {
                 let plain = self.truth(TruthKey { tile: None, ..key });
-                truth::winograd_truth(&self.problem, key.pass, tile, &inputs, &plain)
+                winograd_truth::truth(&self.problem, key.pass, tile, &inputs, &plain)
             }
         };
         if key.pass != KernelPass::WeightGradient {
