@@ -400,9 +400,10 @@ def main():
     say = lambda value: print(json.dumps(value), file=answers, flush=True)
     settings = json.loads(sys.stdin.readline())
     peers, missing = [], []
-    if np is None:
-        missing.append("every peer: NumPy is missing")
-    for kind in (Torch, Mlx, CausalConv1d) if np is not None else ():
+    for kind in (Torch, Mlx, CausalConv1d):
+        if np is None:
+            missing.append(f"{kind.name}: NumPy is missing")
+            continue
         try:
             peers.append(kind(settings["software"]))
         except Exception as error:  # A broken installation is a missing peer too.

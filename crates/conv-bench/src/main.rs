@@ -27,6 +27,7 @@ mod verify;
 
 use anyhow::Result;
 use bench::Bench;
+use bench_record::statistics::{Samples, short};
 use clap::Parser;
 use device::{Device, Roofline};
 use measure::Timer;
@@ -108,8 +109,8 @@ fn print_roofline(roofline: &Roofline) {
         format!(", {} {:.1} TFLOP/s", dtype.name(), peak * 1e-12)
     };
     let peaks: String = roofline.compute.iter().map(peak).collect();
-    println!("measured limits: copy {:.0} GB/s{peaks}", roofline.copy * 1e-9);
-    let micro = |samples: bench_record::statistics::Samples| samples.median * 1e3;
+    println!("measured limits: copy {} GB/s{peaks}", short(roofline.copy * 1e-9));
+    let micro = |samples: Samples| samples.median * 1e3;
     let device = roofline
         .launch
         .device
