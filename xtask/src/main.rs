@@ -54,12 +54,20 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
     },
-    /// Verify, then time, every workload against Burn's own op.
+    /// Verify, then time, every workload against Burn's own op, with `--peers` against PyTorch, MLX and
+    /// causal-conv1d too; or read records that were written before (docs/performance.md).
     Bench {
         /// Lower through SPIR-V instead of WGSL: real GPUs on Linux and Windows.
         #[arg(long)]
         vulkan: bool,
-        /// Options of the benchmark program; `-- --help` lists them.
+        /// Print what got slower between two records by more than the noise, and geometric means.
+        #[arg(long, num_args = 2, value_names = ["OLD", "NEW"], conflicts_with = "report")]
+        compare: Vec<String>,
+        /// Turn a record into an HTML page with plots; `--plots DIR` behind it writes these as files too.
+        #[arg(long, value_name = "RECORD")]
+        report: Option<String>,
+        /// Options of the benchmark program (`--op`, `--case`, `--dtype`, `--pass`, `--plan all`, `--layout`,
+        /// `--size small`, `--device software`, `--peers`); `-- --help` lists them.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
     },
@@ -90,12 +98,7 @@ fn main() -> Result<()> {
         Task::Demo { example, data, options } => demo(example, &data, &options),
         Task::Test { full, options } => test(full, &options),
         Task::Fuzz { options } => fuzz(&options),
-        Task::Bench { vulkan, options } => {
-            let features = if vulkan { "vulkan,autotune" } else { "autotune" };
-            let features = if options.iter().any(|option| option == "software") { "" } else { features };
-            let arguments = ["run", "--release", "--quiet", "-p", "conv-bench", "--features", features, "--"];
-            cargo(arguments.into_iter().map(String::from).chain(options))
-        }
+        Task::Bench { vulkan, compare, report, options } => bench(vulkan, &compare, report, &options),
         Task::Msl { options } => run("msl-host", &options),
         Task::Check => check(),
         Task::Tidy => tidy::run(&root()),
@@ -228,6 +231,28 @@ fn test(full: bool, options: &[String]) -> Result<()> {
     ))))
 }
 
+fn bench(vulkan: bool, compare: &[String], report: Option<String>, options: &[String]) -> Result<()> {
+    // Light: nothing of Burn is built for it.
+    let record = |command: &str, files: &[String]| {
+        let arguments = words("run --quiet -p bench-record --").into_iter().chain([command.to_string()]);
+        cargo(arguments.chain(files.iter().chain(options).cloned()))
+    };
+    if !compare.is_empty() {
+        return record("compare", compare);
+    }
+    if let Some(report) = report {
+        return record("report", &[report]);
+    }
+    // Times on a rasterizer say little, so it makes do with the build that the tests have.
+    if options.iter().any(|option| option == "software" || option == "--device=software") {
+        driver::ensure()?;
+        return run("conv-bench", options);
+    }
+    let features = if vulkan { "vulkan,autotune" } else { "autotune" };
+    let arguments = ["run", "--release", "--quiet", "-p", "conv-bench", "--features", features, "--"];
+    cargo(arguments.into_iter().map(String::from).chain(options.iter().cloned()))
+}
+
 fn fuzz(options: &[String]) -> Result<()> {
     driver::ensure()?;
     driver::ensure_compiler()?;
@@ -267,6 +292,21 @@ fn check() -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn records_are_read_without_the_benchmark_program() {
+        let parsed = |line: &str| match Cli::parse_from(line.split(' ')).command {
+            Task::Bench { vulkan, compare, report, options } => (vulkan, compare, report, options),
+            _ => unreachable!("bench"),
+        };
+        let (vulkan, compare, report, options) = parsed("xtask bench --vulkan --peers --size small");
+        assert_eq!((vulkan, compare, report), (true, vec![], None));
+        assert_eq!(options, words("--peers --size small"));
+        assert_eq!(parsed("xtask bench --compare a.csv b.csv").1, words("a.csv b.csv"));
+        let (_, _, report, options) = parsed("xtask bench --report a.csv --plots docs");
+        assert_eq!((report, options), (Some("a.csv".into()), words("--plots docs")));
+        assert!(Cli::try_parse_from("xtask bench --compare a.csv".split(' ')).is_err());
+    }
 
     #[test]
     fn full_is_no_option_of_cargo_test() {

@@ -1,19 +1,23 @@
-//! One row: verify, then time, then write.
+//! One row: verify, then time, then write. The same for our kernels, Burn's op and peers in other processes.
 
 use crate::burn_peer::Read;
 use crate::data::{Host, first_line, unwritten};
 use crate::device::{Device, Roofline};
-use crate::measure::{Samples, Timer};
+use crate::measure::{Timer, Times};
 use crate::options::{Options, Pass, Size};
-use crate::report::{BURN, OURS, Record, Report};
+use crate::peers::{Job, Peers};
+use crate::report::{BURN, Report};
 use crate::verify::{Deviation, Truth};
 use anyhow::Result;
+use bench_record::Record;
+use bench_record::record::{OURS, WALL_CLOCK};
+use bench_record::statistics::{Samples, digits};
 use conv_kernels::{ConvError, FloatType, Operand};
 use cubecl::future::block_on;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
-/// Burn's result may be this far from the truth, as a share of its RMS, and still count as the same
+/// A peer's result may be this far from the truth, as a share of its RMS, and still count as the same
 /// computation.
 const SAME_COMPUTATION: f64 = 0.05;
 
@@ -24,7 +28,7 @@ pub(crate) struct Row {
     pub(crate) case: String,
     pub(crate) dtype: FloatType,
     pub(crate) pass: Pass,
-    pub(crate) algorithm: String,
+    pub(crate) plan: String,
     /// Whether a user gets this without forcing a plan.
     pub(crate) chosen: bool,
 }
@@ -48,6 +52,8 @@ pub(crate) struct Bench {
     pub(crate) roofline: Roofline,
     pub(crate) timer: Timer,
     pub(crate) report: Report,
+    /// PyTorch, MLX and others in a process of Python, where they are asked for.
+    pub(crate) peers: Option<Peers>,
 }
 
 impl Bench {
@@ -83,8 +89,8 @@ impl Bench {
     ) -> Result<()> {
         self.running(row, OURS);
         match self.measure_ours(row, truths, launch) {
-            Ok((samples, deviation)) => self.write(row, work, OURS, samples, deviation, true),
-            Err(error) => self.failed(row, OURS, &error),
+            Ok((times, deviation)) => self.write(row, work, OURS, times, deviation, true),
+            Err(error) => self.failed(row, OURS, &row.plan, &error),
         }
     }
 
@@ -93,9 +99,10 @@ impl Bench {
         row: &Row,
         truths: &[Rc<Truth>],
         launch: &dyn Fn(&[Operand]) -> Result<(), ConvError>,
-    ) -> Result<(Samples, Deviation), String> {
+    ) -> Result<(Times, Deviation), String> {
         let client = &self.device.client;
-        let outputs: Vec<_> = truths.iter().map(|truth| unwritten(client, &truth.shape, row.dtype)).collect();
+        let outputs: Vec<_> =
+            truths.iter().map(|truth| unwritten(client, &truth.shape, truth.memory, row.dtype)).collect();
         let launch = || launch(&outputs).map_err(|error| error.to_string());
         launch()?;
         let mut worst = Deviation::default();
@@ -104,11 +111,11 @@ impl Bench {
             inside?;
             worst = worst.worst(deviation);
         }
-        let samples = self.timer.time(|| Ok(()), |()| launch(), || Ok(()))?;
+        let times = self.timer.time(|| Ok(()), |()| launch(), || Ok(()))?;
         // A launch that failed while it was timed shows here, and nowhere else.
         block_on(client.sync_buffers(outputs.iter().map(|output| &output.handle)))
             .map_err(|error| first_line(&error.to_string()))?;
-        Ok((samples, worst))
+        Ok((times, worst))
     }
 
     /// Measures Burn's own op: `run` computes the results, whose truths are given, from what `setup` made.
@@ -124,8 +131,8 @@ impl Bench {
         // Burn panics where it cannot serve a call.
         let measured = catch_unwind(AssertUnwindSafe(|| self.measure_burn(row, truths, setup, run)));
         match measured.unwrap_or_else(|panic| Err(panic_text(&*panic))) {
-            Ok((samples, deviation, inside)) => self.write(row, work, BURN, samples, deviation, inside),
-            Err(error) => self.failed(row, BURN, &error),
+            Ok((times, deviation, inside)) => self.write(row, work, BURN, times, deviation, inside),
+            Err(error) => self.failed(row, BURN, &row.plan, &error),
         }
     }
 
@@ -135,7 +142,7 @@ impl Bench {
         truths: &[Rc<Truth>],
         setup: &dyn Fn() -> S,
         run: &dyn Fn(S) -> Vec<Read>,
-    ) -> Result<(Samples, Deviation, bool), String> {
+    ) -> Result<(Times, Deviation, bool), String> {
         let (mut worst, mut all_inside) = (Deviation::default(), true);
         let results = run(setup());
         if results.len() != truths.len() {
@@ -143,67 +150,97 @@ impl Bench {
         }
         for (truth, read) in truths.iter().zip(results) {
             let (deviation, inside) = truth.compare(&read()?, row.dtype)?;
-            if deviation.rms > SAME_COMPUTATION {
-                return Err(format!("the result differs from the truth by {:.3} of its RMS", deviation.rms));
-            }
+            same_computation(deviation)?;
             worst = worst.worst(deviation);
             all_inside &= inside.is_ok();
         }
         // With Fusion, Burn only queues an op, and drops it again where nobody keeps its result.
         let flush = || self.device.burn.flush().map_err(|error| first_line(&error.to_string()));
-        let samples = self.timer.time(|| Ok(setup()), |state| Ok(run(state)), flush)?;
-        Ok((samples, worst, all_inside))
+        let times = self.timer.time(|| Ok(setup()), |state| Ok(run(state)), flush)?;
+        Ok((times, worst, all_inside))
+    }
+
+    /// Lets every peer compute, and time, the results whose truths are given.
+    pub(crate) fn peers(&mut self, row: &Row, work: Work, truths: &[Rc<Truth>], job: Job) -> Result<()> {
+        let Some(mut peers) = self.peers.take() else { return Ok(()) };
+        self.running(row, "peers");
+        let answers = match peers.ask(row, truths, job) {
+            Ok(answers) => answers,
+            // Without a process there are no peers from here on.
+            Err(error) => {
+                self.report.skip(format!("peers, from {} on: {error:#}", row.case));
+                return Ok(());
+            }
+        };
+        for answer in answers {
+            let measured = answer.result.and_then(|result| {
+                let (mut worst, mut all_inside) = (Deviation::default(), true);
+                for (truth, values) in truths.iter().zip(&result.values) {
+                    let (deviation, inside) = truth.compare_known(values, row.dtype);
+                    same_computation(deviation)?;
+                    worst = worst.worst(deviation);
+                    all_inside &= inside.is_ok();
+                }
+                Ok((result.plan, Samples::of(result.milliseconds), worst, all_inside))
+            });
+            match measured {
+                Ok((plan, samples, deviation, inside)) => {
+                    let blank = Record {
+                        implementation: answer.peer,
+                        plan,
+                        device: answer.device,
+                        backend: answer.backend,
+                        ..named(row)
+                    };
+                    let record = measured_record(blank, samples, work, None, deviation, inside);
+                    self.report.push(record, true, work.memory_bound)?;
+                }
+                Err(error) => self.failed(row, &answer.peer, "", &error)?,
+            }
+        }
+        self.peers = Some(peers);
+        Ok(())
     }
 
     fn running(&self, row: &Row, implementation: &str) {
-        let Row { case, dtype, pass, algorithm, .. } = row;
-        self.report.running(format!("{case} {} {} {implementation} {algorithm}", dtype.name(), pass.name()));
+        let Row { case, dtype, pass, plan, .. } = row;
+        self.report.running(format!("{case} {} {} {implementation} {plan}", dtype.name(), pass.name()));
     }
 
-    fn failed(&mut self, row: &Row, implementation: &str, error: &str) -> Result<()> {
-        let Row { op, case, dtype, pass, algorithm, .. } = row;
+    fn failed(&mut self, row: &Row, implementation: &str, plan: &str, error: &str) -> Result<()> {
+        let Row { op, case, dtype, pass, .. } = row;
         let (dtype, pass) = (dtype.name(), pass.name());
-        self.report.failed(
-            implementation,
-            format!("{op} {case} {dtype} {pass} {algorithm} ({implementation}): {error}"),
-        );
+        let name = format!("{op} {case} {dtype} {pass} {plan}");
+        self.report.failed(implementation, name.trim_end(), error);
         // What a failed launch left behind must not fail the next row.
         let _ = self.device.client.flush();
         Ok(())
     }
 
+    /// Writes what both clocks say.
     fn write(
         &mut self,
         row: &Row,
         work: Work,
-        implementation: &'static str,
-        samples: Samples,
+        implementation: &str,
+        times: Times,
         deviation: Deviation,
-        bound_ok: bool,
+        inside: bool,
     ) -> Result<()> {
-        let blank = Record {
-            op: row.op,
-            case: row.case.clone(),
-            dtype: row.dtype.name(),
-            pass: row.pass.name(),
-            algorithm: row.algorithm.clone(),
-            implementation,
-            device: self.device.name.clone(),
-            backend: self.device.backend,
-            median_ms: 0.0,
-            p10_ms: 0.0,
-            p90_ms: 0.0,
-            gflops: 0.0,
-            gbps: 0.0,
-            share_of_limit: None,
-            max_err: 0.0,
-            rms_err: 0.0,
-            bound_ok,
-            chosen: row.chosen,
-            memory_bound: work.memory_bound,
-        };
         let bound = self.roofline.bound(&work, row.dtype);
-        self.report.push(blank.measured(samples, work.flops, work.bytes, bound, deviation))
+        let clocks = times.device.map(|samples| (samples, "")).into_iter().chain([(times.wall, WALL_CLOCK)]);
+        for (samples, clock) in clocks {
+            let blank = Record {
+                implementation: implementation.into(),
+                plan: row.plan.clone(),
+                device: self.device.name.clone(),
+                backend: format!("{}{clock}", self.device.backend),
+                ..named(row)
+            };
+            let record = measured_record(blank, samples, work, bound, deviation, inside);
+            self.report.push(record, row.chosen, work.memory_bound)?;
+        }
+        Ok(())
     }
 
     /// Returns the memory of a finished case to the device.
@@ -213,6 +250,49 @@ impl Bench {
     }
 }
 
+/// A record of what a row measures, without who and how fast.
+fn named(row: &Row) -> Record {
+    Record {
+        op: row.op.into(),
+        case: row.case.clone(),
+        dtype: row.dtype.name().into(),
+        pass: row.pass.name().into(),
+        ..Record::default()
+    }
+}
+
+/// `blank` with the measured columns, to six digits. `bound`: the shortest possible time in seconds.
+fn measured_record(
+    blank: Record,
+    samples: Samples,
+    work: Work,
+    bound: Option<f64>,
+    deviation: Deviation,
+    inside: bool,
+) -> Record {
+    let seconds = samples.median * 1e-3;
+    Record {
+        median_ms: Some(digits(samples.median)),
+        p10_ms: Some(digits(samples.p10)),
+        p90_ms: Some(digits(samples.p90)),
+        gflops: Some(digits(work.flops / seconds * 1e-9)),
+        gbps: Some(digits(work.bytes / seconds * 1e-9)),
+        share_of_limit: bound.map(|bound| digits(bound / seconds)),
+        max_err: Some(digits(deviation.max)),
+        rms_err: Some(digits(deviation.rms)),
+        verified: Some(inside),
+        ..blank
+    }
+}
+
+/// Refuses what is no rounding error.
+fn same_computation(deviation: Deviation) -> Result<(), String> {
+    if deviation.rms <= SAME_COMPUTATION {
+        return Ok(());
+    }
+    Err(format!("the result differs from the truth by {:.3} of its RMS", deviation.rms))
+}
+
 fn gib(bytes: u64) -> String {
     format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30))
 }
@@ -220,4 +300,21 @@ fn gib(bytes: u64) -> String {
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
     first_line(text.unwrap_or("it panicked"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_and_shares_follow_from_the_median() {
+        let samples = Samples { median: 2.0, p10: 1.5, p90: 2.5 };
+        let work = Work { flops: 2e9, bytes: 1e6, memory_bound: false };
+        let deviation = Deviation { max: 1e-6, rms: 1.0 / 3e6 };
+        let record = measured_record(Record::default(), samples, work, Some(0.5e-3), deviation, true);
+        let rates = [record.gflops, record.gbps, record.share_of_limit, record.rms_err];
+        assert_eq!(rates, [Some(1000.0), Some(0.5), Some(0.25), Some(3.33333e-7)]);
+        assert!(same_computation(deviation).is_ok());
+        assert!(same_computation(Deviation { max: 1.0, rms: 0.1 }).unwrap_err().contains("0.100 of its RMS"));
+    }
 }

@@ -1,10 +1,11 @@
 //! Deterministic inputs that are cheap at any size, and results read back.
 //!
 //! An input is a function of the index: a hash picks one of 65,536 samples of N(0, 1), rounded to the storage
-//! type. The host can evaluate it anywhere without keeping the tensor.
+//! type. The host can evaluate it anywhere without keeping the tensor, and so can a peer in another process,
+//! which gets the samples and the seed.
 
 use conv_cases::fill;
-use conv_kernels::{FloatType, Operand};
+use conv_kernels::{FloatType, Operand, row_major};
 use cubecl::prelude::*;
 use half::{bf16, f16};
 use std::sync::OnceLock;
@@ -59,9 +60,19 @@ impl Source {
         (0..len).map(|index| self.get(index)).collect()
     }
 
+    /// What a peer needs to compute the same values.
+    pub(crate) fn seed(&self) -> u64 {
+        self.seed
+    }
+
     /// The first `len` elements as the device stores them.
     pub(crate) fn bytes(&self, len: usize) -> Vec<u8> {
-        let size = self.dtype.size();
+        self.bytes_in(&[len], Memory::RowMajor)
+    }
+
+    /// A tensor's elements as they lie in memory.
+    fn bytes_in(&self, shape: &[usize], memory: Memory) -> Vec<u8> {
+        let (size, len) = (self.dtype.size(), shape.iter().product());
         let Some(table) = self.table else { return encode(&vec![1.0; len], self.dtype) };
         let mut bytes = vec![0; len * size];
         let share = len.div_ceil(thread::available_parallelism().map_or(1, usize::from)).max(1);
@@ -69,7 +80,8 @@ impl Source {
             for (part, bytes) in bytes.chunks_mut(share * size).enumerate() {
                 scope.spawn(move || {
                     for (index, element) in bytes.chunks_exact_mut(size).enumerate() {
-                        let slot = self.slot(part * share + index) * size;
+                        let index = memory.element(shape, part * share + index);
+                        let slot = self.slot(index) * size;
                         element.copy_from_slice(&table.encoded[slot..slot + size]);
                     }
                 });
@@ -86,16 +98,72 @@ impl Source {
     }
 }
 
-/// A row-major tensor on the device holding `source`.
-pub(crate) fn upload(client: &Client, source: &Source, shape: &[usize]) -> Operand {
-    let bytes = source.bytes(shape.iter().product());
-    Operand::contiguous(client.create_from_slice(&bytes), shape, source.dtype)
+/// The samples of N(0, 1) rounded to a storage type, as fp32.
+pub(crate) fn samples(dtype: FloatType) -> Vec<f32> {
+    table(dtype).values.iter().map(|value| *value as f32).collect()
 }
 
-/// A row-major tensor full of NaN, so that an element that no kernel writes is noticed.
-pub(crate) fn unwritten(client: &Client, shape: &[usize], dtype: FloatType) -> Operand {
+/// How a tensor lies in memory. An order lists its axes from the outermost to the innermost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Memory {
+    /// In the order of its shape.
+    RowMajor,
+    /// In another order, which kernels see as strides.
+    Strided(&'static [usize]),
+    /// In another order, which kernels see as another shape.
+    Permuted(&'static [usize]),
+}
+
+impl Memory {
+    /// A tensor of `shape` over `handle`.
+    fn operand(self, handle: cubecl::server::Handle, shape: &[usize], dtype: FloatType) -> Operand {
+        match self {
+            Self::RowMajor => Operand::contiguous(handle, shape, dtype),
+            Self::Permuted(order) => Operand::contiguous(handle, &permuted(shape, order), dtype),
+            Self::Strided(order) => {
+                let mut strides = vec![0; shape.len()];
+                for (axis, stride) in order.iter().zip(row_major(&permuted(shape, order))) {
+                    strides[*axis] = stride;
+                }
+                Operand { handle, shape: shape.to_vec(), strides, dtype }
+            }
+        }
+    }
+
+    /// The element, counted in the order of `shape`, at a place in memory.
+    fn element(self, shape: &[usize], place: usize) -> usize {
+        let (Self::Strided(order) | Self::Permuted(order)) = self else { return place };
+        let strides = row_major(shape);
+        let mut rest = place;
+        order.iter().rev().fold(0, |element, axis| {
+            let coordinate = rest % shape[*axis];
+            rest /= shape[*axis];
+            element + coordinate * strides[*axis]
+        })
+    }
+
+    /// The place in memory of an element, counted in the order of `shape`.
+    pub(crate) fn place(self, shape: &[usize], element: usize) -> usize {
+        let (Self::Strided(order) | Self::Permuted(order)) = self else { return element };
+        let strides = row_major(shape);
+        order.iter().fold(0, |place, axis| place * shape[*axis] + element / strides[*axis] % shape[*axis])
+    }
+}
+
+fn permuted(shape: &[usize], order: &[usize]) -> Vec<usize> {
+    order.iter().map(|axis| shape[*axis]).collect()
+}
+
+/// A tensor on the device holding `source`.
+pub(crate) fn upload(client: &Client, source: &Source, shape: &[usize], memory: Memory) -> Operand {
+    let bytes = source.bytes_in(shape, memory);
+    memory.operand(client.create_from_slice(&bytes), shape, source.dtype)
+}
+
+/// A tensor full of NaN, so that an element that no kernel writes is noticed.
+pub(crate) fn unwritten(client: &Client, shape: &[usize], memory: Memory, dtype: FloatType) -> Operand {
     let bytes = vec![0xFF; shape.iter().product::<usize>() * dtype.size()];
-    Operand::contiguous(client.create_from_slice(&bytes), shape, dtype)
+    memory.operand(client.create_from_slice(&bytes), shape, dtype)
 }
 
 /// A tensor read back.
@@ -172,6 +240,21 @@ mod tests {
             assert!(mean.abs() < 0.02 && (variance - 1.0).abs() < 0.03, "{mean} {variance}");
             assert!(lag.abs() < 0.02 && across.abs() < 0.02, "{lag} {across}");
         }
+    }
+
+    #[test]
+    fn places_and_elements_are_inverse_to_each_other() {
+        let (shape, order) = ([2, 3, 4], &[0, 2, 1]);
+        for memory in [Memory::RowMajor, Memory::Strided(order), Memory::Permuted(order)] {
+            for index in 0..24 {
+                assert_eq!(memory.element(&shape, memory.place(&shape, index)), index);
+            }
+        }
+        // [1, 2, 3] of [2, 3, 4] is [1, 3, 2] of [2, 4, 3].
+        assert_eq!(Memory::Strided(order).place(&shape, 12 + 2 * 4 + 3), 12 + 3 * 3 + 2);
+        let source = Source::normal(3, FloatType::F32);
+        let host = Host { bytes: source.bytes_in(&shape, Memory::Strided(order)), dtype: FloatType::F32 };
+        assert_eq!(host.get(12 + 3 * 3 + 2), source.get(12 + 2 * 4 + 3));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The device under test, its name, and the limits that results are measured against.
 
-use crate::measure::{Clocks, Timer};
+use crate::measure::{Clocks, Timer, Times};
 use crate::options::DeviceChoice;
 use anyhow::{Context, Result, anyhow};
 use conv_kernels::{FloatType, Limits};
@@ -72,6 +72,8 @@ impl Device {
 pub(crate) struct Roofline {
     /// Bytes per second of a plain copy, reads and writes counted.
     pub(crate) copy: f64,
+    /// What a launch of a kernel that does nothing takes.
+    pub(crate) launch: Times,
     /// Operations per second per storage type: matrix units where they take it, fused multiply-adds
     /// elsewhere.
     pub(crate) compute: Vec<(FloatType, f64)>,
@@ -80,10 +82,11 @@ pub(crate) struct Roofline {
 impl Roofline {
     /// Measures the device.
     pub(crate) fn measure(device: &Device, clocks: Option<Rc<Clocks>>) -> Result<Self> {
-        let copy = copy_bandwidth(device, clocks)?;
+        let copy = copy_bandwidth(device, clocks.clone())?;
+        let launch = empty_launch(device, clocks)?;
         // The probes are sized for a GPU and take minutes on a CPU.
         let compute = if device.software { Vec::new() } else { peaks(device) };
-        Ok(Self { copy, compute })
+        Ok(Self { copy, launch, compute })
     }
 
     /// The shortest time in seconds that `work` can take, if the limit that binds it is known.
@@ -204,17 +207,41 @@ fn copy_bandwidth(device: &Device, clocks: Option<Rc<Clocks>>) -> Result<f64> {
         copied[..] == data[..],
         "the copy kernel copied wrong bytes: this device cannot be measured"
     );
+    let times = time(device, clocks, &launch).map_err(|error| anyhow!("copy kernel: {error}"))?;
+    Ok(2.0 * bytes as f64 / (times.best().median * 1e-3))
+}
+
+#[cube(launch_unchecked)]
+fn empty_kernel(target: &mut [f32]) {
+    if ABSOLUTE_POS > target.len() {
+        target[0] = 0.0f32;
+    }
+}
+
+/// What is left of a launch when nothing is computed: no row of a small case can be below it.
+fn empty_launch(device: &Device, clocks: Option<Rc<Clocks>>) -> Result<Times> {
+    let target = device.client.empty(256);
+    let launch = || {
+        // SAFETY: nothing is written, since no thread's position is beyond the target's length.
+        unsafe {
+            empty_kernel::launch_unchecked(
+                &device.client,
+                CubeCount::Static(1, 1, 1),
+                CubeDim::new_1d(64),
+                BufferArg::from_raw_parts(target.clone(), 64),
+            );
+        }
+    };
+    time(device, clocks, &launch).map_err(|error| anyhow!("empty kernel: {error}"))
+}
+
+/// Times a probe.
+fn time(device: &Device, clocks: Option<Rc<Clocks>>, launch: &dyn Fn()) -> Result<Times, String> {
     let warm_up = Duration::from_millis(if device.software { 0 } else { 500 });
-    let timer = Timer { client: client.clone(), samples: 15, warm_up, clocks };
-    let samples = timer
-        .time(
-            || Ok(()),
-            |()| {
-                launch();
-                Ok(())
-            },
-            || Ok(()),
-        )
-        .map_err(|error| anyhow!("copy kernel: {error}"))?;
-    Ok(2.0 * bytes as f64 / (samples.median * 1e-3))
+    let timer = Timer { client: device.client.clone(), samples: 15, warm_up, clocks };
+    let run = |()| {
+        launch();
+        Ok(())
+    };
+    timer.time(|| Ok(()), run, || Ok(()))
 }

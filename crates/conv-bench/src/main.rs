@@ -4,8 +4,9 @@
 //! options.rs                            the command line
 //! device.rs                             the adapter, its copy bandwidth and peak rates
 //! scale.rs                              small versions of the workloads
-//! conv3d/ causal_conv1d.rs rope2d.rs    the rows of each op and the truth of their results
+//! conv3d/ causal_conv1d/ rope2d.rs      the rows of each op and the truth of their results
 //! burn_peer/                            Burn's own ops
+//! peers.rs                              PyTorch, MLX and others, in a process of Python
 //! data.rs                               inputs as functions of the index, results read back
 //! bench.rs                              one row: verify.rs, then measure.rs, then report.rs
 //! ```
@@ -18,6 +19,7 @@ mod data;
 mod device;
 mod measure;
 mod options;
+mod peers;
 mod report;
 mod rope2d;
 mod scale;
@@ -25,10 +27,12 @@ mod verify;
 
 use anyhow::Result;
 use bench::Bench;
+use bench_record::statistics::{Samples, short};
 use clap::Parser;
 use device::{Device, Roofline};
 use measure::Timer;
 use options::{Options, Size};
+use peers::Peers;
 use report::Report;
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -46,7 +50,10 @@ fn main() -> ExitCode {
 }
 
 fn run(options: Options) -> Result<bool> {
-    let device = Device::open(options.device)?;
+    let mut device = Device::open(options.device)?;
+    if let Some(gflop) = options.dispatch_gflop {
+        device.limits.dispatch_operations = gflop * 1e9;
+    }
     let size = options.size.unwrap_or(if device.software { Size::Small } else { Size::Full });
     let name = if size == Size::Small { "small" } else { "full" };
     let default_samples = if size == Size::Small { 5 } else { 15 };
@@ -58,10 +65,14 @@ fn run(options: Options) -> Result<bool> {
         clocks: clocks.clone(),
     };
     println!(
-        "{} through {}, sizes: {name}, timed by the {} clock",
+        "{} through {}, sizes: {name}, timed by {}",
         device.name,
         device.backend,
-        clock(&device)
+        if timer.has_time_stamps() {
+            "the device's time stamps and the host's clock"
+        } else {
+            "the host's clock"
+        }
     );
     let roofline = Roofline::measure(&device, clocks)?;
     print_roofline(&roofline);
@@ -75,8 +86,11 @@ fn run(options: Options) -> Result<bool> {
         options.op,
         options.case.join("\" or \"")
     );
-    let report = Report::create(&options.out.join(device.slug()), name, steps)?;
-    let mut bench = Bench { options, size, device, roofline, timer, report };
+    let peers = options.peers.then(|| Peers::start(&options.python, &timer, device.software));
+    let peers = peers.and_then(|peers| peers.map_err(|error| println!("no peers: {error:#}")).ok());
+    let suffix = if size == Size::Small { "-small" } else { "" };
+    let report = Report::create(&options.out, &format!("{}{suffix}", device.slug()), steps)?;
+    let mut bench = Bench { options, size, device, roofline, timer, report, peers };
     refuse_dtypes(&mut bench);
     conv3d::run(&mut bench)?;
     causal_conv1d::run(&mut bench)?;
@@ -90,20 +104,18 @@ fn run(options: Options) -> Result<bool> {
     Ok(bench.report.finish())
 }
 
-fn clock(device: &Device) -> &'static str {
-    use cubecl::profile::TimingMethod;
-    match device.client.properties().timing_method {
-        TimingMethod::Device => "device's",
-        TimingMethod::System => "host's",
-    }
-}
-
 fn print_roofline(roofline: &Roofline) {
     let peak = |(dtype, peak): &(conv_kernels::FloatType, f64)| {
         format!(", {} {:.1} TFLOP/s", dtype.name(), peak * 1e-12)
     };
     let peaks: String = roofline.compute.iter().map(peak).collect();
-    println!("measured limits: copy {:.0} GB/s{peaks}", roofline.copy * 1e-9);
+    println!("measured limits: copy {} GB/s{peaks}", short(roofline.copy * 1e-9));
+    let micro = |samples: Samples| samples.median * 1e3;
+    let device = roofline
+        .launch
+        .device
+        .map_or(String::new(), |samples| format!(", {:.1} us between time stamps", micro(samples)));
+    println!("a launch that does nothing: {:.1} us{device}", micro(roofline.launch.wall));
 }
 
 /// Says which storage types the device lacks; asking for one by name is no error, so that one command line

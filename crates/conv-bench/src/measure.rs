@@ -1,40 +1,36 @@
-//! Timing: windows of device timestamps where the device has them, wall-clock time around two waits
-//! elsewhere.
+//! The timer: windows of calls that follow each other, between time stamps of the device where it has them,
+//! and by the host's clock.
 
 use crate::data::first_line;
+use bench_record::statistics::Samples;
 use cubecl::future::block_on;
 use cubecl::prelude::*;
+use cubecl::profile::TimingMethod;
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-/// The distribution of one row's runs, in milliseconds.
+/// What one row took.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Samples {
-    pub(crate) median: f64,
-    pub(crate) p10: f64,
-    pub(crate) p90: f64,
+pub(crate) struct Times {
+    /// Between the device's time stamps; none where it has none.
+    pub(crate) device: Option<Samples>,
+    /// By the host's clock, from the first call of a window to the end of its last one.
+    pub(crate) wall: Samples,
 }
 
-impl Samples {
-    /// Quantiles of at least one run.
-    pub(crate) fn of(mut runs: Vec<f64>) -> Self {
-        runs.sort_by(f64::total_cmp);
-        Self { median: quantile(&runs, 0.5), p10: quantile(&runs, 0.1), p90: quantile(&runs, 0.9) }
+impl Times {
+    /// By the better clock.
+    pub(crate) fn best(&self) -> Samples {
+        self.device.unwrap_or(self.wall)
     }
 }
 
-/// The quantile of sorted values, interpolated between neighbours.
-fn quantile(sorted: &[f64], q: f64) -> f64 {
-    let place = q * (sorted.len() - 1) as f64;
-    let (below, above) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
-    below + (above - below) * place.fract()
-}
-
-/// The geometric mean of positive values; none of nothing.
-pub(crate) fn geometric_mean(values: &[f64]) -> Option<f64> {
-    let logarithms: f64 = values.iter().map(|value| value.ln()).sum();
-    (!values.is_empty()).then(|| (logarithms / values.len() as f64).exp())
+/// Which clock times a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Clock {
+    Device,
+    Wall,
 }
 
 /// Short work of a constant size that shows whether the device runs at its highest clocks.
@@ -93,30 +89,42 @@ impl Timer {
         mut setup: impl FnMut() -> Result<S, String>,
         mut run: impl FnMut(S) -> Result<R, String>,
         flush: impl Fn() -> Result<(), String>,
-    ) -> Result<Samples, String> {
-        let mut window = |repeats| self.window(repeats, &mut setup, &mut run, &flush);
+    ) -> Result<Times, String> {
+        let mut timed = |clock, repeats| self.window(clock, repeats, &mut setup, &mut run, &flush);
+        let best = if self.has_time_stamps() { Clock::Device } else { Clock::Wall };
         let repeats = |estimate: f64| (WINDOW / estimate).ceil().clamp(1.0, REPEATS) as usize;
         // Compiles what is compiled on the first call.
-        window(1)?;
+        timed(best, 1)?;
         for attempt in 1.. {
             self.raise_clocks()?;
             let started = Instant::now();
-            let mut estimate = window(1)?;
+            let mut estimate = timed(best, 1)?;
             while estimate < LONG && started.elapsed() < self.warm_up {
-                estimate = window(repeats(estimate))?;
+                estimate = timed(best, repeats(estimate))?;
             }
             let repeats = repeats(estimate);
             let samples = if estimate > LONG { 3.min(self.samples) } else { self.samples };
-            let runs = (0..samples).map(|_| window(repeats)).collect::<Result<_, _>>()?;
+            let mut sampled = |clock| {
+                let runs = (0..samples).map(|_| timed(clock, repeats)).collect::<Result<_, String>>();
+                runs.map(Samples::of)
+            };
+            let first = sampled(best)?;
+            let device = (best == Clock::Device).then_some(first);
+            let wall = if device.is_some() { sampled(Clock::Wall)? } else { first };
             let kept = self.clocks_are_kept()?;
             if kept || attempt == ATTEMPTS {
                 if let (false, Some(clocks)) = (kept, &self.clocks) {
                     clocks.low.set(clocks.low.get() + 1);
                 }
-                return Ok(Samples::of(runs));
+                return Ok(Times { device, wall });
             }
         }
         unreachable!("the last attempt returns")
+    }
+
+    /// Whether the device has time stamps.
+    pub(crate) fn has_time_stamps(&self) -> bool {
+        self.client.properties().timing_method == TimingMethod::Device
     }
 
     /// Milliseconds of a burst of constant work; none where clocks do not matter.
@@ -126,7 +134,8 @@ impl Timer {
             (clocks.launch)();
             Ok(())
         };
-        let time = self.window(BURST, &mut || Ok(()), &mut launch, &|| Ok(()))?;
+        let clock = if self.has_time_stamps() { Clock::Device } else { Clock::Wall };
+        let time = self.window(clock, BURST, &mut || Ok(()), &mut launch, &|| Ok(()))?;
         clocks.best.set(clocks.best.get().min(time));
         Ok(Some(time / clocks.best.get()))
     }
@@ -153,41 +162,38 @@ impl Timer {
     /// Milliseconds of one of `repeats` runs that follow each other.
     fn window<S, R>(
         &self,
+        clock: Clock,
         repeats: usize,
         setup: &mut impl FnMut() -> Result<S, String>,
         run: &mut impl FnMut(S) -> Result<R, String>,
         flush: &impl Fn() -> Result<(), String>,
     ) -> Result<f64, String> {
+        let text = |error: &dyn std::fmt::Display| first_line(&error.to_string());
+        let wait = || block_on(self.client.sync()).map_err(|error| text(&error));
         let states = (0..repeats).map(|_| setup()).collect::<Result<Vec<_>, _>>()?;
-        block_on(self.client.sync()).map_err(|error| first_line(&error.to_string()))?;
-        let window = self.client.profile_start().map_err(|error| first_line(&error.to_string()))?;
-        let results: Result<Vec<R>, String> = states.into_iter().map(run).collect();
-        let flushed = flush();
-        let duration = self.client.profile_end(window).map_err(|error| first_line(&error.to_string()));
-        results.and(flushed)?;
-        let ticks = block_on(duration?.resolve()).ok_or("the device did not time the run")?;
-        let milliseconds = ticks.duration().as_secs_f64() * 1e3 / repeats as f64;
+        wait()?;
+        let seconds = match clock {
+            Clock::Wall => {
+                let started = Instant::now();
+                let results = states.into_iter().map(run).collect::<Result<Vec<R>, String>>()?;
+                flush()?;
+                wait()?;
+                let seconds = started.elapsed().as_secs_f64();
+                drop(results);
+                seconds
+            }
+            Clock::Device => {
+                let window = self.client.profile_start().map_err(|error| text(&error))?;
+                let results: Result<Vec<R>, String> = states.into_iter().map(run).collect();
+                let flushed = flush();
+                let duration = self.client.profile_end(window).map_err(|error| text(&error));
+                results.and(flushed)?;
+                let ticks = block_on(duration?.resolve()).ok_or("the device did not time the run")?;
+                ticks.duration().as_secs_f64()
+            }
+        };
+        let milliseconds = seconds * 1e3 / repeats as f64;
         // A time of zero would win every comparison.
-        if milliseconds > 0.0 { Ok(milliseconds) } else { Err("the device timed the run as zero".into()) }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn quantiles_are_interpolated_and_do_not_depend_on_the_order() {
-        let samples = Samples::of(vec![5.0, 1.0, 3.0, 2.0, 4.0]);
-        assert_eq!(samples.median, 3.0);
-        assert!((samples.p10 - 1.4).abs() < 1e-12 && (samples.p90 - 4.6).abs() < 1e-12, "{samples:?}");
-        assert_eq!(Samples::of(vec![2.0, 1.0]).median, 1.5);
-        assert_eq!(Samples::of(vec![7.0]), Samples { median: 7.0, p10: 7.0, p90: 7.0 });
-    }
-
-    #[test]
-    fn the_geometric_mean_treats_twice_and_half_alike() {
-        assert!((geometric_mean(&[2.0, 0.5, 8.0]).unwrap() - 2.0).abs() < 1e-12);
-        assert_eq!(geometric_mean(&[]), None);
+        if milliseconds > 0.0 { Ok(milliseconds) } else { Err("the run was timed as zero".into()) }
     }
 }

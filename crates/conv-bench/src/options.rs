@@ -7,7 +7,7 @@ use std::path::PathBuf;
 /// Verifies, then times, every workload of conv-kernels against Burn's own op.
 ///
 /// A result is compared with f64 arithmetic before it is timed; a row whose result was not verified is not
-/// written. Writes DIR/DEVICE/DATE.csv.
+/// written. Writes DIR/DATE-DEVICE.csv, a benchmark record (docs/performance.md).
 #[derive(Clone, Debug, Parser)]
 #[command(name = "conv-bench", version)]
 pub(crate) struct Options {
@@ -32,9 +32,14 @@ pub(crate) struct Options {
     #[arg(long, value_enum, value_delimiter = ',', value_name = "PASS,..")]
     pub(crate) pass: Vec<Pass>,
 
-    /// The plan that is chosen automatically, or every eligible one
-    #[arg(long, value_enum, default_value_t = Plans::Auto)]
-    pub(crate) plan: Plans,
+    /// The plan that is chosen automatically, every eligible one (`all`), or those with one of these in their
+    /// names
+    #[arg(long, default_value = AUTO, value_delimiter = ',', value_name = "auto|all|SUBSTRING,..")]
+    pub(crate) plan: Vec<String>,
+
+    /// Memory order: channels (rope2d: heads) before what they are convolved along, behind it, or both
+    #[arg(long, value_enum, default_value_t = Layouts::First)]
+    pub(crate) layout: Layouts,
 
     /// The default GPU, or the software adapter
     #[arg(long, value_enum, default_value_t = DeviceChoice::Default)]
@@ -52,11 +57,23 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 600.0, value_name = "GFLOP")]
     pub(crate) burn_max_gflop: f64,
 
+    /// Also time PyTorch, MLX and causal-conv1d on the same problems, where Python has them
+    #[arg(long)]
+    pub(crate) peers: bool,
+
+    /// The Python that runs the peers
+    #[arg(long, default_value = "python3", value_name = "PROGRAM")]
+    pub(crate) python: PathBuf,
+
+    /// Cut launches after so many operations instead of where the device's limits say
+    #[arg(long, value_name = "GFLOP")]
+    pub(crate) dispatch_gflop: Option<f64>,
+
     /// Skip cases that need more device memory than this
     #[arg(long, default_value_t = 8.0, value_name = "GIB")]
     pub(crate) max_gib: f64,
 
-    /// Folder of the results
+    /// Folder of the record
     #[arg(long, default_value = "bench/results", value_name = "DIR")]
     pub(crate) out: PathBuf,
 }
@@ -140,13 +157,31 @@ impl Pass {
     }
 }
 
-/// Which plans are timed.
+/// The automatic choice, in `--plan`.
+const AUTO: &str = "auto";
+/// Every eligible plan, in `--plan`.
+const ALL: &str = "all";
+
+/// Memory orders.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Plans {
-    /// The automatic choice.
-    Auto,
-    /// Every eligible plan.
+pub(crate) enum Layouts {
+    /// NCDHW, BCT and BHND.
+    First,
+    /// NDHWC, BTC and BNHD.
+    Last,
+    /// Both.
     All,
+}
+
+impl Layouts {
+    /// Whether channels are last, for each order asked for.
+    pub(crate) fn channels_last(self) -> &'static [bool] {
+        match self {
+            Self::First => &[false],
+            Self::Last => &[true],
+            Self::All => &[false, true],
+        }
+    }
 }
 
 /// Devices.
@@ -172,6 +207,15 @@ impl Options {
     /// Whether the pass is asked for.
     pub(crate) fn wants_pass(&self, pass: Pass) -> bool {
         self.pass.is_empty() || self.pass.contains(&pass)
+    }
+
+    /// Whether a plan is asked for; `chosen`: what a user gets without forcing one.
+    pub(crate) fn wants_plan(&self, name: &str, chosen: bool) -> bool {
+        self.plan.iter().any(|part| match part.as_str() {
+            ALL => true,
+            AUTO => chosen,
+            part => name.contains(part),
+        })
     }
 
     /// Those of `passes` that are asked for.
@@ -205,6 +249,15 @@ mod tests {
                 && Options::try_parse_from(["conv-bench"]).unwrap().wants_case("large")
         );
         assert!(Options::try_parse_from(["conv-bench", "--samples", "0"]).is_err());
+        let wants = |line: &str| {
+            let options = Options::try_parse_from(line.split(' ')).unwrap();
+            [("gemm_64x64", true), ("gemm_128x64", false), ("direct", false)]
+                .map(|(name, chosen)| options.wants_plan(name, chosen))
+        };
+        assert_eq!(wants("conv-bench"), [true, false, false]);
+        assert_eq!(wants("conv-bench --plan all"), [true; 3]);
+        assert_eq!(wants("conv-bench --plan 128x,direct"), [false, true, true]);
+        assert_eq!(wants("conv-bench --plan auto,direct"), [true, false, true]);
         assert_eq!(Options::try_parse_from(["conv-bench"]).unwrap().dtypes(), FloatType::ALL);
     }
 }

@@ -1,106 +1,54 @@
-//! What a run leaves behind: a CSV row per verified measurement, a table per case while it runs, a summary at
-//! the end.
+//! What a run leaves behind: a record, a table per case while it runs, a summary at the end.
 
-use crate::measure::{Samples, geometric_mean};
-use crate::verify::Deviation;
 use anyhow::{Context, Result};
-use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, Width, presets};
+use bench_record::compare::plain;
+use bench_record::peers::groups;
+use bench_record::record::OURS;
+use bench_record::statistics::short;
+use bench_record::{Record, Writer};
+use comfy_table::{ColumnConstraint, Table, Width};
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::Serialize;
-use std::fs::{self, File};
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The name of our rows in the column `implementation`.
-pub(crate) const OURS: &str = "ours";
-/// The name of Burn's rows.
+/// The name of Burn's rows in the column `implementation`.
 pub(crate) const BURN: &str = "burn";
 
-/// One row of the CSV; the fields are its columns.
-#[derive(Clone, Debug, Serialize)]
-pub(crate) struct Record {
-    pub(crate) op: &'static str,
-    pub(crate) case: String,
-    pub(crate) dtype: &'static str,
-    pub(crate) pass: &'static str,
-    pub(crate) algorithm: String,
-    pub(crate) implementation: &'static str,
-    pub(crate) device: String,
-    pub(crate) backend: &'static str,
-    pub(crate) median_ms: f64,
-    pub(crate) p10_ms: f64,
-    pub(crate) p90_ms: f64,
-    /// 10^9 operations per second, counting those of the direct algorithm.
-    pub(crate) gflops: f64,
-    /// 10^9 bytes per second, each tensor counted once.
-    pub(crate) gbps: f64,
-    /// The shortest possible time over the median; empty where the limit was not measured.
-    pub(crate) share_of_limit: Option<f64>,
-    /// Largest error over the RMS of the truth.
-    pub(crate) max_err: f64,
-    /// RMS error over the RMS of the truth.
-    pub(crate) rms_err: f64,
-    /// Whether every element compared is inside the bound that holds for every correct fp32-accumulating
-    /// kernel.
-    pub(crate) bound_ok: bool,
+/// A record's row, and what tables say beside it.
+#[derive(Clone, Debug)]
+struct Shown {
+    record: Record,
     /// Whether this is what a user gets without forcing a plan.
-    #[serde(skip)]
-    pub(crate) chosen: bool,
+    chosen: bool,
     /// Whether bytes rather than operations bind.
-    #[serde(skip)]
-    pub(crate) memory_bound: bool,
-}
-
-impl Record {
-    /// Fills in the measured columns, to six digits.
-    pub(crate) fn measured(
-        mut self,
-        samples: Samples,
-        flops: f64,
-        bytes: f64,
-        bound: Option<f64>,
-        deviation: Deviation,
-    ) -> Self {
-        let seconds = samples.median * 1e-3;
-        self.median_ms = digits(samples.median);
-        self.p10_ms = digits(samples.p10);
-        self.p90_ms = digits(samples.p90);
-        self.gflops = digits(flops / seconds * 1e-9);
-        self.gbps = digits(bytes / seconds * 1e-9);
-        self.share_of_limit = bound.map(|bound| digits(bound / seconds));
-        self.max_err = digits(deviation.max);
-        self.rms_err = digits(deviation.rms);
-        self
-    }
-}
-
-/// `value` rounded to six significant digits.
-fn digits(value: f64) -> f64 {
-    format!("{value:.5e}").parse().unwrap_or(value)
+    memory_bound: bool,
 }
 
 /// Collects records and shows them.
 pub(crate) struct Report {
     path: PathBuf,
-    writer: csv::Writer<File>,
-    records: Vec<Record>,
-    /// Where the present case begins in `records`.
+    writer: Writer,
+    rows: Vec<Shown>,
+    /// Where the present case begins in `rows`.
     case_start: usize,
     failures: Vec<String>,
-    burn_failures: Vec<String>,
+    /// Of each peer and reason the first row, and how many rows.
+    peer_failures: Vec<(String, String, usize)>,
     skips: Vec<String>,
     bar: ProgressBar,
 }
 
 impl Report {
-    /// Creates `folder/<date>-<size>.csv`.
-    pub(crate) fn create(folder: &Path, size: &str, steps: usize) -> Result<Self> {
-        fs::create_dir_all(folder)
-            .with_context(|| format!("cannot create the folder {}", folder.display()))?;
-        let path = folder.join(format!("{}-{size}.csv", chrono::Local::now().format("%Y-%m-%dT%H%M%S")));
-        let writer =
-            csv::Writer::from_path(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    /// Creates `folder/<date>-<name>.csv`, with a number where that exists already.
+    pub(crate) fn create(folder: &Path, name: &str, steps: usize) -> Result<Self> {
+        let date = chrono::Local::now().format("%Y-%m-%d");
+        let numbered = |number: usize| match number {
+            1 => folder.join(format!("{date}-{name}.csv")),
+            _ => folder.join(format!("{date}-{name}-{number}.csv")),
+        };
+        let path = (1..).map(numbered).find(|path| !path.exists()).context("no free file name")?;
+        let writer = Writer::create(&path)?;
         let bar = ProgressBar::new(steps as u64);
         let style = "{bar:24.cyan} {pos}/{len} {elapsed} {msg}";
         bar.set_style(ProgressStyle::with_template(style).context("progress bar")?);
@@ -108,10 +56,10 @@ impl Report {
         Ok(Self {
             path,
             writer,
-            records: Vec::new(),
+            rows: Vec::new(),
             case_start: 0,
             failures: Vec::new(),
-            burn_failures: Vec::new(),
+            peer_failures: Vec::new(),
             skips: Vec::new(),
             bar,
         })
@@ -123,19 +71,25 @@ impl Report {
     }
 
     /// Writes a verified row.
-    pub(crate) fn push(&mut self, record: Record) -> Result<()> {
-        self.writer
-            .serialize(&record)
-            .and_then(|()| Ok(self.writer.flush()?))
-            .context("cannot write the results")?;
-        self.records.push(record);
+    pub(crate) fn push(&mut self, record: Record, chosen: bool, memory_bound: bool) -> Result<()> {
+        self.writer.push(&record).context("cannot write the record")?;
+        self.rows.push(Shown { record, chosen, memory_bound });
         Ok(())
     }
 
     /// Notes a row that is not written.
-    pub(crate) fn failed(&mut self, implementation: &str, text: String) {
-        self.bar.suspend(|| println!("  FAILED  {text}"));
-        if implementation == OURS { self.failures.push(text) } else { self.burn_failures.push(text) }
+    pub(crate) fn failed(&mut self, implementation: &str, row: &str, error: &str) {
+        if implementation == OURS {
+            let text = format!("{row}: {error}");
+            self.bar.suspend(|| println!("  FAILED  {text}"));
+            self.failures.push(text);
+            return;
+        }
+        let reason = format!("{implementation}: {error}");
+        match self.peer_failures.iter_mut().find(|(other, ..)| *other == reason) {
+            Some((_, _, rows)) => *rows += 1,
+            None => self.peer_failures.push((reason, row.to_string(), 1)),
+        }
     }
 
     /// Notes what is not run.
@@ -145,12 +99,12 @@ impl Report {
 
     /// Shows the case that has ended under `title`, if anything was measured.
     pub(crate) fn end_case(&mut self, title: &str) {
-        let records = &self.records[self.case_start..];
-        if !records.is_empty() {
-            let table = case_table(records);
+        let rows = &self.rows[self.case_start..];
+        if !rows.is_empty() {
+            let table = case_table(rows);
             self.bar.suspend(|| println!("\n{title}\n{table}"));
         }
-        self.case_start = self.records.len();
+        self.case_start = self.rows.len();
         self.bar.inc(1);
         if !std::io::stderr().is_terminal() {
             eprintln!("{}/{} {title}", self.bar.position(), self.bar.length().unwrap_or_default());
@@ -160,13 +114,18 @@ impl Report {
     /// Shows the summary; whether every row of ours was verified.
     pub(crate) fn finish(self) -> bool {
         self.bar.finish_and_clear();
-        if let Some(table) = summary_table(&self.records) {
-            println!("\nSpeed-up over Burn's own op (geometric mean over cases; automatic plans)\n{table}");
+        let records: Vec<Record> = self.rows.iter().map(|row| row.record.clone()).collect();
+        if let Some(table) = summary_table(&records) {
+            println!("\nTimes as fast as peers (geometric mean over cases; automatic plans)\n{table}");
         }
         list("SKIPPED", &self.skips);
-        list("Burn's own op FAILED, no row was written", &self.burn_failures);
+        let peers = self.peer_failures.iter().map(|(reason, row, rows)| match rows {
+            1 => format!("{reason} ({row})"),
+            _ => format!("{reason} ({row} and {} more)", rows - 1),
+        });
+        list("Peers FAILED, no row was written", &peers.collect::<Vec<_>>());
         list("FAILED, no row was written", &self.failures);
-        println!("\n{} rows in {}", self.records.len(), self.path.display());
+        println!("\n{} rows in {}", self.rows.len(), self.path.display());
         self.failures.is_empty()
     }
 }
@@ -178,221 +137,156 @@ fn list(title: &str, lines: &[String]) {
     }
 }
 
-/// A borderless table with right-aligned numbers from column `numbers` on.
-fn table(header: &[&str], numbers: usize) -> Table {
-    let mut table = Table::new();
-    table
-        .load_preset(presets::NOTHING)
-        .set_content_arrangement(ContentArrangement::Disabled)
-        .set_header(header);
-    for column in table.column_iter_mut().skip(numbers) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    table
-}
-
-fn case_table(records: &[Record]) -> Table {
+/// A line per implementation and plan: the device's time, and the host's beside it.
+fn case_table(rows: &[Shown]) -> Table {
     let header = [
         "dtype",
         "pass",
+        "whose",
         "plan",
-        "ours ms",
+        "ms",
         "p10",
         "p90",
-        "Burn ms",
-        "speed-up",
+        "wall ms",
+        "ours is",
         "rate",
         "of limit",
         "RMS error",
     ];
     // The same widths under every case, so that columns line up down the screen.
-    let widths = [7, 9, 26, 10, 10, 10, 10, 10, 14, 10, 11];
-    let mut table = table(&header, 3);
+    let widths = [7, 9, 15, 26, 10, 10, 10, 10, 9, 14, 10, 11];
+    let mut table = plain(&header, 4);
     for (column, width) in table.column_iter_mut().zip(widths) {
         column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(width)));
     }
-    for record in records {
-        let of_burn = |other: &&Record| {
-            other.implementation == BURN && (other.dtype, other.pass) == (record.dtype, record.pass)
-        };
-        let burn = records.iter().find(of_burn);
-        let has_ours = |other: &Record| {
-            other.implementation == OURS && (other.dtype, other.pass) == (record.dtype, record.pass)
-        };
-        let (plan, ours, peer) = match record.implementation {
-            OURS => (record.algorithm.clone(), Some(record), burn),
-            // Burn alone: our row was not verified.
-            _ if !records.iter().any(has_ours) => (String::new(), None, Some(record)),
-            _ => continue,
-        };
-        let plan = if record.chosen && records.iter().filter(|other| has_ours(other)).count() > 1 {
-            format!("{plan} (auto)")
-        } else {
-            plan
-        };
+    for Shown { record, chosen, memory_bound } in rows {
+        let same = |other: &Record| other.key()[..5] == record.key()[..5] && other.plan == record.plan;
+        let of_other_clock = rows
+            .iter()
+            .map(|row| &row.record)
+            .find(|other| same(other) && other.is_wall() != record.is_wall());
+        if record.is_wall() && of_other_clock.is_some() {
+            continue;
+        }
+        let plans =
+            rows.iter().filter(|row| row.record.key() == record.key() && row.record.implementation == OURS);
+        let auto = if *chosen && plans.count() > 1 { " (auto)" } else { "" };
+        // What the case's name has beyond the first one's: the order in memory.
+        let layout = record.case.strip_prefix(&rows[0].record.case).unwrap_or_default().replace('_', " ");
         let time = |value: Option<f64>| value.map_or(String::new(), short);
-        let rate = if record.memory_bound {
-            format!("{} GB/s", short(record.gbps))
+        let rate = if *memory_bound {
+            record.gbps.map(|rate| format!("{} GB/s", short(rate)))
         } else {
-            format!("{} GFLOP/s", short(record.gflops))
+            record.gflops.map(|rate| format!("{} GFLOP/s", short(rate)))
         };
-        let speed_up =
-            ours.zip(peer).map_or(String::new(), |(ours, burn)| ratio(burn.median_ms / ours.median_ms));
+        let ours = rows.iter().map(|row| &row.record).find(|other| {
+            let clock = other.is_wall() == record.is_wall();
+            other.implementation == OURS && clock && other.key()[..4] == record.key()[..4]
+        });
+        let ratio = ours.filter(|_| record.implementation != OURS);
+        let ratio = ratio.and_then(|ours| Some(ratio_text(record.median_ms? / ours.median_ms?)));
+        let wall =
+            if record.is_wall() { record.median_ms } else { of_other_clock.and_then(|row| row.median_ms) };
         table.add_row([
-            record.dtype.to_string(),
-            record.pass.to_string(),
-            plan,
-            time(ours.map(|ours| ours.median_ms)),
-            time(ours.map(|ours| ours.p10_ms)),
-            time(ours.map(|ours| ours.p90_ms)),
-            time(peer.map(|burn| burn.median_ms)),
-            speed_up,
-            rate,
+            record.dtype.clone(),
+            record.pass.clone(),
+            record.implementation.clone(),
+            format!("{}{auto}{layout}", record.plan),
+            time(record.median_ms),
+            time(record.p10_ms),
+            time(record.p90_ms),
+            time(wall),
+            ratio.unwrap_or_default(),
+            rate.unwrap_or_default(),
             record.share_of_limit.map_or(String::new(), |share| format!("{:.0} %", 100.0 * share)),
-            format!("{:.1e}", record.rms_err),
+            record.rms_err.map_or(String::new(), |error| format!("{error:.1e}")),
         ]);
     }
     table
 }
 
-/// Op, pass and dtype.
-type GroupKey<'a> = (&'a str, &'a str, &'a str);
-
-/// Ratios of Burn's time to ours, per op, pass and dtype; none where nothing can be compared.
+/// How many times as fast as each peer, per op, dtype and pass; none where nothing can be compared.
 fn summary_table(records: &[Record]) -> Option<Table> {
-    let mut groups: Vec<(GroupKey, Vec<f64>)> = Vec::new();
-    for ours in records.iter().filter(|record| record.implementation == OURS && record.chosen) {
-        let same = |other: &&Record| {
-            let key = |record: &Record| (record.op, record.pass, record.dtype);
-            other.implementation == BURN && key(other) == key(ours) && other.case == ours.case
-        };
-        let Some(burn) = records.iter().find(same) else { continue };
-        let key = (ours.op, ours.pass, ours.dtype);
-        let ratio = burn.median_ms / ours.median_ms;
-        match groups.iter_mut().find(|(other, _)| *other == key) {
-            Some((_, ratios)) => ratios.push(ratio),
-            None => groups.push((key, vec![ratio])),
-        }
-    }
-    let mut table = table(&["op", "pass", "dtype", "cases", "speed-up", "least", "most"], 3);
-    for ((op, pass, dtype), ratios) in &groups {
-        let mean = geometric_mean(ratios)?;
-        let least = ratios.iter().copied().fold(f64::INFINITY, f64::min);
-        let most = ratios.iter().copied().fold(0.0, f64::max);
-        let count = ratios.len().to_string();
-        table.add_row([
-            op.to_string(),
-            pass.to_string(),
-            dtype.to_string(),
-            count,
-            ratio(mean),
-            ratio(least),
-            ratio(most),
-        ]);
+    let groups = groups(records);
+    let mut table = plain(&["peer", "op", "dtype", "pass", "cases", "ours is", "least", "most"], 4);
+    for group in &groups {
+        let words = [group.peer].into_iter().chain(group.of).map(String::from);
+        let ratios = [group.mean, group.range.0, group.range.1].map(ratio_text);
+        table.add_row(words.chain([group.cases.to_string()]).chain(ratios));
     }
     (!groups.is_empty()).then_some(table)
 }
 
 /// A ratio, such as `12.3x`.
-fn ratio(value: f64) -> String {
+fn ratio_text(value: f64) -> String {
     format!("{}x", short(value))
-}
-
-/// Three significant digits, without an exponent.
-fn short(value: f64) -> String {
-    let magnitude = value.abs().max(1e-9).log10().floor() as i32;
-    let decimals = (2 - magnitude).clamp(0, 6) as usize;
-    format!("{value:.decimals$}")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bench_record::record::WALL_CLOCK;
 
-    fn record(
-        case: &str,
-        implementation: &'static str,
-        algorithm: &str,
-        chosen: bool,
-        median: f64,
-    ) -> Record {
-        let blank = Record {
-            op: "conv3d",
-            case: case.into(),
-            dtype: "f32",
-            pass: "fwd",
-            algorithm: algorithm.into(),
-            implementation,
-            device: "a \"device\", quoted".into(),
-            backend: "wgpu",
-            median_ms: 0.0,
-            p10_ms: 0.0,
-            p90_ms: 0.0,
-            gflops: 0.0,
-            gbps: 0.0,
-            share_of_limit: None,
-            max_err: 0.0,
-            rms_err: 0.0,
-            bound_ok: true,
-            chosen,
-            memory_bound: false,
+    fn shown(implementation: &str, plan: &str, clock: &str, chosen: bool, median: f64) -> Shown {
+        let record = Record {
+            op: "conv3d".into(),
+            case: "a".into(),
+            dtype: "f32".into(),
+            pass: "fwd".into(),
+            implementation: implementation.into(),
+            plan: plan.into(),
+            backend: format!("wgpu{clock}"),
+            median_ms: Some(median),
+            ..Record::default()
         };
-        let samples = Samples { median, p10: median, p90: median };
-        blank.measured(samples, 2e9, 1e6, Some(0.5e-3), Deviation { max: 1e-6, rms: 1.0 / 3e6 })
+        Shown { record, chosen, memory_bound: false }
     }
 
     #[test]
-    fn the_csv_has_the_columns_of_the_record_format() {
+    fn a_record_is_written_under_a_name_of_its_own() {
         let folder = tempfile::tempdir().unwrap();
-        let mut report = Report::create(folder.path(), "small", 1).unwrap();
-        report.push(record("a", OURS, "direct", true, 2.0)).unwrap();
-        let text = fs::read_to_string(&report.path).unwrap();
-        let mut lines = text.lines();
-        assert_eq!(
-            lines.next().unwrap(),
-            "op,case,dtype,pass,algorithm,implementation,device,backend,median_ms,p10_ms,p90_ms,gflops,gbps,\
-             share_of_limit,max_err,rms_err,bound_ok"
-        );
-        let row = lines.next().unwrap();
-        assert!(row.starts_with(
-            "conv3d,a,f32,fwd,direct,ours,\"a \"\"device\"\", quoted\",wgpu,2.0,2.0,2.0,1000.0,0.5,"
-        ));
-        assert!(row.ends_with(",0.25,1e-6,3.33333e-7,true"), "{row}");
-        assert!(report.finish());
+        let paths: Vec<PathBuf> = (0..2)
+            .map(|_| {
+                let mut report = Report::create(folder.path(), "device", 1).unwrap();
+                report.push(shown(OURS, "direct", "", true, 2.0).record, true, false).unwrap();
+                let path = report.path.clone();
+                assert!(report.finish());
+                path
+            })
+            .collect();
+        assert_ne!(paths[0], paths[1]);
+        assert_eq!(bench_record::read(&paths[1]).unwrap()[0].median_ms, Some(2.0));
     }
 
     #[test]
-    fn a_failure_of_ours_counts_and_one_of_burns_does_not() {
+    fn a_failure_of_ours_counts_and_one_of_a_peers_does_not() {
         let folder = tempfile::tempdir().unwrap();
-        let mut report = Report::create(folder.path(), "small", 1).unwrap();
-        report.failed(BURN, "burn".into());
+        let mut report = Report::create(folder.path(), "device", 1).unwrap();
+        report.failed(BURN, "a fwd", "no");
+        report.failed(BURN, "b fwd", "no");
         assert!(report.failures.is_empty());
-        report.failed(OURS, "ours".into());
+        assert_eq!(report.peer_failures, [("burn: no".into(), "a fwd".into(), 2)]);
+        report.failed(OURS, "a fwd", "no");
         assert!(!report.finish());
     }
 
     #[test]
-    fn the_summary_compares_automatic_plans_of_the_same_case() {
-        let records = [
-            record("a", OURS, "direct", false, 100.0),
-            record("a", OURS, "winograd_2x2", true, 1.0),
-            record("a", BURN, "conv3d", true, 2.0),
-            record("b", OURS, "direct", true, 1.0),
-            record("b", BURN, "conv3d", true, 8.0),
-            record("c", OURS, "direct", true, 1.0),
+    fn the_hosts_time_stands_beside_the_devices() {
+        let rows = [
+            shown(OURS, "winograd_2x2", "", true, 1.0),
+            shown(OURS, "winograd_2x2", WALL_CLOCK, true, 1.25),
+            shown(OURS, "direct", "", false, 100.0),
+            shown(BURN, "conv3d", "", true, 2.0),
+            shown("mlx", "conv3d", WALL_CLOCK, true, 5.0),
         ];
-        let text = summary_table(&records).unwrap().to_string();
-        let row: Vec<_> = text.lines().last().unwrap().split_whitespace().collect();
-        assert_eq!(row, ["conv3d", "fwd", "f32", "2", "4.00x", "2.00x", "8.00x"]);
-        assert!(summary_table(&records[..2]).is_none());
-        let text = case_table(&records[..3]).to_string();
-        assert!(text.contains("winograd_2x2 (auto)") && text.contains("0.0200x"), "{text}");
-    }
-
-    #[test]
-    fn numbers_are_short() {
-        for (value, text) in [(0.012345, "0.0123"), (1.2345, "1.23"), (123.45, "123"), (98765.4, "98765")] {
-            assert_eq!(short(value), text);
-        }
+        let text = case_table(&rows).to_string();
+        let lines: Vec<_> = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).collect();
+        assert_eq!(lines[1], ["f32", "fwd", "ours", "winograd_2x2", "(auto)", "1.00", "1.25"], "{text}");
+        assert_eq!(lines[2], ["f32", "fwd", "ours", "direct", "100"]);
+        assert_eq!(lines[3], ["f32", "fwd", "burn", "conv3d", "2.00", "2.00x"]);
+        assert_eq!(lines[4], ["f32", "fwd", "mlx", "conv3d", "5.00", "5.00", "4.00x"]);
+        let records: Vec<Record> = rows.into_iter().map(|row| row.record).collect();
+        assert_eq!(summary_table(&records).unwrap().row_iter().count(), 2);
+        assert!(summary_table(&records[..3]).is_none());
     }
 }

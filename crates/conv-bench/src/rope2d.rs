@@ -2,8 +2,9 @@
 
 use crate::bench::{Bench, Row, Work};
 use crate::burn_peer::{self, Rope2d};
-use crate::data::{Source, upload};
+use crate::data::{Memory, Source, upload};
 use crate::options::{Op, Options, Pass, Size};
+use crate::peers;
 use crate::scale;
 use crate::verify::Truth;
 use anyhow::Result;
@@ -12,6 +13,7 @@ use conv_cases::workloads::{self, Rope2dWorkload};
 use conv_kernels::rope2d::{self, Rope2dProblem, RopeLayout, reference};
 use conv_kernels::tolerance::Guard;
 use conv_kernels::{FloatType, IndexOperand, IndexType};
+use serde_json::json;
 use std::rc::Rc;
 
 const OP: &str = "rope2d";
@@ -37,8 +39,10 @@ pub(crate) fn cases(options: &Options, size: Size) -> Vec<Rope2dWorkload> {
 pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     for workload in cases(&bench.options, bench.size) {
         for dtype in bench.dtypes() {
-            run_case(bench, &workload, dtype)?;
-            bench.clean_up();
+            for heads_inside in bench.options.layout.channels_last() {
+                run_case(bench, &workload, dtype, *heads_inside)?;
+                bench.clean_up();
+            }
         }
         let Case { name, b, h, n, d, .. } = &workload.case;
         bench.report.end_case(&format!("{OP} {name}: {b} x {h} heads x {n} tokens x {d}"));
@@ -46,9 +50,17 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     Ok(())
 }
 
+/// B, N, H, D of B, H, N, D.
+const BNHD: Memory = Memory::Permuted(&[0, 2, 1, 3]);
+
 const PASSES: [Pass; 2] = [Pass::Fwd, Pass::Bwd];
 
-fn run_case(bench: &mut Bench, workload: &Rope2dWorkload, dtype: FloatType) -> Result<()> {
+fn run_case(
+    bench: &mut Bench,
+    workload: &Rope2dWorkload,
+    dtype: FloatType,
+    heads_inside: bool,
+) -> Result<()> {
     let case = &workload.case;
     let (shape, positions_shape) = ([case.b, case.h, case.n, case.d], [case.b, case.n, 2]);
     let problem = Rope2dProblem::new(shape, positions_shape, RopeLayout::Bhnd, case.base, case.f0, dtype)?;
@@ -65,25 +77,52 @@ fn run_case(bench: &mut Bench, workload: &Rope2dWorkload, dtype: FloatType) -> R
     // Two operations for each of the two products of an element.
     let work = Work { flops: 3.0 * elements as f64, bytes: 2.0 * bytes as f64, memory_bound: true };
     let passes = bench.options.passes(&PASSES);
-    let row = |pass, algorithm: &str| Row {
+    let (layout, memory, suffix) = if heads_inside {
+        (RopeLayout::Bnhd, BNHD, "_bnhd")
+    } else {
+        (RopeLayout::Bhnd, Memory::RowMajor, "")
+    };
+    let row = |pass, plan: &str| Row {
         op: OP,
-        case: case.name.clone(),
+        case: format!("{}{suffix}", case.name),
         dtype,
         pass,
-        algorithm: algorithm.into(),
+        plan: plan.into(),
         chosen: true,
     };
 
-    let tokens = upload(&client, &source, &shape);
+    let own = Rope2dProblem { layout, ..problem };
+    let tokens = upload(&client, &source, &shape, memory);
     let index = index_operand(&client, &positions, &positions_shape);
     for pass in &passes {
         let inverse = *pass == Pass::Bwd;
-        let truth = truth(&problem, &source, &positions, inverse);
-        bench.ours(&row(*pass, "rotate"), work, &[truth], &|out| {
-            rope2d::rotate(&client, &limits, &problem, &tokens, &index, &out[0], inverse)
+        let truth = Truth { memory, ..(*truth(&problem, &source, &positions, inverse)).clone() };
+        bench.ours(&row(*pass, "rotate"), work, &[Rc::new(truth)], &|out| {
+            rope2d::rotate(&client, &limits, &own, &tokens, &index, &out[0], inverse)
         })?;
     }
     drop(tokens);
+    // Peers have their own order, whatever ours is.
+    if heads_inside {
+        return Ok(());
+    }
+    bench.clean_up();
+    if let Some(peers) = &bench.peers {
+        let frequencies: Vec<f64> =
+            (0..problem.head_dim / 4).map(|i| reference::frequency(&problem, i)).collect();
+        let job = peers::job(json!({
+            "op": OP,
+            "shapes": {"x": shape},
+            "seeds": {"x": source.seed()},
+            "tokens": peers.integers("tokens.bin", &positions)?,
+            "frequencies": frequencies,
+            "f0": problem.f0,
+        }));
+        for pass in &passes {
+            let truth = truth(&problem, &source, &positions, *pass == Pass::Bwd);
+            bench.peers(&row(*pass, ""), work, &[truth], job.clone())?;
+        }
+    }
     if bench.options.no_burn {
         return Ok(());
     }
@@ -144,7 +183,8 @@ fn truth(problem: &Rope2dProblem, source: &Source, positions: &[i64], inverse: b
     }
     let positions = (checked.len() < heads).then_some(places);
     let (shape, guard) = (problem.tokens_shape().to_vec(), Guard::SUM);
-    Rc::new(Truth { shape, positions, values, magnitudes, terms: 2, slope: 1.0, guard })
+    let memory = Memory::RowMajor;
+    Rc::new(Truth { shape, memory, positions, values, magnitudes, terms: 2, slope: 1.0, guard })
 }
 
 #[cfg(test)]

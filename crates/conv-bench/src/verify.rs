@@ -1,7 +1,7 @@
 //! What a result must be: f64 values with error bounds, at every element of a small result and at sampled
 //! elements of a large one.
 
-use crate::data::Host;
+use crate::data::{Host, Memory};
 use conv_cases::fill;
 use conv_kernels::FloatType;
 use conv_kernels::tolerance::{Expected, Guard};
@@ -14,6 +14,8 @@ pub(crate) const SAMPLES: usize = 512;
 #[derive(Clone, Debug)]
 pub(crate) struct Truth {
     pub(crate) shape: Vec<usize>,
+    /// How a result of ours lies in memory.
+    pub(crate) memory: Memory,
     /// The elements that are known; none: all, in order.
     pub(crate) positions: Option<Vec<usize>>,
     pub(crate) values: Vec<f64>,
@@ -76,10 +78,16 @@ impl Truth {
         if let Some(index) = (0..got.len()).into_par_iter().find_first(|index| !got.get(*index).is_finite()) {
             return Err(format!("element {index} of {} is {}", got.len(), got.get(index)));
         }
+        let at = |index: usize| got.get(self.memory.place(&self.shape, index));
         let values: Vec<f64> = match &self.positions {
-            Some(positions) => positions.iter().map(|index| got.get(*index)).collect(),
-            None => (0..got.len()).map(|index| got.get(index)).collect(),
+            Some(positions) => positions.iter().map(|index| at(*index)).collect(),
+            None => (0..got.len()).map(at).collect(),
         };
+        Ok(self.compare_known(&values, dtype))
+    }
+
+    /// As [`Self::compare`], from the known elements alone.
+    pub(crate) fn compare_known(&self, values: &[f64], dtype: FloatType) -> (Deviation, Result<(), String>) {
         let expected = Expected {
             values: &self.values,
             magnitudes: &self.magnitudes,
@@ -87,8 +95,8 @@ impl Truth {
             dtype,
             slope: self.slope,
         };
-        let inside = expected.check(&values, Some(self.guard().stored_as(dtype))).map(|_| ());
-        Ok((deviation(&self.values, &values), inside))
+        let inside = expected.check(values, Some(self.guard().stored_as(dtype))).map(|_| ());
+        (deviation(&self.values, values), inside)
     }
 
     /// The guard holds for sums of some thousand terms. The RMS error of a plain fp32 sum of K random terms
@@ -142,7 +150,8 @@ mod tests {
 
     fn truth(values: Vec<f64>, positions: Option<Vec<usize>>, len: usize) -> Truth {
         let magnitudes = values.iter().map(|value| value.abs()).collect();
-        Truth { shape: vec![len], positions, values, magnitudes, terms: 4, slope: 1.0, guard: Guard::SUM }
+        let (memory, guard) = (Memory::RowMajor, Guard::SUM);
+        Truth { shape: vec![len], memory, positions, values, magnitudes, terms: 4, slope: 1.0, guard }
     }
 
     fn host(values: &[f32]) -> Host {

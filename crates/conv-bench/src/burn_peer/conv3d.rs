@@ -23,7 +23,7 @@ impl Conv3d {
         }
     }
 
-    /// The name in the column `algorithm`.
+    /// The name in the column `plan`.
     pub(crate) fn name(&self) -> &'static str {
         if self.pad.is_some() { "pad+conv3d" } else { "conv3d" }
     }

@@ -14,12 +14,12 @@ pub(crate) struct CausalConv1d {
 }
 
 impl CausalConv1d {
-    /// The name in the column `algorithm`.
+    /// The name in the column `plan`.
     pub(crate) fn name(&self) -> &'static str {
         if self.silu { "conv1d+silu" } else { "conv1d" }
     }
 
-    /// The name of a decoding step in the column `algorithm`.
+    /// The name of a decoding step in the column `plan`.
     pub(crate) fn update_name(&self) -> &'static str {
         if self.silu { "cat+conv1d+silu" } else { "cat+conv1d" }
     }
@@ -78,7 +78,7 @@ impl Rope2d {
         Self { cos: table(f64::cos), sin: table(f64::sin) }
     }
 
-    /// The name in the column `algorithm`.
+    /// The name in the column `plan`.
     pub(crate) fn name(&self) -> &'static str {
         "rotate_half"
     }

@@ -1,22 +1,26 @@
 //! The rows of conv3d.
 
+mod burn;
 mod truth;
+mod winograd_truth;
 
 use crate::bench::{Bench, Row, Work};
-use crate::burn_peer;
-use crate::data::{Source, upload};
-use crate::options::{Op, Options, Pass, Plans, Size};
+use crate::data::{Memory, Source, upload};
+use crate::options::{Op, Options, Pass, Size};
+use crate::peers;
 use crate::scale;
 use crate::verify::Truth;
 use anyhow::Result;
-use burn::tensor::Tensor;
 use conv_cases::conv3d::Conv3dCase;
 use conv_cases::workloads;
+use conv_kernels::conv3d::winograd::{forward_prepared, prepare, prepared_shape};
 use conv_kernels::conv3d::{
-    self, Algorithm, Conv3dProblem, Pass as KernelPass, Plan, Window, WinogradTile, eligible, plan,
+    self, Algorithm, Conv3dProblem, Pass as KernelPass, Plan, Window, WinogradConfig, WinogradTile, eligible,
+    plan,
 };
 use conv_kernels::{ConvError, FloatType, Limits, Operand};
 use cubecl::prelude::*;
+use serde_json::json;
 use std::cell::RefCell;
 use std::rc::Rc;
 use truth::Inputs;
@@ -37,8 +41,10 @@ pub(crate) fn cases(options: &Options, size: Size) -> Vec<Conv3dCase> {
 pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     for case in cases(&bench.options, bench.size) {
         for dtype in bench.dtypes() {
-            run_case(bench, &case, dtype)?;
-            bench.clean_up();
+            for channels_last in bench.options.layout.channels_last() {
+                run_case(bench, &case, dtype, *channels_last)?;
+                bench.clean_up();
+            }
         }
         bench.report.end_case(&title(&case));
     }
@@ -70,6 +76,8 @@ fn title(case: &Conv3dCase) -> String {
 struct Subject {
     problem: Conv3dProblem,
     sources: Inputs,
+    /// Activations and their gradients with channels last.
+    channels_last: bool,
     /// What has been computed: whole results take a while.
     truths: RefCell<Vec<(TruthKey, Rc<Truth>)>>,
 }
@@ -84,7 +92,15 @@ struct TruthKey {
     ones: bool,
 }
 
+/// N, D, H, W, C of N, C, D, H, W.
+const NDHWC: Memory = Memory::Strided(&[0, 2, 3, 4, 1]);
+
 impl Subject {
+    /// How activations lie in memory.
+    fn memory(&self) -> Memory {
+        if self.channels_last { NDHWC } else { Memory::RowMajor }
+    }
+
     fn truth(&self, key: TruthKey) -> Rc<Truth> {
         let known =
             self.truths.borrow().iter().find(|(other, _)| *other == key).map(|(_, truth)| truth.clone());
@@ -93,13 +109,17 @@ impl Subject {
         }
         let dy = if key.ones { Source::ones(self.problem.dtype) } else { self.sources.dy };
         let inputs = Inputs { dy, ..self.sources };
-        let truth = Rc::new(match key.tile {
+        let mut truth = match key.tile {
             None => truth::truth(&self.problem, key.pass, &inputs),
             Some(tile) => {
                 let plain = self.truth(TruthKey { tile: None, ..key });
-                truth::winograd_truth(&self.problem, key.pass, tile, &inputs, &plain)
+                winograd_truth::truth(&self.problem, key.pass, tile, &inputs, &plain)
             }
-        });
+        };
+        if key.pass != KernelPass::WeightGradient {
+            truth.memory = self.memory();
+        }
+        let truth = Rc::new(truth);
         self.truths.borrow_mut().push((key, truth.clone()));
         truth
     }
@@ -118,7 +138,7 @@ fn kernel_passes(pass: Pass) -> &'static [KernelPass] {
     }
 }
 
-fn run_case(bench: &mut Bench, case: &Conv3dCase, dtype: FloatType) -> Result<()> {
+fn run_case(bench: &mut Bench, case: &Conv3dCase, dtype: FloatType, channels_last: bool) -> Result<()> {
     let window = Window {
         stride: case.stride,
         padding: case.padding,
@@ -137,8 +157,14 @@ fn run_case(bench: &mut Bench, case: &Conv3dCase, dtype: FloatType) -> Result<()
     }
     let source = |seed| Source::normal(seed, dtype);
     let sources = Inputs { x: source(1), w: source(2), dy: source(3) };
-    let subject = Subject { problem, sources, truths: RefCell::default() };
+    let subject = Subject { problem, sources, channels_last, truths: RefCell::default() };
     run_ours(bench, case, &subject)?;
+    // Peers have their own order, whatever ours is.
+    if channels_last {
+        return Ok(());
+    }
+    bench.clean_up();
+    run_peers(bench, case, &subject)?;
     if bench.options.no_burn {
         return Ok(());
     }
@@ -152,7 +178,7 @@ fn run_case(bench: &mut Bench, case: &Conv3dCase, dtype: FloatType) -> Result<()
         ));
         return Ok(());
     }
-    run_burn(bench, case, &subject)
+    burn::run(bench, case, &subject)
 }
 
 fn bytes(shape: &[usize], dtype: FloatType) -> u64 {
@@ -195,17 +221,13 @@ const PASSES: [Pass; 6] = [Pass::Fwd, Pass::Dx, Pass::Dw, Pass::Db, Pass::Bwd, P
 fn run_ours(bench: &mut Bench, case: &Conv3dCase, subject: &Subject) -> Result<()> {
     let (client, limits) = (bench.device.client.clone(), bench.device.limits.clone());
     let problem = &subject.problem;
-    let x = upload(&client, &subject.sources.x, &problem.x_shape());
-    let w = upload(&client, &subject.sources.w, &problem.weight_shape());
-    let dy = upload(&client, &subject.sources.dy, &problem.y_shape());
+    let x = upload(&client, &subject.sources.x, &problem.x_shape(), subject.memory());
+    let w = upload(&client, &subject.sources.w, &problem.weight_shape(), Memory::RowMajor);
+    let dy = upload(&client, &subject.sources.dy, &problem.y_shape(), subject.memory());
     for pass in bench.options.passes(&PASSES) {
-        let row = |algorithm: String, chosen: bool| Row {
-            op: OP,
-            case: case.name.clone(),
-            dtype: problem.dtype,
-            pass,
-            algorithm,
-            chosen,
+        let row = |plan: String, chosen: bool| {
+            let suffix = if subject.channels_last { "_ndhwc" } else { "" };
+            Row { op: OP, case: format!("{}{suffix}", case.name), dtype: problem.dtype, pass, plan, chosen }
         };
         let work = work(problem, pass);
         if pass == Pass::Db {
@@ -222,7 +244,7 @@ fn run_ours(bench: &mut Bench, case: &Conv3dCase, subject: &Subject) -> Result<(
         let mut choices = vec![automatic];
         // A pass of several kernels is timed with the plans a user gets; its parts show what the others are
         // worth.
-        if bench.options.plan == Plans::All && passes.len() == 1 {
+        if passes.len() == 1 {
             let others =
                 eligible(problem, passes[0], &limits).into_iter().filter(|plan| *plan != choices[0][0]);
             choices.extend(others.map(|plan| vec![plan]).collect::<Vec<_>>());
@@ -242,70 +264,72 @@ fn run_ours(bench: &mut Bench, case: &Conv3dCase, subject: &Subject) -> Result<(
             let mut names: Vec<_> = plans.iter().map(Plan::name).collect();
             names.dedup();
             let row = row(names.join("+"), index == 0);
-            bench.ours(&row, work, &truths, &launch)?;
+            if bench.options.wants_plan(&row.plan, row.chosen) {
+                bench.ours(&row, work, &truths, &launch)?;
+            }
+            if let ([Plan::Winograd(config)], Pass::Fwd) = (&plans[..], pass) {
+                let name = format!("{}_kept_filters", row.plan);
+                if bench.options.wants_plan(&name, false) {
+                    let row = Row { plan: name, chosen: false, ..row };
+                    kept_filters(bench, &row, work, problem, *config, [&x, &w], truths[0].clone())?;
+                }
+            }
         }
     }
     Ok(())
 }
 
-fn run_burn(bench: &mut Bench, case: &Conv3dCase, subject: &Subject) -> Result<()> {
-    let problem = &subject.problem;
-    let device = bench.device.burn.clone();
-    let peer = burn_peer::Conv3d::of(problem);
-    let x = burn_peer::tensor(&device, &subject.sources.x, problem.x_shape(), problem.dtype);
-    let w = burn_peer::tensor(&device, &subject.sources.w, problem.weight_shape(), problem.dtype);
+/// A forward pass whose filters were transformed before, as a layer that keeps them has it.
+fn kept_filters(
+    bench: &mut Bench,
+    row: &Row,
+    work: Work,
+    problem: &Conv3dProblem,
+    config: WinogradConfig,
+    [x, w]: [&Operand; 2],
+    truth: Rc<Truth>,
+) -> Result<()> {
+    let (client, limits) = (bench.device.client.clone(), bench.device.limits.clone());
+    let shape = prepared_shape(problem, config.tile);
+    let buffer = client.empty(shape.iter().product::<usize>() * FloatType::F32.size());
+    let filters = Operand::contiguous(buffer, &shape, FloatType::F32);
+    prepare(&client, &limits, problem, config.tile, [w, &filters])?;
+    bench.ours(row, work, &[truth], &|out| {
+        forward_prepared(&client, &limits, problem, config, [x, &filters, &out[0]], None)
+    })
+}
+
+/// The same problems for peers in other processes.
+fn run_peers(bench: &mut Bench, case: &Conv3dCase, subject: &Subject) -> Result<()> {
+    if bench.peers.is_none() {
+        return Ok(());
+    }
+    let Subject { problem, sources, .. } = subject;
     for pass in bench.options.passes(&PASSES) {
         let row = Row {
             op: OP,
             case: case.name.clone(),
             dtype: problem.dtype,
             pass,
-            algorithm: peer.name().into(),
+            plan: String::new(),
             chosen: true,
         };
-        let work = work(problem, pass);
-        let key =
-            |pass: &KernelPass| TruthKey { pass: *pass, tile: None, ones: *pass != KernelPass::Forward };
-        let truths: Vec<_> = kernel_passes(pass).iter().map(|pass| subject.truth(key(pass))).collect();
-        // Tensors of a fresh graph; only the gradients that are asked for are tracked, so only they are
-        // computed.
-        let [track_x, track_w] = [pass != Pass::Dw, pass != Pass::Dx];
-        let leaf = |tensor: &Tensor<5>, track: bool| {
-            let tensor = tensor.clone().autodiff();
-            if track { tensor.require_grad() } else { tensor }
+        let truths: Vec<_> = if pass == Pass::Db {
+            vec![Rc::new(truth::bias_truth(problem, &sources.dy))]
+        } else {
+            let key = |pass: &KernelPass| TruthKey { pass: *pass, tile: None, ones: false };
+            kernel_passes(pass).iter().map(|pass| subject.truth(key(pass))).collect()
         };
-        let graph = || {
-            let (x, w) = (leaf(&x, track_x), leaf(&w, track_w));
-            let y = peer.forward(x.clone(), w.clone());
-            (x, w, y)
-        };
-        let backward = |(x, w, y): (Tensor<5>, Tensor<5>, Tensor<5>)| {
-            let mut gradients = y.backward();
-            let tracked = [(x, track_x), (w, track_w)].into_iter().filter(|(_, track)| *track);
-            tracked
-                .filter_map(|(leaf, _)| leaf.grad_remove(&mut gradients))
-                .map(burn_peer::read)
-                .collect::<Vec<_>>()
-        };
-        match pass {
-            Pass::Fwd => bench.burn(&row, work, &truths, &|| (), &|()| {
-                vec![burn_peer::read(peer.forward(x.clone(), w.clone()))]
-            })?,
-            Pass::Db => {
-                let dy = burn_peer::tensor(&device, &subject.sources.dy, problem.y_shape(), problem.dtype);
-                let truth = Rc::new(truth::bias_truth(problem, &subject.sources.dy));
-                let row = Row { algorithm: "sum".into(), ..row };
-                let run = |()| vec![burn_peer::read(burn_peer::bias_gradient(dy.clone()))];
-                bench.burn(&row, work, &[truth], &|| (), &run)?;
-            }
-            Pass::Dx | Pass::Dw | Pass::Bwd => bench.burn(&row, work, &truths, &graph, &backward)?,
-            Pass::FwdBwd => bench.burn(&row, work, &truths, &|| (), &|()| {
-                let (x, w, y) = graph();
-                let mut results = vec![burn_peer::read(y.clone().inner())];
-                results.extend(backward((x, w, y)));
-                results
-            })?,
-        }
+        let job = peers::job(json!({
+            "op": OP,
+            "shapes": {"x": problem.x_shape(), "w": problem.weight_shape(), "dy": problem.y_shape()},
+            "seeds": {"x": sources.x.seed(), "w": sources.w.seed(), "dy": sources.dy.seed()},
+            "stride": problem.window.stride,
+            "padding": problem.window.padding,
+            "dilation": problem.window.dilation,
+            "groups": problem.window.groups,
+        }));
+        bench.peers(&row, work(problem, pass), &truths, job)?;
     }
     Ok(())
 }

@@ -1,9 +1,9 @@
 //! f64 results of conv3d: whole tensors by the reference where they are small, else single elements, each
 //! summed from the inputs that were uploaded.
 
-use crate::data::Source;
+use crate::data::{Memory, Source};
 use crate::verify::{SAMPLES, Truth, sample};
-use conv_kernels::conv3d::{Conv3dProblem, PaddingMode, Pass, Window, WinogradTile, reference, winograd};
+use conv_kernels::conv3d::{Conv3dProblem, Pass, reference};
 use conv_kernels::tolerance::Guard;
 use rayon::prelude::*;
 
@@ -11,8 +11,6 @@ use rayon::prelude::*;
 const WHOLE: f64 = 4e6;
 /// Products that are summed for all samples together.
 const PRODUCTS: usize = 200_000_000;
-/// Samples at which Winograd's own bound is computed, which costs a transform per channel and tap.
-const WINOGRAD_SAMPLES: usize = 128;
 
 /// What the passes read.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +40,7 @@ pub(crate) fn truth(problem: &Conv3dProblem, pass: Pass, inputs: &Inputs) -> Tru
     };
     let mut truth = Truth {
         shape: shape.to_vec(),
+        memory: Memory::RowMajor,
         positions: None,
         values: Vec::new(),
         magnitudes: Vec::new(),
@@ -95,6 +94,7 @@ pub(crate) fn bias_truth(problem: &Conv3dProblem, dy: &Source) -> Truth {
     let positions = sample(&[channels], (PRODUCTS / problem.positions().max(1)).clamp(8, SAMPLES));
     let mut truth = Truth {
         shape: vec![channels],
+        memory: Memory::RowMajor,
         positions,
         values: Vec::new(),
         magnitudes: Vec::new(),
@@ -190,7 +190,7 @@ fn window_of(problem: &Conv3dProblem, p: [usize; 3], k: [usize; 3]) -> Option<[u
     Some(q)
 }
 
-fn for_each(extents: [usize; 3], mut visit: impl FnMut([usize; 3])) {
+pub(super) fn for_each(extents: [usize; 3], mut visit: impl FnMut([usize; 3])) {
     for i in 0..extents[0] {
         for j in 0..extents[1] {
             for k in 0..extents[2] {
@@ -200,7 +200,7 @@ fn for_each(extents: [usize; 3], mut visit: impl FnMut([usize; 3])) {
     }
 }
 
-fn unravel(mut index: usize, shape: [usize; 5]) -> [usize; 5] {
+pub(super) fn unravel(mut index: usize, shape: [usize; 5]) -> [usize; 5] {
     let mut place = [0; 5];
     for axis in (0..5).rev() {
         place[axis] = index % shape[axis];
@@ -209,112 +209,11 @@ fn unravel(mut index: usize, shape: [usize; 5]) -> [usize; 5] {
     place
 }
 
-/// `plain` with the bound and guard of a Winograd plan, at some of its elements where it has many.
-pub(crate) fn winograd_truth(
-    problem: &Conv3dProblem,
-    pass: Pass,
-    tile: WinogradTile,
-    inputs: &Inputs,
-    plain: &Truth,
-) -> Truth {
-    let mut truth = plain.clone();
-    truth.guard = match tile {
-        WinogradTile::F2x2 => Guard::SUM,
-        WinogradTile::F4x4 => Guard::WINOGRAD_4X4,
-        WinogradTile::F6x6 => Guard::WINOGRAD_6X6,
-    };
-    // Two transforms of t terms on the way in, one on the way out, two stages each.
-    truth.terms += 6 * tile.inputs();
-    let from = if pass == Pass::Forward { &inputs.x } else { &inputs.dy };
-    match &plain.positions {
-        None => {
-            let source_shape = if pass == Pass::Forward { problem.x_shape() } else { problem.y_shape() };
-            let values = from.values(source_shape.iter().product());
-            let w = inputs.w.values(problem.weight_shape().iter().product());
-            let own = winograd::reference::evaluate(problem, pass, tile, &values, &w, true);
-            truth.magnitudes.iter_mut().zip(&own).for_each(|(sum, own)| *sum += own);
-        }
-        Some(positions) => {
-            let step = positions.len().div_ceil(WINOGRAD_SAMPLES);
-            let pick = |values: &[f64]| values.iter().copied().step_by(step).collect::<Vec<_>>();
-            (truth.values, truth.magnitudes) = (pick(&plain.values), pick(&plain.magnitudes));
-            let positions: Vec<usize> = positions.iter().copied().step_by(step).collect();
-            positions.par_iter().zip(&mut truth.magnitudes).for_each(|(index, magnitude)| {
-                *magnitude += one_magnitude(problem, pass, tile, from, &inputs.w, *index);
-            });
-            truth.positions = Some(positions);
-        }
-    }
-    truth
-}
-
-/// The Winograd magnitude of one element: that of a problem of a single tile, cut out around it.
-fn one_magnitude(
-    problem: &Conv3dProblem,
-    pass: Pass,
-    tile: WinogradTile,
-    from: &Source,
-    w: &Source,
-    index: usize,
-) -> f64 {
-    let [n, out, frame, row, column] = unravel(index, result_shape(problem, pass));
-    let [kd, _, _] = problem.kernel;
-    let forward = pass == Pass::Forward;
-    let (from_shape, channels) = if forward {
-        (problem.x_shape(), problem.channels)
-    } else {
-        (problem.y_shape(), problem.out_channels)
-    };
-    let (size, outputs) = (tile.inputs(), tile.outputs());
-    // The input gradient is a correlation of dy with the mirrored kernel, whose padding is what is left of
-    // the span.
-    let begin = |axis: usize| {
-        let (span, low) = (problem.axis(axis).span() as i64, problem.window.padding[axis].0 as i64);
-        if forward { low } else { span - 1 - low }
-    };
-    let (stride, dilation) = (problem.window.stride[0], problem.window.dilation[0]);
-    let first_frame = (if forward { frame * stride } else { frame }) as i64 - begin(0);
-    let first_row = (row / outputs * outputs) as i64 - begin(1);
-    let first_column = (column / outputs * outputs) as i64 - begin(2);
-    let inside = |p: i64, extent: usize| usize::try_from(p).ok().filter(|p| *p < extent);
-    let (mut patch, mut filter) = (Vec::new(), Vec::new());
-    for c in 0..channels {
-        for_each([kd, size, size], |[k, i, j]| {
-            let place = (
-                inside(first_frame + (k * dilation) as i64, from_shape[2]),
-                inside(first_row + i as i64, from_shape[3]),
-                inside(first_column + j as i64, from_shape[4]),
-            );
-            patch.push(match place {
-                (Some(f), Some(r), Some(q)) => from
-                    .get((((n * channels + c) * from_shape[2] + f) * from_shape[3] + r) * from_shape[4] + q),
-                _ => 0.0,
-            });
-        });
-        for_each([kd, 3, 3], |[k, i, j]| {
-            filter.push(w.get(if forward {
-                (((out * channels + c) * kd + k) * 3 + i) * 3 + j
-            } else {
-                (((c * problem.channels + out) * kd + (kd - 1 - k)) * 3 + 2 - i) * 3 + 2 - j
-            }));
-        });
-    }
-    let single = Conv3dProblem {
-        batch: 1,
-        channels,
-        out_channels: 1,
-        input: [kd, size, size],
-        window: Window { padding_mode: PaddingMode::Zeros, ..Window::default() },
-        ..*problem
-    };
-    let magnitudes = winograd::reference::evaluate(&single, Pass::Forward, tile, &patch, &filter, true);
-    magnitudes[row % outputs * outputs + column % outputs]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use conv_kernels::FloatType;
+    use conv_kernels::conv3d::Window;
 
     const PASSES: [Pass; 3] = [Pass::Forward, Pass::InputGradient, Pass::WeightGradient];
 
@@ -348,35 +247,6 @@ mod tests {
                     };
                 });
                 assert!((sum - want).abs() < 1e-9, "{pass:?} {index}: {sum} {want}");
-            }
-        }
-    }
-
-    #[test]
-    fn one_winograd_magnitude_equals_that_of_the_whole_problem() {
-        let window = Window {
-            stride: [1; 3],
-            padding: [(2, 1), (1, 0), (0, 2)],
-            dilation: [2, 1, 1],
-            ..Window::default()
-        };
-        let problem =
-            Conv3dProblem::new([2, 3, 5, 9, 8], [2, 3, 2, 3, 3], None, window, FloatType::F32).unwrap();
-        let Inputs { x, w, dy } = inputs();
-        for pass in [Pass::Forward, Pass::InputGradient] {
-            let (from, shape) =
-                if pass == Pass::Forward { (x, problem.x_shape()) } else { (dy, problem.y_shape()) };
-            let values = from.values(shape.iter().product());
-            let weight = w.values(problem.weight_shape().iter().product());
-            for tile in WinogradTile::ALL {
-                let whole = winograd::reference::evaluate(&problem, pass, tile, &values, &weight, true);
-                for (index, want) in whole.iter().enumerate() {
-                    let one = one_magnitude(&problem, pass, tile, &from, &w, index);
-                    assert!(
-                        (one - want).abs() < 1e-9 * want.max(1.0),
-                        "{pass:?} {tile:?} {index}: {one} {want}"
-                    );
-                }
             }
         }
     }

@@ -1,21 +1,25 @@
 //! The rows of causal conv1d: forward and backward, and for sequences of one step the decoding update.
 
+mod step;
+
 use crate::bench::{Bench, Row, Work};
 use crate::burn_peer::{self, CausalConv1d};
-use crate::data::{Source, upload};
-use crate::options::{Op, Options, Pass, Plans, Size};
+use crate::data::{Memory, Source, upload};
+use crate::options::{Op, Options, Pass, Size};
+use crate::peers;
 use crate::scale;
 use crate::verify::Truth;
 use anyhow::Result;
 use conv_cases::causal_conv1d::Case;
 use conv_cases::workloads;
 use conv_kernels::causal_conv1d::{
-    self, CausalConv1dProblem, Conv1dLayout, Gradients, Inputs, OptionalShapes, Pass as KernelPass,
-    UpdateProblem, eligible, reference,
+    self, CausalConv1dProblem, Conv1dLayout, Gradients, Inputs, OptionalShapes, Pass as KernelPass, eligible,
+    reference,
 };
 use conv_kernels::conv3d::Activation;
 use conv_kernels::tolerance::Guard;
 use conv_kernels::{FloatType, Operand};
+use serde_json::json;
 use std::rc::Rc;
 
 const OP: &str = "causal_conv1d";
@@ -37,11 +41,14 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     for case in cases(&bench.options, bench.size) {
         for dtype in bench.dtypes() {
             if case.t == 1 {
-                run_update(bench, &case, dtype)?
-            } else {
-                run_case(bench, &case, dtype)?
+                step::run(bench, &case, dtype)?;
+                bench.clean_up();
+                continue;
             }
-            bench.clean_up();
+            for channels_last in bench.options.layout.channels_last() {
+                run_case(bench, &case, dtype, *channels_last)?;
+                bench.clean_up();
+            }
         }
         bench.report.end_case(&title(&case));
     }
@@ -74,7 +81,7 @@ fn activation(case: &Case) -> Activation {
     if case.silu { Activation::Silu } else { Activation::None }
 }
 
-fn run_case(bench: &mut Bench, case: &Case, dtype: FloatType) -> Result<()> {
+fn run_case(bench: &mut Bench, case: &Case, dtype: FloatType, channels_last: bool) -> Result<()> {
     let shape = [case.b, case.c, case.t];
     let optional = OptionalShapes { bias: case.bias.then_some(case.c), ..OptionalShapes::default() };
     let layout = Conv1dLayout::Bct;
@@ -87,7 +94,13 @@ fn run_case(bench: &mut Bench, case: &Case, dtype: FloatType) -> Result<()> {
         return Ok(());
     }
     let sources = Sources::new(dtype);
-    run_ours(bench, case, &problem, &sources)?;
+    run_ours(bench, case, &problem, &sources, channels_last)?;
+    // Peers have their own order, whatever ours is.
+    if channels_last {
+        return Ok(());
+    }
+    bench.clean_up();
+    run_peers(bench, case, &problem, &sources)?;
     if bench.options.no_burn {
         return Ok(());
     }
@@ -96,8 +109,8 @@ fn run_case(bench: &mut Bench, case: &Case, dtype: FloatType) -> Result<()> {
 
 const PASSES: [Pass; 3] = [Pass::Fwd, Pass::Bwd, Pass::FwdBwd];
 
-fn row(case: &Case, dtype: FloatType, pass: Pass, algorithm: &str, chosen: bool) -> Row {
-    Row { op: OP, case: case.name.clone(), dtype, pass, algorithm: algorithm.into(), chosen }
+fn row(case: &Case, dtype: FloatType, pass: Pass, plan: &str, chosen: bool) -> Row {
+    Row { op: OP, case: case.name.clone(), dtype, pass, plan: plan.into(), chosen }
 }
 
 /// Each tensor as long as x counted once: two for the forward pass, three for the backward pass.
@@ -115,12 +128,26 @@ fn work(case: &Case, dtype: FloatType, pass: Pass) -> Work {
     }
 }
 
-fn run_ours(bench: &mut Bench, case: &Case, problem: &CausalConv1dProblem, sources: &Sources) -> Result<()> {
+/// B, T, C of B, C, T.
+const BTC: Memory = Memory::Permuted(&[0, 2, 1]);
+
+/// Measures our plans on a problem of [`Conv1dLayout::Bct`], with channels last where that is asked for.
+fn run_ours(
+    bench: &mut Bench,
+    case: &Case,
+    first: &CausalConv1dProblem,
+    sources: &Sources,
+    channels_last: bool,
+) -> Result<()> {
     let (client, limits) = (bench.device.client.clone(), bench.device.limits.clone());
-    let x = upload(&client, &sources.x, &problem.x_shape());
-    let weight = upload(&client, &sources.weight, &problem.weight_shape());
-    let bias = problem.bias.then(|| upload(&client, &sources.bias, &[problem.channels]));
-    let dy = upload(&client, &sources.dy, &problem.x_shape());
+    let (layout, memory, suffix) =
+        if channels_last { (Conv1dLayout::Btc, BTC, "_btc") } else { (first.layout, Memory::RowMajor, "") };
+    let problem = &CausalConv1dProblem { layout, ..*first };
+    let case = &Case { name: format!("{}{suffix}", case.name), ..case.clone() };
+    let x = upload(&client, &sources.x, &first.x_shape(), memory);
+    let weight = upload(&client, &sources.weight, &problem.weight_shape(), Memory::RowMajor);
+    let bias = problem.bias.then(|| upload(&client, &sources.bias, &[problem.channels], Memory::RowMajor));
+    let dy = upload(&client, &sources.dy, &first.x_shape(), memory);
     let inputs = Inputs {
         x: &x,
         weight: &weight,
@@ -129,13 +156,15 @@ fn run_ours(bench: &mut Bench, case: &Case, problem: &CausalConv1dProblem, sourc
         seq_idx: None,
         residual: None,
     };
-    let [y, gradients] = truths(problem, sources);
+    let [y, gradients] = truths(first, sources).map(|truths| with_memory(truths, first, memory));
     for pass in bench.options.passes(&PASSES) {
         let forwards = eligible(problem, KernelPass::Forward, &limits);
         let backwards = eligible(problem, KernelPass::Backward, &limits);
         // Both passes have the same plans, the automatic one first.
-        let count = if bench.options.plan == Plans::All { forwards.len() } else { 1 };
-        for (index, (forward, backward)) in forwards.iter().zip(&backwards).enumerate().take(count) {
+        for (index, (forward, backward)) in forwards.iter().zip(&backwards).enumerate() {
+            if !bench.options.wants_plan(forward.name(), index == 0) {
+                continue;
+            }
             let run_forward =
                 |y: &Operand| causal_conv1d::forward(&client, &limits, problem, forward, &inputs, y);
             let run_backward = |out: &[Operand]| {
@@ -158,6 +187,48 @@ fn run_ours(bench: &mut Bench, case: &Case, problem: &CausalConv1dProblem, sourc
         }
     }
     Ok(())
+}
+
+/// The same problems for peers in other processes.
+fn run_peers(bench: &mut Bench, case: &Case, problem: &CausalConv1dProblem, sources: &Sources) -> Result<()> {
+    if bench.peers.is_none() {
+        return Ok(());
+    }
+    let [y, gradients] = truths(problem, sources);
+    for pass in bench.options.passes(&PASSES) {
+        let truths: Vec<_> = match pass {
+            Pass::Fwd => y.clone(),
+            Pass::FwdBwd => y.iter().chain(&gradients).cloned().collect(),
+            _ => gradients.clone(),
+        };
+        let (x, weight) = (problem.x_shape(), problem.weight_shape());
+        let mut job = peers::job(json!({
+            "op": OP,
+            "shapes": {"x": x, "weight": weight, "bias": [problem.channels], "dy": x},
+            "seeds": {"x": sources.x.seed(), "weight": sources.weight.seed(), "dy": sources.dy.seed()},
+            "width": problem.width,
+            "silu": case.silu,
+        }));
+        if problem.bias {
+            job["seeds"]["bias"] = json!(sources.bias.seed());
+        }
+        bench.peers(
+            &row(case, problem.dtype, pass, "", true),
+            work(case, problem.dtype, pass),
+            &truths,
+            job,
+        )?;
+    }
+    Ok(())
+}
+
+/// Truths of tensors like x with results that lie in memory as `memory` says.
+fn with_memory(truths: Vec<Rc<Truth>>, problem: &CausalConv1dProblem, memory: Memory) -> Vec<Rc<Truth>> {
+    let moved = |truth: Rc<Truth>| {
+        let like_x = truth.shape == problem.x_shape();
+        if like_x { Rc::new(Truth { memory, ..(*truth).clone() }) } else { truth }
+    };
+    truths.into_iter().map(moved).collect()
 }
 
 fn run_burn(bench: &mut Bench, case: &Case, problem: &CausalConv1dProblem, sources: &Sources) -> Result<()> {
@@ -253,7 +324,8 @@ fn truths(problem: &CausalConv1dProblem, sources: &Sources) -> [Vec<Rc<Truth>>; 
     let truth = |shape: &[usize], positions: &[usize], values, magnitudes, terms, guard| {
         let all = positions.len() == shape.iter().product::<usize>();
         let positions = (!all).then(|| positions.to_vec());
-        Rc::new(Truth { shape: shape.to_vec(), positions, values, magnitudes, terms, slope: 1.0, guard })
+        let (shape, memory) = (shape.to_vec(), Memory::RowMajor);
+        Rc::new(Truth { shape, memory, positions, values, magnitudes, terms, slope: 1.0, guard })
     };
     let forward = truth(
         &problem.x_shape(),
@@ -275,77 +347,6 @@ fn truths(problem: &CausalConv1dProblem, sources: &Sources) -> [Vec<Rc<Truth>>; 
         gradients.push(truth(&[problem.channels], &channels, values.bias, magnitudes.bias, long, sum));
     }
     [vec![forward], gradients]
-}
-
-/// One decoding step.
-fn run_update(bench: &mut Bench, case: &Case, dtype: FloatType) -> Result<()> {
-    if !bench.options.wants_pass(Pass::Fwd) {
-        return Ok(());
-    }
-    let (client, limits) = (bench.device.client.clone(), bench.device.limits.clone());
-    let state_shape = [case.b, case.c, case.w - 1];
-    let bias = case.bias.then_some(case.c);
-    let problem = UpdateProblem::new(
-        [case.b, case.c],
-        state_shape,
-        [case.c, case.w],
-        bias,
-        activation(case),
-        dtype,
-        dtype,
-    )?;
-    let sources = Sources::new(dtype);
-    let values = |source: &Source, shape: &[usize]| source.values(shape.iter().product());
-    let (x, weight) =
-        (values(&sources.x, &problem.x_shape()), values(&sources.weight, &problem.weight_shape()));
-    let (state, bias_values) = (values(&sources.dy, &state_shape), bias.map(|c| values(&sources.bias, &[c])));
-    let absolute = |values: &[f64]| values.iter().map(|value| value.abs()).collect::<Vec<_>>();
-    let (y, new_state) = reference::update(&problem, &x, &state, &weight, bias_values.as_deref());
-    let plain = UpdateProblem { activation: Activation::None, ..problem };
-    let abs_bias = bias_values.as_deref().map(absolute);
-    let (magnitudes, _) =
-        reference::update(&plain, &absolute(&x), &absolute(&state), &absolute(&weight), abs_bias.as_deref());
-    let truth = |shape: &[usize], values: Vec<f64>, magnitudes: Vec<f64>| {
-        let (shape, terms, guard) = (shape.to_vec(), case.w + 25, Guard::SUM);
-        Rc::new(Truth { shape, positions: None, values, magnitudes, terms, slope: 1.1, guard })
-    };
-    // The new state is a copy: no rounding is allowed for.
-    let copy = vec![0.0; new_state.len()];
-    let truths = [truth(&problem.x_shape(), y, magnitudes), truth(&state_shape, new_state, copy)];
-    let elements = case.b * case.c * (2 + 2 * (case.w - 1)) + case.c * (case.w + usize::from(case.bias));
-    let work =
-        Work { flops: 2.0 * case.macs() as f64, bytes: (elements * dtype.size()) as f64, memory_bound: true };
-
-    let x = upload(&client, &sources.x, &problem.x_shape());
-    let weight = upload(&client, &sources.weight, &problem.weight_shape());
-    let state = upload(&client, &sources.dy, &state_shape);
-    let bias = bias.map(|c| upload(&client, &sources.bias, &[c]));
-    bench.ours(&row(case, dtype, Pass::Fwd, "update", true), work, &truths, &|out| {
-        causal_conv1d::update(
-            &client,
-            &limits,
-            &problem,
-            &x,
-            &state,
-            &weight,
-            bias.as_ref(),
-            &out[0],
-            &out[1],
-        )
-    })?;
-    if bench.options.no_burn {
-        return Ok(());
-    }
-    let device = bench.device.burn.clone();
-    let x = burn_peer::tensor(&device, &sources.x, [case.b, case.c, 1], dtype);
-    let weight = burn_peer::tensor(&device, &sources.weight, [case.c, 1, case.w], dtype);
-    let state = burn_peer::tensor(&device, &sources.dy, state_shape, dtype);
-    let bias = case.bias.then(|| burn_peer::tensor(&device, &sources.bias, [case.c], dtype));
-    let peer = CausalConv1d { width: case.w, channels: case.c, silu: case.silu };
-    bench.burn(&row(case, dtype, Pass::Fwd, peer.update_name(), true), work, &truths, &|| (), &|()| {
-        let (y, state) = peer.update(x.clone(), state.clone(), weight.clone(), bias.clone());
-        vec![burn_peer::read(y), burn_peer::read(state)]
-    })
 }
 
 #[cfg(test)]
