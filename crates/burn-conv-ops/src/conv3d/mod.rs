@@ -39,10 +39,10 @@ use burn::tensor::Tensor;
 /// On every device a result is not finite where a product of its sum holds NaN or an infinity. Beside these,
 /// a non-finite weight may make any result of its channel (y: its output channel, dx: its input channel)
 /// non-finite, an element of x or dy any weight's gradient of its channel, since the padding's zeros are
-/// multiplied; all other results keep their values. Where [`Algorithm::Auto`] takes Winograd, an element of x
-/// reaches its tile of 4 x 4 results as well; [`Algorithm::NoWinograd`] never takes it. Finite tensors give
-/// finite, right results as long as `C/groups * taps * max|x| * max|weight|` is below the largest fp32
-/// number.
+/// multiplied; all other results keep their values. Where [`Algorithm::Auto`](crate::Algorithm::Auto) takes
+/// Winograd, an element of x reaches its tile of 4 x 4 results as well;
+/// [`Algorithm::NoWinograd`](crate::Algorithm::NoWinograd) never takes it. Finite tensors give finite, right
+/// results as long as `C/groups * taps * max|x| * max|weight|` is below the largest fp32 number.
 ///
 /// # Panics
 /// Where [`try_conv3d`] returns an error.

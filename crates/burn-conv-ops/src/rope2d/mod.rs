@@ -19,7 +19,7 @@ use burn::tensor::Tensor;
 /// RoPE2D: tokens `[B, H, N, D]` (or `[B, N, H, D]`, as the options say), rotated by their positions of (row,
 /// column): the first half of D by the row, the second by the column, element i of each half's first quarter
 /// with element i of its second. Positions are integers `[B, N, 2]`, which may be negative, fp32 numbers
-/// `[B, N, 2]` or a [`RopeGrid`], see [`Rope2dPositions`]. They have no gradient.
+/// `[B, N, 2]` or a [`RopeGrid`](crate::RopeGrid), see [`Rope2dPositions`]. They have no gradient.
 ///
 /// ```no_run
 /// use burn::tensor::{Device, Distribution, Tensor};
