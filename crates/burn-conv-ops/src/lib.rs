@@ -54,3 +54,8 @@ fn or_panic<T>(result: Result<T, ConvError>) -> T {
 #[cfg(all(doctest, feature = "autodiff"))]
 #[doc = include_str!("../../../README.md")]
 struct ReadmeExamples;
+
+/// The guide's.
+#[cfg(all(doctest, feature = "autodiff"))]
+#[doc = include_str!("../../../docs/guide.md")]
+struct GuideExamples;

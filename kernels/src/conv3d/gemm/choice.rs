@@ -1,6 +1,6 @@
 //! Chooses the plan among the tiles of the gathered GEMM and of the GEMM with windows in shared memory
-//! ([`crate::conv3d::window`]). The thresholds come from timings of every tile (`examples/tiles.rs` repeats
-//! them).
+//! ([`crate::conv3d::window`]). The thresholds come from timings of every tile (`cargo xtask bench --plan
+//! all` repeats them).
 //!
 //! | columns (channels) per group   | plan, tile (M x N)  | because                                        |
 //! |--------------------------------|---------------------|------------------------------------------------|
