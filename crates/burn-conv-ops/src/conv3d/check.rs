@@ -4,8 +4,10 @@ use super::Conv3dOptions;
 use crate::backend::Conv3dCall;
 use crate::check::{fits, limits, same_device, same_dtype};
 use burn::tensor::Tensor;
+use conv_kernels::ConvError;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+use conv_kernels::Limits;
 use conv_kernels::conv3d::{self, Conv3dProblem, Pass, WinogradTile};
-use conv_kernels::{ConvError, Limits};
 #[cfg(feature = "autodiff")]
 use conv_kernels::{FloatType, conv3d::Activation};
 
