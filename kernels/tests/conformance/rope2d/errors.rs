@@ -101,7 +101,7 @@ fn bad_input_is_refused() {
         ),
         (
             call(&small, &good, &positions, &good),
-            "rope2d: the table of a head of 8 rotated elements has 73760 bytes, the largest buffer of this device 73759",
+            "rope2d: the table for 8 rotated elements has 73760 bytes, the largest buffer of this device has 73759",
         ),
         (
             call(&no_f32, &good, &positions, &good),
