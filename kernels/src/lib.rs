@@ -26,6 +26,7 @@
 //!
 //! operand, index_operand, dtype     tensors and their storage types
 //! geometry, limits, error           what is valid, what the device offers, how a call is refused
+//! needs                             what a plan asks of a device
 //! launch                            grids, waves and dispatches
 //! registers, half_words, activation device code that all ops use
 //! tolerance                         error bounds for tests
@@ -62,6 +63,7 @@ mod half_words;
 mod index_operand;
 mod launch;
 mod limits;
+mod needs;
 mod operand;
 mod registers;
 pub mod rope2d;
@@ -73,4 +75,5 @@ pub use error::ConvError;
 pub use geometry::AxisGeometry;
 pub use index_operand::{IndexOperand, IndexType};
 pub use limits::Limits;
+pub use needs::Needs;
 pub use operand::{Operand, row_major};

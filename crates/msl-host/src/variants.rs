@@ -9,8 +9,9 @@ pub mod causal_conv1d;
 pub mod conv3d;
 pub mod rope2d;
 
-use crate::server::{Kernel, Label, Recorder};
-use conv_kernels::{ConvError, FloatType, IndexOperand, IndexType, Limits, Operand};
+use crate::lower::Facts;
+use crate::server::{Kernel, Label, Log, Recorder};
+use conv_kernels::{ConvError, FloatType, IndexOperand, IndexType, Limits, Needs, Operand};
 use cubecl::prelude::Client;
 use std::collections::HashSet;
 
@@ -111,6 +112,19 @@ fn note_refusal(result: Result<(), ConvError>, label: &Label, case: &str, refuse
     if let Err(error) = result {
         refused.push(format!("{label} ({case}): {error}"));
     }
+}
+
+/// Launches from `first` on that need more than their plan says.
+fn understated(log: &Log, first: usize, needs: &Needs, label: &Label) -> Vec<String> {
+    let kernels = log.launches[first..].iter().map(|launch| &log.kernels[launch.kernel]);
+    let lowered = kernels.filter_map(|kernel| kernel.lowered.as_ref().ok());
+    let understates = |facts: &Facts| {
+        facts.threadgroup_bytes > needs.shared_bytes
+            || facts.declared_threads as usize > needs.threads
+            || facts.bindings > needs.bindings
+    };
+    let found = lowered.filter(|lowered| understates(&lowered.facts));
+    found.map(|lowered| format!("{label}: {:?} where the plan says {needs:?}", lowered.facts)).collect()
 }
 
 /// A row-major tensor with undefined contents.

@@ -12,13 +12,14 @@
 //! Packed sequences under a wide filter have only `Looped`: `Wide` would have to compare ids for every
 //! product.
 //!
-//! A plan serves only if the loops of every kernel of the pass are within the device's limit
-//! ([`Limits::loop_iterations`]).
+//! A plan serves only if the device has what every kernel of the pass needs ([`Needs`]).
 
+use super::args::THREADS;
 use super::problem::CausalConv1dProblem;
 use super::{looped, narrow, wide};
 use crate::error::{ConvError, unsupported};
 use crate::limits::Limits;
+use crate::needs::Needs;
 use crate::operand::check_dtype;
 
 /// The widest filter of [`Plan::Narrow`].
@@ -71,18 +72,19 @@ impl Plan {
 /// The plan for one pass.
 ///
 /// # Errors
-/// [`ConvError::Unsupported`] when the device lacks a storage type, [`ConvError::TooLarge`] when the loops of
-/// every plan exceed its limit.
+/// [`ConvError::Unsupported`] when the device lacks a storage type or what every plan needs,
+/// [`ConvError::TooLarge`] when the loops of every plan exceed its limit.
 pub fn plan(problem: &CausalConv1dProblem, pass: Pass, limits: &Limits) -> Result<Plan, ConvError> {
-    check_dtype("causal_conv1d", problem.dtype, limits)?;
-    check_dtype("causal_conv1d", problem.weight_dtype, limits)?;
+    for dtype in [problem.dtype, problem.weight_dtype, problem.state_dtype] {
+        check_dtype("causal_conv1d", dtype, limits)?;
+    }
     let plans = candidates(problem, pass);
     let fits = plans.iter().find(|plan| check(**plan, problem, pass, limits).is_ok());
     fits.map_or_else(|| check(plans[0], problem, pass, limits).map(|()| plans[0]), |plan| Ok(*plan))
 }
 
-/// Every plan that serves the pass, the automatic choice first; none if the loops of all exceed the device's
-/// limit.
+/// Every plan that serves the pass, the automatic choice first; none if the device lacks what all of them
+/// need.
 pub fn eligible(problem: &CausalConv1dProblem, pass: Pass, limits: &Limits) -> Vec<Plan> {
     let mut plans = candidates(problem, pass);
     plans.retain(|plan| check(*plan, problem, pass, limits).is_ok());
@@ -107,7 +109,7 @@ fn wide_serves(problem: &CausalConv1dProblem) -> bool {
     problem.width > NARROW_WIDTH && !problem.seq_idx
 }
 
-/// Refuses a plan that does not serve the problem or whose loops exceed the device's limit.
+/// Refuses a plan that does not serve the problem or needs what the device lacks.
 pub(crate) fn check(
     plan: Plan,
     problem: &CausalConv1dProblem,
@@ -132,33 +134,42 @@ pub(crate) fn check(
             problem.width,
             if problem.seq_idx { " and there is a seq_idx" } else { "" }
         ),
-        _ => check_iterations("causal_conv1d", iterations(plan, problem, pass, limits), limits),
-    }
-}
-
-/// The most iterations that the loops of one thread make in total in any kernel of the pass, without loops of
-/// constant length.
-fn iterations(plan: Plan, problem: &CausalConv1dProblem, pass: Pass, limits: &Limits) -> usize {
-    match (plan, pass) {
-        _ if problem.batch * problem.channels * problem.length == 0 => 0,
-        (Plan::Empty, _) => 0,
-        (Plan::Narrow, _) => narrow::loop_iterations(problem, pass, limits),
-        (Plan::Wide, Pass::Forward) => wide::iterations(problem),
-        (Plan::Wide, Pass::Backward) => {
-            wide::iterations(problem).max(wide::WeightSplit::of(problem, limits).iterations())
+        _ => {
+            let what = format_args!("causal_conv1d: the {} pass by {}", pass.name(), plan.name());
+            plan.needs(problem, pass, limits).check(what, limits)
         }
-        (Plan::Looped, Pass::Forward) => problem.width,
-        (Plan::Looped, Pass::Backward) => problem.width.max(looped::weight::iterations(problem, limits)),
     }
 }
 
-/// Refuses loops longer than the device's limit: see [`Limits::loop_iterations`].
-pub(crate) fn check_iterations(op: &str, iterations: usize, limits: &Limits) -> Result<(), ConvError> {
-    match limits.loop_iterations {
-        Some(most) if iterations > most => Err(ConvError::TooLarge(format!(
-            "{op}: a sum takes {iterations} loop iterations, this software device ends loops after {most}"
-        ))),
-        _ => Ok(()),
+impl Plan {
+    /// What the plan needs of a device for one pass of a problem that it serves, whichever optional tensors
+    /// are given.
+    pub fn needs(&self, problem: &CausalConv1dProblem, pass: Pass, limits: &Limits) -> Needs {
+        if *self == Self::Empty || problem.batch * problem.channels * problem.length == 0 {
+            return Needs::default();
+        }
+        let ids = usize::from(problem.seq_idx);
+        // Arguments included; the states' kernels bind at most seven.
+        let (shared_bytes, bindings) = match (self, pass) {
+            (Self::Narrow, Pass::Forward) => (0, 7 + ids),
+            (Self::Narrow, Pass::Backward) => (narrow::BACKWARD_SHARED_BYTES, 12 + ids),
+            (Self::Wide, Pass::Forward) => (wide::FORWARD_SHARED_BYTES, 8),
+            (Self::Wide, Pass::Backward) => (wide::backward_shared_bytes(problem), 8),
+            (Self::Looped, _) => (4 * THREADS as usize, 7 + ids),
+            (Self::Empty, _) => (0, 0),
+        };
+        let loop_iterations = match (self, pass) {
+            (Self::Empty, _) => 0,
+            (Self::Narrow, _) => narrow::loop_iterations(problem, pass, limits),
+            (Self::Wide, Pass::Forward) => wide::iterations(problem),
+            (Self::Wide, Pass::Backward) => {
+                wide::iterations(problem).max(wide::WeightSplit::of(problem, limits).iterations())
+            }
+            (Self::Looped, Pass::Forward) => problem.width,
+            (Self::Looped, Pass::Backward) => problem.width.max(looped::weight::iterations(problem, limits)),
+        };
+        let threads = THREADS as usize;
+        Needs { shared_bytes, threads, bindings, buffer_bytes: 0, loop_iterations }
     }
 }
 
@@ -182,7 +193,8 @@ impl SplitK {
     /// Slices of about `length` of the `k` elements; fewer and longer ones if `results` fp32 sums per slice
     /// exceed the workspace.
     pub(crate) fn of(k: usize, length: usize, results: usize, limits: &Limits) -> Self {
-        let affordable = limits.workspace_bytes / (4 * results.max(1)) as u64;
+        let bytes = limits.workspace_bytes.min(limits.buffer_bytes);
+        let affordable = bytes / (4 * results.max(1)) as u64;
         let affordable = usize::try_from(affordable).unwrap_or(usize::MAX).max(1);
         let slices = k.div_ceil(length).clamp(1, affordable);
         let slice_length = k.div_ceil(slices).max(1);
@@ -238,6 +250,22 @@ mod tests {
         let halves = Limits { dtypes: vec![FloatType::F16], ..limits };
         let message = "causal_conv1d: this device cannot hold f32 tensors, it serves f16";
         assert_eq!(plan(&problem([1, 1, 1], 1), Pass::Forward, &halves).unwrap_err().message(), message);
+    }
+
+    /// WebGPU's least: eight bindings, 16 KiB of shared memory. Some plan serves every problem.
+    #[test]
+    fn plans_that_need_more_than_the_device_has_give_way() {
+        let least = Limits { bindings: 8, shared_bytes: 16 << 10, units_per_cube: 256, ..Limits::apple_m1() };
+        for (width, forward) in [(4, Plan::Narrow), (9, Plan::Looped)] {
+            let problem = problem([2, 3, 40], width);
+            assert_eq!(plan(&problem, Pass::Forward, &least), Ok(forward), "{width}");
+            assert_eq!(plan(&problem, Pass::Backward, &least), Ok(Plan::Looped), "{width}");
+        }
+        let few = Limits { bindings: 6, ..least };
+        assert_eq!(
+            plan(&problem([2, 3, 40], 4), Pass::Backward, &few).unwrap_err().message(),
+            "causal_conv1d: the backward pass by narrow needs 12 buffer bindings, the device has 6"
+        );
     }
 
     #[test]

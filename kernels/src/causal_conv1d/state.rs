@@ -9,12 +9,12 @@
 //! strides.
 
 use super::args::{ConvParams, Present, THREADS, canonical, column, offset2, offset3, sequence_id};
-use super::plan::check_iterations;
 use super::problem::CausalConv1dProblem;
 use crate::error::ConvError;
 use crate::index_operand::{IndexOperand, IndexType};
 use crate::launch::{Span, dispatches};
 use crate::limits::Limits;
+use crate::needs::Needs;
 use crate::operand::{Operand, address_type};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
@@ -117,7 +117,14 @@ fn launch_ends(
     seq_idx: &IndexOperand,
     (out, column): (&IndexOperand, usize),
 ) -> Result<(), ConvError> {
-    check_iterations("causal_conv1d", problem.length.div_ceil(THREADS as usize * SEARCHED), limits)?;
+    let threads = THREADS as usize;
+    let needs = Needs {
+        shared_bytes: 4 * threads,
+        threads,
+        loop_iterations: problem.length.div_ceil(threads * SEARCHED),
+        ..Needs::default()
+    };
+    needs.check(format_args!("causal_conv1d: the search for the last steps"), limits)?;
     let largest = seq_idx.extent().max(out.extent()).max(problem.length + SEARCHED * THREADS as usize);
     let address = address_type("causal_conv1d", &[], largest, limits)?;
     for dispatch in dispatches(problem.batch, (problem.length * 2) as f64, limits) {

@@ -21,7 +21,7 @@ pub(super) fn check(
     if result_is_empty(problem, pass) {
         return Ok(());
     }
-    plan.needs(problem, pass, limits).check(plan, pass, limits)
+    plan.check_needs(problem, pass, limits)
 }
 
 fn serves(plan: &Plan, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Result<(), ConvError> {

@@ -32,14 +32,19 @@ const THREADS: u32 = 256;
 /// Products in a row before their sum is added to the thread's total: bounds the rounding error.
 const SERIAL_PRODUCTS: usize = 64;
 
-/// Launches the weight gradient: fp32 partial sums over `split`, then their deterministic sum.
+/// The split-K slices.
+pub(crate) fn weight_split(problem: &Conv3dProblem, limits: &Limits) -> ReductionSplit {
+    ReductionSplit::of(problem.positions(), problem.weight_shape().iter().product(), limits)
+}
+
+/// Launches the weight gradient: fp32 partials of the slices, then their deterministic sum.
 pub(crate) fn weight_gradient(
     client: &Client,
     problem: &Conv3dProblem,
-    split: ReductionSplit,
     limits: &Limits,
     [x, dy, dw]: [&Operand; 3],
 ) -> Result<(), ConvError> {
+    let split = weight_split(problem, limits);
     let sums = split.slices * dw.len();
     let address = address_type("conv3d", &[x, dy, dw], sums.max(problem.positions()), limits)?;
     let partials = reduce::workspace(client, split.slices, dw.len());

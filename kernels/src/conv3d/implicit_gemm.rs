@@ -72,15 +72,21 @@ pub(crate) fn input_gradient(
     launch(client, problem, (Pass::InputGradient, config), limits, extents, (k, 1), [dy, w, dx], None)
 }
 
+/// The weight gradient's split-K slices.
+pub(crate) fn weight_split(problem: &Conv3dProblem, config: TileConfig, limits: &Limits) -> ReductionSplit {
+    let weights = problem.weight_shape().iter().product();
+    ReductionSplit::filling(problem.positions(), weights, 1, config.tile_k, limits)
+}
+
 /// Launches the weight gradient: operands x, dy, dw.
 pub(crate) fn weight_gradient(
     client: &Client,
     problem: &Conv3dProblem,
     config: TileConfig,
-    split: ReductionSplit,
     limits: &Limits,
     [x, dy, dw]: [&Operand; 3],
 ) -> Result<(), ConvError> {
+    let split = weight_split(problem, config, limits);
     let partials = reduce::partials(client, split.slices, dw);
     let extents =
         [problem.group_out_channels(), problem.group_channels() * problem.taps(), problem.positions()];

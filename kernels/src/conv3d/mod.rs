@@ -82,7 +82,6 @@ pub use activation_pass::activation_gradient;
 pub use few_outputs::FewOutputsTile;
 pub use gemm::{MatrixTile, RegisterTile};
 pub use implicit_gemm_tile::TileConfig;
-pub use needs::Needs;
 pub use notes::{NonFinite, Notes};
 pub use pass::Pass;
 pub use plan::{Algorithm, Plan, Tiles, eligible, gradient_plan, plan};
@@ -97,7 +96,6 @@ use crate::operand::Operand;
 use check::{check_bias, check_bias_gradient, check_operands};
 use cubecl::prelude::*;
 use gemm::GemmTile;
-use split::ReductionSplit;
 
 /// Computes y `[N, O, OD, OH, OW]` into `y`.
 ///
@@ -324,13 +322,11 @@ fn run_weight_gradient(
     check::check(plan, problem, Pass::WeightGradient, limits)?;
     // Without a batch x and dy are empty and the gradient is zero.
     let (x, dy) = (&x.bindable(client), &dy.bindable(client));
-    let split = ReductionSplit::of(problem.positions(), dw.len(), limits);
     match plan {
         Plan::Empty => Ok(()),
-        Plan::Direct => direct_weight::weight_gradient(client, problem, split, limits, [x, dy, dw]),
+        Plan::Direct => direct_weight::weight_gradient(client, problem, limits, [x, dy, dw]),
         Plan::ImplicitGemm(tile) => {
-            let split = ReductionSplit::filling(problem.positions(), dw.len(), 1, tile.tile_k, limits);
-            implicit_gemm::weight_gradient(client, problem, *tile, split, limits, [x, dy, dw])
+            implicit_gemm::weight_gradient(client, problem, *tile, limits, [x, dy, dw])
         }
         Plan::Depthwise => depthwise::weight_gradient(client, problem, limits, [x, dy, dw], db),
         Plan::Gemm(tile) => gemm::weight_gradient(client, problem, GemmTile::Fma(*tile), limits, [x, dy, dw]),

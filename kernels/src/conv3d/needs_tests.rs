@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::conv3d::check::check;
+use crate::conv3d::gemm::RegisterTile;
 use crate::conv3d::plan::{Algorithm, eligible, plan};
 use crate::conv3d::problem::{PaddingMode, Window};
 use crate::dtype::FloatType;
@@ -69,7 +70,7 @@ proptest! {
                     prop_assert!(plan.is_ok(), "{:?} {limits:?}: {plan:?}", pass);
                     let plan = plan.unwrap();
                     let needs = plan.needs(&problem, pass, &limits);
-                    prop_assert!(needs.check(&plan, pass, &limits).is_ok());
+                    prop_assert!(plan.check_needs(&problem, pass, &limits).is_ok());
                     prop_assert!(needs.shared_bytes <= limits.shared_bytes);
                     prop_assert!(needs.threads <= limits.units_per_cube as usize);
                     prop_assert!(check(&plan, &problem, pass, &limits).is_ok(), "{}", plan.name());
@@ -156,4 +157,15 @@ fn sizes_beyond_every_memory_are_refused() {
     for pass in PASSES {
         assert!(plan(&problem, pass, Algorithm::Auto, &Limits::apple_m1()).is_ok());
     }
+}
+
+/// Patches and phases of a stride split their sums into different slices; the longer loop counts.
+#[test]
+fn the_loops_of_patches_and_of_phases_are_counted() {
+    let stride = [2, 16, 16];
+    let problem = layer([1, 3, 16, 224, 224], [768, 3, 2, 16, 16], Window { stride, ..Window::default() });
+    let tile = RegisterTile::M64N64;
+    let iterations =
+        gemm::k_iterations(&problem, Pass::InputGradient, GemmTile::Fma(tile), &Limits::apple_m1());
+    assert_eq!(iterations, 768 / tile.tile_k + 1);
 }

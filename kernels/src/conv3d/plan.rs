@@ -20,7 +20,7 @@
 //! Under replicate padding the input gradient of all plans but `Direct` is computed in fp32 on the padded
 //! input and folded: the plan is chosen for that problem, checked for it and launched on it.
 //!
-//! Where a plan needs more than the device has ([`super::Needs`]) the next one is taken: smaller tiles of the
+//! Where a plan needs more than the device has ([`crate::Needs`]) the next one is taken: smaller tiles of the
 //! same GEMM, at last `Direct`.
 //!
 //! [`Algorithm::Auto`] takes Winograd where the rule and the table of `winograd/choice.rs` say that it is
@@ -46,6 +46,7 @@ use super::winograd::{self, WinogradConfig, WinogradTile};
 use super::{depthwise, fold};
 use crate::error::ConvError;
 use crate::limits::Limits;
+use std::fmt::{self, Display, Formatter};
 
 /// What the caller asks for. A forced algorithm that cannot serve the forward pass is an error; a gradient it
 /// cannot serve is computed by the automatic choice.
@@ -93,25 +94,34 @@ pub enum Plan {
     Winograd(WinogradConfig),
 }
 
-impl Plan {
-    /// The name used in tables and reports.
-    pub fn name(&self) -> String {
+/// The name used in tables, reports and errors.
+impl Display for Plan {
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
         match self {
-            Self::Empty => "empty".into(),
-            Self::Direct => "direct".into(),
+            Self::Empty => write!(f, "empty"),
+            Self::Direct => write!(f, "direct"),
             Self::ImplicitGemm(tile) => {
-                format!("implicit_gemm_{}x{}x{}", tile.tile_m, tile.tile_n, tile.tile_k)
+                write!(f, "implicit_gemm_{}x{}x{}", tile.tile_m, tile.tile_n, tile.tile_k)
             }
-            Self::Depthwise => "depthwise".into(),
-            Self::Gemm(tile) => format!("gemm_{}", tile.name()),
-            Self::MatrixGemm(tile) => format!("matrix_gemm_{}", tile.name()),
-            Self::WindowGemm(tile) => format!("window_gemm_{}", tile.name()),
-            Self::WindowWeight(tile) => format!("window_weight_{}", tile.name()),
-            Self::FewOutputs(tile) => format!("few_outputs_{}", tile.name()),
-            Self::Subpixel(tile) => format!("subpixel_{}", tile.name()),
-            Self::Winograd(config) if config.mma_tile.is_some() => format!("{}_matrices", config.tile.name()),
-            Self::Winograd(config) => config.tile.name().into(),
+            Self::Depthwise => write!(f, "depthwise"),
+            Self::Gemm(tile) => write!(f, "gemm_{}", tile.name()),
+            Self::MatrixGemm(tile) => write!(f, "matrix_gemm_{}", tile.name()),
+            Self::WindowGemm(tile) => write!(f, "window_gemm_{}", tile.name()),
+            Self::WindowWeight(tile) => write!(f, "window_weight_{}", tile.name()),
+            Self::FewOutputs(tile) => write!(f, "few_outputs_{}", tile.name()),
+            Self::Subpixel(tile) => write!(f, "subpixel_{}", tile.name()),
+            Self::Winograd(config) if config.mma_tile.is_some() => {
+                write!(f, "{}_matrices", config.tile.name())
+            }
+            Self::Winograd(config) => write!(f, "{}", config.tile.name()),
         }
+    }
+}
+
+impl Plan {
+    /// The name used in tables, reports and errors.
+    pub fn name(&self) -> String {
+        self.to_string()
     }
 }
 
@@ -240,7 +250,7 @@ fn first_that_serves(
 ) -> Result<Plan, ConvError> {
     let mut refusal = None;
     for plan in plans {
-        match plan.needs(problem, pass, limits).check(plan, pass, limits) {
+        match plan.check_needs(problem, pass, limits) {
             Ok(()) => return Ok(*plan),
             Err(error) => refusal = refusal.or(Some(error)),
         }
@@ -285,7 +295,7 @@ pub fn eligible(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Vec<Pla
         .chain(subpixel::tiles(problem, pass, limits).map(Plan::Subpixel))
         .chain(depthwise::serves(problem, pass).then_some(Plan::Depthwise))
         .chain(winograd)
-        .filter(|plan| plan.needs(asked, pass, limits).check(plan, pass, limits).is_ok())
+        .filter(|plan| plan.check_needs(asked, pass, limits).is_ok())
         .collect()
 }
 

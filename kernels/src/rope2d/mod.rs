@@ -288,6 +288,9 @@ pub fn rotate(
     rotate_all(client, limits, &[rotation], inverse)
 }
 
+/// Buffers of a launch for queries and keys: two each of tokens, positions and results, table and arguments.
+const PAIR_BINDINGS: usize = 8;
+
 /// [`rotate`] of one tensor, or of queries and keys in one launch: two problems of the same base, factor,
 /// head dimension, rotated elements and dtype, with the same kind of positions. Others get a launch each.
 ///
@@ -317,7 +320,9 @@ pub fn rotate_all(
         of(a) == of(b)
     };
     match &rotations[..] {
-        [q, k] if alike(q, k) => launch::launch(client, limits, &rotations, inverse),
+        [q, k] if alike(q, k) && limits.bindings >= PAIR_BINDINGS => {
+            launch::launch(client, limits, &rotations, inverse)
+        }
         all => all.iter().try_for_each(|each| launch::launch(client, limits, &[*each], inverse)),
     }
 }

@@ -149,7 +149,8 @@ fn long_loops_are_refused_where_the_device_ends_them() {
         }
         Err(error) => assert_eq!(
             error.to_string(),
-            "causal_conv1d_update: a sum takes 59712 loop iterations, this software device ends loops after 20000"
+            "causal_conv1d_update: a call with steps = 19900 takes 59712 loop iterations per thread, this \
+             software device ends loops after 20000"
         ),
     }
 }

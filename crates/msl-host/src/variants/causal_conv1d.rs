@@ -4,7 +4,7 @@
 //! and two dtypes; activation and bias are run-time arguments. The table is the full product, but other
 //! weight types appear with the plainest options only.
 
-use super::{IndexWidth, indices, note_refusal, tensor};
+use super::{IndexWidth, indices, note_refusal, tensor, understated};
 use crate::server::{Label, Recorder};
 use conv_cases::causal_conv1d::{UpdateCase, update_cases};
 use conv_kernels::causal_conv1d::{
@@ -206,12 +206,15 @@ fn record_call(recorder: &Recorder, limits: &Limits, call: &CallVariant, refused
     };
     for plan in eligible(&problem, Pass::Forward, limits) {
         let label = label("forward", plan);
+        let first = recorder.log().launches.len();
         let result = recorder.record(&label, |client| {
             let operands = Operands::new(client, call, &problem);
             let y = tensor(client, &problem.x_shape(), call.dtype);
             forward(client, limits, &problem, &plan, &operands.inputs(), &y)
         });
         note_refusal(result, &label, &case, refused);
+        let needs = plan.needs(&problem, Pass::Forward, limits);
+        refused.extend(understated(&recorder.log(), first, &needs, &label));
     }
     for plan in eligible(&problem, Pass::Backward, limits) {
         for with_final in [true, false] {
@@ -219,9 +222,12 @@ fn record_call(recorder: &Recorder, limits: &Limits, call: &CallVariant, refused
             if with_final {
                 label.options += " final";
             }
+            let first = recorder.log().launches.len();
             let result = recorder
                 .record(&label, |client| record_backward(client, limits, call, &problem, plan, with_final));
             note_refusal(result, &label, &case, refused);
+            let needs = plan.needs(&problem, Pass::Backward, limits);
+            refused.extend(understated(&recorder.log(), first, &needs, &label));
         }
     }
     let label = Label {

@@ -1,12 +1,11 @@
 //! conv3d: forward, both gradients, and the bias and activation gradients, under every eligible plan.
 
-use super::{IndexWidth, note_refusal, tensor};
-use crate::lower::Facts;
-use crate::server::{Label, Log, Recorder};
+use super::{IndexWidth, note_refusal, tensor, understated};
+use crate::server::{Label, Recorder};
 use conv_cases::conv3d::{self as cases, Conv3dCase};
 use conv_kernels::conv3d::{
-    Activation, Conv3dProblem, Needs, PaddingMode, Pass, Plan, Window, activation_gradient, bias_gradient,
-    eligible, forward, forward_with_pre, input_gradient, weight_and_bias_gradient, weight_gradient,
+    Activation, Conv3dProblem, PaddingMode, Pass, Plan, Window, activation_gradient, bias_gradient, eligible,
+    forward, forward_with_pre, input_gradient, weight_and_bias_gradient, weight_gradient,
 };
 use conv_kernels::{FloatType, Limits};
 use cubecl::prelude::Client;
@@ -214,19 +213,6 @@ fn record_case(
         activation_gradient(client, limits, activation, [&saved, &dy, &dpre])
     });
     note_refusal(result, &label, &case.name, refused);
-}
-
-/// Launches from `first` on that need more than [`Needs`] of their plan says.
-fn understated(log: &Log, first: usize, needs: &Needs, label: &Label) -> Vec<String> {
-    let kernels = log.launches[first..].iter().map(|launch| &log.kernels[launch.kernel]);
-    let lowered = kernels.filter_map(|kernel| kernel.lowered.as_ref().ok());
-    let understates = |facts: &Facts| {
-        facts.threadgroup_bytes > needs.shared_bytes
-            || facts.declared_threads as usize > needs.threads
-            || facts.bindings > needs.bindings
-    };
-    let found = lowered.filter(|lowered| understates(&lowered.facts));
-    found.map(|lowered| format!("{label}: {:?} where the plan says {needs:?}", lowered.facts)).collect()
 }
 
 fn operands(client: &Client, problem: &Conv3dProblem) -> [conv_kernels::Operand; 3] {

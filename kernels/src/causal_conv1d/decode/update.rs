@@ -15,10 +15,9 @@
 //! Bytes: x, y, the columns of the state that are read and written. FLOP: 2 W per step and the activation.
 //! Any strides.
 
-use super::step;
+use super::{UPDATE, check_update_steps, step};
 use crate::activation::activate_by_code;
 use crate::causal_conv1d::args::{Present, THREADS, offset2, offset3};
-use crate::causal_conv1d::plan::check_iterations;
 use crate::causal_conv1d::problem::UpdateProblem;
 use crate::causal_conv1d::{check_operand, check_optional};
 use crate::error::{ConvError, invalid};
@@ -53,8 +52,6 @@ pub struct DecodingSteps<'a> {
     /// Of the state's shape and dtype; may be the state's own memory.
     pub new_state: &'a Operand,
 }
-
-const UPDATE: &str = "causal_conv1d_update";
 
 /// One decoding step: y `[B, C]` and the new state `[B, C, S]` from x `[B, C]`, state `[B, C, S]`, weight
 /// `[C, W]` and bias `[C]`. `new_state` may be the state's own memory.
@@ -133,18 +130,6 @@ pub fn update_steps(
     launch(client, limits, problem, steps)
 }
 
-/// Refuses more steps at once than the device's limit on loop iterations allows.
-///
-/// # Errors
-/// [`ConvError::TooLarge`] with the numbers.
-pub fn check_update_steps(problem: &UpdateProblem, steps: usize, limits: &Limits) -> Result<(), ConvError> {
-    // Per step one iteration of the outer loop, W of the inner one and its exit test; then the columns that
-    // are written, and the rows that a thread searches for its slot.
-    let taps = steps.saturating_mul(problem.width.saturating_add(2));
-    let iterations = taps.saturating_add(problem.state_length + problem.batch.div_ceil(THREADS as usize) + 4);
-    check_iterations(UPDATE, iterations, limits)
-}
-
 fn launch(
     client: &Client,
     limits: &Limits,
@@ -152,7 +137,7 @@ fn launch(
     steps: &DecodingSteps,
 ) -> Result<(), ConvError> {
     let length = steps.x.shape[2];
-    check_update_steps(problem, length, limits)?;
+    check_update_steps(problem, length, steps.lengths.or(steps.slots).is_some(), limits)?;
     let (state, new_state) = (steps.state.bindable(client), steps.new_state.bindable(client));
     // With lengths or slots each threadgroup has channels of one row, else threads are numbered linearly.
     let blocks = problem.channels.div_ceil(THREADS as usize);

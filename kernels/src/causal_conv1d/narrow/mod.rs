@@ -59,6 +59,9 @@ const BCT_WORD_BACKWARD_THREADS: usize = 64;
 /// loads in flight hide the memory's latency.
 const SLICES: usize = 2;
 
+/// Shared memory of the largest backward kernel: the heads of slices, halos and the sums of dw and db.
+pub(crate) const BACKWARD_SHARED_BYTES: usize = BCT_THREADS * (16 * SLICES + 2 * WIDTH + 4 * (WIDTH + 1));
+
 /// Whether the width is served and the extents fit the kernels' 32-bit coordinates.
 pub(crate) fn serves(problem: &CausalConv1dProblem) -> bool {
     let extents = [problem.batch, problem.channels, problem.length];

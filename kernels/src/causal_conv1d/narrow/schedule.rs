@@ -146,7 +146,8 @@ impl BtcSchedule {
 /// How many partial sums of dw and db the workspace holds per channel, at least 1.
 fn max_partials(problem: &CausalConv1dProblem, limits: &Limits) -> usize {
     let bytes = 4 * (problem.channels * (problem.width + 1)) as u64;
-    usize::try_from(limits.workspace_bytes / bytes.max(1)).unwrap_or(usize::MAX).max(1)
+    let partials = limits.workspace_bytes.min(limits.buffer_bytes) / bytes.max(1);
+    usize::try_from(partials).unwrap_or(usize::MAX).max(1)
 }
 
 /// Width of the loads and stores along the layout's last axis.

@@ -69,6 +69,9 @@ pub(super) const TAP_ROW: usize = TAP_BLOCK / 4 / SECTIONS + 1;
 /// Vectors of a section of the taps.
 pub(super) const TAP_PITCH: usize = section_pitch(MAX_ROWS * TAP_ROW);
 
+/// Bytes of shared memory.
+pub(crate) const SHARED_BYTES: usize = 16 * SECTIONS * (COLUMN_PITCH + TAP_PITCH);
+
 /// One filter over a source and the operands of its epilogue, for channels `first..first + channels`.
 pub(crate) struct FilterPass<'a> {
     /// `[B, C, T]` or `[B, channels, T]`.

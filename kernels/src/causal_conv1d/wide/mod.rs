@@ -16,11 +16,11 @@ mod weight;
 mod weight_split;
 
 use super::call::Conv1dCall;
-use super::problem::Conv1dLayout;
+use super::problem::{CausalConv1dProblem, Conv1dLayout};
 use crate::error::ConvError;
 use crate::operand::Operand;
 use forward::FilterPass;
-pub(super) use forward::iterations;
+pub(super) use forward::{SHARED_BYTES as FORWARD_SHARED_BYTES, iterations};
 pub(super) use weight::launch_partials;
 pub(super) use weight_split::{WeightSplit, workspace};
 
@@ -61,6 +61,12 @@ impl AccessWidth {
         // Column W-1 is step 0.
         (start + 3 * (width - 1)) % self.elements()
     }
+}
+
+/// Shared memory of the largest backward kernel.
+pub(super) fn backward_shared_bytes(problem: &CausalConv1dProblem) -> usize {
+    let tile = weight_split::WideWeightTile { layout: problem.layout, shift: 0 };
+    tile.shared_bytes().max(FORWARD_SHARED_BYTES)
 }
 
 /// Channels `first..first + channels` of y, or with `dy` of the pre-activation gradient, into

@@ -23,7 +23,7 @@ pub(super) struct WideWeightTile {
 
 impl WideWeightTile {
     /// Channels per tile: in `[B, T, C]` those of a 32-byte sector in fp32.
-    pub(super) fn rows(self) -> usize {
+    pub(super) const fn rows(self) -> usize {
         match self.layout {
             Conv1dLayout::Bct => 1,
             Conv1dLayout::Btc => 8,
@@ -31,7 +31,7 @@ impl WideWeightTile {
     }
 
     /// Threads per channel.
-    pub(super) fn row_threads(self) -> usize {
+    pub(super) const fn row_threads(self) -> usize {
         THREADS / self.rows()
     }
 
@@ -47,21 +47,26 @@ impl WideWeightTile {
     }
 
     /// Vectors of a channel in a section of the columns: the tile's, the taps' and one for the shift.
-    pub(super) fn column_row(self) -> usize {
+    pub(super) const fn column_row(self) -> usize {
         self.row_threads() + MAX_TAPS / OUTPUTS + 1
     }
 
     /// Vectors of a channel in a section of the gradients; one of them pads the row.
-    pub(super) fn gradient_row(self) -> usize {
+    pub(super) const fn gradient_row(self) -> usize {
         self.row_threads() + 1
     }
 
-    pub(super) fn column_pitch(self) -> usize {
+    pub(super) const fn column_pitch(self) -> usize {
         section_pitch(self.rows() * self.column_row())
     }
 
-    pub(super) fn gradient_pitch(self) -> usize {
+    pub(super) const fn gradient_pitch(self) -> usize {
         section_pitch(self.rows() * self.gradient_row())
+    }
+
+    /// Bytes of shared memory.
+    pub(super) const fn shared_bytes(self) -> usize {
+        16 * SECTIONS * (self.column_pitch() + self.gradient_pitch())
     }
 
     /// Vectors of a tile's columns that a thread loads.
@@ -92,7 +97,8 @@ impl WeightSplit {
         let tiles = problem.length.div_ceil(tile.steps());
         let items = (problem.batch * tiles).max(1);
         let bytes = 4 * (problem.channels * (problem.width + 1)) as u64;
-        let affordable = usize::try_from(limits.workspace_bytes / bytes.max(1)).unwrap_or(usize::MAX);
+        let affordable = limits.workspace_bytes.min(limits.buffer_bytes) / bytes.max(1);
+        let affordable = usize::try_from(affordable).unwrap_or(usize::MAX);
         let wanted =
             (4 * limits.cubes_in_flight).div_ceil(problem.channels.div_ceil(tile.rows()) * tap_blocks);
         // A few tiles per thread, unless the workspace is too small: this bounds the rounding error.

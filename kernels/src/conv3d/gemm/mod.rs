@@ -130,14 +130,16 @@ pub(crate) fn k_iterations(problem: &Conv3dProblem, pass: Pass, tile: GemmTile, 
     let [_, _, tile_k] = tile.shape();
     // One more than the stages: the first iteration multiplies zeros while it loads the first stage.
     if pass == Pass::WeightGradient {
-        let weights = problem.weight_shape().iter().product();
-        let split = split::ReductionSplit::of(problem.positions(), weights, limits);
-        return split.length.div_ceil(tile_k) + 1;
+        return weight::split(problem, tile, limits).length.div_ceil(tile_k) + 1;
     }
-    let gathers = launched_gathers(problem, pass);
-    let slices = most_slices(problem, pass, tile, gathers.iter(), limits);
-    let k = gathers.iter().map(|gather| gemm_shape(problem, pass, gather)[2]).max().unwrap_or(0);
-    k.div_ceil(slices).div_ceil(tile_k) + 1
+    let iterations = |gathers: &[Gather]| {
+        let slices = most_slices(problem, pass, tile, gathers.iter(), limits);
+        let k = gathers.iter().map(|gather| gemm_shape(problem, pass, gather)[2]).max().unwrap_or(0);
+        k.div_ceil(slices).div_ceil(tile_k) + 1
+    };
+    // The strides of the weight decide between the two.
+    let patched = if is_patches(problem, pass) { iterations(&[patches(problem)]) } else { 0 };
+    patched.max(iterations(&launched_gathers(problem, pass)))
 }
 
 /// What all launches of a pass have in common.

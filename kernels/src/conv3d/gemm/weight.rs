@@ -44,6 +44,22 @@ use crate::operand::{Operand, address_type};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
+/// The split-K slices. From the shape alone, not the strides: other slices round differently, and a view must
+/// give the same bits as a contiguous tensor.
+pub(super) fn split(problem: &Conv3dProblem, tile: GemmTile, limits: &Limits) -> ReductionSplit {
+    let [m, n] = [problem.group_channels() * problem.taps(), problem.group_out_channels()];
+    let [tile_m, tile_n, tile_k] = tile.shape();
+    let tiles = m.div_ceil(tile_m) * n.div_ceil(tile_n) * problem.window.groups;
+    let filling = if matches!(tile, GemmTile::Mma(_)) && is_pointwise_in_frame(problem) {
+        // Register pressure halves occupancy: at most one wave of half the threadgroups.
+        limits.cubes_in_flight / 2 / tiles.max(1)
+    } else {
+        limits.cubes_in_flight.div_ceil(tiles.max(1))
+    };
+    let weights = problem.weight_shape().iter().product();
+    ReductionSplit::filling(problem.positions(), weights, filling, tile_k, limits)
+}
+
 /// Launches the weight gradient: operands x, dy, dw.
 pub(crate) fn weight_gradient(
     client: &Client,
@@ -55,7 +71,7 @@ pub(crate) fn weight_gradient(
     let groups = problem.window.groups;
     let [m, n, k] =
         [problem.group_channels() * problem.taps(), problem.group_out_channels(), problem.positions()];
-    let [tile_m, tile_n, tile_k] = tile.shape();
+    let [tile_m, tile_n, _] = tile.shape();
     let (tiles_m, tiles_n) = (m.div_ceil(tile_m), n.div_ceil(tile_n));
     let [gather] = &gathers(problem, Pass::Forward)[..] else { unreachable!("a forward pass is one gather") };
     let padding = problem.window.padding_mode;
@@ -72,18 +88,9 @@ pub(crate) fn weight_gradient(
             (dy_width, source_width, contiguous)
         }
     };
-    let tiles = tiles_m * tiles_n * groups;
-    // From the shape alone, not the strides: other slices round differently, and a view must give the same
-    // bits as a contiguous tensor.
-    let filling = if matches!(tile, GemmTile::Mma(_)) && is_pointwise_in_frame(problem) {
-        // Register pressure halves occupancy: at most one wave of half the threadgroups.
-        limits.cubes_in_flight / 2 / tiles.max(1)
-    } else {
-        limits.cubes_in_flight.div_ceil(tiles.max(1))
-    };
-    let split = ReductionSplit::filling(k, dw.len(), filling, tile_k, limits);
+    let split = split(problem, tile, limits);
     let partials = reduce::partials(client, split.slices, dw);
-    let threadgroups = tiles * split.slices;
+    let threadgroups = tiles_m * tiles_n * groups * split.slices;
     let address = address_type("conv3d", &[x, dy, &partials], m.max(n).max(k).max(threadgroups), limits)?;
     let flop = 2.0 * (tile_m * tile_n * split.length) as f64;
     for dispatch in dispatches(threadgroups, flop, limits) {

@@ -344,11 +344,14 @@ fn offsets_beyond_the_index_type_are_refused() {
 fn loops_longer_than_the_device_allows_are_refused() {
     let client = client();
     let limits = Limits { loop_iterations: Some(4), ..Limits::of(&client) };
-    let most = "loop iterations, this software device ends loops after 4";
+    let most = "loop iterations per thread, this software device ends loops after 4";
     let wide = problem(&Case::new("wide", [1, 1, 4], 9), FloatType::F32, FloatType::F32);
     let all = tensors(&client, &wide, &[], false, &|seed, length| fill::normal(seed, length));
     let error = op::forward(&client, &limits, &wide, &Plan::Looped, &all.inputs(), all.x.operand());
-    assert_eq!(error.expect_err("a refusal").to_string(), format!("causal_conv1d: a sum takes 9 {most}"));
+    assert_eq!(
+        error.expect_err("a refusal").to_string(),
+        format!("causal_conv1d: the forward pass by looped takes 9 {most}")
+    );
 
     // A segment of 4 iterations and one for the halo.
     let long = problem(&Case::new("long", [1, 1, 16_384], 4), FloatType::F32, FloatType::F32);
@@ -356,7 +359,10 @@ fn loops_longer_than_the_device_allows_are_refused() {
     let (x, weight) = (all.x.operand(), all.weight.operand());
     let out = Gradients { x, weight, bias: None, initial_state: None };
     let error = op::backward(&client, &limits, &long, &Plan::Narrow, &all.inputs(), x, None, &out);
-    assert_eq!(error.expect_err("a refusal").to_string(), format!("causal_conv1d: a sum takes 5 {most}"));
+    assert_eq!(
+        error.expect_err("a refusal").to_string(),
+        format!("causal_conv1d: the backward pass by narrow takes 5 {most}")
+    );
 
     let f32 = FloatType::F32;
     let update =
@@ -366,6 +372,6 @@ fn loops_longer_than_the_device_allows_are_refused() {
     let error = op::update(&client, &limits, &update, x, state, weight.operand(), None, x, state);
     assert_eq!(
         error.expect_err("a refusal").to_string(),
-        format!("causal_conv1d_update: a sum takes 16 {most}")
+        format!("causal_conv1d_update: a call with steps = 1 takes 16 {most}")
     );
 }

@@ -95,12 +95,11 @@ fn many_steps_in_a_ring_are_right_or_refused() {
             new_state: state.operand(),
         };
         let launched = op::update_steps(&client, &limits, &problem, &all);
-        assert_eq!(op::check_update_steps(&problem, steps, &limits).is_ok(), launched.is_ok());
+        assert_eq!(op::check_update_steps(&problem, steps, true, &limits).is_ok(), launched.is_ok());
         if let Err(error) = launched {
             assert!(limits.loop_iterations.is_some() && steps > 6000);
-            let message = "causal_conv1d_update: a sum takes 59712 loop iterations, this software device \
-                           ends \
-                           loops after 20000";
+            let message = "causal_conv1d_update: a call with steps = 19900 takes 59712 loop iterations per \
+                           thread, this software device ends loops after 20000";
             assert_eq!(error.to_string(), message);
             continue;
         }
@@ -133,7 +132,11 @@ fn plans_with_long_loops_give_way() {
         assert_eq!(op::eligible(&wider, pass, &limits), []);
         assert_eq!(
             planned(&wider, pass).expect_err("a refusal").to_string(),
-            "causal_conv1d: a sum takes 70 loop iterations, this software device ends loops after 60"
+            format!(
+                "causal_conv1d: the {} pass by looped takes 70 loop iterations per thread, this software \
+                 device ends loops after 60",
+                pass.name()
+            )
         );
     }
 }

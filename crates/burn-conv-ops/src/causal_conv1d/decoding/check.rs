@@ -60,7 +60,7 @@ pub(super) fn steps(
     }
     let limits = limits(&x.device());
     fits(UPDATE, &[batch, channels, steps], problem.dtype, &limits)?;
-    check_update_steps(&problem, steps, &limits)?;
+    check_update_steps(&problem, steps, slots || options.cache_seqlens.is_some(), &limits)?;
     Ok(problem)
 }
 
@@ -90,7 +90,7 @@ fn update<const D: usize>(
     let limits = limits(&x.device());
     served(UPDATE, dtype, &limits)?;
     served(UPDATE, state_dtype, &limits)?;
-    check_update_steps(&problem, 1, &limits)?;
+    check_update_steps(&problem, 1, slots || options.cache_seqlens.is_some(), &limits)?;
     served(UPDATE, weight_dtype, &limits)?;
     Ok(problem)
 }
