@@ -145,7 +145,7 @@ impl Plan {
     /// What the plan needs of a device for one pass of a problem that it serves, whichever optional tensors
     /// are given.
     pub fn needs(&self, problem: &CausalConv1dProblem, pass: Pass, limits: &Limits) -> Needs {
-        if *self == Self::Empty || problem.batch * problem.channels * problem.length == 0 {
+        if *self == Self::Empty {
             return Needs::default();
         }
         let ids = usize::from(problem.seq_idx);
@@ -159,6 +159,7 @@ impl Plan {
             (Self::Empty, _) => (0, 0),
         };
         let loop_iterations = match (self, pass) {
+            _ if problem.batch * problem.channels * problem.length == 0 => 0,
             (Self::Empty, _) => 0,
             (Self::Narrow, _) => narrow::loop_iterations(problem, pass, limits),
             (Self::Wide, Pass::Forward) => wide::iterations(problem),

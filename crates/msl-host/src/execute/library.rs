@@ -1,5 +1,6 @@
 //! From MSL to a loaded function: clang++ behind the shim.
 
+use super::cache;
 use super::fiber::RUNTIME;
 use super::rewrite::{Rewritten, entry_name, rewrite, threadgroup_bytes};
 use super::run::{STACK, ThreadArguments};
@@ -66,7 +67,7 @@ fn folder() -> Result<&'static PathBuf, String> {
 }
 
 /// The C++ compiler: `CXX` where it is set, else `clang++`.
-fn compiler() -> String {
+pub(super) fn compiler() -> String {
     std::env::var("CXX").unwrap_or_else(|_| "clang++".into())
 }
 
@@ -95,45 +96,22 @@ pub(super) fn compile(msl: &str, effort: Effort) -> Result<Library, String> {
 ///
 /// Those of [`compile`], for any of the texts.
 pub(super) fn compile_batch(texts: &[&str], effort: Effort) -> Result<Vec<Library>, String> {
-    static NUMBER: AtomicU64 = AtomicU64::new(0);
     let rewritten: Vec<Rewritten> =
         texts.iter().enumerate().map(|(number, msl)| rewrite(msl, number)).collect::<Result<_, _>>()?;
-    let folder = folder()?;
-    let name = format!("kernel{}", NUMBER.fetch_add(1, Ordering::Relaxed));
-    let [source, object, target] =
-        ["cpp", "o", "so"].map(|extension| folder.join(&name).with_extension(extension));
     let text: String = rewritten.iter().map(|rewritten| rewritten.text.as_str()).collect();
-    std::fs::write(&source, text).map_err(|error| format!("{}: {error}", source.display()))?;
-    let mut command = Command::new(compiler());
-    command.args("-std=c++20 -fPIC -fvisibility=hidden -fno-exceptions -fno-rtti".split(' '));
-    command.arg(if effort == Effort::Low { "-O0" } else { "-O1" });
-    // Semantics that MSL defines and C++ leaves open; no optimization that changes floating-point results.
-    command.args(
-        "-ffp-contract=off -fwrapv -fsigned-char -fno-strict-aliasing -fno-math-errno -fno-builtin-printf"
-            .split(' '),
-    );
-    command.args(["-Wno-everything", "-include", "metal.h", "-I"]).arg(folder);
-    // A frame larger than the stack could skip its guard page.
-    command.args([&format!("-Wframe-larger-than={LARGEST_FRAME}"), "-Werror=frame-larger-than"]);
-    if cfg!(target_os = "macos") {
-        // Under Rosetta the compiler's default architecture is not that of this process.
-        command.args(["-arch", if cfg!(target_arch = "aarch64") { "arm64" } else { "x86_64" }]);
-    }
-    if cfg!(target_os = "linux") {
-        if cfg!(target_arch = "x86_64") {
-            command.arg("-march=native");
+    let kept = cache::path(&[SHIM, &text, &compiler(), &flags(effort).join(" ")]);
+    let library = match kept.as_deref().filter(|path| path.exists()) {
+        Some(path) => load(path)?,
+        None => {
+            let target = build(&text, effort)?;
+            let library = load(&target)?;
+            if let Some(path) = kept {
+                cache::keep(&target, &path);
+            }
+            let _ = std::fs::remove_file(&target);
+            library
         }
-        // Compiled and linked separately: in one step the driver would start a second process and link
-        // libraries that are not needed. The C library is already in this process.
-        run(command.arg("-c").arg(&source).arg("-o").arg(&object))?;
-        run(Command::new("ld").arg("-shared").arg(&object).arg("-o").arg(&target))?;
-    } else {
-        run(command.arg("-shared").arg(&source).arg("-o").arg(&target))?;
-    }
-    let library = load(&target)?;
-    for file in [&source, &object, &target] {
-        let _ = std::fs::remove_file(file);
-    }
+    };
     let of = |(number, (msl, rewritten)): (usize, (&&str, Rewritten))| {
         let threadgroup_bytes = threadgroup_bytes(msl);
         Ok(Library {
@@ -148,6 +126,49 @@ pub(super) fn compile_batch(texts: &[&str], effort: Effort) -> Result<Vec<Librar
         })
     };
     texts.iter().zip(rewritten).enumerate().map(of).collect()
+}
+
+/// The compiler's arguments, without files and folders.
+fn flags(effort: Effort) -> Vec<String> {
+    // Semantics that MSL defines and C++ leaves open; no optimization that changes floating-point results.
+    let mut line =
+        "-std=c++20 -fPIC -fvisibility=hidden -fno-exceptions -fno-rtti -ffp-contract=off -fwrapv \
+                    -fsigned-char -fno-strict-aliasing -fno-math-errno -fno-builtin-printf -Wno-everything"
+            .to_string();
+    line += if effort == Effort::Low { " -O0" } else { " -O1" };
+    // A frame larger than the stack could skip its guard page.
+    line += &format!(" -Wframe-larger-than={LARGEST_FRAME} -Werror=frame-larger-than");
+    if cfg!(target_os = "macos") {
+        // Under Rosetta the compiler's default architecture is not that of this process.
+        line += if cfg!(target_arch = "aarch64") { " -arch arm64" } else { " -arch x86_64" };
+    }
+    if cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+        line += " -march=native";
+    }
+    line.split_whitespace().map(String::from).collect()
+}
+
+/// Compiles a C++ text and returns the path of the library.
+fn build(text: &str, effort: Effort) -> Result<PathBuf, String> {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let folder = folder()?;
+    let name = format!("kernel{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+    let [source, object, target] =
+        ["cpp", "o", "so"].map(|extension| folder.join(&name).with_extension(extension));
+    std::fs::write(&source, text).map_err(|error| format!("{}: {error}", source.display()))?;
+    let mut command = Command::new(compiler());
+    command.args(flags(effort)).args(["-include", "metal.h", "-I"]).arg(folder);
+    if cfg!(target_os = "linux") {
+        // Compiled and linked separately: in one step the driver would start a second process and link
+        // libraries that are not needed. The C library is already in this process.
+        run(command.arg("-c").arg(&source).arg("-o").arg(&object))?;
+        run(Command::new("ld").arg("-shared").arg(&object).arg("-o").arg(&target))?;
+        let _ = std::fs::remove_file(&object);
+    } else {
+        run(command.arg("-shared").arg(&source).arg("-o").arg(&target))?;
+    }
+    let _ = std::fs::remove_file(&source);
+    Ok(target)
 }
 
 /// Runs a step of the compilation.

@@ -11,6 +11,7 @@
 //! a buffer or an array, a write to constant memory, threads at different barriers, matrix operations that
 //! differ between lanes, a division by zero. Uninitialized memory reads as NaN.
 
+mod cache;
 mod fiber;
 mod library;
 mod matrices;
