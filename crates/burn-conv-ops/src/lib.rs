@@ -1,4 +1,4 @@
-//! conv3d, causal conv1d and RoPE2D for Burn.
+//! Convolutions in one to three dimensions, causal conv1d and RoPE2D for Burn.
 //!
 //! ```no_run
 //! use burn::tensor::{Device, Distribution, Tensor};
@@ -27,7 +27,9 @@
 pub mod backend;
 mod causal_conv1d;
 mod check;
+mod conv;
 mod conv3d;
+mod conv_transpose;
 mod forms;
 pub mod nn;
 mod rope2d;
@@ -39,10 +41,17 @@ pub use causal_conv1d::{
     try_causal_conv1d_packed, try_causal_conv1d_seq_idx, try_causal_conv1d_update,
     try_causal_conv1d_update_steps, try_causal_conv1d_with_state,
 };
+pub use conv::{
+    Conv1dOptions, Conv2dOptions, ConvOptions, PaddingPairs, conv1d, conv2d, try_conv1d, try_conv2d,
+};
 pub use conv_kernels::ConvError;
 pub use conv_kernels::causal_conv1d::Conv1dLayout;
 pub use conv_kernels::conv3d::{Activation, Algorithm, PaddingMode, WinogradTile};
 pub use conv_kernels::rope2d::{RopeGrid, RopeLayout};
+pub use conv_transpose::{
+    ConvTranspose2dOptions, ConvTranspose3dOptions, ConvTransposeOptions, conv_transpose2d, conv_transpose3d,
+    try_conv_transpose2d, try_conv_transpose3d,
+};
 pub use conv3d::{Conv3dOptions, Conv3dPadding, PerAxis, conv3d, try_conv3d};
 pub use rope2d::{Rope2dOptions, Rope2dPositions, rope2d, rope2d_qk, try_rope2d, try_rope2d_qk};
 

@@ -2,6 +2,10 @@
 //! that state dicts load through `burn-store`.
 
 pub use crate::causal_conv1d::nn::{CausalConv1d, CausalConv1dConfig};
+pub use crate::conv::nn1d::{Conv1d, Conv1dConfig};
+pub use crate::conv::nn2d::{Conv2d, Conv2dConfig};
+pub use crate::conv_transpose::nn2d::{ConvTranspose2d, ConvTranspose2dConfig};
+pub use crate::conv_transpose::nn3d::{ConvTranspose3d, ConvTranspose3dConfig};
 pub use crate::conv3d::nn::{Conv3d, Conv3dConfig};
 pub use crate::conv3d::{Conv3dPadding, FilterCache};
 pub use crate::rope2d::nn::{Rope2d, Rope2dConfig};

@@ -59,11 +59,11 @@ impl<B: Backend + ConvOps, C: CheckpointStrategy> ConvOps for Autodiff<B, C> {
     }
 
     fn conv3d_input_gradient(
-        _dy: FloatTensor<Self>,
-        _weight: FloatTensor<Self>,
-        _call: Conv3dCall,
+        dy: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        call: Conv3dCall,
     ) -> FloatTensor<Self> {
-        first_order("conv3d")
+        conv3d::input_gradient::<B, C>(dy, weight, call)
     }
 
     fn conv3d_weight_gradient(

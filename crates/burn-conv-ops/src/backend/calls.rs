@@ -45,3 +45,13 @@ pub struct Conv3dCall {
     /// The kernel family the caller asked for.
     pub algorithm: Algorithm,
 }
+
+#[cfg(feature = "autodiff")]
+impl Conv3dCall {
+    /// The call without bias and activation: the linear map that its input gradient transposes.
+    pub(crate) fn linear(self) -> Self {
+        use conv_kernels::conv3d::{Activation, Window};
+        let window = Window { activation: Activation::None, ..self.problem.window };
+        Self { problem: Conv3dProblem { bias: false, window, ..self.problem }, ..self }
+    }
+}

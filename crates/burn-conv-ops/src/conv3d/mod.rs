@@ -11,6 +11,7 @@ mod options;
 pub(crate) mod portable;
 
 pub use filters::FilterCache;
+pub(crate) use options::same_padding;
 pub use options::{Conv3dOptions, Conv3dPadding, PerAxis};
 
 use crate::backend::ConvOps;

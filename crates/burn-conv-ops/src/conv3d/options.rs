@@ -5,24 +5,24 @@ use burn::serde::{Deserialize, Serialize};
 use burn::tensor::ops::ConvOptions;
 use conv_kernels::conv3d::{Activation, Algorithm, PaddingMode, Window};
 
-/// One number for each of D, H, W: from an array, or from one number for all three.
+/// One number for each axis: from an array, or from one number for all axes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct PerAxis(pub [usize; 3]);
+pub struct PerAxis<const D: usize = 3>(pub [usize; D]);
 
-impl From<usize> for PerAxis {
+impl<const D: usize> From<usize> for PerAxis<D> {
     fn from(size: usize) -> Self {
-        Self([size; 3])
+        Self([size; D])
     }
 }
 
-impl From<[usize; 3]> for PerAxis {
-    fn from(sizes: [usize; 3]) -> Self {
+impl<const D: usize> From<[usize; D]> for PerAxis<D> {
+    fn from(sizes: [usize; D]) -> Self {
         Self(sizes)
     }
 }
 
-impl From<PerAxis> for [usize; 3] {
-    fn from(sizes: PerAxis) -> Self {
+impl<const D: usize> From<PerAxis<D>> for [usize; D] {
+    fn from(sizes: PerAxis<D>) -> Self {
         sizes.0
     }
 }
@@ -58,7 +58,7 @@ impl Conv3dPadding {
 }
 
 /// Padding that gives `ceil(input / stride)` windows. Zeros in an argument are left to the op to refuse.
-fn same_padding(input: usize, kernel: usize, stride: usize, dilation: usize) -> (usize, usize) {
+pub(crate) fn same_padding(input: usize, kernel: usize, stride: usize, dilation: usize) -> (usize, usize) {
     let reach = dilation.saturating_mul(kernel.saturating_sub(1)).saturating_add(1);
     let windows = input.div_ceil(stride.max(1));
     let covered = windows.saturating_sub(1).saturating_mul(stride).saturating_add(reach);

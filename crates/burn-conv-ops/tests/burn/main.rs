@@ -3,6 +3,7 @@
 
 mod causal_conv1d;
 mod conv3d;
+mod convolutions;
 mod decoding;
 mod errors;
 mod gradients;

@@ -1,0 +1,99 @@
+//! conv2d and conv1d: conv3d of depth (and height) 1. A reshape adds the axes; nothing is copied.
+
+pub(crate) mod nn1d;
+pub(crate) mod nn2d;
+mod options;
+
+pub(crate) use options::last_axes;
+pub use options::{Conv1dOptions, Conv2dOptions, ConvOptions, PaddingPairs};
+
+use crate::{ConvError, or_panic, try_conv3d};
+use burn::tensor::Tensor;
+
+/// conv2d: y `[N, O, OH, OW]` of x `[N, C, H, W]`, weight `[O, C/groups, KH, KW]` and bias `[O]`, with
+/// PyTorch's semantics. Rounding, non-finite values and range: [`conv3d`](crate::conv3d()).
+///
+/// # Panics
+/// Where [`try_conv2d`] returns an error.
+pub fn conv2d(
+    x: Tensor<4>,
+    weight: Tensor<4>,
+    bias: Option<Tensor<1>>,
+    options: impl Into<Conv2dOptions>,
+) -> Tensor<4> {
+    or_panic(try_conv2d(x, weight, bias, options))
+}
+
+/// [`conv2d`] with errors as values.
+///
+/// # Errors
+/// As [`try_conv3d`]; its shapes have a depth of 1.
+pub fn try_conv2d(
+    x: Tensor<4>,
+    weight: Tensor<4>,
+    bias: Option<Tensor<1>>,
+    options: impl Into<Conv2dOptions>,
+) -> Result<Tensor<4>, ConvError> {
+    let y = try_conv3d(volume(x), volume(weight), bias, options.into().volume());
+    y.map(drop_axes).map_err(|error| renamed(error, "conv2d", "conv3d", "depth 1"))
+}
+
+/// conv1d: y `[N, O, OL]` of x `[N, C, L]`, weight `[O, C/groups, K]` and bias `[O]`, with PyTorch's
+/// semantics. Rounding, non-finite values and range: [`conv3d`](crate::conv3d()). For a causal depthwise
+/// filter see [`causal_conv1d`](crate::causal_conv1d()).
+///
+/// # Panics
+/// Where [`try_conv1d`] returns an error.
+pub fn conv1d(
+    x: Tensor<3>,
+    weight: Tensor<3>,
+    bias: Option<Tensor<1>>,
+    options: impl Into<Conv1dOptions>,
+) -> Tensor<3> {
+    or_panic(try_conv1d(x, weight, bias, options))
+}
+
+/// [`conv1d`] with errors as values.
+///
+/// # Errors
+/// As [`try_conv3d`]; its shapes have a depth and a height of 1.
+pub fn try_conv1d(
+    x: Tensor<3>,
+    weight: Tensor<3>,
+    bias: Option<Tensor<1>>,
+    options: impl Into<Conv1dOptions>,
+) -> Result<Tensor<3>, ConvError> {
+    let y = try_conv3d(volume(x), volume(weight), bias, options.into().volume());
+    y.map(drop_axes).map_err(|error| renamed(error, "conv1d", "conv3d", "depth and height 1"))
+}
+
+/// `tensor` with axes of size 1 between the channels and its last axes.
+pub(crate) fn volume<const D: usize>(tensor: Tensor<D>) -> Tensor<5> {
+    let dims = tensor.dims();
+    let mut shape = [1; 5];
+    shape[..2].copy_from_slice(&dims[..2]);
+    shape[7 - D..].copy_from_slice(&dims[2..]);
+    tensor.reshape(shape)
+}
+
+/// The reverse of [`volume`].
+pub(crate) fn drop_axes<const D: usize>(tensor: Tensor<5>) -> Tensor<D> {
+    let dims = tensor.dims();
+    let mut shape = [1; D];
+    shape[..2].copy_from_slice(&dims[..2]);
+    shape[2..].copy_from_slice(&dims[7 - D..]);
+    tensor.reshape(shape)
+}
+
+/// An error of `inner` as one of `op`, which calls it with axes of size 1.
+pub(crate) fn renamed(error: ConvError, op: &str, inner: &str, ones: &str) -> ConvError {
+    let prefix = format!("{inner}: ");
+    let rename = |text: String| {
+        format!("{op} (as {inner} of {ones}): {}", text.strip_prefix(&prefix).unwrap_or(&text))
+    };
+    match error {
+        ConvError::Invalid(text) => ConvError::Invalid(rename(text)),
+        ConvError::Unsupported(text) => ConvError::Unsupported(rename(text)),
+        ConvError::TooLarge(text) => ConvError::TooLarge(rename(text)),
+    }
+}

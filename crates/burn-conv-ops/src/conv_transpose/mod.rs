@@ -1,0 +1,105 @@
+//! Transposed convolutions: the input gradient of a conv3d as an op of its own, with gradients.
+//!
+//! ```text
+//! y[n,o,p] = b[o] + sum over c, k, q with q*stride - padding + k*dilation = p of x[n,c,q] * w[c,o,k]
+//!
+//! y     input gradient of the conv3d from y's shape to x's, whose dy is x
+//! dx    that conv3d of dy                   dw    its weight gradient, with dy as the input and x as dy
+//! ```
+
+mod check;
+pub(crate) mod nn2d;
+pub(crate) mod nn3d;
+mod options;
+
+pub use options::{ConvTranspose2dOptions, ConvTranspose3dOptions, ConvTransposeOptions};
+
+use crate::backend::ConvOps;
+use crate::conv::{drop_axes, last_axes, renamed, volume};
+use crate::{ConvError, or_panic};
+use burn::backend::Dispatch;
+use burn::tensor::Tensor;
+use burn::tensor::ops::PadMode;
+
+/// Transposed conv3d: y `[N, O, OD, OH, OW]` of x `[N, C, D, H, W]`, weight `[C, O/groups, KD, KH, KW]` and
+/// bias
+/// `[O]`, with PyTorch's semantics: `OD = (D - 1) * stride - 2 * padding + dilation * (KD - 1) +
+/// output_padding + 1`.
+///
+/// The sum over channels and taps is an fp32 sum that is rounded once; the bias is added to that in the
+/// storage type. The gradients of x and weight are those of [`conv3d`](crate::conv3d()). Non-finite values
+/// and range: as the input gradient there, with x in the place of dy.
+///
+/// # Panics
+/// Where [`try_conv_transpose3d`] returns an error.
+pub fn conv_transpose3d(
+    x: Tensor<5>,
+    weight: Tensor<5>,
+    bias: Option<Tensor<1>>,
+    options: impl Into<ConvTranspose3dOptions>,
+) -> Tensor<5> {
+    or_panic(try_conv_transpose3d(x, weight, bias, options))
+}
+
+/// [`conv_transpose3d`] with errors as values.
+///
+/// # Errors
+/// When shapes, dtypes or devices do not fit together, the result would have no or too many elements, or a
+/// forced algorithm cannot serve the problem. Nothing is launched then.
+pub fn try_conv_transpose3d(
+    x: Tensor<5>,
+    weight: Tensor<5>,
+    bias: Option<Tensor<1>>,
+    options: impl Into<ConvTranspose3dOptions>,
+) -> Result<Tensor<5>, ConvError> {
+    let (call, behind) = check::check(&x, &weight, bias.as_ref(), &options.into())?;
+    let y = Dispatch::conv3d_input_gradient(x.into_dispatch(), weight.into_dispatch(), call);
+    let mut y = Tensor::<5>::from_dispatch(y);
+    if behind != [0; 3] {
+        y = y.pad(behind.map(|size| (0, size)), PadMode::Constant(0.0));
+    }
+    Ok(match bias {
+        Some(bias) => {
+            let channels = bias.dims()[0];
+            y + bias.reshape([1, channels, 1, 1, 1])
+        }
+        None => y,
+    })
+}
+
+/// Transposed conv2d: y `[N, O, OH, OW]` of x `[N, C, H, W]`, weight `[C, O/groups, KH, KW]` and bias `[O]`;
+/// see [`conv_transpose3d`].
+///
+/// # Panics
+/// Where [`try_conv_transpose2d`] returns an error.
+pub fn conv_transpose2d(
+    x: Tensor<4>,
+    weight: Tensor<4>,
+    bias: Option<Tensor<1>>,
+    options: impl Into<ConvTranspose2dOptions>,
+) -> Tensor<4> {
+    or_panic(try_conv_transpose2d(x, weight, bias, options))
+}
+
+/// [`conv_transpose2d`] with errors as values.
+///
+/// # Errors
+/// As [`try_conv_transpose3d`]; its shapes have a depth of 1.
+pub fn try_conv_transpose2d(
+    x: Tensor<4>,
+    weight: Tensor<4>,
+    bias: Option<Tensor<1>>,
+    options: impl Into<ConvTranspose2dOptions>,
+) -> Result<Tensor<4>, ConvError> {
+    let options: ConvTranspose2dOptions = options.into();
+    let options = ConvTranspose3dOptions {
+        stride: last_axes(options.stride, 1),
+        padding: last_axes(options.padding, 0),
+        output_padding: last_axes(options.output_padding, 0),
+        dilation: last_axes(options.dilation, 1),
+        groups: options.groups,
+        algorithm: options.algorithm,
+    };
+    let y = try_conv_transpose3d(volume(x), volume(weight), bias, options);
+    y.map(drop_axes).map_err(|error| renamed(error, "conv_transpose2d", "conv_transpose3d", "depth 1"))
+}

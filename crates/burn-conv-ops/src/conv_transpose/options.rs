@@ -1,0 +1,96 @@
+//! What the caller of a transposed convolution may choose.
+
+use crate::PerAxis;
+use conv_kernels::conv3d::Algorithm;
+
+/// Options of [`conv_transpose3d`](crate::conv_transpose3d()) (D = 3: D, H, W) and
+/// [`conv_transpose2d`](crate::conv_transpose2d()) (D = 2: H, W). `new()`: stride 1, no padding, dilation 1,
+/// one group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct ConvTransposeOptions<const D: usize> {
+    /// Distance in the result between the windows of neighbouring elements of x.
+    pub stride: [usize; D],
+    /// Elements that are cut from both ends of the result.
+    pub padding: [usize; D],
+    /// Elements that the result has behind these; below the larger of stride and dilation.
+    pub output_padding: [usize; D],
+    /// Distance between taps.
+    pub dilation: [usize; D],
+    /// Groups into which the channels C and O are split.
+    pub groups: usize,
+    /// The kernel family of the input gradient that computes the result.
+    pub algorithm: Algorithm,
+}
+
+/// Options of [`conv_transpose3d`](crate::conv_transpose3d()).
+pub type ConvTranspose3dOptions = ConvTransposeOptions<3>;
+
+/// Options of [`conv_transpose2d`](crate::conv_transpose2d()).
+pub type ConvTranspose2dOptions = ConvTransposeOptions<2>;
+
+impl<const D: usize> Default for ConvTransposeOptions<D> {
+    fn default() -> Self {
+        Self {
+            stride: [1; D],
+            padding: [0; D],
+            output_padding: [0; D],
+            dilation: [1; D],
+            groups: 1,
+            algorithm: Algorithm::Auto,
+        }
+    }
+}
+
+impl<const D: usize> ConvTransposeOptions<D> {
+    /// Stride 1, no padding, dilation 1, one group.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the stride: one number or one for each axis.
+    #[must_use]
+    pub fn with_stride(self, stride: impl Into<PerAxis<D>>) -> Self {
+        Self { stride: stride.into().0, ..self }
+    }
+
+    /// Sets how much is cut from both ends of the result: one number or one for each axis.
+    #[must_use]
+    pub fn with_padding(self, padding: impl Into<PerAxis<D>>) -> Self {
+        Self { padding: padding.into().0, ..self }
+    }
+
+    /// Sets how much longer the result is: one number or one for each axis.
+    #[must_use]
+    pub fn with_output_padding(self, output_padding: impl Into<PerAxis<D>>) -> Self {
+        Self { output_padding: output_padding.into().0, ..self }
+    }
+
+    /// Sets the distance between taps: one number or one for each axis.
+    #[must_use]
+    pub fn with_dilation(self, dilation: impl Into<PerAxis<D>>) -> Self {
+        Self { dilation: dilation.into().0, ..self }
+    }
+
+    /// Sets the number of groups.
+    #[must_use]
+    pub fn with_groups(self, groups: usize) -> Self {
+        Self { groups, ..self }
+    }
+
+    /// Forces a kernel family.
+    #[must_use]
+    pub fn with_algorithm(self, algorithm: Algorithm) -> Self {
+        Self { algorithm, ..self }
+    }
+}
+
+/// Burn's own options.
+impl<const D: usize> From<burn::tensor::ops::ConvTransposeOptions<D>> for ConvTransposeOptions<D> {
+    fn from(options: burn::tensor::ops::ConvTransposeOptions<D>) -> Self {
+        let burn::tensor::ops::ConvTransposeOptions { stride, padding, padding_out, dilation, groups } =
+            options;
+        Self { stride, padding, output_padding: padding_out, dilation, groups, algorithm: Algorithm::Auto }
+    }
+}

@@ -1,0 +1,292 @@
+//! conv2d, conv1d and transposed convolutions against PyTorch (golden/convolutions.safetensors), as functions
+//! and as modules that share records with Burn's.
+
+use crate::support::{assert_close, bits, check, devices, normal, upload, values};
+use burn::nn::conv as of_burn;
+use burn::nn::{PaddingConfig1d, PaddingConfig2d};
+use burn::serde::Deserialize;
+use burn::store::ModuleSnapshot;
+use burn::tensor::{Device, Tensor};
+use burn_conv_ops::{
+    Conv1dOptions, Conv2dOptions, ConvTranspose2dOptions, ConvTranspose3dOptions, conv_transpose2d,
+    conv_transpose3d, conv1d, conv2d, nn, try_conv_transpose2d, try_conv_transpose3d, try_conv1d, try_conv2d,
+};
+use conv_kernels::FloatType;
+use conv_kernels::tolerance::Expected;
+use safetensors::SafeTensors;
+use std::path::Path;
+
+/// A problem in the metadata of the golden file; golden/README.md has the schema.
+#[derive(Deserialize)]
+#[serde(crate = "burn::serde")]
+struct Golden {
+    op: String,
+    stride: Vec<usize>,
+    padding: Vec<usize>,
+    #[serde(default)]
+    output_padding: Vec<usize>,
+    dilation: Vec<usize>,
+    groups: usize,
+    bias: bool,
+}
+
+/// The golden file and its problems.
+fn goldens() -> (Vec<u8>, Vec<Golden>) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/convolutions.safetensors");
+    let bytes = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let (_, metadata) = SafeTensors::read_metadata(&bytes).expect("a safetensors file");
+    let metadata = metadata.metadata().as_ref().expect("metadata").clone();
+    let problems = serde_json::from_str(&metadata["problems"]).expect("the schema of golden/README.md");
+    (bytes, problems)
+}
+
+/// A problem's f32 tensors, by name.
+#[derive(Clone)]
+struct Tensors<'a> {
+    file: &'a SafeTensors<'a>,
+    problem: usize,
+    device: Device,
+}
+
+impl Tensors<'_> {
+    fn values(&self, name: &str) -> (Vec<f32>, Vec<usize>) {
+        let view = self.file.tensor(&format!("{}.{name}", self.problem)).expect("a tensor of the problem");
+        let values =
+            view.data().chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().expect("4")));
+        (values.collect(), view.shape().to_vec())
+    }
+
+    fn tensor<const D: usize>(&self, name: &str) -> Tensor<D> {
+        let (values, shape) = self.values(name);
+        upload(&values, shape.try_into().expect("the rank of the op"), &self.device)
+    }
+
+    /// y, dx, dw and db (if there is a bias) of `op`, on request of the tensors' absolute values.
+    fn results<const D: usize>(
+        &self,
+        bias: bool,
+        op: &impl Fn(Tensor<D>, Tensor<D>, Option<Tensor<1>>) -> Tensor<D>,
+        absolute: bool,
+    ) -> Vec<Vec<f64>> {
+        let map = |tensor: Tensor<D>| if absolute { tensor.abs() } else { tensor };
+        let x = map(self.tensor("x")).require_grad();
+        let w = map(self.tensor("w")).require_grad();
+        let b = bias.then(|| {
+            let b = self.tensor::<1>("b");
+            if absolute { b.abs() } else { b }.require_grad()
+        });
+        let y = op(x.clone(), w.clone(), b.clone());
+        let gradients = (y.clone() * map(self.tensor("dy"))).sum().backward();
+        let of = |grad: Option<Tensor<D>>| values(grad.expect("a gradient"));
+        let mut all = vec![values(y), of(x.grad(&gradients)), of(w.grad(&gradients))];
+        all.extend(b.map(|b| values(b.grad(&gradients).expect("db"))));
+        all
+    }
+
+    /// `op` and its gradients against PyTorch's, within the bound of fp32 sums. The magnitudes of the bound
+    /// are the op of absolute values.
+    fn check_op<const D: usize>(
+        &self,
+        what: &str,
+        bias: bool,
+        op: impl Fn(Tensor<D>, Tensor<D>, Option<Tensor<1>>) -> Tensor<D>,
+    ) {
+        let got = self.results(bias, &op, false);
+        let on_cpu = Tensors { device: Device::flex().autodiff(), ..self.clone() };
+        let magnitudes = on_cpu.results(bias, &op, true);
+        let terms = [self.values("w").0.len(), self.values("dy").0.len()];
+        for (index, name) in ["y", "dx", "dw", "db"].into_iter().enumerate().take(got.len()) {
+            let want: Vec<f64> = self.values(name).0.into_iter().map(f64::from).collect();
+            let expected = Expected {
+                values: &want,
+                magnitudes: &magnitudes[index],
+                terms: terms[index / 2] + 1,
+                dtype: FloatType::F32,
+                slope: 1.0,
+            };
+            check(&format!("{what} {name}"), &expected, &got[index]);
+        }
+    }
+}
+
+fn array<const D: usize>(sizes: &[usize]) -> [usize; D] {
+    sizes.try_into().expect("one size for each axis")
+}
+
+#[test]
+fn convolutions_and_their_gradients_are_pytorchs() {
+    let (bytes, problems) = goldens();
+    let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+    for (on, device) in devices() {
+        // A software device compiles for most cases; each op has every option in a few of them.
+        let step = if on == "gpu" && !conv_testing::is_full() { 3 } else { 1 };
+        for (problem, golden) in problems.iter().enumerate().step_by(step) {
+            let all = Tensors { file: &file, problem, device: device.clone().autodiff() };
+            let what = format!("{} {problem} on {on}", golden.op);
+            let groups = golden.groups;
+            match golden.op.as_str() {
+                "conv2d" => {
+                    let options = Conv2dOptions::new()
+                        .with_stride(array(&golden.stride))
+                        .with_padding(array::<2>(&golden.padding))
+                        .with_dilation(array(&golden.dilation))
+                        .with_groups(groups);
+                    all.check_op::<4>(&what, golden.bias, |x, w, b| conv2d(x, w, b, options));
+                }
+                "conv1d" => {
+                    let options = Conv1dOptions::new()
+                        .with_stride(array(&golden.stride))
+                        .with_padding(array::<1>(&golden.padding))
+                        .with_dilation(array(&golden.dilation))
+                        .with_groups(groups);
+                    all.check_op::<3>(&what, golden.bias, |x, w, b| conv1d(x, w, b, options));
+                }
+                _ => {
+                    let options = ConvTranspose3dOptions::new()
+                        .with_stride(array(&golden.stride))
+                        .with_padding(array(&golden.padding))
+                        .with_output_padding(array(&golden.output_padding))
+                        .with_dilation(array(&golden.dilation))
+                        .with_groups(groups);
+                    all.check_op::<5>(&what, golden.bias, |x, w, b| conv_transpose3d(x, w, b, options));
+                }
+            }
+        }
+    }
+}
+
+/// A module with the parameters of `other`: through a record, as a file would hold them.
+fn with_record<A: ModuleSnapshot, B: ModuleSnapshot>(module: A, other: B) -> A {
+    let mut module = module;
+    let snapshots = other.collect(None, None, false);
+    let result = module.apply(snapshots, None, None, false);
+    assert!(result.missing.is_empty() && result.unused.is_empty() && result.errors.is_empty(), "{result:?}");
+    module
+}
+
+fn close<const D: usize>(what: &str, got: Tensor<D>, want: Tensor<D>) {
+    assert_eq!(got.dims(), want.dims(), "{what}");
+    assert_close(what, &values(got), &values(want), 1e-5);
+}
+
+#[test]
+fn modules_load_burns_records_and_compute_the_same() {
+    for (on, device) in devices() {
+        let theirs = of_burn::Conv2dConfig::new([4, 6], [3, 2])
+            .with_stride([2, 1])
+            .with_groups(2)
+            .with_padding(PaddingConfig2d::Explicit(1, 0, 2, 1))
+            .init(&device);
+        let ours = nn::Conv2dConfig::new([4, 6], [3, 2])
+            .with_stride([2, 1])
+            .with_groups(2)
+            .with_padding(PaddingConfig2d::Explicit(1, 0, 2, 1))
+            .init(&device);
+        let ours = with_record(ours, theirs.clone());
+        let x = normal(1, [2, 4, 7, 6], &device);
+        close(&format!("conv2d on {on}"), ours.forward(x.clone()), theirs.forward(x));
+
+        let theirs = of_burn::Conv1dConfig::new(4, 6, 3).with_padding(PaddingConfig1d::Same).init(&device);
+        let ours = nn::Conv1dConfig::new(4, 6, 3).with_padding(PaddingConfig1d::Same).init(&device);
+        let ours = with_record(ours, theirs.clone());
+        let x = normal(2, [2, 4, 9], &device);
+        close(&format!("conv1d on {on}"), ours.forward(x.clone()), theirs.forward(x));
+
+        let theirs = of_burn::ConvTranspose3dConfig::new([4, 6], [2, 2, 2]).with_stride([2; 3]).init(&device);
+        let ours = nn::ConvTranspose3dConfig::new([4, 6], [2, 2, 2]).with_stride(2).init(&device);
+        let ours = with_record(ours, theirs.clone());
+        let x = normal(3, [1, 4, 2, 3, 3], &device);
+        close(&format!("conv_transpose3d on {on}"), ours.forward(x.clone()), theirs.forward(x));
+
+        let theirs = of_burn::ConvTranspose2dConfig::new([4, 6], [3, 3])
+            .with_stride([2, 2])
+            .with_padding([1, 1])
+            .with_padding_out([1, 1])
+            .init(&device);
+        let ours = nn::ConvTranspose2dConfig::new([4, 6], [3, 3])
+            .with_stride(2)
+            .with_padding(1)
+            .with_padding_out(1)
+            .init(&device);
+        let ours = with_record(ours, theirs.clone());
+        let x = normal(4, [2, 4, 5, 4], &device);
+        close(&format!("conv_transpose2d on {on}"), ours.forward(x.clone()), theirs.forward(x));
+    }
+}
+
+#[test]
+fn views_give_the_bits_of_contiguous_tensors() {
+    for (_, device) in devices() {
+        let weight = normal(6, [5, 3, 3, 3], &device);
+        let x = normal(5, [2, 6, 7, 3], &device);
+        let view = x.clone().permute([0, 3, 1, 2]);
+        let copy = upload(
+            &values(view.clone()).iter().map(|value| *value as f32).collect::<Vec<_>>(),
+            view.dims(),
+            &device,
+        );
+        let options = Conv2dOptions::new().with_padding(1);
+        assert_eq!(
+            bits(conv2d(view, weight.clone(), None, options)),
+            bits(conv2d(copy, weight, None, options))
+        );
+    }
+}
+
+#[test]
+fn bad_calls_are_refused_in_one_sentence() {
+    let device = Device::flex();
+    let zeros = |shape: [usize; 4]| Tensor::<4>::zeros(shape, &device);
+    let line = |shape: [usize; 3]| Tensor::<3>::zeros(shape, &device);
+    let volume = |shape: [usize; 5]| Tensor::<5>::zeros(shape, &device);
+    let error = try_conv2d(zeros([1, 4, 5, 5]), zeros([6, 3, 3, 3]), None, Conv2dOptions::new());
+    assert_eq!(
+        error.expect_err("channels").to_string(),
+        "conv2d (as conv3d of depth 1): the weight expects 3 channels per group, the input has 4 channels in 1 \
+         groups (4 per group)"
+    );
+    let error = try_conv1d(line([1, 4, 5]), line([6, 4, 7]), None, Conv1dOptions::new());
+    let error = error.expect_err("the window is longer than x").to_string();
+    assert!(error.starts_with("conv1d (as conv3d of depth and height 1): "), "{error}");
+    let refused = |x, weight, options| {
+        try_conv_transpose3d(volume(x), volume(weight), None, options).expect_err("a refusal").to_string()
+    };
+    let new = ConvTranspose3dOptions::new;
+    assert_eq!(
+        refused([1, 4, 2, 2, 2], [3, 4, 2, 2, 2], new()),
+        "conv_transpose3d: x has 4 channels, the weight [3, 4, 2, 2, 2] is for 3"
+    );
+    assert_eq!(
+        refused([1, 4, 2, 2, 2], [4, 4, 2, 2, 2], new().with_groups(3)),
+        "conv_transpose3d: 4 input channels cannot be split into 3 groups"
+    );
+    assert_eq!(
+        refused([1, 4, 2, 2, 2], [4, 4, 2, 2, 2], new().with_stride(2).with_output_padding([0, 2, 0])),
+        "conv_transpose3d: output_padding [0, 2, 0] must be below the larger of stride [2, 2, 2] and dilation \
+         [1, 1, 1] on each axis"
+    );
+    assert_eq!(
+        refused([1, 4, 2, 2, 2], [4, 4, 2, 2, 2], new().with_padding([0, 0, 2])),
+        "conv_transpose3d: padding [0, 0, 2] leaves nothing of a result that has 3 elements along axis 2 and \
+         output_padding 0"
+    );
+    assert_eq!(
+        refused([1, 4, 2, 0, 2], [4, 4, 2, 2, 2], new()),
+        "conv_transpose3d: stride [1, 1, 1], dilation [1, 1, 1], the kernel [2, 2, 2] and x's extents [2, 0, 2] \
+         must not have a 0"
+    );
+    let bias = Some(Tensor::<1>::zeros([5], &device));
+    let error =
+        try_conv_transpose2d(zeros([1, 4, 2, 2]), zeros([4, 3, 2, 2]), bias, ConvTranspose2dOptions::new());
+    assert_eq!(
+        error.expect_err("the bias").to_string(),
+        "conv_transpose2d (as conv_transpose3d of depth 1): the bias has 5 elements, there are 3 output channels"
+    );
+    let y = conv_transpose2d(
+        zeros([1, 4, 3, 3]),
+        zeros([4, 3, 2, 2]),
+        None,
+        burn::tensor::ops::ConvTransposeOptions::new([2, 2], [0, 0], [1, 0], [1, 1], 1),
+    );
+    assert_eq!(y.dims(), [1, 3, 7, 6]);
+}
