@@ -4,7 +4,7 @@
 use crate::device::{self, CLASSES, Device, may_refuse};
 use crate::outcome::{Check, LAUNCH, NO_PLAN, OVER, Outcome, PANIC, REFUSED, WRONG, caught};
 use crate::tensors::{
-    self, DATA, GUARDED, OUTPUT_VIEWS, TYPES, VIEWS, check_non_finite, dtype, make_non_finite,
+    self, DATA, OUTPUT_VIEWS, TYPES, VIEWS, check_non_finite, dtype, is_guarded, make_non_finite,
 };
 use crate::text::{Case, Field};
 use conv_cases::fill::hash;
@@ -282,7 +282,7 @@ fn check(
                 |index: usize| name == "dw" && may_be_non_finite(problem, tensors, index / problem.width);
             check_non_finite(got, expected.values, spread, right)
         } else {
-            oracle.check_with(name, got, exact, plain_data(case) && got.len() >= GUARDED)
+            oracle.check_with(name, got, exact, plain_data(case) && is_guarded(&oracle.expected().0))
         };
         if let Err(error) = result {
             return Err(Outcome::failed(case, WRONG, format!("{name}: {error}")));
