@@ -200,7 +200,9 @@ pub fn run(device: &Device, case: &Case) -> Outcome {
         return Outcome::Skipped("the device lacks the type".into());
     }
     let class = case.word("limits");
-    let limits = device::limits(class, &device.limits, elements * 4);
+    let (x, w, state) = (problem.x_shape(), problem.weight_shape(), problem.state_shape());
+    let span = tensors::largest_span(case, &[&x, &w, &state]);
+    let limits = device::limits(class, &device.limits, span.max(elements) * 4);
     let mut auto = Vec::new();
     for pass in [Pass::Forward, Pass::Backward] {
         match op::plan(&problem, pass, &limits) {

@@ -135,7 +135,8 @@ pub fn run(device: &Device, case: &Case) -> Outcome {
         return Outcome::Skipped("the problem is too large".into());
     }
     let class = case.word("limits");
-    let limits = device::limits(class, &device.limits, elements * problem.dtype.size());
+    let span = tensors::largest_span(case, &[&shapes[0], &shapes[1], &shapes[2]]);
+    let limits = device::limits(class, &device.limits, span * problem.dtype.size());
     if !device.limits.dtypes.contains(&problem.dtype) {
         return Outcome::Skipped("the device lacks the type".into());
     }

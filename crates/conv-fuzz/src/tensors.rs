@@ -1,5 +1,6 @@
 //! Values and memory layouts of tensors.
 
+use crate::text::Case;
 use conv_cases::fill;
 use conv_kernels::tolerance::Expected;
 use conv_kernels::{FloatType, row_major};
@@ -90,6 +91,18 @@ pub fn strides(view: &str, shape: &[usize]) -> Vec<usize> {
         strides[axis] = 0;
     }
     strides
+}
+
+/// The most elements that any of these shapes spans in any of the case's layouts.
+pub fn largest_span(case: &Case, shapes: &[&[usize]]) -> usize {
+    let views = ["x_view", "w_view", "dy_view", "out_view"].map(|name| case.word(name));
+    let span = |view: &str, shape: &[usize]| {
+        let strides = strides(view, shape);
+        let last: usize = shape.iter().zip(strides).map(|(size, stride)| (size.max(&1) - 1) * stride).sum();
+        last + 1
+    };
+    let spans = shapes.iter().flat_map(|shape| views.map(|view| span(view, shape)));
+    spans.max().unwrap_or(0)
 }
 
 /// Uploads `values` in a layout; elements that share memory get the first one's value.
