@@ -32,6 +32,7 @@ mod conv3d;
 mod conv_transpose;
 mod forms;
 pub mod nn;
+pub mod patch;
 mod rope2d;
 
 pub use causal_conv1d::{

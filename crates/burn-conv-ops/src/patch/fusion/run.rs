@@ -1,0 +1,168 @@
+//! Runs one recorded convolution on this crate's kernels.
+//!
+//! Nothing is copied: conv1d and conv2d become conv3d by axes of one element in the tensors' metadata. A call
+//! that cannot be served ends in an error before anything is launched, with all operands in place.
+
+mod transposed;
+
+use super::op::{Call, Pass};
+use crate::backend::Conv3dCall;
+use crate::conv3d::cube;
+use burn::backend::ir::{BackendIr, TensorHandle, TensorIr};
+use burn::backend::ops::FloatTensorOps;
+use burn::backend::fusion::stream::Context;
+use burn::tensor::Shape;
+use burn_cubecl::CubeBackend;
+use burn_cubecl::cubecl::zspace::{Strides, metadata::Metadata};
+use burn_cubecl::fusion::CubeFusionHandle;
+use burn_cubecl::tensor::CubeTensor;
+use conv_kernels::ConvError;
+use conv_kernels::conv3d::{Algorithm, Conv3dProblem};
+
+/// Computes and registers the result.
+pub(super) fn serve(
+    call: &Call<'_>,
+    algorithm: Algorithm,
+    context: &mut Context<CubeFusionHandle>,
+) -> Result<(), ConvError> {
+    let operands = Operands {
+        first: operand(call.first, call, context)?,
+        second: call.second.map(|ir| operand(ir, call, context)).transpose()?,
+        bias: call.bias.map(|ir| operand(ir, call, context)).transpose()?,
+        out: extents(&context.tensors[&call.out.id].shape)?,
+    };
+    let result = compute(call, algorithm, &operands)?;
+    let id = context.tensors[&call.out.id].id;
+    context.handles.register_float_tensor::<CubeBackend>(&id, result);
+    Ok(())
+}
+
+/// Tensors with five axes, a bias with one.
+struct Operands {
+    first: CubeTensor,
+    second: Option<CubeTensor>,
+    bias: Option<CubeTensor>,
+    /// Of the bias' gradient: its length and no other axes.
+    out: [usize; 5],
+}
+
+fn compute(call: &Call<'_>, algorithm: Algorithm, operands: &Operands) -> Result<CubeTensor, ConvError> {
+    let Operands { first, second, bias, out } = operands;
+    let (first_dims, out) = (dims(first), *out);
+    let problem = |x: [usize; 5], weight: [usize; 5], bias: bool, y: [usize; 5]| {
+        let dtype = crate::check::float_type(call.kind.name(), "the result", call.out.dtype)?;
+        let problem = Conv3dProblem::new(x, weight, bias.then_some(weight[0]), call.window, dtype)?;
+        if problem.y_shape() != y {
+            let expected = problem.y_shape();
+            let name = call.kind.name();
+            return Err(ConvError::Unsupported(format!("{name}: y is {y:?} where a convolution gives {expected:?}")));
+        }
+        Ok(Conv3dCall { problem, algorithm })
+    };
+    let second = || second.as_ref().ok_or_else(|| missing(call));
+    let result = match call.kind.pass {
+        Pass::Forward => {
+            let weight = second()?;
+            if bias.is_none()
+                && let Some(problem) = transposed::weight_gradient(call, first, weight, out)
+            {
+                let dw = transposed::compute(Conv3dCall { problem, algorithm }, first, weight)?;
+                return Ok(lowered(dw, call.kind.rank));
+            }
+            cube::forward(first, weight, bias.as_ref(), &problem(first_dims, dims(weight), bias.is_some(), out)?)?
+        }
+        Pass::InputGradient => {
+            let weight = second()?;
+            cube::input_gradient(first, weight, &problem(out, dims(weight), false, first_dims)?)?
+        }
+        Pass::Transposed => {
+            let weight = second()?;
+            let y = cube::input_gradient(first, weight, &problem(out, dims(weight), false, first_dims)?)?;
+            match bias {
+                Some(bias) => {
+                    let bias = view(bias.clone(), &[1, out[1], 1, 1, 1], &[0, bias.meta.strides()[0], 0, 0, 0]);
+                    CubeBackend::float_add(y, bias)
+                }
+                None => y,
+            }
+        }
+        Pass::WeightGradient => {
+            let dy = second()?;
+            cube::weight_gradient(first, dy, &problem(first_dims, out, false, dims(dy))?)?
+        }
+        Pass::BiasGradient => {
+            // A sum over all but the channels, the same for every convolution with this result.
+            let [n, o, d, h, w] = first_dims;
+            let call = problem([n, 1, d, h, w], [o, 1, 1, 1, 1], false, first_dims)?;
+            return cube::bias_gradient(first, &call);
+        }
+    };
+    Ok(lowered(result, call.kind.rank))
+}
+
+/// The tensor behind `ir`, with five axes unless it has one.
+fn operand(
+    ir: &TensorIr,
+    call: &Call<'_>,
+    context: &Context<CubeFusionHandle>,
+) -> Result<CubeTensor, ConvError> {
+    let name = call.kind.name();
+    if ir.dtype != call.out.dtype {
+        let (operand, result) = (ir.dtype.name(), call.out.dtype.name());
+        return Err(ConvError::Unsupported(format!("{name}: an operand is {operand}, the result {result}")));
+    }
+    let global = &context.tensors[&ir.id];
+    let handle = context.handles.get_handle_ref(&global.id).ok_or_else(|| missing(call))?.clone();
+    let tensor = CubeBackend::float_tensor(TensorHandle { handle, shape: global.shape.clone() });
+    if tensor.meta.is_tiled() {
+        return Err(ConvError::Unsupported(format!("{name}: an operand is stored in tiles")));
+    }
+    Ok(if global.shape.rank() > 1 { lifted(tensor)? } else { tensor })
+}
+
+fn missing(call: &Call<'_>) -> ConvError {
+    ConvError::Invalid(format!("{}: an operand has no data", call.kind.name()))
+}
+
+/// The five extents of a shape `[N, C, ..]`, axes of one element before the others. A shape of one axis is
+/// followed by such axes.
+fn extents(shape: &[usize]) -> Result<[usize; 5], ConvError> {
+    let mut five = [1; 5];
+    match shape {
+        [length] => five[0] = *length,
+        [n, c, axes @ ..] if (1..=3).contains(&axes.len()) => {
+            (five[0], five[1]) = (*n, *c);
+            five[5 - axes.len()..].copy_from_slice(axes);
+        }
+        _ => return Err(ConvError::Unsupported(format!("burn-conv-ops: a tensor has the shape {shape:?}"))),
+    }
+    Ok(five)
+}
+
+/// The tensor with five axes. An axis of one element has the stride that a contiguous tensor would give it.
+fn lifted(tensor: CubeTensor) -> Result<CubeTensor, ConvError> {
+    let shape = extents(tensor.meta.shape())?;
+    let (outer, inner) = tensor.meta.strides().split_at(2);
+    let (added, size) = (3 - inner.len(), tensor.meta.shape()[2]);
+    let mut strides = [size * inner[0]; 5];
+    strides[..2].copy_from_slice(outer);
+    strides[2 + added..].copy_from_slice(inner);
+    Ok(view(tensor, &shape, &strides))
+}
+
+/// The tensor without the axes that `lifted` adds for this rank.
+fn lowered(tensor: CubeTensor, rank: usize) -> CubeTensor {
+    let kept = |sizes: &[usize]| [&sizes[..2], &sizes[5 - rank..]].concat();
+    let (shape, strides) = (kept(tensor.meta.shape()), kept(tensor.meta.strides()));
+    view(tensor, &shape, &strides)
+}
+
+/// The same memory with another shape.
+fn view(mut tensor: CubeTensor, shape: &[usize], strides: &[usize]) -> CubeTensor {
+    *tensor.meta = Metadata::new(Shape::from(shape.to_vec()), Strides::new(strides));
+    tensor
+}
+
+fn dims(tensor: &CubeTensor) -> [usize; 5] {
+    tensor.meta.shape().dims()
+}

@@ -1,0 +1,82 @@
+//! Counts convolutions as Burn runs them, and fixes for each block whether it is taken.
+//!
+//! Burn tells an observer of every block that starts, fused or not, on the thread that runs it. What is counted
+//! as recorded there and what the segment of that block serves then follow one reading of the switch.
+
+use super::op::{Call, Kind};
+use super::{OFF, Settings};
+use crate::patch::{OpCount, Report};
+use burn::backend::fusion::observer::{BlockOperations, FusionObservation, FusionObserver};
+use burn::backend::ir::OperationIr;
+use conv_kernels::ConvError;
+use log::info;
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+
+type Counters = [AtomicU64; Kind::COUNT];
+
+static RECORDED: Counters = [const { AtomicU64::new(0) }; Kind::COUNT];
+static SERVED: Counters = [const { AtomicU64::new(0) }; Kind::COUNT];
+static DECLINED: Counters = [const { AtomicU64::new(0) }; Kind::COUNT];
+static OBSERVATION: Mutex<Option<FusionObservation>> = Mutex::new(None);
+
+thread_local! {
+    static BLOCK: Cell<Settings> = const { Cell::new(OFF) };
+}
+
+/// Starts counting, where that has not begun.
+pub(super) fn begin() {
+    let mut observation = OBSERVATION.lock().unwrap_or_else(PoisonError::into_inner);
+    observation.get_or_insert_with(|| FusionObservation::new(Arc::new(Watch)));
+}
+
+pub(super) fn end() {
+    *OBSERVATION.lock().unwrap_or_else(PoisonError::into_inner) = None;
+}
+
+/// What is taken of the block that this thread runs.
+pub(super) fn of_block() -> Settings {
+    BLOCK.get()
+}
+
+/// An operation ran here.
+pub(super) fn served(kind: Kind) {
+    if SERVED[kind.index()].fetch_add(1, Relaxed) == 0 {
+        info!(target: "burn_conv_ops", "patch: {} runs on the kernels of burn-conv-ops", kind.name());
+    }
+}
+
+/// An operation was refused.
+pub(super) fn declined(kind: Kind, error: &ConvError) {
+    if DECLINED[kind.index()].fetch_add(1, Relaxed) == 0 {
+        info!(target: "burn_conv_ops", "patch: a {} was left to Burn: {error}", kind.name());
+    }
+}
+
+pub(super) fn report() -> Report {
+    let count = |(index, op): (usize, &&'static str)| {
+        let [recorded, served, declined] =
+            [&RECORDED, &SERVED, &DECLINED].map(|counters| counters[index].load(Relaxed));
+        OpCount { op, recorded, served, declined }
+    };
+    Report { ops: Kind::NAMES.iter().enumerate().map(count).collect() }
+}
+
+struct Watch;
+
+impl FusionObserver for Watch {
+    fn registered(&self, _: &OperationIr) {}
+
+    fn block_starts(&self, block: BlockOperations<'_>) {
+        let settings = super::settings();
+        BLOCK.set(settings);
+        for call in block.iter().filter_map(Call::of).filter(|call| settings.kinds.contains(call.kind)) {
+            RECORDED[call.kind.index()].fetch_add(1, Relaxed);
+        }
+    }
+
+    fn block_ran(&self) {
+        BLOCK.set(OFF);
+    }
+}

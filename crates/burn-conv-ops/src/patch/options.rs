@@ -1,0 +1,131 @@
+//! What the caller of `patch` may choose, and why it may fail.
+
+use burn::tensor::Device;
+use conv_kernels::conv3d::Algorithm;
+use std::fmt;
+
+/// Options of [`patch`](super::patch()). `PatchOptions::new()` takes conv3d and conv_transpose3d with their
+/// gradients.
+///
+/// Each of the three switches stands for the convolution, its gradients with respect to the input, the weight
+/// and the bias, and, with [`transposed`](Self::transposed), the transposed convolution of that rank.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct PatchOptions {
+    /// Takes conv3d.
+    pub conv3d: bool,
+    /// Takes conv2d, as a conv3d of one frame. Its speed next to Burn's is not measured yet.
+    pub conv2d: bool,
+    /// Takes conv1d, as a conv3d of one row. Its speed next to Burn's is not measured yet.
+    pub conv1d: bool,
+    /// Takes transposed convolutions of these ranks.
+    pub transposed: bool,
+    /// The kernel family. A call that a forced algorithm cannot serve is left to Burn.
+    pub algorithm: Algorithm,
+    /// The device that the model will run on, to be checked; where there is none, `Device::default()` is.
+    /// Convolutions of every CubeCL device are taken, whatever is named here.
+    pub device: Option<Device>,
+}
+
+impl Default for PatchOptions {
+    fn default() -> Self {
+        Self {
+            conv3d: true,
+            conv2d: false,
+            conv1d: false,
+            transposed: true,
+            algorithm: Algorithm::Auto,
+            device: None,
+        }
+    }
+}
+
+impl PatchOptions {
+    /// conv3d and conv_transpose3d with their gradients.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The convolutions of all three ranks, with their gradients and transposes.
+    #[must_use]
+    pub fn all() -> Self {
+        Self { conv2d: true, conv1d: true, ..Self::default() }
+    }
+
+    /// Sets whether conv3d is taken.
+    #[must_use]
+    pub fn with_conv3d(self, conv3d: bool) -> Self {
+        Self { conv3d, ..self }
+    }
+
+    /// Sets whether conv2d is taken.
+    #[must_use]
+    pub fn with_conv2d(self, conv2d: bool) -> Self {
+        Self { conv2d, ..self }
+    }
+
+    /// Sets whether conv1d is taken.
+    #[must_use]
+    pub fn with_conv1d(self, conv1d: bool) -> Self {
+        Self { conv1d, ..self }
+    }
+
+    /// Sets whether transposed convolutions are taken.
+    #[must_use]
+    pub fn with_transposed(self, transposed: bool) -> Self {
+        Self { transposed, ..self }
+    }
+
+    /// Forces a kernel family.
+    #[must_use]
+    pub fn with_algorithm(self, algorithm: Algorithm) -> Self {
+        Self { algorithm, ..self }
+    }
+
+    /// Names the device that the model will run on.
+    #[must_use]
+    pub fn with_device(self, device: Device) -> Self {
+        Self { device: Some(device), ..self }
+    }
+}
+
+/// Why [`patch`](super::patch()) could not do what was asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PatchError {
+    /// This build has no fusion layer, or no GPU backend.
+    NoFusion,
+    /// The device, as it prints itself, is not a CubeCL device.
+    NotCube(String),
+    /// Burn has already read its list of optimizations; the operations that were asked for too late.
+    TooLate(String),
+    /// The options name no operation.
+    Nothing,
+}
+
+impl fmt::Display for PatchError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoFusion => f.write_str(
+                "patch: this build cannot replace Burn's convolutions, it needs the features `fusion` and `wgpu` or \
+                 `cuda` of burn-conv-ops",
+            ),
+            Self::NotCube(device) => write!(
+                f,
+                "patch: {device} is not a CubeCL device, Burn's convolutions can be replaced on wgpu, Vulkan, Metal \
+                 and CUDA; name another device with PatchOptions::with_device"
+            ),
+            Self::TooLate(operations) => write!(
+                f,
+                "patch: a tensor operation ran before {operations} was asked for; call patch at the start of the \
+                 program, before the first tensor is made"
+            ),
+            Self::Nothing => {
+                f.write_str("patch: the options name no operation, set one of conv1d, conv2d and conv3d")
+            }
+        }
+    }
+}
+
+impl std::error::Error for PatchError {}
