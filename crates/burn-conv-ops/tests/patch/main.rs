@@ -1,2 +1,59 @@
-//! x
-fn main() {}
+//! `patch()` on unmodified models of `burn::nn`.
+//!
+//! A harness of its own: the registration precedes the first tensor operation of the process, what is counted
+//! is counted for the process, and what comes too late needs another process (`children`).
+
+mod children;
+mod models;
+mod neighbours;
+mod support;
+mod switch;
+mod training;
+
+use burn_conv_ops::patch::{PatchOptions, patch};
+use libtest_mimic::{Arguments, Trial};
+
+fn main() {
+    if children::run() {
+        return;
+    }
+    let options = PatchOptions::all().with_device(support::gpu());
+    patch(options).expect("before the first tensor operation");
+    let trials = [
+        ("a_conv3d_resnet_trains_alike", training::a_conv3d_resnet_trains_alike as fn()),
+        ("a_conv2d_resnet_trains_alike", training::a_conv2d_resnet_trains_alike),
+        ("a_unet_trains_alike", training::a_unet_trains_alike),
+        ("a_conv1d_network_trains_alike", training::a_conv1d_network_trains_alike),
+        ("transposed_convolutions_agree", training::transposed_convolutions_agree),
+        ("a_strided_shortcut_has_its_gradient", training::a_strided_shortcut_has_its_gradient),
+        ("two_hundred_steps_leak_nothing", training::two_hundred_steps_leak_nothing),
+        ("neighbours_still_fuse", neighbours::neighbours_still_fuse),
+        ("what_is_refused_is_burns", switch::what_is_refused_is_burns),
+        ("unpatch_works_at_any_time", switch::unpatch_works_at_any_time),
+        (
+            "flipping_while_a_model_runs_changes_no_result",
+            switch::flipping_while_a_model_runs_changes_no_result,
+        ),
+        ("threads_share_a_model", switch::threads_share_a_model),
+        ("bad_options_are_refused", switch::bad_options_are_refused),
+        ("too_late_is_an_error", children::too_late_is_an_error),
+        ("a_kind_asked_for_too_late_is_an_error", children::a_kind_asked_for_too_late_is_an_error),
+        ("repeated_steps_hit_the_plan_cache", children::repeated_steps_hit_the_plan_cache),
+        ("each_kind_is_announced_once", children::each_kind_is_announced_once),
+    ];
+    let trial = |(name, test): (&str, fn())| {
+        Trial::test(name, move || {
+            test();
+            Ok(())
+        })
+    };
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = Some(1);
+    let mut trials: Vec<_> = trials.map(trial).into();
+    let cost = Trial::test("host_cost", || {
+        training::host_cost();
+        Ok(())
+    });
+    trials.push(cost.with_ignored_flag(true));
+    libtest_mimic::run(&arguments, trials).exit();
+}

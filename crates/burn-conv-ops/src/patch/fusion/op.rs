@@ -88,13 +88,7 @@ impl<'a> Call<'a> {
         }
         macro_rules! gradient {
             ($rank:literal, $pass:ident, $o:ident, $first:ident, $second:ident) => {
-                (
-                    $rank,
-                    Pass::$pass,
-                    [Some(&$o.$first), Some(&$o.$second), None],
-                    &$o.out,
-                    window!($rank, $o),
-                )
+                ($rank, Pass::$pass, [Some(&$o.$first), Some(&$o.$second), None], &$o.out, window!($rank, $o))
             };
         }
         macro_rules! window {

@@ -8,9 +8,9 @@ mod transposed;
 use super::op::{Call, Pass};
 use crate::backend::Conv3dCall;
 use crate::conv3d::cube;
+use burn::backend::fusion::stream::Context;
 use burn::backend::ir::{BackendIr, TensorHandle, TensorIr};
 use burn::backend::ops::FloatTensorOps;
-use burn::backend::fusion::stream::Context;
 use burn::tensor::Shape;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::cubecl::zspace::{Strides, metadata::Metadata};
@@ -55,7 +55,9 @@ fn compute(call: &Call<'_>, algorithm: Algorithm, operands: &Operands) -> Result
         if problem.y_shape() != y {
             let expected = problem.y_shape();
             let name = call.kind.name();
-            return Err(ConvError::Unsupported(format!("{name}: y is {y:?} where a convolution gives {expected:?}")));
+            return Err(ConvError::Unsupported(format!(
+                "{name}: y is {y:?} where a convolution gives {expected:?}"
+            )));
         }
         Ok(Conv3dCall { problem, algorithm })
     };
@@ -69,7 +71,12 @@ fn compute(call: &Call<'_>, algorithm: Algorithm, operands: &Operands) -> Result
                 let dw = transposed::compute(Conv3dCall { problem, algorithm }, first, weight)?;
                 return Ok(lowered(dw, call.kind.rank));
             }
-            cube::forward(first, weight, bias.as_ref(), &problem(first_dims, dims(weight), bias.is_some(), out)?)?
+            cube::forward(
+                first,
+                weight,
+                bias.as_ref(),
+                &problem(first_dims, dims(weight), bias.is_some(), out)?,
+            )?
         }
         Pass::InputGradient => {
             let weight = second()?;
@@ -80,7 +87,8 @@ fn compute(call: &Call<'_>, algorithm: Algorithm, operands: &Operands) -> Result
             let y = cube::input_gradient(first, weight, &problem(out, dims(weight), false, first_dims)?)?;
             match bias {
                 Some(bias) => {
-                    let bias = view(bias.clone(), &[1, out[1], 1, 1, 1], &[0, bias.meta.strides()[0], 0, 0, 0]);
+                    let bias =
+                        view(bias.clone(), &[1, out[1], 1, 1, 1], &[0, bias.meta.strides()[0], 0, 0, 0]);
                     CubeBackend::float_add(y, bias)
                 }
                 None => y,

@@ -56,7 +56,11 @@ pub(super) fn weight_gradient(
 }
 
 /// y of the recorded convolution.
-pub(super) fn compute(call: Conv3dCall, x: &CubeTensor, filter: &CubeTensor) -> Result<CubeTensor, ConvError> {
+pub(super) fn compute(
+    call: Conv3dCall,
+    x: &CubeTensor,
+    filter: &CubeTensor,
+) -> Result<CubeTensor, ConvError> {
     let source = exchanged(x.clone());
     let strides = source.meta.strides().to_vec();
     let source = view(source, &call.problem.x_shape(), &strides);

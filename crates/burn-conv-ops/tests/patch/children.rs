@@ -1,0 +1,121 @@
+//! What needs a process of its own: this executable, started again with the name of a task.
+
+use crate::models::{Network, ResNet3d};
+use crate::support::{gpu, normal};
+use burn::tensor::Tensor;
+use burn_conv_ops::patch::{PatchError, PatchOptions, is_patched, patch, patch_conv3d, report};
+use std::process::Command;
+
+const TASK: &str = "CONV_PATCH_TASK";
+
+/// Runs the task that the environment names; whether it names one.
+pub(crate) fn run() -> bool {
+    let Ok(task) = std::env::var(TASK) else { return false };
+    match task.as_str() {
+        "too_late" => too_late(),
+        "kind_too_late" => kind_too_late(),
+        "steps" => steps(),
+        other => panic!("there is no task `{other}`"),
+    }
+    true
+}
+
+/// What the task writes to stderr.
+fn child(task: &str, environment: &[(&str, &str)]) -> String {
+    let this = std::env::current_exe().expect("this executable has a path");
+    let output = Command::new(this).env(TASK, task).envs(environment.iter().copied()).output();
+    let output = output.expect("this executable starts");
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{task}: {}\n{text}", output.status);
+    text
+}
+
+fn too_late() {
+    let x: Tensor<1> = normal(1, [4], &gpu());
+    (x + 1.0).into_data();
+    let error = patch(PatchOptions::new().with_device(gpu())).expect_err("a tensor operation ran");
+    assert!(matches!(error, PatchError::TooLate(_)), "{error:?}");
+    assert!(!is_patched());
+    eprintln!("{error}");
+}
+
+pub(crate) fn too_late_is_an_error() {
+    let text = child("too_late", &[]);
+    assert!(text.contains("before conv3d, conv_transpose3d was asked for"), "{text}");
+}
+
+fn kind_too_late() {
+    patch(PatchOptions::new().with_device(gpu())).expect("before the first tensor operation");
+    let x: Tensor<1> = normal(1, [4], &gpu());
+    (x + 1.0).into_data();
+    let error = patch(PatchOptions::all().with_device(gpu())).expect_err("a tensor operation ran");
+    eprintln!("{error}");
+    assert!(is_patched(), "an error changes nothing");
+    patch_conv3d().expect("what was asked for early can be switched at any time");
+}
+
+pub(crate) fn a_kind_asked_for_too_late_is_an_error() {
+    let text = child("kind_too_late", &[]);
+    assert!(
+        text.contains("before conv1d, conv2d, conv_transpose1d, conv_transpose2d was asked for"),
+        "{text}"
+    );
+}
+
+/// Six equal steps, with a line before each.
+fn steps() {
+    struct Lines;
+    impl log::Log for Lines {
+        fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+            true
+        }
+        fn log(&self, record: &log::Record<'_>) {
+            if record.target() == "burn_conv_ops" {
+                eprintln!("{} {}", record.level(), record.args());
+            }
+        }
+        fn flush(&self) {}
+    }
+    log::set_logger(&Lines).expect("there is no other logger");
+    log::set_max_level(log::LevelFilter::Info);
+    patch(PatchOptions::new().with_device(gpu())).expect("before the first tensor operation");
+    let device = gpu().autodiff();
+    device.seed(1);
+    let model = ResNet3d::new(&device);
+    for index in 0..6 {
+        gpu().sync().expect("the device works");
+        eprintln!("step {index}");
+        let loss = model.loss(0, &device);
+        let _gradients = loss.backward();
+        loss.into_data();
+    }
+    gpu().sync().expect("the device works");
+    let report = report();
+    assert_eq!((report.recorded(), report.served()), (6 * 13, 6 * 13), "{report}");
+}
+
+pub(crate) fn repeated_steps_hit_the_plan_cache() {
+    let text = child("steps", &[("BURN_FUSION_LOG", "full")]);
+    let lines = |step: usize, what: &str| {
+        let start = text.find(&format!("step {step}\n")).expect("a line for each step");
+        let end = text.find(&format!("step {}\n", step + 1)).unwrap_or(text.len());
+        text[start..end].lines().filter(|line| line.contains(what)).count()
+    };
+    let (made, hits) = ("[plan] exploration completed", "[plan] cache hit");
+    let counts: Vec<_> = (0..6).map(|step| (lines(step, made), lines(step, hits))).collect();
+    println!("(plans made, plans found) in each step: {counts:?}");
+    assert!(counts[0].0 > 0, "{counts:?}");
+    for (made, found) in &counts[3..] {
+        assert_eq!(*made, 0, "{counts:?}");
+        assert!(*found > 0, "{counts:?}");
+    }
+    assert!(!text.contains("[repair]"), "Burn dropped fusions");
+}
+
+pub(crate) fn each_kind_is_announced_once() {
+    let text = child("steps", &[]);
+    for kind in ["conv3d", "conv3d_x_backward", "conv3d_weight_backward", "conv3d_bias_backward"] {
+        let line = format!("INFO patch: {kind} runs on the kernels of burn-conv-ops\n");
+        assert_eq!(text.matches(&line).count(), 1, "{kind}\n{text}");
+    }
+}

@@ -1,0 +1,101 @@
+//! Devices, data, what launches and what is compared.
+
+use burn::backend::DispatchDevice;
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn_conv_ops::patch::{PatchOptions, Report, patch, report, unpatch};
+use burn_cubecl::{CubeDevice, cubecl::device::WgpuDeviceKind};
+use conv_cases::fill;
+use cubecl_runtime::logging::{LaunchObservation, LaunchObserver};
+use std::sync::{Arc, Mutex, OnceLock};
+
+/// The device of this project's tests: the best GPU there is, else the software rasterizer.
+pub(crate) fn cube() -> CubeDevice {
+    let kinds = [WgpuDeviceKind::DefaultDevice, WgpuDeviceKind::Cpu];
+    let found = kinds.into_iter().find_map(|kind| CubeDevice::wgpu(kind).ok());
+    found
+        .expect("no GPU adapter was found: install a Vulkan driver, or run `cargo xtask test`, which does it")
+}
+
+pub(crate) fn gpu() -> Device {
+    static GPU: OnceLock<Device> = OnceLock::new();
+    GPU.get_or_init(|| Device::new(DispatchDevice::Cube(cube()))).clone()
+}
+
+pub(crate) fn normal<const D: usize>(seed: u64, shape: [usize; D], device: &Device) -> Tensor<D> {
+    let values = fill::normal(seed, shape.iter().product());
+    Tensor::from_data(TensorData::new(values, shape), (device, DType::F32))
+}
+
+pub(crate) fn values(data: &TensorData) -> Vec<f64> {
+    data.clone().convert::<f64>().try_to_vec::<f64>().expect("f64 after conversion")
+}
+
+/// Patches all kinds, or leaves all to Burn, from the next operation on.
+pub(crate) fn set_patched(on: bool) {
+    gpu().sync().expect("the device works");
+    if on {
+        patch(PatchOptions::all().with_device(gpu())).expect("this process is patched");
+    } else {
+        unpatch();
+    }
+}
+
+/// What `run` gives and what was counted meanwhile.
+pub(crate) fn counted<T>(run: impl FnOnce() -> T) -> (T, Report) {
+    gpu().sync().expect("the device works");
+    let before = report();
+    let result = run();
+    gpu().sync().expect("the device works");
+    (result, report().since(&before))
+}
+
+/// Names of the kernels that were launched.
+#[derive(Default)]
+struct Launches(Mutex<Vec<&'static str>>);
+
+impl LaunchObserver for Launches {
+    fn launched(&self, kernel: &'static str) {
+        self.0.lock().unwrap().push(kernel);
+    }
+}
+
+/// What `run` gives and the names of the kernels that it launched.
+pub(crate) fn launches<T>(run: impl FnOnce() -> T) -> (T, Vec<&'static str>) {
+    gpu().sync().expect("the device works");
+    let launches = Arc::new(Launches::default());
+    let observation = LaunchObservation::new(launches.clone());
+    let result = run();
+    gpu().sync().expect("the device works");
+    drop(observation);
+    let names = std::mem::take(&mut *launches.0.lock().unwrap());
+    (result, names)
+}
+
+/// Whether a kernel is this project's.
+pub(crate) fn is_ours(kernel: &&'static str) -> bool {
+    kernel.contains("conv_kernels")
+}
+
+/// Whether a kernel is one of Burn's for convolutions.
+pub(crate) fn is_burns_convolution(kernel: &&'static str) -> bool {
+    !is_ours(kernel) && (kernel.contains("conv") || kernel.contains("im2col") || kernel.contains("matmul"))
+}
+
+/// Fails when an element is further than `tolerance` times the RMS of `want` from it.
+pub(crate) fn assert_close(what: &str, got: &TensorData, want: &TensorData, tolerance: f64) {
+    assert_eq!(got.shape(), want.shape(), "{what}");
+    let (got, want) = (values(got), values(want));
+    let rms = (want.iter().map(|value| value * value).sum::<f64>() / want.len().max(1) as f64).sqrt();
+    for (index, (got, want)) in got.iter().zip(&want).enumerate() {
+        let error = (got - want).abs();
+        // NaN is an error too.
+        assert!(error <= tolerance * (rms + want.abs()), "{what}: element {index} is {got}, expected {want}");
+    }
+}
+
+/// Every convolution that Burn ran was served.
+pub(crate) fn assert_all_served(what: &str, report: &Report, convolutions: u64) {
+    assert_eq!(report.recorded(), convolutions, "{what}\n{report}");
+    assert_eq!(report.served(), convolutions, "{what}\n{report}");
+    assert_eq!((report.declined(), report.missed()), (0, 0), "{what}\n{report}");
+}

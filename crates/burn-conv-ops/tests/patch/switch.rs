@@ -1,0 +1,147 @@
+//! Switching, refusing, and several threads.
+
+use crate::models::{Network, ResNet3d};
+use crate::support::{assert_all_served, assert_close, counted, gpu, normal, set_patched};
+use burn::nn::PaddingConfig3d;
+use burn::nn::conv::{Conv3d, Conv3dConfig};
+use burn::tensor::activation::relu;
+use burn::tensor::{Device, Tensor, TensorData};
+use burn_conv_ops::patch::{PatchError, PatchOptions, is_patched, patch, unpatch};
+use burn_conv_ops::{Algorithm, WinogradTile};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+/// Two convolutions with an operation between them; no gradients.
+struct Pair([Conv3d; 2]);
+
+impl Pair {
+    fn new(device: &Device) -> Self {
+        device.seed(4);
+        let conv =
+            |channels| Conv3dConfig::new(channels, [3; 3]).with_padding(PaddingConfig3d::Same).init(device);
+        Self([conv([2, 4]), conv([4, 2])])
+    }
+
+    fn run(&self, seed: u64) -> TensorData {
+        let x: Tensor<5> = normal(seed, [1, 2, 3, 5, 6], &gpu());
+        self.0[1].forward(relu(self.0[0].forward(x))).into_data()
+    }
+}
+
+pub(crate) fn what_is_refused_is_burns() {
+    let device = gpu();
+    let conv = Conv3dConfig::new([4, 4], [1, 1, 1]).init(&device);
+    let run = || conv.forward(normal(1, [1, 4, 2, 3, 4], &device)).into_data();
+    set_patched(false);
+    let burns = run();
+    // Winograd serves no filter of one tap.
+    let options = PatchOptions::all().with_device(gpu());
+    patch(options.with_algorithm(Algorithm::Winograd(WinogradTile::F4x4))).expect("this process is patched");
+    let (result, report) = counted(run);
+    assert_eq!((report.recorded(), report.served(), report.declined()), (1, 0, 1), "{report}");
+    assert_eq!(result, burns);
+    // Without a switch for the kind nothing is counted.
+    patch(PatchOptions::all().with_device(gpu()).with_conv3d(false)).expect("this process is patched");
+    let (result, report) = counted(run);
+    assert_eq!((report.recorded(), report.served(), report.declined()), (0, 0, 0), "{report}");
+    assert_eq!(result, burns);
+    set_patched(true);
+    let (result, report) = counted(run);
+    assert_all_served("with the default algorithm", &report, 1);
+    assert_close("with the default algorithm", &result, &burns, 1e-5);
+}
+
+pub(crate) fn unpatch_works_at_any_time() {
+    let pair = Pair::new(&gpu());
+    set_patched(true);
+    let (first, report) = counted(|| pair.run(1));
+    assert_all_served("patched", &report, 2);
+    assert!(is_patched());
+    set_patched(false);
+    assert!(!is_patched());
+    let (second, report) = counted(|| pair.run(1));
+    assert_eq!((report.recorded(), report.served()), (0, 0), "unpatched\n{report}");
+    set_patched(true);
+    let (third, report) = counted(|| pair.run(1));
+    assert_all_served("patched again", &report, 2);
+    assert_eq!(first, third);
+    assert_ne!(first, second, "Burn's sums have another order; equal bits mean that nothing was switched");
+    assert_close("unpatched", &second, &first, 1e-4);
+    // With operations that are recorded and have not run.
+    let device = gpu().autodiff();
+    device.seed(1);
+    let model = ResNet3d::new(&device);
+    let run = |off: bool| {
+        let loss = model.loss(0, &device);
+        if off {
+            unpatch();
+        }
+        loss.backward();
+        loss.inner().into_data()
+    };
+    let whole = run(false);
+    let cut = run(true);
+    assert_close("unpatched in the middle", &cut, &whole, 1e-4);
+    set_patched(true);
+}
+
+pub(crate) fn flipping_while_a_model_runs_changes_no_result() {
+    let pair = Pair::new(&gpu());
+    let want: Vec<_> = (0..8).map(|seed| pair.run(seed)).collect();
+    let options = PatchOptions::all().with_device(gpu());
+    let done = AtomicBool::new(false);
+    let ((), report) = counted(|| {
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Relaxed) {
+                    unpatch();
+                    std::thread::sleep(std::time::Duration::from_micros(300));
+                    patch(options.clone()).expect("this process is patched");
+                    std::thread::sleep(std::time::Duration::from_micros(300));
+                }
+            });
+            for _ in 0..20 {
+                for (seed, want) in want.iter().enumerate() {
+                    assert_close("while flipping", &pair.run(seed as u64), want, 1e-4);
+                }
+            }
+            done.store(true, Relaxed);
+        });
+    });
+    println!("{} of 320 served while flipping", report.served());
+    assert_eq!((report.served(), report.missed()), (report.recorded(), 0), "{report}");
+    assert!((1..320).contains(&report.served()), "{report}");
+    set_patched(true);
+}
+
+pub(crate) fn threads_share_a_model() {
+    let pair = Pair::new(&gpu());
+    set_patched(true);
+    let want: Vec<_> = (0..4).map(|seed| pair.run(seed)).collect();
+    let ((), report) = counted(|| {
+        std::thread::scope(|scope| {
+            for (seed, want) in want.iter().enumerate() {
+                let pair = &pair;
+                scope.spawn(move || {
+                    for _ in 0..20 {
+                        assert_eq!(pair.run(seed as u64), *want);
+                    }
+                });
+            }
+        });
+    });
+    assert_all_served("four threads", &report, 4 * 20 * 2);
+}
+
+pub(crate) fn bad_options_are_refused() {
+    set_patched(false);
+    let refused = |options: PatchOptions| {
+        let error = patch(options).expect_err("the options are bad");
+        assert!(!is_patched(), "an error changes nothing");
+        error
+    };
+    let error = refused(PatchOptions::new().with_device(Device::flex()));
+    assert!(matches!(error, PatchError::NotCube(_)), "{error:?}");
+    assert!(error.to_string().contains("Flex"), "{error}");
+    assert_eq!(refused(PatchOptions::new().with_conv3d(false)), PatchError::Nothing);
+    set_patched(true);
+}

@@ -1,0 +1,250 @@
+//! Steps of training, patched and unpatched: the same losses and gradients, and every convolution served.
+
+use crate::models::{Network, ResNet2d, ResNet3d, Sequence, UNet};
+use crate::support::{
+    assert_all_served, assert_close, counted, cube, gpu, is_burns_convolution, is_ours, launches, normal,
+    set_patched, values,
+};
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::nn::conv::{Conv3dConfig, ConvTranspose1dConfig, ConvTranspose2dConfig, ConvTranspose3dConfig};
+use burn::optim::{GradientsParams, ModuleOptimizer, SgdConfig};
+use burn::tensor::{Device, Gradients, Tensor, TensorData};
+use burn_conv_ops::Conv3dOptions;
+use cubecl_runtime::memory_management::MemoryScope;
+
+/// The gradients of all parameters, in the order of the module.
+struct Collect<'a> {
+    gradients: &'a Gradients,
+    collected: Vec<TensorData>,
+}
+
+impl ModuleVisitor for Collect<'_> {
+    fn visit_float<const D: usize>(&mut self, parameter: &Param<Tensor<D>>) {
+        let gradient = parameter.val().grad(self.gradients);
+        self.collected.extend(gradient.map(owned));
+    }
+}
+
+/// The values, copied: where host and device share memory, what `into_data` gives is the tensor's buffer, and
+/// the optimizer writes over it.
+fn owned<const D: usize>(tensor: Tensor<D>) -> TensorData {
+    let data = tensor.into_data();
+    TensorData::new(values(&data), data.shape().clone())
+}
+
+/// One step: the trained network, its loss and the gradients.
+fn step<M: Network>(
+    model: M,
+    seed: u64,
+    device: &Device,
+    optimizer: &mut ModuleOptimizer,
+) -> (M, Vec<TensorData>) {
+    let loss = model.loss(seed, device);
+    let gradients = loss.backward();
+    let mut collect = Collect { gradients: &gradients, collected: vec![owned(loss.inner())] };
+    model.visit(&mut collect);
+    let collected = collect.collected;
+    let gradients = GradientsParams::from_grads(gradients, &model);
+    (optimizer.step(0.05, model, gradients), collected)
+}
+
+fn train<M: Network>(model: M, steps: u64, device: &Device) -> Vec<TensorData> {
+    let mut optimizer: ModuleOptimizer = SgdConfig::new().init();
+    let mut model = model;
+    let mut all = Vec::new();
+    for seed in 0..steps {
+        let (next, collected) = step(model, seed, device, &mut optimizer);
+        model = next;
+        all.extend(collected);
+    }
+    all
+}
+
+/// Three steps of Burn's, three of ours from the same weights. `convolutions` are recorded for one step.
+fn trains_alike<M: Network>(new: impl Fn(&Device) -> M, convolutions: u64) {
+    const STEPS: u64 = 3;
+    let device = gpu().autodiff();
+    device.seed(1);
+    let model = new(&device);
+    let run = |on: bool| {
+        set_patched(on);
+        counted(|| launches(|| train(model.clone(), STEPS, &device)))
+    };
+    let ((burns, their_kernels), left) = run(false);
+    assert_eq!((left.recorded(), left.served()), (0, 0), "unpatched");
+    assert_eq!(their_kernels.iter().filter(|name| is_ours(name)).count(), 0, "unpatched");
+    let ((ours, our_kernels), taken) = run(true);
+    assert_all_served("patched", &taken, STEPS * convolutions);
+    // A convolution is one kernel or several.
+    assert!(our_kernels.iter().filter(|name| is_ours(name)).count() as u64 >= STEPS * convolutions);
+    let theirs = our_kernels.iter().filter(|name| is_burns_convolution(name));
+    // Linear layers are products too.
+    let linear = their_kernels.iter().filter(|name| name.contains("matmul")).count();
+    assert!(theirs.clone().count() <= linear, "Burn's kernels ran: {:?}", theirs.collect::<Vec<_>>());
+    let flex = Device::flex().autodiff();
+    let flexs = train(model.clone().fork(&flex), STEPS, &flex);
+    assert_eq!((ours.len(), ours.len()), (burns.len(), flexs.len()));
+    for (index, ours) in ours.iter().enumerate() {
+        for (whose, others) in [("Burn's", &burns), ("Flex's", &flexs)] {
+            assert_close(&format!("loss or gradient {index} and {whose}"), ours, &others[index], 2e-4);
+        }
+    }
+}
+
+pub(crate) fn a_conv3d_resnet_trains_alike() {
+    // Four convolutions, their input gradients without the stem's, weight gradients, two bias gradients.
+    trains_alike(ResNet3d::new, 4 + 3 + 4 + 2);
+}
+
+pub(crate) fn a_conv2d_resnet_trains_alike() {
+    trains_alike(ResNet2d::new, 3 + 2 + 3 + 1);
+}
+
+pub(crate) fn a_unet_trains_alike() {
+    // The transposed convolution's input and weight gradients are recorded as convolutions, its bias' as a sum.
+    trains_alike(UNet::new, 5 + 4 + 5 + 3);
+}
+
+pub(crate) fn a_conv1d_network_trains_alike() {
+    trains_alike(Sequence::new, 2 + 1 + 2 + 2);
+}
+
+/// y and the gradients of a transposed convolution with these sizes along each of its axes.
+macro_rules! transposed {
+    ($config:ident, $axes:literal, $size:expr, $taps:expr, $stride:expr, $padding:expr, $padding_out:expr, $dilation:expr,
+     $groups:expr) => {{
+        let device = gpu().autodiff();
+        device.seed(3);
+        let layer = $config::new([4, 6], $taps)
+            .with_stride($stride)
+            .with_padding($padding)
+            .with_padding_out($padding_out)
+            .with_dilation($dilation)
+            .with_groups($groups)
+            .init(&device);
+        let mut shape = [2; $axes + 2];
+        shape[1] = 4;
+        shape[2..].copy_from_slice(&$size);
+        let run = || {
+            let x = normal(5, shape, &device).require_grad();
+            let y = layer.forward(x.clone());
+            let dy = normal(6, y.dims(), &device);
+            let gradients = (y.clone() * dy).sum().backward();
+            let gradient = |tensor: Option<TensorData>| tensor.expect("tracked");
+            [
+                y.inner().into_data(),
+                gradient(x.grad(&gradients).map(Tensor::into_data)),
+                gradient(layer.weight.val().grad(&gradients).map(Tensor::into_data)),
+                gradient(layer.bias.as_ref().unwrap().val().grad(&gradients).map(Tensor::into_data)),
+            ]
+        };
+        set_patched(false);
+        let burns = run();
+        set_patched(true);
+        let (ours, report) = counted(run);
+        // y, the input gradient, and one weight gradient for each group.
+        assert_all_served(stringify!($config), &report, 2 + $groups);
+        for ((ours, burns), what) in ours.iter().zip(&burns).zip(["y", "dx", "dw", "db"]) {
+            assert_close(&format!("{} {what}", stringify!($config)), ours, burns, 1e-4);
+        }
+    }};
+}
+
+pub(crate) fn transposed_convolutions_agree() {
+    transposed!(
+        ConvTranspose3dConfig,
+        3,
+        [3, 4, 5],
+        [2, 3, 3],
+        [1, 2, 2],
+        [0, 1, 1],
+        [0, 1, 0],
+        [1, 1, 2],
+        1
+    );
+    transposed!(ConvTranspose2dConfig, 2, [4, 5], [3, 2], [2, 3], [1, 0], [1, 2], [2, 1], 2);
+    transposed!(ConvTranspose1dConfig, 1, [13], 4, 2, 1, 1, 1, 1);
+}
+
+pub(crate) fn two_hundred_steps_leak_nothing() {
+    let device = gpu().autodiff();
+    set_patched(true);
+    device.seed(1);
+    let mut model = ResNet3d::new(&device);
+    let mut optimizer: ModuleOptimizer = SgdConfig::new().init();
+    let client = cube().client();
+    let mut usage = Vec::new();
+    let ((), report) = counted(|| {
+        for index in 0..220 {
+            let (next, _) = step(model.clone(), index % 3, &device, &mut optimizer);
+            model = next;
+            if index % 100 == 19 {
+                gpu().sync().expect("the device works");
+                let now = client.memory_report(MemoryScope::Device).usage();
+                usage.push((now.number_allocs, now.bytes_in_use, now.bytes_reserved));
+            }
+        }
+    });
+    assert_all_served("220 steps", &report, 220 * 13);
+    assert_eq!(usage.len(), 3);
+    assert!(
+        usage.windows(2).all(|pair| pair[0] == pair[1]),
+        "(allocations, bytes in use, reserved): {usage:?}"
+    );
+}
+
+/// Burn 0.22.1's own kernel leaves some elements of this gradient wrong, so what is compared with is Flex's.
+pub(crate) fn a_strided_shortcut_has_its_gradient() {
+    let device = gpu().autodiff();
+    device.seed(3);
+    let config = Conv3dConfig::new([4, 8], [1; 3]).with_stride([1, 2, 2]);
+    let layer = config.init(&device);
+    layer.weight.val();
+    let run = |device: &Device| {
+        let layer = layer.clone().fork(device);
+        let x = normal(1, [2, 4, 3, 8, 8], device).require_grad();
+        let y = layer.forward(x.clone());
+        let dy = normal(2, y.dims(), device);
+        let gradients = (y * dy).sum().backward();
+        owned(x.grad(&gradients).expect("x is tracked"))
+    };
+    set_patched(true);
+    let (ours, report) = counted(|| run(&device));
+    // Nobody asked for the bias' gradient; Burn computes it.
+    assert_all_served("shortcut", &report, 4);
+    assert_close("dx", &ours, &run(&Device::flex().autodiff()), 1e-5);
+}
+
+/// Prints what a call costs, by the patch and by this crate's own function, where nearly nothing is computed.
+/// The device's time is in both.
+pub(crate) fn host_cost() {
+    const CALLS: usize = 200;
+    let device = gpu();
+    set_patched(true);
+    let layer = Conv3dConfig::new([1, 1], [1; 3]).init(&device);
+    let x = normal(1, [1, 1, 1, 1, 1], &device);
+    let (weight, bias) = (layer.weight.val(), layer.bias.as_ref().map(Param::val));
+    let time = |call: &dyn Fn(Tensor<5>) -> Tensor<5>| {
+        device.sync().expect("the device works");
+        let start = std::time::Instant::now();
+        let mut x = x.clone();
+        for _ in 0..CALLS {
+            x = call(x);
+        }
+        device.sync().expect("the device works");
+        start.elapsed().as_secs_f64() * 1e6 / CALLS as f64
+    };
+    let mut least = [f64::MAX; 3];
+    for _ in 0..50 {
+        let patched = time(&|x| layer.forward(x));
+        let direct = time(&|x| burn_conv_ops::conv3d(x, weight.clone(), bias.clone(), Conv3dOptions::new()));
+        set_patched(false);
+        let burns = time(&|x| layer.forward(x));
+        set_patched(true);
+        least = [least[0].min(patched), least[1].min(direct), least[2].min(burns)];
+    }
+    let [patched, direct, burns] = least;
+    println!(
+        "microseconds a call, least of 50 runs: patched {patched:.1}, direct {direct:.1}, Burn's own {burns:.1}"
+    );
+}
