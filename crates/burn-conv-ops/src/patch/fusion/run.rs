@@ -9,7 +9,7 @@ use super::op::{Call, Pass};
 use crate::backend::Conv3dCall;
 use crate::conv3d::cube;
 use burn::backend::fusion::stream::Context;
-use burn::backend::ir::{BackendIr, TensorHandle, TensorIr};
+use burn::backend::ir::TensorIr;
 use burn::backend::ops::FloatTensorOps;
 use burn::tensor::Shape;
 use burn_cubecl::CubeBackend;
@@ -71,12 +71,8 @@ fn compute(call: &Call<'_>, algorithm: Algorithm, operands: &Operands) -> Result
                 let dw = transposed::compute(Conv3dCall { problem, algorithm }, first, weight)?;
                 return Ok(lowered(dw, call.kind.rank));
             }
-            cube::forward(
-                first,
-                weight,
-                bias.as_ref(),
-                &problem(first_dims, dims(weight), bias.is_some(), out)?,
-            )?
+            let call = problem(first_dims, dims(weight), bias.is_some(), out)?;
+            cube::forward(first, weight, bias.as_ref(), &call)?
         }
         Pass::InputGradient => {
             let weight = second()?;
@@ -120,12 +116,23 @@ fn operand(
         return Err(ConvError::Unsupported(format!("{name}: an operand is {operand}, the result {result}")));
     }
     let global = &context.tensors[&ir.id];
-    let handle = context.handles.get_handle_ref(&global.id).ok_or_else(|| missing(call))?.clone();
-    let tensor = CubeBackend::float_tensor(TensorHandle { handle, shape: global.shape.clone() });
-    if tensor.meta.is_tiled() {
+    let handle = context.handles.get_handle_ref(&global.id).ok_or_else(|| missing(call))?;
+    if handle.tiles.is_some() {
         return Err(ConvError::Unsupported(format!("{name}: an operand is stored in tiles")));
     }
-    Ok(if global.shape.rank() > 1 { lifted(tensor)? } else { tensor })
+    let (shape, strides) = (&global.shape, &handle.strides);
+    Ok(CubeTensor {
+        client: handle.client.clone(),
+        handle: handle.handle.clone(),
+        device: handle.device.clone(),
+        meta: Box::new(if shape.rank() > 1 {
+            lifted(shape, strides)?
+        } else {
+            handle.metadata(shape.clone())
+        }),
+        dtype: handle.dtype,
+        qparams: None,
+    })
 }
 
 fn missing(call: &Call<'_>) -> ConvError {
@@ -147,19 +154,21 @@ fn extents(shape: &[usize]) -> Result<[usize; 5], ConvError> {
     Ok(five)
 }
 
-/// The tensor with five axes. An axis of one element has the stride that a contiguous tensor would give it.
-fn lifted(tensor: CubeTensor) -> Result<CubeTensor, ConvError> {
-    let shape = extents(tensor.meta.shape())?;
-    let (outer, inner) = tensor.meta.strides().split_at(2);
-    let (added, size) = (3 - inner.len(), tensor.meta.shape()[2]);
-    let mut strides = [size * inner[0]; 5];
-    strides[..2].copy_from_slice(outer);
-    strides[2 + added..].copy_from_slice(inner);
-    Ok(view(tensor, &shape, &strides))
+/// Metadata with five axes. An axis of one element has the stride that a contiguous tensor would give it.
+fn lifted(shape: &[usize], strides: &[usize]) -> Result<Metadata, ConvError> {
+    let extents = extents(shape)?;
+    let (outer, inner) = strides.split_at(2);
+    let mut five = [shape[2] * inner[0]; 5];
+    five[..2].copy_from_slice(outer);
+    five[5 - inner.len()..].copy_from_slice(inner);
+    Ok(Metadata::new(Shape::from(extents), Strides::new(&five)))
 }
 
 /// The tensor without the axes that `lifted` adds for this rank.
 fn lowered(tensor: CubeTensor, rank: usize) -> CubeTensor {
+    if rank == 3 {
+        return tensor;
+    }
     let kept = |sizes: &[usize]| [&sizes[..2], &sizes[5 - rank..]].concat();
     let (shape, strides) = (kept(tensor.meta.shape()), kept(tensor.meta.strides()));
     view(tensor, &shape, &strides)
