@@ -11,6 +11,8 @@ mod limits;
 mod modules;
 mod non_finite;
 mod packed;
+#[cfg(not(feature = "fusion"))]
+mod patched;
 mod prepared;
 mod rope2d;
 mod shapes;

@@ -1,0 +1,13 @@
+//! `patch` where it cannot work: a build without Burn's fusion layer says so. `tests/patch` has the other builds.
+
+use burn_conv_ops::patch::{PatchError, is_patched, patch_conv3d, report, unpatch};
+
+#[test]
+fn without_the_fusion_layer_patch_is_an_error() {
+    let error = patch_conv3d().expect_err("there is no fusion layer");
+    assert_eq!(error, PatchError::NoFusion);
+    assert!(error.to_string().contains("features `fusion` and `wgpu` or `cuda`"), "{error}");
+    unpatch();
+    assert!(!is_patched());
+    assert_eq!((report().recorded(), report().served()), (0, 0));
+}
