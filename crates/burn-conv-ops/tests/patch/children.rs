@@ -37,6 +37,9 @@ fn too_late() {
     assert!(matches!(error, PatchError::TooLate(_)), "{error:?}");
     assert!(!is_patched());
     eprintln!("{error}");
+    // Asked for again it is as late.
+    let again = patch(PatchOptions::new().with_device(gpu())).expect_err("a tensor operation ran");
+    assert_eq!(again, error);
 }
 
 pub(crate) fn too_late_is_an_error() {

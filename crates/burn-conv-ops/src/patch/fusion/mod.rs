@@ -79,7 +79,10 @@ pub(super) fn patch(options: PatchOptions) -> Result<(), PatchError> {
     if !*registered {
         match register(provider::Provider) {
             Ok(()) | Err(RegistryError::DuplicateOptimization { .. }) => *registered = true,
-            Err(RegistryError::ServiceRunning) => return Err(PatchError::TooLate(late)),
+            Err(RegistryError::ServiceRunning) => {
+                CLAIMED.store(claimed.0, Relaxed);
+                return Err(PatchError::TooLate(late));
+            }
         }
     }
     set(Settings { kinds, algorithm: options.algorithm });
