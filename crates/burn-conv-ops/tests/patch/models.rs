@@ -8,7 +8,7 @@ use burn::nn::pool::{MaxPool2d, MaxPool2dConfig};
 use burn::nn::{
     BatchNorm, BatchNormConfig, Linear, LinearConfig, PaddingConfig1d, PaddingConfig2d, PaddingConfig3d,
 };
-use burn::tensor::activation::{gelu, relu, silu};
+use burn::tensor::activation::{relu, silu};
 use burn::tensor::{Device, Tensor};
 
 /// A network and the loss of one step.
@@ -166,6 +166,6 @@ impl Sequence {
 impl Network for Sequence {
     fn loss(&self, seed: u64, device: &Device) -> Tensor<1> {
         let x = crate::support::normal(seed, [2, 3, 20], device);
-        self.second.forward(gelu(self.first.forward(x))).powi_scalar(2).mean()
+        self.second.forward(silu(self.first.forward(x))).powi_scalar(2).mean()
     }
 }

@@ -18,7 +18,6 @@ pub(crate) fn neighbours_still_fuse() {
     for _ in 0..2 {
         let ((_, kernels), report) = counted(|| launches(run));
         assert_all_served("two convolutions between three chains", &report, 2);
-        println!("{kernels:?}\n{burns:?}");
         let others: Vec<_> = kernels.iter().filter(|name| !is_ours(name)).collect();
         // Fifteen operations in three kernels.
         assert_eq!(others.len(), 3, "{kernels:?}; Burn alone: {burns:?}");
