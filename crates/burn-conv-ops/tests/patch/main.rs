@@ -26,7 +26,6 @@ fn main() {
         ("a_conv1d_network_trains_alike", training::a_conv1d_network_trains_alike),
         ("transposed_convolutions_agree", training::transposed_convolutions_agree),
         ("a_strided_shortcut_has_its_gradient", training::a_strided_shortcut_has_its_gradient),
-        ("a_chain_frees_what_it_has_read", training::a_chain_frees_what_it_has_read),
         ("two_hundred_steps_leak_nothing", training::two_hundred_steps_leak_nothing),
         ("neighbours_still_fuse", neighbours::neighbours_still_fuse),
         ("what_is_refused_is_burns", switch::what_is_refused_is_burns),

@@ -212,33 +212,6 @@ pub(crate) fn a_strided_shortcut_has_its_gradient() {
     assert_close("dx", &ours, &run(&Device::flex().autodiff()), 1e-5);
 }
 
-/// What a convolution read for the last time is freed with it, not with the block: a chain needs a few tensors.
-pub(crate) fn a_chain_frees_what_it_has_read() {
-    const BYTES: u64 = 4 << 20;
-    let device = gpu();
-    let conv = Conv3dConfig::new([4, 4], [1; 3]).init(&device);
-    let client = cube().client();
-    let reserved = || client.memory_report(MemoryScope::Device).usage().bytes_reserved;
-    let growth = |on: bool| {
-        set_patched(on);
-        client.memory_cleanup().expect("the device works");
-        let before = reserved();
-        let (sum, report) = counted(|| {
-            let mut x: Tensor<5> = Tensor::ones([1, 4, 16, 128, 128], &device);
-            for _ in 0..12 {
-                x = conv.forward(x);
-            }
-            x.sum().into_data()
-        });
-        drop(sum);
-        assert_eq!(report.served(), if on { 12 } else { 0 }, "{report}");
-        (reserved() - before) / BYTES
-    };
-    let (burns, ours) = (growth(false), growth(true));
-    println!("a chain of 12 takes the memory of {ours} tensors, with Burn's kernels of {burns}");
-    assert!(ours <= 6, "{ours} tensors, Burn alone {burns}");
-}
-
 /// Nanoseconds of processor time that each thread has had, with its name.
 fn thread_times() -> Vec<(String, f64)> {
     let of = |thread: std::path::PathBuf| {
