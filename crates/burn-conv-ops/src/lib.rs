@@ -15,8 +15,8 @@
 //!
 //! Every function takes tensors of any strides on any device this crate is compiled for, computes in fp32 and
 //! rounds once, and gives gradients that are equal bit for bit from run to run. Each panics with the sentence
-//! of its [`ConvError`]; its `try_` twin returns the error. [`nn`] holds the modules. [`mod@patch`] runs conv3d's
-//! kernels under models that do not name this crate.
+//! of its [`ConvError`]; its `try_` twin returns the error. [`nn`] holds the modules.
+//! [`mod@patch`] runs conv3d's kernels under models that do not name this crate.
 //!
 //! # Features
 //!

@@ -8,22 +8,23 @@
 //! }
 //! ```
 //!
-//! [`patch`] registers an optimization with Burn's fusion layer. Wherever a model calls Burn's convolutions or
-//! their gradients, the optimization runs this crate's kernels instead; what lies between them is fused by
+//! [`patch`] registers an optimization with Burn's fusion layer. Wherever a model calls Burn's convolutions
+//! or their gradients, the optimization runs this crate's kernels instead; what lies between them is fused by
 //! Burn's own fusers as before. Where the kernels cannot serve a call (its dtype, its shape, a limit of the
 //! device), Burn's operation runs.
 //!
-//! Nothing in a result says who computed it, so [`report`] counts: how many convolutions Burn ran, how many of
-//! them ran here. `report().recorded() == report().served()` belongs in a test of your own. For each kind of
-//! operation one line at level info, target `burn_conv_ops`, says that it was taken, and one why it was left.
+//! Nothing in a result says who computed it, so [`report`] counts: how many convolutions Burn ran, how many
+//! of them ran here. `report().recorded() == report().served()` belongs in a test of your own. For each kind
+//! of operation one line at level info, target `burn_conv_ops`, says that it was taken, and one why it was
+//! left.
 //!
 //! # Limits
 //!
 //! - Burn's feature `fusion` and a CubeCL device (wgpu, Vulkan, Metal, CUDA) are required.
 //! - Burn's scheduler may run a block unfused, in the order of the program. Convolutions of such a block are
 //!   Burn's; [`Report::missed`] counts them.
-//! - Optimizations registered by others, and the removal of one of Burn's, do not reach operations that share a
-//!   block with a convolution.
+//! - Optimizations registered by others, and the removal of one of Burn's, do not reach operations that share
+//!   a block with a convolution.
 //! - Results are contiguous, where Burn's conv2d and conv1d may store channels last.
 
 #[cfg(not(all(feature = "fusion", any(feature = "wgpu", feature = "cuda"))))]
@@ -44,11 +45,12 @@ pub use report::{OpCount, Report};
 /// Runs this crate's kernels wherever a model calls the convolutions that `options` names.
 ///
 /// To be called before the first tensor operation of the process: Burn reads its list of optimizations then,
-/// once. Afterwards [`unpatch`] and `patch` switch at any time. A second call replaces the options of the first.
+/// once. Afterwards [`unpatch`] and `patch` switch at any time. A second call replaces the options of the
+/// first.
 ///
 /// # Errors
-/// [`PatchError::TooLate`] after the first tensor operation, [`PatchError::NoFusion`] in a build without Burn's
-/// fusion layer or without a GPU backend, [`PatchError::NotCube`] for a device that has neither, and
+/// [`PatchError::TooLate`] after the first tensor operation, [`PatchError::NoFusion`] in a build without
+/// Burn's fusion layer or without a GPU backend, [`PatchError::NotCube`] for a device that has neither, and
 /// [`PatchError::Nothing`] for options that name no operation. After an error nothing has changed.
 pub fn patch(options: PatchOptions) -> Result<(), PatchError> {
     if !(options.conv1d || options.conv2d || options.conv3d) {

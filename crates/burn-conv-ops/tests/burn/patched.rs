@@ -1,4 +1,5 @@
-//! `patch` where it cannot work: a build without Burn's fusion layer says so. `tests/patch` has the other builds.
+//! `patch` where it cannot work: a build without Burn's fusion layer says so. `tests/patch` has the other
+//! builds.
 
 use burn_conv_ops::patch::{PatchError, is_patched, patch_conv3d, report, unpatch};
 

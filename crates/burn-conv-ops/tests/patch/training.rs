@@ -101,7 +101,8 @@ pub(crate) fn a_conv2d_resnet_trains_alike() {
 }
 
 pub(crate) fn a_unet_trains_alike() {
-    // The transposed convolution's input and weight gradients are recorded as convolutions, its bias' as a sum.
+    // The transposed convolution's input and weight gradients are recorded as convolutions, its bias' as a
+    // sum.
     trains_alike(UNet::new, 5 + 4 + 5 + 3);
 }
 

@@ -26,8 +26,8 @@ pub(super) fn is_claimed(operation: &OperationIr) -> bool {
     Call::of(operation).is_some_and(|call| Kinds(CLAIMED.load(Relaxed)).contains(call.kind))
 }
 
-/// Reads all operations of a block. Closed from the first, so that no block waits for it; Burn goes on telling
-/// a closed fuser of operations. It is ready once there is a convolution.
+/// Reads all operations of a block. Closed from the first, so that no block waits for it; Burn goes on
+/// telling a closed fuser of operations. It is ready once there is a convolution.
 ///
 /// A fuser that claimed single convolutions would miss some: Burn asks for fusions from the head of a block,
 /// and settles a head that nobody fuses together with the operation that closed the last fuser.

@@ -1,7 +1,7 @@
 //! Counts convolutions as Burn runs them, and fixes for each block whether it is taken.
 //!
-//! Burn tells an observer of every block that starts, fused or not, on the thread that runs it. What is counted
-//! as recorded there and what the segment of that block serves then follow one reading of the switch.
+//! Burn tells an observer of every block that starts, fused or not, on the thread that runs it. What is
+//! counted as recorded there and what the segment of that block serves then follow one reading of the switch.
 
 use super::op::{Call, Kind};
 use super::{OFF, Settings};
