@@ -16,7 +16,7 @@
 //! Every function takes tensors of any strides on any device this crate is compiled for, computes in fp32 and
 //! rounds once, and gives gradients that are equal bit for bit from run to run. Each panics with the sentence
 //! of its [`ConvError`]; its `try_` twin returns the error. [`nn`] holds the modules.
-//! [`mod@patch`] runs conv3d's kernels under models that do not name this crate.
+//! [`patch_conv3d`] runs conv3d's kernels under models that do not name this crate (module [`mod@patch`]).
 //!
 //! # Features
 //!
@@ -55,6 +55,7 @@ pub use conv_transpose::{
     try_conv_transpose2d, try_conv_transpose3d,
 };
 pub use conv3d::{Conv3dOptions, Conv3dPadding, PerAxis, conv3d, try_conv3d};
+pub use patch::{PatchError, PatchOptions, is_patched, patch, patch_conv3d, unpatch};
 pub use rope2d::{Rope2dOptions, Rope2dPositions, rope2d, rope2d_qk, try_rope2d, try_rope2d_qk};
 
 fn or_panic<T>(result: Result<T, ConvError>) -> T {

@@ -1,8 +1,8 @@
 //! This crate's kernels under unmodified Burn models.
 //!
 //! ```no_run
-//! fn main() -> Result<(), burn_conv_ops::patch::PatchError> {
-//!     burn_conv_ops::patch::patch_conv3d()?; // before the first tensor operation
+//! fn main() -> Result<(), burn_conv_ops::PatchError> {
+//!     burn_conv_ops::patch_conv3d()?; // before the first tensor operation
 //!     // Any model: written with `burn::nn`, imported from ONNX, of another crate.
 //!     Ok(())
 //! }
@@ -50,8 +50,9 @@ pub use report::{OpCount, Report};
 ///
 /// # Errors
 /// [`PatchError::TooLate`] after the first tensor operation, [`PatchError::NoFusion`] in a build without
-/// Burn's fusion layer or without a GPU backend, [`PatchError::NotCube`] for a device that has neither, and
-/// [`PatchError::Nothing`] for options that name no operation. After an error nothing has changed.
+/// Burn's fusion layer or without a GPU backend, [`PatchError::NotCube`] for a device that is not CubeCL's,
+/// [`PatchError::NameTaken`] where another version of this crate has registered, and [`PatchError::Nothing`]
+/// for options that name no operation. After an error nothing has changed.
 pub fn patch(options: PatchOptions) -> Result<(), PatchError> {
     if !(options.conv1d || options.conv2d || options.conv3d) {
         return Err(PatchError::Nothing);

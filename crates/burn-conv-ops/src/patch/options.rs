@@ -100,6 +100,9 @@ pub enum PatchError {
     NotCube(String),
     /// Burn has already read its list of optimizations; the operations that were asked for too late.
     TooLate(String),
+    /// Another optimization of this name is registered with Burn: a second version of this crate in the
+    /// program.
+    NameTaken(String),
     /// The options name no operation.
     Nothing,
 }
@@ -120,6 +123,11 @@ impl fmt::Display for PatchError {
                 f,
                 "patch: a tensor operation ran before {operations} was asked for; call patch at the start of the \
                  program, before the first tensor is made"
+            ),
+            Self::NameTaken(name) => write!(
+                f,
+                "patch: an optimization named `{name}` is registered with Burn already; this program holds two \
+                 versions of burn-conv-ops, call patch of one of them"
             ),
             Self::Nothing => {
                 f.write_str("patch: the options name no operation, set one of conv1d, conv2d and conv3d")

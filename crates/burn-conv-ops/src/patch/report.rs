@@ -55,9 +55,9 @@ impl Report {
     pub fn since(&self, earlier: &Self) -> Self {
         let difference = |(now, before): (&OpCount, &OpCount)| OpCount {
             op: now.op,
-            recorded: now.recorded - before.recorded,
-            served: now.served - before.served,
-            declined: now.declined - before.declined,
+            recorded: now.recorded.saturating_sub(before.recorded),
+            served: now.served.saturating_sub(before.served),
+            declined: now.declined.saturating_sub(before.declined),
         };
         Self { ops: self.ops.iter().zip(&earlier.ops).map(difference).collect() }
     }

@@ -1,7 +1,8 @@
 //! `patch` where it cannot work: a build without Burn's fusion layer says so. `tests/patch` has the other
 //! builds.
 
-use burn_conv_ops::patch::{PatchError, is_patched, patch_conv3d, report, unpatch};
+use burn_conv_ops::patch::report;
+use burn_conv_ops::{PatchError, is_patched, patch_conv3d, unpatch};
 
 #[test]
 fn without_the_fusion_layer_patch_is_an_error() {

@@ -78,13 +78,14 @@ pub(super) fn patch(options: PatchOptions) -> Result<(), PatchError> {
     // Before the provider can be asked for a fuser.
     CLAIMED.fetch_or(kinds.0, Relaxed);
     if !*registered {
-        match register(provider::Provider) {
-            Ok(()) | Err(RegistryError::DuplicateOptimization { .. }) => *registered = true,
-            Err(RegistryError::ServiceRunning) => {
-                CLAIMED.store(claimed.0, Relaxed);
-                return Err(PatchError::TooLate(late));
-            }
+        if let Err(error) = register(provider::Provider) {
+            CLAIMED.store(claimed.0, Relaxed);
+            return Err(match error {
+                RegistryError::ServiceRunning => PatchError::TooLate(late),
+                RegistryError::DuplicateOptimization { name } => PatchError::NameTaken(name),
+            });
         }
+        *registered = true;
     }
     set(Settings { kinds, algorithm: options.algorithm });
     watch::begin();
