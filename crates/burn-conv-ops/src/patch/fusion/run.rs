@@ -49,9 +49,10 @@ struct Operands {
 fn compute(call: &Call<'_>, algorithm: Algorithm, operands: &Operands) -> Result<CubeTensor, ConvError> {
     let Operands { first, second, bias, out } = operands;
     let (first_dims, out) = (dims(first), *out);
-    let problem = |x: [usize; 5], weight: [usize; 5], bias: bool, y: [usize; 5]| {
+    let bias_length = bias.as_ref().map(|bias| bias.meta.shape()[0]);
+    let problem = |x: [usize; 5], weight: [usize; 5], bias: Option<usize>, y: [usize; 5]| {
         let dtype = crate::check::float_type(call.kind.name(), "the result", call.out.dtype)?;
-        let problem = Conv3dProblem::new(x, weight, bias.then_some(weight[0]), call.window, dtype)?;
+        let problem = Conv3dProblem::new(x, weight, bias, call.window, dtype)?;
         if problem.y_shape() != y {
             let expected = problem.y_shape();
             let name = call.kind.name();
@@ -71,16 +72,23 @@ fn compute(call: &Call<'_>, algorithm: Algorithm, operands: &Operands) -> Result
                 let dw = transposed::compute(Conv3dCall { problem, algorithm }, first, weight)?;
                 return Ok(lowered(dw, call.kind.rank));
             }
-            let call = problem(first_dims, dims(weight), bias.is_some(), out)?;
+            let call = problem(first_dims, dims(weight), bias_length, out)?;
             cube::forward(first, weight, bias.as_ref(), &call)?
         }
         Pass::InputGradient => {
             let weight = second()?;
-            cube::input_gradient(first, weight, &problem(out, dims(weight), false, first_dims)?)?
+            cube::input_gradient(first, weight, &problem(out, dims(weight), None, first_dims)?)?
         }
         Pass::Transposed => {
             let weight = second()?;
-            let y = cube::input_gradient(first, weight, &problem(out, dims(weight), false, first_dims)?)?;
+            let gradient = problem(out, dims(weight), None, first_dims)?;
+            if let Some(length) = bias_length.filter(|length| *length != out[1]) {
+                let (name, channels) = (call.kind.name(), out[1]);
+                return Err(ConvError::Invalid(format!(
+                    "{name}: the bias has {length} elements, the result has {channels} channels"
+                )));
+            }
+            let y = cube::input_gradient(first, weight, &gradient)?;
             match bias {
                 Some(bias) => {
                     let bias =
@@ -92,12 +100,12 @@ fn compute(call: &Call<'_>, algorithm: Algorithm, operands: &Operands) -> Result
         }
         Pass::WeightGradient => {
             let dy = second()?;
-            cube::weight_gradient(first, dy, &problem(first_dims, out, false, dims(dy))?)?
+            cube::weight_gradient(first, dy, &problem(first_dims, out, None, dims(dy))?)?
         }
         Pass::BiasGradient => {
             // A sum over all but the channels, the same for every convolution with this result.
             let [n, o, d, h, w] = first_dims;
-            let call = problem([n, 1, d, h, w], [o, 1, 1, 1, 1], false, first_dims)?;
+            let call = problem([n, 1, d, h, w], [o, 1, 1, 1, 1], None, first_dims)?;
             return cube::bias_gradient(first, &call);
         }
     };
@@ -111,12 +119,12 @@ fn operand(
     context: &Context<CubeFusionHandle>,
 ) -> Result<CubeTensor, ConvError> {
     let name = call.kind.name();
-    if ir.dtype != call.out.dtype {
-        let (operand, result) = (ir.dtype.name(), call.out.dtype.name());
-        return Err(ConvError::Unsupported(format!("{name}: an operand is {operand}, the result {result}")));
-    }
     let global = &context.tensors[&ir.id];
     let handle = context.handles.get_handle_ref(&global.id).ok_or_else(|| missing(call))?;
+    if handle.dtype != call.out.dtype {
+        let (operand, result) = (handle.dtype.name(), call.out.dtype.name());
+        return Err(ConvError::Unsupported(format!("{name}: an operand is {operand}, the result {result}")));
+    }
     if handle.tiles.is_some() {
         return Err(ConvError::Unsupported(format!("{name}: an operand is stored in tiles")));
     }

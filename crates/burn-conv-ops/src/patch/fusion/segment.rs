@@ -1,4 +1,4 @@
-//! Operations of a block: convolutions, and between them what Burn's own fusers make of the others.
+//! The operations of a block: convolutions, and what Burn's own fusers make of the others.
 
 use super::op::Call;
 use super::provider::is_claimed;
@@ -13,7 +13,7 @@ use burn_cubecl_fusion::optim::{elemwise, matmul, nhwc_relayout, reduce, reduce_
 pub(super) type AnyFuser = Box<dyn OperationFuser<CubeOptimization>>;
 
 /// Fresh fusers of Burn's own, as its registry lists them.
-pub(super) fn burns(device: &CubeDevice) -> [AnyFuser; 5] {
+fn burn_fusers(device: &CubeDevice) -> [AnyFuser; 5] {
     let device = || device.clone();
     [
         Box::new(elemwise::ElementWiseFuser::new(device())),
@@ -35,7 +35,7 @@ impl Segment {
         let (mut fused, mut at) = (Vec::new(), 0);
         fused.resize_with(ops.len(), || None::<CubeOptimization>);
         while at < ops.len() {
-            let mut fusers = burns(device);
+            let mut fusers = burn_fusers(device);
             for operation in ops[at..].iter().take_while(|operation| !is_claimed(operation)) {
                 fusers.iter_mut().for_each(|fuser| fuser.fuse(operation));
                 if fusers.iter().all(|fuser| fuser.status() == FuserStatus::Closed) {
@@ -44,7 +44,7 @@ impl Segment {
             }
             let ready = fusers.iter_mut().filter(|fuser| {
                 let properties = fuser.properties();
-                properties.ready && properties.score > 0
+                properties.ready && properties.score > 0 && fuser.len() > 0
             });
             fused[at] = ready.max_by_key(|fuser| fuser.properties().score).map(|best| best.finish());
             at += covered(&fused[at]);

@@ -55,7 +55,7 @@ pub(super) fn weight_gradient(
     (problem.y_shape() == [filter[1], filter[0], filter[2], filter[3], filter[4]]).then_some(problem)
 }
 
-/// y of the recorded convolution.
+/// y of the recorded convolution, a view: the exchange that Burn records next undoes this one.
 pub(super) fn compute(
     call: Conv3dCall,
     x: &CubeTensor,
