@@ -6,11 +6,12 @@
 mod children;
 mod models;
 mod neighbours;
+mod operands;
 mod support;
 mod switch;
 mod training;
 
-use burn_conv_ops::patch::{PatchOptions, patch};
+use burn_conv_ops::{PatchOptions, patch};
 use libtest_mimic::{Arguments, Trial};
 
 fn main() {
@@ -21,12 +22,22 @@ fn main() {
     patch(options).expect("before the first tensor operation");
     let trials = [
         ("a_conv3d_resnet_trains_alike", training::a_conv3d_resnet_trains_alike as fn()),
-        ("a_conv2d_resnet_trains_alike", training::a_conv2d_resnet_trains_alike),
-        ("a_unet_trains_alike", training::a_unet_trains_alike),
+        ("a_residual_conv2d_unet_trains_alike", training::a_residual_conv2d_unet_trains_alike),
         ("a_conv1d_network_trains_alike", training::a_conv1d_network_trains_alike),
         ("transposed_convolutions_agree", training::transposed_convolutions_agree),
         ("a_strided_shortcut_has_its_gradient", training::a_strided_shortcut_has_its_gradient),
-        ("two_hundred_steps_leak_nothing", training::two_hundred_steps_leak_nothing),
+        ("a_thousand_steps_leak_nothing", training::a_thousand_steps_leak_nothing),
+        (
+            "views_and_dtypes_give_the_bits_of_a_direct_call",
+            operands::views_and_dtypes_give_the_bits_of_a_direct_call,
+        ),
+        (
+            "a_filter_longer_than_its_result_is_a_convolution",
+            operands::a_filter_longer_than_its_result_is_a_convolution,
+        ),
+        ("an_empty_batch_is_served", operands::an_empty_batch_is_served),
+        ("a_bias_of_another_length_is_refused", operands::a_bias_of_another_length_is_refused),
+        ("devices_have_their_own_tensors", operands::devices_have_their_own_tensors),
         ("neighbours_still_fuse", neighbours::neighbours_still_fuse),
         ("what_is_refused_is_burns", switch::what_is_refused_is_burns),
         ("unpatch_works_at_any_time", switch::unpatch_works_at_any_time),
@@ -38,6 +49,7 @@ fn main() {
         ("bad_options_are_refused", switch::bad_options_are_refused),
         ("too_late_is_an_error", children::too_late_is_an_error),
         ("a_kind_asked_for_too_late_is_an_error", children::a_kind_asked_for_too_late_is_an_error),
+        ("another_version_is_an_error", children::another_version_is_an_error),
         ("repeated_steps_hit_the_plan_cache", children::repeated_steps_hit_the_plan_cache),
         ("each_kind_is_announced_once", children::each_kind_is_announced_once),
     ];

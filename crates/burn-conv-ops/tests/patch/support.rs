@@ -2,17 +2,25 @@
 
 use burn::backend::DispatchDevice;
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use burn_conv_ops::patch::{PatchOptions, Report, patch, report, unpatch};
+use burn_conv_ops::patch::{Report, report};
+use burn_conv_ops::{PatchOptions, patch, unpatch};
 use burn_cubecl::{CubeDevice, cubecl::device::WgpuDeviceKind};
 use conv_cases::fill;
 use cubecl_runtime::logging::{LaunchObservation, LaunchObserver};
 use std::sync::{Arc, Mutex, OnceLock};
 
-/// The device of this project's tests: the best GPU there is, else the software rasterizer.
-pub(crate) fn cube() -> CubeDevice {
+/// The GPU devices of this machine: the best there is, and the software rasterizer. On a machine without a
+/// hardware GPU both are the rasterizer, as two devices.
+pub(crate) fn cube_devices() -> Vec<CubeDevice> {
     let kinds = [WgpuDeviceKind::DefaultDevice, WgpuDeviceKind::Cpu];
-    let found = kinds.into_iter().find_map(|kind| CubeDevice::wgpu(kind).ok());
-    found
+    kinds.into_iter().filter_map(|kind| CubeDevice::wgpu(kind).ok()).collect()
+}
+
+/// The device of this project's tests: the best there is.
+pub(crate) fn cube() -> CubeDevice {
+    cube_devices()
+        .into_iter()
+        .next()
         .expect("no GPU adapter was found: install a Vulkan driver, or run `cargo xtask test`, which does it")
 }
 
@@ -28,6 +36,13 @@ pub(crate) fn normal<const D: usize>(seed: u64, shape: [usize; D], device: &Devi
 
 pub(crate) fn values(data: &TensorData) -> Vec<f64> {
     data.clone().convert::<f64>().try_to_vec::<f64>().expect("f64 after conversion")
+}
+
+/// The values, copied: where host and device share memory, what `into_data` gives is the tensor's buffer, and
+/// an optimizer writes over it.
+pub(crate) fn owned<const D: usize>(tensor: Tensor<D>) -> TensorData {
+    let data = tensor.into_data();
+    TensorData::new(values(&data), data.shape().clone())
 }
 
 /// Patches all kinds, or leaves all to Burn, from the next operation on.

@@ -1,36 +1,20 @@
 //! Switching, refusing, and several threads.
 
-use crate::models::{Network, ResNet3d};
-use crate::support::{assert_all_served, assert_close, counted, gpu, normal, set_patched};
-use burn::nn::PaddingConfig3d;
-use burn::nn::conv::{Conv3d, Conv3dConfig};
-use burn::tensor::activation::relu;
-use burn::tensor::{Device, Tensor, TensorData};
-use burn_conv_ops::patch::{PatchError, PatchOptions, is_patched, patch, unpatch};
-use burn_conv_ops::{Algorithm, WinogradTile};
+use crate::models::{Network, Pair};
+use crate::support::{assert_all_served, assert_close, counted, gpu, normal, owned, set_patched};
+use burn::nn::conv::Conv3dConfig;
+use burn::tensor::{Device, TensorData};
+use burn_conv_ops::{Algorithm, PatchError, PatchOptions, WinogradTile, is_patched, patch, unpatch};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-/// Two convolutions with an operation between them; no gradients.
-struct Pair([Conv3d; 2]);
-
-impl Pair {
-    fn new(device: &Device) -> Self {
-        device.seed(4);
-        let conv =
-            |channels| Conv3dConfig::new(channels, [3; 3]).with_padding(PaddingConfig3d::Same).init(device);
-        Self([conv([2, 4]), conv([4, 2])])
-    }
-
-    fn run(&self, seed: u64) -> TensorData {
-        let x: Tensor<5> = normal(seed, [1, 2, 3, 5, 6], &gpu());
-        self.0[1].forward(relu(self.0[0].forward(x))).into_data()
-    }
+fn run(pair: &Pair, seed: u64) -> TensorData {
+    owned(pair.forward(seed, &gpu()))
 }
 
 pub(crate) fn what_is_refused_is_burns() {
     let device = gpu();
     let conv = Conv3dConfig::new([4, 4], [1, 1, 1]).init(&device);
-    let run = || conv.forward(normal(1, [1, 4, 2, 3, 4], &device)).into_data();
+    let run = || owned(conv.forward(normal(1, [1, 4, 2, 3, 4], &device)));
     set_patched(false);
     let burns = run();
     // Winograd serves no filter of one tap.
@@ -53,40 +37,40 @@ pub(crate) fn what_is_refused_is_burns() {
 pub(crate) fn unpatch_works_at_any_time() {
     let pair = Pair::new(&gpu());
     set_patched(true);
-    let (first, report) = counted(|| pair.run(1));
+    let (first, report) = counted(|| run(&pair, 1));
     assert_all_served("patched", &report, 2);
     assert!(is_patched());
     set_patched(false);
     assert!(!is_patched());
-    let (second, report) = counted(|| pair.run(1));
+    let (second, report) = counted(|| run(&pair, 1));
     assert_eq!((report.recorded(), report.served()), (0, 0), "unpatched\n{report}");
     set_patched(true);
-    let (third, report) = counted(|| pair.run(1));
+    let (third, report) = counted(|| run(&pair, 1));
     assert_all_served("patched again", &report, 2);
     assert_eq!(first, third);
     assert_ne!(first, second, "Burn's sums have another order; equal bits mean that nothing was switched");
     assert_close("unpatched", &second, &first, 1e-4);
     // With operations that are recorded and have not run.
     let device = gpu().autodiff();
-    device.seed(1);
-    let model = ResNet3d::new(&device);
-    let run = |off: bool| {
-        let loss = model.loss(0, &device);
+    let pair = Pair::new(&device);
+    let step = |off: bool| {
+        let loss = pair.loss(0, &device);
         if off {
             unpatch();
         }
-        loss.backward();
-        loss.inner().into_data()
+        let gradient = pair.first.weight.val().grad(&loss.backward()).expect("it is tracked");
+        [owned(loss.inner()), owned(gradient)]
     };
-    let whole = run(false);
-    let cut = run(true);
-    assert_close("unpatched in the middle", &cut, &whole, 1e-4);
+    let whole = step(false);
+    for (cut, whole) in step(true).iter().zip(&whole) {
+        assert_close("unpatched in the middle", cut, whole, 1e-4);
+    }
     set_patched(true);
 }
 
 pub(crate) fn flipping_while_a_model_runs_changes_no_result() {
     let pair = Pair::new(&gpu());
-    let want: Vec<_> = (0..8).map(|seed| pair.run(seed)).collect();
+    let want: Vec<_> = (0..8).map(|seed| run(&pair, seed)).collect();
     let options = PatchOptions::all().with_device(gpu());
     let done = AtomicBool::new(false);
     let ((), report) = counted(|| {
@@ -101,7 +85,7 @@ pub(crate) fn flipping_while_a_model_runs_changes_no_result() {
             });
             for _ in 0..20 {
                 for (seed, want) in want.iter().enumerate() {
-                    assert_close("while flipping", &pair.run(seed as u64), want, 1e-4);
+                    assert_close("while flipping", &run(&pair, seed as u64), want, 1e-4);
                 }
             }
             done.store(true, Relaxed);
@@ -116,14 +100,14 @@ pub(crate) fn flipping_while_a_model_runs_changes_no_result() {
 pub(crate) fn threads_share_a_model() {
     let pair = Pair::new(&gpu());
     set_patched(true);
-    let want: Vec<_> = (0..4).map(|seed| pair.run(seed)).collect();
+    let want: Vec<_> = (0..4).map(|seed| run(&pair, seed)).collect();
     let ((), report) = counted(|| {
         std::thread::scope(|scope| {
             for (seed, want) in want.iter().enumerate() {
                 let pair = &pair;
                 scope.spawn(move || {
                     for _ in 0..20 {
-                        assert_eq!(pair.run(seed as u64), *want);
+                        assert_eq!(run(pair, seed as u64), *want);
                     }
                 });
             }

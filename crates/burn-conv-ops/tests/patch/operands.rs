@@ -1,0 +1,141 @@
+//! Operands of every form: views, dtypes, long filters, empty tensors, devices.
+
+use crate::support::{
+    assert_all_served, assert_close, counted, cube_devices, gpu, normal, owned, set_patched,
+};
+use burn::backend::DispatchDevice;
+use burn::tensor::module::{conv_transpose2d, conv1d, conv3d};
+use burn::tensor::ops::{ConvOptions, ConvTransposeOptions};
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn_conv_ops::Conv3dOptions;
+
+/// x `[2, 4, 3, 6, 5]` and a weight `[6, 2, 2, 3, 3]` for two groups, as views of other tensors.
+fn views(device: &Device) -> [(&'static str, [Tensor<5>; 2]); 3] {
+    let x = |shape: [usize; 5]| normal(1, shape, device);
+    let weight = |shape: [usize; 5]| normal(2, shape, device);
+    [
+        (
+            "channels last, O and C swapped",
+            [x([2, 3, 6, 5, 4]).permute([0, 4, 1, 2, 3]), weight([2, 6, 2, 3, 3]).swap_dims(0, 1)],
+        ),
+        (
+            "parts of larger tensors",
+            [
+                x([2, 4, 5, 6, 8]).narrow(2, 2, 3).narrow(4, 1, 5),
+                weight([8, 3, 2, 3, 5]).narrow(0, 1, 6).narrow(1, 1, 2).narrow(4, 2, 3),
+            ],
+        ),
+        (
+            "one channel and one filter for all",
+            [x([2, 1, 3, 6, 5]).expand([2, 4, 3, 6, 5]), weight([1, 2, 2, 3, 3]).expand([6, 2, 2, 3, 3])],
+        ),
+    ]
+}
+
+/// y and the gradients of x, weight and bias for a dy that is a view too: one value for all elements (`sum`),
+/// or channels last.
+fn results(
+    conv: impl FnOnce(Tensor<5>, Tensor<5>, Option<Tensor<1>>) -> Tensor<5>,
+    [x, weight]: &[Tensor<5>; 2],
+    bias: &Tensor<1>,
+    sum: bool,
+) -> Vec<TensorData> {
+    let (x, weight) = (x.clone().detach().require_grad(), weight.clone().detach().require_grad());
+    let bias = bias.clone().detach().require_grad();
+    let y = conv(x.clone(), weight.clone(), Some(bias.clone()));
+    let loss = if sum {
+        y.clone().sum()
+    } else {
+        let [n, o, d, h, w] = y.dims();
+        let dy = normal(4, [n, d, h, w, o], &y.device()).cast(y.dtype()).permute([0, 4, 1, 2, 3]);
+        (y.clone() * dy).sum()
+    };
+    let gradients = loss.backward();
+    let tracked = "it is tracked";
+    vec![
+        owned(y.inner()),
+        owned(x.grad(&gradients).expect(tracked)),
+        owned(weight.grad(&gradients).expect(tracked)),
+        owned(bias.grad(&gradients).expect(tracked)),
+    ]
+}
+
+pub(crate) fn views_and_dtypes_give_the_bits_of_a_direct_call() {
+    let device = gpu().autodiff();
+    set_patched(true);
+    let options = ConvOptions::new([1, 2, 1], [1, 1, 2], [1, 1, 2], 2);
+    let bias = normal::<1>(3, [9], &device).narrow(0, 2, 6);
+    for (index, (name, operands)) in views(&device).into_iter().enumerate() {
+        for dtype in if index == 0 { [DType::F32, DType::F16].as_slice() } else { &[DType::F32] } {
+            let operands = &operands.clone().map(|tensor| tensor.cast(*dtype));
+            let (bias, sum) = (bias.clone().cast(*dtype), index == 1);
+            let (got, report) =
+                counted(|| results(|x, w, b| conv3d(x, w, b, options.clone()), operands, &bias, sum));
+            let what = format!("{dtype:?}, {name}");
+            assert_all_served(&what, &report, 4);
+            let options = Conv3dOptions::from(options.clone());
+            let (want, report) =
+                counted(|| results(|x, w, b| burn_conv_ops::conv3d(x, w, b, options), operands, &bias, sum));
+            assert_eq!(report.recorded(), 0, "{what}: a call of this crate's own is not Burn's");
+            for ((got, want), name) in got.iter().zip(&want).zip(["y", "dx", "dw", "db"]) {
+                assert_eq!(got, want, "{what}: {name}");
+            }
+        }
+    }
+}
+
+/// Burn may cut a forward call out of a transposed one's weight gradient (`run/transposed`); a filter that is
+/// longer than the result is taken for one.
+pub(crate) fn a_filter_longer_than_its_result_is_a_convolution() {
+    set_patched(true);
+    let options = |stride, padding| ConvOptions::new([stride], [padding], [1], 1);
+    for (length, taps, stride, padding) in [(17, 15, 1, 0), (23, 15, 2, 1), (24, 15, 2, 1), (30, 16, 3, 2)] {
+        let run = |device: &Device| {
+            let (x, weight) = (normal(1, [2, 3, length], device), normal(2, [4, 3, taps], device));
+            owned(conv1d(x, weight, None, options(stride, padding)))
+        };
+        let (ours, report) = counted(|| run(&gpu()));
+        assert_all_served("a long filter", &report, 1);
+        let what = format!("{taps} taps over {length}, stride {stride}, padding {padding}");
+        assert_close(&what, &ours, &run(&Device::flex()), 1e-5);
+    }
+}
+
+pub(crate) fn an_empty_batch_is_served() {
+    set_patched(true);
+    let (x, weight) = (normal(1, [0, 2, 3, 4, 5], &gpu()), normal(2, [3, 2, 2, 2, 2], &gpu()));
+    let options = ConvOptions::new([1; 3], [1; 3], [1; 3], 1);
+    let (y, report) = counted(|| conv3d(x, weight, None, options).into_data());
+    assert_all_served("no images", &report, 1);
+    assert_eq!(y.shape()[..], [0, 3, 4, 5, 6]);
+}
+
+pub(crate) fn a_bias_of_another_length_is_refused() {
+    set_patched(true);
+    let device = gpu();
+    let (x, weight) = (normal(1, [1, 2, 3, 3], &device), normal(2, [2, 4, 2, 2], &device));
+    let options = ConvTransposeOptions::new([1; 2], [0; 2], [0; 2], [1; 2], 1);
+    let bias = normal(3, [3], &device);
+    let ((), report) = counted(|| drop(conv_transpose2d(x, weight, Some(bias), options)));
+    assert_eq!((report.recorded(), report.declined()), (1, 1), "{report}");
+}
+
+pub(crate) fn devices_have_their_own_tensors() {
+    set_patched(true);
+    let devices: Vec<_> =
+        cube_devices().into_iter().map(|device| Device::new(DispatchDevice::Cube(device))).collect();
+    let run = |device: &Device| {
+        let (x, weight) = (normal(1, [1, 2, 3, 4, 5], device), normal(2, [3, 2, 2, 2, 2], device));
+        conv3d(x, weight, None, ConvOptions::new([1; 3], [1; 3], [1; 3], 1))
+    };
+    let want = owned(run(&Device::flex()));
+    let (results, report) = counted(|| {
+        // Recorded on all before any runs.
+        let results: Vec<_> = devices.iter().map(run).collect();
+        results.into_iter().map(owned).collect::<Vec<_>>()
+    });
+    assert_all_served("each device", &report, devices.len() as u64);
+    for result in &results {
+        assert_close("y", result, &want, 1e-5);
+    }
+}
