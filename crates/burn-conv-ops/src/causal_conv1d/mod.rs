@@ -6,6 +6,7 @@ mod check;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub(crate) mod cube;
 pub(crate) mod decoding;
+mod from_burn;
 pub(crate) mod nn;
 mod options;
 pub(crate) mod packed;

@@ -6,6 +6,7 @@ mod conv3d;
 mod convolutions;
 mod decoding;
 mod errors;
+mod from_burn;
 mod gradients;
 mod limits;
 mod modules;
