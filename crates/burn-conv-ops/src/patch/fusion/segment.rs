@@ -44,7 +44,7 @@ impl Segment {
             }
             let ready = fusers.iter_mut().filter(|fuser| {
                 let properties = fuser.properties();
-                properties.ready && properties.score > 0 && fuser.len() > 0
+                properties.ready && properties.score > 0 && !fuser.is_empty()
             });
             fused[at] = ready.max_by_key(|fuser| fuser.properties().score).map(|best| best.finish());
             at += covered(&fused[at]);
