@@ -9,9 +9,9 @@ use crate::conv3d::gemm::gather::{AxisGather, Gather, MASK_BITS, divisor, gather
 use crate::conv3d::gemm::stage_type;
 use crate::conv3d::loops::nest;
 use crate::conv3d::pass::Pass;
-use crate::conv3d::plan::Tiles;
 use crate::conv3d::problem::{Conv3dProblem, PaddingMode};
 use crate::conv3d::split;
+use crate::conv3d::tiles::Tiles;
 use crate::geometry::AxisGeometry;
 use crate::limits::Limits;
 

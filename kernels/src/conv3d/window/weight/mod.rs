@@ -4,15 +4,16 @@
 mod kernel;
 mod tiling;
 
+use crate::conv3d::call::Conv3dCall;
 use crate::conv3d::gemm::config::SUBGROUP;
 use crate::conv3d::gemm::gather::{Gather, gather_args, gathers};
-use crate::conv3d::gemm::{stage_type, stage_vector};
+use crate::conv3d::gemm::{fragment, stage_vector};
 use crate::conv3d::loops::nest;
 use crate::conv3d::pass::Pass;
-use crate::conv3d::plan::Tiles;
 use crate::conv3d::problem::Conv3dProblem;
 use crate::conv3d::reduce;
 use crate::conv3d::split::{ReductionSplit, affordable_slices};
+use crate::conv3d::tiles::Tiles;
 use crate::error::ConvError;
 use crate::launch::dispatches;
 use crate::limits::Limits;
@@ -162,7 +163,7 @@ fn weight_walks(problem: &Conv3dProblem) -> Option<Gather> {
 
 /// Whether the tile serves a weight gradient: no stride within the frame, and taps that reach no further than
 /// the ring.
-pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass, tile: &WindowWeightTile) -> bool {
+fn serves(problem: &Conv3dProblem, pass: Pass, tile: &WindowWeightTile) -> bool {
     pass == Pass::WeightGradient
         && crate::conv3d::gemm::serves(problem, pass)
         && weight_walks(problem).is_some_and(|walks| WeightSegments::of(problem, &walks, tile).is_some())
@@ -189,13 +190,12 @@ pub(crate) fn loop_iterations(problem: &Conv3dProblem, tile: &WindowWeightTile, 
 }
 
 /// Launches the weight gradient: operands x, dy, dw.
-pub(crate) fn launch(
-    client: &Client,
-    problem: &Conv3dProblem,
+pub(super) fn launch(
+    call: &Conv3dCall,
     tile: WindowWeightTile,
-    limits: &Limits,
     [x, dy, dw]: [&Operand; 3],
 ) -> Result<(), ConvError> {
+    let Conv3dCall { client, limits, ref problem, .. } = *call;
     let walks = weight_walks(problem).expect("`serves` has checked the stride");
     let segments = WeightSegments::of(problem, &walks, &tile).expect("`serves` has checked the window");
     let (stage, width) = stage_vector(tile.fragment, problem.dtype, limits);
@@ -288,9 +288,14 @@ pub(crate) fn launch(
     reduce::sum_partials(client, limits, &partials, &by_tap)
 }
 
-/// The tiles for the problem's type; none where the device has no MMA units for it.
-pub(crate) fn tiles(problem: &Conv3dProblem, limits: &Limits) -> &'static [WindowWeightTile] {
-    WindowWeightTile::all(stage_type(problem.dtype, limits).map_or(0, |(_, fragment)| fragment))
+/// The tiles that serve the pass.
+pub(crate) fn tiles(
+    problem: &Conv3dProblem,
+    pass: Pass,
+    limits: &Limits,
+) -> impl Iterator<Item = WindowWeightTile> {
+    let tiles = WindowWeightTile::all(fragment(problem, limits)).iter().copied();
+    tiles.filter(move |tile| serves(problem, pass, tile))
 }
 
 #[cfg(test)]
