@@ -19,6 +19,7 @@
 
 use super::args::{ChannelTap, Geometry, offset};
 use super::call::Conv3dCall;
+use super::epilogue::channel_bias;
 use super::family::Family;
 use super::loops::nest;
 use super::needs::kernel_needs;
@@ -165,8 +166,7 @@ fn forward_kernel<E: Float, O: Float>(
     let mut window = geometry.output_position(index - image_channel * positions_per_channel);
     window.n = n as u32;
     let first_channel = o / geometry.group_out * geometry.group_channels;
-    let bias: ComptimeOption<f32> = bias.map(|bias| f32::cast_from(bias[o as usize * bias.stride(0)]));
-    let mut sum = bias.unwrap_or_else(|| 0.0f32.runtime());
+    let mut sum = channel_bias(bias, o);
     for index in 0..geometry.taps() {
         let tap = geometry.channel_tap(index);
         // A tap in the padding adds nothing, even if its weight is infinite.

@@ -6,7 +6,7 @@ use crate::conv3d::frames::FrameTile;
 use crate::conv3d::gemm::gather::{AxisGather, Gather, gathers};
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::Conv3dProblem;
-use crate::conv3d::split::{SERIAL_PRODUCTS, affordable_slices};
+use crate::conv3d::split::{SERIAL_PRODUCTS, SliceCount, affordable_slices, even_slices};
 use crate::limits::Limits;
 
 /// Threads per threadgroup assumed when estimating how much work fills the device.
@@ -87,7 +87,7 @@ pub(super) fn chunks(
     let tiles: usize = tile.tiles(height, width).iter().product();
     let images = problem.batch * problem.channels;
     let chunk = depth_chunk(depth, images * tiles * THREADS, most, limits);
-    (chunk, tiles * depth.div_ceil(chunk))
+    (chunk, tile.threadgroups(walks, chunk))
 }
 
 /// The tile of a staged weight gradient and its [`chunks`]; none where no tile fits or the workspace does not
@@ -124,15 +124,16 @@ pub(super) fn weight_work(problem: &Conv3dProblem, walks: &Gather, limits: &Limi
     let threads = weight::threads(taps.iter().product());
     let window = MarchWindow { taps, reuses_frames: whole.reuses_frames && cuts == 1, threads, ..whole };
     let columns = problem.batch * height * width;
-    // Every threadgroup ends with a reduction over its threads; its marches should take longer than that.
-    let filling = (2 * limits.cubes_in_flight).div_ceil(problem.channels.max(1) * cuts);
     let chunk = depth_chunk(depth, columns * problem.channels, SERIAL_PRODUCTS, limits);
     let marches = columns * depth.div_ceil(chunk);
-    let accurate = marches.div_ceil(threads * (SERIAL_PRODUCTS / chunk).max(1));
-    let affordable = affordable_slices(problem.weight_shape().iter().product(), limits);
-    let slices = filling.min(marches.div_ceil(threads)).max(accurate).min(affordable).max(1);
-    let slice_length = marches.div_ceil(slices);
-    let slices = marches.div_ceil(slice_length.max(1)).max(1);
+    let count = SliceCount {
+        filling: (2 * limits.cubes_in_flight).div_ceil(problem.channels.max(1) * cuts),
+        // Every threadgroup ends with a reduction over its threads; its marches should take longer than that.
+        worthwhile: marches.div_ceil(threads),
+        accurate: marches.div_ceil(threads * (SERIAL_PRODUCTS / chunk).max(1)),
+        affordable: affordable_slices(problem.weight_shape().iter().product(), limits),
+    };
+    let (slices, slice_length) = even_slices(marches, count.slices());
     WeightWork { whole, window, cuts, chunk, marches, slices, slice_length }
 }
 

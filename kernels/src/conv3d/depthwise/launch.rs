@@ -17,11 +17,10 @@ use super::staged_weight::staged_weight_kernel;
 use super::weight;
 use crate::activation::Activation;
 use crate::conv3d::call::Conv3dCall;
-use crate::conv3d::frames::{FrameTile, FrameTilingLaunch};
+use crate::conv3d::frames::FrameTile;
 use crate::conv3d::gemm;
 use crate::conv3d::gemm::gather::{Gather, gather_args, gathers, positions, taps};
 use crate::conv3d::pass::Pass;
-use crate::conv3d::problem::Conv3dProblem;
 use crate::conv3d::reduce;
 use crate::conv3d::split::affordable_slices;
 use crate::error::ConvError;
@@ -55,31 +54,6 @@ pub(super) fn forward_or_input_gradient(
     }
 }
 
-/// The grid of staged tiles as a kernel argument.
-fn tiling(
-    problem: &Conv3dProblem,
-    walks: &Gather,
-    tile: &FrameTile,
-    (chunk, threadgroups): (usize, usize),
-    activation: Activation,
-) -> FrameTilingLaunch {
-    let [depth, height, width] = walks.map(|walk| walk.positions);
-    let [tiles_h, tiles_w] = tile.tiles(height, width);
-    FrameTilingLaunch {
-        tiles_w: tiles_w as u32,
-        tiles_h: tiles_h as u32,
-        chunks: depth.div_ceil(chunk) as u32,
-        channels: problem.channels as u32,
-        channel_count: problem.channels as u32,
-        threadgroups: threadgroups as u32,
-        height: height as u32,
-        width: width as u32,
-        depth: depth as u32,
-        chunk: chunk as u32,
-        activation: activation.code(),
-    }
-}
-
 fn launch_staged(
     call: &Conv3dCall,
     (walks, tile): (&Gather, FrameTile),
@@ -104,7 +78,7 @@ fn launch_staged(
                 bias.map(|bias| bias.tensor_arg()).into(),
                 out.buffer_arg(1),
                 gather_args(problem, pass, walks, [source, weight, out]),
-                tiling(problem, walks, &tile, (chunk, threadgroups), activation),
+                tile.tiling(walks, chunk, problem.channels, activation),
                 dispatch.span(),
                 pass,
                 problem.window.padding_mode,
@@ -285,7 +259,7 @@ fn staged_weight_gradient(
                 dy.buffer_arg(1),
                 partials.buffer_arg(1),
                 gather_args(problem, Pass::Forward, walks, [x, dw, dy]),
-                tiling(problem, walks, &tile, (chunk, threadgroups), Activation::None),
+                tile.tiling(walks, chunk, problem.channels, Activation::None),
                 slice_stride,
                 dispatch.span(),
                 db.is_some(),

@@ -13,7 +13,6 @@ use super::weight::{TileSplitLaunch, few_outputs_weight_kernel};
 use super::{channel_slices, dense_walk, threadgroups, tile_slices};
 use crate::activation::Activation;
 use crate::conv3d::call::Conv3dCall;
-use crate::conv3d::frames::FrameTilingLaunch;
 use crate::conv3d::gemm::gather::{Gather, divisor, gather_args};
 use crate::conv3d::pass::Pass;
 use crate::conv3d::reduce;
@@ -76,7 +75,7 @@ fn launch_slices(
                 bias.map(|bias| bias.tensor_arg()).into(),
                 out.buffer_arg(1),
                 gather_args(problem, pass, walks, operands),
-                tiling(walks, shape, problem.window.groups, activation),
+                shape.tile.tiling(walks, shape.frames, problem.window.groups, activation),
                 ChannelSplitLaunch {
                     batch: divisor(problem.batch),
                     channels: channels as u32,
@@ -94,30 +93,6 @@ fn launch_slices(
         }
     }
     Ok(())
-}
-
-/// The tiles of `channels` channels of an image as a kernel argument.
-fn tiling(
-    walks: &Gather,
-    shape: &FewOutputsShape,
-    channels: usize,
-    activation: Activation,
-) -> FrameTilingLaunch {
-    let [depth, height, width] = walks.map(|walk| walk.positions);
-    let [tiles_h, tiles_w] = shape.tile.tiles(height, width);
-    FrameTilingLaunch {
-        tiles_w: tiles_w as u32,
-        tiles_h: tiles_h as u32,
-        chunks: depth.div_ceil(shape.frames) as u32,
-        channels: channels as u32,
-        channel_count: channels as u32,
-        threadgroups: shape.threadgroups(walks) as u32,
-        height: height as u32,
-        width: width as u32,
-        depth: depth as u32,
-        chunk: shape.frames as u32,
-        activation: activation.code(),
-    }
 }
 
 /// Launches the weight gradient: operands x, dy, dw.
@@ -149,7 +124,7 @@ pub(super) fn weight_gradient(
                 dy.buffer_arg(1),
                 partials.buffer_arg(1),
                 gather_args(problem, Pass::Forward, &walks, [x, dw, dy]),
-                tiling(&walks, &shape, 1, Activation::None),
+                shape.tile.tiling(&walks, shape.frames, 1, Activation::None),
                 TileSplitLaunch {
                     channels: divisor(problem.channels),
                     group_channels: divisor(problem.group_channels()),

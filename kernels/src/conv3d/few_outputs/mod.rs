@@ -15,7 +15,7 @@ pub use config::FewOutputsTile;
 use super::gemm::gather::{Gather, gathers};
 use super::pass::Pass;
 use super::problem::Conv3dProblem;
-use super::split;
+use super::split::{SERIAL_PRODUCTS, SliceCount, affordable_slices, even_slices};
 use crate::limits::Limits;
 use config::{FewOutputsShape, MAX_OUTPUTS, cheapest, is_offered};
 use doors::loop_iterations;
@@ -48,11 +48,13 @@ fn channel_slices(
         return (1, channels);
     }
     let out = if pass == Pass::Forward { problem.y_shape() } else { problem.x_shape() };
-    let affordable = split::affordable_slices(out.iter().product(), limits);
-    let wanted = 2 * limits.cubes_in_flight / threadgroups.max(1);
-    let slices = wanted.min(channels / MIN_SLICE_CHANNELS).min(affordable).max(1);
-    let length = channels.div_ceil(slices);
-    (channels.div_ceil(length), length)
+    let count = SliceCount {
+        filling: 2 * limits.cubes_in_flight / threadgroups.max(1),
+        worthwhile: channels / MIN_SLICE_CHANNELS,
+        accurate: 1,
+        affordable: affordable_slices(out.iter().product(), limits),
+    };
+    even_slices(channels, count.slices())
 }
 
 /// The split of a weight gradient's tiles: slices, and tiles of each.
@@ -62,12 +64,13 @@ fn tile_slices(
     shape: &FewOutputsShape,
     limits: &Limits,
 ) -> (usize, usize) {
-    let affordable = split::affordable_slices(problem.weight_shape().iter().product(), limits);
-    let wanted = (4 * limits.cubes_in_flight).div_ceil(problem.channels.max(1));
-    let accurate = tiles.div_ceil((split::SERIAL_PRODUCTS / (shape.frames * shape.tile.rows)).max(1));
-    let slices = wanted.min(tiles / MIN_SLICE_TILES).max(accurate).min(affordable).max(1);
-    let length = tiles.div_ceil(slices).max(1);
-    (tiles.div_ceil(length).max(1), length)
+    let count = SliceCount {
+        filling: (4 * limits.cubes_in_flight).div_ceil(problem.channels.max(1)),
+        worthwhile: tiles / MIN_SLICE_TILES,
+        accurate: tiles.div_ceil((SERIAL_PRODUCTS / (shape.frames * shape.tile.rows)).max(1)),
+        affordable: affordable_slices(problem.weight_shape().iter().product(), limits),
+    };
+    even_slices(tiles, count.slices())
 }
 
 /// Threadgroups of one split-K slice.

@@ -18,11 +18,11 @@ use crate::conv3d::call::Conv3dCall;
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::Conv3dProblem;
 use crate::conv3d::reduce;
-use crate::conv3d::split;
+use crate::conv3d::split::{MIN_STAGES, SliceCount, affordable_slices};
 use crate::error::ConvError;
 use crate::launch::dispatches;
 use crate::limits::Limits;
-use crate::operand::{Operand, address_type, row_major};
+use crate::operand::{Operand, address_type};
 use cubecl::prelude::*;
 
 /// Launches the forward pass (operands x, w, y) or the input gradient (dy, w, dx). Where the tiles are too
@@ -34,8 +34,7 @@ pub(super) fn forward_or_input_gradient(
     [source, weight, out]: [&Operand; 3],
 ) -> Result<(), ConvError> {
     let Conv3dCall { client, limits, ref problem, pass, bias, .. } = *call;
-    let contiguous = weight.strides == row_major(&weight.shape);
-    let patched = contiguous && is_patches(problem, pass);
+    let patched = weight.is_row_major() && is_patches(problem, pass);
     let gathers = if patched { vec![patches(problem)] } else { launched_gathers(problem, pass) };
     let gathers: Vec<_> = gathers.iter().filter(|gather| positions(gather) > 0).collect();
     let slices = most_slices(problem, pass, tile, gathers.iter().copied(), limits);
@@ -95,10 +94,13 @@ fn slices_of(problem: &Conv3dProblem, pass: Pass, tile: GemmTile, gather: &Gathe
         return 1;
     }
     let result = if pass == Pass::Forward { problem.y_shape() } else { problem.x_shape() };
-    let affordable = split::affordable_slices(result.iter().product(), limits);
-    // Below eight K iterations the prologue and epilogue dominate.
-    let worthwhile = k / (8 * tile_k);
-    (limits.cubes_in_flight / tiles.max(1)).min(worthwhile).min(affordable).max(1)
+    SliceCount {
+        filling: limits.cubes_in_flight / tiles.max(1),
+        worthwhile: k / (MIN_STAGES * tile_k),
+        accurate: 1,
+        affordable: affordable_slices(result.iter().product(), limits),
+    }
+    .slices()
 }
 
 /// An input gradient's weights, packed for one gather. None where the pass reads the weight itself: the

@@ -18,7 +18,7 @@
 use super::config::SubpixelTile;
 use super::tiling::{SubpixelTiling, SubpixelWork, WindowLoads, window_loads};
 use crate::conv3d::gemm::config::SUBGROUP;
-use crate::conv3d::gemm::fragments::{accumulators, pack_vector, store_to_scratch};
+use crate::conv3d::mma::{accumulators, load_fragment, multiply_fragments, pack_vector, store_to_patch};
 use crate::launch::Span;
 use cubecl::cmma::{self, MatrixIdent, MatrixLayout};
 use cubecl::ir::ElemType;
@@ -159,34 +159,34 @@ fn multiply<S: Float, V: Size>(
                 for i in 0..comptime!(tile.columns / tile.fragment) {
                     let start =
                         from + comptime!((i * tile.fragment * tile.channels + k * tile.fragment) / width);
-                    columns.push(cmma::Matrix::<Vector<S, V>>::from_slice(
-                        MatrixIdent::A,
-                        tile.fragment,
-                        tile.fragment,
-                        tile.fragment,
-                        MatrixLayout::RowMajor,
+                    columns.push(load_fragment(
                         &weight[start..weight.len()],
-                        tile.channels as u32,
+                        MatrixIdent::A,
+                        MatrixLayout::RowMajor,
+                        tile.channels,
+                        tile.fragment,
                     ));
                 }
                 #[unroll]
                 for j in 0..comptime!(tile.rows / tile.fragment) {
                     let start =
                         (at + comptime!(j * tile.fragment)) * pitch + comptime!(k * tile.fragment / width);
-                    let blocks = cmma::Matrix::<Vector<S, V>>::from_slice(
-                        MatrixIdent::B,
-                        tile.fragment,
-                        tile.fragment,
-                        tile.fragment,
-                        MatrixLayout::ColMajor,
+                    let blocks = load_fragment(
                         &window[start..comptime!(tile.window * pitch)],
-                        comptime!((pitch * width) as u32),
+                        MatrixIdent::B,
+                        MatrixLayout::ColMajor,
+                        comptime!(pitch * width),
+                        tile.fragment,
                     );
-                    #[unroll]
-                    for i in 0..comptime!(tile.columns / tile.fragment) {
-                        let sum = sums.index(comptime!(i * (tile.rows / tile.fragment) + j));
-                        cmma::execute(columns.index(i), &blocks, sum, sum);
-                    }
+                    let rows = comptime!(tile.columns / tile.fragment);
+                    multiply_fragments(
+                        &columns,
+                        &blocks,
+                        sums,
+                        rows,
+                        j,
+                        comptime!(tile.rows / tile.fragment),
+                    );
                 }
             }
             from += tap_vectors;
@@ -223,7 +223,7 @@ fn write<O: Float>(
         #[unroll]
         for i in 0..comptime!(tile.columns / tile.fragment) {
             let sum = sums.index(comptime!(i * (tile.rows / tile.fragment) + j));
-            store_to_scratch(sum, &mut patches, patch, tile.fragment);
+            store_to_patch(sum, &mut patches, patch, tile.fragment);
             #[unroll]
             for step in 0..comptime!(size / SUBGROUP) {
                 let in_patch =

@@ -17,11 +17,11 @@ use super::gemm::{fragment, stage_vector};
 use super::loops::nest;
 use super::pass::Pass;
 use super::problem::Conv3dProblem;
-use super::split;
+use super::row_segments::RowSegments;
+use super::split::{SliceCount, affordable_slices, even_slices};
 use crate::dtype::FloatType;
 use crate::limits::Limits;
 use blocks::{FrameBlocks, frame_blocks};
-use config::RowSegments;
 
 /// Channels of dx per group that are served.
 const MAX_CHANNELS: usize = 4;
@@ -51,7 +51,9 @@ impl SubpixelExtents {
         let frame = frame_blocks(problem);
         let columns = columns(problem);
         let chunks = problem.group_out_channels().div_ceil(tile.channels);
-        let segments = RowSegments::of(&frame, tile)?;
+        let [height, width] = &frame;
+        let halo = [height.span(), width.span()];
+        let segments = RowSegments::of(width.blocks, halo, tile.tile_m, tile.window)?;
         Some(Self { frame, segments, columns, column_tiles: columns.div_ceil(tile.columns), chunks })
     }
 
@@ -67,7 +69,8 @@ impl SubpixelExtents {
     }
 
     fn threadgroups(&self, problem: &Conv3dProblem, tile: &SubpixelTile) -> usize {
-        let per_frame = self.segments.tiles(&self.frame, tile) * self.segments.count * self.column_tiles;
+        let segment_tiles = self.segments.tiles(self.frame[0].blocks, tile.tile_m);
+        let per_frame = segment_tiles * self.segments.count * self.column_tiles;
         per_frame * problem.input[0] * problem.batch * problem.window.groups
     }
 
@@ -78,12 +81,16 @@ impl SubpixelExtents {
         if threadgroups > limits.cubes_in_flight {
             return self.chunks.max(1);
         }
-        let affordable = split::affordable_slices(problem.x_shape().iter().product(), limits);
-        // Below two stages per slice, prologue and epilogue dominate.
-        let worthwhile =
-            (self.chunks * problem.kernel[0].div_ceil(problem.window.stride[0]) / 2).min(self.chunks);
-        let slices = (2 * limits.cubes_in_flight / threadgroups).min(worthwhile).min(affordable).max(1);
-        self.chunks.div_ceil(slices).max(1)
+        let depth_taps = problem.kernel[0].div_ceil(problem.window.stride[0]);
+        let count = SliceCount {
+            filling: 2 * limits.cubes_in_flight / threadgroups,
+            // Below two stages per slice, prologue and epilogue dominate.
+            worthwhile: (self.chunks * depth_taps / 2).min(self.chunks),
+            accurate: 1,
+            affordable: affordable_slices(problem.x_shape().iter().product(), limits),
+        };
+        let (_, length) = even_slices(self.chunks, count.slices());
+        length
     }
 }
 

@@ -30,8 +30,8 @@ use super::epilogue::write_result;
 use super::phases::{PhaseTaps, PhaseWork, Phases, work_of};
 use super::tiling::{SourceBlock, WindowTiling, WindowWork, block_at, block_range, packed_tap};
 use crate::conv3d::gemm::config::SUBGROUP;
-use crate::conv3d::gemm::fragments::{accumulators, pack_vector};
 use crate::conv3d::gemm::index::GatherArgs;
+use crate::conv3d::mma::{accumulators, load_fragment, multiply_fragments, pack_vector};
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
 use cubecl::cmma::{self, MatrixIdent, MatrixLayout};
@@ -214,20 +214,15 @@ fn multiply<S: Float, V: Size>(
         for j in 0..comptime!(tile.subgroup_m / tile.fragment) {
             let first = first_m + comptime!(j * tile.fragment) + shift;
             let at = first * pitch + comptime!(k * tile.fragment / width);
-            let b = cmma::Matrix::<Vector<S, V>>::from_slice(
-                MatrixIdent::B,
-                tile.fragment,
-                tile.fragment,
-                tile.fragment,
-                MatrixLayout::ColMajor,
+            let b = load_fragment(
                 &window[at..comptime!(tile.window * pitch)],
-                comptime!((pitch * width) as u32),
+                MatrixIdent::B,
+                MatrixLayout::ColMajor,
+                comptime!(pitch * width),
+                tile.fragment,
             );
-            #[unroll]
-            for i in 0..comptime!(tile.subgroup_n / tile.fragment) {
-                let sum = acc.index(comptime!(i * (tile.subgroup_m / tile.fragment) + j));
-                cmma::execute(a.index(i), &b, sum, sum);
-            }
+            let rows = comptime!(tile.subgroup_n / tile.fragment);
+            multiply_fragments(&a, &b, acc, rows, j, comptime!(tile.subgroup_m / tile.fragment));
         }
     }
 }
@@ -247,15 +242,8 @@ pub(super) fn weight_fragments<S: Float, V: Size>(
     #[unroll]
     for i in 0..comptime!(tile.subgroup_n / tile.fragment) {
         let at = first + comptime!((i * tile.fragment * CHANNELS + k * tile.fragment) / width);
-        a.push(cmma::Matrix::<Vector<S, V>>::from_slice(
-            MatrixIdent::A,
-            tile.fragment,
-            tile.fragment,
-            tile.fragment,
-            MatrixLayout::RowMajor,
-            &weight[at..end],
-            CHANNELS as u32,
-        ));
+        let from = &weight[at..end];
+        a.push(load_fragment(from, MatrixIdent::A, MatrixLayout::RowMajor, CHANNELS, tile.fragment));
     }
     a
 }

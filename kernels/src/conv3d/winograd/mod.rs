@@ -52,6 +52,7 @@
 
 mod constants;
 mod cost;
+mod depth;
 mod doors;
 mod filter;
 mod input;
