@@ -1,5 +1,6 @@
 //! The doors of a plan family: all that planning, checks, reports and launches ask of it. The type that a
-//! variant of [`super::Plan`] carries has one implementation, in the family's `doors.rs`.
+//! variant of [`super::Plan`] carries has one implementation, in the family's `doors.rs` (`Direct` and
+//! ImplicitGemm, which are a file each, in that file).
 
 use super::call::Conv3dCall;
 use super::needs::kernel_needs;

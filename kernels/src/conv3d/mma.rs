@@ -78,6 +78,24 @@ pub(crate) fn pack_vector<E: Float, S: Float, V: Size>(
     vector
 }
 
+/// Stores `loads` vectors that a thread has loaded one by one to a window of shared memory: channels of one
+/// of its `elements`, which are `pitch` vectors apart; lanes along elements.
+#[cube]
+pub(crate) fn store_window<E: Float, S: Float, V: Size>(
+    values: &Sequence<E>,
+    window: &mut Shared<[Vector<S, V>]>,
+    #[comptime] elements: usize,
+    #[comptime] pitch: usize,
+    #[comptime] loads: usize,
+    #[comptime] threads: usize,
+) {
+    #[unroll]
+    for load in 0..loads {
+        let vector = UNIT_POS as usize + comptime!(load * threads);
+        window[vector % elements * pitch + vector / elements] = pack_vector(values, load);
+    }
+}
+
 /// Stores a fragment row-major to its subgroup's patch of `patches`, which starts at `start`. Has barriers:
 /// all subgroups of the threadgroup must call it.
 #[cube]

@@ -133,7 +133,8 @@ pub(super) fn weight_work(problem: &Conv3dProblem, walks: &Gather, limits: &Limi
         accurate: marches.div_ceil(threads * (SERIAL_PRODUCTS / chunk).max(1)),
         affordable: affordable_slices(problem.weight_shape().iter().product(), limits),
     };
-    let (slices, slice_length) = even_slices(marches, count.slices());
+    let (slices, length) = even_slices(marches, count.slices());
+    let slice_length = length.min(marches);
     WeightWork { whole, window, cuts, chunk, marches, slices, slice_length }
 }
 

@@ -18,7 +18,7 @@
 use super::config::SubpixelTile;
 use super::tiling::{SubpixelTiling, SubpixelWork, WindowLoads, window_loads};
 use crate::conv3d::gemm::config::SUBGROUP;
-use crate::conv3d::mma::{accumulators, load_fragment, multiply_fragments, pack_vector, store_to_patch};
+use crate::conv3d::mma::{accumulators, load_fragment, multiply_fragments, store_to_patch, store_window};
 use crate::launch::Span;
 use cubecl::cmma::{self, MatrixIdent, MatrixLayout};
 use cubecl::ir::ElemType;
@@ -44,9 +44,10 @@ pub(super) fn subpixel_mma_kernel<E: Float, S: Float, O: Float, V: Size>(
     let work = tiling.work(span.index() as u32, tile.tile_m);
     let width = V::value();
     let pitch = comptime!(tile.block_pitch(width, size));
+    let (loads, threads) = comptime!((tile.vector_loads(width), tile.threads()));
     let mut window = Shared::<[Vector<S, V>]>::new_slice(comptime!(tile.window * pitch));
     let sums = accumulators(comptime!(tile.rows * tile.columns), tile.fragment);
-    let offsets = window_loads(&tiling, &work, comptime!(tile.vector_loads(width)), tile);
+    let offsets = window_loads(&tiling, &work, loads, tile);
     let source = work.n as usize * tiling.source_batch_stride
         + (work.group * tiling.channels) as usize * tiling.source_channel_stride;
     let first_chunk = work.slice * tiling.slice_chunks;
@@ -62,7 +63,7 @@ pub(super) fn subpixel_mma_kernel<E: Float, S: Float, O: Float, V: Size>(
     let mut stage = 0u32.runtime();
     let (frame, _) = tiling.depth.window(work.d, tap);
     let sources = read_window(dy, &tiling, &offsets, source, frame, chunk, stages > 0u32, width, tile);
-    write_window(&sources, &mut window, pitch, tile);
+    store_window(&sources, &mut window, tile.window, pitch, loads, threads);
     sync_cube();
     while stage < stages {
         let first = ((tap_base + tap) * tiling.chunks + chunk) * frame_taps;
@@ -77,7 +78,7 @@ pub(super) fn subpixel_mma_kernel<E: Float, S: Float, O: Float, V: Size>(
         let sources = read_window(dy, &tiling, &offsets, source, frame, chunk, more, width, tile);
         multiply(&window, weight, first as usize, &sums, &tiling, pitch, tile);
         sync_cube();
-        write_window(&sources, &mut window, pitch, tile);
+        store_window(&sources, &mut window, tile.window, pitch, loads, threads);
         sync_cube();
     }
     write(&sums, out, &tiling, &work, tile);
@@ -114,22 +115,6 @@ fn read_window<E: Float>(
         }
     }
     values
-}
-
-/// Stores what [`read_window`] has loaded to shared memory.
-#[cube]
-fn write_window<E: Float, S: Float, V: Size>(
-    values: &Sequence<E>,
-    window: &mut Shared<[Vector<S, V>]>,
-    #[comptime] pitch: usize,
-    #[comptime] tile: SubpixelTile,
-) {
-    let width = V::value();
-    #[unroll]
-    for i in 0..comptime!(tile.vector_loads(width)) {
-        let vector = UNIT_POS as usize + comptime!(i * tile.threads());
-        window[vector % tile.window * pitch + vector / tile.window] = pack_vector(values, i);
-    }
 }
 
 /// Accumulates a stage in a subgroup's fragments; `first` is its first tap among all packed ones.

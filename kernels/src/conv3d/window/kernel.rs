@@ -31,7 +31,7 @@ use super::phases::{PhaseTaps, PhaseWork, Phases, work_of};
 use super::tiling::{SourceBlock, WindowTiling, WindowWork, block_at, block_range, packed_tap};
 use crate::conv3d::gemm::config::SUBGROUP;
 use crate::conv3d::gemm::index::GatherArgs;
-use crate::conv3d::mma::{accumulators, load_fragment, multiply_fragments, pack_vector};
+use crate::conv3d::mma::{accumulators, load_fragment, multiply_fragments, store_window};
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
 use cubecl::cmma::{self, MatrixIdent, MatrixLayout};
@@ -64,6 +64,7 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
     let phased = taps.is_some();
     let width = V::value();
     let pitch = comptime!(tile.window_pitch(width, size));
+    let (loads, threads) = comptime!((tile.window_loads(width), tile.threads()));
     let mut window = Shared::<[Vector<S, V>]>::new_slice(comptime!(tile.window * pitch));
     let mut offsets = Shared::<[usize]>::new_slice(tile.window);
     let acc = accumulators(comptime!(tile.subgroup_m * tile.subgroup_n), tile.fragment);
@@ -78,7 +79,7 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
     let mut tap_offset = packed_tap(&taps, &tiling, &blocks, block) * tap_vectors + column;
     let next = block_at(&walk, &tiling, &blocks, block, padding);
     let values = read_window(source, &walk, &offsets, &next, block < blocks.end, width, tile);
-    write_window(&values, &mut window, pitch, tile);
+    store_window(&values, &mut window, tile.window, pitch, loads, threads);
     sync_cube();
     while block < blocks.end {
         block += 1u32;
@@ -102,7 +103,7 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
             tap_offset += tap_vectors;
         }
         sync_cube();
-        write_window(&values, &mut window, pitch, tile);
+        store_window(&values, &mut window, tile.window, pitch, loads, threads);
         sync_cube();
     }
     write_result(&acc, bias, out, &walk, &tiling, &work, tile);
@@ -162,22 +163,6 @@ fn read_window<E: Float>(
         }
     }
     values
-}
-
-/// Stores what [`read_window`] has loaded.
-#[cube]
-fn write_window<E: Float, S: Float, V: Size>(
-    values: &Sequence<E>,
-    window: &mut Shared<[Vector<S, V>]>,
-    #[comptime] pitch: usize,
-    #[comptime] tile: WindowTile,
-) {
-    let width = V::value();
-    #[unroll]
-    for load in 0..comptime!(tile.window_loads(width)) {
-        let vector = UNIT_POS as usize + comptime!(load * tile.threads());
-        window[vector % tile.window * pitch + vector / tile.window] = pack_vector(values, load);
-    }
 }
 
 /// Accumulates the products of one tap of the frame. `tap_offset` is where this subgroup's packed weights
