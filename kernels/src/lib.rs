@@ -12,7 +12,7 @@
 //! # Map
 //!
 //! ```text
-//! conv3d            plan.rs chooses one of
+//! conv3d            choose/ takes one of
 //!   direct            one output per thread; always valid
 //!   gemm              gathered implicit GEMM on fp32 multiply-adds or MMA
 //!   implicit_gemm     the same with computed coordinates, for windows that gemm's masks cannot hold

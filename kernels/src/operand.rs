@@ -66,6 +66,28 @@ impl Operand {
         Self { handle, ..self.clone() }
     }
 
+    /// Whether the elements are in row-major order without gaps.
+    pub(crate) fn is_row_major(&self) -> bool {
+        self.strides == row_major(&self.shape)
+    }
+
+    /// Whether the tensor starts at a multiple of `width` elements.
+    pub(crate) fn is_aligned(&self, width: usize) -> bool {
+        let start = self.handle.offset_start.unwrap_or(0);
+        start.is_multiple_of((width * self.dtype.size()) as u64)
+    }
+
+    /// Whether runs of `run` elements along an axis can be read and written in vectors of `width`, wherever
+    /// on the other axes they are: elements are adjacent, every run is whole vectors and every vector is
+    /// aligned.
+    pub(crate) fn has_vectors(&self, axis: usize, run: usize, width: usize) -> bool {
+        let others = self.strides.iter().enumerate().filter(|(other, _)| *other != axis);
+        self.strides[axis] == 1
+            && run.is_multiple_of(width)
+            && others.map(|(_, stride)| stride).all(|stride| stride.is_multiple_of(width))
+            && self.is_aligned(width)
+    }
+
     /// The tensor as a kernel argument, with its shape and strides.
     pub(crate) fn tensor_arg(&self) -> TensorArg {
         // SAFETY: shape and strides describe `handle`, see the module.

@@ -217,7 +217,7 @@ fn folded_winograd_magnitude(problem: &Conv3dProblem, tile: WinogradTile, dy: &[
 pub fn padded_work(problem: &Conv3dProblem, pass: Pass, plan: &Plan) -> usize {
     match plan {
         // At least one threadgroup per channel, however small.
-        Plan::Depthwise => problem.channels * 256 * problem.taps(),
+        Plan::Depthwise(_) => problem.channels * 256 * problem.taps(),
         Plan::Winograd(config) => (config.cost(problem, pass).operations / 2.0) as usize,
         plan => plan
             .tiles(problem, pass)

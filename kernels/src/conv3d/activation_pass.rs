@@ -18,7 +18,7 @@ use crate::dtype::FloatType;
 use crate::error::{ConvError, invalid};
 use crate::launch::{Span, dispatches};
 use crate::limits::Limits;
-use crate::operand::{Operand, address_type, row_major};
+use crate::operand::{Operand, address_type};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
@@ -30,7 +30,7 @@ const VECTOR_WIDTH: usize = 4;
 
 /// Refuses tensors that [`apply`] does not take.
 pub(crate) fn check(pre: &Operand, y: &Operand) -> Result<(), ConvError> {
-    let row_major = |operand: &Operand| operand.is_empty() || operand.strides == row_major(&operand.shape);
+    let row_major = |operand: &Operand| operand.is_empty() || operand.is_row_major();
     if pre.shape != y.shape || pre.dtype != FloatType::F32 || !row_major(pre) || !row_major(y) {
         invalid!(
             "conv3d: y {:?} with strides {:?} needs the value before the activation as f32, both \

@@ -18,14 +18,19 @@
 //! Taps in the padding are skipped, not multiplied by zero. Nothing is declined.
 
 use super::args::{ChannelTap, Geometry, offset};
-use super::fold;
+use super::call::Conv3dCall;
+use super::epilogue::channel_bias;
+use super::family::Family;
 use super::loops::nest;
+use super::needs::kernel_needs;
 use super::pass::Pass;
 use super::problem::{Conv3dProblem, PaddingMode};
+use super::{direct_weight, fold};
 use crate::activation::{Activation, activate};
 use crate::error::ConvError;
 use crate::launch::{Span, dispatches};
 use crate::limits::Limits;
+use crate::needs::Needs;
 use crate::operand::{Operand, address_type};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
@@ -36,8 +41,40 @@ const THREADS: u32 = 256;
 /// Channels per loop iteration: software devices bound the iterations ([`Limits::loop_iterations`]).
 const CHANNEL_BLOCK: u32 = 8;
 
+/// The family of [`super::Plan::Direct`].
+pub(super) struct Direct;
+
+impl Family for Direct {
+    fn plan_name(&self) -> String {
+        "direct".into()
+    }
+
+    fn serves(&self, _: &Conv3dProblem, _: Pass, _: &Limits) -> Result<(), ConvError> {
+        Ok(())
+    }
+
+    fn needs(&self, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Needs {
+        match pass {
+            Pass::WeightGradient => direct_weight::needs(problem, limits),
+            _ => kernel_needs(0, THREADS as usize, loop_iterations(problem, pass)),
+        }
+    }
+
+    fn launch(&self, call: &Conv3dCall, operands: [&Operand; 3]) -> Result<(), ConvError> {
+        match call.pass {
+            Pass::Forward => forward(call, operands),
+            Pass::InputGradient => input_gradient(call, operands),
+            Pass::WeightGradient => direct_weight::weight_gradient(call, operands),
+        }
+    }
+
+    fn is_rewritten(&self) -> bool {
+        false
+    }
+}
+
 /// Loop iterations of one thread in the forward pass and the input gradient.
-pub(crate) fn loop_iterations(problem: &Conv3dProblem, pass: Pass) -> usize {
+fn loop_iterations(problem: &Conv3dProblem, pass: Pass) -> usize {
     let block = CHANNEL_BLOCK as usize;
     if pass == Pass::Forward {
         return nest(problem.taps(), nest(problem.group_channels().div_ceil(block), 0));
@@ -50,14 +87,8 @@ pub(crate) fn loop_iterations(problem: &Conv3dProblem, pass: Pass) -> usize {
         .fold(blocks, |inner, axis: usize| nest(aliases[axis], nest(problem.kernel[axis], inner)))
 }
 
-/// Launches the forward pass.
-pub(crate) fn forward(
-    client: &Client,
-    problem: &Conv3dProblem,
-    limits: &Limits,
-    [x, w, y]: [&Operand; 3],
-    bias: Option<&Operand>,
-) -> Result<(), ConvError> {
+fn forward(call: &Conv3dCall, [x, w, y]: [&Operand; 3]) -> Result<(), ConvError> {
+    let Conv3dCall { client, limits, ref problem, bias, .. } = *call;
     let address = address_type("conv3d", &[x, w, y], y.len(), limits)?;
     let operations = 2.0 * f64::from(THREADS) * (problem.group_channels() * problem.taps()) as f64;
     for dispatch in dispatches(y.len().div_ceil(THREADS as usize), operations, limits) {
@@ -84,13 +115,8 @@ pub(crate) fn forward(
     Ok(())
 }
 
-/// Launches the input gradient.
-pub(crate) fn input_gradient(
-    client: &Client,
-    problem: &Conv3dProblem,
-    limits: &Limits,
-    [dy, w, dx]: [&Operand; 3],
-) -> Result<(), ConvError> {
+fn input_gradient(call: &Conv3dCall, [dy, w, dx]: [&Operand; 3]) -> Result<(), ConvError> {
+    let Conv3dCall { client, limits, ref problem, .. } = *call;
     let address = address_type("conv3d", &[dy, w, dx], dx.len(), limits)?;
     let operations = 2.0 * f64::from(THREADS) * (problem.group_out_channels() * problem.taps()) as f64;
     for dispatch in dispatches(dx.len().div_ceil(THREADS as usize), operations, limits) {
@@ -140,8 +166,7 @@ fn forward_kernel<E: Float, O: Float>(
     let mut window = geometry.output_position(index - image_channel * positions_per_channel);
     window.n = n as u32;
     let first_channel = o / geometry.group_out * geometry.group_channels;
-    let bias: ComptimeOption<f32> = bias.map(|bias| f32::cast_from(bias[o as usize * bias.stride(0)]));
-    let mut sum = bias.unwrap_or_else(|| 0.0f32.runtime());
+    let mut sum = channel_bias(bias, o);
     for index in 0..geometry.taps() {
         let tap = geometry.channel_tap(index);
         // A tap in the padding adds nothing, even if its weight is infinite.

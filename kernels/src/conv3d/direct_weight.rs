@@ -15,13 +15,17 @@
 //! Taps in the padding are skipped. Nothing is declined.
 
 use super::args::{Geometry, offset};
+use super::call::Conv3dCall;
 use super::direct::{read_tap, reads};
+use super::loops::nest;
+use super::needs::kernel_needs;
 use super::problem::{Conv3dProblem, PaddingMode};
 use super::reduce;
 use super::split::ReductionSplit;
 use crate::error::ConvError;
 use crate::launch::{Span, dispatches};
 use crate::limits::Limits;
+use crate::needs::Needs;
 use crate::operand::{Operand, address_type};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
@@ -33,17 +37,24 @@ const THREADS: u32 = 256;
 const SERIAL_PRODUCTS: usize = 64;
 
 /// The split-K slices.
-pub(crate) fn weight_split(problem: &Conv3dProblem, limits: &Limits) -> ReductionSplit {
+fn weight_split(problem: &Conv3dProblem, limits: &Limits) -> ReductionSplit {
     ReductionSplit::of(problem.positions(), problem.weight_shape().iter().product(), limits)
 }
 
+/// What the weight gradient needs of a device: a thread sums a short slice, a threadgroup a long one. dw has
+/// fp32 partials even for one slice.
+pub(super) fn needs(problem: &Conv3dProblem, limits: &Limits) -> Needs {
+    let threads = THREADS as usize;
+    let ReductionSplit { slices, length } = weight_split(problem, limits);
+    let iterations = nest(length.min(2 * threads).max(length.div_ceil(threads)), 0);
+    let weights: usize = problem.weight_shape().iter().product();
+    let buffer_bytes = (4 * slices * weights) as u64;
+    Needs { buffer_bytes, ..kernel_needs(4 * threads, threads, iterations) }
+}
+
 /// Launches the weight gradient: fp32 partials of the slices, then their deterministic sum.
-pub(crate) fn weight_gradient(
-    client: &Client,
-    problem: &Conv3dProblem,
-    limits: &Limits,
-    [x, dy, dw]: [&Operand; 3],
-) -> Result<(), ConvError> {
+pub(super) fn weight_gradient(call: &Conv3dCall, [x, dy, dw]: [&Operand; 3]) -> Result<(), ConvError> {
+    let Conv3dCall { client, limits, ref problem, .. } = *call;
     let split = weight_split(problem, limits);
     let sums = split.slices * dw.len();
     let address = address_type("conv3d", &[x, dy, dw], sums.max(problem.positions()), limits)?;

@@ -9,15 +9,13 @@
 //! dx                 | a b c d |
 //! ```
 //!
-//! The first half is an ordinary input gradient of the padded problem ([`launched`]): plans are chosen for
-//! that problem, checked for it and launched on it.
+//! The first half is an ordinary input gradient of the padded problem (`rewrite.rs`).
 //!
 //! Layouts: `extended` row-major fp32, dx any strides. One thread per element of dx. Bytes: `extended` read
 //! once, dx written once; one addition per element of `extended`. Nothing is declined.
 
 use super::args::{Geometry, offset};
 use super::loops::nest;
-use super::pass::Pass;
 use super::problem::{Conv3dProblem, PaddingMode};
 use crate::dtype::FloatType;
 use crate::error::ConvError;
@@ -29,17 +27,6 @@ use cubecl::prelude::*;
 
 /// Threads of a threadgroup.
 const THREADS: u32 = 256;
-
-/// The problem that a pass launches under every plan but `Direct`: the explicitly padded one for the input
-/// gradient under replicate padding, else the problem itself.
-pub(crate) fn launched(problem: &Conv3dProblem, pass: Pass) -> Conv3dProblem {
-    if is_folded(problem, pass) { problem.explicitly_padded() } else { *problem }
-}
-
-/// Whether a pass runs on the padded input and is folded afterwards.
-pub(crate) fn is_folded(problem: &Conv3dProblem, pass: Pass) -> bool {
-    pass == Pass::InputGradient && problem.window.padding_mode == PaddingMode::Replicate
-}
 
 /// An fp32 tensor for the gradient of the launched problem's input.
 pub(crate) fn extended_gradient(client: &Client, launched: &Conv3dProblem) -> Operand {

@@ -14,9 +14,11 @@
 //! Each element is loaded from device memory once per tile: reloading the overlap of the windows costs more
 //! than the arithmetic. Shared memory: `4 * loads * threads` bytes.
 
+use super::gemm::gather::Gather;
 use super::gemm::index::GatherArgs;
 use super::loops::nest;
 use super::problem::PaddingMode;
+use crate::activation::Activation;
 use crate::registers::Registers;
 use cubecl::prelude::*;
 use cubecl::std::FastDivmod;
@@ -91,6 +93,39 @@ impl FrameTile {
     }
 }
 
+impl FrameTile {
+    /// Threadgroups of one channel of one image, whose frames are cut into chunks.
+    pub(super) fn threadgroups(&self, walks: &Gather, chunk: usize) -> usize {
+        let [depth, height, width] = walks.map(|walk| walk.positions);
+        depth.div_ceil(chunk) * self.tiles(height, width).iter().product::<usize>()
+    }
+
+    /// The grid for so many channels as a kernel argument.
+    pub(super) fn tiling(
+        &self,
+        walks: &Gather,
+        chunk: usize,
+        channels: usize,
+        activation: Activation,
+    ) -> FrameTilingLaunch {
+        let [depth, height, width] = walks.map(|walk| walk.positions);
+        let [tiles_h, tiles_w] = self.tiles(height, width);
+        FrameTilingLaunch {
+            tiles_w: tiles_w as u32,
+            tiles_h: tiles_h as u32,
+            chunks: depth.div_ceil(chunk) as u32,
+            channels: channels as u32,
+            channel_count: channels as u32,
+            threadgroups: self.threadgroups(walks, chunk) as u32,
+            height: height as u32,
+            width: width as u32,
+            depth: depth as u32,
+            chunk: chunk as u32,
+            activation: activation.code(),
+        }
+    }
+}
+
 /// The grid of tiles. A threadgroup's index is, fastest first: tile along W, tile along H, chunk of frames,
 /// channel, image.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
@@ -107,7 +142,7 @@ pub(super) struct FrameTiling {
     pub(super) width: u32,
     pub(super) depth: u32,
     pub(super) chunk: u32,
-    /// [`Activation::code`](crate::activation::Activation::code) of the activation of the result.
+    /// [`Activation::code`] of the activation of the result.
     pub(super) activation: u32,
 }
 

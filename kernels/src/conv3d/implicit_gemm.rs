@@ -16,16 +16,22 @@
 //! input and is folded by [`super::fold`].
 
 use super::args::{Geometry, Position, offset};
+use super::call::Conv3dCall;
 use super::direct::read_tap;
+use super::family::Family;
 use super::implicit_gemm_tile::{REGISTERS, TileConfig, multiply_stages, thread_column, thread_row};
+use super::loops::nest;
+use super::needs::kernel_needs;
 use super::pass::Pass;
 use super::problem::{Conv3dProblem, PaddingMode};
 use super::reduce;
 use super::split::ReductionSplit;
+use super::tiles::{Tiles, gemm_extents};
 use crate::activation::{Activation, activate};
 use crate::error::ConvError;
 use crate::launch::{Span, dispatches};
 use crate::limits::Limits;
+use crate::needs::Needs;
 use crate::operand::{Operand, address_type};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
@@ -43,77 +49,66 @@ struct GemmExtents {
     groups: usize,
 }
 
-/// Launches the forward pass: operands x, w, y.
-pub(crate) fn forward(
-    client: &Client,
-    problem: &Conv3dProblem,
-    config: TileConfig,
-    limits: &Limits,
-    [x, w, y]: [&Operand; 3],
-    bias: Option<&Operand>,
-) -> Result<(), ConvError> {
-    let k = problem.group_channels() * problem.taps();
-    let extents = [problem.positions(), problem.group_out_channels(), k];
-    launch(client, problem, (Pass::Forward, config), limits, extents, (k, 1), [x, w, y], bias)
-}
+impl Family for TileConfig {
+    fn plan_name(&self) -> String {
+        format!("implicit_gemm_{}x{}x{}", self.tile_m, self.tile_n, self.tile_k)
+    }
 
-/// Launches the input gradient under zero padding: operands dy, w, dx. dx may be fp32 whatever the problem's
-/// dtype.
-pub(crate) fn input_gradient(
-    client: &Client,
-    problem: &Conv3dProblem,
-    config: TileConfig,
-    limits: &Limits,
-    [dy, w, dx]: [&Operand; 3],
-) -> Result<(), ConvError> {
-    let k = problem.group_out_channels() * problem.taps();
-    let rows = problem.batch * problem.input.iter().product::<usize>();
-    let extents = [rows, problem.group_channels(), k];
-    launch(client, problem, (Pass::InputGradient, config), limits, extents, (k, 1), [dy, w, dx], None)
+    fn serves(&self, _: &Conv3dProblem, _: Pass, _: &Limits) -> Result<(), ConvError> {
+        Ok(())
+    }
+
+    fn needs(&self, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Needs {
+        let [_, _, k] = gemm_extents(problem, pass, false);
+        let slice_k = match pass {
+            Pass::WeightGradient => weight_split(problem, *self, limits).length,
+            _ => k,
+        };
+        let iterations = nest(slice_k.div_ceil(self.tile_k), 0);
+        kernel_needs(self.shared_bytes(), self.threads() as usize, iterations)
+    }
+
+    fn tiles(&self, problem: &Conv3dProblem, pass: Pass) -> Option<Tiles> {
+        Some(Tiles::of_gemm(problem, pass, false, (1, 1.0), [self.tile_m, self.tile_n, self.tile_k]))
+    }
+
+    fn launch(&self, call: &Conv3dCall, operands: [&Operand; 3]) -> Result<(), ConvError> {
+        if call.pass == Pass::WeightGradient {
+            return weight_gradient(call, *self, operands);
+        }
+        let [_, _, k] = gemm_extents(&call.problem, call.pass, false);
+        launch(call, *self, (k, 1), operands)
+    }
 }
 
 /// The weight gradient's split-K slices.
-pub(crate) fn weight_split(problem: &Conv3dProblem, config: TileConfig, limits: &Limits) -> ReductionSplit {
+fn weight_split(problem: &Conv3dProblem, config: TileConfig, limits: &Limits) -> ReductionSplit {
     let weights = problem.weight_shape().iter().product();
     ReductionSplit::filling(problem.positions(), weights, 1, config.tile_k, limits)
 }
 
 /// Launches the weight gradient: operands x, dy, dw.
-pub(crate) fn weight_gradient(
-    client: &Client,
-    problem: &Conv3dProblem,
+fn weight_gradient(
+    call: &Conv3dCall,
     config: TileConfig,
-    limits: &Limits,
     [x, dy, dw]: [&Operand; 3],
 ) -> Result<(), ConvError> {
+    let Conv3dCall { client, limits, ref problem, .. } = *call;
     let split = weight_split(problem, config, limits);
     let partials = reduce::partials(client, split.slices, dw);
-    let extents =
-        [problem.group_out_channels(), problem.group_channels() * problem.taps(), problem.positions()];
-    let slices = (split.length, split.slices);
-    launch(
-        client,
-        problem,
-        (Pass::WeightGradient, config),
-        limits,
-        extents,
-        slices,
-        [dy, x, &partials],
-        None,
-    )?;
+    launch(call, config, (split.length, split.slices), [dy, x, &partials])?;
     reduce::sum_partials(client, limits, &partials, dw)
 }
 
+/// Launches the product. dx may be fp32 whatever the problem's dtype.
 fn launch(
-    client: &Client,
-    problem: &Conv3dProblem,
-    (pass, config): (Pass, TileConfig),
-    limits: &Limits,
-    [m, n, k]: [usize; 3],
+    call: &Conv3dCall,
+    config: TileConfig,
     (slice_k, slices): (usize, usize),
     [lhs, rhs, out]: [&Operand; 3],
-    bias: Option<&Operand>,
 ) -> Result<(), ConvError> {
+    let Conv3dCall { client, limits, ref problem, pass, bias, .. } = *call;
+    let [m, n, k] = gemm_extents(problem, pass, false);
     let (tiles_m, tiles_n) = (m.div_ceil(config.tile_m), n.div_ceil(config.tile_n));
     let groups = problem.window.groups;
     let threadgroups = tiles_m * tiles_n * groups * slices;

@@ -1,8 +1,8 @@
 //! Some plan serves every problem on every class of device, and needs nothing that the device lacks.
 
 use super::*;
-use crate::conv3d::check::check;
-use crate::conv3d::gemm::RegisterTile;
+use crate::conv3d::call::check;
+use crate::conv3d::gemm::{GemmTile, RegisterTile};
 use crate::conv3d::plan::{Algorithm, eligible, plan};
 use crate::conv3d::problem::{PaddingMode, Window};
 use crate::dtype::FloatType;
@@ -70,13 +70,15 @@ proptest! {
                     prop_assert!(plan.is_ok(), "{:?} {limits:?}: {plan:?}", pass);
                     let plan = plan.unwrap();
                     let needs = plan.needs(&problem, pass, &limits);
-                    prop_assert!(plan.check_needs(&problem, pass, &limits).is_ok());
+                    let rewritten = PassProblem::of(&problem, pass);
+                    prop_assert!(plan.check_needs(&rewritten, &limits).is_ok());
                     prop_assert!(needs.shared_bytes <= limits.shared_bytes);
                     prop_assert!(needs.threads <= limits.units_per_cube as usize);
-                    prop_assert!(check(&plan, &problem, pass, &limits).is_ok(), "{}", plan.name());
+                    prop_assert!(check(&plan, &rewritten, &limits).is_ok(), "{}", plan.name());
                 }
                 for plan in eligible(&problem, pass, &limits) {
-                    prop_assert!(check(&plan, &problem, pass, &limits).is_ok(), "{}", plan.name());
+                    let rewritten = PassProblem::of(&problem, pass);
+                    prop_assert!(check(&plan, &rewritten, &limits).is_ok(), "{}", plan.name());
                 }
             }
         }

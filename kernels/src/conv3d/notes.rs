@@ -1,10 +1,9 @@
 //! What a caller may want to know about a plan before it runs: error, workspace, spread of NaN.
 
-use super::fold;
-use super::gemm::{is_patches, stage_type};
 use super::pass::Pass;
 use super::plan::Plan;
 use super::problem::Conv3dProblem;
+use super::rewrite::PassProblem;
 use super::winograd::WinogradTile;
 use crate::dtype::FloatType;
 use crate::limits::Limits;
@@ -40,57 +39,24 @@ pub struct Notes {
     pub non_finite: NonFinite,
 }
 
+impl Notes {
+    /// Those of an fp32 sum of fp32 products, without a workspace: what most plans start from.
+    pub(super) fn of_sum(pass: Pass) -> Self {
+        Self {
+            tile: None,
+            domain: FloatType::F32,
+            error: if pass == Pass::WeightGradient { Guard::WEIGHT_GRADIENT } else { Guard::SUM },
+            workspace_bytes: 0,
+            non_finite: NonFinite::Window,
+        }
+    }
+}
+
 impl Plan {
     /// The plan's properties for one pass of a problem.
     pub fn notes(&self, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Notes {
-        let problem = &fold::launched(problem, pass);
-        let sum = if pass == Pass::WeightGradient { Guard::WEIGHT_GRADIENT } else { Guard::SUM };
-        let notes = Notes {
-            tile: None,
-            domain: FloatType::F32,
-            error: sum,
-            workspace_bytes: 0,
-            non_finite: NonFinite::Window,
-        };
-        // The weights that the gathered implicit GEMM packs per stride phase.
-        let weights = problem.weight_shape().iter().product::<usize>() * problem.dtype.size();
-        let packs = pass == Pass::InputGradient && !is_patches(problem, pass);
-        let packed = if packs { weights as u64 } else { 0 };
-        match self {
-            Self::Gemm(_) => Notes { workspace_bytes: packed, ..notes },
-            Self::MatrixGemm(_) | Self::WindowWeight(_) => Notes {
-                domain: stage_type(problem.dtype, limits).map_or(FloatType::F32, |(dtype, _)| dtype),
-                workspace_bytes: packed,
-                ..notes
-            },
-            Self::WindowGemm(tile) => Notes {
-                domain: stage_type(problem.dtype, limits).map_or(FloatType::F32, |(dtype, _)| dtype),
-                workspace_bytes: super::window::packed_bytes(problem, pass, tile, limits),
-                ..notes
-            },
-            Self::Subpixel(tile) => Notes {
-                domain: super::subpixel::stage(problem, tile, limits).0,
-                workspace_bytes: super::subpixel::packed_bytes(problem, tile, limits),
-                // Taps that do not reach a position of a block have zero weights.
-                non_finite: if problem.window.stride[1..] == [1, 1] {
-                    NonFinite::Window
-                } else {
-                    NonFinite::Blocks
-                },
-                ..notes
-            },
-            Self::Winograd(config) => Notes {
-                tile: Some(config.tile),
-                error: config.tile.guard(),
-                workspace_bytes: config.workspace_bytes,
-                non_finite: NonFinite::Tile(match pass {
-                    Pass::WeightGradient => 3,
-                    _ => config.tile.outputs(),
-                }),
-                ..notes
-            },
-            _ => notes,
-        }
+        let problem = PassProblem::of(problem, pass);
+        self.family().notes(self.launched(&problem), pass, limits)
     }
 }
 

@@ -1,7 +1,8 @@
-//! The automatic choice against the rules in `plan.rs`, layer by layer.
+//! The automatic choice against the rules in `choose/`, layer by layer.
 
 use super::*;
 use crate::conv3d::problem::Window;
+use crate::conv3d::window::WindowTile;
 use crate::dtype::FloatType;
 
 fn problem(x: [usize; 5], o: usize, kernel: [usize; 3], stride: usize, groups: usize) -> Conv3dProblem {
@@ -40,7 +41,7 @@ fn winograd(problem: &Conv3dProblem, limits: &Limits) -> [bool; 3] {
     })
 }
 
-/// The table of `winograd/choice.rs`.
+/// The rule of `choose/winograd.rs`.
 #[test]
 fn winograd_is_taken_where_it_was_measured_to_be_faster() {
     let padded =

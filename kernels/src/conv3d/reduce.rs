@@ -52,7 +52,7 @@ pub(crate) fn split_result(client: &Client, slices: usize, out: &Operand) -> (Op
 /// Where the partials of `slices` slices are stored: in the target itself for a single slice and a row-major
 /// target, else in a workspace.
 pub(crate) fn partials(client: &Client, slices: usize, target: &Operand) -> Operand {
-    let direct = slices == 1 && target.strides == row_major(&target.shape);
+    let direct = slices == 1 && target.is_row_major();
     if direct { target.clone() } else { workspace(client, slices, target.len()) }
 }
 

@@ -34,6 +34,35 @@ pub(crate) fn slices_within(elements: usize, bytes: u64) -> usize {
     usize::try_from(slices).unwrap_or(usize::MAX).max(1)
 }
 
+/// The fewest stages of a slice of a matrix product: below, prologue and epilogue dominate.
+pub(crate) const MIN_STAGES: usize = 8;
+
+/// What speaks for a number of split-K slices: the one rule of all kernels.
+#[derive(Clone, Copy)]
+pub(crate) struct SliceCount {
+    /// As many as fill the device.
+    pub(crate) filling: usize,
+    /// More would be too short for their prologue and epilogue.
+    pub(crate) worthwhile: usize,
+    /// As many as an accurate fp32 sum needs, whether worthwhile or not.
+    pub(crate) accurate: usize,
+    /// As many as the workspace holds.
+    pub(crate) affordable: usize,
+}
+
+impl SliceCount {
+    /// The number of slices; at least one.
+    pub(crate) fn slices(self) -> usize {
+        self.filling.min(self.worthwhile).max(self.accurate).min(self.affordable).max(1)
+    }
+}
+
+/// `count` parts in at most so many slices of the same length: the slices, and parts of each but the last.
+pub(crate) fn even_slices(count: usize, slices: usize) -> (usize, usize) {
+    let length = count.div_ceil(slices).max(1);
+    (count.div_ceil(length).max(1), length)
+}
+
 /// How a long sum is cut into slices that different threadgroups compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct ReductionSplit {
@@ -50,12 +79,14 @@ impl ReductionSplit {
 
     /// The split of `k` elements into `filling` slices, which fill the device, in multiples of `step`.
     pub(crate) fn filling(k: usize, elements: usize, filling: usize, step: usize, limits: &Limits) -> Self {
-        let affordable = affordable_slices(elements, limits);
-        // Partials of few elements cost next to nothing compared with a tile's products.
-        let accurate = k.div_ceil((2 * elements).clamp(1024, Self::LENGTH));
-        // Below eight stages, prologue and epilogue dominate.
-        let wanted = filling.min(k.div_ceil(8 * step));
-        let slices = accurate.max(wanted).min(affordable).max(1);
+        let count = SliceCount {
+            filling,
+            worthwhile: k.div_ceil(MIN_STAGES * step),
+            // Partials of few elements cost next to nothing compared with a tile's products.
+            accurate: k.div_ceil((2 * elements).clamp(1024, Self::LENGTH)),
+            affordable: affordable_slices(elements, limits),
+        };
+        let slices = count.slices();
         let length = k.div_ceil(slices).max(1).next_multiple_of(step);
         Self { slices: k.div_ceil(length).max(1), length }
     }
@@ -63,9 +94,8 @@ impl ReductionSplit {
     /// The split of `k` elements for each of `elements` results: `4 * slices * elements` bytes of workspace.
     pub(crate) fn of(k: usize, elements: usize, limits: &Limits) -> Self {
         let affordable = affordable_slices(elements, limits);
-        let slices = k.div_ceil(Self::LENGTH).clamp(1, affordable);
-        let length = k.div_ceil(slices).max(1);
-        Self { slices: k.div_ceil(length).max(1), length }
+        let (slices, length) = even_slices(k, k.div_ceil(Self::LENGTH).clamp(1, affordable));
+        Self { slices, length }
     }
 }
 

@@ -152,14 +152,8 @@ fn token_major(operand: &Operand, layout: RopeLayout) -> Operand {
 fn vector_width(problem: Rope2dProblem, views: &[[Operand; 2]], limits: &Limits) -> (usize, bool) {
     let copied = (problem.head_dim - problem.rotated) / 2;
     let aligned = |count: usize| {
-        problem.frequencies().is_multiple_of(count)
-            && copied.is_multiple_of(count)
-            && views.iter().flatten().all(|operand| {
-                let start = operand.handle.offset_start.unwrap_or(0);
-                operand.strides[3] == 1
-                    && operand.strides[..3].iter().all(|stride| stride.is_multiple_of(count))
-                    && start.is_multiple_of((count * operand.dtype.size()) as u64)
-            })
+        copied.is_multiple_of(count)
+            && views.iter().flatten().all(|operand| operand.has_vectors(3, problem.frequencies(), count))
     };
     match () {
         () if limits.halves_in_words && problem.dtype.size() == 2 && aligned(8) => (8, true),

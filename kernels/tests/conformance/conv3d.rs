@@ -5,7 +5,8 @@ use crate::support::{client, output, read_all};
 use conv_cases::conv3d::{self as cases, Conv3dCase};
 use conv_cases::fill;
 use conv_kernels::conv3d::{
-    Activation, Conv3dProblem, PaddingMode, Pass, Plan, Window, WinogradTile, eligible,
+    Activation, Conv3dProblem, DepthwiseKernel, GemmTile, PaddingMode, Pass, Plan, Window, WinogradTile,
+    eligible,
 };
 use conv_kernels::{FloatType, Limits};
 pub(crate) use conv_testing::conv3d::*;
@@ -49,9 +50,9 @@ pub(crate) enum Selection {
 /// All plans, but only one tile of each kind: the next one in the next round.
 pub(crate) fn one_tile_each(mut plans: Vec<Plan>, round: usize) -> Vec<Plan> {
     let kinds: [fn(&Plan) -> bool; 5] = [
-        |plan| matches!(plan, Plan::Gemm(_)),
-        |plan| matches!(plan, Plan::MatrixGemm(_)),
-        |plan| matches!(plan, Plan::WindowGemm(_) | Plan::WindowWeight(_)),
+        |plan| matches!(plan, Plan::Gemm(GemmTile::Fma(_))),
+        |plan| matches!(plan, Plan::Gemm(GemmTile::Mma(_))),
+        |plan| matches!(plan, Plan::Window(_)),
         |plan| matches!(plan, Plan::Subpixel(_)),
         |plan| matches!(plan, Plan::FewOutputs(_)),
     ];
@@ -93,12 +94,19 @@ fn case_options(case: &Conv3dCase) -> Vec<String> {
 #[derive(Default)]
 struct Covered(HashSet<(String, Kind, Pass, FloatType)>);
 
-/// A plan without its tile; a Winograd plan with its F(m x m).
-type Kind = (Discriminant<Plan>, Option<WinogradTile>);
+/// A plan without its tile, but with what else tells kernels apart: what multiplies, a Winograd plan's F(m x
+/// m), a depthwise plan's kernel.
+type Kind =
+    (Discriminant<Plan>, Option<Discriminant<GemmTile>>, Option<WinogradTile>, Option<DepthwiseKernel>);
 
 fn kind(plan: &Plan) -> Kind {
-    let winograd = if let Plan::Winograd(config) = plan { Some(config.tile) } else { None };
-    (discriminant(plan), winograd)
+    let family = discriminant(plan);
+    match plan {
+        Plan::Gemm(tile) => (family, Some(discriminant(tile)), None, None),
+        Plan::Winograd(config) => (family, None, Some(config.tile), None),
+        Plan::Depthwise(kernel) => (family, None, None, Some(*kernel)),
+        _ => (family, None, None, None),
+    }
 }
 
 impl Covered {

@@ -9,7 +9,8 @@ use crate::support::{Buffer, client, dtypes, output, read_all, upload, upload_st
 use conv_cases::conv3d::{self as cases, Conv3dCase};
 use conv_cases::fill;
 use conv_kernels::conv3d::{
-    Conv3dProblem, NonFinite, Pass, Plan, RegionExtent, Window, WinogradConfig, WinogradTile, eligible,
+    Conv3dProblem, GemmTile, NonFinite, Pass, Plan, RegionExtent, Window, WinogradConfig, WinogradTile,
+    eligible,
 };
 use conv_kernels::{FloatType, Limits};
 use cubecl::prelude::*;
@@ -71,7 +72,7 @@ fn views_give_the_bits_of_contiguous_tensors() {
 #[test]
 fn views_split_long_sums_alike() {
     let long = Conv3dCase { groups: 16, ..Conv3dCase::new("long_runs", [1, 32, 4, 16, 16], 32, [1; 3]) };
-    compare_views(&[long], |plan| matches!(plan, Plan::MatrixGemm(_)));
+    compare_views(&[long], |plan| matches!(plan, Plan::Gemm(GemmTile::Mma(_))));
 }
 
 /// Compares results of views with those of contiguous tensors; how many there were.

@@ -106,13 +106,13 @@ fn errors_of_long_sums_of_equal_summands_stay_small() {
             for plan in eligible(&problem, Pass::WeightGradient, &limits) {
                 // The serial additions of each kernel: see `split.rs`.
                 let bound = match plan {
-                    Plan::Depthwise | Plan::Direct | Plan::FewOutputs(_) => 1e-6,
+                    Plan::Depthwise(_) | Plan::Direct | Plan::FewOutputs(_) => 1e-6,
                     Plan::Winograd(_) => 2e-5,
                     // 1024 serial additions.
                     _ => 1e-5,
                 };
                 // GEMM tiles are computed whole, padding included.
-                let simple = matches!(plan, Plan::Depthwise | Plan::Direct);
+                let simple = matches!(plan, Plan::Depthwise(_) | Plan::Direct);
                 if !simple && problem.positions() > MOST_WORK / 10_000
                     || plan == Plan::Direct && problem.positions() * problem.taps() > 1 << 20
                 {
@@ -185,7 +185,7 @@ fn weight_and_bias_gradients_in_one_call() {
     let mut depthwise = 0;
     for case in &table {
         let plans = eligible(&problem(case, FloatType::F32), Pass::WeightGradient, &limits);
-        depthwise += usize::from(plans.contains(&Plan::Depthwise));
+        depthwise += usize::from(plans.iter().any(|plan| matches!(plan, Plan::Depthwise(_))));
         check_weight_and_bias_gradient((&client, &limits), problem(case, FloatType::F32), &fill::normal);
         check_weight_and_bias_gradient((&client, &limits), problem(case, FloatType::F32), &integers);
     }
@@ -202,7 +202,7 @@ pub(crate) fn check_weight_and_bias_gradient(
     for &dtype in &limits.dtypes {
         problem.dtype = dtype;
         let plans = eligible(&problem, Pass::WeightGradient, limits);
-        let wanted = |plan: &&Plan| matches!(plan, Plan::Depthwise | Plan::ImplicitGemm(_));
+        let wanted = |plan: &&Plan| matches!(plan, Plan::Depthwise(_) | Plan::ImplicitGemm(_));
         let plan = plans.iter().rfind(wanted).expect("ImplicitGemm serves everything");
         let inputs = inputs(client, &problem, fill);
         let alone = computed((client, limits), &problem, (Pass::WeightGradient, plan), &inputs);

@@ -4,7 +4,7 @@ use crate::conv3d::{Selection, run_with};
 use crate::support::client;
 use conv_cases::conv3d::{self as cases, Activation, Conv3dCase};
 use conv_cases::fill;
-use conv_kernels::conv3d::{Plan, RegisterTile};
+use conv_kernels::conv3d::{GemmTile, Plan, RegisterTile, WindowKernel};
 use conv_kernels::{FloatType, Limits};
 
 /// Checks a table with normal data and, except for SiLU, with integers, under the plans that `picks` picks.
@@ -27,7 +27,7 @@ fn run_types(table: &[Conv3dCase], types: &[FloatType], picks: fn(&Plan) -> bool
 
 #[test]
 fn depthwise_frames_in_shared_memory() {
-    run_only(&cases::depthwise_tiles(), |plan| *plan == Plan::Depthwise);
+    run_only(&cases::depthwise_tiles(), |plan| matches!(plan, Plan::Depthwise(_)));
 }
 
 #[test]
@@ -47,15 +47,15 @@ fn few_output_channels() {
 #[test]
 fn ranges_of_frames_with_equal_depth_taps() {
     run_only(&cases::few_frames(), |plan| match plan {
-        Plan::Gemm(tile) => *tile == RegisterTile::M128N8,
-        Plan::MatrixGemm(tile) => tile.tile_n == 64,
+        Plan::Gemm(GemmTile::Fma(tile)) => *tile == RegisterTile::M128N8,
+        Plan::Gemm(GemmTile::Mma(tile)) => tile.tile_n == 64,
         _ => false,
     });
 }
 
 #[test]
 fn one_tap_along_height_and_width() {
-    let served = |plan: &Plan| matches!(plan, Plan::Gemm(_) | Plan::MatrixGemm(_) | Plan::WindowGemm(_));
+    let served = |plan: &Plan| matches!(plan, Plan::Gemm(_) | Plan::Window(WindowKernel::Gemm(_)));
     run_only(&cases::contiguous_slices(), served);
 }
 
@@ -67,11 +67,11 @@ fn few_input_channels() {
 /// On devices with matrix units.
 #[test]
 fn phases_of_strided_gradients() {
-    run_only(&cases::strided_windows(), |plan| matches!(plan, Plan::WindowGemm(_)));
+    run_only(&cases::strided_windows(), |plan| matches!(plan, Plan::Window(WindowKernel::Gemm(_))));
 }
 
 /// On devices with matrix units.
 #[test]
 fn windows_in_shared_memory() {
-    run_only(&cases::shared_windows(), |plan| matches!(plan, Plan::WindowGemm(_) | Plan::WindowWeight(_)));
+    run_only(&cases::shared_windows(), |plan| matches!(plan, Plan::Window(_)));
 }

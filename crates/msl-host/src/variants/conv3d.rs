@@ -177,13 +177,16 @@ fn record_case(
     }
     if problem.bias {
         record_bias_gradient(recorder, limits, &problem, &case.name, refused);
-        if plain && eligible(&problem, Pass::WeightGradient, limits).contains(&Plan::Depthwise) {
-            let what = format!("conv3d weight and bias gradient depthwise {}", dtype.name());
+        let depthwise = eligible(&problem, Pass::WeightGradient, limits)
+            .into_iter()
+            .find(|plan| matches!(plan, Plan::Depthwise(_)));
+        if let Some(plan) = depthwise.filter(|_| plain) {
+            let what = format!("conv3d weight and bias gradient {} {}", plan.name(), dtype.name());
             let label = Label { what, options: options(&problem, Pass::WeightGradient) };
             let result = recorder.record(&label, |client| {
                 let [x, w, dy] = operands(client, &problem);
                 let db = tensor(client, &[problem.out_channels], dtype);
-                weight_and_bias_gradient(client, limits, &problem, &Plan::Depthwise, [&x, &dy, &w], &db)
+                weight_and_bias_gradient(client, limits, &problem, &plan, [&x, &dy, &w], &db)
             });
             note_refusal(result, &label, &case.name, refused);
         }

@@ -19,7 +19,7 @@ use crate::causal_conv1d::problem::UpdateProblem;
 use crate::error::ConvError;
 use crate::launch::{Span, dispatches};
 use crate::limits::Limits;
-use crate::operand::{Operand, address_type, row_major};
+use crate::operand::{Operand, address_type};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
@@ -30,11 +30,7 @@ type Quad = Vector<f32, Const<4>>;
 
 /// Whether this kernel serves the call.
 pub(super) fn serves(problem: &UpdateProblem, steps: &DecodingSteps) -> bool {
-    let vectorizable = |state: &Operand| {
-        let vector = (COLUMNS * state.dtype.size()) as u64;
-        state.strides == row_major(&state.shape)
-            && state.handle.offset_start.unwrap_or(0).is_multiple_of(vector)
-    };
+    let vectorizable = |state: &Operand| state.is_row_major() && state.is_aligned(COLUMNS);
     problem.state_length == COLUMNS
         && steps.x.shape[2] == 1
         && steps.lengths.is_none()

@@ -166,15 +166,9 @@ impl VectorAccess {
     /// channels per thread would need twice the registers.
     pub(super) fn of(layout: Conv1dLayout, operands: &[&Operand], limits: &Limits) -> Self {
         let along_time = layout == Conv1dLayout::Bct;
-        let [line, across] = if along_time { [2, 1] } else { [1, 2] };
+        let line = if along_time { 2 } else { 1 };
         let aligned = |count: usize| {
-            operands.iter().all(|operand| {
-                let start = operand.handle.offset_start.unwrap_or(0);
-                operand.strides[line] == 1
-                    && operand.shape[line].is_multiple_of(count)
-                    && [0, across].iter().all(|axis| operand.strides[*axis].is_multiple_of(count))
-                    && start.is_multiple_of((count * operand.dtype.size()) as u64)
-            })
+            operands.iter().all(|operand| operand.has_vectors(line, operand.shape[line], count))
         };
         match () {
             () if along_time && limits.halves_in_words && operands[0].dtype.size() == 2 && aligned(8) => {

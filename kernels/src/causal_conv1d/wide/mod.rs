@@ -37,14 +37,7 @@ impl AccessWidth {
     /// The widest access that is aligned in every tensor. In `[B, T, C]` consecutive threads have consecutive
     /// channels, whatever a view's strides are.
     fn of(layout: Conv1dLayout, operands: &[&Operand]) -> Self {
-        let aligned = |operand: &&Operand| {
-            let start = operand.handle.offset_start.unwrap_or(0);
-            operand.strides[2] == 1
-                && [operand.shape[2], operand.strides[0], operand.strides[1]]
-                    .iter()
-                    .all(|each| each.is_multiple_of(4))
-                && start.is_multiple_of(4 * operand.dtype.size() as u64)
-        };
+        let aligned = |operand: &&Operand| operand.has_vectors(2, operand.shape[2], 4);
         if layout == Conv1dLayout::Bct && operands.iter().all(aligned) { Self::Vec4 } else { Self::Scalar }
     }
 

@@ -1,15 +1,12 @@
-//! How depthwise work is assigned: tiles of an H x W slice, marches and their split-K slices, and what the
-//! kernels need of a device.
+//! How depthwise work is assigned: tiles of an H x W slice, marches and their split-K slices.
 
 use super::march::{MAX_TAPS, MarchWindow};
 use super::weight;
 use crate::conv3d::frames::FrameTile;
-use crate::conv3d::gemm::RegisterTile;
-use crate::conv3d::gemm::gather::{AxisGather, Gather, gathers, positions, taps};
-use crate::conv3d::loops::nest;
+use crate::conv3d::gemm::gather::{AxisGather, Gather, gathers};
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::Conv3dProblem;
-use crate::conv3d::split::{SERIAL_PRODUCTS, affordable_slices};
+use crate::conv3d::split::{SERIAL_PRODUCTS, SliceCount, affordable_slices, even_slices};
 use crate::limits::Limits;
 
 /// Threads per threadgroup assumed when estimating how much work fills the device.
@@ -78,6 +75,31 @@ pub(super) fn depth_chunk(depth: usize, columns: usize, most: usize, limits: &Li
     depth.div_ceil(chunks).max(1)
 }
 
+/// Frames of a chunk of staged tiles, at most `most`, and the threadgroups of one channel of one image.
+pub(super) fn chunks(
+    problem: &Conv3dProblem,
+    walks: &Gather,
+    tile: &FrameTile,
+    most: usize,
+    limits: &Limits,
+) -> (usize, usize) {
+    let [depth, height, width] = walks.map(|walk| walk.positions);
+    let tiles: usize = tile.tiles(height, width).iter().product();
+    let images = problem.batch * problem.channels;
+    let chunk = depth_chunk(depth, images * tiles * THREADS, most, limits);
+    (chunk, tile.threadgroups(walks, chunk))
+}
+
+/// The tile of a staged weight gradient and its [`chunks`]; none where no tile fits or the workspace does not
+/// hold the partials.
+pub(super) fn staged_weight(problem: &Conv3dProblem, limits: &Limits) -> Option<(FrameTile, (usize, usize))> {
+    let walks = &gathers(problem, Pass::Forward)[0];
+    let tile = staged_tile(walks, &WEIGHT_ROWS, limits)?;
+    let (chunk, threadgroups) = chunks(problem, walks, &tile, SERIAL_PRODUCTS / tile.rows, limits);
+    let affordable = affordable_slices(problem.weight_shape().iter().product(), limits);
+    (problem.batch * threadgroups <= affordable).then_some((tile, (chunk, threadgroups)))
+}
+
 /// How the marches of a weight gradient are split into slices.
 pub(super) struct WeightWork {
     /// The whole window, and the part of it that one thread sums.
@@ -102,55 +124,21 @@ pub(super) fn weight_work(problem: &Conv3dProblem, walks: &Gather, limits: &Limi
     let threads = weight::threads(taps.iter().product());
     let window = MarchWindow { taps, reuses_frames: whole.reuses_frames && cuts == 1, threads, ..whole };
     let columns = problem.batch * height * width;
-    // Every threadgroup ends with a reduction over its threads; its marches should take longer than that.
-    let filling = (2 * limits.cubes_in_flight).div_ceil(problem.channels.max(1) * cuts);
     let chunk = depth_chunk(depth, columns * problem.channels, SERIAL_PRODUCTS, limits);
     let marches = columns * depth.div_ceil(chunk);
-    let accurate = marches.div_ceil(threads * (SERIAL_PRODUCTS / chunk).max(1));
-    let affordable = affordable_slices(problem.weight_shape().iter().product(), limits);
-    let slices = filling.min(marches.div_ceil(threads)).max(accurate).min(affordable).max(1);
-    let slice_length = marches.div_ceil(slices);
-    let slices = marches.div_ceil(slice_length.max(1)).max(1);
+    let count = SliceCount {
+        filling: (2 * limits.cubes_in_flight).div_ceil(problem.channels.max(1) * cuts),
+        // Every threadgroup ends with a reduction over its threads; its marches should take longer than that.
+        worthwhile: marches.div_ceil(threads),
+        accurate: marches.div_ceil(threads * (SERIAL_PRODUCTS / chunk).max(1)),
+        affordable: affordable_slices(problem.weight_shape().iter().product(), limits),
+    };
+    let (slices, length) = even_slices(marches, count.slices());
+    let slice_length = length.min(marches);
     WeightWork { whole, window, cuts, chunk, marches, slices, slice_length }
 }
 
 /// Bytes of threadgroup memory of a staged tile: a frame and the weights.
-fn staged_bytes(tile: &FrameTile) -> usize {
+pub(super) fn staged_bytes(tile: &FrameTile) -> usize {
     4 * tile.loads() * tile.threads + 16 * tile.tap_count().div_ceil(4)
-}
-
-/// Bytes of threadgroup memory, threads and loop iterations of a pass.
-pub(crate) fn needs(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> (usize, usize, usize) {
-    if pass == Pass::WeightGradient {
-        return weight_needs(problem, limits);
-    }
-    let frames = |walks: &Gather| walks[0].positions + walks[0].taps;
-    let mut most = (0, THREADS, 0);
-    for walks in gathers(problem, pass).iter().filter(|walks| positions(walks) > 0) {
-        let (bytes, iterations) = if taps(walks) == 0 {
-            (RegisterTile::M128N8.shared_bytes(), 64)
-        } else if let Some(tile) = staged_tile(walks, &FORWARD_ROWS, limits) {
-            (staged_bytes(&tile), nest(frames(walks), 0))
-        } else {
-            let vectors = taps(walks).div_ceil(4);
-            (16 * vectors, nest(frames(walks), 0) + nest(vectors.div_ceil(64), 0))
-        };
-        most = (most.0.max(bytes), most.1, most.2.max(iterations));
-    }
-    most
-}
-
-/// [`needs`] of the weight gradient, the larger of its two kernels'.
-fn weight_needs(problem: &Conv3dProblem, limits: &Limits) -> (usize, usize, usize) {
-    let walks = &gathers(problem, Pass::Forward)[0];
-    let frames = nest(walks[0].positions + walks[0].taps, 0);
-    let staged = staged_tile(walks, &WEIGHT_ROWS, limits).map_or((0, 0), |tile| {
-        (staged_bytes(&tile), frames + tile.reduction_iterations(tile.tap_count() + 1))
-    });
-    let work = weight_work(problem, walks, limits);
-    let (threads, taps) = (work.window.threads, work.window.tap_count());
-    let marches = nest(work.slice_length.div_ceil(threads), nest(work.chunk + walks[0].taps, 0));
-    let summed = nest(taps.div_ceil(threads), nest(threads, 0)) + nest((threads / taps).clamp(1, 16), 0);
-    let bytes = 4 * threads * (taps + 1);
-    (staged.0.max(bytes), THREADS, staged.1.max(marches + summed))
 }

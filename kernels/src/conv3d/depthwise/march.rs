@@ -21,6 +21,7 @@
 //! multipliers, windows of more than [`MAX_TAPS`] taps.
 
 use crate::activation::activate_by_code;
+use crate::conv3d::epilogue::channel_bias;
 use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::PaddingMode;
@@ -132,8 +133,7 @@ pub(super) fn march_kernel<E: Float, O: Float>(
 
     let base = walk.source_at(n, c);
     let offsets = window_offsets(&walk, h, w, padding, window);
-    let bias: ComptimeOption<f32> = bias.map(|bias| f32::cast_from(bias[c as usize * bias.stride(0)]));
-    let start = bias.unwrap_or_else(|| 0.0f32.runtime());
+    let start = channel_bias(bias, c);
     let out_column = walk.out_at(n, c) + walk.width.out_offset(w);
 
     // sums[age * rows + row]: the result that this frame contributes to with depth tap `age`.

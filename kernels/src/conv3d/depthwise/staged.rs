@@ -19,6 +19,7 @@
 
 use super::march::age;
 use crate::activation::activate_by_code;
+use crate::conv3d::epilogue::channel_bias;
 use crate::conv3d::frames::{
     FrameTile, FrameTiling, ThreadWork, load_offsets, read_column, read_frame, write_frame,
 };
@@ -56,8 +57,7 @@ pub(super) fn staged_kernel<E: Float, O: Float>(
     let weights = stage_weights(weight, &walk, work.c, pass, tile);
     let offsets = load_offsets(&walk, &work, padding, tile);
     let base = walk.source_at(work.n, work.c);
-    let bias: ComptimeOption<f32> = bias.map(|bias| f32::cast_from(bias[work.c as usize * bias.stride(0)]));
-    let start = bias.unwrap_or_else(|| 0.0f32.runtime());
+    let start = channel_bias(bias, work.c);
     let out_column = walk.out_at(work.n, work.c) + walk.width.out_offset(work.w);
 
     let mut stage = Shared::<[f32]>::new_slice(comptime!(tile.loads() * tile.threads));

@@ -120,8 +120,7 @@ impl FewOutputsShape {
 
     /// Threadgroups of one group of one image.
     pub(super) fn threadgroups(&self, walks: &Gather) -> usize {
-        let [depth, height, width] = walks.map(|walk| walk.positions);
-        depth.div_ceil(self.frames) * self.tile.tiles(height, width).iter().product::<usize>()
+        self.tile.threadgroups(walks, self.frames)
     }
 
     /// Instructions of all threads per channel: multiply-adds, shared-memory loads (a vector of weights

@@ -14,9 +14,10 @@
 //! padding.
 
 use super::config::MatrixTile;
-use super::fragments::{accumulators, epilogue, load_channels, multiply, store_rows};
+use super::fragments::{epilogue, load_channels, multiply, store_rows};
 use super::index::{ChannelTap, GatherArgs, OutputPosition};
 use super::stage::{GemmShape, zero_stage};
+use crate::conv3d::mma::accumulators;
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;

@@ -1,7 +1,7 @@
 //! Depth taps that read only padding for whole frames: frames with the same valid taps are launched together,
 //! without the other taps.
 
-use super::gather::{AxisGather, axis_gathers};
+use super::gather::{AxisGather, axis_gathers, is_patches};
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::{Conv3dProblem, PaddingMode};
 
@@ -52,4 +52,21 @@ pub(crate) fn depth_tap_fraction(problem: &Conv3dProblem, pass: Pass) -> f64 {
         taps.map(|(first, end)| end - first).sum::<usize>()
     };
     axes.iter().map(valid).sum::<usize>() as f64 / all as f64
+}
+
+/// Launches of the gathered GEMM for a pass, and the average fraction of all taps in each of them.
+pub(crate) fn launches(problem: &Conv3dProblem, pass: Pass) -> (usize, f64) {
+    if pass == Pass::WeightGradient || is_patches(problem, pass) {
+        return (1, 1.0);
+    }
+    if let Some(slices) = depth_slices(problem, pass) {
+        return (slices.len(), depth_tap_fraction(problem, pass));
+    }
+    if pass != Pass::InputGradient {
+        return (1, 1.0);
+    }
+    // Phases beyond the extent have no elements.
+    let launched = [0, 1, 2].map(|axis| problem.window.stride[axis].min(problem.input[axis]).max(1));
+    let fraction = problem.window.stride.iter().map(|stride| 1.0 / *stride as f64).product();
+    (launched.iter().product(), fraction)
 }

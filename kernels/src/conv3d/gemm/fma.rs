@@ -28,6 +28,7 @@ use super::stage::{
 };
 use super::table::{IndexTable, fill_half, fill_other_half};
 use crate::activation::activate_by_code;
+use crate::conv3d::epilogue::channel_bias;
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
@@ -35,7 +36,6 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-#[allow(clippy::too_many_arguments)]
 pub(crate) fn fma_kernel<E: Float, O: Float, R: Size>(
     source: &[Vector<E, R>],
     weight: &[E],
@@ -125,9 +125,7 @@ pub(crate) fn fma_kernel<E: Float, O: Float, R: Size>(
     for j in 0..comptime!(tile.columns) {
         let channel = group * shape.n + min(first_n + column_of(j, tile), shape.n - 1u32);
         column_offsets.push(gather.out_column(channel));
-        let bias: ComptimeOption<f32> =
-            bias.map(|bias| f32::cast_from(bias[channel as usize * bias.stride(0)]));
-        biases.push(bias.unwrap_or_else(|| 0.0f32.runtime()));
+        biases.push(channel_bias(bias, channel));
     }
     #[unroll]
     for i in 0..comptime!(tile.rows) {

@@ -1,5 +1,5 @@
 //! The GEMM of two shared-memory stages on matrix units, common to all passes: loads and stores of the
-//! channels' stage, a subgroup's accumulators, the product, and the epilogue.
+//! channels' stage, the product, and the epilogue.
 //!
 //! ```text
 //! D[n][m] += A[n][k] * B[k][m]      n: channels, m: output positions; D in fp32
@@ -9,35 +9,18 @@
 //! ```
 //!
 //! Channels are the rows of D: a fragment's rows are then contiguous in the result, and accumulators can only
-//! be stored row-major. The epilogue passes each fragment through a scratch of the subgroup's own in shared
-//! memory, `4 * fragment^2` bytes, where any lane can read any element. Bytes and FLOP: [`super::config`].
+//! be stored row-major. The epilogue passes each fragment through a patch
+//! ([`crate::conv3d::mma`]). Bytes and FLOP: [`super::config`].
 
 use super::config::{MatrixTile, SUBGROUP};
 use super::index::GatherArgs;
 use super::stage::{GemmShape, WorkTile};
 use super::table::IndexTable;
 use crate::activation::activate_by_code;
+use crate::conv3d::mma::{load_fragment, multiply_fragments, store_to_patch};
 use crate::conv3d::pass::Pass;
 use cubecl::cmma::{self, MatrixIdent, MatrixLayout};
 use cubecl::prelude::*;
-
-/// Zeroed accumulators for `count` sums of a subgroup, in fragments of `size` x `size`.
-#[cube]
-pub(crate) fn accumulators(#[comptime] count: usize, #[comptime] size: usize) -> Sequence<cmma::Matrix<f32>> {
-    let mut sums = Sequence::<cmma::Matrix<f32>>::new();
-    #[unroll]
-    for _ in 0..comptime!(count / size / size) {
-        sums.push(cmma::Matrix::<f32>::from_value(
-            MatrixIdent::Accumulator,
-            size,
-            size,
-            size,
-            MatrixLayout::Undefined,
-            0.0,
-        ));
-    }
-    sums
-}
 
 /// Adds the products of a stage to this subgroup's accumulators. `k_major`: whether the source's and the
 /// channels' stage are K-major. `size`: bytes of a stage element.
@@ -71,11 +54,9 @@ pub(crate) fn multiply<S: Float, V: Size>(
             let layout = comptime!(if k_major { MatrixLayout::ColMajor } else { MatrixLayout::RowMajor });
             let ident = MatrixIdent::B;
             let positions = fragment(source_stage, first, k, ident, layout, k_major, tile.tile_m, size, tile);
-            #[unroll]
-            for i in 0..comptime!(tile.subgroup_n / tile.fragment) {
-                let sum = sums.index(comptime!(i * (tile.subgroup_m / tile.fragment) + j));
-                cmma::execute(channels.index(i), &positions, sum, sum);
-            }
+            let rows = comptime!(tile.subgroup_n / tile.fragment);
+            let columns = comptime!(tile.subgroup_m / tile.fragment);
+            multiply_fragments(&channels, &positions, sums, rows, j, columns);
         }
     }
 }
@@ -101,46 +82,7 @@ fn fragment<S: Float, V: Size>(
         at = first * row + comptime!(k * tile.fragment / width);
     }
     let end = stage.len();
-    cmma::Matrix::<Vector<S, V>>::from_slice(
-        ident,
-        tile.fragment,
-        tile.fragment,
-        tile.fragment,
-        layout,
-        &stage[at..end],
-        comptime!((row * width) as u32),
-    )
-}
-
-/// The `index`-th vector of values that were loaded one by one. Built at the store, not at the load: the
-/// first use of a value waits for its load.
-#[cube]
-pub(crate) fn pack_vector<E: Float, S: Float, V: Size>(
-    values: &Sequence<E>,
-    #[comptime] index: usize,
-) -> Vector<S, V> {
-    let width = V::value();
-    let mut vector = Vector::<S, V>::empty();
-    #[unroll]
-    for i in 0..width {
-        vector.insert(i, S::cast_from(*values.index(comptime!(index * width + i))));
-    }
-    vector
-}
-
-/// Stores a fragment row-major to its subgroup's scratch, which starts at `start`. Has barriers: all
-/// subgroups of the threadgroup must call it.
-#[cube]
-pub(crate) fn store_to_scratch(
-    sum: &cmma::Matrix<f32>,
-    scratch: &mut Shared<[f32]>,
-    start: usize,
-    #[comptime] size: usize,
-) {
-    let end = scratch.len();
-    sync_cube();
-    cmma::store(&mut scratch[start..end], sum, size as u32, MatrixLayout::RowMajor);
-    sync_cube();
+    load_fragment(&stage[at..end], ident, layout, comptime!(row * width), tile.fragment)
 }
 
 /// The epilogue: adds bias, applies the activation, rounds and stores a subgroup's sums, except those past M
@@ -183,7 +125,7 @@ pub(super) fn epilogue<E: Float, O: Float>(
         #[unroll]
         for fragment_row in 0..comptime!(tile.subgroup_n / tile.fragment) {
             let sum = sums.index(comptime!(fragment_row * (tile.subgroup_m / tile.fragment) + column));
-            store_to_scratch(sum, scratch, start, tile.fragment);
+            store_to_patch(sum, scratch, start, tile.fragment);
             #[unroll]
             for step in 0..comptime!(tile.fragment * tile.fragment / SUBGROUP) {
                 let fragment_n =

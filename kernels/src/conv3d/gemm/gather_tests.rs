@@ -2,8 +2,8 @@
 //! limits of masks.
 
 use super::*;
-use crate::conv3d::fold;
 use crate::conv3d::problem::Window;
+use crate::conv3d::rewrite::PassProblem;
 use crate::dtype::FloatType;
 
 /// Every (input position, window, tap) of an axis that contributes to the convolution, by enumeration.
@@ -145,7 +145,7 @@ fn masks_of_a_served_gather_hold_all_taps() {
                         Conv3dProblem::new([1, 2, d, h, w], [2, 2, kd, kh, kw], None, window, FloatType::F32)
                             .unwrap();
                     for pass in [Pass::Forward, Pass::InputGradient, Pass::WeightGradient] {
-                        let launched = fold::launched(&problem, pass);
+                        let launched = PassProblem::of(&problem, pass).launched;
                         let gathered = if pass == Pass::InputGradient { pass } else { Pass::Forward };
                         let clamps =
                             if pass == Pass::InputGradient { PaddingMode::Zeros } else { padding_mode };

@@ -22,10 +22,11 @@
 //! and types for which the device has no matrices with fp32 accumulators.
 
 use super::config::{MatrixTile, table_entries};
-use super::fragments::{accumulators, epilogue, load_channels_via_table, multiply, store_rows};
+use super::fragments::{epilogue, load_channels_via_table, multiply, store_rows};
 use super::index::{GatherArgs, OutputPosition};
 use super::stage::{GemmShape, zero_stage};
 use super::table::{IndexTable, fill_half, fill_other_half};
+use crate::conv3d::mma::accumulators;
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;

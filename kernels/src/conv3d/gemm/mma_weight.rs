@@ -23,11 +23,12 @@
 //! accumulators.
 
 use super::config::{MatrixTile, table_entries};
-use super::fragments::{accumulators, epilogue, load_channels_via_table, multiply, store_rows};
+use super::fragments::{epilogue, load_channels_via_table, multiply, store_rows};
 use super::index::GatherArgs;
 use super::stage::{GemmShape, zero_stage};
 use super::table::{IndexTable, fill_half, fill_other_half};
 use super::weight::fill_taps;
+use crate::conv3d::mma::accumulators;
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
@@ -35,7 +36,6 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-#[allow(clippy::too_many_arguments)]
 pub(crate) fn mma_weight_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, R: Size>(
     source: &[Vector<E, R>],
     dy: &[Vector<E, W>],

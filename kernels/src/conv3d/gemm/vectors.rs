@@ -2,27 +2,21 @@
 //! are contiguous, aligned and within one row, else 1.
 
 use super::gather::{AxisGather, Gather};
-use crate::operand::{Operand, row_major};
+use crate::operand::Operand;
 
 /// Elements per load of the weight along K: `width` where every vector of K indices is contiguous and
 /// aligned.
 pub(in crate::conv3d) fn weight_vector_width(weight: &Operand, k: usize, width: usize) -> usize {
-    let contiguous = weight.strides == row_major(&weight.shape) && k.is_multiple_of(width);
-    if contiguous && aligned(weight, width) { width } else { 1 }
+    let contiguous = weight.is_row_major() && k.is_multiple_of(width);
+    if contiguous && weight.is_aligned(width) { width } else { 1 }
 }
 
 /// Elements per load of dy along output positions: `width` where every vector is within one channel of one
 /// image, contiguous and aligned.
 pub(super) fn dy_vector_width(dy: &Operand, width: usize) -> usize {
     let positions: usize = dy.shape[2..].iter().product();
-    let contiguous = dy.strides == row_major(&dy.shape) && positions.is_multiple_of(width);
-    if contiguous && aligned(dy, width) { width } else { 1 }
-}
-
-/// Whether a tensor starts at a multiple of `width` elements.
-fn aligned(operand: &Operand, width: usize) -> bool {
-    let start = operand.handle.offset_start.unwrap_or(0);
-    start.is_multiple_of((width * operand.dtype.size()) as u64)
+    let contiguous = dy.is_row_major() && positions.is_multiple_of(width);
+    if contiguous && dy.is_aligned(width) { width } else { 1 }
 }
 
 /// Elements per load of the source along output positions: `width` for pointwise-in-frame windows (1x1x1,
@@ -54,5 +48,5 @@ fn frames_are_contiguous(gather: &Gather, operand: &Operand, width: usize) -> bo
     let [batch, channel, frame, row, column] = operand.strides[..] else { return false };
     let vectors = |distance: &usize| distance.is_multiple_of(width);
     let contiguous = column == 1 && row == columns;
-    contiguous && [batch, channel, frame, height * columns].iter().all(vectors) && aligned(operand, width)
+    contiguous && [batch, channel, frame, height * columns].iter().all(vectors) && operand.is_aligned(width)
 }

@@ -32,6 +32,7 @@ use super::table::{IndexTable, fill_half, fill_other_half};
 use super::vectors::dy_vector_width;
 use super::{GemmTile, source_vector_width, stage_vector};
 use crate::activation::Activation;
+use crate::conv3d::call::Conv3dCall;
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::{Conv3dProblem, PaddingMode};
 use crate::conv3d::reduce;
@@ -61,13 +62,12 @@ pub(super) fn split(problem: &Conv3dProblem, tile: GemmTile, limits: &Limits) ->
 }
 
 /// Launches the weight gradient: operands x, dy, dw.
-pub(crate) fn weight_gradient(
-    client: &Client,
-    problem: &Conv3dProblem,
+pub(super) fn weight_gradient(
+    call: &Conv3dCall,
     tile: GemmTile,
-    limits: &Limits,
     [x, dy, dw]: [&Operand; 3],
 ) -> Result<(), ConvError> {
+    let Conv3dCall { client, limits, ref problem, .. } = *call;
     let groups = problem.window.groups;
     let [m, n, k] =
         [problem.group_channels() * problem.taps(), problem.group_out_channels(), problem.positions()];

@@ -1,7 +1,5 @@
-//! The tile of the sub-pixel input gradient, what it costs, and the row segments of an H x W slice that tiles
-//! cover.
+//! The tile of the sub-pixel input gradient, and what it costs.
 
-use super::blocks::FrameBlocks;
 use crate::conv3d::gemm::config::SUBGROUP;
 
 /// The work of a threadgroup. The constants of this type are the tiles that are tested.
@@ -108,36 +106,6 @@ impl SubpixelTile {
     /// Vectors of weights that each thread loads.
     pub(super) fn weight_loads(&self) -> usize {
         (self.taps * self.channels * self.column_vectors()).div_ceil(self.threads())
-    }
-}
-
-/// An H x W slice cut into row segments: the same number of blocks of every row, followed by the halo that
-/// their windows share, so that a tap is the same offset for all blocks of a segment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct RowSegments {
-    /// Segments next to each other.
-    pub(super) count: usize,
-    /// Blocks of a segment's row.
-    pub(super) blocks: usize,
-    /// Elements of a segment's row, halo included.
-    pub(super) pitch: usize,
-}
-
-impl RowSegments {
-    /// The fewest segments that cover a frame; none if the window of a tile does not fit.
-    pub(super) fn of([height, width]: &FrameBlocks, tile: &SubpixelTile) -> Option<Self> {
-        let (rows, halo) = (height.span(), width.span());
-        let room = tile.window.checked_sub(tile.tile_m + halo)?;
-        let longest = room.checked_div(rows).unwrap_or(width.blocks + halo);
-        let most = longest.checked_sub(halo).filter(|most| *most > 0 && width.blocks > 0)?;
-        let count = width.blocks.div_ceil(most);
-        let blocks = width.blocks.div_ceil(count);
-        Some(Self { count, blocks, pitch: blocks + halo })
-    }
-
-    /// Tiles of a segment.
-    pub(super) fn tiles(&self, [height, _]: &FrameBlocks, tile: &SubpixelTile) -> usize {
-        (height.blocks * self.pitch).div_ceil(tile.tile_m)
     }
 }
 

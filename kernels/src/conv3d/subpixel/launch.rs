@@ -3,7 +3,7 @@
 //! # Safety of the launches
 //!
 //! What every unchecked launch here relies on: `conv3d::check::check_operands` has checked the shapes,
-//! `conv3d::check` that the plan serves the launched problem; `address_type` reaches every offset;
+//! `conv3d::call` that the plan serves the launched problem; `address_type` reaches every offset;
 //! threadgroups past the span of a dispatch exit; loads are masked to the source and stores to the result;
 //! threads write disjoint elements. `// SAFETY` at a launch adds what is particular to it.
 
@@ -15,48 +15,45 @@ use super::pack::{PackedAxisLaunch, PackedExtentsLaunch, THREADS, pack_kernel};
 use super::tiling::{DepthAxisLaunch, FrameAxisLaunch, SubpixelTilingLaunch};
 use super::{SubpixelExtents, stage};
 use crate::activation::Activation;
+use crate::conv3d::call::Conv3dCall;
 use crate::conv3d::gemm::config::SUBGROUP;
 use crate::conv3d::gemm::gather::divisor;
-use crate::conv3d::problem::Conv3dProblem;
 use crate::conv3d::reduce;
 use crate::error::ConvError;
 use crate::launch::dispatches;
-use crate::limits::Limits;
 use crate::operand::{Operand, address_type};
 use cubecl::prelude::*;
 
 /// Launches the input gradient: operands dy, w, dx.
-pub(crate) fn launch(
-    client: &Client,
-    problem: &Conv3dProblem,
-    tile: SubpixelTile,
-    limits: &Limits,
+pub(super) fn launch(
+    call: &Conv3dCall,
+    tile: &SubpixelTile,
     [dy, w, dx]: [&Operand; 3],
 ) -> Result<(), ConvError> {
+    let Conv3dCall { client, limits, ref problem, .. } = *call;
     let extents =
-        SubpixelExtents::of(problem, &tile).expect("`check` has found that the plan serves the pass");
-    let packed = pack(client, problem, &extents, tile, limits, w)?;
-    let slice_chunks = extents.slice_chunks(problem, &tile, limits);
+        SubpixelExtents::of(problem, tile).expect("`check` has found that the plan serves the pass");
+    let packed = pack(call, &extents, tile, w)?;
+    let slice_chunks = extents.slice_chunks(problem, tile, limits);
     let slices = extents.chunks.div_ceil(slice_chunks).max(1);
     if slices == 1 {
-        return gradient(client, problem, &extents, (tile, slice_chunks, 1), limits, [dy, &packed, dx]);
+        return gradient(call, &extents, (tile, slice_chunks, 1), [dy, &packed, dx]);
     }
     let (partials, slice) = reduce::split_result(client, slices, dx);
-    gradient(client, problem, &extents, (tile, slice_chunks, slices), limits, [dy, &packed, &slice])?;
+    gradient(call, &extents, (tile, slice_chunks, slices), [dy, &packed, &slice])?;
     reduce::finish_partials(client, limits, &partials, dx, (None, Activation::None))
 }
 
 /// Packs the weights.
 fn pack(
-    client: &Client,
-    problem: &Conv3dProblem,
+    call: &Conv3dCall,
     extents: &SubpixelExtents,
-    tile: SubpixelTile,
-    limits: &Limits,
+    tile: &SubpixelTile,
     w: &Operand,
 ) -> Result<Operand, ConvError> {
-    let (stage, _) = stage(problem, &tile, limits);
-    let packed = Operand::empty(client, &[extents.packed_elements(problem, &tile)], stage);
+    let Conv3dCall { client, limits, ref problem, .. } = *call;
+    let (stage, _) = stage(problem, tile, limits);
+    let packed = Operand::empty(client, &[extents.packed_elements(problem, tile)], stage);
     let elements = packed.len();
     let address = address_type("conv3d", &[w, &packed], 0, limits)?;
     let axis = |axis: usize| {
@@ -100,7 +97,7 @@ fn pack(
                     depth_stride: w.strides[2],
                 },
                 dispatch.span(),
-                tile,
+                *tile,
                 w.dtype.elem(),
                 stage.elem(),
             );
@@ -111,14 +108,13 @@ fn pack(
 
 /// Launches the product: operands dy, the packed weights, dx or its fp32 partials.
 fn gradient(
-    client: &Client,
-    problem: &Conv3dProblem,
+    call: &Conv3dCall,
     extents: &SubpixelExtents,
-    (tile, slice_chunks, slices): (SubpixelTile, usize, usize),
-    limits: &Limits,
+    (tile, slice_chunks, slices): (&SubpixelTile, usize, usize),
     [dy, packed, out]: [&Operand; 3],
 ) -> Result<(), ConvError> {
-    let threadgroups = extents.threadgroups(problem, &tile) * slices;
+    let Conv3dCall { client, limits, ref problem, .. } = *call;
+    let threadgroups = extents.threadgroups(problem, tile) * slices;
     let slice_stride = if slices == 1 { 0 } else { out.len() };
     let largest = threadgroups.max(packed.len()).max(slice_stride * slices);
     let address = address_type("conv3d", &[dy, packed, out], largest, limits)?;
@@ -157,14 +153,14 @@ fn gradient(
         depth: depth(),
         height: axis(1),
         width: axis(2),
-        tiles: divisor(segments.tiles(&extents.frame, &tile)),
+        tiles: divisor(segments.tiles(extents.frame[0].blocks, tile.tile_m)),
         segments: divisor(segments.count),
         column_tiles: divisor(extents.column_tiles),
         column_tile_count: extents.column_tiles as u32,
         frames: divisor(problem.input[0]),
         batch: divisor(problem.batch),
         groups: divisor(problem.window.groups),
-        blocks: segments.blocks as u32,
+        blocks: segments.width as u32,
         pitch: divisor(segments.pitch),
         pitch_count: segments.pitch as u32,
         channels: problem.group_out_channels() as u32,
@@ -194,7 +190,7 @@ fn gradient(
                     out.buffer_arg(1),
                     tiling(),
                     dispatch.span(),
-                    tile,
+                    *tile,
                     limits.unroll,
                     dy.dtype.elem(),
                     out.dtype.elem(),
@@ -202,7 +198,7 @@ fn gradient(
             }
             continue;
         }
-        let (stage, width) = stage(problem, &tile, limits);
+        let (stage, width) = stage(problem, tile, limits);
         // SAFETY: as for `subpixel_kernel`; a fragment's rows are within the packed weights and the window.
         unsafe {
             subpixel_mma_kernel::launch_unchecked(
@@ -216,7 +212,7 @@ fn gradient(
                 out.buffer_arg(1),
                 tiling(),
                 dispatch.span(),
-                tile,
+                *tile,
                 stage.size(),
                 dy.dtype.elem(),
                 stage.elem(),

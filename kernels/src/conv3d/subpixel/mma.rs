@@ -18,7 +18,7 @@
 use super::config::SubpixelTile;
 use super::tiling::{SubpixelTiling, SubpixelWork, WindowLoads, window_loads};
 use crate::conv3d::gemm::config::SUBGROUP;
-use crate::conv3d::gemm::fragments::{accumulators, pack_vector, store_to_scratch};
+use crate::conv3d::mma::{accumulators, load_fragment, multiply_fragments, store_to_patch, store_window};
 use crate::launch::Span;
 use cubecl::cmma::{self, MatrixIdent, MatrixLayout};
 use cubecl::ir::ElemType;
@@ -44,9 +44,10 @@ pub(super) fn subpixel_mma_kernel<E: Float, S: Float, O: Float, V: Size>(
     let work = tiling.work(span.index() as u32, tile.tile_m);
     let width = V::value();
     let pitch = comptime!(tile.block_pitch(width, size));
+    let (loads, threads) = comptime!((tile.vector_loads(width), tile.threads()));
     let mut window = Shared::<[Vector<S, V>]>::new_slice(comptime!(tile.window * pitch));
     let sums = accumulators(comptime!(tile.rows * tile.columns), tile.fragment);
-    let offsets = window_loads(&tiling, &work, comptime!(tile.vector_loads(width)), tile);
+    let offsets = window_loads(&tiling, &work, loads, tile);
     let source = work.n as usize * tiling.source_batch_stride
         + (work.group * tiling.channels) as usize * tiling.source_channel_stride;
     let first_chunk = work.slice * tiling.slice_chunks;
@@ -62,7 +63,7 @@ pub(super) fn subpixel_mma_kernel<E: Float, S: Float, O: Float, V: Size>(
     let mut stage = 0u32.runtime();
     let (frame, _) = tiling.depth.window(work.d, tap);
     let sources = read_window(dy, &tiling, &offsets, source, frame, chunk, stages > 0u32, width, tile);
-    write_window(&sources, &mut window, pitch, tile);
+    store_window(&sources, &mut window, tile.window, pitch, loads, threads);
     sync_cube();
     while stage < stages {
         let first = ((tap_base + tap) * tiling.chunks + chunk) * frame_taps;
@@ -77,7 +78,7 @@ pub(super) fn subpixel_mma_kernel<E: Float, S: Float, O: Float, V: Size>(
         let sources = read_window(dy, &tiling, &offsets, source, frame, chunk, more, width, tile);
         multiply(&window, weight, first as usize, &sums, &tiling, pitch, tile);
         sync_cube();
-        write_window(&sources, &mut window, pitch, tile);
+        store_window(&sources, &mut window, tile.window, pitch, loads, threads);
         sync_cube();
     }
     write(&sums, out, &tiling, &work, tile);
@@ -116,22 +117,6 @@ fn read_window<E: Float>(
     values
 }
 
-/// Stores what [`read_window`] has loaded to shared memory.
-#[cube]
-fn write_window<E: Float, S: Float, V: Size>(
-    values: &Sequence<E>,
-    window: &mut Shared<[Vector<S, V>]>,
-    #[comptime] pitch: usize,
-    #[comptime] tile: SubpixelTile,
-) {
-    let width = V::value();
-    #[unroll]
-    for i in 0..comptime!(tile.vector_loads(width)) {
-        let vector = UNIT_POS as usize + comptime!(i * tile.threads());
-        window[vector % tile.window * pitch + vector / tile.window] = pack_vector(values, i);
-    }
-}
-
 /// Accumulates a stage in a subgroup's fragments; `first` is its first tap among all packed ones.
 #[cube]
 fn multiply<S: Float, V: Size>(
@@ -159,34 +144,34 @@ fn multiply<S: Float, V: Size>(
                 for i in 0..comptime!(tile.columns / tile.fragment) {
                     let start =
                         from + comptime!((i * tile.fragment * tile.channels + k * tile.fragment) / width);
-                    columns.push(cmma::Matrix::<Vector<S, V>>::from_slice(
-                        MatrixIdent::A,
-                        tile.fragment,
-                        tile.fragment,
-                        tile.fragment,
-                        MatrixLayout::RowMajor,
+                    columns.push(load_fragment(
                         &weight[start..weight.len()],
-                        tile.channels as u32,
+                        MatrixIdent::A,
+                        MatrixLayout::RowMajor,
+                        tile.channels,
+                        tile.fragment,
                     ));
                 }
                 #[unroll]
                 for j in 0..comptime!(tile.rows / tile.fragment) {
                     let start =
                         (at + comptime!(j * tile.fragment)) * pitch + comptime!(k * tile.fragment / width);
-                    let blocks = cmma::Matrix::<Vector<S, V>>::from_slice(
-                        MatrixIdent::B,
-                        tile.fragment,
-                        tile.fragment,
-                        tile.fragment,
-                        MatrixLayout::ColMajor,
+                    let blocks = load_fragment(
                         &window[start..comptime!(tile.window * pitch)],
-                        comptime!((pitch * width) as u32),
+                        MatrixIdent::B,
+                        MatrixLayout::ColMajor,
+                        comptime!(pitch * width),
+                        tile.fragment,
                     );
-                    #[unroll]
-                    for i in 0..comptime!(tile.columns / tile.fragment) {
-                        let sum = sums.index(comptime!(i * (tile.rows / tile.fragment) + j));
-                        cmma::execute(columns.index(i), &blocks, sum, sum);
-                    }
+                    let rows = comptime!(tile.columns / tile.fragment);
+                    multiply_fragments(
+                        &columns,
+                        &blocks,
+                        sums,
+                        rows,
+                        j,
+                        comptime!(tile.rows / tile.fragment),
+                    );
                 }
             }
             from += tap_vectors;
@@ -223,7 +208,7 @@ fn write<O: Float>(
         #[unroll]
         for i in 0..comptime!(tile.columns / tile.fragment) {
             let sum = sums.index(comptime!(i * (tile.rows / tile.fragment) + j));
-            store_to_scratch(sum, &mut patches, patch, tile.fragment);
+            store_to_patch(sum, &mut patches, patch, tile.fragment);
             #[unroll]
             for step in 0..comptime!(size / SUBGROUP) {
                 let in_patch =

@@ -4,6 +4,7 @@
 
 mod blocks;
 mod config;
+mod doors;
 mod kernel;
 mod launch;
 mod mma;
@@ -11,18 +12,16 @@ mod pack;
 mod tiling;
 
 pub use config::SubpixelTile;
-pub(crate) use launch::launch;
 
-use super::gemm::{self, RegisterTile, stage_type, stage_vector};
+use super::gemm::{fragment, stage_vector};
 use super::loops::nest;
 use super::pass::Pass;
-use super::plan::{Plan, Tiles};
 use super::problem::Conv3dProblem;
-use super::split;
+use super::row_segments::RowSegments;
+use super::split::{SliceCount, affordable_slices, even_slices};
 use crate::dtype::FloatType;
 use crate::limits::Limits;
 use blocks::{FrameBlocks, frame_blocks};
-use config::RowSegments;
 
 /// Channels of dx per group that are served.
 const MAX_CHANNELS: usize = 4;
@@ -31,7 +30,8 @@ const MAX_CHANNELS: usize = 4;
 const MAX_COLUMN_TILES: usize = 8;
 
 /// Columns of one group: channels of dx times phases of a block.
-fn columns(problem: &Conv3dProblem, [height, width]: &FrameBlocks) -> usize {
+pub(crate) fn columns(problem: &Conv3dProblem) -> usize {
+    let [height, width] = frame_blocks(problem);
     problem.group_channels() * height.phases * width.phases
 }
 
@@ -49,9 +49,11 @@ struct SubpixelExtents {
 impl SubpixelExtents {
     fn of(problem: &Conv3dProblem, tile: &SubpixelTile) -> Option<Self> {
         let frame = frame_blocks(problem);
-        let columns = columns(problem, &frame);
+        let columns = columns(problem);
         let chunks = problem.group_out_channels().div_ceil(tile.channels);
-        let segments = RowSegments::of(&frame, tile)?;
+        let [height, width] = &frame;
+        let halo = [height.span(), width.span()];
+        let segments = RowSegments::of(width.blocks, halo, tile.tile_m, tile.window)?;
         Some(Self { frame, segments, columns, column_tiles: columns.div_ceil(tile.columns), chunks })
     }
 
@@ -67,7 +69,8 @@ impl SubpixelExtents {
     }
 
     fn threadgroups(&self, problem: &Conv3dProblem, tile: &SubpixelTile) -> usize {
-        let per_frame = self.segments.tiles(&self.frame, tile) * self.segments.count * self.column_tiles;
+        let segment_tiles = self.segments.tiles(self.frame[0].blocks, tile.tile_m);
+        let per_frame = segment_tiles * self.segments.count * self.column_tiles;
         per_frame * problem.input[0] * problem.batch * problem.window.groups
     }
 
@@ -78,12 +81,16 @@ impl SubpixelExtents {
         if threadgroups > limits.cubes_in_flight {
             return self.chunks.max(1);
         }
-        let affordable = split::affordable_slices(problem.x_shape().iter().product(), limits);
-        // Below two stages per slice, prologue and epilogue dominate.
-        let worthwhile =
-            (self.chunks * problem.kernel[0].div_ceil(problem.window.stride[0]) / 2).min(self.chunks);
-        let slices = (2 * limits.cubes_in_flight / threadgroups).min(worthwhile).min(affordable).max(1);
-        self.chunks.div_ceil(slices).max(1)
+        let depth_taps = problem.kernel[0].div_ceil(problem.window.stride[0]);
+        let count = SliceCount {
+            filling: 2 * limits.cubes_in_flight / threadgroups,
+            // Below two stages per slice, prologue and epilogue dominate.
+            worthwhile: (self.chunks * depth_taps / 2).min(self.chunks),
+            accurate: 1,
+            affordable: affordable_slices(problem.x_shape().iter().product(), limits),
+        };
+        let (_, length) = even_slices(self.chunks, count.slices());
+        length
     }
 }
 
@@ -109,46 +116,8 @@ pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass, tile: &SubpixelTile, l
         && limits.loop_iterations.is_none_or(|most| loop_iterations(problem, tile, limits) <= most)
 }
 
-/// The tiles of an input gradient, for [`super::Plan::tiles`].
-pub(crate) fn extent(problem: &Conv3dProblem, tile: &SubpixelTile) -> Option<Tiles> {
-    let extents = SubpixelExtents::of(problem, tile)?;
-    let depth_taps = problem.kernel[0].div_ceil(problem.window.stride[0]);
-    let terms = depth_taps * extents.chunks * tile.channels * extents.taps();
-    Some(Tiles {
-        count: extents.threadgroups(problem, tile),
-        rows: tile.tile_m,
-        columns: tile.columns,
-        terms,
-    })
-}
-
-/// The tile of an input gradient, if it beats the gathered implicit GEMM: it may compute at most twice as
-/// much, padding included. Windows that tile the input are left to the GEMM. More than four columns go to MMA
-/// with fragments of 16; four columns would waste most of such a fragment.
-pub(crate) fn choice(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Option<SubpixelTile> {
-    if pass != Pass::InputGradient || gemm::is_patches(problem, pass) {
-        return None;
-    }
-    let tiles = if columns(problem, &frame_blocks(problem)) <= 4 {
-        [Some(SubpixelTile::M1024N4), None]
-    } else {
-        let mma = SubpixelTile::with_fragment(fragment(problem, limits)).filter(|tile| tile.fragment == 16);
-        [mma, Some(SubpixelTile::M512N12)]
-    };
-    let computed = |plan: Plan| {
-        let tiles = plan.tiles(problem, pass)?;
-        Some(tiles.count as f64 * (tiles.rows * tiles.columns) as f64 * tiles.terms as f64)
-    };
-    let gathered = computed(Plan::Gemm(RegisterTile::M256N4))?;
-    let beats = |tile: &SubpixelTile| {
-        let computed = computed(Plan::Subpixel(*tile)).is_some_and(|computed| computed <= 2.0 * gathered);
-        computed && serves(problem, pass, tile, limits)
-    };
-    tiles.into_iter().flatten().find(beats)
-}
-
 /// Bytes of the packed weights.
-pub(crate) fn packed_bytes(problem: &Conv3dProblem, tile: &SubpixelTile, limits: &Limits) -> u64 {
+fn packed_bytes(problem: &Conv3dProblem, tile: &SubpixelTile, limits: &Limits) -> u64 {
     let size = stage(problem, tile, limits).0.size();
     SubpixelExtents::of(problem, tile)
         .map_or(0, |extents| (size * extents.packed_elements(problem, tile)) as u64)
@@ -164,20 +133,15 @@ pub(crate) fn tiles(
     all.filter(move |tile| serves(problem, pass, tile, limits))
 }
 
-/// Size of the device's MMA fragment; 0 if it has none for the type.
-fn fragment(problem: &Conv3dProblem, limits: &Limits) -> usize {
-    stage_type(problem.dtype, limits).map_or(0, |(_, fragment)| fragment)
-}
-
 /// The type of the staged factors, and the length of their vectors.
-pub(crate) fn stage(problem: &Conv3dProblem, tile: &SubpixelTile, limits: &Limits) -> (FloatType, usize) {
+fn stage(problem: &Conv3dProblem, tile: &SubpixelTile, limits: &Limits) -> (FloatType, usize) {
     let mma = tile.fragment > 0 && fragment(problem, limits) == tile.fragment;
     if mma { stage_vector(tile.fragment, problem.dtype, limits) } else { (FloatType::F32, 4) }
 }
 
 /// Loop iterations of a thread: stages, the taps of a stage and their channels, and the depth taps that reach
 /// a frame.
-pub(crate) fn loop_iterations(problem: &Conv3dProblem, tile: &SubpixelTile, limits: &Limits) -> usize {
+fn loop_iterations(problem: &Conv3dProblem, tile: &SubpixelTile, limits: &Limits) -> usize {
     let Some(extents) = SubpixelExtents::of(problem, tile) else { return 0 };
     let [height, width] = extents.frame.map(|axis| axis.taps);
     let per_tap = if limits.unroll || tile.fragment > 0 { 0 } else { nest(tile.channels, 0) };

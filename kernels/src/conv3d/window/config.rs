@@ -1,7 +1,6 @@
-//! The tile of the implicit GEMM with a shared input window, and the row segments that its tiles cover.
+//! The tile of the implicit GEMM with a shared input window.
 
 use crate::conv3d::gemm::config::SUBGROUP;
-use crate::conv3d::gemm::gather::Gather;
 
 /// Source channels of a block: the K extent that is in shared memory at a time.
 pub(super) const CHANNELS: usize = 16;
@@ -96,38 +95,6 @@ impl WindowTile {
     /// Vectors of a block of such a stage that a thread loads.
     pub(super) fn stage_loads(&self, width: usize) -> usize {
         self.tile_m * CHANNELS / width / self.threads()
-    }
-}
-
-/// The row segments of a frame: each covers the same columns of every row, followed by the halo that its
-/// windows read. Within a segment a tap is a constant shift, whatever the output position.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct RowSegments {
-    /// Segments that make up a row.
-    pub(super) count: usize,
-    /// Output positions of a segment's row.
-    pub(super) width: usize,
-    /// Elements of a segment's row: the positions and the halo.
-    pub(super) pitch: usize,
-}
-
-impl RowSegments {
-    /// The widest segments whose tiles have a window that fits; none where no window does.
-    pub(super) fn of(walks: &Gather, tile: &WindowTile) -> Option<Self> {
-        let [_, height, width] = walks;
-        let halo_columns = (width.taps.max(1) - 1) * width.step;
-        let halo_rows = (height.taps.max(1) - 1) * height.step;
-        let room = tile.window.checked_sub(tile.tile_m + halo_columns)?;
-        let max_pitch = room.checked_div(halo_rows).unwrap_or(width.positions + halo_columns);
-        let max_width = max_pitch.checked_sub(halo_columns).filter(|most| *most > 0)?;
-        let count = width.positions.div_ceil(max_width);
-        let positions = width.positions.div_ceil(count.max(1));
-        (width.positions > 0).then_some(Self { count, width: positions, pitch: positions + halo_columns })
-    }
-
-    /// Tiles of a segment.
-    pub(super) fn tiles(&self, walks: &Gather, tile: &WindowTile) -> usize {
-        (walks[1].positions * self.pitch).div_ceil(tile.tile_m)
     }
 }
 

@@ -24,8 +24,8 @@ use super::kernel::weight_fragments;
 use super::phases::{PhaseWork, Phases, work_of};
 use super::tiling::{BlockRange, WindowTiling, block_at, block_range, packed_tap};
 use crate::conv3d::gemm::config::SUBGROUP;
-use crate::conv3d::gemm::fragments::accumulators;
 use crate::conv3d::gemm::index::GatherArgs;
+use crate::conv3d::mma::{accumulators, load_fragment, multiply_fragments};
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
 use cubecl::cmma::{self, MatrixIdent, MatrixLayout};
@@ -157,20 +157,15 @@ fn multiply<S: Float, V: Size>(
         for j in 0..comptime!(tile.subgroup_m / tile.fragment) {
             let at = first_m / width
                 + comptime!((block * CHANNELS + k * tile.fragment) * pitch + j * tile.fragment / width);
-            let b = cmma::Matrix::<Vector<S, V>>::from_slice(
-                MatrixIdent::B,
-                tile.fragment,
-                tile.fragment,
-                tile.fragment,
-                MatrixLayout::RowMajor,
+            let b = load_fragment(
                 &stage[at..comptime!(tile.stage_blocks() * CHANNELS * pitch)],
-                comptime!((pitch * width) as u32),
+                MatrixIdent::B,
+                MatrixLayout::RowMajor,
+                comptime!(pitch * width),
+                tile.fragment,
             );
-            #[unroll]
-            for i in 0..comptime!(tile.subgroup_n / tile.fragment) {
-                let sum = acc.index(comptime!(i * (tile.subgroup_m / tile.fragment) + j));
-                cmma::execute(a.index(i), &b, sum, sum);
-            }
+            let rows = comptime!(tile.subgroup_n / tile.fragment);
+            multiply_fragments(&a, &b, acc, rows, j, comptime!(tile.subgroup_m / tile.fragment));
         }
     }
 }

@@ -4,9 +4,10 @@
 use super::config::{PATCH_FRAGMENTS, WindowTile};
 use super::tiling::{WindowTiling, WindowWork};
 use crate::activation::{activate_by_code, activate_quad};
+use crate::conv3d::epilogue::channel_bias;
 use crate::conv3d::gemm::config::SUBGROUP;
-use crate::conv3d::gemm::fragments::store_to_scratch;
 use crate::conv3d::gemm::index::GatherArgs;
+use crate::conv3d::mma::store_to_patch;
 use cubecl::cmma::{self, MatrixLayout};
 use cubecl::prelude::*;
 
@@ -44,7 +45,7 @@ pub(super) fn write_result<E: Float, O: Float>(
         #[unroll]
         for fragment_row in 0..comptime!(tile.subgroup_n / tile.fragment) {
             let sum = acc.index(comptime!(fragment_row * (tile.subgroup_m / tile.fragment) + column));
-            store_to_scratch(sum, &mut patches, patch, tile.fragment);
+            store_to_patch(sum, &mut patches, patch, tile.fragment);
             #[unroll]
             for step in 0..comptime!(tile.fragment * tile.fragment / SUBGROUP) {
                 let in_patch =
@@ -123,9 +124,7 @@ pub(super) fn write_contiguous<E: Float, O: Float>(
                     + in_patch as u32;
                 if exists && n < tiling.n {
                     let channel = first_channel + n;
-                    let bias: ComptimeOption<f32> =
-                        bias.map(|bias| f32::cast_from(bias[channel as usize * bias.stride(0)]));
-                    let bias = bias.unwrap_or_else(|| 0.0f32.runtime());
+                    let bias = channel_bias(bias, channel);
                     let sum = patches[patch + in_patch * vectors + lane % vectors] + Vector::new(bias);
                     let at = frame_offset + walk.out_channel(channel) + position;
                     out[at / OUT_VECTOR] = Vector::cast_from(activate_quad(sum, tiling.activation, false));

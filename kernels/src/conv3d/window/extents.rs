@@ -1,7 +1,7 @@
 //! Extents of the GEMM of a pass: M, N, K, tiles and split-K slices. A strided input gradient is one launch
 //! for all its residue classes ([`super::phases`]).
 
-use super::config::{CHANNELS, RowSegments, WindowTile};
+use super::config::{CHANNELS, WindowTile};
 use super::phases::{AxisPhasesLaunch, PhasesLaunch};
 use super::tiling::WindowTilingLaunch;
 use crate::activation::Activation;
@@ -9,9 +9,10 @@ use crate::conv3d::gemm::gather::{AxisGather, Gather, MASK_BITS, divisor, gather
 use crate::conv3d::gemm::stage_type;
 use crate::conv3d::loops::nest;
 use crate::conv3d::pass::Pass;
-use crate::conv3d::plan::Tiles;
 use crate::conv3d::problem::{Conv3dProblem, PaddingMode};
+use crate::conv3d::row_segments::RowSegments;
 use crate::conv3d::split;
+use crate::conv3d::tiles::Tiles;
 use crate::geometry::AxisGeometry;
 use crate::limits::Limits;
 
@@ -49,7 +50,7 @@ impl WindowExtents {
         let stage_blocks = if taps == 1 { tile.stage_blocks() } else { 1 };
         Some(Self {
             walks,
-            segments: RowSegments::of(&walks, tile)?,
+            segments: RowSegments::of(walks[2].positions, halo(&walks), tile.tile_m, tile.window)?,
             packed_n: n.next_multiple_of(tile.tile_n),
             n,
             channels,
@@ -97,7 +98,7 @@ impl WindowExtents {
         let [depth, height, width] = &self.walks;
         WindowTilingLaunch {
             tiles_n: (self.packed_n / tile.tile_n) as u32,
-            tiles_m: self.segments.tiles(&self.walks, tile) as u32,
+            tiles_m: self.segments.tiles(height.positions, tile.tile_m) as u32,
             segments: self.segments.count as u32,
             depth: depth.positions as u32,
             batch: problem.batch as u32,
@@ -154,10 +155,16 @@ impl WindowExtents {
 
     /// Tiles of the result.
     pub(super) fn tiles(&self, problem: &Conv3dProblem, tile: &WindowTile) -> usize {
-        let tiles =
-            self.packed_n / tile.tile_n * self.segments.tiles(&self.walks, tile) * self.segments.count;
+        let [_, height, _] = &self.walks;
+        let per_segment = self.segments.tiles(height.positions, tile.tile_m);
+        let tiles = self.packed_n / tile.tile_n * per_segment * self.segments.count;
         tiles * self.walks[0].positions * problem.batch * problem.window.groups * self.phase_count()
     }
+}
+
+/// Rows and columns by which the taps of a frame reach beyond a position.
+pub(super) fn halo([_, height, width]: &Gather) -> [usize; 2] {
+    [height, width].map(|axis| (axis.taps.max(1) - 1) * axis.step)
 }
 
 /// The traversal of a pass without a stride within the frame, or of all phases of a strided input gradient as

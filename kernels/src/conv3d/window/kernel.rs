@@ -30,8 +30,8 @@ use super::epilogue::write_result;
 use super::phases::{PhaseTaps, PhaseWork, Phases, work_of};
 use super::tiling::{SourceBlock, WindowTiling, WindowWork, block_at, block_range, packed_tap};
 use crate::conv3d::gemm::config::SUBGROUP;
-use crate::conv3d::gemm::fragments::{accumulators, pack_vector};
 use crate::conv3d::gemm::index::GatherArgs;
+use crate::conv3d::mma::{accumulators, load_fragment, multiply_fragments, store_window};
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
 use cubecl::cmma::{self, MatrixIdent, MatrixLayout};
@@ -64,6 +64,7 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
     let phased = taps.is_some();
     let width = V::value();
     let pitch = comptime!(tile.window_pitch(width, size));
+    let (loads, threads) = comptime!((tile.window_loads(width), tile.threads()));
     let mut window = Shared::<[Vector<S, V>]>::new_slice(comptime!(tile.window * pitch));
     let mut offsets = Shared::<[usize]>::new_slice(tile.window);
     let acc = accumulators(comptime!(tile.subgroup_m * tile.subgroup_n), tile.fragment);
@@ -78,7 +79,7 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
     let mut tap_offset = packed_tap(&taps, &tiling, &blocks, block) * tap_vectors + column;
     let next = block_at(&walk, &tiling, &blocks, block, padding);
     let values = read_window(source, &walk, &offsets, &next, block < blocks.end, width, tile);
-    write_window(&values, &mut window, pitch, tile);
+    store_window(&values, &mut window, tile.window, pitch, loads, threads);
     sync_cube();
     while block < blocks.end {
         block += 1u32;
@@ -102,7 +103,7 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
             tap_offset += tap_vectors;
         }
         sync_cube();
-        write_window(&values, &mut window, pitch, tile);
+        store_window(&values, &mut window, tile.window, pitch, loads, threads);
         sync_cube();
     }
     write_result(&acc, bias, out, &walk, &tiling, &work, tile);
@@ -164,22 +165,6 @@ fn read_window<E: Float>(
     values
 }
 
-/// Stores what [`read_window`] has loaded.
-#[cube]
-fn write_window<E: Float, S: Float, V: Size>(
-    values: &Sequence<E>,
-    window: &mut Shared<[Vector<S, V>]>,
-    #[comptime] pitch: usize,
-    #[comptime] tile: WindowTile,
-) {
-    let width = V::value();
-    #[unroll]
-    for load in 0..comptime!(tile.window_loads(width)) {
-        let vector = UNIT_POS as usize + comptime!(load * tile.threads());
-        window[vector % tile.window * pitch + vector / tile.window] = pack_vector(values, load);
-    }
-}
-
 /// Accumulates the products of one tap of the frame. `tap_offset` is where this subgroup's packed weights
 /// begin: of the tap, or in a phase of the block's first tap.
 #[cube]
@@ -214,20 +199,15 @@ fn multiply<S: Float, V: Size>(
         for j in 0..comptime!(tile.subgroup_m / tile.fragment) {
             let first = first_m + comptime!(j * tile.fragment) + shift;
             let at = first * pitch + comptime!(k * tile.fragment / width);
-            let b = cmma::Matrix::<Vector<S, V>>::from_slice(
-                MatrixIdent::B,
-                tile.fragment,
-                tile.fragment,
-                tile.fragment,
-                MatrixLayout::ColMajor,
+            let b = load_fragment(
                 &window[at..comptime!(tile.window * pitch)],
-                comptime!((pitch * width) as u32),
+                MatrixIdent::B,
+                MatrixLayout::ColMajor,
+                comptime!(pitch * width),
+                tile.fragment,
             );
-            #[unroll]
-            for i in 0..comptime!(tile.subgroup_n / tile.fragment) {
-                let sum = acc.index(comptime!(i * (tile.subgroup_m / tile.fragment) + j));
-                cmma::execute(a.index(i), &b, sum, sum);
-            }
+            let rows = comptime!(tile.subgroup_n / tile.fragment);
+            multiply_fragments(&a, &b, acc, rows, j, comptime!(tile.subgroup_m / tile.fragment));
         }
     }
 }
@@ -247,15 +227,8 @@ pub(super) fn weight_fragments<S: Float, V: Size>(
     #[unroll]
     for i in 0..comptime!(tile.subgroup_n / tile.fragment) {
         let at = first + comptime!((i * tile.fragment * CHANNELS + k * tile.fragment) / width);
-        a.push(cmma::Matrix::<Vector<S, V>>::from_slice(
-            MatrixIdent::A,
-            tile.fragment,
-            tile.fragment,
-            tile.fragment,
-            MatrixLayout::RowMajor,
-            &weight[at..end],
-            CHANNELS as u32,
-        ));
+        let from = &weight[at..end];
+        a.push(load_fragment(from, MatrixIdent::A, MatrixLayout::RowMajor, CHANNELS, tile.fragment));
     }
     a
 }

@@ -45,16 +45,17 @@
 //! # Safety of the launches
 //!
 //! Every launch of this folder is unchecked. The public entry points compare operands, dtypes and shapes with
-//! the problem (`check` and `check_operands`), `address_type` reaches every offset, U, V, M, D and S are
+//! the problem (`conv3d::call`, `check_operands`), `address_type` reaches every offset, U, V, M, D and S are
 //! sized by `Correlation::workspace` for the largest region, and no launch writes a buffer that it also
 //! reads through another binding. Kernels drop idle threads and mask the padding. The comment at a launch
 //! says only what that kernel masks in addition.
 
-mod choice;
 mod constants;
+mod cost;
+mod depth;
+mod doors;
 mod filter;
 mod input;
-mod needs;
 mod output;
 mod product;
 mod product_mma;
@@ -64,12 +65,12 @@ mod transform;
 mod weight_gradient;
 mod weight_product;
 
-pub use choice::Cost;
-pub(crate) use choice::winner;
 pub use constants::WinogradTile;
-pub(crate) use needs::needs;
+pub use cost::Cost;
+pub(super) use product_mma::tile as mma_tile;
 pub use region::RegionExtent;
 
+use super::call::Conv3dCall;
 use super::check::{check_bias, check_operands};
 use super::gemm::{MatrixTile, RegisterTile};
 use super::pass::Pass;
@@ -194,18 +195,17 @@ pub(crate) fn check(
     Ok(())
 }
 
-/// Launches the forward pass: operands x, w, y.
-pub(crate) fn forward(
-    client: &Client,
-    problem: &Conv3dProblem,
+/// Launches the forward pass (operands x, w, y) or the input gradient under zero padding (dy, w, dx). The
+/// result may be fp32 whatever the problem's dtype.
+fn forward_or_input_gradient(
+    call: &Conv3dCall,
     config: WinogradConfig,
-    limits: &Limits,
-    [x, w, y]: [&Operand; 3],
-    bias: Option<&Operand>,
+    [source, w, out]: [&Operand; 3],
 ) -> Result<(), ConvError> {
-    let correlation = Correlation::of(problem, Pass::Forward);
+    let Conv3dCall { client, limits, ref problem, pass, bias, .. } = *call;
+    let correlation = Correlation::of(problem, pass);
     let call = WinogradCall { client, correlation: &correlation, config, limits };
-    run(&call, (x, Filters::Weight(w), y), bias, problem.window.activation, &Step::ALL)
+    run(&call, (source, Filters::Weight(w), out), bias, problem.activation_of(pass), &Step::ALL)
 }
 
 /// Shape of a weight transformed by [`prepare`]: `U[point, kd, c, o]`, `o` rounded up to a multiple of four.
@@ -287,29 +287,14 @@ pub fn forward_steps(
     run(&call, (x, Filters::Weight(w), y), None, problem.window.activation, steps)
 }
 
-/// Launches the input gradient under zero padding: operands dy, w, dx. dx may be fp32 whatever the problem's
-/// dtype.
-pub(crate) fn input_gradient(
-    client: &Client,
-    problem: &Conv3dProblem,
-    config: WinogradConfig,
-    limits: &Limits,
-    [dy, w, dx]: [&Operand; 3],
-) -> Result<(), ConvError> {
-    let correlation = Correlation::of(problem, Pass::InputGradient);
-    let call = WinogradCall { client, correlation: &correlation, config, limits };
-    run(&call, (dy, Filters::Weight(w), dx), None, Activation::None, &Step::ALL)
-}
-
 /// Launches the weight gradient: operands x, dy, dw.
-pub(crate) fn weight_gradient(
-    client: &Client,
-    problem: &Conv3dProblem,
+fn weight_gradient(
+    call: &Conv3dCall,
     config: WinogradConfig,
-    limits: &Limits,
     operands: [&Operand; 3],
 ) -> Result<(), ConvError> {
-    let correlation = Correlation::of(problem, Pass::WeightGradient);
+    let Conv3dCall { client, limits, ref problem, pass, .. } = *call;
+    let correlation = Correlation::of(problem, pass);
     weight_gradient::run(&WinogradCall { client, correlation: &correlation, config, limits }, operands)
 }
 

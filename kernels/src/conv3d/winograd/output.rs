@@ -12,6 +12,7 @@ use super::constants::{Matrix, WinogradTile, rescale};
 use super::region::{Region, RegionArgs, VECTOR};
 use super::transform::transform_square;
 use crate::activation::{Activation, activate_by_code};
+use crate::conv3d::epilogue::channel_bias;
 use crate::launch::{Span, dispatches};
 use crate::operand::Operand;
 use cubecl::ir::{AddressType, ElemType};
@@ -86,10 +87,8 @@ pub(crate) fn launch(
 /// Outputs per store: a width that divides a tile's row, the frame's width and every offset at which a store
 /// may start.
 fn vector_width(target: &Operand, tile: WinogradTile) -> usize {
-    let offset = target.handle.offset_start.unwrap_or(0) as usize / target.dtype.size();
-    let mut starts = target.strides[..4].iter().chain([&target.shape[4], &offset]);
     let widest = if tile.outputs().is_multiple_of(VECTOR) { VECTOR } else { 2 };
-    if target.strides[4] == 1 && starts.all(|start| start.is_multiple_of(widest)) { widest } else { 1 }
+    if target.has_vectors(4, target.shape[4], widest) { widest } else { 1 }
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -123,9 +122,7 @@ fn output_kernel<E: Float, O: Float, N: Size>(
         square[point] = m[point * transforms + index];
     }
     let result = transform_square(&square, tile, Matrix::Output);
-    let bias: ComptimeOption<f32> =
-        bias.map(|bias| f32::cast_from(bias[position.channel as usize * bias.stride(0)]));
-    let bias = bias.unwrap_or_else(|| 0.0f32.runtime());
+    let bias = channel_bias(bias, position.channel);
     // Multiplying by a power of two adds no rounding.
     let rescale = comptime!(rescale(tile, Matrix::Output));
     let top = position.row * outputs as u32;

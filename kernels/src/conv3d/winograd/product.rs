@@ -17,6 +17,7 @@
 //! and threadgroup: `4 * (tile_m + tile_n) * tile_k` bytes, `2 * tile_m * tile_n * tile_k` FLOP; M is written
 //! once per 2048 K elements (F(6x6): 512).
 
+use super::depth::{DepthAxis, depth_axis};
 use super::product_mma::product_mma_kernel;
 use super::region::{Region, RegionArgs, VECTOR};
 use super::{PRODUCT, WinogradCall, WinogradTile};
@@ -34,16 +35,10 @@ pub(super) fn chunk_stages(tile: WinogradTile, tile_k: usize) -> u32 {
     (k_elements / tile_k) as u32
 }
 
-/// The product's extents, the mapping from output to input frames, and the K chunk.
+/// The product's extents and the K chunk.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
 pub(crate) struct ProductArgs {
-    input_depth: u32,
-    kernel_depth: u32,
-    stride: u32,
-    dilation: u32,
-    begin: i32,
-    /// 1 for replicate padding.
-    replicate: u32,
+    depth: DepthAxis,
     pub(crate) in_channels: u32,
     pub(crate) out_channels: u32,
     /// Stages of this launch, counted over all taps; every launch but the first adds to M.
@@ -72,12 +67,7 @@ pub(crate) fn launch(call: &WinogradCall, address: AddressType, region: &Region,
         let flop = 2.0 * (tile_m * tile_n * k_elements) as f64;
         for dispatch in dispatches(tiles_m * tiles_n * points, flop, call.limits) {
             let args = ProductArgsLaunch {
-                input_depth: correlation.input[0] as u32,
-                kernel_depth: correlation.kernel_depth as u32,
-                stride: correlation.stride_depth as u32,
-                dilation: correlation.dilation_depth as u32,
-                begin: correlation.begin[0],
-                replicate: u32::from(correlation.replicate),
+                depth: depth_axis(correlation),
                 in_channels: correlation.in_channels as u32,
                 out_channels: correlation.out_channels as u32,
                 chunk_first,
@@ -209,11 +199,6 @@ fn product_kernel(
 
 #[cube]
 impl ProductArgs {
-    /// The input frame of depth tap 0 of an output frame.
-    fn input_frame(&self, frame: u32) -> i32 {
-        (frame * self.stride) as i32 - self.begin
-    }
-
     /// Stages of one depth tap.
     fn stages_per_tap(&self, #[comptime] tile_k: usize) -> u32 {
         max((self.in_channels + comptime!(tile_k as u32 - 1)) / comptime!(tile_k as u32), 1u32)
@@ -224,15 +209,15 @@ impl ProductArgs {
         let (first, last) = (first / region.vectors, last / region.vectors);
         let image = first / region.frames;
         let mut kd = 0u32;
-        let mut end = self.kernel_depth;
+        let mut end = self.depth.kernel;
         // Rows of several images: no tap is skipped.
-        if self.replicate == 0u32 && last / region.frames == image {
-            let low = self.input_frame(region.first_frame + first - image * region.frames);
-            let high = self.input_frame(region.first_frame + last - image * region.frames);
-            while kd < end && high + ((kd * self.dilation) as i32) < 0i32 {
+        if self.depth.replicate == 0u32 && last / region.frames == image {
+            let low = self.depth.first_input(region.first_frame + first - image * region.frames);
+            let high = self.depth.first_input(region.first_frame + last - image * region.frames);
+            while kd < end && high + ((kd * self.depth.dilation) as i32) < 0i32 {
                 kd += 1u32;
             }
-            while end > kd && low + ((end - 1u32) * self.dilation) as i32 >= self.input_depth as i32 {
+            while end > kd && low + ((end - 1u32) * self.depth.dilation) as i32 >= self.depth.input as i32 {
                 end -= 1u32;
             }
         }
@@ -279,7 +264,7 @@ impl TileLoader {
         let image = image_frame / region.frames;
         let frame = image_frame - image * region.frames;
         let in_frame = row - image_frame * region.vectors;
-        let k_elements = args.kernel_depth as usize * args.in_channels as usize;
+        let k_elements = args.depth.kernel as usize * args.in_channels as usize;
         TileLoader {
             point,
             first_row,
@@ -289,7 +274,7 @@ impl TileLoader {
             u_vectors: u_vectors as usize,
             row_offset: point * args.in_channels as usize * v_vectors
                 + (image * region.input_frames * region.vectors + in_frame) as usize,
-            first_tap_frame: args.input_frame(region.first_frame + frame),
+            first_tap_frame: args.depth.first_input(region.first_frame + frame),
             column_offset: point * k_elements * u_vectors as usize
                 + min(first_column + UNIT_POS % tile_columns, u_vectors - 1u32) as usize,
         }
@@ -334,11 +319,11 @@ impl TileLoader {
         #[comptime] threads: usize,
     ) -> Sequence<F32x4> {
         let mut values = Sequence::<F32x4>::new();
-        let mut frame = self.first_tap_frame + (stage.kd * args.dilation) as i32;
-        if args.replicate == 1u32 {
-            frame = clamp(frame, 0i32, args.input_depth as i32 - 1i32);
+        let mut frame = self.first_tap_frame + (stage.kd * args.depth.dilation) as i32;
+        if args.depth.replicate == 1u32 {
+            frame = clamp(frame, 0i32, args.depth.input as i32 - 1i32);
         }
-        let inside = (frame as u32) < args.input_depth && stage.kd < stage.end_kd;
+        let inside = (frame as u32) < args.depth.input && stage.kd < stage.end_kd;
         let at =
             self.row_offset + (frame as u32 - region.first_input_frame) as usize * region.vectors as usize;
         #[unroll]

@@ -19,8 +19,9 @@ use super::product::{ProductArgs, TileLoader, store_stage};
 use super::region::{RegionArgs, VECTOR};
 use crate::conv3d::gemm::MatrixTile;
 use crate::conv3d::gemm::config::{SUBGROUP, row_stride};
-use crate::conv3d::gemm::fragments::{accumulators, multiply, store_to_scratch};
+use crate::conv3d::gemm::fragments::multiply;
 use crate::conv3d::gemm::stage::F32x4;
+use crate::conv3d::mma::{accumulators, store_to_patch};
 use crate::dtype::FloatType;
 use crate::launch::Span;
 use crate::limits::Limits;
@@ -82,7 +83,7 @@ pub(crate) fn product_mma_kernel(
         #[unroll]
         for i in 0..comptime!(tile.subgroup_n / tile.fragment) {
             let sum = sums.index(comptime!(i * (tile.subgroup_m / tile.fragment) + j));
-            store_to_scratch(sum, &mut patches, patch, tile.fragment);
+            store_to_patch(sum, &mut patches, patch, tile.fragment);
             // A lane stores one vector of tiles of a channel; lanes without one are idle.
             let in_channel = lane / vectors;
             let in_row = lane % vectors;

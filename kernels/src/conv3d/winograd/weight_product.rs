@@ -22,11 +22,13 @@
 //! slice does not fill the device, several split-K slices run concurrently, each with its own S. Frames in
 //! the depth padding read as zero, or as the nearest frame under replicate padding.
 
+use super::depth::{DepthAxis, depth_axis};
 use super::region::{Correlation, Region, RegionArgs, VECTOR};
 use super::{PRODUCT, WinogradCall, WinogradTile};
 use crate::conv3d::gemm::RegisterTile;
 use crate::conv3d::gemm::config::row_stride;
 use crate::conv3d::gemm::stage::{F32x4, column_of, multiply};
+use crate::conv3d::split::{MIN_STAGES, SliceCount, slices_within};
 use crate::launch::{Span, dispatches};
 use crate::limits::Limits;
 use crate::operand::Operand;
@@ -35,8 +37,6 @@ use cubecl::prelude::*;
 
 /// Stages summed in registers before S is updated.
 pub(super) const MAX_STAGES: usize = 128;
-/// Stages of the shortest slice; below that, prologue and epilogue dominate.
-const MIN_STAGES: usize = 8;
 
 /// Tiles of a slice and launch, in vectors.
 const SLICE_VECTORS: usize = MAX_STAGES * PRODUCT.tile_k / VECTOR;
@@ -52,12 +52,16 @@ pub(crate) fn threadgroups(correlation: &Correlation, tile: WinogradTile) -> usi
 /// Split-K slices: enough for four times the threadgroups that fill the device, S within a quarter of the
 /// workspace.
 pub(crate) fn slices(correlation: &Correlation, tile: WinogradTile, limits: &Limits) -> usize {
-    let wanted = (4 * limits.cubes_in_flight).div_ceil(threadgroups(correlation, tile).max(1));
-    let bytes = 4 * correlation.filter_shape(tile).iter().map(|&size| size as u64).product::<u64>();
-    let affordable = usize::try_from(limits.workspace_bytes / 4 / bytes.max(1)).unwrap_or(usize::MAX);
     let (rows, columns) = correlation.tiles(tile);
     let k_elements = correlation.batch * correlation.output[0] * rows * columns;
-    wanted.min(affordable).min(k_elements / (MIN_STAGES * PRODUCT.tile_k)).max(1)
+    let filter_elements = correlation.filter_shape(tile).iter().product();
+    SliceCount {
+        filling: (4 * limits.cubes_in_flight).div_ceil(threadgroups(correlation, tile).max(1)),
+        worthwhile: k_elements / (MIN_STAGES * PRODUCT.tile_k),
+        accurate: 1,
+        affordable: slices_within(filter_elements, limits.workspace_bytes / 4),
+    }
+    .slices()
 }
 
 /// The launches of a region: each one's first vector of tiles, and the vectors of a slice.
@@ -69,16 +73,10 @@ pub(crate) fn slice_launches(region: &Region, slices: usize) -> impl Iterator<It
     (0..launches).map(move |launch| (launch * slices * length, length))
 }
 
-/// The product's extents, the mapping from output to input frames, and the K range of a launch.
+/// The product's extents and the K range of a launch.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
 struct WeightProductArgs {
-    input_depth: u32,
-    kernel_depth: u32,
-    stride: u32,
-    dilation: u32,
-    begin: i32,
-    /// 1 for replicate padding.
-    replicate: u32,
+    depth: DepthAxis,
     in_channels: u32,
     out_channels: u32,
     /// First vector of tiles of this launch, and vectors per slice.
@@ -119,12 +117,7 @@ pub(crate) fn launch(
                     dispatch.span(),
                     region.args(),
                     WeightProductArgsLaunch {
-                        input_depth: correlation.input[0] as u32,
-                        kernel_depth: correlation.kernel_depth as u32,
-                        stride: correlation.stride_depth as u32,
-                        dilation: correlation.dilation_depth as u32,
-                        begin: correlation.begin[0],
-                        replicate: u32::from(correlation.replicate),
+                        depth: depth_axis(correlation),
                         in_channels: correlation.in_channels as u32,
                         out_channels: correlation.out_channels as u32,
                         first: from as u32,
@@ -173,7 +166,7 @@ fn weight_product_kernel(
     let rest = threadgroup / args.tiles_n;
     let in_m = rest % args.tiles_m;
     let rest = rest / args.tiles_m;
-    let kernel = args.kernel_depth as usize;
+    let kernel = args.depth.kernel as usize;
     let kd = (rest % kernel) as u32;
     let rest = rest / kernel;
     let slice = rest % args.slices;
@@ -188,7 +181,7 @@ fn weight_product_kernel(
     let v_point = point * args.in_channels as usize * v_rows;
     let first = args.first + slice as u32 * args.length;
     let end = min(first + args.length, d_rows as u32);
-    let first_frame = args.input_frame(region.first_frame, kd);
+    let first_frame = args.depth.input_of(region.first_frame, kd);
 
     let mut row_stage = Shared::<[F32x4]>::new_slice(comptime!(tile.tile_k * row_stride(tile.tile_m)));
     let mut column_stage = Shared::<[F32x4]>::new_slice(comptime!(tile.tile_k * row_stride(tile.tile_n)));
@@ -294,19 +287,14 @@ impl TileCursor {
 
 #[cube]
 impl WeightProductArgs {
-    /// The input frame of an output frame and tap; outside the input in the padding.
-    fn input_frame(&self, frame: u32, kd: u32) -> i32 {
-        (frame * self.stride + kd * self.dilation) as i32 - self.begin
-    }
-
     /// Offset in a channel of V, in vectors, of the tiles that `tiles` pairs with in D, and whether they
     /// exist; `first_frame` is the input frame of the region's first output frame.
     fn locate(&self, tiles: &TileCursor, region: &RegionArgs, first_frame: i32, end: u32) -> (usize, bool) {
-        let mut frame = first_frame + (tiles.frame * self.stride) as i32;
-        if self.replicate == 1u32 {
-            frame = clamp(frame, 0i32, self.input_depth as i32 - 1i32);
+        let mut frame = first_frame + (tiles.frame * self.depth.stride) as i32;
+        if self.depth.replicate == 1u32 {
+            frame = clamp(frame, 0i32, self.depth.input as i32 - 1i32);
         }
-        let inside = (frame as u32) < self.input_depth && tiles.vector < end;
+        let inside = (frame as u32) < self.depth.input && tiles.vector < end;
         let frame = tiles.image * region.input_frames + frame as u32 - region.first_input_frame;
         (frame as usize * region.vectors as usize + tiles.in_frame as usize, inside)
     }

@@ -24,8 +24,8 @@
 use super::WindowWeightTile;
 use super::tiling::{Segment, WeightTiling, WeightWork, dy_offset, segment_at, x_offset};
 use crate::conv3d::gemm::config::SUBGROUP;
-use crate::conv3d::gemm::fragments::{accumulators, pack_vector, store_to_scratch};
 use crate::conv3d::gemm::index::GatherArgs;
+use crate::conv3d::mma::{accumulators, load_fragment, multiply_fragments, pack_vector, store_to_patch};
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
 use cubecl::cmma::{self, MatrixIdent, MatrixLayout};
@@ -275,14 +275,12 @@ fn multiply<S: Float, V: Size>(
     #[unroll]
     for i in 0..2 {
         let at = k as usize * dy_pitch + o + comptime!(i * tile.fragment / width);
-        a.push(cmma::Matrix::<Vector<S, V>>::from_slice(
-            MatrixIdent::A,
-            tile.fragment,
-            tile.fragment,
-            tile.fragment,
-            MatrixLayout::ColMajor,
+        a.push(load_fragment(
             &dy_stage[at..comptime!(tile.positions * dy_pitch)],
-            comptime!((dy_pitch * width) as u32),
+            MatrixIdent::A,
+            MatrixLayout::ColMajor,
+            comptime!(dy_pitch * width),
+            tile.fragment,
         ));
     }
     #[unroll]
@@ -290,20 +288,14 @@ fn multiply<S: Float, V: Size>(
         let row = first + k + *shifts.index(tap);
         let row = select(row >= comptime!(tile.ring as u32), row - comptime!(tile.ring as u32), row);
         let at = row as usize * x_pitch + c;
-        let b = cmma::Matrix::<Vector<S, V>>::from_slice(
-            MatrixIdent::B,
-            tile.fragment,
-            tile.fragment,
-            tile.fragment,
-            MatrixLayout::RowMajor,
+        let b = load_fragment(
             &ring[at..comptime!((tile.ring + tile.fragment) * x_pitch)],
-            comptime!((x_pitch * width) as u32),
+            MatrixIdent::B,
+            MatrixLayout::RowMajor,
+            comptime!(x_pitch * width),
+            tile.fragment,
         );
-        #[unroll]
-        for i in 0..2 {
-            let sum = acc.index(comptime!(tap * 2 + i));
-            cmma::execute(a.index(i), &b, sum, sum);
-        }
+        multiply_fragments(&a, &b, acc, 2usize, comptime!(tap * 2), 1usize);
     }
 }
 
@@ -327,7 +319,7 @@ fn write_result<O: Float>(
         let frame_tap = work.first_tap + tap as u32;
         #[unroll]
         for i in 0..2 {
-            store_to_scratch(acc.index(comptime!(tap * 2 + i)), &mut patches, subgroup * size, tile.fragment);
+            store_to_patch(acc.index(comptime!(tap * 2 + i)), &mut patches, subgroup * size, tile.fragment);
             #[unroll]
             for step in 0..comptime!(size / SUBGROUP) {
                 let in_patch = lane + comptime!((step * SUBGROUP) as u32);

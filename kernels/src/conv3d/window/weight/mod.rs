@@ -4,15 +4,18 @@
 mod kernel;
 mod tiling;
 
+use super::extents::halo;
+use crate::conv3d::call::Conv3dCall;
 use crate::conv3d::gemm::config::SUBGROUP;
 use crate::conv3d::gemm::gather::{Gather, gather_args, gathers};
-use crate::conv3d::gemm::{stage_type, stage_vector};
+use crate::conv3d::gemm::{fragment, stage_vector};
 use crate::conv3d::loops::nest;
 use crate::conv3d::pass::Pass;
-use crate::conv3d::plan::Tiles;
 use crate::conv3d::problem::Conv3dProblem;
 use crate::conv3d::reduce;
-use crate::conv3d::split::{ReductionSplit, affordable_slices};
+use crate::conv3d::row_segments::RowSegments;
+use crate::conv3d::split::{MIN_STAGES, ReductionSplit, affordable_slices};
+use crate::conv3d::tiles::Tiles;
 use crate::error::ConvError;
 use crate::launch::dispatches;
 use crate::limits::Limits;
@@ -93,14 +96,9 @@ impl WindowWeightTile {
 /// What K runs over: the row segments of all frames, halo included.
 #[derive(Clone, Copy, Debug)]
 struct WeightSegments {
-    /// Segments that make up a row.
-    count: usize,
+    segments: RowSegments,
     /// Frames of all images.
     frames: usize,
-    /// Positions of a segment's row.
-    width: usize,
-    /// Elements of a segment's row: the positions and the halo.
-    pitch: usize,
     /// Rows of a frame.
     rows: usize,
     /// Chunks by which dy lags behind x: what the taps of one chunk reach beyond it.
@@ -111,31 +109,23 @@ impl WeightSegments {
     /// The widest segments whose ring holds what the taps of a chunk reach; none where no ring does.
     fn of(problem: &Conv3dProblem, walks: &Gather, tile: &WindowWeightTile) -> Option<Self> {
         let [depth, height, width] = walks;
-        let halo_columns = (width.taps.max(1) - 1) * width.step;
-        let halo_rows = (height.taps.max(1) - 1) * height.step;
-        let room = (tile.ring - tile.positions).checked_sub(halo_columns)?;
-        let max_pitch = room.checked_div(halo_rows).unwrap_or(width.positions + halo_columns);
-        let max_width = max_pitch.checked_sub(halo_columns).filter(|most| *most > 0)?;
-        let count = width.positions.div_ceil(max_width);
-        let positions = width.positions.div_ceil(count.max(1));
-        let pitch = positions + halo_columns;
-        (width.positions > 0 && height.positions > 0).then_some(Self {
-            count,
+        let halo = halo(walks);
+        let segments = RowSegments::of(width.positions, halo, tile.positions, tile.ring)?;
+        let [halo_rows, halo_columns] = halo;
+        (height.positions > 0).then_some(Self {
+            segments,
             frames: depth.positions * problem.batch,
-            width: positions,
-            pitch,
             rows: height.positions,
-            lag: (halo_rows * pitch + halo_columns).div_ceil(tile.positions),
+            lag: (halo_rows * segments.pitch + halo_columns).div_ceil(tile.positions),
         })
     }
 
     /// Rows of a band: few enough for an accurate sum, and for `tiles` threadgroups per band to fill the
     /// device.
     fn band_rows(&self, tiles: usize, tile: &WindowWeightTile, limits: &Limits) -> usize {
-        let accurate = self.rows.div_ceil((ReductionSplit::LENGTH / self.pitch).max(1));
-        // Below eight chunks, prologue and epilogue dominate.
-        let worthwhile = (self.rows * self.pitch).div_ceil(8 * tile.positions);
-        let threadgroups = tiles * self.count * self.frames;
+        let accurate = self.rows.div_ceil((ReductionSplit::LENGTH / self.segments.pitch).max(1));
+        let worthwhile = (self.rows * self.segments.pitch).div_ceil(MIN_STAGES * tile.positions);
+        let threadgroups = tiles * self.segments.count * self.frames;
         // A quarter of the threadgroups in flight keeps every core busy.
         let filling = (limits.cubes_in_flight / 4).div_ceil(threadgroups.max(1)).min(worthwhile);
         self.rows.div_ceil(accurate.max(filling).min(self.rows))
@@ -162,7 +152,7 @@ fn weight_walks(problem: &Conv3dProblem) -> Option<Gather> {
 
 /// Whether the tile serves a weight gradient: no stride within the frame, and taps that reach no further than
 /// the ring.
-pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass, tile: &WindowWeightTile) -> bool {
+fn serves(problem: &Conv3dProblem, pass: Pass, tile: &WindowWeightTile) -> bool {
     pass == Pass::WeightGradient
         && crate::conv3d::gemm::serves(problem, pass)
         && weight_walks(problem).is_some_and(|walks| WeightSegments::of(problem, &walks, tile).is_some())
@@ -171,8 +161,8 @@ pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass, tile: &WindowWeightTil
 /// The tiles of a weight gradient for [`crate::conv3d::Plan::tiles`].
 pub(crate) fn extent(problem: &Conv3dProblem, tile: &WindowWeightTile) -> Option<Tiles> {
     let walks = weight_walks(problem)?;
-    let segments = WeightSegments::of(problem, &walks, tile)?;
-    let k = segments.frames * segments.count * segments.rows * segments.pitch;
+    let WeightSegments { segments, frames, rows, .. } = WeightSegments::of(problem, &walks, tile)?;
+    let k = frames * segments.count * rows * segments.pitch;
     Some(Tiles {
         count: tiles_of(problem, tile).iter().product(),
         rows: tile.out_channels(),
@@ -189,21 +179,21 @@ pub(crate) fn loop_iterations(problem: &Conv3dProblem, tile: &WindowWeightTile, 
 }
 
 /// Launches the weight gradient: operands x, dy, dw.
-pub(crate) fn launch(
-    client: &Client,
-    problem: &Conv3dProblem,
+pub(super) fn launch(
+    call: &Conv3dCall,
     tile: WindowWeightTile,
-    limits: &Limits,
     [x, dy, dw]: [&Operand; 3],
 ) -> Result<(), ConvError> {
+    let Conv3dCall { client, limits, ref problem, .. } = *call;
     let walks = weight_walks(problem).expect("`serves` has checked the stride");
-    let segments = WeightSegments::of(problem, &walks, &tile).expect("`serves` has checked the window");
+    let work = WeightSegments::of(problem, &walks, &tile).expect("`serves` has checked the window");
+    let WeightSegments { segments, frames, rows, lag } = work;
     let (stage, width) = stage_vector(tile.fragment, problem.dtype, limits);
     let [tiles_c, tiles_o, tap_tiles, depth_taps, groups] = tiles_of(problem, &tile);
     let tiles = tiles_c * tiles_o * tap_tiles * depth_taps * groups;
-    let band_rows = segments.band_rows(tiles, &tile, limits);
-    let bands = segments.rows.div_ceil(band_rows);
-    let segment_count = bands * segments.count * segments.frames;
+    let band_rows = work.band_rows(tiles, &tile, limits);
+    let bands = rows.div_ceil(band_rows);
+    let segment_count = bands * segments.count * frames;
     let elements = (band_rows * segments.pitch).next_multiple_of(tile.positions);
     let filling = limits.cubes_in_flight.div_ceil(tiles.max(1));
     let split = ReductionSplit::filling(segment_count * elements, dw.len(), filling, tile.positions, limits);
@@ -256,7 +246,7 @@ pub(crate) fn launch(
                     pitch: segments.pitch as u32,
                     height: walks[1].positions as u32,
                     width: walks[2].positions as u32,
-                    lag: segments.lag as u32,
+                    lag: lag as u32,
                     channels: problem.group_channels() as u32,
                     out_channels: problem.group_out_channels() as u32,
                     taps: (walks[1].taps * walks[2].taps) as u32,
@@ -288,9 +278,14 @@ pub(crate) fn launch(
     reduce::sum_partials(client, limits, &partials, &by_tap)
 }
 
-/// The tiles for the problem's type; none where the device has no MMA units for it.
-pub(crate) fn tiles(problem: &Conv3dProblem, limits: &Limits) -> &'static [WindowWeightTile] {
-    WindowWeightTile::all(stage_type(problem.dtype, limits).map_or(0, |(_, fragment)| fragment))
+/// The tiles that serve the pass.
+pub(crate) fn tiles(
+    problem: &Conv3dProblem,
+    pass: Pass,
+    limits: &Limits,
+) -> impl Iterator<Item = WindowWeightTile> {
+    let tiles = WindowWeightTile::all(fragment(problem, limits)).iter().copied();
+    tiles.filter(move |tile| serves(problem, pass, tile))
 }
 
 #[cfg(test)]

@@ -17,44 +17,70 @@
 //! dense; else its tile follows the output channels. Without matrix units it takes 128x64 for more than 32
 //! output channels, but 64x64 with fewer than 512 rows (channels x taps).
 
-use super::depth::{depth_slices, depth_tap_fraction};
-use super::{MatrixTile, RegisterTile, is_patches};
+use crate::conv3d::gemm::{
+    GemmTile, MatrixTile, RegisterTile, depth_tap_fraction, is_patches, launches, mma_tiles,
+};
 use crate::conv3d::pass::Pass;
-use crate::conv3d::plan::{Plan, matrix_tiles, product_extents, window_tiles, window_weight_tiles};
+use crate::conv3d::plan::Plan;
 use crate::conv3d::problem::Conv3dProblem;
-use crate::conv3d::window::{self, WindowTile, WindowWeightTile};
+use crate::conv3d::tiles::gemm_extents;
+use crate::conv3d::window::{self, WindowKernel, WindowTile, WindowWeightTile};
 use crate::limits::Limits;
 
+/// Columns up to which the tiles of fp32 multiply-adds for few columns are taken, matrix units or not.
+const FEW_COLUMNS: usize = 8;
+/// Rows (channels x taps) of a weight gradient from which the larger of its tiles is taken.
+const MANY_WEIGHT_ROWS: usize = 512;
+/// The wide tile on matrix units beats the narrow one by this factor if no columns are padding.
+const WIDE_GAIN: f64 = 1.12;
+/// Cost of a gathered multiply-add, on the scale of [`window_cost`].
+const GATHERED_COST: f64 = 2.3;
+/// Slowdown of a gathered GEMM that is several launches: depth slices or residue classes.
+const LAUNCHES_COST: f64 = 1.25;
+/// Cost of a window kernel whose frames have one tap: no window to reuse, but vector loads, half the time of
+/// gathering.
+const POINTWISE_COST: f64 = 1.2;
+/// Cost of a window kernel with many taps, and what one tap per window adds: no reuse, and one barrier more
+/// than gathering.
+const WINDOW_COST: f64 = 0.8;
+const SINGLE_TAP_COST: f64 = 2.0;
+/// The part of a window kernel's cost that is multiply-adds; the rest is loads from shared memory.
+const MULTIPLY_SHARE: f64 = 0.2;
+/// The multiply-adds of the weight gradient's window kernel, relative to gathering, that its loads are worth.
+const MOST_WEIGHT_PRODUCTS: f64 = 1.5;
+/// The fewest chunks of positions of a frame for that kernel.
+const MIN_WEIGHT_CHUNKS: usize = 8;
+
 /// The plan of this module's table, for a problem that the gathered GEMM serves.
-pub(crate) fn choose(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Plan {
+pub(super) fn choose(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Plan {
     // The rows of a weight gradient are channels and taps.
     let patches = is_patches(problem, pass);
-    let (rows, columns) = match (product_extents(problem, pass, patches), pass) {
-        ((out, taps), Pass::WeightGradient) => (taps, out),
-        (shape, _) => shape,
+    let (rows, columns) = match (gemm_extents(problem, pass, patches), pass) {
+        ([out, taps, _], Pass::WeightGradient) => (taps, out),
+        ([rows, columns, _], _) => (rows, columns),
     };
-    let matrices: Vec<_> = matrix_tiles(problem, pass, limits).collect();
+    let matrices: Vec<_> = mma_tiles(problem, pass, limits).collect();
     let gathered = matrix_tile(pass, columns, &matrices);
     let cost = |tile: &WindowTile| window_cost(problem, pass, tile, limits);
-    let windows = window_tiles(problem, pass, limits).filter_map(|tile| Some((cost(&tile)?, tile)));
+    let windows = window::tiles(problem, pass, limits).filter_map(|tile| Some((cost(&tile)?, tile)));
     if let Some((cost, tile)) = windows.min_by(|(a, _), (b, _)| a.total_cmp(b))
         && let Some(gathered) = gathered
         && cost * depth_tap_fraction(problem, pass) * occupancy_penalty(problem, pass, &tile, limits)
             < gathered_cost(problem, pass, &gathered)
     {
-        return Plan::WindowGemm(tile);
+        return Plan::Window(WindowKernel::Gemm(tile));
     }
     let pays =
         |tile: &WindowWeightTile| gathered.is_some_and(|other| window_weight_pays(problem, tile, &other));
-    if let Some(tile) = window_weight_tiles(problem, pass, limits).find(pays) {
-        return Plan::WindowWeight(tile);
+    if let Some(tile) = window::weight::tiles(problem, pass, limits).find(pays) {
+        return Plan::Window(WindowKernel::Weight(tile));
     }
-    if columns > 8
+    if columns > FEW_COLUMNS
         && let Some(tile) = gathered
     {
-        return Plan::MatrixGemm(tile);
+        return Plan::Gemm(GemmTile::Mma(tile));
     }
-    let (phases, _) = phases(problem, pass);
+    let (phases, _) = launches(problem, pass);
     // Half a wave of threadgroups of 128 threads.
     let few = |tile_m: usize, tile_n: usize| {
         let tiles = rows.div_ceil(phases * tile_m) * columns.div_ceil(tile_n) * problem.window.groups;
@@ -62,10 +88,10 @@ pub(crate) fn choose(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Pl
     };
     let tile = match columns {
         ..=4 => RegisterTile::M256N4,
-        5..=8 => RegisterTile::M128N8,
+        5..=FEW_COLUMNS => RegisterTile::M128N8,
         9..=32 => RegisterTile::M128N32,
         _ if pass == Pass::WeightGradient => {
-            if rows < 512 {
+            if rows < MANY_WEIGHT_ROWS {
                 RegisterTile::M64N64
             } else {
                 RegisterTile::M128N64
@@ -75,7 +101,7 @@ pub(crate) fn choose(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Pl
         _ if columns.is_multiple_of(128) && !few(128, 128) => RegisterTile::M128N128,
         _ => RegisterTile::M128N64,
     };
-    Plan::Gemm(tile)
+    Plan::Gemm(GemmTile::Fma(tile))
 }
 
 /// The gathered tile on matrix units: the narrow one where it holds all columns or (not in the weight
@@ -94,16 +120,15 @@ fn matrix_tile(pass: Pass, columns: usize, tiles: &[MatrixTile]) -> Option<Matri
 /// less than an eighth of the device.
 fn window_cost(problem: &Conv3dProblem, pass: Pass, tile: &WindowTile, limits: &Limits) -> Option<f64> {
     let tiles = window::extent(problem, pass, tile)?;
-    let reads = 32.0 * (1.0 / tile.subgroup_m as f64 + 1.0 / tile.subgroup_n as f64);
+    let loads = 32.0 * (1.0 / tile.subgroup_m as f64 + 1.0 / tile.subgroup_n as f64);
     let reuse = if window::is_pointwise_in_frame(problem) {
-        // No window to reuse, but vector loads: half the time of gathering.
-        1.2
+        POINTWISE_COST
     } else {
-        // With one tap per window there is no reuse, and one barrier more than gathering.
-        0.8 + 2.0 / window::taps_of_window(problem, pass)
+        WINDOW_COST + SINGLE_TAP_COST / window::taps_of_window(problem, pass)
     };
+    let cost = MULTIPLY_SHARE + (1.0 - MULTIPLY_SHARE) * loads;
     (8 * window::threadgroups(problem, pass, tile, limits)? >= limits.cubes_in_flight)
-        .then_some(tiles.products() * (0.2 + 0.8 * reads) * reuse)
+        .then_some(tiles.products() * cost * reuse)
 }
 
 /// The slowdown of a GEMM with windows in shared memory whose threadgroups do not fill half the device.
@@ -115,46 +140,29 @@ fn occupancy_penalty(problem: &Conv3dProblem, pass: Pass, tile: &WindowTile, lim
 /// The cost of the gathered GEMM, which loads the source again for each tap, on the scale of [`window_cost`].
 fn gathered_cost(problem: &Conv3dProblem, pass: Pass, tile: &MatrixTile) -> f64 {
     let patches = is_patches(problem, pass);
-    let (rows, columns) = product_extents(problem, pass, patches);
+    let [rows, columns, _] = gemm_extents(problem, pass, patches);
     let (channels, _) = problem.channels_of(pass);
-    let narrow = if tile.tile_n < tile.tile_m { 1.12 } else { 1.0 };
+    let narrow = if tile.tile_n < tile.tile_m { WIDE_GAIN } else { 1.0 };
     let taps = if patches { 1 } else { problem.taps() };
     let products = product([rows, columns.next_multiple_of(tile.tile_n), channels, taps]);
     // Depth slices and residue classes are launched one after the other.
-    let (launches, taps_fraction) = phases(problem, pass);
-    let launched = if launches > 1 { 1.25 } else { 1.0 };
-    2.3 * narrow * launched * taps_fraction * products * problem.window.groups as f64
+    let (launches, taps_fraction) = launches(problem, pass);
+    let launched = if launches > 1 { LAUNCHES_COST } else { 1.0 };
+    GATHERED_COST * narrow * launched * taps_fraction * products * problem.window.groups as f64
 }
 
-/// Whether the weight gradient's window in shared memory beats gathering: it computes less than 1.5 times as
-/// many multiply-adds, and a frame has at least eight chunks of positions.
+/// Whether the weight gradient's window in shared memory beats gathering: it computes not many more
+/// multiply-adds, and a frame has several chunks of positions.
 fn window_weight_pays(problem: &Conv3dProblem, tile: &WindowWeightTile, gathered: &MatrixTile) -> bool {
     let Some(tiles) = window::weight::extent(problem, tile) else { return false };
-    let (out, taps) = product_extents(problem, Pass::WeightGradient, false);
+    let [out, taps, _] = gemm_extents(problem, Pass::WeightGradient, false);
     let gathered = [out.next_multiple_of(gathered.tile_n), taps.next_multiple_of(gathered.tile_m)];
     let gathered = product([gathered[0], gathered[1], problem.window.groups, problem.positions()]);
     let [_, height, width] = problem.output();
-    height * width >= 8 * tile.positions && tiles.products() < 1.5 * gathered
+    height * width >= MIN_WEIGHT_CHUNKS * tile.positions && tiles.products() < MOST_WEIGHT_PRODUCTS * gathered
 }
 
 /// The product of counts, which may exceed 64 bits.
 fn product(counts: [usize; 4]) -> f64 {
     counts.iter().map(|count| *count as f64).product()
-}
-
-/// Launches of the gathered GEMM for a pass, and the average fraction of all taps in each of them.
-pub(crate) fn phases(problem: &Conv3dProblem, pass: Pass) -> (usize, f64) {
-    if pass == Pass::WeightGradient || is_patches(problem, pass) {
-        return (1, 1.0);
-    }
-    if let Some(slices) = depth_slices(problem, pass) {
-        return (slices.len(), depth_tap_fraction(problem, pass));
-    }
-    if pass != Pass::InputGradient {
-        return (1, 1.0);
-    }
-    // Phases beyond the extent have no elements.
-    let launched = [0, 1, 2].map(|axis| problem.window.stride[axis].min(problem.input[axis]).max(1));
-    let fraction = problem.window.stride.iter().map(|stride| 1.0 / *stride as f64).product();
-    (launched.iter().product(), fraction)
 }

@@ -1,0 +1,97 @@
+//! A call of conv3d, from the problem that is asked for to the launch:
+//!
+//! ```text
+//! rewrite (rewrite.rs) -> check the plan -> the family's launch -> fold (fold.rs) where the rewrite says so
+//! ```
+//!
+//! The problem is rewritten once and the plan is checked once, for the problem that is launched.
+
+use super::fold;
+use super::pass::Pass;
+use super::plan::Plan;
+use super::problem::Conv3dProblem;
+use super::rewrite::PassProblem;
+use crate::error::ConvError;
+use crate::limits::Limits;
+use crate::operand::Operand;
+use cubecl::prelude::*;
+
+/// One pass of a problem under a plan that serves it. Families launch from this.
+#[derive(Clone, Copy)]
+pub(super) struct Conv3dCall<'a> {
+    pub(super) client: &'a Client,
+    pub(super) limits: &'a Limits,
+    /// The problem that is launched.
+    pub(super) problem: Conv3dProblem,
+    pub(super) pass: Pass,
+    plan: &'a Plan,
+    rewritten: PassProblem,
+    /// The forward pass' bias.
+    pub(super) bias: Option<&'a Operand>,
+    /// db, where a weight gradient computes it in the same pass ([`super::family::Family::sums_bias`]).
+    pub(super) bias_gradient: Option<&'a Operand>,
+}
+
+impl<'a> Conv3dCall<'a> {
+    /// Rewrites the problem and checks the plan for it.
+    ///
+    /// # Errors
+    /// When the plan was made for another problem or needs what the device lacks.
+    pub(super) fn new(
+        client: &'a Client,
+        limits: &'a Limits,
+        problem: &Conv3dProblem,
+        pass: Pass,
+        plan: &'a Plan,
+    ) -> Result<Self, ConvError> {
+        let rewritten = PassProblem::of(problem, pass);
+        check(plan, &rewritten, limits)?;
+        let problem = *plan.launched(&rewritten);
+        Ok(Self { client, limits, problem, pass, plan, rewritten, bias: None, bias_gradient: None })
+    }
+
+    /// With the forward pass' bias.
+    pub(super) fn with_bias(self, bias: Option<&'a Operand>) -> Self {
+        Self { bias, ..self }
+    }
+
+    /// With db, for a plan that [`Self::sums_bias`].
+    pub(super) fn with_bias_gradient(self, db: &'a Operand) -> Self {
+        Self { bias_gradient: Some(db), ..self }
+    }
+
+    /// Launches the pass; operands as [`super::family::Family::launch`] takes them.
+    ///
+    /// # Errors
+    /// When an operand cannot be addressed.
+    pub(super) fn launch(&self, [first, second, result]: [&Operand; 3]) -> Result<(), ConvError> {
+        if self.rewritten.is_empty() {
+            return Ok(());
+        }
+        // Without channels or a batch the sums are empty and so may be the operands: the result is the bias,
+        // or zero.
+        let (first, second) = (&first.bindable(self.client), &second.bindable(self.client));
+        let family = self.plan.family();
+        if !self.plan.folds(&self.rewritten) {
+            return family.launch(self, [first, second, result]);
+        }
+        let extended = fold::extended_gradient(self.client, &self.problem);
+        family.launch(self, [first, second, &extended])?;
+        fold::fold(self.client, &self.rewritten.asked, self.limits, &extended, result)
+    }
+
+    /// Whether the launch of a weight gradient computes [`Self::bias_gradient`].
+    pub(super) fn sums_bias(&self) -> bool {
+        self.plan.family().sums_bias() && !self.rewritten.is_empty()
+    }
+}
+
+/// Refuses a plan that was made for another problem or needs what the device lacks. Every plan computes an
+/// empty result.
+pub(super) fn check(plan: &Plan, problem: &PassProblem, limits: &Limits) -> Result<(), ConvError> {
+    if problem.is_empty() {
+        return Ok(());
+    }
+    plan.family().serves(plan.launched(problem), problem.pass, limits)?;
+    plan.check_needs(problem, limits)
+}

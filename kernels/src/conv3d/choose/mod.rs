@@ -1,0 +1,148 @@
+//! Which plan is taken: every rule that picks among plans or tiles, one table per question.
+//!
+//! | question                                            | table in        |
+//! |-----------------------------------------------------|-----------------|
+//! | which family                                        | this file       |
+//! | which tile of the gathered GEMM, or window kernels  | `gemm.rs`       |
+//! | Winograd instead                                    | `winograd.rs`   |
+//!
+//! [`Algorithm::Auto`] takes Winograd where it is faster. Else, and always under
+//! [`Algorithm::NoWinograd`], it takes the first that serves of
+//!
+//! | family      | where                                                    | tile                               |
+//! |-------------|----------------------------------------------------------|------------------------------------|
+//! | Depthwise   | always                                                   | `depthwise/config.rs`, by stride,  |
+//! |             |                                                          | dilation and how full tiles are    |
+//! | FewOutputs  | tiles compute at most [`MOST_COMPUTED`] times the results| the least instructions and sectors |
+//! |             |                                                          | (`few_outputs/config.rs`)          |
+//! | Subpixel    | at most [`MOST_COMPUTED`] times the products of the      | by the columns (channels times the |
+//! |             | gathered GEMM; not patches                               | positions of a stride x stride     |
+//! |             |                                                          | block): up to 4 take 1024x4, more  |
+//! |             |                                                          | 128x16 on MMA, else 512x12         |
+//! | Gemm,Window | always                                                   | `gemm.rs`                          |
+//! | ImplicitGemm| always                                                   | 64x64 above 32 rows and columns    |
+//!
+//! What follows as long as the device lacks what the choice needs: a small tile of the gathered GEMM, the
+//! simple implicit GEMM's tiles, `Direct`.
+
+mod gemm;
+mod winograd;
+
+use super::depthwise::{self, DepthwiseKernel};
+use super::few_outputs::{self, FewOutputsTile};
+use super::gemm::{self as gathered, GemmTile, RegisterTile};
+use super::implicit_gemm_tile::TileConfig;
+use super::pass::Pass;
+use super::plan::{Algorithm, Plan};
+use super::problem::Conv3dProblem;
+use super::subpixel::{self, SubpixelTile};
+use super::tiles::gemm_extents;
+use crate::error::ConvError;
+use crate::limits::Limits;
+
+/// The results (few outputs) or products (sub-pixel) that a special kernel may compute, padding of its tiles
+/// included, relative to what there are (to the gathered GEMM's).
+const MOST_COMPUTED: usize = 2;
+
+/// Columns of the sub-pixel product that fill a tile of four, and would waste most of an MMA fragment.
+const FEW_COLUMNS: usize = 4;
+
+/// The size of the MMA fragments that sub-pixel tiles were measured with.
+const MEASURED_FRAGMENT: usize = 16;
+
+/// The plans for the launched problem of a pass, the preferred one first. At least one.
+///
+/// # Errors
+/// Where Winograd is forced and does not serve.
+pub(super) fn candidates(
+    problem: &Conv3dProblem,
+    pass: Pass,
+    algorithm: Algorithm,
+    limits: &Limits,
+) -> Result<Vec<Plan>, ConvError> {
+    Ok(match algorithm {
+        Algorithm::Auto => {
+            let other = without_winograd(problem, pass, limits);
+            let winograd = winograd::winner(problem, pass, &other, limits).map(Plan::Winograd);
+            let preferred = winograd.into_iter().chain([other]);
+            preferred.chain(fallback_gemms(problem, pass)).chain([Plan::Direct]).collect()
+        }
+        Algorithm::NoWinograd => {
+            let preferred = [without_winograd(problem, pass, limits)].into_iter();
+            preferred.chain(fallback_gemms(problem, pass)).chain([Plan::Direct]).collect()
+        }
+        Algorithm::Direct => vec![Plan::Direct],
+        Algorithm::ImplicitGemm => {
+            let preferred = gathered::serves(problem, pass).then(|| gemm::choose(problem, pass, limits));
+            preferred.into_iter().chain(fallback_gemms(problem, pass)).collect()
+        }
+        Algorithm::Winograd(tile) => {
+            vec![Plan::Winograd(super::winograd::config(problem, pass, tile, limits)?)]
+        }
+    })
+}
+
+/// The automatic choice without Winograd.
+fn without_winograd(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Plan {
+    if depthwise::serves(problem, pass) {
+        Plan::Depthwise(DepthwiseKernel::of(problem, pass, limits))
+    } else if let Some(tile) = few_outputs_tile(problem, pass, limits) {
+        Plan::FewOutputs(tile)
+    } else if let Some(tile) = subpixel_tile(problem, pass, limits) {
+        Plan::Subpixel(tile)
+    } else if gathered::serves(problem, pass) {
+        gemm::choose(problem, pass, limits)
+    } else {
+        Plan::ImplicitGemm(simple_tile(problem, pass))
+    }
+}
+
+/// GEMM plans to fall back on where the device does not meet a plan's needs, the fastest first.
+fn fallback_gemms(problem: &Conv3dProblem, pass: Pass) -> impl Iterator<Item = Plan> {
+    let [_, columns, _] = gemm_extents(problem, pass, false);
+    let tile = if columns > 8 { RegisterTile::M64N64 } else { RegisterTile::M128N8 };
+    let gathered = gathered::serves(problem, pass).then_some(Plan::Gemm(GemmTile::Fma(tile)));
+    let simple = simple_tile(problem, pass);
+    gathered.into_iter().chain([simple, TileConfig::SMALL].map(Plan::ImplicitGemm))
+}
+
+/// The simple implicit GEMM's tile.
+fn simple_tile(problem: &Conv3dProblem, pass: Pass) -> TileConfig {
+    let [rows, columns, _] = gemm_extents(problem, pass, false);
+    if rows > 32 && columns > 32 { TileConfig::LARGE } else { TileConfig::SMALL }
+}
+
+/// The tile of few outputs; none where its tiles would be mostly empty. Channels are prefetched on devices
+/// whose compilers schedule long straight-line code (`limits.unroll`); elsewhere occupancy is worth more than
+/// the registers.
+fn few_outputs_tile(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Option<FewOutputsTile> {
+    let tile = few_outputs::cheapest_tile(problem, pass)?;
+    let [computed, wanted] = few_outputs::positions(problem, pass, &tile)?;
+    let prefetched = FewOutputsTile { prefetch: limits.unroll && pass != Pass::WeightGradient, ..tile };
+    let pays = computed <= MOST_COMPUTED * wanted;
+    (pays && few_outputs::serves(problem, pass, &tile, limits)).then_some(prefetched)
+}
+
+/// The sub-pixel tile of an input gradient, if it beats the gathered implicit GEMM. Windows that tile the
+/// input are left to the GEMM.
+fn subpixel_tile(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Option<SubpixelTile> {
+    if pass != Pass::InputGradient || gathered::is_patches(problem, pass) {
+        return None;
+    }
+    let tiles = if subpixel::columns(problem) <= FEW_COLUMNS {
+        [Some(SubpixelTile::M1024N4), None]
+    } else {
+        let mma = SubpixelTile::with_fragment(gathered::fragment(problem, limits));
+        [mma.filter(|tile| tile.fragment == MEASURED_FRAGMENT), Some(SubpixelTile::M512N12)]
+    };
+    let computed = |plan: Plan| {
+        let tiles = plan.family().tiles(problem, pass)?;
+        Some(tiles.count as f64 * (tiles.rows * tiles.columns) as f64 * tiles.terms as f64)
+    };
+    let most = MOST_COMPUTED as f64 * computed(Plan::Gemm(GemmTile::Fma(RegisterTile::M256N4)))?;
+    let beats = |tile: &SubpixelTile| {
+        computed(Plan::Subpixel(*tile)).is_some_and(|computed| computed <= most)
+            && subpixel::serves(problem, pass, tile, limits)
+    };
+    tiles.into_iter().flatten().find(beats)
+}

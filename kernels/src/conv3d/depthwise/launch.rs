@@ -1,0 +1,280 @@
+//! Launches of the depthwise kernels, and the sums over a weight gradient's split-K slices.
+//!
+//! # Safety of the launches
+//!
+//! What every unchecked launch here relies on: `conv3d::check::check_operands` has checked the shapes,
+//! `conv3d::call` that the plan serves the launched problem; `address_type` reaches every offset;
+//! threadgroups past the span of a dispatch exit; loads are masked to the source and stores to the result;
+//! threads write disjoint elements. `// SAFETY` at a launch adds what is particular to it.
+
+use super::DepthwiseKernel;
+use super::config::{
+    FORWARD_ROWS, WeightWork, chunks, depth_chunk, march_window, staged_tile, staged_weight, weight_work,
+};
+use super::march::{MarchWorkLaunch, march_kernel};
+use super::staged::staged_kernel;
+use super::staged_weight::staged_weight_kernel;
+use super::weight;
+use crate::activation::Activation;
+use crate::conv3d::call::Conv3dCall;
+use crate::conv3d::frames::FrameTile;
+use crate::conv3d::gemm;
+use crate::conv3d::gemm::gather::{Gather, gather_args, gathers, positions, taps};
+use crate::conv3d::pass::Pass;
+use crate::conv3d::reduce;
+use crate::conv3d::split::affordable_slices;
+use crate::error::ConvError;
+use crate::launch::dispatches;
+use crate::operand::{Operand, address_type};
+use cubecl::prelude::*;
+
+/// Launches the forward pass (operands x, w, y) or the input gradient (dy, w, dx).
+pub(super) fn forward_or_input_gradient(
+    call: &Conv3dCall,
+    kernel: DepthwiseKernel,
+    operands: [&Operand; 3],
+) -> Result<(), ConvError> {
+    let gathers = gathers(&call.problem, call.pass);
+    let tile = |walks| staged_tile(walks, &FORWARD_ROWS, call.limits);
+    let [walks, ..] = &gathers[..] else { return Ok(()) };
+    match kernel {
+        DepthwiseKernel::Staged => {
+            let tile = tile(walks).expect("`check` has found that the plan serves the pass");
+            launch_staged(call, (walks, tile), operands)
+        }
+        DepthwiseKernel::March => launch_march(call, walks, operands),
+        DepthwiseKernel::Phases => {
+            gathers.iter().filter(|walks| positions(walks) > 0).try_for_each(|walks| match tile(walks) {
+                // Positions that no window reads: a product with K = 0 writes their zeros.
+                _ if taps(walks) == 0 => gemm::launch_gather(call, walks, operands),
+                Some(tile) => launch_staged(call, (walks, tile), operands),
+                None => launch_march(call, walks, operands),
+            })
+        }
+    }
+}
+
+fn launch_staged(
+    call: &Conv3dCall,
+    (walks, tile): (&Gather, FrameTile),
+    [source, weight, out]: [&Operand; 3],
+) -> Result<(), ConvError> {
+    let Conv3dCall { client, limits, ref problem, pass, bias, .. } = *call;
+    let (chunk, threadgroups) = chunks(problem, walks, &tile, usize::MAX, limits);
+    let all_threadgroups = problem.batch * problem.channels * threadgroups;
+    let address = address_type("conv3d", &[source, weight, out], all_threadgroups * tile.threads, limits)?;
+    let operations = 2.0 * (tile.threads * tile.rows * chunk * tile.tap_count()) as f64;
+    let activation = problem.activation_of(pass);
+    for dispatch in dispatches(all_threadgroups, operations, limits) {
+        // SAFETY: a threadgroup's tile, chunk, channel and image exist.
+        unsafe {
+            staged_kernel::launch_unchecked(
+                client,
+                dispatch.count(),
+                CubeDim::new_1d(tile.threads as u32),
+                address,
+                source.buffer_arg(1),
+                weight.buffer_arg(1),
+                bias.map(|bias| bias.tensor_arg()).into(),
+                out.buffer_arg(1),
+                gather_args(problem, pass, walks, [source, weight, out]),
+                tile.tiling(walks, chunk, problem.channels, activation),
+                dispatch.span(),
+                pass,
+                problem.window.padding_mode,
+                tile,
+                source.dtype.elem(),
+                out.dtype.elem(),
+            );
+        }
+    }
+    Ok(())
+}
+
+fn launch_march(
+    call: &Conv3dCall,
+    walks: &Gather,
+    [source, weight, out]: [&Operand; 3],
+) -> Result<(), ConvError> {
+    let Conv3dCall { client, limits, ref problem, pass, bias, .. } = *call;
+    let [depth, height, width] = walks.map(|walk| walk.positions);
+    let images = problem.batch * problem.channels;
+    let window = march_window(walks, |rows| height.div_ceil(rows) * width);
+    let blocks = height.div_ceil(window.rows);
+    let chunk = depth_chunk(depth, images * blocks * width, usize::MAX, limits);
+    let chunks = depth.div_ceil(chunk);
+    let marches = blocks * width * chunks;
+    let threadgroups = marches.div_ceil(window.threads);
+    let address =
+        address_type("conv3d", &[source, weight, out], images * threadgroups * window.threads, limits)?;
+    let operations = 2.0 * (window.threads * window.rows * chunk * window.tap_count()) as f64;
+    let activation = problem.activation_of(pass);
+    for dispatch in dispatches(images * threadgroups, operations, limits) {
+        // SAFETY: output positions are below the walk's extents; loads outside the source read element 0 in
+        // their place.
+        unsafe {
+            march_kernel::launch_unchecked(
+                client,
+                dispatch.count(),
+                CubeDim::new_1d(window.threads as u32),
+                address,
+                source.buffer_arg(1),
+                weight.buffer_arg(1),
+                bias.map(|bias| bias.tensor_arg()).into(),
+                out.buffer_arg(1),
+                gather_args(problem, pass, walks, [source, weight, out]),
+                MarchWorkLaunch {
+                    width: width as u32,
+                    blocks: blocks as u32,
+                    chunks: chunks as u32,
+                    channels: problem.channels as u32,
+                    channel_count: problem.channels as u32,
+                    depth: depth as u32,
+                    chunk: chunk as u32,
+                    height: height as u32,
+                    marches: marches as u32,
+                    threadgroups: threadgroups as u32,
+                    taps: window.tap_count() as u32,
+                    activation: activation.code(),
+                },
+                dispatch.span(),
+                pass,
+                problem.window.padding_mode,
+                window,
+                source.dtype.elem(),
+                out.dtype.elem(),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Launches the weight gradient: operands x, dy, dw. The staged kernel computes the bias gradient from the dy
+/// it has in registers where the workspace holds its partials too; otherwise a separate pass over dy does.
+pub(super) fn weight_gradient(
+    call: &Conv3dCall,
+    kernel: DepthwiseKernel,
+    operands: [&Operand; 3],
+) -> Result<(), ConvError> {
+    let Conv3dCall { client, limits, ref problem, bias_gradient: db, .. } = *call;
+    let [_, dy, dw] = operands;
+    let walks = &gathers(problem, Pass::Forward)[0];
+    let staged = (kernel == DepthwiseKernel::Staged)
+        .then(|| staged_weight(problem, limits).expect("`check` has found that the plan serves the pass"));
+    let fused = db.filter(|db| {
+        staged.is_some_and(|(_, (_, threadgroups))| {
+            problem.batch * threadgroups <= affordable_slices(dw.len() + db.len(), limits)
+        })
+    });
+    if let (Some(db), None) = (db, fused) {
+        reduce::bias_gradient(client, problem, limits, dy, db)?;
+    }
+    match staged {
+        Some((tile, chunks)) => staged_weight_gradient(call, (walks, tile), chunks, operands, fused),
+        None => march_weight_gradient(call, walks, operands),
+    }
+}
+
+fn march_weight_gradient(
+    call: &Conv3dCall,
+    walks: &Gather,
+    [x, dy, dw]: [&Operand; 3],
+) -> Result<(), ConvError> {
+    let Conv3dCall { client, limits, ref problem, .. } = *call;
+    let [depth, height, width] = walks.map(|walk| walk.positions);
+    let WeightWork { window, whole, cuts, chunk, marches, slices, slice_length } =
+        weight_work(problem, walks, limits);
+    let threads = window.threads;
+    let partials = reduce::partials(client, slices, dw);
+    let largest = (slice_length * slices + threads).max(problem.channels * slices * cuts);
+    let address = address_type("conv3d", &[x, dy, &partials], largest, limits)?;
+    let operations = 2.0 * (slice_length * chunk * window.tap_count()) as f64;
+    for dispatch in dispatches(problem.channels * slices * cuts, operations, limits) {
+        // SAFETY: marches are below the slice's end; loads outside x read element 0 in their place; every
+        // slice has its own partials.
+        unsafe {
+            weight::weight_kernel::launch_unchecked(
+                client,
+                dispatch.count(),
+                CubeDim::new_1d(threads as u32),
+                address,
+                x.buffer_arg(1),
+                dy.buffer_arg(1),
+                partials.buffer_arg(1),
+                gather_args(problem, Pass::Forward, walks, [x, dw, dy]),
+                MarchWorkLaunch {
+                    width: width as u32,
+                    blocks: height as u32,
+                    chunks: depth.div_ceil(chunk) as u32,
+                    channels: problem.channels as u32,
+                    channel_count: problem.channels as u32,
+                    depth: depth as u32,
+                    chunk: chunk as u32,
+                    height: height as u32,
+                    marches: marches as u32,
+                    threadgroups: cuts as u32,
+                    taps: whole.tap_count() as u32,
+                    activation: Activation::None.code(),
+                },
+                slice_length,
+                dispatch.span(),
+                problem.window.padding_mode,
+                window,
+                x.dtype.elem(),
+                partials.dtype.elem(),
+            );
+        }
+    }
+    reduce::sum_partials(client, limits, &partials, dw)
+}
+
+fn staged_weight_gradient(
+    call: &Conv3dCall,
+    (walks, tile): (&Gather, FrameTile),
+    (chunk, threadgroups): (usize, usize),
+    [x, dy, dw]: [&Operand; 3],
+    db: Option<&Operand>,
+) -> Result<(), ConvError> {
+    let Conv3dCall { client, limits, ref problem, .. } = *call;
+    let slices = problem.batch * threadgroups;
+    let slice_stride = dw.len() + db.map_or(0, Operand::len);
+    let partials = match db {
+        Some(_) => reduce::workspace(client, slices, slice_stride),
+        None => reduce::partials(client, slices, dw),
+    };
+    let all_threadgroups = problem.channels * slices;
+    let largest = (all_threadgroups * tile.threads).max(partials.len());
+    let address = address_type("conv3d", &[x, dy, &partials], largest, limits)?;
+    let operations = 2.0 * (tile.threads * tile.rows * chunk * tile.tap_count()) as f64;
+    for dispatch in dispatches(all_threadgroups, operations, limits) {
+        // SAFETY: a threadgroup's tile, chunk, channel and image exist; every slice has its own partials,
+        // followed by those of `db` if there is one.
+        unsafe {
+            staged_weight_kernel::launch_unchecked(
+                client,
+                dispatch.count(),
+                CubeDim::new_1d(tile.threads as u32),
+                address,
+                x.buffer_arg(1),
+                dy.buffer_arg(1),
+                partials.buffer_arg(1),
+                gather_args(problem, Pass::Forward, walks, [x, dw, dy]),
+                tile.tiling(walks, chunk, problem.channels, Activation::None),
+                slice_stride,
+                dispatch.span(),
+                db.is_some(),
+                problem.window.padding_mode,
+                tile,
+                x.dtype.elem(),
+                partials.dtype.elem(),
+            );
+        }
+    }
+    reduce::sum_partials(client, limits, &partials, dw)?;
+    match db {
+        Some(db) => {
+            reduce::finish_partials_from(client, limits, (&partials, dw.len()), db, (None, Activation::None))
+        }
+        None => Ok(()),
+    }
+}

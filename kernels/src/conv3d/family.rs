@@ -1,0 +1,75 @@
+//! The doors of a plan family: all that planning, checks, reports and launches ask of it. The type that a
+//! variant of [`super::Plan`] carries has one implementation, in the family's `doors.rs` (`Direct` and
+//! ImplicitGemm, which are a file each, in that file).
+
+use super::call::Conv3dCall;
+use super::needs::kernel_needs;
+use super::notes::Notes;
+use super::pass::Pass;
+use super::problem::Conv3dProblem;
+use super::tiles::Tiles;
+use crate::error::{ConvError, unsupported};
+use crate::limits::Limits;
+use crate::needs::Needs;
+use crate::operand::Operand;
+
+/// What a plan answers. Problems are those that are launched (`rewrite.rs`), with a result that is not empty.
+pub(super) trait Family {
+    /// The plan's name in tables, reports and errors.
+    fn plan_name(&self) -> String;
+
+    /// Refuses, in one sentence, what the plan does not serve.
+    fn serves(&self, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Result<(), ConvError>;
+
+    /// What the kernels need of a device.
+    fn needs(&self, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Needs;
+
+    /// The GEMM tiles; none for plans that are not a single GEMM.
+    fn tiles(&self, _problem: &Conv3dProblem, _pass: Pass) -> Option<Tiles> {
+        None
+    }
+
+    /// Error, workspace and spread of NaN.
+    fn notes(&self, _problem: &Conv3dProblem, pass: Pass, _limits: &Limits) -> Notes {
+        Notes::of_sum(pass)
+    }
+
+    /// Launches the pass: operands x, w, y (forward), dy, w, dx (input gradient) or x, dy, dw. The plan has
+    /// been checked for the call's problem.
+    fn launch(&self, call: &Conv3dCall, operands: [&Operand; 3]) -> Result<(), ConvError>;
+
+    /// Whether the weight gradient's launch also computes [`Conv3dCall::bias_gradient`].
+    fn sums_bias(&self) -> bool {
+        false
+    }
+
+    /// Whether an input gradient under replicate padding is computed for the padded input.
+    fn is_rewritten(&self) -> bool {
+        true
+    }
+}
+
+/// The family of [`super::Plan::Empty`].
+pub(super) struct Empty;
+
+impl Family for Empty {
+    fn plan_name(&self) -> String {
+        "empty".into()
+    }
+
+    fn serves(&self, _: &Conv3dProblem, pass: Pass, _: &Limits) -> Result<(), ConvError> {
+        unsupported!("conv3d: the plan `empty` was given for a {} whose result is not empty", pass.name())
+    }
+
+    fn needs(&self, _: &Conv3dProblem, _: Pass, _: &Limits) -> Needs {
+        Needs { bindings: 0, threads: 0, ..kernel_needs(0, 0, 0) }
+    }
+
+    fn launch(&self, _: &Conv3dCall, _: [&Operand; 3]) -> Result<(), ConvError> {
+        Ok(())
+    }
+
+    fn is_rewritten(&self) -> bool {
+        false
+    }
+}

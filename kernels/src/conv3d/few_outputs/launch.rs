@@ -1,0 +1,145 @@
+//! Launches of the layers with few outputs, and the sums over their split-K slices.
+//!
+//! # Safety of the launches
+//!
+//! What every unchecked launch here relies on: `conv3d::check::check_operands` has checked the shapes,
+//! `conv3d::call` that the plan serves the launched problem; `address_type` reaches every offset;
+//! threadgroups past the span of a dispatch exit; loads are masked to the source and stores to the result;
+//! threads write disjoint elements. `// SAFETY` at a launch adds what is particular to it.
+
+use super::config::{FewOutputsShape, FewOutputsTile};
+use super::kernel::{ChannelSplitLaunch, few_outputs_kernel};
+use super::weight::{TileSplitLaunch, few_outputs_weight_kernel};
+use super::{channel_slices, dense_walk, threadgroups, tile_slices};
+use crate::activation::Activation;
+use crate::conv3d::call::Conv3dCall;
+use crate::conv3d::gemm::gather::{Gather, divisor, gather_args};
+use crate::conv3d::pass::Pass;
+use crate::conv3d::reduce;
+use crate::error::ConvError;
+use crate::launch::dispatches;
+use crate::operand::{Operand, address_type};
+use cubecl::prelude::*;
+
+/// Launches the forward pass (operands x, w, y) or the input gradient (dy, w, dx).
+pub(super) fn launch(
+    call: &Conv3dCall,
+    tile: &FewOutputsTile,
+    [source, weight, out]: [&Operand; 3],
+) -> Result<(), ConvError> {
+    let Conv3dCall { client, limits, ref problem, pass, bias, .. } = *call;
+    let (walks, outputs) =
+        dense_walk(problem, pass).expect("`check` has found that the plan serves the pass");
+    let shape = FewOutputsShape::of(&walks, outputs, tile);
+    let (slices, length) = channel_slices(problem, pass, threadgroups(problem, &walks, &shape), limits);
+    let whole = (bias, problem.activation_of(pass));
+    let products = |out: &Operand, epilogue| {
+        let operands = [source, weight, out];
+        launch_slices(call, (&walks, &shape), (slices, length), operands, epilogue)
+    };
+    if slices == 1 {
+        return products(out, whole);
+    }
+    let (partials, slice) = reduce::split_result(client, slices, out);
+    products(&slice, (None, Activation::None))?;
+    reduce::finish_partials(client, limits, &partials, out, whole)
+}
+
+fn launch_slices(
+    call: &Conv3dCall,
+    (walks, shape): (&Gather, &FewOutputsShape),
+    (slices, length): (usize, usize),
+    operands: [&Operand; 3],
+    (bias, activation): (Option<&Operand>, Activation),
+) -> Result<(), ConvError> {
+    let Conv3dCall { client, limits, ref problem, pass, .. } = *call;
+    let [source, weight, out] = operands;
+    let (channels, _) = problem.channels_of(pass);
+    let threadgroups = threadgroups(problem, walks, shape) * slices;
+    let threads = shape.tile.threads;
+    let slice_stride = if slices == 1 { 0 } else { out.len() };
+    let address =
+        address_type("conv3d", &operands, (threadgroups * threads).max(slice_stride * slices), limits)?;
+    let operations = 2.0 * (threads * shape.sums() * shape.tile.tap_count() * length) as f64;
+    for dispatch in dispatches(threadgroups, operations, limits) {
+        // SAFETY: a thread loads only weights of its channel's window; a threadgroup's tile, frames, group,
+        // image and slice exist.
+        unsafe {
+            few_outputs_kernel::launch_unchecked(
+                client,
+                dispatch.count(),
+                CubeDim::new_1d(threads as u32),
+                address,
+                source.buffer_arg(1),
+                weight.buffer_arg(1),
+                bias.map(|bias| bias.tensor_arg()).into(),
+                out.buffer_arg(1),
+                gather_args(problem, pass, walks, operands),
+                shape.tile.tiling(walks, shape.frames, problem.window.groups, activation),
+                ChannelSplitLaunch {
+                    batch: divisor(problem.batch),
+                    channels: channels as u32,
+                    slice_channels: length as u32,
+                    slice_stride,
+                },
+                dispatch.span(),
+                pass,
+                problem.window.padding_mode,
+                *shape,
+                limits.unroll,
+                source.dtype.elem(),
+                out.dtype.elem(),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Launches the weight gradient: operands x, dy, dw.
+pub(super) fn weight_gradient(
+    call: &Conv3dCall,
+    tile: &FewOutputsTile,
+    [x, dy, dw]: [&Operand; 3],
+) -> Result<(), ConvError> {
+    let Conv3dCall { client, limits, ref problem, .. } = *call;
+    let (walks, outputs) =
+        dense_walk(problem, Pass::WeightGradient).expect("`check` has found that the plan serves the pass");
+    let shape = FewOutputsShape::of(&walks, outputs, tile);
+    let tiles = problem.batch * shape.threadgroups(&walks);
+    let (slices, length) = tile_slices(problem, tiles, &shape, limits);
+    let partials = reduce::partials(client, slices, dw);
+    let threadgroups = problem.channels * slices;
+    let largest = (threadgroups * tile.threads).max(partials.len());
+    let address = address_type("conv3d", &[x, dy, &partials], largest, limits)?;
+    let operations = 2.0 * (tile.threads * shape.sums() * shape.tile.tap_count() * length) as f64;
+    for dispatch in dispatches(threadgroups, operations, limits) {
+        // SAFETY: a threadgroup's channel and slice exist, and every slice has its own partials.
+        unsafe {
+            few_outputs_weight_kernel::launch_unchecked(
+                client,
+                dispatch.count(),
+                CubeDim::new_1d(tile.threads as u32),
+                address,
+                x.buffer_arg(1),
+                dy.buffer_arg(1),
+                partials.buffer_arg(1),
+                gather_args(problem, Pass::Forward, &walks, [x, dw, dy]),
+                shape.tile.tiling(&walks, shape.frames, 1, Activation::None),
+                TileSplitLaunch {
+                    channels: divisor(problem.channels),
+                    group_channels: divisor(problem.group_channels()),
+                    tiles: tiles as u32,
+                    slice_tiles: length as u32,
+                    output_stride: problem.group_channels() * problem.taps(),
+                    slice_stride: dw.len(),
+                },
+                dispatch.span(),
+                problem.window.padding_mode,
+                shape,
+                x.dtype.elem(),
+                partials.dtype.elem(),
+            );
+        }
+    }
+    reduce::sum_partials(client, limits, &partials, dw)
+}

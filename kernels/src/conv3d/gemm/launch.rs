@@ -1,0 +1,239 @@
+//! Launches of the gathered GEMM for the forward pass and the input gradient: packing, the product of each
+//! gather, and the sum over split-K slices.
+
+use super::config::{RegisterTile, SUBGROUP, VECTOR};
+use super::doors::GemmTile;
+use super::fma::fma_kernel;
+use super::gather::{
+    Gather, columns, gather_args, is_patches, launched_gathers, packed_gather_args, packed_shape, patches,
+    positions, taps,
+};
+use super::mma::mma_kernel;
+use super::pack::{THREADS, pack_terms_kernel};
+use super::stage::GemmShapeLaunch;
+use super::stage_vector;
+use super::vectors::{source_vector_width, weight_vector_width};
+use crate::activation::Activation;
+use crate::conv3d::call::Conv3dCall;
+use crate::conv3d::pass::Pass;
+use crate::conv3d::problem::Conv3dProblem;
+use crate::conv3d::reduce;
+use crate::conv3d::split::{MIN_STAGES, SliceCount, affordable_slices};
+use crate::error::ConvError;
+use crate::launch::dispatches;
+use crate::limits::Limits;
+use crate::operand::{Operand, address_type};
+use cubecl::prelude::*;
+
+/// Launches the forward pass (operands x, w, y) or the input gradient (dy, w, dx). Where the tiles are too
+/// few to fill the device the sum is split (split-K): fp32 partial results of at most
+/// `Limits::workspace_bytes`.
+pub(super) fn forward_or_input_gradient(
+    call: &Conv3dCall,
+    tile: GemmTile,
+    [source, weight, out]: [&Operand; 3],
+) -> Result<(), ConvError> {
+    let Conv3dCall { client, limits, ref problem, pass, bias, .. } = *call;
+    let patched = weight.is_row_major() && is_patches(problem, pass);
+    let gathers = if patched { vec![patches(problem)] } else { launched_gathers(problem, pass) };
+    let gathers: Vec<_> = gathers.iter().filter(|gather| positions(gather) > 0).collect();
+    let slices = most_slices(problem, pass, tile, gathers.iter().copied(), limits);
+    let epilogue = (bias, problem.activation_of(pass));
+    let gemm = GemmLaunch { call, tile, slices };
+    if slices == 1 {
+        return gathers.iter().try_for_each(|gather| launch(&gemm, gather, [source, weight, out], epilogue));
+    }
+    let (partials, part) = reduce::split_result(client, slices, out);
+    let plain = (None, Activation::None);
+    gathers.iter().try_for_each(|gather| launch(&gemm, gather, [source, weight, &part], plain))?;
+    reduce::finish_partials(client, limits, &partials, out, epilogue)
+}
+
+/// What all launches of a pass have in common.
+struct GemmLaunch<'a> {
+    call: &'a Conv3dCall<'a>,
+    tile: GemmTile,
+    /// Split-K slices.
+    slices: usize,
+}
+
+/// Launches one gather of a pass, without splitting K: for depthwise plans, the phases that no tap reaches (K
+/// = 0).
+pub(in crate::conv3d) fn launch_gather(
+    call: &Conv3dCall,
+    gather: &Gather,
+    operands: [&Operand; 3],
+) -> Result<(), ConvError> {
+    let tile = GemmTile::Fma(RegisterTile::M128N8);
+    launch(&GemmLaunch { call, tile, slices: 1 }, gather, operands, (None, Activation::None))
+}
+
+/// M, N and K of one group's GEMM.
+pub(super) fn gemm_shape(problem: &Conv3dProblem, pass: Pass, gather: &Gather) -> [usize; 3] {
+    let (source_channels, n) = problem.channels_of(pass);
+    [problem.batch * positions(gather), n * columns(gather), source_channels * taps(gather)]
+}
+
+/// The most split-K slices that any of a pass's gathers needs.
+pub(super) fn most_slices<'a>(
+    problem: &Conv3dProblem,
+    pass: Pass,
+    tile: GemmTile,
+    gathers: impl Iterator<Item = &'a Gather>,
+    limits: &Limits,
+) -> usize {
+    gathers.map(|gather| slices_of(problem, pass, tile, gather, limits)).max().unwrap_or(1)
+}
+
+/// Split-K slices that fill the device; one where the tiles fill half of it.
+fn slices_of(problem: &Conv3dProblem, pass: Pass, tile: GemmTile, gather: &Gather, limits: &Limits) -> usize {
+    let [m, n, k] = gemm_shape(problem, pass, gather);
+    let [tile_m, tile_n, tile_k] = tile.shape();
+    let tiles = m.div_ceil(tile_m) * n.div_ceil(tile_n) * problem.window.groups;
+    if 2 * tiles > limits.cubes_in_flight {
+        return 1;
+    }
+    let result = if pass == Pass::Forward { problem.y_shape() } else { problem.x_shape() };
+    SliceCount {
+        filling: limits.cubes_in_flight / tiles.max(1),
+        worthwhile: k / (MIN_STAGES * tile_k),
+        accurate: 1,
+        affordable: affordable_slices(result.iter().product(), limits),
+    }
+    .slices()
+}
+
+/// An input gradient's weights, packed for one gather. None where the pass reads the weight itself: the
+/// forward pass, and patches.
+fn packed_weight(
+    call: &Conv3dCall,
+    gather: &Gather,
+    weight: &Operand,
+    k: usize,
+) -> Result<Option<Operand>, ConvError> {
+    let Conv3dCall { client, limits, ref problem, pass, .. } = *call;
+    if pass != Pass::InputGradient || columns(gather) > 1 || k == 0 {
+        return Ok(None);
+    }
+    let packed = Operand::empty(client, &packed_shape(problem, gather), weight.dtype);
+    let elements = packed.len();
+    let address = address_type("conv3d", &[weight, &packed], elements, limits)?;
+    for dispatch in dispatches(elements.div_ceil(THREADS), THREADS as f64, limits) {
+        // SAFETY: the module's contract; each thread copies one element, at taps and channels of the gather.
+        unsafe {
+            pack_terms_kernel::launch_unchecked(
+                client,
+                dispatch.count(),
+                CubeDim::new_1d(THREADS as u32),
+                address,
+                weight.buffer_arg(1),
+                packed.buffer_arg(1),
+                gather_args(problem, pass, gather, [weight, weight, weight]),
+                k,
+                problem.group_channels(),
+                elements,
+                dispatch.span(),
+                weight.dtype.elem(),
+            );
+        }
+    }
+    Ok(Some(packed))
+}
+
+fn launch(
+    &GemmLaunch { call, tile, slices }: &GemmLaunch,
+    gather: &Gather,
+    [source, weight, out]: [&Operand; 3],
+    (bias, activation): (Option<&Operand>, Activation),
+) -> Result<(), ConvError> {
+    let Conv3dCall { client, limits, ref problem, pass, .. } = *call;
+    let [m, n, k] = gemm_shape(problem, pass, gather);
+    let packed = packed_weight(call, gather, weight, k)?;
+    let k_contiguous = packed.is_some() || pass == Pass::Forward;
+    let weight = packed.as_ref().unwrap_or(weight);
+    let (source_channels, _) = problem.channels_of(pass);
+    let [tile_m, tile_n, tile_k] = tile.shape();
+    let (tiles_m, tiles_n) = (m.div_ceil(tile_m), n.div_ceil(tile_n));
+    let groups = problem.window.groups;
+    let threadgroups = tiles_m * tiles_n * groups * slices;
+    let slice_k = k.div_ceil(slices).next_multiple_of(tile_k);
+    let slice_stride = if slices == 1 { 0 } else { out.len() };
+    let largest = m.max(n).max(k + slice_k * slices).max(threadgroups).max(slice_stride * slices);
+    let address = address_type("conv3d", &[source, weight, out], largest, limits)?;
+    let flop = 2.0 * (tile_m * tile_n * slice_k) as f64;
+    let padding = problem.window.padding_mode;
+    for dispatch in dispatches(threadgroups, flop, limits) {
+        let args = match packed {
+            Some(_) => packed_gather_args(problem, gather, [source, weight, out]),
+            None => gather_args(problem, pass, gather, [source, weight, out]),
+        };
+        let shape = GemmShapeLaunch {
+            m: m as u32,
+            n: n as u32,
+            k: k as u32,
+            slice_k: slice_k as u32,
+            source_channels: source_channels as u32,
+            tiles_m,
+            tiles_n,
+            groups,
+            slice_stride,
+            activation: activation.code(),
+        };
+        match tile {
+            // SAFETY: the module's contract.
+            GemmTile::Fma(tile) => unsafe {
+                let source_width = source_vector_width(gather, source, VECTOR);
+                fma_kernel::launch_unchecked(
+                    client,
+                    dispatch.count(),
+                    CubeDim::new_1d(tile.threads() as u32),
+                    address,
+                    source_width,
+                    source.buffer_arg(source_width),
+                    weight.buffer_arg(1),
+                    bias.map(|bias| bias.tensor_arg()).into(),
+                    out.buffer_arg(1),
+                    args,
+                    shape,
+                    dispatch.span(),
+                    padding,
+                    tile,
+                    limits.unroll,
+                    source.dtype.elem(),
+                    out.dtype.elem(),
+                );
+            },
+            GemmTile::Mma(tile) => {
+                let (stage, width) = stage_vector(tile.fragment, problem.dtype, limits);
+                let weight_width = if k_contiguous { weight_vector_width(weight, k, width) } else { 1 };
+                let source_width = source_vector_width(gather, source, width);
+                // SAFETY: the module's contract.
+                unsafe {
+                    mma_kernel::launch_unchecked(
+                        client,
+                        dispatch.count(),
+                        CubeDim::new_2d(SUBGROUP as u32, tile.subgroups() as u32),
+                        address,
+                        width,
+                        weight_width,
+                        source_width,
+                        source.buffer_arg(source_width),
+                        weight.buffer_arg(weight_width),
+                        bias.map(|bias| bias.tensor_arg()).into(),
+                        out.buffer_arg(1),
+                        args,
+                        shape,
+                        dispatch.span(),
+                        padding,
+                        tile,
+                        stage.size(),
+                        source.dtype.elem(),
+                        stage.elem(),
+                        out.dtype.elem(),
+                    );
+                }
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,47 @@
+//! The first step of every call: the problem that is asked for becomes the one that is launched.
+//!
+//! | asked                                   | launched                                | afterwards      |
+//! |-----------------------------------------|-----------------------------------------|-----------------|
+//! | input gradient under replicate padding  | input gradient of the padded input, in  | `fold.rs` adds  |
+//! |                                         | fp32, under zero padding of width zero  | the copies      |
+//! | everything else, and all of `Direct`    | the same                                |                 |
+//!
+//! Plans are chosen for the launched problem, checked for it and launched on it.
+
+use super::pass::Pass;
+use super::problem::{Conv3dProblem, PaddingMode};
+
+/// A pass of a problem, before and after the rewrite.
+#[derive(Clone, Copy)]
+pub(super) struct PassProblem {
+    pub(super) asked: Conv3dProblem,
+    /// What all plans but `Direct` launch.
+    pub(super) launched: Conv3dProblem,
+    pub(super) pass: Pass,
+}
+
+impl PassProblem {
+    pub(super) fn of(problem: &Conv3dProblem, pass: Pass) -> Self {
+        let launched = if is_folded(problem, pass) { problem.explicitly_padded() } else { *problem };
+        Self { asked: *problem, launched, pass }
+    }
+
+    /// Whether the launched problem's gradient is folded afterwards.
+    pub(super) fn is_folded(&self) -> bool {
+        is_folded(&self.asked, self.pass)
+    }
+
+    /// Whether the pass has no result to compute.
+    pub(super) fn is_empty(&self) -> bool {
+        let shape = match self.pass {
+            Pass::Forward => self.asked.y_shape(),
+            Pass::InputGradient => self.asked.x_shape(),
+            Pass::WeightGradient => self.asked.weight_shape(),
+        };
+        shape.contains(&0)
+    }
+}
+
+fn is_folded(problem: &Conv3dProblem, pass: Pass) -> bool {
+    pass == Pass::InputGradient && problem.window.padding_mode == PaddingMode::Replicate
+}
