@@ -1,6 +1,6 @@
-//! The doors of a plan family: all that planning, checks, reports and launches ask of it. The type that a
-//! variant of [`super::Plan`] carries has one implementation, in the family's `doors.rs` (`Direct` and
-//! ImplicitGemm, which are a file each, in that file).
+//! What planning, checks, reports and launches ask of a plan. The type that a variant of [`super::Plan`]
+//! carries implements it, in the `family.rs` of its folder (`Direct` and ImplicitGemm, which are a file each,
+//! in that file).
 
 use super::call::Conv3dCall;
 use super::needs::kernel_needs;

@@ -24,7 +24,7 @@
 //! Which plan is taken: `choose/`. Where a plan needs more than the device has ([`crate::Needs`]) the next
 //! candidate is taken: smaller tiles of the same GEMM, at last `Direct`.
 //!
-//! What a plan serves, needs and launches: the doors of its family (`family.rs`).
+//! What a plan serves, needs and launches: its [`Family`].
 
 use super::choose;
 use super::depthwise::{self, DepthwiseKernel};
@@ -99,7 +99,7 @@ impl Plan {
         self.family().plan_name()
     }
 
-    /// The plan's doors: the one place that tells the variants apart.
+    /// The one place that tells the variants apart.
     pub(super) fn family(&self) -> &dyn Family {
         match self {
             Self::Empty => &Empty,

@@ -3,7 +3,7 @@
 //! smallest frames are left to [`march`] and [`weight`], which read frames through the cache.
 
 mod config;
-mod doors;
+mod family;
 mod launch;
 mod march;
 mod staged;

@@ -5,7 +5,7 @@
 //! in slices.
 
 mod config;
-mod doors;
+mod family;
 mod kernel;
 mod launch;
 mod weight;
@@ -18,7 +18,7 @@ use super::problem::Conv3dProblem;
 use super::split::{SERIAL_PRODUCTS, SliceCount, affordable_slices, even_slices};
 use crate::limits::Limits;
 use config::{FewOutputsShape, MAX_OUTPUTS, cheapest, is_offered};
-use doors::loop_iterations;
+use family::loop_iterations;
 
 /// Below this many tiles per slice of a weight gradient, the reduction over the threads dominates.
 const MIN_SLICE_TILES: usize = 8;

@@ -2,7 +2,7 @@
 //! gather, and the sum over split-K slices.
 
 use super::config::{RegisterTile, SUBGROUP, VECTOR};
-use super::doors::GemmTile;
+use super::family::GemmTile;
 use super::fma::fma_kernel;
 use super::gather::{
     Gather, columns, gather_args, is_patches, launched_gathers, packed_gather_args, packed_shape, patches,

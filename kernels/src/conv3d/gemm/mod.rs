@@ -24,7 +24,7 @@
 pub(super) mod config;
 mod contiguous_weight;
 mod depth;
-mod doors;
+mod family;
 mod fma;
 pub(crate) mod fragments;
 pub(super) mod gather;
@@ -40,9 +40,9 @@ mod weight;
 
 pub use config::{MatrixTile, RegisterTile};
 pub(super) use depth::{depth_tap_fraction, launches};
-pub use doors::GemmTile;
+pub use family::GemmTile;
 #[cfg(test)]
-pub(super) use doors::k_iterations;
+pub(super) use family::k_iterations;
 pub(crate) use gather::{is_patches, serves};
 pub(super) use launch::launch_gather;
 pub(super) use vectors::{out_vector_width, source_vector_width, weight_vector_width};

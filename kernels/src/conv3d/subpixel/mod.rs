@@ -4,7 +4,7 @@
 
 mod blocks;
 mod config;
-mod doors;
+mod family;
 mod kernel;
 mod launch;
 mod mma;

@@ -15,9 +15,9 @@
 
 mod config;
 mod contiguous;
-mod doors;
 mod epilogue;
 mod extents;
+mod family;
 mod kernel;
 mod launch;
 mod pack;
@@ -26,10 +26,10 @@ mod tiling;
 pub(crate) mod weight;
 
 pub use config::WindowTile;
-pub use doors::WindowKernel;
 #[cfg(test)]
 pub(crate) use extents::packed_bytes;
 pub(crate) use extents::{extent, is_pointwise_in_frame, serves, taps_of_window, threadgroups};
+pub use family::WindowKernel;
 pub use weight::WindowWeightTile;
 
 use super::gemm::fragment;

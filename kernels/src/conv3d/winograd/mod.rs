@@ -53,7 +53,7 @@
 mod constants;
 mod cost;
 mod depth;
-mod doors;
+mod family;
 mod filter;
 mod input;
 mod output;

@@ -1,4 +1,4 @@
-//! The doors of the kernels with a shared input window ([`Family`]).
+//! [`Family`] of the kernels with a shared input window.
 
 use super::config::WindowTile;
 use super::weight::{self, WindowWeightTile};

@@ -1,4 +1,4 @@
-//! The doors of the kernels for few outputs ([`Family`]).
+//! [`Family`] of the kernels for few outputs.
 
 use super::config::{FewOutputsShape, FewOutputsTile};
 use super::launch::{launch, weight_gradient};

@@ -1,4 +1,4 @@
-//! The doors of Winograd ([`Family`]).
+//! [`Family`] of Winograd.
 
 use super::product::chunk_stages;
 use super::region::Correlation;

@@ -1,4 +1,4 @@
-//! The doors of the gathered GEMM ([`Family`]): what [`crate::conv3d::Plan::Gemm`] serves, needs and
+//! [`Family`] of the gathered GEMM: what [`crate::conv3d::Plan::Gemm`] serves, needs and
 //! launches.
 
 use super::config::{MatrixTile, RegisterTile};

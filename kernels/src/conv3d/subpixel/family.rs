@@ -1,4 +1,4 @@
-//! The doors of the sub-pixel input gradient ([`Family`]).
+//! [`Family`] of the sub-pixel input gradient.
 
 use super::config::SubpixelTile;
 use super::{SubpixelExtents, launch, loop_iterations, packed_bytes, serves, stage};

@@ -1,4 +1,4 @@
-//! The doors of the depthwise kernels ([`Family`]).
+//! [`Family`] of the depthwise kernels.
 
 use super::config::{FORWARD_ROWS, THREADS, WEIGHT_ROWS, staged_bytes, staged_tile, weight_work};
 use super::{DepthwiseKernel, launch, serves};
