@@ -4,8 +4,9 @@
 pub use crate::causal_conv1d::nn::{CausalConv1d, CausalConv1dConfig};
 pub use crate::conv::nn1d::{Conv1d, Conv1dConfig};
 pub use crate::conv::nn2d::{Conv2d, Conv2dConfig};
-pub use crate::conv_transpose::nn2d::{ConvTranspose2d, ConvTranspose2dConfig};
-pub use crate::conv_transpose::nn3d::{ConvTranspose3d, ConvTranspose3dConfig};
+pub use crate::conv_transpose::nn::{
+    ConvTranspose2d, ConvTranspose2dConfig, ConvTranspose3d, ConvTranspose3dConfig,
+};
 pub use crate::conv3d::nn::{Conv3d, Conv3dConfig};
 pub use crate::conv3d::{Conv3dPadding, FilterCache};
 pub use crate::rope2d::nn::{Rope2d, Rope2dConfig};
@@ -26,6 +27,31 @@ macro_rules! setters {
     };
 }
 pub(crate) use setters;
+
+/// As [`setters`], for a number for each axis: from one number, or one for each.
+macro_rules! axis_setters {
+    ($config:ident, $axes:literal { $($(#[$doc:meta])* $setter:ident($field:ident);)* }) => {
+        impl $config {
+            $(
+                $(#[$doc])*
+                #[must_use]
+                pub fn $setter(mut self, $field: impl Into<crate::PerAxis<$axes>>) -> Self {
+                    self.$field = $field.into().0;
+                    self
+                }
+            )*
+        }
+    };
+}
+pub(crate) use axis_setters;
+
+/// Panics unless the groups divide both channel counts.
+pub(crate) fn check_groups(module: &str, [c_in, c_out]: [usize; 2], groups: usize) {
+    assert!(
+        groups > 0 && c_in % groups == 0 && c_out % groups == 0,
+        "{module}: {c_in} input and {c_out} output channels cannot be split into {groups} groups"
+    );
+}
 
 /// What Burn asks of a configuration beside its data.
 macro_rules! config {

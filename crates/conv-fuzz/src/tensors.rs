@@ -96,11 +96,7 @@ pub fn strides(view: &str, shape: &[usize]) -> Vec<usize> {
 /// The most elements that any of these shapes spans in any of the case's layouts.
 pub fn largest_span(case: &Case, shapes: &[&[usize]]) -> usize {
     let views = ["x_view", "w_view", "dy_view", "out_view"].map(|name| case.word(name));
-    let span = |view: &str, shape: &[usize]| {
-        let strides = strides(view, shape);
-        let last: usize = shape.iter().zip(strides).map(|(size, stride)| (size.max(&1) - 1) * stride).sum();
-        last + 1
-    };
+    let span = |view: &str, shape: &[usize]| buffer::extent(shape, &strides(view, shape));
     let spans = shapes.iter().flat_map(|shape| views.map(|view| span(view, shape)));
     spans.max().unwrap_or(0)
 }

@@ -40,6 +40,14 @@ pub fn upload_strided(
     upload_guarded(client, values, (shape, strides), dtype, f32::NAN)
 }
 
+/// Elements from a tensor's first to its last in memory; 0 without elements.
+pub fn extent(shape: &[usize], strides: &[usize]) -> usize {
+    if shape.contains(&0) {
+        return 0;
+    }
+    1 + shape.iter().zip(strides).map(|(size, stride)| (size - 1) * stride).sum::<usize>()
+}
+
 fn upload_guarded(
     client: &Client,
     values: &[f32],
@@ -49,11 +57,7 @@ fn upload_guarded(
 ) -> Buffer {
     assert_eq!(values.len(), shape.iter().product::<usize>());
     let rounded: Vec<f32> = values.iter().map(|value| round(*value, dtype)).collect();
-    let extent = if values.is_empty() {
-        0
-    } else {
-        1 + shape.iter().zip(strides).map(|(size, stride)| (size - 1) * stride).sum::<usize>()
-    };
+    let extent = extent(shape, strides);
     let mut memory = vec![guard; GUARD + extent.next_multiple_of(2) + GUARD];
     for (index, value) in rounded.iter().enumerate() {
         memory[GUARD + element_offset(index, shape, strides)] = *value;

@@ -3,7 +3,7 @@
 use crate::conv::{Conv1dOptions, try_conv1d};
 use crate::conv3d::same_padding;
 use crate::forms::{ActivationForm, AlgorithmForm, PaddingModeForm};
-use crate::nn::{config, setters};
+use crate::nn::{check_groups, config, setters};
 use crate::{Activation, Algorithm, ConvError, PaddingMode, or_panic};
 use burn::module::{Content, DisplaySettings, Initializer, Module, ModuleDisplay, Param};
 use burn::nn::PaddingConfig1d;
@@ -83,10 +83,7 @@ impl Conv1dConfig {
     pub fn init(&self, device: &Device) -> Conv1d {
         let [c_in, c_out] = [self.channels_in, self.channels_out];
         let groups = self.groups;
-        assert!(
-            groups > 0 && c_in % groups == 0 && c_out % groups == 0,
-            "Conv1d: {c_in} input and {c_out} output channels cannot be split into {groups} groups"
-        );
+        check_groups("Conv1d", [c_in, c_out], groups);
         let taps = self.kernel_size;
         let (fan_in, fan_out) = (Some(c_in / groups * taps), Some(c_out / groups * taps));
         let init = &self.initializer;

@@ -3,8 +3,8 @@
 use crate::conv::{Conv2dOptions, try_conv2d};
 use crate::conv3d::same_padding;
 use crate::forms::{ActivationForm, AlgorithmForm, PaddingModeForm};
-use crate::nn::{config, setters};
-use crate::{Activation, Algorithm, ConvError, PaddingMode, PerAxis, or_panic};
+use crate::nn::{axis_setters, check_groups, config, setters};
+use crate::{Activation, Algorithm, ConvError, PaddingMode, or_panic};
 use burn::module::{Content, DisplaySettings, Initializer, Module, ModuleDisplay, Param};
 use burn::nn::PaddingConfig2d;
 use burn::serde::{Deserialize, Serialize};
@@ -69,19 +69,14 @@ setters!(Conv2dConfig {
     with_initializer(initializer: Initializer);
 });
 
-impl Conv2dConfig {
+axis_setters!(Conv2dConfig, 2 {
     /// Sets the distance between windows: one number or one for each axis.
-    #[must_use]
-    pub fn with_stride(self, stride: impl Into<PerAxis<2>>) -> Self {
-        Self { stride: stride.into().0, ..self }
-    }
-
+    with_stride(stride);
     /// Sets the distance between taps: one number or one for each axis.
-    #[must_use]
-    pub fn with_dilation(self, dilation: impl Into<PerAxis<2>>) -> Self {
-        Self { dilation: dilation.into().0, ..self }
-    }
+    with_dilation(dilation);
+});
 
+impl Conv2dConfig {
     /// The module with fresh parameters on `device`.
     ///
     /// # Panics
@@ -89,10 +84,7 @@ impl Conv2dConfig {
     pub fn init(&self, device: &Device) -> Conv2d {
         let [c_in, c_out] = self.channels;
         let groups = self.groups;
-        assert!(
-            groups > 0 && c_in % groups == 0 && c_out % groups == 0,
-            "Conv2d: {c_in} input and {c_out} output channels cannot be split into {groups} groups"
-        );
+        check_groups("Conv2d", [c_in, c_out], groups);
         let [kh, kw] = self.kernel_size;
         let taps = kh * kw;
         let (fan_in, fan_out) = (Some(c_in / groups * taps), Some(c_out / groups * taps));

@@ -1,10 +1,10 @@
 //! conv3d as a module.
 
 use super::filters::{FilterCache, is_composed};
-use super::{Conv3dOptions, Conv3dPadding, PerAxis, check};
+use super::{Conv3dOptions, Conv3dPadding, check};
 use crate::backend::ConvOps;
 use crate::forms::{ActivationForm, AlgorithmForm, PaddingModeForm};
-use crate::nn::{config, setters};
+use crate::nn::{axis_setters, check_groups, config, setters};
 use crate::{Activation, Algorithm, ConvError, PaddingMode, or_panic};
 use burn::backend::Dispatch;
 use burn::module::{Content, DisplaySettings, Initializer, Module, ModuleDisplay, Param};
@@ -77,19 +77,14 @@ setters!(Conv3dConfig {
     with_initializer(initializer: Initializer);
 });
 
+axis_setters!(Conv3dConfig, 3 {
+    /// Sets the distance between windows along D, H, W: one number or one for each axis.
+    with_stride(stride);
+    /// Sets the distance between taps along D, H, W: one number or one for each axis.
+    with_dilation(dilation);
+});
+
 impl Conv3dConfig {
-    /// Sets the distance between windows along D, H, W: one number or three.
-    #[must_use]
-    pub fn with_stride(self, stride: impl Into<PerAxis>) -> Self {
-        Self { stride: stride.into().0, ..self }
-    }
-
-    /// Sets the distance between taps along D, H, W: one number or three.
-    #[must_use]
-    pub fn with_dilation(self, dilation: impl Into<PerAxis>) -> Self {
-        Self { dilation: dilation.into().0, ..self }
-    }
-
     /// The module with fresh parameters on `device`.
     ///
     /// # Panics
@@ -97,10 +92,7 @@ impl Conv3dConfig {
     pub fn init(&self, device: &Device) -> Conv3d {
         let [c_in, c_out] = self.channels;
         let groups = self.groups;
-        assert!(
-            groups > 0 && c_in % groups == 0 && c_out % groups == 0,
-            "Conv3d: {c_in} input and {c_out} output channels cannot be split into {groups} groups"
-        );
+        check_groups("Conv3d", [c_in, c_out], groups);
         let [kd, kh, kw] = self.kernel_size;
         let taps = kd * kh * kw;
         let (fan_in, fan_out) = (c_in / groups * taps, c_out / groups * taps);

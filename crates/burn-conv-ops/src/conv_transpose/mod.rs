@@ -8,8 +8,7 @@
 //! ```
 
 mod check;
-pub(crate) mod nn2d;
-pub(crate) mod nn3d;
+pub(crate) mod nn;
 mod options;
 
 pub use options::{ConvTranspose2dOptions, ConvTranspose3dOptions, ConvTransposeOptions};

@@ -9,9 +9,9 @@
 //! ```
 //!
 //! [`patch`] registers an optimization with Burn's fusion layer. Wherever a model calls Burn's convolutions
-//! or their gradients, the optimization runs this crate's kernels instead; what lies between them is fused by
-//! Burn's own fusers as before. Where the kernels cannot serve a call (its dtype, its shape, a limit of the
-//! device), Burn's operation runs.
+//! or their gradients, the optimization runs this crate's kernels instead; the operations between them are
+//! fused by Burn's own fusers as before. Where the kernels cannot serve a call (its dtype, its shape, a limit
+//! of the device), Burn's operation runs.
 //!
 //! Nothing in a result says who computed it, so [`report`] counts: how many convolutions Burn ran, how many
 //! of them ran here. `report().recorded() == report().served()` belongs in a test of your own. For each kind

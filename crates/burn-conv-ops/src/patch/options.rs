@@ -7,7 +7,7 @@ use std::fmt;
 /// Options of [`patch`](super::patch()). `PatchOptions::new()` takes conv3d and conv_transpose3d with their
 /// gradients.
 ///
-/// Each of the three switches stands for the convolution, its gradients with respect to the input, the weight
+/// Each of the three switches selects the convolution, its gradients with respect to the input, the weight
 /// and the bias, and, with [`transposed`](Self::transposed), the transposed convolution of that rank.
 #[derive(Clone, Debug)]
 #[non_exhaustive]

@@ -3,7 +3,8 @@
 //!
 //! A file's name is the hash of everything that its contents follow from: the shim, the text, the compiler
 //! with its version, its arguments and the processor. The folder is `msl-libraries` in cargo's target folder
-//! beside the running program; `cargo clean` empties it. In the full tier (`CONV_TESTS=full`) it is not used.
+//! next to the running program; `cargo clean` empties it. In the full tier (`CONV_TESTS=full`) it is not
+//! used.
 
 use cubecl_common::hash::StableHasher;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,6 @@
 //! Which of Burn's recorded operations are convolutions, and what each asks for, whatever its rank.
 
+use crate::conv::last_axes;
 use burn::backend::ir::ModuleOperationIr as Op;
 use burn::backend::ir::{OperationIr, TensorIr};
 use conv_kernels::conv3d::Window;
@@ -152,17 +153,10 @@ fn window<const D: usize>(
     groups: usize,
 ) -> Window {
     Window {
-        stride: lifted(stride, 1),
-        padding: lifted(padding, (0, 0)),
-        dilation: lifted(dilation, 1),
+        stride: last_axes(stride, 1),
+        padding: last_axes(padding, (0, 0)),
+        dilation: last_axes(dilation, 1),
         groups,
         ..Window::default()
     }
-}
-
-/// Three axes of these, the first ones without extent.
-fn lifted<T: Copy, const D: usize>(values: [T; D], unit: T) -> [T; 3] {
-    let mut three = [unit; 3];
-    three[3 - D..].copy_from_slice(&values);
-    three
 }

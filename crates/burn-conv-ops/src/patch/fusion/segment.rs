@@ -53,7 +53,7 @@ impl Segment {
     }
 }
 
-/// Operations of a fusion; where there is none, the one that stands alone.
+/// Operations of a fusion; where there is none, a single one.
 fn covered(fused: &Option<CubeOptimization>) -> usize {
     fused.as_ref().map_or(1, |fused| fused.num_ops_fused())
 }
