@@ -64,7 +64,9 @@ impl Family for TileConfig {
             Pass::WeightGradient => weight_split(problem, *self, limits).length,
             _ => k,
         };
-        let iterations = nest(slice_k.div_ceil(self.tile_k), 0);
+        let loops = [self.lhs_loads(), self.rhs_loads(), self.tile_k];
+        let inner = loops.iter().map(|count| nest(*count, 0)).sum();
+        let iterations = nest(slice_k.div_ceil(self.tile_k), inner);
         kernel_needs(self.shared_bytes(), self.threads() as usize, iterations)
     }
 
@@ -191,8 +193,7 @@ fn gemm_kernel<E: Float, O: Float>(
     let end_k = min(first_k + gemm.slice_k, gemm.k);
     let mut stage_k = first_k;
     while stage_k < end_k {
-        #[unroll]
-        for step in 0..comptime!(config.lhs_loads()) {
+        for step in 0..config.lhs_loads() {
             let k_in_stage = thread / config.tile_m + step * (threads / config.tile_m);
             let k = stage_k + k_in_stage;
             let mut value = 0.0f32;
@@ -201,8 +202,7 @@ fn gemm_kernel<E: Float, O: Float>(
             }
             lhs_stage[k_in_stage * config.tile_m + row_in_tile] = value;
         }
-        #[unroll]
-        for step in 0..comptime!(config.rhs_loads()) {
+        for step in 0..config.rhs_loads() {
             let k_in_stage = thread / config.tile_n + step * (threads / config.tile_n);
             let k = stage_k + k_in_stage;
             let mut value = 0.0f32;

@@ -81,7 +81,6 @@ pub(crate) fn multiply_stages(
 ) {
     let row = thread_row(config);
     let column = thread_column(config);
-    #[unroll]
     for k in 0..config.tile_k {
         let mut a = Array::<f32>::new(REGISTERS);
         let mut b = Array::<f32>::new(REGISTERS);

@@ -64,6 +64,32 @@ fn few_input_channels() {
     run_only(&cases::few_input_layers(), |plan| matches!(plan, Plan::Subpixel(_)));
 }
 
+/// The other structure of the gathered GEMM's K loop, for devices whose compilers schedule long straight-line
+/// code: a tile of 8 x 8 and one of 4 x 4 sums per thread.
+#[test]
+fn stages_prefetched_into_registers() {
+    let client = client();
+    let limits = Limits { unroll: true, dtypes: vec![FloatType::F32], ..Limits::of(&client) };
+    let window = |name: &str, replicate| Conv3dCase {
+        padding: [(1, 1), (0, 1), (1, 2)],
+        stride: [1, 2, 1],
+        bias: true,
+        activation: Activation::Relu,
+        replicate,
+        ..Conv3dCase::new(name, [2, 3, 3, 5, 6], 9, [3, 2, 3])
+    };
+    let run = |case: Conv3dCase, picks| {
+        let integers = |seed, length| fill::integers(seed, length, -4, 4);
+        run_with((&client, &limits), &[case], &integers, true, Selection::Only(picks));
+    };
+    run(window("prefetched_8x8", false), |plan| *plan == Plan::Gemm(GemmTile::Fma(RegisterTile::M64N64)));
+    for replicate in [false, true] {
+        run(window("prefetched_4x4", replicate), |plan| {
+            *plan == Plan::Gemm(GemmTile::Fma(RegisterTile::M128N8))
+        });
+    }
+}
+
 /// On devices with matrix units.
 #[test]
 fn phases_of_strided_gradients() {

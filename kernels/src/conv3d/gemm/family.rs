@@ -1,7 +1,7 @@
 //! [`Family`] of the gathered GEMM: what [`crate::conv3d::Plan::Gemm`] serves, needs and
 //! launches.
 
-use super::config::{MatrixTile, RegisterTile};
+use super::config::{MatrixTile, RegisterTile, VECTOR};
 use super::gather::{Gather, is_patches, launched_gathers, patches, serves};
 use super::launch::{forward_or_input_gradient, gemm_shape, most_slices};
 use super::{launches, mma_tiles, stage_type, weight};
@@ -74,8 +74,14 @@ impl Family for GemmTile {
         let stages = k_iterations(problem, pass, *self, limits);
         match self {
             Self::Fma(tile) => {
-                let inner = if limits.unroll { 0 } else { nest(tile.tile_k, 0) };
-                kernel_needs(tile.shared_bytes(), tile.threads(), nest(stages, inner) + SETUP)
+                // The loads of both stages and their product.
+                let loops = [tile.loads(tile.tile_m), tile.loads(tile.tile_n), tile.tile_k];
+                let inner = loops.iter().map(|count| nest(*count, 0)).sum();
+                let epilogue = tile.rows * nest(tile.columns / VECTOR, 0);
+                let unrolled = nest(stages, 0) + SETUP;
+                let iterations =
+                    if limits.unroll { unrolled } else { nest(stages, inner) + epilogue + SETUP };
+                kernel_needs(tile.shared_bytes(), tile.threads(), iterations)
             }
             Self::Mma(tile) => {
                 let bytes = tile.shared_bytes(stage_size(problem, limits));
@@ -123,7 +129,7 @@ pub(in crate::conv3d) fn k_iterations(
     limits: &Limits,
 ) -> usize {
     let [_, _, tile_k] = tile.shape();
-    // One more than the stages: the first iteration multiplies zeros while it loads the first stage.
+    // One more than the stages: with prefetch the first iteration multiplies zeros while it loads the first.
     if pass == Pass::WeightGradient {
         return weight::split(problem, tile, limits).length.div_ceil(tile_k) + 1;
     }

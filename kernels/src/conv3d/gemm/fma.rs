@@ -16,18 +16,20 @@
 //! weight       [N / groups, K] of each group, any strides; packed ([`super::pack`]) for input gradients
 //! ```
 //!
-//! K loop: load the next stage into registers, multiply the current one, store the next one to the same
-//! shared memory. K indices are divided out once per threadgroup ([`super::table`]), positions once per
-//! thread. Split-K leaves fp32 partial results for `reduce.rs`. Bytes and FLOP per threadgroup:
+//! K loop with `prefetch`: load the next stage into registers, multiply the current one, store the next one to
+//! the same shared memory. Without: load a stage to shared memory, multiply it; the loads are a loop, which
+//! takes few registers and a third of the code. K indices are divided out once per threadgroup
+//! ([`super::table`]), positions once per thread. Split-K leaves fp32 partial results for `reduce.rs`. Bytes and FLOP per threadgroup:
 //! [`super::config`]. Declined: M or K of 2^31 - 1 and above, more than ten taps along a zero-padded axis.
 
 use super::config::{RegisterTile, VECTOR, table_entries};
 use super::index::{GatherArgs, OutputPosition};
 use super::stage::{
-    F32x4, GemmShape, column_of, multiply, row_of, store_lanes_along_k, store_lanes_along_m, zero_stage,
+    F32x4, GemmShape, column_of, multiply, row_of, store_lanes_along_k, store_lanes_along_m,
+    store_vector_along_k, store_vector_along_m, vector_along_k, zero_stage,
 };
 use super::table::{IndexTable, fill_half, fill_other_half};
-use crate::activation::activate_by_code;
+use crate::activation::{activate_by_code, activate_quad};
 use crate::conv3d::epilogue::channel_bias;
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::PaddingMode;
@@ -46,7 +48,7 @@ pub(crate) fn fma_kernel<E: Float, O: Float, R: Size>(
     span: Span,
     #[comptime] padding: PaddingMode,
     #[comptime] tile: RegisterTile,
-    #[comptime] unroll: bool,
+    #[comptime] prefetch: bool,
     #[define(E)] _dtype: ElemType,
     #[define(O)] _out_dtype: ElemType,
 ) {
@@ -86,15 +88,20 @@ pub(crate) fn fma_kernel<E: Float, O: Float, R: Size>(
         positions.push(position);
     }
 
-    zero_stage(&mut source_stage, tile.threads());
-    zero_stage(&mut weight_stage, tile.threads());
-    // Each iteration loads the stage at `stage_k` and multiplies the one before; the last loads nothing.
+    // With `prefetch` each iteration loads the stage at `stage_k` and multiplies the one before; the last loads
+    // nothing.
     let stage = comptime!(tile.tile_k as u32).runtime();
+    let mut past_k = end_k;
+    if prefetch {
+        zero_stage(&mut source_stage, tile.threads());
+        zero_stage(&mut weight_stage, tile.threads());
+        past_k += stage;
+    }
     let mut stage_k = first_k;
     let mut at = 0usize.runtime();
     fill_half(&mut table, &gather, 0usize, stage_k, end_k, Pass::Forward, padding, entries, tile.threads());
     sync_cube();
-    while stage_k < end_k + stage {
+    while stage_k < past_k {
         // Before the loads: a divergent branch after them may stall on loads in flight.
         fill_other_half(
             &mut table,
@@ -107,45 +114,111 @@ pub(crate) fn fma_kernel<E: Float, O: Float, R: Size>(
             entries,
             tile.threads(),
         );
-        let sources = load_source(source, &gather, &positions, &table, at, padding, tile);
-        let weights = load_weight(weight, &gather, &table, at, weight_group, first_n, shape.n, tile);
-        multiply(&source_stage, &weight_stage, &mut sums, tile, unroll);
-        sync_cube();
-        store_lanes_along_m(&sources, &mut source_stage, tile);
-        store_lanes_along_k(&weights, &mut weight_stage, tile.tile_n, tile);
+        if prefetch {
+            let sources = load_source(source, &gather, &positions, &table, at, padding, tile);
+            let weights = load_weight(weight, &gather, &table, at, weight_group, first_n, shape.n, tile);
+            multiply(&source_stage, &weight_stage, &mut sums, tile, true);
+            sync_cube();
+            store_lanes_along_m(&sources, &mut source_stage, tile);
+            store_lanes_along_k(&weights, &mut weight_stage, tile.tile_n, tile);
+        } else {
+            for load in 0..tile.loads(tile.tile_m) {
+                let mut next = Sequence::<Vector<E, R>>::new();
+                push_source(&mut next, source, &gather, &positions, &table, at, load, padding, tile);
+                store_vector_along_m(&next, 0usize, load, &mut source_stage, tile);
+            }
+            for load in 0..tile.loads(tile.tile_n) {
+                let mut next = Sequence::<E>::new();
+                push_weight(
+                    &mut next,
+                    weight,
+                    &gather,
+                    &table,
+                    at,
+                    weight_group,
+                    first_n,
+                    shape.n,
+                    load,
+                    tile,
+                );
+                store_vector_along_k(&next, 0usize, load, &mut weight_stage, tile.tile_n, tile);
+            }
+            sync_cube();
+            multiply(&source_stage, &weight_stage, &mut sums, tile, false);
+        }
         stage_k += stage;
         at = (at + tile.tile_k) % entries;
         sync_cube();
     }
 
-    // Offsets and biases of the thread's columns, once for all rows: the stores below are unrolled.
-    let mut column_offsets = Sequence::<usize>::new();
-    let mut biases = Sequence::<f32>::new();
-    #[unroll]
-    for j in 0..comptime!(tile.columns) {
-        let channel = group * shape.n + min(first_n + column_of(j, tile), shape.n - 1u32);
-        column_offsets.push(gather.out_column(channel));
-        biases.push(channel_bias(bias, channel));
-    }
-    #[unroll]
-    for i in 0..comptime!(tile.rows) {
-        let m = first_m + row_of(i, tile);
-        if m < shape.m {
-            let at = gather.position_out(m) + slice * shape.slice_stride;
+    let first_channel = group * shape.n;
+    if prefetch {
+        // Offsets and biases of the thread's columns, once for all rows.
+        let mut offsets = Sequence::<usize>::new();
+        let mut biases = Sequence::<f32>::new();
+        #[unroll]
+        for j in 0..comptime!(tile.columns) {
+            let channel = first_channel + min(first_n + column_of(j, tile), shape.n - 1u32);
+            offsets.push(gather.out_column(channel));
+            biases.push(channel_bias(bias, channel));
+        }
+        #[unroll]
+        for i in 0..comptime!(tile.rows) {
+            let m = first_m + row_of(i, tile);
+            if m < shape.m {
+                let at = gather.position_out(m) + slice * shape.slice_stride;
+                #[unroll]
+                for j in 0..comptime!(tile.columns) {
+                    if first_n + column_of(j, tile) < shape.n {
+                        let value = sums[comptime!(i * tile.columns + j)] + *biases.index(j);
+                        out[at + *offsets.index(j)] = O::cast_from(activate_by_code(value, shape.activation));
+                    }
+                }
+            }
+        }
+    } else {
+        // A row at a time through the source's stage, so that the stores are a loop: unrolled they were 70 % of
+        // the code. A thread reads what it has written itself.
+        let threads = tile.threads();
+        let quads = comptime!(tile.columns / VECTOR);
+        #[unroll]
+        for i in 0..comptime!(tile.rows) {
             #[unroll]
-            for j in 0..comptime!(tile.columns) {
-                if first_n + column_of(j, tile) < shape.n {
-                    let value = sums[comptime!(i * tile.columns + j)] + *biases.index(j);
-                    out[at + *column_offsets.index(j)] =
-                        O::cast_from(activate_by_code(value, shape.activation));
+            for j in 0..quads {
+                let mut sum = F32x4::empty();
+                #[unroll]
+                for lane in 0..VECTOR {
+                    sum.insert(lane, sums[comptime!(i * tile.columns + j * VECTOR + lane)]);
+                }
+                source_stage[UNIT_POS as usize + comptime!(j * threads)] = sum;
+            }
+            let m = first_m + row_of(i, tile);
+            if m < shape.m {
+                let at = gather.position_out(m) + slice * shape.slice_stride;
+                for j in 0..quads {
+                    let mut value = source_stage[UNIT_POS as usize + j * threads];
+                    let column = first_n + column_of(j * VECTOR, tile);
+                    #[unroll]
+                    for lane in 0..VECTOR {
+                        let channel = first_channel + min(column + lane as u32, shape.n - 1u32);
+                        value.insert(lane, value.extract(lane) + channel_bias(bias, channel));
+                    }
+                    let value = activate_quad(value, shape.activation, false);
+                    #[unroll]
+                    for lane in 0..VECTOR {
+                        let column = column + lane as u32;
+                        if column < shape.n {
+                            out[at + gather.out_column(first_channel + column)] =
+                                O::cast_from(value.extract(lane));
+                        }
+                    }
                 }
             }
         }
     }
 }
 
-/// Loads this thread's elements of the next source stage into registers: four adjacent positions per K index,
-/// lanes along positions (coalesced).
+/// Loads this thread's elements of the next source stage into registers.
 #[cube]
 fn load_source<E: Float, R: Size>(
     source: &[Vector<E, R>],
@@ -157,25 +230,41 @@ fn load_source<E: Float, R: Size>(
     #[comptime] tile: RegisterTile,
 ) -> Sequence<Vector<E, R>> {
     let mut values = Sequence::<Vector<E, R>>::new();
-    let source_width = R::value();
     #[unroll]
     for load in 0..comptime!(tile.loads(tile.tile_m)) {
-        let k = (UNIT_POS as usize + comptime!(load * tile.threads())) / comptime!(tile.tile_m / VECTOR);
-        let tap = table.get(at + k, comptime!(padding == PaddingMode::Replicate));
-        #[unroll]
-        for i in 0..comptime!(VECTOR / source_width) {
-            let (at, in_bounds) = gather.load_offset(positions.index(i), &tap, padding);
-            let mut value = Vector::<E, R>::new(E::from_int(0));
-            if in_bounds {
-                value = source[at / source_width];
-            }
-            values.push(value);
-        }
+        push_source(&mut values, source, gather, positions, table, at, load, padding, tile);
     }
     values
 }
 
-/// Loads this thread's elements of the next weight stage into registers, lanes along K (coalesced).
+/// Loads a thread's `load`-th four adjacent positions of a K index, lanes along positions (coalesced).
+#[cube]
+fn push_source<E: Float, R: Size>(
+    values: &mut Sequence<Vector<E, R>>,
+    source: &[Vector<E, R>],
+    gather: &GatherArgs,
+    positions: &Sequence<OutputPosition>,
+    table: &IndexTable,
+    at: usize,
+    load: usize,
+    #[comptime] padding: PaddingMode,
+    #[comptime] tile: RegisterTile,
+) {
+    let source_width = R::value();
+    let k = (UNIT_POS as usize + load * comptime!(tile.threads())) / comptime!(tile.tile_m / VECTOR);
+    let tap = table.get(at + k, comptime!(padding == PaddingMode::Replicate));
+    #[unroll]
+    for i in 0..comptime!(VECTOR / source_width) {
+        let (at, in_bounds) = gather.load_offset(positions.index(i), &tap, padding);
+        let mut value = Vector::<E, R>::new(E::from_int(0));
+        if in_bounds {
+            value = source[at / source_width];
+        }
+        values.push(value);
+    }
+}
+
+/// Loads this thread's elements of the next weight stage into registers.
 #[cube]
 fn load_weight<E: Float>(
     weight: &[E],
@@ -188,22 +277,39 @@ fn load_weight<E: Float>(
     #[comptime] tile: RegisterTile,
 ) -> Sequence<E> {
     let mut values = Sequence::<E>::new();
+    #[unroll]
+    for load in 0..comptime!(tile.loads(tile.tile_n)) {
+        push_weight(&mut values, weight, gather, table, at, weight_group, first_n, columns, load, tile);
+    }
+    values
+}
+
+/// Loads a thread's `load`-th four columns of its K index, lanes along K (coalesced).
+#[cube]
+fn push_weight<E: Float>(
+    values: &mut Sequence<E>,
+    weight: &[E],
+    gather: &GatherArgs,
+    table: &IndexTable,
+    at: usize,
+    weight_group: usize,
+    first_n: u32,
+    columns: u32,
+    load: usize,
+    #[comptime] tile: RegisterTile,
+) {
     let k = at + UNIT_POS as usize % tile.tile_k;
     let at = weight_group + table.weight[k];
     let exists = table.exists(k, Pass::Forward);
+    let vector = vector_along_k(load, tile);
     #[unroll]
-    for load in 0..comptime!(tile.loads(tile.tile_n)) {
-        let vector = UNIT_POS as usize / tile.tile_k + comptime!(load * (tile.threads() / tile.tile_k));
-        #[unroll]
-        for i in 0..VECTOR {
-            // Clamped: results past N are not stored.
-            let column = min(first_n + (vector * VECTOR + i) as u32, columns - 1u32);
-            let mut value = E::from_int(0);
-            if exists {
-                value = weight[at + gather.weight_column(column)];
-            }
-            values.push(value);
+    for i in 0..VECTOR {
+        // Clamped: results past N are not stored.
+        let column = min(first_n + (vector * VECTOR + i) as u32, columns - 1u32);
+        let mut value = E::from_int(0);
+        if exists {
+            value = weight[at + gather.weight_column(column)];
         }
+        values.push(value);
     }
-    values
 }

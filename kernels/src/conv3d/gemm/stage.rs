@@ -65,14 +65,14 @@ impl GemmShape {
     }
 }
 
-/// The `load`-th four values that a thread has loaded one by one. A sequence, not an array: drivers do not
-/// keep arrays of 16-bit numbers in registers.
+/// Four values that a thread has loaded one by one, from the `first` on. A sequence, not an array: drivers do
+/// not keep arrays of 16-bit numbers in registers.
 #[cube]
-fn four_values<E: Float>(from: &Sequence<E>, #[comptime] load: usize) -> F32x4 {
+fn four_values<E: Float>(from: &Sequence<E>, #[comptime] first: usize) -> F32x4 {
     let mut values = F32x4::empty();
     #[unroll]
     for i in 0..VECTOR {
-        values.insert(i, f32::cast_from(*from.index(comptime!(load * VECTOR + i))));
+        values.insert(i, f32::cast_from(*from.index(comptime!(first + i))));
     }
     values
 }
@@ -97,13 +97,19 @@ pub(super) fn row_of(#[comptime] i: usize, #[comptime] tile: RegisterTile) -> u3
 
 /// The tile's column that is column `j` of this thread.
 #[cube]
-pub(crate) fn column_of(#[comptime] j: usize, #[comptime] tile: RegisterTile) -> u32 {
+pub(crate) fn column_of(j: usize, #[comptime] tile: RegisterTile) -> u32 {
     let vector = UNIT_POS / comptime!((tile.tile_m / tile.rows) as u32);
-    vector * VECTOR as u32
-        + comptime!((j / VECTOR * VECTOR * (tile.tile_n / tile.columns) + j % VECTOR) as u32)
+    let vectors = comptime!(VECTOR * (tile.tile_n / tile.columns));
+    vector * VECTOR as u32 + (j / VECTOR * vectors + j % VECTOR) as u32
 }
 
-/// Stores vectors that were loaded with lanes along K: thread t holds K index `t % tile_k`.
+/// The vector along M or N that is a thread's `load`-th with lanes along K: thread t holds K index `t % tile_k`.
+#[cube]
+pub(super) fn vector_along_k(load: usize, #[comptime] tile: RegisterTile) -> usize {
+    UNIT_POS as usize / tile.tile_k + load * comptime!(tile.threads() / tile.tile_k)
+}
+
+/// Stores all vectors that were loaded with lanes along K.
 #[cube]
 pub(super) fn store_lanes_along_k<E: Float>(
     next: &Sequence<E>,
@@ -111,40 +117,66 @@ pub(super) fn store_lanes_along_k<E: Float>(
     #[comptime] extent: usize,
     #[comptime] tile: RegisterTile,
 ) {
-    let k = UNIT_POS as usize % tile.tile_k;
     #[unroll]
     for load in 0..comptime!(tile.loads(extent)) {
-        let vector = UNIT_POS as usize / tile.tile_k + comptime!(load * (tile.threads() / tile.tile_k));
-        if comptime!(tile.divides(extent)) || vector < comptime!(extent / VECTOR) {
-            stage[k * comptime!(row_stride(extent)) + vector] = four_values(next, load);
-        }
+        store_vector_along_k(next, comptime!(load * VECTOR), load, stage, extent, tile);
     }
 }
 
-/// Stores vectors that were loaded with lanes along M, as vectors or element by element.
+/// Stores a thread's `load`-th vector with lanes along K: four values of `next` from the `first` on.
+#[cube]
+pub(super) fn store_vector_along_k<E: Float>(
+    next: &Sequence<E>,
+    #[comptime] first: usize,
+    load: usize,
+    stage: &mut Shared<[F32x4]>,
+    #[comptime] extent: usize,
+    #[comptime] tile: RegisterTile,
+) {
+    let k = UNIT_POS as usize % tile.tile_k;
+    let vector = vector_along_k(load, tile);
+    if comptime!(tile.divides(extent)) || vector < comptime!(extent / VECTOR) {
+        stage[k * comptime!(row_stride(extent)) + vector] = four_values(next, first);
+    }
+}
+
+/// Stores all vectors that were loaded with lanes along M.
 #[cube]
 pub(super) fn store_lanes_along_m<E: Float, R: Size>(
     next: &Sequence<Vector<E, R>>,
     stage: &mut Shared<[F32x4]>,
     #[comptime] tile: RegisterTile,
 ) {
-    let source_width = R::value();
     #[unroll]
     for load in 0..comptime!(tile.loads(tile.tile_m)) {
-        let element = UNIT_POS as usize + comptime!(load * tile.threads());
-        let k = element / comptime!(tile.tile_m / VECTOR);
-        let mut values = F32x4::empty();
-        if comptime!(source_width == VECTOR) {
-            values = F32x4::cast_from(*next.index(load));
-        } else {
-            #[unroll]
-            for i in 0..VECTOR {
-                let value = next.index(comptime!(load * VECTOR + i));
-                values.insert(i, f32::cast_from(value.extract(0usize)));
-            }
-        }
-        stage[k * comptime!(row_stride(tile.tile_m)) + element % comptime!(tile.tile_m / VECTOR)] = values;
+        store_vector_along_m(next, load, load, stage, tile);
     }
+}
+
+/// Stores a thread's `load`-th vector with lanes along M, the `at`-th of `next`: as a vector or element by
+/// element.
+#[cube]
+pub(super) fn store_vector_along_m<E: Float, R: Size>(
+    next: &Sequence<Vector<E, R>>,
+    #[comptime] at: usize,
+    load: usize,
+    stage: &mut Shared<[F32x4]>,
+    #[comptime] tile: RegisterTile,
+) {
+    let source_width = R::value();
+    let element = UNIT_POS as usize + load * comptime!(tile.threads());
+    let k = element / comptime!(tile.tile_m / VECTOR);
+    let mut values = F32x4::empty();
+    if comptime!(source_width == VECTOR) {
+        values = F32x4::cast_from(*next.index(at));
+    } else {
+        #[unroll]
+        for i in 0..VECTOR {
+            let value = next.index(comptime!(at * VECTOR + i));
+            values.insert(i, f32::cast_from(value.extract(0usize)));
+        }
+    }
+    stage[k * comptime!(row_stride(tile.tile_m)) + element % comptime!(tile.tile_m / VECTOR)] = values;
 }
 
 /// Adds the products of a stage to this thread's sums, in the order of K.

@@ -23,10 +23,11 @@
 use super::config::{RegisterTile, SUBGROUP, VECTOR, table_entries};
 use super::contiguous_weight::contiguous_weight_kernel;
 use super::gather::{gather_args, gathers};
-use super::index::GatherArgs;
+use super::index::{GatherArgs, OutputPosition};
 use super::mma_weight::mma_weight_kernel;
 use super::stage::{
-    F32x4, GemmShape, GemmShapeLaunch, WorkTile, column_of, multiply, row_of, store_lanes_along_k, zero_stage,
+    F32x4, GemmShape, GemmShapeLaunch, WorkTile, column_of, multiply, row_of, store_lanes_along_k,
+    store_vector_along_k, vector_along_k, zero_stage,
 };
 use super::table::{IndexTable, fill_half, fill_other_half};
 use super::vectors::dy_vector_width;
@@ -200,7 +201,7 @@ pub(crate) fn weight_kernel<E: Float, O: Float>(
     span: Span,
     #[comptime] padding: PaddingMode,
     #[comptime] tile: RegisterTile,
-    #[comptime] unroll: bool,
+    #[comptime] prefetch: bool,
     #[define(E)] _dtype: ElemType,
     #[define(O)] _out_dtype: ElemType,
 ) {
@@ -231,10 +232,14 @@ pub(crate) fn weight_kernel<E: Float, O: Float>(
     }
     let first_o = group * shape.n + first_n;
     let last_o = group * shape.n + shape.n - 1u32;
-    zero_stage(&mut source_stage, tile.threads());
-    zero_stage(&mut dy_stage, tile.threads());
-    // Each iteration loads the stage at `stage_k` and multiplies the one before; the last loads nothing.
+    // As in `fma_kernel`.
     let stage = comptime!(tile.tile_k as u32).runtime();
+    let mut past_k = end_k;
+    if prefetch {
+        zero_stage(&mut source_stage, tile.threads());
+        zero_stage(&mut dy_stage, tile.threads());
+        past_k += stage;
+    }
     let mut stage_k = first_k;
     let mut at = 0usize.runtime();
     fill_half(
@@ -249,7 +254,7 @@ pub(crate) fn weight_kernel<E: Float, O: Float>(
         tile.threads(),
     );
     sync_cube();
-    while stage_k < end_k + stage {
+    while stage_k < past_k {
         // Before the loads: a divergent branch after them may stall on loads in flight.
         fill_other_half(
             &mut positions,
@@ -262,12 +267,38 @@ pub(crate) fn weight_kernel<E: Float, O: Float>(
             entries,
             tile.threads(),
         );
-        let (sources, gradients) =
-            load_stage(source, dy, &gather, &taps, &positions, at, first_o, last_o, padding, tile);
-        multiply(&source_stage, &dy_stage, &mut sums, tile, unroll);
-        sync_cube();
-        store_lanes_along_k(&sources, &mut source_stage, tile.tile_m, tile);
-        store_lanes_along_k(&gradients, &mut dy_stage, tile.tile_n, tile);
+        let entry = at + UNIT_POS as usize % tile.tile_k;
+        let position = positions.position(entry, replicate);
+        let exists = positions.exists(entry, Pass::WeightGradient);
+        if prefetch {
+            let mut sources = Sequence::<E>::new();
+            #[unroll]
+            for load in 0..comptime!(tile.loads(tile.tile_m)) {
+                push_source(&mut sources, source, &gather, &taps, &position, load, padding, tile);
+            }
+            let mut gradients = Sequence::<E>::new();
+            #[unroll]
+            for load in 0..comptime!(tile.loads(tile.tile_n)) {
+                push_dy(&mut gradients, dy, &gather, &position, exists, first_o, last_o, load, tile);
+            }
+            multiply(&source_stage, &dy_stage, &mut sums, tile, true);
+            sync_cube();
+            store_lanes_along_k(&sources, &mut source_stage, tile.tile_m, tile);
+            store_lanes_along_k(&gradients, &mut dy_stage, tile.tile_n, tile);
+        } else {
+            for load in 0..tile.loads(tile.tile_m) {
+                let mut next = Sequence::<E>::new();
+                push_source(&mut next, source, &gather, &taps, &position, load, padding, tile);
+                store_vector_along_k(&next, 0usize, load, &mut source_stage, tile.tile_m, tile);
+            }
+            for load in 0..tile.loads(tile.tile_n) {
+                let mut next = Sequence::<E>::new();
+                push_dy(&mut next, dy, &gather, &position, exists, first_o, last_o, load, tile);
+                store_vector_along_k(&next, 0usize, load, &mut dy_stage, tile.tile_n, tile);
+            }
+            sync_cube();
+            multiply(&source_stage, &dy_stage, &mut sums, tile, false);
+        }
         stage_k += stage;
         at = (at + tile.tile_k) % entries;
         sync_cube();
@@ -310,52 +341,52 @@ pub(super) fn fill_taps(
     }
 }
 
-/// Loads this thread's elements of the next stages into registers: one position of both operands, lanes along
-/// positions (coalesced).
+/// Loads a thread's `load`-th four channel taps at its position, lanes along positions (coalesced).
 #[cube]
-fn load_stage<E: Float>(
+fn push_source<E: Float>(
+    values: &mut Sequence<E>,
     source: &[E],
-    dy: &[E],
     gather: &GatherArgs,
     taps: &IndexTable,
-    positions: &IndexTable,
-    at: usize,
-    first_o: u32,
-    last_o: u32,
+    position: &OutputPosition,
+    load: usize,
     #[comptime] padding: PaddingMode,
     #[comptime] tile: RegisterTile,
-) -> (Sequence<E>, Sequence<E>) {
-    let mut sources = Sequence::<E>::new();
-    let mut gradients = Sequence::<E>::new();
-    let entry = at + UNIT_POS as usize % tile.tile_k;
-    let position = positions.position(entry, comptime!(padding == PaddingMode::Replicate));
-    let exists = positions.exists(entry, Pass::WeightGradient);
+) {
+    let vector = vector_along_k(load, tile);
     #[unroll]
-    for load in 0..comptime!(tile.loads(tile.tile_m)) {
-        let vector = UNIT_POS as usize / tile.tile_k + comptime!(load * (tile.threads() / tile.tile_k));
-        #[unroll]
-        for i in 0..VECTOR {
-            let tap = taps.get(vector * VECTOR + i, comptime!(padding == PaddingMode::Replicate));
-            let (offset, in_bounds) = gather.load_offset(&position, &tap, padding);
-            let mut value = E::from_int(0);
-            if in_bounds {
-                value = source[offset];
-            }
-            sources.push(value);
+    for i in 0..VECTOR {
+        let tap = taps.get(vector * VECTOR + i, comptime!(padding == PaddingMode::Replicate));
+        let (offset, in_bounds) = gather.load_offset(position, &tap, padding);
+        let mut value = E::from_int(0);
+        if in_bounds {
+            value = source[offset];
         }
+        values.push(value);
     }
+}
+
+/// Loads a thread's `load`-th four channels of dy at its position. Clamped: results past N are not stored.
+#[cube]
+fn push_dy<E: Float>(
+    values: &mut Sequence<E>,
+    dy: &[E],
+    gather: &GatherArgs,
+    position: &OutputPosition,
+    exists: bool,
+    first_o: u32,
+    last_o: u32,
+    load: usize,
+    #[comptime] tile: RegisterTile,
+) {
+    let vector = vector_along_k(load, tile);
     #[unroll]
-    for load in 0..comptime!(tile.loads(tile.tile_n)) {
-        let vector = UNIT_POS as usize / tile.tile_k + comptime!(load * (tile.threads() / tile.tile_k));
-        #[unroll]
-        for i in 0..VECTOR {
-            let o = min(first_o + (vector * VECTOR + i) as u32, last_o);
-            let mut value = E::from_int(0);
-            if exists {
-                value = dy[position.out + gather.out_channel(o)];
-            }
-            gradients.push(value);
+    for i in 0..VECTOR {
+        let o = min(first_o + (vector * VECTOR + i) as u32, last_o);
+        let mut value = E::from_int(0);
+        if exists {
+            value = dy[position.out + gather.out_channel(o)];
         }
+        values.push(value);
     }
-    (sources, gradients)
 }
