@@ -16,11 +16,12 @@
 //! weight       [N / groups, K] of each group, any strides; packed ([`super::pack`]) for input gradients
 //! ```
 //!
-//! K loop with `prefetch`: load the next stage into registers, multiply the current one, store the next one to
-//! the same shared memory. Without: load a stage to shared memory, multiply it; the loads are a loop, which
-//! takes few registers and a third of the code. K indices are divided out once per threadgroup
-//! ([`super::table`]), positions once per thread. Split-K leaves fp32 partial results for `reduce.rs`. Bytes and FLOP per threadgroup:
-//! [`super::config`]. Declined: M or K of 2^31 - 1 and above, more than ten taps along a zero-padded axis.
+//! K loop with `prefetch`: load the next stage into registers, multiply the current one, store the next one
+//! to the same shared memory. Without: load a stage to shared memory, multiply it; the loads are a loop,
+//! which takes few registers and a third of the code. K indices are divided out once per threadgroup
+//! ([`super::table`]), positions once per thread. Split-K leaves fp32 partial results for `reduce.rs`. Bytes
+//! and FLOP per threadgroup: [`super::config`]. Declined: M or K of 2^31 - 1 and above, more than ten taps
+//! along a zero-padded axis.
 
 use super::config::{RegisterTile, VECTOR, table_entries};
 use super::index::{GatherArgs, OutputPosition};
@@ -88,8 +89,8 @@ pub(crate) fn fma_kernel<E: Float, O: Float, R: Size>(
         positions.push(position);
     }
 
-    // With `prefetch` each iteration loads the stage at `stage_k` and multiplies the one before; the last loads
-    // nothing.
+    // With `prefetch` each iteration loads the stage at `stage_k` and multiplies the one before; the last
+    // loads nothing.
     let stage = comptime!(tile.tile_k as u32).runtime();
     let mut past_k = end_k;
     if prefetch {
@@ -177,8 +178,8 @@ pub(crate) fn fma_kernel<E: Float, O: Float, R: Size>(
             }
         }
     } else {
-        // A row at a time through the source's stage, so that the stores are a loop: unrolled they were 70 % of
-        // the code. A thread reads what it has written itself.
+        // A row at a time through the source's stage, so that the stores are a loop: unrolled they were 70 %
+        // of the code. A thread reads what it has written itself.
         let threads = tile.threads();
         let quads = comptime!(tile.columns / VECTOR);
         #[unroll]

@@ -103,7 +103,8 @@ pub(crate) fn column_of(j: usize, #[comptime] tile: RegisterTile) -> u32 {
     vector * VECTOR as u32 + (j / VECTOR * vectors + j % VECTOR) as u32
 }
 
-/// The vector along M or N that is a thread's `load`-th with lanes along K: thread t holds K index `t % tile_k`.
+/// The vector along M or N that is a thread's `load`-th with lanes along K: thread t holds K index `t %
+/// tile_k`.
 #[cube]
 pub(super) fn vector_along_k(load: usize, #[comptime] tile: RegisterTile) -> usize {
     UNIT_POS as usize / tile.tile_k + load * comptime!(tile.threads() / tile.tile_k)
