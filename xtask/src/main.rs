@@ -1,9 +1,10 @@
-//! The project's commands: `cargo xtask demo | test | fuzz | bench | msl | check | tidy`.
+//! The project's commands: `cargo xtask demo | test | fuzz | bench | msl | gauge | check | tidy`.
 //!
 //! This program stays light, so that it builds in seconds; everything heavy is a crate of its own that it
 //! starts through cargo.
 
 mod driver;
+mod gauge;
 mod tidy;
 
 use anyhow::{Context, Result, bail};
@@ -77,6 +78,16 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
     },
+    /// Compile the Metal source of every kernel to an M1's machine code and compare registers, occupancy and
+    /// spills with docs/gauge.csv (Linux; once: tools/agx-gauge/setup).
+    Gauge {
+        /// Only kernels whose names match this regular expression; the record stays.
+        #[arg(long)]
+        filter: Option<String>,
+        /// Record the figures although some kernels got worse.
+        #[arg(long)]
+        accept: bool,
+    },
     /// Formatting, clippy, documentation, licences (where cargo-deny is installed) and tidy.
     Check {
         /// Leave out clippy and documentation: the build was made with both, as `.ci/run` does.
@@ -104,6 +115,10 @@ fn main() -> Result<()> {
         Task::Fuzz { options } => fuzz(&options),
         Task::Bench { vulkan, compare, report, options } => bench(vulkan, &compare, report, &options),
         Task::Msl { options } => run("msl-host", &options),
+        Task::Gauge { filter, accept } => {
+            run("msl-host", &[])?;
+            gauge::run(&root(), &root().join("target/msl"), filter.as_deref(), accept)
+        }
         Task::Check { built } => check(built),
         Task::Tidy => tidy::run(&root()),
     }
@@ -198,8 +213,8 @@ fn test(full: bool, options: &[String]) -> Result<()> {
         if full {
             command.env("CONV_TESTS", "full");
         } else if std::env::var_os("GALLIVM_PERF").is_none() {
-            // lavapipe compiles most kernels for one small launch: without LLVM's optimizations the suites take an
-            // eighth less.
+            // lavapipe compiles most kernels for one small launch: without LLVM's optimizations the suites
+            // take an eighth less.
             command.env("GALLIVM_PERF", "nopt");
         }
         command
