@@ -30,7 +30,7 @@ use super::stage::{
     store_vector_along_k, store_vector_along_m, vector_along_k, zero_stage,
 };
 use super::table::{IndexTable, fill_half, fill_other_half};
-use crate::activation::{activate_by_code, activate_quad};
+use crate::activation::activate_by_code;
 use crate::conv3d::epilogue::channel_bias;
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::PaddingMode;
@@ -178,40 +178,26 @@ pub(crate) fn fma_kernel<E: Float, O: Float, R: Size>(
             }
         }
     } else {
-        // A row at a time through the source's stage, so that the stores are a loop: unrolled they were 70 %
-        // of the code. A thread reads what it has written itself.
+        // A row at a time through shared memory, so that the stores are a loop: unrolled they were 70 % of the
+        // code. A thread reads what it has written itself.
         let threads = tile.threads();
-        let quads = comptime!(tile.columns / VECTOR);
+        let mut row = Shared::<[f32]>::new_slice(comptime!(tile.columns * threads));
         #[unroll]
         for i in 0..comptime!(tile.rows) {
             #[unroll]
-            for j in 0..quads {
-                let mut sum = F32x4::empty();
-                #[unroll]
-                for lane in 0..VECTOR {
-                    sum.insert(lane, sums[comptime!(i * tile.columns + j * VECTOR + lane)]);
-                }
-                source_stage[UNIT_POS as usize + comptime!(j * threads)] = sum;
+            for j in 0..comptime!(tile.columns) {
+                row[UNIT_POS as usize + comptime!(j * threads)] = sums[comptime!(i * tile.columns + j)];
             }
             let m = first_m + row_of(i, tile);
             if m < shape.m {
                 let at = gather.position_out(m) + slice * shape.slice_stride;
-                for j in 0..quads {
-                    let mut value = source_stage[UNIT_POS as usize + j * threads];
-                    let column = first_n + column_of(j * VECTOR, tile);
-                    #[unroll]
-                    for lane in 0..VECTOR {
-                        let channel = first_channel + min(column + lane as u32, shape.n - 1u32);
-                        value.insert(lane, value.extract(lane) + channel_bias(bias, channel));
-                    }
-                    let value = activate_quad(value, shape.activation, false);
-                    #[unroll]
-                    for lane in 0..VECTOR {
-                        let column = column + lane as u32;
-                        if column < shape.n {
-                            out[at + gather.out_column(first_channel + column)] =
-                                O::cast_from(value.extract(lane));
-                        }
+                for j in 0..tile.columns {
+                    let column = first_n + column_of(j, tile);
+                    if column < shape.n {
+                        let channel = first_channel + column;
+                        let value = row[UNIT_POS as usize + j * threads] + channel_bias(bias, channel);
+                        out[at + gather.out_column(channel)] =
+                            O::cast_from(activate_by_code(value, shape.activation));
                     }
                 }
             }
