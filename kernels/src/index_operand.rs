@@ -93,13 +93,6 @@ impl IndexOperand {
         }
     }
 
-    /// The elements from the first to the last that the strides reach, for kernels that get the strides
-    /// separately.
-    pub(crate) fn buffer_arg(&self) -> BufferArg {
-        // SAFETY: the extent is that of the shape and strides, which describe `handle` (see `Operand`).
-        unsafe { BufferArg::from_raw_parts(self.handle.clone(), self.extent().max(1)) }
-    }
-
     /// Refuses a shape other than `shape`, and a storage type that the device cannot read.
     pub(crate) fn check(
         &self,

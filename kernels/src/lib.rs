@@ -1,4 +1,4 @@
-//! conv3d, causal conv1d and RoPE2D as CubeCL kernels: forward and every gradient, from one source for Metal,
+//! conv3d, causal conv1d and RoPE as CubeCL kernels: forward and every gradient, from one source for Metal,
 //! Vulkan, WGSL and CUDA. The crate does not depend on Burn; `burn-conv-ops` offers the ops on Burn's
 //! tensors.
 //!
@@ -22,7 +22,7 @@
 //!   depthwise         one channel per group
 //!   winograd          3x3 in H and W: F(2x2), F(4x4), F(6x6)
 //! causal_conv1d     narrow: W <= 8, taps in registers; wide: taps in shared memory; update: decoding steps
-//! rope2d            one kernel, cos and sin from tables
+//! rope              one kernel for all angles, which it computes itself
 //!
 //! operand, index_operand, dtype     tensors and their storage types
 //! geometry, limits, error           what is valid, what the device offers, how a call is refused
@@ -66,7 +66,7 @@ mod limits;
 mod needs;
 mod operand;
 mod registers;
-pub mod rope2d;
+pub mod rope;
 pub mod tolerance;
 
 pub use activation::Activation;

@@ -33,7 +33,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
             "there is one public trait in the project, `ConvOps`; found them in {public_traits:?}"
         ));
     }
-    for op in ["conv3d", "causal_conv1d", "rope2d"] {
+    for op in ["conv3d", "causal_conv1d", "rope"] {
         let reference = format!("kernels/src/{op}/reference.rs");
         if !root.join(&reference).exists() {
             breaches

@@ -4,7 +4,7 @@
 use burn::serde::{Deserialize, Serialize};
 use conv_kernels::causal_conv1d::Conv1dLayout;
 use conv_kernels::conv3d::{Activation, Algorithm, PaddingMode, WinogradTile};
-use conv_kernels::rope2d::RopeLayout;
+use conv_kernels::rope::{RopeAxes, RopeLayout, RopePairs, RopeScaling};
 
 #[derive(Serialize, Deserialize)]
 #[serde(crate = "burn::serde", remote = "Activation")]
@@ -51,4 +51,29 @@ pub(crate) enum Conv1dLayoutForm {
 pub(crate) enum RopeLayoutForm {
     Bhnd,
     Bnhd,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(crate = "burn::serde", remote = "RopeAxes")]
+pub(crate) enum RopeAxesForm {
+    Even(usize),
+    Dims([usize; 3]),
+    Sections([usize; 3]),
+    Interleaved([usize; 3]),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(crate = "burn::serde", remote = "RopePairs")]
+pub(crate) enum RopePairsForm {
+    Neighbours,
+    Halves,
+    HalvesOfAxes,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(crate = "burn::serde", remote = "RopeScaling")]
+pub(crate) enum RopeScalingForm {
+    None,
+    Linear(f32),
+    Ntk(f32),
 }

@@ -1,4 +1,4 @@
-//! Convolutions in one to three dimensions, causal conv1d and RoPE2D for Burn.
+//! Convolutions in one to three dimensions, causal conv1d and RoPE for Burn.
 //!
 //! ```no_run
 //! use burn::tensor::{Device, Distribution, Tensor};
@@ -34,7 +34,7 @@ mod conv_transpose;
 mod forms;
 pub mod nn;
 pub mod patch;
-mod rope2d;
+mod rope;
 
 pub use causal_conv1d::{
     CausalConv1dOptions, CausalConv1dUpdateOptions, causal_conv1d, causal_conv1d_last_seq_idx,
@@ -49,14 +49,20 @@ pub use conv::{
 pub use conv_kernels::ConvError;
 pub use conv_kernels::causal_conv1d::Conv1dLayout;
 pub use conv_kernels::conv3d::{Activation, Algorithm, PaddingMode, WinogradTile};
-pub use conv_kernels::rope2d::{RopeGrid, RopeLayout};
+pub use conv_kernels::rope::{RopeAxes, RopeGrid, RopeLayout, RopePairs, RopeScaling, RopeVolume};
 pub use conv_transpose::{
     ConvTranspose2dOptions, ConvTranspose3dOptions, ConvTransposeOptions, conv_transpose2d, conv_transpose3d,
     try_conv_transpose2d, try_conv_transpose3d,
 };
 pub use conv3d::{Conv3dOptions, Conv3dPadding, PerAxis, conv3d, try_conv3d};
 pub use patch::{PatchError, PatchOptions, is_patched, patch, patch_conv3d, unpatch};
-pub use rope2d::{Rope2dOptions, Rope2dPositions, rope2d, rope2d_qk, try_rope2d, try_rope2d_qk};
+pub use rope::{
+    Rope2dOptions, RopeBase, RopeOptions, RopePositions, rope, rope_qk, rope2d, rope2d_qk, try_rope,
+    try_rope_qk, try_rope2d, try_rope2d_qk,
+};
+
+/// The positions of [`rope2d()`].
+pub type Rope2dPositions = RopePositions;
 
 fn or_panic<T>(result: Result<T, ConvError>) -> T {
     result.unwrap_or_else(|error| panic!("{error}"))

@@ -9,7 +9,8 @@ pub use crate::conv_transpose::nn::{
 };
 pub use crate::conv3d::nn::{Conv3d, Conv3dConfig};
 pub use crate::conv3d::{Conv3dPadding, FilterCache};
-pub use crate::rope2d::nn::{Rope2d, Rope2dConfig};
+pub use crate::rope::nn::{Rope, RopeConfig};
+pub use crate::rope::nn2d::{Rope2d, Rope2dConfig};
 
 /// Builder methods of a configuration, one per line: documentation, name, argument type, field.
 macro_rules! setters {

@@ -4,7 +4,7 @@
 //! options.rs                            the command line
 //! device.rs                             the adapter, its copy bandwidth and peak rates
 //! scale.rs                              small versions of the workloads
-//! conv3d/ causal_conv1d/ rope2d.rs      the rows of each op and the truth of their results
+//! conv3d/ causal_conv1d/ rope*.rs       the rows of each op and the truth of their results
 //! burn_peer/                            Burn's own ops
 //! peers.rs                              PyTorch, MLX and others, in a process of Python
 //! data.rs                               inputs as functions of the index, results read back
@@ -21,6 +21,7 @@ mod measure;
 mod options;
 mod peers;
 mod report;
+mod rope;
 mod rope2d;
 mod scale;
 mod verify;
@@ -79,7 +80,8 @@ fn run(options: Options) -> Result<bool> {
 
     let steps = conv3d::cases(&options, size).len()
         + causal_conv1d::cases(&options, size).len()
-        + rope2d::cases(&options, size).len();
+        + rope2d::cases(&options, size).len()
+        + rope::cases(&options, size).len();
     anyhow::ensure!(
         steps > 0,
         "no case of {:?} has \"{}\" in its name",
@@ -95,6 +97,7 @@ fn run(options: Options) -> Result<bool> {
     conv3d::run(&mut bench)?;
     causal_conv1d::run(&mut bench)?;
     rope2d::run(&mut bench)?;
+    rope::run(&mut bench)?;
     let low = bench.timer.clocks.as_ref().map_or(0, |clocks| clocks.low.get());
     if low > 0 {
         bench

@@ -100,6 +100,8 @@ pub(crate) enum Op {
     /// Rotary position embedding over two axes.
     #[value(name = "rope2d")]
     Rope2d,
+    /// Rotary position embedding of language and video models.
+    Rope,
     /// Every op.
     All,
 }

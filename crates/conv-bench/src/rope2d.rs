@@ -10,7 +10,7 @@ use crate::verify::Truth;
 use anyhow::Result;
 use conv_cases::rope2d::Case;
 use conv_cases::workloads::{self, Rope2dWorkload};
-use conv_kernels::rope2d::{self, Rope2dProblem, RopeLayout, reference};
+use conv_kernels::rope::{self, RopeLayout, RopeProblem, reference};
 use conv_kernels::tolerance::Guard;
 use conv_kernels::{FloatType, IndexOperand, IndexType};
 use serde_json::json;
@@ -63,7 +63,7 @@ fn run_case(
 ) -> Result<()> {
     let case = &workload.case;
     let (shape, positions_shape) = ([case.b, case.h, case.n, case.d], [case.b, case.n, 2]);
-    let problem = Rope2dProblem::new(shape, positions_shape, RopeLayout::Bhnd, case.base, case.f0, dtype)?;
+    let problem = RopeProblem::rope2d(shape, RopeLayout::Bhnd, case.base, case.f0, dtype)?;
     let elements: usize = shape.iter().product();
     let bytes = (elements * dtype.size()) as u64;
     if let Some(reason) = bench.misfit(&[("tokens", bytes), ("result", bytes)]) {
@@ -91,14 +91,14 @@ fn run_case(
         chosen: true,
     };
 
-    let own = Rope2dProblem { layout, ..problem };
+    let own = RopeProblem { layout, ..problem };
     let tokens = upload(&client, &source, &shape, memory);
     let index = index_operand(&client, &positions, &positions_shape);
     for pass in &passes {
         let inverse = *pass == Pass::Bwd;
         let truth = Truth { memory, ..(*truth(&problem, &source, &positions, inverse)).clone() };
         bench.ours(&row(*pass, "rotate"), work, &[Rc::new(truth)], &|out| {
-            rope2d::rotate(&client, &limits, &own, &tokens, &index, &out[0], inverse)
+            rope::rotate(&client, &limits, &own, &tokens, &index, &out[0], inverse)
         })?;
     }
     drop(tokens);
@@ -109,14 +109,14 @@ fn run_case(
     bench.clean_up();
     if let Some(peers) = &bench.peers {
         let frequencies: Vec<f64> =
-            (0..problem.head_dim / 4).map(|i| reference::frequency(&problem, i)).collect();
+            problem.frequencies()[..problem.head_dim / 4].iter().map(|each| each.radians).collect();
         let job = peers::job(json!({
             "op": OP,
             "shapes": {"x": shape},
             "seeds": {"x": source.seed()},
             "tokens": peers.integers("tokens.bin", &positions)?,
             "frequencies": frequencies,
-            "f0": problem.f0,
+            "f0": 1.0,
         }));
         for pass in &passes {
             let truth = truth(&problem, &source, &positions, *pass == Pass::Bwd);
@@ -153,7 +153,11 @@ fn run_case(
 }
 
 /// The positions on the device, in 64 bits where kernels can read them.
-fn index_operand(client: &cubecl::prelude::Client, positions: &[i64], shape: &[usize]) -> IndexOperand {
+pub(crate) fn index_operand(
+    client: &cubecl::prelude::Client,
+    positions: &[i64],
+    shape: &[usize],
+) -> IndexOperand {
     let (bytes, dtype): (Vec<u8>, _) = if IndexType::I64.served_by(client) {
         (positions.iter().flat_map(|position| position.to_le_bytes()).collect(), IndexType::I64)
     } else {
@@ -163,8 +167,8 @@ fn index_operand(client: &cubecl::prelude::Client, positions: &[i64], shape: &[u
 }
 
 /// The truth of some heads: rows do not see each other, so the reference on some of them is exact.
-fn truth(problem: &Rope2dProblem, source: &Source, positions: &[i64], inverse: bool) -> Rc<Truth> {
-    let (tokens, dim) = (problem.tokens, problem.head_dim);
+pub(crate) fn truth(problem: &RopeProblem, source: &Source, positions: &[i64], inverse: bool) -> Rc<Truth> {
+    let (tokens, dim, axes) = (problem.tokens, problem.head_dim, problem.angles.count());
     let heads = problem.batch * problem.heads;
     let count = (REFERENCE_ELEMENTS / (tokens * dim)).clamp(2, heads.max(2)).min(heads);
     // The first, the last and some between.
@@ -173,10 +177,10 @@ fn truth(problem: &Rope2dProblem, source: &Source, positions: &[i64], inverse: b
     let (mut places, mut values, mut magnitudes) = (Vec::new(), Vec::new(), Vec::new());
     for head in &checked {
         let batch = head / problem.heads;
-        let single = Rope2dProblem { batch: 1, heads: 1, ..*problem };
+        let single = RopeProblem { batch: 1, heads: 1, ..*problem };
         let own: Vec<usize> = (head * tokens * dim..(head + 1) * tokens * dim).collect();
         let input: Vec<f64> = own.iter().map(|index| source.get(*index)).collect();
-        let positions = &positions[batch * tokens * 2..(batch + 1) * tokens * 2];
+        let positions = &positions[batch * tokens * axes..(batch + 1) * tokens * axes];
         values.extend(reference::rotate(&single, &input, positions, inverse));
         magnitudes.extend(reference::magnitude(&single, &input));
         places.extend(own);
@@ -194,8 +198,7 @@ mod tests {
     #[test]
     fn some_heads_have_the_truth_of_all() {
         let layout = RopeLayout::Bhnd;
-        let problem =
-            Rope2dProblem::new([8, 16, 200, 64], [8, 200, 2], layout, 100.0, 1.0, FloatType::F32).unwrap();
+        let problem = RopeProblem::rope2d([8, 16, 200, 64], layout, 100.0, 1.0, FloatType::F32).unwrap();
         let source = Source::normal(1, FloatType::F32);
         let positions: Vec<i64> = (0..8 * 200 * 2).map(|i| i % 37).collect();
         let whole = reference::rotate(&problem, &source.values(8 * 16 * 200 * 64), &positions, true);

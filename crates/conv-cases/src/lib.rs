@@ -7,7 +7,7 @@
 //! | --- | --- |
 //! | [`conv3d`] | conformance table (pairwise covering and hand-picked edges), empty problems, named regressions |
 //! | [`causal_conv1d`] | conformance table over length x width, one-step updates, regressions, sequence ids |
-//! | [`rope2d`] | conformance table and positions |
+//! | [`rope2d`] | RoPE over rows and columns: conformance table and positions |
 //! | [`workloads`] | layer shapes of published models, read from the CSV tables of this crate |
 //! | [`fill`] | deterministic normal and integer data without a random number generator |
 //!

@@ -9,6 +9,7 @@ use serde::de::{DeserializeOwned, Deserializer, Error};
 
 const CONV3D: &str = include_str!("../workloads/conv3d.csv");
 const CAUSAL_CONV1D: &str = include_str!("../workloads/causal_conv1d.csv");
+const ROPE: &str = include_str!("../workloads/rope.csv");
 const ROPE2D: &str = include_str!("../workloads/rope2d.csv");
 
 /// A conv3d layer.
@@ -30,6 +31,30 @@ pub struct Conv3dWorkload {
 pub struct CausalConv1dWorkload {
     /// The layer, without states and sequence ids.
     pub case: causal_conv1d::Case,
+}
+
+/// A RoPE application on `[B, H, N, D]` of another kind than RoPE2D.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct RopeWorkload {
+    /// Unique within the table.
+    pub name: String,
+    /// The kind: `llama`, `gpt_j`, `qwen2_vl` or `video`.
+    pub model: String,
+    /// Batch.
+    #[serde(rename = "B")]
+    pub b: usize,
+    /// Heads.
+    pub heads: usize,
+    /// Tokens.
+    pub tokens: usize,
+    /// Head dimension.
+    pub head_dim: usize,
+    /// Frames of the grid; 0 for a sequence.
+    pub frames: usize,
+    /// Rows of the grid.
+    pub rows: usize,
+    /// Columns of the grid.
+    pub columns: usize,
 }
 
 /// A RoPE2D application on `[B, H, N, D]` with base 100.
@@ -95,6 +120,12 @@ pub fn causal_conv1d() -> Vec<CausalConv1dWorkload> {
             }
         })
         .collect()
+}
+
+/// The RoPE table.
+#[must_use]
+pub fn rope() -> Vec<RopeWorkload> {
+    rows(ROPE)
 }
 
 /// The RoPE2D table.
@@ -247,6 +278,16 @@ mod tests {
         let qwen = find("qwen3_next");
         assert_eq!((qwen.bias, qwen.silu), (false, true));
         assert!(!find("hyena_w128").silu);
+    }
+
+    #[test]
+    fn rope_grids_hold_the_tokens() {
+        let workloads = rope();
+        assert_eq!(workloads.len(), ROPE.lines().count() - 1);
+        for RopeWorkload { name, tokens, head_dim, frames, rows, columns, .. } in workloads {
+            assert!(head_dim % 2 == 0 && tokens > 0, "{name}");
+            assert!(frames == 0 || frames * rows * columns == tokens, "{name}");
+        }
     }
 
     #[test]

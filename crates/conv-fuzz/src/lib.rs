@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! text.rs      a case as one line and as numbers         shrink.rs   a failing case made smaller
-//! conv3d.rs causal_conv1d.rs decoding.rs rope2d.rs       random cases of each op, and what is checked of one
+//! conv3d.rs causal_conv1d.rs decoding.rs rope.rs         random cases of each op, and what is checked of one
 //! device.rs    devices, and limits to impose on them     tensors.rs  values and memory layouts
 //! generate.rs  case number n of a seed                   run.rs      the loop, the report, named regressions
 //! ```
@@ -18,7 +18,7 @@ pub mod device;
 pub mod generate;
 pub mod outcome;
 pub mod random;
-pub mod rope2d;
+pub mod rope;
 pub mod run;
 pub mod shrink;
 pub mod tensors;

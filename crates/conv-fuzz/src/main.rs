@@ -34,7 +34,7 @@ struct Arguments {
     #[arg(long, default_value_t = 0)]
     first: u64,
 
-    /// Problems of this op only (conv3d, causal_conv1d, update, packed, rope2d)
+    /// Problems of this op only (conv3d, causal_conv1d, update, packed, rope)
     #[arg(long)]
     op: Option<String>,
 

@@ -4,7 +4,7 @@ use crate::device::Device;
 use crate::outcome::{Outcome, PANIC, caught};
 use crate::shrink::shrink;
 use crate::text::{Case, Op};
-use crate::{causal_conv1d, conv3d, decoding, generate, rope2d};
+use crate::{causal_conv1d, conv3d, decoding, generate, rope};
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::sync::Once;
@@ -77,7 +77,7 @@ pub fn run_case(device: &Device, case: &Case) -> Outcome {
         Op::CausalConv1d => causal_conv1d::run(device, case),
         Op::Update => decoding::run_update(device, case),
         Op::Packed => decoding::run_packed(device, case),
-        Op::Rope2d => rope2d::run(device, case),
+        Op::Rope => rope::run(device, case),
     });
     QUIET.store(false, Ordering::Relaxed);
     outcome.unwrap_or_else(|panic| Outcome::failed(case, PANIC, panic))

@@ -7,7 +7,7 @@
 //! The op, then every field that differs from its simplest value, then the plan, if the case names one. A
 //! field is a list of numbers or a word.
 
-use crate::{causal_conv1d, conv3d, decoding, rope2d};
+use crate::{causal_conv1d, conv3d, decoding, rope};
 use std::fmt;
 
 /// The op of a case.
@@ -21,8 +21,8 @@ pub enum Op {
     Update,
     /// Sequence ids and last states of packed sequences.
     Packed,
-    /// RoPE2D, both directions.
-    Rope2d,
+    /// RoPE of every kind, both directions.
+    Rope,
 }
 
 /// One property of a case.
@@ -50,7 +50,7 @@ impl Field {
 
 impl Op {
     /// Every op.
-    pub const ALL: [Self; 5] = [Self::Conv3d, Self::CausalConv1d, Self::Update, Self::Packed, Self::Rope2d];
+    pub const ALL: [Self; 5] = [Self::Conv3d, Self::CausalConv1d, Self::Update, Self::Packed, Self::Rope];
 
     /// The first word of its lines.
     pub fn name(self) -> &'static str {
@@ -59,7 +59,7 @@ impl Op {
             Self::CausalConv1d => "causal_conv1d",
             Self::Update => "update",
             Self::Packed => "packed",
-            Self::Rope2d => "rope2d",
+            Self::Rope => "rope",
         }
     }
 
@@ -70,7 +70,7 @@ impl Op {
             Self::CausalConv1d => causal_conv1d::FIELDS,
             Self::Update => decoding::UPDATE_FIELDS,
             Self::Packed => decoding::PACKED_FIELDS,
-            Self::Rope2d => rope2d::FIELDS,
+            Self::Rope => rope::FIELDS,
         }
     }
 }

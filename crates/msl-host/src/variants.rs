@@ -7,7 +7,7 @@
 
 pub mod causal_conv1d;
 pub mod conv3d;
-pub mod rope2d;
+pub mod rope;
 
 use crate::lower::Facts;
 use crate::server::{Kernel, Label, Log, Recorder};
@@ -57,7 +57,7 @@ pub fn before_macos_15() -> Variants {
         let limits = (&Limits::of(recorder.client()), IndexWidth::Narrow);
         conv3d::record(&recorder, limits, dtype, &mut variants.refused);
         causal_conv1d::record(&recorder, limits, dtype, &mut variants.refused);
-        rope2d::record(&recorder, limits.0, dtype, &mut variants.refused);
+        rope::record(&recorder, limits.0, dtype, &mut variants.refused);
         variants.collect(&recorder);
         variants
     };
@@ -72,7 +72,7 @@ pub fn of_dtype(dtype: FloatType) -> Variants {
         let limits = index.limits(&Limits::of(recorder.client()));
         conv3d::record(&recorder, (&limits, index), dtype, &mut variants.refused);
         causal_conv1d::record(&recorder, (&limits, index), dtype, &mut variants.refused);
-        rope2d::record(&recorder, &limits, dtype, &mut variants.refused);
+        rope::record(&recorder, &limits, dtype, &mut variants.refused);
     }
     variants.collect(&recorder);
     variants

@@ -12,5 +12,5 @@ mod conv3d_winograd;
 mod device;
 mod errors;
 mod laws;
-mod rope2d;
+mod rope;
 mod support;

@@ -13,14 +13,14 @@ use crate::causal_conv1d::autodiff as causal_conv1d;
 use crate::causal_conv1d::decoding::autodiff as decoding;
 use crate::causal_conv1d::packed::autodiff as packed;
 use crate::conv3d::autodiff as conv3d;
-use crate::rope2d::autodiff as rope2d;
+use crate::rope::autodiff as rope;
 use burn::backend::Backend;
 use burn::backend::autodiff::Autodiff;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use conv_kernels::causal_conv1d::{CausalConv1dProblem, Conv1dLayout, UpdateProblem};
 use conv_kernels::conv3d::{Activation, WinogradTile};
-use conv_kernels::rope2d::Rope2dProblem;
+use conv_kernels::rope::RopeProblem;
 
 impl<B: Backend + ConvOps, C: CheckpointStrategy> ConvOps for Autodiff<B, C> {
     fn conv3d_forward(
@@ -154,24 +154,24 @@ impl<B: Backend + ConvOps, C: CheckpointStrategy> ConvOps for Autodiff<B, C> {
         packed::move_columns::<B, C>(x, from, to, axis)
     }
 
-    fn rope2d(
+    fn rope(
         tokens: FloatTensor<Self>,
         positions: RopePositions<Self>,
-        problem: Rope2dProblem,
+        problem: RopeProblem,
         inverse: bool,
     ) -> FloatTensor<Self> {
-        rope2d::forward::<B, C>(tokens, positions, problem, inverse)
+        rope::forward::<B, C>(tokens, positions, problem, inverse)
     }
 
-    fn rope2d_qk(
+    fn rope_qk(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         q_positions: RopePositions<Self>,
         k_positions: RopePositions<Self>,
-        q_problem: Rope2dProblem,
-        k_problem: Rope2dProblem,
+        q_problem: RopeProblem,
+        k_problem: RopeProblem,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        rope2d::forward_qk::<B, C>([q, k], [q_positions, k_positions], [q_problem, k_problem]).into()
+        rope::forward_qk::<B, C>([q, k], [q_positions, k_positions], [q_problem, k_problem]).into()
     }
 }
 

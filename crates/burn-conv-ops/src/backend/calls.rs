@@ -1,20 +1,24 @@
-//! What calls of conv3d and RoPE2D carry beside their tensors.
+//! What calls of conv3d and RoPE carry beside their tensors.
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, ExtensionType};
 use conv_kernels::conv3d::{Algorithm, Conv3dProblem};
-use conv_kernels::rope2d::RopeGrid;
+use conv_kernels::rope::{RopeGrid, RopeVolume};
 
 /// Where the tokens of a rotation stand.
 #[derive(ExtensionType)]
 #[extension_type(fusion: cfg(feature = "fusion"))]
 pub enum RopePositions<B: Backend> {
-    /// Integers `[B, N, 2]`.
+    /// Integers `[B, N, axes]`.
     Index(IntTensor<B>),
-    /// fp32 numbers `[B, N, 2]`.
+    /// fp32 numbers `[B, N, axes]`.
     Float(FloatTensor<B>),
-    /// A grid after the tokens of the prefix.
+    /// A grid of two axes after the tokens of the prefix.
     Grid(RopeGrid),
+    /// A grid of three axes.
+    Volume(RopeVolume),
+    /// Consecutive positions from this one on, along all axes.
+    Offset(i32),
 }
 
 impl<B: Backend> Clone for RopePositions<B> {
@@ -23,6 +27,8 @@ impl<B: Backend> Clone for RopePositions<B> {
             Self::Index(positions) => Self::Index(positions.clone()),
             Self::Float(positions) => Self::Float(positions.clone()),
             Self::Grid(grid) => Self::Grid(*grid),
+            Self::Volume(volume) => Self::Volume(*volume),
+            Self::Offset(offset) => Self::Offset(*offset),
         }
     }
 }
@@ -33,6 +39,8 @@ impl<B: Backend> std::fmt::Debug for RopePositions<B> {
             Self::Index(positions) => f.debug_tuple("Index").field(positions).finish(),
             Self::Float(positions) => f.debug_tuple("Float").field(positions).finish(),
             Self::Grid(grid) => f.debug_tuple("Grid").field(grid).finish(),
+            Self::Volume(volume) => f.debug_tuple("Volume").field(volume).finish(),
+            Self::Offset(offset) => f.debug_tuple("Offset").field(offset).finish(),
         }
     }
 }

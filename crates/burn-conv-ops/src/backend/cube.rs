@@ -10,7 +10,7 @@ use super::{
 use crate::causal_conv1d::cube as causal_conv1d;
 use crate::causal_conv1d::decoding::cube as decoding;
 use crate::conv3d::cube as conv3d;
-use crate::rope2d::cube as rope2d;
+use crate::rope::cube as rope;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeBackend;
@@ -18,7 +18,7 @@ use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use conv_kernels::causal_conv1d::{CausalConv1dProblem, Conv1dLayout, UpdateProblem};
 use conv_kernels::conv3d::{Activation, WinogradTile};
-use conv_kernels::rope2d::Rope2dProblem;
+use conv_kernels::rope::RopeProblem;
 use conv_kernels::{ConvError, IndexOperand, Operand};
 
 impl ConvOps for CubeBackend {
@@ -140,24 +140,24 @@ impl ConvOps for CubeBackend {
         or_panic(decoding::seq_idx(&bounds, length))
     }
 
-    fn rope2d(
+    fn rope(
         tokens: FloatTensor<Self>,
         positions: RopePositions<Self>,
-        problem: Rope2dProblem,
+        problem: RopeProblem,
         inverse: bool,
     ) -> FloatTensor<Self> {
-        or_panic(rope2d::rotate(tokens, &positions, problem, inverse))
+        or_panic(rope::rotate(tokens, &positions, problem, inverse))
     }
 
-    fn rope2d_qk(
+    fn rope_qk(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         q_positions: RopePositions<Self>,
         k_positions: RopePositions<Self>,
-        q_problem: Rope2dProblem,
-        k_problem: Rope2dProblem,
+        q_problem: RopeProblem,
+        k_problem: RopeProblem,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        or_panic(rope2d::rotate_qk([q, k], [&q_positions, &k_positions], [q_problem, k_problem]))
+        or_panic(rope::rotate_qk([q, k], [&q_positions, &k_positions], [q_problem, k_problem]))
     }
 }
 

@@ -13,12 +13,12 @@ pub(crate) mod portable;
 pub use calls::{Conv3dCall, RopePositions};
 pub use conv_kernels::causal_conv1d::{CausalConv1dProblem, UpdateProblem};
 pub use conv_kernels::conv3d::Conv3dProblem;
-pub use conv_kernels::rope2d::Rope2dProblem;
+pub use conv_kernels::rope::RopeProblem;
 
 #[cfg(feature = "fusion")]
 use crate::causal_conv1d::packed::last_states_shape;
 use crate::causal_conv1d::{self, decoding};
-use crate::{conv3d, rope2d};
+use crate::{conv3d, rope};
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, ExtensionType, backend_extension};
 #[cfg(feature = "fusion")]
@@ -359,27 +359,27 @@ pub trait ConvOps: Backend {
 
     /// The tokens, rotated by their positions; by the opposite angles when `inverse`.
     #[fusion(dtype = tokens, shape = Shape::from(problem.tokens_shape()))]
-    fn rope2d(
+    fn rope(
         tokens: FloatTensor<Self>,
         #[extension_type] positions: RopePositions<Self>,
-        problem: Rope2dProblem,
+        problem: RopeProblem,
         inverse: bool,
     ) -> FloatTensor<Self> {
-        rope2d::portable::rotate::<Self>(tokens, positions, &problem, inverse)
+        rope::portable::rotate::<Self>(tokens, positions, &problem, inverse)
     }
 
     /// Queries and keys, each rotated by its positions: one launch where the backend can.
     #[fusion(meta = |q, k, _q_positions, _k_positions, _q_problem, _k_problem| (q.clone(), k.clone()))]
-    fn rope2d_qk(
+    fn rope_qk(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         #[extension_type] q_positions: RopePositions<Self>,
         #[extension_type] k_positions: RopePositions<Self>,
-        q_problem: Rope2dProblem,
-        k_problem: Rope2dProblem,
+        q_problem: RopeProblem,
+        k_problem: RopeProblem,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let q = rope2d::portable::rotate::<Self>(q, q_positions, &q_problem, false);
-        (q, rope2d::portable::rotate::<Self>(k, k_positions, &k_problem, false))
+        let q = rope::portable::rotate::<Self>(q, q_positions, &q_problem, false);
+        (q, rope::portable::rotate::<Self>(k, k_positions, &k_problem, false))
     }
 }
 

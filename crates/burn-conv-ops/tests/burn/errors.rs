@@ -126,10 +126,7 @@ fn dtypes_must_agree_and_be_served() {
     for dtype in [IntDType::U8, IntDType::I16] {
         assert_says(
             try_rope2d(normal(1, [1, 1, 1, 4], &device), positions.clone().cast(dtype), Rope2dOptions::new()),
-            &format!(
-                "rope2d: the position tensor is {}, the op reads i32 and i64",
-                DType::from(dtype).name()
-            ),
+            &format!("rope: the position tensor is {}, the op reads i32 and i64", DType::from(dtype).name()),
         );
     }
     let scheme = QuantScheme::default().with_value(QuantValue::Q8S);
@@ -152,7 +149,7 @@ fn devices_and_checkpointing_must_agree() {
     assert_says(
         try_rope2d(normal(1, [1, 1, 1, 4], &gpu), int_upload(&[0, 0], [1, 1, 2], &cpu), Rope2dOptions::new()),
         &format!(
-            "rope2d: the token tensor is on {gpu:?} and the position tensor is on {cpu:?}, they must be on one device"
+            "rope: the token tensor is on {gpu:?} and the position tensor is on {cpu:?}, they must be on one device"
         ),
     );
     let plain = cpu.clone().autodiff();
@@ -181,7 +178,7 @@ fn a_device_refuses_dtypes_it_lacks() {
         let x = Tensor::<4>::empty([1, 1, 1, 4], (&device, DType::BF16));
         assert_says(
             try_rope2d(x, positions.clone(), Rope2dOptions::new()),
-            &format!("rope2d: this device cannot hold bf16 tensors, it serves {served}"),
+            &format!("rope: this device cannot hold bf16 tensors, it serves {served}"),
         );
     }
     assert!(try_rope2d(x, positions, Rope2dOptions::new()).is_ok());
@@ -312,16 +309,16 @@ fn decoding_and_packed_sequences_name_what_does_not_fit() {
         let tokens = || normal(1, [1, 2, 7, 8], &device);
         assert_says(
             try_rope2d(tokens(), RopeGrid { rows: 2, columns: 3, first: 0 }, Rope2dOptions::new()),
-            "rope2d: a grid of 2 x 3 patches after 0 other tokens was given for 7 tokens",
+            "rope: a grid of 2 x 3 patches after 0 other tokens was given for 7 tokens",
         );
         let halves = normal(1, [1, 7, 2], &device).cast(DType::F16);
         assert_says(
             try_rope2d(tokens(), halves, Rope2dOptions::new()),
-            "rope2d: the position tensor is f16, the op reads numbers in f32",
+            "rope: the position tensor is f16, the op reads numbers in f32",
         );
         assert_says(
             try_rope2d(tokens(), normal(1, [1, 6, 2], &device), Rope2dOptions::new()),
-            "rope2d: the positions have shape [1, 6, 2], tokens [1, 2, 7, 8] need [1, 7, 2] (batch, tokens, y and x)",
+            "rope: the positions have shape [1, 6, 2], tokens [1, 2, 7, 8] need [1, 7, 2] (batch, tokens, axes)",
         );
     }
 }
@@ -334,24 +331,24 @@ fn rope2d_names_what_does_not_fit() {
         let options = Rope2dOptions::new;
         assert_says(
             try_rope2d(tokens([1, 2, 3, 6]), at(3), options()),
-            "rope2d: the head dimension 6 is not a multiple of 4",
+            "rope: the head dimension 6 is not a multiple of 4",
         );
         assert_says(
             try_rope2d(tokens([1, 2, 3, 8]), at(4), options()),
-            "rope2d: the positions have shape [1, 4, 2], tokens [1, 2, 3, 8] need [1, 3, 2] (batch, tokens, y and x)",
+            "rope: the positions have shape [1, 4, 2], tokens [1, 2, 3, 8] need [1, 3, 2] (batch, tokens, axes)",
         );
         assert_says(
             try_rope2d(tokens([1, 2, 3, 8]), at(3), options().with_base(-1.0)),
-            "rope2d: the base is -1, it must be positive and finite",
+            "rope: the base is -1, it must be positive and finite",
         );
         assert_says(
             try_rope2d(tokens([1, 2, 3, 8]), at(3), options().with_f0(f32::INFINITY)),
-            "rope2d: f0 is inf, it must be finite",
+            "rope: f0 is inf, it must be finite",
         );
         // The keys are at fault.
         assert_says(
             try_rope2d_qk(tokens([1, 2, 3, 8]), tokens([1, 2, 3, 6]), at(3), at(3), options()),
-            "rope2d: the head dimension 6 is not a multiple of 4",
+            "rope: the head dimension 6 is not a multiple of 4",
         );
     }
 }
@@ -382,6 +379,6 @@ fn functions_without_a_result_panic_with_the_sentence() {
                 Rope2dOptions::new(),
             );
         });
-        assert_eq!(text, "rope2d: the head dimension 5 is not a multiple of 4");
+        assert_eq!(text, "rope: the head dimension 5 is not a multiple of 4");
     }
 }

@@ -15,6 +15,7 @@ mod packed;
 #[cfg(not(feature = "fusion"))]
 mod patched;
 mod prepared;
+mod rope;
 mod rope2d;
 mod shapes;
 mod silu;

@@ -9,7 +9,7 @@ use burn_conv_ops::{
 };
 use conv_cases::rope2d::{self as cases, Case};
 use conv_kernels::FloatType;
-use conv_kernels::rope2d::{Rope2dProblem, reference};
+use conv_kernels::rope::{RopeProblem, reference};
 use conv_kernels::tolerance::Expected;
 
 fn options(case: &Case) -> Rope2dOptions {
@@ -31,7 +31,7 @@ fn rope2d_conforms_on_every_device() {
         for case in &table {
             let (shape, positions) = (shape(case), cases::positions(case));
             let Rope2dOptions { base, f0, layout, .. } = options(case);
-            let problem = Rope2dProblem::new(shape, [case.b, case.n, 2], layout, base, f0, FloatType::F32)
+            let problem = RopeProblem::rope2d(shape, layout, base, f0, FloatType::F32)
                 .unwrap_or_else(|error| panic!("{}: {error}", case.name));
             let x = normal(1, shape, &device).require_grad();
             let at = int_upload(&positions, [case.b, case.n, 2], &device);
@@ -162,8 +162,8 @@ fn grids_and_numbers_turn_like_the_positions_they_stand_for() {
 #[test]
 fn numbers_between_integers_turn_by_angles_between() {
     let ([b, h, n, d], at) = ([1, 2, 3, 8], [0.5f32, -0.25, 3.125, 1000.75, -7.0, 0.0]);
-    let problem = Rope2dProblem::new([b, h, n, d], [b, n, 2], RopeLayout::Bhnd, 100.0, 1.0, FloatType::F32)
-        .expect("sound");
+    let problem =
+        RopeProblem::rope2d([b, h, n, d], RopeLayout::Bhnd, 100.0, 1.0, FloatType::F32).expect("sound");
     for (on, device) in devices() {
         let positions = upload(&at, [b, n, 2], &device);
         let got = values(rope2d(normal(1, [b, h, n, d], &device), positions, Rope2dOptions::new()));
@@ -224,14 +224,13 @@ fn numbers_turn_by_their_angles_whatever_the_factor() {
             .chain([(0.01, 1.0)])
         {
             let problem =
-                Rope2dProblem::new([1, 1, n, d], [1, n, 2], RopeLayout::Bhnd, base, f0, FloatType::F32)
-                    .expect("sound");
+                RopeProblem::rope2d([1, 1, n, d], RopeLayout::Bhnd, base, f0, FloatType::F32).expect("sound");
             let options = Rope2dOptions::new().with_base(base).with_f0(f0);
             let x = normal(1, [1, 1, n, d], &device).require_grad();
             let y = rope2d(x.clone(), positions.clone(), options);
             let dy = normal(2, [1, 1, n, d], &device);
             let grads = (y.clone() * dy.clone()).sum().backward();
-            let q = problem.frequencies();
+            let q = problem.rotated / 4;
             for (got, from, inverse) in [
                 (values(y.inner()), values(x.clone().inner()), false),
                 (values(x.grad(&grads).expect("tracked")), values(dy.inner()), true),
@@ -281,13 +280,13 @@ fn factors_and_grids_that_no_table_serves_are_refused() {
         };
         assert_eq!(
             says(Rope2dOptions::new().with_f0(2e6), at().into()),
-            "rope2d: f0 2000000 with base 100 rotates by up to 2000000 radians from one position \
+            "rope: f0 2000000 with base 100 rotates by up to 2000000 radians from one position \
              to the next, the limit is 1048576"
         );
         let grid = RopeGrid { rows: 1, columns: 2, first: i32::MAX };
         assert_eq!(
             says(Rope2dOptions::new(), grid.into()),
-            "rope2d: a grid of 1 x 2 patches from position 2147483647 on ends at 2147483648, the last position is \
+            "rope: a grid of 1 x 2 patches from position 2147483647 on ends at 2147483648, the last position is \
              2147483647"
         );
     }

@@ -9,7 +9,7 @@ use burn::backend::{DispatchDevice, TensorMetadata};
 use burn::tensor::{DType, Shape, TensorData};
 use burn_conv_ops::backend::{
     CausalConv1dInputs, CausalConv1dProblem, CausalConv1dSteps, Conv3dCall, ConvOps, OptionalTensor,
-    Rope2dProblem, RopePositions, UpdateProblem,
+    RopePositions, RopeProblem, UpdateProblem,
 };
 use burn_conv_ops::{Activation, Algorithm, Conv1dLayout, RopeGrid, RopeLayout};
 use burn_cubecl::{CubeBackend, CubeDevice, tensor::CubeTensor};
@@ -143,17 +143,17 @@ fn rope2d_results_have_the_published_shapes() {
         [(RopeLayout::Bhnd, [2, 3, 5, 8]), (RopeLayout::Bnhd, [2, 5, 3, 8]), (RopeLayout::Bhnd, [2, 3, 0, 8])]
     {
         let count = if layout == RopeLayout::Bhnd { shape[2] } else { shape[1] };
-        let problem = Rope2dProblem::new(shape, [2, count, 2], layout, 100.0, 1.0, FloatType::F32)
-            .expect("the problem is sound");
+        let problem =
+            RopeProblem::rope2d(shape, layout, 100.0, 1.0, FloatType::F32).expect("the problem is sound");
         let positions = TensorData::new(vec![3i32; 2 * count * 2], [2, count, 2]);
         let positions = RopePositions::Index(CubeBackend::int_from_data(positions, &device()));
         let grid = RopePositions::Grid(RopeGrid { rows: 1, columns: count, first: 2 });
         let floats = RopePositions::Float(tensor(&[2, count, 2]));
         for positions in [positions, grid, floats] {
-            let y = CubeBackend::rope2d(tensor(&shape), positions.clone(), problem, false);
+            let y = CubeBackend::rope(tensor(&shape), positions.clone(), problem, false);
             assert_shape(&format!("{problem:?} {positions:?}"), &y, &shape);
             let (q, k) =
-                CubeBackend::rope2d_qk(y, tensor(&shape), positions.clone(), positions, problem, problem);
+                CubeBackend::rope_qk(y, tensor(&shape), positions.clone(), positions, problem, problem);
             assert_shape("q", &q, &shape);
             assert_shape("k", &k, &shape);
         }

@@ -3,7 +3,7 @@
 use super::burn_dtype;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{DType, Device, Tensor, TensorData, activation, module};
-use conv_kernels::rope2d::{self, Rope2dProblem};
+use conv_kernels::rope::RopeProblem;
 
 /// Causal depthwise conv1d as a user of Burn writes it: a grouped conv1d padded on the left, then SiLU.
 #[derive(Clone, Copy, Debug)]
@@ -60,14 +60,14 @@ pub(crate) struct Rope2d {
 
 impl Rope2d {
     /// Prepares the tables for positions `[B, N, 2]`.
-    pub(crate) fn new(device: &Device, problem: &Rope2dProblem, positions: &[i64]) -> Self {
+    pub(crate) fn new(device: &Device, problem: &RopeProblem, positions: &[i64]) -> Self {
         let (batch, tokens, dim) = (problem.batch, problem.tokens, problem.head_dim);
         let quarter = dim / 4;
+        let frequencies = problem.frequencies();
         let angle = |index: usize| {
             let (row, place) = (index / dim, index % dim);
             let (axis, i) = (place / (2 * quarter), place % quarter);
-            let frequency = rope2d::reference::frequency(problem, i);
-            f64::from(problem.f0) * positions[2 * row + axis] as f64 * frequency
+            positions[2 * row + axis] as f64 * frequencies[quarter * axis + i].radians
         };
         let table = |function: fn(f64) -> f64| {
             let values: Vec<f32> =

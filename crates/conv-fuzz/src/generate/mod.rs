@@ -31,8 +31,8 @@ pub fn case_of(seed: u64, n: u64, ops: &[Op]) -> Case {
         Op::Conv3d,
         Op::CausalConv1d,
         Op::CausalConv1d,
-        Op::Rope2d,
-        Op::Rope2d,
+        Op::Rope,
+        Op::Rope,
         Op::Update,
         Op::Packed,
     ]);
@@ -42,7 +42,7 @@ pub fn case_of(seed: u64, n: u64, ops: &[Op]) -> Case {
         Op::CausalConv1d => sequence::causal_conv1d(&mut family, &mut each),
         Op::Update => sequence::update(&mut family, &mut each),
         Op::Packed => sequence::packed(&mut family, &mut each),
-        Op::Rope2d => sequence::rope2d(&mut family, &mut each),
+        Op::Rope => sequence::rope(&mut family, &mut each),
     };
     case.set("seed", &[each.range(1, 999)]);
     case

@@ -3,7 +3,7 @@
 use super::{class, dtype};
 use crate::causal_conv1d::{BAD, IDS};
 use crate::random::Random;
-use crate::rope2d::POSITION_KINDS;
+use crate::rope::{ANGLES, POSITION_KINDS};
 use crate::tensors::{OUTPUT_VIEWS, VIEWS};
 use crate::text::{Case, Op};
 
@@ -101,24 +101,25 @@ pub(super) fn packed(family: &mut Random, each: &mut Random) -> Case {
 }
 
 /// One random rotation.
-pub(super) fn rope2d(family: &mut Random, each: &mut Random) -> Case {
-    let mut case = Case::new(Op::Rope2d);
+pub(super) fn rope(family: &mut Random, each: &mut Random) -> Case {
+    let mut case = Case::new(Op::Rope);
     case.set_word("type", dtype(family));
     case.set_word("limits", class(family));
-    case.set_word("positions", family.pick(&["grid", "i32", "i64", "float", "float"]));
+    case.set_word("positions", family.pick(&["grid", "offset", "i32", "i64", "float", "float"]));
     case.set("pair", &[family.range(0, 1)]);
-    // Each of these needs tables of its own.
+    case.set_word("angles", family.pick(ANGLES));
+    case.set_word("scaling", each.pick(&["none", "none", "linear", "ntk"]));
     let q = family.pick(&[1, 2, 3, 4, 5, 8, 16, 24]);
     case.set("q", &[q]);
-    case.set("base", &[family.pick(&[1000, 1000, 100_000, 75, 10])]);
-    case.set("f0", &[family.pick(&[100, 100, 50, -200, 628, 3700])]);
+    case.set("base", &[each.pick(&[1000, 1000, 100_000, 10_000_000, 75, 10])]);
+    case.set("f0", &[each.pick(&[100, 100, 50, -200, 628, 3700, 100_000, 10_000_000])]);
     case.set("inverse", &[each.range(0, 1)]);
     case.set("in_place", &[each.range(0, 1)]);
     case.set("copied", &[each.pick(&[0, 0, 1, 3, q])]);
     case.set("prefix", &[each.pick(&[0, 0, 1, 5])]);
     case.set_word("layout", each.pick(&["bhnd", "bnhd"]));
     case.set_word("places", each.pick(POSITION_KINDS));
-    case.set("reach", &[each.pick(&[0, 1, 20, 20, 2049, 70_000, 123_456_789])]);
+    case.set("reach", &[each.pick(&[0, 1, 20, 20, 2049, 70_000, 1 << 20, 123_456_789])]);
     case.set("b", &[each.pick(&[1, 1, 2, 3])]);
     case.set("h", &[each.pick(&[1, 2, 3, 5])]);
     case.set("rows", &[each.pick(&[1, 2, 3, 7])]);

@@ -6,7 +6,7 @@
 //! Tests start in the order of their names: these go first, since they compile in batches what the others
 //! use.
 
-use crate::{causal_conv1d, conv3d, conv3d_pre, conv3d_sums, rope2d};
+use crate::{causal_conv1d, conv3d, conv3d_pre, conv3d_sums, rope};
 use conv_cases::fill;
 use conv_kernels::{FloatType, IndexType, Limits};
 use msl_host::execute::compile_ahead;
@@ -86,11 +86,8 @@ fn check(dtype: FloatType) {
             causal_conv1d::decoding::check_steps(device, dtype, index_type, 4..=4);
             causal_conv1d::decoding::check_last_states(device, dtype, index_type);
         }
-        rope2d::options::check_sources(device, dtype);
-        for case in variants::rope2d::table() {
-            for positions in IndexType::ALL {
-                failures.extend(rope2d::check(device, &case, dtype, positions));
-            }
+        for (angles, d) in variants::rope::table() {
+            rope::options::check_sources(device, dtype, angles, d);
         }
     }
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));

@@ -1,7 +1,7 @@
 //! Defects that the suite must notice. Each is an edit of the emitted text such as a compiler bug or a
 //! careless change of a kernel could cause; the test fails if the edit does not apply or if its results pass.
 
-use crate::{causal_conv1d, conv3d, conv3d_sums, rope2d};
+use crate::{causal_conv1d, conv3d, conv3d_sums, rope};
 use conv_cases::conv3d::{Activation, Conv3dCase};
 use conv_cases::fill;
 use conv_kernels::conv3d::{Activation as KernelActivation, Plan};
@@ -9,7 +9,7 @@ use conv_kernels::{FloatType, IndexType, Limits};
 use cubecl::prelude::*;
 use msl_host::server::Recorder;
 use msl_host::variants::causal_conv1d::{CallVariant, table};
-use msl_host::variants::{IndexWidth, rope2d as rope2d_variants};
+use msl_host::variants::{IndexWidth, rope as rope_variants};
 use regex::{Captures, Regex};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -158,7 +158,7 @@ const DEFECTS: &[Defect] = &[
             let store = text.rfind("*v").unwrap_or(0);
             format!("{}*(1 + {}", &text[..store], text[store + 1..].replacen(" = ", ") = ", 1))
         },
-        suite: rope,
+        suite: rotation,
     },
     Defect {
         name: "a sine has the wrong sign",
@@ -167,7 +167,7 @@ const DEFECTS: &[Defect] = &[
             Some(at) => format!("{} + {}", &text[..at], &text[at + 3..]),
             None => text.to_string(),
         },
-        suite: rope,
+        suite: rotation,
     },
 ];
 
@@ -251,10 +251,10 @@ fn causal(client: &Client) {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-fn rope(client: &Client) {
-    let case = &rope2d_variants::table()[1];
-    let wrong = rope2d::check((client, &Limits::of(client)), case, FloatType::F32, IndexType::I32);
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+fn rotation(client: &Client) {
+    for (angles, d) in rope_variants::table() {
+        rope::options::check_sources((client, &Limits::of(client)), FloatType::F32, angles, d);
+    }
 }
 
 #[test]

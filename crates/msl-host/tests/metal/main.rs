@@ -27,7 +27,7 @@ mod conv3d_winograd;
 #[path = "../../../../kernels/tests/conformance/laws.rs"]
 mod laws;
 mod machine;
-#[path = "../../../../kernels/tests/conformance/rope2d/mod.rs"]
-mod rope2d;
+#[path = "../../../../kernels/tests/conformance/rope/mod.rs"]
+mod rope;
 #[path = "../../../../kernels/tests/conformance/support.rs"]
 mod support;

@@ -1,4 +1,4 @@
-//! RoPE2D as a graph node: the gradient is the rotation by the opposite angles. The op is cheap beside what
+//! RoPE as a graph node: the gradient is the rotation by the opposite angles. The op is cheap beside what
 //! it reads, so under gradient checkpointing it is computed again instead of kept.
 
 use crate::backend::{ConvOps, RopePositions};
@@ -10,12 +10,12 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::autodiff::{Autodiff, NodeId};
 use burn::backend::tensor::FloatTensor;
-use conv_kernels::rope2d::Rope2dProblem;
+use conv_kernels::rope::RopeProblem;
 
 pub(crate) fn forward<B: Backend + ConvOps, C: CheckpointStrategy>(
     tokens: FloatTensor<Autodiff<B, C>>,
     positions: RopePositions<Autodiff<B, C>>,
-    problem: Rope2dProblem,
+    problem: RopeProblem,
     inverse: bool,
 ) -> FloatTensor<Autodiff<B, C>> {
     let positions = inner(positions);
@@ -23,11 +23,11 @@ pub(crate) fn forward<B: Backend + ConvOps, C: CheckpointStrategy>(
     let prep = Rotation.prepare::<C>([tokens.node()]).memory_bound().retro_forward(again).parents([&tokens]);
     match prep.stateful() {
         OpsKind::Tracked(prep) => {
-            let out = B::rope2d(tokens.into_primitive(), positions.clone(), problem, inverse);
+            let out = B::rope(tokens.into_primitive(), positions.clone(), problem, inverse);
             prep.finish((positions, problem, inverse), out)
         }
         OpsKind::UnTracked(prep) => {
-            prep.finish(B::rope2d(tokens.into_primitive(), positions, problem, inverse))
+            prep.finish(B::rope(tokens.into_primitive(), positions, problem, inverse))
         }
     }
 }
@@ -36,7 +36,7 @@ pub(crate) fn forward<B: Backend + ConvOps, C: CheckpointStrategy>(
 pub(crate) fn forward_qk<B: Backend + ConvOps, C: CheckpointStrategy>(
     tokens: [FloatTensor<Autodiff<B, C>>; 2],
     positions: [RopePositions<Autodiff<B, C>>; 2],
-    problems: [Rope2dProblem; 2],
+    problems: [RopeProblem; 2],
 ) -> [FloatTensor<Autodiff<B, C>>; 2] {
     let positions = positions.map(inner);
     let prepare = |place: usize| {
@@ -52,7 +52,7 @@ pub(crate) fn forward_qk<B: Backend + ConvOps, C: CheckpointStrategy>(
     let (of_q, of_k) = (prepare(0), prepare(1));
     let [q, k] = tokens.map(|tokens| tokens.into_primitive());
     let [q_positions, k_positions] = positions.clone();
-    let (q, k) = B::rope2d_qk(q, k, q_positions, k_positions, problems[0], problems[1]);
+    let (q, k) = B::rope_qk(q, k, q_positions, k_positions, problems[0], problems[1]);
     let [q_positions, k_positions] = positions;
     let finish = |kind, out, positions, problem| match kind {
         OpsKind::Tracked(prep) => prep.finish((positions, problem, false), out),
@@ -68,6 +68,8 @@ fn inner<B: Backend, C: CheckpointStrategy>(positions: RopePositions<Autodiff<B,
         RopePositions::Index(positions) => RopePositions::Index(positions),
         RopePositions::Float(positions) => RopePositions::Float(positions.into_primitive()),
         RopePositions::Grid(grid) => RopePositions::Grid(grid),
+        RopePositions::Volume(volume) => RopePositions::Volume(volume),
+        RopePositions::Offset(offset) => RopePositions::Offset(offset),
     }
 }
 
@@ -75,14 +77,14 @@ fn inner<B: Backend, C: CheckpointStrategy>(positions: RopePositions<Autodiff<B,
 struct Rotation;
 
 impl<B: Backend + ConvOps> Backward<B, 1> for Rotation {
-    type State = (RopePositions<B>, Rope2dProblem, bool);
+    type State = (RopePositions<B>, RopeProblem, bool);
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
         let (positions, problem, inverse) = ops.state;
         let dy = grads.consume::<B>(&ops.node);
         let [tokens] = ops.parents;
         if let Some(node) = tokens {
-            grads.register::<B>(node.id, B::rope2d(dy, positions, problem, !inverse));
+            grads.register::<B>(node.id, B::rope(dy, positions, problem, !inverse));
         }
     }
 }
@@ -92,13 +94,13 @@ impl<B: Backend + ConvOps> Backward<B, 1> for Rotation {
 struct Again<B: Backend> {
     tokens: NodeId,
     positions: RopePositions<B>,
-    problem: Rope2dProblem,
+    problem: RopeProblem,
     inverse: bool,
 }
 
 impl<B: Backend + ConvOps> RetroForward for Again<B> {
     fn forward(&self, states: &mut BackwardStates, out_node: NodeId) {
         let tokens = states.get_state::<FloatTensor<B>>(&self.tokens);
-        states.save(out_node, B::rope2d(tokens, self.positions.clone(), self.problem, self.inverse));
+        states.save(out_node, B::rope(tokens, self.positions.clone(), self.problem, self.inverse));
     }
 }

@@ -1,4 +1,4 @@
-//! RoPE2D: a random rotation or its inverse compared with the reference, for one tensor or two, out of place
+//! RoPE: a random rotation or its inverse compared with the reference, for one tensor or two, out of place
 //! or in place.
 
 use crate::device::{self, CLASSES, Device};
@@ -6,13 +6,18 @@ use crate::outcome::{LAUNCH, OVER, Outcome, PANIC, REFUSED, WRONG, caught};
 use crate::tensors::{self, OUTPUT_VIEWS, TYPES, VIEWS, dtype};
 use crate::text::{Case, Field};
 use conv_cases::fill::{self, hash, integer};
-use conv_kernels::rope2d::{Positions, Rope2dProblem, RopeGrid, RopeLayout, Rotation, reference, rotate_all};
+use conv_kernels::rope::{
+    Positions, RopeAngles, RopeAxes, RopeGrid, RopeLayout, RopePairs, RopeProblem, RopeScaling, RopeVolume,
+    Rotation, reference, rotate_all,
+};
 use conv_kernels::{ConvError, FloatType, IndexType, row_major};
 use conv_testing::buffer::{Buffer, try_read_all, upload_indices};
 
-/// The fields of a case of RoPE2D. `q`: frequencies per axis; `copied`: quarters of a head that are not
-/// rotated; `base` in tenths; `f0` in hundredths; `reach`: the largest position.
+/// The fields of a case of RoPE. `q`: pairs of an axis, or about as many; `copied`: quarters of a head that
+/// are not rotated; `base` in tenths; `f0` in hundredths; `reach`: the largest position.
 pub const FIELDS: &[Field] = &[
+    Field::words("angles", ANGLES),
+    Field::words("scaling", &["none", "linear", "ntk"]),
     Field::numbers("b", &[1]),
     Field::numbers("h", &[1]),
     Field::numbers("rows", &[1]),
@@ -23,7 +28,7 @@ pub const FIELDS: &[Field] = &[
     Field::words("layout", &["bhnd", "bnhd"]),
     Field::numbers("base", &[1000]),
     Field::numbers("f0", &[100]),
-    Field::words("positions", &["grid", "i32", "i64", "float"]),
+    Field::words("positions", &["grid", "i32", "i64", "float", "offset"]),
     Field::words("places", POSITION_KINDS),
     Field::numbers("reach", &[0]),
     Field::numbers("inverse", &[0]),
@@ -36,21 +41,45 @@ pub const FIELDS: &[Field] = &[
     Field::words("limits", CLASSES),
 ];
 
+/// Axes and pairs.
+pub const ANGLES: &[&str] =
+    &["croco", "llama", "gpt_j", "thirds", "video", "parts", "sections", "interleaved", "interleaved_halves"];
+
 /// Where tokens are: spread evenly up to `reach`; next to whole numbers; in -1..1; next to powers of two.
 pub const POSITION_KINDS: &[&str] = &["spread", "near_whole", "unit", "powers"];
 
 /// The problem of a case.
-fn problem(case: &Case) -> Result<Rope2dProblem, ConvError> {
+fn problem(case: &Case) -> Result<RopeProblem, ConvError> {
+    use RopeAxes::{Dims, Even, Interleaved, Sections};
+    use RopePairs::{Halves, HalvesOfAxes, Neighbours};
     let [b, h, rows, columns, q] = ["b", "h", "rows", "columns", "q"].map(|name| case.extent(name));
     let (prefix, copied) = (case.extent("prefix"), case.extent("copied"));
-    let (n, d) = (rows * columns + prefix, 4 * (q + copied));
+    let (axes, pairs, rotated) = match case.word("angles") {
+        "llama" => (Even(1), Halves, 2 * q),
+        "gpt_j" => (Even(1), Neighbours, 2 * q),
+        "thirds" => (Even(3), HalvesOfAxes, 6 * q),
+        "video" => (Dims([2 * q + 2, 2 * q, 2 * q]), Neighbours, 6 * q + 2),
+        "parts" => (Dims([2 * q, 4 * q, 8]), HalvesOfAxes, 6 * q + 8),
+        "sections" => (Sections([q, q + 1, q]), Halves, 6 * q + 2),
+        "interleaved" => (Interleaved([q + 2, q, q]), Neighbours, 6 * q + 4),
+        "interleaved_halves" => (Interleaved([q + 1, q, q]), Halves, 6 * q + 2),
+        _ => (Even(2), HalvesOfAxes, 4 * q),
+    };
+    let (n, d) = (rows * columns + prefix, rotated + 4 * copied);
     let (layout, shape) = match case.word("layout") {
         "bnhd" => (RopeLayout::Bnhd, [b, n, h, d]),
         _ => (RopeLayout::Bhnd, [b, h, n, d]),
     };
     let (base, f0) = (case.number("base") as f32 / 10.0, case.number("f0") as f32 / 100.0);
-    Rope2dProblem::new(shape, [b, n, 2], layout, base, f0, dtype(case.word("type")))?
-        .with_rotated(4 * q)?
+    let scaling = match case.word("scaling") {
+        "linear" => RopeScaling::Linear(3.0),
+        "ntk" => RopeScaling::Ntk(4.0),
+        _ => RopeScaling::None,
+    };
+    let angles = RopeAngles { axes, pairs, base: [base, base * 2.0, base * 3.0], f0, scaling };
+    // A head that all axes divide, of which the copied elements are then not rotated.
+    RopeProblem::new(shape, layout, angles, dtype(case.word("type")))?
+        .with_rotated(rotated)?
         .with_prefix(prefix)
 }
 
@@ -84,12 +113,21 @@ pub fn run(device: &Device, case: &Case) -> Outcome {
     }
     let (client, seed) = (&device.client, case.number("seed"));
     let limits = device::limits(case.word("limits"), &device.limits, 1 << 24);
-    let grid =
-        RopeGrid { rows: case.extent("rows"), columns: case.extent("columns"), first: (seed % 5) as i32 - 2 };
-    let kind = case.word("positions");
+    let (rows, columns, first) = (case.extent("rows"), case.extent("columns"), (seed % 5) as i32 - 2);
+    let grid = RopeGrid { rows, columns, first };
+    let volume = RopeVolume { frames: rows, rows: 1, columns, first: [first, 7, -first] };
+    let offset = case.number("reach") as i32 + first;
+    let axes = problem.angles.count();
+    let kind = match case.word("positions") {
+        "grid" => ["offset", "grid", "volume"][axes - 1],
+        word => word,
+    };
     let count: usize = problem.positions_shape().iter().product();
+    let wide = |positions: Vec<i64>| positions.into_iter().map(|position| position as f64).collect();
     let mut at: Vec<f64> = match kind {
-        "grid" => reference::grid_positions(&problem, grid).into_iter().map(|p| p as f64).collect(),
+        "grid" => wide(reference::grid_positions(&problem, grid)),
+        "volume" => wide(reference::volume_positions(&problem, volume)),
+        "offset" => wide(reference::line_positions(&problem, offset)),
         _ => (0..count as u64).map(|index| f64::from(position_value(case, index))).collect(),
     };
     if kind.starts_with('i') {
@@ -97,13 +135,15 @@ pub fn run(device: &Device, case: &Case) -> Outcome {
     }
     let whole: Vec<i64> = at.iter().map(|position| *position as i64).collect();
     let floats: Vec<f32> = at.iter().map(|position| *position as f32).collect();
-    let wide = kind == "i64" && IndexType::I64.served_by(client);
-    let index = if wide { IndexType::I64 } else { IndexType::I32 };
+    let long = kind == "i64" && IndexType::I64.served_by(client);
+    let index = if long { IndexType::I64 } else { IndexType::I32 };
     let positions_shape = problem.positions_shape();
     let indices = upload_indices(client, &whole, &positions_shape, &row_major(&positions_shape), index);
     let on_device = tensors::upload(client, &floats, &positions_shape, "plain", FloatType::F32);
     let positions = match kind {
         "grid" => Positions::Grid(grid),
+        "volume" => Positions::Volume(volume),
+        "offset" => Positions::Offset(offset),
         "float" => Positions::Float(on_device.operand()),
         _ => Positions::Index(&indices),
     };
@@ -129,8 +169,6 @@ pub fn run(device: &Device, case: &Case) -> Outcome {
     match caught(|| rotate_all(client, &limits, &rotations, inverse)) {
         Ok(Ok(())) => {}
         Ok(Err(_)) if case.word("limits") == "no_f16" => return Outcome::Passed(Vec::new()),
-        // A rotation whose angles fp32 positions cannot represent may be refused.
-        Ok(Err(ConvError::Unsupported(_))) if kind == "float" => return Outcome::Passed(Vec::new()),
         Ok(Err(error)) => return Outcome::failed(case, REFUSED, error.to_string()),
         Err(panic) => return Outcome::failed(case, PANIC, panic),
     }
@@ -146,39 +184,21 @@ pub fn run(device: &Device, case: &Case) -> Outcome {
         let values = source.values();
         let want = reference::rotate_at(&problem, &values, &at, inverse);
         let magnitudes = reference::magnitude(&problem, &values);
-        if let Err(error) = compare(&problem, &at, &got, &want, &magnitudes) {
+        if let Err(error) = compare(&problem, &got, &want, &magnitudes) {
             return Outcome::failed(case, WRONG, format!("tensor {number}: {error}"));
         }
     }
     let direction = if inverse { "inverse" } else { "forward" };
-    Outcome::Passed(vec![(direction, format!("rope2d:{kind}")); outs.len()])
+    Outcome::Passed(vec![(direction, format!("rope:{}:{kind}", case.word("angles"))); outs.len()])
 }
 
-/// The largest error relative to a pair's length, in addition to the storage type's rounding and to the f64
-/// resolution of the largest angles.
-const ANGLE: f64 = 1e-6;
+/// The largest error of cos and sin, in addition to the storage type's rounding.
+const ANGLE: f64 = 5e-7;
 
-fn compare(
-    problem: &Rope2dProblem,
-    at: &[f64],
-    got: &[f64],
-    want: &[f64],
-    magnitudes: &[f64],
-) -> Result<(), String> {
+fn compare(problem: &RopeProblem, got: &[f64], want: &[f64], magnitudes: &[f64]) -> Result<(), String> {
     let d = problem.head_dim;
     for (index, (got, want)) in got.iter().zip(want).enumerate() {
-        let row = index / d;
-        let token = match problem.layout {
-            RopeLayout::Bhnd => {
-                row / (problem.heads * problem.tokens) * problem.tokens + row % problem.tokens
-            }
-            RopeLayout::Bnhd => row / problem.heads,
-        };
-        let largest = at[2 * token].abs().max(at[2 * token + 1].abs());
-        let frequency = reference::frequency(problem, problem.frequencies() - 1).max(1.0);
-        let angle = largest * f64::from(problem.f0).abs() * frequency;
-        let sum =
-            magnitudes[index] * (ANGLE + 10.0 * FloatType::F32.unit_roundoff() + angle * 2f64.powi(-51));
+        let sum = magnitudes[index] * (ANGLE + 10.0 * FloatType::F32.unit_roundoff());
         let bound =
             sum + problem.dtype.unit_roundoff() * (want.abs() + sum) + problem.dtype.subnormal_roundoff();
         let copied = magnitudes[index] == want.abs() && index % d >= problem.rotated;

@@ -3,9 +3,7 @@
 use super::random_tokens;
 use crate::support::{client, output, read_all, upload};
 use conv_cases::fill;
-use conv_kernels::rope2d::{
-    MAX_RADIANS, Positions, Rope2dProblem, RopeLayout, Rotation, reference, rotate_all,
-};
+use conv_kernels::rope::{MAX_RADIANS, Positions, RopeLayout, RopeProblem, Rotation, reference, rotate_all};
 use conv_kernels::{FloatType, Limits};
 use cubecl::prelude::*;
 
@@ -15,11 +13,11 @@ fn turns(position: f32) -> bool {
 }
 
 /// Turns random tokens `[1, H, N, D]` by these positions (y, x) of N tokens, both ways; returns the largest
-/// error of a pair over the pair's length, less what f64 itself leaves open of the angle.
+/// error of a pair over the pair's length.
 fn worst_error(client: &Client, [heads, d]: [usize; 2], (base, f0): (f32, f32), positions: &[f32]) -> f64 {
     let n = positions.len() / 2;
-    let problem = Rope2dProblem::new([1, heads, n, d], [1, n, 2], RopeLayout::Bhnd, base, f0, FloatType::F32)
-        .expect("sound");
+    let problem =
+        RopeProblem::rope2d([1, heads, n, d], RopeLayout::Bhnd, base, f0, FloatType::F32).expect("sound");
     let tokens = random_tokens(client, &problem);
     let on_device = upload(client, positions, &problem.positions_shape(), FloatType::F32);
     let outs = [false, true].map(|inverse| {
@@ -32,7 +30,7 @@ fn worst_error(client: &Client, [heads, d]: [usize; 2], (base, f0): (f32, f32), 
     let values = tokens.values();
     let wide: Vec<f64> =
         positions.iter().map(|&position| if turns(position) { position.into() } else { f64::NAN }).collect();
-    let q = problem.frequencies();
+    let q = problem.rotated / 4;
     let mut worst = 0.0f64;
     for (inverse, got) in [false, true].into_iter().zip(read_all(client, &[&outs[0], &outs[1]])) {
         let want = reference::rotate_at(&problem, &values, &wide, inverse);
@@ -43,8 +41,6 @@ fn worst_error(client: &Client, [heads, d]: [usize; 2], (base, f0): (f32, f32), 
                 continue;
             }
             let error = (got[u] - want[u]).hypot(got[u + q] - want[u + q]) / values[u].hypot(values[u + q]);
-            let theta = f64::from(f0) * position * reference::frequency(&problem, u % q);
-            let error = error - theta.abs() * 2f64.powi(-51);
             assert!(
                 error < 1e-6,
                 "base {base} f0 {f0} d {d} inverse {inverse}: pair {u} at {position} is off by {error:e}"

@@ -1,10 +1,10 @@
-//! RoPE2D through `conv-kernels`.
+//! RoPE through `conv-kernels`.
 
 use crate::backend::RopePositions;
 use crate::backend::cube::{allocate, index_operand, operand, owned};
 use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
-use conv_kernels::rope2d::{Positions, Rope2dProblem, RopeGrid, Rotation, rotate_all};
+use conv_kernels::rope::{Positions, RopeGrid, RopeProblem, RopeVolume, Rotation, rotate_all};
 use conv_kernels::{ConvError, IndexOperand, Limits, Operand};
 
 /// Tokens and their positions as the kernels see them, and the result: the tokens' own memory where nobody
@@ -13,7 +13,7 @@ struct Turn {
     tokens: Operand,
     positions: Places,
     out: CubeTensor,
-    problem: Rope2dProblem,
+    problem: RopeProblem,
 }
 
 /// Positions as the kernels see them.
@@ -21,6 +21,8 @@ enum Places {
     Index(IndexOperand),
     Float(Operand),
     Grid(RopeGrid),
+    Volume(RopeVolume),
+    Offset(i32),
 }
 
 impl Places {
@@ -29,6 +31,8 @@ impl Places {
             RopePositions::Index(positions) => Self::Index(index_operand(positions)?),
             RopePositions::Float(positions) => Self::Float(operand(positions)?),
             RopePositions::Grid(grid) => Self::Grid(*grid),
+            RopePositions::Volume(volume) => Self::Volume(*volume),
+            RopePositions::Offset(offset) => Self::Offset(*offset),
         })
     }
 
@@ -37,6 +41,8 @@ impl Places {
             Self::Index(positions) => Positions::Index(positions),
             Self::Float(positions) => Positions::Float(positions),
             Self::Grid(grid) => Positions::Grid(*grid),
+            Self::Volume(volume) => Positions::Volume(*volume),
+            Self::Offset(offset) => Positions::Offset(*offset),
         }
     }
 }
@@ -45,7 +51,7 @@ impl Turn {
     fn of(
         tokens: CubeTensor,
         positions: &RopePositions<CubeBackend>,
-        problem: Rope2dProblem,
+        problem: RopeProblem,
     ) -> Result<Self, ConvError> {
         // Asked before `operand` shares the memory.
         let owned = owned(&tokens);
@@ -75,7 +81,7 @@ fn turn(turns: &[Turn], inverse: bool) -> Result<(), ConvError> {
 pub(crate) fn rotate(
     tokens: CubeTensor,
     positions: &RopePositions<CubeBackend>,
-    problem: Rope2dProblem,
+    problem: RopeProblem,
     inverse: bool,
 ) -> Result<CubeTensor, ConvError> {
     let turns = [Turn::of(tokens, positions, problem)?];
@@ -87,7 +93,7 @@ pub(crate) fn rotate(
 pub(crate) fn rotate_qk(
     [q, k]: [CubeTensor; 2],
     [q_positions, k_positions]: [&RopePositions<CubeBackend>; 2],
-    [q_problem, k_problem]: [Rope2dProblem; 2],
+    [q_problem, k_problem]: [RopeProblem; 2],
 ) -> Result<(CubeTensor, CubeTensor), ConvError> {
     let turns = [Turn::of(q, q_positions, q_problem)?, Turn::of(k, k_positions, k_problem)?];
     turn(&turns, false)?;

@@ -4,14 +4,17 @@
 use super::{random_tokens, upload_positions};
 use crate::support::{Buffer, client, output, read_all, upload};
 use conv_cases::fill;
-use conv_kernels::rope2d::{Positions, Rope2dProblem, RopeGrid, RopeLayout, Rotation, reference, rotate_all};
+use conv_kernels::rope::{
+    Positions, RopeAngles, RopeGrid, RopeLayout, RopePairs, RopeProblem, RopeVolume, Rotation, reference,
+    rotate_all,
+};
 use conv_kernels::tolerance::{Expected, Guard};
 use conv_kernels::{FloatType, IndexType, Limits};
 use cubecl::prelude::*;
 
-fn problem(layout: RopeLayout, [b, h, n, d]: [usize; 4], dtype: FloatType) -> Rope2dProblem {
+fn problem(layout: RopeLayout, [b, h, n, d]: [usize; 4], dtype: FloatType) -> RopeProblem {
     let shape = if layout == RopeLayout::Bhnd { [b, h, n, d] } else { [b, n, h, d] };
-    Rope2dProblem::new(shape, [b, n, 2], layout, 100.0, 1.0, dtype).expect("sound shapes")
+    RopeProblem::rope2d(shape, layout, 100.0, 1.0, dtype).expect("sound shapes")
 }
 
 fn turn(client: &Client, rotations: &[Rotation], inverse: bool) {
@@ -103,7 +106,7 @@ fn queries_and_keys_turn_together_and_in_place() {
     for (dtype, d) in [(FloatType::F32, 32), (FloatType::F16, 32), (FloatType::F32, 12)] {
         let q = problem(RopeLayout::Bhnd, [2, 5, 9, d], dtype);
         let k = problem(RopeLayout::Bnhd, [1, 3, 4, d], dtype);
-        let of = |problem: &Rope2dProblem, seed: i64| {
+        let of = |problem: &RopeProblem, seed: i64| {
             let count = problem.batch * problem.tokens * 2;
             let positions: Vec<i64> = (0..count as i64).map(|i| (i * seed) % 23 - 5).collect();
             upload_positions(&client, problem, &positions, IndexType::I32)
@@ -113,7 +116,7 @@ fn queries_and_keys_turn_together_and_in_place() {
             let tokens = [random_tokens(&client, &q), random_tokens(&client, &k)];
             let apart = [&q, &k].map(|problem| output(&client, &problem.tokens_shape(), dtype));
             let outs = if in_place { &tokens } else { &apart };
-            let rotation = |problem: Rope2dProblem, place: usize| Rotation {
+            let rotation = |problem: RopeProblem, place: usize| Rotation {
                 problem,
                 tokens: tokens[place].operand(),
                 positions: Positions::Index([&q_positions, &k_positions][place]),
@@ -176,50 +179,60 @@ fn repeated_rotations_give_equal_bits() {
 #[test]
 fn every_source_turns_one_tensor_and_two() {
     let client = client();
-    check_sources((&client, &Limits::of(&client)), FloatType::F32);
+    for d in [16, 12] {
+        check_sources((&client, &Limits::of(&client)), FloatType::F32, RopeAngles::rope2d(100.0, 1.0), d);
+    }
+    let neighbours = RopeAngles { pairs: RopePairs::Neighbours, ..RopeAngles::rope2d(100.0, 1.0) };
+    check_sources((&client, &Limits::of(&client)), FloatType::F32, neighbours, 16);
 }
 
-/// Every source of positions, alone and for two tensors at once, in vectors and element by element.
-pub(crate) fn check_sources((client, limits): (&Client, &Limits), dtype: FloatType) {
-    for d in [16, 12] {
-        let sound = problem(RopeLayout::Bhnd, [1, 3, 6, d], dtype);
-        let grid = RopeGrid { rows: 2, columns: 3, first: -1 };
-        let whole = reference::grid_positions(&sound, grid);
-        let halves: Vec<f32> = whole.iter().map(|position| *position as f32 / 2.0).collect();
-        let [narrow, wide] = IndexType::ALL.map(|index| upload_positions(client, &sound, &whole, index));
-        let floats = upload(client, &halves, &sound.positions_shape(), FloatType::F32);
-        let sources = [
-            Positions::Index(&narrow),
-            Positions::Index(&wide),
-            Positions::Grid(grid),
-            Positions::Float(floats.operand()),
-        ];
-        let served = |place: usize| place != 1 || IndexType::I64.served_by(client);
-        for (place, positions) in sources.into_iter().enumerate().filter(|(place, _)| served(*place)) {
-            let tokens = random_tokens(client, &sound);
-            let values = tokens.values();
-            let factor = if place == 3 { 0.5 } else { 1.0 };
-            let at: Vec<f64> = whole.iter().map(|position| *position as f64 * factor).collect();
-            let want = reference::rotate_at(&sound, &values, &at, true);
-            let magnitudes = reference::magnitude(&sound, &values);
-            let expected = Expected { values: &want, magnitudes: &magnitudes, terms: 6, dtype, slope: 1.0 };
-            for count in [1, 2] {
-                let outs = [(); 2].map(|()| output(client, &sound.tokens_shape(), dtype));
-                let rotations: Vec<Rotation> = outs[..count]
-                    .iter()
-                    .map(|out| Rotation {
-                        problem: sound,
-                        tokens: tokens.operand(),
-                        positions,
-                        out: out.operand(),
-                    })
-                    .collect();
-                rotate_all(client, limits, &rotations, true).unwrap_or_else(|error| panic!("{error}"));
-                for out in &outs[..count] {
-                    expected
-                        .check(&out.read(client), None)
-                        .unwrap_or_else(|error| panic!("d {d} source {place} of {count}: {error}"));
-                }
+/// Every source of positions along two axes, for one tensor and for two at once.
+pub(crate) fn check_sources(
+    (client, limits): (&Client, &Limits),
+    dtype: FloatType,
+    angles: RopeAngles,
+    d: usize,
+) {
+    let sound = RopeProblem::new([1, 3, 6, d], RopeLayout::Bhnd, angles, dtype).expect("sound");
+    let grid = RopeGrid { rows: 2, columns: 3, first: -1 };
+    let whole = reference::grid_positions(&sound, grid);
+    let line = reference::line_positions(&sound, 9);
+    let halves: Vec<f32> = whole.iter().map(|position| *position as f32 / 2.0).collect();
+    let [narrow, wide] = IndexType::ALL.map(|index| upload_positions(client, &sound, &whole, index));
+    let floats = upload(client, &halves, &sound.positions_shape(), FloatType::F32);
+    let sources = [
+        (Positions::Index(&narrow), &whole, 1.0),
+        (Positions::Index(&wide), &whole, 1.0),
+        (Positions::Grid(grid), &whole, 1.0),
+        (Positions::Float(floats.operand()), &whole, 0.5),
+        (Positions::Offset(9), &line, 1.0),
+    ];
+    let served = |place: usize| place != 1 || IndexType::I64.served_by(client);
+    for (place, (positions, at, factor)) in
+        sources.into_iter().enumerate().filter(|(place, _)| served(*place))
+    {
+        let tokens = random_tokens(client, &sound);
+        let values = tokens.values();
+        let at: Vec<f64> = at.iter().map(|position| *position as f64 * factor).collect();
+        let want = reference::rotate_at(&sound, &values, &at, true);
+        let magnitudes = reference::magnitude(&sound, &values);
+        let expected = Expected { values: &want, magnitudes: &magnitudes, terms: 2, dtype, slope: 1.0 };
+        for count in [1, 2] {
+            let outs = [(); 2].map(|()| output(client, &sound.tokens_shape(), dtype));
+            let rotations: Vec<Rotation> = outs[..count]
+                .iter()
+                .map(|out| Rotation {
+                    problem: sound,
+                    tokens: tokens.operand(),
+                    positions,
+                    out: out.operand(),
+                })
+                .collect();
+            rotate_all(client, limits, &rotations, true).unwrap_or_else(|error| panic!("{error}"));
+            for out in &outs[..count] {
+                expected
+                    .check(&out.read(client), None)
+                    .unwrap_or_else(|error| panic!("{angles:?} d {d} source {place} of {count}: {error}"));
             }
         }
     }
@@ -240,28 +253,36 @@ fn bad_options_are_refused() {
     let rows = [
         (
             sound.with_rotated(6).expect_err("a refusal").to_string(),
-            "rope2d: 6 rotated elements of a head of 8, expected a positive multiple of 4 \
+            "rope: 6 rotated elements of a head of 8, expected a positive multiple of 4 \
              and no more than the head has",
         ),
         (
             sound.with_prefix(7).expect_err("a refusal").to_string(),
-            "rope2d: the prefix is 7 tokens, there are only 6",
+            "rope: the prefix is 7 tokens, there are only 6",
         ),
         (
             with(Positions::Grid(RopeGrid { rows: 2, columns: 2, first: 0 })),
-            "rope2d: a grid of 2 x 2 patches after 0 other tokens was given for 6 tokens",
+            "rope: a grid of 2 x 2 patches after 0 other tokens was given for 6 tokens",
         ),
         (
             with(Positions::Grid(RopeGrid { rows: 2, columns: 3, first: i32::MAX - 1 })),
-            "rope2d: a grid of 2 x 3 patches from position 2147483646 on ends at 2147483648, the last position is 2147483647",
+            "rope: a grid of 2 x 3 patches from position 2147483646 on ends at 2147483648, the last position is 2147483647",
+        ),
+        (
+            with(Positions::Volume(RopeVolume { frames: 1, rows: 2, columns: 3, first: [0; 3] })),
+            "rope: a grid of 1 x 2 x 3 patches has 3 axes, the angles have 2",
+        ),
+        (
+            with(Positions::Offset(i32::MAX - 4)),
+            "rope: 6 tokens from position 2147483643 on end at 2147483648, the last position is 2147483647",
         ),
         (
             with(Positions::Float(floats.operand())),
-            "rope2d: positions has shape [1, 3, 2], the problem needs [1, 6, 2]",
+            "rope: the positions have shape [1, 3, 2], tokens [1, 2, 6, 8] need [1, 6, 2] (batch, tokens, axes)",
         ),
         (
             with(Positions::Float(halves.operand())),
-            "rope2d: positions is f16, fractional positions must be f32",
+            "rope: positions is f16, fractional positions must be f32",
         ),
     ];
     for (error, expected) in rows {

@@ -1,6 +1,6 @@
 //! RoPE2D as a module.
 
-use super::{Rope2dOptions, Rope2dPositions, try_rope2d, try_rope2d_qk};
+use super::{Rope2dOptions, RopePositions, try_rope2d, try_rope2d_qk};
 use crate::forms::RopeLayoutForm;
 use crate::nn::{config, setters};
 use crate::{ConvError, RopeLayout, or_panic};
@@ -68,7 +68,7 @@ impl Rope2d {
     ///
     /// # Panics
     /// Where [`try_forward`](Self::try_forward) returns an error.
-    pub fn forward(&self, tokens: Tensor<4>, positions: impl Into<Rope2dPositions>) -> Tensor<4> {
+    pub fn forward(&self, tokens: Tensor<4>, positions: impl Into<RopePositions>) -> Tensor<4> {
         or_panic(self.try_forward(tokens, positions))
     }
 
@@ -79,7 +79,7 @@ impl Rope2d {
     pub fn try_forward(
         &self,
         tokens: Tensor<4>,
-        positions: impl Into<Rope2dPositions>,
+        positions: impl Into<RopePositions>,
     ) -> Result<Tensor<4>, ConvError> {
         try_rope2d(tokens, positions, self.options)
     }
@@ -92,8 +92,8 @@ impl Rope2d {
         &self,
         q: Tensor<4>,
         k: Tensor<4>,
-        q_positions: impl Into<Rope2dPositions>,
-        k_positions: impl Into<Rope2dPositions>,
+        q_positions: impl Into<RopePositions>,
+        k_positions: impl Into<RopePositions>,
     ) -> (Tensor<4>, Tensor<4>) {
         or_panic(self.try_forward_qk(q, k, q_positions, k_positions))
     }
@@ -106,8 +106,8 @@ impl Rope2d {
         &self,
         q: Tensor<4>,
         k: Tensor<4>,
-        q_positions: impl Into<Rope2dPositions>,
-        k_positions: impl Into<Rope2dPositions>,
+        q_positions: impl Into<RopePositions>,
+        k_positions: impl Into<RopePositions>,
     ) -> Result<(Tensor<4>, Tensor<4>), ConvError> {
         try_rope2d_qk(q, k, q_positions, k_positions, self.options)
     }
@@ -118,9 +118,8 @@ impl Rope2d {
     /// # Panics
     /// If a row or a column has no i32.
     pub fn grid(batch: usize, rows: usize, columns: usize, device: &Device) -> Tensor<3, Int> {
-        let end = |size: usize| {
-            i32::try_from(size).unwrap_or_else(|_| panic!("rope2d: {size} patches pass an i32"))
-        };
+        let end =
+            |size: usize| i32::try_from(size).unwrap_or_else(|_| panic!("rope: {size} patches pass an i32"));
         let (rows, columns) = (end(rows), end(columns));
         let pairs: Vec<i32> = (0..rows).flat_map(|y| (0..columns).flat_map(move |x| [y, x])).collect();
         let tokens = pairs.len() / 2;
