@@ -48,8 +48,8 @@ impl TryFrom<BurnConv3d> for Conv3d {
 /// The kernel family and the kept filters are left behind.
 ///
 /// # Errors
-/// For what Burn's module lacks: an activation, padding with anything but zeros, sides with different padding, `Same`
-/// padding of an even number of taps or of dilated ones.
+/// For what Burn's module lacks: an activation, padding with anything but zeros, sides with different
+/// padding, `Same` padding of an even number of taps or of dilated ones.
 impl TryFrom<Conv3d> for BurnConv3d {
     type Error = ConvError;
 

@@ -45,7 +45,12 @@ fn clips_whole_and_in_pieces_and_their_gradients_are_pytorchs() {
     let (bytes, problems) = golden::read::<Golden>("causal_conv3d.safetensors");
     let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
     for (on, device) in devices() {
-        for (problem, golden) in problems.iter().enumerate().step_by(golden::step(on)) {
+        // A software device compiles for most of these: it gets four clips, in pieces.
+        let quick = on == "gpu" && !conv_testing::is_full();
+        for (problem, golden) in problems.iter().enumerate() {
+            if quick && problem % 6 != 3 {
+                continue;
+            }
             let all = Tensors { file: &file, problem, device: device.clone().autodiff() };
             let first = if golden.first == "zeros" { FirstFrames::Zeros } else { FirstFrames::Replicate };
             let pad = golden.plane_padding;
@@ -56,9 +61,11 @@ fn clips_whole_and_in_pieces_and_their_gradients_are_pytorchs() {
                 .with_first(first);
             let what = format!("causal_conv3d {problem} on {on}");
             let whole = [golden.chunks.iter().sum()];
-            all.check_op::<5>(&format!("{what} whole"), true, |x, w, b| {
-                in_pieces(x, &w, b.as_ref(), options, &whole).0
-            });
+            if !quick {
+                all.check_op::<5>(&format!("{what} whole"), true, |x, w, b| {
+                    in_pieces(x, &w, b.as_ref(), options, &whole).0
+                });
+            }
             all.check_op::<5>(&format!("{what} in pieces"), true, |x, w, b| {
                 in_pieces(x, &w, b.as_ref(), options, &golden.chunks).0
             });
