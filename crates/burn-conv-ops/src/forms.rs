@@ -19,6 +19,36 @@ pub(crate) enum ActivationForm {
 pub(crate) enum PaddingModeForm {
     Zeros,
     Replicate,
+    Reflect,
+    Circular,
+}
+
+/// A padding mode for each axis: a list of three, or one name for all.
+pub(crate) mod padding_modes {
+    use super::{PaddingMode, PaddingModeForm};
+    use burn::serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Clone, Copy, Serialize, Deserialize)]
+    #[serde(crate = "burn::serde")]
+    struct Mode(#[serde(with = "PaddingModeForm")] PaddingMode);
+
+    #[derive(Deserialize)]
+    #[serde(crate = "burn::serde", untagged)]
+    enum Modes {
+        All(Mode),
+        Each([Mode; 3]),
+    }
+
+    pub(crate) fn serialize<S: Serializer>(modes: &[PaddingMode; 3], to: S) -> Result<S::Ok, S::Error> {
+        modes.map(Mode).serialize(to)
+    }
+
+    pub(crate) fn deserialize<'a, D: Deserializer<'a>>(from: D) -> Result<[PaddingMode; 3], D::Error> {
+        Ok(match Modes::deserialize(from)? {
+            Modes::All(mode) => [mode.0; 3],
+            Modes::Each(modes) => modes.map(|mode| mode.0),
+        })
+    }
 }
 
 #[derive(Serialize, Deserialize)]

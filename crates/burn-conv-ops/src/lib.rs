@@ -1,4 +1,4 @@
-//! Convolutions in one to three dimensions, causal conv1d and RoPE for Burn.
+//! Convolutions in one to three dimensions, causal conv1d, causal conv3d and RoPE for Burn.
 //!
 //! ```no_run
 //! use burn::tensor::{Device, Distribution, Tensor};
@@ -27,6 +27,7 @@
 
 pub mod backend;
 mod causal_conv1d;
+mod causal_conv3d;
 mod check;
 mod conv;
 mod conv3d;
@@ -43,6 +44,7 @@ pub use causal_conv1d::{
     try_causal_conv1d_packed, try_causal_conv1d_seq_idx, try_causal_conv1d_update,
     try_causal_conv1d_update_steps, try_causal_conv1d_with_state,
 };
+pub use causal_conv3d::{CausalConv3dOptions, FirstFrames, causal_conv3d, try_causal_conv3d};
 pub use conv::{
     Conv1dOptions, Conv2dOptions, ConvOptions, PaddingPairs, conv1d, conv2d, try_conv1d, try_conv2d,
 };

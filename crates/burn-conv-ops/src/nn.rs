@@ -2,6 +2,7 @@
 //! that state dicts load through `burn-store`.
 
 pub use crate::causal_conv1d::nn::{CausalConv1d, CausalConv1dConfig};
+pub use crate::causal_conv3d::nn::{CausalConv3d, CausalConv3dConfig};
 pub use crate::conv::nn1d::{Conv1d, Conv1dConfig};
 pub use crate::conv::nn2d::{Conv2d, Conv2dConfig};
 pub use crate::conv_transpose::nn::{

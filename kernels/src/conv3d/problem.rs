@@ -14,6 +14,10 @@ pub enum PaddingMode {
     Zeros,
     /// The nearest element of the input.
     Replicate,
+    /// The input mirrored at its edge elements, which are not repeated.
+    Reflect,
+    /// The input's other end, as if it were repeated.
+    Circular,
 }
 
 /// The window of a convolution: where it reads, and the activation fused into the forward pass.
@@ -127,6 +131,9 @@ impl Conv3dProblem {
     fn validate(&self) -> Result<(), ConvError> {
         for (axis, name) in AXES.iter().enumerate() {
             self.axis(axis).validate("conv3d", name)?;
+            if matches!(self.window.padding_mode, PaddingMode::Reflect | PaddingMode::Circular) {
+                invalid!("conv3d: the kernels read zeros and replicate padding");
+            }
             if self.window.padding_mode == PaddingMode::Replicate && self.input[axis] == 0 {
                 invalid!("conv3d: replicate padding of an input with {name} 0 has nothing to repeat");
             }

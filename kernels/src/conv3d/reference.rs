@@ -28,7 +28,7 @@ fn for_each_product(problem: &Conv3dProblem, mut visit: impl FnMut(usize, usize,
         let (low, size) = (geometry.padding.0, geometry.input);
         match problem.window.padding_mode {
             PaddingMode::Zeros => padded.checked_sub(low).filter(|p| *p < size),
-            PaddingMode::Replicate => Some(padded.saturating_sub(low).min(size - 1)),
+            _ => Some(padded.saturating_sub(low).min(size - 1)),
         }
     };
     // Coordinates are looked up once per axis instead of once per product.
@@ -199,7 +199,7 @@ pub fn longest_sums(problem: &Conv3dProblem) -> [usize; 3] {
     // Up to all windows of an axis read a clamped position.
     let per_axis = |axis: usize| match problem.window.padding_mode {
         PaddingMode::Zeros => problem.kernel[axis],
-        PaddingMode::Replicate => problem.kernel[axis] * problem.output()[axis],
+        _ => problem.kernel[axis] * problem.output()[axis],
     };
     let input = problem.group_out_channels() * (0..3).map(per_axis).product::<usize>();
     [forward, input, positions]

@@ -123,7 +123,7 @@ impl<const D: usize> ConvOptions<D> {
             padding: Conv3dPadding::Explicit(last_axes(self.padding, (0, 0))),
             dilation: last_axes(self.dilation, 1),
             groups: self.groups,
-            padding_mode: self.padding_mode,
+            padding_mode: [self.padding_mode; 3],
             activation: self.activation,
             algorithm: self.algorithm,
         }

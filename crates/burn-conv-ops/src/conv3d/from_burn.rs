@@ -36,7 +36,7 @@ impl TryFrom<BurnConv3d> for Conv3d {
             padding,
             dilation,
             groups,
-            padding_mode: PaddingMode::Zeros,
+            padding_mode: [PaddingMode::Zeros; 3],
             activation: Activation::None,
             algorithm: Algorithm::Auto,
             reuse_filters: false,
@@ -48,8 +48,8 @@ impl TryFrom<BurnConv3d> for Conv3d {
 /// The kernel family and the kept filters are left behind.
 ///
 /// # Errors
-/// For what Burn's module lacks: an activation, replicate padding, sides with different padding, `Same`
-/// padding of an even number of taps or of dilated ones.
+/// For what Burn's module lacks: an activation, padding with anything but zeros, sides with different
+/// padding, `Same` padding of an even number of taps or of dilated ones.
 impl TryFrom<Conv3d> for BurnConv3d {
     type Error = ConvError;
 
@@ -61,8 +61,8 @@ impl TryFrom<Conv3d> for BurnConv3d {
         if activation != Activation::None {
             return lacks(format!("activation, this one has {activation:?}"));
         }
-        if padding_mode != PaddingMode::Zeros {
-            return lacks(format!("padding mode, this one has {padding_mode:?}"));
+        if let Some(mode) = padding_mode.into_iter().find(|mode| *mode != PaddingMode::Zeros) {
+            return lacks(format!("padding mode, this one has {mode:?}"));
         }
         let padding = match padding {
             Conv3dPadding::Explicit(sides) if sides.iter().all(|(before, after)| before == after) => {

@@ -1,9 +1,9 @@
 //! conv3d as a module.
 
 use super::filters::{FilterCache, is_composed};
-use super::{Conv3dOptions, Conv3dPadding, check};
+use super::{Conv3dOptions, Conv3dPadding, check, written_out};
 use crate::backend::ConvOps;
-use crate::forms::{ActivationForm, AlgorithmForm, PaddingModeForm};
+use crate::forms::{ActivationForm, AlgorithmForm};
 use crate::nn::{axis_setters, check_groups, config, setters};
 use crate::{Activation, Algorithm, ConvError, PaddingMode, or_panic};
 use burn::backend::Dispatch;
@@ -35,10 +35,10 @@ pub struct Conv3dConfig {
     /// Whether a bias is learned; yes.
     #[new(value = "true")]
     pub bias: bool,
-    /// How taps outside the input read; as zero.
+    /// How taps outside the input read along D, H, W; as zero.
     #[new(default)]
-    #[serde(with = "PaddingModeForm")]
-    pub padding_mode: PaddingMode,
+    #[serde(with = "crate::forms::padding_modes")]
+    pub padding_mode: [PaddingMode; 3],
     /// Applied to the result before it is rounded and stored; none.
     #[new(default)]
     #[serde(with = "ActivationForm")]
@@ -65,8 +65,8 @@ setters!(Conv3dConfig {
     with_groups(groups: usize);
     /// Sets whether a bias is learned.
     with_bias(bias: bool);
-    /// Sets how taps outside the input read.
-    with_padding_mode(padding_mode: PaddingMode);
+    /// Sets how taps outside the input read along D, H, W.
+    with_padding_modes(padding_mode: [PaddingMode; 3]);
     /// Sets the activation applied to the result.
     with_activation(activation: Activation);
     /// Forces a kernel family.
@@ -85,6 +85,12 @@ axis_setters!(Conv3dConfig, 3 {
 });
 
 impl Conv3dConfig {
+    /// Sets how taps outside the input read, the same along all axes.
+    #[must_use]
+    pub fn with_padding_mode(self, padding_mode: PaddingMode) -> Self {
+        self.with_padding_modes([padding_mode; 3])
+    }
+
     /// The module with fresh parameters on `device`.
     ///
     /// # Panics
@@ -132,9 +138,9 @@ pub struct Conv3d {
     pub dilation: [usize; 3],
     /// Groups.
     pub groups: usize,
-    /// How taps outside the input read.
+    /// How taps outside the input read along D, H, W.
     #[module(skip)]
-    pub padding_mode: PaddingMode,
+    pub padding_mode: [PaddingMode; 3],
     /// Applied to the result.
     #[module(skip)]
     pub activation: Activation,
@@ -171,7 +177,8 @@ impl Conv3d {
     /// As [`try_conv3d`](crate::try_conv3d).
     pub fn try_forward(&self, x: Tensor<5>) -> Result<Tensor<5>, ConvError> {
         let (weight, bias) = (self.weight.val(), self.bias.as_ref().map(|bias| bias.val()));
-        let call = check::check(&x, &weight, bias.as_ref(), &self.options())?;
+        let (x, options) = written_out(x, &weight, &self.options())?;
+        let call = check::check(&x, &weight, bias.as_ref(), &options)?;
         let tile =
             self.reuse_filters.then(|| check::prepared_tile(&x, &weight, bias.as_ref(), &call)).flatten();
         let x = x.into_dispatch();

@@ -113,8 +113,8 @@ pub struct Conv3dOptions {
     pub dilation: [usize; 3],
     /// Groups into which the channels C and O are split; C for a depthwise convolution.
     pub groups: usize,
-    /// How taps outside the input read.
-    pub padding_mode: PaddingMode,
+    /// How taps outside the input read along D, H, W.
+    pub padding_mode: [PaddingMode; 3],
     /// Applied to the result before it is rounded and stored.
     pub activation: Activation,
     /// The kernel family. A forced algorithm that cannot serve the problem is an error. The CPU backend has
@@ -129,7 +129,7 @@ impl Default for Conv3dOptions {
             padding: Conv3dPadding::default(),
             dilation: [1; 3],
             groups: 1,
-            padding_mode: PaddingMode::Zeros,
+            padding_mode: [PaddingMode::Zeros; 3],
             activation: Activation::None,
             algorithm: Algorithm::Auto,
         }
@@ -167,9 +167,15 @@ impl Conv3dOptions {
         Self { groups, ..self }
     }
 
-    /// Sets how taps outside the input read.
+    /// Sets how taps outside the input read, the same along all axes.
     #[must_use]
     pub fn with_padding_mode(self, padding_mode: PaddingMode) -> Self {
+        self.with_padding_modes([padding_mode; 3])
+    }
+
+    /// Sets how taps outside the input read along D, H, W.
+    #[must_use]
+    pub fn with_padding_modes(self, padding_mode: [PaddingMode; 3]) -> Self {
         Self { padding_mode, ..self }
     }
 
@@ -185,6 +191,11 @@ impl Conv3dOptions {
         Self { algorithm, ..self }
     }
 
+    /// The one mode of all axes with padding, which [`written_out`](super::written_out) leaves.
+    fn kernels_mode(&self) -> PaddingMode {
+        self.padding_mode.into_iter().find(|mode| *mode != PaddingMode::Zeros).unwrap_or_default()
+    }
+
     /// The same options as the kernels name them, for an input and a kernel of these sizes.
     pub(crate) fn window(&self, input: [usize; 3], kernel: [usize; 3]) -> Window {
         Window {
@@ -192,7 +203,7 @@ impl Conv3dOptions {
             padding: self.padding.resolve(input, kernel, self.stride, self.dilation),
             dilation: self.dilation,
             groups: self.groups,
-            padding_mode: self.padding_mode,
+            padding_mode: self.kernels_mode(),
             activation: self.activation,
         }
     }

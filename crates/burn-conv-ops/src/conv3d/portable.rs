@@ -140,7 +140,7 @@ impl Padding {
                 return Self::Burns(padding.map(|(begin, _)| begin));
             }
             PaddingMode::Zeros => PadMode::Constant(0.0),
-            PaddingMode::Replicate => PadMode::Edge,
+            _ => PadMode::Edge,
         };
         Self::WrittenOut(padding, mode)
     }

@@ -30,7 +30,7 @@ pub(crate) fn problem(case: &Conv3dCase) -> Conv3dProblem {
         padding: case.padding,
         dilation: options.dilation,
         groups: options.groups,
-        padding_mode: options.padding_mode,
+        padding_mode: options.padding_mode[0],
         activation: options.activation,
     };
     let bias = case.bias.then_some(case.o);

@@ -1,7 +1,8 @@
 //! conv2d, conv1d and transposed convolutions against PyTorch (golden/convolutions.safetensors), as functions
 //! and as modules that share records with Burn's.
 
-use crate::support::{assert_close, bits, check, devices, normal, upload, values};
+use crate::golden::{self, Tensors};
+use crate::support::{assert_close, bits, devices, normal, upload, values};
 use burn::nn::conv as of_burn;
 use burn::nn::{PaddingConfig1d, PaddingConfig2d};
 use burn::serde::Deserialize;
@@ -11,10 +12,7 @@ use burn_conv_ops::{
     Conv1dOptions, Conv2dOptions, ConvTranspose2dOptions, ConvTranspose3dOptions, conv_transpose2d,
     conv_transpose3d, conv1d, conv2d, nn, try_conv_transpose2d, try_conv_transpose3d, try_conv1d, try_conv2d,
 };
-use conv_kernels::FloatType;
-use conv_kernels::tolerance::Expected;
 use safetensors::SafeTensors;
-use std::path::Path;
 
 /// A problem in the metadata of the golden file; golden/README.md has the schema.
 #[derive(Deserialize)]
@@ -30,97 +28,17 @@ struct Golden {
     bias: bool,
 }
 
-/// The golden file and its problems.
-fn goldens() -> (Vec<u8>, Vec<Golden>) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/convolutions.safetensors");
-    let bytes = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    let (_, metadata) = SafeTensors::read_metadata(&bytes).expect("a safetensors file");
-    let metadata = metadata.metadata().as_ref().expect("metadata").clone();
-    let problems = serde_json::from_str(&metadata["problems"]).expect("the schema of golden/README.md");
-    (bytes, problems)
-}
-
-/// A problem's f32 tensors, by name.
-#[derive(Clone)]
-struct Tensors<'a> {
-    file: &'a SafeTensors<'a>,
-    problem: usize,
-    device: Device,
-}
-
-impl Tensors<'_> {
-    fn values(&self, name: &str) -> (Vec<f32>, Vec<usize>) {
-        let view = self.file.tensor(&format!("{}.{name}", self.problem)).expect("a tensor of the problem");
-        let values =
-            view.data().chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().expect("4")));
-        (values.collect(), view.shape().to_vec())
-    }
-
-    fn tensor<const D: usize>(&self, name: &str) -> Tensor<D> {
-        let (values, shape) = self.values(name);
-        upload(&values, shape.try_into().expect("the rank of the op"), &self.device)
-    }
-
-    /// y, dx, dw and db (if there is a bias) of `op`, on request of the tensors' absolute values.
-    fn results<const D: usize>(
-        &self,
-        bias: bool,
-        op: &impl Fn(Tensor<D>, Tensor<D>, Option<Tensor<1>>) -> Tensor<D>,
-        absolute: bool,
-    ) -> Vec<Vec<f64>> {
-        let map = |tensor: Tensor<D>| if absolute { tensor.abs() } else { tensor };
-        let x = map(self.tensor("x")).require_grad();
-        let w = map(self.tensor("w")).require_grad();
-        let b = bias.then(|| {
-            let b = self.tensor::<1>("b");
-            if absolute { b.abs() } else { b }.require_grad()
-        });
-        let y = op(x.clone(), w.clone(), b.clone());
-        let gradients = (y.clone() * map(self.tensor("dy"))).sum().backward();
-        let of = |grad: Option<Tensor<D>>| values(grad.expect("a gradient"));
-        let mut all = vec![values(y), of(x.grad(&gradients)), of(w.grad(&gradients))];
-        all.extend(b.map(|b| values(b.grad(&gradients).expect("db"))));
-        all
-    }
-
-    /// `op` and its gradients against PyTorch's, within the bound of fp32 sums. The magnitudes of the bound
-    /// are the op of absolute values.
-    fn check_op<const D: usize>(
-        &self,
-        what: &str,
-        bias: bool,
-        op: impl Fn(Tensor<D>, Tensor<D>, Option<Tensor<1>>) -> Tensor<D>,
-    ) {
-        let got = self.results(bias, &op, false);
-        let on_cpu = Tensors { device: Device::flex().autodiff(), ..self.clone() };
-        let magnitudes = on_cpu.results(bias, &op, true);
-        let terms = [self.values("w").0.len(), self.values("dy").0.len()];
-        for (index, name) in ["y", "dx", "dw", "db"].into_iter().enumerate().take(got.len()) {
-            let want: Vec<f64> = self.values(name).0.into_iter().map(f64::from).collect();
-            let expected = Expected {
-                values: &want,
-                magnitudes: &magnitudes[index],
-                terms: terms[index / 2] + 1,
-                dtype: FloatType::F32,
-                slope: 1.0,
-            };
-            check(&format!("{what} {name}"), &expected, &got[index]);
-        }
-    }
-}
-
 fn array<const D: usize>(sizes: &[usize]) -> [usize; D] {
     sizes.try_into().expect("one size for each axis")
 }
 
 #[test]
 fn convolutions_and_their_gradients_are_pytorchs() {
-    let (bytes, problems) = goldens();
+    let (bytes, problems) = golden::read::<Golden>("convolutions.safetensors");
     let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
     for (on, device) in devices() {
-        // A software device compiles for most cases; each op has every option in a few of them.
-        let step = if on == "gpu" && !conv_testing::is_full() { 3 } else { 1 };
-        for (problem, golden) in problems.iter().enumerate().step_by(step) {
+        // Each op has every option in a few of its problems.
+        for (problem, golden) in problems.iter().enumerate().step_by(golden::step(on)) {
             let all = Tensors { file: &file, problem, device: device.clone().autodiff() };
             let what = format!("{} {problem} on {on}", golden.op);
             let groups = golden.groups;

@@ -2,16 +2,19 @@
 //! the features `wgpu`, `flex` and `autodiff`; with and without `fusion`.
 
 mod causal_conv1d;
+mod causal_conv3d;
 mod conv3d;
 mod convolutions;
 mod decoding;
 mod errors;
 mod from_burn;
+mod golden;
 mod gradients;
 mod limits;
 mod modules;
 mod non_finite;
 mod packed;
+mod padding;
 #[cfg(not(feature = "fusion"))]
 mod patched;
 mod prepared;

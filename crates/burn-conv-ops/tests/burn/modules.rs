@@ -48,7 +48,7 @@ fn configurations_survive_a_file() {
     let read = Conv3dConfig::load_binary(conv.to_string().as_bytes()).expect("its own text");
     assert_eq!(read.to_string(), conv.to_string());
     assert_eq!((read.activation, read.algorithm), (conv.activation, conv.algorithm));
-    assert_eq!((read.padding, read.padding_mode), (conv.padding, PaddingMode::Replicate));
+    assert_eq!((read.padding, read.padding_mode), (conv.padding, [PaddingMode::Replicate; 3]));
 
     let conv = CausalConv1dConfig::new(8, 4).with_activation(Activation::Relu).with_layout(Conv1dLayout::Btc);
     let read = CausalConv1dConfig::load_binary(conv.to_string().as_bytes()).expect("its own text");

@@ -1,0 +1,127 @@
+//! Causal conv3d: a conv3d whose windows end at the present frame, for clips that come in pieces.
+//!
+//! ```text
+//! frames     | cache or padding | x                      |      KD = 3
+//! windows      [ .  .  . ]                                      ends at frame 0 of x
+//!                 [ .  .  . ]                                   ends at frame 1
+//! new cache                               | . . |               what the next window still reads
+//! ```
+
+mod check;
+pub(crate) mod nn;
+mod options;
+
+pub use options::{CausalConv3dOptions, FirstFrames};
+
+use crate::conv::renamed;
+use crate::{ConvError, or_panic, try_conv3d};
+use burn::tensor::Tensor;
+use check::{Frames, OP};
+
+/// Causal conv3d: (y `[N, O, OD, OH, OW]`, new cache) of x `[N, C, D, H, W]`, weight `[O, C/groups, KD, KH,
+/// KW]`, bias `[O]` and the cache of the frames before x. Rounding, non-finite values and range:
+/// [`conv3d`](crate::conv3d()).
+///
+/// Window i ends at frame `i * depth_stride` of the clip. The cache `[N, C, (KD-1) * dilation, H, W]` holds
+/// the frames before x; without one, x is the clip's beginning and what stands before it are zeros or the
+/// first frame ([`FirstFrames`]). The new cache holds the last frames of \[cache or padding, x\], so that a
+/// clip in pieces of any lengths gives the whole clip's y:
+///
+/// ```no_run
+/// use burn::tensor::{Device, Distribution, Tensor};
+/// use burn_conv_ops::{CausalConv3dOptions, causal_conv3d};
+///
+/// let device = Device::default();
+/// let weight = Tensor::<5>::random([32, 16, 3, 3, 3], Distribution::Default, &device);
+/// let piece = |frames| Tensor::<5>::random([1, 16, frames, 32, 32], Distribution::Default, &device);
+/// let options = CausalConv3dOptions::new().with_plane_padding(1);
+/// let (first, cache) = causal_conv3d(piece(1), weight.clone(), None, None, options);
+/// let (next, cache) = causal_conv3d(piece(4), weight, None, Some(cache), options);
+/// assert_eq!((first.dims()[2], next.dims()[2]), (1, 4));
+/// ```
+///
+/// With a depth stride s a piece may also end between two windows: the new cache then holds only the frames
+/// from the next window's first on, which are up to s - 1 fewer, and the next call takes it like that. After
+/// pieces whose frames are multiples of s it always has `(KD-1) * dilation` frames. (Wan's downsampling, KD
+/// = 3 and s = 2, keeps one frame.)
+///
+/// Gradients flow to x, weight, bias and cache, and through the new cache.
+///
+/// # Panics
+/// Where [`try_causal_conv3d`] returns an error.
+pub fn causal_conv3d(
+    x: Tensor<5>,
+    weight: Tensor<5>,
+    bias: Option<Tensor<1>>,
+    cache: Option<Tensor<5>>,
+    options: CausalConv3dOptions,
+) -> (Tensor<5>, Tensor<5>) {
+    or_panic(try_causal_conv3d(x, weight, bias, cache, options))
+}
+
+/// [`causal_conv3d`] with errors as values.
+///
+/// # Errors
+/// As [`try_conv3d`], when the cache does not fit x and the weight, and when cache and x hold no whole window
+/// or end before the next one begins. Nothing is launched then.
+pub fn try_causal_conv3d(
+    x: Tensor<5>,
+    weight: Tensor<5>,
+    bias: Option<Tensor<1>>,
+    cache: Option<Tensor<5>>,
+    options: CausalConv3dOptions,
+) -> Result<(Tensor<5>, Tensor<5>), ConvError> {
+    let frames = check::check(&x, &weight, bias.as_ref(), cache.as_ref(), &options)?;
+    let kept = frames.kept()?;
+    let all = joined(cache, x);
+    let y = convolve(all.clone(), weight, bias, frames, &options)?;
+    Ok((y, last_frames(all, kept, options.first)))
+}
+
+/// y alone, for a whole clip.
+pub(crate) fn try_whole(
+    x: Tensor<5>,
+    weight: Tensor<5>,
+    bias: Option<Tensor<1>>,
+    options: &CausalConv3dOptions,
+) -> Result<Tensor<5>, ConvError> {
+    let frames = check::check(&x, &weight, bias.as_ref(), None, options)?;
+    convolve(x, weight, bias, frames, options)
+}
+
+fn convolve(
+    frames_of: Tensor<5>,
+    weight: Tensor<5>,
+    bias: Option<Tensor<1>>,
+    frames: Frames,
+    options: &CausalConv3dOptions,
+) -> Result<Tensor<5>, ConvError> {
+    try_conv3d(frames_of, weight, bias, options.conv3d(frames.padding))
+        .map_err(|error| renamed(error, OP, "conv3d", "the cache and x"))
+}
+
+/// The cache and x as one tensor.
+fn joined(cache: Option<Tensor<5>>, x: Tensor<5>) -> Tensor<5> {
+    match cache {
+        Some(cache) if cache.dims()[2] > 0 => Tensor::cat(vec![cache, x], 2),
+        _ => x,
+    }
+}
+
+/// The last `kept` frames of the padding and `all`.
+fn last_frames(all: Tensor<5>, kept: usize, first: FirstFrames) -> Tensor<5> {
+    let [n, c, frames, h, w] = all.dims();
+    let (device, dtype) = (all.device(), all.dtype());
+    if kept == 0 {
+        return Tensor::empty([n, c, 0, h, w], (&device, dtype));
+    }
+    if kept <= frames {
+        return all.narrow(2, frames - kept, kept);
+    }
+    let missing = [n, c, kept - frames, h, w];
+    let before = match first {
+        FirstFrames::Zeros => Tensor::zeros(missing, (&device, dtype)),
+        FirstFrames::Replicate => all.clone().narrow(2, 0, 1).expand(missing),
+    };
+    Tensor::cat(vec![before, all], 2)
+}

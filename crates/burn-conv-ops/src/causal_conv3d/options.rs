@@ -1,0 +1,137 @@
+//! What the caller of a causal conv3d may choose.
+
+use crate::conv::PaddingPairs;
+use crate::{Activation, Algorithm, Conv3dOptions, PaddingMode, PerAxis};
+use burn::serde::{Deserialize, Serialize};
+
+/// What stands before the first frame of a clip.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(crate = "burn::serde")]
+pub enum FirstFrames {
+    /// Frames of zeros.
+    #[default]
+    Zeros,
+    /// The first frame, repeated.
+    Replicate,
+}
+
+/// Options of [`causal_conv3d`](crate::causal_conv3d()). `new()`: stride and dilation 1, one group, no
+/// padding in the plane, zeros before the first frame, no activation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct CausalConv3dOptions {
+    /// Distance between windows along D.
+    pub depth_stride: usize,
+    /// Distance between windows along H, W.
+    pub stride: [usize; 2],
+    /// Distance between taps along D, H, W.
+    pub dilation: [usize; 3],
+    /// Groups into which the channels C and O are split; C for a depthwise convolution.
+    pub groups: usize,
+    /// Padding before and after H, W.
+    pub plane_padding: [(usize, usize); 2],
+    /// How taps outside the plane read.
+    pub plane_mode: PaddingMode,
+    /// What stands before the first frame where no cache is given.
+    pub first: FirstFrames,
+    /// Applied to the result before it is rounded and stored.
+    pub activation: Activation,
+    /// The kernel family; see [`Conv3dOptions::algorithm`].
+    pub algorithm: Algorithm,
+}
+
+impl Default for CausalConv3dOptions {
+    fn default() -> Self {
+        Self {
+            depth_stride: 1,
+            stride: [1; 2],
+            dilation: [1; 3],
+            groups: 1,
+            plane_padding: [(0, 0); 2],
+            plane_mode: PaddingMode::Zeros,
+            first: FirstFrames::Zeros,
+            activation: Activation::None,
+            algorithm: Algorithm::Auto,
+        }
+    }
+}
+
+impl CausalConv3dOptions {
+    /// Stride and dilation 1, one group, no padding in the plane, zeros before the first frame.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the distance between windows along D.
+    #[must_use]
+    pub fn with_depth_stride(self, depth_stride: usize) -> Self {
+        Self { depth_stride, ..self }
+    }
+
+    /// Sets the distance between windows along H, W: one number or two.
+    #[must_use]
+    pub fn with_stride(self, stride: impl Into<PerAxis<2>>) -> Self {
+        Self { stride: stride.into().0, ..self }
+    }
+
+    /// Sets the distance between taps along D, H, W: one number or three.
+    #[must_use]
+    pub fn with_dilation(self, dilation: impl Into<PerAxis>) -> Self {
+        Self { dilation: dilation.into().0, ..self }
+    }
+
+    /// Sets the number of groups.
+    #[must_use]
+    pub fn with_groups(self, groups: usize) -> Self {
+        Self { groups, ..self }
+    }
+
+    /// Sets the padding of H, W: one number for all sides, one for each axis, or pairs (before, after).
+    #[must_use]
+    pub fn with_plane_padding(self, padding: impl Into<PaddingPairs<2>>) -> Self {
+        Self { plane_padding: padding.into().0, ..self }
+    }
+
+    /// Sets how taps outside the plane read.
+    #[must_use]
+    pub fn with_plane_mode(self, plane_mode: PaddingMode) -> Self {
+        Self { plane_mode, ..self }
+    }
+
+    /// Sets what stands before the first frame.
+    #[must_use]
+    pub fn with_first(self, first: FirstFrames) -> Self {
+        Self { first, ..self }
+    }
+
+    /// Sets the activation applied to the result.
+    #[must_use]
+    pub fn with_activation(self, activation: Activation) -> Self {
+        Self { activation, ..self }
+    }
+
+    /// Forces a kernel family.
+    #[must_use]
+    pub fn with_algorithm(self, algorithm: Algorithm) -> Self {
+        Self { algorithm, ..self }
+    }
+
+    /// The conv3d of frames that have `front` frames of padding before them.
+    pub(super) fn conv3d(&self, front: usize) -> Conv3dOptions {
+        let depth = match self.first {
+            FirstFrames::Zeros => PaddingMode::Zeros,
+            FirstFrames::Replicate => PaddingMode::Replicate,
+        };
+        let [height, width] = self.plane_padding;
+        Conv3dOptions {
+            stride: [self.depth_stride, self.stride[0], self.stride[1]],
+            padding: [(front, 0), height, width].into(),
+            dilation: self.dilation,
+            groups: self.groups,
+            padding_mode: [depth, self.plane_mode, self.plane_mode],
+            activation: self.activation,
+            algorithm: self.algorithm,
+        }
+    }
+}
