@@ -38,9 +38,9 @@ pub struct Limits {
     /// to ten times as many. 25 GFLOP stay below the macOS watchdog; NVIDIA gets ten times that, because a
     /// dispatch of 25 GFLOP ends before the device is full.
     pub dispatch_operations: f64,
-    /// Whether the kernels unroll their longest inner loops, and GEMMs prefetch the next stage into registers.
-    /// NVIDIA's driver needs both. Apple's compiler unrolls by itself and is slow on unrolled code, and its
-    /// GPUs hide latency by occupancy; a software device compiles it for seconds per kernel.
+    /// Whether the kernels unroll their longest inner loops, and GEMMs prefetch the next stage into
+    /// registers. NVIDIA's driver needs both. Apple's compiler unrolls by itself and is slow on unrolled
+    /// code, and its GPUs hide latency by occupancy; a software device compiles it for seconds per kernel.
     pub unroll: bool,
     /// MMA with fp32 accumulators: the input type, and the size (M = N = K) of a fragment.
     pub matrices: Vec<(FloatType, usize)>,
