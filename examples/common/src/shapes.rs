@@ -1,8 +1,8 @@
 //! Clips of moving shapes.
 //!
-//! The motion shows over time only: positions wrap around the edges and sizes run through a cycle, both from a
-//! uniformly random start, so that a single frame of any motion has the same distribution of position, size,
-//! shape and colour as a frame of any other.
+//! The motion shows over time only: positions wrap around the edges and sizes run through a cycle, both from
+//! a uniformly random start, so that a single frame of any motion has the same distribution of position,
+//! size, shape and colour as a frame of any other.
 
 use std::f32::consts::TAU;
 

@@ -1,4 +1,5 @@
-//! `encode`, `decode` and `reconstruct`: a clip through a model in chunks, in memory that does not grow with it.
+//! `encode`, `decode` and `reconstruct`: a clip through a model in chunks, in memory that does not grow with
+//! it.
 
 use std::collections::VecDeque;
 use std::path::Path;

@@ -1,6 +1,6 @@
-//! Without weights: trains a small Wan on moving shapes, then streams held-out clips that are longer.
+//! Without weights: trains a small Wan on moving shapes, then streams a held-out clip that is longer.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -20,10 +20,6 @@ use crate::train::{CLIPS, FRAMES, Settings, config, shapes, train};
 use crate::vae::{Config, Vae, save};
 use crate::wan::WanVae;
 
-/// Frames of the held-out clips that are streamed.
-const LONG: usize = 33;
-/// How many are.
-const SHOWN: usize = 3;
 /// Frames per second of the GIF.
 const RATE: usize = 10;
 /// What a run writes beside burn-train's logs.
@@ -45,14 +41,14 @@ pub(crate) fn run(
     device.seed(settings.seed);
     let config = config();
     let vae = WanVae::new(&config, &device.clone().autodiff());
-    let before = stream(&Vae::Wan(Box::new(vae.valid())), device)?;
+    let before = stream(&Vae::Wan(Box::new(vae.valid())), settings.held_out_frames, device)?;
     let vae = train(vae, settings, artifacts, plain)?;
     let parameters = vae.num_params();
     save(artifacts, &config, &vae)?;
-    let after = stream(&Vae::Wan(Box::new(vae)), device)?;
+    let after = stream(&Vae::Wan(Box::new(vae)), settings.held_out_frames, device)?;
     plot(artifacts, settings.epochs)?;
     write_gif(&before, &after, &artifacts.join("before-after.gif"))?;
-    println!("\nPSNR of {SHOWN} held-out clips of {LONG} frames, one latent frame at a time:");
+    println!("\nPSNR of a held-out clip of {} frames, one latent frame at a time:", after.frames.len());
     println!("  {:.2} dB  after training", after.psnr);
     println!("  {:.2} dB  before", before.psnr);
     println!(
@@ -69,55 +65,39 @@ pub(crate) fn run(
     Ok(())
 }
 
-/// Long clips through a model.
+/// A clip through a model.
 struct Streamed {
-    /// Per clip, pairs of original and decoded frame.
-    clips: Vec<Vec<[RgbImage; 2]>>,
+    /// Pairs of original and decoded frame.
+    frames: Vec<[RgbImage; 2]>,
     psnr: f64,
 }
 
-fn stream(vae: &Vae, device: &Device) -> Result<Streamed> {
+/// Streams the clip after those of training, one latent frame at a time.
+fn stream(vae: &Vae, frames: usize, device: &Device) -> Result<Streamed> {
     let config = Config::Wan(config());
+    let frames = shapes(CLIPS[0] + CLIPS[1], frames).into_iter().map(Ok);
+    let (per_latent, pixels) = (config.frames_per_latent(), config.pixels_per_latent());
+    let mut chunks = Chunks::new(Path::new("moving shapes"), Box::new(frames), 1, per_latent, pixels);
     let mut error = SquaredError::default();
-    let mut clips = Vec::new();
-    for clip in 0..SHOWN {
-        // The clips after those of training; the motions that move farthest.
-        let number = CLIPS[0] + CLIPS[1] + [4, 0, 7][clip];
-        let frames = shapes(number, LONG).into_iter().map(Ok);
-        let mut chunks = Chunks::new(
-            &PathBuf::from("moving shapes"),
-            Box::new(frames),
-            1,
-            config.frames_per_latent(),
-            config.pixels_per_latent(),
-        );
-        let mut pairs = Vec::new();
-        reconstruct(vae, &mut chunks, device, |original, decoded| {
-            error.add(original, decoded);
-            pairs.push([original.clone(), decoded.clone()]);
-            Ok(())
-        })?;
-        clips.push(pairs);
-    }
-    Ok(Streamed { clips, psnr: error.psnr() })
+    let mut frames = Vec::new();
+    reconstruct(vae, &mut chunks, device, |original, decoded| {
+        error.add(original, decoded);
+        frames.push([original.clone(), decoded.clone()]);
+        Ok(())
+    })?;
+    Ok(Streamed { frames, psnr: error.psnr() })
 }
 
-/// A row per clip: original, before training, after.
+/// Original, before training, after.
 fn write_gif(before: &Streamed, after: &Streamed, path: &Path) -> Result<()> {
-    const CELL: u32 = 96;
+    const CELL: u32 = 128;
     const GAP: u32 = 4;
     let mut writer = Writer::create(path, RATE)?;
-    for frame in 0..LONG {
-        let (width, height) = (3 * CELL + 2 * GAP, SHOWN as u32 * (CELL + GAP) - GAP);
-        let mut sheet = RgbImage::from_pixel(width, height, Rgb([255; 3]));
-        for (row, (before, after)) in before.clips.iter().zip(&after.clips).enumerate() {
-            let [original, untrained] = &before[frame];
-            let [_, trained] = &after[frame];
-            for (column, image) in [original, untrained, trained].into_iter().enumerate() {
-                let image = imageops::resize(image, CELL, CELL, FilterType::Nearest);
-                let at = |index: usize| i64::from(index as u32 * (CELL + GAP));
-                imageops::replace(&mut sheet, &image, at(column), at(row));
-            }
+    for ([original, untrained], [_, trained]) in before.frames.iter().zip(&after.frames) {
+        let mut sheet = RgbImage::from_pixel(3 * CELL + 2 * GAP, CELL, Rgb([255; 3]));
+        for (column, image) in [original, untrained, trained].into_iter().enumerate() {
+            let image = imageops::resize(image, CELL, CELL, FilterType::Nearest);
+            imageops::replace(&mut sheet, &image, i64::from(column as u32 * (CELL + GAP)), 0);
         }
         writer.push(&sheet)?;
     }

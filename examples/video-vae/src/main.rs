@@ -40,7 +40,7 @@ struct Cli {
 
 #[derive(Args, Debug)]
 struct Demo {
-    /// Passes over the training clips [default: 8]
+    /// Passes over the training clips [default: 4]
     #[arg(long, value_name = "N", value_parser = count(1, 100_000), help_heading = "Training")]
     epochs: Option<usize>,
     /// Clips per training step
@@ -55,6 +55,9 @@ struct Demo {
     /// Smoke run: at most this many training steps per epoch, for one epoch unless --epochs is given
     #[arg(long, value_name = "N", value_parser = count(1, 1_000_000), help_heading = "Training")]
     steps: Option<usize>,
+    /// Frames of the held-out clip that is streamed; those to train on have 9
+    #[arg(long, value_name = "N", value_parser = count(1, 100_000), default_value = "33", help_heading = "Training")]
+    held_out_frames: usize,
     /// Folder for logs, weights, the plot and the GIF
     #[arg(long, value_name = "DIR", default_value = ARTIFACTS, help_heading = "Run")]
     artifacts: PathBuf,
@@ -152,11 +155,12 @@ impl With {
 
 fn train(demo: &Demo) -> Result<()> {
     let settings = Settings {
-        epochs: demo.epochs.unwrap_or(if demo.steps.is_some() { 1 } else { 8 }),
+        epochs: demo.epochs.unwrap_or(if demo.steps.is_some() { 1 } else { 4 }),
         steps: demo.steps,
         batch_size: demo.batch_size,
         learning_rate: demo.learning_rate,
         seed: demo.seed,
+        held_out_frames: demo.held_out_frames,
     };
     let picked = device::pick(demo.device)?;
     demo::run(&settings, &picked, &demo.artifacts, demo.overwrite, demo.plain)

@@ -26,7 +26,7 @@ use crate::stream::Stream;
 use crate::wan::{WanConfig, WanVae};
 
 /// Clips to train on, and held out.
-pub(crate) const CLIPS: [usize; 2] = [320, 32];
+pub(crate) const CLIPS: [usize; 2] = [160, 16];
 /// Frames of each.
 pub(crate) const FRAMES: usize = 9;
 /// Seed of the clips; it has no option, so that everyone's are the same.
@@ -43,12 +43,13 @@ pub(crate) struct Settings {
     pub(crate) batch_size: usize,
     pub(crate) learning_rate: f64,
     pub(crate) seed: u64,
+    pub(crate) held_out_frames: usize,
 }
 
 /// Wan in small: a latent stands for 4 x 4 pixels of two frames.
 pub(crate) fn config() -> WanConfig {
     WanConfig {
-        base_dim: 16,
+        base_dim: 8,
         z_dim: 8,
         dim_mult: vec![1, 2, 2],
         num_res_blocks: 1,

@@ -1,8 +1,8 @@
 //! The autoencoder of LTX-Video 0.9, with the parameters of diffusers' `AutoencoderKLLTXVideo`.
 //!
 //! ```text
-//! encoder   patches; conv_in, down_blocks (residual blocks, downsampling), mid_block, RMS norm, SiLU, conv_out
-//! decoder   conv_in, mid_block, up_blocks (upsampling, residual blocks), RMS norm, SiLU, conv_out; pixels
+//! encoder   patches; conv_in, down_blocks (residual blocks, downsampling), mid_block, norm, SiLU, conv_out
+//! decoder   conv_in, mid_block, up_blocks (upsampling, residual blocks), norm, SiLU, conv_out; pixels
 //! ```
 //!
 //! Encoder and decoder are each causal in time or two-sided, by configuration. A two-sided convolution sees

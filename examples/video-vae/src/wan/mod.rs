@@ -1,8 +1,8 @@
 //! The autoencoder of Wan 2.1 and 2.2, with the parameters of diffusers' `AutoencoderKLWan`.
 //!
 //! ```text
-//! encoder   conv_in, down_blocks (residual blocks; every stage but the last ends in a downsampling), mid_block,
-//!           norm_out, SiLU, conv_out; quant_conv
+//! encoder   conv_in, down_blocks (residual blocks; every stage but the last ends in a downsampling),
+//!           mid_block, norm_out, SiLU, conv_out; quant_conv
 //! decoder   post_quant_conv; conv_in, mid_block, up_blocks (one per stage), norm_out, SiLU, conv_out
 //! ```
 //!
