@@ -106,6 +106,8 @@ enum Example {
     MambaText,
     /// RoPE2D: completes masked images from a second view.
     CrossView,
+    /// Causal conv3d: takes clips to latents and back.
+    VideoVae,
 }
 
 fn main() -> Result<()> {
@@ -186,6 +188,7 @@ fn demo(example: Example, data: &Path, options: &[String]) -> Result<()> {
         Example::VideoClassifier => video_classifier(data, options),
         Example::MambaText => run("mamba-text", options),
         Example::CrossView => run("cross-view", options),
+        Example::VideoVae => run("video-vae", options),
     }
 }
 

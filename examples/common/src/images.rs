@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use image::imageops::{self, FilterType};
 use image::{ImageReader, RgbImage};
 
@@ -30,6 +30,33 @@ pub fn file_name(path: &Path) -> String {
 #[must_use]
 pub fn has_extension(path: &Path, wanted: &str) -> bool {
     path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case(wanted))
+}
+
+/// The PNG files of a clip folder in the order of their numbers (`frame2` before `frame10`).
+///
+/// # Errors
+/// When there are none, or the folder cannot be listed.
+pub fn frame_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut files: Vec<PathBuf> =
+        entries(folder)?.into_iter().filter(|path| has_extension(path, "png")).collect();
+    ensure!(!files.is_empty(), "clip {} holds no PNG frames", folder.display());
+    files.sort_by_key(|path| number_key(&file_name(path)));
+    Ok(files)
+}
+
+/// Sort key that compares digit runs by value: text and numbers in turn.
+fn number_key(name: &str) -> Vec<(String, u64)> {
+    let mut key = Vec::new();
+    let mut rest = name;
+    while !rest.is_empty() {
+        let text_end = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        let (text, tail) = rest.split_at(text_end);
+        let digits_end = tail.find(|c: char| !c.is_ascii_digit()).unwrap_or(tail.len());
+        let (digits, tail) = tail.split_at(digits_end);
+        key.push((text.to_owned(), digits.parse().unwrap_or(u64::MAX)));
+        rest = tail;
+    }
+    key
 }
 
 /// Decodes a file; the error calls it `what`.

@@ -1,4 +1,5 @@
-//! What the examples share: choice of the device, batches, progress, pictures, plots and the folder of a run.
+//! What the examples share: choice of the device, batches, progress, pictures, moving shapes, plots and the
+//! folder of a run.
 
 pub mod cli;
 pub mod device;
@@ -7,3 +8,4 @@ pub mod loader;
 pub mod plot;
 pub mod progress;
 pub mod run_folder;
+pub mod shapes;

@@ -16,7 +16,7 @@ use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use example_common::images::{entries, file_name, has_extension, read_png, squared};
+use example_common::images::{entries, file_name, frame_files, has_extension, read_png, squared};
 use image::codecs::gif::GifDecoder;
 use image::{AnimationDecoder, DynamicImage, RgbImage};
 
@@ -161,30 +161,6 @@ pub(crate) fn read_clip(path: &Path, shape: ClipShape) -> Result<Vec<u8>> {
         }
     }
     Ok(bytes)
-}
-
-/// The PNG files of a clip folder in the order of their numbers (`frame2` before `frame10`).
-fn frame_files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut files: Vec<PathBuf> =
-        entries(folder)?.into_iter().filter(|path| has_extension(path, "png")).collect();
-    ensure!(!files.is_empty(), "clip {} holds no PNG frames", folder.display());
-    files.sort_by_key(|path| number_key(&file_name(path)));
-    Ok(files)
-}
-
-/// Sort key that compares digit runs by value: text and numbers in turn.
-fn number_key(name: &str) -> Vec<(String, u64)> {
-    let mut key = Vec::new();
-    let mut rest = name;
-    while !rest.is_empty() {
-        let text_end = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
-        let (text, tail) = rest.split_at(text_end);
-        let digits_end = tail.find(|c: char| !c.is_ascii_digit()).unwrap_or(tail.len());
-        let (digits, tail) = tail.split_at(digits_end);
-        key.push((text.to_owned(), digits.parse().unwrap_or(u64::MAX)));
-        rest = tail;
-    }
-    key
 }
 
 /// Which of `available` frames stand for `wanted` ones: evenly spaced, the last one repeated when there are

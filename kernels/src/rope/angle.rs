@@ -95,7 +95,7 @@ pub(super) fn place_of(
         // The number is mantissa * 2^(exponent - 150).
         let exponent = max(exponent, 1u32);
         shift = 150u32 - min(exponent, 150u32);
-        magnitude = mantissa << (max(exponent, 150u32) - 150u32) % 32u32;
+        magnitude = mantissa << ((max(exponent, 150u32) - 150u32) % 32u32);
     }
     Place { magnitude, shift, negative: negative ^ angles.inverse, none }
 }

@@ -117,7 +117,7 @@ impl RopeProblem {
     }
 
     fn checked(self) -> Result<Self, ConvError> {
-        if (self.head_dim - self.rotated) % 2 != 0 {
+        if !(self.head_dim - self.rotated).is_multiple_of(2) {
             invalid!("rope: the head dimension {} is odd", self.head_dim);
         }
         self.angles.check_speed(self.rotated)?;
@@ -130,16 +130,17 @@ impl RopeProblem {
     /// [`ConvError::Invalid`] if the axes do not get equal parts of them, or name another number of elements.
     pub fn with_rotated(self, rotated: usize) -> Result<Self, ConvError> {
         match self.angles.axes {
-            RopeAxes::Even(count) => {
-                if rotated == 0 || !rotated.is_multiple_of(2 * count) || rotated > self.head_dim {
-                    invalid!(
-                        "rope: {rotated} rotated elements of a head of {}, expected a positive multiple of {} \
-                         and no more than the head has",
-                        self.head_dim,
-                        2 * count
-                    );
-                }
+            RopeAxes::Even(count)
+                if rotated == 0 || !rotated.is_multiple_of(2 * count) || rotated > self.head_dim =>
+            {
+                invalid!(
+                    "rope: {rotated} rotated elements of a head of {}, expected a positive multiple of {} and no \
+                     more than the head has",
+                    self.head_dim,
+                    2 * count
+                );
             }
+            RopeAxes::Even(_) => {}
             axes if rotated != self.rotated => {
                 invalid!("rope: the axes take {} elements of a head ({axes:?}), not {rotated}", self.rotated);
             }

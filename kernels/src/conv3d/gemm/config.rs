@@ -48,13 +48,13 @@ impl RegisterTile {
     /// Every tile, the largest first.
     pub const ALL: [Self; 6] =
         [Self::M128N128, Self::M128N64, Self::M64N64, Self::M128N32, Self::M128N8, Self::M256N4];
-    /// 256 threads, 25 KiB of shared memory, 16 FLOP per byte from memory (f32).
+    /// 256 threads, 21 KiB of shared memory, 16 FLOP per byte from memory (f32).
     pub const M128N128: Self = tile(128, 128, 16, 8, 8);
-    /// 128 threads, 17 KiB, 10.7 FLOP per byte.
+    /// 128 threads, 15 KiB, 10.7 FLOP per byte.
     pub const M128N64: Self = tile(128, 64, 16, 8, 8);
-    /// 64 threads, 11 KiB, 8 FLOP per byte.
+    /// 64 threads, 10 KiB, 8 FLOP per byte.
     pub const M64N64: Self = tile(64, 64, 16, 8, 8);
-    /// 64 threads, 13 KiB, 6.4 FLOP per byte.
+    /// 64 threads, 12 KiB, 6.4 FLOP per byte.
     pub const M128N32: Self = tile(128, 32, 16, 8, 8);
     /// 64 threads, 12 KiB, 1.9 FLOP per byte: 5 to 8 channels.
     pub const M128N8: Self = tile(128, 8, 16, 4, 4);
@@ -66,11 +66,11 @@ impl RegisterTile {
         (self.tile_m / self.rows) * (self.tile_n / self.columns)
     }
 
-    /// Bytes of shared memory: the stages, the index tables, and (without prefetch) a row of each thread's
-    /// results.
+    /// Bytes of shared memory: the stages, the index tables, and (without prefetch) four results of each
+    /// thread.
     pub fn shared_bytes(&self) -> usize {
         let stages = (self.stage_vectors(self.tile_m) + self.stage_vectors(self.tile_n)) * 16;
-        stages + table_bytes(self.tile_m, self.tile_k) + 4 * self.columns * self.threads()
+        stages + table_bytes(self.tile_m, self.tile_k) + 4 * VECTOR * self.threads()
     }
 
     /// The name used in tables and reports.

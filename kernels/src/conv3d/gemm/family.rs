@@ -1,7 +1,7 @@
 //! [`Family`] of the gathered GEMM: what [`crate::conv3d::Plan::Gemm`] serves, needs and
 //! launches.
 
-use super::config::{MatrixTile, RegisterTile};
+use super::config::{MatrixTile, RegisterTile, VECTOR};
 use super::gather::{Gather, is_patches, launched_gathers, patches, serves};
 use super::launch::{forward_or_input_gradient, gemm_shape, most_slices};
 use super::{launches, mma_tiles, stage_type, weight};
@@ -77,7 +77,7 @@ impl Family for GemmTile {
                 // The loads of both stages and their product.
                 let loops = [tile.loads(tile.tile_m), tile.loads(tile.tile_n), tile.tile_k];
                 let inner = loops.iter().map(|count| nest(*count, 0)).sum();
-                let epilogue = tile.rows * nest(tile.columns, 0);
+                let epilogue = tile.rows * (tile.columns / VECTOR) * nest(VECTOR, 0);
                 let unrolled = nest(stages, 0) + SETUP;
                 let iterations =
                     if limits.unroll { unrolled } else { nest(stages, inner) + epilogue + SETUP };

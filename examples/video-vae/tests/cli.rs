@@ -1,0 +1,91 @@
+//! Runs the program as a user does: a short run of training, its model on a clip, and what is refused.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use image::{Rgb, RgbImage};
+
+/// The program on the CPU in this folder.
+fn run(root: &Path, args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_video-vae"));
+    command.current_dir(root).args(args).args(["--device", "flex"]).output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// Six frames of 18 x 17 pixels, of which 16 x 16 are used.
+fn write_clip(folder: &Path) {
+    std::fs::create_dir_all(folder).unwrap();
+    for frame in 0..6u8 {
+        let pixel = |x, y| Rgb([(10 * x) as u8, (10 * y) as u8, 40 * frame]);
+        RgbImage::from_fn(18, 17, pixel).save(folder.join(format!("{frame}.png"))).unwrap();
+    }
+}
+
+fn png_bytes(folder: &Path) -> Vec<Vec<u8>> {
+    (0..6).map(|frame| std::fs::read(folder.join(format!("{frame:05}.png"))).unwrap()).collect()
+}
+
+#[test]
+fn a_model_is_trained_and_takes_a_clip_to_latents_and_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    let args = ["--batch-size", "1", "--steps", "1", "--held-out-frames", "11", "--artifacts", "out"];
+    let output = stdout(&run(root, &args));
+    assert!(output.contains("Running on the CPU (Flex") && output.contains("epoch 1/1"), "{output}");
+    assert!(output.contains("held-out clip of 11 frames") && output.contains("After 1 epoch in"), "{output}");
+    for file in ["run.json", "plot.svg", "before-after.gif", "config.json"] {
+        assert!(root.join("out").join(file).metadata().is_ok_and(|file| file.len() > 0), "{file}");
+    }
+
+    write_clip(&root.join("clip"));
+    let model = ["--model", "out"];
+    let with = |args: &[&str]| run(root, &[args, &model].concat());
+    let output = stdout(&with(&["encode", "clip", "-o", "latents.safetensors"]));
+    // 1 frame, then 3 pairs, the last of them filled up.
+    assert!(output.contains("6 frames as latents [1, 8, 4, 4, 4]"), "{output}");
+    stdout(&with(&["decode", "latents.safetensors", "-o", "decoded"]));
+    let output = stdout(&with(&["reconstruct", "clip", "-o", "again", "--chunk", "3"]));
+    assert!(output.contains("6 frames in again") && output.contains(" dB over 6 frames"), "{output}");
+    assert!(!root.join("decoded/00006.png").exists());
+    assert_eq!(png_bytes(&root.join("decoded")), png_bytes(&root.join("again")), "chunks change the frames");
+}
+
+#[test]
+fn what_cannot_be_used_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    write_clip(&root.join("clip"));
+    let refused = |args: &[&str]| stderr(&run(root, args));
+    let error = refused(&["encode", "clip"]);
+    assert_eq!(
+        error,
+        "error: artifacts/video-vae is no folder with config.json and diffusion_pytorch_model.safetensors\n"
+    );
+    let model = root.join("artifacts/video-vae");
+    std::fs::create_dir_all(&model).unwrap();
+    let config = |text: &str| std::fs::write(model.join("config.json"), text).unwrap();
+    config(r#"{"_class_name": "AutoencoderKL"}"#);
+    let error = refused(&["encode", "clip"]);
+    assert!(error.contains("video-vae/config.json is no configuration of a known model"), "{error}");
+    config(r#"{"_class_name": "AutoencoderKLLTXVideo", "timestep_conditioning": true}"#);
+    let error = refused(&["encode", "clip"]);
+    assert!(error.contains("config.json: timestep_conditioning is not built here"), "{error}");
+    config(r#"{"_class_name": "AutoencoderKLWan", "base_dim": 2, "dim_mult": [1, 1, 1, 1], "z_dim": 1}"#);
+    let error = refused(&["encode", "clip"]);
+    assert!(error.contains("diffusion_pytorch_model.safetensors is missing"), "{error}");
+    std::fs::write(model.join("diffusion_pytorch_model.safetensors"), b"not a model").unwrap();
+    let error = refused(&["encode", "clip"]);
+    assert!(error.contains("diffusion_pytorch_model.safetensors cannot be read: "), "{error}");
+    std::fs::write(root.join("latents.safetensors"), b"nor latents").unwrap();
+    let error = refused(&["decode", "latents.safetensors", "-o", "out"]);
+    assert!(error.starts_with("error: latents.safetensors is no file of latents: "), "{error}");
+}
