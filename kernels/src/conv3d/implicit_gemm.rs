@@ -64,8 +64,7 @@ impl Family for TileConfig {
             Pass::WeightGradient => weight_split(problem, *self, limits).length,
             _ => k,
         };
-        let loops = [self.lhs_loads(), self.rhs_loads(), self.tile_k];
-        let inner = loops.iter().map(|count| nest(*count, 0)).sum();
+        let inner = if unrolls(*self, slice_k, limits) { 0 } else { inner_iterations(*self) };
         let iterations = nest(slice_k.div_ceil(self.tile_k), inner);
         kernel_needs(self.shared_bytes(), self.threads() as usize, iterations)
     }
@@ -81,6 +80,17 @@ impl Family for TileConfig {
         let [_, _, k] = gemm_extents(&call.problem, call.pass, false);
         launch(call, *self, (k, 1), operands)
     }
+}
+
+/// Iterations of the loops in a stage: its loads and its product.
+fn inner_iterations(config: TileConfig) -> usize {
+    [config.lhs_loads(), config.rhs_loads(), config.tile_k].iter().map(|count| nest(*count, 0)).sum()
+}
+
+/// Whether these loops are unrolled: where the device would end them. As loops they take a third of the code.
+fn unrolls(config: TileConfig, slice_k: usize, limits: &Limits) -> bool {
+    let iterations = nest(slice_k.div_ceil(config.tile_k), inner_iterations(config));
+    limits.loop_iterations.is_some_and(|most| iterations > most)
 }
 
 /// The weight gradient's split-K slices.
@@ -135,6 +145,7 @@ fn launch(
                 problem.window.padding_mode,
                 problem.activation_of(pass),
                 config,
+                unrolls(config, slice_k, limits),
                 problem.dtype.elem(),
                 out.dtype.elem(),
             );
@@ -157,6 +168,7 @@ fn gemm_kernel<E: Float, O: Float>(
     #[comptime] padding: PaddingMode,
     #[comptime] activation: Activation,
     #[comptime] config: TileConfig,
+    #[comptime] unroll: bool,
     #[define(E)] _dtype: ElemType,
     #[define(O)] _out_dtype: ElemType,
 ) {
@@ -193,6 +205,7 @@ fn gemm_kernel<E: Float, O: Float>(
     let end_k = min(first_k + gemm.slice_k, gemm.k);
     let mut stage_k = first_k;
     while stage_k < end_k {
+        #[unroll(unroll)]
         for step in 0..config.lhs_loads() {
             let k_in_stage = thread / config.tile_m + step * (threads / config.tile_m);
             let k = stage_k + k_in_stage;
@@ -202,6 +215,7 @@ fn gemm_kernel<E: Float, O: Float>(
             }
             lhs_stage[k_in_stage * config.tile_m + row_in_tile] = value;
         }
+        #[unroll(unroll)]
         for step in 0..config.rhs_loads() {
             let k_in_stage = thread / config.tile_n + step * (threads / config.tile_n);
             let k = stage_k + k_in_stage;
@@ -212,7 +226,7 @@ fn gemm_kernel<E: Float, O: Float>(
             rhs_stage[k_in_stage * config.tile_n + column_in_tile] = value;
         }
         sync_cube();
-        multiply_stages(&lhs_stage, &rhs_stage, &mut registers, config);
+        multiply_stages(&lhs_stage, &rhs_stage, &mut registers, config, unroll);
         sync_cube();
         stage_k += config.tile_k;
     }

@@ -78,9 +78,11 @@ pub(crate) fn multiply_stages(
     rhs: &Shared<[f32]>,
     registers: &mut Array<f32>,
     #[comptime] config: TileConfig,
+    #[comptime] unroll: bool,
 ) {
     let row = thread_row(config);
     let column = thread_column(config);
+    #[unroll(unroll)]
     for k in 0..config.tile_k {
         let mut a = Array::<f32>::new(REGISTERS);
         let mut b = Array::<f32>::new(REGISTERS);

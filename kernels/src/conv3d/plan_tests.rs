@@ -268,7 +268,7 @@ fn strided_few_channels_have_their_own_kernel() {
     // Not on Apple's fragments, which were not measured.
     assert_eq!(names(&half, &Limits::apple_m1())[1], "subpixel_512x12");
     // A device that ends loops early.
-    let short = Limits { loop_iterations: Some(1_000), ..wide() };
+    let short = Limits { loop_iterations: Some(2_000), ..wide() };
     assert_eq!(names(&problem([1, 3, 64, 224, 224], 64, [3; 3], 2, 1), &short)[1], "gemm_256x4x16");
     // More channels; frames of which a tile computes mostly the halo.
     assert_eq!(input(&problem([1, 8, 16, 112, 112], 64, [3; 3], 2, 1)), "gemm_128x8x16");
