@@ -154,10 +154,10 @@ const DEFECTS: &[Defect] = &[
     Defect {
         name: "results go to the next element",
         kernel: "rotate_kernel",
-        // The first store: those of a thread's further heads are not reached by few heads.
+        // All stores: neither the first nor the last is reached by every problem.
         edit: |text| {
             let store = Regex::new(r"(device \w+ \* const v\d+ = )&").unwrap();
-            store.replace(text, "${1}1 + &").into_owned()
+            store.replace_all(text, "${1}1 + &").into_owned()
         },
         suite: rotation,
     },
