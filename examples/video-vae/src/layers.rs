@@ -122,7 +122,7 @@ pub(crate) fn channels_to_space(x: Tensor<5>, [ft, fs]: [usize; 2]) -> Tensor<5>
 }
 
 /// Blocks of `ft` frames of `fs` x `fs` pixels as channels, of which each group in a row is averaged to one
-/// of `channels`. Zeros stand before a number of frames that `ft` does not divide.
+/// of `channels`. Zeros precede a number of frames that `ft` does not divide.
 pub(crate) fn averaged(x: Tensor<5>, channels: usize, [ft, fs]: [usize; 2]) -> Tensor<5> {
     let [n, c, t, h, w] = x.dims();
     let missing = t.next_multiple_of(ft) - t;

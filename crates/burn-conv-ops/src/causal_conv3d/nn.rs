@@ -31,7 +31,7 @@ pub struct CausalConv3dConfig {
     /// How taps outside the plane read; as zero.
     #[serde(with = "PaddingModeForm")]
     pub plane_mode: PaddingMode,
-    /// What stands before the first frame; zeros.
+    /// What precedes the first frame; zeros.
     pub first: FirstFrames,
     /// Whether a bias is learned; yes.
     pub bias: bool,
@@ -54,7 +54,7 @@ setters!(CausalConv3dConfig {
     with_groups(groups: usize);
     /// Sets how taps outside the plane read.
     with_plane_mode(plane_mode: PaddingMode);
-    /// Sets what stands before the first frame.
+    /// Sets what precedes the first frame.
     with_first(first: FirstFrames);
     /// Sets whether a bias is learned.
     with_bias(bias: bool);
@@ -153,7 +153,7 @@ pub struct CausalConv3d {
     /// How taps outside the plane read.
     #[module(skip)]
     pub plane_mode: PaddingMode,
-    /// What stands before the first frame.
+    /// What precedes the first frame.
     #[module(skip)]
     pub first: FirstFrames,
     /// Applied to the result.

@@ -4,7 +4,7 @@ use crate::conv::PaddingPairs;
 use crate::{Activation, Algorithm, Conv3dOptions, PaddingMode, PerAxis};
 use burn::serde::{Deserialize, Serialize};
 
-/// What stands before the first frame of a clip.
+/// What precedes the first frame of a clip.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(crate = "burn::serde")]
 pub enum FirstFrames {
@@ -32,7 +32,7 @@ pub struct CausalConv3dOptions {
     pub plane_padding: [(usize, usize); 2],
     /// How taps outside the plane read.
     pub plane_mode: PaddingMode,
-    /// What stands before the first frame where no cache is given.
+    /// What precedes the first frame where no cache is given.
     pub first: FirstFrames,
     /// Applied to the result before it is rounded and stored.
     pub activation: Activation,
@@ -99,7 +99,7 @@ impl CausalConv3dOptions {
         Self { plane_mode, ..self }
     }
 
-    /// Sets what stands before the first frame.
+    /// Sets what precedes the first frame.
     #[must_use]
     pub fn with_first(self, first: FirstFrames) -> Self {
         Self { first, ..self }

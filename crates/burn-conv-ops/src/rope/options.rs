@@ -170,8 +170,8 @@ impl From<[f32; 3]> for RopeBase {
     }
 }
 
-/// Where the tokens of [`rope`](crate::rope()) stand along each axis. A position outside the range of i32, an
-/// infinite one and NaN make the elements that it turns NaN.
+/// The positions of the tokens of [`rope`](crate::rope()) along each axis. A position outside the range of
+/// i32, an infinite one and NaN make the elements that it turns NaN.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum RopePositions {

@@ -80,7 +80,7 @@ fn models_turn_as_the_reference_says_on_every_device() {
     }
 }
 
-/// A prompt and decoding steps behind it are the whole sequence; grids are the positions they stand for.
+/// A prompt and decoding steps behind it are the whole sequence; grids equal the positions of their patches.
 #[test]
 fn offsets_and_volumes_are_the_positions_they_stand_for() {
     for (on, device) in devices() {

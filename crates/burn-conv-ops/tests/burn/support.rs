@@ -24,8 +24,8 @@ pub(crate) fn gpu() -> Device {
     })
 }
 
-/// Every device the tests run on. No fusion layer lies above Flex: without one the quick tier runs the GPU
-/// only.
+/// Every device the tests run on. Flex has no fusion layer: in a build without fusion the quick tier runs the
+/// GPU only.
 pub(crate) fn devices() -> Vec<(&'static str, Device)> {
     let mut devices = vec![("gpu", gpu())];
     if cfg!(feature = "fusion") || conv_testing::is_full() {

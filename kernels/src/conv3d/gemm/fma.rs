@@ -178,8 +178,8 @@ pub(crate) fn fma_kernel<E: Float, O: Float, R: Size>(
             }
         }
     } else {
-        // Four results at a time through shared memory, so that the stores are a loop: unrolled they were 70
-        // % of the code. A thread reads what it has written itself.
+        // Four results at a time through shared memory, so that the stores are a loop. Unrolled they were
+        // most of the code. A thread reads what it has written itself.
         let threads = tile.threads();
         let mut results = Shared::<[f32]>::new_slice(comptime!(VECTOR * threads));
         #[unroll]
