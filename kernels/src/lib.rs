@@ -26,6 +26,7 @@
 //!
 //! operand, index_operand, dtype     tensors and their storage types
 //! geometry, limits, error           what is valid, what the device offers, how a call is refused
+//! chip                              what a device does in a second, by its name
 //! needs                             what a plan asks of a device
 //! launch                            grids, waves and dispatches
 //! registers, half_words, activation device code that all ops use
@@ -55,6 +56,7 @@
 
 mod activation;
 pub mod causal_conv1d;
+mod chip;
 pub mod conv3d;
 mod dtype;
 mod error;
@@ -70,6 +72,7 @@ pub mod rope;
 pub mod tolerance;
 
 pub use activation::Activation;
+pub use chip::Chip;
 pub use dtype::FloatType;
 pub use error::ConvError;
 pub use geometry::AxisGeometry;

@@ -1,5 +1,6 @@
 //! Device limits as plain data: plans are functions of it and can be tested without a device.
 
+use crate::chip::Chip;
 use crate::dtype::FloatType;
 use cubecl::features::TypeUsage;
 use cubecl::ir::{AddressType, ElemType, UIntKind};
@@ -35,8 +36,7 @@ pub struct Limits {
     /// recognised.
     pub halves_in_words: bool,
     /// FLOP of one dispatch. Larger work is split into dispatches of whole waves; a single wave may take up
-    /// to ten times as many. 25 GFLOP stay below the macOS watchdog; NVIDIA gets ten times that, because a
-    /// dispatch of 25 GFLOP ends before the device is full.
+    /// to ten times as many.
     pub dispatch_operations: f64,
     /// Whether the kernels unroll their longest inner loops, and GEMMs prefetch the next stage into
     /// registers. NVIDIA's driver needs both. Apple's compiler unrolls by itself and is slow on unrolled
@@ -48,8 +48,8 @@ pub struct Limits {
     pub cubes_in_flight: usize,
     /// Bytes of workspace a plan may ask for beyond inputs and outputs.
     pub workspace_bytes: u64,
-    /// FLOP in the time of moving one byte; devices that were not measured get the M1's value.
-    pub operations_per_byte: f64,
+    /// What the device does in a second.
+    pub chip: Chip,
 }
 
 impl Limits {
@@ -60,6 +60,7 @@ impl Limits {
         let (x, y, z) = hardware.max_cube_count;
         let nvidia = properties.identity.name.contains("NVIDIA");
         let software = properties.identity.name.contains("llvmpipe");
+        let chip = Chip::of(&properties.identity.name);
         Self {
             cubes_per_axis: x.min(y).min(z).min(65_535),
             units_per_cube: hardware.max_units_per_cube.min(1024),
@@ -73,16 +74,23 @@ impl Limits {
                 .type_usage(ElemType::UInt(UIntKind::U16))
                 .contains(TypeUsage::Arithmetic),
             unroll: nvidia,
-            dispatch_operations: if nvidia { 250e9 } else { 25e9 },
+            dispatch_operations: chip.dispatch_operations,
             matrices: mma_fragments(client),
-            cubes_in_flight: if nvidia { 528 } else { 64 },
-            operations_per_byte: if nvidia { 10.0 } else { 40.0 },
+            cubes_in_flight: chip.threadgroups,
+            workspace_bytes: chip.workspace_bytes,
+            chip,
             ..Self::apple_m1()
         }
     }
 
     /// The smallest supported machine: an M1 through wgpu's Metal backend.
     pub fn apple_m1() -> Self {
+        Self::apple("Apple M1")
+    }
+
+    /// A Mac with a chip of this name through wgpu's Metal backend.
+    pub fn apple(name: &str) -> Self {
+        let chip = Chip::of(name);
         Self {
             cubes_per_axis: 65_535,
             units_per_cube: 1024,
@@ -94,13 +102,12 @@ impl Limits {
             loop_iterations: None,
             halves_in_words: true,
             dtypes: FloatType::ALL.to_vec(),
-            dispatch_operations: 25e9,
+            dispatch_operations: chip.dispatch_operations,
             unroll: false,
             matrices: vec![(FloatType::F32, 8), (FloatType::F16, 8)],
-            // Two threadgroups of 256 threads per core of an M1 Max (32 cores).
-            cubes_in_flight: 64,
-            workspace_bytes: 256 << 20,
-            operations_per_byte: 40.0,
+            cubes_in_flight: chip.threadgroups,
+            workspace_bytes: chip.workspace_bytes,
+            chip,
         }
     }
 }

@@ -174,6 +174,13 @@ fn first_that_serves(plans: &[Plan], problem: &PassProblem, limits: &Limits) -> 
     Err(refusal.expect("there is always a candidate"))
 }
 
+/// Seconds that the model of `choose/model.rs` predicts for a plan on the device that `limits` describe:
+/// operations and bytes at the rates of [`crate::Chip`]. A lower bound for short layers, and never a
+/// measurement.
+pub fn predicted_seconds(problem: &Conv3dProblem, pass: Pass, plan: &Plan, limits: &Limits) -> f64 {
+    choose::model::seconds(plan, plan.launched(&PassProblem::of(problem, pass)), pass, limits)
+}
+
 /// Every plan that serves the pass: the tests run and the benchmarks time all of them.
 pub fn eligible(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Vec<Plan> {
     let rewritten = PassProblem::of(problem, pass);

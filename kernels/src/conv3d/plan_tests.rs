@@ -1,6 +1,7 @@
 //! The automatic choice against the rules in `choose/`, layer by layer.
 
 use super::*;
+use crate::chip::Chip;
 use crate::conv3d::problem::Window;
 use crate::conv3d::window::WindowTile;
 use crate::dtype::FloatType;
@@ -21,7 +22,7 @@ fn names(problem: &Conv3dProblem, limits: &Limits) -> [String; 3] {
 /// A device with many cores, matrices for f16 only.
 fn wide() -> Limits {
     let matrices = vec![(FloatType::F16, 16)];
-    Limits { cubes_in_flight: 528, operations_per_byte: 10.0, matrices, ..Limits::apple_m1() }
+    Limits { cubes_in_flight: 528, chip: Chip::of("NVIDIA H200"), matrices, ..Limits::apple_m1() }
 }
 
 /// Whether `Auto` takes Winograd in each pass; otherwise it takes what `NoWinograd` takes.
@@ -75,14 +76,48 @@ fn winograd_is_taken_where_it_was_measured_to_be_faster() {
         let half = Conv3dProblem { dtype: FloatType::F16, ..layer };
         assert_eq!(winograd(&half, &wide()), [false; 3], "{half:?}");
     }
-    // With fp32 matrix units and little memory bandwidth, only large sums are worth the bytes.
-    let m1 = Limits::apple_m1();
-    // Half types are multiplied no faster there.
-    for dtype in FloatType::ALL {
-        let large = Conv3dProblem { dtype, ..padded([41, 60, 104], 256, 256, [3; 3]) };
-        assert_eq!(winograd(&large, &m1), taken, "{dtype:?}");
+}
+
+/// On Apple both sides run on matrix units at one rate: large sums are worth Winograd's bytes in every type,
+/// in F(6x6) where 16 bits hide its error.
+#[test]
+fn apple_takes_winograd_by_operations_and_bytes() {
+    let body = |input: [usize; 3], c, o, dtype| Conv3dProblem {
+        dtype,
+        ..problem([1, c, input[0], input[1], input[2]], o, [3; 3], 1, 1)
+    };
+    let f32 = ["winograd_4x4_matrices", "winograd_4x4_matrices", "winograd_4x4"];
+    let rounded = ["winograd_6x6_matrices", "winograd_6x6_matrices", "winograd_4x4"];
+    for chip in ["Apple M1", "Apple M1 Max", "Apple M3 Max", "Apple M4"] {
+        let limits = Limits::apple(chip);
+        let auto = |layer: &Conv3dProblem| {
+            PASSES.map(|pass| plan(layer, pass, Algorithm::Auto, &limits).expect("a plan"))
+        };
+        for layer in [([41, 60, 104], 256, 256), ([32, 56, 56], 64, 192), ([16, 56, 56], 64, 128)] {
+            for (dtype, expected) in
+                [(FloatType::F32, f32), (FloatType::F16, rounded), (FloatType::Bf16, rounded)]
+            {
+                let (input, c, o) = layer;
+                let problem = body(input, c, o, dtype);
+                let plans = auto(&problem);
+                assert_eq!(plans.map(|plan| plan.name()), expected, "{chip} {layer:?} {}", dtype.name());
+                for (pass, taken) in PASSES.into_iter().zip(auto(&problem)) {
+                    let other = plan(&problem, pass, Algorithm::NoWinograd, &limits).expect("a plan");
+                    let seconds = |plan| predicted_seconds(&problem, pass, plan, &limits);
+                    assert!(seconds(&taken) < seconds(&other), "{chip} {layer:?} {}", pass.name());
+                }
+            }
+        }
+        for small in [body([2, 7, 7], 512, 512, FloatType::F32), body([16, 112, 112], 3, 64, FloatType::F16)]
+        {
+            assert!(auto(&small).iter().all(|plan| !matches!(plan, Plan::Winograd(_))), "{chip} {small:?}");
+        }
     }
-    assert_eq!(winograd(&padded([8, 56, 56], 64, 64, [1, 3, 3]), &m1), [false; 3]);
+    // F(6x6)'s filters alone take 201 MB there.
+    let wide = body([41, 120, 208], 512, 512, FloatType::Bf16);
+    let name =
+        |chip| plan(&wide, Pass::Forward, Algorithm::Auto, &Limits::apple(chip)).expect("a plan").name();
+    assert_eq!(name("Apple M3 Max"), "winograd_6x6_matrices");
 }
 
 /// 1024 to 1024 channels, 4x10x10: the filters of F(4x4) exceed the workspace, matrix units split K where

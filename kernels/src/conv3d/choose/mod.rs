@@ -5,6 +5,7 @@
 //! | which family                                        | this file       |
 //! | which tile of the gathered GEMM, or window kernels  | `gemm.rs`       |
 //! | Winograd instead                                    | `winograd.rs`   |
+//! | how long a plan takes, for the latter               | `model.rs`      |
 //!
 //! [`Algorithm::Auto`] takes Winograd where it is faster. Else, and always under
 //! [`Algorithm::NoWinograd`], it takes the first that serves of
@@ -26,6 +27,7 @@
 //! simple implicit GEMM's tiles, `Direct`.
 
 mod gemm;
+pub(super) mod model;
 mod winograd;
 
 use super::depthwise::{self, DepthwiseKernel};

@@ -2,26 +2,25 @@
 //! without it (the baseline).
 //!
 //! ```text
-//! taken if     operations + bytes * Limits::operations_per_byte      (`winograd/cost.rs`)
-//!              <= 0.9 (F(2x2): 0.75) * weight * multiply-adds of the baseline, padding included
-//! weight       1    MMA, at twice the rate of the fp32 multiply-adds that the product may run on
-//!              2    fp32 multiply-adds
-//!              2.5  the same in tiles of at most 32 channels (forward, dx)
+//! taken if     its seconds <= most * the seconds of the baseline          (`model.rs`)
+//!
+//! most         0.9; F(2x2) 0.75
 //! ```
 //!
-//! F(4x4) comes first: it is faster than F(2x2) wherever it beats the baseline. Both sides need at least 16
-//! channels, because the product works 16 K elements at a time.
+//! F(4x4) comes before F(2x2): it is faster wherever it beats the baseline. F(6x6) is taken for results of
+//! 16 bits, whose rounding hides its error, where it takes less than F(4x4); never for fp32. Both sides need
+//! at least 16 channels, because the product works 16 K elements at a time.
 //!
 //! Half types qualify only where the device has no MMA for them, or fp32 MMA that is as fast (Apple):
 //! elsewhere half-precision MMA wins. A transform domain in f16 is outside the error bound: rounding U and V
 //! alone costs 5e-4 to 6e-4 of the results' RMS, and f16's guard is 3e-4. Measurements:
 //! docs/decisions/winograd.md.
 
-use crate::conv3d::gemm::{GemmTile, stage_type};
+use super::model::seconds;
+use crate::conv3d::gemm::stage_type;
 use crate::conv3d::pass::Pass;
 use crate::conv3d::plan::Plan;
 use crate::conv3d::problem::Conv3dProblem;
-use crate::conv3d::window::WindowKernel;
 use crate::conv3d::winograd::{WinogradConfig, WinogradTile, config, mma_tile};
 use crate::dtype::FloatType;
 use crate::limits::Limits;
@@ -29,11 +28,8 @@ use crate::limits::Limits;
 /// Fewer channels on either side make the product mostly padding.
 const MIN_CHANNELS: usize = 16;
 
-/// Columns of a tile of fp32 multiply-adds up to which it is slower than a wide one.
-const NARROW_COLUMNS: usize = 32;
-
-/// The most of the baseline's cost that Winograd may take.
-const MOST_F4: f64 = 0.9;
+/// The most of the baseline's time that Winograd may take.
+const MOST: f64 = 0.9;
 const MOST_F2: f64 = 0.75;
 
 /// The Winograd plan that beats `baseline`, if any.
@@ -50,18 +46,16 @@ pub(super) fn winner(
     if channels < MIN_CHANNELS || !served {
         return None;
     }
-    let tiles = baseline.family().tiles(problem, pass)?;
-    let weight = match baseline {
-        Plan::Gemm(GemmTile::Mma(_)) | Plan::Window(WindowKernel::Gemm(_)) => 1.0,
-        _ if pass != Pass::WeightGradient && tiles.columns <= NARROW_COLUMNS => 2.5,
-        _ => 2.0,
-    };
-    let baseline = weight * tiles.products();
-    let winner = |tile, most: f64| {
+    let allowed = seconds(baseline, problem, pass, limits);
+    let timed = |tile| {
         let config = config(problem, pass, tile, limits).ok()?;
-        let cost = config.cost(problem, pass);
-        let cost = cost.operations + cost.bytes * limits.operations_per_byte;
-        (cost <= most * baseline).then_some(config)
+        Some((seconds(&Plan::Winograd(config), problem, pass, limits), config))
     };
-    winner(WinogradTile::F4x4, MOST_F4).or_else(|| winner(WinogradTile::F2x2, MOST_F2))
+    let pays = |most: f64, (seconds, _): &(f64, WinogradConfig)| *seconds <= most * allowed;
+    let rounded = problem.dtype != FloatType::F32;
+    let large = timed(WinogradTile::F6x6).filter(|_| rounded && pass != Pass::WeightGradient);
+    let first = [timed(WinogradTile::F4x4), large].into_iter().flatten().min_by(|a, b| a.0.total_cmp(&b.0));
+    let first = first.filter(|timed| pays(MOST, timed));
+    // F(4x4) is faster than F(2x2) wherever it beats the baseline.
+    first.or_else(|| timed(WinogradTile::F2x2).filter(|timed| pays(MOST_F2, timed))).map(|(_, config)| config)
 }

@@ -2,13 +2,14 @@
 //!
 //! ```text
 //! operations   FLOP of the products, padding of tiles included
-//! bytes        x and w once; U, V and M written and read once; y once
-//!              (dw: S once more for every 2048 tiles)
+//! bytes        x, w and y once; U, V and M written and read once, M once more for every further chunk of
+//!              the sum (`product.rs`); dw: S once more for every 2048 tiles
 //! ```
 //!
 //! The product of dw works 64 channels of both sides at a time, so padding makes dw with fewer channels
 //! costly.
 
+use super::product::chunk_elements;
 use super::region::Correlation;
 use super::{PRODUCT, WinogradConfig, weight_product};
 use crate::conv3d::pass::Pass;
@@ -34,8 +35,13 @@ impl WinogradConfig {
         let filters: f64 = correlation.filter_shape(self.tile).iter().map(|&size| size as f64).product();
         // A row is an output tile. In dw, rows are K elements, padded per region to whole stages.
         let (mut rows, mut transformed, mut sums) = (0.0, 0.0, filters);
+        // The storage type of dx that is folded is fp32; it is not counted apart.
+        let k_per_tap = c.next_multiple_of(tile.tile_k);
+        let chunks =
+            (correlation.kernel_depth * k_per_tap).div_ceil(chunk_elements(self.tile, problem.dtype));
+        let chunks = if pass == Pass::WeightGradient { 1 } else { chunks.max(1) };
         for region in correlation.regions(self.tile, self.region) {
-            transformed += (c * region.v_rows() + o * region.m_rows()) as f64 * points;
+            transformed += (c * region.v_rows() + chunks * o * region.m_rows()) as f64 * points;
             if pass == Pass::WeightGradient {
                 let launches = weight_product::slice_launches(&region, 1).count() as f64;
                 rows += region.m_rows().next_multiple_of(tile.tile_k) as f64;

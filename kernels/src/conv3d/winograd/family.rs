@@ -1,6 +1,6 @@
 //! [`Family`] of Winograd.
 
-use super::product::chunk_stages;
+use super::product::chunk_elements;
 use super::region::Correlation;
 use super::weight_product::{MAX_STAGES, slices};
 use super::{PRODUCT, WinogradConfig, check, forward_or_input_gradient, weight_gradient};
@@ -11,6 +11,7 @@ use crate::conv3d::needs::kernel_needs;
 use crate::conv3d::notes::{NonFinite, Notes};
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::Conv3dProblem;
+use crate::dtype::FloatType;
 use crate::error::ConvError;
 use crate::limits::Limits;
 use crate::needs::Needs;
@@ -61,7 +62,9 @@ impl Family for WinogradConfig {
 fn product_iterations(config: &WinogradConfig, kernel_depth: usize, limits: &Limits) -> usize {
     let tile_k = config.mma_tile.map_or(PRODUCT.tile_k, |tile| tile.tile_k);
     let inner = if config.mma_tile.is_some() || limits.unroll { 0 } else { nest(tile_k, 0) };
-    nest(chunk_stages(config.tile, tile_k) as usize, inner) + 2 * nest(kernel_depth, 0)
+    // Of the results with the longest sums.
+    let stages = chunk_elements(config.tile, FloatType::F16) / tile_k;
+    nest(stages, inner) + 2 * nest(kernel_depth, 0)
 }
 
 /// Loop iterations of a thread: stages and their K elements, or the slices of the last step.

@@ -204,7 +204,7 @@ fn forward_or_input_gradient(
 ) -> Result<(), ConvError> {
     let Conv3dCall { client, limits, ref problem, pass, bias, .. } = *call;
     let correlation = Correlation::of(problem, pass);
-    let call = WinogradCall { client, correlation: &correlation, config, limits };
+    let call = WinogradCall { client, correlation: &correlation, config, result: out.dtype, limits };
     run(&call, (source, Filters::Weight(w), out), bias, problem.activation_of(pass), &Step::ALL)
 }
 
@@ -229,7 +229,7 @@ pub fn prepare(
     let config = config(problem, Pass::Forward, tile, limits)?;
     check_prepared(problem, tile, u)?;
     let correlation = Correlation::of(problem, Pass::Forward);
-    let call = WinogradCall { client, correlation: &correlation, config, limits };
+    let call = WinogradCall { client, correlation: &correlation, config, result: u.dtype, limits };
     filter::launch(&call, address_type("conv3d", &[w, u], 0, limits)?, &w.bindable(client), u);
     Ok(())
 }
@@ -261,7 +261,7 @@ pub fn forward_prepared(
     check(&config, problem, Pass::Forward, limits)?;
     check_prepared(problem, config.tile, u)?;
     let correlation = Correlation::of(problem, Pass::Forward);
-    let call = WinogradCall { client, correlation: &correlation, config, limits };
+    let call = WinogradCall { client, correlation: &correlation, config, result: y.dtype, limits };
     let x = &x.bindable(client);
     run(&call, (x, Filters::Prepared(u), y), bias, problem.window.activation, &Step::ALL)
 }
@@ -283,7 +283,7 @@ pub fn forward_steps(
     check_operands(problem, &operands)?;
     check(&config, problem, Pass::Forward, limits)?;
     let correlation = Correlation::of(problem, Pass::Forward);
-    let call = WinogradCall { client, correlation: &correlation, config, limits };
+    let call = WinogradCall { client, correlation: &correlation, config, result: y.dtype, limits };
     run(&call, (x, Filters::Weight(w), y), None, problem.window.activation, steps)
 }
 
@@ -295,7 +295,11 @@ fn weight_gradient(
 ) -> Result<(), ConvError> {
     let Conv3dCall { client, limits, ref problem, pass, .. } = *call;
     let correlation = Correlation::of(problem, pass);
-    weight_gradient::run(&WinogradCall { client, correlation: &correlation, config, limits }, operands)
+    let result = operands[2].dtype;
+    weight_gradient::run(
+        &WinogradCall { client, correlation: &correlation, config, result, limits },
+        operands,
+    )
 }
 
 /// A step of a forward pass.
@@ -328,6 +332,8 @@ pub(crate) struct WinogradCall<'a> {
     pub(crate) client: &'a Client,
     pub(crate) correlation: &'a Correlation,
     pub(crate) config: WinogradConfig,
+    /// Storage type of the result.
+    pub(crate) result: FloatType,
     pub(crate) limits: &'a Limits,
 }
 
@@ -339,7 +345,7 @@ fn run(
     activation: Activation,
     steps: &[Step],
 ) -> Result<(), ConvError> {
-    let WinogradCall { client, correlation, config, limits } = *call;
+    let WinogradCall { client, correlation, config, limits, .. } = *call;
     let [_, v, m] = correlation.workspace(config.tile, config.region);
     let [v, m] = [v, m].map(|elements| Operand::empty(client, &[elements as usize], FloatType::F32));
     let (w, u) = match filters {

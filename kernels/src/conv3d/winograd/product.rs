@@ -15,7 +15,7 @@
 //! one is multiplied. Output frames share input frames of V by address. Depth taps in the padding of all rows
 //! of a tile are skipped; other rows read zero there, or the nearest frame under replicate padding. Per stage
 //! and threadgroup: `4 * (tile_m + tile_n) * tile_k` bytes, `2 * tile_m * tile_n * tile_k` FLOP; M is written
-//! once per 2048 K elements (F(6x6): 512).
+//! once per 2048 K elements (F(6x6) with fp32 results: 512).
 
 use super::depth::{DepthAxis, depth_axis};
 use super::product_mma::product_mma_kernel;
@@ -23,16 +23,16 @@ use super::region::{Region, RegionArgs, VECTOR};
 use super::{PRODUCT, WinogradCall, WinogradTile};
 use crate::conv3d::gemm::config::{RegisterTile, row_stride};
 use crate::conv3d::gemm::stage::{F32x4, column_of, multiply};
+use crate::dtype::FloatType;
 use crate::launch::{Span, dispatches};
 use crate::operand::Operand;
 use cubecl::ir::AddressType;
 use cubecl::prelude::*;
 
-/// Stages of `tile_k` K elements that one launch sums in registers before it adds them to M. Longer fp32 sums
-/// lose accuracy, and outputs are small differences of these sums, most of all for F(6x6).
-pub(super) fn chunk_stages(tile: WinogradTile, tile_k: usize) -> u32 {
-    let k_elements = if tile == WinogradTile::F6x6 { 512 } else { 2048 };
-    (k_elements / tile_k) as u32
+/// K elements that one launch sums in registers before it adds them to M. Longer fp32 sums lose accuracy, and
+/// outputs are small differences of these sums, most of all for F(6x6): results of 16 bits hide that.
+pub(super) fn chunk_elements(tile: WinogradTile, result: FloatType) -> usize {
+    if tile == WinogradTile::F6x6 && result == FloatType::F32 { 512 } else { 2048 }
 }
 
 /// The product's extents and the K chunk.
@@ -60,7 +60,7 @@ pub(crate) fn launch(call: &WinogradCall, address: AddressType, region: &Region,
     // Without input channels M is still written, with zeros.
     let stages_per_tap = correlation.in_channels.div_ceil(tile_k).max(1);
     let stages = (correlation.kernel_depth * stages_per_tap) as u32;
-    let chunk = chunk_stages(call.config.tile, tile_k);
+    let chunk = (chunk_elements(call.config.tile, call.result) / tile_k) as u32;
     for chunk_first in (0..stages).step_by(chunk as usize) {
         let chunk_end = stages.min(chunk_first + chunk);
         let k_elements = (chunk_end - chunk_first) as usize * tile_k;

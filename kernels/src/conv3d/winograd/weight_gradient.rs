@@ -32,7 +32,7 @@ const THREADS: u32 = 64;
 
 /// Launches the weight gradient: operands x, dy, dw.
 pub(crate) fn run(call: &WinogradCall, [x, dy, dw]: [&Operand; 3]) -> Result<(), ConvError> {
-    let WinogradCall { client, correlation, config, limits } = *call;
+    let WinogradCall { client, correlation, config, limits, .. } = *call;
     let slices = weight_product::slices(correlation, config.tile, limits);
     let [slice_elements, v, d] = correlation.workspace(config.tile, config.region);
     let [sums, v, d] = [slice_elements * slices as u64, v, d]
