@@ -269,6 +269,10 @@ fn bench(vulkan: bool, compare: &[String], report: Option<String>, options: &[St
     if let Some(report) = report {
         return record("report", &[report]);
     }
+    // Nothing is run.
+    if options.iter().any(|option| option.starts_with("--predict")) {
+        return run("conv-bench", options);
+    }
     // Times on a rasterizer say little, so it makes do with the build that the tests have.
     if options.iter().any(|option| option == "software" || option == "--device=software") {
         driver::ensure()?;

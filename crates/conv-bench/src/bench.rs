@@ -202,12 +202,12 @@ impl Bench {
         Ok(())
     }
 
-    fn running(&self, row: &Row, implementation: &str) {
+    pub(crate) fn running(&self, row: &Row, implementation: &str) {
         let Row { case, dtype, pass, plan, .. } = row;
         self.report.running(format!("{case} {} {} {implementation} {plan}", dtype.name(), pass.name()));
     }
 
-    fn failed(&mut self, row: &Row, implementation: &str, plan: &str, error: &str) -> Result<()> {
+    pub(crate) fn failed(&mut self, row: &Row, implementation: &str, plan: &str, error: &str) -> Result<()> {
         let Row { op, case, dtype, pass, .. } = row;
         let (dtype, pass) = (dtype.name(), pass.name());
         let name = format!("{op} {case} {dtype} {pass} {plan}");
@@ -239,6 +239,35 @@ impl Bench {
             };
             let record = measured_record(blank, samples, work, bound, deviation, inside);
             self.report.push(record, row.chosen, work.memory_bound)?;
+        }
+        Ok(())
+    }
+
+    /// Writes what both clocks say of a training step, whose operations and bytes nobody counts.
+    pub(crate) fn write_step(
+        &mut self,
+        row: &Row,
+        implementation: &str,
+        times: Times,
+        deviation: Deviation,
+        verified: bool,
+    ) -> Result<()> {
+        let clocks = times.device.map(|samples| (samples, "")).into_iter().chain([(times.wall, WALL_CLOCK)]);
+        for (samples, clock) in clocks {
+            let record = Record {
+                implementation: implementation.into(),
+                plan: row.plan.clone(),
+                device: self.device.name.clone(),
+                backend: format!("{}{clock}", self.device.backend),
+                median_ms: Some(digits(samples.median)),
+                p10_ms: Some(digits(samples.p10)),
+                p90_ms: Some(digits(samples.p90)),
+                max_err: Some(digits(deviation.max)),
+                rms_err: Some(digits(deviation.rms)),
+                verified: Some(verified),
+                ..named(row)
+            };
+            self.report.push(record, row.chosen, false)?;
         }
         Ok(())
     }

@@ -5,7 +5,9 @@
 //! device.rs                             the adapter, its copy bandwidth and peak rates
 //! scale.rs                              small versions of the workloads
 //! conv3d/ causal_conv1d/ rope*.rs       the rows of each op and the truth of their results
+//! training/                             steps of whole networks, by Burn and patched
 //! burn_peer/                            Burn's own ops
+//! predict.rs                            what the model says of Apple chips, without a device
 //! peers.rs                              PyTorch, MLX and others, in a process of Python
 //! data.rs                               inputs as functions of the index, results read back
 //! bench.rs                              one row: verify.rs, then measure.rs, then report.rs
@@ -20,10 +22,12 @@ mod device;
 mod measure;
 mod options;
 mod peers;
+mod predict;
 mod report;
 mod rope;
 mod rope2d;
 mod scale;
+mod training;
 mod verify;
 
 use anyhow::Result;
@@ -32,7 +36,7 @@ use bench_record::statistics::{Samples, short};
 use clap::Parser;
 use device::{Device, Roofline};
 use measure::Timer;
-use options::{Options, Size};
+use options::{Op, Options, Size};
 use peers::Peers;
 use report::Report;
 use std::process::ExitCode;
@@ -51,9 +55,15 @@ fn main() -> ExitCode {
 }
 
 fn run(options: Options) -> Result<bool> {
+    if !options.predict.is_empty() {
+        return predict::run(&options, &options.predict).map(|()| true);
+    }
     let mut device = Device::open(options.device)?;
     if let Some(gflop) = options.dispatch_gflop {
         device.limits.dispatch_operations = gflop * 1e9;
+    }
+    if options.op == Op::TrainingStep {
+        training::register(&device)?;
     }
     let size = options.size.unwrap_or(if device.software { Size::Small } else { Size::Full });
     let name = if size == Size::Small { "small" } else { "full" };
@@ -81,7 +91,8 @@ fn run(options: Options) -> Result<bool> {
     let steps = conv3d::cases(&options, size).len()
         + causal_conv1d::cases(&options, size).len()
         + rope2d::cases(&options, size).len()
-        + rope::cases(&options, size).len();
+        + rope::cases(&options, size).len()
+        + training::cases(&options, size).len();
     anyhow::ensure!(
         steps > 0,
         "no case of {:?} has \"{}\" in its name",
@@ -98,6 +109,7 @@ fn run(options: Options) -> Result<bool> {
     causal_conv1d::run(&mut bench)?;
     rope2d::run(&mut bench)?;
     rope::run(&mut bench)?;
+    training::run(&mut bench)?;
     let low = bench.timer.clocks.as_ref().map_or(0, |clocks| clocks.low.get());
     if low > 0 {
         bench

@@ -57,6 +57,11 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 600.0, value_name = "GFLOP")]
     pub(crate) burn_max_gflop: f64,
 
+    /// Run nothing: print which plan conv3d's layers get on these Apple chips ("Apple M3 Max"), the
+    /// milliseconds that the model predicts, and MLX's by the same model
+    #[arg(long, value_delimiter = ',', value_name = "CHIP,..")]
+    pub(crate) predict: Vec<String>,
+
     /// Also time PyTorch, MLX and causal-conv1d on the same problems, where Python has them
     #[arg(long)]
     pub(crate) peers: bool,
@@ -102,7 +107,10 @@ pub(crate) enum Op {
     Rope2d,
     /// Rotary position embedding of language and video models.
     Rope,
-    /// Every op.
+    /// Steps of whole networks, by Burn as it is and patched.
+    #[value(name = "training_step")]
+    TrainingStep,
+    /// Every op; not the training steps.
     All,
 }
 

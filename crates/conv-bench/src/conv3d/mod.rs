@@ -138,7 +138,8 @@ fn kernel_passes(pass: Pass) -> &'static [KernelPass] {
     }
 }
 
-fn run_case(bench: &mut Bench, case: &Conv3dCase, dtype: FloatType, channels_last: bool) -> Result<()> {
+/// A workload as a problem, without bias and activation.
+pub(crate) fn problem(case: &Conv3dCase, dtype: FloatType) -> Result<Conv3dProblem, ConvError> {
     let window = Window {
         stride: case.stride,
         padding: case.padding,
@@ -146,7 +147,11 @@ fn run_case(bench: &mut Bench, case: &Conv3dCase, dtype: FloatType, channels_las
         groups: case.groups,
         ..Window::default()
     };
-    let problem = Conv3dProblem::new(case.input_shape(), case.weight_shape(), None, window, dtype)?;
+    Conv3dProblem::new(case.input_shape(), case.weight_shape(), None, window, dtype)
+}
+
+fn run_case(bench: &mut Bench, case: &Conv3dCase, dtype: FloatType, channels_last: bool) -> Result<()> {
+    let problem = problem(case, dtype)?;
     let shapes = [problem.x_shape(), problem.weight_shape(), problem.y_shape()];
     let [x_bytes, w_bytes, y_bytes] = shapes.map(|shape| bytes(&shape, dtype));
     let tensors =
