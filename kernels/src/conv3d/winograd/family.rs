@@ -3,7 +3,7 @@
 use super::product::chunk_elements;
 use super::region::Correlation;
 use super::weight_product::{MAX_STAGES, slices};
-use super::{PRODUCT, WinogradConfig, check, forward_or_input_gradient, weight_gradient};
+use super::{PRODUCT, WinogradConfig, check, forward_or_input_gradient, product_mma, weight_gradient};
 use crate::conv3d::call::Conv3dCall;
 use crate::conv3d::family::Family;
 use crate::conv3d::loops::nest;
@@ -34,7 +34,7 @@ impl Family for WinogradConfig {
         }
         let iterations = product_iterations(self, problem.kernel[0], limits);
         match self.mma_tile {
-            Some(tile) => kernel_needs(tile.shared_bytes(4), tile.threads(), iterations),
+            Some(tile) => kernel_needs(product_mma::shared_bytes(), tile.threads(), iterations),
             None => kernel_needs(PRODUCT.shared_bytes(), PRODUCT.threads(), iterations),
         }
     }

@@ -144,8 +144,9 @@ pub(crate) fn config(
         Pass::WeightGradient => weight_product::slices(&correlation, tile, limits) as u64,
         _ => 1,
     };
+    let mma_tile = product_mma::tile(limits).filter(|_| pass != Pass::WeightGradient);
     let buffers = |region: RegionExtent| {
-        let [filters, v, m] = correlation.workspace(tile, region);
+        let [filters, v, m] = correlation.workspace(tile, region, m_padding(mma_tile));
         [4 * slices * filters, 4 * v, 4 * m]
     };
     let bytes = |region: RegionExtent| buffers(region).iter().sum::<u64>();
@@ -160,8 +161,12 @@ pub(crate) fn config(
             limits.workspace_bytes
         );
     };
-    let mma_tile = product_mma::tile(limits).filter(|_| pass != Pass::WeightGradient);
     Ok(WinogradConfig { tile, region, mma_tile, workspace_bytes: bytes(region) })
+}
+
+/// Channels and rows of M are multiples of this.
+fn m_padding(mma_tile: Option<MatrixTile>) -> usize {
+    if mma_tile.is_some() { product_mma::PADDING } else { 1 }
 }
 
 /// Refuses a configuration that was made for another problem.
@@ -346,7 +351,7 @@ fn run(
     steps: &[Step],
 ) -> Result<(), ConvError> {
     let WinogradCall { client, correlation, config, limits, .. } = *call;
-    let [_, v, m] = correlation.workspace(config.tile, config.region);
+    let [_, v, m] = correlation.workspace(config.tile, config.region, m_padding(config.mma_tile));
     let [v, m] = [v, m].map(|elements| Operand::empty(client, &[elements as usize], FloatType::F32));
     let (w, u) = match filters {
         Filters::Weight(w) => {

@@ -9,6 +9,7 @@
 
 use super::WinogradCall;
 use super::constants::{Matrix, WinogradTile, rescale};
+use super::product_mma::padded;
 use super::region::{Region, RegionArgs, VECTOR};
 use super::transform::transform_square;
 use crate::activation::{Activation, activate_by_code};
@@ -77,6 +78,7 @@ pub(crate) fn launch(
                     activation: activation.code(),
                 },
                 call.config.tile,
+                call.config.mma_tile.is_some(),
                 bias.map_or(target.dtype, |bias| bias.dtype).elem(),
                 target.dtype.elem(),
             );
@@ -100,6 +102,7 @@ fn output_kernel<E: Float, O: Float, N: Size>(
     region: RegionArgs,
     target: OutputLayout,
     #[comptime] tile: WinogradTile,
+    #[comptime] m_is_padded: bool,
     #[define(E)] _bias_dtype: ElemType,
     #[define(O)] _dtype: ElemType,
 ) {
@@ -117,9 +120,17 @@ fn output_kernel<E: Float, O: Float, N: Size>(
         terminate!();
     }
     let mut square = Array::<f32>::new(comptime!(size * size));
+    let mut at = index;
+    let mut points = transforms;
+    if comptime!(m_is_padded) {
+        let rows = (region.images * region.frames * region.vectors) as usize * VECTOR;
+        let pitch = padded(rows);
+        points = padded(target.channels as usize) * pitch;
+        at = position.channel as usize * pitch + index % rows;
+    }
     #[unroll]
     for point in 0..comptime!(size * size) {
-        square[point] = m[point * transforms + index];
+        square[point] = m[point * points + at];
     }
     let result = transform_square(&square, tile, Matrix::Output);
     let bias = channel_bias(bias, position.channel);

@@ -75,7 +75,8 @@ pub(crate) fn launch(call: &WinogradCall, address: AddressType, region: &Region,
                 tiles_m,
                 tiles_n,
             };
-            let [v, u, m] = [v, u, m].map(|operand| operand.buffer_arg(VECTOR));
+            let [v, u] = [v, u].map(|operand| operand.buffer_arg(VECTOR));
+            let m = m.buffer_arg(if mma_tile.is_some() { 1 } else { VECTOR });
             let (count, threads) = (dispatch.count(), CubeDim::new_1d(threads as u32));
             let (client, unroll) = (call.client, call.limits.unroll);
             let (span, region) = (dispatch.span(), region.args());

@@ -156,17 +156,19 @@ impl Correlation {
         regions
     }
 
-    /// Elements of U, V and M for regions of an extent.
-    pub(crate) fn workspace(&self, tile: WinogradTile, extent: RegionExtent) -> [u64; 3] {
+    /// Elements of U, V and M for regions of an extent; channels and rows of M are padded to a multiple.
+    pub(crate) fn workspace(&self, tile: WinogradTile, extent: RegionExtent, padding: usize) -> [u64; 3] {
         let points = (tile.inputs() * tile.inputs()) as u64;
         let frame = (extent.rows * self.tiles(tile).1).next_multiple_of(VECTOR) as u64;
         let reach = (self.kernel_depth - 1) * self.dilation_depth;
         let input_frames = ((extent.frames - 1) * self.stride_depth + reach + 1).min(self.input[0]).max(1);
-        let channel = |frames: usize| points * extent.images as u64 * frames as u64 * frame;
+        let channel = |frames: usize| extent.images as u64 * frames as u64 * frame;
+        let [channels, rows] = [self.out_channels as u64, channel(extent.frames)]
+            .map(|size| size.next_multiple_of(padding as u64));
         [
             self.filter_shape(tile).iter().map(|&size| size as u64).product(),
-            self.in_channels as u64 * channel(input_frames),
-            self.out_channels as u64 * channel(extent.frames),
+            points * self.in_channels as u64 * channel(input_frames),
+            points * channels * rows,
         ]
     }
 

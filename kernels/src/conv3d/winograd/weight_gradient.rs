@@ -34,7 +34,7 @@ const THREADS: u32 = 64;
 pub(crate) fn run(call: &WinogradCall, [x, dy, dw]: [&Operand; 3]) -> Result<(), ConvError> {
     let WinogradCall { client, correlation, config, limits, .. } = *call;
     let slices = weight_product::slices(correlation, config.tile, limits);
-    let [slice_elements, v, d] = correlation.workspace(config.tile, config.region);
+    let [slice_elements, v, d] = correlation.workspace(config.tile, config.region, 1);
     let [sums, v, d] = [slice_elements * slices as u64, v, d]
         .map(|elements| Operand::empty(client, &[elements as usize], FloatType::F32));
     let address = address_type("conv3d", &[x, dy, dw, &sums, &v, &d], 0, limits)?;
