@@ -115,39 +115,46 @@ pub(crate) fn activate_gradient_all(
     }
 }
 
-/// Four values.
-type Quad = Vector<f32, Const<4>>;
-
 /// [`activate_all`] of a vector.
 #[cube]
-pub(crate) fn activate_quad(value: Quad, code: u32, #[comptime] silu: bool) -> Quad {
+pub(crate) fn activate_vector<C: Size>(
+    value: Vector<f32, C>,
+    code: u32,
+    #[comptime] silu: bool,
+) -> Vector<f32, C> {
     let mut result = value;
     if !comptime!(silu) && code == 1u32 {
         #[unroll]
-        for lane in 0..4usize {
+        for lane in 0..C::value() {
             result.insert(lane, activate(value.extract(lane), Activation::Relu));
         }
     }
     if comptime!(silu) || code == 2u32 {
-        result = value / (Quad::new(1.0f32) + Quad::exp(Quad::new(0.0f32) - value));
+        result = value
+            / (Vector::<f32, C>::new(1.0f32) + Vector::<f32, C>::exp(Vector::<f32, C>::new(0.0f32) - value));
     }
     result
 }
 
 /// [`activate_gradient_all`] of a vector.
 #[cube]
-pub(crate) fn activate_gradient_quad(value: Quad, dy: Quad, code: u32, #[comptime] silu: bool) -> Quad {
+pub(crate) fn activate_gradient_vector<C: Size>(
+    value: Vector<f32, C>,
+    dy: Vector<f32, C>,
+    code: u32,
+    #[comptime] silu: bool,
+) -> Vector<f32, C> {
     let mut result = dy;
     if !comptime!(silu) && code == 1u32 {
         #[unroll]
-        for lane in 0..4usize {
+        for lane in 0..C::value() {
             let gradient = activate_gradient(value.extract(lane), dy.extract(lane), Activation::Relu);
             result.insert(lane, gradient);
         }
     }
     if comptime!(silu) || code == 2u32 {
-        let one = Quad::new(1.0f32);
-        let sigmoid = one / (one + Quad::exp(Quad::new(0.0f32) - value));
+        let one = Vector::<f32, C>::new(1.0f32);
+        let sigmoid = one / (one + Vector::<f32, C>::exp(Vector::<f32, C>::new(0.0f32) - value));
         result = dy * sigmoid * fma(value, one - sigmoid, one);
     }
     result

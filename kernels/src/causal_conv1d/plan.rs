@@ -49,7 +49,7 @@ impl Pass {
 pub enum Plan {
     /// The results have no elements: nothing is launched.
     Empty,
-    /// Taps in registers, four consecutive elements per thread, the backward pass in one sweep. Width <= 8.
+    /// Taps in registers, one to eight elements per thread, the backward pass in one sweep. Width <= 8.
     Narrow,
     /// Taps and steps in shared memory, 16 accumulators per thread.
     Wide,

@@ -29,6 +29,8 @@ pub(super) struct NarrowConfig {
     pub(super) taps: usize,
     /// `[B, C, T]`: slices of a thread per tile.
     pub(super) slices: usize,
+    /// `[B, T, C]`: channels of a thread.
+    pub(super) channels: usize,
     /// `[B, T, C]`: steps that a thread loads back to back.
     pub(super) load_batch: usize,
     /// `[B, C, T]`: slices are 8 16-bit steps, loaded as four 32-bit words, instead of 4 steps.

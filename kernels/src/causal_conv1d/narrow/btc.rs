@@ -1,9 +1,9 @@
-//! Forward pass in `[B, T, C]` layout: a thread goes along time with four contiguous channels.
+//! Forward pass in `[B, T, C]` layout: a thread goes along time with one or four contiguous channels.
 //!
 //! ```text
 //! y[b,t,c] = activation( bias[c] + sum over k < W of weight[c,k] * X(b,c,t-(W-1)+k) ) + residual[b,t,c]
 //!
-//!             channels ->                  thread: 4 channels x a segment of `steps_per_segment` steps
+//!             channels ->                  thread: 1 or 4 channels x a segment of `steps_per_segment` steps
 //!           | lane | lane | lane | ..      threadgroup: `lanes` threads along the channels x `rows` segments
 //!   time    | -- segment 0 ----- |
 //!     |     | -- segment 1 ----- |         the last `taps` steps are a register ring: step t is in slot
@@ -14,16 +14,23 @@
 //! HBM traffic: x, y and the residual once; the W-1 steps before a segment are cache hits. Work per element:
 //! W FMA and the activation. No shared memory. Any strides; declined: widths above 8.
 //! [`super::btc_backward`] assigns segments to threads by the same [`BtcWork`].
+//!
+//! The channels of a thread (`C`, [`NarrowConfig::channels`]) multiply its
+//! registers: four where the device wants long straight-line code, else one, for occupancy. A subgroup's
+//! loads are contiguous either way.
 
-use super::access::{CallParams, Quad, Strides, quad_of_slice, read_slice};
+use super::access::{CallParams, Strides};
 use super::bct::{NarrowConfig, id_at, state_at};
-use crate::activation::activate_quad;
+use crate::activation::activate_vector;
 use crate::causal_conv1d::args::Present;
 use crate::launch::Span;
 use crate::registers::Registers;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::std::FastDivmod;
+
+/// The channels of a thread at one step, in fp32.
+pub(super) type Lanes<C> = Vector<f32, C>;
 
 /// Work assignment: which channels and which segments a threadgroup has.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
@@ -61,10 +68,11 @@ pub(super) struct TimeSegment {
 
 #[cube]
 impl BtcWork {
-    pub(super) fn segment(&self, threadgroup: usize, params: &CallParams) -> TimeSegment {
+    pub(super) fn segment<C: Size>(&self, threadgroup: usize, params: &CallParams) -> TimeSegment {
         let (partial, group) = self.channel_groups.div_mod(threadgroup as u32);
         let (row, lane) = self.lanes.div_mod(UNIT_POS);
-        let c = (group * self.lane_count + lane) * 4u32;
+        let channels = C::value();
+        let c = (group * self.lane_count + lane) * channels as u32;
         let number = partial * self.rows + row;
         let exists = number < self.segments && c < params.channels;
         let (b, index) = self.segments_per_row.div_mod(min(number, self.segments - 1u32));
@@ -72,9 +80,11 @@ impl BtcWork {
     }
 }
 
-/// Loads the thread's channels at step `t`; a `t` from `end` on loads step 0 as a stand-in.
+/// Loads the thread's channels at step `t`, as one vector or one by one through the strides; a `t` from `end`
+/// on loads step 0 as a stand-in. No use of the values here, so that loads of several steps are in flight at
+/// once.
 #[cube]
-pub(super) fn read_step<X: Float, N: Size>(
+pub(super) fn read_step<X: Float, N: Size, C: Size>(
     source: &[Vector<X, N>],
     strides: &Strides,
     params: &CallParams,
@@ -85,27 +95,62 @@ pub(super) fn read_step<X: Float, N: Size>(
 ) {
     let step = select(t < end, t, 0u32);
     let base = strides.row(segment.b, 0u32) + step as usize * strides.t;
-    read_slice(source, base, strides.c, segment.c, params.channels, raw, false);
+    let (width, channels) = (N::value(), C::value());
+    #[unroll]
+    for i in 0..comptime!(channels / width) {
+        let c = segment.c + i as u32;
+        let mut offset = c as usize;
+        if comptime!(width == 1) {
+            offset *= strides.c;
+        }
+        let mut at = base + offset;
+        // The first channel always exists.
+        if comptime!(i > 0) {
+            at = select(c < params.channels, at, 0usize);
+        }
+        raw.push(source[at / width]);
+    }
+}
+
+/// The thread's channels at step number `step` of those that [`read_step`] loaded into `raw`.
+#[cube]
+pub(super) fn channels_of<X: Float, N: Size, C: Size>(
+    raw: &Sequence<Vector<X, N>>,
+    #[comptime] step: usize,
+) -> Lanes<C> {
+    let mut values = Lanes::<C>::new(0.0f32);
+    let (width, channels) = (N::value(), C::value());
+    if comptime!(width == channels) {
+        values = Vector::cast_from(*raw.index(step));
+    } else {
+        #[unroll]
+        for i in 0..channels {
+            values.insert(i, f32::cast_from(raw.index(comptime!(channels * step + i)).extract(0usize)));
+        }
+    }
+    values
 }
 
 /// Stores the thread's channels at step `t`.
 #[cube]
-pub(super) fn write_step<X: Float, N: Size>(
+pub(super) fn write_step<X: Float, N: Size, C: Size>(
     target: &mut [Vector<X, N>],
     strides: &Strides,
     params: &CallParams,
     segment: &TimeSegment,
     t: u32,
-    values: Quad,
+    values: Lanes<C>,
 ) {
     if segment.exists && t < params.length {
         let base = strides.row(segment.b, 0u32) + t as usize * strides.t;
-        let vector_size = N::value();
-        if comptime!(vector_size == 4) {
-            target[(base + segment.c as usize) / 4] = Vector::cast_from(values);
+        let (width, channels) = (N::value(), C::value());
+        if comptime!(width > 1) {
+            target[(base + segment.c as usize) / width] = Vector::cast_from(values);
+        } else if comptime!(channels == 1) {
+            target[base + segment.c as usize * strides.c] = Vector::cast_from(values);
         } else {
             #[unroll]
-            for i in 0..4usize {
+            for i in 0..channels {
                 let c = segment.c + i as u32;
                 if c < params.channels {
                     let value = X::cast_from(values.extract(i));
@@ -116,50 +161,50 @@ pub(super) fn write_step<X: Float, N: Size>(
     }
 }
 
-/// Tap registers of the four channels, the filter in the last W.
+/// Tap registers of the thread's channels, the filter in the last W.
 #[cube]
-pub(super) fn channel_taps<W: Float>(
+pub(super) fn channel_taps<W: Float, C: Size>(
     weight: &[W],
     params: &CallParams,
     c: u32,
     #[comptime] config: NarrowConfig,
-) -> Registers<Quad> {
-    let weights = Registers::<Quad>::new(config.taps, Quad::new(0.0f32));
+) -> Registers<Lanes<C>> {
+    let weights = Registers::<Lanes<C>>::new(config.taps, Lanes::<C>::new(0.0f32));
     #[unroll]
     for k in 0..config.taps {
-        let mut quad = Quad::new(0.0f32);
+        let mut values = Lanes::<C>::new(0.0f32);
         #[unroll]
-        for i in 0..4usize {
+        for i in 0..C::value() {
             let channel = min(c + i as u32, params.channels - 1u32);
-            quad.insert(i, params.tap(weight, channel, k as u32, config.taps));
+            values.insert(i, params.tap(weight, channel, k as u32, config.taps));
         }
-        weights.set(k, quad);
+        weights.set(k, values);
     }
     weights
 }
 
-/// The bias of the four channels; 0 without a bias.
+/// The bias of the thread's channels; 0 without a bias.
 #[cube]
-pub(super) fn channel_bias<W: Float>(bias: &[W], params: &CallParams, c: u32) -> Quad {
-    let mut quad = Quad::new(0.0f32);
+pub(super) fn channel_bias<W: Float, C: Size>(bias: &[W], params: &CallParams, c: u32) -> Lanes<C> {
+    let mut values = Lanes::<C>::new(0.0f32);
     #[unroll]
-    for i in 0..4usize {
+    for i in 0..C::value() {
         let channel = min(c + i as u32, params.channels - 1u32);
-        quad.insert(i, params.bias_of(bias, channel));
+        values.insert(i, params.bias_of(bias, channel));
     }
-    quad
+    values
 }
 
 /// Fills the ring with the `taps - 1` steps before the segment, or the initial state, in slots 1 on: the
 /// segment's first step goes to slot 0.
 #[cube]
-pub(super) fn read_history<X: Float, H: Float, N: Size>(
+pub(super) fn read_history<X: Float, H: Float, N: Size, C: Size>(
     x: &[Vector<X, N>],
     strides: &Strides,
     initial: ComptimeOption<&Tensor<H>>,
     params: &CallParams,
     segment: &TimeSegment,
-    columns: &Registers<Quad>,
+    columns: &Registers<Lanes<C>>,
     #[comptime] config: NarrowConfig,
 ) {
     if segment.t > 0u32 {
@@ -168,28 +213,28 @@ pub(super) fn read_history<X: Float, H: Float, N: Size>(
         for j in 0..comptime!(config.taps - 1) {
             // Segments have at least `taps` steps.
             let t = segment.t + j as u32 - comptime!(config.taps as u32 - 1);
-            read_step(x, strides, params, segment, t, params.length, &mut raw);
+            read_step::<X, N, C>(x, strides, params, segment, t, params.length, &mut raw);
         }
         #[unroll]
         for j in 0..comptime!(config.taps - 1) {
-            columns.set(comptime!(j + 1), quad_of_slice::<X, X, N>(&raw, j, 0usize, false));
+            columns.set(comptime!(j + 1), channels_of::<X, N, C>(&raw, j));
         }
     } else {
         #[unroll]
         for j in 0..comptime!(config.taps - 1) {
-            let mut quad = Quad::new(0.0f32);
+            let mut values = Lanes::<C>::new(0.0f32);
             if comptime!(config.extras)
                 && params.has(Present::INITIAL)
                 && j as u32 + params.width >= config.taps as u32
             {
                 #[unroll]
-                for i in 0..4usize {
+                for i in 0..C::value() {
                     let channel = min(segment.c + i as u32, params.channels - 1u32);
                     let e = j as u32 + params.width - config.taps as u32;
-                    quad.insert(i, state_at(initial.unwrap(), params, segment.b, channel, e));
+                    values.insert(i, state_at(initial.unwrap(), params, segment.b, channel, e));
                 }
             }
-            columns.set(comptime!(j + 1), quad);
+            columns.set(comptime!(j + 1), values);
         }
     }
 }
@@ -214,15 +259,15 @@ pub(super) fn read_history_ids<I: Int>(
 
 /// The sum before the activation at the step in `slot` of the ring.
 #[cube]
-pub(super) fn step_pre_activation<I: Int>(
-    columns: &Registers<Quad>,
-    weights: &Registers<Quad>,
+pub(super) fn step_pre_activation<I: Int, C: Size>(
+    columns: &Registers<Lanes<C>>,
+    weights: &Registers<Lanes<C>>,
     ids: &Registers<I>,
-    bias: Quad,
+    bias: Lanes<C>,
     params: &CallParams,
     #[comptime] slot: usize,
     #[comptime] config: NarrowConfig,
-) -> Quad {
+) -> Lanes<C> {
     let mut sum = bias;
     #[unroll]
     for k in 0..config.taps {
@@ -241,7 +286,7 @@ pub(super) fn step_pre_activation<I: Int>(
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
-pub(super) fn channels_forward_kernel<X: Float, W: Float, H: Float, I: Int, N: Size>(
+pub(super) fn channels_forward_kernel<X: Float, W: Float, H: Float, I: Int, N: Size, C: Size>(
     x: &[Vector<X, N>],
     weight: &[W],
     bias: &[W],
@@ -261,13 +306,13 @@ pub(super) fn channels_forward_kernel<X: Float, W: Float, H: Float, I: Int, N: S
     #[define(H)] _state_dtype: ElemType,
     #[define(I)] _index_dtype: ElemType,
 ) {
-    let segment = work.segment(span.index(), &params);
+    let segment = work.segment::<C>(span.index(), &params);
     if span.is_idle() || !segment.exists {
         terminate!();
     }
-    let weights = channel_taps(weight, &params, segment.c, config);
-    let bias = channel_bias(bias, &params, segment.c);
-    let columns = Registers::<Quad>::new(config.taps, Quad::new(0.0f32));
+    let weights = channel_taps::<W, C>(weight, &params, segment.c, config);
+    let bias = channel_bias::<W, C>(bias, &params, segment.c);
+    let columns = Registers::<Lanes<C>>::new(config.taps, Lanes::<C>::new(0.0f32));
     let ids = Registers::<I>::new(comptime!(if config.has_ids { config.taps } else { 1 }), I::from_int(0));
     read_history(x, &x_strides, initial, &params, &segment, &columns, config);
     read_history_ids(seq_idx, &params, &segment, &ids, config);
@@ -280,25 +325,33 @@ pub(super) fn channels_forward_kernel<X: Float, W: Float, H: Float, I: Int, N: S
                 #[unroll]
                 for j in 0..config.load_batch {
                     let t = first + comptime!((i + j) as u32);
-                    read_step(x, &x_strides, &params, &segment, t, params.length, &mut raw);
+                    read_step::<X, N, C>(x, &x_strides, &params, &segment, t, params.length, &mut raw);
                 }
             }
             let slot = comptime!(i % config.taps);
-            columns.set(slot, quad_of_slice::<X, X, N>(&raw, i, 0usize, false));
+            columns.set(slot, channels_of::<X, N, C>(&raw, i));
             if comptime!(config.has_ids) {
                 ids.set(slot, id_at(seq_idx.unwrap(), &params, segment.b, first + i as u32));
             }
             let sum = step_pre_activation(&columns, &weights, &ids, bias, &params, slot, config);
-            let mut result = activate_quad(sum, params.activation, config.branch_free);
+            let mut result = activate_vector::<C>(sum, params.activation, config.branch_free);
             if comptime!(config.extras) && params.has(Present::RESIDUAL) {
                 let mut added = Sequence::<Vector<X, N>>::new();
                 let (from, t) = (residual.unwrap(), first + i as u32);
-                read_step(from, &residual_strides, &params, &segment, t, params.length, &mut added);
-                result += quad_of_slice::<X, X, N>(&added, 0usize, 0usize, false);
+                read_step::<X, N, C>(
+                    from,
+                    &residual_strides,
+                    &params,
+                    &segment,
+                    t,
+                    params.length,
+                    &mut added,
+                );
+                result += channels_of::<X, N, C>(&added, 0usize);
             }
             if comptime!(config.has_ids) {
                 let padding = ids.get(slot) < I::from_int(0);
-                result = select(padding, Quad::new(0.0f32), result);
+                result = select(padding, Lanes::<C>::new(0.0f32), result);
             }
             write_step(y, &y_strides, &params, &segment, first + i as u32, result);
         }

@@ -6,28 +6,32 @@
 //! dx[t]   = sum over k of w[k] * dpre[t + (W-1) - k]
 //!
 //!   thread, step t     recompute sum -> dpre -> dw, db in registers
-//!                      dx of step t - (taps-1), which needs dpre of the `taps` steps up to t
-//!   register rings     x and dpre of the last `taps` steps: step t is in slot t mod taps
+//!                      add w[k] * dpre to dx of the `taps` steps up to t: step t - (taps-1) is complete
+//!   register rings     x and dx of the last `taps` steps: step t is in slot t mod taps
 //!
-//!   segment            | history | ----- segment ----- | taps-1 steps |    after it: dpre only, no dw
+//!   segment            | history | ----- segment ----- | taps-1 steps |    after it: dx only, no dw
 //! ```
+//!
+//! dx is scattered, not gathered: whether two steps belong to one sequence is then used within one step only,
+//! where a gather holds `taps` such conditions for each of `taps` steps. What is added to steps before the
+//! row's first is the gradient of the initial state.
 //!
 //! Segments and channels are assigned as in [`super::btc`]. At the end a threadgroup adds its segments' sums
 //! in shared memory: partial sums of dw and db ([`super::reduce`]), or dw and db themselves where it has all
 //! steps of its channels.
 //!
 //! HBM traffic: x, dy and dx once; W + 1 floats per threadgroup and channel. Work per element: 3 W + 1 FMA
-//! and the activation's derivative, for `taps - 1` more steps per segment. Shared memory: 16 bytes per
-//! thread. Any strides; declined: widths above 8.
+//! and the activation's derivative, for `taps - 1` more steps per segment. Shared memory: 4 bytes per
+//! thread and channel of it. Any strides; declined: widths above 8.
 
-use super::access::{CallParams, Quad, Strides, quad_of_slice};
+use super::access::{CallParams, Strides};
 use super::bct::{NarrowConfig, id_at, last_step, state_index};
 use super::btc::{
-    BtcWork, TimeSegment, channel_bias, channel_taps, read_history, read_history_ids, read_step,
-    step_pre_activation, write_step,
+    BtcWork, Lanes, TimeSegment, channel_bias, channel_taps, channels_of, read_history, read_history_ids,
+    read_step, step_pre_activation, write_step,
 };
 use super::reduce::store_total;
-use crate::activation::activate_gradient_quad;
+use crate::activation::activate_gradient_vector;
 use crate::causal_conv1d::args::Present;
 use crate::launch::Span;
 use crate::registers::Registers;
@@ -36,7 +40,7 @@ use cubecl::prelude::*;
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
-pub(super) fn channels_backward_kernel<X: Float, W: Float, H: Float, I: Int, N: Size>(
+pub(super) fn channels_backward_kernel<X: Float, W: Float, H: Float, I: Int, N: Size, C: Size>(
     x: &[Vector<X, N>],
     dy: &[Vector<X, N>],
     weight: &[W],
@@ -65,17 +69,21 @@ pub(super) fn channels_backward_kernel<X: Float, W: Float, H: Float, I: Int, N: 
     if span.is_idle() {
         terminate!();
     }
-    let segment = work.segment(span.index(), &params);
-    let totals = Registers::<Quad>::new(comptime!(config.taps + 1), Quad::new(0.0f32));
+    let segment = work.segment::<C>(span.index(), &params);
+    let totals = Registers::<Lanes<C>>::new(comptime!(config.taps + 1), Lanes::<C>::new(0.0f32));
     #[unroll]
     for k in 0..comptime!(config.taps + 1) {
-        totals.set(k, Quad::new(0.0f32));
+        totals.set(k, Lanes::<C>::new(0.0f32));
     }
     if segment.exists {
-        let weights = channel_taps(weight, &params, segment.c, config);
-        let bias = channel_bias(bias, &params, segment.c);
-        let columns = Registers::<Quad>::new(config.taps, Quad::new(0.0f32));
-        let dpre = Registers::<Quad>::new(config.taps, Quad::new(0.0f32));
+        let weights = channel_taps::<W, C>(weight, &params, segment.c, config);
+        let bias = channel_bias::<W, C>(bias, &params, segment.c);
+        let columns = Registers::<Lanes<C>>::new(config.taps, Lanes::<C>::new(0.0f32));
+        let gradients = Registers::<Lanes<C>>::new(config.taps, Lanes::<C>::new(0.0f32));
+        #[unroll]
+        for k in 0..config.taps {
+            gradients.set(k, Lanes::<C>::new(0.0f32));
+        }
         let ids =
             Registers::<I>::new(comptime!(if config.has_ids { config.taps } else { 1 }), I::from_int(0));
         read_history(x, &x_strides, initial, &params, &segment, &columns, config);
@@ -102,8 +110,8 @@ pub(super) fn channels_backward_kernel<X: Float, W: Float, H: Float, I: Int, N: 
                     #[unroll]
                     for j in 0..config.load_batch {
                         let t = first + comptime!((i + j) as u32);
-                        read_step(x, &x_strides, &params, &segment, t, end, &mut raw);
-                        read_step(dy, &dy_strides, &params, &segment, t, end, &mut raw_dy);
+                        read_step::<X, N, C>(x, &x_strides, &params, &segment, t, end, &mut raw);
+                        read_step::<X, N, C>(dy, &dy_strides, &params, &segment, t, end, &mut raw_dy);
                     }
                 }
                 if in_segment || comptime!(i + 1 < config.taps) {
@@ -111,25 +119,26 @@ pub(super) fn channels_backward_kernel<X: Float, W: Float, H: Float, I: Int, N: 
                     let slot = comptime!(i % config.taps);
                     // `select` keeps out NaN loaded past the row or at padding.
                     let mut valid = t < params.length;
-                    let column = quad_of_slice::<X, X, N>(&raw, i, 0usize, false);
-                    columns.set(slot, select(valid, column, Quad::new(0.0f32)));
+                    let column = channels_of::<X, N, C>(&raw, i);
+                    columns.set(slot, select(valid, column, Lanes::<C>::new(0.0f32)));
                     if comptime!(config.has_ids) {
                         let id = id_at(seq_idx.unwrap(), &params, segment.b, t);
                         ids.set(slot, id);
                         valid = valid && id >= I::from_int(0);
                     }
                     let pre = step_pre_activation(&columns, &weights, &ids, bias, &params, slot, config);
-                    let gradient = quad_of_slice::<X, X, N>(&raw_dy, i, 0usize, false);
+                    let gradient = channels_of::<X, N, C>(&raw_dy, i);
                     let gradient =
-                        activate_gradient_quad(pre, gradient, params.activation, config.branch_free);
-                    let gradient = select(valid, gradient, Quad::new(0.0f32));
-                    dpre.set(slot, gradient);
+                        activate_gradient_vector(pre, gradient, params.activation, config.branch_free);
+                    let gradient = select(valid, gradient, Lanes::<C>::new(0.0f32));
                     if in_segment {
                         add_weight_gradient(&columns, gradient, &ids, &totals, slot, config);
                     }
+                    add_input_gradient(&gradients, gradient, &weights, &ids, &params, slot, config);
+                    let complete = gradients.get(comptime!((slot + 1) % config.taps));
                     if comptime!(i + 1 >= config.taps) || iteration > 0u32 {
                         let t = t - lag;
-                        let mut result = input_gradient(&dpre, &weights, &ids, &params, slot, config);
+                        let mut result = complete;
                         if comptime!(config.extras) && params.has(Present::DFINAL) {
                             let column = t + params.history();
                             let mut held = column >= final_end && column - final_end < params.history();
@@ -137,20 +146,32 @@ pub(super) fn channels_backward_kernel<X: Float, W: Float, H: Float, I: Int, N: 
                                 held = held && ids.get(comptime!((slot + 1) % config.taps)) == final_id;
                             }
                             if held {
-                                result += state_quad(dfinal.unwrap(), &params, &segment, column - final_end);
+                                result += state_channels::<H, C>(
+                                    dfinal.unwrap(),
+                                    &params,
+                                    &segment,
+                                    column - final_end,
+                                );
                             }
                         }
                         write_step(dx, &dx_strides, &params, &segment, t, result);
                     }
-                    if comptime!(config.extras && i + 2 == config.taps)
-                        && t == lag - 1u32
-                        && params.has(Present::DINITIAL)
-                    {
-                        let dfinal = dfinal.unwrap();
-                        write_initial_gradient(
-                            &dpre, &weights, &ids, final_end, final_id, dfinal, dinitial, &params, &segment,
-                            config,
-                        );
+                    if comptime!(config.extras && i + 1 < config.taps) {
+                        // Column i of `taps - 1`, the last W-1 of which are the state.
+                        let state = iteration == 0u32 && segment.t == 0u32 && params.has(Present::DINITIAL);
+                        if state && i as u32 + params.width >= config.taps as u32 {
+                            let column = i as u32 + params.width - config.taps as u32;
+                            let mut result = complete;
+                            let mut held = params.has(Present::DFINAL) && column >= final_end;
+                            if comptime!(config.has_ids) {
+                                held = held && (final_end == 0u32 || ids.get(0usize) == final_id);
+                            }
+                            if held {
+                                let m = column - final_end;
+                                result += state_channels::<H, C>(dfinal.unwrap(), &params, &segment, m);
+                            }
+                            write_state::<H, C>(dinitial, &params, &segment, column, result);
+                        }
                     }
                 }
             }
@@ -161,11 +182,11 @@ pub(super) fn channels_backward_kernel<X: Float, W: Float, H: Float, I: Int, N: 
 
 /// Adds the products of the step in `slot` of the ring to the sums of dw and db.
 #[cube]
-fn add_weight_gradient<I: Int>(
-    columns: &Registers<Quad>,
-    gradient: Quad,
+fn add_weight_gradient<I: Int, C: Size>(
+    columns: &Registers<Lanes<C>>,
+    gradient: Lanes<C>,
     ids: &Registers<I>,
-    totals: &Registers<Quad>,
+    totals: &Registers<Lanes<C>>,
     #[comptime] slot: usize,
     #[comptime] config: NarrowConfig,
 ) {
@@ -185,100 +206,68 @@ fn add_weight_gradient<I: Int>(
     totals.set(config.taps, totals.get(config.taps) + gradient);
 }
 
-/// dx of the step `taps - 1` before the one in `slot` of the ring.
+/// Adds the products of `gradient`, that of the step in `slot` of the ring, to dx of the steps that it reads.
 #[cube]
-fn input_gradient<I: Int>(
-    dpre: &Registers<Quad>,
-    weights: &Registers<Quad>,
+fn add_input_gradient<I: Int, C: Size>(
+    gradients: &Registers<Lanes<C>>,
+    gradient: Lanes<C>,
+    weights: &Registers<Lanes<C>>,
     ids: &Registers<I>,
     params: &CallParams,
     #[comptime] slot: usize,
     #[comptime] config: NarrowConfig,
-) -> Quad {
-    let own = comptime!((slot + 1) % config.taps);
-    let mut result = Quad::new(0.0f32);
+) {
+    // Until now the slot was that of the step `taps` before.
+    gradients.set(slot, Lanes::<C>::new(0.0f32));
     #[unroll]
     for k in 0..config.taps {
         if comptime!(config.branch_free) || k as u32 + params.width >= config.taps as u32 {
-            let reader = comptime!((slot + config.taps - k) % config.taps);
-            let sum = fma(weights.get(k), dpre.get(reader), result);
+            let read = comptime!((slot + 1 + k) % config.taps);
+            let sum = fma(weights.get(k), gradient, gradients.get(read));
             if comptime!(config.has_ids) {
-                result = select(ids.get(own) == ids.get(reader), sum, result);
+                // The gradient is 0 at padding, but an infinite weight makes its product NaN.
+                let id = ids.get(slot);
+                let same = ids.get(read) == id && id >= I::from_int(0);
+                gradients.set(read, select(same, sum, gradients.get(read)));
             } else {
-                result = sum;
+                gradients.set(read, sum);
             }
         }
     }
-    if comptime!(config.has_ids) {
-        // dpre is 0 at padding, but an infinite weight makes its product NaN.
-        result = select(ids.get(own) < I::from_int(0), Quad::new(0.0f32), result);
-    }
-    result
 }
 
 /// The gradient of column `m` of the final state.
 #[cube]
-fn state_quad<H: Float>(dfinal: &Tensor<H>, params: &CallParams, segment: &TimeSegment, m: u32) -> Quad {
-    let mut quad = Quad::new(0.0f32);
+fn state_channels<H: Float, C: Size>(
+    dfinal: &Tensor<H>,
+    params: &CallParams,
+    segment: &TimeSegment,
+    m: u32,
+) -> Lanes<C> {
+    let mut values = Lanes::<C>::new(0.0f32);
     #[unroll]
-    for i in 0..4usize {
+    for i in 0..C::value() {
         let c = min(segment.c + i as u32, params.channels - 1u32);
-        quad.insert(i, f32::cast_from(dfinal[state_index(dfinal, segment.b, c, m)]));
+        values.insert(i, f32::cast_from(dfinal[state_index(dfinal, segment.b, c, m)]));
     }
-    quad
+    values
 }
 
-/// Stores the gradient of the initial state: from dpre of the row's first `taps - 1` steps, which are in the
-/// ring's first slots, and from the gradient of the final state where that still holds columns of the initial
-/// one.
+/// Stores the gradient of column `m` of the initial state.
 #[cube]
-fn write_initial_gradient<H: Float, I: Int>(
-    dpre: &Registers<Quad>,
-    weights: &Registers<Quad>,
-    ids: &Registers<I>,
-    end: u32,
-    final_id: I,
-    dfinal: &Tensor<H>,
+fn write_state<H: Float, C: Size>(
     dinitial: &mut Tensor<H>,
     params: &CallParams,
     segment: &TimeSegment,
-    #[comptime] config: NarrowConfig,
+    m: u32,
+    values: Lanes<C>,
 ) {
-    // Column m of `taps - 1`, the last W-1 of which are the state.
     #[unroll]
-    for m in 0..comptime!(config.taps - 1) {
-        if m as u32 + params.width >= config.taps as u32 {
-            let column = m as u32 + params.width - config.taps as u32;
-            let mut sum = Quad::new(0.0f32);
-            #[unroll]
-            for k in 0..comptime!(m + 1) {
-                if k as u32 + params.width >= config.taps as u32 {
-                    let next = fma(weights.get(k), dpre.get(comptime!(m - k)), sum);
-                    if comptime!(config.has_ids) {
-                        // The initial state belongs to the first step's sequence.
-                        let first = ids.get(0usize);
-                        let same = first == ids.get(comptime!(m - k)) && first >= I::from_int(0);
-                        sum = select(same, next, sum);
-                    } else {
-                        sum = next;
-                    }
-                }
-            }
-            let mut held = params.has(Present::DFINAL) && column >= end;
-            if comptime!(config.has_ids) {
-                held = held && (end == 0u32 || ids.get(0usize) == final_id);
-            }
-            if held {
-                sum += state_quad(dfinal, params, segment, column - end);
-            }
-            #[unroll]
-            for i in 0..4usize {
-                let c = segment.c + i as u32;
-                if c < params.channels {
-                    let at = state_index(&*dinitial, segment.b, c, column);
-                    dinitial[at] = H::cast_from(sum.extract(i));
-                }
-            }
+    for i in 0..C::value() {
+        let c = segment.c + i as u32;
+        if c < params.channels {
+            let at = state_index(&*dinitial, segment.b, c, m);
+            dinitial[at] = H::cast_from(values.extract(i));
         }
     }
 }
@@ -286,8 +275,8 @@ fn write_initial_gradient<H: Float, I: Int>(
 /// Adds the sums of the threadgroup's segments in a tree of fixed shape, and stores them: dw and db, or a
 /// partial sum.
 #[cube]
-fn write_totals<W: Float>(
-    totals: &Registers<Quad>,
+fn write_totals<W: Float, C: Size>(
+    totals: &Registers<Lanes<C>>,
     dw: &mut Tensor<W>,
     db: &mut Tensor<W>,
     partials: &mut Tensor<f32>,
@@ -296,7 +285,7 @@ fn write_totals<W: Float>(
     segment: &TimeSegment,
     #[comptime] config: NarrowConfig,
 ) {
-    let mut shared = Shared::<[Quad]>::new_slice(config.threads);
+    let mut shared = Shared::<[Lanes<C>]>::new_slice(config.threads);
     let thread = UNIT_POS as usize;
     let lanes = work.lane_count as usize;
     #[unroll]
@@ -316,7 +305,7 @@ fn write_totals<W: Float>(
             let slot = k as u32 + params.width - config.taps as u32;
             let total = shared[thread];
             #[unroll]
-            for i in 0..4usize {
+            for i in 0..C::value() {
                 let channel = segment.c + i as u32;
                 if channel < params.channels {
                     store_total(total.extract(i), dw, db, partials, params, segment.partial, slot, channel);

@@ -42,7 +42,7 @@ use bct_backward::backward_kernel;
 use btc::channels_forward_kernel;
 use btc_backward::channels_backward_kernel;
 use cubecl::prelude::*;
-use schedule::{BctSchedule, BtcSchedule, VectorAccess};
+use schedule::{BctSchedule, BtcSchedule, VectorAccess, channels_per_thread};
 
 /// The widest filter.
 pub(crate) const WIDTH: usize = 8;
@@ -56,7 +56,7 @@ const BTC_THREADS: usize = 128;
 const BCT_WORD_BACKWARD_THREADS: usize = 64;
 
 /// Slices of a thread per tile in `[B, C, T]`. The forward kernel with word access has twice as many: more
-/// loads in flight hide the memory's latency.
+/// loads in flight hide the memory's latency. The backward kernel has one where occupancy hides it.
 const SLICES: usize = 2;
 
 /// Shared memory of the largest backward kernel: the heads of slices, halos and the sums of dw and db.
@@ -101,7 +101,9 @@ fn config(
     extras: bool,
 ) -> NarrowConfig {
     let has_ids = problem.seq_idx;
-    let extras = extras || has_ids || access == VectorAccess::Scalar;
+    let channels = channels_per_thread(limits);
+    let one_channel = problem.layout == Conv1dLayout::Btc && channels == 1;
+    let extras = extras || has_ids || (access == VectorAccess::Scalar && !one_channel);
     // Backward in 16 bits: 128 bytes in flight per thread make up for low occupancy. A small tensor is done
     // before the longer code pays off.
     let elements = problem.batch * problem.channels * problem.length;
@@ -113,12 +115,27 @@ fn config(
         Conv1dLayout::Bct => BCT_THREADS,
         Conv1dLayout::Btc => BTC_THREADS,
     };
-    let slices = if words && pass == Pass::Forward { 2 * SLICES } else { SLICES };
+    let slices = match pass {
+        Pass::Forward if words => 2 * SLICES,
+        Pass::Backward if !limits.unroll => 1,
+        Pass::Forward | Pass::Backward => SLICES,
+    };
     let full_silu = problem.width == taps(problem) && problem.activation == Activation::Silu;
     let branch_free = full_silu && !extras;
     let prefetch = words && pass == Pass::Backward;
     let taps = taps(problem);
-    NarrowConfig { branch_free, taps, slices, threads, words, load_batch, has_ids, extras, prefetch }
+    NarrowConfig {
+        branch_free,
+        taps,
+        slices,
+        channels,
+        threads,
+        words,
+        load_batch,
+        has_ids,
+        extras,
+        prefetch,
+    }
 }
 
 fn call_params(call: &Conv1dCall, present: u32) -> CallParamsLaunch {
@@ -143,7 +160,7 @@ pub(crate) fn forward(call: &Conv1dCall, y: &Operand) -> Result<(), ConvError> {
     let residual = views.residual.as_ref();
     let flags = call.present(&[(residual.is_some(), Present::RESIDUAL)]);
     let vectorized: Vec<&Operand> = [x, y].into_iter().chain(residual).collect();
-    let access = VectorAccess::of(problem.layout, &vectorized, limits);
+    let access = VectorAccess::of(problem.layout, Pass::Forward, &vectorized, limits);
     let (width, memory) = access.vector(problem.dtype);
     let elements = access.elements();
     let extras = views.initial_state.is_some() || residual.is_some();
@@ -195,7 +212,8 @@ pub(crate) fn forward(call: &Conv1dCall, y: &Operand) -> Result<(), ConvError> {
     } else {
         let schedule = BtcSchedule::of(problem, config, limits);
         let threadgroups = schedule.partials * schedule.channel_groups;
-        let operations = macs(BTC_THREADS * schedule.iterations * schedule.steps_per_iteration * 4);
+        let operations =
+            macs(BTC_THREADS * schedule.iterations * schedule.steps_per_iteration * config.channels);
         for dispatch in dispatches(threadgroups, operations, limits) {
             // SAFETY: the module's contract.
             unsafe {
@@ -205,6 +223,7 @@ pub(crate) fn forward(call: &Conv1dCall, y: &Operand) -> Result<(), ConvError> {
                     CubeDim::new_1d(BTC_THREADS as u32),
                     address,
                     width,
+                    config.channels,
                     x.buffer_arg(elements),
                     weight.buffer_arg(1),
                     bias.buffer_arg(1),
@@ -243,7 +262,7 @@ pub(crate) fn backward(
     let bias = views.bias.as_ref().unwrap_or(weight);
     let dinitial = out.initial_state.filter(|dinitial| !dinitial.is_empty());
     let along_time = problem.layout == Conv1dLayout::Bct;
-    let access = VectorAccess::of(problem.layout, &[x, dy, dx], limits);
+    let access = VectorAccess::of(problem.layout, Pass::Backward, &[x, dy, dx], limits);
     let (width, memory) = access.vector(problem.dtype);
     let elements = access.elements();
     let states = [views.initial_state.as_ref(), dfinal, dinitial].iter().any(Option::is_some);
@@ -274,11 +293,11 @@ pub(crate) fn backward(
     let operations = if along_time {
         macs(time.iterations() * config.threads * config.slices * config.slice_len())
     } else {
-        macs((channels.iterations + 1) * channels.steps_per_iteration * config.threads * 4)
+        macs((channels.iterations + 1) * channels.steps_per_iteration * config.threads * config.channels)
     };
     for dispatch in dispatches(threadgroups, operations, limits) {
         macro_rules! launch {
-            ($kernel:ident, $work:expr, $($memory:expr)?) => {
+            ($kernel:ident, $work:expr, [$($channels:expr)?], [$($memory:expr)?]) => {
                 // SAFETY: the module's contract; sums are stored only for channels and taps in range.
                 unsafe {
                     $kernel::launch_unchecked(
@@ -287,6 +306,7 @@ pub(crate) fn backward(
                         CubeDim::new_1d(config.threads as u32),
                         address,
                         width,
+                        $($channels,)?
                         x.buffer_arg(elements),
                         dy.buffer_arg(elements),
                         weight.buffer_arg(1),
@@ -316,9 +336,9 @@ pub(crate) fn backward(
             };
         }
         if along_time {
-            launch!(backward_kernel, time.launch(problem, time.segments_per_row), memory);
+            launch!(backward_kernel, time.launch(problem, time.segments_per_row), [], [memory]);
         } else {
-            launch!(channels_backward_kernel, channels.launch(problem),);
+            launch!(channels_backward_kernel, channels.launch(problem), [config.channels], []);
         }
     }
     let Some(partials) = partials else { return Ok(()) };

@@ -4,6 +4,7 @@
 use super::bct::{BctWorkLaunch, NarrowConfig};
 use super::btc::BtcWorkLaunch;
 use super::{BCT_THREADS, BTC_THREADS};
+use crate::causal_conv1d::plan::Pass;
 use crate::causal_conv1d::problem::{CausalConv1dProblem, Conv1dLayout};
 use crate::dtype::FloatType;
 use crate::half_words::WORD;
@@ -84,7 +85,8 @@ impl BctSchedule {
     }
 }
 
-/// Division of `[B, T, C]` work: a row is cut into segments, each the work of one thread per four channels.
+/// Division of `[B, T, C]` work: a row is cut into segments, each the work of one thread per
+/// [`NarrowConfig::channels`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct BtcSchedule {
     /// Threads along the channels.
@@ -102,9 +104,11 @@ pub(super) struct BtcSchedule {
 impl BtcSchedule {
     pub(super) fn of(problem: &CausalConv1dProblem, config: NarrowConfig, limits: &Limits) -> Self {
         let steps_per_iteration = config.steps_per_iteration();
-        let quads = problem.channels.div_ceil(4);
-        let lanes = quads.next_power_of_two().clamp(1, 32);
-        let channel_groups = quads.div_ceil(lanes);
+        let threads = problem.channels.div_ceil(config.channels);
+        // A row of a threadgroup loads at least 128 bytes, a line of Apple's caches.
+        let most_lanes = (128 / (config.channels * problem.dtype.size())).max(32);
+        let lanes = threads.next_power_of_two().clamp(1, most_lanes);
+        let channel_groups = threads.div_ceil(lanes);
         let rows = BTC_THREADS / lanes;
         let row_iterations = problem.length.div_ceil(steps_per_iteration);
         let partials =
@@ -143,6 +147,12 @@ impl BtcSchedule {
     }
 }
 
+/// Channels of a thread in `[B, T, C]`: they multiply its registers. Four where the device is kept busy by
+/// much independent work per thread, one where it is by many threads.
+pub(super) fn channels_per_thread(limits: &Limits) -> usize {
+    if limits.unroll { 4 } else { 1 }
+}
+
 /// How many partial sums of dw and db the workspace holds per channel, at least 1.
 fn max_partials(problem: &CausalConv1dProblem, limits: &Limits) -> usize {
     let bytes = 4 * (problem.channels * (problem.width + 1)) as u64;
@@ -163,18 +173,19 @@ pub(super) enum VectorAccess {
 
 impl VectorAccess {
     /// The widest access that is aligned in every tensor. Words only in `[B, C, T]`: in `[B, T, C]` eight
-    /// channels per thread would need twice the registers.
-    pub(super) fn of(layout: Conv1dLayout, operands: &[&Operand], limits: &Limits) -> Self {
+    /// channels per thread would need twice the registers. Where occupancy hides latency, the backward pass
+    /// in `[B, C, T]` has no words for the same reason, and a thread has one channel in `[B, T, C]`.
+    pub(super) fn of(layout: Conv1dLayout, pass: Pass, operands: &[&Operand], limits: &Limits) -> Self {
         let along_time = layout == Conv1dLayout::Bct;
         let line = if along_time { 2 } else { 1 };
         let aligned = |count: usize| {
             operands.iter().all(|operand| operand.has_vectors(line, operand.shape[line], count))
         };
+        let halves = limits.halves_in_words && operands[0].dtype.size() == 2;
+        let words = along_time && halves && (pass == Pass::Forward || limits.unroll);
         match () {
-            () if along_time && limits.halves_in_words && operands[0].dtype.size() == 2 && aligned(8) => {
-                Self::Words
-            }
-            () if aligned(4) => Self::Vector4,
+            () if words && aligned(8) => Self::Words,
+            () if (along_time || channels_per_thread(limits) == 4) && aligned(4) => Self::Vector4,
             () => Self::Scalar,
         }
     }

@@ -63,12 +63,14 @@ pub(super) fn input_gradient<I: Int>(
     for i in 0..slice_len {
         results.set(i, 0.0f32);
     }
+    // Readers forward in time, the order in which `[B, T, C]` adds them: both layouts give the same bits.
     #[unroll]
-    for k in 0..config.taps {
+    for d in 0..config.taps {
+        let k = comptime!(config.taps - 1 - d);
         if comptime!(config.branch_free) || k as u32 + params.width >= config.taps as u32 {
             #[unroll]
             for i in 0..slice_len {
-                let reader = comptime!(i + config.taps - 1 - k);
+                let reader = comptime!(i + d);
                 let sum = fma(weights.get(k), dpre.get(comptime!(offset + reader)), results.get(i));
                 if comptime!(config.has_ids) {
                     let same = *ids.index(i) == *ids.index(reader);
@@ -143,13 +145,14 @@ pub(super) fn write_initial_gradient<H: Float, I: Int>(
             let column = m as u32 + params.width - config.taps as u32;
             let mut sum = 0.0f32;
             #[unroll]
-            for k in 0..comptime!(m + 1) {
+            for reader in 0..comptime!(m + 1) {
+                let k = comptime!(m - reader);
                 if k as u32 + params.width >= config.taps as u32 {
-                    let next = fma(weights.get(k), dpre.get(comptime!(offset + m - k)), sum);
+                    let next = fma(weights.get(k), dpre.get(comptime!(offset + reader)), sum);
                     if comptime!(config.has_ids) {
                         // The initial state belongs to the first step's sequence.
                         let first = *ids.index(0);
-                        let same = first == *ids.index(comptime!(m - k)) && first >= I::from_int(0);
+                        let same = first == *ids.index(reader) && first >= I::from_int(0);
                         sum = select(same, next, sum);
                     } else {
                         sum = next;

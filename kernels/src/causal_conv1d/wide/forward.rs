@@ -35,8 +35,8 @@ use super::AccessWidth;
 use super::products::{
     OUTPUTS, Quad, SECTIONS, SharedOffsets, THREADS, accumulate, section_pitch, store_sums,
 };
-use super::results::{OutputRow, load_results, write_results};
-use super::stage::{StagedRow, load, store};
+use super::results::{OutputRow, write_sums};
+use super::stage::{StagedRow, copy, load, store};
 use super::taps::{load_taps, store_taps};
 use crate::causal_conv1d::args::{ConvParams, ConvParamsLaunch, Present, Strides, strides};
 use crate::causal_conv1d::call::Conv1dCall;
@@ -117,13 +117,15 @@ struct WideTile {
     layout: Conv1dLayout,
     /// Steps from the start of a vector to the first column.
     shift: usize,
+    /// Whether a tile's loads are all in flight at once, for devices that prefer that to occupancy.
+    unroll: bool,
 }
 
 impl WideTile {
     /// Whether the next tile's columns are prefetched during the products. `[B, T, C]` loads single elements,
     /// too many to hold in registers.
     fn prefetches(self) -> bool {
-        self.layout == Conv1dLayout::Bct
+        self.unroll && self.layout == Conv1dLayout::Bct
     }
 
     /// Vectors of columns that a thread loads at once. `[B, C, T]`: its steps and one of the halo, which
@@ -179,7 +181,11 @@ pub(crate) fn launch(call: &Conv1dCall, pass: &FilterPass) -> Result<(), ConvErr
     let vectorized: Vec<&Operand> = [pass.source, pass.target].into_iter().chain(other).collect();
     let access = AccessWidth::of(problem.layout, &vectorized);
     let operations = 2.0 * (tiles_per_threadgroup * THREADS * OUTPUTS * (problem.width + 16)) as f64;
-    let tile = WideTile { layout: problem.layout, shift: access.shift(pass.start, problem.width) };
+    let tile = WideTile {
+        layout: problem.layout,
+        shift: access.shift(pass.start, problem.width),
+        unroll: limits.unroll,
+    };
     for dispatch in dispatches(problem.batch * threadgroups * groups, operations, limits) {
         let work = WideWorkLaunch {
             lane_bits: lanes.ilog2(),
@@ -317,7 +323,7 @@ fn tiled_kernel<S: Float, W: Float, H: Float, X: Float, Y: Float, N: Size>(
     let iterations = (end_tile - first_tile) * blocks;
     for iteration in 0..iterations {
         let mut raw = held.values();
-        if comptime!(!tile.prefetches()) {
+        if comptime!(tile.unroll && !tile.prefetches()) {
             load(source, &params, &line, &mut raw, memory_lane, lanes, staged);
         }
         // A single block of taps is loaded once for all tiles.
@@ -327,12 +333,16 @@ fn tiled_kernel<S: Float, W: Float, H: Float, X: Float, Y: Float, N: Size>(
         }
         // All threads have read the previous columns and taps.
         sync_cube();
-        store(&raw, initial, &params, &line, &mut columns, memory_lane, lanes, staged, true);
-        for iteration in comptime!(staged as u32)..(line.vectors + lanes - 1u32) >> work.lane_bits {
-            let first = memory_lane + iteration * lanes;
-            let mut raw = Sequence::<Vector<S, N>>::new();
-            load(source, &params, &line, &mut raw, first, lanes, 1usize);
-            store(&raw, initial, &params, &line, &mut columns, first, lanes, 1usize, true);
+        if comptime!(tile.unroll) {
+            store(&raw, initial, &params, &line, &mut columns, memory_lane, lanes, staged, true);
+            for iteration in comptime!(staged as u32)..(line.vectors + lanes - 1u32) >> work.lane_bits {
+                let first = memory_lane + iteration * lanes;
+                let mut raw = Sequence::<Vector<S, N>>::new();
+                load(source, &params, &line, &mut raw, first, lanes, 1usize);
+                store(&raw, initial, &params, &line, &mut columns, first, lanes, 1usize, true);
+            }
+        } else {
+            copy(source, initial, &params, &line, &mut columns, memory_lane, lanes, true);
         }
         if new_taps {
             store_taps(&raw_taps.values(), &params, first_row, k, UNIT_POS, rows, &mut taps);
@@ -359,14 +369,15 @@ fn tiled_kernel<S: Float, W: Float, H: Float, X: Float, Y: Float, N: Size>(
         }
         accumulate(&columns, &taps, &offsets, count, &sums);
         if ends {
-            let output = OutputRow { b, c, first: tile_first, count: work.steps, lane: memory_lane, lanes };
+            let (first, count, lane) = (tile_first, work.steps, memory_lane);
+            let output = OutputRow { b, c, first, count, lane, lanes, written: 0u32 };
             sync_cube();
             store_sums(&mut columns, &offsets, &sums);
             sync_cube();
             if line.exists {
-                let values = load_results::<N>(&columns, &line, &output);
-                write_results(
-                    &values,
+                write_sums(
+                    &columns,
+                    &line,
                     other,
                     &other_strides,
                     dfinal,
@@ -375,6 +386,7 @@ fn tiled_kernel<S: Float, W: Float, H: Float, X: Float, Y: Float, N: Size>(
                     &params,
                     &work,
                     &output,
+                    tile.unroll,
                 );
             }
             #[unroll]

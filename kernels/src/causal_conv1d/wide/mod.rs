@@ -58,7 +58,7 @@ impl AccessWidth {
 
 /// Shared memory of the largest backward kernel.
 pub(super) fn backward_shared_bytes(problem: &CausalConv1dProblem) -> usize {
-    let tile = weight_split::WideWeightTile { layout: problem.layout, shift: 0 };
+    let tile = weight_split::WideWeightTile { layout: problem.layout, shift: 0, unroll: false };
     tile.shared_bytes().max(FORWARD_SHARED_BYTES)
 }
 

@@ -1,7 +1,8 @@
 //! Rows from DRAM to shared memory: vectors of four steps if these are aligned, else single elements through
 //! the strides.
 //!
-//! [`load`] and [`store`] are separate so that all loads are in flight before the first use. With vector
+//! [`load`] and [`store`] are separate so that all loads are in flight before the first use; [`copy`] has
+//! both in a loop, for devices that hide latency by occupancy. With vector
 //! loads a row in shared memory begins at a vector: up to three steps (the *shift*) before the first needed
 //! one.
 
@@ -116,6 +117,33 @@ pub(super) fn store<S: Float, I: Float, N: Size>(
         if index < line.vectors {
             columns[(line.base + section_index(index, line.pitch)) as usize] = quad;
         }
+    }
+    total
+}
+
+/// Vectors that [`copy`] has in flight: what a thread holds of a row at a time.
+const IN_FLIGHT: usize = 2;
+
+/// [`load`] and [`store`] for vectors `first`, `first + step`, .. up to the row's last. Returns the sum of
+/// the source's values.
+#[cube]
+pub(super) fn copy<S: Float, I: Float, N: Size>(
+    source: &[Vector<S, N>],
+    initial: &Tensor<I>,
+    params: &ConvParams,
+    line: &StagedRow,
+    columns: &mut Shared<[Quad]>,
+    first: u32,
+    step: u32,
+    #[comptime] states: bool,
+) -> f32 {
+    let mut total = 0.0f32;
+    let mut index = first;
+    while index < line.vectors {
+        let mut raw = Sequence::<Vector<S, N>>::new();
+        load(source, params, line, &mut raw, index, step, IN_FLIGHT);
+        total += store(&raw, initial, params, line, columns, index, step, IN_FLIGHT, states);
+        index += comptime!(IN_FLIGHT as u32) * step;
     }
     total
 }

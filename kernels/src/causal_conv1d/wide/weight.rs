@@ -22,7 +22,7 @@
 
 use super::AccessWidth;
 use super::products::{OUTPUTS, Quad, SECTIONS, SharedOffsets, THREADS, accumulate, store_sums};
-use super::stage::{StagedRow, load, store};
+use super::stage::{StagedRow, copy, load, store};
 use super::weight_split::{WeightSplit, WideWeightTile};
 use crate::causal_conv1d::args::{ConvParams, Strides, offset3, strides};
 use crate::causal_conv1d::call::Conv1dCall;
@@ -59,7 +59,11 @@ pub(crate) fn launch_partials(
     let items = problem.batch * split.tiles;
     let access = AccessWidth::of(problem.layout, &[&views.x, g]);
     let width = access.elements();
-    let tile = WideWeightTile { layout: problem.layout, shift: access.shift(0, problem.width) };
+    let tile = WideWeightTile {
+        layout: problem.layout,
+        shift: access.shift(0, problem.width),
+        unroll: limits.unroll,
+    };
     let operations =
         2.0 * (split.items_per_threadgroup * THREADS * OUTPUTS * (split.lanes * OUTPUTS + 8)) as f64;
     for dispatch in
@@ -169,24 +173,29 @@ fn tiled_weight_kernel<X: Float, H: Float, G: Float, N: Size>(
         let line_g = gradients_of(&work, &g_strides, &params, item, &own, tile);
         let mut raw = held.values();
         let mut raw_g = held_g.values();
-        if comptime!(!tile.prefetches()) {
+        if comptime!(tile.unroll && !tile.prefetches()) {
             load(x, &params, &line, &mut raw, memory_lane, row_threads, staged);
             load(g, &params, &line_g, &mut raw_g, memory_lane, row_threads, SECTIONS);
         }
         // All threads have read the previous tile.
         sync_cube();
-        store(&raw, initial, &params, &line, &mut columns, memory_lane, row_threads, staged, true);
-        bias += store(
-            &raw_g,
-            initial,
-            &params,
-            &line_g,
-            &mut gradients,
-            memory_lane,
-            row_threads,
-            SECTIONS,
-            false,
-        );
+        if comptime!(tile.unroll) {
+            store(&raw, initial, &params, &line, &mut columns, memory_lane, row_threads, staged, true);
+            bias += store(
+                &raw_g,
+                initial,
+                &params,
+                &line_g,
+                &mut gradients,
+                memory_lane,
+                row_threads,
+                SECTIONS,
+                false,
+            );
+        } else {
+            copy(x, initial, &params, &line, &mut columns, memory_lane, row_threads, true);
+            bias += copy(g, initial, &params, &line_g, &mut gradients, memory_lane, row_threads, false);
+        }
         sync_cube();
         let mut next = Sequence::<Vector<X, N>>::new();
         let mut next_g = Sequence::<Vector<G, N>>::new();

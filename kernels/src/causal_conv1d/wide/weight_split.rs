@@ -19,6 +19,8 @@ pub(super) struct WideWeightTile {
     pub(super) layout: Conv1dLayout,
     /// Steps from the start of a vector to the first column.
     pub(super) shift: usize,
+    /// Whether a tile's loads are all in flight at once, for devices that prefer that to occupancy.
+    pub(super) unroll: bool,
 }
 
 impl WideWeightTile {
@@ -43,7 +45,7 @@ impl WideWeightTile {
     /// Whether the next tile is prefetched during the products. `[B, T, C]` loads single elements, too many
     /// to hold in registers.
     pub(super) fn prefetches(self) -> bool {
-        self.layout == Conv1dLayout::Bct
+        self.unroll && self.layout == Conv1dLayout::Bct
     }
 
     /// Vectors of a channel in a section of the columns: the tile's, the taps' and one for the shift.
@@ -91,7 +93,7 @@ pub(crate) struct WeightSplit {
 
 impl WeightSplit {
     pub(crate) fn of(problem: &CausalConv1dProblem, limits: &Limits) -> Self {
-        let tile = WideWeightTile { layout: problem.layout, shift: 0 };
+        let tile = WideWeightTile { layout: problem.layout, shift: 0, unroll: limits.unroll };
         let lanes = problem.width.div_ceil(OUTPUTS).next_power_of_two().min(MAX_TAPS / OUTPUTS);
         let tap_blocks = problem.width.div_ceil(lanes * OUTPUTS);
         let tiles = problem.length.div_ceil(tile.steps());

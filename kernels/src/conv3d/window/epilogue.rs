@@ -3,7 +3,7 @@
 
 use super::config::{PATCH_FRAGMENTS, WindowTile};
 use super::tiling::{WindowTiling, WindowWork};
-use crate::activation::{activate_by_code, activate_quad};
+use crate::activation::{activate_by_code, activate_vector};
 use crate::conv3d::epilogue::channel_bias;
 use crate::conv3d::gemm::config::SUBGROUP;
 use crate::conv3d::gemm::index::GatherArgs;
@@ -127,7 +127,7 @@ pub(super) fn write_contiguous<E: Float, O: Float>(
                     let bias = channel_bias(bias, channel);
                     let sum = patches[patch + in_patch * vectors + lane % vectors] + Vector::new(bias);
                     let at = frame_offset + walk.out_channel(channel) + position;
-                    out[at / OUT_VECTOR] = Vector::cast_from(activate_quad(sum, tiling.activation, false));
+                    out[at / OUT_VECTOR] = Vector::cast_from(activate_vector(sum, tiling.activation, false));
                 }
             }
         }

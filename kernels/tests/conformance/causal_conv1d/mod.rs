@@ -78,7 +78,16 @@ fn dtype_pair(dtype: FloatType, index: usize) -> [FloatType; 2] {
 /// cases whose results were compared, `None` if the device lacks the dtype.
 pub(crate) fn run(table: &[Case], dtype: FloatType, exact: bool) -> Option<Vec<Case>> {
     let client = client();
-    let limits = Limits::of(&client);
+    run_with((&client, &Limits::of(&client)), table, dtype, exact)
+}
+
+/// [`run`] with other limits than the device's.
+pub(crate) fn run_with(
+    (client, limits): (&Client, &Limits),
+    table: &[Case],
+    dtype: FloatType,
+    exact: bool,
+) -> Option<Vec<Case>> {
     if !limits.dtypes.contains(&dtype) {
         return None;
     }
@@ -94,11 +103,11 @@ pub(crate) fn run(table: &[Case], dtype: FloatType, exact: bool) -> Option<Vec<C
             problem.activation = Activation::Relu;
         }
         let ids = (&cases::seq_idx(case)[..], IndexType::I32);
-        let (checked, wrong) = check((&client, &limits), &problem, ids, index % 2 == 0, exact);
+        let (checked, wrong) = check((client, limits), &problem, ids, index % 2 == 0, exact);
         checks += checked;
         // y, the final state, dx, dw and those of the options, under every plan.
         let results = 4 + usize::from(case.bias) + usize::from(case.initial);
-        compared.extend((checked == results * plans(&problem, &limits).len()).then(|| case.clone()));
+        compared.extend((checked == results * plans(&problem, limits).len()).then(|| case.clone()));
         failures.extend(wrong.into_iter().map(|wrong| format!("{case}\n  {wrong}")));
     }
     println!("{} cases, {checks} checks", compared.len());

@@ -1,9 +1,10 @@
 //! The conformance table in every layout and dtype, with lower bounds on the number of compared cases.
 
-use super::run;
+use super::{run, run_with};
+use crate::support::client;
 use conv_cases::causal_conv1d::{self as cases, Case};
-use conv_kernels::FloatType;
 use conv_kernels::causal_conv1d::NARROW_WIDTH;
+use conv_kernels::{FloatType, Limits};
 use conv_testing::is_full;
 use std::collections::HashSet;
 
@@ -76,4 +77,20 @@ fn f32_integers_are_exact() {
 #[test]
 fn f16_integers_are_exact() {
     run_exact(FloatType::F16);
+}
+
+/// The structure for devices that take long straight-line code: four channels of a thread, several slices,
+/// 16-bit words in the backward pass, tiles prefetched. 11 is coprime to the 16 pairs of width and layout.
+#[test]
+fn much_work_per_thread_matches_the_reference() {
+    let client = client();
+    let limits = Limits { unroll: true, ..Limits::of(&client) };
+    for (dtype, step) in [(FloatType::F32, 11), (FloatType::F16, 23)] {
+        let table: Vec<_> = cases::conformance().into_iter().step_by(step).collect();
+        let Some(compared) = run_with((&client, &limits), &table, dtype, false) else { continue };
+        for btc in [false, true] {
+            let compared = compared.iter().filter(|case| case.btc == btc && case.w <= NARROW_WIDTH).count();
+            assert!(compared >= 4, "{compared} cases were compared, btc {btc}, {}", dtype.name());
+        }
+    }
 }
