@@ -31,7 +31,7 @@ use super::depthwise::{self, DepthwiseKernel};
 use super::direct::Direct;
 use super::family::{Empty, Family};
 use super::few_outputs::{self, FewOutputsTile};
-use super::gemm::{self, GemmTile, RegisterTile};
+use super::gemm::{self, GemmTile};
 use super::implicit_gemm_tile::TileConfig;
 use super::pass::Pass;
 use super::problem::Conv3dProblem;
@@ -181,7 +181,9 @@ pub fn predicted_seconds(problem: &Conv3dProblem, pass: Pass, plan: &Plan, limit
     choose::model::seconds(plan, plan.launched(&PassProblem::of(problem, pass)), pass, limits)
 }
 
-/// Every plan that serves the pass: the tests run and the benchmarks time all of them.
+/// Every plan that serves the pass and that some choice or its fallback may take on the device: the tests run and
+/// the benchmarks time all of them. Only wide tiles of multiply-adds are served beyond these, where matrix units
+/// serve the same product (`choose/gemm.rs`).
 pub fn eligible(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Vec<Plan> {
     let rewritten = PassProblem::of(problem, pass);
     if rewritten.is_empty() {
@@ -197,8 +199,7 @@ pub fn eligible(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Vec<Pla
             let registers = registers.then_some(WinogradConfig { mma_tile: None, ..config });
             [Some(config), registers].into_iter().flatten()
         });
-    let served = gemm::serves(problem, pass);
-    let fma = RegisterTile::ALL.into_iter().filter(|_| served).map(GemmTile::Fma);
+    let fma = choose::fma_tiles(&rewritten, limits).into_iter().map(GemmTile::Fma);
     let mma = gemm::mma_tiles(problem, pass, limits).map(GemmTile::Mma);
     let depthwise = depthwise::serves(problem, pass).then(|| DepthwiseKernel::of(problem, pass, limits));
     [Plan::Direct, Plan::ImplicitGemm(TileConfig::LARGE), Plan::ImplicitGemm(TileConfig::SMALL)]

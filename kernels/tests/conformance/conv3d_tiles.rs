@@ -1,11 +1,12 @@
 //! conv3d's plans for certain kinds of layers, each on cases that reach the boundaries of its tiles.
 
-use crate::conv3d::{Selection, run_with};
+use crate::conv3d::{PASSES, Selection, problem, run_with};
 use crate::support::client;
 use conv_cases::conv3d::{self as cases, Activation, Conv3dCase};
 use conv_cases::fill;
-use conv_kernels::conv3d::{GemmTile, Plan, RegisterTile, WindowKernel};
+use conv_kernels::conv3d::{GemmTile, Plan, RegisterTile, WindowKernel, eligible};
 use conv_kernels::{FloatType, Limits};
+use cubecl::prelude::*;
 
 /// Checks a table with normal data and, except for SiLU, with integers, under the plans that `picks` picks.
 fn run_only(table: &[Conv3dCase], picks: fn(&Plan) -> bool) {
@@ -64,12 +65,39 @@ fn few_input_channels() {
     run_only(&cases::few_input_layers(), |plan| matches!(plan, Plan::Subpixel(_)));
 }
 
+/// The device without matrix units, in f32: there wide tiles of multiply-adds are taken as well.
+fn without_matrices(client: &Client) -> Limits {
+    Limits { matrices: Vec::new(), dtypes: vec![FloatType::F32], ..Limits::of(client) }
+}
+
+/// Every tile of multiply-adds in every pass: several stages and tiles, none of them full. On the Metal executor, which
+/// has matrix units, this is where wide tiles run under its checks of every access.
+#[test]
+fn tiles_of_multiply_adds() {
+    let client = client();
+    let limits = without_matrices(&client);
+    let case = Conv3dCase {
+        padding: [(1, 1), (0, 1), (1, 2)],
+        stride: [1, 2, 1],
+        bias: true,
+        ..Conv3dCase::new("multiply_adds", [2, 6, 3, 9, 7], 35, [2, 3, 3])
+    };
+    let table = [case.clone(), Conv3dCase { replicate: true, ..case }];
+    let integers = |seed, length| fill::integers(seed, length, -4, 4);
+    let picks = |plan: &Plan| matches!(plan, Plan::Gemm(GemmTile::Fma(_)));
+    run_with((&client, &limits), &table, &integers, true, Selection::Only(picks));
+    for pass in PASSES {
+        let plans = eligible(&problem(&table[0], FloatType::F32), pass, &limits);
+        assert_eq!(plans.iter().filter(|plan| picks(plan)).count(), RegisterTile::ALL.len(), "{pass:?}");
+    }
+}
+
 /// The other structure of the gathered GEMM's K loop, for devices whose compilers schedule long straight-line
 /// code: a tile of 8 x 8 and one of 4 x 4 sums per thread.
 #[test]
 fn stages_prefetched_into_registers() {
     let client = client();
-    let limits = Limits { unroll: true, dtypes: vec![FloatType::F32], ..Limits::of(&client) };
+    let limits = Limits { unroll: true, ..without_matrices(&client) };
     let window = |name: &str, replicate| Conv3dCase {
         padding: [(1, 1), (0, 1), (1, 2)],
         stride: [1, 2, 1],

@@ -18,11 +18,12 @@
 //! output channels, but 64x64 with fewer than 512 rows (channels x taps).
 
 use crate::conv3d::gemm::{
-    GemmTile, MatrixTile, RegisterTile, depth_tap_fraction, is_patches, launches, mma_tiles,
+    GemmTile, MatrixTile, RegisterTile, depth_tap_fraction, is_patches, launches, mma_tiles, serves,
 };
 use crate::conv3d::pass::Pass;
 use crate::conv3d::plan::Plan;
 use crate::conv3d::problem::Conv3dProblem;
+use crate::conv3d::rewrite::PassProblem;
 use crate::conv3d::tiles::gemm_extents;
 use crate::conv3d::window::{self, WindowKernel, WindowTile, WindowWeightTile};
 use crate::limits::Limits;
@@ -102,6 +103,18 @@ pub(super) fn choose(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Pl
         _ => RegisterTile::M128N64,
     };
     Plan::Gemm(GemmTile::Fma(tile))
+}
+
+/// The gathered tiles of multiply-adds that the choice or its fallback may take. Wide ones only where a tile on
+/// matrix units does not serve the pass, or needs more than the device has.
+pub(in crate::conv3d) fn fma_tiles(problem: &PassProblem, limits: &Limits) -> Vec<RegisterTile> {
+    let (launched, pass) = (&problem.launched, problem.pass);
+    let fits = |tile| Plan::Gemm(GemmTile::Mma(tile)).check_needs(problem, limits).is_ok();
+    let mut matrices = mma_tiles(launched, pass, limits).peekable();
+    let narrow_only = matrices.peek().is_some() && matrices.all(fits);
+    let mut tiles = if serves(launched, pass) { RegisterTile::ALL.to_vec() } else { Vec::new() };
+    tiles.retain(|tile| !narrow_only || tile.tile_n <= FEW_COLUMNS);
+    tiles
 }
 
 /// The gathered tile on matrix units: the narrow one where it holds all columns or (not in the weight

@@ -30,6 +30,8 @@ mod gemm;
 pub(super) mod model;
 mod winograd;
 
+pub(super) use gemm::fma_tiles;
+
 use super::depthwise::{self, DepthwiseKernel};
 use super::few_outputs::{self, FewOutputsTile};
 use super::gemm::{self as gathered, GemmTile, RegisterTile};
