@@ -15,7 +15,6 @@
 //! conv3d            choose/ takes one of
 //!   direct            one output per thread; always valid
 //!   gemm              gathered implicit GEMM on fp32 multiply-adds or MMA
-//!   implicit_gemm     the same with computed coordinates, for windows that gemm's masks cannot hold
 //!   window            implicit GEMM with a shared input window (halo tile), on MMA
 //!   few_outputs       at most four result channels per group
 //!   subpixel          dx of layers with at most four input channels, as a sub-pixel convolution

@@ -13,7 +13,9 @@ mod windows;
 
 pub use few_inputs::few_input_layers;
 pub use few_outputs::few_output_layers;
-pub use windows::{contiguous_slices, depthwise_tiles, few_frames, shared_windows, strided_windows};
+pub use windows::{
+    contiguous_slices, depthwise_tiles, few_frames, many_taps, shared_windows, strided_windows,
+};
 
 use std::fmt;
 

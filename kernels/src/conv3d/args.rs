@@ -1,5 +1,5 @@
-//! The geometry of a conv3d problem as kernel arguments, and the coordinate arithmetic of the direct kernels
-//! and the simple implicit GEMM. Extents are run-time values: one compiled kernel serves every shape.
+//! The geometry of a conv3d problem as kernel arguments, and the coordinate arithmetic of the direct
+//! kernels. Extents are run-time values: one compiled kernel serves every shape.
 
 use super::problem::Conv3dProblem;
 use crate::geometry::AxisGeometry;

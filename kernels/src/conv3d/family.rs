@@ -1,6 +1,5 @@
 //! What planning, checks, reports and launches ask of a plan. The type that a variant of [`super::Plan`]
-//! carries implements it, in the `family.rs` of its folder (`Direct` and ImplicitGemm, which are a file each,
-//! in that file).
+//! carries implements it, in the `family.rs` of its folder (`Direct`'s in `direct.rs`).
 
 use super::call::Conv3dCall;
 use super::needs::kernel_needs;

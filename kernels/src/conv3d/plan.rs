@@ -5,18 +5,20 @@
 //! | plan           | passes      | serves                                            | workspace          |
 //! |----------------|-------------|---------------------------------------------------|--------------------|
 //! | Depthwise      | all         | groups = C = O, at most 80 taps                   | dw: partials       |
-//! | Gemm, FMA      | all         | at most 10 taps along a padded axis               | partials           |
-//! | Gemm, MMA      | all         | the same, on matrix units                         | partials           |
-//! | Window, Gemm   | forward, dx | the same, stride 1 along H and W (dx: any) [1]    | weights, partials  |
-//! | Window, Weight | dw          | matrix units, stride 1 along H and W [1]          | partials           |
+//! | Gemm, FMA      | all         | M and K that 31 bits count; dx: <= 512 phases [3] | dx: weights,       |
+//! |                |             |                                                   | partials           |
+//! | Gemm, MMA      | all         | the same, on matrix units                         | the same           |
+//! | Window, Gemm   | forward, dx | the same, stride 1 along H and W (dx: any) [1, 4] | weights, partials  |
+//! | Window, Weight | dw          | matrix units, stride 1 along H and W [1, 4]       | partials           |
 //! | FewOutputs     | all         | <= 4 results per group, stride and dilation 1 [1] | partials           |
 //! | Subpixel       | dx          | <= 4 input channels per group [1]                 | weights, partials  |
 //! | Winograd       | all         | 3x3 in H x W, stride and dilation 1, groups 1 [2] | stated by the plan |
-//! | ImplicitGemm   | all         | everything, by a simple tile                      | dw: partials       |
 //! | Direct         | all         | everything: one result per thread                 | dw: partials       |
 //!
 //! Workspace: packed weights and the fp32 partials of split-K. [1] Where the input window of a tile fits
-//! shared memory. [2] Depth: any stride (dx: 1) and dilation; dw: not F(6x6).
+//! shared memory. [2] Depth: any stride (dx: 1) and dilation; dw: not F(6x6). [3] Residue classes of dx
+//! modulo the stride, each one launch. Beyond, and for 2^31 - 1 positions or K elements and more, `Direct`
+//! serves. [4] At most 10 taps along an axis that reads zero padding.
 //!
 //! Under replicate padding the input gradient of all plans but `Direct` is computed in fp32 on the padded
 //! input and folded: the plan is chosen for that problem, checked for it and launched on it (`rewrite.rs`).
@@ -32,7 +34,6 @@ use super::direct::Direct;
 use super::family::{Empty, Family};
 use super::few_outputs::{self, FewOutputsTile};
 use super::gemm::{self, GemmTile};
-use super::implicit_gemm_tile::TileConfig;
 use super::pass::Pass;
 use super::problem::Conv3dProblem;
 use super::rewrite::PassProblem;
@@ -57,7 +58,7 @@ pub enum Algorithm {
     /// One output per thread. Taps in the padding are skipped: an infinite weight reaches only the results
     /// whose windows hold an element there.
     Direct,
-    /// Matrix product with operands gathered from x, w and dy.
+    /// Matrix product with operands gathered from x, w and dy: [`Plan::Gemm`] or [`Plan::Window`].
     ImplicitGemm,
     /// Winograd along H and W, depth taps summed in the transform domain.
     Winograd(WinogradTile),
@@ -70,8 +71,6 @@ pub enum Plan {
     Empty,
     /// See `direct.rs`.
     Direct,
-    /// See `implicit_gemm.rs`.
-    ImplicitGemm(TileConfig),
     /// See `depthwise/`.
     Depthwise(DepthwiseKernel),
     /// See `gemm/`.
@@ -104,7 +103,6 @@ impl Plan {
         match self {
             Self::Empty => &Empty,
             Self::Direct => &Direct,
-            Self::ImplicitGemm(tile) => tile,
             Self::Depthwise(kernel) => kernel,
             Self::Gemm(tile) => tile,
             Self::Window(kernel) => kernel,
@@ -184,6 +182,9 @@ pub fn predicted_seconds(problem: &Conv3dProblem, pass: Pass, plan: &Plan, limit
 /// Every plan that serves the pass and that some choice or its fallback may take on the device: the tests run and
 /// the benchmarks time all of them. Only wide tiles of multiply-adds are served beyond these, where matrix units
 /// serve the same product (`choose/gemm.rs`).
+/// Every plan that serves the pass and that some choice or its fallback may take on the device: the tests run
+/// and the benchmarks time all of them. Only wide tiles of multiply-adds are served beyond these, where
+/// matrix units serve the same product (`choose/gemm.rs`).
 pub fn eligible(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Vec<Plan> {
     let rewritten = PassProblem::of(problem, pass);
     if rewritten.is_empty() {
@@ -202,8 +203,7 @@ pub fn eligible(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Vec<Pla
     let fma = choose::fma_tiles(&rewritten, limits).into_iter().map(GemmTile::Fma);
     let mma = gemm::mma_tiles(problem, pass, limits).map(GemmTile::Mma);
     let depthwise = depthwise::serves(problem, pass).then(|| DepthwiseKernel::of(problem, pass, limits));
-    [Plan::Direct, Plan::ImplicitGemm(TileConfig::LARGE), Plan::ImplicitGemm(TileConfig::SMALL)]
-        .into_iter()
+    std::iter::once(Plan::Direct)
         .chain(fma.chain(mma).map(Plan::Gemm))
         .chain(window::kernels(problem, pass, limits).map(Plan::Window))
         .chain(few_outputs::tiles(problem, pass, limits).into_iter().map(Plan::FewOutputs))

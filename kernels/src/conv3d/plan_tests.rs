@@ -177,7 +177,7 @@ fn the_choice_follows_the_table() {
     let depthwise = problem([4, 108, 16, 56, 56], 108, [3; 3], 1, 108);
     assert_eq!(names(&depthwise, &wide()), ["depthwise"; 3]);
     let long_kernel = problem([1, 8, 4, 4, 64], 8, [1, 1, 11], 1, 1);
-    assert_eq!(names(&long_kernel, &wide())[0], "implicit_gemm_32x32x16");
+    assert_eq!(names(&long_kernel, &wide()), ["gemm_128x8x16"; 3]);
 }
 
 #[test]
@@ -251,7 +251,7 @@ fn strided_gradients_share_windows_on_matrix_units() {
 #[test]
 fn counts_beyond_31_bits_go_to_the_plans_that_count_further() {
     let positions = problem([1, 8, 2048, 2048, 1024], 8, [1; 3], 1, 1);
-    assert_eq!(names(&positions, &wide()), ["implicit_gemm_32x32x16"; 3]);
+    assert_eq!(names(&positions, &wide()), ["direct"; 3]);
     let depthwise = problem([1, 8, 512, 1024, 1024], 8, [1; 3], 1, 8);
     assert!(names(&depthwise, &wide())[0].starts_with("few_outputs_"));
 }
@@ -260,7 +260,33 @@ fn counts_beyond_31_bits_go_to_the_plans_that_count_further() {
 fn a_stride_of_thousands_of_phases_is_not_launched_phase_by_phase() {
     let problem = problem([1, 16, 64, 64, 64], 16, [8; 3], 16, 1);
     let [forward, input, _] = names(&problem, &wide());
-    assert_eq!([forward.as_str(), input.as_str()], ["gemm_128x32x16", "implicit_gemm_32x32x16"]);
+    assert_eq!([forward.as_str(), input.as_str()], ["gemm_128x32x16", "direct"]);
+    // Forced, it is an error, and a gradient is computed by the automatic choice.
+    let error =
+        plan(&problem, Pass::InputGradient, Algorithm::ImplicitGemm, &wide()).expect_err("4096 phases");
+    assert!(error.message().contains("few phases of a stride"), "{error}");
+    let gradient = gradient_plan(&problem, Pass::InputGradient, Algorithm::ImplicitGemm, &wide());
+    assert_eq!(gradient, Ok(Plan::Direct));
+}
+
+/// Windows with more taps than a mask has bits take the tiles of other windows, on matrix units as well.
+#[test]
+fn many_taps_are_gathered_by_coordinates() {
+    let mut layer = problem([1, 64, 16, 56, 56], 128, [1, 13, 13], 1, 1);
+    assert_eq!(names(&layer, &wide()), ["gemm_128x128x16", "gemm_128x64x16", "gemm_128x64x16"]);
+    layer.dtype = FloatType::F16;
+    assert_eq!(
+        names(&layer, &wide())[..],
+        ["matrix_gemm_128x128x32", "matrix_gemm_128x64x32", "matrix_gemm_128x128x32"]
+    );
+    for pass in PASSES {
+        let forced = plan(&layer, pass, Algorithm::ImplicitGemm, &wide()).expect("a plan");
+        assert!(matches!(forced, Plan::Gemm(GemmTile::Mma(_))), "{forced}");
+        // Little shared memory: no matrix units, then no GEMM.
+        let named = |shared_bytes| names(&layer, &Limits { shared_bytes, ..wide() });
+        assert_eq!(named(16 << 10), ["gemm_64x64x16"; 3]);
+        assert_eq!(named(8 << 10), ["direct"; 3]);
+    }
 }
 
 /// Few result channels, stride 1.

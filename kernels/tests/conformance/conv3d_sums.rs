@@ -193,7 +193,7 @@ fn weight_and_bias_gradients_in_one_call() {
 }
 
 /// dw has the bits of the separate call, db matches the reference; under Depthwise where it serves, else
-/// ImplicitGemm.
+/// Direct.
 pub(crate) fn check_weight_and_bias_gradient(
     (client, limits): (&Client, &Limits),
     mut problem: Conv3dProblem,
@@ -202,8 +202,8 @@ pub(crate) fn check_weight_and_bias_gradient(
     for &dtype in &limits.dtypes {
         problem.dtype = dtype;
         let plans = eligible(&problem, Pass::WeightGradient, limits);
-        let wanted = |plan: &&Plan| matches!(plan, Plan::Depthwise(_) | Plan::ImplicitGemm(_));
-        let plan = plans.iter().rfind(wanted).expect("ImplicitGemm serves everything");
+        let wanted = |plan: &&Plan| matches!(plan, Plan::Depthwise(_) | Plan::Direct);
+        let plan = plans.iter().rfind(wanted).expect("Direct serves everything");
         let inputs = inputs(client, &problem, fill);
         let alone = computed((client, limits), &problem, (Pass::WeightGradient, plan), &inputs);
         let [dw, db] = [problem.weight_shape().to_vec(), vec![problem.out_channels]]

@@ -54,6 +54,29 @@ fn ranges_of_frames_with_equal_depth_taps() {
     });
 }
 
+/// Taps checked by coordinates. Also without matrix units, and with the other K loop.
+#[test]
+fn more_taps_than_a_mask_has_bits() {
+    run_only(&cases::many_taps(), |plan| matches!(plan, Plan::Gemm(_)));
+    let client = client();
+    let limits = without_matrices(&client);
+    let integers = |seed, length| fill::integers(seed, length, -4, 4);
+    let run = |limits: &Limits, table: &[Conv3dCase]| {
+        run_with(
+            (&client, limits),
+            table,
+            &integers,
+            true,
+            Selection::Only(|plan| {
+                let tiles = [RegisterTile::M128N8, RegisterTile::M64N64].map(GemmTile::Fma);
+                matches!(plan, Plan::Gemm(tile) if tiles.contains(tile))
+            }),
+        );
+    };
+    run(&limits, &cases::many_taps());
+    run(&Limits { unroll: true, ..limits }, &cases::many_taps()[..1]);
+}
+
 #[test]
 fn one_tap_along_height_and_width() {
     let served = |plan: &Plan| matches!(plan, Plan::Gemm(_) | Plan::Window(WindowKernel::Gemm(_)));
@@ -70,8 +93,8 @@ fn without_matrices(client: &Client) -> Limits {
     Limits { matrices: Vec::new(), dtypes: vec![FloatType::F32], ..Limits::of(client) }
 }
 
-/// Every tile of multiply-adds in every pass: several stages and tiles, none of them full. On the Metal executor, which
-/// has matrix units, this is where wide tiles run under its checks of every access.
+/// Every tile of multiply-adds in every pass: several stages and tiles, none of them full. On the Metal
+/// executor, which has matrix units, this is where wide tiles run under its checks of every access.
 #[test]
 fn tiles_of_multiply_adds() {
     let client = client();

@@ -173,3 +173,40 @@ pub fn contiguous_slices() -> Vec<Conv3dCase> {
         },
     ]
 }
+
+/// More taps along a zero-padded axis than the gathered GEMM's masks have bits: every axis, two at once,
+/// strides whose residue classes have many taps or few, dilation, groups, and contiguous slices.
+#[must_use]
+pub fn many_taps() -> Vec<Conv3dCase> {
+    let window = |name: &str, x: [usize; 5], o, kernel, padding| Conv3dCase {
+        padding,
+        ..Conv3dCase::new(name, x, o, kernel)
+    };
+    let none = (0, 0);
+    vec![
+        window("taps_of_width", [2, 12, 1, 5, 19], 36, [1, 3, 11], [none, (1, 0), (5, 6)]),
+        Conv3dCase {
+            activation: Activation::Relu,
+            ..window("taps_of_height_and_width", [1, 5, 1, 14, 13], 7, [1, 11, 12], [none, (5, 5), (6, 11)])
+        },
+        window("taps_of_contiguous_slices", [2, 33, 12, 4, 8], 34, [11, 1, 1], [(5, 5), none, none]),
+        Conv3dCase {
+            stride: [1, 2, 1],
+            bias: false,
+            ..window("taps_of_phases", [1, 10, 2, 25, 5], 9, [1, 23, 2], [none, (11, 12), (1, 1)])
+        },
+        Conv3dCase {
+            stride: [3, 1, 1],
+            ..window("few_taps_of_phases", [1, 9, 13, 3, 4], 40, [12, 1, 2], [(7, 3), none, none])
+        },
+        Conv3dCase {
+            dilation: [1, 1, 2],
+            groups: 3,
+            ..window("taps_of_dilated_groups", [1, 18, 1, 4, 30], 15, [1, 2, 13], [none, none, (12, 13)])
+        },
+        Conv3dCase {
+            replicate: true,
+            ..window("taps_replicated", [1, 6, 3, 12, 4], 12, [2, 13, 1], [(1, 0), (6, 6), none])
+        },
+    ]
+}

@@ -50,6 +50,7 @@ fn record_bias_gradient(
 /// The full product of padding mode, activation and bias over shapes that reach every plan.
 pub fn table(index: IndexWidth) -> Vec<Conv3dCase> {
     let padding = [(1, 1); 3];
+    let many_taps = [(0, 0), (0, 0), (5, 5)];
     let bases = [
         // A 3x3 window at stride 1 in H and W, which Winograd serves; a kernel depth of 1 is the 2-D case.
         Conv3dCase { padding, ..Conv3dCase::new("volume", [1, 9, 3, 6, 7], 10, [3, 3, 3]) },
@@ -89,6 +90,9 @@ pub fn table(index: IndexWidth) -> Vec<Conv3dCase> {
         Conv3dCase { padding, ..Conv3dCase::new("deep_odd", [1, 21, 1, 3, 5], 21, [3, 3, 3]) },
         Conv3dCase { padding, ..Conv3dCase::new("long_even", [1, 4, 4, 8, 9], 5, [3, 3, 3]) },
         Conv3dCase { padding, ..Conv3dCase::new("long_odd", [1, 4, 3, 9, 11], 5, [3, 3, 3]) },
+        // More taps along a padded axis than a mask has bits; K a multiple of the vector width, and not.
+        Conv3dCase { padding: many_taps, ..Conv3dCase::new("taps_even", [1, 12, 1, 4, 8], 10, [1, 1, 11]) },
+        Conv3dCase { padding: many_taps, ..Conv3dCase::new("taps_odd", [1, 9, 1, 3, 7], 10, [1, 1, 11]) },
     ];
     let mut table = Vec::new();
     for base in &bases {
@@ -115,7 +119,7 @@ pub fn table(index: IndexWidth) -> Vec<Conv3dCase> {
 pub fn lists(problem: &Conv3dProblem, pass: Pass, plan: &Plan) -> bool {
     let plain = problem.window.activation == Activation::None;
     match pass {
-        Pass::Forward => plain || matches!(plan, Plan::Direct | Plan::ImplicitGemm(_)),
+        Pass::Forward => plain || matches!(plan, Plan::Direct),
         Pass::InputGradient | Pass::WeightGradient => plain && problem.bias,
     }
 }

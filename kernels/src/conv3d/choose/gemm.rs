@@ -105,8 +105,8 @@ pub(super) fn choose(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Pl
     Plan::Gemm(GemmTile::Fma(tile))
 }
 
-/// The gathered tiles of multiply-adds that the choice or its fallback may take. Wide ones only where a tile on
-/// matrix units does not serve the pass, or needs more than the device has.
+/// The gathered tiles of multiply-adds that the choice or its fallback may take. Wide ones only where a tile
+/// on matrix units does not serve the pass, or needs more than the device has.
 pub(in crate::conv3d) fn fma_tiles(problem: &PassProblem, limits: &Limits) -> Vec<RegisterTile> {
     let (launched, pass) = (&problem.launched, problem.pass);
     let fits = |tile| Plan::Gemm(GemmTile::Mma(tile)).check_needs(problem, limits).is_ok();

@@ -20,11 +20,11 @@
 //! |             | gathered GEMM; not patches                               | positions of a stride x stride     |
 //! |             |                                                          | block): up to 4 take 1024x4, more  |
 //! |             |                                                          | 128x16 on MMA, else 512x12         |
-//! | Gemm,Window | always                                                   | `gemm.rs`                          |
-//! | ImplicitGemm| always                                                   | 64x64 above 32 rows and columns    |
+//! | Gemm,Window | the gathered GEMM serves                                 | `gemm.rs`                          |
+//! | Direct      | always                                                   |                                    |
 //!
-//! What follows as long as the device lacks what the choice needs: a small tile of the gathered GEMM, the
-//! simple implicit GEMM's tiles, `Direct`.
+//! What follows as long as the device lacks what the choice needs: a small tile of the gathered GEMM,
+//! `Direct`.
 
 mod gemm;
 pub(super) mod model;
@@ -35,7 +35,6 @@ pub(super) use gemm::fma_tiles;
 use super::depthwise::{self, DepthwiseKernel};
 use super::few_outputs::{self, FewOutputsTile};
 use super::gemm::{self as gathered, GemmTile, RegisterTile};
-use super::implicit_gemm_tile::TileConfig;
 use super::pass::Pass;
 use super::plan::{Algorithm, Plan};
 use super::problem::Conv3dProblem;
@@ -57,7 +56,7 @@ const MEASURED_FRAGMENT: usize = 16;
 /// The plans for the launched problem of a pass, the preferred one first. At least one.
 ///
 /// # Errors
-/// Where Winograd is forced and does not serve.
+/// Where Winograd or the implicit GEMM is forced and does not serve.
 pub(super) fn candidates(
     problem: &Conv3dProblem,
     pass: Pass,
@@ -68,17 +67,14 @@ pub(super) fn candidates(
         Algorithm::Auto => {
             let other = without_winograd(problem, pass, limits);
             let winograd = winograd::winner(problem, pass, &other, limits).map(Plan::Winograd);
-            let preferred = winograd.into_iter().chain([other]);
-            preferred.chain(fallback_gemms(problem, pass)).chain([Plan::Direct]).collect()
+            winograd.into_iter().chain(with_fallback(other, problem, pass)).collect()
         }
-        Algorithm::NoWinograd => {
-            let preferred = [without_winograd(problem, pass, limits)].into_iter();
-            preferred.chain(fallback_gemms(problem, pass)).chain([Plan::Direct]).collect()
-        }
+        Algorithm::NoWinograd => with_fallback(without_winograd(problem, pass, limits), problem, pass),
         Algorithm::Direct => vec![Plan::Direct],
         Algorithm::ImplicitGemm => {
-            let preferred = gathered::serves(problem, pass).then(|| gemm::choose(problem, pass, limits));
-            preferred.into_iter().chain(fallback_gemms(problem, pass)).collect()
+            let fallback = fallback_gemm(problem, pass);
+            fallback.family().serves(problem, pass, limits)?;
+            vec![gemm::choose(problem, pass, limits), fallback]
         }
         Algorithm::Winograd(tile) => {
             vec![Plan::Winograd(super::winograd::config(problem, pass, tile, limits)?)]
@@ -97,23 +93,21 @@ fn without_winograd(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Pla
     } else if gathered::serves(problem, pass) {
         gemm::choose(problem, pass, limits)
     } else {
-        Plan::ImplicitGemm(simple_tile(problem, pass))
+        Plan::Direct
     }
 }
 
-/// GEMM plans to fall back on where the device does not meet a plan's needs, the fastest first.
-fn fallback_gemms(problem: &Conv3dProblem, pass: Pass) -> impl Iterator<Item = Plan> {
-    let [_, columns, _] = gemm_extents(problem, pass, false);
-    let tile = if columns > 8 { RegisterTile::M64N64 } else { RegisterTile::M128N8 };
-    let gathered = gathered::serves(problem, pass).then_some(Plan::Gemm(GemmTile::Fma(tile)));
-    let simple = simple_tile(problem, pass);
-    gathered.into_iter().chain([simple, TileConfig::SMALL].map(Plan::ImplicitGemm))
+/// A plan and what to fall back on where the device does not meet its needs, the fastest first.
+fn with_fallback(plan: Plan, problem: &Conv3dProblem, pass: Pass) -> Vec<Plan> {
+    let gemm = gathered::serves(problem, pass).then(|| fallback_gemm(problem, pass));
+    [Some(plan), gemm, Some(Plan::Direct)].into_iter().flatten().collect()
 }
 
-/// The simple implicit GEMM's tile.
-fn simple_tile(problem: &Conv3dProblem, pass: Pass) -> TileConfig {
-    let [rows, columns, _] = gemm_extents(problem, pass, false);
-    if rows > 32 && columns > 32 { TileConfig::LARGE } else { TileConfig::SMALL }
+/// The gathered GEMM that needs the least of a device.
+fn fallback_gemm(problem: &Conv3dProblem, pass: Pass) -> Plan {
+    let [_, columns, _] = gemm_extents(problem, pass, false);
+    let tile = if columns > 8 { RegisterTile::M64N64 } else { RegisterTile::M128N8 };
+    Plan::Gemm(GemmTile::Fma(tile))
 }
 
 /// The tile of few outputs; none where its tiles would be mostly empty. Channels are prefetched on devices

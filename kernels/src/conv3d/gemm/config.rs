@@ -15,7 +15,7 @@
 //! tile_n * tile_k` FLOP. Per K index and thread: `4 * (rows + columns)` bytes loaded from shared memory for
 //! `2 * rows * columns` FLOP.
 
-use crate::conv3d::problem::PaddingMode;
+use super::tap_check::TapCheck;
 
 /// Tile of a register-tiled GEMM. The constants of this type are the tested tiles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -95,22 +95,22 @@ impl RegisterTile {
 }
 
 /// Entries of the K index table, of which one half is read while the other is filled. Several stages' worth
-/// under zero padding, so that filling does not delay the same subgroup at every barrier.
-pub(super) fn table_entries(tile_k: usize, padding: PaddingMode) -> usize {
-    match padding {
-        PaddingMode::Zeros => 128,
+/// with masks, so that filling does not delay the same subgroup at every barrier.
+pub(super) fn table_entries(tile_k: usize, check: TapCheck) -> usize {
+    match check {
+        TapCheck::Masks => 128,
         // Entries are almost twice as large.
         _ => 2 * tile_k,
     }
 }
 
 /// Bytes of the K index table and of a weight gradient's table of `rows` M indices. An entry has an offset of
-/// at most 8 bytes and a mask; in the K table a second offset; under replicate padding three coordinates.
+/// at most 8 bytes and a mask; in the K table a second offset; without masks three coordinates.
 fn table_bytes(rows: usize, tile_k: usize) -> usize {
-    let bytes = |padding: PaddingMode, coordinates: usize| {
-        table_entries(tile_k, padding) * (20 + coordinates) + rows * (12 + coordinates) + 16
+    let bytes = |check: TapCheck, coordinates: usize| {
+        table_entries(tile_k, check) * (20 + coordinates) + rows * (12 + coordinates) + 16
     };
-    bytes(PaddingMode::Zeros, 0).max(bytes(PaddingMode::Replicate, 12))
+    bytes(TapCheck::Masks, 0).max(bytes(TapCheck::Clamp, 12))
 }
 
 /// Threads of a subgroup.

@@ -17,9 +17,9 @@ use super::config::MatrixTile;
 use super::fragments::{epilogue, load_channels, multiply, store_rows};
 use super::index::{ChannelTap, GatherArgs, OutputPosition};
 use super::stage::{GemmShape, zero_stage};
+use super::tap_check::TapCheck;
 use crate::conv3d::mma::accumulators;
 use crate::conv3d::pass::Pass;
-use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
@@ -104,7 +104,7 @@ fn load_source<E: Float, V: Size>(
     #[unroll]
     for load in 0..comptime!(tile.loads(tile.tile_m, width)) {
         let mut value = Vector::<E, V>::new(E::from_int(0));
-        let (offset, in_bounds) = gather.load_offset(position, taps.index(load), PaddingMode::Zeros);
+        let (offset, in_bounds) = gather.load_offset(position, taps.index(load), TapCheck::Masks);
         if in_bounds && exists {
             value = source[(offset + first_channel) / width];
         }

@@ -49,8 +49,8 @@ impl Family for GemmTile {
     fn serves(&self, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Result<(), ConvError> {
         if !serves(problem, pass) {
             unsupported!(
-                "conv3d: {} serves at most 10 taps along an axis with padding, positions and K elements that \
-                 31 bits count and few phases of a stride, not the kernel {:?} with stride {:?} on {:?}",
+                "conv3d: {} serves positions and K elements that 31 bits count and few phases of a stride, not \
+                 the kernel {:?} with stride {:?} on {:?}",
                 self.plan_name(),
                 problem.kernel,
                 problem.window.stride,
@@ -74,13 +74,8 @@ impl Family for GemmTile {
         let stages = k_iterations(problem, pass, *self, limits);
         match self {
             Self::Fma(tile) => {
-                // The loads of both stages and their product.
-                let loops = [tile.loads(tile.tile_m), tile.loads(tile.tile_n), tile.tile_k];
-                let inner = loops.iter().map(|count| nest(*count, 0)).sum();
-                let epilogue = tile.rows * (tile.columns / VECTOR) * nest(VECTOR, 0);
-                let unrolled = nest(stages, 0) + SETUP;
-                let iterations =
-                    if limits.unroll { unrolled } else { nest(stages, inner) + epilogue + SETUP };
+                let unrolled = prefetches(problem, pass, *self, limits);
+                let iterations = if unrolled { nest(stages, 0) + SETUP } else { looped(tile, stages) };
                 kernel_needs(tile.shared_bytes(), tile.threads(), iterations)
             }
             Self::Mma(tile) => {
@@ -119,6 +114,23 @@ impl Family for GemmTile {
             _ => forward_or_input_gradient(call, *self, operands),
         }
     }
+}
+
+/// Whether the kernels with multiply-adds prefetch stages, their inner loops unrolled: where compilers
+/// schedule long straight-line code, and where a device would end the loops.
+pub(super) fn prefetches(problem: &Conv3dProblem, pass: Pass, tile: GemmTile, limits: &Limits) -> bool {
+    let GemmTile::Fma(fma) = tile else { return true };
+    let iterations = || looped(&fma, k_iterations(problem, pass, tile, limits));
+    limits.unroll || limits.loop_iterations.is_some_and(|most| iterations() > most)
+}
+
+/// Loop iterations of the kernels with multiply-adds without prefetch.
+fn looped(tile: &RegisterTile, stages: usize) -> usize {
+    // The loads of both stages and their product.
+    let loops = [tile.loads(tile.tile_m), tile.loads(tile.tile_n), tile.tile_k];
+    let inner = loops.iter().map(|count| nest(*count, 0)).sum();
+    let epilogue = tile.rows * (tile.columns / VECTOR) * nest(VECTOR, 0);
+    nest(stages, inner) + epilogue + SETUP
 }
 
 /// Iterations of the longest K loop.

@@ -20,8 +20,8 @@
 //! to the same shared memory. Without: load a stage to shared memory, multiply it; the loads are a loop,
 //! which takes few registers and a third of the code. K indices are divided out once per threadgroup
 //! ([`super::table`]), positions once per thread. Split-K leaves fp32 partial results for `reduce.rs`. Bytes
-//! and FLOP per threadgroup: [`super::config`]. Declined: M or K of 2^31 - 1 and above, more than ten taps
-//! along a zero-padded axis.
+//! and FLOP per threadgroup: [`super::config`]. Declined: M or K of 2^31 - 1 and above, more than
+//! 512 phases of a stride.
 
 use super::config::{RegisterTile, VECTOR, table_entries};
 use super::index::{GatherArgs, OutputPosition};
@@ -30,10 +30,10 @@ use super::stage::{
     store_vector_along_k, store_vector_along_m, vector_along_k, zero_stage,
 };
 use super::table::{IndexTable, fill_half, fill_other_half};
+use super::tap_check::TapCheck;
 use crate::activation::activate_by_code;
 use crate::conv3d::epilogue::channel_bias;
 use crate::conv3d::pass::Pass;
-use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
@@ -47,7 +47,7 @@ pub(crate) fn fma_kernel<E: Float, O: Float, R: Size>(
     gather: GatherArgs,
     shape: GemmShape,
     span: Span,
-    #[comptime] padding: PaddingMode,
+    #[comptime] check: TapCheck,
     #[comptime] tile: RegisterTile,
     #[comptime] prefetch: bool,
     #[define(E)] _dtype: ElemType,
@@ -67,8 +67,8 @@ pub(crate) fn fma_kernel<E: Float, O: Float, R: Size>(
 
     let mut source_stage = Shared::<[F32x4]>::new_slice(comptime!(tile.stage_vectors(tile.tile_m)));
     let mut weight_stage = Shared::<[F32x4]>::new_slice(comptime!(tile.stage_vectors(tile.tile_n)));
-    let entries = comptime!(table_entries(tile.tile_k, padding));
-    let mut table = IndexTable::new(entries, true, comptime!(padding == PaddingMode::Replicate));
+    let entries = comptime!(table_entries(tile.tile_k, check));
+    let mut table = IndexTable::new(entries, true, comptime!(check.needs_coordinates()));
     let mut sums = Array::<f32>::new(comptime!(tile.rows * tile.columns));
     #[unroll]
     for i in 0..comptime!(tile.rows * tile.columns) {
@@ -100,7 +100,7 @@ pub(crate) fn fma_kernel<E: Float, O: Float, R: Size>(
     }
     let mut stage_k = first_k;
     let mut at = 0usize.runtime();
-    fill_half(&mut table, &gather, 0usize, stage_k, end_k, Pass::Forward, padding, entries, tile.threads());
+    fill_half(&mut table, &gather, 0usize, stage_k, end_k, Pass::Forward, check, entries, tile.threads());
     sync_cube();
     while stage_k < past_k {
         // Before the loads: a divergent branch after them may stall on loads in flight.
@@ -111,12 +111,12 @@ pub(crate) fn fma_kernel<E: Float, O: Float, R: Size>(
             stage_k,
             end_k,
             Pass::Forward,
-            padding,
+            check,
             entries,
             tile.threads(),
         );
         if prefetch {
-            let sources = load_source(source, &gather, &positions, &table, at, padding, tile);
+            let sources = load_source(source, &gather, &positions, &table, at, check, tile);
             let weights = load_weight(weight, &gather, &table, at, weight_group, first_n, shape.n, tile);
             multiply(&source_stage, &weight_stage, &mut sums, tile, true);
             sync_cube();
@@ -125,7 +125,7 @@ pub(crate) fn fma_kernel<E: Float, O: Float, R: Size>(
         } else {
             for load in 0..tile.loads(tile.tile_m) {
                 let mut next = Sequence::<Vector<E, R>>::new();
-                push_source(&mut next, source, &gather, &positions, &table, at, load, padding, tile);
+                push_source(&mut next, source, &gather, &positions, &table, at, load, check, tile);
                 store_vector_along_m(&next, 0usize, load, &mut source_stage, tile);
             }
             for load in 0..tile.loads(tile.tile_n) {
@@ -217,13 +217,13 @@ fn load_source<E: Float, R: Size>(
     positions: &Sequence<OutputPosition>,
     table: &IndexTable,
     at: usize,
-    #[comptime] padding: PaddingMode,
+    #[comptime] check: TapCheck,
     #[comptime] tile: RegisterTile,
 ) -> Sequence<Vector<E, R>> {
     let mut values = Sequence::<Vector<E, R>>::new();
     #[unroll]
     for load in 0..comptime!(tile.loads(tile.tile_m)) {
-        push_source(&mut values, source, gather, positions, table, at, load, padding, tile);
+        push_source(&mut values, source, gather, positions, table, at, load, check, tile);
     }
     values
 }
@@ -238,15 +238,15 @@ fn push_source<E: Float, R: Size>(
     table: &IndexTable,
     at: usize,
     load: usize,
-    #[comptime] padding: PaddingMode,
+    #[comptime] check: TapCheck,
     #[comptime] tile: RegisterTile,
 ) {
     let source_width = R::value();
     let k = (UNIT_POS as usize + load * comptime!(tile.threads())) / comptime!(tile.tile_m / VECTOR);
-    let tap = table.get(at + k, comptime!(padding == PaddingMode::Replicate));
+    let tap = table.get(at + k, comptime!(check.needs_coordinates()));
     #[unroll]
     for i in 0..comptime!(VECTOR / source_width) {
-        let (at, in_bounds) = gather.load_offset(positions.index(i), &tap, padding);
+        let (at, in_bounds) = gather.load_offset(positions.index(i), &tap, check);
         let mut value = Vector::<E, R>::new(E::from_int(0));
         if in_bounds {
             value = source[at / source_width];

@@ -16,6 +16,7 @@
 
 use super::depth::depth_slices;
 use super::index::{AxisGatherArgsLaunch, GatherArgsLaunch};
+use super::tap_check::{TapCheck, mask_bit, padding_of};
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::{Conv3dProblem, PaddingMode};
 use crate::geometry::AxisGeometry;
@@ -174,9 +175,6 @@ impl AxisGather {
     }
 }
 
-/// Bits of a position's mask per axis: the most taps along an axis that may need one.
-pub(crate) const MASK_BITS: usize = 10;
-
 /// The most launches of a strided input gradient.
 const MAX_PHASES: usize = 512;
 
@@ -186,19 +184,11 @@ pub(crate) fn few_phases(problem: &Conv3dProblem, pass: Pass) -> bool {
     pass != Pass::InputGradient || phases.product::<usize>() <= MAX_PHASES
 }
 
-/// Whether the gathered GEMM serves a pass: at most [`MASK_BITS`] taps along every axis that reads zero
-/// padding, M and K below 2^31 - 1, and few strided phases.
+/// Whether the gathered GEMM serves a pass: M and K below 2^31 - 1, and few strided phases.
 pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass) -> bool {
-    let pass = if pass == Pass::InputGradient { pass } else { Pass::Forward };
-    let clamps = problem.window.padding_mode == PaddingMode::Replicate && pass == Pass::Forward;
     let rows = problem.batch * problem.input.iter().product::<usize>().max(problem.output().iter().product());
     let k = problem.channels.max(problem.out_channels) * problem.taps();
-    rows.max(k) < i32::MAX as usize
-        && few_phases(problem, pass)
-        && (clamps
-            || (0..3)
-                .flat_map(|axis| axis_gathers(problem, pass, axis))
-                .all(|gather| gather.taps <= MASK_BITS || !gather.reads_padding()))
+    rows.max(k) < i32::MAX as usize && few_phases(problem, pass)
 }
 
 /// The depth, height and width axes of a gather.
@@ -294,7 +284,7 @@ pub(super) fn packed_gather_args(
     let weight = operands[1];
     let strides = [weight.strides[1], weight.strides[0], weight.strides[0] * problem.group_channels()];
     let gather = gather.map(|axis| AxisGather { first_tap: 0, tap_step: 1, ..axis });
-    args(&gather, operands, strides, PaddingMode::Zeros)
+    args(&gather, operands, strides, TapCheck::of(&gather, PaddingMode::Zeros))
 }
 
 /// A gather as a kernel argument.
@@ -304,22 +294,15 @@ pub(crate) fn gather_args(
     gather: &Gather,
     operands: [&Operand; 3],
 ) -> GatherArgsLaunch {
-    // Input gradients are launched without replicate padding (`fold.rs`).
-    let padding = if pass == Pass::InputGradient { PaddingMode::Zeros } else { problem.window.padding_mode };
-    args(gather, operands, weight_strides(operands[1], pass, problem), padding)
-}
-
-/// The bit of an axis' tap 0 in a mask. Zero where no tap reads outside the source or padding replicates the
-/// edge: taps then require no bits, and only then may there be more than [`MASK_BITS`].
-fn mask_bit(gather: &AxisGather, axis: usize, padding: PaddingMode) -> u32 {
-    if padding == PaddingMode::Replicate || !gather.reads_padding() { 0 } else { 1 << (MASK_BITS * axis) }
+    let check = TapCheck::of(gather, padding_of(problem, pass));
+    args(gather, operands, weight_strides(operands[1], pass, problem), check)
 }
 
 fn args(
     gather: &Gather,
     [source, weight, out]: [&Operand; 3],
     [weight_channel, weight_column, weight_group]: [usize; 3],
-    padding: PaddingMode,
+    check: TapCheck,
 ) -> GatherArgsLaunch {
     let axis = |index: usize| {
         let axis = gather[index];
@@ -328,7 +311,7 @@ fn args(
             positions: divisor(axis.positions),
             taps: divisor(axis.taps),
             tap_count: axis.taps as u32,
-            bit: mask_bit(&axis, index, padding),
+            bit: mask_bit(&axis, index, check),
             extent: axis.extent as u32,
             scale: axis.scale as u32,
             origin_positive: axis.origin.max(0) as u32,

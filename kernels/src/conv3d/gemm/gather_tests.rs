@@ -2,6 +2,7 @@
 //! limits of masks.
 
 use super::*;
+use crate::conv3d::gemm::tap_check::{MASK_BITS, has_few_taps};
 use crate::conv3d::problem::Window;
 use crate::conv3d::rewrite::PassProblem;
 use crate::dtype::FloatType;
@@ -121,10 +122,11 @@ fn columns_of_patches_cover_the_convolution() {
     }
 }
 
-/// A mask has ten bits per axis: served gathers have at most ten taps along axes that need a mask, and need
-/// none under replicate padding.
+/// A mask has ten bits per axis: where taps are checked by masks, every axis that needs one has at most ten.
+/// Replicate padding clamps, and without padding any number of taps needs none.
 #[test]
-fn masks_of_a_served_gather_hold_all_taps() {
+fn masks_hold_all_taps_that_they_check() {
+    let mut by_coordinates = 0;
     for taps in 1..=70 {
         for axis in 0..3 {
             for padding_mode in [PaddingMode::Zeros, PaddingMode::Replicate] {
@@ -147,28 +149,31 @@ fn masks_of_a_served_gather_hold_all_taps() {
                     for pass in [Pass::Forward, Pass::InputGradient, Pass::WeightGradient] {
                         let launched = PassProblem::of(&problem, pass).launched;
                         let gathered = if pass == Pass::InputGradient { pass } else { Pass::Forward };
-                        let clamps =
-                            if pass == Pass::InputGradient { PaddingMode::Zeros } else { padding_mode };
-                        let masked = gathers(&launched, gathered)
-                            .iter()
-                            .flat_map(|gather| {
-                                (0..3).map(|axis| (gather[axis], mask_bit(&gather[axis], axis, clamps)))
-                            })
-                            .all(|(axis, bit)| bit == 0 || axis.taps <= MASK_BITS);
-                        assert!(
-                            masked || !serves(&launched, pass),
-                            "{taps} taps of axis {axis}, {problem:?}, {pass:?}"
-                        );
-                        // Without padding, or with replicate padding, any number of taps is served.
-                        let any =
-                            padding == 0 && pass != Pass::InputGradient || clamps == PaddingMode::Replicate;
-                        assert!(
-                            !any || serves(&launched, pass),
-                            "{taps} taps of axis {axis}, {problem:?}, {pass:?}"
-                        );
+                        let padding_mode = padding_of(&launched, pass);
+                        let what = format!("{taps} taps of axis {axis}, {problem:?}, {pass:?}");
+                        assert!(serves(&launched, pass), "{what}");
+                        let mut few = true;
+                        for gather in gathers(&launched, gathered) {
+                            let check = TapCheck::of(&gather, padding_mode);
+                            let bits = [0, 1, 2].map(|axis| mask_bit(&gather[axis], axis, check));
+                            let masked = (0..3).all(|axis| bits[axis] == 0 || gather[axis].taps <= MASK_BITS);
+                            assert!(masked, "{what}");
+                            assert!(check == TapCheck::Masks || bits == [0; 3], "{what}");
+                            assert_eq!(
+                                check == TapCheck::Clamp,
+                                padding_mode == PaddingMode::Replicate,
+                                "{what}"
+                            );
+                            few &= check != TapCheck::Coordinates;
+                            let any = padding == 0 && pass != Pass::InputGradient || taps <= MASK_BITS;
+                            assert!(!any || check != TapCheck::Coordinates, "{what}");
+                        }
+                        assert_eq!(has_few_taps(&launched, pass), few, "{what}");
+                        by_coordinates += usize::from(!few);
                     }
                 }
             }
         }
     }
+    assert!(by_coordinates > 100, "{by_coordinates}");
 }

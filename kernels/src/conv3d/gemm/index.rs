@@ -6,10 +6,12 @@
 //! forward, input gradient   OutputPosition   ChannelTap
 //! weight gradient           ChannelTap       OutputPosition
 //!
-//! a pair reads source[position.source + tap.source] where position.mask holds all of tap.bits
+//! a pair reads source[position.source + tap.source]   Masks: where position.mask holds all of tap.bits
+//!                                                     Coordinates: where these are inside the source
+//!                                                     Clamp: everywhere, at clamped coordinates
 //! ```
 
-use super::gather::MASK_BITS;
+use super::tap_check::{MASK_BITS, TapCheck};
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::PaddingMode;
 use cubecl::prelude::*;
@@ -331,19 +333,27 @@ impl GatherArgs {
         &self,
         position: &OutputPosition,
         tap: &ChannelTap,
-        #[comptime] padding: PaddingMode,
+        #[comptime] check: TapCheck,
     ) -> (usize, bool) {
         let mut at = position.source + tap.source;
         let mut inside = (position.mask & tap.bits) == tap.bits;
-        if comptime!(padding == PaddingMode::Replicate) {
+        if comptime!(check.needs_coordinates()) {
             let d = position.d + tap.d as i32;
             let h = position.h + tap.h as i32;
             let w = position.w + tap.w as i32;
             // [`RANGE_BIT`]: set in taps that do not exist, or in positions that do.
             inside = tap.bits < RANGE_BIT || position.mask >= RANGE_BIT;
-            at += clamp_offset(d, self.depth.extent, self.depth.source_stride);
-            at += clamp_offset(h, self.height.extent, self.height.source_stride);
-            at += clamp_offset(w, self.width.extent, self.width.source_stride);
+            if comptime!(check == TapCheck::Clamp) {
+                at += clamp_offset(d, self.depth.extent, self.depth.source_stride);
+                at += clamp_offset(h, self.height.extent, self.height.source_stride);
+                at += clamp_offset(w, self.width.extent, self.width.source_stride);
+            } else {
+                // Negative coordinates are larger than any extent as unsigned.
+                inside = inside
+                    && (d as u32) < self.depth.extent
+                    && (h as u32) < self.height.extent
+                    && (w as u32) < self.width.extent;
+            }
         }
         (at, inside)
     }

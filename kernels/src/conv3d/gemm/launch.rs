@@ -2,7 +2,7 @@
 //! gather, and the sum over split-K slices.
 
 use super::config::{RegisterTile, SUBGROUP, VECTOR};
-use super::family::GemmTile;
+use super::family::{GemmTile, prefetches};
 use super::fma::fma_kernel;
 use super::gather::{
     Gather, columns, gather_args, is_patches, launched_gathers, packed_gather_args, packed_shape, patches,
@@ -12,6 +12,7 @@ use super::mma::mma_kernel;
 use super::pack::{THREADS, pack_terms_kernel};
 use super::stage::GemmShapeLaunch;
 use super::stage_vector;
+use super::tap_check::{TapCheck, padding_of};
 use super::vectors::{source_vector_width, weight_vector_width};
 use crate::activation::Activation;
 use crate::conv3d::call::Conv3dCall;
@@ -39,7 +40,7 @@ pub(super) fn forward_or_input_gradient(
     let gathers: Vec<_> = gathers.iter().filter(|gather| positions(gather) > 0).collect();
     let slices = most_slices(problem, pass, tile, gathers.iter().copied(), limits);
     let epilogue = (bias, problem.activation_of(pass));
-    let gemm = GemmLaunch { call, tile, slices };
+    let gemm = GemmLaunch { call, tile, slices, prefetch: prefetches(problem, pass, tile, limits) };
     if slices == 1 {
         return gathers.iter().try_for_each(|gather| launch(&gemm, gather, [source, weight, out], epilogue));
     }
@@ -55,6 +56,8 @@ struct GemmLaunch<'a> {
     tile: GemmTile,
     /// Split-K slices.
     slices: usize,
+    /// Of the kernel with multiply-adds.
+    prefetch: bool,
 }
 
 /// Launches one gather of a pass, without splitting K: for depthwise plans, the phases that no tap reaches (K
@@ -65,7 +68,8 @@ pub(in crate::conv3d) fn launch_gather(
     operands: [&Operand; 3],
 ) -> Result<(), ConvError> {
     let tile = GemmTile::Fma(RegisterTile::M128N8);
-    launch(&GemmLaunch { call, tile, slices: 1 }, gather, operands, (None, Activation::None))
+    let gemm = GemmLaunch { call, tile, slices: 1, prefetch: call.limits.unroll };
+    launch(&gemm, gather, operands, (None, Activation::None))
 }
 
 /// M, N and K of one group's GEMM.
@@ -141,7 +145,7 @@ fn packed_weight(
 }
 
 fn launch(
-    &GemmLaunch { call, tile, slices }: &GemmLaunch,
+    &GemmLaunch { call, tile, slices, prefetch }: &GemmLaunch,
     gather: &Gather,
     [source, weight, out]: [&Operand; 3],
     (bias, activation): (Option<&Operand>, Activation),
@@ -161,7 +165,7 @@ fn launch(
     let largest = m.max(n).max(k + slice_k * slices).max(threadgroups).max(slice_stride * slices);
     let address = address_type("conv3d", &[source, weight, out], largest, limits)?;
     let flop = 2.0 * (tile_m * tile_n * slice_k) as f64;
-    let padding = problem.window.padding_mode;
+    let check = TapCheck::of(gather, padding_of(problem, pass));
     for dispatch in dispatches(threadgroups, flop, limits) {
         let args = match packed {
             Some(_) => packed_gather_args(problem, gather, [source, weight, out]),
@@ -196,9 +200,9 @@ fn launch(
                     args,
                     shape,
                     dispatch.span(),
-                    padding,
+                    check,
                     tile,
-                    limits.unroll,
+                    prefetch,
                     source.dtype.elem(),
                     out.dtype.elem(),
                 );
@@ -224,7 +228,7 @@ fn launch(
                         args,
                         shape,
                         dispatch.span(),
-                        padding,
+                        check,
                         tile,
                         stage.size(),
                         source.dtype.elem(),

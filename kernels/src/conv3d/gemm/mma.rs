@@ -26,9 +26,9 @@ use super::fragments::{epilogue, load_channels_via_table, multiply, store_rows};
 use super::index::{GatherArgs, OutputPosition};
 use super::stage::{GemmShape, zero_stage};
 use super::table::{IndexTable, fill_half, fill_other_half};
+use super::tap_check::TapCheck;
 use crate::conv3d::mma::accumulators;
 use crate::conv3d::pass::Pass;
-use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
@@ -43,7 +43,7 @@ pub(crate) fn mma_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, R: Size
     gather: GatherArgs,
     shape: GemmShape,
     span: Span,
-    #[comptime] padding: PaddingMode,
+    #[comptime] check: TapCheck,
     #[comptime] tile: MatrixTile,
     #[comptime] size: usize,
     #[define(E)] _dtype: ElemType,
@@ -73,8 +73,8 @@ pub(crate) fn mma_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, R: Size
     let (weight_rows, weight_row) = comptime!(tile.channel_stage(weight_k_major, width, size));
     let mut weight_stage = Shared::<[Vector<S, V>]>::new_slice(comptime!(weight_rows * weight_row));
     let mut scratch = Shared::<[f32]>::new_slice(comptime!(tile.subgroups() * tile.fragment * tile.fragment));
-    let entries = comptime!(table_entries(tile.tile_k, padding));
-    let mut table = IndexTable::new(entries, true, comptime!(padding == PaddingMode::Replicate));
+    let entries = comptime!(table_entries(tile.tile_k, check));
+    let mut table = IndexTable::new(entries, true, comptime!(check.needs_coordinates()));
     let thread = UNIT_POS as usize;
     // A thread loads the same positions in all stages.
     let count = comptime!(tile.positions_per_thread(width, source_width));
@@ -97,7 +97,7 @@ pub(crate) fn mma_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, R: Size
     let stage = comptime!(tile.tile_k as u32).runtime();
     let mut stage_k = first_k;
     let mut at = 0usize.runtime();
-    fill_half(&mut table, &gather, 0usize, stage_k, end_k, Pass::Forward, padding, entries, tile.threads());
+    fill_half(&mut table, &gather, 0usize, stage_k, end_k, Pass::Forward, check, entries, tile.threads());
     sync_cube();
     while stage_k < end_k + stage {
         // Before the loads: a divergent branch after them may stall on loads in flight.
@@ -108,11 +108,11 @@ pub(crate) fn mma_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, R: Size
             stage_k,
             end_k,
             Pass::Forward,
-            padding,
+            check,
             entries,
             tile.threads(),
         );
-        let sources = load_source(source, &gather, &positions, &table, at, padding, width, tile);
+        let sources = load_source(source, &gather, &positions, &table, at, check, width, tile);
         let weights =
             load_channels_via_table(weight, &table, at, weight_group, channels, Pass::Forward, width, tile);
         multiply(
@@ -141,7 +141,7 @@ fn load_source<E: Float, R: Size>(
     positions: &Sequence<OutputPosition>,
     table: &IndexTable,
     at: usize,
-    #[comptime] padding: PaddingMode,
+    #[comptime] check: TapCheck,
     #[comptime] width: usize,
     #[comptime] tile: MatrixTile,
 ) -> Sequence<Vector<E, R>> {
@@ -156,10 +156,10 @@ fn load_source<E: Float, R: Size>(
         let first = (UNIT_POS as usize / lanes + comptime!(load * (tile.threads() / lanes))) * k_count;
         #[unroll]
         for i in 0..k_count {
-            let tap = table.get(at + first + i, comptime!(padding == PaddingMode::Replicate));
+            let tap = table.get(at + first + i, comptime!(check.needs_coordinates()));
             #[unroll]
             for j in 0..count {
-                let (offset, in_bounds) = gather.load_offset(positions.index(j), &tap, padding);
+                let (offset, in_bounds) = gather.load_offset(positions.index(j), &tap, check);
                 let mut value = Vector::<E, R>::new(E::from_int(0));
                 if in_bounds {
                     value = source[offset / source_width];

@@ -27,10 +27,10 @@ use super::fragments::{epilogue, load_channels_via_table, multiply, store_rows};
 use super::index::GatherArgs;
 use super::stage::{GemmShape, zero_stage};
 use super::table::{IndexTable, fill_half, fill_other_half};
+use super::tap_check::TapCheck;
 use super::weight::fill_taps;
 use crate::conv3d::mma::accumulators;
 use crate::conv3d::pass::Pass;
-use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
@@ -43,7 +43,7 @@ pub(crate) fn mma_weight_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, 
     gather: GatherArgs,
     shape: GemmShape,
     span: Span,
-    #[comptime] padding: PaddingMode,
+    #[comptime] check: TapCheck,
     #[comptime] tile: MatrixTile,
     #[comptime] size: usize,
     #[define(E)] _dtype: ElemType,
@@ -70,12 +70,12 @@ pub(crate) fn mma_weight_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, 
     let mut source_stage = Shared::<[Vector<S, V>]>::new_slice(comptime!(source_rows * source_row));
     let mut dy_stage = Shared::<[Vector<S, V>]>::new_slice(comptime!(dy_rows * dy_row));
     let mut scratch = Shared::<[f32]>::new_slice(comptime!(tile.subgroups() * tile.fragment * tile.fragment));
-    let replicate = comptime!(padding == PaddingMode::Replicate);
-    let entries = comptime!(table_entries(tile.tile_k, padding));
-    let mut positions = IndexTable::new(entries, true, replicate);
+    let steps = comptime!(check.needs_coordinates());
+    let entries = comptime!(table_entries(tile.tile_k, check));
+    let mut positions = IndexTable::new(entries, true, steps);
     // In shared memory, not in registers: register pressure limits occupancy.
-    let mut taps = IndexTable::new(tile.tile_m, false, replicate);
-    fill_taps(&mut taps, &gather, &work, &shape, replicate, tile.tile_m, tile.threads());
+    let mut taps = IndexTable::new(tile.tile_m, false, steps);
+    fill_taps(&mut taps, &gather, &work, &shape, steps, tile.tile_m, tile.threads());
 
     let sums = accumulators(comptime!(tile.subgroup_m * tile.subgroup_n), tile.fragment);
     let first_o = group * shape.n + work.first_n;
@@ -94,7 +94,7 @@ pub(crate) fn mma_weight_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, 
         stage_k,
         end_k,
         Pass::WeightGradient,
-        padding,
+        check,
         entries,
         tile.threads(),
     );
@@ -108,11 +108,11 @@ pub(crate) fn mma_weight_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, 
             stage_k,
             end_k,
             Pass::WeightGradient,
-            padding,
+            check,
             entries,
             tile.threads(),
         );
-        let sources = load_source(source, &gather, &taps, &positions, at, padding, width, tile);
+        let sources = load_source(source, &gather, &taps, &positions, at, check, width, tile);
         let gradients = load_channels_via_table(
             dy,
             &positions,
@@ -144,7 +144,7 @@ fn load_source<E: Float, R: Size>(
     taps: &IndexTable,
     positions: &IndexTable,
     at: usize,
-    #[comptime] padding: PaddingMode,
+    #[comptime] check: TapCheck,
     #[comptime] width: usize,
     #[comptime] tile: MatrixTile,
 ) -> Sequence<Vector<E, R>> {
@@ -152,7 +152,7 @@ fn load_source<E: Float, R: Size>(
     let source_width = R::value();
     let k_vectors = comptime!(tile.tile_k / source_width);
     let entry = at + UNIT_POS as usize % k_vectors * source_width;
-    let position = positions.position(entry, comptime!(padding == PaddingMode::Replicate));
+    let position = positions.position(entry, comptime!(check.needs_coordinates()));
     // Consecutive channel taps of a thread: a vector of an M-major stage, else one.
     let tap_count = comptime!(if source_width == 1 { width } else { 1 });
     #[unroll]
@@ -161,8 +161,8 @@ fn load_source<E: Float, R: Size>(
             (UNIT_POS as usize / k_vectors + comptime!(load * (tile.threads() / k_vectors))) * tap_count;
         #[unroll]
         for i in 0..tap_count {
-            let tap = taps.get(first + i, comptime!(padding == PaddingMode::Replicate));
-            let (offset, in_bounds) = gather.load_offset(&position, &tap, padding);
+            let tap = taps.get(first + i, comptime!(check.needs_coordinates()));
+            let (offset, in_bounds) = gather.load_offset(&position, &tap, check);
             let mut value = Vector::<E, R>::new(E::from_int(0));
             if in_bounds {
                 value = source[offset / source_width];

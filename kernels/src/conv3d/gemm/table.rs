@@ -15,8 +15,8 @@
 //! Bytes: `table_bytes` in [`super::config`].
 
 use super::index::{ChannelTap, GatherArgs, OutputPosition, RANGE_BIT};
+use super::tap_check::TapCheck;
 use crate::conv3d::pass::Pass;
-use crate::conv3d::problem::PaddingMode;
 use cubecl::prelude::*;
 
 /// Channel taps or output positions in shared memory, as a struct of arrays.
@@ -26,7 +26,7 @@ pub(crate) struct IndexTable {
     /// One element where the table keeps no weight offsets.
     pub(crate) weight: Shared<[usize]>,
     pub(crate) bits: Shared<[u32]>,
-    /// Coordinates along D, H, W; one element where padding is zero.
+    /// Coordinates along D, H, W; one element where masks check the taps.
     steps: Shared<[u32]>,
 }
 
@@ -128,11 +128,11 @@ pub(super) fn fill_half(
     first: u32,
     end_k: u32,
     #[comptime] pass: Pass,
-    #[comptime] padding: PaddingMode,
+    #[comptime] check: TapCheck,
     #[comptime] entries: usize,
     #[comptime] threads: usize,
 ) {
-    let steps = comptime!(padding == PaddingMode::Replicate);
+    let steps = comptime!(check.needs_coordinates());
     // Unrolled: drivers wait for loads in flight at the end of a loop.
     #[unroll]
     for iteration in 0..comptime!((entries / 2).div_ceil(threads)) {
@@ -158,13 +158,13 @@ pub(super) fn fill_other_half(
     stage_k: u32,
     end_k: u32,
     #[comptime] pass: Pass,
-    #[comptime] padding: PaddingMode,
+    #[comptime] check: TapCheck,
     #[comptime] entries: usize,
     #[comptime] threads: usize,
 ) {
     let in_half = at % comptime!(entries / 2);
     if in_half == 0usize {
         let (to, first) = ((at + comptime!(entries / 2)) % entries, stage_k + comptime!(entries as u32 / 2));
-        fill_half(table, gather, to, first, end_k, pass, padding, entries, threads);
+        fill_half(table, gather, to, first, end_k, pass, check, entries, threads);
     }
 }

@@ -18,10 +18,11 @@
 //! Positions are adjacent in both operands, so lanes load along K. Positions and channel taps are divided out
 //! once per threadgroup ([`super::table`]). `reduce.rs` adds the slices in order; one slice is the result
 //! itself. Tile, bytes, FLOP and shared memory: [`super::config`]; partial results are written and read once,
-//! 8 bytes each. Declined: M or K of 2^31 - 1 and above, more than ten taps along a zero-padded axis.
+//! 8 bytes each. Declined: M or K of 2^31 - 1 and above.
 
 use super::config::{RegisterTile, SUBGROUP, VECTOR, table_entries};
 use super::contiguous_weight::contiguous_weight_kernel;
+use super::family::prefetches;
 use super::gather::{gather_args, gathers};
 use super::index::{GatherArgs, OutputPosition};
 use super::mma_weight::mma_weight_kernel;
@@ -30,12 +31,13 @@ use super::stage::{
     store_vector_along_k, vector_along_k, zero_stage,
 };
 use super::table::{IndexTable, fill_half, fill_other_half};
+use super::tap_check::TapCheck;
 use super::vectors::dy_vector_width;
 use super::{GemmTile, source_vector_width, stage_vector};
 use crate::activation::Activation;
 use crate::conv3d::call::Conv3dCall;
 use crate::conv3d::pass::Pass;
-use crate::conv3d::problem::{Conv3dProblem, PaddingMode};
+use crate::conv3d::problem::Conv3dProblem;
 use crate::conv3d::reduce;
 use crate::conv3d::split::ReductionSplit;
 use crate::conv3d::window::is_pointwise_in_frame;
@@ -75,7 +77,7 @@ pub(super) fn weight_gradient(
     let [tile_m, tile_n, _] = tile.shape();
     let (tiles_m, tiles_n) = (m.div_ceil(tile_m), n.div_ceil(tile_n));
     let [gather] = &gathers(problem, Pass::Forward)[..] else { unreachable!("a forward pass is one gather") };
-    let padding = problem.window.padding_mode;
+    let check = TapCheck::of(gather, problem.window.padding_mode);
     // Adjacent positions per load of dy and of x; where both are whole vectors, `contiguous_weight_kernel`.
     let (dy_width, source_width, contiguous) = match tile {
         GemmTile::Fma(_) => (1, 1, false),
@@ -83,7 +85,7 @@ pub(super) fn weight_gradient(
             let (stage, width) = stage_vector(tile.fragment, problem.dtype, limits);
             let (dy_width, source_width) =
                 (dy_vector_width(dy, width), source_vector_width(gather, x, width));
-            let contiguous = [dy_width, source_width] == [width; 2] && padding == PaddingMode::Zeros;
+            let contiguous = [dy_width, source_width] == [width; 2] && check == TapCheck::Masks;
             let source_width =
                 if contiguous || tile.fits_contiguous_weight(stage.size()) { source_width } else { 1 };
             (dy_width, source_width, contiguous)
@@ -122,9 +124,9 @@ pub(super) fn weight_gradient(
                     gather,
                     shape,
                     dispatch.span(),
-                    padding,
+                    check,
                     tile,
-                    limits.unroll,
+                    prefetches(problem, Pass::WeightGradient, GemmTile::Fma(tile), limits),
                     x.dtype.elem(),
                     partials.dtype.elem(),
                 );
@@ -177,7 +179,7 @@ pub(super) fn weight_gradient(
                         gather,
                         shape,
                         dispatch.span(),
-                        padding,
+                        check,
                         tile,
                         stage.size(),
                         elem,
@@ -199,7 +201,7 @@ pub(crate) fn weight_kernel<E: Float, O: Float>(
     gather: GatherArgs,
     shape: GemmShape,
     span: Span,
-    #[comptime] padding: PaddingMode,
+    #[comptime] check: TapCheck,
     #[comptime] tile: RegisterTile,
     #[comptime] prefetch: bool,
     #[define(E)] _dtype: ElemType,
@@ -219,11 +221,11 @@ pub(crate) fn weight_kernel<E: Float, O: Float>(
 
     let mut source_stage = Shared::<[F32x4]>::new_slice(comptime!(tile.stage_vectors(tile.tile_m)));
     let mut dy_stage = Shared::<[F32x4]>::new_slice(comptime!(tile.stage_vectors(tile.tile_n)));
-    let replicate = comptime!(padding == PaddingMode::Replicate);
-    let mut taps = IndexTable::new(tile.tile_m, false, replicate);
-    let entries = comptime!(table_entries(tile.tile_k, padding));
-    let mut positions = IndexTable::new(entries, true, replicate);
-    fill_taps(&mut taps, &gather, &work, &shape, replicate, tile.tile_m, tile.threads());
+    let steps = comptime!(check.needs_coordinates());
+    let mut taps = IndexTable::new(tile.tile_m, false, steps);
+    let entries = comptime!(table_entries(tile.tile_k, check));
+    let mut positions = IndexTable::new(entries, true, steps);
+    fill_taps(&mut taps, &gather, &work, &shape, steps, tile.tile_m, tile.threads());
 
     let mut sums = Array::<f32>::new(comptime!(tile.rows * tile.columns));
     #[unroll]
@@ -249,7 +251,7 @@ pub(crate) fn weight_kernel<E: Float, O: Float>(
         stage_k,
         end_k,
         Pass::WeightGradient,
-        padding,
+        check,
         entries,
         tile.threads(),
     );
@@ -263,18 +265,18 @@ pub(crate) fn weight_kernel<E: Float, O: Float>(
             stage_k,
             end_k,
             Pass::WeightGradient,
-            padding,
+            check,
             entries,
             tile.threads(),
         );
         let entry = at + UNIT_POS as usize % tile.tile_k;
-        let position = positions.position(entry, replicate);
+        let position = positions.position(entry, steps);
         let exists = positions.exists(entry, Pass::WeightGradient);
         if prefetch {
             let mut sources = Sequence::<E>::new();
             #[unroll]
             for load in 0..comptime!(tile.loads(tile.tile_m)) {
-                push_source(&mut sources, source, &gather, &taps, &position, load, padding, tile);
+                push_source(&mut sources, source, &gather, &taps, &position, load, check, tile);
             }
             let mut gradients = Sequence::<E>::new();
             #[unroll]
@@ -288,7 +290,7 @@ pub(crate) fn weight_kernel<E: Float, O: Float>(
         } else {
             for load in 0..tile.loads(tile.tile_m) {
                 let mut next = Sequence::<E>::new();
-                push_source(&mut next, source, &gather, &taps, &position, load, padding, tile);
+                push_source(&mut next, source, &gather, &taps, &position, load, check, tile);
                 store_vector_along_k(&next, 0usize, load, &mut source_stage, tile.tile_m, tile);
             }
             for load in 0..tile.loads(tile.tile_n) {
@@ -350,14 +352,14 @@ fn push_source<E: Float>(
     taps: &IndexTable,
     position: &OutputPosition,
     load: usize,
-    #[comptime] padding: PaddingMode,
+    #[comptime] check: TapCheck,
     #[comptime] tile: RegisterTile,
 ) {
     let vector = vector_along_k(load, tile);
     #[unroll]
     for i in 0..VECTOR {
-        let tap = taps.get(vector * VECTOR + i, comptime!(padding == PaddingMode::Replicate));
-        let (offset, in_bounds) = gather.load_offset(position, &tap, padding);
+        let tap = taps.get(vector * VECTOR + i, comptime!(check.needs_coordinates()));
+        let (offset, in_bounds) = gather.load_offset(position, &tap, check);
         let mut value = E::from_int(0);
         if in_bounds {
             value = source[offset];

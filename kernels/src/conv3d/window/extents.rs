@@ -5,8 +5,9 @@ use super::config::{CHANNELS, WindowTile};
 use super::phases::{AxisPhasesLaunch, PhasesLaunch};
 use super::tiling::WindowTilingLaunch;
 use crate::activation::Activation;
-use crate::conv3d::gemm::gather::{AxisGather, Gather, MASK_BITS, divisor, gathers, inverse_step};
-use crate::conv3d::gemm::stage_type;
+use crate::conv3d::gemm::gather::{AxisGather, Gather, divisor, gathers, inverse_step};
+use crate::conv3d::gemm::tap_check::MASK_BITS;
+use crate::conv3d::gemm::{self, stage_type};
 use crate::conv3d::loops::nest;
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::{Conv3dProblem, PaddingMode};
@@ -238,12 +239,12 @@ pub(super) fn k_slices(
     candidates.min_by(|a, b| cost(*a).total_cmp(&cost(*b))).unwrap_or(1)
 }
 
-/// Whether the tile serves a pass: one that the gathered implicit GEMM serves, without a stride within the
-/// frame, whose windows fit shared memory and whose packed weights fit the workspace.
+/// Whether the tile serves a pass: one that the gathered implicit GEMM serves by masks, without a stride
+/// within the frame, whose windows fit shared memory and whose packed weights fit the workspace.
 pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass, tile: &WindowTile, limits: &Limits) -> bool {
     let fits = WindowExtents::of(problem, pass, tile)
         .is_some_and(|extents| extents.packed_bytes(problem, limits) <= limits.workspace_bytes);
-    fits && crate::conv3d::gemm::serves(problem, pass)
+    fits && gemm::serves(problem, pass) && gemm::has_few_taps(problem, pass)
 }
 
 /// The tiles of a pass for [`crate::conv3d::Plan::tiles`].

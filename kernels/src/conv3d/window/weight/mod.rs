@@ -8,7 +8,7 @@ use super::extents::halo;
 use crate::conv3d::call::Conv3dCall;
 use crate::conv3d::gemm::config::SUBGROUP;
 use crate::conv3d::gemm::gather::{Gather, gather_args, gathers};
-use crate::conv3d::gemm::{fragment, stage_vector};
+use crate::conv3d::gemm::{self, fragment, stage_vector};
 use crate::conv3d::loops::nest;
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::Conv3dProblem;
@@ -154,7 +154,8 @@ fn weight_walks(problem: &Conv3dProblem) -> Option<Gather> {
 /// the ring.
 fn serves(problem: &Conv3dProblem, pass: Pass, tile: &WindowWeightTile) -> bool {
     pass == Pass::WeightGradient
-        && crate::conv3d::gemm::serves(problem, pass)
+        && gemm::serves(problem, pass)
+        && gemm::has_few_taps(problem, pass)
         && weight_walks(problem).is_some_and(|walks| WeightSegments::of(problem, &walks, tile).is_some())
 }
 
