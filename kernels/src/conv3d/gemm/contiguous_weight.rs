@@ -62,7 +62,7 @@ pub(super) fn contiguous_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
     for load in 0..comptime!(tile.loads(tile.tile_m, width)) {
         let in_tile = first_row + comptime!((load * (tile.threads() / k_vectors)) as u32);
         let m = min(work.first_m + in_tile, shape.m - 1u32);
-        taps.push(gather.channel_tap(m, true.runtime(), Pass::Forward));
+        taps.push(gather.channel_tap(m, true.runtime(), Pass::Forward, TapCheck::Masks));
     }
     let first_o = work.group * shape.n + work.first_n;
     let last_o = work.group * shape.n + shape.n - 1u32;
@@ -74,7 +74,7 @@ pub(super) fn contiguous_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
     while stage_k < work.end_k + stage {
         let k = stage_k + in_stage;
         let exists = k < work.end_k;
-        let position = gather.position(min(k, shape.k - 1u32));
+        let position = gather.position(min(k, shape.k - 1u32), TapCheck::Masks);
         let sources = load_source(source, &gather, &taps, &position, first_channel, exists, tile);
         let gradients = load_channels(dy, position.out, exists, (first_o, last_o, o_stride), width, tile);
         multiply(&source_stage, &dy_stage, &sums, (true, true), size, tile);

@@ -84,7 +84,7 @@ pub(crate) fn fma_kernel<E: Float, O: Float, R: Size>(
     for i in 0..comptime!(VECTOR / source_width) {
         let in_tile = UNIT_POS % comptime!((tile.tile_m / VECTOR) as u32) * VECTOR as u32 + i as u32;
         // Clamped: results past M are not stored.
-        let mut position = gather.position(min(first_m + in_tile, shape.m - source_width as u32));
+        let mut position = gather.position(min(first_m + in_tile, shape.m - source_width as u32), check);
         position.source += source_channel;
         positions.push(position);
     }

@@ -73,10 +73,10 @@ pub(super) const RANGE_BIT: u32 = 1 << 31;
 /// An output position: where its first tap reads and where its result goes.
 #[derive(CubeType, Clone, Copy)]
 pub(crate) struct OutputPosition {
-    /// Source offset of tap 0 of channel 0; wraps where tap 0 is in the padding.
+    /// Source offset of tap 0 of channel 0, which wraps in the padding; of the image alone under `Clamp`.
     pub(crate) source: usize,
     pub(crate) out: usize,
-    /// One bit for each depth, height and width tap that reads inside the source.
+    /// One bit for each depth, height and width tap that reads inside the source; 0 without masks.
     pub(crate) mask: u32,
     /// Source coordinates of tap 0, negative in the padding.
     pub(crate) d: i32,
@@ -87,6 +87,7 @@ pub(crate) struct OutputPosition {
 /// A (channel, tap) pair: what it adds to an output position's source offset and coordinates.
 #[derive(CubeType, Clone, Copy)]
 pub(crate) struct ChannelTap {
+    /// Of the channel alone under `Clamp`.
     pub(crate) source: usize,
     pub(crate) weight: usize,
     /// Bits that a position's mask must hold for the tap to read inside the source.
@@ -222,25 +223,41 @@ impl GatherArgs {
     }
 
     /// The output position at a linear index, width fastest.
-    pub(crate) fn position(&self, index: u32) -> OutputPosition {
+    pub(crate) fn position(&self, index: u32, #[comptime] check: TapCheck) -> OutputPosition {
         let (rest, w) = self.width.positions.div_mod(index);
         let (rest, h) = self.height.positions.div_mod(rest);
         let (n, d) = self.depth.positions.div_mod(rest);
         OutputPosition {
-            source: n as usize * self.source_batch_stride
-                + self.depth.source_offset(d)
-                + self.height.source_offset(h)
-                + self.width.source_offset(w),
+            source: self.position_source(n, d, h, w, check),
             out: n as usize * self.out_batch_stride
                 + self.depth.out_offset(d)
                 + self.height.out_offset(h)
                 + self.width.out_offset(w),
-            mask: self.depth.mask(self.depth.coordinate(d))
-                | self.height.mask(self.height.coordinate(h))
-                | self.width.mask(self.width.coordinate(w)),
+            mask: self.position_mask(d, h, w, check),
             d: self.depth.coordinate(d),
             h: self.height.coordinate(h),
             w: self.width.coordinate(w),
+        }
+    }
+
+    fn position_source(&self, n: u32, d: u32, h: u32, w: u32, #[comptime] check: TapCheck) -> usize {
+        if comptime!(check == TapCheck::Clamp) {
+            n as usize * self.source_batch_stride
+        } else {
+            n as usize * self.source_batch_stride
+                + self.depth.source_offset(d)
+                + self.height.source_offset(h)
+                + self.width.source_offset(w)
+        }
+    }
+
+    fn position_mask(&self, d: u32, h: u32, w: u32, #[comptime] check: TapCheck) -> u32 {
+        if comptime!(check == TapCheck::Masks) {
+            self.depth.mask(self.depth.coordinate(d))
+                | self.height.mask(self.height.coordinate(h))
+                | self.width.mask(self.width.coordinate(w))
+        } else {
+            0u32.runtime()
         }
     }
 
@@ -257,7 +274,13 @@ impl GatherArgs {
 
     /// The (channel, tap) pair at a linear index: channels slowest, taps in the weight's order. One that does
     /// not exist is out of bounds at every position.
-    pub(crate) fn channel_tap(&self, index: u32, exists: bool, #[comptime] pass: Pass) -> ChannelTap {
+    pub(crate) fn channel_tap(
+        &self,
+        index: u32,
+        exists: bool,
+        #[comptime] pass: Pass,
+        #[comptime] check: TapCheck,
+    ) -> ChannelTap {
         let (c, rest) = self.taps.div_mod(index);
         let (rest, w) = self.width.taps.div_mod(rest);
         let (d, h) = self.height.taps.div_mod(rest);
@@ -265,27 +288,43 @@ impl GatherArgs {
         let step_h = h * self.height.step;
         let step_w = w * self.width.step;
         ChannelTap {
-            source: c as usize * self.source_channel_stride
-                + step_d as usize * self.depth.source_stride
-                + step_h as usize * self.height.source_stride
-                + step_w as usize * self.width.source_stride,
+            source: self.tap_source(c, step_d, step_h, step_w, check),
             weight: c as usize * self.weight_channel_stride
                 + self.depth.weight_offset(d, pass)
                 + self.height.weight_offset(h, pass)
                 + self.width.weight_offset(w, pass),
-            bits: select(exists, 0u32, RANGE_BIT)
-                | (self.depth.bit << d)
-                | (self.height.bit << h)
-                | (self.width.bit << w),
+            bits: self.tap_bits(d, h, w, exists, check),
             d: step_d,
             h: step_h,
             w: step_w,
         }
     }
 
+    fn tap_source(&self, c: u32, d: u32, h: u32, w: u32, #[comptime] check: TapCheck) -> usize {
+        if comptime!(check == TapCheck::Clamp) {
+            c as usize * self.source_channel_stride
+        } else {
+            c as usize * self.source_channel_stride
+                + d as usize * self.depth.source_stride
+                + h as usize * self.height.source_stride
+                + w as usize * self.width.source_stride
+        }
+    }
+
+    fn tap_bits(&self, d: u32, h: u32, w: u32, exists: bool, #[comptime] check: TapCheck) -> u32 {
+        if comptime!(check == TapCheck::Masks) {
+            select(exists, 0u32, RANGE_BIT)
+                | (self.depth.bit << d)
+                | (self.height.bit << h)
+                | (self.width.bit << w)
+        } else {
+            select(exists, 0u32, RANGE_BIT)
+        }
+    }
+
     /// The weight gradient's M index: a (channel, tap) pair that is valid only at positions that exist.
-    pub(crate) fn weight_gradient_tap(&self, index: u32) -> ChannelTap {
-        let mut tap = self.channel_tap(index, true.runtime(), Pass::Forward);
+    pub(crate) fn weight_gradient_tap(&self, index: u32, #[comptime] check: TapCheck) -> ChannelTap {
+        let mut tap = self.channel_tap(index, true.runtime(), Pass::Forward, check);
         tap.bits |= RANGE_BIT;
         tap
     }
@@ -344,9 +383,10 @@ impl GatherArgs {
             // [`RANGE_BIT`]: set in taps that do not exist, or in positions that do.
             inside = tap.bits < RANGE_BIT || position.mask >= RANGE_BIT;
             if comptime!(check == TapCheck::Clamp) {
-                at += clamp_offset(d, self.depth.extent, self.depth.source_stride);
-                at += clamp_offset(h, self.height.extent, self.height.source_stride);
-                at += clamp_offset(w, self.width.extent, self.width.source_stride);
+                let (d, _) = self.depth.load_offset(d, PaddingMode::Replicate);
+                let (h, _) = self.height.load_offset(h, PaddingMode::Replicate);
+                let (w, _) = self.width.load_offset(w, PaddingMode::Replicate);
+                at += d + h + w;
             } else {
                 // Negative coordinates are larger than any extent as unsigned.
                 inside = inside
@@ -357,13 +397,4 @@ impl GatherArgs {
         }
         (at, inside)
     }
-}
-
-/// The wrapping offset that clamps coordinate `p` to `0..extent`.
-#[cube]
-fn clamp_offset(p: i32, extent: u32, stride: usize) -> usize {
-    let last = extent as i32 - 1i32;
-    let below = max(0i32 - p, 0i32) as u32;
-    let above = max(p - last, 0i32) as u32;
-    below as usize * stride - above as usize * stride
 }

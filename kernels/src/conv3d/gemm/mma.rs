@@ -83,7 +83,8 @@ pub(crate) fn mma_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, R: Size
     #[unroll]
     for i in 0..count {
         let in_tile = thread % lanes * source_width + comptime!(i * lanes);
-        let mut position = gather.position(min(first_m + in_tile as u32, shape.m - source_width as u32));
+        let mut position =
+            gather.position(min(first_m + in_tile as u32, shape.m - source_width as u32), check);
         position.source += gather.source_channel(group * shape.source_channels);
         positions.push(position);
     }

@@ -75,7 +75,7 @@ pub(crate) fn mma_weight_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, 
     let mut positions = IndexTable::new(entries, true, steps);
     // In shared memory, not in registers: register pressure limits occupancy.
     let mut taps = IndexTable::new(tile.tile_m, false, steps);
-    fill_taps(&mut taps, &gather, &work, &shape, steps, tile.tile_m, tile.threads());
+    fill_taps(&mut taps, &gather, &work, &shape, check, tile.tile_m, tile.threads());
 
     let sums = accumulators(comptime!(tile.subgroup_m * tile.subgroup_n), tile.fragment);
     let first_o = group * shape.n + work.first_n;

@@ -4,6 +4,7 @@
 //! gather's weights are read and written once.
 
 use super::index::GatherArgs;
+use super::tap_check::TapCheck;
 use crate::conv3d::pass::Pass;
 use crate::launch::Span;
 use cubecl::ir::ElemType;
@@ -27,7 +28,7 @@ pub(super) fn pack_terms_kernel<E: Float>(
     if span.is_idle() || index >= elements {
         terminate!();
     }
-    let tap = gather.channel_tap((index % k) as u32, true.runtime(), Pass::InputGradient);
+    let tap = gather.channel_tap((index % k) as u32, true.runtime(), Pass::InputGradient, TapCheck::Masks);
     let row = index / k;
     let at = gather.weight_group((row / columns) as u32) + gather.weight_column((row % columns) as u32);
     out[index] = weight[at + tap.weight];

@@ -140,9 +140,9 @@ pub(super) fn fill_half(
         if comptime!((entries / 2).is_multiple_of(threads)) || at < comptime!(entries / 2) {
             let k = first + at as u32;
             if comptime!(pass == Pass::WeightGradient) {
-                table.set_position(to + at, &gather.position(min(k, end_k - 1u32)), k < end_k, steps);
+                table.set_position(to + at, &gather.position(min(k, end_k - 1u32), check), k < end_k, steps);
             } else {
-                table.set(to + at, &gather.channel_tap(k, k < end_k, pass), true, steps);
+                table.set(to + at, &gather.channel_tap(k, k < end_k, pass, check), true, steps);
             }
         }
     }

@@ -225,7 +225,7 @@ pub(crate) fn weight_kernel<E: Float, O: Float>(
     let mut taps = IndexTable::new(tile.tile_m, false, steps);
     let entries = comptime!(table_entries(tile.tile_k, check));
     let mut positions = IndexTable::new(entries, true, steps);
-    fill_taps(&mut taps, &gather, &work, &shape, steps, tile.tile_m, tile.threads());
+    fill_taps(&mut taps, &gather, &work, &shape, check, tile.tile_m, tile.threads());
 
     let mut sums = Array::<f32>::new(comptime!(tile.rows * tile.columns));
     #[unroll]
@@ -329,16 +329,16 @@ pub(super) fn fill_taps(
     gather: &GatherArgs,
     work: &WorkTile,
     shape: &GemmShape,
-    #[comptime] steps: bool,
+    #[comptime] check: TapCheck,
     #[comptime] tile_m: usize,
     #[comptime] threads: usize,
 ) {
     let first_channel = gather.source_channel(work.group * shape.source_channels);
     let mut in_tile = UNIT_POS as usize;
     while in_tile < tile_m {
-        let mut tap = gather.weight_gradient_tap(min(work.first_m + in_tile as u32, shape.m - 1u32));
+        let mut tap = gather.weight_gradient_tap(min(work.first_m + in_tile as u32, shape.m - 1u32), check);
         tap.source += first_channel;
-        taps.set(in_tile, &tap, false, steps);
+        taps.set(in_tile, &tap, false, comptime!(check.needs_coordinates()));
         in_tile += threads;
     }
 }

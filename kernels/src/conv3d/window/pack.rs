@@ -15,6 +15,7 @@
 
 use super::config::CHANNELS;
 use crate::conv3d::gemm::index::GatherArgs;
+use crate::conv3d::gemm::tap_check::TapCheck;
 use crate::conv3d::pass::Pass;
 use crate::launch::Span;
 use cubecl::ir::ElemType;
@@ -146,7 +147,7 @@ fn source_offset(
         // Rows are whole vectors: a vector that begins in a row ends in it.
         at += walk.weight_channel(channel) + tap as usize;
     } else {
-        at += walk.channel_tap(channel * tiling.all_taps + tap, true.runtime(), pass).weight;
+        at += walk.channel_tap(channel * tiling.all_taps + tap, true.runtime(), pass, TapCheck::Masks).weight;
     }
     (at, exists)
 }
