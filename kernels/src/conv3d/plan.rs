@@ -179,9 +179,6 @@ pub fn predicted_seconds(problem: &Conv3dProblem, pass: Pass, plan: &Plan, limit
     choose::model::seconds(plan, plan.launched(&PassProblem::of(problem, pass)), pass, limits)
 }
 
-/// Every plan that serves the pass and that some choice or its fallback may take on the device: the tests run and
-/// the benchmarks time all of them. Only wide tiles of multiply-adds are served beyond these, where matrix units
-/// serve the same product (`choose/gemm.rs`).
 /// Every plan that serves the pass and that some choice or its fallback may take on the device: the tests run
 /// and the benchmarks time all of them. Only wide tiles of multiply-adds are served beyond these, where
 /// matrix units serve the same product (`choose/gemm.rs`).
