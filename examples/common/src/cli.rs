@@ -1,9 +1,26 @@
-//! Bounds of command-line numbers, and how a time is told.
+//! Options that examples share, bounds of command-line numbers, and how a time is told.
 
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::Args;
 use clap::builder::TypedValueParser;
+
+use crate::device::DeviceChoice;
+
+/// Options of every example that trains.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct RunOptions {
+    /// What to run on
+    #[arg(long, value_enum, default_value_t = DeviceChoice::Auto, help_heading = "Run")]
+    pub device: DeviceChoice,
+    /// Replace the run in the artifacts folder
+    #[arg(long, help_heading = "Run")]
+    pub overwrite: bool,
+    /// Plain text in place of the terminal interface
+    #[arg(long, help_heading = "Run")]
+    pub plain: bool,
+}
 
 /// A number within bounds, refused by clap with the option's name otherwise.
 pub fn count(least: u64, most: u64) -> impl TypedValueParser<Value = usize> {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use image::imageops::{self, FilterType};
-use image::{ImageReader, RgbImage};
+use image::{DynamicImage, ImageReader, RgbImage};
 
 /// The visible entries of a folder in byte order of their names.
 ///
@@ -37,9 +37,18 @@ pub fn has_extension(path: &Path, wanted: &str) -> bool {
 /// # Errors
 /// When there are none, or the folder cannot be listed.
 pub fn frame_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let files = numbered_png_files(folder)?;
+    ensure!(!files.is_empty(), "clip {} holds no PNG frames", folder.display());
+    Ok(files)
+}
+
+/// The PNG files of a folder in the order of their numbers.
+///
+/// # Errors
+/// When the folder cannot be listed.
+pub fn numbered_png_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut files: Vec<PathBuf> =
         entries(folder)?.into_iter().filter(|path| has_extension(path, "png")).collect();
-    ensure!(!files.is_empty(), "clip {} holds no PNG frames", folder.display());
     files.sort_by_key(|path| number_key(&file_name(path)));
     Ok(files)
 }
@@ -59,19 +68,26 @@ fn number_key(name: &str) -> Vec<(String, u64)> {
     key
 }
 
-/// Decodes a file; the error calls it `what`.
+/// Decodes a file to red, green and blue; the error calls it `what`.
 ///
 /// # Errors
 /// When it cannot be read or decoded.
 pub fn read_png(what: &str, path: &Path) -> Result<RgbImage> {
+    Ok(read_picture(what, path)?.to_rgb8())
+}
+
+/// Decodes a file as it is; the error calls it `what`.
+///
+/// # Errors
+/// When it cannot be read or decoded.
+pub fn read_picture(what: &str, path: &Path) -> Result<DynamicImage> {
     // The name decides nothing: a JPEG called .png would be guessed, then refused as a format that is not
     // built in.
-    let image = ImageReader::open(path)
+    ImageReader::open(path)
         .and_then(|reader| reader.with_guessed_format())
         .map_err(anyhow::Error::from)
         .and_then(|reader| Ok(reader.decode()?))
-        .with_context(|| format!("{what} {} cannot be decoded", path.display()))?;
-    Ok(image.to_rgb8())
+        .with_context(|| format!("{what} {} cannot be decoded", path.display()))
 }
 
 /// The image as a square of `size` pixels, resized without regard to its aspect where it has another size.

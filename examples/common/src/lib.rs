@@ -1,5 +1,5 @@
-//! What the examples share: choice of the device, batches, progress, pictures, moving shapes, plots and the
-//! folder of a run.
+//! What the examples share: options, choice of the device, batches, training, progress, pictures, moving
+//! shapes, plots and the folder of a run.
 
 pub mod cli;
 pub mod device;
@@ -9,3 +9,5 @@ pub mod plot;
 pub mod progress;
 pub mod run_folder;
 pub mod shapes;
+pub mod sheet;
+pub mod train;

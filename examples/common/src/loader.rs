@@ -74,6 +74,12 @@ impl<B> EpochLoader<B> {
         Self { epoch: AtomicUsize::new(epoch), ..self }
     }
 
+    /// Batches per epoch.
+    #[must_use]
+    pub fn batches(&self) -> usize {
+        self.range.len().div_ceil(self.batch_size)
+    }
+
     /// The items of one epoch in order.
     fn order(&self, epoch: usize) -> Vec<usize> {
         let mut order: Vec<usize> = (0..self.items).collect();
@@ -164,6 +170,7 @@ mod tests {
     #[test]
     fn every_epoch_serves_every_item_once_and_the_last_batch_is_short() {
         let loader = loader(7, 3).shuffled(1);
+        assert_eq!(loader.batches(), 3);
         for _ in 0..3 {
             let batches = batches(&loader);
             assert_eq!(batches.iter().map(Vec::len).collect::<Vec<_>>(), [3, 3, 1]);
@@ -187,7 +194,7 @@ mod tests {
     #[test]
     fn a_limit_of_batches_still_draws_from_all_items() {
         let loader = loader(100, 4).shuffled(3).at_most(2);
-        assert_eq!(loader.num_items(), 8);
+        assert_eq!((loader.num_items(), loader.batches()), (8, 2));
         let seen = batches(&loader).concat();
         assert_eq!(seen.len(), 8);
         assert!(seen.iter().any(|&item| item >= 8), "only the first items were drawn: {seen:?}");

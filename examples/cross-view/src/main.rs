@@ -15,8 +15,8 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use burn::data::dataloader::DataLoader;
 use burn::module::Module;
 use clap::Parser;
-use example_common::cli::{count, exit, minutes, plural, rate};
-use example_common::device::{self, DeviceChoice};
+use example_common::cli::{RunOptions, count, exit, minutes, plural, rate};
+use example_common::device;
 use example_common::plot::SeriesLabelPosition::LowerLeft;
 use example_common::plot::{Curve, Panel, draw, from_zero, read_metric};
 use example_common::run_folder;
@@ -61,18 +61,11 @@ struct Cli {
     #[arg(long, value_name = "N", value_parser = count(1, 1_000_000), help_heading = "Training")]
     steps: Option<usize>,
 
-    /// What to run on
-    #[arg(long, value_enum, default_value_t = DeviceChoice::Auto, help_heading = "Run")]
-    device: DeviceChoice,
     /// Folder for logs, weights, the plot and the pictures
     #[arg(long, value_name = "DIR", default_value = "artifacts/cross-view", help_heading = "Run")]
     artifacts: PathBuf,
-    /// Replace the run in the artifacts folder
-    #[arg(long, help_heading = "Run")]
-    overwrite: bool,
-    /// Plain text in place of the terminal interface
-    #[arg(long, help_heading = "Run")]
-    plain: bool,
+    #[command(flatten)]
+    run: RunOptions,
 }
 
 /// Rows of the sheet.
@@ -117,9 +110,9 @@ fn run(cli: &Cli) -> Result<()> {
         patches.masked,
         patches.count()
     );
-    let picked = device::pick(cli.device)?;
+    let picked = device::pick(cli.run.device)?;
     println!("Running on {}.", picked.name);
-    run_folder::start(&cli.artifacts, &settings, &["plot.svg", "sheet.png", "model.bpk"], cli.overwrite)?;
+    run_folder::start(&cli.artifacts, &settings, &["plot.svg", "sheet.png", "model.bpk"], cli.run.overwrite)?;
 
     let (device, test) = (&picked.device, Arc::new(test));
     let test_loader = |batch_size| pairs::test_batches(test.clone(), patches, batch_size, settings.seed);
@@ -132,7 +125,7 @@ fn run(cli: &Cli) -> Result<()> {
     let train_loader = pairs::training_batches(Arc::new(train), patches, settings.batch_size, settings.seed)
         .at_most(settings.steps.unwrap_or(usize::MAX));
     let loaders = [train_loader, test_loader(settings.batch_size)];
-    let network = train::train(network, loaders, &settings, &cli.artifacts, cli.plain)?;
+    let network = train::train(network, loaders, &settings, &cli.artifacts, cli.run.plain)?;
 
     let errors = train::measure(&network, &test_loader(settings.batch_size), device)?;
     plot(&cli.artifacts, settings.epochs, errors)?;

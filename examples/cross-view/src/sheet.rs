@@ -4,19 +4,11 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use burn::tensor::{Int, Tensor};
-use font8x8::legacy::BASIC_LEGACY;
-use image::imageops::{self, FilterType};
+use example_common::sheet::Sheet;
 use image::{Rgb, RgbImage};
 
 use crate::pairs::{PATCH, PATCH_VALUES, PairBatch};
 
-/// Height and width of a cell in pixels, and the distance between cells.
-const CELL: u32 = 128;
-const GAP: u32 = 8;
-/// Pixels per pixel of the font.
-const TEXT: u32 = 2;
-/// Height of the labels: two lines.
-const LABELS: u32 = 2 * 10 * TEXT + GAP;
 const COLUMNS: [[&str; 2]; 5] =
     [["input:", "masked"], ["before", "training"], ["after", "training"], ["target", ""], ["second", "view"]];
 /// Colour of what the network does not see.
@@ -32,18 +24,7 @@ pub(crate) fn write(batch: &PairBatch, before: Tensor<3>, after: Tensor<3>, path
     let (before, after, target) = (at_masked(before)?, at_masked(after)?, at_masked(batch.masked.clone())?);
     let second = Placed::read(batch.second.clone(), batch.second_positions.clone())?;
 
-    let columns = COLUMNS.len() as u32;
-    let mut sheet = RgbImage::from_pixel(
-        columns * (CELL + GAP) + GAP,
-        LABELS + GAP + pairs as u32 * (CELL + GAP),
-        Rgb([255; 3]),
-    );
-    for (column, lines) in COLUMNS.into_iter().enumerate() {
-        for (line, text) in lines.into_iter().enumerate() {
-            let left = GAP + column as u32 * (CELL + GAP);
-            label(&mut sheet, text, left, GAP + line as u32 * 10 * TEXT);
-        }
-    }
+    let mut sheet = Sheet::new(&COLUMNS, pairs);
     for pair in 0..pairs {
         let cells = [
             vec![&visible],
@@ -55,13 +36,10 @@ pub(crate) fn write(batch: &PairBatch, before: Tensor<3>, after: Tensor<3>, path
         for (column, parts) in cells.into_iter().enumerate() {
             let mut view = RgbImage::from_pixel((side * PATCH) as u32, (side * PATCH) as u32, MASKED);
             parts.into_iter().for_each(|part| part.paint(pair, &mut view));
-            let cell = imageops::resize(&view, CELL, CELL, FilterType::Nearest);
-            let left = GAP + column as u32 * (CELL + GAP);
-            let top = LABELS + GAP + pair as u32 * (CELL + GAP);
-            imageops::replace(&mut sheet, &cell, i64::from(left), i64::from(top));
+            sheet.set(pair, column, &view);
         }
     }
-    sheet.save(path).with_context(|| format!("{} cannot be written", path.display()))
+    sheet.save(path)
 }
 
 /// Patches and where they belong, for every pair of a batch.
@@ -96,24 +74,11 @@ impl Placed {
     }
 }
 
-/// Writes ASCII text in black.
-fn label(sheet: &mut RgbImage, text: &str, left: u32, top: u32) {
-    for (place, character) in text.bytes().enumerate() {
-        for (y, row) in BASIC_LEGACY[usize::from(character)].into_iter().enumerate() {
-            for x in (0..8).filter(|x| row >> x & 1 == 1) {
-                for sub in 0..TEXT * TEXT {
-                    let x = left + (place as u32 * 8 + x) * TEXT + sub % TEXT;
-                    sheet.put_pixel(x, top + y as u32 * TEXT + sub / TEXT, Rgb([0; 3]));
-                }
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use burn::tensor::Device;
+    use example_common::sheet::CELL;
 
     #[test]
     fn every_cell_shows_its_patches_where_they_belong() {
@@ -136,9 +101,9 @@ mod tests {
         let path = dir.path().join("sheet.png");
         write(&batch, patches(&[-1.0, 2.0]), patches(&[0.7, 0.9]), &path).unwrap();
         let sheet = image::open(&path).unwrap().to_rgb8();
-        let cell = |column: u32| {
-            let left = GAP + column * (CELL + GAP);
-            let at = |x, y| sheet.get_pixel(left + x, LABELS + GAP + y)[0];
+        let cell = |column| {
+            let [left, top] = Sheet::corner(0, column);
+            let at = |x, y| sheet.get_pixel(left + x, top + y)[0];
             [at(1, 1), at(CELL - 2, 1), at(1, CELL - 2), at(CELL - 2, CELL - 2)]
         };
         assert_eq!(cell(0), [102, 128, 128, 51]);
@@ -146,7 +111,5 @@ mod tests {
         assert_eq!(cell(2), [102, 179, 230, 51]);
         assert_eq!(cell(3), [102, 153, 204, 51]);
         assert_eq!(cell(4), [0, 26, 77, 255]);
-        let dark = (0..sheet.width()).any(|x| sheet.get_pixel(x, GAP + 6).0 == [0; 3]);
-        assert!(dark, "there are no labels");
     }
 }

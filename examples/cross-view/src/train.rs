@@ -1,18 +1,15 @@
-//! Training through burn-train's `SupervisedTraining`, and what is measured on the held-out pairs.
+//! Training, and what is measured on the held-out pairs.
 
 use std::path::Path;
-use std::sync::Arc;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use burn::data::dataloader::DataLoader;
-use burn::lr_scheduler::cosine::CosineAnnealingLrSchedulerConfig;
 use burn::optim::AdamWConfig;
 use burn::tensor::{Device, Tensor};
-use burn::train::logger::FileMetricLogger;
-use burn::train::metric::{LearningRateMetric, LossMetric};
-use burn::train::{Interrupter, Learner, SupervisedTraining};
+use burn::train::metric::LossMetric;
 use example_common::loader::EpochLoader;
-use example_common::progress::{self, Values, Wording, value};
+use example_common::progress::{Values, Wording, value};
+use example_common::train::{self, Plan};
 use serde::Serialize;
 
 use crate::model::CrossView;
@@ -46,24 +43,10 @@ pub(crate) fn train(
     artifacts: &Path,
     plain: bool,
 ) -> Result<CrossView> {
-    let steps = loaders[0].num_items().div_ceil(settings.batch_size) * settings.epochs;
-    let schedule = CosineAnnealingLrSchedulerConfig::new(settings.learning_rate, steps).init();
-    let schedule = schedule.map_err(|error| anyhow!(error)).context("no learning rate schedule")?;
     let optimizer = AdamWConfig::new().with_beta_2(0.95).with_weight_decay(0.05).init();
-    let interrupter = Interrupter::new();
-    let [train, test] = loaders.map(Arc::new);
-    let result = SupervisedTraining::new(artifacts, train, test)
-        .num_epochs(settings.epochs)
-        .metrics((LossMetric::new(),))
-        .metric_train_numeric(LearningRateMetric::new())
-        .with_metric_logger(FileMetricLogger::new(artifacts))
-        .with_interrupter(interrupter.clone())
-        .renderer(progress::renderer(plain, &interrupter, 0, WORDING))
-        .launch(Learner::new(network, optimizer, schedule));
-    match result.error {
-        Some(error) => bail!("training stopped: {error}"),
-        None => Ok(result.model),
-    }
+    let Settings { epochs, learning_rate, .. } = *settings;
+    let plan = Plan { epochs, learning_rate, artifacts, plain, wording: WORDING };
+    train::train(network, optimizer, loaders, (LossMetric::new(),), plan)
 }
 
 /// Mean squared errors over the masked patches of the held-out pairs, pixel values from 0 to 1.

@@ -14,8 +14,8 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use burn::module::Module;
 use clap::Parser;
-use example_common::cli::{count, exit, minutes, plural, rate};
-use example_common::device::{self, DeviceChoice};
+use example_common::cli::{RunOptions, count, exit, minutes, plural, rate};
+use example_common::device;
 use example_common::plot::SeriesLabelPosition::LowerLeft;
 use example_common::plot::{Curve, Panel, draw, from_zero, read_metric};
 use example_common::run_folder;
@@ -66,18 +66,11 @@ struct Cli {
     #[arg(long, value_name = "N", default_value = "1", help_heading = "Training")]
     seed: u64,
 
-    /// What to run on
-    #[arg(long, value_enum, default_value_t = DeviceChoice::Auto, help_heading = "Run")]
-    device: DeviceChoice,
     /// Folder for logs, weights, the plot and the generated text
     #[arg(long, value_name = "DIR", default_value = "artifacts/mamba-text", help_heading = "Run")]
     artifacts: PathBuf,
-    /// Replace the run in the artifacts folder
-    #[arg(long, help_heading = "Run")]
-    overwrite: bool,
-    /// Plain text in place of the terminal interface
-    #[arg(long, help_heading = "Run")]
-    plain: bool,
+    #[command(flatten)]
+    run: RunOptions,
 }
 
 fn temperature(text: &str) -> Result<f64, String> {
@@ -113,11 +106,16 @@ fn run(cli: &Cli) -> Result<()> {
         text.vocabulary.len(),
         text.characters.len() - text.held_out
     );
-    let picked = device::pick(cli.device)?;
+    let picked = device::pick(cli.run.device)?;
     println!("Running on {}.", picked.name);
-    run_folder::start(&cli.artifacts, &settings, &["plot.svg", "sample.txt", "model.bpk"], cli.overwrite)?;
+    run_folder::start(
+        &cli.artifacts,
+        &settings,
+        &["plot.svg", "sample.txt", "model.bpk"],
+        cli.run.overwrite,
+    )?;
 
-    let network = train::train(&text, &settings, &picked.device, &cli.artifacts, cli.plain)?;
+    let network = train::train(&text, &settings, &picked.device, &cli.artifacts, cli.run.plain)?;
     let frequency_loss = text.frequency_loss();
     let (train_loss, test_loss) = plot(&cli.artifacts, settings.epochs, frequency_loss)?;
     println!("\nLoss on the held-out text, nats per character:");

@@ -1,17 +1,15 @@
-//! Training through burn-train's `SupervisedTraining`.
+//! Training.
 
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::Result;
 use burn::grad_clipping::GradientClippingConfig;
-use burn::lr_scheduler::cosine::CosineAnnealingLrSchedulerConfig;
 use burn::optim::AdamWConfig;
 use burn::tensor::Device;
-use burn::train::logger::FileMetricLogger;
-use burn::train::metric::{LearningRateMetric, LossMetric};
-use burn::train::{Interrupter, Learner, SupervisedTraining};
-use example_common::progress::{self, Values, Wording, value};
+use burn::train::metric::LossMetric;
+use example_common::progress::{Values, Wording, value};
+use example_common::train::{self, Plan};
 use serde::Serialize;
 
 use crate::model::MambaText;
@@ -48,27 +46,14 @@ pub(crate) fn train(
     let Settings { length, epochs, steps, batch_size, learning_rate, seed } = *settings;
     device.seed(seed);
     let model = MambaText::new(text.vocabulary.len(), &device.clone().autodiff());
-    let schedule = CosineAnnealingLrSchedulerConfig::new(learning_rate, epochs * steps).init();
-    let schedule = schedule.map_err(|error| anyhow!(error)).context("no learning rate schedule")?;
     let optimizer = AdamWConfig::new()
         .with_weight_decay(0.1)
         .with_grad_clipping(Some(GradientClippingConfig::Norm(1.0)))
         .init();
-    let interrupter = Interrupter::new();
-    let result = SupervisedTraining::new(
-        artifacts,
-        Arc::new(training_windows(text.clone(), length, batch_size, steps, seed)),
-        Arc::new(held_out_windows(text.clone(), length, batch_size)),
-    )
-    .num_epochs(epochs)
-    .metrics((LossMetric::new(),))
-    .metric_train_numeric(LearningRateMetric::new())
-    .with_metric_logger(FileMetricLogger::new(artifacts))
-    .with_interrupter(interrupter.clone())
-    .renderer(progress::renderer(plain, &interrupter, 0, WORDING))
-    .launch(Learner::new(model, optimizer, schedule));
-    match result.error {
-        Some(error) => bail!("training stopped: {error}"),
-        None => Ok(result.model),
-    }
+    let loaders = [
+        training_windows(text.clone(), length, batch_size, steps, seed),
+        held_out_windows(text.clone(), length, batch_size),
+    ];
+    let plan = Plan { epochs, learning_rate, artifacts, plain, wording: WORDING };
+    train::train(model, optimizer, loaders, (LossMetric::new(),), plan)
 }

@@ -16,8 +16,8 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use burn::module::Module;
 use clap::Parser;
-use example_common::cli::{count, exit, minutes, plural, rate};
-use example_common::device::{self, DeviceChoice};
+use example_common::cli::{RunOptions, count, exit, minutes, plural, rate};
+use example_common::device;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use artifacts::{Artifacts, Run, Settings};
@@ -65,21 +65,14 @@ struct Cli {
     #[arg(long, value_name = "N", value_parser = count(1, 1_000_000), help_heading = "Training")]
     steps: Option<usize>,
 
-    /// What to run on
-    #[arg(long, value_enum, default_value_t = DeviceChoice::Auto, help_heading = "Run")]
-    device: DeviceChoice,
     /// Folder for checkpoints, logs, weights and the plot
     #[arg(long, value_name = "DIR", default_value = "artifacts", help_heading = "Run")]
     artifacts: PathBuf,
     /// Continue the run in the artifacts folder from its last finished epoch, with its settings
     #[arg(long, conflicts_with = "overwrite", help_heading = "Run")]
     resume: bool,
-    /// Replace the run in the artifacts folder
-    #[arg(long, help_heading = "Run")]
-    overwrite: bool,
-    /// Plain text in place of the terminal interface
-    #[arg(long, help_heading = "Run")]
-    plain: bool,
+    #[command(flatten)]
+    run: RunOptions,
 }
 
 impl Cli {
@@ -143,14 +136,14 @@ fn train_on(cli: &Cli, data: &Path) -> Result<()> {
         "{} clips to train on, {} held out; {} frames of {} x {} pixels each.",
         run.train_clips, run.test_clips, settings.frames, settings.size, settings.size
     );
-    let picked = device::pick(cli.device)?;
+    let picked = device::pick(cli.run.device)?;
     println!("Running on {}.", picked.name);
 
     let (train, test) = load(folder.train, folder.test, settings)?;
     let finished = match &saved {
         Some(saved) => artifacts.resume(saved, &run)?,
         None => {
-            artifacts.start(&run, cli.overwrite)?;
+            artifacts.start(&run, cli.run.overwrite)?;
             0
         }
     };
@@ -165,7 +158,7 @@ fn train_on(cli: &Cli, data: &Path) -> Result<()> {
         test,
         device: &picked.device,
         finished,
-        plain: cli.plain,
+        plain: cli.run.plain,
     };
     let model = train::train(&job)?;
 

@@ -16,7 +16,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
-use example_common::cli::{count, exit, rate};
+use example_common::cli::{RunOptions, count, exit, rate};
 use example_common::device::{self, DeviceChoice};
 
 use commands::Run;
@@ -61,15 +61,8 @@ struct Demo {
     /// Folder for logs, weights, the plot and the GIF
     #[arg(long, value_name = "DIR", default_value = ARTIFACTS, help_heading = "Run")]
     artifacts: PathBuf,
-    /// Replace the run in the artifacts folder
-    #[arg(long, help_heading = "Run")]
-    overwrite: bool,
-    /// Plain text in place of the terminal interface
-    #[arg(long, help_heading = "Run")]
-    plain: bool,
-    /// What to run on
-    #[arg(long, value_enum, default_value_t = DeviceChoice::Auto, help_heading = "Run")]
-    device: DeviceChoice,
+    #[command(flatten)]
+    run: RunOptions,
 }
 
 /// Where the demo puts its model, and the commands look for one.
@@ -162,8 +155,8 @@ fn train(demo: &Demo) -> Result<()> {
         seed: demo.seed,
         held_out_frames: demo.held_out_frames,
     };
-    let picked = device::pick(demo.device)?;
-    demo::run(&settings, &picked, &demo.artifacts, demo.overwrite, demo.plain)
+    let picked = device::pick(demo.run.device)?;
+    demo::run(&settings, &picked, &demo.artifacts, demo.run.overwrite, demo.run.plain)
 }
 
 #[cfg(test)]

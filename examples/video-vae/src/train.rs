@@ -1,21 +1,16 @@
-//! Training of a small Wan through burn-train's `SupervisedTraining`.
+//! Training of a small Wan.
 
 use std::path::Path;
-use std::sync::Arc;
 
-use anyhow::{Context, Result, anyhow, bail};
-use burn::data::dataloader::DataLoader;
-use burn::lr_scheduler::cosine::CosineAnnealingLrSchedulerConfig;
+use anyhow::Result;
 use burn::optim::AdamWConfig;
 use burn::tensor::{Device, Distribution, Tensor};
-use burn::train::logger::FileMetricLogger;
-use burn::train::metric::{LearningRateMetric, LossMetric};
-use burn::train::{
-    InferenceStep, Interrupter, Learner, RegressionOutput, SupervisedTraining, TrainOutput, TrainStep,
-};
+use burn::train::metric::LossMetric;
+use burn::train::{InferenceStep, RegressionOutput, TrainOutput, TrainStep};
 use example_common::loader::EpochLoader;
-use example_common::progress::{self, Values, Wording, value};
+use example_common::progress::{Values, Wording, value};
 use example_common::shapes::{MOTIONS, render_clip};
+use example_common::train::{self, Plan};
 use image::RgbImage;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -129,23 +124,8 @@ fn summary(values: &Values) -> String {
 
 /// Trains `vae` and returns it as it is after the last step taken; metric logs go to `artifacts`.
 pub(crate) fn train(vae: WanVae, settings: &Settings, artifacts: &Path, plain: bool) -> Result<WanVae> {
-    let loaders = loaders(settings);
-    let steps = loaders[0].num_items().div_ceil(settings.batch_size) * settings.epochs;
-    let schedule = CosineAnnealingLrSchedulerConfig::new(settings.learning_rate, steps).init();
-    let schedule = schedule.map_err(|error| anyhow!(error)).context("no learning rate schedule")?;
     let optimizer = AdamWConfig::new().with_weight_decay(0.01).init();
-    let interrupter = Interrupter::new();
-    let [train, test] = loaders.map(Arc::new);
-    let result = SupervisedTraining::new(artifacts, train, test)
-        .num_epochs(settings.epochs)
-        .metrics((LossMetric::new(),))
-        .metric_train_numeric(LearningRateMetric::new())
-        .with_metric_logger(FileMetricLogger::new(artifacts))
-        .with_interrupter(interrupter.clone())
-        .renderer(progress::renderer(plain, &interrupter, 0, WORDING))
-        .launch(Learner::new(vae, optimizer, schedule));
-    match result.error {
-        Some(error) => bail!("training stopped: {error}"),
-        None => Ok(result.model),
-    }
+    let Settings { epochs, learning_rate, .. } = *settings;
+    let plan = Plan { epochs, learning_rate, artifacts, plain, wording: WORDING };
+    train::train(vae, optimizer, loaders(settings), (LossMetric::new(),), plan)
 }
