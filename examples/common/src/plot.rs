@@ -92,7 +92,8 @@ fn draw_panel(
         .x_labels((last as usize).min(10))
         .x_label_formatter(&|x| format!("{x:.0}"))
         .y_labels(6)
-        .y_label_formatter(&|value| format!("{value}"))
+        // 0.6, not the 0.6000000000000001 that the axis comes to.
+        .y_label_formatter(&|value| format!("{}", *value as f32))
         .label_style(("sans-serif", 17))
         .max_light_lines(0)
         .draw()
@@ -170,6 +171,14 @@ mod tests {
             legend: SeriesLabelPosition::LowerLeft,
         }]);
         assert!(svg.ends_with("</svg>\n"));
+    }
+
+    #[test]
+    fn labels_have_the_digits_they_need() {
+        let curves = [curve("test", &[0.1, 0.9])];
+        let legend = SeriesLabelPosition::LowerRight;
+        let svg = svg(&[Panel { title: "part", y: 0.0..1.0, curves: &curves, legend }]);
+        assert!(svg.contains("0.6\n") && !svg.contains("0.60"), "{svg}");
     }
 
     #[test]
