@@ -108,6 +108,8 @@ enum Example {
     CrossView,
     /// Causal conv3d: takes clips to latents and back.
     VideoVae,
+    /// conv3d and transposed conv3d: finds what is labelled in volumes.
+    VolumeSegmentation,
 }
 
 fn main() -> Result<()> {
@@ -189,6 +191,7 @@ fn demo(example: Example, data: &Path, options: &[String]) -> Result<()> {
         Example::MambaText => run("mamba-text", options),
         Example::CrossView => run("cross-view", options),
         Example::VideoVae => run("video-vae", options),
+        Example::VolumeSegmentation => run("volume-segmentation", options),
     }
 }
 
