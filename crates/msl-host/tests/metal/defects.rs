@@ -29,21 +29,27 @@ const BARRIER: &str = "threadgroup_barrier(mem_flags::mem_threadgroup);";
 
 const DEFECTS: &[Defect] = &[
     Defect {
-        name: "the barrier between filling a tile and reading it is missing",
-        kernel: "gemm_kernel",
+        name: "the barrier between filling a table of indices and reading it is missing",
+        kernel: "fma_kernel",
         edit: |text| nth(text, BARRIER, 0, ""),
         suite: gemm,
     },
     Defect {
         name: "the barrier between reading a tile and filling it again is missing",
-        kernel: "gemm_kernel",
+        kernel: "fma_kernel",
         edit: |text| nth(text, BARRIER, 1, ""),
+        suite: gemm,
+    },
+    Defect {
+        name: "the barrier between filling a tile and reading it is missing",
+        kernel: "fma_kernel",
+        edit: |text| nth(text, BARRIER, 2, ""),
         suite: gemm,
     },
     Defect {
         name: "the barrier between filling a tile and loading matrices from it is missing",
         kernel: "mma_kernel",
-        edit: |text| nth(text, BARRIER, 0, ""),
+        edit: |text| nth(text, BARRIER, 2, ""),
         suite: gemm,
     },
     Defect {
@@ -76,7 +82,7 @@ const DEFECTS: &[Defect] = &[
     },
     Defect {
         name: "the mask of a tile's rows is off by one",
-        kernel: "gemm_kernel",
+        kernel: "fma_kernel",
         edit: |text| {
             let after = text.rfind(BARRIER).unwrap_or(0);
             format!("{}{}", &text[..after], text[after..].replacen(" < ", " <= ", 1))
@@ -84,24 +90,27 @@ const DEFECTS: &[Defect] = &[
         suite: gemm,
     },
     Defect {
-        name: "depth and width taps are swapped",
-        kernel: "gemm_kernel",
+        name: "height and width taps are swapped",
+        kernel: "fma_kernel",
+        // Divisors of an axis' taps: 3 to 5 of the 20 numbers of each axis.
         edit: |text| {
-            let taps = Regex::new(r"scalars_u32\[(3|13)\]").unwrap();
-            let swap = |found: &Captures| format!("scalars_u32[{}]", if &found[1] == "3" { 13 } else { 3 });
+            let taps = Regex::new(r"scalars_u32\[(2|4)([345])\]").unwrap();
+            let swap = |found: &Captures| {
+                format!("scalars_u32[{}{}]", if &found[1] == "2" { 4 } else { 2 }, &found[2])
+            };
             taps.replace_all(text, swap).into_owned()
         },
         suite: gemm,
     },
     Defect {
         name: "the tile of sums is stored transposed",
-        kernel: "gemm_kernel",
+        kernel: "fma_kernel",
         edit: transpose_sums,
         suite: gemm,
     },
     Defect {
         name: "padding is not filled with zeros",
-        kernel: "gemm_kernel",
+        kernel: "fma_kernel",
         // The initial value of a tile's element, before the load.
         edit: |text| {
             let zero = Regex::new(r"thread float \* v\d+ = &v\d+_store;\*v\d+ = (v\d+);").unwrap();
@@ -114,7 +123,7 @@ const DEFECTS: &[Defect] = &[
     },
     Defect {
         name: "halves are rounded toward zero",
-        kernel: "gemm_kernel",
+        kernel: "fma_kernel",
         edit: |text| {
             let helper = "inline half cut(float x) { half h = half(x); if (metal::abs(float(h)) > metal::abs(x)) \
                           h.raw -= 1; return h; }\nstruct info_st";
