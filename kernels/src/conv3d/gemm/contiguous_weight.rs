@@ -33,6 +33,7 @@ pub(super) fn contiguous_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
     shape: GemmShape,
     span: Span,
     #[comptime] tile: MatrixTile,
+    #[comptime] prefetch: bool,
     #[comptime] size: usize,
     #[define(E)] _dtype: ElemType,
     #[define(S)] _stage_dtype: ElemType,
@@ -49,8 +50,10 @@ pub(super) fn contiguous_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
     let mut dy_stage = Shared::<[Vector<S, V>]>::new_slice(comptime!(tile.tile_n * row));
     let mut scratch = Shared::<[f32]>::new_slice(comptime!(tile.subgroups() * tile.fragment * tile.fragment));
     let sums = accumulators(comptime!(tile.subgroup_m * tile.subgroup_n), tile.fragment);
-    zero_stage(&mut source_stage, tile.threads());
-    zero_stage(&mut dy_stage, tile.threads());
+    if comptime!(prefetch) {
+        zero_stage(&mut source_stage, tile.threads());
+        zero_stage(&mut dy_stage, tile.threads());
+    }
 
     // This thread's position in a stage, and its channel taps. Clamped: results past M are not stored.
     let k_vectors = comptime!(tile.tile_k / width);
@@ -68,21 +71,28 @@ pub(super) fn contiguous_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
     let last_o = work.group * shape.n + shape.n - 1u32;
     let o_stride = gather.out_channel(1u32);
     sync_cube();
-    // Each iteration loads the stage at `stage_k` and multiplies the one before; the last loads nothing.
+    // With prefetch each iteration loads the stage at `stage_k` and multiplies the one before; the last loads
+    // nothing. Without, the loads' registers are free during the product.
     let stage = comptime!(tile.tile_k as u32).runtime();
     let mut stage_k = work.first_k;
-    while stage_k < work.end_k + stage {
+    let ahead = comptime!(if prefetch { tile.tile_k as u32 } else { 0 });
+    while stage_k < work.end_k + ahead {
         let k = stage_k + in_stage;
         let exists = k < work.end_k;
         let position = gather.position(min(k, shape.k - 1u32), TapCheck::Masks);
         let sources = load_source(source, &gather, &taps, &position, first_channel, exists, tile);
         let gradients = load_channels(dy, position.out, exists, (first_o, last_o, o_stride), width, tile);
-        multiply(&source_stage, &dy_stage, &sums, (true, true), size, tile);
+        if comptime!(prefetch) {
+            multiply(&source_stage, &dy_stage, &sums, (true, true), size, tile);
+        }
         sync_cube();
         store_rows(&sources, &mut source_stage, row, tile.tile_m, tile);
         store_rows(&gradients, &mut dy_stage, row, tile.tile_n, tile);
         stage_k += stage;
         sync_cube();
+        if comptime!(!prefetch) {
+            multiply(&source_stage, &dy_stage, &sums, (true, true), size, tile);
+        }
     }
     let no_bias = ComptimeOption::<&Tensor<E>>::new_None();
     epilogue(&sums, &mut scratch, no_bias, out, &gather, &shape, &work, Pass::WeightGradient, tile);

@@ -119,7 +119,7 @@ impl Family for GemmTile {
 /// Whether the kernels with multiply-adds prefetch stages, their inner loops unrolled: where compilers
 /// schedule long straight-line code, and where a device would end the loops.
 pub(super) fn prefetches(problem: &Conv3dProblem, pass: Pass, tile: GemmTile, limits: &Limits) -> bool {
-    let GemmTile::Fma(fma) = tile else { return true };
+    let GemmTile::Fma(fma) = tile else { return limits.unroll };
     let iterations = || looped(&fma, k_iterations(problem, pass, tile, limits));
     limits.unroll || limits.loop_iterations.is_some_and(|most| iterations() > most)
 }

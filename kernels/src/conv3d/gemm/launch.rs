@@ -230,6 +230,7 @@ fn launch(
                         dispatch.span(),
                         check,
                         tile,
+                        prefetch,
                         stage.size(),
                         source.dtype.elem(),
                         stage.elem(),

@@ -45,6 +45,7 @@ pub(crate) fn mma_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, R: Size
     span: Span,
     #[comptime] check: TapCheck,
     #[comptime] tile: MatrixTile,
+    #[comptime] prefetch: bool,
     #[comptime] size: usize,
     #[define(E)] _dtype: ElemType,
     #[define(S)] _stage_dtype: ElemType,
@@ -92,15 +93,20 @@ pub(crate) fn mma_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, R: Size
     let channels = (first_n, shape.n - 1u32, gather.weight_column(1u32));
 
     let sums = accumulators(comptime!(tile.subgroup_m * tile.subgroup_n), tile.fragment);
-    zero_stage(&mut source_stage, tile.threads());
-    zero_stage(&mut weight_stage, tile.threads());
-    // Each iteration loads the stage at `stage_k` and multiplies the one before; the last loads nothing.
+    if comptime!(prefetch) {
+        zero_stage(&mut source_stage, tile.threads());
+        zero_stage(&mut weight_stage, tile.threads());
+    }
+    // With prefetch each iteration loads the stage at `stage_k` and multiplies the one before; the last loads
+    // nothing. Without, the loads' registers are free during the product.
     let stage = comptime!(tile.tile_k as u32).runtime();
     let mut stage_k = first_k;
     let mut at = 0usize.runtime();
     fill_half(&mut table, &gather, 0usize, stage_k, end_k, Pass::Forward, check, entries, tile.threads());
     sync_cube();
-    while stage_k < end_k + stage {
+    let ahead = comptime!(if prefetch { tile.tile_k as u32 } else { 0 });
+    let k_major = comptime!((source_k_major, weight_k_major));
+    while stage_k < end_k + ahead {
         // Before the loads: a divergent branch after them may stall on loads in flight.
         fill_other_half(
             &mut table,
@@ -116,20 +122,18 @@ pub(crate) fn mma_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, R: Size
         let sources = load_source(source, &gather, &positions, &table, at, check, width, tile);
         let weights =
             load_channels_via_table(weight, &table, at, weight_group, channels, Pass::Forward, width, tile);
-        multiply(
-            &source_stage,
-            &weight_stage,
-            &sums,
-            comptime!((source_k_major, weight_k_major)),
-            size,
-            tile,
-        );
+        if comptime!(prefetch) {
+            multiply(&source_stage, &weight_stage, &sums, k_major, size, tile);
+        }
         sync_cube();
         store_source(&sources, &mut source_stage, source_row, tile);
         store_rows(&weights, &mut weight_stage, weight_row, tile.tile_n, tile);
         stage_k += stage;
         at = (at + tile.tile_k) % entries;
         sync_cube();
+        if comptime!(!prefetch) {
+            multiply(&source_stage, &weight_stage, &sums, k_major, size, tile);
+        }
     }
     epilogue(&sums, &mut scratch, bias, out, &gather, &shape, &work, Pass::Forward, tile);
 }

@@ -45,6 +45,7 @@ pub(crate) fn mma_weight_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, 
     span: Span,
     #[comptime] check: TapCheck,
     #[comptime] tile: MatrixTile,
+    #[comptime] prefetch: bool,
     #[comptime] size: usize,
     #[define(E)] _dtype: ElemType,
     #[define(S)] _stage_dtype: ElemType,
@@ -81,9 +82,12 @@ pub(crate) fn mma_weight_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, 
     let first_o = group * shape.n + work.first_n;
     let last_o = group * shape.n + shape.n - 1u32;
     let o_stride = gather.out_channel(1u32);
-    zero_stage(&mut source_stage, tile.threads());
-    zero_stage(&mut dy_stage, tile.threads());
-    // Each iteration loads the stage at `stage_k` and multiplies the one before; the last loads nothing.
+    if comptime!(prefetch) {
+        zero_stage(&mut source_stage, tile.threads());
+        zero_stage(&mut dy_stage, tile.threads());
+    }
+    // With prefetch each iteration loads the stage at `stage_k` and multiplies the one before; the last loads
+    // nothing. Without, the loads' registers are free during the product.
     let stage = comptime!(tile.tile_k as u32).runtime();
     let mut stage_k = work.first_k;
     let mut at = 0usize.runtime();
@@ -99,7 +103,9 @@ pub(crate) fn mma_weight_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, 
         tile.threads(),
     );
     sync_cube();
-    while stage_k < end_k + stage {
+    let ahead = comptime!(if prefetch { tile.tile_k as u32 } else { 0 });
+    let k_major = comptime!((source_k_major, dy_k_major));
+    while stage_k < end_k + ahead {
         // Before the loads: a divergent branch after them may stall on loads in flight.
         fill_other_half(
             &mut positions,
@@ -123,13 +129,18 @@ pub(crate) fn mma_weight_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, 
             width,
             tile,
         );
-        multiply(&source_stage, &dy_stage, &sums, comptime!((source_k_major, dy_k_major)), size, tile);
+        if comptime!(prefetch) {
+            multiply(&source_stage, &dy_stage, &sums, k_major, size, tile);
+        }
         sync_cube();
         store_rows(&sources, &mut source_stage, source_row, tile.tile_m, tile);
         store_rows(&gradients, &mut dy_stage, dy_row, tile.tile_n, tile);
         stage_k += stage;
         at = (at + tile.tile_k) % entries;
         sync_cube();
+        if comptime!(!prefetch) {
+            multiply(&source_stage, &dy_stage, &sums, k_major, size, tile);
+        }
     }
     let no_bias = ComptimeOption::<&Tensor<E>>::new_None();
     epilogue(&sums, &mut scratch, no_bias, out, &gather, &shape, &work, Pass::WeightGradient, tile);

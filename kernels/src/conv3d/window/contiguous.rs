@@ -45,6 +45,7 @@ pub(super) fn contiguous_kernel<E: Float, S: Float, O: Float, V: Size>(
     span: Span,
     #[comptime] padding: PaddingMode,
     #[comptime] tile: WindowTile,
+    #[comptime] prefetch: bool,
     #[comptime] size: usize,
     #[define(E)] _dtype: ElemType,
     #[define(S)] _stage_dtype: ElemType,
@@ -66,22 +67,32 @@ pub(super) fn contiguous_kernel<E: Float, S: Float, O: Float, V: Size>(
     let column = (work.first_n as usize + in_tile) * comptime!(CHANNELS / width);
 
     let mut block = blocks.first;
-    let values = read_stage(source, &walk, &tiling, &blocks, work.first_m, block, padding, tile);
-    write_stage(&values, &mut stage, pitch, tile);
-    sync_cube();
+    if comptime!(prefetch) {
+        let values = read_stage(source, &walk, &tiling, &blocks, work.first_m, block, padding, tile);
+        write_stage(&values, &mut stage, pitch, tile);
+        sync_cube();
+    }
     while block < blocks.end {
         let next = block + comptime!(tile.stage_blocks() as u32);
-        // Prefetch the next stage.
-        let values = read_stage(source, &walk, &tiling, &blocks, work.first_m, next, padding, tile);
+        // The next stage, or this one, whose registers are then free during the product.
+        let read = if comptime!(prefetch) { next } else { block };
+        let values = read_stage(source, &walk, &tiling, &blocks, work.first_m, read, padding, tile);
+        if comptime!(!prefetch) {
+            sync_cube();
+            write_stage(&values, &mut stage, pitch, tile);
+            sync_cube();
+        }
         #[unroll]
         for i in 0..comptime!(tile.stage_blocks()) {
             let packed = packed_tap(&taps, &tiling, &blocks, block + i as u32);
             multiply(&stage, weight, packed * block_vectors + column, &acc, i, pitch, tile);
         }
         block = next;
-        sync_cube();
-        write_stage(&values, &mut stage, pitch, tile);
-        sync_cube();
+        if comptime!(prefetch) {
+            sync_cube();
+            write_stage(&values, &mut stage, pitch, tile);
+            sync_cube();
+        }
     }
     write_contiguous(&acc, bias, out, &walk, &tiling, &work, tile);
 }

@@ -51,6 +51,7 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
     span: Span,
     #[comptime] padding: PaddingMode,
     #[comptime] tile: WindowTile,
+    #[comptime] prefetch: bool,
     #[comptime] size: usize,
     #[define(E)] _dtype: ElemType,
     #[define(S)] _stage_dtype: ElemType,
@@ -77,34 +78,57 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
     let column = (work.first_n as usize + in_tile) * comptime!(CHANNELS / width);
     let mut block = blocks.first;
     let mut tap_offset = packed_tap(&taps, &tiling, &blocks, block) * tap_vectors + column;
-    let next = block_at(&walk, &tiling, &blocks, block, padding);
-    let values = read_window(source, &walk, &offsets, &next, block < blocks.end, width, tile);
-    store_window(&values, &mut window, tile.window, pitch, loads, threads);
-    sync_cube();
-    while block < blocks.end {
-        block += 1u32;
+    if comptime!(prefetch) {
         let next = block_at(&walk, &tiling, &blocks, block, padding);
-        let mut tap = 0u32.runtime();
-        while tap + 1u32 < tiling.taps {
-            multiply(&window, weight, tap_offset, &acc, &walk, &tiling, &taps, tap, pitch, tile);
-            // Packed taps are consecutive, also from one block to the next.
-            if comptime!(!phased) {
-                tap_offset += tap_vectors;
-            }
-            tap += 1u32;
-        }
-        // Prefetch the next window before the last tap, outside the loop: 1.6x. Inside, the loop's back edge
-        // would wait for the loads.
         let values = read_window(source, &walk, &offsets, &next, block < blocks.end, width, tile);
-        multiply(&window, weight, tap_offset, &acc, &walk, &tiling, &taps, tap, pitch, tile);
-        if comptime!(phased) {
-            tap_offset = packed_tap(&taps, &tiling, &blocks, block) * tap_vectors + column;
-        } else {
-            tap_offset += tap_vectors;
-        }
-        sync_cube();
         store_window(&values, &mut window, tile.window, pitch, loads, threads);
         sync_cube();
+        while block < blocks.end {
+            block += 1u32;
+            let next = block_at(&walk, &tiling, &blocks, block, padding);
+            let mut tap = 0u32.runtime();
+            while tap + 1u32 < tiling.taps {
+                multiply(&window, weight, tap_offset, &acc, &walk, &tiling, &taps, tap, pitch, tile);
+                // Packed taps are consecutive, also from one block to the next.
+                if comptime!(!phased) {
+                    tap_offset += tap_vectors;
+                }
+                tap += 1u32;
+            }
+            // Prefetch the next window before the last tap, outside the loop: 1.6x. Inside, the loop's back
+            // edge would wait for the loads.
+            let values = read_window(source, &walk, &offsets, &next, block < blocks.end, width, tile);
+            multiply(&window, weight, tap_offset, &acc, &walk, &tiling, &taps, tap, pitch, tile);
+            if comptime!(phased) {
+                tap_offset = packed_tap(&taps, &tiling, &blocks, block) * tap_vectors + column;
+            } else {
+                tap_offset += tap_vectors;
+            }
+            sync_cube();
+            store_window(&values, &mut window, tile.window, pitch, loads, threads);
+            sync_cube();
+        }
+    } else {
+        // The loads' registers are free during the product: more threads hide the latency.
+        while block < blocks.end {
+            let next = block_at(&walk, &tiling, &blocks, block, padding);
+            let values = read_window(source, &walk, &offsets, &next, block < blocks.end, width, tile);
+            sync_cube();
+            store_window(&values, &mut window, tile.window, pitch, loads, threads);
+            sync_cube();
+            let mut tap = 0u32.runtime();
+            while tap < tiling.taps {
+                multiply(&window, weight, tap_offset, &acc, &walk, &tiling, &taps, tap, pitch, tile);
+                if comptime!(!phased) {
+                    tap_offset += tap_vectors;
+                }
+                tap += 1u32;
+            }
+            block += 1u32;
+            if comptime!(phased) {
+                tap_offset = packed_tap(&taps, &tiling, &blocks, block) * tap_vectors + column;
+            }
+        }
     }
     write_result(&acc, bias, out, &walk, &tiling, &work, tile);
 }
