@@ -141,6 +141,27 @@ fn stages_prefetched_into_registers() {
     }
 }
 
+/// The same on devices with matrix units, where the executor's own device does not prefetch.
+#[test]
+fn stages_prefetched_on_matrix_units() {
+    let client = client();
+    let all = Limits::of(&client);
+    let dtypes = all.dtypes.iter().copied().filter(|dtype| *dtype != FloatType::Bf16).collect();
+    let limits = Limits { unroll: true, dtypes, ..all };
+    let gathered = Conv3dCase {
+        padding: [(1, 1), (0, 1), (1, 2)],
+        stride: [1, 2, 1],
+        bias: true,
+        ..Conv3dCase::new("prefetched", [2, 6, 3, 9, 7], 35, [2, 3, 3])
+    };
+    let mut table = vec![gathered.clone(), Conv3dCase { replicate: true, ..gathered }];
+    let windows = [cases::strided_windows(), cases::shared_windows(), cases::contiguous_slices()];
+    table.extend(windows.into_iter().flat_map(|cases| cases.into_iter().step_by(4)));
+    let integers = |seed, length| fill::integers(seed, length, -4, 4);
+    let picks = |plan: &Plan| matches!(plan, Plan::Gemm(GemmTile::Mma(_)) | Plan::Window(_));
+    run_with((&client, &limits), &table, &integers, true, Selection::Only(picks));
+}
+
 /// On devices with matrix units.
 #[test]
 fn phases_of_strided_gradients() {
