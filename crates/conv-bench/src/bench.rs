@@ -228,19 +228,9 @@ impl Bench {
         inside: bool,
     ) -> Result<()> {
         let bound = self.roofline.bound(&work, row.dtype);
-        let clocks = times.device.map(|samples| (samples, "")).into_iter().chain([(times.wall, WALL_CLOCK)]);
-        for (samples, clock) in clocks {
-            let blank = Record {
-                implementation: implementation.into(),
-                plan: row.plan.clone(),
-                device: self.device.name.clone(),
-                backend: format!("{}{clock}", self.device.backend),
-                ..named(row)
-            };
-            let record = measured_record(blank, samples, work, bound, deviation, inside);
-            self.report.push(record, row.chosen, work.memory_bound)?;
-        }
-        Ok(())
+        self.write_clocks(row, implementation, times, work.memory_bound, |blank, samples| {
+            measured_record(blank, samples, work, bound, deviation, inside)
+        })
     }
 
     /// Writes what both clocks say of a training step, whose operations and bytes nobody counts.
@@ -252,22 +242,36 @@ impl Bench {
         deviation: Deviation,
         verified: bool,
     ) -> Result<()> {
+        self.write_clocks(row, implementation, times, false, |blank, samples| Record {
+            median_ms: Some(digits(samples.median)),
+            p10_ms: Some(digits(samples.p10)),
+            p90_ms: Some(digits(samples.p90)),
+            max_err: Some(digits(deviation.max)),
+            rms_err: Some(digits(deviation.rms)),
+            verified: Some(verified),
+            ..blank
+        })
+    }
+
+    /// Writes a record for each clock that timed a row: `measured` fills in the figures.
+    fn write_clocks(
+        &mut self,
+        row: &Row,
+        implementation: &str,
+        times: Times,
+        memory_bound: bool,
+        measured: impl Fn(Record, Samples) -> Record,
+    ) -> Result<()> {
         let clocks = times.device.map(|samples| (samples, "")).into_iter().chain([(times.wall, WALL_CLOCK)]);
         for (samples, clock) in clocks {
-            let record = Record {
+            let blank = Record {
                 implementation: implementation.into(),
                 plan: row.plan.clone(),
                 device: self.device.name.clone(),
                 backend: format!("{}{clock}", self.device.backend),
-                median_ms: Some(digits(samples.median)),
-                p10_ms: Some(digits(samples.p10)),
-                p90_ms: Some(digits(samples.p90)),
-                max_err: Some(digits(deviation.max)),
-                rms_err: Some(digits(deviation.rms)),
-                verified: Some(verified),
                 ..named(row)
             };
-            self.report.push(record, row.chosen, false)?;
+            self.report.push(measured(blank, samples), row.chosen, memory_bound)?;
         }
         Ok(())
     }

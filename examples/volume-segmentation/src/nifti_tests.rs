@@ -83,7 +83,7 @@ fn every_type_is_read_in_both_byte_orders() {
     let place = Place::new("v.nii");
     for (code, bytes) in types {
         for big in [false, true] {
-            // An extension of 16 bytes lies between header and voxels.
+            // An extension of 16 bytes is between header and voxels.
             let mut file = header(big, code, [0.0, 7.0], 368.0);
             for voxel in 0..24 {
                 let mut voxel = bytes(f64::from(voxel));

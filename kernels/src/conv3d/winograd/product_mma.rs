@@ -86,7 +86,7 @@ pub(crate) fn product_mma_kernel(
     result.store(m, &sums, tile);
 }
 
-/// Where a subgroup's fragments lie in M.
+/// A subgroup's fragments in M.
 #[derive(CubeType, Clone, Copy)]
 struct ResultTile {
     /// Offset of the subgroup's first channel and row.
@@ -120,6 +120,11 @@ impl ResultTile {
         comptime!((i * fragment) as i32) < self.channels && comptime!((j * fragment) as i32) < self.rows
     }
 
+    /// Offset of fragment (i, j).
+    fn at(&self, #[comptime] i: usize, #[comptime] j: usize, #[comptime] fragment: usize) -> usize {
+        self.offset + comptime!(i * fragment) * self.pitch + comptime!(j * fragment)
+    }
+
     /// Loads the sums of earlier launches.
     fn load(&self, m: &mut [f32], sums: &mut Sequence<cmma::Matrix<f32>>, #[comptime] tile: MatrixTile) {
         let fragment = comptime!(tile.fragment);
@@ -130,7 +135,7 @@ impl ResultTile {
             #[unroll]
             for j in 0..across {
                 if self.holds(i, j, fragment) {
-                    let at = self.offset + comptime!(i * fragment) * self.pitch + comptime!(j * fragment);
+                    let at = self.at(i, j, fragment);
                     let sum = sums.index_mut(comptime!(i * across + j));
                     cmma::load_with_layout(sum, &m[at..end], self.pitch as u32, MatrixLayout::RowMajor);
                 }
@@ -148,7 +153,7 @@ impl ResultTile {
             #[unroll]
             for j in 0..across {
                 if self.holds(i, j, fragment) {
-                    let at = self.offset + comptime!(i * fragment) * self.pitch + comptime!(j * fragment);
+                    let at = self.at(i, j, fragment);
                     let sum = sums.index(comptime!(i * across + j));
                     cmma::store(&mut m[at..end], sum, self.pitch as u32, MatrixLayout::RowMajor);
                 }
