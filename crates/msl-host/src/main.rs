@@ -4,6 +4,7 @@
 use anyhow::{Result, bail};
 use clap::Parser;
 use msl_host::manifest::Manifest;
+use msl_host::variants::Op;
 use msl_host::{report, variants};
 use std::path::PathBuf;
 
@@ -13,6 +14,9 @@ struct Arguments {
     /// Folder for the texts and the table.
     #[arg(long, default_value = "target/msl")]
     out: PathBuf,
+    /// Only the kernels of this op; may be given several times. A manifest is of what is listed.
+    #[arg(long)]
+    op: Vec<Op>,
     /// Also write the hash of every kernel's normalised text to this file.
     #[arg(long)]
     manifest: Option<PathBuf>,
@@ -25,7 +29,8 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     // Read first: a missing file should not be reported after minutes of work.
     let earlier = arguments.compare.as_deref().map(Manifest::read).transpose()?;
-    let variants = variants::all();
+    let ops: &[Op] = if arguments.op.is_empty() { &Op::ALL } else { &arguments.op };
+    let variants = variants::all(ops);
     let rows = report::rows(&variants.kernels);
     report::write(&rows, &arguments.out)?;
     print!("{}", report::table(&rows, variants.launches));
@@ -35,7 +40,7 @@ fn main() -> Result<()> {
     println!("texts and kernels.csv in {}", arguments.out.display());
     report::verdict(&rows, &variants.refused)?;
 
-    let fallback = variants::before_macos_15();
+    let fallback = variants::before_macos_15(ops);
     let rows = report::rows(&fallback.kernels);
     let table = report::table(&rows, fallback.launches);
     print!("through WGSL and naga, for macOS before 15: {}", table.lines().last().unwrap_or_default());

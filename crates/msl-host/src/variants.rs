@@ -26,9 +26,25 @@ pub struct Variants {
     pub refused: Vec<String>,
 }
 
-/// Lowers everything, one thread per dtype. Each distinct kernel is compiled once per dtype.
-pub fn all() -> Variants {
-    join(FloatType::ALL, of_dtype)
+/// An op whose kernels are listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Op {
+    /// conv3d, of which 2D, 1D and transposed convolutions are calls.
+    Conv3d,
+    /// Causal depthwise conv1d.
+    CausalConv1d,
+    /// Rotary position embedding.
+    Rope,
+}
+
+impl Op {
+    /// Every op.
+    pub const ALL: [Self; 3] = [Self::Conv3d, Self::CausalConv1d, Self::Rope];
+}
+
+/// Lowers the kernels of `ops`, one thread per dtype. Each distinct kernel is compiled once per dtype.
+pub fn all(ops: &[Op]) -> Variants {
+    join(FloatType::ALL, |dtype| of_dtype(dtype, ops))
 }
 
 /// Runs `lower` for each dtype on its own thread and merges the results.
@@ -50,14 +66,12 @@ fn join<const N: usize>(dtypes: [FloatType; N], lower: impl Fn(FloatType) -> Var
 
 /// The kernels of a Mac before macOS 15, lowered through WGSL. Types that such a device does not serve are
 /// left out.
-pub fn before_macos_15() -> Variants {
+pub fn before_macos_15(ops: &[Op]) -> Variants {
     let lower = |dtype| {
         let mut variants = Variants::default();
         let recorder = Recorder::before_macos_15();
-        let limits = (&Limits::of(recorder.client()), IndexWidth::Narrow);
-        conv3d::record(&recorder, limits, dtype, &mut variants.refused);
-        causal_conv1d::record(&recorder, limits, dtype, &mut variants.refused);
-        rope::record(&recorder, limits.0, dtype, &mut variants.refused);
+        let limits = Limits::of(recorder.client());
+        variants.record(&recorder, (&limits, IndexWidth::Narrow), dtype, ops);
         variants.collect(&recorder);
         variants
     };
@@ -65,14 +79,12 @@ pub fn before_macos_15() -> Variants {
 }
 
 /// The variants of [`all`] whose tensors are of `dtype`.
-pub fn of_dtype(dtype: FloatType) -> Variants {
+pub fn of_dtype(dtype: FloatType, ops: &[Op]) -> Variants {
     let mut variants = Variants::default();
     let recorder = Recorder::apple_m1();
     for index in IndexWidth::ALL {
         let limits = index.limits(&Limits::of(recorder.client()));
-        conv3d::record(&recorder, (&limits, index), dtype, &mut variants.refused);
-        causal_conv1d::record(&recorder, (&limits, index), dtype, &mut variants.refused);
-        rope::record(&recorder, &limits, dtype, &mut variants.refused);
+        variants.record(&recorder, (&limits, index), dtype, ops);
     }
     variants.collect(&recorder);
     variants
@@ -100,6 +112,17 @@ impl IndexWidth {
 }
 
 impl Variants {
+    /// Launches the tables of `ops`.
+    fn record(&mut self, recorder: &Recorder, limits: (&Limits, IndexWidth), dtype: FloatType, ops: &[Op]) {
+        for op in ops {
+            match op {
+                Op::Conv3d => conv3d::record(recorder, limits, dtype, &mut self.refused),
+                Op::CausalConv1d => causal_conv1d::record(recorder, limits, dtype, &mut self.refused),
+                Op::Rope => rope::record(recorder, limits.0, dtype, &mut self.refused),
+            }
+        }
+    }
+
     fn collect(&mut self, recorder: &Recorder) {
         let log = recorder.log();
         self.launches += log.launches.len();

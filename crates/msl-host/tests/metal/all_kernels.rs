@@ -12,7 +12,7 @@ use conv_kernels::{FloatType, IndexType, Limits};
 use msl_host::execute::compile_ahead;
 use msl_host::report;
 use msl_host::server::Recorder;
-use msl_host::variants::{self, IndexWidth, Variants};
+use msl_host::variants::{self, IndexWidth, Op, Variants};
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::OnceLock;
@@ -21,7 +21,7 @@ use std::sync::OnceLock;
 fn listed(dtype: FloatType) -> &'static Variants {
     static LISTED: [OnceLock<Variants>; 3] = [const { OnceLock::new() }; 3];
     let place = FloatType::ALL.iter().position(|each| *each == dtype).expect("one of all");
-    LISTED[place].get_or_init(|| variants::of_dtype(dtype))
+    LISTED[place].get_or_init(|| variants::of_dtype(dtype, &Op::ALL))
 }
 
 #[test]
