@@ -2,9 +2,10 @@
 //! way. Positions are offsets and grids, without a tensor; those of Qwen2-VL are a tensor.
 
 use crate::bench::{Bench, Row, Work};
+use crate::burn_peer;
 use crate::data::{Memory, Source, upload};
 use crate::options::{Op, Options, Pass, Size};
-use crate::rope2d::{index_operand, truth};
+use crate::rope2d::{burn_rows, index_operand, truth};
 use anyhow::Result;
 use conv_cases::workloads::{self, RopeWorkload};
 use conv_kernels::FloatType;
@@ -91,14 +92,28 @@ fn run_case(bench: &mut Bench, workload: &RopeWorkload, dtype: FloatType) -> Res
         "video" => Positions::Volume(volume),
         _ => Positions::Offset(OFFSET),
     };
+    let row = |pass, plan: &str| Row {
+        op: OP,
+        case: workload.name.clone(),
+        dtype,
+        pass,
+        plan: plan.into(),
+        chosen: true,
+    };
     for pass in bench.options.passes(&[Pass::Fwd, Pass::Bwd]) {
         let inverse = pass == Pass::Bwd;
-        let row =
-            Row { op: OP, case: workload.name.clone(), dtype, pass, plan: "rotate".into(), chosen: true };
-        bench.ours(&row, work, &[truth(&problem, &source, &positions, inverse)], &|out| {
+        bench.ours(&row(pass, "rotate"), work, &[truth(&problem, &source, &positions, inverse)], &|out| {
             let rotation = Rotation { problem, tokens: &from, positions: places, out: &out[0] };
             rotate_all(&client, &limits, &[rotation], inverse)
         })?;
     }
-    Ok(())
+    // Burn's module rotates neighbours along one axis, by fp32 tables that 16-bit tokens cannot meet.
+    if bench.options.no_burn || workload.model != "gpt_j" || dtype != FloatType::F32 {
+        return Ok(());
+    }
+    let peer = burn_peer::Rope::new(&bench.device.burn, head_dim, tokens, OFFSET as usize);
+    let truth = |seen: &Source, inverse| truth(&problem, seen, &positions, inverse);
+    burn_rows(bench, &|pass| row(pass, peer.name()), work, (source, shape), &truth, &|tokens| {
+        peer.forward(tokens)
+    })
 }

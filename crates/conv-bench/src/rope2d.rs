@@ -8,6 +8,7 @@ use crate::peers;
 use crate::scale;
 use crate::verify::Truth;
 use anyhow::Result;
+use burn::tensor::Tensor;
 use conv_cases::rope2d::Case;
 use conv_cases::workloads::{self, Rope2dWorkload};
 use conv_kernels::rope::{self, RopeLayout, RopeProblem, reference};
@@ -127,24 +128,35 @@ fn run_case(
         return Ok(());
     }
 
-    let device = bench.device.burn.clone();
-    let tokens = burn_peer::tensor(&device, &source, shape, dtype);
-    let peer = Rope2d::new(&device, &problem, &positions);
-    for pass in &passes {
-        let inverse = *pass == Pass::Bwd;
-        let seen = if inverse { Source::ones(dtype) } else { source };
-        let truth = truth(&problem, &seen, &positions, inverse);
-        let row = row(*pass, peer.name());
-        if !inverse {
-            let run = |()| vec![burn_peer::read(peer.forward(tokens.clone()))];
-            bench.burn(&row, work, &[truth], &|| (), &run)?;
+    let peer = Rope2d::new(&bench.device.burn, &problem, &positions);
+    let truth = |seen: &Source, inverse| truth(&problem, seen, &positions, inverse);
+    burn_rows(bench, &|pass| row(pass, peer.name()), work, (source, shape), &truth, &|tokens| {
+        peer.forward(tokens)
+    })
+}
+
+/// The rows of a rotation made of Burn's ops: forward of normal tokens, and the gradient of the results' sum.
+pub(crate) fn burn_rows(
+    bench: &mut Bench,
+    row: &dyn Fn(Pass) -> Row,
+    work: Work,
+    (source, shape): (Source, [usize; 4]),
+    truth: &dyn Fn(&Source, bool) -> Rc<Truth>,
+    rotate: &dyn Fn(Tensor<4>) -> Tensor<4>,
+) -> Result<()> {
+    for pass in bench.options.passes(&PASSES) {
+        let row = row(pass);
+        let tokens = burn_peer::tensor(&bench.device.burn, &source, shape, row.dtype);
+        if pass == Pass::Fwd {
+            let run = |()| vec![burn_peer::read(rotate(tokens.clone()))];
+            bench.burn(&row, work, &[truth(&source, false)], &|| (), &run)?;
             continue;
         }
         let graph = || {
             let tokens = tokens.clone().autodiff().require_grad();
-            (tokens.clone(), peer.forward(tokens))
+            (tokens.clone(), rotate(tokens))
         };
-        bench.burn(&row, work, &[truth], &graph, &|(tokens, y)| {
+        bench.burn(&row, work, &[truth(&Source::ones(row.dtype), true)], &graph, &|(tokens, y)| {
             let mut gradients = y.backward();
             tokens.grad_remove(&mut gradients).map(burn_peer::read).into_iter().collect()
         })?;

@@ -1,5 +1,5 @@
-//! The rotation: a thread rotates four consecutive pairs (packed 16-bit numbers: eight) of [`HEADS`] heads of
-//! a token.
+//! The rotation: a thread rotates four consecutive pairs (packed 16-bit numbers: eight) of some heads of a
+//! token, as many as `launch.rs` says for the device.
 //!
 //! ```text
 //!   u' = u cos(theta) - v sin(theta)        v' = v cos(theta) + u sin(theta)
@@ -31,11 +31,19 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::std::FastDivmod;
 
-/// Heads per thread.
-pub(super) const HEADS: usize = 4;
-
 /// Threads of a threadgroup.
 pub(super) const THREADS: usize = 256;
+
+/// What is compiled in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct RotationConfig {
+    /// Elements are eight 16-bit numbers in four words.
+    pub(super) packed: bool,
+    /// A pair is two neighbours, not an element of either half.
+    pub(super) neighbours: bool,
+    /// Heads of a thread.
+    pub(super) heads: usize,
+}
 
 /// One tensor of tokens and its positions: extents, and strides in `[B, N, H, D]` order.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
@@ -149,8 +157,7 @@ pub(super) fn rotate_kernel<E: Float, S: Numeric, N: Size>(
     q_threadgroups: usize,
     span: Span,
     #[comptime] pair: bool,
-    #[comptime] packed: bool,
-    #[comptime] neighbours: bool,
+    #[comptime] config: RotationConfig,
     #[define(E)] _dtype: ElemType,
     #[define(S)] _memory: ElemType,
 ) {
@@ -162,34 +169,12 @@ pub(super) fn rotate_kernel<E: Float, S: Numeric, N: Size>(
         if index >= q_threadgroups {
             let index = index - q_threadgroups;
             let (k, k_positions, k_out) = (k.unwrap(), k_positions.unwrap(), k_out.unwrap());
-            rotate::<E, S, N>(
-                k,
-                k_positions,
-                table,
-                k_out,
-                &k_args,
-                &head,
-                &angles,
-                index,
-                packed,
-                neighbours,
-            );
+            rotate::<E, S, N>(k, k_positions, table, k_out, &k_args, &head, &angles, index, config);
         } else {
-            rotate::<E, S, N>(
-                q,
-                q_positions,
-                table,
-                q_out,
-                &q_args,
-                &head,
-                &angles,
-                index,
-                packed,
-                neighbours,
-            );
+            rotate::<E, S, N>(q, q_positions, table, q_out, &q_args, &head, &angles, index, config);
         }
     } else {
-        rotate::<E, S, N>(q, q_positions, table, q_out, &q_args, &head, &angles, index, packed, neighbours);
+        rotate::<E, S, N>(q, q_positions, table, q_out, &q_args, &head, &angles, index, config);
     }
 }
 
@@ -205,10 +190,10 @@ fn rotate<E: Float, S: Numeric, N: Size>(
     head: &HeadArgs,
     angles: &AngleArgs,
     index: usize,
-    #[comptime] packed: bool,
-    #[comptime] neighbours: bool,
+    #[comptime] config: RotationConfig,
 ) {
     let vector = N::value();
+    let RotationConfig { packed, neighbours, heads } = comptime!(config);
     let width = comptime!(if packed { 8usize } else { vector });
     let work = args.work((index * THREADS + UNIT_POS as usize) as u32);
     if work.b < args.batch {
@@ -220,7 +205,7 @@ fn rotate<E: Float, S: Numeric, N: Size>(
         let from = work.b as usize * args.in_b + work.n as usize * args.in_n;
         let mut raw = Sequence::<Vector<S, N>>::new();
         #[unroll]
-        for j in 0..HEADS {
+        for j in 0..heads {
             let h = min(work.group + j as u32 * args.groups, args.heads - 1u32);
             let at = from + h as usize * args.in_h;
             raw.push(tokens[(at + u as usize * args.in_d) / width]);
@@ -241,7 +226,7 @@ fn rotate<E: Float, S: Numeric, N: Size>(
         }
         let to = work.b as usize * args.out_b + work.n as usize * args.out_n;
         #[unroll]
-        for j in 0..HEADS {
+        for j in 0..heads {
             let h = work.group + j as u32 * args.groups;
             if h < args.heads {
                 let at = to + h as usize * args.out_h;

@@ -1,7 +1,7 @@
 //! From problems and tensors to the kernel's arguments.
 
 use super::angle::{AngleArgsLaunch, FLOAT32, GRID, INT32, INT64, LINE, VOLUME};
-use super::kernel::{HEADS, HeadArgsLaunch, RotationArgsLaunch, THREADS, rotate_kernel};
+use super::kernel::{HeadArgsLaunch, RotationArgsLaunch, RotationConfig, THREADS, rotate_kernel};
 use super::{Positions, RopeLayout, RopePairs, RopeProblem, Rotation, frequencies};
 use crate::error::ConvError;
 use crate::half_words::WORD;
@@ -11,6 +11,12 @@ use crate::limits::Limits;
 use crate::operand::{Operand, address_type};
 use cubecl::prelude::*;
 use cubecl::server::Handle;
+
+/// Heads that a thread rotates by one angle. Four keep eight vectors in flight, which leaves 576 threads to
+/// an M1's core; with two it holds 768.
+fn heads_per_thread(limits: &Limits) -> usize {
+    if limits.unroll { 4 } else { 2 }
+}
 
 /// Words of a table row.
 const ROW: usize = 4;
@@ -29,8 +35,9 @@ pub(super) fn launch(
         .collect();
     let (width, packed) = vector_width(problem, &views, limits);
     let (vector, memory) = if packed { (4, WORD) } else { (width, problem.dtype.elem()) };
+    let heads = heads_per_thread(limits);
     let work: Vec<RotationWork> =
-        rotations.iter().map(|each| RotationWork::of(&each.problem, width)).collect();
+        rotations.iter().map(|each| RotationWork::of(&each.problem, width, heads)).collect();
     let (first, last) = (&rotations[0], &rotations[rotations.len() - 1]);
     let operands: Vec<&Operand> = views.iter().flatten().collect();
     let table = Table { handle: frequencies::table(client, &problem), words: problem.rotated / 2 * ROW };
@@ -40,7 +47,7 @@ pub(super) fn launch(
     let address = address_type("rope", &operands, largest, limits)?;
     let (views_last, pair) = (&views[views.len() - 1], rotations.len() == 2);
     let [_, second, third, _] = problem.blocks();
-    for dispatch in dispatches(threadgroups, (HEADS * THREADS * width * 16) as f64, limits) {
+    for dispatch in dispatches(threadgroups, (heads * THREADS * width * 16) as f64, limits) {
         let head = HeadArgsLaunch {
             pairs: (problem.rotated / 2) as u32,
             second: second as u32,
@@ -72,8 +79,7 @@ pub(super) fn launch(
                 work[0].threadgroups,
                 dispatch.span(),
                 pair,
-                packed,
-                problem.angles.pairs == RopePairs::Neighbours,
+                RotationConfig { packed, neighbours: problem.angles.pairs == RopePairs::Neighbours, heads },
                 problem.dtype.elem(),
                 memory,
             );
@@ -108,9 +114,9 @@ struct RotationWork {
 }
 
 impl RotationWork {
-    fn of(problem: &RopeProblem, width: usize) -> Self {
+    fn of(problem: &RopeProblem, width: usize, heads: usize) -> Self {
         let lanes = problem.head_dim / 2 / width;
-        let groups = problem.heads.div_ceil(HEADS);
+        let groups = problem.heads.div_ceil(heads);
         let threadgroups = (problem.batch * problem.tokens * groups * lanes).div_ceil(THREADS);
         Self { lanes, groups, threadgroups }
     }

@@ -8,7 +8,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use conv_kernels::FloatType;
 
 pub(crate) use conv3d::{Conv3d, bias_gradient};
-pub(crate) use sequence::{CausalConv1d, Rope2d};
+pub(crate) use sequence::{CausalConv1d, Rope, Rope2d};
 
 /// Reads a result that Burn was asked for.
 pub(crate) type Read = Box<dyn FnOnce() -> Result<Host, String>>;

@@ -1,6 +1,7 @@
-//! Causal conv1d and RoPE2D composed of Burn's ops.
+//! Causal conv1d and RoPE2D composed of Burn's ops, and Burn's own rotary encoding of one axis.
 
 use super::burn_dtype;
+use burn::nn::{RotaryEncoding, RotaryEncodingConfig};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{DType, Device, Tensor, TensorData, activation, module};
 use conv_kernels::rope::RopeProblem;
@@ -91,5 +92,29 @@ impl Rope2d {
             |i: usize| tokens.clone().slice([0..batch, 0..heads, 0..count, i * quarter..(i + 1) * quarter]);
         let rotated = Tensor::cat(vec![part(1).neg(), part(0), part(3).neg(), part(2)], 3);
         tokens * self.cos.clone() + rotated * self.sin.clone()
+    }
+}
+
+/// Burn's `RotaryEncoding`: one axis, neighbours as pairs, cosines and sines in a table.
+pub(crate) struct Rope {
+    encoding: RotaryEncoding,
+    first: usize,
+}
+
+impl Rope {
+    /// Prepares the table for `tokens` positions from `first` on.
+    pub(crate) fn new(device: &Device, head_dim: usize, tokens: usize, first: usize) -> Self {
+        let config = RotaryEncodingConfig::new(first + tokens, head_dim);
+        Self { encoding: config.init(device), first }
+    }
+
+    /// The name in the column `plan`.
+    pub(crate) fn name(&self) -> &'static str {
+        "RotaryEncoding"
+    }
+
+    /// The rotated tokens `[B, H, N, D]`.
+    pub(crate) fn forward(&self, tokens: Tensor<4>) -> Tensor<4> {
+        self.encoding.apply(tokens, self.first)
     }
 }
