@@ -1,5 +1,5 @@
-//! The rotation: a thread rotates four consecutive pairs (packed 16-bit numbers: eight) of some heads of a
-//! token, as many as `launch.rs` says for the device.
+//! The rotation: a thread rotates four consecutive pairs (packed 16-bit numbers: eight) of two or four heads of
+//! a token, and then, in rounds, of further heads by the same angles, as `launch.rs` says for the device.
 //!
 //! ```text
 //!   u' = u cos(theta) - v sin(theta)        v' = v cos(theta) + u sin(theta)
@@ -25,7 +25,7 @@
 //! head. A threadgroup is [`THREADS`] threads.
 
 use super::angle::{AngleArgs, Place, cos_and_sin, place_of};
-use crate::half_words::{pack_quads, unpack_quad};
+use super::turn::{turn, turn_packed};
 use crate::launch::Span;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
@@ -41,8 +41,10 @@ pub(super) struct RotationConfig {
     pub(super) packed: bool,
     /// A pair is two neighbours, not an element of either half.
     pub(super) neighbours: bool,
-    /// Heads of a thread.
+    /// Heads that a thread has in flight.
     pub(super) heads: usize,
+    /// The first heads are read before the angles are computed.
+    pub(super) prefetch: bool,
 }
 
 /// One tensor of tokens and its positions: extents, and strides in `[B, N, H, D]` order.
@@ -58,6 +60,8 @@ pub(super) struct RotationArgs {
     pub(super) batch: u32,
     pub(super) heads: u32,
     pub(super) groups: u32,
+    /// Times that a thread loads, rotates and stores heads, `groups` apart from each other.
+    pub(super) rounds: u32,
     /// Leading tokens that are copied.
     pub(super) prefix: u32,
     /// Strides in elements.
@@ -193,7 +197,7 @@ fn rotate<E: Float, S: Numeric, N: Size>(
     #[comptime] config: RotationConfig,
 ) {
     let vector = N::value();
-    let RotationConfig { packed, neighbours, heads } = comptime!(config);
+    let RotationConfig { packed, neighbours, heads, prefetch } = comptime!(config);
     let width = comptime!(if packed { 8usize } else { vector });
     let work = args.work((index * THREADS + UNIT_POS as usize) as u32);
     if work.b < args.batch {
@@ -201,15 +205,11 @@ fn rotate<E: Float, S: Numeric, N: Size>(
         let rotates = along < head.pairs;
         let (u, v) = head.offsets(along, comptime!(width as u32), neighbours);
 
-        // All loads are in flight before the first use.
         let from = work.b as usize * args.in_b + work.n as usize * args.in_n;
-        let mut raw = Sequence::<Vector<S, N>>::new();
-        #[unroll]
-        for j in 0..heads {
-            let h = min(work.group + j as u32 * args.groups, args.heads - 1u32);
-            let at = from + h as usize * args.in_h;
-            raw.push(tokens[(at + u as usize * args.in_d) / width]);
-            raw.push(tokens[(at + v as usize * args.in_d) / width]);
+        let (u_from, v_from) = (from + u as usize * args.in_d, from + v as usize * args.in_d);
+        let mut early = Sequence::<Vector<S, N>>::new();
+        if comptime!(prefetch) {
+            load::<S, N>(tokens, args, work.group, u_from, v_from, &mut early, width, heads);
         }
         let mut cosines = Sequence::<Vector<f32, N>>::new();
         let mut sines = Sequence::<Vector<f32, N>>::new();
@@ -225,33 +225,93 @@ fn rotate<E: Float, S: Numeric, N: Size>(
             sines.push(sin);
         }
         let to = work.b as usize * args.out_b + work.n as usize * args.out_n;
-        #[unroll]
-        for j in 0..heads {
-            let h = work.group + j as u32 * args.groups;
-            if h < args.heads {
-                let at = to + h as usize * args.out_h;
-                let at_u = (at + u as usize * args.out_d) / width;
-                let at_v = (at + v as usize * args.out_d) / width;
-                let first = *raw.index(comptime!(2 * j));
-                let second = *raw.index(comptime!(2 * j + 1));
-                if !rotates || work.n < args.prefix {
-                    out[at_u] = first;
-                    out[at_v] = second;
-                } else if comptime!(packed) {
-                    let (first, second) = turn_packed::<E, S, N>(first, second, &cosines, &sines, neighbours);
-                    out[at_u] = first;
-                    out[at_v] = second;
-                } else {
-                    let (first, second) = turn::<N>(
-                        Vector::cast_from(first),
-                        Vector::cast_from(second),
-                        *cosines.index(0),
-                        *sines.index(0),
-                        neighbours,
-                    );
-                    out[at_u] = Vector::cast_from(first);
-                    out[at_v] = Vector::cast_from(second);
-                }
+        let turned = Turned {
+            u: to + u as usize * args.out_d,
+            v: to + v as usize * args.out_d,
+            turns: rotates && work.n >= args.prefix,
+        };
+        if comptime!(prefetch) {
+            store::<E, S, N>(out, args, &early, &cosines, &sines, &turned, work.group, config);
+        }
+        for round in u32::new(comptime!(i64::from(prefetch)))..args.rounds {
+            let h = work.group + round * comptime!(heads as u32) * args.groups;
+            let mut raw = Sequence::<Vector<S, N>>::new();
+            load::<S, N>(tokens, args, h, u_from, v_from, &mut raw, width, heads);
+            store::<E, S, N>(out, args, &raw, &cosines, &sines, &turned, h, config);
+        }
+    }
+}
+
+/// Appends both vectors of a lane in heads `h`, `h + groups` and so on; beyond the last head, those of the last.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn load<S: Numeric, N: Size>(
+    tokens: &[Vector<S, N>],
+    args: &RotationArgs,
+    h: u32,
+    u_from: usize,
+    v_from: usize,
+    raw: &mut Sequence<Vector<S, N>>,
+    #[comptime] width: usize,
+    #[comptime] heads: usize,
+) {
+    #[unroll]
+    for j in 0..heads {
+        let at = min(h + j as u32 * args.groups, args.heads - 1u32) as usize * args.in_h;
+        raw.push(tokens[(at + u_from) / width]);
+        raw.push(tokens[(at + v_from) / width]);
+    }
+}
+
+/// Where a lane's results go, and whether they differ from what was read.
+#[derive(CubeType, Clone, Copy)]
+struct Turned {
+    u: usize,
+    v: usize,
+    turns: bool,
+}
+
+/// Rotates what [`load`] read and writes it.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn store<E: Float, S: Numeric, N: Size>(
+    out: &mut [Vector<S, N>],
+    args: &RotationArgs,
+    raw: &Sequence<Vector<S, N>>,
+    cosines: &Sequence<Vector<f32, N>>,
+    sines: &Sequence<Vector<f32, N>>,
+    to: &Turned,
+    h: u32,
+    #[comptime] config: RotationConfig,
+) {
+    let vector = N::value();
+    let RotationConfig { packed, neighbours, heads, .. } = comptime!(config);
+    let width = comptime!(if packed { 8usize } else { vector });
+    #[unroll]
+    for j in 0..heads {
+        let h = h + j as u32 * args.groups;
+        if h < args.heads {
+            let at = h as usize * args.out_h;
+            let (at_u, at_v) = ((at + to.u) / width, (at + to.v) / width);
+            let first = *raw.index(comptime!(2 * j));
+            let second = *raw.index(comptime!(2 * j + 1));
+            if !to.turns {
+                out[at_u] = first;
+                out[at_v] = second;
+            } else if comptime!(packed) {
+                let (first, second) = turn_packed::<E, S, N>(first, second, cosines, sines, neighbours);
+                out[at_u] = first;
+                out[at_v] = second;
+            } else {
+                let (first, second) = turn::<N>(
+                    Vector::cast_from(first),
+                    Vector::cast_from(second),
+                    *cosines.index(0),
+                    *sines.index(0),
+                    neighbours,
+                );
+                out[at_u] = Vector::cast_from(first);
+                out[at_v] = Vector::cast_from(second);
             }
         }
     }
@@ -283,95 +343,4 @@ fn vectors<N: Size>(
         }
         (Vector::cast_from(cosines), Vector::cast_from(sines))
     }
-}
-
-/// Two vectors of elements, rotated.
-#[cube]
-fn turn<N: Size>(
-    first: Vector<f32, N>,
-    second: Vector<f32, N>,
-    cos: Vector<f32, N>,
-    sin: Vector<f32, N>,
-    #[comptime] neighbours: bool,
-) -> (Vector<f32, N>, Vector<f32, N>) {
-    let vector = N::value();
-    if comptime!(neighbours && vector == 4) {
-        let (u, v) = part(Vector::cast_from(first), Vector::cast_from(second));
-        let (u, v) = (Vector::<f32, N>::cast_from(u), Vector::<f32, N>::cast_from(v));
-        let (first, second) =
-            join(Vector::cast_from(u * cos - v * sin), Vector::cast_from(v * cos + u * sin));
-        (Vector::cast_from(first), Vector::cast_from(second))
-    } else {
-        (first * cos - second * sin, second * cos + first * sin)
-    }
-}
-
-/// Two vectors of eight packed elements, rotated.
-#[cube]
-fn turn_packed<E: Float, S: Numeric, N: Size>(
-    first: Vector<S, N>,
-    second: Vector<S, N>,
-    cosines: &Sequence<Vector<f32, N>>,
-    sines: &Sequence<Vector<f32, N>>,
-    #[comptime] neighbours: bool,
-) -> (Vector<S, N>, Vector<S, N>) {
-    let mut firsts = Sequence::<Vector<f32, Const<4>>>::new();
-    let mut seconds = Sequence::<Vector<f32, Const<4>>>::new();
-    #[unroll]
-    for half in 0..2usize {
-        // Pairs 4 * half.. of the eight: half of both vectors, or, as neighbours, all of one.
-        let mut a = unpack_quad::<E, S, N>(first, half);
-        let mut b = unpack_quad::<E, S, N>(second, half);
-        if comptime!(neighbours) {
-            let from = if comptime!(half == 0) { first } else { second };
-            a = unpack_quad::<E, S, N>(from, 0usize);
-            b = unpack_quad::<E, S, N>(from, 1usize);
-        }
-        let (a, b) = turn::<N>(
-            Vector::cast_from(a),
-            Vector::cast_from(b),
-            *cosines.index(half),
-            *sines.index(half),
-            neighbours,
-        );
-        firsts.push(Vector::cast_from(a));
-        seconds.push(Vector::cast_from(b));
-    }
-    if comptime!(neighbours) {
-        let first = pack_quads::<E, S, N>(*firsts.index(0), *seconds.index(0));
-        (first, pack_quads::<E, S, N>(*firsts.index(1), *seconds.index(1)))
-    } else {
-        let first = pack_quads::<E, S, N>(*firsts.index(0), *firsts.index(1));
-        (first, pack_quads::<E, S, N>(*seconds.index(0), *seconds.index(1)))
-    }
-}
-
-type Quad = Vector<f32, Const<4>>;
-
-/// u v u v, u v u v -> u u u u, v v v v.
-#[cube]
-fn part(first: Quad, second: Quad) -> (Quad, Quad) {
-    let (mut u, mut v) = (Quad::new(0.0f32), Quad::new(0.0f32));
-    #[unroll]
-    for j in 0..2usize {
-        u.insert(j, first.extract(comptime!(2 * j)));
-        v.insert(j, first.extract(comptime!(2 * j + 1)));
-        u.insert(comptime!(2 + j), second.extract(comptime!(2 * j)));
-        v.insert(comptime!(2 + j), second.extract(comptime!(2 * j + 1)));
-    }
-    (u, v)
-}
-
-/// The way back.
-#[cube]
-fn join(u: Quad, v: Quad) -> (Quad, Quad) {
-    let (mut first, mut second) = (Quad::new(0.0f32), Quad::new(0.0f32));
-    #[unroll]
-    for j in 0..2usize {
-        first.insert(comptime!(2 * j), u.extract(j));
-        first.insert(comptime!(2 * j + 1), v.extract(j));
-        second.insert(comptime!(2 * j), u.extract(comptime!(2 + j)));
-        second.insert(comptime!(2 * j + 1), v.extract(comptime!(2 + j)));
-    }
-    (first, second)
 }

@@ -30,6 +30,7 @@ mod kernel;
 mod launch;
 mod problem;
 pub mod reference;
+mod turn;
 
 pub use angles::{Frequency, MAX_RADIANS, RopeAngles, RopeAxes, RopePairs, RopeScaling};
 pub use problem::{RopeGrid, RopeLayout, RopeProblem, RopeVolume};

@@ -176,6 +176,30 @@ fn repeated_rotations_give_equal_bits() {
     assert!(launches >= crate::device::repeats(&limits));
 }
 
+/// Devices that hold few threads give each of them further heads: the angles, and so the bits, are the same.
+#[test]
+fn rounds_give_the_bits_of_one_round() {
+    let client = client();
+    let many = Limits { cubes_in_flight: 1 << 20, ..Limits::of(&client) };
+    let few = Limits { cubes_in_flight: 1, ..many.clone() };
+    for &dtype in &many.dtypes {
+        for heads in [1, 2, 5, 8, 13, 30] {
+            let problem = problem(RopeLayout::Bhnd, [2, heads, 67, 32], dtype);
+            let tokens = random_tokens(&client, &problem);
+            let outs = [&many, &few].map(|limits| {
+                let out = output(&client, &problem.tokens_shape(), dtype);
+                let positions = Positions::Grid(RopeGrid { rows: 1, columns: 67, first: 3 });
+                let rotation = Rotation { problem, tokens: tokens.operand(), positions, out: out.operand() };
+                rotate_all(&client, limits, &[rotation], false).unwrap_or_else(|error| panic!("{error}"));
+                out
+            });
+            let outs: Vec<&Buffer> = outs.iter().collect();
+            let results = read_all(&client, &outs);
+            assert!(results[0] == results[1], "{} {heads} heads", dtype.name());
+        }
+    }
+}
+
 #[test]
 fn every_source_turns_one_tensor_and_two() {
     let client = client();
