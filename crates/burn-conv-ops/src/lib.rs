@@ -21,8 +21,9 @@
 //! # Features
 //!
 //! `wgpu` (Metal on macOS, Vulkan or another API through WGSL elsewhere), `vulkan` (SPIR-V), `metal`, `cuda`,
-//! `flex` (CPU), `autodiff` and `fusion`. The default is `autodiff`, `fusion`, `wgpu` and `flex`. `fusion`
-//! has to agree with Burn: leave it on with Burn's default features, turn it off together with Burn's.
+//! `flex` (CPU), `autodiff`, `fusion` and `autotune` (conv3d's plans are timed once). The default is
+//! `autodiff`, `fusion`, `wgpu` and `flex`. `fusion` has to agree with Burn: leave it on with Burn's default
+//! features, turn it off together with Burn's.
 //! Backend authors find the trait and its types in [`backend`].
 
 pub mod backend;

@@ -53,7 +53,7 @@ pub(crate) fn summary(layers: &[Layer], unknown: usize, limits: &Limits) -> Stri
             let mean = geometric_mean(&regrets).unwrap_or(1.0);
             let _ = writeln!(
                 text,
-                "  with the {count} best by the model timed: {} on average, {} at worst",
+                "  with {count} plans timed, as the feature autotune takes them: {} on average, {} at worst",
                 times(mean),
                 times(worst)
             );
@@ -243,8 +243,8 @@ mod tests {
             "2 passes of layers; 1 of them with one plan only",
             "2 rows have plans that the device does not list",
             "regret of the choice: 3.00x on average, 3.00x at worst; 0 of 1 within 2 %",
-            "with the 2 best by the model timed: 1.50x on average",
-            "with the 3 best by the model timed: 1.00x on average",
+            "with 2 plans timed, as the feature autotune takes them: 1.50x on average",
+            "with 3 plans timed, as the feature autotune takes them: 1.00x on average",
             "rank correlation of a layer's plans (Spearman): -1.00 on average",
             "\na,f32,fwd,plan_1,\"gemm\",false,3.000000,2.000000\n",
         ] {

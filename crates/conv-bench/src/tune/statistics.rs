@@ -43,16 +43,25 @@ impl Layer {
         Some(chosen.measured_ms / self.fastest().measured_ms)
     }
 
-    /// The regret of timing the choice and the plans that the model ranks best, `count` in all, and keeping
-    /// the fastest.
+    /// The regret of timing `count` plans and keeping the fastest: the choice, the best plan of each other
+    /// family by the model, then the best of all others (as `kernels/src/conv3d/tune.rs` takes them).
     pub(crate) fn regret_of_best(&self, count: usize) -> Option<f64> {
-        let mut tried = self.chosen().filter(|_| self.plans.len() > 1)?.measured_ms;
+        let chosen = self.chosen().filter(|_| self.plans.len() > 1)?;
         let mut others: Vec<_> = self.plans.iter().filter(|plan| plan.plan != self.chosen).collect();
         others.sort_by(|a, b| a.predicted_ms.total_cmp(&b.predicted_ms));
-        for plan in others.iter().take(count.saturating_sub(1)) {
-            tried = tried.min(plan.measured_ms);
+        let mut families = vec![chosen.family];
+        let (mut tried, mut same_family) = (vec![chosen], Vec::new());
+        for plan in others {
+            if families.contains(&plan.family) {
+                same_family.push(plan);
+            } else {
+                families.push(plan.family);
+                tried.push(plan);
+            }
         }
-        Some(tried / self.fastest().measured_ms)
+        tried.extend(same_family);
+        let best = tried.into_iter().take(count).map(|plan| plan.measured_ms).reduce(f64::min)?;
+        Some(best / self.fastest().measured_ms)
     }
 
     /// Spearman's correlation of predicted and measured times; none of fewer than three plans.
@@ -170,8 +179,14 @@ pub(crate) mod tests {
         let of = layer(&[(1.0, 6.0), (3.0, 2.0), (2.0, 3.0), (4.0, 8.0)]);
         assert_eq!((of.fastest().plan.as_str(), of.regret()), ("plan_1", Some(3.0)));
         // In the order of the model: the choice, plan 2, plan 1, plan 3.
-        let best = [1, 2, 3, 4].map(|count| of.regret_of_best(count).unwrap());
-        assert_eq!(best, [3.0, 1.5, 1.0, 1.0]);
+        let best = |of: &Layer| [1, 2, 3, 4].map(|count| of.regret_of_best(count).unwrap());
+        assert_eq!(best(&of), [3.0, 1.5, 1.0, 1.0]);
+        // Another family comes first, however slow the model says it is.
+        let mut families = of.clone();
+        families.plans[1].family = "window";
+        families.plans[1].predicted_ms = 9.0;
+        families.plans[2].family = "winograd";
+        assert_eq!(best(&families), [3.0, 3.0, 1.0, 1.0]);
         // Ranks 1 3 2 4 against 3 1 2 4: 1 - 6 * 8 / (4 * 15).
         assert!((of.rank_correlation().unwrap() - 0.2).abs() < 1e-12);
         // Nothing to choose from, and a choice that was not timed.
