@@ -12,7 +12,7 @@
 //! # Map
 //!
 //! ```text
-//! conv3d            choose/ takes one of
+//! conv3d            choose/ takes one of (tune.rs: the fastest of a few)
 //!   direct            one output per thread; always valid
 //!   gemm              gathered implicit GEMM on fp32 multiply-adds or MMA
 //!   window            implicit GEMM with a shared input window (halo tile), on MMA

@@ -88,6 +88,27 @@ impl Limits {
         Self::apple("Apple M1")
     }
 
+    /// An H200 through Vulkan and SPIR-V, as far as plans ask.
+    pub fn h200() -> Self {
+        let chip = Chip::of("NVIDIA H200");
+        Self {
+            dtypes: vec![FloatType::F32, FloatType::F16],
+            dispatch_operations: chip.dispatch_operations,
+            unroll: true,
+            matrices: vec![(FloatType::F16, 16)],
+            cubes_in_flight: chip.threadgroups,
+            workspace_bytes: chip.workspace_bytes,
+            chip,
+            ..Self::apple_m1()
+        }
+    }
+
+    /// A device by its name, for predictions without it: an H200 for NVIDIA's, else a Mac.
+    pub fn named(name: &str) -> Self {
+        let nvidia = name.contains("NVIDIA") || name.eq_ignore_ascii_case("h200");
+        if nvidia { Self::h200() } else { Self::apple(name) }
+    }
+
     /// A Mac with a chip of this name through wgpu's Metal backend.
     pub fn apple(name: &str) -> Self {
         let chip = Chip::of(name);

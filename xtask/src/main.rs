@@ -1,4 +1,4 @@
-//! The project's commands: `cargo xtask demo | test | fuzz | bench | msl | gauge | check | tidy`.
+//! The project's commands: `cargo xtask demo | test | fuzz | bench | tune | msl | gauge | check | tidy`.
 //!
 //! This program stays light, so that it builds in seconds; everything heavy is a crate of its own that it
 //! starts through cargo.
@@ -72,6 +72,20 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
     },
+    /// Verify and time every eligible plan of conv3d on the device, and hold the model that chooses among
+    /// them against the times: regret, rank correlation, suggested constants, as a file for an issue.
+    Tune {
+        /// Lower through SPIR-V instead of WGSL: real GPUs on Linux and Windows.
+        #[arg(long)]
+        vulkan: bool,
+        /// The file.
+        #[arg(long, default_value = "bench/results/tune.txt")]
+        out: PathBuf,
+        /// Options of the benchmark program (`--size small`, `--case`, `--dtype`, `--pass`,
+        /// `--device software`; `--record RECORD --chip h200` reads a record and runs nothing).
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
+    },
     /// Write the Metal source of every kernel with its resource table; fail over Apple's budget.
     Msl {
         /// Options of the program; `-- --help` lists them.
@@ -118,6 +132,10 @@ fn main() -> Result<()> {
         Task::Test { full, options } => test(full, &options),
         Task::Fuzz { options } => fuzz(&options),
         Task::Bench { vulkan, compare, report, options } => bench(vulkan, &compare, report, &options),
+        Task::Tune { vulkan, out, options } => {
+            let tune = ["--tune".to_string(), out.display().to_string()];
+            conv_bench(vulkan, &[&tune, &options[..]].concat())
+        }
         Task::Msl { options } => run("msl-host", &options),
         Task::Gauge { filter, accept } => {
             run("msl-host", &[])?;
@@ -272,8 +290,13 @@ fn bench(vulkan: bool, compare: &[String], report: Option<String>, options: &[St
     if let Some(report) = report {
         return record("report", &[report]);
     }
+    conv_bench(vulkan, options)
+}
+
+/// Builds the benchmark program as its options need it and runs it.
+fn conv_bench(vulkan: bool, options: &[String]) -> Result<()> {
     // Nothing is run.
-    if options.iter().any(|option| option.starts_with("--predict")) {
+    if options.iter().any(|option| option.starts_with("--predict") || option.starts_with("--record")) {
         return run("conv-bench", options);
     }
     // Times on a rasterizer say little, so it makes do with the build that the tests have.
@@ -341,6 +364,20 @@ mod tests {
         let (_, _, report, options) = parsed("xtask bench --report a.csv --plots docs");
         assert_eq!((report, options), (Some("a.csv".into()), words("--plots docs")));
         assert!(Cli::try_parse_from("xtask bench --compare a.csv".split(' ')).is_err());
+    }
+
+    #[test]
+    fn the_tuner_s_file_is_an_option_of_its_own() {
+        let parsed = |line: &str| match Cli::parse_from(line.split(' ')).command {
+            Task::Tune { vulkan, out, options } => (vulkan, out, options),
+            _ => unreachable!("tune"),
+        };
+        let (vulkan, out, options) = parsed("xtask tune --out a.txt --size small --device software");
+        assert_eq!((vulkan, out), (false, PathBuf::from("a.txt")));
+        assert_eq!(options, words("--size small --device software"));
+        let (_, out, options) = parsed("xtask tune --record b.csv --chip h200");
+        assert_eq!(out, PathBuf::from("bench/results/tune.txt"));
+        assert_eq!(options, words("--record b.csv --chip h200"));
     }
 
     #[test]

@@ -21,8 +21,9 @@
 //! # Features
 //!
 //! `wgpu` (Metal on macOS, Vulkan or another API through WGSL elsewhere), `vulkan` (SPIR-V), `metal`, `cuda`,
-//! `flex` (CPU), `autodiff` and `fusion`. The default is `autodiff`, `fusion`, `wgpu` and `flex`. `fusion`
-//! has to agree with Burn: leave it on with Burn's default features, turn it off together with Burn's.
+//! `flex` (CPU), `autodiff`, `fusion` and `autotune` (conv3d's plans are timed once). The default is
+//! `autodiff`, `fusion`, `wgpu` and `flex`. `fusion` has to agree with Burn: leave it on with Burn's default
+//! features, turn it off together with Burn's.
 //! Backend authors find the trait and its types in [`backend`].
 
 pub mod backend;
@@ -36,6 +37,7 @@ mod forms;
 pub mod nn;
 pub mod patch;
 mod rope;
+mod warm_up;
 
 pub use causal_conv1d::{
     CausalConv1dOptions, CausalConv1dUpdateOptions, causal_conv1d, causal_conv1d_last_seq_idx,
@@ -62,6 +64,7 @@ pub use rope::{
     Rope2dOptions, RopeBase, RopeOptions, RopePositions, rope, rope_qk, rope2d, rope2d_qk, try_rope,
     try_rope_qk, try_rope2d, try_rope2d_qk,
 };
+pub use warm_up::{WarmUpLayer, WarmUpStep, warm_up};
 
 /// The positions of [`rope2d()`].
 pub type Rope2dPositions = RopePositions;

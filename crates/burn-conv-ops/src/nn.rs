@@ -13,6 +13,46 @@ pub use crate::conv3d::{Conv3dPadding, FilterCache};
 pub use crate::rope::nn::{Rope, RopeConfig};
 pub use crate::rope::nn2d::{Rope2d, Rope2dConfig};
 
+/// The methods that compile a module's kernels before training: the module, the rank of its input.
+macro_rules! warm_up {
+    ($module:ident, $rank:literal) => {
+        impl $module {
+            /// This layer, for x of these extents, in a list for [`warm_up`](crate::warm_up()).
+            pub fn warm_up_layer(&self, x: [usize; $rank]) -> crate::WarmUpLayer<'_> {
+                // Parameters start at their first use, with kernels that are not the layer's.
+                let (weight, _) = (self.weight.val(), self.bias.as_ref().map(|bias| bias.val()));
+                let name = format!("{} {x:?} by {:?}", stringify!($module), weight.dims());
+                let like = (&weight.device(), weight.dtype());
+                crate::WarmUpLayer::new(name, x, like, move |x| self.try_forward(x))
+            }
+
+            /// Compiles what training with x of these extents compiles at its first step: forward and, on a
+            /// device with gradients, every gradient. See [`warm_up`](crate::warm_up()).
+            ///
+            /// # Errors
+            /// As `try_forward`.
+            ///
+            /// # Panics
+            /// When the device fails.
+            pub fn warm_up(
+                &self,
+                x: [usize; $rank],
+                progress: impl FnMut(&crate::WarmUpStep),
+            ) -> Result<Vec<crate::WarmUpStep>, crate::ConvError> {
+                crate::warm_up(&[self.warm_up_layer(x)], progress)
+            }
+        }
+    };
+}
+
+warm_up!(CausalConv1d, 3);
+warm_up!(CausalConv3d, 5);
+warm_up!(Conv1d, 3);
+warm_up!(Conv2d, 4);
+warm_up!(Conv3d, 5);
+warm_up!(ConvTranspose2d, 4);
+warm_up!(ConvTranspose3d, 5);
+
 /// Builder methods of a configuration, one per line: documentation, name, argument type, field.
 macro_rules! setters {
     ($config:ident { $($(#[$doc:meta])* $setter:ident($field:ident: $type:ty);)* }) => {

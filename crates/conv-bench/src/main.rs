@@ -7,6 +7,7 @@
 //! conv3d/ causal_conv1d/ rope*.rs       the rows of each op and the truth of their results
 //! training/                             steps of whole networks, by Burn and patched
 //! burn_peer/                            Burn's own ops
+//! tune/                                 the model of the choice against measured times of every plan
 //! predict.rs                            what the model says of Apple chips, without a device
 //! peers.rs                              PyTorch, MLX and others, in a process of Python
 //! data.rs                               inputs as functions of the index, results read back
@@ -28,6 +29,7 @@ mod rope;
 mod rope2d;
 mod scale;
 mod training;
+mod tune;
 mod verify;
 
 use anyhow::Result;
@@ -54,7 +56,13 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(options: Options) -> Result<bool> {
+fn run(mut options: Options) -> Result<bool> {
+    if let (Some(file), false) = (&options.tune, options.record.is_empty()) {
+        return tune::of_records(&options, file).map(|()| true);
+    }
+    if options.tune.is_some() {
+        options = options.for_tuning();
+    }
     if !options.predict.is_empty() {
         return predict::run(&options, &options.predict).map(|()| true);
     }
@@ -86,7 +94,7 @@ fn run(options: Options) -> Result<bool> {
         }
     );
     let roofline = Roofline::measure(&device, clocks)?;
-    print_roofline(&roofline);
+    println!("measured limits: {}", roofline_text(&roofline));
 
     let steps = conv3d::cases(&options, size).len()
         + causal_conv1d::cases(&options, size).len()
@@ -110,6 +118,16 @@ fn run(options: Options) -> Result<bool> {
     rope2d::run(&mut bench)?;
     rope::run(&mut bench)?;
     training::run(&mut bench)?;
+    if let Some(file) = &bench.options.tune {
+        let origin = tune::Origin {
+            adapter: bench.device.name.clone(),
+            backend: bench.device.backend.into(),
+            rates_of: bench.device.name.clone(),
+            size: name.into(),
+            measured: roofline_text(&bench.roofline).replace('\n', ", "),
+        };
+        tune::of_run(&bench.report, &bench.options, &bench.device.limits, &origin, file)?;
+    }
     let low = bench.timer.clocks.as_ref().map_or(0, |clocks| clocks.low.get());
     if low > 0 {
         bench
@@ -119,18 +137,21 @@ fn run(options: Options) -> Result<bool> {
     Ok(bench.report.finish())
 }
 
-fn print_roofline(roofline: &Roofline) {
+fn roofline_text(roofline: &Roofline) -> String {
     let peak = |(dtype, peak): &(conv_kernels::FloatType, f64)| {
         format!(", {} {:.1} TFLOP/s", dtype.name(), peak * 1e-12)
     };
     let peaks: String = roofline.compute.iter().map(peak).collect();
-    println!("measured limits: copy {} GB/s{peaks}", short(roofline.copy * 1e-9));
     let micro = |samples: Samples| samples.median * 1e3;
     let device = roofline
         .launch
         .device
         .map_or(String::new(), |samples| format!(", {:.1} us between time stamps", micro(samples)));
-    println!("a launch that does nothing: {:.1} us{device}", micro(roofline.launch.wall));
+    format!(
+        "copy {} GB/s{peaks}\na launch that does nothing: {:.1} us{device}",
+        short(roofline.copy * 1e-9),
+        micro(roofline.launch.wall)
+    )
 }
 
 /// Says which storage types the device lacks; asking for one by name is no error, so that one command line

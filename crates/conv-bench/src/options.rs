@@ -62,6 +62,21 @@ pub(crate) struct Options {
     #[arg(long, value_delimiter = ',', value_name = "CHIP,..")]
     pub(crate) predict: Vec<String>,
 
+    /// Time every eligible plan of conv3d, hold the model of the choice against the times, and write both to
+    /// this file, for an issue; leaves everything but --size, --case, --dtype, --pass, --layout, --device,
+    /// --samples, --max-gib and --out as it is
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tune: Option<PathBuf>,
+
+    /// With --tune: run nothing, take the times of these records
+    #[arg(long, value_delimiter = ',', value_name = "RECORD,..", requires = "tune")]
+    pub(crate) record: Vec<PathBuf>,
+
+    /// With --record: whose rates the model counts with, "h200" or an Apple chip [default: the record's
+    /// device]
+    #[arg(long, value_name = "CHIP", requires = "record")]
+    pub(crate) chip: Option<String>,
+
     /// Also time PyTorch, MLX and causal-conv1d on the same problems, where Python has them
     #[arg(long)]
     pub(crate) peers: bool,
@@ -204,6 +219,17 @@ pub(crate) enum DeviceChoice {
 }
 
 impl Options {
+    /// What `--tune` runs: our plans of conv3d alone, those of single passes.
+    pub(crate) fn for_tuning(self) -> Self {
+        let single = |pass: &Pass| matches!(pass, Pass::Fwd | Pass::Dx | Pass::Dw);
+        let mut pass: Vec<_> = self.pass.iter().copied().filter(single).collect();
+        if pass.is_empty() {
+            pass = vec![Pass::Fwd, Pass::Dx, Pass::Dw];
+        }
+        let plan = vec![ALL.into()];
+        Self { op: Op::Conv3d, plan, pass, no_burn: true, peers: false, predict: Vec::new(), ..self }
+    }
+
     /// Whether the op is asked for.
     pub(crate) fn wants_op(&self, op: Op) -> bool {
         self.op == Op::All || self.op == op
@@ -269,5 +295,17 @@ mod tests {
         assert_eq!(wants("conv-bench --plan 128x,direct"), [false, true, true]);
         assert_eq!(wants("conv-bench --plan auto,direct"), [true, false, true]);
         assert_eq!(Options::try_parse_from(["conv-bench"]).unwrap().dtypes(), FloatType::ALL);
+    }
+
+    #[test]
+    fn tuning_runs_our_plans_of_single_passes() {
+        let tuned = |line: &str| Options::try_parse_from(line.split(' ')).unwrap().for_tuning();
+        let options = tuned("conv-bench --tune a.txt --op rope --peers --pass dx,fwd_bwd");
+        assert!(options.wants_op(Op::Conv3d) && !options.wants_op(Op::Rope));
+        assert!(options.no_burn && !options.peers && options.wants_plan("direct", false));
+        assert_eq!(options.pass, [Pass::Dx]);
+        assert_eq!(tuned("conv-bench --tune a.txt").pass, [Pass::Fwd, Pass::Dx, Pass::Dw]);
+        assert!(Options::try_parse_from(["conv-bench", "--record", "a.csv"]).is_err());
+        assert!(Options::try_parse_from(["conv-bench", "--tune", "a", "--chip", "h200"]).is_err());
     }
 }

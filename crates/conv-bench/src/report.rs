@@ -65,6 +65,11 @@ impl Report {
         })
     }
 
+    /// What was measured so far.
+    pub(crate) fn records(&self) -> Vec<Record> {
+        self.rows.iter().map(|row| row.record.clone()).collect()
+    }
+
     /// Shows what runs now.
     pub(crate) fn running(&self, what: String) {
         self.bar.set_message(what);
@@ -114,7 +119,7 @@ impl Report {
     /// Shows the summary; whether every row of ours was verified.
     pub(crate) fn finish(self) -> bool {
         self.bar.finish_and_clear();
-        let records: Vec<Record> = self.rows.iter().map(|row| row.record.clone()).collect();
+        let records = self.records();
         if let Some(table) = summary_table(&records) {
             println!("\nTimes as fast as peers (geometric mean over cases; automatic plans)\n{table}");
         }

@@ -6,6 +6,7 @@
 //!
 //! `X` reads zero or the nearest element outside the input. Problem -> plan -> kernel: [`Conv3dProblem`] is
 //! validated, [`plan`] chooses, [`forward`], [`input_gradient`] and [`weight_gradient`] launch (`call.rs`).
+//! [`fastest_plan`] measures instead of choosing (`tune.rs`).
 //! Every plan accumulates in fp32 with one final rounding. No plan uses atomics: results are bitwise
 //! reproducible, also under other limits on dispatches, which split the grid into more launches.
 //!
@@ -80,6 +81,7 @@ mod row_segments;
 mod split;
 mod subpixel;
 mod tiles;
+mod tune;
 mod window;
 pub mod winograd;
 
@@ -94,6 +96,7 @@ pub use plan::{Algorithm, Plan, eligible, gradient_plan, plan, predicted_seconds
 pub use problem::{Conv3dProblem, PaddingMode, Window};
 pub use subpixel::SubpixelTile;
 pub use tiles::Tiles;
+pub use tune::fastest_plan;
 pub use window::{WindowKernel, WindowTile, WindowWeightTile};
 pub use winograd::{RegionExtent, WinogradConfig, WinogradTile};
 

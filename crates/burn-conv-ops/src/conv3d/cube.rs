@@ -3,9 +3,10 @@
 use crate::backend::Conv3dCall;
 use crate::backend::cube::{allocate, operand};
 use burn::tensor::DType;
+use burn_cubecl::cubecl::prelude::Client;
 use burn_cubecl::tensor::CubeTensor;
-use conv_kernels::conv3d::{self, Activation, Pass, Plan, WinogradTile, winograd};
-use conv_kernels::{ConvError, Limits};
+use conv_kernels::conv3d::{self, Activation, Algorithm, Pass, Plan, WinogradTile, winograd};
+use conv_kernels::{ConvError, Limits, Operand};
 
 pub(crate) fn forward(
     x: &CubeTensor,
@@ -15,9 +16,9 @@ pub(crate) fn forward(
 ) -> Result<CubeTensor, ConvError> {
     let (problem, limits) = (&call.problem, Limits::of(&x.client));
     let y = allocate(x, &problem.y_shape(), x.dtype);
-    let plan = conv3d::plan(problem, Pass::Forward, call.algorithm, &limits)?;
     let bias = bias.map(operand).transpose()?;
     let operands = [&operand(x)?, &operand(weight)?, &operand(&y)?];
+    let plan = plan(call, Pass::Forward, (&x.client, &limits), operands)?;
     conv3d::forward(&x.client, &limits, problem, &plan, operands, bias.as_ref())?;
     Ok(y)
 }
@@ -30,9 +31,9 @@ pub(crate) fn forward_with_pre(
 ) -> Result<(CubeTensor, CubeTensor), ConvError> {
     let (problem, limits) = (&call.problem, Limits::of(&x.client));
     let [y, pre] = [x.dtype, DType::F32].map(|dtype| allocate(x, &problem.y_shape(), dtype));
-    let plan = conv3d::plan(problem, Pass::Forward, call.algorithm, &limits)?;
     let bias = bias.map(operand).transpose()?;
     let operands = [&operand(x)?, &operand(weight)?, &operand(&y)?];
+    let plan = plan(call, Pass::Forward, (&x.client, &limits), operands)?;
     conv3d::forward_with_pre(&x.client, &limits, problem, &plan, operands, &operand(&pre)?, bias.as_ref())?;
     Ok((y, pre))
 }
@@ -77,8 +78,8 @@ pub(crate) fn input_gradient(
 ) -> Result<CubeTensor, ConvError> {
     let limits = Limits::of(&dy.client);
     let dx = allocate(dy, &call.problem.x_shape(), dy.dtype);
-    let plan = gradient_plan(call, Pass::InputGradient, &limits)?;
     let operands = [&operand(dy)?, &operand(weight)?, &operand(&dx)?];
+    let plan = plan(call, Pass::InputGradient, (&dy.client, &limits), operands)?;
     conv3d::input_gradient(&dy.client, &limits, &call.problem, &plan, operands)?;
     Ok(dx)
 }
@@ -90,8 +91,8 @@ pub(crate) fn weight_gradient(
 ) -> Result<CubeTensor, ConvError> {
     let limits = Limits::of(&x.client);
     let dw = allocate(x, &call.problem.weight_shape(), x.dtype);
-    let plan = gradient_plan(call, Pass::WeightGradient, &limits)?;
     let operands = [&operand(x)?, &operand(dy)?, &operand(&dw)?];
+    let plan = plan(call, Pass::WeightGradient, (&x.client, &limits), operands)?;
     conv3d::weight_gradient(&x.client, &limits, &call.problem, &plan, operands)?;
     Ok(dw)
 }
@@ -104,8 +105,8 @@ pub(crate) fn weight_and_bias_gradient(
     let limits = Limits::of(&x.client);
     let dw = allocate(x, &call.problem.weight_shape(), x.dtype);
     let db = allocate(x, &[call.problem.out_channels], x.dtype);
-    let plan = gradient_plan(call, Pass::WeightGradient, &limits)?;
     let operands = [&operand(x)?, &operand(dy)?, &operand(&dw)?];
+    let plan = plan(call, Pass::WeightGradient, (&x.client, &limits), operands)?;
     conv3d::weight_and_bias_gradient(&x.client, &limits, &call.problem, &plan, operands, &operand(&db)?)?;
     Ok((dw, db))
 }
@@ -129,7 +130,20 @@ pub(crate) fn activation_gradient(
     Ok(dpre)
 }
 
-/// The plan that the call was checked for.
-fn gradient_plan(call: &Conv3dCall, pass: Pass, limits: &Limits) -> Result<Plan, ConvError> {
-    conv3d::gradient_plan(&call.problem, pass, call.algorithm, limits)
+/// The plan of a call, whose operands are those of its launch: the one that the call was checked for, or with
+/// the feature `autotune`, where none is forced, the fastest of a few. A call that reads kept filters has
+/// another path ([`forward_prepared`]).
+fn plan(
+    call: &Conv3dCall,
+    pass: Pass,
+    (client, limits): (&Client, &Limits),
+    operands: [&Operand; 3],
+) -> Result<Plan, ConvError> {
+    if cfg!(feature = "autotune") && call.algorithm == Algorithm::Auto {
+        return conv3d::fastest_plan(client, limits, &call.problem, pass, operands);
+    }
+    match pass {
+        Pass::Forward => conv3d::plan(&call.problem, pass, call.algorithm, limits),
+        _ => conv3d::gradient_plan(&call.problem, pass, call.algorithm, limits),
+    }
 }

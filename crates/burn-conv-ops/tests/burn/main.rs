@@ -1,6 +1,8 @@
 //! The ops through Burn's tensors: on the CPU backend and on a GPU device, with and without gradients. Needs
 //! the features `wgpu`, `flex` and `autodiff`; with and without `fusion`.
 
+#[cfg(feature = "autotune")]
+mod autotune;
 mod causal_conv1d;
 mod causal_conv3d;
 mod conv3d;

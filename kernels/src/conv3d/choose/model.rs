@@ -29,7 +29,7 @@ const NARROW_RATE: f64 = 0.8;
 const DIRECT_RATE: f64 = 0.25;
 
 /// Whether a plan multiplies on matrix units.
-fn is_on_matrices(plan: &Plan) -> bool {
+pub(in crate::conv3d) fn is_on_matrices(plan: &Plan) -> bool {
     match plan {
         Plan::Gemm(GemmTile::Mma(_)) | Plan::Window(_) => true,
         Plan::Subpixel(tile) => tile.fragment > 0,
