@@ -1,5 +1,6 @@
-//! The rotation: a thread rotates four consecutive pairs (packed 16-bit numbers: eight) of two or four heads of
-//! a token, and then, in rounds, of further heads by the same angles, as `launch.rs` says for the device.
+//! The rotation: a thread rotates four consecutive pairs (packed 16-bit numbers: eight) of two or four
+//! heads of a token, and then, in rounds, of further heads by the same angles, as `launch.rs` says for the
+//! device.
 //!
 //! ```text
 //!   u' = u cos(theta) - v sin(theta)        v' = v cos(theta) + u sin(theta)
@@ -242,7 +243,8 @@ fn rotate<E: Float, S: Numeric, N: Size>(
     }
 }
 
-/// Appends both vectors of a lane in heads `h`, `h + groups` and so on; beyond the last head, those of the last.
+/// Appends both vectors of a lane in heads `h`, `h + groups` and so on; beyond the last head, those of the
+/// last.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn load<S: Numeric, N: Size>(

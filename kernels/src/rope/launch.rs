@@ -12,8 +12,9 @@ use crate::operand::{Operand, address_type};
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
-/// Heads that a thread has in flight. Four keep eight vectors there, which leaves 576 threads to an M1's core;
-/// with two it holds 768. On the H200 two are 1.07 to 1.09 times as fast for neighbours in fp32, four elsewhere.
+/// Heads that a thread has in flight. Four keep eight vectors there, which leaves 576 threads to an M1's
+/// core; with two it holds 768. On the H200 two are 1.07 to 1.09 times as fast for neighbours in fp32, four
+/// elsewhere.
 fn heads_in_flight(problem: &RopeProblem, packed: bool, limits: &Limits) -> usize {
     if limits.unroll && (packed || problem.angles.pairs == RopePairs::Halves) { 4 } else { 2 }
 }
@@ -21,8 +22,9 @@ fn heads_in_flight(problem: &RopeProblem, packed: bool, limits: &Limits) -> usiz
 /// Of the threads that a device holds at once, one in so many still keeps its memory busy.
 const SHARE: usize = 2;
 
-/// How often a thread takes further heads for the angles that it has computed. Angles of packed 16-bit numbers
-/// weigh twice as much per byte: on the H200 rounds are 1.03 to 1.18 times as fast there, and slower elsewhere.
+/// How often a thread takes further heads for the angles that it has computed. Angles of packed 16-bit
+/// numbers weigh twice as much per byte: on the H200 rounds are 1.03 to 1.18 times as fast there, and
+/// slower elsewhere.
 fn rounds(problem: &RopeProblem, threads: usize, most: usize, packed: bool, limits: &Limits) -> usize {
     if !packed || problem.angles.pairs == RopePairs::Neighbours {
         return 1;
