@@ -36,6 +36,8 @@ use anyhow::Result;
 use bench::Bench;
 use bench_record::statistics::{Samples, short};
 use clap::Parser;
+use cubecl::config::autotune::AutotuneLevel;
+use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
 use device::{Device, Roofline};
 use measure::Timer;
 use options::{Op, Options, Size};
@@ -65,6 +67,9 @@ fn run(mut options: Options) -> Result<bool> {
     }
     if !options.predict.is_empty() {
         return predict::run(&options, &options.predict).map(|()| true);
+    }
+    if let Some(level) = options.tuner {
+        set_tuner(level.into());
     }
     let mut device = Device::open(options.device)?;
     if let Some(gflop) = options.dispatch_gflop {
@@ -135,6 +140,13 @@ fn run(mut options: Options) -> Result<bool> {
             .skip(format!("{low} rows were timed, but the device did not keep its highest clocks meanwhile"));
     }
     Ok(bench.report.finish())
+}
+
+/// Before CubeCL reads its configuration, which is at the first use of a device.
+fn set_tuner(level: AutotuneLevel) {
+    let mut config = CubeClRuntimeConfig::from_current_dir().override_from_env();
+    config.autotune.level = level;
+    CubeClRuntimeConfig::set(config);
 }
 
 fn roofline_text(roofline: &Roofline) -> String {

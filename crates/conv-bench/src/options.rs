@@ -2,6 +2,7 @@
 
 use clap::{Parser, ValueEnum};
 use conv_kernels::FloatType;
+use cubecl::config::autotune::AutotuneLevel;
 use std::path::PathBuf;
 
 /// Verifies, then times, every workload of conv-kernels against Burn's own op.
@@ -49,9 +50,14 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000))]
     pub(crate) samples: Option<u64>,
 
-    /// Leave Burn's own op out
+    /// Leave Burn's own op out, and of training steps Burn's kernels
     #[arg(long)]
     pub(crate) no_burn: bool,
+
+    /// How many kernels Burn's tuner tries, where it is compiled in: `minimal` bounds its trials, `full` tries all
+    /// [default: CubeCL's configuration, `balanced`]
+    #[arg(long, value_enum, value_name = "LEVEL")]
+    pub(crate) tuner: Option<Tuner>,
 
     /// Leave Burn's own op out where one forward pass has more operations than this
     #[arg(long, default_value_t = 600.0, value_name = "GFLOP")]
@@ -146,6 +152,30 @@ impl From<Dtype> for FloatType {
             Dtype::F32 => Self::F32,
             Dtype::F16 => Self::F16,
             Dtype::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+/// Levels of Burn's tuner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Tuner {
+    /// The fewest candidates.
+    Minimal,
+    /// What CubeCL does by itself.
+    Balanced,
+    /// More.
+    Extensive,
+    /// Every candidate.
+    Full,
+}
+
+impl From<Tuner> for AutotuneLevel {
+    fn from(tuner: Tuner) -> Self {
+        match tuner {
+            Tuner::Minimal => Self::Minimal,
+            Tuner::Balanced => Self::Balanced,
+            Tuner::Extensive => Self::Extensive,
+            Tuner::Full => Self::Full,
         }
     }
 }
@@ -285,6 +315,8 @@ mod tests {
                 && Options::try_parse_from(["conv-bench"]).unwrap().wants_case("large")
         );
         assert!(Options::try_parse_from(["conv-bench", "--samples", "0"]).is_err());
+        let tuner = Options::try_parse_from(["conv-bench", "--tuner", "minimal"]).unwrap().tuner;
+        assert_eq!(tuner, Some(Tuner::Minimal));
         let wants = |line: &str| {
             let options = Options::try_parse_from(line.split(' ')).unwrap();
             [("gemm_64x64", true), ("gemm_128x64", false), ("direct", false)]

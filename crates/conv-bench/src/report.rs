@@ -75,6 +75,11 @@ impl Report {
         self.bar.set_message(what);
     }
 
+    /// Prints a line above the bar.
+    pub(crate) fn note(&self, line: &str) {
+        self.bar.suspend(|| println!("{line}"));
+    }
+
     /// Writes a verified row.
     pub(crate) fn push(&mut self, record: Record, chosen: bool, memory_bound: bool) -> Result<()> {
         self.writer.push(&record).context("cannot write the record")?;

@@ -16,17 +16,17 @@ use conv_kernels::{FloatType, Limits};
 use cubecl::prelude::*;
 
 #[test]
-fn empty_problems_give_empty_or_bias_only_results() {
+pub(crate) fn empty_problems_give_empty_or_bias_only_results() {
     run(&cases::empty(), &fill::normal, false);
 }
 
 #[test]
-fn shapes_that_broke_other_libraries() {
+pub(crate) fn shapes_that_broke_other_libraries() {
     run_table(&cases::regressions(), &fill::normal, false);
 }
 
 #[test]
-fn shapes_that_broke_this_library() {
+pub(crate) fn shapes_that_broke_this_library() {
     let client = client();
     let limits = Limits { dtypes: dtypes(), ..Limits::of(&client) };
     run_with((&client, &limits), &cases::faults(), &fill::normal, false, Selection::RoundRobin);

@@ -62,7 +62,7 @@ fn long_sums_are_complete() {
 /// Split-K where tiles are few: bias and activation are applied by the second kernel, and the phases of a
 /// strided input gradient share their partials.
 #[test]
-fn split_k_has_the_same_epilogue() {
+pub(crate) fn split_k_has_the_same_epilogue() {
     let padding = [(1, 1); 3];
     let deep = Conv3dCase { padding, ..Conv3dCase::new("deep", [2, 70, 2, 3, 3], 5, [3, 3, 3]) };
     let strided = Conv3dCase {

@@ -27,12 +27,12 @@ fn run_types(table: &[Conv3dCase], types: &[FloatType], picks: fn(&Plan) -> bool
 }
 
 #[test]
-fn depthwise_frames_in_shared_memory() {
+pub(crate) fn depthwise_frames_in_shared_memory() {
     run_only(&cases::depthwise_tiles(), |plan| matches!(plan, Plan::Depthwise(_)));
 }
 
 #[test]
-fn few_output_channels() {
+pub(crate) fn few_output_channels() {
     // Each window is another kernel, which a software device compiles for a second. The other types and
     // prefetching change only how a channel is loaded: a few windows are enough.
     let table = cases::few_output_layers();
@@ -46,7 +46,7 @@ fn few_output_channels() {
 }
 
 #[test]
-fn ranges_of_frames_with_equal_depth_taps() {
+pub(crate) fn ranges_of_frames_with_equal_depth_taps() {
     run_only(&cases::few_frames(), |plan| match plan {
         Plan::Gemm(GemmTile::Fma(tile)) => *tile == RegisterTile::M128N8,
         Plan::Gemm(GemmTile::Mma(tile)) => tile.tile_n == 64,
@@ -56,7 +56,7 @@ fn ranges_of_frames_with_equal_depth_taps() {
 
 /// Taps checked by coordinates. Also without matrix units, and with the other K loop.
 #[test]
-fn more_taps_than_a_mask_has_bits() {
+pub(crate) fn more_taps_than_a_mask_has_bits() {
     run_only(&cases::many_taps(), |plan| matches!(plan, Plan::Gemm(_)));
     let client = client();
     let limits = without_matrices(&client);
@@ -78,13 +78,13 @@ fn more_taps_than_a_mask_has_bits() {
 }
 
 #[test]
-fn one_tap_along_height_and_width() {
+pub(crate) fn one_tap_along_height_and_width() {
     let served = |plan: &Plan| matches!(plan, Plan::Gemm(_) | Plan::Window(WindowKernel::Gemm(_)));
     run_only(&cases::contiguous_slices(), served);
 }
 
 #[test]
-fn few_input_channels() {
+pub(crate) fn few_input_channels() {
     run_only(&cases::few_input_layers(), |plan| matches!(plan, Plan::Subpixel(_)));
 }
 
@@ -96,7 +96,7 @@ fn without_matrices(client: &Client) -> Limits {
 /// Every tile of multiply-adds in every pass: several stages and tiles, none of them full. On the Metal
 /// executor, which has matrix units, this is where wide tiles run under its checks of every access.
 #[test]
-fn tiles_of_multiply_adds() {
+pub(crate) fn tiles_of_multiply_adds() {
     let client = client();
     let limits = without_matrices(&client);
     let case = Conv3dCase {
@@ -118,7 +118,7 @@ fn tiles_of_multiply_adds() {
 /// The other structure of the gathered GEMM's K loop, for devices whose compilers schedule long straight-line
 /// code: a tile of 8 x 8 and one of 4 x 4 sums per thread.
 #[test]
-fn stages_prefetched_into_registers() {
+pub(crate) fn stages_prefetched_into_registers() {
     let client = client();
     let limits = Limits { unroll: true, ..without_matrices(&client) };
     let window = |name: &str, replicate| Conv3dCase {
@@ -164,12 +164,12 @@ fn stages_prefetched_on_matrix_units() {
 
 /// On devices with matrix units.
 #[test]
-fn phases_of_strided_gradients() {
+pub(crate) fn phases_of_strided_gradients() {
     run_only(&cases::strided_windows(), |plan| matches!(plan, Plan::Window(WindowKernel::Gemm(_))));
 }
 
 /// On devices with matrix units.
 #[test]
-fn windows_in_shared_memory() {
+pub(crate) fn windows_in_shared_memory() {
     run_only(&cases::shared_windows(), |plan| matches!(plan, Plan::Window(_)));
 }

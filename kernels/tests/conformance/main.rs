@@ -14,3 +14,4 @@ mod errors;
 mod laws;
 mod rope;
 mod support;
+mod tiers;

@@ -7,6 +7,11 @@ mod children;
 mod models;
 mod neighbours;
 mod operands;
+mod others;
+#[path = "../models/squeezenet.rs"]
+#[rustfmt::skip]
+#[allow(unreachable_pub, clippy::pedantic, reason = "as published; tests/models/README.md")]
+mod squeezenet;
 mod support;
 mod switch;
 mod training;
@@ -24,6 +29,8 @@ fn main() {
         ("a_conv3d_resnet_trains_alike", training::a_conv3d_resnet_trains_alike as fn()),
         ("a_residual_conv2d_unet_trains_alike", training::a_residual_conv2d_unet_trains_alike),
         ("a_conv1d_network_trains_alike", training::a_conv1d_network_trains_alike),
+        ("squeezenet_has_the_same_features", others::squeezenet_has_the_same_features),
+        ("squeezenet_trains_alike", others::squeezenet_trains_alike),
         ("transposed_convolutions_agree", training::transposed_convolutions_agree),
         ("a_strided_shortcut_has_its_gradient", training::a_strided_shortcut_has_its_gradient),
         ("a_thousand_steps_leak_nothing", training::a_thousand_steps_leak_nothing),

@@ -54,7 +54,7 @@ fn train<M: Network>(model: M, steps: u64, device: &Device) -> Vec<TensorData> {
 }
 
 /// Three steps of Burn's, three of ours from the same weights. `convolutions` are recorded for one step.
-fn trains_alike<M: Network>(new: impl Fn(&Device) -> M, convolutions: u64) {
+pub(crate) fn trains_alike<M: Network>(new: impl Fn(&Device) -> M, convolutions: u64) {
     const STEPS: u64 = 3;
     let device = gpu().autodiff();
     device.seed(1);

@@ -1,10 +1,18 @@
 //! One training step of whole networks of `burn::nn`: loss, gradients and an SGD step, by Burn as it is and
 //! patched with this project's kernels, in one process.
 //!
-//! The loss and the gradients of all parameters are compared first. Truth is the same step with one output
-//! per thread (`Algorithm::Direct`) in fp32, which shares no kernel with what is timed; there is no f64
-//! truth of whole networks. Burn's own step is timed even where its gradients are wrong: the record's row
-//! says so.
+//! ```text
+//! check   the network, its channels and dtype at a smaller batch and smaller extents: loss and gradients of all
+//!         parameters, patched and plain, against the same step with one output per thread (`Algorithm::Direct`)
+//!         in fp32, which shares no kernel with what is timed; a truth of the timed size takes longer than all
+//!         that is timed
+//! cold    the first step of the timed size by the host's clock: kernels are compiled and, for Burn's, tuned;
+//!         its gradients come to the host, where patched ones are compared with plain ones
+//! warm    the steps that follow: the record's row
+//! ```
+//!
+//! Patched gradients that fail the check are not timed. Burn's own step is timed even where its gradients are
+//! wrong: the record's row says so.
 
 mod models;
 
@@ -25,6 +33,7 @@ use burn_conv_ops::{PatchOptions, patch, unpatch};
 use conv_kernels::FloatType;
 use conv_kernels::conv3d::Algorithm;
 use models::{Network, R3d18, ResNet18, UNet3d};
+use std::time::Instant;
 
 const OP: &str = "training_step";
 
@@ -39,14 +48,20 @@ const LOSS_SCALE: f64 = 256.0;
 /// sqrt(p). In other types: twice what one output per thread has in that type.
 const SAME_STEP: f64 = 1e-2;
 
-/// A network and the extents of a batch.
+/// How many samples of which depth, height and width; images have no depth.
+#[derive(Clone, Copy, Debug)]
+struct Extents {
+    batch: usize,
+    axes: [usize; 3],
+}
+
+/// A network, the batch that is timed and the one that is verified.
 #[derive(Clone, Debug)]
 pub(crate) struct Step {
     name: &'static str,
     width: usize,
-    batch: usize,
-    /// Depth, height and width; images have no depth.
-    extents: [usize; 3],
+    timed: Extents,
+    check: Extents,
 }
 
 /// The cases that are asked for. Not part of `--op all`: they take minutes.
@@ -54,15 +69,16 @@ pub(crate) fn cases(options: &Options, size: Size) -> Vec<Step> {
     if options.op != Op::TrainingStep {
         return Vec::new();
     }
-    let small = size == Size::Small;
-    let of = |name, full: (usize, usize, [usize; 3]), small_extents| {
-        let (width, batch, extents) = if small { (4, 2, small_extents) } else { full };
-        Step { name, width, batch, extents }
+    let of = |name, [small, check, full]: [(usize, usize, [usize; 3]); 3]| {
+        let extents = |(_, batch, axes): (usize, usize, [usize; 3])| Extents { batch, axes };
+        let (timed, check) = if size == Size::Small { (small, small) } else { (full, check) };
+        Step { name, width: timed.0, timed: extents(timed), check: extents(check) }
     };
+    // Width, batch and extents: small, of the check, full.
     let table = [
-        of("r3d18", (64, 8, [16, 112, 112]), [8, 32, 32]),
-        of("unet3d", (32, 2, [96, 96, 96]), [16, 16, 16]),
-        of("resnet18", (64, 64, [1, 224, 224]), [1, 64, 64]),
+        of("r3d18", [(4, 2, [8, 32, 32]), (64, 2, [8, 56, 56]), (64, 8, [16, 112, 112])]),
+        of("unet3d", [(4, 2, [16, 16, 16]), (32, 2, [32, 32, 32]), (32, 2, [96, 96, 96])]),
+        of("resnet18", [(4, 2, [1, 64, 64]), (64, 4, [1, 112, 112]), (64, 64, [1, 224, 224])]),
     ];
     table.into_iter().filter(|step| options.wants_case(step.name)).collect()
 }
@@ -88,27 +104,27 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
             }
             bench.clean_up();
         }
-        let Step { name, width, batch, extents } = step;
-        bench.report.end_case(&format!("{OP} {name}: batch {batch} of {extents:?}, {width} channels first"));
+        let Step { name, width, timed: Extents { batch, axes }, .. } = step;
+        bench.report.end_case(&format!("{OP} {name}: batch {batch} of {axes:?}, {width} channels first"));
     }
     Ok(())
 }
 
-fn clips(step: &Step, dtype: FloatType, device: &burn::tensor::Device) -> Tensor<5> {
-    batch(step, 3, dtype, device)
+fn clips(extents: Extents, dtype: FloatType, device: &burn::tensor::Device) -> Tensor<5> {
+    batch(extents, 3, dtype, device)
 }
 
-fn volumes(step: &Step, dtype: FloatType, device: &burn::tensor::Device) -> Tensor<5> {
-    batch(step, 1, dtype, device)
+fn volumes(extents: Extents, dtype: FloatType, device: &burn::tensor::Device) -> Tensor<5> {
+    batch(extents, 1, dtype, device)
 }
 
-fn images(step: &Step, dtype: FloatType, device: &burn::tensor::Device) -> Tensor<4> {
-    batch(step, 3, dtype, device).squeeze_dim(2)
+fn images(extents: Extents, dtype: FloatType, device: &burn::tensor::Device) -> Tensor<4> {
+    batch(extents, 3, dtype, device).squeeze_dim(2)
 }
 
-fn batch(step: &Step, channels: usize, dtype: FloatType, device: &burn::tensor::Device) -> Tensor<5> {
-    let [depth, height, width] = step.extents;
-    let shape = [step.batch, channels, depth, height, width];
+fn batch(extents: Extents, channels: usize, dtype: FloatType, device: &burn::tensor::Device) -> Tensor<5> {
+    let Extents { batch, axes: [depth, height, width] } = extents;
+    let shape = [batch, channels, depth, height, width];
     burn_peer::tensor(device, &Source::normal(1, dtype), shape, dtype)
 }
 
@@ -164,44 +180,87 @@ fn deviation(got: &[Vec<f32>], want: &[Vec<f32>]) -> Deviation {
     Deviation { max: largest / truth, rms: rms(&error) / truth }
 }
 
+/// Seconds that `run` takes until the device is done, and what it gives.
+fn seconds<T>(device: &burn::tensor::Device, run: impl FnOnce() -> T) -> Result<(f64, T)> {
+    let started = Instant::now();
+    let result = run();
+    device.sync().context("a training step")?;
+    Ok((started.elapsed().as_secs_f64(), result))
+}
+
+/// Patches every convolution, or leaves all to Burn.
+fn switch(who: &str, device: &burn::tensor::Device) -> Result<()> {
+    if who == OURS {
+        patch(PatchOptions::all().with_device(device.clone()))?;
+    } else {
+        unpatch();
+    }
+    Ok(())
+}
+
 fn run_case<M: Network>(
     bench: &mut Bench,
     step: &Step,
     dtype: FloatType,
     new: impl Fn(usize, &burn::tensor::Device) -> M,
-    batch: impl Fn(&Step, FloatType, &burn::tensor::Device) -> M::Batch,
+    batch: impl Fn(Extents, FloatType, &burn::tensor::Device) -> M::Batch,
 ) -> Result<()> {
     let bench_device = bench.device.burn.clone();
     let device = bench_device.clone().autodiff();
-    device.seed(1);
-    // Initialized now, since parameters are drawn when they are first used.
-    let exact = new(step.width, &device).map(&mut Cast(burn_dtype(FloatType::F32)));
-    // Before a step leaves running means of another type behind.
-    let model = exact.clone().map(&mut Cast(burn_dtype(dtype)));
-    let truth = direct_step(&bench_device, &exact, batch(step, FloatType::F32, &device))?;
-    let batch = batch(step, dtype, &device);
-    let limit = match dtype {
-        FloatType::F32 => SAME_STEP,
-        _ => 2.0 * deviation(&direct_step(&bench_device, &model, batch.clone())?, &truth).rms,
+    // Two networks of the same draws, since clones share their running means and variances, whatever their type.
+    // Initialized now: parameters are drawn when they are first used.
+    let of_type = |dtype| {
+        device.seed(1);
+        new(step.width, &device).map(&mut Cast(burn_dtype(dtype)))
     };
+    let (exact, model) = (of_type(FloatType::F32), of_type(dtype));
     let mut row =
         Row { op: OP, case: step.name.into(), dtype, pass: Pass::FwdBwd, plan: String::new(), chosen: true };
-    for who in [BURN, OURS] {
-        if who == OURS {
-            patch(PatchOptions::all().with_device(bench_device.clone()))?;
-            row.plan = "patch".into();
-        }
+    let label = format!("{} {}", step.name, dtype.name());
+    bench.running(&row, "one output per thread");
+    let (took, truth) = seconds(&bench_device, || {
+        direct_step(&bench_device, &exact, batch(step.check, FloatType::F32, &device))
+    })?;
+    let truth = truth?;
+    let check = batch(step.check, dtype, &device);
+    let limit = match dtype {
+        FloatType::F32 => SAME_STEP,
+        _ => 2.0 * deviation(&direct_step(&bench_device, &model, check.clone())?, &truth).rms,
+    };
+    let Extents { batch: samples, axes } = step.check;
+    bench
+        .report
+        .note(&format!("{label}: {took:.1} s for the truth of the check, batch {samples} of {axes:?}"));
+    let timed_batch = batch(step.timed, dtype, &device);
+    let mut plain: Option<Vec<Vec<f32>>> = None;
+    let implementations = if bench.options.no_burn { &[OURS][..] } else { &[BURN, OURS] };
+    for &who in implementations {
+        switch(who, &bench_device)?;
+        row.plan = if who == OURS { "patch" } else { "" }.into();
         bench.running(&row, who);
-        let deviation = deviation(&loss_and_gradients(&model, batch.clone()), &truth);
-        let same = deviation.rms <= limit;
-        // Burn's own step is timed whatever it computes.
-        let result = if same || who == BURN {
-            timed(&bench.timer, &bench.device, &model, &batch)
-        } else {
-            Err(format!("gradients are off by {:.2e} of their RMS, {limit:.2e} is allowed", deviation.rms))
-        };
-        match result {
-            Ok(times) => bench.write_step(&row, who, times, deviation, same)?,
+        let (took, got) = seconds(&bench_device, || loss_and_gradients(&model, check.clone()))?;
+        let deviation_of_check = deviation(&got, &truth);
+        let same = deviation_of_check.rms <= limit;
+        let off = deviation_of_check.rms;
+        bench.report.note(&format!(
+            "{label} {who}: check, cold {took:.1} s, gradients off by {off:.1e} of their RMS ({limit:.1e} allowed)"
+        ));
+        if !same && who == OURS {
+            let error = format!("gradients are off by {off:.2e} of their RMS, {limit:.2e} is allowed");
+            bench.failed(&row, who, &row.plan, &error)?;
+            unpatch();
+            continue;
+        }
+        let (took, got) = seconds(&bench_device, || loss_and_gradients(&model, timed_batch.clone()))?;
+        let agreement = plain.as_ref().map(|plain| deviation(&got, plain).rms);
+        let agreement =
+            agreement.map_or(String::new(), |rms| format!(", {rms:.1e} of their RMS from Burn's"));
+        bench
+            .report
+            .note(&format!("{label} {who}: first step of the timed size, cold {took:.1} s{agreement}"));
+        plain = (who == BURN).then_some(got);
+        match timed(&bench.timer, &bench.device, &model, &timed_batch) {
+            Ok(times) => bench.write_step(&row, who, times, deviation_of_check, same)?,
             Err(error) => bench.failed(&row, who, &row.plan, &error)?,
         }
         bench_device.sync().context("the last step")?;

@@ -31,3 +31,5 @@ mod machine;
 mod rope;
 #[path = "../../../../kernels/tests/conformance/support.rs"]
 mod support;
+#[path = "../../../../kernels/tests/conformance/tiers.rs"]
+mod tiers;

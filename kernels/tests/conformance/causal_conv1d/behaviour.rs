@@ -10,7 +10,7 @@ use conv_kernels::conv3d::Activation;
 use conv_kernels::{FloatType, IndexOperand, IndexType, Limits, Operand};
 
 #[test]
-fn empty_problems_give_empty_or_zero_results() {
+pub(crate) fn empty_problems_give_empty_or_zero_results() {
     let base = Case { initial: true, silu: true, seq_idx: SeqIdx::Sequences, ..Case::new("", [2, 3, 5], 4) };
     let named = |name: &str, case: Case| Case { name: name.into(), ..case };
     let mut table = vec![

@@ -50,32 +50,32 @@ fn run_exact(dtype: FloatType) {
 }
 
 #[test]
-fn f32_bct_matches_the_reference() {
+pub(crate) fn f32_bct_matches_the_reference() {
     run_layout(false, FloatType::F32);
 }
 
 #[test]
-fn f32_btc_matches_the_reference() {
+pub(crate) fn f32_btc_matches_the_reference() {
     run_layout(true, FloatType::F32);
 }
 
 #[test]
-fn f16_bct_matches_the_reference() {
+pub(crate) fn f16_bct_matches_the_reference() {
     run_layout(false, FloatType::F16);
 }
 
 #[test]
-fn f16_btc_matches_the_reference() {
+pub(crate) fn f16_btc_matches_the_reference() {
     run_layout(true, FloatType::F16);
 }
 
 #[test]
-fn f32_integers_are_exact() {
+pub(crate) fn f32_integers_are_exact() {
     run_exact(FloatType::F32);
 }
 
 #[test]
-fn f16_integers_are_exact() {
+pub(crate) fn f16_integers_are_exact() {
     run_exact(FloatType::F16);
 }
 
