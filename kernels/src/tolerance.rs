@@ -7,9 +7,11 @@
 //! |y - ref| <= u_storage * |ref| + (terms + 8) * u_f32 * magnitude + subnormal step
 //! ```
 //!
-//! holds for every order of summation, so a correct kernel never fails it. It is wide for long sums; the
-//! [`Guard`] on the RMS error of normally distributed data detects kernels that silently lose precision. Both
-//! are mandatory where the data allow it: an aggregate alone hides single wrong elements.
+//! holds for every order of summation, so a correct kernel never fails it: an excess, however small, is a
+//! fault of the kernel or the reference. [`Expected`] adds the slope of an activation, Winograd's
+//! transforms and a second rounding where there is one. The bound is wide for long sums; the [`Guard`] on
+//! the RMS error of normally distributed data detects kernels that silently lose precision. Both are
+//! mandatory where the data allow it: an aggregate alone hides single wrong elements.
 
 use crate::dtype::FloatType;
 

@@ -12,20 +12,20 @@
 //!
 //! # Non-finite operands, and the range of finite ones
 //!
-//! One contract for every plan but Winograd's, every device and pass ([`reference::reach`] states it per
-//! result). With NaN or infinities among the operands
+//! One contract for every plan but Winograd's and strided `Subpixel`, every device and pass
+//! ([`reference::reach`] states it per result). With NaN or infinities among the operands
 //!
 //! - a result is not finite where a product of its sum holds one of them;
 //! - other results of the same channel may be not finite: a weight `w[o,c,k]` may reach any result of channel
-//!   o (dx: of channel c), an element of x or dy any weight gradient of its channel. Most plans multiply by
-//!   the zeros of the padding and of windows that do not exist, and 0 times infinity is NaN. [`Plan::Direct`]
-//!   skips these;
+//! o (dx: of channel c), an element of x or dy any weight gradient of its channel. Most plans multiply by
+//! the zeros of the padding and of windows that do not exist, and 0 times infinity is NaN. [`Plan::Direct`]
+//! skips these;
 //! - every other result is finite and right.
 //!
 //! Under [`Plan::Winograd`] (`Auto` may take it) an element of x (dx: of dy) also reaches the other results
-//! of its m x m tiles along H and W; under [`Plan::Subpixel`] an element of dy, where windows have a stride
-//! along H or W, the other positions of the stride x stride blocks that its window reaches.
-//! [`Notes::non_finite`] says which of them holds for a plan.
+//! of its m x m tiles along H and W (in dw all taps of its channel's 3x3 filters); under [`Plan::Subpixel`]
+//! an element of dy, where windows have a stride along H or W, the other positions of the stride x stride
+//! blocks that its window reaches. [`Notes::non_finite`] says which of them holds for a plan.
 //!
 //! Finite operands give finite, right results under every plan where the products' magnitudes have a finite
 //! sum, counted with the largest of each channel: `C/groups * taps * max|x| * max|w| < 2^128` is enough (dx:
@@ -44,11 +44,11 @@
 //! adds what keeps its own indices in bounds.
 //!
 //! - Operands have the problem's shapes and dtype (`check.rs`), and every extent is below 2^31
-//!   (`Conv3dProblem::new`).
+//! (`Conv3dProblem::new`).
 //! - The plan serves the problem that is launched, within the device's limits (`call.rs`).
 //! - The kernel's address type reaches every offset (`address_type`).
 //! - The caller's output tensors overlap no input. Kernels that work in place (`reduce.rs`) touch each
-//!   thread's own elements only.
+//! thread's own elements only.
 //! - Threadgroups past the end of their span exit (`Span::is_idle`).
 //!
 //! tests/conformance runs every plan with guard zones around the tensors.

@@ -39,7 +39,7 @@ impl FilterCache {
         {
             return filters.transformed.clone();
         }
-        // What is held goes before its successor is made: both are four times as large as the weight.
+        // What is held goes before its successor is made: both are several times as large as the weight.
         *held = None;
         let transformed = transform(weight.val());
         *held = Some(Filters { weight: weight.clone(), tile, transformed: transformed.clone() });

@@ -43,7 +43,7 @@ use burn::tensor::ops::PadMode;
 /// a non-finite weight may make any result of its channel (y: its output channel, dx: its input channel)
 /// non-finite, an element of x or dy any weight's gradient of its channel, since the padding's zeros are
 /// multiplied; all other results keep their values. Where [`Algorithm::Auto`](crate::Algorithm::Auto) takes
-/// Winograd, an element of x reaches its tile of 4 x 4 results as well;
+/// Winograd, an element of x reaches its tile of 2 x 2 to 6 x 6 results as well;
 /// [`Algorithm::NoWinograd`](crate::Algorithm::NoWinograd) never takes it. Finite tensors give finite, right
 /// results as long as `C/groups * taps * max|x| * max|weight|` is below the largest fp32 number.
 ///

@@ -8,6 +8,7 @@
 //! | up to 4                        | 256x4               | least padding of N                             |
 //! | 5 to 8                         | 128x8               | least padding of N                             |
 //! | more, with matrix units        | 128x64 or 128x128   | several times the rate of multiply-adds        |
+//! |                                | (Apple 64x64, 64x32)|                                                |
 //! | 9 to 32                        | 128x32              | least padding of N                             |
 //! | more, few tiles (half a wave)  | 64x64, split-K      | more threadgroups                              |
 //! | a multiple of 128, many tiles  | 128x128             | most FLOP per byte                             |

@@ -23,8 +23,11 @@
 //! | Gemm,Window | the gathered GEMM serves                                 | `gemm.rs`                          |
 //! | Direct      | always                                                   |                                    |
 //!
-//! What follows as long as the device lacks what the choice needs: a small tile of the gathered GEMM,
-//! `Direct`.
+//! A strided input gradient follows the same table: Winograd only at stride 1; `Window` computes all
+//! residue classes of the stride in one launch, the gathered GEMM launches each class, up to 512 of them.
+//! Patches (the kernel equals the stride, nothing is padded, windows fit exactly) are one GEMM.
+//!
+//! If the device lacks what the choice needs: the smallest tile of the gathered GEMM, then `Direct`.
 
 mod gemm;
 pub(super) mod model;

@@ -11,7 +11,7 @@
 //!                0.8 of the latter for tiles of at most 32 columns
 //! ```
 //!
-//! No caches, no launch times and no empty device: a lower bound for layers of less than about 5 ms.
+//! Caches, launch overhead and low occupancy are ignored: a lower bound for layers of less than about 5 ms.
 
 use crate::conv3d::gemm::GemmTile;
 use crate::conv3d::pass::Pass;

@@ -3,6 +3,11 @@
 //! [`contiguous`]. The weights are packed first ([`pack`]), padded to whole tiles. With few tiles the GEMM is
 //! split along K ([`launch`]). The weight gradient: [`weight`].
 //!
+//! Declined: dtypes without MMA; a forward pass or weight gradient with a stride in H or W; an input gradient
+//! one of whose residue classes has no tap; more than 10 depth taps (forward, dx) and more than 10 taps along
+//! an axis that reads zero padding; windows that do not fit shared memory; packed weights above
+//! `Limits::workspace_bytes`.
+//!
 //! # Safety
 //!
 //! The contract of every launch in [`launch`] and [`weight`]; a launch states only what it adds.
