@@ -54,8 +54,8 @@ pub(crate) struct Options {
     #[arg(long)]
     pub(crate) no_burn: bool,
 
-    /// How many kernels Burn's tuner tries, where it is compiled in: `minimal` bounds its trials, `full` tries all
-    /// [default: CubeCL's configuration, `balanced`]
+    /// How many kernels Burn's tuner tries, where it is compiled in: `minimal` bounds its trials, `full`
+    /// tries all [default: CubeCL's configuration, `balanced`]
     #[arg(long, value_enum, value_name = "LEVEL")]
     pub(crate) tuner: Option<Tuner>,
 

@@ -207,8 +207,8 @@ fn run_case<M: Network>(
 ) -> Result<()> {
     let bench_device = bench.device.burn.clone();
     let device = bench_device.clone().autodiff();
-    // Two networks of the same draws, since clones share their running means and variances, whatever their type.
-    // Initialized now: parameters are drawn when they are first used.
+    // Two networks of the same draws, since clones share their running means and variances, whatever their
+    // type. Initialized now: parameters are drawn when they are first used.
     let of_type = |dtype| {
         device.seed(1);
         new(step.width, &device).map(&mut Cast(burn_dtype(dtype)))
