@@ -2,10 +2,10 @@
 //! patched with this project's kernels, in one process.
 //!
 //! ```text
-//! check   the network, its channels and dtype at a smaller batch and smaller extents: loss and gradients of all
-//!         parameters, patched and plain, against the same step with one output per thread (`Algorithm::Direct`)
-//!         in fp32, which shares no kernel with what is timed; a truth of the timed size takes longer than all
-//!         that is timed
+//! check   the network, its channels and dtype at a smaller batch and smaller extents: loss and gradients
+//!         of all parameters, patched and plain, against the same step with one output per thread
+//!         (`Algorithm::Direct`) in fp32, which shares no kernel with what is timed; a truth of the timed
+//!         size takes longer than all that is timed
 //! cold    the first step of the timed size by the host's clock: kernels are compiled and, for Burn's, tuned;
 //!         its gradients come to the host, where patched ones are compared with plain ones
 //! warm    the steps that follow: the record's row
