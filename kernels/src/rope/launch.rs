@@ -16,7 +16,8 @@ use cubecl::server::Handle;
 /// core; with two it holds 768. On the H200 two are 1.07 to 1.09 times as fast for neighbours in fp32, four
 /// elsewhere.
 fn heads_in_flight(problem: &RopeProblem, packed: bool, limits: &Limits) -> usize {
-    if limits.unroll && (packed || problem.angles.pairs == RopePairs::Halves) { 4 } else { 2 }
+    let neighbours = problem.angles.pairs == RopePairs::Neighbours;
+    if limits.unroll && (packed || !neighbours) { 4 } else { 2 }
 }
 
 /// Of the threads that a device holds at once, one in so many still keeps its memory busy.
@@ -141,8 +142,9 @@ impl RotationWork {
         let heads = heads_in_flight(problem, packed, limits);
         let once = problem.heads.div_ceil(heads);
         let tokens = problem.batch * problem.tokens * lanes;
-        let rounds = rounds(problem, tokens * once, once, packed, limits);
-        let groups = problem.heads.div_ceil(heads * rounds);
+        let groups = once.div_ceil(rounds(problem, tokens * once, once, packed, limits));
+        // As many rounds as these groups need, so that few threads reach beyond the last head.
+        let rounds = once.div_ceil(groups.max(1));
         Self { lanes, groups, rounds, threadgroups: (tokens * groups).div_ceil(THREADS) }
     }
 
