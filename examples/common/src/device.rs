@@ -58,6 +58,42 @@ pub fn pick(choice: DeviceChoice) -> Result<Picked> {
     }
 }
 
+/// Finds `count` devices of a kind, to train on all of them.
+///
+/// # Errors
+/// In one sentence, when there are fewer.
+pub fn pick_several(choice: DeviceChoice, count: usize) -> Result<Vec<Picked>> {
+    // Says what is missing where there is none at all.
+    let first = pick(choice)?;
+    let mut all = if count == 1 { vec![first] } else { alike(choice, first) };
+    if count > all.len() {
+        let names: Vec<_> = all.iter().map(|picked| picked.name.as_str()).collect();
+        bail!(
+            "--devices asks for {count} devices, there {} here: {}",
+            if all.len() == 1 { "is 1".to_owned() } else { format!("are {}", all.len()) },
+            names.join(", ")
+        );
+    }
+    all.truncate(count);
+    Ok(all)
+}
+
+/// All devices like `first`, which is among them: the GPUs of its kind. CubeCL opens a software adapter as
+/// two devices where there is no GPU.
+fn alike(choice: DeviceChoice, first: Picked) -> Vec<Picked> {
+    match choice {
+        DeviceChoice::Software if best_gpu(&adapters()).is_none() => {
+            let second = Picked { device: Device::wgpu(DeviceKind::DefaultDevice), name: first.name.clone() };
+            vec![first, second]
+        }
+        DeviceChoice::Auto | DeviceChoice::Wgpu | DeviceChoice::Vulkan if !first.name.contains("Flex") => {
+            let kinds = like_the_best(&adapters());
+            kinds.into_iter().map(|(kind, adapter)| of_adapter(kind, &adapter)).collect()
+        }
+        _ => vec![first],
+    }
+}
+
 fn cpu() -> Picked {
     let threads = rayon::current_num_threads();
     let name = format!("the CPU (Flex, {threads} thread{})", if threads == 1 { "" } else { "s" });
@@ -66,11 +102,15 @@ fn cpu() -> Picked {
 
 fn gpu() -> Option<Picked> {
     let (kind, info) = best_gpu(&adapters())?;
+    Some(of_adapter(kind, &info))
+}
+
+fn of_adapter(kind: DeviceKind, info: &Adapter) -> Picked {
     #[cfg(feature = "vulkan")]
     if info.api == wgpu::Backend::Vulkan {
-        return Some(Picked { device: Device::vulkan(kind), name: info.to_string() });
+        return Picked { device: Device::vulkan(kind), name: info.to_string() };
     }
-    Some(Picked { device: Device::wgpu(kind), name: info.to_string() })
+    Picked { device: Device::wgpu(kind), name: info.to_string() }
 }
 
 fn software() -> Result<Picked> {
@@ -166,13 +206,26 @@ fn adapters() -> Vec<Adapter> {
     software
 }
 
-/// The first discrete GPU, else the first integrated, else the first virtual one, as CubeCL numbers them:
-/// each kind counts from zero on its own.
+/// The first discrete GPU, else the first integrated, else the first virtual one.
 fn best_gpu(adapters: &[Adapter]) -> Option<(DeviceKind, Adapter)> {
-    let first = |kind: wgpu::DeviceType| adapters.iter().find(|adapter| adapter.kind == kind).cloned();
-    None.or_else(|| Some((DeviceKind::DiscreteGpu(0), first(wgpu::DeviceType::DiscreteGpu)?)))
-        .or_else(|| Some((DeviceKind::IntegratedGpu(0), first(wgpu::DeviceType::IntegratedGpu)?)))
-        .or_else(|| Some((DeviceKind::VirtualGpu(0), first(wgpu::DeviceType::VirtualGpu)?)))
+    like_the_best(adapters).into_iter().next()
+}
+
+/// The discrete GPUs, else the integrated, else the virtual ones, as CubeCL numbers them: each kind counts
+/// from zero on its own.
+fn like_the_best(adapters: &[Adapter]) -> Vec<(DeviceKind, Adapter)> {
+    use wgpu::DeviceType::{DiscreteGpu, IntegratedGpu, VirtualGpu};
+    let of_kind = |kind: wgpu::DeviceType| -> Vec<_> {
+        let found = adapters.iter().filter(|adapter| adapter.kind == kind).enumerate();
+        let numbered = |index| match kind {
+            DiscreteGpu => DeviceKind::DiscreteGpu(index),
+            IntegratedGpu => DeviceKind::IntegratedGpu(index),
+            _ => DeviceKind::VirtualGpu(index),
+        };
+        found.map(|(index, adapter)| (numbered(index), adapter.clone())).collect()
+    };
+    let kinds = [DiscreteGpu, IntegratedGpu, VirtualGpu];
+    kinds.into_iter().map(of_kind).find(|found| !found.is_empty()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -203,6 +256,20 @@ mod tests {
         assert_eq!((kind, info.name.as_str()), (DeviceKind::DiscreteGpu(0), "DiscreteGpu"));
         let (kind, _) = best_gpu(&all[..2]).unwrap();
         assert_eq!(kind, DeviceKind::IntegratedGpu(0));
+    }
+
+    #[test]
+    fn several_gpus_are_of_one_kind() {
+        let all = [DeviceType::DiscreteGpu, DeviceType::IntegratedGpu, DeviceType::DiscreteGpu];
+        let kinds: Vec<_> = like_the_best(&adapters(&all)).into_iter().map(|(kind, _)| kind).collect();
+        assert_eq!(kinds, [DeviceKind::DiscreteGpu(0), DeviceKind::DiscreteGpu(1)]);
+    }
+
+    #[test]
+    fn more_devices_than_there_are_is_an_error_with_the_numbers() {
+        assert_eq!(pick_several(DeviceChoice::Flex, 1).unwrap().len(), 1);
+        let error = pick_several(DeviceChoice::Flex, 3).err().unwrap().to_string();
+        assert!(error.starts_with("--devices asks for 3 devices, there is 1 here: the CPU (Flex"), "{error}");
     }
 
     #[test]

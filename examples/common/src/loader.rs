@@ -24,7 +24,11 @@ pub struct EpochLoader<B> {
     items: usize,
     /// What progress calls the items.
     unit: &'static str,
-    /// Which part of an epoch's order is served.
+    /// Items of an epoch's order that are served in all.
+    served: usize,
+    /// Devices that an epoch is dealt to.
+    parts: usize,
+    /// Which part of the dealt order is served here.
     range: Range<usize>,
     batch_size: usize,
     shuffle: Option<u64>,
@@ -46,6 +50,8 @@ impl<B> EpochLoader<B> {
         Self {
             items,
             unit,
+            served: items,
+            parts: 1,
             range: 0..items,
             batch_size,
             shuffle: None,
@@ -64,8 +70,17 @@ impl<B> EpochLoader<B> {
     /// Serves at most this many batches per epoch.
     #[must_use]
     pub fn at_most(self, batches: usize) -> Self {
-        let range = 0..self.items.min(batches.saturating_mul(self.batch_size));
-        Self { range, ..self }
+        let served = self.items.min(batches.saturating_mul(self.batch_size));
+        Self { served, range: 0..served, ..self }
+    }
+
+    /// Deals batches to `parts` devices in turn, so that in each step all of them have one, and equally many
+    /// items: what does not divide evenly is left out of the epoch. Burn gives each device a contiguous
+    /// slice.
+    #[must_use]
+    pub fn dealt(self, parts: usize) -> Self {
+        let served = self.served - self.served % parts;
+        Self { served, parts, range: 0..served, ..self }
     }
 
     /// Begins with another epoch than the first.
@@ -88,7 +103,17 @@ impl<B> EpochLoader<B> {
             rng.set_stream(epoch as u64);
             order.shuffle(&mut rng);
         }
-        order[self.range.clone()].to_vec()
+        order.truncate(self.served);
+        let share = self.served / self.parts;
+        let mut dealt = Vec::with_capacity(self.served);
+        for part in 0..self.parts {
+            for start in (0..share).step_by(self.batch_size) {
+                let size = self.batch_size.min(share - start);
+                let place = start * self.parts + part * size;
+                dealt.extend_from_slice(&order[place..place + size]);
+            }
+        }
+        dealt[self.range.clone()].to_vec()
     }
 }
 
@@ -97,6 +122,8 @@ impl<B: 'static> EpochLoader<B> {
         Arc::new(Self {
             items: self.items,
             unit: self.unit,
+            served: self.served,
+            parts: self.parts,
             range,
             batch_size: self.batch_size,
             shuffle: self.shuffle,
@@ -198,6 +225,16 @@ mod tests {
         let seen = batches(&loader).concat();
         assert_eq!(seen.len(), 8);
         assert!(seen.iter().any(|&item| item >= 8), "only the first items were drawn: {seen:?}");
+    }
+
+    #[test]
+    fn parts_take_batches_in_turn() {
+        // Batches of 2 for 2 parts: 0 1 | 2 3, 4 5 | 6 7, 8 | 9; the eleventh item is left out.
+        let loader = loader(11, 2).dealt(2);
+        assert_eq!(loader.num_items(), 10);
+        let part = |start| -> Vec<_> { loader.slice(start, start + 5).iter().map(Result::unwrap).collect() };
+        assert_eq!(part(0), [vec![0, 1], vec![4, 5], vec![8]]);
+        assert_eq!(part(5), [vec![2, 3], vec![6, 7], vec![9]]);
     }
 
     #[test]

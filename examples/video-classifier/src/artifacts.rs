@@ -25,6 +25,15 @@ pub(crate) struct Settings {
     pub(crate) learning_rate: f64,
     pub(crate) seed: u64,
     pub(crate) steps: Option<usize>,
+    #[serde(default = "one")]
+    pub(crate) devices: usize,
+    #[serde(default = "one")]
+    pub(crate) parts: usize,
+}
+
+/// Of a run whose file does not say.
+fn one() -> usize {
+    1
 }
 
 /// `run.json`: the settings and what the data looked like.
@@ -182,6 +191,8 @@ mod tests {
             learning_rate: 1e-3,
             seed: 1,
             steps: None,
+            devices: 1,
+            parts: 1,
         };
         let classes = vec!["down".to_owned(), "up".to_owned()];
         Run { settings, classes, train_clips: 10, test_clips: 4 }
@@ -208,6 +219,10 @@ mod tests {
         assert_eq!(artifacts.saved_run().unwrap(), None);
         artifacts.start(&run(), false).unwrap();
         assert_eq!(artifacts.saved_run().unwrap(), Some(run()));
+        let text = std::fs::read_to_string(artifacts.path("run.json")).unwrap();
+        let newer = |line: &&str| line.contains("devices") || line.contains("parts");
+        let older = text.lines().filter(|line| !newer(line)).collect::<Vec<_>>().join("\n");
+        assert_eq!(serde_json::from_str::<Run>(&older).unwrap(), run());
         std::fs::write(artifacts.path("run.json"), "{").unwrap();
         let error = format!("{:#}", artifacts.saved_run().unwrap_err());
         assert!(error.contains("run.json is damaged"), "{error}");

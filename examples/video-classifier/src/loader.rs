@@ -5,6 +5,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use example_common::loader::EpochLoader;
+use rayon::prelude::*;
 
 use crate::data::{Clip, ClipShape, read_clips};
 
@@ -50,14 +51,14 @@ impl Clips {
         };
         let ClipShape { frames, size } = self.shape;
         let mut values = vec![0.0f32; clips.len() * self.shape.bytes()];
-        for (clip, out) in clips.iter().zip(values.chunks_exact_mut(self.shape.bytes())) {
+        clips.par_iter().zip(values.par_chunks_exact_mut(self.shape.bytes())).for_each(|(clip, out)| {
             for (channel, plane) in out.chunks_exact_mut(frames * size * size).enumerate() {
                 for (value, pixel) in plane.iter_mut().zip(clip.chunks_exact(3)) {
                     // Bytes to about -2..2: the mean and spread of natural images.
                     *value = (f32::from(pixel[channel]) / 255.0 - 0.5) * 4.0;
                 }
             }
-        }
+        });
         let labels: Vec<i32> = indices.iter().map(|&i| self.clips[i].label as i32).collect();
         Ok(ClipBatch {
             clips: Tensor::from_data(TensorData::new(values, [clips.len(), 3, frames, size, size]), device),
@@ -75,13 +76,14 @@ pub(crate) struct ClipBatch {
     pub(crate) labels: Tensor<1, Int>,
 }
 
-/// Batches of `clips`, beginning with epoch `first_epoch`, at most `max_batches` per epoch.
+/// Batches of `clips`, beginning with epoch `first_epoch`, at most `max_steps` steps per epoch. In each step
+/// every one of `parts` devices has a batch of `batch_size`.
 pub(crate) fn loader(
     clips: Arc<Clips>,
-    batch_size: usize,
+    (batch_size, parts): (usize, usize),
     seed: u64,
     first_epoch: usize,
-    max_batches: Option<usize>,
+    max_steps: Option<usize>,
 ) -> EpochLoader<ClipBatch> {
     let make = {
         let clips = clips.clone();
@@ -90,15 +92,16 @@ pub(crate) fn loader(
     EpochLoader::new(clips.len(), "clips", batch_size, make)
         .shuffled(seed)
         .from_epoch(first_epoch)
-        .at_most(max_batches.unwrap_or(usize::MAX))
+        .at_most(max_steps.map_or(usize::MAX, |steps| steps.saturating_mul(parts)))
+        .dealt(parts)
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use burn::data::dataloader::DataLoader;
 
-    fn clips(count: usize) -> Arc<Clips> {
+    pub(crate) fn clips(count: usize) -> Arc<Clips> {
         let shape = ClipShape { frames: 2, size: 1 };
         let clip = |i: usize| Clip { path: format!("{i}").into(), label: i };
         let pixels = (0..count).map(|i| vec![0, 51, 255, i as u8, 0, 0]).collect();
@@ -123,7 +126,7 @@ mod tests {
         let list = vec![Clip { path: "no/such/clip.gif".into(), label: 0 }; count];
         let clips = Clips::load(list, shape, || {}).unwrap();
         assert!(clips.read_from_disk());
-        let loader = loader(Arc::new(clips), 2, 1, 1, None);
+        let loader = loader(Arc::new(clips), (2, 1), 1, 1, None);
         let error = loader.iter().next().unwrap().unwrap_err().to_string();
         assert!(error.contains("no/such/clip.gif"), "{error}");
     }

@@ -71,6 +71,13 @@ struct Cli {
     /// Continue the run in the artifacts folder from its last finished epoch, with its settings
     #[arg(long, conflicts_with = "overwrite", help_heading = "Run")]
     resume: bool,
+    /// Train on this many devices of the kind: each step's batch is divided among them [default: 1]
+    #[arg(long, value_name = "N", value_parser = count(1, 64), help_heading = "Run")]
+    devices: Option<usize>,
+    /// Take each step's batch in this many parts; one device takes them one after the other [default: one for
+    /// each device]
+    #[arg(long, value_name = "N", value_parser = count(1, 65_536), help_heading = "Run")]
+    parts: Option<usize>,
     #[command(flatten)]
     run: RunOptions,
 }
@@ -80,6 +87,7 @@ impl Cli {
     fn settings(&self, saved: Option<&Settings>) -> Settings {
         let steps = self.steps.or(saved.and_then(|saved| saved.steps));
         let epochs = if steps.is_some() { 1 } else { 12 };
+        let devices = self.devices.or(saved.map(|s| s.devices)).unwrap_or(1);
         Settings {
             frames: self.frames.or(saved.map(|s| s.frames)).unwrap_or(8),
             size: self.size.or(saved.map(|s| s.size)).unwrap_or(32),
@@ -88,6 +96,8 @@ impl Cli {
             learning_rate: self.learning_rate.or(saved.map(|s| s.learning_rate)).unwrap_or(1e-3),
             seed: self.seed.or(saved.map(|s| s.seed)).unwrap_or(1),
             steps,
+            devices,
+            parts: self.parts.or(saved.map(|s| s.parts)).unwrap_or(devices),
         }
     }
 }
@@ -136,8 +146,11 @@ fn train_on(cli: &Cli, data: &Path) -> Result<()> {
         "{} clips to train on, {} held out; {} frames of {} x {} pixels each.",
         run.train_clips, run.test_clips, settings.frames, settings.size, settings.size
     );
-    let picked = device::pick(cli.run.device)?;
-    println!("Running on {}.", picked.name);
+    check_parts(settings, run.train_clips)?;
+    let picked = device::pick_several(cli.run.device, settings.devices)?;
+    let names: Vec<_> = picked.iter().map(|picked| picked.name.as_str()).collect();
+    let devices: Vec<_> = picked.iter().map(|picked| picked.device.clone()).collect();
+    println!("Running on {}.", names.join(" and "));
 
     let (train, test) = load(folder.train, folder.test, settings)?;
     let finished = match &saved {
@@ -156,11 +169,21 @@ fn train_on(cli: &Cli, data: &Path) -> Result<()> {
         classes: classes.len(),
         train,
         test,
-        device: &picked.device,
+        devices: &devices,
         finished,
         plain: cli.run.plain,
     };
+    let begun = Instant::now();
     let model = train::train(&job)?;
+    let trained = artifacts.finished_epochs().saturating_sub(finished) * job.clips_per_epoch();
+    if trained > 0 {
+        println!(
+            "Trained on {trained} clips, {:.1} a second with the tests between epochs, on {} device{}.",
+            trained as f64 / begun.elapsed().as_secs_f64(),
+            devices.len(),
+            plural(devices.len())
+        );
+    }
 
     let finished = artifacts.finished_epochs();
     if finished > 0 {
@@ -188,13 +211,28 @@ fn train_on(cli: &Cli, data: &Path) -> Result<()> {
         settings.epochs,
         plural(settings.epochs),
         minutes(started.elapsed()),
-        picked.name,
+        names.join(" and "),
         parameters
     );
     println!(
         "In {}: plot.svg (loss and accuracy), model.bpk (weights), checkpoint/, run.json, experiment.log.",
         artifacts.dir().display()
     );
+    Ok(())
+}
+
+/// Refuses batches that cannot be divided into their parts, and parts that are not one for each device.
+fn check_parts(settings: &Settings, clips: usize) -> Result<()> {
+    let Settings { batch_size, devices, parts, .. } = *settings;
+    if devices > 1 && parts != devices {
+        bail!("--parts {parts} with --devices {devices}: of several devices each takes one part");
+    }
+    if !batch_size.is_multiple_of(parts) {
+        bail!("--batch-size {batch_size} cannot be divided evenly into {parts} parts");
+    }
+    if clips < devices {
+        bail!("{clips} clips to train on are fewer than the {devices} devices");
+    }
     Ok(())
 }
 
@@ -245,6 +283,20 @@ mod tests {
         let changed = cli(&["--resume", "--frames", "5"]).settings(Some(&first));
         assert_eq!((changed.epochs, changed.frames), (3, 5));
         assert_eq!(cli(&["--steps", "2"]).settings(None).epochs, 1);
+    }
+
+    #[test]
+    fn a_batch_is_divided_evenly() {
+        let settings = |args: &[&str]| {
+            Cli::parse_from([&["video-classifier", "--data", "d"], args].concat()).settings(None)
+        };
+        assert!(check_parts(&settings(&["--devices", "4"]), 100).is_ok());
+        let error = check_parts(&settings(&["--devices", "3"]), 100).unwrap_err().to_string();
+        assert_eq!(error, "--batch-size 16 cannot be divided evenly into 3 parts");
+        let error = check_parts(&settings(&["--devices", "2", "--parts", "4"]), 100).unwrap_err().to_string();
+        assert_eq!(error, "--parts 4 with --devices 2: of several devices each takes one part");
+        let error = check_parts(&settings(&["--devices", "4"]), 3).unwrap_err().to_string();
+        assert_eq!(error, "3 clips to train on are fewer than the 4 devices");
     }
 
     #[test]

@@ -30,6 +30,9 @@ pub(crate) struct VideoNet {
     stem: ConvNorm,
     stages: Vec<Residual>,
     head: Linear,
+    /// What a batch's loss counts in a step: gradients of several devices are added.
+    #[module(skip)]
+    share: f64,
 }
 
 impl VideoNet {
@@ -39,7 +42,12 @@ impl VideoNet {
         let mut stages = vec![Residual::new([CHANNELS[0]; 2], 1, device)];
         stages.extend(CHANNELS.windows(2).map(|pair| Residual::new([pair[0], pair[1]], 2, device)));
         let head = LinearConfig::new(CHANNELS[CHANNELS.len() - 1], classes).init(device);
-        Self { stem, stages, head }
+        Self { stem, stages, head, share: 1.0 }
+    }
+
+    /// For steps of `parts` batches, whose mean is trained on.
+    pub(crate) fn with_parts(self, parts: usize) -> Self {
+        Self { share: 1.0 / parts as f64, ..self }
     }
 
     /// Logits `[N, classes]` of clips `[N, 3, D, H, W]`.
@@ -68,7 +76,7 @@ impl TrainStep for VideoNet {
 
     fn step(&self, batch: ClipBatch) -> TrainOutput<ClassificationOutput> {
         let output = self.forward_loss(batch);
-        TrainOutput::new(self, output.loss.backward(), output)
+        TrainOutput::new(self, output.loss.clone().mul_scalar(self.share).backward(), output)
     }
 }
 

@@ -11,7 +11,7 @@ use burn::tensor::Device;
 use burn::train::checkpoint::KeepLastNCheckpoints;
 use burn::train::logger::FileMetricLogger;
 use burn::train::metric::{AccuracyMetric, LearningRateMetric, LossMetric};
-use burn::train::{Interrupter, Learner, SupervisedTraining};
+use burn::train::{ExecutionStrategy, Interrupter, Learner, MultiDeviceOptim, SupervisedTraining};
 use example_common::loader::EpochLoader;
 use example_common::progress::{self, Values, Wording, value};
 
@@ -26,7 +26,8 @@ pub(crate) struct Job<'a> {
     pub(crate) classes: usize,
     pub(crate) train: Arc<Clips>,
     pub(crate) test: Arc<Clips>,
-    pub(crate) device: &'a Device,
+    /// Without autodiff; the first one tests and keeps the weights.
+    pub(crate) devices: &'a [Device],
     /// Epochs already finished by the run that is resumed.
     pub(crate) finished: usize,
     /// Plain text even on a terminal.
@@ -36,18 +37,34 @@ pub(crate) struct Job<'a> {
 impl Job<'_> {
     /// Training steps per epoch.
     pub(crate) fn steps_per_epoch(&self) -> usize {
-        let all = self.train.len().div_ceil(self.settings.batch_size);
-        self.settings.steps.map_or(all, |steps| steps.min(all))
+        self.clips_per_epoch().div_ceil(self.settings.batch_size)
+    }
+
+    /// Clips that an epoch trains on.
+    pub(crate) fn clips_per_epoch(&self) -> usize {
+        self.train_loader().num_items()
+    }
+
+    fn train_loader(&self) -> EpochLoader<ClipBatch> {
+        let Settings { batch_size, parts, steps, .. } = *self.settings;
+        // One device takes the parts in the order of the epoch.
+        let dealt = self.devices.len();
+        self.loader(&self.train, batch_size / parts, dealt, steps.map(|steps| steps * parts / dealt))
     }
 
     fn test_loader(&self) -> EpochLoader<ClipBatch> {
         // Shuffled, so that the few batches of a smoke run are not all of one class.
-        self.loader(&self.test)
+        self.loader(&self.test, self.settings.batch_size, 1, self.settings.steps)
     }
 
-    fn loader(&self, clips: &Arc<Clips>) -> EpochLoader<ClipBatch> {
-        let Settings { batch_size, seed, steps, .. } = *self.settings;
-        loader(clips.clone(), batch_size, seed, self.finished + 1, steps)
+    fn loader(
+        &self,
+        clips: &Arc<Clips>,
+        batch_size: usize,
+        parts: usize,
+        steps: Option<usize>,
+    ) -> EpochLoader<ClipBatch> {
+        loader(clips.clone(), (batch_size, parts), self.settings.seed, self.finished + 1, steps)
     }
 }
 
@@ -63,12 +80,13 @@ fn summary(values: &Values) -> String {
 /// The run may end early, on the user's wish: ask [`Artifacts::finished_epochs`].
 pub(crate) fn train(job: &Job<'_>) -> Result<VideoNet> {
     let Settings { epochs, learning_rate, seed, .. } = *job.settings;
-    job.device.seed(seed);
-    let model = VideoNet::new(job.classes, &job.device.clone().autodiff());
+    let main = &job.devices[0];
+    main.seed(seed);
+    let model = VideoNet::new(job.classes, &main.clone().autodiff()).with_parts(job.settings.parts);
     let schedule = CosineAnnealingLrSchedulerConfig::new(learning_rate, epochs * job.steps_per_epoch());
     let schedule = schedule.init().map_err(|error| anyhow!(error)).context("no learning rate schedule")?;
     let optimizer = AdamWConfig::new().with_weight_decay(1e-2).init();
-    let train = job.loader(&job.train);
+    let train = job.train_loader();
     let interrupter = Interrupter::new();
     let artifacts = job.artifacts;
     let mut training = SupervisedTraining::new(artifacts.dir(), Arc::new(train), Arc::new(job.test_loader()))
@@ -86,6 +104,13 @@ pub(crate) fn train(job: &Job<'_>) -> Result<VideoNet> {
         .renderer(progress::renderer(job.plain, &interrupter, job.finished, WORDING));
     if job.finished > 0 {
         training = training.checkpoint(job.finished);
+    }
+    if job.devices.len() > 1 {
+        let devices = job.devices.iter().map(|device| device.clone().autodiff()).collect();
+        let strategy = ExecutionStrategy::multi(devices, MultiDeviceOptim::OptimMainDevice);
+        training = training.with_training_strategy(strategy.into());
+    } else if job.settings.parts > 1 {
+        training = training.grads_accumulation(job.settings.parts);
     }
     let result = training.launch(Learner::new(model, optimizer, schedule));
     if let Some(error) = result.error {
@@ -122,7 +147,7 @@ impl Confusion {
 /// Runs the network over the held-out clips.
 pub(crate) fn test(job: &Job<'_>, model: &VideoNet) -> Result<Confusion> {
     let mut counts = vec![vec![0; job.classes]; job.classes];
-    for batch in job.test_loader().to_device(&job.device.clone().inner()).iter() {
+    for batch in job.test_loader().to_device(&job.devices[0].clone().inner()).iter() {
         let batch = batch.map_err(|error| anyhow!("{error}"))?;
         let predicted = predictions(model.forward(batch.clips)).try_into_vec_as::<i32>();
         let labels = batch.labels.try_into_vec_as::<i32>();
@@ -143,6 +168,59 @@ pub(crate) fn save_weights(job: &Job<'_>, model: VideoNet) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::artifacts::Run;
+    use crate::loader::tests::clips;
+
+    /// The summed losses of each step of two epochs, 16 clips in steps of 8, each in two parts.
+    fn losses(devices: &[Device]) -> Vec<f64> {
+        let dir = tempfile::tempdir().unwrap();
+        let artifacts = Artifacts::new(dir.path());
+        let settings = Settings {
+            frames: 2,
+            size: 1,
+            epochs: 2,
+            batch_size: 8,
+            learning_rate: 1e-2,
+            seed: 3,
+            steps: None,
+            devices: devices.len(),
+            parts: 2,
+        };
+        let (train, test) = (clips(16), clips(4));
+        let classes = (0..16).map(|class| class.to_string()).collect();
+        let run = Run { settings, classes, train_clips: train.len(), test_clips: test.len() };
+        artifacts.start(&run, false).unwrap();
+        let job = Job {
+            settings: &run.settings,
+            artifacts: &artifacts,
+            classes: 16,
+            train,
+            test,
+            devices,
+            finished: 0,
+            plain: true,
+        };
+        super::train(&job).unwrap();
+        let of_epoch = |epoch| {
+            let path = dir.path().join(format!("train/epoch-{epoch}/Loss.log"));
+            let text = std::fs::read_to_string(path).unwrap();
+            let value = |line: &str| line.split(',').next().unwrap().parse::<f64>().unwrap();
+            let values: Vec<f64> = text.lines().take(4).map(value).collect();
+            assert_eq!(text.lines().count(), 4 + 1, "two parts of two steps, and the mean: {text}");
+            values.chunks(2).map(|parts| parts.iter().sum::<f64>()).collect::<Vec<_>>()
+        };
+        [of_epoch(1), of_epoch(2)].concat()
+    }
+
+    /// Batch norm's statistics are those of a part either way, so that nothing but the order of sums differs.
+    #[test]
+    fn two_devices_train_as_one_that_takes_the_parts_in_turn() {
+        let [one, two] = [1, 2].map(|count| losses(&vec![Device::flex(); count]));
+        for (one, two) in one.iter().zip(&two) {
+            assert!((one - two).abs() < 1e-4 * one, "{one} by one device, {two} by two");
+        }
+        assert!(one.windows(2).all(|pair| pair[0] != pair[1]), "nothing was trained: {one:?}");
+    }
 
     #[test]
     fn a_confusion_table_is_summed_up_by_class() {

@@ -152,6 +152,12 @@ fn a_clip_that_cannot_be_read_is_named_before_training_starts() {
 #[test]
 fn what_is_not_there_is_named() {
     let place = Place::new(2);
+    let error = stderr(&place.run("several", &["--devices", "2"]));
+    assert!(
+        error.starts_with("error: --devices asks for 2 devices, there is 1 here: the CPU (Flex"),
+        "{error}"
+    );
+    assert!(!place.root.join("several").exists(), "a run was started");
     let error = stderr(&place.run("nothing", &["--resume"]));
     assert_eq!(error, "error: nothing holds no run to resume\n");
     let output = Command::new(env!("CARGO_BIN_EXE_video-classifier")).output().unwrap();
