@@ -26,6 +26,7 @@ pub const FIELDS: &[Field] = &[
     Field::numbers("d", &[1; 3]),
     Field::numbers("groups", &[1]),
     Field::numbers("replicate", &[0]),
+    Field::numbers("modes", &[0; 3]),
     Field::words("act", &["none", "relu", "silu"]),
     Field::numbers("bias", &[0]),
     Field::words("type", TYPES),
@@ -40,6 +41,10 @@ pub const FIELDS: &[Field] = &[
     Field::words("pass", &["all", "forward", "dx", "dw", "db"]),
 ];
 
+/// Padding by its number in `modes`.
+const MODES: [PaddingMode; 4] =
+    [PaddingMode::Zeros, PaddingMode::Replicate, PaddingMode::Reflect, PaddingMode::Circular];
+
 /// The problem of a case.
 fn problem(case: &Case) -> Result<Conv3dProblem, ConvError> {
     let x = case.extents::<5>("x");
@@ -52,7 +57,11 @@ fn problem(case: &Case) -> Result<Conv3dProblem, ConvError> {
         padding: [(pad[0], pad[1]), (pad[2], pad[3]), (pad[4], pad[5])],
         dilation: case.extents("d"),
         groups,
-        padding_mode: if case.is("replicate") { PaddingMode::Replicate } else { PaddingMode::Zeros },
+        padding_mode: if case.is("replicate") {
+            [PaddingMode::Replicate; 3]
+        } else {
+            case.extents::<3>("modes").map(|mode| MODES[mode % MODES.len()])
+        },
         activation: match case.word("act") {
             "relu" => Activation::Relu,
             "silu" => Activation::Silu,

@@ -1,7 +1,8 @@
 //! The geometry of a conv3d problem as kernel arguments, and the coordinate arithmetic of the direct
 //! kernels. Extents are run-time values: one compiled kernel serves every shape.
 
-use super::problem::Conv3dProblem;
+use super::padding::source_of;
+use super::problem::{Conv3dProblem, PaddingMode};
 use crate::geometry::AxisGeometry;
 use cubecl::prelude::*;
 
@@ -57,10 +58,9 @@ impl Axis {
         (q * self.stride + k * self.dilation) as i32 - self.begin
     }
 
-    /// [`source`](Self::source), clamped into the input.
-    pub(crate) fn clamped_source(&self, q: u32, k: u32) -> u32 {
-        let p = self.source(q, k);
-        clamp(p, 0i32, self.input as i32 - 1i32) as u32
+    /// The element that tap `k` of window `q` reads, inside or in padding that repeats elements.
+    pub(crate) fn element(&self, q: u32, k: u32, #[comptime] mode: PaddingMode) -> i32 {
+        source_of(self.source(q, k), self.input as i32, mode)
     }
 
     /// The window whose tap `k` reads position `p`, or `output` (one past the last) where there is none.
@@ -70,24 +70,6 @@ impl Axis {
         let q = t / stride;
         let hit = t >= 0i32 && q * stride == t && q < self.output as i32;
         select(hit, q as u32, self.output)
-    }
-
-    /// First position that reads as `p` when padding repeats the edge.
-    pub(crate) fn first_alias(&self, p: u32, #[comptime] replicate: bool) -> i32 {
-        let mut first = p as i32;
-        if comptime!(replicate) {
-            first = select(p == 0u32, 0i32 - self.begin, first);
-        }
-        first
-    }
-
-    /// Last position that reads as `p` when padding repeats the edge.
-    pub(crate) fn last_alias(&self, p: u32, #[comptime] replicate: bool) -> i32 {
-        let mut last = p as i32;
-        if comptime!(replicate) {
-            last = select(p + 1u32 == self.input, p as i32 + self.end, last);
-        }
-        last
     }
 }
 

@@ -92,7 +92,7 @@ fn forward(call: &Conv3dCall, [x, w, y]: [&Operand; 3]) -> Result<(), ConvError>
     let address = address_type("conv3d", &[x, w, y], y.len(), limits)?;
     let operations = 2.0 * f64::from(THREADS) * (problem.group_channels() * problem.taps()) as f64;
     for dispatch in dispatches(y.len().div_ceil(THREADS as usize), operations, limits) {
-        // SAFETY: see `conv3d`; threads past y exit, taps outside the input are skipped or clamped.
+        // SAFETY: see `conv3d`; threads past y exit, taps outside the input are skipped or read an element of it.
         unsafe {
             forward_kernel::launch_unchecked(
                 client,
@@ -148,7 +148,7 @@ fn forward_kernel<E: Float, O: Float>(
     y: &mut Tensor<O>,
     geometry: Geometry,
     span: Span,
-    #[comptime] padding: PaddingMode,
+    #[comptime] padding: [PaddingMode; 3],
     #[comptime] activation: Activation,
     #[define(E)] _dtype: ElemType,
     #[define(O)] _out_dtype: ElemType,
@@ -197,7 +197,12 @@ fn forward_kernel<E: Float, O: Float>(
     y[target] = O::cast_from(activate(sum, activation));
 }
 
-/// Whether a tap of a window reads an element: not in the padding, unless that repeats the edge.
+/// Whether some axis' padding is zeros.
+fn reads_zeros(padding: [PaddingMode; 3]) -> bool {
+    padding.contains(&PaddingMode::Zeros)
+}
+
+/// Whether a tap of a window reads an element: not in padding with zeros.
 #[cube]
 pub(crate) fn reads(
     geometry: &Geometry,
@@ -205,19 +210,20 @@ pub(crate) fn reads(
     h: u32,
     w: u32,
     tap: &ChannelTap,
-    #[comptime] padding: PaddingMode,
+    #[comptime] padding: [PaddingMode; 3],
 ) -> bool {
-    if comptime!(padding == PaddingMode::Replicate) {
+    let [depth, height, width] = padding;
+    if comptime!(!reads_zeros(padding)) {
         true.runtime()
     } else {
         // Negative positions are larger than any extent as unsigned: one comparison per axis.
-        (geometry.depth.source(d, tap.d) as u32) < geometry.depth.input
-            && (geometry.height.source(h, tap.h) as u32) < geometry.height.input
-            && (geometry.width.source(w, tap.w) as u32) < geometry.width.input
+        (geometry.depth.element(d, tap.d, depth) as u32) < geometry.depth.input
+            && (geometry.height.element(h, tap.h, height) as u32) < geometry.height.input
+            && (geometry.width.element(w, tap.w, width) as u32) < geometry.width.input
     }
 }
 
-/// `X(n, first_channel + tap.c, source of the window and tap)`: zero or clamped outside the input.
+/// `X(n, first_channel + tap.c, source of the window and tap)`: zero outside the input or what the padding repeats.
 #[cube]
 pub(crate) fn read_tap<E: Float>(
     x: &Tensor<E>,
@@ -228,24 +234,25 @@ pub(crate) fn read_tap<E: Float>(
     h: u32,
     w: u32,
     tap: &ChannelTap,
-    #[comptime] padding: PaddingMode,
+    #[comptime] padding: [PaddingMode; 3],
 ) -> f32 {
     let channel = first_channel + tap.c;
     let mut value = 0.0f32;
-    if comptime!(padding == PaddingMode::Replicate) {
+    let [depth, height, width] = padding;
+    if comptime!(!reads_zeros(padding)) {
         let at = offset(
             x,
             n,
             channel,
-            geometry.depth.clamped_source(d, tap.d),
-            geometry.height.clamped_source(h, tap.h),
-            geometry.width.clamped_source(w, tap.w),
+            geometry.depth.element(d, tap.d, depth) as u32,
+            geometry.height.element(h, tap.h, height) as u32,
+            geometry.width.element(w, tap.w, width) as u32,
         );
         value = f32::cast_from(x[at]);
     } else {
-        let pd = geometry.depth.source(d, tap.d);
-        let ph = geometry.height.source(h, tap.h);
-        let pw = geometry.width.source(w, tap.w);
+        let pd = geometry.depth.element(d, tap.d, depth);
+        let ph = geometry.height.element(h, tap.h, height);
+        let pw = geometry.width.element(w, tap.w, width);
         if reads(geometry, d, h, w, tap, padding) {
             value = f32::cast_from(x[offset(x, n, channel, pd as u32, ph as u32, pw as u32)]);
         }
@@ -260,7 +267,7 @@ fn input_gradient_kernel<E: Float>(
     dx: &mut Tensor<E>,
     geometry: Geometry,
     span: Span,
-    #[comptime] padding: PaddingMode,
+    #[comptime] padding: [PaddingMode; 3],
     #[define(E)] _dtype: ElemType,
 ) {
     let index = span.index() * THREADS as usize + UNIT_POS as usize;
@@ -279,13 +286,13 @@ fn input_gradient_kernel<E: Float>(
     let c = channel - group * geometry.group_channels;
     let row = GradientRow { n, first_out: group * geometry.group_out, c, w: at.w };
     let mut sum = 0.0f32;
-    // With replicate padding an edge element collects the gradient of every position that clamps to it.
-    let replicate = comptime!(padding == PaddingMode::Replicate);
-    for pd in geometry.depth.first_alias(at.d, replicate)..geometry.depth.last_alias(at.d, replicate) + 1i32 {
+    // An element collects the gradient of every padded position that reads it.
+    let [mode, ..] = padding;
+    for pd in geometry.depth.first_alias(at.d, mode)..geometry.depth.last_alias(at.d, mode) + 1i32 {
         for kd in 0..geometry.depth.kernel {
-            let qd = geometry.depth.window_at(pd, kd);
+            let qd = geometry.depth.window_at_alias(at.d, pd, kd, mode);
             if qd < geometry.depth.output {
-                sum += gradient_of_frame(dy, w, &geometry, &row, at.h, qd, kd, replicate);
+                sum += gradient_of_frame(dy, w, &geometry, &row, at.h, qd, kd, padding);
             }
         }
     }
@@ -314,14 +321,15 @@ fn gradient_of_frame<E: Float>(
     h: u32,
     qd: u32,
     kd: u32,
-    #[comptime] replicate: bool,
+    #[comptime] padding: [PaddingMode; 3],
 ) -> f32 {
     let mut sum = 0.0f32;
-    for ph in geometry.height.first_alias(h, replicate)..geometry.height.last_alias(h, replicate) + 1i32 {
+    let [_, mode, _] = padding;
+    for ph in geometry.height.first_alias(h, mode)..geometry.height.last_alias(h, mode) + 1i32 {
         for kh in 0..geometry.height.kernel {
-            let qh = geometry.height.window_at(ph, kh);
+            let qh = geometry.height.window_at_alias(h, ph, kh, mode);
             if qh < geometry.height.output {
-                sum += gradient_of_row(dy, w, geometry, row, qd, kd, qh, kh, replicate);
+                sum += gradient_of_row(dy, w, geometry, row, qd, kd, qh, kh, padding);
             }
         }
     }
@@ -339,13 +347,13 @@ fn gradient_of_row<E: Float>(
     kd: u32,
     qh: u32,
     kh: u32,
-    #[comptime] replicate: bool,
+    #[comptime] padding: [PaddingMode; 3],
 ) -> f32 {
     let mut sum = 0.0f32;
-    for pw in geometry.width.first_alias(row.w, replicate)..geometry.width.last_alias(row.w, replicate) + 1i32
-    {
+    let [.., mode] = padding;
+    for pw in geometry.width.first_alias(row.w, mode)..geometry.width.last_alias(row.w, mode) + 1i32 {
         for kw in 0..geometry.width.kernel {
-            let qw = geometry.width.window_at(pw, kw);
+            let qw = geometry.width.window_at_alias(row.w, pw, kw, mode);
             if qw < geometry.width.output {
                 for block in 0..geometry.group_out.div_ceil(CHANNEL_BLOCK) {
                     #[unroll]

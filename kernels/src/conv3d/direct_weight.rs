@@ -99,7 +99,7 @@ fn weight_gradient_kernel<E: Float>(
     split_length: usize,
     sums: usize,
     #[comptime] threadgroup_per_sum: bool,
-    #[comptime] padding: PaddingMode,
+    #[comptime] padding: [PaddingMode; 3],
     #[define(E)] _dtype: ElemType,
 ) {
     let mut sum_index = span.index();

@@ -1,5 +1,5 @@
 //! What the plans of conv3d need of a device: the families answer for their kernels, this file adds the fold
-//! of an input gradient under replicate padding.
+//! of an input gradient under padding other than zeros.
 
 use super::fold;
 use super::gemm;

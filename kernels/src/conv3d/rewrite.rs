@@ -2,8 +2,8 @@
 //!
 //! | asked                                   | launched                                | afterwards      |
 //! |-----------------------------------------|-----------------------------------------|-----------------|
-//! | input gradient under replicate padding  | input gradient of the padded input, in  | `fold.rs` adds  |
-//! |                                         | fp32, under zero padding of width zero  | the copies      |
+//! | input gradient under padding other than | input gradient of the padded input, in  | `fold.rs` adds  |
+//! | zeros                                   | fp32; zeros stay padding                | the copies      |
 //! | everything else, and all of `Direct`    | the same                                |                 |
 //!
 //! Plans are chosen for the launched problem, checked for it and launched on it.
@@ -43,5 +43,5 @@ impl PassProblem {
 }
 
 fn is_folded(problem: &Conv3dProblem, pass: Pass) -> bool {
-    pass == Pass::InputGradient && problem.window.padding_mode == PaddingMode::Replicate
+    pass == Pass::InputGradient && problem.window.padding_mode != [PaddingMode::Zeros; 3]
 }

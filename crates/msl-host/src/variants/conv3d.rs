@@ -111,6 +111,21 @@ pub fn table(index: IndexWidth) -> Vec<Conv3dCase> {
             }
         }
     }
+    // Padding of each axis by itself: in the padding of causal clips and in every mode.
+    let modes = [
+        [cases::Padding::Replicate, cases::Padding::Zeros, cases::Padding::Zeros],
+        [cases::Padding::Reflect, cases::Padding::Zeros, cases::Padding::Circular],
+    ];
+    for modes in modes {
+        let name = format!("modes_{:?}", modes[0]).to_lowercase();
+        let case = Conv3dCase {
+            padding,
+            modes: Some(modes),
+            ..Conv3dCase::new(&name, [1, 20, 2, 4, 4], 20, [3, 3, 3])
+        };
+        table.push(Conv3dCase { bias: false, ..case.clone() });
+        table.push(case);
+    }
     table
 }
 
@@ -141,7 +156,12 @@ fn problem(case: &Conv3dCase, dtype: FloatType) -> Result<Conv3dProblem, conv_ke
         padding: case.padding,
         dilation: case.dilation,
         groups: case.groups,
-        padding_mode: if case.replicate { PaddingMode::Replicate } else { PaddingMode::Zeros },
+        padding_mode: case.padding_modes().map(|mode| match mode {
+            cases::Padding::Zeros => PaddingMode::Zeros,
+            cases::Padding::Replicate => PaddingMode::Replicate,
+            cases::Padding::Reflect => PaddingMode::Reflect,
+            cases::Padding::Circular => PaddingMode::Circular,
+        }),
         activation,
     };
     Conv3dProblem::new(case.input_shape(), case.weight_shape(), case.bias.then_some(case.o), window, dtype)
@@ -229,7 +249,11 @@ fn operands(client: &Client, problem: &Conv3dProblem) -> [conv_kernels::Operand;
 
 /// The options that kernels of a pass are specialized by, beyond plan and dtype.
 fn options(problem: &Conv3dProblem, pass: Pass) -> String {
-    let mut words = vec![format!("{:?}", problem.window.padding_mode)];
+    let modes = problem.window.padding_mode;
+    let mut words = vec![format!("{:?}", modes[0])];
+    if modes != [modes[0]; 3] {
+        words = vec![modes.map(|mode| format!("{mode:?}")).join("-")];
+    }
     if pass == Pass::Forward && problem.window.activation != Activation::None {
         words.push(format!("{:?}", problem.window.activation));
     }

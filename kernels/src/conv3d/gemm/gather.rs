@@ -284,7 +284,7 @@ pub(super) fn packed_gather_args(
     let weight = operands[1];
     let strides = [weight.strides[1], weight.strides[0], weight.strides[0] * problem.group_channels()];
     let gather = gather.map(|axis| AxisGather { first_tap: 0, tap_step: 1, ..axis });
-    args(&gather, operands, strides, TapCheck::of(&gather, PaddingMode::Zeros))
+    args(&gather, operands, strides, TapCheck::of(&gather, [PaddingMode::Zeros; 3]))
 }
 
 /// A gather as a kernel argument.

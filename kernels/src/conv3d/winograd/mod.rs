@@ -139,6 +139,9 @@ pub(crate) fn config(
     if problem.channels == 0 {
         unsupported!("conv3d: {name} needs at least one channel");
     }
+    if !problem.has_shared_padding() {
+        unsupported!("conv3d: {name} reads zeros or replicate padding, got {:?}", window.padding_mode);
+    }
     let correlation = Correlation::of(problem, pass);
     let slices = match pass {
         Pass::WeightGradient => weight_product::slices(&correlation, tile, limits) as u64,
