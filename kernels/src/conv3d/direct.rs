@@ -88,8 +88,8 @@ fn loop_iterations(problem: &Conv3dProblem, pass: Pass) -> usize {
 }
 
 fn forward(call: &Conv3dCall, [x, w, y]: [&Operand; 3]) -> Result<(), ConvError> {
-    let Conv3dCall { client, limits, ref problem, bias, .. } = *call;
-    let address = address_type("conv3d", &[x, w, y], y.len(), limits)?;
+    let Conv3dCall { client, limits, ref problem, bias, cache, .. } = *call;
+    let address = address_type("conv3d", &[x, cache.unwrap_or(x), w, y], y.len(), limits)?;
     let operations = 2.0 * f64::from(THREADS) * (problem.group_channels() * problem.taps()) as f64;
     for dispatch in dispatches(y.len().div_ceil(THREADS as usize), operations, limits) {
         // SAFETY: see `conv3d`; threads past y exit, taps outside the input are skipped or read an element of it.
@@ -100,12 +100,14 @@ fn forward(call: &Conv3dCall, [x, w, y]: [&Operand; 3]) -> Result<(), ConvError>
                 CubeDim::new_1d(THREADS),
                 address,
                 x.tensor_arg(),
+                cache.map(|cache| cache.tensor_arg()).into(),
                 w.tensor_arg(),
                 bias.map(|bias| bias.tensor_arg()).into(),
                 y.tensor_arg(),
                 problem.geometry(),
                 dispatch.span(),
                 problem.window.padding_mode,
+                cache.is_some(),
                 problem.window.activation,
                 problem.dtype.elem(),
                 y.dtype.elem(),
@@ -143,12 +145,15 @@ fn input_gradient(call: &Conv3dCall, [dy, w, dx]: [&Operand; 3]) -> Result<(), C
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn forward_kernel<E: Float, O: Float>(
     x: &Tensor<E>,
+    cache: ComptimeOption<&Tensor<E>>,
     w: &Tensor<E>,
     bias: ComptimeOption<&Tensor<E>>,
     y: &mut Tensor<O>,
     geometry: Geometry,
     span: Span,
     #[comptime] padding: [PaddingMode; 3],
+    // For the kernel's key, in which optional arguments do not count.
+    #[comptime] _has_cache: bool,
     #[comptime] activation: Activation,
     #[define(E)] _dtype: ElemType,
     #[define(O)] _out_dtype: ElemType,
@@ -179,6 +184,7 @@ fn forward_kernel<E: Float, O: Float>(
                     let tap_of_c = ChannelTap { c, d: tap.d, h: tap.h, w: tap.w };
                     let value = read_tap(
                         x,
+                        cache,
                         &geometry,
                         window.n,
                         first_channel,
@@ -227,6 +233,7 @@ pub(crate) fn reads(
 #[cube]
 pub(crate) fn read_tap<E: Float>(
     x: &Tensor<E>,
+    cache: ComptimeOption<&Tensor<E>>,
     geometry: &Geometry,
     n: u32,
     first_channel: u32,
@@ -240,24 +247,51 @@ pub(crate) fn read_tap<E: Float>(
     let mut value = 0.0f32;
     let [depth, height, width] = padding;
     if comptime!(!reads_zeros(padding)) {
-        let at = offset(
+        value = read_joined(
             x,
+            cache,
             n,
             channel,
             geometry.depth.element(d, tap.d, depth) as u32,
             geometry.height.element(h, tap.h, height) as u32,
             geometry.width.element(w, tap.w, width) as u32,
         );
-        value = f32::cast_from(x[at]);
     } else {
         let pd = geometry.depth.element(d, tap.d, depth);
         let ph = geometry.height.element(h, tap.h, height);
         let pw = geometry.width.element(w, tap.w, width);
         if reads(geometry, d, h, w, tap, padding) {
-            value = f32::cast_from(x[offset(x, n, channel, pd as u32, ph as u32, pw as u32)]);
+            value = read_joined(x, cache, n, channel, pd as u32, ph as u32, pw as u32);
         }
     }
     value
+}
+
+/// An element of [cache, x], joined along depth.
+#[cube]
+fn read_joined<E: Float>(
+    x: &Tensor<E>,
+    cache: ComptimeOption<&Tensor<E>>,
+    n: u32,
+    channel: u32,
+    d: u32,
+    h: u32,
+    w: u32,
+) -> f32 {
+    #[comptime]
+    match cache {
+        ComptimeOption::Some(cache) => {
+            let frames = cache.shape(2) as u32;
+            let mut value = 0.0f32;
+            if d < frames {
+                value += f32::cast_from(cache[offset(cache, n, channel, d, h, w)]);
+            } else {
+                value += f32::cast_from(x[offset(x, n, channel, d - frames, h, w)]);
+            }
+            value
+        }
+        ComptimeOption::None => f32::cast_from(x[offset(x, n, channel, d, h, w)]),
+    }
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]

@@ -54,7 +54,10 @@ impl Plan {
     }
 
     fn needs_for(&self, problem: &PassProblem, limits: &Limits) -> Needs {
-        let needs = self.family().needs(self.launched(problem), problem.pass, limits);
+        let launched = self.launched(problem);
+        let needs = self.family().needs(launched, problem.pass, limits);
+        // The cache of a stream.
+        let needs = Needs { bindings: needs.bindings + usize::from(launched.streaming), ..needs };
         if !self.folds(problem) {
             return needs;
         }

@@ -86,6 +86,8 @@ pub struct Conv3dProblem {
     pub bias: bool,
     /// Storage type of every tensor.
     pub dtype: FloatType,
+    /// Whether y's bits must not depend on how many frames a call has ([`Self::for_streams`]).
+    pub streaming: bool,
 }
 
 /// The most elements of a tensor: 4 TiB in fp32, beyond every device's memory. Counts derived from it fit 64
@@ -140,9 +142,29 @@ impl Conv3dProblem {
             window,
             bias: bias.is_some(),
             dtype,
+            streaming: false,
         };
         problem.validate()?;
         Ok(problem)
+    }
+
+    /// The problem of a piece of a clip, whose result is that of the whole clip bit for bit: the forward pass is
+    /// planned for a single window along depth, by the gathered GEMM or [`super::Plan::Direct`], whose sums are
+    /// not split. The first frames may be in a cache ([`super::forward_cached`]).
+    #[must_use]
+    pub fn for_streams(self) -> Self {
+        Self { streaming: true, ..self }
+    }
+
+    /// The problem that a pass is planned for: of a stream, a single window along depth.
+    pub(crate) fn planned(&self, pass: Pass) -> Self {
+        if !self.streaming || pass != Pass::Forward {
+            return *self;
+        }
+        let [_, height, width] = self.input;
+        let [_, in_height, in_width] = self.window.padding;
+        let window = Window { padding: [(0, 0), in_height, in_width], ..self.window };
+        Self { input: [self.axis(0).span(), height, width], window, ..*self }
     }
 
     fn validate(&self) -> Result<(), ConvError> {
@@ -199,14 +221,18 @@ impl Conv3dProblem {
         }
     }
 
-    /// Whether all padding is zeros, or all of it replicates. The gathered GEMM and [`super::Plan::Direct`]
-    /// read any other as well, axis by axis; no other plan does.
-    pub(crate) fn has_shared_padding(&self) -> bool {
+    /// Whether every family reads the input: one tensor, in which all padding is zeros or all of it replicates.
+    /// The gathered GEMM and [`super::Plan::Direct`] read any padding, axis by axis, and streams.
+    pub(crate) fn is_plain(&self) -> bool {
+        !self.streaming && self.has_shared_padding()
+    }
+
+    fn has_shared_padding(&self) -> bool {
         matches!(self.window.padding_mode, [PaddingMode::Zeros, ..] | [PaddingMode::Replicate, ..])
             && self.window.padding_mode == [self.window.padding_mode[0]; 3]
     }
 
-    /// The mode of a problem that [`Self::has_shared_padding`].
+    /// The mode of a problem that [`Self::is_plain`].
     pub(crate) fn shared_padding(&self) -> PaddingMode {
         self.window.padding_mode[0]
     }

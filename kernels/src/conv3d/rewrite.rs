@@ -22,8 +22,11 @@ pub(super) struct PassProblem {
 
 impl PassProblem {
     pub(super) fn of(problem: &Conv3dProblem, pass: Pass) -> Self {
-        let launched = if is_folded(problem, pass) { problem.explicitly_padded() } else { *problem };
-        Self { asked: *problem, launched, pass }
+        // dx does not read frames: it is that of the joined input.
+        let streaming = problem.streaming && pass != Pass::InputGradient;
+        let asked = Conv3dProblem { streaming, ..*problem };
+        let launched = if is_folded(&asked, pass) { asked.explicitly_padded() } else { asked };
+        Self { asked, launched, pass }
     }
 
     /// Whether the launched problem's gradient is folded afterwards.

@@ -22,7 +22,8 @@ pub(crate) fn depth_slices(problem: &Conv3dProblem, pass: Pass) -> Option<Vec<Ax
         _ => (problem.output(), [1; 3]),
     };
     let large = problem.batch * frame[1] * frame[2] >= MIN_FRAME_POSITIONS && depth.positions <= MAX_FRAMES;
-    if !large || stride != [1; 3] || problem.window.padding_mode[0] != PaddingMode::Zeros {
+    if problem.streaming || !large || stride != [1; 3] || problem.window.padding_mode[0] != PaddingMode::Zeros
+    {
         return None;
     }
     let mut slices: Vec<AxisGather> = Vec::new();

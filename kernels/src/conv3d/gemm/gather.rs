@@ -298,6 +298,24 @@ pub(crate) fn gather_args(
     args(gather, operands, weight_strides(operands[1], pass, problem), check)
 }
 
+/// [`gather_args`], in image channels in place of source offsets where the first frames are in a cache
+/// (`read.rs`).
+pub(super) fn joined_gather_args(
+    problem: &Conv3dProblem,
+    pass: Pass,
+    gather: &Gather,
+    operands: [&Operand; 3],
+    cache: Option<&Operand>,
+) -> GatherArgsLaunch {
+    let args = gather_args(problem, pass, gather, operands);
+    match cache {
+        Some(_) => {
+            GatherArgsLaunch { source_batch_stride: problem.channels, source_channel_stride: 1, ..args }
+        }
+        None => args,
+    }
+}
+
 fn args(
     gather: &Gather,
     [source, weight, out]: [&Operand; 3],

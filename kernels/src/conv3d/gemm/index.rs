@@ -367,46 +367,4 @@ impl GatherArgs {
     pub(crate) fn out_channel(&self, channel: u32) -> usize {
         channel as usize * self.out_channel_stride
     }
-
-    /// The source offset that a pair reads at a position, and whether it is in bounds. Padding other than
-    /// zeros maps coordinates to elements.
-    pub(crate) fn load_offset(
-        &self,
-        position: &OutputPosition,
-        tap: &ChannelTap,
-        #[comptime] check: TapCheck,
-    ) -> (usize, bool) {
-        let mut at = position.source + tap.source;
-        let mut inside = (position.mask & tap.bits) == tap.bits;
-        if comptime!(check.needs_coordinates()) {
-            let d = position.d + tap.d as i32;
-            let h = position.h + tap.h as i32;
-            let w = position.w + tap.w as i32;
-            // [`RANGE_BIT`]: set in taps that do not exist, or in positions that do.
-            inside = tap.bits < RANGE_BIT || position.mask >= RANGE_BIT;
-            if comptime!(check.maps().is_some()) {
-                let [depth, height, width] = comptime!(check.maps().unwrap_or_default());
-                let (d, inside_d) = self.depth.load_offset(d, depth);
-                let (h, inside_h) = self.height.load_offset(h, height);
-                let (w, inside_w) = self.width.load_offset(w, width);
-                at += d + h + w;
-                if comptime!(depth == PaddingMode::Zeros) {
-                    inside = inside && inside_d;
-                }
-                if comptime!(height == PaddingMode::Zeros) {
-                    inside = inside && inside_h;
-                }
-                if comptime!(width == PaddingMode::Zeros) {
-                    inside = inside && inside_w;
-                }
-            } else {
-                // Negative coordinates are larger than any extent as unsigned.
-                inside = inside
-                    && (d as u32) < self.depth.extent
-                    && (h as u32) < self.height.extent
-                    && (w as u32) < self.width.extent;
-            }
-        }
-        (at, inside)
-    }
 }

@@ -34,6 +34,7 @@ mod launch;
 mod mma;
 mod mma_weight;
 mod pack;
+mod read;
 pub(super) mod stage;
 mod table;
 pub(super) mod tap_check;
@@ -47,6 +48,7 @@ pub use family::GemmTile;
 pub(super) use family::k_iterations;
 pub(crate) use gather::{is_patches, serves};
 pub(super) use launch::launch_gather;
+pub(super) use read::has_even_images;
 pub(super) use tap_check::has_few_taps;
 pub(super) use vectors::{out_vector_width, source_vector_width, weight_vector_width};
 

@@ -8,8 +8,11 @@
 //! | Clamp       | replicate, any number of taps            | three coordinates          | three clamps, always inside  |
 //! | Map         | a mode per axis, any number of taps      | three coordinates          | three of `padding.rs`'s      |
 //! |             |                                          |                            | maps; comparisons for zeros  |
+//! | Joined      | the same, first frames in a cache        | three coordinates          | the same, and selected       |
+//! |             |                                          |                            | strides                      |
 
 use super::gather::{AxisGather, Gather, axis_gathers};
+use crate::conv3d::call::Conv3dCall;
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::{Conv3dProblem, PaddingMode};
 
@@ -30,6 +33,8 @@ pub(crate) enum TapCheck {
     Clamp,
     /// By the coordinates of axes with zeros; those of other axes are mapped into the source.
     Map([PaddingMode; 3]),
+    /// As `Map`, and the first frames are in a second tensor (`read.rs`).
+    Joined([PaddingMode; 3]),
 }
 
 impl TapCheck {
@@ -43,12 +48,18 @@ impl TapCheck {
         }
     }
 
+    /// The check of one launch of a forward pass or weight gradient, with a cache or without.
+    pub(super) fn of_call(gather: &Gather, call: &Conv3dCall) -> Self {
+        let padding = padding_of(&call.problem, call.pass);
+        if call.cache.is_some() { Self::Joined(padding) } else { Self::of(gather, padding) }
+    }
+
     /// The modes by which coordinates are mapped into the source; none where source offsets are sums.
     pub(super) fn maps(self) -> Option<[PaddingMode; 3]> {
         match self {
             Self::Masks | Self::Coordinates => None,
             Self::Clamp => Some(REPLICATE),
-            Self::Map(modes) => Some(modes),
+            Self::Map(modes) | Self::Joined(modes) => Some(modes),
         }
     }
 
@@ -63,12 +74,13 @@ fn fits_a_mask(gather: &AxisGather) -> bool {
     gather.taps <= MASK_BITS || !gather.reads_padding()
 }
 
-/// Whether no gather of a pass checks its taps by coordinates.
+/// Whether no gather of a pass checks its taps by coordinates, nor may have frames in a cache.
 pub(crate) fn has_few_taps(problem: &Conv3dProblem, pass: Pass) -> bool {
     let gathered = if pass == Pass::InputGradient { pass } else { Pass::Forward };
     match padding_of(problem, pass) {
+        ZEROS if problem.streaming => false,
         ZEROS => (0..3).flat_map(|axis| axis_gathers(problem, gathered, axis)).all(|axis| fits_a_mask(&axis)),
-        modes => modes == REPLICATE,
+        modes => modes == REPLICATE && !problem.streaming,
     }
 }
 

@@ -139,8 +139,12 @@ pub(crate) fn config(
     if problem.channels == 0 {
         unsupported!("conv3d: {name} needs at least one channel");
     }
-    if !problem.has_shared_padding() {
-        unsupported!("conv3d: {name} reads zeros or replicate padding, got {:?}", window.padding_mode);
+    if !problem.is_plain() {
+        unsupported!(
+            "conv3d: {name} reads whole clips under zeros or replicate padding, got {:?}{}",
+            window.padding_mode,
+            if problem.streaming { ", a stream" } else { "" }
+        );
     }
     let correlation = Correlation::of(problem, pass);
     let slices = match pass {
