@@ -131,6 +131,33 @@ pub(crate) fn offset<E: CubePrimitive>(tensor: &Tensor<E>, n: u32, c: u32, d: u3
         + w as usize * tensor.stride(4)
 }
 
+/// An element of [cache, x], joined along depth.
+#[cube]
+pub(crate) fn read_joined<E: Float>(
+    x: &Tensor<E>,
+    cache: ComptimeOption<&Tensor<E>>,
+    n: u32,
+    channel: u32,
+    d: u32,
+    h: u32,
+    w: u32,
+) -> f32 {
+    #[comptime]
+    match cache {
+        ComptimeOption::Some(cache) => {
+            let frames = cache.shape(2) as u32;
+            let mut value = 0.0f32;
+            if d < frames {
+                value += f32::cast_from(cache[offset(cache, n, channel, d, h, w)]);
+            } else {
+                value += f32::cast_from(x[offset(x, n, channel, d - frames, h, w)]);
+            }
+            value
+        }
+        ComptimeOption::None => f32::cast_from(x[offset(x, n, channel, d, h, w)]),
+    }
+}
+
 /// An axis as a kernel argument. `Conv3dProblem::validate` keeps every number below 2^31.
 fn axis_launch(axis: AxisGeometry) -> AxisLaunch {
     AxisLaunch {

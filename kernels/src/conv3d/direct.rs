@@ -17,7 +17,7 @@
 //! Per thread K = C/groups * KD * KH * KW multiply-adds (input gradient: O/groups), 2K loads and one store.
 //! Taps in the padding are skipped, not multiplied by zero. Nothing is declined.
 
-use super::args::{ChannelTap, Geometry, offset};
+use super::args::{ChannelTap, Geometry, offset, read_joined};
 use super::call::Conv3dCall;
 use super::epilogue::channel_bias;
 use super::family::Family;
@@ -265,33 +265,6 @@ pub(crate) fn read_tap<E: Float>(
         }
     }
     value
-}
-
-/// An element of [cache, x], joined along depth.
-#[cube]
-fn read_joined<E: Float>(
-    x: &Tensor<E>,
-    cache: ComptimeOption<&Tensor<E>>,
-    n: u32,
-    channel: u32,
-    d: u32,
-    h: u32,
-    w: u32,
-) -> f32 {
-    #[comptime]
-    match cache {
-        ComptimeOption::Some(cache) => {
-            let frames = cache.shape(2) as u32;
-            let mut value = 0.0f32;
-            if d < frames {
-                value += f32::cast_from(cache[offset(cache, n, channel, d, h, w)]);
-            } else {
-                value += f32::cast_from(x[offset(x, n, channel, d - frames, h, w)]);
-            }
-            value
-        }
-        ComptimeOption::None => f32::cast_from(x[offset(x, n, channel, d, h, w)]),
-    }
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]

@@ -54,6 +54,13 @@ pub struct Conv3dCall {
     pub algorithm: Algorithm,
 }
 
+impl Conv3dCall {
+    /// The call as one of a whole clip: without a cache any plan gives the weight's gradient.
+    pub(crate) fn whole(self) -> Self {
+        Self { problem: Conv3dProblem { streaming: false, ..self.problem }, ..self }
+    }
+}
+
 #[cfg(feature = "autodiff")]
 impl Conv3dCall {
     /// The call without bias and activation: the linear map that its input gradient transposes.

@@ -196,6 +196,46 @@ pub trait ConvOps: Backend {
         conv3d::portable::forward_with_pre::<Self>(x, weight, bias.into_option(), &call.problem)
     }
 
+    /// [`conv3d_forward`](Self::conv3d_forward) of the cache `[N, C, frames, H, W]` and x joined along depth.
+    #[fusion(dtype = x, shape = Shape::from(call.problem.y_shape()))]
+    fn conv3d_forward_cached(
+        x: FloatTensor<Self>,
+        cache: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        #[extension_type] bias: OptionalTensor<Self>,
+        call: Conv3dCall,
+    ) -> FloatTensor<Self> {
+        let joined = Self::float_cat(vec![cache, x], 2);
+        conv3d::portable::forward::<Self>(joined, weight, bias.into_option(), &call.problem)
+    }
+
+    /// [`conv3d_forward_with_pre`](Self::conv3d_forward_with_pre) of the cache and x joined along depth.
+    #[fusion(meta = |x, _cache, _weight, _bias, call| (
+        TensorSpec::new(Shape::from(call.problem.y_shape()), x.dtype),
+        TensorSpec::new(Shape::from(call.problem.y_shape()), burn::tensor::DType::F32),
+    ))]
+    fn conv3d_forward_cached_with_pre(
+        x: FloatTensor<Self>,
+        cache: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        #[extension_type] bias: OptionalTensor<Self>,
+        call: Conv3dCall,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let joined = Self::float_cat(vec![cache, x], 2);
+        conv3d::portable::forward_with_pre::<Self>(joined, weight, bias.into_option(), &call.problem)
+    }
+
+    /// [`conv3d_weight_gradient`](Self::conv3d_weight_gradient) of the cache and x joined along depth.
+    #[fusion(dtype = x, shape = Shape::from(call.problem.weight_shape()))]
+    fn conv3d_weight_gradient_cached(
+        x: FloatTensor<Self>,
+        cache: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        call: Conv3dCall,
+    ) -> FloatTensor<Self> {
+        conv3d::portable::weight_gradient::<Self>(Self::float_cat(vec![cache, x], 2), dy, &call.problem)
+    }
+
     /// The weight as [`conv3d_forward_prepared`](Self::conv3d_forward_prepared) takes it, fp32. Asked only of
     /// backends whose forward plan for the call is Winograd's in this tile; others have none.
     #[fusion(dtype = burn::tensor::DType::F32, shape = Shape::from(winograd::prepared_shape(&call.problem, *tile)))]

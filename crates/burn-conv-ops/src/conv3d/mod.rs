@@ -2,6 +2,8 @@
 
 #[cfg(feature = "autodiff")]
 pub(crate) mod autodiff;
+#[cfg(feature = "autodiff")]
+pub(crate) mod cached;
 mod check;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub(crate) mod cube;
@@ -19,6 +21,7 @@ use crate::backend::ConvOps;
 use crate::{ConvError, or_panic};
 use burn::backend::Dispatch;
 use burn::tensor::Tensor;
+use check::Frames;
 
 /// conv3d: y `[N, O, OD, OH, OW]` of x `[N, C, D, H, W]`, weight `[O, C/groups, KD, KH, KW]` and bias `[O]`,
 /// with PyTorch's semantics.
@@ -68,7 +71,25 @@ pub fn try_conv3d(
     bias: Option<Tensor<1>>,
     options: impl Into<Conv3dOptions>,
 ) -> Result<Tensor<5>, ConvError> {
-    let call = check::check(&x, &weight, bias.as_ref(), &options.into())?;
+    let call = check::check(&x, &weight, bias.as_ref(), &options.into(), Frames::Whole)?;
     let bias = bias.map(Tensor::into_dispatch).into();
     Ok(Tensor::from_dispatch(Dispatch::conv3d_forward(x.into_dispatch(), weight.into_dispatch(), bias, call)))
+}
+
+/// conv3d of the next frames of a clip, whose bits do not depend on how many there are: of the cache, if any, and
+/// x joined along depth.
+pub(crate) fn try_stream(
+    x: Tensor<5>,
+    cache: Option<Tensor<5>>,
+    weight: Tensor<5>,
+    bias: Option<Tensor<1>>,
+    options: &Conv3dOptions,
+) -> Result<Tensor<5>, ConvError> {
+    let call = check::check(&x, &weight, bias.as_ref(), options, Frames::Stream(cache.as_ref()))?;
+    let bias = bias.map(Tensor::into_dispatch).into();
+    let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
+    Ok(Tensor::from_dispatch(match cache {
+        Some(cache) => Dispatch::conv3d_forward_cached(x, cache.into_dispatch(), weight, bias, call),
+        None => Dispatch::conv3d_forward(x, weight, bias, call),
+    }))
 }

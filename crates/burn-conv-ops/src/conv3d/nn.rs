@@ -178,7 +178,7 @@ impl Conv3d {
     pub fn try_forward(&self, x: Tensor<5>) -> Result<Tensor<5>, ConvError> {
         let (weight, bias) = (self.weight.val(), self.bias.as_ref().map(|bias| bias.val()));
         let options = self.options();
-        let call = check::check(&x, &weight, bias.as_ref(), &options)?;
+        let call = check::check(&x, &weight, bias.as_ref(), &options, check::Frames::Whole)?;
         let tile =
             self.reuse_filters.then(|| check::prepared_tile(&x, &weight, bias.as_ref(), &call)).flatten();
         let x = x.into_dispatch();

@@ -58,6 +58,7 @@ pub(super) fn random(family: &mut Random, each: &mut Random) -> Case {
         _ => [(); 3].map(|()| family.range(0, 3)),
     };
     case.set("modes", &modes);
+    case.set("held", &[if family.once_in(4) { family.range(1, 3) } else { 0 }]);
     case.set_word("type", dtype(family));
     case.set_word("limits", class(family));
     case.set("bias", &[family.range(0, 1)]);
