@@ -1,8 +1,8 @@
 //! conv3d problems: the conformance table, empty problems and named regressions.
 //!
 //! [`conformance`] is a covering of all pairs of 14 options (see `conv3d/covering.rs`) followed by
-//! hand-picked edges (`conv3d/edges.rs`) and padding of each axis by itself (`conv3d/padding.rs`). [`regressions`] holds shapes that public bugs of other libraries
-//! were found with.
+//! hand-picked edges (`conv3d/edges.rs`) and padding of each axis by itself (`conv3d/padding.rs`).
+//! [`regressions`] holds shapes that public bugs of other libraries were found with.
 
 mod covering;
 mod edges;
@@ -182,7 +182,8 @@ impl fmt::Display for Conv3dCase {
     }
 }
 
-/// Problems that every plan must get right: all pairs of options, then hand-picked edges and modes of padding. None is empty.
+/// Problems that every plan must get right: all pairs of options, then hand-picked edges and modes of
+/// padding. None is empty.
 #[must_use]
 pub fn conformance() -> Vec<Conv3dCase> {
     let mut cases = covering::cases();

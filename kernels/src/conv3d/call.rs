@@ -64,8 +64,8 @@ impl<'a> Conv3dCall<'a> {
         Ok(call)
     }
 
-    /// With the first frames of x in a tensor of their own. Images whose channels are not evenly spaced are left
-    /// to `Direct`.
+    /// With the first frames of x in a tensor of their own. Images whose channels are not evenly spaced are
+    /// left to `Direct`.
     pub(super) fn with_cache(self, x: &Operand, cache: &'a Operand) -> Self {
         let even = [x, cache].into_iter().all(has_even_images);
         let plan = if even { self.plan } else { &Plan::Direct };

@@ -92,7 +92,8 @@ fn forward(call: &Conv3dCall, [x, w, y]: [&Operand; 3]) -> Result<(), ConvError>
     let address = address_type("conv3d", &[x, cache.unwrap_or(x), w, y], y.len(), limits)?;
     let operations = 2.0 * f64::from(THREADS) * (problem.group_channels() * problem.taps()) as f64;
     for dispatch in dispatches(y.len().div_ceil(THREADS as usize), operations, limits) {
-        // SAFETY: see `conv3d`; threads past y exit, taps outside the input are skipped or read an element of it.
+        // SAFETY: see `conv3d`; threads past y exit, taps outside the input are skipped or read an element of
+        // it.
         unsafe {
             forward_kernel::launch_unchecked(
                 client,
@@ -229,7 +230,8 @@ pub(crate) fn reads(
     }
 }
 
-/// `X(n, first_channel + tap.c, source of the window and tap)`: zero outside the input or what the padding repeats.
+/// `X(n, first_channel + tap.c, source of the window and tap)`: zero outside the input or what the padding
+/// repeats.
 #[cube]
 pub(crate) fn read_tap<E: Float>(
     x: &Tensor<E>,

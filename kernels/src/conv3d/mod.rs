@@ -4,10 +4,10 @@
 //! y[n,o,q] = activation( b[o] + sum_{c in group(o), k} X(n, c, q*stride - begin + k*dilation) * w[o,c,k] )
 //! ```
 //!
-//! `X` reads zero outside the input, or an element of it (`padding.rs`). Problem -> plan -> kernel: [`Conv3dProblem`] is
-//! validated, [`plan`] chooses, [`forward`], [`input_gradient`] and [`weight_gradient`] launch (`call.rs`).
-//! Every plan accumulates in fp32 with one final rounding. No plan uses atomics: results are bitwise
-//! reproducible, also under other limits on dispatches, which split the grid into more launches.
+//! `X` reads zero outside the input, or an element of it (`padding.rs`). Problem -> plan -> kernel:
+//! [`Conv3dProblem`] is validated, [`plan`] chooses, [`forward`], [`input_gradient`] and [`weight_gradient`]
+//! launch (`call.rs`). Every plan accumulates in fp32 with one final rounding. No plan uses atomics: results
+//! are bitwise reproducible, also under other limits on dispatches, which split the grid into more launches.
 //!
 //! # Non-finite operands, and the range of finite ones
 //!

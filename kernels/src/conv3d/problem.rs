@@ -148,9 +148,9 @@ impl Conv3dProblem {
         Ok(problem)
     }
 
-    /// The problem of a piece of a clip, whose result is that of the whole clip bit for bit: the forward pass is
-    /// planned for a single window along depth, by the gathered GEMM or [`super::Plan::Direct`], whose sums are
-    /// not split. The first frames may be in a cache ([`super::forward_cached`]).
+    /// The problem of a piece of a clip, whose result is that of the whole clip bit for bit: the forward pass
+    /// is planned for a single window along depth, by the gathered GEMM or [`super::Plan::Direct`], whose
+    /// sums are not split. The first frames may be in a cache ([`super::forward_cached`]).
     #[must_use]
     pub fn for_streams(self) -> Self {
         Self { streaming: true, ..self }
@@ -221,8 +221,8 @@ impl Conv3dProblem {
         }
     }
 
-    /// Whether every family reads the input: one tensor, in which all padding is zeros or all of it replicates.
-    /// The gathered GEMM and [`super::Plan::Direct`] read any padding, axis by axis, and streams.
+    /// Whether every family reads the input: one tensor, in which all padding is zeros or all of it
+    /// replicates. The gathered GEMM and [`super::Plan::Direct`] read any padding, axis by axis, and streams.
     pub(crate) fn is_plain(&self) -> bool {
         !self.streaming && self.has_shared_padding()
     }

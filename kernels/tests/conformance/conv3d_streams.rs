@@ -139,8 +139,8 @@ fn frames_of_a_cache_are_read_like_those_of_the_clip() {
     check((&client, &limits), &streams()[0], &fill::normal, false, &|plans| one_tile_each(plans, 0));
 }
 
-/// Chunks of any lengths, their caches and the whole clip under the automatic plan: the same bits, because the
-/// plan and its sums do not depend on the number of frames.
+/// Chunks of any lengths, their caches and the whole clip under the automatic plan: the same bits, because
+/// the plan and its sums do not depend on the number of frames.
 #[test]
 fn pieces_of_any_lengths_have_the_bits_of_the_whole_clip() {
     let client = client();

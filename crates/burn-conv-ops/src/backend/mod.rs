@@ -10,7 +10,7 @@ mod calls;
 pub(crate) mod cube;
 pub(crate) mod portable;
 
-pub use calls::{Conv3dCall, RopePositions};
+pub use calls::{Conv3dCall, OptionalIntTensor, OptionalTensor, RopePositions};
 pub use conv_kernels::causal_conv1d::{CausalConv1dProblem, UpdateProblem};
 pub use conv_kernels::conv3d::Conv3dProblem;
 pub use conv_kernels::rope::RopeProblem;
@@ -27,74 +27,6 @@ use conv_kernels::causal_conv1d::Conv1dLayout;
 #[cfg(feature = "fusion")]
 use conv_kernels::conv3d::winograd;
 use conv_kernels::conv3d::{Activation, WinogradTile};
-
-/// `Option<FloatTensor<B>>` in a form that passes Burn's dispatch.
-#[derive(ExtensionType)]
-#[extension_type(fusion: cfg(feature = "fusion"))]
-pub enum OptionalTensor<B: Backend> {
-    /// A tensor.
-    Some(FloatTensor<B>),
-    /// None.
-    None,
-}
-
-impl<B: Backend> OptionalTensor<B> {
-    /// The tensor, where there is one.
-    pub fn into_option(self) -> Option<FloatTensor<B>> {
-        match self {
-            Self::Some(tensor) => Some(tensor),
-            Self::None => None,
-        }
-    }
-
-    /// The tensor, where there is one.
-    pub fn as_option(&self) -> Option<&FloatTensor<B>> {
-        match self {
-            Self::Some(tensor) => Some(tensor),
-            Self::None => None,
-        }
-    }
-}
-
-impl<B: Backend> From<Option<FloatTensor<B>>> for OptionalTensor<B> {
-    fn from(tensor: Option<FloatTensor<B>>) -> Self {
-        tensor.map_or(Self::None, Self::Some)
-    }
-}
-
-/// `Option<IntTensor<B>>` in a form that passes Burn's dispatch.
-#[derive(ExtensionType)]
-#[extension_type(fusion: cfg(feature = "fusion"))]
-pub enum OptionalIntTensor<B: Backend> {
-    /// A tensor.
-    Some(IntTensor<B>),
-    /// None.
-    None,
-}
-
-impl<B: Backend> OptionalIntTensor<B> {
-    /// The tensor, where there is one.
-    pub fn into_option(self) -> Option<IntTensor<B>> {
-        match self {
-            Self::Some(tensor) => Some(tensor),
-            Self::None => None,
-        }
-    }
-
-    /// The tensor, where there is one.
-    pub fn as_option(&self) -> Option<&IntTensor<B>> {
-        match self {
-            Self::Some(tensor) => Some(tensor),
-            Self::None => None,
-        }
-    }
-}
-
-impl<B: Backend> From<Option<IntTensor<B>>> for OptionalIntTensor<B> {
-    fn from(tensor: Option<IntTensor<B>>) -> Self {
-        tensor.map_or(Self::None, Self::Some)
-    }
-}
 
 /// What a causal conv1d reads.
 #[derive(ExtensionType)]

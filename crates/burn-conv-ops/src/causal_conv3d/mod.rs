@@ -48,11 +48,11 @@ use check::OP;
 ///
 /// Gradients flow to x, weight, bias and cache, and through the new cache.
 ///
-/// Pieces have the bits of the whole clip given in one call, on one device: the plan and its sums do not depend
-/// on the number of frames. The kernels read the cache where it is; the gathered GEMM and the direct kernel are
-/// those that can. [`Algorithm::Winograd`] joins cache and x in memory in place of that, and
-/// [`nn::CausalConv3d::forward`](crate::nn::CausalConv3d::forward), which has a whole clip, takes any plan: their
-/// results differ from the others' by rounding.
+/// Pieces have the bits of the whole clip given in one call, on one device: the plan and its sums do not
+/// depend on the number of frames. The kernels read the cache where it is; the gathered GEMM and the direct
+/// kernel are those that can. [`Algorithm::Winograd`] joins cache and x in memory in place of that, and
+/// [`nn::CausalConv3d::forward`](crate::nn::CausalConv3d::forward), which has a whole clip, takes any plan:
+/// their results differ from the others' by rounding.
 ///
 /// # Panics
 /// Where [`try_causal_conv3d`] returns an error.

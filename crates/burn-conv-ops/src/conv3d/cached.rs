@@ -1,5 +1,5 @@
-//! conv3d of a cache and x joined along depth, as a graph node. dx and the cache's gradient are the two parts of
-//! the joined input's.
+//! conv3d of a cache and x joined along depth, as a graph node. dx and the cache's gradient are the two parts
+//! of the joined input's.
 
 use crate::backend::portable::narrow;
 use crate::backend::{Conv3dCall, ConvOps, OptionalTensor};

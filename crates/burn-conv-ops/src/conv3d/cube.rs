@@ -87,7 +87,8 @@ pub(crate) fn weight_gradient_cached(
     Ok(dw)
 }
 
-/// The tensor, copied where its images' channels are not evenly spaced: the fast kernels count image channels.
+/// The tensor, copied where its images' channels are not evenly spaced: the fast kernels count image
+/// channels.
 fn with_even_images(tensor: CubeTensor) -> CubeTensor {
     let (shape, strides) = (tensor.meta.shape(), tensor.meta.strides());
     let even = shape[0] <= 1 || strides[0] == shape[1] * strides[1];

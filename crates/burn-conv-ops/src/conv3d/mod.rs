@@ -76,8 +76,8 @@ pub fn try_conv3d(
     Ok(Tensor::from_dispatch(Dispatch::conv3d_forward(x.into_dispatch(), weight.into_dispatch(), bias, call)))
 }
 
-/// conv3d of the next frames of a clip, whose bits do not depend on how many there are: of the cache, if any, and
-/// x joined along depth.
+/// conv3d of the next frames of a clip, whose bits do not depend on how many there are: of the cache, if any,
+/// and x joined along depth.
 pub(crate) fn try_stream(
     x: Tensor<5>,
     cache: Option<Tensor<5>>,

@@ -189,8 +189,8 @@ impl Padding {
                 PaddingMode::Replicate => fold_edges::<B>(dx, axis, size, (begin, end)),
                 mode @ (PaddingMode::Reflect | PaddingMode::Circular) => {
                     let mirrored = mode == PaddingMode::Reflect;
-                    // Where the copies before and behind belong: from the second element on and up to the last
-                    // but one, or at the opposite ends.
+                    // Where the copies before and behind belong: from the second element on and up to the
+                    // last but one, or at the opposite ends.
                     let front = if mirrored { 1 } else { size - begin };
                     let back = if mirrored { size - 1 - end } else { 0 };
                     let copies = [(0, begin, front), (begin + size, end, back)];

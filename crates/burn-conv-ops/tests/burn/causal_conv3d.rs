@@ -110,8 +110,8 @@ fn pieces_of_any_lengths_give_the_whole_clip() {
     }
 }
 
-/// The plan does not depend on the number of frames: pieces have the bits of the whole clip. (The CPU backend's
-/// sums are Burn's own.)
+/// The plan does not depend on the number of frames: pieces have the bits of the whole clip. (The CPU
+/// backend's sums are Burn's own.)
 #[test]
 fn pieces_have_the_bits_of_the_whole_clip() {
     let device = crate::support::gpu();

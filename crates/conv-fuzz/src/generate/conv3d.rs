@@ -151,6 +151,8 @@ pub(super) fn random(family: &mut Random, each: &mut Random) -> Case {
         for side in [2 * axis, 2 * axis + 1] {
             padding[side] = padding[side].min(most);
         }
+        let span = dilation[axis] * (kernel[axis] - 1) + 1;
+        x[axis + 2] = x[axis + 2].max(span - padding[2 * axis] - padding[2 * axis + 1]);
     }
     case.set("x", &x);
     case.set("o", &[o]);

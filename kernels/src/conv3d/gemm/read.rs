@@ -1,5 +1,5 @@
-//! What a (channel, tap) pair reads at an output position of a gathered GEMM: an element of the source, or of a
-//! second tensor with the first frames, the cache of a causal clip. Coordinates are then those of [cache,
+//! What a (channel, tap) pair reads at an output position of a gathered GEMM: an element of the source, or of
+//! a second tensor with the first frames, the cache of a causal clip. Coordinates are then those of [cache,
 //! source] joined along depth, which is never stored.
 //!
 //! ```text

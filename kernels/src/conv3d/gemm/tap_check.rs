@@ -6,10 +6,8 @@
 //! |             | every axis that reads it                 | and axis                   |                              |
 //! | Coordinates | zero, any number of taps                 | three coordinates          | three comparisons            |
 //! | Clamp       | replicate, any number of taps            | three coordinates          | three clamps, always inside  |
-//! | Map         | a mode per axis, any number of taps      | three coordinates          | three of `padding.rs`'s      |
-//! |             |                                          |                            | maps; comparisons for zeros  |
-//! | Joined      | the same, first frames in a cache        | three coordinates          | the same, and selected       |
-//! |             |                                          |                            | strides                      |
+//! | Map         | a mode per axis, any number of taps      | three coordinates          | maps of `padding.rs`         |
+//! | Joined      | the same, first frames in a cache        | three coordinates          | the same, selected strides   |
 
 use super::gather::{AxisGather, Gather, axis_gathers};
 use crate::conv3d::call::Conv3dCall;
