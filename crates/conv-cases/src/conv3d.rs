@@ -1,13 +1,14 @@
 //! conv3d problems: the conformance table, empty problems and named regressions.
 //!
 //! [`conformance`] is a covering of all pairs of 14 options (see `conv3d/covering.rs`) followed by
-//! hand-picked edges (`conv3d/edges.rs`). [`regressions`] holds shapes that public bugs of other libraries
-//! were found with.
+//! hand-picked edges (`conv3d/edges.rs`) and padding of each axis by itself (`conv3d/padding.rs`).
+//! [`regressions`] holds shapes that public bugs of other libraries were found with.
 
 mod covering;
 mod edges;
 mod few_inputs;
 mod few_outputs;
+mod padding;
 mod regressions;
 mod windows;
 
@@ -34,6 +35,19 @@ pub enum Activation {
     Relu,
     /// `v * sigmoid(v)`.
     Silu,
+}
+
+/// What taps outside the input read along an axis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Padding {
+    /// Zero.
+    Zeros,
+    /// The nearest element.
+    Replicate,
+    /// The mirrored input.
+    Reflect,
+    /// The other end.
+    Circular,
 }
 
 /// One conv3d problem: `x [N, C, D, H, W]`, `weight [O, C/groups, KD, KH, KW]`, `bias [O]`,
@@ -66,6 +80,8 @@ pub struct Conv3dCase {
     pub groups: usize,
     /// Padding repeats the edge voxel instead of zero.
     pub replicate: bool,
+    /// The padding of each axis, in place of `replicate`.
+    pub modes: Option<[Padding; 3]>,
     /// Whether there is a bias.
     pub bias: bool,
     /// Fused activation.
@@ -91,9 +107,16 @@ impl Conv3dCase {
             dilation: [1; 3],
             groups: 1,
             replicate: false,
+            modes: None,
             bias: true,
             activation: Activation::None,
         }
+    }
+
+    /// The padding of depth, height, width.
+    #[must_use]
+    pub fn padding_modes(&self) -> [Padding; 3] {
+        self.modes.unwrap_or([if self.replicate { Padding::Replicate } else { Padding::Zeros }; 3])
     }
 
     /// `[OD, OH, OW]`; 0 on an axis where the dilated kernel is larger than the padded input.
@@ -139,7 +162,10 @@ impl Conv3dCase {
 impl fmt::Display for Conv3dCase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let padding = self.padding.map(|(begin, end)| format!("{begin}+{end}")).join(",");
-        let mode = if self.replicate { " replicate" } else { "" };
+        let mode = match self.modes {
+            Some(modes) => format!(" {modes:?}").to_lowercase(),
+            None => if self.replicate { " replicate" } else { "" }.into(),
+        };
         let bias = if self.bias { "bias" } else { "no bias" };
         write!(
             f,
@@ -156,11 +182,13 @@ impl fmt::Display for Conv3dCase {
     }
 }
 
-/// Problems that every plan must get right: all pairs of options, then hand-picked edges. None is empty.
+/// Problems that every plan must get right: all pairs of options, then hand-picked edges and modes of
+/// padding. None is empty.
 #[must_use]
 pub fn conformance() -> Vec<Conv3dCase> {
     let mut cases = covering::cases();
     cases.extend(edges::cases());
+    cases.extend(padding::cases());
     cases
 }
 

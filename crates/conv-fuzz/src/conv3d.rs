@@ -26,6 +26,8 @@ pub const FIELDS: &[Field] = &[
     Field::numbers("d", &[1; 3]),
     Field::numbers("groups", &[1]),
     Field::numbers("replicate", &[0]),
+    Field::numbers("modes", &[0; 3]),
+    Field::numbers("held", &[0]),
     Field::words("act", &["none", "relu", "silu"]),
     Field::numbers("bias", &[0]),
     Field::words("type", TYPES),
@@ -40,6 +42,15 @@ pub const FIELDS: &[Field] = &[
     Field::words("pass", &["all", "forward", "dx", "dw", "db"]),
 ];
 
+/// Padding by its number in `modes`.
+const MODES: [PaddingMode; 4] =
+    [PaddingMode::Zeros, PaddingMode::Replicate, PaddingMode::Reflect, PaddingMode::Circular];
+
+/// The first frames of x that are in a cache: `held`, as long as one frame is left.
+fn held(case: &Case) -> usize {
+    case.extent("held").min(case.extents::<5>("x")[2].saturating_sub(1))
+}
+
 /// The problem of a case.
 fn problem(case: &Case) -> Result<Conv3dProblem, ConvError> {
     let x = case.extents::<5>("x");
@@ -52,7 +63,11 @@ fn problem(case: &Case) -> Result<Conv3dProblem, ConvError> {
         padding: [(pad[0], pad[1]), (pad[2], pad[3]), (pad[4], pad[5])],
         dilation: case.extents("d"),
         groups,
-        padding_mode: if case.is("replicate") { PaddingMode::Replicate } else { PaddingMode::Zeros },
+        padding_mode: if case.is("replicate") {
+            [PaddingMode::Replicate; 3]
+        } else {
+            case.extents::<3>("modes").map(|mode| MODES[mode % MODES.len()])
+        },
         activation: match case.word("act") {
             "relu" => Activation::Relu,
             "silu" => Activation::Silu,
@@ -60,7 +75,9 @@ fn problem(case: &Case) -> Result<Conv3dProblem, ConvError> {
         },
     };
     let weight = [o, x[1] / groups.max(1), kd, kh, kw];
-    Conv3dProblem::new(x, weight, case.is("bias").then_some(o), window, dtype(case.word("type")))
+    let problem =
+        Conv3dProblem::new(x, weight, case.is("bias").then_some(o), window, dtype(case.word("type")))?;
+    Ok(if held(case) > 0 { problem.for_streams() } else { problem })
 }
 
 fn inputs(device: &Device, case: &Case, problem: &Conv3dProblem) -> Inputs {
@@ -176,6 +193,11 @@ fn run_pass(
     let named = |name: &str| Case { plan: name.into(), ..case.clone() };
     let with_bias = word == "db";
     let mut launched: Vec<(String, Plan, Vec<Buffer>)> = Vec::new();
+    let held = if with_bias || pass == Pass::InputGradient { 0 } else { held(case) };
+    let parts = (held > 0).then(|| {
+        let part = |frames, view| frames_of(device, &inputs.x, frames, case.word(view), problem);
+        [part(0..held, "w_view"), part(held..problem.input[0], "x_view")]
+    });
     device.forget();
     for (name, plan) in plans {
         let of = |shape: &[usize]| tensors::output(client, shape, case.word("out_view"), problem.dtype);
@@ -185,6 +207,8 @@ fn run_pass(
             if with_bias {
                 let operands = [inputs.x.operand(), inputs.dy.operand(), outs[0].operand()];
                 op::weight_and_bias_gradient(client, limits, problem, &plan, operands, outs[1].operand())
+            } else if let Some([cache, x]) = &parts {
+                launch_cached((client, limits), problem, (pass, &plan), inputs, [cache, x, &outs[0]])
             } else {
                 try_launch((client, limits), problem, (pass, &plan), inputs, &outs[0])
             }
@@ -230,6 +254,42 @@ fn run_pass(
         checks.push((word, kind));
     }
     Ok(checks)
+}
+
+/// Some frames of x as a tensor of their own.
+fn frames_of(
+    device: &Device,
+    x: &Buffer,
+    frames: std::ops::Range<usize>,
+    view: &str,
+    problem: &Conv3dProblem,
+) -> Buffer {
+    let [n, c, d, h, w] = problem.x_shape();
+    let values = x.values();
+    let of_channel = |channel: usize| {
+        let at = |frame: usize| (channel * d + frame) * h * w;
+        values[at(frames.start)..at(frames.end)].iter().map(|value| *value as f32).collect::<Vec<_>>()
+    };
+    let values: Vec<f32> = (0..n * c).flat_map(of_channel).collect();
+    // Views that repeat an axis need equal values along it.
+    let view = if matches!(view, "batch" | "inner") { "plain" } else { view };
+    tensors::upload(&device.client, &values, &[n, c, frames.len(), h, w], view, problem.dtype)
+}
+
+fn launch_cached(
+    (client, limits): (&cubecl::prelude::Client, &Limits),
+    problem: &Conv3dProblem,
+    (pass, plan): (Pass, &Plan),
+    inputs: &Inputs,
+    [cache, x, out]: [&Buffer; 3],
+) -> Result<(), ConvError> {
+    let [cache, x, out] = [cache, x, out].map(Buffer::operand);
+    let (w, dy) = (inputs.w.operand(), inputs.dy.operand());
+    let bias = inputs.bias.as_ref().map(Buffer::operand);
+    match pass {
+        Pass::Forward => op::forward_cached(client, limits, problem, plan, [x, w, out], (cache, None, bias)),
+        _ => op::weight_gradient_cached(client, limits, problem, plan, [x, dy, out], cache),
+    }
 }
 
 fn compare(

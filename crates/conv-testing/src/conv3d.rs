@@ -122,10 +122,10 @@ impl Oracle {
             })
             .map(|tile| {
                 let source = if pass == Pass::Forward { &x } else { &dy };
-                let replicate = problem.window.padding_mode == PaddingMode::Replicate;
+                let folded = problem.window.padding_mode != [PaddingMode::Zeros; 3];
                 let mut magnitude = if pass == Pass::WeightGradient {
                     conv3d::winograd::reference::weight_gradient(problem, tile, &x, &dy, true)
-                } else if replicate && pass == Pass::InputGradient {
+                } else if folded && pass == Pass::InputGradient {
                     folded_winograd_magnitude(problem, tile, source, &w)
                 } else {
                     conv3d::winograd::reference::evaluate(problem, pass, tile, source, &w, true)
@@ -193,12 +193,16 @@ impl Oracle {
     }
 }
 
-/// Magnitudes of a Winograd input gradient under replicate padding: those of the padded input, folded.
+/// Magnitudes of a Winograd input gradient under padding that repeats elements: those of the padded input,
+/// folded.
 fn folded_winograd_magnitude(problem: &Conv3dProblem, tile: WinogradTile, dy: &[f64], w: &[f64]) -> Vec<f64> {
-    let padding = problem.window.padding;
+    let Window { padding, padding_mode, .. } = problem.window;
+    let held =
+        [0, 1, 2].map(|axis| if padding_mode[axis] == PaddingMode::Zeros { (0, 0) } else { padding[axis] });
+    let zeros = [0, 1, 2].map(|axis| (padding[axis].0 - held[axis].0, padding[axis].1 - held[axis].1));
     let extended = Conv3dProblem {
-        input: [0, 1, 2].map(|axis| problem.input[axis] + padding[axis].0 + padding[axis].1),
-        window: Window { padding: [(0, 0); 3], padding_mode: PaddingMode::Zeros, ..problem.window },
+        input: [0, 1, 2].map(|axis| problem.input[axis] + held[axis].0 + held[axis].1),
+        window: Window { padding: zeros, padding_mode: [PaddingMode::Zeros; 3], ..problem.window },
         ..*problem
     };
     let values = conv3d::winograd::reference::evaluate(&extended, Pass::InputGradient, tile, dy, w, true);
@@ -207,7 +211,10 @@ fn folded_winograd_magnitude(problem: &Conv3dProblem, tile: WinogradTile, dy: &[
     let inner = problem.input;
     for (index, value) in values.iter().enumerate() {
         let at = [index / (h * w) % d, index / w % h, index % w];
-        let p = [0, 1, 2].map(|axis| at[axis].saturating_sub(padding[axis].0).min(inner[axis] - 1));
+        let p = [0, 1, 2].map(|axis| {
+            let read = reference::source(problem, axis, at[axis] as i64 - held[axis].0 as i64);
+            read.expect("an element or its copy")
+        });
         folded[((index / (d * h * w) * inner[0] + p[0]) * inner[1] + p[1]) * inner[2] + p[2]] += value;
     }
     folded

@@ -1,7 +1,8 @@
 //! The geometry of a conv3d problem as kernel arguments, and the coordinate arithmetic of the direct
 //! kernels. Extents are run-time values: one compiled kernel serves every shape.
 
-use super::problem::Conv3dProblem;
+use super::padding::source_of;
+use super::problem::{Conv3dProblem, PaddingMode};
 use crate::geometry::AxisGeometry;
 use cubecl::prelude::*;
 
@@ -57,10 +58,9 @@ impl Axis {
         (q * self.stride + k * self.dilation) as i32 - self.begin
     }
 
-    /// [`source`](Self::source), clamped into the input.
-    pub(crate) fn clamped_source(&self, q: u32, k: u32) -> u32 {
-        let p = self.source(q, k);
-        clamp(p, 0i32, self.input as i32 - 1i32) as u32
+    /// The element that tap `k` of window `q` reads, inside or in padding that repeats elements.
+    pub(crate) fn element(&self, q: u32, k: u32, #[comptime] mode: PaddingMode) -> i32 {
+        source_of(self.source(q, k), self.input as i32, mode)
     }
 
     /// The window whose tap `k` reads position `p`, or `output` (one past the last) where there is none.
@@ -70,24 +70,6 @@ impl Axis {
         let q = t / stride;
         let hit = t >= 0i32 && q * stride == t && q < self.output as i32;
         select(hit, q as u32, self.output)
-    }
-
-    /// First position that reads as `p` when padding repeats the edge.
-    pub(crate) fn first_alias(&self, p: u32, #[comptime] replicate: bool) -> i32 {
-        let mut first = p as i32;
-        if comptime!(replicate) {
-            first = select(p == 0u32, 0i32 - self.begin, first);
-        }
-        first
-    }
-
-    /// Last position that reads as `p` when padding repeats the edge.
-    pub(crate) fn last_alias(&self, p: u32, #[comptime] replicate: bool) -> i32 {
-        let mut last = p as i32;
-        if comptime!(replicate) {
-            last = select(p + 1u32 == self.input, p as i32 + self.end, last);
-        }
-        last
     }
 }
 
@@ -147,6 +129,33 @@ pub(crate) fn offset<E: CubePrimitive>(tensor: &Tensor<E>, n: u32, c: u32, d: u3
         + d as usize * tensor.stride(2)
         + h as usize * tensor.stride(3)
         + w as usize * tensor.stride(4)
+}
+
+/// An element of [cache, x], joined along depth.
+#[cube]
+pub(crate) fn read_joined<E: Float>(
+    x: &Tensor<E>,
+    cache: ComptimeOption<&Tensor<E>>,
+    n: u32,
+    channel: u32,
+    d: u32,
+    h: u32,
+    w: u32,
+) -> f32 {
+    #[comptime]
+    match cache {
+        ComptimeOption::Some(cache) => {
+            let frames = cache.shape(2) as u32;
+            let mut value = 0.0f32;
+            if d < frames {
+                value += f32::cast_from(cache[offset(cache, n, channel, d, h, w)]);
+            } else {
+                value += f32::cast_from(x[offset(x, n, channel, d - frames, h, w)]);
+            }
+            value
+        }
+        ComptimeOption::None => f32::cast_from(x[offset(x, n, channel, d, h, w)]),
+    }
 }
 
 /// An axis as a kernel argument. `Conv3dProblem::validate` keeps every number below 2^31.

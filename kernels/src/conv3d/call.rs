@@ -7,6 +7,7 @@
 //! The problem is rewritten once and the plan is checked once, for the problem that is launched.
 
 use super::fold;
+use super::gemm::has_even_images;
 use super::pass::Pass;
 use super::plan::Plan;
 use super::problem::Conv3dProblem;
@@ -26,6 +27,8 @@ pub(super) struct Conv3dCall<'a> {
     pub(super) pass: Pass,
     plan: &'a Plan,
     rewritten: PassProblem,
+    /// The first frames of x, where they are in a tensor of their own.
+    pub(super) cache: Option<&'a Operand>,
     /// The forward pass' bias.
     pub(super) bias: Option<&'a Operand>,
     /// db, where a weight gradient computes it in the same pass ([`super::family::Family::sums_bias`]).
@@ -47,7 +50,26 @@ impl<'a> Conv3dCall<'a> {
         let rewritten = PassProblem::of(problem, pass);
         check(plan, &rewritten, limits)?;
         let problem = *plan.launched(&rewritten);
-        Ok(Self { client, limits, problem, pass, plan, rewritten, bias: None, bias_gradient: None })
+        let call = Self {
+            client,
+            limits,
+            problem,
+            pass,
+            plan,
+            rewritten,
+            cache: None,
+            bias: None,
+            bias_gradient: None,
+        };
+        Ok(call)
+    }
+
+    /// With the first frames of x in a tensor of their own. Images whose channels are not evenly spaced are
+    /// left to `Direct`.
+    pub(super) fn with_cache(self, x: &Operand, cache: &'a Operand) -> Self {
+        let even = [x, cache].into_iter().all(has_even_images);
+        let plan = if even { self.plan } else { &Plan::Direct };
+        Self { cache: Some(cache), plan, ..self }
     }
 
     /// With the forward pass' bias.

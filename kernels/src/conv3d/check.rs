@@ -49,3 +49,25 @@ pub(super) fn check_operands(
     }
     Ok(())
 }
+
+/// Refuses operands that do not fit the problem of a cache and x joined along depth.
+pub(super) fn check_cached(
+    problem: &Conv3dProblem,
+    cache: &Operand,
+    x: &Operand,
+    others: [(&str, &Operand, [usize; 5]); 2],
+) -> Result<(), ConvError> {
+    let [n, c, frames, h, w] = problem.x_shape();
+    let held = cache.shape.get(2).copied().unwrap_or(0);
+    if !problem.streaming || held == 0 || held >= frames {
+        invalid!(
+            "conv3d: a cache of shape {:?} was given for the {} {:?}",
+            cache.shape,
+            if problem.streaming { "stream of" } else { "problem of the whole clip" },
+            problem.x_shape()
+        );
+    }
+    let joined = [("cache", cache, [n, c, held, h, w]), ("x", x, [n, c, frames - held, h, w])];
+    check_operands(problem, &joined)?;
+    check_operands(problem, &others)
+}

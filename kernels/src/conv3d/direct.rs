@@ -17,7 +17,7 @@
 //! Per thread K = C/groups * KD * KH * KW multiply-adds (input gradient: O/groups), 2K loads and one store.
 //! Taps in the padding are skipped, not multiplied by zero. Nothing is declined.
 
-use super::args::{ChannelTap, Geometry, offset};
+use super::args::{ChannelTap, Geometry, offset, read_joined};
 use super::call::Conv3dCall;
 use super::epilogue::channel_bias;
 use super::family::Family;
@@ -88,11 +88,12 @@ fn loop_iterations(problem: &Conv3dProblem, pass: Pass) -> usize {
 }
 
 fn forward(call: &Conv3dCall, [x, w, y]: [&Operand; 3]) -> Result<(), ConvError> {
-    let Conv3dCall { client, limits, ref problem, bias, .. } = *call;
-    let address = address_type("conv3d", &[x, w, y], y.len(), limits)?;
+    let Conv3dCall { client, limits, ref problem, bias, cache, .. } = *call;
+    let address = address_type("conv3d", &[x, cache.unwrap_or(x), w, y], y.len(), limits)?;
     let operations = 2.0 * f64::from(THREADS) * (problem.group_channels() * problem.taps()) as f64;
     for dispatch in dispatches(y.len().div_ceil(THREADS as usize), operations, limits) {
-        // SAFETY: see `conv3d`; threads past y exit, taps outside the input are skipped or clamped.
+        // SAFETY: see `conv3d`; threads past y exit, taps outside the input are skipped or read an element of
+        // it.
         unsafe {
             forward_kernel::launch_unchecked(
                 client,
@@ -100,12 +101,14 @@ fn forward(call: &Conv3dCall, [x, w, y]: [&Operand; 3]) -> Result<(), ConvError>
                 CubeDim::new_1d(THREADS),
                 address,
                 x.tensor_arg(),
+                cache.map(|cache| cache.tensor_arg()).into(),
                 w.tensor_arg(),
                 bias.map(|bias| bias.tensor_arg()).into(),
                 y.tensor_arg(),
                 problem.geometry(),
                 dispatch.span(),
                 problem.window.padding_mode,
+                cache.is_some(),
                 problem.window.activation,
                 problem.dtype.elem(),
                 y.dtype.elem(),
@@ -143,12 +146,15 @@ fn input_gradient(call: &Conv3dCall, [dy, w, dx]: [&Operand; 3]) -> Result<(), C
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn forward_kernel<E: Float, O: Float>(
     x: &Tensor<E>,
+    cache: ComptimeOption<&Tensor<E>>,
     w: &Tensor<E>,
     bias: ComptimeOption<&Tensor<E>>,
     y: &mut Tensor<O>,
     geometry: Geometry,
     span: Span,
-    #[comptime] padding: PaddingMode,
+    #[comptime] padding: [PaddingMode; 3],
+    // For the kernel's key, in which optional arguments do not count.
+    #[comptime] _has_cache: bool,
     #[comptime] activation: Activation,
     #[define(E)] _dtype: ElemType,
     #[define(O)] _out_dtype: ElemType,
@@ -179,6 +185,7 @@ fn forward_kernel<E: Float, O: Float>(
                     let tap_of_c = ChannelTap { c, d: tap.d, h: tap.h, w: tap.w };
                     let value = read_tap(
                         x,
+                        cache,
                         &geometry,
                         window.n,
                         first_channel,
@@ -197,7 +204,12 @@ fn forward_kernel<E: Float, O: Float>(
     y[target] = O::cast_from(activate(sum, activation));
 }
 
-/// Whether a tap of a window reads an element: not in the padding, unless that repeats the edge.
+/// Whether some axis' padding is zeros.
+fn reads_zeros(padding: [PaddingMode; 3]) -> bool {
+    padding.contains(&PaddingMode::Zeros)
+}
+
+/// Whether a tap of a window reads an element: not in padding with zeros.
 #[cube]
 pub(crate) fn reads(
     geometry: &Geometry,
@@ -205,22 +217,25 @@ pub(crate) fn reads(
     h: u32,
     w: u32,
     tap: &ChannelTap,
-    #[comptime] padding: PaddingMode,
+    #[comptime] padding: [PaddingMode; 3],
 ) -> bool {
-    if comptime!(padding == PaddingMode::Replicate) {
+    let [depth, height, width] = padding;
+    if comptime!(!reads_zeros(padding)) {
         true.runtime()
     } else {
         // Negative positions are larger than any extent as unsigned: one comparison per axis.
-        (geometry.depth.source(d, tap.d) as u32) < geometry.depth.input
-            && (geometry.height.source(h, tap.h) as u32) < geometry.height.input
-            && (geometry.width.source(w, tap.w) as u32) < geometry.width.input
+        (geometry.depth.element(d, tap.d, depth) as u32) < geometry.depth.input
+            && (geometry.height.element(h, tap.h, height) as u32) < geometry.height.input
+            && (geometry.width.element(w, tap.w, width) as u32) < geometry.width.input
     }
 }
 
-/// `X(n, first_channel + tap.c, source of the window and tap)`: zero or clamped outside the input.
+/// `X(n, first_channel + tap.c, source of the window and tap)`: zero outside the input or what the padding
+/// repeats.
 #[cube]
 pub(crate) fn read_tap<E: Float>(
     x: &Tensor<E>,
+    cache: ComptimeOption<&Tensor<E>>,
     geometry: &Geometry,
     n: u32,
     first_channel: u32,
@@ -228,26 +243,27 @@ pub(crate) fn read_tap<E: Float>(
     h: u32,
     w: u32,
     tap: &ChannelTap,
-    #[comptime] padding: PaddingMode,
+    #[comptime] padding: [PaddingMode; 3],
 ) -> f32 {
     let channel = first_channel + tap.c;
     let mut value = 0.0f32;
-    if comptime!(padding == PaddingMode::Replicate) {
-        let at = offset(
+    let [depth, height, width] = padding;
+    if comptime!(!reads_zeros(padding)) {
+        value = read_joined(
             x,
+            cache,
             n,
             channel,
-            geometry.depth.clamped_source(d, tap.d),
-            geometry.height.clamped_source(h, tap.h),
-            geometry.width.clamped_source(w, tap.w),
+            geometry.depth.element(d, tap.d, depth) as u32,
+            geometry.height.element(h, tap.h, height) as u32,
+            geometry.width.element(w, tap.w, width) as u32,
         );
-        value = f32::cast_from(x[at]);
     } else {
-        let pd = geometry.depth.source(d, tap.d);
-        let ph = geometry.height.source(h, tap.h);
-        let pw = geometry.width.source(w, tap.w);
+        let pd = geometry.depth.element(d, tap.d, depth);
+        let ph = geometry.height.element(h, tap.h, height);
+        let pw = geometry.width.element(w, tap.w, width);
         if reads(geometry, d, h, w, tap, padding) {
-            value = f32::cast_from(x[offset(x, n, channel, pd as u32, ph as u32, pw as u32)]);
+            value = read_joined(x, cache, n, channel, pd as u32, ph as u32, pw as u32);
         }
     }
     value
@@ -260,7 +276,7 @@ fn input_gradient_kernel<E: Float>(
     dx: &mut Tensor<E>,
     geometry: Geometry,
     span: Span,
-    #[comptime] padding: PaddingMode,
+    #[comptime] padding: [PaddingMode; 3],
     #[define(E)] _dtype: ElemType,
 ) {
     let index = span.index() * THREADS as usize + UNIT_POS as usize;
@@ -279,13 +295,13 @@ fn input_gradient_kernel<E: Float>(
     let c = channel - group * geometry.group_channels;
     let row = GradientRow { n, first_out: group * geometry.group_out, c, w: at.w };
     let mut sum = 0.0f32;
-    // With replicate padding an edge element collects the gradient of every position that clamps to it.
-    let replicate = comptime!(padding == PaddingMode::Replicate);
-    for pd in geometry.depth.first_alias(at.d, replicate)..geometry.depth.last_alias(at.d, replicate) + 1i32 {
+    // An element collects the gradient of every padded position that reads it.
+    let [mode, ..] = padding;
+    for pd in geometry.depth.first_alias(at.d, mode)..geometry.depth.last_alias(at.d, mode) + 1i32 {
         for kd in 0..geometry.depth.kernel {
-            let qd = geometry.depth.window_at(pd, kd);
+            let qd = geometry.depth.window_at_alias(at.d, pd, kd, mode);
             if qd < geometry.depth.output {
-                sum += gradient_of_frame(dy, w, &geometry, &row, at.h, qd, kd, replicate);
+                sum += gradient_of_frame(dy, w, &geometry, &row, at.h, qd, kd, padding);
             }
         }
     }
@@ -314,14 +330,15 @@ fn gradient_of_frame<E: Float>(
     h: u32,
     qd: u32,
     kd: u32,
-    #[comptime] replicate: bool,
+    #[comptime] padding: [PaddingMode; 3],
 ) -> f32 {
     let mut sum = 0.0f32;
-    for ph in geometry.height.first_alias(h, replicate)..geometry.height.last_alias(h, replicate) + 1i32 {
+    let [_, mode, _] = padding;
+    for ph in geometry.height.first_alias(h, mode)..geometry.height.last_alias(h, mode) + 1i32 {
         for kh in 0..geometry.height.kernel {
-            let qh = geometry.height.window_at(ph, kh);
+            let qh = geometry.height.window_at_alias(h, ph, kh, mode);
             if qh < geometry.height.output {
-                sum += gradient_of_row(dy, w, geometry, row, qd, kd, qh, kh, replicate);
+                sum += gradient_of_row(dy, w, geometry, row, qd, kd, qh, kh, padding);
             }
         }
     }
@@ -339,13 +356,13 @@ fn gradient_of_row<E: Float>(
     kd: u32,
     qh: u32,
     kh: u32,
-    #[comptime] replicate: bool,
+    #[comptime] padding: [PaddingMode; 3],
 ) -> f32 {
     let mut sum = 0.0f32;
-    for pw in geometry.width.first_alias(row.w, replicate)..geometry.width.last_alias(row.w, replicate) + 1i32
-    {
+    let [.., mode] = padding;
+    for pw in geometry.width.first_alias(row.w, mode)..geometry.width.last_alias(row.w, mode) + 1i32 {
         for kw in 0..geometry.width.kernel {
-            let qw = geometry.width.window_at(pw, kw);
+            let qw = geometry.width.window_at_alias(row.w, pw, kw, mode);
             if qw < geometry.width.output {
                 for block in 0..geometry.group_out.div_ceil(CHANNEL_BLOCK) {
                     #[unroll]

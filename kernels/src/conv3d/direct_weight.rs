@@ -54,10 +54,11 @@ pub(super) fn needs(problem: &Conv3dProblem, limits: &Limits) -> Needs {
 
 /// Launches the weight gradient: fp32 partials of the slices, then their deterministic sum.
 pub(super) fn weight_gradient(call: &Conv3dCall, [x, dy, dw]: [&Operand; 3]) -> Result<(), ConvError> {
-    let Conv3dCall { client, limits, ref problem, .. } = *call;
+    let Conv3dCall { client, limits, ref problem, cache, .. } = *call;
     let split = weight_split(problem, limits);
     let sums = split.slices * dw.len();
-    let address = address_type("conv3d", &[x, dy, dw], sums.max(problem.positions()), limits)?;
+    let address =
+        address_type("conv3d", &[x, cache.unwrap_or(x), dy, dw], sums.max(problem.positions()), limits)?;
     let partials = reduce::workspace(client, split.slices, dw.len());
     // With two products per thread or more, a threadgroup per sum is worth its barriers.
     let threadgroup_per_sum = split.length >= 2 * THREADS as usize;
@@ -72,6 +73,7 @@ pub(super) fn weight_gradient(call: &Conv3dCall, [x, dy, dw]: [&Operand; 3]) -> 
                 CubeDim::new_1d(THREADS),
                 address,
                 x.tensor_arg(),
+                cache.map(|cache| cache.tensor_arg()).into(),
                 dy.tensor_arg(),
                 partials.tensor_arg(),
                 problem.geometry(),
@@ -91,6 +93,7 @@ pub(super) fn weight_gradient(call: &Conv3dCall, [x, dy, dw]: [&Operand; 3]) -> 
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn weight_gradient_kernel<E: Float>(
     x: &Tensor<E>,
+    cache: ComptimeOption<&Tensor<E>>,
     dy: &Tensor<E>,
     partials: &mut Tensor<f32>,
     geometry: Geometry,
@@ -99,7 +102,7 @@ fn weight_gradient_kernel<E: Float>(
     split_length: usize,
     sums: usize,
     #[comptime] threadgroup_per_sum: bool,
-    #[comptime] padding: PaddingMode,
+    #[comptime] padding: [PaddingMode; 3],
     #[define(E)] _dtype: ElemType,
 ) {
     let mut sum_index = span.index();
@@ -128,7 +131,7 @@ fn weight_gradient_kernel<E: Float>(
         let mut serial_sum = 0.0f32;
         while index < serial_end {
             let q = geometry.output_position(index);
-            let value = read_tap(x, &geometry, q.n, first_channel, q.d, q.h, q.w, &tap, padding);
+            let value = read_tap(x, cache, &geometry, q.n, first_channel, q.d, q.h, q.w, &tap, padding);
             // A tap in the padding adds nothing, even if dy is not finite.
             if reads(&geometry, q.d, q.h, q.w, &tap, padding) {
                 serial_sum += value * f32::cast_from(dy[offset(dy, q.n, o, q.d, q.h, q.w)]);

@@ -42,7 +42,7 @@ pub(super) trait Family {
         false
     }
 
-    /// Whether an input gradient under replicate padding is computed for the padded input.
+    /// Whether an input gradient under padding other than zeros is computed for the padded input.
     fn is_rewritten(&self) -> bool {
         true
     }

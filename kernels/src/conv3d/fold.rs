@@ -1,21 +1,23 @@
-//! Input gradient under replicate padding, second half: an edge element collects the gradient of every padded
-//! position that reads it.
+//! Input gradient under padding that repeats elements, second half: an element collects the gradient of every
+//! padded position that reads it.
 //!
 //! ```text
-//! dx[n,c,p] = sum over padded positions e with clamp(e - begin) = p of extended[n,c,e]
+//! dx[n,c,p] = sum over padded positions e with source_of(e - begin) = p of extended[n,c,e]    (`padding.rs`)
 //!
 //!             begin   input    end
-//! extended   | a a a | a b c d | d d |       a, d: copies whose gradients add up in the edge element
+//! extended   | a a a | a b c d | d d |       replicate: copies whose gradients add up in the edge element
 //! dx                 | a b c d |
 //! ```
 //!
-//! The first half is an ordinary input gradient of the padded problem (`rewrite.rs`).
+//! The first half is an ordinary input gradient of the padded problem (`rewrite.rs`), in which axes padded
+//! with zeros are as they were.
 //!
 //! Layouts: `extended` row-major fp32, dx any strides. One thread per element of dx. Bytes: `extended` read
 //! once, dx written once; one addition per element of `extended`. Nothing is declined.
 
 use super::args::{Geometry, offset};
 use super::loops::nest;
+use super::padding::moves;
 use super::problem::{Conv3dProblem, PaddingMode};
 use crate::dtype::FloatType;
 use crate::error::ConvError;
@@ -33,15 +35,15 @@ pub(crate) fn extended_gradient(client: &Client, launched: &Conv3dProblem) -> Op
     Operand::empty(client, &launched.x_shape(), FloatType::F32)
 }
 
-/// The most positions of the padded input, along each axis, that read the same element.
+/// The most positions of the padded input, along each axis, that a thread visits for an element.
 pub(crate) fn aliases(problem: &Conv3dProblem) -> [usize; 3] {
-    let replicate = problem.window.padding_mode == PaddingMode::Replicate;
     [0, 1, 2].map(|axis| {
         let (begin, end) = problem.window.padding[axis];
-        match problem.input[axis] {
-            _ if !replicate => 1,
-            1 => 1 + begin + end,
-            _ => 1 + begin.max(end),
+        match problem.window.padding_mode[axis] {
+            PaddingMode::Zeros => 1,
+            PaddingMode::Replicate if problem.input[axis] == 1 => 1 + begin + end,
+            PaddingMode::Replicate => 1 + begin.max(end),
+            PaddingMode::Reflect | PaddingMode::Circular => 3,
         }
     })
 }
@@ -51,7 +53,7 @@ pub(crate) fn loop_iterations(problem: &Conv3dProblem) -> usize {
     aliases(problem).into_iter().rev().fold(0, |inner, count| nest(count, inner))
 }
 
-/// Adds the gradient of the padding to the edge elements that it repeats.
+/// Adds the gradient of the padding to the elements that it repeats.
 pub(crate) fn fold(
     client: &Client,
     problem: &Conv3dProblem,
@@ -72,6 +74,7 @@ pub(crate) fn fold(
                 dx.tensor_arg(),
                 problem.geometry(),
                 dispatch.span(),
+                problem.window.padding_mode,
                 problem.dtype.elem(),
             );
         }
@@ -85,6 +88,7 @@ fn fold_kernel<E: Float>(
     dx: &mut Tensor<E>,
     geometry: Geometry,
     span: Span,
+    #[comptime] modes: [PaddingMode; 3],
     #[define(E)] _dtype: ElemType,
 ) {
     let index = span.index() * THREADS as usize + UNIT_POS as usize;
@@ -100,13 +104,23 @@ fn fold_kernel<E: Float>(
     let c = (image_channel - n as usize * channels) as u32;
     let at = geometry.input_position(index - image_channel * elements_per_channel);
     let mut sum = 0.0f32;
-    for d in geometry.depth.first_alias(at.d, true)..geometry.depth.last_alias(at.d, true) + 1i32 {
-        for h in geometry.height.first_alias(at.h, true)..geometry.height.last_alias(at.h, true) + 1i32 {
-            for w in geometry.width.first_alias(at.w, true)..geometry.width.last_alias(at.w, true) + 1i32 {
-                let d = (d + geometry.depth.begin) as u32;
-                let h = (h + geometry.height.begin) as u32;
-                let w = (w + geometry.width.begin) as u32;
-                sum += extended[offset(extended, n, c, d, h, w)];
+    let [depth, height, width] = modes;
+    for i in geometry.depth.first_alias(at.d, depth)..geometry.depth.last_alias(at.d, depth) + 1i32 {
+        for j in geometry.height.first_alias(at.h, height)..geometry.height.last_alias(at.h, height) + 1i32 {
+            for k in geometry.width.first_alias(at.w, width)..geometry.width.last_alias(at.w, width) + 1i32 {
+                let d = geometry.depth.in_padded(geometry.depth.alias(at.d, i, depth), depth);
+                let h = geometry.height.in_padded(geometry.height.alias(at.h, j, height), height);
+                let w = geometry.width.in_padded(geometry.width.alias(at.w, k, width), width);
+                if comptime!(modes.iter().any(|mode| moves(*mode))) {
+                    if geometry.depth.is_alias(at.d, i, depth)
+                        && geometry.height.is_alias(at.h, j, height)
+                        && geometry.width.is_alias(at.w, k, width)
+                    {
+                        sum += extended[offset(extended, n, c, d, h, w)];
+                    }
+                } else {
+                    sum += extended[offset(extended, n, c, d, h, w)];
+                }
             }
         }
     }

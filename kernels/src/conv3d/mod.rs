@@ -4,11 +4,11 @@
 //! y[n,o,q] = activation( b[o] + sum_{c in group(o), k} X(n, c, q*stride - begin + k*dilation) * w[o,c,k] )
 //! ```
 //!
-//! `X` reads zero or the nearest element outside the input. Problem -> plan -> kernel: [`Conv3dProblem`] is
-//! validated, [`plan`] chooses, [`forward`], [`input_gradient`] and [`weight_gradient`] launch (`call.rs`).
-//! [`fastest_plan`] measures instead of choosing (`tune.rs`).
-//! Every plan accumulates in fp32 with one final rounding. No plan uses atomics: results are bitwise
-//! reproducible, also under other limits on dispatches, which split the grid into more launches.
+//! `X` reads zero outside the input, or an element of it (`padding.rs`). Problem -> plan -> kernel:
+//! [`Conv3dProblem`] is validated, [`plan`] chooses, [`forward`], [`input_gradient`] and [`weight_gradient`]
+//! launch (`call.rs`). [`fastest_plan`] measures instead of choosing (`tune.rs`). Every plan accumulates in
+//! fp32 with one final rounding. No plan uses atomics: results are bitwise reproducible, also under other
+//! limits on dispatches, which split the grid into more launches.
 //!
 //! # Non-finite operands, and the range of finite ones
 //!
@@ -71,6 +71,7 @@ mod loops;
 mod mma;
 mod needs;
 mod notes;
+mod padding;
 mod pass;
 mod plan;
 mod problem;
@@ -104,7 +105,7 @@ use crate::error::ConvError;
 use crate::limits::Limits;
 use crate::operand::Operand;
 use call::Conv3dCall;
-use check::{check_bias, check_bias_gradient, check_operands};
+use check::{check_bias, check_bias_gradient, check_cached, check_operands};
 use cubecl::prelude::*;
 
 /// Computes y `[N, O, OD, OH, OW]` into `y`.
@@ -149,6 +150,53 @@ pub fn forward_with_pre(
     let call = Conv3dCall::new(client, limits, &plain, Pass::Forward, plan)?;
     call.with_bias(bias).launch([x, w, pre])?;
     activation_pass::apply(client, limits, activation, pre, y)
+}
+
+/// [`forward`] whose first frames of x are in a tensor of their own, the cache `[N, C, frames, H, W]` of what
+/// came before a piece of a clip: nothing is joined in memory. The problem is that of [cache, x] joined along
+/// depth, [`Conv3dProblem::for_streams`]. With `pre` as [`forward_with_pre`].
+///
+/// # Errors
+/// As [`forward`], and when the cache has not the problem's shape but for its frames.
+pub fn forward_cached(
+    client: &Client,
+    limits: &Limits,
+    problem: &Conv3dProblem,
+    plan: &Plan,
+    [x, w, y]: [&Operand; 3],
+    (cache, pre, bias): (&Operand, Option<&Operand>, Option<&Operand>),
+) -> Result<(), ConvError> {
+    check_cached(problem, cache, x, [("w", w, problem.weight_shape()), ("y", y, problem.y_shape())])?;
+    check_bias(problem, bias)?;
+    let activation = problem.window.activation;
+    let problem = match pre {
+        Some(pre) => {
+            activation_pass::check(pre, y)?;
+            let window = Window { activation: Activation::None, ..problem.window };
+            Conv3dProblem { window, ..*problem }
+        }
+        None => *problem,
+    };
+    let call = Conv3dCall::new(client, limits, &problem, Pass::Forward, plan)?;
+    call.with_bias(bias).with_cache(x, cache).launch([x, w, pre.unwrap_or(y)])?;
+    pre.map_or(Ok(()), |pre| activation_pass::apply(client, limits, activation, pre, y))
+}
+
+/// [`weight_gradient`] of [`forward_cached`].
+///
+/// # Errors
+/// As [`forward_cached`].
+pub fn weight_gradient_cached(
+    client: &Client,
+    limits: &Limits,
+    problem: &Conv3dProblem,
+    plan: &Plan,
+    [x, dy, dw]: [&Operand; 3],
+    cache: &Operand,
+) -> Result<(), ConvError> {
+    check_cached(problem, cache, x, [("dy", dy, problem.y_shape()), ("dw", dw, problem.weight_shape())])?;
+    let call = Conv3dCall::new(client, limits, problem, Pass::WeightGradient, plan)?;
+    call.with_cache(x, cache).launch([x, dy, dw])
 }
 
 /// Refuses operands that do not fit the problem.

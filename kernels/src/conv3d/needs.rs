@@ -1,5 +1,5 @@
 //! What the plans of conv3d need of a device: the families answer for their kernels, this file adds the fold
-//! of an input gradient under replicate padding.
+//! of an input gradient under padding other than zeros.
 
 use super::fold;
 use super::gemm;
@@ -54,7 +54,10 @@ impl Plan {
     }
 
     fn needs_for(&self, problem: &PassProblem, limits: &Limits) -> Needs {
-        let needs = self.family().needs(self.launched(problem), problem.pass, limits);
+        let launched = self.launched(problem);
+        let needs = self.family().needs(launched, problem.pass, limits);
+        // The cache of a stream.
+        let needs = Needs { bindings: needs.bindings + usize::from(launched.streaming), ..needs };
         if !self.folds(problem) {
             return needs;
         }

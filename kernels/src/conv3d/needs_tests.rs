@@ -49,7 +49,7 @@ fn problems() -> impl Strategy<Value = Conv3dProblem> {
                 dilation: axes.map(|axis| axis.3),
                 padding: axes.map(|axis| (axis.4, axis.5)),
                 groups,
-                padding_mode: if replicate { PaddingMode::Replicate } else { PaddingMode::Zeros },
+                padding_mode: [if replicate { PaddingMode::Replicate } else { PaddingMode::Zeros }; 3],
                 ..Window::default()
             };
             let [d, h, w] = axes.map(|axis| axis.0);
@@ -95,7 +95,7 @@ fn a_padded_gradient_beyond_a_binding_is_gathered_directly() {
     let window = Window {
         stride: [8; 3],
         padding: [(30, 30); 3],
-        padding_mode: PaddingMode::Replicate,
+        padding_mode: [PaddingMode::Replicate; 3],
         ..Window::default()
     };
     let problem = layer([1, 1, 100, 480, 480], [1, 1, 3, 3, 3], window);
@@ -108,7 +108,8 @@ fn a_padded_gradient_beyond_a_binding_is_gathered_directly() {
 #[test]
 fn loops_over_aliases_are_counted() {
     let limits = Limits { loop_iterations: Some(60_000), matrices: Vec::new(), ..Limits::apple_m1() };
-    let replicate = |padding| Window { padding, padding_mode: PaddingMode::Replicate, ..Window::default() };
+    let replicate =
+        |padding| Window { padding, padding_mode: [PaddingMode::Replicate; 3], ..Window::default() };
     let none = (0, 0);
     for (input, kernel, padding) in [
         ([1, 1, 1, 1, 4], [1, 1, 1, 1, 1], [none, none, (70_000, 0)]),
@@ -148,7 +149,8 @@ fn sizes_beyond_every_memory_are_refused() {
         refused([1, 1, 0, 0, 0], [0, 1, 1 << 20, 1 << 20, 1 << 20], window(1 << 20)),
         "conv3d: the weight [0, 1, 1048576, 1048576, 1048576] has more elements than can be addressed"
     );
-    let strided = Window { stride: [1 << 20; 3], padding_mode: PaddingMode::Replicate, ..window(1 << 20) };
+    let strided =
+        Window { stride: [1 << 20; 3], padding_mode: [PaddingMode::Replicate; 3], ..window(1 << 20) };
     assert_eq!(
         refused([1, 1, 1, 1, 1], [1, 1, 1, 1, 1], strided),
         "conv3d: the padded input [1, 1, 2097153, 2097153, 2097153] has more elements than can be addressed"

@@ -31,8 +31,8 @@ pub struct Window {
     pub dilation: [usize; 3],
     /// Groups into which the channels C and O are split.
     pub groups: usize,
-    /// What taps outside the input read.
-    pub padding_mode: PaddingMode,
+    /// What taps outside the input read along D, H, W.
+    pub padding_mode: [PaddingMode; 3],
     /// Fused into the forward pass.
     pub activation: Activation,
 }
@@ -44,9 +44,25 @@ impl Default for Window {
             padding: [(0, 0); 3],
             dilation: [1; 3],
             groups: 1,
-            padding_mode: PaddingMode::Zeros,
+            padding_mode: [PaddingMode::Zeros; 3],
             activation: Activation::None,
         }
+    }
+}
+
+impl Window {
+    /// The modes with those replaced that nothing reads, which are those of axes without padding: zeros or
+    /// replicate padding of all other axes becomes that of every axis, in any other case these replicate.
+    fn canonical_modes(&self) -> [PaddingMode; 3] {
+        let is_read = |axis: usize| self.padding[axis] != (0, 0);
+        let read = |mode: PaddingMode| (0..3).all(|axis| !is_read(axis) || self.padding_mode[axis] == mode);
+        [PaddingMode::Zeros, PaddingMode::Replicate].into_iter().find(|mode| read(*mode)).map_or_else(
+            || {
+                [0, 1, 2]
+                    .map(|axis| if is_read(axis) { self.padding_mode[axis] } else { PaddingMode::Replicate })
+            },
+            |mode| [mode; 3],
+        )
     }
 }
 
@@ -70,6 +86,8 @@ pub struct Conv3dProblem {
     pub bias: bool,
     /// Storage type of every tensor.
     pub dtype: FloatType,
+    /// Whether y's bits must not depend on how many frames a call has ([`Self::for_streams`]).
+    pub streaming: bool,
 }
 
 /// The most elements of a tensor: 4 TiB in fp32, beyond every device's memory. Counts derived from it fit 64
@@ -92,6 +110,7 @@ impl Conv3dProblem {
     ) -> Result<Self, ConvError> {
         let [batch, channels, d, h, w] = x;
         let [out_channels, group_channels, kd, kh, kw] = weight;
+        let window = Window { padding_mode: window.canonical_modes(), ..window };
         let groups = window.groups;
         if groups == 0 {
             invalid!("conv3d: groups is 0, it must be at least 1");
@@ -123,19 +142,49 @@ impl Conv3dProblem {
             window,
             bias: bias.is_some(),
             dtype,
+            streaming: false,
         };
         problem.validate()?;
         Ok(problem)
     }
 
+    /// The problem of a piece of a clip, whose result is that of the whole clip bit for bit: the forward pass
+    /// is planned for a single window along depth, by the gathered GEMM or [`super::Plan::Direct`], whose
+    /// sums are not split. The first frames may be in a cache ([`super::forward_cached`]).
+    #[must_use]
+    pub fn for_streams(self) -> Self {
+        Self { streaming: true, ..self }
+    }
+
+    /// The problem that a pass is planned for: of a stream, a single window along depth.
+    pub(crate) fn planned(&self, pass: Pass) -> Self {
+        if !self.streaming || pass != Pass::Forward {
+            return *self;
+        }
+        let [_, height, width] = self.input;
+        let [_, in_height, in_width] = self.window.padding;
+        let window = Window { padding: [(0, 0), in_height, in_width], ..self.window };
+        Self { input: [self.axis(0).span(), height, width], window, ..*self }
+    }
+
     fn validate(&self) -> Result<(), ConvError> {
         for (axis, name) in AXES.iter().enumerate() {
             self.axis(axis).validate("conv3d", name)?;
-            if matches!(self.window.padding_mode, PaddingMode::Reflect | PaddingMode::Circular) {
-                invalid!("conv3d: the kernels read zeros and replicate padding");
-            }
-            if self.window.padding_mode == PaddingMode::Replicate && self.input[axis] == 0 {
-                invalid!("conv3d: replicate padding of an input with {name} 0 has nothing to repeat");
+            let (size, (before, after)) = (self.input[axis], self.window.padding[axis]);
+            match self.window.padding_mode[axis] {
+                _ if (before, after) == (0, 0) => {}
+                PaddingMode::Replicate if size == 0 => {
+                    invalid!("conv3d: replicate padding of an input with {name} 0 has nothing to repeat")
+                }
+                PaddingMode::Reflect if before.max(after) >= size => invalid!(
+                    "conv3d: reflect padding of ({before}, {after}) must be below the input's {name}, which is \
+                     {size}"
+                ),
+                PaddingMode::Circular if before.max(after) > size => invalid!(
+                    "conv3d: circular padding of ({before}, {after}) must be at most the input's {name}, which \
+                     is {size}"
+                ),
+                _ => {}
             }
         }
         let shapes = [
@@ -156,18 +205,36 @@ impl Conv3dProblem {
         Ok(())
     }
 
-    /// Under replicate padding the same convolution of an input that holds its padding, so that no padding is
-    /// left; else the problem itself.
+    /// The same convolution of an input that holds its padding, so that none is left but zeros: the problem
+    /// itself where all padding is zeros.
     pub(crate) fn explicitly_padded(&self) -> Self {
-        if self.window.padding_mode == PaddingMode::Zeros {
-            return *self;
-        }
-        let padding = self.window.padding;
+        let Window { padding, padding_mode, .. } = self.window;
+        let held = [0, 1, 2].map(|axis| match padding_mode[axis] {
+            PaddingMode::Zeros => (0, 0),
+            _ => padding[axis],
+        });
+        let zeros = [0, 1, 2].map(|axis| (padding[axis].0 - held[axis].0, padding[axis].1 - held[axis].1));
         Self {
-            input: [0, 1, 2].map(|axis| self.input[axis] + padding[axis].0 + padding[axis].1),
-            window: Window { padding: [(0, 0); 3], padding_mode: PaddingMode::Zeros, ..self.window },
+            input: [0, 1, 2].map(|axis| self.input[axis] + held[axis].0 + held[axis].1),
+            window: Window { padding: zeros, padding_mode: [PaddingMode::Zeros; 3], ..self.window },
             ..*self
         }
+    }
+
+    /// Whether every family reads the input: one tensor, in which all padding is zeros or all of it
+    /// replicates. The gathered GEMM and [`super::Plan::Direct`] read any padding, axis by axis, and streams.
+    pub(crate) fn is_plain(&self) -> bool {
+        !self.streaming && self.has_shared_padding()
+    }
+
+    fn has_shared_padding(&self) -> bool {
+        matches!(self.window.padding_mode, [PaddingMode::Zeros, ..] | [PaddingMode::Replicate, ..])
+            && self.window.padding_mode == [self.window.padding_mode[0]; 3]
+    }
+
+    /// The mode of a problem that [`Self::is_plain`].
+    pub(crate) fn shared_padding(&self) -> PaddingMode {
+        self.window.padding_mode[0]
     }
 
     /// One spatial axis (0 depth, 1 height, 2 width).

@@ -1,10 +1,10 @@
 //! conv3d and its gradients as f64 loops: the mathematics of the op and the oracle of every kernel.
 //!
-//! With `p_i = q_i * s_i - lo_i + k_i * dilation_i` and `X` the input, zero or clamped outside:
+//! With `p_i = q_i * s_i - lo_i + k_i * dilation_i` and `X` the input, outside zero or what [`source`] says:
 //!
 //! ```text
 //! pre[n,o,q] = b[o] + sum_{c in group(o), k} X(n, c, p) * w[o, c, k]      y = activation(pre)
-//! dx[n,c,p] += w[o, c, k] * dpre[n,o,q]    for every (o, q, k) that reads position p (clamped positions too)
+//! dx[n,c,p] += w[o, c, k] * dpre[n,o,q]    for every (o, q, k) that reads position p (through padding too)
 //! dw[o,c,k]  = sum_{n,q} X(n, c, p) * dpre[n,o,q]
 //! db[o]      = sum_{n,q} dpre[n,o,q]
 //! ```
@@ -16,24 +16,39 @@ use super::pass::Pass;
 use super::problem::{Conv3dProblem, PaddingMode};
 use crate::activation::Activation;
 
+/// The element that coordinate `p` of an axis reads; none in zeros.
+pub fn source(problem: &Conv3dProblem, axis: usize, p: i64) -> Option<usize> {
+    let size = problem.input[axis] as i64;
+    let p = match problem.window.padding_mode[axis] {
+        PaddingMode::Zeros => p,
+        PaddingMode::Replicate => p.clamp(0, size - 1),
+        // A period is a b c d c b.
+        PaddingMode::Reflect => {
+            let at = p.rem_euclid((2 * size - 2).max(1));
+            at.min(2 * size - 2 - at)
+        }
+        PaddingMode::Circular => p.rem_euclid(size),
+    };
+    usize::try_from(p).ok().filter(|p| *p < problem.input[axis])
+}
+
 /// Calls `visit(x_index, w_index, y_index)` for every product of the convolution, in a fixed order.
 fn for_each_product(problem: &Conv3dProblem, mut visit: impl FnMut(usize, usize, usize)) {
     let [od, oh, ow] = problem.output();
     let [kd, kh, kw] = problem.kernel;
     let [d, h, w] = problem.input;
     let (group_channels, group_out) = (problem.group_channels(), problem.group_out_channels());
-    let source = |axis: usize, q: usize, k: usize| -> Option<usize> {
+    let read = |axis: usize, q: usize, k: usize| -> Option<usize> {
         let geometry = problem.axis(axis);
-        let padded = q * geometry.stride + k * geometry.dilation;
-        let (low, size) = (geometry.padding.0, geometry.input);
-        match problem.window.padding_mode {
-            PaddingMode::Zeros => padded.checked_sub(low).filter(|p| *p < size),
-            _ => Some(padded.saturating_sub(low).min(size - 1)),
-        }
+        source(
+            problem,
+            axis,
+            (q * geometry.stride + k * geometry.dilation) as i64 - geometry.padding.0 as i64,
+        )
     };
     // Coordinates are looked up once per axis instead of once per product.
     let table = |axis: usize, outputs: usize, taps: usize| -> Vec<Vec<Option<usize>>> {
-        (0..outputs).map(|q| (0..taps).map(|k| source(axis, q, k)).collect()).collect()
+        (0..outputs).map(|q| (0..taps).map(|k| read(axis, q, k)).collect()).collect()
     };
     let (depth, height, width) = (table(0, od, kd), table(1, oh, kh), table(2, ow, kw));
     for n in 0..problem.batch {
@@ -196,10 +211,12 @@ pub fn reach(problem: &Conv3dProblem, pass: Pass, [first, second]: [&[f64]; 2]) 
 pub fn longest_sums(problem: &Conv3dProblem) -> [usize; 3] {
     let forward = problem.group_channels() * problem.taps();
     let positions = problem.positions();
-    // Up to all windows of an axis read a clamped position.
-    let per_axis = |axis: usize| match problem.window.padding_mode {
+    let per_axis = |axis: usize| match problem.window.padding_mode[axis] {
         PaddingMode::Zeros => problem.kernel[axis],
-        _ => problem.kernel[axis] * problem.output()[axis],
+        // Up to all windows of an axis read a clamped position.
+        PaddingMode::Replicate => problem.kernel[axis] * problem.output()[axis],
+        // A position and its copies on either side.
+        PaddingMode::Reflect | PaddingMode::Circular => 3 * problem.kernel[axis],
     };
     let input = problem.group_out_channels() * (0..3).map(per_axis).product::<usize>();
     [forward, input, positions]

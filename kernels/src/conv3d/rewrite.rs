@@ -2,8 +2,8 @@
 //!
 //! | asked                                   | launched                                | afterwards      |
 //! |-----------------------------------------|-----------------------------------------|-----------------|
-//! | input gradient under replicate padding  | input gradient of the padded input, in  | `fold.rs` adds  |
-//! |                                         | fp32, under zero padding of width zero  | the copies      |
+//! | input gradient under padding other than | input gradient of the padded input, in  | `fold.rs` adds  |
+//! | zeros                                   | fp32; zeros stay padding                | the copies      |
 //! | everything else, and all of `Direct`    | the same                                |                 |
 //!
 //! Plans are chosen for the launched problem, checked for it and launched on it.
@@ -22,8 +22,11 @@ pub(super) struct PassProblem {
 
 impl PassProblem {
     pub(super) fn of(problem: &Conv3dProblem, pass: Pass) -> Self {
-        let launched = if is_folded(problem, pass) { problem.explicitly_padded() } else { *problem };
-        Self { asked: *problem, launched, pass }
+        // dx does not read frames: it is that of the joined input.
+        let streaming = problem.streaming && pass != Pass::InputGradient;
+        let asked = Conv3dProblem { streaming, ..*problem };
+        let launched = if is_folded(&asked, pass) { asked.explicitly_padded() } else { asked };
+        Self { asked, launched, pass }
     }
 
     /// Whether the launched problem's gradient is folded afterwards.
@@ -43,5 +46,5 @@ impl PassProblem {
 }
 
 fn is_folded(problem: &Conv3dProblem, pass: Pass) -> bool {
-    pass == Pass::InputGradient && problem.window.padding_mode == PaddingMode::Replicate
+    pass == Pass::InputGradient && problem.window.padding_mode != [PaddingMode::Zeros; 3]
 }

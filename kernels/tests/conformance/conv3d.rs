@@ -23,7 +23,12 @@ pub(crate) fn problem(case: &Conv3dCase, dtype: FloatType) -> Conv3dProblem {
         padding: case.padding,
         dilation: case.dilation,
         groups: case.groups,
-        padding_mode: if case.replicate { PaddingMode::Replicate } else { PaddingMode::Zeros },
+        padding_mode: case.padding_modes().map(|mode| match mode {
+            cases::Padding::Zeros => PaddingMode::Zeros,
+            cases::Padding::Replicate => PaddingMode::Replicate,
+            cases::Padding::Reflect => PaddingMode::Reflect,
+            cases::Padding::Circular => PaddingMode::Circular,
+        }),
         activation: match case.activation {
             cases::Activation::None => Activation::None,
             cases::Activation::Relu => Activation::Relu,
@@ -74,7 +79,7 @@ fn case_options(case: &Conv3dCase) -> Vec<String> {
     };
     let mut options = vec![
         groups.to_string(),
-        format!("replicate {}", case.replicate),
+        format!("{:?}", case.padding_modes()),
         format!("bias {}", case.bias),
         format!("{:?}", case.activation),
         // Which axes, not which sizes: every case has a launch anyway, and each depthwise window is another

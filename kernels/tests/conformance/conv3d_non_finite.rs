@@ -3,7 +3,7 @@
 
 use crate::conv3d::{Inputs, Oracle, PASSES, computed, inputs, problem, result_shape};
 use crate::support::{Buffer, client, upload};
-use conv_cases::conv3d::Conv3dCase;
+use conv_cases::conv3d::{Conv3dCase, Padding};
 use conv_cases::fill;
 use conv_kernels::conv3d::reference::{Reach, reach};
 use conv_kernels::conv3d::{Conv3dProblem, NonFinite, PaddingMode, Pass, Plan, eligible};
@@ -19,6 +19,11 @@ fn cases() -> Vec<Conv3dCase> {
         Conv3dCase { padding, ..case("dense", [2, 5, 3, 7, 9], 6, [3, 3, 3]) },
         case("no_padding", [1, 17, 3, 6, 9], 16, [2, 3, 3]),
         Conv3dCase { padding, replicate: true, ..case("replicate", [1, 5, 3, 7, 6], 6, [3, 3, 3]) },
+        Conv3dCase {
+            padding,
+            modes: Some([Padding::Circular, Padding::Zeros, Padding::Reflect]),
+            ..case("modes", [1, 5, 3, 7, 6], 6, [3, 3, 3])
+        },
         Conv3dCase { padding, stride: [1, 2, 3], ..case("strided", [1, 6, 3, 8, 10], 7, [3, 3, 3]) },
         Conv3dCase {
             dilation: [1, 2, 1],
@@ -68,7 +73,7 @@ fn widen(problem: &Conv3dProblem, pass: Pass, plan: &Plan, limits: &Limits, reac
     };
     let [_, _, _, height, width] = result_shape(problem, pass);
     // Tiles of the padded input, whose edges are folded, stay in their image and channel: no more is checked.
-    let folded = pass == Pass::InputGradient && problem.window.padding_mode == PaddingMode::Replicate;
+    let folded = pass == Pass::InputGradient && problem.window.padding_mode != [PaddingMode::Zeros; 3];
     let tile = if folded { height * width } else { tile };
     let tile_of = |index: usize| {
         let frame =

@@ -4,7 +4,7 @@ use crate::conv3d::problem as problem_of;
 use conv_cases::conv3d::{self as cases, Activation as CaseActivation, Conv3dCase};
 use conv_cases::fill;
 use conv_kernels::FloatType;
-use conv_kernels::conv3d::{Conv3dProblem, PaddingMode, Pass, WinogradTile, reference, winograd};
+use conv_kernels::conv3d::{Conv3dProblem, PaddingMode, Pass, Window, WinogradTile, reference, winograd};
 use safetensors::SafeTensors;
 use serde::Deserialize;
 use std::path::Path;
@@ -102,6 +102,50 @@ fn the_reference_agrees_with_pytorch() {
     }
 }
 
+/// A problem of golden/padding_modes.safetensors, stored in f32.
+#[derive(Deserialize)]
+struct ModesGolden {
+    stride: [usize; 3],
+    padding: [(usize, usize); 3],
+    modes: [String; 3],
+}
+
+#[test]
+fn padding_modes_of_the_reference_are_pytorchs() {
+    let (bytes, problems) = golden::<ModesGolden>("padding_modes.safetensors");
+    let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+    assert!(problems.len() >= 24, "{} problems", problems.len());
+    for (index, golden) in problems.iter().enumerate() {
+        let load = |name: &str| -> (Vec<f64>, [usize; 5]) {
+            let view = file.tensor(&format!("{index}.{name}")).expect("a tensor");
+            let numbers =
+                view.data().chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()));
+            (numbers.map(f64::from).collect(), view.shape().try_into().expect("five axes"))
+        };
+        let ((x, x_shape), (w, w_shape), (dy, _)) = (load("x"), load("w"), load("dy"));
+        let padding_mode = [0, 1, 2].map(|axis| match golden.modes[axis].as_str() {
+            "zeros" => PaddingMode::Zeros,
+            "replicate" => PaddingMode::Replicate,
+            "reflect" => PaddingMode::Reflect,
+            "circular" => PaddingMode::Circular,
+            other => panic!("no padding mode is named {other}"),
+        });
+        let window =
+            Window { stride: golden.stride, padding: golden.padding, padding_mode, ..Window::default() };
+        let problem = Conv3dProblem::new(x_shape, w_shape, None, window, FloatType::F32).expect("a problem");
+        let close = |what: &str, got: Vec<f64>, (want, _): (Vec<f64>, [usize; 5])| {
+            assert_eq!(got.len(), want.len(), "{index} {what}");
+            let scale = want.iter().fold(1.0f64, |scale, value| scale.max(value.abs()));
+            // The results are rounded to f32.
+            let far = got.iter().zip(&want).position(|(got, want)| (got - want).abs() > 1e-7 * scale);
+            assert_eq!(far, None, "padding_modes {index} {what}");
+        };
+        close("y", reference::forward(&problem, &x, &w, None), load("y"));
+        close("dx", reference::input_gradient(&problem, &w, &dy), load("dx"));
+        close("dw", reference::weight_gradient(&problem, &x, &dy), load("dw"));
+    }
+}
+
 fn f64s(seed: u64, length: usize) -> Vec<f64> {
     fill::normal(seed, length).into_iter().map(f64::from).collect()
 }
@@ -185,7 +229,8 @@ fn the_winograd_identity_holds_through_whole_problems() {
     let mut checked = 0;
     for case in cases::conformance() {
         let served = case.kernel[1..] == [3, 3] && case.stride[1..] == [1, 1] && case.dilation[1..] == [1, 1];
-        if !served || case.groups != 1 || case.macs() > 300_000 {
+        // Winograd reads zeros or replicate padding.
+        if !served || case.groups != 1 || case.macs() > 300_000 || case.modes.is_some() {
             continue;
         }
         let problem = problem_of(&Conv3dCase { bias: false, ..case.clone() }, FloatType::F32);
@@ -199,7 +244,7 @@ fn the_winograd_identity_holds_through_whole_problems() {
                 &y,
                 &reference::pre_activation(&problem, &x, &w, None),
             );
-            if problem.window.stride[0] == 1 && problem.window.padding_mode == PaddingMode::Zeros {
+            if problem.window.stride[0] == 1 && problem.window.padding_mode == [PaddingMode::Zeros; 3] {
                 let dx = winograd::reference::evaluate(&problem, Pass::InputGradient, tile, &dy, &w, false);
                 assert_same(
                     &format!("{case} {tile:?} dx"),

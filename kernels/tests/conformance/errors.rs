@@ -101,12 +101,40 @@ fn conv3d_shapes_and_options() {
                 None,
                 Window {
                     padding: [(2, 2), (0, 0), (0, 0)],
-                    padding_mode: PaddingMode::Replicate,
+                    padding_mode: [PaddingMode::Replicate; 3],
                     ..window()
                 },
             ),
             "Invalid",
             "conv3d: replicate padding of an input with depth 0 has nothing to repeat",
+        ),
+        (
+            refusal(
+                X,
+                W,
+                None,
+                Window {
+                    padding: [(9, 9), (0, X[3]), (0, 0)],
+                    padding_mode: [PaddingMode::Zeros, PaddingMode::Reflect, PaddingMode::Zeros],
+                    ..window()
+                },
+            ),
+            "Invalid",
+            "conv3d: reflect padding of (0, 6) must be below the input's height, which is 6",
+        ),
+        (
+            refusal(
+                X,
+                W,
+                None,
+                Window {
+                    padding: [(X[2] + 1, X[2]), (0, 0), (0, 0)],
+                    padding_mode: [PaddingMode::Circular; 3],
+                    ..window()
+                },
+            ),
+            "Invalid",
+            "conv3d: circular padding of (6, 5) must be at most the input's depth, which is 5",
         ),
         (
             refusal(X, W, None, Window { padding: [(1 << 62, 0), (0, 0), (0, 0)], ..window() }),

@@ -4,9 +4,10 @@
 
 use crate::conv3d::{Inputs, computed, problem};
 use crate::support::{Buffer, client, upload};
-use conv_cases::conv3d::Conv3dCase;
+use conv_cases::conv3d::{Conv3dCase, Padding};
 use conv_cases::fill;
-use conv_kernels::conv3d::{Algorithm, Conv3dProblem, PaddingMode, Pass, Plan, WinogradTile, eligible, plan};
+use conv_kernels::conv3d::reference::source;
+use conv_kernels::conv3d::{Algorithm, Conv3dProblem, Pass, Plan, WinogradTile, eligible, plan};
 use conv_kernels::{FloatType, Limits};
 use cubecl::prelude::*;
 
@@ -21,6 +22,11 @@ fn cases() -> Vec<Conv3dCase> {
             stride: [2, 2, 3],
             padding: [(1, 1), (0, 2), (1, 0)],
             ..new("law_strided", [2, 9, 5, 7, 8], 8, [3, 3, 2])
+        },
+        Conv3dCase {
+            padding: [(2, 3), (1, 1), (4, 1)],
+            modes: Some([Padding::Circular, Padding::Zeros, Padding::Reflect]),
+            ..new("law_modes", [2, 4, 6, 6, 9], 9, [3, 3, 2])
         },
         Conv3dCase {
             dilation: [2, 3, 2],
@@ -203,19 +209,14 @@ fn padding_equals_an_explicitly_padded_input() {
             [0, 1, 2].map(|axis| padded.input[axis] + case.padding[axis].0 + case.padding[axis].1);
         let [d, h, w] = extents;
         let plain = problem(
-            &Conv3dCase { d, h, w, padding: [(0, 0); 3], replicate: false, ..case.clone() },
+            &Conv3dCase { d, h, w, padding: [(0, 0); 3], replicate: false, modes: None, ..case.clone() },
             FloatType::F32,
         );
         let all = values(&padded);
         let x = tensor(plain.x_shape(), |[n, c, d, h, w]| {
             let coordinates = [d, h, w];
-            let inside = [0, 1, 2].map(|axis| {
-                let (low, size) = (case.padding[axis].0, padded.input[axis]);
-                match padded.window.padding_mode {
-                    PaddingMode::Zeros => coordinates[axis].checked_sub(low).filter(|at| *at < size),
-                    _ => Some(coordinates[axis].saturating_sub(low).min(size - 1)),
-                }
-            });
+            let inside = [0, 1, 2]
+                .map(|axis| source(&padded, axis, coordinates[axis] as i64 - case.padding[axis].0 as i64));
             match inside {
                 [Some(d), Some(h), Some(w)] => at(&all.x, padded.x_shape(), [n, c, d, h, w]),
                 _ => 0.0,

@@ -12,7 +12,7 @@ use super::{
 use crate::causal_conv1d::autodiff as causal_conv1d;
 use crate::causal_conv1d::decoding::autodiff as decoding;
 use crate::causal_conv1d::packed::autodiff as packed;
-use crate::conv3d::autodiff as conv3d;
+use crate::conv3d::{autodiff as conv3d, cached};
 use crate::rope::autodiff as rope;
 use burn::backend::Backend;
 use burn::backend::autodiff::Autodiff;
@@ -38,6 +38,35 @@ impl<B: Backend + ConvOps, C: CheckpointStrategy> ConvOps for Autodiff<B, C> {
         _bias: OptionalTensor<Self>,
         _call: Conv3dCall,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        first_order("conv3d")
+    }
+
+    fn conv3d_forward_cached(
+        x: FloatTensor<Self>,
+        cache: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: OptionalTensor<Self>,
+        call: Conv3dCall,
+    ) -> FloatTensor<Self> {
+        cached::forward::<B, C>([x, cache, weight], bias.into_option(), call)
+    }
+
+    fn conv3d_forward_cached_with_pre(
+        _x: FloatTensor<Self>,
+        _cache: FloatTensor<Self>,
+        _weight: FloatTensor<Self>,
+        _bias: OptionalTensor<Self>,
+        _call: Conv3dCall,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        first_order("conv3d")
+    }
+
+    fn conv3d_weight_gradient_cached(
+        _x: FloatTensor<Self>,
+        _cache: FloatTensor<Self>,
+        _dy: FloatTensor<Self>,
+        _call: Conv3dCall,
+    ) -> FloatTensor<Self> {
         first_order("conv3d")
     }
 

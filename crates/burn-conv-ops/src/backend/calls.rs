@@ -1,9 +1,77 @@
-//! What calls of conv3d and RoPE carry beside their tensors.
+//! What calls carry beside plain tensors: optional ones, conv3d's problem, RoPE's positions.
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, ExtensionType};
 use conv_kernels::conv3d::{Algorithm, Conv3dProblem};
 use conv_kernels::rope::{RopeGrid, RopeVolume};
+
+/// `Option<FloatTensor<B>>` in a form that passes Burn's dispatch.
+#[derive(ExtensionType)]
+#[extension_type(fusion: cfg(feature = "fusion"))]
+pub enum OptionalTensor<B: Backend> {
+    /// A tensor.
+    Some(FloatTensor<B>),
+    /// None.
+    None,
+}
+
+impl<B: Backend> OptionalTensor<B> {
+    /// The tensor, where there is one.
+    pub fn into_option(self) -> Option<FloatTensor<B>> {
+        match self {
+            Self::Some(tensor) => Some(tensor),
+            Self::None => None,
+        }
+    }
+
+    /// The tensor, where there is one.
+    pub fn as_option(&self) -> Option<&FloatTensor<B>> {
+        match self {
+            Self::Some(tensor) => Some(tensor),
+            Self::None => None,
+        }
+    }
+}
+
+impl<B: Backend> From<Option<FloatTensor<B>>> for OptionalTensor<B> {
+    fn from(tensor: Option<FloatTensor<B>>) -> Self {
+        tensor.map_or(Self::None, Self::Some)
+    }
+}
+
+/// `Option<IntTensor<B>>` in a form that passes Burn's dispatch.
+#[derive(ExtensionType)]
+#[extension_type(fusion: cfg(feature = "fusion"))]
+pub enum OptionalIntTensor<B: Backend> {
+    /// A tensor.
+    Some(IntTensor<B>),
+    /// None.
+    None,
+}
+
+impl<B: Backend> OptionalIntTensor<B> {
+    /// The tensor, where there is one.
+    pub fn into_option(self) -> Option<IntTensor<B>> {
+        match self {
+            Self::Some(tensor) => Some(tensor),
+            Self::None => None,
+        }
+    }
+
+    /// The tensor, where there is one.
+    pub fn as_option(&self) -> Option<&IntTensor<B>> {
+        match self {
+            Self::Some(tensor) => Some(tensor),
+            Self::None => None,
+        }
+    }
+}
+
+impl<B: Backend> From<Option<IntTensor<B>>> for OptionalIntTensor<B> {
+    fn from(tensor: Option<IntTensor<B>>) -> Self {
+        tensor.map_or(Self::None, Self::Some)
+    }
+}
 
 /// Where the tokens of a rotation stand.
 #[derive(ExtensionType)]
@@ -52,6 +120,13 @@ pub struct Conv3dCall {
     pub problem: Conv3dProblem,
     /// The kernel family the caller asked for.
     pub algorithm: Algorithm,
+}
+
+impl Conv3dCall {
+    /// The call as one of a whole clip: without a cache any plan gives the weight's gradient.
+    pub(crate) fn whole(self) -> Self {
+        Self { problem: Conv3dProblem { streaming: false, ..self.problem }, ..self }
+    }
 }
 
 #[cfg(feature = "autodiff")]

@@ -40,6 +40,35 @@ impl ConvOps for CubeBackend {
         or_panic(conv3d::forward_with_pre(&x, &weight, bias.into_option().as_ref(), &call))
     }
 
+    fn conv3d_forward_cached(
+        x: FloatTensor<Self>,
+        cache: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: OptionalTensor<Self>,
+        call: Conv3dCall,
+    ) -> FloatTensor<Self> {
+        or_panic(conv3d::forward_cached([x, cache], &weight, bias.into_option().as_ref(), &call))
+    }
+
+    fn conv3d_forward_cached_with_pre(
+        x: FloatTensor<Self>,
+        cache: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: OptionalTensor<Self>,
+        call: Conv3dCall,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        or_panic(conv3d::forward_cached_with_pre([x, cache], &weight, bias.into_option().as_ref(), &call))
+    }
+
+    fn conv3d_weight_gradient_cached(
+        x: FloatTensor<Self>,
+        cache: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        call: Conv3dCall,
+    ) -> FloatTensor<Self> {
+        or_panic(conv3d::weight_gradient_cached([x, cache], &dy, &call))
+    }
+
     fn conv3d_prepare(weight: FloatTensor<Self>, call: Conv3dCall, tile: WinogradTile) -> FloatTensor<Self> {
         or_panic(conv3d::prepare(&weight, &call, tile))
     }

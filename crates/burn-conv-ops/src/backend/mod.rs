@@ -10,7 +10,7 @@ mod calls;
 pub(crate) mod cube;
 pub(crate) mod portable;
 
-pub use calls::{Conv3dCall, RopePositions};
+pub use calls::{Conv3dCall, OptionalIntTensor, OptionalTensor, RopePositions};
 pub use conv_kernels::causal_conv1d::{CausalConv1dProblem, UpdateProblem};
 pub use conv_kernels::conv3d::Conv3dProblem;
 pub use conv_kernels::rope::RopeProblem;
@@ -27,74 +27,6 @@ use conv_kernels::causal_conv1d::Conv1dLayout;
 #[cfg(feature = "fusion")]
 use conv_kernels::conv3d::winograd;
 use conv_kernels::conv3d::{Activation, WinogradTile};
-
-/// `Option<FloatTensor<B>>` in a form that passes Burn's dispatch.
-#[derive(ExtensionType)]
-#[extension_type(fusion: cfg(feature = "fusion"))]
-pub enum OptionalTensor<B: Backend> {
-    /// A tensor.
-    Some(FloatTensor<B>),
-    /// None.
-    None,
-}
-
-impl<B: Backend> OptionalTensor<B> {
-    /// The tensor, where there is one.
-    pub fn into_option(self) -> Option<FloatTensor<B>> {
-        match self {
-            Self::Some(tensor) => Some(tensor),
-            Self::None => None,
-        }
-    }
-
-    /// The tensor, where there is one.
-    pub fn as_option(&self) -> Option<&FloatTensor<B>> {
-        match self {
-            Self::Some(tensor) => Some(tensor),
-            Self::None => None,
-        }
-    }
-}
-
-impl<B: Backend> From<Option<FloatTensor<B>>> for OptionalTensor<B> {
-    fn from(tensor: Option<FloatTensor<B>>) -> Self {
-        tensor.map_or(Self::None, Self::Some)
-    }
-}
-
-/// `Option<IntTensor<B>>` in a form that passes Burn's dispatch.
-#[derive(ExtensionType)]
-#[extension_type(fusion: cfg(feature = "fusion"))]
-pub enum OptionalIntTensor<B: Backend> {
-    /// A tensor.
-    Some(IntTensor<B>),
-    /// None.
-    None,
-}
-
-impl<B: Backend> OptionalIntTensor<B> {
-    /// The tensor, where there is one.
-    pub fn into_option(self) -> Option<IntTensor<B>> {
-        match self {
-            Self::Some(tensor) => Some(tensor),
-            Self::None => None,
-        }
-    }
-
-    /// The tensor, where there is one.
-    pub fn as_option(&self) -> Option<&IntTensor<B>> {
-        match self {
-            Self::Some(tensor) => Some(tensor),
-            Self::None => None,
-        }
-    }
-}
-
-impl<B: Backend> From<Option<IntTensor<B>>> for OptionalIntTensor<B> {
-    fn from(tensor: Option<IntTensor<B>>) -> Self {
-        tensor.map_or(Self::None, Self::Some)
-    }
-}
 
 /// What a causal conv1d reads.
 #[derive(ExtensionType)]
@@ -194,6 +126,46 @@ pub trait ConvOps: Backend {
         call: Conv3dCall,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         conv3d::portable::forward_with_pre::<Self>(x, weight, bias.into_option(), &call.problem)
+    }
+
+    /// [`conv3d_forward`](Self::conv3d_forward) of the cache `[N, C, frames, H, W]` and x joined along depth.
+    #[fusion(dtype = x, shape = Shape::from(call.problem.y_shape()))]
+    fn conv3d_forward_cached(
+        x: FloatTensor<Self>,
+        cache: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        #[extension_type] bias: OptionalTensor<Self>,
+        call: Conv3dCall,
+    ) -> FloatTensor<Self> {
+        let joined = Self::float_cat(vec![cache, x], 2);
+        conv3d::portable::forward::<Self>(joined, weight, bias.into_option(), &call.problem)
+    }
+
+    /// [`conv3d_forward_with_pre`](Self::conv3d_forward_with_pre) of the cache and x joined along depth.
+    #[fusion(meta = |x, _cache, _weight, _bias, call| (
+        TensorSpec::new(Shape::from(call.problem.y_shape()), x.dtype),
+        TensorSpec::new(Shape::from(call.problem.y_shape()), burn::tensor::DType::F32),
+    ))]
+    fn conv3d_forward_cached_with_pre(
+        x: FloatTensor<Self>,
+        cache: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        #[extension_type] bias: OptionalTensor<Self>,
+        call: Conv3dCall,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let joined = Self::float_cat(vec![cache, x], 2);
+        conv3d::portable::forward_with_pre::<Self>(joined, weight, bias.into_option(), &call.problem)
+    }
+
+    /// [`conv3d_weight_gradient`](Self::conv3d_weight_gradient) of the cache and x joined along depth.
+    #[fusion(dtype = x, shape = Shape::from(call.problem.weight_shape()))]
+    fn conv3d_weight_gradient_cached(
+        x: FloatTensor<Self>,
+        cache: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        call: Conv3dCall,
+    ) -> FloatTensor<Self> {
+        conv3d::portable::weight_gradient::<Self>(Self::float_cat(vec![cache, x], 2), dy, &call.problem)
     }
 
     /// The weight as [`conv3d_forward_prepared`](Self::conv3d_forward_prepared) takes it, fp32. Asked only of

@@ -14,9 +14,10 @@ mod options;
 pub use options::{CausalConv3dOptions, FirstFrames};
 
 use crate::conv::renamed;
-use crate::{ConvError, or_panic, try_conv3d};
+use crate::conv3d::try_stream;
+use crate::{Algorithm, ConvError, or_panic, try_conv3d};
 use burn::tensor::Tensor;
-use check::{Frames, OP};
+use check::OP;
 
 /// Causal conv3d: (y `[N, O, OD, OH, OW]`, new cache) of x `[N, C, D, H, W]`, weight `[O, C/groups, KD, KH,
 /// KW]`, bias `[O]` and the cache of the frames before x. Rounding, non-finite values and range:
@@ -47,6 +48,12 @@ use check::{Frames, OP};
 ///
 /// Gradients flow to x, weight, bias and cache, and through the new cache.
 ///
+/// Pieces have the bits of the whole clip given in one call, on one device: the plan and its sums do not
+/// depend on the number of frames. The kernels read the cache where it is; the gathered GEMM and the direct
+/// kernel are those that can. [`Algorithm::Winograd`] joins cache and x in memory in place of that, and
+/// [`nn::CausalConv3d::forward`](crate::nn::CausalConv3d::forward), which has a whole clip, takes any plan:
+/// their results differ from the others' by rounding.
+///
 /// # Panics
 /// Where [`try_causal_conv3d`] returns an error.
 pub fn causal_conv3d(
@@ -73,9 +80,17 @@ pub fn try_causal_conv3d(
 ) -> Result<(Tensor<5>, Tensor<5>), ConvError> {
     let frames = check::check(&x, &weight, bias.as_ref(), cache.as_ref(), &options)?;
     let kept = frames.kept()?;
-    let all = joined(cache, x);
-    let y = convolve(all.clone(), weight, bias, frames, &options)?;
-    Ok((y, last_frames(all, kept, options.first)))
+    let cache = cache.filter(|cache| cache.dims()[2] > 0);
+    let next = last_frames(&x, cache.as_ref(), kept, options.first);
+    let conv3d = options.conv3d(frames.padding);
+    // Winograd reads one tensor and plans by the number of frames.
+    let y = if let Algorithm::Winograd(_) = options.algorithm {
+        let all = Tensor::cat(cache.into_iter().chain([x]).collect(), 2);
+        try_conv3d(all, weight, bias, conv3d)
+    } else {
+        try_stream(x, cache, weight, bias, &conv3d)
+    };
+    Ok((y.map_err(|error| renamed(error, OP, "conv3d", "the cache and x"))?, next))
 }
 
 /// y alone, for a whole clip.
@@ -86,42 +101,25 @@ pub(crate) fn try_whole(
     options: &CausalConv3dOptions,
 ) -> Result<Tensor<5>, ConvError> {
     let frames = check::check(&x, &weight, bias.as_ref(), None, options)?;
-    convolve(x, weight, bias, frames, options)
-}
-
-fn convolve(
-    frames_of: Tensor<5>,
-    weight: Tensor<5>,
-    bias: Option<Tensor<1>>,
-    frames: Frames,
-    options: &CausalConv3dOptions,
-) -> Result<Tensor<5>, ConvError> {
-    try_conv3d(frames_of, weight, bias, options.conv3d(frames.padding))
+    try_conv3d(x, weight, bias, options.conv3d(frames.padding))
         .map_err(|error| renamed(error, OP, "conv3d", "the cache and x"))
 }
 
-/// The cache and x as one tensor.
-fn joined(cache: Option<Tensor<5>>, x: Tensor<5>) -> Tensor<5> {
-    match cache {
-        Some(cache) if cache.dims()[2] > 0 => Tensor::cat(vec![cache, x], 2),
-        _ => x,
-    }
-}
-
-/// The last `kept` frames of the padding and `all`.
-fn last_frames(all: Tensor<5>, kept: usize, first: FirstFrames) -> Tensor<5> {
-    let [n, c, frames, h, w] = all.dims();
-    let (device, dtype) = (all.device(), all.dtype());
+/// The last `kept` frames of \[cache or padding, x\].
+fn last_frames(x: &Tensor<5>, cache: Option<&Tensor<5>>, kept: usize, first: FirstFrames) -> Tensor<5> {
+    let [n, c, frames, h, w] = x.dims();
+    let (device, dtype) = (x.device(), x.dtype());
     if kept == 0 {
         return Tensor::empty([n, c, 0, h, w], (&device, dtype));
     }
     if kept <= frames {
-        return all.narrow(2, frames - kept, kept);
+        return x.clone().narrow(2, frames - kept, kept);
     }
-    let missing = [n, c, kept - frames, h, w];
-    let before = match first {
-        FirstFrames::Zeros => Tensor::zeros(missing, (&device, dtype)),
-        FirstFrames::Replicate => all.clone().narrow(2, 0, 1).expand(missing),
+    let missing = kept - frames;
+    let before = match (cache, first) {
+        (Some(cache), _) => cache.clone().narrow(2, cache.dims()[2] - missing, missing),
+        (None, FirstFrames::Zeros) => Tensor::zeros([n, c, missing, h, w], (&device, dtype)),
+        (None, FirstFrames::Replicate) => x.clone().narrow(2, 0, 1).expand([n, c, missing, h, w]),
     };
-    Tensor::cat(vec![before, all], 2)
+    Tensor::cat(vec![before, x.clone()], 2)
 }

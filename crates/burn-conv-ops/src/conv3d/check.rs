@@ -11,33 +11,49 @@ use conv_kernels::conv3d::{self, Conv3dProblem, Pass, WinogradTile};
 #[cfg(feature = "autodiff")]
 use conv_kernels::{FloatType, conv3d::Activation};
 
+/// What a call computes.
+#[derive(Clone, Copy)]
+pub(super) enum Frames<'a> {
+    /// A whole input.
+    Whole,
+    /// The next frames of a clip, behind those of the cache.
+    Stream(Option<&'a Tensor<5>>),
+}
+
 pub(super) fn check(
     x: &Tensor<5>,
     weight: &Tensor<5>,
     bias: Option<&Tensor<1>>,
     options: &Conv3dOptions,
+    frames: Frames,
 ) -> Result<Conv3dCall, ConvError> {
     const OP: &str = "conv3d";
+    let cache = if let Frames::Stream(cache) = frames { cache } else { None };
     let mut operands = vec![("x", x.dtype(), x.device()), ("the weight", weight.dtype(), weight.device())];
     operands.extend(bias.map(|bias| ("the bias", bias.dtype(), bias.device())));
+    operands.extend(cache.map(|cache| ("the cache", cache.dtype(), cache.device())));
     same_device(OP, operands.iter().map(|(name, _, device)| (*name, device)))?;
     let dtype = same_dtype(OP, operands.iter().map(|(name, dtype, _)| (*name, *dtype)))?;
     #[cfg(feature = "autodiff")]
     let bias_is_tracked = bias.is_some_and(Tensor::is_tracked);
     let bias = bias.map(|bias| bias.dims()[0]);
-    let ([_, _, d, h, w], [_, _, kd, kh, kw]) = (x.dims(), weight.dims());
+    let ([n, c, d, h, w], [_, _, kd, kh, kw]) = (x.dims(), weight.dims());
+    let d = d + cache.map_or(0, |cache| cache.dims()[2]);
     let window = options.window([d, h, w], [kd, kh, kw]);
-    let problem = Conv3dProblem::new(x.dims(), weight.dims(), bias, window, dtype)?;
+    let whole = Conv3dProblem::new([n, c, d, h, w], weight.dims(), bias, window, dtype)?;
+    let problem = if let Frames::Stream(_) = frames { whole.for_streams() } else { whole };
     let limits = limits(&x.device());
     fits(OP, &problem.y_shape(), dtype, &limits)?;
     conv3d::plan(&problem, Pass::Forward, options.algorithm, &limits)?;
     // A backward pass has nowhere to report an error: its plans are made here.
     #[cfg(feature = "autodiff")]
     {
-        let tracked = [x.is_tracked(), weight.is_tracked(), bias_is_tracked];
+        let cache_is_tracked = cache.is_some_and(Tensor::is_tracked);
+        let tracked = [x.is_tracked() || cache_is_tracked, weight.is_tracked(), bias_is_tracked];
         for (pass, tracked) in [Pass::InputGradient, Pass::WeightGradient].into_iter().zip(tracked) {
             if tracked {
-                conv3d::gradient_plan(&problem, pass, options.algorithm, &limits)?;
+                let problem = if cache.is_some() { &problem } else { &whole };
+                conv3d::gradient_plan(problem, pass, options.algorithm, &limits)?;
             }
         }
         if options.activation == Activation::Silu && tracked.contains(&true) {

@@ -4,6 +4,7 @@ use crate::backend::Conv3dCall;
 use crate::backend::cube::{allocate, operand};
 use burn::tensor::DType;
 use burn_cubecl::cubecl::prelude::Client;
+use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use conv_kernels::conv3d::{self, Activation, Algorithm, Pass, Plan, WinogradTile, winograd};
 use conv_kernels::{ConvError, Limits, Operand};
@@ -36,6 +37,63 @@ pub(crate) fn forward_with_pre(
     let plan = plan(call, Pass::Forward, (&x.client, &limits), operands)?;
     conv3d::forward_with_pre(&x.client, &limits, problem, &plan, operands, &operand(&pre)?, bias.as_ref())?;
     Ok((y, pre))
+}
+
+pub(crate) fn forward_cached(
+    inputs: [CubeTensor; 2],
+    weight: &CubeTensor,
+    bias: Option<&CubeTensor>,
+    call: &Conv3dCall,
+) -> Result<CubeTensor, ConvError> {
+    let [x, cache] = inputs.map(with_even_images);
+    let (problem, limits) = (&call.problem, Limits::of(&x.client));
+    let y = allocate(&x, &problem.y_shape(), x.dtype);
+    let plan = conv3d::plan(problem, Pass::Forward, call.algorithm, &limits)?;
+    let bias = bias.map(operand).transpose()?;
+    let operands = [&operand(&x)?, &operand(weight)?, &operand(&y)?];
+    let others = (&operand(&cache)?, None, bias.as_ref());
+    conv3d::forward_cached(&x.client, &limits, problem, &plan, operands, others)?;
+    Ok(y)
+}
+
+pub(crate) fn forward_cached_with_pre(
+    inputs: [CubeTensor; 2],
+    weight: &CubeTensor,
+    bias: Option<&CubeTensor>,
+    call: &Conv3dCall,
+) -> Result<(CubeTensor, CubeTensor), ConvError> {
+    let [x, cache] = inputs.map(with_even_images);
+    let (problem, limits) = (&call.problem, Limits::of(&x.client));
+    let [y, pre] = [x.dtype, DType::F32].map(|dtype| allocate(&x, &problem.y_shape(), dtype));
+    let plan = conv3d::plan(problem, Pass::Forward, call.algorithm, &limits)?;
+    let bias = bias.map(operand).transpose()?;
+    let operands = [&operand(&x)?, &operand(weight)?, &operand(&y)?];
+    let pre_operand = operand(&pre)?;
+    let others = (&operand(&cache)?, Some(&pre_operand), bias.as_ref());
+    conv3d::forward_cached(&x.client, &limits, problem, &plan, operands, others)?;
+    Ok((y, pre))
+}
+
+pub(crate) fn weight_gradient_cached(
+    inputs: [CubeTensor; 2],
+    dy: &CubeTensor,
+    call: &Conv3dCall,
+) -> Result<CubeTensor, ConvError> {
+    let [x, cache] = inputs.map(with_even_images);
+    let limits = Limits::of(&x.client);
+    let dw = allocate(&x, &call.problem.weight_shape(), x.dtype);
+    let plan = conv3d::gradient_plan(&call.problem, Pass::WeightGradient, call.algorithm, &limits)?;
+    let operands = [&operand(&x)?, &operand(dy)?, &operand(&dw)?];
+    conv3d::weight_gradient_cached(&x.client, &limits, &call.problem, &plan, operands, &operand(&cache)?)?;
+    Ok(dw)
+}
+
+/// The tensor, copied where its images' channels are not evenly spaced: the fast kernels count image
+/// channels.
+fn with_even_images(tensor: CubeTensor) -> CubeTensor {
+    let (shape, strides) = (tensor.meta.shape(), tensor.meta.strides());
+    let even = shape[0] <= 1 || strides[0] == shape[1] * strides[1];
+    if even { tensor } else { into_contiguous(tensor) }
 }
 
 pub(crate) fn prepare(
@@ -91,6 +149,7 @@ pub(crate) fn weight_gradient(
 ) -> Result<CubeTensor, ConvError> {
     let limits = Limits::of(&x.client);
     let dw = allocate(x, &call.problem.weight_shape(), x.dtype);
+    let call = &call.whole();
     let operands = [&operand(x)?, &operand(dy)?, &operand(&dw)?];
     let plan = plan(call, Pass::WeightGradient, (&x.client, &limits), operands)?;
     conv3d::weight_gradient(&x.client, &limits, &call.problem, &plan, operands)?;
@@ -105,6 +164,7 @@ pub(crate) fn weight_and_bias_gradient(
     let limits = Limits::of(&x.client);
     let dw = allocate(x, &call.problem.weight_shape(), x.dtype);
     let db = allocate(x, &[call.problem.out_channels], x.dtype);
+    let call = &call.whole();
     let operands = [&operand(x)?, &operand(dy)?, &operand(&dw)?];
     let plan = plan(call, Pass::WeightGradient, (&x.client, &limits), operands)?;
     conv3d::weight_and_bias_gradient(&x.client, &limits, &call.problem, &plan, operands, &operand(&db)?)?;

@@ -2,6 +2,8 @@
 
 #[cfg(feature = "autodiff")]
 pub(crate) mod autodiff;
+#[cfg(feature = "autodiff")]
+pub(crate) mod cached;
 mod check;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub(crate) mod cube;
@@ -16,10 +18,10 @@ pub(crate) use options::same_padding;
 pub use options::{Conv3dOptions, Conv3dPadding, PerAxis};
 
 use crate::backend::ConvOps;
-use crate::{ConvError, PaddingMode, or_panic};
+use crate::{ConvError, or_panic};
 use burn::backend::Dispatch;
 use burn::tensor::Tensor;
-use burn::tensor::ops::PadMode;
+use check::Frames;
 
 /// conv3d: y `[N, O, OD, OH, OW]` of x `[N, C, D, H, W]`, weight `[O, C/groups, KD, KH, KW]` and bias `[O]`,
 /// with PyTorch's semantics.
@@ -69,69 +71,25 @@ pub fn try_conv3d(
     bias: Option<Tensor<1>>,
     options: impl Into<Conv3dOptions>,
 ) -> Result<Tensor<5>, ConvError> {
-    let (x, options) = written_out(x, &weight, &options.into())?;
-    let call = check::check(&x, &weight, bias.as_ref(), &options)?;
+    let call = check::check(&x, &weight, bias.as_ref(), &options.into(), Frames::Whole)?;
     let bias = bias.map(Tensor::into_dispatch).into();
     Ok(Tensor::from_dispatch(Dispatch::conv3d_forward(x.into_dispatch(), weight.into_dispatch(), bias, call)))
 }
 
-/// x with the padding that the kernels do not read by themselves, and the options of what is left: where all
-/// axes with padding share zeros or replicate padding, x itself.
-pub(crate) fn written_out(
+/// conv3d of the next frames of a clip, whose bits do not depend on how many there are: of the cache, if any,
+/// and x joined along depth.
+pub(crate) fn try_stream(
     x: Tensor<5>,
-    weight: &Tensor<5>,
+    cache: Option<Tensor<5>>,
+    weight: Tensor<5>,
+    bias: Option<Tensor<1>>,
     options: &Conv3dOptions,
-) -> Result<(Tensor<5>, Conv3dOptions), ConvError> {
-    let ([_, _, input @ ..], [_, _, kernel @ ..]) = (x.dims(), weight.dims());
-    let mut padding = options.padding.resolve(input, kernel, options.stride, options.dilation);
-    let mut modes = options.padding_mode;
-    for axis in 0..3 {
-        let (before, after) = padding[axis];
-        let (size, name) = (input[axis], ["depth", "height", "width"][axis]);
-        match modes[axis] {
-            _ if (before, after) == (0, 0) => modes[axis] = PaddingMode::Zeros,
-            PaddingMode::Reflect if before.max(after) >= size => {
-                return Err(ConvError::Invalid(format!(
-                    "conv3d: reflect padding of ({before}, {after}) must be below the input's {name}, which is {size}"
-                )));
-            }
-            PaddingMode::Circular if before.max(after) > size => {
-                return Err(ConvError::Invalid(format!(
-                    "conv3d: circular padding of ({before}, {after}) must be at most the input's {name}, which is \
-                     {size}"
-                )));
-            }
-            PaddingMode::Replicate if size == 0 => {
-                return Err(ConvError::Invalid(format!(
-                    "conv3d: replicate padding of an input with {name} 0 has nothing to repeat"
-                )));
-            }
-            _ => {}
-        }
-    }
-    let padded: Vec<PaddingMode> =
-        (0..3).filter(|axis| padding[*axis] != (0, 0)).map(|axis| modes[axis]).collect();
-    let uniform = padded.windows(2).all(|pair| pair[0] == pair[1]);
-    if uniform && padded.iter().all(|mode| matches!(mode, PaddingMode::Zeros | PaddingMode::Replicate)) {
-        return Ok((x, Conv3dOptions { padding_mode: modes, ..*options }));
-    }
-    let mut x = x;
-    for axis in 0..3 {
-        let (before, after) = padding[axis];
-        let mut sides = [(0, 0); 5];
-        sides[axis + 2] = (before, after);
-        x = match modes[axis] {
-            PaddingMode::Zeros => continue,
-            PaddingMode::Replicate => x.pad(sides, PadMode::Edge),
-            PaddingMode::Reflect => x.pad(sides, PadMode::Reflect),
-            PaddingMode::Circular => {
-                let (dim, size) = (axis + 2, input[axis]);
-                let front = (before > 0).then(|| x.clone().narrow(dim, size - before, before));
-                let back = (after > 0).then(|| x.clone().narrow(dim, 0, after));
-                Tensor::cat([front, Some(x), back].into_iter().flatten().collect(), dim)
-            }
-        };
-        (padding[axis], modes[axis]) = ((0, 0), PaddingMode::Zeros);
-    }
-    Ok((x, Conv3dOptions { padding: padding.into(), padding_mode: modes, ..*options }))
+) -> Result<Tensor<5>, ConvError> {
+    let call = check::check(&x, &weight, bias.as_ref(), options, Frames::Stream(cache.as_ref()))?;
+    let bias = bias.map(Tensor::into_dispatch).into();
+    let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
+    Ok(Tensor::from_dispatch(match cache {
+        Some(cache) => Dispatch::conv3d_forward_cached(x, cache.into_dispatch(), weight, bias, call),
+        None => Dispatch::conv3d_forward(x, weight, bias, call),
+    }))
 }

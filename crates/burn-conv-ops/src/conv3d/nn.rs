@@ -1,7 +1,7 @@
 //! conv3d as a module.
 
 use super::filters::{FilterCache, is_composed};
-use super::{Conv3dOptions, Conv3dPadding, check, written_out};
+use super::{Conv3dOptions, Conv3dPadding, check};
 use crate::backend::ConvOps;
 use crate::forms::{ActivationForm, AlgorithmForm};
 use crate::nn::{axis_setters, check_groups, config, setters};
@@ -177,8 +177,8 @@ impl Conv3d {
     /// As [`try_conv3d`](crate::try_conv3d).
     pub fn try_forward(&self, x: Tensor<5>) -> Result<Tensor<5>, ConvError> {
         let (weight, bias) = (self.weight.val(), self.bias.as_ref().map(|bias| bias.val()));
-        let (x, options) = written_out(x, &weight, &self.options())?;
-        let call = check::check(&x, &weight, bias.as_ref(), &options)?;
+        let options = self.options();
+        let call = check::check(&x, &weight, bias.as_ref(), &options, check::Frames::Whole)?;
         let tile =
             self.reuse_filters.then(|| check::prepared_tile(&x, &weight, bias.as_ref(), &call)).flatten();
         let x = x.into_dispatch();

@@ -191,11 +191,6 @@ impl Conv3dOptions {
         Self { algorithm, ..self }
     }
 
-    /// The one mode of all axes with padding, which [`written_out`](super::written_out) leaves.
-    fn kernels_mode(&self) -> PaddingMode {
-        self.padding_mode.into_iter().find(|mode| *mode != PaddingMode::Zeros).unwrap_or_default()
-    }
-
     /// The same options as the kernels name them, for an input and a kernel of these sizes.
     pub(crate) fn window(&self, input: [usize; 3], kernel: [usize; 3]) -> Window {
         Window {
@@ -203,7 +198,7 @@ impl Conv3dOptions {
             padding: self.padding.resolve(input, kernel, self.stride, self.dilation),
             dilation: self.dilation,
             groups: self.groups,
-            padding_mode: self.kernels_mode(),
+            padding_mode: self.padding_mode,
             activation: self.activation,
         }
     }

@@ -129,20 +129,16 @@ fn is_empty(problem: &Conv3dProblem) -> bool {
 /// Who pads: Burn's convolution, or this module before it.
 enum Padding {
     Burns([usize; 3]),
-    WrittenOut([(usize, usize); 3], PadMode),
+    WrittenOut([(usize, usize); 3], [PaddingMode; 3]),
 }
 
 impl Padding {
     fn of(problem: &Conv3dProblem) -> Self {
-        let padding = problem.window.padding;
-        let mode = match problem.window.padding_mode {
-            PaddingMode::Zeros if padding.iter().all(|(begin, end)| begin == end) => {
-                return Self::Burns(padding.map(|(begin, _)| begin));
-            }
-            PaddingMode::Zeros => PadMode::Constant(0.0),
-            _ => PadMode::Edge,
-        };
-        Self::WrittenOut(padding, mode)
+        let (padding, modes) = (problem.window.padding, problem.window.padding_mode);
+        if modes == [PaddingMode::Zeros; 3] && padding.iter().all(|(begin, end)| begin == end) {
+            return Self::Burns(padding.map(|(begin, _)| begin));
+        }
+        Self::WrittenOut(padding, modes)
     }
 
     /// What Burn's convolution is told.
@@ -155,18 +151,32 @@ impl Padding {
         ConvOptions::new(window.stride, padding, window.dilation, window.groups)
     }
 
-    fn write_out<B: Backend>(&self, x: FloatTensor<B>) -> FloatTensor<B> {
-        match self {
-            Self::Burns(_) => x,
-            Self::WrittenOut([depth, height, width], mode) => {
-                B::float_pad(x, &[(0, 0), (0, 0), *depth, *height, *width], *mode)
-            }
+    fn write_out<B: Backend>(&self, mut x: FloatTensor<B>) -> FloatTensor<B> {
+        let Self::WrittenOut(padding, modes) = self else {
+            return x;
+        };
+        for (spatial, &(begin, end)) in padding.iter().enumerate() {
+            let axis = spatial + 2;
+            let pad = |x, mode| pad::<B>(x, axis, (begin, end), mode);
+            x = match modes[spatial] {
+                _ if (begin, end) == (0, 0) => x,
+                PaddingMode::Zeros => pad(x, PadMode::Constant(0.0)),
+                PaddingMode::Replicate => pad(x, PadMode::Edge),
+                PaddingMode::Reflect => pad(x, PadMode::Reflect),
+                PaddingMode::Circular => {
+                    let size = x.shape()[axis];
+                    let front = (begin > 0).then(|| narrow::<B>(x.clone(), axis, size - begin, begin));
+                    let back = (end > 0).then(|| narrow::<B>(x.clone(), axis, 0, end));
+                    B::float_cat([front, Some(x), back].into_iter().flatten().collect(), axis)
+                }
+            };
         }
+        x
     }
 
     /// The gradient of x from the gradient of what `write_out` made of it.
     fn fold_back<B: Backend>(&self, mut dx: FloatTensor<B>, problem: &Conv3dProblem) -> FloatTensor<B> {
-        let Self::WrittenOut(padding, mode) = self else {
+        let Self::WrittenOut(padding, modes) = self else {
             return dx;
         };
         for (spatial, &(begin, end)) in padding.iter().enumerate() {
@@ -174,20 +184,53 @@ impl Padding {
             if (begin, end) == (0, 0) {
                 continue;
             }
-            if !matches!(mode, PadMode::Edge) {
-                dx = narrow::<B>(dx, axis, begin, size);
-                continue;
-            }
-            // The edges also get what their copies got: at least one slice on each side, the edge itself.
-            let sum = |start, length| B::float_sum_dim(narrow::<B>(dx.clone(), axis, start, length), axis);
-            dx = if size == 1 {
-                sum(0, begin + 1 + end)
-            } else {
-                let (first, last) = (sum(0, begin + 1), sum(begin + size - 1, end + 1));
-                let inner = (size > 2).then(|| narrow::<B>(dx.clone(), axis, begin + 1, size - 2));
-                B::float_cat([Some(first), inner, Some(last)].into_iter().flatten().collect(), axis)
+            dx = match modes[spatial] {
+                PaddingMode::Zeros => narrow::<B>(dx, axis, begin, size),
+                PaddingMode::Replicate => fold_edges::<B>(dx, axis, size, (begin, end)),
+                mode @ (PaddingMode::Reflect | PaddingMode::Circular) => {
+                    let mirrored = mode == PaddingMode::Reflect;
+                    // Where the copies before and behind belong: from the second element on and up to the
+                    // last but one, or at the opposite ends.
+                    let front = if mirrored { 1 } else { size - begin };
+                    let back = if mirrored { size - 1 - end } else { 0 };
+                    let copies = [(0, begin, front), (begin + size, end, back)];
+                    let mut sum = narrow::<B>(dx.clone(), axis, begin, size);
+                    for (start, length, at) in copies.into_iter().filter(|(_, length, _)| *length > 0) {
+                        let mut copy = narrow::<B>(dx.clone(), axis, start, length);
+                        if mirrored {
+                            copy = B::float_flip(copy, &[axis]);
+                        }
+                        let zeros = PadMode::Constant(0.0);
+                        sum = B::float_add(sum, pad::<B>(copy, axis, (at, size - at - length), zeros));
+                    }
+                    sum
+                }
             };
         }
         dx
     }
+}
+
+/// Pads one axis.
+fn pad<B: Backend>(x: FloatTensor<B>, axis: usize, sides: (usize, usize), mode: PadMode) -> FloatTensor<B> {
+    let mut padding = [(0, 0); 5];
+    padding[axis] = sides;
+    B::float_pad(x, &padding, mode)
+}
+
+/// The gradient of an axis whose edges are repeated: they also get what their copies got, at least one slice
+/// on each side, the edge itself.
+fn fold_edges<B: Backend>(
+    dx: FloatTensor<B>,
+    axis: usize,
+    size: usize,
+    (begin, end): (usize, usize),
+) -> FloatTensor<B> {
+    let sum = |start, length| B::float_sum_dim(narrow::<B>(dx.clone(), axis, start, length), axis);
+    if size == 1 {
+        return sum(0, begin + 1 + end);
+    }
+    let (first, last) = (sum(0, begin + 1), sum(begin + size - 1, end + 1));
+    let inner = (size > 2).then(|| narrow::<B>(dx.clone(), axis, begin + 1, size - 2));
+    B::float_cat([Some(first), inner, Some(last)].into_iter().flatten().collect(), axis)
 }

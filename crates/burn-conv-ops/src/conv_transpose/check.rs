@@ -90,7 +90,7 @@ pub(super) fn check(
         padding: cut,
         dilation,
         groups,
-        padding_mode: PaddingMode::Zeros,
+        padding_mode: [PaddingMode::Zeros; 3],
         activation: Activation::None,
     };
     let [d, h, w] = output;

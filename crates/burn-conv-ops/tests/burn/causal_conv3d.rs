@@ -3,12 +3,13 @@
 
 use crate::golden::{self, Tensors};
 use crate::padding::mode;
-use crate::support::{devices, normal, upload, values};
+use crate::support::{assert_close, devices, normal, upload, values};
 use burn::serde::Deserialize;
 use burn::tensor::{Device, Tensor};
 use burn_conv_ops::nn::CausalConv3dConfig;
 use burn_conv_ops::{
-    Activation, CausalConv3dOptions, FirstFrames, PaddingMode, causal_conv3d, try_causal_conv3d,
+    Activation, CausalConv3dOptions, Conv3dOptions, FirstFrames, PaddingMode, causal_conv3d, conv3d,
+    try_causal_conv3d,
 };
 use safetensors::SafeTensors;
 
@@ -105,6 +106,74 @@ fn pieces_of_any_lengths_give_the_whole_clip() {
             let parts = in_pieces(x, &weight, None, options, pieces);
             assert!(values(whole.0) == values(parts.0), "case {index} on {on}");
             assert!(values(whole.1) == values(parts.1), "case {index} on {on}: the cache");
+        }
+    }
+}
+
+/// The plan does not depend on the number of frames: pieces have the bits of the whole clip. (The CPU
+/// backend's sums are Burn's own.)
+#[test]
+fn pieces_have_the_bits_of_the_whole_clip() {
+    let device = crate::support::gpu();
+    let options = CausalConv3dOptions::new().with_plane_padding(1).with_activation(Activation::Silu);
+    for (shape, options, pieces) in [
+        ([5, 24, 3, 3, 3], options, &[1, 1, 5][..]),
+        ([17, 24, 3, 3, 3], options.with_first(FirstFrames::Replicate), &[3, 4]),
+        ([17, 24, 3, 1, 1], options.with_plane_padding(0), &[2, 2, 3]),
+    ] {
+        let (x, weight) = (normal(1, [2, 24, 7, 5, 8], &device), normal(2, shape, &device));
+        let bias = normal(3, [shape[0]], &device);
+        let whole = in_pieces(x.clone(), &weight, Some(&bias), options, &[7]);
+        let parts = in_pieces(x, &weight, Some(&bias), options, pieces);
+        assert!(values(whole.0) == values(parts.0), "{shape:?} in {pieces:?}");
+    }
+}
+
+/// A cache is read like frames joined before x, also as a view, and its gradient is theirs.
+#[test]
+fn a_cache_is_read_like_joined_frames() {
+    let base = CausalConv3dOptions::new().with_plane_padding(1);
+    let cases = [
+        (base, 1),
+        (base.with_activation(Activation::Relu).with_plane_mode(PaddingMode::Reflect), 1),
+        (base.with_activation(Activation::Silu), 2),
+    ];
+    for (on, device) in devices() {
+        for (index, (options, groups)) in cases.into_iter().enumerate() {
+            let options = options.with_groups(groups);
+            let device = device.clone().autodiff();
+            let integers = |seed: u64, shape: [usize; 5]| (normal(seed, shape, &device) * 2.0).round();
+            let weight = integers(2, [6, 4 / groups, 3, 3, 3]).require_grad();
+            let bias = normal(3, [6], &device).round().require_grad();
+            let [cache, x] =
+                [2, 3].map(|frames| integers(frames as u64, [2, 4, frames, 5, 4]).require_grad());
+            // Channels are adjacent in memory: images are not evenly spaced.
+            let view = cache.clone().permute([0, 2, 3, 4, 1]).mul_scalar(1.0).permute([0, 4, 1, 2, 3]);
+            let dy = integers(5, [2, 6, 3, 5, 4]);
+            let gradients = |y: Tensor<5>| {
+                let grads = (y.clone() * dy.clone()).sum().backward();
+                let five = [&x, &cache, &weight].map(|input| values(input.grad(&grads).expect("tracked")));
+                (values(y.inner()), five, values(bias.grad(&grads).expect("tracked")))
+            };
+            let all = (weight.clone(), Some(bias.clone()));
+            let (y, _) = causal_conv3d(x.clone(), all.0.clone(), all.1.clone(), Some(view), options);
+            let got = gradients(y);
+            let plane = [(0, 0), (1, 1), (1, 1)];
+            let joined = Conv3dOptions::new()
+                .with_padding(plane)
+                .with_padding_modes([PaddingMode::Zeros, options.plane_mode, options.plane_mode])
+                .with_groups(groups)
+                .with_activation(options.activation);
+            let want =
+                gradients(conv3d(Tensor::cat(vec![cache.clone(), x.clone()], 2), all.0, all.1, joined));
+            let what = format!("case {index} on {on}");
+            if options.activation == Activation::Silu {
+                assert_close(&what, &got.0, &want.0, 1e-5);
+                (0..3).for_each(|input| assert_close(&what, &got.1[input], &want.1[input], 1e-4));
+                assert_close(&what, &got.2, &want.2, 1e-4);
+            } else {
+                assert!(got == want, "{what}");
+            }
         }
     }
 }

@@ -15,7 +15,12 @@ pub(crate) fn options(case: &Conv3dCase) -> Conv3dOptions {
         .with_padding(case.padding)
         .with_dilation(case.dilation)
         .with_groups(case.groups)
-        .with_padding_mode(if case.replicate { PaddingMode::Replicate } else { PaddingMode::Zeros })
+        .with_padding_modes(case.padding_modes().map(|mode| match mode {
+            cases::Padding::Zeros => PaddingMode::Zeros,
+            cases::Padding::Replicate => PaddingMode::Replicate,
+            cases::Padding::Reflect => PaddingMode::Reflect,
+            cases::Padding::Circular => PaddingMode::Circular,
+        }))
         .with_activation(match case.activation {
             cases::Activation::None => Activation::None,
             cases::Activation::Relu => Activation::Relu,
@@ -30,7 +35,7 @@ pub(crate) fn problem(case: &Conv3dCase) -> Conv3dProblem {
         padding: case.padding,
         dilation: options.dilation,
         groups: options.groups,
-        padding_mode: options.padding_mode[0],
+        padding_mode: options.padding_mode,
         activation: options.activation,
     };
     let bias = case.bias.then_some(case.o);

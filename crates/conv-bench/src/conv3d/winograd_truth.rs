@@ -120,7 +120,7 @@ fn one_magnitude(
         channels,
         out_channels: 1,
         input: [kd, size, size],
-        window: Window { padding_mode: PaddingMode::Zeros, ..Window::default() },
+        window: Window { padding_mode: [PaddingMode::Zeros; 3], ..Window::default() },
         ..*problem
     };
     let magnitudes = evaluate(&single, Pass::Forward, tile, &patch, &filter, true);

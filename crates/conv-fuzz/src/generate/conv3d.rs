@@ -49,7 +49,16 @@ pub(super) fn random(family: &mut Random, each: &mut Random) -> Case {
     case.set("k", &kernel);
     case.set("s", &stride);
     case.set("d", &dilation);
-    case.set("replicate", &[family.range(0, 1)]);
+    let modes = match family.range(0, 5) {
+        0..=1 => [0; 3],
+        2..=3 => {
+            case.set("replicate", &[1]);
+            [0; 3]
+        }
+        _ => [(); 3].map(|()| family.range(0, 3)),
+    };
+    case.set("modes", &modes);
+    case.set("held", &[if family.once_in(4) { family.range(1, 3) } else { 0 }]);
     case.set_word("type", dtype(family));
     case.set_word("limits", class(family));
     case.set("bias", &[family.range(0, 1)]);
@@ -131,6 +140,19 @@ pub(super) fn random(family: &mut Random, each: &mut Random) -> Case {
     x[1] = c;
     if each.once_in(80) {
         x[0] = 0;
+    }
+    for axis in 0..3 {
+        // Reflect and circular padding end at the input's extent.
+        let most = match modes[axis] {
+            2 => x[axis + 2] - 1,
+            3 => x[axis + 2],
+            _ => i64::MAX,
+        };
+        for side in [2 * axis, 2 * axis + 1] {
+            padding[side] = padding[side].min(most);
+        }
+        let span = dilation[axis] * (kernel[axis] - 1) + 1;
+        x[axis + 2] = x[axis + 2].max(span - padding[2 * axis] - padding[2 * axis + 1]);
     }
     case.set("x", &x);
     case.set("o", &[o]);

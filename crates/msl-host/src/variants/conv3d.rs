@@ -5,7 +5,8 @@ use crate::server::{Label, Recorder};
 use conv_cases::conv3d::{self as cases, Conv3dCase};
 use conv_kernels::conv3d::{
     Activation, Conv3dProblem, PaddingMode, Pass, Plan, Window, activation_gradient, bias_gradient, eligible,
-    forward, forward_with_pre, input_gradient, weight_and_bias_gradient, weight_gradient,
+    forward, forward_cached, forward_with_pre, input_gradient, weight_and_bias_gradient, weight_gradient,
+    weight_gradient_cached,
 };
 use conv_kernels::{FloatType, Limits};
 use cubecl::prelude::Client;
@@ -19,6 +20,9 @@ pub(super) fn record(
 ) {
     for case in &table(index) {
         record_case(recorder, limits, case, dtype, refused);
+    }
+    for stream in &streams() {
+        record_stream(recorder, limits, stream, dtype, refused);
     }
     match problem(&levels(), dtype) {
         Ok(problem) => record_bias_gradient(recorder, limits, &problem, "levels", refused),
@@ -111,7 +115,69 @@ pub fn table(index: IndexWidth) -> Vec<Conv3dCase> {
             }
         }
     }
+    // Padding of each axis by itself: in the padding of causal clips and in every mode.
+    let modes = [
+        [cases::Padding::Replicate, cases::Padding::Zeros, cases::Padding::Zeros],
+        [cases::Padding::Reflect, cases::Padding::Zeros, cases::Padding::Circular],
+    ];
+    for modes in modes {
+        let name = format!("modes_{:?}", modes[0]).to_lowercase();
+        let case = Conv3dCase {
+            padding,
+            modes: Some(modes),
+            ..Conv3dCase::new(&name, [1, 20, 2, 4, 4], 20, [3, 3, 3])
+        };
+        table.push(Conv3dCase { bias: false, ..case.clone() });
+        table.push(case);
+    }
     table
+}
+
+/// Clips in pieces: frames in a cache, and the joined input's case.
+pub fn streams() -> Vec<(usize, Conv3dCase)> {
+    let base = Conv3dCase {
+        padding: [(0, 0), (1, 1), (1, 1)],
+        ..Conv3dCase::new("stream", [1, 9, 4, 5, 6], 10, [3, 3, 3])
+    };
+    let even = Conv3dCase { c: 8, bias: false, ..base.clone() };
+    // Frames that are whole vectors of positions.
+    let frames = Conv3dCase::new("stream_of_frames", [1, 8, 4, 4, 8], 10, [3, 1, 1]);
+    [base, even, frames].into_iter().map(|case| (2, case)).collect()
+}
+
+/// Launches the passes that read a cache.
+fn record_stream(
+    recorder: &Recorder,
+    limits: &Limits,
+    (held, case): &(usize, Conv3dCase),
+    dtype: FloatType,
+    refused: &mut Vec<String>,
+) {
+    let problem = match problem(case, dtype) {
+        Ok(problem) => problem.for_streams(),
+        Err(error) => return refused.push(format!("conv3d {}: {error}", case.name)),
+    };
+    for pass in [Pass::Forward, Pass::WeightGradient] {
+        for plan in eligible(&problem, pass, limits) {
+            let what = format!("conv3d {} of a stream {} {}", pass.name(), plan.name(), dtype.name());
+            let label = Label { what, options: options(&problem, pass) };
+            let first = recorder.log().launches.len();
+            let result = recorder.record(&label, |client| {
+                let [n, c, d, h, w] = problem.x_shape();
+                let [cache, x] = [*held, d - held].map(|frames| tensor(client, &[n, c, frames, h, w], dtype));
+                let [_, w, y] = operands(client, &problem);
+                if pass == Pass::Forward {
+                    let bias = problem.bias.then(|| tensor(client, &[problem.out_channels], dtype));
+                    let others = (&cache, None, bias.as_ref());
+                    forward_cached(client, limits, &problem, &plan, [&x, &w, &y], others)
+                } else {
+                    weight_gradient_cached(client, limits, &problem, &plan, [&x, &y, &w], &cache)
+                }
+            });
+            note_refusal(result, &label, &case.name, refused);
+            refused.extend(understated(&recorder.log(), first, &plan.needs(&problem, pass, limits), &label));
+        }
+    }
 }
 
 /// Whether a launch of the table may need kernels that no other one needs: gradients depend on neither
@@ -141,7 +207,12 @@ fn problem(case: &Conv3dCase, dtype: FloatType) -> Result<Conv3dProblem, conv_ke
         padding: case.padding,
         dilation: case.dilation,
         groups: case.groups,
-        padding_mode: if case.replicate { PaddingMode::Replicate } else { PaddingMode::Zeros },
+        padding_mode: case.padding_modes().map(|mode| match mode {
+            cases::Padding::Zeros => PaddingMode::Zeros,
+            cases::Padding::Replicate => PaddingMode::Replicate,
+            cases::Padding::Reflect => PaddingMode::Reflect,
+            cases::Padding::Circular => PaddingMode::Circular,
+        }),
         activation,
     };
     Conv3dProblem::new(case.input_shape(), case.weight_shape(), case.bias.then_some(case.o), window, dtype)
@@ -229,7 +300,11 @@ fn operands(client: &Client, problem: &Conv3dProblem) -> [conv_kernels::Operand;
 
 /// The options that kernels of a pass are specialized by, beyond plan and dtype.
 fn options(problem: &Conv3dProblem, pass: Pass) -> String {
-    let mut words = vec![format!("{:?}", problem.window.padding_mode)];
+    let modes = problem.window.padding_mode;
+    let mut words = vec![format!("{:?}", modes[0])];
+    if modes != [modes[0]; 3] {
+        words = vec![modes.map(|mode| format!("{mode:?}")).join("-")];
+    }
     if pass == Pass::Forward && problem.window.activation != Activation::None {
         words.push(format!("{:?}", problem.window.activation));
     }

@@ -6,7 +6,7 @@
 //! Tests start in the order of their names: these go first, since they compile in batches what the others
 //! use.
 
-use crate::{causal_conv1d, conv3d, conv3d_pre, conv3d_sums, rope};
+use crate::{causal_conv1d, conv3d, conv3d_pre, conv3d_streams, conv3d_sums, rope};
 use conv_cases::fill;
 use conv_kernels::{FloatType, IndexType, Limits};
 use msl_host::execute::compile_ahead;
@@ -56,6 +56,9 @@ fn check(dtype: FloatType) {
         let picks = if conv_testing::is_full() { |_: &_, _, _: &_| true } else { variants::conv3d::lists };
         conv3d::run_with(alone, &table, &fill::normal, false, conv3d::Selection::Launches(picks));
         conv3d_sums::check_activation_gradients(alone);
+        for stream in variants::conv3d::streams() {
+            conv3d_streams::check(alone, &stream, &fill::normal, false, &|plans| plans);
+        }
         let kept: Vec<_> = table.iter().filter(|case| variants::conv3d::keeps_pre(case)).cloned().collect();
         conv3d_pre::check(alone, &kept, |plans, _| plans);
         let levels = conv3d::problem(&variants::conv3d::levels(), dtype);

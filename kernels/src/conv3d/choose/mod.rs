@@ -66,6 +66,7 @@ pub(super) fn candidates(
     algorithm: Algorithm,
     limits: &Limits,
 ) -> Result<Vec<Plan>, ConvError> {
+    let problem = &problem.planned(pass);
     Ok(match algorithm {
         Algorithm::Auto => {
             let other = without_winograd(problem, pass, limits);

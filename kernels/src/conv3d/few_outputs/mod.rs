@@ -33,6 +33,7 @@ fn dense_walk(problem: &Conv3dProblem, pass: Pass) -> Option<(Gather, usize)> {
     // A strided input gradient is one small product per phase: `subpixel` serves those.
     let single_walk = pass == Pass::Forward || pass == Pass::InputGradient && problem.window.stride == [1; 3];
     let few = single_walk && channels > 0 && (1..=MAX_OUTPUTS).contains(&outputs);
+    let few = few && problem.is_plain();
     few.then(|| (gathers(problem, pass)[0], outputs))
 }
 

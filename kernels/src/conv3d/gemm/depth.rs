@@ -22,7 +22,8 @@ pub(crate) fn depth_slices(problem: &Conv3dProblem, pass: Pass) -> Option<Vec<Ax
         _ => (problem.output(), [1; 3]),
     };
     let large = problem.batch * frame[1] * frame[2] >= MIN_FRAME_POSITIONS && depth.positions <= MAX_FRAMES;
-    if !large || stride != [1; 3] || problem.window.padding_mode != PaddingMode::Zeros {
+    if problem.streaming || !large || stride != [1; 3] || problem.window.padding_mode[0] != PaddingMode::Zeros
+    {
         return None;
     }
     let mut slices: Vec<AxisGather> = Vec::new();
@@ -44,7 +45,7 @@ pub(crate) fn depth_slices(problem: &Conv3dProblem, pass: Pass) -> Option<Vec<Ax
 pub(crate) fn depth_tap_fraction(problem: &Conv3dProblem, pass: Pass) -> f64 {
     let axes = axis_gathers(problem, pass, 0);
     let all: usize = axes.iter().map(|axis| axis.positions * axis.taps).sum();
-    if problem.window.padding_mode != PaddingMode::Zeros || all == 0 {
+    if problem.window.padding_mode[0] != PaddingMode::Zeros || all == 0 {
         return 1.0;
     }
     let valid = |axis: &AxisGather| {

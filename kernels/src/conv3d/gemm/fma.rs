@@ -25,6 +25,7 @@
 
 use super::config::{RegisterTile, VECTOR, table_entries};
 use super::index::{GatherArgs, OutputPosition};
+use super::read::{JoinedArgs, read_source};
 use super::stage::{
     F32x4, GemmShape, column_of, multiply, row_of, store_lanes_along_k, store_lanes_along_m,
     store_vector_along_k, store_vector_along_m, vector_along_k, zero_stage,
@@ -42,9 +43,11 @@ use cubecl::prelude::*;
 pub(crate) fn fma_kernel<E: Float, O: Float, R: Size>(
     source: &[Vector<E, R>],
     weight: &[E],
+    cache: ComptimeOption<&[Vector<E, R>]>,
     bias: ComptimeOption<&Tensor<E>>,
     out: &mut [O],
     gather: GatherArgs,
+    joined: ComptimeOption<JoinedArgs>,
     shape: GemmShape,
     span: Span,
     #[comptime] check: TapCheck,
@@ -116,7 +119,7 @@ pub(crate) fn fma_kernel<E: Float, O: Float, R: Size>(
             tile.threads(),
         );
         if prefetch {
-            let sources = load_source(source, &gather, &positions, &table, at, check, tile);
+            let sources = load_source(source, cache, &joined, &gather, &positions, &table, at, check, tile);
             let weights = load_weight(weight, &gather, &table, at, weight_group, first_n, shape.n, tile);
             multiply(&source_stage, &weight_stage, &mut sums, tile, true);
             sync_cube();
@@ -125,7 +128,9 @@ pub(crate) fn fma_kernel<E: Float, O: Float, R: Size>(
         } else {
             for load in 0..tile.loads(tile.tile_m) {
                 let mut next = Sequence::<Vector<E, R>>::new();
-                push_source(&mut next, source, &gather, &positions, &table, at, load, check, tile);
+                push_source(
+                    &mut next, source, cache, &joined, &gather, &positions, &table, at, load, check, tile,
+                );
                 store_vector_along_m(&next, 0usize, load, &mut source_stage, tile);
             }
             for load in 0..tile.loads(tile.tile_n) {
@@ -213,6 +218,8 @@ pub(crate) fn fma_kernel<E: Float, O: Float, R: Size>(
 #[cube]
 fn load_source<E: Float, R: Size>(
     source: &[Vector<E, R>],
+    cache: ComptimeOption<&[Vector<E, R>]>,
+    joined: &ComptimeOption<JoinedArgs>,
     gather: &GatherArgs,
     positions: &Sequence<OutputPosition>,
     table: &IndexTable,
@@ -223,7 +230,7 @@ fn load_source<E: Float, R: Size>(
     let mut values = Sequence::<Vector<E, R>>::new();
     #[unroll]
     for load in 0..comptime!(tile.loads(tile.tile_m)) {
-        push_source(&mut values, source, gather, positions, table, at, load, check, tile);
+        push_source(&mut values, source, cache, joined, gather, positions, table, at, load, check, tile);
     }
     values
 }
@@ -233,6 +240,8 @@ fn load_source<E: Float, R: Size>(
 fn push_source<E: Float, R: Size>(
     values: &mut Sequence<Vector<E, R>>,
     source: &[Vector<E, R>],
+    cache: ComptimeOption<&[Vector<E, R>]>,
+    joined: &ComptimeOption<JoinedArgs>,
     gather: &GatherArgs,
     positions: &Sequence<OutputPosition>,
     table: &IndexTable,
@@ -246,12 +255,7 @@ fn push_source<E: Float, R: Size>(
     let tap = table.get(at + k, comptime!(check.needs_coordinates()));
     #[unroll]
     for i in 0..comptime!(VECTOR / source_width) {
-        let (at, in_bounds) = gather.load_offset(positions.index(i), &tap, check);
-        let mut value = Vector::<E, R>::new(E::from_int(0));
-        if in_bounds {
-            value = source[at / source_width];
-        }
-        values.push(value);
+        values.push(read_source(source, cache, joined, gather, positions.index(i), &tap, check));
     }
 }
 

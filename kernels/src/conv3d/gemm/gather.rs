@@ -284,7 +284,7 @@ pub(super) fn packed_gather_args(
     let weight = operands[1];
     let strides = [weight.strides[1], weight.strides[0], weight.strides[0] * problem.group_channels()];
     let gather = gather.map(|axis| AxisGather { first_tap: 0, tap_step: 1, ..axis });
-    args(&gather, operands, strides, TapCheck::of(&gather, PaddingMode::Zeros))
+    args(&gather, operands, strides, TapCheck::of(&gather, [PaddingMode::Zeros; 3]))
 }
 
 /// A gather as a kernel argument.
@@ -296,6 +296,24 @@ pub(crate) fn gather_args(
 ) -> GatherArgsLaunch {
     let check = TapCheck::of(gather, padding_of(problem, pass));
     args(gather, operands, weight_strides(operands[1], pass, problem), check)
+}
+
+/// [`gather_args`], in image channels in place of source offsets where the first frames are in a cache
+/// (`read.rs`).
+pub(super) fn joined_gather_args(
+    problem: &Conv3dProblem,
+    pass: Pass,
+    gather: &Gather,
+    operands: [&Operand; 3],
+    cache: Option<&Operand>,
+) -> GatherArgsLaunch {
+    let args = gather_args(problem, pass, gather, operands);
+    match cache {
+        Some(_) => {
+            GatherArgsLaunch { source_batch_stride: problem.channels, source_channel_stride: 1, ..args }
+        }
+        None => args,
+    }
 }
 
 fn args(

@@ -129,7 +129,7 @@ fn masks_hold_all_taps_that_they_check() {
     let mut by_coordinates = 0;
     for taps in 1..=70 {
         for axis in 0..3 {
-            for padding_mode in [PaddingMode::Zeros, PaddingMode::Replicate] {
+            for padding_mode in [PaddingMode::Zeros, PaddingMode::Replicate].map(|mode| [mode; 3]) {
                 for padding in [0, 1, taps / 2, taps - 1, taps + 3] {
                     let along_axis = |value: usize, other: usize| {
                         let mut shape = [other; 3];
@@ -161,7 +161,7 @@ fn masks_hold_all_taps_that_they_check() {
                             assert!(check == TapCheck::Masks || bits == [0; 3], "{what}");
                             assert_eq!(
                                 check == TapCheck::Clamp,
-                                padding_mode == PaddingMode::Replicate,
+                                padding_mode == [PaddingMode::Replicate; 3],
                                 "{what}"
                             );
                             few &= check != TapCheck::Coordinates;

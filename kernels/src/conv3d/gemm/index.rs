@@ -8,10 +8,11 @@
 //!
 //! a pair reads source[position.source + tap.source]   Masks: where position.mask holds all of tap.bits
 //!                                                     Coordinates: where these are inside the source
-//!                                                     Clamp: everywhere, at clamped coordinates
+//!                                                     Clamp, Map: at mapped coordinates
 //! ```
 
 use super::tap_check::{MASK_BITS, TapCheck};
+use crate::conv3d::padding::source_of;
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::PaddingMode;
 use cubecl::prelude::*;
@@ -73,7 +74,8 @@ pub(super) const RANGE_BIT: u32 = 1 << 31;
 /// An output position: where its first tap reads and where its result goes.
 #[derive(CubeType, Clone, Copy)]
 pub(crate) struct OutputPosition {
-    /// Source offset of tap 0 of channel 0, which wraps in the padding; of the image alone under `Clamp`.
+    /// Source offset of tap 0 of channel 0, which wraps in the padding; of the image alone where
+    /// coordinates are mapped.
     pub(crate) source: usize,
     pub(crate) out: usize,
     /// One bit for each depth, height and width tap that reads inside the source; 0 without masks.
@@ -87,7 +89,7 @@ pub(crate) struct OutputPosition {
 /// A (channel, tap) pair: what it adds to an output position's source offset and coordinates.
 #[derive(CubeType, Clone, Copy)]
 pub(crate) struct ChannelTap {
-    /// Of the channel alone under `Clamp`.
+    /// Of the channel alone where coordinates are mapped.
     pub(crate) source: usize,
     pub(crate) weight: usize,
     /// Bits that a position's mask must hold for the tap to read inside the source.
@@ -144,10 +146,10 @@ impl AxisGatherArgs {
 
 #[cube]
 impl AxisGatherArgs {
-    /// The source offset of coordinate `p` and whether it is in bounds; replicate padding clamps it.
+    /// The source offset of coordinate `p` and whether it is in bounds; padding other than zeros maps it.
     pub(crate) fn load_offset(&self, p: i32, #[comptime] padding: PaddingMode) -> (usize, bool) {
-        if comptime!(padding == PaddingMode::Replicate) {
-            let p = clamp(p, 0i32, self.extent as i32 - 1i32);
+        if comptime!(padding != PaddingMode::Zeros) {
+            let p = source_of(p, self.extent as i32, padding);
             (p as usize * self.source_stride, true.runtime())
         } else {
             (p as usize * self.source_stride, (p as u32) < self.extent)
@@ -241,7 +243,7 @@ impl GatherArgs {
     }
 
     fn position_source(&self, n: u32, d: u32, h: u32, w: u32, #[comptime] check: TapCheck) -> usize {
-        if comptime!(check == TapCheck::Clamp) {
+        if comptime!(check.maps().is_some()) {
             n as usize * self.source_batch_stride
         } else {
             n as usize * self.source_batch_stride
@@ -301,7 +303,7 @@ impl GatherArgs {
     }
 
     fn tap_source(&self, c: u32, d: u32, h: u32, w: u32, #[comptime] check: TapCheck) -> usize {
-        if comptime!(check == TapCheck::Clamp) {
+        if comptime!(check.maps().is_some()) {
             c as usize * self.source_channel_stride
         } else {
             c as usize * self.source_channel_stride
@@ -364,37 +366,5 @@ impl GatherArgs {
     /// Offset of a channel in the result.
     pub(crate) fn out_channel(&self, channel: u32) -> usize {
         channel as usize * self.out_channel_stride
-    }
-
-    /// The source offset that a pair reads at a position, and whether it is in bounds. Replicate padding
-    /// clamps it to the nearest element.
-    pub(crate) fn load_offset(
-        &self,
-        position: &OutputPosition,
-        tap: &ChannelTap,
-        #[comptime] check: TapCheck,
-    ) -> (usize, bool) {
-        let mut at = position.source + tap.source;
-        let mut inside = (position.mask & tap.bits) == tap.bits;
-        if comptime!(check.needs_coordinates()) {
-            let d = position.d + tap.d as i32;
-            let h = position.h + tap.h as i32;
-            let w = position.w + tap.w as i32;
-            // [`RANGE_BIT`]: set in taps that do not exist, or in positions that do.
-            inside = tap.bits < RANGE_BIT || position.mask >= RANGE_BIT;
-            if comptime!(check == TapCheck::Clamp) {
-                let (d, _) = self.depth.load_offset(d, PaddingMode::Replicate);
-                let (h, _) = self.height.load_offset(h, PaddingMode::Replicate);
-                let (w, _) = self.width.load_offset(w, PaddingMode::Replicate);
-                at += d + h + w;
-            } else {
-                // Negative coordinates are larger than any extent as unsigned.
-                inside = inside
-                    && (d as u32) < self.depth.extent
-                    && (h as u32) < self.height.extent
-                    && (w as u32) < self.width.extent;
-            }
-        }
-        (at, inside)
     }
 }

@@ -5,15 +5,16 @@ use super::config::{RegisterTile, SUBGROUP, VECTOR};
 use super::family::{GemmTile, prefetches};
 use super::fma::fma_kernel;
 use super::gather::{
-    Gather, columns, gather_args, is_patches, launched_gathers, packed_gather_args, packed_shape, patches,
-    positions, taps,
+    Gather, columns, gather_args, is_patches, joined_gather_args, launched_gathers, packed_gather_args,
+    packed_shape, patches, positions, taps,
 };
 use super::mma::mma_kernel;
 use super::pack::{THREADS, pack_terms_kernel};
+use super::read::joined_args;
 use super::stage::GemmShapeLaunch;
 use super::stage_vector;
-use super::tap_check::{TapCheck, padding_of};
-use super::vectors::{source_vector_width, weight_vector_width};
+use super::tap_check::TapCheck;
+use super::vectors::{joined_vector_width, weight_vector_width};
 use crate::activation::Activation;
 use crate::conv3d::call::Conv3dCall;
 use crate::conv3d::pass::Pass;
@@ -89,12 +90,13 @@ pub(super) fn most_slices<'a>(
     gathers.map(|gather| slices_of(problem, pass, tile, gather, limits)).max().unwrap_or(1)
 }
 
-/// Split-K slices that fill the device; one where the tiles fill half of it.
+/// Split-K slices that fill the device; one where the tiles fill half of it, and for streams, whose bits must
+/// not depend on the number of frames.
 fn slices_of(problem: &Conv3dProblem, pass: Pass, tile: GemmTile, gather: &Gather, limits: &Limits) -> usize {
     let [m, n, k] = gemm_shape(problem, pass, gather);
     let [tile_m, tile_n, tile_k] = tile.shape();
     let tiles = m.div_ceil(tile_m) * n.div_ceil(tile_n) * problem.window.groups;
-    if 2 * tiles > limits.cubes_in_flight {
+    if problem.streaming || 2 * tiles > limits.cubes_in_flight {
         return 1;
     }
     let result = if pass == Pass::Forward { problem.y_shape() } else { problem.x_shape() };
@@ -150,7 +152,7 @@ fn launch(
     [source, weight, out]: [&Operand; 3],
     (bias, activation): (Option<&Operand>, Activation),
 ) -> Result<(), ConvError> {
-    let Conv3dCall { client, limits, ref problem, pass, .. } = *call;
+    let Conv3dCall { client, limits, ref problem, pass, cache, .. } = *call;
     let [m, n, k] = gemm_shape(problem, pass, gather);
     let packed = packed_weight(call, gather, weight, k)?;
     let k_contiguous = packed.is_some() || pass == Pass::Forward;
@@ -163,14 +165,16 @@ fn launch(
     let slice_k = k.div_ceil(slices).next_multiple_of(tile_k);
     let slice_stride = if slices == 1 { 0 } else { out.len() };
     let largest = m.max(n).max(k + slice_k * slices).max(threadgroups).max(slice_stride * slices);
-    let address = address_type("conv3d", &[source, weight, out], largest, limits)?;
+    let address = address_type("conv3d", &[source, cache.unwrap_or(source), weight, out], largest, limits)?;
     let flop = 2.0 * (tile_m * tile_n * slice_k) as f64;
-    let check = TapCheck::of(gather, padding_of(problem, pass));
+    let check = TapCheck::of_call(gather, call);
+    let sources = || [source].into_iter().chain(cache);
     for dispatch in dispatches(threadgroups, flop, limits) {
         let args = match packed {
             Some(_) => packed_gather_args(problem, gather, [source, weight, out]),
-            None => gather_args(problem, pass, gather, [source, weight, out]),
+            None => joined_gather_args(problem, pass, gather, [source, weight, out], cache),
         };
+        let joined = cache.map(|cache| joined_args(source, cache)).into();
         let shape = GemmShapeLaunch {
             m: m as u32,
             n: n as u32,
@@ -186,7 +190,7 @@ fn launch(
         match tile {
             // SAFETY: the module's contract.
             GemmTile::Fma(tile) => unsafe {
-                let source_width = source_vector_width(gather, source, VECTOR);
+                let source_width = joined_vector_width(gather, sources(), VECTOR);
                 fma_kernel::launch_unchecked(
                     client,
                     dispatch.count(),
@@ -195,9 +199,11 @@ fn launch(
                     source_width,
                     source.buffer_arg(source_width),
                     weight.buffer_arg(1),
+                    cache.map(|cache| cache.buffer_arg(source_width)).into(),
                     bias.map(|bias| bias.tensor_arg()).into(),
                     out.buffer_arg(1),
                     args,
+                    joined,
                     shape,
                     dispatch.span(),
                     check,
@@ -210,7 +216,7 @@ fn launch(
             GemmTile::Mma(tile) => {
                 let (stage, width) = stage_vector(tile.fragment, problem.dtype, limits);
                 let weight_width = if k_contiguous { weight_vector_width(weight, k, width) } else { 1 };
-                let source_width = source_vector_width(gather, source, width);
+                let source_width = joined_vector_width(gather, sources(), width);
                 // SAFETY: the module's contract.
                 unsafe {
                     mma_kernel::launch_unchecked(
@@ -223,9 +229,11 @@ fn launch(
                         source_width,
                         source.buffer_arg(source_width),
                         weight.buffer_arg(weight_width),
+                        cache.map(|cache| cache.buffer_arg(source_width)).into(),
                         bias.map(|bias| bias.tensor_arg()).into(),
                         out.buffer_arg(1),
                         args,
+                        joined,
                         shape,
                         dispatch.span(),
                         check,

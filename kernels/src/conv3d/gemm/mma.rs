@@ -24,6 +24,7 @@
 use super::config::{MatrixTile, table_entries};
 use super::fragments::{epilogue, load_channels_via_table, multiply, store_rows};
 use super::index::{GatherArgs, OutputPosition};
+use super::read::{JoinedArgs, read_source};
 use super::stage::{GemmShape, zero_stage};
 use super::table::{IndexTable, fill_half, fill_other_half};
 use super::tap_check::TapCheck;
@@ -38,9 +39,11 @@ use cubecl::prelude::*;
 pub(crate) fn mma_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, R: Size>(
     source: &[Vector<E, R>],
     weight: &[Vector<E, W>],
+    cache: ComptimeOption<&[Vector<E, R>]>,
     bias: ComptimeOption<&Tensor<E>>,
     out: &mut [O],
     gather: GatherArgs,
+    joined: ComptimeOption<JoinedArgs>,
     shape: GemmShape,
     span: Span,
     #[comptime] check: TapCheck,
@@ -119,7 +122,8 @@ pub(crate) fn mma_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, R: Size
             entries,
             tile.threads(),
         );
-        let sources = load_source(source, &gather, &positions, &table, at, check, width, tile);
+        let sources =
+            load_source(source, cache, &joined, &gather, &positions, &table, at, check, width, tile);
         let weights =
             load_channels_via_table(weight, &table, at, weight_group, channels, Pass::Forward, width, tile);
         if comptime!(prefetch) {
@@ -142,6 +146,8 @@ pub(crate) fn mma_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, R: Size
 #[cube]
 fn load_source<E: Float, R: Size>(
     source: &[Vector<E, R>],
+    cache: ComptimeOption<&[Vector<E, R>]>,
+    joined: &ComptimeOption<JoinedArgs>,
     gather: &GatherArgs,
     positions: &Sequence<OutputPosition>,
     table: &IndexTable,
@@ -164,12 +170,7 @@ fn load_source<E: Float, R: Size>(
             let tap = table.get(at + first + i, comptime!(check.needs_coordinates()));
             #[unroll]
             for j in 0..count {
-                let (offset, in_bounds) = gather.load_offset(positions.index(j), &tap, check);
-                let mut value = Vector::<E, R>::new(E::from_int(0));
-                if in_bounds {
-                    value = source[offset / source_width];
-                }
-                values.push(value);
+                values.push(read_source(source, cache, joined, gather, positions.index(j), &tap, check));
             }
         }
     }

@@ -25,10 +25,10 @@
 use super::config::{MatrixTile, table_entries};
 use super::fragments::{epilogue, load_channels_via_table, multiply, store_rows};
 use super::index::GatherArgs;
+use super::read::{JoinedArgs, read_source};
 use super::stage::{GemmShape, zero_stage};
-use super::table::{IndexTable, fill_half, fill_other_half};
+use super::table::{IndexTable, fill_half, fill_other_half, fill_taps};
 use super::tap_check::TapCheck;
-use super::weight::fill_taps;
 use crate::conv3d::mma::accumulators;
 use crate::conv3d::pass::Pass;
 use crate::launch::Span;
@@ -38,9 +38,11 @@ use cubecl::prelude::*;
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(crate) fn mma_weight_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, R: Size>(
     source: &[Vector<E, R>],
+    cache: ComptimeOption<&[Vector<E, R>]>,
     dy: &[Vector<E, W>],
     out: &mut [O],
     gather: GatherArgs,
+    joined: ComptimeOption<JoinedArgs>,
     shape: GemmShape,
     span: Span,
     #[comptime] check: TapCheck,
@@ -118,7 +120,7 @@ pub(crate) fn mma_weight_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, 
             entries,
             tile.threads(),
         );
-        let sources = load_source(source, &gather, &taps, &positions, at, check, width, tile);
+        let sources = load_source(source, cache, &joined, &gather, &taps, &positions, at, check, width, tile);
         let gradients = load_channels_via_table(
             dy,
             &positions,
@@ -151,6 +153,8 @@ pub(crate) fn mma_weight_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, 
 #[cube]
 fn load_source<E: Float, R: Size>(
     source: &[Vector<E, R>],
+    cache: ComptimeOption<&[Vector<E, R>]>,
+    joined: &ComptimeOption<JoinedArgs>,
     gather: &GatherArgs,
     taps: &IndexTable,
     positions: &IndexTable,
@@ -173,12 +177,7 @@ fn load_source<E: Float, R: Size>(
         #[unroll]
         for i in 0..tap_count {
             let tap = taps.get(first + i, comptime!(check.needs_coordinates()));
-            let (offset, in_bounds) = gather.load_offset(&position, &tap, check);
-            let mut value = Vector::<E, R>::new(E::from_int(0));
-            if in_bounds {
-                value = source[offset / source_width];
-            }
-            values.push(value);
+            values.push(read_source(source, cache, joined, gather, &position, &tap, check));
         }
     }
     values

@@ -17,7 +17,7 @@
 //! - `check` has verified the operands' shapes and that [`serves`] holds for the launched problem;
 //! - every index fits the address type, which `address_type` derives from the operands and the largest index;
 //! - row, column and K indices past the end are clamped for loads or not loaded at all, and never stored;
-//! - source offsets outside the tensor are not read (zero padding) or clamped (replicate padding): see
+//! - source offsets outside the tensor are not read (zeros) or mapped to an element (other padding): see
 //!   [`tap_check`];
 //! - vector widths come from [`vectors`]: vectors are aligned, contiguous and within one row of the operand;
 //! - no operand overlaps the result, and each element of the result is written by one thread.
@@ -34,6 +34,7 @@ mod launch;
 mod mma;
 mod mma_weight;
 mod pack;
+mod read;
 pub(super) mod stage;
 mod table;
 pub(super) mod tap_check;
@@ -47,6 +48,7 @@ pub use family::GemmTile;
 pub(super) use family::k_iterations;
 pub(crate) use gather::{is_patches, serves};
 pub(super) use launch::launch_gather;
+pub(super) use read::has_even_images;
 pub(super) use tap_check::has_few_taps;
 pub(super) use vectors::{out_vector_width, source_vector_width, weight_vector_width};
 

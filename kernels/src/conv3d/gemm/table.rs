@@ -15,6 +15,7 @@
 //! Bytes: `table_bytes` in [`super::config`].
 
 use super::index::{ChannelTap, GatherArgs, OutputPosition, RANGE_BIT};
+use super::stage::{GemmShape, WorkTile};
 use super::tap_check::TapCheck;
 use crate::conv3d::pass::Pass;
 use cubecl::prelude::*;
@@ -166,5 +167,26 @@ pub(super) fn fill_other_half(
     if in_half == 0usize {
         let (to, first) = ((at + comptime!(entries / 2)) % entries, stage_k + comptime!(entries as u32 / 2));
         fill_half(table, gather, to, first, end_k, pass, check, entries, threads);
+    }
+}
+
+/// Fills the table of a tile's channel taps, one per thread. Clamped: results past M are not stored.
+#[cube]
+pub(super) fn fill_taps(
+    taps: &mut IndexTable,
+    gather: &GatherArgs,
+    work: &WorkTile,
+    shape: &GemmShape,
+    #[comptime] check: TapCheck,
+    #[comptime] tile_m: usize,
+    #[comptime] threads: usize,
+) {
+    let first_channel = gather.source_channel(work.group * shape.source_channels);
+    let mut in_tile = UNIT_POS as usize;
+    while in_tile < tile_m {
+        let mut tap = gather.weight_gradient_tap(min(work.first_m + in_tile as u32, shape.m - 1u32), check);
+        tap.source += first_channel;
+        taps.set(in_tile, &tap, false, comptime!(check.needs_coordinates()));
+        in_tile += threads;
     }
 }

@@ -6,13 +6,19 @@
 //! |             | every axis that reads it                 | and axis                   |                              |
 //! | Coordinates | zero, any number of taps                 | three coordinates          | three comparisons            |
 //! | Clamp       | replicate, any number of taps            | three coordinates          | three clamps, always inside  |
+//! | Map         | a mode per axis, any number of taps      | three coordinates          | maps of `padding.rs`         |
+//! | Joined      | the same, first frames in a cache        | three coordinates          | the same, selected strides   |
 
 use super::gather::{AxisGather, Gather, axis_gathers};
+use crate::conv3d::call::Conv3dCall;
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::{Conv3dProblem, PaddingMode};
 
 /// Bits of a position's mask per axis: the most taps along an axis that may need one.
 pub(crate) const MASK_BITS: usize = 10;
+
+const ZEROS: [PaddingMode; 3] = [PaddingMode::Zeros; 3];
+const REPLICATE: [PaddingMode; 3] = [PaddingMode::Replicate; 3];
 
 /// The check of a kernel. The file's header has the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -23,17 +29,35 @@ pub(crate) enum TapCheck {
     Coordinates,
     /// None: coordinates are clamped.
     Clamp,
+    /// By the coordinates of axes with zeros; those of other axes are mapped into the source.
+    Map([PaddingMode; 3]),
+    /// As `Map`, and the first frames are in a second tensor (`read.rs`).
+    Joined([PaddingMode; 3]),
 }
 
 impl TapCheck {
     /// The check of one launch.
-    pub(super) fn of(gather: &Gather, padding: PaddingMode) -> Self {
-        if padding == PaddingMode::Replicate {
-            Self::Clamp
-        } else if gather.iter().all(fits_a_mask) {
-            Self::Masks
-        } else {
-            Self::Coordinates
+    pub(super) fn of(gather: &Gather, padding: [PaddingMode; 3]) -> Self {
+        match padding {
+            ZEROS if gather.iter().all(fits_a_mask) => Self::Masks,
+            ZEROS => Self::Coordinates,
+            REPLICATE => Self::Clamp,
+            modes => Self::Map(modes),
+        }
+    }
+
+    /// The check of one launch of a forward pass or weight gradient, with a cache or without.
+    pub(super) fn of_call(gather: &Gather, call: &Conv3dCall) -> Self {
+        let padding = padding_of(&call.problem, call.pass);
+        if call.cache.is_some() { Self::Joined(padding) } else { Self::of(gather, padding) }
+    }
+
+    /// The modes by which coordinates are mapped into the source; none where source offsets are sums.
+    pub(super) fn maps(self) -> Option<[PaddingMode; 3]> {
+        match self {
+            Self::Masks | Self::Coordinates => None,
+            Self::Clamp => Some(REPLICATE),
+            Self::Map(modes) | Self::Joined(modes) => Some(modes),
         }
     }
 
@@ -48,16 +72,19 @@ fn fits_a_mask(gather: &AxisGather) -> bool {
     gather.taps <= MASK_BITS || !gather.reads_padding()
 }
 
-/// Whether no gather of a pass checks its taps by coordinates.
+/// Whether no gather of a pass checks its taps by coordinates, nor may have frames in a cache.
 pub(crate) fn has_few_taps(problem: &Conv3dProblem, pass: Pass) -> bool {
     let gathered = if pass == Pass::InputGradient { pass } else { Pass::Forward };
-    padding_of(problem, pass) == PaddingMode::Replicate
-        || (0..3).flat_map(|axis| axis_gathers(problem, gathered, axis)).all(|gather| fits_a_mask(&gather))
+    match padding_of(problem, pass) {
+        ZEROS if problem.streaming => false,
+        ZEROS => (0..3).flat_map(|axis| axis_gathers(problem, gathered, axis)).all(|axis| fits_a_mask(&axis)),
+        modes => modes == REPLICATE && !problem.streaming,
+    }
 }
 
-/// What a pass reads outside its source. Input gradients are launched without replicate padding (`fold.rs`).
-pub(super) fn padding_of(problem: &Conv3dProblem, pass: Pass) -> PaddingMode {
-    if pass == Pass::InputGradient { PaddingMode::Zeros } else { problem.window.padding_mode }
+/// What a pass reads outside its source. Input gradients are launched with zeros alone (`fold.rs`).
+pub(super) fn padding_of(problem: &Conv3dProblem, pass: Pass) -> [PaddingMode; 3] {
+    if pass == Pass::InputGradient { ZEROS } else { problem.window.padding_mode }
 }
 
 /// The bit of an axis' tap 0 in a mask. Zero where no tap reads outside the source or coordinates decide:

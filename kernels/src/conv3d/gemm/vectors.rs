@@ -29,6 +29,15 @@ pub(in crate::conv3d) fn source_vector_width(gather: &Gather, source: &Operand, 
     if covered && frames_are_contiguous(gather, source, width) { width } else { 1 }
 }
 
+/// [`source_vector_width`] of all tensors that hold frames of the source.
+pub(super) fn joined_vector_width<'a>(
+    gather: &Gather,
+    sources: impl Iterator<Item = &'a Operand>,
+    width: usize,
+) -> usize {
+    sources.map(|source| source_vector_width(gather, source, width)).min().unwrap_or(1)
+}
+
 /// Elements per store of the result along output positions: `width` where the positions of a gather cover the
 /// result's frames element by element, and every vector is within one frame and aligned. Not for a residue
 /// class of a strided input gradient, whose positions are apart.

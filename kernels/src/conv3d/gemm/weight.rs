@@ -23,17 +23,18 @@
 use super::config::{RegisterTile, SUBGROUP, VECTOR, table_entries};
 use super::contiguous_weight::contiguous_weight_kernel;
 use super::family::prefetches;
-use super::gather::{gather_args, gathers};
+use super::gather::{gathers, joined_gather_args};
 use super::index::{GatherArgs, OutputPosition};
 use super::mma_weight::mma_weight_kernel;
+use super::read::{JoinedArgs, joined_args, read_element};
 use super::stage::{
-    F32x4, GemmShape, GemmShapeLaunch, WorkTile, column_of, multiply, row_of, store_lanes_along_k,
+    F32x4, GemmShape, GemmShapeLaunch, column_of, multiply, row_of, store_lanes_along_k,
     store_vector_along_k, vector_along_k, zero_stage,
 };
-use super::table::{IndexTable, fill_half, fill_other_half};
+use super::table::{IndexTable, fill_half, fill_other_half, fill_taps};
 use super::tap_check::TapCheck;
-use super::vectors::dy_vector_width;
-use super::{GemmTile, source_vector_width, stage_vector};
+use super::vectors::{dy_vector_width, joined_vector_width};
+use super::{GemmTile, stage_vector};
 use crate::activation::Activation;
 use crate::conv3d::call::Conv3dCall;
 use crate::conv3d::pass::Pass;
@@ -70,21 +71,23 @@ pub(super) fn weight_gradient(
     tile: GemmTile,
     [x, dy, dw]: [&Operand; 3],
 ) -> Result<(), ConvError> {
-    let Conv3dCall { client, limits, ref problem, .. } = *call;
+    let Conv3dCall { client, limits, ref problem, cache, .. } = *call;
     let groups = problem.window.groups;
     let [m, n, k] =
         [problem.group_channels() * problem.taps(), problem.group_out_channels(), problem.positions()];
     let [tile_m, tile_n, _] = tile.shape();
     let (tiles_m, tiles_n) = (m.div_ceil(tile_m), n.div_ceil(tile_n));
     let [gather] = &gathers(problem, Pass::Forward)[..] else { unreachable!("a forward pass is one gather") };
-    let check = TapCheck::of(gather, problem.window.padding_mode);
+    let check = TapCheck::of_call(gather, call);
     // Adjacent positions per load of dy and of x; where both are whole vectors, `contiguous_weight_kernel`.
     let (dy_width, source_width, contiguous) = match tile {
         GemmTile::Fma(_) => (1, 1, false),
         GemmTile::Mma(tile) => {
             let (stage, width) = stage_vector(tile.fragment, problem.dtype, limits);
-            let (dy_width, source_width) =
-                (dy_vector_width(dy, width), source_vector_width(gather, x, width));
+            let (dy_width, source_width) = (
+                dy_vector_width(dy, width),
+                joined_vector_width(gather, [x].into_iter().chain(cache), width),
+            );
             let contiguous = [dy_width, source_width] == [width; 2] && check == TapCheck::Masks;
             let source_width =
                 if contiguous || tile.fits_contiguous_weight(stage.size()) { source_width } else { 1 };
@@ -94,10 +97,16 @@ pub(super) fn weight_gradient(
     let split = split(problem, tile, limits);
     let partials = reduce::partials(client, split.slices, dw);
     let threadgroups = tiles_m * tiles_n * groups * split.slices;
-    let address = address_type("conv3d", &[x, dy, &partials], m.max(n).max(k).max(threadgroups), limits)?;
+    let address = address_type(
+        "conv3d",
+        &[x, cache.unwrap_or(x), dy, &partials],
+        m.max(n).max(k).max(threadgroups),
+        limits,
+    )?;
     let flop = 2.0 * (tile_m * tile_n * split.length) as f64;
     for dispatch in dispatches(threadgroups, flop, limits) {
-        let gather = gather_args(problem, Pass::Forward, gather, [x, dw, dy]);
+        let gather = joined_gather_args(problem, Pass::Forward, gather, [x, dw, dy], cache);
+        let joined = cache.map(|cache| joined_args(x, cache)).into();
         let shape = GemmShapeLaunch {
             m: m as u32,
             n: n as u32,
@@ -119,9 +128,11 @@ pub(super) fn weight_gradient(
                     CubeDim::new_1d(tile.threads() as u32),
                     address,
                     x.buffer_arg(1),
+                    cache.map(|cache| cache.buffer_arg(1)).into(),
                     dy.buffer_arg(1),
                     partials.buffer_arg(1),
                     gather,
+                    joined,
                     shape,
                     dispatch.span(),
                     check,
@@ -175,9 +186,11 @@ pub(super) fn weight_gradient(
                         dy_width,
                         source_width,
                         x.buffer_arg(source_width),
+                        cache.map(|cache| cache.buffer_arg(source_width)).into(),
                         dy.buffer_arg(dy_width),
                         partials_arg,
                         gather,
+                        joined,
                         shape,
                         dispatch.span(),
                         check,
@@ -198,9 +211,11 @@ pub(super) fn weight_gradient(
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(crate) fn weight_kernel<E: Float, O: Float>(
     source: &[E],
+    cache: ComptimeOption<&[E]>,
     dy: &[E],
     out: &mut [O],
     gather: GatherArgs,
+    joined: ComptimeOption<JoinedArgs>,
     shape: GemmShape,
     span: Span,
     #[comptime] check: TapCheck,
@@ -278,7 +293,18 @@ pub(crate) fn weight_kernel<E: Float, O: Float>(
             let mut sources = Sequence::<E>::new();
             #[unroll]
             for load in 0..comptime!(tile.loads(tile.tile_m)) {
-                push_source(&mut sources, source, &gather, &taps, &position, load, check, tile);
+                push_source(
+                    &mut sources,
+                    source,
+                    cache,
+                    &joined,
+                    &gather,
+                    &taps,
+                    &position,
+                    load,
+                    check,
+                    tile,
+                );
             }
             let mut gradients = Sequence::<E>::new();
             #[unroll]
@@ -292,7 +318,7 @@ pub(crate) fn weight_kernel<E: Float, O: Float>(
         } else {
             for load in 0..tile.loads(tile.tile_m) {
                 let mut next = Sequence::<E>::new();
-                push_source(&mut next, source, &gather, &taps, &position, load, check, tile);
+                push_source(&mut next, source, cache, &joined, &gather, &taps, &position, load, check, tile);
                 store_vector_along_k(&next, 0usize, load, &mut source_stage, tile.tile_m, tile);
             }
             for load in 0..tile.loads(tile.tile_n) {
@@ -324,32 +350,13 @@ pub(crate) fn weight_kernel<E: Float, O: Float>(
     }
 }
 
-/// Fills the table of a tile's channel taps, one per thread. Clamped: results past M are not stored.
-#[cube]
-pub(super) fn fill_taps(
-    taps: &mut IndexTable,
-    gather: &GatherArgs,
-    work: &WorkTile,
-    shape: &GemmShape,
-    #[comptime] check: TapCheck,
-    #[comptime] tile_m: usize,
-    #[comptime] threads: usize,
-) {
-    let first_channel = gather.source_channel(work.group * shape.source_channels);
-    let mut in_tile = UNIT_POS as usize;
-    while in_tile < tile_m {
-        let mut tap = gather.weight_gradient_tap(min(work.first_m + in_tile as u32, shape.m - 1u32), check);
-        tap.source += first_channel;
-        taps.set(in_tile, &tap, false, comptime!(check.needs_coordinates()));
-        in_tile += threads;
-    }
-}
-
 /// Loads a thread's `load`-th four channel taps at its position, lanes along positions (coalesced).
 #[cube]
 fn push_source<E: Float>(
     values: &mut Sequence<E>,
     source: &[E],
+    cache: ComptimeOption<&[E]>,
+    joined: &ComptimeOption<JoinedArgs>,
     gather: &GatherArgs,
     taps: &IndexTable,
     position: &OutputPosition,
@@ -361,12 +368,7 @@ fn push_source<E: Float>(
     #[unroll]
     for i in 0..VECTOR {
         let tap = taps.get(vector * VECTOR + i, comptime!(check.needs_coordinates()));
-        let (offset, in_bounds) = gather.load_offset(position, &tap, check);
-        let mut value = E::from_int(0);
-        if in_bounds {
-            value = source[offset];
-        }
-        values.push(value);
+        values.push(read_element(source, cache, joined, gather, position, &tap, check));
     }
 }
 

@@ -218,7 +218,7 @@ pub(super) fn k_slices(
     let tiles = extents.tiles(problem, tile);
     let filling = (wave / tiles.max(1)).clamp(1, most);
     // Threadgroups of frames without all depth taps, and of phases with few taps, end early and make room.
-    let misses = problem.window.padding_mode == PaddingMode::Zeros && extents.walks[0].reads_padding();
+    let misses = problem.shared_padding() == PaddingMode::Zeros && extents.walks[0].reads_padding();
     if extents.phases.is_some() || misses {
         return filling;
     }

@@ -139,6 +139,13 @@ pub(crate) fn config(
     if problem.channels == 0 {
         unsupported!("conv3d: {name} needs at least one channel");
     }
+    if !problem.is_plain() {
+        unsupported!(
+            "conv3d: {name} reads whole clips under zeros or replicate padding, got {:?}{}",
+            window.padding_mode,
+            if problem.streaming { ", a stream" } else { "" }
+        );
+    }
     let correlation = Correlation::of(problem, pass);
     let slices = match pass {
         Pass::WeightGradient => weight_product::slices(&correlation, tile, limits) as u64,

@@ -85,7 +85,7 @@ impl Correlation {
             stride_depth: window.stride[0],
             dilation_depth: window.dilation[0],
             begin: [0, 1, 2].map(|axis| clamp_to_i32(window.padding[axis].0)),
-            replicate: window.padding_mode == PaddingMode::Replicate,
+            replicate: problem.shared_padding() == PaddingMode::Replicate,
             mirror: false,
         };
         if pass != Pass::InputGradient {

@@ -258,7 +258,7 @@ pub(super) fn launch(
                     tap_stride,
                 },
                 dispatch.span(),
-                problem.window.padding_mode,
+                problem.shared_padding(),
                 tile,
                 stage.size(),
                 x.dtype.elem(),

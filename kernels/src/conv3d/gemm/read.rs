@@ -1,0 +1,202 @@
+//! What a (channel, tap) pair reads at an output position of a gathered GEMM: an element of the source, or of
+//! a second tensor with the first frames, the cache of a causal clip. Coordinates are then those of [cache,
+//! source] joined along depth, which is never stored.
+//!
+//! ```text
+//! depth d of the joined input    0 .. frames - 1       frames ..
+//! read from                      cache, frame d        source, frame d - frames
+//!
+//! cache  [N, C, frames, H, W]    source  [N, C, D, H, W]    strides of their own
+//! ```
+//!
+//! Positions and taps count image channels (`n * C + c`) in place of source offsets, so that one product
+//! serves either tensor: images are as far apart as C channels ([`has_even_images`]).
+
+use super::index::{ChannelTap, GatherArgs, GatherArgsExpand, OutputPosition, RANGE_BIT};
+use super::tap_check::TapCheck;
+use crate::conv3d::padding::source_of;
+use crate::conv3d::problem::PaddingMode;
+use crate::operand::Operand;
+use cubecl::prelude::*;
+
+/// The strides of the two tensors beside those of the gather.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+pub(crate) struct JoinedArgs {
+    /// Frames of the cache.
+    frames: u32,
+    source_channel: usize,
+    cache_channel: usize,
+    cache_depth: usize,
+    cache_height: usize,
+    cache_width: usize,
+}
+
+/// Whether a tensor's image channels are evenly spaced.
+pub(crate) fn has_even_images(operand: &Operand) -> bool {
+    operand.shape[0] <= 1 || operand.strides[0] == operand.shape[1] * operand.strides[1]
+}
+
+/// The two tensors as a kernel argument.
+pub(super) fn joined_args(source: &Operand, cache: &Operand) -> JoinedArgsLaunch {
+    JoinedArgsLaunch {
+        frames: cache.shape[2] as u32,
+        source_channel: source.strides[1],
+        cache_channel: cache.strides[1],
+        cache_depth: cache.strides[2],
+        cache_height: cache.strides[3],
+        cache_width: cache.strides[4],
+    }
+}
+
+#[cube]
+impl GatherArgs {
+    /// The source offset that a pair reads at a position, and whether it is in bounds. Padding other than
+    /// zeros maps coordinates to elements.
+    pub(crate) fn load_offset(
+        &self,
+        position: &OutputPosition,
+        tap: &ChannelTap,
+        #[comptime] check: TapCheck,
+    ) -> (usize, bool) {
+        let mut at = position.source + tap.source;
+        let mut inside = (position.mask & tap.bits) == tap.bits;
+        if comptime!(check.needs_coordinates()) {
+            let d = position.d + tap.d as i32;
+            let h = position.h + tap.h as i32;
+            let w = position.w + tap.w as i32;
+            // [`RANGE_BIT`]: set in taps that do not exist, or in positions that do.
+            inside = tap.bits < RANGE_BIT || position.mask >= RANGE_BIT;
+            if comptime!(check.maps().is_some()) {
+                let [depth, height, width] = comptime!(check.maps().unwrap_or_default());
+                let (d, inside_d) = self.depth.load_offset(d, depth);
+                let (h, inside_h) = self.height.load_offset(h, height);
+                let (w, inside_w) = self.width.load_offset(w, width);
+                at += d + h + w;
+                if comptime!(depth == PaddingMode::Zeros) {
+                    inside = inside && inside_d;
+                }
+                if comptime!(height == PaddingMode::Zeros) {
+                    inside = inside && inside_h;
+                }
+                if comptime!(width == PaddingMode::Zeros) {
+                    inside = inside && inside_w;
+                }
+            } else {
+                // Negative coordinates are larger than any extent as unsigned.
+                inside = inside
+                    && (d as u32) < self.depth.extent
+                    && (h as u32) < self.height.extent
+                    && (w as u32) < self.width.extent;
+            }
+        }
+        (at, inside)
+    }
+}
+
+/// What a pair reads at a position: zeros where it reads outside, one or `R` adjacent elements.
+#[cube]
+pub(super) fn read_source<E: Float, R: Size>(
+    source: &[Vector<E, R>],
+    cache: ComptimeOption<&[Vector<E, R>]>,
+    joined: &ComptimeOption<JoinedArgs>,
+    gather: &GatherArgs,
+    position: &OutputPosition,
+    tap: &ChannelTap,
+    #[comptime] check: TapCheck,
+) -> Vector<E, R> {
+    let source_width = R::value();
+    #[comptime]
+    match joined {
+        ComptimeOption::Some(joined) => {
+            let cache = cache.unwrap();
+            let (at, inside, in_cache) = joined_offset(joined, gather, position, tap, check);
+            let mut value = Vector::<E, R>::new(E::from_int(0));
+            if inside {
+                if in_cache {
+                    value = cache[at / source_width];
+                } else {
+                    value = source[at / source_width];
+                }
+            }
+            value
+        }
+        ComptimeOption::None => {
+            let (at, in_bounds) = gather.load_offset(position, tap, check);
+            let mut value = Vector::<E, R>::new(E::from_int(0));
+            if in_bounds {
+                value = source[at / source_width];
+            }
+            value
+        }
+    }
+}
+
+/// [`read_source`] of one element.
+#[cube]
+pub(super) fn read_element<E: Float>(
+    source: &[E],
+    cache: ComptimeOption<&[E]>,
+    joined: &ComptimeOption<JoinedArgs>,
+    gather: &GatherArgs,
+    position: &OutputPosition,
+    tap: &ChannelTap,
+    #[comptime] check: TapCheck,
+) -> E {
+    #[comptime]
+    match joined {
+        ComptimeOption::Some(joined) => {
+            let cache = cache.unwrap();
+            let (at, inside, in_cache) = joined_offset(joined, gather, position, tap, check);
+            let mut value = E::from_int(0);
+            if inside {
+                if in_cache {
+                    value = cache[at];
+                } else {
+                    value = source[at];
+                }
+            }
+            value
+        }
+        ComptimeOption::None => {
+            let (at, in_bounds) = gather.load_offset(position, tap, check);
+            let mut value = E::from_int(0);
+            if in_bounds {
+                value = source[at];
+            }
+            value
+        }
+    }
+}
+
+/// The offset that a pair reads at a position, whether it is in bounds, and whether it is in the cache.
+#[cube]
+fn joined_offset(
+    joined: &JoinedArgs,
+    gather: &GatherArgs,
+    position: &OutputPosition,
+    tap: &ChannelTap,
+    #[comptime] check: TapCheck,
+) -> (usize, bool, bool) {
+    let [depth, height, width] = comptime!(check.maps().unwrap_or_default());
+    let d = source_of(position.d + tap.d as i32, gather.depth.extent as i32, depth);
+    let h = source_of(position.h + tap.h as i32, gather.height.extent as i32, height);
+    let w = source_of(position.w + tap.w as i32, gather.width.extent as i32, width);
+    let mut inside = tap.bits < RANGE_BIT || position.mask >= RANGE_BIT;
+    if comptime!(depth == PaddingMode::Zeros) {
+        inside = inside && (d as u32) < gather.depth.extent;
+    }
+    if comptime!(height == PaddingMode::Zeros) {
+        inside = inside && (h as u32) < gather.height.extent;
+    }
+    if comptime!(width == PaddingMode::Zeros) {
+        inside = inside && (w as u32) < gather.width.extent;
+    }
+    let frames = joined.frames as i32;
+    let in_cache = d < frames;
+    let frame = select(in_cache, d, d - frames);
+    let at = (position.source + tap.source) * select(in_cache, joined.cache_channel, joined.source_channel)
+        + frame as usize * select(in_cache, joined.cache_depth, gather.depth.source_stride)
+        + h as usize * select(in_cache, joined.cache_height, gather.height.source_stride)
+        + w as usize * select(in_cache, joined.cache_width, gather.width.source_stride);
+    (at, inside, in_cache)
+}

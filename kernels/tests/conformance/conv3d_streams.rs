@@ -1,0 +1,234 @@
+//! conv3d of clips in pieces: first frames in a tensor of their own, forward pass and weight gradient under
+//! every plan that reads them, and pieces of any lengths against the whole clip, bit for bit.
+
+use crate::conv3d::{Inputs, Oracle, inputs, one_tile_each, problem, result_shape};
+use crate::device::EXECUTED;
+use crate::support::{Buffer, client, output, upload, upload_strided};
+use conv_cases::conv3d::{Activation, Conv3dCase, Padding};
+use conv_cases::fill;
+use conv_kernels::conv3d::{
+    self, Algorithm, Conv3dProblem, Pass, Plan, eligible, forward, forward_cached, weight_gradient_cached,
+};
+use conv_kernels::{FloatType, Limits};
+use conv_testing::conv3d::check_exact;
+use cubecl::prelude::*;
+
+/// Cached frames of a case, beside the case of the joined input.
+type Stream = (usize, Conv3dCase);
+
+/// Caches of one and several frames, padding of every mode beside them, strides, dilation, groups, vectors of
+/// whole frames and images.
+fn streams() -> Vec<Stream> {
+    use Padding::{Circular, Reflect, Replicate};
+    let new = |name: &str, x, o, kernel| Conv3dCase::new(&format!("stream_{name}"), x, o, kernel);
+    let plane = [(0, 0), (1, 1), (1, 1)];
+    vec![
+        (2, Conv3dCase { padding: plane, ..new("plane", [1, 9, 5, 6, 7], 10, [3; 3]) }),
+        (2, new("frames", [2, 17, 4, 4, 8], 33, [3, 1, 1])),
+        (
+            3,
+            Conv3dCase {
+                padding: [(1, 2), (1, 2), (2, 1)],
+                modes: Some([Replicate, Reflect, Circular]),
+                activation: Activation::Relu,
+                ..new("modes", [2, 5, 4, 5, 6], 9, [3; 3])
+            },
+        ),
+        (
+            1,
+            Conv3dCase {
+                padding: [(2, 1), (1, 1), (0, 2)],
+                stride: [2, 2, 1],
+                dilation: [2, 1, 2],
+                groups: 2,
+                ..new("strided", [2, 4, 6, 7, 6], 6, [3, 3, 2])
+            },
+        ),
+        (2, Conv3dCase { padding: plane, groups: 4, ..new("depthwise", [1, 4, 3, 5, 6], 4, [3; 3]) }),
+    ]
+}
+
+/// The frames `first..end` of a five-axis tensor, by another layout than row-major where `strided`.
+fn frames(
+    client: &Client,
+    of: &Buffer,
+    (first, end): (usize, usize),
+    strided: bool,
+    dtype: FloatType,
+) -> Buffer {
+    let [n, c, d, h, w] = of.operand().shape[..] else { panic!("five axes") };
+    let values = of.values();
+    let kept = end - first;
+    let mut part = Vec::with_capacity(n * c * kept * h * w);
+    for channel in 0..n * c {
+        let frame = |at: usize| (channel * d + at) * h * w;
+        part.extend(values[frame(first)..frame(end)].iter().map(|value| *value as f32));
+    }
+    let shape = [n, c, kept, h, w];
+    if !strided {
+        return upload(client, &part, &shape, dtype);
+    }
+    // Channels fastest: images are not C channels apart where there are several.
+    let strides = [c * kept * h * w, 1, h * w * c, w * c, c];
+    upload_strided(client, &part, &shape, &strides, dtype)
+}
+
+/// Compares a case's forward pass and weight gradient, its first frames in a cache, with the reference under
+/// the eligible plans that `picks` keeps.
+pub(crate) fn check(
+    (client, limits): (&Client, &Limits),
+    (held, case): &Stream,
+    fill: &dyn Fn(u64, usize) -> Vec<f32>,
+    exact: bool,
+    picks: &dyn Fn(Vec<Plan>) -> Vec<Plan>,
+) {
+    for &dtype in &limits.dtypes {
+        let problem = problem(case, dtype).for_streams();
+        let inputs = inputs(client, &problem, fill);
+        let all = problem.input[0];
+        for pass in [Pass::Forward, Pass::WeightGradient] {
+            let plans = picks(eligible(&problem, pass, limits));
+            assert!(plans.contains(&Plan::Direct) && plans.len() > 1, "{case}: {plans:?}");
+            let oracle = Oracle::new(&problem, pass, &inputs, &plans);
+            for (round, plan) in plans.iter().enumerate() {
+                let parts = [(0, *held), (*held, all)];
+                let [cache, x] =
+                    [0, 1].map(|part| frames(client, &inputs.x, parts[part], (round + part) % 3 == 2, dtype));
+                let out = output(client, &result_shape(&problem, pass), dtype);
+                launch((client, limits), &problem, (pass, plan), &inputs, [&cache, &x, &out]);
+                let got = out.read(client);
+                let what = format!("{case}, {held} cached, {} {} {}", dtype.name(), pass.name(), plan.name());
+                let result = if exact {
+                    check_exact(&got, oracle.values(), dtype)
+                } else {
+                    oracle.check(plan, pass, dtype, &got, true).map(|_| ())
+                };
+                result.unwrap_or_else(|error| panic!("{what}: {error}"));
+            }
+        }
+    }
+}
+
+fn launch(
+    (client, limits): (&Client, &Limits),
+    problem: &Conv3dProblem,
+    (pass, plan): (Pass, &Plan),
+    inputs: &Inputs,
+    [cache, x, out]: [&Buffer; 3],
+) {
+    let [cache, x, out] = [cache, x, out].map(Buffer::operand);
+    let (w, dy, bias) = (inputs.w.operand(), inputs.dy.operand(), inputs.bias.as_ref().map(Buffer::operand));
+    match pass {
+        Pass::Forward => forward_cached(client, limits, problem, plan, [x, w, out], (cache, None, bias)),
+        _ => weight_gradient_cached(client, limits, problem, plan, [x, dy, out], cache),
+    }
+    .unwrap_or_else(|error| panic!("{problem:?} {}: {error}", plan.name()));
+}
+
+#[test]
+fn frames_of_a_cache_are_read_like_those_of_the_clip() {
+    let client = client();
+    let limits = Limits::of(&client);
+    for (round, stream) in streams().iter().enumerate() {
+        // On a software device one tile of each kind.
+        let picks = |plans: Vec<Plan>| {
+            if EXECUTED && stream.1.name == "stream_modes" { plans } else { one_tile_each(plans, round) }
+        };
+        check((&client, &limits), stream, &|seed, length| fill::integers(seed, length, -4, 4), true, &picks);
+    }
+    check((&client, &limits), &streams()[0], &fill::normal, false, &|plans| one_tile_each(plans, 0));
+}
+
+/// Chunks of any lengths, their caches and the whole clip under the automatic plan: the same bits, because
+/// the plan and its sums do not depend on the number of frames.
+#[test]
+fn pieces_of_any_lengths_have_the_bits_of_the_whole_clip() {
+    let client = client();
+    let limits = Limits::of(&client);
+    let plane = [(2, 0), (1, 1), (1, 1)];
+    // Small frames, whose sums would be split, and more frames than some tiles have rows.
+    let cases = [
+        Conv3dCase { padding: plane, ..Conv3dCase::new("small", [1, 40, 7, 3, 4], 20, [3; 3]) },
+        Conv3dCase {
+            padding: plane,
+            modes: Some([Padding::Zeros, Padding::Replicate, Padding::Zeros]),
+            ..Conv3dCase::new("wide", [1, 8, 7, 12, 40], 12, [3; 3])
+        },
+    ];
+    for case in cases {
+        let whole = problem(&case, FloatType::F32).for_streams();
+        let inputs = inputs(&client, &whole, &fill::normal);
+        let bias = inputs.bias.as_ref().map(Buffer::operand);
+        let plan = |problem: &Conv3dProblem| {
+            conv3d::plan(problem, Pass::Forward, Algorithm::Auto, &limits).expect("a plan")
+        };
+        let y = output(&client, &whole.y_shape(), whole.dtype);
+        let operands = [inputs.x.operand(), inputs.w.operand(), y.operand()];
+        forward(&client, &limits, &whole, &plan(&whole), operands, bias).expect("the whole clip");
+        let want = y.read(&client);
+        for pieces in [&[1, 1, 5][..], &[3, 4], &[2, 2, 2, 1]] {
+            let mut at = 0;
+            for piece in pieces {
+                let held = at.min(2);
+                let first = at - held;
+                // Before the clip's third frame padding is left.
+                let mut part = case.clone();
+                part.d = held + piece;
+                part.padding[0].0 = 2 - held;
+                let problem = problem(&part, FloatType::F32).for_streams();
+                assert_eq!(plan(&problem), plan(&whole), "{part}");
+                let x = frames(&client, &inputs.x, (at, at + piece), false, whole.dtype);
+                let cache = frames(&client, &inputs.x, (first, at.max(1)), true, whole.dtype);
+                let y = output(&client, &problem.y_shape(), whole.dtype);
+                let operands = [x.operand(), inputs.w.operand(), y.operand()];
+                if held == 0 {
+                    forward(&client, &limits, &problem, &plan(&problem), operands, bias)
+                } else {
+                    let others = (cache.operand(), None, bias);
+                    forward_cached(&client, &limits, &problem, &plan(&problem), operands, others)
+                }
+                .unwrap_or_else(|error| panic!("{part}: {error}"));
+                let [_, channels, frames, height, width] = problem.y_shape();
+                let all = whole.y_shape()[2];
+                let got = y.read(&client);
+                for (index, got) in got.iter().enumerate() {
+                    let (frame, rest) = (height * width, index % (height * width));
+                    let (channel, depth) = (index / frame / frames, index / frame % frames);
+                    let want = want[(channel * all + at + depth) * frame + rest];
+                    assert!(channel < channels);
+                    assert_eq!(got.to_bits(), want.to_bits(), "{part}, pieces {pieces:?}, element {index}");
+                }
+                at += piece;
+            }
+        }
+    }
+}
+
+#[test]
+fn caches_that_do_not_fit_are_refused() {
+    let client = client();
+    let limits = Limits::of(&client);
+    let whole = problem(&Conv3dCase::new("cache", [1, 4, 5, 3, 3], 4, [3; 3]), FloatType::F32);
+    let refusal = |problem: Conv3dProblem, cache: [usize; 5], x: [usize; 5]| {
+        let [cache, x, w, y] = [cache, x, problem.weight_shape(), problem.y_shape()]
+            .map(|shape| upload(&client, &vec![0.0; shape.iter().product()], &shape, FloatType::F32));
+        let bias = upload(&client, &[0.0; 4], &[4], FloatType::F32);
+        let operands = [x.operand(), w.operand(), y.operand()];
+        let others = (cache.operand(), None, Some(bias.operand()));
+        forward_cached(&client, &limits, &problem, &Plan::Direct, operands, others)
+            .expect_err("a refusal")
+            .to_string()
+    };
+    assert_eq!(
+        refusal(whole, [1, 4, 2, 3, 3], [1, 4, 3, 3, 3]),
+        "conv3d: a cache of shape [1, 4, 2, 3, 3] was given for the problem of the whole clip [1, 4, 5, 3, 3]"
+    );
+    assert_eq!(
+        refusal(whole.for_streams(), [1, 4, 5, 3, 3], [1, 4, 1, 3, 3]),
+        "conv3d: a cache of shape [1, 4, 5, 3, 3] was given for the stream of [1, 4, 5, 3, 3]"
+    );
+    assert_eq!(
+        refusal(whole.for_streams(), [1, 4, 2, 3, 3], [1, 4, 2, 3, 3]),
+        "conv3d: x has shape [1, 4, 2, 3, 3], the problem needs [1, 4, 3, 3, 3]"
+    );
+}
