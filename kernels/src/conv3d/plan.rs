@@ -184,6 +184,23 @@ pub fn predicted_seconds(problem: &Conv3dProblem, pass: Pass, plan: &Plan, limit
     choose::model::seconds(plan, plan.launched(&PassProblem::of(problem, pass)), pass, limits)
 }
 
+/// The Winograd tile that a stream's forward pass is predicted to be faster by, although the cache and x
+/// have to be joined for it. Decided for one window along depth, so that it does not depend on the number
+/// of frames.
+pub fn stream_tile(problem: &Conv3dProblem, limits: &Limits) -> Option<WinogradTile> {
+    let whole = |problem: Conv3dProblem| Conv3dProblem { streaming: false, ..problem };
+    let one = whole(problem.planned(Pass::Forward));
+    let Ok(joined @ Plan::Winograd(config)) = plan(&one, Pass::Forward, Algorithm::Auto, limits) else {
+        return None;
+    };
+    let read = plan(problem, Pass::Forward, Algorithm::Auto, limits).ok()?;
+    let serves = plan(&whole(*problem), Pass::Forward, Algorithm::Winograd(config.tile), limits).is_ok();
+    let elements: f64 = one.x_shape().iter().map(|&size| size as f64).product();
+    let copy = 2.0 * elements * problem.dtype.size() as f64 / limits.chip.bandwidth;
+    let seconds = |plan| predicted_seconds(&one, Pass::Forward, plan, limits);
+    (serves && seconds(&joined) + copy < seconds(&read)).then_some(config.tile)
+}
+
 /// Every plan that serves the pass and that some choice or its fallback may take on the device: the tests run
 /// and the benchmarks time all of them. Only wide tiles of multiply-adds are served beyond these, where
 /// matrix units serve the same product (`choose/gemm.rs`).

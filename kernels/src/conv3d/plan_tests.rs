@@ -342,3 +342,22 @@ fn strided_few_channels_have_their_own_kernel() {
     assert_eq!(input(&patches), "gemm_128x32x16");
     assert_eq!(input(&problem([1, 3, 4, 64, 64], 8, [1, 17, 17], 2, 1)), "gemm_256x4x16");
 }
+
+/// A stream takes Winograd, for which cache and x are joined, where that is faster for one frame: whatever
+/// the number of frames, and not for small planes.
+#[test]
+fn streams_join_their_frames_where_winograd_is_faster() {
+    let window = Window { padding: [(0, 0), (1, 1), (1, 1)], ..Window::default() };
+    let tile = |limits: &Limits, frames: usize, plane: usize| {
+        let shape = [1, 128, frames, plane, plane];
+        let problem = Conv3dProblem::new(shape, [128, 128, 3, 3, 3], None, window, FloatType::F32);
+        stream_tile(&problem.expect("sound shapes").for_streams(), limits)
+    };
+    let devices = [Limits::apple("Apple M1"), Limits::apple("Apple M4 Max"), Limits::h200()];
+    for limits in devices.into_iter().chain([Limits::named("llvmpipe")]) {
+        assert_eq!(tile(&limits, 3, 16), None);
+        for frames in [3, 4, 18] {
+            assert_eq!(tile(&limits, frames, 240), Some(WinogradTile::F4x4), "{frames} frames");
+        }
+    }
+}

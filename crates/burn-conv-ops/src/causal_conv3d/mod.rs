@@ -49,10 +49,11 @@ use check::OP;
 /// Gradients flow to x, weight, bias and cache, and through the new cache.
 ///
 /// Pieces have the bits of the whole clip given in one call, on one device: the plan and its sums do not
-/// depend on the number of frames. The kernels read the cache where it is; the gathered GEMM and the direct
-/// kernel are those that can. [`Algorithm::Winograd`] joins cache and x in memory in place of that, and
+/// depend on the number of frames. The gathered GEMM and the direct kernel read the cache where it is. Where
+/// Winograd is predicted to be faster, a copy of the cache and x included, and under [`Algorithm::Winograd`],
+/// they are joined in memory.
 /// [`nn::CausalConv3d::forward`](crate::nn::CausalConv3d::forward), which has a whole clip, takes any plan:
-/// their results differ from the others' by rounding.
+/// its results differ by rounding.
 ///
 /// # Panics
 /// Where [`try_causal_conv3d`] returns an error.

@@ -18,7 +18,7 @@ pub(crate) use options::same_padding;
 pub use options::{Conv3dOptions, Conv3dPadding, PerAxis};
 
 use crate::backend::ConvOps;
-use crate::{ConvError, or_panic};
+use crate::{Algorithm, ConvError, or_panic};
 use burn::backend::Dispatch;
 use burn::tensor::Tensor;
 use check::Frames;
@@ -86,6 +86,11 @@ pub(crate) fn try_stream(
     options: &Conv3dOptions,
 ) -> Result<Tensor<5>, ConvError> {
     let call = check::check(&x, &weight, bias.as_ref(), options, Frames::Stream(cache.as_ref()))?;
+    // Winograd reads one tensor.
+    if let Some(tile) = check::stream_tile(&x, &call) {
+        let all = Tensor::cat(cache.into_iter().chain([x]).collect(), 2);
+        return try_conv3d(all, weight, bias, Conv3dOptions { algorithm: Algorithm::Winograd(tile), ..*options });
+    }
     let bias = bias.map(Tensor::into_dispatch).into();
     let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
     Ok(Tensor::from_dispatch(match cache {

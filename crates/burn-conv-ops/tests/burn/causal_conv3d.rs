@@ -8,8 +8,8 @@ use burn::serde::Deserialize;
 use burn::tensor::{Device, Tensor};
 use burn_conv_ops::nn::CausalConv3dConfig;
 use burn_conv_ops::{
-    Activation, CausalConv3dOptions, Conv3dOptions, FirstFrames, PaddingMode, causal_conv3d, conv3d,
-    try_causal_conv3d,
+    Activation, Algorithm, CausalConv3dOptions, Conv3dOptions, FirstFrames, PaddingMode, causal_conv3d,
+    conv3d, try_causal_conv3d,
 };
 use safetensors::SafeTensors;
 
@@ -127,6 +127,20 @@ fn pieces_have_the_bits_of_the_whole_clip() {
         let parts = in_pieces(x, &weight, Some(&bias), options, pieces);
         assert!(values(whole.0) == values(parts.0), "{shape:?} in {pieces:?}");
     }
+}
+
+/// Winograd, where it is faster, is decided for one frame as well: pieces have the bits of the whole clip,
+/// which are not those of the gathered GEMM.
+#[test]
+fn pieces_by_winograd_have_the_bits_of_the_whole_clip() {
+    let device = crate::support::gpu();
+    let options = CausalConv3dOptions::new().with_plane_padding(1);
+    let (x, weight) = (normal(1, [1, 128, 2, 96, 96], &device), normal(2, [128, 128, 3, 3, 3], &device));
+    let y = |options, pieces: &[usize]| values(in_pieces(x.clone(), &weight, None, options, pieces).0);
+    let whole = y(options, &[2]);
+    assert!(whole == y(options, &[1, 1]));
+    let gathered = y(options.with_algorithm(Algorithm::NoWinograd), &[2]);
+    assert!(whole != gathered, "Winograd was not taken");
 }
 
 /// A cache is read like frames joined before x, also as a view, and its gradient is theirs.
