@@ -144,7 +144,8 @@ fn frames_of_a_cache_are_read_like_those_of_the_clip() {
 #[test]
 fn pieces_of_any_lengths_have_the_bits_of_the_whole_clip() {
     let client = client();
-    let limits = Limits::of(&client);
+    // Few threadgroups in flight: sums of pieces would be split, those of the whole clip would not.
+    let limits = Limits { cubes_in_flight: 8, ..Limits::of(&client) };
     let plane = [(2, 0), (1, 1), (1, 1)];
     // Small frames, whose sums would be split, and more frames than some tiles have rows.
     let cases = [
@@ -152,7 +153,7 @@ fn pieces_of_any_lengths_have_the_bits_of_the_whole_clip() {
         Conv3dCase {
             padding: plane,
             modes: Some([Padding::Zeros, Padding::Replicate, Padding::Zeros]),
-            ..Conv3dCase::new("wide", [1, 8, 7, 12, 40], 12, [3; 3])
+            ..Conv3dCase::new("wide", [1, 40, 7, 12, 20], 12, [3; 3])
         },
     ];
     for case in cases {
