@@ -43,11 +43,8 @@ pub(crate) fn few_output_channels() {
     let client = client();
     let limits = Limits { unroll: true, dtypes: vec![FloatType::F32], ..Limits::of(&client) };
     run_with((&client, &limits), &table[2..5], &fill::normal, false, Selection::Only(picks));
-    let plans = |pass| eligible(&problem(&table[2], FloatType::F32), pass, &limits).into_iter();
-    for pass in PASSES {
-        let prefetched = |plan| matches!(plan, Plan::FewOutputs(tile) if tile.prefetch);
-        assert_eq!(plans(pass).any(prefetched), pass != Pass::WeightGradient, "{pass:?}");
-    }
+    let plans = eligible(&problem(&table[2], FloatType::F32), Pass::Forward, &limits);
+    assert!(plans.iter().any(|plan| matches!(plan, Plan::FewOutputs(tile) if tile.prefetch)), "{plans:?}");
 }
 
 #[test]
