@@ -17,9 +17,9 @@
 //!
 //! - a result is not finite where a product of its sum holds one of them;
 //! - other results of the same channel may be not finite: a weight `w[o,c,k]` may reach any result of channel
-//! o (dx: of channel c), an element of x or dy any weight gradient of its channel. Most plans multiply by
-//! the zeros of the padding and of windows that do not exist, and 0 times infinity is NaN. [`Plan::Direct`]
-//! skips these;
+//!   o (dx: of channel c), an element of x or dy any weight gradient of its channel. Most plans multiply by
+//!   the zeros of the padding and of windows that do not exist, and 0 times infinity is NaN. [`Plan::Direct`]
+//!   skips these;
 //! - every other result is finite and right.
 //!
 //! Under [`Plan::Winograd`] (`Auto` may take it) an element of x (dx: of dy) also reaches the other results
@@ -44,11 +44,11 @@
 //! adds what keeps its own indices in bounds.
 //!
 //! - Operands have the problem's shapes and dtype (`check.rs`), and every extent is below 2^31
-//! (`Conv3dProblem::new`).
+//!   (`Conv3dProblem::new`).
 //! - The plan serves the problem that is launched, within the device's limits (`call.rs`).
 //! - The kernel's address type reaches every offset (`address_type`).
 //! - The caller's output tensors overlap no input. Kernels that work in place (`reduce.rs`) touch each
-//! thread's own elements only.
+//!   thread's own elements only.
 //! - Threadgroups past the end of their span exit (`Span::is_idle`).
 //!
 //! tests/conformance runs every plan with guard zones around the tensors.

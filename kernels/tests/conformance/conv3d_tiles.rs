@@ -41,7 +41,9 @@ pub(crate) fn few_output_channels() {
     run_types(&table[..2], &[FloatType::F16, FloatType::Bf16], picks);
     // NVIDIA's structure: prefetched channels, larger tiles, all outputs of a weight gradient at once.
     let client = client();
-    let limits = Limits { unroll: true, dtypes: vec![FloatType::F32], ..Limits::of(&client) };
+    let limits = Limits { unroll: true, ..Limits::of(&client) };
+    run_with((&client, &limits), &table[1..2], &fill::normal, false, Selection::Only(picks));
+    let limits = Limits { dtypes: vec![FloatType::F32], ..limits };
     run_with((&client, &limits), &table[2..5], &fill::normal, false, Selection::Only(picks));
     let plans = eligible(&problem(&table[2], FloatType::F32), Pass::Forward, &limits);
     assert!(plans.iter().any(|plan| matches!(plan, Plan::FewOutputs(tile) if tile.prefetch)), "{plans:?}");
@@ -145,7 +147,7 @@ pub(crate) fn stages_prefetched_into_registers() {
 
 /// The same on devices with matrix units, where the executor's own device does not prefetch.
 #[test]
-fn stages_prefetched_on_matrix_units() {
+pub(crate) fn stages_prefetched_on_matrix_units() {
     let client = client();
     let all = Limits::of(&client);
     let dtypes = all.dtypes.iter().copied().filter(|dtype| *dtype != FloatType::Bf16).collect();
