@@ -210,15 +210,8 @@ pub fn eligible(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Vec<Pla
         return vec![Plan::Empty];
     }
     let problem = &rewritten.launched;
-    let winograd = WinogradTile::ALL
-        .into_iter()
-        .filter_map(|tile| winograd::config(problem, pass, tile, limits).ok())
-        // F(4x4) without matrix units as well, where it would use them.
-        .flat_map(|config| {
-            let registers = config.mma_tile.is_some() && config.tile == WinogradTile::F4x4;
-            let registers = registers.then_some(WinogradConfig { mma_tile: None, ..config });
-            [Some(config), registers].into_iter().flatten()
-        });
+    let winograd =
+        WinogradTile::ALL.into_iter().filter_map(|tile| winograd::config(problem, pass, tile, limits).ok());
     let fma = choose::fma_tiles(&rewritten, limits).into_iter().map(GemmTile::Fma);
     let mma = gemm::mma_tiles(problem, pass, limits).map(GemmTile::Mma);
     let depthwise = depthwise::serves(problem, pass).then(|| DepthwiseKernel::of(problem, pass, limits));

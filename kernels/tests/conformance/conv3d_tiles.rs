@@ -4,7 +4,7 @@ use crate::conv3d::{PASSES, Selection, problem, run_with};
 use crate::support::client;
 use conv_cases::conv3d::{self as cases, Activation, Conv3dCase};
 use conv_cases::fill;
-use conv_kernels::conv3d::{GemmTile, Plan, RegisterTile, WindowKernel, eligible};
+use conv_kernels::conv3d::{GemmTile, Pass, Plan, RegisterTile, WindowKernel, eligible};
 use conv_kernels::{FloatType, Limits};
 use cubecl::prelude::*;
 
@@ -33,16 +33,20 @@ pub(crate) fn depthwise_frames_in_shared_memory() {
 
 #[test]
 pub(crate) fn few_output_channels() {
-    // Each window is another kernel, which a software device compiles for a second. The other types and
-    // prefetching change only how a channel is loaded: a few windows are enough.
+    // Each window is another kernel, which a software device compiles for a second. The other types change
+    // only how a channel is loaded: a few windows are enough.
     let table = cases::few_output_layers();
-    run_types(&table, &[FloatType::F32], |plan| matches!(plan, Plan::FewOutputs(tile) if !tile.prefetch));
-    run_types(&table[..2], &[FloatType::F16, FloatType::Bf16], |plan| matches!(plan, Plan::FewOutputs(_)));
-    run_types(
-        &table[2..5],
-        &[FloatType::F32],
-        |plan| matches!(plan, Plan::FewOutputs(tile) if tile.prefetch),
-    );
+    let picks = |plan: &Plan| matches!(plan, Plan::FewOutputs(_));
+    run_types(&table, &[FloatType::F32], picks);
+    run_types(&table[..2], &[FloatType::F16, FloatType::Bf16], picks);
+    // NVIDIA's structure: prefetched channels, larger tiles, all outputs of a weight gradient at once.
+    let client = client();
+    let limits = Limits { unroll: true, ..Limits::of(&client) };
+    run_with((&client, &limits), &table[1..2], &fill::normal, false, Selection::Only(picks));
+    let limits = Limits { dtypes: vec![FloatType::F32], ..limits };
+    run_with((&client, &limits), &table[2..5], &fill::normal, false, Selection::Only(picks));
+    let plans = eligible(&problem(&table[2], FloatType::F32), Pass::Forward, &limits);
+    assert!(plans.iter().any(|plan| matches!(plan, Plan::FewOutputs(tile) if tile.prefetch)), "{plans:?}");
 }
 
 #[test]
@@ -143,7 +147,7 @@ pub(crate) fn stages_prefetched_into_registers() {
 
 /// The same on devices with matrix units, where the executor's own device does not prefetch.
 #[test]
-fn stages_prefetched_on_matrix_units() {
+pub(crate) fn stages_prefetched_on_matrix_units() {
     let client = client();
     let all = Limits::of(&client);
     let dtypes = all.dtypes.iter().copied().filter(|dtype| *dtype != FloatType::Bf16).collect();
@@ -158,7 +162,12 @@ fn stages_prefetched_on_matrix_units() {
     let windows = [cases::strided_windows(), cases::shared_windows(), cases::contiguous_slices()];
     table.extend(windows.into_iter().flat_map(|cases| cases.into_iter().step_by(4)));
     let integers = |seed, length| fill::integers(seed, length, -4, 4);
-    let picks = |plan: &Plan| matches!(plan, Plan::Gemm(GemmTile::Mma(_)) | Plan::Window(_));
+    let picks = |plan: &Plan| match plan {
+        Plan::Gemm(GemmTile::Mma(_)) | Plan::Window(_) => true,
+        Plan::Subpixel(tile) => tile.fragment > 0,
+        _ => false,
+    };
+    table.extend(cases::few_input_layers().into_iter().step_by(2));
     run_with((&client, &limits), &table, &integers, true, Selection::Only(picks));
 }
 

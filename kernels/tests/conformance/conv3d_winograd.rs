@@ -176,20 +176,24 @@ fn weight_gradients_sum_slices_launches_and_regions() {
         let out = problem.output();
         let rows = out[1].div_ceil(tile.outputs());
         assert_eq!(extent == (case.n, rows, out[0]), whole, "{case}: {config:?}");
-        let plan = Plan::Winograd(config);
         let exact = tile == WinogradTile::F2x2;
         let fill = |seed, length| {
             if exact { fill::integers(seed, length, -4, 4) } else { fill::normal(seed, length) }
         };
         let inputs = inputs(&client, &problem, &fill);
-        let oracle = Oracle::new(&problem, Pass::WeightGradient, &inputs, &[plan]);
-        let got = computed((&client, limits), &problem, (Pass::WeightGradient, &plan), &inputs);
-        if exact {
-            assert_eq!(got, oracle.values(), "{case}: {config:?}");
-        } else {
-            oracle
-                .check(&plan, Pass::WeightGradient, FloatType::F32, &got, true)
-                .unwrap_or_else(|error| panic!("{case}: {config:?}: {error}"));
+        let pass = Pass::WeightGradient;
+        let oracle = Oracle::new(&problem, pass, &inputs, &[Plan::Winograd(config)]);
+        // With and without matrix units.
+        for mma_tile in [config.mma_tile, None] {
+            let plan = Plan::Winograd(WinogradConfig { mma_tile, ..config });
+            let got = computed((&client, limits), &problem, (pass, &plan), &inputs);
+            if exact {
+                assert_eq!(got, oracle.values(), "{case}: {plan:?}");
+            } else {
+                oracle
+                    .check(&plan, pass, FloatType::F32, &got, true)
+                    .unwrap_or_else(|error| panic!("{case}: {plan:?}: {error}"));
+            }
         }
     }
 }

@@ -19,7 +19,7 @@ use conv_testing::is_full;
 use std::collections::HashSet;
 
 /// The tests whose tables launch conv3d's plans.
-const CONV3D: [fn(); 17] = [
+const CONV3D: [fn(); 18] = [
     conv3d::every_plan_matches_the_reference_on_normal_data,
     conv3d::integer_inputs_are_exact,
     conv3d::tile_boundaries_are_exact,
@@ -35,6 +35,7 @@ const CONV3D: [fn(); 17] = [
     conv3d_tiles::few_input_channels,
     conv3d_tiles::tiles_of_multiply_adds,
     conv3d_tiles::stages_prefetched_into_registers,
+    conv3d_tiles::stages_prefetched_on_matrix_units,
     conv3d_tiles::phases_of_strided_gradients,
     conv3d_tiles::windows_in_shared_memory,
 ];
@@ -108,10 +109,9 @@ fn every_plan(dtype: FloatType, limits: &Limits) -> Vec<(Pass, String, bool)> {
     for tile in WinogradTile::ALL {
         add(sources, winograd(tile, matrices), matrices);
         if tile != WinogradTile::F6x6 {
-            add(&weight, winograd(tile, false), false);
+            add(&weight, winograd(tile, matrices), matrices);
         }
     }
-    add(sources, winograd(WinogradTile::F4x4, false), false);
     all
 }
 

@@ -17,6 +17,14 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::OnceLock;
 
+/// Kernels that no choice takes on a Mac with matrix units. They are executed and compared here under limits
+/// of other devices: `stages_prefetched_on_matrix_units`, and conv3d_winograd's sums with and without.
+const NOT_ON_METAL: [&str; 3] = [
+    "conv_kernels::conv3d::subpixel::mma::subpixel_mma_kernel",
+    "conv_kernels::conv3d::winograd::product::product_kernel",
+    "conv_kernels::conv3d::winograd::weight_product::weight_product_kernel",
+];
+
 /// The kernels of a dtype, lowered once.
 fn listed(dtype: FloatType) -> &'static Variants {
     static LISTED: [OnceLock<Variants>; 3] = [const { OnceLock::new() }; 3];
@@ -137,11 +145,12 @@ fn the_list_is_complete_and_within_an_apple_gpu_s_budget() {
     let mut expected = Vec::new();
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels/src");
     kernels_in_source(&source, "conv_kernels", &mut expected);
+    expected.sort();
     assert!(expected.len() >= 8, "the source has {} kernels: {expected:?}", expected.len());
     let launched =
         |path: &&String| kernels.iter().any(|kernel| kernel.id.type_name().starts_with(&format!("{path}::")));
-    let forgotten: Vec<_> = expected.iter().filter(|path| !launched(path)).collect();
-    assert!(forgotten.is_empty(), "kernels that `variants` never launches: {forgotten:?}");
+    let unlisted: Vec<_> = expected.iter().filter(|path| !launched(path)).map(String::as_str).collect();
+    assert_eq!(unlisted, NOT_ON_METAL, "kernels that `variants` never launches");
 }
 
 /// Module paths of the kernels in conv-kernels' source, `conv_kernels::op::file::kernel`.

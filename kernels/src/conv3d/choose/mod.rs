@@ -114,15 +114,12 @@ fn fallback_gemm(problem: &Conv3dProblem, pass: Pass) -> Plan {
     Plan::Gemm(GemmTile::Fma(tile))
 }
 
-/// The tile of few outputs; none where its tiles would be mostly empty. Channels are prefetched on devices
-/// whose compilers schedule long straight-line code (`limits.unroll`); elsewhere occupancy is worth more than
-/// the registers.
+/// The tile of few outputs; none where its tiles would be mostly empty.
 fn few_outputs_tile(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Option<FewOutputsTile> {
-    let tile = few_outputs::cheapest_tile(problem, pass)?;
+    let tile = few_outputs::cheapest_tile(problem, pass, limits)?;
     let [computed, wanted] = few_outputs::positions(problem, pass, &tile)?;
-    let prefetched = FewOutputsTile { prefetch: limits.unroll && pass != Pass::WeightGradient, ..tile };
     let pays = computed <= MOST_COMPUTED * wanted;
-    (pays && few_outputs::serves(problem, pass, &tile, limits)).then_some(prefetched)
+    (pays && few_outputs::serves(problem, pass, &tile, limits)).then_some(tile)
 }
 
 /// The sub-pixel tile of an input gradient, if it beats the gathered implicit GEMM. Windows that tile the

@@ -3,6 +3,7 @@
 use crate::conv3d::frames::FrameTile;
 use crate::conv3d::gemm::gather::{AxisGather, Gather};
 use crate::conv3d::pass::Pass;
+use crate::limits::Limits;
 
 /// Output channels per group that are served.
 pub(super) const MAX_OUTPUTS: usize = 4;
@@ -10,7 +11,8 @@ pub(super) const MAX_OUTPUTS: usize = 4;
 /// Bytes of shared memory of a threadgroup.
 const MAX_SHARED_BYTES: usize = 24 * 1024;
 
-/// Registers of a weight gradient for accumulators, dy and the elements that it is multiplied with.
+/// Registers of a weight gradient for accumulators, dy and the elements that it is multiplied with, on devices
+/// that prefetch (NVIDIA).
 const MAX_WEIGHT_REGISTERS: usize = 112;
 
 /// Threads of a weight gradient's threadgroup. 256 would fill an NVIDIA multiprocessor's registers with one
@@ -20,6 +22,9 @@ const MAX_WEIGHT_THREADS: usize = 128;
 /// Registers for accumulators, one column of weights and the elements it is multiplied with. An Apple GPU has
 /// 128 per thread; addresses and loads in flight need the rest.
 const MAX_REGISTERS: usize = 96;
+
+/// The same for 512 threads and more on an Apple core: taken where any tile fits.
+const SMALL_REGISTERS: usize = 64;
 
 /// The output positions of a threadgroup; each thread computes all output channels of the group for its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -32,6 +37,9 @@ pub struct FewOutputsTile {
     pub columns: usize,
     /// Threads of a threadgroup.
     pub threads: usize,
+    /// Whether a threadgroup of a weight gradient sums one output channel, not all of a group: fewer
+    /// accumulators, for which the source is loaded once per output.
+    pub split: bool,
     /// Whether the next channel is prefetched into registers while this one is multiplied. Without it, other
     /// threadgroups on the multiprocessor hide the load latency.
     pub prefetch: bool,
@@ -41,8 +49,9 @@ impl FewOutputsTile {
     /// The name used in tables and reports.
     pub fn name(&self) -> String {
         let height = self.rows * self.threads / self.columns;
-        let suffix = if self.prefetch { "_ahead" } else { "" };
-        format!("{}x{height}x{}_{}{suffix}", self.frames, self.columns, self.threads)
+        let split = if self.split { "_split" } else { "" };
+        let ahead = if self.prefetch { "_ahead" } else { "" };
+        format!("{}x{height}x{}_{}{split}{ahead}", self.frames, self.columns, self.threads)
     }
 }
 
@@ -52,16 +61,18 @@ pub(super) struct FewOutputsShape {
     /// The tile in each frame.
     pub(super) tile: FrameTile,
     pub(super) frames: usize,
-    /// Output channels per group.
+    /// Output channels of a threadgroup, and the threadgroups that share those of a group.
     pub(super) outputs: usize,
+    pub(super) parts: usize,
     pub(super) prefetch: bool,
 }
 
 impl FewOutputsShape {
     pub(super) fn of(walks: &Gather, outputs: usize, tile: &FewOutputsTile) -> Self {
-        let FewOutputsTile { frames, rows, columns, threads, prefetch } = *tile;
+        let FewOutputsTile { frames, rows, columns, threads, split, prefetch } = *tile;
         let tile = FrameTile { taps: walks.map(|walk| walk.taps), rows, columns, threads };
-        Self { tile, frames, outputs, prefetch }
+        let (outputs, parts) = if split { (1, outputs) } else { (outputs, 1) };
+        Self { tile, frames, outputs, parts, prefetch }
     }
 
     /// Source frames in shared memory.
@@ -104,16 +115,16 @@ impl FewOutputsShape {
         4 * self.source_frames() * self.frame_elements() + 16 * self.weight_vectors()
     }
 
-    fn fits(&self, pass: Pass) -> bool {
+    fn fits(&self, pass: Pass, registers: usize) -> bool {
         let column = self.tile.rows + self.tile.taps[1] - 1;
         if pass == Pass::WeightGradient {
             let sums = self.tile.tap_count() * self.outputs;
-            return sums + self.sums() + column <= MAX_WEIGHT_REGISTERS
+            return sums + self.sums() + column <= registers
                 && self.tile.loads() <= self.tile.threads
                 && self.tile.threads <= MAX_WEIGHT_THREADS
                 && self.shared_bytes() <= MAX_SHARED_BYTES;
         }
-        self.sums() + 4 * self.column_vectors() + column <= MAX_REGISTERS
+        self.sums() + 4 * self.column_vectors() + column <= registers
             && self.weight_vectors() <= self.tile.threads
             && self.shared_bytes() <= MAX_SHARED_BYTES
     }
@@ -137,7 +148,7 @@ impl FewOutputsShape {
             _ => 2 * self.weight_vectors(),
         };
         let per_thread = products + values + other + 5 * self.loads() + 60;
-        self.threadgroups(walks) * (threads * per_thread + 64 * sectors)
+        self.threadgroups(walks) * self.parts * (threads * per_thread + 64 * sectors)
     }
 }
 
@@ -146,57 +157,86 @@ const ROWS: [usize; 4] = [1, 2, 4, 8];
 const COLUMNS: [usize; 4] = [8, 16, 32, 64];
 const THREADS: [usize; 3] = [64, 128, 256];
 
-/// Every tile with one of these frame counts that fits; none unless stride and dilation are 1.
-fn fitting(walks: &Gather, pass: Pass, outputs: usize, frames: &[usize]) -> Vec<FewOutputsShape> {
+/// Every tile that fits so many registers; none unless stride and dilation are 1.
+fn fitting(
+    walks: &Gather,
+    pass: Pass,
+    outputs: usize,
+    registers: usize,
+    split: bool,
+) -> Vec<FewOutputsShape> {
     let mut shapes = Vec::new();
     if !walks.iter().all(AxisGather::is_dense) {
         return shapes;
     }
-    for &frames in frames {
+    for frames in FRAMES {
         for rows in ROWS {
             for columns in COLUMNS {
-                shapes.extend(
-                    THREADS
-                        .map(|threads| FewOutputsTile { frames, rows, columns, threads, prefetch: false })
-                        .map(|tile| FewOutputsShape::of(walks, outputs, &tile))
-                        .into_iter()
-                        .filter(|shape| shape.fits(pass)),
-                );
+                let tile =
+                    |threads| FewOutputsTile { frames, rows, columns, threads, split, prefetch: false };
+                let shape = |threads| FewOutputsShape::of(walks, outputs, &tile(threads));
+                let fits = |shape: &FewOutputsShape| shape.fits(pass, registers);
+                shapes.extend(THREADS.map(shape).into_iter().filter(fits));
             }
         }
     }
     shapes
 }
 
+/// The registers that tiles are made for, the preferred ones first.
+fn budgets(pass: Pass, limits: &Limits) -> &'static [usize] {
+    match (limits.unroll, pass) {
+        (true, Pass::WeightGradient) => &[MAX_WEIGHT_REGISTERS],
+        (true, _) => &[MAX_REGISTERS],
+        (false, _) => &[SMALL_REGISTERS, MAX_REGISTERS],
+    }
+}
+
+/// Whether threadgroups may share the outputs of a group: where registers are few.
+fn may_split(pass: Pass, outputs: usize, limits: &Limits) -> bool {
+    pass == Pass::WeightGradient && outputs > 1 && !limits.unroll
+}
+
 impl From<FewOutputsShape> for FewOutputsTile {
     fn from(shape: FewOutputsShape) -> Self {
         let FrameTile { rows, columns, threads, .. } = shape.tile;
-        Self { frames: shape.frames, rows, columns, threads, prefetch: shape.prefetch }
+        let split = shape.parts > 1;
+        Self { frames: shape.frames, rows, columns, threads, split, prefetch: shape.prefetch }
     }
 }
 
 /// Whether the tile is one of those that [`cheapest`] chooses from.
-pub(super) fn is_offered(walks: &Gather, pass: Pass, outputs: usize, tile: &FewOutputsTile) -> bool {
+pub(super) fn is_offered(
+    walks: &Gather,
+    pass: Pass,
+    outputs: usize,
+    tile: &FewOutputsTile,
+    limits: &Limits,
+) -> bool {
     let FewOutputsTile { frames, rows, columns, threads, .. } = tile;
+    let registers = budgets(pass, limits).iter().max();
     walks.iter().all(AxisGather::is_dense)
         && FRAMES.contains(frames)
         && ROWS.contains(rows)
         && COLUMNS.contains(columns)
         && THREADS.contains(threads)
+        && (!tile.split || may_split(pass, outputs, limits))
         && !(tile.prefetch && pass == Pass::WeightGradient)
-        && FewOutputsShape::of(walks, outputs, tile).fits(pass)
+        && registers.is_some_and(|most| FewOutputsShape::of(walks, outputs, tile).fits(pass, *most))
 }
 
-/// The cheapest tile with this number of frames, or with any.
+/// The cheapest tile.
 pub(super) fn cheapest(
     walks: &Gather,
     pass: Pass,
     outputs: usize,
-    frames: Option<usize>,
+    limits: &Limits,
 ) -> Option<FewOutputsTile> {
-    let shapes = match frames {
-        Some(frames) => fitting(walks, pass, outputs, &[frames]),
-        None => fitting(walks, pass, outputs, &FRAMES),
-    };
-    shapes.into_iter().min_by_key(|shape| shape.cost(walks, pass)).map(FewOutputsTile::from)
+    budgets(pass, limits).iter().find_map(|&registers| {
+        let mut shapes = fitting(walks, pass, outputs, registers, false);
+        if may_split(pass, outputs, limits) {
+            shapes.extend(fitting(walks, pass, outputs, registers, true));
+        }
+        shapes.into_iter().min_by_key(|shape| shape.cost(walks, pass)).map(FewOutputsTile::from)
+    })
 }

@@ -50,8 +50,8 @@ impl Family for FewOutputsTile {
         let shape = FewOutputsShape::of(&walks, outputs, self);
         let positions = self.frames * self.rows * self.threads;
         Some(if pass == Pass::WeightGradient {
-            let count = problem.channels * problem.batch * shape.threadgroups(&walks);
-            Tiles { count, rows: problem.taps(), columns: outputs, terms: positions }
+            let count = problem.channels * shape.parts * problem.batch * shape.threadgroups(&walks);
+            Tiles { count, rows: problem.taps(), columns: shape.outputs, terms: positions }
         } else {
             let count = threadgroups(problem, &walks, &shape);
             Tiles { count, rows: positions, columns: outputs, terms: channels * problem.taps() }
@@ -66,8 +66,8 @@ impl Family for FewOutputsTile {
     }
 }
 
-/// Loop iterations of a thread: the channels of its slice (weight gradient: its tiles), the columns of a
-/// window, and the sums written.
+/// Loop iterations of a thread: the channels of its slice (weight gradient: its tiles), the frames and columns
+/// of a window, and the sums written.
 pub(super) fn loop_iterations(
     problem: &Conv3dProblem,
     pass: Pass,
@@ -76,12 +76,15 @@ pub(super) fn loop_iterations(
 ) -> usize {
     let Some((walks, outputs)) = dense_walk(problem, pass) else { return 0 };
     let shape = FewOutputsShape::of(&walks, outputs, tile);
+    let looped = if pass == Pass::WeightGradient { !limits.unroll } else { !shape.prefetch };
+    let frames = if looped { nest(shape.source_frames(), 0) } else { 0 };
     if pass == Pass::WeightGradient {
         let tiles = problem.batch.saturating_mul(shape.threadgroups(&walks));
         let (_, length) = tile_slices(problem, tiles, &shape, limits);
-        return nest(length, 0) + shape.tile.reduction_iterations(shape.tile.tap_count() * outputs);
+        let sums = shape.tile.tap_count() * shape.outputs;
+        return nest(length, frames) + shape.tile.reduction_iterations(sums);
     }
     let (_, length) = channel_slices(problem, pass, threadgroups(problem, &walks, &shape), limits);
     let columns = if limits.unroll { 0 } else { nest(problem.kernel[2], 0) };
-    nest(length, columns) + outputs * nest(shape.frames * shape.tile.rows, 0)
+    nest(length, columns + frames) + outputs * nest(shape.frames * shape.tile.rows, 0)
 }

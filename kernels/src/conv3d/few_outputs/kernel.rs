@@ -28,8 +28,11 @@
 //! the registers ([`super::config`]).
 
 use super::config::FewOutputsShape;
+use super::load::{
+    frame_offsets, load_channel, read_channel, read_weights, weight_offsets, write_channel, write_weights,
+};
 use crate::activation::activate_by_code;
-use crate::conv3d::frames::{FrameTiling, LoadOffsets, ThreadWork, load_offsets};
+use crate::conv3d::frames::{FrameTiling, ThreadWork, load_offsets};
 use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::PaddingMode;
@@ -40,7 +43,7 @@ use cubecl::prelude::*;
 use cubecl::std::FastDivmod;
 
 /// A vector of weights, read from shared memory at once.
-type Weights = Vector<f32, Const<4>>;
+pub(super) type Weights = Vector<f32, Const<4>>;
 
 /// How channels are split over threadgroups, outside the tiling of positions: split-K slices are slowest in a
 /// threadgroup's index, images are next.
@@ -52,13 +55,6 @@ pub(super) struct ChannelSplit {
     pub(super) slice_channels: u32,
     /// Elements of a slice's partial result.
     pub(super) slice_stride: usize,
-}
-
-/// Offsets in a tensor, and whether each element exists.
-#[derive(CubeType)]
-pub(super) struct Offsets {
-    at: Sequence<usize>,
-    exists: Sequence<bool>,
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -87,7 +83,6 @@ pub(super) fn few_outputs_kernel<E: Float, O: Float>(
     let (slice, n) = split.batch.div_mod(work.n);
     let mut c = slice * split.slice_channels;
     let end = min(c + split.slice_channels, split.channels);
-    let frames = frame_offsets(&walk, work.first, padding, shape);
     let offsets = load_offsets(&walk, &work, padding, shape.tile);
     let weight_offsets = weight_offsets(&walk, work.c, pass, shape);
     let base = walk.source_at(n, work.c * split.channels);
@@ -97,6 +92,7 @@ pub(super) fn few_outputs_kernel<E: Float, O: Float>(
     let sums = Registers::<f32>::new(comptime!(shape.sums()), 0.0f32);
 
     if comptime!(shape.prefetch) {
+        let frames = frame_offsets(&walk, work.first, padding, shape);
         let values = read_channel(source, base + walk.source_channel(c), &frames, &offsets, c < end, shape);
         let factors = read_weights(weight, walk.weight_channel(c), &weight_offsets, c < end);
         write_channel(&values, &mut window, shape);
@@ -116,12 +112,11 @@ pub(super) fn few_outputs_kernel<E: Float, O: Float>(
         }
     } else {
         while c < end {
-            let values =
-                read_channel(source, base + walk.source_channel(c), &frames, &offsets, true.runtime(), shape);
             let factors = read_weights(weight, walk.weight_channel(c), &weight_offsets, true.runtime());
             // Every thread has finished with the previous channel.
             sync_cube();
-            write_channel(&values, &mut window, shape);
+            let channel = base + walk.source_channel(c);
+            load_channel(source, channel, &walk, work.first, &offsets, &mut window, padding, shape);
             write_weights(factors, &mut weights, shape);
             sync_cube();
             multiply(&window, work.corner, &weights, &sums, shape, unroll);
@@ -142,118 +137,6 @@ pub(super) fn few_outputs_kernel<E: Float, O: Float>(
         stage_output(&sums, &mut window, output, shape);
         let out_base = out_base + walk.out_channel(output as u32);
         write_output(out, &walk, &tiling, &work, &window, start, out_base, shape);
-    }
-}
-
-/// Offsets of the window's frames within a channel, and whether each is inside.
-#[cube]
-pub(super) fn frame_offsets(
-    walk: &GatherArgs,
-    first: u32,
-    #[comptime] padding: PaddingMode,
-    #[comptime] shape: FewOutputsShape,
-) -> Offsets {
-    let mut at = Sequence::<usize>::new();
-    let mut exists = Sequence::<bool>::new();
-    #[unroll]
-    for frame in 0..comptime!(shape.source_frames()) {
-        let (offset, inside) = walk.depth.load_offset(walk.depth.coordinate(first + frame as u32), padding);
-        at.push(offset);
-        exists.push(inside);
-    }
-    Offsets { at, exists }
-}
-
-/// Offsets of the four weights of this thread's vector, in the order of use: column, row, depth, output.
-#[cube]
-fn weight_offsets(
-    walk: &GatherArgs,
-    group: u32,
-    #[comptime] pass: Pass,
-    #[comptime] shape: FewOutputsShape,
-) -> Offsets {
-    let mut at = Sequence::<usize>::new();
-    let mut exists = Sequence::<bool>::new();
-    let vector = UNIT_POS % comptime!(shape.column_vectors() as u32);
-    let column = UNIT_POS / comptime!(shape.column_vectors() as u32);
-    #[unroll]
-    for i in 0..4usize {
-        let factor = vector * 4u32 + i as u32;
-        let output = factor % comptime!(shape.outputs as u32);
-        let rest = factor / comptime!(shape.outputs as u32);
-        let depth = rest % comptime!(shape.tile.taps[0] as u32);
-        let row = rest / comptime!(shape.tile.taps[0] as u32);
-        at.push(
-            walk.weight_group(group)
-                + walk.weight_column(output)
-                + walk.depth.weight_offset(depth, pass)
-                + walk.height.weight_offset(row, pass)
-                + walk.width.weight_offset(column, pass),
-        );
-        exists.push(
-            factor < comptime!(shape.column_weights() as u32)
-                && column < comptime!(shape.tile.taps[2] as u32),
-        );
-    }
-    Offsets { at, exists }
-}
-
-/// Loads this thread's elements of a channel's window into registers; elements outside the source are zero.
-#[cube]
-pub(super) fn read_channel<E: Float>(
-    source: &[E],
-    channel: usize,
-    frames: &Offsets,
-    offsets: &LoadOffsets,
-    exists: bool,
-    #[comptime] shape: FewOutputsShape,
-) -> Sequence<E> {
-    let mut values = Sequence::<E>::new();
-    #[unroll]
-    for load in 0..comptime!(shape.loads()) {
-        let frame = comptime!(load / shape.tile.loads());
-        let offset = comptime!(load % shape.tile.loads());
-        let mut value = E::from_int(0);
-        if exists && *frames.exists.index(frame) && *offsets.inside.index(offset) {
-            value = source[channel + *frames.at.index(frame) + *offsets.at.index(offset)];
-        }
-        values.push(value);
-    }
-    values
-}
-
-/// Stores what [`read_channel`] has loaded to shared memory.
-#[cube]
-pub(super) fn write_channel<E: Float>(
-    values: &Sequence<E>,
-    window: &mut Shared<[f32]>,
-    #[comptime] shape: FewOutputsShape,
-) {
-    #[unroll]
-    for load in 0..comptime!(shape.loads()) {
-        window[UNIT_POS as usize + comptime!(load * shape.tile.threads)] =
-            f32::cast_from(*values.index(load));
-    }
-}
-
-/// Loads this thread's vector of a channel's weights.
-#[cube]
-fn read_weights<E: Float>(weight: &[E], channel: usize, offsets: &Offsets, exists: bool) -> Weights {
-    let mut weights = Weights::new(0.0f32);
-    #[unroll]
-    for i in 0..4usize {
-        if exists && *offsets.exists.index(i) {
-            weights.insert(i, f32::cast_from(weight[channel + *offsets.at.index(i)]));
-        }
-    }
-    weights
-}
-
-/// Stores what [`read_weights`] has loaded to shared memory.
-#[cube]
-fn write_weights(factors: Weights, weights: &mut Shared<[Weights]>, #[comptime] shape: FewOutputsShape) {
-    if UNIT_POS < comptime!(shape.weight_vectors() as u32) {
-        weights[UNIT_POS as usize] = factors;
     }
 }
 

@@ -108,7 +108,7 @@ pub(super) fn weight_gradient(
     let tiles = problem.batch * shape.threadgroups(&walks);
     let (slices, length) = tile_slices(problem, tiles, &shape, limits);
     let partials = reduce::partials(client, slices, dw);
-    let threadgroups = problem.channels * slices;
+    let threadgroups = problem.channels * slices * shape.parts;
     let largest = (threadgroups * tile.threads).max(partials.len());
     let address = address_type("conv3d", &[x, dy, &partials], largest, limits)?;
     let operations = 2.0 * (tile.threads * shape.sums() * shape.tile.tap_count() * length) as f64;
@@ -136,6 +136,7 @@ pub(super) fn weight_gradient(
                 dispatch.span(),
                 problem.shared_padding(),
                 shape,
+                limits.unroll,
                 x.dtype.elem(),
                 partials.dtype.elem(),
             );

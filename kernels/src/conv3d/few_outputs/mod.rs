@@ -8,6 +8,7 @@ mod config;
 mod family;
 mod kernel;
 mod launch;
+mod load;
 mod weight;
 
 pub use config::FewOutputsTile;
@@ -66,7 +67,7 @@ fn tile_slices(
     limits: &Limits,
 ) -> (usize, usize) {
     let count = SliceCount {
-        filling: (4 * limits.cubes_in_flight).div_ceil(problem.channels.max(1)),
+        filling: (4 * limits.cubes_in_flight).div_ceil((problem.channels * shape.parts).max(1)),
         worthwhile: tiles / MIN_SLICE_TILES,
         accurate: tiles.div_ceil((SERIAL_PRODUCTS / (shape.frames * shape.tile.rows)).max(1)),
         affordable: affordable_slices(problem.weight_shape().iter().product(), limits),
@@ -83,14 +84,14 @@ fn threadgroups(problem: &Conv3dProblem, walks: &Gather, shape: &FewOutputsShape
 /// outputs per group, counts below 2^31, and loops within the device's limit.
 pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass, tile: &FewOutputsTile, limits: &Limits) -> bool {
     let Some((walks, outputs)) = dense_walk(problem, pass) else { return false };
-    if !is_offered(&walks, pass, outputs, tile) {
+    if !is_offered(&walks, pass, outputs, tile, limits) {
         return false;
     }
     let shape = FewOutputsShape::of(&walks, outputs, tile);
     let counts = if pass == Pass::WeightGradient {
         let tiles = problem.batch.saturating_mul(shape.threadgroups(&walks));
         let (slices, _) = tile_slices(problem, tiles, &shape, limits);
-        tiles.max(problem.channels.saturating_mul(slices * tile.threads))
+        tiles.max(problem.channels.saturating_mul(slices * shape.parts * tile.threads))
     } else {
         let threadgroups = threadgroups(problem, &walks, &shape);
         let (slices, _) = channel_slices(problem, pass, threadgroups, limits);
@@ -101,10 +102,13 @@ pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass, tile: &FewOutputsTile,
         && limits.loop_iterations.is_none_or(|most| loop_iterations(problem, pass, tile, limits) <= most)
 }
 
-/// The tile of a pass with the least instructions and sectors, if any fits.
-pub(crate) fn cheapest_tile(problem: &Conv3dProblem, pass: Pass) -> Option<FewOutputsTile> {
+/// The tile of a pass with the least instructions and sectors, if any fits. Channels are prefetched on devices
+/// whose compilers schedule long straight-line code (`limits.unroll`); elsewhere occupancy is worth more than
+/// the registers.
+pub(crate) fn cheapest_tile(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Option<FewOutputsTile> {
     let (walks, outputs) = dense_walk(problem, pass)?;
-    cheapest(&walks, pass, outputs, None)
+    let tile = cheapest(&walks, pass, outputs, limits)?;
+    Some(FewOutputsTile { prefetch: limits.unroll && pass != Pass::WeightGradient, ..tile })
 }
 
 /// Output positions of one image and group: those that the tiles compute, and those that there are.
@@ -115,17 +119,8 @@ pub(crate) fn positions(problem: &Conv3dProblem, pass: Pass, tile: &FewOutputsTi
     Some([computed, walks.iter().map(|walk| walk.positions).product()])
 }
 
-/// The tiles that serve a pass: the cheapest, the same with prefetch, and the cheapest of one frame.
+/// The tiles of a pass that the choice may take: the cheapest.
 pub(crate) fn tiles(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Vec<FewOutputsTile> {
-    let Some((walks, outputs)) = dense_walk(problem, pass) else { return Vec::new() };
-    let any = cheapest(&walks, pass, outputs, None);
-    let prefetched = any.map(|tile| FewOutputsTile { prefetch: true, ..tile });
-    let one = cheapest(&walks, pass, outputs, Some(1));
-    let mut tiles = Vec::new();
-    for tile in [any, prefetched, one].into_iter().flatten() {
-        if !tiles.contains(&tile) && serves(problem, pass, &tile, limits) {
-            tiles.push(tile);
-        }
-    }
-    tiles
+    let tile = cheapest_tile(problem, pass, limits);
+    tile.filter(|tile| serves(problem, pass, tile, limits)).into_iter().collect()
 }

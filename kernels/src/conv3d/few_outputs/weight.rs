@@ -3,7 +3,7 @@
 //! ```text
 //! partial[slice, o, c, tap] = sum over the slice's positions q of x[c, q + tap] * dy[o, q]
 //!
-//!     one threadgroup = one channel of x, one split-K slice:
+//!     one threadgroup = one channel of x, all outputs of its group or one of them, one split-K slice:
 //!
 //!     tile, tile, tile, ..     each tile: window of x -> shared memory, dy -> registers,
 //!     (those of the forward               multiply-add into taps * outputs accumulators per thread
@@ -18,14 +18,19 @@
 //! of x and 24 of dy from device memory. The final reduction has a fixed order, so the result is
 //! deterministic.
 //!
-//! Bytes: x once with the tiles' halos, dy once per channel of x (from the cache). FLOP of a tile:
+//! Where registers are few (an Apple GPU) a threadgroup sums one output: 27 accumulators, and eight frames of
+//! two rows for 16 values of dy. Its window is loaded and read again for each output.
+//!
+//! Bytes: x once with the tiles' halos (per output where these are split), dy once per channel of x (from the
+//! cache). FLOP of a tile:
 //! `2 * frames * rows * threads * outputs * taps`.
 //!
 //! Declined: stride, dilation, more than four output channels per group, windows whose accumulators do not
 //! fit the registers.
 
 use super::config::FewOutputsShape;
-use super::kernel::{frame_offsets, read_channel, read_values, write_channel};
+use super::kernel::read_values;
+use super::load::{frame_offsets, load_channel, read_channel, write_channel};
 use crate::conv3d::frames::{FrameTiling, ReductionLayout, ThreadWork, load_offsets, reduce_threads};
 use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::problem::PaddingMode;
@@ -35,8 +40,8 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::std::FastDivmod;
 
-/// How the tiles of all images are split: channels of x are fastest in a threadgroup's index, slices are
-/// next.
+/// How the tiles of all images are split: outputs that are summed one by one are fastest in a threadgroup's
+/// index, then channels of x, then slices.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
 pub(super) struct TileSplit {
     pub(super) channels: FastDivmod<u32>,
@@ -60,6 +65,7 @@ pub(super) fn few_outputs_weight_kernel<E: Float, O: Float>(
     span: Span,
     #[comptime] padding: PaddingMode,
     #[comptime] shape: FewOutputsShape,
+    #[comptime] unroll: bool,
     #[define(E)] _dtype: ElemType,
     #[define(O)] _out_dtype: ElemType,
 ) {
@@ -67,9 +73,15 @@ pub(super) fn few_outputs_weight_kernel<E: Float, O: Float>(
     if span.is_idle() {
         terminate!();
     }
-    let (slice, c) = split.channels.div_mod(span.index() as u32);
+    let mut index = span.index() as u32;
+    let mut part = 0u32;
+    if comptime!(shape.parts > 1) {
+        part = index % comptime!(shape.parts as u32);
+        index /= comptime!(shape.parts as u32);
+    }
+    let (slice, c) = split.channels.div_mod(index);
     let (group, in_group) = split.group_channels.div_mod(c);
-    let first_output = group * comptime!(shape.outputs as u32);
+    let first_output = group * comptime!((shape.outputs * shape.parts) as u32) + part;
     let mut tile = slice * split.slice_tiles;
     let end = min(tile + split.slice_tiles, split.tiles);
     let mut window = Shared::<[f32]>::new_slice(comptime!(shape.source_frames() * shape.frame_elements()));
@@ -77,15 +89,22 @@ pub(super) fn few_outputs_weight_kernel<E: Float, O: Float>(
     let sums = Registers::<f32>::new(comptime!(shape.tile.tap_count() * shape.outputs), 0.0f32);
     while tile < end {
         let work = tiling.thread_work(tile, shape.tile);
-        let frames = frame_offsets(&walk, work.first, padding, shape);
         let offsets = load_offsets(&walk, &work, padding, shape.tile);
         let channel = walk.source_at(work.n, c);
-        let values = read_channel(source, channel, &frames, &offsets, true.runtime(), shape);
         let first_dy = walk.out_at(work.n, first_output) + walk.width.out_offset(work.w);
-        let gradients = read_gradients(dy, &walk, &tiling, &work, first_dy, shape);
-        // Every thread has finished with the previous tile.
-        sync_cube();
-        write_channel(&values, &mut window, shape);
+        let mut gradients = Sequence::<f32>::new();
+        if comptime!(unroll) {
+            let frames = frame_offsets(&walk, work.first, padding, shape);
+            let values = read_channel(source, channel, &frames, &offsets, true.runtime(), shape);
+            read_gradients(dy, &walk, &tiling, &work, first_dy, &mut gradients, shape);
+            // Every thread has finished with the previous tile.
+            sync_cube();
+            write_channel(&values, &mut window, shape);
+        } else {
+            sync_cube();
+            load_channel(source, channel, &walk, work.first, &offsets, &mut window, padding, shape);
+            read_gradients(dy, &walk, &tiling, &work, first_dy, &mut gradients, shape);
+        }
         sync_cube();
         #[unroll]
         for column in 0..shape.tile.taps[2] {
@@ -118,9 +137,9 @@ fn read_gradients<E: Float>(
     tiling: &FrameTiling,
     work: &ThreadWork,
     first: usize,
+    gradients: &mut Sequence<f32>,
     #[comptime] shape: FewOutputsShape,
-) -> Sequence<f32> {
-    let mut gradients = Sequence::<f32>::new();
+) {
     #[unroll]
     for i in 0..comptime!(shape.sums()) {
         let h = work.h + comptime!((i % shape.tile.rows) as u32);
@@ -135,7 +154,6 @@ fn read_gradients<E: Float>(
         }
         gradients.push(f32::cast_from(value));
     }
-    gradients
 }
 
 /// Accumulates one window column.

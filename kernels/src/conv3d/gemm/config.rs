@@ -144,7 +144,7 @@ const SIXTEEN: [MatrixTile; 2] =
     [matrix_tile([128, 128, 32], [32, 64], 16), matrix_tile([128, 64, 32], [64, 32], 16)];
 /// Tiles for fragments of 8: 128 threads and 20 KiB (f32); 128 threads, 16 KiB. A thread holds 32 or 16 sums.
 const EIGHT: [MatrixTile; 2] =
-    [matrix_tile([64, 64, 32], [32, 32], 8), matrix_tile([64, 32, 32], [32, 16], 8)];
+    [matrix_tile([64, 64, 16], [32, 32], 8), matrix_tile([64, 32, 16], [32, 16], 8)];
 
 impl MatrixTile {
     /// The tiles for a fragment size, the largest first.
@@ -211,7 +211,7 @@ impl MatrixTile {
 
     /// Pitch of a stage with rows of `extent` elements, in vectors of `width`: 16 bytes of padding avoid bank
     /// conflicts.
-    pub(super) fn row(&self, extent: usize, width: usize, size: usize) -> usize {
+    pub(crate) fn row(&self, extent: usize, width: usize, size: usize) -> usize {
         (extent + 16 / size) / width
     }
 

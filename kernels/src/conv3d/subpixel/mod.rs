@@ -123,13 +123,14 @@ fn packed_bytes(problem: &Conv3dProblem, tile: &SubpixelTile, limits: &Limits) -
         .map_or(0, |extents| (size * extents.packed_elements(problem, tile)) as u64)
 }
 
-/// The tiles that serve a pass.
+/// The tiles of a pass that the choice may take: on matrix units only where stages are prefetched (NVIDIA).
 pub(crate) fn tiles(
     problem: &Conv3dProblem,
     pass: Pass,
     limits: &Limits,
 ) -> impl Iterator<Item = SubpixelTile> {
-    let all = SubpixelTile::ALL.into_iter().chain(SubpixelTile::with_fragment(fragment(problem, limits)));
+    let mma = SubpixelTile::with_fragment(fragment(problem, limits)).filter(|_| limits.unroll);
+    let all = SubpixelTile::ALL.into_iter().chain(mma);
     all.filter(move |tile| serves(problem, pass, tile, limits))
 }
 

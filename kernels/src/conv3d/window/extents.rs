@@ -275,7 +275,8 @@ pub(crate) fn loop_iterations(
     let Some(extents) = WindowExtents::of(problem, pass, tile) else { return 0 };
     let blocks = extents.walks[0].taps * extents.blocks;
     let k_slices = k_slices(problem, pass, &extents, tile, limits);
-    nest(blocks.div_ceil(k_slices) + extents.stage_blocks, nest(extents.taps, 0))
+    let loads = nest(tile.window_loads(4), 0);
+    nest(blocks.div_ceil(k_slices) + extents.stage_blocks, nest(extents.taps, 0) + loads)
 }
 
 /// Taps of a frame that one window serves; the mean over the phases of a strided input gradient.

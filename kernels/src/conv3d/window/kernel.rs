@@ -31,7 +31,7 @@ use super::phases::{PhaseTaps, PhaseWork, Phases, work_of};
 use super::tiling::{SourceBlock, WindowTiling, WindowWork, block_at, block_range, packed_tap};
 use crate::conv3d::gemm::config::SUBGROUP;
 use crate::conv3d::gemm::index::GatherArgs;
-use crate::conv3d::mma::{accumulators, load_fragment, multiply_fragments, store_window};
+use crate::conv3d::mma::{accumulators, load_fragment, multiply_fragments, pack_vector, store_window};
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
 use cubecl::cmma::{self, MatrixIdent, MatrixLayout};
@@ -109,12 +109,12 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
             sync_cube();
         }
     } else {
-        // The loads' registers are free during the product: more threads hide the latency.
+        // Few loads in flight leave registers for more threads, which hide the latency.
         while block < blocks.end {
             let next = block_at(&walk, &tiling, &blocks, block, padding);
-            let values = read_window(source, &walk, &offsets, &next, block < blocks.end, width, tile);
+            // Every thread has finished with the previous block.
             sync_cube();
-            store_window(&values, &mut window, tile.window, pitch, loads, threads);
+            load_window(source, &walk, &offsets, &next, &mut window, pitch, tile);
             sync_cube();
             let mut tap = 0u32.runtime();
             while tap < tiling.taps {
@@ -187,6 +187,39 @@ fn read_window<E: Float>(
         }
     }
     values
+}
+
+/// Loads a block's window, one vector of a thread after the other: fewer addresses and values at a time.
+#[cube]
+fn load_window<E: Float, S: Float, V: Size>(
+    source: &[E],
+    walk: &GatherArgs,
+    offsets: &Shared<[usize]>,
+    block: &SourceBlock,
+    window: &mut Shared<[Vector<S, V>]>,
+    #[comptime] pitch: usize,
+    #[comptime] tile: WindowTile,
+) {
+    let width = V::value();
+    let mut vector = UNIT_POS as usize;
+    while vector < comptime!(tile.window * CHANNELS / width) {
+        let in_block = vector / tile.window;
+        let element = vector % tile.window;
+        let channel = (in_block * width) as u32;
+        let offset = offsets[element];
+        let at = block.offset + offset + walk.source_channel(channel);
+        let mut values = Sequence::<E>::new();
+        #[unroll]
+        for i in 0..width {
+            let mut value = E::from_int(0);
+            if offset > 0usize && channel + (i as u32) < block.channels_left {
+                value = source[at + walk.source_channel(i as u32) - 1usize];
+            }
+            values.push(value);
+        }
+        window[element * pitch + in_block] = pack_vector(&values, 0usize);
+        vector += comptime!(tile.threads());
+    }
 }
 
 /// Accumulates the products of one tap of the frame. `tap_offset` is where this subgroup's packed weights

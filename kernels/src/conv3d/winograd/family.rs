@@ -3,7 +3,10 @@
 use super::product::chunk_elements;
 use super::region::Correlation;
 use super::weight_product::{MAX_STAGES, slices};
-use super::{PRODUCT, WinogradConfig, check, forward_or_input_gradient, product_mma, weight_gradient};
+use super::{
+    PRODUCT, WinogradConfig, check, forward_or_input_gradient, product_mma, weight_gradient,
+    weight_product_mma,
+};
 use crate::conv3d::call::Conv3dCall;
 use crate::conv3d::family::Family;
 use crate::conv3d::loops::nest;
@@ -30,7 +33,12 @@ impl Family for WinogradConfig {
     fn needs(&self, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Needs {
         if pass == Pass::WeightGradient {
             let iterations = weight_iterations(&Correlation::of(problem, pass), self, limits);
-            return kernel_needs(PRODUCT.shared_bytes(), PRODUCT.threads(), iterations);
+            return match self.mma_tile {
+                Some(tile) => {
+                    kernel_needs(weight_product_mma::shared_bytes(&tile), tile.threads(), iterations)
+                }
+                None => kernel_needs(PRODUCT.shared_bytes(), PRODUCT.threads(), iterations),
+            };
         }
         let iterations = product_iterations(self, problem.kernel[0], limits);
         match self.mma_tile {
@@ -69,6 +77,7 @@ fn product_iterations(config: &WinogradConfig, kernel_depth: usize, limits: &Lim
 
 /// Loop iterations of a thread: stages and their K elements, or the slices of the last step.
 fn weight_iterations(correlation: &Correlation, config: &WinogradConfig, limits: &Limits) -> usize {
-    let inner = if limits.unroll { 0 } else { nest(PRODUCT.tile_k, 0) };
+    let unrolled = config.mma_tile.is_some() || limits.unroll;
+    let inner = if unrolled { 0 } else { nest(PRODUCT.tile_k, 0) };
     nest(MAX_STAGES + 1, inner).max(nest(slices(correlation, config.tile, limits), 0))
 }

@@ -64,6 +64,8 @@ mod region;
 mod transform;
 mod weight_gradient;
 mod weight_product;
+mod weight_product_mma;
+mod weight_work;
 
 pub use constants::WinogradTile;
 pub use cost::Cost;
@@ -90,7 +92,7 @@ pub struct WinogradConfig {
     pub tile: WinogradTile,
     /// Extent of a region.
     pub region: RegionExtent,
-    /// The product's MMA tile, if the device has fp32 MMA; never in the weight gradient.
+    /// The product's MMA tile, if the device has fp32 MMA.
     pub mma_tile: Option<MatrixTile>,
     /// Bytes of U, V and M together (weight gradient: of S, V and D).
     pub workspace_bytes: u64,
@@ -151,10 +153,16 @@ pub(crate) fn config(
         Pass::WeightGradient => weight_product::slices(&correlation, tile, limits) as u64,
         _ => 1,
     };
-    let mma_tile = product_mma::tile(limits).filter(|_| pass != Pass::WeightGradient);
+    let mma_tile = product_mma::tile(limits);
     let buffers = |region: RegionExtent| {
-        let [filters, v, m] = correlation.workspace(tile, region, m_padding(mma_tile));
-        [4 * slices * filters, 4 * v, 4 * m]
+        let elements = match pass {
+            Pass::WeightGradient => {
+                let [_, v, d] = correlation.workspace(tile, region, 1);
+                [slices * correlation.sums(tile, padding(mma_tile)), v, d]
+            }
+            _ => correlation.workspace(tile, region, padding(mma_tile)),
+        };
+        elements.map(|elements| 4 * elements)
     };
     let bytes = |region: RegionExtent| buffers(region).iter().sum::<u64>();
     let fits = |region: RegionExtent| {
@@ -171,8 +179,8 @@ pub(crate) fn config(
     Ok(WinogradConfig { tile, region, mma_tile, workspace_bytes: bytes(region) })
 }
 
-/// Channels and rows of M are multiples of this.
-fn m_padding(mma_tile: Option<MatrixTile>) -> usize {
+/// Channels and rows of M, and both channels of S, are multiples of this.
+fn padding(mma_tile: Option<MatrixTile>) -> usize {
     if mma_tile.is_some() { product_mma::PADDING } else { 1 }
 }
 
@@ -358,7 +366,7 @@ fn run(
     steps: &[Step],
 ) -> Result<(), ConvError> {
     let WinogradCall { client, correlation, config, limits, .. } = *call;
-    let [_, v, m] = correlation.workspace(config.tile, config.region, m_padding(config.mma_tile));
+    let [_, v, m] = correlation.workspace(config.tile, config.region, padding(config.mma_tile));
     let [v, m] = [v, m].map(|elements| Operand::empty(client, &[elements as usize], FloatType::F32));
     let (w, u) = match filters {
         Filters::Weight(w) => {

@@ -34,7 +34,7 @@ use cubecl::prelude::*;
 const TILE: MatrixTile =
     MatrixTile { tile_m: 64, tile_n: 64, tile_k: 16, subgroup_m: 32, subgroup_n: 32, fragment: 8 };
 
-/// Channels and rows of M are padded to multiples of this for the kernel of this file.
+/// Channels and rows of M, and both channels of S, are padded to multiples of this for kernels with MMA.
 pub(super) const PADDING: usize = TILE.fragment;
 
 /// The MMA tile of the product, if the device has fp32 MMA and the threadgroup memory for the stages.
@@ -86,16 +86,16 @@ pub(crate) fn product_mma_kernel(
     result.store(m, &sums, tile);
 }
 
-/// A subgroup's fragments in M.
+/// A subgroup's fragments in M, or in S of the weight gradient.
 #[derive(CubeType, Clone, Copy)]
-struct ResultTile {
+pub(super) struct ResultTile {
     /// Offset of the subgroup's first channel and row.
-    offset: usize,
+    pub(super) offset: usize,
     /// Elements of a channel, padding included.
-    pitch: usize,
+    pub(super) pitch: usize,
     /// Channels and rows from the subgroup's first to the last one that exists; none where negative.
-    channels: i32,
-    rows: i32,
+    pub(super) channels: i32,
+    pub(super) rows: i32,
 }
 
 #[cube]
@@ -126,7 +126,12 @@ impl ResultTile {
     }
 
     /// Loads the sums of earlier launches.
-    fn load(&self, m: &mut [f32], sums: &mut Sequence<cmma::Matrix<f32>>, #[comptime] tile: MatrixTile) {
+    pub(super) fn load(
+        &self,
+        m: &mut [f32],
+        sums: &mut Sequence<cmma::Matrix<f32>>,
+        #[comptime] tile: MatrixTile,
+    ) {
         let fragment = comptime!(tile.fragment);
         let across = comptime!(tile.subgroup_m / fragment);
         let end = m.len();
@@ -144,7 +149,12 @@ impl ResultTile {
     }
 
     /// Stores the sums.
-    fn store(&self, m: &mut [f32], sums: &Sequence<cmma::Matrix<f32>>, #[comptime] tile: MatrixTile) {
+    pub(super) fn store(
+        &self,
+        m: &mut [f32],
+        sums: &Sequence<cmma::Matrix<f32>>,
+        #[comptime] tile: MatrixTile,
+    ) {
         let fragment = comptime!(tile.fragment);
         let across = comptime!(tile.subgroup_m / fragment);
         let end = m.len();

@@ -123,6 +123,14 @@ impl Correlation {
         [points, self.kernel_depth, self.in_channels, self.out_channels.next_multiple_of(VECTOR)]
     }
 
+    /// Elements of one slice of a weight gradient's S, `[point, kd, in, out]`, with channels padded to a
+    /// multiple.
+    pub(crate) fn sums(&self, tile: WinogradTile, padding: usize) -> u64 {
+        let [points, depth, channels, outputs] = self.filter_shape(tile);
+        let sizes = [points, depth, channels.next_multiple_of(padding), outputs.next_multiple_of(padding)];
+        sizes.iter().map(|&size| size as u64).product()
+    }
+
     /// The input frames that output frames `first..end` read; empty when all of them are padding.
     fn input_frames(&self, first: usize, end: usize) -> (usize, usize) {
         let begin = i64::from(self.begin[0]);

@@ -19,7 +19,7 @@
 use super::constants::{Matrix, WinogradTile, rescale};
 use super::region::VECTOR;
 use super::transform::transform_square;
-use super::{WinogradCall, input, weight_product};
+use super::{WinogradCall, input, padding, weight_product};
 use crate::dtype::FloatType;
 use crate::error::ConvError;
 use crate::launch::{Span, dispatches};
@@ -34,7 +34,8 @@ const THREADS: u32 = 64;
 pub(crate) fn run(call: &WinogradCall, [x, dy, dw]: [&Operand; 3]) -> Result<(), ConvError> {
     let WinogradCall { client, correlation, config, limits, .. } = *call;
     let slices = weight_product::slices(correlation, config.tile, limits);
-    let [slice_elements, v, d] = correlation.workspace(config.tile, config.region, 1);
+    let [_, v, d] = correlation.workspace(config.tile, config.region, 1);
+    let slice_elements = correlation.sums(config.tile, padding(config.mma_tile));
     let [sums, v, d] = [slice_elements * slices as u64, v, d]
         .map(|elements| Operand::empty(client, &[elements as usize], FloatType::F32));
     let address = address_type("conv3d", &[x, dy, dw, &sums, &v, &d], 0, limits)?;
@@ -57,6 +58,7 @@ pub(crate) fn run(call: &WinogradCall, [x, dy, dw]: [&Operand; 3]) -> Result<(),
 fn launch_taps(call: &WinogradCall, address: AddressType, slices: usize, [sums, dw]: [&Operand; 2]) {
     let correlation = call.correlation;
     let filters = correlation.kernel_depth * correlation.in_channels * correlation.out_channels;
+    let padding = padding(call.config.mma_tile);
     let flop = f64::from(THREADS) * (400 + 64 * slices) as f64;
     for dispatch in dispatches(filters.div_ceil(THREADS as usize), flop, call.limits) {
         // SAFETY: see `mod.rs`; the thread index is checked against the number of filters.
@@ -72,6 +74,8 @@ fn launch_taps(call: &WinogradCall, address: AddressType, slices: usize, [sums, 
                 correlation.kernel_depth as u32,
                 correlation.in_channels as u32,
                 correlation.out_channels as u32,
+                correlation.in_channels.next_multiple_of(padding),
+                correlation.out_channels.next_multiple_of(padding.max(VECTOR)),
                 slices,
                 call.config.tile,
                 dw.dtype.elem(),
@@ -88,6 +92,9 @@ fn taps_kernel<E: Float>(
     kernel_depth: u32,
     in_channels: u32,
     out_channels: u32,
+    // Channels of S.
+    in_pitch: usize,
+    out_pitch: usize,
     slices: usize,
     #[comptime] tile: WinogradTile,
     #[define(E)] _dtype: ElemType,
@@ -102,8 +109,7 @@ fn taps_kernel<E: Float>(
     let out_channel = index - rest * out_channels as usize;
     let kd = rest / in_channels as usize;
     let in_channel = rest - kd * in_channels as usize;
-    let pitch = (out_channels as usize + comptime!(VECTOR - 1)) / VECTOR * VECTOR;
-    let mut at = rest * pitch + out_channel;
+    let mut at = (kd * in_pitch + in_channel) * out_pitch + out_channel;
     let mut square = Array::<f32>::new(points);
     #[unroll]
     for point in 0..points {
@@ -113,7 +119,7 @@ fn taps_kernel<E: Float>(
         #[unroll]
         for point in 0..points {
             square[point] += sums[at];
-            at += filters_per_out_channel * pitch;
+            at += kernel_depth as usize * in_pitch * out_pitch;
         }
     }
     let result = transform_square(&square, tile, Matrix::Taps);

@@ -1,4 +1,5 @@
-//! The transform-domain product of the weight gradient, on fp32 multiply-adds:
+//! The transform-domain product of the weight gradient, on fp32 multiply-adds (with MMA instructions:
+//! `weight_product_mma.rs`):
 //!
 //! ```text
 //! S[slice, point, kd, c, o] += sum over the slice's (image, frame, tile) of
@@ -22,8 +23,10 @@
 //! slice does not fill the device, several split-K slices run concurrently, each with its own S. Frames in
 //! the depth padding read as zero, or as the nearest frame under replicate padding.
 
-use super::depth::{DepthAxis, depth_axis};
+use super::depth::depth_axis;
 use super::region::{Correlation, Region, RegionArgs, VECTOR};
+use super::weight_product_mma::weight_product_mma_kernel;
+use super::weight_work::{WeightProductArgs, WeightProductArgsLaunch, WeightWork};
 use super::{PRODUCT, WinogradCall, WinogradTile};
 use crate::conv3d::gemm::RegisterTile;
 use crate::conv3d::gemm::config::row_stride;
@@ -73,23 +76,6 @@ pub(crate) fn slice_launches(region: &Region, slices: usize) -> impl Iterator<It
     (0..launches).map(move |launch| (launch * slices * length, length))
 }
 
-/// The product's extents and the K range of a launch.
-#[derive(CubeType, CubeLaunch, Clone, Copy)]
-struct WeightProductArgs {
-    depth: DepthAxis,
-    in_channels: u32,
-    out_channels: u32,
-    /// First vector of tiles of this launch, and vectors per slice.
-    first: u32,
-    length: u32,
-    slices: usize,
-    points: usize,
-    /// 1 to add to S, 0 to overwrite it.
-    add: u32,
-    tiles_m: usize,
-    tiles_n: usize,
-}
-
 /// Adds a region's products to `sums`; the first region's first launch sets them.
 pub(crate) fn launch(
     call: &WinogradCall,
@@ -98,52 +84,47 @@ pub(crate) fn launch(
     [d, v, sums]: [&Operand; 3],
 ) {
     let correlation = call.correlation;
-    let tile = PRODUCT;
+    let mma_tile = call.config.mma_tile;
+    let [tile_m, tile_n, threads] = match mma_tile {
+        Some(tile) => [tile.tile_m, tile.tile_n, tile.threads()],
+        None => [PRODUCT.tile_m, PRODUCT.tile_n, PRODUCT.threads()],
+    };
     let threadgroups = threadgroups(correlation, call.config.tile) * slices;
     for (index, (from, length)) in slice_launches(region, slices).enumerate() {
-        let flop = 2.0 * (tile.tile_m * tile.tile_n * length * VECTOR) as f64;
+        let flop = 2.0 * (tile_m * tile_n * length * VECTOR) as f64;
         for dispatch in dispatches(threadgroups, flop, call.limits) {
+            let args = WeightProductArgsLaunch {
+                depth: depth_axis(correlation),
+                in_channels: correlation.in_channels as u32,
+                out_channels: correlation.out_channels as u32,
+                first: from as u32,
+                length: length as u32,
+                slices,
+                points: call.config.tile.inputs() * call.config.tile.inputs(),
+                add: u32::from(index > 0 || !first),
+                tiles_m: correlation.out_channels.div_ceil(tile_m),
+                tiles_n: correlation.in_channels.div_ceil(tile_n),
+            };
+            let [d, v] = [d, v].map(|operand| operand.buffer_arg(VECTOR));
+            let sums = sums.buffer_arg(if mma_tile.is_some() { 1 } else { VECTOR });
+            let (count, threads) = (dispatch.count(), CubeDim::new_1d(threads as u32));
+            let (client, unroll) = (call.client, call.limits.unroll);
+            let (span, region) = (dispatch.span(), region.args());
             // SAFETY: see `mod.rs`; channels past the last load the last one and their sums are not read,
             // tiles past the last and frames outside the input are not read.
             unsafe {
-                weight_product_kernel::launch_unchecked(
-                    call.client,
-                    dispatch.count(),
-                    CubeDim::new_1d(tile.threads() as u32),
-                    address,
-                    d.buffer_arg(VECTOR),
-                    v.buffer_arg(VECTOR),
-                    sums.buffer_arg(VECTOR),
-                    dispatch.span(),
-                    region.args(),
-                    WeightProductArgsLaunch {
-                        depth: depth_axis(correlation),
-                        in_channels: correlation.in_channels as u32,
-                        out_channels: correlation.out_channels as u32,
-                        first: from as u32,
-                        length: length as u32,
-                        slices,
-                        points: call.config.tile.inputs() * call.config.tile.inputs(),
-                        add: u32::from(index > 0 || !first),
-                        tiles_m: correlation.out_channels.div_ceil(tile.tile_m),
-                        tiles_n: correlation.in_channels.div_ceil(tile.tile_n),
-                    },
-                    tile,
-                    call.limits.unroll,
-                );
+                match mma_tile {
+                    Some(tile) => weight_product_mma_kernel::launch_unchecked(
+                        client, count, threads, address, d, v, sums, span, region, args, tile,
+                    ),
+                    // SAFETY: the same contract and masks.
+                    None => weight_product_kernel::launch_unchecked(
+                        client, count, threads, address, d, v, sums, span, region, args, PRODUCT, unroll,
+                    ),
+                }
             }
         }
     }
-}
-
-/// The vector of tiles that a thread loads next.
-#[derive(CubeType, Clone, Copy)]
-struct TileCursor {
-    /// Counted over the region.
-    vector: u32,
-    image: u32,
-    frame: u32,
-    in_frame: u32,
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -161,27 +142,8 @@ fn weight_product_kernel(
     if span.is_idle() {
         terminate!();
     }
-    let threadgroup = span.index();
-    let in_n = threadgroup % args.tiles_n;
-    let rest = threadgroup / args.tiles_n;
-    let in_m = rest % args.tiles_m;
-    let rest = rest / args.tiles_m;
-    let kernel = args.depth.kernel as usize;
-    let kd = (rest % kernel) as u32;
-    let rest = rest / kernel;
-    let slice = rest % args.slices;
-    let point = rest / args.slices;
-
+    let work = WeightWork::new(span.index(), &args, &region, tile.tile_m, tile.tile_n);
     let stage = comptime!((tile.tile_k / VECTOR) as u32);
-    let first_o = in_m as u32 * tile.tile_m as u32;
-    let first_c = in_n as u32 * tile.tile_n as u32;
-    let d_rows = (region.images * region.frames * region.vectors) as usize;
-    let v_rows = (region.images * region.input_frames * region.vectors) as usize;
-    let d_point = point * args.out_channels as usize * d_rows;
-    let v_point = point * args.in_channels as usize * v_rows;
-    let first = args.first + slice as u32 * args.length;
-    let end = min(first + args.length, d_rows as u32);
-    let first_frame = args.depth.input_of(region.first_frame, kd);
 
     let mut row_stage = Shared::<[F32x4]>::new_slice(comptime!(tile.tile_k * row_stride(tile.tile_m)));
     let mut column_stage = Shared::<[F32x4]>::new_slice(comptime!(tile.tile_k * row_stride(tile.tile_n)));
@@ -191,44 +153,37 @@ fn weight_product_kernel(
         results[i] = 0.0f32;
     }
 
-    let vector = first + UNIT_POS % stage;
-    let image_frame = vector / region.vectors;
-    let image = image_frame / region.frames;
-    let mut tiles = TileCursor {
-        vector,
-        image,
-        frame: image_frame - image * region.frames,
-        in_frame: vector - image_frame * region.vectors,
-    };
+    let mut tiles = work.first_tiles(&region, stage);
     let rows = load_block(
         d,
-        d_point + tiles.vector as usize,
-        tiles.vector < end,
-        d_rows,
-        first_o,
+        work.d_point + tiles.vector as usize,
+        tiles.vector < work.end,
+        work.d_rows,
+        work.first_o,
         args.out_channels,
         tile,
     );
-    let (at, inside) = args.locate(&tiles, &region, first_frame, end);
-    let columns = load_block(v, v_point + at, inside, v_rows, first_c, args.in_channels, tile);
+    let (at, inside) = args.locate(&tiles, &region, work.first_frame, work.end);
+    let columns = load_block(v, work.v_point + at, inside, work.v_rows, work.first_c, args.in_channels, tile);
     store_transposed(&rows, &mut row_stage, tile.tile_m, tile);
     store_transposed(&columns, &mut column_stage, tile.tile_n, tile);
     sync_cube();
-    let mut position = first;
-    while position < end {
+    let mut position = work.first;
+    while position < work.end {
         tiles.advance(&region, stage);
         // Past the last stage, loads return zeros.
         let rows = load_block(
             d,
-            d_point + tiles.vector as usize,
-            tiles.vector < end,
-            d_rows,
-            first_o,
+            work.d_point + tiles.vector as usize,
+            tiles.vector < work.end,
+            work.d_rows,
+            work.first_o,
             args.out_channels,
             tile,
         );
-        let (at, inside) = args.locate(&tiles, &region, first_frame, end);
-        let columns = load_block(v, v_point + at, inside, v_rows, first_c, args.in_channels, tile);
+        let (at, inside) = args.locate(&tiles, &region, work.first_frame, work.end);
+        let columns =
+            load_block(v, work.v_point + at, inside, work.v_rows, work.first_c, args.in_channels, tile);
         multiply(&row_stage, &column_stage, &mut results, tile, unroll);
         sync_cube();
         store_transposed(&rows, &mut row_stage, tile.tile_m, tile);
@@ -239,16 +194,16 @@ fn weight_product_kernel(
 
     // o is fastest and rounded up to vectors; the padding is not read.
     let row_vectors = (args.out_channels + comptime!(VECTOR as u32 - 1)) / VECTOR as u32;
-    let first_sum = ((slice * args.points + point) * kernel + kd as usize) * args.in_channels as usize;
+    let first_sum = work.filters * args.in_channels as usize;
     #[unroll]
     for i in 0..comptime!(tile.rows / VECTOR) {
-        let row = first_o / VECTOR as u32
+        let row = work.first_o / VECTOR as u32
             + UNIT_POS % comptime!((tile.tile_m / tile.rows) as u32)
             + comptime!((i * (tile.tile_m / tile.rows)) as u32);
         if row < row_vectors {
             #[unroll]
             for j in 0..comptime!(tile.columns) {
-                let c = first_c + column_of(j, tile);
+                let c = work.first_c + column_of(j, tile);
                 if c < args.in_channels {
                     let at = (first_sum + c as usize) * row_vectors as usize + row as usize;
                     let mut values = F32x4::empty();
@@ -263,40 +218,6 @@ fn weight_product_kernel(
                 }
             }
         }
-    }
-}
-
-#[cube]
-impl TileCursor {
-    /// Advances by the vectors of a stage.
-    fn advance(&mut self, region: &RegionArgs, #[comptime] stage: u32) {
-        self.vector += stage;
-        self.in_frame += stage;
-        if self.in_frame >= region.vectors {
-            let frames = self.in_frame / region.vectors;
-            self.in_frame -= frames * region.vectors;
-            self.frame += frames;
-            if self.frame >= region.frames {
-                let images = self.frame / region.frames;
-                self.frame -= images * region.frames;
-                self.image += images;
-            }
-        }
-    }
-}
-
-#[cube]
-impl WeightProductArgs {
-    /// Offset in a channel of V, in vectors, of the tiles that `tiles` pairs with in D, and whether they
-    /// exist; `first_frame` is the input frame of the region's first output frame.
-    fn locate(&self, tiles: &TileCursor, region: &RegionArgs, first_frame: i32, end: u32) -> (usize, bool) {
-        let mut frame = first_frame + (tiles.frame * self.depth.stride) as i32;
-        if self.depth.replicate == 1u32 {
-            frame = clamp(frame, 0i32, self.depth.input as i32 - 1i32);
-        }
-        let inside = (frame as u32) < self.depth.input && tiles.vector < end;
-        let frame = tiles.image * region.input_frames + frame as u32 - region.first_input_frame;
-        (frame as usize * region.vectors as usize + tiles.in_frame as usize, inside)
     }
 }
 

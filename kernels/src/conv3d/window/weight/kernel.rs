@@ -45,6 +45,7 @@ pub(super) fn window_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
     span: Span,
     #[comptime] padding: PaddingMode,
     #[comptime] tile: WindowWeightTile,
+    #[comptime] prefetch: bool,
     #[comptime] size: usize,
     #[define(E)] _dtype: ElemType,
     #[define(S)] _stage_dtype: ElemType,
@@ -77,41 +78,65 @@ pub(super) fn window_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
         let chunks = (segment.rows * tiling.pitch).div_ceil(tile.positions as u32) + tiling.lag;
         let chunks = select(segment.inside, chunks, 0u32);
         let mut chunk = 0u32.runtime();
-        let (x_values, dy_values) =
-            read_chunk(source, dy, &walk, &tiling, &work, &segment, chunk, chunks, padding, width, tile);
-        sync_cube();
-        write_chunk(&x_values, &dy_values, &mut ring, &mut dy_stage, 0u32, (x_pitch, dy_pitch), tile);
-        sync_cube();
-        while chunk < chunks {
-            let multiplies = chunk >= tiling.lag;
-            // The ring's row of the first position of dy's chunk.
-            let first = (chunk + slots - tiling.lag) % slots * comptime!(tile.positions as u32);
-            if multiplies {
-                let mut k = 0u32.runtime();
-                while k < comptime!((tile.positions - tile.fragment) as u32) {
-                    multiply(&ring, &dy_stage, &acc, &shifts, first, k, (x_pitch, dy_pitch), tile);
-                    k += comptime!(tile.fragment as u32);
-                }
-            }
-            // Prefetch the next chunk before the last products.
-            chunk += 1u32;
+        if comptime!(prefetch) {
             let (x_values, dy_values) =
                 read_chunk(source, dy, &walk, &tiling, &work, &segment, chunk, chunks, padding, width, tile);
-            if multiplies {
-                let k = comptime!((tile.positions - tile.fragment) as u32).runtime();
-                multiply(&ring, &dy_stage, &acc, &shifts, first, k, (x_pitch, dy_pitch), tile);
+            sync_cube();
+            write_chunk(&x_values, &dy_values, &mut ring, &mut dy_stage, 0u32, (x_pitch, dy_pitch), tile);
+            sync_cube();
+            while chunk < chunks {
+                let multiplies = chunk >= tiling.lag;
+                // The ring's row of the first position of dy's chunk.
+                let first = (chunk + slots - tiling.lag) % slots * comptime!(tile.positions as u32);
+                if multiplies {
+                    let mut k = 0u32.runtime();
+                    while k < comptime!((tile.positions - tile.fragment) as u32) {
+                        multiply(&ring, &dy_stage, &acc, &shifts, first, k, (x_pitch, dy_pitch), tile);
+                        k += comptime!(tile.fragment as u32);
+                    }
+                }
+                // Prefetch the next chunk before the last products.
+                chunk += 1u32;
+                let (x_values, dy_values) = read_chunk(
+                    source, dy, &walk, &tiling, &work, &segment, chunk, chunks, padding, width, tile,
+                );
+                if multiplies {
+                    let k = comptime!((tile.positions - tile.fragment) as u32).runtime();
+                    multiply(&ring, &dy_stage, &acc, &shifts, first, k, (x_pitch, dy_pitch), tile);
+                }
+                sync_cube();
+                write_chunk(
+                    &x_values,
+                    &dy_values,
+                    &mut ring,
+                    &mut dy_stage,
+                    chunk % slots,
+                    (x_pitch, dy_pitch),
+                    tile,
+                );
+                sync_cube();
             }
-            sync_cube();
-            write_chunk(
-                &x_values,
-                &dy_values,
-                &mut ring,
-                &mut dy_stage,
-                chunk % slots,
-                (x_pitch, dy_pitch),
-                tile,
-            );
-            sync_cube();
+        } else {
+            // The loads' registers are free during the product: more threads hide the latency.
+            while chunk < chunks {
+                let (x_values, dy_values) = read_chunk(
+                    source, dy, &walk, &tiling, &work, &segment, chunk, chunks, padding, width, tile,
+                );
+                // Every thread has finished with the previous chunk.
+                sync_cube();
+                let pitches = comptime!((x_pitch, dy_pitch));
+                write_chunk(&x_values, &dy_values, &mut ring, &mut dy_stage, chunk % slots, pitches, tile);
+                sync_cube();
+                if chunk >= tiling.lag {
+                    let first = (chunk + slots - tiling.lag) % slots * comptime!(tile.positions as u32);
+                    let mut k = 0u32.runtime();
+                    while k < comptime!(tile.positions as u32) {
+                        multiply(&ring, &dy_stage, &acc, &shifts, first, k, pitches, tile);
+                        k += comptime!(tile.fragment as u32);
+                    }
+                }
+                chunk += 1u32;
+            }
         }
         index += 1u32;
     }

@@ -260,6 +260,7 @@ pub(super) fn launch(
                 dispatch.span(),
                 problem.shared_padding(),
                 tile,
+                limits.unroll,
                 stage.size(),
                 x.dtype.elem(),
                 stage.elem(),
