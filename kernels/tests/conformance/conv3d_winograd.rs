@@ -156,8 +156,8 @@ fn weight_gradients_sum_slices_launches_and_regions() {
     let base = Conv3dCase { padding, bias: false, ..Conv3dCase::new("dw", [1; 5], 1, [2, 3, 3]) };
     let long = Conv3dCase { n: 2, c: 2, d: 5, h: 31, w: 34, o: 3, kernel: [1, 3, 3], ..base.clone() };
     let small = Conv3dCase { n: 3, c: 5, d: 4, h: 5, w: 7, o: 6, stride: [2, 1, 1], ..base.clone() };
-    // More channels than a tile of the GEMM.
-    let wide = Conv3dCase { n: 1, c: 67, d: 2, h: 6, w: 5, o: 70, replicate: true, ..base };
+    // More channels than a tile of the GEMM, one more than whole fragments of 8.
+    let wide = Conv3dCase { n: 1, c: 65, d: 2, h: 6, w: 5, o: 73, replicate: true, ..base };
     let one_slice = Limits { cubes_in_flight: 1, ..all.clone() };
     let many_slices = Limits { cubes_in_flight: 4096, ..all.clone() };
     let regions = |bytes: u64| Limits { workspace_bytes: bytes, ..all.clone() };
