@@ -11,8 +11,8 @@ pub(super) const MAX_OUTPUTS: usize = 4;
 /// Bytes of shared memory of a threadgroup.
 const MAX_SHARED_BYTES: usize = 24 * 1024;
 
-/// Registers of a weight gradient for accumulators, dy and the elements that it is multiplied with, on devices
-/// that prefetch (NVIDIA).
+/// Registers of a weight gradient for accumulators, dy and the elements that it is multiplied with, on
+/// devices that prefetch (NVIDIA).
 const MAX_WEIGHT_REGISTERS: usize = 112;
 
 /// Threads of a weight gradient's threadgroup. 256 would fill an NVIDIA multiprocessor's registers with one

@@ -66,8 +66,8 @@ impl Family for FewOutputsTile {
     }
 }
 
-/// Loop iterations of a thread: the channels of its slice (weight gradient: its tiles), the frames and columns
-/// of a window, and the sums written.
+/// Loop iterations of a thread: the channels of its slice (weight gradient: its tiles), the frames and
+/// columns of a window, and the sums written.
 pub(super) fn loop_iterations(
     problem: &Conv3dProblem,
     pass: Pass,

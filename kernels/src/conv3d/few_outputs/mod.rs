@@ -102,9 +102,9 @@ pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass, tile: &FewOutputsTile,
         && limits.loop_iterations.is_none_or(|most| loop_iterations(problem, pass, tile, limits) <= most)
 }
 
-/// The tile of a pass with the least instructions and sectors, if any fits. Channels are prefetched on devices
-/// whose compilers schedule long straight-line code (`limits.unroll`); elsewhere occupancy is worth more than
-/// the registers.
+/// The tile of a pass with the least instructions and sectors, if any fits. Channels are prefetched on
+/// devices whose compilers schedule long straight-line code (`limits.unroll`); elsewhere occupancy is worth
+/// more than the registers.
 pub(crate) fn cheapest_tile(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Option<FewOutputsTile> {
     let (walks, outputs) = dense_walk(problem, pass)?;
     let tile = cheapest(&walks, pass, outputs, limits)?;

@@ -1,5 +1,5 @@
-//! What a threadgroup of the weight gradient's product computes ([`super::weight_product`] draws it), and which
-//! tiles its threads load.
+//! What a threadgroup of the weight gradient's product computes ([`super::weight_product`] draws it), and
+//! which tiles its threads load.
 
 use super::depth::DepthAxis;
 use super::region::RegionArgs;
