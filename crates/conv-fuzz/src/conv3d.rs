@@ -140,6 +140,20 @@ fn plans(
 /// Plans of a `pick` in addition to the automatic one.
 const PICKED: usize = 2;
 
+/// Whether the case names a plan that exists on matrix units alone, by an M1's limits.
+pub fn needs_matrix_units(case: &Case) -> bool {
+    let Ok(problem) = problem(case) else { return false };
+    let passes = PASSES.iter().filter(|pass| ["all", pass.0].contains(&case.word("pass")));
+    let passes: Vec<Pass> = passes.map(|(_, pass)| *pass).collect();
+    let is_served = |limits: &Limits| {
+        let mut plans = passes.iter().flat_map(|pass| op::eligible(&problem, *pass, limits));
+        plans.any(|plan| plan.name() == case.plan)
+    };
+    let apple = Limits::apple_m1();
+    let without = Limits { matrices: Vec::new(), ..apple.clone() };
+    is_served(&apple) && !is_served(&without)
+}
+
 /// Runs a case.
 pub fn run(device: &Device, case: &Case) -> Outcome {
     let problem = match problem(case) {

@@ -3,8 +3,7 @@
 use anyhow::{Result, anyhow, bail};
 use clap::Parser;
 use conv_fuzz::device::{Device, Kind};
-use conv_fuzz::outcome::Outcome;
-use conv_fuzz::run::{Options, fuzz, regressions, run_case};
+use conv_fuzz::run::{Options, fuzz, regressions, run_named};
 use conv_fuzz::text::{Case, Op};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -99,12 +98,10 @@ fn run(arguments: &Arguments) -> Result<()> {
 }
 
 fn replay(device: &Device, name: &str, case: &Case) -> Result<()> {
-    match run_case(device, case) {
-        Outcome::Passed(checks) => println!("{name}: {} checks hold", checks.len()),
-        Outcome::Skipped(reason) => println!("{name}: skipped: {reason}"),
-        Outcome::Failed(failure) => {
-            bail!("{name}: {}: {}\n  {}", failure.kind, failure.message, failure.case)
-        }
+    match run_named(device, case) {
+        Ok(0) => println!("{name}: not run: its plan needs matrix units"),
+        Ok(checks) => println!("{name}: {checks} checks hold"),
+        Err(error) => bail!("{name}: {error}"),
     }
     Ok(())
 }

@@ -83,6 +83,28 @@ pub fn run_case(device: &Device, case: &Case) -> Outcome {
     outcome.unwrap_or_else(|panic| Outcome::failed(case, PANIC, panic))
 }
 
+/// Runs a case of which something must be compared: the number of comparisons, 0 only where the case names a
+/// plan on matrix units that the device lacks.
+///
+/// # Errors
+/// A failure; nothing to compare, as where the case names a plan that does not exist. With the case's line.
+pub fn run_named(device: &Device, case: &Case) -> Result<usize, String> {
+    match run_case(device, case) {
+        Outcome::Failed(failure) => {
+            Err(format!("{}: {}\n  {}", failure.kind, failure.message, failure.case))
+        }
+        Outcome::Passed(checks) if !checks.is_empty() => Ok(checks.len()),
+        _ if case.op == Op::Conv3d
+            && device.limits.matrices.is_empty()
+            && conv3d::needs_matrix_units(case) =>
+        {
+            Ok(0)
+        }
+        Outcome::Passed(_) => Err(format!("nothing was compared: no plan of this name serves it\n  {case}")),
+        Outcome::Skipped(reason) => Err(format!("nothing was compared: {reason}\n  {case}")),
+    }
+}
+
 /// Runs random cases.
 pub fn fuzz(device: &Device, options: &Options) -> Report {
     let mut report = Report::default();

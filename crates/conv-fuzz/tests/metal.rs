@@ -10,6 +10,11 @@ fn named_regressions_hold() {
 }
 
 #[test]
+fn lines_that_compare_nothing_fail() {
+    fixed_seed::lines_that_compare_nothing_fail(Kind::Metal);
+}
+
+#[test]
 fn random_problems_match_the_references() {
     fixed_seed::random_problems_match_the_references(Kind::Metal, 100);
 }

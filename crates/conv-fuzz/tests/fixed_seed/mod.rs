@@ -1,22 +1,29 @@
 //! Tests that run on every device.
 
 use conv_fuzz::device::{Device, Kind};
-use conv_fuzz::outcome::Outcome;
-use conv_fuzz::run::{Options, fuzz, regressions, run_case};
-use conv_fuzz::text::Op;
+use conv_fuzz::run::{Options, fuzz, regressions, run_named};
+use conv_fuzz::text::{Case, Op};
 use std::time::Duration;
 
-/// Every row of `regressions.txt`.
+/// Every row of `regressions.txt`, and that something is compared for each of them.
 pub(crate) fn named_regressions_hold(kind: Kind) {
     let device = Device::open(kind).unwrap_or_else(|error| panic!("{error}"));
     let all = regressions().unwrap_or_else(|error| panic!("{error}"));
-    let mut failures = Vec::new();
-    for (name, case) in &all {
-        if let Outcome::Failed(failure) = run_case(&device, case) {
-            failures.push(format!("{name}: {}: {}\n  {}", failure.kind, failure.message, failure.case));
-        }
-    }
+    let failures: Vec<String> = all
+        .iter()
+        .filter_map(|(name, case)| Some(format!("{name}: {}", run_named(&device, case).err()?)))
+        .collect();
     assert!(failures.is_empty(), "{} of {} failed:\n{}", failures.len(), all.len(), failures.join("\n"));
+}
+
+/// A line that compares nothing fails, with its text.
+pub(crate) fn lines_that_compare_nothing_fail(kind: Kind) {
+    let device = Device::open(kind).unwrap_or_else(|error| panic!("{error}"));
+    for line in ["conv3d plan=shifted_gemm_64x64", "causal_conv1d plan=narrow", "conv3d k=1,1,2"] {
+        let case = Case::parse(line).unwrap_or_else(|error| panic!("{error}"));
+        let error = run_named(&device, &case).expect_err(line);
+        assert!(error.starts_with("nothing was compared: ") && error.ends_with(line), "{error}");
+    }
 }
 
 /// The first problems of seed 1.
