@@ -73,9 +73,9 @@ fn frames(
     upload_strided(client, &part, &shape, &strides, dtype)
 }
 
-/// Compares a case's forward pass and weight gradient, its first frames in a cache, with the reference under
-/// the eligible plans that `picks` keeps. With `exact` some caches and inputs have other layouts than row-major;
-/// without, all are as the list of kernels has them.
+/// Compares a case's forward pass and weight gradient, its first frames in a cache, with the reference
+/// under the eligible plans that `picks` keeps. With `exact` some caches and inputs have other layouts than
+/// row-major; without, all are as the list of kernels has them.
 pub(crate) fn check(
     (client, limits): (&Client, &Limits),
     (held, case): &Stream,
