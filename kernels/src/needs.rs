@@ -24,6 +24,17 @@ pub struct Needs {
 }
 
 impl Needs {
+    /// What either needs.
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self {
+            shared_bytes: self.shared_bytes.max(other.shared_bytes),
+            threads: self.threads.max(other.threads),
+            bindings: self.bindings.max(other.bindings),
+            buffer_bytes: self.buffer_bytes.max(other.buffer_bytes),
+            loop_iterations: self.loop_iterations.max(other.loop_iterations),
+        }
+    }
+
     /// Refuses what the device lacks, in one sentence whose subject is `what`.
     ///
     /// # Errors

@@ -16,7 +16,7 @@
 
 use super::args::THREADS;
 use super::problem::CausalConv1dProblem;
-use super::{looped, narrow, wide};
+use super::{looped, narrow, state, wide};
 use crate::error::{ConvError, unsupported};
 use crate::limits::Limits;
 use crate::needs::Needs;
@@ -166,11 +166,15 @@ impl Plan {
             (Self::Wide, Pass::Backward) => {
                 wide::iterations(problem).max(wide::WeightSplit::of(problem, limits).iterations())
             }
-            (Self::Looped, Pass::Forward) => problem.width,
-            (Self::Looped, Pass::Backward) => problem.width.max(looped::weight::iterations(problem, limits)),
+            // One more, in which the loop ends.
+            (Self::Looped, Pass::Forward) => problem.width + 1,
+            (Self::Looped, Pass::Backward) => {
+                problem.width.max(looped::weight::iterations(problem, limits)) + 1
+            }
         };
         let threads = THREADS as usize;
-        Needs { shared_bytes, threads, bindings, buffer_bytes: 0, loop_iterations }
+        let needs = Needs { shared_bytes, threads, bindings, buffer_bytes: 0, loop_iterations };
+        if problem.seq_idx { needs.and(state::search_needs(problem)) } else { needs }
     }
 }
 

@@ -108,6 +108,18 @@ fn final_state_kernel<X: Float, H: Float, I: Int>(
 /// Steps that a thread inspects per iteration.
 const SEARCHED: usize = 8;
 
+/// What the search for where rows with ids end needs of a device.
+pub(crate) fn search_needs(problem: &CausalConv1dProblem) -> Needs {
+    let threads = THREADS as usize;
+    Needs {
+        shared_bytes: 4 * threads,
+        threads,
+        bindings: 4,
+        loop_iterations: problem.length.div_ceil(threads * SEARCHED) + 1,
+        ..Needs::default()
+    }
+}
+
 /// The number of steps of each row up to its last that is not padding, into column `column` of `out`. One
 /// threadgroup per row, which searches from the row's end.
 fn launch_ends(
@@ -117,14 +129,7 @@ fn launch_ends(
     seq_idx: &IndexOperand,
     (out, column): (&IndexOperand, usize),
 ) -> Result<(), ConvError> {
-    let threads = THREADS as usize;
-    let needs = Needs {
-        shared_bytes: 4 * threads,
-        threads,
-        loop_iterations: problem.length.div_ceil(threads * SEARCHED),
-        ..Needs::default()
-    };
-    needs.check(format_args!("causal_conv1d: the search for the last steps"), limits)?;
+    search_needs(problem).check(format_args!("causal_conv1d: the search for the last steps"), limits)?;
     let largest = seq_idx.extent().max(out.extent()).max(problem.length + SEARCHED * THREADS as usize);
     let address = address_type("causal_conv1d", &[], largest, limits)?;
     for dispatch in dispatches(problem.batch, (problem.length * 2) as f64, limits) {

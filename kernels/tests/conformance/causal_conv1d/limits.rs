@@ -69,12 +69,15 @@ fn the_last_row_of_a_slot_has_it() {
     }
 }
 
-/// Many steps in a ring: right, or refused with the exact number of loop iterations.
+/// Many steps in a ring: right up to the device's limit on loop iterations; one step more is refused with the
+/// exact number of iterations.
 #[test]
 fn many_steps_in_a_ring_are_right_or_refused() {
     let client = client();
     let limits = Limits::of(&client);
-    for steps in [6000, 19_900] {
+    let iterations = |steps: usize| 3 * steps + 12;
+    let longest = limits.loop_iterations.map_or(30_000, |most| (most - 12) / 3);
+    for steps in [6000, longest, longest + 1] {
         let f32 = FloatType::F32;
         let problem =
             UpdateProblem::new([1, 2], [1, 2, 7], [2, 1], None, Activation::None, f32, f32).expect("sound");
@@ -96,13 +99,16 @@ fn many_steps_in_a_ring_are_right_or_refused() {
         };
         let launched = op::update_steps(&client, &limits, &problem, &all);
         assert_eq!(op::check_update_steps(&problem, steps, true, &limits).is_ok(), launched.is_ok());
-        if let Err(error) = launched {
-            assert!(limits.loop_iterations.is_some() && steps > 6000);
-            let message = "causal_conv1d_update: a call with steps = 19900 takes 59712 loop iterations per \
-                           thread, this software device ends loops after 20000";
-            assert_eq!(error.to_string(), message);
+        if let Some(most) = limits.loop_iterations.filter(|_| steps > longest) {
+            let message = format!(
+                "causal_conv1d_update: a call with steps = {steps} takes {} loop iterations per thread, this \
+                 software device ends loops after {most}",
+                iterations(steps)
+            );
+            assert_eq!(launched.expect_err("a refusal").to_string(), message);
             continue;
         }
+        launched.expect("a launch");
         let got = read_all(&client, &[&y, &state]);
         assert_eq!(got[0], x.values());
         // Column (3 + t) mod 7 holds step t.
@@ -133,12 +139,19 @@ fn plans_with_long_loops_give_way() {
         assert_eq!(
             planned(&wider, pass).expect_err("a refusal").to_string(),
             format!(
-                "causal_conv1d: the {} pass by looped takes 70 loop iterations per thread, this software \
+                "causal_conv1d: the {} pass by looped takes 71 loop iterations per thread, this software \
                  device ends loops after 60",
                 pass.name()
             )
         );
     }
+    // With ids a search for the end of each row comes first, one iteration for 2,048 steps.
+    let long = of(4, SeqIdx::Sequences, 60 * 2048);
+    let short = of(4, SeqIdx::Sequences, 59 * 2048);
+    assert_eq!(planned(&short, op::Pass::Forward), Ok(op::Plan::Narrow));
+    let error = planned(&long, op::Pass::Forward).expect_err("a refusal").to_string();
+    assert!(error.contains("takes 61 loop iterations per thread"), "{error}");
+    assert!(planned(&long, op::Pass::Backward).is_err());
 }
 
 /// dw and db of many equal elements: the error does not grow with their number.

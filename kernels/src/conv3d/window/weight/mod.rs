@@ -172,11 +172,50 @@ pub(crate) fn extent(problem: &Conv3dProblem, tile: &WindowWeightTile) -> Option
     })
 }
 
-/// Iterations of the loops of a thread: segments with their chunks, and fragments of a chunk.
+/// How K is cut into slices that different threadgroups sum.
+struct WeightSplit {
+    band_rows: usize,
+    bands: usize,
+    /// Elements of a segment of a band, in whole chunks.
+    elements: usize,
+    /// Segments of all bands and frames.
+    segment_count: usize,
+    slice_segments: usize,
+    k_slices: usize,
+}
+
+impl WeightSplit {
+    /// For `tiles` threadgroups per slice and `results` sums.
+    fn of(
+        work: &WeightSegments,
+        tiles: usize,
+        results: usize,
+        tile: &WindowWeightTile,
+        limits: &Limits,
+    ) -> Self {
+        let WeightSegments { segments, frames, rows, .. } = *work;
+        let band_rows = work.band_rows(tiles, tile, limits);
+        let bands = rows.div_ceil(band_rows);
+        let segment_count = bands * segments.count * frames;
+        let elements = (band_rows * segments.pitch).next_multiple_of(tile.positions);
+        let filling = limits.cubes_in_flight.div_ceil(tiles.max(1));
+        let split =
+            ReductionSplit::filling(segment_count * elements, results, filling, tile.positions, limits);
+        let affordable = segment_count.div_ceil(affordable_slices(results, limits));
+        let slice_segments = (split.length / elements).max(affordable).max(1);
+        let k_slices = segment_count.div_ceil(slice_segments);
+        Self { band_rows, bands, elements, segment_count, slice_segments, k_slices }
+    }
+}
+
+/// Iterations of the loops of a thread: segments of a slice, their chunks, and fragments of a chunk.
 pub(crate) fn loop_iterations(problem: &Conv3dProblem, tile: &WindowWeightTile, limits: &Limits) -> usize {
-    let Some(Tiles { terms: k, .. }) = extent(problem, tile) else { return 0 };
-    let split = ReductionSplit::of(k, problem.weight_shape().iter().product(), limits);
-    nest(split.length.div_ceil(tile.positions) + 1, nest(tile.positions / tile.fragment, 0) + 1)
+    let Some(walks) = weight_walks(problem) else { return 0 };
+    let Some(work) = WeightSegments::of(problem, &walks, tile) else { return 0 };
+    let tiles = tiles_of(problem, tile).iter().product();
+    let split = WeightSplit::of(&work, tiles, problem.weight_shape().iter().product(), tile, limits);
+    let chunks = split.elements / tile.positions + work.lag;
+    nest(split.slice_segments, nest(chunks, nest(tile.positions / tile.fragment - 1, 0)))
 }
 
 /// Launches the weight gradient: operands x, dy, dw.
@@ -188,19 +227,12 @@ pub(super) fn launch(
     let Conv3dCall { client, limits, ref problem, .. } = *call;
     let walks = weight_walks(problem).expect("`serves` has checked the stride");
     let work = WeightSegments::of(problem, &walks, &tile).expect("`serves` has checked the window");
-    let WeightSegments { segments, frames, rows, lag } = work;
+    let WeightSegments { segments, lag, .. } = work;
     let (stage, width) = stage_vector(tile.fragment, problem.dtype, limits);
     let [tiles_c, tiles_o, tap_tiles, depth_taps, groups] = tiles_of(problem, &tile);
     let tiles = tiles_c * tiles_o * tap_tiles * depth_taps * groups;
-    let band_rows = work.band_rows(tiles, &tile, limits);
-    let bands = rows.div_ceil(band_rows);
-    let segment_count = bands * segments.count * frames;
-    let elements = (band_rows * segments.pitch).next_multiple_of(tile.positions);
-    let filling = limits.cubes_in_flight.div_ceil(tiles.max(1));
-    let split = ReductionSplit::filling(segment_count * elements, dw.len(), filling, tile.positions, limits);
-    let affordable = segment_count.div_ceil(affordable_slices(dw.len(), limits));
-    let slice_segments = (split.length / elements).max(affordable).max(1);
-    let k_slices = segment_count.div_ceil(slice_segments);
+    let split = WeightSplit::of(&work, tiles, dw.len(), &tile, limits);
+    let WeightSplit { band_rows, bands, elements, segment_count, slice_segments, k_slices } = split;
     let partials = reduce::partials(client, k_slices, dw);
     // Partials have the channels of a tap next to each other, for coalesced stores; dw has its taps so.
     let taps = problem.taps();
