@@ -44,14 +44,14 @@ pub(crate) fn problem(case: &Conv3dCase) -> Conv3dProblem {
 }
 
 /// y, dx, dw and, where there is a bias, db.
-struct Results {
+pub(crate) struct Results {
     y: Tensor<5>,
     dx: Tensor<5>,
     dw: Tensor<5>,
     db: Option<Tensor<1>>,
 }
 
-fn run(case: &Conv3dCase, device: &Device) -> Results {
+pub(crate) fn run(case: &Conv3dCase, device: &Device) -> Results {
     let device = device.clone().autodiff();
     let x = normal(1, case.input_shape(), &device).require_grad();
     let w = normal(2, case.weight_shape(), &device).require_grad();
@@ -67,7 +67,7 @@ fn run(case: &Conv3dCase, device: &Device) -> Results {
     }
 }
 
-fn assert_conforms(case: &Conv3dCase, on: &str, results: Results) {
+pub(crate) fn assert_conforms(case: &Conv3dCase, on: &str, results: Results) {
     let problem = problem(case);
     assert_eq!(results.y.dims(), problem.y_shape(), "{on} {case}");
     assert_eq!(results.dx.dims(), problem.x_shape(), "{on} {case}");

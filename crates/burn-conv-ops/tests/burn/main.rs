@@ -9,6 +9,7 @@ mod conv3d;
 mod convolutions;
 mod decoding;
 mod errors;
+mod faults;
 mod from_burn;
 mod golden;
 mod gradients;

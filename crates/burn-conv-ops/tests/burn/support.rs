@@ -4,6 +4,7 @@ use burn::backend::DispatchDevice;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use burn_cubecl::{CubeDevice, cubecl::device::WgpuDeviceKind};
 use conv_cases::fill;
+use conv_kernels::Limits;
 use conv_kernels::tolerance::Expected;
 use std::sync::OnceLock;
 
@@ -32,6 +33,14 @@ pub(crate) fn devices() -> Vec<(&'static str, Device)> {
         devices.push(("flex", Device::flex()));
     }
     devices
+}
+
+/// Loop iterations after which the device ends a thread's loops; none on Flex and where it does not.
+pub(crate) fn loop_iterations(device: &Device) -> Option<usize> {
+    match device.as_dispatch() {
+        DispatchDevice::Cube(device) => Limits::of(&device.client()).loop_iterations,
+        _ => None,
+    }
 }
 
 /// N(0, 1) data of a seed.
