@@ -1,6 +1,6 @@
 //! Sequences that are packed into one row, each with a state of its own, against each alone.
 
-use crate::support::{assert_close, bits, devices, int_upload, normal, values};
+use crate::support::{assert_close, bits, devices, int_upload, normal, upload, values};
 use burn::tensor::{DType, Device, Tensor};
 use burn_conv_ops::nn::CausalConv1dConfig;
 use burn_conv_ops::{
@@ -167,6 +167,51 @@ fn packed_sequences_may_be_nothing() {
     }
 }
 
+/// States in fp32 next to x in 16 bits: none of them is rounded to 16 bits, y is rounded once, and gradients
+/// have the dtypes of their tensors.
+#[test]
+fn packed_states_may_be_fp32_beside_halves() {
+    let fine = 1.0 + 1.0 / 4096.0;
+    for (on, device) in devices() {
+        let device = device.autodiff();
+        for layout in [Conv1dLayout::Bct, Conv1dLayout::Btc] {
+            // A sequence of one step and one of two.
+            let x = upload(&[4.0, 8.0, 16.0], [1, 1, 3], &device).cast(DType::F16).require_grad();
+            let residual = upload(&[0.5, 0.25, 0.125], [1, 1, 3], &device).cast(DType::F16);
+            let weight = upload(&[1.0, 0.5, 0.25, 2.0], [1, 4], &device).cast(DType::F16);
+            let initial = upload(&[fine, 2.0, 3.0, 5.0, fine, 7.0], [2, 1, 3], &device).require_grad();
+            let options = CausalConv1dOptions::new()
+                .with_layout(layout)
+                .with_initial_state(initial.clone())
+                .with_residual(order(residual, layout));
+            let bounds = int_upload(&[0, 1, 3], [3], &device);
+            let (y, last) = causal_conv1d_packed(order(x.clone(), layout), weight, None, bounds, options);
+            let what = format!("{on} {layout:?}");
+            assert_eq!((y.dtype(), last.dtype()), (DType::F16, DType::F32), "{what}");
+            let fine = f64::from(fine);
+            // The sums are 11.25 + 1/4096, 23.5 + 1/8192 and 38.625 + 1/4096, each rounded to a half.
+            assert_eq!(values(order(y.clone(), layout)), [11.25, 23.5, 38.625], "{what}: y");
+            assert_eq!(values(last.clone()), [2.0, 3.0, 4.0, 7.0, 8.0, 16.0], "{what}: the states");
+            let grads = (y.cast(DType::F32).sum() + (last * fine as f32).sum()).backward();
+            let (dx, dinitial) = (x.grad(&grads).expect("dx"), initial.grad(&grads).expect("dinitial"));
+            assert_eq!((dx.dtype(), dinitial.dtype()), (DType::F16, DType::F32), "{what}");
+            assert_eq!(values(dx), [3.0, 3.25, 3.0], "{what}: dx");
+            let first = [1.0, 0.5 + fine, 0.25 + fine];
+            let second = [1.0, 1.5, 0.75 + fine];
+            assert_eq!(values(dinitial), [first, second].concat(), "{what}: dinitial");
+
+            // Without sequences, and with a filter of one step, the states keep their dtype.
+            let none = Tensor::<3>::zeros([0, 1, 3], &device);
+            let x = upload(&[4.0], [1, 1, 1], &device).cast(DType::F16);
+            let weight = upload(&[1.0; 4], [1, 4], &device).cast(DType::F16);
+            let bounds = int_upload(&[0], [1], &device);
+            let options = CausalConv1dOptions::new().with_layout(layout).with_initial_state(none);
+            let (_, last) = causal_conv1d_packed(x, weight, None, bounds, options);
+            assert_eq!((last.dims(), last.dtype()), ([0, 1, 3], DType::F32), "{what}");
+        }
+    }
+}
+
 #[test]
 fn packed_calls_name_what_does_not_fit() {
     for (_, device) in devices() {
@@ -201,7 +246,7 @@ fn packed_calls_name_what_does_not_fit() {
             CausalConv1dOptions::new().with_initial_state(normal(3, [3, 3, 3], &device).cast(DType::F16));
         says(
             call([1, 3, 5], 4, halves),
-            "causal_conv1d_packed: x is f32 and the initial states is f16, they must have one dtype",
+            "causal_conv1d: x is f32 and the state is f16, a state is of x's dtype or f32",
         );
         says(
             call([1, 5, 5], 4, with([3, 3, 3])),

@@ -3,7 +3,7 @@
 use super::OP;
 use crate::causal_conv1d::decoding::check::{bounds, one_row};
 use crate::causal_conv1d::{self, CausalConv1dOptions};
-use crate::check::{fits, limits, same_device, same_dtype};
+use crate::check::{fits, float_type, limits, same_device, served};
 use burn::tensor::{Int, Tensor};
 use conv_kernels::ConvError;
 
@@ -32,7 +32,10 @@ pub(super) fn check(
     let whole = CausalConv1dOptions { initial_state: None, ..options.clone() };
     let problem = causal_conv1d::check::check(x, weight, bias, &whole)?;
     let Some(initial) = initial else { return Ok(()) };
-    same_dtype(OP, [("x", x.dtype()), ("the initial states", initial.dtype())].into_iter())?;
+    let state_dtype = float_type(OP, "the initial states", initial.dtype())?;
+    let problem = problem.with_state_dtype(state_dtype)?;
+    let limits = limits(&x.device());
+    served(OP, state_dtype, &limits)?;
     let sequences = cu_seqlens.dims()[0] - 1;
     let needed = [sequences, problem.channels, problem.width - 1];
     if initial.dims() != needed {
@@ -43,5 +46,5 @@ pub(super) fn check(
         )));
     }
     let length = problem.length + sequences * (problem.width - 1);
-    fits(OP, &[1, problem.channels, length], problem.dtype, &limits(&x.device()))
+    fits(OP, &[1, problem.channels, length], state_dtype, &limits)
 }

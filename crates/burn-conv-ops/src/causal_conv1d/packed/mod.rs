@@ -10,7 +10,9 @@
 //! ```
 //!
 //! Both orders hold the same columns, so the gradient of either move is the other move. Bytes: with states x,
-//! y and their gradients are read and written once more. Indices are computed on the device from the bounds.
+//! y and their gradients are read and written once more. With fp32 states next to 16-bit x the longer row is
+//! fp32, so no state is rounded; y is rounded once, as without states. Indices are computed on the device from
+//! the bounds.
 
 #[cfg(feature = "autodiff")]
 pub(crate) mod autodiff;
@@ -31,9 +33,10 @@ const OP: &str = "causal_conv1d_packed";
 /// `[C, W]`, bias `[C]`; sequence i has the steps from `cu_seqlens[i]` to `cu_seqlens[i + 1]` (`[N + 1]`,
 /// ascending, at most T), the others are padding (y 0, no gradient).
 ///
-/// `options.initial_state` is `[N, C, W-1]`, the W-1 steps before each sequence, oldest first; zeros where
-/// there is none. With it the row is copied with the states in it, and y out of it: about three times the
-/// memory is moved. `options.residual` is of x's shape. Both outputs are differentiable.
+/// `options.initial_state` is `[N, C, W-1]`, the W-1 steps before each sequence, oldest first, in x's dtype or
+/// fp32, which the returned states then have too; zeros in x's dtype where there is none. With it the row is
+/// copied with the states in it, and y out of it: about three times the memory is moved, five times with fp32
+/// states next to 16-bit x. `options.residual` is of x's shape. Both outputs are differentiable.
 ///
 /// ```no_run
 /// use burn::tensor::{Device, Distribution, Int, Tensor};
@@ -89,8 +92,11 @@ pub fn try_causal_conv1d_packed(
         initial_seq_idx: None,
         ..options
     };
+    let dtype = x.dtype();
+    let state_dtype = initial.as_ref().map_or(dtype, |initial| initial.dtype());
     let Some(initial) = initial.filter(|initial| initial.shape().num_elements() > 0) else {
         let last = try_causal_conv1d_last_states(x.clone(), cu_seqlens.clone(), history, layout)?;
+        let last = last.cast(state_dtype);
         let seq_idx = try_causal_conv1d_seq_idx(cu_seqlens, steps)?;
         return Ok((try_causal_conv1d(x, weight, bias, of_row(seq_idx, residual))?, last));
     };
@@ -104,13 +110,13 @@ pub fn try_causal_conv1d_packed(
         Conv1dLayout::Btc => initial.swap_dims(1, 2).flatten::<2>(0, 1).unsqueeze_dim::<3>(0),
     };
     let join = |states: Tensor<3>, x: Tensor<3>| order.join(Tensor::cat(vec![states, x], axis), axis);
-    let residual = residual.map(|residual| join(states.zeros_like(), residual));
-    let row = join(states, x);
+    let residual = residual.map(|residual| join(states.zeros_like(), residual.cast(state_dtype)));
+    let row = join(states, x.cast(state_dtype));
     let last = try_causal_conv1d_last_states(row.clone(), order.bounds.clone(), history, layout)?;
     let seq_idx = try_causal_conv1d_seq_idx(order.bounds.clone(), row.dims()[axis])?;
     let y = order.part(try_causal_conv1d(row, weight, bias, of_row(seq_idx, residual))?, axis);
     let before = y.dims()[axis] - steps;
-    Ok((y.narrow(axis, before, steps), last))
+    Ok((y.narrow(axis, before, steps).cast(dtype), last))
 }
 
 /// How the columns of `[states | x]` stand in the row that has each state before its sequence.
