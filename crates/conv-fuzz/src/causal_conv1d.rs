@@ -32,6 +32,7 @@ pub const FIELDS: &[Field] = &[
     Field::numbers("dfinal", &[0]),
     Field::words("type", TYPES),
     Field::words("w_type", &["same", "f32", "f16"]),
+    Field::words("state_type", &["same", "f32"]),
     Field::words("data", DATA),
     Field::words("bad", BAD),
     Field::numbers("seed", &[1]),
@@ -100,7 +101,9 @@ fn problem(case: &Case) -> Result<CausalConv1dProblem, ConvError> {
     };
     let of = dtype(case.word("type"));
     let of_weight = if case.word("w_type") == "same" { of } else { dtype(case.word("w_type")) };
-    CausalConv1dProblem::new(x, [c, w], optional, layout, activation, of, of_weight)
+    let of_state = if case.word("state_type") == "same" { of } else { dtype(case.word("state_type")) };
+    CausalConv1dProblem::new(x, [c, w], optional, layout, activation, of, of_weight)?
+        .with_state_dtype(of_state)
 }
 
 /// Row-major values of each input, from which the whole problem and its pieces are made.
@@ -168,12 +171,12 @@ fn tensors_of(device: &Device, case: &Case, problem: &CausalConv1dProblem, value
     };
     let plain =
         |values: &[f32], shape: &[usize], dtype| tensors::upload(client, values, shape, "plain", dtype);
-    let (dtype, weight_dtype) = (problem.dtype, problem.weight_dtype);
+    let (dtype, weight_dtype, state_dtype) = (problem.dtype, problem.weight_dtype, problem.state_dtype);
     Tensors {
         x: of(&values.x, &x, "x_view", dtype),
         weight: of(&values.weight, &problem.weight_shape(), "w_view", weight_dtype),
         bias: problem.bias.then(|| plain(&values.bias, &[problem.channels], weight_dtype)),
-        state: problem.initial_state.then(|| of(&values.state, &state, "x_view", dtype)),
+        state: problem.initial_state.then(|| of(&values.state, &state, "x_view", state_dtype)),
         ids: problem.seq_idx.then(|| {
             let shape = problem.seq_idx_shape();
             let wide = case.word("id_type") == "i64" && IndexType::I64.served_by(client);
@@ -182,7 +185,7 @@ fn tensors_of(device: &Device, case: &Case, problem: &CausalConv1dProblem, value
         }),
         residual: problem.residual.then(|| of(&values.residual, &x, "dy_view", dtype)),
         dy: of(&values.dy, &x, "dy_view", dtype),
-        dfinal: case.is("dfinal").then(|| plain(&values.dfinal, &state, dtype)),
+        dfinal: case.is("dfinal").then(|| plain(&values.dfinal, &state, state_dtype)),
     }
 }
 

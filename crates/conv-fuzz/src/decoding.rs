@@ -31,6 +31,7 @@ pub const UPDATE_FIELDS: &[Field] = &[
     Field::words("id_type", &["i32", "i64"]),
     Field::words("type", TYPES),
     Field::words("w_type", &["same", "f32", "f16"]),
+    Field::words("state_type", &["same", "f32"]),
     Field::numbers("seed", &[1]),
     Field::words("x_view", VIEWS),
     Field::words("w_view", VIEWS),
@@ -77,11 +78,13 @@ pub fn run_update(device: &Device, case: &Case) -> Outcome {
         return Outcome::Skipped("the problem is too large or empty".into());
     }
     let bias = case.is("bias").then_some(c);
-    let problem =
-        match UpdateProblem::with_slots([b, c], [rows, c, s], [c, w], bias, activation, of, of_weight) {
-            Ok(problem) => problem,
-            Err(error) => return Outcome::Skipped(error.to_string()),
-        };
+    let of_state = if case.word("state_type") == "same" { of } else { dtype(case.word("state_type")) };
+    let problem = UpdateProblem::with_slots([b, c], [rows, c, s], [c, w], bias, activation, of, of_weight)
+        .and_then(|problem| problem.with_state_dtype(of_state));
+    let problem = match problem {
+        Ok(problem) => problem,
+        Err(error) => return Outcome::Skipped(error.to_string()),
+    };
     let (client, seed) = (&device.client, case.number("seed"));
     let upload = |tensor: u64, shape: &[usize], view: &str, dtype| {
         let values = tensors::values("normal", seed, tensor, shape.iter().product());
@@ -100,9 +103,9 @@ pub fn run_update(device: &Device, case: &Case) -> Outcome {
     let (lengths_on, slots_on) = (index(&lengths), index(&slots));
     let in_place = ring || slotted || case.is("in_place");
     let state_view = if in_place { case.word("out_view") } else { case.word("x_view") };
-    let state = upload(4, &[rows, c, s], state_view, of);
+    let state = upload(4, &[rows, c, s], state_view, of_state);
     let y = tensors::output(client, &[b, c, length], case.word("out_view"), of);
-    let apart = tensors::output(client, &[rows, c, s], case.word("out_view"), of);
+    let apart = tensors::output(client, &[rows, c, s], case.word("out_view"), of_state);
     let new_state = if in_place { &state } else { &apart };
     let steps = DecodingSteps {
         x: x.operand(),

@@ -90,9 +90,7 @@ pub fn run_case(device: &Device, case: &Case) -> Outcome {
 /// A failure; nothing to compare, as where the case names a plan that does not exist. With the case's line.
 pub fn run_named(device: &Device, case: &Case) -> Result<usize, String> {
     match run_case(device, case) {
-        Outcome::Failed(failure) => {
-            Err(format!("{}: {}\n  {}", failure.kind, failure.message, failure.case))
-        }
+        Outcome::Failed(failure) => Err(format!("{}: {}\n  {}", failure.kind, failure.message, failure.case)),
         Outcome::Passed(checks) if !checks.is_empty() => Ok(checks.len()),
         _ if case.op == Op::Conv3d
             && device.limits.matrices.is_empty()

@@ -55,6 +55,9 @@ pub(super) fn causal_conv1d(family: &mut Random, each: &mut Random) -> Case {
     if t > 1 && each.once_in(3) {
         case.set("cut", &[each.range(1, t - 1)]);
     }
+    if family.once_in(3) {
+        case.set_word("state_type", "f32");
+    }
     case
 }
 
@@ -82,6 +85,9 @@ pub(super) fn update(family: &mut Random, each: &mut Random) -> Case {
     case.set("extra", &[each.pick(&[0, 0, 1, 1, 3, 9])]);
     case.set("steps", &[each.pick(&[1, 1, 2, 3, 5, 11])]);
     case.set("rows", &[each.range(0, 4)]);
+    if family.once_in(3) {
+        case.set_word("state_type", "f32");
+    }
     case
 }
 
