@@ -10,9 +10,9 @@
 //! ```
 //!
 //! Both orders hold the same columns, so the gradient of either move is the other move. Bytes: with states x,
-//! y and their gradients are read and written once more. With fp32 states next to 16-bit x the longer row is
-//! fp32, so no state is rounded; y is rounded once, as without states. Indices are computed on the device from
-//! the bounds.
+//! y and their gradients are read and written once more. With fp32 states next to 16-bit x the longer row
+//! is fp32, so no state is rounded; y is rounded once, as without states. Indices are computed on the device
+//! from the bounds.
 
 #[cfg(feature = "autodiff")]
 pub(crate) mod autodiff;
@@ -33,9 +33,9 @@ const OP: &str = "causal_conv1d_packed";
 /// `[C, W]`, bias `[C]`; sequence i has the steps from `cu_seqlens[i]` to `cu_seqlens[i + 1]` (`[N + 1]`,
 /// ascending, at most T), the others are padding (y 0, no gradient).
 ///
-/// `options.initial_state` is `[N, C, W-1]`, the W-1 steps before each sequence, oldest first, in x's dtype or
-/// fp32, which the returned states then have too; zeros in x's dtype where there is none. With it the row is
-/// copied with the states in it, and y out of it: about three times the memory is moved, five times with fp32
+/// `options.initial_state` is `[N, C, W-1]`, the W-1 steps before each sequence, oldest first, in x's dtype
+/// or fp32, which the returned states then have too; zeros in x's dtype where there is none. With it the row
+/// is copied with the states in it, and y out of it: about three times the memory is moved, more with fp32
 /// states next to 16-bit x. `options.residual` is of x's shape. Both outputs are differentiable.
 ///
 /// ```no_run
