@@ -89,7 +89,12 @@ pub(crate) fn try_stream(
     // Winograd reads one tensor.
     if let Some(tile) = check::stream_tile(&x, &call) {
         let all = Tensor::cat(cache.into_iter().chain([x]).collect(), 2);
-        return try_conv3d(all, weight, bias, Conv3dOptions { algorithm: Algorithm::Winograd(tile), ..*options });
+        return try_conv3d(
+            all,
+            weight,
+            bias,
+            Conv3dOptions { algorithm: Algorithm::Winograd(tile), ..*options },
+        );
     }
     let bias = bias.map(Tensor::into_dispatch).into();
     let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
