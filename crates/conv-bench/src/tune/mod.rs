@@ -104,11 +104,12 @@ mod tests {
         assert!(worst < 1.1, "{worst:.3}");
     }
 
-    /// One plan for each layer: what can be compared is the order of all rows.
+    /// One plan for each layer: what can be compared is the order of all rows. Three rows are of tiles for few
+    /// outputs that the device's choice does not take any more.
     #[test]
     fn the_model_orders_the_layers_of_an_h200() {
         let (layers, unknown) = recorded("2026-11-28-h200.csv");
-        assert_eq!((unknown, layers.len()), (0, 258));
+        assert_eq!((unknown, layers.len()), (3, 255));
         assert!(layers.iter().all(|layer| layer.plans.len() == 1));
         let of = |dtype| {
             let layers = layers.iter().filter(|layer| layer.dtype == dtype);
