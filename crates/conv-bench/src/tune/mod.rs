@@ -104,8 +104,8 @@ mod tests {
         assert!(worst < 1.1, "{worst:.3}");
     }
 
-    /// One plan for each layer: what can be compared is the order of all rows. Three rows are of tiles for few
-    /// outputs that the device's choice does not take any more.
+    /// One plan for each layer: what can be compared is the order of all rows. Three rows are of tiles for
+    /// few outputs that the device's choice does not take any more.
     #[test]
     fn the_model_orders_the_layers_of_an_h200() {
         let (layers, unknown) = recorded("2026-11-28-h200.csv");
