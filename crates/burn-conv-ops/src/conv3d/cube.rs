@@ -190,16 +190,18 @@ pub(crate) fn activation_gradient(
     Ok(dpre)
 }
 
-/// The plan of a call, whose operands are those of its launch: the one that the call was checked for, or with
-/// the feature `autotune`, where none is forced, the fastest of a few. A call that reads kept filters has
-/// another path ([`forward_prepared`]).
+/// The plan of a call, whose operands are those of its launch: the one that the call was checked for, or
+/// with the feature `autotune`, where none is forced, the fastest of a few. A stream's forward pass is not
+/// timed: its plan must not depend on the number of frames. A call that reads kept filters has another path
+/// ([`forward_prepared`]).
 fn plan(
     call: &Conv3dCall,
     pass: Pass,
     (client, limits): (&Client, &Limits),
     operands: [&Operand; 3],
 ) -> Result<Plan, ConvError> {
-    if cfg!(feature = "autotune") && call.algorithm == Algorithm::Auto {
+    let fixed = call.problem.streaming && pass == Pass::Forward;
+    if cfg!(feature = "autotune") && call.algorithm == Algorithm::Auto && !fixed {
         return conv3d::fastest_plan(client, limits, &call.problem, pass, operands);
     }
     match pass {
