@@ -15,7 +15,7 @@ pub use options::{CausalConv3dOptions, FirstFrames};
 
 use crate::conv::renamed;
 use crate::conv3d::try_stream;
-use crate::{Algorithm, ConvError, or_panic, try_conv3d};
+use crate::{ConvError, or_panic, try_conv3d};
 use burn::tensor::Tensor;
 use check::OP;
 
@@ -50,8 +50,8 @@ use check::OP;
 ///
 /// Pieces have the bits of the whole clip given in one call, on one device: the plan and its sums do not
 /// depend on the number of frames. The gathered GEMM and the direct kernel read the cache where it is. Where
-/// Winograd is predicted to be faster, a copy of the cache and x included, and under [`Algorithm::Winograd`],
-/// they are joined in memory.
+/// Winograd is predicted to be faster, a copy of the cache and x included, and under
+/// [`Algorithm::Winograd`](crate::Algorithm::Winograd), they are joined in memory.
 /// [`nn::CausalConv3d::forward`](crate::nn::CausalConv3d::forward), which has a whole clip, takes any plan:
 /// its results differ by rounding.
 ///
@@ -84,13 +84,7 @@ pub fn try_causal_conv3d(
     let cache = cache.filter(|cache| cache.dims()[2] > 0);
     let next = last_frames(&x, cache.as_ref(), kept, options.first);
     let conv3d = options.conv3d(frames.padding);
-    // Winograd reads one tensor and plans by the number of frames.
-    let y = if let Algorithm::Winograd(_) = options.algorithm {
-        let all = Tensor::cat(cache.into_iter().chain([x]).collect(), 2);
-        try_conv3d(all, weight, bias, conv3d)
-    } else {
-        try_stream(x, cache, weight, bias, &conv3d)
-    };
+    let y = try_stream(x, cache, weight, bias, &conv3d);
     Ok((y.map_err(|error| renamed(error, OP, "conv3d", "the cache and x"))?, next))
 }
 

@@ -85,16 +85,15 @@ pub(crate) fn try_stream(
     bias: Option<Tensor<1>>,
     options: &Conv3dOptions,
 ) -> Result<Tensor<5>, ConvError> {
-    let call = check::check(&x, &weight, bias.as_ref(), options, Frames::Stream(cache.as_ref()))?;
     // Winograd reads one tensor.
+    let joined = |cache: Option<_>, x| Tensor::cat(cache.into_iter().chain([x]).collect(), 2);
+    if let Algorithm::Winograd(_) = options.algorithm {
+        return try_conv3d(joined(cache, x), weight, bias, *options);
+    }
+    let call = check::check(&x, &weight, bias.as_ref(), options, Frames::Stream(cache.as_ref()))?;
     if let Some(tile) = check::stream_tile(&x, &call) {
-        let all = Tensor::cat(cache.into_iter().chain([x]).collect(), 2);
-        return try_conv3d(
-            all,
-            weight,
-            bias,
-            Conv3dOptions { algorithm: Algorithm::Winograd(tile), ..*options },
-        );
+        let algorithm = Algorithm::Winograd(tile);
+        return try_conv3d(joined(cache, x), weight, bias, Conv3dOptions { algorithm, ..*options });
     }
     let bias = bias.map(Tensor::into_dispatch).into();
     let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
