@@ -13,7 +13,7 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 /// Heads that a thread has in flight. Four keep eight vectors there, which leaves 576 threads to an M1's
-/// core; with two it holds 768. On the H200 two are 1.07 to 1.09 times as fast for neighbours in fp32, four
+/// core; with two it holds 768. On the H200 two are 1.06 to 1.09 times as fast for neighbours in fp32, four
 /// elsewhere.
 fn heads_in_flight(problem: &RopeProblem, packed: bool, limits: &Limits) -> usize {
     let neighbours = problem.angles.pairs == RopePairs::Neighbours;

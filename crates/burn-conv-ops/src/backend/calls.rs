@@ -1,4 +1,4 @@
-//! What calls carry beside plain tensors: optional ones, conv3d's problem, RoPE's positions.
+//! What calls carry next to plain tensors: optional ones, conv3d's problem, RoPE's positions.
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, ExtensionType};

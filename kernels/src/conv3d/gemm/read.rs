@@ -19,7 +19,7 @@ use crate::conv3d::problem::PaddingMode;
 use crate::operand::Operand;
 use cubecl::prelude::*;
 
-/// The strides of the two tensors beside those of the gather.
+/// The strides of the two tensors that the gather does not have.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
 pub(crate) struct JoinedArgs {
     /// Frames of the cache.
