@@ -143,13 +143,7 @@ pub fn plan(
     algorithm: Algorithm,
     limits: &Limits,
 ) -> Result<Plan, ConvError> {
-    crate::operand::check_dtype("conv3d", problem.dtype, limits)?;
-    let problem = PassProblem::of(problem, pass);
-    if problem.is_empty() {
-        return Ok(Plan::Empty);
-    }
-    let candidates = choose::candidates(&problem.launched, pass, algorithm, limits)?;
-    first_that_serves(&candidates, &problem, limits)
+    choose::choose(&PassProblem::of(problem, pass), algorithm, limits)
 }
 
 /// The plan for a gradient: a forced algorithm where it serves, else the automatic choice.
@@ -165,40 +159,11 @@ pub fn gradient_plan(
     plan(problem, pass, algorithm, limits).or_else(|_| plan(problem, pass, Algorithm::Auto, limits))
 }
 
-/// The first plan whose needs the device meets; if there is none, why the first one is refused.
-fn first_that_serves(plans: &[Plan], problem: &PassProblem, limits: &Limits) -> Result<Plan, ConvError> {
-    let mut refusal = None;
-    for plan in plans {
-        match plan.check_needs(problem, limits) {
-            Ok(()) => return Ok(*plan),
-            Err(error) => refusal = refusal.or(Some(error)),
-        }
-    }
-    Err(refusal.expect("there is always a candidate"))
-}
-
 /// Seconds that the model of `choose/model.rs` predicts for a plan on the device that `limits` describe:
 /// operations and bytes at the rates of [`crate::Chip`]. A lower bound for short layers, and never a
 /// measurement.
 pub fn predicted_seconds(problem: &Conv3dProblem, pass: Pass, plan: &Plan, limits: &Limits) -> f64 {
     choose::model::seconds(plan, plan.launched(&PassProblem::of(problem, pass)), pass, limits)
-}
-
-/// The Winograd tile that a stream's forward pass is predicted to be faster by, although the cache and x
-/// have to be joined for it. Decided for one window along depth, so that it does not depend on the number
-/// of frames.
-pub fn stream_tile(problem: &Conv3dProblem, limits: &Limits) -> Option<WinogradTile> {
-    let whole = |problem: Conv3dProblem| Conv3dProblem { streaming: false, ..problem };
-    let one = whole(problem.planned(Pass::Forward));
-    let Ok(joined @ Plan::Winograd(config)) = plan(&one, Pass::Forward, Algorithm::Auto, limits) else {
-        return None;
-    };
-    let read = plan(problem, Pass::Forward, Algorithm::Auto, limits).ok()?;
-    let serves = plan(&whole(*problem), Pass::Forward, Algorithm::Winograd(config.tile), limits).is_ok();
-    let elements: f64 = one.x_shape().iter().map(|&size| size as f64).product();
-    let copy = 2.0 * elements * problem.dtype.size() as f64 / limits.chip.bandwidth;
-    let seconds = |plan| predicted_seconds(&one, Pass::Forward, plan, limits);
-    (serves && seconds(&joined) + copy < seconds(&read)).then_some(config.tile)
 }
 
 /// Every plan that serves the pass and that some choice or its fallback may take on the device: the tests run

@@ -3,6 +3,7 @@
 use super::*;
 use crate::chip::Chip;
 use crate::conv3d::problem::Window;
+use crate::conv3d::stream_tile;
 use crate::conv3d::window::WindowTile;
 use crate::dtype::FloatType;
 

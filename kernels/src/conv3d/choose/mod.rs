@@ -5,7 +5,8 @@
 //! | which family                                        | this file       |
 //! | which tile of the gathered GEMM, or window kernels  | `gemm.rs`       |
 //! | Winograd instead                                    | `winograd.rs`   |
-//! | how long a plan takes, for the latter               | `model.rs`      |
+//! | Winograd for a stream, cache and x joined           | `stream.rs`     |
+//! | how long a plan takes, for these two                | `model.rs`      |
 //!
 //! [`Algorithm::Auto`] takes Winograd where it is faster. Else, and always under
 //! [`Algorithm::NoWinograd`], it takes the first that serves of
@@ -31,9 +32,11 @@
 
 mod gemm;
 pub(super) mod model;
+mod stream;
 mod winograd;
 
 pub(super) use gemm::fma_tiles;
+pub use stream::stream_tile;
 
 use super::depthwise::{self, DepthwiseKernel};
 use super::few_outputs::{self, FewOutputsTile};
@@ -41,10 +44,12 @@ use super::gemm::{self as gathered, GemmTile, RegisterTile};
 use super::pass::Pass;
 use super::plan::{Algorithm, Plan};
 use super::problem::Conv3dProblem;
+use super::rewrite::PassProblem;
 use super::subpixel::{self, SubpixelTile};
 use super::tiles::gemm_extents;
 use crate::error::ConvError;
 use crate::limits::Limits;
+use crate::operand::check_dtype;
 
 /// The results (few outputs) or products (sub-pixel) that a special kernel may compute, padding of its tiles
 /// included, relative to what there are (to the gathered GEMM's).
@@ -56,11 +61,35 @@ const FEW_COLUMNS: usize = 4;
 /// The size of the MMA fragments that sub-pixel tiles were measured with.
 const MEASURED_FRAGMENT: usize = 16;
 
+/// The plan of a pass: the first candidate whose needs the device meets.
+///
+/// # Errors
+/// If the device cannot hold the dtype, if a forced algorithm does not serve, or why the device refuses the
+/// first candidate where it refuses all.
+pub(super) fn choose(
+    problem: &PassProblem,
+    algorithm: Algorithm,
+    limits: &Limits,
+) -> Result<Plan, ConvError> {
+    check_dtype("conv3d", problem.asked.dtype, limits)?;
+    if problem.is_empty() {
+        return Ok(Plan::Empty);
+    }
+    let mut refusal = None;
+    for plan in candidates(&problem.launched, problem.pass, algorithm, limits)? {
+        match plan.check_needs(problem, limits) {
+            Ok(()) => return Ok(plan),
+            Err(error) => refusal = refusal.or(Some(error)),
+        }
+    }
+    Err(refusal.expect("there is always a candidate"))
+}
+
 /// The plans for the launched problem of a pass, the preferred one first. At least one.
 ///
 /// # Errors
 /// Where Winograd or the implicit GEMM is forced and does not serve.
-pub(super) fn candidates(
+fn candidates(
     problem: &Conv3dProblem,
     pass: Pass,
     algorithm: Algorithm,
