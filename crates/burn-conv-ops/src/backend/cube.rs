@@ -47,7 +47,7 @@ impl ConvOps for CubeBackend {
         bias: OptionalTensor<Self>,
         call: Conv3dCall,
     ) -> FloatTensor<Self> {
-        or_panic(conv3d::forward_cached([x, cache], &weight, bias.into_option().as_ref(), &call))
+        or_panic(conv3d::forward_cached([x, cache], &weight, bias.into_option().as_ref(), &call, false)).0
     }
 
     fn conv3d_forward_cached_with_pre(
@@ -57,7 +57,9 @@ impl ConvOps for CubeBackend {
         bias: OptionalTensor<Self>,
         call: Conv3dCall,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        or_panic(conv3d::forward_cached_with_pre([x, cache], &weight, bias.into_option().as_ref(), &call))
+        let (y, pre) =
+            or_panic(conv3d::forward_cached([x, cache], &weight, bias.into_option().as_ref(), &call, true));
+        (y, pre.expect("it was asked for"))
     }
 
     fn conv3d_weight_gradient_cached(

@@ -39,37 +39,23 @@ pub(crate) fn forward_with_pre(
     Ok((y, pre))
 }
 
+/// y of x and a cache, and, `with_pre`, what y's activation was applied to.
 pub(crate) fn forward_cached(
     inputs: [CubeTensor; 2],
     weight: &CubeTensor,
     bias: Option<&CubeTensor>,
     call: &Conv3dCall,
-) -> Result<CubeTensor, ConvError> {
+    with_pre: bool,
+) -> Result<(CubeTensor, Option<CubeTensor>), ConvError> {
     let [x, cache] = inputs.map(with_even_images);
     let (problem, limits) = (&call.problem, Limits::of(&x.client));
     let y = allocate(&x, &problem.y_shape(), x.dtype);
+    let pre = with_pre.then(|| allocate(&x, &problem.y_shape(), DType::F32));
     let plan = conv3d::plan(problem, Pass::Forward, call.algorithm, &limits)?;
-    let bias = bias.map(operand).transpose()?;
+    let [bias, pre_operand] = [bias, pre.as_ref()].map(|tensor| tensor.map(operand).transpose());
+    let (bias, pre_operand) = (bias?, pre_operand?);
     let operands = [&operand(&x)?, &operand(weight)?, &operand(&y)?];
-    let others = (&operand(&cache)?, None, bias.as_ref());
-    conv3d::forward_cached(&x.client, &limits, problem, &plan, operands, others)?;
-    Ok(y)
-}
-
-pub(crate) fn forward_cached_with_pre(
-    inputs: [CubeTensor; 2],
-    weight: &CubeTensor,
-    bias: Option<&CubeTensor>,
-    call: &Conv3dCall,
-) -> Result<(CubeTensor, CubeTensor), ConvError> {
-    let [x, cache] = inputs.map(with_even_images);
-    let (problem, limits) = (&call.problem, Limits::of(&x.client));
-    let [y, pre] = [x.dtype, DType::F32].map(|dtype| allocate(&x, &problem.y_shape(), dtype));
-    let plan = conv3d::plan(problem, Pass::Forward, call.algorithm, &limits)?;
-    let bias = bias.map(operand).transpose()?;
-    let operands = [&operand(&x)?, &operand(weight)?, &operand(&y)?];
-    let pre_operand = operand(&pre)?;
-    let others = (&operand(&cache)?, Some(&pre_operand), bias.as_ref());
+    let others = (&operand(&cache)?, pre_operand.as_ref(), bias.as_ref());
     conv3d::forward_cached(&x.client, &limits, problem, &plan, operands, others)?;
     Ok((y, pre))
 }
