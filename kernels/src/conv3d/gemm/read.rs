@@ -64,23 +64,16 @@ impl GatherArgs {
             let d = position.d + tap.d as i32;
             let h = position.h + tap.h as i32;
             let w = position.w + tap.w as i32;
-            // [`RANGE_BIT`]: set in taps that do not exist, or in positions that do.
-            inside = tap.bits < RANGE_BIT || position.mask >= RANGE_BIT;
+            inside = exist(position, tap);
             if comptime!(check.maps().is_some()) {
                 let [depth, height, width] = comptime!(check.maps().unwrap_or_default());
                 let (d, inside_d) = self.depth.load_offset(d, depth);
                 let (h, inside_h) = self.height.load_offset(h, height);
                 let (w, inside_w) = self.width.load_offset(w, width);
                 at += d + h + w;
-                if comptime!(depth == PaddingMode::Zeros) {
-                    inside = inside && inside_d;
-                }
-                if comptime!(height == PaddingMode::Zeros) {
-                    inside = inside && inside_h;
-                }
-                if comptime!(width == PaddingMode::Zeros) {
-                    inside = inside && inside_w;
-                }
+                require(&mut inside, inside_d, depth);
+                require(&mut inside, inside_h, height);
+                require(&mut inside, inside_w, width);
             } else {
                 // Negative coordinates are larger than any extent as unsigned.
                 inside = inside
@@ -91,26 +84,68 @@ impl GatherArgs {
         }
         (at, inside)
     }
+
+    /// [`load_offset`](Self::load_offset) in the source or the cache, and whether it is in the cache.
+    fn joined_offset(
+        &self,
+        joined: &JoinedArgs,
+        position: &OutputPosition,
+        tap: &ChannelTap,
+        #[comptime] check: TapCheck,
+    ) -> (usize, bool, bool) {
+        let [depth, height, width] = comptime!(check.maps().unwrap_or_default());
+        let d = source_of(position.d + tap.d as i32, self.depth.extent as i32, depth);
+        let h = source_of(position.h + tap.h as i32, self.height.extent as i32, height);
+        let w = source_of(position.w + tap.w as i32, self.width.extent as i32, width);
+        let mut inside = exist(position, tap);
+        require(&mut inside, (d as u32) < self.depth.extent, depth);
+        require(&mut inside, (h as u32) < self.height.extent, height);
+        require(&mut inside, (w as u32) < self.width.extent, width);
+        let frames = joined.frames as i32;
+        let in_cache = d < frames;
+        let frame = select(in_cache, d, d - frames);
+        let at = (position.source + tap.source)
+            * select(in_cache, joined.cache_channel, joined.source_channel)
+            + frame as usize * select(in_cache, joined.cache_depth, self.depth.source_stride)
+            + h as usize * select(in_cache, joined.cache_height, self.height.source_stride)
+            + w as usize * select(in_cache, joined.cache_width, self.width.source_stride);
+        (at, inside, in_cache)
+    }
 }
 
-/// What a pair reads at a position: zeros where it reads outside, one or `R` adjacent elements.
+/// Whether a position and a pair exist, without masks: [`RANGE_BIT`] is set in taps that do not, or in
+/// positions that do.
 #[cube]
-pub(super) fn read_source<E: Float, R: Size>(
-    source: &[Vector<E, R>],
-    cache: ComptimeOption<&[Vector<E, R>]>,
+fn exist(position: &OutputPosition, tap: &ChannelTap) -> bool {
+    tap.bits < RANGE_BIT || position.mask >= RANGE_BIT
+}
+
+/// Requires a coordinate to be in bounds along an axis with zeros; other modes map it there.
+#[cube]
+fn require(inside: &mut bool, in_bounds: bool, #[comptime] padding: PaddingMode) {
+    if comptime!(padding == PaddingMode::Zeros) {
+        *inside = *inside && in_bounds;
+    }
+}
+
+/// What a pair reads at a position, one element or a vector of adjacent ones: zeros where it reads outside.
+#[cube]
+pub(super) fn read_source<T: CubePrimitive + Default + IntoRuntime>(
+    source: &[T],
+    cache: ComptimeOption<&[T]>,
     joined: &ComptimeOption<JoinedArgs>,
     gather: &GatherArgs,
     position: &OutputPosition,
     tap: &ChannelTap,
     #[comptime] check: TapCheck,
-) -> Vector<E, R> {
-    let source_width = R::value();
+) -> T {
+    let source_width = T::vector_size();
     #[comptime]
     match joined {
         ComptimeOption::Some(joined) => {
             let cache = cache.unwrap();
-            let (at, inside, in_cache) = joined_offset(joined, gather, position, tap, check);
-            let mut value = Vector::<E, R>::new(E::from_int(0));
+            let (at, inside, in_cache) = gather.joined_offset(joined, position, tap, check);
+            let mut value = T::default();
             if inside {
                 if in_cache {
                     value = cache[at / source_width];
@@ -122,81 +157,11 @@ pub(super) fn read_source<E: Float, R: Size>(
         }
         ComptimeOption::None => {
             let (at, in_bounds) = gather.load_offset(position, tap, check);
-            let mut value = Vector::<E, R>::new(E::from_int(0));
+            let mut value = T::default();
             if in_bounds {
                 value = source[at / source_width];
             }
             value
         }
     }
-}
-
-/// [`read_source`] of one element.
-#[cube]
-pub(super) fn read_element<E: Float>(
-    source: &[E],
-    cache: ComptimeOption<&[E]>,
-    joined: &ComptimeOption<JoinedArgs>,
-    gather: &GatherArgs,
-    position: &OutputPosition,
-    tap: &ChannelTap,
-    #[comptime] check: TapCheck,
-) -> E {
-    #[comptime]
-    match joined {
-        ComptimeOption::Some(joined) => {
-            let cache = cache.unwrap();
-            let (at, inside, in_cache) = joined_offset(joined, gather, position, tap, check);
-            let mut value = E::from_int(0);
-            if inside {
-                if in_cache {
-                    value = cache[at];
-                } else {
-                    value = source[at];
-                }
-            }
-            value
-        }
-        ComptimeOption::None => {
-            let (at, in_bounds) = gather.load_offset(position, tap, check);
-            let mut value = E::from_int(0);
-            if in_bounds {
-                value = source[at];
-            }
-            value
-        }
-    }
-}
-
-/// The offset that a pair reads at a position, whether it is in bounds, and whether it is in the cache.
-#[cube]
-fn joined_offset(
-    joined: &JoinedArgs,
-    gather: &GatherArgs,
-    position: &OutputPosition,
-    tap: &ChannelTap,
-    #[comptime] check: TapCheck,
-) -> (usize, bool, bool) {
-    let [depth, height, width] = comptime!(check.maps().unwrap_or_default());
-    let d = source_of(position.d + tap.d as i32, gather.depth.extent as i32, depth);
-    let h = source_of(position.h + tap.h as i32, gather.height.extent as i32, height);
-    let w = source_of(position.w + tap.w as i32, gather.width.extent as i32, width);
-    let mut inside = tap.bits < RANGE_BIT || position.mask >= RANGE_BIT;
-    if comptime!(depth == PaddingMode::Zeros) {
-        inside = inside && (d as u32) < gather.depth.extent;
-    }
-    if comptime!(height == PaddingMode::Zeros) {
-        inside = inside && (h as u32) < gather.height.extent;
-    }
-    if comptime!(width == PaddingMode::Zeros) {
-        inside = inside && (w as u32) < gather.width.extent;
-    }
-    let frames = joined.frames as i32;
-    let in_cache = d < frames;
-    let frame = select(in_cache, d, d - frames);
-    let at = (position.source + tap.source) * select(in_cache, joined.cache_channel, joined.source_channel)
-        + frame as usize * select(in_cache, joined.cache_depth, gather.depth.source_stride)
-        + h as usize * select(in_cache, joined.cache_height, gather.height.source_stride)
-        + w as usize * select(in_cache, joined.cache_width, gather.width.source_stride);
-    (at, inside, in_cache)
 }

@@ -26,7 +26,7 @@ use super::family::prefetches;
 use super::gather::{gathers, joined_gather_args};
 use super::index::{GatherArgs, OutputPosition};
 use super::mma_weight::mma_weight_kernel;
-use super::read::{JoinedArgs, joined_args, read_element};
+use super::read::{JoinedArgs, joined_args, read_source};
 use super::stage::{
     F32x4, GemmShape, GemmShapeLaunch, column_of, multiply, row_of, store_lanes_along_k,
     store_vector_along_k, vector_along_k, zero_stage,
@@ -368,7 +368,7 @@ fn push_source<E: Float>(
     #[unroll]
     for i in 0..VECTOR {
         let tap = taps.get(vector * VECTOR + i, comptime!(check.needs_coordinates()));
-        values.push(read_element(source, cache, joined, gather, position, &tap, check));
+        values.push(read_source(source, cache, joined, gather, position, &tap, check));
     }
 }
 
