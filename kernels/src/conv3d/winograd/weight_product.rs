@@ -26,7 +26,7 @@
 use super::depth::depth_axis;
 use super::region::{Correlation, Region, RegionArgs, VECTOR};
 use super::weight_product_mma::weight_product_mma_kernel;
-use super::weight_work::{WeightProductArgs, WeightProductArgsLaunch, WeightWork};
+use super::weight_work::{WeightProductArgs, WeightProductArgsLaunch, WeightWork, load_channels};
 use super::{PRODUCT, WinogradCall, WinogradTile};
 use crate::conv3d::gemm::RegisterTile;
 use crate::conv3d::gemm::config::row_stride;
@@ -221,8 +221,7 @@ fn weight_product_kernel(
     }
 }
 
-/// Loads this thread's block: a vector of tiles of each of four channels. Channels past the last load the
-/// last.
+/// Loads this thread's block: a vector of tiles of each of four channels.
 #[cube]
 fn load_block(
     from: &[F32x4],
@@ -233,18 +232,8 @@ fn load_block(
     channels: u32,
     #[comptime] tile: RegisterTile,
 ) -> Sequence<F32x4> {
-    let mut values = Sequence::<F32x4>::new();
     let first = first_channel + UNIT_POS / comptime!((tile.tile_k / VECTOR) as u32) * VECTOR as u32;
-    #[unroll]
-    for i in 0..comptime!(VECTOR as u32) {
-        let channel = min(first + i, channels - 1u32);
-        let mut value = F32x4::new(0.0f32);
-        if exists {
-            value = from[at + channel as usize * channel_stride];
-        }
-        values.push(value);
-    }
-    values
+    load_channels(from, at, exists, channel_stride, first, channels, VECTOR, 1usize)
 }
 
 /// Stores a block transposed into its stage, tiles as rows.

@@ -20,7 +20,7 @@
 
 use super::product_mma::{ResultTile, padded};
 use super::region::{RegionArgs, VECTOR};
-use super::weight_work::{WeightProductArgs, WeightWork};
+use super::weight_work::{WeightProductArgs, WeightWork, load_channels};
 use crate::conv3d::gemm::MatrixTile;
 use crate::conv3d::gemm::config::SUBGROUP;
 use crate::conv3d::gemm::fragments::multiply;
@@ -100,8 +100,7 @@ fn result_tile(work: &WeightWork, args: &WeightProductArgs, #[comptime] tile: Ma
     }
 }
 
-/// Loads this thread's vectors of a stage: four tiles of some channels, zero where they do not exist.
-/// Channels past the last load the last.
+/// Loads this thread's vectors of a stage: four tiles of some channels.
 #[cube]
 fn load_rows(
     from: &[F32x4],
@@ -113,20 +112,10 @@ fn load_rows(
     #[comptime] extent: usize,
     #[comptime] tile: MatrixTile,
 ) -> Sequence<F32x4> {
-    let mut values = Sequence::<F32x4>::new();
     let vectors = comptime!(tile.tile_k / VECTOR);
     let step = comptime!(tile.threads() / vectors);
     let first = first_channel + UNIT_POS / comptime!(vectors as u32);
-    #[unroll]
-    for load in 0..comptime!(extent / step) {
-        let channel = min(first + comptime!((load * step) as u32), channels - 1u32);
-        let mut value = F32x4::new(0.0f32);
-        if exists {
-            value = from[at + channel as usize * channel_stride];
-        }
-        values.push(value);
-    }
-    values
+    load_channels(from, at, exists, channel_stride, first, channels, comptime!(extent / step), step)
 }
 
 /// Stores what [`load_rows`] has loaded: a row per channel, tiles contiguous.

@@ -3,6 +3,7 @@
 
 use super::depth::DepthAxis;
 use super::region::RegionArgs;
+use crate::conv3d::gemm::stage::F32x4;
 use cubecl::prelude::*;
 
 /// The product's extents and the K range of a launch.
@@ -139,4 +140,30 @@ impl WeightProductArgs {
         let frame = tiles.image * region.input_frames + frame as u32 - region.first_input_frame;
         (frame as usize * region.vectors as usize + tiles.in_frame as usize, inside)
     }
+}
+
+/// Loads a vector of tiles of each of `count` channels, `step` apart: zero where the tiles do not exist.
+/// Channels past the last load the last.
+#[cube]
+pub(super) fn load_channels(
+    from: &[F32x4],
+    at: usize,
+    exists: bool,
+    channel_stride: usize,
+    first: u32,
+    channels: u32,
+    #[comptime] count: usize,
+    #[comptime] step: usize,
+) -> Sequence<F32x4> {
+    let mut values = Sequence::<F32x4>::new();
+    #[unroll]
+    for load in 0..count {
+        let channel = min(first + comptime!((load * step) as u32), channels - 1u32);
+        let mut value = F32x4::new(0.0f32);
+        if exists {
+            value = from[at + channel as usize * channel_stride];
+        }
+        values.push(value);
+    }
+    values
 }
