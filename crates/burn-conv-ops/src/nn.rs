@@ -3,8 +3,7 @@
 
 pub use crate::causal_conv1d::nn::{CausalConv1d, CausalConv1dConfig};
 pub use crate::causal_conv3d::nn::{CausalConv3d, CausalConv3dConfig};
-pub use crate::conv::nn1d::{Conv1d, Conv1dConfig};
-pub use crate::conv::nn2d::{Conv2d, Conv2dConfig};
+pub use crate::conv::nn::{Conv1d, Conv1dConfig, Conv2d, Conv2dConfig};
 pub use crate::conv_transpose::nn::{
     ConvTranspose2d, ConvTranspose2dConfig, ConvTranspose3d, ConvTranspose3dConfig,
 };
@@ -53,14 +52,18 @@ warm_up!(Conv3d, 5);
 warm_up!(ConvTranspose2d, 4);
 warm_up!(ConvTranspose3d, 5);
 
-/// Builder methods of a configuration, one per line: documentation, name, argument type, field.
+/// Builder methods of a configuration or of options, one per line: documentation, name, field and its type,
+/// or `=>` and what the field is made from an argument through (one number for all axes, say).
 macro_rules! setters {
-    ($config:ident { $($(#[$doc:meta])* $setter:ident($field:ident: $type:ty);)* }) => {
-        impl $config {
+    ($(const $axes:ident:)? $name:ty {
+        $($(#[$doc:meta])* $setter:ident($field:ident $(: $type:ty)? $(=> $via:ty)?);)*
+    }) => {
+        impl $(<const $axes: usize>)? $name {
             $(
                 $(#[$doc])*
                 #[must_use]
-                pub fn $setter(mut self, $field: $type) -> Self {
+                pub fn $setter(mut self, $field: $($type)? $(impl Into<$via>)?) -> Self {
+                    $(let $field: $via = $field.into();)?
                     self.$field = $field.into();
                     self
                 }
@@ -70,23 +73,6 @@ macro_rules! setters {
 }
 pub(crate) use setters;
 
-/// As [`setters`], for a number for each axis: from one number, or one for each.
-macro_rules! axis_setters {
-    ($config:ident, $axes:literal { $($(#[$doc:meta])* $setter:ident($field:ident);)* }) => {
-        impl $config {
-            $(
-                $(#[$doc])*
-                #[must_use]
-                pub fn $setter(mut self, $field: impl Into<crate::PerAxis<$axes>>) -> Self {
-                    self.$field = $field.into().0;
-                    self
-                }
-            )*
-        }
-    };
-}
-pub(crate) use axis_setters;
-
 /// Panics unless the groups divide both channel counts.
 pub(crate) fn check_groups(module: &str, [c_in, c_out]: [usize; 2], groups: usize) {
     assert!(
@@ -95,7 +81,7 @@ pub(crate) fn check_groups(module: &str, [c_in, c_out]: [usize; 2], groups: usiz
     );
 }
 
-/// What Burn asks of a configuration beside its data.
+/// What Burn asks of a configuration besides its data.
 macro_rules! config {
     ($config:ident) => {
         impl burn::config::Config for $config {}

@@ -3,8 +3,8 @@
 use super::{CausalConv3dOptions, FirstFrames, try_causal_conv3d, try_whole};
 use crate::conv::PaddingPairs;
 use crate::forms::{ActivationForm, AlgorithmForm, PaddingModeForm};
-use crate::nn::{axis_setters, check_groups, config, setters};
-use crate::{Activation, Algorithm, ConvError, PaddingMode, or_panic};
+use crate::nn::{check_groups, config, setters};
+use crate::{Activation, Algorithm, ConvError, PaddingMode, PerAxis, or_panic};
 use burn::module::{Content, DisplaySettings, Initializer, Module, ModuleDisplay, Param};
 use burn::serde::{Deserialize, Serialize};
 use burn::tensor::{Device, Tensor};
@@ -64,16 +64,10 @@ setters!(CausalConv3dConfig {
     with_algorithm(algorithm: Algorithm);
     /// Sets how the parameters start.
     with_initializer(initializer: Initializer);
-});
-
-axis_setters!(CausalConv3dConfig, 2 {
     /// Sets the distance between windows along H, W: one number or two.
-    with_stride(stride);
-});
-
-axis_setters!(CausalConv3dConfig, 3 {
+    with_stride(stride => PerAxis<2>);
     /// Sets the distance between taps along D, H, W: one number or three.
-    with_dilation(dilation);
+    with_dilation(dilation => PerAxis<3>);
 });
 
 impl CausalConv3dConfig {

@@ -1,7 +1,6 @@
 //! conv2d and conv1d: conv3d of depth (and height) 1. A reshape adds the axes; nothing is copied.
 
-pub(crate) mod nn1d;
-pub(crate) mod nn2d;
+pub(crate) mod nn;
 mod options;
 
 pub(crate) use options::last_axes;

@@ -1,5 +1,6 @@
 //! What the caller of conv2d and conv1d may choose.
 
+use crate::nn::setters;
 use crate::{Conv3dOptions, Conv3dPadding, PerAxis};
 use conv_kernels::conv3d::{Activation, Algorithm, PaddingMode};
 
@@ -23,6 +24,12 @@ impl<const D: usize> From<[usize; D]> for PaddingPairs<D> {
 impl<const D: usize> From<[(usize, usize); D]> for PaddingPairs<D> {
     fn from(padding: [(usize, usize); D]) -> Self {
         Self(padding)
+    }
+}
+
+impl<const D: usize> From<PaddingPairs<D>> for [(usize, usize); D] {
+    fn from(padding: PaddingPairs<D>) -> Self {
+        padding.0
     }
 }
 
@@ -74,48 +81,6 @@ impl<const D: usize> ConvOptions<D> {
         Self::default()
     }
 
-    /// Sets the distance between windows: one number or one for each axis.
-    #[must_use]
-    pub fn with_stride(self, stride: impl Into<PerAxis<D>>) -> Self {
-        Self { stride: stride.into().0, ..self }
-    }
-
-    /// Sets the padding: one number for all sides, one for each axis, or pairs (before, after) for each axis.
-    #[must_use]
-    pub fn with_padding(self, padding: impl Into<PaddingPairs<D>>) -> Self {
-        Self { padding: padding.into().0, ..self }
-    }
-
-    /// Sets the distance between taps: one number or one for each axis.
-    #[must_use]
-    pub fn with_dilation(self, dilation: impl Into<PerAxis<D>>) -> Self {
-        Self { dilation: dilation.into().0, ..self }
-    }
-
-    /// Sets the number of groups.
-    #[must_use]
-    pub fn with_groups(self, groups: usize) -> Self {
-        Self { groups, ..self }
-    }
-
-    /// Sets how taps outside the input read.
-    #[must_use]
-    pub fn with_padding_mode(self, padding_mode: PaddingMode) -> Self {
-        Self { padding_mode, ..self }
-    }
-
-    /// Sets the activation applied to the result.
-    #[must_use]
-    pub fn with_activation(self, activation: Activation) -> Self {
-        Self { activation, ..self }
-    }
-
-    /// Forces a kernel family.
-    #[must_use]
-    pub fn with_algorithm(self, algorithm: Algorithm) -> Self {
-        Self { algorithm, ..self }
-    }
-
     /// The options of the conv3d whose other axes have size 1.
     pub(crate) fn volume(&self) -> Conv3dOptions {
         Conv3dOptions {
@@ -129,6 +94,23 @@ impl<const D: usize> ConvOptions<D> {
         }
     }
 }
+
+setters!(const D: ConvOptions<D> {
+    /// Sets the distance between windows: one number or one for each axis.
+    with_stride(stride => PerAxis<D>);
+    /// Sets the padding: one number for all sides, one for each axis, or pairs (before, after) for each axis.
+    with_padding(padding => PaddingPairs<D>);
+    /// Sets the distance between taps: one number or one for each axis.
+    with_dilation(dilation => PerAxis<D>);
+    /// Sets the number of groups.
+    with_groups(groups: usize);
+    /// Sets how taps outside the input read.
+    with_padding_mode(padding_mode: PaddingMode);
+    /// Sets the activation applied to the result.
+    with_activation(activation: Activation);
+    /// Forces a kernel family.
+    with_algorithm(algorithm: Algorithm);
+});
 
 /// `values` for the last D of three axes, `other` for the others.
 pub(crate) fn last_axes<T: Copy, const D: usize>(values: [T; D], other: T) -> [T; 3] {

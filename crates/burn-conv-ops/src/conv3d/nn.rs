@@ -4,8 +4,8 @@ use super::filters::{FilterCache, is_composed};
 use super::{Conv3dOptions, Conv3dPadding, check};
 use crate::backend::ConvOps;
 use crate::forms::{ActivationForm, AlgorithmForm};
-use crate::nn::{axis_setters, check_groups, config, setters};
-use crate::{Activation, Algorithm, ConvError, PaddingMode, or_panic};
+use crate::nn::{check_groups, config, setters};
+use crate::{Activation, Algorithm, ConvError, PaddingMode, PerAxis, or_panic};
 use burn::backend::Dispatch;
 use burn::module::{Content, DisplaySettings, Initializer, Module, ModuleDisplay, Param};
 use burn::serde::{Deserialize, Serialize};
@@ -60,7 +60,7 @@ pub struct Conv3dConfig {
 config!(Conv3dConfig);
 setters!(Conv3dConfig {
     /// Sets the padding: one number, one for each axis, pairs (before, after), or Burn's `PaddingConfig3d`.
-    with_padding(padding: impl Into<Conv3dPadding>);
+    with_padding(padding => Conv3dPadding);
     /// Sets the number of groups.
     with_groups(groups: usize);
     /// Sets whether a bias is learned.
@@ -75,13 +75,10 @@ setters!(Conv3dConfig {
     with_reuse_filters(reuse_filters: bool);
     /// Sets how the parameters start.
     with_initializer(initializer: Initializer);
-});
-
-axis_setters!(Conv3dConfig, 3 {
     /// Sets the distance between windows along D, H, W: one number or one for each axis.
-    with_stride(stride);
+    with_stride(stride => PerAxis<3>);
     /// Sets the distance between taps along D, H, W: one number or one for each axis.
-    with_dilation(dilation);
+    with_dilation(dilation => PerAxis<3>);
 });
 
 impl Conv3dConfig {

@@ -1,5 +1,6 @@
 //! What the caller of conv3d may choose.
 
+use crate::nn::setters;
 use burn::nn::PaddingConfig3d;
 use burn::serde::{Deserialize, Serialize};
 use burn::tensor::ops::ConvOptions;
@@ -143,52 +144,10 @@ impl Conv3dOptions {
         Self::default()
     }
 
-    /// Sets the distance between windows along D, H, W: one number or three.
-    #[must_use]
-    pub fn with_stride(self, stride: impl Into<PerAxis>) -> Self {
-        Self { stride: stride.into().0, ..self }
-    }
-
-    /// Sets the padding: one number, one for each axis, pairs (before, after), or Burn's `PaddingConfig3d`.
-    #[must_use]
-    pub fn with_padding(self, padding: impl Into<Conv3dPadding>) -> Self {
-        Self { padding: padding.into(), ..self }
-    }
-
-    /// Sets the distance between taps along D, H, W: one number or three.
-    #[must_use]
-    pub fn with_dilation(self, dilation: impl Into<PerAxis>) -> Self {
-        Self { dilation: dilation.into().0, ..self }
-    }
-
-    /// Sets the number of groups.
-    #[must_use]
-    pub fn with_groups(self, groups: usize) -> Self {
-        Self { groups, ..self }
-    }
-
     /// Sets how taps outside the input read, the same along all axes.
     #[must_use]
     pub fn with_padding_mode(self, padding_mode: PaddingMode) -> Self {
         self.with_padding_modes([padding_mode; 3])
-    }
-
-    /// Sets how taps outside the input read along D, H, W.
-    #[must_use]
-    pub fn with_padding_modes(self, padding_mode: [PaddingMode; 3]) -> Self {
-        Self { padding_mode, ..self }
-    }
-
-    /// Sets the activation applied to the result.
-    #[must_use]
-    pub fn with_activation(self, activation: Activation) -> Self {
-        Self { activation, ..self }
-    }
-
-    /// Forces a kernel family.
-    #[must_use]
-    pub fn with_algorithm(self, algorithm: Algorithm) -> Self {
-        Self { algorithm, ..self }
     }
 
     /// The same options as the kernels name them, for an input and a kernel of these sizes.
@@ -203,6 +162,23 @@ impl Conv3dOptions {
         }
     }
 }
+
+setters!(Conv3dOptions {
+    /// Sets the distance between windows along D, H, W: one number or three.
+    with_stride(stride => PerAxis);
+    /// Sets the padding: one number, one for each axis, pairs (before, after), or Burn's `PaddingConfig3d`.
+    with_padding(padding => Conv3dPadding);
+    /// Sets the distance between taps along D, H, W: one number or three.
+    with_dilation(dilation => PerAxis);
+    /// Sets the number of groups.
+    with_groups(groups: usize);
+    /// Sets how taps outside the input read along D, H, W.
+    with_padding_modes(padding_mode: [PaddingMode; 3]);
+    /// Sets the activation applied to the result.
+    with_activation(activation: Activation);
+    /// Forces a kernel family.
+    with_algorithm(algorithm: Algorithm);
+});
 
 /// Burn's own options: zero padding, no activation.
 impl From<ConvOptions<3>> for Conv3dOptions {

@@ -3,8 +3,8 @@
 
 use super::{ConvTranspose2dOptions, ConvTranspose3dOptions, try_conv_transpose2d, try_conv_transpose3d};
 use crate::forms::AlgorithmForm;
-use crate::nn::{axis_setters, check_groups, config, setters};
-use crate::{Algorithm, ConvError, or_panic};
+use crate::nn::{check_groups, config, setters};
+use crate::{Algorithm, ConvError, PerAxis, or_panic};
 use burn::module::{Content, DisplaySettings, Initializer, Module, ModuleDisplay, Param};
 use burn::serde::{Deserialize, Serialize};
 use burn::tensor::{Device, Tensor};
@@ -55,17 +55,14 @@ macro_rules! conv_transpose {
             with_algorithm(algorithm: Algorithm);
             /// Sets how the parameters start.
             with_initializer(initializer: Initializer);
-        });
-
-        axis_setters!($config, $axes {
             /// Sets the stride: one number or one for each axis.
-            with_stride(stride);
+            with_stride(stride => PerAxis<$axes>);
             /// Sets the distance between taps: one number or one for each axis.
-            with_dilation(dilation);
+            with_dilation(dilation => PerAxis<$axes>);
             /// Sets how much is cut from both ends of the result: one number or one for each axis.
-            with_padding(padding);
+            with_padding(padding => PerAxis<$axes>);
             /// Sets how much longer the result is: one number or one for each axis.
-            with_padding_out(padding_out);
+            with_padding_out(padding_out => PerAxis<$axes>);
         });
 
         impl $config {

@@ -1,6 +1,7 @@
 //! What the caller of a transposed convolution may choose.
 
 use crate::PerAxis;
+use crate::nn::setters;
 use conv_kernels::conv3d::Algorithm;
 
 /// Options of [`conv_transpose3d`](crate::conv_transpose3d()) (D = 3: D, H, W) and
@@ -48,43 +49,22 @@ impl<const D: usize> ConvTransposeOptions<D> {
     pub fn new() -> Self {
         Self::default()
     }
-
-    /// Sets the stride: one number or one for each axis.
-    #[must_use]
-    pub fn with_stride(self, stride: impl Into<PerAxis<D>>) -> Self {
-        Self { stride: stride.into().0, ..self }
-    }
-
-    /// Sets how much is cut from both ends of the result: one number or one for each axis.
-    #[must_use]
-    pub fn with_padding(self, padding: impl Into<PerAxis<D>>) -> Self {
-        Self { padding: padding.into().0, ..self }
-    }
-
-    /// Sets how much longer the result is: one number or one for each axis.
-    #[must_use]
-    pub fn with_output_padding(self, output_padding: impl Into<PerAxis<D>>) -> Self {
-        Self { output_padding: output_padding.into().0, ..self }
-    }
-
-    /// Sets the distance between taps: one number or one for each axis.
-    #[must_use]
-    pub fn with_dilation(self, dilation: impl Into<PerAxis<D>>) -> Self {
-        Self { dilation: dilation.into().0, ..self }
-    }
-
-    /// Sets the number of groups.
-    #[must_use]
-    pub fn with_groups(self, groups: usize) -> Self {
-        Self { groups, ..self }
-    }
-
-    /// Forces a kernel family.
-    #[must_use]
-    pub fn with_algorithm(self, algorithm: Algorithm) -> Self {
-        Self { algorithm, ..self }
-    }
 }
+
+setters!(const D: ConvTransposeOptions<D> {
+    /// Sets the stride: one number or one for each axis.
+    with_stride(stride => PerAxis<D>);
+    /// Sets how much is cut from both ends of the result: one number or one for each axis.
+    with_padding(padding => PerAxis<D>);
+    /// Sets how much longer the result is: one number or one for each axis.
+    with_output_padding(output_padding => PerAxis<D>);
+    /// Sets the distance between taps: one number or one for each axis.
+    with_dilation(dilation => PerAxis<D>);
+    /// Sets the number of groups.
+    with_groups(groups: usize);
+    /// Forces a kernel family.
+    with_algorithm(algorithm: Algorithm);
+});
 
 /// Burn's own options.
 impl<const D: usize> From<burn::tensor::ops::ConvTransposeOptions<D>> for ConvTransposeOptions<D> {
