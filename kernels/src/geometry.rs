@@ -38,17 +38,17 @@ impl AxisGeometry {
     /// beyond 2^31 - 1.
     pub fn validate(&self, op: &str, axis: &str) -> Result<(), ConvError> {
         let Self { input, kernel, stride, dilation, padding: (begin, end) } = *self;
+        let limit = i32::MAX as usize;
         for (what, value) in [("stride", stride), ("dilation", dilation), ("kernel", kernel)] {
             if value == 0 {
-                invalid!("{op}: the {what} of the {axis} axis is 0, it must be at least 1");
+                let message = format!("{op}: the {what} of the {axis} axis is 0, it must be at least 1");
+                return Err(ConvError::out_of_range(&format!("{axis} {what}"), 1..=limit, 0, message));
             }
         }
-        let limit = i32::MAX as usize;
         for (what, value) in [("input", input), ("stride", stride), ("padding", begin), ("padding", end)] {
             if value > limit {
-                return Err(ConvError::TooLarge(format!(
-                    "{op}: {axis} {what} {value} is larger than {limit}"
-                )));
+                let message = format!("{op}: {axis} {what} {value} is larger than {limit}");
+                return Err(ConvError::out_of_range(&format!("{axis} {what}"), 0..=limit, value, message));
             }
         }
         let span = (kernel - 1).checked_mul(dilation).and_then(|reach| reach.checked_add(1));
@@ -63,9 +63,9 @@ impl AxisGeometry {
             ),
         }
         if padded > limit {
-            return Err(ConvError::TooLarge(format!(
-                "{op}: padded input {axis} {padded} (padding {begin}+{end}) is larger than {limit}"
-            )));
+            let message =
+                format!("{op}: padded input {axis} {padded} (padding {begin}+{end}) is larger than {limit}");
+            return Err(ConvError::out_of_range(&format!("padded input {axis}"), 0..=limit, padded, message));
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! An integer tensor that a kernel reads: sequence ids and token positions.
 
 use crate::error::{ConvError, unsupported};
-use crate::operand::row_major;
+use crate::operand::{check_shape, row_major};
 use cubecl::features::TypeUsage;
 use cubecl::ir::{ElemType, IntKind};
 use cubecl::prelude::*;
@@ -101,12 +101,7 @@ impl IndexOperand {
         shape: &[usize],
         client: &Client,
     ) -> Result<(), ConvError> {
-        if self.shape != shape {
-            return Err(ConvError::Invalid(format!(
-                "{op}: {name} has shape {:?}, the problem needs {shape:?}",
-                self.shape
-            )));
-        }
+        check_shape(op, name, &self.shape, shape)?;
         if !self.dtype.served_by(client) {
             let name = self.dtype.name();
             unsupported!("{op}: this device cannot read {name} indices, convert them to i32");

@@ -73,7 +73,7 @@ pub mod tolerance;
 pub use activation::Activation;
 pub use chip::Chip;
 pub use dtype::FloatType;
-pub use error::ConvError;
+pub use error::{ConvError, DeviceLimit};
 pub use geometry::AxisGeometry;
 pub use index_operand::{IndexOperand, IndexType};
 pub use limits::Limits;

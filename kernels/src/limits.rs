@@ -2,6 +2,7 @@
 
 use crate::chip::Chip;
 use crate::dtype::FloatType;
+use crate::error::ConvError;
 use cubecl::features::TypeUsage;
 use cubecl::ir::{AddressType, ElemType, UIntKind};
 use cubecl::prelude::*;
@@ -53,6 +54,20 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// Refuses a storage type that the device lacks.
+    ///
+    /// # Errors
+    /// [`ConvError::UnservedDtype`] whose sentence begins with `op`.
+    pub fn check_dtype(&self, op: &str, dtype: FloatType) -> Result<(), ConvError> {
+        if self.dtypes.contains(&dtype) {
+            return Ok(());
+        }
+        let names: Vec<_> = self.dtypes.iter().map(|dtype| dtype.name()).collect();
+        let (name, names) = (dtype.name(), names.join(", "));
+        let message = format!("{op}: this device cannot hold {name} tensors, it serves {names}");
+        Err(ConvError::UnservedDtype { dtype, served: self.dtypes.clone(), message })
+    }
+
     /// The limits of the device behind `client`.
     pub fn of(client: &Client) -> Self {
         let properties = client.properties();

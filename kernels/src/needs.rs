@@ -4,12 +4,13 @@
 //! Loop iterations are upper bounds for one thread, summed over all loops of a kernel: a software device ends
 //! every loop once they are spent ([`Limits::loop_iterations`]).
 
-use crate::error::{ConvError, unsupported};
+use crate::error::{ConvError, DeviceLimit};
 use crate::limits::Limits;
 use std::fmt::Arguments;
 
 /// What a plan needs of a device: the maximum over its kernels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Needs {
     /// Bytes of threadgroup memory.
     pub shared_bytes: usize,
@@ -38,33 +39,42 @@ impl Needs {
     /// Refuses what the device lacks, in one sentence whose subject is `what`.
     ///
     /// # Errors
-    /// [`ConvError::Unsupported`] for a lack of threadgroup memory, threads or bindings,
-    /// [`ConvError::TooLarge`] for buffers and loops.
+    /// [`ConvError::DeviceLimit`].
     pub fn check(&self, what: Arguments, limits: &Limits) -> Result<(), ConvError> {
+        let threads = limits.units_per_cube as usize;
         let resources = [
-            (self.shared_bytes, limits.shared_bytes, "bytes of shared memory"),
-            (self.threads, limits.units_per_cube as usize, "threads per threadgroup"),
-            (self.bindings, limits.bindings, "buffer bindings"),
+            (DeviceLimit::SharedBytes, self.shared_bytes, limits.shared_bytes, "bytes of shared memory"),
+            (DeviceLimit::Threads, self.threads, threads, "threads per threadgroup"),
+            (DeviceLimit::Bindings, self.bindings, limits.bindings, "buffer bindings"),
         ];
-        for (needed, offered, unit) in resources {
-            if needed > offered {
-                unsupported!("{what} needs {needed} {unit}, the device has {offered}");
-            }
+        for (limit, needed, offered, unit) in resources {
+            let message = || format!("{what} needs {needed} {unit}, the device has {offered}");
+            within(limit, [needed as u64, offered as u64], message)?;
         }
-        if self.buffer_bytes > limits.buffer_bytes {
-            return Err(ConvError::TooLarge(format!(
+        within(DeviceLimit::BufferBytes, [self.buffer_bytes, limits.buffer_bytes], || {
+            format!(
                 "{what} needs an intermediate buffer of {} bytes, this device's largest has {}",
                 self.buffer_bytes, limits.buffer_bytes
-            )));
-        }
-        if let Some(most) = limits.loop_iterations
-            && self.loop_iterations > most
-        {
-            return Err(ConvError::TooLarge(format!(
+            )
+        })?;
+        let Some(most) = limits.loop_iterations else { return Ok(()) };
+        within(DeviceLimit::LoopIterations, [self.loop_iterations as u64, most as u64], || {
+            format!(
                 "{what} takes {} loop iterations per thread, this software device ends loops after {most}",
                 self.loop_iterations
-            )));
-        }
-        Ok(())
+            )
+        })
     }
+}
+
+/// Refuses more than the device has.
+fn within(
+    limit: DeviceLimit,
+    [needed, available]: [u64; 2],
+    message: impl FnOnce() -> String,
+) -> Result<(), ConvError> {
+    if needed <= available {
+        return Ok(());
+    }
+    Err(ConvError::device_limit(limit, needed, available, message()))
 }

@@ -7,7 +7,7 @@
 //! tensor that owns the handle. The conformance tests surround every buffer with guards.
 
 use crate::dtype::FloatType;
-use crate::error::{ConvError, unsupported};
+use crate::error::{ConvError, DeviceLimit};
 use crate::limits::Limits;
 use cubecl::ir::AddressType;
 use cubecl::prelude::*;
@@ -120,7 +120,7 @@ pub fn row_major(shape: &[usize]) -> Vec<usize> {
 /// The index width that reaches every element of `operands` and a linear index up to `extra`.
 ///
 /// # Errors
-/// [`ConvError::TooLarge`] if the device has no such index type.
+/// [`ConvError::DeviceLimit`] if the device has no such index type.
 pub(crate) fn address_type(
     op: &str,
     operands: &[&Operand],
@@ -132,23 +132,36 @@ pub(crate) fn address_type(
         return Ok(AddressType::U32);
     }
     if !limits.wide_index {
-        return Err(ConvError::TooLarge(format!(
-            "{op}: {largest} elements pass the 32-bit index range of this device ({})",
-            limits.narrow_elements
-        )));
+        let most = limits.narrow_elements;
+        let message = format!("{op}: {largest} elements pass the 32-bit index range of this device ({most})");
+        let limit = DeviceLimit::IndexedElements;
+        return Err(ConvError::device_limit(limit, largest as u64, most as u64, message));
     }
     Ok(AddressType::U64)
 }
 
-/// Refuses a storage type that the device lacks.
-pub(crate) fn check_dtype(op: &str, dtype: FloatType, limits: &Limits) -> Result<(), ConvError> {
-    if !limits.dtypes.contains(&dtype) {
-        let served: Vec<_> = limits.dtypes.iter().map(|dtype| dtype.name()).collect();
-        unsupported!(
-            "{op}: this device cannot hold {} tensors, it serves {}",
-            dtype.name(),
-            served.join(", ")
-        );
+/// Refuses an operand of another shape or storage type than the problem's.
+pub(crate) fn check_operand(
+    op: &str,
+    name: &str,
+    operand: &Operand,
+    shape: &[usize],
+    dtype: FloatType,
+) -> Result<(), ConvError> {
+    check_shape(op, name, &operand.shape, shape)?;
+    if operand.dtype != dtype {
+        let (got, expected) = (operand.dtype.name(), dtype.name());
+        let message = format!("{op}: {name} is {got}, the problem needs {expected}");
+        return Err(ConvError::dtype(name, &[expected], got, message));
     }
     Ok(())
+}
+
+/// Refuses an operand of another shape than the problem's.
+pub(crate) fn check_shape(op: &str, name: &str, got: &[usize], expected: &[usize]) -> Result<(), ConvError> {
+    if got == expected {
+        return Ok(());
+    }
+    let message = format!("{op}: {name} has shape {got:?}, the problem needs {expected:?}");
+    Err(ConvError::shape(name, expected, got, message))
 }

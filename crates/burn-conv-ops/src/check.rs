@@ -2,7 +2,7 @@
 //! hold.
 
 use burn::tensor::{DType, Device};
-use conv_kernels::{ConvError, FloatType, IndexType, Limits};
+use conv_kernels::{ConvError, DeviceLimit, FloatType, IndexType, Limits};
 
 /// The storage type of a float tensor.
 pub(crate) fn float_type(op: &str, name: &str, dtype: DType) -> Result<FloatType, ConvError> {
@@ -13,10 +13,11 @@ pub(crate) fn float_type(op: &str, name: &str, dtype: DType) -> Result<FloatType
         DType::QFloat(_) => {
             Err(ConvError::Unsupported(format!("{op}: {name} is quantized, dequantize it first")))
         }
-        other => Err(ConvError::Unsupported(format!(
-            "{op}: {name} is {}, the op serves f32, f16 and bf16",
-            other.name()
-        ))),
+        other => {
+            let got = other.name();
+            let message = format!("{op}: {name} is {got}, the op serves f32, f16 and bf16");
+            Err(ConvError::dtype(name, &FloatType::ALL.map(FloatType::name), got, message))
+        }
     }
 }
 
@@ -26,7 +27,9 @@ pub(crate) fn index_type(op: &str, name: &str, dtype: DType) -> Result<IndexType
         DType::I32 => Ok(IndexType::I32),
         DType::I64 => Ok(IndexType::I64),
         other => {
-            Err(ConvError::Unsupported(format!("{op}: {name} is {}, the op reads i32 and i64", other.name())))
+            let got = other.name();
+            let message = format!("{op}: {name} is {got}, the op reads i32 and i64");
+            Err(ConvError::dtype(name, &[IndexType::I32.name(), IndexType::I64.name()], got, message))
         }
     }
 }
@@ -39,22 +42,11 @@ pub(crate) fn index(op: &str, name: &str, dtype: DType, device: &Device) -> Resu
         && !dtype.served_by(&device.client())
     {
         let dtype = dtype.name();
-        return Err(ConvError::Unsupported(format!(
-            "{op}: {name} is {dtype}, which this device cannot read; convert it to i32"
-        )));
+        let message = format!("{op}: {name} is {dtype}, which this device cannot read; convert it to i32");
+        return Err(ConvError::dtype(name, &[IndexType::I32.name()], dtype, message));
     }
     let _ = (dtype, device);
     Ok(())
-}
-
-/// Refuses a storage type that the device lacks.
-pub(crate) fn served(op: &str, dtype: FloatType, limits: &Limits) -> Result<(), ConvError> {
-    if limits.dtypes.contains(&dtype) {
-        return Ok(());
-    }
-    let served: Vec<_> = limits.dtypes.iter().map(|dtype| dtype.name()).collect();
-    let (dtype, served) = (dtype.name(), served.join(", "));
-    Err(ConvError::Unsupported(format!("{op}: this device cannot hold {dtype} tensors, it serves {served}")))
 }
 
 /// The storage type that all of these share.
@@ -67,11 +59,10 @@ pub(crate) fn same_dtype<'a>(
         let dtype = float_type(op, name, dtype)?;
         match first {
             Some((of, expected)) if expected != dtype => {
-                return Err(ConvError::Invalid(format!(
-                    "{op}: {of} is {} and {name} is {}, they must have one dtype",
-                    expected.name(),
-                    dtype.name()
-                )));
+                let (expected, got) = (expected.name(), dtype.name());
+                let message =
+                    format!("{op}: {of} is {expected} and {name} is {got}, they must have one dtype");
+                return Err(ConvError::dtype(name, &[expected], got, message));
             }
             Some(_) => {}
             None => first = Some((name, dtype)),
@@ -118,10 +109,11 @@ pub(crate) fn fits(op: &str, shape: &[usize], dtype: FloatType, limits: &Limits)
     // The problem's validation keeps the product far below 2^64.
     let bytes = shape.iter().product::<usize>() as u64 * dtype.size() as u64;
     if bytes > limits.buffer_bytes {
-        return Err(ConvError::TooLarge(format!(
-            "{op}: the output {shape:?} needs {bytes} bytes, the largest buffer of this device has {}",
-            limits.buffer_bytes
-        )));
+        let most = limits.buffer_bytes;
+        let message = format!(
+            "{op}: the output {shape:?} needs {bytes} bytes, the largest buffer of this device has {most}"
+        );
+        return Err(ConvError::device_limit(DeviceLimit::BufferBytes, bytes, most, message));
     }
     Ok(())
 }

@@ -50,10 +50,10 @@ pub use causal_conv3d::{CausalConv3dOptions, FirstFrames, causal_conv3d, try_cau
 pub use conv::{
     Conv1dOptions, Conv2dOptions, ConvOptions, PaddingPairs, conv1d, conv2d, try_conv1d, try_conv2d,
 };
-pub use conv_kernels::ConvError;
 pub use conv_kernels::causal_conv1d::Conv1dLayout;
 pub use conv_kernels::conv3d::{Activation, Algorithm, PaddingMode, WinogradTile};
 pub use conv_kernels::rope::{RopeAxes, RopeGrid, RopeLayout, RopePairs, RopeScaling, RopeVolume};
+pub use conv_kernels::{ConvError, DeviceLimit, FloatType};
 pub use conv_transpose::{
     ConvTranspose2dOptions, ConvTranspose3dOptions, ConvTransposeOptions, conv_transpose2d, conv_transpose3d,
     try_conv_transpose2d, try_conv_transpose3d,

@@ -50,7 +50,7 @@ use crate::dtype::FloatType;
 use crate::error::{ConvError, invalid};
 use crate::index_operand::IndexOperand;
 use crate::limits::Limits;
-use crate::operand::{Operand, check_dtype};
+use crate::operand::{Operand, check_operand};
 use call::Conv1dCall;
 use cubecl::prelude::*;
 
@@ -144,8 +144,8 @@ pub fn final_state(
     )?;
     check_operand(OP, "the final state", out, &problem.state_shape(), problem.state_dtype)?;
     check_ids(client, problem, seq_idx)?;
-    check_dtype(OP, problem.dtype, limits)?;
-    check_dtype(OP, problem.state_dtype, limits)?;
+    limits.check_dtype(OP, problem.dtype)?;
+    limits.check_dtype(OP, problem.state_dtype)?;
     if out.is_empty() {
         return Ok(());
     }
@@ -229,7 +229,7 @@ pub fn last_states(
     out: &Operand,
 ) -> Result<(), ConvError> {
     let op = "causal_conv1d_last_states";
-    check_dtype(op, x.dtype, limits)?;
+    limits.check_dtype(op, x.dtype)?;
     let x = args::canonical(x, layout);
     if x.shape.len() != 3 || x.shape[0] != 1 {
         invalid!("{op}: x has shape {:?}, sequences are packed into one row [1, C, T] or [1, T, C]", x.shape);
@@ -283,14 +283,14 @@ fn check_inputs(
     problem: &CausalConv1dProblem,
     inputs: &Inputs,
 ) -> Result<(), ConvError> {
-    check_dtype(OP, problem.dtype, limits)?;
-    check_dtype(OP, problem.weight_dtype, limits)?;
+    limits.check_dtype(OP, problem.dtype)?;
+    limits.check_dtype(OP, problem.weight_dtype)?;
     check_operand(OP, "x", inputs.x, &problem.x_shape(), problem.dtype)?;
     check_operand(OP, "weight", inputs.weight, &problem.weight_shape(), problem.weight_dtype)?;
     check_optional(OP, "bias", inputs.bias, problem.bias, &[problem.channels], problem.weight_dtype)?;
     let state = problem.state_shape();
     let state_dtype = problem.state_dtype;
-    check_dtype(OP, state_dtype, limits)?;
+    limits.check_dtype(OP, state_dtype)?;
     check_optional(OP, "initial state", inputs.initial_state, problem.initial_state, &state, state_dtype)?;
     check_optional(OP, "residual", inputs.residual, problem.residual, &problem.x_shape(), problem.dtype)?;
     check_ids(client, problem, inputs.seq_idx)
@@ -325,20 +325,4 @@ fn check_optional(
         (Some(_), false) => invalid!("{op}: {name} was given, the problem has none"),
         (None, true) => invalid!("{op}: the problem needs {name} {shape:?}, none was given"),
     }
-}
-
-fn check_operand(
-    op: &str,
-    name: &str,
-    operand: &Operand,
-    shape: &[usize],
-    dtype: FloatType,
-) -> Result<(), ConvError> {
-    if operand.shape != shape {
-        invalid!("{op}: {name} has shape {:?}, the problem needs {shape:?}", operand.shape);
-    }
-    if operand.dtype != dtype {
-        invalid!("{op}: {name} is {}, the problem needs {}", operand.dtype.name(), dtype.name());
-    }
-    Ok(())
 }

@@ -17,10 +17,9 @@
 use super::args::THREADS;
 use super::problem::CausalConv1dProblem;
 use super::{looped, narrow, state, wide};
-use crate::error::{ConvError, unsupported};
+use crate::error::{ConvError, DeviceLimit, unsupported};
 use crate::limits::Limits;
 use crate::needs::Needs;
-use crate::operand::check_dtype;
 
 /// The widest filter of [`Plan::Narrow`].
 pub const NARROW_WIDTH: usize = narrow::WIDTH;
@@ -72,11 +71,11 @@ impl Plan {
 /// The plan for one pass.
 ///
 /// # Errors
-/// [`ConvError::Unsupported`] when the device lacks a storage type or what every plan needs,
-/// [`ConvError::TooLarge`] when the loops of every plan exceed its limit.
+/// [`ConvError::UnservedDtype`] when the device lacks a storage type, [`ConvError::DeviceLimit`] when it lacks
+/// what every plan needs.
 pub fn plan(problem: &CausalConv1dProblem, pass: Pass, limits: &Limits) -> Result<Plan, ConvError> {
     for dtype in [problem.dtype, problem.weight_dtype, problem.state_dtype] {
-        check_dtype("causal_conv1d", dtype, limits)?;
+        limits.check_dtype("causal_conv1d", dtype)?;
     }
     let plans = candidates(problem, pass);
     let fits = plans.iter().find(|plan| check(**plan, problem, pass, limits).is_ok());
@@ -210,15 +209,16 @@ impl SplitK {
 /// Channels whose pre-activation gradient fits in the workspace at a time, at least 1.
 ///
 /// # Errors
-/// [`ConvError::TooLarge`] when one channel's gradient exceeds the largest buffer.
+/// [`ConvError::DeviceLimit`] when one channel's gradient exceeds the largest buffer.
 pub(crate) fn channels_at_a_time(problem: &CausalConv1dProblem, limits: &Limits) -> Result<usize, ConvError> {
     let bytes = 4 * (problem.batch * problem.length).max(1) as u64;
     if bytes > limits.buffer_bytes {
-        return Err(ConvError::TooLarge(format!(
+        let most = limits.buffer_bytes;
+        let message = format!(
             "causal_conv1d: backward needs {bytes} bytes of workspace for one channel, the largest buffer of \
-             this device has {}",
-            limits.buffer_bytes
-        )));
+             this device has {most}"
+        );
+        return Err(ConvError::device_limit(DeviceLimit::BufferBytes, bytes, most, message));
     }
     let channels = limits.workspace_bytes.min(limits.buffer_bytes) / bytes;
     Ok(usize::try_from(channels).unwrap_or(usize::MAX).clamp(1, problem.channels.max(1)))

@@ -68,7 +68,7 @@ impl CausalConv1dProblem {
     /// `[C]`, initial state `[B, C, W-1]`, sequence ids `[B, T]`, residual of x's shape.
     ///
     /// # Errors
-    /// [`ConvError::Invalid`] or [`ConvError::TooLarge`] with the offending numbers.
+    /// A [`ConvError`] with the offending numbers.
     pub fn new(
         x: [usize; 3],
         weight: [usize; 2],
@@ -110,26 +110,29 @@ impl CausalConv1dProblem {
         if let Some(shape) = optional.initial_state
             && shape != problem.state_shape()
         {
-            invalid!(
-                "causal_conv1d: the initial state has shape {shape:?}, input and weight need {:?} (batch, \
-                 channels, width - 1)",
-                problem.state_shape()
+            let expected = problem.state_shape();
+            let message = format!(
+                "causal_conv1d: the initial state has shape {shape:?}, input and weight need {expected:?} \
+                 (batch, channels, width - 1)"
             );
+            return Err(ConvError::shape("initial_state", &expected, &shape, message));
         }
         if let Some(shape) = optional.seq_idx
             && shape != [batch, length]
         {
-            invalid!(
-                "causal_conv1d: seq_idx has shape {shape:?}, the input needs {:?} (batch, steps)",
-                [batch, length]
+            let expected = [batch, length];
+            let message = format!(
+                "causal_conv1d: seq_idx has shape {shape:?}, the input needs {expected:?} (batch, steps)"
             );
+            return Err(ConvError::shape("seq_idx", &expected, &shape, message));
         }
         if let Some(shape) = optional.residual
             && shape != x
         {
-            invalid!(
+            let message = format!(
                 "causal_conv1d: the residual has shape {shape:?}, the input {x:?}, the shapes must match"
             );
+            return Err(ConvError::shape("residual", &x, &shape, message));
         }
         Ok(problem)
     }
@@ -137,7 +140,7 @@ impl CausalConv1dProblem {
     /// The same problem with states of another storage type than x's.
     ///
     /// # Errors
-    /// [`ConvError::Invalid`] if that is neither x's nor fp32.
+    /// [`ConvError::Dtype`] if that is neither x's nor fp32.
     pub fn with_state_dtype(self, state_dtype: FloatType) -> Result<Self, ConvError> {
         check_state_dtype("causal_conv1d", self.dtype, state_dtype)?;
         Ok(Self { state_dtype, ..self })
@@ -195,7 +198,7 @@ impl UpdateProblem {
     /// The problem of these shapes: x `[B, C]`, state `[B, C, S]`, weight `[C, W]`, bias `[C]`.
     ///
     /// # Errors
-    /// [`ConvError::Invalid`] or [`ConvError::TooLarge`] with the offending numbers.
+    /// A [`ConvError`] with the offending numbers.
     pub fn new(
         x: [usize; 2],
         state: [usize; 3],
@@ -264,7 +267,7 @@ impl UpdateProblem {
     /// The same problem with states of another storage type than x's.
     ///
     /// # Errors
-    /// [`ConvError::Invalid`] if that is neither x's nor fp32.
+    /// [`ConvError::Dtype`] if that is neither x's nor fp32.
     pub fn with_state_dtype(self, state_dtype: FloatType) -> Result<Self, ConvError> {
         check_state_dtype("causal_conv1d_update", self.dtype, state_dtype)?;
         Ok(Self { state_dtype, ..self })
@@ -288,10 +291,12 @@ impl UpdateProblem {
 
 fn check_weight(op: &str, [weight_channels, width]: [usize; 2], channels: usize) -> Result<(), ConvError> {
     if width == 0 {
-        invalid!("{op}: the weight has width 0, it must be at least 1");
+        let message = format!("{op}: the weight has width 0, it must be at least 1");
+        return Err(ConvError::out_of_range("width", 1..=i32::MAX as usize, 0, message));
     }
     if weight_channels != channels {
-        invalid!("{op}: the weight has {weight_channels} channels, the input has {channels}");
+        let message = format!("{op}: the weight has {weight_channels} channels, the input has {channels}");
+        return Err(ConvError::shape("weight", &[channels, width], &[weight_channels, width], message));
     }
     if checked_product(&[weight_channels, width]).is_none() {
         return Err(ConvError::TooLarge(format!(
@@ -303,7 +308,9 @@ fn check_weight(op: &str, [weight_channels, width]: [usize; 2], channels: usize)
 
 fn check_state_dtype(op: &str, x: FloatType, state: FloatType) -> Result<(), ConvError> {
     if state != x && state != FloatType::F32 {
-        invalid!("{op}: x is {} and the state is {}, a state is of x's dtype or f32", x.name(), state.name());
+        let (x, got) = (x.name(), state.name());
+        let message = format!("{op}: x is {x} and the state is {got}, a state is of x's dtype or f32");
+        return Err(ConvError::dtype("state", &[x, FloatType::F32.name()], got, message));
     }
     Ok(())
 }
@@ -312,7 +319,8 @@ fn check_bias(op: &str, bias: Option<usize>, channels: usize) -> Result<(), Conv
     if let Some(length) = bias
         && length != channels
     {
-        invalid!("{op}: the bias has {length} elements, the input has {channels} channels");
+        let message = format!("{op}: the bias has {length} elements, the input has {channels} channels");
+        return Err(ConvError::shape("bias", &[channels], &[length], message));
     }
     Ok(())
 }

@@ -2,15 +2,13 @@
 
 use super::problem::Conv3dProblem;
 use crate::error::{ConvError, invalid};
-use crate::operand::Operand;
+use crate::operand::{Operand, check_shape};
 
 pub(super) fn check_bias_gradient(problem: &Conv3dProblem, db: &Operand) -> Result<(), ConvError> {
     if db.shape != [problem.out_channels] {
-        invalid!(
-            "conv3d: db has shape {:?}, the problem has {} output channels",
-            db.shape,
-            problem.out_channels
-        );
+        let (got, channels) = (&db.shape, problem.out_channels);
+        let message = format!("conv3d: db has shape {got:?}, the problem has {channels} output channels");
+        return Err(ConvError::shape("db", &[channels], got, message));
     }
     Ok(())
 }
@@ -40,11 +38,11 @@ pub(super) fn check_operands(
     operands: &[(&str, &Operand, [usize; 5])],
 ) -> Result<(), ConvError> {
     for (name, operand, shape) in operands {
-        if operand.shape != shape {
-            invalid!("conv3d: {name} has shape {:?}, the problem needs {shape:?}", operand.shape);
-        }
+        check_shape("conv3d", name, &operand.shape, shape)?;
         if operand.dtype != problem.dtype {
-            invalid!("conv3d: {name} is {}, the problem is {}", operand.dtype.name(), problem.dtype.name());
+            let (got, expected) = (operand.dtype.name(), problem.dtype.name());
+            let message = format!("conv3d: {name} is {got}, the problem is {expected}");
+            return Err(ConvError::dtype(name, &[expected], got, message));
         }
     }
     Ok(())

@@ -24,6 +24,7 @@ pub enum NonFinite {
 
 /// Properties of a plan.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Notes {
     /// Winograd's tile.
     pub tile: Option<WinogradTile>,

@@ -100,7 +100,7 @@ impl Conv3dProblem {
     /// The problem of these shapes: x `[N, C, D, H, W]`, weight `[O, C/groups, KD, KH, KW]`, bias `[O]`.
     ///
     /// # Errors
-    /// [`ConvError::Invalid`] or [`ConvError::TooLarge`] with the offending numbers.
+    /// A [`ConvError`] with the offending numbers.
     pub fn new(
         x: [usize; 5],
         weight: [usize; 5],
@@ -113,7 +113,8 @@ impl Conv3dProblem {
         let window = Window { padding_mode: window.canonical_modes(), ..window };
         let groups = window.groups;
         if groups == 0 {
-            invalid!("conv3d: groups is 0, it must be at least 1");
+            let message = "conv3d: groups is 0, it must be at least 1".into();
+            return Err(ConvError::out_of_range("groups", 1..=channels.max(1), 0, message));
         }
         if channels % groups != 0 {
             invalid!("conv3d: {channels} input channels cannot be split into {groups} groups");
@@ -122,16 +123,20 @@ impl Conv3dProblem {
             invalid!("conv3d: {out_channels} output channels cannot be split into {groups} groups");
         }
         if group_channels != channels / groups {
-            invalid!(
+            let fitting = channels / groups;
+            let message = format!(
                 "conv3d: the weight expects {group_channels} channels per group, the input has {channels} \
-                 channels in {groups} groups ({} per group)",
-                channels / groups
+                 channels in {groups} groups ({fitting} per group)"
             );
+            return Err(ConvError::shape("weight", &[out_channels, fitting, kd, kh, kw], &weight, message));
         }
         if let Some(length) = bias
             && length != out_channels
         {
-            invalid!("conv3d: the bias has {length} elements, the weight has {out_channels} output channels");
+            let message = format!(
+                "conv3d: the bias has {length} elements, the weight has {out_channels} output channels"
+            );
+            return Err(ConvError::shape("bias", &[out_channels], &[length], message));
         }
         let problem = Self {
             batch,
@@ -171,19 +176,28 @@ impl Conv3dProblem {
         for (axis, name) in AXES.iter().enumerate() {
             self.axis(axis).validate("conv3d", name)?;
             let (size, (before, after)) = (self.input[axis], self.window.padding[axis]);
+            let out_of_range = |most, message| {
+                ConvError::out_of_range(&format!("{name} padding"), 0..=most, before.max(after), message)
+            };
             match self.window.padding_mode[axis] {
                 _ if (before, after) == (0, 0) => {}
                 PaddingMode::Replicate if size == 0 => {
                     invalid!("conv3d: replicate padding of an input with {name} 0 has nothing to repeat")
                 }
-                PaddingMode::Reflect if before.max(after) >= size => invalid!(
-                    "conv3d: reflect padding of ({before}, {after}) must be below the input's {name}, which is \
-                     {size}"
-                ),
-                PaddingMode::Circular if before.max(after) > size => invalid!(
-                    "conv3d: circular padding of ({before}, {after}) must be at most the input's {name}, which \
-                     is {size}"
-                ),
+                PaddingMode::Reflect if before.max(after) >= size => {
+                    let message = format!(
+                        "conv3d: reflect padding of ({before}, {after}) must be below the input's {name}, \
+                         which is {size}"
+                    );
+                    return Err(out_of_range(size.saturating_sub(1), message));
+                }
+                PaddingMode::Circular if before.max(after) > size => {
+                    let message = format!(
+                        "conv3d: circular padding of ({before}, {after}) must be at most the input's {name}, \
+                         which is {size}"
+                    );
+                    return Err(out_of_range(size, message));
+                }
                 _ => {}
             }
         }

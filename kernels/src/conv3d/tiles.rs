@@ -5,6 +5,7 @@ use super::problem::Conv3dProblem;
 
 /// A plan's GEMM tiles: how many a pass computes and the extents of each, padding included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Tiles {
     /// Tiles of all groups and stride phases.
     pub count: usize,

@@ -36,10 +36,10 @@ pub use angles::{Frequency, MAX_RADIANS, RopeAngles, RopeAxes, RopePairs, RopeSc
 pub use problem::{RopeGrid, RopeLayout, RopeProblem, RopeVolume};
 
 use crate::dtype::FloatType;
-use crate::error::{ConvError, invalid};
+use crate::error::ConvError;
 use crate::index_operand::IndexOperand;
 use crate::limits::Limits;
-use crate::operand::{Operand, check_dtype};
+use crate::operand::{Operand, check_operand};
 use cubecl::prelude::*;
 
 /// Positions of the tokens.
@@ -129,14 +129,9 @@ fn check(client: &Client, limits: &Limits, rotation: &Rotation) -> Result<(), Co
     let Rotation { problem, tokens, positions, out } = rotation;
     let shape = problem.tokens_shape();
     for (name, operand) in [("tokens", tokens), ("out", out)] {
-        if operand.shape != shape {
-            invalid!("rope: {name} has shape {:?}, the problem needs {shape:?}", operand.shape);
-        }
-        if operand.dtype != problem.dtype {
-            invalid!("rope: {name} is {}, the problem needs {}", operand.dtype.name(), problem.dtype.name());
-        }
+        check_operand("rope", name, operand, &shape, problem.dtype)?;
     }
-    check_dtype("rope", problem.dtype, limits)?;
+    limits.check_dtype("rope", problem.dtype)?;
     if shape.iter().product::<usize>() >= 1 << 33 {
         return Err(ConvError::TooLarge(format!(
             "rope: tokens {shape:?} have 2^33 elements or more, too many for one launch"
@@ -150,7 +145,9 @@ fn check(client: &Client, limits: &Limits, rotation: &Rotation) -> Result<(), Co
         Positions::Float(positions) => {
             problem.check_positions(&positions.shape)?;
             if positions.dtype != FloatType::F32 {
-                invalid!("rope: positions is {}, fractional positions must be f32", positions.dtype.name());
+                let got = positions.dtype.name();
+                let message = format!("rope: positions is {got}, fractional positions must be f32");
+                return Err(ConvError::dtype("positions", &[FloatType::F32.name()], got, message));
             }
             Ok(())
         }

@@ -66,7 +66,7 @@ impl RopeProblem {
     /// The problem with tokens `[B, H, N, D]` or `[B, N, H, D]` as `layout` says.
     ///
     /// # Errors
-    /// [`ConvError::Invalid`] or [`ConvError::TooLarge`] with the offending numbers.
+    /// A [`ConvError`] with the offending numbers.
     pub fn new(
         tokens: [usize; 4],
         layout: RopeLayout,
@@ -163,14 +163,16 @@ impl RopeProblem {
     /// Refuses a tensor of positions of another shape.
     ///
     /// # Errors
-    /// [`ConvError::Invalid`] with both shapes.
+    /// [`ConvError::Shape`].
     pub fn check_positions(&self, shape: &[usize]) -> Result<(), ConvError> {
         let expected = self.positions_shape();
         if shape != expected {
-            invalid!(
-                "rope: the positions have shape {shape:?}, tokens {:?} need {expected:?} (batch, tokens, axes)",
-                self.tokens_shape()
+            let tokens = self.tokens_shape();
+            let message = format!(
+                "rope: the positions have shape {shape:?}, tokens {tokens:?} need {expected:?} (batch, tokens, \
+                 axes)"
             );
+            return Err(ConvError::shape("positions", &expected, shape, message));
         }
         Ok(())
     }

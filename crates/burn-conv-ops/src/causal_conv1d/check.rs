@@ -1,7 +1,7 @@
 //! What causal conv1d checks before anything is launched.
 
 use super::CausalConv1dOptions;
-use crate::check::{fits, float_type, index, limits, same_device, same_dtype, served};
+use crate::check::{fits, float_type, index, limits, same_device, same_dtype};
 use burn::tensor::{Int, Tensor};
 use conv_kernels::ConvError;
 use conv_kernels::causal_conv1d::{self, CausalConv1dProblem, OptionalShapes};
@@ -50,7 +50,7 @@ pub(super) fn check(
         problem = problem.with_state_dtype(float_type(OP, "the initial state", initial.dtype())?)?;
     }
     let limits = limits(&x.device());
-    served(OP, problem.state_dtype, &limits)?;
+    limits.check_dtype(OP, problem.state_dtype)?;
     causal_conv1d::plan(&problem, causal_conv1d::Pass::Forward, &limits)?;
     // A backward pass that the device cannot run is refused here, not when it is asked for.
     #[cfg(feature = "autodiff")]

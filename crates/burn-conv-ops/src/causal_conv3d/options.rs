@@ -7,6 +7,7 @@ use burn::serde::{Deserialize, Serialize};
 /// What precedes the first frame of a clip.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(crate = "burn::serde")]
+#[non_exhaustive]
 pub enum FirstFrames {
     /// Frames of zeros.
     #[default]

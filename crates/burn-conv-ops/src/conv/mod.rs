@@ -87,12 +87,7 @@ pub(crate) fn drop_axes<const D: usize>(tensor: Tensor<5>) -> Tensor<D> {
 /// An error of `inner` as one of `op`, which calls it with axes of size 1.
 pub(crate) fn renamed(error: ConvError, op: &str, inner: &str, ones: &str) -> ConvError {
     let prefix = format!("{inner}: ");
-    let rename = |text: String| {
-        format!("{op} (as {inner} of {ones}): {}", text.strip_prefix(&prefix).unwrap_or(&text))
-    };
-    match error {
-        ConvError::Invalid(text) => ConvError::Invalid(rename(text)),
-        ConvError::Unsupported(text) => ConvError::Unsupported(rename(text)),
-        ConvError::TooLarge(text) => ConvError::TooLarge(rename(text)),
-    }
+    error.map_message(|sentence| {
+        format!("{op} (as {inner} of {ones}): {}", sentence.strip_prefix(&prefix).unwrap_or(sentence))
+    })
 }

@@ -1,7 +1,7 @@
 //! What RoPE checks before anything is launched.
 
 use super::{RopeOptions, RopePositions};
-use crate::check::{fits, float_type, index, limits, same_device, served};
+use crate::check::{fits, float_type, index, limits, same_device};
 use burn::tensor::{DType, Device, Tensor};
 use conv_kernels::ConvError;
 use conv_kernels::rope::RopeProblem;
@@ -48,7 +48,7 @@ pub(super) fn check(
         problem.check_positions(&shape)?;
     }
     let limits = limits(&tokens.device());
-    served(OP, dtype, &limits)?;
+    limits.check_dtype(OP, dtype)?;
     fits(OP, &problem.tokens_shape(), dtype, &limits)?;
     Ok(problem)
 }

@@ -24,7 +24,7 @@ use crate::error::{ConvError, invalid};
 use crate::index_operand::{IndexOperand, IndexType};
 use crate::launch::{Span, dispatches};
 use crate::limits::Limits;
-use crate::operand::{Operand, address_type, check_dtype};
+use crate::operand::{Operand, address_type};
 use crate::registers::Registers;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
@@ -93,13 +93,13 @@ pub fn update_steps(
     steps: &DecodingSteps,
 ) -> Result<(), ConvError> {
     let &UpdateProblem { batch, channels, width, state_length, dtype, weight_dtype, .. } = problem;
-    check_dtype(UPDATE, dtype, limits)?;
-    check_dtype(UPDATE, weight_dtype, limits)?;
+    limits.check_dtype(UPDATE, dtype)?;
+    limits.check_dtype(UPDATE, weight_dtype)?;
     let length = steps.x.shape.last().copied().unwrap_or(0);
     let rows = steps.slots.and(steps.state.shape.first()).copied().unwrap_or(batch);
     let (x, state) = ([batch, channels, length], [rows, channels, state_length]);
     check_operand(UPDATE, "x", steps.x, &x, dtype)?;
-    check_dtype(UPDATE, problem.state_dtype, limits)?;
+    limits.check_dtype(UPDATE, problem.state_dtype)?;
     check_operand(UPDATE, "the state", steps.state, &state, problem.state_dtype)?;
     check_operand(UPDATE, "weight", steps.weight, &problem.weight_shape(), weight_dtype)?;
     check_operand(UPDATE, "y", steps.y, &x, dtype)?;

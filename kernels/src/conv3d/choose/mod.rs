@@ -49,7 +49,6 @@ use super::subpixel::{self, SubpixelTile};
 use super::tiles::gemm_extents;
 use crate::error::ConvError;
 use crate::limits::Limits;
-use crate::operand::check_dtype;
 
 /// The results (few outputs) or products (sub-pixel) that a special kernel may compute, padding of its tiles
 /// included, relative to what there are (to the gathered GEMM's).
@@ -71,7 +70,7 @@ pub(super) fn choose(
     algorithm: Algorithm,
     limits: &Limits,
 ) -> Result<Plan, ConvError> {
-    check_dtype("conv3d", problem.asked.dtype, limits)?;
+    limits.check_dtype("conv3d", problem.asked.dtype)?;
     if problem.is_empty() {
         return Ok(Plan::Empty);
     }

@@ -79,7 +79,7 @@ use super::pass::Pass;
 use super::problem::Conv3dProblem;
 use crate::activation::Activation;
 use crate::dtype::FloatType;
-use crate::error::{ConvError, invalid, unsupported};
+use crate::error::{ConvError, DeviceLimit, invalid, unsupported};
 use crate::limits::Limits;
 use crate::operand::{Operand, address_type, row_major};
 use cubecl::prelude::*;
@@ -171,10 +171,10 @@ pub(crate) fn config(
     };
     let Some(region) = correlation.largest_region(tile, &fits) else {
         let least = bytes(RegionExtent { images: 1, frames: 1, rows: 1 });
-        unsupported!(
-            "conv3d: {name} needs at least {least} bytes of workspace here, the limit is {}",
-            limits.workspace_bytes
-        );
+        let most = limits.workspace_bytes;
+        let message =
+            format!("conv3d: {name} needs at least {least} bytes of workspace here, the limit is {most}");
+        return Err(ConvError::device_limit(DeviceLimit::WorkspaceBytes, least, most, message));
     };
     Ok(WinogradConfig { tile, region, mma_tile, workspace_bytes: bytes(region) })
 }

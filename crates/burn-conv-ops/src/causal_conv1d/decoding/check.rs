@@ -2,7 +2,7 @@
 
 use crate::causal_conv1d::CausalConv1dUpdateOptions;
 use crate::causal_conv1d::packed::last_states_shape;
-use crate::check::{fits, float_type, index, limits, same_device, same_dtype, served};
+use crate::check::{fits, float_type, index, limits, same_device, same_dtype};
 use burn::tensor::{Int, Tensor};
 use conv_kernels::ConvError;
 use conv_kernels::causal_conv1d::{Conv1dLayout, UpdateProblem, check_update_steps};
@@ -36,9 +36,8 @@ pub(super) fn steps(
         dtypes.push(indices.dtype());
         if indices.dims() != [batch] {
             let dims = indices.dims();
-            return Err(ConvError::Invalid(format!(
-                "{UPDATE}: {name} has shape {dims:?}, the input needs [{batch}] (batch)"
-            )));
+            let message = format!("{UPDATE}: {name} has shape {dims:?}, the input needs [{batch}] (batch)");
+            return Err(ConvError::shape(name, &[batch], &dims, message));
         }
     }
     same_device(UPDATE, devices.iter().map(|(name, device)| (*name, device)))?;
@@ -88,10 +87,10 @@ fn update<const D: usize>(
     let problem = new(step, state.dims(), weight.dims(), bias, activation, dtype, weight_dtype)?
         .with_state_dtype(state_dtype)?;
     let limits = limits(&x.device());
-    served(UPDATE, dtype, &limits)?;
-    served(UPDATE, state_dtype, &limits)?;
+    limits.check_dtype(UPDATE, dtype)?;
+    limits.check_dtype(UPDATE, state_dtype)?;
     check_update_steps(&problem, 1, slots || options.cache_seqlens.is_some(), &limits)?;
-    served(UPDATE, weight_dtype, &limits)?;
+    limits.check_dtype(UPDATE, weight_dtype)?;
     Ok(problem)
 }
 
@@ -108,7 +107,7 @@ pub(super) fn last_states(
     bounds(OP, cu_seqlens)?;
     one_row(OP, x)?;
     let limits = limits(&x.device());
-    served(OP, dtype, &limits)?;
+    limits.check_dtype(OP, dtype)?;
     let shape = last_states_shape(&x.dims(), &cu_seqlens.dims(), length, layout);
     if shape.iter().try_fold(4usize, |bytes, size| bytes.checked_mul(*size)).is_none() {
         return Err(ConvError::TooLarge(format!("{OP}: {shape:?} has more elements than can be addressed")));

@@ -3,7 +3,7 @@
 use super::OP;
 use crate::causal_conv1d::decoding::check::{bounds, one_row};
 use crate::causal_conv1d::{self, CausalConv1dOptions};
-use crate::check::{fits, float_type, limits, same_device, served};
+use crate::check::{fits, float_type, limits, same_device};
 use burn::tensor::{Int, Tensor};
 use conv_kernels::ConvError;
 
@@ -35,15 +35,16 @@ pub(super) fn check(
     let state_dtype = float_type(OP, "the initial states", initial.dtype())?;
     let problem = problem.with_state_dtype(state_dtype)?;
     let limits = limits(&x.device());
-    served(OP, state_dtype, &limits)?;
+    limits.check_dtype(OP, state_dtype)?;
     let sequences = cu_seqlens.dims()[0] - 1;
     let needed = [sequences, problem.channels, problem.width - 1];
     if initial.dims() != needed {
-        return Err(ConvError::Invalid(format!(
-            "{OP}: the initial states have shape {:?}, {sequences} sequences and the weight need {needed:?} (sequences, \
-             channels, width - 1)",
-            initial.dims()
-        )));
+        let got = initial.dims();
+        let message = format!(
+            "{OP}: the initial states have shape {got:?}, {sequences} sequences and the weight need {needed:?} \
+             (sequences, channels, width - 1)"
+        );
+        return Err(ConvError::shape("initial_states", &needed, &got, message));
     }
     let length = problem.length + sequences * (problem.width - 1);
     fits(OP, &[1, problem.channels, length], state_dtype, &limits)
