@@ -1,8 +1,9 @@
 //! Runs the program as a user does: a short run, and what it refuses.
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 
+use example_common::program::{self, assert_one_line, assert_repeats, assert_written, stderr, stdout};
 use image::{Rgb, RgbImage};
 
 /// Pairs of 16 x 16 pictures: a slope of brightness, and the same one pixel to the side.
@@ -19,19 +20,8 @@ fn write_pairs(root: &Path, pairs: u8) {
 
 /// The program on the CPU in this folder.
 fn run(root: &Path, args: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_cross-view"));
-    command.current_dir(root).args(["--device", "flex", "--images", "images", "--artifacts", "out"]);
-    command.args(args).output().unwrap()
-}
-
-fn stdout(output: &Output) -> String {
-    assert!(output.status.success(), "{output:?}");
-    String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    assert_eq!(output.status.code(), Some(1), "{output:?}");
-    String::from_utf8(output.stderr.clone()).unwrap()
+    let shared = ["--images", "images", "--artifacts", "out"];
+    program::run(env!("CARGO_BIN_EXE_cross-view"), root, &[&shared[..], args].concat())
 }
 
 #[test]
@@ -44,9 +34,7 @@ fn a_short_run_writes_everything_and_is_not_overwritten_by_accident() {
     assert!(output.contains("Running on the CPU (Flex"), "{output}");
     assert!(output.contains("epoch 2/2") && output.contains("After 2 epochs in"), "{output}");
     let out = dir.path().join("out");
-    for file in ["run.json", "plot.svg", "model.bpk", "sheet.png"] {
-        assert!(out.join(file).metadata().is_ok_and(|file| file.len() > 0), "{file}");
-    }
+    assert_written(&out, &["run.json", "plot.svg", "model.bpk", "sheet.png"]);
     // The mean over all held-out pairs, by the program's own loop and by burn-train's.
     let last = output.lines().find(|line| line.starts_with("epoch 2/2")).unwrap();
     let reported = output.lines().find(|line| line.ends_with("  the network")).unwrap();
@@ -55,12 +43,7 @@ fn a_short_run_writes_everything_and_is_not_overwritten_by_accident() {
     let (width, height) = image::image_dimensions(out.join("sheet.png")).unwrap();
     assert!(width > height && height > 3 * 128, "{width} x {height}");
 
-    let error = stderr(&run(dir.path(), &args));
-    assert!(error.starts_with("error: out already holds a run: add --overwrite"), "{error}");
-    // The same seed gives the same pictures.
-    let sheet = std::fs::read(out.join("sheet.png")).unwrap();
-    stdout(&run(dir.path(), &[&args[..], &["--overwrite"]].concat()));
-    assert_eq!(std::fs::read(out.join("sheet.png")).unwrap(), sheet);
+    assert_repeats(|args| run(dir.path(), args), &args, &out.join("sheet.png"));
 }
 
 #[test]
@@ -71,8 +54,6 @@ fn what_cannot_be_used_is_named_before_training_starts() {
     write_pairs(dir.path(), 3);
     assert_eq!(refused(&["--size", "18"]), "error: --size 18 is not a multiple of 4\n");
     std::fs::write(dir.path().join("images/01/1.png"), b"\x89PNG").unwrap();
-    let error = refused(&[]);
-    assert!(error.starts_with("error: picture images/01/1.png cannot be decoded: "), "{error}");
-    assert_eq!(error.lines().count(), 1, "{error}");
+    assert_one_line(&refused(&[]), "error: picture images/01/1.png cannot be decoded: ");
     assert!(!dir.path().join("out").exists(), "a run was started");
 }

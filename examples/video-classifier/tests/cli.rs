@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use example_common::program::{assert_one_line, assert_written, stderr, stdout};
 use image::{Rgb, RgbImage};
 
 /// A folder of clips, two classes that differ in the direction a bright column moves; 4 frames of 16 x 16.
@@ -48,16 +49,6 @@ impl Place {
     fn run(&self, artifacts: &str, args: &[&str]) -> Output {
         self.command(artifacts, args).output().unwrap()
     }
-}
-
-fn stdout(output: &Output) -> String {
-    assert!(output.status.success(), "{output:?}");
-    String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    assert_eq!(output.status.code(), Some(1), "{output:?}");
-    String::from_utf8(output.stderr.clone()).unwrap()
 }
 
 /// Every metric log of a run, by name: each holds one line per step.
@@ -129,9 +120,8 @@ fn a_smoke_run_writes_everything_and_is_not_overwritten_by_accident() {
     assert!(text.contains("epoch 1/1"), "{text}");
     assert!(text.contains("of 4 held-out clips) after 1 epoch in"), "{text}");
     let artifacts = place.root.join("out");
-    for file in ["run.json", "plot.svg", "model.bpk", "experiment.log", "checkpoint/optim-1.bpk"] {
-        assert!(artifacts.join(file).metadata().is_ok_and(|file| file.len() > 0), "{file}");
-    }
+    let files = ["run.json", "plot.svg", "model.bpk", "experiment.log", "checkpoint/optim-1.bpk"];
+    assert_written(&artifacts, &files);
     assert_eq!(logs(&artifacts)["train/epoch-1/Loss.log"].lines().count(), 2 + 1);
 
     let error = stderr(&place.run("out", &args));
@@ -144,8 +134,7 @@ fn a_clip_that_cannot_be_read_is_named_before_training_starts() {
     let place = Place::new(3);
     std::fs::write(place.root.join("clips/right/001/2.png"), b"\x89PNG").unwrap();
     let error = stderr(&place.run("out", &[]));
-    assert!(error.starts_with("error: frame clips/right/001/2.png cannot be decoded: "), "{error}");
-    assert_eq!(error.lines().count(), 1, "{error}");
+    assert_one_line(&error, "error: frame clips/right/001/2.png cannot be decoded: ");
     assert!(!place.root.join("out").exists(), "a run was started");
 }
 

@@ -1,24 +1,14 @@
 //! Runs the program as a user does: a short run of training, its model on a clip, and what is refused.
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 
+use example_common::program::{self, assert_written, stderr, stdout};
 use image::{Rgb, RgbImage};
 
 /// The program on the CPU in this folder.
 fn run(root: &Path, args: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_video-vae"));
-    command.current_dir(root).args(args).args(["--device", "flex"]).output().unwrap()
-}
-
-fn stdout(output: &Output) -> String {
-    assert!(output.status.success(), "{output:?}");
-    String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    assert_eq!(output.status.code(), Some(1), "{output:?}");
-    String::from_utf8(output.stderr.clone()).unwrap()
+    program::run(env!("CARGO_BIN_EXE_video-vae"), root, args)
 }
 
 /// Six frames of 18 x 17 pixels, of which 16 x 16 are used.
@@ -42,9 +32,7 @@ fn a_model_is_trained_and_takes_a_clip_to_latents_and_back() {
     let output = stdout(&run(root, &args));
     assert!(output.contains("Running on the CPU (Flex") && output.contains("epoch 1/1"), "{output}");
     assert!(output.contains("held-out clip of 11 frames") && output.contains("After 1 epoch in"), "{output}");
-    for file in ["run.json", "plot.svg", "before-after.gif", "config.json"] {
-        assert!(root.join("out").join(file).metadata().is_ok_and(|file| file.len() > 0), "{file}");
-    }
+    assert_written(&root.join("out"), &["run.json", "plot.svg", "before-after.gif", "config.json"]);
 
     write_clip(&root.join("clip"));
     let model = ["--model", "out"];

@@ -1,8 +1,9 @@
 //! Runs the program as a user does: a short run, and what it refuses.
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 
+use example_common::program::{self, assert_one_line, assert_repeats, assert_written, stderr, stdout};
 use image::{GrayImage, Luma};
 
 /// Volumes of 10 slices of 9 x 12: a bright box on a dark ground, labelled 255.
@@ -24,19 +25,8 @@ fn write_volumes(root: &Path, volumes: u32) {
 
 /// The program on the CPU in this folder.
 fn run(root: &Path, args: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_volume-segmentation"));
-    command.current_dir(root).args(["--device", "flex", "--data", "volumes", "--artifacts", "out"]);
-    command.args(args).output().unwrap()
-}
-
-fn stdout(output: &Output) -> String {
-    assert!(output.status.success(), "{output:?}");
-    String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    assert_eq!(output.status.code(), Some(1), "{output:?}");
-    String::from_utf8(output.stderr.clone()).unwrap()
+    let shared = ["--data", "volumes", "--artifacts", "out"];
+    program::run(env!("CARGO_BIN_EXE_volume-segmentation"), root, &[&shared[..], args].concat())
 }
 
 #[test]
@@ -50,21 +40,14 @@ fn a_short_run_writes_everything_and_is_not_overwritten_by_accident() {
     assert!(output.contains("epoch 2/2") && output.contains("After 2 epochs in"), "{output}");
     assert!(output.contains("Mean Dice of 2 whole held-out volumes:"), "{output}");
     let out = dir.path().join("out");
-    for file in ["run.json", "plot.svg", "model.bpk", "sheet.png"] {
-        assert!(out.join(file).metadata().is_ok_and(|file| file.len() > 0), "{file}");
-    }
+    assert_written(&out, &["run.json", "plot.svg", "model.bpk", "sheet.png"]);
     let steps = std::fs::read_to_string(out.join("train/epoch-2/Dice.log")).unwrap();
     assert_eq!(steps.lines().count(), 2 + 1, "a line per step and the mean: {steps}");
     // A row per held-out volume.
     let (width, height) = image::image_dimensions(out.join("sheet.png")).unwrap();
     assert!(width > 4 * 128 && height > 2 * 128 && height < 3 * 128 + 80, "{width} x {height}");
 
-    let error = stderr(&run(dir.path(), &args));
-    assert!(error.starts_with("error: out already holds a run: add --overwrite"), "{error}");
-    // The same seed gives the same pictures.
-    let sheet = std::fs::read(out.join("sheet.png")).unwrap();
-    stdout(&run(dir.path(), &[&args[..], &["--overwrite"]].concat()));
-    assert_eq!(std::fs::read(out.join("sheet.png")).unwrap(), sheet);
+    assert_repeats(|args| run(dir.path(), args), &args, &out.join("sheet.png"));
 }
 
 #[test]
@@ -76,13 +59,9 @@ fn what_cannot_be_used_is_named_before_training_starts() {
     write_volumes(dir.path(), 3);
     assert_eq!(refused(&["--size", "18"]), "error: --size 18 is not a multiple of 4\n");
     std::fs::write(dir.path().join("volumes/labels/01/3.png"), b"\x89PNG").unwrap();
-    let error = refused(&[]);
-    assert!(error.starts_with("error: slice volumes/labels/01/3.png cannot be decoded: "), "{error}");
-    assert_eq!(error.lines().count(), 1, "{error}");
+    assert_one_line(&refused(&[]), "error: slice volumes/labels/01/3.png cannot be decoded: ");
     std::fs::remove_dir_all(dir.path().join("volumes/labels/01")).unwrap();
     std::fs::write(dir.path().join("volumes/labels/01.nii.gz"), b"no volume").unwrap();
-    let error = refused(&[]);
-    assert!(error.starts_with("error: label volumes/labels/01.nii.gz cannot be read: "), "{error}");
-    assert_eq!(error.lines().count(), 1, "{error}");
+    assert_one_line(&refused(&[]), "error: label volumes/labels/01.nii.gz cannot be read: ");
     assert!(!dir.path().join("out").exists(), "a run was started");
 }
