@@ -56,35 +56,22 @@ pub(super) fn subpixel_kernel<E: Float, O: Float>(
     let offsets = window_loads(&tiling, &work, comptime!(tile.loads()), tile);
     let source = work.n as usize * tiling.source_batch_stride
         + (work.group * tiling.channels) as usize * tiling.source_channel_stride;
-    let first_chunk = work.slice * tiling.slice_chunks;
-    let end_chunk = min(first_chunk + tiling.slice_chunks, tiling.chunks);
-    let (first_tap, taps) = tiling.depth.inside(work.d);
-    let tap_base = (work.group * tiling.column_tile_count + work.column_tile) * tiling.depth.taps;
-
-    let stages = taps * (max(end_chunk, first_chunk) - first_chunk);
-    let mut tap = first_tap;
-    let mut chunk = first_chunk;
-    let mut stage = 0u32.runtime();
+    let mut at = tiling.first_stage(&work);
     if comptime!(unroll) {
         // The next stage is loaded into registers while this one is multiplied.
-        let (frame, _) = tiling.depth.window(work.d, tap);
-        let more = stages > 0u32;
-        let sources = read_window(dy, &tiling, &offsets, source, frame, chunk, more, tile);
-        let factors = read_weights(weight, &tiling, tap_base + tap, chunk, more, tile);
+        let (frame, _) = tiling.depth.window(work.d, at.tap);
+        let more = at.stages > 0u32;
+        let sources = read_window(dy, &tiling, &offsets, source, frame, at.chunk, more, tile);
+        let factors = read_weights(weight, &tiling, at.tap_base + at.tap, at.chunk, more, tile);
         write_window(&sources, &mut window, tile);
         write_weights(&factors, &mut weights, tile);
         sync_cube();
-        while stage < stages {
-            stage += 1u32;
-            chunk += 1u32;
-            if chunk == end_chunk {
-                chunk = first_chunk;
-                tap += tiling.depth.tap_step;
-            }
-            let (frame, _) = tiling.depth.window(work.d, tap);
-            let more = stage < stages;
-            let sources = read_window(dy, &tiling, &offsets, source, frame, chunk, more, tile);
-            let factors = read_weights(weight, &tiling, tap_base + tap, chunk, more, tile);
+        while at.stage < at.stages {
+            at.advance();
+            let (frame, _) = tiling.depth.window(work.d, at.tap);
+            let more = at.stage < at.stages;
+            let sources = read_window(dy, &tiling, &offsets, source, frame, at.chunk, more, tile);
+            let factors = read_weights(weight, &tiling, at.tap_base + at.tap, at.chunk, more, tile);
             multiply(&window, &weights, &sums, &tiling, tile, unroll);
             sync_cube();
             write_window(&sources, &mut window, tile);
@@ -93,23 +80,18 @@ pub(super) fn subpixel_kernel<E: Float, O: Float>(
         }
     } else {
         // The loads' registers are free during the product: more threads hide the latency.
-        while stage < stages {
-            let (frame, _) = tiling.depth.window(work.d, tap);
+        while at.stage < at.stages {
+            let (frame, _) = tiling.depth.window(work.d, at.tap);
             let more = true.runtime();
-            let sources = read_window(dy, &tiling, &offsets, source, frame, chunk, more, tile);
-            let factors = read_weights(weight, &tiling, tap_base + tap, chunk, more, tile);
+            let sources = read_window(dy, &tiling, &offsets, source, frame, at.chunk, more, tile);
+            let factors = read_weights(weight, &tiling, at.tap_base + at.tap, at.chunk, more, tile);
             // Every thread has finished with the previous stage.
             sync_cube();
             write_window(&sources, &mut window, tile);
             write_weights(&factors, &mut weights, tile);
             sync_cube();
             multiply(&window, &weights, &sums, &tiling, tile, unroll);
-            stage += 1u32;
-            chunk += 1u32;
-            if chunk == end_chunk {
-                chunk = first_chunk;
-                tap += tiling.depth.tap_step;
-            }
+            at.advance();
         }
     }
     write(&sums, out, &tiling, &work, tile);

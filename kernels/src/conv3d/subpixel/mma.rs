@@ -50,32 +50,20 @@ pub(super) fn subpixel_mma_kernel<E: Float, S: Float, O: Float, V: Size>(
     let offsets = window_loads(&tiling, &work, loads, tile);
     let source = work.n as usize * tiling.source_batch_stride
         + (work.group * tiling.channels) as usize * tiling.source_channel_stride;
-    let first_chunk = work.slice * tiling.slice_chunks;
-    let end_chunk = min(first_chunk + tiling.slice_chunks, tiling.chunks);
-    let (first_tap, taps) = tiling.depth.inside(work.d);
-    let tap_base = (work.group * tiling.column_tile_count + work.column_tile) * tiling.depth.taps;
     let frame_taps = tiling.height.taps * tiling.width.taps;
 
     // Software pipeline: the next stage is loaded into registers while this one is multiplied.
-    let stages = taps * (max(end_chunk, first_chunk) - first_chunk);
-    let mut tap = first_tap;
-    let mut chunk = first_chunk;
-    let mut stage = 0u32.runtime();
-    let (frame, _) = tiling.depth.window(work.d, tap);
-    let sources = read_window(dy, &tiling, &offsets, source, frame, chunk, stages > 0u32, width, tile);
+    let mut at = tiling.first_stage(&work);
+    let (frame, _) = tiling.depth.window(work.d, at.tap);
+    let sources = read_window(dy, &tiling, &offsets, source, frame, at.chunk, at.stages > 0u32, width, tile);
     store_window(&sources, &mut window, tile.window, pitch, loads, threads);
     sync_cube();
-    while stage < stages {
-        let first = ((tap_base + tap) * tiling.chunks + chunk) * frame_taps;
-        stage += 1u32;
-        chunk += 1u32;
-        if chunk == end_chunk {
-            chunk = first_chunk;
-            tap += tiling.depth.tap_step;
-        }
-        let (frame, _) = tiling.depth.window(work.d, tap);
-        let more = stage < stages;
-        let sources = read_window(dy, &tiling, &offsets, source, frame, chunk, more, width, tile);
+    while at.stage < at.stages {
+        let first = ((at.tap_base + at.tap) * tiling.chunks + at.chunk) * frame_taps;
+        at.advance();
+        let (frame, _) = tiling.depth.window(work.d, at.tap);
+        let more = at.stage < at.stages;
+        let sources = read_window(dy, &tiling, &offsets, source, frame, at.chunk, more, width, tile);
         multiply(&window, weight, first as usize, &sums, &tiling, pitch, tile);
         sync_cube();
         store_window(&sources, &mut window, tile.window, pitch, loads, threads);

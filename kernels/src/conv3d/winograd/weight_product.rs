@@ -26,7 +26,7 @@
 use super::depth::depth_axis;
 use super::region::{Correlation, Region, RegionArgs, VECTOR};
 use super::weight_product_mma::weight_product_mma_kernel;
-use super::weight_work::{WeightProductArgs, WeightProductArgsLaunch, WeightWork, load_channels};
+use super::weight_work::{TileCursor, WeightProductArgs, WeightProductArgsLaunch, WeightWork, load_channels};
 use super::{PRODUCT, WinogradCall, WinogradTile};
 use crate::conv3d::gemm::RegisterTile;
 use crate::conv3d::gemm::config::row_stride;
@@ -154,17 +154,7 @@ fn weight_product_kernel(
     }
 
     let mut tiles = work.first_tiles(&region, stage);
-    let rows = load_block(
-        d,
-        work.d_point + tiles.vector as usize,
-        tiles.vector < work.end,
-        work.d_rows,
-        work.first_o,
-        args.out_channels,
-        tile,
-    );
-    let (at, inside) = args.locate(&tiles, &region, work.first_frame, work.end);
-    let columns = load_block(v, work.v_point + at, inside, work.v_rows, work.first_c, args.in_channels, tile);
+    let (rows, columns) = load_stage(d, v, &work, &tiles, &args, &region, tile);
     store_transposed(&rows, &mut row_stage, tile.tile_m, tile);
     store_transposed(&columns, &mut column_stage, tile.tile_n, tile);
     sync_cube();
@@ -172,18 +162,7 @@ fn weight_product_kernel(
     while position < work.end {
         tiles.advance(&region, stage);
         // Past the last stage, loads return zeros.
-        let rows = load_block(
-            d,
-            work.d_point + tiles.vector as usize,
-            tiles.vector < work.end,
-            work.d_rows,
-            work.first_o,
-            args.out_channels,
-            tile,
-        );
-        let (at, inside) = args.locate(&tiles, &region, work.first_frame, work.end);
-        let columns =
-            load_block(v, work.v_point + at, inside, work.v_rows, work.first_c, args.in_channels, tile);
+        let (rows, columns) = load_stage(d, v, &work, &tiles, &args, &region, tile);
         multiply(&row_stage, &column_stage, &mut results, tile, unroll);
         sync_cube();
         store_transposed(&rows, &mut row_stage, tile.tile_m, tile);
@@ -219,6 +198,31 @@ fn weight_product_kernel(
             }
         }
     }
+}
+
+/// Loads this thread's blocks of D and of V.
+#[cube]
+fn load_stage(
+    d: &[F32x4],
+    v: &[F32x4],
+    work: &WeightWork,
+    tiles: &TileCursor,
+    args: &WeightProductArgs,
+    region: &RegionArgs,
+    #[comptime] tile: RegisterTile,
+) -> (Sequence<F32x4>, Sequence<F32x4>) {
+    let rows = load_block(
+        d,
+        work.d_point + tiles.vector as usize,
+        tiles.vector < work.end,
+        work.d_rows,
+        work.first_o,
+        args.out_channels,
+        tile,
+    );
+    let (at, inside) = args.locate(tiles, region, work.first_frame, work.end);
+    let columns = load_block(v, work.v_point + at, inside, work.v_rows, work.first_c, args.in_channels, tile);
+    (rows, columns)
 }
 
 /// Loads this thread's block: a vector of tiles of each of four channels.
