@@ -1,11 +1,11 @@
 //! What the caller of a transposed convolution may choose.
 
 use crate::PerAxis;
-use conv_kernels::conv3d::Algorithm;
+use conv_kernels::conv3d::{Activation, Algorithm};
 
 /// Options of [`conv_transpose3d`](crate::conv_transpose3d()) (D = 3: D, H, W) and
 /// [`conv_transpose2d`](crate::conv_transpose2d()) (D = 2: H, W). `new()`: stride 1, no padding, dilation 1,
-/// one group.
+/// one group, no activation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct ConvTransposeOptions<const D: usize> {
@@ -19,6 +19,8 @@ pub struct ConvTransposeOptions<const D: usize> {
     pub dilation: [usize; D],
     /// Groups into which the channels C and O are split.
     pub groups: usize,
+    /// Applied to the result before it is rounded and stored.
+    pub activation: Activation,
     /// The kernel family of the input gradient that computes the result.
     pub algorithm: Algorithm,
 }
@@ -37,13 +39,14 @@ impl<const D: usize> Default for ConvTransposeOptions<D> {
             output_padding: [0; D],
             dilation: [1; D],
             groups: 1,
+            activation: Activation::None,
             algorithm: Algorithm::Auto,
         }
     }
 }
 
 impl<const D: usize> ConvTransposeOptions<D> {
-    /// Stride 1, no padding, dilation 1, one group.
+    /// Stride 1, no padding, dilation 1, one group, no activation.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -79,6 +82,12 @@ impl<const D: usize> ConvTransposeOptions<D> {
         Self { groups, ..self }
     }
 
+    /// Sets the activation applied to the result.
+    #[must_use]
+    pub fn with_activation(self, activation: Activation) -> Self {
+        Self { activation, ..self }
+    }
+
     /// Forces a kernel family.
     #[must_use]
     pub fn with_algorithm(self, algorithm: Algorithm) -> Self {
@@ -86,11 +95,11 @@ impl<const D: usize> ConvTransposeOptions<D> {
     }
 }
 
-/// Burn's own options.
+/// Burn's own options: no activation.
 impl<const D: usize> From<burn::tensor::ops::ConvTransposeOptions<D>> for ConvTransposeOptions<D> {
     fn from(options: burn::tensor::ops::ConvTransposeOptions<D>) -> Self {
         let burn::tensor::ops::ConvTransposeOptions { stride, padding, padding_out, dilation, groups } =
             options;
-        Self { stride, padding, output_padding: padding_out, dilation, groups, algorithm: Algorithm::Auto }
+        Self { stride, padding, output_padding: padding_out, dilation, groups, ..Self::default() }
     }
 }
