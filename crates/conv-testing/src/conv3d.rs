@@ -245,8 +245,8 @@ impl Oracle {
     }
 }
 
-/// An activation's largest slope, and the terms that it counts as: exp and the division of SiLU add a few units
-/// in the last place of a value below the magnitude.
+/// An activation's largest slope, and the terms that it counts as: exp and the division of SiLU add a few
+/// units in the last place of a value below the magnitude.
 fn of_activation(activation: Activation) -> (f64, usize) {
     if activation == Activation::Silu { (1.1, 24) } else { (1.0, 0) }
 }

@@ -163,7 +163,7 @@ fn results_and_gradients_follow_the_definition() {
     }
 }
 
-/// 1 + 2^-11 is half of a unit above 1 and would be rounded to 1: only the bias decides, where it is added before.
+/// 1 + 2^-11 is half of a unit above 1 and would be rounded to 1: the bias decides, where it is added before.
 #[test]
 fn sum_and_bias_are_rounded_once() {
     let (half_unit, quarter) = (2f32.powi(-11), 2f32.powi(-12));

@@ -1,4 +1,4 @@
-//! Results of a conv3d case against the reference: bounds, exact integers, and where non-finite values may be.
+//! Results of a conv3d case against the reference: bounds, exact integers, where non-finite values may be.
 
 use crate::tensors::{check_non_finite, is_guarded};
 use crate::text::Case;

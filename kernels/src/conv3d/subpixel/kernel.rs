@@ -248,8 +248,9 @@ fn multiply(
     }
 }
 
-/// Epilogue: bias, activation, rounding, and a store masked to the input's positions and the tile's columns. The same as
-/// [`SubpixelTiling::out_position`], but with the offset computed after the test, which is faster.
+/// Epilogue: bias, activation, rounding, and a store masked to the input's positions and the tile's columns.
+/// The same as [`SubpixelTiling::out_position`], but with the offset computed after the test, which is
+/// faster.
 #[cube]
 fn write<E: Float, O: Float>(
     sums: &Registers<f32>,
