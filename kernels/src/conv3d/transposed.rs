@@ -9,7 +9,7 @@
 //! [`Conv3dProblem::x_shape`]; the bias is `[C]`, the activation its window's. Plans are those of
 //! [`Pass::InputGradient`], and every one fuses bias and activation: in the epilogue of its kernels, or where
 //! the sum is split in the kernel that adds the slices. Positions that no window reaches are
-//! `activation(b[c])`. One rounding.
+//! `activation(b[c])`. One rounding. Non-finite operands and range: as the input gradient.
 
 use super::activation_pass;
 use super::call::Conv3dCall;

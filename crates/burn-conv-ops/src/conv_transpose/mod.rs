@@ -31,8 +31,8 @@ use conv_kernels::conv3d::Activation;
 /// output_padding + 1`.
 ///
 /// The sum over channels and taps, the bias and the activation are computed in fp32 and rounded once. The
-/// gradients of x and weight are those of [`conv3d`](crate::conv3d()). Non-finite values
-/// and range: as the input gradient there, with x in the place of dy.
+/// gradients of x and weight are those of [`conv3d`](crate::conv3d()). Non-finite values and range: as the
+/// input gradient there, with x in the place of dy.
 ///
 /// # Panics
 /// Where [`try_conv_transpose3d`] returns an error.
