@@ -95,8 +95,7 @@ impl fmt::Debug for WarmUpLayer<'_> {
 /// Compiles what the layers launch, and says so after each pass.
 ///
 /// The kernels of a network's other operations and of its loss are not among it, nor what Burn's fusion makes
-/// of an operation of its own in a layer and its neighbours: the bias of a transposed convolution, reflected
-/// and circular padding.
+/// of an operation of its own in a layer and its neighbours: reflected and circular padding.
 ///
 /// # Errors
 /// The sentence of the first layer that refuses its input; what comes before it is compiled.

@@ -48,8 +48,7 @@ fn a_step_after_it_compiles_nothing_new() {
     let padded = Conv3dConfig::new([12, 20], [3; 3]).with_padding(1);
     let conv3d = padded.clone().with_activation(Activation::Silu).init(&device);
     let conv2d = Conv2dConfig::new([6, 10], [3; 2]).init(&device);
-    // A bias is added by Burn, fused with whatever is behind it.
-    let up = ConvTranspose3dConfig::new([12, 8], [2; 3]).with_stride(2).with_bias(false);
+    let up = ConvTranspose3dConfig::new([12, 8], [2; 3]).with_stride(2);
     let direct = up.clone().with_algorithm(Algorithm::Direct).init(&device);
     let up = up.init(&device);
     let causal = CausalConv1dConfig::new(16, 4).init(&device);

@@ -1,20 +1,21 @@
 //! conv3d: each pass of a random problem under its plans, compared with the reference.
 
+mod compare;
+
 use crate::device::{self, CLASSES, Device, may_refuse};
 use crate::outcome::{Check, LAUNCH, NO_PLAN, OVER, Outcome, PANIC, REFUSED, WRONG, caught};
-use crate::tensors::{
-    self, DATA, OUTPUT_VIEWS, TYPES, VIEWS, check_non_finite, dtype, is_guarded, make_non_finite,
-};
+use crate::tensors::{self, DATA, OUTPUT_VIEWS, TYPES, VIEWS, dtype, make_non_finite};
 use crate::text::{Case, Field};
+use compare::{compare, compare_bias};
 use conv_cases::fill::hash;
 use conv_kernels::conv3d::{
-    self as op, Activation, Algorithm, Conv3dProblem, NonFinite, PaddingMode, Pass, Plan, Window,
-    WinogradTile, reference,
+    self as op, Activation, Algorithm, Conv3dProblem, PaddingMode, Pass, Plan, Window,
 };
-use conv_kernels::tolerance::{Expected, Guard};
 use conv_kernels::{ConvError, Limits};
 use conv_testing::buffer::{Buffer, try_read_all};
-use conv_testing::conv3d::{Inputs, Oracle, check_exact, padded_work, result_shape, try_launch};
+use conv_testing::conv3d::{
+    Inputs, Oracle, padded_work, result_shape, transposed_bias, try_launch, try_launch_transposed,
+};
 
 /// The fields of a case of conv3d.
 pub const FIELDS: &[Field] = &[
@@ -39,7 +40,7 @@ pub const FIELDS: &[Field] = &[
     Field::words("dy_view", VIEWS),
     Field::words("out_view", OUTPUT_VIEWS),
     Field::words("limits", CLASSES),
-    Field::words("pass", &["all", "forward", "dx", "dw", "db"]),
+    Field::words("pass", &["all", "forward", "dx", "dw", "db", "transposed"]),
 ];
 
 /// Padding by its number in `modes`.
@@ -100,12 +101,14 @@ fn inputs(device: &Device, case: &Case, problem: &Conv3dProblem) -> Inputs {
     }
 }
 
-/// A pass of a case: its name in a line, and the passes that it launches. db comes with dw.
-const PASSES: [(&str, Pass); 4] = [
+/// A pass of a case: its name in a line, and the passes that it launches. db comes with dw; the transposed
+/// forward pass is an input gradient with bias and activation.
+const PASSES: [(&str, Pass); 5] = [
     ("forward", Pass::Forward),
     ("dx", Pass::InputGradient),
     ("dw", Pass::WeightGradient),
     ("db", Pass::WeightGradient),
+    ("transposed", Pass::InputGradient),
 ];
 
 /// The plans of a case for one pass, the automatic one first if the case includes it.
@@ -177,6 +180,10 @@ pub fn run(device: &Device, case: &Case) -> Outcome {
         if !matches!(case.word("pass"), "all") && case.word("pass") != word {
             continue;
         }
+        let zeros = problem.window.padding_mode == [PaddingMode::Zeros; 3];
+        if word == "transposed" && !zeros {
+            continue;
+        }
         let mut of_pass = case.clone();
         of_pass.set_word("pass", word);
         let plans = match caught(|| plans(case, device, &problem, pass, &limits)) {
@@ -205,7 +212,11 @@ fn run_pass(
 ) -> Result<Vec<Check>, Outcome> {
     let client = &device.client;
     let named = |name: &str| Case { plan: name.into(), ..case.clone() };
-    let with_bias = word == "db";
+    let (with_bias, transposed) = (word == "db", word == "transposed");
+    let values =
+        |number: u64, length: usize| tensors::values(case.word("data"), case.number("seed"), number, length);
+    let of_result = transposed.then(|| transposed_bias(client, problem, &values)).flatten();
+    let of_transposed = (inputs, of_result.as_ref());
     let mut launched: Vec<(String, Plan, Vec<Buffer>)> = Vec::new();
     let held = if with_bias || pass == Pass::InputGradient { 0 } else { held(case) };
     let parts = (held > 0).then(|| {
@@ -221,6 +232,8 @@ fn run_pass(
             if with_bias {
                 let operands = [inputs.x.operand(), inputs.dy.operand(), outs[0].operand()];
                 op::weight_and_bias_gradient(client, limits, problem, &plan, operands, outs[1].operand())
+            } else if transposed {
+                try_launch_transposed((client, limits), problem, &plan, of_transposed, &outs[0])
             } else if let Some([cache, x]) = &parts {
                 launch_cached((client, limits), problem, (pass, &plan), inputs, [cache, x, &outs[0]])
             } else {
@@ -246,7 +259,11 @@ fn run_pass(
     let all_read = caught(|| try_read_all(client, &all)).and_then(|read| read);
     let mut read = all_read.ok().map(Vec::into_iter);
     let plans: Vec<Plan> = launched.iter().map(|(_, plan, _)| *plan).collect();
-    let oracle = Oracle::new(problem, pass, inputs, &plans);
+    let oracle = if transposed {
+        Oracle::transposed(problem, of_transposed, &plans)
+    } else {
+        Oracle::new(problem, pass, inputs, &plans)
+    };
     let mut checks = Vec::new();
     for (name, plan, outs) in &launched {
         let got = match &mut read {
@@ -304,90 +321,4 @@ fn launch_cached(
         Pass::Forward => op::forward_cached(client, limits, problem, plan, [x, w, out], (cache, None, bias)),
         _ => op::weight_gradient_cached(client, limits, problem, plan, [x, dy, out], cache),
     }
-}
-
-fn compare(
-    case: &Case,
-    problem: &Conv3dProblem,
-    pass: Pass,
-    limits: &Limits,
-    (oracle, inputs): (&Oracle, &Inputs),
-    plan: &Plan,
-    got: &[f64],
-) -> Result<(), String> {
-    let integers = case.word("data") == "integers";
-    let exact_plan = !matches!(plan, Plan::Winograd(config) if config.tile != WinogradTile::F2x2);
-    let silu = pass == Pass::Forward && problem.window.activation == Activation::Silu;
-    if case.word("bad") != "none" {
-        let spreads = plan.notes(problem, pass, limits).non_finite != NonFinite::Window;
-        let expected = oracle.expected(plan, pass, problem.dtype).0;
-        // A non-finite magnitude gives no bound.
-        let right = |index: usize| {
-            let bound = expected.bound(index);
-            !bound.is_finite() || (got[index] - expected.values[index]).abs() <= bound
-        };
-        let channel = |index: usize| spreads || may_be_non_finite(problem, pass, inputs, index);
-        return check_non_finite(got, oracle.values(), channel, right);
-    }
-    if integers && exact_plan && !silu {
-        return check_exact(got, oracle.values(), problem.dtype);
-    }
-    let guarded = !integers && plain_data(case) && is_guarded(&oracle.expected(plan, pass, problem.dtype).0);
-    oracle.check(plan, pass, problem.dtype, got, guarded).map(|_| ())
-}
-
-/// Whether non-finite values may spread to a result: it belongs to a channel with a non-finite weight, or is
-/// the weight gradient of channels one of which has a non-finite element. Plans multiply those by the zeros
-/// of the padding and past the last window.
-fn may_be_non_finite(problem: &Conv3dProblem, pass: Pass, inputs: &Inputs, index: usize) -> bool {
-    let non_finite = |values: Vec<f64>, holds: &dyn Fn(usize) -> bool| {
-        (0..values.len()).any(|index| !values[index].is_finite() && holds(index))
-    };
-    let taps = problem.taps();
-    let (c, o) = (problem.channels, problem.out_channels);
-    let (group_c, group_o) = (problem.group_channels(), problem.group_out_channels());
-    let frame = |shape: [usize; 5]| shape[2..].iter().product::<usize>();
-    let (of_x, of_y) = (frame(problem.x_shape()), frame(problem.y_shape()));
-    match pass {
-        Pass::Forward => {
-            let channel = index / of_y % o;
-            non_finite(inputs.w.values(), &|at| at / (taps * group_c) == channel)
-        }
-        Pass::InputGradient => {
-            let channel = index / of_x % c;
-            let of_weight = |at: usize| at / (taps * group_c) / group_o * group_c + at / taps % group_c;
-            non_finite(inputs.w.values(), &|at| of_weight(at) == channel)
-        }
-        Pass::WeightGradient => {
-            let out = index / (taps * group_c);
-            let channel = out / group_o * group_c + index / taps % group_c;
-            non_finite(inputs.x.values(), &|at| at / of_x % c == channel)
-                || non_finite(inputs.dy.values(), &|at| at / of_y % o == out)
-        }
-    }
-}
-
-/// Whether elements are independent, as the RMS guard requires.
-fn plain_data(case: &Case) -> bool {
-    ["x_view", "w_view", "dy_view"].iter().all(|view| !matches!(case.word(view), "batch" | "inner"))
-}
-
-fn compare_bias(case: &Case, problem: &Conv3dProblem, inputs: &Inputs, db: &[f64]) -> Result<(), String> {
-    let dy = inputs.dy.values();
-    let values = reference::bias_gradient(problem, &dy);
-    let absolute: Vec<f64> = dy.iter().map(|value| value.abs()).collect();
-    let magnitudes = reference::bias_gradient(problem, &absolute);
-    let (terms, dtype) = (problem.positions(), problem.dtype);
-    let expected = Expected { values: &values, magnitudes: &magnitudes, terms, dtype, slope: 1.0 };
-    let named = |error: String| format!("db: {error}");
-    if case.word("bad") != "none" {
-        let right = |index: usize| (db[index] - values[index]).abs() <= expected.bound(index);
-        return check_non_finite(db, &values, |_| false, right).map_err(named);
-    }
-    if case.word("data") == "integers" {
-        return check_exact(db, &values, dtype).map_err(named);
-    }
-    let guard =
-        (plain_data(case) && is_guarded(&expected)).then_some(Guard::WEIGHT_GRADIENT.stored_as(dtype));
-    expected.check(db, guard).map(|_| ()).map_err(named)
 }

@@ -65,6 +65,31 @@ pub fn try_launch(
     }
 }
 
+/// The bias `[C]` of the transposed forward pass, for a problem that has one.
+pub fn transposed_bias(
+    client: &Client,
+    problem: &Conv3dProblem,
+    fill: &dyn Fn(u64, usize) -> Vec<f32>,
+) -> Option<Buffer> {
+    let shape = [problem.channels];
+    problem.bias.then(|| upload(client, &fill(5, shape[0]), &shape, problem.dtype))
+}
+
+/// Launches the transposed forward pass of dy into `out`, which has x's shape.
+///
+/// # Errors
+/// Those of the pass.
+pub fn try_launch_transposed(
+    (client, limits): (&Client, &Limits),
+    problem: &Conv3dProblem,
+    plan: &Plan,
+    (inputs, bias): (&Inputs, Option<&Buffer>),
+    out: &Buffer,
+) -> Result<(), ConvError> {
+    let operands = [inputs.dy.operand(), inputs.w.operand(), out.operand()];
+    conv3d::transposed_forward(client, limits, problem, plan, operands, bias.map(Buffer::operand))
+}
+
 /// Launches one pass under a plan and reads what it computes.
 pub fn computed(
     (client, limits): (&Client, &Limits),
@@ -141,9 +166,36 @@ impl Oracle {
             Pass::InputGradient => input,
             Pass::WeightGradient => windows,
         };
-        // exp and the division of SiLU add a few units in the last place of a value below the magnitude.
-        let (slope, extra) = if activation == Activation::Silu { (1.1, 24) } else { (1.0, 0) };
+        let (slope, extra) = of_activation(activation);
         Self { values, direct, winograd, terms: terms + extra, slope }
+    }
+
+    /// Those of the transposed forward pass, whose plans are the input gradient's.
+    pub fn transposed(
+        problem: &Conv3dProblem,
+        (inputs, bias): (&Inputs, Option<&Buffer>),
+        plans: &[Plan],
+    ) -> Self {
+        let of_sum = Self::new(problem, Pass::InputGradient, inputs, plans);
+        let bias = bias.map(Buffer::values);
+        let (dy, w) = (inputs.dy.values(), inputs.w.values());
+        let values = reference::transposed_forward(problem, &dy, &w, bias.as_deref());
+        let positions = problem.input.iter().product::<usize>();
+        let with_bias = |mut magnitudes: Vec<f64>| {
+            for (index, magnitude) in magnitudes.iter_mut().enumerate() {
+                *magnitude +=
+                    bias.as_ref().map_or(0.0, |bias| bias[index / positions % problem.channels].abs());
+            }
+            magnitudes
+        };
+        let (slope, extra) = of_activation(problem.window.activation);
+        Self {
+            values,
+            direct: with_bias(of_sum.direct),
+            winograd: of_sum.winograd.into_iter().map(|(tile, sums)| (tile, with_bias(sums))).collect(),
+            terms: of_sum.terms + extra,
+            slope,
+        }
     }
 
     /// The expected result under a plan and the RMS guard for normally distributed data.
@@ -191,6 +243,12 @@ impl Oracle {
     pub fn values(&self) -> &[f64] {
         &self.values
     }
+}
+
+/// An activation's largest slope, and the terms that it counts as: exp and the division of SiLU add a few
+/// units in the last place of a value below the magnitude.
+fn of_activation(activation: Activation) -> (f64, usize) {
+    if activation == Activation::Silu { (1.1, 24) } else { (1.0, 0) }
 }
 
 /// Magnitudes of a Winograd input gradient under padding that repeats elements: those of the padded input,

@@ -12,6 +12,7 @@ use super::pass::Pass;
 use super::plan::Plan;
 use super::problem::Conv3dProblem;
 use super::rewrite::PassProblem;
+use crate::activation::Activation;
 use crate::error::ConvError;
 use crate::limits::Limits;
 use crate::operand::Operand;
@@ -29,8 +30,10 @@ pub(super) struct Conv3dCall<'a> {
     rewritten: PassProblem,
     /// The first frames of x, where they are in a tensor of their own.
     pub(super) cache: Option<&'a Operand>,
-    /// The forward pass' bias.
+    /// Bias of the result's channels: of a forward pass, or of an input gradient as one (`transposed.rs`).
     pub(super) bias: Option<&'a Operand>,
+    /// Applied to the fp32 sum.
+    pub(super) activation: Activation,
     /// db, where a weight gradient computes it in the same pass ([`super::family::Family::sums_bias`]).
     pub(super) bias_gradient: Option<&'a Operand>,
 }
@@ -59,6 +62,7 @@ impl<'a> Conv3dCall<'a> {
             rewritten,
             cache: None,
             bias: None,
+            activation: problem.activation_of(pass),
             bias_gradient: None,
         };
         Ok(call)
@@ -72,9 +76,14 @@ impl<'a> Conv3dCall<'a> {
         Self { cache: Some(cache), plan, ..self }
     }
 
-    /// With the forward pass' bias.
+    /// With the bias of the result's channels.
     pub(super) fn with_bias(self, bias: Option<&'a Operand>) -> Self {
         Self { bias, ..self }
+    }
+
+    /// With another activation than the pass has by itself: gradients have none.
+    pub(super) fn with_activation(self, activation: Activation) -> Self {
+        Self { activation, ..self }
     }
 
     /// With db, for a plan that [`Self::sums_bias`].

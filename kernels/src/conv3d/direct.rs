@@ -3,7 +3,8 @@
 //! ```text
 //! forward          one thread per y[n,o,q]:   b[o] + sum over c, k of X(n,c,p) * w[o,c,k]
 //! input gradient   one thread per dx[n,c,p]:  sum over k, o of dy[n,o,q] * w[o,c,k]
-//!                                             where window q reads p with tap k
+//!                                             where window q reads p with tap k; then b[c] and the
+//!                                             activation of a transposed forward pass
 //! ```
 //!
 //! Layouts: any strides for every tensor. Threads run along the output's last axis, so that loads of x and dy
@@ -19,7 +20,7 @@
 
 use super::args::{ChannelTap, Geometry, offset, read_joined};
 use super::call::Conv3dCall;
-use super::epilogue::channel_bias;
+use super::epilogue::{channel_bias, finished};
 use super::family::Family;
 use super::loops::nest;
 use super::needs::kernel_needs;
@@ -120,7 +121,7 @@ fn forward(call: &Conv3dCall, [x, w, y]: [&Operand; 3]) -> Result<(), ConvError>
 }
 
 fn input_gradient(call: &Conv3dCall, [dy, w, dx]: [&Operand; 3]) -> Result<(), ConvError> {
-    let Conv3dCall { client, limits, ref problem, .. } = *call;
+    let Conv3dCall { client, limits, ref problem, bias, activation, .. } = *call;
     let address = address_type("conv3d", &[dy, w, dx], dx.len(), limits)?;
     let operations = 2.0 * f64::from(THREADS) * (problem.group_out_channels() * problem.taps()) as f64;
     for dispatch in dispatches(dx.len().div_ceil(THREADS as usize), operations, limits) {
@@ -133,11 +134,14 @@ fn input_gradient(call: &Conv3dCall, [dy, w, dx]: [&Operand; 3]) -> Result<(), C
                 address,
                 dy.tensor_arg(),
                 w.tensor_arg(),
+                bias.map(|bias| bias.tensor_arg()).into(),
                 dx.tensor_arg(),
                 problem.geometry(),
                 dispatch.span(),
                 problem.window.padding_mode,
+                activation,
                 problem.dtype.elem(),
+                dx.dtype.elem(),
             );
         }
     }
@@ -271,14 +275,17 @@ pub(crate) fn read_tap<E: Float>(
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn input_gradient_kernel<E: Float>(
+fn input_gradient_kernel<E: Float, O: Float>(
     dy: &Tensor<E>,
     w: &Tensor<E>,
-    dx: &mut Tensor<E>,
+    bias: ComptimeOption<&Tensor<E>>,
+    dx: &mut Tensor<O>,
     geometry: Geometry,
     span: Span,
     #[comptime] padding: [PaddingMode; 3],
+    #[comptime] activation: Activation,
     #[define(E)] _dtype: ElemType,
+    #[define(O)] _out_dtype: ElemType,
 ) {
     let index = span.index() * THREADS as usize + UNIT_POS as usize;
     let elements_per_channel =
@@ -307,7 +314,8 @@ fn input_gradient_kernel<E: Float>(
         }
     }
     let target = offset(&*dx, n, channel, at.d, at.h, at.w);
-    dx[target] = E::cast_from(sum);
+    let bias: ComptimeOption<f32> = bias.map(|bias| f32::cast_from(bias[channel as usize * bias.stride(0)]));
+    dx[target] = O::cast_from(finished(sum, bias, activation));
 }
 
 /// The element whose gradient is gathered, apart from depth and height.

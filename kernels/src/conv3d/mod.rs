@@ -1,4 +1,5 @@
-//! conv3d: cross-correlation in three dimensions with PyTorch's semantics, and its three gradients.
+//! conv3d: cross-correlation in three dimensions with PyTorch's semantics, and its three gradients. The input
+//! gradient is also the transposed convolution, with bias and activation ([`transposed_forward`]).
 //!
 //! ```text
 //! y[n,o,q] = activation( b[o] + sum_{c in group(o), k} X(n, c, q*stride - begin + k*dilation) * w[o,c,k] )
@@ -82,6 +83,7 @@ mod row_segments;
 mod split;
 mod subpixel;
 mod tiles;
+mod transposed;
 mod tune;
 mod window;
 pub mod winograd;
@@ -98,6 +100,7 @@ pub use plan::{Algorithm, Plan, eligible, gradient_plan, plan, predicted_seconds
 pub use problem::{Conv3dProblem, PaddingMode, Window};
 pub use subpixel::SubpixelTile;
 pub use tiles::Tiles;
+pub use transposed::{transposed_forward, transposed_forward_with_pre};
 pub use tune::fastest_plan;
 pub use window::{WindowKernel, WindowTile, WindowWeightTile};
 pub use winograd::{RegionExtent, WinogradConfig, WinogradTile};

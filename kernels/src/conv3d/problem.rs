@@ -33,7 +33,7 @@ pub struct Window {
     pub groups: usize,
     /// What taps outside the input read along D, H, W.
     pub padding_mode: [PaddingMode; 3],
-    /// Fused into the forward pass.
+    /// Fused into the forward pass, or into that of the transposed convolution.
     pub activation: Activation,
 }
 

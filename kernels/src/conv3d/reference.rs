@@ -7,6 +7,7 @@
 //! dx[n,c,p] += w[o, c, k] * dpre[n,o,q]    for every (o, q, k) that reads position p (through padding too)
 //! dw[o,c,k]  = sum_{n,q} X(n, c, p) * dpre[n,o,q]
 //! db[o]      = sum_{n,q} dpre[n,o,q]
+//! transposed: y[n,c,p] = activation(b[c] + dx[n,c,p]) with x in the place of dpre
 //! ```
 //!
 //! Every function takes row-major slices. Run on absolute values, the same functions give the sum of
@@ -106,6 +107,17 @@ pub fn input_gradient(problem: &Conv3dProblem, w: &[f64], dpre: &[f64]) -> Vec<f
     let mut dx = vec![0.0; problem.x_shape().iter().product()];
     for_each_product(problem, |xi, wi, yi| dx[xi] += dpre[yi] * w[wi]);
     dx
+}
+
+/// The transposed convolution: `[N, C, D, H, W]` of x, which has y's shape, and bias `[C]`.
+pub fn transposed_forward(problem: &Conv3dProblem, x: &[f64], w: &[f64], bias: Option<&[f64]>) -> Vec<f64> {
+    let mut y = input_gradient(problem, w, x);
+    let positions = problem.input.iter().product::<usize>();
+    for (index, y) in y.iter_mut().enumerate() {
+        let pre = *y + bias.map_or(0.0, |bias| bias[index / positions % problem.channels]);
+        *y = activate(problem.window.activation, pre);
+    }
+    y
 }
 
 /// Gradient of the weight: `[O, C/groups, KD, KH, KW]`.

@@ -9,6 +9,7 @@ mod conv3d_reference;
 mod conv3d_streams;
 mod conv3d_sums;
 mod conv3d_tiles;
+mod conv3d_transposed;
 mod conv3d_winograd;
 mod device;
 mod errors;

@@ -12,6 +12,7 @@ use super::{
 use crate::causal_conv1d::autodiff as causal_conv1d;
 use crate::causal_conv1d::decoding::autodiff as decoding;
 use crate::causal_conv1d::packed::autodiff as packed;
+use crate::conv_transpose::autodiff as conv_transpose;
 use crate::conv3d::{autodiff as conv3d, cached};
 use crate::rope::autodiff as rope;
 use burn::backend::Backend;
@@ -92,7 +93,25 @@ impl<B: Backend + ConvOps, C: CheckpointStrategy> ConvOps for Autodiff<B, C> {
         weight: FloatTensor<Self>,
         call: Conv3dCall,
     ) -> FloatTensor<Self> {
-        conv3d::input_gradient::<B, C>(dy, weight, call)
+        conv_transpose::forward::<B, C>(dy, weight, None, call.linear())
+    }
+
+    fn conv3d_transposed(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: OptionalTensor<Self>,
+        call: Conv3dCall,
+    ) -> FloatTensor<Self> {
+        conv_transpose::forward::<B, C>(x, weight, bias.into_option(), call)
+    }
+
+    fn conv3d_transposed_with_pre(
+        _x: FloatTensor<Self>,
+        _weight: FloatTensor<Self>,
+        _bias: OptionalTensor<Self>,
+        _call: Conv3dCall,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        first_order("conv_transpose3d")
     }
 
     fn conv3d_weight_gradient(

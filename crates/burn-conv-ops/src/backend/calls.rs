@@ -138,4 +138,18 @@ impl Conv3dCall {
         let window = Window { activation: Activation::None, ..self.problem.window };
         Self { problem: Conv3dProblem { bias: false, window, ..self.problem }, ..self }
     }
+
+    /// A call whose bias gradient is that of the transposed convolution: its y has the shape of this one's x,
+    /// and the sum asks for nothing else.
+    pub(crate) fn of_transposed_bias(self) -> Self {
+        use conv_kernels::conv3d::Window;
+        let problem = Conv3dProblem {
+            channels: 1,
+            out_channels: self.problem.channels,
+            kernel: [1; 3],
+            window: Window::default(),
+            ..self.problem
+        };
+        Self { problem, ..self }
+    }
 }

@@ -92,6 +92,24 @@ impl ConvOps for CubeBackend {
         or_panic(conv3d::input_gradient(&dy, &weight, &call))
     }
 
+    fn conv3d_transposed(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: OptionalTensor<Self>,
+        call: Conv3dCall,
+    ) -> FloatTensor<Self> {
+        or_panic(conv3d::transposed(&x, &weight, bias.as_option(), &call))
+    }
+
+    fn conv3d_transposed_with_pre(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: OptionalTensor<Self>,
+        call: Conv3dCall,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        or_panic(conv3d::transposed_with_pre(&x, &weight, bias.as_option(), &call))
+    }
+
     fn conv3d_weight_gradient(
         x: FloatTensor<Self>,
         dy: FloatTensor<Self>,

@@ -199,6 +199,33 @@ pub trait ConvOps: Backend {
         conv3d::portable::input_gradient::<Self>(dy, weight, &call.problem)
     }
 
+    /// The transposed convolution: [`conv3d_input_gradient`](Self::conv3d_input_gradient) of x, which has the
+    /// problem's y shape, with bias `[C]` and the window's activation.
+    #[fusion(dtype = x, shape = Shape::from(call.problem.x_shape()))]
+    fn conv3d_transposed(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        #[extension_type] bias: OptionalTensor<Self>,
+        call: Conv3dCall,
+    ) -> FloatTensor<Self> {
+        conv3d::portable::transposed::<Self>(x, weight, bias.into_option(), &call.problem)
+    }
+
+    /// [`conv3d_transposed`](Self::conv3d_transposed) that keeps the value before the activation: y, the same
+    /// bits, and that value in fp32.
+    #[fusion(meta = |x, _weight, _bias, call| (
+        TensorSpec::new(Shape::from(call.problem.x_shape()), x.dtype),
+        TensorSpec::new(Shape::from(call.problem.x_shape()), burn::tensor::DType::F32),
+    ))]
+    fn conv3d_transposed_with_pre(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        #[extension_type] bias: OptionalTensor<Self>,
+        call: Conv3dCall,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        conv3d::portable::transposed_with_pre::<Self>(x, weight, bias.into_option(), &call.problem)
+    }
+
     /// Gradient of the weight from x and dy, the gradient before the activation.
     #[fusion(dtype = x, shape = Shape::from(call.problem.weight_shape()))]
     fn conv3d_weight_gradient(

@@ -1,4 +1,4 @@
-//! conv3d as a graph node, and its input gradient as one: the transposed convolution.
+//! conv3d as a graph node.
 //!
 //! With an activation the node also keeps what its derivative needs: the output for ReLU, for SiLU the value
 //! before the activation in fp32, so that nothing is rounded before it. y has the same bits tracked and
@@ -93,50 +93,6 @@ impl<B: Backend + ConvOps, const N: usize> Backward<B, N> for Convolution {
             }
             (None, Some(bias)) => grads.register::<B>(bias.id, B::conv3d_bias_gradient(dy, call)),
             (None, None) => {}
-        }
-    }
-}
-
-/// The input gradient, as a function of dy and the weight.
-pub(crate) fn input_gradient<B: Backend + ConvOps, C: CheckpointStrategy>(
-    dy: FloatTensor<Autodiff<B, C>>,
-    weight: FloatTensor<Autodiff<B, C>>,
-    call: Conv3dCall,
-) -> FloatTensor<Autodiff<B, C>> {
-    match Transposed.prepare::<C>([dy.node(), weight.node()]).compute_bound().stateful() {
-        OpsKind::UnTracked(prep) => {
-            prep.finish(B::conv3d_input_gradient(dy.into_primitive(), weight.into_primitive(), call))
-        }
-        OpsKind::Tracked(mut prep) => {
-            let kept_dy = weight.is_tracked().then(|| prep.checkpoint(&dy));
-            let kept_weight = dy.is_tracked().then(|| prep.checkpoint(&weight));
-            let dx = B::conv3d_input_gradient(dy.into_primitive(), weight.into_primitive(), call);
-            prep.finish((kept_dy, kept_weight, call), dx)
-        }
-    }
-}
-
-/// Parents: dy and the weight.
-#[derive(Debug)]
-struct Transposed;
-
-impl<B: Backend + ConvOps> Backward<B, 2> for Transposed {
-    /// dy where the weight is tracked, the weight where dy is, and the call.
-    type State = (Option<NodeId>, Option<NodeId>, Conv3dCall);
-
-    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
-        let (dy, weight, call) = ops.state;
-        let dy = dy.map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
-        let weight = weight.map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
-        let gradient = grads.consume::<B>(&ops.node);
-        let [dy_node, weight_node] = ops.parents;
-        if let (Some(node), Some(weight)) = (dy_node, weight) {
-            let linear = call.linear();
-            let value = B::conv3d_forward(gradient.clone(), weight, OptionalTensor::None, linear);
-            grads.register::<B>(node.id, value);
-        }
-        if let (Some(node), Some(dy)) = (weight_node, dy) {
-            grads.register::<B>(node.id, B::conv3d_weight_gradient(gradient, dy, call));
         }
     }
 }

@@ -128,6 +128,45 @@ pub(crate) fn input_gradient(
     Ok(dx)
 }
 
+pub(crate) fn transposed(
+    x: &CubeTensor,
+    weight: &CubeTensor,
+    bias: Option<&CubeTensor>,
+    call: &Conv3dCall,
+) -> Result<CubeTensor, ConvError> {
+    let (problem, limits) = (&call.problem, Limits::of(&x.client));
+    let y = allocate(x, &problem.x_shape(), x.dtype);
+    let bias = bias.map(operand).transpose()?;
+    let operands = [&operand(x)?, &operand(weight)?, &operand(&y)?];
+    let plan = plan(call, Pass::InputGradient, (&x.client, &limits), operands)?;
+    conv3d::transposed_forward(&x.client, &limits, problem, &plan, operands, bias.as_ref())?;
+    Ok(y)
+}
+
+pub(crate) fn transposed_with_pre(
+    x: &CubeTensor,
+    weight: &CubeTensor,
+    bias: Option<&CubeTensor>,
+    call: &Conv3dCall,
+) -> Result<(CubeTensor, CubeTensor), ConvError> {
+    let (client, problem, limits) = (&x.client, &call.problem, Limits::of(&x.client));
+    let [y, pre] = [x.dtype, DType::F32].map(|dtype| allocate(x, &problem.x_shape(), dtype));
+    let bias = bias.map(operand).transpose()?;
+    let operands = [&operand(x)?, &operand(weight)?, &operand(&y)?];
+    let plan = plan(call, Pass::InputGradient, (client, &limits), operands)?;
+    let pre_operand = operand(&pre)?;
+    conv3d::transposed_forward_with_pre(
+        client,
+        &limits,
+        problem,
+        &plan,
+        operands,
+        &pre_operand,
+        bias.as_ref(),
+    )?;
+    Ok((y, pre))
+}
+
 pub(crate) fn weight_gradient(
     x: &CubeTensor,
     dy: &CubeTensor,

@@ -70,8 +70,17 @@ pub(crate) fn input_gradient<B: Backend>(
     problem: &Conv3dProblem,
 ) -> FloatTensor<B> {
     let dtype = dy.dtype();
+    round::<B>(input_gradient_sum::<B>(dy, weight, problem), dtype)
+}
+
+/// The input gradient in fp32.
+fn input_gradient_sum<B: Backend>(
+    dy: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    problem: &Conv3dProblem,
+) -> FloatTensor<B> {
     if is_empty(problem) {
-        return B::float_zeros(Shape::from(problem.x_shape()), &dy.device(), dtype.into());
+        return B::float_zeros(Shape::from(problem.x_shape()), &dy.device(), FloatDType::F32);
     }
     let padding = Padding::of(problem);
     let options = padding.options(problem);
@@ -84,7 +93,33 @@ pub(crate) fn input_gradient<B: Backend>(
     let options =
         ConvTransposeOptions::new(options.stride, symmetric, padding_out, options.dilation, options.groups);
     let dx = B::conv_transpose3d(widen::<B>(dy), widen::<B>(weight), None, options);
-    round::<B>(padding.fold_back::<B>(dx, problem), dtype)
+    padding.fold_back::<B>(dx, problem)
+}
+
+/// See [`ConvOps::conv3d_transposed`](crate::backend::ConvOps::conv3d_transposed).
+pub(crate) fn transposed<B: Backend>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    bias: Option<FloatTensor<B>>,
+    problem: &Conv3dProblem,
+) -> FloatTensor<B> {
+    transposed_with_pre::<B>(x, weight, bias, problem).0
+}
+
+/// See [`ConvOps::conv3d_transposed_with_pre`](crate::backend::ConvOps::conv3d_transposed_with_pre).
+pub(crate) fn transposed_with_pre<B: Backend>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    bias: Option<FloatTensor<B>>,
+    problem: &Conv3dProblem,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let dtype = x.dtype();
+    let mut pre = input_gradient_sum::<B>(x, weight, problem);
+    if let Some(bias) = bias {
+        let bias = B::float_reshape(widen::<B>(bias), Shape::from([1, problem.channels, 1, 1, 1]));
+        pre = B::float_add(pre, bias);
+    }
+    (round::<B>(activate::<B>(pre.clone(), problem.window.activation), dtype), pre)
 }
 
 /// See [`ConvOps::conv3d_weight_gradient`](crate::backend::ConvOps::conv3d_weight_gradient).

@@ -5,6 +5,8 @@ use crate::backend::Conv3dCall;
 use crate::check::{fits, limits, same_device, same_dtype};
 use burn::tensor::Tensor;
 use conv_kernels::ConvError;
+#[cfg(feature = "autodiff")]
+use conv_kernels::FloatType;
 use conv_kernels::conv3d::{self, Activation, Conv3dProblem, PaddingMode, Pass, Window};
 
 const OP: &str = "conv_transpose3d";
@@ -21,7 +23,8 @@ pub(super) fn check(
     same_device(OP, operands.iter().map(|(name, _, device)| (*name, device)))?;
     let dtype = same_dtype(OP, operands.iter().map(|(name, dtype, _)| (*name, *dtype)))?;
     let ([n, channels, input @ ..], [rows, group_out, kernel @ ..]) = (x.dims(), weight.dims());
-    let ConvTranspose3dOptions { stride, padding, output_padding, dilation, groups, algorithm } = *options;
+    let ConvTranspose3dOptions { stride, padding, output_padding, dilation, groups, activation, algorithm } =
+        *options;
     if rows != channels {
         invalid(format!("x has {channels} channels, the weight {:?} is for {rows}", weight.dims()))?;
     }
@@ -85,14 +88,8 @@ pub(super) fn check(
             cut[axis] = (begin, begin);
         }
     }
-    let window = Window {
-        stride,
-        padding: cut,
-        dilation,
-        groups,
-        padding_mode: [PaddingMode::Zeros; 3],
-        activation: Activation::None,
-    };
+    let window =
+        Window { stride, padding: cut, dilation, groups, padding_mode: [PaddingMode::Zeros; 3], activation };
     let [d, h, w] = output;
     let problem = Conv3dProblem::new([n, out_channels, d, h, w], weight.dims(), None, window, dtype)
         .map_err(|error| crate::conv::renamed(error, OP, "conv3d", "the result"))?;
@@ -107,6 +104,13 @@ pub(super) fn check(
         if tracked {
             conv3d::gradient_plan(&problem, pass, algorithm, &limits)?;
         }
+    }
+    #[cfg(feature = "autodiff")]
+    if activation == Activation::Silu
+        && (x.is_tracked() || weight.is_tracked() || bias.is_some_and(Tensor::is_tracked))
+    {
+        // What a tracked call keeps.
+        fits(OP, &problem.x_shape(), FloatType::F32, &limits)?;
     }
     Ok((Conv3dCall { problem, algorithm }, behind))
 }

@@ -1,33 +1,38 @@
 //! Transposed convolutions: the input gradient of a conv3d as an op of its own, with gradients.
 //!
 //! ```text
-//! y[n,o,p] = b[o] + sum over c, k, q with q*stride - padding + k*dilation = p of x[n,c,q] * w[c,o,k]
+//! y[n,o,p] = activation( b[o] + sum over c, k, q with q*stride - padding + k*dilation = p
+//!                               of x[n,c,q] * w[c,o,k] )
 //!
 //! y     input gradient of the conv3d from y's shape to x's, whose dy is x
-//! dx    that conv3d of dy                   dw    its weight gradient, with dy as the input and x as dy
+//! dx    that conv3d of the gradient before the activation
+//! dw    its weight gradient, with that gradient as the input and x as dy
 //! ```
 
+#[cfg(feature = "autodiff")]
+pub(crate) mod autodiff;
 mod check;
 pub(crate) mod nn;
 mod options;
 
 pub use options::{ConvTranspose2dOptions, ConvTranspose3dOptions, ConvTransposeOptions};
 
-use crate::backend::ConvOps;
+use crate::backend::{ConvOps, OptionalTensor};
 use crate::conv::{drop_axes, last_axes, renamed, volume};
 use crate::{ConvError, or_panic};
 use burn::backend::Dispatch;
 use burn::tensor::Tensor;
-use burn::tensor::ops::PadMode;
+use burn::tensor::activation::{relu, silu};
+use burn::tensor::{DType, Shape};
+use conv_kernels::conv3d::Activation;
 
 /// Transposed conv3d: y `[N, O, OD, OH, OW]` of x `[N, C, D, H, W]`, weight `[C, O/groups, KD, KH, KW]` and
-/// bias
-/// `[O]`, with PyTorch's semantics: `OD = (D - 1) * stride - 2 * padding + dilation * (KD - 1) +
+/// bias `[O]`, with PyTorch's semantics: `OD = (D - 1) * stride - 2 * padding + dilation * (KD - 1) +
 /// output_padding + 1`.
 ///
-/// The sum over channels and taps is an fp32 sum that is rounded once; the bias is added to that in the
-/// storage type. The gradients of x and weight are those of [`conv3d`](crate::conv3d()). Non-finite values
-/// and range: as the input gradient there, with x in the place of dy.
+/// The sum over channels and taps, the bias and the activation are computed in fp32 and rounded once. The
+/// gradients of x and weight are those of [`conv3d`](crate::conv3d()). Non-finite values and range: as the
+/// input gradient there, with x in the place of dy.
 ///
 /// # Panics
 /// Where [`try_conv_transpose3d`] returns an error.
@@ -52,18 +57,43 @@ pub fn try_conv_transpose3d(
     options: impl Into<ConvTranspose3dOptions>,
 ) -> Result<Tensor<5>, ConvError> {
     let (call, behind) = check::check(&x, &weight, bias.as_ref(), &options.into())?;
-    let y = Dispatch::conv3d_input_gradient(x.into_dispatch(), weight.into_dispatch(), call);
-    let mut y = Tensor::<5>::from_dispatch(y);
-    if behind != [0; 3] {
-        y = y.pad(behind.map(|size| (0, size)), PadMode::Constant(0.0));
+    let operand = OptionalTensor::from(bias.clone().map(Tensor::into_dispatch));
+    let y = Dispatch::conv3d_transposed(x.into_dispatch(), weight.into_dispatch(), operand, call);
+    let y = Tensor::<5>::from_dispatch(y);
+    if behind == [0; 3] {
+        return Ok(y);
     }
-    Ok(match bias {
-        Some(bias) => {
-            let channels = bias.dims()[0];
-            y + bias.reshape([1, channels, 1, 1, 1])
-        }
-        None => y,
-    })
+    Ok(with_elements_behind(y, bias, behind, call.problem.window.activation))
+}
+
+/// y with elements behind the last window's, which have no product: they are the activation of the bias.
+fn with_elements_behind(
+    mut y: Tensor<5>,
+    bias: Option<Tensor<1>>,
+    behind: [usize; 3],
+    activation: Activation,
+) -> Tensor<5> {
+    let dtype = y.dtype();
+    let element = bias.map(|bias| {
+        let channels = bias.dims()[0];
+        let value = bias.reshape([1, channels, 1, 1, 1]).cast(DType::F32);
+        let value = match activation {
+            Activation::None => value,
+            Activation::Relu => relu(value),
+            Activation::Silu => silu(value),
+        };
+        value.cast(dtype)
+    });
+    for (axis, length) in behind.into_iter().enumerate().filter(|(_, length)| *length > 0) {
+        let mut shape = y.dims();
+        shape[axis + 2] = length;
+        let elements = match &element {
+            Some(element) => element.clone().expand(shape),
+            None => Tensor::zeros(Shape::from(shape), (&y.device(), dtype)),
+        };
+        y = Tensor::cat(vec![y, elements], axis + 2);
+    }
+    y
 }
 
 /// Transposed conv2d: y `[N, O, OH, OW]` of x `[N, C, H, W]`, weight `[C, O/groups, KH, KW]` and bias `[O]`;
@@ -97,6 +127,7 @@ pub fn try_conv_transpose2d(
         output_padding: last_axes(options.output_padding, 0),
         dilation: last_axes(options.dilation, 1),
         groups: options.groups,
+        activation: options.activation,
         algorithm: options.algorithm,
     };
     let y = try_conv_transpose3d(volume(x), volume(weight), bias, options);

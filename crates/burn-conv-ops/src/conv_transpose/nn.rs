@@ -2,9 +2,9 @@
 //! `nn::conv`.
 
 use super::{ConvTranspose2dOptions, ConvTranspose3dOptions, try_conv_transpose2d, try_conv_transpose3d};
-use crate::forms::AlgorithmForm;
+use crate::forms::{ActivationForm, AlgorithmForm};
 use crate::nn::{check_groups, config, setters};
-use crate::{Algorithm, ConvError, PerAxis, or_panic};
+use crate::{Activation, Algorithm, ConvError, PerAxis, or_panic};
 use burn::module::{Content, DisplaySettings, Initializer, Module, ModuleDisplay, Param};
 use burn::serde::{Deserialize, Serialize};
 use burn::tensor::{Device, Tensor};
@@ -37,6 +37,9 @@ macro_rules! conv_transpose {
             pub padding_out: [usize; $axes],
             /// Whether a bias is learned; yes.
             pub bias: bool,
+            /// Applied to the result; none.
+            #[serde(default, with = "ActivationForm")]
+            pub activation: Activation,
             /// The kernel family; chosen by shape.
             #[serde(default, with = "AlgorithmForm")]
             pub algorithm: Algorithm,
@@ -51,6 +54,8 @@ macro_rules! conv_transpose {
             with_groups(groups: usize);
             /// Sets whether a bias is learned.
             with_bias(bias: bool);
+            /// Sets the activation applied to the result.
+            with_activation(activation: Activation);
             /// Forces a kernel family.
             with_algorithm(algorithm: Algorithm);
             /// Sets how the parameters start.
@@ -66,7 +71,7 @@ macro_rules! conv_transpose {
         });
 
         impl $config {
-            /// Stride and dilation 1, one group, no padding, a bias.
+            /// Stride and dilation 1, one group, no padding, a bias, no activation.
             pub fn new(channels: [usize; 2], kernel_size: [usize; $axes]) -> Self {
                 Self {
                     channels,
@@ -77,6 +82,7 @@ macro_rules! conv_transpose {
                     padding: [0; $axes],
                     padding_out: [0; $axes],
                     bias: true,
+                    activation: Activation::None,
                     algorithm: Algorithm::Auto,
                     initializer: Initializer::KaimingUniform { gain: 1.0 / 3f64.sqrt(), fan_out_only: false },
                 }
@@ -105,6 +111,7 @@ macro_rules! conv_transpose {
                     padding: self.padding,
                     padding_out: self.padding_out,
                     channels: self.channels,
+                    activation: self.activation,
                     algorithm: self.algorithm,
                 }
             }
@@ -132,6 +139,9 @@ macro_rules! conv_transpose {
             pub padding_out: [usize; $axes],
             /// C and O.
             pub channels: [usize; 2],
+            /// Applied to the result.
+            #[module(skip)]
+            pub activation: Activation,
             /// The kernel family.
             #[module(skip)]
             pub algorithm: Algorithm,
@@ -163,6 +173,7 @@ macro_rules! conv_transpose {
                     output_padding: self.padding_out,
                     dilation: self.dilation,
                     groups: self.groups,
+                    activation: self.activation,
                     algorithm: self.algorithm,
                 }
             }
@@ -182,6 +193,7 @@ macro_rules! conv_transpose {
                     .add_debug_attribute("padding_out", &self.padding_out)
                     .add_debug_attribute("dilation", &self.dilation)
                     .add("groups", &self.groups)
+                    .add_debug_attribute("activation", &self.activation)
                     .add_debug_attribute("algorithm", &self.algorithm)
                     .optional()
             }

@@ -2,11 +2,11 @@
 
 use crate::PerAxis;
 use crate::nn::setters;
-use conv_kernels::conv3d::Algorithm;
+use conv_kernels::conv3d::{Activation, Algorithm};
 
 /// Options of [`conv_transpose3d`](crate::conv_transpose3d()) (D = 3: D, H, W) and
 /// [`conv_transpose2d`](crate::conv_transpose2d()) (D = 2: H, W). `new()`: stride 1, no padding, dilation 1,
-/// one group.
+/// one group, no activation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct ConvTransposeOptions<const D: usize> {
@@ -20,6 +20,8 @@ pub struct ConvTransposeOptions<const D: usize> {
     pub dilation: [usize; D],
     /// Groups into which the channels C and O are split.
     pub groups: usize,
+    /// Applied to the result before it is rounded and stored.
+    pub activation: Activation,
     /// The kernel family of the input gradient that computes the result.
     pub algorithm: Algorithm,
 }
@@ -38,13 +40,14 @@ impl<const D: usize> Default for ConvTransposeOptions<D> {
             output_padding: [0; D],
             dilation: [1; D],
             groups: 1,
+            activation: Activation::None,
             algorithm: Algorithm::Auto,
         }
     }
 }
 
 impl<const D: usize> ConvTransposeOptions<D> {
-    /// Stride 1, no padding, dilation 1, one group.
+    /// Stride 1, no padding, dilation 1, one group, no activation.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -62,15 +65,17 @@ setters!(const D: ConvTransposeOptions<D> {
     with_dilation(dilation => PerAxis<D>);
     /// Sets the number of groups.
     with_groups(groups: usize);
+    /// Sets the activation applied to the result.
+    with_activation(activation: Activation);
     /// Forces a kernel family.
     with_algorithm(algorithm: Algorithm);
 });
 
-/// Burn's own options.
+/// Burn's own options: no activation.
 impl<const D: usize> From<burn::tensor::ops::ConvTransposeOptions<D>> for ConvTransposeOptions<D> {
     fn from(options: burn::tensor::ops::ConvTransposeOptions<D>) -> Self {
         let burn::tensor::ops::ConvTransposeOptions { stride, padding, padding_out, dilation, groups } =
             options;
-        Self { stride, padding, output_padding: padding_out, dilation, groups, algorithm: Algorithm::Auto }
+        Self { stride, padding, output_padding: padding_out, dilation, groups, ..Self::default() }
     }
 }

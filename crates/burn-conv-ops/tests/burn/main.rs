@@ -29,4 +29,5 @@ mod state_dict;
 mod states;
 mod support;
 mod tracked;
+mod transposed;
 mod views;

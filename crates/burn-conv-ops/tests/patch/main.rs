@@ -44,6 +44,7 @@ fn main() {
         ),
         ("an_empty_batch_is_served", operands::an_empty_batch_is_served),
         ("a_bias_of_another_length_is_refused", operands::a_bias_of_another_length_is_refused),
+        ("a_transposed_bias_is_fused", operands::a_transposed_bias_is_fused),
         ("devices_have_their_own_tensors", operands::devices_have_their_own_tensors),
         ("neighbours_still_fuse", neighbours::neighbours_still_fuse),
         ("what_is_refused_is_burns", switch::what_is_refused_is_burns),

@@ -1,7 +1,7 @@
 //! Operands of every form: views, dtypes, long filters, empty tensors, devices.
 
 use crate::support::{
-    assert_all_served, assert_close, counted, cube_devices, gpu, normal, owned, set_patched,
+    assert_all_served, assert_close, counted, cube_devices, gpu, normal, owned, set_patched, values,
 };
 use burn::backend::DispatchDevice;
 use burn::tensor::module::{conv_transpose2d, conv1d, conv3d};
@@ -117,6 +117,23 @@ pub(crate) fn a_bias_of_another_length_is_refused() {
     let bias = normal(3, [3], &device);
     let ((), report) = counted(|| drop(conv_transpose2d(x, weight, Some(bias), options)));
     assert_eq!((report.recorded(), report.declined()), (1, 1), "{report}");
+}
+
+/// One rounding of sum and bias: 1 + 2^-11 would be rounded to 1, and so would its sum with 2^-12.
+pub(crate) fn a_transposed_bias_is_fused() {
+    set_patched(true);
+    let device = gpu();
+    let half = |values: &[f32], shape: [usize; 4]| {
+        let data = TensorData::new(values.to_vec(), shape);
+        Tensor::<4>::from_data(data, (&device, DType::F32)).cast(DType::F16)
+    };
+    let x = half(&[1.0; 4], [1, 2, 1, 2]);
+    let weight = half(&[1.0, 2f32.powi(-11)], [2, 1, 1, 1]);
+    let bias = half(&[0.0, 2f32.powi(-12)], [1, 1, 1, 2]).reshape([2]).narrow(0, 1, 1);
+    let options = ConvTransposeOptions::new([1; 2], [0; 2], [0; 2], [1; 2], 1);
+    let (y, report) = counted(|| owned(conv_transpose2d(x, weight, Some(bias), options)));
+    assert_all_served("a bias", &report, 1);
+    assert_eq!(values(&y), [1.0 + 2f64.powi(-10); 2]);
 }
 
 pub(crate) fn devices_have_their_own_tensors() {

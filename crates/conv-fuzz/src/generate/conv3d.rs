@@ -76,6 +76,10 @@ pub(super) fn random(family: &mut Random, each: &mut Random) -> Case {
         case.set_word("out_view", family.pick(OUTPUT_VIEWS));
     }
     case.set_word("pass", family.pick(&["forward", "dx", "dx", "dw", "db"]));
+    // Of transposed convolutions the padding is zeros.
+    if case.word("pass") == "dx" && modes == [0; 3] && !case.is("replicate") && family.once_in(2) {
+        case.set_word("pass", "transposed");
+    }
     let groups = family.pick(&[1, 1, 1, 2, 3]);
     case.plan = format!("pick{}", family.bits() % 1000);
 

@@ -5,8 +5,8 @@ use crate::server::{Label, Recorder};
 use conv_cases::conv3d::{self as cases, Conv3dCase};
 use conv_kernels::conv3d::{
     Activation, Conv3dProblem, PaddingMode, Pass, Plan, Window, activation_gradient, bias_gradient, eligible,
-    forward, forward_cached, forward_with_pre, input_gradient, weight_and_bias_gradient, weight_gradient,
-    weight_gradient_cached,
+    forward, forward_cached, forward_with_pre, input_gradient, transposed_forward,
+    transposed_forward_with_pre, weight_and_bias_gradient, weight_gradient, weight_gradient_cached,
 };
 use conv_kernels::{FloatType, Limits};
 use cubecl::prelude::Client;
@@ -20,6 +20,9 @@ pub(super) fn record(
 ) {
     for case in &table(index) {
         record_case(recorder, limits, case, dtype, refused);
+    }
+    for case in &transposed(&table(index)) {
+        record_transposed(recorder, limits, case, dtype, refused);
     }
     for stream in &streams() {
         record_stream(recorder, limits, stream, dtype, refused);
@@ -133,6 +136,28 @@ pub fn table(index: IndexWidth) -> Vec<Conv3dCase> {
     table
 }
 
+/// The cases of the table that are launched as transposed forward passes too, and one whose windows tile the
+/// result: there a channel has a GEMM column for each tap.
+pub fn transposed(table: &[Conv3dCase]) -> Vec<Conv3dCase> {
+    let tiled = Conv3dCase { stride: [2; 3], ..Conv3dCase::new("tiled", [1, 5, 4, 6, 8], 12, [2, 2, 2]) };
+    // Padding elsewhere is what an input gradient folds.
+    let zeros = |case: &&Conv3dCase| case.padding_modes() == [cases::Padding::Zeros; 3];
+    let mut cases: Vec<_> = table.iter().filter(zeros).cloned().collect();
+    cases.push(tiled);
+    cases
+}
+
+/// Whether a launch of [`transposed`] may need kernels of its own: a bias at least, or an activation where it
+/// is compiled in.
+pub fn lists_transposed(problem: &Conv3dProblem, plan: &Plan) -> bool {
+    let plain = problem.window.activation == Activation::None;
+    if matches!(plan, Plan::Direct | Plan::Subpixel(_)) {
+        problem.bias || !plain
+    } else {
+        plain && problem.bias
+    }
+}
+
 /// Clips in pieces: frames in a cache, and the joined input's case.
 pub fn streams() -> Vec<(usize, Conv3dCase)> {
     let base = Conv3dCase {
@@ -177,6 +202,37 @@ fn record_stream(
             note_refusal(result, &label, &case.name, refused);
             refused.extend(understated(&recorder.log(), first, &plan.needs(&problem, pass, limits), &label));
         }
+    }
+}
+
+/// Launches the transposed forward pass, with and without the value before the activation.
+fn record_transposed(
+    recorder: &Recorder,
+    limits: &Limits,
+    case: &Conv3dCase,
+    dtype: FloatType,
+    refused: &mut Vec<String>,
+) {
+    let problem = match problem(case, dtype) {
+        Ok(problem) => problem,
+        Err(error) => return refused.push(format!("conv3d {}: {error}", case.name)),
+    };
+    let plans = eligible(&problem, Pass::InputGradient, limits).into_iter();
+    for plan in plans.filter(|plan| lists_transposed(&problem, plan)) {
+        let what = format!("conv3d transposed forward {} {}", plan.name(), dtype.name());
+        let label = Label { what, options: options(&problem, Pass::Forward) };
+        let first = recorder.log().launches.len();
+        let result = recorder.record(&label, |client| {
+            let [y, w, x] = operands(client, &problem);
+            let bias = problem.bias.then(|| tensor(client, &[problem.channels], dtype));
+            let pre = tensor(client, &problem.x_shape(), FloatType::F32);
+            let (operands, bias) = ([&x, &w, &y], bias.as_ref());
+            transposed_forward(client, limits, &problem, &plan, operands, bias)?;
+            transposed_forward_with_pre(client, limits, &problem, &plan, operands, &pre, bias)
+        });
+        note_refusal(result, &label, &case.name, refused);
+        let needs = plan.needs(&problem, Pass::InputGradient, limits);
+        refused.extend(understated(&recorder.log(), first, &needs, &label));
     }
 }
 

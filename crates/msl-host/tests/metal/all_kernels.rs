@@ -6,7 +6,7 @@
 //! Tests start in the order of their names: these go first, since they compile in batches what the others
 //! use.
 
-use crate::{causal_conv1d, conv3d, conv3d_pre, conv3d_streams, conv3d_sums, rope};
+use crate::{causal_conv1d, conv3d, conv3d_pre, conv3d_streams, conv3d_sums, conv3d_transposed, rope};
 use conv_cases::fill;
 use conv_kernels::{FloatType, IndexType, Limits};
 use msl_host::execute::compile_ahead;
@@ -69,6 +69,11 @@ fn check(dtype: FloatType) {
         }
         let kept: Vec<_> = table.iter().filter(|case| variants::conv3d::keeps_pre(case)).cloned().collect();
         conv3d_pre::check(alone, &kept, |plans, _| plans);
+        let transposed = variants::conv3d::transposed(&table);
+        conv3d_transposed::check(alone, &transposed, &fill::normal, false, |problem, mut plans, _| {
+            plans.retain(|plan| variants::conv3d::lists_transposed(problem, plan));
+            plans
+        });
         let levels = conv3d::problem(&variants::conv3d::levels(), dtype);
         conv3d_sums::check_bias_gradient(alone, levels);
         for case in table.iter().filter(|case| case.bias) {

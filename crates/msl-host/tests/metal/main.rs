@@ -24,6 +24,8 @@ mod conv3d_streams;
 mod conv3d_sums;
 #[path = "../../../../kernels/tests/conformance/conv3d_tiles.rs"]
 mod conv3d_tiles;
+#[path = "../../../../kernels/tests/conformance/conv3d_transposed.rs"]
+mod conv3d_transposed;
 #[path = "../../../../kernels/tests/conformance/conv3d_winograd.rs"]
 mod conv3d_winograd;
 #[path = "../../../../kernels/tests/conformance/laws.rs"]

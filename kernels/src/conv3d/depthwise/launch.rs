@@ -59,12 +59,11 @@ fn launch_staged(
     (walks, tile): (&Gather, FrameTile),
     [source, weight, out]: [&Operand; 3],
 ) -> Result<(), ConvError> {
-    let Conv3dCall { client, limits, ref problem, pass, bias, .. } = *call;
+    let Conv3dCall { client, limits, ref problem, pass, bias, activation, .. } = *call;
     let (chunk, threadgroups) = chunks(problem, walks, &tile, usize::MAX, limits);
     let all_threadgroups = problem.batch * problem.channels * threadgroups;
     let address = address_type("conv3d", &[source, weight, out], all_threadgroups * tile.threads, limits)?;
     let operations = 2.0 * (tile.threads * tile.rows * chunk * tile.tap_count()) as f64;
-    let activation = problem.activation_of(pass);
     for dispatch in dispatches(all_threadgroups, operations, limits) {
         // SAFETY: a threadgroup's tile, chunk, channel and image exist.
         unsafe {
@@ -96,7 +95,7 @@ fn launch_march(
     walks: &Gather,
     [source, weight, out]: [&Operand; 3],
 ) -> Result<(), ConvError> {
-    let Conv3dCall { client, limits, ref problem, pass, bias, .. } = *call;
+    let Conv3dCall { client, limits, ref problem, pass, bias, activation, .. } = *call;
     let [depth, height, width] = walks.map(|walk| walk.positions);
     let images = problem.batch * problem.channels;
     let window = march_window(walks, |rows| height.div_ceil(rows) * width);
@@ -108,7 +107,6 @@ fn launch_march(
     let address =
         address_type("conv3d", &[source, weight, out], images * threadgroups * window.threads, limits)?;
     let operations = 2.0 * (window.threads * window.rows * chunk * window.tap_count()) as f64;
-    let activation = problem.activation_of(pass);
     for dispatch in dispatches(images * threadgroups, operations, limits) {
         // SAFETY: output positions are below the walk's extents; loads outside the source read element 0 in
         // their place.

@@ -27,12 +27,12 @@ pub(super) fn launch(
     tile: &FewOutputsTile,
     [source, weight, out]: [&Operand; 3],
 ) -> Result<(), ConvError> {
-    let Conv3dCall { client, limits, ref problem, pass, bias, .. } = *call;
+    let Conv3dCall { client, limits, ref problem, pass, bias, activation, .. } = *call;
     let (walks, outputs) =
         dense_walk(problem, pass).expect("`check` has found that the plan serves the pass");
     let shape = FewOutputsShape::of(&walks, outputs, tile);
     let (slices, length) = channel_slices(problem, pass, threadgroups(problem, &walks, &shape), limits);
-    let whole = (bias, problem.activation_of(pass));
+    let whole = (bias, activation);
     let products = |out: &Operand, epilogue| {
         let operands = [source, weight, out];
         launch_slices(call, (&walks, &shape), (slices, length), operands, epilogue)

@@ -95,7 +95,7 @@ pub(super) fn contiguous_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
         }
     }
     let no_bias = ComptimeOption::<&Tensor<E>>::new_None();
-    epilogue(&sums, &mut scratch, no_bias, out, &gather, &shape, &work, Pass::WeightGradient, tile);
+    epilogue(&sums, &mut scratch, no_bias, out, &gather, &shape, &work, Pass::WeightGradient, false, tile);
 }
 
 /// Loads this thread's vectors of the next source stage into registers.

@@ -51,6 +51,7 @@ pub(crate) fn fma_kernel<E: Float, O: Float, R: Size>(
     shape: GemmShape,
     span: Span,
     #[comptime] check: TapCheck,
+    #[comptime] patches: bool,
     #[comptime] tile: RegisterTile,
     #[comptime] prefetch: bool,
     #[define(E)] _dtype: ElemType,
@@ -166,7 +167,7 @@ pub(crate) fn fma_kernel<E: Float, O: Float, R: Size>(
         for j in 0..comptime!(tile.columns) {
             let channel = first_channel + min(first_n + column_of(j, tile), shape.n - 1u32);
             offsets.push(gather.out_column(channel));
-            biases.push(channel_bias(bias, channel));
+            biases.push(channel_bias(bias, gather.column_channel(channel, patches)));
         }
         #[unroll]
         for i in 0..comptime!(tile.rows) {
@@ -204,7 +205,8 @@ pub(crate) fn fma_kernel<E: Float, O: Float, R: Size>(
                         if column < shape.n {
                             let channel = first_channel + column;
                             let sum = results[UNIT_POS as usize + j * threads];
-                            let value = activate_by_code(sum + channel_bias(bias, channel), shape.activation);
+                            let bias = channel_bias(bias, gather.column_channel(channel, patches));
+                            let value = activate_by_code(sum + bias, shape.activation);
                             out[at + gather.out_column(channel)] = O::cast_from(value);
                         }
                     }

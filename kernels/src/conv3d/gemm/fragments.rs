@@ -86,7 +86,8 @@ fn fragment<S: Float, V: Size>(
 }
 
 /// The epilogue: adds bias, applies the activation, rounds and stores a subgroup's sums, except those past M
-/// and N. A weight gradient is stored as `[n][m]`.
+/// and N. With `patches` the bias is that of the channel of several columns. A weight gradient is stored as
+/// `[n][m]`.
 #[cube]
 pub(super) fn epilogue<E: Float, O: Float>(
     sums: &Sequence<cmma::Matrix<f32>>,
@@ -97,6 +98,7 @@ pub(super) fn epilogue<E: Float, O: Float>(
     shape: &GemmShape,
     work: &WorkTile,
     #[comptime] pass: Pass,
+    #[comptime] patches: bool,
     #[comptime] tile: MatrixTile,
 ) {
     let thread = UNIT_POS as usize;
@@ -134,8 +136,10 @@ pub(super) fn epilogue<E: Float, O: Float>(
                     work.first_n + subgroup_n + comptime!((fragment_row * tile.fragment) as u32) + fragment_n;
                 if m < shape.m && n < shape.n {
                     let channel = work.group * shape.n + n;
-                    let bias: ComptimeOption<f32> =
-                        bias.map(|bias| f32::cast_from(bias[channel as usize * bias.stride(0)]));
+                    let bias: ComptimeOption<f32> = bias.map(|bias| {
+                        let channel = gather.column_channel(channel, patches);
+                        f32::cast_from(bias[channel as usize * bias.stride(0)])
+                    });
                     let sum = scratch[start + (fragment_n * tile.fragment as u32 + fragment_m) as usize];
                     let sum = sum + bias.unwrap_or_else(|| 0.0f32.runtime());
                     let mut row = channel as usize * shape.m as usize;

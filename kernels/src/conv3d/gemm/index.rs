@@ -363,6 +363,11 @@ impl GatherArgs {
             + w as usize * self.width.out_stride
     }
 
+    /// The channel of a GEMM column: [`Self::out_column`]'s.
+    pub(super) fn column_channel(&self, column: u32, #[comptime] patches: bool) -> u32 {
+        if comptime!(patches) { self.columns.div(column) } else { column }
+    }
+
     /// Offset of a channel in the result.
     pub(crate) fn out_channel(&self, channel: u32) -> usize {
         channel as usize * self.out_channel_stride

@@ -35,12 +35,12 @@ pub(super) fn forward_or_input_gradient(
     tile: GemmTile,
     [source, weight, out]: [&Operand; 3],
 ) -> Result<(), ConvError> {
-    let Conv3dCall { client, limits, ref problem, pass, bias, .. } = *call;
+    let Conv3dCall { client, limits, ref problem, pass, bias, activation, .. } = *call;
     let patched = weight.is_row_major() && is_patches(problem, pass);
     let gathers = if patched { vec![patches(problem)] } else { launched_gathers(problem, pass) };
     let gathers: Vec<_> = gathers.iter().filter(|gather| positions(gather) > 0).collect();
     let slices = most_slices(problem, pass, tile, gathers.iter().copied(), limits);
-    let epilogue = (bias, problem.activation_of(pass));
+    let epilogue = (bias, activation);
     let gemm = GemmLaunch { call, tile, slices, prefetch: prefetches(problem, pass, tile, limits) };
     if slices == 1 {
         return gathers.iter().try_for_each(|gather| launch(&gemm, gather, [source, weight, out], epilogue));
@@ -70,7 +70,7 @@ pub(in crate::conv3d) fn launch_gather(
 ) -> Result<(), ConvError> {
     let tile = GemmTile::Fma(RegisterTile::M128N8);
     let gemm = GemmLaunch { call, tile, slices: 1, prefetch: call.limits.unroll };
-    launch(&gemm, gather, operands, (None, Activation::None))
+    launch(&gemm, gather, operands, (call.bias, call.activation))
 }
 
 /// M, N and K of one group's GEMM.
@@ -168,6 +168,8 @@ fn launch(
     let address = address_type("conv3d", &[source, cache.unwrap_or(source), weight, out], largest, limits)?;
     let flop = 2.0 * (tile_m * tile_n * slice_k) as f64;
     let check = TapCheck::of_call(gather, call);
+    // A bias for each of several columns of a channel; the same kernel without a bias.
+    let patches = bias.is_some() && columns(gather) > 1;
     let sources = || [source].into_iter().chain(cache);
     for dispatch in dispatches(threadgroups, flop, limits) {
         let args = match packed {
@@ -207,6 +209,7 @@ fn launch(
                     shape,
                     dispatch.span(),
                     check,
+                    patches,
                     tile,
                     prefetch,
                     source.dtype.elem(),
@@ -237,6 +240,7 @@ fn launch(
                         shape,
                         dispatch.span(),
                         check,
+                        patches,
                         tile,
                         prefetch,
                         stage.size(),

@@ -47,6 +47,7 @@ pub(crate) fn mma_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, R: Size
     shape: GemmShape,
     span: Span,
     #[comptime] check: TapCheck,
+    #[comptime] patches: bool,
     #[comptime] tile: MatrixTile,
     #[comptime] prefetch: bool,
     #[comptime] size: usize,
@@ -139,7 +140,7 @@ pub(crate) fn mma_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, R: Size
             multiply(&source_stage, &weight_stage, &sums, k_major, size, tile);
         }
     }
-    epilogue(&sums, &mut scratch, bias, out, &gather, &shape, &work, Pass::Forward, tile);
+    epilogue(&sums, &mut scratch, bias, out, &gather, &shape, &work, Pass::Forward, patches, tile);
 }
 
 /// Loads this thread's elements of the next source stage into registers, lanes along positions (coalesced).

@@ -3,8 +3,8 @@
 //! positions, all reached by the same windows.
 //!
 //! ```text
-//! dx[c, block * stride + phase] = sum over depth taps, o, window taps j of
-//!                                 dy[o, block + origin + j * step] * W[j, o][c, phase]
+//! dx[c, block * stride + phase] = activation( bias[c] + sum over depth taps, o, window taps j of
+//!                                             dy[o, block + origin + j * step] * W[j, o][c, phase] )
 //!
 //!    a segment of the H x W slice    GEMM rows:  blocks, `tile_m` consecutive ones of a segment; those in
 //!    +--------------------------+                the halo are computed and not stored
@@ -28,6 +28,8 @@
 
 use super::config::SubpixelTile;
 use super::tiling::{SubpixelTiling, SubpixelWork, WindowLoads, window_loads};
+use crate::activation::Activation;
+use crate::conv3d::epilogue::finished;
 use crate::launch::Span;
 use crate::registers::Registers;
 use cubecl::ir::ElemType;
@@ -37,10 +39,12 @@ use cubecl::prelude::*;
 pub(super) fn subpixel_kernel<E: Float, O: Float>(
     dy: &[E],
     weight: &[Vector<f32, Const<4>>],
+    bias: ComptimeOption<&Tensor<E>>,
     out: &mut [O],
     tiling: SubpixelTiling,
     span: Span,
     #[comptime] tile: SubpixelTile,
+    #[comptime] activation: Activation,
     #[comptime] unroll: bool,
     #[define(E)] _dtype: ElemType,
     #[define(O)] _out_dtype: ElemType,
@@ -94,7 +98,7 @@ pub(super) fn subpixel_kernel<E: Float, O: Float>(
             at.advance();
         }
     }
-    write(&sums, out, &tiling, &work, tile);
+    write(&sums, bias, out, &tiling, &work, tile, activation);
 }
 
 /// Loads this thread's elements of a window into registers.
@@ -226,15 +230,18 @@ fn multiply(
     }
 }
 
-/// Epilogue: a store masked to the input's positions and the tile's columns. The same as
-/// [`SubpixelTiling::out_position`], but with the offset computed after the test, which is faster.
+/// Epilogue: bias, activation, rounding, and a store masked to the input's positions and the tile's columns.
+/// The same as [`SubpixelTiling::out_position`], but with the offset computed after the test, which is
+/// faster.
 #[cube]
-fn write<O: Float>(
+fn write<E: Float, O: Float>(
     sums: &Registers<f32>,
+    bias: ComptimeOption<&Tensor<E>>,
     out: &mut [O],
     tiling: &SubpixelTiling,
     work: &SubpixelWork,
     #[comptime] tile: SubpixelTile,
+    #[comptime] activation: Activation,
 ) {
     let first = tiling.out_base(work);
     #[unroll]
@@ -242,6 +249,7 @@ fn write<O: Float>(
         let column = work.column_tile * tile.columns as u32 + j as u32;
         let (rest, phase_w) = tiling.width.phases.div_mod(column);
         let (c, phase_h) = tiling.height.phases.div_mod(rest);
+        let bias = tiling.column_bias(bias, work, column);
         let of_channel = first + c as usize * tiling.out_channel_stride;
         #[unroll]
         for i in 0..comptime!(tile.rows) {
@@ -253,7 +261,8 @@ fn write<O: Float>(
             if exists && h < tiling.height.positions && w < tiling.width.positions {
                 let at =
                     of_channel + h as usize * tiling.height.out_stride + w as usize * tiling.width.out_stride;
-                out[at] = O::cast_from(sums.get(comptime!(i * tile.columns + j)));
+                let sum = sums.get(comptime!(i * tile.columns + j));
+                out[at] = O::cast_from(finished(sum, bias, activation));
             }
         }
     }

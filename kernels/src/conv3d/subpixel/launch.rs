@@ -30,18 +30,20 @@ pub(super) fn launch(
     tile: &SubpixelTile,
     [dy, w, dx]: [&Operand; 3],
 ) -> Result<(), ConvError> {
-    let Conv3dCall { client, limits, ref problem, .. } = *call;
+    let Conv3dCall { client, limits, ref problem, bias, activation, .. } = *call;
     let extents =
         SubpixelExtents::of(problem, tile).expect("`check` has found that the plan serves the pass");
     let packed = pack(call, &extents, tile, w)?;
     let slice_chunks = extents.slice_chunks(problem, tile, limits);
     let slices = extents.chunks.div_ceil(slice_chunks).max(1);
+    let epilogue = (bias, activation);
     if slices == 1 {
-        return gradient(call, &extents, (tile, slice_chunks, 1), [dy, &packed, dx]);
+        return gradient(call, &extents, (tile, slice_chunks, 1), [dy, &packed, dx], epilogue);
     }
     let (partials, slice) = reduce::split_result(client, slices, dx);
-    gradient(call, &extents, (tile, slice_chunks, slices), [dy, &packed, &slice])?;
-    reduce::finish_partials(client, limits, &partials, dx, (None, Activation::None))
+    let plain = (None, Activation::None);
+    gradient(call, &extents, (tile, slice_chunks, slices), [dy, &packed, &slice], plain)?;
+    reduce::finish_partials(client, limits, &partials, dx, epilogue)
 }
 
 /// Packs the weights.
@@ -112,6 +114,7 @@ fn gradient(
     extents: &SubpixelExtents,
     (tile, slice_chunks, slices): (&SubpixelTile, usize, usize),
     [dy, packed, out]: [&Operand; 3],
+    (bias, activation): (Option<&Operand>, Activation),
 ) -> Result<(), ConvError> {
     let Conv3dCall { client, limits, ref problem, .. } = *call;
     let threadgroups = extents.threadgroups(problem, tile) * slices;
@@ -187,10 +190,12 @@ fn gradient(
                     address,
                     dy.buffer_arg(1),
                     packed.buffer_arg(4),
+                    bias.map(|bias| bias.tensor_arg()).into(),
                     out.buffer_arg(1),
                     tiling(),
                     dispatch.span(),
                     *tile,
+                    activation,
                     limits.unroll,
                     dy.dtype.elem(),
                     out.dtype.elem(),
@@ -209,10 +214,12 @@ fn gradient(
                 width,
                 dy.buffer_arg(1),
                 packed.buffer_arg(width),
+                bias.map(|bias| bias.tensor_arg()).into(),
                 out.buffer_arg(1),
                 tiling(),
                 dispatch.span(),
                 *tile,
+                activation,
                 stage.size(),
                 dy.dtype.elem(),
                 stage.elem(),

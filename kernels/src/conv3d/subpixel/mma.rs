@@ -17,6 +17,8 @@
 
 use super::config::SubpixelTile;
 use super::tiling::{SubpixelTiling, SubpixelWork, WindowLoads, window_loads};
+use crate::activation::Activation;
+use crate::conv3d::epilogue::finished;
 use crate::conv3d::gemm::config::SUBGROUP;
 use crate::conv3d::mma::{accumulators, load_fragment, multiply_fragments, store_to_patch, store_window};
 use crate::launch::Span;
@@ -28,10 +30,12 @@ use cubecl::prelude::*;
 pub(super) fn subpixel_mma_kernel<E: Float, S: Float, O: Float, V: Size>(
     dy: &[E],
     weight: &[Vector<S, V>],
+    bias: ComptimeOption<&Tensor<E>>,
     out: &mut [O],
     tiling: SubpixelTiling,
     span: Span,
     #[comptime] tile: SubpixelTile,
+    #[comptime] activation: Activation,
     #[comptime] size: usize,
     #[define(E)] _dtype: ElemType,
     #[define(S)] _stage_dtype: ElemType,
@@ -69,7 +73,7 @@ pub(super) fn subpixel_mma_kernel<E: Float, S: Float, O: Float, V: Size>(
         store_window(&sources, &mut window, tile.window, pitch, loads, threads);
         sync_cube();
     }
-    write(&sums, out, &tiling, &work, tile);
+    write(&sums, bias, out, &tiling, &work, tile, activation);
 }
 
 /// Loads this thread's vectors of a window into registers: some channels of a block, lanes along blocks.
@@ -171,15 +175,17 @@ fn multiply<S: Float, V: Size>(
     }
 }
 
-/// Epilogue: each fragment goes through the subgroup's patch of shared memory to a store masked to the
-/// input's positions and the tile's columns.
+/// Epilogue: each fragment goes through the subgroup's patch of shared memory to bias, activation, rounding
+/// and a store masked to the input's positions and the tile's columns.
 #[cube]
-fn write<O: Float>(
+fn write<E: Float, O: Float>(
     sums: &Sequence<cmma::Matrix<f32>>,
+    bias: ComptimeOption<&Tensor<E>>,
     out: &mut [O],
     tiling: &SubpixelTiling,
     work: &SubpixelWork,
     #[comptime] tile: SubpixelTile,
+    #[comptime] activation: Activation,
 ) {
     let subgroup = UNIT_POS as usize / SUBGROUP;
     let lane = UNIT_POS % SUBGROUP as u32;
@@ -205,9 +211,9 @@ fn write<O: Float>(
                     work.column_tile * tile.columns as u32 + comptime!((i * tile.fragment) as u32) + in_patch;
                 let (at, exists) = tiling.out_position(work, element, column);
                 if exists {
-                    out[first + at] = O::cast_from(
-                        patches[patch + (in_patch * tile.fragment as u32 + in_fragment) as usize],
-                    );
+                    let sum = patches[patch + (in_patch * tile.fragment as u32 + in_fragment) as usize];
+                    let bias = tiling.column_bias(bias, work, column);
+                    out[first + at] = O::cast_from(finished(sum, bias, activation));
                 }
             }
         }

@@ -159,6 +159,20 @@ impl SubpixelTiling {
             + work.slice as usize * self.slice_stride
     }
 
+    /// The bias of a column's channel, of the group's last one for columns past the last.
+    pub(super) fn column_bias<E: Float>(
+        &self,
+        bias: ComptimeOption<&Tensor<E>>,
+        work: &SubpixelWork,
+        column: u32,
+    ) -> ComptimeOption<f32> {
+        bias.map(|bias| {
+            let c = self.height.phases.div(self.width.phases.div(column));
+            let channel = work.group * self.out_channels + min(c, self.out_channels - 1u32);
+            f32::cast_from(bias[channel as usize * bias.stride(0)])
+        })
+    }
+
     /// Offset of the result of an element and a column, and whether it exists.
     pub(super) fn out_position(&self, work: &SubpixelWork, element: u32, column: u32) -> (usize, bool) {
         let (block_h, block_w) = self.block(work, element);

@@ -89,10 +89,10 @@ pub(super) fn launch(
     tile: WindowTile,
     [source, weight, out]: [&Operand; 3],
 ) -> Result<(), ConvError> {
-    let Conv3dCall { client, limits, ref problem, pass, bias, .. } = *call;
+    let Conv3dCall { client, limits, ref problem, pass, bias, activation, .. } = *call;
     let extents = WindowExtents::of(problem, pass, &tile).expect("`serves` has checked the windows");
     let k_slices = k_slices(problem, pass, &extents, &tile, limits);
-    let epilogue = (bias, problem.activation_of(pass));
+    let epilogue = (bias, activation);
     let launch = WindowLaunch { call, tile, extents: &extents, k_slices };
     if k_slices == 1 {
         return launch_gemm(&launch, [source, weight, out], epilogue);

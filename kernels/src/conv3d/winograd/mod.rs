@@ -222,10 +222,10 @@ fn forward_or_input_gradient(
     config: WinogradConfig,
     [source, w, out]: [&Operand; 3],
 ) -> Result<(), ConvError> {
-    let Conv3dCall { client, limits, ref problem, pass, bias, .. } = *call;
+    let Conv3dCall { client, limits, ref problem, pass, bias, activation, .. } = *call;
     let correlation = Correlation::of(problem, pass);
     let call = WinogradCall { client, correlation: &correlation, config, result: out.dtype, limits };
-    run(&call, (source, Filters::Weight(w), out), bias, problem.activation_of(pass), &Step::ALL)
+    run(&call, (source, Filters::Weight(w), out), bias, activation, &Step::ALL)
 }
 
 /// Shape of a weight transformed by [`prepare`]: `U[point, kd, c, o]`, `o` rounded up to a multiple of four.

@@ -10,7 +10,6 @@ use crate::backend::Conv3dCall;
 use crate::conv3d::cube;
 use burn::backend::fusion::stream::Context;
 use burn::backend::ir::TensorIr;
-use burn::backend::ops::FloatTensorOps;
 use burn::tensor::Shape;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::cubecl::zspace::{Strides, metadata::Metadata};
@@ -88,15 +87,7 @@ fn compute(call: &Call<'_>, algorithm: Algorithm, operands: &Operands) -> Result
                     "{name}: the bias has {length} elements, the result has {channels} channels"
                 )));
             }
-            let y = cube::input_gradient(first, weight, &gradient)?;
-            match bias {
-                Some(bias) => {
-                    let bias =
-                        view(bias.clone(), &[1, out[1], 1, 1, 1], &[0, bias.meta.strides()[0], 0, 0, 0]);
-                    CubeBackend::float_add(y, bias)
-                }
-                None => y,
-            }
+            cube::transposed(first, weight, bias.as_ref(), &gradient)?
         }
         Pass::WeightGradient => {
             let dy = second()?;
