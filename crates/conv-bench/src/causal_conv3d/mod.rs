@@ -28,7 +28,8 @@ use anyhow::Result;
 use bench_record::record::OURS;
 use conv_cases::workloads::{self, CausalConv3dWorkload};
 use conv_kernels::conv3d::{
-    Algorithm, Conv3dProblem, Pass as KernelPass, Plan, Window, gradient_plan, plan, stream_tile,
+    Algorithm, Conv3dProblem, Pass as KernelPass, Plan, Window, gradient_plan, plan, predicted_seconds,
+    stream_tile,
 };
 use conv_kernels::{ConvError, FloatType, Limits};
 use layer::Layer;
@@ -188,6 +189,24 @@ fn named_plan(
         Way::Joined | Way::Burn => ("joined, ", choose(problem, Algorithm::Auto)?),
     };
     Ok((format!("{prefix}{}", plan.name()), plan))
+}
+
+/// The plan's name and the seconds that the model predicts for the op, a copy of the frames included where it
+/// joins them, and for conv3d of frames that were joined before.
+pub(crate) fn predicted(
+    problem: &Conv3dProblem,
+    held: usize,
+    limits: &Limits,
+) -> Result<[(String, f64); 2], ConvError> {
+    let pass = KernelPass::Forward;
+    let of = |way: Way| {
+        let (name, plan) = named_plan(way, problem, held, pass, limits)?;
+        let copied =
+            if name.starts_with("causal, cat+") { 2 * bytes(&problem.x_shape(), problem.dtype) } else { 0 };
+        let seconds = predicted_seconds(problem, pass, &plan, limits) + copied as f64 / limits.chip.bandwidth;
+        Ok((name, seconds))
+    };
+    Ok([of(if held == 0 { Way::Joined } else { Way::Causal })?, of(Way::Joined)?])
 }
 
 /// The problem of frames whose plane was padded in memory.
