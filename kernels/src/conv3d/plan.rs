@@ -21,12 +21,14 @@
 //! serves. [4] At most 10 taps along an axis that reads zero padding.
 //!
 //! Padding that all padded axes share, zeros or replicate, is read by every plan; any other (reflect,
-//! circular, modes that differ) by `Gemm` and `Direct`. The input gradient under padding other than zeros is
+//! circular, modes that differ) by `Gemm` and `Direct`, and by `Winograd` where depth, and both axes of the
+//! plane, read zeros or replicate. The input gradient under padding other than zeros is
 //! computed in fp32 on the padded input and folded, by all plans but `Direct`: the plan is chosen for that
 //! problem, checked for it and launched on it (`rewrite.rs`).
 //!
-//! A stream ([`Conv3dProblem::for_streams`]) is read by `Gemm` and `Direct`; its forward pass is planned for
-//! a single window along depth, without split-K, so that no bit of y depends on the number of frames.
+//! A stream ([`Conv3dProblem::for_streams`]) is read by `Gemm`, `Winograd` and `Direct`; its forward pass is
+//! planned for a single window along depth, without split-K, so that no bit of y depends on the number of
+//! frames. Only the extent of Winograd's regions does.
 //!
 //! Which plan is taken: `choose/`. Where a plan needs more than the device has ([`crate::Needs`]) the next
 //! candidate is taken: smaller tiles of the same GEMM, at last `Direct`.
@@ -182,23 +184,6 @@ fn first_that_serves(plans: &[Plan], problem: &PassProblem, limits: &Limits) -> 
 /// measurement.
 pub fn predicted_seconds(problem: &Conv3dProblem, pass: Pass, plan: &Plan, limits: &Limits) -> f64 {
     choose::model::seconds(plan, plan.launched(&PassProblem::of(problem, pass)), pass, limits)
-}
-
-/// The Winograd tile that a stream's forward pass is predicted to be faster by, although the cache and x
-/// have to be joined for it. Decided for one window along depth, so that it does not depend on the number
-/// of frames.
-pub fn stream_tile(problem: &Conv3dProblem, limits: &Limits) -> Option<WinogradTile> {
-    let whole = |problem: Conv3dProblem| Conv3dProblem { streaming: false, ..problem };
-    let one = whole(problem.planned(Pass::Forward));
-    let Ok(joined @ Plan::Winograd(config)) = plan(&one, Pass::Forward, Algorithm::Auto, limits) else {
-        return None;
-    };
-    let read = plan(problem, Pass::Forward, Algorithm::Auto, limits).ok()?;
-    let serves = plan(&whole(*problem), Pass::Forward, Algorithm::Winograd(config.tile), limits).is_ok();
-    let elements: f64 = one.x_shape().iter().map(|&size| size as f64).product();
-    let copy = 2.0 * elements * problem.dtype.size() as f64 / limits.chip.bandwidth;
-    let seconds = |plan| predicted_seconds(&one, Pass::Forward, plan, limits);
-    (serves && seconds(&joined) + copy < seconds(&read)).then_some(config.tile)
 }
 
 /// Every plan that serves the pass and that some choice or its fallback may take on the device: the tests run

@@ -3,7 +3,7 @@
 //!
 //! | whose, plan               | what is timed                                                              |
 //! |---------------------------|----------------------------------------------------------------------------|
-//! | ours, `causal, PLAN`      | `causal_conv3d`: y and the new cache (`cat+PLAN`: it joins the frames)     |
+//! | ours, `causal, PLAN`      | `causal_conv3d`: y and the new cache                                       |
 //! | ours, `pad+cat, PLAN`     | what published decoders do, with this project's conv3d                     |
 //! | ours, `joined, PLAN`      | conv3d of frames that were joined before: y alone                          |
 //! | burn, `pad+cat+conv3d`    | what published decoders do, with Burn's conv3d                             |
@@ -29,7 +29,6 @@ use bench_record::record::OURS;
 use conv_cases::workloads::{self, CausalConv3dWorkload};
 use conv_kernels::conv3d::{
     Algorithm, Conv3dProblem, Pass as KernelPass, Plan, Window, gradient_plan, plan, predicted_seconds,
-    stream_tile,
 };
 use conv_kernels::{ConvError, FloatType, Limits};
 use layer::Layer;
@@ -178,12 +177,8 @@ fn named_plan(
         KernelPass::Forward => plan(problem, pass, algorithm, limits),
         _ => gradient_plan(problem, pass, algorithm, limits),
     };
-    let stream = problem.for_streams();
     let (prefix, plan) = match way {
-        Way::Causal => match stream_tile(&stream, limits) {
-            Some(tile) => ("causal, cat+", choose(problem, Algorithm::Winograd(tile))?),
-            None => ("causal, ", choose(&stream, Algorithm::Auto)?),
-        },
+        Way::Causal => ("causal, ", choose(&problem.for_streams(), Algorithm::Auto)?),
         Way::PadCat => ("pad+cat, ", choose(&padded(problem)?, Algorithm::Auto)?),
         Way::Joined | Way::Burn if held == 0 => ("", choose(problem, Algorithm::Auto)?),
         Way::Joined | Way::Burn => ("joined, ", choose(problem, Algorithm::Auto)?),
@@ -191,8 +186,8 @@ fn named_plan(
     Ok((format!("{prefix}{}", plan.name()), plan))
 }
 
-/// The plan's name and the seconds that the model predicts for the op, a copy of the frames included where it
-/// joins them, and for conv3d of frames that were joined before.
+/// The plan's name and the seconds that the model predicts for the op, and for conv3d of frames that were
+/// joined before.
 pub(crate) fn predicted(
     problem: &Conv3dProblem,
     held: usize,
@@ -201,9 +196,7 @@ pub(crate) fn predicted(
     let pass = KernelPass::Forward;
     let of = |way: Way| {
         let (name, plan) = named_plan(way, problem, held, pass, limits)?;
-        let copied =
-            if name.starts_with("causal, cat+") { 2 * bytes(&problem.x_shape(), problem.dtype) } else { 0 };
-        let seconds = predicted_seconds(problem, pass, &plan, limits) + copied as f64 / limits.chip.bandwidth;
+        let seconds = predicted_seconds(problem, pass, &plan, limits);
         Ok((name, seconds))
     };
     Ok([of(if held == 0 { Way::Joined } else { Way::Causal })?, of(Way::Joined)?])

@@ -130,8 +130,8 @@ mod tests {
             ..Record::default()
         };
         let records = [
-            row(&stage, OURS, "causal, cat+winograd_4x4", "", 2.0),
-            row(&stage, OURS, "causal, cat+winograd_4x4", WALL_CLOCK, 9.0),
+            row(&stage, OURS, "causal, winograd_4x4", "", 2.0),
+            row(&stage, OURS, "causal, winograd_4x4", WALL_CLOCK, 9.0),
             row(&stage, OURS, "joined, winograd_4x4", "", 1.5),
             row(&stage, "burn", "pad+cat+conv3d", "", 6.0),
             row(&single, OURS, "winograd_4x4", "", 1.0),

@@ -66,11 +66,14 @@ pub(super) fn candidates(
     algorithm: Algorithm,
     limits: &Limits,
 ) -> Result<Vec<Plan>, ConvError> {
+    // Of a stream the extent of a region alone depends on the number of frames, and no bit on regions.
+    let of_tile = |tile| super::winograd::config(problem, pass, tile, limits).map(Plan::Winograd);
     let problem = &problem.planned(pass);
     Ok(match algorithm {
         Algorithm::Auto => {
             let other = without_winograd(problem, pass, limits);
-            let winograd = winograd::winner(problem, pass, &other, limits).map(Plan::Winograd);
+            let winograd = winograd::winner(problem, pass, &other, limits);
+            let winograd = winograd.and_then(|config| of_tile(config.tile).ok());
             winograd.into_iter().chain(with_fallback(other, problem, pass)).collect()
         }
         Algorithm::NoWinograd => with_fallback(without_winograd(problem, pass, limits), problem, pass),
@@ -80,9 +83,7 @@ pub(super) fn candidates(
             fallback.family().serves(problem, pass, limits)?;
             vec![gemm::choose(problem, pass, limits), fallback]
         }
-        Algorithm::Winograd(tile) => {
-            vec![Plan::Winograd(super::winograd::config(problem, pass, tile, limits)?)]
-        }
+        Algorithm::Winograd(tile) => vec![of_tile(tile)?],
     })
 }
 
