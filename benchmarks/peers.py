@@ -155,6 +155,37 @@ class Torch:
         passes["fwd_bwd"] = lambda: [forward(), *passes["bwd"]()]
         return "sum" if problem["pass"] == "db" else plan, passes[problem["pass"]]
 
+    def causal_conv3d(self, problem, inputs):
+        torch, F = self.torch, self.torch.nn.functional
+        joined, w, dy = (inputs(name) for name in ("x", "w", "dy"))
+        held, (_, height, width) = problem["cached"], problem["padding"]
+        plane = [*width, *height]
+        # What is timed begins with two tensors.
+        cache, x = (part.contiguous() for part in (joined[:, :, :held], joined[:, :, held:]))
+        del joined
+        pad = problem["pad"]
+
+        def function(cache, x, w):
+            frames = torch.cat([cache, x], 2) if held else x
+            padding = [0, *(low for low, _ in (height, width))]
+            if not pad:
+                return F.conv3d(frames, w, None, 1, padding), frames
+            return F.conv3d(F.pad(frames, plane) if any(plane) else frames, w, None, 1, 0), frames
+
+        def forward():
+            y, frames = function(cache, x, w)
+            # Published decoders copy the frames that they keep.
+            return [y, frames[:, :, frames.shape[2] - held :].clone()] if held else [y]
+
+        plan = "conv3d" if not held else "pad+cat+conv3d" if pad else "cat+conv3d"
+        if problem["pass"] == "fwd":
+            return plan, forward
+        leaves = [w] if problem["pass"] == "dw" else [cache, x] if held else [x]
+        for leaf in leaves:
+            leaf.requires_grad_()
+        y, _ = function(cache, x, w)
+        return plan, lambda: list(torch.autograd.grad(y, leaves, dy, retain_graph=True))
+
     def causal(self, problem, inputs, function):
         """The passes of a function of x, weight and bias."""
         leaves = [inputs(name) for name in ("x", "weight", "bias") if name in problem["seeds"]]
@@ -227,7 +258,7 @@ class CausalConv1d(Torch):
         self.module = causal_conv1d
         self.backend = f"causal-conv1d {getattr(causal_conv1d, '__version__', '')}, {self.backend}"
 
-    conv3d = rope2d = None
+    conv3d = causal_conv3d = rope2d = None
 
     def causal_conv1d(self, problem, inputs):
         activation = "silu" if problem["silu"] else None
@@ -249,6 +280,7 @@ class Mlx:
     """MLX, with channels last, which is its own order."""
 
     name = "mlx"
+    causal_conv3d = None
 
     def __init__(self, software):
         import mlx.core as mx

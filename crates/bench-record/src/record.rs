@@ -35,7 +35,7 @@ pub const WALL_CLOCK: &str = ", wall clock";
 /// One measurement. An empty cell is a value that was not measured.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Record {
-    /// `conv3d`, `causal_conv1d`, `rope2d`, `rope` or `training_step`.
+    /// `conv3d`, `causal_conv3d`, `causal_conv1d`, `rope2d`, `rope` or `training_step`.
     pub op: String,
     /// Name in the workload table; another memory order or size is a suffix.
     pub case: String,

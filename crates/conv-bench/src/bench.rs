@@ -127,19 +127,36 @@ impl Bench {
         setup: &dyn Fn() -> S,
         run: &dyn Fn(S) -> Vec<Read>,
     ) -> Result<()> {
-        self.running(row, BURN);
+        self.tensors(row, work, truths, BURN, setup, run)
+    }
+
+    /// [`Self::burn`] of whatever computes with Burn's tensors. A result of ours outside its bound is a
+    /// failure.
+    pub(crate) fn tensors<S>(
+        &mut self,
+        row: &Row,
+        work: Work,
+        truths: &[Rc<Truth>],
+        implementation: &str,
+        setup: &dyn Fn() -> S,
+        run: &dyn Fn(S) -> Vec<Read>,
+    ) -> Result<()> {
+        self.running(row, implementation);
+        let must_hold = implementation == OURS;
         // Burn panics where it cannot serve a call.
-        let measured = catch_unwind(AssertUnwindSafe(|| self.measure_burn(row, truths, setup, run)));
+        let measured =
+            catch_unwind(AssertUnwindSafe(|| self.measure_tensors(row, truths, must_hold, setup, run)));
         match measured.unwrap_or_else(|panic| Err(panic_text(&*panic))) {
-            Ok((times, deviation, inside)) => self.write(row, work, BURN, times, deviation, inside),
-            Err(error) => self.failed(row, BURN, &row.plan, &error),
+            Ok((times, deviation, inside)) => self.write(row, work, implementation, times, deviation, inside),
+            Err(error) => self.failed(row, implementation, &row.plan, &error),
         }
     }
 
-    fn measure_burn<S>(
+    fn measure_tensors<S>(
         &self,
         row: &Row,
         truths: &[Rc<Truth>],
+        must_hold: bool,
         setup: &dyn Fn() -> S,
         run: &dyn Fn(S) -> Vec<Read>,
     ) -> Result<(Times, Deviation, bool), String> {
@@ -153,6 +170,9 @@ impl Bench {
             same_computation(deviation)?;
             worst = worst.worst(deviation);
             all_inside &= inside.is_ok();
+            if must_hold {
+                inside?;
+            }
         }
         // With Fusion, Burn only queues an op, and drops it again where nobody keeps its result.
         let flush = || self.device.burn.flush().map_err(|error| first_line(&error.to_string()));

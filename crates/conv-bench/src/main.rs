@@ -5,6 +5,7 @@
 //! device.rs                             the adapter, its copy bandwidth and peak rates
 //! scale.rs                              small versions of the workloads
 //! conv3d/ causal_conv1d/ rope*.rs       the rows of each op and the truth of their results
+//! causal_conv3d/                        the layers of video decoders, and what a decoder's step takes
 //! training/                             steps of whole networks, by Burn and patched
 //! burn_peer/                            Burn's own ops
 //! tune/                                 the model of the choice against measured times of every plan
@@ -17,6 +18,7 @@
 mod bench;
 mod burn_peer;
 mod causal_conv1d;
+mod causal_conv3d;
 mod conv3d;
 mod data;
 mod device;
@@ -102,6 +104,7 @@ fn run(mut options: Options) -> Result<bool> {
     println!("measured limits: {}", roofline_text(&roofline));
 
     let steps = conv3d::cases(&options, size).len()
+        + causal_conv3d::cases(&options, size).len()
         + causal_conv1d::cases(&options, size).len()
         + rope2d::cases(&options, size).len()
         + rope::cases(&options, size).len()
@@ -119,6 +122,7 @@ fn run(mut options: Options) -> Result<bool> {
     let mut bench = Bench { options, size, device, roofline, timer, report, peers };
     refuse_dtypes(&mut bench);
     conv3d::run(&mut bench)?;
+    causal_conv3d::run(&mut bench)?;
     causal_conv1d::run(&mut bench)?;
     rope2d::run(&mut bench)?;
     rope::run(&mut bench)?;

@@ -120,6 +120,9 @@ pub(crate) enum Op {
     /// Three-dimensional convolution.
     #[value(name = "conv3d")]
     Conv3d,
+    /// Layers of video decoders on pieces of a clip, next to joining the frames first.
+    #[value(name = "causal_conv3d")]
+    CausalConv3d,
     /// Causal depthwise convolution.
     #[value(name = "causal_conv1d")]
     CausalConv1d,

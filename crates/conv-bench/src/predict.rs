@@ -1,12 +1,12 @@
 //! What the model of `conv_kernels::Chip` predicts for conv3d's workloads on chips that need not be there:
-//! the plan that is chosen, its milliseconds, and MLX's by the same rates. Nothing is run and nothing is
-//! measured.
+//! the plan that is chosen, its milliseconds, and MLX's by the same rates; of causal conv3d's layers what it
+//! costs that x and the cache are two tensors. Nothing is run and nothing is measured.
 
 use crate::options::{Options, Size};
 use anyhow::Result;
 use comfy_table::Table;
-use conv_kernels::Limits;
 use conv_kernels::conv3d::{Algorithm, Conv3dProblem, Pass, plan, predicted_seconds};
+use conv_kernels::{FloatType, Limits};
 
 /// Taps along H and W and the tile's outputs of MLX's Winograd.
 const TAPS: usize = 3;
@@ -18,14 +18,19 @@ const OUTPUTS: usize = 6;
 /// For a workload that is no valid problem.
 pub(crate) fn run(options: &Options, chips: &[String]) -> Result<()> {
     println!("Predicted milliseconds (MLX's in brackets) by counted operations and bytes; nothing was run.");
+    let chips: Vec<_> = chips.iter().map(|name| (name, Limits::named(name))).collect();
     for dtype in options.dtypes() {
+        streams(options, dtype, &chips)?;
+        let cases = crate::conv3d::cases(options, Size::Full);
+        if cases.is_empty() {
+            continue;
+        }
         let mut table = Table::new();
         table.load_preset(comfy_table::presets::ASCII_MARKDOWN);
-        let chips: Vec<_> = chips.iter().map(|name| (name, Limits::apple(name))).collect();
         let names = chips.iter().flat_map(|(name, _)| [format!("{name}: plan"), "ms (MLX)".into()]);
         table.set_header(["layer".to_string(), "pass".into()].into_iter().chain(names));
         let mut ratios = vec![(0.0, 0); chips.len()];
-        for case in crate::conv3d::cases(options, Size::Full) {
+        for case in cases {
             let problem = crate::conv3d::problem(&case, dtype)?;
             for pass in [Pass::Forward, Pass::InputGradient, Pass::WeightGradient] {
                 let mut row = vec![case.name.clone(), pass.name().into()];
@@ -46,6 +51,47 @@ pub(crate) fn run(options: &Options, chips: &[String]) -> Result<()> {
         for ((name, _), (sum, count)) in chips.iter().zip(ratios) {
             let mean = (sum / f64::from(count.max(1))).exp();
             println!("{name}: MLX's time over ours, geometric mean of {count} passes: {mean:.2}");
+        }
+    }
+    Ok(())
+}
+
+/// Prints what the layers of a decoder take as streams, and as conv3d of frames that were joined before.
+fn streams(options: &Options, dtype: FloatType, chips: &[(&String, Limits)]) -> Result<()> {
+    let cases = crate::causal_conv3d::cases(options, Size::Full);
+    let served = chips.iter().filter(|(_, limits)| limits.dtypes.contains(&dtype));
+    for (name, limits) in served.filter(|_| !cases.is_empty()) {
+        let mut table = Table::new();
+        table.load_preset(comfy_table::presets::ASCII_MARKDOWN);
+        table.set_header(["layer", "calls", "stream: plan", "ms", "joined before: plan", "ms", "ratio"]);
+        let mut steps: Vec<(&str, [f64; 2])> = Vec::new();
+        for workload in &cases {
+            let problem = crate::conv3d::problem(&workload.case, dtype)?;
+            let [stream, joined] = crate::causal_conv3d::predicted(&problem, workload.cached(), limits)?;
+            let [a, b] = [&stream, &joined].map(|(_, seconds)| 1e3 * seconds);
+            table.add_row([
+                workload.case.name.clone(),
+                workload.calls.to_string(),
+                stream.0,
+                format!("{a:.3}"),
+                joined.0,
+                format!("{b:.3}"),
+                format!("{:.2}", a / b),
+            ]);
+            if !steps.iter().any(|(step, _)| *step == workload.step) {
+                steps.push((&workload.step, [0.0; 2]));
+            }
+            let step = steps.iter_mut().find(|(step, _)| *step == workload.step);
+            let (_, sums) = step.expect("it was added");
+            let calls = workload.calls as f64;
+            *sums = [sums[0] + calls * a, sums[1] + calls * b];
+        }
+        println!("\n{} on {name}\n{table}", dtype.name());
+        for (step, [stream, joined]) in steps {
+            println!(
+                "{step}: {stream:.1} ms as a stream, {joined:.1} ms joined before: {:.3}",
+                stream / joined
+            );
         }
     }
     Ok(())

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer, Error};
 
 const CONV3D: &str = include_str!("../workloads/conv3d.csv");
+const CAUSAL_CONV3D: &str = include_str!("../workloads/causal_conv3d.csv");
 const CAUSAL_CONV1D: &str = include_str!("../workloads/causal_conv1d.csv");
 const ROPE: &str = include_str!("../workloads/rope.csv");
 const ROPE2D: &str = include_str!("../workloads/rope2d.csv");
@@ -24,6 +25,28 @@ pub struct Conv3dWorkload {
     pub gflop: f64,
     /// What is special about the layer; often empty.
     pub note: String,
+}
+
+/// A convolution of a video decoder that gets a clip in pieces: causal in time, KD - 1 frames in a cache
+/// (none for single frames).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CausalConv3dWorkload {
+    /// The convolution of \[cache, x\] joined along depth, without padding there; no bias and no activation.
+    pub case: conv3d::Conv3dCase,
+    /// What runs the layer: one step of a decoder at one size of frames.
+    pub step: String,
+    /// How many layers of these shapes a step has.
+    pub calls: usize,
+    /// Whether gradients are of interest too.
+    pub gradients: bool,
+}
+
+impl CausalConv3dWorkload {
+    /// Frames in the cache: KD - 1.
+    #[must_use]
+    pub fn cached(&self) -> usize {
+        self.case.kernel[0] - 1
+    }
 }
 
 /// A causal conv1d layer on `[B, C, T]`.
@@ -104,6 +127,25 @@ pub fn conv3d() -> Vec<Conv3dWorkload> {
             output: [row.od, row.oh, row.ow],
             gflop: row.gflop,
             note: row.note,
+        })
+        .collect()
+}
+
+/// The causal conv3d table.
+#[must_use]
+pub fn causal_conv3d() -> Vec<CausalConv3dWorkload> {
+    rows::<CausalConv3dRow>(CAUSAL_CONV3D)
+        .into_iter()
+        .map(|row| {
+            let name = format!("{}_{}", row.step, row.layer);
+            let input = [1, row.c, row.kd - 1 + row.frames, row.h, row.w];
+            let same = |taps: usize| (taps / 2, taps / 2);
+            let case = conv3d::Conv3dCase {
+                padding: [(0, 0), same(row.kh), same(row.kw)],
+                bias: false,
+                ..conv3d::Conv3dCase::new(&name, input, row.o, [row.kd, row.kh, row.kw])
+            };
+            CausalConv3dWorkload { case, step: row.step, calls: row.calls, gradients: row.gradients == 1 }
         })
         .collect()
 }
@@ -210,6 +252,29 @@ struct Conv3dRow {
 }
 
 #[derive(Deserialize)]
+struct CausalConv3dRow {
+    step: String,
+    layer: String,
+    #[serde(rename = "C")]
+    c: usize,
+    frames: usize,
+    #[serde(rename = "H")]
+    h: usize,
+    #[serde(rename = "W")]
+    w: usize,
+    #[serde(rename = "O")]
+    o: usize,
+    #[serde(rename = "KD")]
+    kd: usize,
+    #[serde(rename = "KH")]
+    kh: usize,
+    #[serde(rename = "KW")]
+    kw: usize,
+    calls: usize,
+    gradients: usize,
+}
+
+#[derive(Deserialize)]
 struct CausalConv1dRow {
     name: String,
     #[serde(rename = "B")]
@@ -249,60 +314,5 @@ fn flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn conv3d_extents_and_gflop_agree_with_the_formula() {
-        let workloads = conv3d();
-        assert_eq!(workloads.len(), CONV3D.lines().count() - 1);
-        assert!(workloads.len() >= 40);
-        for Conv3dWorkload { case, output, gflop, .. } in workloads {
-            assert_eq!(case.output_extents(), output, "{case}");
-            assert_eq!((case.c % case.groups, case.o % case.groups), (0, 0), "{case}");
-            let exact = 2e-9 * case.macs() as f64;
-            assert!((exact - gflop).abs() <= 0.0051, "{exact} GFLOP, not {gflop}, in {case}");
-        }
-    }
-
-    #[test]
-    fn causal_conv1d_rows_are_read() {
-        let cases: Vec<_> = causal_conv1d().into_iter().map(|workload| workload.case).collect();
-        assert_eq!(cases.len(), CAUSAL_CONV1D.lines().count() - 1);
-        let find = |name: &str| cases.iter().find(|case| case.name == name).expect(name);
-        let mamba = find("mamba_130m");
-        assert_eq!(
-            (mamba.b, mamba.c, mamba.t, mamba.w, mamba.bias, mamba.silu),
-            (8, 1536, 2048, 4, true, true)
-        );
-        let qwen = find("qwen3_next");
-        assert_eq!((qwen.bias, qwen.silu), (false, true));
-        assert!(!find("hyena_w128").silu);
-    }
-
-    #[test]
-    fn rope_grids_hold_the_tokens() {
-        let workloads = rope();
-        assert_eq!(workloads.len(), ROPE.lines().count() - 1);
-        for RopeWorkload { name, tokens, head_dim, frames, rows, columns, .. } in workloads {
-            assert!(head_dim % 2 == 0 && tokens > 0, "{name}");
-            assert!(frames == 0 || frames * rows * columns == tokens, "{name}");
-        }
-    }
-
-    #[test]
-    fn rope2d_grids_hold_the_tokens() {
-        let workloads = rope2d();
-        assert_eq!(workloads.len(), ROPE2D.lines().count() - 1);
-        for workload in workloads {
-            let (case, [rows, columns]) = (&workload.case, workload.grid);
-            assert!(case.d % 4 == 0 && rows * columns <= case.n, "{}", case.name);
-            let positions = workload.positions();
-            assert_eq!(positions.len(), case.b * case.n * 2);
-            let special = case.n - rows * columns;
-            let last = [rows, columns].map(|extent| (extent - 1 + usize::from(special > 0)) as i64);
-            assert_eq!(positions[positions.len() - 2..], last, "{}", case.name);
-            assert_eq!(positions[2 * special..2 * special + 2], [i64::from(special > 0); 2], "{}", case.name);
-        }
-    }
-}
+#[path = "workloads_tests.rs"]
+mod tests;

@@ -69,9 +69,10 @@ impl<'a> Conv3dCall<'a> {
     }
 
     /// With the first frames of x in a tensor of their own. Images whose channels are not evenly spaced are
-    /// left to `Direct`.
+    /// left to `Direct` by plans that count image channels.
     pub(super) fn with_cache(self, x: &Operand, cache: &'a Operand) -> Self {
-        let even = [x, cache].into_iter().all(has_even_images);
+        let counts = !matches!(self.plan, Plan::Winograd(_));
+        let even = !counts || [x, cache].into_iter().all(has_even_images);
         let plan = if even { self.plan } else { &Plan::Direct };
         Self { cache: Some(cache), plan, ..self }
     }

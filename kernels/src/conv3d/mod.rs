@@ -90,7 +90,6 @@ pub mod winograd;
 
 pub use crate::activation::Activation;
 pub use activation_pass::activation_gradient;
-pub use choose::stream_tile;
 pub use depthwise::DepthwiseKernel;
 pub use few_outputs::FewOutputsTile;
 pub use gemm::{GemmTile, MatrixTile, RegisterTile};

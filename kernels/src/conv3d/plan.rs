@@ -21,12 +21,14 @@
 //! serves. [4] At most 10 taps along an axis that reads zero padding.
 //!
 //! Padding that all padded axes share, zeros or replicate, is read by every plan; any other (reflect,
-//! circular, modes that differ) by `Gemm` and `Direct`. The input gradient under padding other than zeros is
+//! circular, modes that differ) by `Gemm` and `Direct`, and by `Winograd` where depth, and both axes of the
+//! plane, read zeros or replicate. The input gradient under padding other than zeros is
 //! computed in fp32 on the padded input and folded, by all plans but `Direct`: the plan is chosen for that
 //! problem, checked for it and launched on it (`rewrite.rs`).
 //!
-//! A stream ([`Conv3dProblem::for_streams`]) is read by `Gemm` and `Direct`; its forward pass is planned for
-//! a single window along depth, without split-K, so that no bit of y depends on the number of frames.
+//! A stream ([`Conv3dProblem::for_streams`]) is read by `Gemm`, `Winograd` and `Direct`; its forward pass is
+//! planned for a single window along depth, without split-K, so that no bit of y depends on the number of
+//! frames. Only the extent of Winograd's regions does.
 //!
 //! Which plan is taken: `choose/`. Where a plan needs more than the device has ([`crate::Needs`]) the next
 //! candidate is taken: smaller tiles of the same GEMM, at last `Direct`.

@@ -2,8 +2,7 @@
 
 use super::*;
 use crate::chip::Chip;
-use crate::conv3d::problem::Window;
-use crate::conv3d::stream_tile;
+use crate::conv3d::problem::{PaddingMode, Window};
 use crate::conv3d::window::WindowTile;
 use crate::dtype::FloatType;
 
@@ -347,21 +346,39 @@ fn strided_few_channels_have_their_own_kernel() {
     assert_eq!(input(&problem([1, 3, 4, 64, 64], 8, [1, 17, 17], 2, 1)), "gemm_256x4x16");
 }
 
-/// A stream takes Winograd, for which cache and x are joined, where that is faster for one frame: whatever
-/// the number of frames, and not for small planes.
+/// A stream takes Winograd where that is faster for one window along depth: whatever the number of frames,
+/// cached or padded, and not for small planes.
 #[test]
-fn streams_join_their_frames_where_winograd_is_faster() {
-    let window = Window { padding: [(0, 0), (1, 1), (1, 1)], ..Window::default() };
-    let tile = |limits: &Limits, frames: usize, plane: usize| {
-        let shape = [1, 128, frames, plane, plane];
-        let problem = Conv3dProblem::new(shape, [128, 128, 3, 3, 3], None, window, FloatType::F32);
-        stream_tile(&problem.expect("sound shapes").for_streams(), limits)
+fn streams_take_winograd_for_any_number_of_frames() {
+    let tile = |limits: &Limits, (frames, front): (usize, usize), plane: usize, modes| {
+        let window =
+            Window { padding: [(front, 0), (1, 1), (1, 1)], padding_mode: modes, ..Window::default() };
+        let problem = Conv3dProblem::new(
+            [1, 128, frames, plane, plane],
+            [128, 128, 3, 3, 3],
+            None,
+            window,
+            FloatType::F32,
+        );
+        match plan(&problem.expect("sound shapes").for_streams(), Pass::Forward, Algorithm::Auto, limits) {
+            Ok(Plan::Winograd(config)) => Some(config.tile),
+            Ok(_) => None,
+            Err(error) => panic!("{error}"),
+        }
     };
     let devices = [Limits::apple("Apple M1"), Limits::apple("Apple M4 Max"), Limits::h200()];
+    let first = [PaddingMode::Zeros, PaddingMode::Replicate]
+        .map(|mode| [mode, PaddingMode::Zeros, PaddingMode::Zeros]);
     for limits in devices.into_iter().chain([Limits::named("llvmpipe")]) {
-        assert_eq!(tile(&limits, 3, 16), None);
-        for frames in [3, 4, 18] {
-            assert_eq!(tile(&limits, frames, 240), Some(WinogradTile::F4x4), "{frames} frames");
+        for modes in first {
+            assert_eq!(tile(&limits, (3, 0), 16, modes), None);
+            for frames in [(3, 0), (4, 0), (18, 0), (1, 2), (5, 2)] {
+                assert_eq!(
+                    tile(&limits, frames, 240, modes),
+                    Some(WinogradTile::F4x4),
+                    "{frames:?} {modes:?}"
+                );
+            }
         }
     }
 }

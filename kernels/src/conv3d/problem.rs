@@ -154,8 +154,8 @@ impl Conv3dProblem {
     }
 
     /// The problem of a piece of a clip, whose result is that of the whole clip bit for bit: the forward pass
-    /// is planned for a single window along depth, by the gathered GEMM or [`super::Plan::Direct`], whose
-    /// sums are not split. The first frames may be in a cache ([`super::forward_cached`]).
+    /// is planned for a single window along depth, by Winograd, the gathered GEMM or [`super::Plan::Direct`],
+    /// whose sums are not split. The first frames may be in a cache ([`super::forward_cached`]).
     #[must_use]
     pub fn for_streams(self) -> Self {
         Self { streaming: true, ..self }
@@ -236,9 +236,23 @@ impl Conv3dProblem {
     }
 
     /// Whether every family reads the input: one tensor, in which all padding is zeros or all of it
-    /// replicates. The gathered GEMM and [`super::Plan::Direct`] read any padding, axis by axis, and streams.
+    /// replicates. The gathered GEMM and [`super::Plan::Direct`] read any padding, axis by axis, and streams;
+    /// Winograd those and [`Self::winograd_padding`].
     pub(crate) fn is_plain(&self) -> bool {
         !self.streaming && self.has_shared_padding()
+    }
+
+    /// What taps outside read along depth, and along both axes of the plane, where each is zeros or
+    /// replicates: the paddings that Winograd reads, of streams too. An axis without padding takes no part.
+    pub(crate) fn winograd_padding(&self) -> Option<[PaddingMode; 2]> {
+        let Window { padding, padding_mode, .. } = self.window;
+        let shared = |axes: &[usize]| {
+            let is = |mode: &PaddingMode| {
+                axes.iter().all(|&axis| padding[axis] == (0, 0) || padding_mode[axis] == *mode)
+            };
+            [PaddingMode::Zeros, PaddingMode::Replicate].into_iter().find(is)
+        };
+        Some([shared(&[0])?, shared(&[1, 2])?])
     }
 
     fn has_shared_padding(&self) -> bool {

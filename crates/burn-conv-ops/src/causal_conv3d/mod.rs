@@ -49,11 +49,9 @@ use check::OP;
 /// Gradients flow to x, weight, bias and cache, and through the new cache.
 ///
 /// Pieces have the bits of the whole clip given in one call, on one device: the plan and its sums do not
-/// depend on the number of frames. The gathered GEMM and the direct kernel read the cache where it is. Where
-/// Winograd is predicted to be faster, a copy of the cache and x included, and under
-/// [`Algorithm::Winograd`](crate::Algorithm::Winograd), they are joined in memory.
-/// [`nn::CausalConv3d::forward`](crate::nn::CausalConv3d::forward), which has a whole clip, takes any plan:
-/// its results differ by rounding.
+/// depend on the number of frames. It is Winograd's, the gathered GEMM's or the direct kernel's, which read
+/// the cache where it is. [`nn::CausalConv3d::forward`](crate::nn::CausalConv3d::forward), which has a whole
+/// clip, takes any plan: its results differ by rounding.
 ///
 /// # Panics
 /// Where [`try_causal_conv3d`] returns an error.

@@ -7,8 +7,6 @@ use burn::tensor::Tensor;
 use conv_kernels::ConvError;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 use conv_kernels::Limits;
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
-use conv_kernels::conv3d::Algorithm;
 use conv_kernels::conv3d::{self, Conv3dProblem, Pass, WinogradTile};
 #[cfg(feature = "autodiff")]
 use conv_kernels::{FloatType, conv3d::Activation};
@@ -88,19 +86,5 @@ pub(super) fn prepared_tile(
         }
     }
     let _ = (x, weight, bias, call);
-    None
-}
-
-/// The Winograd tile that a checked call of a stream is faster by, the cache and x joined for it included:
-/// decided for one window along depth, whatever the number of frames. None where an algorithm is forced, and
-/// without a device's model.
-pub(super) fn stream_tile(x: &Tensor<5>, call: &Conv3dCall) -> Option<WinogradTile> {
-    #[cfg(any(feature = "wgpu", feature = "cuda"))]
-    if let burn::backend::DispatchDevice::Cube(device) = x.device().without_autodiff().as_dispatch()
-        && call.algorithm == Algorithm::Auto
-    {
-        return conv3d::stream_tile(&call.problem, &Limits::of(&device.client()));
-    }
-    let _ = (x, call);
     None
 }

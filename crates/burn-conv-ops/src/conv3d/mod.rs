@@ -18,7 +18,7 @@ pub(crate) use options::same_padding;
 pub use options::{Conv3dOptions, Conv3dPadding, PerAxis};
 
 use crate::backend::ConvOps;
-use crate::{Algorithm, ConvError, or_panic};
+use crate::{ConvError, or_panic};
 use burn::backend::Dispatch;
 use burn::tensor::Tensor;
 use check::Frames;
@@ -85,16 +85,7 @@ pub(crate) fn try_stream(
     bias: Option<Tensor<1>>,
     options: &Conv3dOptions,
 ) -> Result<Tensor<5>, ConvError> {
-    // Winograd reads one tensor.
-    let joined = |cache: Option<_>, x| Tensor::cat(cache.into_iter().chain([x]).collect(), 2);
-    if let Algorithm::Winograd(_) = options.algorithm {
-        return try_conv3d(joined(cache, x), weight, bias, *options);
-    }
     let call = check::check(&x, &weight, bias.as_ref(), options, Frames::Stream(cache.as_ref()))?;
-    if let Some(tile) = check::stream_tile(&x, &call) {
-        let algorithm = Algorithm::Winograd(tile);
-        return try_conv3d(joined(cache, x), weight, bias, Conv3dOptions { algorithm, ..*options });
-    }
     let bias = bias.map(Tensor::into_dispatch).into();
     let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
     Ok(Tensor::from_dispatch(match cache {

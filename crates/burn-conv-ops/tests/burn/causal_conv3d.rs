@@ -137,10 +137,13 @@ fn pieces_by_winograd_have_the_bits_of_the_whole_clip() {
     let options = CausalConv3dOptions::new().with_plane_padding(1);
     let (x, weight) = (normal(1, [1, 128, 2, 96, 96], &device), normal(2, [128, 128, 3, 3, 3], &device));
     let y = |options, pieces: &[usize]| values(in_pieces(x.clone(), &weight, None, options, pieces).0);
-    let whole = y(options, &[2]);
-    assert!(whole == y(options, &[1, 1]));
-    let gathered = y(options.with_algorithm(Algorithm::NoWinograd), &[2]);
-    assert!(whole != gathered, "Winograd was not taken");
+    for first in [FirstFrames::Zeros, FirstFrames::Replicate] {
+        let options = options.with_first(first);
+        let whole = y(options, &[2]);
+        assert!(whole == y(options, &[1, 1]), "{first:?}");
+        let gathered = y(options.with_algorithm(Algorithm::NoWinograd), &[2]);
+        assert!(whole != gathered, "{first:?}: Winograd was not taken");
+    }
 }
 
 /// A cache is read like frames joined before x, also as a view, and its gradient is theirs.

@@ -20,7 +20,16 @@ pub(crate) fn tensor<const D: usize>(
     shape: [usize; D],
     dtype: FloatType,
 ) -> Tensor<D> {
-    let bytes = source.bytes(shape.iter().product());
+    tensor_of(device, source.bytes(shape.iter().product()), shape, dtype)
+}
+
+/// A tensor on Burn's device of its elements' bytes.
+pub(crate) fn tensor_of<const D: usize>(
+    device: &Device,
+    bytes: Vec<u8>,
+    shape: [usize; D],
+    dtype: FloatType,
+) -> Tensor<D> {
     let data = TensorData::from_bytes_vec(bytes, shape, burn_dtype(dtype));
     Tensor::from_data(data, (device, burn_dtype(dtype)))
 }

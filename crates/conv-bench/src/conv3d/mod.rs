@@ -1,7 +1,7 @@
 //! The rows of conv3d.
 
 mod burn;
-mod truth;
+pub(crate) mod truth;
 mod winograd_truth;
 
 use crate::bench::{Bench, Row, Work};
@@ -73,9 +73,9 @@ fn title(case: &Conv3dCase) -> String {
 }
 
 /// One case in one storage type.
-struct Subject {
-    problem: Conv3dProblem,
-    sources: Inputs,
+pub(crate) struct Subject {
+    pub(crate) problem: Conv3dProblem,
+    pub(crate) sources: Inputs,
     /// Activations and their gradients with channels last.
     channels_last: bool,
     /// What has been computed: whole results take a while.
@@ -84,24 +84,32 @@ struct Subject {
 
 /// What a truth depends on.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct TruthKey {
-    pass: KernelPass,
+pub(crate) struct TruthKey {
+    pub(crate) pass: KernelPass,
     /// Whose bound; none: a plain sum's.
-    tile: Option<WinogradTile>,
+    pub(crate) tile: Option<WinogradTile>,
     /// With dy all ones, which Burn's `backward` starts from.
-    ones: bool,
+    pub(crate) ones: bool,
 }
 
 /// N, D, H, W, C of N, C, D, H, W.
 const NDHWC: Memory = Memory::Strided(&[0, 2, 3, 4, 1]);
 
 impl Subject {
+    /// A case with inputs of its own.
+    pub(crate) fn new(problem: Conv3dProblem, channels_last: bool) -> Self {
+        let source = |seed| Source::normal(seed, problem.dtype);
+        let sources = Inputs { x: source(1), w: source(2), dy: source(3) };
+        Self { problem, sources, channels_last, truths: RefCell::default() }
+    }
+
     /// How activations lie in memory.
     fn memory(&self) -> Memory {
         if self.channels_last { NDHWC } else { Memory::RowMajor }
     }
 
-    fn truth(&self, key: TruthKey) -> Rc<Truth> {
+    /// What a pass must give.
+    pub(crate) fn truth(&self, key: TruthKey) -> Rc<Truth> {
         let known =
             self.truths.borrow().iter().find(|(other, _)| *other == key).map(|(_, truth)| truth.clone());
         if let Some(truth) = known {
@@ -138,6 +146,11 @@ fn kernel_passes(pass: Pass) -> &'static [KernelPass] {
     }
 }
 
+/// The tile of a Winograd plan.
+pub(crate) fn tile(plan: &Plan) -> Option<WinogradTile> {
+    if let Plan::Winograd(config) = plan { Some(config.tile) } else { None }
+}
+
 /// A workload as a problem, without bias and activation.
 pub(crate) fn problem(case: &Conv3dCase, dtype: FloatType) -> Result<Conv3dProblem, ConvError> {
     let window = Window {
@@ -160,9 +173,7 @@ fn run_case(bench: &mut Bench, case: &Conv3dCase, dtype: FloatType, channels_las
         bench.report.skip(format!("conv3d {} {}: {reason}", case.name, dtype.name()));
         return Ok(());
     }
-    let source = |seed| Source::normal(seed, dtype);
-    let sources = Inputs { x: source(1), w: source(2), dy: source(3) };
-    let subject = Subject { problem, sources, channels_last, truths: RefCell::default() };
+    let subject = Subject::new(problem, channels_last);
     run_ours(bench, case, &subject)?;
     // Peers have their own order, whatever ours is.
     if channels_last {
@@ -186,12 +197,13 @@ fn run_case(bench: &mut Bench, case: &Conv3dCase, dtype: FloatType, channels_las
     burn::run(bench, case, &subject)
 }
 
-fn bytes(shape: &[usize], dtype: FloatType) -> u64 {
+/// Bytes of a tensor.
+pub(crate) fn bytes(shape: &[usize], dtype: FloatType) -> u64 {
     shape.iter().product::<usize>() as u64 * dtype.size() as u64
 }
 
 /// What a pass does at least.
-fn work(problem: &Conv3dProblem, pass: Pass) -> Work {
+pub(crate) fn work(problem: &Conv3dProblem, pass: Pass) -> Work {
     let of = |shape: [usize; 5]| bytes(&shape, problem.dtype) as f64;
     let (x, w, y) = (of(problem.x_shape()), of(problem.weight_shape()), of(problem.y_shape()));
     let product = 2.0 * problem.multiply_adds();
@@ -256,10 +268,8 @@ fn run_ours(bench: &mut Bench, case: &Conv3dCase, subject: &Subject) -> Result<(
         }
         for (index, plans) in choices.iter().enumerate() {
             let parts: Vec<_> = passes.iter().copied().zip(plans).collect();
-            let key = |(pass, plan): &(KernelPass, &Plan)| {
-                let tile = if let Plan::Winograd(config) = plan { Some(config.tile) } else { None };
-                TruthKey { pass: *pass, tile, ones: false }
-            };
+            let key =
+                |(pass, plan): &(KernelPass, &Plan)| TruthKey { pass: *pass, tile: tile(plan), ones: false };
             let truths: Vec<_> = parts.iter().map(|part| subject.truth(key(part))).collect();
             let launch = |out: &[Operand]| {
                 parts.iter().zip(out).try_for_each(|((pass, plan), out)| {

@@ -5,7 +5,6 @@
 //! | which family                                        | this file       |
 //! | which tile of the gathered GEMM, or window kernels  | `gemm.rs`       |
 //! | Winograd instead                                    | `winograd.rs`   |
-//! | Winograd for a stream, cache and x joined           | `stream.rs`     |
 //! | how long a plan takes, for these two                | `model.rs`      |
 //!
 //! [`Algorithm::Auto`] takes Winograd where it is faster. Else, and always under
@@ -32,11 +31,9 @@
 
 mod gemm;
 pub(super) mod model;
-mod stream;
 mod winograd;
 
 pub(super) use gemm::fma_tiles;
-pub use stream::stream_tile;
 
 use super::depthwise::{self, DepthwiseKernel};
 use super::few_outputs::{self, FewOutputsTile};
@@ -94,11 +91,14 @@ fn candidates(
     algorithm: Algorithm,
     limits: &Limits,
 ) -> Result<Vec<Plan>, ConvError> {
+    // Of a stream the extent of a region alone depends on the number of frames, and no bit on regions.
+    let of_tile = |tile| super::winograd::config(problem, pass, tile, limits).map(Plan::Winograd);
     let problem = &problem.planned(pass);
     Ok(match algorithm {
         Algorithm::Auto => {
             let other = without_winograd(problem, pass, limits);
-            let winograd = winograd::winner(problem, pass, &other, limits).map(Plan::Winograd);
+            let winograd = winograd::winner(problem, pass, &other, limits);
+            let winograd = winograd.and_then(|config| of_tile(config.tile).ok());
             winograd.into_iter().chain(with_fallback(other, problem, pass)).collect()
         }
         Algorithm::NoWinograd => with_fallback(without_winograd(problem, pass, limits), problem, pass),
@@ -108,9 +108,7 @@ fn candidates(
             fallback.family().serves(problem, pass, limits)?;
             vec![gemm::choose(problem, pass, limits), fallback]
         }
-        Algorithm::Winograd(tile) => {
-            vec![Plan::Winograd(super::winograd::config(problem, pass, tile, limits)?)]
-        }
+        Algorithm::Winograd(tile) => vec![of_tile(tile)?],
     })
 }
 

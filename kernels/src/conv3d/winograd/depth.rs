@@ -30,7 +30,7 @@ pub(crate) fn depth_axis(correlation: &Correlation) -> DepthAxisLaunch {
         stride: correlation.stride_depth as u32,
         dilation: correlation.dilation_depth as u32,
         begin: correlation.begin[0],
-        replicate: u32::from(correlation.replicate),
+        replicate: u32::from(correlation.replicate_depth),
     }
 }
 

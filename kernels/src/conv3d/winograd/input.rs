@@ -10,6 +10,9 @@
 //!    +---------+--+
 //! ```
 //!
+//! A stream's cache and x are transformed by a launch each: frames of one tensor after those of the other in
+//! V.
+//!
 //! Bytes per thread: t * t inputs read (dy: m * m), t * t fp32 values written (coalesced). A threadgroup is
 //! 64 threads; about 1500 FLOP per thread. Padding tiles are written as zeros: the weight gradient sums over
 //! tiles.
@@ -46,7 +49,7 @@ impl InputTiling {
             channels: correlation.in_channels,
             begin: [correlation.begin[1], correlation.begin[2]],
             needed: [correlation.output[1] + 2, correlation.output[2] + 2],
-            replicate: correlation.replicate,
+            replicate: correlation.replicate_plane,
             matrix: Matrix::Input,
         }
     }
@@ -63,14 +66,76 @@ impl InputTiling {
     }
 }
 
+/// A tensor, and the frames before it where these are in a tensor of their own.
+#[derive(Clone, Copy)]
+pub(crate) struct Source<'a> {
+    pub(crate) cache: Option<&'a Operand>,
+    pub(crate) tensor: &'a Operand,
+}
+
+impl<'a> Source<'a> {
+    /// All frames in one tensor.
+    pub(crate) fn whole(tensor: &'a Operand) -> Self {
+        Self { cache: None, tensor }
+    }
+
+    /// The cache, or the tensor once more.
+    pub(crate) fn cache_or_tensor(&self) -> &'a Operand {
+        self.cache.unwrap_or(self.tensor)
+    }
+
+    /// The tensors that a region's input frames are in, and which of these each holds.
+    fn parts(&self, region: &Region) -> impl Iterator<Item = (&'a Operand, Frames)> + use<'a> {
+        let (first, end) = region.input_frames;
+        let held = self.cache.map_or(0, |cache| cache.shape[2]);
+        let part = move |operand, (from, to): (usize, usize)| {
+            let (begin, end) = (first.max(from), end.min(to));
+            (end > begin).then(|| {
+                let frames = Frames { count: end - begin, in_region: begin - first, in_source: begin - from };
+                (operand, frames)
+            })
+        };
+        let cached = self.cache.and_then(|cache| part(cache, (0, held)));
+        cached.into_iter().chain(part(self.tensor, (held, usize::MAX)))
+    }
+}
+
+/// Consecutive input frames of a region: the first one's place in the region and in its tensor.
+struct Frames {
+    count: usize,
+    in_region: usize,
+    in_source: usize,
+}
+
+/// [`Frames`] as a kernel argument.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+struct FrameArgs {
+    count: u32,
+    in_region: u32,
+    in_source: u32,
+}
+
 pub(crate) fn launch(
     call: &WinogradCall,
     address: AddressType,
     region: &Region,
     tiling: InputTiling,
+    (source, v): (Source, &Operand),
+) {
+    for (source, frames) in source.parts(region) {
+        launch_frames(call, address, region, tiling, &frames, [source, v]);
+    }
+}
+
+fn launch_frames(
+    call: &WinogradCall,
+    address: AddressType,
+    region: &Region,
+    tiling: InputTiling,
+    frames: &Frames,
     [source, v]: [&Operand; 2],
 ) {
-    let transforms = tiling.channels * region.v_rows();
+    let transforms = tiling.channels * region.frame_rows(frames.count);
     let flop = f64::from(THREADS) * 1500.0;
     for dispatch in dispatches(transforms.div_ceil(THREADS as usize), flop, call.limits) {
         // SAFETY: see `mod.rs`; inputs outside their extents are not read.
@@ -84,6 +149,11 @@ pub(crate) fn launch(
                 v.tensor_arg(),
                 dispatch.span(),
                 region.args(),
+                FrameArgsLaunch {
+                    count: frames.count as u32,
+                    in_region: frames.in_region as u32,
+                    in_source: frames.in_source as u32,
+                },
                 tiling.channels as u32,
                 tiling.begin[0],
                 tiling.begin[1],
@@ -105,6 +175,7 @@ fn input_kernel<E: Float>(
     v: &mut Tensor<f32>,
     span: Span,
     region: RegionArgs,
+    frames: FrameArgs,
     channels: u32,
     begin_h: i32,
     begin_w: i32,
@@ -118,17 +189,22 @@ fn input_kernel<E: Float>(
     let size = comptime!(columns(tile, matrix) as u32);
     let outputs = comptime!(tile.outputs() as u32);
     let index = span.index() * THREADS as usize + UNIT_POS as usize;
-    let transforms =
-        channels as usize * (region.images * region.input_frames * region.vectors) as usize * VECTOR;
-    if span.is_idle() || index >= transforms {
+    let tiles = region.vectors as usize * VECTOR;
+    let images = channels as usize * region.images as usize;
+    if span.is_idle() || index >= images * frames.count as usize * tiles {
         terminate!();
     }
-    let position = region.tile_at(index, region.input_frames);
+    let position = region.tile_at(index, frames.count);
+    // The other tensor's frames of the images before, and of this one if they precede.
+    let image = position.channel * region.images + position.image - region.first_image;
+    let others = image * (region.input_frames - frames.count) + frames.in_region;
+    let row = index + others as usize * tiles;
+    let rows = images * region.input_frames as usize * tiles;
     let top = position.row * outputs;
     let left = position.column * outputs;
     let height = source.shape(3) as u32;
     let width = source.shape(4) as u32;
-    let source_frame = region.first_input_frame + position.frame;
+    let source_frame = frames.in_source + position.frame;
     let frame_offset = offset(source, position.image, position.channel, source_frame, 0u32, 0u32);
     let mut square = Array::<f32>::new(comptime!((size * size) as usize));
     #[unroll]
@@ -154,6 +230,6 @@ fn input_kernel<E: Float>(
     let transformed = transform_square(&square, tile, matrix);
     #[unroll]
     for point in 0..comptime!(tile.inputs() * tile.inputs()) {
-        v[point * transforms + index] = transformed[point];
+        v[point * rows + row] = transformed[point];
     }
 }

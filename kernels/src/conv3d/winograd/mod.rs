@@ -12,7 +12,7 @@
 //!
 //! Each input frame is transformed once, whatever KD; each output frame is transformed back once. Frames are
 //! addressed by index, so any batch, depth padding, stride and dilation is served: a frame outside the input
-//! is skipped, or clamped under replicate padding.
+//! is skipped, or clamped under replicate padding. A stream's first frames are transformed from their cache.
 //!
 //! The input gradient is the same correlation with the filter mirrored on all three axes and its channels
 //! swapped; the weight gradient is in `weight_gradient.rs`. Everything between load and store is fp32. Frames
@@ -141,11 +141,10 @@ pub(crate) fn config(
     if problem.channels == 0 {
         unsupported!("conv3d: {name} needs at least one channel");
     }
-    if !problem.is_plain() {
+    if problem.winograd_padding().is_none() {
         unsupported!(
-            "conv3d: {name} reads whole clips under zeros or replicate padding, got {:?}{}",
-            window.padding_mode,
-            if problem.streaming { ", a stream" } else { "" }
+            "conv3d: {name} reads zeros or replicate padding along depth and within the frame, got {:?}",
+            window.padding_mode
         );
     }
     let correlation = Correlation::of(problem, pass);
@@ -222,9 +221,10 @@ fn forward_or_input_gradient(
     config: WinogradConfig,
     [source, w, out]: [&Operand; 3],
 ) -> Result<(), ConvError> {
-    let Conv3dCall { client, limits, ref problem, pass, bias, activation, .. } = *call;
+    let Conv3dCall { client, limits, ref problem, pass, bias, activation, cache, .. } = *call;
     let correlation = Correlation::of(problem, pass);
     let call = WinogradCall { client, correlation: &correlation, config, result: out.dtype, limits };
+    let source = input::Source { cache, tensor: source };
     run(&call, (source, Filters::Weight(w), out), bias, activation, &Step::ALL)
 }
 
@@ -283,6 +283,7 @@ pub fn forward_prepared(
     let correlation = Correlation::of(problem, Pass::Forward);
     let call = WinogradCall { client, correlation: &correlation, config, result: y.dtype, limits };
     let x = &x.bindable(client);
+    let x = input::Source::whole(x);
     run(&call, (x, Filters::Prepared(u), y), bias, problem.window.activation, &Step::ALL)
 }
 
@@ -304,6 +305,7 @@ pub fn forward_steps(
     check(&config, problem, Pass::Forward, limits)?;
     let correlation = Correlation::of(problem, Pass::Forward);
     let call = WinogradCall { client, correlation: &correlation, config, result: y.dtype, limits };
+    let x = input::Source::whole(x);
     run(&call, (x, Filters::Weight(w), y), None, problem.window.activation, steps)
 }
 
@@ -313,13 +315,11 @@ fn weight_gradient(
     config: WinogradConfig,
     operands: [&Operand; 3],
 ) -> Result<(), ConvError> {
-    let Conv3dCall { client, limits, ref problem, pass, .. } = *call;
+    let Conv3dCall { client, limits, ref problem, pass, cache, .. } = *call;
     let correlation = Correlation::of(problem, pass);
-    let result = operands[2].dtype;
-    weight_gradient::run(
-        &WinogradCall { client, correlation: &correlation, config, result, limits },
-        operands,
-    )
+    let [x, dy, dw] = operands;
+    let call = WinogradCall { client, correlation: &correlation, config, result: dw.dtype, limits };
+    weight_gradient::run(&call, input::Source { cache, tensor: x }, [dy, dw])
 }
 
 /// A step of a forward pass.
@@ -360,7 +360,7 @@ pub(crate) struct WinogradCall<'a> {
 /// Launches the steps of a forward pass, or of an input gradient as one.
 fn run(
     call: &WinogradCall,
-    (source, filters, target): (&Operand, Filters, &Operand),
+    (source, filters, target): (input::Source, Filters, &Operand),
     bias: Option<&Operand>,
     activation: Activation,
     steps: &[Step],
@@ -375,13 +375,14 @@ fn run(
         }
         Filters::Prepared(u) => (None, u.clone()),
     };
-    let address = address_type("conv3d", &[source, w.unwrap_or(&u), target, &u, &v, &m], 0, limits)?;
+    let operands = [source.tensor, source.cache_or_tensor(), w.unwrap_or(&u), target, &u, &v, &m];
+    let address = address_type("conv3d", &operands, 0, limits)?;
     if let (Some(w), true) = (w, steps.contains(&Step::Filter)) {
         filter::launch(call, address, w, &u);
     }
     for region in correlation.regions(config.tile, config.region) {
         if steps.contains(&Step::Input) {
-            input::launch(call, address, &region, input::InputTiling::input(correlation), [source, &v]);
+            input::launch(call, address, &region, input::InputTiling::input(correlation), (source, &v));
         }
         if steps.contains(&Step::Product) {
             product::launch(call, address, &region, [&u, &v, &m]);

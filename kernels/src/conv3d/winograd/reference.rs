@@ -27,13 +27,7 @@ pub fn evaluate(
     let [out_depth, out_height, out_width] = correlation.output;
     let (size, outputs) = (tile.inputs(), tile.outputs());
     let (tile_rows, tile_columns) = correlation.tiles(tile);
-    let inside = |p: i64, extent: usize| -> Option<usize> {
-        if correlation.replicate {
-            Some(p.clamp(0, extent as i64 - 1) as usize)
-        } else {
-            usize::try_from(p).ok().filter(|p| *p < extent)
-        }
-    };
+    let inside = |p: i64, extent: usize| inside(p, extent, correlation.replicate_plane);
     let tap = |o: usize, c: usize, k: usize, i: usize, j: usize| {
         if correlation.mirror {
             w[(((c * correlation.out_channels + o) * kd + (kd - 1 - k)) * kh + 2 - i) * kw + 2 - j]
@@ -82,7 +76,9 @@ pub fn evaluate(
                     for k in 0..kd {
                         let frame = (od * correlation.stride_depth + k * correlation.dilation_depth) as i64
                             - i64::from(correlation.begin[0]);
-                        let Some(frame) = inside(frame, depth) else { continue };
+                        let Some(frame) = self::inside(frame, depth, correlation.replicate_depth) else {
+                            continue;
+                        };
                         for c in 0..correlation.in_channels {
                             let filter = &filters[(o * correlation.in_channels + c) * kd + k];
                             let square = &squares[c * depth + frame];
@@ -127,10 +123,7 @@ pub fn weight_gradient(
     let (tile_rows, tile_columns) = correlation.tiles(tile);
     let [out_depth, out_height, out_width] = correlation.output;
     let [channels, out_channels] = [correlation.in_channels, correlation.out_channels];
-    let inside = |p: i64, extent: usize| {
-        let p = if correlation.replicate { p.clamp(0, extent as i64 - 1) } else { p };
-        usize::try_from(p).ok().filter(|p| *p < extent)
-    };
+    let inside = |p: i64, extent: usize| inside(p, extent, correlation.replicate_plane);
     // A square of a frame from (top, left) on; zero outside the frame and past what any output needs.
     let square = |values: &[f64],
                   image_frame: usize,
@@ -174,7 +167,7 @@ pub fn weight_gradient(
             for (o, od, c, k) in indices([out_channels, out_depth, channels, correlation.kernel_depth]) {
                 let frame =
                     (od * correlation.stride_depth + k * correlation.dilation_depth) as i64 - begin[0];
-                let Some(frame) = inside(frame, depth) else { continue };
+                let Some(frame) = self::inside(frame, depth, correlation.replicate_depth) else { continue };
                 let (v, d) = (&v[c * depth + frame], &d[o * out_depth + od]);
                 let sum = &mut sums[(o * channels + c) * correlation.kernel_depth + k];
                 for (sum, (v, d)) in sum.iter_mut().zip(v.iter().zip(d)) {
@@ -186,6 +179,12 @@ pub fn weight_gradient(
         }
     }
     sums.iter().flat_map(|sum| both_sides(&a, sum)).flatten().collect()
+}
+
+/// The element that a coordinate reads, if there is one.
+fn inside(p: i64, extent: usize, replicate: bool) -> Option<usize> {
+    let p = if replicate { p.clamp(0, extent as i64 - 1) } else { p };
+    usize::try_from(p).ok().filter(|p| *p < extent)
 }
 
 /// Every index of four axes, in order.

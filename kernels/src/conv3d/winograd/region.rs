@@ -41,7 +41,9 @@ pub(crate) struct Correlation {
     pub(crate) dilation_depth: usize,
     /// Padding before each axis; negative where the input gradient crops.
     pub(crate) begin: [i32; 3],
-    pub(crate) replicate: bool,
+    /// Whether depth, and the plane, replicate their edges; zeros where not.
+    pub(crate) replicate_depth: bool,
+    pub(crate) replicate_plane: bool,
     /// Reads the filter as `w[in, out, mirrored taps]` instead of `w[out, in, taps]`.
     pub(crate) mirror: bool,
 }
@@ -75,6 +77,9 @@ impl Correlation {
     /// `pass` of `problem` as a correlation.
     pub(crate) fn of(problem: &Conv3dProblem, pass: Pass) -> Self {
         let window = &problem.window;
+        let replicates =
+            problem.winograd_padding().map(|modes| modes.map(|mode| mode == PaddingMode::Replicate));
+        let [replicate_depth, replicate_plane] = replicates.unwrap_or_default();
         let forward = Self {
             batch: problem.batch,
             in_channels: problem.channels,
@@ -85,7 +90,8 @@ impl Correlation {
             stride_depth: window.stride[0],
             dilation_depth: window.dilation[0],
             begin: [0, 1, 2].map(|axis| clamp_to_i32(window.padding[axis].0)),
-            replicate: problem.shared_padding() == PaddingMode::Replicate,
+            replicate_depth,
+            replicate_plane,
             mirror: false,
         };
         if pass != Pass::InputGradient {
@@ -97,7 +103,8 @@ impl Correlation {
             input: forward.output,
             output: forward.input,
             begin: [0, 1, 2].map(|axis| clamp_to_i32(problem.axis(axis).span() - 1) - forward.begin[axis]),
-            replicate: false,
+            replicate_depth: false,
+            replicate_plane: false,
             mirror: true,
             ..forward
         }
@@ -138,7 +145,7 @@ impl Correlation {
         let reach = (self.kernel_depth - 1) * self.dilation_depth;
         let low = (first * self.stride_depth) as i64 - begin;
         let high = ((end - 1) * self.stride_depth + reach) as i64 - begin;
-        if self.replicate {
+        if self.replicate_depth {
             (low.clamp(0, depth - 1) as usize, high.clamp(0, depth - 1) as usize + 1)
         } else {
             let low = low.clamp(0, depth);
@@ -281,13 +288,16 @@ impl Region {
 
     /// Rows of V per channel and point.
     pub(crate) fn v_rows(&self) -> usize {
-        let frames = (self.images.1 - self.images.0) * (self.input_frames.1 - self.input_frames.0);
-        frames * self.tiles().next_multiple_of(VECTOR)
+        self.frame_rows(self.input_frames.1 - self.input_frames.0)
     }
 
     /// Rows of M per channel and point.
     pub(crate) fn m_rows(&self) -> usize {
-        let frames = (self.images.1 - self.images.0) * (self.frames.1 - self.frames.0);
-        frames * self.tiles().next_multiple_of(VECTOR)
+        self.frame_rows(self.frames.1 - self.frames.0)
+    }
+
+    /// Rows of V or M per channel and point that so many frames of each image have.
+    pub(crate) fn frame_rows(&self, frames: usize) -> usize {
+        (self.images.1 - self.images.0) * frames * self.tiles().next_multiple_of(VECTOR)
     }
 }

@@ -30,23 +30,24 @@ use cubecl::prelude::*;
 /// Threads of a threadgroup.
 const THREADS: u32 = 64;
 
-/// Launches the weight gradient: operands x, dy, dw.
-pub(crate) fn run(call: &WinogradCall, [x, dy, dw]: [&Operand; 3]) -> Result<(), ConvError> {
+/// Launches the weight gradient of x; operands dy, dw.
+pub(crate) fn run(call: &WinogradCall, x: input::Source, [dy, dw]: [&Operand; 2]) -> Result<(), ConvError> {
     let WinogradCall { client, correlation, config, limits, .. } = *call;
     let slices = weight_product::slices(correlation, config.tile, limits);
     let [_, v, d] = correlation.workspace(config.tile, config.region, 1);
     let slice_elements = correlation.sums(config.tile, padding(config.mma_tile));
     let [sums, v, d] = [slice_elements * slices as u64, v, d]
         .map(|elements| Operand::empty(client, &[elements as usize], FloatType::F32));
-    let address = address_type("conv3d", &[x, dy, dw, &sums, &v, &d], 0, limits)?;
+    let operands = [x.tensor, x.cache_or_tensor(), dy, dw, &sums, &v, &d];
+    let address = address_type("conv3d", &operands, 0, limits)?;
     for (index, region) in correlation.regions(config.tile, config.region).iter().enumerate() {
-        input::launch(call, address, region, input::InputTiling::input(correlation), [x, &v]);
+        input::launch(call, address, region, input::InputTiling::input(correlation), (x, &v));
         input::launch(
             call,
             address,
             &region.of_outputs(),
             input::InputTiling::gradient(correlation),
-            [dy, &d],
+            (input::Source::whole(dy), &d),
         );
         weight_product::launch(call, address, (region, slices, index == 0), [&d, &v, &sums]);
     }
