@@ -8,6 +8,8 @@ use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer, Error};
 
 const CONV3D: &str = include_str!("../workloads/conv3d.csv");
+/// Dense 3x3x3 layers of 96 to 640 channels with 1,000 to 8,200 output positions: few tiles of a product.
+const CONV3D_FEW_TILES: &str = include_str!("../workloads/conv3d_few_tiles.csv");
 const CAUSAL_CONV1D: &str = include_str!("../workloads/causal_conv1d.csv");
 const ROPE: &str = include_str!("../workloads/rope.csv");
 const ROPE2D: &str = include_str!("../workloads/rope2d.csv");
@@ -82,11 +84,12 @@ impl Rope2dWorkload {
     }
 }
 
-/// The conv3d table.
+/// The conv3d tables: models' layers, then layers of few output positions (`few_..`).
 #[must_use]
 pub fn conv3d() -> Vec<Conv3dWorkload> {
-    rows::<Conv3dRow>(CONV3D)
+    [CONV3D, CONV3D_FEW_TILES]
         .into_iter()
+        .flat_map(rows::<Conv3dRow>)
         .map(|row| Conv3dWorkload {
             case: conv3d::Conv3dCase {
                 stride: [row.sd, row.sh, row.sw],
@@ -255,13 +258,18 @@ mod tests {
     #[test]
     fn conv3d_extents_and_gflop_agree_with_the_formula() {
         let workloads = conv3d();
-        assert_eq!(workloads.len(), CONV3D.lines().count() - 1);
-        assert!(workloads.len() >= 40);
+        assert_eq!(workloads.len(), CONV3D.lines().count() + CONV3D_FEW_TILES.lines().count() - 2);
+        assert!(workloads.len() >= 80);
         for Conv3dWorkload { case, output, gflop, .. } in workloads {
             assert_eq!(case.output_extents(), output, "{case}");
             assert_eq!((case.c % case.groups, case.o % case.groups), (0, 0), "{case}");
             let exact = 2e-9 * case.macs() as f64;
             assert!((exact - gflop).abs() <= 0.0051, "{exact} GFLOP, not {gflop}, in {case}");
+            if case.name.starts_with("few_") {
+                let positions = case.n * output.iter().product::<usize>();
+                assert!((1000..=8200).contains(&positions), "{positions} positions in {case}");
+                assert_eq!((case.kernel, case.groups), ([3; 3], 1), "{case}");
+            }
         }
     }
 
