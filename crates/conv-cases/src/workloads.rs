@@ -9,6 +9,8 @@ use serde::de::{DeserializeOwned, Deserializer, Error};
 
 const CONV3D: &str = include_str!("../workloads/conv3d.csv");
 const CAUSAL_CONV3D: &str = include_str!("../workloads/causal_conv3d.csv");
+/// Dense 3x3x3 layers of 96 to 640 channels with 1,000 to 8,200 output positions: few tiles of a product.
+const CONV3D_FEW_TILES: &str = include_str!("../workloads/conv3d_few_tiles.csv");
 const CAUSAL_CONV1D: &str = include_str!("../workloads/causal_conv1d.csv");
 const ROPE: &str = include_str!("../workloads/rope.csv");
 const ROPE2D: &str = include_str!("../workloads/rope2d.csv");
@@ -105,11 +107,12 @@ impl Rope2dWorkload {
     }
 }
 
-/// The conv3d table.
+/// The conv3d tables: models' layers, then layers of few output positions (`few_..`).
 #[must_use]
 pub fn conv3d() -> Vec<Conv3dWorkload> {
-    rows::<Conv3dRow>(CONV3D)
+    [CONV3D, CONV3D_FEW_TILES]
         .into_iter()
+        .flat_map(rows::<Conv3dRow>)
         .map(|row| Conv3dWorkload {
             case: conv3d::Conv3dCase {
                 stride: [row.sd, row.sh, row.sw],

@@ -5,13 +5,18 @@ use super::*;
 #[test]
 fn conv3d_extents_and_gflop_agree_with_the_formula() {
     let workloads = conv3d();
-    assert_eq!(workloads.len(), CONV3D.lines().count() - 1);
-    assert!(workloads.len() >= 40);
+    assert_eq!(workloads.len(), CONV3D.lines().count() + CONV3D_FEW_TILES.lines().count() - 2);
+    assert!(workloads.len() >= 80);
     for Conv3dWorkload { case, output, gflop, .. } in workloads {
         assert_eq!(case.output_extents(), output, "{case}");
         assert_eq!((case.c % case.groups, case.o % case.groups), (0, 0), "{case}");
         let exact = 2e-9 * case.macs() as f64;
         assert!((exact - gflop).abs() <= 0.0051, "{exact} GFLOP, not {gflop}, in {case}");
+        if case.name.starts_with("few_") {
+            let positions = case.n * output.iter().product::<usize>();
+            assert!((1000..=8200).contains(&positions), "{positions} positions in {case}");
+            assert_eq!((case.kernel, case.groups), ([3; 3], 1), "{case}");
+        }
     }
 }
 

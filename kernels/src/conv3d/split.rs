@@ -18,6 +18,7 @@
 //! that fill the device.
 
 use crate::limits::Limits;
+use std::ops::RangeInclusive;
 
 /// Products that a thread of a depthwise or few-outputs weight gradient adds serially, in registers, before
 /// the threadgroup's tree.
@@ -54,6 +55,47 @@ impl SliceCount {
     /// The number of slices; at least one.
     pub(crate) fn slices(self) -> usize {
         self.filling.min(self.worthwhile).max(self.accurate).min(self.affordable).max(1)
+    }
+}
+
+/// Bytes that the device's copy moves while a partial of 8 bytes is written and read again: reductions reach
+/// some four tenths of a copy's bandwidth (H200).
+const PARTIAL_BYTES: f64 = 18.4;
+
+/// A product on matrix units, cut into tiles and split-K slices.
+#[derive(Clone, Copy)]
+pub(crate) struct TiledProduct {
+    /// Tiles of one slice.
+    pub(crate) tiles: usize,
+    /// Multiply-adds of a tile, over all slices.
+    pub(crate) products: f64,
+    /// Threadgroups that the device runs at once.
+    pub(crate) wave: usize,
+    /// The time of a wave that fills less than half of these, relative to a full one.
+    pub(crate) half_wave: f64,
+    /// Results.
+    pub(crate) elements: usize,
+}
+
+impl TiledProduct {
+    /// The time with so many slices, in multiply-adds at full waves' rate: whole waves, and the partials.
+    pub(crate) fn cost(&self, slices: usize, limits: &Limits) -> f64 {
+        let threadgroups = self.tiles * slices;
+        let (full, last) = (threadgroups / self.wave, threadgroups % self.wave);
+        let last = match last {
+            0 => 0.0,
+            _ if 2 * last <= self.wave => self.half_wave,
+            _ => 1.0,
+        };
+        let partial = PARTIAL_BYTES / limits.chip.bandwidth * (limits.chip.matrices / 2.0);
+        let partials = if slices == 1 { 0.0 } else { partial * (self.elements * slices) as f64 };
+        (full as f64 + last) * self.wave as f64 * self.products / slices as f64 + partials
+    }
+
+    /// The number of slices, of `candidates`, that takes the least time.
+    pub(crate) fn fastest_slices(&self, candidates: RangeInclusive<usize>, limits: &Limits) -> usize {
+        let cost = |slices: &usize| self.cost(*slices, limits);
+        candidates.min_by(|a, b| cost(a).total_cmp(&cost(b))).unwrap_or(1)
     }
 }
 

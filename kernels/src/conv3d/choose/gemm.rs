@@ -5,6 +5,8 @@
 //! | columns (channels) per group   | plan, tile (M x N)  | because                                        |
 //! |--------------------------------|---------------------|------------------------------------------------|
 //! | any, with matrix units         | window, if cheaper  | loads each source element once per window      |
+//! | few tiles on fragments of 16   | the shorter time of | whole waves and the partials of split-K decide |
+//! |                                | gathered and window |                                                |
 //! | up to 4                        | 256x4               | least padding of N                             |
 //! | 5 to 8                         | 128x8               | least padding of N                             |
 //! | more, with matrix units        | 128x64 or 128x128   | several times the rate of multiply-adds        |
@@ -14,12 +16,13 @@
 //! | a multiple of 128, many tiles  | 128x128             | most FLOP per byte                             |
 //! | others                         | 128x64              | least padding of N                             |
 //!
-//! The weight gradient on matrix units keeps a window in shared memory where frames are large and its tiles
-//! dense; else its tile follows the output channels. Without matrix units it takes 128x64 for more than 32
+//! The weight gradient on fragments of 16 takes the shorter time as well; on others it keeps a window in shared
+//! memory where frames are large and its tiles dense; else its tile follows the output channels. Without matrix units it takes 128x64 for more than 32
 //! output channels, but 64x64 with fewer than 512 rows (channels x taps).
 
 use crate::conv3d::gemm::{
-    GemmTile, MatrixTile, RegisterTile, depth_tap_fraction, is_patches, launches, mma_tiles, serves,
+    GemmTile, MatrixTile, RegisterTile, cost as gathered_time, depth_tap_fraction, is_patches, launches,
+    mma_tiles, serves,
 };
 use crate::conv3d::pass::Pass;
 use crate::conv3d::plan::Plan;
@@ -52,6 +55,15 @@ const MULTIPLY_SHARE: f64 = 0.2;
 const MOST_WEIGHT_PRODUCTS: f64 = 1.5;
 /// The fewest chunks of positions of a frame for that kernel.
 const MIN_WEIGHT_CHUNKS: usize = 8;
+/// The fragments that the following were measured with (H200, tiles of 128x128 in full waves).
+const MEASURED_FRAGMENT: usize = 16;
+/// The time of a gathered multiply-add, relative to a window kernel's with subgroups of 64x64 results.
+const GATHERED_TIME: f64 = 1.45;
+/// And in the weight gradient, relative to its window kernel's.
+const GATHERED_WEIGHT_TIME: f64 = 2.1;
+/// What the narrow tile adds to the time of a multiply-add, and packing the weights to an input gradient.
+const NARROW_TIME: f64 = 1.27;
+const PACKING_TIME: f64 = 1.12;
 
 /// The plan of this module's table, for a problem that the gathered GEMM serves.
 pub(super) fn choose(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Plan {
@@ -64,6 +76,11 @@ pub(super) fn choose(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Pl
     let matrices: Vec<_> = mma_tiles(problem, pass, limits).collect();
     let gathered = matrix_tile(pass, columns, &matrices);
     let cost = |tile: &WindowTile| window_cost(problem, pass, tile, limits);
+    if columns > FEW_COLUMNS
+        && let Some(plan) = counted(problem, pass, &matrices, limits)
+    {
+        return plan;
+    }
     let windows = window::tiles(problem, pass, limits).filter_map(|tile| Some((cost(&tile)?, tile)));
     if let Some((cost, tile)) = windows.min_by(|(a, _), (b, _)| a.total_cmp(b))
         && let Some(gathered) = gathered
@@ -134,15 +151,55 @@ fn matrix_tile(pass: Pass, columns: usize, tiles: &[MatrixTile]) -> Option<Matri
 /// less than an eighth of the device.
 fn window_cost(problem: &Conv3dProblem, pass: Pass, tile: &WindowTile, limits: &Limits) -> Option<f64> {
     let tiles = window::extent(problem, pass, tile)?;
+    (8 * window::threadgroups(problem, pass, tile, limits)? >= limits.cubes_in_flight)
+        .then_some(tiles.products() * window_factor(problem, pass, tile))
+}
+
+/// The cost of one multiply-add of a window kernel: about 1 for 3x3 windows and subgroups of 64x64 results.
+fn window_factor(problem: &Conv3dProblem, pass: Pass, tile: &WindowTile) -> f64 {
     let loads = 32.0 * (1.0 / tile.subgroup_m as f64 + 1.0 / tile.subgroup_n as f64);
     let reuse = if window::is_pointwise_in_frame(problem) {
         POINTWISE_COST
     } else {
         WINDOW_COST + SINGLE_TAP_COST / window::taps_of_window(problem, pass)
     };
-    let cost = MULTIPLY_SHARE + (1.0 - MULTIPLY_SHARE) * loads;
-    (8 * window::threadgroups(problem, pass, tile, limits)? >= limits.cubes_in_flight)
-        .then_some(tiles.products() * cost * reuse)
+    (MULTIPLY_SHARE + (1.0 - MULTIPLY_SHARE) * loads) * reuse
+}
+
+/// The plan with the shortest time by whole waves and the partials of split-K, where the gathered GEMM has few
+/// tiles, and for weight gradients; none on fragments that these times were not measured with.
+fn counted(problem: &Conv3dProblem, pass: Pass, tiles: &[MatrixTile], limits: &Limits) -> Option<Plan> {
+    let wide = tiles.first().filter(|tile| tile.fragment == MEASURED_FRAGMENT)?;
+    if pass != Pass::WeightGradient && !has_few_tiles(problem, pass, wide, limits) {
+        return None;
+    }
+    let gathered = tiles.iter().map(|tile| {
+        let narrow = if tile.tile_n < tile.tile_m { NARROW_TIME } else { 1.0 };
+        let factor = match pass {
+            Pass::Forward => GATHERED_TIME,
+            Pass::InputGradient => GATHERED_TIME * PACKING_TIME,
+            Pass::WeightGradient => GATHERED_WEIGHT_TIME,
+        };
+        (factor * narrow * gathered_time(problem, pass, *tile, limits), Plan::Gemm(GemmTile::Mma(*tile)))
+    });
+    let windows = window::tiles(problem, pass, limits).filter_map(|tile| {
+        window_cost(problem, pass, &tile, limits)?;
+        let time = window_factor(problem, pass, &tile) * window::cost(problem, pass, &tile, limits)?;
+        Some((time, Plan::Window(WindowKernel::Gemm(tile))))
+    });
+    let weights = window::weight::tiles(problem, pass, limits).filter_map(|tile| {
+        Some((window::weight::cost(problem, &tile, limits)?, Plan::Window(WindowKernel::Weight(tile))))
+    });
+    let plans = gathered.chain(windows).chain(weights);
+    plans.min_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(_, plan)| plan)
+}
+
+/// Whether the gathered GEMM is one launch of so few tiles that it may split K.
+fn has_few_tiles(problem: &Conv3dProblem, pass: Pass, tile: &MatrixTile, limits: &Limits) -> bool {
+    let [rows, columns, _] = gemm_extents(problem, pass, false);
+    let tiles = rows.div_ceil(tile.tile_m) * columns.div_ceil(tile.tile_n) * problem.window.groups;
+    let one_launch = !is_patches(problem, pass) && launches(problem, pass).0 == 1;
+    one_launch && 2 * tiles <= limits.cubes_in_flight
 }
 
 /// The slowdown of a GEMM with windows in shared memory whose threadgroups do not fill half the device.

@@ -3,7 +3,8 @@
 
 use super::config::{MatrixTile, RegisterTile, VECTOR};
 use super::gather::{Gather, is_patches, launched_gathers, patches, serves};
-use super::launch::{forward_or_input_gradient, gemm_shape, most_slices};
+use super::launch::forward_or_input_gradient;
+use super::slices::{gemm_shape, most_slices, weight_split};
 use super::{launches, mma_tiles, stage_type, weight};
 use crate::conv3d::call::Conv3dCall;
 use crate::conv3d::family::Family;
@@ -143,7 +144,7 @@ pub(in crate::conv3d) fn k_iterations(
     let [_, _, tile_k] = tile.shape();
     // One more than the stages: with prefetch the first iteration multiplies zeros while it loads the first.
     if pass == Pass::WeightGradient {
-        return weight::split(problem, tile, limits).length.div_ceil(tile_k) + 1;
+        return weight_split(problem, tile, limits).length.div_ceil(tile_k) + 1;
     }
     let iterations = |gathers: &[Gather]| {
         let slices = most_slices(problem, pass, tile, gathers.iter(), limits);

@@ -6,11 +6,12 @@ use super::family::{GemmTile, prefetches};
 use super::fma::fma_kernel;
 use super::gather::{
     Gather, columns, gather_args, is_patches, joined_gather_args, launched_gathers, packed_gather_args,
-    packed_shape, patches, positions, taps,
+    packed_shape, patches, positions,
 };
 use super::mma::mma_kernel;
 use super::pack::{THREADS, pack_terms_kernel};
 use super::read::joined_args;
+use super::slices::{gemm_shape, most_slices};
 use super::stage::GemmShapeLaunch;
 use super::stage_vector;
 use super::tap_check::TapCheck;
@@ -18,12 +19,9 @@ use super::vectors::{joined_vector_width, weight_vector_width};
 use crate::activation::Activation;
 use crate::conv3d::call::Conv3dCall;
 use crate::conv3d::pass::Pass;
-use crate::conv3d::problem::Conv3dProblem;
 use crate::conv3d::reduce;
-use crate::conv3d::split::{MIN_STAGES, SliceCount, affordable_slices};
 use crate::error::ConvError;
 use crate::launch::dispatches;
-use crate::limits::Limits;
 use crate::operand::{Operand, address_type};
 use cubecl::prelude::*;
 
@@ -71,42 +69,6 @@ pub(in crate::conv3d) fn launch_gather(
     let tile = GemmTile::Fma(RegisterTile::M128N8);
     let gemm = GemmLaunch { call, tile, slices: 1, prefetch: call.limits.unroll };
     launch(&gemm, gather, operands, (call.bias, call.activation))
-}
-
-/// M, N and K of one group's GEMM.
-pub(super) fn gemm_shape(problem: &Conv3dProblem, pass: Pass, gather: &Gather) -> [usize; 3] {
-    let (source_channels, n) = problem.channels_of(pass);
-    [problem.batch * positions(gather), n * columns(gather), source_channels * taps(gather)]
-}
-
-/// The most split-K slices that any of a pass's gathers needs.
-pub(super) fn most_slices<'a>(
-    problem: &Conv3dProblem,
-    pass: Pass,
-    tile: GemmTile,
-    gathers: impl Iterator<Item = &'a Gather>,
-    limits: &Limits,
-) -> usize {
-    gathers.map(|gather| slices_of(problem, pass, tile, gather, limits)).max().unwrap_or(1)
-}
-
-/// Split-K slices that fill the device; one where the tiles fill half of it, and for streams, whose bits must
-/// not depend on the number of frames.
-fn slices_of(problem: &Conv3dProblem, pass: Pass, tile: GemmTile, gather: &Gather, limits: &Limits) -> usize {
-    let [m, n, k] = gemm_shape(problem, pass, gather);
-    let [tile_m, tile_n, tile_k] = tile.shape();
-    let tiles = m.div_ceil(tile_m) * n.div_ceil(tile_n) * problem.window.groups;
-    if problem.streaming || 2 * tiles > limits.cubes_in_flight {
-        return 1;
-    }
-    let result = if pass == Pass::Forward { problem.y_shape() } else { problem.x_shape() };
-    SliceCount {
-        filling: limits.cubes_in_flight / tiles.max(1),
-        worthwhile: k / (MIN_STAGES * tile_k),
-        accurate: 1,
-        affordable: affordable_slices(result.iter().product(), limits),
-    }
-    .slices()
 }
 
 /// An input gradient's weights, packed for one gather. None where the pass reads the weight itself: the

@@ -35,6 +35,7 @@ mod mma;
 mod mma_weight;
 mod pack;
 mod read;
+mod slices;
 pub(super) mod stage;
 mod table;
 pub(super) mod tap_check;
@@ -49,6 +50,7 @@ pub(super) use family::k_iterations;
 pub(crate) use gather::{is_patches, serves};
 pub(super) use launch::launch_gather;
 pub(super) use read::has_even_images;
+pub(super) use slices::cost;
 pub(super) use tap_check::has_few_taps;
 pub(super) use vectors::{out_vector_width, source_vector_width, weight_vector_width};
 

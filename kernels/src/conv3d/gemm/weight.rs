@@ -27,6 +27,7 @@ use super::gather::{gathers, joined_gather_args};
 use super::index::{GatherArgs, OutputPosition};
 use super::mma_weight::mma_weight_kernel;
 use super::read::{JoinedArgs, joined_args, read_source};
+use super::slices::weight_split;
 use super::stage::{
     F32x4, GemmShape, GemmShapeLaunch, column_of, multiply, row_of, store_lanes_along_k,
     store_vector_along_k, vector_along_k, zero_stage,
@@ -38,32 +39,12 @@ use super::{GemmTile, stage_vector};
 use crate::activation::Activation;
 use crate::conv3d::call::Conv3dCall;
 use crate::conv3d::pass::Pass;
-use crate::conv3d::problem::Conv3dProblem;
 use crate::conv3d::reduce;
-use crate::conv3d::split::ReductionSplit;
-use crate::conv3d::window::is_pointwise_in_frame;
 use crate::error::ConvError;
 use crate::launch::{Span, dispatches};
-use crate::limits::Limits;
 use crate::operand::{Operand, address_type};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
-
-/// The split-K slices. From the shape alone, not the strides: other slices round differently, and a view must
-/// give the same bits as a contiguous tensor.
-pub(super) fn split(problem: &Conv3dProblem, tile: GemmTile, limits: &Limits) -> ReductionSplit {
-    let [m, n] = [problem.group_channels() * problem.taps(), problem.group_out_channels()];
-    let [tile_m, tile_n, tile_k] = tile.shape();
-    let tiles = m.div_ceil(tile_m) * n.div_ceil(tile_n) * problem.window.groups;
-    let filling = if matches!(tile, GemmTile::Mma(_)) && is_pointwise_in_frame(problem) {
-        // Register pressure halves occupancy: at most one wave of half the threadgroups.
-        limits.cubes_in_flight / 2 / tiles.max(1)
-    } else {
-        limits.cubes_in_flight.div_ceil(tiles.max(1))
-    };
-    let weights = problem.weight_shape().iter().product();
-    ReductionSplit::filling(problem.positions(), weights, filling, tile_k, limits)
-}
 
 /// Launches the weight gradient: operands x, dy, dw.
 pub(super) fn weight_gradient(
@@ -94,7 +75,7 @@ pub(super) fn weight_gradient(
             (dy_width, source_width, contiguous)
         }
     };
-    let split = split(problem, tile, limits);
+    let split = weight_split(problem, tile, limits);
     let partials = reduce::partials(client, split.slices, dw);
     let threadgroups = tiles_m * tiles_n * groups * split.slices;
     let address = address_type(

@@ -12,7 +12,7 @@ use crate::conv3d::loops::nest;
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::{Conv3dProblem, PaddingMode};
 use crate::conv3d::row_segments::RowSegments;
-use crate::conv3d::split;
+use crate::conv3d::split::{self, TiledProduct};
 use crate::conv3d::tiles::Tiles;
 use crate::geometry::AxisGeometry;
 use crate::limits::Limits;
@@ -71,6 +71,25 @@ impl WindowExtents {
     /// K of one phase, on average.
     pub(super) fn mean_k(&self) -> usize {
         self.packed_k().div_ceil(self.phase_count())
+    }
+
+    /// The product of a pass.
+    fn product(
+        &self,
+        problem: &Conv3dProblem,
+        pass: Pass,
+        tile: &WindowTile,
+        limits: &Limits,
+    ) -> TiledProduct {
+        let result = if pass == Pass::Forward { problem.y_shape() } else { problem.x_shape() };
+        TiledProduct {
+            tiles: self.tiles(problem, tile),
+            products: (tile.tile_m * tile.tile_n) as f64 * self.mean_k() as f64,
+            // Register pressure halves occupancy.
+            wave: (limits.cubes_in_flight / 2).max(1),
+            half_wave: HALF_WAVE_COST,
+            elements: result.iter().product(),
+        }
     }
 
     fn phase_count(&self) -> usize {
@@ -189,8 +208,6 @@ fn window_walks(problem: &Conv3dProblem, pass: Pass) -> Option<(Gather, Option<[
     (fits && walks.iter().all(|axis| axis.taps > 0)).then_some((walks, phases))
 }
 
-/// Cost of writing and reading one partial, in multiply-adds (290 TFLOP/s in f16, 8 bytes at 1.3 TB/s).
-const PARTIAL_COST: f64 = 900.0;
 /// Cost of a wave with one threadgroup per core, relative to a full wave of two.
 const HALF_WAVE_COST: f64 = 0.8;
 /// Split-K slices that are tried in order to even out the last wave.
@@ -205,38 +222,29 @@ pub(super) fn k_slices(
     tile: &WindowTile,
     limits: &Limits,
 ) -> usize {
-    let result = if pass == Pass::Forward { problem.y_shape() } else { problem.x_shape() };
-    let elements: usize = result.iter().product();
+    let product = extents.product(problem, pass, tile, limits);
     // What the packed weights leave of the workspace.
     let rest = limits.workspace_bytes.saturating_sub(extents.packed_bytes(problem, limits));
     let rest = rest.min(limits.buffer_bytes);
     // Below two stages, prologue and epilogue dominate.
     let worthwhile = extents.walks[0].taps * extents.blocks / 2 / extents.stage_blocks;
-    let most = worthwhile.min(split::slices_within(elements, rest)).max(1);
-    // Register pressure halves occupancy.
-    let wave = (limits.cubes_in_flight / 2).max(1);
-    let tiles = extents.tiles(problem, tile);
-    let filling = (wave / tiles.max(1)).clamp(1, most);
+    let most = worthwhile.min(split::slices_within(product.elements, rest)).max(1);
+    let filling = (product.wave / product.tiles.max(1)).clamp(1, most);
     // Threadgroups of frames without all depth taps, and of phases with few taps, end early and make room.
     let misses = problem.shared_padding() == PaddingMode::Zeros && extents.walks[0].reads_padding();
     if extents.phases.is_some() || misses {
         return filling;
     }
-    let cost = |k_slices: usize| {
-        let (full_waves, last) = (tiles * k_slices / wave, tiles * k_slices % wave);
-        let last = if last == 0 {
-            0.0
-        } else if 2 * last <= wave {
-            HALF_WAVE_COST
-        } else {
-            1.0
-        };
-        let wave_cost = (wave * tile.tile_m * tile.tile_n) as f64 * extents.mean_k() as f64 / k_slices as f64;
-        let partials = if k_slices == 1 { 0.0 } else { PARTIAL_COST * elements as f64 * k_slices as f64 };
-        (full_waves as f64 + last) * wave_cost + partials
-    };
-    let candidates = filling..=most.min(filling.max(MAX_EVENING_SLICES));
-    candidates.min_by(|a, b| cost(*a).total_cmp(&cost(*b))).unwrap_or(1)
+    product.fastest_slices(filling..=most.min(filling.max(MAX_EVENING_SLICES)), limits)
+}
+
+/// The time of a pass on the scale of [`TiledProduct::cost`], depth taps in the padding left out.
+pub(crate) fn cost(problem: &Conv3dProblem, pass: Pass, tile: &WindowTile, limits: &Limits) -> Option<f64> {
+    let extents = WindowExtents::of(problem, pass, tile)?;
+    let product = extents.product(problem, pass, tile, limits);
+    let products = product.products * gemm::depth_tap_fraction(problem, pass);
+    let k_slices = k_slices(problem, pass, &extents, tile, limits);
+    Some(TiledProduct { products, ..product }.cost(k_slices, limits))
 }
 
 /// Whether the tile serves a pass: one that the gathered implicit GEMM serves by masks, without a stride

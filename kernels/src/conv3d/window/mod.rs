@@ -33,7 +33,7 @@ pub(crate) mod weight;
 pub use config::WindowTile;
 #[cfg(test)]
 pub(crate) use extents::packed_bytes;
-pub(crate) use extents::{extent, is_pointwise_in_frame, serves, taps_of_window, threadgroups};
+pub(crate) use extents::{cost, extent, is_pointwise_in_frame, serves, taps_of_window, threadgroups};
 pub use family::WindowKernel;
 pub use weight::WindowWeightTile;
 

@@ -14,7 +14,7 @@ use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::Conv3dProblem;
 use crate::conv3d::reduce;
 use crate::conv3d::row_segments::RowSegments;
-use crate::conv3d::split::{MIN_STAGES, ReductionSplit, affordable_slices};
+use crate::conv3d::split::{MIN_STAGES, ReductionSplit, TiledProduct, affordable_slices};
 use crate::conv3d::tiles::Tiles;
 use crate::error::ConvError;
 use crate::launch::dispatches;
@@ -198,7 +198,9 @@ impl WeightSplit {
         let bands = rows.div_ceil(band_rows);
         let segment_count = bands * segments.count * frames;
         let elements = (band_rows * segments.pitch).next_multiple_of(tile.positions);
-        let filling = limits.cubes_in_flight.div_ceil(tiles.max(1));
+        let product = product(work, tiles, results, segment_count * elements, tile, limits);
+        let most = limits.cubes_in_flight.div_ceil(tiles.max(1));
+        let filling = product.fastest_slices(1..=most, limits);
         let split =
             ReductionSplit::filling(segment_count * elements, results, filling, tile.positions, limits);
         let affordable = segment_count.div_ceil(affordable_slices(results, limits));
@@ -206,6 +208,35 @@ impl WeightSplit {
         let k_slices = segment_count.div_ceil(slice_segments);
         Self { band_rows, bands, elements, segment_count, slice_segments, k_slices }
     }
+}
+
+/// The product of a weight gradient over so many elements of segments; a segment starts anew.
+fn product(
+    work: &WeightSegments,
+    tiles: usize,
+    results: usize,
+    elements: usize,
+    tile: &WindowWeightTile,
+    limits: &Limits,
+) -> TiledProduct {
+    let starts = work.segments.count * work.frames * work.lag * tile.positions;
+    TiledProduct {
+        tiles,
+        products: (tile.out_channels() * tile.channels() * TAPS) as f64 * (elements + starts) as f64,
+        wave: limits.cubes_in_flight,
+        half_wave: 1.0,
+        elements: results,
+    }
+}
+
+/// The time of a weight gradient on the scale of [`TiledProduct::cost`].
+pub(crate) fn cost(problem: &Conv3dProblem, tile: &WindowWeightTile, limits: &Limits) -> Option<f64> {
+    let work = WeightSegments::of(problem, &weight_walks(problem)?, tile)?;
+    let (tiles, results) =
+        (tiles_of(problem, tile).iter().product(), problem.weight_shape().iter().product());
+    let split = WeightSplit::of(&work, tiles, results, tile, limits);
+    let elements = split.segment_count * split.elements;
+    Some(product(&work, tiles, results, elements, tile, limits).cost(split.k_slices, limits))
 }
 
 /// Iterations of the loops of a thread: segments of a slice, their chunks, and fragments of a chunk.

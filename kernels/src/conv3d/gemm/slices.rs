@@ -1,0 +1,114 @@
+//! Split-K slices of the gathered GEMM, and the time of a pass by whole waves of its tiles.
+
+use super::config::MatrixTile;
+use super::family::GemmTile;
+use super::gather::{Gather, columns, launched_gathers, positions, taps};
+use crate::conv3d::pass::Pass;
+use crate::conv3d::problem::Conv3dProblem;
+use crate::conv3d::split::{MIN_STAGES, ReductionSplit, SliceCount, TiledProduct, affordable_slices};
+use crate::conv3d::window::is_pointwise_in_frame;
+use crate::limits::Limits;
+
+/// M, N and K of one group's GEMM.
+pub(super) fn gemm_shape(problem: &Conv3dProblem, pass: Pass, gather: &Gather) -> [usize; 3] {
+    let (source_channels, n) = problem.channels_of(pass);
+    [problem.batch * positions(gather), n * columns(gather), source_channels * taps(gather)]
+}
+
+/// The most split-K slices that any of a pass's gathers needs.
+pub(super) fn most_slices<'a>(
+    problem: &Conv3dProblem,
+    pass: Pass,
+    tile: GemmTile,
+    gathers: impl Iterator<Item = &'a Gather>,
+    limits: &Limits,
+) -> usize {
+    gathers.map(|gather| slices_of(problem, pass, tile, gather, limits)).max().unwrap_or(1)
+}
+
+/// Split-K slices that fill the device, on matrix units those that take the least time; one where the tiles
+/// fill half of it, and for streams, whose bits must not depend on the number of frames.
+fn slices_of(problem: &Conv3dProblem, pass: Pass, tile: GemmTile, gather: &Gather, limits: &Limits) -> usize {
+    let (m_n_k, elements) = (gemm_shape(problem, pass, gather), result_elements(problem, pass));
+    let product = tiled_product(problem, tile, m_n_k, elements, limits);
+    if problem.streaming || 2 * product.tiles > limits.cubes_in_flight {
+        return 1;
+    }
+    let [_, _, tile_k] = tile.shape();
+    let most = SliceCount {
+        filling: limits.cubes_in_flight / product.tiles.max(1),
+        worthwhile: m_n_k[2] / (MIN_STAGES * tile_k),
+        accurate: 1,
+        affordable: affordable_slices(elements, limits),
+    }
+    .slices();
+    match tile {
+        GemmTile::Mma(_) => product.fastest_slices(1..=most, limits),
+        GemmTile::Fma(_) => most,
+    }
+}
+
+/// The time of a pass on matrix units that is one launch, on the scale of [`TiledProduct::cost`].
+pub(crate) fn cost(problem: &Conv3dProblem, pass: Pass, tile: MatrixTile, limits: &Limits) -> f64 {
+    let tile = GemmTile::Mma(tile);
+    if pass == Pass::WeightGradient {
+        let slices = weight_split(problem, tile, limits).slices;
+        return weight_product(problem, tile, limits).cost(slices, limits);
+    }
+    let gather = &launched_gathers(problem, pass)[0];
+    let (m_n_k, elements) = (gemm_shape(problem, pass, gather), result_elements(problem, pass));
+    let slices = slices_of(problem, pass, tile, gather, limits);
+    tiled_product(problem, tile, m_n_k, elements, limits).cost(slices, limits)
+}
+
+/// Results of a pass.
+fn result_elements(problem: &Conv3dProblem, pass: Pass) -> usize {
+    let result = if pass == Pass::Forward { problem.y_shape() } else { problem.x_shape() };
+    result.iter().product()
+}
+
+/// Results of a tile of which a device runs [`Limits::cubes_in_flight`] at once: larger ones need more
+/// registers (H200: one threadgroup of 128x128 for each multiprocessor; a second one gains nothing).
+const FULL_OCCUPANCY: usize = 64 * 64;
+
+/// A GEMM of this shape for every group.
+fn tiled_product(
+    problem: &Conv3dProblem,
+    tile: GemmTile,
+    [m, n, k]: [usize; 3],
+    elements: usize,
+    limits: &Limits,
+) -> TiledProduct {
+    let [tile_m, tile_n, _] = tile.shape();
+    TiledProduct {
+        tiles: m.div_ceil(tile_m) * n.div_ceil(tile_n) * problem.window.groups,
+        products: (tile_m * tile_n) as f64 * k as f64,
+        wave: (limits.cubes_in_flight * FULL_OCCUPANCY / (tile_m * tile_n)).max(1),
+        half_wave: 1.0,
+        elements,
+    }
+}
+
+/// The split-K slices. From the shape alone, not the strides: other slices round differently, and a view must
+/// give the same bits as a contiguous tensor.
+pub(super) fn weight_split(problem: &Conv3dProblem, tile: GemmTile, limits: &Limits) -> ReductionSplit {
+    let [_, _, tile_k] = tile.shape();
+    let product = weight_product(problem, tile, limits);
+    let most = limits.cubes_in_flight.div_ceil(product.tiles.max(1));
+    let filling = match tile {
+        // Vector loads of both sources: two threadgroups per core hide their latency.
+        GemmTile::Mma(_) if is_pointwise_in_frame(problem) => {
+            limits.cubes_in_flight / 2 / product.tiles.max(1)
+        }
+        GemmTile::Mma(_) => product.fastest_slices(1..=most, limits),
+        GemmTile::Fma(_) => most,
+    };
+    ReductionSplit::filling(problem.positions(), product.elements, filling, tile_k, limits)
+}
+
+/// The product of a weight gradient.
+fn weight_product(problem: &Conv3dProblem, tile: GemmTile, limits: &Limits) -> TiledProduct {
+    let [m, n] = [problem.group_channels() * problem.taps(), problem.group_out_channels()];
+    let elements = problem.weight_shape().iter().product();
+    tiled_product(problem, tile, [m, n, problem.positions()], elements, limits)
+}
