@@ -68,12 +68,15 @@ impl<'a> Conv3dCall<'a> {
         Ok(call)
     }
 
-    /// With the first frames of x in a tensor of their own. Images whose channels are not evenly spaced are
-    /// left to `Direct` by plans that count image channels.
+    /// With the first frames of x in a tensor of their own. `Direct` takes what the plan does not read: images
+    /// whose channels are not evenly spaced by the gathered GEMM, frames of two layouts by the window kernels.
     pub(super) fn with_cache(self, x: &Operand, cache: &'a Operand) -> Self {
-        let counts = !matches!(self.plan, Plan::Winograd(_));
-        let even = !counts || [x, cache].into_iter().all(has_even_images);
-        let plan = if even { self.plan } else { &Plan::Direct };
+        let reads = match self.plan {
+            Plan::Winograd(_) => true,
+            Plan::Window(_) => x.strides[3..] == cache.strides[3..],
+            _ => [x, cache].into_iter().all(has_even_images),
+        };
+        let plan = if reads { self.plan } else { &Plan::Direct };
         Self { cache: Some(cache), plan, ..self }
     }
 

@@ -62,6 +62,16 @@ impl SliceCount {
 /// some four tenths of a copy's bandwidth (H200).
 const PARTIAL_BYTES: f64 = 18.4;
 
+/// What the threadgroups beyond whole waves take.
+#[derive(Clone, Copy)]
+pub(crate) enum LastWave {
+    /// A whole wave, or this fraction of one where they fill less than half of it.
+    Whole(f64),
+    /// Their fraction of a wave, for threadgroups of different lengths make room for each other; at the end
+    /// the device idles for this fraction.
+    Idles(f64),
+}
+
 /// A product on matrix units, cut into tiles and split-K slices.
 #[derive(Clone, Copy)]
 pub(crate) struct TiledProduct {
@@ -71,21 +81,21 @@ pub(crate) struct TiledProduct {
     pub(crate) products: f64,
     /// Threadgroups that the device runs at once.
     pub(crate) wave: usize,
-    /// The time of a wave that fills less than half of these, relative to a full one.
-    pub(crate) half_wave: f64,
+    pub(crate) last: LastWave,
     /// Results.
     pub(crate) elements: usize,
 }
 
 impl TiledProduct {
-    /// The time with so many slices, in multiply-adds at full waves' rate: whole waves, and the partials.
+    /// The time with so many slices, in multiply-adds at full waves' rate: waves, and the partials.
     pub(crate) fn cost(&self, slices: usize, limits: &Limits) -> f64 {
         let threadgroups = self.tiles * slices;
-        let (full, last) = (threadgroups / self.wave, threadgroups % self.wave);
-        let last = match last {
-            0 => 0.0,
-            _ if 2 * last <= self.wave => self.half_wave,
-            _ => 1.0,
+        let (full, rest) = (threadgroups / self.wave, threadgroups % self.wave);
+        let last = match self.last {
+            LastWave::Whole(_) if rest == 0 => 0.0,
+            LastWave::Whole(half) if 2 * rest <= self.wave => half,
+            LastWave::Whole(_) => 1.0,
+            LastWave::Idles(fraction) => rest as f64 / self.wave as f64 + fraction,
         };
         let partial = PARTIAL_BYTES / limits.chip.bandwidth * (limits.chip.matrices / 2.0);
         let partials = if slices == 1 { 0.0 } else { partial * (self.elements * slices) as f64 };

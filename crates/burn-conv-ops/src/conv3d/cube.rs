@@ -47,7 +47,7 @@ pub(crate) fn forward_cached(
     call: &Conv3dCall,
     with_pre: bool,
 ) -> Result<(CubeTensor, Option<CubeTensor>), ConvError> {
-    let [x, cache] = inputs.map(with_even_images);
+    let [x, cache] = with_like_frames(inputs.map(with_even_images));
     let (problem, limits) = (&call.problem, Limits::of(&x.client));
     let y = allocate(&x, &problem.y_shape(), x.dtype);
     let pre = with_pre.then(|| allocate(&x, &problem.y_shape(), DType::F32));
@@ -72,6 +72,12 @@ pub(crate) fn weight_gradient_cached(
     let operands = [&operand(&x)?, &operand(dy)?, &operand(&dw)?];
     conv3d::weight_gradient_cached(&x.client, &limits, &call.problem, &plan, operands, &operand(&cache)?)?;
     Ok(dw)
+}
+
+/// x and the cache, copied where the layouts of their frames differ: the window kernels read both by one.
+fn with_like_frames([x, cache]: [CubeTensor; 2]) -> [CubeTensor; 2] {
+    let alike = x.meta.strides()[3..] == cache.meta.strides()[3..];
+    if alike { [x, cache] } else { [x, cache].map(into_contiguous) }
 }
 
 /// The tensor, copied where its images' channels are not evenly spaced: the fast kernels count image

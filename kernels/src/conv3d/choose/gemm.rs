@@ -16,9 +16,10 @@
 //! | a multiple of 128, many tiles  | 128x128             | most FLOP per byte                             |
 //! | others                         | 128x64              | least padding of N                             |
 //!
-//! The weight gradient on fragments of 16 takes the shorter time as well; on others it keeps a window in shared
-//! memory where frames are large and its tiles dense; else its tile follows the output channels. Without matrix units it takes 128x64 for more than 32
-//! output channels, but 64x64 with fewer than 512 rows (channels x taps).
+//! The weight gradient on fragments of 16 takes the shorter time as well; on others it keeps a window in
+//! shared memory where frames are large and its tiles dense; else its tile follows the output channels.
+//! Without matrix units it takes 128x64 for more than 32 output channels, but 64x64 with fewer than 512 rows
+//! (channels x taps).
 
 use crate::conv3d::gemm::{
     GemmTile, MatrixTile, RegisterTile, cost as gathered_time, depth_tap_fraction, is_patches, launches,
@@ -60,7 +61,7 @@ const MEASURED_FRAGMENT: usize = 16;
 /// The time of a gathered multiply-add, relative to a window kernel's with subgroups of 64x64 results.
 const GATHERED_TIME: f64 = 1.45;
 /// And in the weight gradient, relative to its window kernel's.
-const GATHERED_WEIGHT_TIME: f64 = 2.1;
+const GATHERED_WEIGHT_TIME: f64 = 2.4;
 /// What the narrow tile adds to the time of a multiply-add, and packing the weights to an input gradient.
 const NARROW_TIME: f64 = 1.27;
 const PACKING_TIME: f64 = 1.12;
@@ -166,7 +167,7 @@ fn window_factor(problem: &Conv3dProblem, pass: Pass, tile: &WindowTile) -> f64 
     (MULTIPLY_SHARE + (1.0 - MULTIPLY_SHARE) * loads) * reuse
 }
 
-/// The plan with the shortest time by whole waves and the partials of split-K, where the gathered GEMM has few
+/// The plan with the shortest time by waves and the partials of split-K, where the gathered GEMM has few
 /// tiles, and for weight gradients; none on fragments that these times were not measured with.
 fn counted(problem: &Conv3dProblem, pass: Pass, tiles: &[MatrixTile], limits: &Limits) -> Option<Plan> {
     let wide = tiles.first().filter(|tile| tile.fragment == MEASURED_FRAGMENT)?;

@@ -26,7 +26,7 @@ pub(crate) struct AxisGatherArgs {
     pub(super) tap_count: u32,
     /// The bit of tap 0 in a mask; 0 where no tap needs one.
     pub(super) bit: u32,
-    pub(super) extent: u32,
+    pub(crate) extent: u32,
     pub(super) scale: u32,
     /// `origin` split into its positive and negative part: offsets are unsigned and wrap.
     pub(super) origin_positive: u32,
@@ -38,7 +38,7 @@ pub(crate) struct AxisGatherArgs {
     pub(super) tap_step: u32,
     pub(super) first_out: u32,
     pub(super) out_step: u32,
-    pub(super) source_stride: usize,
+    pub(crate) source_stride: usize,
     pub(super) weight_stride: usize,
     pub(super) out_stride: usize,
 }
@@ -56,8 +56,8 @@ pub(crate) struct GatherArgs {
     pub(super) columns: FastDivmod<u32>,
     pub(super) column_heights: FastDivmod<u32>,
     pub(super) column_widths: FastDivmod<u32>,
-    pub(super) source_batch_stride: usize,
-    pub(super) source_channel_stride: usize,
+    pub(crate) source_batch_stride: usize,
+    pub(crate) source_channel_stride: usize,
     pub(super) out_batch_stride: usize,
     pub(super) out_channel_stride: usize,
     /// Strides of the weight along the channels of K and along the GEMM's columns.

@@ -52,7 +52,7 @@ pub(super) use launch::launch_gather;
 pub(super) use read::has_even_images;
 pub(super) use slices::cost;
 pub(super) use tap_check::has_few_taps;
-pub(super) use vectors::{out_vector_width, source_vector_width, weight_vector_width};
+pub(super) use vectors::{joined_vector_width, out_vector_width, weight_vector_width};
 
 use super::pass::Pass;
 use super::problem::Conv3dProblem;

@@ -5,9 +5,14 @@ use super::family::GemmTile;
 use super::gather::{Gather, columns, launched_gathers, positions, taps};
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::Conv3dProblem;
-use crate::conv3d::split::{MIN_STAGES, ReductionSplit, SliceCount, TiledProduct, affordable_slices};
+use crate::conv3d::split::{
+    LastWave, MIN_STAGES, ReductionSplit, SliceCount, TiledProduct, affordable_slices,
+};
 use crate::conv3d::window::is_pointwise_in_frame;
 use crate::limits::Limits;
+
+/// Multiply-adds in the time of storing one result of a weight gradient (H200).
+const WEIGHT_EPILOGUE: f64 = 400.0;
 
 /// M, N and K of one group's GEMM.
 pub(super) fn gemm_shape(problem: &Conv3dProblem, pass: Pass, gather: &Gather) -> [usize; 3] {
@@ -52,8 +57,9 @@ fn slices_of(problem: &Conv3dProblem, pass: Pass, tile: GemmTile, gather: &Gathe
 pub(crate) fn cost(problem: &Conv3dProblem, pass: Pass, tile: MatrixTile, limits: &Limits) -> f64 {
     let tile = GemmTile::Mma(tile);
     if pass == Pass::WeightGradient {
-        let slices = weight_split(problem, tile, limits).slices;
-        return weight_product(problem, tile, limits).cost(slices, limits);
+        let (product, slices) =
+            (weight_product(problem, tile, limits), weight_split(problem, tile, limits).slices);
+        return product.cost(slices, limits) + WEIGHT_EPILOGUE * product.elements as f64;
     }
     let gather = &launched_gathers(problem, pass)[0];
     let (m_n_k, elements) = (gemm_shape(problem, pass, gather), result_elements(problem, pass));
@@ -84,7 +90,7 @@ fn tiled_product(
         tiles: m.div_ceil(tile_m) * n.div_ceil(tile_n) * problem.window.groups,
         products: (tile_m * tile_n) as f64 * k as f64,
         wave: (limits.cubes_in_flight * FULL_OCCUPANCY / (tile_m * tile_n)).max(1),
-        half_wave: 1.0,
+        last: LastWave::Whole(1.0),
         elements,
     }
 }

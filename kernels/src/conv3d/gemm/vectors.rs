@@ -30,7 +30,7 @@ pub(in crate::conv3d) fn source_vector_width(gather: &Gather, source: &Operand, 
 }
 
 /// [`source_vector_width`] of all tensors that hold frames of the source.
-pub(super) fn joined_vector_width<'a>(
+pub(in crate::conv3d) fn joined_vector_width<'a>(
     gather: &Gather,
     sources: impl Iterator<Item = &'a Operand>,
     width: usize,

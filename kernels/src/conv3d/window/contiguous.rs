@@ -22,7 +22,9 @@ use super::config::{CHANNELS, WindowTile};
 use super::epilogue::write_contiguous;
 use super::kernel::weight_fragments;
 use super::phases::{PhaseWork, Phases, work_of};
-use super::tiling::{BlockRange, WindowTiling, block_at, block_range, packed_tap};
+use super::tiling::{
+    BlockRange, CacheArgs, WindowTiling, WindowWork, block_at, block_range, packed_tap, read,
+};
 use crate::conv3d::gemm::config::SUBGROUP;
 use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::mma::{accumulators, load_fragment, multiply_fragments};
@@ -36,10 +38,12 @@ use cubecl::prelude::*;
 #[allow(clippy::too_many_arguments)]
 pub(super) fn contiguous_kernel<E: Float, S: Float, O: Float, V: Size>(
     source: &[Vector<E, V>],
+    cache: ComptimeOption<&[Vector<E, V>]>,
     weight: &[Vector<S, V>],
     bias: ComptimeOption<&Tensor<E>>,
     out: &mut [Vector<O, Const<4>>],
     walk: GatherArgs,
+    cache_args: ComptimeOption<CacheArgs>,
     tiling: WindowTiling,
     phases: ComptimeOption<Phases>,
     span: Span,
@@ -68,15 +72,17 @@ pub(super) fn contiguous_kernel<E: Float, S: Float, O: Float, V: Size>(
 
     let mut block = blocks.first;
     if comptime!(prefetch) {
-        let values = read_stage(source, &walk, &tiling, &blocks, work.first_m, block, padding, tile);
+        let values =
+            read_stage(source, &cache, &walk, &cache_args, &tiling, &work, &blocks, block, padding, tile);
         write_stage(&values, &mut stage, pitch, tile);
         sync_cube();
     }
     while block < blocks.end {
         let next = block + comptime!(tile.stage_blocks() as u32);
         // The next stage, or this one, whose registers are then free during the product.
-        let read = if comptime!(prefetch) { next } else { block };
-        let values = read_stage(source, &walk, &tiling, &blocks, work.first_m, read, padding, tile);
+        let load = if comptime!(prefetch) { next } else { block };
+        let values =
+            read_stage(source, &cache, &walk, &cache_args, &tiling, &work, &blocks, load, padding, tile);
         if comptime!(!prefetch) {
             sync_cube();
             write_stage(&values, &mut stage, pitch, tile);
@@ -101,10 +107,12 @@ pub(super) fn contiguous_kernel<E: Float, S: Float, O: Float, V: Size>(
 #[cube]
 fn read_stage<E: Float, V: Size>(
     source: &[Vector<E, V>],
+    cache: &ComptimeOption<&[Vector<E, V>]>,
     walk: &GatherArgs,
+    cache_args: &ComptimeOption<CacheArgs>,
     tiling: &WindowTiling,
+    work: &WindowWork,
     blocks: &BlockRange,
-    first_m: u32,
     first: u32,
     #[comptime] padding: PaddingMode,
     #[comptime] tile: WindowTile,
@@ -112,18 +120,19 @@ fn read_stage<E: Float, V: Size>(
     let mut values = Sequence::<Vector<E, V>>::new();
     let width = V::value();
     let lanes = comptime!((tile.tile_m / width) as u32);
-    let position = first_m + UNIT_POS % lanes * width as u32;
+    let position = work.first_m + UNIT_POS % lanes * width as u32;
     let exists = position < tiling.height * tiling.width;
     #[unroll]
     for i in 0..comptime!(tile.stage_blocks()) {
         let index = first + i as u32;
-        let block = block_at(walk, tiling, blocks, index, padding);
+        let block = block_at(walk, tiling, cache_args, work, blocks, index, padding);
         #[unroll]
         for load in 0..comptime!(tile.stage_loads(width)) {
             let channel = UNIT_POS / lanes + comptime!((load * tile.threads()) as u32) / lanes;
             let mut value = Vector::<E, V>::new(E::from_int(0));
             if exists && index < blocks.end && channel < block.channels_left {
-                value = source[(block.offset + walk.source_channel(channel) + position as usize) / width];
+                let at = (block.offset + block.channel(channel) + position as usize) / width;
+                value = read(source, cache, &block, at);
             }
             values.push(value);
         }

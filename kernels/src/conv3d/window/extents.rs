@@ -12,7 +12,7 @@ use crate::conv3d::loops::nest;
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::{Conv3dProblem, PaddingMode};
 use crate::conv3d::row_segments::RowSegments;
-use crate::conv3d::split::{self, TiledProduct};
+use crate::conv3d::split::{self, LastWave, TiledProduct};
 use crate::conv3d::tiles::Tiles;
 use crate::geometry::AxisGeometry;
 use crate::limits::Limits;
@@ -87,7 +87,7 @@ impl WindowExtents {
             products: (tile.tile_m * tile.tile_n) as f64 * self.mean_k() as f64,
             // Register pressure halves occupancy.
             wave: (limits.cubes_in_flight / 2).max(1),
-            half_wave: HALF_WAVE_COST,
+            last: LastWave::Whole(HALF_WAVE_COST),
             elements: result.iter().product(),
         }
     }
@@ -222,6 +222,10 @@ pub(super) fn k_slices(
     tile: &WindowTile,
     limits: &Limits,
 ) -> usize {
+    // A stream's bits must not depend on the number of frames.
+    if problem.streaming {
+        return 1;
+    }
     let product = extents.product(problem, pass, tile, limits);
     // What the packed weights leave of the workspace.
     let rest = limits.workspace_bytes.saturating_sub(extents.packed_bytes(problem, limits));
@@ -252,7 +256,9 @@ pub(crate) fn cost(problem: &Conv3dProblem, pass: Pass, tile: &WindowTile, limit
 pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass, tile: &WindowTile, limits: &Limits) -> bool {
     let fits = WindowExtents::of(problem, pass, tile)
         .is_some_and(|extents| extents.packed_bytes(problem, limits) <= limits.workspace_bytes);
-    fits && gemm::serves(problem, pass) && gemm::has_few_taps(problem, pass)
+    // A stream's cache is read frame by frame, whatever its taps.
+    let whole = Conv3dProblem { streaming: false, ..*problem };
+    fits && gemm::serves(problem, pass) && gemm::has_few_taps(&whole, pass)
 }
 
 /// The tiles of a pass for [`crate::conv3d::Plan::tiles`].

@@ -28,7 +28,9 @@
 use super::config::{CHANNELS, WindowTile};
 use super::epilogue::write_result;
 use super::phases::{PhaseTaps, PhaseWork, Phases, work_of};
-use super::tiling::{SourceBlock, WindowTiling, WindowWork, block_at, block_range, packed_tap};
+use super::tiling::{
+    CacheArgs, SourceBlock, WindowTiling, WindowWork, block_at, block_range, packed_tap, read,
+};
 use crate::conv3d::gemm::config::SUBGROUP;
 use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::mma::{accumulators, load_fragment, multiply_fragments, pack_vector, store_window};
@@ -42,10 +44,12 @@ use cubecl::prelude::*;
 #[allow(clippy::too_many_arguments)]
 pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
     source: &[E],
+    cache: ComptimeOption<&[E]>,
     weight: &[Vector<S, V>],
     bias: ComptimeOption<&Tensor<E>>,
     out: &mut [O],
     walk: GatherArgs,
+    cache_args: ComptimeOption<CacheArgs>,
     tiling: WindowTiling,
     phases: ComptimeOption<Phases>,
     span: Span,
@@ -79,13 +83,13 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
     let mut block = blocks.first;
     let mut tap_offset = packed_tap(&taps, &tiling, &blocks, block) * tap_vectors + column;
     if comptime!(prefetch) {
-        let next = block_at(&walk, &tiling, &blocks, block, padding);
-        let values = read_window(source, &walk, &offsets, &next, block < blocks.end, width, tile);
+        let next = block_at(&walk, &tiling, &cache_args, &work, &blocks, block, padding);
+        let values = read_window(source, &cache, &offsets, &next, block < blocks.end, width, tile);
         store_window(&values, &mut window, tile.window, pitch, loads, threads);
         sync_cube();
         while block < blocks.end {
             block += 1u32;
-            let next = block_at(&walk, &tiling, &blocks, block, padding);
+            let next = block_at(&walk, &tiling, &cache_args, &work, &blocks, block, padding);
             let mut tap = 0u32.runtime();
             while tap + 1u32 < tiling.taps {
                 multiply(&window, weight, tap_offset, &acc, &walk, &tiling, &taps, tap, pitch, tile);
@@ -97,7 +101,7 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
             }
             // Prefetch the next window before the last tap, outside the loop: 1.6x. Inside, the loop's back
             // edge would wait for the loads.
-            let values = read_window(source, &walk, &offsets, &next, block < blocks.end, width, tile);
+            let values = read_window(source, &cache, &offsets, &next, block < blocks.end, width, tile);
             multiply(&window, weight, tap_offset, &acc, &walk, &tiling, &taps, tap, pitch, tile);
             if comptime!(phased) {
                 tap_offset = packed_tap(&taps, &tiling, &blocks, block) * tap_vectors + column;
@@ -111,10 +115,10 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
     } else {
         // Few loads in flight leave registers for more threads, which hide the latency.
         while block < blocks.end {
-            let next = block_at(&walk, &tiling, &blocks, block, padding);
+            let next = block_at(&walk, &tiling, &cache_args, &work, &blocks, block, padding);
             // Every thread has finished with the previous block.
             sync_cube();
-            load_window(source, &walk, &offsets, &next, &mut window, pitch, tile);
+            load_window(source, &cache, &offsets, &next, &mut window, pitch, tile);
             sync_cube();
             let mut tap = 0u32.runtime();
             while tap < tiling.taps {
@@ -162,7 +166,7 @@ fn find_offsets(
 #[cube]
 fn read_window<E: Float>(
     source: &[E],
-    walk: &GatherArgs,
+    cache: &ComptimeOption<&[E]>,
     offsets: &Shared<[usize]>,
     block: &SourceBlock,
     exists: bool,
@@ -175,13 +179,13 @@ fn read_window<E: Float>(
         let vector = UNIT_POS as usize + comptime!(load * tile.threads());
         let channel = (vector / tile.window * width) as u32;
         let offset = offsets[vector % tile.window];
-        let at = block.offset + offset + walk.source_channel(channel);
+        let at = block.offset + offset + block.channel(channel);
         let inside = offset > 0usize && exists;
         #[unroll]
         for i in 0..width {
             let mut value = E::from_int(0);
             if inside && channel + (i as u32) < block.channels_left {
-                value = source[at + walk.source_channel(i as u32) - 1usize];
+                value = read(source, cache, block, at + block.channel(i as u32) - 1usize);
             }
             values.push(value);
         }
@@ -193,7 +197,7 @@ fn read_window<E: Float>(
 #[cube]
 fn load_window<E: Float, S: Float, V: Size>(
     source: &[E],
-    walk: &GatherArgs,
+    cache: &ComptimeOption<&[E]>,
     offsets: &Shared<[usize]>,
     block: &SourceBlock,
     window: &mut Shared<[Vector<S, V>]>,
@@ -207,13 +211,13 @@ fn load_window<E: Float, S: Float, V: Size>(
         let element = vector % tile.window;
         let channel = (in_block * width) as u32;
         let offset = offsets[element];
-        let at = block.offset + offset + walk.source_channel(channel);
+        let at = block.offset + offset + block.channel(channel);
         let mut values = Sequence::<E>::new();
         #[unroll]
         for i in 0..width {
             let mut value = E::from_int(0);
             if offset > 0usize && channel + (i as u32) < block.channels_left {
-                value = source[at + walk.source_channel(i as u32) - 1usize];
+                value = read(source, cache, block, at + block.channel(i as u32) - 1usize);
             }
             values.push(value);
         }

@@ -6,11 +6,12 @@ use super::epilogue::OUT_VECTOR;
 use super::extents::{WindowExtents, k_slices};
 use super::kernel::window_kernel;
 use super::pack::{OUT_CHANNELS, PackTilingLaunch, TAPS, THREADS, pack_kernel};
+use super::tiling::cache_args;
 use crate::activation::Activation;
 use crate::conv3d::call::Conv3dCall;
 use crate::conv3d::gemm::config::SUBGROUP;
 use crate::conv3d::gemm::gather::{divisor, gather_args};
-use crate::conv3d::gemm::{out_vector_width, source_vector_width, stage_vector, weight_vector_width};
+use crate::conv3d::gemm::{joined_vector_width, out_vector_width, stage_vector, weight_vector_width};
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::Conv3dProblem;
 use crate::conv3d::reduce;
@@ -117,7 +118,7 @@ fn launch_gemm(
     (bias, activation): (Option<&Operand>, Activation),
 ) -> Result<(), ConvError> {
     let WindowLaunch { call, tile, extents, k_slices } = *launch;
-    let Conv3dCall { client, limits, ref problem, pass, .. } = *call;
+    let Conv3dCall { client, limits, ref problem, pass, cache, .. } = *call;
     let (stage, width) = stage_vector(tile.fragment, problem.dtype, limits);
     let elements = extents.packed(problem.window.groups);
     let packed = Operand::empty(client, &[elements], stage);
@@ -125,11 +126,13 @@ fn launch_gemm(
     let slice_stride = if k_slices == 1 { 0 } else { out.len() };
     let largest =
         threadgroups.max(elements).max(extents.channels * problem.taps()).max(slice_stride * k_slices);
-    let address = address_type("conv3d", &[source, weight, out, &packed], largest, limits)?;
+    let address =
+        address_type("conv3d", &[source, cache.unwrap_or(source), weight, out, &packed], largest, limits)?;
     launch_pack(launch, [weight, &packed], width)?;
     let operations = 2.0 * (tile.tile_m * tile.tile_n * extents.mean_k().div_ceil(k_slices)) as f64;
     // One tap in the frame, and contiguous frames of the source and of the result.
-    let contiguous = source_vector_width(&extents.walks, source, width) == width
+    let sources = [source].into_iter().chain(cache);
+    let contiguous = joined_vector_width(&extents.walks, sources, width) == width
         && out_vector_width(&extents.walks, out, OUT_VECTOR) == OUT_VECTOR;
     for dispatch in dispatches(threadgroups, operations, limits) {
         let count = dispatch.count();
@@ -153,10 +156,12 @@ fn launch_gemm(
                     address,
                     width,
                     source.buffer_arg(width),
+                    cache.map(|cache| cache.buffer_arg(width)).into(),
                     weight_arg,
                     bias.into(),
                     out_arg,
                     walk,
+                    cache.map(cache_args).into(),
                     tiling,
                     phases.into(),
                     dispatch.span(),
@@ -181,10 +186,12 @@ fn launch_gemm(
                     address,
                     width,
                     source.buffer_arg(1),
+                    cache.map(|cache| cache.buffer_arg(1)).into(),
                     weight_arg,
                     bias.into(),
                     out_arg,
                     walk,
+                    cache.map(cache_args).into(),
                     tiling,
                     phases.into(),
                     dispatch.span(),

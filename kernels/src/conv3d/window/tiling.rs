@@ -4,7 +4,9 @@
 use super::config::{CHANNELS, WindowTile};
 use super::phases::PhaseTaps;
 use crate::conv3d::gemm::index::GatherArgs;
+use crate::conv3d::padding::source_of;
 use crate::conv3d::problem::PaddingMode;
+use crate::operand::Operand;
 use cubecl::prelude::*;
 use cubecl::std::FastDivmod;
 
@@ -107,6 +109,47 @@ impl WindowTiling {
     }
 }
 
+/// Where the first frames of the source are, if they are in a tensor of their own: a cache `[N, C, frames, H,
+/// W]` whose frames have the source's layout.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+pub(super) struct CacheArgs {
+    frames: u32,
+    image_stride: usize,
+    channel_stride: usize,
+    depth_stride: usize,
+}
+
+/// A cache as a kernel argument.
+pub(super) fn cache_args(cache: &Operand) -> CacheArgsLaunch {
+    CacheArgsLaunch {
+        frames: cache.shape[2] as u32,
+        image_stride: cache.strides[0],
+        channel_stride: cache.strides[1],
+        depth_stride: cache.strides[2],
+    }
+}
+
+/// What a kernel reads an element or a vector of: the source, or its cache.
+#[cube]
+pub(super) fn read<T: CubePrimitive>(
+    source: &[T],
+    cache: &ComptimeOption<&[T]>,
+    block: &SourceBlock,
+    at: usize,
+) -> T {
+    #[comptime]
+    match cache {
+        ComptimeOption::Some(cache) => {
+            if block.in_cache {
+                cache[at]
+            } else {
+                source[at]
+            }
+        }
+        ComptimeOption::None => source[at],
+    }
+}
+
 /// The channel blocks of a threadgroup's split-K slice, counted over the depth taps inside the source.
 #[derive(CubeType, Clone, Copy)]
 pub(super) struct BlockRange {
@@ -152,25 +195,63 @@ pub(super) fn block_range(
 #[derive(CubeType, Clone, Copy)]
 pub(super) struct SourceBlock {
     pub(super) offset: usize,
+    pub(super) channel_stride: usize,
+    /// Whether it is in the cache.
+    in_cache: bool,
     pub(super) channels_left: u32,
+}
+
+#[cube]
+impl SourceBlock {
+    /// Offset of channel `channel` of the block from its first one.
+    pub(super) fn channel(&self, channel: u32) -> usize {
+        channel as usize * self.channel_stride
+    }
 }
 
 #[cube]
 pub(super) fn block_at(
     walk: &GatherArgs,
     tiling: &WindowTiling,
+    cache: &ComptimeOption<CacheArgs>,
+    work: &WindowWork,
     blocks: &BlockRange,
     block: u32,
     #[comptime] padding: PaddingMode,
 ) -> SourceBlock {
     let (tap, in_channels) = tiling.blocks.div_mod(block);
     let step = (blocks.first_tap + tap) * walk.depth.step;
-    let (frame, _) = walk.depth.load_offset(blocks.depth + step as i32, padding);
+    let depth = blocks.depth + step as i32;
     let first_channel = in_channels * CHANNELS as u32;
-    SourceBlock {
-        offset: blocks.source + frame + walk.source_channel(first_channel),
-        // A padding block has none.
-        channels_left: max(tiling.channels, first_channel) - first_channel,
+    // A padding block has none.
+    let channels_left = max(tiling.channels, first_channel) - first_channel;
+    #[comptime]
+    match cache {
+        ComptimeOption::Some(cache) => {
+            let depth = source_of(depth, walk.depth.extent as i32, padding);
+            let frames = cache.frames as i32;
+            let in_cache = depth < frames;
+            let channel_stride = select(in_cache, cache.channel_stride, walk.source_channel_stride);
+            let image = work.n as usize * select(in_cache, cache.image_stride, walk.source_batch_stride);
+            let frame = select(in_cache, depth, depth - frames) as usize
+                * select(in_cache, cache.depth_stride, walk.depth.source_stride);
+            let channel = (work.group * tiling.channels + first_channel) as usize;
+            SourceBlock {
+                offset: image + frame + channel * channel_stride,
+                channel_stride,
+                in_cache,
+                channels_left,
+            }
+        }
+        ComptimeOption::None => {
+            let (frame, _) = walk.depth.load_offset(depth, padding);
+            SourceBlock {
+                offset: blocks.source + frame + walk.source_channel(first_channel),
+                channel_stride: walk.source_channel_stride,
+                in_cache: false.runtime(),
+                channels_left,
+            }
+        }
     }
 }
 

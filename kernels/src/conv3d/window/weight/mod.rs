@@ -14,7 +14,7 @@ use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::Conv3dProblem;
 use crate::conv3d::reduce;
 use crate::conv3d::row_segments::RowSegments;
-use crate::conv3d::split::{MIN_STAGES, ReductionSplit, TiledProduct, affordable_slices};
+use crate::conv3d::split::{LastWave, MIN_STAGES, ReductionSplit, TiledProduct, affordable_slices};
 use crate::conv3d::tiles::Tiles;
 use crate::error::ConvError;
 use crate::launch::dispatches;
@@ -39,6 +39,9 @@ pub struct WindowWeightTile {
 const SIXTEEN: [WindowWeightTile; 1] = [WindowWeightTile { positions: 32, ring: 160, fragment: 16 }];
 /// Fragments of 8 (f32): 36 accumulators a thread, 19 KiB of shared memory.
 const EIGHT: [WindowWeightTile; 1] = [WindowWeightTile { positions: 32, ring: 160, fragment: 8 }];
+
+/// Multiply-adds in the time of storing one result (H200).
+const EPILOGUE: f64 = 2200.0;
 
 /// Subgroups of a threadgroup: two along the channels of x by two along those of dy.
 const SUBGROUPS: usize = 4;
@@ -223,8 +226,9 @@ fn product(
     TiledProduct {
         tiles,
         products: (tile.out_channels() * tile.channels() * TAPS) as f64 * (elements + starts) as f64,
-        wave: limits.cubes_in_flight,
-        half_wave: 1.0,
+        // 144 accumulators a thread, of fragments of 16, halve occupancy.
+        wave: (limits.cubes_in_flight * 8 / tile.fragment).max(1),
+        last: LastWave::Idles(0.5),
         elements: results,
     }
 }
@@ -236,7 +240,8 @@ pub(crate) fn cost(problem: &Conv3dProblem, tile: &WindowWeightTile, limits: &Li
         (tiles_of(problem, tile).iter().product(), problem.weight_shape().iter().product());
     let split = WeightSplit::of(&work, tiles, results, tile, limits);
     let elements = split.segment_count * split.elements;
-    Some(product(&work, tiles, results, elements, tile, limits).cost(split.k_slices, limits))
+    let cost = product(&work, tiles, results, elements, tile, limits).cost(split.k_slices, limits);
+    Some(cost + EPILOGUE * results as f64)
 }
 
 /// Iterations of the loops of a thread: segments of a slice, their chunks, and fragments of a chunk.
