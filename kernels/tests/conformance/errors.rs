@@ -20,7 +20,7 @@ fn conv3d_shapes_and_options() {
     let rows: Vec<(ConvError, &str, &str)> = vec![
         (
             refusal(X, W, None, Window { groups: 0, ..window() }),
-            "Invalid",
+            "OutOfRange",
             "conv3d: groups is 0, it must be at least 1",
         ),
         (
@@ -35,39 +35,39 @@ fn conv3d_shapes_and_options() {
         ),
         (
             refusal([1, 5, 5, 6, 7], W, None, window()),
-            "Invalid",
+            "Shape",
             "conv3d: the weight expects 4 channels per group, the input has 5 channels in 1 groups \
              (5 per group)",
         ),
         (
             refusal(X, W, None, Window { groups: 2, ..window() }),
-            "Invalid",
+            "Shape",
             "conv3d: the weight expects 4 channels per group, the input has 4 channels in 2 groups \
              (2 per group)",
         ),
         (
             refusal(X, W, Some(7), window()),
-            "Invalid",
+            "Shape",
             "conv3d: the bias has 7 elements, the weight has 8 output channels",
         ),
         (
             refusal(X, W, None, Window { stride: [0, 1, 1], ..window() }),
-            "Invalid",
+            "OutOfRange",
             "conv3d: the stride of the depth axis is 0, it must be at least 1",
         ),
         (
             refusal(X, W, None, Window { stride: [1, 0, 1], ..window() }),
-            "Invalid",
+            "OutOfRange",
             "conv3d: the stride of the height axis is 0, it must be at least 1",
         ),
         (
             refusal(X, W, None, Window { dilation: [1, 1, 0], ..window() }),
-            "Invalid",
+            "OutOfRange",
             "conv3d: the dilation of the width axis is 0, it must be at least 1",
         ),
         (
             refusal(X, [8, 4, 0, 3, 3], None, window()),
-            "Invalid",
+            "OutOfRange",
             "conv3d: the kernel of the depth axis is 0, it must be at least 1",
         ),
         (
@@ -119,7 +119,7 @@ fn conv3d_shapes_and_options() {
                     ..window()
                 },
             ),
-            "Invalid",
+            "OutOfRange",
             "conv3d: reflect padding of (0, 6) must be below the input's height, which is 6",
         ),
         (
@@ -133,27 +133,27 @@ fn conv3d_shapes_and_options() {
                     ..window()
                 },
             ),
-            "Invalid",
+            "OutOfRange",
             "conv3d: circular padding of (6, 5) must be at most the input's depth, which is 5",
         ),
         (
             refusal(X, W, None, Window { padding: [(1 << 62, 0), (0, 0), (0, 0)], ..window() }),
-            "TooLarge",
+            "OutOfRange",
             "conv3d: depth padding 4611686018427387904 is larger than 2147483647",
         ),
         (
             refusal(X, W, None, Window { padding: [(0, 0), (i32::MAX as usize, 1), (0, 0)], ..window() }),
-            "TooLarge",
+            "OutOfRange",
             "conv3d: padded input height 2147483654 (padding 2147483647+1) is larger than 2147483647",
         ),
         (
             refusal([1, 4, 5, 6, huge], W, None, window()),
-            "TooLarge",
+            "OutOfRange",
             "conv3d: width input 1099511627776 is larger than 2147483647",
         ),
         (
             refusal(X, W, None, Window { stride: [huge, 1, 1], ..window() }),
-            "TooLarge",
+            "OutOfRange",
             "conv3d: depth stride 1099511627776 is larger than 2147483647",
         ),
         (

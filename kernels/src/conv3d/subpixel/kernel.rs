@@ -60,22 +60,23 @@ pub(super) fn subpixel_kernel<E: Float, O: Float>(
     let offsets = window_loads(&tiling, &work, comptime!(tile.loads()), tile);
     let source = work.n as usize * tiling.source_batch_stride
         + (work.group * tiling.channels) as usize * tiling.source_channel_stride;
-    let mut at = tiling.first_stage(&work);
+    let stages = tiling.stages(&work);
+    let mut at = stages.first();
     if comptime!(unroll) {
         // The next stage is loaded into registers while this one is multiplied.
         let (frame, _) = tiling.depth.window(work.d, at.tap);
-        let more = at.stages > 0u32;
+        let more = stages.count > 0u32;
         let sources = read_window(dy, &tiling, &offsets, source, frame, at.chunk, more, tile);
-        let factors = read_weights(weight, &tiling, at.tap_base + at.tap, at.chunk, more, tile);
+        let factors = read_weights(weight, &tiling, stages.tap_base + at.tap, at.chunk, more, tile);
         write_window(&sources, &mut window, tile);
         write_weights(&factors, &mut weights, tile);
         sync_cube();
-        while at.stage < at.stages {
-            at.advance();
+        while at.stage < stages.count {
+            at.advance(&stages, &tiling);
             let (frame, _) = tiling.depth.window(work.d, at.tap);
-            let more = at.stage < at.stages;
+            let more = at.stage < stages.count;
             let sources = read_window(dy, &tiling, &offsets, source, frame, at.chunk, more, tile);
-            let factors = read_weights(weight, &tiling, at.tap_base + at.tap, at.chunk, more, tile);
+            let factors = read_weights(weight, &tiling, stages.tap_base + at.tap, at.chunk, more, tile);
             multiply(&window, &weights, &sums, &tiling, tile, unroll);
             sync_cube();
             write_window(&sources, &mut window, tile);
@@ -84,18 +85,18 @@ pub(super) fn subpixel_kernel<E: Float, O: Float>(
         }
     } else {
         // The loads' registers are free during the product: more threads hide the latency.
-        while at.stage < at.stages {
+        while at.stage < stages.count {
             let (frame, _) = tiling.depth.window(work.d, at.tap);
             let more = true.runtime();
             let sources = read_window(dy, &tiling, &offsets, source, frame, at.chunk, more, tile);
-            let factors = read_weights(weight, &tiling, at.tap_base + at.tap, at.chunk, more, tile);
+            let factors = read_weights(weight, &tiling, stages.tap_base + at.tap, at.chunk, more, tile);
             // Every thread has finished with the previous stage.
             sync_cube();
             write_window(&sources, &mut window, tile);
             write_weights(&factors, &mut weights, tile);
             sync_cube();
             multiply(&window, &weights, &sums, &tiling, tile, unroll);
-            at.advance();
+            at.advance(&stages, &tiling);
         }
     }
     write(&sums, bias, out, &tiling, &work, tile, activation);

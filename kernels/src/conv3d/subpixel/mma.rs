@@ -57,16 +57,18 @@ pub(super) fn subpixel_mma_kernel<E: Float, S: Float, O: Float, V: Size>(
     let frame_taps = tiling.height.taps * tiling.width.taps;
 
     // Software pipeline: the next stage is loaded into registers while this one is multiplied.
-    let mut at = tiling.first_stage(&work);
+    let stages = tiling.stages(&work);
+    let mut at = stages.first();
     let (frame, _) = tiling.depth.window(work.d, at.tap);
-    let sources = read_window(dy, &tiling, &offsets, source, frame, at.chunk, at.stages > 0u32, width, tile);
+    let sources =
+        read_window(dy, &tiling, &offsets, source, frame, at.chunk, stages.count > 0u32, width, tile);
     store_window(&sources, &mut window, tile.window, pitch, loads, threads);
     sync_cube();
-    while at.stage < at.stages {
-        let first = ((at.tap_base + at.tap) * tiling.chunks + at.chunk) * frame_taps;
-        at.advance();
+    while at.stage < stages.count {
+        let first = ((stages.tap_base + at.tap) * tiling.chunks + at.chunk) * frame_taps;
+        at.advance(&stages, &tiling);
         let (frame, _) = tiling.depth.window(work.d, at.tap);
-        let more = at.stage < at.stages;
+        let more = at.stage < stages.count;
         let sources = read_window(dy, &tiling, &offsets, source, frame, at.chunk, more, width, tile);
         multiply(&window, weight, first as usize, &sums, &tiling, pitch, tile);
         sync_cube();

@@ -79,52 +79,53 @@ pub(super) struct SubpixelWork {
     pub(super) slice: u32,
 }
 
-/// The stage that a threadgroup loads next: its chunks of channels for every tap along depth that reaches its
-/// frame.
+/// The stages of a threadgroup: its chunks of channels for every tap along depth that reaches its frame.
+#[derive(CubeType, Clone, Copy)]
+pub(super) struct Stages {
+    pub(super) count: u32,
+    /// The first tap of the column tile among all packed ones.
+    pub(super) tap_base: u32,
+    first_tap: u32,
+    first_chunk: u32,
+    end_chunk: u32,
+}
+
+/// The stage that a threadgroup loads next.
 #[derive(CubeType, Clone, Copy)]
 pub(super) struct StageCursor {
     pub(super) tap: u32,
     pub(super) chunk: u32,
     pub(super) stage: u32,
-    /// All stages.
-    pub(super) stages: u32,
-    /// The first tap of the column tile among all packed ones.
-    pub(super) tap_base: u32,
-    tap_step: u32,
-    first_chunk: u32,
-    end_chunk: u32,
 }
 
 #[cube]
 impl StageCursor {
-    pub(super) fn advance(&mut self) {
+    pub(super) fn advance(&mut self, stages: &Stages, tiling: &SubpixelTiling) {
         self.stage += 1u32;
         self.chunk += 1u32;
-        if self.chunk == self.end_chunk {
-            self.chunk = self.first_chunk;
-            self.tap += self.tap_step;
+        if self.chunk == stages.end_chunk {
+            self.chunk = stages.first_chunk;
+            self.tap += tiling.depth.tap_step;
         }
     }
 }
 
 #[cube]
+impl Stages {
+    pub(super) fn first(&self) -> StageCursor {
+        StageCursor { tap: self.first_tap, chunk: self.first_chunk, stage: 0u32.runtime() }
+    }
+}
+
+#[cube]
 impl SubpixelTiling {
-    /// The first stage of a threadgroup.
-    pub(super) fn first_stage(&self, work: &SubpixelWork) -> StageCursor {
+    pub(super) fn stages(&self, work: &SubpixelWork) -> Stages {
         let first_chunk = work.slice * self.slice_chunks;
         let end_chunk = min(first_chunk + self.slice_chunks, self.chunks);
         let (first_tap, taps) = self.depth.inside(work.d);
         let tap_base = (work.group * self.column_tile_count + work.column_tile) * self.depth.taps;
-        StageCursor {
-            tap: first_tap,
-            chunk: first_chunk,
-            stage: 0u32.runtime(),
-            stages: taps * (max(end_chunk, first_chunk) - first_chunk),
-            tap_base,
-            tap_step: self.depth.tap_step,
-            first_chunk,
-            end_chunk,
-        }
+        let count = taps * (max(end_chunk, first_chunk) - first_chunk);
+        Stages { count, tap_base, first_tap, first_chunk, end_chunk }
     }
 
     pub(super) fn work(&self, threadgroup: u32, #[comptime] tile_m: usize) -> SubpixelWork {

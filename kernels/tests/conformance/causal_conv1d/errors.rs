@@ -15,6 +15,13 @@ fn refusal(x: [usize; 3], weight: [usize; 2], optional: OptionalShapes, layout: 
         .expect_err("a refusal")
 }
 
+/// The class and the sentence, without the fields.
+fn classed(error: &ConvError) -> String {
+    let debug = format!("{error:?}");
+    let class: String = debug.chars().take_while(|letter| letter.is_alphabetic()).collect();
+    format!("{class}({:?})", error.message())
+}
+
 #[test]
 fn shapes_are_refused() {
     let (none, bct) = (OptionalShapes::default(), Conv1dLayout::Bct);
@@ -22,29 +29,29 @@ fn shapes_are_refused() {
     let rows = [
         (
             refusal([2, 3, 4], [3, 0], none, bct),
-            "Invalid(\"causal_conv1d: the weight has width 0, it must be at least 1\")",
+            "OutOfRange(\"causal_conv1d: the weight has width 0, it must be at least 1\")",
         ),
         (
             refusal([2, 3, 4], [5, 4], none, bct),
-            "Invalid(\"causal_conv1d: the weight has 5 channels, the input has 3\")",
+            "Shape(\"causal_conv1d: the weight has 5 channels, the input has 3\")",
         ),
         (
             refusal([2, 3, 4], [3, 4], none, Conv1dLayout::Btc),
-            "Invalid(\"causal_conv1d: the weight has 3 channels, the input has 4\")",
+            "Shape(\"causal_conv1d: the weight has 3 channels, the input has 4\")",
         ),
         (
             refusal([2, 3, 4], [3, 4], OptionalShapes { bias: Some(2), ..none }, bct),
-            "Invalid(\"causal_conv1d: the bias has 2 elements, the input has 3 channels\")",
+            "Shape(\"causal_conv1d: the bias has 2 elements, the input has 3 channels\")",
         ),
         (
             refusal([2, 3, 4], [3, 4], OptionalShapes { initial_state: Some([2, 3, 4]), ..none }, bct),
-            "Invalid(\"causal_conv1d: the initial state has shape [2, 3, 4], input and weight need [2, 3, \
+            "Shape(\"causal_conv1d: the initial state has shape [2, 3, 4], input and weight need [2, 3, \
              3] (batch, \
              channels, width - 1)\")",
         ),
         (
             refusal([2, 3, 4], [3, 4], OptionalShapes { seq_idx: Some([4, 2]), ..none }, bct),
-            "Invalid(\"causal_conv1d: seq_idx has shape [4, 2], the input needs [2, 4] (batch, steps)\")",
+            "Shape(\"causal_conv1d: seq_idx has shape [4, 2], the input needs [2, 4] (batch, steps)\")",
         ),
         (
             refusal([huge, huge, 1], [huge, 4], none, bct),
@@ -66,7 +73,7 @@ fn shapes_are_refused() {
         ),
     ];
     for (error, expected) in rows {
-        assert_eq!(format!("{error:?}"), expected);
+        assert_eq!(classed(&error), expected);
     }
 }
 
@@ -93,15 +100,15 @@ fn updates_are_refused() {
         ),
         (
             new([2, 3], [2, 3, 3], [4, 4], None),
-            "Invalid(\"causal_conv1d_update: the weight has 4 channels, the input has 3\")",
+            "Shape(\"causal_conv1d_update: the weight has 4 channels, the input has 3\")",
         ),
         (
             new([2, 3], [2, 3, 3], [3, 0], None),
-            "Invalid(\"causal_conv1d_update: the weight has width 0, it must be at least 1\")",
+            "OutOfRange(\"causal_conv1d_update: the weight has width 0, it must be at least 1\")",
         ),
         (
             new([2, 3], [2, 3, 3], [3, 4], Some(1)),
-            "Invalid(\"causal_conv1d_update: the bias has 1 elements, the input has 3 channels\")",
+            "Shape(\"causal_conv1d_update: the bias has 1 elements, the input has 3 channels\")",
         ),
         (
             new([2, 3], [2, 3, usize::MAX], [3, 4], None),
@@ -131,7 +138,7 @@ fn updates_are_refused() {
         ),
     ];
     for (error, expected) in rows {
-        assert_eq!(format!("{error:?}"), expected);
+        assert_eq!(classed(&error), expected);
     }
 }
 
