@@ -337,6 +337,7 @@ fn strided_few_channels_have_their_own_kernel() {
     // More channels; frames of which a tile computes mostly the halo.
     assert_eq!(input(&problem([1, 8, 16, 112, 112], 64, [3; 3], 2, 1)), "gemm_128x8x16");
     assert_eq!(input(&problem([1, 3, 8, 7, 7], 64, [3; 3], 2, 1)), "gemm_256x4x16");
+    assert_eq!(input(&problem([1, 1, 9, 13, 3], 32, [1; 3], 3, 1)), "gemm_256x4x16");
     // Windows that tile the input, and more taps than fit.
     let patches = Conv3dProblem {
         window: Window { stride: [2; 3], ..Window::default() },
