@@ -246,6 +246,9 @@ fn strided_gradients_share_windows_on_matrix_units() {
     let layer = problem([8, 64, 16, 56, 56], 128, [3; 3], 1, 1);
     let dilated = Conv3dProblem { window: dilated, dtype: FloatType::F16, ..layer };
     assert_eq!(names(&dilated, &wide())[1], "matrix_gemm_128x64x32");
+    // The gathered GEMM has a fourth of the taps for each of four phases.
+    let layer = problem([1, 256, 3, 2, 41], 32, [1, 7, 7], 2, 1);
+    assert_eq!(names(&layer, &Limits::apple_m1())[1], "matrix_gemm_64x64x16");
 }
 
 #[test]
