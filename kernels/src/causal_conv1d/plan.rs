@@ -69,8 +69,8 @@ impl Plan {
 /// The plan for one pass.
 ///
 /// # Errors
-/// [`ConvError::UnservedDtype`] when the device lacks a storage type, [`ConvError::DeviceLimit`] when it lacks
-/// what every plan needs.
+/// [`ConvError::UnservedDtype`] when the device lacks a storage type, [`ConvError::DeviceLimit`] when it
+/// lacks what every plan needs.
 pub fn plan(problem: &CausalConv1dProblem, pass: Pass, limits: &Limits) -> Result<Plan, ConvError> {
     for dtype in [problem.dtype, problem.weight_dtype, problem.state_dtype] {
         limits.check_dtype("causal_conv1d", dtype)?;

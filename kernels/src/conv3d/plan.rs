@@ -139,8 +139,8 @@ impl Plan {
 ///
 /// # Errors
 /// [`ConvError::Unsupported`] with the reason when a forced algorithm cannot serve the pass,
-/// [`ConvError::DeviceLimit`] when the device lacks what every plan needs, [`ConvError::TooLarge`] when a piece
-/// of a stream has more positions than its plan counts.
+/// [`ConvError::DeviceLimit`] when the device lacks what every plan needs, [`ConvError::TooLarge`] when a
+/// piece of a stream has more positions than its plan counts.
 pub fn plan(
     problem: &Conv3dProblem,
     pass: Pass,

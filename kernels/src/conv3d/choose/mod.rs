@@ -60,8 +60,8 @@ const MEASURED_FRAGMENT: usize = 16;
 /// The plan of a pass: the first candidate whose needs the device meets.
 ///
 /// # Errors
-/// If the device cannot hold the dtype, if a forced algorithm does not serve, why the device refuses the first
-/// candidate where it refuses all, or if a piece of a stream is too large for its plan.
+/// If the device cannot hold the dtype, if a forced algorithm does not serve, why the device refuses the
+/// first candidate where it refuses all, or if a piece of a stream is too large for its plan.
 pub(super) fn choose(
     problem: &PassProblem,
     algorithm: Algorithm,
