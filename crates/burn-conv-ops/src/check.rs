@@ -38,6 +38,7 @@ pub(crate) fn index_type(op: &str, name: &str, dtype: DType) -> Result<IndexType
 pub(crate) fn index(op: &str, name: &str, dtype: DType, device: &Device) -> Result<(), ConvError> {
     let dtype = index_type(op, name, dtype)?;
     #[cfg(feature = "cubecl")]
+    #[allow(irrefutable_let_patterns, reason = "with one backend there is no other device")]
     if let burn::backend::DispatchDevice::Cube(device) = device.clone().without_autodiff().as_dispatch()
         && !dtype.served_by(&device.client())
     {
@@ -122,6 +123,7 @@ pub(crate) fn fits(op: &str, shape: &[usize], dtype: FloatType, limits: &Limits)
 /// geometry there.
 pub(crate) fn limits(device: &Device) -> Limits {
     #[cfg(feature = "cubecl")]
+    #[allow(irrefutable_let_patterns, reason = "with one backend there is no other device")]
     if let burn::backend::DispatchDevice::Cube(device) = device.clone().without_autodiff().as_dispatch() {
         return Limits::of(&device.client());
     }
