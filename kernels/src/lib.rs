@@ -57,6 +57,8 @@ mod activation;
 pub mod causal_conv1d;
 mod chip;
 pub mod conv3d;
+#[cfg(test)]
+mod device_classes;
 mod dtype;
 mod error;
 mod geometry;

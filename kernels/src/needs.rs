@@ -25,6 +25,10 @@ pub struct Needs {
 }
 
 impl Needs {
+    /// What the kernels without a plan need at most (RoPE of one tensor, states, ids): WebGPU's least has it.
+    pub const OF_ANY_CALL: Self =
+        Self { shared_bytes: 1024, threads: 256, bindings: 6, buffer_bytes: 0, loop_iterations: 0 };
+
     /// What either needs.
     pub(crate) fn and(self, other: Self) -> Self {
         Self {

@@ -37,7 +37,8 @@ pub(crate) fn index_type(op: &str, name: &str, dtype: DType) -> Result<IndexType
 /// Refuses an integer tensor that the device's kernels cannot read.
 pub(crate) fn index(op: &str, name: &str, dtype: DType, device: &Device) -> Result<(), ConvError> {
     let dtype = index_type(op, name, dtype)?;
-    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    #[cfg(feature = "cubecl")]
+    #[allow(irrefutable_let_patterns, reason = "with one backend there is no other device")]
     if let burn::backend::DispatchDevice::Cube(device) = device.clone().without_autodiff().as_dispatch()
         && !dtype.served_by(&device.client())
     {
@@ -121,7 +122,8 @@ pub(crate) fn fits(op: &str, shape: &[usize], dtype: FloatType, limits: &Limits)
 /// What the device allows. The CPU backend has no limits of its own: plans are only checked against the
 /// geometry there.
 pub(crate) fn limits(device: &Device) -> Limits {
-    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    #[cfg(feature = "cubecl")]
+    #[allow(irrefutable_let_patterns, reason = "with one backend there is no other device")]
     if let burn::backend::DispatchDevice::Cube(device) = device.clone().without_autodiff().as_dispatch() {
         return Limits::of(&device.client());
     }

@@ -20,10 +20,12 @@
 //!
 //! # Features
 //!
-//! `wgpu` (Metal on macOS, Vulkan or another API through WGSL elsewhere), `vulkan` (SPIR-V), `metal`, `cuda`,
-//! `flex` (CPU), `autodiff`, `fusion` and `autotune` (conv3d's plans are timed once). The default is
-//! `autodiff`, `fusion`, `wgpu` and `flex`. `fusion` has to agree with Burn: leave it on with Burn's default
-//! features, turn it off together with Burn's.
+//! Backends as Burn names them: `wgpu` (Metal on macOS, Vulkan or another API through WGSL elsewhere),
+//! `vulkan` (SPIR-V), `metal`, `webgpu` (WGSL), `cuda`, `rocm` and `flex` (CPU). Further `autodiff`,
+//! `fusion`, `tracing` (Burn's) and `autotune` (conv3d's plans are timed once). The default is `autodiff`,
+//! `fusion`, `wgpu` and `flex`. `fusion` has to agree with Burn: leave it on with Burn's default features,
+//! turn it off together with Burn's. `cubecl` is what the GPU backends share; where Burn's feature `cpu` is
+//! on it lets this crate compile, and every call on that device is refused.
 //! Backend authors find the trait and its types in [`backend`].
 
 pub mod backend;

@@ -166,7 +166,8 @@ fn wait(device: &Device) {
 /// The result of `run`, once the device has it, and the kernels that were launched for it, where the device
 /// counts them.
 fn launched<T>(device: &Device, run: impl FnOnce() -> T) -> (T, Option<HashSet<u128>>) {
-    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    #[cfg(feature = "cubecl")]
+    #[allow(irrefutable_let_patterns, reason = "with one backend there is no other device")]
     if let burn::backend::DispatchDevice::Cube(_) = device.clone().without_autodiff().as_dispatch() {
         let kernels = burn_cubecl::cubecl::launched::LaunchedKernels::new();
         let result = run();

@@ -36,13 +36,14 @@ mod call;
 mod decode;
 mod looped;
 mod narrow;
+mod needs;
 mod plan;
 mod problem;
 pub mod reference;
 mod state;
 mod wide;
 
-pub use decode::{DecodingSteps, check_update_steps, update, update_steps};
+pub use decode::{DecodingSteps, check_update_steps, update, update_needs, update_steps};
 pub use plan::{NARROW_WIDTH, Pass, Plan, eligible, plan};
 pub use problem::{CausalConv1dProblem, Conv1dLayout, OptionalShapes, UpdateProblem};
 
@@ -50,6 +51,7 @@ use crate::dtype::FloatType;
 use crate::error::{ConvError, invalid};
 use crate::index_operand::IndexOperand;
 use crate::limits::Limits;
+use crate::needs::Needs;
 use crate::operand::{Operand, check_operand};
 use call::Conv1dCall;
 use cubecl::prelude::*;
@@ -146,6 +148,7 @@ pub fn final_state(
     check_ids(client, problem, seq_idx)?;
     limits.check_dtype(OP, problem.dtype)?;
     limits.check_dtype(OP, problem.state_dtype)?;
+    check_device(OP, limits)?;
     if out.is_empty() {
         return Ok(());
     }
@@ -241,6 +244,7 @@ pub fn last_states(
     let length = out.shape.last().copied().unwrap_or(0);
     check_operand(op, "out", out, &[sequences - 1, x.shape[1], length], x.dtype)?;
     bounds.check(op, "cu_seqlens", &[sequences], client)?;
+    check_device(op, limits)?;
     if out.is_empty() {
         return Ok(());
     }
@@ -265,6 +269,7 @@ pub fn sequence_ids(
         invalid!("{op}: cu_seqlens has shape {:?}, it must be [sequences + 1]", bounds.shape);
     }
     bounds.check(op, "cu_seqlens", &[count], client)?;
+    check_device(op, limits)?;
     let length = out.shape.last().copied().unwrap_or(0);
     out.check(op, "seq_idx", &[1, length], client)?;
     if out.dtype != bounds.dtype {
@@ -275,6 +280,14 @@ pub fn sequence_ids(
         return Ok(());
     }
     state::launch_sequence_ids(client, limits, bounds, out)
+}
+
+/// Refuses a device that cannot run the kernels without a plan: final and last states, ids.
+///
+/// # Errors
+/// As [`Needs::check`].
+pub fn check_device(op: &str, limits: &Limits) -> Result<(), ConvError> {
+    Needs::OF_ANY_CALL.check(format_args!("{op}: a call"), limits)
 }
 
 fn check_inputs(

@@ -359,3 +359,7 @@ pub fn backward_magnitude(
         propagate(problem, inputs, &dpre, dfinal.map(absolute).as_deref())
     })
 }
+
+#[cfg(test)]
+#[path = "reference_tests.rs"]
+mod tests;

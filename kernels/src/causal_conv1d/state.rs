@@ -209,6 +209,9 @@ pub(crate) fn with_ends(
 ) -> Result<IndexOperand, ConvError> {
     let shape = [problem.batch, problem.length + 1];
     let bytes = shape[0] * shape[1] * seq_idx.dtype.size();
+    // The plan's needs count the smaller type of ids.
+    Needs { buffer_bytes: bytes as u64, ..Needs::default() }
+        .check(format_args!("causal_conv1d: the search for the last steps"), limits)?;
     let out = IndexOperand::contiguous(client.empty(bytes.max(16)), &shape, seq_idx.dtype);
     let threads = problem.batch * problem.length;
     let largest = seq_idx.extent().max(out.extent()) + THREADS as usize;

@@ -3,84 +3,125 @@
 use super::*;
 use crate::conv3d::call::check;
 use crate::conv3d::gemm::{GemmTile, RegisterTile};
-use crate::conv3d::plan::{Algorithm, eligible, plan};
+use crate::conv3d::plan::{Algorithm, eligible, plan, predicted_seconds};
 use crate::conv3d::problem::{PaddingMode, Window};
+use crate::device_classes::device_classes;
 use crate::dtype::FloatType;
 use proptest::prelude::*;
 
 const PASSES: [Pass; 3] = [Pass::Forward, Pass::InputGradient, Pass::WeightGradient];
 
-/// Devices that lack something: WebGPU's defaults, small integrated GPUs, Vulkan drivers without matrix
-/// units, a software driver.
-fn devices() -> Vec<Limits> {
-    let m1 = Limits::apple_m1;
-    let plain = || Limits { matrices: Vec::new(), ..m1() };
-    vec![
-        m1(),
-        Limits { matrices: vec![(FloatType::F16, 16)], unroll: true, cubes_in_flight: 528, ..m1() },
-        Limits {
-            shared_bytes: 16 * 1024,
-            units_per_cube: 256,
-            bindings: 8,
-            buffer_bytes: 128 << 20,
-            ..plain()
-        },
-        // Matrix units, but little threadgroup memory for their stages.
-        Limits { shared_bytes: 16 * 1024, units_per_cube: 256, ..m1() },
-        Limits { wide_index: false, buffer_bytes: 128 << 20, ..plain() },
-        Limits { wide_index: false, loop_iterations: Some(60_000), ..plain() },
-        Limits { workspace_bytes: 1 << 20, buffer_bytes: 1 << 20, dtypes: vec![FloatType::F32], ..m1() },
-    ]
+/// Extent, kernel, stride, dilation and padding of an axis.
+type Axis = (usize, usize, usize, usize, usize, usize);
+
+fn padding_modes() -> impl Strategy<Value = [PaddingMode; 3]> {
+    use PaddingMode::{Circular, Reflect, Replicate, Zeros};
+    let mode = || prop_oneof![Just(Zeros), Just(Replicate), Just(Reflect), Just(Circular)];
+    prop_oneof![Just([Zeros; 3]), Just([Replicate; 3]), [mode(), mode(), mode()]]
 }
 
-fn problems() -> impl Strategy<Value = Conv3dProblem> {
-    let axis = || (1usize..40, 1usize..14, 1usize..5, 1usize..3, 0usize..15, 0usize..15);
-    let channels = (1usize..3, 1usize..80, 1usize..80, prop_oneof![Just(1usize), Just(2), Just(7), Just(0)]);
-    ([axis(), axis(), axis()], channels, any::<bool>()).prop_filter_map(
+/// Problems of such axes, plain and depthwise, of every type and padding mode, some of them streams. Modes
+/// that the extents do not allow become replicate padding.
+fn problems_of(
+    axis: impl Strategy<Value = Axis> + Clone,
+    most_channels: usize,
+) -> impl Strategy<Value = Conv3dProblem> {
+    let groups = prop_oneof![Just(1usize), Just(2), Just(7), Just(0)];
+    let channels = (1usize..3, 1..most_channels, 1..most_channels, groups);
+    let dtype = prop_oneof![Just(FloatType::F32), Just(FloatType::F16), Just(FloatType::Bf16)];
+    let options = (padding_modes(), dtype, prop_oneof![3 => Just(false), 1 => Just(true)]);
+    let axes = [axis.clone(), axis.clone(), axis];
+    (axes, channels, options).prop_filter_map(
         "the window fits",
-        |(axes, (batch, c, o, groups), replicate)| {
+        |(axes, (batch, c, o, groups), (modes, dtype, streaming))| {
             // 0 means depthwise.
             let (c, o, groups) = match groups {
                 0 => (c, c, c),
                 groups => (c * groups, o * groups, groups),
             };
-            let window = Window {
-                stride: axes.map(|axis| axis.2),
-                dilation: axes.map(|axis| axis.3),
-                padding: axes.map(|axis| (axis.4, axis.5)),
-                groups,
-                padding_mode: [if replicate { PaddingMode::Replicate } else { PaddingMode::Zeros }; 3],
-                ..Window::default()
-            };
             let [d, h, w] = axes.map(|axis| axis.0);
             let [kd, kh, kw] = axes.map(|axis| axis.1);
             let weight = [o, c / groups, kd, kh, kw];
-            Conv3dProblem::new([batch, c, d, h, w], weight, None, window, FloatType::F32).ok()
+            let problem = |padding_mode| {
+                let window = Window {
+                    stride: axes.map(|axis| axis.2),
+                    dilation: axes.map(|axis| axis.3),
+                    padding: axes.map(|axis| (axis.4, axis.5)),
+                    groups,
+                    padding_mode,
+                    ..Window::default()
+                };
+                Conv3dProblem::new([batch, c, d, h, w], weight, None, window, dtype)
+            };
+            let problem = problem(modes).or_else(|_| problem([PaddingMode::Replicate; 3])).ok()?;
+            Some(Conv3dProblem { streaming, ..problem })
         },
     )
+}
+
+fn problems() -> impl Strategy<Value = Conv3dProblem> {
+    problems_of((1usize..40, 1usize..14, 1usize..5, 1usize..3, 0usize..15, 0usize..15), 80)
+}
+
+/// Tensors on both sides of what 31 and 32 bits count, up to the most that a problem may have.
+fn large_problems() -> impl Strategy<Value = Conv3dProblem> {
+    let extent =
+        prop_oneof![1usize..9, Just(64), Just(1025), Just(46_341), Just(1 << 20), Just((1 << 31) - 40)];
+    problems_of((extent, 1usize..5, 1usize..5, 1usize..3, 0usize..4, 0usize..4), 600)
+}
+
+/// The choice and all other plans of a problem on a device: within the device's limits or, on a device for
+/// which it is too large, refused for that.
+fn planned(problem: &Conv3dProblem, limits: &Limits, small: bool) -> Result<(), TestCaseError> {
+    let elements = |shape: [usize; 5]| shape.iter().product::<usize>() as u64;
+    let largest = [problem.explicitly_padded().x_shape(), problem.weight_shape()].map(elements);
+    let fits = 4 * largest[0].max(largest[1]) <= limits.buffer_bytes && limits.loop_iterations.is_none();
+    for pass in PASSES {
+        let rewritten = PassProblem::of(problem, pass);
+        for algorithm in [Algorithm::Auto, Algorithm::NoWinograd] {
+            let plan = plan(problem, pass, algorithm, limits);
+            if !limits.dtypes.contains(&problem.dtype) {
+                let error = plan.expect_err("a type that the device lacks");
+                prop_assert!(error.message().contains("this device cannot hold"), "{error}");
+                continue;
+            }
+            if let (Err(error), false) = (&plan, small || fits) {
+                prop_assert!(
+                    matches!(error, ConvError::DeviceLimit { .. } | ConvError::TooLarge(_)),
+                    "{error:?}"
+                );
+                continue;
+            }
+            prop_assert!(plan.is_ok(), "{pass:?} {limits:?}: {plan:?}");
+            let plan = plan.unwrap();
+            let needs = plan.needs(problem, pass, limits);
+            prop_assert!(plan.check_needs(&rewritten, limits).is_ok());
+            prop_assert!(needs.shared_bytes <= limits.shared_bytes);
+            prop_assert!(needs.threads <= limits.units_per_cube as usize);
+            prop_assert!(needs.bindings <= limits.bindings);
+            prop_assert!(needs.buffer_bytes <= limits.buffer_bytes);
+            prop_assert!(check(&plan, &rewritten, limits).is_ok(), "{}", plan.name());
+            prop_assert!(predicted_seconds(problem, pass, &plan, limits) < 1e9, "{}", plan.name());
+        }
+        for plan in eligible(problem, pass, limits) {
+            prop_assert!(check(&plan, &rewritten, limits).is_ok(), "{}", plan.name());
+        }
+    }
+    Ok(())
 }
 
 proptest! {
     #[test]
     fn some_plan_serves_within_every_devices_limits(problem in problems()) {
-        for limits in devices() {
-            for pass in PASSES {
-                for algorithm in [Algorithm::Auto, Algorithm::NoWinograd] {
-                    let plan = plan(&problem, pass, algorithm, &limits);
-                    prop_assert!(plan.is_ok(), "{:?} {limits:?}: {plan:?}", pass);
-                    let plan = plan.unwrap();
-                    let needs = plan.needs(&problem, pass, &limits);
-                    let rewritten = PassProblem::of(&problem, pass);
-                    prop_assert!(plan.check_needs(&rewritten, &limits).is_ok());
-                    prop_assert!(needs.shared_bytes <= limits.shared_bytes);
-                    prop_assert!(needs.threads <= limits.units_per_cube as usize);
-                    prop_assert!(check(&plan, &rewritten, &limits).is_ok(), "{}", plan.name());
-                }
-                for plan in eligible(&problem, pass, &limits) {
-                    let rewritten = PassProblem::of(&problem, pass);
-                    prop_assert!(check(&plan, &rewritten, &limits).is_ok(), "{}", plan.name());
-                }
-            }
+        for limits in device_classes() {
+            planned(&problem, &limits, true)?;
+        }
+    }
+
+    #[test]
+    fn problems_beyond_32_bits_are_planned_too(problem in large_problems()) {
+        for limits in device_classes() {
+            planned(&problem, &limits, false)?;
         }
     }
 }
@@ -172,4 +213,21 @@ fn the_loops_of_patches_and_of_phases_are_counted() {
     let iterations =
         gemm::k_iterations(&problem, Pass::InputGradient, GemmTile::Fma(tile), &Limits::apple_m1());
     assert_eq!(iterations, 768 / tile.tile_k + 1);
+}
+
+/// A piece of a stream with more positions than the gathered GEMM counts is refused when it is planned:
+/// `Direct` would give other bits than shorter pieces have.
+#[test]
+fn pieces_of_a_stream_that_are_too_large_are_refused() {
+    let stream = |frames: usize| layer([1, 1, frames, 64, 46_341], [1; 5], Window::default()).for_streams();
+    let piece = |frames| plan(&stream(frames), Pass::Forward, Algorithm::Auto, &Limits::apple_m1());
+    assert_eq!(piece(2).map(|plan| plan.name()), Ok("gemm_256x4x16".into()));
+    assert_eq!(
+        piece(1025).expect_err("2^31 positions").message(),
+        "conv3d: gemm_256x4x16 cannot count the positions of a piece of a stream [1, 1, 1025, 64, 46341], pass \
+         fewer frames at a time"
+    );
+    let listed = |frames| eligible(&stream(frames), Pass::Forward, &Limits::apple_m1());
+    assert_eq!(listed(1025), [Plan::Direct]);
+    assert!(listed(2).len() > 1);
 }

@@ -138,7 +138,9 @@ impl Plan {
 /// The plan for one pass.
 ///
 /// # Errors
-/// [`ConvError::Unsupported`] with the reason when a forced algorithm cannot serve the pass.
+/// [`ConvError::Unsupported`] with the reason when a forced algorithm cannot serve the pass,
+/// [`ConvError::DeviceLimit`] when the device lacks what every plan needs, [`ConvError::TooLarge`] when a
+/// piece of a stream has more positions than its plan counts.
 pub fn plan(
     problem: &Conv3dProblem,
     pass: Pass,
@@ -190,6 +192,7 @@ pub fn eligible(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Vec<Pla
         .chain(depthwise.map(Plan::Depthwise))
         .chain(winograd.map(Plan::Winograd))
         .filter(|plan| plan.check_needs(&rewritten, limits).is_ok())
+        .filter(|plan| choose::check_piece(plan, &rewritten, limits).is_ok())
         .collect()
 }
 

@@ -248,6 +248,9 @@ fn strided_gradients_share_windows_on_matrix_units() {
     let layer = problem([8, 64, 16, 56, 56], 128, [3; 3], 1, 1);
     let dilated = Conv3dProblem { window: dilated, dtype: FloatType::F16, ..layer };
     assert_eq!(names(&dilated, &wide())[1], "matrix_gemm_128x64x32");
+    // The gathered GEMM has a fourth of the taps for each of four phases.
+    let layer = problem([1, 256, 3, 2, 41], 32, [1, 7, 7], 2, 1);
+    assert_eq!(names(&layer, &Limits::apple_m1())[1], "matrix_gemm_64x64x16");
 }
 
 #[test]
@@ -339,6 +342,7 @@ fn strided_few_channels_have_their_own_kernel() {
     // More channels; frames of which a tile computes mostly the halo.
     assert_eq!(input(&problem([1, 8, 16, 112, 112], 64, [3; 3], 2, 1)), "gemm_128x8x16");
     assert_eq!(input(&problem([1, 3, 8, 7, 7], 64, [3; 3], 2, 1)), "gemm_256x4x16");
+    assert_eq!(input(&problem([1, 1, 9, 13, 3], 32, [1; 3], 3, 1)), "gemm_256x4x16");
     // Windows that tile the input, and more taps than fit.
     let patches = Conv3dProblem {
         window: Window { stride: [2; 3], ..Window::default() },

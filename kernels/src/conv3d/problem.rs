@@ -337,3 +337,7 @@ impl Conv3dProblem {
         self.positions() as f64 * self.out_channels as f64 * (self.group_channels() * self.taps()) as f64
     }
 }
+
+#[cfg(test)]
+#[path = "problem_tests.rs"]
+mod tests;

@@ -233,3 +233,7 @@ pub fn longest_sums(problem: &Conv3dProblem) -> [usize; 3] {
     let input = problem.group_out_channels() * (0..3).map(per_axis).product::<usize>();
     [forward, input, positions]
 }
+
+#[cfg(test)]
+#[path = "reference_tests.rs"]
+mod tests;

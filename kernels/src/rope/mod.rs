@@ -39,6 +39,7 @@ use crate::dtype::FloatType;
 use crate::error::ConvError;
 use crate::index_operand::IndexOperand;
 use crate::limits::Limits;
+use crate::needs::Needs;
 use crate::operand::{Operand, check_operand};
 use cubecl::prelude::*;
 
@@ -124,6 +125,14 @@ pub fn rotate_all(
     }
 }
 
+/// Refuses a device that cannot run the kernel.
+///
+/// # Errors
+/// As [`Needs::check`].
+pub fn check_device(limits: &Limits) -> Result<(), ConvError> {
+    Needs::OF_ANY_CALL.check(format_args!("rope: a rotation"), limits)
+}
+
 /// Refuses operands that do not fit the problem or the device.
 fn check(client: &Client, limits: &Limits, rotation: &Rotation) -> Result<(), ConvError> {
     let Rotation { problem, tokens, positions, out } = rotation;
@@ -132,11 +141,7 @@ fn check(client: &Client, limits: &Limits, rotation: &Rotation) -> Result<(), Co
         check_operand("rope", name, operand, &shape, problem.dtype)?;
     }
     limits.check_dtype("rope", problem.dtype)?;
-    if shape.iter().product::<usize>() >= 1 << 33 {
-        return Err(ConvError::TooLarge(format!(
-            "rope: tokens {shape:?} have 2^33 elements or more, too many for one launch"
-        )));
-    }
+    check_device(limits)?;
     match positions {
         Positions::Index(positions) => {
             problem.check_positions(&positions.shape)?;

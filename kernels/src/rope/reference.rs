@@ -99,3 +99,31 @@ pub fn for_each_pair(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtype::FloatType;
+
+    /// Both layouts rotate the same token by the same position.
+    #[test]
+    fn layouts_differ_in_the_order_of_the_axes_alone() {
+        let [b, h, n, d] = [2, 3, 5, 8];
+        let problem =
+            |shape, layout| RopeProblem::rope2d(shape, layout, 100.0, 1.0, FloatType::F32).expect("valid");
+        let (heads, tokens) =
+            (problem([b, h, n, d], RopeLayout::Bhnd), problem([b, n, h, d], RopeLayout::Bnhd));
+        let x: Vec<f64> = (0..b * h * n * d).map(|index| 1.0 + (index % 13) as f64).collect();
+        let positions: Vec<i64> = (0..(b * n * 2) as i64).map(|index| 3 * index % 17).collect();
+        let transposed = |values: &[f64]| -> Vec<f64> {
+            let at = |index: usize| {
+                let [b, n, h, d0] = [index / (n * h * d), index / (h * d) % n, index / d % h, index % d];
+                ((b * 3 + h) * 5 + n) * d + d0
+            };
+            (0..values.len()).map(|index| values[at(index)]).collect()
+        };
+        let want = transposed(&rotate(&heads, &x, &positions, false));
+        assert_eq!(rotate(&tokens, &transposed(&x), &positions, false), want);
+        assert_ne!(want, transposed(&x));
+    }
+}

@@ -122,7 +122,7 @@ pub struct Conv3dCall {
     pub algorithm: Algorithm,
 }
 
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
+#[cfg(feature = "cubecl")]
 impl Conv3dCall {
     /// The call as one of a whole clip: without a cache any plan gives the weight's gradient.
     pub(crate) fn whole(self) -> Self {

@@ -6,7 +6,7 @@
 #[cfg(feature = "autodiff")]
 mod autodiff;
 mod calls;
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
+#[cfg(feature = "cubecl")]
 pub(crate) mod cube;
 pub(crate) mod portable;
 
@@ -93,12 +93,12 @@ pub struct CausalConv1dSteps<B: Backend> {
 /// call's problem.
 #[diagnostic::on_unimplemented(
     message = "the features of burn-conv-ops do not agree with Burn's: `{Self}` has no convolutions",
-    label = "turn on the features of burn-conv-ops (`fusion`, `autodiff`, `wgpu`, `cuda`, `flex`) that Burn has on"
+    label = "turn on the features of burn-conv-ops (`fusion`, `autodiff`, `wgpu`, `cuda`, `rocm`, `flex`) that Burn has on"
 )]
 #[backend_extension(
     Autodiff: cfg(feature = "autodiff"),
     Fusion: cfg(feature = "fusion"),
-    Cube: cfg(any(feature = "wgpu", feature = "cuda")),
+    Cube: cfg(feature = "cubecl"),
     Flex: cfg(feature = "flex"),
 )]
 pub trait ConvOps: Backend {

@@ -5,7 +5,7 @@ use crate::backend::Conv3dCall;
 use crate::check::{fits, limits, same_device, same_dtype};
 use burn::tensor::Tensor;
 use conv_kernels::ConvError;
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
+#[cfg(feature = "cubecl")]
 use conv_kernels::Limits;
 use conv_kernels::conv3d::{self, Conv3dProblem, Pass, WinogradTile};
 #[cfg(feature = "autodiff")]
@@ -72,7 +72,7 @@ pub(super) fn prepared_tile(
     bias: Option<&Tensor<1>>,
     call: &Conv3dCall,
 ) -> Option<WinogradTile> {
-    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    #[cfg(feature = "cubecl")]
     {
         use burn::backend::DispatchDevice::Cube;
         let others = [Some(weight.device()), bias.map(Tensor::device)];

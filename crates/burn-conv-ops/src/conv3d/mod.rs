@@ -5,7 +5,7 @@ pub(crate) mod autodiff;
 #[cfg(feature = "autodiff")]
 pub(crate) mod cached;
 mod check;
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
+#[cfg(feature = "cubecl")]
 pub(crate) mod cube;
 mod filters;
 mod from_burn;

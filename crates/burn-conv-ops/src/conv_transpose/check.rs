@@ -7,7 +7,9 @@ use burn::tensor::Tensor;
 use conv_kernels::ConvError;
 #[cfg(feature = "autodiff")]
 use conv_kernels::FloatType;
-use conv_kernels::conv3d::{self, Activation, Conv3dProblem, PaddingMode, Pass, Window};
+#[cfg(feature = "autodiff")]
+use conv_kernels::conv3d::Activation;
+use conv_kernels::conv3d::{self, Conv3dProblem, PaddingMode, Pass, Window};
 
 const OP: &str = "conv_transpose3d";
 

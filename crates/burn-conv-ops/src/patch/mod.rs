@@ -20,23 +20,23 @@
 //!
 //! # Limits
 //!
-//! - Burn's feature `fusion` and a CubeCL device (wgpu, Vulkan, Metal, CUDA) are required.
+//! - Burn's feature `fusion` and a CubeCL device (wgpu, Vulkan, Metal, CUDA, ROCm) are required.
 //! - Burn's scheduler may run a block unfused, in the order of the program. Convolutions of such a block are
 //!   Burn's; [`Report::missed`] counts them.
 //! - Optimizations registered by others, and the removal of one of Burn's, do not reach operations that share
 //!   a block with a convolution.
 //! - Results are contiguous, where Burn's conv2d and conv1d may store channels last.
 
-#[cfg(not(all(feature = "fusion", any(feature = "wgpu", feature = "cuda"))))]
+#[cfg(not(all(feature = "fusion", feature = "cubecl")))]
 mod absent;
-#[cfg(all(feature = "fusion", any(feature = "wgpu", feature = "cuda")))]
+#[cfg(all(feature = "fusion", feature = "cubecl"))]
 mod fusion;
 mod options;
 mod report;
 
-#[cfg(not(all(feature = "fusion", any(feature = "wgpu", feature = "cuda"))))]
+#[cfg(not(all(feature = "fusion", feature = "cubecl")))]
 use absent as layer;
-#[cfg(all(feature = "fusion", any(feature = "wgpu", feature = "cuda")))]
+#[cfg(all(feature = "fusion", feature = "cubecl"))]
 use fusion as layer;
 
 pub use options::{PatchError, PatchOptions};

@@ -111,13 +111,13 @@ impl fmt::Display for PatchError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoFusion => f.write_str(
-                "patch: this build cannot replace Burn's convolutions, it needs the features `fusion` and `wgpu` or \
-                 `cuda` of burn-conv-ops",
+                "patch: this build cannot replace Burn's convolutions, it needs the features `fusion` and `wgpu`, \
+                 `cuda` or `rocm` of burn-conv-ops",
             ),
             Self::NotCube(device) => write!(
                 f,
-                "patch: {device} is not a CubeCL device, Burn's convolutions can be replaced on wgpu, Vulkan, Metal \
-                 and CUDA; name another device with PatchOptions::with_device"
+                "patch: {device} is not a CubeCL device, Burn's convolutions can be replaced on wgpu, Vulkan, Metal, \
+                 CUDA and ROCm; name another device with PatchOptions::with_device"
             ),
             Self::TooLate(operations) => write!(
                 f,

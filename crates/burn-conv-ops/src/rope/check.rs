@@ -49,6 +49,7 @@ pub(super) fn check(
     }
     let limits = limits(&tokens.device());
     limits.check_dtype(OP, dtype)?;
+    conv_kernels::rope::check_device(&limits)?;
     fits(OP, &problem.tokens_shape(), dtype, &limits)?;
     Ok(problem)
 }

@@ -10,7 +10,7 @@ use conv_cases::causal_conv1d::{UpdateCase, update_cases};
 use conv_kernels::causal_conv1d::{
     CausalConv1dProblem, Conv1dLayout, DecodingSteps, Gradients, Inputs, NARROW_WIDTH, OptionalShapes, Pass,
     Plan, UpdateProblem, backward, eligible, final_state, forward, last_states, sequence_ids, update,
-    update_steps,
+    update_needs, update_steps,
 };
 use conv_kernels::conv3d::Activation;
 use conv_kernels::{FloatType, IndexType, Limits};
@@ -302,31 +302,10 @@ impl Operands {
 fn record_decoding(recorder: &Recorder, limits: &Limits, dtype: FloatType, refused: &mut Vec<String>) {
     let served = IndexType::ALL.into_iter().filter(|index| index.served_by(recorder.client()));
     for index in served {
-        let label = Label {
-            what: format!("causal_conv1d update {}", dtype.name()),
-            options: format!("ring {}", index.name()),
-        };
-        let problem = UpdateProblem::new([2, 3], [2, 3, 4], [3, 4], None, Activation::None, dtype, dtype);
-        let result = problem.and_then(|problem| {
-            recorder.record(&label, |client| {
-                let [x, y] = [(); 2].map(|()| tensor(client, &[2, 3, 2], dtype));
-                let state = tensor(client, &[2, 3, 4], dtype);
-                let weight = tensor(client, &[3, 4], dtype);
-                let lengths = indices(client, &[2], index);
-                let steps = DecodingSteps {
-                    x: &x,
-                    state: &state,
-                    weight: &weight,
-                    bias: None,
-                    lengths: Some(&lengths),
-                    slots: None,
-                    y: &y,
-                    new_state: &state,
-                };
-                update_steps(client, limits, &problem, &steps)
-            })
-        });
-        note_refusal(result, &label, "a ring", refused);
+        for (name, ring, slots) in [("ring", true, false), ("slots", false, true), ("ring slots", true, true)]
+        {
+            record_indexed_update(recorder, limits, (dtype, index), (name, ring, slots), refused);
+        }
         let label = Label {
             what: format!("causal_conv1d last states {}", dtype.name()),
             options: format!("bounds {}", index.name()),
@@ -344,6 +323,46 @@ fn record_decoding(recorder: &Recorder, limits: &Limits, dtype: FloatType, refus
     }
 }
 
+/// An update with a ring, slots or both.
+fn record_indexed_update(
+    recorder: &Recorder,
+    limits: &Limits,
+    (dtype, index): (FloatType, IndexType),
+    (name, ring, slots): (&str, bool, bool),
+    refused: &mut Vec<String>,
+) {
+    let label = Label {
+        what: format!("causal_conv1d update {}", dtype.name()),
+        options: format!("{name} {}", index.name()),
+    };
+    let problem = UpdateProblem::new([2, 3], [2, 3, 4], [3, 4], None, Activation::None, dtype, dtype);
+    let problem = match problem {
+        Ok(problem) => problem,
+        Err(error) => return note_refusal(Err(error), &label, name, refused),
+    };
+    let first = recorder.log().launches.len();
+    let result = recorder.record(&label, |client| {
+        let [x, y] = [(); 2].map(|()| tensor(client, &[2, 3, 2], dtype));
+        let state = tensor(client, &[2, 3, 4], dtype);
+        let weight = tensor(client, &[3, 4], dtype);
+        let [lengths, rows] = [ring, slots].map(|given| given.then(|| indices(client, &[2], index)));
+        let steps = DecodingSteps {
+            x: &x,
+            state: &state,
+            weight: &weight,
+            bias: None,
+            lengths: lengths.as_ref(),
+            slots: rows.as_ref(),
+            y: &y,
+            new_state: &state,
+        };
+        update_steps(client, limits, &problem, &steps)
+    });
+    note_refusal(result, &label, name, refused);
+    let needs = update_needs(&problem, 2, usize::from(ring) + usize::from(slots));
+    refused.extend(understated(&recorder.log(), first, &needs, &label));
+}
+
 fn record_update(
     recorder: &Recorder,
     limits: &Limits,
@@ -357,6 +376,7 @@ fn record_update(
         options += " bias";
     }
     let label = Label { what: format!("causal_conv1d update {}", dtype.name()), options };
+    let first = recorder.log().launches.len();
     let result = recorder.record(&label, |client| {
         let [x, y] = [(); 2].map(|()| tensor(client, &problem.x_shape(), dtype));
         let [state, new_state] = [(); 2].map(|()| tensor(client, &problem.state_shape(), dtype));
@@ -365,4 +385,5 @@ fn record_update(
         update(client, limits, problem, &x, &state, &weight, bias.as_ref(), &y, &new_state)
     });
     note_refusal(result, &label, case, refused);
+    refused.extend(understated(&recorder.log(), first, &update_needs(problem, 1, 0), &label));
 }

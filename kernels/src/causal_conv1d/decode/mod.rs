@@ -17,24 +17,29 @@ use crate::needs::Needs;
 
 const UPDATE: &str = "causal_conv1d_update";
 
-/// Refuses more steps at once than the device's limit on loop iterations allows, and lengths or slots
-/// (`indexed`) on a device with too few bindings.
+/// What a call of so many steps needs of a device; `indices`: how many of lengths and slots are given.
+pub fn update_needs(problem: &UpdateProblem, steps: usize, indices: usize) -> Needs {
+    // Per step one iteration of the outer loop, W of the inner one and its exit test; then the columns that
+    // are written, and the rows that a thread searches for its slot.
+    let taps = steps.saturating_mul(problem.width.saturating_add(2));
+    let iterations = taps.saturating_add(problem.state_length + problem.batch.div_ceil(THREADS as usize) + 4);
+    // x, both states, weight, bias, y and the arguments; slots share a word of memory.
+    let (bindings, shared_bytes) = (7 + indices, 4);
+    let threads = THREADS as usize;
+    Needs { shared_bytes, bindings, threads, loop_iterations: iterations, ..Needs::default() }
+}
+
+/// Refuses more steps at once than the device's limit on loop iterations allows, and lengths or slots on a
+/// device with too few bindings.
 ///
 /// # Errors
 /// As [`Needs::check`].
 pub fn check_update_steps(
     problem: &UpdateProblem,
     steps: usize,
-    indexed: bool,
+    indices: usize,
     limits: &Limits,
 ) -> Result<(), ConvError> {
-    // Per step one iteration of the outer loop, W of the inner one and its exit test; then the columns that
-    // are written, and the rows that a thread searches for its slot.
-    let taps = steps.saturating_mul(problem.width.saturating_add(2));
-    let iterations = taps.saturating_add(problem.state_length + problem.batch.div_ceil(THREADS as usize) + 4);
-    // With lengths or slots both are bound; the arguments take one more.
-    let bindings = if indexed { 9 } else { 7 };
-    let needs =
-        Needs { bindings, threads: THREADS as usize, loop_iterations: iterations, ..Needs::default() };
+    let needs = update_needs(problem, steps, indices);
     needs.check(format_args!("{UPDATE}: a call with steps = {steps}"), limits)
 }

@@ -137,11 +137,12 @@ fn launch(
     steps: &DecodingSteps,
 ) -> Result<(), ConvError> {
     let length = steps.x.shape[2];
-    check_update_steps(problem, length, steps.lengths.or(steps.slots).is_some(), limits)?;
+    let given = [steps.lengths, steps.slots].into_iter().flatten().count();
+    check_update_steps(problem, length, given, limits)?;
     let (state, new_state) = (steps.state.bindable(client), steps.new_state.bindable(client));
-    // With lengths or slots each threadgroup has channels of one row, else threads are numbered linearly.
+    // With slots each threadgroup has channels of one row, else threads are numbered linearly.
     let blocks = problem.channels.div_ceil(THREADS as usize);
-    let threadgroups = if steps.lengths.or(steps.slots).is_some() {
+    let threadgroups = if steps.slots.is_some() {
         problem.batch * blocks
     } else {
         (problem.batch * problem.channels).div_ceil(THREADS as usize)
@@ -152,15 +153,7 @@ fn launch(
     let largest = (threadgroups * THREADS as usize).max(indices.unwrap_or(0));
     let address = address_type(UPDATE, &operands, largest, limits)?;
     let operations = length * (2 * problem.width + 8) + problem.state_length;
-    let present = Present::bits(&[
-        (steps.bias.is_some(), Present::BIAS),
-        (steps.lengths.is_some(), RING),
-        (steps.slots.is_some(), SLOTS),
-    ]);
-    // The kernel has both optional arguments or neither: an absent one is bound to the other.
-    let given = |one: Option<&IndexOperand>, other: Option<&IndexOperand>| {
-        one.or(other).map(IndexOperand::tensor_arg)
-    };
+    let present = Present::bits(&[(steps.bias.is_some(), Present::BIAS)]);
     let index = steps.lengths.or(steps.slots).map_or(IndexType::I32, |indices| indices.dtype);
     for dispatch in dispatches(threadgroups, f64::from(THREADS) * operations as f64, limits) {
         // SAFETY: contract in `args`; the kernel masks rows, channels and slots, state columns are below S.
@@ -174,8 +167,8 @@ fn launch(
                 state.tensor_arg(),
                 steps.weight.tensor_arg(),
                 steps.bias.unwrap_or(steps.weight).tensor_arg(),
-                given(steps.lengths, steps.slots).into(),
-                given(steps.slots, steps.lengths).into(),
+                steps.lengths.map(IndexOperand::tensor_arg).into(),
+                steps.slots.map(IndexOperand::tensor_arg).into(),
                 steps.y.tensor_arg(),
                 new_state.tensor_arg(),
                 problem.activation.code(),
@@ -193,10 +186,6 @@ fn launch(
 
 /// The most columns of a state, and taps, that [`one_step`] holds in registers.
 const SHORT: usize = 8;
-
-/// Flags in addition to those of [`Present`].
-const RING: u32 = 256;
-const SLOTS: u32 = 512;
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
@@ -230,7 +219,7 @@ fn update_kernel<X: Float, W: Float, H: Float, I: Int>(
         let blocks = channels.div_ceil(comptime!(THREADS as usize));
         b = span.index() / blocks;
         c = (span.index() - b * blocks) * THREADS as usize + UNIT_POS as usize;
-        last = is_last(slots.unwrap(), b, x.shape(0), present);
+        last = is_last(slots.unwrap(), b, x.shape(0));
     }
     if b >= x.shape(0) || c >= channels {
         terminate!();
@@ -238,30 +227,30 @@ fn update_kernel<X: Float, W: Float, H: Float, I: Int>(
     let (size, width, count) = (state.shape(2), weight.shape(1), x.shape(2));
     let mut slot = b;
     let mut served = true;
-    let mut ring = false;
-    // Ring: the column that the first step is written to.
-    let mut ring_head = size;
     if comptime!(slots.is_some()) {
-        let (lengths, slots) = (lengths.unwrap(), slots.unwrap());
-        if present & SLOTS != 0u32 {
-            let given = slots[b * slots.stride(0)];
-            // A slot that does not exist counts as padding.
-            served = last && given >= I::from_int(0) && given < I::cast_from(state.shape(0));
-            slot = select(served, usize::cast_from(given), 0usize);
-        }
-        ring = present & RING != 0u32;
-        if ring {
-            ring_head = usize::cast_from(lengths[b * lengths.stride(0)]) % max(size, 1usize);
-        }
+        let slots = slots.unwrap();
+        let given = slots[b * slots.stride(0)];
+        // A slot that does not exist counts as padding.
+        served = last && given >= I::from_int(0) && given < I::cast_from(state.shape(0));
+        slot = select(served, usize::cast_from(given), 0usize);
+    }
+    // Ring: the column that the first step is written to.
+    let ring = comptime!(lengths.is_some());
+    let mut ring_head = size;
+    if comptime!(ring) {
+        let lengths = lengths.unwrap();
+        ring_head = usize::cast_from(lengths[b * lengths.stride(0)]) % max(size, 1usize);
     }
     let mut offset = 0.0f32;
     if present & Present::BIAS != 0u32 {
         offset = f32::cast_from(bias[c * bias.stride(0)]);
     }
-    let short = count == 1 && !ring && served && size <= SHORT && width <= SHORT;
-    if short {
-        one_step(x, state, weight, y, new_state, offset, activation, b, slot, c);
-        terminate!();
+    if comptime!(!ring) {
+        let short = count == 1 && served && size <= SHORT && width <= SHORT;
+        if short {
+            one_step(x, state, weight, y, new_state, offset, activation, b, slot, c);
+            terminate!();
+        }
     }
     for l in 0..count {
         let mut sum = offset;
@@ -273,7 +262,7 @@ fn update_kernel<X: Float, W: Float, H: Float, I: Int>(
             }
             if l + k + 1 < width {
                 let mut column = ring_head + l + k + 1 - width;
-                if ring {
+                if comptime!(ring) {
                     column = (ring_head + size + l + k + 1 - width) % size;
                 }
                 value = f32::cast_from(state[offset3(state, slot, c, column)]);
@@ -285,7 +274,7 @@ fn update_kernel<X: Float, W: Float, H: Float, I: Int>(
         y[at] = X::cast_from(result);
     }
     if served {
-        if ring {
+        if comptime!(ring) {
             // Of steps that map to one column the last is kept.
             for l in count - min(count, size)..count {
                 let at = offset3(&*new_state, slot, c, (ring_head + l) % size);
@@ -307,13 +296,13 @@ fn update_kernel<X: Float, W: Float, H: Float, I: Int>(
 
 /// Whether no row after row `b` has the same slot; uniform over the threadgroup.
 #[cube]
-fn is_last<I: Int>(slots: &Tensor<I>, b: usize, batch: usize, present: u32) -> bool {
+fn is_last<I: Int>(slots: &Tensor<I>, b: usize, batch: usize) -> bool {
     let mut taken = Shared::<[u32]>::new_slice(1usize);
     if UNIT_POS == 0u32 {
         taken[0usize] = 0u32;
     }
     sync_cube();
-    if present & SLOTS != 0u32 && b < batch {
+    if b < batch {
         let own = slots[b * slots.stride(0)];
         let mut other = b + 1 + UNIT_POS as usize;
         while other < batch {

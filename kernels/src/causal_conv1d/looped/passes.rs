@@ -38,7 +38,7 @@ pub(crate) fn backward(
     // Without an activation dy is the pre-activation gradient: no workspace, all channels at once.
     let step = match problem.activation {
         Activation::None => problem.channels,
-        Activation::Relu | Activation::Silu => channels_at_a_time(problem, limits)?,
+        Activation::Relu | Activation::Silu => channels_at_a_time(problem, limits),
     };
     for first in (0..problem.channels).step_by(step) {
         let channels = (first, step.min(problem.channels - first));

@@ -51,6 +51,11 @@ pub(crate) fn iterations(problem: &CausalConv1dProblem, limits: &Limits) -> usiz
     split(problem, limits).slice_length.div_ceil(THREADS as usize / lanes(problem.layout))
 }
 
+/// Number of split-K slices.
+pub(crate) fn slices(problem: &CausalConv1dProblem, limits: &Limits) -> usize {
+    split(problem, limits).slices
+}
+
 /// The split-K slices and their workspace `[slices, C, W + 1]`.
 pub(crate) fn workspace(
     client: &Client,

@@ -77,15 +77,34 @@ fn taps(problem: &CausalConv1dProblem) -> usize {
 
 /// The most loop iterations of a thread, over every vector width that the tensors may allow.
 pub(crate) fn loop_iterations(problem: &CausalConv1dProblem, pass: Pass, limits: &Limits) -> usize {
-    let of = |access: VectorAccess| {
-        let config = config(problem, limits, access, pass, true);
-        match (problem.layout, pass) {
-            (Conv1dLayout::Bct, Pass::Forward) => 0,
-            (Conv1dLayout::Bct, Pass::Backward) => BctSchedule::of(problem, config, limits).iterations(),
-            (Conv1dLayout::Btc, Pass::Forward) => BtcSchedule::of(problem, config, limits).iterations,
-            (Conv1dLayout::Btc, Pass::Backward) => BtcSchedule::of(problem, config, limits).iterations + 1,
-        }
-    };
+    most_over_accesses(problem, pass, limits, |config| match (problem.layout, pass) {
+        (Conv1dLayout::Bct, Pass::Forward) => 0,
+        (Conv1dLayout::Bct, Pass::Backward) => BctSchedule::of(problem, config, limits).iterations(),
+        (Conv1dLayout::Btc, Pass::Forward) => BtcSchedule::of(problem, config, limits).iterations,
+        (Conv1dLayout::Btc, Pass::Backward) => BtcSchedule::of(problem, config, limits).iterations + 1,
+    })
+}
+
+/// The most partial sums of dw and db per channel of a problem with steps, over every vector width; 0 where a
+/// threadgroup has all of a channel's steps and stores dw itself.
+pub(crate) fn partial_sums(problem: &CausalConv1dProblem, limits: &Limits) -> usize {
+    most_over_accesses(problem, Pass::Backward, limits, |config| {
+        let partials = match problem.layout {
+            Conv1dLayout::Bct => BctSchedule::of(problem, config, limits).partials,
+            Conv1dLayout::Btc => BtcSchedule::of(problem, config, limits).partials,
+        };
+        if partials > 1 { partials } else { 0 }
+    })
+}
+
+/// The most that `of` says of the configurations for every vector width that the tensors may allow.
+fn most_over_accesses(
+    problem: &CausalConv1dProblem,
+    pass: Pass,
+    limits: &Limits,
+    of: impl Fn(NarrowConfig) -> usize,
+) -> usize {
+    let of = |access| of(config(problem, limits, access, pass, true));
     let words = problem.dtype.size() == 2 && limits.halves_in_words;
     let vectors = of(VectorAccess::Scalar).max(of(VectorAccess::Vector4));
     vectors.max(if words { of(VectorAccess::Words) } else { 0 })

@@ -207,3 +207,68 @@ impl VectorAccess {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{config, serves};
+    use super::*;
+    use crate::activation::Activation;
+    use crate::causal_conv1d::problem::OptionalShapes;
+
+    /// The kernels count segments, tiles, lanes and groups with 32 bits: at the largest extents that the plan
+    /// serves none is cut.
+    #[test]
+    fn counts_of_the_largest_problems_fit_32_bits() {
+        let most = (1 << 30) - 1;
+        for [b, c, t] in
+            [[most, 1, 64], [1, most, 64], [64, 1, most], [1, 64, most], [63, most, 1], [1 << 18, 1, 1 << 17]]
+        {
+            for (layout, x) in [(Conv1dLayout::Bct, [b, c, t]), (Conv1dLayout::Btc, [b, t, c])] {
+                for dtype in [FloatType::F32, FloatType::F16] {
+                    for limits in [Limits::apple_m1(), Limits::h200()] {
+                        let optional = OptionalShapes::default();
+                        let problem = CausalConv1dProblem::new(
+                            x,
+                            [c, 4],
+                            optional,
+                            layout,
+                            Activation::Silu,
+                            dtype,
+                            dtype,
+                        )
+                        .expect("valid");
+                        assert!(serves(&problem), "{x:?}");
+                        for access in [VectorAccess::Scalar, VectorAccess::Vector4, VectorAccess::Words] {
+                            for pass in [Pass::Forward, Pass::Backward] {
+                                fits(&problem, access, pass, &limits);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn fits(problem: &CausalConv1dProblem, access: VectorAccess, pass: Pass, limits: &Limits) {
+        let config = config(problem, limits, access, pass, true);
+        let counts = if problem.layout == Conv1dLayout::Bct {
+            let of = BctSchedule::of(problem, config, limits);
+            vec![
+                problem.batch * of.segments_per_row,
+                of.segments_per_threadgroup,
+                of.tiles_per_row,
+                of.tiles_per_segment,
+                of.channel_groups,
+            ]
+        } else {
+            let of = BtcSchedule::of(problem, config, limits);
+            vec![
+                problem.batch * of.segments_per_row,
+                of.iterations * of.steps_per_iteration,
+                of.channel_groups,
+            ]
+        };
+        let cut = counts.iter().any(|count| u32::try_from(*count).is_err());
+        assert!(!cut, "{problem:?} {access:?} {pass:?}: {counts:?}");
+    }
+}

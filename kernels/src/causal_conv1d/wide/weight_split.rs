@@ -115,6 +115,11 @@ impl WeightSplit {
         }
     }
 
+    /// Number of split-K slices.
+    pub(crate) fn slices(&self) -> usize {
+        self.slices
+    }
+
     /// An upper bound of the loop iterations of a thread.
     pub(crate) fn iterations(&self) -> usize {
         self.items_per_threadgroup * 40

@@ -60,8 +60,8 @@ const MEASURED_FRAGMENT: usize = 16;
 /// The plan of a pass: the first candidate whose needs the device meets.
 ///
 /// # Errors
-/// If the device cannot hold the dtype, if a forced algorithm does not serve, or why the device refuses the
-/// first candidate where it refuses all.
+/// If the device cannot hold the dtype, if a forced algorithm does not serve, why the device refuses the
+/// first candidate where it refuses all, or if a piece of a stream is too large for its plan.
 pub(super) fn choose(
     problem: &PassProblem,
     algorithm: Algorithm,
@@ -74,11 +74,24 @@ pub(super) fn choose(
     let mut refusal = None;
     for plan in candidates(&problem.launched, problem.pass, algorithm, limits)? {
         match plan.check_needs(problem, limits) {
-            Ok(()) => return Ok(plan),
+            Ok(()) => return check_piece(&plan, problem, limits).map(|()| plan),
             Err(error) => refusal = refusal.or(Some(error)),
         }
     }
     Err(refusal.expect("there is always a candidate"))
+}
+
+/// Refuses a piece of a stream that its plan, made for a single window along depth, cannot count. No other
+/// plan may take its place: it would give the piece other bits than shorter ones have.
+pub(super) fn check_piece(plan: &Plan, problem: &PassProblem, limits: &Limits) -> Result<(), ConvError> {
+    let piece = plan.launched(problem);
+    if piece.streaming && plan.family().serves(piece, problem.pass, limits).is_err() {
+        return Err(ConvError::TooLarge(format!(
+            "conv3d: {plan} cannot count the positions of a piece of a stream {:?}, pass fewer frames at a time",
+            piece.x_shape()
+        )));
+    }
+    Ok(())
 }
 
 /// The plans for the launched problem of a pass, the preferred one first. At least one.

@@ -63,3 +63,7 @@ pub(in crate::conv3d) fn seconds(plan: &Plan, problem: &Conv3dProblem, pass: Pas
     };
     (operations / rate).max(bytes / chip.bandwidth)
 }
+
+#[cfg(test)]
+#[path = "model_tests.rs"]
+mod tests;

@@ -5,7 +5,7 @@ use crate::causal_conv1d::packed::last_states_shape;
 use crate::check::{fits, float_type, index, limits, same_device, same_dtype};
 use burn::tensor::{Int, Tensor};
 use conv_kernels::ConvError;
-use conv_kernels::causal_conv1d::{Conv1dLayout, UpdateProblem, check_update_steps};
+use conv_kernels::causal_conv1d::{Conv1dLayout, UpdateProblem, check_device, check_update_steps};
 
 pub(super) fn one_step(
     x: &Tensor<2>,
@@ -59,11 +59,16 @@ pub(super) fn steps(
     }
     let limits = limits(&x.device());
     fits(UPDATE, &[batch, channels, steps], problem.dtype, &limits)?;
-    check_update_steps(&problem, steps, slots || options.cache_seqlens.is_some(), &limits)?;
+    check_update_steps(&problem, steps, indices(options), &limits)?;
     Ok(problem)
 }
 
 const UPDATE: &str = "causal_conv1d_update";
+
+/// How many of lengths and slots are given.
+fn indices(options: &CausalConv1dUpdateOptions) -> usize {
+    usize::from(options.cache_seqlens.is_some()) + usize::from(options.state_indices.is_some())
+}
 
 /// The problem of one step or several; with `slots` the rows of the state are those.
 fn update<const D: usize>(
@@ -89,7 +94,7 @@ fn update<const D: usize>(
     let limits = limits(&x.device());
     limits.check_dtype(UPDATE, dtype)?;
     limits.check_dtype(UPDATE, state_dtype)?;
-    check_update_steps(&problem, 1, slots || options.cache_seqlens.is_some(), &limits)?;
+    check_update_steps(&problem, 1, indices(options), &limits)?;
     limits.check_dtype(UPDATE, weight_dtype)?;
     Ok(problem)
 }
@@ -108,6 +113,7 @@ pub(super) fn last_states(
     one_row(OP, x)?;
     let limits = limits(&x.device());
     limits.check_dtype(OP, dtype)?;
+    check_device(OP, &limits)?;
     let shape = last_states_shape(&x.dims(), &cu_seqlens.dims(), length, layout);
     if shape.iter().try_fold(4usize, |bytes, size| bytes.checked_mul(*size)).is_none() {
         return Err(ConvError::TooLarge(format!("{OP}: {shape:?} has more elements than can be addressed")));
@@ -118,6 +124,7 @@ pub(super) fn last_states(
 pub(super) fn seq_idx(cu_seqlens: &Tensor<1, Int>, steps: usize) -> Result<(), ConvError> {
     const OP: &str = "causal_conv1d_seq_idx";
     bounds(OP, cu_seqlens)?;
+    check_device(OP, &limits(&cu_seqlens.device()))?;
     if steps > i32::MAX as usize {
         return Err(ConvError::TooLarge(format!("{OP}: {steps} steps pass {}", i32::MAX)));
     }

@@ -3,7 +3,7 @@
 #[cfg(feature = "autodiff")]
 pub(crate) mod autodiff;
 pub(crate) mod check;
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
+#[cfg(feature = "cubecl")]
 pub(crate) mod cube;
 pub(crate) mod portable;
 
