@@ -68,8 +68,8 @@ impl<'a> Conv3dCall<'a> {
         Ok(call)
     }
 
-    /// With the first frames of x in a tensor of their own. `Direct` takes what the plan does not read: images
-    /// whose channels are not evenly spaced by the gathered GEMM, frames of two layouts by the window kernels.
+    /// With the first frames of x in a tensor of their own. `Direct` takes what the plan does not read: the
+    /// gathered GEMM images whose channels are not evenly spaced, the window kernels frames of two layouts.
     pub(super) fn with_cache(self, x: &Operand, cache: &'a Operand) -> Self {
         let reads = match self.plan {
             Plan::Winograd(_) => true,

@@ -222,9 +222,6 @@ pub(super) fn block_at(
     let (tap, in_channels) = tiling.blocks.div_mod(block);
     let step = (blocks.first_tap + tap) * walk.depth.step;
     let depth = blocks.depth + step as i32;
-    let first_channel = in_channels * CHANNELS as u32;
-    // A padding block has none.
-    let channels_left = max(tiling.channels, first_channel) - first_channel;
     #[comptime]
     match cache {
         ComptimeOption::Some(cache) => {
@@ -235,24 +232,32 @@ pub(super) fn block_at(
             let image = work.n as usize * select(in_cache, cache.image_stride, walk.source_batch_stride);
             let frame = select(in_cache, depth, depth - frames) as usize
                 * select(in_cache, cache.depth_stride, walk.depth.source_stride);
+            let first_channel = in_channels * CHANNELS as u32;
             let channel = (work.group * tiling.channels + first_channel) as usize;
             SourceBlock {
                 offset: image + frame + channel * channel_stride,
                 channel_stride,
                 in_cache,
-                channels_left,
+                channels_left: channels_left(tiling, first_channel),
             }
         }
         ComptimeOption::None => {
             let (frame, _) = walk.depth.load_offset(depth, padding);
+            let first_channel = in_channels * CHANNELS as u32;
             SourceBlock {
                 offset: blocks.source + frame + walk.source_channel(first_channel),
                 channel_stride: walk.source_channel_stride,
                 in_cache: false.runtime(),
-                channels_left,
+                channels_left: channels_left(tiling, first_channel),
             }
         }
     }
+}
+
+/// The channels of the group from this one on; a padding block has none.
+#[cube]
+fn channels_left(tiling: &WindowTiling, first_channel: u32) -> u32 {
+    max(tiling.channels, first_channel) - first_channel
 }
 
 /// Index of a block's first packed tap.
