@@ -48,7 +48,10 @@ pub use causal_conv1d::{
     try_causal_conv1d_packed, try_causal_conv1d_seq_idx, try_causal_conv1d_update,
     try_causal_conv1d_update_steps, try_causal_conv1d_with_state,
 };
-pub use causal_conv3d::{CausalConv3dOptions, FirstFrames, causal_conv3d, try_causal_conv3d};
+pub use causal_conv3d::{
+    CausalConv3dOptions, FirstFrames, causal_conv3d, causal_conv3d_with_residual, try_causal_conv3d,
+    try_causal_conv3d_with_residual,
+};
 pub use conv::{
     Conv1dOptions, Conv2dOptions, ConvOptions, PaddingPairs, conv1d, conv2d, try_conv1d, try_conv2d,
 };
@@ -60,7 +63,9 @@ pub use conv_transpose::{
     ConvTranspose2dOptions, ConvTranspose3dOptions, ConvTransposeOptions, conv_transpose2d, conv_transpose3d,
     try_conv_transpose2d, try_conv_transpose3d,
 };
-pub use conv3d::{Conv3dOptions, Conv3dPadding, PerAxis, conv3d, try_conv3d};
+pub use conv3d::{
+    Conv3dOptions, Conv3dPadding, PerAxis, conv3d, conv3d_with_residual, try_conv3d, try_conv3d_with_residual,
+};
 pub use patch::{PatchError, PatchOptions, is_patched, patch, patch_conv3d, unpatch};
 pub use rope::{
     Rope2dOptions, RopeBase, RopeOptions, RopePositions, rope, rope_qk, rope2d, rope2d_qk, try_rope,

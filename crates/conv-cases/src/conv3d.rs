@@ -84,13 +84,15 @@ pub struct Conv3dCase {
     pub modes: Option<[Padding; 3]>,
     /// Whether there is a bias.
     pub bias: bool,
+    /// Whether there is a residual.
+    pub residual: bool,
     /// Fused activation.
     pub activation: Activation,
 }
 
 impl Conv3dCase {
     /// A case with input `[N, C, D, H, W]`, `o` output channels and a kernel; stride 1, no padding, dilation
-    /// 1, one group, a bias and no activation.
+    /// 1, one group, a bias, no residual and no activation.
     #[must_use]
     pub fn new(name: &str, [n, c, d, h, w]: [usize; 5], o: usize, kernel: [usize; 3]) -> Self {
         Self {
@@ -109,6 +111,7 @@ impl Conv3dCase {
             replicate: false,
             modes: None,
             bias: true,
+            residual: false,
             activation: Activation::None,
         }
     }
@@ -167,9 +170,10 @@ impl fmt::Display for Conv3dCase {
             None => if self.replicate { " replicate" } else { "" }.into(),
         };
         let bias = if self.bias { "bias" } else { "no bias" };
+        let residual = if self.residual { " residual" } else { "" };
         write!(
             f,
-            "{}: x {:?} -> o {} kernel {:?} stride {:?} padding [{padding}]{mode} dilation {:?} groups {} {bias} {:?}",
+            "{}: x {:?} -> o {} kernel {:?} stride {:?} padding [{padding}]{mode} dilation {:?} groups {} {bias} {:?}{residual}",
             self.name,
             self.input_shape(),
             self.o,

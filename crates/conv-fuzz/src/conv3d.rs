@@ -31,6 +31,7 @@ pub const FIELDS: &[Field] = &[
     Field::numbers("held", &[0]),
     Field::words("act", &["none", "relu", "silu"]),
     Field::numbers("bias", &[0]),
+    Field::numbers("residual", &[0]),
     Field::words("type", TYPES),
     Field::words("data", DATA),
     Field::words("bad", &["none", "nan_x", "inf_x", "nan_dy", "inf_dy", "inf_w"]),
@@ -78,6 +79,7 @@ fn problem(case: &Case) -> Result<Conv3dProblem, ConvError> {
     let weight = [o, x[1] / groups.max(1), kd, kh, kw];
     let problem =
         Conv3dProblem::new(x, weight, case.is("bias").then_some(o), window, dtype(case.word("type")))?;
+    let problem = Conv3dProblem { residual: case.is("residual"), ..problem };
     Ok(if held(case) > 0 { problem.for_streams() } else { problem })
 }
 
@@ -97,6 +99,8 @@ fn inputs(device: &Device, case: &Case, problem: &Conv3dProblem) -> Inputs {
         x: tensor(1, "x", &problem.x_shape(), case.word("x_view")),
         w: tensor(2, "w", &problem.weight_shape(), case.word("w_view")),
         bias: problem.bias.then(|| tensor(3, "bias", &[problem.out_channels], "plain")),
+        // Of dy's shape; no pass reads both.
+        residual: problem.residual.then(|| tensor(5, "residual", &problem.y_shape(), case.word("dy_view"))),
         dy: tensor(4, "dy", &problem.y_shape(), case.word("dy_view")),
     }
 }
@@ -316,9 +320,11 @@ fn launch_cached(
 ) -> Result<(), ConvError> {
     let [cache, x, out] = [cache, x, out].map(Buffer::operand);
     let (w, dy) = (inputs.w.operand(), inputs.dy.operand());
-    let bias = inputs.bias.as_ref().map(Buffer::operand);
     match pass {
-        Pass::Forward => op::forward_cached(client, limits, problem, plan, [x, w, out], (cache, None, bias)),
+        Pass::Forward => {
+            let others = (cache, None, inputs.added());
+            op::forward_cached(client, limits, problem, plan, [x, w, out], others)
+        }
         _ => op::weight_gradient_cached(client, limits, problem, plan, [x, dy, out], cache),
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::buffer::{Buffer, output, round, upload};
 use conv_kernels::conv3d::{
-    self, Activation, Conv3dProblem, PaddingMode, Pass, Plan, Window, WinogradTile, reference,
+    self, Activation, Added, Conv3dProblem, PaddingMode, Pass, Plan, Window, WinogradTile, reference,
 };
 use conv_kernels::tolerance::{Errors, Expected, Guard};
 use conv_kernels::{ConvError, FloatType, Limits};
@@ -16,6 +16,8 @@ pub struct Inputs {
     pub w: Buffer,
     /// `[O]`.
     pub bias: Option<Buffer>,
+    /// Of y's shape.
+    pub residual: Option<Buffer>,
     /// Of y's shape: the gradient before the activation.
     pub dy: Buffer,
 }
@@ -29,7 +31,16 @@ pub fn inputs(client: &Client, problem: &Conv3dProblem, fill: &dyn Fn(u64, usize
         x: tensor(1, &problem.x_shape()),
         w: tensor(2, &problem.weight_shape()),
         bias: problem.bias.then(|| tensor(3, &[problem.out_channels])),
+        residual: problem.residual.then(|| tensor(5, &problem.y_shape())),
         dy: tensor(4, &problem.y_shape()),
+    }
+}
+
+impl Inputs {
+    /// What a forward pass adds.
+    pub fn added(&self) -> Added<'_> {
+        let [bias, residual] = [&self.bias, &self.residual].map(|added| added.as_ref().map(Buffer::operand));
+        Added { bias, residual }
     }
 }
 
@@ -57,9 +68,8 @@ pub fn try_launch(
     out: &Buffer,
 ) -> Result<(), ConvError> {
     let (x, w, dy, out) = (inputs.x.operand(), inputs.w.operand(), inputs.dy.operand(), out.operand());
-    let bias = inputs.bias.as_ref().map(Buffer::operand);
     match pass {
-        Pass::Forward => conv3d::forward(client, limits, problem, plan, [x, w, out], bias),
+        Pass::Forward => conv3d::forward(client, limits, problem, plan, [x, w, out], inputs.added()),
         Pass::InputGradient => conv3d::input_gradient(client, limits, problem, plan, [dy, w, out]),
         Pass::WeightGradient => conv3d::weight_gradient(client, limits, problem, plan, [x, dy, out]),
     }
@@ -138,7 +148,12 @@ impl Oracle {
         let mut values = evaluate(&x, &w, bias.as_deref(), &dy);
         values.iter_mut().for_each(|value| *value = reference::activate(activation, *value));
         let abs_bias = bias.as_deref().map(absolute);
-        let direct = evaluate(&absolute(&x), &absolute(&w), abs_bias.as_deref(), &absolute(&dy));
+        let mut direct = evaluate(&absolute(&x), &absolute(&w), abs_bias.as_deref(), &absolute(&dy));
+        if let (Pass::Forward, Some(residual)) = (pass, &inputs.residual) {
+            let residual = residual.values();
+            values.iter_mut().zip(&residual).for_each(|(value, added)| *value += added);
+            direct.iter_mut().zip(&residual).for_each(|(sum, added)| *sum += added.abs());
+        }
         let winograd = plans
             .iter()
             .filter_map(|plan| match plan {
@@ -155,7 +170,7 @@ impl Oracle {
                 } else {
                     conv3d::winograd::reference::evaluate(problem, pass, tile, source, &w, true)
                 };
-                // The bias is added after the transform; the direct magnitude includes it.
+                // Bias and residual are added after the transform; the direct magnitude includes them.
                 magnitude.iter_mut().zip(&direct).for_each(|(sum, direct)| *sum += direct);
                 (tile, magnitude)
             })

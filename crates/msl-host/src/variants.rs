@@ -7,6 +7,7 @@
 
 pub mod causal_conv1d;
 pub mod conv3d;
+mod residual;
 pub mod rope;
 
 use crate::lower::Facts;

@@ -2,7 +2,7 @@
 
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::{Device, Tensor};
-use burn_conv_ops::{Conv3dOptions, conv3d};
+use burn_conv_ops::{Conv3dOptions, conv3d, conv3d_with_residual};
 
 /// Scales the channels of every pixel to a mean square of 1, then each channel by `gamma`, which has `D` axes
 /// in the published weights: the channels, then ones.
@@ -67,13 +67,18 @@ impl FrameConv {
     }
 
     pub(crate) fn forward(&self, x: Tensor<5>) -> Tensor<5> {
+        conv3d(x, self.weight.val().unsqueeze_dim(2), Some(self.bias.val()), self.options())
+    }
+
+    /// [`forward`](Self::forward) plus a tensor of its result's shape.
+    pub(crate) fn forward_with_residual(&self, x: Tensor<5>, residual: Tensor<5>) -> Tensor<5> {
+        let (weight, bias) = (self.weight.val().unsqueeze_dim(2), self.bias.val());
+        conv3d_with_residual(x, weight, Some(bias), residual, self.options())
+    }
+
+    fn options(&self) -> Conv3dOptions {
         let plane = (self.before, self.behind);
-        let options = Conv3dOptions::new().with_stride([1, self.stride, self.stride]).with_padding([
-            (0, 0),
-            plane,
-            plane,
-        ]);
-        conv3d(x, self.weight.val().unsqueeze_dim(2), Some(self.bias.val()), options)
+        Conv3dOptions::new().with_stride([1, self.stride, self.stride]).with_padding([(0, 0), plane, plane])
     }
 }
 

@@ -1,16 +1,18 @@
-//! Elementwise kernels: an activation that is not fused, for calls that keep its argument, and the gradient
-//! of an activation. fp32 arithmetic, one final rounding.
+//! Elementwise kernels: an activation that is not fused, for calls that keep its argument, a residual that is
+//! not fused, and the gradient of an activation. fp32 arithmetic, one final rounding.
 //!
 //! ```text
-//! y = activation(pre)        dpre = dy * activation'(saved)
+//! y = activation(pre)        y = activation(pre) + residual        dpre = dy * activation'(saved)
 //! ```
 //!
 //! `saved` is the fp32 value before the activation. For ReLU it may be the output as well: one is positive
 //! where the other is, except for values so small that y rounds to 0 (in f16 up to 2^-25). Their slope is 0
 //! then, as in PyTorch, which rounds before ReLU.
 //!
-//! Layouts: `pre` and y row-major, read in vectors of 4 where length and alignment allow; `saved`, dy and
-//! dpre any strides. One thread per vector or element. Bytes: one or two loads and one store per element.
+//! Layouts: `pre` row-major; y row-major without a residual, in vectors of 4 where length and alignment
+//! allow; with one y and the residual any strides, in vectors of 4 along W where the strides allow; `saved`,
+//! dy and dpre any strides. One thread per vector or element. Bytes: one or two loads and one store per
+//! element.
 
 use super::args::offset;
 use crate::activation::{Activation, activate, activate_gradient};
@@ -102,6 +104,77 @@ fn activation_kernel<E: Float, N: Size>(
         results.insert(lane, E::cast_from(activate(values.extract(lane), activation)));
     }
     y[index] = results;
+}
+
+/// `y = activation(pre) + residual`: operands pre, fp32 and row-major, residual and y, all of one five-axis
+/// shape.
+pub(crate) fn add_residual(
+    client: &Client,
+    limits: &Limits,
+    activation: Activation,
+    [pre, residual, y]: [&Operand; 3],
+) -> Result<(), ConvError> {
+    let elements = y.len();
+    let address = address_type("conv3d", &[pre, residual, y], elements, limits)?;
+    let vectorized = [residual, y].iter().all(|operand| operand.has_vectors(4, y.shape[4], VECTOR_WIDTH));
+    let width = if vectorized && pre.is_aligned(VECTOR_WIDTH) { VECTOR_WIDTH } else { 1 };
+    let vectors = elements / width;
+    for dispatch in dispatches(vectors.div_ceil(THREADS as usize), f64::from(THREADS) * 32.0, limits) {
+        // SAFETY: see `conv3d`; threads past the last vector exit, the three tensors have one shape.
+        unsafe {
+            residual_kernel::launch_unchecked(
+                client,
+                dispatch.count(),
+                CubeDim::new_1d(THREADS),
+                address,
+                width,
+                pre.buffer_arg(width),
+                residual.tensor_arg(),
+                y.tensor_arg(),
+                dispatch.span(),
+                vectors,
+                activation,
+                y.dtype.elem(),
+            );
+        }
+    }
+    Ok(())
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn residual_kernel<E: Float, N: Size>(
+    pre: &[Vector<f32, N>],
+    residual: &Tensor<Vector<E, N>>,
+    y: &mut Tensor<Vector<E, N>>,
+    span: Span,
+    vectors: usize,
+    #[comptime] activation: Activation,
+    #[define(E)] _dtype: ElemType,
+) {
+    let width = N::value();
+    let index = span.index() * THREADS as usize + UNIT_POS as usize;
+    if span.is_idle() || index >= vectors {
+        terminate!();
+    }
+    let row = y.shape(4) / width;
+    let w = (index % row * width) as u32;
+    let rest = index / row;
+    let h = (rest % y.shape(3)) as u32;
+    let rest = rest / y.shape(3);
+    let d = (rest % y.shape(2)) as u32;
+    let rest = rest / y.shape(2);
+    let c = (rest % y.shape(1)) as u32;
+    let n = (rest / y.shape(1)) as u32;
+    let values = pre[index];
+    let added = Vector::<f32, N>::cast_from(residual[offset(residual, n, c, d, h, w) / width]);
+    let mut results = Vector::<E, N>::empty();
+    #[unroll]
+    for lane in 0..width {
+        let value = activate(values.extract(lane), activation) + added.extract(lane);
+        results.insert(lane, E::cast_from(value));
+    }
+    let at = offset(&*y, n, c, d, h, w) / width;
+    y[at] = results;
 }
 
 /// Computes dpre from `saved` and dy, all of one five-axis shape. dy and dpre have one dtype; `saved` has the

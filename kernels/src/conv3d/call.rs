@@ -4,8 +4,12 @@
 //! rewrite (rewrite.rs) -> check the plan -> the family's launch -> fold (fold.rs) where the rewrite says so
 //! ```
 //!
+//! A residual that the family's epilogue does not add is added behind its launch (activation_pass.rs).
+//!
 //! The problem is rewritten once and the plan is checked once, for the problem that is launched.
 
+use super::activation_pass;
+use super::epilogue::Epilogue;
 use super::fold;
 use super::gemm::has_even_images;
 use super::pass::Pass;
@@ -13,10 +17,26 @@ use super::plan::Plan;
 use super::problem::Conv3dProblem;
 use super::rewrite::PassProblem;
 use crate::activation::Activation;
+use crate::dtype::FloatType;
 use crate::error::ConvError;
 use crate::limits::Limits;
 use crate::operand::Operand;
 use cubecl::prelude::*;
+
+/// What a forward pass adds to its sums. Converts from a bias alone.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Added<'a> {
+    /// `[O]`, added before the activation.
+    pub bias: Option<&'a Operand>,
+    /// Of y's shape and dtype, any strides; added after the activation, before y is rounded.
+    pub residual: Option<&'a Operand>,
+}
+
+impl<'a> From<Option<&'a Operand>> for Added<'a> {
+    fn from(bias: Option<&'a Operand>) -> Self {
+        Self { bias, residual: None }
+    }
+}
 
 /// One pass of a problem under a plan that serves it. Families launch from this.
 #[derive(Clone, Copy)]
@@ -34,6 +54,8 @@ pub(super) struct Conv3dCall<'a> {
     pub(super) bias: Option<&'a Operand>,
     /// Applied to the fp32 sum.
     pub(super) activation: Activation,
+    /// The forward pass' residual.
+    residual: Option<&'a Operand>,
     /// db, where a weight gradient computes it in the same pass ([`super::family::Family::sums_bias`]).
     pub(super) bias_gradient: Option<&'a Operand>,
 }
@@ -63,6 +85,7 @@ impl<'a> Conv3dCall<'a> {
             cache: None,
             bias: None,
             activation: problem.activation_of(pass),
+            residual: None,
             bias_gradient: None,
         };
         Ok(call)
@@ -90,6 +113,17 @@ impl<'a> Conv3dCall<'a> {
         Self { activation, ..self }
     }
 
+    /// With the forward pass' residual.
+    pub(super) fn with_residual(self, residual: Option<&'a Operand>) -> Self {
+        Self { residual, ..self }
+    }
+
+    /// What follows the pass' sums.
+    pub(super) fn epilogue(&self) -> Epilogue<'a> {
+        let Self { bias, residual, activation, .. } = *self;
+        Epilogue { bias, residual, activation }
+    }
+
     /// With db, for a plan that [`Self::sums_bias`].
     pub(super) fn with_bias_gradient(self, db: &'a Operand) -> Self {
         Self { bias_gradient: Some(db), ..self }
@@ -107,6 +141,12 @@ impl<'a> Conv3dCall<'a> {
         // or zero.
         let (first, second) = (&first.bindable(self.client), &second.bindable(self.client));
         let family = self.plan.family();
+        if let Some(residual) = self.residual.filter(|_| !family.fuses_residual()) {
+            let unrounded = Operand::empty(self.client, &result.shape, FloatType::F32);
+            family.launch(&self.with_residual(None), [first, second, &unrounded])?;
+            let operands = [&unrounded, residual, result];
+            return activation_pass::add_residual(self.client, self.limits, Activation::None, operands);
+        }
         if !self.plan.folds(&self.rewritten) {
             return family.launch(self, [first, second, result]);
         }

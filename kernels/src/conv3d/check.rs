@@ -1,5 +1,6 @@
 //! Whether operands fit a problem.
 
+use super::call::Added;
 use super::problem::Conv3dProblem;
 use crate::error::{ConvError, invalid};
 use crate::operand::{Operand, check_shape};
@@ -13,7 +14,7 @@ pub(super) fn check_bias_gradient(problem: &Conv3dProblem, db: &Operand) -> Resu
     Ok(())
 }
 
-pub(super) fn check_bias(problem: &Conv3dProblem, bias: Option<&Operand>) -> Result<(), ConvError> {
+fn check_bias(problem: &Conv3dProblem, bias: Option<&Operand>) -> Result<(), ConvError> {
     match (bias, problem.bias) {
         (None, false) => Ok(()),
         (None, true) => {
@@ -30,6 +31,21 @@ pub(super) fn check_bias(problem: &Conv3dProblem, bias: Option<&Operand>) -> Res
             problem.dtype.name(),
             problem.out_channels
         ),
+    }
+}
+
+/// Refuses a bias or a residual that does not fit the problem.
+pub(super) fn check_added(problem: &Conv3dProblem, Added { bias, residual }: Added) -> Result<(), ConvError> {
+    check_bias(problem, bias)?;
+    match (residual, problem.residual) {
+        (None, false) => Ok(()),
+        (None, true) => {
+            invalid!("conv3d: the problem has a residual of shape {:?}, none was given", problem.y_shape())
+        }
+        (Some(residual), false) => {
+            invalid!("conv3d: the problem has no residual, one of shape {:?} was given", residual.shape)
+        }
+        (Some(residual), true) => check_operands(problem, &[("the residual", residual, problem.y_shape())]),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The direct algorithm: always valid, the fallback and the second oracle of every faster plan.
 //!
 //! ```text
-//! forward          one thread per y[n,o,q]:   b[o] + sum over c, k of X(n,c,p) * w[o,c,k]
+//! forward          one thread per y[n,o,q]:   b[o] + sum over c, k of X(n,c,p) * w[o,c,k], then the epilogue
 //! input gradient   one thread per dx[n,c,p]:  sum over k, o of dy[n,o,q] * w[o,c,k]
 //!                                             where window q reads p with tap k; then b[c] and the
 //!                                             activation of a transposed forward pass
@@ -18,9 +18,9 @@
 //! Per thread K = C/groups * KD * KH * KW multiply-adds (input gradient: O/groups), 2K loads and one store.
 //! Taps in the padding are skipped, not multiplied by zero. Nothing is declined.
 
-use super::args::{ChannelTap, Geometry, offset, read_joined};
+use super::args::{ChannelTap, Geometry, add_element, offset, read_joined};
 use super::call::Conv3dCall;
-use super::epilogue::{channel_bias, finished};
+use super::epilogue::{Epilogue, channel_bias, finished};
 use super::family::Family;
 use super::loops::nest;
 use super::needs::kernel_needs;
@@ -69,6 +69,10 @@ impl Family for Direct {
         }
     }
 
+    fn fuses_residual(&self) -> bool {
+        true
+    }
+
     fn is_rewritten(&self) -> bool {
         false
     }
@@ -90,12 +94,13 @@ fn loop_iterations(problem: &Conv3dProblem, pass: Pass) -> usize {
 }
 
 fn forward(call: &Conv3dCall, [x, w, y]: [&Operand; 3]) -> Result<(), ConvError> {
-    let Conv3dCall { client, limits, ref problem, bias, cache, .. } = *call;
-    let address = address_type("conv3d", &[x, cache.unwrap_or(x), w, y], y.len(), limits)?;
+    let Conv3dCall { client, limits, ref problem, cache, .. } = *call;
+    let Epilogue { bias, residual, activation } = call.epilogue();
+    let reached: Vec<_> = [x, w, y].into_iter().chain(cache).chain(residual).collect();
+    let address = address_type("conv3d", &reached, y.len(), limits)?;
     let operations = 2.0 * f64::from(THREADS) * (problem.group_channels() * problem.taps()) as f64;
     for dispatch in dispatches(y.len().div_ceil(THREADS as usize), operations, limits) {
-        // SAFETY: see `conv3d`; threads past y exit, taps outside the input are skipped or read an element of
-        // it.
+        // SAFETY: see `conv3d`; threads past y exit, taps outside x are skipped or read an element of it.
         unsafe {
             forward_kernel::launch_unchecked(
                 client,
@@ -106,12 +111,13 @@ fn forward(call: &Conv3dCall, [x, w, y]: [&Operand; 3]) -> Result<(), ConvError>
                 cache.map(|cache| cache.tensor_arg()).into(),
                 w.tensor_arg(),
                 bias.map(|bias| bias.tensor_arg()).into(),
+                residual.map(|residual| residual.tensor_arg()).into(),
                 y.tensor_arg(),
                 problem.geometry(),
                 dispatch.span(),
                 problem.window.padding_mode,
-                cache.is_some(),
-                problem.window.activation,
+                [cache.is_some(), residual.is_some()],
+                activation,
                 problem.dtype.elem(),
                 y.dtype.elem(),
             );
@@ -154,12 +160,13 @@ fn forward_kernel<E: Float, O: Float>(
     cache: ComptimeOption<&Tensor<E>>,
     w: &Tensor<E>,
     bias: ComptimeOption<&Tensor<E>>,
+    residual: ComptimeOption<&Tensor<E>>,
     y: &mut Tensor<O>,
     geometry: Geometry,
     span: Span,
     #[comptime] padding: [PaddingMode; 3],
     // For the kernel's key, in which optional arguments do not count.
-    #[comptime] _has_cache: bool,
+    #[comptime] _has_cache_and_residual: [bool; 2],
     #[comptime] activation: Activation,
     #[define(E)] _dtype: ElemType,
     #[define(O)] _out_dtype: ElemType,
@@ -206,7 +213,9 @@ fn forward_kernel<E: Float, O: Float>(
         }
     }
     let target = offset(&*y, window.n, o, window.d, window.h, window.w);
-    y[target] = O::cast_from(activate(sum, activation));
+    let value = activate(sum, activation);
+    let value = add_element(value, residual, window.n, o, window.d, window.h, window.w);
+    y[target] = O::cast_from(value);
 }
 
 /// Whether some axis' padding is zeros.

@@ -1,8 +1,20 @@
-//! What epilogues share: the bias of a result's channel. The order of the rest (patch, bias, activation,
-//! rounding, mask, store) follows from each kernel's layout of results.
+//! What epilogues share: a channel's bias, and the residual at an output position. The order of the rest
+//! (patch, bias, activation, residual, rounding, mask, store) follows from each kernel's layout of results.
 
+use super::gemm::index::GatherArgs;
 use crate::activation::{Activation, activate};
+use crate::operand::Operand;
 use cubecl::prelude::*;
+
+/// What follows a convolution's sums before they are rounded: `activation(sum + bias) + residual`.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Epilogue<'a> {
+    /// `[channels]`.
+    pub(super) bias: Option<&'a Operand>,
+    /// Of the result's shape and the bias' type, any strides.
+    pub(super) residual: Option<&'a Operand>,
+    pub(super) activation: Activation,
+}
 
 /// A channel's bias; zero without a bias.
 #[cube]
@@ -18,5 +30,56 @@ pub(super) fn finished(sum: f32, bias: ComptimeOption<f32>, #[comptime] activati
     match bias {
         ComptimeOption::Some(bias) => activate(sum + bias, activation),
         ComptimeOption::None => activate(sum, activation),
+    }
+}
+
+/// The value with a residual's element of a channel added, where there is a residual; `at` is that of channel
+/// 0 ([`residual_offset`]).
+#[cube]
+pub(super) fn add_residual<E: Float>(
+    value: f32,
+    residual: ComptimeOption<&Tensor<E>>,
+    at: usize,
+    channel: u32,
+) -> f32 {
+    #[comptime]
+    match residual {
+        ComptimeOption::Some(residual) => {
+            value + f32::cast_from(residual[at + channel as usize * residual.stride(1)])
+        }
+        ComptimeOption::None => value,
+    }
+}
+
+/// Offset in a residual of channel 0 at a gather's output position.
+#[cube]
+pub(super) fn residual_offset<E: CubePrimitive>(
+    residual: &Tensor<E>,
+    walk: &GatherArgs,
+    n: u32,
+    d: u32,
+    h: u32,
+    w: u32,
+) -> usize {
+    n as usize * residual.stride(0)
+        + walk.depth.out_coordinate(d) as usize * residual.stride(2)
+        + walk.height.out_coordinate(h) as usize * residual.stride(3)
+        + walk.width.out_coordinate(w) as usize * residual.stride(4)
+}
+
+/// [`residual_offset`] of the output position at a linear index; 0 without a residual.
+#[cube]
+pub(super) fn residual_row<E: Float>(
+    residual: ComptimeOption<&Tensor<E>>,
+    gather: &GatherArgs,
+    index: u32,
+) -> usize {
+    #[comptime]
+    match residual {
+        ComptimeOption::Some(residual) => {
+            let (n, d, h, w) = gather.position_coordinates(index);
+            residual_offset(residual, gather, n, d, h, w)
+        }
+        ComptimeOption::None => 0usize,
     }
 }

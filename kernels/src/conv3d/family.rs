@@ -42,6 +42,12 @@ pub(super) trait Family {
         false
     }
 
+    /// Whether the forward pass' epilogue adds a residual. Else [`Conv3dCall::launch`] does, in a pass over
+    /// fp32 results.
+    fn fuses_residual(&self) -> bool {
+        false
+    }
+
     /// Whether an input gradient under padding other than zeros is computed for the padded input.
     fn is_rewritten(&self) -> bool {
         true
@@ -66,6 +72,10 @@ impl Family for Empty {
 
     fn launch(&self, _: &Conv3dCall, _: [&Operand; 3]) -> Result<(), ConvError> {
         Ok(())
+    }
+
+    fn fuses_residual(&self) -> bool {
+        true
     }
 
     fn is_rewritten(&self) -> bool {

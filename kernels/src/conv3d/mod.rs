@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! y[n,o,q] = activation( b[o] + sum_{c in group(o), k} X(n, c, q*stride - begin + k*dilation) * w[o,c,k] )
+//!            + residual[n,o,q]
 //! ```
 //!
 //! `X` reads zero outside the input, or an element of it (`padding.rs`). Problem -> plan -> kernel:
@@ -90,6 +91,7 @@ pub mod winograd;
 
 pub use crate::activation::Activation;
 pub use activation_pass::activation_gradient;
+pub use call::Added;
 pub use depthwise::DepthwiseKernel;
 pub use few_outputs::FewOutputsTile;
 pub use gemm::{GemmTile, MatrixTile, RegisterTile};
@@ -108,51 +110,71 @@ use crate::error::ConvError;
 use crate::limits::Limits;
 use crate::operand::Operand;
 use call::Conv3dCall;
-use check::{check_bias, check_bias_gradient, check_cached, check_operands};
+use check::{check_added, check_bias_gradient, check_cached, check_operands};
 use cubecl::prelude::*;
 
-/// Computes y `[N, O, OD, OH, OW]` into `y`.
+/// Computes y `[N, O, OD, OH, OW]` into `y`, with the bias and the residual that the problem has.
 ///
 /// `limits` are the device's or smaller ones.
 ///
 /// # Errors
 /// When the operands do not have the problem's shapes and dtype, or the plan cannot serve the problem.
-pub fn forward(
+pub fn forward<'a>(
     client: &Client,
     limits: &Limits,
     problem: &Conv3dProblem,
     plan: &Plan,
     [x, w, y]: [&Operand; 3],
-    bias: Option<&Operand>,
+    added: impl Into<Added<'a>>,
 ) -> Result<(), ConvError> {
-    check_forward(problem, [x, w, y], bias)?;
+    let added = added.into();
+    check_forward(problem, [x, w, y], added)?;
     let call = Conv3dCall::new(client, limits, problem, Pass::Forward, plan)?;
-    call.with_bias(bias).launch([x, w, y])
+    call.with_bias(added.bias).with_residual(added.residual).launch([x, w, y])
 }
 
 /// [`forward`] that also stores what the activation's gradient needs: the value before the activation, in
 /// `pre`, an fp32 tensor of y's shape. Both are row-major. y has the bits of [`forward`] under every plan:
-/// activation and rounding act on the same fp32 number.
+/// activation, residual and rounding act on the same fp32 number.
 ///
 /// # Errors
 /// As [`forward`], and when `pre` or y does not have that shape, dtype or order.
-pub fn forward_with_pre(
+pub fn forward_with_pre<'a>(
     client: &Client,
     limits: &Limits,
     problem: &Conv3dProblem,
     plan: &Plan,
     [x, w, y]: [&Operand; 3],
     pre: &Operand,
-    bias: Option<&Operand>,
+    added: impl Into<Added<'a>>,
 ) -> Result<(), ConvError> {
-    check_forward(problem, [x, w, y], bias)?;
+    let added = added.into();
+    check_forward(problem, [x, w, y], added)?;
     activation_pass::check(pre, y)?;
+    let call = Conv3dCall::new(client, limits, &before_activation(problem), Pass::Forward, plan)?;
+    call.with_bias(added.bias).launch([x, w, pre])?;
+    after_activation(client, limits, problem, added.residual, [pre, y])
+}
+
+/// The problem whose result is the value before the activation.
+fn before_activation(problem: &Conv3dProblem) -> Conv3dProblem {
+    let window = Window { activation: Activation::None, ..problem.window };
+    Conv3dProblem { window, residual: false, ..*problem }
+}
+
+/// y from the value before the activation.
+fn after_activation(
+    client: &Client,
+    limits: &Limits,
+    problem: &Conv3dProblem,
+    residual: Option<&Operand>,
+    [pre, y]: [&Operand; 2],
+) -> Result<(), ConvError> {
     let activation = problem.window.activation;
-    let plain =
-        Conv3dProblem { window: Window { activation: Activation::None, ..problem.window }, ..*problem };
-    let call = Conv3dCall::new(client, limits, &plain, Pass::Forward, plan)?;
-    call.with_bias(bias).launch([x, w, pre])?;
-    activation_pass::apply(client, limits, activation, pre, y)
+    match residual {
+        Some(residual) => activation_pass::add_residual(client, limits, activation, [pre, residual, y]),
+        None => activation_pass::apply(client, limits, activation, pre, y),
+    }
 }
 
 /// [`forward`] whose first frames of x are in a tensor of their own, the cache `[N, C, frames, H, W]` of what
@@ -161,28 +183,26 @@ pub fn forward_with_pre(
 ///
 /// # Errors
 /// As [`forward`], and when the cache has not the problem's shape but for its frames.
-pub fn forward_cached(
+pub fn forward_cached<'a>(
     client: &Client,
     limits: &Limits,
     problem: &Conv3dProblem,
     plan: &Plan,
     [x, w, y]: [&Operand; 3],
-    (cache, pre, bias): (&Operand, Option<&Operand>, Option<&Operand>),
+    (cache, pre, added): (&Operand, Option<&Operand>, impl Into<Added<'a>>),
 ) -> Result<(), ConvError> {
     check_cached(problem, cache, x, [("w", w, problem.weight_shape()), ("y", y, problem.y_shape())])?;
-    check_bias(problem, bias)?;
-    let activation = problem.window.activation;
-    let problem = match pre {
-        Some(pre) => {
-            activation_pass::check(pre, y)?;
-            let window = Window { activation: Activation::None, ..problem.window };
-            Conv3dProblem { window, ..*problem }
-        }
-        None => *problem,
+    let added = added.into();
+    check_added(problem, added)?;
+    let Some(pre) = pre else {
+        let call = Conv3dCall::new(client, limits, problem, Pass::Forward, plan)?;
+        let call = call.with_bias(added.bias).with_residual(added.residual);
+        return call.with_cache(x, cache).launch([x, w, y]);
     };
-    let call = Conv3dCall::new(client, limits, &problem, Pass::Forward, plan)?;
-    call.with_bias(bias).with_cache(x, cache).launch([x, w, pre.unwrap_or(y)])?;
-    pre.map_or(Ok(()), |pre| activation_pass::apply(client, limits, activation, pre, y))
+    activation_pass::check(pre, y)?;
+    let call = Conv3dCall::new(client, limits, &before_activation(problem), Pass::Forward, plan)?;
+    call.with_bias(added.bias).with_cache(x, cache).launch([x, w, pre])?;
+    after_activation(client, limits, problem, added.residual, [pre, y])
 }
 
 /// [`weight_gradient`] of [`forward_cached`].
@@ -203,16 +223,12 @@ pub fn weight_gradient_cached(
 }
 
 /// Refuses operands that do not fit the problem.
-fn check_forward(
-    problem: &Conv3dProblem,
-    [x, w, y]: [&Operand; 3],
-    bias: Option<&Operand>,
-) -> Result<(), ConvError> {
+fn check_forward(problem: &Conv3dProblem, [x, w, y]: [&Operand; 3], added: Added) -> Result<(), ConvError> {
     check_operands(
         problem,
         &[("x", x, problem.x_shape()), ("w", w, problem.weight_shape()), ("y", y, problem.y_shape())],
     )?;
-    check_bias(problem, bias)
+    check_added(problem, added)
 }
 
 /// Computes dx `[N, C, D, H, W]` from dy (the gradient before the activation) and w.

@@ -1,5 +1,5 @@
 //! What the plans of conv3d need of a device: the families answer for their kernels, this file adds the fold
-//! of an input gradient under padding other than zeros.
+//! of an input gradient under padding other than zeros, the residual, and the cache of a stream.
 
 use super::fold;
 use super::gemm;
@@ -56,19 +56,27 @@ impl Plan {
     fn needs_for(&self, problem: &PassProblem, limits: &Limits) -> Needs {
         let launched = self.launched(problem);
         let needs = self.family().needs(launched, problem.pass, limits);
-        // The cache of a stream.
-        let needs = Needs { bindings: needs.bindings + usize::from(launched.streaming), ..needs };
+        // The cache of a stream, and a residual.
+        let residual = launched.residual && problem.pass == Pass::Forward;
+        let optional = [launched.streaming, residual].map(usize::from);
+        let mut needs = Needs { bindings: needs.bindings + optional.iter().sum::<usize>(), ..needs };
+        if residual && !self.family().fuses_residual() {
+            needs.buffer_bytes = needs.buffer_bytes.max(fp32_bytes(launched.y_shape()));
+        }
         if !self.folds(problem) {
             return needs;
         }
-        let extended = problem.launched.x_shape();
-        let bytes = extended.iter().fold(4u64, |bytes, size| bytes.saturating_mul(*size as u64));
         Needs {
-            buffer_bytes: needs.buffer_bytes.max(bytes),
+            buffer_bytes: needs.buffer_bytes.max(fp32_bytes(problem.launched.x_shape())),
             loop_iterations: needs.loop_iterations.max(fold::loop_iterations(&problem.asked)),
             ..needs
         }
     }
+}
+
+/// Bytes of an fp32 tensor.
+fn fp32_bytes(shape: [usize; 5]) -> u64 {
+    shape.iter().fold(4, |bytes, size| bytes.saturating_mul(*size as u64))
 }
 
 #[cfg(test)]

@@ -67,7 +67,7 @@ impl Window {
 }
 
 /// A conv3d problem: `y[N, O, OD, OH, OW] = activation(conv(x[N, C, D, H, W], w[O, C/groups, KD, KH, KW]) +
-/// b[O])`.
+/// b[O]) + residual[N, O, OD, OH, OW]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Conv3dProblem {
     /// N.
@@ -84,6 +84,8 @@ pub struct Conv3dProblem {
     pub window: Window,
     /// Whether a bias is added.
     pub bias: bool,
+    /// Whether a residual is added, after the activation.
+    pub residual: bool,
     /// Storage type of every tensor.
     pub dtype: FloatType,
     /// Whether y's bits must not depend on how many frames a call has ([`Self::for_streams`]).
@@ -146,6 +148,7 @@ impl Conv3dProblem {
             kernel: [kd, kh, kw],
             window,
             bias: bias.is_some(),
+            residual: false,
             dtype,
             streaming: false,
         };
@@ -159,6 +162,12 @@ impl Conv3dProblem {
     #[must_use]
     pub fn for_streams(self) -> Self {
         Self { streaming: true, ..self }
+    }
+
+    /// The problem with a residual: a tensor of y's shape that is added after the activation.
+    #[must_use]
+    pub fn with_residual(self) -> Self {
+        Self { residual: true, ..self }
     }
 
     /// The problem that a pass is planned for: of a stream, a single window along depth.

@@ -3,7 +3,7 @@
 //! alone.
 //!
 //! ```text
-//! target[i] = activation(bias[channel of i] + sum over slices s of partials[s, i])
+//! target[i] = activation(bias[channel of i] + sum over slices s of partials[s, i]) + residual[i]
 //!
 //! slices      0 .. 63 | 64 .. 127 | ..      a thread adds 64: eight trees of eight, one after another
 //! levels              |                     repeated in place while there are more than 64; the last level
@@ -15,9 +15,10 @@
 //! elements`, and a 64th of that per further level; FLOP: one addition per partial. Nothing is declined.
 
 use super::args::{Geometry, offset};
+use super::epilogue::Epilogue;
 use super::problem::Conv3dProblem;
 use super::split::ReductionSplit;
-use crate::activation::{Activation, activate_by_code};
+use crate::activation::activate_by_code;
 use crate::dtype::FloatType;
 use crate::error::ConvError;
 use crate::launch::{Span, dispatches};
@@ -68,17 +69,17 @@ pub(crate) fn sum_partials(
     if partials.shape == target.shape {
         return Ok(());
     }
-    finish_partials(client, limits, partials, target, (None, Activation::None))
+    finish_partials(client, limits, partials, target, Epilogue::default())
 }
 
-/// `target[i] = activation(bias[channel of i] + sum over slices s of partials[s, i])`; channels are the
-/// target's axis 1.
+/// `target[i] = activation(bias[channel of i] + sum over slices s of partials[s, i]) + residual[i]`; channels
+/// are the target's axis 1.
 pub(crate) fn finish_partials(
     client: &Client,
     limits: &Limits,
     partials: &Operand,
     target: &Operand,
-    epilogue: (Option<&Operand>, Activation),
+    epilogue: Epilogue,
 ) -> Result<(), ConvError> {
     finish_partials_from(client, limits, (partials, 0), target, epilogue)
 }
@@ -89,10 +90,11 @@ pub(crate) fn finish_partials_from(
     limits: &Limits,
     (partials, first): (&Operand, usize),
     target: &Operand,
-    (bias, activation): (Option<&Operand>, Activation),
+    Epilogue { bias, residual, activation }: Epilogue,
 ) -> Result<(), ConvError> {
     let elements = target.len();
-    let address = address_type("conv3d", &[partials, target], elements, limits)?;
+    let reached: Vec<_> = [partials, target].into_iter().chain(residual).collect();
+    let address = address_type("conv3d", &reached, elements, limits)?;
     let partials = &reduce_levels(client, limits, (partials, first), elements, address);
     let operations = f64::from(THREADS) * partials.shape[0] as f64;
     for dispatch in dispatches(elements.div_ceil(THREADS as usize), operations, limits) {
@@ -105,12 +107,14 @@ pub(crate) fn finish_partials_from(
                 address,
                 partials.tensor_arg(),
                 bias.map(|bias| bias.tensor_arg()).into(),
+                residual.map(|residual| residual.tensor_arg()).into(),
                 target.tensor_arg(),
                 dispatch.span(),
                 first,
                 elements,
                 activation.code(),
-                bias.map_or(target.dtype, |bias| bias.dtype).elem(),
+                residual.is_some(),
+                bias.or(residual).map_or(target.dtype, |added| added.dtype).elem(),
                 target.dtype.elem(),
             );
         }
@@ -262,11 +266,14 @@ fn level_kernel(partials: &mut Tensor<f32>, span: Span, first: usize, elements: 
 fn sum_partials_kernel<E: Float, O: Float>(
     partials: &Tensor<f32>,
     bias: ComptimeOption<&Tensor<E>>,
+    residual: ComptimeOption<&Tensor<E>>,
     target: &mut Tensor<O>,
     span: Span,
     first: usize,
     elements: usize,
     activation: u32,
+    // For the kernel's key, in which optional arguments do not count.
+    #[comptime] _has_residual: bool,
     #[define(E)] _bias_dtype: ElemType,
     #[define(O)] _dtype: ElemType,
 ) {
@@ -289,7 +296,28 @@ fn sum_partials_kernel<E: Float, O: Float>(
         rest /= size;
     }
     let bias: ComptimeOption<f32> = bias.map(|bias| f32::cast_from(bias[channel * bias.stride(0)]));
-    target[at] = O::cast_from(activate_by_code(sum + bias.unwrap_or_else(|| 0.0f32.runtime()), activation));
+    let value = activate_by_code(sum + bias.unwrap_or_else(|| 0.0f32.runtime()), activation);
+    target[at] = O::cast_from(add_element(value, residual, index));
+}
+
+/// The value with the residual's element at a linear index added, where there is a residual.
+#[cube]
+fn add_element<E: Float>(value: f32, residual: ComptimeOption<&Tensor<E>>, index: usize) -> f32 {
+    #[comptime]
+    match residual {
+        ComptimeOption::Some(residual) => {
+            let mut at = 0usize;
+            let mut rest = index;
+            for step in 0..residual.rank() {
+                let axis = residual.rank() - 1 - step;
+                let size = residual.shape(axis);
+                at += rest % size * residual.stride(axis);
+                rest /= size;
+            }
+            value + f32::cast_from(residual[at])
+        }
+        ComptimeOption::None => value,
+    }
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]

@@ -3,7 +3,7 @@
 //! With `p_i = q_i * s_i - lo_i + k_i * dilation_i` and `X` the input, outside zero or what [`source`] says:
 //!
 //! ```text
-//! pre[n,o,q] = b[o] + sum_{c in group(o), k} X(n, c, p) * w[o, c, k]      y = activation(pre)
+//! pre[n,o,q] = b[o] + sum_{c in group(o), k} X(n, c, p) * w[o, c, k]      y = activation(pre) + residual
 //! dx[n,c,p] += w[o, c, k] * dpre[n,o,q]    for every (o, q, k) that reads position p (through padding too)
 //! dw[o,c,k]  = sum_{n,q} X(n, c, p) * dpre[n,o,q]
 //! db[o]      = sum_{n,q} dpre[n,o,q]
@@ -95,7 +95,7 @@ pub fn pre_activation(problem: &Conv3dProblem, x: &[f64], w: &[f64], bias: Optio
     y
 }
 
-/// The whole forward pass: `[N, O, OD, OH, OW]`.
+/// The forward pass without a residual: `[N, O, OD, OH, OW]`.
 pub fn forward(problem: &Conv3dProblem, x: &[f64], w: &[f64], bias: Option<&[f64]>) -> Vec<f64> {
     let mut y = pre_activation(problem, x, w, bias);
     y.iter_mut().for_each(|value| *value = activate(problem.window.activation, *value));

@@ -50,7 +50,7 @@ static SETTLED: LazyLock<Mutex<Settled>> = LazyLock::new(Mutex::default);
 struct Key {
     /// Adapter and compiler.
     device: String,
-    /// Without its bias, which every plan adds in its epilogue.
+    /// Without its bias and residual, which nearly every plan adds in its epilogue.
     problem: Conv3dProblem,
     pass: Pass,
     layouts: [Layout; 3],
@@ -74,7 +74,7 @@ pub fn fastest_plan(
     pass: Pass,
     operands: [&Operand; 3],
 ) -> Result<Plan, ConvError> {
-    let problem = Conv3dProblem { bias: false, ..*problem };
+    let problem = Conv3dProblem { bias: false, residual: false, ..*problem };
     let [x, w, y] = [problem.x_shape(), problem.weight_shape(), problem.y_shape()];
     let named = match pass {
         Pass::Forward => [("x", x), ("w", w), ("y", y)],

@@ -35,8 +35,15 @@ pub(crate) fn problem(case: &Conv3dCase, dtype: FloatType) -> Conv3dProblem {
             cases::Activation::Silu => Activation::Silu,
         },
     };
-    Conv3dProblem::new(case.input_shape(), case.weight_shape(), case.bias.then_some(case.o), window, dtype)
-        .unwrap_or_else(|error| panic!("{case}: {error}"))
+    let problem = Conv3dProblem::new(
+        case.input_shape(),
+        case.weight_shape(),
+        case.bias.then_some(case.o),
+        window,
+        dtype,
+    )
+    .unwrap_or_else(|error| panic!("{case}: {error}"));
+    Conv3dProblem { residual: case.residual, ..problem }
 }
 
 /// Which of the eligible plans a case runs.

@@ -38,7 +38,7 @@ pub(crate) fn sample() -> Vec<Conv3dCase> {
     let base = Conv3dCase { padding, ..Conv3dCase::new("sample_3x3x3", [2, 5, 4, 7, 9], 6, [3, 3, 3]) };
     vec![
         base.clone(),
-        Conv3dCase { replicate: true, activation: cases::Activation::Relu, ..base.clone() },
+        Conv3dCase { replicate: true, residual: true, activation: cases::Activation::Relu, ..base.clone() },
         Conv3dCase { bias: false, stride: [2, 1, 1], dilation: [2, 1, 1], ..base.clone() },
         Conv3dCase { o: 10, groups: 5, stride: [1, 2, 3], ..base },
         Conv3dCase {
@@ -112,6 +112,7 @@ fn compare_views(cases: &[Conv3dCase], compared: impl Fn(&Plan) -> bool) -> usiz
                         let values = fill::normal(3, problem.out_channels);
                         upload_strided(&client, &values, &[problem.out_channels], &[3], dtype)
                     }),
+                    residual: contiguous.residual.as_ref().map(|residual| view(residual, layout)),
                 })
                 .collect();
             for pass in PASSES {
@@ -152,7 +153,7 @@ fn compare_views(cases: &[Conv3dCase], compared: impl Fn(&Plan) -> bool) -> usiz
 fn expanded_tensors_are_read_in_place() {
     let client = client();
     let limits = Limits::of(&client);
-    let problem = problem(&sample()[0], FloatType::F32);
+    let problem = problem(&sample()[0], FloatType::F32).with_residual();
     let full = inputs(&client, &problem, &|seed, length| vec![seed as f32 + 0.5; length]);
     let expanded = |shape: &[usize], value: f32| {
         upload_strided(
@@ -167,6 +168,7 @@ fn expanded_tensors_are_read_in_place() {
         x: expanded(&problem.x_shape(), 1.5),
         w: expanded(&problem.weight_shape(), 2.5),
         bias: Some(expanded(&[problem.out_channels], 3.5)),
+        residual: Some(expanded(&problem.y_shape(), 5.5)),
         dy: expanded(&problem.y_shape(), 4.5),
     };
     for pass in PASSES {

@@ -25,15 +25,15 @@ pub(crate) fn check(
         let problem = problem(case, dtype);
         let inputs = inputs(client, &problem, &fill::normal);
         let (x, w) = (inputs.x.operand(), inputs.w.operand());
-        let bias = inputs.bias.as_ref().map(Buffer::operand);
+        let added = inputs.added();
         let shape = problem.y_shape();
         for plan in pick(eligible(&problem, Pass::Forward, limits), round) {
             let what = format!("{case} {} {}", dtype.name(), plan.name());
             let [fused, y] = [(); 2].map(|()| output(client, &shape, dtype));
             let pre = output(client, &shape, FloatType::F32);
-            forward(client, limits, &problem, &plan, [x, w, fused.operand()], bias).expect(&what);
+            forward(client, limits, &problem, &plan, [x, w, fused.operand()], added).expect(&what);
             let operands = [x, w, y.operand()];
-            forward_with_pre(client, limits, &problem, &plan, operands, pre.operand(), bias).expect(&what);
+            forward_with_pre(client, limits, &problem, &plan, operands, pre.operand(), added).expect(&what);
             let [want, got, pre] = &read_all(client, &[&fused, &y, &pre])[..] else { unreachable!() };
             for (index, (got, want)) in got.iter().zip(want).enumerate() {
                 assert!(
@@ -42,9 +42,11 @@ pub(crate) fn check(
                     pre[index]
                 );
             }
-            let want: Vec<f64> =
-                pre.iter().map(|v| reference::activate(problem.window.activation, *v)).collect();
-            let magnitudes: Vec<f64> = pre.iter().map(|v| v.abs()).collect();
+            let residual = inputs.residual.as_ref().map_or(vec![0.0; pre.len()], Buffer::values);
+            let activate = |v: &f64| reference::activate(problem.window.activation, *v);
+            let want: Vec<f64> = pre.iter().zip(&residual).map(|(v, added)| activate(v) + added).collect();
+            let magnitudes: Vec<f64> =
+                pre.iter().zip(&residual).map(|(v, added)| v.abs() + added.abs()).collect();
             let expected = Expected { values: &want, magnitudes: &magnitudes, terms: 24, dtype, slope: 1.1 };
             expected.check(got, None).unwrap_or_else(|error| panic!("{what}: {error}"));
             checks += 1;
@@ -76,6 +78,10 @@ fn y_has_the_bits_of_the_fused_call_by_every_plan() {
     let silu = bases.iter().map(|base| Conv3dCase { activation: cases::Activation::Silu, ..base.clone() });
     let mut table: Vec<Conv3dCase> = silu.collect();
     table.push(Conv3dCase { activation: cases::Activation::Relu, ..bases[0].clone() });
+    let residual = |base: &Conv3dCase, activation| Conv3dCase { residual: true, activation, ..base.clone() };
+    table.push(residual(&bases[0], cases::Activation::Silu));
+    table.push(residual(&bases[2], cases::Activation::Silu));
+    table.push(residual(&bases[5], cases::Activation::Relu));
     let limits = Limits::of(&client);
     let checks = check((&client, &limits), &table, one_tile_each);
     println!("{checks} plans");

@@ -7,7 +7,7 @@ use crate::support::{Buffer, client, output, upload, upload_strided};
 use conv_cases::conv3d::{Activation, Conv3dCase, Padding};
 use conv_cases::fill;
 use conv_kernels::conv3d::{
-    self, Algorithm, Conv3dProblem, Pass, Plan, WinogradTile, eligible, forward, forward_cached,
+    self, Added, Algorithm, Conv3dProblem, Pass, Plan, WinogradTile, eligible, forward, forward_cached,
     weight_gradient, weight_gradient_cached,
 };
 use conv_kernels::{FloatType, Limits};
@@ -24,7 +24,7 @@ fn streams() -> Vec<Stream> {
     let new = |name: &str, x, o, kernel| Conv3dCase::new(&format!("stream_{name}"), x, o, kernel);
     let plane = [(0, 0), (1, 1), (1, 1)];
     vec![
-        (2, Conv3dCase { padding: plane, ..new("plane", [1, 9, 5, 6, 7], 10, [3; 3]) }),
+        (2, Conv3dCase { padding: plane, residual: true, ..new("plane", [1, 9, 5, 6, 7], 10, [3; 3]) }),
         (2, new("frames", [2, 17, 4, 4, 8], 33, [3, 1, 1])),
         (
             3,
@@ -121,9 +121,11 @@ fn launch(
     [cache, x, out]: [&Buffer; 3],
 ) {
     let [cache, x, out] = [cache, x, out].map(Buffer::operand);
-    let (w, dy, bias) = (inputs.w.operand(), inputs.dy.operand(), inputs.bias.as_ref().map(Buffer::operand));
+    let (w, dy) = (inputs.w.operand(), inputs.dy.operand());
     match pass {
-        Pass::Forward => forward_cached(client, limits, problem, plan, [x, w, out], (cache, None, bias)),
+        Pass::Forward => {
+            forward_cached(client, limits, problem, plan, [x, w, out], (cache, None, inputs.added()))
+        }
         _ => weight_gradient_cached(client, limits, problem, plan, [x, dy, out], cache),
     }
     .unwrap_or_else(|error| panic!("{problem:?} {}: {error}", plan.name()));
@@ -201,7 +203,11 @@ fn pieces_of_any_lengths_have_the_bits_of_the_whole_clip() {
     let plane = [(2, 0), (1, 1), (1, 1)];
     // Small frames, whose sums would be split, and more frames than some tiles have rows.
     let cases = [
-        Conv3dCase { padding: plane, ..Conv3dCase::new("small", [1, 40, 7, 3, 4], 20, [3; 3]) },
+        Conv3dCase {
+            padding: plane,
+            residual: true,
+            ..Conv3dCase::new("small", [1, 40, 7, 3, 4], 20, [3; 3])
+        },
         Conv3dCase {
             padding: plane,
             modes: Some([Padding::Zeros, Padding::Replicate, Padding::Zeros]),
@@ -220,13 +226,12 @@ fn pieces_of_any_lengths_have_the_bits_of_the_whole_clip() {
         };
         let whole = problem(&case, FloatType::F32).for_streams();
         let inputs = inputs(&client, &whole, &fill::normal);
-        let bias = inputs.bias.as_ref().map(Buffer::operand);
         let plan = |problem: &Conv3dProblem| {
             conv3d::plan(problem, Pass::Forward, algorithm, &limits).expect("a plan")
         };
         let y = output(&client, &whole.y_shape(), whole.dtype);
         let operands = [inputs.x.operand(), inputs.w.operand(), y.operand()];
-        forward(&client, &limits, &whole, &plan(&whole), operands, bias).expect("the whole clip");
+        forward(&client, &limits, &whole, &plan(&whole), operands, inputs.added()).expect("the whole clip");
         let want = y.read(&client);
         for pieces in [&[1, 1, 5][..], &[3, 4], &[2, 2, 2, 1]] {
             let mut at = 0;
@@ -244,10 +249,16 @@ fn pieces_of_any_lengths_have_the_bits_of_the_whole_clip() {
                 let cache = frames(&client, &inputs.x, (first, at.max(1)), true, whole.dtype);
                 let y = output(&client, &problem.y_shape(), whole.dtype);
                 let operands = [x.operand(), inputs.w.operand(), y.operand()];
+                let residual = inputs
+                    .residual
+                    .as_ref()
+                    .map(|residual| frames(&client, residual, (at, at + piece), true, whole.dtype));
+                let residual = residual.as_ref().map(Buffer::operand);
+                let added = Added { residual, ..inputs.added() };
                 if held == 0 {
-                    forward(&client, &limits, &problem, &plan(&problem), operands, bias)
+                    forward(&client, &limits, &problem, &plan(&problem), operands, added)
                 } else {
-                    let others = (cache.operand(), None, bias);
+                    let others = (cache.operand(), None, added);
                     forward_cached(&client, &limits, &problem, &plan(&problem), operands, others)
                 }
                 .unwrap_or_else(|error| panic!("{part}: {error}"));

@@ -3,7 +3,7 @@
 
 use crate::conv3d::{Inputs, Oracle, PASSES, computed, inputs, problem};
 use crate::device::MOST_WORK;
-use crate::support::{Buffer, client, output, upload};
+use crate::support::{client, output, upload};
 use conv_cases::conv3d::Conv3dCase;
 use conv_cases::fill;
 use conv_kernels::conv3d::{
@@ -72,7 +72,8 @@ fn prepared_weights_give_equal_bits() {
     let client = client();
     let limits = Limits::of(&client);
     let padding = [(1, 1); 3];
-    let small = Conv3dCase { padding, ..Conv3dCase::new("prepared", [1, 5, 2, 4, 5], 6, [3, 3, 3]) };
+    let small =
+        Conv3dCase { padding, residual: true, ..Conv3dCase::new("prepared", [1, 5, 2, 4, 5], 6, [3, 3, 3]) };
     let large = Conv3dCase { n: 2, d: 3, h: 7, w: 8, ..small.clone() };
     let tile = WinogradTile::F4x4;
     let first = problem(&small, FloatType::F32);
@@ -91,11 +92,11 @@ fn prepared_weights_give_equal_bits() {
             computed((&client, &limits), &problem, (Pass::Forward, &Plan::Winograd(config)), &inputs);
         let out = output(&client, &problem.y_shape(), FloatType::F32);
         let operands = [inputs.x.operand(), u, out.operand()];
-        let bias = inputs.bias.as_ref().map(Buffer::operand);
-        winograd::forward_prepared(&client, &limits, &problem, config, operands, bias).expect("valid");
+        let added = inputs.added();
+        winograd::forward_prepared(&client, &limits, &problem, config, operands, added).expect("valid");
         assert_eq!(out.read(&client), expected, "{case}");
         let other = WinogradConfig { tile: WinogradTile::F2x2, ..config };
-        let refused = winograd::forward_prepared(&client, &limits, &problem, other, operands, bias);
+        let refused = winograd::forward_prepared(&client, &limits, &problem, other, operands, added);
         assert_eq!(
             refused.unwrap_err().message(),
             "conv3d: the prepared weight has shape [36, 3, 5, 8], winograd_2x2 needs [16, 3, 5, 8] here"

@@ -72,6 +72,7 @@ fn upload_all(client: &Client, problem: &Conv3dProblem, values: &Values) -> Inpu
         x: of(&values.x, problem.x_shape()),
         w: of(&values.w, problem.weight_shape()),
         bias: None,
+        residual: None,
         dy: of(&values.dy, problem.y_shape()),
     }
 }

@@ -28,15 +28,17 @@ impl<B: Backend + ConvOps, C: CheckpointStrategy> ConvOps for Autodiff<B, C> {
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: OptionalTensor<Self>,
+        residual: OptionalTensor<Self>,
         call: Conv3dCall,
     ) -> FloatTensor<Self> {
-        conv3d::forward::<B, C>(x, weight, bias.into_option(), call)
+        conv3d::forward::<B, C>([x, weight], [bias, residual].map(OptionalTensor::into_option), call)
     }
 
     fn conv3d_forward_with_pre(
         _x: FloatTensor<Self>,
         _weight: FloatTensor<Self>,
         _bias: OptionalTensor<Self>,
+        _residual: OptionalTensor<Self>,
         _call: Conv3dCall,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         first_order("conv3d")
@@ -47,9 +49,10 @@ impl<B: Backend + ConvOps, C: CheckpointStrategy> ConvOps for Autodiff<B, C> {
         cache: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: OptionalTensor<Self>,
+        residual: OptionalTensor<Self>,
         call: Conv3dCall,
     ) -> FloatTensor<Self> {
-        cached::forward::<B, C>([x, cache, weight], bias.into_option(), call)
+        cached::forward::<B, C>([x, cache, weight], [bias, residual].map(OptionalTensor::into_option), call)
     }
 
     fn conv3d_forward_cached_with_pre(
@@ -57,6 +60,7 @@ impl<B: Backend + ConvOps, C: CheckpointStrategy> ConvOps for Autodiff<B, C> {
         _cache: FloatTensor<Self>,
         _weight: FloatTensor<Self>,
         _bias: OptionalTensor<Self>,
+        _residual: OptionalTensor<Self>,
         _call: Conv3dCall,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         first_order("conv3d")
@@ -83,6 +87,7 @@ impl<B: Backend + ConvOps, C: CheckpointStrategy> ConvOps for Autodiff<B, C> {
         _x: FloatTensor<Self>,
         _filters: FloatTensor<Self>,
         _bias: OptionalTensor<Self>,
+        _residual: OptionalTensor<Self>,
         _call: Conv3dCall,
     ) -> FloatTensor<Self> {
         no_filters()

@@ -132,11 +132,11 @@ impl Conv3dCall {
 
 #[cfg(feature = "autodiff")]
 impl Conv3dCall {
-    /// The call without bias and activation: the linear map that its input gradient transposes.
+    /// The call without bias, activation and residual: the linear map that its input gradient transposes.
     pub(crate) fn linear(self) -> Self {
         use conv_kernels::conv3d::{Activation, Window};
         let window = Window { activation: Activation::None, ..self.problem.window };
-        Self { problem: Conv3dProblem { bias: false, window, ..self.problem }, ..self }
+        Self { problem: Conv3dProblem { bias: false, residual: false, window, ..self.problem }, ..self }
     }
 
     /// A call whose bias gradient is that of the transposed convolution: its y has the shape of this one's x,

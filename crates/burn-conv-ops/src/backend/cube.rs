@@ -26,18 +26,20 @@ impl ConvOps for CubeBackend {
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: OptionalTensor<Self>,
+        residual: OptionalTensor<Self>,
         call: Conv3dCall,
     ) -> FloatTensor<Self> {
-        or_panic(conv3d::forward(&x, &weight, bias.into_option().as_ref(), &call))
+        or_panic(conv3d::forward(&x, &weight, [bias.as_option(), residual.as_option()], &call))
     }
 
     fn conv3d_forward_with_pre(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: OptionalTensor<Self>,
+        residual: OptionalTensor<Self>,
         call: Conv3dCall,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        or_panic(conv3d::forward_with_pre(&x, &weight, bias.into_option().as_ref(), &call))
+        or_panic(conv3d::forward_with_pre(&x, &weight, [bias.as_option(), residual.as_option()], &call))
     }
 
     fn conv3d_forward_cached(
@@ -45,9 +47,11 @@ impl ConvOps for CubeBackend {
         cache: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: OptionalTensor<Self>,
+        residual: OptionalTensor<Self>,
         call: Conv3dCall,
     ) -> FloatTensor<Self> {
-        or_panic(conv3d::forward_cached([x, cache], &weight, bias.into_option().as_ref(), &call, false)).0
+        let added = [bias.as_option(), residual.as_option()];
+        or_panic(conv3d::forward_cached([x, cache], &weight, added, &call, false)).0
     }
 
     fn conv3d_forward_cached_with_pre(
@@ -55,10 +59,11 @@ impl ConvOps for CubeBackend {
         cache: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: OptionalTensor<Self>,
+        residual: OptionalTensor<Self>,
         call: Conv3dCall,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let (y, pre) =
-            or_panic(conv3d::forward_cached([x, cache], &weight, bias.into_option().as_ref(), &call, true));
+        let added = [bias.as_option(), residual.as_option()];
+        let (y, pre) = or_panic(conv3d::forward_cached([x, cache], &weight, added, &call, true));
         (y, pre.expect("it was asked for"))
     }
 
@@ -79,9 +84,10 @@ impl ConvOps for CubeBackend {
         x: FloatTensor<Self>,
         filters: FloatTensor<Self>,
         bias: OptionalTensor<Self>,
+        residual: OptionalTensor<Self>,
         call: Conv3dCall,
     ) -> FloatTensor<Self> {
-        or_panic(conv3d::forward_prepared(&x, &filters, bias.into_option().as_ref(), &call))
+        or_panic(conv3d::forward_prepared(&x, &filters, [bias.as_option(), residual.as_option()], &call))
     }
 
     fn conv3d_input_gradient(

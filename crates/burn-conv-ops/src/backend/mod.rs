@@ -102,20 +102,22 @@ pub struct CausalConv1dSteps<B: Backend> {
     Flex: cfg(feature = "flex"),
 )]
 pub trait ConvOps: Backend {
-    /// y `[N, O, OD, OH, OW]` of x `[N, C, D, H, W]`, weight `[O, C/groups, KD, KH, KW]` and bias `[O]`.
+    /// y `[N, O, OD, OH, OW]` of x `[N, C, D, H, W]`, weight `[O, C/groups, KD, KH, KW]`, bias `[O]` and the
+    /// residual of y's shape, added after the activation.
     #[fusion(dtype = x, shape = Shape::from(call.problem.y_shape()))]
     fn conv3d_forward(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         #[extension_type] bias: OptionalTensor<Self>,
+        #[extension_type] residual: OptionalTensor<Self>,
         call: Conv3dCall,
     ) -> FloatTensor<Self> {
-        conv3d::portable::forward::<Self>(x, weight, bias.into_option(), &call.problem)
+        conv3d::portable::forward::<Self>(x, weight, [bias, residual], &call.problem)
     }
 
     /// [`conv3d_forward`](Self::conv3d_forward) that keeps the value before the activation: y, the same bits,
     /// and that value in fp32.
-    #[fusion(meta = |x, _weight, _bias, call| (
+    #[fusion(meta = |x, _weight, _bias, _residual, call| (
         TensorSpec::new(Shape::from(call.problem.y_shape()), x.dtype),
         TensorSpec::new(Shape::from(call.problem.y_shape()), burn::tensor::DType::F32),
     ))]
@@ -123,9 +125,10 @@ pub trait ConvOps: Backend {
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         #[extension_type] bias: OptionalTensor<Self>,
+        #[extension_type] residual: OptionalTensor<Self>,
         call: Conv3dCall,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        conv3d::portable::forward_with_pre::<Self>(x, weight, bias.into_option(), &call.problem)
+        conv3d::portable::forward_with_pre::<Self>(x, weight, [bias, residual], &call.problem)
     }
 
     /// [`conv3d_forward`](Self::conv3d_forward) of the cache `[N, C, frames, H, W]` and x joined along depth.
@@ -135,14 +138,15 @@ pub trait ConvOps: Backend {
         cache: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         #[extension_type] bias: OptionalTensor<Self>,
+        #[extension_type] residual: OptionalTensor<Self>,
         call: Conv3dCall,
     ) -> FloatTensor<Self> {
         let joined = Self::float_cat(vec![cache, x], 2);
-        conv3d::portable::forward::<Self>(joined, weight, bias.into_option(), &call.problem)
+        conv3d::portable::forward::<Self>(joined, weight, [bias, residual], &call.problem)
     }
 
     /// [`conv3d_forward_with_pre`](Self::conv3d_forward_with_pre) of the cache and x joined along depth.
-    #[fusion(meta = |x, _cache, _weight, _bias, call| (
+    #[fusion(meta = |x, _cache, _weight, _bias, _residual, call| (
         TensorSpec::new(Shape::from(call.problem.y_shape()), x.dtype),
         TensorSpec::new(Shape::from(call.problem.y_shape()), burn::tensor::DType::F32),
     ))]
@@ -151,10 +155,11 @@ pub trait ConvOps: Backend {
         cache: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         #[extension_type] bias: OptionalTensor<Self>,
+        #[extension_type] residual: OptionalTensor<Self>,
         call: Conv3dCall,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let joined = Self::float_cat(vec![cache, x], 2);
-        conv3d::portable::forward_with_pre::<Self>(joined, weight, bias.into_option(), &call.problem)
+        conv3d::portable::forward_with_pre::<Self>(joined, weight, [bias, residual], &call.problem)
     }
 
     /// [`conv3d_weight_gradient`](Self::conv3d_weight_gradient) of the cache and x joined along depth.
@@ -183,9 +188,10 @@ pub trait ConvOps: Backend {
         x: FloatTensor<Self>,
         filters: FloatTensor<Self>,
         #[extension_type] bias: OptionalTensor<Self>,
+        #[extension_type] residual: OptionalTensor<Self>,
         call: Conv3dCall,
     ) -> FloatTensor<Self> {
-        let _ = (x, filters, bias.into_option(), call);
+        let _ = (x, filters, bias.into_option(), residual.into_option(), call);
         conv3d::portable::no_filters()
     }
 

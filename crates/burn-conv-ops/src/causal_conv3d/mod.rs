@@ -14,8 +14,8 @@ mod options;
 pub use options::{CausalConv3dOptions, FirstFrames};
 
 use crate::conv::renamed;
-use crate::conv3d::try_stream;
-use crate::{ConvError, or_panic, try_conv3d};
+use crate::conv3d::{self, try_stream};
+use crate::{ConvError, or_panic};
 use burn::tensor::Tensor;
 use check::OP;
 
@@ -68,8 +68,8 @@ pub fn causal_conv3d(
 /// [`causal_conv3d`] with errors as values.
 ///
 /// # Errors
-/// As [`try_conv3d`], when the cache does not fit x and the weight, and when cache and x hold no whole window
-/// or end before the next one begins. Nothing is launched then.
+/// As [`try_conv3d`](crate::try_conv3d), when the cache does not fit x and the weight, and when cache and x
+/// hold no whole window or end before the next one begins. Nothing is launched then.
 pub fn try_causal_conv3d(
     x: Tensor<5>,
     weight: Tensor<5>,
@@ -77,12 +77,56 @@ pub fn try_causal_conv3d(
     cache: Option<Tensor<5>>,
     options: CausalConv3dOptions,
 ) -> Result<(Tensor<5>, Tensor<5>), ConvError> {
+    try_piece(x, weight, bias, cache, None, options)
+}
+
+/// [`causal_conv3d`] with a residual of y's shape and x's dtype, added after the activation and before y is
+/// rounded, as by [`conv3d_with_residual`](crate::conv3d_with_residual). Pieces with the residual's frames
+/// have the bits of the whole clip.
+///
+/// # Panics
+/// Where [`try_causal_conv3d_with_residual`] returns an error.
+pub fn causal_conv3d_with_residual(
+    x: Tensor<5>,
+    weight: Tensor<5>,
+    bias: Option<Tensor<1>>,
+    cache: Option<Tensor<5>>,
+    residual: Tensor<5>,
+    options: CausalConv3dOptions,
+) -> (Tensor<5>, Tensor<5>) {
+    or_panic(try_causal_conv3d_with_residual(x, weight, bias, cache, residual, options))
+}
+
+/// [`causal_conv3d_with_residual`] with errors as values.
+///
+/// # Errors
+/// As [`try_causal_conv3d`], and when the residual does not have y's shape.
+pub fn try_causal_conv3d_with_residual(
+    x: Tensor<5>,
+    weight: Tensor<5>,
+    bias: Option<Tensor<1>>,
+    cache: Option<Tensor<5>>,
+    residual: Tensor<5>,
+    options: CausalConv3dOptions,
+) -> Result<(Tensor<5>, Tensor<5>), ConvError> {
+    try_piece(x, weight, bias, cache, Some(residual), options)
+}
+
+/// The next frames of a clip, with or without a residual.
+pub(crate) fn try_piece(
+    x: Tensor<5>,
+    weight: Tensor<5>,
+    bias: Option<Tensor<1>>,
+    cache: Option<Tensor<5>>,
+    residual: Option<Tensor<5>>,
+    options: CausalConv3dOptions,
+) -> Result<(Tensor<5>, Tensor<5>), ConvError> {
     let frames = check::check(&x, &weight, bias.as_ref(), cache.as_ref(), &options)?;
     let kept = frames.kept()?;
     let cache = cache.filter(|cache| cache.dims()[2] > 0);
     let next = last_frames(&x, cache.as_ref(), kept, options.first);
-    let conv3d = options.conv3d(frames.padding);
-    let y = try_stream(x, cache, weight, bias, &conv3d);
+    let options = options.conv3d(frames.padding);
+    let y = try_stream(x, cache, weight, (bias, residual), &options);
     Ok((y.map_err(|error| renamed(error, OP, "conv3d", "the cache and x"))?, next))
 }
 
@@ -91,10 +135,11 @@ pub(crate) fn try_whole(
     x: Tensor<5>,
     weight: Tensor<5>,
     bias: Option<Tensor<1>>,
+    residual: Option<Tensor<5>>,
     options: &CausalConv3dOptions,
 ) -> Result<Tensor<5>, ConvError> {
     let frames = check::check(&x, &weight, bias.as_ref(), None, options)?;
-    try_conv3d(x, weight, bias, options.conv3d(frames.padding))
+    conv3d::try_whole(x, weight, bias, residual, &options.conv3d(frames.padding))
         .map_err(|error| renamed(error, OP, "conv3d", "the cache and x"))
 }
 

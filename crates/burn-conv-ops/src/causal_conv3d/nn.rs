@@ -1,6 +1,6 @@
 //! Causal conv3d as a module.
 
-use super::{CausalConv3dOptions, FirstFrames, try_causal_conv3d, try_whole};
+use super::{CausalConv3dOptions, FirstFrames, try_piece, try_whole};
 use crate::conv::PaddingPairs;
 use crate::forms::{ActivationForm, AlgorithmForm, PaddingModeForm};
 use crate::nn::{check_groups, config, setters};
@@ -170,9 +170,29 @@ impl CausalConv3d {
     /// [`forward`](Self::forward) with errors as values.
     ///
     /// # Errors
-    /// As [`try_causal_conv3d`].
+    /// As [`try_causal_conv3d`](crate::try_causal_conv3d).
     pub fn try_forward(&self, x: Tensor<5>) -> Result<Tensor<5>, ConvError> {
-        try_whole(x, self.weight.val(), self.bias(), &self.options())
+        try_whole(x, self.weight.val(), self.bias(), None, &self.options())
+    }
+
+    /// [`forward`](Self::forward) with a residual of y's shape added after the activation.
+    ///
+    /// # Panics
+    /// Where [`try_forward_with_residual`](Self::try_forward_with_residual) returns an error.
+    pub fn forward_with_residual(&self, x: Tensor<5>, residual: Tensor<5>) -> Tensor<5> {
+        or_panic(self.try_forward_with_residual(x, residual))
+    }
+
+    /// [`forward_with_residual`](Self::forward_with_residual) with errors as values.
+    ///
+    /// # Errors
+    /// As [`try_causal_conv3d_with_residual`](crate::try_causal_conv3d_with_residual).
+    pub fn try_forward_with_residual(
+        &self,
+        x: Tensor<5>,
+        residual: Tensor<5>,
+    ) -> Result<Tensor<5>, ConvError> {
+        try_whole(x, self.weight.val(), self.bias(), Some(residual), &self.options())
     }
 
     /// y of the clip's next frames. `cache` holds what this module still reads of the frames before them:
@@ -187,13 +207,52 @@ impl CausalConv3d {
     /// [`forward_streaming`](Self::forward_streaming) with errors as values; the cache is then as it was.
     ///
     /// # Errors
-    /// As [`try_causal_conv3d`].
+    /// As [`try_causal_conv3d`](crate::try_causal_conv3d).
     pub fn try_forward_streaming(
         &self,
         x: Tensor<5>,
         cache: &mut Option<Tensor<5>>,
     ) -> Result<Tensor<5>, ConvError> {
-        let (y, next) = try_causal_conv3d(x, self.weight.val(), self.bias(), cache.clone(), self.options())?;
+        self.piece(x, None, cache)
+    }
+
+    /// [`forward_streaming`](Self::forward_streaming) with a residual of y's shape, which is added after the
+    /// activation.
+    ///
+    /// # Panics
+    /// Where [`try_forward_streaming_with_residual`](Self::try_forward_streaming_with_residual) returns an
+    /// error.
+    pub fn forward_streaming_with_residual(
+        &self,
+        x: Tensor<5>,
+        residual: Tensor<5>,
+        cache: &mut Option<Tensor<5>>,
+    ) -> Tensor<5> {
+        or_panic(self.try_forward_streaming_with_residual(x, residual, cache))
+    }
+
+    /// [`forward_streaming_with_residual`](Self::forward_streaming_with_residual) with errors as values; the
+    /// cache is then as it was.
+    ///
+    /// # Errors
+    /// As [`try_causal_conv3d_with_residual`](crate::try_causal_conv3d_with_residual).
+    pub fn try_forward_streaming_with_residual(
+        &self,
+        x: Tensor<5>,
+        residual: Tensor<5>,
+        cache: &mut Option<Tensor<5>>,
+    ) -> Result<Tensor<5>, ConvError> {
+        self.piece(x, Some(residual), cache)
+    }
+
+    fn piece(
+        &self,
+        x: Tensor<5>,
+        residual: Option<Tensor<5>>,
+        cache: &mut Option<Tensor<5>>,
+    ) -> Result<Tensor<5>, ConvError> {
+        let (weight, bias) = (self.weight.val(), self.bias());
+        let (y, next) = try_piece(x, weight, bias, cache.clone(), residual, self.options())?;
         *cache = Some(next);
         Ok(y)
     }

@@ -1,8 +1,8 @@
 //! conv3d as a graph node.
 //!
-//! With an activation the node also keeps what its derivative needs: the output for ReLU, for SiLU the value
-//! before the activation in fp32, so that nothing is rounded before it. y has the same bits tracked and
-//! untracked.
+//! With an activation the node also keeps what its derivative needs: the output for ReLU, for SiLU, and for
+//! ReLU with a residual, the value before the activation in fp32, so that nothing is rounded before it. The
+//! residual's gradient is dy. y has the same bits tracked and untracked.
 
 use crate::backend::{Conv3dCall, ConvOps, OptionalTensor};
 use burn::backend::Backend;
@@ -13,44 +13,51 @@ use burn::backend::autodiff::{Autodiff, NodeId};
 use burn::backend::tensor::FloatTensor;
 use conv_kernels::conv3d::Activation;
 
+type Tracked<B, C> = FloatTensor<Autodiff<B, C>>;
+
+/// y; `added` are the bias and the residual.
 pub(crate) fn forward<B: Backend + ConvOps, C: CheckpointStrategy>(
-    x: FloatTensor<Autodiff<B, C>>,
-    weight: FloatTensor<Autodiff<B, C>>,
-    bias: Option<FloatTensor<Autodiff<B, C>>>,
+    [x, weight]: [Tracked<B, C>; 2],
+    added: [Option<Tracked<B, C>>; 2],
     call: Conv3dCall,
-) -> FloatTensor<Autodiff<B, C>> {
-    match bias {
-        Some(bias) => {
-            let nodes = [x.node(), weight.node(), bias.node()];
-            record::<B, C, 3>(nodes, x, weight, OptionalTensor::Some(bias.into_primitive()), call)
-        }
-        None => record::<B, C, 2>([x.node(), weight.node()], x, weight, OptionalTensor::None, call),
+) -> Tracked<B, C> {
+    let [nx, nw] = [&x, &weight].map(|operand| operand.node());
+    match added.each_ref().map(|operand| operand.as_ref().map(|operand| operand.node())) {
+        [None, None] => record::<B, C, 2>([nx, nw], [x, weight], added, call),
+        [Some(one), None] | [None, Some(one)] => record::<B, C, 3>([nx, nw, one], [x, weight], added, call),
+        [Some(bias), Some(residual)] => record::<B, C, 4>([nx, nw, bias, residual], [x, weight], added, call),
     }
 }
 
 fn record<B: Backend + ConvOps, C: CheckpointStrategy, const N: usize>(
     nodes: [NodeGuard; N],
-    x: FloatTensor<Autodiff<B, C>>,
-    weight: FloatTensor<Autodiff<B, C>>,
-    bias: OptionalTensor<B>,
+    [x, weight]: [Tracked<B, C>; 2],
+    added: [Option<Tracked<B, C>>; 2],
     call: Conv3dCall,
-) -> FloatTensor<Autodiff<B, C>> {
+) -> Tracked<B, C> {
+    let differentiated =
+        x.is_tracked() || weight.is_tracked() || added[0].as_ref().is_some_and(|bias| bias.is_tracked());
+    let inner = |added: [Option<Tracked<B, C>>; 2]| {
+        added.map(|operand| OptionalTensor::from(operand.map(|operand| operand.into_primitive())))
+    };
     match Convolution.prepare::<C>(nodes).compute_bound().stateful() {
         OpsKind::UnTracked(prep) => {
-            prep.finish(B::conv3d_forward(x.into_primitive(), weight.into_primitive(), bias, call))
+            let [bias, residual] = inner(added);
+            prep.finish(B::conv3d_forward(x.into_primitive(), weight.into_primitive(), bias, residual, call))
         }
         OpsKind::Tracked(mut prep) => {
             let kept_x = weight.is_tracked().then(|| prep.checkpoint(&x));
             let kept_weight = x.is_tracked().then(|| prep.checkpoint(&weight));
+            let [bias, residual] = inner(added);
             let (x, weight) = (x.into_primitive(), weight.into_primitive());
-            let (saved, y) = match call.problem.window.activation {
-                Activation::None => (None, B::conv3d_forward(x, weight, bias, call)),
-                Activation::Relu => {
-                    let y = B::conv3d_forward(x, weight, bias, call);
+            let (saved, y) = match Saved::of(&call, differentiated) {
+                Saved::Nothing => (None, B::conv3d_forward(x, weight, bias, residual, call)),
+                Saved::Output => {
+                    let y = B::conv3d_forward(x, weight, bias, residual, call);
                     (Some(y.clone()), y)
                 }
-                Activation::Silu => {
-                    let (y, pre) = B::conv3d_forward_with_pre(x, weight, bias, call);
+                Saved::Pre => {
+                    let (y, pre) = B::conv3d_forward_with_pre(x, weight, bias, residual, call);
                     (Some(pre), y)
                 }
             };
@@ -59,7 +66,29 @@ fn record<B: Backend + ConvOps, C: CheckpointStrategy, const N: usize>(
     }
 }
 
-/// Parents: x, weight and, for N = 3, the bias.
+/// What a tracked call keeps for its activation's derivative.
+pub(super) enum Saved {
+    Nothing,
+    /// y, for ReLU alone.
+    Output,
+    /// The value before the activation in fp32.
+    Pre,
+}
+
+impl Saved {
+    /// `differentiated`: whether x, the weight, the bias or a cache is tracked.
+    pub(super) fn of(call: &Conv3dCall, differentiated: bool) -> Self {
+        match call.problem.window.activation {
+            Activation::None => Self::Nothing,
+            _ if !differentiated => Self::Nothing,
+            // With a residual y does not tell where the value was positive.
+            Activation::Relu if !call.problem.residual => Self::Output,
+            Activation::Relu | Activation::Silu => Self::Pre,
+        }
+    }
+}
+
+/// Parents: x, the weight, then the bias and the residual, those that there are.
 #[derive(Debug)]
 struct Convolution;
 
@@ -73,16 +102,20 @@ impl<B: Backend + ConvOps, const N: usize> Backward<B, N> for Convolution {
         let x = x.map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
         let weight = weight.map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
         let mut dy = grads.consume::<B>(&ops.node);
+        let mut parents = ops.parents.into_iter();
+        let mut next = |exists: bool| if exists { parents.next().flatten() } else { None };
+        let (x_node, weight_node) = (next(true), next(true));
+        let (bias_node, residual_node) = (next(call.problem.bias), next(call.problem.residual));
+        if let Some(node) = residual_node {
+            grads.register::<B>(node.id, dy.clone());
+        }
         if let Some(saved) = saved {
             dy = B::conv3d_activation_gradient(saved, dy, call.problem.window.activation);
         }
-        let mut parents = ops.parents.into_iter();
-        let mut next = || parents.next().flatten();
-        if let (Some(node), Some(weight)) = (next(), weight) {
+        if let (Some(node), Some(weight)) = (x_node, weight) {
             grads.register::<B>(node.id, B::conv3d_input_gradient(dy.clone(), weight, call));
         }
-        let weight = next().zip(x);
-        match (weight, next()) {
+        match (weight_node.zip(x), bias_node) {
             (Some((weight, x)), Some(bias)) => {
                 let (dw, db) = B::conv3d_weight_and_bias_gradient(x, dy, call);
                 grads.register::<B>(weight.id, dw);

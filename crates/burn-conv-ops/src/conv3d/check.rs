@@ -9,7 +9,7 @@ use conv_kernels::ConvError;
 use conv_kernels::Limits;
 use conv_kernels::conv3d::{self, Conv3dProblem, Pass, WinogradTile};
 #[cfg(feature = "autodiff")]
-use conv_kernels::{FloatType, conv3d::Activation};
+use {super::autodiff::Saved, conv_kernels::FloatType};
 
 /// What a call computes.
 #[derive(Clone, Copy)]
@@ -23,7 +23,7 @@ pub(super) enum Frames<'a> {
 pub(super) fn check(
     x: &Tensor<5>,
     weight: &Tensor<5>,
-    bias: Option<&Tensor<1>>,
+    (bias, residual): (Option<&Tensor<1>>, Option<&Tensor<5>>),
     options: &Conv3dOptions,
     frames: Frames,
 ) -> Result<Conv3dCall, ConvError> {
@@ -32,6 +32,7 @@ pub(super) fn check(
     let mut operands = vec![("x", x.dtype(), x.device()), ("the weight", weight.dtype(), weight.device())];
     operands.extend(bias.map(|bias| ("the bias", bias.dtype(), bias.device())));
     operands.extend(cache.map(|cache| ("the cache", cache.dtype(), cache.device())));
+    operands.extend(residual.map(|residual| ("the residual", residual.dtype(), residual.device())));
     same_device(OP, operands.iter().map(|(name, _, device)| (*name, device)))?;
     let dtype = same_dtype(OP, operands.iter().map(|(name, dtype, _)| (*name, *dtype)))?;
     #[cfg(feature = "autodiff")]
@@ -41,6 +42,13 @@ pub(super) fn check(
     let d = d + cache.map_or(0, |cache| cache.dims()[2]);
     let window = options.window([d, h, w], [kd, kh, kw]);
     let whole = Conv3dProblem::new([n, c, d, h, w], weight.dims(), bias, window, dtype)?;
+    let whole = Conv3dProblem { residual: residual.is_some(), ..whole };
+    if let Some(residual) = residual
+        && residual.dims() != whole.y_shape()
+    {
+        let (shape, y) = (residual.dims(), whole.y_shape());
+        return Err(ConvError::Invalid(format!("{OP}: the residual has shape {shape:?}, y has {y:?}")));
+    }
     let problem = if let Frames::Stream(_) = frames { whole.for_streams() } else { whole };
     let limits = limits(&x.device());
     fits(OP, &problem.y_shape(), dtype, &limits)?;
@@ -56,7 +64,8 @@ pub(super) fn check(
                 conv3d::gradient_plan(problem, pass, options.algorithm, &limits)?;
             }
         }
-        if options.activation == Activation::Silu && tracked.contains(&true) {
+        let call = Conv3dCall { problem, algorithm: options.algorithm };
+        if matches!(Saved::of(&call, tracked.contains(&true)), Saved::Pre) {
             // What a tracked call keeps.
             fits(OP, &problem.y_shape(), FloatType::F32, &limits)?;
         }
@@ -69,13 +78,13 @@ pub(super) fn check(
 pub(super) fn prepared_tile(
     x: &Tensor<5>,
     weight: &Tensor<5>,
-    bias: Option<&Tensor<1>>,
+    (bias, residual): (Option<&Tensor<1>>, Option<&Tensor<5>>),
     call: &Conv3dCall,
 ) -> Option<WinogradTile> {
     #[cfg(feature = "cubecl")]
     {
         use burn::backend::DispatchDevice::Cube;
-        let others = [Some(weight.device()), bias.map(Tensor::device)];
+        let others = [Some(weight.device()), bias.map(Tensor::device), residual.map(Tensor::device)];
         let plain = others.iter().flatten().all(|device| matches!(device.as_dispatch(), Cube(_)));
         if let Cube(device) = x.device().as_dispatch()
             && plain
@@ -85,6 +94,6 @@ pub(super) fn prepared_tile(
             return Some(config.tile);
         }
     }
-    let _ = (x, weight, bias, call);
+    let _ = (x, weight, bias, residual, call);
     None
 }

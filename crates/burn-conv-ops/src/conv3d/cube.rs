@@ -6,36 +6,58 @@ use burn::tensor::DType;
 use burn_cubecl::cubecl::prelude::Client;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
-use conv_kernels::conv3d::{self, Activation, Algorithm, Pass, Plan, WinogradTile, winograd};
+use conv_kernels::conv3d::{self, Activation, Added, Algorithm, Pass, Plan, WinogradTile, winograd};
 use conv_kernels::{ConvError, Limits, Operand};
 
+/// The bias and the residual as the kernels see them.
+struct Terms([Option<Operand>; 2]);
+
+impl Terms {
+    fn of([bias, residual]: [Option<&CubeTensor>; 2]) -> Result<Self, ConvError> {
+        Ok(Self([bias.map(operand).transpose()?, residual.map(operand).transpose()?]))
+    }
+
+    fn as_added(&self) -> Added<'_> {
+        Added { bias: self.0[0].as_ref(), residual: self.0[1].as_ref() }
+    }
+}
+
+/// y; `added` are the bias and the residual, here and below.
 pub(crate) fn forward(
     x: &CubeTensor,
     weight: &CubeTensor,
-    bias: Option<&CubeTensor>,
+    added: [Option<&CubeTensor>; 2],
     call: &Conv3dCall,
 ) -> Result<CubeTensor, ConvError> {
     let (problem, limits) = (&call.problem, Limits::of(&x.client));
     let y = allocate(x, &problem.y_shape(), x.dtype);
-    let bias = bias.map(operand).transpose()?;
+    let added = Terms::of(added)?;
     let operands = [&operand(x)?, &operand(weight)?, &operand(&y)?];
     let plan = plan(call, Pass::Forward, (&x.client, &limits), operands)?;
-    conv3d::forward(&x.client, &limits, problem, &plan, operands, bias.as_ref())?;
+    conv3d::forward(&x.client, &limits, problem, &plan, operands, added.as_added())?;
     Ok(y)
 }
 
 pub(crate) fn forward_with_pre(
     x: &CubeTensor,
     weight: &CubeTensor,
-    bias: Option<&CubeTensor>,
+    added: [Option<&CubeTensor>; 2],
     call: &Conv3dCall,
 ) -> Result<(CubeTensor, CubeTensor), ConvError> {
     let (problem, limits) = (&call.problem, Limits::of(&x.client));
     let [y, pre] = [x.dtype, DType::F32].map(|dtype| allocate(x, &problem.y_shape(), dtype));
-    let bias = bias.map(operand).transpose()?;
+    let added = Terms::of(added)?;
     let operands = [&operand(x)?, &operand(weight)?, &operand(&y)?];
     let plan = plan(call, Pass::Forward, (&x.client, &limits), operands)?;
-    conv3d::forward_with_pre(&x.client, &limits, problem, &plan, operands, &operand(&pre)?, bias.as_ref())?;
+    conv3d::forward_with_pre(
+        &x.client,
+        &limits,
+        problem,
+        &plan,
+        operands,
+        &operand(&pre)?,
+        added.as_added(),
+    )?;
     Ok((y, pre))
 }
 
@@ -43,7 +65,7 @@ pub(crate) fn forward_with_pre(
 pub(crate) fn forward_cached(
     inputs: [CubeTensor; 2],
     weight: &CubeTensor,
-    bias: Option<&CubeTensor>,
+    added: [Option<&CubeTensor>; 2],
     call: &Conv3dCall,
     with_pre: bool,
 ) -> Result<(CubeTensor, Option<CubeTensor>), ConvError> {
@@ -52,10 +74,10 @@ pub(crate) fn forward_cached(
     let y = allocate(&x, &problem.y_shape(), x.dtype);
     let pre = with_pre.then(|| allocate(&x, &problem.y_shape(), DType::F32));
     let plan = conv3d::plan(problem, Pass::Forward, call.algorithm, &limits)?;
-    let [bias, pre_operand] = [bias, pre.as_ref()].map(|tensor| tensor.map(operand).transpose());
-    let (bias, pre_operand) = (bias?, pre_operand?);
+    let pre_operand = pre.as_ref().map(operand).transpose()?;
+    let added = Terms::of(added)?;
     let operands = [&operand(&x)?, &operand(weight)?, &operand(&y)?];
-    let others = (&operand(&cache)?, pre_operand.as_ref(), bias.as_ref());
+    let others = (&operand(&cache)?, pre_operand.as_ref(), added.as_added());
     conv3d::forward_cached(&x.client, &limits, problem, &plan, operands, others)?;
     Ok((y, pre))
 }
@@ -103,7 +125,7 @@ pub(crate) fn prepare(
 pub(crate) fn forward_prepared(
     x: &CubeTensor,
     filters: &CubeTensor,
-    bias: Option<&CubeTensor>,
+    added: [Option<&CubeTensor>; 2],
     call: &Conv3dCall,
 ) -> Result<CubeTensor, ConvError> {
     let (problem, limits) = (&call.problem, Limits::of(&x.client));
@@ -115,9 +137,9 @@ pub(crate) fn forward_prepared(
         )));
     };
     let y = allocate(x, &problem.y_shape(), x.dtype);
-    let bias = bias.map(operand).transpose()?;
+    let added = Terms::of(added)?;
     let operands = [&operand(x)?, &operand(filters)?, &operand(&y)?];
-    winograd::forward_prepared(&x.client, &limits, problem, config, operands, bias.as_ref())?;
+    winograd::forward_prepared(&x.client, &limits, problem, config, operands, added.as_added())?;
     Ok(y)
 }
 

@@ -28,7 +28,7 @@ use check::Frames;
 ///
 /// # Rounding
 /// y is an fp32 sum through the activation, rounded once, with the same bits whether gradients are tracked or
-/// not. A tracked SiLU keeps the value before it in fp32, beside y; ReLU keeps y, and its slope is that of y
+/// not. A tracked SiLU keeps the value before it in fp32, next to y; ReLU keeps y, and its slope is that of y
 /// as stored (0 where a positive value is so small that y is 0: in f16 up to 2^-25). The gradient before an
 /// activation is a tensor of the storage type; the gradients of x, weight and bias are fp32 sums of it, each
 /// rounded once.
@@ -71,9 +71,56 @@ pub fn try_conv3d(
     bias: Option<Tensor<1>>,
     options: impl Into<Conv3dOptions>,
 ) -> Result<Tensor<5>, ConvError> {
-    let call = check::check(&x, &weight, bias.as_ref(), &options.into(), Frames::Whole)?;
+    try_whole(x, weight, bias, None, &options.into())
+}
+
+/// [`conv3d`] with a residual of y's shape and x's dtype, added after the activation and before y is rounded:
+/// `y = activation(conv(x, weight) + bias) + residual`. Its gradient is that of y. (It is no option, unlike
+/// causal conv1d's: [`Conv3dOptions`] hold no tensors.)
+///
+/// The gathered GEMM, the window kernels, Winograd and the direct kernel read the residual where it is, with
+/// any strides; the others (depthwise, few output channels) leave y in fp32 to a pass of its own. A tracked
+/// ReLU keeps the value before it in fp32, as SiLU does.
+///
+/// # Panics
+/// Where [`try_conv3d_with_residual`] returns an error.
+pub fn conv3d_with_residual(
+    x: Tensor<5>,
+    weight: Tensor<5>,
+    bias: Option<Tensor<1>>,
+    residual: Tensor<5>,
+    options: impl Into<Conv3dOptions>,
+) -> Tensor<5> {
+    or_panic(try_conv3d_with_residual(x, weight, bias, residual, options))
+}
+
+/// [`conv3d_with_residual`] with errors as values.
+///
+/// # Errors
+/// As [`try_conv3d`], and when the residual does not have y's shape.
+pub fn try_conv3d_with_residual(
+    x: Tensor<5>,
+    weight: Tensor<5>,
+    bias: Option<Tensor<1>>,
+    residual: Tensor<5>,
+    options: impl Into<Conv3dOptions>,
+) -> Result<Tensor<5>, ConvError> {
+    try_whole(x, weight, bias, Some(residual), &options.into())
+}
+
+/// conv3d of a whole input, with or without a residual.
+pub(crate) fn try_whole(
+    x: Tensor<5>,
+    weight: Tensor<5>,
+    bias: Option<Tensor<1>>,
+    residual: Option<Tensor<5>>,
+    options: &Conv3dOptions,
+) -> Result<Tensor<5>, ConvError> {
+    let call = check::check(&x, &weight, (bias.as_ref(), residual.as_ref()), options, Frames::Whole)?;
     let bias = bias.map(Tensor::into_dispatch).into();
-    Ok(Tensor::from_dispatch(Dispatch::conv3d_forward(x.into_dispatch(), weight.into_dispatch(), bias, call)))
+    let residual = residual.map(Tensor::into_dispatch).into();
+    let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
+    Ok(Tensor::from_dispatch(Dispatch::conv3d_forward(x, weight, bias, residual, call)))
 }
 
 /// conv3d of the next frames of a clip, whose bits do not depend on how many there are: of the cache, if any,
@@ -82,14 +129,18 @@ pub(crate) fn try_stream(
     x: Tensor<5>,
     cache: Option<Tensor<5>>,
     weight: Tensor<5>,
-    bias: Option<Tensor<1>>,
+    (bias, residual): (Option<Tensor<1>>, Option<Tensor<5>>),
     options: &Conv3dOptions,
 ) -> Result<Tensor<5>, ConvError> {
-    let call = check::check(&x, &weight, bias.as_ref(), options, Frames::Stream(cache.as_ref()))?;
+    let added = (bias.as_ref(), residual.as_ref());
+    let call = check::check(&x, &weight, added, options, Frames::Stream(cache.as_ref()))?;
     let bias = bias.map(Tensor::into_dispatch).into();
+    let residual = residual.map(Tensor::into_dispatch).into();
     let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
     Ok(Tensor::from_dispatch(match cache {
-        Some(cache) => Dispatch::conv3d_forward_cached(x, cache.into_dispatch(), weight, bias, call),
-        None => Dispatch::conv3d_forward(x, weight, bias, call),
+        Some(cache) => {
+            Dispatch::conv3d_forward_cached(x, cache.into_dispatch(), weight, bias, residual, call)
+        }
+        None => Dispatch::conv3d_forward(x, weight, bias, residual, call),
     }))
 }

@@ -173,24 +173,49 @@ impl Conv3d {
     /// # Errors
     /// As [`try_conv3d`](crate::try_conv3d).
     pub fn try_forward(&self, x: Tensor<5>) -> Result<Tensor<5>, ConvError> {
+        self.call(x, None)
+    }
+
+    /// [`forward`](Self::forward) with a residual of y's shape added after the activation.
+    ///
+    /// # Panics
+    /// Where [`try_forward_with_residual`](Self::try_forward_with_residual) returns an error.
+    pub fn forward_with_residual(&self, x: Tensor<5>, residual: Tensor<5>) -> Tensor<5> {
+        or_panic(self.try_forward_with_residual(x, residual))
+    }
+
+    /// [`forward_with_residual`](Self::forward_with_residual) with errors as values.
+    ///
+    /// # Errors
+    /// As [`try_conv3d_with_residual`](crate::try_conv3d_with_residual).
+    pub fn try_forward_with_residual(
+        &self,
+        x: Tensor<5>,
+        residual: Tensor<5>,
+    ) -> Result<Tensor<5>, ConvError> {
+        self.call(x, Some(residual))
+    }
+
+    fn call(&self, x: Tensor<5>, residual: Option<Tensor<5>>) -> Result<Tensor<5>, ConvError> {
         let (weight, bias) = (self.weight.val(), self.bias.as_ref().map(|bias| bias.val()));
         let options = self.options();
-        let call = check::check(&x, &weight, bias.as_ref(), &options, check::Frames::Whole)?;
-        let tile =
-            self.reuse_filters.then(|| check::prepared_tile(&x, &weight, bias.as_ref(), &call)).flatten();
+        let added = (bias.as_ref(), residual.as_ref());
+        let call = check::check(&x, &weight, added, &options, check::Frames::Whole)?;
+        let tile = self.reuse_filters.then(|| check::prepared_tile(&x, &weight, added, &call)).flatten();
         let x = x.into_dispatch();
         let bias = bias.map(Tensor::into_dispatch).into();
+        let residual = residual.map(Tensor::into_dispatch).into();
         let y = match tile.filter(|_| !is_composed(&self.weight)) {
             Some(tile) => {
                 let transform = |weight: Tensor<5>| {
                     Tensor::from_dispatch(Dispatch::conv3d_prepare(weight.into_dispatch(), call, tile))
                 };
                 let filters = self.filters.of(&self.weight, tile, transform);
-                Dispatch::conv3d_forward_prepared(x, filters.into_dispatch(), bias, call)
+                Dispatch::conv3d_forward_prepared(x, filters.into_dispatch(), bias, residual, call)
             }
             None => {
                 self.filters.keep_only(&self.weight, self.reuse_filters);
-                Dispatch::conv3d_forward(x, weight.into_dispatch(), bias, call)
+                Dispatch::conv3d_forward(x, weight.into_dispatch(), bias, residual, call)
             }
         };
         Ok(Tensor::from_dispatch(y))

@@ -3,6 +3,7 @@
 //! Burn's own take equal padding with zeros only, so other padding is written out before the call and folded
 //! or cut back from the gradient after it.
 
+use crate::backend::OptionalTensor;
 use crate::backend::portable::{activate, narrow, round, widen};
 use burn::backend::ops::{ConvOptions, ConvTransposeOptions, PadMode};
 use burn::backend::tensor::FloatTensor;
@@ -14,24 +15,39 @@ use conv_kernels::conv3d::{Conv3dProblem, PaddingMode};
 pub(crate) fn forward<B: Backend>(
     x: FloatTensor<B>,
     weight: FloatTensor<B>,
-    bias: Option<FloatTensor<B>>,
+    added: [OptionalTensor<B>; 2],
     problem: &Conv3dProblem,
 ) -> FloatTensor<B> {
     let dtype = x.dtype();
+    let [bias, residual] = added.map(OptionalTensor::into_option);
     let pre = pre_activation::<B>(x, weight, bias, problem);
-    round::<B>(activate::<B>(pre, problem.window.activation), dtype)
+    round::<B>(after_activation::<B>(pre, residual, problem), dtype)
 }
 
 /// See [`ConvOps::conv3d_forward_with_pre`](crate::backend::ConvOps::conv3d_forward_with_pre).
 pub(crate) fn forward_with_pre<B: Backend>(
     x: FloatTensor<B>,
     weight: FloatTensor<B>,
-    bias: Option<FloatTensor<B>>,
+    added: [OptionalTensor<B>; 2],
     problem: &Conv3dProblem,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
     let dtype = x.dtype();
+    let [bias, residual] = added.map(OptionalTensor::into_option);
     let pre = pre_activation::<B>(x, weight, bias, problem);
-    (round::<B>(activate::<B>(pre.clone(), problem.window.activation), dtype), pre)
+    (round::<B>(after_activation::<B>(pre.clone(), residual, problem), dtype), pre)
+}
+
+/// y in fp32 from the value before the activation.
+fn after_activation<B: Backend>(
+    pre: FloatTensor<B>,
+    residual: Option<FloatTensor<B>>,
+    problem: &Conv3dProblem,
+) -> FloatTensor<B> {
+    let value = activate::<B>(pre, problem.window.activation);
+    match residual {
+        Some(residual) => B::float_add(value, widen::<B>(residual)),
+        None => value,
+    }
 }
 
 /// The value before the activation, in fp32.

@@ -75,7 +75,8 @@ impl<B: Backend + ConvOps, const N: usize> Backward<B, N> for Transposed {
         let mut parents = ops.parents.into_iter();
         let mut next = || parents.next().flatten();
         if let (Some(node), Some(weight)) = (next(), weight) {
-            let dx = B::conv3d_forward(dy.clone(), weight, OptionalTensor::None, call.linear());
+            let [bias, residual] = [(); 2].map(|()| OptionalTensor::None);
+            let dx = B::conv3d_forward(dy.clone(), weight, bias, residual, call.linear());
             grads.register::<B>(node.id, dx);
         }
         if let (Some(node), Some(x)) = (next(), x) {

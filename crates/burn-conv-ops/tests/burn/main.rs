@@ -21,6 +21,7 @@ mod padding;
 #[cfg(not(feature = "fusion"))]
 mod patched;
 mod prepared;
+mod residual;
 mod rope;
 mod rope2d;
 mod shapes;

@@ -43,7 +43,7 @@ fn conv3d_results_have_the_published_shapes() {
         let call = Conv3dCall { problem, algorithm: Algorithm::Auto };
         let (x, w) = (tensor(&problem.x_shape()), tensor(&problem.weight_shape()));
         let bias = || OptionalTensor::from(case.bias.then(|| tensor(&[case.o])));
-        let y = CubeBackend::conv3d_forward(x.clone(), w.clone(), bias(), call);
+        let y = CubeBackend::conv3d_forward(x.clone(), w.clone(), bias(), OptionalTensor::None, call);
         assert_shape(&case.name, &y, &problem.y_shape());
         let dx = CubeBackend::conv3d_input_gradient(y.clone(), w, call);
         assert_shape(&case.name, &dx, &problem.x_shape());

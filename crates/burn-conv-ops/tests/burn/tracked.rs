@@ -5,7 +5,7 @@ use crate::support::{bits, devices, int_upload, normal};
 use burn::tensor::{DType, Device, Tensor};
 use burn_conv_ops::{
     Activation, CausalConv1dOptions, Conv1dLayout, Conv3dOptions, PaddingMode, Rope2dOptions,
-    causal_conv1d_with_state, conv3d, rope2d,
+    causal_conv1d_with_state, conv3d, conv3d_with_residual, rope2d,
 };
 
 const ACTIVATIONS: [Activation; 3] = [Activation::None, Activation::Relu, Activation::Silu];
@@ -48,14 +48,21 @@ fn conv3d_computes_the_same_bits_with_gradients() {
                         .with_stride(stride)
                         .with_padding_mode(mode)
                         .with_activation(activation);
-                    let y = |tracked: bool| {
+                    let y = |tracked: bool, residual: bool| {
                         let on = On::new(&device, dtype, tracked);
                         let [d, h, w] = kernel;
                         let (x, weight) = (on.normal(1, [2, 5, 3, 6, 7]), on.normal(2, [6, 5, d, h, w]));
-                        let bias = on.normal(3, [6]);
-                        bits(conv3d(x, weight, Some(bias), options))
+                        let bias = Some(on.normal(3, [6]));
+                        if !residual {
+                            return bits(conv3d(x, weight, bias, options));
+                        }
+                        let shape = conv3d(x.clone(), weight.clone(), None, options).dims();
+                        bits(conv3d_with_residual(x, weight, bias, on.normal(4, shape), options))
                     };
-                    assert_eq!(y(true), y(false), "{name} {dtype:?} {activation:?} {kernel:?} {stride:?}");
+                    for residual in [false, true] {
+                        let what = format!("{name} {dtype:?} {activation:?} {kernel:?} residual {residual}");
+                        assert_eq!(y(true, residual), y(false, residual), "{what}");
+                    }
                 }
             }
         }

@@ -82,6 +82,7 @@ pub(super) fn random(family: &mut Random, each: &mut Random) -> Case {
     }
     let groups = family.pick(&[1, 1, 1, 2, 3]);
     case.plan = format!("pick{}", family.bits() % 1000);
+    case.set("residual", &[family.range(0, 1)]);
 
     let padding = padding(each, kernel, dilation);
     let mut x = [each.pick(&[1, 1, 1, 2, 3]), 1, extent(each), extent(each), extent(each)];

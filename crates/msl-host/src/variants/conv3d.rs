@@ -4,11 +4,11 @@ use super::{IndexWidth, note_refusal, tensor, understated};
 use crate::server::{Label, Recorder};
 use conv_cases::conv3d::{self as cases, Conv3dCase};
 use conv_kernels::conv3d::{
-    Activation, Conv3dProblem, PaddingMode, Pass, Plan, Window, activation_gradient, bias_gradient, eligible,
-    forward, forward_cached, forward_with_pre, input_gradient, transposed_forward,
+    Activation, Added, Conv3dProblem, PaddingMode, Pass, Plan, Window, activation_gradient, bias_gradient,
+    eligible, forward, forward_cached, forward_with_pre, input_gradient, transposed_forward,
     transposed_forward_with_pre, weight_and_bias_gradient, weight_gradient, weight_gradient_cached,
 };
-use conv_kernels::{FloatType, Limits};
+use conv_kernels::{FloatType, Limits, Operand};
 use cubecl::prelude::Client;
 
 /// Launches every pass and plan of the table in `dtype`.
@@ -133,6 +133,7 @@ pub fn table(index: IndexWidth) -> Vec<Conv3dCase> {
         table.push(Conv3dCase { bias: false, ..case.clone() });
         table.push(case);
     }
+    table.extend(super::residual::cases(&bases, index));
     table
 }
 
@@ -167,7 +168,8 @@ pub fn streams() -> Vec<(usize, Conv3dCase)> {
     let even = Conv3dCase { c: 8, bias: false, ..base.clone() };
     // Frames that are whole vectors of positions.
     let frames = Conv3dCase::new("stream_of_frames", [1, 8, 4, 4, 8], 10, [3, 1, 1]);
-    [base, even, frames].into_iter().map(|case| (2, case)).collect()
+    let residual = Conv3dCase { residual: true, ..even.clone() };
+    [base, even, frames, residual].into_iter().map(|case| (2, case)).collect()
 }
 
 /// Launches the passes that read a cache.
@@ -192,8 +194,9 @@ fn record_stream(
                 let [cache, x] = [*held, d - held].map(|frames| tensor(client, &[n, c, frames, h, w], dtype));
                 let [_, w, y] = operands(client, &problem);
                 if pass == Pass::Forward {
-                    let bias = problem.bias.then(|| tensor(client, &[problem.out_channels], dtype));
-                    let others = (&cache, None, bias.as_ref());
+                    let [bias, residual] = added(client, &problem);
+                    let added = Added { bias: bias.as_ref(), residual: residual.as_ref() };
+                    let others = (&cache, None, added);
                     forward_cached(client, limits, &problem, &plan, [&x, &w, &y], others)
                 } else {
                     weight_gradient_cached(client, limits, &problem, &plan, [&x, &y, &w], &cache)
@@ -237,12 +240,12 @@ fn record_transposed(
 }
 
 /// Whether a launch of the table may need kernels that no other one needs: gradients depend on neither
-/// activation nor bias, and most plans take the activation as a run-time argument.
+/// activation nor bias nor residual, and most plans take the activation as a run-time argument.
 pub fn lists(problem: &Conv3dProblem, pass: Pass, plan: &Plan) -> bool {
     let plain = problem.window.activation == Activation::None;
     match pass {
-        Pass::Forward => plain || matches!(plan, Plan::Direct),
-        Pass::InputGradient | Pass::WeightGradient => plain && problem.bias,
+        Pass::Forward => plain || problem.residual || matches!(plan, Plan::Direct),
+        Pass::InputGradient | Pass::WeightGradient => plain && problem.bias && !problem.residual,
     }
 }
 
@@ -271,7 +274,9 @@ fn problem(case: &Conv3dCase, dtype: FloatType) -> Result<Conv3dProblem, conv_ke
         }),
         activation,
     };
-    Conv3dProblem::new(case.input_shape(), case.weight_shape(), case.bias.then_some(case.o), window, dtype)
+    let bias = case.bias.then_some(case.o);
+    let problem = Conv3dProblem::new(case.input_shape(), case.weight_shape(), bias, window, dtype)?;
+    Ok(Conv3dProblem { residual: case.residual, ..problem })
 }
 
 fn record_case(
@@ -295,8 +300,9 @@ fn record_case(
                 let [x, w, y] = operands(client, &problem);
                 match pass {
                     Pass::Forward => {
-                        let bias = problem.bias.then(|| tensor(client, &[problem.out_channels], dtype));
-                        forward(client, limits, &problem, &plan, [&x, &w, &y], bias.as_ref())
+                        let [bias, residual] = added(client, &problem);
+                        let added = Added { bias: bias.as_ref(), residual: residual.as_ref() };
+                        forward(client, limits, &problem, &plan, [&x, &w, &y], added)
                     }
                     Pass::InputGradient => input_gradient(client, limits, &problem, &plan, [&y, &w, &x]),
                     Pass::WeightGradient => weight_gradient(client, limits, &problem, &plan, [&x, &y, &w]),
@@ -329,8 +335,9 @@ fn record_case(
             let result = recorder.record(&label, |client| {
                 let [x, w, y] = operands(client, &problem);
                 let pre = tensor(client, &problem.y_shape(), FloatType::F32);
-                let bias = tensor(client, &[problem.out_channels], dtype);
-                forward_with_pre(client, limits, &problem, &plan, [&x, &w, &y], &pre, Some(&bias))
+                let [bias, residual] = added(client, &problem);
+                let added = Added { bias: bias.as_ref(), residual: residual.as_ref() };
+                forward_with_pre(client, limits, &problem, &plan, [&x, &w, &y], &pre, added)
             });
             note_refusal(result, &label, &case.name, refused);
         }
@@ -349,7 +356,13 @@ fn record_case(
     note_refusal(result, &label, &case.name, refused);
 }
 
-fn operands(client: &Client, problem: &Conv3dProblem) -> [conv_kernels::Operand; 3] {
+/// The bias and the residual of a problem.
+fn added(client: &Client, problem: &Conv3dProblem) -> [Option<Operand>; 2] {
+    let bias = problem.bias.then(|| tensor(client, &[problem.out_channels], problem.dtype));
+    [bias, problem.residual.then(|| tensor(client, &problem.y_shape(), problem.dtype))]
+}
+
+fn operands(client: &Client, problem: &Conv3dProblem) -> [Operand; 3] {
     [problem.x_shape(), problem.weight_shape(), problem.y_shape()]
         .map(|shape| tensor(client, &shape, problem.dtype))
 }
@@ -366,6 +379,9 @@ fn options(problem: &Conv3dProblem, pass: Pass) -> String {
     }
     if pass == Pass::Forward && problem.bias {
         words.push("bias".into());
+    }
+    if pass == Pass::Forward && problem.residual {
+        words.push("residual".into());
     }
     words.join(" ").to_lowercase()
 }

@@ -37,8 +37,7 @@ impl ResidualBlock {
     }
 
     pub(super) fn forward(&self, x: Option<Tensor<5>>, stream: &mut Stream) -> Option<Tensor<5>> {
-        let h = self.conv1.forward(x.clone().map(normed), stream);
-        let h = self.conv2.forward(h.map(normed), stream);
+        let h = self.conv1.forward(x.clone().map(normed), stream).map(normed);
         let x = match &self.norm3 {
             Some(norm) => x.map(|x| norm.forward(x)),
             None => x,
@@ -47,6 +46,14 @@ impl ResidualBlock {
             Some(shortcut) => x.map(|x| shortcut.forward(x)),
             None => x,
         };
+        if let (Some(h), Some(x)) = (&h, &x)
+            && let Some(y) = self.conv2.forward_with_residual(h, x, stream)
+        {
+            // That of the sum below: layers find their slots by the order of the calls.
+            stream.slot();
+            return Some(y);
+        }
+        let h = self.conv2.forward(h, stream);
         sum(h, x, stream.slot())
     }
 }

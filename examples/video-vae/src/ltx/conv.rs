@@ -37,6 +37,20 @@ impl Conv {
         Self { conv, causal, stride }
     }
 
+    /// The frames of a causal convolution, plus a tensor of their shape. Of a two-sided one, whose frames lag
+    /// behind those of x, none.
+    pub(super) fn forward_with_residual(
+        &self,
+        x: &Tensor<5>,
+        residual: &Tensor<5>,
+        stream: &mut Stream,
+    ) -> Option<Tensor<5>> {
+        self.causal.then(|| {
+            let frames = &mut stream.slot().frames;
+            self.conv.forward_streaming_with_residual(x.clone(), residual.clone(), frames)
+        })
+    }
+
     /// The frames that the next ones complete.
     pub(super) fn forward(&self, x: Option<Tensor<5>>, stream: &mut Stream) -> Option<Tensor<5>> {
         let ends = stream.ends();

@@ -35,11 +35,11 @@ impl ResidualBlock {
         let h = silu(self.norm1.forward(x.clone()));
         let h = self.conv1.forward_streaming(h, &mut stream.slot().frames);
         let h = silu(self.norm2.forward(h));
-        let h = self.conv2.forward_streaming(h, &mut stream.slot().frames);
-        match &self.conv_shortcut {
-            Some(shortcut) => h + shortcut.forward(x),
-            None => h + x,
-        }
+        let x = match &self.conv_shortcut {
+            Some(shortcut) => shortcut.forward(x),
+            None => x,
+        };
+        self.conv2.forward_streaming_with_residual(h, x, &mut stream.slot().frames)
     }
 }
 
@@ -71,7 +71,7 @@ impl AttentionBlock {
         let scores = tokens(0).matmul(tokens(1).transpose()) / (c as f64).sqrt();
         let mixed = softmax(scores, 2).matmul(tokens(2));
         let mixed = mixed.reshape([n, t, h, w, c]).permute([0, 4, 1, 2, 3]);
-        self.proj.forward(mixed) + x
+        self.proj.forward_with_residual(mixed, x)
     }
 }
 

@@ -17,6 +17,7 @@ use super::staged_weight::staged_weight_kernel;
 use super::weight;
 use crate::activation::Activation;
 use crate::conv3d::call::Conv3dCall;
+use crate::conv3d::epilogue::Epilogue;
 use crate::conv3d::frames::FrameTile;
 use crate::conv3d::gemm;
 use crate::conv3d::gemm::gather::{Gather, gather_args, gathers, positions, taps};
@@ -271,7 +272,7 @@ fn staged_weight_gradient(
     reduce::sum_partials(client, limits, &partials, dw)?;
     match db {
         Some(db) => {
-            reduce::finish_partials_from(client, limits, (&partials, dw.len()), db, (None, Activation::None))
+            reduce::finish_partials_from(client, limits, (&partials, dw.len()), db, Epilogue::default())
         }
         None => Ok(()),
     }

@@ -13,6 +13,7 @@ use super::weight::{TileSplitLaunch, few_outputs_weight_kernel};
 use super::{channel_slices, dense_walk, threadgroups, tile_slices};
 use crate::activation::Activation;
 use crate::conv3d::call::Conv3dCall;
+use crate::conv3d::epilogue::Epilogue;
 use crate::conv3d::gemm::gather::{Gather, divisor, gather_args};
 use crate::conv3d::pass::Pass;
 use crate::conv3d::reduce;
@@ -27,22 +28,21 @@ pub(super) fn launch(
     tile: &FewOutputsTile,
     [source, weight, out]: [&Operand; 3],
 ) -> Result<(), ConvError> {
-    let Conv3dCall { client, limits, ref problem, pass, bias, activation, .. } = *call;
+    let Conv3dCall { client, limits, ref problem, pass, .. } = *call;
     let (walks, outputs) =
         dense_walk(problem, pass).expect("`check` has found that the plan serves the pass");
     let shape = FewOutputsShape::of(&walks, outputs, tile);
     let (slices, length) = channel_slices(problem, pass, threadgroups(problem, &walks, &shape), limits);
-    let whole = (bias, activation);
     let products = |out: &Operand, epilogue| {
         let operands = [source, weight, out];
         launch_slices(call, (&walks, &shape), (slices, length), operands, epilogue)
     };
     if slices == 1 {
-        return products(out, whole);
+        return products(out, call.epilogue());
     }
     let (partials, slice) = reduce::split_result(client, slices, out);
-    products(&slice, (None, Activation::None))?;
-    reduce::finish_partials(client, limits, &partials, out, whole)
+    products(&slice, Epilogue::default())?;
+    reduce::finish_partials(client, limits, &partials, out, call.epilogue())
 }
 
 fn launch_slices(
@@ -50,7 +50,7 @@ fn launch_slices(
     (walks, shape): (&Gather, &FewOutputsShape),
     (slices, length): (usize, usize),
     operands: [&Operand; 3],
-    (bias, activation): (Option<&Operand>, Activation),
+    Epilogue { bias, activation, .. }: Epilogue,
 ) -> Result<(), ConvError> {
     let Conv3dCall { client, limits, ref problem, pass, .. } = *call;
     let [source, weight, out] = operands;

@@ -94,8 +94,8 @@ pub(super) fn contiguous_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
             multiply(&source_stage, &dy_stage, &sums, (true, true), size, tile);
         }
     }
-    let no_bias = ComptimeOption::<&Tensor<E>>::new_None();
-    epilogue(&sums, &mut scratch, no_bias, out, &gather, &shape, &work, Pass::WeightGradient, false, tile);
+    let none = ComptimeOption::<&Tensor<E>>::new_None();
+    epilogue(&sums, &mut scratch, none, none, out, &gather, &shape, &work, Pass::WeightGradient, false, tile);
 }
 
 /// Loads this thread's vectors of the next source stage into registers.

@@ -115,6 +115,10 @@ impl Family for GemmTile {
             _ => forward_or_input_gradient(call, *self, operands),
         }
     }
+
+    fn fuses_residual(&self) -> bool {
+        true
+    }
 }
 
 /// Whether the kernels with multiply-adds prefetch stages, their inner loops unrolled: where compilers

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! out[position, n] = activation( bias[n] + sum over k = (c, tap) of source(position, k) * weight(k, n) )
+//!                    + residual[position, n]
 //!
 //!                    tile_n channels
 //!                  +-----------------+
@@ -12,7 +13,7 @@
 //!       | source | | sums            | tile_m output positions, in registers
 //!       +--------+ +-----------------+
 //!
-//! source, out  [N, C, D, H, W], any strides
+//! source, out  [N, C, D, H, W], any strides; the residual has out's shape and strides of its own
 //! weight       [N / groups, K] of each group, any strides; packed ([`super::pack`]) for input gradients
 //! ```
 //!
@@ -33,7 +34,7 @@ use super::stage::{
 use super::table::{IndexTable, fill_half, fill_other_half};
 use super::tap_check::TapCheck;
 use crate::activation::activate_by_code;
-use crate::conv3d::epilogue::channel_bias;
+use crate::conv3d::epilogue::{add_residual, channel_bias, residual_row};
 use crate::conv3d::pass::Pass;
 use crate::launch::Span;
 use cubecl::ir::ElemType;
@@ -45,6 +46,7 @@ pub(crate) fn fma_kernel<E: Float, O: Float, R: Size>(
     weight: &[E],
     cache: ComptimeOption<&[Vector<E, R>]>,
     bias: ComptimeOption<&Tensor<E>>,
+    residual: ComptimeOption<&Tensor<E>>,
     out: &mut [O],
     gather: GatherArgs,
     joined: ComptimeOption<JoinedArgs>,
@@ -54,6 +56,8 @@ pub(crate) fn fma_kernel<E: Float, O: Float, R: Size>(
     #[comptime] patches: bool,
     #[comptime] tile: RegisterTile,
     #[comptime] prefetch: bool,
+    // For the kernel's key, in which optional arguments do not count.
+    #[comptime] has_residual: bool,
     #[define(E)] _dtype: ElemType,
     #[define(O)] _out_dtype: ElemType,
 ) {
@@ -174,11 +178,17 @@ pub(crate) fn fma_kernel<E: Float, O: Float, R: Size>(
             let m = first_m + row_of(i, tile);
             if m < shape.m {
                 let at = gather.position_out(m) + slice * shape.slice_stride;
+                let added = residual_row(residual, &gather, m);
                 #[unroll]
                 for j in 0..comptime!(tile.columns) {
                     if first_n + column_of(j, tile) < shape.n {
                         let value = sums[comptime!(i * tile.columns + j)] + *biases.index(j);
-                        out[at + *offsets.index(j)] = O::cast_from(activate_by_code(value, shape.activation));
+                        let mut value = activate_by_code(value, shape.activation);
+                        if comptime!(has_residual) {
+                            let channel = first_channel + first_n + column_of(j, tile);
+                            value = add_residual(value, residual, added, channel);
+                        }
+                        out[at + *offsets.index(j)] = O::cast_from(value);
                     }
                 }
             }
@@ -193,6 +203,7 @@ pub(crate) fn fma_kernel<E: Float, O: Float, R: Size>(
             let m = first_m + row_of(i, tile);
             if m < shape.m {
                 let at = gather.position_out(m) + slice * shape.slice_stride;
+                let added = residual_row(residual, &gather, m);
                 #[unroll]
                 for vector in 0..comptime!(tile.columns / VECTOR) {
                     #[unroll]
@@ -207,6 +218,7 @@ pub(crate) fn fma_kernel<E: Float, O: Float, R: Size>(
                             let sum = results[UNIT_POS as usize + j * threads];
                             let bias = channel_bias(bias, gather.column_channel(channel, patches));
                             let value = activate_by_code(sum + bias, shape.activation);
+                            let value = add_residual(value, residual, added, channel);
                             out[at + gather.out_column(channel)] = O::cast_from(value);
                         }
                     }

@@ -17,6 +17,7 @@ use super::index::GatherArgs;
 use super::stage::{GemmShape, WorkTile};
 use super::table::IndexTable;
 use crate::activation::activate_by_code;
+use crate::conv3d::epilogue::{add_residual, residual_row};
 use crate::conv3d::mma::{load_fragment, multiply_fragments, store_to_patch};
 use crate::conv3d::pass::Pass;
 use cubecl::cmma::{self, MatrixIdent, MatrixLayout};
@@ -85,14 +86,15 @@ fn fragment<S: Float, V: Size>(
     load_fragment(&stage[at..end], ident, layout, comptime!(row * width), tile.fragment)
 }
 
-/// The epilogue: adds bias, applies the activation, rounds and stores a subgroup's sums, except those past M
-/// and N. With `patches` the bias is that of the channel of several columns. A weight gradient is stored as
-/// `[n][m]`.
+/// The epilogue: adds bias, applies the activation, adds the residual, rounds and stores a subgroup's sums,
+/// except those past M and N. With `patches` the bias is that of the channel of several columns. A weight
+/// gradient is stored as `[n][m]`.
 #[cube]
 pub(super) fn epilogue<E: Float, O: Float>(
     sums: &Sequence<cmma::Matrix<f32>>,
     scratch: &mut Shared<[f32]>,
     bias: ComptimeOption<&Tensor<E>>,
+    residual: ComptimeOption<&Tensor<E>>,
     out: &mut [O],
     gather: &GatherArgs,
     shape: &GemmShape,
@@ -124,6 +126,11 @@ pub(super) fn epilogue<E: Float, O: Float>(
             at = gather.position_out(min(m, shape.m - 1u32));
         }
         at += work.slice * shape.slice_stride;
+        let added = #[comptime]
+        match residual {
+            ComptimeOption::Some(_) => residual_row(residual, gather, min(m, shape.m - 1u32)),
+            ComptimeOption::None => 0usize,
+        };
         #[unroll]
         for fragment_row in 0..comptime!(tile.subgroup_n / tile.fragment) {
             let sum = sums.index(comptime!(fragment_row * (tile.subgroup_m / tile.fragment) + column));
@@ -146,7 +153,8 @@ pub(super) fn epilogue<E: Float, O: Float>(
                     if gathered {
                         row = columns[(n - work.first_n) as usize];
                     }
-                    out[at + row] = O::cast_from(activate_by_code(sum, shape.activation));
+                    let value = activate_by_code(sum, shape.activation);
+                    out[at + row] = O::cast_from(add_residual(value, residual, added, channel));
                 }
             }
         }

@@ -130,7 +130,12 @@ impl AxisGatherArgs {
     }
 
     pub(crate) fn out_offset(&self, position: u32) -> usize {
-        (self.first_out + position * self.out_step) as usize * self.out_stride
+        self.out_coordinate(position) as usize * self.out_stride
+    }
+
+    /// Where in the result a position is.
+    pub(crate) fn out_coordinate(&self, position: u32) -> u32 {
+        self.first_out + position * self.out_step
     }
 
     pub(crate) fn weight_offset(&self, tap: u32, #[comptime] pass: Pass) -> usize {
@@ -263,11 +268,17 @@ impl GatherArgs {
         }
     }
 
-    /// Offset in the result of the output position at a linear index.
-    pub(crate) fn position_out(&self, index: u32) -> usize {
+    /// Image, depth, height and width of the output position at a linear index.
+    pub(crate) fn position_coordinates(&self, index: u32) -> (u32, u32, u32, u32) {
         let (rest, w) = self.width.positions.div_mod(index);
         let (rest, h) = self.height.positions.div_mod(rest);
         let (n, d) = self.depth.positions.div_mod(rest);
+        (n, d, h, w)
+    }
+
+    /// Offset in the result of the output position at a linear index.
+    pub(crate) fn position_out(&self, index: u32) -> usize {
+        let (n, d, h, w) = self.position_coordinates(index);
         n as usize * self.out_batch_stride
             + self.depth.out_offset(d)
             + self.height.out_offset(h)

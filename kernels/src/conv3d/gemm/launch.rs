@@ -16,8 +16,8 @@ use super::stage::GemmShapeLaunch;
 use super::stage_vector;
 use super::tap_check::TapCheck;
 use super::vectors::{joined_vector_width, weight_vector_width};
-use crate::activation::Activation;
 use crate::conv3d::call::Conv3dCall;
+use crate::conv3d::epilogue::Epilogue;
 use crate::conv3d::pass::Pass;
 use crate::conv3d::reduce;
 use crate::error::ConvError;
@@ -33,18 +33,18 @@ pub(super) fn forward_or_input_gradient(
     tile: GemmTile,
     [source, weight, out]: [&Operand; 3],
 ) -> Result<(), ConvError> {
-    let Conv3dCall { client, limits, ref problem, pass, bias, activation, .. } = *call;
+    let Conv3dCall { client, limits, ref problem, pass, .. } = *call;
     let patched = weight.is_row_major() && is_patches(problem, pass);
     let gathers = if patched { vec![patches(problem)] } else { launched_gathers(problem, pass) };
     let gathers: Vec<_> = gathers.iter().filter(|gather| positions(gather) > 0).collect();
     let slices = most_slices(problem, pass, tile, gathers.iter().copied(), limits);
-    let epilogue = (bias, activation);
+    let epilogue = call.epilogue();
     let gemm = GemmLaunch { call, tile, slices, prefetch: prefetches(problem, pass, tile, limits) };
     if slices == 1 {
         return gathers.iter().try_for_each(|gather| launch(&gemm, gather, [source, weight, out], epilogue));
     }
     let (partials, part) = reduce::split_result(client, slices, out);
-    let plain = (None, Activation::None);
+    let plain = Epilogue::default();
     gathers.iter().try_for_each(|gather| launch(&gemm, gather, [source, weight, &part], plain))?;
     reduce::finish_partials(client, limits, &partials, out, epilogue)
 }
@@ -68,7 +68,7 @@ pub(in crate::conv3d) fn launch_gather(
 ) -> Result<(), ConvError> {
     let tile = GemmTile::Fma(RegisterTile::M128N8);
     let gemm = GemmLaunch { call, tile, slices: 1, prefetch: call.limits.unroll };
-    launch(&gemm, gather, operands, (call.bias, call.activation))
+    launch(&gemm, gather, operands, call.epilogue())
 }
 
 /// An input gradient's weights, packed for one gather. None where the pass reads the weight itself: the
@@ -112,7 +112,7 @@ fn launch(
     &GemmLaunch { call, tile, slices, prefetch }: &GemmLaunch,
     gather: &Gather,
     [source, weight, out]: [&Operand; 3],
-    (bias, activation): (Option<&Operand>, Activation),
+    Epilogue { bias, residual, activation }: Epilogue,
 ) -> Result<(), ConvError> {
     let Conv3dCall { client, limits, ref problem, pass, cache, .. } = *call;
     let [m, n, k] = gemm_shape(problem, pass, gather);
@@ -127,7 +127,9 @@ fn launch(
     let slice_k = k.div_ceil(slices).next_multiple_of(tile_k);
     let slice_stride = if slices == 1 { 0 } else { out.len() };
     let largest = m.max(n).max(k + slice_k * slices).max(threadgroups).max(slice_stride * slices);
-    let address = address_type("conv3d", &[source, cache.unwrap_or(source), weight, out], largest, limits)?;
+    let others = [cache, residual].into_iter().flatten();
+    let reached: Vec<_> = [source, weight, out].into_iter().chain(others).collect();
+    let address = address_type("conv3d", &reached, largest, limits)?;
     let flop = 2.0 * (tile_m * tile_n * slice_k) as f64;
     let check = TapCheck::of_call(gather, call);
     // A bias for each of several columns of a channel; the same kernel without a bias.
@@ -165,6 +167,7 @@ fn launch(
                     weight.buffer_arg(1),
                     cache.map(|cache| cache.buffer_arg(source_width)).into(),
                     bias.map(|bias| bias.tensor_arg()).into(),
+                    residual.map(|residual| residual.tensor_arg()).into(),
                     out.buffer_arg(1),
                     args,
                     joined,
@@ -174,6 +177,7 @@ fn launch(
                     patches,
                     tile,
                     prefetch,
+                    residual.is_some(),
                     source.dtype.elem(),
                     out.dtype.elem(),
                 );
@@ -196,6 +200,7 @@ fn launch(
                         weight.buffer_arg(weight_width),
                         cache.map(|cache| cache.buffer_arg(source_width)).into(),
                         bias.map(|bias| bias.tensor_arg()).into(),
+                        residual.map(|residual| residual.tensor_arg()).into(),
                         out.buffer_arg(1),
                         args,
                         joined,
@@ -206,6 +211,7 @@ fn launch(
                         tile,
                         prefetch,
                         stage.size(),
+                        residual.is_some(),
                         source.dtype.elem(),
                         stage.elem(),
                         out.dtype.elem(),

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! out[position, n] = activation( bias[n] + sum over k = (c, tap) of source(position, k) * weight(k, n) )
+//!                    + residual[position, n]
 //!
 //!                  tile_m output positions
 //!               +----------+----------+    a stage:        tile_k of tile_m positions and tile_n channels
@@ -11,7 +12,7 @@
 //!               | subgroup | subgroup |                    subgroups of 32
 //!               +----------+----------+
 //!
-//! source, out  [N, C, D, H, W], any strides
+//! source, out  [N, C, D, H, W], any strides; the residual has out's shape and strides of its own
 //! weight       [N / groups, K] of each group, any strides; packed ([`super::pack`]) for input gradients
 //! ```
 //!
@@ -41,6 +42,7 @@ pub(crate) fn mma_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, R: Size
     weight: &[Vector<E, W>],
     cache: ComptimeOption<&[Vector<E, R>]>,
     bias: ComptimeOption<&Tensor<E>>,
+    residual: ComptimeOption<&Tensor<E>>,
     out: &mut [O],
     gather: GatherArgs,
     joined: ComptimeOption<JoinedArgs>,
@@ -51,6 +53,8 @@ pub(crate) fn mma_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, R: Size
     #[comptime] tile: MatrixTile,
     #[comptime] prefetch: bool,
     #[comptime] size: usize,
+    // For the kernel's key, in which optional arguments do not count.
+    #[comptime] _has_residual: bool,
     #[define(E)] _dtype: ElemType,
     #[define(S)] _stage_dtype: ElemType,
     #[define(O)] _out_dtype: ElemType,
@@ -140,7 +144,7 @@ pub(crate) fn mma_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, R: Size
             multiply(&source_stage, &weight_stage, &sums, k_major, size, tile);
         }
     }
-    epilogue(&sums, &mut scratch, bias, out, &gather, &shape, &work, Pass::Forward, patches, tile);
+    epilogue(&sums, &mut scratch, bias, residual, out, &gather, &shape, &work, Pass::Forward, patches, tile);
 }
 
 /// Loads this thread's elements of the next source stage into registers, lanes along positions (coalesced).

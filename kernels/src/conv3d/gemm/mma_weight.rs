@@ -144,8 +144,8 @@ pub(crate) fn mma_weight_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, 
             multiply(&source_stage, &dy_stage, &sums, k_major, size, tile);
         }
     }
-    let no_bias = ComptimeOption::<&Tensor<E>>::new_None();
-    epilogue(&sums, &mut scratch, no_bias, out, &gather, &shape, &work, Pass::WeightGradient, false, tile);
+    let none = ComptimeOption::<&Tensor<E>>::new_None();
+    epilogue(&sums, &mut scratch, none, none, out, &gather, &shape, &work, Pass::WeightGradient, false, tile);
 }
 
 /// Loads this thread's elements of the next source stage into registers: one position (or one vector of them)

@@ -14,8 +14,8 @@ use super::mma::subpixel_mma_kernel;
 use super::pack::{PackedAxisLaunch, PackedExtentsLaunch, THREADS, pack_kernel};
 use super::tiling::{DepthAxisLaunch, FrameAxisLaunch, SubpixelTilingLaunch};
 use super::{SubpixelExtents, stage};
-use crate::activation::Activation;
 use crate::conv3d::call::Conv3dCall;
+use crate::conv3d::epilogue::Epilogue;
 use crate::conv3d::gemm::config::SUBGROUP;
 use crate::conv3d::gemm::gather::divisor;
 use crate::conv3d::reduce;
@@ -30,18 +30,18 @@ pub(super) fn launch(
     tile: &SubpixelTile,
     [dy, w, dx]: [&Operand; 3],
 ) -> Result<(), ConvError> {
-    let Conv3dCall { client, limits, ref problem, bias, activation, .. } = *call;
+    let Conv3dCall { client, limits, ref problem, .. } = *call;
     let extents =
         SubpixelExtents::of(problem, tile).expect("`check` has found that the plan serves the pass");
     let packed = pack(call, &extents, tile, w)?;
     let slice_chunks = extents.slice_chunks(problem, tile, limits);
     let slices = extents.chunks.div_ceil(slice_chunks).max(1);
-    let epilogue = (bias, activation);
+    let epilogue = call.epilogue();
     if slices == 1 {
         return gradient(call, &extents, (tile, slice_chunks, 1), [dy, &packed, dx], epilogue);
     }
     let (partials, slice) = reduce::split_result(client, slices, dx);
-    let plain = (None, Activation::None);
+    let plain = Epilogue::default();
     gradient(call, &extents, (tile, slice_chunks, slices), [dy, &packed, &slice], plain)?;
     reduce::finish_partials(client, limits, &partials, dx, epilogue)
 }
@@ -114,7 +114,7 @@ fn gradient(
     extents: &SubpixelExtents,
     (tile, slice_chunks, slices): (&SubpixelTile, usize, usize),
     [dy, packed, out]: [&Operand; 3],
-    (bias, activation): (Option<&Operand>, Activation),
+    Epilogue { bias, activation, .. }: Epilogue,
 ) -> Result<(), ConvError> {
     let Conv3dCall { client, limits, ref problem, .. } = *call;
     let threadgroups = extents.threadgroups(problem, tile) * slices;

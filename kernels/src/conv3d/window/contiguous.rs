@@ -16,7 +16,8 @@
 //!
 //! Per block a threadgroup loads `tile_m * 16` source elements and `16 * tile_n` weights (each subgroup those
 //! of its own channels), for `2 * tile_m * tile_n * 16` FLOP. The blocks of a depth tap are padded to whole
-//! stages, with zeros on both sides. Declined: frames that are not contiguous (the other kernel's).
+//! stages, with zeros on both sides. Declined: frames of the source, the result or the residual that are not
+//! contiguous (the other kernel's).
 
 use super::config::{CHANNELS, WindowTile};
 use super::epilogue::write_contiguous;
@@ -41,6 +42,7 @@ pub(super) fn contiguous_kernel<E: Float, S: Float, O: Float, V: Size>(
     cache: ComptimeOption<&[Vector<E, V>]>,
     weight: &[Vector<S, V>],
     bias: ComptimeOption<&Tensor<E>>,
+    residual: ComptimeOption<&Tensor<Vector<E, Const<4>>>>,
     out: &mut [Vector<O, Const<4>>],
     walk: GatherArgs,
     cache_args: ComptimeOption<CacheArgs>,
@@ -51,6 +53,8 @@ pub(super) fn contiguous_kernel<E: Float, S: Float, O: Float, V: Size>(
     #[comptime] tile: WindowTile,
     #[comptime] prefetch: bool,
     #[comptime] size: usize,
+    // For the kernel's key, in which optional arguments do not count.
+    #[comptime] _has_residual: bool,
     #[define(E)] _dtype: ElemType,
     #[define(S)] _stage_dtype: ElemType,
     #[define(O)] _out_dtype: ElemType,
@@ -100,7 +104,7 @@ pub(super) fn contiguous_kernel<E: Float, S: Float, O: Float, V: Size>(
             sync_cube();
         }
     }
-    write_contiguous(&acc, bias, out, &walk, &tiling, &work, tile);
+    write_contiguous(&acc, bias, residual, out, &walk, &tiling, &work, tile);
 }
 
 /// Loads this thread's vectors of a stage into registers, lanes along positions.

@@ -1,10 +1,10 @@
 //! Epilogue of the window GEMMs: accumulator fragment -> the subgroup's patch of shared memory -> bias,
-//! activation, rounding, masked store. Fragments have channels as rows and positions as columns.
+//! activation, residual, rounding, masked store. Fragments have channels as rows and positions as columns.
 
 use super::config::{PATCH_FRAGMENTS, WindowTile};
 use super::tiling::{WindowTiling, WindowWork};
 use crate::activation::{activate_by_code, activate_vector};
-use crate::conv3d::epilogue::channel_bias;
+use crate::conv3d::epilogue::{add_residual, channel_bias, residual_offset};
 use crate::conv3d::gemm::config::SUBGROUP;
 use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::mma::store_to_patch;
@@ -16,6 +16,7 @@ use cubecl::prelude::*;
 pub(super) fn write_result<E: Float, O: Float>(
     acc: &Sequence<cmma::Matrix<f32>>,
     bias: ComptimeOption<&Tensor<E>>,
+    residual: ComptimeOption<&Tensor<E>>,
     out: &mut [O],
     walk: &GatherArgs,
     tiling: &WindowTiling,
@@ -42,6 +43,11 @@ pub(super) fn write_result<E: Float, O: Float>(
         let w = work.first_w + in_row;
         let exists = h < tiling.height && in_row < tiling.segment_width && w < tiling.width;
         let at = frame_offset + walk.height.out_offset(h) + walk.width.out_offset(w);
+        let added = #[comptime]
+        match residual {
+            ComptimeOption::Some(residual) => residual_offset(residual, walk, work.n, work.d, h, w),
+            ComptimeOption::None => 0usize,
+        };
         #[unroll]
         for fragment_row in 0..comptime!(tile.subgroup_n / tile.fragment) {
             let sum = acc.index(comptime!(fragment_row * (tile.subgroup_m / tile.fragment) + column));
@@ -57,8 +63,9 @@ pub(super) fn write_result<E: Float, O: Float>(
                         bias.map(|bias| f32::cast_from(bias[channel as usize * bias.stride(0)]));
                     let sum = patches[patch + (in_patch * tile.fragment as u32 + in_fragment) as usize];
                     let sum = sum + bias.unwrap_or_else(|| 0.0f32.runtime());
+                    let value = activate_by_code(sum, tiling.activation);
                     out[at + walk.out_channel(channel)] =
-                        O::cast_from(activate_by_code(sum, tiling.activation));
+                        O::cast_from(add_residual(value, residual, added, channel));
                 }
             }
         }
@@ -74,6 +81,7 @@ pub(super) const OUT_VECTOR: usize = 4;
 pub(super) fn write_contiguous<E: Float, O: Float>(
     acc: &Sequence<cmma::Matrix<f32>>,
     bias: ComptimeOption<&Tensor<E>>,
+    residual: ComptimeOption<&Tensor<Vector<E, Const<4>>>>,
     out: &mut [Vector<O, Const<4>>],
     walk: &GatherArgs,
     tiling: &WindowTiling,
@@ -127,7 +135,17 @@ pub(super) fn write_contiguous<E: Float, O: Float>(
                     let bias = channel_bias(bias, channel);
                     let sum = patches[patch + in_patch * vectors + lane % vectors] + Vector::new(bias);
                     let at = frame_offset + walk.out_channel(channel) + position;
-                    out[at / OUT_VECTOR] = Vector::cast_from(activate_vector(sum, tiling.activation, false));
+                    let value = activate_vector(sum, tiling.activation, false);
+                    let value = #[comptime]
+                    match residual {
+                        ComptimeOption::Some(residual) => {
+                            let frame = residual_offset(residual, walk, work.n, work.d, 0u32, 0u32);
+                            let from = frame + channel as usize * residual.stride(1) + position;
+                            value + Vector::cast_from(residual[from / OUT_VECTOR])
+                        }
+                        ComptimeOption::None => value,
+                    };
+                    out[at / OUT_VECTOR] = Vector::cast_from(value);
                 }
             }
         }

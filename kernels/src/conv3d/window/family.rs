@@ -92,4 +92,8 @@ impl Family for WindowKernel {
             Self::Weight(tile) => weight::launch(call, *tile, operands),
         }
     }
+
+    fn fuses_residual(&self) -> bool {
+        true
+    }
 }

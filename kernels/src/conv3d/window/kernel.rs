@@ -47,6 +47,7 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
     cache: ComptimeOption<&[E]>,
     weight: &[Vector<S, V>],
     bias: ComptimeOption<&Tensor<E>>,
+    residual: ComptimeOption<&Tensor<E>>,
     out: &mut [O],
     walk: GatherArgs,
     cache_args: ComptimeOption<CacheArgs>,
@@ -57,6 +58,8 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
     #[comptime] tile: WindowTile,
     #[comptime] prefetch: bool,
     #[comptime] size: usize,
+    // For the kernel's key, in which optional arguments do not count.
+    #[comptime] _has_residual: bool,
     #[define(E)] _dtype: ElemType,
     #[define(S)] _stage_dtype: ElemType,
     #[define(O)] _out_dtype: ElemType,
@@ -134,7 +137,7 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
             }
         }
     }
-    write_result(&acc, bias, out, &walk, &tiling, &work, tile);
+    write_result(&acc, bias, residual, out, &walk, &tiling, &work, tile);
 }
 
 /// Offsets of the window's elements in a source frame, plus one; zero outside the source.

@@ -7,8 +7,8 @@ use super::extents::{WindowExtents, k_slices};
 use super::kernel::window_kernel;
 use super::pack::{OUT_CHANNELS, PackTilingLaunch, TAPS, THREADS, pack_kernel};
 use super::tiling::cache_args;
-use crate::activation::Activation;
 use crate::conv3d::call::Conv3dCall;
+use crate::conv3d::epilogue::Epilogue;
 use crate::conv3d::gemm::config::SUBGROUP;
 use crate::conv3d::gemm::gather::{divisor, gather_args};
 use crate::conv3d::gemm::{joined_vector_width, out_vector_width, stage_vector, weight_vector_width};
@@ -90,17 +90,16 @@ pub(super) fn launch(
     tile: WindowTile,
     [source, weight, out]: [&Operand; 3],
 ) -> Result<(), ConvError> {
-    let Conv3dCall { client, limits, ref problem, pass, bias, activation, .. } = *call;
+    let Conv3dCall { client, limits, ref problem, pass, .. } = *call;
     let extents = WindowExtents::of(problem, pass, &tile).expect("`serves` has checked the windows");
     let k_slices = k_slices(problem, pass, &extents, &tile, limits);
-    let epilogue = (bias, activation);
     let launch = WindowLaunch { call, tile, extents: &extents, k_slices };
     if k_slices == 1 {
-        return launch_gemm(&launch, [source, weight, out], epilogue);
+        return launch_gemm(&launch, [source, weight, out], call.epilogue());
     }
     let (partials, first) = reduce::split_result(client, k_slices, out);
-    launch_gemm(&launch, [source, weight, &first], (None, Activation::None))?;
-    reduce::finish_partials(client, limits, &partials, out, epilogue)
+    launch_gemm(&launch, [source, weight, &first], Epilogue::default())?;
+    reduce::finish_partials(client, limits, &partials, out, call.epilogue())
 }
 
 /// What the launches of a pass share, apart from their operands.
@@ -115,7 +114,7 @@ struct WindowLaunch<'a> {
 fn launch_gemm(
     launch: &WindowLaunch,
     [source, weight, out]: [&Operand; 3],
-    (bias, activation): (Option<&Operand>, Activation),
+    Epilogue { bias, residual, activation }: Epilogue,
 ) -> Result<(), ConvError> {
     let WindowLaunch { call, tile, extents, k_slices } = *launch;
     let Conv3dCall { client, limits, ref problem, pass, cache, .. } = *call;
@@ -126,20 +125,23 @@ fn launch_gemm(
     let slice_stride = if k_slices == 1 { 0 } else { out.len() };
     let largest =
         threadgroups.max(elements).max(extents.channels * problem.taps()).max(slice_stride * k_slices);
-    let address =
-        address_type("conv3d", &[source, cache.unwrap_or(source), weight, out, &packed], largest, limits)?;
+    let sources = || [source].into_iter().chain(cache);
+    let reached: Vec<_> = sources().chain([weight, out, &packed]).chain(residual).collect();
+    let address = address_type("conv3d", &reached, largest, limits)?;
     launch_pack(launch, [weight, &packed], width)?;
     let operations = 2.0 * (tile.tile_m * tile.tile_n * extents.mean_k().div_ceil(k_slices)) as f64;
-    // One tap in the frame, and contiguous frames of the source and of the result.
-    let sources = [source].into_iter().chain(cache);
-    let contiguous = joined_vector_width(&extents.walks, sources, width) == width
-        && out_vector_width(&extents.walks, out, OUT_VECTOR) == OUT_VECTOR;
+    // One tap in the frame, and contiguous frames of the sources, the result and the residual.
+    let vectors = |operand: &Operand| out_vector_width(&extents.walks, operand, OUT_VECTOR) == OUT_VECTOR;
+    let contiguous = joined_vector_width(&extents.walks, sources(), width) == width
+        && vectors(out)
+        && residual.is_none_or(vectors);
     for dispatch in dispatches(threadgroups, operations, limits) {
         let count = dispatch.count();
         let dim = CubeDim::new_2d(SUBGROUP as u32, tile.subgroups() as u32);
         let weight_arg = packed.buffer_arg(width);
         let out_arg = out.buffer_arg(if contiguous { OUT_VECTOR } else { 1 });
         let bias = bias.map(|bias| bias.tensor_arg());
+        let residual_arg = residual.map(|residual| residual.tensor_arg());
         let walk = gather_args(problem, pass, &extents.walks, [source, weight, out]);
         let tiling = extents.tiling(problem, &tile, (k_slices, slice_stride), activation);
         let phases = extents.phases(problem);
@@ -159,6 +161,7 @@ fn launch_gemm(
                     cache.map(|cache| cache.buffer_arg(width)).into(),
                     weight_arg,
                     bias.into(),
+                    residual_arg.into(),
                     out_arg,
                     walk,
                     cache.map(cache_args).into(),
@@ -169,6 +172,7 @@ fn launch_gemm(
                     tile,
                     limits.unroll,
                     size,
+                    residual.is_some(),
                     elem,
                     stage_elem,
                     out_elem,
@@ -189,6 +193,7 @@ fn launch_gemm(
                     cache.map(|cache| cache.buffer_arg(1)).into(),
                     weight_arg,
                     bias.into(),
+                    residual_arg.into(),
                     out_arg,
                     walk,
                     cache.map(cache_args).into(),
@@ -199,6 +204,7 @@ fn launch_gemm(
                     tile,
                     limits.unroll,
                     size,
+                    residual.is_some(),
                     elem,
                     stage_elem,
                     out_elem,

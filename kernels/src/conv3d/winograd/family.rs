@@ -64,6 +64,10 @@ impl Family for WinogradConfig {
             _ => forward_or_input_gradient(call, *self, operands),
         }
     }
+
+    fn fuses_residual(&self) -> bool {
+        true
+    }
 }
 
 /// Loop iterations of a thread: stages, their K elements, and the depth taps skipped at either end.

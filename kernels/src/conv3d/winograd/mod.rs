@@ -7,7 +7,7 @@
 //! filter.rs    U[point, kd, c, o]                = G g G^T
 //! input.rs     V[point, c, (image, frame, tile)] = B^T d B
 //! product.rs   M[point, o, (image, frame, tile)] = sum over (kd, c) of V * U    one GEMM per point
-//! output.rs    y                                 = activation(A^T M A + bias), edges masked
+//! output.rs    y                                 = activation(A^T M A + bias) + residual, edges masked
 //! ```
 //!
 //! Each input frame is transformed once, whatever KD; each output frame is transformed back once. Frames are
@@ -72,12 +72,12 @@ pub use cost::Cost;
 pub(super) use product_mma::tile as mma_tile;
 pub use region::RegionExtent;
 
-use super::call::Conv3dCall;
-use super::check::{check_bias, check_operands};
+use super::call::{Added, Conv3dCall};
+use super::check::{check_added, check_operands};
+use super::epilogue::Epilogue;
 use super::gemm::{MatrixTile, RegisterTile};
 use super::pass::Pass;
 use super::problem::Conv3dProblem;
-use crate::activation::Activation;
 use crate::dtype::FloatType;
 use crate::error::{ConvError, DeviceLimit, invalid, unsupported};
 use crate::limits::Limits;
@@ -221,11 +221,12 @@ fn forward_or_input_gradient(
     config: WinogradConfig,
     [source, w, out]: [&Operand; 3],
 ) -> Result<(), ConvError> {
-    let Conv3dCall { client, limits, ref problem, pass, bias, activation, cache, .. } = *call;
+    let Conv3dCall { client, limits, ref problem, pass, cache, .. } = *call;
+    let epilogue = call.epilogue();
     let correlation = Correlation::of(problem, pass);
     let call = WinogradCall { client, correlation: &correlation, config, result: out.dtype, limits };
     let source = input::Source { cache, tensor: source };
-    run(&call, (source, Filters::Weight(w), out), bias, activation, &Step::ALL)
+    run(&call, (source, Filters::Weight(w), out), epilogue, &Step::ALL)
 }
 
 /// Shape of a weight transformed by [`prepare`]: `U[point, kd, c, o]`, `o` rounded up to a multiple of four.
@@ -268,23 +269,25 @@ fn check_prepared(problem: &Conv3dProblem, tile: WinogradTile, u: &Operand) -> R
 ///
 /// # Errors
 /// As [`super::forward`], and if U does not have the shape of the problem's weight for that tile.
-pub fn forward_prepared(
+pub fn forward_prepared<'a>(
     client: &Client,
     limits: &Limits,
     problem: &Conv3dProblem,
     config: WinogradConfig,
     [x, u, y]: [&Operand; 3],
-    bias: Option<&Operand>,
+    added: impl Into<Added<'a>>,
 ) -> Result<(), ConvError> {
     check_operands(problem, &[("x", x, problem.x_shape()), ("y", y, problem.y_shape())])?;
-    check_bias(problem, bias)?;
+    let added @ Added { bias, residual } = added.into();
+    check_added(problem, added)?;
     check(&config, problem, Pass::Forward, limits)?;
     check_prepared(problem, config.tile, u)?;
     let correlation = Correlation::of(problem, Pass::Forward);
     let call = WinogradCall { client, correlation: &correlation, config, result: y.dtype, limits };
     let x = &x.bindable(client);
     let x = input::Source::whole(x);
-    run(&call, (x, Filters::Prepared(u), y), bias, problem.window.activation, &Step::ALL)
+    let epilogue = Epilogue { bias, residual, activation: problem.window.activation };
+    run(&call, (x, Filters::Prepared(u), y), epilogue, &Step::ALL)
 }
 
 /// Launches some steps of the forward pass, to time each: y is undefined unless all of them run.
@@ -306,7 +309,8 @@ pub fn forward_steps(
     let correlation = Correlation::of(problem, Pass::Forward);
     let call = WinogradCall { client, correlation: &correlation, config, result: y.dtype, limits };
     let x = input::Source::whole(x);
-    run(&call, (x, Filters::Weight(w), y), None, problem.window.activation, steps)
+    let epilogue = Epilogue { activation: problem.window.activation, ..Epilogue::default() };
+    run(&call, (x, Filters::Weight(w), y), epilogue, steps)
 }
 
 /// Launches the weight gradient: operands x, dy, dw.
@@ -361,8 +365,7 @@ pub(crate) struct WinogradCall<'a> {
 fn run(
     call: &WinogradCall,
     (source, filters, target): (input::Source, Filters, &Operand),
-    bias: Option<&Operand>,
-    activation: Activation,
+    epilogue: Epilogue,
     steps: &[Step],
 ) -> Result<(), ConvError> {
     let WinogradCall { client, correlation, config, limits, .. } = *call;
@@ -376,7 +379,8 @@ fn run(
         Filters::Prepared(u) => (None, u.clone()),
     };
     let operands = [source.tensor, source.cache_or_tensor(), w.unwrap_or(&u), target, &u, &v, &m];
-    let address = address_type("conv3d", &operands, 0, limits)?;
+    let reached: Vec<_> = operands.into_iter().chain(epilogue.residual).collect();
+    let address = address_type("conv3d", &reached, 0, limits)?;
     if let (Some(w), true) = (w, steps.contains(&Step::Filter)) {
         filter::launch(call, address, w, &u);
     }
@@ -388,7 +392,7 @@ fn run(
             product::launch(call, address, &region, [&u, &v, &m]);
         }
         if steps.contains(&Step::Output) {
-            output::launch(call, address, &region, (&m, bias, target), activation);
+            output::launch(call, address, &region, [&m, target], epilogue);
         }
     }
     Ok(())

@@ -1,19 +1,20 @@
 //! Output transform, one thread per (out channel, image, frame, tile), tiles fastest:
 //!
 //! ```text
-//! y = activation(A^T M A + bias)         m x m outputs of a tile, outputs past the frame's edges masked
+//! y = activation(A^T M A + bias) + residual     m x m outputs of a tile, those past the frame's edges masked
 //! ```
 //!
 //! Bytes per thread: t * t fp32 values read (coalesced), m * m outputs written: each row of the tile in the
-//! widest vectors that the output's layout allows. A threadgroup is 64 threads; about 1500 FLOP per thread.
+//! widest vectors that the layouts of the output and the residual allow. A threadgroup is 64 threads; about
+//! 1500 FLOP per thread.
 
 use super::WinogradCall;
 use super::constants::{Matrix, WinogradTile, rescale};
 use super::product_mma::padded;
 use super::region::{Region, RegionArgs, VECTOR};
 use super::transform::transform_square;
-use crate::activation::{Activation, activate_by_code};
-use crate::conv3d::epilogue::channel_bias;
+use crate::activation::activate_by_code;
+use crate::conv3d::epilogue::{Epilogue, channel_bias};
 use crate::launch::{Span, dispatches};
 use crate::operand::Operand;
 use cubecl::ir::{AddressType, ElemType};
@@ -41,12 +42,13 @@ pub(crate) fn launch(
     call: &WinogradCall,
     address: AddressType,
     region: &Region,
-    (m, bias, target): (&Operand, Option<&Operand>, &Operand),
-    activation: Activation,
+    [m, target]: [&Operand; 2],
+    Epilogue { bias, residual, activation }: Epilogue,
 ) {
     let channels = call.correlation.out_channels;
     let transforms = channels * region.m_rows();
-    let width = vector_width(target, call.config.tile);
+    let widths = [target].into_iter().chain(residual).map(|operand| vector_width(operand, call.config.tile));
+    let width = widths.min().unwrap_or(1);
     let flop = f64::from(THREADS) * 1500.0;
     for dispatch in dispatches(transforms.div_ceil(THREADS as usize), flop, call.limits) {
         let [image_stride, channel_stride, frame_stride, row_stride, column_stride] = target.strides[..]
@@ -63,6 +65,7 @@ pub(crate) fn launch(
                 width,
                 m.buffer_arg(1),
                 bias.map(|bias| bias.tensor_arg()).into(),
+                residual.map(|residual| residual.tensor_arg()).into(),
                 target.buffer_arg(width),
                 dispatch.span(),
                 region.args(),
@@ -79,15 +82,16 @@ pub(crate) fn launch(
                 },
                 call.config.tile,
                 call.config.mma_tile.is_some(),
-                bias.map_or(target.dtype, |bias| bias.dtype).elem(),
+                residual.is_some(),
+                bias.or(residual).map_or(target.dtype, |added| added.dtype).elem(),
                 target.dtype.elem(),
             );
         }
     }
 }
 
-/// Outputs per store: a width that divides a tile's row, the frame's width and every offset at which a store
-/// may start.
+/// Outputs per store, or elements per load of a residual: a width that divides a tile's row, the frame's
+/// width and every offset at which one may start.
 fn vector_width(target: &Operand, tile: WinogradTile) -> usize {
     let widest = if tile.outputs().is_multiple_of(VECTOR) { VECTOR } else { 2 };
     if target.has_vectors(4, target.shape[4], widest) { widest } else { 1 }
@@ -97,12 +101,15 @@ fn vector_width(target: &Operand, tile: WinogradTile) -> usize {
 fn output_kernel<E: Float, O: Float, N: Size>(
     m: &[f32],
     bias: ComptimeOption<&Tensor<E>>,
+    residual: ComptimeOption<&Tensor<Vector<E, N>>>,
     out: &mut [Vector<O, N>],
     span: Span,
     region: RegionArgs,
     target: OutputLayout,
     #[comptime] tile: WinogradTile,
     #[comptime] m_is_padded: bool,
+    // For the kernel's key, in which optional arguments do not count.
+    #[comptime] _has_residual: bool,
     #[define(E)] _bias_dtype: ElemType,
     #[define(O)] _dtype: ElemType,
 ) {
@@ -148,11 +155,29 @@ fn output_kernel<E: Float, O: Float, N: Size>(
         #[unroll]
         for j in 0..comptime!(outputs / width) {
             if top + (i as u32) < target.height && left + comptime!((j * width) as u32) < target.width {
+                let added = #[comptime]
+                match residual {
+                    ComptimeOption::Some(residual) => {
+                        let from = position.image as usize * residual.stride(0)
+                            + position.channel as usize * residual.stride(1)
+                            + (region.first_frame + position.frame) as usize * residual.stride(2)
+                            + (top as usize + i) * residual.stride(3)
+                            + (left as usize + comptime!(j * width)) * residual.stride(4);
+                        ComptimeOption::<Vector<f32, N>>::Some(Vector::cast_from(residual[from / width]))
+                    }
+                    ComptimeOption::None => ComptimeOption::<Vector<f32, N>>::new_None(),
+                };
                 let mut values = Vector::<O, N>::empty();
                 #[unroll]
                 for k in 0..width {
                     let value = fma(result[comptime!(i * outputs + j * width + k)], rescale, bias);
-                    values.insert(k, O::cast_from(activate_by_code(value, target.activation)));
+                    let value = activate_by_code(value, target.activation);
+                    let value = #[comptime]
+                    match added {
+                        ComptimeOption::Some(added) => value + added.extract(k),
+                        ComptimeOption::None => value,
+                    };
+                    values.insert(k, O::cast_from(value));
                 }
                 let at = at + i * target.row_stride + comptime!(j * width) * target.column_stride;
                 out[at / width] = values;

@@ -72,7 +72,7 @@ fn compute(call: &Call<'_>, algorithm: Algorithm, operands: &Operands) -> Result
                 return Ok(lowered(dw, call.kind.rank));
             }
             let call = problem(first_dims, dims(weight), bias_length, out)?;
-            cube::forward(first, weight, bias.as_ref(), &call)?
+            cube::forward(first, weight, [bias.as_ref(), None], &call)?
         }
         Pass::InputGradient => {
             let weight = second()?;
