@@ -157,8 +157,9 @@ impl Conv3dProblem {
     }
 
     /// The problem of a piece of a clip, whose result is that of the whole clip bit for bit: the forward pass
-    /// is planned for a single window along depth, by Winograd, the gathered GEMM or [`super::Plan::Direct`],
-    /// whose sums are not split. The first frames may be in a cache ([`super::forward_cached`]).
+    /// is planned for a single window along depth, by Winograd, the gathered GEMM, a window kernel or
+    /// [`super::Plan::Direct`], whose sums are not split. The first frames may be in a cache
+    /// ([`super::forward_cached`]).
     #[must_use]
     pub fn for_streams(self) -> Self {
         Self { streaming: true, ..self }

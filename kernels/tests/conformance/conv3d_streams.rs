@@ -218,8 +218,15 @@ fn pieces_of_any_lengths_have_the_bits_of_the_whole_clip() {
             modes: Some([Padding::Replicate, Padding::Zeros, Padding::Zeros]),
             ..Conv3dCase::new("winograd", [1, 40, 7, 6, 9], 12, [3; 3])
         },
+        // Full tiles of a window kernel, where there are matrix units.
+        Conv3dCase {
+            padding: [(2, 0), (1, 1), (1, 0)],
+            ..Conv3dCase::new("window", [1, 16, 7, 15, 16], 64, [3, 3, 2])
+        },
     ];
     for case in cases {
+        // Window kernels read a cache whose frames have x's layout.
+        let strided = case.name != "window";
         let algorithm = match case.name.as_str() {
             "winograd" => Algorithm::Winograd(WinogradTile::F4x4),
             _ => Algorithm::Auto,
@@ -229,6 +236,8 @@ fn pieces_of_any_lengths_have_the_bits_of_the_whole_clip() {
         let plan = |problem: &Conv3dProblem| {
             conv3d::plan(problem, Pass::Forward, algorithm, &limits).expect("a plan")
         };
+        let windows = matches!(plan(&whole), Plan::Window(_));
+        assert!(strided || windows != limits.matrices.is_empty(), "{}", plan(&whole).name());
         let y = output(&client, &whole.y_shape(), whole.dtype);
         let operands = [inputs.x.operand(), inputs.w.operand(), y.operand()];
         forward(&client, &limits, &whole, &plan(&whole), operands, inputs.added()).expect("the whole clip");
@@ -246,7 +255,7 @@ fn pieces_of_any_lengths_have_the_bits_of_the_whole_clip() {
                 // The extent of Winograd's regions may differ, which changes no bit.
                 assert_eq!(plan(&problem).name(), plan(&whole).name(), "{part}");
                 let x = frames(&client, &inputs.x, (at, at + piece), false, whole.dtype);
-                let cache = frames(&client, &inputs.x, (first, at.max(1)), true, whole.dtype);
+                let cache = frames(&client, &inputs.x, (first, at.max(1)), strided, whole.dtype);
                 let y = output(&client, &problem.y_shape(), whole.dtype);
                 let operands = [x.operand(), inputs.w.operand(), y.operand()];
                 let residual = inputs
