@@ -140,18 +140,20 @@ impl<'a> Conv3dCall<'a> {
         // Without channels or a batch the sums are empty and so may be the operands: the result is the bias,
         // or zero.
         let (first, second) = (&first.bindable(self.client), &second.bindable(self.client));
+        let cache = self.cache.map(|cache| cache.bindable(self.client));
+        let call = &Conv3dCall { cache: cache.as_ref(), ..*self };
         let family = self.plan.family();
         if let Some(residual) = self.residual.filter(|_| !family.fuses_residual()) {
             let unrounded = Operand::empty(self.client, &result.shape, FloatType::F32);
-            family.launch(&self.with_residual(None), [first, second, &unrounded])?;
+            family.launch(&call.with_residual(None), [first, second, &unrounded])?;
             let operands = [&unrounded, residual, result];
             return activation_pass::add_residual(self.client, self.limits, Activation::None, operands);
         }
         if !self.plan.folds(&self.rewritten) {
-            return family.launch(self, [first, second, result]);
+            return family.launch(call, [first, second, result]);
         }
         let extended = fold::extended_gradient(self.client, &self.problem);
-        family.launch(self, [first, second, &extended])?;
+        family.launch(call, [first, second, &extended])?;
         fold::fold(self.client, &self.rewritten.asked, self.limits, &extended, result)
     }
 

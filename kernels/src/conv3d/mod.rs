@@ -181,6 +181,10 @@ fn after_activation(
 /// came before a piece of a clip: nothing is joined in memory. The problem is that of [cache, x] joined along
 /// depth, [`Conv3dProblem::for_streams`]. With `pre` as [`forward_with_pre`].
 ///
+/// Layouts that the plan does not read go to [`Plan::Direct`], whose sums have another order: images whose
+/// channels are not evenly spaced (gathered GEMM), a cache whose frames have another layout than x's
+/// (window).
+///
 /// # Errors
 /// As [`forward`], and when the cache has not the problem's shape but for its frames.
 pub fn forward_cached<'a>(

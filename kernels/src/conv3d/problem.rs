@@ -247,7 +247,7 @@ impl Conv3dProblem {
 
     /// Whether every family reads the input: one tensor, in which all padding is zeros or all of it
     /// replicates. The gathered GEMM and [`super::Plan::Direct`] read any padding, axis by axis, and streams;
-    /// Winograd those and [`Self::winograd_padding`].
+    /// Winograd [`Self::winograd_padding`] and the window kernels [`Self::window_padding`], of streams too.
     pub(crate) fn is_plain(&self) -> bool {
         !self.streaming && self.has_shared_padding()
     }
@@ -265,12 +265,21 @@ impl Conv3dProblem {
         Some([shared(&[0])?, shared(&[1, 2])?])
     }
 
+    /// What the window kernels read outside along depth, and in the plane: one mode for all axes; of streams,
+    /// whose pieces differ in their padding along depth, either next to either.
+    pub(crate) fn window_padding(&self) -> Option<[PaddingMode; 2]> {
+        if self.streaming {
+            return self.winograd_padding();
+        }
+        self.has_shared_padding().then_some([self.shared_padding(); 2])
+    }
+
     fn has_shared_padding(&self) -> bool {
         matches!(self.window.padding_mode, [PaddingMode::Zeros, ..] | [PaddingMode::Replicate, ..])
             && self.window.padding_mode == [self.window.padding_mode[0]; 3]
     }
 
-    /// The mode of a problem that [`Self::is_plain`].
+    /// The mode of a problem whose padded axes share one.
     pub(crate) fn shared_padding(&self) -> PaddingMode {
         self.window.padding_mode[0]
     }

@@ -74,7 +74,7 @@ pub fn fastest_plan(
     pass: Pass,
     operands: [&Operand; 3],
 ) -> Result<Plan, ConvError> {
-    let problem = Conv3dProblem { bias: false, residual: false, ..*problem };
+    let problem = Conv3dProblem { bias: false, ..*problem };
     let [x, w, y] = [problem.x_shape(), problem.weight_shape(), problem.y_shape()];
     let named = match pass {
         Pass::Forward => [("x", x), ("w", w), ("y", y)],
@@ -197,7 +197,7 @@ fn tune(client: &Client, limits: &Limits, key: &Key, plans: &[Plan], operands: [
     let trial = Trial {
         client: client.clone(),
         limits: Arc::new(limits.clone()),
-        problem: key.problem,
+        problem: Conv3dProblem { residual: false, ..key.problem },
         pass: key.pass,
         operands: operands.map(Operand::clone),
     };

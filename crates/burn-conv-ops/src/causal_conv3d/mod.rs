@@ -49,9 +49,10 @@ use check::OP;
 /// Gradients flow to x, weight, bias and cache, and through the new cache.
 ///
 /// Pieces have the bits of the whole clip given in one call, on one device: the plan and its sums do not
-/// depend on the number of frames. It is Winograd's, the gathered GEMM's or the direct kernel's, which read
-/// the cache where it is. [`nn::CausalConv3d::forward`](crate::nn::CausalConv3d::forward), which has a whole
-/// clip, takes any plan: its results differ by rounding.
+/// depend on the number of frames. It is Winograd's, a window kernel's, the gathered GEMM's or the direct
+/// kernel's, which read the cache where it is.
+/// [`nn::CausalConv3d::forward`](crate::nn::CausalConv3d::forward), which has a whole clip, takes any plan:
+/// its results differ by rounding.
 ///
 /// # Panics
 /// Where [`try_causal_conv3d`] returns an error.

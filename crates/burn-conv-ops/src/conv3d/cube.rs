@@ -69,11 +69,11 @@ pub(crate) fn forward_cached(
     call: &Conv3dCall,
     with_pre: bool,
 ) -> Result<(CubeTensor, Option<CubeTensor>), ConvError> {
-    let [x, cache] = with_like_frames(inputs.map(with_even_images));
-    let (problem, limits) = (&call.problem, Limits::of(&x.client));
+    let (problem, limits) = (&call.problem, Limits::of(&inputs[0].client));
+    let plan = conv3d::plan(problem, Pass::Forward, call.algorithm, &limits)?;
+    let [x, cache] = readable(&plan, inputs);
     let y = allocate(&x, &problem.y_shape(), x.dtype);
     let pre = with_pre.then(|| allocate(&x, &problem.y_shape(), DType::F32));
-    let plan = conv3d::plan(problem, Pass::Forward, call.algorithm, &limits)?;
     let pre_operand = pre.as_ref().map(operand).transpose()?;
     let added = Terms::of(added)?;
     let operands = [&operand(&x)?, &operand(weight)?, &operand(&y)?];
@@ -87,27 +87,31 @@ pub(crate) fn weight_gradient_cached(
     dy: &CubeTensor,
     call: &Conv3dCall,
 ) -> Result<CubeTensor, ConvError> {
-    let [x, cache] = inputs.map(with_even_images);
-    let limits = Limits::of(&x.client);
-    let dw = allocate(&x, &call.problem.weight_shape(), x.dtype);
+    let limits = Limits::of(&inputs[0].client);
     let plan = conv3d::gradient_plan(&call.problem, Pass::WeightGradient, call.algorithm, &limits)?;
+    let [x, cache] = readable(&plan, inputs);
+    let dw = allocate(&x, &call.problem.weight_shape(), x.dtype);
     let operands = [&operand(&x)?, &operand(dy)?, &operand(&dw)?];
     conv3d::weight_gradient_cached(&x.client, &limits, &call.problem, &plan, operands, &operand(&cache)?)?;
     Ok(dw)
 }
 
-/// x and the cache, copied where the layouts of their frames differ: the window kernels read both by one.
-fn with_like_frames([x, cache]: [CubeTensor; 2]) -> [CubeTensor; 2] {
-    let alike = x.meta.strides()[3..] == cache.meta.strides()[3..];
-    if alike { [x, cache] } else { [x, cache].map(into_contiguous) }
-}
-
-/// The tensor, copied where its images' channels are not evenly spaced: the fast kernels count image
-/// channels.
-fn with_even_images(tensor: CubeTensor) -> CubeTensor {
-    let (shape, strides) = (tensor.meta.shape(), tensor.meta.strides());
-    let even = shape[0] <= 1 || strides[0] == shape[1] * strides[1];
-    if even { tensor } else { into_contiguous(tensor) }
+/// x and the cache, copied where the plan does not read them as they are: the gathered GEMM counts image
+/// channels, which have to be evenly spaced, and the window kernels read the frames of both by one layout.
+fn readable(plan: &Plan, [x, cache]: [CubeTensor; 2]) -> [CubeTensor; 2] {
+    let even = |tensor: &CubeTensor| {
+        let (shape, strides) = (tensor.meta.shape(), tensor.meta.strides());
+        shape[0] <= 1 || strides[0] == shape[1] * strides[1]
+    };
+    match plan {
+        Plan::Gemm(_) => {
+            [x, cache].map(|tensor| if even(&tensor) { tensor } else { into_contiguous(tensor) })
+        }
+        Plan::Window(_) if x.meta.strides()[3..] != cache.meta.strides()[3..] => {
+            [x, cache].map(into_contiguous)
+        }
+        _ => [x, cache],
+    }
 }
 
 pub(crate) fn prepare(

@@ -174,6 +174,7 @@ fn launch(
                 problem.activation.code(),
                 present,
                 dispatch.span(),
+                steps.slots.is_some(),
                 problem.dtype.elem(),
                 problem.weight_dtype.elem(),
                 problem.state_dtype.elem(),
@@ -201,6 +202,8 @@ fn update_kernel<X: Float, W: Float, H: Float, I: Int>(
     activation: u32,
     present: u32,
     span: Span,
+    // For the kernel's key, in which optional arguments do not count.
+    #[comptime] _has_slots: bool,
     #[define(X)] _dtype: ElemType,
     #[define(W)] _weight_dtype: ElemType,
     #[define(H)] _state_dtype: ElemType,

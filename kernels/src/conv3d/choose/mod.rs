@@ -5,7 +5,7 @@
 //! | which family                                        | this file       |
 //! | which tile of the gathered GEMM, or window kernels  | `gemm.rs`       |
 //! | Winograd instead                                    | `winograd.rs`   |
-//! | how long a plan takes, for these two                | `model.rs`      |
+//! | how long a plan takes, for Winograd and the tuner   | `model.rs`      |
 //!
 //! [`Algorithm::Auto`] takes Winograd where it is faster. Else, and always under
 //! [`Algorithm::NoWinograd`], it takes the first that serves of

@@ -49,12 +49,14 @@ pub(super) fn contiguous_kernel<E: Float, S: Float, O: Float, V: Size>(
     tiling: WindowTiling,
     phases: ComptimeOption<Phases>,
     span: Span,
-    #[comptime] padding: PaddingMode,
+    // Along depth, and in the plane.
+    #[comptime] padding: [PaddingMode; 2],
     #[comptime] tile: WindowTile,
     #[comptime] prefetch: bool,
     #[comptime] size: usize,
     // For the kernel's key, in which optional arguments do not count.
     #[comptime] _has_residual: bool,
+    #[comptime] _has_cache: bool,
     #[define(E)] _dtype: ElemType,
     #[define(S)] _stage_dtype: ElemType,
     #[define(O)] _out_dtype: ElemType,
@@ -68,7 +70,7 @@ pub(super) fn contiguous_kernel<E: Float, S: Float, O: Float, V: Size>(
     let pitch = comptime!(tile.stage_pitch(width, size));
     let mut stage = Shared::<[Vector<S, V>]>::new_slice(comptime!(tile.stage_blocks() * CHANNELS * pitch));
     let acc = accumulators(comptime!(tile.subgroup_m * tile.subgroup_n), tile.fragment);
-    let blocks = block_range(&walk, &tiling, &work, padding);
+    let blocks = block_range(&walk, &tiling, &work, comptime!(padding[0]));
     // Vectors from one packed block to the next, and where the subgroup's channels begin in a block.
     let block_vectors = comptime!(CHANNELS / width) * tiling.packed_n as usize;
     let in_tile = UNIT_POS as usize / SUBGROUP / comptime!(tile.tile_m / tile.subgroup_m) * tile.subgroup_n;
@@ -76,8 +78,18 @@ pub(super) fn contiguous_kernel<E: Float, S: Float, O: Float, V: Size>(
 
     let mut block = blocks.first;
     if comptime!(prefetch) {
-        let values =
-            read_stage(source, &cache, &walk, &cache_args, &tiling, &work, &blocks, block, padding, tile);
+        let values = read_stage(
+            source,
+            &cache,
+            &walk,
+            &cache_args,
+            &tiling,
+            &work,
+            &blocks,
+            block,
+            comptime!(padding[0]),
+            tile,
+        );
         write_stage(&values, &mut stage, pitch, tile);
         sync_cube();
     }
@@ -85,8 +97,18 @@ pub(super) fn contiguous_kernel<E: Float, S: Float, O: Float, V: Size>(
         let next = block + comptime!(tile.stage_blocks() as u32);
         // The next stage, or this one, whose registers are then free during the product.
         let load = if comptime!(prefetch) { next } else { block };
-        let values =
-            read_stage(source, &cache, &walk, &cache_args, &tiling, &work, &blocks, load, padding, tile);
+        let values = read_stage(
+            source,
+            &cache,
+            &walk,
+            &cache_args,
+            &tiling,
+            &work,
+            &blocks,
+            load,
+            comptime!(padding[0]),
+            tile,
+        );
         if comptime!(!prefetch) {
             sync_cube();
             write_stage(&values, &mut stage, pitch, tile);

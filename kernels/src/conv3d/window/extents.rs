@@ -10,7 +10,7 @@ use crate::conv3d::gemm::tap_check::MASK_BITS;
 use crate::conv3d::gemm::{self, stage_type};
 use crate::conv3d::loops::nest;
 use crate::conv3d::pass::Pass;
-use crate::conv3d::problem::{Conv3dProblem, PaddingMode};
+use crate::conv3d::problem::{Conv3dProblem, PaddingMode, Window};
 use crate::conv3d::row_segments::RowSegments;
 use crate::conv3d::split::{self, LastWave, TiledProduct};
 use crate::conv3d::tiles::Tiles;
@@ -251,14 +251,23 @@ pub(crate) fn cost(problem: &Conv3dProblem, pass: Pass, tile: &WindowTile, limit
     Some(TiledProduct { products, ..product }.cost(k_slices, limits))
 }
 
+/// Whether the gathered implicit GEMM checks the taps of a pass by masks. A stream's frames are found one by
+/// one: only the plane counts, as for the single window that it is planned for.
+fn has_few_taps(problem: &Conv3dProblem, pass: Pass) -> bool {
+    if !problem.streaming {
+        return gemm::has_few_taps(problem, pass);
+    }
+    let plane = problem.planned(pass);
+    let window = Window { padding_mode: [PaddingMode::Zeros; 3], ..plane.window };
+    gemm::has_few_taps(&Conv3dProblem { streaming: false, window, ..plane }, pass)
+}
+
 /// Whether the tile serves a pass: one that the gathered implicit GEMM serves by masks, without a stride
 /// within the frame, whose windows fit shared memory and whose packed weights fit the workspace.
 pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass, tile: &WindowTile, limits: &Limits) -> bool {
     let fits = WindowExtents::of(problem, pass, tile)
         .is_some_and(|extents| extents.packed_bytes(problem, limits) <= limits.workspace_bytes);
-    // A stream's cache is read frame by frame, whatever its taps.
-    let whole = Conv3dProblem { streaming: false, ..*problem };
-    fits && gemm::serves(problem, pass) && gemm::has_few_taps(&whole, pass)
+    fits && gemm::serves(problem, pass) && problem.window_padding().is_some() && has_few_taps(problem, pass)
 }
 
 /// The tiles of a pass for [`crate::conv3d::Plan::tiles`].

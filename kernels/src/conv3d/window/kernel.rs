@@ -54,12 +54,14 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
     tiling: WindowTiling,
     phases: ComptimeOption<Phases>,
     span: Span,
-    #[comptime] padding: PaddingMode,
+    // Along depth, and in the plane.
+    #[comptime] padding: [PaddingMode; 2],
     #[comptime] tile: WindowTile,
     #[comptime] prefetch: bool,
     #[comptime] size: usize,
     // For the kernel's key, in which optional arguments do not count.
     #[comptime] _has_residual: bool,
+    #[comptime] _has_cache: bool,
     #[define(E)] _dtype: ElemType,
     #[define(S)] _stage_dtype: ElemType,
     #[define(O)] _out_dtype: ElemType,
@@ -77,8 +79,8 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
     let mut offsets = Shared::<[usize]>::new_slice(tile.window);
     let acc = accumulators(comptime!(tile.subgroup_m * tile.subgroup_n), tile.fragment);
 
-    let blocks = block_range(&walk, &tiling, &work, padding);
-    find_offsets(&walk, &tiling, &work, &mut offsets, padding, tile);
+    let blocks = block_range(&walk, &tiling, &work, comptime!(padding[0]));
+    find_offsets(&walk, &tiling, &work, &mut offsets, comptime!(padding[1]), tile);
     sync_cube();
     let tap_vectors = comptime!(CHANNELS / width) * tiling.packed_n as usize;
     let in_tile = UNIT_POS as usize / SUBGROUP / comptime!(tile.tile_m / tile.subgroup_m) * tile.subgroup_n;
@@ -86,13 +88,13 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
     let mut block = blocks.first;
     let mut tap_offset = packed_tap(&taps, &tiling, &blocks, block) * tap_vectors + column;
     if comptime!(prefetch) {
-        let next = block_at(&walk, &tiling, &cache_args, &work, &blocks, block, padding);
+        let next = block_at(&walk, &tiling, &cache_args, &work, &blocks, block, comptime!(padding[0]));
         let values = read_window(source, &cache, &offsets, &next, block < blocks.end, width, tile);
         store_window(&values, &mut window, tile.window, pitch, loads, threads);
         sync_cube();
         while block < blocks.end {
             block += 1u32;
-            let next = block_at(&walk, &tiling, &cache_args, &work, &blocks, block, padding);
+            let next = block_at(&walk, &tiling, &cache_args, &work, &blocks, block, comptime!(padding[0]));
             let mut tap = 0u32.runtime();
             while tap + 1u32 < tiling.taps {
                 multiply(&window, weight, tap_offset, &acc, &walk, &tiling, &taps, tap, pitch, tile);
@@ -118,7 +120,7 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
     } else {
         // Few loads in flight leave registers for more threads, which hide the latency.
         while block < blocks.end {
-            let next = block_at(&walk, &tiling, &cache_args, &work, &blocks, block, padding);
+            let next = block_at(&walk, &tiling, &cache_args, &work, &blocks, block, comptime!(padding[0]));
             // Every thread has finished with the previous block.
             sync_cube();
             load_window(source, &cache, &offsets, &next, &mut window, pitch, tile);

@@ -145,7 +145,8 @@ fn launch_gemm(
         let walk = gather_args(problem, pass, &extents.walks, [source, weight, out]);
         let tiling = extents.tiling(problem, &tile, (k_slices, slice_stride), activation);
         let phases = extents.phases(problem);
-        let (padding, size) = (problem.shared_padding(), stage.size());
+        let padding = problem.window_padding().expect("`serves` has checked the padding");
+        let size = stage.size();
         let [elem, stage_elem, out_elem] = [source.dtype, stage, out.dtype].map(|dtype| dtype.elem());
         if contiguous {
             // SAFETY: the module's contract. Channels past the last and positions past the frame's end are
@@ -173,6 +174,7 @@ fn launch_gemm(
                     limits.unroll,
                     size,
                     residual.is_some(),
+                    cache.is_some(),
                     elem,
                     stage_elem,
                     out_elem,
@@ -205,6 +207,7 @@ fn launch_gemm(
                     limits.unroll,
                     size,
                     residual.is_some(),
+                    cache.is_some(),
                     elem,
                     stage_elem,
                     out_elem,

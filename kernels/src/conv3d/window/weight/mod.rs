@@ -240,7 +240,7 @@ pub(crate) fn cost(problem: &Conv3dProblem, tile: &WindowWeightTile, limits: &Li
         (tiles_of(problem, tile).iter().product(), problem.weight_shape().iter().product());
     let split = WeightSplit::of(&work, tiles, results, tile, limits);
     let elements = split.segment_count * split.elements;
-    let cost = product(&work, tiles, results, elements, tile, limits).cost(split.k_slices, limits);
+    let cost = product(&work, tiles, results, elements, tile, limits).cost(split.k_slices.max(1), limits);
     Some(cost + EPILOGUE * results as f64)
 }
 
