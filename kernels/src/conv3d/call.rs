@@ -91,15 +91,9 @@ impl<'a> Conv3dCall<'a> {
         Ok(call)
     }
 
-    /// With the first frames of x in a tensor of their own. `Direct` takes what the plan does not read: the
-    /// gathered GEMM images whose channels are not evenly spaced, the window kernels frames of two layouts.
+    /// With the first frames of x in a tensor of their own. `Direct` takes what the plan does not read.
     pub(super) fn with_cache(self, x: &Operand, cache: &'a Operand) -> Self {
-        let reads = match self.plan {
-            Plan::Winograd(_) => true,
-            Plan::Window(_) => x.strides[3..] == cache.strides[3..],
-            _ => [x, cache].into_iter().all(has_even_images),
-        };
-        let plan = if reads { self.plan } else { &Plan::Direct };
+        let plan = if reads_cache(self.plan, x, cache) { self.plan } else { &Plan::Direct };
         Self { cache: Some(cache), plan, ..self }
     }
 
@@ -160,6 +154,18 @@ impl<'a> Conv3dCall<'a> {
     /// Whether the launch of a weight gradient computes [`Self::bias_gradient`].
     pub(super) fn sums_bias(&self) -> bool {
         self.plan.family().sums_bias() && !self.rewritten.is_empty()
+    }
+}
+
+/// Whether a plan reads x and a cache of these layouts where they are: the gathered GEMM counts image
+/// channels, which have to be evenly spaced, and the window kernels read the frames of both by one layout.
+/// What it does not read [`super::forward_cached`] and [`super::weight_gradient_cached`] leave to
+/// [`Plan::Direct`].
+pub fn reads_cache(plan: &Plan, x: &Operand, cache: &Operand) -> bool {
+    match plan {
+        Plan::Gemm(_) => [x, cache].into_iter().all(has_even_images),
+        Plan::Window(_) => x.strides[3..] == cache.strides[3..],
+        _ => true,
     }
 }
 

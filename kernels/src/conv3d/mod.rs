@@ -92,6 +92,7 @@ pub mod winograd;
 pub use crate::activation::Activation;
 pub use activation_pass::activation_gradient;
 pub use call::Added;
+pub use call::reads_cache;
 pub use depthwise::DepthwiseKernel;
 pub use few_outputs::FewOutputsTile;
 pub use gemm::{GemmTile, MatrixTile, RegisterTile};
@@ -181,9 +182,8 @@ fn after_activation(
 /// came before a piece of a clip: nothing is joined in memory. The problem is that of [cache, x] joined along
 /// depth, [`Conv3dProblem::for_streams`]. With `pre` as [`forward_with_pre`].
 ///
-/// Layouts that the plan does not read go to [`Plan::Direct`], whose sums have another order: images whose
-/// channels are not evenly spaced (gathered GEMM), a cache whose frames have another layout than x's
-/// (window).
+/// Layouts that the plan does not read ([`reads_cache`]) go to [`Plan::Direct`], whose sums have another
+/// order.
 ///
 /// # Errors
 /// As [`forward`], and when the cache has not the problem's shape but for its frames.

@@ -265,6 +265,12 @@ impl Conv3dProblem {
         Some([shared(&[0])?, shared(&[1, 2])?])
     }
 
+    /// Elements of y or, of an input gradient, of dx.
+    pub(crate) fn result_elements(&self, pass: Pass) -> usize {
+        let result = if pass == Pass::Forward { self.y_shape() } else { self.x_shape() };
+        result.iter().product()
+    }
+
     /// What the window kernels read outside along depth, and in the plane: one mode for all axes; of streams,
     /// whose pieces differ in their padding along depth, either next to either.
     pub(crate) fn window_padding(&self) -> Option<[PaddingMode; 2]> {

@@ -71,7 +71,7 @@ pub(crate) fn forward_cached(
 ) -> Result<(CubeTensor, Option<CubeTensor>), ConvError> {
     let (problem, limits) = (&call.problem, Limits::of(&inputs[0].client));
     let plan = conv3d::plan(problem, Pass::Forward, call.algorithm, &limits)?;
-    let [x, cache] = readable(&plan, inputs);
+    let [x, cache] = readable(&plan, inputs)?;
     let y = allocate(&x, &problem.y_shape(), x.dtype);
     let pre = with_pre.then(|| allocate(&x, &problem.y_shape(), DType::F32));
     let pre_operand = pre.as_ref().map(operand).transpose()?;
@@ -89,29 +89,17 @@ pub(crate) fn weight_gradient_cached(
 ) -> Result<CubeTensor, ConvError> {
     let limits = Limits::of(&inputs[0].client);
     let plan = conv3d::gradient_plan(&call.problem, Pass::WeightGradient, call.algorithm, &limits)?;
-    let [x, cache] = readable(&plan, inputs);
+    let [x, cache] = readable(&plan, inputs)?;
     let dw = allocate(&x, &call.problem.weight_shape(), x.dtype);
     let operands = [&operand(&x)?, &operand(dy)?, &operand(&dw)?];
     conv3d::weight_gradient_cached(&x.client, &limits, &call.problem, &plan, operands, &operand(&cache)?)?;
     Ok(dw)
 }
 
-/// x and the cache, copied where the plan does not read them as they are: the gathered GEMM counts image
-/// channels, which have to be evenly spaced, and the window kernels read the frames of both by one layout.
-fn readable(plan: &Plan, [x, cache]: [CubeTensor; 2]) -> [CubeTensor; 2] {
-    let even = |tensor: &CubeTensor| {
-        let (shape, strides) = (tensor.meta.shape(), tensor.meta.strides());
-        shape[0] <= 1 || strides[0] == shape[1] * strides[1]
-    };
-    match plan {
-        Plan::Gemm(_) => {
-            [x, cache].map(|tensor| if even(&tensor) { tensor } else { into_contiguous(tensor) })
-        }
-        Plan::Window(_) if x.meta.strides()[3..] != cache.meta.strides()[3..] => {
-            [x, cache].map(into_contiguous)
-        }
-        _ => [x, cache],
-    }
+/// x and the cache, copied where the plan does not read them as they are.
+fn readable(plan: &Plan, [x, cache]: [CubeTensor; 2]) -> Result<[CubeTensor; 2], ConvError> {
+    let reads = conv3d::reads_cache(plan, &operand(&x)?, &operand(&cache)?);
+    Ok(if reads { [x, cache] } else { [x, cache].map(into_contiguous) })
 }
 
 pub(crate) fn prepare(

@@ -21,6 +21,7 @@
 //! Without matrix units it takes 128x64 for more than 32 output channels, but 64x64 with fewer than 512 rows
 //! (channels x taps).
 
+use super::MEASURED_FRAGMENT;
 use crate::conv3d::gemm::{
     GemmTile, MatrixTile, RegisterTile, cost as gathered_time, depth_tap_fraction, is_patches, launches,
     mma_tiles, serves,
@@ -56,9 +57,8 @@ const MULTIPLY_SHARE: f64 = 0.2;
 const MOST_WEIGHT_PRODUCTS: f64 = 1.5;
 /// The fewest chunks of positions of a frame for that kernel.
 const MIN_WEIGHT_CHUNKS: usize = 8;
-/// The fragments that the following were measured with (H200, tiles of 128x128 in full waves).
-const MEASURED_FRAGMENT: usize = 16;
-/// The time of a gathered multiply-add, relative to a window kernel's with subgroups of 64x64 results.
+/// The time of a gathered multiply-add, relative to a window kernel's with subgroups of 64x64 results. This
+/// and the following on [`MEASURED_FRAGMENT`] (H200, tiles of 128x128 in full waves).
 const GATHERED_TIME: f64 = 1.45;
 /// And in the weight gradient, relative to its window kernel's.
 const GATHERED_WEIGHT_TIME: f64 = 2.4;

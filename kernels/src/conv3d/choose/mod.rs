@@ -54,7 +54,7 @@ const MOST_COMPUTED: usize = 2;
 /// Columns of the sub-pixel product that fill a tile of four, and would waste most of an MMA fragment.
 const FEW_COLUMNS: usize = 4;
 
-/// The size of the MMA fragments that sub-pixel tiles were measured with.
+/// The size of the MMA fragments that sub-pixel tiles and the times of `gemm.rs` were measured with.
 const MEASURED_FRAGMENT: usize = 16;
 
 /// The plan of a pass: the first candidate whose needs the device meets.

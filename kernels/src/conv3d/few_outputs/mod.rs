@@ -49,12 +49,11 @@ fn channel_slices(
     if threadgroups > limits.cubes_in_flight {
         return (1, channels);
     }
-    let out = if pass == Pass::Forward { problem.y_shape() } else { problem.x_shape() };
     let count = SliceCount {
         filling: 2 * limits.cubes_in_flight / threadgroups.max(1),
         worthwhile: channels / MIN_SLICE_CHANNELS,
         accurate: 1,
-        affordable: affordable_slices(out.iter().product(), limits),
+        affordable: affordable_slices(problem.result_elements(pass), limits),
     };
     even_slices(channels, count.slices())
 }

@@ -34,7 +34,7 @@ pub(super) fn most_slices<'a>(
 /// Split-K slices that fill the device, on matrix units those that take the least time; one where the tiles
 /// fill half of it, and for streams, whose bits must not depend on the number of frames.
 fn slices_of(problem: &Conv3dProblem, pass: Pass, tile: GemmTile, gather: &Gather, limits: &Limits) -> usize {
-    let (m_n_k, elements) = (gemm_shape(problem, pass, gather), result_elements(problem, pass));
+    let (m_n_k, elements) = (gemm_shape(problem, pass, gather), problem.result_elements(pass));
     let product = tiled_product(problem, tile, m_n_k, elements, limits);
     if problem.streaming || 2 * product.tiles > limits.cubes_in_flight {
         return 1;
@@ -62,15 +62,9 @@ pub(crate) fn cost(problem: &Conv3dProblem, pass: Pass, tile: MatrixTile, limits
         return product.cost(slices, limits) + WEIGHT_EPILOGUE * product.elements as f64;
     }
     let gather = &launched_gathers(problem, pass)[0];
-    let (m_n_k, elements) = (gemm_shape(problem, pass, gather), result_elements(problem, pass));
+    let (m_n_k, elements) = (gemm_shape(problem, pass, gather), problem.result_elements(pass));
     let slices = slices_of(problem, pass, tile, gather, limits);
     tiled_product(problem, tile, m_n_k, elements, limits).cost(slices, limits)
-}
-
-/// Results of a pass.
-fn result_elements(problem: &Conv3dProblem, pass: Pass) -> usize {
-    let result = if pass == Pass::Forward { problem.y_shape() } else { problem.x_shape() };
-    result.iter().product()
 }
 
 /// Results of a tile of which a device runs [`Limits::cubes_in_flight`] at once: larger ones need more

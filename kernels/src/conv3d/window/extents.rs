@@ -81,14 +81,13 @@ impl WindowExtents {
         tile: &WindowTile,
         limits: &Limits,
     ) -> TiledProduct {
-        let result = if pass == Pass::Forward { problem.y_shape() } else { problem.x_shape() };
         TiledProduct {
             tiles: self.tiles(problem, tile),
             products: (tile.tile_m * tile.tile_n) as f64 * self.mean_k() as f64,
             // Register pressure halves occupancy.
             wave: (limits.cubes_in_flight / 2).max(1),
             last: LastWave::Whole(HALF_WAVE_COST),
-            elements: result.iter().product(),
+            elements: problem.result_elements(pass),
         }
     }
 
