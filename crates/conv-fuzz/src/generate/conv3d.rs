@@ -16,6 +16,10 @@ enum Kind {
     Depthwise,
     FewResults,
     FewChannels,
+    /// Few frames of many positions: the tiny cases never reach what large frames decide.
+    LargeFrames,
+    /// Long sums over positions.
+    ManyPositions,
 }
 
 /// Channels around vectors, fragments and tiles.
@@ -23,7 +27,7 @@ const CHANNELS: [i64; 16] = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 64,
 
 /// One random case.
 pub(super) fn random(family: &mut Random, each: &mut Random) -> Case {
-    use Kind::{DepthOnly, Depthwise, FewChannels, FewResults, Frame3x3, General, Long, Pointwise};
+    use Kind::*;
     let mut case = Case::new(Op::Conv3d);
     let kind = family.pick(&[
         General,
@@ -40,9 +44,12 @@ pub(super) fn random(family: &mut Random, each: &mut Random) -> Case {
         Depthwise,
         FewResults,
         FewChannels,
+        LargeFrames,
+        LargeFrames,
+        ManyPositions,
     ]);
     let kernel = kernel(kind, family);
-    let strided = kind != FewResults && family.once_in(2);
+    let strided = !matches!(kind, FewResults | LargeFrames) && family.once_in(2);
     let stride = [(); 3].map(|()| if strided { family.pick(&[1, 1, 2, 2, 3, 4, 5]) } else { 1 });
     let dilated = kind != FewResults && family.once_in(4);
     let dilation = [(); 3].map(|()| if dilated { family.pick(&[1, 1, 2, 3, 6]) } else { 1 });
@@ -51,6 +58,7 @@ pub(super) fn random(family: &mut Random, each: &mut Random) -> Case {
     case.set("d", &dilation);
     let modes = match family.range(0, 5) {
         0..=1 => [0; 3],
+        2..=4 if kind == LargeFrames => [0; 3],
         2..=3 => {
             case.set("replicate", &[1]);
             [0; 3]
@@ -58,7 +66,7 @@ pub(super) fn random(family: &mut Random, each: &mut Random) -> Case {
         _ => [(); 3].map(|()| family.range(0, 3)),
     };
     case.set("modes", &modes);
-    case.set("held", &[if family.once_in(4) { family.range(1, 3) } else { 0 }]);
+    case.set("held", &[if kind != LargeFrames && family.once_in(4) { family.range(1, 3) } else { 0 }]);
     case.set_word("type", dtype(family));
     case.set_word("limits", class(family));
     case.set("bias", &[family.range(0, 1)]);
@@ -94,10 +102,21 @@ pub(super) fn random(family: &mut Random, each: &mut Random) -> Case {
     match kind {
         FewResults => o = each.range(1, 4),
         FewChannels => c = each.range(1, 4),
+        LargeFrames => {
+            x = [each.range(1, 2), 1, each.range(1, 4), each.range(23, 34), each.range(31, 36)];
+            (c, o) = (each.pick(&[1, 2, 4, 4]), each.range(1, 3));
+        }
+        ManyPositions => {
+            x = [each.range(1, 3), 1, each.range(1, 9), each.range(20, 70), each.range(20, 70)];
+            (c, o) = (each.range(1, 3), each.range(1, 3));
+        }
         _ => {}
     }
     // Shrink to the budget, but keep the input at least as large as the window.
-    let budget = each.pick(&[3000, 3000, 3000, 3000, 3000, 3000, 30_000, 30_000, 400_000]);
+    let budget = match kind {
+        LargeFrames | ManyPositions => 500_000,
+        _ => each.pick(&[3000, 3000, 3000, 3000, 3000, 3000, 30_000, 30_000, 400_000]),
+    };
     let mut padding = padding;
     loop {
         for axis in 0..3 {
@@ -173,6 +192,8 @@ fn kernel(kind: Kind, family: &mut Random) -> [i64; 3] {
         Kind::Pointwise => [1; 3],
         Kind::DepthOnly => [family.range(2, 5), 1, 1],
         Kind::Frame3x3 => [family.range(1, 3), 3, 3],
+        Kind::LargeFrames => [family.range(2, 4), family.pick(&[1, 2, 3]), family.pick(&[1, 2, 3])],
+        Kind::ManyPositions => [family.range(1, 2), family.range(1, 2), family.range(1, 3)],
         Kind::Depthwise => [family.range(1, 3), family.pick(&[1, 3, 3, 5]), family.pick(&[1, 3, 3, 5])],
         Kind::Long => {
             let mut kernel = [1, family.pick(&[1, 1, 2]), family.pick(&[1, 1, 3])];
