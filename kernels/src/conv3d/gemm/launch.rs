@@ -108,6 +108,11 @@ fn packed_weight(
     Ok(Some(packed))
 }
 
+/// Elements of one output channel of the weight: all its (channel, tap) pairs.
+fn row_length(weight: &Operand) -> usize {
+    weight.shape[1..].iter().product()
+}
+
 fn launch(
     &GemmLaunch { call, tile, slices, prefetch }: &GemmLaunch,
     gather: &Gather,
@@ -117,7 +122,8 @@ fn launch(
     let Conv3dCall { client, limits, ref problem, pass, cache, .. } = *call;
     let [m, n, k] = gemm_shape(problem, pass, gather);
     let packed = packed_weight(call, gather, weight, k)?;
-    let k_contiguous = packed.is_some() || pass == Pass::Forward;
+    // A forward pass whose depth taps are sliced skips the others in each of the weight's rows.
+    let k_contiguous = packed.is_some() || pass == Pass::Forward && k == row_length(weight);
     let weight = packed.as_ref().unwrap_or(weight);
     let (source_channels, _) = problem.channels_of(pass);
     let [tile_m, tile_n, tile_k] = tile.shape();
