@@ -22,9 +22,9 @@
 use super::config::{CHANNELS, WindowTile};
 use super::epilogue::write_contiguous;
 use super::kernel::weight_fragments;
-use super::phases::{PhaseWork, Phases, work_of};
+use super::phases::{PhaseTaps, PhaseWork, Phases, work_of};
 use super::tiling::{
-    BlockRange, CacheArgs, WindowTiling, WindowWork, block_at, block_range, packed_tap, read,
+    BlockRange, CacheArgs, WindowTiling, WindowWork, block_at, block_range, is_in_cache, packed_tap,
 };
 use crate::conv3d::gemm::config::SUBGROUP;
 use crate::conv3d::gemm::index::GatherArgs;
@@ -77,54 +77,108 @@ pub(super) fn contiguous_kernel<E: Float, S: Float, O: Float, V: Size>(
     let column = (work.first_n as usize + in_tile) * comptime!(CHANNELS / width);
 
     let mut block = blocks.first;
+    let depth = comptime!(padding[0]);
+    // A stage is in the source or, as a whole, in its cache. The end of a branch waits for loads: it has the
+    // stores, too.
     if comptime!(prefetch) {
-        let values = read_stage(
-            source,
-            &cache,
-            &walk,
-            &cache_args,
-            &tiling,
-            &work,
-            &blocks,
-            block,
-            comptime!(padding[0]),
-            tile,
-        );
-        write_stage(&values, &mut stage, pitch, tile);
+        if is_in_cache(&walk, &tiling, &cache_args, &blocks, block, depth) {
+            let values =
+                read_stage(cache.unwrap(), &walk, &cache_args, &tiling, &work, &blocks, block, depth, tile);
+            write_stage(&values, &mut stage, pitch, tile);
+        } else {
+            let values = read_stage(source, &walk, &cache_args, &tiling, &work, &blocks, block, depth, tile);
+            write_stage(&values, &mut stage, pitch, tile);
+        }
         sync_cube();
     }
     while block < blocks.end {
         let next = block + comptime!(tile.stage_blocks() as u32);
-        // The next stage, or this one, whose registers are then free during the product.
-        let load = if comptime!(prefetch) { next } else { block };
-        let values = read_stage(
-            source,
-            &cache,
-            &walk,
-            &cache_args,
-            &tiling,
-            &work,
-            &blocks,
-            load,
-            comptime!(padding[0]),
-            tile,
-        );
-        if comptime!(!prefetch) {
+        if comptime!(prefetch) {
+            if is_in_cache(&walk, &tiling, &cache_args, &blocks, next, depth) {
+                let values = read_stage(
+                    cache.unwrap(),
+                    &walk,
+                    &cache_args,
+                    &tiling,
+                    &work,
+                    &blocks,
+                    next,
+                    depth,
+                    tile,
+                );
+                multiply_stage(
+                    &stage,
+                    weight,
+                    &taps,
+                    &tiling,
+                    &blocks,
+                    block,
+                    block_vectors,
+                    column,
+                    &acc,
+                    pitch,
+                    tile,
+                );
+                sync_cube();
+                write_stage(&values, &mut stage, pitch, tile);
+            } else {
+                let values =
+                    read_stage(source, &walk, &cache_args, &tiling, &work, &blocks, next, depth, tile);
+                multiply_stage(
+                    &stage,
+                    weight,
+                    &taps,
+                    &tiling,
+                    &blocks,
+                    block,
+                    block_vectors,
+                    column,
+                    &acc,
+                    pitch,
+                    tile,
+                );
+                sync_cube();
+                write_stage(&values, &mut stage, pitch, tile);
+            }
             sync_cube();
-            write_stage(&values, &mut stage, pitch, tile);
+        } else {
+            // The registers are free during the product.
+            if is_in_cache(&walk, &tiling, &cache_args, &blocks, block, depth) {
+                let values = read_stage(
+                    cache.unwrap(),
+                    &walk,
+                    &cache_args,
+                    &tiling,
+                    &work,
+                    &blocks,
+                    block,
+                    depth,
+                    tile,
+                );
+                sync_cube();
+                write_stage(&values, &mut stage, pitch, tile);
+            } else {
+                let values =
+                    read_stage(source, &walk, &cache_args, &tiling, &work, &blocks, block, depth, tile);
+                sync_cube();
+                write_stage(&values, &mut stage, pitch, tile);
+            }
             sync_cube();
-        }
-        #[unroll]
-        for i in 0..comptime!(tile.stage_blocks()) {
-            let packed = packed_tap(&taps, &tiling, &blocks, block + i as u32);
-            multiply(&stage, weight, packed * block_vectors + column, &acc, i, pitch, tile);
+            multiply_stage(
+                &stage,
+                weight,
+                &taps,
+                &tiling,
+                &blocks,
+                block,
+                block_vectors,
+                column,
+                &acc,
+                pitch,
+                tile,
+            );
         }
         block = next;
-        if comptime!(prefetch) {
-            sync_cube();
-            write_stage(&values, &mut stage, pitch, tile);
-            sync_cube();
-        }
     }
     write_contiguous(&acc, bias, residual, out, &walk, &tiling, &work, tile);
 }
@@ -132,8 +186,7 @@ pub(super) fn contiguous_kernel<E: Float, S: Float, O: Float, V: Size>(
 /// Loads this thread's vectors of a stage into registers, lanes along positions.
 #[cube]
 fn read_stage<E: Float, V: Size>(
-    source: &[Vector<E, V>],
-    cache: &ComptimeOption<&[Vector<E, V>]>,
+    from: &[Vector<E, V>],
     walk: &GatherArgs,
     cache_args: &ComptimeOption<CacheArgs>,
     tiling: &WindowTiling,
@@ -158,7 +211,7 @@ fn read_stage<E: Float, V: Size>(
             let mut value = Vector::<E, V>::new(E::from_int(0));
             if exists && index < blocks.end && channel < block.channels_left {
                 let at = (block.offset + block.channel(channel) + position as usize) / width;
-                value = read(source, cache, &block, at);
+                value = from[at];
             }
             values.push(value);
         }
@@ -180,6 +233,29 @@ fn write_stage<E: Float, S: Float, V: Size>(
     for load in 0..comptime!(tile.stage_blocks() * tile.stage_loads(width)) {
         let channel = UNIT_POS as usize / lanes + comptime!(load * tile.threads() / lanes);
         stage[channel * pitch + UNIT_POS as usize % lanes] = Vector::cast_from(*values.index(load));
+    }
+}
+
+/// Accumulates the products of a stage whose first block is `first`. Packed blocks are `block_vectors` long,
+/// this subgroup's weights begin at `column` in each.
+#[cube]
+fn multiply_stage<S: Float, V: Size>(
+    stage: &Shared<[Vector<S, V>]>,
+    weight: &[Vector<S, V>],
+    taps: &ComptimeOption<PhaseTaps>,
+    tiling: &WindowTiling,
+    blocks: &BlockRange,
+    first: u32,
+    block_vectors: usize,
+    column: usize,
+    acc: &Sequence<cmma::Matrix<f32>>,
+    #[comptime] pitch: usize,
+    #[comptime] tile: WindowTile,
+) {
+    #[unroll]
+    for i in 0..comptime!(tile.stage_blocks()) {
+        let packed = packed_tap(taps, tiling, blocks, first + i as u32);
+        multiply(stage, weight, packed * block_vectors + column, acc, i, pitch, tile);
     }
 }
 

@@ -28,9 +28,7 @@
 use super::config::{CHANNELS, WindowTile};
 use super::epilogue::write_result;
 use super::phases::{PhaseTaps, PhaseWork, Phases, work_of};
-use super::tiling::{
-    CacheArgs, SourceBlock, WindowTiling, WindowWork, block_at, block_range, packed_tap, read,
-};
+use super::tiling::{CacheArgs, SourceBlock, WindowTiling, WindowWork, block_at, block_range, packed_tap};
 use crate::conv3d::gemm::config::SUBGROUP;
 use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::mma::{accumulators, load_fragment, multiply_fragments, pack_vector, store_window};
@@ -87,10 +85,18 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
     let column = (work.first_n as usize + in_tile) * comptime!(CHANNELS / width);
     let mut block = blocks.first;
     let mut tap_offset = packed_tap(&taps, &tiling, &blocks, block) * tap_vectors + column;
+    // A block is in the source or, as a whole, in its cache: branching for each element would keep the loads
+    // from being in flight together.
     if comptime!(prefetch) {
         let next = block_at(&walk, &tiling, &cache_args, &work, &blocks, block, comptime!(padding[0]));
-        let values = read_window(source, &cache, &offsets, &next, block < blocks.end, width, tile);
-        store_window(&values, &mut window, tile.window, pitch, loads, threads);
+        let exists = block < blocks.end;
+        if next.in_cache {
+            let values = read_window(cache.unwrap(), &offsets, &next, exists, width, tile);
+            store_window(&values, &mut window, tile.window, pitch, loads, threads);
+        } else {
+            let values = read_window(source, &offsets, &next, exists, width, tile);
+            store_window(&values, &mut window, tile.window, pitch, loads, threads);
+        }
         sync_cube();
         while block < blocks.end {
             block += 1u32;
@@ -105,16 +111,24 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
                 tap += 1u32;
             }
             // Prefetch the next window before the last tap, outside the loop: 1.6x. Inside, the loop's back
-            // edge would wait for the loads.
-            let values = read_window(source, &cache, &offsets, &next, block < blocks.end, width, tile);
-            multiply(&window, weight, tap_offset, &acc, &walk, &tiling, &taps, tap, pitch, tile);
+            // edge would wait for the loads. So would the end of a branch: it has the products and the stores.
+            let exists = block < blocks.end;
+            if next.in_cache {
+                let values = read_window(cache.unwrap(), &offsets, &next, exists, width, tile);
+                multiply(&window, weight, tap_offset, &acc, &walk, &tiling, &taps, tap, pitch, tile);
+                sync_cube();
+                store_window(&values, &mut window, tile.window, pitch, loads, threads);
+            } else {
+                let values = read_window(source, &offsets, &next, exists, width, tile);
+                multiply(&window, weight, tap_offset, &acc, &walk, &tiling, &taps, tap, pitch, tile);
+                sync_cube();
+                store_window(&values, &mut window, tile.window, pitch, loads, threads);
+            }
             if comptime!(phased) {
                 tap_offset = packed_tap(&taps, &tiling, &blocks, block) * tap_vectors + column;
             } else {
                 tap_offset += tap_vectors;
             }
-            sync_cube();
-            store_window(&values, &mut window, tile.window, pitch, loads, threads);
             sync_cube();
         }
     } else {
@@ -123,7 +137,11 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
             let next = block_at(&walk, &tiling, &cache_args, &work, &blocks, block, comptime!(padding[0]));
             // Every thread has finished with the previous block.
             sync_cube();
-            load_window(source, &cache, &offsets, &next, &mut window, pitch, tile);
+            if next.in_cache {
+                load_window(cache.unwrap(), &offsets, &next, &mut window, pitch, tile);
+            } else {
+                load_window(source, &offsets, &next, &mut window, pitch, tile);
+            }
             sync_cube();
             let mut tap = 0u32.runtime();
             while tap < tiling.taps {
@@ -170,8 +188,7 @@ fn find_offsets(
 /// elements.
 #[cube]
 fn read_window<E: Float>(
-    source: &[E],
-    cache: &ComptimeOption<&[E]>,
+    from: &[E],
     offsets: &Shared<[usize]>,
     block: &SourceBlock,
     exists: bool,
@@ -190,7 +207,7 @@ fn read_window<E: Float>(
         for i in 0..width {
             let mut value = E::from_int(0);
             if inside && channel + (i as u32) < block.channels_left {
-                value = read(source, cache, block, at + block.channel(i as u32) - 1usize);
+                value = from[at + block.channel(i as u32) - 1usize];
             }
             values.push(value);
         }
@@ -201,8 +218,7 @@ fn read_window<E: Float>(
 /// Loads a block's window, one vector of a thread after the other: fewer addresses and values at a time.
 #[cube]
 fn load_window<E: Float, S: Float, V: Size>(
-    source: &[E],
-    cache: &ComptimeOption<&[E]>,
+    from: &[E],
     offsets: &Shared<[usize]>,
     block: &SourceBlock,
     window: &mut Shared<[Vector<S, V>]>,
@@ -222,7 +238,7 @@ fn load_window<E: Float, S: Float, V: Size>(
         for i in 0..width {
             let mut value = E::from_int(0);
             if offset > 0usize && channel + (i as u32) < block.channels_left {
-                value = read(source, cache, block, at + block.channel(i as u32) - 1usize);
+                value = from[at + block.channel(i as u32) - 1usize];
             }
             values.push(value);
         }

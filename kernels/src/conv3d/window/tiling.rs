@@ -129,27 +129,6 @@ pub(super) fn cache_args(cache: &Operand) -> CacheArgsLaunch {
     }
 }
 
-/// What a kernel reads an element or a vector of: the source, or its cache.
-#[cube]
-pub(super) fn read<T: CubePrimitive>(
-    source: &[T],
-    cache: &ComptimeOption<&[T]>,
-    block: &SourceBlock,
-    at: usize,
-) -> T {
-    #[comptime]
-    match cache {
-        ComptimeOption::Some(cache) => {
-            if block.in_cache {
-                cache[at]
-            } else {
-                source[at]
-            }
-        }
-        ComptimeOption::None => source[at],
-    }
-}
-
 /// The channel blocks of a threadgroup's split-K slice, counted over the depth taps inside the source.
 #[derive(CubeType, Clone, Copy)]
 pub(super) struct BlockRange {
@@ -196,8 +175,8 @@ pub(super) fn block_range(
 pub(super) struct SourceBlock {
     pub(super) offset: usize,
     pub(super) channel_stride: usize,
-    /// Whether it is in the cache.
-    in_cache: bool,
+    /// Whether it is in the cache, as a whole.
+    pub(super) in_cache: bool,
     pub(super) channels_left: u32,
 }
 
@@ -206,6 +185,27 @@ impl SourceBlock {
     /// Offset of channel `channel` of the block from its first one.
     pub(super) fn channel(&self, channel: u32) -> usize {
         channel as usize * self.channel_stride
+    }
+}
+
+/// Whether a block is in the cache. Blocks of one depth tap are in the same tensor.
+#[cube]
+pub(super) fn is_in_cache(
+    walk: &GatherArgs,
+    tiling: &WindowTiling,
+    cache: &ComptimeOption<CacheArgs>,
+    blocks: &BlockRange,
+    block: u32,
+    #[comptime] padding: PaddingMode,
+) -> bool {
+    #[comptime]
+    match cache {
+        ComptimeOption::Some(cache) => {
+            let (tap, _) = tiling.blocks.div_mod(block);
+            let depth = blocks.depth + ((blocks.first_tap + tap) * walk.depth.step) as i32;
+            source_of(depth, walk.depth.extent as i32, padding) < cache.frames as i32
+        }
+        ComptimeOption::None => false.runtime(),
     }
 }
 
