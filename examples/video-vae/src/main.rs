@@ -7,6 +7,7 @@ mod latents;
 mod layers;
 mod ltx;
 mod stream;
+mod timing;
 mod train;
 mod vae;
 mod wan;
@@ -20,6 +21,7 @@ use example_common::cli::{RunOptions, count, exit, rate};
 use example_common::device::{self, DeviceChoice};
 
 use commands::Run;
+use timing::{Storage, Timing};
 use train::Settings;
 
 /// Clips to latents and back, with the weights of Wan 2.1, Wan 2.2 or LTX-Video 0.9.
@@ -100,6 +102,36 @@ enum Command {
         #[command(flatten)]
         with: With,
     },
+    /// Time the decoder on random latents, with random weights, and print the memory that it takes
+    Time(Time),
+}
+
+#[derive(Args, Debug)]
+struct Time {
+    /// A model's config.json; the channels of Wan 2.1 without
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Pixels of a frame
+    #[arg(long, value_name = "HEIGHTxWIDTH", value_parser = timing::size, default_value = "480x832")]
+    size: [usize; 2],
+    /// Frames of the clip, at least; whole latents are decoded
+    #[arg(long, value_name = "N", value_parser = count(1, 100_000), default_value = "17")]
+    frames: usize,
+    /// Type of weights and activations
+    #[arg(long, value_enum, default_value_t = Storage::F32)]
+    dtype: Storage,
+    /// Latent frames that go through the model together
+    #[arg(long, value_name = "N", value_parser = count(1, 1024), default_value = "1")]
+    chunk: usize,
+    /// Times that the clip is decoded after the first one
+    #[arg(long, value_name = "N", value_parser = count(1, 1000), default_value = "3")]
+    repeats: usize,
+    /// Frames of a second of video
+    #[arg(long, value_name = "N", value_parser = count(1, 1000), default_value = "16")]
+    fps: usize,
+    /// What to run on
+    #[arg(long, value_enum, default_value_t = DeviceChoice::Auto)]
+    device: DeviceChoice,
 }
 
 #[derive(Args, Debug)]
@@ -130,6 +162,7 @@ fn run(cli: &Cli) -> Result<()> {
         Some(Command::Reconstruct { clip, output, with }) => {
             with.run(|run| run.reconstruct(clip, output.as_deref()))
         }
+        Some(Command::Time(time)) => time.run(),
     }
 }
 
@@ -143,6 +176,23 @@ impl With {
             chunk: self.chunk,
             frames_per_second: self.fps,
         })
+    }
+}
+
+impl Time {
+    fn run(&self) -> Result<()> {
+        let picked = device::pick(self.device)?;
+        println!("Running on {}.", picked.name);
+        let timing = Timing {
+            config: self.config.clone(),
+            size: self.size,
+            frames: self.frames,
+            dtype: self.dtype,
+            chunk: self.chunk,
+            repeats: self.repeats,
+            frames_per_second: self.fps,
+        };
+        timing::run(&timing, picked.device)
     }
 }
 
@@ -175,6 +225,7 @@ mod tests {
             ["video-vae", "--steps", "0"].as_slice(),
             &["video-vae", "encode", "clip", "--chunk", "0"],
             &["video-vae", "decode", "latents", "-o", "out.gif", "--fps", "1000"],
+            &["video-vae", "time", "--size", "480"],
         ] {
             let error = Cli::try_parse_from(args).unwrap_err().to_string();
             let [.., option, value] = args else { unreachable!() };

@@ -48,6 +48,27 @@ fn a_model_is_trained_and_takes_a_clip_to_latents_and_back() {
 }
 
 #[test]
+fn the_decoder_is_timed_with_random_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    let text = r#"{"_class_name": "AutoencoderKLWan", "base_dim": 4, "dim_mult": [1, 2], "z_dim": 2,
+        "temperal_downsample": [true], "num_res_blocks": 1}"#;
+    std::fs::write(root.join("config.json"), text).unwrap();
+    let timed = |size: &str| {
+        let args = ["time", "--config", "config.json", "--size", size, "--frames", "6", "--repeats", "2"];
+        run(root, &args)
+    };
+    let output = stdout(&timed("8x12"));
+    assert!(output.contains("in f32: 4 latent frames, 1 at a time, of 8x12 pixels"), "{output}");
+    assert!(output.contains("First decoding, kernels compiled and tuned on the way: "), "{output}");
+    assert!(output.contains("(median of 2, ") && output.contains(" s) for 7 frames: "), "{output}");
+    assert!(output.contains("s per second of video at 16 frames/s."), "{output}");
+    assert!(output.contains("A chunk after the first one: ") && output.contains("(median of 6)"), "{output}");
+    let error = stderr(&timed("8x13"));
+    assert_eq!(error, "error: a latent of this model has 2x2 pixels, of which 8x13 is no multiple\n");
+}
+
+#[test]
 fn what_cannot_be_used_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path();
