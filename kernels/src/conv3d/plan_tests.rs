@@ -352,6 +352,16 @@ fn strided_few_channels_have_their_own_kernel() {
     assert_eq!(input(&problem([1, 3, 4, 64, 64], 8, [1, 17, 17], 2, 1)), "gemm_256x4x16");
 }
 
+#[test]
+fn streams_take_the_window_kernel_of_dw() {
+    let layer = problem([1, 96, 6, 480, 832], 96, [3; 3], 1, 1);
+    let layer = Conv3dProblem { dtype: FloatType::F16, ..layer };
+    for limits in [Limits::apple("Apple M4 Max"), Limits::h200()] {
+        let [joined, stream] = [layer, layer.for_streams()].map(|of| names(&of, &limits)[2].clone());
+        assert!(joined.starts_with("window_weight_") && joined == stream, "{joined} {stream}");
+    }
+}
+
 /// A stream takes Winograd where that is faster for one window along depth: whatever the number of frames,
 /// cached or padded, and not for small planes.
 #[test]

@@ -11,7 +11,7 @@
 //! positions. A thread divides out one position per stage, and its channel taps once. Per stage a threadgroup
 //! loads `tile_k * (tile_m + tile_n)` elements for `2 * tile_m * tile_n * tile_k` FLOP; partial results are
 //! written and read once, 8 bytes each. Declined: other windows or strides ([`super::vectors`]), replicate
-//! padding.
+//! padding, frames in a cache.
 
 use super::config::MatrixTile;
 use super::fragments::{epilogue, load_channels, multiply, store_rows};

@@ -252,7 +252,7 @@ pub(crate) fn cost(problem: &Conv3dProblem, pass: Pass, tile: &WindowTile, limit
 
 /// Whether the gathered implicit GEMM checks the taps of a pass by masks. A stream's frames are found one by
 /// one: only the plane counts, as for the single window that it is planned for.
-fn has_few_taps(problem: &Conv3dProblem, pass: Pass) -> bool {
+pub(super) fn has_few_taps(problem: &Conv3dProblem, pass: Pass) -> bool {
     if !problem.streaming {
         return gemm::has_few_taps(problem, pass);
     }

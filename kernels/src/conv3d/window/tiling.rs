@@ -113,10 +113,10 @@ impl WindowTiling {
 /// W]` whose frames have the source's layout.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
 pub(super) struct CacheArgs {
-    frames: u32,
-    image_stride: usize,
-    channel_stride: usize,
-    depth_stride: usize,
+    pub(super) frames: u32,
+    pub(super) image_stride: usize,
+    pub(super) channel_stride: usize,
+    pub(super) depth_stride: usize,
 }
 
 /// A cache as a kernel argument.

@@ -18,15 +18,18 @@
 //! channel counts.
 //!
 //! Per chunk a threadgroup loads `32 * (32 + 64)` elements for `2 * 64 * 32 * 32 * 9` FLOP. Split-K slices
-//! are summed in order by `reduce.rs`. Declined: strides within the frame, taps that reach further than the
-//! ring.
+//! are summed in order by `reduce.rs`. The first frames may be in a cache: the frame of a segment is in one
+//! tensor, so that a chunk's loads share one uniform branch. Declined: strides within the frame, taps that
+//! reach further than the ring.
 
 use super::WindowWeightTile;
-use super::tiling::{Segment, WeightTiling, WeightWork, dy_offset, segment_at, x_offset};
+use super::chunk::{read_chunk, write_chunk};
+use super::tiling::{WeightTiling, WeightWork, segment_at};
 use crate::conv3d::gemm::config::SUBGROUP;
 use crate::conv3d::gemm::index::GatherArgs;
-use crate::conv3d::mma::{accumulators, load_fragment, multiply_fragments, pack_vector, store_to_patch};
+use crate::conv3d::mma::{accumulators, load_fragment, multiply_fragments, store_to_patch};
 use crate::conv3d::problem::PaddingMode;
+use crate::conv3d::window::tiling::CacheArgs;
 use crate::launch::Span;
 use cubecl::cmma::{self, MatrixIdent, MatrixLayout};
 use cubecl::ir::ElemType;
@@ -38,15 +41,20 @@ pub(super) const TAPS: usize = 9;
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn window_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
     source: &[E],
+    cache: ComptimeOption<&[E]>,
     dy: &[E],
     out: &mut [O],
     walk: GatherArgs,
+    cache_args: ComptimeOption<CacheArgs>,
     tiling: WeightTiling,
     span: Span,
-    #[comptime] padding: PaddingMode,
+    // Along depth, and in the plane.
+    #[comptime] padding: [PaddingMode; 2],
     #[comptime] tile: WindowWeightTile,
     #[comptime] prefetch: bool,
     #[comptime] size: usize,
+    // For the kernel's key, in which optional arguments do not count.
+    #[comptime] _has_cache: bool,
     #[define(E)] _dtype: ElemType,
     #[define(S)] _stage_dtype: ElemType,
     #[define(O)] _out_dtype: ElemType,
@@ -55,6 +63,7 @@ pub(super) fn window_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
     if span.is_idle() {
         terminate!();
     }
+    let plane = comptime!(padding[1]);
     let work = tiling.work(span.index() as u32, tile);
     let width = V::value();
     let x_pitch = comptime!(tile.pitch(tile.channels(), width, size));
@@ -74,13 +83,26 @@ pub(super) fn window_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
     let mut index = work.k_slice * tiling.slice_segments;
     let end = min(index + tiling.slice_segments, tiling.segment_count);
     while index < end {
-        let segment = segment_at(&walk, &tiling, &work, index, padding);
+        let segment = segment_at(&walk, &tiling, &cache_args, &work, index, comptime!(padding[0]));
         let chunks = (segment.rows * tiling.pitch).div_ceil(tile.positions as u32) + tiling.lag;
         let chunks = select(segment.inside, chunks, 0u32);
         let mut chunk = 0u32.runtime();
         if comptime!(prefetch) {
-            let (x_values, dy_values) =
-                read_chunk(source, dy, &walk, &tiling, &work, &segment, chunk, chunks, padding, width, tile);
+            let (x_values, dy_values) = read_chunk(
+                source,
+                cache,
+                dy,
+                &walk,
+                &cache_args,
+                &tiling,
+                &work,
+                &segment,
+                chunk,
+                chunks,
+                plane,
+                width,
+                tile,
+            );
             sync_cube();
             write_chunk(&x_values, &dy_values, &mut ring, &mut dy_stage, 0u32, (x_pitch, dy_pitch), tile);
             sync_cube();
@@ -98,7 +120,19 @@ pub(super) fn window_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
                 // Prefetch the next chunk before the last products.
                 chunk += 1u32;
                 let (x_values, dy_values) = read_chunk(
-                    source, dy, &walk, &tiling, &work, &segment, chunk, chunks, padding, width, tile,
+                    source,
+                    cache,
+                    dy,
+                    &walk,
+                    &cache_args,
+                    &tiling,
+                    &work,
+                    &segment,
+                    chunk,
+                    chunks,
+                    plane,
+                    width,
+                    tile,
                 );
                 if multiplies {
                     let k = comptime!((tile.positions - tile.fragment) as u32).runtime();
@@ -120,7 +154,19 @@ pub(super) fn window_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
             // The loads' registers are free during the product: more threads hide the latency.
             while chunk < chunks {
                 let (x_values, dy_values) = read_chunk(
-                    source, dy, &walk, &tiling, &work, &segment, chunk, chunks, padding, width, tile,
+                    source,
+                    cache,
+                    dy,
+                    &walk,
+                    &cache_args,
+                    &tiling,
+                    &work,
+                    &segment,
+                    chunk,
+                    chunks,
+                    plane,
+                    width,
+                    tile,
                 );
                 // Every thread has finished with the previous chunk.
                 sync_cube();
@@ -141,141 +187,6 @@ pub(super) fn window_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
         index += 1u32;
     }
     write_result(&acc, out, &tiling, &work, tile);
-}
-
-/// Loads this thread's vectors of chunk `chunk` of a segment of x, and of the chunk of dy `lag` before it.
-#[cube]
-fn read_chunk<E: Float>(
-    source: &[E],
-    dy: &[E],
-    walk: &GatherArgs,
-    tiling: &WeightTiling,
-    work: &WeightWork,
-    segment: &Segment,
-    chunk: u32,
-    chunks: u32,
-    #[comptime] padding: PaddingMode,
-    #[comptime] width: usize,
-    #[comptime] tile: WindowWeightTile,
-) -> (Sequence<E>, Sequence<E>) {
-    // This thread's position in a chunk, and its first channel.
-    let position = UNIT_POS % comptime!(tile.positions as u32);
-    let in_tile = UNIT_POS / comptime!(tile.positions as u32) * width as u32;
-    let first_c = work.first_c + in_tile;
-    let first_o = work.first_o + in_tile;
-    let step = comptime!((tile.threads() / tile.positions * width) as u32);
-    let exists = chunk < chunks;
-
-    let (offset, inside) =
-        x_offset(walk, tiling, segment, chunk * comptime!(tile.positions as u32) + position, padding);
-    let values = read_channels::<E>(
-        source,
-        offset + walk.source_channel(work.group * tiling.channels + first_c),
-        walk.source_channel(1u32),
-        step,
-        max(tiling.channels, first_c) - first_c,
-        inside && exists,
-        comptime!(tile.loads(tile.channels(), width)),
-        width,
-    );
-    let started = chunk >= tiling.lag;
-    let chunk = max(chunk, tiling.lag) - tiling.lag;
-    let (offset, inside) =
-        dy_offset(walk, tiling, segment, chunk * comptime!(tile.positions as u32) + position);
-    let dy_values = read_channels::<E>(
-        dy,
-        offset + walk.out_channel(work.group * tiling.out_channels + first_o),
-        walk.out_channel(1u32),
-        step,
-        max(tiling.out_channels, first_o) - first_o,
-        inside && exists && started,
-        comptime!(tile.loads(tile.out_channels(), width)),
-        width,
-    );
-    (values, dy_values)
-}
-
-/// Stores what [`read_chunk`] has loaded: dy, and x into a slot of the ring; the first rows of slot 0 also
-/// behind the last slot.
-#[cube]
-fn write_chunk<E: Float, S: Float, V: Size>(
-    x_values: &Sequence<E>,
-    dy_values: &Sequence<E>,
-    ring: &mut Shared<[Vector<S, V>]>,
-    dy_stage: &mut Shared<[Vector<S, V>]>,
-    slot: u32,
-    #[comptime] pitches: (usize, usize),
-    #[comptime] tile: WindowWeightTile,
-) {
-    let (x_pitch, dy_pitch) = pitches;
-    let position = UNIT_POS % comptime!(tile.positions as u32);
-    write_channels(
-        x_values,
-        ring,
-        slot * comptime!(tile.positions as u32) + position,
-        x_pitch,
-        comptime!(tile.channels()),
-        tile,
-    );
-    if slot == 0u32 && position < comptime!(tile.fragment as u32) {
-        write_channels(
-            x_values,
-            ring,
-            position + comptime!(tile.ring as u32),
-            x_pitch,
-            comptime!(tile.channels()),
-            tile,
-        );
-    }
-    write_channels(dy_values, dy_stage, position, dy_pitch, comptime!(tile.out_channels()), tile);
-}
-
-/// Loads this thread's vectors of a chunk into registers: `width` consecutive channels of one element, `step`
-/// channels apart, zero from channel `end` on; lanes along elements.
-#[cube]
-fn read_channels<E: Float>(
-    from: &[E],
-    offset: usize,
-    stride: usize,
-    step: u32,
-    end: u32,
-    exists: bool,
-    #[comptime] loads: usize,
-    #[comptime] width: usize,
-) -> Sequence<E> {
-    let mut values = Sequence::<E>::new();
-    #[unroll]
-    for load in 0..loads {
-        #[unroll]
-        for i in 0..width {
-            let channel = step * load as u32 + i as u32;
-            let mut value = E::from_int(0);
-            if exists && channel < end {
-                value = from[offset + channel as usize * stride];
-            }
-            values.push(value);
-        }
-    }
-    values
-}
-
-/// Stores what [`read_channels`] has loaded into row `row` of a stage.
-#[cube]
-fn write_channels<E: Float, S: Float, V: Size>(
-    values: &Sequence<E>,
-    stage: &mut Shared<[Vector<S, V>]>,
-    row: u32,
-    #[comptime] pitch: usize,
-    #[comptime] channels: usize,
-    #[comptime] tile: WindowWeightTile,
-) {
-    let width = V::value();
-    let vector = UNIT_POS as usize / tile.positions;
-    #[unroll]
-    for load in 0..comptime!(tile.loads(channels, width)) {
-        stage[row as usize * pitch + vector + comptime!(load * (tile.threads() / tile.positions))] =
-            pack_vector(values, load);
-    }
 }
 
 /// Accumulates the products of the chunk's positions `k..k + fragment` for every tap; `first` is the ring's

@@ -1,10 +1,12 @@
 //! The weight gradient with a shared input window for all taps of a frame: its tile, its split-K slices and
 //! its launch.
 
+mod chunk;
 mod kernel;
 mod tiling;
 
-use super::extents::halo;
+use super::extents::{halo, has_few_taps};
+use super::tiling::cache_args;
 use crate::conv3d::call::Conv3dCall;
 use crate::conv3d::gemm::config::SUBGROUP;
 use crate::conv3d::gemm::gather::{Gather, gather_args, gathers};
@@ -158,7 +160,8 @@ fn weight_walks(problem: &Conv3dProblem) -> Option<Gather> {
 fn serves(problem: &Conv3dProblem, pass: Pass, tile: &WindowWeightTile) -> bool {
     pass == Pass::WeightGradient
         && gemm::serves(problem, pass)
-        && gemm::has_few_taps(problem, pass)
+        && problem.window_padding().is_some()
+        && has_few_taps(problem, pass)
         && weight_walks(problem).is_some_and(|walks| WeightSegments::of(problem, &walks, tile).is_some())
 }
 
@@ -260,7 +263,7 @@ pub(super) fn launch(
     tile: WindowWeightTile,
     [x, dy, dw]: [&Operand; 3],
 ) -> Result<(), ConvError> {
-    let Conv3dCall { client, limits, ref problem, .. } = *call;
+    let Conv3dCall { client, limits, ref problem, cache, .. } = *call;
     let walks = weight_walks(problem).expect("`serves` has checked the stride");
     let work = WeightSegments::of(problem, &walks, &tile).expect("`serves` has checked the window");
     let WeightSegments { segments, lag, .. } = work;
@@ -281,8 +284,9 @@ pub(super) fn launch(
     let [row_stride, channel_stride, tap_stride] = strides;
     let threadgroups = tiles * k_slices;
     let largest = threadgroups.max(segment_count * elements);
-    let address = address_type("conv3d", &[x, dy, &partials], largest, limits)?;
+    let address = address_type("conv3d", &[x, cache.unwrap_or(x), dy, &partials], largest, limits)?;
     let operations = 2.0 * (tile.out_channels() * tile.channels() * TAPS * slice_segments * elements) as f64;
+    let padding = problem.window_padding().expect("`serves` has checked the padding");
     for dispatch in dispatches(threadgroups, operations, limits) {
         // SAFETY: the contract of `conv3d::window`. Elements outside the source, positions of the halo and
         // channels past the last are not read; taps and channels past the last are not written; the ring
@@ -295,9 +299,11 @@ pub(super) fn launch(
                 address,
                 width,
                 x.buffer_arg(1),
+                cache.map(|cache| cache.buffer_arg(1)).into(),
                 dy.buffer_arg(1),
                 partials.buffer_arg(1),
                 gather_args(problem, Pass::Forward, &walks, [x, dw, dy]),
+                cache.map(cache_args).into(),
                 WeightTilingLaunch {
                     tiles_c: tiles_c as u32,
                     tiles_o: tiles_o as u32,
@@ -326,10 +332,11 @@ pub(super) fn launch(
                     tap_stride,
                 },
                 dispatch.span(),
-                problem.shared_padding(),
+                padding,
                 tile,
                 limits.unroll,
                 stage.size(),
+                cache.is_some(),
                 x.dtype.elem(),
                 stage.elem(),
                 partials.dtype.elem(),

@@ -3,7 +3,9 @@
 use super::WindowWeightTile;
 use super::kernel::TAPS;
 use crate::conv3d::gemm::index::GatherArgs;
+use crate::conv3d::padding::source_of;
 use crate::conv3d::problem::PaddingMode;
+use crate::conv3d::window::tiling::CacheArgs;
 use cubecl::prelude::*;
 use cubecl::std::FastDivmod;
 
@@ -80,16 +82,20 @@ pub(super) struct Segment {
     pub(super) row: u32,
     pub(super) rows: u32,
     pub(super) column: u32,
+    /// Of channel 0, in the cache where the frame is there.
     pub(super) x: usize,
     pub(super) dy: usize,
     /// Whether the depth tap is inside the source.
     pub(super) inside: bool,
+    /// Whether its frame is in the cache.
+    pub(super) in_cache: bool,
 }
 
 #[cube]
 pub(super) fn segment_at(
     walk: &GatherArgs,
     tiling: &WeightTiling,
+    cache: &ComptimeOption<CacheArgs>,
     work: &WeightWork,
     index: u32,
     #[comptime] padding: PaddingMode,
@@ -98,16 +104,62 @@ pub(super) fn segment_at(
     let (rest, segment) = tiling.segments.div_mod(rest);
     let (n, d) = tiling.depth.div_mod(rest);
     let at = walk.depth.coordinate(d) + (work.depth_tap * walk.depth.step) as i32;
-    let (frame, inside) = walk.depth.load_offset(at, padding);
+    let frame = frame_at(walk, cache, at, padding);
     let row = band * tiling.band_rows;
     Segment {
         row,
         rows: min(tiling.band_rows, tiling.height - row),
         column: segment * tiling.segment_width,
-        x: walk.source_at(n, 0u32) + frame,
+        x: image_at(walk, cache, &frame, n) + frame.offset,
         dy: walk.out_at(n, 0u32) + walk.depth.out_offset(d),
-        inside,
+        inside: frame.inside,
+        in_cache: frame.in_cache,
     }
+}
+
+/// A frame of the source: its offset in channel 0 of an image, and the image stride of its tensor.
+#[derive(CubeType, Clone, Copy)]
+struct SourceFrame {
+    offset: usize,
+    inside: bool,
+    in_cache: bool,
+    image_stride: usize,
+}
+
+/// What coordinate `at` along depth reads.
+#[cube]
+fn frame_at(
+    walk: &GatherArgs,
+    cache: &ComptimeOption<CacheArgs>,
+    at: i32,
+    #[comptime] padding: PaddingMode,
+) -> SourceFrame {
+    #[comptime]
+    match cache {
+        ComptimeOption::Some(cache) => {
+            let depth = source_of(at, walk.depth.extent as i32, padding);
+            let frames = cache.frames as i32;
+            let in_cache = depth < frames;
+            SourceFrame {
+                offset: select(in_cache, depth, depth - frames) as usize
+                    * select(in_cache, cache.depth_stride, walk.depth.source_stride),
+                // Other modes than zeros have mapped it there.
+                inside: (depth as u32) < walk.depth.extent,
+                in_cache,
+                image_stride: select(in_cache, cache.image_stride, walk.source_batch_stride),
+            }
+        }
+        ComptimeOption::None => {
+            let (offset, inside) = walk.depth.load_offset(at, padding);
+            SourceFrame { offset, inside, in_cache: false.runtime(), image_stride: walk.source_batch_stride }
+        }
+    }
+}
+
+/// Offset of channel 0 of image `n` in the tensor that a frame is in.
+#[cube]
+fn image_at(walk: &GatherArgs, cache: &ComptimeOption<CacheArgs>, frame: &SourceFrame, n: u32) -> usize {
+    if comptime!(cache.is_some()) { n as usize * frame.image_stride } else { walk.source_at(n, 0u32) }
 }
 
 /// Offset of element `element` of a segment in channel 0 of x, and whether it is inside the source.
