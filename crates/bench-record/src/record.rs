@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::path::Path;
 
-/// The header of every record.
-pub const COLUMNS: [&str; 17] = [
+/// The header of every record. Older ones end at `verified`.
+pub const COLUMNS: [&str; 19] = [
     "op",
     "case",
     "dtype",
@@ -24,7 +24,12 @@ pub const COLUMNS: [&str; 17] = [
     "max_err",
     "rms_err",
     "verified",
+    "moved_mb",
+    "launches",
 ];
+
+/// Columns that every record has.
+const FIRST_COLUMNS: usize = 17;
 
 /// Our rows in the column `implementation`.
 pub const OURS: &str = "ours";
@@ -69,6 +74,12 @@ pub struct Record {
     pub rms_err: Option<f64>,
     /// Whether every compared element was inside the bound of a correct kernel with fp32 sums.
     pub verified: Option<bool>,
+    /// 10^6 bytes that a call's algorithm moves, copies included, where the op counts them.
+    #[serde(default)]
+    pub moved_mb: Option<f64>,
+    /// Kernels that a call launches, where the op counts them.
+    #[serde(default)]
+    pub launches: Option<u64>,
 }
 
 impl Record {
@@ -94,6 +105,7 @@ impl Record {
             ("gflops", self.gflops),
             ("gbps", self.gbps),
             ("share_of_limit", self.share_of_limit),
+            ("moved_mb", self.moved_mb),
         ];
         for (name, value) in named {
             if let Some(value) = value {
@@ -113,7 +125,8 @@ impl Record {
 /// Reads a record.
 ///
 /// # Errors
-/// When the file cannot be read, its header is not [`COLUMNS`], or a row is no measurement.
+/// When the file cannot be read, its header is not [`COLUMNS`] (without the last two in older records), or a
+/// row is no measurement.
 pub fn read(path: &Path) -> Result<Vec<Record>> {
     let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
     read_from(file).with_context(|| path.display().to_string())
@@ -126,7 +139,7 @@ pub fn read(path: &Path) -> Result<Vec<Record>> {
 pub fn read_from(text: impl std::io::Read) -> Result<Vec<Record>> {
     let mut reader = csv::Reader::from_reader(text);
     let header: Vec<String> = reader.headers()?.iter().map(String::from).collect();
-    if header != COLUMNS {
+    if header != COLUMNS && header != COLUMNS[..FIRST_COLUMNS] {
         let place = (0..COLUMNS.len().max(header.len()))
             .find(|i| header.get(*i).map(String::as_str) != COLUMNS.get(*i).copied())
             .unwrap_or_default();
@@ -204,6 +217,8 @@ mod tests {
             max_err: Some(0.0),
             rms_err: Some(3.33333e-7),
             verified: Some(true),
+            moved_mb: Some(12.5),
+            launches: Some(3),
         }
     }
 
@@ -222,11 +237,20 @@ mod tests {
         assert_eq!(
             lines[1],
             "conv3d,a,f16,dx,ours,direct,\"a \"\"device\"\", quoted\",wgpu<spirv>,2.0,1.5,2.25,1000.0,0.5,0.25,0.0,\
-             3.33333e-7,true"
+             3.33333e-7,true,12.5,3"
         );
-        assert_eq!(lines[3], "rope2d,b,,,,,,,,,,,,,,,");
+        assert_eq!(lines[3], "rope2d,b,,,,,,,,,,,,,,,,,");
         // A record is never overwritten.
         assert!(Writer::create(&path).is_err());
+    }
+
+    #[test]
+    fn records_without_the_last_columns_are_read() {
+        let row =
+            "conv3d,a,f16,dx,ours,direct,d,wgpu<spirv>,2.0,1.5,2.25,1000.0,0.5,0.25,0.0,3.33333e-7,true";
+        let text = format!("{}\n{row}\n", COLUMNS[..FIRST_COLUMNS].join(","));
+        let want = Record { device: "d".into(), moved_mb: None, launches: None, ..full() };
+        assert_eq!(read_from(text.as_bytes()).unwrap(), [want]);
     }
 
     #[test]
@@ -244,6 +268,8 @@ mod tests {
         assert!(text.contains("column 1 of the header is \"layer\", expected \"op\""), "{text}");
         let text = refusal(&COLUMNS.join(",").replace("plan", "algorithm"));
         assert!(text.contains("column 6 of the header is \"algorithm\", expected \"plan\""), "{text}");
+        let text = refusal(&COLUMNS[..18].join(","));
+        assert!(text.contains("column 19 of the header is nothing, expected \"launches\""), "{text}");
         let text = refusal(&COLUMNS[..16].join(","));
         assert!(text.contains("column 17 of the header is nothing, expected \"verified\""), "{text}");
         let text = refusal(&format!("{},more", COLUMNS.join(",")));
@@ -256,11 +282,11 @@ mod tests {
             let text = format!("{}\n{row}\n", COLUMNS.join(","));
             format!("{:#}", read_from(text.as_bytes()).unwrap_err())
         };
-        let text = refusal("conv3d,a,f32,fwd,ours,direct,d,b,-1,,,,,,,,");
+        let text = refusal("conv3d,a,f32,fwd,ours,direct,d,b,-1,,,,,,,,,,");
         assert!(text.starts_with("line 2: median_ms is -1"), "{text}");
-        let text = refusal("conv3d,a,f32,fwd,ours,direct,d,b,1,2,3,,,,,,");
+        let text = refusal("conv3d,a,f32,fwd,ours,direct,d,b,1,2,3,,,,,,,,");
         assert!(text.contains("p10_ms 2, median_ms 1 and p90_ms 3"), "{text}");
-        assert!(refusal("conv3d,a,f32,fwd,ours,direct,d,b,fast,,,,,,,,").starts_with("line 2"));
+        assert!(refusal("conv3d,a,f32,fwd,ours,direct,d,b,fast,,,,,,,,,,").starts_with("line 2"));
     }
 
     #[test]

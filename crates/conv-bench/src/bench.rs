@@ -3,7 +3,7 @@
 use crate::burn_peer::Read;
 use crate::data::{Host, first_line, unwritten};
 use crate::device::{Device, Roofline};
-use crate::measure::{Timer, Times};
+use crate::measure::{Measured, Timer, Times, launches};
 use crate::options::{Options, Pass, Size};
 use crate::peers::{Job, Peers};
 use crate::report::{BURN, Report};
@@ -42,6 +42,9 @@ pub(crate) struct Work {
     pub(crate) bytes: f64,
     /// Whether bytes bind on every device worth the name.
     pub(crate) memory_bound: bool,
+    /// Bytes that the algorithm moves, copies and workspaces included, where they are counted; launches are
+    /// then counted too.
+    pub(crate) moved: Option<f64>,
 }
 
 /// A run of the program.
@@ -89,7 +92,9 @@ impl Bench {
     ) -> Result<()> {
         self.running(row, OURS);
         match self.measure_ours(row, truths, launch) {
-            Ok((times, deviation)) => self.write(row, work, OURS, times, deviation, true),
+            Ok((times, deviation)) => {
+                self.write(row, work, OURS, Measured { times, deviation, inside: true, launches: None })
+            }
             Err(error) => self.failed(row, OURS, &row.plan, &error),
         }
     }
@@ -144,10 +149,15 @@ impl Bench {
         self.running(row, implementation);
         let must_hold = implementation == OURS;
         // Burn panics where it cannot serve a call.
-        let measured =
-            catch_unwind(AssertUnwindSafe(|| self.measure_tensors(row, truths, must_hold, setup, run)));
+        let measured = catch_unwind(AssertUnwindSafe(|| {
+            let mut measured = self.measure_tensors(row, truths, must_hold, setup, run)?;
+            if work.moved.is_some() {
+                measured.launches = Some(self.count_launches(setup, run)?);
+            }
+            Ok(measured)
+        }));
         match measured.unwrap_or_else(|panic| Err(panic_text(&*panic))) {
-            Ok((times, deviation, inside)) => self.write(row, work, implementation, times, deviation, inside),
+            Ok(measured) => self.write(row, work, implementation, measured),
             Err(error) => self.failed(row, implementation, &row.plan, &error),
         }
     }
@@ -159,7 +169,7 @@ impl Bench {
         must_hold: bool,
         setup: &dyn Fn() -> S,
         run: &dyn Fn(S) -> Vec<Read>,
-    ) -> Result<(Times, Deviation, bool), String> {
+    ) -> Result<Measured, String> {
         let (mut worst, mut all_inside) = (Deviation::default(), true);
         let results = run(setup());
         if results.len() != truths.len() {
@@ -174,10 +184,24 @@ impl Bench {
                 inside?;
             }
         }
-        // With Fusion, Burn only queues an op, and drops it again where nobody keeps its result.
-        let flush = || self.device.burn.flush().map_err(|error| first_line(&error.to_string()));
-        let times = self.timer.time(|| Ok(setup()), |state| Ok(run(state)), flush)?;
-        Ok((times, worst, all_inside))
+        let times = self.timer.time(|| Ok(setup()), |state| Ok(run(state)), || self.flush())?;
+        Ok(Measured { times, deviation: worst, inside: all_inside, launches: None })
+    }
+
+    /// Hands over what Burn has only queued: with Fusion it queues an op, and drops it again where nobody
+    /// keeps its result.
+    fn flush(&self) -> Result<(), String> {
+        self.device.burn.flush().map_err(|error| first_line(&error.to_string()))
+    }
+
+    /// The launches of a call, `setup` aside.
+    fn count_launches<S>(&self, setup: &dyn Fn() -> S, run: &dyn Fn(S) -> Vec<Read>) -> Result<u64, String> {
+        let state = setup();
+        self.flush()?;
+        launches(|| {
+            let results = run(state);
+            self.flush().map(|()| drop(results))
+        })
     }
 
     /// Lets every peer compute, and time, the results whose truths are given.
@@ -243,13 +267,11 @@ impl Bench {
         row: &Row,
         work: Work,
         implementation: &str,
-        times: Times,
-        deviation: Deviation,
-        inside: bool,
+        Measured { times, deviation, inside, launches }: Measured,
     ) -> Result<()> {
         let bound = self.roofline.bound(&work, row.dtype);
         self.write_clocks(row, implementation, times, work.memory_bound, |blank, samples| {
-            measured_record(blank, samples, work, bound, deviation, inside)
+            measured_record(Record { launches, ..blank }, samples, work, bound, deviation, inside)
         })
     }
 
@@ -334,6 +356,7 @@ fn measured_record(
         max_err: Some(digits(deviation.max)),
         rms_err: Some(digits(deviation.rms)),
         verified: Some(inside),
+        moved_mb: work.moved.map(|bytes| digits(bytes * 1e-6)),
         ..blank
     }
 }
@@ -362,11 +385,12 @@ mod tests {
     #[test]
     fn rates_and_shares_follow_from_the_median() {
         let samples = Samples { median: 2.0, p10: 1.5, p90: 2.5 };
-        let work = Work { flops: 2e9, bytes: 1e6, memory_bound: false };
+        let work = Work { flops: 2e9, bytes: 1e6, memory_bound: false, moved: Some(3e6) };
         let deviation = Deviation { max: 1e-6, rms: 1.0 / 3e6 };
         let record = measured_record(Record::default(), samples, work, Some(0.5e-3), deviation, true);
         let rates = [record.gflops, record.gbps, record.share_of_limit, record.rms_err];
         assert_eq!(rates, [Some(1000.0), Some(0.5), Some(0.25), Some(3.33333e-7)]);
+        assert_eq!(record.moved_mb, Some(3.0));
         assert!(same_computation(deviation).is_ok());
         assert!(same_computation(Deviation { max: 1.0, rms: 0.1 }).unwrap_err().contains("0.100 of its RMS"));
     }

@@ -2,12 +2,16 @@
 //! and by the host's clock.
 
 use crate::data::first_line;
+use crate::verify::Deviation;
 use bench_record::statistics::Samples;
 use cubecl::future::block_on;
+use cubecl::logging::{LaunchObservation, LaunchObserver};
 use cubecl::prelude::*;
 use cubecl::profile::TimingMethod;
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// What one row took.
@@ -24,6 +28,35 @@ impl Times {
     pub(crate) fn best(&self) -> Samples {
         self.device.unwrap_or(self.wall)
     }
+}
+
+/// What a row has shown.
+pub(crate) struct Measured {
+    pub(crate) times: Times,
+    pub(crate) deviation: Deviation,
+    /// Whether every element was inside its bound.
+    pub(crate) inside: bool,
+    /// Launches of a call, where they are counted.
+    pub(crate) launches: Option<u64>,
+}
+
+/// Counts launches of this process.
+#[derive(Default)]
+struct Launches(AtomicU64);
+
+impl LaunchObserver for Launches {
+    fn launched(&self, _: &'static str) {
+        self.0.fetch_add(1, Relaxed);
+    }
+}
+
+/// The kernels that `run` launches.
+pub(crate) fn launches(run: impl FnOnce() -> Result<(), String>) -> Result<u64, String> {
+    let count = Arc::new(Launches::default());
+    let observation = LaunchObservation::new(count.clone());
+    let result = run();
+    drop(observation);
+    result.map(|()| count.0.load(Relaxed))
 }
 
 /// Which clock times a window.

@@ -149,7 +149,7 @@ fn list(title: &str, lines: &[String]) {
 
 /// A line per implementation and plan: the device's time, and the host's beside it.
 fn case_table(rows: &[Shown]) -> Table {
-    let header = [
+    let mut header = vec![
         "dtype",
         "pass",
         "whose",
@@ -164,7 +164,12 @@ fn case_table(rows: &[Shown]) -> Table {
         "RMS error",
     ];
     // The same widths under every case, so that columns line up down the screen.
-    let widths = [7, 9, 15, 26, 10, 10, 10, 10, 9, 14, 10, 11];
+    let mut widths = vec![7, 9, 15, 26, 10, 10, 10, 10, 9, 14, 10, 11];
+    let counted = rows.iter().any(|row| row.record.launches.is_some());
+    if counted {
+        header.extend(["moved MB", "launches"]);
+        widths.extend([10, 8]);
+    }
     let mut table = plain(&header, 4);
     for (column, width) in table.column_iter_mut().zip(widths) {
         column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(width)));
@@ -197,7 +202,7 @@ fn case_table(rows: &[Shown]) -> Table {
         let ratio = ratio.and_then(|ours| Some(ratio_text(record.median_ms? / ours.median_ms?)));
         let wall =
             if record.is_wall() { record.median_ms } else { of_other_clock.and_then(|row| row.median_ms) };
-        table.add_row([
+        let mut cells = vec![
             record.dtype.clone(),
             record.pass.clone(),
             record.implementation.clone(),
@@ -210,7 +215,12 @@ fn case_table(rows: &[Shown]) -> Table {
             rate.unwrap_or_default(),
             record.share_of_limit.map_or(String::new(), |share| format!("{:.0} %", 100.0 * share)),
             record.rms_err.map_or(String::new(), |error| format!("{error:.1e}")),
-        ]);
+        ];
+        if counted {
+            cells.push(record.moved_mb.map_or(String::new(), short));
+            cells.push(record.launches.map_or(String::new(), |count| count.to_string()));
+        }
+        table.add_row(cells);
     }
     table
 }
@@ -295,6 +305,14 @@ mod tests {
         assert_eq!(lines[2], ["f32", "fwd", "ours", "direct", "100"]);
         assert_eq!(lines[3], ["f32", "fwd", "burn", "conv3d", "2.00", "2.00x"]);
         assert_eq!(lines[4], ["f32", "fwd", "mlx", "conv3d", "5.00", "5.00", "4.00x"]);
+        assert!(!text.contains("launches"), "{text}");
+        let mut counted = rows.clone();
+        counted[0].record.launches = Some(7);
+        counted[0].record.moved_mb = Some(12.0);
+        let text = case_table(&counted).to_string();
+        let lines: Vec<_> = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).collect();
+        assert_eq!(lines[0][lines[0].len() - 3..], ["moved", "MB", "launches"], "{text}");
+        assert_eq!(lines[1][5..], ["1.00", "1.25", "12.0", "7"], "{text}");
         let records: Vec<Record> = rows.into_iter().map(|row| row.record).collect();
         assert_eq!(summary_table(&records).unwrap().row_iter().count(), 2);
         assert!(summary_table(&records[..3]).is_none());

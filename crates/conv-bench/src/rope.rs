@@ -84,7 +84,8 @@ fn run_case(bench: &mut Bench, workload: &RopeWorkload, dtype: FloatType) -> Res
     let client = bench.device.client.clone();
     let limits = bench.device.limits.clone();
     let source = Source::normal(1, dtype);
-    let work = Work { flops: 3.0 * elements as f64, bytes: 2.0 * bytes as f64, memory_bound: true };
+    let work =
+        Work { flops: 3.0 * elements as f64, bytes: 2.0 * bytes as f64, memory_bound: true, moved: None };
     let from = upload(&client, &source, &shape, Memory::RowMajor);
     let index = index_operand(&client, &positions, &problem.positions_shape());
     let places = match workload.model.as_str() {

@@ -76,7 +76,8 @@ fn run_case(
     let limits = bench.device.limits.clone();
     let source = Source::normal(1, dtype);
     // Two operations for each of the two products of an element.
-    let work = Work { flops: 3.0 * elements as f64, bytes: 2.0 * bytes as f64, memory_bound: true };
+    let work =
+        Work { flops: 3.0 * elements as f64, bytes: 2.0 * bytes as f64, memory_bound: true, moved: None };
     let passes = bench.options.passes(&PASSES);
     let (layout, memory, suffix) = if heads_inside {
         (RopeLayout::Bnhd, BNHD, "_bnhd")

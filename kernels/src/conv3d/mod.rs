@@ -98,7 +98,7 @@ pub use few_outputs::FewOutputsTile;
 pub use gemm::{GemmTile, MatrixTile, RegisterTile};
 pub use notes::{NonFinite, Notes};
 pub use pass::Pass;
-pub use plan::{Algorithm, Plan, eligible, gradient_plan, plan, predicted_seconds};
+pub use plan::{Algorithm, Plan, eligible, gradient_plan, plan, predicted_bytes, predicted_seconds};
 pub use problem::{Conv3dProblem, PaddingMode, Window};
 pub use subpixel::SubpixelTile;
 pub use tiles::Tiles;

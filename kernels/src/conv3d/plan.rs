@@ -170,6 +170,12 @@ pub fn predicted_seconds(problem: &Conv3dProblem, pass: Pass, plan: &Plan, limit
     choose::model::seconds(plan, plan.launched(&PassProblem::of(problem, pass)), pass, limits)
 }
 
+/// Bytes that the model of `choose/model.rs` counts for a plan: x, w and y (or their gradients) once, and
+/// Winograd's workspace; not packed weights, nor the partials of split sums.
+pub fn predicted_bytes(problem: &Conv3dProblem, pass: Pass, plan: &Plan) -> f64 {
+    choose::model::bytes(plan, plan.launched(&PassProblem::of(problem, pass)), pass)
+}
+
 /// Every plan that serves the pass and that some choice or its fallback may take on the device: the tests run
 /// and the benchmarks time all of them. Only wide tiles of multiply-adds are served beyond these, where
 /// matrix units serve the same product (`choose/gemm.rs`).

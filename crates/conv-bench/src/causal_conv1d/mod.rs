@@ -125,6 +125,7 @@ fn work(case: &Case, dtype: FloatType, pass: Pass) -> Work {
         flops: passes * 2.0 * case.macs() as f64,
         bytes: tensors * elements * dtype.size() as f64,
         memory_bound: true,
+        moved: None,
     }
 }
 

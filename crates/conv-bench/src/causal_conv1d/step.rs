@@ -53,8 +53,12 @@ pub(super) fn run(bench: &mut Bench, case: &Case, dtype: FloatType) -> Result<()
     let copy = vec![0.0; new_state.len()];
     let truths = [truth(&problem.x_shape(), y, magnitudes), truth(&state_shape, new_state, copy)];
     let elements = case.b * case.c * (2 + 2 * (case.w - 1)) + case.c * (case.w + usize::from(case.bias));
-    let work =
-        Work { flops: 2.0 * case.macs() as f64, bytes: (elements * dtype.size()) as f64, memory_bound: true };
+    let work = Work {
+        flops: 2.0 * case.macs() as f64,
+        bytes: (elements * dtype.size()) as f64,
+        memory_bound: true,
+        moved: None,
+    };
 
     let x = upload(&client, &sources.x, &problem.x_shape(), Memory::RowMajor);
     let weight = upload(&client, &sources.weight, &problem.weight_shape(), Memory::RowMajor);

@@ -14,6 +14,7 @@
 //! that of the cache and that of x.
 
 mod layer;
+mod moved;
 mod total;
 mod truths;
 
@@ -130,14 +131,15 @@ fn run_case(bench: &mut Bench, workload: &CausalConv3dWorkload, dtype: FloatType
                     tile: tile(&plan),
                     ones: kernel_pass != KernelPass::Forward,
                 };
-                measure(bench, &row, (&layer, way), &subject.truth(key))?;
+                measure(bench, &row, (&layer, way, &plan), &subject.truth(key))?;
             }
         }
         run_peers(bench, workload, &subject, pass)?;
         if !bench.options.no_burn && burn_serves(bench, workload, &problem) {
             let row = row(workload, dtype, pass, layer.burn_name().into(), true);
             let key = TruthKey { pass: kernel_pass, tile: None, ones: kernel_pass != KernelPass::Forward };
-            measure(bench, &row, (&layer, Way::Burn), &subject.truth(key))?;
+            let (_, plan) = named_plan(Way::Burn, &problem, held, kernel_pass, &limits)?;
+            measure(bench, &row, (&layer, Way::Burn, &plan), &subject.truth(key))?;
         }
     }
     Ok(())
@@ -211,14 +213,20 @@ fn padded(problem: &Conv3dProblem) -> Result<Conv3dProblem, ConvError> {
     Conv3dProblem::new(shape, problem.weight_shape(), None, window, problem.dtype)
 }
 
-/// Measures a way; `truth` is that of the frames joined along depth.
-fn measure(bench: &mut Bench, row: &Row, (layer, way): (&Layer, Way), truth: &Rc<Truth>) -> Result<()> {
+/// Measures a way by a plan of ours; `truth` is that of the frames joined along depth.
+fn measure(
+    bench: &mut Bench,
+    row: &Row,
+    (layer, way, plan): (&Layer, Way, &Plan),
+    truth: &Rc<Truth>,
+) -> Result<()> {
     let implementation = if way == Way::Burn { BURN } else { OURS };
     let problem = &layer.problem;
     // Frames that were joined before have no cache to give on.
     let held = if way == Way::Joined { 0 } else { layer.held };
     let truths = truths::of(truth, problem, row.pass, held);
     let mut work = work(problem, row.pass);
+    work.moved = Some(moved::bytes_of(way, problem, layer.held, kernel_pass(row.pass), plan)?);
     if row.pass == Pass::Fwd {
         work.bytes += truths[1..].iter().map(|kept| bytes(&kept.shape, problem.dtype) as f64).sum::<f64>();
     }

@@ -214,7 +214,7 @@ pub(crate) fn work(problem: &Conv3dProblem, pass: Pass) -> Work {
         Pass::FwdBwd => (3.0 * product, 3.0 * (x + w) + 2.0 * y),
     };
     let depthwise = problem.window.groups == problem.channels && problem.channels > 1;
-    Work { flops, bytes, memory_bound: depthwise || pass == Pass::Db }
+    Work { flops, bytes, memory_bound: depthwise || pass == Pass::Db, moved: None }
 }
 
 /// Launches one kernel pass: operands x, w, dy, and the result.

@@ -38,6 +38,16 @@ pub(in crate::conv3d) fn is_on_matrices(plan: &Plan) -> bool {
     }
 }
 
+/// Bytes of a plan on a problem as it is launched.
+pub(in crate::conv3d) fn bytes(plan: &Plan, problem: &Conv3dProblem, pass: Pass) -> f64 {
+    if let Plan::Winograd(config) = plan {
+        return config.cost(problem, pass).bytes;
+    }
+    let shapes = [problem.x_shape(), problem.weight_shape(), problem.y_shape()];
+    let elements = shapes.iter().map(|shape| shape.iter().map(|&size| size as f64).product::<f64>());
+    elements.sum::<f64>() * problem.dtype.size() as f64
+}
+
 /// Seconds of a plan on a problem as it is launched.
 pub(in crate::conv3d) fn seconds(plan: &Plan, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> f64 {
     let chip = &limits.chip;
@@ -46,9 +56,7 @@ pub(in crate::conv3d) fn seconds(plan: &Plan, problem: &Conv3dProblem, pass: Pas
         let cost = config.cost(problem, pass);
         return cost.operations / rate + cost.bytes / chip.bandwidth;
     }
-    let shapes = [problem.x_shape(), problem.weight_shape(), problem.y_shape()];
-    let elements = shapes.iter().map(|shape| shape.iter().map(|&size| size as f64).product::<f64>());
-    let bytes = elements.sum::<f64>() * problem.dtype.size() as f64;
+    let bytes = bytes(plan, problem, pass);
     let operations = match (plan, plan.family().tiles(problem, pass)) {
         (Plan::Empty | Plan::Depthwise(_), _) => 0.0,
         (_, Some(tiles)) => {
