@@ -15,6 +15,7 @@
 //! element.
 
 use super::args::offset;
+use super::epilogue::add_residual;
 use crate::activation::{Activation, activate, activate_gradient};
 use crate::dtype::FloatType;
 use crate::error::{ConvError, invalid};
@@ -47,38 +48,43 @@ pub(crate) fn check(pre: &Operand, y: &Operand) -> Result<(), ConvError> {
     Ok(())
 }
 
-/// `y = activation(pre)` for tensors that passed [`check`].
+/// `y = activation(pre) + residual`. pre is fp32 and row-major; without a residual, y is row-major as well
+/// ([`check`]), with one, y and the residual have five axes and any strides.
 pub(crate) fn apply(
     client: &Client,
     limits: &Limits,
     activation: Activation,
-    pre: &Operand,
-    y: &Operand,
+    residual: Option<&Operand>,
+    [pre, y]: [&Operand; 2],
 ) -> Result<(), ConvError> {
     let elements = y.len();
-    let address = address_type("conv3d", &[pre, y], elements, limits)?;
-    let aligned = |operand: &Operand| {
-        operand.handle.offset_start.unwrap_or(0).is_multiple_of((VECTOR_WIDTH * operand.dtype.size()) as u64)
+    let reached: Vec<_> = [pre, y].into_iter().chain(residual).collect();
+    let address = address_type("conv3d", &reached, elements, limits)?;
+    let aligned = pre.is_aligned(VECTOR_WIDTH) && y.is_aligned(VECTOR_WIDTH);
+    let vectorized = match residual {
+        Some(residual) => [residual, y].iter().all(|each| each.has_vectors(4, y.shape[4], VECTOR_WIDTH)),
+        None => elements.is_multiple_of(VECTOR_WIDTH),
     };
-    let vectorized = elements.is_multiple_of(VECTOR_WIDTH) && aligned(pre) && aligned(y);
-    let width = if vectorized { VECTOR_WIDTH } else { 1 };
+    let width = if vectorized && aligned { VECTOR_WIDTH } else { 1 };
     let vectors = elements / width;
     for dispatch in dispatches(vectors.div_ceil(THREADS as usize), f64::from(THREADS) * 32.0, limits) {
-        // SAFETY: see `conv3d`; threads past the last vector of both tensors exit.
-        unsafe {
-            activation_kernel::launch_unchecked(
-                client,
-                dispatch.count(),
-                CubeDim::new_1d(THREADS),
-                address,
-                width,
-                pre.buffer_arg(width),
-                y.buffer_arg(width),
-                dispatch.span(),
-                vectors,
-                activation,
-                y.dtype.elem(),
-            );
+        let (count, dim, span) = (dispatch.count(), CubeDim::new_1d(THREADS), dispatch.span());
+        let (pre, dtype) = (pre.buffer_arg(width), y.dtype.elem());
+        match residual.map(|residual| residual.tensor_arg()) {
+            // SAFETY: see `conv3d`; threads past the last vector of both tensors exit.
+            None => unsafe {
+                let y = y.buffer_arg(width);
+                activation_kernel::launch_unchecked(
+                    client, count, dim, address, width, pre, y, span, vectors, activation, dtype,
+                );
+            },
+            // SAFETY: see `conv3d`; threads past the last vector exit, the three tensors have one shape.
+            Some(residual) => unsafe {
+                let y = y.tensor_arg();
+                residual_kernel::launch_unchecked(
+                    client, count, dim, address, width, pre, residual, y, span, vectors, activation, dtype,
+                );
+            },
         }
     }
     Ok(())
@@ -97,48 +103,7 @@ fn activation_kernel<E: Float, N: Size>(
     if span.is_idle() || index >= vectors {
         terminate!();
     }
-    let values = pre[index];
-    let mut results = Vector::<E, N>::empty();
-    #[unroll]
-    for lane in 0..N::value() {
-        results.insert(lane, E::cast_from(activate(values.extract(lane), activation)));
-    }
-    y[index] = results;
-}
-
-/// `y = activation(pre) + residual`: operands pre, fp32 and row-major, residual and y, all of one five-axis
-/// shape.
-pub(crate) fn add_residual(
-    client: &Client,
-    limits: &Limits,
-    activation: Activation,
-    [pre, residual, y]: [&Operand; 3],
-) -> Result<(), ConvError> {
-    let elements = y.len();
-    let address = address_type("conv3d", &[pre, residual, y], elements, limits)?;
-    let vectorized = [residual, y].iter().all(|operand| operand.has_vectors(4, y.shape[4], VECTOR_WIDTH));
-    let width = if vectorized && pre.is_aligned(VECTOR_WIDTH) { VECTOR_WIDTH } else { 1 };
-    let vectors = elements / width;
-    for dispatch in dispatches(vectors.div_ceil(THREADS as usize), f64::from(THREADS) * 32.0, limits) {
-        // SAFETY: see `conv3d`; threads past the last vector exit, the three tensors have one shape.
-        unsafe {
-            residual_kernel::launch_unchecked(
-                client,
-                dispatch.count(),
-                CubeDim::new_1d(THREADS),
-                address,
-                width,
-                pre.buffer_arg(width),
-                residual.tensor_arg(),
-                y.tensor_arg(),
-                dispatch.span(),
-                vectors,
-                activation,
-                y.dtype.elem(),
-            );
-        }
-    }
-    Ok(())
+    y[index] = finish(pre[index], ComptimeOption::new_None(), activation);
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -166,15 +131,27 @@ fn residual_kernel<E: Float, N: Size>(
     let c = (rest % y.shape(1)) as u32;
     let n = (rest / y.shape(1)) as u32;
     let values = pre[index];
-    let added = Vector::<f32, N>::cast_from(residual[offset(residual, n, c, d, h, w) / width]);
-    let mut results = Vector::<E, N>::empty();
-    #[unroll]
-    for lane in 0..width {
-        let value = activate(values.extract(lane), activation) + added.extract(lane);
-        results.insert(lane, E::cast_from(value));
-    }
+    let added = Vector::cast_from(residual[offset(residual, n, c, d, h, w) / width]);
+    let results = finish(values, ComptimeOption::new_Some(added), activation);
     let at = offset(&*y, n, c, d, h, w) / width;
     y[at] = results;
+}
+
+/// `activation(values) + added`, rounded.
+#[cube]
+fn finish<E: Float, N: Size>(
+    values: Vector<f32, N>,
+    added: ComptimeOption<Vector<f32, N>>,
+    #[comptime] activation: Activation,
+) -> Vector<E, N> {
+    let mut results = Vector::<E, N>::empty();
+    #[unroll]
+    for lane in 0..N::value() {
+        let value = activate(values.extract(lane), activation);
+        let added: ComptimeOption<f32> = added.map(|added| added.extract(lane));
+        results.insert(lane, E::cast_from(add_residual(value, added)));
+    }
+    results
 }
 
 /// Computes dpre from `saved` and dy, all of one five-axis shape. dy and dpre have one dtype; `saved` has the

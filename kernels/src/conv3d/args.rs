@@ -158,24 +158,6 @@ pub(crate) fn read_joined<E: Float>(
     }
 }
 
-/// The value with a residual's element added, where there is a residual.
-#[cube]
-pub(crate) fn add_element<E: Float>(
-    value: f32,
-    residual: ComptimeOption<&Tensor<E>>,
-    n: u32,
-    c: u32,
-    d: u32,
-    h: u32,
-    w: u32,
-) -> f32 {
-    #[comptime]
-    match residual {
-        ComptimeOption::Some(residual) => value + f32::cast_from(residual[offset(residual, n, c, d, h, w)]),
-        ComptimeOption::None => value,
-    }
-}
-
 /// An axis as a kernel argument. `Conv3dProblem::validate` keeps every number below 2^31.
 fn axis_launch(axis: AxisGeometry) -> AxisLaunch {
     AxisLaunch {

@@ -1,7 +1,8 @@
-//! A call of conv3d, from the problem that is asked for to the launch:
+//! The functions of conv3d, and a call from the problem that is asked for to the launch:
 //!
 //! ```text
-//! rewrite (rewrite.rs) -> check the plan -> the family's launch -> fold (fold.rs) where the rewrite says so
+//! check the operands (check.rs) -> rewrite (rewrite.rs) -> check the plan -> the family's launch
+//! -> fold (fold.rs) where the rewrite says so
 //! ```
 //!
 //! A residual that the family's epilogue does not add is added behind its launch (activation_pass.rs).
@@ -9,12 +10,14 @@
 //! The problem is rewritten once and the plan is checked once, for the problem that is launched.
 
 use super::activation_pass;
+use super::check::{check_added, check_bias_gradient, check_cached, check_operands};
 use super::epilogue::Epilogue;
 use super::fold;
 use super::gemm::has_even_images;
 use super::pass::Pass;
 use super::plan::Plan;
-use super::problem::Conv3dProblem;
+use super::problem::{Conv3dProblem, Window};
+use super::reduce;
 use super::rewrite::PassProblem;
 use crate::activation::Activation;
 use crate::dtype::FloatType;
@@ -36,6 +39,220 @@ impl<'a> From<Option<&'a Operand>> for Added<'a> {
     fn from(bias: Option<&'a Operand>) -> Self {
         Self { bias, residual: None }
     }
+}
+
+/// Computes y `[N, O, OD, OH, OW]` into `y`, with the bias and the residual that the problem has.
+///
+/// `limits` are the device's or smaller ones.
+///
+/// # Errors
+/// When the operands do not have the problem's shapes and dtype, or the plan cannot serve the problem.
+pub fn forward<'a>(
+    client: &Client,
+    limits: &Limits,
+    problem: &Conv3dProblem,
+    plan: &Plan,
+    [x, w, y]: [&Operand; 3],
+    added: impl Into<Added<'a>>,
+) -> Result<(), ConvError> {
+    let added = added.into();
+    check_forward(problem, [x, w, y], added)?;
+    run_forward(client, limits, problem, plan, [x, w, y], (None, None, added))
+}
+
+/// [`forward`] that also stores what the activation's gradient needs: the value before the activation, in
+/// `pre`, an fp32 tensor of y's shape. Both are row-major. y has the bits of [`forward`] under every plan:
+/// activation, residual and rounding act on the same fp32 number.
+///
+/// # Errors
+/// As [`forward`], and when `pre` or y does not have that shape, dtype or order.
+pub fn forward_with_pre<'a>(
+    client: &Client,
+    limits: &Limits,
+    problem: &Conv3dProblem,
+    plan: &Plan,
+    [x, w, y]: [&Operand; 3],
+    pre: &Operand,
+    added: impl Into<Added<'a>>,
+) -> Result<(), ConvError> {
+    let added = added.into();
+    check_forward(problem, [x, w, y], added)?;
+    run_forward(client, limits, problem, plan, [x, w, y], (None, Some(pre), added))
+}
+
+/// [`forward`] whose first frames of x are in a tensor of their own, the cache `[N, C, frames, H, W]` of what
+/// came before a piece of a clip: nothing is joined in memory. The problem is that of [cache, x] joined along
+/// depth, [`Conv3dProblem::for_streams`]. With `pre` as [`forward_with_pre`].
+///
+/// Layouts that the plan does not read ([`reads_cache`]) go to [`Plan::Direct`], whose sums have another
+/// order.
+///
+/// # Errors
+/// As [`forward`], and when the cache has not the problem's shape but for its frames.
+pub fn forward_cached<'a>(
+    client: &Client,
+    limits: &Limits,
+    problem: &Conv3dProblem,
+    plan: &Plan,
+    [x, w, y]: [&Operand; 3],
+    (cache, pre, added): (&Operand, Option<&Operand>, impl Into<Added<'a>>),
+) -> Result<(), ConvError> {
+    check_cached(problem, cache, x, [("w", w, problem.weight_shape()), ("y", y, problem.y_shape())])?;
+    let added = added.into();
+    check_added(problem, added)?;
+    run_forward(client, limits, problem, plan, [x, w, y], (Some(cache), pre, added))
+}
+
+/// The forward pass of operands that fit the problem.
+fn run_forward(
+    client: &Client,
+    limits: &Limits,
+    problem: &Conv3dProblem,
+    plan: &Plan,
+    [x, w, y]: [&Operand; 3],
+    (cache, pre, added): (Option<&Operand>, Option<&Operand>, Added),
+) -> Result<(), ConvError> {
+    let Some(pre) = pre else {
+        let call = Conv3dCall::new(client, limits, problem, Pass::Forward, plan)?;
+        let call = call.with_bias(added.bias).with_residual(added.residual);
+        return call.with_cache(x, cache).launch([x, w, y]);
+    };
+    activation_pass::check(pre, y)?;
+    let window = Window { activation: Activation::None, ..problem.window };
+    let before_activation = Conv3dProblem { window, residual: false, ..*problem };
+    let call = Conv3dCall::new(client, limits, &before_activation, Pass::Forward, plan)?;
+    call.with_bias(added.bias).with_cache(x, cache).launch([x, w, pre])?;
+    activation_pass::apply(client, limits, problem.window.activation, added.residual, [pre, y])
+}
+
+/// [`weight_gradient`] of [`forward_cached`].
+///
+/// # Errors
+/// As [`forward_cached`].
+pub fn weight_gradient_cached(
+    client: &Client,
+    limits: &Limits,
+    problem: &Conv3dProblem,
+    plan: &Plan,
+    [x, dy, dw]: [&Operand; 3],
+    cache: &Operand,
+) -> Result<(), ConvError> {
+    check_cached(problem, cache, x, [("dy", dy, problem.y_shape()), ("dw", dw, problem.weight_shape())])?;
+    let call = Conv3dCall::new(client, limits, problem, Pass::WeightGradient, plan)?;
+    call.with_cache(x, Some(cache)).launch([x, dy, dw])
+}
+
+/// Refuses operands that do not fit the problem.
+fn check_forward(problem: &Conv3dProblem, [x, w, y]: [&Operand; 3], added: Added) -> Result<(), ConvError> {
+    check_operands(
+        problem,
+        &[("x", x, problem.x_shape()), ("w", w, problem.weight_shape()), ("y", y, problem.y_shape())],
+    )?;
+    check_added(problem, added)
+}
+
+/// Computes dx `[N, C, D, H, W]` from dy (the gradient before the activation) and w.
+///
+/// # Errors
+/// As [`forward`].
+pub fn input_gradient(
+    client: &Client,
+    limits: &Limits,
+    problem: &Conv3dProblem,
+    plan: &Plan,
+    [dy, w, dx]: [&Operand; 3],
+) -> Result<(), ConvError> {
+    check_operands(
+        problem,
+        &[("dy", dy, problem.y_shape()), ("w", w, problem.weight_shape()), ("dx", dx, problem.x_shape())],
+    )?;
+    Conv3dCall::new(client, limits, problem, Pass::InputGradient, plan)?.launch([dy, w, dx])
+}
+
+/// Computes dw `[O, C/groups, KD, KH, KW]` from x and dy (the gradient before the activation).
+///
+/// # Errors
+/// As [`forward`].
+pub fn weight_gradient(
+    client: &Client,
+    limits: &Limits,
+    problem: &Conv3dProblem,
+    plan: &Plan,
+    operands: [&Operand; 3],
+) -> Result<(), ConvError> {
+    check_weight_gradient(problem, operands)?;
+    Conv3dCall::new(client, limits, problem, Pass::WeightGradient, plan)?.launch(operands)
+}
+
+/// Computes dw (operands x, dy, dw) as [`weight_gradient`] and db `[O]` as [`bias_gradient`] do: in one pass
+/// over dy under depthwise plans that hold it in registers, where db is free, else in two.
+///
+/// # Errors
+/// As [`forward`].
+pub fn weight_and_bias_gradient(
+    client: &Client,
+    limits: &Limits,
+    problem: &Conv3dProblem,
+    plan: &Plan,
+    operands: [&Operand; 3],
+    db: &Operand,
+) -> Result<(), ConvError> {
+    check_bias_gradient(problem, db)?;
+    check_weight_gradient(problem, operands)?;
+    let call = Conv3dCall::new(client, limits, problem, Pass::WeightGradient, plan)?;
+    if call.sums_bias() {
+        return call.with_bias_gradient(db).launch(operands);
+    }
+    call.launch(operands)?;
+    bias_gradient(client, limits, problem, operands[1], db)
+}
+
+/// Refuses operands that do not fit the problem.
+fn check_weight_gradient(problem: &Conv3dProblem, [x, dy, dw]: [&Operand; 3]) -> Result<(), ConvError> {
+    check_operands(
+        problem,
+        &[("x", x, problem.x_shape()), ("dy", dy, problem.y_shape()), ("dw", dw, problem.weight_shape())],
+    )
+}
+
+/// Computes db `[O]` from dy (the gradient before the activation).
+///
+/// # Errors
+/// As [`forward`].
+pub fn bias_gradient(
+    client: &Client,
+    limits: &Limits,
+    problem: &Conv3dProblem,
+    dy: &Operand,
+    db: &Operand,
+) -> Result<(), ConvError> {
+    check_operands(problem, &[("dy", dy, problem.y_shape())])?;
+    check_bias_gradient(problem, db)?;
+    if db.is_empty() {
+        return Ok(());
+    }
+    reduce::bias_gradient(client, problem, limits, &dy.bindable(client), db)
+}
+
+/// Whether a plan reads x and a cache of these layouts where they are: the gathered GEMM counts image
+/// channels, which have to be evenly spaced, and the window kernels read the frames of both by one layout.
+/// What it does not read [`forward_cached`] and [`weight_gradient_cached`] leave to [`Plan::Direct`].
+pub fn reads_cache(plan: &Plan, x: &Operand, cache: &Operand) -> bool {
+    match plan {
+        Plan::Gemm(_) => [x, cache].into_iter().all(has_even_images),
+        Plan::Window(_) => x.strides[3..] == cache.strides[3..],
+        _ => true,
+    }
+}
+
+/// Refuses a plan that was made for another problem or needs what the device lacks. Every plan computes an
+/// empty result.
+pub(super) fn check(plan: &Plan, problem: &PassProblem, limits: &Limits) -> Result<(), ConvError> {
+    if problem.is_empty() {
+        return Ok(());
+    }
+    plan.family().serves(plan.launched(problem), problem.pass, limits)?;
+    plan.check_needs(problem, limits)
 }
 
 /// One pass of a problem under a plan that serves it. Families launch from this.
@@ -92,9 +309,9 @@ impl<'a> Conv3dCall<'a> {
     }
 
     /// With the first frames of x in a tensor of their own. `Direct` takes what the plan does not read.
-    pub(super) fn with_cache(self, x: &Operand, cache: &'a Operand) -> Self {
-        let plan = if reads_cache(self.plan, x, cache) { self.plan } else { &Plan::Direct };
-        Self { cache: Some(cache), plan, ..self }
+    pub(super) fn with_cache(self, x: &Operand, cache: Option<&'a Operand>) -> Self {
+        let reads = cache.is_none_or(|cache| reads_cache(self.plan, x, cache));
+        Self { cache, plan: if reads { self.plan } else { &Plan::Direct }, ..self }
     }
 
     /// With the bias of the result's channels.
@@ -140,8 +357,14 @@ impl<'a> Conv3dCall<'a> {
         if let Some(residual) = self.residual.filter(|_| !family.fuses_residual()) {
             let unrounded = Operand::empty(self.client, &result.shape, FloatType::F32);
             family.launch(&call.with_residual(None), [first, second, &unrounded])?;
-            let operands = [&unrounded, residual, result];
-            return activation_pass::add_residual(self.client, self.limits, Activation::None, operands);
+            let Self { client, limits, .. } = *self;
+            return activation_pass::apply(
+                client,
+                limits,
+                Activation::None,
+                Some(residual),
+                [&unrounded, result],
+            );
         }
         if !self.plan.folds(&self.rewritten) {
             return family.launch(call, [first, second, result]);
@@ -155,26 +378,4 @@ impl<'a> Conv3dCall<'a> {
     pub(super) fn sums_bias(&self) -> bool {
         self.plan.family().sums_bias() && !self.rewritten.is_empty()
     }
-}
-
-/// Whether a plan reads x and a cache of these layouts where they are: the gathered GEMM counts image
-/// channels, which have to be evenly spaced, and the window kernels read the frames of both by one layout.
-/// What it does not read [`super::forward_cached`] and [`super::weight_gradient_cached`] leave to
-/// [`Plan::Direct`].
-pub fn reads_cache(plan: &Plan, x: &Operand, cache: &Operand) -> bool {
-    match plan {
-        Plan::Gemm(_) => [x, cache].into_iter().all(has_even_images),
-        Plan::Window(_) => x.strides[3..] == cache.strides[3..],
-        _ => true,
-    }
-}
-
-/// Refuses a plan that was made for another problem or needs what the device lacks. Every plan computes an
-/// empty result.
-pub(super) fn check(plan: &Plan, problem: &PassProblem, limits: &Limits) -> Result<(), ConvError> {
-    if problem.is_empty() {
-        return Ok(());
-    }
-    plan.family().serves(plan.launched(problem), problem.pass, limits)?;
-    plan.check_needs(problem, limits)
 }

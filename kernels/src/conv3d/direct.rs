@@ -18,9 +18,9 @@
 //! Per thread K = C/groups * KD * KH * KW multiply-adds (input gradient: O/groups), 2K loads and one store.
 //! Taps in the padding are skipped, not multiplied by zero. Nothing is declined.
 
-use super::args::{ChannelTap, Geometry, add_element, offset, read_joined};
+use super::args::{ChannelTap, Geometry, offset, read_joined};
 use super::call::Conv3dCall;
-use super::epilogue::{Epilogue, channel_bias, finished};
+use super::epilogue::{Epilogue, add_residual, bias_of, channel_bias, finished};
 use super::family::Family;
 use super::loops::nest;
 use super::needs::kernel_needs;
@@ -214,8 +214,10 @@ fn forward_kernel<E: Float, O: Float>(
     }
     let target = offset(&*y, window.n, o, window.d, window.h, window.w);
     let value = activate(sum, activation);
-    let value = add_element(value, residual, window.n, o, window.d, window.h, window.w);
-    y[target] = O::cast_from(value);
+    let added: ComptimeOption<f32> = residual.map(|residual| {
+        f32::cast_from(residual[offset(residual, window.n, o, window.d, window.h, window.w)])
+    });
+    y[target] = O::cast_from(add_residual(value, added));
 }
 
 /// Whether some axis' padding is zeros.
@@ -323,7 +325,7 @@ fn input_gradient_kernel<E: Float, O: Float>(
         }
     }
     let target = offset(&*dx, n, channel, at.d, at.h, at.w);
-    let bias: ComptimeOption<f32> = bias.map(|bias| f32::cast_from(bias[channel as usize * bias.stride(0)]));
+    let bias: ComptimeOption<f32> = bias.map(|bias| bias_of(bias, channel as usize));
     dx[target] = O::cast_from(finished(sum, bias, activation));
 }
 

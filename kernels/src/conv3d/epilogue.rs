@@ -19,8 +19,14 @@ pub(super) struct Epilogue<'a> {
 /// A channel's bias; zero without a bias.
 #[cube]
 pub(super) fn channel_bias<E: Float>(bias: ComptimeOption<&Tensor<E>>, channel: u32) -> f32 {
-    let bias: ComptimeOption<f32> = bias.map(|bias| f32::cast_from(bias[channel as usize * bias.stride(0)]));
+    let bias: ComptimeOption<f32> = bias.map(|bias| bias_of(bias, channel as usize));
     bias.unwrap_or_else(|| 0.0f32.runtime())
+}
+
+/// A channel's element of a bias.
+#[cube]
+pub(super) fn bias_of<E: Float>(bias: &Tensor<E>, channel: usize) -> f32 {
+    f32::cast_from(bias[channel * bias.stride(0)])
 }
 
 /// `activation(sum + bias)`, for kernels that are compiled without either where a call has none.
@@ -33,22 +39,24 @@ pub(super) fn finished(sum: f32, bias: ComptimeOption<f32>, #[comptime] activati
     }
 }
 
-/// The value with a residual's element of a channel added, where there is a residual; `at` is that of channel
-/// 0 ([`residual_offset`]).
+/// The value, or the vector of values, with the residual's added, where there is a residual.
 #[cube]
-pub(super) fn add_residual<E: Float>(
-    value: f32,
+pub(super) fn add_residual<V: CubeAdd>(value: V, residual: ComptimeOption<V>) -> V {
+    #[comptime]
+    match residual {
+        ComptimeOption::Some(residual) => value + residual,
+        ComptimeOption::None => value,
+    }
+}
+
+/// A residual's element of a channel; `at` is that of channel 0 ([`residual_offset`]).
+#[cube]
+pub(super) fn residual_of_channel<E: Float>(
     residual: ComptimeOption<&Tensor<E>>,
     at: usize,
     channel: u32,
-) -> f32 {
-    #[comptime]
-    match residual {
-        ComptimeOption::Some(residual) => {
-            value + f32::cast_from(residual[at + channel as usize * residual.stride(1)])
-        }
-        ComptimeOption::None => value,
-    }
+) -> ComptimeOption<f32> {
+    residual.map(|residual| f32::cast_from(residual[at + channel as usize * residual.stride(1)]))
 }
 
 /// Offset in a residual of channel 0 at a gather's output position.

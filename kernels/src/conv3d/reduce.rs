@@ -15,7 +15,7 @@
 //! elements`, and a 64th of that per further level; FLOP: one addition per partial. Nothing is declined.
 
 use super::args::{Geometry, offset};
-use super::epilogue::Epilogue;
+use super::epilogue::{Epilogue, add_residual, bias_of};
 use super::problem::Conv3dProblem;
 use super::split::ReductionSplit;
 use crate::activation::activate_by_code;
@@ -295,29 +295,25 @@ fn sum_partials_kernel<E: Float, O: Float>(
         at += coordinate * target.stride(axis);
         rest /= size;
     }
-    let bias: ComptimeOption<f32> = bias.map(|bias| f32::cast_from(bias[channel * bias.stride(0)]));
+    let bias: ComptimeOption<f32> = bias.map(|bias| bias_of(bias, channel));
     let value = activate_by_code(sum + bias.unwrap_or_else(|| 0.0f32.runtime()), activation);
-    target[at] = O::cast_from(add_element(value, residual, index));
+    let added: ComptimeOption<f32> =
+        residual.map(|residual| f32::cast_from(residual[offset_of_index(residual, index)]));
+    target[at] = O::cast_from(add_residual(value, added));
 }
 
-/// The value with the residual's element at a linear index added, where there is a residual.
+/// The offset of an element of a tensor by its row-major index.
 #[cube]
-fn add_element<E: Float>(value: f32, residual: ComptimeOption<&Tensor<E>>, index: usize) -> f32 {
-    #[comptime]
-    match residual {
-        ComptimeOption::Some(residual) => {
-            let mut at = 0usize;
-            let mut rest = index;
-            for step in 0..residual.rank() {
-                let axis = residual.rank() - 1 - step;
-                let size = residual.shape(axis);
-                at += rest % size * residual.stride(axis);
-                rest /= size;
-            }
-            value + f32::cast_from(residual[at])
-        }
-        ComptimeOption::None => value,
+fn offset_of_index<E: CubePrimitive>(tensor: &Tensor<E>, index: usize) -> usize {
+    let mut at = 0usize;
+    let mut rest = index;
+    for step in 0..tensor.rank() {
+        let axis = tensor.rank() - 1 - step;
+        let size = tensor.shape(axis);
+        at += rest % size * tensor.stride(axis);
+        rest /= size;
     }
+    at
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]

@@ -60,7 +60,7 @@ pub fn transposed_forward_with_pre(
     activation_pass::check(pre, y)?;
     let call = Conv3dCall::new(client, limits, problem, Pass::InputGradient, plan)?;
     call.with_bias(bias).with_activation(Activation::None).launch([x, w, pre])?;
-    activation_pass::apply(client, limits, problem.window.activation, pre, y)
+    activation_pass::apply(client, limits, problem.window.activation, None, [pre, y])
 }
 
 /// Refuses operands that do not fit the problem, and padding that an input gradient folds.

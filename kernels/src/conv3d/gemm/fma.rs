@@ -34,7 +34,7 @@ use super::stage::{
 use super::table::{IndexTable, fill_half, fill_other_half};
 use super::tap_check::TapCheck;
 use crate::activation::activate_by_code;
-use crate::conv3d::epilogue::{add_residual, channel_bias, residual_row};
+use crate::conv3d::epilogue::{add_residual, channel_bias, residual_of_channel, residual_row};
 use crate::conv3d::pass::Pass;
 use crate::launch::Span;
 use cubecl::ir::ElemType;
@@ -186,7 +186,7 @@ pub(crate) fn fma_kernel<E: Float, O: Float, R: Size>(
                         let mut value = activate_by_code(value, shape.activation);
                         if comptime!(has_residual) {
                             let channel = first_channel + first_n + column_of(j, tile);
-                            value = add_residual(value, residual, added, channel);
+                            value = add_residual(value, residual_of_channel(residual, added, channel));
                         }
                         out[at + *offsets.index(j)] = O::cast_from(value);
                     }
@@ -218,7 +218,7 @@ pub(crate) fn fma_kernel<E: Float, O: Float, R: Size>(
                             let sum = results[UNIT_POS as usize + j * threads];
                             let bias = channel_bias(bias, gather.column_channel(channel, patches));
                             let value = activate_by_code(sum + bias, shape.activation);
-                            let value = add_residual(value, residual, added, channel);
+                            let value = add_residual(value, residual_of_channel(residual, added, channel));
                             out[at + gather.out_column(channel)] = O::cast_from(value);
                         }
                     }

@@ -17,7 +17,7 @@ use super::index::GatherArgs;
 use super::stage::{GemmShape, WorkTile};
 use super::table::IndexTable;
 use crate::activation::activate_by_code;
-use crate::conv3d::epilogue::{add_residual, residual_row};
+use crate::conv3d::epilogue::{add_residual, channel_bias, residual_of_channel, residual_row};
 use crate::conv3d::mma::{load_fragment, multiply_fragments, store_to_patch};
 use crate::conv3d::pass::Pass;
 use cubecl::cmma::{self, MatrixIdent, MatrixLayout};
@@ -126,11 +126,7 @@ pub(super) fn epilogue<E: Float, O: Float>(
             at = gather.position_out(min(m, shape.m - 1u32));
         }
         at += work.slice * shape.slice_stride;
-        let added = #[comptime]
-        match residual {
-            ComptimeOption::Some(_) => residual_row(residual, gather, min(m, shape.m - 1u32)),
-            ComptimeOption::None => 0usize,
-        };
+        let added = residual_row(residual, gather, min(m, shape.m - 1u32));
         #[unroll]
         for fragment_row in 0..comptime!(tile.subgroup_n / tile.fragment) {
             let sum = sums.index(comptime!(fragment_row * (tile.subgroup_m / tile.fragment) + column));
@@ -143,18 +139,16 @@ pub(super) fn epilogue<E: Float, O: Float>(
                     work.first_n + subgroup_n + comptime!((fragment_row * tile.fragment) as u32) + fragment_n;
                 if m < shape.m && n < shape.n {
                     let channel = work.group * shape.n + n;
-                    let bias: ComptimeOption<f32> = bias.map(|bias| {
-                        let channel = gather.column_channel(channel, patches);
-                        f32::cast_from(bias[channel as usize * bias.stride(0)])
-                    });
+                    let bias = channel_bias(bias, gather.column_channel(channel, patches));
                     let sum = scratch[start + (fragment_n * tile.fragment as u32 + fragment_m) as usize];
-                    let sum = sum + bias.unwrap_or_else(|| 0.0f32.runtime());
+                    let sum = sum + bias;
                     let mut row = channel as usize * shape.m as usize;
                     if gathered {
                         row = columns[(n - work.first_n) as usize];
                     }
                     let value = activate_by_code(sum, shape.activation);
-                    out[at + row] = O::cast_from(add_residual(value, residual, added, channel));
+                    out[at + row] =
+                        O::cast_from(add_residual(value, residual_of_channel(residual, added, channel)));
                 }
             }
         }

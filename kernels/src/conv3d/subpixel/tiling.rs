@@ -1,6 +1,7 @@
 //! How the sub-pixel input gradient is divided into threadgroups, and where its blocks load and store.
 
 use super::config::SubpixelTile;
+use crate::conv3d::epilogue::bias_of;
 use cubecl::prelude::*;
 use cubecl::std::FastDivmod;
 
@@ -170,7 +171,7 @@ impl SubpixelTiling {
         bias.map(|bias| {
             let c = self.height.phases.div(self.width.phases.div(column));
             let channel = work.group * self.out_channels + min(c, self.out_channels - 1u32);
-            f32::cast_from(bias[channel as usize * bias.stride(0)])
+            bias_of(bias, channel as usize)
         })
     }
 

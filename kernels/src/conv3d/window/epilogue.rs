@@ -4,7 +4,7 @@
 use super::config::{PATCH_FRAGMENTS, WindowTile};
 use super::tiling::{WindowTiling, WindowWork};
 use crate::activation::{activate_by_code, activate_vector};
-use crate::conv3d::epilogue::{add_residual, channel_bias, residual_offset};
+use crate::conv3d::epilogue::{add_residual, channel_bias, residual_of_channel, residual_offset};
 use crate::conv3d::gemm::config::SUBGROUP;
 use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::mma::store_to_patch;
@@ -59,13 +59,12 @@ pub(super) fn write_result<E: Float, O: Float>(
                 let in_tile = comptime!((fragment_row * tile.fragment) as u32) + in_patch;
                 if exists && work.first_n + subgroup_n + in_tile < tiling.n {
                     let channel = first_channel + in_tile;
-                    let bias: ComptimeOption<f32> =
-                        bias.map(|bias| f32::cast_from(bias[channel as usize * bias.stride(0)]));
+                    let bias = channel_bias(bias, channel);
                     let sum = patches[patch + (in_patch * tile.fragment as u32 + in_fragment) as usize];
-                    let sum = sum + bias.unwrap_or_else(|| 0.0f32.runtime());
+                    let sum = sum + bias;
                     let value = activate_by_code(sum, tiling.activation);
                     out[at + walk.out_channel(channel)] =
-                        O::cast_from(add_residual(value, residual, added, channel));
+                        O::cast_from(add_residual(value, residual_of_channel(residual, added, channel)));
                 }
             }
         }
@@ -136,16 +135,12 @@ pub(super) fn write_contiguous<E: Float, O: Float>(
                     let sum = patches[patch + in_patch * vectors + lane % vectors] + Vector::new(bias);
                     let at = frame_offset + walk.out_channel(channel) + position;
                     let value = activate_vector(sum, tiling.activation, false);
-                    let value = #[comptime]
-                    match residual {
-                        ComptimeOption::Some(residual) => {
-                            let frame = residual_offset(residual, walk, work.n, work.d, 0u32, 0u32);
-                            let from = frame + channel as usize * residual.stride(1) + position;
-                            value + Vector::cast_from(residual[from / OUT_VECTOR])
-                        }
-                        ComptimeOption::None => value,
-                    };
-                    out[at / OUT_VECTOR] = Vector::cast_from(value);
+                    let added: ComptimeOption<Vector<f32, Const<4>>> = residual.map(|residual| {
+                        let frame = residual_offset(residual, walk, work.n, work.d, 0u32, 0u32);
+                        let from = frame + channel as usize * residual.stride(1) + position;
+                        Vector::cast_from(residual[from / OUT_VECTOR])
+                    });
+                    out[at / OUT_VECTOR] = Vector::cast_from(add_residual(value, added));
                 }
             }
         }

@@ -14,7 +14,7 @@ use super::product_mma::padded;
 use super::region::{Region, RegionArgs, VECTOR};
 use super::transform::transform_square;
 use crate::activation::activate_by_code;
-use crate::conv3d::epilogue::{Epilogue, channel_bias};
+use crate::conv3d::epilogue::{Epilogue, add_residual, channel_bias};
 use crate::launch::{Span, dispatches};
 use crate::operand::Operand;
 use cubecl::ir::{AddressType, ElemType};
@@ -155,29 +155,21 @@ fn output_kernel<E: Float, O: Float, N: Size>(
         #[unroll]
         for j in 0..comptime!(outputs / width) {
             if top + (i as u32) < target.height && left + comptime!((j * width) as u32) < target.width {
-                let added = #[comptime]
-                match residual {
-                    ComptimeOption::Some(residual) => {
-                        let from = position.image as usize * residual.stride(0)
-                            + position.channel as usize * residual.stride(1)
-                            + (region.first_frame + position.frame) as usize * residual.stride(2)
-                            + (top as usize + i) * residual.stride(3)
-                            + (left as usize + comptime!(j * width)) * residual.stride(4);
-                        ComptimeOption::<Vector<f32, N>>::Some(Vector::cast_from(residual[from / width]))
-                    }
-                    ComptimeOption::None => ComptimeOption::<Vector<f32, N>>::new_None(),
-                };
+                let added: ComptimeOption<Vector<f32, N>> = residual.map(|residual| {
+                    let from = position.image as usize * residual.stride(0)
+                        + position.channel as usize * residual.stride(1)
+                        + (region.first_frame + position.frame) as usize * residual.stride(2)
+                        + (top as usize + i) * residual.stride(3)
+                        + (left as usize + comptime!(j * width)) * residual.stride(4);
+                    Vector::cast_from(residual[from / width])
+                });
                 let mut values = Vector::<O, N>::empty();
                 #[unroll]
                 for k in 0..width {
                     let value = fma(result[comptime!(i * outputs + j * width + k)], rescale, bias);
                     let value = activate_by_code(value, target.activation);
-                    let value = #[comptime]
-                    match added {
-                        ComptimeOption::Some(added) => value + added.extract(k),
-                        ComptimeOption::None => value,
-                    };
-                    values.insert(k, O::cast_from(value));
+                    let added: ComptimeOption<f32> = added.map(|added| added.extract(k));
+                    values.insert(k, O::cast_from(add_residual(value, added)));
                 }
                 let at = at + i * target.row_stride + comptime!(j * width) * target.column_stride;
                 out[at / width] = values;
