@@ -20,6 +20,12 @@
 //! shared memory where frames are large and its tiles dense; else its tile follows the output channels.
 //! Without matrix units it takes 128x64 for more than 32 output channels, but 64x64 with fewer than 512 rows
 //! (channels x taps).
+//!
+//! Matrix units have two rules, and [`is_timed`] is the boundary between them: times count the waves and the
+//! split-K partials of a single launch, costs compare whatever else there is (several launches, fragments of
+//! other sizes, tiles that fill the device). They are two because each decides otherwise on the other's side:
+//! costs for a third of the calls that are timed, times for a tenth of the rest that is a single launch
+//! (docs/decisions/gemm.md).
 
 use super::MEASURED_FRAGMENT;
 use crate::conv3d::gemm::{
@@ -68,60 +74,66 @@ const PACKING_TIME: f64 = 1.12;
 
 /// The plan of this module's table, for a problem that the gathered GEMM serves.
 pub(super) fn choose(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Plan {
-    // The rows of a weight gradient are channels and taps.
-    let patches = is_patches(problem, pass);
-    let (rows, columns) = match (gemm_extents(problem, pass, patches), pass) {
-        ([out, taps, _], Pass::WeightGradient) => (taps, out),
-        ([rows, columns, _], _) => (rows, columns),
-    };
     let matrices: Vec<_> = mma_tiles(problem, pass, limits).collect();
+    let [_, columns] = rows_and_columns(problem, pass);
+    if columns > FEW_COLUMNS && is_timed(problem, pass, &matrices, limits) {
+        return shortest(problem, pass, &matrices, limits);
+    }
     let gathered = matrix_tile(pass, columns, &matrices);
-    let cost = |tile: &WindowTile| window_cost(problem, pass, tile, limits);
-    if columns > FEW_COLUMNS
-        && let Some(plan) = counted(problem, pass, &matrices, limits)
-    {
-        return plan;
+    if let Some(kernel) = gathered.and_then(|gathered| cheaper_window(problem, pass, &gathered, limits)) {
+        return Plan::Window(kernel);
     }
-    let windows = window::tiles(problem, pass, limits).filter_map(|tile| Some((cost(&tile)?, tile)));
-    if let Some((cost, tile)) = windows.min_by(|(a, _), (b, _)| a.total_cmp(b))
-        && let Some(gathered) = gathered
-        && cost * depth_tap_fraction(problem, pass) * occupancy_penalty(problem, pass, &tile, limits)
-            < gathered_cost(problem, pass, &gathered)
-    {
-        return Plan::Window(WindowKernel::Gemm(tile));
-    }
-    let pays =
-        |tile: &WindowWeightTile| gathered.is_some_and(|other| window_weight_pays(problem, tile, &other));
-    if let Some(tile) = window::weight::tiles(problem, pass, limits).find(pays) {
-        return Plan::Window(WindowKernel::Weight(tile));
-    }
-    if columns > FEW_COLUMNS
-        && let Some(tile) = gathered
-    {
-        return Plan::Gemm(GemmTile::Mma(tile));
-    }
+    Plan::Gemm(match gathered {
+        Some(tile) if columns > FEW_COLUMNS => GemmTile::Mma(tile),
+        _ => GemmTile::Fma(fma_tile(problem, pass, limits)),
+    })
+}
+
+/// Rows and columns of the gathered GEMM; the rows of a weight gradient are channels and taps.
+fn rows_and_columns(problem: &Conv3dProblem, pass: Pass) -> [usize; 2] {
+    let [rows, columns, _] = gemm_extents(problem, pass, is_patches(problem, pass));
+    if pass == Pass::WeightGradient { [columns, rows] } else { [rows, columns] }
+}
+
+/// The window kernel that costs less than the gathered GEMM on matrix units, if any.
+fn cheaper_window(
+    problem: &Conv3dProblem,
+    pass: Pass,
+    gathered: &MatrixTile,
+    limits: &Limits,
+) -> Option<WindowKernel> {
+    let cost = |tile: WindowTile| Some((window_cost(problem, pass, &tile, limits)?, tile));
+    let windows = window::tiles(problem, pass, limits).filter_map(cost);
+    let cheapest = windows.min_by(|(a, _), (b, _)| a.total_cmp(b)).filter(|(cost, tile)| {
+        cost * depth_tap_fraction(problem, pass) * occupancy_penalty(problem, pass, tile, limits)
+            < gathered_cost(problem, pass, gathered)
+    });
+    let weight = || {
+        let mut tiles = window::weight::tiles(problem, pass, limits);
+        tiles.find(|tile| window_weight_pays(problem, tile, gathered)).map(WindowKernel::Weight)
+    };
+    cheapest.map(|(_, tile)| WindowKernel::Gemm(tile)).or_else(weight)
+}
+
+/// The gathered tile of multiply-adds.
+fn fma_tile(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> RegisterTile {
+    let [rows, columns] = rows_and_columns(problem, pass);
     let (phases, _) = launches(problem, pass);
     // Half a wave of threadgroups of 128 threads.
     let few = |tile_m: usize, tile_n: usize| {
         let tiles = rows.div_ceil(phases * tile_m) * columns.div_ceil(tile_n) * problem.window.groups;
         tiles < limits.cubes_in_flight / 4
     };
-    let tile = match columns {
+    match columns {
         ..=4 => RegisterTile::M256N4,
         5..=FEW_COLUMNS => RegisterTile::M128N8,
         9..=32 => RegisterTile::M128N32,
-        _ if pass == Pass::WeightGradient => {
-            if rows < MANY_WEIGHT_ROWS {
-                RegisterTile::M64N64
-            } else {
-                RegisterTile::M128N64
-            }
-        }
+        _ if pass == Pass::WeightGradient && rows < MANY_WEIGHT_ROWS => RegisterTile::M64N64,
+        _ if pass == Pass::WeightGradient => RegisterTile::M128N64,
         _ if few(128, 64) => RegisterTile::M64N64,
         _ if columns.is_multiple_of(128) && !few(128, 128) => RegisterTile::M128N128,
         _ => RegisterTile::M128N64,
-    };
-    Plan::Gemm(GemmTile::Fma(tile))
+    }
 }
 
 /// The gathered tiles of multiply-adds that the choice or its fallback may take. Wide ones only where a tile
@@ -167,13 +179,18 @@ fn window_factor(problem: &Conv3dProblem, pass: Pass, tile: &WindowTile) -> f64 
     (MULTIPLY_SHARE + (1.0 - MULTIPLY_SHARE) * loads) * reuse
 }
 
-/// The plan with the shortest time by waves and the partials of split-K, where the gathered GEMM has few
-/// tiles, and for weight gradients; none on fragments that these times were not measured with.
-fn counted(problem: &Conv3dProblem, pass: Pass, tiles: &[MatrixTile], limits: &Limits) -> Option<Plan> {
-    let wide = tiles.first().filter(|tile| tile.fragment == MEASURED_FRAGMENT)?;
-    if pass != Pass::WeightGradient && !has_few_tiles(problem, pass, wide, limits) {
-        return None;
-    }
+/// Whether times decide, and not costs: on the fragments that they were measured with, in weight gradients
+/// and where the gathered GEMM is one launch of so few tiles that it may split K.
+fn is_timed(problem: &Conv3dProblem, pass: Pass, tiles: &[MatrixTile], limits: &Limits) -> bool {
+    let Some(wide) = tiles.first().filter(|tile| tile.fragment == MEASURED_FRAGMENT) else { return false };
+    let [rows, columns, _] = gemm_extents(problem, pass, false);
+    let count = rows.div_ceil(wide.tile_m) * columns.div_ceil(wide.tile_n) * problem.window.groups;
+    let one_launch = !is_patches(problem, pass) && launches(problem, pass).0 == 1;
+    pass == Pass::WeightGradient || one_launch && 2 * count <= limits.cubes_in_flight
+}
+
+/// The plan with the shortest time by waves of threadgroups and the partials of split-K.
+fn shortest(problem: &Conv3dProblem, pass: Pass, tiles: &[MatrixTile], limits: &Limits) -> Plan {
     let gathered = tiles.iter().map(|tile| {
         let narrow = if tile.tile_n < tile.tile_m { NARROW_TIME } else { 1.0 };
         let factor = match pass {
@@ -192,15 +209,8 @@ fn counted(problem: &Conv3dProblem, pass: Pass, tiles: &[MatrixTile], limits: &L
         Some((window::weight::cost(problem, &tile, limits)?, Plan::Window(WindowKernel::Weight(tile))))
     });
     let plans = gathered.chain(windows).chain(weights);
-    plans.min_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(_, plan)| plan)
-}
-
-/// Whether the gathered GEMM is one launch of so few tiles that it may split K.
-fn has_few_tiles(problem: &Conv3dProblem, pass: Pass, tile: &MatrixTile, limits: &Limits) -> bool {
-    let [rows, columns, _] = gemm_extents(problem, pass, false);
-    let tiles = rows.div_ceil(tile.tile_m) * columns.div_ceil(tile.tile_n) * problem.window.groups;
-    let one_launch = !is_patches(problem, pass) && launches(problem, pass).0 == 1;
-    one_launch && 2 * tiles <= limits.cubes_in_flight
+    let shortest = plans.min_by(|(a, _), (b, _)| a.total_cmp(b)).expect("the gathered tiles are among them");
+    shortest.1
 }
 
 /// The slowdown of a GEMM with windows in shared memory whose threadgroups do not fill half the device.
