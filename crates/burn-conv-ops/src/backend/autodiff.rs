@@ -13,7 +13,7 @@ use crate::causal_conv1d::autodiff as causal_conv1d;
 use crate::causal_conv1d::decoding::autodiff as decoding;
 use crate::causal_conv1d::packed::autodiff as packed;
 use crate::conv_transpose::autodiff as conv_transpose;
-use crate::conv3d::{autodiff as conv3d, cached};
+use crate::conv3d::autodiff as conv3d;
 use crate::rope::autodiff as rope;
 use burn::backend::Backend;
 use burn::backend::autodiff::Autodiff;
@@ -31,7 +31,7 @@ impl<B: Backend + ConvOps, C: CheckpointStrategy> ConvOps for Autodiff<B, C> {
         residual: OptionalTensor<Self>,
         call: Conv3dCall,
     ) -> FloatTensor<Self> {
-        conv3d::forward::<B, C>([x, weight], [bias, residual].map(OptionalTensor::into_option), call)
+        conv3d::forward::<B, C>([x, weight], None, [bias, residual].map(OptionalTensor::into_option), call)
     }
 
     fn conv3d_forward_with_pre(
@@ -52,7 +52,8 @@ impl<B: Backend + ConvOps, C: CheckpointStrategy> ConvOps for Autodiff<B, C> {
         residual: OptionalTensor<Self>,
         call: Conv3dCall,
     ) -> FloatTensor<Self> {
-        cached::forward::<B, C>([x, cache, weight], [bias, residual].map(OptionalTensor::into_option), call)
+        let added = [bias, residual].map(OptionalTensor::into_option);
+        conv3d::forward::<B, C>([x, weight], Some(cache), added, call)
     }
 
     fn conv3d_forward_cached_with_pre(

@@ -2,8 +2,6 @@
 
 #[cfg(feature = "autodiff")]
 pub(crate) mod autodiff;
-#[cfg(feature = "autodiff")]
-pub(crate) mod cached;
 mod check;
 #[cfg(feature = "cubecl")]
 pub(crate) mod cube;

@@ -1,13 +1,13 @@
 //! The transposed convolution as a graph node. What it keeps: as conv3d's node.
 
 use crate::backend::{Conv3dCall, ConvOps, OptionalTensor};
+use crate::conv3d::autodiff::{Saved, with_some};
 use burn::backend::Backend;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, NodeGuard, Ops, OpsKind};
 use burn::backend::autodiff::{Autodiff, NodeId};
 use burn::backend::tensor::FloatTensor;
-use conv_kernels::conv3d::Activation;
 
 pub(crate) fn forward<B: Backend + ConvOps, C: CheckpointStrategy>(
     x: FloatTensor<Autodiff<B, C>>,
@@ -39,17 +39,13 @@ fn record<B: Backend + ConvOps, C: CheckpointStrategy, const N: usize>(
             let kept_x = weight.is_tracked().then(|| prep.checkpoint(&x));
             let kept_weight = x.is_tracked().then(|| prep.checkpoint(&weight));
             let (x, weight) = (x.into_primitive(), weight.into_primitive());
-            let (saved, y) = match call.problem.window.activation {
-                Activation::None => (None, B::conv3d_transposed(x, weight, bias, call)),
-                Activation::Relu => {
-                    let y = B::conv3d_transposed(x, weight, bias, call);
-                    (Some(y.clone()), y)
+            let (y, saved) = Saved::of(&call, true).run(|with_pre| {
+                if with_pre {
+                    with_some(B::conv3d_transposed_with_pre(x, weight, bias, call))
+                } else {
+                    (B::conv3d_transposed(x, weight, bias, call), None)
                 }
-                Activation::Silu => {
-                    let (y, pre) = B::conv3d_transposed_with_pre(x, weight, bias, call);
-                    (Some(pre), y)
-                }
-            };
+            });
             prep.finish((kept_x, kept_weight, saved, call), y)
         }
     }
