@@ -2,9 +2,8 @@
 //!
 //! ```text
 //! forward          one thread per y[n,o,q]:   b[o] + sum over c, k of X(n,c,p) * w[o,c,k], then the epilogue
-//! input gradient   one thread per dx[n,c,p]:  sum over k, o of dy[n,o,q] * w[o,c,k]
-//!                                             where window q reads p with tap k; then b[c] and the
-//!                                             activation of a transposed forward pass
+//! input gradient   one thread per dx[n,c,p]:  sum over k, o of dy[n,o,q] * w[o,c,k], window q reads p with
+//!                                             tap k; then b[c] and a transposed pass' activation
 //! ```
 //!
 //! Layouts: any strides for every tensor. Threads run along the output's last axis, so that loads of x and dy
@@ -38,7 +37,6 @@ use cubecl::prelude::*;
 
 /// Threads of a threadgroup: what WebGPU guarantees.
 const THREADS: u32 = 256;
-
 /// Channels per loop iteration: software devices bound the iterations ([`Limits::loop_iterations`]).
 const CHANNEL_BLOCK: u32 = 8;
 

@@ -111,7 +111,7 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
                 tap += 1u32;
             }
             // Prefetch the next window before the last tap, outside the loop: 1.6x. Inside, the loop's back
-            // edge would wait for the loads. So would the end of a branch: it has the products and the stores.
+            // edge would wait for the loads, as the end of a branch does: it has the products and the stores.
             let exists = block < blocks.end;
             if next.in_cache {
                 let values = read_window(cache.unwrap(), &offsets, &next, exists, width, tile);
