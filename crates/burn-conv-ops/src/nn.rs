@@ -73,6 +73,25 @@ macro_rules! setters {
 }
 pub(crate) use setters;
 
+/// The setters that the configurations of all convolutions have.
+macro_rules! convolution_setters {
+    ($config:ty) => {
+        crate::nn::setters!($config {
+            /// Sets the number of groups.
+            with_groups(groups: usize);
+            /// Sets whether a bias is learned.
+            with_bias(bias: bool);
+            /// Sets the activation applied to the result.
+            with_activation(activation: crate::Activation);
+            /// Forces a kernel family.
+            with_algorithm(algorithm: crate::Algorithm);
+            /// Sets how the parameters start.
+            with_initializer(initializer: burn::module::Initializer);
+        });
+    };
+}
+pub(crate) use convolution_setters;
+
 /// Panics unless the groups divide both channel counts.
 pub(crate) fn check_groups(module: &str, [c_in, c_out]: [usize; 2], groups: usize) {
     assert!(

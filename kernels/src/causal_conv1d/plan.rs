@@ -43,6 +43,7 @@ impl Pass {
 
 /// A chosen algorithm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Plan {
     /// The results have no elements: nothing is launched.
     Empty,

@@ -12,6 +12,7 @@ use std::fmt;
 
 /// How far a non-finite input spreads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum NonFinite {
     /// To the results whose windows hold it.
     Window,

@@ -21,10 +21,10 @@
 //! serves. [4] At most 10 taps along an axis that reads zero padding.
 //!
 //! Padding that all padded axes share, zeros or replicate, is read by every plan; any other (reflect,
-//! circular, modes that differ) by `Gemm` and `Direct`, and by `Winograd` where depth, and both axes of the
-//! plane, read zeros or replicate. The input gradient under padding other than zeros is
-//! computed in fp32 on the padded input and folded, by all plans but `Direct`: the plan is chosen for that
-//! problem, checked for it and launched on it (`rewrite.rs`).
+//! circular, modes that differ) by `Gemm` and `Direct`, and by `Winograd` where depth, and both of H and W,
+//! read zeros or replicate. The input gradient under padding other than zeros is computed in fp32 on the
+//! padded input and folded, by all plans but `Direct`: the plan is chosen for that problem, checked for it
+//! and launched on it (`rewrite.rs`).
 //!
 //! A stream ([`Conv3dProblem::for_streams`]) is read by `Gemm`, `Winograd` and `Direct`, in the forward pass
 //! by `Window` too; its forward pass is planned for a single window along depth, without split-K, so that no
@@ -73,6 +73,7 @@ pub enum Algorithm {
 
 /// A chosen algorithm with its configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Plan {
     /// The result has no elements: nothing is launched.
     Empty,

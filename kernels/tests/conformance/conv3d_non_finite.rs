@@ -70,6 +70,7 @@ fn widen(problem: &Conv3dProblem, pass: Pass, plan: &Plan, limits: &Limits, reac
         NonFinite::Window => return reach.to_vec(),
         NonFinite::Blocks => return with_blocks(problem, reach),
         NonFinite::Tile(tile) => tile,
+        other => unreachable!("{other:?} spreads in a way that this test does not know"),
     };
     let [_, _, _, height, width] = result_shape(problem, pass);
     // Tiles of the padded input, whose edges are folded, stay in their image and channel: no more is checked.

@@ -15,6 +15,7 @@ use derive_new::new;
 /// Configuration of a [`CausalConv1d`]: `CausalConv1dConfig::new(channels, width).init(&device)`.
 #[derive(Clone, Debug, new, Serialize, Deserialize)]
 #[serde(crate = "burn::serde")]
+#[non_exhaustive]
 pub struct CausalConv1dConfig {
     /// C.
     pub channels: usize,

@@ -3,7 +3,7 @@
 use super::{CausalConv3dOptions, FirstFrames, try_piece, try_whole};
 use crate::conv::PaddingPairs;
 use crate::forms::{ActivationForm, AlgorithmForm, PaddingModeForm};
-use crate::nn::{check_groups, config, setters};
+use crate::nn::{check_groups, config, convolution_setters, setters};
 use crate::{Activation, Algorithm, ConvError, PaddingMode, PerAxis, or_panic};
 use burn::module::{Content, DisplaySettings, Initializer, Module, ModuleDisplay, Param};
 use burn::serde::{Deserialize, Serialize};
@@ -13,6 +13,7 @@ use burn::tensor::{Device, Tensor};
 /// kw]).init(&device)`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(crate = "burn::serde")]
+#[non_exhaustive]
 pub struct CausalConv3dConfig {
     /// C and O.
     pub channels: [usize; 2],
@@ -47,23 +48,14 @@ pub struct CausalConv3dConfig {
 }
 
 config!(CausalConv3dConfig);
+convolution_setters!(CausalConv3dConfig);
 setters!(CausalConv3dConfig {
     /// Sets the distance between windows along D.
     with_depth_stride(depth_stride: usize);
-    /// Sets the number of groups.
-    with_groups(groups: usize);
     /// Sets how taps outside the plane read.
     with_plane_mode(plane_mode: PaddingMode);
     /// Sets what precedes the first frame.
     with_first(first: FirstFrames);
-    /// Sets whether a bias is learned.
-    with_bias(bias: bool);
-    /// Sets the activation applied to the result.
-    with_activation(activation: Activation);
-    /// Forces a kernel family.
-    with_algorithm(algorithm: Algorithm);
-    /// Sets how the parameters start.
-    with_initializer(initializer: Initializer);
     /// Sets the distance between windows along H, W: one number or two.
     with_stride(stride => PerAxis<2>);
     /// Sets the distance between taps along D, H, W: one number or three.

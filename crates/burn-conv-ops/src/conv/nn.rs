@@ -3,7 +3,7 @@
 use super::{Conv1dOptions, Conv2dOptions, try_conv1d, try_conv2d};
 use crate::conv3d::same_padding;
 use crate::forms::{ActivationForm, AlgorithmForm, PaddingModeForm};
-use crate::nn::{check_groups, config, setters};
+use crate::nn::{check_groups, config, convolution_setters, setters};
 use crate::{Activation, Algorithm, ConvError, PaddingMode, PerAxis, or_panic};
 use burn::module::{Content, DisplaySettings, Initializer, Module, ModuleDisplay, Param};
 use burn::nn::{PaddingConfig1d, PaddingConfig2d};
@@ -23,6 +23,7 @@ macro_rules! conv {
         $(#[$config_doc])*
         #[derive(Clone, Debug, Serialize, Deserialize)]
         #[serde(crate = "burn::serde")]
+        #[non_exhaustive]
         pub struct $config {
             $($(#[$channels_doc])* pub $channels: $channels_type,)*
             /// Taps along each axis.
@@ -52,21 +53,12 @@ macro_rules! conv {
         }
 
         config!($config);
+        convolution_setters!($config);
         setters!($config {
-            /// Sets the number of groups.
-            with_groups(groups: usize);
             /// Sets the padding.
             with_padding(padding: $padding);
-            /// Sets whether a bias is learned.
-            with_bias(bias: bool);
             /// Sets how taps outside the input read.
             with_padding_mode(padding_mode: PaddingMode);
-            /// Sets the activation applied to the result.
-            with_activation(activation: Activation);
-            /// Forces a kernel family.
-            with_algorithm(algorithm: Algorithm);
-            /// Sets how the parameters start.
-            with_initializer(initializer: Initializer);
         });
 
         impl $config {

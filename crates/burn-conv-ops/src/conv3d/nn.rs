@@ -4,7 +4,7 @@ use super::filters::{FilterCache, is_composed};
 use super::{Conv3dOptions, Conv3dPadding, check};
 use crate::backend::ConvOps;
 use crate::forms::{ActivationForm, AlgorithmForm};
-use crate::nn::{check_groups, config, setters};
+use crate::nn::{check_groups, config, convolution_setters, setters};
 use crate::{Activation, Algorithm, ConvError, PaddingMode, PerAxis, or_panic};
 use burn::backend::Dispatch;
 use burn::module::{Content, DisplaySettings, Initializer, Module, ModuleDisplay, Param};
@@ -15,6 +15,7 @@ use derive_new::new;
 /// Configuration of a [`Conv3d`]: `Conv3dConfig::new([c_in, c_out], [kd, kh, kw]).init(&device)`.
 #[derive(Clone, Debug, new, Serialize, Deserialize)]
 #[serde(crate = "burn::serde")]
+#[non_exhaustive]
 pub struct Conv3dConfig {
     /// C and O.
     pub channels: [usize; 2],
@@ -58,23 +59,14 @@ pub struct Conv3dConfig {
 }
 
 config!(Conv3dConfig);
+convolution_setters!(Conv3dConfig);
 setters!(Conv3dConfig {
     /// Sets the padding: one number, one for each axis, pairs (before, after), or Burn's `PaddingConfig3d`.
     with_padding(padding => Conv3dPadding);
-    /// Sets the number of groups.
-    with_groups(groups: usize);
-    /// Sets whether a bias is learned.
-    with_bias(bias: bool);
     /// Sets how taps outside the input read along D, H, W.
     with_padding_modes(padding_mode: [PaddingMode; 3]);
-    /// Sets the activation applied to the result.
-    with_activation(activation: Activation);
-    /// Forces a kernel family.
-    with_algorithm(algorithm: Algorithm);
     /// Sets whether transformed filters are kept for the next call.
     with_reuse_filters(reuse_filters: bool);
-    /// Sets how the parameters start.
-    with_initializer(initializer: Initializer);
     /// Sets the distance between windows along D, H, W: one number or one for each axis.
     with_stride(stride => PerAxis<3>);
     /// Sets the distance between taps along D, H, W: one number or one for each axis.

@@ -3,7 +3,7 @@
 
 use super::{ConvTranspose2dOptions, ConvTranspose3dOptions, try_conv_transpose2d, try_conv_transpose3d};
 use crate::forms::{ActivationForm, AlgorithmForm};
-use crate::nn::{check_groups, config, setters};
+use crate::nn::{check_groups, config, convolution_setters, setters};
 use crate::{Activation, Algorithm, ConvError, PerAxis, or_panic};
 use burn::module::{Content, DisplaySettings, Initializer, Module, ModuleDisplay, Param};
 use burn::serde::{Deserialize, Serialize};
@@ -20,6 +20,7 @@ macro_rules! conv_transpose {
         $(#[$config_doc])*
         #[derive(Clone, Debug, Serialize, Deserialize)]
         #[serde(crate = "burn::serde")]
+        #[non_exhaustive]
         pub struct $config {
             /// C and O.
             pub channels: [usize; 2],
@@ -49,17 +50,8 @@ macro_rules! conv_transpose {
         }
 
         config!($config);
+        convolution_setters!($config);
         setters!($config {
-            /// Sets the number of groups.
-            with_groups(groups: usize);
-            /// Sets whether a bias is learned.
-            with_bias(bias: bool);
-            /// Sets the activation applied to the result.
-            with_activation(activation: Activation);
-            /// Forces a kernel family.
-            with_algorithm(algorithm: Algorithm);
-            /// Sets how the parameters start.
-            with_initializer(initializer: Initializer);
             /// Sets the stride: one number or one for each axis.
             with_stride(stride => PerAxis<$axes>);
             /// Sets the distance between taps: one number or one for each axis.

@@ -3,7 +3,7 @@
 use super::{RopeBase, RopeOptions, RopePositions, try_rope, try_rope_qk};
 use crate::forms::{RopeAxesForm, RopeLayoutForm, RopePairsForm, RopeScalingForm};
 use crate::nn::{config, setters};
-use crate::{ConvError, RopeAxes, RopeLayout, RopePairs, RopeScaling, or_panic};
+use crate::{RopeAxes, RopeLayout, RopePairs, RopeScaling};
 use burn::module::Module;
 use burn::serde::{Deserialize, Serialize};
 use burn::tensor::Tensor;
@@ -11,6 +11,7 @@ use burn::tensor::Tensor;
 /// Configuration of a [`Rope`]: `RopeConfig::llama().init()`, or another model's.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(crate = "burn::serde")]
+#[non_exhaustive]
 pub struct RopeConfig {
     /// Which frequencies belong to which axis.
     #[serde(with = "RopeAxesForm")]
@@ -133,53 +134,66 @@ pub struct Rope {
     pub options: RopeOptions,
 }
 
-impl Rope {
+/// A module's functions, next to those of the op.
+macro_rules! forward {
+    ($module:ident, $rope:ident, $rope_qk:ident, $(#[$doc:meta])*) => {
+        impl $module {
+            $(#[$doc])*
+            ///
+            /// # Panics
+            /// Where [`try_forward`](Self::try_forward) returns an error.
+            pub fn forward(&self, tokens: Tensor<4>, positions: impl Into<RopePositions>) -> Tensor<4> {
+                crate::or_panic(self.try_forward(tokens, positions))
+            }
+
+            /// [`forward`](Self::forward) with errors as values.
+            ///
+            /// # Errors
+            #[doc = concat!("As [`", stringify!($rope), "`](crate::", stringify!($rope), ").")]
+            pub fn try_forward(
+                &self,
+                tokens: Tensor<4>,
+                positions: impl Into<RopePositions>,
+            ) -> Result<Tensor<4>, crate::ConvError> {
+                $rope(tokens, positions, self.options)
+            }
+
+            /// Queries and keys, each rotated by its positions, in one launch.
+            ///
+            /// # Panics
+            /// Where [`try_forward_qk`](Self::try_forward_qk) returns an error.
+            pub fn forward_qk(
+                &self,
+                q: Tensor<4>,
+                k: Tensor<4>,
+                q_positions: impl Into<RopePositions>,
+                k_positions: impl Into<RopePositions>,
+            ) -> (Tensor<4>, Tensor<4>) {
+                crate::or_panic(self.try_forward_qk(q, k, q_positions, k_positions))
+            }
+
+            /// [`forward_qk`](Self::forward_qk) with errors as values.
+            ///
+            /// # Errors
+            #[doc = concat!("As [`", stringify!($rope_qk), "`](crate::", stringify!($rope_qk), ").")]
+            pub fn try_forward_qk(
+                &self,
+                q: Tensor<4>,
+                k: Tensor<4>,
+                q_positions: impl Into<RopePositions>,
+                k_positions: impl Into<RopePositions>,
+            ) -> Result<(Tensor<4>, Tensor<4>), crate::ConvError> {
+                $rope_qk(q, k, q_positions, k_positions, self.options)
+            }
+        }
+    };
+}
+pub(super) use forward;
+
+forward!(
+    Rope,
+    try_rope,
+    try_rope_qk,
     /// The tokens `[B, H, N, D]` (or `[B, N, H, D]`), rotated by their positions: a tensor `[B, N, axes]` of
     /// integers or fp32 numbers, a grid, or the position of the first token.
-    ///
-    /// # Panics
-    /// Where [`try_forward`](Self::try_forward) returns an error.
-    pub fn forward(&self, tokens: Tensor<4>, positions: impl Into<RopePositions>) -> Tensor<4> {
-        or_panic(self.try_forward(tokens, positions))
-    }
-
-    /// [`forward`](Self::forward) with errors as values.
-    ///
-    /// # Errors
-    /// As [`try_rope`].
-    pub fn try_forward(
-        &self,
-        tokens: Tensor<4>,
-        positions: impl Into<RopePositions>,
-    ) -> Result<Tensor<4>, ConvError> {
-        try_rope(tokens, positions, self.options)
-    }
-
-    /// Queries and keys, each rotated by its positions, in one launch.
-    ///
-    /// # Panics
-    /// Where [`try_forward_qk`](Self::try_forward_qk) returns an error.
-    pub fn forward_qk(
-        &self,
-        q: Tensor<4>,
-        k: Tensor<4>,
-        q_positions: impl Into<RopePositions>,
-        k_positions: impl Into<RopePositions>,
-    ) -> (Tensor<4>, Tensor<4>) {
-        or_panic(self.try_forward_qk(q, k, q_positions, k_positions))
-    }
-
-    /// [`forward_qk`](Self::forward_qk) with errors as values.
-    ///
-    /// # Errors
-    /// As [`try_rope_qk`].
-    pub fn try_forward_qk(
-        &self,
-        q: Tensor<4>,
-        k: Tensor<4>,
-        q_positions: impl Into<RopePositions>,
-        k_positions: impl Into<RopePositions>,
-    ) -> Result<(Tensor<4>, Tensor<4>), ConvError> {
-        try_rope_qk(q, k, q_positions, k_positions, self.options)
-    }
-}
+);

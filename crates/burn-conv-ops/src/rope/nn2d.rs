@@ -1,9 +1,10 @@
 //! RoPE2D as a module.
 
+use super::nn::forward;
 use super::{Rope2dOptions, RopePositions, try_rope2d, try_rope2d_qk};
+use crate::RopeLayout;
 use crate::forms::RopeLayoutForm;
 use crate::nn::{config, setters};
-use crate::{ConvError, RopeLayout, or_panic};
 use burn::module::Module;
 use burn::serde::{Deserialize, Serialize};
 use burn::tensor::{Device, Int, Tensor, TensorData};
@@ -12,6 +13,7 @@ use derive_new::new;
 /// Configuration of a [`Rope2d`]: `Rope2dConfig::new().init()`.
 #[derive(Clone, Debug, new, Serialize, Deserialize)]
 #[serde(crate = "burn::serde")]
+#[non_exhaustive]
 pub struct Rope2dConfig {
     /// Ratio of the highest to the lowest frequency; 100.
     #[new(value = "100.0")]
@@ -62,56 +64,15 @@ pub struct Rope2d {
     pub options: Rope2dOptions,
 }
 
-impl Rope2d {
+forward!(
+    Rope2d,
+    try_rope2d,
+    try_rope2d_qk,
     /// The tokens `[B, H, N, D]` (or `[B, N, H, D]`), rotated by their positions of (row, column): a tensor
     /// `[B, N, 2]` of integers or fp32 numbers, or a [`RopeGrid`](crate::RopeGrid).
-    ///
-    /// # Panics
-    /// Where [`try_forward`](Self::try_forward) returns an error.
-    pub fn forward(&self, tokens: Tensor<4>, positions: impl Into<RopePositions>) -> Tensor<4> {
-        or_panic(self.try_forward(tokens, positions))
-    }
+);
 
-    /// [`forward`](Self::forward) with errors as values.
-    ///
-    /// # Errors
-    /// As [`try_rope2d`].
-    pub fn try_forward(
-        &self,
-        tokens: Tensor<4>,
-        positions: impl Into<RopePositions>,
-    ) -> Result<Tensor<4>, ConvError> {
-        try_rope2d(tokens, positions, self.options)
-    }
-
-    /// Queries and keys, each rotated by its positions.
-    ///
-    /// # Panics
-    /// Where [`try_forward_qk`](Self::try_forward_qk) returns an error.
-    pub fn forward_qk(
-        &self,
-        q: Tensor<4>,
-        k: Tensor<4>,
-        q_positions: impl Into<RopePositions>,
-        k_positions: impl Into<RopePositions>,
-    ) -> (Tensor<4>, Tensor<4>) {
-        or_panic(self.try_forward_qk(q, k, q_positions, k_positions))
-    }
-
-    /// [`forward_qk`](Self::forward_qk) with errors as values.
-    ///
-    /// # Errors
-    /// As [`try_rope2d_qk`].
-    pub fn try_forward_qk(
-        &self,
-        q: Tensor<4>,
-        k: Tensor<4>,
-        q_positions: impl Into<RopePositions>,
-        k_positions: impl Into<RopePositions>,
-    ) -> Result<(Tensor<4>, Tensor<4>), ConvError> {
-        try_rope2d_qk(q, k, q_positions, k_positions, self.options)
-    }
-
+impl Rope2d {
     /// Positions `[batch, rows * columns, 2]` of a grid of patches in row-major order; no tokens where there
     /// are no rows or no columns.
     ///

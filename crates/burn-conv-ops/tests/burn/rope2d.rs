@@ -44,7 +44,7 @@ fn rope2d_conforms_on_every_device() {
                 ("y", values(y.inner()), &x64, false),
                 ("dx", values(x.grad(&grads).expect("x is tracked")), &dy64, true),
             ] {
-                // The cosine and sine carry an error of their own beside the two products.
+                // The cosine and sine carry an error of their own next to the two products.
                 let expected = Expected {
                     values: &reference::rotate(&problem, from, &positions, inverse),
                     magnitudes: &reference::magnitude(&problem, from),
@@ -147,8 +147,7 @@ fn grids_and_numbers_turn_like_the_positions_they_stand_for() {
             assert_ne!(want[0], values(normal(1, shape, &device)), "{on}: something turns");
             assert_eq!(turn(grid.into(), &rope), want, "{on} {layout:?}: the grid");
             let doubled = integers.clone().float() * 2.0;
-            let half =
-                Rope2dConfig { f0: 0.5, ..Rope2dConfig::new() }.with_layout(layout).with_prefix(prefix);
+            let half = Rope2dConfig::new().with_f0(0.5).with_layout(layout).with_prefix(prefix);
             for (numbers, rope) in [(integers.clone().float(), &rope), (doubled, &half.init())] {
                 for (got, want) in turn(numbers.into(), rope).iter().zip(&want) {
                     crate::support::assert_close(on, got, want, 1e-6);

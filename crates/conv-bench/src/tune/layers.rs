@@ -102,5 +102,6 @@ fn family(plan: &Plan) -> &'static str {
         Plan::Subpixel(_) => "sub-pixel, multiply-adds",
         Plan::Winograd(config) if config.mma_tile.is_some() => "winograd, matrix units",
         Plan::Winograd(_) => "winograd, multiply-adds",
+        _ => "another",
     }
 }
