@@ -29,7 +29,7 @@ impl ConvOps for CubeBackend {
         residual: OptionalTensor<Self>,
         call: Conv3dCall,
     ) -> FloatTensor<Self> {
-        or_panic(conv3d::forward(&x, &weight, [bias.as_option(), residual.as_option()], &call))
+        or_panic(conv3d::forward(&x, &weight, [bias.as_option(), residual.as_option()], &call, false)).0
     }
 
     fn conv3d_forward_with_pre(
@@ -39,7 +39,7 @@ impl ConvOps for CubeBackend {
         residual: OptionalTensor<Self>,
         call: Conv3dCall,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        or_panic(conv3d::forward_with_pre(&x, &weight, [bias.as_option(), residual.as_option()], &call))
+        with_pre(conv3d::forward(&x, &weight, [bias.as_option(), residual.as_option()], &call, true))
     }
 
     fn conv3d_forward_cached(
@@ -63,8 +63,7 @@ impl ConvOps for CubeBackend {
         call: Conv3dCall,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let added = [bias.as_option(), residual.as_option()];
-        let (y, pre) = or_panic(conv3d::forward_cached([x, cache], &weight, added, &call, true));
-        (y, pre.expect("it was asked for"))
+        with_pre(conv3d::forward_cached([x, cache], &weight, added, &call, true))
     }
 
     fn conv3d_weight_gradient_cached(
@@ -104,7 +103,7 @@ impl ConvOps for CubeBackend {
         bias: OptionalTensor<Self>,
         call: Conv3dCall,
     ) -> FloatTensor<Self> {
-        or_panic(conv3d::transposed(&x, &weight, bias.as_option(), &call))
+        or_panic(conv3d::transposed(&x, &weight, bias.as_option(), &call, false)).0
     }
 
     fn conv3d_transposed_with_pre(
@@ -113,7 +112,7 @@ impl ConvOps for CubeBackend {
         bias: OptionalTensor<Self>,
         call: Conv3dCall,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        or_panic(conv3d::transposed_with_pre(&x, &weight, bias.as_option(), &call))
+        with_pre(conv3d::transposed(&x, &weight, bias.as_option(), &call, true))
     }
 
     fn conv3d_weight_gradient(
@@ -221,6 +220,12 @@ fn or_panic<T>(result: Result<T, ConvError>) -> T {
     result.unwrap_or_else(|error| panic!("{error}"))
 }
 
+/// A result and the value before its activation, which was asked for.
+fn with_pre(result: Result<(CubeTensor, Option<CubeTensor>), ConvError>) -> (CubeTensor, CubeTensor) {
+    let (y, pre) = or_panic(result);
+    (y, pre.expect("it was asked for"))
+}
+
 /// The tensor as the kernels see it. The handle starts at the tensor's first element, a slice's too.
 pub(crate) fn operand(tensor: &CubeTensor) -> Result<Operand, ConvError> {
     Ok(Operand {
@@ -247,7 +252,7 @@ pub(crate) fn owned(tensor: &CubeTensor) -> bool {
     tensor.can_mut() && tensor.is_contiguous()
 }
 
-/// A contiguous tensor with undefined elements beside `like`.
+/// A contiguous tensor with undefined elements on the device of `like`.
 pub(crate) fn allocate(like: &CubeTensor, shape: &[usize], dtype: DType) -> CubeTensor {
     let shape = Shape::from(shape.to_vec());
     empty_device_contiguous_dtype(like.client.clone(), like.device.clone(), shape, dtype)

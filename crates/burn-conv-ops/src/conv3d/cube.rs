@@ -22,46 +22,29 @@ impl Terms {
     }
 }
 
-/// y; `added` are the bias and the residual, here and below.
+/// y and, `with_pre`, what its activation is applied to; `added` are the bias and the residual. Here and
+/// below.
 pub(crate) fn forward(
     x: &CubeTensor,
     weight: &CubeTensor,
     added: [Option<&CubeTensor>; 2],
     call: &Conv3dCall,
-) -> Result<CubeTensor, ConvError> {
-    let (problem, limits) = (&call.problem, Limits::of(&x.client));
+    with_pre: bool,
+) -> Result<(CubeTensor, Option<CubeTensor>), ConvError> {
+    let (client, problem, limits) = (&x.client, &call.problem, Limits::of(&x.client));
     let y = allocate(x, &problem.y_shape(), x.dtype);
-    let added = Terms::of(added)?;
-    let operands = [&operand(x)?, &operand(weight)?, &operand(&y)?];
-    let plan = plan(call, Pass::Forward, (&x.client, &limits), operands)?;
-    conv3d::forward(&x.client, &limits, problem, &plan, operands, added.as_added())?;
-    Ok(y)
-}
-
-pub(crate) fn forward_with_pre(
-    x: &CubeTensor,
-    weight: &CubeTensor,
-    added: [Option<&CubeTensor>; 2],
-    call: &Conv3dCall,
-) -> Result<(CubeTensor, CubeTensor), ConvError> {
-    let (problem, limits) = (&call.problem, Limits::of(&x.client));
-    let [y, pre] = [x.dtype, DType::F32].map(|dtype| allocate(x, &problem.y_shape(), dtype));
-    let added = Terms::of(added)?;
-    let operands = [&operand(x)?, &operand(weight)?, &operand(&y)?];
-    let plan = plan(call, Pass::Forward, (&x.client, &limits), operands)?;
-    conv3d::forward_with_pre(
-        &x.client,
-        &limits,
-        problem,
-        &plan,
-        operands,
-        &operand(&pre)?,
-        added.as_added(),
-    )?;
+    let pre = with_pre.then(|| allocate(x, &problem.y_shape(), DType::F32));
+    let terms = Terms::of(added)?;
+    let (operands, added) = ([&operand(x)?, &operand(weight)?, &operand(&y)?], terms.as_added());
+    let plan = plan(call, Pass::Forward, (client, &limits), operands)?;
+    match pre.as_ref().map(operand).transpose()? {
+        None => conv3d::forward(client, &limits, problem, &plan, operands, added)?,
+        Some(pre) => conv3d::forward_with_pre(client, &limits, problem, &plan, operands, &pre, added)?,
+    }
     Ok((y, pre))
 }
 
-/// y of x and a cache, and, `with_pre`, what y's activation was applied to.
+/// [`forward`] of x and a cache.
 pub(crate) fn forward_cached(
     inputs: [CubeTensor; 2],
     weight: &CubeTensor,
@@ -153,37 +136,20 @@ pub(crate) fn transposed(
     weight: &CubeTensor,
     bias: Option<&CubeTensor>,
     call: &Conv3dCall,
-) -> Result<CubeTensor, ConvError> {
-    let (problem, limits) = (&call.problem, Limits::of(&x.client));
-    let y = allocate(x, &problem.x_shape(), x.dtype);
-    let bias = bias.map(operand).transpose()?;
-    let operands = [&operand(x)?, &operand(weight)?, &operand(&y)?];
-    let plan = plan(call, Pass::InputGradient, (&x.client, &limits), operands)?;
-    conv3d::transposed_forward(&x.client, &limits, problem, &plan, operands, bias.as_ref())?;
-    Ok(y)
-}
-
-pub(crate) fn transposed_with_pre(
-    x: &CubeTensor,
-    weight: &CubeTensor,
-    bias: Option<&CubeTensor>,
-    call: &Conv3dCall,
-) -> Result<(CubeTensor, CubeTensor), ConvError> {
+    with_pre: bool,
+) -> Result<(CubeTensor, Option<CubeTensor>), ConvError> {
     let (client, problem, limits) = (&x.client, &call.problem, Limits::of(&x.client));
-    let [y, pre] = [x.dtype, DType::F32].map(|dtype| allocate(x, &problem.x_shape(), dtype));
+    let y = allocate(x, &problem.x_shape(), x.dtype);
+    let pre = with_pre.then(|| allocate(x, &problem.x_shape(), DType::F32));
     let bias = bias.map(operand).transpose()?;
-    let operands = [&operand(x)?, &operand(weight)?, &operand(&y)?];
+    let (operands, bias) = ([&operand(x)?, &operand(weight)?, &operand(&y)?], bias.as_ref());
     let plan = plan(call, Pass::InputGradient, (client, &limits), operands)?;
-    let pre_operand = operand(&pre)?;
-    conv3d::transposed_forward_with_pre(
-        client,
-        &limits,
-        problem,
-        &plan,
-        operands,
-        &pre_operand,
-        bias.as_ref(),
-    )?;
+    match pre.as_ref().map(operand).transpose()? {
+        None => conv3d::transposed_forward(client, &limits, problem, &plan, operands, bias)?,
+        Some(pre) => {
+            conv3d::transposed_forward_with_pre(client, &limits, problem, &plan, operands, &pre, bias)?;
+        }
+    }
     Ok((y, pre))
 }
 

@@ -226,7 +226,7 @@ fn forward_or_input_gradient(
     let correlation = Correlation::of(problem, pass);
     let call = WinogradCall { client, correlation: &correlation, config, result: out.dtype, limits };
     let source = input::Source { cache, tensor: source };
-    run(&call, (source, Filters::Weight(w), out), epilogue, &Step::ALL)
+    run(&call, (source, Filters::Weight(w), out), epilogue)
 }
 
 /// Shape of a weight transformed by [`prepare`]: `U[point, kd, c, o]`, `o` rounded up to a multiple of four.
@@ -287,30 +287,7 @@ pub fn forward_prepared<'a>(
     let x = &x.bindable(client);
     let x = input::Source::whole(x);
     let epilogue = Epilogue { bias, residual, activation: problem.window.activation };
-    run(&call, (x, Filters::Prepared(u), y), epilogue, &Step::ALL)
-}
-
-/// Launches some steps of the forward pass, to time each: y is undefined unless all of them run.
-///
-/// # Errors
-/// As [`super::forward`].
-pub fn forward_steps(
-    client: &Client,
-    limits: &Limits,
-    problem: &Conv3dProblem,
-    config: WinogradConfig,
-    [x, w, y]: [&Operand; 3],
-    steps: &[Step],
-) -> Result<(), ConvError> {
-    let operands =
-        [("x", x, problem.x_shape()), ("w", w, problem.weight_shape()), ("y", y, problem.y_shape())];
-    check_operands(problem, &operands)?;
-    check(&config, problem, Pass::Forward, limits)?;
-    let correlation = Correlation::of(problem, Pass::Forward);
-    let call = WinogradCall { client, correlation: &correlation, config, result: y.dtype, limits };
-    let x = input::Source::whole(x);
-    let epilogue = Epilogue { activation: problem.window.activation, ..Epilogue::default() };
-    run(&call, (x, Filters::Weight(w), y), epilogue, steps)
+    run(&call, (x, Filters::Prepared(u), y), epilogue)
 }
 
 /// Launches the weight gradient: operands x, dy, dw.
@@ -324,24 +301,6 @@ fn weight_gradient(
     let [x, dy, dw] = operands;
     let call = WinogradCall { client, correlation: &correlation, config, result: dw.dtype, limits };
     weight_gradient::run(&call, input::Source { cache, tensor: x }, [dy, dw])
-}
-
-/// A step of a forward pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// Filter transform.
-    Filter,
-    /// Input transforms.
-    Input,
-    /// Transform-domain products.
-    Product,
-    /// Output transforms.
-    Output,
-}
-
-impl Step {
-    /// Every step, in order.
-    pub const ALL: [Self; 4] = [Self::Filter, Self::Input, Self::Product, Self::Output];
 }
 
 /// The filters of a call, still to be transformed or prepared.
@@ -366,7 +325,6 @@ fn run(
     call: &WinogradCall,
     (source, filters, target): (input::Source, Filters, &Operand),
     epilogue: Epilogue,
-    steps: &[Step],
 ) -> Result<(), ConvError> {
     let WinogradCall { client, correlation, config, limits, .. } = *call;
     let [_, v, m] = correlation.workspace(config.tile, config.region, padding(config.mma_tile));
@@ -381,19 +339,13 @@ fn run(
     let operands = [source.tensor, source.cache_or_tensor(), w.unwrap_or(&u), target, &u, &v, &m];
     let reached: Vec<_> = operands.into_iter().chain(epilogue.residual).collect();
     let address = address_type("conv3d", &reached, 0, limits)?;
-    if let (Some(w), true) = (w, steps.contains(&Step::Filter)) {
+    if let Some(w) = w {
         filter::launch(call, address, w, &u);
     }
     for region in correlation.regions(config.tile, config.region) {
-        if steps.contains(&Step::Input) {
-            input::launch(call, address, &region, input::InputTiling::input(correlation), (source, &v));
-        }
-        if steps.contains(&Step::Product) {
-            product::launch(call, address, &region, [&u, &v, &m]);
-        }
-        if steps.contains(&Step::Output) {
-            output::launch(call, address, &region, [&m, target], epilogue);
-        }
+        input::launch(call, address, &region, input::InputTiling::input(correlation), (source, &v));
+        product::launch(call, address, &region, [&u, &v, &m]);
+        output::launch(call, address, &region, [&m, target], epilogue);
     }
     Ok(())
 }

@@ -72,7 +72,7 @@ fn compute(call: &Call<'_>, algorithm: Algorithm, operands: &Operands) -> Result
                 return Ok(lowered(dw, call.kind.rank));
             }
             let call = problem(first_dims, dims(weight), bias_length, out)?;
-            cube::forward(first, weight, [bias.as_ref(), None], &call)?
+            cube::forward(first, weight, [bias.as_ref(), None], &call, false)?.0
         }
         Pass::InputGradient => {
             let weight = second()?;
@@ -87,7 +87,7 @@ fn compute(call: &Call<'_>, algorithm: Algorithm, operands: &Operands) -> Result
                     "{name}: the bias has {length} elements, the result has {channels} channels"
                 )));
             }
-            cube::transposed(first, weight, bias.as_ref(), &gradient)?
+            cube::transposed(first, weight, bias.as_ref(), &gradient, false)?.0
         }
         Pass::WeightGradient => {
             let dy = second()?;
