@@ -1,4 +1,4 @@
-//! What the tests need beside Rust: a Vulkan driver, any that is there, else lavapipe from the distribution,
+//! What the tests need next to Rust: a Vulkan driver, any that is there, else lavapipe from the distribution,
 //! and a C++ compiler for the emitted Metal source.
 
 use anyhow::{Result, bail};

@@ -108,7 +108,7 @@ enum Task {
         #[arg(long)]
         built: bool,
     },
-    /// The project's own rules: file length, module docs, a reference beside each op, safety comments.
+    /// The project's own rules: file length, module docs, a reference next to each op, safety comments.
     Tidy,
 }
 

@@ -23,7 +23,7 @@ enum Command {
         /// The record after.
         new: PathBuf,
     },
-    /// Write a record as one HTML page with plots, beside it.
+    /// Write a record as one HTML page with plots, next to it.
     Report {
         /// The record; of several the rows are put together.
         #[arg(required = true)]

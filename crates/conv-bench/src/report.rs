@@ -15,7 +15,7 @@ use std::time::Duration;
 /// The name of Burn's rows in the column `implementation`.
 pub(crate) const BURN: &str = "burn";
 
-/// A record's row, and what tables say beside it.
+/// A record's row, and what tables say next to it.
 #[derive(Clone, Debug)]
 struct Shown {
     record: Record,
@@ -147,7 +147,7 @@ fn list(title: &str, lines: &[String]) {
     }
 }
 
-/// A line per implementation and plan: the device's time, and the host's beside it.
+/// A line per implementation and plan: the device's time, and the host's next to it.
 fn case_table(rows: &[Shown]) -> Table {
     let mut header = vec![
         "dtype",

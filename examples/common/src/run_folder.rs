@@ -40,7 +40,7 @@ pub const MARKER: &str = "ABOUT.txt";
 /// Has `write` fill a new folder that then says `about` in its `ABOUT.txt`; false where exactly that folder
 /// is there already.
 ///
-/// It is written beside `dir` first and renamed at the end, so that an interrupted run leaves nothing
+/// It is written next to `dir` first and renamed at the end, so that an interrupted run leaves nothing
 /// half-done.
 ///
 /// # Errors

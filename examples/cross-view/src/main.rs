@@ -166,7 +166,7 @@ fn patches(settings: &Settings) -> Result<Patches> {
     Ok(Patches { side, masked: masked.clamp(1, side * side - 1) })
 }
 
-/// Draws the losses beside the error of the mean colour.
+/// Draws the losses next to the error of the mean colour.
 fn plot(artifacts: &Path, epochs: usize, errors: Errors) -> Result<()> {
     let [train, test] = read_metric(artifacts, "Loss", epochs)?;
     let Some(last) = test.points.last().map(|point| point.0) else {

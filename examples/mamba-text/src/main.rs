@@ -150,7 +150,7 @@ fn run(cli: &Cli) -> Result<()> {
     Ok(())
 }
 
-/// Draws the losses beside that of the characters' frequencies, and returns the last of each.
+/// Draws the losses next to that of the characters' frequencies, and returns the last of each.
 fn plot(artifacts: &Path, epochs: usize, frequency_loss: f64) -> Result<(f64, f64)> {
     let [train, test] = read_metric(artifacts, "Loss", epochs)?;
     let (Some(&(last, train_loss)), Some(&(_, test_loss))) = (train.points.last(), test.points.last()) else {

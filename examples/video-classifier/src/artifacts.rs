@@ -50,7 +50,7 @@ pub(crate) struct Run {
 /// The three files of one checkpoint.
 const PARTS: [&str; 3] = ["model", "optim", "scheduler"];
 
-/// What a run writes beside burn-train's logs; `--overwrite` removes these and nothing else.
+/// What a run writes next to burn-train's logs; `--overwrite` removes these and nothing else.
 const WRITTEN: [&str; 3] = ["checkpoint", "plot.svg", "model.bpk"];
 
 /// The folder of one run.

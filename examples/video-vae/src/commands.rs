@@ -117,7 +117,7 @@ impl Run<'_> {
     }
 }
 
-/// Encodes and decodes chunk by chunk; `each` gets every original frame beside the decoded one. Returns the
+/// Encodes and decodes chunk by chunk; `each` gets every original frame next to the decoded one. Returns the
 /// bytes that the layers kept between the last two chunks.
 pub(crate) fn reconstruct(
     vae: &Vae,

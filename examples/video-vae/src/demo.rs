@@ -22,7 +22,7 @@ use crate::wan::WanVae;
 
 /// Frames per second of the GIF.
 const RATE: usize = 10;
-/// What a run writes beside burn-train's logs.
+/// What a run writes next to burn-train's logs.
 const WRITTEN: [&str; 4] = ["plot.svg", "before-after.gif", crate::vae::CONFIG, crate::vae::WEIGHTS];
 
 /// Trains, streams and reports.

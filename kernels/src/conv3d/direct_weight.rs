@@ -109,7 +109,7 @@ fn weight_gradient_kernel<E: Float>(
     if comptime!(!threadgroup_per_sum) {
         sum_index = span.index() * THREADS as usize + UNIT_POS as usize;
     }
-    // With a threadgroup per sum all of its threads exit together: a barrier follows.
+    // With a threadgroup per sum the condition is uniform: a barrier follows.
     if span.is_idle() || sum_index >= sums {
         terminate!();
     }

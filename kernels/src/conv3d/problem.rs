@@ -252,8 +252,8 @@ impl Conv3dProblem {
         !self.streaming && self.has_shared_padding()
     }
 
-    /// What taps outside read along depth, and along both axes of the plane, where each is zeros or
-    /// replicates: the paddings that Winograd reads, of streams too. An axis without padding takes no part.
+    /// What taps outside read along depth, and along H and W, where each is zeros or replicates: the paddings
+    /// that Winograd reads, of streams too. An axis without padding does not count.
     pub(crate) fn winograd_padding(&self) -> Option<[PaddingMode; 2]> {
         let Window { padding, padding_mode, .. } = self.window;
         let shared = |axes: &[usize]| {
@@ -271,8 +271,8 @@ impl Conv3dProblem {
         result.iter().product()
     }
 
-    /// What the window kernels read outside along depth, and in the plane: one mode for all axes; of streams,
-    /// whose pieces differ in their padding along depth, either next to either.
+    /// What the window kernels read outside along depth, and along H and W: one mode for all axes. A stream's
+    /// pieces differ in their padding along depth, so it may have two.
     pub(crate) fn window_padding(&self) -> Option<[PaddingMode; 2]> {
         if self.streaming {
             return self.winograd_padding();

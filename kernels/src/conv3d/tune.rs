@@ -138,7 +138,7 @@ fn candidates(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Result<Ve
     Ok(plans)
 }
 
-/// Plans that the model is wrong about together: their constants are the same.
+/// Plans whose predictions share their constants: the model errs on all of them alike.
 fn kind(plan: &Plan) -> (Discriminant<Plan>, bool) {
     (discriminant(plan), is_on_matrices(plan))
 }

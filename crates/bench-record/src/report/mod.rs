@@ -1,4 +1,4 @@
-//! A record as one HTML page that needs nothing beside it: summaries, plots as inline SVG, every row.
+//! A record as one HTML page that needs nothing next to it: summaries, plots as inline SVG, every row.
 
 mod dots;
 mod page;

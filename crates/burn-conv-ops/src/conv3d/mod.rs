@@ -39,7 +39,7 @@ use check::Frames;
 /// 16.8 million.
 ///
 /// # NaN, infinities, range
-/// On every device a result is not finite where a product of its sum holds NaN or an infinity. Beside these,
+/// On every device a result is not finite where a product of its sum holds NaN or an infinity. Besides these,
 /// a non-finite weight may make any result of its channel (y: its output channel, dx: its input channel)
 /// non-finite, an element of x or dy any weight's gradient of its channel, since the padding's zeros are
 /// multiplied; all other results keep their values. Where [`Algorithm::Auto`](crate::Algorithm::Auto) takes

@@ -158,7 +158,7 @@ fn devices_and_checkpointing_must_agree() {
         try_conv3d(x(&plain), w(&checkpointing), None, Conv3dOptions::new()),
         "conv3d: the gradient checkpointing of x is Disabled and that of the weight is Balanced, they must agree",
     );
-    // A tensor without autodiff is a constant beside one with.
+    // A tensor without autodiff is a constant next to one with.
     assert!(try_conv3d(x(&cpu), w(&plain), None, Conv3dOptions::new()).is_ok());
     let tokens = normal(1, [1, 1, 1, 4], &plain).require_grad();
     let turned = try_rope2d(tokens.clone(), int_upload(&[1, 2], [1, 1, 2], &cpu), Rope2dOptions::new());

@@ -76,7 +76,7 @@ fn ids_are_counted_from_any_bounds() {
     }
 }
 
-/// States in fp32 beside x in 16 bits, as servers keep them: nothing of them is rounded to 16 bits.
+/// States in fp32 next to x in 16 bits, as servers keep them: nothing of them is rounded to 16 bits.
 #[test]
 fn states_may_be_fp32_beside_halves() {
     let fine = 1.0 + 1.0 / 4096.0;

@@ -1,4 +1,4 @@
-//! States of a causal conv1d beside sequence ids and padding: inputs that gave wrong results.
+//! States of a causal conv1d next to sequence ids and padding: inputs that gave wrong results.
 
 use crate::support::{devices, int_upload, normal, upload, values};
 use burn::tensor::{DType, Device, Int, Tensor};

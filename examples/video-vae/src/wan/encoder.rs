@@ -95,7 +95,7 @@ impl DownBlock {
     }
 }
 
-/// A stage of Wan 2.2: residual blocks and downsampling, and beside them the mean over what is merged.
+/// A stage of Wan 2.2: residual blocks and downsampling, and next to them the mean over what is merged.
 #[derive(Module, Debug)]
 struct Stage {
     resnets: Vec<ResidualBlock>,

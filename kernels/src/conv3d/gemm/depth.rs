@@ -1,4 +1,4 @@
-//! Depth taps that read only padding for whole frames: frames with the same valid taps are launched together,
+//! Depth taps that read only padding for whole frames: frames with the same valid taps are one launch,
 //! without the other taps.
 
 use super::gather::{AxisGather, axis_gathers, is_patches};

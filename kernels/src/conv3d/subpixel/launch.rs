@@ -2,10 +2,8 @@
 //!
 //! # Safety of the launches
 //!
-//! What every unchecked launch here relies on: `conv3d::check::check_operands` has checked the shapes,
-//! `conv3d::call` that the plan serves the launched problem; `address_type` reaches every offset;
-//! threadgroups past the span of a dispatch exit; loads are masked to the source and stores to the result;
-//! threads write disjoint elements. `// SAFETY` at a launch adds what is particular to it.
+//! The contract of [`crate::conv3d`]. Loads are masked to the source and stores to the result, and threads
+//! write disjoint elements.
 
 use super::blocks::{AxisBlocks, gcd};
 use super::config::SubpixelTile;

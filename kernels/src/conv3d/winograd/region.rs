@@ -41,7 +41,7 @@ pub(crate) struct Correlation {
     pub(crate) dilation_depth: usize,
     /// Padding before each axis; negative where the input gradient crops.
     pub(crate) begin: [i32; 3],
-    /// Whether depth, and the plane, replicate their edges; zeros where not.
+    /// Whether depth, and H and W, replicate their edges; else they read zeros.
     pub(crate) replicate_depth: bool,
     pub(crate) replicate_plane: bool,
     /// Reads the filter as `w[in, out, mirrored taps]` instead of `w[out, in, taps]`.

@@ -88,7 +88,7 @@ impl WeightWork {
         }
     }
 
-    /// The first vector that a thread loads; threads take the vectors of a stage in turn.
+    /// The first vector that a thread loads; threads take a stage's vectors round-robin.
     pub(super) fn first_tiles(&self, region: &RegionArgs, #[comptime] stage: u32) -> TileCursor {
         let vector = self.first + UNIT_POS % stage;
         let image_frame = vector / region.vectors;
