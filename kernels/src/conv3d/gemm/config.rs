@@ -70,7 +70,8 @@ impl RegisterTile {
     /// thread.
     pub fn shared_bytes(&self) -> usize {
         let stages = (self.stage_vectors(self.tile_m) + self.stage_vectors(self.tile_n)) * 16;
-        stages + table_bytes(self.tile_m, self.tile_k) + 4 * VECTOR * self.threads()
+        let table = table_bytes(self.tile_m, |check| table_entries(self.tile_k, check));
+        stages + table + 4 * VECTOR * self.threads()
     }
 
     /// The name used in tables and reports.
@@ -104,11 +105,11 @@ pub(super) fn table_entries(tile_k: usize, check: TapCheck) -> usize {
     }
 }
 
-/// Bytes of the K index table and of a weight gradient's table of `rows` M indices. An entry has an offset of
-/// at most 8 bytes and a mask; in the K table a second offset; without masks three coordinates.
-fn table_bytes(rows: usize, tile_k: usize) -> usize {
+/// Bytes of the K index table of `entries` and of a weight gradient's table of `rows` M indices. An entry has
+/// an offset of at most 8 bytes and a mask; in the K table a second offset; without masks three coordinates.
+fn table_bytes(rows: usize, entries: impl Fn(TapCheck) -> usize) -> usize {
     let bytes = |check: TapCheck, coordinates: usize| {
-        table_entries(tile_k, check) * (20 + coordinates) + rows * (12 + coordinates) + 16
+        entries(check) * (20 + coordinates) + rows * (12 + coordinates) + 16
     };
     bytes(TapCheck::Masks, 0).max(bytes(TapCheck::Clamp, 12))
 }
@@ -174,8 +175,8 @@ impl MatrixTile {
 
     /// Bytes of shared memory for stage elements of `size` bytes: the largest of all passes.
     pub fn shared_bytes(&self, size: usize) -> usize {
-        let k_major = self.tile_m * self.k_row_bytes(size) + table_bytes(0, self.tile_k) + self.tile_n * 8;
-        let m_major = self.tile_k * (self.tile_m * size + 16) + table_bytes(self.tile_m, self.tile_k);
+        let k_major = self.tile_m * self.k_row_bytes(size) + self.table_bytes(0) + self.tile_n * 8;
+        let m_major = self.tile_k * (self.tile_m * size + 16) + self.table_bytes(self.tile_m);
         let contiguous =
             if self.fits_contiguous_weight(size) { self.contiguous_weight_bytes(size) } else { 0 };
         self.threadgroup_bytes(k_major.max(m_major), size).max(contiguous)
@@ -188,10 +189,16 @@ impl MatrixTile {
     }
 
     fn contiguous_weight_bytes(&self, size: usize) -> usize {
-        self.threadgroup_bytes(
-            self.tile_m * self.k_row_bytes(size) + table_bytes(self.tile_m, self.tile_k),
-            size,
-        )
+        self.threadgroup_bytes(self.tile_m * self.k_row_bytes(size) + self.table_bytes(self.tile_m), size)
+    }
+
+    fn table_bytes(&self, rows: usize) -> usize {
+        table_bytes(rows, |check| self.table_entries(check))
+    }
+
+    /// Entries of the K index table: at least two stages in a half.
+    pub(super) fn table_entries(&self, check: TapCheck) -> usize {
+        table_entries(self.tile_k, check).max(64)
     }
 
     /// Bytes of a threadgroup whose source stage and index tables take `source` bytes.

@@ -14,8 +14,9 @@
 //! padding, frames in a cache.
 
 use super::config::MatrixTile;
-use super::fragments::{epilogue, load_channels, multiply, store_rows};
+use super::fragments::{channel_rows, epilogue, load_channels, load_rows, multiply, or_zero, store_rows};
 use super::index::{ChannelTap, GatherArgs, OutputPosition};
+use super::read::inside_or_zero;
 use super::stage::{GemmShape, zero_stage};
 use super::tap_check::TapCheck;
 use crate::conv3d::mma::accumulators;
@@ -71,26 +72,41 @@ pub(super) fn contiguous_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
     let last_o = work.group * shape.n + shape.n - 1u32;
     let o_stride = gather.out_channel(1u32);
     sync_cube();
-    // With prefetch each iteration loads the stage at `stage_k` and multiplies the one before; the last loads
-    // nothing. Without, the loads' registers are free during the product.
+    let channels = (first_o, last_o, o_stride);
     let stage = comptime!(tile.tile_k as u32).runtime();
     let mut stage_k = work.first_k;
-    let ahead = comptime!(if prefetch { tile.tile_k as u32 } else { 0 });
-    while stage_k < work.end_k + ahead {
-        let k = stage_k + in_stage;
-        let exists = k < work.end_k;
-        let position = gather.position(min(k, shape.k - 1u32), TapCheck::Masks);
-        let sources = load_source(source, &gather, &taps, &position, first_channel, exists, tile);
-        let gradients = load_channels(dy, position.out, exists, (first_o, last_o, o_stride), width, tile);
-        if comptime!(prefetch) {
+    if comptime!(prefetch) {
+        // Each iteration loads the stage at `stage_k` and multiplies the one before; the last loads nothing.
+        while stage_k < work.end_k + comptime!(tile.tile_k as u32) {
+            let k = stage_k + in_stage;
+            let exists = k < work.end_k;
+            let position = gather.position(min(k, shape.k - 1u32), TapCheck::Masks);
+            let sources = load_source(source, &gather, &taps, &position, first_channel, exists, tile);
+            let gradients = load_channels(dy, position.out, exists, channels, width, tile);
             multiply(&source_stage, &dy_stage, &sums, (true, true), size, tile);
+            sync_cube();
+            store_rows(&sources, &mut source_stage, row, tile.tile_m, tile);
+            store_rows(&gradients, &mut dy_stage, row, tile.tile_n, tile);
+            stage_k += stage;
+            sync_cube();
         }
-        sync_cube();
-        store_rows(&sources, &mut source_stage, row, tile.tile_m, tile);
-        store_rows(&gradients, &mut dy_stage, row, tile.tile_n, tile);
-        stage_k += stage;
-        sync_cube();
-        if comptime!(!prefetch) {
+    } else {
+        // All loads of a stage are in flight together; their registers are free during the product.
+        let rows = channel_rows(0usize, channels, width, width, tile);
+        while stage_k < work.end_k {
+            let k = stage_k + in_stage;
+            let exists = k < work.end_k;
+            let position = gather.frame_position(min(k, shape.k - 1u32));
+            let (sources, inside) =
+                load_anything(source, &gather, &taps, &position, first_channel, exists, tile);
+            let gradients = load_rows(dy, &rows, position.out / width, exists, tile);
+            let sources = inside_or_zero(&sources, &inside);
+            let gradients = or_zero(&gradients, exists);
+            sync_cube();
+            store_rows(&sources, &mut source_stage, row, tile.tile_m, tile);
+            store_rows(&gradients, &mut dy_stage, row, tile.tile_n, tile);
+            stage_k += stage;
+            sync_cube();
             multiply(&source_stage, &dy_stage, &sums, (true, true), size, tile);
         }
     }
@@ -121,4 +137,29 @@ fn load_source<E: Float, V: Size>(
         values.push(value);
     }
     values
+}
+
+/// [`load_source`] without branches: what is outside reads the first vector. The second result says what is
+/// inside.
+#[cube]
+fn load_anything<E: Float, V: Size>(
+    source: &[Vector<E, V>],
+    gather: &GatherArgs,
+    taps: &Sequence<ChannelTap>,
+    position: &OutputPosition,
+    first_channel: usize,
+    exists: bool,
+    #[comptime] tile: MatrixTile,
+) -> (Sequence<Vector<E, V>>, Sequence<bool>) {
+    let mut values = Sequence::<Vector<E, V>>::new();
+    let mut insides = Sequence::<bool>::new();
+    let width = V::value();
+    #[unroll]
+    for load in 0..comptime!(tile.loads(tile.tile_m, width)) {
+        let (offset, in_bounds) = gather.load_offset(position, taps.index(load), TapCheck::Masks);
+        let inside = in_bounds && exists;
+        values.push(source[select(inside, offset + first_channel, 0usize) / width]);
+        insides.push(inside);
+    }
+    (values, insides)
 }

@@ -186,22 +186,86 @@ pub(super) fn load_channels<E: Float, W: Size>(
 ) -> Sequence<Vector<E, W>> {
     let mut values = Sequence::<Vector<E, W>>::new();
     let load_width = W::value();
-    let k_vectors = comptime!(tile.tile_k / load_width);
     #[unroll]
     for load in 0..comptime!(tile.loads(tile.tile_n, load_width)) {
-        let mut in_tile = UNIT_POS as usize / k_vectors + comptime!(load * (tile.threads() / k_vectors));
-        if comptime!(load_width == 1) {
-            let vector =
-                UNIT_POS as usize / k_vectors + comptime!(load / width * (tile.threads() / k_vectors));
-            in_tile = vector * width + comptime!(load % width);
-        }
-        // Clamped: results past N are not stored.
-        let channel = min(channels.0 + in_tile as u32, channels.1);
+        let channel = loaded_channel(load, channels.0, channels.1, load_width, width, tile);
         let mut value = Vector::<E, W>::new(E::from_int(0));
         if exists {
             value = from[(offset + channel as usize * channels.2) / load_width];
         }
         values.push(value);
+    }
+    values
+}
+
+/// The channel of a thread's `load`-th load of the channels' stage. Clamped: results past N are not stored.
+#[cube]
+fn loaded_channel(
+    #[comptime] load: usize,
+    first: u32,
+    last: u32,
+    #[comptime] load_width: usize,
+    #[comptime] width: usize,
+    #[comptime] tile: MatrixTile,
+) -> u32 {
+    let k_vectors = comptime!(tile.tile_k / load_width);
+    let mut in_tile = UNIT_POS as usize / k_vectors + comptime!(load * (tile.threads() / k_vectors));
+    if comptime!(load_width == 1) {
+        let vector = UNIT_POS as usize / k_vectors + comptime!(load / width * (tile.threads() / k_vectors));
+        in_tile = vector * width + comptime!(load % width);
+    }
+    min(first + in_tile as u32, last)
+}
+
+/// Where the channels that a thread loads begin, in vectors, if channel 0 begins at element `first`; the same
+/// in all stages. In the order of [`load_channels`].
+#[cube]
+pub(super) fn channel_rows(
+    first: usize,
+    channels: (u32, u32, usize),
+    #[comptime] load_width: usize,
+    #[comptime] width: usize,
+    #[comptime] tile: MatrixTile,
+) -> Sequence<usize> {
+    let mut rows = Sequence::<usize>::new();
+    #[unroll]
+    for load in 0..comptime!(tile.loads(tile.tile_n, load_width)) {
+        let channel = loaded_channel(load, channels.0, channels.1, load_width, width, tile);
+        rows.push((first + channel as usize * channels.2) / load_width);
+    }
+    rows
+}
+
+/// [`load_channels`] without a branch, `offset` vectors into each of the `rows`: what does not exist reads
+/// the row's first vector ([`or_zero`]).
+#[cube]
+pub(super) fn load_rows<E: Float, W: Size>(
+    from: &[Vector<E, W>],
+    rows: &Sequence<usize>,
+    offset: usize,
+    exists: bool,
+    #[comptime] tile: MatrixTile,
+) -> Sequence<Vector<E, W>> {
+    let mut values = Sequence::<Vector<E, W>>::new();
+    let load_width = W::value();
+    let offset = select(exists, offset, 0usize);
+    #[unroll]
+    for load in 0..comptime!(tile.loads(tile.tile_n, load_width)) {
+        values.push(from[*rows.index(load) + offset]);
+    }
+    values
+}
+
+/// What was loaded, or zeros. After the last load: the first use of a value waits for its load.
+#[cube]
+pub(super) fn or_zero<E: Float, W: Size>(
+    loaded: &Sequence<Vector<E, W>>,
+    exists: bool,
+) -> Sequence<Vector<E, W>> {
+    let mut values = Sequence::<Vector<E, W>>::new();
+    #[unroll]
+    for i in 0..loaded.len() {
+        values.push(select(exists, *loaded.index(i), Vector::new(E::from_int(0))));
     }
     values
 }

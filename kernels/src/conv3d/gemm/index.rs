@@ -23,7 +23,7 @@ use cubecl::std::FastDivmod;
 pub(crate) struct AxisGatherArgs {
     pub(super) positions: FastDivmod<u32>,
     pub(super) taps: FastDivmod<u32>,
-    pub(super) tap_count: u32,
+    pub(crate) tap_count: u32,
     /// The bit of tap 0 in a mask; 0 where no tap needs one.
     pub(super) bit: u32,
     pub(crate) extent: u32,
@@ -244,6 +244,20 @@ impl GatherArgs {
             d: self.depth.coordinate(d),
             h: self.height.coordinate(h),
             w: self.width.coordinate(w),
+        }
+    }
+
+    /// [`Self::position`] of a window with one tap within the frame, which never reads outside the frame.
+    pub(crate) fn frame_position(&self, index: u32) -> OutputPosition {
+        let (n, d, h, w) = self.position_coordinates(index);
+        let depth = self.depth.coordinate(d);
+        OutputPosition {
+            source: self.position_source(n, d, h, w, TapCheck::Masks),
+            out: self.position_out(index),
+            mask: self.depth.mask(depth),
+            d: depth,
+            h: 0i32.runtime(),
+            w: 0i32.runtime(),
         }
     }
 

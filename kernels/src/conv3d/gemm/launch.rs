@@ -10,7 +10,7 @@ use super::gather::{
 };
 use super::mma::mma_kernel;
 use super::pack::{THREADS, pack_terms_kernel};
-use super::read::joined_args;
+use super::read::{branches, joined_args};
 use super::slices::{gemm_shape, most_slices};
 use super::stage::GemmShapeLaunch;
 use super::stage_vector;
@@ -216,6 +216,7 @@ fn launch(
                         patches,
                         tile,
                         prefetch,
+                        branches(prefetch, cache, address),
                         stage.size(),
                         residual.is_some(),
                         source.dtype.elem(),

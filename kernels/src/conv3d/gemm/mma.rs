@@ -23,9 +23,11 @@
 //! and types for which the device has no matrices with fp32 accumulators.
 
 use super::config::{MatrixTile, table_entries};
-use super::fragments::{epilogue, load_channels_via_table, multiply, store_rows};
+use super::fragments::{
+    channel_rows, epilogue, load_channels_via_table, load_rows, multiply, or_zero, store_rows,
+};
 use super::index::{GatherArgs, OutputPosition};
-use super::read::{JoinedArgs, read_source};
+use super::read::{JoinedArgs, inside_or_zero, read_anything, read_source};
 use super::stage::{GemmShape, zero_stage};
 use super::table::{IndexTable, fill_half, fill_other_half};
 use super::tap_check::TapCheck;
@@ -52,6 +54,7 @@ pub(crate) fn mma_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, R: Size
     #[comptime] patches: bool,
     #[comptime] tile: MatrixTile,
     #[comptime] prefetch: bool,
+    #[comptime] branches: bool,
     #[comptime] size: usize,
     // For the kernel's key, in which optional arguments do not count.
     #[comptime] _has_residual: bool,
@@ -82,8 +85,11 @@ pub(crate) fn mma_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, R: Size
     let (weight_rows, weight_row) = comptime!(tile.channel_stage(weight_k_major, width, size));
     let mut weight_stage = Shared::<[Vector<S, V>]>::new_slice(comptime!(weight_rows * weight_row));
     let mut scratch = Shared::<[f32]>::new_slice(comptime!(tile.subgroups() * tile.fragment * tile.fragment));
-    let entries = comptime!(table_entries(tile.tile_k, check));
-    let mut table = IndexTable::new(entries, true, comptime!(check.needs_coordinates()));
+    let entries =
+        comptime!(if branches { table_entries(tile.tile_k, check) } else { tile.table_entries(check) });
+    // Without branches vectors of the weight need no offsets: their rows are K itself.
+    let offsets = comptime!(branches || weight_width == 1);
+    let mut table = IndexTable::new(entries, offsets, comptime!(check.needs_coordinates()));
     let thread = UNIT_POS as usize;
     // A thread loads the same positions in all stages.
     let count = comptime!(tile.positions_per_thread(width, source_width));
@@ -105,49 +111,107 @@ pub(crate) fn mma_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, R: Size
         zero_stage(&mut source_stage, tile.threads());
         zero_stage(&mut weight_stage, tile.threads());
     }
-    // With prefetch each iteration loads the stage at `stage_k` and multiplies the one before; the last loads
-    // nothing. Without, the loads' registers are free during the product.
     let stage = comptime!(tile.tile_k as u32).runtime();
     let mut stage_k = first_k;
     let mut at = 0usize.runtime();
     fill_half(&mut table, &gather, 0usize, stage_k, end_k, Pass::Forward, check, entries, tile.threads());
     sync_cube();
-    let ahead = comptime!(if prefetch { tile.tile_k as u32 } else { 0 });
     let k_major = comptime!((source_k_major, weight_k_major));
-    while stage_k < end_k + ahead {
-        // Before the loads: a divergent branch after them may stall on loads in flight.
-        fill_other_half(
-            &mut table,
-            &gather,
-            at,
-            stage_k,
-            end_k,
-            Pass::Forward,
-            check,
-            entries,
-            tile.threads(),
-        );
-        let sources =
-            load_source(source, cache, &joined, &gather, &positions, &table, at, check, width, tile);
-        let weights =
-            load_channels_via_table(weight, &table, at, weight_group, channels, Pass::Forward, width, tile);
-        if comptime!(prefetch) {
-            multiply(&source_stage, &weight_stage, &sums, k_major, size, tile);
+    if comptime!(branches) {
+        // With prefetch each iteration loads the stage at `stage_k` and multiplies the one before; the last
+        // loads nothing. Without, the loads' registers are free during the product.
+        let ahead = comptime!(if prefetch { tile.tile_k as u32 } else { 0 });
+        while stage_k < end_k + ahead {
+            // Before the loads: a divergent branch after them may stall on loads in flight.
+            fill_other_half(
+                &mut table,
+                &gather,
+                at,
+                stage_k,
+                end_k,
+                Pass::Forward,
+                check,
+                entries,
+                tile.threads(),
+            );
+            let (sources, _) = load_source(
+                source, cache, &joined, &gather, &positions, &table, at, check, width, branches, tile,
+            );
+            let weights = load_channels_via_table(
+                weight,
+                &table,
+                at,
+                weight_group,
+                channels,
+                Pass::Forward,
+                width,
+                tile,
+            );
+            if comptime!(prefetch) {
+                multiply(&source_stage, &weight_stage, &sums, k_major, size, tile);
+            }
+            sync_cube();
+            store_source(&sources, &mut source_stage, source_row, tile);
+            store_rows(&weights, &mut weight_stage, weight_row, tile.tile_n, tile);
+            stage_k += stage;
+            at = (at + tile.tile_k) % entries;
+            sync_cube();
+            if comptime!(!prefetch) {
+                multiply(&source_stage, &weight_stage, &sums, k_major, size, tile);
+            }
         }
-        sync_cube();
-        store_source(&sources, &mut source_stage, source_row, tile);
-        store_rows(&weights, &mut weight_stage, weight_row, tile.tile_n, tile);
-        stage_k += stage;
-        at = (at + tile.tile_k) % entries;
-        sync_cube();
-        if comptime!(!prefetch) {
-            multiply(&source_stage, &weight_stage, &sums, k_major, size, tile);
+    } else {
+        // All loads of a stage are in flight together; their registers are free during the product.
+        let rows = channel_rows(weight_group, channels, weight_width, width, tile);
+        let lane = UNIT_POS as usize % comptime!(tile.tile_k / weight_width);
+        while stage_k < end_k {
+            // Entries of half the table, while the other half is filled.
+            let next_k = stage_k + comptime!(entries as u32 / 2);
+            if next_k < end_k {
+                let to = comptime!(entries / 2) - at;
+                fill_half(
+                    &mut table,
+                    &gather,
+                    to,
+                    next_k,
+                    end_k,
+                    Pass::Forward,
+                    check,
+                    entries,
+                    tile.threads(),
+                );
+            }
+            let last_k = min(next_k, end_k);
+            let mut entry = at;
+            while stage_k < last_k {
+                let (sources, inside) = load_source(
+                    source, cache, &joined, &gather, &positions, &table, entry, check, width, branches, tile,
+                );
+                let mut offset = stage_k as usize / weight_width + lane;
+                let mut exists = stage_k + ((lane * weight_width) as u32) < end_k;
+                if comptime!(weight_width == 1) {
+                    offset = table.weight[entry + lane];
+                    exists = table.exists(entry + lane, Pass::Forward);
+                }
+                let weights = load_rows(weight, &rows, offset, exists, tile);
+                let sources = inside_or_zero(&sources, &inside);
+                let weights = or_zero(&weights, exists);
+                sync_cube();
+                store_source(&sources, &mut source_stage, source_row, tile);
+                store_rows(&weights, &mut weight_stage, weight_row, tile.tile_n, tile);
+                sync_cube();
+                multiply(&source_stage, &weight_stage, &sums, k_major, size, tile);
+                stage_k += stage;
+                entry += tile.tile_k;
+            }
+            at = comptime!(entries / 2) - at;
         }
     }
     epilogue(&sums, &mut scratch, bias, residual, out, &gather, &shape, &work, Pass::Forward, patches, tile);
 }
 
 /// Loads this thread's elements of the next source stage into registers, lanes along positions (coalesced).
+/// `branches`: whether what is outside is not loaded; else the second result says what is inside.
 #[cube]
 fn load_source<E: Float, R: Size>(
     source: &[Vector<E, R>],
@@ -159,9 +223,11 @@ fn load_source<E: Float, R: Size>(
     at: usize,
     #[comptime] check: TapCheck,
     #[comptime] width: usize,
+    #[comptime] branches: bool,
     #[comptime] tile: MatrixTile,
-) -> Sequence<Vector<E, R>> {
+) -> (Sequence<Vector<E, R>>, Sequence<bool>) {
     let mut values = Sequence::<Vector<E, R>>::new();
+    let mut insides = Sequence::<bool>::new();
     let source_width = R::value();
     let count = comptime!(tile.positions_per_thread(width, source_width));
     let lanes = comptime!(tile.tile_m / (count * source_width));
@@ -175,11 +241,18 @@ fn load_source<E: Float, R: Size>(
             let tap = table.get(at + first + i, comptime!(check.needs_coordinates()));
             #[unroll]
             for j in 0..count {
-                values.push(read_source(source, cache, joined, gather, positions.index(j), &tap, check));
+                let position = positions.index(j);
+                if comptime!(branches) {
+                    values.push(read_source(source, cache, joined, gather, position, &tap, check));
+                } else {
+                    let (value, inside) = read_anything(source, gather, position, &tap, check);
+                    values.push(value);
+                    insides.push(inside);
+                }
             }
         }
     }
-    values
+    (values, insides)
 }
 
 /// Stores the source's stage. Vectors are built here, not at the load: the first use of a value waits for its

@@ -23,9 +23,11 @@
 //! accumulators.
 
 use super::config::{MatrixTile, table_entries};
-use super::fragments::{epilogue, load_channels_via_table, multiply, store_rows};
-use super::index::GatherArgs;
-use super::read::{JoinedArgs, read_source};
+use super::fragments::{
+    channel_rows, epilogue, load_channels_via_table, load_rows, multiply, or_zero, store_rows,
+};
+use super::index::{GatherArgs, RANGE_BIT};
+use super::read::{JoinedArgs, inside_or_zero, read_anything, read_source};
 use super::stage::{GemmShape, zero_stage};
 use super::table::{IndexTable, fill_half, fill_other_half, fill_taps};
 use super::tap_check::TapCheck;
@@ -48,6 +50,7 @@ pub(crate) fn mma_weight_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, 
     #[comptime] check: TapCheck,
     #[comptime] tile: MatrixTile,
     #[comptime] prefetch: bool,
+    #[comptime] branches: bool,
     #[comptime] size: usize,
     #[define(E)] _dtype: ElemType,
     #[define(S)] _stage_dtype: ElemType,
@@ -74,7 +77,8 @@ pub(crate) fn mma_weight_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, 
     let mut dy_stage = Shared::<[Vector<S, V>]>::new_slice(comptime!(dy_rows * dy_row));
     let mut scratch = Shared::<[f32]>::new_slice(comptime!(tile.subgroups() * tile.fragment * tile.fragment));
     let steps = comptime!(check.needs_coordinates());
-    let entries = comptime!(table_entries(tile.tile_k, check));
+    let entries =
+        comptime!(if branches { table_entries(tile.tile_k, check) } else { tile.table_entries(check) });
     let mut positions = IndexTable::new(entries, true, steps);
     // In shared memory, not in registers: register pressure limits occupancy.
     let mut taps = IndexTable::new(tile.tile_m, false, steps);
@@ -88,8 +92,6 @@ pub(crate) fn mma_weight_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, 
         zero_stage(&mut source_stage, tile.threads());
         zero_stage(&mut dy_stage, tile.threads());
     }
-    // With prefetch each iteration loads the stage at `stage_k` and multiplies the one before; the last loads
-    // nothing. Without, the loads' registers are free during the product.
     let stage = comptime!(tile.tile_k as u32).runtime();
     let mut stage_k = work.first_k;
     let mut at = 0usize.runtime();
@@ -105,43 +107,92 @@ pub(crate) fn mma_weight_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, 
         tile.threads(),
     );
     sync_cube();
-    let ahead = comptime!(if prefetch { tile.tile_k as u32 } else { 0 });
+    let channels = (first_o, last_o, o_stride);
     let k_major = comptime!((source_k_major, dy_k_major));
-    while stage_k < end_k + ahead {
-        // Before the loads: a divergent branch after them may stall on loads in flight.
-        fill_other_half(
-            &mut positions,
-            &gather,
-            at,
-            stage_k,
-            end_k,
-            Pass::WeightGradient,
-            check,
-            entries,
-            tile.threads(),
-        );
-        let sources = load_source(source, cache, &joined, &gather, &taps, &positions, at, check, width, tile);
-        let gradients = load_channels_via_table(
-            dy,
-            &positions,
-            at,
-            0usize,
-            (first_o, last_o, o_stride),
-            Pass::WeightGradient,
-            width,
-            tile,
-        );
-        if comptime!(prefetch) {
-            multiply(&source_stage, &dy_stage, &sums, k_major, size, tile);
+    if comptime!(branches) {
+        // With prefetch each iteration loads the stage at `stage_k` and multiplies the one before; the last
+        // loads nothing. Without, the loads' registers are free during the product.
+        let ahead = comptime!(if prefetch { tile.tile_k as u32 } else { 0 });
+        while stage_k < end_k + ahead {
+            // Before the loads: a divergent branch after them may stall on loads in flight.
+            fill_other_half(
+                &mut positions,
+                &gather,
+                at,
+                stage_k,
+                end_k,
+                Pass::WeightGradient,
+                check,
+                entries,
+                tile.threads(),
+            );
+            let (sources, _) = load_source(
+                source, cache, &joined, &gather, &taps, &positions, at, check, width, branches, tile,
+            );
+            let gradients = load_channels_via_table(
+                dy,
+                &positions,
+                at,
+                0usize,
+                channels,
+                Pass::WeightGradient,
+                width,
+                tile,
+            );
+            if comptime!(prefetch) {
+                multiply(&source_stage, &dy_stage, &sums, k_major, size, tile);
+            }
+            sync_cube();
+            store_rows(&sources, &mut source_stage, source_row, tile.tile_m, tile);
+            store_rows(&gradients, &mut dy_stage, dy_row, tile.tile_n, tile);
+            stage_k += stage;
+            at = (at + tile.tile_k) % entries;
+            sync_cube();
+            if comptime!(!prefetch) {
+                multiply(&source_stage, &dy_stage, &sums, k_major, size, tile);
+            }
         }
-        sync_cube();
-        store_rows(&sources, &mut source_stage, source_row, tile.tile_m, tile);
-        store_rows(&gradients, &mut dy_stage, dy_row, tile.tile_n, tile);
-        stage_k += stage;
-        at = (at + tile.tile_k) % entries;
-        sync_cube();
-        if comptime!(!prefetch) {
-            multiply(&source_stage, &dy_stage, &sums, k_major, size, tile);
+    } else {
+        // All loads of a stage are in flight together; their registers are free during the product.
+        let rows = channel_rows(0usize, channels, dy_width, width, tile);
+        let lane = UNIT_POS as usize % comptime!(tile.tile_k / dy_width) * dy_width;
+        while stage_k < end_k {
+            // Entries of half the table, while the other half is filled.
+            let next_k = stage_k + comptime!(entries as u32 / 2);
+            if next_k < end_k {
+                let to = comptime!(entries / 2) - at;
+                fill_half(
+                    &mut positions,
+                    &gather,
+                    to,
+                    next_k,
+                    end_k,
+                    Pass::WeightGradient,
+                    check,
+                    entries,
+                    tile.threads(),
+                );
+            }
+            let last_k = min(next_k, end_k);
+            let mut entry = at;
+            while stage_k < last_k {
+                let (sources, inside) = load_source(
+                    source, cache, &joined, &gather, &taps, &positions, entry, check, width, branches, tile,
+                );
+                let offset = positions.weight[entry + lane] / dy_width;
+                let exists = positions.exists(entry + lane, Pass::WeightGradient);
+                let gradients = load_rows(dy, &rows, offset, exists, tile);
+                let sources = inside_or_zero(&sources, &inside);
+                let gradients = or_zero(&gradients, exists);
+                sync_cube();
+                store_rows(&sources, &mut source_stage, source_row, tile.tile_m, tile);
+                store_rows(&gradients, &mut dy_stage, dy_row, tile.tile_n, tile);
+                sync_cube();
+                multiply(&source_stage, &dy_stage, &sums, k_major, size, tile);
+                stage_k += stage;
+                entry += tile.tile_k;
+            }
+            at = comptime!(entries / 2) - at;
         }
     }
     let none = ComptimeOption::<&Tensor<E>>::new_None();
@@ -149,7 +200,8 @@ pub(crate) fn mma_weight_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, 
 }
 
 /// Loads this thread's elements of the next source stage into registers: one position (or one vector of them)
-/// of several channel taps, lanes along positions (coalesced).
+/// of several channel taps, lanes along positions (coalesced). `branches`: whether what is outside is not
+/// loaded; else the second result says what is inside.
 #[cube]
 fn load_source<E: Float, R: Size>(
     source: &[Vector<E, R>],
@@ -161,9 +213,11 @@ fn load_source<E: Float, R: Size>(
     at: usize,
     #[comptime] check: TapCheck,
     #[comptime] width: usize,
+    #[comptime] branches: bool,
     #[comptime] tile: MatrixTile,
-) -> Sequence<Vector<E, R>> {
+) -> (Sequence<Vector<E, R>>, Sequence<bool>) {
     let mut values = Sequence::<Vector<E, R>>::new();
+    let mut insides = Sequence::<bool>::new();
     let source_width = R::value();
     let k_vectors = comptime!(tile.tile_k / source_width);
     let entry = at + UNIT_POS as usize % k_vectors * source_width;
@@ -176,9 +230,19 @@ fn load_source<E: Float, R: Size>(
             (UNIT_POS as usize / k_vectors + comptime!(load * (tile.threads() / k_vectors))) * tap_count;
         #[unroll]
         for i in 0..tap_count {
-            let tap = taps.get(first + i, comptime!(check.needs_coordinates()));
-            values.push(read_source(source, cache, joined, gather, &position, &tap, check));
+            let mut tap = taps.get(first + i, comptime!(check.needs_coordinates()));
+            if comptime!(branches) {
+                values.push(read_source(source, cache, joined, gather, &position, &tap, check));
+            } else {
+                if comptime!(check.needs_coordinates()) {
+                    // Without masks all taps require the same.
+                    tap.bits = RANGE_BIT.runtime();
+                }
+                let (value, inside) = read_anything(source, gather, &position, &tap, check);
+                values.push(value);
+                insides.push(inside);
+            }
         }
     }
-    values
+    (values, insides)
 }

@@ -17,6 +17,7 @@ use super::tap_check::TapCheck;
 use crate::conv3d::padding::source_of;
 use crate::conv3d::problem::PaddingMode;
 use crate::operand::Operand;
+use cubecl::ir::AddressType;
 use cubecl::prelude::*;
 
 /// The strides of the two tensors that the gather does not have.
@@ -164,4 +165,40 @@ pub(super) fn read_source<T: CubePrimitive + Default + IntoRuntime>(
             value
         }
     }
+}
+
+/// [`read_source`] of one tensor without a branch, so that all loads of a thread are in flight together: what
+/// is outside reads the first element. The second result says what is inside.
+#[cube]
+pub(super) fn read_anything<T: CubePrimitive>(
+    source: &[T],
+    gather: &GatherArgs,
+    position: &OutputPosition,
+    tap: &ChannelTap,
+    #[comptime] check: TapCheck,
+) -> (T, bool) {
+    let source_width = T::vector_size();
+    let (at, inside) = gather.load_offset(position, tap, check);
+    (source[select(inside, at, 0usize) / source_width], inside)
+}
+
+/// What [`read_anything`] loaded, zeros where it is outside. After the last load: the first use of a value
+/// waits for its load.
+#[cube]
+pub(super) fn inside_or_zero<E: Float, R: Size>(
+    loaded: &Sequence<Vector<E, R>>,
+    inside: &Sequence<bool>,
+) -> Sequence<Vector<E, R>> {
+    let mut values = Sequence::<Vector<E, R>>::new();
+    #[unroll]
+    for i in 0..loaded.len() {
+        values.push(select(*inside.index(i), *loaded.index(i), Vector::new(E::from_int(0))));
+    }
+    values
+}
+
+/// Whether a thread's loads are behind branches: with prefetch, and where offsets of 64 bits or two tensors
+/// leave no registers for loads in flight together.
+pub(super) fn branches(prefetch: bool, cache: Option<&Operand>, address: AddressType) -> bool {
+    prefetch || cache.is_some() || address == AddressType::U64
 }

@@ -24,11 +24,14 @@ use cubecl::prelude::*;
 #[derive(CubeType)]
 pub(crate) struct IndexTable {
     pub(crate) source: Shared<[usize]>,
+    pub(crate) bits: Shared<[u32]>,
     /// One element where the table keeps no weight offsets.
     pub(crate) weight: Shared<[usize]>,
-    pub(crate) bits: Shared<[u32]>,
     /// Coordinates along D, H, W; one element where masks check the taps.
     steps: Shared<[u32]>,
+    /// Whether the table keeps weight offsets.
+    #[cube(comptime)]
+    keeps_weight: bool,
 }
 
 #[cube]
@@ -40,21 +43,16 @@ impl IndexTable {
     ) -> IndexTable {
         IndexTable {
             source: Shared::<[usize]>::new_slice(length),
-            weight: Shared::<[usize]>::new_slice(comptime!(if weight { length } else { 1 })),
             bits: Shared::<[u32]>::new_slice(length),
+            weight: Shared::<[usize]>::new_slice(comptime!(if weight { length } else { 1 })),
             steps: Shared::<[u32]>::new_slice(comptime!(if steps { 3 * length } else { 1 })),
+            keeps_weight: weight,
         }
     }
 
-    pub(crate) fn set(
-        &mut self,
-        at: usize,
-        tap: &ChannelTap,
-        #[comptime] weight: bool,
-        #[comptime] steps: bool,
-    ) {
+    pub(crate) fn set(&mut self, at: usize, tap: &ChannelTap, #[comptime] steps: bool) {
         self.source[at] = tap.source;
-        if weight {
+        if comptime!(self.keeps_weight) {
             self.weight[at] = tap.weight;
         }
         self.bits[at] = tap.bits;
@@ -103,7 +101,7 @@ impl IndexTable {
             h: position.h as u32,
             w: position.w as u32,
         };
-        self.set(at, &entry, true, steps);
+        self.set(at, &entry, steps);
     }
 
     /// The output position of an entry.
@@ -143,7 +141,7 @@ pub(super) fn fill_half(
             if comptime!(pass == Pass::WeightGradient) {
                 table.set_position(to + at, &gather.position(min(k, end_k - 1u32), check), k < end_k, steps);
             } else {
-                table.set(to + at, &gather.channel_tap(k, k < end_k, pass, check), true, steps);
+                table.set(to + at, &gather.channel_tap(k, k < end_k, pass, check), steps);
             }
         }
     }
@@ -186,7 +184,7 @@ pub(super) fn fill_taps(
     while in_tile < tile_m {
         let mut tap = gather.weight_gradient_tap(min(work.first_m + in_tile as u32, shape.m - 1u32), check);
         tap.source += first_channel;
-        taps.set(in_tile, &tap, false, comptime!(check.needs_coordinates()));
+        taps.set(in_tile, &tap, comptime!(check.needs_coordinates()));
         in_tile += threads;
     }
 }

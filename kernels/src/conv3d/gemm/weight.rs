@@ -26,7 +26,7 @@ use super::family::prefetches;
 use super::gather::{gathers, joined_gather_args};
 use super::index::{GatherArgs, OutputPosition};
 use super::mma_weight::mma_weight_kernel;
-use super::read::{JoinedArgs, joined_args, read_source};
+use super::read::{JoinedArgs, branches, joined_args, read_source};
 use super::slices::weight_split;
 use super::stage::{
     F32x4, GemmShape, GemmShapeLaunch, column_of, multiply, row_of, store_lanes_along_k,
@@ -177,6 +177,7 @@ pub(super) fn weight_gradient(
                         check,
                         tile,
                         limits.unroll,
+                        branches(limits.unroll, cache, address),
                         stage.size(),
                         elem,
                         stage_elem,

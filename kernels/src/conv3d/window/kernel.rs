@@ -143,13 +143,27 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
                 load_window(source, &offsets, &next, &mut window, pitch, tile);
             }
             sync_cube();
-            let mut tap = 0u32.runtime();
-            while tap < tiling.taps {
-                multiply(&window, weight, tap_offset, &acc, &walk, &tiling, &taps, tap, pitch, tile);
-                if comptime!(!phased) {
-                    tap_offset += tap_vectors;
+            // Row by row of taps: no tap is divided out, and addresses are sums.
+            let (row_vectors, next_vectors) = packed_steps(&taps, tap_vectors);
+            let mut row_offset = tap_offset;
+            let mut row_shift = 0u32.runtime();
+            let mut h = 0u32.runtime();
+            while h < walk.height.tap_count {
+                let mut shift = row_shift;
+                let mut w = 0u32.runtime();
+                if comptime!(phased) {
+                    tap_offset = row_offset;
                 }
-                tap += 1u32;
+                while w < walk.width.tap_count {
+                    multiply_tap(&window, weight, tap_offset, &acc, shift, prefetch, pitch, tile);
+                    // Packed taps are consecutive, also from one block to the next, but in a phase.
+                    tap_offset += next_vectors;
+                    shift += walk.width.step;
+                    w += 1u32;
+                }
+                row_offset += row_vectors;
+                row_shift += walk.height.step * tiling.pitch;
+                h += 1u32;
             }
             block += 1u32;
             if comptime!(phased) {
@@ -263,7 +277,6 @@ fn multiply<S: Float, V: Size>(
     #[comptime] tile: WindowTile,
 ) {
     let width = V::value();
-    let first_m = UNIT_POS as usize / SUBGROUP % comptime!(tile.tile_m / tile.subgroup_m) * tile.subgroup_m;
     let (h, w) = tiling.row_taps.div_mod(tap);
     let tap_offset = #[comptime]
     match taps {
@@ -273,14 +286,50 @@ fn multiply<S: Float, V: Size>(
         }
         ComptimeOption::None => tap_offset,
     };
-    let shift = (h * walk.height.step * tiling.pitch + w * walk.width.step) as usize;
+    let shift = h * walk.height.step * tiling.pitch + w * walk.width.step;
+    multiply_tap(window, weight, tap_offset, acc, shift, true, pitch, tile);
+}
+
+/// Vectors of packed weights from a row of taps to the next, and from a tap to the next in its row.
+#[cube]
+fn packed_steps(taps: &ComptimeOption<PhaseTaps>, tap_vectors: usize) -> (usize, usize) {
+    #[comptime]
+    match taps {
+        ComptimeOption::Some(taps) => {
+            (taps.row_step as usize * tap_vectors, taps.step as usize * tap_vectors)
+        }
+        ComptimeOption::None => (0usize.runtime(), tap_vectors),
+    }
+}
+
+/// The products of one tap, whose packed weights for this subgroup begin at `tap_offset` and whose elements
+/// are `shift` after the tile's.
+#[cube]
+fn multiply_tap<S: Float, V: Size>(
+    window: &Shared<[Vector<S, V>]>,
+    weight: &[Vector<S, V>],
+    tap_offset: usize,
+    acc: &Sequence<cmma::Matrix<f32>>,
+    shift: u32,
+    #[comptime] prefetch: bool,
+    #[comptime] pitch: usize,
+    #[comptime] tile: WindowTile,
+) {
+    let width = V::value();
+    let first_m = UNIT_POS as usize / SUBGROUP % comptime!(tile.tile_m / tile.subgroup_m) * tile.subgroup_m;
+    let shift = shift as usize;
+    let shifted = (first_m + shift) * pitch;
     #[unroll]
     for k in 0..comptime!(CHANNELS / tile.fragment) {
         let a = weight_fragments(weight, tap_offset, k, tile);
         #[unroll]
         for j in 0..comptime!(tile.subgroup_m / tile.fragment) {
-            let first = first_m + comptime!(j * tile.fragment) + shift;
-            let at = first * pitch + comptime!(k * tile.fragment / width);
+            // Off NVIDIA addresses are sums; there the kernel is the one that was timed.
+            let mut at = shifted + comptime!(j * tile.fragment * pitch + k * tile.fragment / width);
+            if comptime!(prefetch) {
+                let first = first_m + comptime!(j * tile.fragment) + shift;
+                at = first * pitch + comptime!(k * tile.fragment / width);
+            }
             let b = load_fragment(
                 &window[at..comptime!(tile.window * pitch)],
                 MatrixIdent::B,
