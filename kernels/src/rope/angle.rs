@@ -100,22 +100,17 @@ pub(super) fn place_of(
     Place { magnitude, shift, negative: negative ^ angles.inverse, none }
 }
 
-/// cos and sin of the angle of a pair whose frequency is `words`.
+/// The axis whose positions count for a pair whose frequency is `words`.
 #[cube]
-pub(super) fn cos_and_sin(
-    first: &Place,
-    second: &Place,
-    third: &Place,
-    words: Vector<u32, Const<4>>,
-    angles: &AngleArgs,
-) -> (f32, f32) {
+pub(super) fn axis_of(words: Vector<u32, Const<4>>) -> u32 {
+    words.extract(2usize) >> AXIS_BIT
+}
+
+/// cos and sin of the angle at `place` of a pair whose frequency is `words`.
+#[cube]
+pub(super) fn cos_and_sin(place: &Place, words: Vector<u32, Const<4>>, angles: &AngleArgs) -> (f32, f32) {
     let about = words.extract(2usize);
-    let axis = about >> AXIS_BIT;
-    let (is_first, is_second) = (axis == 0u32, axis == 1u32);
-    let magnitude = select(is_first, first.magnitude, select(is_second, second.magnitude, third.magnitude));
-    let shift = select(is_first, first.shift, select(is_second, second.shift, third.shift));
-    let negative = select(is_first, first.negative, select(is_second, second.negative, third.negative));
-    let none = select(is_first, first.none, select(is_second, second.none, third.none));
+    let (magnitude, shift) = (place.magnitude, place.shift);
 
     let mut low = words.extract(0usize);
     let mut high = words.extract(1usize);
@@ -132,11 +127,11 @@ pub(super) fn cos_and_sin(
         high = (b >> bits) | ((c << 1u32) << back);
     }
     let phase = magnitude * high + magnitude.mul_hi(low);
-    let negative = negative ^ ((about >> SIGN_BIT) & 1u32);
+    let negative = place.negative ^ ((about >> SIGN_BIT) & 1u32);
     let phase = select(negative == 1u32, 0u32 - phase, phase);
     let (cos, sin) = of_phase(phase);
     let nan = f32::reinterpret(angles.nan);
-    (select(none == 1u32, nan, cos), select(none == 1u32, nan, sin))
+    (select(place.none == 1u32, nan, cos), select(place.none == 1u32, nan, sin))
 }
 
 /// cos and sin of `phase` * 2^-32 turns. The coefficients are a least-squares fit at Chebyshev nodes.

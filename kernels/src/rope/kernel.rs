@@ -1,33 +1,39 @@
-//! The rotation: a thread rotates four consecutive pairs (packed 16-bit numbers: eight) of two or four
-//! heads of a token, and then, in rounds, of further heads by the same angles, as `launch.rs` says for the
-//! device.
+//! The rotation. A cell is four consecutive pairs of a token (packed 16-bit numbers: eight), in all heads. A
+//! threadgroup computes cos and sin of its cells once, then each of its threads rotates one cell in two heads
+//! and, in rounds, in further ones, as `launch.rs` says.
 //!
 //! ```text
 //!   u' = u cos(theta) - v sin(theta)        v' = v cos(theta) + u sin(theta)
 //!
 //!   halves      [ u of block 0 | v of block 0 | u of block 1 | v of block 1 | .. | rest ]
-//!               a thread: one vector of u and the matching vector of v
+//!               a cell: one vector of u and the matching vector of v
 //!   neighbours  [ u v u v u v .. | rest ]
-//!               a thread: two vectors in a row, whose u and v it gathers in registers
-//!   lanes       along the pairs, then along half of the rest, which is copied
+//!               a cell: a vector of the first half and its match in the second half, so that the threads
+//!               of a load read whole lines; u and v are gathered in registers
+//!   lanes       a token's cells: along the pairs, then along half of the rest, which is copied
+//!
+//!   threadgroup     cells (256 / groups, consecutive)
+//!            groups  [ t t t t t t t t .. ]    1. a cell's threads compute one angle after the other of its
+//!              of    [ t t t t t t t t .. ]       pairs, each another: cos and sin to shared memory, barrier
+//!             heads  [ t t t t t t t t .. ]    2. a thread: its cell's cos and sin, in its heads
 //! ```
 //!
 //! A block of the halves is an axis' part of the head, or all that is rotated. Tokens in either layout are
-//! read as `[B, N, H, D]` with any strides. cos and sin (`angle.rs`) depend on the token only and are
-//! computed once for all heads of a thread. Eight 16-bit numbers move as four 32-bit words; if the blocks,
+//! read as `[B, N, H, D]` with any strides. Eight 16-bit numbers move as four 32-bit words; if the blocks,
 //! a stride or the buffer's offset are not multiples of eight, four elements move as a vector; if not of
-//! four, single elements.
+//! four, single elements (neighbours: u and the v behind it). Cells without an angle (of the rest, of a
+//! prefix) are copied.
 //!
 //! Queries and keys share a launch: the first threadgroups rotate q, the others k. A thread loads its
-//! elements before it stores them and no other thread touches them, so the result may overwrite the tokens.
+//! elements before it stores them and no other thread stores them, so the result may overwrite the tokens.
 //!
-//! Bytes: tokens once, the result once; per thread up to three positions and 16 bytes per pair of the table,
-//! which fits a cache. An angle: 51 integer and fp32 operations, 72 where positions are fp32 fractions. With
-//! the token's three positions, which a thread computes once for its four or eight angles, and with what
-//! takes several issue slots (upper halves of products, conversions), the times on an H200 are those of about
-//! 120 slots. Two operations for each rotated element of a head. A threadgroup is [`THREADS`] threads.
+//! Bytes: tokens once, the result once; per angle 16 bytes of the table, which fits a cache, and a position.
+//! Shared memory: 8 bytes per angle, [`ANGLES`] at most, pair by pair, so that neighbouring threads access
+//! neighbouring cells. An angle: 51 integer and fp32 operations, 72 where positions are fp32 fractions, and
+//! the position along its axis. A rotated element: two operations in each head. A threadgroup of 256 threads
+//! with packed numbers and 8 groups computes 256 angles for 8,192 elements a round.
 
-use super::angle::{AngleArgs, Place, cos_and_sin, place_of};
+use super::angle::{AngleArgs, axis_of, cos_and_sin, place_of};
 use super::turn::{turn, turn_packed};
 use crate::launch::Span;
 use cubecl::ir::ElemType;
@@ -37,6 +43,18 @@ use cubecl::std::FastDivmod;
 /// Threads of a threadgroup.
 pub(super) const THREADS: usize = 256;
 
+/// Heads that a thread has in flight.
+pub(super) const HEADS: usize = 2;
+
+/// Angles of a threadgroup at most.
+pub(super) const ANGLES: usize = 1024;
+
+/// Bytes of shared memory: cos and sin of as many angles in fp32.
+pub(super) const SHARED_BYTES: usize = 8 * ANGLES;
+
+/// cos and sin of an angle.
+type CosSin = Vector<f32, Const<2>>;
+
 /// What is compiled in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct RotationConfig {
@@ -44,8 +62,6 @@ pub(super) struct RotationConfig {
     pub(super) packed: bool,
     /// A pair is two neighbours, not an element of either half.
     pub(super) neighbours: bool,
-    /// Heads that a thread has in flight.
-    pub(super) heads: usize,
     /// The first heads are read before the angles are computed.
     pub(super) prefetch: bool,
 }
@@ -53,16 +69,22 @@ pub(super) struct RotationConfig {
 /// One tensor of tokens and its positions: extents, and strides in `[B, N, H, D]` order.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
 pub(super) struct RotationArgs {
-    /// Vectors of a head with a thread: those of u, and half of the rest.
+    /// Cells of a token: vectors of u, and half of those of the rest.
     pub(super) lanes: FastDivmod<u32>,
-    /// The faster and the slower index of (token, group of heads).
+    pub(super) tokens: FastDivmod<u32>,
+    /// Cells of all tokens.
+    pub(super) all_cells: u32,
+    /// Cells of a threadgroup, twice.
+    pub(super) cells: u32,
+    pub(super) by_cells: FastDivmod<u32>,
+    /// Threadgroups along the faster of their two indices, cells and heads.
     pub(super) fast: FastDivmod<u32>,
-    pub(super) slow: FastDivmod<u32>,
-    /// 1 if the group of heads is the faster one.
+    /// 1 if that index is the one of heads.
     pub(super) heads_first: u32,
-    pub(super) batch: u32,
     pub(super) heads: u32,
+    /// Groups of heads, which are the threads of a cell: all, and those of a threadgroup.
     pub(super) groups: u32,
+    pub(super) own_groups: u32,
     /// Times that a thread loads, rotates and stores heads, `groups` apart from each other.
     pub(super) rounds: u32,
     /// Leading tokens that are copied.
@@ -102,35 +124,45 @@ pub(super) struct HeadArgs {
     pub(super) head_dim: u32,
 }
 
-/// What a thread rotates: lane (vector of pairs), batch, token and group of heads.
+/// What a thread rotates: a cell in a group of heads.
 #[derive(CubeType, Clone, Copy)]
 struct ThreadWork {
     lane: u32,
     b: u32,
     n: u32,
     group: u32,
+    /// The cell and the group, counted in the threadgroup.
+    cell: u32,
+    own_group: u32,
+    /// Whether there are such a cell and group. Where not, the indices are those of others, to be read.
+    exists: bool,
 }
 
 #[cube]
 impl RotationArgs {
     fn work(&self, index: u32) -> ThreadWork {
-        let (rest, lane) = self.lanes.div_mod(index);
-        let (rest, fast) = self.fast.div_mod(rest);
-        let (b, slow) = self.slow.div_mod(rest);
+        let (slow, fast) = self.fast.div_mod(index);
         let swap = self.heads_first != 0u32;
-        ThreadWork { lane, b, n: select(swap, slow, fast), group: select(swap, fast, slow) }
+        let first = select(swap, slow, fast) * self.cells;
+        let left = self.all_cells - first;
+        let (own_group, cell) = self.by_cells.div_mod(UNIT_POS);
+        let (token, lane) = self.lanes.div_mod(first + min(cell, left - 1u32));
+        let (b, n) = self.tokens.div_mod(token);
+        let group = select(swap, fast, slow) * self.own_groups + own_group;
+        let exists = cell < left && own_group < self.own_groups;
+        ThreadWork { lane, b, n, group, cell, own_group, exists }
     }
 }
 
 #[cube]
 impl HeadArgs {
     /// Offsets in the head of the two vectors of a lane whose first pair is `along`.
-    fn offsets(&self, along: u32, #[comptime] width: u32, #[comptime] neighbours: bool) -> (u32, u32) {
+    fn offsets(&self, along: u32, #[comptime] pair_by_pair: bool) -> (u32, u32) {
         let rotated = 2u32 * self.pairs;
         let copied = (self.head_dim - rotated) / 2u32;
         let mut u = 2u32 * along;
-        let mut step = u32::new(comptime!(width as i64));
-        if comptime!(!neighbours) {
+        let mut step = 1u32.runtime();
+        if comptime!(!pair_by_pair) {
             let first =
                 select(along >= self.third, self.third, select(along >= self.second, self.second, 0u32));
             let end = select(
@@ -144,6 +176,16 @@ impl HeadArgs {
         let rotates = along < self.pairs;
         u = select(rotates, u, self.pairs + along);
         (u, u + select(rotates, step, copied))
+    }
+
+    /// The `i`-th pair of a lane. Neighbours are in the lane's first vector, then in its second.
+    fn pair(&self, along: u32, i: u32, #[comptime] width: u32, #[comptime] neighbours: bool) -> u32 {
+        if comptime!(neighbours && width > 1) {
+            let half = comptime!(width / 2);
+            along / 2u32 + i + select(i < half, 0u32, self.pairs / 2u32 - half)
+        } else {
+            along + i
+        }
     }
 }
 
@@ -172,16 +214,39 @@ pub(super) fn rotate_kernel<E: Float, S: Numeric, N: Size>(
     if span.is_idle() {
         terminate!();
     }
+    let mut shared = Shared::<[CosSin]>::new_slice(ANGLES);
     if comptime!(pair) {
         if index >= q_threadgroups {
             let index = index - q_threadgroups;
             let (k, k_positions, k_out) = (k.unwrap(), k_positions.unwrap(), k_out.unwrap());
-            rotate::<E, S, N>(k, k_positions, table, k_out, &k_args, &head, &angles, index, config);
+            rotate::<E, S, N>(
+                k,
+                k_positions,
+                table,
+                k_out,
+                &k_args,
+                &head,
+                &angles,
+                &mut shared,
+                index,
+                config,
+            );
         } else {
-            rotate::<E, S, N>(q, q_positions, table, q_out, &q_args, &head, &angles, index, config);
+            rotate::<E, S, N>(
+                q,
+                q_positions,
+                table,
+                q_out,
+                &q_args,
+                &head,
+                &angles,
+                &mut shared,
+                index,
+                config,
+            );
         }
     } else {
-        rotate::<E, S, N>(q, q_positions, table, q_out, &q_args, &head, &angles, index, config);
+        rotate::<E, S, N>(q, q_positions, table, q_out, &q_args, &head, &angles, &mut shared, index, config);
     }
 }
 
@@ -196,50 +261,60 @@ fn rotate<E: Float, S: Numeric, N: Size>(
     args: &RotationArgs,
     head: &HeadArgs,
     angles: &AngleArgs,
+    shared: &mut Shared<[CosSin]>,
     index: usize,
     #[comptime] config: RotationConfig,
 ) {
     let vector = N::value();
-    let RotationConfig { packed, neighbours, heads, prefetch } = comptime!(config);
+    let RotationConfig { packed, neighbours, prefetch } = comptime!(config);
     let width = comptime!(if packed { 8usize } else { vector });
-    let work = args.work((index * THREADS + UNIT_POS as usize) as u32);
-    if work.b < args.batch {
-        let along = work.lane * width as u32;
-        let rotates = along < head.pairs;
-        let (u, v) = head.offsets(along, comptime!(width as u32), neighbours);
-
-        let from = work.b as usize * args.in_b + work.n as usize * args.in_n;
-        let (u_from, v_from) = (from + u as usize * args.in_d, from + v as usize * args.in_d);
-        let mut early = Sequence::<Vector<S, N>>::new();
-        if comptime!(prefetch) {
-            load::<S, N>(tokens, args, work.group, u_from, v_from, &mut early, width, heads);
+    let work = args.work(index as u32);
+    let along = work.lane * width as u32;
+    let (u, v) = head.offsets(along, comptime!(neighbours && width == 1));
+    let to = work.b as usize * args.out_b + work.n as usize * args.out_n;
+    let turned = Turned {
+        u: to + u as usize * args.out_d,
+        v: to + v as usize * args.out_d,
+        turns: along < head.pairs && work.n >= args.prefix,
+    };
+    let from = work.b as usize * args.in_b + work.n as usize * args.in_n;
+    let (u_from, v_from) = (from + u as usize * args.in_d, from + v as usize * args.in_d);
+    let mut early = Sequence::<Vector<S, N>>::new();
+    if comptime!(prefetch) {
+        load::<S, N>(tokens, args, work.group, u_from, v_from, &mut early, width);
+    }
+    // A cell's threads share its angles.
+    if work.exists && turned.turns {
+        let mut i = work.own_group;
+        while i < comptime!(width as u32) {
+            let words = table[head.pair(along, i, comptime!(width as u32), neighbours) as usize];
+            let place = place_of(positions, args, angles, work.b, work.n, axis_of(words));
+            let (cos, sin) = cos_and_sin(&place, words, angles);
+            let mut pair = CosSin::new(0.0f32);
+            pair.insert(0usize, cos);
+            pair.insert(1usize, sin);
+            shared[(i * args.cells + work.cell) as usize] = pair;
+            i += args.own_groups;
         }
+    }
+    sync_cube();
+    if work.exists {
         let mut cosines = Sequence::<Vector<f32, N>>::new();
         let mut sines = Sequence::<Vector<f32, N>>::new();
-        let first = place_of(positions, args, angles, work.b, work.n, 0u32);
-        let second = place_of(positions, args, angles, work.b, work.n, 1u32);
-        let third = place_of(positions, args, angles, work.b, work.n, 2u32);
-        let i = select(rotates, along, 0u32);
         #[unroll]
         for chunk in 0..comptime!(width / vector) {
-            let at = i + comptime!((chunk * vector) as u32);
-            let (cos, sin) = vectors::<N>(&first, &second, &third, table, angles, at);
+            let first = comptime!((chunk * vector) as u32);
+            let (cos, sin) = vectors::<N>(shared, first * args.cells + work.cell, args.cells);
             cosines.push(cos);
             sines.push(sin);
         }
-        let to = work.b as usize * args.out_b + work.n as usize * args.out_n;
-        let turned = Turned {
-            u: to + u as usize * args.out_d,
-            v: to + v as usize * args.out_d,
-            turns: rotates && work.n >= args.prefix,
-        };
         if comptime!(prefetch) {
             store::<E, S, N>(out, args, &early, &cosines, &sines, &turned, work.group, config);
         }
         for round in u32::new(comptime!(i64::from(prefetch)))..args.rounds {
-            let h = work.group + round * comptime!(heads as u32) * args.groups;
+            let h = work.group + round * comptime!(HEADS as u32) * args.groups;
             let mut raw = Sequence::<Vector<S, N>>::new();
-            load::<S, N>(tokens, args, h, u_from, v_from, &mut raw, width, heads);
+            load::<S, N>(tokens, args, h, u_from, v_from, &mut raw, width);
             store::<E, S, N>(out, args, &raw, &cosines, &sines, &turned, h, config);
         }
     }
@@ -257,10 +332,9 @@ fn load<S: Numeric, N: Size>(
     v_from: usize,
     raw: &mut Sequence<Vector<S, N>>,
     #[comptime] width: usize,
-    #[comptime] heads: usize,
 ) {
     #[unroll]
-    for j in 0..heads {
+    for j in 0..HEADS {
         let at = min(h + j as u32 * args.groups, args.heads - 1u32) as usize * args.in_h;
         raw.push(tokens[(at + u_from) / width]);
         raw.push(tokens[(at + v_from) / width]);
@@ -289,10 +363,10 @@ fn store<E: Float, S: Numeric, N: Size>(
     #[comptime] config: RotationConfig,
 ) {
     let vector = N::value();
-    let RotationConfig { packed, neighbours, heads, .. } = comptime!(config);
+    let RotationConfig { packed, neighbours, .. } = comptime!(config);
     let width = comptime!(if packed { 8usize } else { vector });
     #[unroll]
-    for j in 0..heads {
+    for j in 0..HEADS {
         let h = h + j as u32 * args.groups;
         if h < args.heads {
             let at = h as usize * args.out_h;
@@ -321,29 +395,21 @@ fn store<E: Float, S: Numeric, N: Size>(
     }
 }
 
-/// cos and sin of the pairs from `i` on.
+/// cos and sin of consecutive pairs of a cell, the first at `at`.
 #[cube]
-fn vectors<N: Size>(
-    first: &Place,
-    second: &Place,
-    third: &Place,
-    table: &[Vector<u32, Const<4>>],
-    angles: &AngleArgs,
-    i: u32,
-) -> (Vector<f32, N>, Vector<f32, N>) {
+fn vectors<N: Size>(shared: &mut Shared<[CosSin]>, at: u32, pitch: u32) -> (Vector<f32, N>, Vector<f32, N>) {
     let vector = N::value();
     if comptime!(vector == 1) {
-        let (cos, sin) = cos_and_sin(first, second, third, table[i as usize], angles);
-        (Vector::cast_from(cos), Vector::cast_from(sin))
+        let pair = shared[at as usize];
+        (Vector::cast_from(pair.extract(0usize)), Vector::cast_from(pair.extract(1usize)))
     } else {
         let mut cosines = Vector::<f32, Const<4>>::new(0.0f32);
         let mut sines = Vector::<f32, Const<4>>::new(0.0f32);
         #[unroll]
         for j in 0..4usize {
-            let words = table[i as usize + j];
-            let (cos, sin) = cos_and_sin(first, second, third, words, angles);
-            cosines.insert(j, cos);
-            sines.insert(j, sin);
+            let pair = shared[(at + comptime!(j as u32) * pitch) as usize];
+            cosines.insert(j, pair.extract(0usize));
+            sines.insert(j, pair.extract(1usize));
         }
         (Vector::cast_from(cosines), Vector::cast_from(sines))
     }

@@ -1,7 +1,9 @@
 //! From problems and tensors to the kernel's arguments.
 
 use super::angle::{AngleArgsLaunch, FLOAT32, GRID, INT32, INT64, LINE, VOLUME};
-use super::kernel::{HeadArgsLaunch, RotationArgsLaunch, RotationConfig, THREADS, rotate_kernel};
+use super::kernel::{
+    ANGLES, HEADS, HeadArgsLaunch, RotationArgsLaunch, RotationConfig, THREADS, rotate_kernel,
+};
 use super::{Positions, RopeLayout, RopePairs, RopeProblem, Rotation, frequencies};
 use crate::error::ConvError;
 use crate::half_words::WORD;
@@ -12,26 +14,23 @@ use crate::operand::{Operand, address_type};
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
-/// Heads that a thread has in flight. Four keep eight vectors there, which leaves 576 threads to an M1's
-/// core; with two it holds 768. On the H200 two are 1.06 to 1.09 times as fast for neighbours in fp32, four
-/// elsewhere.
-fn heads_in_flight(problem: &RopeProblem, packed: bool, limits: &Limits) -> usize {
-    let neighbours = problem.angles.pairs == RopePairs::Neighbours;
-    if limits.unroll && (packed || !neighbours) { 4 } else { 2 }
-}
+/// Groups of heads of a threadgroup at most: as many threads share a cell's angles.
+const MOST_GROUPS: usize = 8;
 
 /// Of the threads that a device holds at once, one in so many still keeps its memory busy.
 const SHARE: usize = 2;
 
-/// How often a thread takes further heads for the angles that it has computed. Angles of packed 16-bit
-/// numbers weigh twice as much per byte: on the H200 rounds are 1.03 to 1.18 times as fast there, and
-/// slower elsewhere.
-fn rounds(problem: &RopeProblem, threads: usize, most: usize, packed: bool, limits: &Limits) -> usize {
+/// Rounds at most.
+const MOST_ROUNDS: usize = 4;
+
+/// How often a thread takes further heads for the cos and sin that it holds; `once`: groups of heads of one
+/// round. They weigh twice as much next to packed 16-bit numbers: on the H200 rounds are 0.98 to 1.12 times
+/// as fast there, 0.88 to 1.05 times in fp32 and slower for neighbours.
+fn rounds(problem: &RopeProblem, cells: usize, once: usize, packed: bool, limits: &Limits) -> usize {
     if !packed || problem.angles.pairs == RopePairs::Neighbours {
         return 1;
     }
-    let most = most.min(limits.loop_iterations.unwrap_or(most));
-    (threads / (limits.cubes_in_flight * THREADS / SHARE).max(1)).clamp(1, most.max(1))
+    (cells * once / (limits.cubes_in_flight * THREADS / SHARE).max(1)).clamp(1, once.clamp(1, MOST_ROUNDS))
 }
 
 /// Words of a table row.
@@ -51,7 +50,6 @@ pub(super) fn launch(
         .collect();
     let (width, packed) = vector_width(problem, &views, limits);
     let (vector, memory) = if packed { (4, WORD) } else { (width, problem.dtype.elem()) };
-    let heads = heads_in_flight(&problem, packed, limits);
     let work: Vec<RotationWork> =
         rotations.iter().map(|each| RotationWork::of(&each.problem, width, packed, limits)).collect();
     let (first, last) = (&rotations[0], &rotations[rotations.len() - 1]);
@@ -64,7 +62,7 @@ pub(super) fn launch(
     let largest_rounds = work.iter().map(|each| each.rounds).max().unwrap_or(1);
     let (views_last, pair) = (&views[views.len() - 1], rotations.len() == 2);
     let [_, second, third, _] = problem.blocks();
-    for dispatch in dispatches(threadgroups, (largest_rounds * heads * THREADS * width * 16) as f64, limits) {
+    for dispatch in dispatches(threadgroups, (largest_rounds * HEADS * THREADS * width * 16) as f64, limits) {
         let head = HeadArgsLaunch {
             pairs: (problem.rotated / 2) as u32,
             second: second as u32,
@@ -72,7 +70,7 @@ pub(super) fn launch(
             head_dim: problem.head_dim as u32,
         };
         let angles = AngleArgsLaunch { inverse: u32::from(inverse), nan: f32::NAN.to_bits() };
-        // SAFETY: `rotate_all` has checked shapes and types. The kernel masks tokens and heads, lanes of
+        // SAFETY: `rotate_all` has checked shapes and types. The kernel clamps cells and heads, lanes of
         // pairs read their own rows of the table; the result may overwrite the tokens, because a thread
         // loads its elements before it stores them.
         unsafe {
@@ -99,7 +97,6 @@ pub(super) fn launch(
                 RotationConfig {
                     packed,
                     neighbours: problem.angles.pairs == RopePairs::Neighbours,
-                    heads,
                     prefetch: limits.unroll,
                 },
                 problem.dtype.elem(),
@@ -128,9 +125,14 @@ impl Table {
     }
 }
 
-/// The grid of one tensor of tokens: lanes per head, groups of heads, threadgroups.
+/// The grid of one tensor of tokens.
 struct RotationWork {
     lanes: usize,
+    /// Cells of a threadgroup, and all.
+    cells: usize,
+    all_cells: usize,
+    /// Groups of heads of a threadgroup, and all.
+    own_groups: usize,
     groups: usize,
     rounds: usize,
     threadgroups: usize,
@@ -139,29 +141,37 @@ struct RotationWork {
 impl RotationWork {
     fn of(problem: &RopeProblem, width: usize, packed: bool, limits: &Limits) -> Self {
         let lanes = problem.head_dim / 2 / width;
-        let heads = heads_in_flight(problem, packed, limits);
-        let once = problem.heads.div_ceil(heads);
-        let tokens = problem.batch * problem.tokens * lanes;
-        let groups = once.div_ceil(rounds(problem, tokens * once, once, packed, limits));
+        let all_cells = problem.batch * problem.tokens * lanes;
+        let once = problem.heads.div_ceil(HEADS);
+        let groups = once.div_ceil(rounds(problem, all_cells, once, packed, limits));
+        // Evenly over the threadgroups, and so many that the angles of the cells fit.
+        let own_groups =
+            groups.div_ceil(groups.div_ceil(MOST_GROUPS)).max((THREADS * width).div_ceil(ANGLES));
+        let cells = THREADS / own_groups;
+        let groups = groups.next_multiple_of(own_groups);
         // As many rounds as these groups need, so that few threads reach beyond the last head.
-        let rounds = once.div_ceil(groups.max(1));
-        Self { lanes, groups, rounds, threadgroups: (tokens * groups).div_ceil(THREADS) }
+        let rounds = once.div_ceil(groups);
+        let threadgroups = all_cells.div_ceil(cells) * (groups / own_groups);
+        Self { lanes, cells, all_cells, own_groups, groups, rounds, threadgroups }
     }
 
     fn launch(&self, rotation: &Rotation, [tokens, out]: &[Operand; 2]) -> RotationArgsLaunch {
         let problem = &rotation.problem;
         let heads_first = problem.layout == RopeLayout::Bnhd;
-        let both = [problem.tokens as u32, self.groups as u32];
-        let [fast, slow] = if heads_first { [both[1], both[0]] } else { both };
+        let fast =
+            if heads_first { self.groups / self.own_groups } else { self.all_cells.div_ceil(self.cells) };
         let places = rotation.positions.places();
         RotationArgsLaunch {
             lanes: self.lanes as u32,
-            fast,
-            slow,
+            tokens: problem.tokens as u32,
+            all_cells: self.all_cells as u32,
+            cells: self.cells as u32,
+            by_cells: self.cells as u32,
+            fast: fast as u32,
             heads_first: u32::from(heads_first),
-            batch: problem.batch as u32,
             heads: problem.heads as u32,
             groups: self.groups as u32,
+            own_groups: self.own_groups as u32,
             rounds: self.rounds as u32,
             prefix: problem.prefix as u32,
             in_b: tokens.strides[0],

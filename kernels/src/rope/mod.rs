@@ -130,7 +130,8 @@ pub fn rotate_all(
 /// # Errors
 /// As [`Needs::check`].
 pub fn check_device(limits: &Limits) -> Result<(), ConvError> {
-    Needs::OF_ANY_CALL.check(format_args!("rope: a rotation"), limits)
+    let needs = Needs { shared_bytes: kernel::SHARED_BYTES, ..Needs::OF_ANY_CALL };
+    needs.check(format_args!("rope: a rotation"), limits)
 }
 
 /// Refuses operands that do not fit the problem or the device.

@@ -161,6 +161,12 @@ const DEFECTS: &[Defect] = &[
         suite: causal,
     },
     Defect {
+        name: "the barrier between computing angles and reading those of other threads is missing",
+        kernel: "rotate_kernel",
+        edit: |text| text.replace(BARRIER, ""),
+        suite: rotation,
+    },
+    Defect {
         name: "results go to the next element",
         kernel: "rotate_kernel",
         // All stores: neither the first nor the last is reached by every problem.

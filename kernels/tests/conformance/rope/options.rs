@@ -26,8 +26,10 @@ fn prefixes_partial_rotations_and_grids_match_the_reference() {
     let client = client();
     let mut cases = 0;
     for layout in [RopeLayout::Bhnd, RopeLayout::Bnhd] {
-        for (heads, d, rotated) in [(1, 4, 4), (3, 16, 16), (5, 32, 16), (4, 24, 8), (6, 64, 32), (2, 12, 4)]
-        {
+        let heads = [(1, 4, 4), (3, 16, 16), (5, 32, 16), (4, 24, 8), (6, 64, 32), (2, 12, 4)];
+        // Cells and heads of several threadgroups, and threads that have neither.
+        let more = [(13, 64, 64), (30, 32, 16), (37, 12, 8)];
+        for (heads, d, rotated) in heads.into_iter().chain(more) {
             for (prefix, rows, columns, first) in [(0, 3, 4, 0), (1, 2, 2, 1), (5, 4, 3, 1), (2, 1, 7, -3)] {
                 cases += 1;
                 let dtype = if cases % 3 == 0 { FloatType::F16 } else { FloatType::F32 };
@@ -43,11 +45,15 @@ fn prefixes_partial_rotations_and_grids_match_the_reference() {
                 let values = tokens.values();
                 for inverse in [false, true] {
                     let outs = [(); 2].map(|()| output(&client, &problem.tokens_shape(), dtype));
-                    for (positions, out) in
-                        [Positions::Grid(grid), Positions::Index(&indices)].into_iter().zip(&outs)
-                    {
+                    let limits = Limits::of(&client);
+                    // The second launch has NVIDIA's structure: first heads in flight across the barrier.
+                    let launches =
+                        [(Positions::Grid(grid), limits.unroll), (Positions::Index(&indices), true)];
+                    for ((positions, unroll), out) in launches.into_iter().zip(&outs) {
                         let (tokens, out) = (tokens.operand(), out.operand());
-                        turn(&client, &[Rotation { problem, tokens, positions, out }], inverse);
+                        let rotations = [Rotation { problem, tokens, positions, out }];
+                        rotate_all(&client, &Limits { unroll, ..limits.clone() }, &rotations, inverse)
+                            .unwrap_or_else(|error| panic!("{problem:?}: {error}"));
                     }
                     let got = read_all(&client, &[&outs[0], &outs[1]]);
                     assert_eq!(got[0], got[1], "{problem:?}: the grid's positions");
