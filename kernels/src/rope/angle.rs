@@ -14,7 +14,7 @@
 //! phase 2 units (3e-9 radians) where m is below 2^31, of the polynomials 1.1e-8, and fp32's rounding, about
 //! 1e-7 in all. Phase 0 gives exactly 1 and 0.
 
-use super::kernel::RotationArgs;
+use super::args::RotationArgs;
 use cubecl::prelude::*;
 
 /// Sources of positions.

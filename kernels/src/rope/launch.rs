@@ -1,9 +1,8 @@
 //! From problems and tensors to the kernel's arguments.
 
 use super::angle::{AngleArgsLaunch, FLOAT32, GRID, INT32, INT64, LINE, VOLUME};
-use super::kernel::{
-    ANGLES, HEADS, HeadArgsLaunch, RotationArgsLaunch, RotationConfig, THREADS, rotate_kernel,
-};
+use super::args::{HeadArgsLaunch, RotationArgsLaunch};
+use super::kernel::{ANGLES, HEADS, RotationConfig, THREADS, rotate_kernel};
 use super::{Positions, RopeLayout, RopePairs, RopeProblem, Rotation, frequencies};
 use crate::error::ConvError;
 use crate::half_words::WORD;

@@ -25,6 +25,7 @@
 
 mod angle;
 mod angles;
+mod args;
 mod frequencies;
 mod kernel;
 mod launch;
