@@ -235,12 +235,13 @@ pub fn bias_gradient(
 }
 
 /// Whether a plan reads x and a cache of these layouts where they are: the gathered GEMM counts image
-/// channels, which have to be evenly spaced, and the window kernels read the frames of both by one layout.
+/// channels, which have to be evenly spaced, and the window kernels and those of few outputs read the frames
+/// of both by one layout.
 /// What it does not read [`forward_cached`] and [`weight_gradient_cached`] leave to [`Plan::Direct`].
 pub fn reads_cache(plan: &Plan, x: &Operand, cache: &Operand) -> bool {
     match plan {
         Plan::Gemm(_) => [x, cache].into_iter().all(has_even_images),
-        Plan::Window(_) => x.strides[3..] == cache.strides[3..],
+        Plan::Window(_) | Plan::FewOutputs(_) => x.strides[3..] == cache.strides[3..],
         _ => true,
     }
 }

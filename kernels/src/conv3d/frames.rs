@@ -238,7 +238,19 @@ pub(super) fn read_frame<E: Float>(
     #[comptime] tile: FrameTile,
 ) -> Sequence<E> {
     let (frame, inside) = walk.depth.load_offset(walk.depth.coordinate(frame), padding);
-    let inside = inside && exists;
+    read_frame_at(source, base, frame, inside && exists, offsets, tile)
+}
+
+/// [`read_frame`] of the frame at this offset of a channel.
+#[cube]
+pub(super) fn read_frame_at<E: Float>(
+    source: &[E],
+    base: usize,
+    frame: usize,
+    inside: bool,
+    offsets: &LoadOffsets,
+    #[comptime] tile: FrameTile,
+) -> Sequence<E> {
     let mut values = Sequence::<E>::new();
     #[unroll]
     for load in 0..comptime!(tile.loads()) {

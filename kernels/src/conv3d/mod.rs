@@ -57,6 +57,7 @@
 
 mod activation_pass;
 mod args;
+mod cache;
 mod call;
 mod check;
 mod choose;

@@ -219,12 +219,13 @@ fn the_loops_of_patches_and_of_phases_are_counted() {
 /// `Direct` would give other bits than shorter pieces have.
 #[test]
 fn pieces_of_a_stream_that_are_too_large_are_refused() {
-    let stream = |frames: usize| layer([1, 1, frames, 64, 46_341], [1; 5], Window::default()).for_streams();
+    let stream =
+        |frames: usize| layer([1, 1, frames, 64, 46_341], [5, 1, 1, 1, 1], Window::default()).for_streams();
     let piece = |frames| plan(&stream(frames), Pass::Forward, Algorithm::Auto, &Limits::apple_m1());
-    assert_eq!(piece(2).map(|plan| plan.name()), Ok("gemm_256x4x16".into()));
+    assert_eq!(piece(2).map(|plan| plan.name()), Ok("gemm_128x8x16".into()));
     assert_eq!(
         piece(1025).expect_err("2^31 positions").message(),
-        "conv3d: gemm_256x4x16 cannot count the positions of a piece of a stream [1, 1, 1025, 64, 46341], pass \
+        "conv3d: gemm_128x8x16 cannot count the positions of a piece of a stream [1, 1, 1025, 64, 46341], pass \
          fewer frames at a time"
     );
     let listed = |frames| eligible(&stream(frames), Pass::Forward, &Limits::apple_m1());

@@ -14,13 +14,16 @@ use conv_kernels::{FloatType, Limits};
 use conv_testing::conv3d::check_exact;
 use cubecl::prelude::*;
 
+/// Draws so many values from a seed.
+type Fill<'a> = &'a dyn Fn(u64, usize) -> Vec<f32>;
+
 /// Cached frames of a case, beside the case of the joined input.
 type Stream = (usize, Conv3dCase);
 
 /// Caches of one and several frames, padding of every mode beside them, strides, dilation, groups, vectors of
 /// whole frames and images.
 fn streams() -> Vec<Stream> {
-    use Padding::{Circular, Reflect, Replicate};
+    use Padding::{Circular, Reflect, Replicate, Zeros};
     let new = |name: &str, x, o, kernel| Conv3dCase::new(&format!("stream_{name}"), x, o, kernel);
     let plane = [(0, 0), (1, 1), (1, 1)];
     vec![
@@ -57,6 +60,17 @@ fn streams() -> Vec<Stream> {
             },
         ),
         (2, Conv3dCase { padding: plane, groups: 4, ..new("depthwise", [1, 4, 3, 5, 6], 4, [3; 3]) }),
+        // Tiles of which the cache has as many frames as windows overlap, more, or none.
+        (2, Conv3dCase { padding: plane, ..new("few_outputs", [1, 9, 14, 6, 7], 3, [3; 3]) }),
+        (
+            3,
+            Conv3dCase {
+                padding: [(1, 1), (1, 1), (0, 1)],
+                modes: Some([Replicate, Zeros, Zeros]),
+                groups: 2,
+                ..new("few_outputs_of_groups", [2, 6, 6, 6, 7], 4, [3; 3])
+            },
+        ),
     ]
 }
 
@@ -91,16 +105,25 @@ fn frames(
 /// them.
 pub(crate) fn check(
     (client, limits): (&Client, &Limits),
-    (held, case): &Stream,
+    stream: &Stream,
     fill: &dyn Fn(u64, usize) -> Vec<f32>,
     exact: bool,
+    picks: &dyn Fn(Vec<Plan>) -> Vec<Plan>,
+) {
+    check_passes((client, limits), stream, (&[Pass::Forward, Pass::WeightGradient], fill, exact), picks);
+}
+
+fn check_passes(
+    (client, limits): (&Client, &Limits),
+    (held, case): &Stream,
+    (passes, fill, exact): (&[Pass], Fill, bool),
     picks: &dyn Fn(Vec<Plan>) -> Vec<Plan>,
 ) {
     for &dtype in &limits.dtypes {
         let problem = problem(case, dtype).for_streams();
         let inputs = inputs(client, &problem, fill);
         let all = problem.input[0];
-        for pass in [Pass::Forward, Pass::WeightGradient] {
+        for &pass in passes {
             let plans = picks(eligible(&problem, pass, limits));
             assert!(plans.contains(&Plan::Direct) && plans.len() > 1, "{case}: {plans:?}");
             let oracle = Oracle::new(&problem, pass, &inputs, &plans);
@@ -158,6 +181,32 @@ fn frames_of_a_cache_are_read_like_those_of_the_clip() {
         check((&client, &limits), stream, &|seed, length| fill::integers(seed, length, -4, 4), true, &picks);
     }
     check((&client, &limits), &streams()[0], &fill::normal, false, &|plans| one_tile_each(plans, 0));
+}
+
+/// NVIDIA's structure of the kernels that branch for frames as a whole: blocks and channels prefetched.
+#[test]
+fn frames_of_a_cache_are_prefetched() {
+    let client = client();
+    let dtypes = vec![FloatType::F32];
+    let limits = Limits { unroll: true, dtypes, ..Limits::of(&client) };
+    let served = |plan: &Plan| matches!(plan, Plan::Direct | Plan::Window(_) | Plan::FewOutputs(_));
+    for (held, case) in streams() {
+        let few = case.name.starts_with("stream_few");
+        if !few
+            && (limits.matrices.is_empty() || !["stream_plane", "stream_frames"].contains(&&case.name[..]))
+        {
+            continue;
+        }
+        let picks = |mut plans: Vec<Plan>| {
+            plans.retain(served);
+            plans
+        };
+        let plans = picks(eligible(&problem(&case, FloatType::F32).for_streams(), Pass::Forward, &limits));
+        let ahead = |plan: &Plan| matches!(plan, Plan::FewOutputs(tile) if tile.prefetch);
+        assert!(plans.iter().any(|plan| ahead(plan) == few && *plan != Plan::Direct), "{case}: {plans:?}");
+        let fill = |seed, length| fill::integers(seed, length, -4, 4);
+        check_passes((&client, &limits), &(held, case), (&[Pass::Forward], &fill, true), &picks);
+    }
 }
 
 /// Winograd transforms the cache's frames from the cache and x's from x: the bits of one joined tensor, with
@@ -244,10 +293,17 @@ fn pieces_of_any_lengths_have_the_bits_of_the_whole_clip() {
             modes: Some([Padding::Replicate, Padding::Zeros, Padding::Zeros]),
             ..Conv3dCase::new("window_first", [1, 16, 7, 15, 16], 64, [3, 3, 2])
         },
+        // Tiles of as many frames as a piece has; channels of pieces would be split.
+        Conv3dCase {
+            padding: plane,
+            modes: Some([Padding::Replicate, Padding::Zeros, Padding::Zeros]),
+            ..Conv3dCase::new("few_outputs", [1, 40, 7, 16, 32], 3, [3; 3])
+        },
     ];
     for case in cases {
-        // Window kernels read a cache whose frames have x's layout.
-        let strided = !case.name.starts_with("window");
+        // Window kernels and those of few outputs read a cache whose frames have x's layout.
+        let few = case.name == "few_outputs";
+        let strided = !few && !case.name.starts_with("window");
         let algorithm = match case.name.as_str() {
             "winograd" => Algorithm::Winograd(WinogradTile::F4x4),
             _ => Algorithm::Auto,
@@ -258,7 +314,8 @@ fn pieces_of_any_lengths_have_the_bits_of_the_whole_clip() {
             conv3d::plan(problem, Pass::Forward, algorithm, &limits).expect("a plan")
         };
         let windows = matches!(plan(&whole), Plan::Window(_));
-        assert!(strided || windows != limits.matrices.is_empty(), "{}", plan(&whole).name());
+        assert!(strided || few || windows != limits.matrices.is_empty(), "{}", plan(&whole).name());
+        assert_eq!(matches!(plan(&whole), Plan::FewOutputs(_)), few, "{}", plan(&whole).name());
         let y = output(&client, &whole.y_shape(), whole.dtype);
         let operands = [inputs.x.operand(), inputs.w.operand(), y.operand()];
         forward(&client, &limits, &whole, &plan(&whole), operands, inputs.added()).expect("the whole clip");
@@ -273,8 +330,12 @@ fn pieces_of_any_lengths_have_the_bits_of_the_whole_clip() {
                 part.d = held + piece;
                 part.padding[0].0 = 2 - held;
                 let problem = problem(&part, FloatType::F32).for_streams();
-                // The extent of Winograd's regions may differ, which changes no bit.
-                assert_eq!(plan(&problem).name(), plan(&whole).name(), "{part}");
+                // The extent of Winograd's regions and the tile of few outputs may differ, which changes no
+                // bit.
+                match plan(&problem) {
+                    Plan::FewOutputs(_) => assert!(few, "{part}"),
+                    other => assert_eq!(other.name(), plan(&whole).name(), "{part}"),
+                }
                 let x = frames(&client, &inputs.x, (at, at + piece), false, whole.dtype);
                 let cache = frames(&client, &inputs.x, (first, at.max(1)), strided, whole.dtype);
                 let y = output(&client, &problem.y_shape(), whole.dtype);

@@ -169,7 +169,10 @@ pub fn streams() -> Vec<(usize, Conv3dCase)> {
     // Frames that are whole vectors of positions.
     let frames = Conv3dCase::new("stream_of_frames", [1, 8, 4, 4, 8], 10, [3, 1, 1]);
     let residual = Conv3dCase { residual: true, ..even.clone() };
-    [base, even, frames, residual].into_iter().map(|case| (2, case)).collect()
+    let few = Conv3dCase { o: 3, ..base.clone() };
+    // Its sums are fp32, for a pass that adds the residual.
+    let few_residual = Conv3dCase { residual: true, bias: false, ..few.clone() };
+    [base, even, frames, residual, few, few_residual].into_iter().map(|case| (2, case)).collect()
 }
 
 /// Launches the passes that read a cache.

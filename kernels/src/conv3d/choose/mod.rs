@@ -74,11 +74,28 @@ pub(super) fn choose(
     let mut refusal = None;
     for plan in candidates(&problem.launched, problem.pass, algorithm, limits)? {
         match plan.check_needs(problem, limits) {
-            Ok(()) => return check_piece(&plan, problem, limits).map(|()| plan),
+            Ok(()) => {
+                let plan = for_piece(plan, problem, limits);
+                return check_piece(&plan, problem, limits).map(|()| plan);
+            }
             Err(error) => refusal = refusal.or(Some(error)),
         }
     }
     Err(refusal.expect("there is always a candidate"))
+}
+
+/// The plan of a piece of a stream, made for a single window along depth, with the tile of few outputs for
+/// the piece's frames where it serves: a sum does not depend on the tile.
+fn for_piece(plan: Plan, problem: &PassProblem, limits: &Limits) -> Plan {
+    let piece = plan.launched(problem);
+    if !piece.streaming || !matches!(plan, Plan::FewOutputs(_)) {
+        return plan;
+    }
+    let own = few_outputs::cheapest_tile(piece, problem.pass, limits).map(Plan::FewOutputs);
+    let serves = |own: &Plan| {
+        own.family().serves(piece, problem.pass, limits).is_ok() && own.check_needs(problem, limits).is_ok()
+    };
+    own.filter(serves).unwrap_or(plan)
 }
 
 /// Refuses a piece of a stream that its plan, made for a single window along depth, cannot count. No other

@@ -77,7 +77,12 @@ impl FewOutputsShape {
 
     /// Source frames in shared memory.
     pub(super) fn source_frames(&self) -> usize {
-        self.frames + self.tile.taps[0] - 1
+        self.frames + self.overlap()
+    }
+
+    /// Source frames that the windows of two output frames in turn share.
+    pub(super) fn overlap(&self) -> usize {
+        self.tile.taps[0] - 1
     }
 
     /// Elements of such a frame, row padding included.

@@ -76,7 +76,9 @@ pub(super) fn loop_iterations(
 ) -> usize {
     let Some((walks, outputs)) = dense_walk(problem, pass) else { return 0 };
     let shape = FewOutputsShape::of(&walks, outputs, tile);
-    let looped = if pass == Pass::WeightGradient { !limits.unroll } else { !shape.prefetch };
+    // A stream's windows are prefetched only where few of their frames are cached.
+    let ahead = shape.prefetch && !problem.streaming;
+    let looped = if pass == Pass::WeightGradient { !limits.unroll } else { !ahead };
     let frames = if looped { nest(shape.source_frames(), 0) } else { 0 };
     if pass == Pass::WeightGradient {
         let tiles = problem.batch.saturating_mul(shape.threadgroups(&walks));

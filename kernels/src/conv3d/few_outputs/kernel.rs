@@ -13,7 +13,10 @@
 //!                                                      lanes along W
 //! ```
 //!
-//! Layouts: any strides; `out` may be the fp32 partials of a split-K slice, which `reduce.rs` adds.
+//! A stream's first frames are read from its cache (`conv3d::cache`).
+//!
+//! Layouts: any strides, of x and a cache the same within a frame; `out` may be the fp32 partials of a
+//! split-K slice, which `reduce.rs` adds.
 //!
 //! Per channel and window column a thread loads the column's `KH * KD * outputs` weights from shared memory
 //! into registers and uses each for `frames * rows` multiply-adds. A frame's `rows + KH - 1` elements are
@@ -29,10 +32,12 @@
 
 use super::config::FewOutputsShape;
 use super::load::{
-    frame_offsets, load_channel, read_channel, read_weights, weight_offsets, write_channel, write_weights,
+    Channels, Offsets, channel_at, is_overlap_cached, is_uncached, joined_offsets, load_joined_channel,
+    read_joined_channel, read_weights, weight_offsets, write_channel, write_weights,
 };
 use crate::activation::activate_by_code;
-use crate::conv3d::frames::{FrameTiling, ThreadWork, load_offsets};
+use crate::conv3d::cache::CacheArgs;
+use crate::conv3d::frames::{FrameTiling, LoadOffsets, ThreadWork, load_offsets};
 use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::PaddingMode;
@@ -61,17 +66,22 @@ pub(super) struct ChannelSplit {
 #[allow(clippy::too_many_arguments)]
 pub(super) fn few_outputs_kernel<E: Float, O: Float>(
     source: &[E],
+    cache: ComptimeOption<&[E]>,
     weight: &[E],
     bias: ComptimeOption<&Tensor<E>>,
     out: &mut [O],
     walk: GatherArgs,
+    cache_args: ComptimeOption<CacheArgs>,
     tiling: FrameTiling,
     split: ChannelSplit,
     span: Span,
     #[comptime] pass: Pass,
-    #[comptime] padding: PaddingMode,
+    // Along depth, and in the plane.
+    #[comptime] padding: [PaddingMode; 2],
     #[comptime] shape: FewOutputsShape,
     #[comptime] unroll: bool,
+    // For the kernel's key, in which optional arguments do not count.
+    #[comptime] _has_cache: bool,
     #[define(E)] _dtype: ElemType,
     #[define(O)] _out_dtype: ElemType,
 ) {
@@ -81,47 +91,94 @@ pub(super) fn few_outputs_kernel<E: Float, O: Float>(
     }
     let work = tiling.thread_work(span.index() as u32, shape.tile);
     let (slice, n) = split.batch.div_mod(work.n);
-    let mut c = slice * split.slice_channels;
+    let c = slice * split.slice_channels;
     let end = min(c + split.slice_channels, split.channels);
-    let offsets = load_offsets(&walk, &work, padding, shape.tile);
+    let offsets = load_offsets(&walk, &work, comptime!(padding[1]), shape.tile);
     let weight_offsets = weight_offsets(&walk, work.c, pass, shape);
-    let base = walk.source_at(n, work.c * split.channels);
+    let group = work.c * split.channels;
+    let channels = Channels { first: c, end, base: walk.source_at(n, group), image: n, group };
     let mut window = Shared::<[f32]>::new_slice(comptime!(shape.source_frames() * shape.frame_elements()));
     let mut weights = Shared::<[Weights]>::new_slice(comptime!(shape.weight_vectors()));
     // sums[(frame * outputs + output) * rows + row]
     let sums = Registers::<f32>::new(comptime!(shape.sums()), 0.0f32);
 
     if comptime!(shape.prefetch) {
-        let frames = frame_offsets(&walk, work.first, padding, shape);
-        let values = read_channel(source, base + walk.source_channel(c), &frames, &offsets, c < end, shape);
-        let factors = read_weights(weight, walk.weight_channel(c), &weight_offsets, c < end);
-        write_channel(&values, &mut window, shape);
-        write_weights(factors, &mut weights, shape);
-        sync_cube();
-        while c < end {
-            c += 1u32;
-            // Past the last channel nothing is loaded.
-            let values =
-                read_channel(source, base + walk.source_channel(c), &frames, &offsets, c < end, shape);
-            let factors = read_weights(weight, walk.weight_channel(c), &weight_offsets, c < end);
-            multiply(&window, work.corner, &weights, &sums, shape, unroll);
-            sync_cube();
-            write_channel(&values, &mut window, shape);
-            write_weights(factors, &mut weights, shape);
-            sync_cube();
+        let frames = joined_offsets(&walk, &cache_args, work.first, comptime!(padding[0]), shape);
+        if is_uncached(&walk, &cache_args, work.first) {
+            sum_ahead(
+                source,
+                cache,
+                weight,
+                &walk,
+                &cache_args,
+                &channels,
+                &frames,
+                &offsets,
+                &weight_offsets,
+                work.corner,
+                &mut window,
+                &mut weights,
+                &sums,
+                0usize,
+                shape,
+                unroll,
+            );
+        } else if is_overlap_cached(&walk, &cache_args, work.first, shape) {
+            sum_ahead(
+                source,
+                cache,
+                weight,
+                &walk,
+                &cache_args,
+                &channels,
+                &frames,
+                &offsets,
+                &weight_offsets,
+                work.corner,
+                &mut window,
+                &mut weights,
+                &sums,
+                comptime!(shape.overlap()),
+                shape,
+                unroll,
+            );
+        } else {
+            sum_in_turn(
+                source,
+                cache,
+                weight,
+                &walk,
+                &cache_args,
+                &channels,
+                &work,
+                &offsets,
+                &weight_offsets,
+                &mut window,
+                &mut weights,
+                &sums,
+                comptime!(padding[0]),
+                shape,
+                unroll,
+            );
         }
     } else {
-        while c < end {
-            let factors = read_weights(weight, walk.weight_channel(c), &weight_offsets, true.runtime());
-            // Every thread has finished with the previous channel.
-            sync_cube();
-            let channel = base + walk.source_channel(c);
-            load_channel(source, channel, &walk, work.first, &offsets, &mut window, padding, shape);
-            write_weights(factors, &mut weights, shape);
-            sync_cube();
-            multiply(&window, work.corner, &weights, &sums, shape, unroll);
-            c += 1u32;
-        }
+        sum_in_turn(
+            source,
+            cache,
+            weight,
+            &walk,
+            &cache_args,
+            &channels,
+            &work,
+            &offsets,
+            &weight_offsets,
+            &mut window,
+            &mut weights,
+            &sums,
+            comptime!(padding[0]),
+            shape,
+            unroll,
+        );
     }
     // The window is no longer needed. The sums go through it, so that the epilogue is a loop and not unrolled
     // code for each sum.
@@ -137,6 +194,84 @@ pub(super) fn few_outputs_kernel<E: Float, O: Float>(
         stage_output(&sums, &mut window, output, shape);
         let out_base = out_base + walk.out_channel(output as u32);
         write_output(out, &walk, &tiling, &work, &window, start, out_base, shape);
+    }
+}
+
+/// Accumulates the channels, each loaded while the one before is multiplied. The first `cached` frames of the
+/// window are in the cache.
+#[cube]
+fn sum_ahead<E: Float>(
+    source: &[E],
+    cache: ComptimeOption<&[E]>,
+    weight: &[E],
+    walk: &GatherArgs,
+    cache_args: &ComptimeOption<CacheArgs>,
+    channels: &Channels,
+    frames: &Offsets,
+    offsets: &LoadOffsets,
+    weight_offsets: &Offsets,
+    corner: usize,
+    window: &mut Shared<[f32]>,
+    weights: &mut Shared<[Weights]>,
+    sums: &Registers<f32>,
+    #[comptime] cached: usize,
+    #[comptime] shape: FewOutputsShape,
+    #[comptime] unroll: bool,
+) {
+    let end = channels.end;
+    let mut c = channels.first;
+    let at = channel_at(walk, cache_args, channels, c);
+    let values = read_joined_channel(source, cache, &at, frames, offsets, c < end, cached, shape);
+    let factors = read_weights(weight, walk.weight_channel(c), weight_offsets, c < end);
+    write_channel(&values, window, shape);
+    write_weights(factors, weights, shape);
+    sync_cube();
+    while c < end {
+        c += 1u32;
+        // Past the last channel nothing is loaded.
+        let at = channel_at(walk, cache_args, channels, c);
+        let values = read_joined_channel(source, cache, &at, frames, offsets, c < end, cached, shape);
+        let factors = read_weights(weight, walk.weight_channel(c), weight_offsets, c < end);
+        multiply(&*window, corner, &*weights, sums, shape, unroll);
+        sync_cube();
+        write_channel(&values, window, shape);
+        write_weights(factors, weights, shape);
+        sync_cube();
+    }
+}
+
+/// Accumulates the channels, each loaded and then multiplied.
+#[cube]
+fn sum_in_turn<E: Float>(
+    source: &[E],
+    cache: ComptimeOption<&[E]>,
+    weight: &[E],
+    walk: &GatherArgs,
+    cache_args: &ComptimeOption<CacheArgs>,
+    channels: &Channels,
+    work: &ThreadWork,
+    offsets: &LoadOffsets,
+    weight_offsets: &Offsets,
+    window: &mut Shared<[f32]>,
+    weights: &mut Shared<[Weights]>,
+    sums: &Registers<f32>,
+    #[comptime] padding: PaddingMode,
+    #[comptime] shape: FewOutputsShape,
+    #[comptime] unroll: bool,
+) {
+    let mut c = channels.first;
+    while c < channels.end {
+        let factors = read_weights(weight, walk.weight_channel(c), weight_offsets, true.runtime());
+        // Every thread has finished with the previous channel.
+        sync_cube();
+        let at = channel_at(walk, cache_args, channels, c);
+        load_joined_channel(
+            source, cache, &at, walk, cache_args, work.first, offsets, window, padding, shape,
+        );
+        write_weights(factors, weights, shape);
+        sync_cube();
+        multiply(&*window, work.corner, &*weights, sums, shape, unroll);
+        c += 1u32;
     }
 }
 

@@ -10,6 +10,7 @@ use super::kernel::{ChannelSplitLaunch, few_outputs_kernel};
 use super::weight::{TileSplitLaunch, few_outputs_weight_kernel};
 use super::{channel_slices, dense_walk, threadgroups, tile_slices};
 use crate::activation::Activation;
+use crate::conv3d::cache::cache_args;
 use crate::conv3d::call::Conv3dCall;
 use crate::conv3d::epilogue::Epilogue;
 use crate::conv3d::gemm::gather::{Gather, divisor, gather_args};
@@ -50,14 +51,16 @@ fn launch_slices(
     operands: [&Operand; 3],
     Epilogue { bias, activation, .. }: Epilogue,
 ) -> Result<(), ConvError> {
-    let Conv3dCall { client, limits, ref problem, pass, .. } = *call;
+    let Conv3dCall { client, limits, ref problem, pass, cache, .. } = *call;
     let [source, weight, out] = operands;
     let (channels, _) = problem.channels_of(pass);
     let threadgroups = threadgroups(problem, walks, shape) * slices;
     let threads = shape.tile.threads;
     let slice_stride = if slices == 1 { 0 } else { out.len() };
+    let reached: Vec<_> = operands.into_iter().chain(cache).collect();
+    let padding = problem.window_padding().expect("`serves` has checked the padding");
     let address =
-        address_type("conv3d", &operands, (threadgroups * threads).max(slice_stride * slices), limits)?;
+        address_type("conv3d", &reached, (threadgroups * threads).max(slice_stride * slices), limits)?;
     let operations = 2.0 * (threads * shape.sums() * shape.tile.tap_count() * length) as f64;
     for dispatch in dispatches(threadgroups, operations, limits) {
         // SAFETY: a thread loads only weights of its channel's window; a threadgroup's tile, frames, group,
@@ -69,10 +72,12 @@ fn launch_slices(
                 CubeDim::new_1d(threads as u32),
                 address,
                 source.buffer_arg(1),
+                cache.map(|cache| cache.buffer_arg(1)).into(),
                 weight.buffer_arg(1),
                 bias.map(|bias| bias.tensor_arg()).into(),
                 out.buffer_arg(1),
                 gather_args(problem, pass, walks, operands),
+                cache.map(cache_args).into(),
                 shape.tile.tiling(walks, shape.frames, problem.window.groups, activation),
                 ChannelSplitLaunch {
                     batch: divisor(problem.batch),
@@ -82,9 +87,10 @@ fn launch_slices(
                 },
                 dispatch.span(),
                 pass,
-                problem.shared_padding(),
+                padding,
                 *shape,
                 limits.unroll,
+                cache.is_some(),
                 source.dtype.elem(),
                 out.dtype.elem(),
             );

@@ -1,10 +1,15 @@
 //! How a threadgroup of the kernels for few outputs loads one channel: its window of source frames, and its
 //! weights. With prefetch all loads of a channel are in flight while the one before is multiplied; else the
 //! frames are loaded one after the other, in a loop.
+//!
+//! Of a stream the first frames of a window may be in its cache. Prefetched are windows of which the source
+//! has all, or the cache as many as windows overlap: which loads read the cache is then known at compile
+//! time. Others are loaded frame by frame.
 
 use super::config::FewOutputsShape;
 use super::kernel::Weights;
-use crate::conv3d::frames::{LoadOffsets, read_frame};
+use crate::conv3d::cache::CacheArgs;
+use crate::conv3d::frames::{LoadOffsets, read_frame, read_frame_at};
 use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::PaddingMode;
@@ -34,6 +39,96 @@ pub(super) fn frame_offsets(
         exists.push(inside);
     }
     Offsets { at, exists }
+}
+
+/// [`frame_offsets`] in the tensors that have the frames.
+#[cube]
+pub(super) fn joined_offsets(
+    walk: &GatherArgs,
+    cache: &ComptimeOption<CacheArgs>,
+    first: u32,
+    #[comptime] padding: PaddingMode,
+    #[comptime] shape: FewOutputsShape,
+) -> Offsets {
+    #[comptime]
+    match cache {
+        ComptimeOption::Some(cache) => {
+            let mut at = Sequence::<usize>::new();
+            let mut exists = Sequence::<bool>::new();
+            #[unroll]
+            for frame in 0..comptime!(shape.source_frames()) {
+                let depth = walk.depth.coordinate(first + frame as u32);
+                let frame = cache.frame_at(walk, depth, padding);
+                at.push(frame.offset);
+                exists.push(frame.inside);
+            }
+            Offsets { at, exists }
+        }
+        ComptimeOption::None => frame_offsets(walk, first, padding, shape),
+    }
+}
+
+/// Whether the cache has none of the window's frames from `first` on.
+#[cube]
+pub(super) fn is_uncached(walk: &GatherArgs, cache: &ComptimeOption<CacheArgs>, first: u32) -> bool {
+    #[comptime]
+    match cache {
+        ComptimeOption::Some(cache) => walk.depth.coordinate(first) >= cache.frames as i32,
+        ComptimeOption::None => true.runtime(),
+    }
+}
+
+/// Whether the cache has the window's first frames, as many as windows overlap, and no more.
+#[cube]
+pub(super) fn is_overlap_cached(
+    walk: &GatherArgs,
+    cache: &ComptimeOption<CacheArgs>,
+    first: u32,
+    #[comptime] shape: FewOutputsShape,
+) -> bool {
+    #[comptime]
+    match cache {
+        ComptimeOption::Some(cache) => {
+            walk.depth.coordinate(first) + comptime!(shape.overlap() as i32) == cache.frames as i32
+        }
+        ComptimeOption::None => false.runtime(),
+    }
+}
+
+/// Offsets of a channel in the source and in the cache.
+#[derive(CubeType, Clone, Copy)]
+pub(super) struct ChannelAt {
+    source: usize,
+    cache: usize,
+}
+
+/// The channels of a group that a threadgroup sums.
+#[derive(CubeType, Clone, Copy)]
+pub(super) struct Channels {
+    pub(super) first: u32,
+    pub(super) end: u32,
+    /// The image, the group's first channel, and its offset in the source.
+    pub(super) image: u32,
+    pub(super) group: u32,
+    pub(super) base: usize,
+}
+
+/// Channel `c` of a group.
+#[cube]
+pub(super) fn channel_at(
+    walk: &GatherArgs,
+    cache: &ComptimeOption<CacheArgs>,
+    channels: &Channels,
+    c: u32,
+) -> ChannelAt {
+    let source = channels.base + walk.source_channel(c);
+    #[comptime]
+    match cache {
+        ComptimeOption::Some(cache) => {
+            ChannelAt { source, cache: cache.channel_at(channels.image, channels.group + c) }
+        }
+        ComptimeOption::None => ChannelAt { source, cache: source },
+    }
 }
 
 /// Offsets of the four weights of this thread's vector, in the order of use: column, row, depth, output.
@@ -81,8 +176,47 @@ pub(super) fn read_channel<E: Float>(
     #[comptime] shape: FewOutputsShape,
 ) -> Sequence<E> {
     let mut values = Sequence::<E>::new();
+    read_frames(&mut values, source, channel, frames, offsets, exists, 0usize, shape.source_frames(), shape);
+    values
+}
+
+/// [`read_channel`] whose first `cached` frames are in the cache.
+#[cube]
+pub(super) fn read_joined_channel<E: Float>(
+    source: &[E],
+    cache: ComptimeOption<&[E]>,
+    channel: &ChannelAt,
+    frames: &Offsets,
+    offsets: &LoadOffsets,
+    exists: bool,
+    #[comptime] cached: usize,
+    #[comptime] shape: FewOutputsShape,
+) -> Sequence<E> {
+    let mut values = Sequence::<E>::new();
+    if comptime!(cached > 0) {
+        let at = channel.cache;
+        read_frames(&mut values, cache.unwrap(), at, frames, offsets, exists, 0usize, cached, shape);
+    }
+    let end = comptime!(shape.source_frames());
+    read_frames(&mut values, source, channel.source, frames, offsets, exists, cached, end, shape);
+    values
+}
+
+/// Loads this thread's elements of the frames `first..end` of a channel's window.
+#[cube]
+fn read_frames<E: Float>(
+    values: &mut Sequence<E>,
+    source: &[E],
+    channel: usize,
+    frames: &Offsets,
+    offsets: &LoadOffsets,
+    exists: bool,
+    #[comptime] first: usize,
+    #[comptime] end: usize,
+    #[comptime] shape: FewOutputsShape,
+) {
     #[unroll]
-    for load in 0..comptime!(shape.loads()) {
+    for load in comptime!(first * shape.tile.loads())..comptime!(end * shape.tile.loads()) {
         let frame = comptime!(load / shape.tile.loads());
         let offset = comptime!(load % shape.tile.loads());
         let mut value = E::from_int(0);
@@ -91,7 +225,6 @@ pub(super) fn read_channel<E: Float>(
         }
         values.push(value);
     }
-    values
 }
 
 /// Stores what [`read_channel`] has loaded to shared memory.
@@ -125,12 +258,63 @@ pub(super) fn load_channel<E: Float>(
     while frame < comptime!(shape.source_frames() as u32) {
         let exists = true.runtime();
         let values = read_frame(source, channel, walk, first + frame, exists, offsets, padding, shape.tile);
-        let at = UNIT_POS as usize + frame as usize * shape.frame_elements();
-        #[unroll]
-        for load in 0..comptime!(shape.tile.loads()) {
-            window[at + comptime!(load * shape.tile.threads)] = f32::cast_from(*values.index(load));
-        }
+        write_frame(&values, window, frame, shape);
         frame += 1u32;
+    }
+}
+
+/// [`load_channel`], each frame from the source or the cache.
+#[cube]
+pub(super) fn load_joined_channel<E: Float>(
+    source: &[E],
+    cache: ComptimeOption<&[E]>,
+    channel: &ChannelAt,
+    walk: &GatherArgs,
+    cache_args: &ComptimeOption<CacheArgs>,
+    first: u32,
+    offsets: &LoadOffsets,
+    window: &mut Shared<[f32]>,
+    #[comptime] padding: PaddingMode,
+    #[comptime] shape: FewOutputsShape,
+) {
+    #[comptime]
+    match cache_args {
+        ComptimeOption::Some(args) => {
+            let mut frame = 0u32.runtime();
+            while frame < comptime!(shape.source_frames() as u32) {
+                let at = args.frame_at(walk, walk.depth.coordinate(first + frame), padding);
+                // The end of a branch waits for loads: it has the stores, too.
+                if at.in_cache {
+                    let from = cache.unwrap();
+                    let values =
+                        read_frame_at(from, channel.cache, at.offset, at.inside, offsets, shape.tile);
+                    write_frame(&values, window, frame, shape);
+                } else {
+                    let values =
+                        read_frame_at(source, channel.source, at.offset, at.inside, offsets, shape.tile);
+                    write_frame(&values, window, frame, shape);
+                }
+                frame += 1u32;
+            }
+        }
+        ComptimeOption::None => {
+            load_channel(source, channel.source, walk, first, offsets, window, padding, shape);
+        }
+    }
+}
+
+/// Stores a frame of a channel's window.
+#[cube]
+fn write_frame<E: Float>(
+    values: &Sequence<E>,
+    window: &mut Shared<[f32]>,
+    frame: u32,
+    #[comptime] shape: FewOutputsShape,
+) {
+    let at = UNIT_POS as usize + frame as usize * shape.frame_elements();
+    #[unroll]
+    for load in 0..comptime!(shape.tile.loads()) {
+        window[at + comptime!(load * shape.tile.threads)] = f32::cast_from(*values.index(load));
     }
 }
 

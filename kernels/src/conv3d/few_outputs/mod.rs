@@ -29,16 +29,19 @@ const MIN_SLICE_CHANNELS: usize = 4;
 
 /// The walk of a pass that is served, and its output channels.
 fn dense_walk(problem: &Conv3dProblem, pass: Pass) -> Option<(Gather, usize)> {
+    // The forward pass alone reads the cache of a stream.
+    let readable =
+        if pass == Pass::Forward { problem.window_padding().is_some() } else { problem.is_plain() };
     let pass = if pass == Pass::WeightGradient { Pass::Forward } else { pass };
     let (channels, outputs) = problem.channels_of(pass);
     // A strided input gradient is one small product per phase: `subpixel` serves those.
     let single_walk = pass == Pass::Forward || pass == Pass::InputGradient && problem.window.stride == [1; 3];
     let few = single_walk && channels > 0 && (1..=MAX_OUTPUTS).contains(&outputs);
-    let few = few && problem.is_plain();
-    few.then(|| (gathers(problem, pass)[0], outputs))
+    (few && readable).then(|| (gathers(problem, pass)[0], outputs))
 }
 
-/// The split of K: split-K slices, and channels of each.
+/// The split of K: split-K slices, and channels of each. A stream's sums are not split: its threadgroups
+/// depend on the number of frames.
 fn channel_slices(
     problem: &Conv3dProblem,
     pass: Pass,
@@ -46,7 +49,7 @@ fn channel_slices(
     limits: &Limits,
 ) -> (usize, usize) {
     let (channels, _) = problem.channels_of(pass);
-    if threadgroups > limits.cubes_in_flight {
+    if problem.streaming || threadgroups > limits.cubes_in_flight {
         return (1, channels);
     }
     let count = SliceCount {

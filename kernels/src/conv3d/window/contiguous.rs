@@ -23,9 +23,8 @@ use super::config::{CHANNELS, WindowTile};
 use super::epilogue::write_contiguous;
 use super::kernel::weight_fragments;
 use super::phases::{PhaseTaps, PhaseWork, Phases, work_of};
-use super::tiling::{
-    BlockRange, CacheArgs, WindowTiling, WindowWork, block_at, block_range, is_in_cache, packed_tap,
-};
+use super::tiling::{BlockRange, WindowTiling, WindowWork, block_at, block_range, is_in_cache, packed_tap};
+use crate::conv3d::cache::CacheArgs;
 use crate::conv3d::gemm::config::SUBGROUP;
 use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::mma::{accumulators, load_fragment, multiply_fragments};

@@ -28,7 +28,8 @@
 use super::config::{CHANNELS, WindowTile};
 use super::epilogue::write_result;
 use super::phases::{PhaseTaps, PhaseWork, Phases, work_of};
-use super::tiling::{CacheArgs, SourceBlock, WindowTiling, WindowWork, block_at, block_range, packed_tap};
+use super::tiling::{SourceBlock, WindowTiling, WindowWork, block_at, block_range, packed_tap};
+use crate::conv3d::cache::CacheArgs;
 use crate::conv3d::gemm::config::SUBGROUP;
 use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::mma::{accumulators, load_fragment, multiply_fragments, pack_vector, store_window};

@@ -6,7 +6,7 @@ use super::epilogue::OUT_VECTOR;
 use super::extents::{WindowExtents, k_slices};
 use super::kernel::window_kernel;
 use super::pack::{OUT_CHANNELS, PackTilingLaunch, TAPS, THREADS, pack_kernel};
-use super::tiling::cache_args;
+use crate::conv3d::cache::cache_args;
 use crate::conv3d::call::Conv3dCall;
 use crate::conv3d::epilogue::Epilogue;
 use crate::conv3d::gemm::config::SUBGROUP;

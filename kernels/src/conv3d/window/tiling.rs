@@ -3,10 +3,10 @@
 
 use super::config::{CHANNELS, WindowTile};
 use super::phases::PhaseTaps;
+use crate::conv3d::cache::CacheArgs;
 use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::padding::source_of;
 use crate::conv3d::problem::PaddingMode;
-use crate::operand::Operand;
 use cubecl::prelude::*;
 use cubecl::std::FastDivmod;
 
@@ -106,26 +106,6 @@ impl WindowTiling {
             row_taps: FastDivmod::new_Fallback(row_taps),
             activation: self.activation,
         }
-    }
-}
-
-/// Where the first frames of the source are, if they are in a tensor of their own: a cache `[N, C, frames, H,
-/// W]` whose frames have the source's layout.
-#[derive(CubeType, CubeLaunch, Clone, Copy)]
-pub(super) struct CacheArgs {
-    pub(super) frames: u32,
-    pub(super) image_stride: usize,
-    pub(super) channel_stride: usize,
-    pub(super) depth_stride: usize,
-}
-
-/// A cache as a kernel argument.
-pub(super) fn cache_args(cache: &Operand) -> CacheArgsLaunch {
-    CacheArgsLaunch {
-        frames: cache.shape[2] as u32,
-        image_stride: cache.strides[0],
-        channel_stride: cache.strides[1],
-        depth_stride: cache.strides[2],
     }
 }
 

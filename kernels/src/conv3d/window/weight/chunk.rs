@@ -3,10 +3,10 @@
 
 use super::WindowWeightTile;
 use super::tiling::{Segment, WeightTiling, WeightWork, dy_offset, x_offset};
+use crate::conv3d::cache::CacheArgs;
 use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::mma::pack_vector;
 use crate::conv3d::problem::PaddingMode;
-use crate::conv3d::window::tiling::CacheArgs;
 use crate::registers::Registers;
 use cubecl::prelude::*;
 

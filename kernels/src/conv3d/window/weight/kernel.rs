@@ -25,11 +25,11 @@
 use super::WindowWeightTile;
 use super::chunk::{read_chunk, write_chunk};
 use super::tiling::{WeightTiling, WeightWork, segment_at};
+use crate::conv3d::cache::CacheArgs;
 use crate::conv3d::gemm::config::SUBGROUP;
 use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::mma::{accumulators, load_fragment, multiply_fragments, store_to_patch};
 use crate::conv3d::problem::PaddingMode;
-use crate::conv3d::window::tiling::CacheArgs;
 use crate::launch::Span;
 use cubecl::cmma::{self, MatrixIdent, MatrixLayout};
 use cubecl::ir::ElemType;

@@ -6,7 +6,7 @@ mod kernel;
 mod tiling;
 
 use super::extents::{halo, has_few_taps};
-use super::tiling::cache_args;
+use crate::conv3d::cache::cache_args;
 use crate::conv3d::call::Conv3dCall;
 use crate::conv3d::gemm::config::SUBGROUP;
 use crate::conv3d::gemm::gather::{Gather, gather_args, gathers};
