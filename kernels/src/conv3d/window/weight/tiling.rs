@@ -2,10 +2,10 @@
 
 use super::WindowWeightTile;
 use super::kernel::TAPS;
+use crate::conv3d::cache::CacheArgs;
 use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::padding::source_of;
 use crate::conv3d::problem::PaddingMode;
-use crate::conv3d::window::tiling::CacheArgs;
 use cubecl::prelude::*;
 use cubecl::std::FastDivmod;
 
