@@ -2,7 +2,7 @@
 
     python3 -m venv /tmp/golden-venv
     /tmp/golden-venv/bin/pip install torch numpy safetensors
-    /tmp/golden-venv/bin/python golden/make.py            # writes *.safetensors beside this file, prints the README table
+    /tmp/golden-venv/bin/python golden/make.py            # writes *.safetensors next to this file, prints the README table
 
 Every problem is computed in float64 with autograd from seeded data, so the kernels' references are checked against an
 implementation that shares no code with them. The schema of the files is in README.md. Inputs are the same on every

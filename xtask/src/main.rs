@@ -247,19 +247,20 @@ fn test(full: bool, options: &[String]) -> Result<()> {
     // it afterwards has all cores, so it gives way. Its output is shown at the end.
     let output = tempfile::tempfile()?;
     let tested = tests(&metal);
-    let mut beside = Command::new("nice");
-    beside.args(["-n", "10"]).arg(tested.get_program()).args(tested.get_args()).current_dir(root());
-    beside.envs(tested.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    beside
+    let mut metal_tests = Command::new("nice");
+    metal_tests.args(["-n", "10"]).arg(tested.get_program()).args(tested.get_args()).current_dir(root());
+    metal_tests.envs(tested.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    metal_tests
         .env("RUST_TEST_THREADS", threads().to_string())
         .stdout(output.try_clone()?)
         .stderr(output.try_clone()?);
-    let beside = if driver::EXECUTES_METAL { Some(beside.spawn()) } else { None };
-    let beside = beside.transpose().context("the tests of the emitted Metal source could not be started")?;
+    let metal_tests = if driver::EXECUTES_METAL { Some(metal_tests.spawn()) } else { None };
+    let metal_tests =
+        metal_tests.transpose().context("the tests of the emitted Metal source could not be started")?;
     let tested = finish(&mut tests(&suite));
-    if let Some(mut beside) = beside {
+    if let Some(mut metal_tests) = metal_tests {
         println!("the emitted Metal source on the CPU ...");
-        let metal = beside.wait()?;
+        let metal = metal_tests.wait()?;
         show(output)?;
         if !metal.success() {
             tested?;

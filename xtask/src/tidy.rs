@@ -37,7 +37,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
         let reference = format!("kernels/src/{op}/reference.rs");
         if !root.join(&reference).exists() {
             breaches
-                .push(format!("{reference} is missing: every op has its f64 reference beside its kernels"));
+                .push(format!("{reference} is missing: every op has its f64 reference next to its kernels"));
         }
     }
     for file in

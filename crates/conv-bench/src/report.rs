@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hosts_time_stands_beside_the_devices() {
+    fn the_hosts_time_stands_next_to_the_devices() {
         let rows = [
             shown(OURS, "winograd_2x2", "", true, 1.0),
             shown(OURS, "winograd_2x2", WALL_CLOCK, true, 1.25),

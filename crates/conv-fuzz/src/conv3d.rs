@@ -126,7 +126,7 @@ fn plans(
     let all = || op::eligible(problem, pass, limits).into_iter().map(|plan| (plan.name(), plan));
     // A line without a plan runs every plan; a random case picks some.
     let most_work = if case.plan.is_empty() { 20 * device.most_work() } else { device.most_work() };
-    // Large problems run under the plans that compute little besides.
+    // Large problems run under the plans that compute little more.
     let products = problem.y_shape().iter().product::<usize>() * problem.group_channels() * problem.taps();
     let most_work = most_work.max(4 * products);
     let affordable = |plan: &Plan| padded_work(problem, pass, plan) <= most_work;

@@ -115,13 +115,13 @@ fn run_forward(
     let Some(pre) = pre else {
         let call = Conv3dCall::new(client, limits, problem, Pass::Forward, plan)?;
         let call = call.with_bias(added.bias).with_residual(added.residual);
-        return call.with_cache(x, cache).launch([x, w, y]);
+        return call.with_cache(x, cache)?.launch([x, w, y]);
     };
     activation_pass::check(pre, y)?;
     let window = Window { activation: Activation::None, ..problem.window };
     let before_activation = Conv3dProblem { window, residual: false, ..*problem };
     let call = Conv3dCall::new(client, limits, &before_activation, Pass::Forward, plan)?;
-    call.with_bias(added.bias).with_cache(x, cache).launch([x, w, pre])?;
+    call.with_bias(added.bias).with_cache(x, cache)?.launch([x, w, pre])?;
     activation_pass::apply(client, limits, problem.window.activation, added.residual, [pre, y])
 }
 
@@ -139,7 +139,7 @@ pub fn weight_gradient_cached(
 ) -> Result<(), ConvError> {
     check_cached(problem, cache, x, [("dy", dy, problem.y_shape()), ("dw", dw, problem.weight_shape())])?;
     let call = Conv3dCall::new(client, limits, problem, Pass::WeightGradient, plan)?;
-    call.with_cache(x, Some(cache)).launch([x, dy, dw])
+    call.with_cache(x, Some(cache))?.launch([x, dy, dw])
 }
 
 /// Refuses operands that do not fit the problem.
@@ -236,12 +236,14 @@ pub fn bias_gradient(
 
 /// Whether a plan reads x and a cache of these layouts where they are: the gathered GEMM counts image
 /// channels, which have to be evenly spaced, and the window kernels and those of few outputs read the frames
-/// of both by one layout.
-/// What it does not read [`forward_cached`] and [`weight_gradient_cached`] leave to [`Plan::Direct`].
+/// of both by one layout. What a plan does not read, [`forward_cached`] and [`weight_gradient_cached`] leave
+/// to [`Plan::Direct`].
 pub fn reads_cache(plan: &Plan, x: &Operand, cache: &Operand) -> bool {
+    // The stride of an axis of size one says nothing.
+    let one_layout = || (3..5).all(|axis| x.shape[axis] == 1 || x.strides[axis] == cache.strides[axis]);
     match plan {
         Plan::Gemm(_) => [x, cache].into_iter().all(has_even_images),
-        Plan::Window(_) | Plan::FewOutputs(_) => x.strides[3..] == cache.strides[3..],
+        Plan::Window(_) | Plan::FewOutputs(_) => one_layout(),
         _ => true,
     }
 }
@@ -310,9 +312,16 @@ impl<'a> Conv3dCall<'a> {
     }
 
     /// With the first frames of x in a tensor of their own. `Direct` takes what the plan does not read.
-    pub(super) fn with_cache(self, x: &Operand, cache: Option<&'a Operand>) -> Self {
+    ///
+    /// # Errors
+    /// When the device lacks what `Direct` needs.
+    pub(super) fn with_cache(self, x: &Operand, cache: Option<&'a Operand>) -> Result<Self, ConvError> {
         let reads = cache.is_none_or(|cache| reads_cache(self.plan, x, cache));
-        Self { cache, plan: if reads { self.plan } else { &Plan::Direct }, ..self }
+        let plan = if reads { self.plan } else { &Plan::Direct };
+        if !reads {
+            check(plan, &self.rewritten, self.limits)?;
+        }
+        Ok(Self { cache, plan, ..self })
     }
 
     /// With the bias of the result's channels.

@@ -13,8 +13,8 @@
 //!   lanes       a token's cells: along the pairs, then along half of the rest, which is copied
 //!
 //!   threadgroup     cells (256 / groups, consecutive)
-//!            groups  [ t t t t t t t t .. ]    1. a cell's threads compute one angle after the other of its
-//!              of    [ t t t t t t t t .. ]       pairs, each another: cos and sin to shared memory, barrier
+//!            groups  [ t t t t t t t t .. ]    1. a cell's threads divide its angles among them: cos and
+//!              of    [ t t t t t t t t .. ]       sin to shared memory, barrier
 //!             heads  [ t t t t t t t t .. ]    2. a thread: its cell's cos and sin, in its heads
 //! ```
 //!

@@ -3,6 +3,7 @@
 mod causal_conv1d;
 mod conv3d;
 mod conv3d_behaviour;
+mod conv3d_cache_layouts;
 mod conv3d_non_finite;
 mod conv3d_pre;
 mod conv3d_reference;

@@ -78,7 +78,7 @@ fn ids_are_counted_from_any_bounds() {
 
 /// States in fp32 next to x in 16 bits, as servers keep them: nothing of them is rounded to 16 bits.
 #[test]
-fn states_may_be_fp32_beside_halves() {
+fn states_of_halves_may_be_fp32() {
     let fine = 1.0 + 1.0 / 4096.0;
     for (on, device) in devices() {
         for track in [false, true] {

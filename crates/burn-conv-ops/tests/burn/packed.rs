@@ -170,7 +170,7 @@ fn packed_sequences_may_be_nothing() {
 /// States in fp32 next to x in 16 bits: none of them is rounded to 16 bits, y is rounded once, and gradients
 /// have the dtypes of their tensors.
 #[test]
-fn packed_states_may_be_fp32_beside_halves() {
+fn packed_states_of_halves_may_be_fp32() {
     let fine = 1.0 + 1.0 / 4096.0;
     for (on, device) in devices() {
         let device = device.autodiff();
@@ -239,7 +239,7 @@ fn packed_calls_name_what_does_not_fit() {
         );
         says(
             call([1, 3, 5], 4, CausalConv1dOptions::new().with_seq_idx(int_upload(&[0; 5], [1, 5], &device))),
-            "causal_conv1d_packed: seq_idx [1, 5] was given beside cu_seqlens [4], which already says what belongs \
+            "causal_conv1d_packed: seq_idx [1, 5] was given next to cu_seqlens [4], which already says what belongs \
              together",
         );
         let halves =

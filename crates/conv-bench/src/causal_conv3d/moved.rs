@@ -5,7 +5,7 @@
 //! gradient   the same tensors' gradients, and dy, whose ones are written first
 //!
 //! causal     conv of [cache, x]; the new cache is a part of x, or a copy where x is shorter than it
-//! pad+cat    [cache, x] read and written; where the plane is padded, read and written padded; conv of that
+//! pad+cat    [cache, x] read and written; where H and W are padded, read and written padded; conv of that
 //! joined     conv of frames that were joined before
 //! ```
 //!
@@ -75,7 +75,7 @@ mod tests {
         let conv = 4.0 * (3.0 * 32.0 + 108.0 + 32.0);
         assert_eq!(of(Way::Causal, &three, Pass::Forward), conv + 4.0 * 2.0 * 64.0);
         assert_eq!(of(Way::Joined, &three, Pass::Forward), conv);
-        // Nothing is padded in the plane.
+        // Nothing is padded along H and W.
         let bare = problem(6, (0, 0));
         let conv = 4.0 * (192.0 + 108.0 + 4.0 * 2.0 * 4.0);
         assert_eq!(of(Way::PadCat, &bare, Pass::Forward), conv + 4.0 * 384.0);

@@ -80,7 +80,7 @@ impl FewOutputsShape {
         self.frames + self.overlap()
     }
 
-    /// Source frames that the windows of two output frames in turn share.
+    /// Source frames that the windows of two consecutive output frames share.
     pub(super) fn overlap(&self) -> usize {
         self.tile.taps[0] - 1
     }

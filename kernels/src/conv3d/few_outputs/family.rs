@@ -24,6 +24,13 @@ impl Family for FewOutputsTile {
         if serves(problem, pass, self, limits) {
             return Ok(());
         }
+        if problem.streaming && pass != Pass::Forward {
+            unsupported!(
+                "conv3d: {} reads the frames of a stream in its forward pass alone, not in its {}",
+                self.plan_name(),
+                pass.name()
+            );
+        }
         let as_forward = if pass == Pass::WeightGradient { Pass::Forward } else { pass };
         let (channels, results) = problem.channels_of(as_forward);
         unsupported!(

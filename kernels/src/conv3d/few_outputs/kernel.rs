@@ -76,7 +76,7 @@ pub(super) fn few_outputs_kernel<E: Float, O: Float>(
     split: ChannelSplit,
     span: Span,
     #[comptime] pass: Pass,
-    // Along depth, and in the plane.
+    // Along depth, and along H and W.
     #[comptime] padding: [PaddingMode; 2],
     #[comptime] shape: FewOutputsShape,
     #[comptime] unroll: bool,

@@ -196,7 +196,7 @@ impl MatrixTile {
         table_bytes(rows, |check| self.table_entries(check))
     }
 
-    /// Entries of the K index table: at least two stages in a half.
+    /// Entries of the K index table: at least 32 in a half.
     pub(super) fn table_entries(&self, check: TapCheck) -> usize {
         table_entries(self.tile_k, check).max(64)
     }

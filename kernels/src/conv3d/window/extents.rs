@@ -251,14 +251,14 @@ pub(crate) fn cost(problem: &Conv3dProblem, pass: Pass, tile: &WindowTile, limit
 }
 
 /// Whether the gathered implicit GEMM checks the taps of a pass by masks. A stream's frames are found one by
-/// one: only the plane counts, as for the single window that it is planned for.
+/// one: of its forward pass only taps along H and W count, as for the single window that it is planned for.
 pub(super) fn has_few_taps(problem: &Conv3dProblem, pass: Pass) -> bool {
     if !problem.streaming {
         return gemm::has_few_taps(problem, pass);
     }
-    let plane = problem.planned(pass);
-    let window = Window { padding_mode: [PaddingMode::Zeros; 3], ..plane.window };
-    gemm::has_few_taps(&Conv3dProblem { streaming: false, window, ..plane }, pass)
+    let planned = problem.planned(pass);
+    let window = Window { padding_mode: [PaddingMode::Zeros; 3], ..planned.window };
+    gemm::has_few_taps(&Conv3dProblem { streaming: false, window, ..planned }, pass)
 }
 
 /// Whether the tile serves a pass: one that the gathered implicit GEMM serves by masks, without a stride

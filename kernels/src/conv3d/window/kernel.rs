@@ -53,7 +53,7 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
     tiling: WindowTiling,
     phases: ComptimeOption<Phases>,
     span: Span,
-    // Along depth, and in the plane.
+    // Along depth, and along H and W.
     #[comptime] padding: [PaddingMode; 2],
     #[comptime] tile: WindowTile,
     #[comptime] prefetch: bool,

@@ -20,7 +20,7 @@ pub(super) fn check(
     bounds(OP, cu_seqlens)?;
     if let Some(seq_idx) = &options.seq_idx {
         return Err(ConvError::Invalid(format!(
-            "{OP}: seq_idx {:?} was given beside cu_seqlens {:?}, which already says what belongs together",
+            "{OP}: seq_idx {:?} was given next to cu_seqlens {:?}, which already says what belongs together",
             seq_idx.dims(),
             cu_seqlens.dims()
         )));

@@ -48,7 +48,7 @@ pub(super) fn window_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
     cache_args: ComptimeOption<CacheArgs>,
     tiling: WeightTiling,
     span: Span,
-    // Along depth, and in the plane.
+    // Along depth, and along H and W.
     #[comptime] padding: [PaddingMode; 2],
     #[comptime] tile: WindowWeightTile,
     #[comptime] prefetch: bool,
@@ -63,7 +63,7 @@ pub(super) fn window_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
     if span.is_idle() {
         terminate!();
     }
-    let plane = comptime!(padding[1]);
+    let in_frame = comptime!(padding[1]);
     let work = tiling.work(span.index() as u32, tile);
     let width = V::value();
     let x_pitch = comptime!(tile.pitch(tile.channels(), width, size));
@@ -99,7 +99,7 @@ pub(super) fn window_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
                 &segment,
                 chunk,
                 chunks,
-                plane,
+                in_frame,
                 width,
                 tile,
             );
@@ -130,7 +130,7 @@ pub(super) fn window_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
                     &segment,
                     chunk,
                     chunks,
-                    plane,
+                    in_frame,
                     width,
                     tile,
                 );
@@ -164,7 +164,7 @@ pub(super) fn window_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
                     &segment,
                     chunk,
                     chunks,
-                    plane,
+                    in_frame,
                     width,
                     tile,
                 );
