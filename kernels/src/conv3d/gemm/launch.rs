@@ -15,7 +15,7 @@ use super::slices::{gemm_shape, most_slices};
 use super::stage::GemmShapeLaunch;
 use super::stage_vector;
 use super::tap_check::TapCheck;
-use super::vectors::{joined_vector_width, weight_vector_width};
+use super::vectors::{joined_vector_width, row_length, weight_vector_width};
 use crate::conv3d::call::Conv3dCall;
 use crate::conv3d::epilogue::Epilogue;
 use crate::conv3d::pass::Pass;
@@ -108,11 +108,6 @@ fn packed_weight(
     Ok(Some(packed))
 }
 
-/// Elements of one output channel of the weight: all its (channel, tap) pairs.
-fn row_length(weight: &Operand) -> usize {
-    weight.shape[1..].iter().product()
-}
-
 fn launch(
     &GemmLaunch { call, tile, slices, prefetch }: &GemmLaunch,
     gather: &Gather,
@@ -122,9 +117,10 @@ fn launch(
     let Conv3dCall { client, limits, ref problem, pass, cache, .. } = *call;
     let [m, n, k] = gemm_shape(problem, pass, gather);
     let packed = packed_weight(call, gather, weight, k)?;
-    // A forward pass whose depth taps are sliced skips the others in each of the weight's rows.
-    let k_contiguous = packed.is_some() || pass == Pass::Forward && k == row_length(weight);
+    let k_along_rows = packed.is_some() || pass == Pass::Forward;
     let weight = packed.as_ref().unwrap_or(weight);
+    // A forward pass whose depth taps are sliced skips the others in each of the weight's rows.
+    let k_contiguous = k_along_rows && k == row_length(weight);
     let (source_channels, _) = problem.channels_of(pass);
     let [tile_m, tile_n, tile_k] = tile.shape();
     let (tiles_m, tiles_n) = (m.div_ceil(tile_m), n.div_ceil(tile_n));
@@ -190,7 +186,7 @@ fn launch(
             },
             GemmTile::Mma(tile) => {
                 let (stage, width) = stage_vector(tile.fragment, problem.dtype, limits);
-                let weight_width = if k_contiguous { weight_vector_width(weight, k, width) } else { 1 };
+                let weight_width = if k_contiguous { weight_vector_width(weight, width) } else { 1 };
                 let source_width = joined_vector_width(gather, sources(), width);
                 // SAFETY: the module's contract.
                 unsafe {

@@ -29,7 +29,7 @@ use super::fragments::{
 use super::index::{GatherArgs, RANGE_BIT};
 use super::read::{JoinedArgs, inside_or_zero, read_anything, read_source};
 use super::stage::{GemmShape, zero_stage};
-use super::table::{IndexTable, fill_half, fill_other_half, fill_taps};
+use super::table::{IndexTable, fill_half, fill_next_half, fill_other_half, fill_taps};
 use super::tap_check::TapCheck;
 use crate::conv3d::mma::accumulators;
 use crate::conv3d::pass::Pass;
@@ -158,22 +158,17 @@ pub(crate) fn mma_weight_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, 
         let lane = UNIT_POS as usize % comptime!(tile.tile_k / dy_width) * dy_width;
         while stage_k < end_k {
             // Entries of half the table, while the other half is filled.
-            let next_k = stage_k + comptime!(entries as u32 / 2);
-            if next_k < end_k {
-                let to = comptime!(entries / 2) - at;
-                fill_half(
-                    &mut positions,
-                    &gather,
-                    to,
-                    next_k,
-                    end_k,
-                    Pass::WeightGradient,
-                    check,
-                    entries,
-                    tile.threads(),
-                );
-            }
-            let last_k = min(next_k, end_k);
+            let last_k = fill_next_half(
+                &mut positions,
+                &gather,
+                at,
+                stage_k,
+                end_k,
+                Pass::WeightGradient,
+                check,
+                entries,
+                tile.threads(),
+            );
             let mut entry = at;
             while stage_k < last_k {
                 let (sources, inside) = load_source(

@@ -168,6 +168,28 @@ pub(super) fn fill_other_half(
     }
 }
 
+/// Fills the other half of the table while an inner loop reads the stages of the half that begins at entry
+/// `at` with K index `stage_k`. Returns where that loop ends: behind the half, or at `end_k`.
+#[cube]
+pub(super) fn fill_next_half(
+    table: &mut IndexTable,
+    gather: &GatherArgs,
+    at: usize,
+    stage_k: u32,
+    end_k: u32,
+    #[comptime] pass: Pass,
+    #[comptime] check: TapCheck,
+    #[comptime] entries: usize,
+    #[comptime] threads: usize,
+) -> u32 {
+    let next_k = stage_k + comptime!(entries as u32 / 2);
+    if next_k < end_k {
+        let to = comptime!(entries / 2) - at;
+        fill_half(table, gather, to, next_k, end_k, pass, check, entries, threads);
+    }
+    min(next_k, end_k)
+}
+
 /// Fills the table of a tile's channel taps, one per thread. Clamped: results past M are not stored.
 #[cube]
 pub(super) fn fill_taps(

@@ -4,10 +4,14 @@
 use super::gather::{AxisGather, Gather};
 use crate::operand::Operand;
 
-/// Elements per load of the weight along K: `width` where every vector of K indices is contiguous and
-/// aligned.
-pub(in crate::conv3d) fn weight_vector_width(weight: &Operand, k: usize, width: usize) -> usize {
-    let contiguous = weight.is_row_major() && k.is_multiple_of(width);
+/// Elements of a row of the weight: one index of its first axis.
+pub(super) fn row_length(weight: &Operand) -> usize {
+    weight.shape[1..].iter().product()
+}
+
+/// Elements per load along the weight's rows: `width` where they are whole contiguous and aligned vectors.
+pub(in crate::conv3d) fn weight_vector_width(weight: &Operand, width: usize) -> usize {
+    let contiguous = weight.is_row_major() && row_length(weight).is_multiple_of(width);
     if contiguous && weight.is_aligned(width) { width } else { 1 }
 }
 

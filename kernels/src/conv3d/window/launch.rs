@@ -12,7 +12,6 @@ use crate::conv3d::epilogue::Epilogue;
 use crate::conv3d::gemm::config::SUBGROUP;
 use crate::conv3d::gemm::gather::{divisor, gather_args};
 use crate::conv3d::gemm::{joined_vector_width, out_vector_width, stage_vector, weight_vector_width};
-use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::Conv3dProblem;
 use crate::conv3d::reduce;
 use crate::error::ConvError;
@@ -33,7 +32,7 @@ fn launch_pack(
     let chunk_taps = all_taps.div_ceil(chunks.max(1));
     let channel_tiles = extents.packed_n / OUT_CHANNELS;
     let threadgroups = channel_tiles * extents.blocks * chunks * problem.window.groups;
-    let read_width = read_width(problem, pass, weight, width);
+    let read_width = read_width(problem, weight, width);
     let largest = weight.len().max(packed.len());
     let address = address_type("conv3d", &[weight, packed], largest, limits)?;
     for dispatch in dispatches(threadgroups, (chunk_taps * OUT_CHANNELS * CHANNELS * 20) as f64, limits) {
@@ -76,10 +75,8 @@ fn launch_pack(
 }
 
 /// The vector width of the weight loads: `width` where the weight's rows are whole aligned vectors, else one.
-fn read_width(problem: &Conv3dProblem, pass: Pass, weight: &Operand, width: usize) -> usize {
-    let (channels, n) = problem.channels_of(pass);
-    let fastest = if pass == Pass::Forward { channels } else { n };
-    if problem.taps() <= TAPS { weight_vector_width(weight, fastest * problem.taps(), width) } else { 1 }
+fn read_width(problem: &Conv3dProblem, weight: &Operand, width: usize) -> usize {
+    if problem.taps() <= TAPS { weight_vector_width(weight, width) } else { 1 }
 }
 
 /// Launches the forward pass (operands x, w, y) or the input gradient (dy, w, dx). With too few tiles to fill
