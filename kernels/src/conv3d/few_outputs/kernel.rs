@@ -37,6 +37,7 @@ use super::load::{
 };
 use crate::activation::activate_by_code;
 use crate::conv3d::cache::CacheArgs;
+use crate::conv3d::epilogue::channel_bias;
 use crate::conv3d::frames::{FrameTiling, LoadOffsets, ThreadWork, load_offsets};
 use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::pass::Pass;
@@ -188,9 +189,7 @@ pub(super) fn few_outputs_kernel<E: Float, O: Float>(
         walk.out_at(n, first_output) + walk.width.out_offset(work.w) + slice as usize * split.slice_stride;
     #[unroll]
     for output in 0..shape.outputs {
-        let at = (first_output + output as u32) as usize;
-        let bias: ComptimeOption<f32> = bias.as_ref().map(|bias| f32::cast_from(bias[at * bias.stride(0)]));
-        let start = bias.unwrap_or_else(|| 0.0f32.runtime());
+        let start = channel_bias(bias, first_output + output as u32);
         stage_output(&sums, &mut window, output, shape);
         let out_base = out_base + walk.out_channel(output as u32);
         write_output(out, &walk, &tiling, &work, &window, start, out_base, shape);
