@@ -1,11 +1,12 @@
 //! `cargo xtask msl`: writes the MSL of every kernel, dtype and plan, prints what each requires of the
 //! device, and fails if one would not run on an M1.
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Parser;
+use conv_kernels::FloatType;
 use msl_host::manifest::Manifest;
 use msl_host::variants::Op;
-use msl_host::{report, variants};
+use msl_host::{first_calls, report, variants};
 use std::path::PathBuf;
 
 /// Lowers every kernel to Metal Shading Language without a GPU and checks it against Apple's limits.
@@ -23,10 +24,19 @@ struct Arguments {
     /// List the kernels whose text is not that of this manifest, and fail if there are any.
     #[arg(long)]
     compare: Option<PathBuf>,
+    /// Only print, as a table, the kernels and text that the first training step of R3D-18 compiles in this type.
+    #[arg(long, value_name = "TYPE")]
+    first_calls: Option<String>,
 }
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    if let Some(name) = &arguments.first_calls {
+        let dtype = FloatType::ALL.into_iter().find(|dtype| dtype.name() == name);
+        let dtype = dtype.with_context(|| format!("no type {name}: f32, f16 and bf16 are"))?;
+        print!("{}", first_calls::table(&first_calls::r3d_18(), dtype)?);
+        return Ok(());
+    }
     // Read first: a missing file should not be reported after minutes of work.
     let earlier = arguments.compare.as_deref().map(Manifest::read).transpose()?;
     let ops: &[Op] = if arguments.op.is_empty() { &Op::ALL } else { &arguments.op };

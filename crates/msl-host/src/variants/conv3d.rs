@@ -8,7 +8,7 @@ use conv_kernels::conv3d::{
     eligible, forward, forward_cached, forward_with_pre, input_gradient, transposed_forward,
     transposed_forward_with_pre, weight_and_bias_gradient, weight_gradient, weight_gradient_cached,
 };
-use conv_kernels::{FloatType, Limits, Operand};
+use conv_kernels::{ConvError, FloatType, Limits, Operand};
 use cubecl::prelude::Client;
 
 /// Launches every pass and plan of the table in `dtype`.
@@ -258,7 +258,7 @@ pub fn keeps_pre(case: &Conv3dCase) -> bool {
     case.activation != cases::Activation::None && case.bias && !case.replicate
 }
 
-fn problem(case: &Conv3dCase, dtype: FloatType) -> Result<Conv3dProblem, conv_kernels::ConvError> {
+pub(crate) fn problem(case: &Conv3dCase, dtype: FloatType) -> Result<Conv3dProblem, ConvError> {
     let activation = match case.activation {
         cases::Activation::None => Activation::None,
         cases::Activation::Relu => Activation::Relu,
@@ -299,18 +299,7 @@ fn record_case(
             let what = format!("conv3d {} {} {}", pass.name(), plan.name(), dtype.name());
             let label = Label { what, options: options(&problem, pass) };
             let first = recorder.log().launches.len();
-            let result = recorder.record(&label, |client| {
-                let [x, w, y] = operands(client, &problem);
-                match pass {
-                    Pass::Forward => {
-                        let [bias, residual] = added(client, &problem);
-                        let added = Added { bias: bias.as_ref(), residual: residual.as_ref() };
-                        forward(client, limits, &problem, &plan, [&x, &w, &y], added)
-                    }
-                    Pass::InputGradient => input_gradient(client, limits, &problem, &plan, [&y, &w, &x]),
-                    Pass::WeightGradient => weight_gradient(client, limits, &problem, &plan, [&x, &y, &w]),
-                }
-            });
+            let result = recorder.record(&label, |client| launch(client, limits, &problem, pass, &plan));
             note_refusal(result, &label, &case.name, refused);
             refused.extend(understated(&recorder.log(), first, &plan.needs(&problem, pass, limits), &label));
         }
@@ -357,6 +346,26 @@ fn record_case(
         activation_gradient(client, limits, activation, [&saved, &dy, &dpre])
     });
     note_refusal(result, &label, &case.name, refused);
+}
+
+/// Launches one pass on tensors with undefined contents.
+pub(crate) fn launch(
+    client: &Client,
+    limits: &Limits,
+    problem: &Conv3dProblem,
+    pass: Pass,
+    plan: &Plan,
+) -> Result<(), ConvError> {
+    let [x, w, y] = operands(client, problem);
+    match pass {
+        Pass::Forward => {
+            let [bias, residual] = added(client, problem);
+            let added = Added { bias: bias.as_ref(), residual: residual.as_ref() };
+            forward(client, limits, problem, plan, [&x, &w, &y], added)
+        }
+        Pass::InputGradient => input_gradient(client, limits, problem, plan, [&y, &w, &x]),
+        Pass::WeightGradient => weight_gradient(client, limits, problem, plan, [&x, &y, &w]),
+    }
 }
 
 /// The bias and the residual of a problem.
