@@ -1,5 +1,5 @@
-//! What the first training step of a network compiles on an M1: the kernels and the bytes of Metal text of each
-//! layer and pass, under the plans that the choice takes.
+//! What the first training step of a network compiles on an M1: the kernels and the bytes of Metal text of
+//! each layer and pass, under the plans that the choice takes.
 
 use crate::recorder::Recorder;
 use crate::server::Label;

@@ -5,8 +5,8 @@
 //! executing ([`server`]), reads the emitted text ([`lower`]) and checks it against Apple's limits
 //! ([`report`]), for every kernel, dtype and plan ([`variants`]). The same server can execute the text on the
 //! CPU ([`execute`], on Linux and macOS). [`fallback`] lowers through WGSL, as on macOS before 15.
-//! [`manifest`] hashes the texts, to show that a refactor changed none; [`first_calls`] counts what a network's
-//! first step compiles.
+//! [`manifest`] hashes the texts, to show that a refactor changed none; [`first_calls`] counts what a
+//! network's first step compiles.
 //!
 //! What this cannot show: bugs of Apple's compiler, the effects of its fast math, register pressure, and
 //! speed.

@@ -24,7 +24,8 @@ struct Arguments {
     /// List the kernels whose text is not that of this manifest, and fail if there are any.
     #[arg(long)]
     compare: Option<PathBuf>,
-    /// Only print, as a table, the kernels and text that the first training step of R3D-18 compiles in this type.
+    /// Only print, as a table, the kernels and the text that the first training step of R3D-18 compiles in
+    /// this type.
     #[arg(long, value_name = "TYPE")]
     first_calls: Option<String>,
 }
