@@ -64,6 +64,16 @@ def rope_tables(problem):
     return np.cos(angles), np.sin(angles)
 
 
+def axes_tables(problem):
+    """Cosines and sines [B, 1, N, D] as float64 of pairs with a frequency and an axis each."""
+    b, _, n, _ = problem["x"]
+    axes, frequencies = (np.array(problem[name]) for name in ("axes", "frequencies"))
+    positions = np.fromfile(problem["tokens"], dtype=np.int64).reshape(b, 1, n, -1)
+    angles = positions[..., axes] * frequencies
+    angles = np.repeat(angles, 2, axis=-1) if problem["neighbours"] else np.concatenate([angles, angles], axis=-1)
+    return np.cos(angles), np.sin(angles)
+
+
 class Torch:
     """PyTorch on CUDA, Metal or the CPU."""
 
@@ -231,17 +241,35 @@ class Torch:
     def rope2d(self, problem, inputs):
         torch = self.torch
         cos, sin = (self.tensor(table.astype(np.float32), problem["dtype"]) for table in rope_tables(problem))
-        x = inputs("x")
 
         def rotate(x):
             a, b, c, d = x.chunk(4, dim=-1)
             return x * cos + torch.cat([-b, a, -d, c], dim=-1) * sin
 
+        return "rotate_half", self.rotation(problem, inputs("x"), rotate)
+
+    def rope(self, problem, inputs):
+        torch = self.torch
+        cos, sin = (self.tensor(table.astype(np.float32), problem["dtype"]) for table in axes_tables(problem))
+
+        def rotate_half(x):
+            a, b = x.chunk(2, dim=-1)
+            return x * cos + torch.cat([-b, a], dim=-1) * sin
+
+        def rotate_pairs(x):
+            turned = torch.stack([-x[..., 1::2], x[..., 0::2]], dim=-1).flatten(-2)
+            return x * cos + turned * sin
+
+        rotate = rotate_pairs if problem["neighbours"] else rotate_half
+        return rotate.__name__, self.rotation(problem, inputs("x"), rotate)
+
+    def rotation(self, problem, x, rotate):
+        """The passes of a rotation: forward of x, and backward of x as the result's gradient."""
         if problem["pass"] == "fwd":
-            return "rotate_half", lambda: [rotate(x)]
-        leaf = torch.zeros_like(x, requires_grad=True)
+            return lambda: [rotate(x)]
+        leaf = self.torch.zeros_like(x, requires_grad=True)
         y = rotate(leaf)
-        return "rotate_half", lambda: [torch.autograd.grad(y, leaf, x, retain_graph=True)[0]]
+        return lambda: [self.torch.autograd.grad(y, leaf, x, retain_graph=True)[0]]
 
 
 class CausalConv1d(Torch):
@@ -258,7 +286,7 @@ class CausalConv1d(Torch):
         self.module = causal_conv1d
         self.backend = f"causal-conv1d {getattr(causal_conv1d, '__version__', '')}, {self.backend}"
 
-    conv3d = causal_conv3d = rope2d = None
+    conv3d = causal_conv3d = rope2d = rope = None
 
     def causal_conv1d(self, problem, inputs):
         activation = "silu" if problem["silu"] else None
@@ -280,7 +308,6 @@ class Mlx:
     """MLX, with channels last, which is its own order."""
 
     name = "mlx"
-    causal_conv3d = None
 
     def __init__(self, software):
         import mlx.core as mx
@@ -343,6 +370,36 @@ class Mlx:
         plan = "conv3d" if low == high else "pad+conv3d"
         return plan, self.passes(problem, function, [x, w], lambda: dy), first
 
+    def causal_conv3d(self, problem, inputs):
+        mx, last = self.mx, (0, 2, 3, 4, 1)
+        joined, w, dy = (self.moved(inputs(name), last) for name in ("x", "w", "dy"))
+        held, pad, (_, height, width) = problem["cached"], problem["pad"], problem["padding"]
+        # What is timed begins with two tensors.
+        cache, x = (mx.contiguous(part) for part in (joined[:, :held], joined[:, held:]))
+        mx.eval(cache, x)
+        del joined
+
+        def function(cache, x, w):
+            frames = mx.concatenate([cache, x], axis=1) if held else x
+            if pad and any((*height, *width)):
+                padded = mx.pad(frames, [(0, 0), (0, 0), tuple(height), tuple(width), (0, 0)])
+                return mx.conv3d(padded, w), frames
+            return mx.conv3d(frames, w, padding=[0, *(low for low, _ in (height, width))]), frames
+
+        def forward():
+            y, frames = function(cache, x, w)
+            return [y, mx.contiguous(frames[:, frames.shape[1] - held :])] if held else [y]
+
+        plan = "conv3d" if not held else "pad+cat+conv3d" if pad else "cat+conv3d"
+        first = lambda tensors: [mx.transpose(tensor, (0, 4, 1, 2, 3)) for tensor in tensors]
+        if problem["pass"] == "fwd":
+            return plan, forward, first
+        result = lambda *leaves: function(*leaves)[0]
+        gradients = lambda: mx.vjp(result, [cache, x, w], [dy])[1]
+        if problem["pass"] == "dw":
+            return plan, lambda: [gradients()[2]], first
+        return plan, lambda: list(gradients()[:2] if held else gradients()[1:2]), first
+
     def causal_conv1d(self, problem, inputs):
         mx, (_, channels, length), width = self.mx, problem["x"], problem["width"]
         x = self.moved(inputs("x"), (0, 2, 1))
@@ -385,8 +442,34 @@ class Mlx:
             a, b, c, d = mx.split(x, 4, axis=-1)
             return x * cos + mx.concatenate([-b, a, -d, c], axis=-1) * sin
 
+        return "rotate_half", self.rotation(problem, rotate, x), lambda tensors: tensors
+
+    def rope(self, problem, inputs):
+        mx, x, neighbours = self.mx, inputs("x"), problem["neighbours"]
+        if "base" in problem:
+            # MLX's own kernel knows one axis.
+            settings = {"base": problem["base"], "scale": 1.0, "offset": problem["offset"]}
+            fast = lambda x: mx.fast.rope(x, x.shape[-1], traditional=neighbours, **settings)
+            return "fast.rope", self.rotation(problem, fast, x), lambda tensors: tensors
+        cos, sin = (self.tensor(table.astype(np.float32), problem["dtype"]) for table in axes_tables(problem))
+
+        @mx.compile
+        def rotate_half(x):
+            a, b = mx.split(x, 2, axis=-1)
+            return x * cos + mx.concatenate([-b, a], axis=-1) * sin
+
+        @mx.compile
+        def rotate_pairs(x):
+            turned = mx.stack([-x[..., 1::2], x[..., 0::2]], axis=-1).reshape(x.shape)
+            return x * cos + turned * sin
+
+        plan, rotate = ("rotate_pairs", rotate_pairs) if neighbours else ("rotate_half", rotate_half)
+        return plan, self.rotation(problem, rotate, x), lambda tensors: tensors
+
+    def rotation(self, problem, rotate, x):
+        """The passes of a rotation: forward of x, and backward of x as the result's gradient."""
         problem = {**problem, "pass": "fwd" if problem["pass"] == "fwd" else "dx"}
-        return "rotate_half", self.passes(problem, rotate, [x], lambda: x), lambda tensors: tensors
+        return self.passes(problem, rotate, [x], lambda: x)
 
 
 def measure(peer, run, settings):

@@ -5,6 +5,7 @@ use crate::bench::{Bench, Row, Work};
 use crate::burn_peer;
 use crate::data::{Memory, Source, upload};
 use crate::options::{Op, Options, Pass, Size};
+use crate::peers;
 use crate::rope2d::{burn_rows, index_operand, truth};
 use anyhow::Result;
 use conv_cases::workloads::{self, RopeWorkload};
@@ -13,8 +14,11 @@ use conv_kernels::rope::{
     Positions, RopeAngles, RopeAxes, RopeLayout, RopePairs, RopeProblem, RopeVolume, Rotation, reference,
     rotate_all,
 };
+use serde_json::json;
 
 const OP: &str = "rope";
+
+const PASSES: [Pass; 2] = [Pass::Fwd, Pass::Bwd];
 
 /// Where the sequences begin.
 const OFFSET: i32 = 1000;
@@ -101,13 +105,14 @@ fn run_case(bench: &mut Bench, workload: &RopeWorkload, dtype: FloatType) -> Res
         plan: plan.into(),
         chosen: true,
     };
-    for pass in bench.options.passes(&[Pass::Fwd, Pass::Bwd]) {
+    for pass in bench.options.passes(&PASSES) {
         let inverse = pass == Pass::Bwd;
         bench.ours(&row(pass, "rotate"), work, &[truth(&problem, &source, &positions, inverse)], &|out| {
             let rotation = Rotation { problem, tokens: &from, positions: places, out: &out[0] };
             rotate_all(&client, &limits, &[rotation], inverse)
         })?;
     }
+    run_peers(bench, &problem, (&source, &positions), work, &|pass| row(pass, ""))?;
     // Burn's module rotates neighbours along one axis, by fp32 tables that 16-bit tokens cannot meet.
     if bench.options.no_burn || workload.model != "gpt_j" || dtype != FloatType::F32 {
         return Ok(());
@@ -117,4 +122,36 @@ fn run_case(bench: &mut Bench, workload: &RopeWorkload, dtype: FloatType) -> Res
     burn_rows(bench, &|pass| row(pass, peer.name()), work, (source, shape), &truth, &|tokens| {
         peer.forward(tokens)
     })
+}
+
+/// The same rotations for peers in other processes.
+fn run_peers(
+    bench: &mut Bench,
+    problem: &RopeProblem,
+    (source, positions): (&Source, &[i64]),
+    work: Work,
+    row: &dyn Fn(Pass) -> Row,
+) -> Result<()> {
+    let Some(peers) = &bench.peers else { return Ok(()) };
+    let frequencies = problem.frequencies();
+    let mut job = peers::job(json!({
+        "op": OP,
+        "shapes": {"x": [problem.batch, problem.heads, problem.tokens, problem.head_dim]},
+        "seeds": {"x": source.seed()},
+        "tokens": peers.integers("tokens.bin", positions)?,
+        "frequencies": frequencies.iter().map(|each| each.radians).collect::<Vec<_>>(),
+        "axes": frequencies.iter().map(|each| each.axis).collect::<Vec<_>>(),
+        "neighbours": problem.angles.pairs == RopePairs::Neighbours,
+    }));
+    // One axis: a peer may have a kernel for it.
+    if problem.angles.count() == 1 {
+        job.insert("base".into(), json!(problem.angles.base[0]));
+        job.insert("offset".into(), json!(OFFSET));
+    }
+    bench.clean_up();
+    for pass in bench.options.passes(&PASSES) {
+        let truth = truth(problem, source, positions, pass == Pass::Bwd);
+        bench.peers(&row(pass), work, &[truth], job.clone())?;
+    }
+    Ok(())
 }
