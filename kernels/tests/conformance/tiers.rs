@@ -86,10 +86,10 @@ fn every_plan(dtype: FloatType, limits: &Limits) -> Vec<(Pass, String, bool)> {
             add(&input, kind(&Plan::Subpixel(tile)), true);
         }
     }
-    // Wide tiles are taken in f32 alone where matrix units serve (`tiles_of_multiply_adds`).
-    let served = |tile: &&RegisterTile| {
-        dtype == FloatType::F32 || fragments(dtype).next().is_none() || tile.tile_n <= 8
-    };
+    // Wide tiles are taken in f32 alone where matrix units serve (`tiles_of_multiply_adds`), bf16's by f32.
+    let stage = if dtype == FloatType::Bf16 { FloatType::F32 } else { dtype };
+    let is_served = fragments(dtype).chain(fragments(stage)).next().is_some();
+    let served = |tile: &&RegisterTile| dtype == FloatType::F32 || !is_served || tile.tile_n <= 8;
     for tile in RegisterTile::ALL.iter().filter(served) {
         add(&PASSES, kind(&Plan::Gemm(GemmTile::Fma(*tile))), false);
     }
