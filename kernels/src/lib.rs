@@ -53,6 +53,8 @@
 //! * wave: as many threadgroups as the device runs at once ([`Limits::cubes_in_flight`]).
 //! * epilogue: accumulators to memory, with bias, activation, rounding and masks.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 mod activation;
 pub mod causal_conv1d;
 mod chip;

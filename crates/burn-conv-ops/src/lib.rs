@@ -28,6 +28,8 @@
 //! on it lets this crate compile, and every call on that device is refused.
 //! Backend authors find the trait and its types in [`backend`].
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 pub mod backend;
 mod causal_conv1d;
 mod causal_conv3d;
