@@ -1,10 +1,11 @@
 //! What needs a process of its own: this executable, started again with the name of a task.
 
 use crate::models::{Network, Pair};
-use crate::support::{gpu, normal};
+use crate::support::{gpu, normal, owned};
+use burn::nn::conv::Conv3dConfig;
 use burn::tensor::Tensor;
 use burn_conv_ops::patch::report;
-use burn_conv_ops::{PatchError, PatchOptions, is_patched, patch, patch_conv3d};
+use burn_conv_ops::{Algorithm, PatchError, PatchOptions, WinogradTile, is_patched, patch, patch_conv3d};
 use burn_cubecl::CubeDevice;
 use burn_cubecl::fusion::{CubeFuser, OptimizationProvider, register};
 use burn_cubecl_fusion::optim::elemwise::{ElementWiseFuser, ElemwiseOptimization};
@@ -21,6 +22,7 @@ pub(crate) fn run() -> bool {
         "kind_too_late" => kind_too_late(),
         "name_taken" => name_taken(),
         "steps" => steps(),
+        "left" => left(),
         other => panic!("there is no task `{other}`"),
     }
     true
@@ -99,8 +101,8 @@ pub(crate) fn another_version_is_an_error() {
     assert!(text.contains("an optimization named `burn-conv-ops` is registered with Burn already"), "{text}");
 }
 
-/// Six equal steps, with a line before each.
-fn steps() {
+/// Writes the lines of the log to stderr.
+fn log_lines() {
     struct Lines;
     impl log::Log for Lines {
         fn enabled(&self, _: &log::Metadata<'_>) -> bool {
@@ -115,6 +117,11 @@ fn steps() {
     }
     log::set_logger(&Lines).expect("there is no other logger");
     log::set_max_level(log::LevelFilter::Info);
+}
+
+/// Six equal steps, with a line before each.
+fn steps() {
+    log_lines();
     patch(PatchOptions::new().with_device(gpu())).expect("before the first tensor operation");
     let device = gpu().autodiff();
     let pair = Pair::new(&device);
@@ -160,4 +167,26 @@ pub(crate) fn each_kind_is_announced_once() {
         let line = format!("INFO patch: {kind} runs on the kernels of burn-conv-ops\n");
         assert_eq!(text.matches(&line).count(), 1, "{kind}\n{text}");
     }
+}
+
+/// Two convolutions that the forced algorithm does not serve.
+fn left() {
+    log_lines();
+    let options = PatchOptions::new().with_device(gpu());
+    let options = options.with_algorithm(Algorithm::Winograd(WinogradTile::F4x4));
+    patch(options).expect("before the first tensor operation");
+    let conv = Conv3dConfig::new([4, 4], [1, 1, 1]).init(&gpu());
+    for seed in [1, 2] {
+        owned(conv.forward(normal(seed, [1, 4, 2, 3, 4], &gpu())));
+    }
+    let report = report();
+    assert_eq!((report.recorded(), report.declined()), (2, 2), "{report}");
+}
+
+pub(crate) fn the_reason_why_one_is_left_is_said_once() {
+    let text = child("left", &[]);
+    let lines: Vec<_> = text.lines().filter(|line| line.contains("left to Burn")).collect();
+    let want =
+        "INFO patch: a conv3d was left to Burn: conv3d: winograd_4x4 needs a 3x3 kernel in H and W, got 1x1";
+    assert_eq!(lines, [want], "{text}");
 }

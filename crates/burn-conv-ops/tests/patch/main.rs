@@ -60,6 +60,7 @@ fn main() {
         ("another_version_is_an_error", children::another_version_is_an_error),
         ("repeated_steps_hit_the_plan_cache", children::repeated_steps_hit_the_plan_cache),
         ("each_kind_is_announced_once", children::each_kind_is_announced_once),
+        ("the_reason_why_one_is_left_is_said_once", children::the_reason_why_one_is_left_is_said_once),
     ];
     let trial = |(name, test): (&str, fn())| {
         Trial::test(name, move || {
