@@ -223,6 +223,19 @@ fn video_classifier(data: &Path, options: &[String]) -> Result<()> {
     run("video-classifier", &options)
 }
 
+/// What a tier sets in the environment of the tests, but for what `is_set` already.
+fn tier(full: bool, is_set: impl Fn(&str) -> bool) -> Vec<(&'static str, &'static str)> {
+    let mut tier = if full {
+        vec![("CONV_TESTS", "full"), ("PROPTEST_CASES", "10000")]
+    } else {
+        // lavapipe compiles most kernels for one small launch: without LLVM's optimizations the suites take
+        // an eighth less.
+        vec![("GALLIVM_PERF", "nopt")]
+    };
+    tier.retain(|(name, _)| *name == "CONV_TESTS" || !is_set(name));
+    tier
+}
+
 fn test(full: bool, options: &[String]) -> Result<()> {
     driver::ensure()?;
     if driver::EXECUTES_METAL {
@@ -234,13 +247,7 @@ fn test(full: bool, options: &[String]) -> Result<()> {
     cargo(words("test --workspace --lib --bins --test * --no-run"))?;
     let tests = |suite: &[String]| {
         let mut command = cargo_command(suite.iter().chain(options).cloned());
-        if full {
-            command.env("CONV_TESTS", "full");
-        } else if std::env::var_os("GALLIVM_PERF").is_none() {
-            // lavapipe compiles most kernels for one small launch: without LLVM's optimizations the suites
-            // take an eighth less.
-            command.env("GALLIVM_PERF", "nopt");
-        }
+        command.envs(tier(full, |name| std::env::var_os(name).is_some()));
         command
     };
     // The software driver leaves a core idle, which runs the emitted Metal source meanwhile; what is left of
@@ -355,46 +362,4 @@ fn check(built: bool) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn records_are_read_without_the_benchmark_program() {
-        let parsed = |line: &str| match Cli::parse_from(line.split(' ')).command {
-            Task::Bench { vulkan, compare, report, options } => (vulkan, compare, report, options),
-            _ => unreachable!("bench"),
-        };
-        let (vulkan, compare, report, options) = parsed("xtask bench --vulkan --peers --size small");
-        assert_eq!((vulkan, compare, report), (true, vec![], None));
-        assert_eq!(options, words("--peers --size small"));
-        assert_eq!(parsed("xtask bench --compare a.csv b.csv").1, words("a.csv b.csv"));
-        let (_, _, report, options) = parsed("xtask bench --report a.csv --plots docs");
-        assert_eq!((report, options), (Some("a.csv".into()), words("--plots docs")));
-        assert!(Cli::try_parse_from("xtask bench --compare a.csv".split(' ')).is_err());
-    }
-
-    #[test]
-    fn the_tuner_s_file_is_an_option_of_its_own() {
-        let parsed = |line: &str| match Cli::parse_from(line.split(' ')).command {
-            Task::Tune { vulkan, out, options } => (vulkan, out, options),
-            _ => unreachable!("tune"),
-        };
-        let (vulkan, out, options) = parsed("xtask tune --out a.txt --size small --device software");
-        assert_eq!((vulkan, out), (false, PathBuf::from("a.txt")));
-        assert_eq!(options, words("--size small --device software"));
-        let (_, out, options) = parsed("xtask tune --record b.csv --chip h200");
-        assert_eq!(out, PathBuf::from("bench/results/tune.txt"));
-        assert_eq!(options, words("--record b.csv --chip h200"));
-    }
-
-    #[test]
-    fn full_is_no_option_of_cargo_test() {
-        let parsed = |line: &str| match Cli::parse_from(line.split(' ')).command {
-            Task::Test { full, options } => (full, options),
-            _ => unreachable!("test"),
-        };
-        assert_eq!(parsed("xtask test"), (false, vec![]));
-        assert_eq!(parsed("xtask test --full"), (true, vec![]));
-        assert_eq!(parsed("xtask test --full --test burn"), (true, words("--test burn")));
-    }
-}
+mod tests;

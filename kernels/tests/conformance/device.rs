@@ -28,9 +28,10 @@ pub(crate) fn client() -> Client {
         .unwrap_or_else(|message| panic!("{message}"))
 }
 
-/// Repetitions in tests of bitwise reproducibility: a software device takes milliseconds for each.
-pub(crate) fn repeats(limits: &conv_kernels::Limits) -> usize {
-    if limits.loop_iterations.is_some() { 60 } else { 10_000 }
+/// Launches of each plan in tests of bitwise reproducibility; `quick` on a software device in the quick tier.
+pub(crate) fn repeats(limits: &conv_kernels::Limits, quick: usize) -> usize {
+    // Only software devices limit loop iterations.
+    if limits.loop_iterations.is_some() && !conv_testing::is_full() { quick } else { 1_000 }
 }
 
 /// The most multiply-adds of a plan in a case of a table, padding of its tiles included: tens of thousands of

@@ -7,6 +7,7 @@ mod conv3d_cache_layouts;
 mod conv3d_non_finite;
 mod conv3d_pre;
 mod conv3d_reference;
+mod conv3d_repeats;
 mod conv3d_residual;
 mod conv3d_streams;
 mod conv3d_sums;

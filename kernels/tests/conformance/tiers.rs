@@ -42,7 +42,7 @@ const CONV3D: [fn(); 18] = [
 
 /// A plan's variant and tile. Another variant of [`Plan`] belongs in [`every_plan`]. Tiles that are computed
 /// for a problem differ by what else their kernels are specialized by.
-fn kind(plan: &Plan) -> String {
+pub(crate) fn kind(plan: &Plan) -> String {
     match plan {
         Plan::FewOutputs(tile) => few_outputs(tile.prefetch),
         Plan::Winograd(config) => winograd(config.tile, config.mma_tile.is_some()),

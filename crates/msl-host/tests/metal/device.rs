@@ -14,9 +14,10 @@ pub(crate) fn client() -> Client {
 /// The limit of work per launch, lower than on other devices: fibers are slow.
 pub(crate) const MOST_WORK: usize = 30_000_000;
 
-/// Repeats of a launch, fewer than on other devices.
-pub(crate) fn repeats(_: &conv_kernels::Limits) -> usize {
-    60
+/// Launches of each plan in tests of bitwise reproducibility: in both tiers what the quick one has, since
+/// threads are fibers and the order of threads and threadgroups changes from launch to launch anyway.
+pub(crate) fn repeats(_: &conv_kernels::Limits, quick: usize) -> usize {
+    quick
 }
 
 /// Whether threads are executed on the CPU: sums with K in the millions are left to other devices.

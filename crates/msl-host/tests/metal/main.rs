@@ -18,6 +18,8 @@ mod conv3d_non_finite;
 mod conv3d_pre;
 #[path = "../../../../kernels/tests/conformance/conv3d_reference.rs"]
 mod conv3d_reference;
+#[path = "../../../../kernels/tests/conformance/conv3d_repeats.rs"]
+mod conv3d_repeats;
 #[path = "../../../../kernels/tests/conformance/conv3d_residual.rs"]
 mod conv3d_residual;
 #[path = "../../../../kernels/tests/conformance/conv3d_streams.rs"]

@@ -6,8 +6,10 @@ use super::{check, launch, normal, plans, problem, read_results, sample, tensors
 use crate::device::repeats;
 use crate::support::client;
 use conv_cases::causal_conv1d::{self as cases, Case};
+use conv_kernels::causal_conv1d::Plan;
 use conv_kernels::conv3d::Activation;
 use conv_kernels::{FloatType, IndexType, Limits};
+use std::collections::HashSet;
 
 /// With a wide filter a NaN in x reaches the W steps that read it, a NaN in dy the W steps whose gradient
 /// reads it: the tail of a block of taps is not padded with zero taps.
@@ -91,8 +93,8 @@ fn threadgroups_have_several_tiles() {
     }
 }
 
-/// Every plan of some problems, in 16 and 32 bits: 10,000 launches on a GPU, few on a device where a launch
-/// takes milliseconds.
+/// Every plan of some problems, in 16 and 32 bits, 1,000 times (few times on a software device in the quick
+/// tier).
 #[test]
 fn repeated_launches_give_equal_bits() {
     let client = client();
@@ -102,13 +104,13 @@ fn repeated_launches_give_equal_bits() {
         .chain([
             Case { silu: true, ..Case::new("words", [2, 3, 4104], 4) },
             Case::new("wide", [2, 3, 520], 24),
+            Case { btc: true, ..Case::new("wide_btc", [2, 3, 70], 12) },
         ])
         .flat_map(|case| [FloatType::F32, FloatType::F16].map(|dtype| (case.clone(), dtype)))
         .collect();
     problems.retain(|(_, dtype)| limits.dtypes.contains(dtype));
-    // Every problem has two plans.
-    let repeats = repeats(&limits).div_ceil(2 * problems.len());
-    let mut launches = 0;
+    let repeats = repeats(&limits, 3);
+    let mut repeated = HashSet::new();
     for (case, dtype) in problems {
         let problem = problem(&case, dtype, dtype);
         let tensors = tensors(&client, &problem, &cases::seq_idx(&case), true, &normal);
@@ -118,7 +120,6 @@ fn repeated_launches_give_equal_bits() {
             while left > 0 {
                 let count = left.min(50);
                 left -= count;
-                launches += count;
                 let launched =
                     (0..count).map(|_| launch((&client, &limits), &problem, plans, &tensors)).collect();
                 for results in bits(&client, launched) {
@@ -126,8 +127,14 @@ fn repeated_launches_give_equal_bits() {
                     assert!(results == *first, "{case} {plans:?} {}", dtype.name());
                 }
             }
+            repeated.extend([0, 1].map(|pass| (case.btc, pass, plans[pass])));
         }
     }
-    println!("{launches} launches of each pass");
-    assert!(launches >= crate::device::repeats(&limits));
+    for btc in [false, true] {
+        for (plan, pass) in
+            [Plan::Narrow, Plan::Wide, Plan::Looped].into_iter().flat_map(|plan| [(plan, 0), (plan, 1)])
+        {
+            assert!(repeated.contains(&(btc, pass, plan)), "btc {btc} {plan:?} pass {pass}");
+        }
+    }
 }
