@@ -30,6 +30,8 @@ mod fma;
 pub(crate) mod fragments;
 pub(super) mod gather;
 pub(super) mod index;
+#[cfg(test)]
+mod index_tests;
 mod launch;
 mod mma;
 mod mma_weight;
