@@ -2,16 +2,18 @@
 //! and as modules that share records with Burn's.
 
 use crate::golden::{self, Tensors};
-use crate::support::{assert_close, bits, devices, normal, upload, values};
+use crate::support::{assert_close, bits, check, devices, normal, upload, values};
 use burn::nn::conv as of_burn;
 use burn::nn::{PaddingConfig1d, PaddingConfig2d};
 use burn::serde::Deserialize;
 use burn::store::ModuleSnapshot;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 use burn_conv_ops::{
     Conv1dOptions, Conv2dOptions, ConvTranspose2dOptions, ConvTranspose3dOptions, conv_transpose2d,
     conv_transpose3d, conv1d, conv2d, nn, try_conv_transpose2d, try_conv_transpose3d, try_conv1d, try_conv2d,
 };
+use conv_kernels::FloatType;
+use conv_kernels::tolerance::Expected;
 use safetensors::SafeTensors;
 
 /// A problem in the metadata of the golden file; golden/README.md has the schema.
@@ -80,6 +82,64 @@ fn with_record<A: ModuleSnapshot, B: ModuleSnapshot>(module: A, other: B) -> A {
     let result = module.apply(snapshots, None, None, false);
     assert!(result.missing.is_empty() && result.unused.is_empty() && result.errors.is_empty(), "{result:?}");
     module
+}
+
+/// y, dx, dw and db of an op on inputs that f16 holds, or on their magnitudes; shapes of x, weight and bias.
+fn results<const D: usize>(
+    op: &impl Fn(Tensor<D>, Tensor<D>, Option<Tensor<1>>) -> Tensor<D>,
+    (x, weight, bias): ([usize; D], [usize; D], usize),
+    (device, dtype, absolute): (&Device, DType, bool),
+) -> Vec<Vec<f64>> {
+    fn map<const D: usize>(tensor: Tensor<D>, dtype: DType, absolute: bool) -> Tensor<D> {
+        let tensor = tensor.cast(DType::F16).cast(dtype);
+        if absolute { tensor.abs() } else { tensor }
+    }
+    let x = map(normal(1, x, device), dtype, absolute).require_grad();
+    let weight = map(normal(2, weight, device), dtype, absolute).require_grad();
+    let bias = map(normal(3, [bias], device), dtype, absolute).require_grad();
+    let y = op(x.clone(), weight.clone(), Some(bias.clone()));
+    let dy = map(normal(4, y.dims(), device), dtype, absolute);
+    let gradients = (y.clone() * dy).sum().backward();
+    let [dx, dw] = [x, weight].map(|input| input.grad(&gradients).expect("a gradient"));
+    let db = bias.grad(&gradients).expect("a gradient");
+    assert_eq!([y.dtype(), dx.dtype(), dw.dtype(), db.dtype()], [dtype; 4]);
+    vec![values(y), values(dx), values(dw), values(db)]
+}
+
+/// An op in f16 against itself in f32, within the bound of both sums and one rounding.
+fn check_halves<const D: usize>(
+    what: &str,
+    shapes: ([usize; D], [usize; D], usize),
+    device: &Device,
+    op: impl Fn(Tensor<D>, Tensor<D>, Option<Tensor<1>>) -> Tensor<D>,
+) {
+    let got = results(&op, shapes, (device, DType::F16, false));
+    let want = results(&op, shapes, (device, DType::F32, false));
+    let magnitudes = results(&op, shapes, (device, DType::F32, true));
+    let terms = [want[2].len(), want[0].len()];
+    for (index, name) in ["y", "dx", "dw", "db"].into_iter().enumerate() {
+        let expected = Expected {
+            values: &want[index],
+            magnitudes: &magnitudes[index],
+            terms: 2 * (terms[index / 2] + 9),
+            dtype: FloatType::F16,
+            slope: 1.0,
+        };
+        check(&format!("{what} {name}"), &expected, &got[index]);
+    }
+}
+
+#[test]
+fn halves_are_rounded_once() {
+    for (on, device) in devices() {
+        let device = device.autodiff();
+        let options = Conv2dOptions::new().with_stride([2, 1]).with_padding([1, 1]).with_groups(2);
+        let shapes = ([2, 4, 7, 6], [6, 2, 3, 3], 6);
+        check_halves(&format!("conv2d on {on}"), shapes, &device, |x, w, b| conv2d(x, w, b, options));
+        let options = Conv1dOptions::new().with_padding(4).with_dilation(2);
+        let shapes = ([2, 5, 19], [6, 5, 5], 6);
+        check_halves(&format!("conv1d on {on}"), shapes, &device, |x, w, b| conv1d(x, w, b, options));
+    }
 }
 
 fn close<const D: usize>(what: &str, got: Tensor<D>, want: Tensor<D>) {
