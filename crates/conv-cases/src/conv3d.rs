@@ -362,6 +362,12 @@ mod tests {
         let depths: HashSet<usize> =
             long_sums.map(|case| case.weight_shape()[1..].iter().product()).collect();
         assert_eq!(depths, HashSet::from([32_766, 32_767, 32_768, 32_769]));
+        let modes_of = |size| -> HashSet<Padding> {
+            let frames = cases.iter().filter(|case| case.name.starts_with("pytorch_194922"));
+            let of_size = frames.filter(|case| [case.h, case.w] == [size; 2] && case.padding == [(1, 1); 3]);
+            of_size.map(|case| case.padding_modes()[1]).collect()
+        };
+        assert_eq!([256, 257].map(|size| modes_of(size).len()), [4; 2]);
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod packed;
 mod padding;
 #[cfg(not(feature = "fusion"))]
 mod patched;
+mod pieces;
 mod prepared;
 mod residual;
 mod rope;

@@ -4,7 +4,7 @@
 //! and the rest is shrunk; the comment says so. Bugs that need more memory are not here: burn #3524 (a 4096 x
 //! 4096 frame, tested by grids with forced small limits) and those beyond 2^31 elements.
 
-use super::{Activation::*, Conv3dCase};
+use super::{Activation::*, Conv3dCase, Padding};
 
 fn case(name: String, input: [usize; 5], o: usize, kernel: [usize; 3]) -> Conv3dCase {
     Conv3dCase::new(&name, input, o, kernel)
@@ -15,6 +15,7 @@ pub(super) fn cases() -> Vec<Conv3dCase> {
     let mut cases = wrong_channels();
     cases.extend(pointwise_products());
     cases.extend(long_axes());
+    cases.extend(large_frames());
     cases.extend(winograd());
     cases
 }
@@ -166,6 +167,20 @@ fn long_axes() -> Vec<Conv3dCase> {
         });
     }
     cases
+}
+
+/// pytorch #194922: rank-5 padding on MPS overwrote the input from 65,536 elements per frame on.
+fn large_frames() -> Vec<Conv3dCase> {
+    use Padding::{Circular, Reflect, Replicate, Zeros};
+    let modes = [("zeros", Zeros), ("replicate", Replicate), ("reflect", Reflect), ("circular", Circular)];
+    let cases = [256, 257].into_iter().flat_map(|size| {
+        modes.map(|(name, mode)| Conv3dCase {
+            padding: [(1, 1); 3],
+            modes: Some([mode; 3]),
+            ..case(format!("pytorch_194922_{size}x{size}_{name}"), [1, 1, 2, size, size], 1, [3; 3])
+        })
+    });
+    cases.collect()
 }
 
 /// Bugs of Winograd convolutions.
