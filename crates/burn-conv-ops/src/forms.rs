@@ -23,9 +23,10 @@ pub(crate) enum PaddingModeForm {
     Circular,
 }
 
-/// A padding mode for each axis: a list of three, or one name for all.
+/// A padding mode for each axis: a list, or one name for all.
 pub(crate) mod padding_modes {
     use super::{PaddingMode, PaddingModeForm};
+    use burn::serde::de::Error;
     use burn::serde::{Deserialize, Deserializer, Serialize, Serializer};
 
     #[derive(Clone, Copy, Serialize, Deserialize)]
@@ -36,18 +37,26 @@ pub(crate) mod padding_modes {
     #[serde(crate = "burn::serde", untagged)]
     enum Modes {
         All(Mode),
-        Each([Mode; 3]),
+        Each(Vec<Mode>),
     }
 
-    pub(crate) fn serialize<S: Serializer>(modes: &[PaddingMode; 3], to: S) -> Result<S::Ok, S::Error> {
-        modes.map(Mode).serialize(to)
+    pub(crate) fn serialize<S: Serializer, const AXES: usize>(
+        modes: &[PaddingMode; AXES],
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        modes.map(Mode).as_slice().serialize(to)
     }
 
-    pub(crate) fn deserialize<'a, D: Deserializer<'a>>(from: D) -> Result<[PaddingMode; 3], D::Error> {
-        Ok(match Modes::deserialize(from)? {
-            Modes::All(mode) => [mode.0; 3],
-            Modes::Each(modes) => modes.map(|mode| mode.0),
-        })
+    pub(crate) fn deserialize<'a, D: Deserializer<'a>, const AXES: usize>(
+        from: D,
+    ) -> Result<[PaddingMode; AXES], D::Error> {
+        let modes: Vec<_> = match Modes::deserialize(from)? {
+            Modes::All(mode) => vec![mode.0; AXES],
+            Modes::Each(modes) => modes.into_iter().map(|mode| mode.0).collect(),
+        };
+        let count = modes.len();
+        let expected = format!("one padding mode, or {AXES}");
+        modes.try_into().map_err(|_| D::Error::invalid_length(count, &expected.as_str()))
     }
 }
 

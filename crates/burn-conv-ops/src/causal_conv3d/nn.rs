@@ -2,7 +2,7 @@
 
 use super::{CausalConv3dOptions, FirstFrames, try_piece, try_whole};
 use crate::conv::PaddingPairs;
-use crate::forms::{ActivationForm, AlgorithmForm, PaddingModeForm};
+use crate::forms::{ActivationForm, AlgorithmForm};
 use crate::nn::{check_groups, config, convolution_setters, setters};
 use crate::{Activation, Algorithm, ConvError, PaddingMode, PerAxis, or_panic};
 use burn::module::{Content, DisplaySettings, Initializer, Module, ModuleDisplay, Param};
@@ -29,9 +29,9 @@ pub struct CausalConv3dConfig {
     pub groups: usize,
     /// Padding before and after H, W; none.
     pub plane_padding: [(usize, usize); 2],
-    /// How taps outside the plane read; as zero.
-    #[serde(with = "PaddingModeForm")]
-    pub plane_mode: PaddingMode,
+    /// How taps outside the plane read along H, W; as zero. One name is read as both.
+    #[serde(with = "crate::forms::padding_modes")]
+    pub plane_mode: [PaddingMode; 2],
     /// What precedes the first frame; zeros.
     pub first: FirstFrames,
     /// Whether a bias is learned; yes.
@@ -52,8 +52,8 @@ convolution_setters!(CausalConv3dConfig);
 setters!(CausalConv3dConfig {
     /// Sets the distance between windows along D.
     with_depth_stride(depth_stride: usize);
-    /// Sets how taps outside the plane read.
-    with_plane_mode(plane_mode: PaddingMode);
+    /// Sets how taps outside the plane read along H, W.
+    with_plane_modes(plane_mode: [PaddingMode; 2]);
     /// Sets what precedes the first frame.
     with_first(first: FirstFrames);
     /// Sets the distance between windows along H, W: one number or two.
@@ -81,6 +81,12 @@ impl CausalConv3dConfig {
             algorithm: options.algorithm,
             initializer: Initializer::KaimingUniform { gain: 1.0 / 3f64.sqrt(), fan_out_only: false },
         }
+    }
+
+    /// Sets how taps outside the plane read, the same along H and W.
+    #[must_use]
+    pub fn with_plane_mode(self, plane_mode: PaddingMode) -> Self {
+        self.with_plane_modes([plane_mode; 2])
     }
 
     /// Sets the padding of H, W: one number for all sides, one for each axis, or pairs (before, after).
@@ -136,9 +142,9 @@ pub struct CausalConv3d {
     /// Padding before and after H, W.
     #[module(skip)]
     pub plane_padding: [(usize, usize); 2],
-    /// How taps outside the plane read.
+    /// How taps outside the plane read along H, W.
     #[module(skip)]
-    pub plane_mode: PaddingMode,
+    pub plane_mode: [PaddingMode; 2],
     /// What precedes the first frame.
     #[module(skip)]
     pub first: FirstFrames,

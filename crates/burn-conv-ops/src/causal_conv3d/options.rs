@@ -31,8 +31,8 @@ pub struct CausalConv3dOptions {
     pub groups: usize,
     /// Padding before and after H, W.
     pub plane_padding: [(usize, usize); 2],
-    /// How taps outside the plane read.
-    pub plane_mode: PaddingMode,
+    /// How taps outside the plane read along H, W.
+    pub plane_mode: [PaddingMode; 2],
     /// What precedes the first frame where no cache is given.
     pub first: FirstFrames,
     /// Applied to the result before it is rounded and stored.
@@ -49,7 +49,7 @@ impl Default for CausalConv3dOptions {
             dilation: [1; 3],
             groups: 1,
             plane_padding: [(0, 0); 2],
-            plane_mode: PaddingMode::Zeros,
+            plane_mode: [PaddingMode::Zeros; 2],
             first: FirstFrames::Zeros,
             activation: Activation::None,
             algorithm: Algorithm::Auto,
@@ -94,9 +94,15 @@ impl CausalConv3dOptions {
         Self { plane_padding: padding.into().0, ..self }
     }
 
-    /// Sets how taps outside the plane read.
+    /// Sets how taps outside the plane read, the same along H and W.
     #[must_use]
     pub fn with_plane_mode(self, plane_mode: PaddingMode) -> Self {
+        self.with_plane_modes([plane_mode; 2])
+    }
+
+    /// Sets how taps outside the plane read along H, W.
+    #[must_use]
+    pub fn with_plane_modes(self, plane_mode: [PaddingMode; 2]) -> Self {
         Self { plane_mode, ..self }
     }
 
@@ -125,12 +131,13 @@ impl CausalConv3dOptions {
             FirstFrames::Replicate => PaddingMode::Replicate,
         };
         let [height, width] = self.plane_padding;
+        let [of_height, of_width] = self.plane_mode;
         Conv3dOptions {
             stride: [self.depth_stride, self.stride[0], self.stride[1]],
             padding: [(front, 0), height, width].into(),
             dilation: self.dilation,
             groups: self.groups,
-            padding_mode: [depth, self.plane_mode, self.plane_mode],
+            padding_mode: [depth, of_height, of_width],
             activation: self.activation,
             algorithm: self.algorithm,
         }

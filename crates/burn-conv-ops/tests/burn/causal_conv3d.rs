@@ -178,7 +178,7 @@ fn a_cache_is_read_like_joined_frames() {
             let plane = [(0, 0), (1, 1), (1, 1)];
             let joined = Conv3dOptions::new()
                 .with_padding(plane)
-                .with_padding_modes([PaddingMode::Zeros, options.plane_mode, options.plane_mode])
+                .with_padding_modes([PaddingMode::Zeros, options.plane_mode[0], options.plane_mode[1]])
                 .with_groups(groups)
                 .with_activation(options.activation);
             let want =
@@ -222,9 +222,21 @@ fn the_module_streams_and_has_a_record() {
         let config = CausalConv3dConfig::new([2, 3], [3, 3, 3])
             .with_plane_padding(1)
             .with_first(FirstFrames::Replicate)
-            .with_plane_mode(PaddingMode::Circular)
+            .with_plane_modes([PaddingMode::Circular, PaddingMode::Reflect])
             .with_activation(Activation::Silu);
-        let read: CausalConv3dConfig = serde_json::from_str(&config.to_string()).expect("its own text");
+        let text = config.to_string();
+        let read = |text: &str| serde_json::from_str::<CausalConv3dConfig>(text);
+        // One name for both axes, as in files of earlier versions.
+        let name = |modes: &str| {
+            let mut value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+            value["plane_mode"] = serde_json::from_str(modes).expect("JSON");
+            value.to_string()
+        };
+        let both = read(&name("\"Circular\"")).expect("one name").plane_mode;
+        assert_eq!(both, [PaddingMode::Circular; 2]);
+        let error = read(&name("[\"Circular\"]")).expect_err("one of two").to_string();
+        assert!(error.starts_with("invalid length 1, expected one padding mode, or 2"), "{error}");
+        let read = read(&text).expect("its own text");
         assert_eq!(
             (read.plane_padding, read.first, read.plane_mode),
             ([(1, 1); 2], config.first, config.plane_mode)
@@ -236,7 +248,7 @@ fn the_module_streams_and_has_a_record() {
             .map(|(at, frames)| conv.forward_streaming(x.clone().narrow(2, at, frames), &mut cache));
         let got = values(Tensor::cat(parts.to_vec(), 2));
         crate::support::assert_close("module", &got, &values(conv.forward(x)), 1e-6);
-        assert!(format!("{conv}").contains("plane_mode: Circular"), "{conv}");
+        assert!(format!("{conv}").contains("plane_mode: [Circular, Reflect]"), "{conv}");
     }
 }
 
