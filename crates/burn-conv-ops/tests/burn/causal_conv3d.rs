@@ -5,7 +5,7 @@ use crate::golden::{self, Tensors};
 use crate::padding::mode;
 use crate::support::{assert_close, devices, normal, upload, values};
 use burn::serde::Deserialize;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 use burn_conv_ops::nn::CausalConv3dConfig;
 use burn_conv_ops::{
     Activation, Algorithm, CausalConv3dOptions, Conv3dOptions, FirstFrames, PaddingMode, causal_conv3d,
@@ -288,6 +288,12 @@ fn bad_calls_are_refused_in_one_sentence() {
         refused([1, 4, 2, 5, 5], [6, 3, 3, 3, 3], None, new),
         "causal_conv3d (as conv3d of the cache and x): the weight expects 3 channels per group, the input has 4 \
          channels in 1 groups (4 per group)"
+    );
+    let cache = Some(zeros([1, 4, 2, 5, 5]).cast(DType::F16));
+    let error = try_causal_conv3d(zeros([1, 4, 2, 5, 5]), zeros([6, 4, 3, 3, 3]), None, cache, new);
+    assert_eq!(
+        error.expect_err("two dtypes").to_string(),
+        "causal_conv3d: x is f32 and the cache is f16, they must have one dtype"
     );
     let cache = Some(upload(&[0.0; 8], [1, 1, 2, 2, 2], &crate::support::gpu()));
     let error = try_causal_conv3d(zeros([1, 1, 2, 2, 2]), zeros([1, 1, 3, 1, 1]), None, cache, new);

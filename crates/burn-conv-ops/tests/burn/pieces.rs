@@ -1,7 +1,9 @@
 //! Causal conv3d on pieces of a clip: large frames, modes of padding, half precision.
 
 use crate::support::{devices, normal, upload, values};
-use burn::tensor::Tensor;
+use burn::module::Param;
+use burn::tensor::{DType, Device, Tensor};
+use burn_conv_ops::nn::CausalConv3dConfig;
 use burn_conv_ops::{CausalConv3dOptions, Conv3dOptions, PaddingMode, causal_conv3d, conv3d};
 use conv_cases::fill;
 use conv_kernels::FloatType;
@@ -87,6 +89,67 @@ fn height_and_width_have_modes_of_their_own() {
             let want = gradients(conv3d(clip, weight.clone(), None, explicit));
             assert!(got == want, "{modes:?} on {on}, behind a cache: {cached}");
             assert_eq!(got.1.map(|gradient| gradient.is_some()), [true, true, cached]);
+        }
+    }
+}
+
+/// y, the cache behind it and the gradients of x, of the first cache (of the function), weight and bias.
+type Results = (Tensor<5>, Tensor<5>, Vec<Tensor<5>>, Tensor<1>);
+
+/// A clip of five frames in two pieces, by the function behind a cache or by the module from the clip's
+/// beginning.
+fn two_pieces(by_module: bool, dtype: DType, device: &Device) -> Results {
+    let integers = |seed: u64, shape: [usize; 5]| {
+        upload(&fill::integers(seed, shape.iter().product(), -2, 2), shape, device).cast(dtype)
+    };
+    let x = integers(1, [1, 2, 5, 5, 4]).require_grad();
+    let cache = integers(2, [1, 2, 2, 5, 4]).require_grad();
+    let weight = integers(3, [4, 2, 3, 3, 3]);
+    let bias = upload(&[-1.0, 0.0, 1.0, 2.0], [4], device).cast(dtype);
+    let mut conv = CausalConv3dConfig::new([2, 4], [3; 3]).with_plane_padding(1).init(device);
+    (conv.weight, conv.bias) = (Param::from_tensor(weight), Some(Param::from_tensor(bias)));
+    let (weight, bias) = (conv.weight.val(), conv.bias.as_ref().expect("it has one").val());
+    let mut held = (!by_module).then(|| cache.clone());
+    let parts = [(0, 1), (1, 4)].map(|(at, frames)| {
+        let piece = x.clone().narrow(2, at, frames);
+        if by_module {
+            return conv.forward_streaming(piece, &mut held);
+        }
+        let (y, next) = causal_conv3d(piece, weight.clone(), Some(bias.clone()), held.take(), conv.options());
+        held = Some(next);
+        y
+    });
+    let y = Tensor::cat(parts.to_vec(), 2);
+    let dy = integers(4, y.dims());
+    let grads = (y.clone() * dy).sum().backward();
+    let fives = [Some(x), (!by_module).then_some(cache), Some(weight)].into_iter().flatten();
+    let fives = fives.map(|tensor| tensor.grad(&grads).expect("tracked")).collect();
+    (y.inner(), held.expect("a cache").inner(), fives, bias.grad(&grads).expect("tracked"))
+}
+
+/// Sums of small integers are exact in f16: pieces, caches and gradients are those of f32.
+#[test]
+fn pieces_in_f16_and_their_gradients_are_exact() {
+    for (on, device) in devices() {
+        let device = device.autodiff();
+        for by_module in [false, true] {
+            let what = format!("{on}, by the module: {by_module}");
+            let half = two_pieces(by_module, DType::F16, &device);
+            let full = two_pieces(by_module, DType::F32, &device);
+            let dtypes = |results: &Results| {
+                let (y, cache, fives, bias) = results;
+                let fives = fives.iter().map(Tensor::dtype);
+                fives.chain([y.dtype(), cache.dtype(), bias.dtype()]).collect::<Vec<_>>()
+            };
+            assert!(dtypes(&half).iter().all(|dtype| *dtype == DType::F16), "{what}: {:?}", dtypes(&half));
+            let all = |(y, cache, fives, bias): Results| {
+                let mut all = vec![values(y), values(cache), values(bias)];
+                all.extend(fives.into_iter().map(values));
+                all
+            };
+            let (half, full) = (all(half), all(full));
+            assert!(full.iter().all(|values| values.iter().any(|value| *value != 0.0)), "{what}");
+            assert!(half == full, "{what}");
         }
     }
 }
