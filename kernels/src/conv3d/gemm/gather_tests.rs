@@ -123,13 +123,22 @@ fn columns_of_patches_cover_the_convolution() {
 }
 
 /// A mask has ten bits per axis: where taps are checked by masks, every axis that needs one has at most ten.
-/// Replicate padding clamps, and without padding any number of taps needs none.
+/// Other modes than zeros clamp or map coordinates, and without padding any number of taps needs none.
 #[test]
 fn masks_hold_all_taps_that_they_check() {
+    use PaddingMode::{Circular, Reflect, Replicate, Zeros};
+    let modes = [Zeros, Replicate, Reflect, Circular].map(|mode| [mode; 3]).into_iter().chain([
+        [Zeros, Reflect, Circular],
+        [Replicate, Zeros, Zeros],
+        [Circular, Replicate, Reflect],
+        [Reflect, Circular, Zeros],
+    ]);
+    let modes: Vec<_> = modes.collect();
     let mut by_coordinates = 0;
+    let mut by_check = [0; 4];
     for taps in 1..=70 {
         for axis in 0..3 {
-            for padding_mode in [PaddingMode::Zeros, PaddingMode::Replicate].map(|mode| [mode; 3]) {
+            for padding_mode in modes.iter().copied() {
                 for padding in [0, 1, taps / 2, taps - 1, taps + 3] {
                     let along_axis = |value: usize, other: usize| {
                         let mut shape = [other; 3];
@@ -141,7 +150,13 @@ fn masks_hold_all_taps_that_they_check() {
                         padding_mode,
                         ..Window::default()
                     };
-                    let [d, h, w] = along_axis(taps, 3);
+                    // Reflect and circular padding read inside the source alone.
+                    let extent = match padding_mode[axis] {
+                        Reflect => taps.max(padding + 1),
+                        Circular => taps.max(padding),
+                        _ => taps,
+                    };
+                    let [d, h, w] = along_axis(extent, 3);
                     let [kd, kh, kw] = along_axis(taps, 1);
                     let problem =
                         Conv3dProblem::new([1, 2, d, h, w], [2, 2, kd, kh, kw], None, window, FloatType::F32)
@@ -152,28 +167,35 @@ fn masks_hold_all_taps_that_they_check() {
                         let padding_mode = padding_of(&launched, pass);
                         let what = format!("{taps} taps of axis {axis}, {problem:?}, {pass:?}");
                         assert!(serves(&launched, pass), "{what}");
-                        let mut few = true;
+                        let zeros = padding_mode == [Zeros; 3];
+                        let mapped = !zeros && padding_mode != [Replicate; 3];
+                        let mut few = !mapped;
                         for gather in gathers(&launched, gathered) {
                             let check = TapCheck::of(&gather, padding_mode);
                             let bits = [0, 1, 2].map(|axis| mask_bit(&gather[axis], axis, check));
                             let masked = (0..3).all(|axis| bits[axis] == 0 || gather[axis].taps <= MASK_BITS);
                             assert!(masked, "{what}");
                             assert!(check == TapCheck::Masks || bits == [0; 3], "{what}");
-                            assert_eq!(
-                                check == TapCheck::Clamp,
-                                padding_mode == [PaddingMode::Replicate; 3],
-                                "{what}"
-                            );
+                            let number = match check {
+                                TapCheck::Masks => 0,
+                                TapCheck::Coordinates => 1,
+                                TapCheck::Clamp => 2,
+                                TapCheck::Map(modes) if modes == padding_mode => 3,
+                                other => panic!("{other:?}: {what}"),
+                            };
+                            by_check[number] += 1;
+                            assert_eq!([number < 2, number == 3], [zeros, mapped], "{what}");
                             few &= check != TapCheck::Coordinates;
                             let any = padding == 0 && pass != Pass::InputGradient || taps <= MASK_BITS;
                             assert!(!any || check != TapCheck::Coordinates, "{what}");
                         }
                         assert_eq!(has_few_taps(&launched, pass), few, "{what}");
-                        by_coordinates += usize::from(!few);
+                        by_coordinates += usize::from(!few && !mapped);
                     }
                 }
             }
         }
     }
     assert!(by_coordinates > 100, "{by_coordinates}");
+    assert!(by_check.iter().all(|count| *count > 1000), "{by_check:?}");
 }
