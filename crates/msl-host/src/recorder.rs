@@ -38,6 +38,11 @@ impl Recorder {
         Self::with(apple_m1(), lower::lower_once, None)
     }
 
+    /// A recorder of a device with other properties, which lowers to MSL as well.
+    pub fn with_properties(properties: DeviceProperties) -> Self {
+        Self::with(properties, lower::lower_once, None)
+    }
+
     /// A recorder that lowers through WGSL, as a Mac before macOS 15 does.
     pub fn before_macos_15() -> Self {
         Self::with(apple_m1_before_macos_15(), fallback::lower, None)

@@ -5,6 +5,7 @@ mod all_kernels;
 mod defects;
 mod device;
 mod divisions;
+mod limits;
 
 #[path = "../../../../kernels/tests/conformance/causal_conv1d/mod.rs"]
 mod causal_conv1d;
