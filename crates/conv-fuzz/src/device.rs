@@ -93,6 +93,10 @@ impl Device {
                     limits.units_per_cube
                 ));
             }
+            let bindings = lowered.facts.bindings;
+            if bindings > limits.bindings {
+                return Some(format!("{name} binds {bindings} buffers, the device has {}", limits.bindings));
+            }
             if let Some(bytes) = launch.buffers.iter().find(|bytes| **bytes > limits.buffer_bytes) {
                 return Some(format!(
                     "{name} binds {bytes} bytes, the device has buffers of {}",
@@ -107,7 +111,8 @@ impl Device {
 /// Classes of limits: the device's own; 16 KiB of threadgroup memory and 256 threads; no matrix units; little
 /// workspace; small dispatches; one threadgroup fills the device; thousands do; no buffer much larger than
 /// the tensors; short loops only; 64-bit offsets from 20 elements on; no 16-bit pairs in 32-bit words; no
-/// f16.
+/// f16; 8 buffer bindings; buffers of 128 MiB; what WebGPU promises, which is both of these and little
+/// threadgroup memory, few threads, 32-bit offsets and no matrix units.
 pub const CLASSES: &[&str] = &[
     "device",
     "small",
@@ -121,7 +126,16 @@ pub const CLASSES: &[&str] = &[
     "wide",
     "no_words",
     "no_f16",
+    "bindings",
+    "mib_128",
+    "webgpu",
 ];
+
+/// Buffers that a kernel may bind by WebGPU's default limits.
+const WEBGPU_BINDINGS: usize = 8;
+
+/// Bytes of a buffer that a kernel may bind by WebGPU's default limits.
+const WEBGPU_BUFFER: u64 = 128 << 20;
 
 /// Classes on which some problems have no plan.
 pub fn may_refuse(class: &str) -> bool {
@@ -131,11 +145,9 @@ pub fn may_refuse(class: &str) -> bool {
 /// The limits of a class on this device, for a problem whose largest tensor has `bytes` bytes.
 pub fn limits(class: &str, device: &Limits, bytes: usize) -> Limits {
     let mut limits = device.clone();
+    let few_threads = |limits: Limits| Limits { shared_bytes: 16 << 10, units_per_cube: 256, ..limits };
     match class {
-        "small" => {
-            limits.shared_bytes = 16 << 10;
-            limits.units_per_cube = 256;
-        }
+        "small" => limits = few_threads(limits),
         "no_matrices" => limits.matrices.clear(),
         "workspace" => limits.workspace_bytes = 4096,
         "dispatches" => {
@@ -150,7 +162,33 @@ pub fn limits(class: &str, device: &Limits, bytes: usize) -> Limits {
         "wide" if limits.wide_index => limits.narrow_elements = 20,
         "no_words" => limits.halves_in_words = false,
         "no_f16" => limits.dtypes.retain(|dtype| *dtype != FloatType::F16),
+        "bindings" => limits.bindings = WEBGPU_BINDINGS,
+        "mib_128" => limits.buffer_bytes = WEBGPU_BUFFER,
+        "webgpu" => {
+            limits = Limits {
+                bindings: WEBGPU_BINDINGS,
+                buffer_bytes: WEBGPU_BUFFER,
+                matrices: Vec::new(),
+                wide_index: false,
+                halves_in_words: false,
+                ..few_threads(limits)
+            }
+        }
         _ => {}
     }
     limits
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_class_changes_a_limit() {
+        let m1 = Limits::apple_m1();
+        assert_eq!(limits(CLASSES[0], &m1, 100), m1);
+        for class in &CLASSES[1..] {
+            assert_ne!(limits(class, &m1, 100), m1, "{class}");
+        }
+    }
 }
