@@ -152,7 +152,7 @@ fn last_frames(x: &Tensor<5>, cache: Option<&Tensor<5>>, kept: usize, first: Fir
         return Tensor::empty([n, c, 0, h, w], (&device, dtype));
     }
     if kept <= frames {
-        return x.clone().narrow(2, frames - kept, kept);
+        return last_frames_of(x, kept);
     }
     let missing = kept - frames;
     let before = match (cache, first) {
@@ -161,4 +161,34 @@ fn last_frames(x: &Tensor<5>, cache: Option<&Tensor<5>>, kept: usize, first: Fir
         (None, FirstFrames::Replicate) => x.clone().narrow(2, 0, 1).expand([n, c, missing, h, w]),
     };
     Tensor::cat(vec![before, x.clone()], 2)
+}
+
+/// The last `kept` frames of x, in memory of their own.
+fn last_frames_of(x: &Tensor<5>, kept: usize) -> Tensor<5> {
+    let [n, c, frames, h, w] = x.dims();
+    let last = x.clone().narrow(2, frames - kept, kept);
+    // A backward pass keeps x anyway.
+    #[cfg(feature = "autodiff")]
+    if x.is_tracked() {
+        return last;
+    }
+    if kept == frames || !is_view(x, frames - kept) {
+        return last;
+    }
+    let cache = Tensor::empty([n, c, kept, h, w], (&x.device(), x.dtype()));
+    cache.slice_assign([0..n, 0..c, 0..kept, 0..h, 0..w], last)
+}
+
+/// Whether the frames of a contiguous x behind the first `skipped` are a view of its memory, which then lives
+/// as long as they do: at offsets that the device's buffers may begin at, and always on the CPU backend.
+fn is_view(x: &Tensor<5>, skipped: usize) -> bool {
+    #[cfg(feature = "cubecl")]
+    #[allow(irrefutable_let_patterns, reason = "with one backend there is no other device")]
+    if let burn::backend::DispatchDevice::Cube(device) = x.device().without_autodiff().as_dispatch() {
+        let [_, _, _, h, w] = x.dims();
+        let offset = (skipped * h * w * x.dtype().size()) as u64;
+        return offset.is_multiple_of(device.client().properties().memory.alignment);
+    }
+    let _ = (x, skipped);
+    true
 }

@@ -3,6 +3,7 @@
 //! A harness of its own: the registration precedes the first tensor operation of the process, what is counted
 //! is counted for the process, and what comes too late needs another process (`children`).
 
+mod caches;
 mod children;
 mod models;
 mod neighbours;
@@ -34,6 +35,7 @@ fn main() {
         ("transposed_convolutions_agree", training::transposed_convolutions_agree),
         ("a_strided_shortcut_has_its_gradient", training::a_strided_shortcut_has_its_gradient),
         ("a_thousand_steps_leak_nothing", training::a_thousand_steps_leak_nothing),
+        ("a_cache_holds_its_own_frames", caches::a_cache_holds_its_own_frames),
         (
             "views_and_dtypes_give_the_bits_of_a_direct_call",
             operands::views_and_dtypes_give_the_bits_of_a_direct_call,

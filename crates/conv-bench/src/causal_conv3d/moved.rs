@@ -4,7 +4,7 @@
 //! conv       the frames that are convolved, w and y once, and Winograd's workspace (`predicted_bytes`)
 //! gradient   the same tensors' gradients, and dy, whose ones are written first
 //!
-//! causal     conv of [cache, x]; the new cache is a part of x, or a copy where x is shorter than it
+//! causal     conv of [cache, x]; the new cache is x, or a copy where x is shorter or longer than it
 //! pad+cat    [cache, x] read and written; where H and W are padded, read and written padded; conv of that
 //! joined     conv of frames that were joined before
 //! ```
@@ -41,7 +41,7 @@ pub(super) fn bytes_of(
     let copied = match way {
         _ if joins && in_plane > joined => 2.0 * joined + joined + in_plane,
         _ if joins => 2.0 * joined,
-        Way::Causal if held > frames - held => 2.0 * of([n, c, held, h, w]),
+        Way::Causal if held > 0 && held != frames - held => 2.0 * of([n, c, held, h, w]),
         _ => 0.0,
     };
     Ok(conv + copied)
@@ -64,7 +64,10 @@ mod tests {
         // Six frames of 32 elements, w 108, y four frames.
         let six = problem(6, (1, 1));
         let conv = 4.0 * (6.0 * 32.0 + 108.0 + 4.0 * 32.0);
-        assert_eq!([Way::Causal, Way::Joined].map(|way| of(way, &six, Pass::Forward)), [conv; 2]);
+        // The new cache is a copy of x's last frames.
+        let cache = 4.0 * 2.0 * 64.0;
+        let both = [Way::Causal, Way::Joined].map(|way| of(way, &six, Pass::Forward));
+        assert_eq!(both, [conv + cache, conv]);
         // Frames of 72 elements with their padding.
         let copies = 4.0 * (2.0 * 192.0 + 192.0 + 432.0);
         let of_padded = 4.0 * (6.0 * 72.0 + 108.0 + 4.0 * 32.0);
@@ -73,8 +76,11 @@ mod tests {
         // One new frame: the new cache is a copy of the last frames of both.
         let three = problem(3, (1, 1));
         let conv = 4.0 * (3.0 * 32.0 + 108.0 + 32.0);
-        assert_eq!(of(Way::Causal, &three, Pass::Forward), conv + 4.0 * 2.0 * 64.0);
+        assert_eq!(of(Way::Causal, &three, Pass::Forward), conv + cache);
         assert_eq!(of(Way::Joined, &three, Pass::Forward), conv);
+        // As many new frames: the new cache is x.
+        let four = problem(4, (1, 1));
+        assert_eq!(of(Way::Causal, &four, Pass::Forward), of(Way::Joined, &four, Pass::Forward));
         // Nothing is padded along H and W.
         let bare = problem(6, (0, 0));
         let conv = 4.0 * (192.0 + 108.0 + 4.0 * 2.0 * 4.0);
