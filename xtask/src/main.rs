@@ -280,7 +280,7 @@ fn test(full: bool, options: &[String]) -> Result<()> {
     println!("again without Burn's fusion layer ...");
     // With `--workspace` only Burn's upper crates are built again: all others have the features of the build
     // above.
-    let features = "burn-conv-ops/wgpu,burn-conv-ops/flex,burn-conv-ops/autodiff";
+    let features = "burn-conv-ops/std,burn-conv-ops/wgpu,burn-conv-ops/flex,burn-conv-ops/autodiff";
     finish(&mut tests(&words(&format!(
         "test --workspace --test burn --no-default-features --features {features}"
     ))))
@@ -345,10 +345,10 @@ fn check(built: bool) -> Result<()> {
         cargo(doc.into_iter().chain([warnings]))?;
     }
     // The smallest build: no GPU, no autodiff, no fusion.
-    cargo(words("check -p burn-conv-ops --no-default-features --features flex"))?;
-    // Every other backend, in one build of Burn anew; as on docs.rs without the LLVM that ROCm's fetches.
+    cargo(words("check -p burn-conv-ops --no-default-features --features std,flex"))?;
+    // Every other backend, in one build of Burn anew; as on docs.rs without the LLVM that ROCm and CPU fetch.
     if !built {
-        let features = "vulkan,metal,webgpu,cuda,rocm,tracing";
+        let features = "std,vulkan,metal,webgpu,cuda,rocm,cpu,tracing";
         let check = format!("check -p burn-conv-ops --no-default-features --features {features}");
         finish(cargo_command(words(&check)).env("DOCS_RS", "1"))?;
     }

@@ -119,14 +119,23 @@ pub(crate) fn fits(op: &str, shape: &[usize], dtype: FloatType, limits: &Limits)
     Ok(())
 }
 
-/// What the device allows. The CPU backend has no limits of its own: plans are only checked against the
+/// What the device allows. The CPU backends have no limits of their own: plans are only checked against the
 /// geometry there.
 pub(crate) fn limits(device: &Device) -> Limits {
     #[cfg(feature = "cubecl")]
     #[allow(irrefutable_let_patterns, reason = "with one backend there is no other device")]
-    if let burn::backend::DispatchDevice::Cube(device) = device.clone().without_autodiff().as_dispatch() {
+    if let burn::backend::DispatchDevice::Cube(device) = device.clone().without_autodiff().as_dispatch()
+        && !composes(device)
+    {
         return Limits::of(&device.client());
     }
     let _ = device;
     Limits { buffer_bytes: u64::MAX, workspace_bytes: u64::MAX, ..Limits::apple_m1() }
+}
+
+/// Whether the ops are composed from Burn's own on this device: on CubeCL's CPU runtime, with the feature
+/// `cpu`.
+#[cfg(feature = "cubecl")]
+pub(crate) fn composes(device: &burn_cubecl::CubeDevice) -> bool {
+    cfg!(feature = "cpu") && matches!(device, burn_cubecl::CubeDevice::Cpu(_))
 }

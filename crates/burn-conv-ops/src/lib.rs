@@ -21,14 +21,20 @@
 //! # Features
 //!
 //! Backends as Burn names them: `wgpu` (Metal on macOS, Vulkan or another API through WGSL elsewhere),
-//! `vulkan` (SPIR-V), `metal`, `webgpu` (WGSL), `cuda`, `rocm` and `flex` (CPU). Further `autodiff`,
-//! `fusion`, `tracing` (Burn's) and `autotune` (conv3d's plans are timed once). The default is `autodiff`,
-//! `fusion`, `wgpu` and `flex`. `fusion` has to agree with Burn: leave it on with Burn's default features,
-//! turn it off together with Burn's. `cubecl` is what the GPU backends share; where Burn's feature `cpu` is
-//! on it lets this crate compile, and every call on that device is refused.
+//! `vulkan` (SPIR-V), `metal`, `webgpu` (WGSL), `cuda`, `rocm`, `flex` (CPU) and `cpu` (CubeCL's CPU
+//! runtime; the ops are composed from Burn's own there, as on `flex`). Further `autodiff`, `fusion`,
+//! `tracing` (Burn's), `std` and `autotune` (conv3d's plans are timed once). The default is `std`,
+//! `autodiff`, `fusion`, `wgpu` and `flex`. `fusion` has to agree with Burn: leave it on with Burn's default
+//! features, turn it off together with Burn's. `std` cannot be left out yet. `cubecl` is what CubeCL's
+//! backends share.
 //! Backend authors find the trait and its types in [`backend`].
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
+
+#[cfg(not(feature = "std"))]
+compile_error!(
+    "burn-conv-ops needs the standard library: turn on its feature `std`, which is a default feature"
+);
 
 pub mod backend;
 mod causal_conv1d;

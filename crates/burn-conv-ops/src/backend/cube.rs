@@ -1,4 +1,5 @@
 //! `ConvOps` on every CubeCL runtime: Burn's tensors are handed to the kernels as they are, strides and all.
+//! The CPU runtime's threadgroups are too small for them: its tensors take bodies composed from Burn's ops.
 //!
 //! The functions at the crate's root have validated the call, so a [`ConvError`] here is a caller of the
 //! trait who has not, or a limit that only the launch knows; it becomes a panic with its sentence.
@@ -21,6 +22,17 @@ use conv_kernels::conv3d::{Activation, WinogradTile};
 use conv_kernels::rope::RopeProblem;
 use conv_kernels::{ConvError, IndexOperand, Operand};
 
+/// Returns what is composed from Burn's own ops where the tensor is on CubeCL's CPU runtime: a threadgroup
+/// there has as many threads as the CPU has cores, the kernels need 64 to 256.
+macro_rules! composed_on_cpu {
+    ($tensor:expr, $composed:expr) => {
+        #[cfg(feature = "cpu")]
+        if crate::check::composes(&$tensor.device) {
+            return $composed;
+        }
+    };
+}
+
 impl ConvOps for CubeBackend {
     fn conv3d_forward(
         x: FloatTensor<Self>,
@@ -29,6 +41,7 @@ impl ConvOps for CubeBackend {
         residual: OptionalTensor<Self>,
         call: Conv3dCall,
     ) -> FloatTensor<Self> {
+        composed_on_cpu!(x, composed::conv3d::forward::<Self>(x, weight, [bias, residual], &call.problem));
         or_panic(conv3d::forward(&x, &weight, [bias.as_option(), residual.as_option()], &call, false)).0
     }
 
@@ -39,6 +52,10 @@ impl ConvOps for CubeBackend {
         residual: OptionalTensor<Self>,
         call: Conv3dCall,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        composed_on_cpu!(
+            x,
+            composed::conv3d::forward_with_pre::<Self>(x, weight, [bias, residual], &call.problem)
+        );
         with_pre(conv3d::forward(&x, &weight, [bias.as_option(), residual.as_option()], &call, true))
     }
 
@@ -50,6 +67,10 @@ impl ConvOps for CubeBackend {
         residual: OptionalTensor<Self>,
         call: Conv3dCall,
     ) -> FloatTensor<Self> {
+        composed_on_cpu!(
+            x,
+            composed::conv3d::forward::<Self>(join(cache, x), weight, [bias, residual], &call.problem)
+        );
         let added = [bias.as_option(), residual.as_option()];
         or_panic(conv3d::forward_cached([x, cache], &weight, added, &call, false)).0
     }
@@ -62,6 +83,15 @@ impl ConvOps for CubeBackend {
         residual: OptionalTensor<Self>,
         call: Conv3dCall,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        composed_on_cpu!(
+            x,
+            composed::conv3d::forward_with_pre::<Self>(
+                join(cache, x),
+                weight,
+                [bias, residual],
+                &call.problem
+            )
+        );
         let added = [bias.as_option(), residual.as_option()];
         with_pre(conv3d::forward_cached([x, cache], &weight, added, &call, true))
     }
@@ -72,6 +102,7 @@ impl ConvOps for CubeBackend {
         dy: FloatTensor<Self>,
         call: Conv3dCall,
     ) -> FloatTensor<Self> {
+        composed_on_cpu!(x, composed::conv3d::weight_gradient::<Self>(join(cache, x), dy, &call.problem));
         or_panic(conv3d::weight_gradient_cached([x, cache], &dy, &call))
     }
 
@@ -94,6 +125,7 @@ impl ConvOps for CubeBackend {
         weight: FloatTensor<Self>,
         call: Conv3dCall,
     ) -> FloatTensor<Self> {
+        composed_on_cpu!(dy, composed::conv3d::input_gradient::<Self>(dy, weight, &call.problem));
         or_panic(conv3d::input_gradient(&dy, &weight, &call))
     }
 
@@ -103,6 +135,10 @@ impl ConvOps for CubeBackend {
         bias: OptionalTensor<Self>,
         call: Conv3dCall,
     ) -> FloatTensor<Self> {
+        composed_on_cpu!(
+            x,
+            composed::conv3d::transposed::<Self>(x, weight, bias.into_option(), &call.problem)
+        );
         or_panic(conv3d::transposed(&x, &weight, bias.as_option(), &call, false)).0
     }
 
@@ -112,6 +148,10 @@ impl ConvOps for CubeBackend {
         bias: OptionalTensor<Self>,
         call: Conv3dCall,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        composed_on_cpu!(
+            x,
+            composed::conv3d::transposed_with_pre::<Self>(x, weight, bias.into_option(), &call.problem)
+        );
         with_pre(conv3d::transposed(&x, &weight, bias.as_option(), &call, true))
     }
 
@@ -120,6 +160,7 @@ impl ConvOps for CubeBackend {
         dy: FloatTensor<Self>,
         call: Conv3dCall,
     ) -> FloatTensor<Self> {
+        composed_on_cpu!(x, composed::conv3d::weight_gradient::<Self>(x, dy, &call.problem));
         or_panic(conv3d::weight_gradient(&x, &dy, &call))
     }
 
@@ -128,10 +169,15 @@ impl ConvOps for CubeBackend {
         dy: FloatTensor<Self>,
         call: Conv3dCall,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        composed_on_cpu!(
+            x,
+            (Self::conv3d_weight_gradient(x, dy.clone(), call), Self::conv3d_bias_gradient(dy, call))
+        );
         or_panic(conv3d::weight_and_bias_gradient(&x, &dy, &call))
     }
 
     fn conv3d_bias_gradient(dy: FloatTensor<Self>, call: Conv3dCall) -> FloatTensor<Self> {
+        composed_on_cpu!(dy, composed::conv3d::bias_gradient::<Self>(dy, &call.problem));
         or_panic(conv3d::bias_gradient(&dy, &call))
     }
 
@@ -140,10 +186,12 @@ impl ConvOps for CubeBackend {
         dy: FloatTensor<Self>,
         activation: Activation,
     ) -> FloatTensor<Self> {
+        composed_on_cpu!(dy, composed::activation_gradient::<Self>(saved, dy, activation));
         or_panic(conv3d::activation_gradient(&saved, &dy, activation))
     }
 
     fn causal_conv1d(inputs: CausalConv1dInputs<Self>, problem: CausalConv1dProblem) -> FloatTensor<Self> {
+        composed_on_cpu!(inputs.x, composed::causal_conv1d::forward::<Self>(inputs, &problem));
         or_panic(causal_conv1d::forward(&inputs, &problem))
     }
 
@@ -152,6 +200,7 @@ impl ConvOps for CubeBackend {
         dy: FloatTensor<Self>,
         problem: CausalConv1dProblem,
     ) -> CausalConv1dGradients<Self> {
+        composed_on_cpu!(dy, composed::causal_conv1d::backward::<Self>(inputs, dy, &problem));
         or_panic(causal_conv1d::backward(&inputs, &dy, &problem))
     }
 
@@ -161,6 +210,15 @@ impl ConvOps for CubeBackend {
         ids: OptionalIntTensor<Self>,
         problem: CausalConv1dProblem,
     ) -> FloatTensor<Self> {
+        composed_on_cpu!(
+            x,
+            composed::causal_conv1d::final_state::<Self>(
+                x,
+                initial.into_option(),
+                ids.into_option(),
+                &problem
+            )
+        );
         or_panic(causal_conv1d::final_state(&x, initial.as_option(), ids.as_option(), &problem))
     }
 
@@ -171,6 +229,10 @@ impl ConvOps for CubeBackend {
         bias: OptionalTensor<Self>,
         problem: UpdateProblem,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        composed_on_cpu!(
+            x,
+            composed::decoding::update::<Self>(x, state, weight, bias.into_option(), &problem)
+        );
         or_panic(decoding::update(&x, state, &weight, bias.as_option(), &problem))
     }
 
@@ -178,6 +240,7 @@ impl ConvOps for CubeBackend {
         inputs: CausalConv1dSteps<Self>,
         problem: UpdateProblem,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        composed_on_cpu!(inputs.x, composed::decoding::update_steps::<Self>(inputs, &problem));
         or_panic(decoding::update_steps(inputs, &problem))
     }
 
@@ -187,10 +250,12 @@ impl ConvOps for CubeBackend {
         length: usize,
         layout: Conv1dLayout,
     ) -> FloatTensor<Self> {
+        composed_on_cpu!(x, composed::decoding::last_states::<Self>(x, bounds, length, layout));
         or_panic(decoding::last_states(&x, &bounds, length, layout))
     }
 
     fn causal_conv1d_seq_idx(bounds: IntTensor<Self>, length: usize) -> IntTensor<Self> {
+        composed_on_cpu!(bounds, composed::decoding::seq_idx::<Self>(bounds, length));
         or_panic(decoding::seq_idx(&bounds, length))
     }
 
@@ -200,6 +265,7 @@ impl ConvOps for CubeBackend {
         problem: RopeProblem,
         inverse: bool,
     ) -> FloatTensor<Self> {
+        composed_on_cpu!(tokens, composed::rope::rotate::<Self>(tokens, positions, &problem, inverse));
         or_panic(rope::rotate(tokens, &positions, problem, inverse))
     }
 
@@ -211,8 +277,28 @@ impl ConvOps for CubeBackend {
         q_problem: RopeProblem,
         k_problem: RopeProblem,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        composed_on_cpu!(
+            q,
+            (Self::rope(q, q_positions, q_problem, false), Self::rope(k, k_positions, k_problem, false))
+        );
         or_panic(rope::rotate_qk([q, k], [&q_positions, &k_positions], [q_problem, k_problem]))
     }
+}
+
+/// The bodies of [`ConvOps`], composed from Burn's own ops.
+#[cfg(feature = "cpu")]
+mod composed {
+    pub(super) use crate::backend::portable::activation_gradient;
+    pub(super) use crate::causal_conv1d::decoding::portable as decoding;
+    pub(super) use crate::causal_conv1d::portable as causal_conv1d;
+    pub(super) use crate::conv3d::portable as conv3d;
+    pub(super) use crate::rope::portable as rope;
+}
+
+/// A stream's cache and x.
+#[cfg(feature = "cpu")]
+fn join(cache: CubeTensor, x: CubeTensor) -> CubeTensor {
+    <CubeBackend as burn::backend::ops::FloatTensorOps<CubeBackend>>::float_cat(vec![cache, x], 2)
 }
 
 /// The one place where an error of the kernels becomes a panic.
