@@ -46,7 +46,7 @@ pub struct Record {
     pub case: String,
     /// Storage type.
     pub dtype: String,
-    /// `fwd`, `dx`, `dw`, `db`, `bwd` (every gradient) or `fwd_bwd`.
+    /// `fwd`, `dx`, `dw`, `db`, `bwd` (every gradient), `fwd_bwd`, or `first`: the first such step of a network.
     pub pass: String,
     /// Whose op: `ours`, `burn`, `pytorch`, `mlx` or `causal-conv1d`.
     pub implementation: String,

@@ -52,7 +52,8 @@ pub(crate) struct Bench {
     pub(crate) options: Options,
     pub(crate) size: Size,
     pub(crate) device: Device,
-    pub(crate) roofline: Roofline,
+    /// None where no row is held against it.
+    pub(crate) roofline: Option<Roofline>,
     pub(crate) timer: Timer,
     pub(crate) report: Report,
     /// PyTorch, MLX and others in a process of Python, where they are asked for.
@@ -269,34 +270,14 @@ impl Bench {
         implementation: &str,
         Measured { times, deviation, inside, launches }: Measured,
     ) -> Result<()> {
-        let bound = self.roofline.bound(&work, row.dtype);
+        let bound = self.roofline.as_ref().and_then(|roofline| roofline.bound(&work, row.dtype));
         self.write_clocks(row, implementation, times, work.memory_bound, |blank, samples| {
             measured_record(Record { launches, ..blank }, samples, work, bound, deviation, inside)
         })
     }
 
-    /// Writes what both clocks say of a training step, whose operations and bytes nobody counts.
-    pub(crate) fn write_step(
-        &mut self,
-        row: &Row,
-        implementation: &str,
-        times: Times,
-        deviation: Deviation,
-        verified: bool,
-    ) -> Result<()> {
-        self.write_clocks(row, implementation, times, false, |blank, samples| Record {
-            median_ms: Some(digits(samples.median)),
-            p10_ms: Some(digits(samples.p10)),
-            p90_ms: Some(digits(samples.p90)),
-            max_err: Some(digits(deviation.max)),
-            rms_err: Some(digits(deviation.rms)),
-            verified: Some(verified),
-            ..blank
-        })
-    }
-
     /// Writes a record for each clock that timed a row: `measured` fills in the figures.
-    fn write_clocks(
+    pub(crate) fn write_clocks(
         &mut self,
         row: &Row,
         implementation: &str,
@@ -326,7 +307,7 @@ impl Bench {
 }
 
 /// A record of what a row measures, without who and how fast.
-fn named(row: &Row) -> Record {
+pub(crate) fn named(row: &Row) -> Record {
     Record {
         op: row.op.into(),
         case: row.case.clone(),

@@ -70,8 +70,8 @@ fn run(mut options: Options) -> Result<bool> {
     if !options.predict.is_empty() {
         return predict::run(&options, &options.predict).map(|()| true);
     }
-    if let Some(level) = options.tuner {
-        set_tuner(level.into());
+    if options.tuner.is_some() || options.tuner_samples.is_some() {
+        set_tuner(options.tuner.map(AutotuneLevel::from), options.tuner_samples);
     }
     let mut device = Device::open(options.device)?;
     if let Some(gflop) = options.dispatch_gflop {
@@ -100,8 +100,14 @@ fn run(mut options: Options) -> Result<bool> {
             "the host's clock"
         }
     );
-    let roofline = Roofline::measure(&device, clocks)?;
-    println!("measured limits: {}", roofline_text(&roofline));
+    // Takes seconds, and steps of networks are not held against it.
+    let roofline = match options.op {
+        Op::TrainingStep => None,
+        _ => Some(Roofline::measure(&device, clocks)?),
+    };
+    if let Some(roofline) = &roofline {
+        println!("measured limits: {}", roofline_text(roofline));
+    }
 
     let steps = conv3d::cases(&options, size).len()
         + causal_conv3d::cases(&options, size).len()
@@ -133,7 +139,7 @@ fn run(mut options: Options) -> Result<bool> {
             backend: bench.device.backend.into(),
             rates_of: bench.device.name.clone(),
             size: name.into(),
-            measured: roofline_text(&bench.roofline).replace('\n', ", "),
+            measured: bench.roofline.as_ref().map_or(String::new(), roofline_text).replace('\n', ", "),
         };
         tune::of_run(&bench.report, &bench.options, &bench.device.limits, &origin, file)?;
     }
@@ -147,9 +153,15 @@ fn run(mut options: Options) -> Result<bool> {
 }
 
 /// Before CubeCL reads its configuration, which is at the first use of a device.
-fn set_tuner(level: AutotuneLevel) {
+fn set_tuner(level: Option<AutotuneLevel>, samples: Option<u64>) {
     let mut config = CubeClRuntimeConfig::from_current_dir().override_from_env();
-    config.autotune.level = level;
+    if let Some(level) = level {
+        config.autotune.level = level;
+    }
+    if let Some(samples) = samples {
+        config.autotune.bench.min_samples = samples as usize;
+        config.autotune.bench.max_samples = 2 * samples as usize;
+    }
     CubeClRuntimeConfig::set(config);
 }
 

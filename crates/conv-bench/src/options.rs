@@ -59,6 +59,11 @@ pub(crate) struct Options {
     #[arg(long, value_enum, value_name = "LEVEL")]
     pub(crate) tuner: Option<Tuner>,
 
+    /// How often Burn's tuner times a kernel at least, and at most twice as often
+    /// [default: CubeCL's configuration, 3 to 10]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100))]
+    pub(crate) tuner_samples: Option<u64>,
+
     /// Leave Burn's own op out where one forward pass has more operations than this
     #[arg(long, default_value_t = 600.0, value_name = "GFLOP")]
     pub(crate) burn_max_gflop: f64,

@@ -2,19 +2,21 @@
 //! patched with this project's kernels, in one process.
 //!
 //! ```text
-//! check   the network, its channels and dtype at a smaller batch and smaller extents: loss and gradients
-//!         of all parameters, patched and plain, against the same step with one output per thread
-//!         (`Algorithm::Direct`) in fp32, which shares no kernel with what is timed; a truth of the timed
-//!         size takes longer than all that is timed
-//! cold    the first step of the timed size by the host's clock: kernels are compiled and, for Burn's, tuned;
-//!         its gradients come to the host, where patched ones are compared with plain ones
-//! warm    the steps that follow: the record's row
+//! truth   of each network once: loss and gradients of all parameters of the batch that is timed, in fp32, with one
+//!         output per thread (`Algorithm::Direct`), which shares no kernel with what is timed
+//! bound   of 16-bit types: how far the same step in that type is from the truth
+//! first   the first step by the host's clock: kernels are compiled and, of Burn's convolutions, tuned (the
+//!         truth has tuned what is not a convolution); its loss and gradients are compared with the truth
+//! warm    the steps that follow
 //! ```
 //!
-//! Patched gradients that fail the check are not timed. Burn's own step is timed even where its gradients are
-//! wrong: the record's row says so.
+//! Truth, check and timing are of the same extents, since Burn tunes every extent anew, reductions included.
+//! The record gets the rows of a step as soon as it was timed. Patched gradients that fail the check are not
+//! timed. Burn's own step is timed even where its gradients are wrong: the record's row says so.
 
+mod gradients;
 mod models;
+mod rows;
 
 use crate::bench::{Bench, Row};
 use crate::burn_peer::{self, burn_dtype};
@@ -23,30 +25,22 @@ use crate::device::Device;
 use crate::measure::{Timer, Times};
 use crate::options::{Op, Options, Pass, Size};
 use crate::report::BURN;
-use crate::verify::Deviation;
 use anyhow::{Context, Result};
 use bench_record::record::OURS;
-use burn::module::{ModuleMapper, ModuleVisitor, Param};
+use burn::module::{ModuleMapper, Param};
 use burn::optim::{GradientsParams, ModuleOptimizer, SgdConfig};
-use burn::tensor::{DType, Gradients, Tensor};
+use burn::tensor::{DType, Tensor};
 use burn_conv_ops::{PatchOptions, patch, unpatch};
 use conv_kernels::FloatType;
 use conv_kernels::conv3d::Algorithm;
+use gradients::{Distance, LOSS_SCALE, Values, loss_and_gradients};
 use models::{Network, R3d18, ResNet18, UNet3d};
 use std::time::Instant;
 
 const OP: &str = "training_step";
 
 /// So small that the parameters stay what they are for as long as steps are timed.
-const LEARNING_RATE: f64 = 1e-7;
-
-/// The loss is multiplied by this, so that fp16 holds its gradients.
-const LOSS_SCALE: f64 = 256.0;
-
-/// RMS difference of all gradients from the truth, relative to their RMS, that rounding explains in fp32: a
-/// ReLU whose input is nearer to zero than its error may switch, and a share p of them moves a gradient by
-/// sqrt(p). In other types: twice what one output per thread has in that type.
-const SAME_STEP: f64 = 1e-2;
+const LEARNING_RATE: f64 = 1e-9;
 
 /// How many samples of which depth, height and width; images have no depth.
 #[derive(Clone, Copy, Debug)]
@@ -55,13 +49,12 @@ struct Extents {
     axes: [usize; 3],
 }
 
-/// A network, the batch that is timed and the one that is verified.
+/// A network and the batch of a step.
 #[derive(Clone, Debug)]
 pub(crate) struct Step {
     name: &'static str,
     width: usize,
-    timed: Extents,
-    check: Extents,
+    extents: Extents,
 }
 
 /// The cases that are asked for. Not part of `--op all`: they take minutes.
@@ -69,16 +62,15 @@ pub(crate) fn cases(options: &Options, size: Size) -> Vec<Step> {
     if options.op != Op::TrainingStep {
         return Vec::new();
     }
-    let of = |name, [small, check, full]: [(usize, usize, [usize; 3]); 3]| {
-        let extents = |(_, batch, axes): (usize, usize, [usize; 3])| Extents { batch, axes };
-        let (timed, check) = if size == Size::Small { (small, small) } else { (full, check) };
-        Step { name, width: timed.0, timed: extents(timed), check: extents(check) }
+    let of = |name, [small, full]: [(usize, usize, [usize; 3]); 2]| {
+        let (width, batch, axes) = if size == Size::Small { small } else { full };
+        Step { name, width, extents: Extents { batch, axes } }
     };
-    // Width, batch and extents: small, of the check, full.
+    // Width, batch and extents: small, full.
     let table = [
-        of("r3d18", [(4, 2, [8, 32, 32]), (64, 2, [8, 56, 56]), (64, 8, [16, 112, 112])]),
-        of("unet3d", [(4, 2, [16, 16, 16]), (32, 2, [32, 32, 32]), (32, 2, [96, 96, 96])]),
-        of("resnet18", [(4, 2, [1, 64, 64]), (64, 4, [1, 112, 112]), (64, 64, [1, 224, 224])]),
+        of("resnet18", [(4, 2, [1, 64, 64]), (64, 64, [1, 224, 224])]),
+        of("unet3d", [(4, 2, [16, 16, 16]), (32, 2, [96, 96, 96])]),
+        of("r3d18", [(4, 2, [8, 32, 32]), (64, 8, [16, 112, 112])]),
     ];
     table.into_iter().filter(|step| options.wants_case(step.name)).collect()
 }
@@ -96,15 +88,13 @@ pub(crate) fn register(device: &Device) -> Result<()> {
 /// Measures every case.
 pub(crate) fn run(bench: &mut Bench) -> Result<()> {
     for step in cases(&bench.options, bench.size) {
-        for dtype in bench.dtypes() {
-            match step.name {
-                "r3d18" => run_case(bench, &step, dtype, R3d18::new, clips)?,
-                "unet3d" => run_case(bench, &step, dtype, UNet3d::new, volumes)?,
-                _ => run_case(bench, &step, dtype, ResNet18::new, images)?,
-            }
-            bench.clean_up();
+        match step.name {
+            "r3d18" => run_case(bench, &step, R3d18::new, clips)?,
+            "unet3d" => run_case(bench, &step, UNet3d::new, volumes)?,
+            _ => run_case(bench, &step, ResNet18::new, images)?,
         }
-        let Step { name, width, timed: Extents { batch, axes }, .. } = step;
+        bench.clean_up();
+        let Step { name, width, extents: Extents { batch, axes } } = step;
         bench.report.end_case(&format!("{OP} {name}: batch {batch} of {axes:?}, {width} channels first"));
     }
     Ok(())
@@ -138,48 +128,6 @@ impl ModuleMapper for Cast {
     }
 }
 
-/// Loss and gradients of one step, on the host, and the trained network.
-struct Collect<'a> {
-    gradients: &'a Gradients,
-    values: Vec<Vec<f32>>,
-}
-
-impl ModuleVisitor for Collect<'_> {
-    fn visit_float<const D: usize>(&mut self, parameter: &Param<Tensor<D>>) {
-        let gradient = parameter.val().grad(self.gradients);
-        self.values.extend(gradient.map(host));
-    }
-}
-
-fn host<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    tensor.into_data().convert::<f32>().try_to_vec().expect("f32 after conversion")
-}
-
-fn loss_and_gradients<M: Network>(model: &M, batch: M::Batch) -> Vec<Vec<f32>> {
-    let loss = model.loss(batch).mul_scalar(LOSS_SCALE);
-    let gradients = loss.backward();
-    let mut collect = Collect { gradients: &gradients, values: vec![host(loss.inner())] };
-    model.visit(&mut collect);
-    collect.values
-}
-
-/// How far all values together are from `want`.
-fn deviation(got: &[Vec<f32>], want: &[Vec<f32>]) -> Deviation {
-    assert_eq!(got.len(), want.len(), "the same parameters have gradients");
-    let pairs =
-        || got.iter().flatten().zip(want.iter().flatten()).map(|(a, b)| (f64::from(*a), f64::from(*b)));
-    let rms = |values: &dyn Fn((f64, f64)) -> f64| {
-        let squares: f64 = pairs().map(values).map(|value| value * value).sum();
-        (squares / pairs().count() as f64).sqrt()
-    };
-    let truth = rms(&|(_, want)| want);
-    let error = |(got, want): (f64, f64)| got - want;
-    // Not `max`, which would pass over NaN.
-    let largest =
-        pairs().map(error).map(f64::abs).fold(0.0, |most, each| if each <= most { most } else { each });
-    Deviation { max: largest / truth, rms: rms(&error) / truth }
-}
-
 /// Seconds that `run` takes until the device is done, and what it gives.
 fn seconds<T>(device: &burn::tensor::Device, run: impl FnOnce() -> T) -> Result<(f64, T)> {
     let started = Instant::now();
@@ -201,80 +149,105 @@ fn switch(who: &str, device: &burn::tensor::Device) -> Result<()> {
 fn run_case<M: Network>(
     bench: &mut Bench,
     step: &Step,
-    dtype: FloatType,
     new: impl Fn(usize, &burn::tensor::Device) -> M,
     batch: impl Fn(Extents, FloatType, &burn::tensor::Device) -> M::Batch,
 ) -> Result<()> {
-    let bench_device = bench.device.burn.clone();
-    let device = bench_device.clone().autodiff();
-    // Two networks of the same draws, since clones share their running means and variances, whatever their
-    // type. Initialized now: parameters are drawn when they are first used.
+    let plain = bench.device.burn.clone();
+    let device = plain.clone().autodiff();
+    // Networks of the same draws, since clones share their running means and variances, whatever their type.
     let of_type = |dtype| {
         device.seed(1);
-        new(step.width, &device).map(&mut Cast(burn_dtype(dtype)))
+        (new(step.width, &device).map(&mut Cast(burn_dtype(dtype))), batch(step.extents, dtype, &device))
     };
-    let (exact, model) = (of_type(FloatType::F32), of_type(dtype));
-    let mut row =
-        Row { op: OP, case: step.name.into(), dtype, pass: Pass::FwdBwd, plan: String::new(), chosen: true };
-    let label = format!("{} {}", step.name, dtype.name());
-    bench.running(&row, "one output per thread");
-    let (took, truth) = seconds(&bench_device, || {
-        direct_step(&bench_device, &exact, batch(step.check, FloatType::F32, &device))
-    })?;
+    let row = |dtype| {
+        let case = step.name.into();
+        Row { op: OP, case, dtype, pass: Pass::FwdBwd, plan: String::new(), chosen: true }
+    };
+    bench.running(&row(FloatType::F32), "one output per thread");
+    let (network, inputs) = of_type(FloatType::F32);
+    let (took, truth) = seconds(&plain, || direct_step(&plain, &network, inputs))?;
     let truth = truth?;
-    let check = batch(step.check, dtype, &device);
-    let limit = match dtype {
-        FloatType::F32 => SAME_STEP,
-        _ => 2.0 * deviation(&direct_step(&bench_device, &model, check.clone())?, &truth).rms,
-    };
-    let Extents { batch: samples, axes } = step.check;
-    bench
-        .report
-        .note(&format!("{label}: {took:.1} s for the truth of the check, batch {samples} of {axes:?}"));
-    let timed_batch = batch(step.timed, dtype, &device);
-    let mut plain: Option<Vec<Vec<f32>>> = None;
-    let implementations = if bench.options.no_burn { &[OURS][..] } else { &[BURN, OURS] };
-    for &who in implementations {
-        switch(who, &bench_device)?;
-        row.plan = if who == OURS { "patch" } else { "" }.into();
-        bench.running(&row, who);
-        let (took, got) = seconds(&bench_device, || loss_and_gradients(&model, check.clone()))?;
-        let deviation_of_check = deviation(&got, &truth);
-        let same = deviation_of_check.rms <= limit;
-        let off = deviation_of_check.rms;
-        bench.report.note(&format!(
-            "{label} {who}: check, cold {took:.1} s, gradients off by {off:.1e} of their RMS ({limit:.1e} allowed)"
-        ));
-        if !same && who == OURS {
-            let error = format!("gradients are off by {off:.2e} of their RMS, {limit:.2e} is allowed");
-            bench.failed(&row, who, &row.plan, &error)?;
-            unpatch();
-            continue;
+    bench.report.note(&format!("{}: {took:.1} s for the truth", step.name));
+    drop(network);
+    bench.clean_up();
+    for dtype in bench.dtypes() {
+        let (network, inputs) = of_type(dtype);
+        let limit = if dtype == FloatType::F32 {
+            Distance::limit()
+        } else {
+            bench.running(&row(dtype), "one output per thread");
+            let (took, rounded) = seconds(&plain, || direct_step(&plain, &network, inputs.clone()))?;
+            let rounded = Distance::between(&rounded?, &truth);
+            bench.report.note(&format!(
+                "{} {}: {took:.1} s for one output per thread in that type, off by {}",
+                step.name,
+                dtype.name(),
+                shown(&rounded)
+            ));
+            rounded.limit_of_type()
+        };
+        let implementations = if bench.options.no_burn { &[OURS][..] } else { &[OURS, BURN] };
+        for &who in implementations {
+            run_step(bench, &mut row(dtype), who, &network, &inputs, &truth, &limit)?;
         }
-        let (took, got) = seconds(&bench_device, || loss_and_gradients(&model, timed_batch.clone()))?;
-        let agreement = plain.as_ref().map(|plain| deviation(&got, plain).rms);
-        let agreement =
-            agreement.map_or(String::new(), |rms| format!(", {rms:.1e} of their RMS from Burn's"));
-        bench
-            .report
-            .note(&format!("{label} {who}: first step of the timed size, cold {took:.1} s{agreement}"));
-        plain = (who == BURN).then_some(got);
-        match timed(&bench.timer, &bench.device, &model, &timed_batch) {
-            Ok(times) => bench.write_step(&row, who, times, deviation_of_check, same)?,
-            Err(error) => bench.failed(&row, who, &row.plan, &error)?,
-        }
-        bench_device.sync().context("the last step")?;
-        unpatch();
+        drop(network);
+        bench.clean_up();
     }
     Ok(())
 }
 
+fn shown(distance: &Distance) -> String {
+    format!("{:.1e} of the gradients' RMS, one weight by {:.1e}", distance.all.rms, distance.weight)
+}
+
+/// Verifies and times one implementation's step.
+fn run_step<M: Network>(
+    bench: &mut Bench,
+    row: &mut Row,
+    who: &str,
+    network: &M,
+    inputs: &M::Batch,
+    truth: &Values,
+    limit: &Distance,
+) -> Result<()> {
+    let plain = bench.device.burn.clone();
+    row.plan = if who == OURS { "patch" } else { "" }.into();
+    bench.running(row, who);
+    switch(who, &plain)?;
+    let (first, got) = seconds(&plain, || loss_and_gradients(network, inputs.clone()))?;
+    let distance = Distance::between(&got, truth);
+    drop(got);
+    let same = distance.within(limit);
+    let (off, allowed) = (shown(&distance), shown(limit));
+    bench.report.note(&format!(
+        "{} {} {who}: first step {first:.1} s, off by {off} (allowed: {allowed})",
+        row.case,
+        row.dtype.name()
+    ));
+    if !same && who == OURS {
+        unpatch();
+        return bench.failed(row, who, &row.plan, &format!("off by {off}, {allowed} is allowed"));
+    }
+    match timed(&bench.timer, &bench.device, network, inputs) {
+        Ok(times) => {
+            let text = times.wall.median;
+            bench.report.note(&format!(
+                "{} {} {who}: {text:.2} ms by the host's clock",
+                row.case,
+                row.dtype.name()
+            ));
+            let measured = rows::Measured { first, times, deviation: distance.all, verified: same };
+            rows::write(bench, row, who, &measured)?;
+        }
+        Err(error) => bench.failed(row, who, &row.plan, &error)?,
+    }
+    plain.sync().context("the last step")?;
+    unpatch();
+    Ok(())
+}
+
 /// Loss and gradients where every convolution computes one output per thread.
-fn direct_step<M: Network>(
-    device: &burn::tensor::Device,
-    model: &M,
-    batch: M::Batch,
-) -> Result<Vec<Vec<f32>>> {
+fn direct_step<M: Network>(device: &burn::tensor::Device, model: &M, batch: M::Batch) -> Result<Values> {
     patch(PatchOptions::all().with_device(device.clone()).with_algorithm(Algorithm::Direct))?;
     let values = loss_and_gradients(model, batch);
     unpatch();
