@@ -46,7 +46,7 @@ pub struct Record {
     pub case: String,
     /// Storage type.
     pub dtype: String,
-    /// `fwd`, `dx`, `dw`, `db`, `bwd` (every gradient), `fwd_bwd`, or `first`: the first such step of a network.
+    /// `fwd`, `dx`, `dw`, `db`, `bwd` (every gradient), `fwd_bwd`, or a network's `first` such step.
     pub pass: String,
     /// Whose op: `ours`, `burn`, `pytorch`, `mlx` or `causal-conv1d`.
     pub implementation: String,

@@ -2,8 +2,8 @@
 //! patched with this project's kernels, in one process.
 //!
 //! ```text
-//! truth   of each network once: loss and gradients of all parameters of the batch that is timed, in fp32, with one
-//!         output per thread (`Algorithm::Direct`), which shares no kernel with what is timed
+//! truth   of each network once: loss and gradients of all parameters of the batch that is timed, in fp32,
+//!         with one output per thread (`Algorithm::Direct`), which shares no kernel with what is timed
 //! bound   of 16-bit types: how far the same step in that type is from the truth
 //! first   the first step by the host's clock: kernels are compiled and, of Burn's convolutions, tuned (the
 //!         truth has tuned what is not a convolution); its loss and gradients are compared with the truth
