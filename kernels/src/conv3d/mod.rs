@@ -96,6 +96,7 @@ pub use call::{
     Added, bias_gradient, forward, forward_cached, forward_with_pre, input_gradient, reads_cache,
     weight_and_bias_gradient, weight_gradient, weight_gradient_cached,
 };
+pub use choose::burn::{burn_seconds, fitted_seconds};
 pub use depthwise::DepthwiseKernel;
 pub use few_outputs::FewOutputsTile;
 pub use gemm::{GemmTile, MatrixTile, RegisterTile};

@@ -11,7 +11,7 @@
 //! [`patch`] registers an optimization with Burn's fusion layer. Wherever a model calls Burn's convolutions
 //! or their gradients, the optimization runs this crate's kernels instead; the operations between them are
 //! fused by Burn's own fusers as before. Where the kernels cannot serve a call (its dtype, its shape, a limit
-//! of the device), Burn's operation runs.
+//! of the device) or are predicted to be slower, Burn's operation runs.
 //!
 //! Nothing in a result says who computed it, so [`report`] counts: how many convolutions Burn ran, how many
 //! of them ran here. `report().recorded() == report().served()` belongs in a test of your own. For each kind
@@ -39,7 +39,9 @@ use absent as layer;
 #[cfg(all(feature = "fusion", feature = "cubecl"))]
 use fusion as layer;
 
-pub use options::{PatchError, PatchOptions};
+pub use conv_kernels::Limits;
+pub use conv_kernels::conv3d::{Conv3dProblem, Pass};
+pub use options::{BurnSeconds, PatchError, PatchOptions};
 pub use report::{OpCount, Report};
 
 /// Runs this crate's kernels wherever a model calls the convolutions that `options` names.

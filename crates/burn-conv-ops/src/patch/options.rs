@@ -1,8 +1,13 @@
 //! What the caller of `patch` may choose, and why it may fail.
 
 use burn::tensor::Device;
-use conv_kernels::conv3d::Algorithm;
+use conv_kernels::Limits;
+use conv_kernels::conv3d::{Algorithm, Conv3dProblem, Pass};
 use std::fmt;
+
+/// Seconds that Burn's own op takes, contiguous operands; none where that is not known, and the call is
+/// taken. conv1d and conv2d are problems with axes of one element.
+pub type BurnSeconds = fn(&Conv3dProblem, Pass, &Limits) -> Option<f64>;
 
 /// Options of [`patch`](super::patch()). `PatchOptions::new()` takes conv3d and conv_transpose3d with their
 /// gradients.
@@ -22,6 +27,12 @@ pub struct PatchOptions {
     pub transposed: bool,
     /// The kernel family. A call that a forced algorithm cannot serve is left to Burn.
     pub algorithm: Algorithm,
+    /// Leaves a call to Burn where its op is predicted to be faster than these kernels. Results of Burn's
+    /// conv2d and conv1d may store channels last. Calls with a forced algorithm are taken.
+    pub leave_slower: bool,
+    /// Predicts Burn's op. None: [`burn_seconds`](conv_kernels::conv3d::burn_seconds), where the build has
+    /// Burn's tuner (its feature `autotune`); without it no call is left.
+    pub burn_seconds: Option<BurnSeconds>,
     /// The device that the model will run on, to be checked; where there is none, `Device::default()` is.
     /// Convolutions of every CubeCL device are taken, whatever is named here.
     pub device: Option<Device>,
@@ -35,6 +46,8 @@ impl Default for PatchOptions {
             conv1d: false,
             transposed: true,
             algorithm: Algorithm::Auto,
+            leave_slower: true,
+            burn_seconds: None,
             device: None,
         }
     }
@@ -81,6 +94,18 @@ impl PatchOptions {
     #[must_use]
     pub fn with_algorithm(self, algorithm: Algorithm) -> Self {
         Self { algorithm, ..self }
+    }
+
+    /// Sets whether calls are left to Burn where its op is predicted to be faster.
+    #[must_use]
+    pub fn with_leave_slower(self, leave_slower: bool) -> Self {
+        Self { leave_slower, ..self }
+    }
+
+    /// Sets what predicts Burn's op, such as a table of measured times.
+    #[must_use]
+    pub fn with_burn_seconds(self, burn_seconds: BurnSeconds) -> Self {
+        Self { burn_seconds: Some(burn_seconds), ..self }
     }
 
     /// Names the device that the model will run on.

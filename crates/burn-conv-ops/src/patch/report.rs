@@ -14,6 +14,8 @@ pub struct OpCount {
     pub served: u64,
     /// Times this crate's kernels refused and Burn's ran.
     pub declined: u64,
+    /// Times Burn's kernels ran because they were predicted to be faster.
+    pub slower: u64,
 }
 
 /// The counts of all operations since the start of the process, by [`report`](super::report()).
@@ -40,9 +42,14 @@ impl Report {
         self.ops.iter().map(|count| count.declined).sum()
     }
 
+    /// Operations that were left to Burn because its kernels were predicted to be faster.
+    pub fn slower(&self) -> u64 {
+        self.ops.iter().map(|count| count.slower).sum()
+    }
+
     /// Operations that Burn ran on its own, in a block that it did not fuse.
     pub fn missed(&self) -> u64 {
-        self.recorded().saturating_sub(self.served() + self.declined())
+        self.recorded().saturating_sub(self.served() + self.declined() + self.slower())
     }
 
     /// The counts of one operation, by Burn's name.
@@ -58,6 +65,7 @@ impl Report {
             recorded: now.recorded.saturating_sub(before.recorded),
             served: now.served.saturating_sub(before.served),
             declined: now.declined.saturating_sub(before.declined),
+            slower: now.slower.saturating_sub(before.slower),
         };
         Self { ops: self.ops.iter().zip(&earlier.ops).map(difference).collect() }
     }
@@ -66,9 +74,10 @@ impl Report {
 /// A line for each operation that ran.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for OpCount { op, recorded, served, declined } in &self.ops {
+        for OpCount { op, recorded, served, declined, slower } in &self.ops {
             if *recorded > 0 {
-                writeln!(f, "{op}: {served} of {recorded} served, {declined} declined")?;
+                let faster = if *slower > 0 { format!(", {slower} faster by Burn") } else { String::new() };
+                writeln!(f, "{op}: {served} of {recorded} served, {declined} declined{faster}")?;
             }
         }
         Ok(())

@@ -50,6 +50,7 @@ fn main() {
         ("devices_have_their_own_tensors", operands::devices_have_their_own_tensors),
         ("neighbours_still_fuse", neighbours::neighbours_still_fuse),
         ("what_is_refused_is_burns", switch::what_is_refused_is_burns),
+        ("what_is_predicted_slower_is_burns", switch::what_is_predicted_slower_is_burns),
         ("unpatch_works_at_any_time", switch::unpatch_works_at_any_time),
         (
             "flipping_while_a_model_runs_changes_no_result",

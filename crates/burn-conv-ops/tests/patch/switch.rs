@@ -2,8 +2,9 @@
 
 use crate::models::{Network, Pair};
 use crate::support::{assert_all_served, assert_close, counted, gpu, normal, owned, set_patched};
-use burn::nn::conv::Conv3dConfig;
+use burn::nn::conv::{Conv2dConfig, Conv3dConfig};
 use burn::tensor::{Device, TensorData};
+use burn_conv_ops::patch::{BurnSeconds, Pass, Report};
 use burn_conv_ops::{Algorithm, PatchError, PatchOptions, WinogradTile, is_patched, patch, unpatch};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -32,6 +33,77 @@ pub(crate) fn what_is_refused_is_burns() {
     let (result, report) = counted(run);
     assert_all_served("with the default algorithm", &report, 1);
     assert_close("with the default algorithm", &result, &burns, 1e-5);
+}
+
+/// Predictions that differ by pass: each operation decides by itself.
+pub(crate) fn what_is_predicted_slower_is_burns() {
+    let device = gpu().autodiff();
+    let conv = Conv3dConfig::new([4, 6], [3, 3, 3]).init(&device);
+    // y and the gradients of x, weight and bias.
+    let run = || {
+        let x = normal::<5>(1, [2, 4, 3, 5, 6], &device).require_grad();
+        let y = conv.forward(x.clone());
+        let gradients = y.clone().square().mean().backward();
+        let [dw, db] = [
+            owned(conv.weight.val().grad(&gradients).expect("it is tracked")),
+            owned(conv.bias.as_ref().expect("it has one").val().grad(&gradients).expect("it is tracked")),
+        ];
+        [owned(y.inner()), owned(x.grad(&gradients).expect("it is tracked")), dw, db]
+    };
+    set_patched(false);
+    let burns = run();
+    let with = |options: PatchOptions| {
+        patch(options.with_device(gpu())).expect("this process is patched");
+        counted(run)
+    };
+    let counts = |report: &Report, op: &str| {
+        let count = report.op(op).expect("a kind of operation");
+        [count.recorded, count.served, count.declined, count.slower]
+    };
+    let all = PatchOptions::all;
+    // Burn takes no time forward, and forever for gradients.
+    let forward =
+        all().with_burn_seconds(|_, pass, _| Some(if pass == Pass::Forward { 0.0 } else { f64::INFINITY }));
+    let (result, report) = with(forward.clone());
+    assert_eq!(counts(&report, "conv3d"), [1, 0, 0, 1], "{report}");
+    assert_eq!(
+        (report.recorded(), report.served(), report.slower(), report.missed()),
+        (4, 3, 1, 0),
+        "{report}"
+    );
+    assert!(report.to_string().contains("conv3d: 0 of 1 served, 0 declined, 1 faster by Burn\n"), "{report}");
+    assert_eq!(result[0], burns[0]);
+    for (got, want) in result.iter().zip(&burns) {
+        assert_close("gradients are served", got, want, 1e-4);
+    }
+    // All that can be predicted; the bias' gradient is a sum.
+    let (result, report) = with(all().with_burn_seconds(|_, _, _| Some(0.0)));
+    assert_eq!((report.served(), report.slower(), report.declined()), (1, 3, 0), "{report}");
+    assert_eq!(result[..3], burns[..3]);
+    // What is not known, slower, forced or not asked for is served.
+    for options in [
+        all().with_burn_seconds(|_, _, _| None),
+        all().with_burn_seconds(|_, _, _| Some(f64::INFINITY)),
+        forward.clone().with_algorithm(Algorithm::ImplicitGemm),
+        forward.with_leave_slower(false),
+    ] {
+        let (result, report) = with(options);
+        assert_all_served("with other options", &report, 4);
+        for (got, want) in result.iter().zip(&burns) {
+            assert_close("with other options", got, want, 1e-4);
+        }
+    }
+    set_patched(true);
+    // A problem as the model asks for it: conv2d has one frame.
+    let conv = Conv2dConfig::new([4, 6], [3, 3]).init(&device);
+    let planar: BurnSeconds = |problem, pass, limits| {
+        let asked = problem.x_shape() == [2, 4, 1, 5, 6] && pass == Pass::Forward;
+        (asked && limits.dtypes.contains(&problem.dtype)).then_some(0.0)
+    };
+    patch(all().with_burn_seconds(planar).with_device(gpu())).expect("this process is patched");
+    let (_, report) = counted(|| owned(conv.forward(normal::<4>(1, [2, 4, 5, 6], &device)).inner()));
+    assert_eq!(counts(&report, "conv2d"), [1, 0, 0, 1], "{report}");
+    set_patched(true);
 }
 
 pub(crate) fn unpatch_works_at_any_time() {

@@ -172,23 +172,24 @@ fn run_case<M: Network>(
     bench.clean_up();
     for dtype in bench.dtypes() {
         let (network, inputs) = of_type(dtype);
-        let limit = if dtype == FloatType::F32 {
-            Distance::limit()
+        let check = if dtype == FloatType::F32 {
+            Check { truth: &truth, rounded: None, limit: Distance::limit() }
         } else {
             bench.running(&row(dtype), "one output per thread");
-            let (took, rounded) = seconds(&plain, || direct_step(&plain, &network, inputs.clone()))?;
-            let rounded = Distance::between(&rounded?, &truth);
+            let (took, values) = seconds(&plain, || direct_step(&plain, &network, inputs.clone()))?;
+            let values = values?;
+            let rounded = Distance::between(&values, &truth);
             bench.report.note(&format!(
                 "{} {}: {took:.1} s for one output per thread in that type, off by {}",
                 step.name,
                 dtype.name(),
                 shown(&rounded)
             ));
-            rounded.limit_of_type()
+            Check { truth: &truth, rounded: Some(values), limit: rounded.limit_of_type() }
         };
         let implementations = if bench.options.no_burn { &[OURS][..] } else { &[OURS, BURN] };
         for &who in implementations {
-            run_step(bench, &mut row(dtype), who, &network, &inputs, &truth, &limit)?;
+            run_step(bench, &mut row(dtype), who, &network, &inputs, &check)?;
         }
         drop(network);
         bench.clean_up();
@@ -200,6 +201,14 @@ fn shown(distance: &Distance) -> String {
     format!("{:.1e} of the gradients' RMS, one weight by {:.1e}", distance.all.rms, distance.weight)
 }
 
+/// What a step is held against.
+struct Check<'a> {
+    truth: &'a Values,
+    /// The step in the same type with one output per thread, where that is not the truth.
+    rounded: Option<Values>,
+    limit: Distance,
+}
+
 /// Verifies and times one implementation's step.
 fn run_step<M: Network>(
     bench: &mut Bench,
@@ -207,20 +216,22 @@ fn run_step<M: Network>(
     who: &str,
     network: &M,
     inputs: &M::Batch,
-    truth: &Values,
-    limit: &Distance,
+    check: &Check<'_>,
 ) -> Result<()> {
     let plain = bench.device.burn.clone();
     row.plan = if who == OURS { "patch" } else { "" }.into();
     bench.running(row, who);
     switch(who, &plain)?;
     let (first, got) = seconds(&plain, || loss_and_gradients(network, inputs.clone()))?;
-    let distance = Distance::between(&got, truth);
+    let distance = Distance::between(&got, check.truth);
+    let from_rounded = check.rounded.as_ref().map_or(String::new(), |rounded| {
+        format!(", from one output per thread in that type {}", shown(&Distance::between(&got, rounded)))
+    });
     drop(got);
-    let same = distance.within(limit);
-    let (off, allowed) = (shown(&distance), shown(limit));
+    let same = distance.within(&check.limit);
+    let (off, allowed) = (shown(&distance), shown(&check.limit));
     bench.report.note(&format!(
-        "{} {} {who}: first step {first:.1} s, off by {off} (allowed: {allowed})",
+        "{} {} {who}: first step {first:.1} s, off by {off} (allowed: {allowed}){from_rounded}",
         row.case,
         row.dtype.name()
     ));

@@ -12,7 +12,7 @@ use conv_kernels::conv3d::{
 use conv_kernels::{FloatType, Limits};
 
 /// Passes under the names of records.
-const PASSES: [(&str, Pass); 3] =
+pub(super) const PASSES: [(&str, Pass); 3] =
     [("fwd", Pass::Forward), ("dx", Pass::InputGradient), ("dw", Pass::WeightGradient)];
 
 /// Memory orders, as suffixes of a case's name.

@@ -3,11 +3,13 @@
 //! was lost, and whether the model ranks the plans right. A record from before is read the same way.
 //!
 //! ```text
+//! burn.rs         what `patch` leaves to Burn, where a record has Burn's rows
 //! layers.rs       a record's rows as layers, with predictions
 //! statistics.rs   regret, rank correlation, ratios
 //! page.rs         all of it as text, for the terminal and for an issue
 //! ```
 
+mod burn;
 mod layers;
 mod page;
 mod statistics;
@@ -62,6 +64,9 @@ fn write(records: &[Record], options: &Options, limits: &Limits, origin: &Origin
     let (layers, unknown) = layers::layers(records, options, limits)?;
     ensure!(!layers.is_empty(), "no row has a plan that {} lists", origin.rates_of);
     println!("\n{}", page::summary(&layers, unknown, limits));
+    if let Some(text) = burn::summary(&burn::rows(records, options, limits)?) {
+        println!("\n{text}");
+    }
     if let Some(folder) = file.parent() {
         std::fs::create_dir_all(folder)
             .with_context(|| format!("cannot create the folder {}", folder.display()))?;

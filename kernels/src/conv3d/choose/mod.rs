@@ -6,6 +6,7 @@
 //! | which tile of the gathered GEMM, or window kernels  | `gemm.rs`       |
 //! | Winograd instead                                    | `winograd.rs`   |
 //! | how long a plan takes, for Winograd and the tuner   | `model.rs`      |
+//! | whether Burn's own op is faster, for its `patch`    | `burn.rs`       |
 //!
 //! [`Algorithm::Auto`] takes Winograd where it is faster. Else, and always under
 //! [`Algorithm::NoWinograd`], it takes the first that serves of
@@ -29,6 +30,7 @@
 //!
 //! If the device lacks what the choice needs: the smallest tile of the gathered GEMM, then `Direct`.
 
+pub(super) mod burn;
 mod gemm;
 pub(super) mod model;
 mod winograd;

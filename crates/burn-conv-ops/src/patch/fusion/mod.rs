@@ -6,12 +6,13 @@
 //! ([`SETTINGS`]).
 
 mod op;
+mod predict;
 mod provider;
 mod run;
 mod segment;
 mod watch;
 
-use super::{PatchError, PatchOptions, Report};
+use super::{BurnSeconds, PatchError, PatchOptions, Report};
 use burn::backend::DispatchDevice;
 use burn::tensor::Device;
 use burn_cubecl::fusion::{RegistryError, register};
@@ -53,9 +54,11 @@ impl Kinds {
 struct Settings {
     kinds: Kinds,
     algorithm: Algorithm,
+    /// What predicts Burn's op; none where no call is left for its speed.
+    burn_seconds: Option<BurnSeconds>,
 }
 
-const OFF: Settings = Settings { kinds: Kinds::NONE, algorithm: Algorithm::Auto };
+const OFF: Settings = Settings { kinds: Kinds::NONE, algorithm: Algorithm::Auto, burn_seconds: None };
 
 static SETTINGS: RwLock<Settings> = RwLock::new(OFF);
 /// The kinds that plans claim: grows until the first stream begins.
@@ -87,7 +90,7 @@ pub(super) fn patch(options: PatchOptions) -> Result<(), PatchError> {
         }
         *registered = true;
     }
-    set(Settings { kinds, algorithm: options.algorithm });
+    set(Settings { kinds, algorithm: options.algorithm, burn_seconds: predict::of(&options) });
     watch::begin();
     Ok(())
 }

@@ -6,8 +6,10 @@
 mod transposed;
 
 use super::op::{Call, Pass};
+use super::predict::{self, Left};
 use crate::backend::Conv3dCall;
 use crate::conv3d::cube;
+use crate::patch::BurnSeconds;
 use burn::backend::fusion::stream::Context;
 use burn::backend::ir::TensorIr;
 use burn::tensor::Shape;
@@ -15,22 +17,23 @@ use burn_cubecl::CubeBackend;
 use burn_cubecl::cubecl::zspace::{Strides, metadata::Metadata};
 use burn_cubecl::fusion::CubeFusionHandle;
 use burn_cubecl::tensor::CubeTensor;
-use conv_kernels::ConvError;
-use conv_kernels::conv3d::{Algorithm, Conv3dProblem};
+use conv_kernels::conv3d::{self, Algorithm, Conv3dProblem};
+use conv_kernels::{ConvError, Limits};
 
 /// Computes and registers the result.
 pub(super) fn serve(
     call: &Call<'_>,
     algorithm: Algorithm,
+    burn_seconds: Option<BurnSeconds>,
     context: &mut Context<CubeFusionHandle>,
-) -> Result<(), ConvError> {
+) -> Result<(), Left> {
     let operands = Operands {
         first: operand(call.first, call, context)?,
         second: call.second.map(|ir| operand(ir, call, context)).transpose()?,
         bias: call.bias.map(|ir| operand(ir, call, context)).transpose()?,
         out: extents(&context.tensors[&call.out.id].shape)?,
     };
-    let result = compute(call, algorithm, &operands)?;
+    let result = compute(call, algorithm, burn_seconds, &operands)?;
     let id = context.tensors[&call.out.id].id;
     context.handles.register_float_tensor::<CubeBackend>(&id, result);
     Ok(())
@@ -45,8 +48,15 @@ struct Operands {
     out: [usize; 5],
 }
 
-fn compute(call: &Call<'_>, algorithm: Algorithm, operands: &Operands) -> Result<CubeTensor, ConvError> {
+fn compute(
+    call: &Call<'_>,
+    algorithm: Algorithm,
+    burn_seconds: Option<BurnSeconds>,
+    operands: &Operands,
+) -> Result<CubeTensor, Left> {
     let Operands { first, second, bias, out } = operands;
+    let check =
+        |call: &Conv3dCall, pass| predict::check(call, pass, || Limits::of(&first.client), burn_seconds);
     let (first_dims, out) = (dims(first), *out);
     let bias_length = bias.as_ref().map(|bias| bias.meta.shape()[0]);
     let problem = |x: [usize; 5], weight: [usize; 5], bias: Option<usize>, y: [usize; 5]| {
@@ -72,11 +82,14 @@ fn compute(call: &Call<'_>, algorithm: Algorithm, operands: &Operands) -> Result
                 return Ok(lowered(dw, call.kind.rank));
             }
             let call = problem(first_dims, dims(weight), bias_length, out)?;
+            check(&call, conv3d::Pass::Forward)?;
             cube::forward(first, weight, [bias.as_ref(), None], &call, false)?.0
         }
         Pass::InputGradient => {
             let weight = second()?;
-            cube::input_gradient(first, weight, &problem(out, dims(weight), None, first_dims)?)?
+            let call = problem(out, dims(weight), None, first_dims)?;
+            check(&call, conv3d::Pass::InputGradient)?;
+            cube::input_gradient(first, weight, &call)?
         }
         Pass::Transposed => {
             let weight = second()?;
@@ -85,19 +98,22 @@ fn compute(call: &Call<'_>, algorithm: Algorithm, operands: &Operands) -> Result
                 let (name, channels) = (call.kind.name(), out[1]);
                 return Err(ConvError::Invalid(format!(
                     "{name}: the bias has {length} elements, the result has {channels} channels"
-                )));
+                ))
+                .into());
             }
             cube::transposed(first, weight, bias.as_ref(), &gradient, false)?.0
         }
         Pass::WeightGradient => {
             let dy = second()?;
-            cube::weight_gradient(first, dy, &problem(first_dims, out, None, dims(dy))?)?
+            let call = problem(first_dims, out, None, dims(dy))?;
+            check(&call, conv3d::Pass::WeightGradient)?;
+            cube::weight_gradient(first, dy, &call)?
         }
         Pass::BiasGradient => {
             // A sum over all but the channels, the same for every convolution with this result.
             let [n, o, d, h, w] = first_dims;
             let call = problem([n, 1, d, h, w], [o, 1, 1, 1, 1], None, first_dims)?;
-            return cube::bias_gradient(first, &call);
+            return Ok(cube::bias_gradient(first, &call)?);
         }
     };
     Ok(lowered(result, call.kind.rank))

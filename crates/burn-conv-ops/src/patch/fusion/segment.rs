@@ -90,10 +90,10 @@ impl FusedOperation for Segment {
                 fallback(first).run(context);
                 continue;
             };
-            match run::serve(&call, settings.algorithm, context) {
+            match run::serve(&call, settings.algorithm, settings.burn_seconds, context) {
                 Ok(()) => watch::served(call.kind),
-                Err(error) => {
-                    watch::declined(call.kind, &error);
+                Err(reason) => {
+                    watch::left(call.kind, &reason);
                     fallback(first).run(context);
                     continue;
                 }

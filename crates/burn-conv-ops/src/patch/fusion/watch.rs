@@ -4,11 +4,11 @@
 //! counted as recorded there and what the segment of that block serves then follow one reading of the switch.
 
 use super::op::{Call, Kind};
+use super::predict::Left;
 use super::{OFF, Settings};
 use crate::patch::{OpCount, Report};
 use burn::backend::fusion::observer::{BlockOperations, FusionObservation, FusionObserver};
 use burn::backend::ir::OperationIr;
-use conv_kernels::ConvError;
 use log::info;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -19,6 +19,7 @@ type Counters = [AtomicU64; Kind::COUNT];
 static RECORDED: Counters = [const { AtomicU64::new(0) }; Kind::COUNT];
 static SERVED: Counters = [const { AtomicU64::new(0) }; Kind::COUNT];
 static DECLINED: Counters = [const { AtomicU64::new(0) }; Kind::COUNT];
+static SLOWER: Counters = [const { AtomicU64::new(0) }; Kind::COUNT];
 static OBSERVATION: Mutex<Option<FusionObservation>> = Mutex::new(None);
 
 thread_local! {
@@ -47,18 +48,22 @@ pub(super) fn served(kind: Kind) {
     }
 }
 
-/// An operation was refused.
-pub(super) fn declined(kind: Kind, error: &ConvError) {
-    if DECLINED[kind.index()].fetch_add(1, Relaxed) == 0 {
-        info!(target: "burn_conv_ops", "patch: a {} was left to Burn: {error}", kind.name());
+/// An operation was left to Burn; each of the two reasons has a line.
+pub(super) fn left(kind: Kind, reason: &Left) {
+    let counters = match reason {
+        Left::Refused(_) => &DECLINED,
+        Left::Slower { .. } => &SLOWER,
+    };
+    if counters[kind.index()].fetch_add(1, Relaxed) == 0 {
+        info!(target: "burn_conv_ops", "patch: a {} was left to Burn: {reason}", kind.name());
     }
 }
 
 pub(super) fn report() -> Report {
     let count = |(index, op): (usize, &&'static str)| {
-        let [recorded, served, declined] =
-            [&RECORDED, &SERVED, &DECLINED].map(|counters| counters[index].load(Relaxed));
-        OpCount { op, recorded, served, declined }
+        let [recorded, served, declined, slower] =
+            [&RECORDED, &SERVED, &DECLINED, &SLOWER].map(|counters| counters[index].load(Relaxed));
+        OpCount { op, recorded, served, declined, slower }
     };
     Report { ops: Kind::NAMES.iter().enumerate().map(count).collect() }
 }
