@@ -136,9 +136,9 @@ fn main() -> Result<()> {
             let tune = ["--tune".to_string(), out.display().to_string()];
             conv_bench(vulkan, &[&tune, &options[..]].concat())
         }
-        Task::Msl { options } => run("msl-host", &options),
+        Task::Msl { options } => run("conv-msl", &options),
         Task::Gauge { filter, accept } => {
-            run("msl-host", &[])?;
+            run("conv-msl", &[])?;
             gauge::run(&root(), &root().join("target/msl"), filter.as_deref(), accept)
         }
         Task::Check { built } => check(built),
@@ -226,7 +226,7 @@ fn video_classifier(data: &Path, options: &[String]) -> Result<()> {
 /// What a tier sets in the environment of the tests, but for what `is_set` already.
 fn tier(full: bool, is_set: impl Fn(&str) -> bool) -> Vec<(&'static str, &'static str)> {
     let mut tier = if full {
-        vec![("CONV_TESTS", "full"), ("PROPTEST_CASES", "10000")]
+        vec![("CONV_TESTS", "full"), ("MSL_HOST_LIBRARIES", "off"), ("PROPTEST_CASES", "10000")]
     } else {
         // lavapipe compiles most kernels for one small launch: without LLVM's optimizations the suites take
         // an eighth less.

@@ -4,7 +4,7 @@ use anyhow::{Result, anyhow};
 use clap::ValueEnum;
 use conv_kernels::{FloatType, Limits};
 use cubecl::prelude::*;
-use msl_host::server::Recorder;
+use msl_host::Recorder;
 
 /// Which device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -14,7 +14,7 @@ use naga::valid::{Capabilities, ValidationFlags, Validator};
 /// # Errors
 ///
 /// The refusal of CubeCL's compiler, of naga's parser, validator or translator.
-pub fn lower(kernel: &dyn CubeKernel) -> Result<Lowered, String> {
+pub(crate) fn lower(kernel: &dyn CubeKernel) -> Result<Lowered, String> {
     let Dim3 { x, y, z } = kernel.id().cube_dim;
     let definition = define_kernel(kernel).map_err(|error| error.to_string())?;
     let compiled = CompiledKernel::compile(kernel, definition, &mut WgslCompiler, &Default::default())

@@ -1,4 +1,5 @@
 //! The record of a server: kernels and launches.
+
 use crate::lower::Lowered;
 use cubecl_runtime::id::KernelId;
 use std::collections::HashMap;
@@ -7,9 +8,9 @@ use std::sync::Arc;
 /// What a launch belongs to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Label {
-    /// Op, pass, plan and dtype.
+    /// What is launched: an operation and its types, say.
     pub what: String,
-    /// Further options that the kernels are specialized by.
+    /// Further options that its kernels are specialized by.
     pub options: String,
 }
 

@@ -52,7 +52,7 @@ pub struct Facts {
     pub simd: bool,
     /// Whether 64-bit integers occur outside the header's typedefs.
     pub wide: bool,
-    /// Constructs that the project does not use, each as the end of a sentence ("uses ..").
+    /// Constructs that no kernel may use (see [`violations`]), each as the end of a sentence ("uses ..").
     pub forbidden: Vec<String>,
 }
 
@@ -62,7 +62,7 @@ pub struct Facts {
 ///
 /// The compiler's refusal, a panic while expanding or compiling, or the reason why the text could not be
 /// read.
-pub fn lower(kernel: &dyn CubeKernel) -> Result<Lowered, String> {
+pub(crate) fn lower(kernel: &dyn CubeKernel) -> Result<Lowered, String> {
     let dim = kernel.id().cube_dim;
     let definition = define_kernel(kernel).map_err(|error| error.to_string())?;
     // The emitter panics on what Metal lacks (matrix fragments other than 8x8x8, for one).
@@ -97,13 +97,24 @@ pub fn lower(kernel: &dyn CubeKernel) -> Result<Lowered, String> {
 /// # Errors
 ///
 /// Those of [`lower`].
-pub fn lower_once(kernel: &dyn CubeKernel) -> Result<Lowered, String> {
+pub(crate) fn lower_once(kernel: &dyn CubeKernel) -> Result<Lowered, String> {
     type Cell = Arc<OnceLock<Result<Lowered, String>>>;
     static KNOWN: LazyLock<Mutex<HashMap<KernelId, Cell>>> = LazyLock::new(Mutex::default);
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
     let cell = known.entry(kernel.id()).or_default().clone();
     drop(known);
     cell.get_or_init(|| lower(kernel)).clone()
+}
+
+/// [`lower_once`], and a refusal of what an Apple GPU would not run or would run wrongly.
+///
+/// # Errors
+///
+/// Those of [`lower`], and the [`violations`].
+pub(crate) fn lower_within_budget(kernel: &dyn CubeKernel) -> Result<Lowered, String> {
+    let lowered = lower_once(kernel)?;
+    let problems = violations(&lowered);
+    if problems.is_empty() { Ok(lowered) } else { Err(problems.join("; ")) }
 }
 
 fn panic_text(payload: &(dyn std::any::Any + Send)) -> String {
@@ -140,7 +151,7 @@ fn regex(pattern: &str) -> Regex {
 ///
 /// When the text does not have the form that CubeCL 0.11.3 emits: misreading it silently would let everything
 /// pass.
-pub fn read(msl: &str) -> Result<Facts, String> {
+pub(crate) fn read(msl: &str) -> Result<Facts, String> {
     let entry = ENTRY.captures(msl).ok_or("the text has no kernel function")?;
     if ENTRY.find_iter(msl).count() > 1 {
         return Err("the text has more than one kernel function".into());
@@ -207,7 +218,8 @@ fn forbidden(msl: &str) -> Vec<String> {
 }
 
 /// What an M1 would not run, or would run wrongly: one sentence each, none when `lowered` is within its
-/// limits.
+/// limits. Also named are constructs that are not for every Mac or not deterministic: atomics of floats and
+/// of 64 bits, double precision, transposed stores of matrices, logging.
 pub fn violations(lowered: &Lowered) -> Vec<String> {
     let facts = &lowered.facts;
     let threads = lowered.thread_count();

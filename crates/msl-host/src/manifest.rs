@@ -1,10 +1,10 @@
 //! A manifest of the emitted texts, to show that a refactor changed none.
 //!
-//! One line per kernel: its first launch (op, pass, plan, dtype, options) and a hash of its normalised text,
-//! in MSL and, for macOS before 15, in WGSL. It does not depend on names of Rust functions. Kernels with the
-//! same label are distinguished by their texts alone.
+//! One line per kernel: language (MSL or, for macOS before 15, WGSL), label of its first launch, and a hash
+//! of its normalised text. It does not depend on names of Rust functions. Kernels with the same label are
+//! distinguished by their texts alone.
 
-use crate::server::Kernel;
+use crate::log::Kernel;
 use anyhow::{Context, Result, bail};
 use regex::{Captures, Regex};
 use std::collections::{BTreeMap, HashMap};

@@ -15,6 +15,9 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// A client of its own recording server, and the server's record.
+///
+/// What a launch is refused for (its kernel does not lower, is over budget or faults while it is executed) is
+/// the error of the next read of its outputs, as on a device.
 pub struct Recorder {
     client: Client,
     log: Arc<Mutex<Log>>,
@@ -48,14 +51,21 @@ impl Recorder {
         Self::with(apple_m1_before_macos_15(), fallback::lower, None)
     }
 
-    /// An M1 whose kernels are executed, on the CPU.
+    /// An M1 whose kernels are executed, on the CPU. A kernel with [`violations`](crate::violations) is
+    /// refused.
     pub fn executing() -> Self {
+        Self::with(apple_m1(), lower::lower_within_budget, Some(Session::new(None)))
+    }
+
+    /// [`Recorder::executing`] that executes kernels with [`violations`](crate::violations) too.
+    pub fn executing_any() -> Self {
         Self::with(apple_m1(), lower::lower_once, Some(Session::new(None)))
     }
 
-    /// [`Recorder::executing`] for kernels whose text is changed by `edit` before it is compiled.
+    /// [`Recorder::executing`] for kernels whose text is changed by `edit` before it is compiled: to see that
+    /// tests notice a defect.
     pub fn executing_edited(edit: Edit) -> Self {
-        Self::with(apple_m1(), lower::lower_once, Some(Session::new(Some(edit))))
+        Self::with(apple_m1(), lower::lower_within_budget, Some(Session::new(Some(edit))))
     }
 
     fn with(properties: DeviceProperties, lower: Lower, execution: Option<Session>) -> Self {

@@ -1,8 +1,8 @@
 //! The table of what each kernel requires of the device, on the terminal and as CSV next to the texts.
 
+use crate::log::{Kernel, Label};
 use crate::lower::{Lowered, violations};
 use crate::properties::{SIMD_WIDTH, THREADGROUP_BYTES};
-use crate::server::{Kernel, Label};
 use anyhow::{Context, Result, bail};
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -57,7 +57,7 @@ fn uses(lowered: &Lowered) -> Vec<&'static str> {
     words.into_iter().filter(|(used, _)| *used).map(|(_, word)| word).collect()
 }
 
-/// The table for a terminal: one line for the variants of a kernel function under one plan and dtype, with
+/// The table for a terminal: one line for the variants of a kernel function under one label's `what`, with
 /// the largest of their numbers; then each kernel over budget, then a summary.
 pub fn table(rows: &[Row], launches: usize) -> String {
     let header = [

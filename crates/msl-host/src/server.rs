@@ -5,10 +5,9 @@
 //! here.
 
 use crate::execute::{self, Grid, Session};
-pub use crate::log::{Kernel, Label, Launch, Log};
+use crate::log::{Kernel, Launch, Log};
 use crate::lower::{self, Lowered};
 use crate::properties::apple_m1;
-pub use crate::recorder::Recorder;
 use cubecl::prelude::CubeCount;
 use cubecl::server::{
     BufferBinding, CopyDescriptor, IoError, KernelArguments, ProfileError, ProfilingToken, Server,
@@ -47,8 +46,8 @@ struct Allocation {
 /// How a server lowers a kernel.
 pub(crate) type Lower = fn(&dyn CubeKernel) -> Result<Lowered, String>;
 
-/// The server behind a [`Recorder`].
-pub struct RecordingServer {
+/// The server behind a [`Recorder`](crate::Recorder).
+pub(crate) struct RecordingServer {
     utilities: Arc<ServerUtilities>,
     lower: Lower,
     execution: Option<Session>,
@@ -187,11 +186,7 @@ impl RecordingServer {
             None => {
                 let index = log.kernels.len();
                 log.index.insert(id.clone(), index);
-                let mut lowered = (self.lower)(kernel);
-                if self.execution.is_some() && id.type_name().starts_with("conv_kernels::") {
-                    lowered = lowered.and_then(within_budget);
-                }
-                log.kernels.push(Kernel { id, label: label.clone(), lowered });
+                log.kernels.push(Kernel { id, label: label.clone(), lowered: (self.lower)(kernel) });
                 index
             }
         };
@@ -341,12 +336,6 @@ impl ServerStorage for RecordingServer {
         let resource = self.resource(&binding)?;
         Ok(ManagedResource::new(binding.memory, resource))
     }
-}
-
-/// Refuses what a Mac could not run: every executed kernel is within an Apple GPU's limits.
-fn within_budget(lowered: Lowered) -> Result<Lowered, String> {
-    let problems = lower::violations(&lowered);
-    if problems.is_empty() { Ok(lowered) } else { Err(problems.join("; ")) }
 }
 
 /// Host copies are of whole contiguous buffers, as on wgpu.

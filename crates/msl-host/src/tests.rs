@@ -1,12 +1,9 @@
 //! The recording server on kernels of this file: the text agrees with CubeCL's direct lowering, memory
 //! behaves as a device's, and what a Mac could not run is reported.
 
-use crate::lower::violations;
 use crate::manifest::{Change, Manifest, normalise};
 use crate::properties::apple_m1;
-use crate::report;
-use crate::server::{Label, Recorder};
-use conv_kernels::Limits;
+use crate::{Label, Recorder, report, violations};
 use cubecl::prelude::*;
 use cubecl_ir::TargetProperties;
 use std::sync::Arc;
@@ -206,14 +203,6 @@ fn what_a_mac_could_not_run_is_reported() {
     assert_eq!(files, expected);
     let csv = std::fs::read_to_string(folder.path().join("kernels.csv")).unwrap();
     assert_eq!(csv.lines().count(), 1 + rows.len());
-}
-
-#[test]
-fn conv_kernels_sees_the_m1_that_it_plans_for() {
-    let limits = Limits::of(Recorder::apple_m1().client());
-    let expected = Limits::apple_m1();
-    // wgpu's cap is a byte below 4 GiB.
-    assert_eq!(limits, Limits { buffer_bytes: expected.buffer_bytes - 1, ..expected });
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //!
 //! In the quick tier the Metal executor answers for the plans that need matrix units, the software device for
 //! all others (docs/testing.md); a real device, and the full tier, for all that it serves. Kernels have a
-//! list of their own (msl-host's `all_kernels.rs`): RoPE, which has no plans, is in that alone.
+//! list of their own (conv-msl's `all_kernels.rs`): RoPE, which has no plans, is in that alone.
 
 use crate::conv3d::{PASSES, noted};
 use crate::device::EXECUTED;

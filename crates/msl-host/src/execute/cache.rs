@@ -3,8 +3,8 @@
 //!
 //! A file's name is the hash of everything that its contents follow from: the shim, the text, the compiler
 //! with its version, its arguments and the processor. The folder is `msl-libraries` in cargo's target folder
-//! next to the running program; `cargo clean` empties it. In the full tier (`CONV_TESTS=full`) it is not
-//! used.
+//! next to the running program; `cargo clean` empties it. With `MSL_HOST_LIBRARIES=off` in the environment it
+//! is not used.
 
 use cubecl_common::hash::StableHasher;
 use std::path::{Path, PathBuf};
@@ -28,9 +28,14 @@ pub(super) fn keep(library: &Path, path: &Path) {
     }
 }
 
-/// The folder, made if it does not exist; none in the full tier and outside a target folder.
+/// Whether the environment says that everything is to be compiled.
+fn is_off() -> bool {
+    std::env::var_os("MSL_HOST_LIBRARIES").is_some_and(|kept| kept == "off")
+}
+
+/// The folder, made if it does not exist; none where it is off and outside a target folder.
 fn folder() -> Option<PathBuf> {
-    if std::env::var_os("CONV_TESTS").is_some_and(|tier| tier == "full") {
+    if is_off() {
         return None;
     }
     let program = std::env::current_exe().ok()?;
@@ -56,7 +61,7 @@ mod tests {
     #[test]
     fn a_library_is_kept_under_the_hash_of_all_its_parts() {
         let Some(first) = path(&["shim", "text", "compiler", "flags"]) else {
-            assert!(std::env::var_os("CONV_TESTS").is_some(), "tests run from cargo's target folder");
+            assert!(is_off(), "tests run from cargo's target folder");
             return;
         };
         assert_eq!(path(&["shim", "text", "compiler", "flags"]).as_deref(), Some(&*first));

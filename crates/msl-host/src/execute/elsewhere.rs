@@ -5,32 +5,32 @@ use cubecl_runtime::id::KernelId;
 use std::sync::Arc;
 
 /// The error of every launch.
-pub const REFUSAL: &str =
+pub(crate) const REFUSAL: &str =
     "executing the emitted Metal text needs Linux or macOS on x86-64 or arm64; writing it does not";
 
-/// A change to a text: a defect that a test seeds.
+/// A change to a text: a defect, to see that tests notice it.
 pub type Edit = Box<dyn Fn(&str) -> String + Send>;
 
 /// Threadgroups, and threads of each.
 #[derive(Clone, Copy, Debug)]
-pub struct Grid {
+pub(crate) struct Grid {
     /// Threadgroups along x, y and z.
-    pub groups: (u32, u32, u32),
+    pub(crate) groups: (u32, u32, u32),
     /// Threads of a threadgroup along x, y and z.
-    pub threads: (u32, u32, u32),
+    pub(crate) threads: (u32, u32, u32),
 }
 
 /// A text that is not compiled.
 #[derive(Debug)]
-pub struct Kernel(());
+pub(crate) struct Kernel(());
 
 /// Runs nothing.
-pub struct Runner(());
+pub(crate) struct Runner(());
 
 /// What a server executes with.
-pub struct Session {
+pub(crate) struct Session {
     /// Runs nothing.
-    pub runner: Runner,
+    pub(crate) runner: Runner,
 }
 
 impl Runner {
@@ -43,7 +43,7 @@ impl Runner {
     /// # Safety
     ///
     /// No requirement: nothing is accessed.
-    pub unsafe fn run(
+    pub(crate) unsafe fn run(
         &mut self,
         _kernel: &Kernel,
         _grid: Grid,
@@ -56,12 +56,12 @@ impl Runner {
 
 impl Session {
     /// A session that refuses every launch.
-    pub fn new(_edit: Option<Edit>) -> Self {
+    pub(crate) fn new(_edit: Option<Edit>) -> Self {
         Self { runner: Runner(()) }
     }
 
     /// The kernel of a text.
-    pub fn kernel(&mut self, _id: &KernelId, _msl: &Arc<str>) -> Arc<Kernel> {
+    pub(crate) fn kernel(&mut self, _id: &KernelId, _msl: &Arc<str>) -> Arc<Kernel> {
         Arc::new(Kernel(()))
     }
 }
@@ -75,10 +75,13 @@ mod tests {
 
     #[test]
     fn a_launch_is_refused_in_one_sentence() {
+        let (id, text) = (KernelId::new::<()>(), "".into());
+        compile_ahead(&[(&id, &text)]);
         let mut session = Session::new(None);
+        let kernel = session.kernel(&id, &text);
         let grid = Grid { groups: (1, 1, 1), threads: (64, 1, 1) };
         // SAFETY: there are no buffers.
-        let refused = unsafe { session.runner.run(&Kernel(()), grid, &[], &[]) };
+        let refused = unsafe { session.runner.run(&kernel, grid, &[], &[]) };
         assert_eq!(refused.unwrap_err(), REFUSAL);
     }
 }

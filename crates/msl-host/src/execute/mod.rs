@@ -22,5 +22,6 @@ mod run;
 mod session;
 mod trap;
 
-pub use run::{Grid, Runner};
-pub use session::{Edit, Kernel, Session, compile_ahead};
+pub(crate) use run::Grid;
+pub use session::{Edit, compile_ahead};
+pub(crate) use session::{Kernel, Session};

@@ -16,11 +16,11 @@ use std::time::Instant;
 
 /// Threadgroups, and threads of each.
 #[derive(Clone, Copy, Debug)]
-pub struct Grid {
+pub(crate) struct Grid {
     /// Threadgroups along x, y and z.
-    pub groups: (u32, u32, u32),
+    pub(crate) groups: (u32, u32, u32),
     /// Threads of a threadgroup along x, y and z.
-    pub threads: (u32, u32, u32),
+    pub(crate) threads: (u32, u32, u32),
 }
 
 /// `msl::Thread` of the shim.
@@ -38,7 +38,7 @@ pub(super) struct ThreadArguments {
 }
 
 /// Runs kernels; keeps memory and stacks between launches.
-pub struct Runner {
+pub(crate) struct Runner {
     buffers: Vec<Arena>,
     info: Arena,
     threadgroup: Arena,
@@ -51,15 +51,9 @@ pub struct Runner {
 /// Bytes of a fiber's stack: kernels keep their accumulators there.
 pub(super) const STACK: usize = 128 << 10;
 
-impl Default for Runner {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Runner {
     /// A runner without memory.
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         trap::install();
         Self {
             buffers: Vec::new(),
@@ -82,7 +76,7 @@ impl Runner {
     /// # Safety
     ///
     /// The buffers are valid for reads and writes, and nothing else uses them during the call.
-    pub unsafe fn run(
+    pub(crate) unsafe fn run(
         &mut self,
         kernel: &Kernel,
         grid: Grid,

@@ -1,19 +1,19 @@
 //! A server's compiled kernels, and when a kernel is worth optimizing.
 
-use super::Runner;
 use super::library::{Effort, Library, compile, compile_batch};
+use super::run::Runner;
 use cubecl_runtime::id::KernelId;
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-/// A change to a text: a defect that a test seeds.
+/// A change to a text: a defect, to see that tests notice it.
 pub type Edit = Box<dyn Fn(&str) -> String + Send>;
 
 /// What a server executes with: its runner and its compiled kernels.
-pub struct Session {
+pub(crate) struct Session {
     /// Runs the compiled kernels.
-    pub runner: Runner,
+    pub(crate) runner: Runner,
     edit: Option<Edit>,
     /// The kernels of an edited server.
     edited: HashMap<KernelId, Arc<Kernel>>,
@@ -21,7 +21,7 @@ pub struct Session {
 
 /// A text and its libraries, one per level of optimization.
 #[derive(Debug)]
-pub struct Kernel {
+pub(crate) struct Kernel {
     text: Arc<str>,
     low: LibraryCell,
     high: LibraryCell,
@@ -61,12 +61,12 @@ impl Kernel {
 
 impl Session {
     /// A session in which `edit`, if there is one, changes every text.
-    pub fn new(edit: Option<Edit>) -> Self {
+    pub(crate) fn new(edit: Option<Edit>) -> Self {
         Self { runner: Runner::new(), edit, edited: HashMap::new() }
     }
 
     /// The kernel of a text.
-    pub fn kernel(&mut self, id: &KernelId, msl: &Arc<str>) -> Arc<Kernel> {
+    pub(crate) fn kernel(&mut self, id: &KernelId, msl: &Arc<str>) -> Arc<Kernel> {
         match &self.edit {
             Some(edit) => {
                 self.edited.entry(id.clone()).or_insert_with(|| Kernel::new(edit(msl).into())).clone()

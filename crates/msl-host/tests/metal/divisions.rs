@@ -2,7 +2,7 @@
 //! arm64 does not.
 
 use cubecl::prelude::*;
-use msl_host::server::Recorder;
+use msl_host::Recorder;
 
 /// `y[t] = x[2 t] / x[2 t + 1]`, or the remainder.
 #[cube(launch_unchecked)]

@@ -4,7 +4,6 @@
 mod all_kernels;
 mod defects;
 mod device;
-mod divisions;
 mod limits;
 
 #[path = "../../../../kernels/tests/conformance/causal_conv1d/mod.rs"]
@@ -35,7 +34,6 @@ mod conv3d_transposed;
 mod conv3d_winograd;
 #[path = "../../../../kernels/tests/conformance/laws.rs"]
 mod laws;
-mod machine;
 #[path = "../../../../kernels/tests/conformance/rope/mod.rs"]
 mod rope;
 #[path = "../../../../kernels/tests/conformance/support.rs"]

@@ -1,6 +1,6 @@
 //! conv3d with a residual: which cases of its table are listed again.
 
-use super::IndexWidth;
+use crate::IndexWidth;
 use conv_cases::conv3d::{Activation, Conv3dCase};
 
 /// Convolutions with a residual, which is a kernel of its own where the epilogue adds it; an activation is a

@@ -1,7 +1,7 @@
 //! The device under test: an M1's properties, and the emitted MSL on the CPU.
 
 use cubecl::prelude::*;
-use msl_host::server::Recorder;
+use msl_host::Recorder;
 
 /// This thread's device. Each test has a thread of its own.
 pub(crate) fn client() -> Client {

@@ -1,13 +1,12 @@
 //! What the first training step of a network compiles on an M1: the kernels and the bytes of Metal text of
 //! each layer and pass, under the plans that the choice takes.
 
-use crate::recorder::Recorder;
-use crate::server::Label;
-use crate::variants::conv3d::{launch, problem};
+use crate::conv3d::{launch, problem};
 use anyhow::{Result, anyhow};
 use conv_cases::conv3d::Conv3dCase;
 use conv_kernels::conv3d::{Algorithm, Pass, plan};
 use conv_kernels::{FloatType, Limits};
+use msl_host::{Label, Recorder};
 use std::fmt::Write as _;
 
 /// The distinct convolutions of R3D-18 on a clip of 16x112x112.

@@ -1,10 +1,10 @@
 //! RoPE: both orders of pairs, one tensor or two, single elements, vectors and packed vectors. All else is
 //! run-time arguments: axes, frequencies, the source of positions, the direction.
 
-use super::{note_refusal, tensor};
-use crate::server::{Label, Recorder};
+use crate::{note_refusal, tensor};
 use conv_kernels::rope::{Positions, RopeAngles, RopeLayout, RopePairs, RopeProblem, Rotation, rotate_all};
 use conv_kernels::{FloatType, Limits};
+use msl_host::{Label, Recorder};
 
 /// Angles of two axes and head dimensions that reach every kernel of the op: the pairs of an axis, or all of
 /// them where neighbours are pairs, are a multiple of one, four and eight.

@@ -1,19 +1,20 @@
-//! Every kernel of conv-kernels in every dtype and plan: launch functions run over tables of problems, and
-//! whatever they launch is the list.
+//! Every kernel of conv-kernels in every dtype and plan, lowered to Metal by [`msl_host`]: launch functions
+//! run over tables of problems, and whatever they launch is the list.
 //!
 //! The tables are full products of the options that kernels are specialized by; causal conv1d has so many
 //! that its table is two products (see [`causal_conv1d`]). They are public because this crate's conformance
-//! test compares the same tables with the references: what is listed is executed and compared.
+//! test compares the same tables with the references: what is listed is executed and compared. The program of
+//! this crate is `cargo xtask msl`; [`first_calls`] counts what a network's first step compiles.
 
 pub mod causal_conv1d;
 pub mod conv3d;
+pub mod first_calls;
 mod residual;
 pub mod rope;
 
-use crate::lower::Facts;
-use crate::server::{Kernel, Label, Log, Recorder};
 use conv_kernels::{ConvError, FloatType, IndexOperand, IndexType, Limits, Needs, Operand};
 use cubecl::prelude::Client;
+use msl_host::{Facts, Kernel, Label, Log, Recorder};
 use std::collections::HashSet;
 
 /// The kernels of every op, and the launches that were refused.
@@ -161,4 +162,17 @@ fn tensor(client: &Client, shape: &[usize], dtype: FloatType) -> Operand {
 fn indices(client: &Client, shape: &[usize], dtype: IndexType) -> IndexOperand {
     let bytes = shape.iter().product::<usize>() * dtype.size();
     IndexOperand::contiguous(client.empty(bytes.max(dtype.size())), shape, dtype)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conv_kernels_sees_the_m1_that_it_plans_for() {
+        let limits = Limits::of(Recorder::apple_m1().client());
+        let expected = Limits::apple_m1();
+        // wgpu's cap is a byte below 4 GiB.
+        assert_eq!(limits, Limits { buffer_bytes: expected.buffer_bytes - 1, ..expected });
+    }
 }

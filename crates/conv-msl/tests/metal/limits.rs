@@ -3,8 +3,8 @@
 use conv_kernels::conv3d::{Algorithm, Conv3dProblem, Pass, Window, plan};
 use conv_kernels::{FloatType, Limits};
 use cubecl::ir::{DeviceProperties, ElemType, UIntKind};
+use msl_host::Recorder;
 use msl_host::properties::{apple_m1, apple_m1_before_macos_15};
-use msl_host::server::Recorder;
 
 fn limits_of(properties: DeviceProperties) -> Limits {
     Limits::of(Recorder::with_properties(properties).client())

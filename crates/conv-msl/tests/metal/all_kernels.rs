@@ -1,7 +1,7 @@
 //! Executes every kernel that `cargo xtask msl` lists and compares its results with the reference. Checks the
 //! list itself: every kernel of the source is in it, within an Apple GPU's limits, and no two share a cache
 //! key. (The command checks the path through WGSL and naga. Kernels that only a conformance test launches are
-//! checked against the limits when they are launched: `server.rs`.)
+//! checked against the limits when they are launched: `Recorder::executing`.)
 //!
 //! Tests start in the order of their names: these go first, since they compile in batches what the others
 //! use.
@@ -9,10 +9,8 @@
 use crate::{causal_conv1d, conv3d, conv3d_pre, conv3d_streams, conv3d_sums, conv3d_transposed, rope};
 use conv_cases::fill;
 use conv_kernels::{FloatType, IndexType, Limits};
-use msl_host::execute::compile_ahead;
-use msl_host::report;
-use msl_host::server::Recorder;
-use msl_host::variants::{self, IndexWidth, Op, Variants};
+use conv_msl::{IndexWidth, Op, Variants};
+use msl_host::{Recorder, compile_ahead, report};
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::OnceLock;
@@ -29,7 +27,7 @@ const NOT_ON_METAL: [&str; 3] = [
 fn listed(dtype: FloatType) -> &'static Variants {
     static LISTED: [OnceLock<Variants>; 3] = [const { OnceLock::new() }; 3];
     let place = FloatType::ALL.iter().position(|each| *each == dtype).expect("one of all");
-    LISTED[place].get_or_init(|| variants::of_dtype(dtype, &Op::ALL))
+    LISTED[place].get_or_init(|| conv_msl::of_dtype(dtype, &Op::ALL))
 }
 
 #[test]
@@ -59,22 +57,22 @@ fn check(dtype: FloatType) {
     for index in IndexWidth::ALL {
         let limits = index.limits(&Limits::of(client));
         let alone = (client, &Limits { dtypes: vec![dtype], ..limits.clone() });
-        let table = variants::conv3d::table(index);
+        let table = conv_msl::conv3d::table(index);
         // In the quick tier only launches that may need kernels of their own.
-        let picks = if conv_testing::is_full() { |_: &_, _, _: &_| true } else { variants::conv3d::lists };
+        let picks = if conv_testing::is_full() { |_: &_, _, _: &_| true } else { conv_msl::conv3d::lists };
         conv3d::run_with(alone, &table, &fill::normal, false, conv3d::Selection::Launches(picks));
         conv3d_sums::check_activation_gradients(alone);
-        for stream in variants::conv3d::streams() {
+        for stream in conv_msl::conv3d::streams() {
             conv3d_streams::check(alone, &stream, &fill::normal, false, &|plans| plans);
         }
-        let kept: Vec<_> = table.iter().filter(|case| variants::conv3d::keeps_pre(case)).cloned().collect();
+        let kept: Vec<_> = table.iter().filter(|case| conv_msl::conv3d::keeps_pre(case)).cloned().collect();
         conv3d_pre::check(alone, &kept, |plans, _| plans);
-        let transposed = variants::conv3d::transposed(&table);
+        let transposed = conv_msl::conv3d::transposed(&table);
         conv3d_transposed::check(alone, &transposed, &fill::normal, false, |problem, mut plans, _| {
-            plans.retain(|plan| variants::conv3d::lists_transposed(problem, plan));
+            plans.retain(|plan| conv_msl::conv3d::lists_transposed(problem, plan));
             plans
         });
-        let levels = conv3d::problem(&variants::conv3d::levels(), dtype);
+        let levels = conv3d::problem(&conv_msl::conv3d::levels(), dtype);
         conv3d_sums::check_bias_gradient(alone, levels);
         for case in table.iter().filter(|case| case.bias) {
             conv3d_sums::check_bias_gradient(alone, conv3d::problem(case, dtype));
@@ -84,7 +82,7 @@ fn check(dtype: FloatType) {
             }
         }
         let device = (client, &limits);
-        for call in variants::causal_conv1d::table(dtype, index) {
+        for call in conv_msl::causal_conv1d::table(dtype, index) {
             let problem = call.problem().expect("a valid problem");
             // Two sequences and padding, if there are enough steps.
             let id = |step: usize| [0, 0, 0, 0, 0, -1, 1, 1][step % problem.length / 4 % 8];
@@ -95,14 +93,14 @@ fn check(dtype: FloatType) {
                 failures.extend(wrong.into_iter().map(|wrong| format!("{call:?}: {wrong}")));
             }
         }
-        for (case, activation, weight_dtype) in variants::causal_conv1d::updates(index) {
+        for (case, activation, weight_dtype) in conv_msl::causal_conv1d::updates(index) {
             causal_conv1d::streaming::check_update(device, &case, activation, [dtype, weight_dtype]);
         }
         for index_type in IndexType::ALL {
             causal_conv1d::decoding::check_steps(device, dtype, index_type, 4..=4);
             causal_conv1d::decoding::check_last_states(device, dtype, index_type);
         }
-        for (angles, d) in variants::rope::table() {
+        for (angles, d) in conv_msl::rope::table() {
             rope::options::check_sources(device, dtype, angles, d);
         }
     }
@@ -155,7 +153,7 @@ fn the_list_is_complete_and_within_an_apple_gpu_s_budget() {
     let launched =
         |path: &&String| kernels.iter().any(|kernel| kernel.id.type_name().starts_with(&format!("{path}::")));
     let unlisted: Vec<_> = expected.iter().filter(|path| !launched(path)).map(String::as_str).collect();
-    assert_eq!(unlisted, NOT_ON_METAL, "kernels that `variants` never launches");
+    assert_eq!(unlisted, NOT_ON_METAL, "kernels that the list never launches");
 }
 
 /// Module paths of the kernels in conv-kernels' source, `conv_kernels::op::file::kernel`.

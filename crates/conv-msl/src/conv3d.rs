@@ -1,7 +1,6 @@
 //! conv3d: forward, both gradients, and the bias and activation gradients, under every eligible plan.
 
-use super::{IndexWidth, note_refusal, tensor, understated};
-use crate::server::{Label, Recorder};
+use crate::{IndexWidth, note_refusal, tensor, understated};
 use conv_cases::conv3d::{self as cases, Conv3dCase};
 use conv_kernels::conv3d::{
     Activation, Added, Conv3dProblem, PaddingMode, Pass, Plan, Window, activation_gradient, bias_gradient,
@@ -10,6 +9,7 @@ use conv_kernels::conv3d::{
 };
 use conv_kernels::{ConvError, FloatType, Limits, Operand};
 use cubecl::prelude::Client;
+use msl_host::{Label, Recorder};
 
 /// Launches every pass and plan of the table in `dtype`.
 pub(super) fn record(
@@ -133,7 +133,7 @@ pub fn table(index: IndexWidth) -> Vec<Conv3dCase> {
         table.push(Conv3dCase { bias: false, ..case.clone() });
         table.push(case);
     }
-    table.extend(super::residual::cases(&bases, index));
+    table.extend(crate::residual::cases(&bases, index));
     table
 }
 

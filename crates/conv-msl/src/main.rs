@@ -4,9 +4,9 @@
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use conv_kernels::FloatType;
+use conv_msl::{Op, first_calls};
 use msl_host::manifest::Manifest;
-use msl_host::variants::Op;
-use msl_host::{first_calls, report, variants};
+use msl_host::report;
 use std::path::PathBuf;
 
 /// Lowers every kernel to Metal Shading Language without a GPU and checks it against Apple's limits.
@@ -41,7 +41,7 @@ fn main() -> Result<()> {
     // Read first: a missing file should not be reported after minutes of work.
     let earlier = arguments.compare.as_deref().map(Manifest::read).transpose()?;
     let ops: &[Op] = if arguments.op.is_empty() { &Op::ALL } else { &arguments.op };
-    let variants = variants::all(ops);
+    let variants = conv_msl::all(ops);
     let rows = report::rows(&variants.kernels);
     report::write(&rows, &arguments.out)?;
     print!("{}", report::table(&rows, variants.launches));
@@ -51,7 +51,7 @@ fn main() -> Result<()> {
     println!("texts and kernels.csv in {}", arguments.out.display());
     report::verdict(&rows, &variants.refused)?;
 
-    let fallback = variants::before_macos_15(ops);
+    let fallback = conv_msl::before_macos_15(ops);
     let rows = report::rows(&fallback.kernels);
     let table = report::table(&rows, fallback.launches);
     print!("through WGSL and naga, for macOS before 15: {}", table.lines().last().unwrap_or_default());

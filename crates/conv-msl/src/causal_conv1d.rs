@@ -4,8 +4,7 @@
 //! and two dtypes; activation and bias are run-time arguments. The table is the full product, but other
 //! weight types appear with the plainest options only.
 
-use super::{IndexWidth, indices, note_refusal, tensor, understated};
-use crate::server::{Label, Recorder};
+use crate::{IndexWidth, indices, note_refusal, tensor, understated};
 use conv_cases::causal_conv1d::{UpdateCase, update_cases};
 use conv_kernels::causal_conv1d::{
     CausalConv1dProblem, Conv1dLayout, DecodingSteps, Gradients, Inputs, NARROW_WIDTH, OptionalShapes, Pass,
@@ -15,6 +14,7 @@ use conv_kernels::causal_conv1d::{
 use conv_kernels::conv3d::Activation;
 use conv_kernels::{FloatType, IndexType, Limits};
 use cubecl::prelude::Client;
+use msl_host::{Label, Recorder};
 
 const ACTIVATIONS: [Activation; 3] = [Activation::None, Activation::Relu, Activation::Silu];
 const IDS: [Option<IndexType>; 3] = [None, Some(IndexType::I32), Some(IndexType::I64)];
