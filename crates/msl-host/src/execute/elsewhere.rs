@@ -11,7 +11,8 @@ pub(crate) const REFUSAL: &str =
 /// A change to a text: a defect, to see that tests notice it.
 pub type Edit = Box<dyn Fn(&str) -> String + Send>;
 
-/// Threadgroups, and threads of each.
+/// Threadgroups, and threads of each, which nothing reads here.
+#[allow(dead_code)]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Grid {
     /// Threadgroups along x, y and z.
