@@ -4,8 +4,11 @@ use burn::tensor::{DType, Device};
 use burn_conv_ops::{ConvError, WarmUpLayer, warm_up};
 use std::time::Duration;
 
-/// Input channels, output channels, kernel, stride, and the input's extents of the distinct layers.
-const LAYERS: [(usize, usize, [usize; 3], [usize; 3], [usize; 3]); 11] = [
+/// Input channels, output channels, kernel, stride, and the input's extents.
+type Layer = (usize, usize, [usize; 3], [usize; 3], [usize; 3]);
+
+/// The distinct layers.
+const LAYERS: [Layer; 11] = [
     (3, 64, [3, 7, 7], [1, 2, 2], [16, 112, 112]),
     (64, 64, [3; 3], [1; 3], [16, 56, 56]),
     (64, 128, [3; 3], [2; 3], [16, 56, 56]),
