@@ -201,6 +201,11 @@ impl MatrixTile {
         table_entries(self.tile_k, check).max(64)
     }
 
+    /// Entries of the K index table of a kernel whose loads are behind branches or not.
+    pub(super) fn k_entries(&self, check: TapCheck, branches: bool) -> usize {
+        if branches { table_entries(self.tile_k, check) } else { self.table_entries(check) }
+    }
+
     /// Bytes of a threadgroup whose source stage and index tables take `source` bytes.
     fn threadgroup_bytes(&self, source: usize, size: usize) -> usize {
         source + self.tile_n * self.k_row_bytes(size) + self.subgroups() * self.fragment * self.fragment * 4

@@ -13,11 +13,13 @@
 //! written and read once, 8 bytes each. Declined: other windows or strides ([`super::vectors`]), replicate
 //! padding, frames in a cache.
 
+use super::channels::{Channels, or_zero};
 use super::config::MatrixTile;
-use super::fragments::{channel_rows, epilogue, load_channels, load_rows, multiply, or_zero, store_rows};
+use super::fragments::epilogue;
 use super::index::{ChannelTap, GatherArgs, OutputPosition};
+use super::mma_loop::Stages;
 use super::read::inside_or_zero;
-use super::stage::{GemmShape, zero_stage};
+use super::stage::GemmShape;
 use super::tap_check::TapCheck;
 use crate::conv3d::mma::accumulators;
 use crate::conv3d::pass::Pass;
@@ -46,14 +48,11 @@ pub(super) fn contiguous_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
     }
     let work = shape.work_tile(span.index(), tile.tile_m, tile.tile_n);
     let width = V::value();
-    let row = comptime!(tile.row(tile.tile_k, width, size));
-    let mut source_stage = Shared::<[Vector<S, V>]>::new_slice(comptime!(tile.tile_m * row));
-    let mut dy_stage = Shared::<[Vector<S, V>]>::new_slice(comptime!(tile.tile_n * row));
+    let mut stages = Stages::<S, V>::new((true, true), size, tile);
     let mut scratch = Shared::<[f32]>::new_slice(comptime!(tile.subgroups() * tile.fragment * tile.fragment));
     let sums = accumulators(comptime!(tile.subgroup_m * tile.subgroup_n), tile.fragment);
     if comptime!(prefetch) {
-        zero_stage(&mut source_stage, tile.threads());
-        zero_stage(&mut dy_stage, tile.threads());
+        stages.zero();
     }
 
     // This thread's position in a stage, and its channel taps. Clamped: results past M are not stored.
@@ -68,11 +67,15 @@ pub(super) fn contiguous_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
         let m = min(work.first_m + in_tile, shape.m - 1u32);
         taps.push(gather.channel_tap(m, true.runtime(), Pass::Forward, TapCheck::Masks));
     }
-    let first_o = work.group * shape.n + work.first_n;
-    let last_o = work.group * shape.n + shape.n - 1u32;
-    let o_stride = gather.out_channel(1u32);
+    let channels = Channels::new(
+        dy,
+        0usize,
+        work.group * shape.n + work.first_n,
+        work.group * shape.n + shape.n - 1u32,
+        gather.out_channel(1u32),
+        tile,
+    );
     sync_cube();
-    let channels = (first_o, last_o, o_stride);
     let stage = comptime!(tile.tile_k as u32).runtime();
     let mut stage_k = work.first_k;
     if comptime!(prefetch) {
@@ -81,40 +84,40 @@ pub(super) fn contiguous_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
             let k = stage_k + in_stage;
             let exists = k < work.end_k;
             let position = gather.position(min(k, shape.k - 1u32), TapCheck::Masks);
-            let sources = load_source(source, &gather, &taps, &position, first_channel, exists, tile);
-            let gradients = load_channels(dy, position.out, exists, channels, width, tile);
-            multiply(&source_stage, &dy_stage, &sums, (true, true), size, tile);
+            let (sources, _) =
+                load_source(source, &gather, &taps, &position, first_channel, exists, prefetch);
+            let gradients = channels.load(position.out, exists, width);
+            stages.multiply(&sums);
             sync_cube();
-            store_rows(&sources, &mut source_stage, row, tile.tile_m, tile);
-            store_rows(&gradients, &mut dy_stage, row, tile.tile_n, tile);
+            stages.store(&sources, &gradients);
             stage_k += stage;
             sync_cube();
         }
     } else {
         // All loads of a stage are in flight together; their registers are free during the product.
-        let rows = channel_rows(0usize, channels, width, width, tile);
+        let rows = channels.rows(width);
         while stage_k < work.end_k {
             let k = stage_k + in_stage;
             let exists = k < work.end_k;
             let position = gather.frame_position(min(k, shape.k - 1u32));
             let (sources, inside) =
-                load_anything(source, &gather, &taps, &position, first_channel, exists, tile);
-            let gradients = load_rows(dy, &rows, position.out / width, exists, tile);
+                load_source(source, &gather, &taps, &position, first_channel, exists, prefetch);
+            let gradients = channels.load_rows(&rows, position.out / width, exists);
             let sources = inside_or_zero(&sources, &inside);
             let gradients = or_zero(&gradients, exists);
             sync_cube();
-            store_rows(&sources, &mut source_stage, row, tile.tile_m, tile);
-            store_rows(&gradients, &mut dy_stage, row, tile.tile_n, tile);
+            stages.store(&sources, &gradients);
             stage_k += stage;
             sync_cube();
-            multiply(&source_stage, &dy_stage, &sums, (true, true), size, tile);
+            stages.multiply(&sums);
         }
     }
     let none = ComptimeOption::<&Tensor<E>>::new_None();
     epilogue(&sums, &mut scratch, none, none, out, &gather, &shape, &work, Pass::WeightGradient, false, tile);
 }
 
-/// Loads this thread's vectors of the next source stage into registers.
+/// Loads this thread's vectors of the next source stage into registers. `branches`: whether what is outside
+/// is not loaded; else it reads the first vector, and the second result says what is inside.
 #[cube]
 fn load_source<E: Float, V: Size>(
     source: &[Vector<E, V>],
@@ -123,43 +126,26 @@ fn load_source<E: Float, V: Size>(
     position: &OutputPosition,
     first_channel: usize,
     exists: bool,
-    #[comptime] tile: MatrixTile,
-) -> Sequence<Vector<E, V>> {
-    let mut values = Sequence::<Vector<E, V>>::new();
-    let width = V::value();
-    #[unroll]
-    for load in 0..comptime!(tile.loads(tile.tile_m, width)) {
-        let mut value = Vector::<E, V>::new(E::from_int(0));
-        let (offset, in_bounds) = gather.load_offset(position, taps.index(load), TapCheck::Masks);
-        if in_bounds && exists {
-            value = source[(offset + first_channel) / width];
-        }
-        values.push(value);
-    }
-    values
-}
-
-/// [`load_source`] without branches: what is outside reads the first vector. The second result says what is
-/// inside.
-#[cube]
-fn load_anything<E: Float, V: Size>(
-    source: &[Vector<E, V>],
-    gather: &GatherArgs,
-    taps: &Sequence<ChannelTap>,
-    position: &OutputPosition,
-    first_channel: usize,
-    exists: bool,
-    #[comptime] tile: MatrixTile,
+    #[comptime] branches: bool,
 ) -> (Sequence<Vector<E, V>>, Sequence<bool>) {
     let mut values = Sequence::<Vector<E, V>>::new();
     let mut insides = Sequence::<bool>::new();
     let width = V::value();
     #[unroll]
-    for load in 0..comptime!(tile.loads(tile.tile_m, width)) {
-        let (offset, in_bounds) = gather.load_offset(position, taps.index(load), TapCheck::Masks);
-        let inside = in_bounds && exists;
-        values.push(source[select(inside, offset + first_channel, 0usize) / width]);
-        insides.push(inside);
+    for load in 0..taps.len() {
+        if branches {
+            let mut value = Vector::<E, V>::new(E::from_int(0));
+            let (offset, in_bounds) = gather.load_offset(position, taps.index(load), TapCheck::Masks);
+            if in_bounds && exists {
+                value = source[(offset + first_channel) / width];
+            }
+            values.push(value);
+        } else {
+            let (offset, in_bounds) = gather.load_offset(position, taps.index(load), TapCheck::Masks);
+            let inside = in_bounds && exists;
+            values.push(source[select(inside, offset + first_channel, 0usize) / width]);
+            insides.push(inside);
+        }
     }
     (values, insides)
 }

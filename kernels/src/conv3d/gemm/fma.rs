@@ -26,12 +26,12 @@
 
 use super::config::{RegisterTile, VECTOR, table_entries};
 use super::index::{GatherArgs, OutputPosition};
-use super::read::{JoinedArgs, read_source};
+use super::read::{JoinedArgs, Source};
 use super::stage::{
     F32x4, GemmShape, column_of, multiply, row_of, store_lanes_along_k, store_lanes_along_m,
     store_vector_along_k, store_vector_along_m, vector_along_k, zero_stage,
 };
-use super::table::{IndexTable, fill_half, fill_other_half};
+use super::table::{IndexTable, TableLayout};
 use super::tap_check::TapCheck;
 use crate::activation::activate_by_code;
 use crate::conv3d::epilogue::{add_residual, channel_bias, residual_of_channel, residual_row};
@@ -76,7 +76,13 @@ pub(crate) fn fma_kernel<E: Float, O: Float, R: Size>(
     let mut source_stage = Shared::<[F32x4]>::new_slice(comptime!(tile.stage_vectors(tile.tile_m)));
     let mut weight_stage = Shared::<[F32x4]>::new_slice(comptime!(tile.stage_vectors(tile.tile_n)));
     let entries = comptime!(table_entries(tile.tile_k, check));
-    let mut table = IndexTable::new(entries, true, comptime!(check.needs_coordinates()));
+    let mut table = IndexTable::new(comptime!(TableLayout {
+        entries,
+        offsets: true,
+        pass: Pass::Forward,
+        check,
+        threads: tile.threads(),
+    }));
     let mut sums = Array::<f32>::new(comptime!(tile.rows * tile.columns));
     #[unroll]
     for i in 0..comptime!(tile.rows * tile.columns) {
@@ -97,6 +103,8 @@ pub(crate) fn fma_kernel<E: Float, O: Float, R: Size>(
         positions.push(position);
     }
 
+    let source = Source::new(source, cache, joined, &gather, check);
+
     // With `prefetch` each iteration loads the stage at `stage_k` and multiplies the one before; the last
     // loads nothing.
     let stage = comptime!(tile.tile_k as u32).runtime();
@@ -108,23 +116,13 @@ pub(crate) fn fma_kernel<E: Float, O: Float, R: Size>(
     }
     let mut stage_k = first_k;
     let mut at = 0usize.runtime();
-    fill_half(&mut table, &gather, 0usize, stage_k, end_k, Pass::Forward, check, entries, tile.threads());
+    table.fill_half(&gather, 0usize, stage_k, end_k);
     sync_cube();
     while stage_k < past_k {
         // Before the loads: a divergent branch after them may stall on loads in flight.
-        fill_other_half(
-            &mut table,
-            &gather,
-            at,
-            stage_k,
-            end_k,
-            Pass::Forward,
-            check,
-            entries,
-            tile.threads(),
-        );
+        table.fill_other_half(&gather, at, stage_k, end_k);
         if prefetch {
-            let sources = load_source(source, cache, &joined, &gather, &positions, &table, at, check, tile);
+            let sources = load_source(&source, &positions, &table, at, tile);
             let weights = load_weight(weight, &gather, &table, at, weight_group, first_n, shape.n, tile);
             multiply(&source_stage, &weight_stage, &mut sums, tile, true);
             sync_cube();
@@ -133,9 +131,7 @@ pub(crate) fn fma_kernel<E: Float, O: Float, R: Size>(
         } else {
             for load in 0..tile.loads(tile.tile_m) {
                 let mut next = Sequence::<Vector<E, R>>::new();
-                push_source(
-                    &mut next, source, cache, &joined, &gather, &positions, &table, at, load, check, tile,
-                );
+                push_source(&mut next, &source, &positions, &table, at, load, tile);
                 store_vector_along_m(&next, 0usize, load, &mut source_stage, tile);
             }
             for load in 0..tile.loads(tile.tile_n) {
@@ -231,20 +227,16 @@ pub(crate) fn fma_kernel<E: Float, O: Float, R: Size>(
 /// Loads this thread's elements of the next source stage into registers.
 #[cube]
 fn load_source<E: Float, R: Size>(
-    source: &[Vector<E, R>],
-    cache: ComptimeOption<&[Vector<E, R>]>,
-    joined: &ComptimeOption<JoinedArgs>,
-    gather: &GatherArgs,
+    source: &Source<Vector<E, R>>,
     positions: &Sequence<OutputPosition>,
     table: &IndexTable,
     at: usize,
-    #[comptime] check: TapCheck,
     #[comptime] tile: RegisterTile,
 ) -> Sequence<Vector<E, R>> {
     let mut values = Sequence::<Vector<E, R>>::new();
     #[unroll]
     for load in 0..comptime!(tile.loads(tile.tile_m)) {
-        push_source(&mut values, source, cache, joined, gather, positions, table, at, load, check, tile);
+        push_source(&mut values, source, positions, table, at, load, tile);
     }
     values
 }
@@ -253,23 +245,19 @@ fn load_source<E: Float, R: Size>(
 #[cube]
 fn push_source<E: Float, R: Size>(
     values: &mut Sequence<Vector<E, R>>,
-    source: &[Vector<E, R>],
-    cache: ComptimeOption<&[Vector<E, R>]>,
-    joined: &ComptimeOption<JoinedArgs>,
-    gather: &GatherArgs,
+    source: &Source<Vector<E, R>>,
     positions: &Sequence<OutputPosition>,
     table: &IndexTable,
     at: usize,
     load: usize,
-    #[comptime] check: TapCheck,
     #[comptime] tile: RegisterTile,
 ) {
     let source_width = R::value();
     let k = (UNIT_POS as usize + load * comptime!(tile.threads())) / comptime!(tile.tile_m / VECTOR);
-    let tap = table.get(at + k, comptime!(check.needs_coordinates()));
+    let tap = table.tap(at + k);
     #[unroll]
     for i in 0..comptime!(VECTOR / source_width) {
-        values.push(read_source(source, cache, joined, gather, positions.index(i), &tap, check));
+        values.push(source.read(positions.index(i), &tap));
     }
 }
 
@@ -308,8 +296,8 @@ fn push_weight<E: Float>(
     #[comptime] tile: RegisterTile,
 ) {
     let k = at + UNIT_POS as usize % tile.tile_k;
-    let at = weight_group + table.weight[k];
-    let exists = table.exists(k, Pass::Forward);
+    let at = weight_group + table.offset(k);
+    let exists = table.exists(k);
     let vector = vector_along_k(load, tile);
     #[unroll]
     for i in 0..VECTOR {

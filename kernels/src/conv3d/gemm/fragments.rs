@@ -1,5 +1,5 @@
-//! The GEMM of two shared-memory stages on matrix units, common to all passes: loads and stores of the
-//! channels' stage, the product, and the epilogue.
+//! The GEMM of two shared-memory stages on matrix units, common to all passes: stores with
+//! lanes along K, the product, and the epilogue.
 //!
 //! ```text
 //! D[n][m] += A[n][k] * B[k][m]      n: channels, m: output positions; D in fp32
@@ -15,7 +15,6 @@
 use super::config::{MatrixTile, SUBGROUP};
 use super::index::GatherArgs;
 use super::stage::{GemmShape, WorkTile};
-use super::table::IndexTable;
 use crate::activation::activate_by_code;
 use crate::conv3d::epilogue::{add_residual, channel_bias, residual_of_channel, residual_row};
 use crate::conv3d::mma::{load_fragment, multiply_fragments, store_to_patch};
@@ -155,122 +154,7 @@ pub(super) fn epilogue<E: Float, O: Float>(
     }
 }
 
-/// [`load_channels`] with the offset of this thread's K index from the table, plus `first`.
-#[cube]
-pub(super) fn load_channels_via_table<E: Float, W: Size>(
-    from: &[Vector<E, W>],
-    table: &IndexTable,
-    at: usize,
-    first: usize,
-    channels: (u32, u32, usize),
-    #[comptime] pass: Pass,
-    #[comptime] width: usize,
-    #[comptime] tile: MatrixTile,
-) -> Sequence<Vector<E, W>> {
-    let load_width = W::value();
-    let entry = at + UNIT_POS as usize % comptime!(tile.tile_k / load_width) * load_width;
-    load_channels(from, first + table.weight[entry], table.exists(entry, pass), channels, width, tile)
-}
-
-/// Loads this thread's elements of the next channels' stage (the weight; dy in the weight gradient) into
-/// registers: one vector along K per channel, or single elements, lanes along K. `offset` is that of channel
-/// 0 at the thread's K index; `channels` are the tile's first channel, the last of all, and the stride.
-#[cube]
-pub(super) fn load_channels<E: Float, W: Size>(
-    from: &[Vector<E, W>],
-    offset: usize,
-    exists: bool,
-    channels: (u32, u32, usize),
-    #[comptime] width: usize,
-    #[comptime] tile: MatrixTile,
-) -> Sequence<Vector<E, W>> {
-    let mut values = Sequence::<Vector<E, W>>::new();
-    let load_width = W::value();
-    #[unroll]
-    for load in 0..comptime!(tile.loads(tile.tile_n, load_width)) {
-        let channel = loaded_channel(load, channels.0, channels.1, load_width, width, tile);
-        let mut value = Vector::<E, W>::new(E::from_int(0));
-        if exists {
-            value = from[(offset + channel as usize * channels.2) / load_width];
-        }
-        values.push(value);
-    }
-    values
-}
-
-/// The channel of a thread's `load`-th load of the channels' stage. Clamped: results past N are not stored.
-#[cube]
-fn loaded_channel(
-    #[comptime] load: usize,
-    first: u32,
-    last: u32,
-    #[comptime] load_width: usize,
-    #[comptime] width: usize,
-    #[comptime] tile: MatrixTile,
-) -> u32 {
-    let k_vectors = comptime!(tile.tile_k / load_width);
-    let mut in_tile = UNIT_POS as usize / k_vectors + comptime!(load * (tile.threads() / k_vectors));
-    if comptime!(load_width == 1) {
-        let vector = UNIT_POS as usize / k_vectors + comptime!(load / width * (tile.threads() / k_vectors));
-        in_tile = vector * width + comptime!(load % width);
-    }
-    min(first + in_tile as u32, last)
-}
-
-/// Where the channels that a thread loads begin, in vectors, if channel 0 begins at element `first`; the same
-/// in all stages. In the order of [`load_channels`].
-#[cube]
-pub(super) fn channel_rows(
-    first: usize,
-    channels: (u32, u32, usize),
-    #[comptime] load_width: usize,
-    #[comptime] width: usize,
-    #[comptime] tile: MatrixTile,
-) -> Sequence<usize> {
-    let mut rows = Sequence::<usize>::new();
-    #[unroll]
-    for load in 0..comptime!(tile.loads(tile.tile_n, load_width)) {
-        let channel = loaded_channel(load, channels.0, channels.1, load_width, width, tile);
-        rows.push((first + channel as usize * channels.2) / load_width);
-    }
-    rows
-}
-
-/// [`load_channels`] without a branch, `offset` vectors into each of the `rows`: what does not exist reads
-/// the row's first vector ([`or_zero`]).
-#[cube]
-pub(super) fn load_rows<E: Float, W: Size>(
-    from: &[Vector<E, W>],
-    rows: &Sequence<usize>,
-    offset: usize,
-    exists: bool,
-    #[comptime] tile: MatrixTile,
-) -> Sequence<Vector<E, W>> {
-    let mut values = Sequence::<Vector<E, W>>::new();
-    let load_width = W::value();
-    let offset = select(exists, offset, 0usize);
-    #[unroll]
-    for load in 0..comptime!(tile.loads(tile.tile_n, load_width)) {
-        values.push(from[*rows.index(load) + offset]);
-    }
-    values
-}
-
-/// What was loaded, or zeros. After the last load: the first use of a value waits for its load.
-#[cube]
-pub(super) fn or_zero<E: Float, W: Size>(
-    loaded: &Sequence<Vector<E, W>>,
-    exists: bool,
-) -> Sequence<Vector<E, W>> {
-    let mut values = Sequence::<Vector<E, W>>::new();
-    #[unroll]
-    for i in 0..loaded.len() {
-        values.push(select(exists, *loaded.index(i), Vector::new(E::from_int(0))));
-    }
-    values
-}
-
-/// Stores what was loaded with lanes along K ([`load_channels`]; the weight gradient's source) to a stage of
+/// Stores what was loaded with lanes along K (the channels; the weight gradient's source) to a stage of
 /// `extent` rows of the product with pitch `row`: K-major if loaded as vectors along K, else N-major
 /// (M-major).
 #[cube]

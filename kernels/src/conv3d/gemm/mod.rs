@@ -22,6 +22,7 @@
 //! - vector widths come from [`vectors`]: vectors are aligned, contiguous and within one row of the operand;
 //! - no operand overlaps the result, and each element of the result is written by one thread.
 
+mod channels;
 pub(super) mod config;
 mod contiguous_weight;
 mod depth;
@@ -34,6 +35,7 @@ pub(super) mod index;
 mod index_tests;
 mod launch;
 mod mma;
+mod mma_loop;
 mod mma_weight;
 mod pack;
 mod read;

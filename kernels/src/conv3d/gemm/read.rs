@@ -129,61 +129,91 @@ fn require(inside: &mut bool, in_bounds: bool, #[comptime] padding: PaddingMode)
     }
 }
 
-/// What a pair reads at a position, one element or a vector of adjacent ones: zeros where it reads outside.
+/// The source of a gathered GEMM, in elements or in vectors of adjacent ones, and its cache.
+#[derive(CubeType)]
+pub(super) struct Source<'a, 'c, T: CubePrimitive> {
+    tensor: &'a [T],
+    cache: ComptimeOption<&'c [T]>,
+    joined: ComptimeOption<JoinedArgs>,
+    pub(super) gather: &'a GatherArgs,
+    #[cube(comptime)]
+    pub(super) check: TapCheck,
+}
+
 #[cube]
-pub(super) fn read_source<T: CubePrimitive + Default + IntoRuntime>(
-    source: &[T],
-    cache: ComptimeOption<&[T]>,
-    joined: &ComptimeOption<JoinedArgs>,
-    gather: &GatherArgs,
-    position: &OutputPosition,
-    tap: &ChannelTap,
-    #[comptime] check: TapCheck,
-) -> T {
-    let source_width = T::vector_size();
-    #[comptime]
-    match joined {
-        ComptimeOption::Some(joined) => {
-            let cache = cache.unwrap();
-            let (at, inside, in_cache) = gather.joined_offset(joined, position, tap, check);
-            let mut value = T::default();
-            if inside {
-                if in_cache {
-                    value = cache[at / source_width];
-                } else {
-                    value = source[at / source_width];
+impl<'a, 'c, T: CubePrimitive + Default + IntoRuntime> Source<'a, 'c, T> {
+    pub(super) fn new(
+        tensor: &'a [T],
+        cache: ComptimeOption<&'c [T]>,
+        joined: ComptimeOption<JoinedArgs>,
+        gather: &'a GatherArgs,
+        #[comptime] check: TapCheck,
+    ) -> Source<'a, 'c, T> {
+        Source::<'a, 'c, T> { tensor, cache, joined, gather, check }
+    }
+
+    /// What a pair reads at a position: zeros where it reads outside.
+    pub(super) fn read(&self, position: &OutputPosition, tap: &ChannelTap) -> T {
+        let source_width = T::vector_size();
+        let check = comptime!(self.check);
+        #[comptime]
+        match &self.joined {
+            ComptimeOption::Some(joined) => {
+                let cache = self.cache.unwrap();
+                let (at, inside, in_cache) = self.gather.joined_offset(joined, position, tap, check);
+                let mut value = T::default();
+                if inside {
+                    if in_cache {
+                        value = cache[at / source_width];
+                    } else {
+                        value = self.tensor[at / source_width];
+                    }
                 }
+                value
             }
-            value
+            ComptimeOption::None => {
+                let (at, in_bounds) = self.gather.load_offset(position, tap, check);
+                let mut value = T::default();
+                if in_bounds {
+                    value = self.tensor[at / source_width];
+                }
+                value
+            }
         }
-        ComptimeOption::None => {
-            let (at, in_bounds) = gather.load_offset(position, tap, check);
-            let mut value = T::default();
-            if in_bounds {
-                value = source[at / source_width];
-            }
-            value
+    }
+
+    /// [`Self::read`] of one tensor without a branch, so that all loads of a thread are in flight together:
+    /// what is outside reads the first element. The second result says what is inside.
+    pub(super) fn read_anything(&self, position: &OutputPosition, tap: &ChannelTap) -> (T, bool) {
+        let source_width = T::vector_size();
+        let (at, inside) = self.gather.load_offset(position, tap, comptime!(self.check));
+        (self.tensor[select(inside, at, 0usize) / source_width], inside)
+    }
+}
+
+#[cube]
+impl<'a, 'c, E: Float, R: Size> Source<'a, 'c, Vector<E, R>> {
+    /// Loads what a pair reads: with a branch, or whether it is inside as well.
+    pub(super) fn push(
+        &self,
+        values: &mut Sequence<Vector<E, R>>,
+        insides: &mut Sequence<bool>,
+        position: &OutputPosition,
+        tap: &ChannelTap,
+        #[comptime] branches: bool,
+    ) {
+        if branches {
+            values.push(self.read(position, tap));
+        } else {
+            let (value, inside) = self.read_anything(position, tap);
+            values.push(value);
+            insides.push(inside);
         }
     }
 }
 
-/// [`read_source`] of one tensor without a branch, so that all loads of a thread are in flight together: what
-/// is outside reads the first element. The second result says what is inside.
-#[cube]
-pub(super) fn read_anything<T: CubePrimitive>(
-    source: &[T],
-    gather: &GatherArgs,
-    position: &OutputPosition,
-    tap: &ChannelTap,
-    #[comptime] check: TapCheck,
-) -> (T, bool) {
-    let source_width = T::vector_size();
-    let (at, inside) = gather.load_offset(position, tap, check);
-    (source[select(inside, at, 0usize) / source_width], inside)
-}
-
-/// What [`read_anything`] loaded, zeros where it is outside. After the last load: the first use of a value
-/// waits for its load.
+/// What [`Source::read_anything`] loaded, zeros where it is outside. After the last load: the first use of a
+/// value waits for its load.
 #[cube]
 pub(super) fn inside_or_zero<E: Float, R: Size>(
     loaded: &Sequence<Vector<E, R>>,

@@ -20,43 +20,52 @@ use super::tap_check::TapCheck;
 use crate::conv3d::pass::Pass;
 use cubecl::prelude::*;
 
+/// What a table holds and who fills it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct TableLayout {
+    pub(super) entries: usize,
+    /// Whether it keeps weight offsets (result offsets of output positions).
+    pub(super) offsets: bool,
+    pub(super) pass: Pass,
+    pub(super) check: TapCheck,
+    /// Threads of the threadgroup.
+    pub(super) threads: usize,
+}
+
 /// Channel taps or output positions in shared memory, as a struct of arrays.
 #[derive(CubeType)]
-pub(crate) struct IndexTable {
-    pub(crate) source: Shared<[usize]>,
-    pub(crate) bits: Shared<[u32]>,
-    /// One element where the table keeps no weight offsets.
-    pub(crate) weight: Shared<[usize]>,
+pub(super) struct IndexTable {
+    source: Shared<[usize]>,
+    bits: Shared<[u32]>,
+    /// One element where the table keeps no offsets.
+    weight: Shared<[usize]>,
     /// Coordinates along D, H, W; one element where masks check the taps.
     steps: Shared<[u32]>,
-    /// Whether the table keeps weight offsets.
     #[cube(comptime)]
-    keeps_weight: bool,
+    pub(super) layout: TableLayout,
 }
 
 #[cube]
 impl IndexTable {
-    pub(crate) fn new(
-        #[comptime] length: usize,
-        #[comptime] weight: bool,
-        #[comptime] steps: bool,
-    ) -> IndexTable {
+    pub(super) fn new(#[comptime] layout: TableLayout) -> IndexTable {
+        let length = comptime!(layout.entries);
+        let steps = comptime!(layout.check.needs_coordinates());
         IndexTable {
             source: Shared::<[usize]>::new_slice(length),
             bits: Shared::<[u32]>::new_slice(length),
-            weight: Shared::<[usize]>::new_slice(comptime!(if weight { length } else { 1 })),
+            weight: Shared::<[usize]>::new_slice(comptime!(if layout.offsets { length } else { 1 })),
             steps: Shared::<[u32]>::new_slice(comptime!(if steps { 3 * length } else { 1 })),
-            keeps_weight: weight,
+            layout,
         }
     }
 
-    pub(crate) fn set(&mut self, at: usize, tap: &ChannelTap, #[comptime] steps: bool) {
+    fn set(&mut self, at: usize, tap: &ChannelTap) {
         self.source[at] = tap.source;
-        if comptime!(self.keeps_weight) {
+        if comptime!(self.layout.offsets) {
             self.weight[at] = tap.weight;
         }
         self.bits[at] = tap.bits;
-        if steps {
+        if comptime!(self.layout.check.needs_coordinates()) {
             self.steps[3 * at] = tap.d;
             self.steps[3 * at + 1] = tap.h;
             self.steps[3 * at + 2] = tap.w;
@@ -64,11 +73,11 @@ impl IndexTable {
     }
 
     /// A channel tap without its weight offset.
-    pub(crate) fn get(&self, at: usize, #[comptime] steps: bool) -> ChannelTap {
+    pub(super) fn tap(&self, at: usize) -> ChannelTap {
         let mut d = 0u32;
         let mut h = 0u32;
         let mut w = 0u32;
-        if steps {
+        if comptime!(self.layout.check.needs_coordinates()) {
             d = self.steps[3 * at];
             h = self.steps[3 * at + 1];
             w = self.steps[3 * at + 2];
@@ -76,23 +85,22 @@ impl IndexTable {
         ChannelTap { source: self.source[at], weight: 0usize.runtime(), bits: self.bits[at], d, h, w }
     }
 
+    /// The weight offset of an entry's channel tap, the result offset of its position.
+    pub(super) fn offset(&self, at: usize) -> usize {
+        self.weight[at]
+    }
+
     /// Whether the K index of an entry is within K.
-    pub(crate) fn exists(&self, at: usize, #[comptime] pass: Pass) -> bool {
+    pub(super) fn exists(&self, at: usize) -> bool {
         let mut exists = self.bits[at] < RANGE_BIT;
-        if comptime!(pass == Pass::WeightGradient) {
+        if comptime!(self.layout.pass == Pass::WeightGradient) {
             exists = self.bits[at] >= RANGE_BIT;
         }
         exists
     }
 
     /// Stores an output position, with its result offset in place of the weight offset.
-    pub(crate) fn set_position(
-        &mut self,
-        at: usize,
-        position: &OutputPosition,
-        exists: bool,
-        #[comptime] steps: bool,
-    ) {
+    fn set_position(&mut self, at: usize, position: &OutputPosition, exists: bool) {
         let entry = ChannelTap {
             source: position.source,
             weight: position.out,
@@ -101,12 +109,12 @@ impl IndexTable {
             h: position.h as u32,
             w: position.w as u32,
         };
-        self.set(at, &entry, steps);
+        self.set(at, &entry);
     }
 
     /// The output position of an entry.
-    pub(crate) fn position(&self, at: usize, #[comptime] steps: bool) -> OutputPosition {
-        let entry = self.get(at, steps);
+    pub(super) fn position(&self, at: usize) -> OutputPosition {
+        let entry = self.tap(at);
         OutputPosition {
             source: entry.source,
             out: self.weight[at],
@@ -116,97 +124,59 @@ impl IndexTable {
             w: entry.w as i32,
         }
     }
-}
 
-/// Fills the half of the table that starts at entry `to` with the K indices from `first` on, one per thread.
-#[cube]
-pub(super) fn fill_half(
-    table: &mut IndexTable,
-    gather: &GatherArgs,
-    to: usize,
-    first: u32,
-    end_k: u32,
-    #[comptime] pass: Pass,
-    #[comptime] check: TapCheck,
-    #[comptime] entries: usize,
-    #[comptime] threads: usize,
-) {
-    let steps = comptime!(check.needs_coordinates());
-    // Unrolled: drivers wait for loads in flight at the end of a loop.
-    #[unroll]
-    for iteration in 0..comptime!((entries / 2).div_ceil(threads)) {
-        let at = UNIT_POS as usize + comptime!(iteration * threads);
-        if comptime!((entries / 2).is_multiple_of(threads)) || at < comptime!(entries / 2) {
-            let k = first + at as u32;
-            if comptime!(pass == Pass::WeightGradient) {
-                table.set_position(to + at, &gather.position(min(k, end_k - 1u32), check), k < end_k, steps);
-            } else {
-                table.set(to + at, &gather.channel_tap(k, k < end_k, pass, check), steps);
+    /// Fills the half of the table that starts at entry `to` with the K indices from `first` on, one per
+    /// thread.
+    pub(super) fn fill_half(&mut self, gather: &GatherArgs, to: usize, first: u32, end_k: u32) {
+        let TableLayout { entries, pass, check, threads, .. } = comptime!(self.layout);
+        // Unrolled: drivers wait for loads in flight at the end of a loop.
+        #[unroll]
+        for iteration in 0..comptime!((entries / 2).div_ceil(threads)) {
+            let at = UNIT_POS as usize + comptime!(iteration * threads);
+            if comptime!((entries / 2).is_multiple_of(threads)) || at < comptime!(entries / 2) {
+                let k = first + at as u32;
+                if comptime!(pass == Pass::WeightGradient) {
+                    self.set_position(to + at, &gather.position(min(k, end_k - 1u32), check), k < end_k);
+                } else {
+                    self.set(to + at, &gather.channel_tap(k, k < end_k, pass, check));
+                }
             }
         }
     }
-}
 
-/// Fills the other half of the table when the stage at entry `at` is the first to read its half: all threads
-/// are done with the old entries of the other half, and none needs its new ones yet.
-#[cube]
-pub(super) fn fill_other_half(
-    table: &mut IndexTable,
-    gather: &GatherArgs,
-    at: usize,
-    stage_k: u32,
-    end_k: u32,
-    #[comptime] pass: Pass,
-    #[comptime] check: TapCheck,
-    #[comptime] entries: usize,
-    #[comptime] threads: usize,
-) {
-    let in_half = at % comptime!(entries / 2);
-    if in_half == 0usize {
-        let (to, first) = ((at + comptime!(entries / 2)) % entries, stage_k + comptime!(entries as u32 / 2));
-        fill_half(table, gather, to, first, end_k, pass, check, entries, threads);
+    /// Fills the other half of the table when the stage at entry `at` is the first to read its half: all
+    /// threads are done with the old entries of the other half, and none needs its new ones yet.
+    pub(super) fn fill_other_half(&mut self, gather: &GatherArgs, at: usize, stage_k: u32, end_k: u32) {
+        let entries = comptime!(self.layout.entries);
+        let in_half = at % comptime!(entries / 2);
+        if in_half == 0usize {
+            let to = (at + comptime!(entries / 2)) % entries;
+            self.fill_half(gather, to, stage_k + comptime!(entries as u32 / 2), end_k);
+        }
     }
-}
 
-/// Fills the other half of the table while an inner loop reads the stages of the half that begins at entry
-/// `at` with K index `stage_k`. Returns where that loop ends: behind the half, or at `end_k`.
-#[cube]
-pub(super) fn fill_next_half(
-    table: &mut IndexTable,
-    gather: &GatherArgs,
-    at: usize,
-    stage_k: u32,
-    end_k: u32,
-    #[comptime] pass: Pass,
-    #[comptime] check: TapCheck,
-    #[comptime] entries: usize,
-    #[comptime] threads: usize,
-) -> u32 {
-    let next_k = stage_k + comptime!(entries as u32 / 2);
-    if next_k < end_k {
-        let to = comptime!(entries / 2) - at;
-        fill_half(table, gather, to, next_k, end_k, pass, check, entries, threads);
+    /// Fills the other half of the table while an inner loop reads the stages of the half that begins at
+    /// entry `at` with K index `stage_k`. Returns where that loop ends: behind the half, or at `end_k`.
+    pub(super) fn fill_next_half(&mut self, gather: &GatherArgs, at: usize, stage_k: u32, end_k: u32) -> u32 {
+        let entries = comptime!(self.layout.entries);
+        let next_k = stage_k + comptime!(entries as u32 / 2);
+        if next_k < end_k {
+            self.fill_half(gather, comptime!(entries / 2) - at, next_k, end_k);
+        }
+        min(next_k, end_k)
     }
-    min(next_k, end_k)
-}
 
-/// Fills the table of a tile's channel taps, one per thread. Clamped: results past M are not stored.
-#[cube]
-pub(super) fn fill_taps(
-    taps: &mut IndexTable,
-    gather: &GatherArgs,
-    work: &WorkTile,
-    shape: &GemmShape,
-    #[comptime] check: TapCheck,
-    #[comptime] tile_m: usize,
-    #[comptime] threads: usize,
-) {
-    let first_channel = gather.source_channel(work.group * shape.source_channels);
-    let mut in_tile = UNIT_POS as usize;
-    while in_tile < tile_m {
-        let mut tap = gather.weight_gradient_tap(min(work.first_m + in_tile as u32, shape.m - 1u32), check);
-        tap.source += first_channel;
-        taps.set(in_tile, &tap, comptime!(check.needs_coordinates()));
-        in_tile += threads;
+    /// Fills the table of a tile's channel taps, one per thread. Clamped: results past M are not stored.
+    pub(super) fn fill_taps(&mut self, gather: &GatherArgs, work: &WorkTile, shape: &GemmShape) {
+        let TableLayout { entries, check, threads, .. } = comptime!(self.layout);
+        let first_channel = gather.source_channel(work.group * shape.source_channels);
+        let mut in_tile = UNIT_POS as usize;
+        while in_tile < entries {
+            let m = min(work.first_m + in_tile as u32, shape.m - 1u32);
+            let mut tap = gather.weight_gradient_tap(m, check);
+            tap.source += first_channel;
+            self.set(in_tile, &tap);
+            in_tile += threads;
+        }
     }
 }

@@ -26,13 +26,13 @@ use super::family::prefetches;
 use super::gather::{gathers, joined_gather_args};
 use super::index::{GatherArgs, OutputPosition};
 use super::mma_weight::mma_weight_kernel;
-use super::read::{JoinedArgs, branches, joined_args, read_source};
+use super::read::{JoinedArgs, Source, branches, joined_args};
 use super::slices::weight_split;
 use super::stage::{
     F32x4, GemmShape, GemmShapeLaunch, column_of, multiply, row_of, store_lanes_along_k,
     store_vector_along_k, vector_along_k, zero_stage,
 };
-use super::table::{IndexTable, fill_half, fill_other_half, fill_taps};
+use super::table::{IndexTable, TableLayout};
 use super::tap_check::TapCheck;
 use super::vectors::{dy_vector_width, joined_vector_width};
 use super::{GemmTile, stage_vector};
@@ -220,11 +220,18 @@ pub(crate) fn weight_kernel<E: Float, O: Float>(
 
     let mut source_stage = Shared::<[F32x4]>::new_slice(comptime!(tile.stage_vectors(tile.tile_m)));
     let mut dy_stage = Shared::<[F32x4]>::new_slice(comptime!(tile.stage_vectors(tile.tile_n)));
-    let steps = comptime!(check.needs_coordinates());
-    let mut taps = IndexTable::new(tile.tile_m, false, steps);
     let entries = comptime!(table_entries(tile.tile_k, check));
-    let mut positions = IndexTable::new(entries, true, steps);
-    fill_taps(&mut taps, &gather, &work, &shape, check, tile.tile_m, tile.threads());
+    let layout = comptime!(TableLayout {
+        entries,
+        offsets: true,
+        pass: Pass::WeightGradient,
+        check,
+        threads: tile.threads(),
+    });
+    let mut taps = IndexTable::new(comptime!(TableLayout { entries: tile.tile_m, offsets: false, ..layout }));
+    let mut positions = IndexTable::new(layout);
+    taps.fill_taps(&gather, &work, &shape);
+    let source = Source::new(source, cache, joined, &gather, check);
 
     let mut sums = Array::<f32>::new(comptime!(tile.rows * tile.columns));
     #[unroll]
@@ -243,50 +250,19 @@ pub(crate) fn weight_kernel<E: Float, O: Float>(
     }
     let mut stage_k = first_k;
     let mut at = 0usize.runtime();
-    fill_half(
-        &mut positions,
-        &gather,
-        0usize,
-        stage_k,
-        end_k,
-        Pass::WeightGradient,
-        check,
-        entries,
-        tile.threads(),
-    );
+    positions.fill_half(&gather, 0usize, stage_k, end_k);
     sync_cube();
     while stage_k < past_k {
         // Before the loads: a divergent branch after them may stall on loads in flight.
-        fill_other_half(
-            &mut positions,
-            &gather,
-            at,
-            stage_k,
-            end_k,
-            Pass::WeightGradient,
-            check,
-            entries,
-            tile.threads(),
-        );
+        positions.fill_other_half(&gather, at, stage_k, end_k);
         let entry = at + UNIT_POS as usize % tile.tile_k;
-        let position = positions.position(entry, steps);
-        let exists = positions.exists(entry, Pass::WeightGradient);
+        let position = positions.position(entry);
+        let exists = positions.exists(entry);
         if prefetch {
             let mut sources = Sequence::<E>::new();
             #[unroll]
             for load in 0..comptime!(tile.loads(tile.tile_m)) {
-                push_source(
-                    &mut sources,
-                    source,
-                    cache,
-                    &joined,
-                    &gather,
-                    &taps,
-                    &position,
-                    load,
-                    check,
-                    tile,
-                );
+                push_source(&mut sources, &source, &taps, &position, load, tile);
             }
             let mut gradients = Sequence::<E>::new();
             #[unroll]
@@ -300,7 +276,7 @@ pub(crate) fn weight_kernel<E: Float, O: Float>(
         } else {
             for load in 0..tile.loads(tile.tile_m) {
                 let mut next = Sequence::<E>::new();
-                push_source(&mut next, source, cache, &joined, &gather, &taps, &position, load, check, tile);
+                push_source(&mut next, &source, &taps, &position, load, tile);
                 store_vector_along_k(&next, 0usize, load, &mut source_stage, tile.tile_m, tile);
             }
             for load in 0..tile.loads(tile.tile_n) {
@@ -336,21 +312,17 @@ pub(crate) fn weight_kernel<E: Float, O: Float>(
 #[cube]
 fn push_source<E: Float>(
     values: &mut Sequence<E>,
-    source: &[E],
-    cache: ComptimeOption<&[E]>,
-    joined: &ComptimeOption<JoinedArgs>,
-    gather: &GatherArgs,
+    source: &Source<E>,
     taps: &IndexTable,
     position: &OutputPosition,
     load: usize,
-    #[comptime] check: TapCheck,
     #[comptime] tile: RegisterTile,
 ) {
     let vector = vector_along_k(load, tile);
     #[unroll]
     for i in 0..VECTOR {
-        let tap = taps.get(vector * VECTOR + i, comptime!(check.needs_coordinates()));
-        values.push(read_source(source, cache, joined, gather, position, &tap, check));
+        let tap = taps.tap(vector * VECTOR + i);
+        values.push(source.read(position, &tap));
     }
 }
 
