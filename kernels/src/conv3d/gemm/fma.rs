@@ -104,6 +104,7 @@ pub(crate) fn fma_kernel<E: Float, O: Float, R: Size>(
     }
 
     let source = Source::new(source, cache, joined, &gather, check);
+    let columns = (first_n, shape.n);
 
     // With `prefetch` each iteration loads the stage at `stage_k` and multiplies the one before; the last
     // loads nothing.
@@ -122,8 +123,16 @@ pub(crate) fn fma_kernel<E: Float, O: Float, R: Size>(
         // Before the loads: a divergent branch after them may stall on loads in flight.
         table.fill_other_half(&gather, at, stage_k, end_k);
         if prefetch {
-            let sources = load_source(&source, &positions, &table, at, tile);
-            let weights = load_weight(weight, &gather, &table, at, weight_group, first_n, shape.n, tile);
+            let mut sources = Sequence::<Vector<E, R>>::new();
+            #[unroll]
+            for load in 0..comptime!(tile.loads(tile.tile_m)) {
+                push_source(&mut sources, &source, &positions, &table, at, load, tile);
+            }
+            let mut weights = Sequence::<E>::new();
+            #[unroll]
+            for load in 0..comptime!(tile.loads(tile.tile_n)) {
+                push_weight(&mut weights, weight, &gather, &table, at, weight_group, columns, load, tile);
+            }
             multiply(&source_stage, &weight_stage, &mut sums, tile, true);
             sync_cube();
             store_lanes_along_m(&sources, &mut source_stage, tile);
@@ -136,18 +145,7 @@ pub(crate) fn fma_kernel<E: Float, O: Float, R: Size>(
             }
             for load in 0..tile.loads(tile.tile_n) {
                 let mut next = Sequence::<E>::new();
-                push_weight(
-                    &mut next,
-                    weight,
-                    &gather,
-                    &table,
-                    at,
-                    weight_group,
-                    first_n,
-                    shape.n,
-                    load,
-                    tile,
-                );
+                push_weight(&mut next, weight, &gather, &table, at, weight_group, columns, load, tile);
                 store_vector_along_k(&next, 0usize, load, &mut weight_stage, tile.tile_n, tile);
             }
             sync_cube();
@@ -224,23 +222,6 @@ pub(crate) fn fma_kernel<E: Float, O: Float, R: Size>(
     }
 }
 
-/// Loads this thread's elements of the next source stage into registers.
-#[cube]
-fn load_source<E: Float, R: Size>(
-    source: &Source<Vector<E, R>>,
-    positions: &Sequence<OutputPosition>,
-    table: &IndexTable,
-    at: usize,
-    #[comptime] tile: RegisterTile,
-) -> Sequence<Vector<E, R>> {
-    let mut values = Sequence::<Vector<E, R>>::new();
-    #[unroll]
-    for load in 0..comptime!(tile.loads(tile.tile_m)) {
-        push_source(&mut values, source, positions, table, at, load, tile);
-    }
-    values
-}
-
 /// Loads a thread's `load`-th four adjacent positions of a K index, lanes along positions (coalesced).
 #[cube]
 fn push_source<E: Float, R: Size>(
@@ -261,27 +242,8 @@ fn push_source<E: Float, R: Size>(
     }
 }
 
-/// Loads this thread's elements of the next weight stage into registers.
-#[cube]
-fn load_weight<E: Float>(
-    weight: &[E],
-    gather: &GatherArgs,
-    table: &IndexTable,
-    at: usize,
-    weight_group: usize,
-    first_n: u32,
-    columns: u32,
-    #[comptime] tile: RegisterTile,
-) -> Sequence<E> {
-    let mut values = Sequence::<E>::new();
-    #[unroll]
-    for load in 0..comptime!(tile.loads(tile.tile_n)) {
-        push_weight(&mut values, weight, gather, table, at, weight_group, first_n, columns, load, tile);
-    }
-    values
-}
-
-/// Loads a thread's `load`-th four columns of its K index, lanes along K (coalesced).
+/// Loads a thread's `load`-th four columns of its K index, lanes along K (coalesced). `columns`: the tile's
+/// first, and how many there are.
 #[cube]
 fn push_weight<E: Float>(
     values: &mut Sequence<E>,
@@ -290,8 +252,7 @@ fn push_weight<E: Float>(
     table: &IndexTable,
     at: usize,
     weight_group: usize,
-    first_n: u32,
-    columns: u32,
+    columns: (u32, u32),
     load: usize,
     #[comptime] tile: RegisterTile,
 ) {
@@ -302,7 +263,7 @@ fn push_weight<E: Float>(
     #[unroll]
     for i in 0..VECTOR {
         // Clamped: results past N are not stored.
-        let column = min(first_n + (vector * VECTOR + i) as u32, columns - 1u32);
+        let column = min(columns.0 + (vector * VECTOR + i) as u32, columns.1 - 1u32);
         let mut value = E::from_int(0);
         if exists {
             value = weight[at + gather.weight_column(column)];
