@@ -22,8 +22,8 @@
 use super::config::{CHANNELS, WindowTile};
 use super::epilogue::write_contiguous;
 use super::kernel::weight_fragments;
-use super::phases::{PhaseTaps, PhaseWork, Phases, work_of};
-use super::tiling::{BlockRange, WindowTiling, WindowWork, block_at, block_range, is_in_cache, packed_tap};
+use super::phases::{PhaseWork, Phases, work_of};
+use super::tiling::{BlockRange, WindowTiling};
 use crate::conv3d::cache::CacheArgs;
 use crate::conv3d::gemm::config::SUBGROUP;
 use crate::conv3d::gemm::index::GatherArgs;
@@ -69,23 +69,21 @@ pub(super) fn contiguous_kernel<E: Float, S: Float, O: Float, V: Size>(
     let pitch = comptime!(tile.stage_pitch(width, size));
     let mut stage = Shared::<[Vector<S, V>]>::new_slice(comptime!(tile.stage_blocks() * CHANNELS * pitch));
     let acc = accumulators(comptime!(tile.subgroup_m * tile.subgroup_n), tile.fragment);
-    let blocks = block_range(&walk, &tiling, &work, comptime!(padding[0]));
+    let blocks = BlockRange::new(&walk, &cache_args, &tiling, &work, &taps, comptime!(padding[0]));
     // Vectors from one packed block to the next, and where the subgroup's channels begin in a block.
     let block_vectors = comptime!(CHANNELS / width) * tiling.packed_n as usize;
     let in_tile = UNIT_POS as usize / SUBGROUP / comptime!(tile.tile_m / tile.subgroup_m) * tile.subgroup_n;
     let column = (work.first_n as usize + in_tile) * comptime!(CHANNELS / width);
 
     let mut block = blocks.first;
-    let depth = comptime!(padding[0]);
     // A stage is in the source or, as a whole, in its cache. The end of a branch waits for loads: it has the
     // stores, too.
     if comptime!(prefetch) {
-        if is_in_cache(&walk, &tiling, &cache_args, &blocks, block, depth) {
-            let values =
-                read_stage(cache.unwrap(), &walk, &cache_args, &tiling, &work, &blocks, block, depth, tile);
+        if blocks.is_in_cache(block) {
+            let values = read_stage(cache.unwrap(), &blocks, block, tile);
             write_stage(&values, &mut stage, pitch, tile);
         } else {
-            let values = read_stage(source, &walk, &cache_args, &tiling, &work, &blocks, block, depth, tile);
+            let values = read_stage(source, &blocks, block, tile);
             write_stage(&values, &mut stage, pitch, tile);
         }
         sync_cube();
@@ -93,89 +91,31 @@ pub(super) fn contiguous_kernel<E: Float, S: Float, O: Float, V: Size>(
     while block < blocks.end {
         let next = block + comptime!(tile.stage_blocks() as u32);
         if comptime!(prefetch) {
-            if is_in_cache(&walk, &tiling, &cache_args, &blocks, next, depth) {
-                let values = read_stage(
-                    cache.unwrap(),
-                    &walk,
-                    &cache_args,
-                    &tiling,
-                    &work,
-                    &blocks,
-                    next,
-                    depth,
-                    tile,
-                );
-                multiply_stage(
-                    &stage,
-                    weight,
-                    &taps,
-                    &tiling,
-                    &blocks,
-                    block,
-                    block_vectors,
-                    column,
-                    &acc,
-                    pitch,
-                    tile,
-                );
+            if blocks.is_in_cache(next) {
+                let values = read_stage(cache.unwrap(), &blocks, next, tile);
+                multiply_stage(&stage, weight, &blocks, block, block_vectors, column, &acc, pitch, tile);
                 sync_cube();
                 write_stage(&values, &mut stage, pitch, tile);
             } else {
-                let values =
-                    read_stage(source, &walk, &cache_args, &tiling, &work, &blocks, next, depth, tile);
-                multiply_stage(
-                    &stage,
-                    weight,
-                    &taps,
-                    &tiling,
-                    &blocks,
-                    block,
-                    block_vectors,
-                    column,
-                    &acc,
-                    pitch,
-                    tile,
-                );
+                let values = read_stage(source, &blocks, next, tile);
+                multiply_stage(&stage, weight, &blocks, block, block_vectors, column, &acc, pitch, tile);
                 sync_cube();
                 write_stage(&values, &mut stage, pitch, tile);
             }
             sync_cube();
         } else {
             // The registers are free during the product.
-            if is_in_cache(&walk, &tiling, &cache_args, &blocks, block, depth) {
-                let values = read_stage(
-                    cache.unwrap(),
-                    &walk,
-                    &cache_args,
-                    &tiling,
-                    &work,
-                    &blocks,
-                    block,
-                    depth,
-                    tile,
-                );
+            if blocks.is_in_cache(block) {
+                let values = read_stage(cache.unwrap(), &blocks, block, tile);
                 sync_cube();
                 write_stage(&values, &mut stage, pitch, tile);
             } else {
-                let values =
-                    read_stage(source, &walk, &cache_args, &tiling, &work, &blocks, block, depth, tile);
+                let values = read_stage(source, &blocks, block, tile);
                 sync_cube();
                 write_stage(&values, &mut stage, pitch, tile);
             }
             sync_cube();
-            multiply_stage(
-                &stage,
-                weight,
-                &taps,
-                &tiling,
-                &blocks,
-                block,
-                block_vectors,
-                column,
-                &acc,
-                pitch,
-                tile,
-            );
+            multiply_stage(&stage, weight, &blocks, block, block_vectors, column, &acc, pitch, tile);
         }
         block = next;
     }
@@ -186,24 +126,19 @@ pub(super) fn contiguous_kernel<E: Float, S: Float, O: Float, V: Size>(
 #[cube]
 fn read_stage<E: Float, V: Size>(
     from: &[Vector<E, V>],
-    walk: &GatherArgs,
-    cache_args: &ComptimeOption<CacheArgs>,
-    tiling: &WindowTiling,
-    work: &WindowWork,
     blocks: &BlockRange,
     first: u32,
-    #[comptime] padding: PaddingMode,
     #[comptime] tile: WindowTile,
 ) -> Sequence<Vector<E, V>> {
     let mut values = Sequence::<Vector<E, V>>::new();
     let width = V::value();
     let lanes = comptime!((tile.tile_m / width) as u32);
-    let position = work.first_m + UNIT_POS % lanes * width as u32;
-    let exists = position < tiling.height * tiling.width;
+    let position = blocks.work.first_m + UNIT_POS % lanes * width as u32;
+    let exists = position < blocks.tiling.height * blocks.tiling.width;
     #[unroll]
     for i in 0..comptime!(tile.stage_blocks()) {
         let index = first + i as u32;
-        let block = block_at(walk, tiling, cache_args, work, blocks, index, padding);
+        let block = blocks.at(index);
         #[unroll]
         for load in 0..comptime!(tile.stage_loads(width)) {
             let channel = UNIT_POS / lanes + comptime!((load * tile.threads()) as u32) / lanes;
@@ -241,8 +176,6 @@ fn write_stage<E: Float, S: Float, V: Size>(
 fn multiply_stage<S: Float, V: Size>(
     stage: &Shared<[Vector<S, V>]>,
     weight: &[Vector<S, V>],
-    taps: &ComptimeOption<PhaseTaps>,
-    tiling: &WindowTiling,
     blocks: &BlockRange,
     first: u32,
     block_vectors: usize,
@@ -253,7 +186,7 @@ fn multiply_stage<S: Float, V: Size>(
 ) {
     #[unroll]
     for i in 0..comptime!(tile.stage_blocks()) {
-        let packed = packed_tap(taps, tiling, blocks, first + i as u32);
+        let packed = blocks.packed_tap(first + i as u32);
         multiply(stage, weight, packed * block_vectors + column, acc, i, pitch, tile);
     }
 }

@@ -28,7 +28,7 @@
 use super::config::{CHANNELS, WindowTile};
 use super::epilogue::write_result;
 use super::phases::{PhaseTaps, PhaseWork, Phases, work_of};
-use super::tiling::{SourceBlock, WindowTiling, WindowWork, block_at, block_range, packed_tap};
+use super::tiling::{BlockRange, SourceBlock, WindowTiling, WindowWork};
 use crate::conv3d::cache::CacheArgs;
 use crate::conv3d::gemm::config::SUBGROUP;
 use crate::conv3d::gemm::index::GatherArgs;
@@ -78,18 +78,18 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
     let mut offsets = Shared::<[usize]>::new_slice(tile.window);
     let acc = accumulators(comptime!(tile.subgroup_m * tile.subgroup_n), tile.fragment);
 
-    let blocks = block_range(&walk, &tiling, &work, comptime!(padding[0]));
+    let blocks = BlockRange::new(&walk, &cache_args, &tiling, &work, &taps, comptime!(padding[0]));
     find_offsets(&walk, &tiling, &work, &mut offsets, comptime!(padding[1]), tile);
     sync_cube();
     let tap_vectors = comptime!(CHANNELS / width) * tiling.packed_n as usize;
     let in_tile = UNIT_POS as usize / SUBGROUP / comptime!(tile.tile_m / tile.subgroup_m) * tile.subgroup_n;
     let column = (work.first_n as usize + in_tile) * comptime!(CHANNELS / width);
     let mut block = blocks.first;
-    let mut tap_offset = packed_tap(&taps, &tiling, &blocks, block) * tap_vectors + column;
+    let mut tap_offset = blocks.packed_tap(block) * tap_vectors + column;
     // A block is in the source or, as a whole, in its cache: branching for each element would keep the loads
     // from being in flight together.
     if comptime!(prefetch) {
-        let next = block_at(&walk, &tiling, &cache_args, &work, &blocks, block, comptime!(padding[0]));
+        let next = blocks.at(block);
         let exists = block < blocks.end;
         if next.in_cache {
             let values = read_window(cache.unwrap(), &offsets, &next, exists, width, tile);
@@ -101,7 +101,7 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
         sync_cube();
         while block < blocks.end {
             block += 1u32;
-            let next = block_at(&walk, &tiling, &cache_args, &work, &blocks, block, comptime!(padding[0]));
+            let next = blocks.at(block);
             let mut tap = 0u32.runtime();
             while tap + 1u32 < tiling.taps {
                 multiply(&window, weight, tap_offset, &acc, &walk, &tiling, &taps, tap, pitch, tile);
@@ -126,7 +126,7 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
                 store_window(&values, &mut window, tile.window, pitch, loads, threads);
             }
             if comptime!(phased) {
-                tap_offset = packed_tap(&taps, &tiling, &blocks, block) * tap_vectors + column;
+                tap_offset = blocks.packed_tap(block) * tap_vectors + column;
             } else {
                 tap_offset += tap_vectors;
             }
@@ -135,7 +135,7 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
     } else {
         // Few loads in flight leave registers for more threads, which hide the latency.
         while block < blocks.end {
-            let next = block_at(&walk, &tiling, &cache_args, &work, &blocks, block, comptime!(padding[0]));
+            let next = blocks.at(block);
             // Every thread has finished with the previous block.
             sync_cube();
             if next.in_cache {
@@ -168,7 +168,7 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
             }
             block += 1u32;
             if comptime!(phased) {
-                tap_offset = packed_tap(&taps, &tiling, &blocks, block) * tap_vectors + column;
+                tap_offset = blocks.packed_tap(block) * tap_vectors + column;
             }
         }
     }

@@ -110,8 +110,8 @@ impl WindowTiling {
 }
 
 /// The channel blocks of a threadgroup's split-K slice, counted over the depth taps inside the source.
-#[derive(CubeType, Clone, Copy)]
-pub(super) struct BlockRange {
+#[derive(CubeType)]
+pub(super) struct BlockRange<'a> {
     pub(super) first: u32,
     pub(super) end: u32,
     /// Packed blocks before those of these depth taps, in a pass without phases.
@@ -120,33 +120,14 @@ pub(super) struct BlockRange {
     source: usize,
     depth: i32,
     first_tap: u32,
-}
-
-#[cube]
-pub(super) fn block_range(
-    walk: &GatherArgs,
-    tiling: &WindowTiling,
-    work: &WindowWork,
-    #[comptime] padding: PaddingMode,
-) -> BlockRange {
-    // Depth taps inside the source; all of them with replicate padding.
-    let depth = walk.depth.coordinate(work.d);
-    let mut first_tap = 0u32;
-    let mut end_tap = tiling.depth_taps;
-    if comptime!(padding == PaddingMode::Zeros) {
-        let (first, end) = walk.depth.valid_taps(depth);
-        first_tap = first;
-        end_tap = max(end, first);
-    }
-    let count = (end_tap - first_tap) * (tiling.block_count / tiling.stage_blocks);
-    BlockRange {
-        first: work.k_slice * count / tiling.k_slices * tiling.stage_blocks,
-        end: (work.k_slice + 1u32) * count / tiling.k_slices * tiling.stage_blocks,
-        first_packed: (work.group * tiling.depth_taps + first_tap) * tiling.block_count,
-        source: walk.source_at(work.n, 0u32) + walk.source_channel(work.group * tiling.channels),
-        depth,
-        first_tap,
-    }
+    walk: &'a GatherArgs,
+    cache: &'a ComptimeOption<CacheArgs>,
+    pub(super) tiling: &'a WindowTiling,
+    pub(super) work: &'a WindowWork,
+    taps: &'a ComptimeOption<PhaseTaps>,
+    /// Along depth.
+    #[cube(comptime)]
+    padding: PaddingMode,
 }
 
 /// A block of the source: offset of its first channel in its frame, and how many of the group's channels are
@@ -168,68 +149,104 @@ impl SourceBlock {
     }
 }
 
-/// Whether a block is in the cache. Blocks of one depth tap are in the same tensor.
 #[cube]
-pub(super) fn is_in_cache(
-    walk: &GatherArgs,
-    tiling: &WindowTiling,
-    cache: &ComptimeOption<CacheArgs>,
-    blocks: &BlockRange,
-    block: u32,
-    #[comptime] padding: PaddingMode,
-) -> bool {
-    #[comptime]
-    match cache {
-        ComptimeOption::Some(cache) => {
-            let (tap, _) = tiling.blocks.div_mod(block);
-            let depth = blocks.depth + ((blocks.first_tap + tap) * walk.depth.step) as i32;
-            source_of(depth, walk.depth.extent as i32, padding) < cache.frames as i32
+impl<'a> BlockRange<'a> {
+    pub(super) fn new(
+        walk: &'a GatherArgs,
+        cache: &'a ComptimeOption<CacheArgs>,
+        tiling: &'a WindowTiling,
+        work: &'a WindowWork,
+        taps: &'a ComptimeOption<PhaseTaps>,
+        #[comptime] padding: PaddingMode,
+    ) -> BlockRange<'a> {
+        // Depth taps inside the source; all of them with replicate padding.
+        let depth = walk.depth.coordinate(work.d);
+        let mut first_tap = 0u32;
+        let mut end_tap = tiling.depth_taps;
+        if comptime!(padding == PaddingMode::Zeros) {
+            let (first, end) = walk.depth.valid_taps(depth);
+            first_tap = first;
+            end_tap = max(end, first);
         }
-        ComptimeOption::None => false.runtime(),
+        let count = (end_tap - first_tap) * (tiling.block_count / tiling.stage_blocks);
+        BlockRange::<'a> {
+            first: work.k_slice * count / tiling.k_slices * tiling.stage_blocks,
+            end: (work.k_slice + 1u32) * count / tiling.k_slices * tiling.stage_blocks,
+            first_packed: (work.group * tiling.depth_taps + first_tap) * tiling.block_count,
+            source: walk.source_at(work.n, 0u32) + walk.source_channel(work.group * tiling.channels),
+            depth,
+            first_tap,
+            walk,
+            cache,
+            tiling,
+            work,
+            taps,
+            padding,
+        }
     }
-}
 
-#[cube]
-pub(super) fn block_at(
-    walk: &GatherArgs,
-    tiling: &WindowTiling,
-    cache: &ComptimeOption<CacheArgs>,
-    work: &WindowWork,
-    blocks: &BlockRange,
-    block: u32,
-    #[comptime] padding: PaddingMode,
-) -> SourceBlock {
-    let (tap, in_channels) = tiling.blocks.div_mod(block);
-    let step = (blocks.first_tap + tap) * walk.depth.step;
-    let depth = blocks.depth + step as i32;
-    #[comptime]
-    match cache {
-        ComptimeOption::Some(cache) => {
-            let depth = source_of(depth, walk.depth.extent as i32, padding);
-            let frames = cache.frames as i32;
-            let in_cache = depth < frames;
-            let channel_stride = select(in_cache, cache.channel_stride, walk.source_channel_stride);
-            let image = work.n as usize * select(in_cache, cache.image_stride, walk.source_batch_stride);
-            let frame = select(in_cache, depth, depth - frames) as usize
-                * select(in_cache, cache.depth_stride, walk.depth.source_stride);
-            let first_channel = in_channels * CHANNELS as u32;
-            let channel = (work.group * tiling.channels + first_channel) as usize;
-            SourceBlock {
-                offset: image + frame + channel * channel_stride,
-                channel_stride,
-                in_cache,
-                channels_left: channels_left(tiling, first_channel),
+    /// Whether a block is in the cache. Blocks of one depth tap are in the same tensor.
+    pub(super) fn is_in_cache(&self, block: u32) -> bool {
+        #[comptime]
+        match self.cache {
+            ComptimeOption::Some(cache) => {
+                let (tap, _) = self.tiling.blocks.div_mod(block);
+                let depth = self.depth + ((self.first_tap + tap) * self.walk.depth.step) as i32;
+                source_of(depth, self.walk.depth.extent as i32, comptime!(self.padding)) < cache.frames as i32
+            }
+            ComptimeOption::None => false.runtime(),
+        }
+    }
+
+    /// The block at an index of the range.
+    pub(super) fn at(&self, block: u32) -> SourceBlock {
+        let walk = self.walk;
+        let (tap, in_channels) = self.tiling.blocks.div_mod(block);
+        let step = (self.first_tap + tap) * walk.depth.step;
+        let depth = self.depth + step as i32;
+        #[comptime]
+        match self.cache {
+            ComptimeOption::Some(cache) => {
+                let depth = source_of(depth, walk.depth.extent as i32, comptime!(self.padding));
+                let frames = cache.frames as i32;
+                let in_cache = depth < frames;
+                let channel_stride = select(in_cache, cache.channel_stride, walk.source_channel_stride);
+                let image =
+                    self.work.n as usize * select(in_cache, cache.image_stride, walk.source_batch_stride);
+                let frame = select(in_cache, depth, depth - frames) as usize
+                    * select(in_cache, cache.depth_stride, walk.depth.source_stride);
+                let first_channel = in_channels * CHANNELS as u32;
+                let channel = (self.work.group * self.tiling.channels + first_channel) as usize;
+                SourceBlock {
+                    offset: image + frame + channel * channel_stride,
+                    channel_stride,
+                    in_cache,
+                    channels_left: channels_left(self.tiling, first_channel),
+                }
+            }
+            ComptimeOption::None => {
+                let (frame, _) = walk.depth.load_offset(depth, comptime!(self.padding));
+                let first_channel = in_channels * CHANNELS as u32;
+                SourceBlock {
+                    offset: self.source + frame + walk.source_channel(first_channel),
+                    channel_stride: walk.source_channel_stride,
+                    in_cache: false.runtime(),
+                    channels_left: channels_left(self.tiling, first_channel),
+                }
             }
         }
-        ComptimeOption::None => {
-            let (frame, _) = walk.depth.load_offset(depth, padding);
-            let first_channel = in_channels * CHANNELS as u32;
-            SourceBlock {
-                offset: blocks.source + frame + walk.source_channel(first_channel),
-                channel_stride: walk.source_channel_stride,
-                in_cache: false.runtime(),
-                channels_left: channels_left(tiling, first_channel),
+    }
+
+    /// Index of a block's first packed tap.
+    pub(super) fn packed_tap(&self, block: u32) -> usize {
+        #[comptime]
+        match self.taps {
+            ComptimeOption::Some(taps) => {
+                let (tap, in_channels) = self.tiling.blocks.div_mod(block);
+                let depth = taps.depth + (self.first_tap + tap) * taps.depth_step;
+                ((depth * self.tiling.block_count + in_channels) * taps.frame_taps + taps.first) as usize
             }
+            ComptimeOption::None => ((self.first_packed + block) * self.tiling.taps) as usize,
         }
     }
 }
@@ -238,23 +255,4 @@ pub(super) fn block_at(
 #[cube]
 fn channels_left(tiling: &WindowTiling, first_channel: u32) -> u32 {
     max(tiling.channels, first_channel) - first_channel
-}
-
-/// Index of a block's first packed tap.
-#[cube]
-pub(super) fn packed_tap(
-    taps: &ComptimeOption<PhaseTaps>,
-    tiling: &WindowTiling,
-    blocks: &BlockRange,
-    block: u32,
-) -> usize {
-    #[comptime]
-    match taps {
-        ComptimeOption::Some(taps) => {
-            let (tap, in_channels) = tiling.blocks.div_mod(block);
-            let depth = taps.depth + (blocks.first_tap + tap) * taps.depth_step;
-            ((depth * tiling.block_count + in_channels) * taps.frame_taps + taps.first) as usize
-        }
-        ComptimeOption::None => ((blocks.first_packed + block) * tiling.taps) as usize,
-    }
 }

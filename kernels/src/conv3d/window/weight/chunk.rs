@@ -10,80 +10,113 @@ use crate::conv3d::problem::PaddingMode;
 use crate::registers::Registers;
 use cubecl::prelude::*;
 
-/// Loads this thread's vectors of chunk `chunk` of a segment of x, and of the chunk of dy `lag` before it.
-#[cube]
-pub(super) fn read_chunk<E: Float>(
-    source: &[E],
-    cache: ComptimeOption<&[E]>,
-    dy: &[E],
-    walk: &GatherArgs,
-    cache_args: &ComptimeOption<CacheArgs>,
-    tiling: &WeightTiling,
-    work: &WeightWork,
-    segment: &Segment,
-    chunk: u32,
-    chunks: u32,
-    #[comptime] padding: PaddingMode,
-    #[comptime] width: usize,
-    #[comptime] tile: WindowWeightTile,
-) -> (Sequence<E>, Sequence<E>) {
-    // This thread's position in a chunk, and its first channel.
-    let position = UNIT_POS % comptime!(tile.positions as u32);
-    let in_tile = UNIT_POS / comptime!(tile.positions as u32) * width as u32;
-    let first_c = work.first_c + in_tile;
-    let first_o = work.first_o + in_tile;
-    let step = comptime!((tile.threads() / tile.positions * width) as u32);
-    let exists = chunk < chunks;
-
-    let (offset, inside) =
-        x_offset(walk, tiling, segment, chunk * comptime!(tile.positions as u32) + position, padding);
-    let first_channel = work.group * tiling.channels + first_c;
-    let loads = comptime!(tile.loads(tile.channels(), width));
-    let values = #[comptime]
-    match cache_args {
-        ComptimeOption::Some(args) => {
-            let cache = cache.unwrap();
-            let stride = select(segment.in_cache, args.channel_stride, walk.source_channel_stride);
-            let first = offset + first_channel as usize * stride;
-            let left = select(inside && exists, max(tiling.channels, first_c) - first_c, 0u32);
-            let values = Registers::<E>::new(comptime!(loads * width), E::from_int(0));
-            if segment.in_cache {
-                load_channels(&values, cache, first, stride, step, left, loads, width);
-            } else {
-                load_channels(&values, source, first, stride, step, left, loads, width);
-            }
-            values.values()
-        }
-        ComptimeOption::None => read_channels::<E>(
-            source,
-            offset + walk.source_channel(first_channel),
-            walk.source_channel(1u32),
-            step,
-            max(tiling.channels, first_c) - first_c,
-            inside && exists,
-            loads,
-            width,
-        ),
-    };
-    let started = chunk >= tiling.lag;
-    let chunk = max(chunk, tiling.lag) - tiling.lag;
-    let (offset, inside) =
-        dy_offset(walk, tiling, segment, chunk * comptime!(tile.positions as u32) + position);
-    let dy_values = read_channels::<E>(
-        dy,
-        offset + walk.out_channel(work.group * tiling.out_channels + first_o),
-        walk.out_channel(1u32),
-        step,
-        max(tiling.out_channels, first_o) - first_o,
-        inside && exists && started,
-        comptime!(tile.loads(tile.out_channels(), width)),
-        width,
-    );
-    (values, dy_values)
+/// What the chunks of a threadgroup are read from.
+#[derive(CubeType)]
+pub(super) struct ChunkReader<'a, 'c, E: Float> {
+    source: &'a [E],
+    cache: ComptimeOption<&'c [E]>,
+    dy: &'a [E],
+    walk: &'a GatherArgs,
+    cache_args: &'a ComptimeOption<CacheArgs>,
+    tiling: &'a WeightTiling,
+    work: &'a WeightWork,
+    /// Along H and W.
+    #[cube(comptime)]
+    padding: PaddingMode,
+    #[cube(comptime)]
+    tile: WindowWeightTile,
 }
 
-/// Stores what [`read_chunk`] has loaded: dy, and x into a slot of the ring; the first rows of slot 0 also
-/// behind the last slot.
+#[cube]
+impl<'a, 'c, E: Float> ChunkReader<'a, 'c, E> {
+    pub(super) fn new(
+        source: &'a [E],
+        cache: ComptimeOption<&'c [E]>,
+        dy: &'a [E],
+        walk: &'a GatherArgs,
+        cache_args: &'a ComptimeOption<CacheArgs>,
+        tiling: &'a WeightTiling,
+        work: &'a WeightWork,
+        #[comptime] padding: PaddingMode,
+        #[comptime] tile: WindowWeightTile,
+    ) -> ChunkReader<'a, 'c, E> {
+        ChunkReader::<'a, 'c, E> { source, cache, dy, walk, cache_args, tiling, work, padding, tile }
+    }
+
+    /// Loads this thread's vectors of chunk `chunk` of a segment of x, and of dy's chunk `lag` before it.
+    pub(super) fn read(
+        &self,
+        segment: &Segment,
+        chunk: u32,
+        chunks: u32,
+        #[comptime] width: usize,
+    ) -> (Sequence<E>, Sequence<E>) {
+        let walk = self.walk;
+        let tiling = self.tiling;
+        let tile = comptime!(self.tile);
+        // This thread's position in a chunk, and its first channel.
+        let position = UNIT_POS % comptime!(tile.positions as u32);
+        let in_tile = UNIT_POS / comptime!(tile.positions as u32) * width as u32;
+        let first_c = self.work.first_c + in_tile;
+        let first_o = self.work.first_o + in_tile;
+        let step = comptime!((tile.threads() / tile.positions * width) as u32);
+        let exists = chunk < chunks;
+
+        let (offset, inside) = x_offset(
+            walk,
+            tiling,
+            segment,
+            chunk * comptime!(tile.positions as u32) + position,
+            comptime!(self.padding),
+        );
+        let first_channel = self.work.group * tiling.channels + first_c;
+        let loads = comptime!(tile.loads(tile.channels(), width));
+        let values = #[comptime]
+        match self.cache_args {
+            ComptimeOption::Some(args) => {
+                let cache = self.cache.unwrap();
+                let stride = select(segment.in_cache, args.channel_stride, walk.source_channel_stride);
+                let first = offset + first_channel as usize * stride;
+                let left = select(inside && exists, max(tiling.channels, first_c) - first_c, 0u32);
+                let values = Registers::<E>::new(comptime!(loads * width), E::from_int(0));
+                if segment.in_cache {
+                    load_channels(&values, cache, first, stride, step, left, loads, width);
+                } else {
+                    load_channels(&values, self.source, first, stride, step, left, loads, width);
+                }
+                values.values()
+            }
+            ComptimeOption::None => read_channels::<E>(
+                self.source,
+                offset + walk.source_channel(first_channel),
+                walk.source_channel(1u32),
+                step,
+                max(tiling.channels, first_c) - first_c,
+                inside && exists,
+                loads,
+                width,
+            ),
+        };
+        let started = chunk >= tiling.lag;
+        let chunk = max(chunk, tiling.lag) - tiling.lag;
+        let (offset, inside) =
+            dy_offset(walk, tiling, segment, chunk * comptime!(tile.positions as u32) + position);
+        let dy_values = read_channels::<E>(
+            self.dy,
+            offset + walk.out_channel(self.work.group * tiling.out_channels + first_o),
+            walk.out_channel(1u32),
+            step,
+            max(tiling.out_channels, first_o) - first_o,
+            inside && exists && started,
+            comptime!(tile.loads(tile.out_channels(), width)),
+            width,
+        );
+        (values, dy_values)
+    }
+}
+
+/// Stores what was read of a chunk: dy, and x into a slot of the ring; the first rows of slot 0 also behind
+/// the last slot.
 #[cube]
 pub(super) fn write_chunk<E: Float, S: Float, V: Size>(
     x_values: &Sequence<E>,

@@ -23,7 +23,7 @@
 //! reach further than the ring.
 
 use super::WindowWeightTile;
-use super::chunk::{read_chunk, write_chunk};
+use super::chunk::{ChunkReader, write_chunk};
 use super::tiling::{WeightTiling, WeightWork, segment_at};
 use crate::conv3d::cache::CacheArgs;
 use crate::conv3d::gemm::config::SUBGROUP;
@@ -63,7 +63,6 @@ pub(super) fn window_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
     if span.is_idle() {
         terminate!();
     }
-    let in_frame = comptime!(padding[1]);
     let work = tiling.work(span.index() as u32, tile);
     let width = V::value();
     let x_pitch = comptime!(tile.pitch(tile.channels(), width, size));
@@ -79,6 +78,9 @@ pub(super) fn window_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
         shifts.push(h * walk.height.step * tiling.pitch + w * walk.width.step);
     }
 
+    let in_frame = comptime!(padding[1]);
+    let reader = ChunkReader::new(source, cache, dy, &walk, &cache_args, &tiling, &work, in_frame, tile);
+    let pitches = comptime!((x_pitch, dy_pitch));
     let slots = comptime!((tile.ring / tile.positions) as u32);
     let mut index = work.k_slice * tiling.slice_segments;
     let end = min(index + tiling.slice_segments, tiling.segment_count);
@@ -88,23 +90,9 @@ pub(super) fn window_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
         let chunks = select(segment.inside, chunks, 0u32);
         let mut chunk = 0u32.runtime();
         if comptime!(prefetch) {
-            let (x_values, dy_values) = read_chunk(
-                source,
-                cache,
-                dy,
-                &walk,
-                &cache_args,
-                &tiling,
-                &work,
-                &segment,
-                chunk,
-                chunks,
-                in_frame,
-                width,
-                tile,
-            );
+            let (x_values, dy_values) = reader.read(&segment, chunk, chunks, width);
             sync_cube();
-            write_chunk(&x_values, &dy_values, &mut ring, &mut dy_stage, 0u32, (x_pitch, dy_pitch), tile);
+            write_chunk(&x_values, &dy_values, &mut ring, &mut dy_stage, 0u32, pitches, tile);
             sync_cube();
             while chunk < chunks {
                 let multiplies = chunk >= tiling.lag;
@@ -113,64 +101,27 @@ pub(super) fn window_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
                 if multiplies {
                     let mut k = 0u32.runtime();
                     while k < comptime!((tile.positions - tile.fragment) as u32) {
-                        multiply(&ring, &dy_stage, &acc, &shifts, first, k, (x_pitch, dy_pitch), tile);
+                        multiply(&ring, &dy_stage, &acc, &shifts, first, k, pitches, tile);
                         k += comptime!(tile.fragment as u32);
                     }
                 }
                 // Prefetch the next chunk before the last products.
                 chunk += 1u32;
-                let (x_values, dy_values) = read_chunk(
-                    source,
-                    cache,
-                    dy,
-                    &walk,
-                    &cache_args,
-                    &tiling,
-                    &work,
-                    &segment,
-                    chunk,
-                    chunks,
-                    in_frame,
-                    width,
-                    tile,
-                );
+                let (x_values, dy_values) = reader.read(&segment, chunk, chunks, width);
                 if multiplies {
                     let k = comptime!((tile.positions - tile.fragment) as u32).runtime();
-                    multiply(&ring, &dy_stage, &acc, &shifts, first, k, (x_pitch, dy_pitch), tile);
+                    multiply(&ring, &dy_stage, &acc, &shifts, first, k, pitches, tile);
                 }
                 sync_cube();
-                write_chunk(
-                    &x_values,
-                    &dy_values,
-                    &mut ring,
-                    &mut dy_stage,
-                    chunk % slots,
-                    (x_pitch, dy_pitch),
-                    tile,
-                );
+                write_chunk(&x_values, &dy_values, &mut ring, &mut dy_stage, chunk % slots, pitches, tile);
                 sync_cube();
             }
         } else {
             // The loads' registers are free during the product: more threads hide the latency.
             while chunk < chunks {
-                let (x_values, dy_values) = read_chunk(
-                    source,
-                    cache,
-                    dy,
-                    &walk,
-                    &cache_args,
-                    &tiling,
-                    &work,
-                    &segment,
-                    chunk,
-                    chunks,
-                    in_frame,
-                    width,
-                    tile,
-                );
+                let (x_values, dy_values) = reader.read(&segment, chunk, chunks, width);
                 // Every thread has finished with the previous chunk.
                 sync_cube();
-                let pitches = comptime!((x_pitch, dy_pitch));
                 write_chunk(&x_values, &dy_values, &mut ring, &mut dy_stage, chunk % slots, pitches, tile);
                 sync_cube();
                 if chunk >= tiling.lag {
