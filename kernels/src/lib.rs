@@ -56,7 +56,9 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(not(feature = "std"))]
-compile_error!("conv-kernels needs the standard library: turn on its feature `std`, which is a default feature");
+compile_error!(
+    "conv-kernels needs the standard library: turn on its feature `std`, which is a default feature"
+);
 
 mod activation;
 pub mod causal_conv1d;
