@@ -54,9 +54,9 @@ pub(crate) fn config() -> WanConfig {
     }
 }
 
-/// Weights to begin with: none of the biases, and convolutions 1.4 times the layers' own, which are PyTorch's.
-/// With those as they are the clips are a small part of what reaches the latents, and training stays with the
-/// mean of all clips (0.13) for hundreds of steps.
+/// Weights to begin with: no biases, and convolutions 1.4 times the layers' own, which are PyTorch's. With
+/// those as they are the clips are a small part of what reaches the latents, and training stays with the mean
+/// of all clips (0.13) for hundreds of steps.
 #[derive(Default)]
 pub(crate) struct Louder {
     name: String,
