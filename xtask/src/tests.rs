@@ -45,9 +45,13 @@ fn full_is_no_option_of_cargo_test() {
 #[test]
 fn the_full_tier_has_every_launch_and_ten_thousand_properties() {
     let unset = |_: &str| false;
-    assert_eq!(tier(true, unset), [("CONV_TESTS", "full"), ("PROPTEST_CASES", "10000")]);
+    assert_eq!(
+        tier(true, unset),
+        [("CONV_TESTS", "full"), ("MSL_HOST_LIBRARIES", "off"), ("PROPTEST_CASES", "10000")]
+    );
     assert_eq!(tier(false, unset), [("GALLIVM_PERF", "nopt")]);
     // What a caller sets counts.
-    assert_eq!(tier(true, |name| name == "PROPTEST_CASES"), [("CONV_TESTS", "full")]);
+    let kept = [("CONV_TESTS", "full"), ("MSL_HOST_LIBRARIES", "off")];
+    assert_eq!(tier(true, |name| name == "PROPTEST_CASES"), kept);
     assert_eq!(tier(false, |name| name == "GALLIVM_PERF"), []);
 }

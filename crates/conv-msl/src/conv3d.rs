@@ -243,11 +243,11 @@ fn record_transposed(
 }
 
 /// Whether a launch of the table may need kernels that no other one needs: gradients depend on neither
-/// activation nor bias nor residual, and most plans take the activation as a run-time argument.
-pub fn lists(problem: &Conv3dProblem, pass: Pass, plan: &Plan) -> bool {
+/// activation nor bias nor residual, and forward passes take the activation as a run-time argument.
+pub fn lists(problem: &Conv3dProblem, pass: Pass) -> bool {
     let plain = problem.window.activation == Activation::None;
     match pass {
-        Pass::Forward => plain || problem.residual || matches!(plan, Plan::Direct),
+        Pass::Forward => plain || problem.residual,
         Pass::InputGradient | Pass::WeightGradient => plain && problem.bias && !problem.residual,
     }
 }
@@ -294,8 +294,9 @@ fn record_case(
         Err(error) => return refused.push(format!("conv3d {}: {error}", case.name)),
     };
     let plain = problem.window.activation == Activation::None;
-    for pass in [Pass::Forward, Pass::InputGradient, Pass::WeightGradient] {
-        for plan in eligible(&problem, pass, limits).into_iter().filter(|plan| lists(&problem, pass, plan)) {
+    let passes = [Pass::Forward, Pass::InputGradient, Pass::WeightGradient];
+    for pass in passes.into_iter().filter(|pass| lists(&problem, *pass)) {
+        for plan in eligible(&problem, pass, limits) {
             let what = format!("conv3d {} {} {}", pass.name(), plan.name(), dtype.name());
             let label = Label { what, options: options(&problem, pass) };
             let first = recorder.log().launches.len();

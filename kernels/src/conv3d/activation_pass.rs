@@ -16,7 +16,7 @@
 
 use super::args::offset;
 use super::epilogue::add_residual;
-use crate::activation::{Activation, activate, activate_gradient};
+use crate::activation::{Activation, activate, activate_by_code, activate_gradient};
 use crate::dtype::FloatType;
 use crate::error::{ConvError, invalid};
 use crate::launch::{Span, dispatches};
@@ -81,8 +81,9 @@ pub(crate) fn apply(
             // SAFETY: see `conv3d`; threads past the last vector exit, the three tensors have one shape.
             Some(residual) => unsafe {
                 let y = y.tensor_arg();
+                let code = activation.code();
                 residual_kernel::launch_unchecked(
-                    client, count, dim, address, width, pre, residual, y, span, vectors, activation, dtype,
+                    client, count, dim, address, width, pre, residual, y, span, vectors, code, dtype,
                 );
             },
         }
@@ -103,7 +104,13 @@ fn activation_kernel<E: Float, N: Size>(
     if span.is_idle() || index >= vectors {
         terminate!();
     }
-    y[index] = finish(pre[index], ComptimeOption::new_None(), activation);
+    let values = pre[index];
+    let mut results = Vector::<E, N>::empty();
+    #[unroll]
+    for lane in 0..N::value() {
+        results.insert(lane, E::cast_from(activate(values.extract(lane), activation)));
+    }
+    y[index] = results;
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -113,7 +120,7 @@ fn residual_kernel<E: Float, N: Size>(
     y: &mut Tensor<Vector<E, N>>,
     span: Span,
     vectors: usize,
-    #[comptime] activation: Activation,
+    activation: u32,
     #[define(E)] _dtype: ElemType,
 ) {
     let width = N::value();
@@ -131,27 +138,16 @@ fn residual_kernel<E: Float, N: Size>(
     let c = (rest % y.shape(1)) as u32;
     let n = (rest / y.shape(1)) as u32;
     let values = pre[index];
-    let added = Vector::cast_from(residual[offset(residual, n, c, d, h, w) / width]);
-    let results = finish(values, ComptimeOption::new_Some(added), activation);
-    let at = offset(&*y, n, c, d, h, w) / width;
-    y[at] = results;
-}
-
-/// `activation(values) + added`, rounded.
-#[cube]
-fn finish<E: Float, N: Size>(
-    values: Vector<f32, N>,
-    added: ComptimeOption<Vector<f32, N>>,
-    #[comptime] activation: Activation,
-) -> Vector<E, N> {
+    let added: Vector<f32, N> = Vector::cast_from(residual[offset(residual, n, c, d, h, w) / width]);
     let mut results = Vector::<E, N>::empty();
     #[unroll]
-    for lane in 0..N::value() {
-        let value = activate(values.extract(lane), activation);
-        let added: ComptimeOption<f32> = added.map(|added| added.extract(lane));
-        results.insert(lane, E::cast_from(add_residual(value, added)));
+    for lane in 0..width {
+        let value = activate_by_code(values.extract(lane), activation);
+        let added = ComptimeOption::new_Some(added.extract(lane));
+        results.insert(lane, E::cast_from(add_residual(value, added, activation)));
     }
-    results
+    let at = offset(&*y, n, c, d, h, w) / width;
+    y[at] = results;
 }
 
 /// Computes dpre from `saved` and dy, all of one five-axis shape. dy and dpre have one dtype; `saved` has the

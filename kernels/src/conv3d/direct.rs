@@ -26,7 +26,7 @@ use super::needs::kernel_needs;
 use super::pass::Pass;
 use super::problem::{Conv3dProblem, PaddingMode};
 use super::{direct_weight, fold};
-use crate::activation::{Activation, activate};
+use crate::activation::{Activation, activate_by_code};
 use crate::error::ConvError;
 use crate::launch::{Span, dispatches};
 use crate::limits::Limits;
@@ -113,9 +113,9 @@ fn forward(call: &Conv3dCall, [x, w, y]: [&Operand; 3]) -> Result<(), ConvError>
                 y.tensor_arg(),
                 problem.geometry(),
                 dispatch.span(),
+                activation.code(),
                 problem.window.padding_mode,
                 [cache.is_some(), residual.is_some()],
-                activation,
                 problem.dtype.elem(),
                 y.dtype.elem(),
             );
@@ -162,10 +162,10 @@ fn forward_kernel<E: Float, O: Float>(
     y: &mut Tensor<O>,
     geometry: Geometry,
     span: Span,
+    activation: u32,
     #[comptime] padding: [PaddingMode; 3],
     // For the kernel's key, in which optional arguments do not count.
     #[comptime] _has_cache_and_residual: [bool; 2],
-    #[comptime] activation: Activation,
     #[define(E)] _dtype: ElemType,
     #[define(O)] _out_dtype: ElemType,
 ) {
@@ -211,11 +211,11 @@ fn forward_kernel<E: Float, O: Float>(
         }
     }
     let target = offset(&*y, window.n, o, window.d, window.h, window.w);
-    let value = activate(sum, activation);
+    let value = activate_by_code(sum, activation);
     let added: ComptimeOption<f32> = residual.map(|residual| {
         f32::cast_from(residual[offset(residual, window.n, o, window.d, window.h, window.w)])
     });
-    y[target] = O::cast_from(add_residual(value, added));
+    y[target] = O::cast_from(add_residual(value, added, activation));
 }
 
 /// Whether some axis' padding is zeros.

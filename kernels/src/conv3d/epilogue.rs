@@ -39,14 +39,41 @@ pub(super) fn finished(sum: f32, bias: ComptimeOption<f32>, #[comptime] activati
     }
 }
 
-/// The value, or the vector of values, with the residual's added, where there is a residual.
+/// The value after the activation of this code, with the residual added, where there is a residual.
 #[cube]
-pub(super) fn add_residual<V: CubeAdd>(value: V, residual: ComptimeOption<V>) -> V {
+pub(super) fn add_residual(value: f32, residual: ComptimeOption<f32>, activation: u32) -> f32 {
     #[comptime]
     match residual {
-        ComptimeOption::Some(residual) => value + residual,
+        ComptimeOption::Some(residual) => {
+            f32::reinterpret(u32::reinterpret(value) ^ never(activation)) + residual
+        }
         ComptimeOption::None => value,
     }
+}
+
+/// [`add_residual`] of a vector of values.
+#[cube]
+pub(super) fn add_residual_vector<N: Size>(
+    values: Vector<f32, N>,
+    residual: ComptimeOption<Vector<f32, N>>,
+    activation: u32,
+) -> Vector<f32, N> {
+    #[comptime]
+    match residual {
+        ComptimeOption::Some(residual) => {
+            let bits = Vector::<u32, N>::reinterpret(values) ^ Vector::new(never(activation));
+            Vector::<f32, N>::reinterpret(bits) + residual
+        }
+        ComptimeOption::None => values,
+    }
+}
+
+/// Zero, which no compiler knows. On the bits of SiLU's product it keeps compilers from fusing the product
+/// with the addition behind it, as NVIDIA's did in one kernel and not in another: y then depended in its last
+/// bits on whether the value before the activation is kept.
+#[cube]
+fn never(activation: u32) -> u32 {
+    activation >> 8u32
 }
 
 /// A residual's element of a channel; `at` is that of channel 0 ([`residual_offset`]).

@@ -299,7 +299,7 @@ fn sum_partials_kernel<E: Float, O: Float>(
     let value = activate_by_code(sum + bias.unwrap_or_else(|| 0.0f32.runtime()), activation);
     let added: ComptimeOption<f32> =
         residual.map(|residual| f32::cast_from(residual[offset_of_index(residual, index)]));
-    target[at] = O::cast_from(add_residual(value, added));
+    target[at] = O::cast_from(add_residual(value, added, activation));
 }
 
 /// The offset of an element of a tensor by its row-major index.

@@ -59,7 +59,8 @@ fn check(dtype: FloatType) {
         let alone = (client, &Limits { dtypes: vec![dtype], ..limits.clone() });
         let table = conv_msl::conv3d::table(index);
         // In the quick tier only launches that may need kernels of their own.
-        let picks = if conv_testing::is_full() { |_: &_, _, _: &_| true } else { conv_msl::conv3d::lists };
+        let picks =
+            |problem: &_, pass, _: &_| conv_testing::is_full() || conv_msl::conv3d::lists(problem, pass);
         conv3d::run_with(alone, &table, &fill::normal, false, conv3d::Selection::Launches(picks));
         conv3d_sums::check_activation_gradients(alone);
         for stream in conv_msl::conv3d::streams() {

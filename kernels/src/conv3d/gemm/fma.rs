@@ -180,7 +180,8 @@ pub(crate) fn fma_kernel<E: Float, O: Float, R: Size>(
                         let mut value = activate_by_code(value, shape.activation);
                         if comptime!(has_residual) {
                             let channel = first_channel + first_n + column_of(j, tile);
-                            value = add_residual(value, residual_of_channel(residual, added, channel));
+                            let added = residual_of_channel(residual, added, channel);
+                            value = add_residual(value, added, shape.activation);
                         }
                         out[at + *offsets.index(j)] = O::cast_from(value);
                     }
@@ -212,7 +213,8 @@ pub(crate) fn fma_kernel<E: Float, O: Float, R: Size>(
                             let sum = results[UNIT_POS as usize + j * threads];
                             let bias = channel_bias(bias, gather.column_channel(channel, patches));
                             let value = activate_by_code(sum + bias, shape.activation);
-                            let value = add_residual(value, residual_of_channel(residual, added, channel));
+                            let added = residual_of_channel(residual, added, channel);
+                            let value = add_residual(value, added, shape.activation);
                             out[at + gather.out_column(channel)] = O::cast_from(value);
                         }
                     }

@@ -146,8 +146,8 @@ pub(super) fn epilogue<E: Float, O: Float>(
                         row = columns[(n - work.first_n) as usize];
                     }
                     let value = activate_by_code(sum, shape.activation);
-                    out[at + row] =
-                        O::cast_from(add_residual(value, residual_of_channel(residual, added, channel)));
+                    let added = residual_of_channel(residual, added, channel);
+                    out[at + row] = O::cast_from(add_residual(value, added, shape.activation));
                 }
             }
         }

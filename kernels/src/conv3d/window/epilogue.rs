@@ -4,7 +4,9 @@
 use super::config::{PATCH_FRAGMENTS, WindowTile};
 use super::tiling::{WindowTiling, WindowWork};
 use crate::activation::{activate_by_code, activate_vector};
-use crate::conv3d::epilogue::{add_residual, channel_bias, residual_of_channel, residual_offset};
+use crate::conv3d::epilogue::{
+    add_residual, add_residual_vector, channel_bias, residual_of_channel, residual_offset,
+};
 use crate::conv3d::gemm::config::SUBGROUP;
 use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::mma::store_to_patch;
@@ -63,8 +65,9 @@ pub(super) fn write_result<E: Float, O: Float>(
                     let sum = patches[patch + (in_patch * tile.fragment as u32 + in_fragment) as usize];
                     let sum = sum + bias;
                     let value = activate_by_code(sum, tiling.activation);
+                    let added = residual_of_channel(residual, added, channel);
                     out[at + walk.out_channel(channel)] =
-                        O::cast_from(add_residual(value, residual_of_channel(residual, added, channel)));
+                        O::cast_from(add_residual(value, added, tiling.activation));
                 }
             }
         }
@@ -140,7 +143,8 @@ pub(super) fn write_contiguous<E: Float, O: Float>(
                         let from = frame + channel as usize * residual.stride(1) + position;
                         Vector::cast_from(residual[from / OUT_VECTOR])
                     });
-                    out[at / OUT_VECTOR] = Vector::cast_from(add_residual(value, added));
+                    out[at / OUT_VECTOR] =
+                        Vector::cast_from(add_residual_vector(value, added, tiling.activation));
                 }
             }
         }

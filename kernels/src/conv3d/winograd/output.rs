@@ -169,7 +169,7 @@ fn output_kernel<E: Float, O: Float, N: Size>(
                     let value = fma(result[comptime!(i * outputs + j * width + k)], rescale, bias);
                     let value = activate_by_code(value, target.activation);
                     let added: ComptimeOption<f32> = added.map(|added| added.extract(k));
-                    values.insert(k, O::cast_from(add_residual(value, added)));
+                    values.insert(k, O::cast_from(add_residual(value, added, target.activation)));
                 }
                 let at = at + i * target.row_stride + comptime!(j * width) * target.column_stride;
                 out[at / width] = values;
