@@ -69,7 +69,12 @@ impl ConvOps for CubeBackend {
     ) -> FloatTensor<Self> {
         composed_on_cpu!(
             x,
-            composed::conv3d::forward::<Self>(join(cache, x), weight, [bias, residual], &call.problem)
+            composed::conv3d::forward::<Self>(
+                composed::join::<Self>(cache, x),
+                weight,
+                [bias, residual],
+                &call.problem
+            )
         );
         let added = [bias.as_option(), residual.as_option()];
         or_panic(conv3d::forward_cached([x, cache], &weight, added, &call, false)).0
@@ -86,7 +91,7 @@ impl ConvOps for CubeBackend {
         composed_on_cpu!(
             x,
             composed::conv3d::forward_with_pre::<Self>(
-                join(cache, x),
+                composed::join::<Self>(cache, x),
                 weight,
                 [bias, residual],
                 &call.problem
@@ -102,7 +107,10 @@ impl ConvOps for CubeBackend {
         dy: FloatTensor<Self>,
         call: Conv3dCall,
     ) -> FloatTensor<Self> {
-        composed_on_cpu!(x, composed::conv3d::weight_gradient::<Self>(join(cache, x), dy, &call.problem));
+        composed_on_cpu!(
+            x,
+            composed::conv3d::weight_gradient::<Self>(composed::join::<Self>(cache, x), dy, &call.problem)
+        );
         or_panic(conv3d::weight_gradient_cached([x, cache], &dy, &call))
     }
 
@@ -293,12 +301,13 @@ mod composed {
     pub(super) use crate::causal_conv1d::portable as causal_conv1d;
     pub(super) use crate::conv3d::portable as conv3d;
     pub(super) use crate::rope::portable as rope;
-}
+    use burn::backend::Backend;
+    use burn::backend::tensor::FloatTensor;
 
-/// A stream's cache and x.
-#[cfg(feature = "cpu")]
-fn join(cache: CubeTensor, x: CubeTensor) -> CubeTensor {
-    <CubeBackend as burn::backend::ops::FloatTensorOps<CubeBackend>>::float_cat(vec![cache, x], 2)
+    /// A stream's cache and x.
+    pub(super) fn join<B: Backend>(cache: FloatTensor<B>, x: FloatTensor<B>) -> FloatTensor<B> {
+        B::float_cat(vec![cache, x], 2)
+    }
 }
 
 /// The one place where an error of the kernels becomes a panic.

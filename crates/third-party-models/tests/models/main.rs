@@ -1,0 +1,37 @@
+//! Models that nobody here wrote, as crates.io has them: the same outputs, losses and gradients with Burn's
+//! kernels, with these kernels through `patch`, and on Flex.
+//!
+//! A harness of its own: the registration precedes the first tensor operation of the process.
+
+mod compare;
+mod images;
+mod sound;
+#[path = "../../../burn-conv-ops/tests/patch/support.rs"]
+#[allow(dead_code, reason = "what burn-conv-ops' own tests of `patch` measure and compare with")]
+mod support;
+mod video;
+
+use burn_conv_ops::{PatchOptions, patch};
+use libtest_mimic::{Arguments, Trial};
+
+fn main() {
+    let options = PatchOptions::all().with_device(support::gpu());
+    patch(options).expect("before the first tensor operation");
+    let trials = [
+        ("v_jepa_is_the_same", video::v_jepa_is_the_same as fn()),
+        ("v_jepas_patches_are_the_same", video::v_jepas_patches_are_the_same),
+        ("resnet_18_has_the_same_outputs", images::resnet_18_has_the_same_outputs),
+        ("a_bottleneck_resnet_is_the_same", images::a_bottleneck_resnet_is_the_same),
+        ("whisper_is_the_same", sound::whisper_is_the_same),
+        ("a_conformer_is_the_same", sound::a_conformer_is_the_same),
+    ];
+    let trial = |(name, test): (&str, fn())| {
+        Trial::test(name, move || {
+            test();
+            Ok(())
+        })
+    };
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = Some(1);
+    libtest_mimic::run(&arguments, trials.map(trial).into()).exit();
+}
