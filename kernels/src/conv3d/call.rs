@@ -197,7 +197,7 @@ pub fn weight_and_bias_gradient(
     operands: [&Operand; 3],
     db: &Operand,
 ) -> Result<(), ConvError> {
-    check_bias_gradient(problem, db)?;
+    check_bias_gradient(problem, &db.shape)?;
     check_weight_gradient(problem, operands)?;
     let call = Conv3dCall::new(client, limits, problem, Pass::WeightGradient, plan)?;
     if call.sums_bias() {
@@ -227,7 +227,7 @@ pub fn bias_gradient(
     db: &Operand,
 ) -> Result<(), ConvError> {
     check_operands(problem, &[("dy", dy, problem.y_shape())])?;
-    check_bias_gradient(problem, db)?;
+    check_bias_gradient(problem, &db.shape)?;
     if db.is_empty() {
         return Ok(());
     }

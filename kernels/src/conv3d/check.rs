@@ -2,32 +2,34 @@
 
 use super::call::Added;
 use super::problem::Conv3dProblem;
+use crate::dtype::FloatType;
 use crate::error::{ConvError, invalid};
 use crate::operand::{Operand, check_shape};
 
-pub(super) fn check_bias_gradient(problem: &Conv3dProblem, db: &Operand) -> Result<(), ConvError> {
-    if db.shape != [problem.out_channels] {
-        let (got, channels) = (&db.shape, problem.out_channels);
+/// Refuses a db of a shape that does not fit the problem.
+pub(super) fn check_bias_gradient(problem: &Conv3dProblem, got: &[usize]) -> Result<(), ConvError> {
+    if got != [problem.out_channels] {
+        let channels = problem.out_channels;
         let message = format!("conv3d: db has shape {got:?}, the problem has {channels} output channels");
         return Err(ConvError::shape("db", &[channels], got, message));
     }
     Ok(())
 }
 
-fn check_bias(problem: &Conv3dProblem, bias: Option<&Operand>) -> Result<(), ConvError> {
+/// Refuses a bias of a shape and type that do not fit the problem, or a missing one.
+fn check_bias(problem: &Conv3dProblem, bias: Option<(&[usize], FloatType)>) -> Result<(), ConvError> {
     match (bias, problem.bias) {
         (None, false) => Ok(()),
         (None, true) => {
             invalid!("conv3d: the problem has a bias of {} elements, none was given", problem.out_channels)
         }
-        (Some(bias), false) => {
-            invalid!("conv3d: the problem has no bias, one of shape {:?} was given", bias.shape)
+        (Some((shape, _)), false) => {
+            invalid!("conv3d: the problem has no bias, one of shape {shape:?} was given")
         }
-        (Some(bias), true) if bias.shape == [problem.out_channels] && bias.dtype == problem.dtype => Ok(()),
-        (Some(bias), true) => invalid!(
-            "conv3d: the bias is {} of shape {:?}, the problem needs {} of shape [{}]",
-            bias.dtype.name(),
-            bias.shape,
+        (Some((shape, dtype)), true) if shape == [problem.out_channels] && dtype == problem.dtype => Ok(()),
+        (Some((shape, dtype)), true) => invalid!(
+            "conv3d: the bias is {} of shape {shape:?}, the problem needs {} of shape [{}]",
+            dtype.name(),
             problem.dtype.name(),
             problem.out_channels
         ),
@@ -36,7 +38,7 @@ fn check_bias(problem: &Conv3dProblem, bias: Option<&Operand>) -> Result<(), Con
 
 /// Refuses a bias or a residual that does not fit the problem.
 pub(super) fn check_added(problem: &Conv3dProblem, Added { bias, residual }: Added) -> Result<(), ConvError> {
-    check_bias(problem, bias)?;
+    check_bias(problem, bias.map(|bias| (&bias.shape[..], bias.dtype)))?;
     match (residual, problem.residual) {
         (None, false) => Ok(()),
         (None, true) => {
@@ -84,4 +86,46 @@ pub(super) fn check_cached(
     let joined = [("cache", cache, [n, c, held, h, w]), ("x", x, [n, c, frames - held, h, w])];
     check_operands(problem, &joined)?;
     check_operands(problem, &others)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conv3d::problem::Window;
+
+    #[test]
+    fn biases_of_another_problem_are_refused() {
+        let (f32, f16) = (FloatType::F32, FloatType::F16);
+        let of = |bias| {
+            Conv3dProblem::new([1, 2, 3, 3, 3], [5, 2, 1, 1, 1], bias, Window::default(), f32).expect("valid")
+        };
+        let refusal = |bias: Option<(&[usize], FloatType)>, wanted| {
+            check_bias(&of(wanted), bias).err().map(|error| error.to_string())
+        };
+        assert_eq!(refusal(None, None), None);
+        assert_eq!(refusal(Some((&[5], f32)), Some(5)), None);
+        for (bias, wanted, message) in [
+            (None, Some(5), "conv3d: the problem has a bias of 5 elements, none was given"),
+            (Some((&[5usize][..], f32)), None, "conv3d: the problem has no bias, one of shape [5] was given"),
+            (
+                Some((&[4], f32)),
+                Some(5),
+                "conv3d: the bias is f32 of shape [4], the problem needs f32 of shape [5]",
+            ),
+            (
+                Some((&[5], f16)),
+                Some(5),
+                "conv3d: the bias is f16 of shape [5], the problem needs f32 of shape [5]",
+            ),
+        ] {
+            assert_eq!(refusal(bias, wanted).as_deref(), Some(message));
+        }
+        assert_eq!(check_bias_gradient(&of(None), &[5]), Ok(()));
+        for shape in [&[4][..], &[5, 1], &[]] {
+            assert_eq!(
+                check_bias_gradient(&of(None), shape).expect_err("another shape").to_string(),
+                format!("conv3d: db has shape {shape:?}, the problem has 5 output channels")
+            );
+        }
+    }
 }

@@ -52,11 +52,16 @@ pub(super) fn table(client: &Client, problem: &RopeProblem) -> Handle {
     let words = problem.frequencies().into_iter().flat_map(words);
     let bytes: Vec<u8> = words.flat_map(u32::to_ne_bytes).collect();
     let table = client.create_from_slice(&bytes);
+    keep(&mut tables, key, table.clone());
+    table
+}
+
+/// Adds a table; the least recently used one makes room for it.
+fn keep<K, V>(tables: &mut VecDeque<(K, V)>, key: K, table: V) {
     if tables.len() == CAPACITY {
         tables.pop_front();
     }
-    tables.push_back((key, table.clone()));
-    table
+    tables.push_back((key, table));
 }
 
 /// The words of a frequency.
@@ -111,6 +116,9 @@ mod tests {
         assert_eq!(about, 3 | 1 << SIGN_BIT | 2 << AXIS_BIT);
         let fraction = (f64::from(high) + f64::from(low) / 2f64.powi(32)) / 2f64.powi(32);
         assert!((fraction * TAU - 0.5).abs() < 1e-14, "{fraction}");
+        // Nothing turns in either direction.
+        assert_eq!(words(Frequency { axis: 1, radians: 0.0 }), [0, 0, 1 << AXIS_BIT, 0]);
+        assert_eq!(words(Frequency { axis: 0, radians: -0.0 }), [0; 4]);
     }
 
     #[test]
@@ -144,5 +152,16 @@ mod tests {
         assert_eq!(axes(RopeAxes::Sections([2, 3, 3])), [0, 0, 1, 1, 1, 2, 2, 2]);
         assert_eq!(axes(RopeAxes::Interleaved([4, 2, 2])), [0, 1, 2, 0, 1, 2, 0, 0]);
         assert_eq!(axes(RopeAxes::Interleaved([3, 3, 2])), [0, 1, 2, 0, 1, 2, 0, 1]);
+    }
+
+    #[test]
+    fn the_latest_tables_are_kept() {
+        let mut tables = VecDeque::new();
+        for key in 0..CAPACITY + 2 {
+            keep(&mut tables, key, ());
+            assert_eq!(tables.len(), (key + 1).min(CAPACITY));
+        }
+        let (first, last) = (tables.front().map(|(key, ())| *key), tables.back().map(|(key, ())| *key));
+        assert_eq!((first, last), (Some(2), Some(CAPACITY + 1)));
     }
 }
