@@ -93,4 +93,32 @@ mod tests {
             }
         }
     }
+
+    /// The dilation of a single tap has no effect.
+    #[test]
+    fn a_single_tap_steps_by_one() {
+        let step =
+            |kernel| AxisGeometry { input: 9, kernel, stride: 1, dilation: 3, padding: (0, 0) }.tap_step();
+        assert_eq!([step(1), step(2)], [1, 3]);
+    }
+
+    /// 2^31 - 1 coordinates are served, padding included, and no more.
+    #[test]
+    fn the_longest_axis() {
+        let most = i32::MAX as usize;
+        let validate = |input, padding, stride| {
+            AxisGeometry { input, kernel: 1, stride, dilation: 1, padding }.validate("test", "depth")
+        };
+        assert_eq!(validate(most, (0, 0), most), Ok(()));
+        assert_eq!(validate(most - 1, (1, 0), 1), Ok(()));
+        assert_eq!(validate(0, (0, most), 1), Ok(()));
+        assert_eq!(
+            validate(most - 1, (1, 1), 1).expect_err("2^31").to_string(),
+            "test: padded input depth 2147483648 (padding 1+1) is larger than 2147483647"
+        );
+        assert_eq!(
+            validate(4, (0, 0), most + 1).expect_err("2^31").to_string(),
+            "test: depth stride 2147483648 is larger than 2147483647"
+        );
+    }
 }

@@ -174,6 +174,10 @@ fn needs_of_every_plan() {
         assert_eq!(of(Plan::Wide, pass, 40, false, none).0, 8);
         assert_eq!(of(Plan::Empty, pass, 40, false, none), (0, 0, 0, 0));
     }
+    // A partial sum for each of two tiles of 2048 steps in two rows, or the gradient of a channel.
+    assert_eq!(of(Plan::Wide, Pass::Forward, 40, false, silu).3, 0);
+    assert_eq!(of(Plan::Wide, Pass::Backward, 40, false, none).3, 4 * 5 * 41 * 4);
+    assert_eq!(of(Plan::Wide, Pass::Backward, 40, false, silu).3, 4 * 6000);
     // 64 K elements a thread: 6,000 in one slice of 16,384. Workspace: sums, or the gradient of a channel.
     assert_eq!(of(Plan::Looped, Pass::Forward, 40, false, silu), (7, 1024, 41, 0));
     assert_eq!(of(Plan::Looped, Pass::Forward, 40, true, silu), (8, 1024, 41, 0));

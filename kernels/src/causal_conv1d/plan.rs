@@ -247,10 +247,39 @@ mod tests {
     #[test]
     fn the_workspace_bounds_the_channels() {
         let limits = Limits { workspace_bytes: 1000, buffer_bytes: 4000, ..Limits::apple_m1() };
-        for (x, channels) in
-            [([1, 9, 100], 2), ([1, 9, 10], 9), ([1, 9, 1000], 1), ([1, 9, 0], 9), ([0, 0, 5], 1)]
-        {
+        for (x, channels) in [
+            ([1, 9, 100], 2),
+            ([2, 9, 50], 2),
+            ([1, 9, 10], 9),
+            ([1, 9, 1000], 1),
+            ([1, 9, 0], 9),
+            ([0, 0, 5], 1),
+        ] {
             assert_eq!(channels_at_a_time(&problem(x, 4), &limits), channels, "{x:?}");
+        }
+    }
+
+    /// Widths and sequence ids that a plan does not serve are refused, whoever asks for it.
+    #[test]
+    fn plans_are_refused_where_they_do_not_serve() {
+        let limits = Limits::apple_m1();
+        let of = |width, seq_idx| CausalConv1dProblem { seq_idx, ..problem([2, 3, 4], width) };
+        let wide =
+            "causal_conv1d: the plan `wide` serves widths above 8 without seq_idx, the weight has width";
+        let narrow = "causal_conv1d: the plan `narrow` serves widths up to 8, the weight has width 9";
+        for (plan, problem, refusal) in [
+            (Plan::Wide, of(9, false), None),
+            (Plan::Wide, of(8, false), Some(format!("{wide} 8"))),
+            (Plan::Wide, of(9, true), Some(format!("{wide} 9 and there is a seq_idx"))),
+            (Plan::Narrow, of(8, true), None),
+            (Plan::Narrow, of(9, false), Some(narrow.into())),
+            (Plan::Looped, of(9, true), None),
+        ] {
+            for pass in [Pass::Forward, Pass::Backward] {
+                let error = check(plan, &problem, pass, &limits).err();
+                assert_eq!(error.map(|error| error.to_string()), refusal, "{plan:?} {problem:?}");
+                assert_eq!(eligible(&problem, pass, &limits).contains(&plan), refusal.is_none(), "{plan:?}");
+            }
         }
     }
 }

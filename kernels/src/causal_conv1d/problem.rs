@@ -330,3 +330,7 @@ fn checked_product(shape: &[usize]) -> Option<usize> {
     let elements = shape.iter().try_fold(1usize, |product, size| product.checked_mul(*size))?;
     elements.checked_mul(4).filter(|bytes| *bytes <= isize::MAX as usize).map(|_| elements)
 }
+
+#[cfg(test)]
+#[path = "problem_tests.rs"]
+mod tests;

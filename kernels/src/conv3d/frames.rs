@@ -384,3 +384,7 @@ pub(super) fn reduce_threads<O: Float>(
         sync_cube();
     }
 }
+
+#[cfg(test)]
+#[path = "frames_tests.rs"]
+mod tests;

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::conv3d::call::check;
+use crate::conv3d::few_outputs;
 use crate::conv3d::gemm::{GemmTile, RegisterTile};
 use crate::conv3d::plan::{Algorithm, eligible, plan, predicted_seconds};
 use crate::conv3d::problem::{PaddingMode, Window};
@@ -231,4 +232,63 @@ fn pieces_of_a_stream_that_are_too_large_are_refused() {
     let listed = |frames| eligible(&stream(frames), Pass::Forward, &Limits::apple_m1());
     assert_eq!(listed(1025), [Plan::Direct]);
     assert!(listed(2).len() > 1);
+}
+
+/// A stream's cache and a residual are one binding each, where the pass has them. A residual that no epilogue
+/// adds, and the gradient of a padded input, are fp32 buffers.
+#[test]
+fn options_add_bindings_and_buffers() {
+    let limits = Limits::apple_m1();
+    let gemm = Plan::Gemm(GemmTile::Fma(RegisterTile::M64N64));
+    let stages = RegisterTile::M64N64.shared_bytes();
+    let plain = layer([1, 2, 4, 5, 6], [3, 2, 1, 1, 3], Window::default());
+    let (stream, added) = (plain.for_streams(), plain.with_residual());
+    for (problem, bindings) in
+        [(plain, [5, 5, 5]), (stream, [6, 5, 6]), (added, [6, 5, 5]), (stream.with_residual(), [7, 5, 6])]
+    {
+        for (pass, bindings) in PASSES.into_iter().zip(bindings) {
+            let needs = gemm.needs(&problem, pass, &limits);
+            assert_eq!(
+                (needs.bindings, needs.threads, needs.shared_bytes),
+                (bindings, 256, stages),
+                "{pass:?}"
+            );
+            assert!(needs.loop_iterations > 0);
+        }
+    }
+    // Of y, 3 * 4 * 5 * 4 elements, where no epilogue adds the residual.
+    let few = few_outputs::tiles(&added, Pass::Forward, &limits);
+    let few = Plan::FewOutputs(*few.first().expect("three outputs"));
+    let bytes = |plan: Plan, problem: &Conv3dProblem, pass| plan.needs(problem, pass, &limits).buffer_bytes;
+    assert_eq!(bytes(few, &added, Pass::Forward), 4 * 240);
+    assert_eq!(bytes(few, &plain, Pass::Forward), 0);
+    assert_eq!(bytes(few, &added, Pass::WeightGradient), bytes(few, &plain, Pass::WeightGradient));
+    assert_eq!(bytes(gemm, &added, Pass::Forward), 0);
+    // Of dx with its padding, 2 * 4 * 5 * 50 elements: more than the partials of split-K.
+    let window = Window {
+        padding: [(0, 0), (0, 0), (22, 22)],
+        padding_mode: [PaddingMode::Replicate; 3],
+        ..Window::default()
+    };
+    let replicate = layer([1, 2, 4, 5, 6], [3, 2, 1, 1, 3], window);
+    assert_eq!(bytes(gemm, &replicate, Pass::InputGradient), 4 * 2000);
+    assert!(bytes(Plan::Direct, &replicate, Pass::InputGradient) < 4 * 2000);
+}
+
+/// Stages hold what matrix units read: bf16 as fp32 where there are none for it.
+#[test]
+fn stages_are_as_wide_as_what_matrix_units_read() {
+    let m1 = Limits::apple_m1();
+    let halves = Limits { matrices: vec![(FloatType::F16, 16)], ..m1.clone() };
+    let none = Limits { matrices: Vec::new(), ..m1.clone() };
+    let size = |dtype, limits: &Limits| {
+        let layer = layer([1, 1, 1, 1, 1], [1, 1, 1, 1, 1], Window::default());
+        stage_size(&Conv3dProblem { dtype, ..layer }, limits)
+    };
+    for limits in [&m1, &halves, &none] {
+        assert_eq!(size(FloatType::F32, limits), 4);
+    }
+    assert_eq!(size(FloatType::F16, &halves), 2);
+    assert_eq!(size(FloatType::F16, &none), 4);
+    assert_eq!(size(FloatType::Bf16, &m1), 4);
 }

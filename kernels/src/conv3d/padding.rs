@@ -102,3 +102,20 @@ impl Axis {
         if comptime!(mode == PaddingMode::Zeros) { p as u32 } else { (p + self.begin) as u32 }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reflect_and_circular_padding_repeat_inner_elements() {
+        for (mode, inner) in [
+            (PaddingMode::Zeros, false),
+            (PaddingMode::Replicate, false),
+            (PaddingMode::Reflect, true),
+            (PaddingMode::Circular, true),
+        ] {
+            assert_eq!(moves(mode), inner, "{mode:?}");
+        }
+    }
+}

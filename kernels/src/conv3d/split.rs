@@ -167,4 +167,35 @@ mod tests {
             }
         }
     }
+
+    /// Fewer than half a wave takes its own time, more a whole wave; nothing is left of whole waves.
+    #[test]
+    fn the_last_wave_counts_by_how_full_it_is() {
+        let limits = Limits::apple_m1();
+        let waves = |tiles, last| {
+            let product = TiledProduct { tiles, products: 10.0, wave: 4, last, elements: 1 };
+            product.cost(1, &limits) / (4.0 * 10.0)
+        };
+        for (tiles, whole, idles) in [(8, 2.0, 2.125), (9, 2.25, 2.375), (10, 2.25, 2.625), (11, 3.0, 2.875)]
+        {
+            assert_eq!(waves(tiles, LastWave::Whole(0.25)), whole, "{tiles}");
+            assert_eq!(waves(tiles, LastWave::Idles(0.125)), idles, "{tiles}");
+        }
+    }
+
+    /// Slices of at least eight stages, and at most 1024 elements, or twice as many as there are results.
+    #[test]
+    fn slices_are_neither_short_nor_inaccurate() {
+        let limits = Limits::apple_m1();
+        for (k, elements, filling, slices, length) in [
+            (1024, 512, 1000, 8, 128),
+            (1024, 512, 3, 3, 352),
+            (8192, 512, 1, 8, 1024),
+            (8192, 2048, 1, 2, 4096),
+            (16384, 1 << 20, 1, 2, 8192),
+        ] {
+            let split = ReductionSplit::filling(k, elements, filling, 16, &limits);
+            assert_eq!(split, ReductionSplit { slices, length }, "{k} {elements} {filling}");
+        }
+    }
 }

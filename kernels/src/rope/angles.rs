@@ -206,3 +206,7 @@ impl RopeAngles {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "angles_tests.rs"]
+mod tests;

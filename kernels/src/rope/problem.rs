@@ -291,46 +291,5 @@ impl RopeProblem {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn problem(tokens: [usize; 4], layout: RopeLayout) -> Result<RopeProblem, ConvError> {
-        RopeProblem::rope2d(tokens, layout, 100.0, 1.0, FloatType::F32)
-    }
-
-    #[test]
-    fn axes_are_named_by_the_layout() {
-        for (layout, heads, tokens) in [(RopeLayout::Bhnd, 3, 5), (RopeLayout::Bnhd, 5, 3)] {
-            let problem = problem([2, 3, 5, 8], layout).expect("valid");
-            assert_eq!(
-                [problem.batch, problem.heads, problem.tokens, problem.head_dim],
-                [2, heads, tokens, 8]
-            );
-            assert_eq!((problem.rotated, problem.prefix), (8, 0));
-            assert_eq!(problem.tokens_shape(), [2, 3, 5, 8]);
-            assert_eq!(problem.positions_shape(), [2, tokens, 2]);
-        }
-    }
-
-    /// All tokens may belong to the prefix, and no more than there are.
-    #[test]
-    fn the_prefix_ends_with_the_last_token() {
-        let problem = problem([1, 1, 6, 4], RopeLayout::Bhnd).expect("valid");
-        assert_eq!(problem.with_prefix(6).map(|problem| problem.prefix), Ok(6));
-        assert_eq!(
-            problem.with_prefix(7).expect_err("six tokens").message(),
-            "rope: the prefix is 7 tokens, there are only 6"
-        );
-    }
-
-    /// 2^33 elements are the first that the kernel's 32-bit counts do not reach.
-    #[test]
-    fn the_number_of_elements_is_bounded() {
-        assert!(problem([1 << 31, 1, 1, 4], RopeLayout::Bhnd).is_err());
-        assert!(problem([(1 << 31) - 1, 1, 1, 4], RopeLayout::Bhnd).is_ok());
-        assert_eq!(
-            problem([1 << 15, 2, 1 << 13, 16], RopeLayout::Bhnd).expect_err("2^33").message(),
-            "rope: tokens [32768, 2, 8192, 16] have 2^33 elements or more, too many for one launch"
-        );
-    }
-}
+#[path = "problem_tests.rs"]
+mod tests;

@@ -248,3 +248,7 @@ fn window_weight_pays(problem: &Conv3dProblem, tile: &WindowWeightTile, gathered
 fn product(counts: [usize; 4]) -> f64 {
     counts.iter().map(|count| *count as f64).product()
 }
+
+#[cfg(test)]
+#[path = "gemm_tests.rs"]
+mod tests;

@@ -203,3 +203,7 @@ fn subpixel_tile(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Option
     };
     tiles.into_iter().flatten().find(beats)
 }
+
+#[cfg(test)]
+#[path = "choose_tests.rs"]
+mod tests;

@@ -201,3 +201,7 @@ fn both_sides(t: &[Vec<f64>], d: &[Vec<f64>]) -> Vec<Vec<f64>> {
         t.iter().map(|row| (0..d[0].len()).map(|j| dot(row, &|k| d[k][j])).collect()).collect();
     half.iter().map(|row| t.iter().map(|other| dot(other, &|k| row[k])).collect()).collect()
 }
+
+#[cfg(test)]
+#[path = "reference_tests.rs"]
+mod tests;
