@@ -7,6 +7,8 @@ mod causal_conv1d;
 mod causal_conv3d;
 mod conv3d;
 mod convolutions;
+#[cfg(all(feature = "cpu", feature = "flex", feature = "autodiff"))]
+mod cpu;
 mod decoding;
 mod errors;
 mod faults;
