@@ -26,8 +26,8 @@
 //! padded input and folded, by all plans but `Direct`: the plan is chosen for that problem, checked for it
 //! and launched on it (`rewrite.rs`).
 //!
-//! A stream ([`Conv3dProblem::for_streams`]) is read by `Gemm`, `Window`, `Winograd` and `Direct`, in the
-//! forward pass by `FewOutputs` too. The forward pass is planned for a single window along depth, without
+//! A stream ([`Conv3dProblem::for_streams`]) is read by `Gemm`, `Window`, `FewOutputs`, `Winograd` and
+//! `Direct`. The forward pass is planned for a single window along depth, without
 //! split-K, so that no bit of y depends on the number of frames. Only the extent of Winograd's regions and
 //! the tile of `FewOutputs` do.
 //!

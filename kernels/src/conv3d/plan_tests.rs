@@ -353,17 +353,17 @@ fn strided_few_channels_have_their_own_kernel() {
 }
 
 #[test]
-fn streams_take_the_window_kernel_of_dw() {
-    let layer = problem([1, 96, 6, 480, 832], 96, [3; 3], 1, 1);
-    let layer = Conv3dProblem { dtype: FloatType::F16, ..layer };
-    for limits in [Limits::apple("Apple M4 Max"), Limits::h200()] {
-        let [joined, stream] = [layer, layer.for_streams()].map(|of| names(&of, &limits)[2].clone());
-        assert!(joined.starts_with("window_weight_") && joined == stream, "{joined} {stream}");
+fn streams_take_the_kernels_of_joined_frames_for_dw() {
+    for (o, kernel) in [(96, "window_weight_"), (3, "few_outputs_")] {
+        let layer = Conv3dProblem { dtype: FloatType::F16, ..problem([1, 96, 6, 480, 832], o, [3; 3], 1, 1) };
+        for limits in [Limits::apple("Apple M4 Max"), Limits::h200()] {
+            let [joined, stream] = [layer, layer.for_streams()].map(|of| names(&of, &limits)[2].clone());
+            assert!(joined.starts_with(kernel) && joined == stream, "{joined} {stream}");
+        }
     }
 }
 
-/// A stream takes Winograd where that is faster for one window along depth: whatever the number of frames,
-/// cached or padded, and not for small planes.
+/// A stream takes Winograd where one window along depth is faster by it: not for small planes.
 #[test]
 fn streams_take_winograd_for_any_number_of_frames() {
     let tile = |limits: &Limits, (frames, front): (usize, usize), plane: usize, modes| {

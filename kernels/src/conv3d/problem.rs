@@ -247,7 +247,7 @@ impl Conv3dProblem {
 
     /// Whether every family reads the input: one tensor, in which all padding is zeros or all of it
     /// replicates. The gathered GEMM and [`super::Plan::Direct`] read any padding, axis by axis, and streams;
-    /// Winograd [`Self::winograd_padding`], the window kernels and the forward pass of few outputs
+    /// Winograd [`Self::winograd_padding`], the window kernels and those of few outputs
     /// [`Self::window_padding`], of streams too.
     pub(crate) fn is_plain(&self) -> bool {
         !self.streaming && self.has_shared_padding()

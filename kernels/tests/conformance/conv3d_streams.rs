@@ -7,8 +7,8 @@ use crate::support::{Buffer, client, output, upload, upload_strided};
 use conv_cases::conv3d::{Activation, Conv3dCase, Padding};
 use conv_cases::fill;
 use conv_kernels::conv3d::{
-    self, Added, Algorithm, Conv3dProblem, Pass, Plan, WinogradTile, eligible, forward, forward_cached,
-    reads_cache, weight_gradient, weight_gradient_cached,
+    self, Added, Algorithm, Conv3dProblem, GemmTile, Pass, Plan, WinogradTile, eligible, forward,
+    forward_cached, reads_cache, weight_gradient, weight_gradient_cached,
 };
 use conv_kernels::{FloatType, Limits};
 use conv_testing::conv3d::check_exact;
@@ -184,13 +184,16 @@ fn frames_of_a_cache_are_read_like_those_of_the_clip() {
     check((&client, &limits), &streams()[0], &fill::normal, false, &|plans| one_tile_each(plans, 0));
 }
 
-/// NVIDIA's structure of the kernels that branch for frames as a whole: blocks and channels prefetched.
+/// NVIDIA's structure of the kernels that tell frames of a cache from others as a whole: blocks, channels and
+/// stages prefetched.
 #[test]
 fn frames_of_a_cache_are_prefetched() {
     let client = client();
     let dtypes = vec![FloatType::F32];
     let limits = Limits { unroll: true, dtypes, ..Limits::of(&client) };
-    let served = |plan: &Plan| matches!(plan, Plan::Direct | Plan::Window(_) | Plan::FewOutputs(_));
+    let served = |plan: &Plan| {
+        matches!(plan, Plan::Direct | Plan::Window(_) | Plan::FewOutputs(_) | Plan::Gemm(GemmTile::Mma(_)))
+    };
     for (held, case) in streams() {
         let few = case.name.starts_with("stream_few");
         if !few
@@ -203,10 +206,15 @@ fn frames_of_a_cache_are_prefetched() {
             plans
         };
         let plans = picks(eligible(&problem(&case, FloatType::F32).for_streams(), Pass::Forward, &limits));
-        let ahead = |plan: &Plan| matches!(plan, Plan::FewOutputs(tile) if tile.prefetch);
-        assert!(plans.iter().any(|plan| ahead(plan) == few && *plan != Plan::Direct), "{case}: {plans:?}");
+        let meant = |plan: &Plan| match plan {
+            Plan::FewOutputs(tile) => few && tile.prefetch,
+            Plan::Window(_) => !few,
+            _ => false,
+        };
+        assert!(plans.iter().any(meant), "{case}: {plans:?}");
         let fill = |seed, length| fill::integers(seed, length, -4, 4);
-        check_passes((&client, &limits), &(held, case), (&[Pass::Forward], &fill, true), &picks);
+        let passes = [Pass::Forward, Pass::WeightGradient];
+        check_passes((&client, &limits), &(held, case), (&passes, &fill, true), &picks);
     }
 }
 

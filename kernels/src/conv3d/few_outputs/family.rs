@@ -24,13 +24,6 @@ impl Family for FewOutputsTile {
         if serves(problem, pass, self, limits) {
             return Ok(());
         }
-        if problem.streaming && pass != Pass::Forward {
-            unsupported!(
-                "conv3d: {} reads the frames of a stream in its forward pass alone, not in its {}",
-                self.plan_name(),
-                pass.name()
-            );
-        }
         let as_forward = if pass == Pass::WeightGradient { Pass::Forward } else { pass };
         let (channels, results) = problem.channels_of(as_forward);
         unsupported!(
@@ -83,9 +76,9 @@ pub(super) fn loop_iterations(
 ) -> usize {
     let Some((walks, outputs)) = dense_walk(problem, pass) else { return 0 };
     let shape = FewOutputsShape::of(&walks, outputs, tile);
-    // A stream's windows are prefetched only where few of their frames are cached.
-    let ahead = shape.prefetch && !problem.streaming;
-    let looped = if pass == Pass::WeightGradient { !limits.unroll } else { !ahead };
+    // A stream's windows are loaded together only where few of their frames are cached.
+    let together = if pass == Pass::WeightGradient { limits.unroll } else { shape.prefetch };
+    let looped = !together || problem.streaming;
     let frames = if looped { nest(shape.source_frames(), 0) } else { 0 };
     if pass == Pass::WeightGradient {
         let tiles = problem.batch.saturating_mul(shape.threadgroups(&walks));

@@ -105,7 +105,7 @@ pub(super) fn weight_gradient(
     tile: &FewOutputsTile,
     [x, dy, dw]: [&Operand; 3],
 ) -> Result<(), ConvError> {
-    let Conv3dCall { client, limits, ref problem, .. } = *call;
+    let Conv3dCall { client, limits, ref problem, cache, .. } = *call;
     let (walks, outputs) =
         dense_walk(problem, Pass::WeightGradient).expect("`check` has found that the plan serves the pass");
     let shape = FewOutputsShape::of(&walks, outputs, tile);
@@ -114,7 +114,9 @@ pub(super) fn weight_gradient(
     let partials = reduce::partials(client, slices, dw);
     let threadgroups = problem.channels * slices * shape.parts;
     let largest = (threadgroups * tile.threads).max(partials.len());
-    let address = address_type("conv3d", &[x, dy, &partials], largest, limits)?;
+    let reached: Vec<_> = [x, dy, &partials].into_iter().chain(cache).collect();
+    let padding = problem.window_padding().expect("`serves` has checked the padding");
+    let address = address_type("conv3d", &reached, largest, limits)?;
     let operations = 2.0 * (tile.threads * shape.sums() * shape.tile.tap_count() * length) as f64;
     for dispatch in dispatches(threadgroups, operations, limits) {
         // SAFETY: a threadgroup's channel and slice exist, and every slice has its own partials.
@@ -125,9 +127,11 @@ pub(super) fn weight_gradient(
                 CubeDim::new_1d(tile.threads as u32),
                 address,
                 x.buffer_arg(1),
+                cache.map(|cache| cache.buffer_arg(1)).into(),
                 dy.buffer_arg(1),
                 partials.buffer_arg(1),
                 gather_args(problem, Pass::Forward, &walks, [x, dw, dy]),
+                cache.map(cache_args).into(),
                 shape.tile.tiling(&walks, shape.frames, 1, Activation::None),
                 TileSplitLaunch {
                     channels: divisor(problem.channels),
@@ -138,9 +142,10 @@ pub(super) fn weight_gradient(
                     slice_stride: dw.len(),
                 },
                 dispatch.span(),
-                problem.shared_padding(),
+                padding,
                 shape,
                 limits.unroll,
+                cache.is_some(),
                 x.dtype.elem(),
                 partials.dtype.elem(),
             );

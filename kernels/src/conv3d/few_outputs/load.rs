@@ -24,7 +24,7 @@ pub(super) struct Offsets {
 
 /// Offsets of the window's frames within a channel, and whether each is inside.
 #[cube]
-pub(super) fn frame_offsets(
+fn frame_offsets(
     walk: &GatherArgs,
     first: u32,
     #[comptime] padding: PaddingMode,
@@ -131,6 +131,22 @@ pub(super) fn channel_at(
     }
 }
 
+/// Channel `c` of an image.
+#[cube]
+pub(super) fn image_channel(
+    walk: &GatherArgs,
+    cache: &ComptimeOption<CacheArgs>,
+    image: u32,
+    c: u32,
+) -> ChannelAt {
+    let source = walk.source_at(image, c);
+    #[comptime]
+    match cache {
+        ComptimeOption::Some(cache) => ChannelAt { source, cache: cache.channel_at(image, c) },
+        ComptimeOption::None => ChannelAt { source, cache: source },
+    }
+}
+
 /// Offsets of the four weights of this thread's vector, in the order of use: column, row, depth, output.
 #[cube]
 pub(super) fn weight_offsets(
@@ -166,21 +182,7 @@ pub(super) fn weight_offsets(
 }
 
 /// Loads this thread's elements of a channel's window into registers; elements outside the source are zero.
-#[cube]
-pub(super) fn read_channel<E: Float>(
-    source: &[E],
-    channel: usize,
-    frames: &Offsets,
-    offsets: &LoadOffsets,
-    exists: bool,
-    #[comptime] shape: FewOutputsShape,
-) -> Sequence<E> {
-    let mut values = Sequence::<E>::new();
-    read_frames(&mut values, source, channel, frames, offsets, exists, 0usize, shape.source_frames(), shape);
-    values
-}
-
-/// [`read_channel`] whose first `cached` frames are in the cache.
+/// The first `cached` frames are in the cache.
 #[cube]
 pub(super) fn read_joined_channel<E: Float>(
     source: &[E],
@@ -227,7 +229,7 @@ fn read_frames<E: Float>(
     }
 }
 
-/// Stores what [`read_channel`] has loaded to shared memory.
+/// Stores what [`read_joined_channel`] has loaded to shared memory.
 #[cube]
 pub(super) fn write_channel<E: Float>(
     values: &Sequence<E>,
@@ -244,7 +246,7 @@ pub(super) fn write_channel<E: Float>(
 /// Loads a channel's window, one frame after the other: few loads in flight leave registers for more threads,
 /// which hide their latency.
 #[cube]
-pub(super) fn load_channel<E: Float>(
+fn load_channel<E: Float>(
     source: &[E],
     channel: usize,
     walk: &GatherArgs,

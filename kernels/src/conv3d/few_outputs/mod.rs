@@ -29,9 +29,7 @@ const MIN_SLICE_CHANNELS: usize = 4;
 
 /// The walk of a pass that is served, and its output channels.
 fn dense_walk(problem: &Conv3dProblem, pass: Pass) -> Option<(Gather, usize)> {
-    // The forward pass alone reads the cache of a stream.
-    let readable =
-        if pass == Pass::Forward { problem.window_padding().is_some() } else { problem.is_plain() };
+    let readable = problem.window_padding().is_some();
     let pass = if pass == Pass::WeightGradient { Pass::Forward } else { pass };
     let (channels, outputs) = problem.channels_of(pass);
     // A strided input gradient is one small product per phase: `subpixel` serves those.

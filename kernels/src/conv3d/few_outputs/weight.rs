@@ -30,8 +30,14 @@
 
 use super::config::FewOutputsShape;
 use super::kernel::read_values;
-use super::load::{frame_offsets, load_channel, read_channel, write_channel};
-use crate::conv3d::frames::{FrameTiling, ReductionLayout, ThreadWork, load_offsets, reduce_threads};
+use super::load::{
+    ChannelAt, image_channel, is_overlap_cached, is_uncached, joined_offsets, load_joined_channel,
+    read_joined_channel, write_channel,
+};
+use crate::conv3d::cache::CacheArgs;
+use crate::conv3d::frames::{
+    FrameTiling, LoadOffsets, ReductionLayout, ThreadWork, load_offsets, reduce_threads,
+};
 use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
@@ -55,17 +61,23 @@ pub(super) struct TileSplit {
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
+#[allow(clippy::too_many_arguments)]
 pub(super) fn few_outputs_weight_kernel<E: Float, O: Float>(
     source: &[E],
+    cache: ComptimeOption<&[E]>,
     dy: &[E],
     out: &mut [O],
     walk: GatherArgs,
+    cache_args: ComptimeOption<CacheArgs>,
     tiling: FrameTiling,
     split: TileSplit,
     span: Span,
-    #[comptime] padding: PaddingMode,
+    // Along depth, and along H and W.
+    #[comptime] padding: [PaddingMode; 2],
     #[comptime] shape: FewOutputsShape,
     #[comptime] unroll: bool,
+    // For the kernel's key, in which optional arguments do not count.
+    #[comptime] _has_cache: bool,
     #[define(E)] _dtype: ElemType,
     #[define(O)] _out_dtype: ElemType,
 ) {
@@ -89,22 +101,25 @@ pub(super) fn few_outputs_weight_kernel<E: Float, O: Float>(
     let sums = Registers::<f32>::new(comptime!(shape.tile.tap_count() * shape.outputs), 0.0f32);
     while tile < end {
         let work = tiling.thread_work(tile, shape.tile);
-        let offsets = load_offsets(&walk, &work, padding, shape.tile);
-        let channel = walk.source_at(work.n, c);
+        let offsets = load_offsets(&walk, &work, comptime!(padding[1]), shape.tile);
+        let channel = image_channel(&walk, &cache_args, work.n, c);
         let first_dy = walk.out_at(work.n, first_output) + walk.width.out_offset(work.w);
-        let mut gradients = Sequence::<f32>::new();
-        if comptime!(unroll) {
-            let frames = frame_offsets(&walk, work.first, padding, shape);
-            let values = read_channel(source, channel, &frames, &offsets, true.runtime(), shape);
-            read_gradients(dy, &walk, &tiling, &work, first_dy, &mut gradients, shape);
-            // Every thread has finished with the previous tile.
-            sync_cube();
-            write_channel(&values, &mut window, shape);
-        } else {
-            sync_cube();
-            load_channel(source, channel, &walk, work.first, &offsets, &mut window, padding, shape);
-            read_gradients(dy, &walk, &tiling, &work, first_dy, &mut gradients, shape);
-        }
+        let gradients = load_tile(
+            source,
+            cache,
+            dy,
+            &walk,
+            &cache_args,
+            &tiling,
+            &work,
+            &channel,
+            &offsets,
+            first_dy,
+            &mut window,
+            comptime!(padding[0]),
+            shape,
+            unroll,
+        );
         sync_cube();
         #[unroll]
         for column in 0..shape.tile.taps[2] {
@@ -128,6 +143,103 @@ pub(super) fn few_outputs_weight_kernel<E: Float, O: Float>(
     );
 }
 
+/// Loads a tile's window of a channel to shared memory, when every thread has finished with the one before,
+/// and dy of this thread's positions.
+#[cube]
+fn load_tile<E: Float>(
+    source: &[E],
+    cache: ComptimeOption<&[E]>,
+    dy: &[E],
+    walk: &GatherArgs,
+    cache_args: &ComptimeOption<CacheArgs>,
+    tiling: &FrameTiling,
+    work: &ThreadWork,
+    channel: &ChannelAt,
+    offsets: &LoadOffsets,
+    first_dy: usize,
+    window: &mut Shared<[f32]>,
+    #[comptime] padding: PaddingMode,
+    #[comptime] shape: FewOutputsShape,
+    #[comptime] unroll: bool,
+) -> Sequence<f32> {
+    if comptime!(unroll) {
+        #[comptime]
+        match cache_args {
+            ComptimeOption::Some(_) => {
+                let gradients = Registers::<f32>::new(comptime!(shape.sums()), 0.0f32);
+                // The end of a branch waits for loads: it has the stores, too.
+                if is_uncached(walk, cache_args, work.first) {
+                    gradients.set_all(&load_together(
+                        source, cache, dy, walk, cache_args, tiling, work, channel, offsets, first_dy,
+                        window, padding, 0usize, shape,
+                    ));
+                } else if is_overlap_cached(walk, cache_args, work.first, shape) {
+                    gradients.set_all(&load_together(
+                        source,
+                        cache,
+                        dy,
+                        walk,
+                        cache_args,
+                        tiling,
+                        work,
+                        channel,
+                        offsets,
+                        first_dy,
+                        window,
+                        padding,
+                        comptime!(shape.overlap()),
+                        shape,
+                    ));
+                } else {
+                    sync_cube();
+                    load_joined_channel(
+                        source, cache, channel, walk, cache_args, work.first, offsets, window, padding, shape,
+                    );
+                    gradients.set_all(&read_gradients(dy, walk, tiling, work, first_dy, shape));
+                }
+                gradients.values()
+            }
+            ComptimeOption::None => load_together(
+                source, cache, dy, walk, cache_args, tiling, work, channel, offsets, first_dy, window,
+                padding, 0usize, shape,
+            ),
+        }
+    } else {
+        sync_cube();
+        load_joined_channel(
+            source, cache, channel, walk, cache_args, work.first, offsets, window, padding, shape,
+        );
+        read_gradients(dy, walk, tiling, work, first_dy, shape)
+    }
+}
+
+/// [`load_tile`] with all loads in flight together. The first `cached` frames of the window are in the cache.
+#[cube]
+fn load_together<E: Float>(
+    source: &[E],
+    cache: ComptimeOption<&[E]>,
+    dy: &[E],
+    walk: &GatherArgs,
+    cache_args: &ComptimeOption<CacheArgs>,
+    tiling: &FrameTiling,
+    work: &ThreadWork,
+    channel: &ChannelAt,
+    offsets: &LoadOffsets,
+    first_dy: usize,
+    window: &mut Shared<[f32]>,
+    #[comptime] padding: PaddingMode,
+    #[comptime] cached: usize,
+    #[comptime] shape: FewOutputsShape,
+) -> Sequence<f32> {
+    let frames = joined_offsets(walk, cache_args, work.first, padding, shape);
+    let exists = true.runtime();
+    let values = read_joined_channel(source, cache, channel, &frames, offsets, exists, cached, shape);
+    let gradients = read_gradients(dy, walk, tiling, work, first_dy, shape);
+    sync_cube();
+    write_channel(&values, window, shape);
+    gradients
+}
+
 /// Loads dy of a thread's positions, in the order of [`super::kernel`]'s sums: zero past the last frame and
 /// outside the H x W slice.
 #[cube]
@@ -137,9 +249,9 @@ fn read_gradients<E: Float>(
     tiling: &FrameTiling,
     work: &ThreadWork,
     first: usize,
-    gradients: &mut Sequence<f32>,
     #[comptime] shape: FewOutputsShape,
-) {
+) -> Sequence<f32> {
+    let mut gradients = Sequence::<f32>::new();
     #[unroll]
     for i in 0..comptime!(shape.sums()) {
         let h = work.h + comptime!((i % shape.tile.rows) as u32);
@@ -154,6 +266,7 @@ fn read_gradients<E: Float>(
         }
         gradients.push(f32::cast_from(value));
     }
+    gradients
 }
 
 /// Accumulates one window column.

@@ -23,7 +23,7 @@
 use super::config::{RegisterTile, SUBGROUP, VECTOR, table_entries};
 use super::contiguous_weight::contiguous_weight_kernel;
 use super::family::prefetches;
-use super::gather::{gathers, joined_gather_args};
+use super::gather::{gather_args, gathers, joined_gather_args};
 use super::index::{GatherArgs, OutputPosition};
 use super::mma_weight::mma_weight_kernel;
 use super::read::{JoinedArgs, Source, branches, joined_args};
@@ -33,10 +33,11 @@ use super::stage::{
     store_vector_along_k, vector_along_k, zero_stage,
 };
 use super::table::{IndexTable, TableLayout};
-use super::tap_check::TapCheck;
+use super::tap_check::{TapCheck, padding_of};
 use super::vectors::{dy_vector_width, joined_vector_width};
 use super::{GemmTile, stage_vector};
 use crate::activation::Activation;
+use crate::conv3d::cache::cache_args;
 use crate::conv3d::call::Conv3dCall;
 use crate::conv3d::pass::Pass;
 use crate::conv3d::reduce;
@@ -69,7 +70,12 @@ pub(super) fn weight_gradient(
                 dy_vector_width(dy, width),
                 joined_vector_width(gather, [x].into_iter().chain(cache), width),
             );
-            let contiguous = [dy_width, source_width] == [width; 2] && check == TapCheck::Masks;
+            // Masks are of the joined input, and none is needed along an axis without padding.
+            let masks = check == TapCheck::Masks
+                || cache.is_some()
+                    && (TapCheck::of(gather, padding_of(problem, Pass::WeightGradient)) == TapCheck::Masks
+                        || !gather[0].reads_padding());
+            let contiguous = [dy_width, source_width] == [width; 2] && masks;
             let source_width =
                 if contiguous || tile.fits_contiguous_weight(stage.size()) { source_width } else { 1 };
             (dy_width, source_width, contiguous)
@@ -86,7 +92,10 @@ pub(super) fn weight_gradient(
     )?;
     let flop = 2.0 * (tile_m * tile_n * split.length) as f64;
     for dispatch in dispatches(threadgroups, flop, limits) {
-        let gather = joined_gather_args(problem, Pass::Forward, gather, [x, dw, dy], cache);
+        let gather = match cache {
+            Some(_) if !contiguous => joined_gather_args(problem, Pass::Forward, gather, [x, dw, dy], cache),
+            _ => gather_args(problem, Pass::Forward, gather, [x, dw, dy]),
+        };
         let joined = cache.map(|cache| joined_args(x, cache)).into();
         let shape = GemmShapeLaunch {
             m: m as u32,
@@ -140,14 +149,17 @@ pub(super) fn weight_gradient(
                             address,
                             width,
                             x.buffer_arg(width),
+                            cache.map(|cache| cache.buffer_arg(width)).into(),
                             dy.buffer_arg(width),
                             partials_arg,
                             gather,
+                            cache.map(cache_args).into(),
                             shape,
                             dispatch.span(),
                             tile,
                             limits.unroll,
                             stage.size(),
+                            cache.is_some(),
                             elem,
                             stage_elem,
                             out_elem,
