@@ -5,6 +5,7 @@ mod conv3d;
 mod conv3d_behaviour;
 mod conv3d_cache_layouts;
 mod conv3d_non_finite;
+mod conv3d_pieces;
 mod conv3d_pre;
 mod conv3d_reference;
 mod conv3d_repeats;

@@ -14,6 +14,8 @@ mod conv3d;
 mod conv3d_behaviour;
 #[path = "../../../../kernels/tests/conformance/conv3d_non_finite.rs"]
 mod conv3d_non_finite;
+#[path = "../../../../kernels/tests/conformance/conv3d_pieces.rs"]
+mod conv3d_pieces;
 #[path = "../../../../kernels/tests/conformance/conv3d_pre.rs"]
 mod conv3d_pre;
 #[path = "../../../../kernels/tests/conformance/conv3d_reference.rs"]
