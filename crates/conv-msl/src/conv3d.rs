@@ -172,7 +172,13 @@ pub fn streams() -> Vec<(usize, Conv3dCase)> {
     let few = Conv3dCase { o: 3, ..base.clone() };
     // Its sums are fp32, for a pass that adds the residual.
     let few_residual = Conv3dCase { residual: true, bias: false, ..few.clone() };
-    [base, even, frames, residual, few, few_residual].into_iter().map(|case| (2, case)).collect()
+    // Frames in shared memory, and frames that do not fill its tiles.
+    let depthwise = Conv3dCase { c: 4, o: 4, groups: 4, h: 17, w: 24, ..base.clone() };
+    let march = Conv3dCase { stride: [1, 2, 1], ..depthwise.clone() };
+    [base, even, frames, residual, few, few_residual, depthwise, march]
+        .into_iter()
+        .map(|case| (2, case))
+        .collect()
 }
 
 /// Launches the passes that read a cache.

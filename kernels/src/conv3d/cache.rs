@@ -67,3 +67,13 @@ impl CacheArgs {
         }
     }
 }
+
+/// Offset of a channel of an image in the cache; zero without one.
+#[cube]
+pub(super) fn cache_channel(cache: &ComptimeOption<CacheArgs>, n: u32, c: u32) -> usize {
+    #[comptime]
+    match cache {
+        ComptimeOption::Some(cache) => cache.channel_at(n, c),
+        ComptimeOption::None => 0usize,
+    }
+}

@@ -235,15 +235,15 @@ pub fn bias_gradient(
 }
 
 /// Whether a plan reads x and a cache of these layouts where they are: the gathered GEMM counts image
-/// channels, which have to be evenly spaced, and the window kernels and those of few outputs read the frames
-/// of both by one layout. What a plan does not read, [`forward_cached`] and [`weight_gradient_cached`] leave
-/// to [`Plan::Direct`].
+/// channels, which have to be evenly spaced, and window kernels, those of few outputs and depthwise ones read
+/// the frames of both by one layout. What a plan does not read, [`forward_cached`] and
+/// [`weight_gradient_cached`] leave to [`Plan::Direct`].
 pub fn reads_cache(plan: &Plan, x: &Operand, cache: &Operand) -> bool {
     // The stride of an axis of size one says nothing.
     let one_layout = || (3..5).all(|axis| x.shape[axis] == 1 || x.strides[axis] == cache.strides[axis]);
     match plan {
         Plan::Gemm(_) => [x, cache].into_iter().all(has_even_images),
-        Plan::Window(_) | Plan::FewOutputs(_) => one_layout(),
+        Plan::Window(_) | Plan::FewOutputs(_) | Plan::Depthwise(_) => one_layout(),
         _ => true,
     }
 }

@@ -26,10 +26,9 @@
 //! padded input and folded, by all plans but `Direct`: the plan is chosen for that problem, checked for it
 //! and launched on it (`rewrite.rs`).
 //!
-//! A stream ([`Conv3dProblem::for_streams`]) is read by `Gemm`, `Window`, `FewOutputs`, `Winograd` and
-//! `Direct`. The forward pass is planned for a single window along depth, without
-//! split-K, so that no bit of y depends on the number of frames. Only the extent of Winograd's regions and
-//! the tile of `FewOutputs` do.
+//! A stream ([`Conv3dProblem::for_streams`]) is read by all plans. The forward pass is planned for a single
+//! window along depth, without split-K, so that no bit of y depends on the number of frames. Only the extent
+//! of Winograd's regions and the tile of `FewOutputs` do.
 //!
 //! Which plan is taken: `choose/`. Where a plan needs more than the device has ([`crate::Needs`]) the next
 //! candidate is taken: smaller tiles of the same GEMM, at last `Direct`.

@@ -157,9 +157,8 @@ impl Conv3dProblem {
     }
 
     /// The problem of a piece of a clip, whose result is that of the whole clip bit for bit: the forward
-    /// pass is planned for a single window along depth, by Winograd, the gathered GEMM, a window kernel, a
-    /// kernel of few outputs or [`super::Plan::Direct`], whose sums are not split. The first frames may be
-    /// in a cache ([`super::forward_cached`]).
+    /// pass is planned for a single window along depth, by plans whose sums are not split. The first frames
+    /// may be in a cache ([`super::forward_cached`]).
     #[must_use]
     pub fn for_streams(self) -> Self {
         Self { streaming: true, ..self }
@@ -245,14 +244,6 @@ impl Conv3dProblem {
         }
     }
 
-    /// Whether every family reads the input: one tensor, in which all padding is zeros or all of it
-    /// replicates. The gathered GEMM and [`super::Plan::Direct`] read any padding, axis by axis, and streams;
-    /// Winograd [`Self::winograd_padding`], the window kernels and those of few outputs
-    /// [`Self::window_padding`], of streams too.
-    pub(crate) fn is_plain(&self) -> bool {
-        !self.streaming && self.has_shared_padding()
-    }
-
     /// What taps outside read along depth, and along H and W, where each is zeros or replicates: the paddings
     /// that Winograd reads, of streams too. An axis without padding does not count.
     pub(crate) fn winograd_padding(&self) -> Option<[PaddingMode; 2]> {
@@ -272,8 +263,10 @@ impl Conv3dProblem {
         result.iter().product()
     }
 
-    /// What the window kernels and those of few outputs read outside along depth, and along H and W: one mode
-    /// for all axes. A stream's pieces differ in their padding along depth, so it may have two.
+    /// What window kernels, those of few outputs and depthwise ones read outside along depth, and along H
+    /// and W: one mode for all axes, zeros or replicate. A stream's pieces differ in their padding along
+    /// depth, so it may have two. The gathered GEMM and [`super::Plan::Direct`] read any padding, axis by
+    /// axis; Winograd [`Self::winograd_padding`].
     pub(crate) fn window_padding(&self) -> Option<[PaddingMode; 2]> {
         if self.streaming {
             return self.winograd_padding();

@@ -24,21 +24,23 @@ fn padding_other_than_zeros_becomes_part_of_the_input() {
     }
 }
 
-/// All zeros or all replicate, and no stream. Axes without padding take the mode of the others.
+/// All zeros or all replicate; a stream's depth may have the other one. Axes without padding take the mode of
+/// the others.
 #[test]
-fn plain_problems_have_one_mode_of_zeros_or_replicate_padding() {
-    for (modes, plain) in [
-        ([Zeros; 3], true),
-        ([Replicate; 3], true),
-        ([Reflect; 3], false),
-        ([Circular; 3], false),
-        ([Zeros, Replicate, Zeros], false),
-        ([Replicate, Replicate, Zeros], false),
-        ([Reflect, Zeros, Zeros], false),
+fn windows_have_one_mode_of_zeros_or_replicate_padding() {
+    for (modes, whole, stream) in [
+        ([Zeros; 3], true, true),
+        ([Replicate; 3], true, true),
+        ([Reflect; 3], false, false),
+        ([Circular; 3], false, false),
+        ([Zeros, Replicate, Zeros], false, false),
+        ([Replicate, Replicate, Zeros], false, false),
+        ([Replicate, Zeros, Zeros], false, true),
+        ([Reflect, Zeros, Zeros], false, false),
     ] {
         let problem = with_modes(modes);
-        assert_eq!(problem.is_plain(), plain, "{modes:?}");
-        assert!(!problem.for_streams().is_plain(), "{modes:?}");
+        assert_eq!(problem.window_padding().is_some(), whole, "{modes:?}");
+        assert_eq!(problem.for_streams().window_padding().is_some(), stream, "{modes:?}");
     }
     let window = Window {
         padding: [(1, 1), (0, 0), (0, 0)],
@@ -47,7 +49,7 @@ fn plain_problems_have_one_mode_of_zeros_or_replicate_padding() {
     };
     let one =
         Conv3dProblem::new([1, 1, 4, 4, 4], [1, 1, 2, 2, 2], None, window, FloatType::F32).expect("valid");
-    assert_eq!((one.window.padding_mode, one.is_plain()), ([Replicate; 3], true));
+    assert_eq!((one.window.padding_mode, one.window_padding()), ([Replicate; 3], Some([Replicate; 2])));
 }
 
 /// Of a stream the forward pass is planned for one window along depth, whatever its frames and padding.

@@ -52,11 +52,24 @@ fn pieces_of_any_lengths_have_the_bits_of_the_whole_clip() {
             modes: Some([Padding::Replicate, Padding::Zeros, Padding::Zeros]),
             ..Conv3dCase::new("few_outputs", [1, 40, 7, 16, 32], 3, [3; 3])
         },
+        // Frames that fill tiles of shared memory, and frames that do not.
+        Conv3dCase {
+            padding: plane,
+            modes: Some([Padding::Replicate, Padding::Zeros, Padding::Zeros]),
+            groups: 4,
+            ..Conv3dCase::new("depthwise", [1, 4, 7, 17, 24], 4, [3; 3])
+        },
+        Conv3dCase {
+            padding: plane,
+            groups: 4,
+            ..Conv3dCase::new("depthwise_march", [1, 4, 7, 3, 4], 4, [3; 3])
+        },
     ];
     for case in cases {
-        // Window kernels and those of few outputs read a cache whose frames have x's layout.
+        // Window kernels, those of few outputs and depthwise ones read a cache whose frames have x's layout.
         let few = case.name == "few_outputs";
-        let strided = !few && !case.name.starts_with("window");
+        let depthwise = case.name.starts_with("depthwise");
+        let strided = !few && !depthwise && !case.name.starts_with("window");
         let algorithm = match case.name.as_str() {
             "winograd" => Algorithm::Winograd(WinogradTile::F4x4),
             _ => Algorithm::Auto,
@@ -67,8 +80,9 @@ fn pieces_of_any_lengths_have_the_bits_of_the_whole_clip() {
             conv3d::plan(problem, Pass::Forward, algorithm, &limits).expect("a plan")
         };
         let windows = matches!(plan(&whole), Plan::Window(_));
-        assert!(strided || few || windows != limits.matrices.is_empty(), "{}", plan(&whole));
+        assert!(strided || few || depthwise || windows != limits.matrices.is_empty(), "{}", plan(&whole));
         assert_eq!(matches!(plan(&whole), Plan::FewOutputs(_)), few, "{}", plan(&whole));
+        assert_eq!(matches!(plan(&whole), Plan::Depthwise(_)), depthwise, "{}", plan(&whole));
         let y = output(&client, &whole.y_shape(), whole.dtype);
         let operands = [inputs.x.operand(), inputs.w.operand(), y.operand()];
         forward(&client, &limits, &whole, &plan(&whole), operands, inputs.added()).expect("the whole clip");

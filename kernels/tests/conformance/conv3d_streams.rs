@@ -60,6 +60,26 @@ fn streams() -> Vec<Stream> {
             },
         ),
         (2, Conv3dCase { padding: plane, groups: 4, ..new("depthwise", [1, 4, 3, 5, 6], 4, [3; 3]) }),
+        // Frames that fill tiles of shared memory, with padding of two modes.
+        (
+            2,
+            Conv3dCase {
+                padding: [(1, 1), (1, 1), (1, 1)],
+                modes: Some([Replicate, Zeros, Zeros]),
+                groups: 3,
+                ..new("depthwise_frames", [2, 3, 6, 17, 24], 3, [3; 3])
+            },
+        ),
+        (
+            3,
+            Conv3dCase {
+                padding: [(1, 2), (2, 1), (0, 1)],
+                stride: [2, 1, 2],
+                dilation: [1, 2, 1],
+                groups: 3,
+                ..new("depthwise_strided", [2, 3, 6, 6, 7], 3, [3, 3, 2])
+            },
+        ),
         // Tiles of which the cache has as many frames as windows overlap, more, or none.
         (2, Conv3dCase { padding: plane, ..new("few_outputs", [1, 9, 14, 6, 7], 3, [3; 3]) }),
         (
@@ -130,7 +150,9 @@ fn check_passes(
             for (round, plan) in plans.iter().enumerate() {
                 let parts = [(0, *held), (*held, all)];
                 let strided = |part: usize| match plan {
-                    Plan::Window(_) | Plan::FewOutputs(_) => exact && dtype == FloatType::F32,
+                    Plan::Window(_) | Plan::FewOutputs(_) | Plan::Depthwise(_) => {
+                        exact && dtype == FloatType::F32
+                    }
                     _ => exact && (round + part) % 3 == 2,
                 };
                 let [cache, x] =
@@ -159,7 +181,8 @@ fn launch(
     [cache, x, out]: [&Buffer; 3],
 ) {
     let [cache, x, out] = [cache, x, out].map(Buffer::operand);
-    assert!(reads_cache(plan, x, cache) || !matches!(plan, Plan::Window(_) | Plan::FewOutputs(_)));
+    let one_layout = matches!(plan, Plan::Window(_) | Plan::FewOutputs(_) | Plan::Depthwise(_));
+    assert!(reads_cache(plan, x, cache) || !one_layout);
     let (w, dy) = (inputs.w.operand(), inputs.dy.operand());
     match pass {
         Pass::Forward => {

@@ -14,6 +14,7 @@ use super::staged::staged_kernel;
 use super::staged_weight::staged_weight_kernel;
 use super::weight;
 use crate::activation::Activation;
+use crate::conv3d::cache::cache_args;
 use crate::conv3d::call::Conv3dCall;
 use crate::conv3d::epilogue::Epilogue;
 use crate::conv3d::frames::FrameTile;
@@ -58,10 +59,12 @@ fn launch_staged(
     (walks, tile): (&Gather, FrameTile),
     [source, weight, out]: [&Operand; 3],
 ) -> Result<(), ConvError> {
-    let Conv3dCall { client, limits, ref problem, pass, bias, activation, .. } = *call;
+    let Conv3dCall { client, limits, ref problem, pass, cache, bias, activation, .. } = *call;
     let (chunk, threadgroups) = chunks(problem, walks, &tile, usize::MAX, limits);
     let all_threadgroups = problem.batch * problem.channels * threadgroups;
-    let address = address_type("conv3d", &[source, weight, out], all_threadgroups * tile.threads, limits)?;
+    let reached: Vec<_> = [source, weight, out].into_iter().chain(cache).collect();
+    let address = address_type("conv3d", &reached, all_threadgroups * tile.threads, limits)?;
+    let padding = problem.window_padding().expect("`serves` has checked the padding");
     let operations = 2.0 * (tile.threads * tile.rows * chunk * tile.tap_count()) as f64;
     for dispatch in dispatches(all_threadgroups, operations, limits) {
         // SAFETY: a threadgroup's tile, chunk, channel and image exist.
@@ -72,15 +75,18 @@ fn launch_staged(
                 CubeDim::new_1d(tile.threads as u32),
                 address,
                 source.buffer_arg(1),
+                cache.map(|cache| cache.buffer_arg(1)).into(),
                 weight.buffer_arg(1),
                 bias.map(|bias| bias.tensor_arg()).into(),
                 out.buffer_arg(1),
                 gather_args(problem, pass, walks, [source, weight, out]),
+                cache.map(cache_args).into(),
                 tile.tiling(walks, chunk, problem.channels, activation),
                 dispatch.span(),
                 pass,
-                problem.shared_padding(),
+                padding,
                 tile,
+                cache.is_some(),
                 source.dtype.elem(),
                 out.dtype.elem(),
             );
@@ -94,7 +100,7 @@ fn launch_march(
     walks: &Gather,
     [source, weight, out]: [&Operand; 3],
 ) -> Result<(), ConvError> {
-    let Conv3dCall { client, limits, ref problem, pass, bias, activation, .. } = *call;
+    let Conv3dCall { client, limits, ref problem, pass, cache, bias, activation, .. } = *call;
     let [depth, height, width] = walks.map(|walk| walk.positions);
     let images = problem.batch * problem.channels;
     let window = march_window(walks, |rows| height.div_ceil(rows) * width);
@@ -103,8 +109,9 @@ fn launch_march(
     let chunks = depth.div_ceil(chunk);
     let marches = blocks * width * chunks;
     let threadgroups = marches.div_ceil(window.threads);
-    let address =
-        address_type("conv3d", &[source, weight, out], images * threadgroups * window.threads, limits)?;
+    let reached: Vec<_> = [source, weight, out].into_iter().chain(cache).collect();
+    let address = address_type("conv3d", &reached, images * threadgroups * window.threads, limits)?;
+    let padding = problem.window_padding().expect("`serves` has checked the padding");
     let operations = 2.0 * (window.threads * window.rows * chunk * window.tap_count()) as f64;
     for dispatch in dispatches(images * threadgroups, operations, limits) {
         // SAFETY: output positions are below the walk's extents; loads outside the source read element 0 in
@@ -116,10 +123,12 @@ fn launch_march(
                 CubeDim::new_1d(window.threads as u32),
                 address,
                 source.buffer_arg(1),
+                cache.map(|cache| cache.buffer_arg(1)).into(),
                 weight.buffer_arg(1),
                 bias.map(|bias| bias.tensor_arg()).into(),
                 out.buffer_arg(1),
                 gather_args(problem, pass, walks, [source, weight, out]),
+                cache.map(cache_args).into(),
                 MarchWorkLaunch {
                     width: width as u32,
                     blocks: blocks as u32,
@@ -136,8 +145,9 @@ fn launch_march(
                 },
                 dispatch.span(),
                 pass,
-                problem.shared_padding(),
+                padding,
                 window,
+                cache.is_some(),
                 source.dtype.elem(),
                 out.dtype.elem(),
             );
@@ -177,14 +187,16 @@ fn march_weight_gradient(
     walks: &Gather,
     [x, dy, dw]: [&Operand; 3],
 ) -> Result<(), ConvError> {
-    let Conv3dCall { client, limits, ref problem, .. } = *call;
+    let Conv3dCall { client, limits, ref problem, cache, .. } = *call;
     let [depth, height, width] = walks.map(|walk| walk.positions);
     let WeightWork { window, whole, cuts, chunk, marches, slices, slice_length } =
         weight_work(problem, walks, limits);
     let threads = window.threads;
     let partials = reduce::partials(client, slices, dw);
     let largest = (slice_length * slices + threads).max(problem.channels * slices * cuts);
-    let address = address_type("conv3d", &[x, dy, &partials], largest, limits)?;
+    let reached: Vec<_> = [x, dy, &partials].into_iter().chain(cache).collect();
+    let address = address_type("conv3d", &reached, largest, limits)?;
+    let padding = problem.window_padding().expect("`serves` has checked the padding");
     let operations = 2.0 * (slice_length * chunk * window.tap_count()) as f64;
     for dispatch in dispatches(problem.channels * slices * cuts, operations, limits) {
         // SAFETY: marches are below the slice's end; loads outside x read element 0 in their place; every
@@ -196,9 +208,11 @@ fn march_weight_gradient(
                 CubeDim::new_1d(threads as u32),
                 address,
                 x.buffer_arg(1),
+                cache.map(|cache| cache.buffer_arg(1)).into(),
                 dy.buffer_arg(1),
                 partials.buffer_arg(1),
                 gather_args(problem, Pass::Forward, walks, [x, dw, dy]),
+                cache.map(cache_args).into(),
                 MarchWorkLaunch {
                     width: width as u32,
                     blocks: height as u32,
@@ -215,8 +229,9 @@ fn march_weight_gradient(
                 },
                 slice_length,
                 dispatch.span(),
-                problem.shared_padding(),
+                padding,
                 window,
+                cache.is_some(),
                 x.dtype.elem(),
                 partials.dtype.elem(),
             );
@@ -232,7 +247,7 @@ fn staged_weight_gradient(
     [x, dy, dw]: [&Operand; 3],
     db: Option<&Operand>,
 ) -> Result<(), ConvError> {
-    let Conv3dCall { client, limits, ref problem, .. } = *call;
+    let Conv3dCall { client, limits, ref problem, cache, .. } = *call;
     let slices = problem.batch * threadgroups;
     let slice_stride = dw.len() + db.map_or(0, Operand::len);
     let partials = match db {
@@ -241,7 +256,9 @@ fn staged_weight_gradient(
     };
     let all_threadgroups = problem.channels * slices;
     let largest = (all_threadgroups * tile.threads).max(partials.len());
-    let address = address_type("conv3d", &[x, dy, &partials], largest, limits)?;
+    let reached: Vec<_> = [x, dy, &partials].into_iter().chain(cache).collect();
+    let address = address_type("conv3d", &reached, largest, limits)?;
+    let padding = problem.window_padding().expect("`serves` has checked the padding");
     let operations = 2.0 * (tile.threads * tile.rows * chunk * tile.tap_count()) as f64;
     for dispatch in dispatches(all_threadgroups, operations, limits) {
         // SAFETY: a threadgroup's tile, chunk, channel and image exist; every slice has its own partials,
@@ -253,15 +270,18 @@ fn staged_weight_gradient(
                 CubeDim::new_1d(tile.threads as u32),
                 address,
                 x.buffer_arg(1),
+                cache.map(|cache| cache.buffer_arg(1)).into(),
                 dy.buffer_arg(1),
                 partials.buffer_arg(1),
                 gather_args(problem, Pass::Forward, walks, [x, dw, dy]),
+                cache.map(cache_args).into(),
                 tile.tiling(walks, chunk, problem.channels, Activation::None),
                 slice_stride,
                 dispatch.span(),
                 db.is_some(),
-                problem.shared_padding(),
+                padding,
                 tile,
+                cache.is_some(),
                 x.dtype.elem(),
                 partials.dtype.elem(),
             );

@@ -21,6 +21,7 @@
 //! multipliers, windows of more than [`MAX_TAPS`] taps.
 
 use crate::activation::activate_by_code;
+use crate::conv3d::cache::{CacheArgs, cache_channel};
 use crate::conv3d::epilogue::channel_bias;
 use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::pass::Pass;
@@ -99,17 +100,23 @@ pub(super) struct WindowOffsets {
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
+#[allow(clippy::too_many_arguments)]
 pub(super) fn march_kernel<E: Float, O: Float>(
     source: &[E],
+    cache: ComptimeOption<&[E]>,
     weight: &[E],
     bias: ComptimeOption<&Tensor<E>>,
     out: &mut [O],
     walk: GatherArgs,
+    cache_args: ComptimeOption<CacheArgs>,
     work: MarchWork,
     span: Span,
     #[comptime] pass: Pass,
-    #[comptime] padding: PaddingMode,
+    // Along depth, and along H and W.
+    #[comptime] padding: [PaddingMode; 2],
     #[comptime] window: MarchWindow,
+    // For the kernel's key, in which optional arguments do not count.
+    #[comptime] _has_cache: bool,
     #[define(E)] _dtype: ElemType,
     #[define(O)] _out_dtype: ElemType,
 ) {
@@ -131,8 +138,8 @@ pub(super) fn march_kernel<E: Float, O: Float>(
     let first = chunk * work.chunk;
     let end = min(first + work.chunk, work.depth);
 
-    let base = walk.source_at(n, c);
-    let offsets = window_offsets(&walk, h, w, padding, window);
+    let base = (walk.source_at(n, c), cache_channel(&cache_args, n, c));
+    let offsets = window_offsets(&walk, h, w, comptime!(padding[1]), window);
     let start = channel_bias(bias, c);
     let out_column = walk.out_at(n, c) + walk.width.out_offset(w);
 
@@ -141,10 +148,20 @@ pub(super) fn march_kernel<E: Float, O: Float>(
     if comptime!(window.reuses_frames) {
         let halo = comptime!(window.taps[0] as u32 - 1);
         for frame in first..end + halo {
-            let (at, inside) = walk.depth.load_offset(walk.depth.coordinate(frame), padding);
-            if inside {
-                add_frame(source, base + at, &offsets, &weights, 0usize, &sums, window);
-            }
+            add_depth(
+                source,
+                cache,
+                base,
+                &walk,
+                &cache_args,
+                walk.depth.coordinate(frame),
+                &offsets,
+                &weights,
+                0usize,
+                &sums,
+                comptime!(padding[0]),
+                window,
+            );
             if frame >= first + halo {
                 let d = frame - halo;
                 write_rows(out, &walk, &work, &sums, start, out_column, d, h, window);
@@ -155,11 +172,21 @@ pub(super) fn march_kernel<E: Float, O: Float>(
         for d in first..end {
             #[unroll]
             for tap in 0..window.taps[0] {
-                let coordinate = walk.depth.coordinate(d) + (tap as u32 * walk.depth.step) as i32;
-                let (at, inside) = walk.depth.load_offset(coordinate, padding);
-                if inside {
-                    add_frame(source, base + at, &offsets, &weights, tap, &sums, window);
-                }
+                let depth = walk.depth.coordinate(d) + (tap as u32 * walk.depth.step) as i32;
+                add_depth(
+                    source,
+                    cache,
+                    base,
+                    &walk,
+                    &cache_args,
+                    depth,
+                    &offsets,
+                    &weights,
+                    tap,
+                    &sums,
+                    comptime!(padding[0]),
+                    window,
+                );
             }
             write_rows(out, &walk, &work, &sums, start, out_column, d, h, window);
             #[unroll]
@@ -235,6 +262,44 @@ fn stage_weights<E: Float>(
         vector += window.threads as u32;
     }
     shared
+}
+
+/// Accumulates the frame at `depth`, if there is one; `base`: the channel in the source and in the cache.
+#[cube]
+fn add_depth<E: Float>(
+    source: &[E],
+    cache: ComptimeOption<&[E]>,
+    base: (usize, usize),
+    walk: &GatherArgs,
+    cache_args: &ComptimeOption<CacheArgs>,
+    depth: i32,
+    offsets: &WindowOffsets,
+    weights: &Shared<[Weights]>,
+    #[comptime] first_tap: usize,
+    sums: &Registers<f32>,
+    #[comptime] padding: PaddingMode,
+    #[comptime] window: MarchWindow,
+) {
+    #[comptime]
+    match cache_args {
+        ComptimeOption::Some(args) => {
+            let at = args.frame_at(walk, depth, padding);
+            if at.inside {
+                // The end of a branch waits for loads: it has their use, too.
+                if at.in_cache {
+                    add_frame(cache.unwrap(), base.1 + at.offset, offsets, weights, first_tap, sums, window);
+                } else {
+                    add_frame(source, base.0 + at.offset, offsets, weights, first_tap, sums, window);
+                }
+            }
+        }
+        ComptimeOption::None => {
+            let (at, inside) = walk.depth.load_offset(depth, padding);
+            if inside {
+                add_frame(source, base.0 + at, offsets, weights, first_tap, sums, window);
+            }
+        }
+    }
 }
 
 /// Accumulates one source frame; `first_tap` is the depth tap of the newest result.

@@ -48,7 +48,7 @@ pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass) -> bool {
     problem.channels == groups
         && problem.out_channels == groups
         && problem.taps() <= MAX_TAPS
-        && problem.is_plain()
+        && problem.window_padding().is_some()
         && few_phases(problem, pass)
         // Threads are counted below 2^31, idle ones included.
         && elements.iter().all(|elements| *elements < 1 << 30)

@@ -19,9 +19,10 @@
 
 use super::march::age;
 use crate::activation::activate_by_code;
+use crate::conv3d::cache::CacheArgs;
 use crate::conv3d::epilogue::channel_bias;
 use crate::conv3d::frames::{
-    FrameTile, FrameTiling, ThreadWork, load_offsets, read_column, read_frame, write_frame,
+    FrameTile, FrameTiling, ThreadWork, load_offsets, read_column, read_frame, read_frame_at, write_frame,
 };
 use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::pass::Pass;
@@ -35,17 +36,23 @@ use cubecl::prelude::*;
 type Weights = Vector<f32, Const<4>>;
 
 #[cube(launch_unchecked, address_type = "dynamic")]
+#[allow(clippy::too_many_arguments)]
 pub(super) fn staged_kernel<E: Float, O: Float>(
     source: &[E],
+    cache: ComptimeOption<&[E]>,
     weight: &[E],
     bias: ComptimeOption<&Tensor<E>>,
     out: &mut [O],
     walk: GatherArgs,
+    cache_args: ComptimeOption<CacheArgs>,
     tiling: FrameTiling,
     span: Span,
     #[comptime] pass: Pass,
-    #[comptime] padding: PaddingMode,
+    // Along depth, and along H and W.
+    #[comptime] padding: [PaddingMode; 2],
     #[comptime] tile: FrameTile,
+    // For the kernel's key, in which optional arguments do not count.
+    #[comptime] _has_cache: bool,
     #[define(E)] _dtype: ElemType,
     #[define(O)] _out_dtype: ElemType,
 ) {
@@ -55,7 +62,7 @@ pub(super) fn staged_kernel<E: Float, O: Float>(
     }
     let work = tiling.thread_work(span.index() as u32, tile);
     let weights = stage_weights(weight, &walk, work.c, pass, tile);
-    let offsets = load_offsets(&walk, &work, padding, tile);
+    let offsets = load_offsets(&walk, &work, comptime!(padding[1]), tile);
     let base = walk.source_at(work.n, work.c);
     let start = channel_bias(bias, work.c);
     let out_column = walk.out_at(work.n, work.c) + walk.width.out_offset(work.w);
@@ -65,23 +72,88 @@ pub(super) fn staged_kernel<E: Float, O: Float>(
     let sums = Registers::<f32>::new(comptime!(tile.taps[0] * tile.rows), 0.0f32);
     let halo = comptime!(tile.taps[0] as u32 - 1);
     let mut frame = work.first;
-    let values = read_frame(source, base, &walk, frame, true.runtime(), &offsets, padding, tile);
-    write_frame(&values, &mut stage, tile);
-    sync_cube();
-    while frame < work.end + halo {
-        // The next frame is prefetched while this one is multiplied; past the last there is nothing to load.
-        let exists = frame + 1u32 < work.end + halo;
-        let next = read_frame(source, base, &walk, frame + 1u32, exists, &offsets, padding, tile);
-        add_frame(&stage, work.corner, &weights, &sums, tile);
-        if frame >= work.first + halo {
-            write_rows(out, &walk, &tiling, &work, &sums, start, out_column, frame - halo, tile);
+    let depth = comptime!(padding[0]);
+    #[comptime]
+    match cache_args {
+        ComptimeOption::Some(args) => {
+            // A frame is in one of the two tensors. The end of a branch waits for loads: each has the whole
+            // step.
+            let cache = cache.unwrap();
+            let cache_base = args.channel_at(work.n, work.c);
+            let at = args.frame_at(&walk, walk.depth.coordinate(frame), depth);
+            if at.in_cache {
+                let values = read_frame_at(cache, cache_base, at.offset, at.inside, &offsets, tile);
+                write_frame(&values, &mut stage, tile);
+            } else {
+                let values = read_frame_at(source, base, at.offset, at.inside, &offsets, tile);
+                write_frame(&values, &mut stage, tile);
+            }
+            sync_cube();
+            while frame < work.end + halo {
+                let at = args.frame_at(&walk, walk.depth.coordinate(frame + 1u32), depth);
+                let inside = at.inside && frame + 1u32 < work.end + halo;
+                if at.in_cache {
+                    let next = read_frame_at(cache, cache_base, at.offset, inside, &offsets, tile);
+                    step(
+                        &next, &mut stage, &weights, &sums, out, &walk, &tiling, &work, start, out_column,
+                        frame, tile,
+                    );
+                } else {
+                    let next = read_frame_at(source, base, at.offset, inside, &offsets, tile);
+                    step(
+                        &next, &mut stage, &weights, &sums, out, &walk, &tiling, &work, start, out_column,
+                        frame, tile,
+                    );
+                }
+                frame += 1u32;
+                sync_cube();
+            }
         }
-        age(&sums, tile.rows);
-        sync_cube();
-        write_frame(&next, &mut stage, tile);
-        frame += 1u32;
-        sync_cube();
+        ComptimeOption::None => {
+            let values = read_frame(source, base, &walk, frame, true.runtime(), &offsets, depth, tile);
+            write_frame(&values, &mut stage, tile);
+            sync_cube();
+            while frame < work.end + halo {
+                // The next frame is prefetched while this one is multiplied; past the last there is nothing
+                // to load.
+                let exists = frame + 1u32 < work.end + halo;
+                let next = read_frame(source, base, &walk, frame + 1u32, exists, &offsets, depth, tile);
+                step(
+                    &next, &mut stage, &weights, &sums, out, &walk, &tiling, &work, start, out_column, frame,
+                    tile,
+                );
+                frame += 1u32;
+                sync_cube();
+            }
+        }
     }
+}
+
+/// Accumulates the frame in shared memory, stores the results that are complete with it, and puts the next
+/// frame, which is in flight, in its place.
+#[cube]
+fn step<E: Float, O: Float>(
+    next: &Sequence<E>,
+    stage: &mut Shared<[f32]>,
+    weights: &Shared<[Weights]>,
+    sums: &Registers<f32>,
+    out: &mut [O],
+    walk: &GatherArgs,
+    tiling: &FrameTiling,
+    work: &ThreadWork,
+    start: f32,
+    out_column: usize,
+    frame: u32,
+    #[comptime] tile: FrameTile,
+) {
+    let halo = comptime!(tile.taps[0] as u32 - 1);
+    add_frame(&*stage, work.corner, weights, sums, tile);
+    if frame >= work.first + halo {
+        write_rows(out, walk, tiling, work, sums, start, out_column, frame - halo, tile);
+    }
+    age(sums, tile.rows);
+    sync_cube();
+    write_frame(next, stage, tile);
 }
 
 /// Stages the channel's weights in shared memory, in the order of use: column, row, depth.

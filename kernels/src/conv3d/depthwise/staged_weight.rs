@@ -19,9 +19,10 @@
 //! Declined: stride, dilation and windows of more than 80 taps ([`super::weight`] serves strides and
 //! dilation).
 
+use crate::conv3d::cache::CacheArgs;
 use crate::conv3d::frames::{
     FrameTile, FrameTiling, ReductionLayout, ThreadWork, load_offsets, read_column, read_frame,
-    reduce_threads, write_frame,
+    read_frame_at, reduce_threads, write_frame,
 };
 use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::problem::PaddingMode;
@@ -31,17 +32,23 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
 #[cube(launch_unchecked, address_type = "dynamic")]
+#[allow(clippy::too_many_arguments)]
 pub(super) fn staged_weight_kernel<E: Float, O: Float>(
     source: &[E],
+    cache: ComptimeOption<&[E]>,
     dy: &[E],
     out: &mut [O],
     walk: GatherArgs,
+    cache_args: ComptimeOption<CacheArgs>,
     tiling: FrameTiling,
     slice_stride: usize,
     span: Span,
     #[comptime] bias: bool,
-    #[comptime] padding: PaddingMode,
+    // Along depth, and along H and W.
+    #[comptime] padding: [PaddingMode; 2],
     #[comptime] tile: FrameTile,
+    // For the kernel's key, in which optional arguments do not count.
+    #[comptime] _has_cache: bool,
     #[define(E)] _dtype: ElemType,
     #[define(O)] _out_dtype: ElemType,
 ) {
@@ -50,7 +57,7 @@ pub(super) fn staged_weight_kernel<E: Float, O: Float>(
         terminate!();
     }
     let work = tiling.thread_work(span.index() as u32, tile);
-    let offsets = load_offsets(&walk, &work, padding, tile);
+    let offsets = load_offsets(&walk, &work, comptime!(padding[1]), tile);
     let base = walk.source_at(work.n, work.c);
     let dy_column = walk.out_at(work.n, work.c) + walk.width.out_offset(work.w);
 
@@ -61,29 +68,93 @@ pub(super) fn staged_weight_kernel<E: Float, O: Float>(
     let recent = Registers::<f32>::new(comptime!(tile.taps[0] * tile.rows), 0.0f32);
     let halo = comptime!(tile.taps[0] as u32 - 1);
     let mut frame = work.first;
-    let values = read_frame(source, base, &walk, frame, true.runtime(), &offsets, padding, tile);
-    write_frame(&values, &mut stage, tile);
-    read_gradients(dy, &walk, &tiling, &work, dy_column, frame, &recent, tile);
-    add_bias(&recent, &sums, bias, tile);
-    sync_cube();
-    while frame < work.end + halo {
-        // The next frame is prefetched while this one is multiplied; past the last there is nothing to load.
-        let exists = frame + 1u32 < work.end + halo;
-        let next = read_frame(source, base, &walk, frame + 1u32, exists, &offsets, padding, tile);
-        add_frame(&stage, work.corner, &recent, &sums, tile);
-        recent.shift(tile.rows);
-        read_gradients(dy, &walk, &tiling, &work, dy_column, frame + 1u32, &recent, tile);
-        sync_cube();
-        write_frame(&next, &mut stage, tile);
-        add_bias(&recent, &sums, bias, tile);
-        frame += 1u32;
-        sync_cube();
+    let depth = comptime!(padding[0]);
+    #[comptime]
+    match cache_args {
+        ComptimeOption::Some(args) => {
+            // As in the forward pass.
+            let cache = cache.unwrap();
+            let cache_base = args.channel_at(work.n, work.c);
+            let at = args.frame_at(&walk, walk.depth.coordinate(frame), depth);
+            if at.in_cache {
+                let values = read_frame_at(cache, cache_base, at.offset, at.inside, &offsets, tile);
+                write_frame(&values, &mut stage, tile);
+            } else {
+                let values = read_frame_at(source, base, at.offset, at.inside, &offsets, tile);
+                write_frame(&values, &mut stage, tile);
+            }
+            read_gradients(dy, &walk, &tiling, &work, dy_column, frame, &recent, tile);
+            add_bias(&recent, &sums, bias, tile);
+            sync_cube();
+            while frame < work.end + halo {
+                let at = args.frame_at(&walk, walk.depth.coordinate(frame + 1u32), depth);
+                let inside = at.inside && frame + 1u32 < work.end + halo;
+                if at.in_cache {
+                    let next = read_frame_at(cache, cache_base, at.offset, inside, &offsets, tile);
+                    step(
+                        &next, &mut stage, dy, &recent, &sums, &walk, &tiling, &work, dy_column, frame, bias,
+                        tile,
+                    );
+                } else {
+                    let next = read_frame_at(source, base, at.offset, inside, &offsets, tile);
+                    step(
+                        &next, &mut stage, dy, &recent, &sums, &walk, &tiling, &work, dy_column, frame, bias,
+                        tile,
+                    );
+                }
+                frame += 1u32;
+                sync_cube();
+            }
+        }
+        ComptimeOption::None => {
+            let values = read_frame(source, base, &walk, frame, true.runtime(), &offsets, depth, tile);
+            write_frame(&values, &mut stage, tile);
+            read_gradients(dy, &walk, &tiling, &work, dy_column, frame, &recent, tile);
+            add_bias(&recent, &sums, bias, tile);
+            sync_cube();
+            while frame < work.end + halo {
+                // The next frame is prefetched while this one is multiplied; past the last there is nothing
+                // to load.
+                let exists = frame + 1u32 < work.end + halo;
+                let next = read_frame(source, base, &walk, frame + 1u32, exists, &offsets, depth, tile);
+                step(
+                    &next, &mut stage, dy, &recent, &sums, &walk, &tiling, &work, dy_column, frame, bias,
+                    tile,
+                );
+                frame += 1u32;
+                sync_cube();
+            }
+        }
     }
     let slice = (work.n * tiling.threadgroups + work.threadgroup) as usize * slice_stride;
     let out_base = slice + work.c as usize * tile.tap_count();
     let bias_out = slice + tiling.channel_count as usize * tile.tap_count() + work.c as usize;
     let of = comptime!(ReductionLayout::of(&tile, 1, bias));
     reduce_threads(&sums, &mut stage, out, out_base, 0usize.runtime(), bias_out, of);
+}
+
+/// Accumulates the frame in shared memory, and puts the next one, which is in flight, in its place.
+#[cube]
+fn step<E: Float>(
+    next: &Sequence<E>,
+    stage: &mut Shared<[f32]>,
+    dy: &[E],
+    recent: &Registers<f32>,
+    sums: &Registers<f32>,
+    walk: &GatherArgs,
+    tiling: &FrameTiling,
+    work: &ThreadWork,
+    dy_column: usize,
+    frame: u32,
+    #[comptime] bias: bool,
+    #[comptime] tile: FrameTile,
+) {
+    add_frame(&*stage, work.corner, recent, sums, tile);
+    recent.shift(tile.rows);
+    read_gradients(dy, walk, tiling, work, dy_column, frame + 1u32, recent, tile);
+    sync_cube();
+    write_frame(next, stage, tile);
+    add_bias(recent, sums, bias, tile);
 }
 
 /// Adds a frame's dy, as [`read_gradients`] has loaded it, to the sum behind those of the taps.

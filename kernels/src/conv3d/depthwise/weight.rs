@@ -18,6 +18,7 @@
 //! `2 * positions * taps` per channel. Declined: as [`super::march`].
 
 use super::march::{MarchWindow, MarchWork, WindowOffsets, read_frame, window_offsets};
+use crate::conv3d::cache::{CacheArgs, cache_channel};
 use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
@@ -34,16 +35,22 @@ pub(super) fn threads(sums: usize) -> usize {
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
+#[allow(clippy::too_many_arguments)]
 pub(super) fn weight_kernel<E: Float, O: Float>(
     source: &[E],
+    cache: ComptimeOption<&[E]>,
     dy: &[E],
     out: &mut [O],
     walk: GatherArgs,
+    cache_args: ComptimeOption<CacheArgs>,
     work: MarchWork,
     slice_length: usize,
     span: Span,
-    #[comptime] padding: PaddingMode,
+    // Along depth, and along H and W.
+    #[comptime] padding: [PaddingMode; 2],
     #[comptime] window: MarchWindow,
+    // For the kernel's key, in which optional arguments do not count.
+    #[comptime] _has_cache: bool,
     #[define(E)] _dtype: ElemType,
     #[define(O)] _out_dtype: ElemType,
 ) {
@@ -60,7 +67,20 @@ pub(super) fn weight_kernel<E: Float, O: Float>(
     let sums = Registers::<f32>::new(taps, 0.0f32);
     let mut index = first + UNIT_POS as usize;
     while index < end {
-        march(source, dy, &walk, &work, index as u32, c, depth_tap, &sums, padding, window);
+        march(
+            source,
+            cache,
+            dy,
+            &walk,
+            &cache_args,
+            &work,
+            index as u32,
+            c,
+            depth_tap,
+            &sums,
+            padding,
+            window,
+        );
         index += threads;
     }
 
@@ -108,14 +128,16 @@ pub(super) fn weight_kernel<E: Float, O: Float>(
 #[cube]
 fn march<E: Float>(
     source: &[E],
+    cache: ComptimeOption<&[E]>,
     dy: &[E],
     walk: &GatherArgs,
+    cache_args: &ComptimeOption<CacheArgs>,
     work: &MarchWork,
     index: u32,
     c: u32,
     depth_tap: u32,
     sums: &Registers<f32>,
-    #[comptime] padding: PaddingMode,
+    #[comptime] padding: [PaddingMode; 2],
     #[comptime] window: MarchWindow,
 ) {
     let (rest, w) = work.width.div_mod(index);
@@ -123,8 +145,8 @@ fn march<E: Float>(
     let (n, chunk) = work.chunks.div_mod(rest);
     let first = chunk * work.chunk;
     let end = min(first + work.chunk, work.depth);
-    let base = walk.source_at(n, c);
-    let offsets = window_offsets(walk, h, w, padding, window);
+    let base = (walk.source_at(n, c), cache_channel(cache_args, n, c));
+    let offsets = window_offsets(walk, h, w, comptime!(padding[1]), window);
     let dy_column = walk.out_at(n, c) + walk.height.out_offset(h) + walk.width.out_offset(w);
     // recent[age]: dy of the position for which this frame is depth tap `age`.
     let recent = Registers::<f32>::new(window.taps[0], 0.0f32);
@@ -136,10 +158,20 @@ fn march<E: Float>(
                 youngest = f32::cast_from(dy[dy_column + walk.depth.out_offset(frame)]);
             }
             recent.set(0usize, youngest);
-            let (at, inside) = walk.depth.load_offset(walk.depth.coordinate(frame), padding);
-            if inside {
-                add_frame(source, base + at, &offsets, &recent, sums, 0usize, window.taps[0], window);
-            }
+            add_depth(
+                source,
+                cache,
+                base,
+                walk,
+                cache_args,
+                walk.depth.coordinate(frame),
+                &offsets,
+                &recent,
+                sums,
+                comptime!((0usize, window.taps[0])),
+                comptime!(padding[0]),
+                window,
+            );
         }
     } else {
         for d in first..end {
@@ -147,12 +179,63 @@ fn march<E: Float>(
             #[unroll]
             for tap in 0..window.taps[0] {
                 recent.set(tap, gradient);
-                let coordinate =
-                    walk.depth.coordinate(d) + ((depth_tap + tap as u32) * walk.depth.step) as i32;
-                let (at, inside) = walk.depth.load_offset(coordinate, padding);
-                if inside {
-                    add_frame(source, base + at, &offsets, &recent, sums, tap, comptime!(tap + 1), window);
+                let depth = walk.depth.coordinate(d) + ((depth_tap + tap as u32) * walk.depth.step) as i32;
+                add_depth(
+                    source,
+                    cache,
+                    base,
+                    walk,
+                    cache_args,
+                    depth,
+                    &offsets,
+                    &recent,
+                    sums,
+                    comptime!((tap, tap + 1)),
+                    comptime!(padding[0]),
+                    window,
+                );
+            }
+        }
+    }
+}
+
+/// Accumulates the frame at `depth` from the tensor that has it, if any does, times dy for the depth taps
+/// `taps.0..taps.1`; `base` is the channel's offset in the source and in the cache.
+#[cube]
+fn add_depth<E: Float>(
+    source: &[E],
+    cache: ComptimeOption<&[E]>,
+    base: (usize, usize),
+    walk: &GatherArgs,
+    cache_args: &ComptimeOption<CacheArgs>,
+    depth: i32,
+    offsets: &WindowOffsets,
+    recent: &Registers<f32>,
+    sums: &Registers<f32>,
+    #[comptime] taps: (usize, usize),
+    #[comptime] padding: PaddingMode,
+    #[comptime] window: MarchWindow,
+) {
+    let (source_base, cache_base) = base;
+    #[comptime]
+    match cache_args {
+        ComptimeOption::Some(args) => {
+            let at = args.frame_at(walk, depth, padding);
+            if at.inside {
+                // The end of a branch waits for loads: it has their use, too.
+                if at.in_cache {
+                    let frame = cache_base + at.offset;
+                    add_frame(cache.unwrap(), frame, offsets, recent, sums, taps.0, taps.1, window);
+                } else {
+                    let frame = source_base + at.offset;
+                    add_frame(source, frame, offsets, recent, sums, taps.0, taps.1, window);
                 }
+            }
+        }
+        ComptimeOption::None => {
+            let (at, inside) = walk.depth.load_offset(depth, padding);
+            if inside {
+                add_frame(source, source_base + at, offsets, recent, sums, taps.0, taps.1, window);
             }
         }
     }
