@@ -166,19 +166,14 @@ pub fn streams() -> Vec<(usize, Conv3dCase)> {
         ..Conv3dCase::new("stream", [1, 9, 4, 5, 6], 10, [3, 3, 3])
     };
     let even = Conv3dCase { c: 8, bias: false, ..base.clone() };
-    // Frames that are whole vectors of positions.
-    let frames = Conv3dCase::new("stream_of_frames", [1, 8, 4, 4, 8], 10, [3, 1, 1]);
+    let frames = Conv3dCase::new("stream_of_frames", [1, 8, 4, 4, 8], 10, [3, 1, 1]); // Whole vectors.
     let residual = Conv3dCase { residual: true, ..even.clone() };
     let few = Conv3dCase { o: 3, ..base.clone() };
-    // Its sums are fp32, for a pass that adds the residual.
-    let few_residual = Conv3dCase { residual: true, bias: false, ..few.clone() };
-    // Frames in shared memory, and frames that do not fill its tiles.
+    let few_residual = Conv3dCase { residual: true, bias: false, ..few.clone() }; // Its sums are fp32.
     let depthwise = Conv3dCase { c: 4, o: 4, groups: 4, h: 17, w: 24, ..base.clone() };
     let march = Conv3dCase { stride: [1, 2, 1], ..depthwise.clone() };
-    [base, even, frames, residual, few, few_residual, depthwise, march]
-        .into_iter()
-        .map(|case| (2, case))
-        .collect()
+    let all = [base, even, frames, residual, few, few_residual, depthwise, march];
+    all.into_iter().map(|case| (2, case)).collect()
 }
 
 /// Launches the passes that read a cache.
