@@ -152,11 +152,8 @@ pub fn transposed(table: &[Conv3dCase]) -> Vec<Conv3dCase> {
 /// is compiled in.
 pub fn lists_transposed(problem: &Conv3dProblem, plan: &Plan) -> bool {
     let plain = problem.window.activation == Activation::None;
-    if matches!(plan, Plan::Direct | Plan::Subpixel(_)) {
-        problem.bias || !plain
-    } else {
-        plain && problem.bias
-    }
+    let compiled_in = matches!(plan, Plan::Direct | Plan::Subpixel(_));
+    if plain { problem.bias } else { compiled_in }
 }
 
 /// Clips in pieces: frames in a cache, and the joined input's case.

@@ -256,8 +256,8 @@ fn load_source<E: Float, V: Size>(
     (values, insides)
 }
 
-/// Loads this thread's vectors of the stage that are in the cache, as [`load_source`] those that are not. None
-/// without a cache.
+/// Loads this thread's vectors of the stage that are in the cache, as [`load_source`] those that are not.
+/// None without a cache.
 #[cube]
 fn load_cached<E: Float, V: Size>(
     cache: ComptimeOption<&[Vector<E, V>]>,
