@@ -157,7 +157,8 @@ fn the_list_is_complete_and_within_an_apple_gpu_s_budget() {
     assert_eq!(unlisted, NOT_ON_METAL, "kernels that the list never launches");
 }
 
-/// Module paths of the kernels in conv-kernels' source, `conv_kernels::op::file::kernel`.
+/// Module paths of the kernels in conv-kernels' source, `conv_kernels::op::file::kernel`, without
+/// those of unit tests.
 fn kernels_in_source(folder: &Path, module: &str, found: &mut Vec<String>) {
     let launchable = regex::Regex::new(
         r"#\[cube\([^\]]*\blaunch[^\]]*\)\]\s*(?:#\[[^\]]*\]\s*)*(?:pub(?:\(\w+\))? )?(?:unsafe )?fn (\w+)",
@@ -168,7 +169,7 @@ fn kernels_in_source(folder: &Path, module: &str, found: &mut Vec<String>) {
         let stem = path.file_stem().unwrap().to_str().unwrap().to_string();
         if path.is_dir() {
             kernels_in_source(&path, &format!("{module}::{stem}"), found);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
+        } else if path.extension().is_some_and(|extension| extension == "rs") && !stem.ends_with("_tests") {
             let module = if matches!(stem.as_str(), "mod" | "lib") {
                 module.into()
             } else {
