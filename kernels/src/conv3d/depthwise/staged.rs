@@ -19,10 +19,11 @@
 
 use super::march::age;
 use crate::activation::activate_by_code;
-use crate::conv3d::cache::CacheArgs;
+use crate::conv3d::cache::{CacheArgs, JoinedFrame};
 use crate::conv3d::epilogue::channel_bias;
 use crate::conv3d::frames::{
-    FrameTile, FrameTiling, ThreadWork, load_offsets, read_column, read_frame, read_frame_at, write_frame,
+    FrameTile, FrameTiling, LoadOffsets, ThreadWork, load_offsets, read_column, read_frame, read_frame_at,
+    write_frame,
 };
 use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::pass::Pass;
@@ -81,13 +82,7 @@ pub(super) fn staged_kernel<E: Float, O: Float>(
             let cache = cache.unwrap();
             let cache_base = args.channel_at(work.n, work.c);
             let at = args.frame_at(&walk, walk.depth.coordinate(frame), depth);
-            if at.in_cache {
-                let values = read_frame_at(cache, cache_base, at.offset, at.inside, &offsets, tile);
-                write_frame(&values, &mut stage, tile);
-            } else {
-                let values = read_frame_at(source, base, at.offset, at.inside, &offsets, tile);
-                write_frame(&values, &mut stage, tile);
-            }
+            stage_joined_frame(source, cache, (base, cache_base), &at, &offsets, &mut stage, tile);
             sync_cube();
             while frame < work.end + halo {
                 let at = args.frame_at(&walk, walk.depth.coordinate(frame + 1u32), depth);
@@ -126,6 +121,27 @@ pub(super) fn staged_kernel<E: Float, O: Float>(
                 sync_cube();
             }
         }
+    }
+}
+
+/// Stages a frame of a stream from the tensor that has it; `base` is the channel's offset in the source and
+/// in the cache.
+#[cube]
+pub(super) fn stage_joined_frame<E: Float>(
+    source: &[E],
+    cache: &[E],
+    base: (usize, usize),
+    at: &JoinedFrame,
+    offsets: &LoadOffsets,
+    stage: &mut Shared<[f32]>,
+    #[comptime] tile: FrameTile,
+) {
+    if at.in_cache {
+        let values = read_frame_at(cache, base.1, at.offset, at.inside, offsets, tile);
+        write_frame(&values, stage, tile);
+    } else {
+        let values = read_frame_at(source, base.0, at.offset, at.inside, offsets, tile);
+        write_frame(&values, stage, tile);
     }
 }
 

@@ -19,6 +19,7 @@
 //! Declined: stride, dilation and windows of more than 80 taps ([`super::weight`] serves strides and
 //! dilation).
 
+use super::staged::stage_joined_frame;
 use crate::conv3d::cache::CacheArgs;
 use crate::conv3d::frames::{
     FrameTile, FrameTiling, ReductionLayout, ThreadWork, load_offsets, read_column, read_frame,
@@ -76,13 +77,7 @@ pub(super) fn staged_weight_kernel<E: Float, O: Float>(
             let cache = cache.unwrap();
             let cache_base = args.channel_at(work.n, work.c);
             let at = args.frame_at(&walk, walk.depth.coordinate(frame), depth);
-            if at.in_cache {
-                let values = read_frame_at(cache, cache_base, at.offset, at.inside, &offsets, tile);
-                write_frame(&values, &mut stage, tile);
-            } else {
-                let values = read_frame_at(source, base, at.offset, at.inside, &offsets, tile);
-                write_frame(&values, &mut stage, tile);
-            }
+            stage_joined_frame(source, cache, (base, cache_base), &at, &offsets, &mut stage, tile);
             read_gradients(dy, &walk, &tiling, &work, dy_column, frame, &recent, tile);
             add_bias(&recent, &sums, bias, tile);
             sync_cube();
