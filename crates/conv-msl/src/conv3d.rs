@@ -3,11 +3,12 @@
 use crate::{IndexWidth, note_refusal, tensor, understated};
 use conv_cases::conv3d::{self as cases, Conv3dCase};
 use conv_kernels::conv3d::{
-    Activation, Added, Conv3dProblem, PaddingMode, Pass, Plan, Window, activation_gradient, bias_gradient,
-    eligible, forward, forward_cached, forward_with_pre, input_gradient, transposed_forward,
-    transposed_forward_with_pre, weight_and_bias_gradient, weight_gradient, weight_gradient_cached,
+    Activation, Added, Conv3dProblem, Pass, Plan, activation_gradient, bias_gradient, eligible, forward,
+    forward_cached, forward_with_pre, input_gradient, transposed_forward, transposed_forward_with_pre,
+    weight_and_bias_gradient, weight_gradient, weight_gradient_cached,
 };
 use conv_kernels::{ConvError, FloatType, Limits, Operand};
+use conv_testing::conv3d::problem;
 use cubecl::prelude::Client;
 use msl_host::{Label, Recorder};
 
@@ -254,30 +255,6 @@ pub fn lists(problem: &Conv3dProblem, pass: Pass) -> bool {
 /// inputs of another type, and the activation kernel by itself.
 pub fn keeps_pre(case: &Conv3dCase) -> bool {
     case.activation != cases::Activation::None && case.bias && !case.replicate
-}
-
-pub(crate) fn problem(case: &Conv3dCase, dtype: FloatType) -> Result<Conv3dProblem, ConvError> {
-    let activation = match case.activation {
-        cases::Activation::None => Activation::None,
-        cases::Activation::Relu => Activation::Relu,
-        cases::Activation::Silu => Activation::Silu,
-    };
-    let window = Window {
-        stride: case.stride,
-        padding: case.padding,
-        dilation: case.dilation,
-        groups: case.groups,
-        padding_mode: case.padding_modes().map(|mode| match mode {
-            cases::Padding::Zeros => PaddingMode::Zeros,
-            cases::Padding::Replicate => PaddingMode::Replicate,
-            cases::Padding::Reflect => PaddingMode::Reflect,
-            cases::Padding::Circular => PaddingMode::Circular,
-        }),
-        activation,
-    };
-    let bias = case.bias.then_some(case.o);
-    let problem = Conv3dProblem::new(case.input_shape(), case.weight_shape(), bias, window, dtype)?;
-    Ok(Conv3dProblem { residual: case.residual, ..problem })
 }
 
 fn record_case(

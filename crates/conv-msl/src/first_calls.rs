@@ -1,11 +1,12 @@
 //! What the first training step of a network compiles on an M1: the kernels and the bytes of Metal text of
 //! each layer and pass, under the plans that the choice takes.
 
-use crate::conv3d::{launch, problem};
+use crate::conv3d::launch;
 use anyhow::{Result, anyhow};
 use conv_cases::conv3d::Conv3dCase;
 use conv_kernels::conv3d::{Algorithm, Pass, plan};
 use conv_kernels::{FloatType, Limits};
+use conv_testing::conv3d::problem;
 use msl_host::{Label, Recorder};
 use std::fmt::Write as _;
 

@@ -1,12 +1,40 @@
 //! conv3d: the inputs of a problem on the device, launches of every pass, and the expected results.
 
 use crate::buffer::{Buffer, output, round, upload};
+use conv_cases::conv3d::{self as cases, Conv3dCase};
 use conv_kernels::conv3d::{
     self, Activation, Added, Conv3dProblem, PaddingMode, Pass, Plan, Window, WinogradTile, reference,
 };
 use conv_kernels::tolerance::{Errors, Expected, Guard};
 use conv_kernels::{ConvError, FloatType, Limits};
 use cubecl::prelude::*;
+
+/// The problem of a case.
+///
+/// # Errors
+/// The sentence of a case that is refused.
+pub fn problem(case: &Conv3dCase, dtype: FloatType) -> Result<Conv3dProblem, ConvError> {
+    let window = Window {
+        stride: case.stride,
+        padding: case.padding,
+        dilation: case.dilation,
+        groups: case.groups,
+        padding_mode: case.padding_modes().map(|mode| match mode {
+            cases::Padding::Zeros => PaddingMode::Zeros,
+            cases::Padding::Replicate => PaddingMode::Replicate,
+            cases::Padding::Reflect => PaddingMode::Reflect,
+            cases::Padding::Circular => PaddingMode::Circular,
+        }),
+        activation: match case.activation {
+            cases::Activation::None => Activation::None,
+            cases::Activation::Relu => Activation::Relu,
+            cases::Activation::Silu => Activation::Silu,
+        },
+    };
+    let bias = case.bias.then_some(case.o);
+    let problem = Conv3dProblem::new(case.input_shape(), case.weight_shape(), bias, window, dtype)?;
+    Ok(Conv3dProblem { residual: case.residual, ..problem })
+}
 
 /// Inputs of a problem on the device.
 pub struct Inputs {

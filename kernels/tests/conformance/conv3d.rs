@@ -4,10 +4,7 @@ use crate::device::{EXECUTED, MOST_WORK};
 use crate::support::{client, output, read_all};
 use conv_cases::conv3d::{self as cases, Conv3dCase};
 use conv_cases::fill;
-use conv_kernels::conv3d::{
-    Activation, Conv3dProblem, DepthwiseKernel, GemmTile, PaddingMode, Pass, Plan, Window, WinogradTile,
-    eligible,
-};
+use conv_kernels::conv3d::{Conv3dProblem, DepthwiseKernel, GemmTile, Pass, Plan, WinogradTile, eligible};
 use conv_kernels::{FloatType, Limits};
 pub(crate) use conv_testing::conv3d::*;
 use conv_testing::is_full;
@@ -18,32 +15,7 @@ use std::mem::{Discriminant, discriminant};
 
 /// The problem of a case.
 pub(crate) fn problem(case: &Conv3dCase, dtype: FloatType) -> Conv3dProblem {
-    let window = Window {
-        stride: case.stride,
-        padding: case.padding,
-        dilation: case.dilation,
-        groups: case.groups,
-        padding_mode: case.padding_modes().map(|mode| match mode {
-            cases::Padding::Zeros => PaddingMode::Zeros,
-            cases::Padding::Replicate => PaddingMode::Replicate,
-            cases::Padding::Reflect => PaddingMode::Reflect,
-            cases::Padding::Circular => PaddingMode::Circular,
-        }),
-        activation: match case.activation {
-            cases::Activation::None => Activation::None,
-            cases::Activation::Relu => Activation::Relu,
-            cases::Activation::Silu => Activation::Silu,
-        },
-    };
-    let problem = Conv3dProblem::new(
-        case.input_shape(),
-        case.weight_shape(),
-        case.bias.then_some(case.o),
-        window,
-        dtype,
-    )
-    .unwrap_or_else(|error| panic!("{case}: {error}"));
-    Conv3dProblem { residual: case.residual, ..problem }
+    conv_testing::conv3d::problem(case, dtype).unwrap_or_else(|error| panic!("{case}: {error}"))
 }
 
 /// Which of the eligible plans a case runs.

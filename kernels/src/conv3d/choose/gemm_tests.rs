@@ -170,7 +170,7 @@ fn windows_of_the_weight_gradient_pay() {
 }
 
 /// Layers whose plan turns on one term: an idle device, equal costs, the time of a narrow tile, packing. The
-/// plan is what the choice gives as it stands.
+/// plan is what the choice gives today.
 #[test]
 fn layers_at_the_edge_of_a_rule() {
     let [m1, m3, h200] = [Limits::apple_m1(), Limits::apple("Apple M3 Max"), Limits::h200()];
