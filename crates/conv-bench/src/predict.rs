@@ -1,6 +1,6 @@
 //! What the model of `conv_kernels::Chip` predicts for conv3d's workloads on chips that need not be there:
-//! the plan that is chosen, its milliseconds, and MLX's by the same rates; of causal conv3d's layers what it
-//! costs that x and the cache are two tensors. Nothing is run and nothing is measured.
+//! the chosen plan, its milliseconds, and MLX's by the same rates. For causal conv3d's layers also what
+//! reading x and the cache as two tensors costs. Nothing is run and nothing is measured.
 
 use crate::options::{Options, Size};
 use anyhow::Result;

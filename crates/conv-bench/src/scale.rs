@@ -1,5 +1,5 @@
-//! Workloads scaled down to what a software adapter runs, with what makes each of them special kept: kernel,
-//! stride, padding, dilation, the remainder that the stride leaves over, grouping, channel counts that are no
+//! Workloads scaled down for a software adapter. What makes each of them special is kept: kernel, stride,
+//! padding, dilation, the remainder that the stride leaves over, grouping, channel counts that are no
 //! multiples of 16.
 
 use conv_cases::conv3d::Conv3dCase;

@@ -1,7 +1,6 @@
-//! A stream's cache as the kernels see it that read frames as a whole: the first frames of the joined
-//! input, in a tensor of their own with the layout of x within a frame. A frame is in one of the two
-//! tensors, so a kernel branches once for all loads of a frame. A branch around each load would keep them
-//! from being in flight together.
+//! A stream's cache, for kernels that read whole frames: the first frames of the joined input, in a tensor of
+//! their own with the layout of x within a frame. A frame is in one of the two tensors, so a kernel branches
+//! once for all loads of a frame. A branch around each load would keep them from being in flight together.
 //!
 //! ```text
 //! depth d of the joined input    0 .. frames - 1       frames ..

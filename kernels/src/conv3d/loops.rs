@@ -1,4 +1,4 @@
-//! Counting loop iterations against [`Limits::loop_iterations`](crate::limits::Limits::loop_iterations).
+//! Counts loop iterations, for [`Limits::loop_iterations`](crate::limits::Limits::loop_iterations).
 
 /// Iterations of a loop of `count` iterations whose body has loops of `inner` iterations. Every loop costs
 /// one more, in which it ends.

@@ -24,9 +24,9 @@ use check::OP;
 /// [`conv3d`](crate::conv3d()).
 ///
 /// Window i ends at frame `i * depth_stride` of the clip. The cache `[N, C, (KD-1) * dilation, H, W]` holds
-/// the frames before x; without one, x is the clip's beginning and what stands before it are zeros or the
-/// first frame ([`FirstFrames`]). The new cache holds the last frames of \[cache or padding, x\], so that a
-/// clip in pieces of any lengths gives the whole clip's y:
+/// the frames before x; without one, x is the clip's beginning and the frames before it are zeros or copies
+/// of the first frame ([`FirstFrames`]). The new cache holds the last frames of \[cache or padding, x\], so
+/// that a clip in pieces of any lengths gives the whole clip's y:
 ///
 /// ```no_run
 /// use burn::tensor::{Device, Distribution, Tensor};
@@ -48,11 +48,10 @@ use check::OP;
 ///
 /// Gradients flow to x, weight, bias and cache, and through the new cache.
 ///
-/// Pieces have the bits of the whole clip given in one call, on one device: the plan and its sums do not
-/// depend on the number of frames. It is Winograd's, a window kernel's, the gathered GEMM's or the direct
-/// kernel's, which read the cache where it is.
+/// On a GPU, pieces have the bits of the whole clip given in one call: neither the plan nor its sums depend
+/// on the number of frames. Every plan reads the cache where it is.
 /// [`nn::CausalConv3d::forward`](crate::nn::CausalConv3d::forward), which has a whole clip, takes any plan:
-/// its results differ by rounding.
+/// its results differ by rounding. So do gradients, and the CPU backend's results.
 ///
 /// # Panics
 /// Where [`try_causal_conv3d`] returns an error.

@@ -1,8 +1,8 @@
 //! conv3d as a graph node, of x or of a cache and x joined along depth: dx and the cache's gradient are then
 //! the two parts of the joined input's.
 //!
-//! With an activation the node also keeps what its derivative needs: the output for ReLU, for SiLU, and for
-//! ReLU with a residual, the value before the activation in fp32, so that nothing is rounded before it. The
+//! With an activation the node also keeps what its derivative needs: for ReLU the output, for SiLU and for
+//! ReLU with a residual the value before the activation, in fp32, so that nothing is rounded before it. The
 //! residual's gradient is dy. y has the same bits tracked and untracked.
 
 use crate::backend::portable::narrow;

@@ -1,10 +1,10 @@
 //! A weight's transformed filters, kept from one call to the next.
 //!
-//! Burn's parameters are values: whatever changes one (an optimizer's step, a loaded record, a move to
-//! another device, an assignment to the field) puts another value in its place, and clones of a parameter
-//! share theirs. So filters belong to a value, not to a module: the cache holds a clone of the parameter that
-//! it has transformed, which keeps that value's place in memory from being taken by another, and serves only
-//! the parameter whose value lies there. Nothing has to tell it that a weight has changed.
+//! The value of a Burn parameter never changes: an optimizer's step, a loaded record, a move to another
+//! device or an assignment to the field replaces it, and clones of a parameter share it. So filters are
+//! cached for a value, not for a module. The cache holds a clone of the parameter that it has transformed,
+//! which keeps the value's address from being reused, and serves only the parameter with that address. A
+//! changed weight has another address, so nothing has to announce the change.
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;

@@ -25,7 +25,8 @@ pub struct PatchOptions {
     pub conv1d: bool,
     /// Takes transposed convolutions of these ranks.
     pub transposed: bool,
-    /// The kernel family. A call that a forced algorithm cannot serve is left to Burn.
+    /// The kernel family. A forward call that a forced algorithm cannot serve is left to Burn; a gradient
+    /// takes `Auto`.
     pub algorithm: Algorithm,
     /// Leaves a call to Burn where its op is predicted to be faster than these kernels. Results of Burn's
     /// conv2d and conv1d may store channels last. Calls with a forced algorithm are taken.

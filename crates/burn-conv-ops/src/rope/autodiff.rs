@@ -1,5 +1,5 @@
-//! RoPE as a graph node: the gradient is the rotation by the opposite angles. The op is cheap for what it
-//! reads, so under gradient checkpointing it is computed again instead of kept.
+//! RoPE as a graph node: the gradient is the rotation by the opposite angles. The op is memory-bound, so
+//! gradient checkpointing computes it again instead of keeping the result.
 
 use crate::backend::{ConvOps, RopePositions};
 use burn::backend::Backend;

@@ -10,9 +10,9 @@
 //! warm    the steps that follow
 //! ```
 //!
-//! Truth, check and timing are of the same extents, since Burn tunes every extent anew, reductions included.
-//! The record gets the rows of a step as soon as it was timed. Patched gradients that fail the check are not
-//! timed. Burn's own step is timed even where its gradients are wrong: the record's row says so.
+//! Truth, check and timing use the same extents, because Burn tunes every extent anew, reductions included.
+//! The rows of a step are recorded as soon as it is timed. A patched step whose gradients fail the check is
+//! not timed. Burn's own step is timed even where its gradients are wrong; the record's row says so.
 
 mod gradients;
 mod models;

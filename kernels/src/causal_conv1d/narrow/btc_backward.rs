@@ -12,9 +12,9 @@
 //!   segment            | history | ----- segment ----- | taps-1 steps |    after it: dx only, no dw
 //! ```
 //!
-//! dx is scattered, not gathered: whether two steps belong to one sequence is then used within one step only,
-//! where a gather holds `taps` such conditions for each of `taps` steps. What is added to steps before the
-//! row's first is the gradient of the initial state.
+//! dx is scattered, not gathered. A scatter needs the conditions "same sequence" of one step at a time; a
+//! gather would hold `taps` of them for each of `taps` steps. What is added to steps before the row's first
+//! is the gradient of the initial state.
 //!
 //! Segments and channels are assigned as in [`super::btc`]. At the end a threadgroup adds its segments' sums
 //! in shared memory: partial sums of dw and db ([`super::reduce`]), or dw and db themselves where it has all

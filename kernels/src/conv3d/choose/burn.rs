@@ -22,10 +22,10 @@
 //! Plan::Gemm, matrix units       N               0.350   330
 //! ```
 //!
-//! Fitted to the 35 dense rows in f16 of records of an H200, fragments of 16. Ours take 0.97 to 1.4 times as
-//! long on layers of 0.3 ms and more, shorter ones up to 4.5 times. Burn's is Burn at its best: windows of
-//! one element take 0.95 to 1.03 times as long, others 0.97 to 21 times. What the rule takes is in
-//! docs/decisions/conv3d.md. It leaves out
+//! Fitted to the 35 dense rows in f16 of records of an H200, fragments of 16. Measured over predicted time:
+//! ours 0.97 to 1.4 on layers of 0.3 ms and more, up to 4.5 on shorter ones; Burn's 0.95 to 1.03 for windows
+//! of one element, 0.97 to 21 for others (the model is Burn at its best). docs/decisions/conv3d.md lists what
+//! the rule leaves to Burn. It predicts nothing for
 //!
 //! - gradients, fp32 and groups: ours were faster on every recorded row;
 //! - fragments of 8 (Apple): nothing was timed there;

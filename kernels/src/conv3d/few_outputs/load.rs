@@ -1,10 +1,10 @@
 //! How a threadgroup of the kernels for few outputs loads one channel: its window of source frames, and its
-//! weights. With prefetch all loads of a channel are in flight while the one before is multiplied; else the
-//! frames are loaded one after the other, in a loop.
+//! weights. With prefetch all loads of a channel are in flight while the previous channel is multiplied; else
+//! a loop loads the frames one after the other.
 //!
-//! Of a stream the first frames of a window may be in its cache. Prefetched are windows of which the source
-//! has all, or the cache as many as windows overlap: which loads read the cache is then known at compile
-//! time. Others are loaded frame by frame.
+//! The first frames of a stream's window may be in its cache. A window is prefetched if the source has all of
+//! its frames, or the cache exactly the frames that windows overlap by: which loads read the cache is then
+//! known at compile time. Other windows are loaded frame by frame.
 
 use super::config::FewOutputsShape;
 use super::kernel::Weights;

@@ -1,5 +1,5 @@
-//! Padding that repeats an edge is the same as an input that holds it, magnitudes included: what lies beyond
-//! the last output's window counts nothing.
+//! Padding that repeats an edge gives the results and magnitudes of an input that holds it: elements beyond
+//! the last output's window do not count.
 
 use super::*;
 use crate::conv3d::problem::{PaddingMode, Window};

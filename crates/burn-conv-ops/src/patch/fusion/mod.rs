@@ -1,9 +1,8 @@
 //! The switch: what is taken, from when, and what was counted.
 //!
-//! Two things are decided at two times. Burn caches the plans that a provider's fuser makes, so the
-//! operations that plans claim are fixed when the first stream begins ([`CLAIMED`]). Whether a claimed
-//! operation runs here or falls back to Burn's is read at the start of each block of operations
-//! ([`SETTINGS`]).
+//! Burn caches the plans that a provider's fuser makes, so the kinds of operations that plans claim are fixed
+//! when the first stream begins ([`CLAIMED`]). Whether a claimed operation runs here or falls back to Burn's
+//! is decided later, at the start of each block of operations ([`SETTINGS`]).
 
 mod op;
 mod predict;

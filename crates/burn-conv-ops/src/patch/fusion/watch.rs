@@ -1,7 +1,8 @@
 //! Counts convolutions as Burn runs them, and fixes for each block whether it is taken.
 //!
-//! Burn tells an observer of every block that starts, fused or not, on the thread that runs it. What is
-//! counted as recorded there and what the segment of that block serves then follow one reading of the switch.
+//! Burn tells an observer of every block that starts, fused or not, on the thread that runs it. The observer
+//! reads the switch once per block; what it counts as recorded and what the block's segment serves both
+//! follow that reading.
 
 use super::op::{Call, Kind};
 use super::predict::Left;

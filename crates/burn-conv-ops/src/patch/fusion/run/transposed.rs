@@ -1,8 +1,8 @@
 //! The weight gradient of a transposed convolution, which Burn records as something else.
 //!
-//! Burn composes it: a convolution of dy with x for a filter, batch and channels of both exchanged, then an
-//! exchange of the result's. A filter of whole frames is what no forward kernel is made for, so the call is
-//! run as the weight gradient that it is. With the recorded convolution's letters,
+//! Burn composes it: it exchanges batch and channels of dy and x, convolves dy with x as the filter, and
+//! exchanges them back in the result. No forward kernel is made for a filter of whole frames, so the call
+//! runs as the weight gradient that it is. With the recorded convolution's letters,
 //!
 //! ```text
 //! y[n, o, t] = sum over c, i of x[n, c, t * stride + i * dilation - padding] * w[o, c, i]
