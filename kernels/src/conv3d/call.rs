@@ -5,7 +5,7 @@
 //! -> fold (fold.rs) where the rewrite says so
 //! ```
 //!
-//! A residual that the family's epilogue does not add is added behind its launch (activation_pass.rs).
+//! A residual that the family's epilogue does not add is added after its launch (activation_pass.rs).
 //!
 //! The problem is rewritten once and the plan is checked once, for the problem that is launched.
 

@@ -21,7 +21,7 @@
 //! A block of the halves is an axis' part of the head, or all that is rotated. Tokens in either layout are
 //! read as `[B, N, H, D]` with any strides. Eight 16-bit numbers move as four 32-bit words; if the blocks,
 //! a stride or the buffer's offset are not multiples of eight, four elements move as a vector; if not of
-//! four, single elements (neighbours: u and the v behind it). Cells without an angle (of the rest, of a
+//! four, single elements (neighbours: u and the v after it). Cells without an angle (of the rest, of a
 //! prefix) are copied.
 //!
 //! Queries and keys share a launch: the first threadgroups rotate q, the others k. A thread loads its

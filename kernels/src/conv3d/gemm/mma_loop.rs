@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! prefetch (NVIDIA)      load the next stage | multiply this one | barrier | store the next one | barrier
-//! behind branches        load                | barrier | store | barrier | multiply
+//! after branches         load                | barrier | store | barrier | multiply
 //! in flight (elsewhere)  load, then zeros for what is outside | barrier | store | barrier | multiply
 //! ```
 //!
