@@ -17,9 +17,9 @@
 //! end: its taps would reach across the gap. The initial state belongs to the sequence of the row's first
 //! step (to none if that is padding); pass zeros to a row that begins with a different sequence.
 //!
-//! The final state is what the next step of the row's last sequence would read: the W-1 columns of
-//! `[initial state | x]` that end with the last step that is not padding, with 0 for columns of other
-//! sequences; the initial state if the whole row is padding. So a row may be split into chunks anywhere.
+//! The final state is what the next step of the row's last sequence would read, so a row may be split into
+//! chunks anywhere. It is the W-1 columns of `[initial state | x]` that end with the last step that is not
+//! padding, with 0 for columns of other sequences, or the initial state if the whole row is padding.
 //! States have x's dtype or are fp32 ([`CausalConv1dProblem::with_state_dtype`]).
 //!
 //! Non-finite values: x at step t reaches y at t ..= t + W-1 of its sequence, dy reaches dx at t - (W-1) ..=

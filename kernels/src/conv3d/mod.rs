@@ -18,16 +18,16 @@
 //! ([`reference::reach`] states it per result). With NaN or infinities among the operands
 //!
 //! - a result is not finite where a product of its sum holds one of them;
-//! - other results of the same channel may be not finite: a weight `w[o,c,k]` may reach any result of channel
-//!   o (dx: of channel c), an element of x or dy any weight gradient of its channel. Most plans multiply by
-//!   the zeros of the padding and of windows that do not exist, and 0 times infinity is NaN. [`Plan::Direct`]
-//!   skips these;
+//! - other results of the same channel may be NaN or infinite: a weight `w[o,c,k]` may reach any result of
+//!   channel o (dx: of channel c), an element of x or dy any weight gradient of its channel. The reason: most
+//!   plans multiply by the zeros of the padding and of windows that do not exist, and 0 times infinity is
+//!   NaN. [`Plan::Direct`] skips these products;
 //! - every other result is finite and right.
 //!
 //! Under [`Plan::Winograd`] (`Auto` may take it) an element of x (dx: of dy) also reaches the other results
-//! of its m x m tiles along H and W (in dw all taps of its channel's 3x3 filters); under [`Plan::Subpixel`]
-//! an element of dy, where windows have a stride along H or W, the other positions of the stride x stride
-//! blocks that its window reaches. [`Notes::non_finite`] says which of them holds for a plan.
+//! of its m x m tiles along H and W (in dw all taps of its channel's 3x3 filters). Under [`Plan::Subpixel`]
+//! and a stride along H or W, an element of dy also reaches the other positions of the stride x stride blocks
+//! that its window reaches. [`Notes::non_finite`] says which of them holds for a plan.
 //!
 //! Finite operands give finite, right results under every plan where the products' magnitudes have a finite
 //! sum, counted with the largest of each channel: `C/groups * taps * max|x| * max|w| < 2^128` is enough (dx:

@@ -1,4 +1,4 @@
-//! What the plans of conv3d need of a device: the families answer for their kernels, this file adds the fold
+//! What the plans of conv3d need of a device. The families answer for their kernels; this file adds the fold
 //! of an input gradient under padding other than zeros, the residual, and the cache of a stream.
 
 use super::fold;

@@ -20,11 +20,11 @@
 //! modulo the stride, each one launch. Beyond, and for 2^31 - 1 positions or K elements and more, `Direct`
 //! serves. [4] At most 10 taps along an axis that reads zero padding.
 //!
-//! Padding that all padded axes share, zeros or replicate, is read by every plan; any other (reflect,
-//! circular, modes that differ) by `Gemm` and `Direct`, and by `Winograd` where depth, and both of H and W,
-//! read zeros or replicate. The input gradient under padding other than zeros is computed in fp32 on the
-//! padded input and folded, by all plans but `Direct`: the plan is chosen for that problem, checked for it
-//! and launched on it (`rewrite.rs`).
+//! Every plan reads zeros or replicate padding that all padded axes share. `Winograd` also reads zeros along
+//! depth with replicate along both H and W, and the other way round. `Gemm` and `Direct` read every mode on
+//! every axis. The input gradient under padding other than zeros is computed in fp32 on the padded input and
+//! folded, by all plans but `Direct`: the plan is chosen for that problem, checked for it and launched on it
+//! (`rewrite.rs`).
 //!
 //! A stream ([`Conv3dProblem::for_streams`]) is read by all plans. The forward pass is planned for a single
 //! window along depth, without split-K, so that no bit of y depends on the number of frames. Only the extent

@@ -1,5 +1,5 @@
-//! An H x W slice cut into row segments, for kernels that keep a window of the source in shared memory: a
-//! segment has the same columns of every row, each followed by the halo that its windows share. Within a
+//! An H x W slice cut into row segments, for kernels that keep a window of the source in shared memory. A
+//! segment has the same columns of every row, each row followed by the halo that its windows share. Within a
 //! segment a tap is one constant shift, whatever the position.
 //!
 //! ```text

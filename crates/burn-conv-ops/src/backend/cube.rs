@@ -1,8 +1,8 @@
 //! `ConvOps` on every CubeCL runtime: Burn's tensors are handed to the kernels as they are, strides and all.
 //! The CPU runtime's threadgroups are too small for them: its tensors take bodies composed from Burn's ops.
 //!
-//! The functions at the crate's root have validated the call, so a [`ConvError`] here is a caller of the
-//! trait who has not, or a limit that only the launch knows; it becomes a panic with its sentence.
+//! The functions at the crate's root validate the call. So a [`ConvError`] here means that a caller of the
+//! trait did not, or a limit that only the launch knows; it becomes a panic with its sentence.
 
 use super::{
     CausalConv1dGradients, CausalConv1dInputs, CausalConv1dSteps, Conv3dCall, ConvOps, OptionalIntTensor,

@@ -1,6 +1,6 @@
-//! `cargo xtask tune`: every eligible plan of conv3d is verified and timed (the rows of `--plan all`), and
-//! the model of the choice is held against the times: per layer and pass the choice, the fastest plan, what
-//! was lost, and whether the model ranks the plans right. A record from before is read the same way.
+//! `cargo xtask tune`: verifies and times every eligible plan of conv3d (the rows of `--plan all`) and
+//! compares the times with the model of the choice. Per layer and pass: the choice, the fastest plan, what
+//! was lost, and whether the model ranks the plans right. An earlier record is read the same way.
 //!
 //! ```text
 //! burn.rs         what `patch` leaves to Burn, where a record has Burn's rows

@@ -1,5 +1,5 @@
-//! Padding of each axis by itself: every mode on every axis, alone and together, up to the most padding that
-//! a mode allows; with strides, dilation, groups and more taps than the masks of a gathered GEMM have bits.
+//! Padding modes per axis: every mode on every axis, alone and together, up to the most padding that a mode
+//! allows. Also with strides, dilation, groups and more taps than the masks of a gathered GEMM have bits.
 
 use super::{Activation, Conv3dCase, Padding};
 

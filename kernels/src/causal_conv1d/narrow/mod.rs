@@ -7,12 +7,16 @@
 //! bias, activation and states are run-time arguments.
 //!
 //! # Safety of the launches
-//! Every unchecked launch relies on: operands have the problem's shapes (checked by the parent module); the
-//! address type covers every offset of every operand (`address_type`); the caller's outputs alias no other
-//! operand; a tensor that the call does not have is replaced by another of the same type, and `present` keeps
-//! the kernel from touching it. Kernels check batch, channel and step: out-of-range loads read element 0 of
-//! their tensor, out-of-range stores are skipped, idle threadgroups exit. Vector access is chosen only where
-//! all tensors are aligned for it ([`schedule::VectorAccess::of`]).
+//! Every unchecked launch relies on:
+//! - operands have the problem's shapes (checked by the parent module);
+//! - the address type covers every offset of every operand (`address_type`);
+//! - the caller's outputs alias no other operand;
+//! - an absent tensor is replaced by another of the same type, and `present` keeps the kernel from touching
+//!   it.
+//!
+//! Kernels check batch, channel and step: out-of-range loads read element 0 of their tensor, out-of-range
+//! stores are skipped, idle threadgroups exit. Vector access is chosen only where all tensors are aligned for
+//! it ([`schedule::VectorAccess::of`]).
 
 mod access;
 mod bct;

@@ -21,11 +21,10 @@
 //! Without matrix units it takes 128x64 for more than 32 output channels, but 64x64 with fewer than 512 rows
 //! (channels x taps).
 //!
-//! Matrix units have two rules, and [`is_timed`] is the boundary between them: times count the waves and the
-//! split-K partials of a single launch, costs compare whatever else there is (several launches, fragments of
-//! other sizes, tiles that fill the device). They are two because each decides otherwise on the other's side:
-//! costs for a third of the calls that are timed, times for a tenth of the rest that is a single launch
-//! (docs/decisions/gemm.md).
+//! Matrix units have two rules, and [`is_timed`] is the boundary between them. *Times* count the waves and
+//! the split-K partials of a single launch. *Costs* decide everything else: several launches, fragments of
+//! other sizes, tiles that fill the device. Neither can replace the other: costs would decide a third of the
+//! timed calls differently, times a tenth of the other single launches (docs/decisions/gemm.md).
 
 use super::MEASURED_FRAGMENT;
 use crate::conv3d::gemm::{

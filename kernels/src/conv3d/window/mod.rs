@@ -3,11 +3,15 @@
 //! [`contiguous`]. The weights are packed first ([`pack`]), padded to whole tiles. With few tiles the GEMM is
 //! split along K ([`launch`]). The weight gradient: [`weight`].
 //!
-//! Declined: dtypes without MMA; a forward pass or weight gradient with a stride in H or W; an input gradient
-//! one of whose residue classes has no tap; more than 10 depth taps (forward, dx) and more than 10 taps along
-//! an axis that reads zero padding; reflect and circular padding, and modes that differ between axes (of a
-//! stream: between H and W); windows that do not fit shared memory; packed weights above
-//! `Limits::workspace_bytes`; and what the gathered GEMM declines ([`super::gemm`]).
+//! Declined:
+//!
+//! - dtypes without MMA;
+//! - a forward pass or weight gradient with a stride in H or W;
+//! - an input gradient one of whose residue classes has no tap;
+//! - more than 10 depth taps (forward, dx), more than 10 taps along an axis that reads zero padding;
+//! - reflect and circular padding, and modes that differ between axes (of a stream: between H and W);
+//! - windows that do not fit shared memory, packed weights above `Limits::workspace_bytes`;
+//! - what the gathered GEMM declines ([`super::gemm`]).
 //!
 //! # Safety
 //!
