@@ -16,7 +16,8 @@ use image::{Rgb, RgbImage};
 
 use crate::clip::{Chunks, Writer};
 use crate::commands::{SquaredError, reconstruct};
-use crate::train::{CLIPS, FRAMES, Louder, Settings, config, shapes, train};
+use crate::start::start;
+use crate::train::{CLIPS, FRAMES, Settings, config, shapes, train};
 use crate::vae::{Config, Vae, save};
 use crate::wan::WanVae;
 
@@ -40,7 +41,7 @@ pub(crate) fn run(
     let device = &picked.device;
     device.seed(settings.seed);
     let config = config();
-    let vae = WanVae::new(&config, &device.clone().autodiff()).map(&mut Louder::default());
+    let vae = start(WanVae::new(&config, &device.clone().autodiff()));
     let before = stream(&Vae::Wan(Box::new(vae.valid())), settings.held_out_frames, device)?;
     let vae = train(vae, settings, artifacts, plain)?;
     let parameters = vae.num_params();

@@ -6,6 +6,7 @@ mod demo;
 mod latents;
 mod layers;
 mod ltx;
+mod start;
 mod stream;
 mod timing;
 mod train;
@@ -42,14 +43,14 @@ struct Cli {
 
 #[derive(Args, Debug)]
 struct Demo {
-    /// Passes over the training clips [default: 16]
+    /// Passes over the training clips [default: 10]
     #[arg(long, value_name = "N", value_parser = count(1, 100_000), help_heading = "Training")]
     epochs: Option<usize>,
     /// Clips per training step
-    #[arg(long, value_name = "N", value_parser = count(1, 65_536), default_value = "4", help_heading = "Training")]
+    #[arg(long, value_name = "N", value_parser = count(1, 65_536), default_value = "2", help_heading = "Training")]
     batch_size: usize,
     /// Learning rate at the start; it falls to 0 along a cosine
-    #[arg(long, value_name = "RATE", value_parser = rate, default_value = "0.005", help_heading = "Training")]
+    #[arg(long, value_name = "RATE", value_parser = rate, default_value = "0.0006", help_heading = "Training")]
     learning_rate: f64,
     /// Seed of the weights and of the order of clips
     #[arg(long, value_name = "N", default_value = "1", help_heading = "Training")]
@@ -198,7 +199,7 @@ impl Time {
 
 fn train(demo: &Demo) -> Result<()> {
     let settings = Settings {
-        epochs: demo.epochs.unwrap_or(if demo.steps.is_some() { 1 } else { 16 }),
+        epochs: demo.epochs.unwrap_or(if demo.steps.is_some() { 1 } else { 10 }),
         steps: demo.steps,
         batch_size: demo.batch_size,
         learning_rate: demo.learning_rate,

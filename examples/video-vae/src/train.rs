@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use anyhow::Result;
-use burn::module::{ModuleMapper, Param};
 use burn::optim::AdamWConfig;
 use burn::tensor::{Device, Distribution, Tensor};
 use burn::train::metric::LossMetric;
@@ -51,32 +50,6 @@ pub(crate) fn config() -> WanConfig {
         num_res_blocks: 1,
         temperal_downsample: vec![false, true],
         ..WanConfig::default()
-    }
-}
-
-/// Weights to begin with: no biases, and convolutions 1.4 times the layers' own, which are PyTorch's. With
-/// those as they are the clips are a small part of what reaches the latents, and training stays with the mean
-/// of all clips (0.13) for hundreds of steps.
-#[derive(Default)]
-pub(crate) struct Louder {
-    name: String,
-}
-
-/// By how much.
-const GAIN: f64 = 1.4;
-
-impl ModuleMapper for Louder {
-    fn enter_module(&mut self, name: &str, _: &str) {
-        self.name = name.into();
-    }
-
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let gain = match self.name.as_str() {
-            "bias" => 0.0,
-            "weight" => GAIN,
-            _ => return param,
-        };
-        param.map(|weights| (weights * gain).detach().require_grad())
     }
 }
 
