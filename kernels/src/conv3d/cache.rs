@@ -47,32 +47,71 @@ impl CacheArgs {
     pub(super) fn channel_at(&self, image: u32, channel: u32) -> usize {
         image as usize * self.image_stride + channel as usize * self.channel_stride
     }
-
-    /// The frame that coordinate `depth` reads.
-    pub(super) fn frame_at(
-        &self,
-        walk: &GatherArgs,
-        depth: i32,
-        #[comptime] padding: PaddingMode,
-    ) -> JoinedFrame {
-        let depth = source_of(depth, walk.depth.extent as i32, padding);
-        let frames = self.frames as i32;
-        let in_cache = depth < frames;
-        let frame = select(in_cache, depth, depth - frames) as usize;
-        JoinedFrame {
-            in_cache,
-            offset: frame * select(in_cache, self.depth_stride, walk.depth.source_stride),
-            inside: comptime!(padding != PaddingMode::Zeros) || (depth as u32) < walk.depth.extent,
-        }
-    }
 }
 
-/// Offset of a channel of an image in the cache; zero without one.
+/// Offsets of a channel in the source and in the cache.
+#[derive(CubeType, Clone, Copy)]
+pub(super) struct ChannelAt {
+    pub(super) source: usize,
+    pub(super) cache: usize,
+}
+
+/// The source, and its cache where there is one.
+#[derive(CubeType)]
+pub(super) struct JoinedFrames<'a, 'c, E: Float> {
+    pub(super) source: &'a [E],
+    pub(super) cache: ComptimeOption<&'c [E]>,
+    pub(super) cache_args: &'a ComptimeOption<CacheArgs>,
+    pub(super) gather: &'a GatherArgs,
+    /// Along depth.
+    #[cube(comptime)]
+    padding: PaddingMode,
+}
+
 #[cube]
-pub(super) fn cache_channel(cache: &ComptimeOption<CacheArgs>, n: u32, c: u32) -> usize {
-    #[comptime]
-    match cache {
-        ComptimeOption::Some(cache) => cache.channel_at(n, c),
-        ComptimeOption::None => 0usize,
+impl<'a, 'c, E: Float> JoinedFrames<'a, 'c, E> {
+    pub(super) fn new(
+        source: &'a [E],
+        cache: ComptimeOption<&'c [E]>,
+        cache_args: &'a ComptimeOption<CacheArgs>,
+        gather: &'a GatherArgs,
+        #[comptime] padding: PaddingMode,
+    ) -> JoinedFrames<'a, 'c, E> {
+        JoinedFrames::<'a, 'c, E> { source, cache, cache_args, gather, padding }
+    }
+
+    /// A channel of an image.
+    pub(super) fn channel_at(&self, image: u32, channel: u32) -> ChannelAt {
+        let source = self.gather.source_at(image, channel);
+        #[comptime]
+        match self.cache_args {
+            ComptimeOption::Some(args) => ChannelAt { source, cache: args.channel_at(image, channel) },
+            ComptimeOption::None => ChannelAt { source, cache: source },
+        }
+    }
+
+    /// The frame that coordinate `depth` reads. Without a cache `in_cache` is a constant, and nothing is
+    /// compiled for frames of the cache.
+    pub(super) fn at(&self, depth: i32) -> JoinedFrame {
+        let padding = comptime!(self.padding);
+        #[comptime]
+        match self.cache_args {
+            ComptimeOption::Some(args) => {
+                let axis = &self.gather.depth;
+                let depth = source_of(depth, axis.extent as i32, padding);
+                let frames = args.frames as i32;
+                let in_cache = depth < frames;
+                let frame = select(in_cache, depth, depth - frames) as usize;
+                JoinedFrame {
+                    in_cache,
+                    offset: frame * select(in_cache, args.depth_stride, axis.source_stride),
+                    inside: comptime!(padding != PaddingMode::Zeros) || (depth as u32) < axis.extent,
+                }
+            }
+            ComptimeOption::None => {
+                let (offset, inside) = self.gather.depth.load_offset(depth, padding);
+                JoinedFrame { in_cache: false.runtime(), offset, inside }
+            }
+        }
     }
 }

@@ -95,20 +95,20 @@ impl FrameTile {
 
 impl FrameTile {
     /// Threadgroups of one channel of one image, whose frames are cut into chunks.
-    pub(super) fn threadgroups(&self, walks: &Gather, chunk: usize) -> usize {
-        let [depth, height, width] = walks.map(|walk| walk.positions);
+    pub(super) fn threadgroups(&self, gather: &Gather, chunk: usize) -> usize {
+        let [depth, height, width] = gather.map(|axis| axis.positions);
         depth.div_ceil(chunk) * self.tiles(height, width).iter().product::<usize>()
     }
 
     /// The grid for so many channels as a kernel argument.
     pub(super) fn tiling(
         &self,
-        walks: &Gather,
+        gather: &Gather,
         chunk: usize,
         channels: usize,
         activation: Activation,
     ) -> FrameTilingLaunch {
-        let [depth, height, width] = walks.map(|walk| walk.positions);
+        let [depth, height, width] = gather.map(|axis| axis.positions);
         let [tiles_h, tiles_w] = self.tiles(height, width);
         FrameTilingLaunch {
             tiles_w: tiles_w as u32,
@@ -116,7 +116,7 @@ impl FrameTile {
             chunks: depth.div_ceil(chunk) as u32,
             channels: channels as u32,
             channel_count: channels as u32,
-            threadgroups: self.threadgroups(walks, chunk) as u32,
+            threadgroups: self.threadgroups(gather, chunk) as u32,
             height: height as u32,
             width: width as u32,
             depth: depth as u32,
@@ -203,22 +203,22 @@ pub(super) struct LoadOffsets {
 
 #[cube]
 pub(super) fn load_offsets(
-    walk: &GatherArgs,
+    gather: &GatherArgs,
     work: &ThreadWork,
     #[comptime] padding: PaddingMode,
     #[comptime] tile: FrameTile,
 ) -> LoadOffsets {
     let mut at = Sequence::<usize>::new();
     let mut inside = Sequence::<bool>::new();
-    let h = walk.height.coordinate(work.tile_h);
-    let w = walk.width.coordinate(work.tile_w);
+    let h = gather.height.coordinate(work.tile_h);
+    let w = gather.width.coordinate(work.tile_w);
     #[unroll]
     for load in 0..comptime!(tile.loads()) {
         let element = UNIT_POS + comptime!((load * tile.threads) as u32);
         let row = element / comptime!(tile.row_pitch() as u32);
         let column = element % comptime!(tile.row_pitch() as u32);
-        let (row, row_inside) = walk.height.load_offset(h + row as i32, padding);
-        let (column, column_inside) = walk.width.load_offset(w + column as i32, padding);
+        let (row, row_inside) = gather.height.load_offset(h + row as i32, padding);
+        let (column, column_inside) = gather.width.load_offset(w + column as i32, padding);
         at.push(row + column);
         inside.push(row_inside && column_inside);
     }
@@ -229,23 +229,7 @@ pub(super) fn load_offsets(
 #[cube]
 pub(super) fn read_frame<E: Float>(
     source: &[E],
-    base: usize,
-    walk: &GatherArgs,
-    frame: u32,
-    exists: bool,
-    offsets: &LoadOffsets,
-    #[comptime] padding: PaddingMode,
-    #[comptime] tile: FrameTile,
-) -> Sequence<E> {
-    let (frame, inside) = walk.depth.load_offset(walk.depth.coordinate(frame), padding);
-    read_frame_at(source, base, frame, inside && exists, offsets, tile)
-}
-
-/// [`read_frame`] of the frame at this offset of a channel.
-#[cube]
-pub(super) fn read_frame_at<E: Float>(
-    source: &[E],
-    base: usize,
+    channel: usize,
     frame: usize,
     inside: bool,
     offsets: &LoadOffsets,
@@ -256,7 +240,7 @@ pub(super) fn read_frame_at<E: Float>(
     for load in 0..comptime!(tile.loads()) {
         let mut value = E::from_int(0);
         if inside && *offsets.inside.index(load) {
-            value = source[base + frame + *offsets.at.index(load)];
+            value = source[channel + frame + *offsets.at.index(load)];
         }
         values.push(value);
     }

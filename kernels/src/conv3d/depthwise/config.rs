@@ -15,16 +15,16 @@ pub(super) const THREADS: usize = 256;
 /// Output positions along H whose windows overlap in one thread.
 const ROWS: usize = 4;
 
-/// The march of a walk; `marches` gives the number of marches of a channel for a number of positions along H
-/// per thread. Few marches get small threadgroups.
-pub(super) fn march_window(walks: &Gather, marches: impl Fn(usize) -> usize) -> MarchWindow {
-    let rows = if !walks[1].is_dense() {
+/// The march of a gather; `marches` gives the number of marches of a channel for a number of positions along
+/// H per thread. Few marches get small threadgroups.
+pub(super) fn march_window(gather: &Gather, marches: impl Fn(usize) -> usize) -> MarchWindow {
+    let rows = if !gather[1].is_dense() {
         1
     } else {
-        [ROWS, 2, 1][usize::from(walks[1].positions < 3) + usize::from(walks[1].positions < 2)]
+        [ROWS, 2, 1][usize::from(gather[1].positions < 3) + usize::from(gather[1].positions < 2)]
     };
     let threads = if marches(rows) <= 64 { 64 } else { 256 };
-    MarchWindow { taps: walks.map(|walk| walk.taps), rows, reuses_frames: walks[0].is_dense(), threads }
+    MarchWindow { taps: gather.map(|axis| axis.taps), rows, reuses_frames: gather[0].is_dense(), threads }
 }
 
 /// Output positions of a thread along H in a staged forward pass, and in a staged weight gradient, whose
@@ -35,13 +35,13 @@ pub(super) const WEIGHT_ROWS: [usize; 2] = [2, 4];
 /// Bytes of shared memory that a frame may take.
 const MAX_FRAME_BYTES: usize = 24 * 1024;
 
-/// The tile for a walk, the cheapest by an instruction count: multiply-adds, shared-memory loads, and a cost
-/// per global load, position and thread. None unless stride and dilation are 1, nor if the tile is mostly
-/// empty.
-pub(super) fn staged_tile(walks: &Gather, rows: &[usize], limits: &Limits) -> Option<FrameTile> {
-    let [_, height, width] = walks.map(|walk| walk.positions);
-    let taps = walks.map(|walk| walk.taps);
-    if !walks.iter().all(AxisGather::is_dense) || taps.iter().product::<usize>() > MAX_TAPS {
+/// The tile for a gather, the cheapest by an instruction count: multiply-adds, shared-memory loads, and a
+/// cost per global load, position and thread. None unless stride and dilation are 1, nor if the tile is
+/// mostly empty.
+pub(super) fn staged_tile(gather: &Gather, rows: &[usize], limits: &Limits) -> Option<FrameTile> {
+    let [_, height, width] = gather.map(|axis| axis.positions);
+    let taps = gather.map(|axis| axis.taps);
+    if !gather.iter().all(AxisGather::is_dense) || taps.iter().product::<usize>() > MAX_TAPS {
         return None;
     }
     let columns = (8..=128usize.min(width.next_multiple_of(8))).step_by(8);
@@ -78,24 +78,24 @@ pub(super) fn depth_chunk(depth: usize, columns: usize, most: usize, limits: &Li
 /// Frames of a chunk of staged tiles, at most `most`, and the threadgroups of one channel of one image.
 pub(super) fn chunks(
     problem: &Conv3dProblem,
-    walks: &Gather,
+    gather: &Gather,
     tile: &FrameTile,
     most: usize,
     limits: &Limits,
 ) -> (usize, usize) {
-    let [depth, height, width] = walks.map(|walk| walk.positions);
+    let [depth, height, width] = gather.map(|axis| axis.positions);
     let tiles: usize = tile.tiles(height, width).iter().product();
     let images = problem.batch * problem.channels;
     let chunk = depth_chunk(depth, images * tiles * THREADS, most, limits);
-    (chunk, tile.threadgroups(walks, chunk))
+    (chunk, tile.threadgroups(gather, chunk))
 }
 
 /// The tile of a staged weight gradient and its [`chunks`]; none where no tile fits or the workspace does not
 /// hold the partials.
 pub(super) fn staged_weight(problem: &Conv3dProblem, limits: &Limits) -> Option<(FrameTile, (usize, usize))> {
-    let walks = &gathers(problem, Pass::Forward)[0];
-    let tile = staged_tile(walks, &WEIGHT_ROWS, limits)?;
-    let (chunk, threadgroups) = chunks(problem, walks, &tile, SERIAL_PRODUCTS / tile.rows, limits);
+    let gather = &gathers(problem, Pass::Forward)[0];
+    let tile = staged_tile(gather, &WEIGHT_ROWS, limits)?;
+    let (chunk, threadgroups) = chunks(problem, gather, &tile, SERIAL_PRODUCTS / tile.rows, limits);
     let affordable = affordable_slices(problem.weight_shape().iter().product(), limits);
     (problem.batch * threadgroups <= affordable).then_some((tile, (chunk, threadgroups)))
 }
@@ -114,10 +114,10 @@ pub(super) struct WeightWork {
     pub(super) slice_length: usize,
 }
 
-pub(super) fn weight_work(problem: &Conv3dProblem, walks: &Gather, limits: &Limits) -> WeightWork {
-    let [depth, height, width] = walks.map(|walk| walk.positions);
-    let [depth_taps, row_taps, column_taps] = walks.map(|walk| walk.taps);
-    let whole = MarchWindow { rows: 1, ..march_window(walks, |_| usize::MAX) };
+pub(super) fn weight_work(problem: &Conv3dProblem, gather: &Gather, limits: &Limits) -> WeightWork {
+    let [depth, height, width] = gather.map(|axis| axis.positions);
+    let [depth_taps, row_taps, column_taps] = gather.map(|axis| axis.taps);
+    let whole = MarchWindow { rows: 1, ..march_window(gather, |_| usize::MAX) };
     // A window that does not fit the registers is split into its depth taps, each with marches of its own.
     let cuts = if whole.tap_count() > weight::MAX_SUMS { depth_taps } else { 1 };
     let taps = [depth_taps / cuts, row_taps, column_taps];

@@ -35,20 +35,20 @@ pub(super) fn forward_or_input_gradient(
     operands: [&Operand; 3],
 ) -> Result<(), ConvError> {
     let gathers = gathers(&call.problem, call.pass);
-    let tile = |walks| staged_tile(walks, &FORWARD_ROWS, call.limits);
-    let [walks, ..] = &gathers[..] else { return Ok(()) };
+    let tile = |gather| staged_tile(gather, &FORWARD_ROWS, call.limits);
+    let [gather, ..] = &gathers[..] else { return Ok(()) };
     match kernel {
         DepthwiseKernel::Staged => {
-            let tile = tile(walks).expect("`check` has found that the plan serves the pass");
-            launch_staged(call, (walks, tile), operands)
+            let tile = tile(gather).expect("`check` has found that the plan serves the pass");
+            launch_staged(call, (gather, tile), operands)
         }
-        DepthwiseKernel::March => launch_march(call, walks, operands),
+        DepthwiseKernel::March => launch_march(call, gather, operands),
         DepthwiseKernel::Phases => {
-            gathers.iter().filter(|walks| positions(walks) > 0).try_for_each(|walks| match tile(walks) {
+            gathers.iter().filter(|gather| positions(gather) > 0).try_for_each(|gather| match tile(gather) {
                 // Positions that no window reads: a product with K = 0 writes their zeros.
-                _ if taps(walks) == 0 => gemm::launch_gather(call, walks, operands),
-                Some(tile) => launch_staged(call, (walks, tile), operands),
-                None => launch_march(call, walks, operands),
+                _ if taps(gather) == 0 => gemm::launch_gather(call, gather, operands),
+                Some(tile) => launch_staged(call, (gather, tile), operands),
+                None => launch_march(call, gather, operands),
             })
         }
     }
@@ -56,11 +56,11 @@ pub(super) fn forward_or_input_gradient(
 
 fn launch_staged(
     call: &Conv3dCall,
-    (walks, tile): (&Gather, FrameTile),
+    (gather, tile): (&Gather, FrameTile),
     [source, weight, out]: [&Operand; 3],
 ) -> Result<(), ConvError> {
     let Conv3dCall { client, limits, ref problem, pass, cache, bias, activation, .. } = *call;
-    let (chunk, threadgroups) = chunks(problem, walks, &tile, usize::MAX, limits);
+    let (chunk, threadgroups) = chunks(problem, gather, &tile, usize::MAX, limits);
     let all_threadgroups = problem.batch * problem.channels * threadgroups;
     let reached: Vec<_> = [source, weight, out].into_iter().chain(cache).collect();
     let address = address_type("conv3d", &reached, all_threadgroups * tile.threads, limits)?;
@@ -79,9 +79,9 @@ fn launch_staged(
                 weight.buffer_arg(1),
                 bias.map(|bias| bias.tensor_arg()).into(),
                 out.buffer_arg(1),
-                gather_args(problem, pass, walks, [source, weight, out]),
+                gather_args(problem, pass, gather, [source, weight, out]),
                 cache.map(cache_args).into(),
-                tile.tiling(walks, chunk, problem.channels, activation),
+                tile.tiling(gather, chunk, problem.channels, activation),
                 dispatch.span(),
                 pass,
                 padding,
@@ -97,13 +97,13 @@ fn launch_staged(
 
 fn launch_march(
     call: &Conv3dCall,
-    walks: &Gather,
+    gather: &Gather,
     [source, weight, out]: [&Operand; 3],
 ) -> Result<(), ConvError> {
     let Conv3dCall { client, limits, ref problem, pass, cache, bias, activation, .. } = *call;
-    let [depth, height, width] = walks.map(|walk| walk.positions);
+    let [depth, height, width] = gather.map(|axis| axis.positions);
     let images = problem.batch * problem.channels;
-    let window = march_window(walks, |rows| height.div_ceil(rows) * width);
+    let window = march_window(gather, |rows| height.div_ceil(rows) * width);
     let blocks = height.div_ceil(window.rows);
     let chunk = depth_chunk(depth, images * blocks * width, usize::MAX, limits);
     let chunks = depth.div_ceil(chunk);
@@ -114,7 +114,7 @@ fn launch_march(
     let padding = problem.window_padding().expect("`serves` has checked the padding");
     let operations = 2.0 * (window.threads * window.rows * chunk * window.tap_count()) as f64;
     for dispatch in dispatches(images * threadgroups, operations, limits) {
-        // SAFETY: output positions are below the walk's extents; loads outside the source read element 0 in
+        // SAFETY: output positions are below the gather's extents; loads outside the source read element 0 in
         // their place.
         unsafe {
             march_kernel::launch_unchecked(
@@ -127,7 +127,7 @@ fn launch_march(
                 weight.buffer_arg(1),
                 bias.map(|bias| bias.tensor_arg()).into(),
                 out.buffer_arg(1),
-                gather_args(problem, pass, walks, [source, weight, out]),
+                gather_args(problem, pass, gather, [source, weight, out]),
                 cache.map(cache_args).into(),
                 MarchWorkLaunch {
                     width: width as u32,
@@ -165,7 +165,7 @@ pub(super) fn weight_gradient(
 ) -> Result<(), ConvError> {
     let Conv3dCall { client, limits, ref problem, bias_gradient: db, .. } = *call;
     let [_, dy, dw] = operands;
-    let walks = &gathers(problem, Pass::Forward)[0];
+    let gather = &gathers(problem, Pass::Forward)[0];
     let staged = (kernel == DepthwiseKernel::Staged)
         .then(|| staged_weight(problem, limits).expect("`check` has found that the plan serves the pass"));
     let fused = db.filter(|db| {
@@ -177,20 +177,20 @@ pub(super) fn weight_gradient(
         reduce::bias_gradient(client, problem, limits, dy, db)?;
     }
     match staged {
-        Some((tile, chunks)) => staged_weight_gradient(call, (walks, tile), chunks, operands, fused),
-        None => march_weight_gradient(call, walks, operands),
+        Some((tile, chunks)) => staged_weight_gradient(call, (gather, tile), chunks, operands, fused),
+        None => march_weight_gradient(call, gather, operands),
     }
 }
 
 fn march_weight_gradient(
     call: &Conv3dCall,
-    walks: &Gather,
+    gather: &Gather,
     [x, dy, dw]: [&Operand; 3],
 ) -> Result<(), ConvError> {
     let Conv3dCall { client, limits, ref problem, cache, .. } = *call;
-    let [depth, height, width] = walks.map(|walk| walk.positions);
+    let [depth, height, width] = gather.map(|axis| axis.positions);
     let WeightWork { window, whole, cuts, chunk, marches, slices, slice_length } =
-        weight_work(problem, walks, limits);
+        weight_work(problem, gather, limits);
     let threads = window.threads;
     let partials = reduce::partials(client, slices, dw);
     let largest = (slice_length * slices + threads).max(problem.channels * slices * cuts);
@@ -211,7 +211,7 @@ fn march_weight_gradient(
                 cache.map(|cache| cache.buffer_arg(1)).into(),
                 dy.buffer_arg(1),
                 partials.buffer_arg(1),
-                gather_args(problem, Pass::Forward, walks, [x, dw, dy]),
+                gather_args(problem, Pass::Forward, gather, [x, dw, dy]),
                 cache.map(cache_args).into(),
                 MarchWorkLaunch {
                     width: width as u32,
@@ -242,7 +242,7 @@ fn march_weight_gradient(
 
 fn staged_weight_gradient(
     call: &Conv3dCall,
-    (walks, tile): (&Gather, FrameTile),
+    (gather, tile): (&Gather, FrameTile),
     (chunk, threadgroups): (usize, usize),
     [x, dy, dw]: [&Operand; 3],
     db: Option<&Operand>,
@@ -273,9 +273,9 @@ fn staged_weight_gradient(
                 cache.map(|cache| cache.buffer_arg(1)).into(),
                 dy.buffer_arg(1),
                 partials.buffer_arg(1),
-                gather_args(problem, Pass::Forward, walks, [x, dw, dy]),
+                gather_args(problem, Pass::Forward, gather, [x, dw, dy]),
                 cache.map(cache_args).into(),
-                tile.tiling(walks, chunk, problem.channels, Activation::None),
+                tile.tiling(gather, chunk, problem.channels, Activation::None),
                 slice_stride,
                 dispatch.span(),
                 db.is_some(),

@@ -21,7 +21,7 @@
 //! multipliers, windows of more than [`MAX_TAPS`] taps.
 
 use crate::activation::activate_by_code;
-use crate::conv3d::cache::{CacheArgs, cache_channel};
+use crate::conv3d::cache::{CacheArgs, ChannelAt, JoinedFrames};
 use crate::conv3d::epilogue::channel_bias;
 use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::pass::Pass;
@@ -107,7 +107,7 @@ pub(super) fn march_kernel<E: Float, O: Float>(
     weight: &[E],
     bias: ComptimeOption<&Tensor<E>>,
     out: &mut [O],
-    walk: GatherArgs,
+    gather: GatherArgs,
     cache_args: ComptimeOption<CacheArgs>,
     work: MarchWork,
     span: Span,
@@ -126,7 +126,7 @@ pub(super) fn march_kernel<E: Float, O: Float>(
     }
     let (rest, threadgroup) = work.threadgroups.div_mod(span.index() as u32);
     let (n, c) = work.channels.div_mod(rest);
-    let weights = stage_weights(weight, &walk, c, pass, window);
+    let weights = stage_weights(weight, &gather, c, pass, window);
     sync_cube();
     let index = threadgroup * window.threads as u32 + UNIT_POS;
     if index >= work.marches {
@@ -138,33 +138,22 @@ pub(super) fn march_kernel<E: Float, O: Float>(
     let first = chunk * work.chunk;
     let end = min(first + work.chunk, work.depth);
 
-    let base = (walk.source_at(n, c), cache_channel(&cache_args, n, c));
-    let offsets = window_offsets(&walk, h, w, comptime!(padding[1]), window);
+    let frames = JoinedFrames::new(source, cache, &cache_args, &gather, comptime!(padding[0]));
+    let channel = frames.channel_at(n, c);
+    let offsets = window_offsets(&gather, h, w, comptime!(padding[1]), window);
     let start = channel_bias(bias, c);
-    let out_column = walk.out_at(n, c) + walk.width.out_offset(w);
+    let out_column = gather.out_at(n, c) + gather.width.out_offset(w);
 
     // sums[age * rows + row]: the result that this frame contributes to with depth tap `age`.
     let sums = Registers::<f32>::new(comptime!(window.pending() * window.rows), 0.0f32);
     if comptime!(window.reuses_frames) {
         let halo = comptime!(window.taps[0] as u32 - 1);
         for frame in first..end + halo {
-            add_depth(
-                source,
-                cache,
-                base,
-                &walk,
-                &cache_args,
-                walk.depth.coordinate(frame),
-                &offsets,
-                &weights,
-                0usize,
-                &sums,
-                comptime!(padding[0]),
-                window,
-            );
+            let depth = gather.depth.coordinate(frame);
+            add_depth(&frames, &channel, depth, &offsets, &weights, 0usize, &sums, window);
             if frame >= first + halo {
                 let d = frame - halo;
-                write_rows(out, &walk, &work, &sums, start, out_column, d, h, window);
+                write_rows(out, &gather, &work, &sums, start, out_column, d, h, window);
             }
             age(&sums, window.rows);
         }
@@ -172,23 +161,10 @@ pub(super) fn march_kernel<E: Float, O: Float>(
         for d in first..end {
             #[unroll]
             for tap in 0..window.taps[0] {
-                let depth = walk.depth.coordinate(d) + (tap as u32 * walk.depth.step) as i32;
-                add_depth(
-                    source,
-                    cache,
-                    base,
-                    &walk,
-                    &cache_args,
-                    depth,
-                    &offsets,
-                    &weights,
-                    tap,
-                    &sums,
-                    comptime!(padding[0]),
-                    window,
-                );
+                let depth = gather.depth.coordinate(d) + (tap as u32 * gather.depth.step) as i32;
+                add_depth(&frames, &channel, depth, &offsets, &weights, tap, &sums, window);
             }
-            write_rows(out, &walk, &work, &sums, start, out_column, d, h, window);
+            write_rows(out, &gather, &work, &sums, start, out_column, d, h, window);
             #[unroll]
             for i in 0..window.rows {
                 sums.set(i, 0.0f32);
@@ -199,7 +175,7 @@ pub(super) fn march_kernel<E: Float, O: Float>(
 
 #[cube]
 pub(super) fn window_offsets(
-    walk: &GatherArgs,
+    gather: &GatherArgs,
     h: u32,
     w: u32,
     #[comptime] padding: PaddingMode,
@@ -208,14 +184,14 @@ pub(super) fn window_offsets(
     let mut row = Sequence::<usize>::new();
     let mut row_inside = Sequence::<bool>::new();
     // Rows shared by several positions are adjacent; the rows of a single position are a step apart.
-    let mut step = walk.height.step;
+    let mut step = gather.height.step;
     if comptime!(window.rows > 1) {
         step = 1u32;
     }
     #[unroll]
     for i in 0..comptime!(window.source_rows()) {
         let (at, inside) =
-            walk.height.load_offset(walk.height.coordinate(h) + (i as u32 * step) as i32, padding);
+            gather.height.load_offset(gather.height.coordinate(h) + (i as u32 * step) as i32, padding);
         row.push(at);
         row_inside.push(inside);
     }
@@ -223,8 +199,8 @@ pub(super) fn window_offsets(
     let mut column_inside = Sequence::<bool>::new();
     #[unroll]
     for i in 0..window.taps[2] {
-        let coordinate = walk.width.coordinate(w) + (i as u32 * walk.width.step) as i32;
-        let (at, inside) = walk.width.load_offset(coordinate, padding);
+        let coordinate = gather.width.coordinate(w) + (i as u32 * gather.width.step) as i32;
+        let (at, inside) = gather.width.load_offset(coordinate, padding);
         column.push(at);
         column_inside.push(inside);
     }
@@ -236,7 +212,7 @@ pub(super) fn window_offsets(
 #[cube]
 fn stage_weights<E: Float>(
     weight: &[E],
-    walk: &GatherArgs,
+    gather: &GatherArgs,
     c: u32,
     #[comptime] pass: Pass,
     #[comptime] window: MarchWindow,
@@ -251,10 +227,10 @@ fn stage_weights<E: Float>(
             if tap < comptime!(window.tap_count() as u32) {
                 let d = tap % window.taps[0] as u32;
                 let cell = tap / window.taps[0] as u32;
-                let at = walk.weight_group(c)
-                    + walk.depth.weight_offset(d, pass)
-                    + walk.height.weight_offset(cell / window.taps[2] as u32, pass)
-                    + walk.width.weight_offset(cell % window.taps[2] as u32, pass);
+                let at = gather.weight_group(c)
+                    + gather.depth.weight_offset(d, pass)
+                    + gather.height.weight_offset(cell / window.taps[2] as u32, pass)
+                    + gather.width.weight_offset(cell % window.taps[2] as u32, pass);
                 weights.insert(i, f32::cast_from(weight[at]));
             }
         }
@@ -264,40 +240,27 @@ fn stage_weights<E: Float>(
     shared
 }
 
-/// Accumulates the frame at `depth`, if there is one; `base`: the channel in the source and in the cache.
+/// Accumulates the frame at `depth`, if there is one.
 #[cube]
 fn add_depth<E: Float>(
-    source: &[E],
-    cache: ComptimeOption<&[E]>,
-    base: (usize, usize),
-    walk: &GatherArgs,
-    cache_args: &ComptimeOption<CacheArgs>,
+    frames: &JoinedFrames<E>,
+    channel: &ChannelAt,
     depth: i32,
     offsets: &WindowOffsets,
     weights: &Shared<[Weights]>,
     #[comptime] first_tap: usize,
     sums: &Registers<f32>,
-    #[comptime] padding: PaddingMode,
     #[comptime] window: MarchWindow,
 ) {
-    #[comptime]
-    match cache_args {
-        ComptimeOption::Some(args) => {
-            let at = args.frame_at(walk, depth, padding);
-            if at.inside {
-                // The end of a branch waits for loads: it has their use, too.
-                if at.in_cache {
-                    add_frame(cache.unwrap(), base.1 + at.offset, offsets, weights, first_tap, sums, window);
-                } else {
-                    add_frame(source, base.0 + at.offset, offsets, weights, first_tap, sums, window);
-                }
-            }
-        }
-        ComptimeOption::None => {
-            let (at, inside) = walk.depth.load_offset(depth, padding);
-            if inside {
-                add_frame(source, base.0 + at, offsets, weights, first_tap, sums, window);
-            }
+    let at = frames.at(depth);
+    if at.inside {
+        // The end of a branch waits for loads: it has their use, too.
+        if at.in_cache {
+            let frame = channel.cache + at.offset;
+            add_frame(frames.cache.unwrap(), frame, offsets, weights, first_tap, sums, window);
+        } else {
+            let frame = channel.source + at.offset;
+            add_frame(frames.source, frame, offsets, weights, first_tap, sums, window);
         }
     }
 }
@@ -379,7 +342,7 @@ pub(super) fn age(sums: &Registers<f32>, #[comptime] rows: usize) {
 #[cube]
 fn write_rows<O: Float>(
     out: &mut [O],
-    walk: &GatherArgs,
+    gather: &GatherArgs,
     work: &MarchWork,
     sums: &Registers<f32>,
     bias: f32,
@@ -393,7 +356,7 @@ fn write_rows<O: Float>(
         let row = h + i as u32;
         if row < work.height {
             let sum = sums.get(comptime!((window.pending() - 1) * window.rows + i));
-            let at = out_column + walk.depth.out_offset(d) + walk.height.out_offset(row);
+            let at = out_column + gather.depth.out_offset(d) + gather.height.out_offset(row);
             out[at] = O::cast_from(activate_by_code(sum + bias, work.activation));
         }
     }

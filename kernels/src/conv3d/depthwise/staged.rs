@@ -19,11 +19,10 @@
 
 use super::march::age;
 use crate::activation::activate_by_code;
-use crate::conv3d::cache::{CacheArgs, JoinedFrame};
+use crate::conv3d::cache::{CacheArgs, ChannelAt, JoinedFrames};
 use crate::conv3d::epilogue::channel_bias;
 use crate::conv3d::frames::{
-    FrameTile, FrameTiling, LoadOffsets, ThreadWork, load_offsets, read_column, read_frame, read_frame_at,
-    write_frame,
+    FrameTile, FrameTiling, LoadOffsets, ThreadWork, load_offsets, read_column, read_frame, write_frame,
 };
 use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::pass::Pass;
@@ -44,7 +43,7 @@ pub(super) fn staged_kernel<E: Float, O: Float>(
     weight: &[E],
     bias: ComptimeOption<&Tensor<E>>,
     out: &mut [O],
-    walk: GatherArgs,
+    gather: GatherArgs,
     cache_args: ComptimeOption<CacheArgs>,
     tiling: FrameTiling,
     span: Span,
@@ -62,85 +61,61 @@ pub(super) fn staged_kernel<E: Float, O: Float>(
         terminate!();
     }
     let work = tiling.thread_work(span.index() as u32, tile);
-    let weights = stage_weights(weight, &walk, work.c, pass, tile);
-    let offsets = load_offsets(&walk, &work, comptime!(padding[1]), tile);
-    let base = walk.source_at(work.n, work.c);
+    let weights = stage_weights(weight, &gather, work.c, pass, tile);
+    let offsets = load_offsets(&gather, &work, comptime!(padding[1]), tile);
+    let frames = JoinedFrames::new(source, cache, &cache_args, &gather, comptime!(padding[0]));
+    let channel = frames.channel_at(work.n, work.c);
     let start = channel_bias(bias, work.c);
-    let out_column = walk.out_at(work.n, work.c) + walk.width.out_offset(work.w);
+    let out_column = gather.out_at(work.n, work.c) + gather.width.out_offset(work.w);
 
     let mut stage = Shared::<[f32]>::new_slice(comptime!(tile.loads() * tile.threads));
     // sums[age * rows + row]: the result that this frame contributes to with depth tap `age`.
     let sums = Registers::<f32>::new(comptime!(tile.taps[0] * tile.rows), 0.0f32);
     let halo = comptime!(tile.taps[0] as u32 - 1);
     let mut frame = work.first;
-    let depth = comptime!(padding[0]);
-    #[comptime]
-    match cache_args {
-        ComptimeOption::Some(args) => {
-            // A frame is in one of the two tensors. The end of a branch waits for loads: each has the whole
-            // step.
-            let cache = cache.unwrap();
-            let cache_base = args.channel_at(work.n, work.c);
-            let at = args.frame_at(&walk, walk.depth.coordinate(frame), depth);
-            stage_joined_frame(source, cache, (base, cache_base), &at, &offsets, &mut stage, tile);
-            sync_cube();
-            while frame < work.end + halo {
-                let at = args.frame_at(&walk, walk.depth.coordinate(frame + 1u32), depth);
-                let inside = at.inside && frame + 1u32 < work.end + halo;
-                if at.in_cache {
-                    let next = read_frame_at(cache, cache_base, at.offset, inside, &offsets, tile);
-                    step(
-                        &next, &mut stage, &weights, &sums, out, &walk, &tiling, &work, start, out_column,
-                        frame, tile,
-                    );
-                } else {
-                    let next = read_frame_at(source, base, at.offset, inside, &offsets, tile);
-                    step(
-                        &next, &mut stage, &weights, &sums, out, &walk, &tiling, &work, start, out_column,
-                        frame, tile,
-                    );
-                }
-                frame += 1u32;
-                sync_cube();
-            }
+    stage_frame(&frames, &channel, frame, &offsets, &mut stage, tile);
+    sync_cube();
+    while frame < work.end + halo {
+        // The next frame is prefetched while this one is multiplied; past the last there is nothing to load.
+        let exists = frame + 1u32 < work.end + halo;
+        let at = frames.at(gather.depth.coordinate(frame + 1u32));
+        let inside = at.inside && exists;
+        // A frame is in one of the two tensors. The end of a branch waits for loads: each has the whole step.
+        if at.in_cache {
+            let next = read_frame(frames.cache.unwrap(), channel.cache, at.offset, inside, &offsets, tile);
+            step(
+                &next, &mut stage, &weights, &sums, out, &gather, &tiling, &work, start, out_column, frame,
+                tile,
+            );
+        } else {
+            let next = read_frame(source, channel.source, at.offset, inside, &offsets, tile);
+            step(
+                &next, &mut stage, &weights, &sums, out, &gather, &tiling, &work, start, out_column, frame,
+                tile,
+            );
         }
-        ComptimeOption::None => {
-            let values = read_frame(source, base, &walk, frame, true.runtime(), &offsets, depth, tile);
-            write_frame(&values, &mut stage, tile);
-            sync_cube();
-            while frame < work.end + halo {
-                // The next frame is prefetched while this one is multiplied; past the last there is nothing
-                // to load.
-                let exists = frame + 1u32 < work.end + halo;
-                let next = read_frame(source, base, &walk, frame + 1u32, exists, &offsets, depth, tile);
-                step(
-                    &next, &mut stage, &weights, &sums, out, &walk, &tiling, &work, start, out_column, frame,
-                    tile,
-                );
-                frame += 1u32;
-                sync_cube();
-            }
-        }
+        frame += 1u32;
+        sync_cube();
     }
 }
 
-/// Stages a frame of a stream from the tensor that has it; `base` is the channel's offset in the source and
-/// in the cache.
+/// Stages a frame from the tensor that has it.
 #[cube]
-pub(super) fn stage_joined_frame<E: Float>(
-    source: &[E],
-    cache: &[E],
-    base: (usize, usize),
-    at: &JoinedFrame,
+pub(super) fn stage_frame<E: Float>(
+    frames: &JoinedFrames<E>,
+    channel: &ChannelAt,
+    frame: u32,
     offsets: &LoadOffsets,
     stage: &mut Shared<[f32]>,
     #[comptime] tile: FrameTile,
 ) {
+    let at = frames.at(frames.gather.depth.coordinate(frame));
     if at.in_cache {
-        let values = read_frame_at(cache, base.1, at.offset, at.inside, offsets, tile);
+        let cache = frames.cache.unwrap();
+        let values = read_frame(cache, channel.cache, at.offset, at.inside, offsets, tile);
         write_frame(&values, stage, tile);
     } else {
-        let values = read_frame_at(source, base.0, at.offset, at.inside, offsets, tile);
+        let values = read_frame(frames.source, channel.source, at.offset, at.inside, offsets, tile);
         write_frame(&values, stage, tile);
     }
 }
@@ -154,7 +129,7 @@ fn step<E: Float, O: Float>(
     weights: &Shared<[Weights]>,
     sums: &Registers<f32>,
     out: &mut [O],
-    walk: &GatherArgs,
+    gather: &GatherArgs,
     tiling: &FrameTiling,
     work: &ThreadWork,
     start: f32,
@@ -165,7 +140,7 @@ fn step<E: Float, O: Float>(
     let halo = comptime!(tile.taps[0] as u32 - 1);
     add_frame(&*stage, work.corner, weights, sums, tile);
     if frame >= work.first + halo {
-        write_rows(out, walk, tiling, work, sums, start, out_column, frame - halo, tile);
+        write_rows(out, gather, tiling, work, sums, start, out_column, frame - halo, tile);
     }
     age(sums, tile.rows);
     sync_cube();
@@ -176,7 +151,7 @@ fn step<E: Float, O: Float>(
 #[cube]
 fn stage_weights<E: Float>(
     weight: &[E],
-    walk: &GatherArgs,
+    gather: &GatherArgs,
     c: u32,
     #[comptime] pass: Pass,
     #[comptime] tile: FrameTile,
@@ -191,10 +166,10 @@ fn stage_weights<E: Float>(
             if tap < comptime!(tile.tap_count() as u32) {
                 let d = tap % tile.taps[0] as u32;
                 let cell = tap / tile.taps[0] as u32;
-                let at = walk.weight_group(c)
-                    + walk.depth.weight_offset(d, pass)
-                    + walk.height.weight_offset(cell % tile.taps[1] as u32, pass)
-                    + walk.width.weight_offset(cell / tile.taps[1] as u32, pass);
+                let at = gather.weight_group(c)
+                    + gather.depth.weight_offset(d, pass)
+                    + gather.height.weight_offset(cell % tile.taps[1] as u32, pass)
+                    + gather.width.weight_offset(cell / tile.taps[1] as u32, pass);
                 weights.insert(i, f32::cast_from(weight[at]));
             }
         }
@@ -235,7 +210,7 @@ fn add_frame(
 #[cube]
 fn write_rows<O: Float>(
     out: &mut [O],
-    walk: &GatherArgs,
+    gather: &GatherArgs,
     tiling: &FrameTiling,
     work: &ThreadWork,
     sums: &Registers<f32>,
@@ -249,7 +224,7 @@ fn write_rows<O: Float>(
         let row = work.h + i as u32;
         if row < tiling.height && work.w < tiling.width {
             let sum = sums.get(comptime!((tile.taps[0] - 1) * tile.rows + i));
-            let at = out_column + walk.depth.out_offset(d) + walk.height.out_offset(row);
+            let at = out_column + gather.depth.out_offset(d) + gather.height.out_offset(row);
             out[at] = O::cast_from(activate_by_code(sum + bias, tiling.activation));
         }
     }

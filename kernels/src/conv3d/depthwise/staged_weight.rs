@@ -19,11 +19,11 @@
 //! Declined: stride, dilation and windows of more than 80 taps ([`super::weight`] serves strides and
 //! dilation).
 
-use super::staged::stage_joined_frame;
-use crate::conv3d::cache::CacheArgs;
+use super::staged::stage_frame;
+use crate::conv3d::cache::{CacheArgs, JoinedFrames};
 use crate::conv3d::frames::{
     FrameTile, FrameTiling, ReductionLayout, ThreadWork, load_offsets, read_column, read_frame,
-    read_frame_at, reduce_threads, write_frame,
+    reduce_threads, write_frame,
 };
 use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::problem::PaddingMode;
@@ -39,7 +39,7 @@ pub(super) fn staged_weight_kernel<E: Float, O: Float>(
     cache: ComptimeOption<&[E]>,
     dy: &[E],
     out: &mut [O],
-    walk: GatherArgs,
+    gather: GatherArgs,
     cache_args: ComptimeOption<CacheArgs>,
     tiling: FrameTiling,
     slice_stride: usize,
@@ -58,9 +58,10 @@ pub(super) fn staged_weight_kernel<E: Float, O: Float>(
         terminate!();
     }
     let work = tiling.thread_work(span.index() as u32, tile);
-    let offsets = load_offsets(&walk, &work, comptime!(padding[1]), tile);
-    let base = walk.source_at(work.n, work.c);
-    let dy_column = walk.out_at(work.n, work.c) + walk.width.out_offset(work.w);
+    let offsets = load_offsets(&gather, &work, comptime!(padding[1]), tile);
+    let frames = JoinedFrames::new(source, cache, &cache_args, &gather, comptime!(padding[0]));
+    let channel = frames.channel_at(work.n, work.c);
+    let dy_column = gather.out_at(work.n, work.c) + gather.width.out_offset(work.w);
 
     let mut stage = Shared::<[f32]>::new_slice(comptime!(tile.loads() * tile.threads));
     // sums[(column * KH + row) * KD + depth], then the sum of dy.
@@ -69,57 +70,28 @@ pub(super) fn staged_weight_kernel<E: Float, O: Float>(
     let recent = Registers::<f32>::new(comptime!(tile.taps[0] * tile.rows), 0.0f32);
     let halo = comptime!(tile.taps[0] as u32 - 1);
     let mut frame = work.first;
-    let depth = comptime!(padding[0]);
-    #[comptime]
-    match cache_args {
-        ComptimeOption::Some(args) => {
-            // As in the forward pass.
-            let cache = cache.unwrap();
-            let cache_base = args.channel_at(work.n, work.c);
-            let at = args.frame_at(&walk, walk.depth.coordinate(frame), depth);
-            stage_joined_frame(source, cache, (base, cache_base), &at, &offsets, &mut stage, tile);
-            read_gradients(dy, &walk, &tiling, &work, dy_column, frame, &recent, tile);
-            add_bias(&recent, &sums, bias, tile);
-            sync_cube();
-            while frame < work.end + halo {
-                let at = args.frame_at(&walk, walk.depth.coordinate(frame + 1u32), depth);
-                let inside = at.inside && frame + 1u32 < work.end + halo;
-                if at.in_cache {
-                    let next = read_frame_at(cache, cache_base, at.offset, inside, &offsets, tile);
-                    step(
-                        &next, &mut stage, dy, &recent, &sums, &walk, &tiling, &work, dy_column, frame, bias,
-                        tile,
-                    );
-                } else {
-                    let next = read_frame_at(source, base, at.offset, inside, &offsets, tile);
-                    step(
-                        &next, &mut stage, dy, &recent, &sums, &walk, &tiling, &work, dy_column, frame, bias,
-                        tile,
-                    );
-                }
-                frame += 1u32;
-                sync_cube();
-            }
+    stage_frame(&frames, &channel, frame, &offsets, &mut stage, tile);
+    read_gradients(dy, &gather, &tiling, &work, dy_column, frame, &recent, tile);
+    add_bias(&recent, &sums, bias, tile);
+    sync_cube();
+    while frame < work.end + halo {
+        // As in the forward pass.
+        let exists = frame + 1u32 < work.end + halo;
+        let at = frames.at(gather.depth.coordinate(frame + 1u32));
+        let inside = at.inside && exists;
+        if at.in_cache {
+            let next = read_frame(frames.cache.unwrap(), channel.cache, at.offset, inside, &offsets, tile);
+            step(
+                &next, &mut stage, dy, &recent, &sums, &gather, &tiling, &work, dy_column, frame, bias, tile,
+            );
+        } else {
+            let next = read_frame(source, channel.source, at.offset, inside, &offsets, tile);
+            step(
+                &next, &mut stage, dy, &recent, &sums, &gather, &tiling, &work, dy_column, frame, bias, tile,
+            );
         }
-        ComptimeOption::None => {
-            let values = read_frame(source, base, &walk, frame, true.runtime(), &offsets, depth, tile);
-            write_frame(&values, &mut stage, tile);
-            read_gradients(dy, &walk, &tiling, &work, dy_column, frame, &recent, tile);
-            add_bias(&recent, &sums, bias, tile);
-            sync_cube();
-            while frame < work.end + halo {
-                // The next frame is prefetched while this one is multiplied; past the last there is nothing
-                // to load.
-                let exists = frame + 1u32 < work.end + halo;
-                let next = read_frame(source, base, &walk, frame + 1u32, exists, &offsets, depth, tile);
-                step(
-                    &next, &mut stage, dy, &recent, &sums, &walk, &tiling, &work, dy_column, frame, bias,
-                    tile,
-                );
-                frame += 1u32;
-                sync_cube();
-            }
-        }
+        frame += 1u32;
+        sync_cube();
     }
     let slice = (work.n * tiling.threadgroups + work.threadgroup) as usize * slice_stride;
     let out_base = slice + work.c as usize * tile.tap_count();
@@ -136,7 +108,7 @@ fn step<E: Float>(
     dy: &[E],
     recent: &Registers<f32>,
     sums: &Registers<f32>,
-    walk: &GatherArgs,
+    gather: &GatherArgs,
     tiling: &FrameTiling,
     work: &ThreadWork,
     dy_column: usize,
@@ -146,7 +118,7 @@ fn step<E: Float>(
 ) {
     add_frame(&*stage, work.corner, recent, sums, tile);
     recent.shift(tile.rows);
-    read_gradients(dy, walk, tiling, work, dy_column, frame + 1u32, recent, tile);
+    read_gradients(dy, gather, tiling, work, dy_column, frame + 1u32, recent, tile);
     sync_cube();
     write_frame(next, stage, tile);
     add_bias(recent, sums, bias, tile);
@@ -172,7 +144,7 @@ fn add_bias(
 #[cube]
 fn read_gradients<E: Float>(
     dy: &[E],
-    walk: &GatherArgs,
+    gather: &GatherArgs,
     tiling: &FrameTiling,
     work: &ThreadWork,
     dy_column: usize,
@@ -185,7 +157,7 @@ fn read_gradients<E: Float>(
         let row = work.h + i as u32;
         let mut value = 0.0f32;
         if frame < work.end && row < tiling.height && work.w < tiling.width {
-            let at = dy_column + walk.depth.out_offset(frame) + walk.height.out_offset(row);
+            let at = dy_column + gather.depth.out_offset(frame) + gather.height.out_offset(row);
             value = f32::cast_from(dy[at]);
         }
         recent.set(i, value);

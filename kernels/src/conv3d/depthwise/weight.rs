@@ -18,7 +18,7 @@
 //! `2 * positions * taps` per channel. Declined: as [`super::march`].
 
 use super::march::{MarchWindow, MarchWork, WindowOffsets, read_frame, window_offsets};
-use crate::conv3d::cache::{CacheArgs, cache_channel};
+use crate::conv3d::cache::{CacheArgs, ChannelAt, JoinedFrames};
 use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
@@ -41,7 +41,7 @@ pub(super) fn weight_kernel<E: Float, O: Float>(
     cache: ComptimeOption<&[E]>,
     dy: &[E],
     out: &mut [O],
-    walk: GatherArgs,
+    gather: GatherArgs,
     cache_args: ComptimeOption<CacheArgs>,
     work: MarchWork,
     slice_length: usize,
@@ -65,22 +65,10 @@ pub(super) fn weight_kernel<E: Float, O: Float>(
     let taps = comptime!(window.tap_count());
     let threads = window.threads;
     let sums = Registers::<f32>::new(taps, 0.0f32);
+    let frames = JoinedFrames::new(source, cache, &cache_args, &gather, comptime!(padding[0]));
     let mut index = first + UNIT_POS as usize;
     while index < end {
-        march(
-            source,
-            cache,
-            dy,
-            &walk,
-            &cache_args,
-            &work,
-            index as u32,
-            c,
-            depth_tap,
-            &sums,
-            padding,
-            window,
-        );
+        march(&frames, dy, &work, index as u32, c, depth_tap, &sums, comptime!(padding[1]), window);
         index += threads;
     }
 
@@ -127,27 +115,26 @@ pub(super) fn weight_kernel<E: Float, O: Float>(
 /// Accumulates one march: a chunk of frames at one position of one image's H x W slice.
 #[cube]
 fn march<E: Float>(
-    source: &[E],
-    cache: ComptimeOption<&[E]>,
+    frames: &JoinedFrames<E>,
     dy: &[E],
-    walk: &GatherArgs,
-    cache_args: &ComptimeOption<CacheArgs>,
     work: &MarchWork,
     index: u32,
     c: u32,
     depth_tap: u32,
     sums: &Registers<f32>,
-    #[comptime] padding: [PaddingMode; 2],
+    // Along H and W.
+    #[comptime] padding: PaddingMode,
     #[comptime] window: MarchWindow,
 ) {
+    let gather = frames.gather;
     let (rest, w) = work.width.div_mod(index);
     let (rest, h) = work.blocks.div_mod(rest);
     let (n, chunk) = work.chunks.div_mod(rest);
     let first = chunk * work.chunk;
     let end = min(first + work.chunk, work.depth);
-    let base = (walk.source_at(n, c), cache_channel(cache_args, n, c));
-    let offsets = window_offsets(walk, h, w, comptime!(padding[1]), window);
-    let dy_column = walk.out_at(n, c) + walk.height.out_offset(h) + walk.width.out_offset(w);
+    let channel = frames.channel_at(n, c);
+    let offsets = window_offsets(gather, h, w, padding, window);
+    let dy_column = gather.out_at(n, c) + gather.height.out_offset(h) + gather.width.out_offset(w);
     // recent[age]: dy of the position for which this frame is depth tap `age`.
     let recent = Registers::<f32>::new(window.taps[0], 0.0f32);
     if comptime!(window.reuses_frames) {
@@ -155,88 +142,49 @@ fn march<E: Float>(
             recent.shift(1usize);
             let mut youngest = 0.0f32;
             if frame < end {
-                youngest = f32::cast_from(dy[dy_column + walk.depth.out_offset(frame)]);
+                youngest = f32::cast_from(dy[dy_column + gather.depth.out_offset(frame)]);
             }
             recent.set(0usize, youngest);
-            add_depth(
-                source,
-                cache,
-                base,
-                walk,
-                cache_args,
-                walk.depth.coordinate(frame),
-                &offsets,
-                &recent,
-                sums,
-                comptime!((0usize, window.taps[0])),
-                comptime!(padding[0]),
-                window,
-            );
+            let depth = gather.depth.coordinate(frame);
+            let taps = comptime!((0usize, window.taps[0]));
+            add_depth(frames, &channel, depth, &offsets, &recent, sums, taps, window);
         }
     } else {
         for d in first..end {
-            let gradient = f32::cast_from(dy[dy_column + walk.depth.out_offset(d)]);
+            let gradient = f32::cast_from(dy[dy_column + gather.depth.out_offset(d)]);
             #[unroll]
             for tap in 0..window.taps[0] {
                 recent.set(tap, gradient);
-                let depth = walk.depth.coordinate(d) + ((depth_tap + tap as u32) * walk.depth.step) as i32;
-                add_depth(
-                    source,
-                    cache,
-                    base,
-                    walk,
-                    cache_args,
-                    depth,
-                    &offsets,
-                    &recent,
-                    sums,
-                    comptime!((tap, tap + 1)),
-                    comptime!(padding[0]),
-                    window,
-                );
+                let depth =
+                    gather.depth.coordinate(d) + ((depth_tap + tap as u32) * gather.depth.step) as i32;
+                let taps = comptime!((tap, tap + 1));
+                add_depth(frames, &channel, depth, &offsets, &recent, sums, taps, window);
             }
         }
     }
 }
 
-/// Accumulates the frame at `depth` from the tensor that has it, if any does, times dy for the depth taps
-/// `taps.0..taps.1`; `base` is the channel's offset in the source and in the cache.
+/// Accumulates the frame at `depth`, if there is one, times dy for the depth taps `taps.0..taps.1`.
 #[cube]
 fn add_depth<E: Float>(
-    source: &[E],
-    cache: ComptimeOption<&[E]>,
-    base: (usize, usize),
-    walk: &GatherArgs,
-    cache_args: &ComptimeOption<CacheArgs>,
+    frames: &JoinedFrames<E>,
+    channel: &ChannelAt,
     depth: i32,
     offsets: &WindowOffsets,
     recent: &Registers<f32>,
     sums: &Registers<f32>,
     #[comptime] taps: (usize, usize),
-    #[comptime] padding: PaddingMode,
     #[comptime] window: MarchWindow,
 ) {
-    let (source_base, cache_base) = base;
-    #[comptime]
-    match cache_args {
-        ComptimeOption::Some(args) => {
-            let at = args.frame_at(walk, depth, padding);
-            if at.inside {
-                // The end of a branch waits for loads: it has their use, too.
-                if at.in_cache {
-                    let frame = cache_base + at.offset;
-                    add_frame(cache.unwrap(), frame, offsets, recent, sums, taps.0, taps.1, window);
-                } else {
-                    let frame = source_base + at.offset;
-                    add_frame(source, frame, offsets, recent, sums, taps.0, taps.1, window);
-                }
-            }
-        }
-        ComptimeOption::None => {
-            let (at, inside) = walk.depth.load_offset(depth, padding);
-            if inside {
-                add_frame(source, source_base + at, offsets, recent, sums, taps.0, taps.1, window);
-            }
+    let at = frames.at(depth);
+    if at.inside {
+        // The end of a branch waits for loads: it has their use, too.
+        if at.in_cache {
+            let frame = channel.cache + at.offset;
+            add_frame(frames.cache.unwrap(), frame, offsets, recent, sums, taps.0, taps.1, window);
+        } else {
+            let frame = channel.source + at.offset;
+            add_frame(frames.source, frame, offsets, recent, sums, taps.0, taps.1, window);
         }
     }
 }

@@ -28,6 +28,7 @@ const SMALL_REGISTERS: usize = 64;
 
 /// The output positions of a threadgroup; each thread computes all output channels of the group for its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct FewOutputsTile {
     /// Frames of a threadgroup; every thread computes all of them.
     pub frames: usize,
@@ -68,9 +69,9 @@ pub(super) struct FewOutputsShape {
 }
 
 impl FewOutputsShape {
-    pub(super) fn of(walks: &Gather, outputs: usize, tile: &FewOutputsTile) -> Self {
+    pub(super) fn of(gather: &Gather, outputs: usize, tile: &FewOutputsTile) -> Self {
         let FewOutputsTile { frames, rows, columns, threads, split, prefetch } = *tile;
-        let tile = FrameTile { taps: walks.map(|walk| walk.taps), rows, columns, threads };
+        let tile = FrameTile { taps: gather.map(|axis| axis.taps), rows, columns, threads };
         let (outputs, parts) = if split { (1, outputs) } else { (outputs, 1) };
         Self { tile, frames, outputs, parts, prefetch }
     }
@@ -135,13 +136,13 @@ impl FewOutputsShape {
     }
 
     /// Threadgroups of one group of one image.
-    pub(super) fn threadgroups(&self, walks: &Gather) -> usize {
-        self.tile.threadgroups(walks, self.frames)
+    pub(super) fn threadgroups(&self, gather: &Gather) -> usize {
+        self.tile.threadgroups(gather, self.frames)
     }
 
     /// Instructions of all threads per channel: multiply-adds, shared-memory loads (a vector of weights
     /// counts twice), the global loads, and the 32-byte sectors of the rows loaded.
-    fn cost(&self, walks: &Gather, pass: Pass) -> usize {
+    fn cost(&self, gather: &Gather, pass: Pass) -> usize {
         let FrameTile { taps, rows, threads, .. } = self.tile;
         let products = self.sums() * self.tile.tap_count();
         let values = self.source_frames() * taps[2] * (rows + taps[1] - 1) * self.tile.bank_passes();
@@ -153,7 +154,7 @@ impl FewOutputsShape {
             _ => 2 * self.weight_vectors(),
         };
         let per_thread = products + values + other + 5 * self.loads() + 60;
-        self.threadgroups(walks) * self.parts * (threads * per_thread + 64 * sectors)
+        self.threadgroups(gather) * self.parts * (threads * per_thread + 64 * sectors)
     }
 }
 
@@ -164,14 +165,14 @@ const THREADS: [usize; 3] = [64, 128, 256];
 
 /// Every tile that fits so many registers; none unless stride and dilation are 1.
 fn fitting(
-    walks: &Gather,
+    gather: &Gather,
     pass: Pass,
     outputs: usize,
     registers: usize,
     split: bool,
 ) -> Vec<FewOutputsShape> {
     let mut shapes = Vec::new();
-    if !walks.iter().all(AxisGather::is_dense) {
+    if !gather.iter().all(AxisGather::is_dense) {
         return shapes;
     }
     for frames in FRAMES {
@@ -179,7 +180,7 @@ fn fitting(
             for columns in COLUMNS {
                 let tile =
                     |threads| FewOutputsTile { frames, rows, columns, threads, split, prefetch: false };
-                let shape = |threads| FewOutputsShape::of(walks, outputs, &tile(threads));
+                let shape = |threads| FewOutputsShape::of(gather, outputs, &tile(threads));
                 let fits = |shape: &FewOutputsShape| shape.fits(pass, registers);
                 shapes.extend(THREADS.map(shape).into_iter().filter(fits));
             }
@@ -212,7 +213,7 @@ impl From<FewOutputsShape> for FewOutputsTile {
 
 /// Whether the tile is one of those that [`cheapest`] chooses from.
 pub(super) fn is_offered(
-    walks: &Gather,
+    gather: &Gather,
     pass: Pass,
     outputs: usize,
     tile: &FewOutputsTile,
@@ -220,28 +221,28 @@ pub(super) fn is_offered(
 ) -> bool {
     let FewOutputsTile { frames, rows, columns, threads, .. } = tile;
     let registers = budgets(pass, limits).iter().max();
-    walks.iter().all(AxisGather::is_dense)
+    gather.iter().all(AxisGather::is_dense)
         && FRAMES.contains(frames)
         && ROWS.contains(rows)
         && COLUMNS.contains(columns)
         && THREADS.contains(threads)
         && (!tile.split || may_split(pass, outputs, limits))
         && !(tile.prefetch && pass == Pass::WeightGradient)
-        && registers.is_some_and(|most| FewOutputsShape::of(walks, outputs, tile).fits(pass, *most))
+        && registers.is_some_and(|most| FewOutputsShape::of(gather, outputs, tile).fits(pass, *most))
 }
 
 /// The cheapest tile.
 pub(super) fn cheapest(
-    walks: &Gather,
+    gather: &Gather,
     pass: Pass,
     outputs: usize,
     limits: &Limits,
 ) -> Option<FewOutputsTile> {
     budgets(pass, limits).iter().find_map(|&registers| {
-        let mut shapes = fitting(walks, pass, outputs, registers, false);
+        let mut shapes = fitting(gather, pass, outputs, registers, false);
         if may_split(pass, outputs, limits) {
-            shapes.extend(fitting(walks, pass, outputs, registers, true));
+            shapes.extend(fitting(gather, pass, outputs, registers, true));
         }
-        shapes.into_iter().min_by_key(|shape| shape.cost(walks, pass)).map(FewOutputsTile::from)
+        shapes.into_iter().min_by_key(|shape| shape.cost(gather, pass)).map(FewOutputsTile::from)
     })
 }

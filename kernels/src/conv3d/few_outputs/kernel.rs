@@ -32,11 +32,11 @@
 
 use super::config::FewOutputsShape;
 use super::load::{
-    Channels, Offsets, channel_at, is_overlap_cached, is_uncached, joined_offsets, load_joined_channel,
-    read_joined_channel, read_weights, weight_offsets, write_channel, write_weights,
+    Channels, Offsets, channel_at, frame_offsets, is_overlap_cached, is_uncached, load_channel, read_channel,
+    read_weights, weight_offsets, write_channel, write_weights,
 };
 use crate::activation::activate_by_code;
-use crate::conv3d::cache::CacheArgs;
+use crate::conv3d::cache::{CacheArgs, JoinedFrames};
 use crate::conv3d::epilogue::channel_bias;
 use crate::conv3d::frames::{FrameTiling, LoadOffsets, ThreadWork, load_offsets};
 use crate::conv3d::gemm::index::GatherArgs;
@@ -71,7 +71,7 @@ pub(super) fn few_outputs_kernel<E: Float, O: Float>(
     weight: &[E],
     bias: ComptimeOption<&Tensor<E>>,
     out: &mut [O],
-    walk: GatherArgs,
+    gather: GatherArgs,
     cache_args: ComptimeOption<CacheArgs>,
     tiling: FrameTiling,
     split: ChannelSplit,
@@ -94,24 +94,22 @@ pub(super) fn few_outputs_kernel<E: Float, O: Float>(
     let (slice, n) = split.batch.div_mod(work.n);
     let c = slice * split.slice_channels;
     let end = min(c + split.slice_channels, split.channels);
-    let offsets = load_offsets(&walk, &work, comptime!(padding[1]), shape.tile);
-    let weight_offsets = weight_offsets(&walk, work.c, pass, shape);
+    let offsets = load_offsets(&gather, &work, comptime!(padding[1]), shape.tile);
+    let weight_offsets = weight_offsets(&gather, work.c, pass, shape);
     let group = work.c * split.channels;
-    let channels = Channels { first: c, end, base: walk.source_at(n, group), image: n, group };
+    let channels = Channels { first: c, end, base: gather.source_at(n, group), image: n, group };
     let mut window = Shared::<[f32]>::new_slice(comptime!(shape.source_frames() * shape.frame_elements()));
     let mut weights = Shared::<[Weights]>::new_slice(comptime!(shape.weight_vectors()));
     // sums[(frame * outputs + output) * rows + row]
     let sums = Registers::<f32>::new(comptime!(shape.sums()), 0.0f32);
 
+    let source = JoinedFrames::new(source, cache, &cache_args, &gather, comptime!(padding[0]));
     if comptime!(shape.prefetch) {
-        let frames = joined_offsets(&walk, &cache_args, work.first, comptime!(padding[0]), shape);
-        if is_uncached(&walk, &cache_args, work.first) {
+        let frames = frame_offsets(&source, work.first, shape);
+        if is_uncached(&source, work.first) {
             sum_ahead(
-                source,
-                cache,
+                &source,
                 weight,
-                &walk,
-                &cache_args,
                 &channels,
                 &frames,
                 &offsets,
@@ -124,13 +122,10 @@ pub(super) fn few_outputs_kernel<E: Float, O: Float>(
                 shape,
                 unroll,
             );
-        } else if is_overlap_cached(&walk, &cache_args, work.first, shape) {
+        } else if is_overlap_cached(&source, work.first, shape) {
             sum_ahead(
-                source,
-                cache,
+                &source,
                 weight,
-                &walk,
-                &cache_args,
                 &channels,
                 &frames,
                 &offsets,
@@ -145,11 +140,8 @@ pub(super) fn few_outputs_kernel<E: Float, O: Float>(
             );
         } else {
             sum_in_turn(
-                source,
-                cache,
+                &source,
                 weight,
-                &walk,
-                &cache_args,
                 &channels,
                 &work,
                 &offsets,
@@ -157,18 +149,14 @@ pub(super) fn few_outputs_kernel<E: Float, O: Float>(
                 &mut window,
                 &mut weights,
                 &sums,
-                comptime!(padding[0]),
                 shape,
                 unroll,
             );
         }
     } else {
         sum_in_turn(
-            source,
-            cache,
+            &source,
             weight,
-            &walk,
-            &cache_args,
             &channels,
             &work,
             &offsets,
@@ -176,7 +164,6 @@ pub(super) fn few_outputs_kernel<E: Float, O: Float>(
             &mut window,
             &mut weights,
             &sums,
-            comptime!(padding[0]),
             shape,
             unroll,
         );
@@ -185,14 +172,15 @@ pub(super) fn few_outputs_kernel<E: Float, O: Float>(
     // code for each sum.
     sync_cube();
     let first_output = work.c * comptime!(shape.outputs as u32);
-    let out_base =
-        walk.out_at(n, first_output) + walk.width.out_offset(work.w) + slice as usize * split.slice_stride;
+    let out_base = gather.out_at(n, first_output)
+        + gather.width.out_offset(work.w)
+        + slice as usize * split.slice_stride;
     #[unroll]
     for output in 0..shape.outputs {
         let start = channel_bias(bias, first_output + output as u32);
         stage_output(&sums, &mut window, output, shape);
-        let out_base = out_base + walk.out_channel(output as u32);
-        write_output(out, &walk, &tiling, &work, &window, start, out_base, shape);
+        let out_base = out_base + gather.out_channel(output as u32);
+        write_output(out, &gather, &tiling, &work, &window, start, out_base, shape);
     }
 }
 
@@ -200,11 +188,8 @@ pub(super) fn few_outputs_kernel<E: Float, O: Float>(
 /// window are in the cache.
 #[cube]
 fn sum_ahead<E: Float>(
-    source: &[E],
-    cache: ComptimeOption<&[E]>,
+    source: &JoinedFrames<E>,
     weight: &[E],
-    walk: &GatherArgs,
-    cache_args: &ComptimeOption<CacheArgs>,
     channels: &Channels,
     frames: &Offsets,
     offsets: &LoadOffsets,
@@ -217,20 +202,21 @@ fn sum_ahead<E: Float>(
     #[comptime] shape: FewOutputsShape,
     #[comptime] unroll: bool,
 ) {
+    let gather = source.gather;
     let end = channels.end;
     let mut c = channels.first;
-    let at = channel_at(walk, cache_args, channels, c);
-    let values = read_joined_channel(source, cache, &at, frames, offsets, c < end, cached, shape);
-    let factors = read_weights(weight, walk.weight_channel(c), weight_offsets, c < end);
+    let at = channel_at(source, channels, c);
+    let values = read_channel(source, &at, frames, offsets, c < end, cached, shape);
+    let factors = read_weights(weight, gather.weight_channel(c), weight_offsets, c < end);
     write_channel(&values, window, shape);
     write_weights(factors, weights, shape);
     sync_cube();
     while c < end {
         c += 1u32;
         // Past the last channel nothing is loaded.
-        let at = channel_at(walk, cache_args, channels, c);
-        let values = read_joined_channel(source, cache, &at, frames, offsets, c < end, cached, shape);
-        let factors = read_weights(weight, walk.weight_channel(c), weight_offsets, c < end);
+        let at = channel_at(source, channels, c);
+        let values = read_channel(source, &at, frames, offsets, c < end, cached, shape);
+        let factors = read_weights(weight, gather.weight_channel(c), weight_offsets, c < end);
         multiply(&*window, corner, &*weights, sums, shape, unroll);
         sync_cube();
         write_channel(&values, window, shape);
@@ -242,11 +228,8 @@ fn sum_ahead<E: Float>(
 /// Accumulates the channels, each loaded and then multiplied.
 #[cube]
 fn sum_in_turn<E: Float>(
-    source: &[E],
-    cache: ComptimeOption<&[E]>,
+    source: &JoinedFrames<E>,
     weight: &[E],
-    walk: &GatherArgs,
-    cache_args: &ComptimeOption<CacheArgs>,
     channels: &Channels,
     work: &ThreadWork,
     offsets: &LoadOffsets,
@@ -254,19 +237,17 @@ fn sum_in_turn<E: Float>(
     window: &mut Shared<[f32]>,
     weights: &mut Shared<[Weights]>,
     sums: &Registers<f32>,
-    #[comptime] padding: PaddingMode,
     #[comptime] shape: FewOutputsShape,
     #[comptime] unroll: bool,
 ) {
     let mut c = channels.first;
     while c < channels.end {
-        let factors = read_weights(weight, walk.weight_channel(c), weight_offsets, true.runtime());
+        let weight_channel = source.gather.weight_channel(c);
+        let factors = read_weights(weight, weight_channel, weight_offsets, true.runtime());
         // Every thread has finished with the previous channel.
         sync_cube();
-        let at = channel_at(walk, cache_args, channels, c);
-        load_joined_channel(
-            source, cache, &at, walk, cache_args, work.first, offsets, window, padding, shape,
-        );
+        let at = channel_at(source, channels, c);
+        load_channel(source, &at, work.first, offsets, window, shape);
         write_weights(factors, weights, shape);
         sync_cube();
         multiply(&*window, work.corner, &*weights, sums, shape, unroll);
@@ -374,7 +355,7 @@ fn stage_output(
 #[cube]
 fn write_output<O: Float>(
     out: &mut [O],
-    walk: &GatherArgs,
+    gather: &GatherArgs,
     tiling: &FrameTiling,
     work: &ThreadWork,
     window: &Shared<[f32]>,
@@ -388,7 +369,7 @@ fn write_output<O: Float>(
         let h = work.h + position % comptime!(shape.tile.rows as u32);
         if d < work.end && h < tiling.height && work.w < tiling.width {
             let sum = window[UNIT_POS as usize + position as usize * shape.tile.threads];
-            let at = out_base + walk.depth.out_offset(d) + walk.height.out_offset(h);
+            let at = out_base + gather.depth.out_offset(d) + gather.height.out_offset(h);
             out[at] = O::cast_from(activate_by_code(sum + start, tiling.activation));
         }
         position += 1u32;

@@ -28,13 +28,13 @@ pub(super) fn launch(
     [source, weight, out]: [&Operand; 3],
 ) -> Result<(), ConvError> {
     let Conv3dCall { client, limits, ref problem, pass, .. } = *call;
-    let (walks, outputs) =
+    let (gather, outputs) =
         dense_walk(problem, pass).expect("`check` has found that the plan serves the pass");
-    let shape = FewOutputsShape::of(&walks, outputs, tile);
-    let (slices, length) = channel_slices(problem, pass, threadgroups(problem, &walks, &shape), limits);
+    let shape = FewOutputsShape::of(&gather, outputs, tile);
+    let (slices, length) = channel_slices(problem, pass, threadgroups(problem, &gather, &shape), limits);
     let products = |out: &Operand, epilogue| {
         let operands = [source, weight, out];
-        launch_slices(call, (&walks, &shape), (slices, length), operands, epilogue)
+        launch_slices(call, (&gather, &shape), (slices, length), operands, epilogue)
     };
     if slices == 1 {
         return products(out, call.epilogue());
@@ -46,7 +46,7 @@ pub(super) fn launch(
 
 fn launch_slices(
     call: &Conv3dCall,
-    (walks, shape): (&Gather, &FewOutputsShape),
+    (gather, shape): (&Gather, &FewOutputsShape),
     (slices, length): (usize, usize),
     operands: [&Operand; 3],
     Epilogue { bias, activation, .. }: Epilogue,
@@ -54,7 +54,7 @@ fn launch_slices(
     let Conv3dCall { client, limits, ref problem, pass, cache, .. } = *call;
     let [source, weight, out] = operands;
     let (channels, _) = problem.channels_of(pass);
-    let threadgroups = threadgroups(problem, walks, shape) * slices;
+    let threadgroups = threadgroups(problem, gather, shape) * slices;
     let threads = shape.tile.threads;
     let slice_stride = if slices == 1 { 0 } else { out.len() };
     let reached: Vec<_> = operands.into_iter().chain(cache).collect();
@@ -76,9 +76,9 @@ fn launch_slices(
                 weight.buffer_arg(1),
                 bias.map(|bias| bias.tensor_arg()).into(),
                 out.buffer_arg(1),
-                gather_args(problem, pass, walks, operands),
+                gather_args(problem, pass, gather, operands),
                 cache.map(cache_args).into(),
-                shape.tile.tiling(walks, shape.frames, problem.window.groups, activation),
+                shape.tile.tiling(gather, shape.frames, problem.window.groups, activation),
                 ChannelSplitLaunch {
                     batch: divisor(problem.batch),
                     channels: channels as u32,
@@ -106,10 +106,10 @@ pub(super) fn weight_gradient(
     [x, dy, dw]: [&Operand; 3],
 ) -> Result<(), ConvError> {
     let Conv3dCall { client, limits, ref problem, cache, .. } = *call;
-    let (walks, outputs) =
+    let (gather, outputs) =
         dense_walk(problem, Pass::WeightGradient).expect("`check` has found that the plan serves the pass");
-    let shape = FewOutputsShape::of(&walks, outputs, tile);
-    let tiles = problem.batch * shape.threadgroups(&walks);
+    let shape = FewOutputsShape::of(&gather, outputs, tile);
+    let tiles = problem.batch * shape.threadgroups(&gather);
     let (slices, length) = tile_slices(problem, tiles, &shape, limits);
     let partials = reduce::partials(client, slices, dw);
     let threadgroups = problem.channels * slices * shape.parts;
@@ -130,9 +130,9 @@ pub(super) fn weight_gradient(
                 cache.map(|cache| cache.buffer_arg(1)).into(),
                 dy.buffer_arg(1),
                 partials.buffer_arg(1),
-                gather_args(problem, Pass::Forward, &walks, [x, dw, dy]),
+                gather_args(problem, Pass::Forward, &gather, [x, dw, dy]),
                 cache.map(cache_args).into(),
-                shape.tile.tiling(&walks, shape.frames, 1, Activation::None),
+                shape.tile.tiling(&gather, shape.frames, 1, Activation::None),
                 TileSplitLaunch {
                     channels: divisor(problem.channels),
                     group_channels: divisor(problem.group_channels()),

@@ -8,11 +8,10 @@
 
 use super::config::FewOutputsShape;
 use super::kernel::Weights;
-use crate::conv3d::cache::CacheArgs;
-use crate::conv3d::frames::{LoadOffsets, read_frame, read_frame_at};
+use crate::conv3d::cache::{ChannelAt, JoinedFrames};
+use crate::conv3d::frames::{LoadOffsets, read_frame};
 use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::pass::Pass;
-use crate::conv3d::problem::PaddingMode;
 use cubecl::prelude::*;
 
 /// Offsets in a tensor, and whether each element exists.
@@ -22,84 +21,49 @@ pub(super) struct Offsets {
     exists: Sequence<bool>,
 }
 
-/// Offsets of the window's frames within a channel, and whether each is inside.
+/// Offsets of the window's frames within a channel of the tensors that have them, and whether each is inside.
 #[cube]
-fn frame_offsets(
-    walk: &GatherArgs,
+pub(super) fn frame_offsets<E: Float>(
+    source: &JoinedFrames<E>,
     first: u32,
-    #[comptime] padding: PaddingMode,
     #[comptime] shape: FewOutputsShape,
 ) -> Offsets {
     let mut at = Sequence::<usize>::new();
     let mut exists = Sequence::<bool>::new();
     #[unroll]
     for frame in 0..comptime!(shape.source_frames()) {
-        let (offset, inside) = walk.depth.load_offset(walk.depth.coordinate(first + frame as u32), padding);
-        at.push(offset);
-        exists.push(inside);
+        let frame = source.at(source.gather.depth.coordinate(first + frame as u32));
+        at.push(frame.offset);
+        exists.push(frame.inside);
     }
     Offsets { at, exists }
 }
 
-/// [`frame_offsets`] in the tensors that have the frames.
-#[cube]
-pub(super) fn joined_offsets(
-    walk: &GatherArgs,
-    cache: &ComptimeOption<CacheArgs>,
-    first: u32,
-    #[comptime] padding: PaddingMode,
-    #[comptime] shape: FewOutputsShape,
-) -> Offsets {
-    #[comptime]
-    match cache {
-        ComptimeOption::Some(cache) => {
-            let mut at = Sequence::<usize>::new();
-            let mut exists = Sequence::<bool>::new();
-            #[unroll]
-            for frame in 0..comptime!(shape.source_frames()) {
-                let depth = walk.depth.coordinate(first + frame as u32);
-                let frame = cache.frame_at(walk, depth, padding);
-                at.push(frame.offset);
-                exists.push(frame.inside);
-            }
-            Offsets { at, exists }
-        }
-        ComptimeOption::None => frame_offsets(walk, first, padding, shape),
-    }
-}
-
 /// Whether the cache has none of the window's frames from `first` on.
 #[cube]
-pub(super) fn is_uncached(walk: &GatherArgs, cache: &ComptimeOption<CacheArgs>, first: u32) -> bool {
+pub(super) fn is_uncached<E: Float>(source: &JoinedFrames<E>, first: u32) -> bool {
     #[comptime]
-    match cache {
-        ComptimeOption::Some(cache) => walk.depth.coordinate(first) >= cache.frames as i32,
+    match source.cache_args {
+        ComptimeOption::Some(cache) => source.gather.depth.coordinate(first) >= cache.frames as i32,
         ComptimeOption::None => true.runtime(),
     }
 }
 
 /// Whether the cache has the window's first frames, as many as windows overlap, and no more.
 #[cube]
-pub(super) fn is_overlap_cached(
-    walk: &GatherArgs,
-    cache: &ComptimeOption<CacheArgs>,
+pub(super) fn is_overlap_cached<E: Float>(
+    source: &JoinedFrames<E>,
     first: u32,
     #[comptime] shape: FewOutputsShape,
 ) -> bool {
     #[comptime]
-    match cache {
+    match source.cache_args {
         ComptimeOption::Some(cache) => {
-            walk.depth.coordinate(first) + comptime!(shape.overlap() as i32) == cache.frames as i32
+            let first = source.gather.depth.coordinate(first);
+            first + comptime!(shape.overlap() as i32) == cache.frames as i32
         }
         ComptimeOption::None => false.runtime(),
     }
-}
-
-/// Offsets of a channel in the source and in the cache.
-#[derive(CubeType, Clone, Copy)]
-pub(super) struct ChannelAt {
-    source: usize,
-    cache: usize,
 }
 
 /// The channels of a group that a threadgroup sums.
@@ -115,15 +79,10 @@ pub(super) struct Channels {
 
 /// Channel `c` of a group.
 #[cube]
-pub(super) fn channel_at(
-    walk: &GatherArgs,
-    cache: &ComptimeOption<CacheArgs>,
-    channels: &Channels,
-    c: u32,
-) -> ChannelAt {
-    let source = channels.base + walk.source_channel(c);
+pub(super) fn channel_at<E: Float>(from: &JoinedFrames<E>, channels: &Channels, c: u32) -> ChannelAt {
+    let source = channels.base + from.gather.source_channel(c);
     #[comptime]
-    match cache {
+    match from.cache_args {
         ComptimeOption::Some(cache) => {
             ChannelAt { source, cache: cache.channel_at(channels.image, channels.group + c) }
         }
@@ -131,26 +90,10 @@ pub(super) fn channel_at(
     }
 }
 
-/// Channel `c` of an image.
-#[cube]
-pub(super) fn image_channel(
-    walk: &GatherArgs,
-    cache: &ComptimeOption<CacheArgs>,
-    image: u32,
-    c: u32,
-) -> ChannelAt {
-    let source = walk.source_at(image, c);
-    #[comptime]
-    match cache {
-        ComptimeOption::Some(cache) => ChannelAt { source, cache: cache.channel_at(image, c) },
-        ComptimeOption::None => ChannelAt { source, cache: source },
-    }
-}
-
 /// Offsets of the four weights of this thread's vector, in the order of use: column, row, depth, output.
 #[cube]
 pub(super) fn weight_offsets(
-    walk: &GatherArgs,
+    gather: &GatherArgs,
     group: u32,
     #[comptime] pass: Pass,
     #[comptime] shape: FewOutputsShape,
@@ -167,11 +110,11 @@ pub(super) fn weight_offsets(
         let depth = rest % comptime!(shape.tile.taps[0] as u32);
         let row = rest / comptime!(shape.tile.taps[0] as u32);
         at.push(
-            walk.weight_group(group)
-                + walk.weight_column(output)
-                + walk.depth.weight_offset(depth, pass)
-                + walk.height.weight_offset(row, pass)
-                + walk.width.weight_offset(column, pass),
+            gather.weight_group(group)
+                + gather.weight_column(output)
+                + gather.depth.weight_offset(depth, pass)
+                + gather.height.weight_offset(row, pass)
+                + gather.width.weight_offset(column, pass),
         );
         exists.push(
             factor < comptime!(shape.column_weights() as u32)
@@ -184,9 +127,8 @@ pub(super) fn weight_offsets(
 /// Loads this thread's elements of a channel's window into registers; elements outside the source are zero.
 /// The first `cached` frames are in the cache.
 #[cube]
-pub(super) fn read_joined_channel<E: Float>(
-    source: &[E],
-    cache: ComptimeOption<&[E]>,
+pub(super) fn read_channel<E: Float>(
+    source: &JoinedFrames<E>,
     channel: &ChannelAt,
     frames: &Offsets,
     offsets: &LoadOffsets,
@@ -196,11 +138,11 @@ pub(super) fn read_joined_channel<E: Float>(
 ) -> Sequence<E> {
     let mut values = Sequence::<E>::new();
     if comptime!(cached > 0) {
-        let at = channel.cache;
-        read_frames(&mut values, cache.unwrap(), at, frames, offsets, exists, 0usize, cached, shape);
+        let cache = source.cache.unwrap();
+        read_frames(&mut values, cache, channel.cache, frames, offsets, exists, 0usize, cached, shape);
     }
     let end = comptime!(shape.source_frames());
-    read_frames(&mut values, source, channel.source, frames, offsets, exists, cached, end, shape);
+    read_frames(&mut values, source.source, channel.source, frames, offsets, exists, cached, end, shape);
     values
 }
 
@@ -229,7 +171,7 @@ fn read_frames<E: Float>(
     }
 }
 
-/// Stores what [`read_joined_channel`] has loaded to shared memory.
+/// Stores what [`read_channel`] has loaded to shared memory.
 #[cube]
 pub(super) fn write_channel<E: Float>(
     values: &Sequence<E>,
@@ -246,62 +188,28 @@ pub(super) fn write_channel<E: Float>(
 /// Loads a channel's window, one frame after the other: few loads in flight leave registers for more threads,
 /// which hide their latency.
 #[cube]
-fn load_channel<E: Float>(
-    source: &[E],
-    channel: usize,
-    walk: &GatherArgs,
+pub(super) fn load_channel<E: Float>(
+    source: &JoinedFrames<E>,
+    channel: &ChannelAt,
     first: u32,
     offsets: &LoadOffsets,
     window: &mut Shared<[f32]>,
-    #[comptime] padding: PaddingMode,
     #[comptime] shape: FewOutputsShape,
 ) {
     let mut frame = 0u32.runtime();
     while frame < comptime!(shape.source_frames() as u32) {
-        let exists = true.runtime();
-        let values = read_frame(source, channel, walk, first + frame, exists, offsets, padding, shape.tile);
-        write_frame(&values, window, frame, shape);
+        let at = source.at(source.gather.depth.coordinate(first + frame));
+        // The end of a branch waits for loads: it has the stores, too.
+        if at.in_cache {
+            let cache = source.cache.unwrap();
+            let values = read_frame(cache, channel.cache, at.offset, at.inside, offsets, shape.tile);
+            write_frame(&values, window, frame, shape);
+        } else {
+            let from = source.source;
+            let values = read_frame(from, channel.source, at.offset, at.inside, offsets, shape.tile);
+            write_frame(&values, window, frame, shape);
+        }
         frame += 1u32;
-    }
-}
-
-/// [`load_channel`], each frame from the source or the cache.
-#[cube]
-pub(super) fn load_joined_channel<E: Float>(
-    source: &[E],
-    cache: ComptimeOption<&[E]>,
-    channel: &ChannelAt,
-    walk: &GatherArgs,
-    cache_args: &ComptimeOption<CacheArgs>,
-    first: u32,
-    offsets: &LoadOffsets,
-    window: &mut Shared<[f32]>,
-    #[comptime] padding: PaddingMode,
-    #[comptime] shape: FewOutputsShape,
-) {
-    #[comptime]
-    match cache_args {
-        ComptimeOption::Some(args) => {
-            let mut frame = 0u32.runtime();
-            while frame < comptime!(shape.source_frames() as u32) {
-                let at = args.frame_at(walk, walk.depth.coordinate(first + frame), padding);
-                // The end of a branch waits for loads: it has the stores, too.
-                if at.in_cache {
-                    let from = cache.unwrap();
-                    let values =
-                        read_frame_at(from, channel.cache, at.offset, at.inside, offsets, shape.tile);
-                    write_frame(&values, window, frame, shape);
-                } else {
-                    let values =
-                        read_frame_at(source, channel.source, at.offset, at.inside, offsets, shape.tile);
-                    write_frame(&values, window, frame, shape);
-                }
-                frame += 1u32;
-            }
-        }
-        ComptimeOption::None => {
-            load_channel(source, channel.source, walk, first, offsets, window, padding, shape);
-        }
     }
 }
 

@@ -27,7 +27,7 @@ const MIN_SLICE_TILES: usize = 8;
 /// Below this many channels per split-K slice, prologue and epilogue dominate.
 const MIN_SLICE_CHANNELS: usize = 4;
 
-/// The walk of a pass that is served, and its output channels.
+/// The gather of a pass that is served, and its output channels.
 fn dense_walk(problem: &Conv3dProblem, pass: Pass) -> Option<(Gather, usize)> {
     let readable = problem.window_padding().is_some();
     let pass = if pass == Pass::WeightGradient { Pass::Forward } else { pass };
@@ -76,24 +76,24 @@ fn tile_slices(
 }
 
 /// Threadgroups of one split-K slice.
-fn threadgroups(problem: &Conv3dProblem, walks: &Gather, shape: &FewOutputsShape) -> usize {
-    problem.batch.saturating_mul(problem.window.groups).saturating_mul(shape.threadgroups(walks))
+fn threadgroups(problem: &Conv3dProblem, gather: &Gather, shape: &FewOutputsShape) -> usize {
+    problem.batch.saturating_mul(problem.window.groups).saturating_mul(shape.threadgroups(gather))
 }
 
 /// Whether the tile serves a pass: stride and dilation 1, windows that fit shared memory, at most four
 /// outputs per group, counts below 2^31, and loops within the device's limit.
 pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass, tile: &FewOutputsTile, limits: &Limits) -> bool {
-    let Some((walks, outputs)) = dense_walk(problem, pass) else { return false };
-    if !is_offered(&walks, pass, outputs, tile, limits) {
+    let Some((gather, outputs)) = dense_walk(problem, pass) else { return false };
+    if !is_offered(&gather, pass, outputs, tile, limits) {
         return false;
     }
-    let shape = FewOutputsShape::of(&walks, outputs, tile);
+    let shape = FewOutputsShape::of(&gather, outputs, tile);
     let counts = if pass == Pass::WeightGradient {
-        let tiles = problem.batch.saturating_mul(shape.threadgroups(&walks));
+        let tiles = problem.batch.saturating_mul(shape.threadgroups(&gather));
         let (slices, _) = tile_slices(problem, tiles, &shape, limits);
         tiles.max(problem.channels.saturating_mul(slices * shape.parts * tile.threads))
     } else {
-        let threadgroups = threadgroups(problem, &walks, &shape);
+        let threadgroups = threadgroups(problem, &gather, &shape);
         let (slices, _) = channel_slices(problem, pass, threadgroups, limits);
         threadgroups.saturating_mul(slices * tile.threads)
     };
@@ -106,17 +106,17 @@ pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass, tile: &FewOutputsTile,
 /// devices whose compilers schedule long straight-line code (`limits.unroll`); elsewhere occupancy is worth
 /// more than the registers.
 pub(crate) fn cheapest_tile(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Option<FewOutputsTile> {
-    let (walks, outputs) = dense_walk(problem, pass)?;
-    let tile = cheapest(&walks, pass, outputs, limits)?;
+    let (gather, outputs) = dense_walk(problem, pass)?;
+    let tile = cheapest(&gather, pass, outputs, limits)?;
     Some(FewOutputsTile { prefetch: limits.unroll && pass != Pass::WeightGradient, ..tile })
 }
 
 /// Output positions of one image and group: those that the tiles compute, and those that there are.
 pub(crate) fn positions(problem: &Conv3dProblem, pass: Pass, tile: &FewOutputsTile) -> Option<[usize; 2]> {
-    let (walks, outputs) = dense_walk(problem, pass)?;
-    let threadgroups = FewOutputsShape::of(&walks, outputs, tile).threadgroups(&walks);
+    let (gather, outputs) = dense_walk(problem, pass)?;
+    let threadgroups = FewOutputsShape::of(&gather, outputs, tile).threadgroups(&gather);
     let computed = threadgroups * tile.frames * tile.rows * tile.threads;
-    Some([computed, walks.iter().map(|walk| walk.positions).product()])
+    Some([computed, gather.iter().map(|axis| axis.positions).product()])
 }
 
 /// The tiles of a pass that the choice may take: the cheapest.

@@ -30,11 +30,8 @@
 
 use super::config::FewOutputsShape;
 use super::kernel::read_values;
-use super::load::{
-    ChannelAt, image_channel, is_overlap_cached, is_uncached, joined_offsets, load_joined_channel,
-    read_joined_channel, write_channel,
-};
-use crate::conv3d::cache::CacheArgs;
+use super::load::{frame_offsets, is_overlap_cached, is_uncached, load_channel, read_channel, write_channel};
+use crate::conv3d::cache::{CacheArgs, ChannelAt, JoinedFrames};
 use crate::conv3d::frames::{
     FrameTiling, LoadOffsets, ReductionLayout, ThreadWork, load_offsets, reduce_threads,
 };
@@ -67,7 +64,7 @@ pub(super) fn few_outputs_weight_kernel<E: Float, O: Float>(
     cache: ComptimeOption<&[E]>,
     dy: &[E],
     out: &mut [O],
-    walk: GatherArgs,
+    gather: GatherArgs,
     cache_args: ComptimeOption<CacheArgs>,
     tiling: FrameTiling,
     split: TileSplit,
@@ -99,27 +96,14 @@ pub(super) fn few_outputs_weight_kernel<E: Float, O: Float>(
     let mut window = Shared::<[f32]>::new_slice(comptime!(shape.source_frames() * shape.frame_elements()));
     // sums[((column * KH + row) * KD + depth) * outputs + output]
     let sums = Registers::<f32>::new(comptime!(shape.tile.tap_count() * shape.outputs), 0.0f32);
+    let frames = JoinedFrames::new(source, cache, &cache_args, &gather, comptime!(padding[0]));
     while tile < end {
         let work = tiling.thread_work(tile, shape.tile);
-        let offsets = load_offsets(&walk, &work, comptime!(padding[1]), shape.tile);
-        let channel = image_channel(&walk, &cache_args, work.n, c);
-        let first_dy = walk.out_at(work.n, first_output) + walk.width.out_offset(work.w);
-        let gradients = load_tile(
-            source,
-            cache,
-            dy,
-            &walk,
-            &cache_args,
-            &tiling,
-            &work,
-            &channel,
-            &offsets,
-            first_dy,
-            &mut window,
-            comptime!(padding[0]),
-            shape,
-            unroll,
-        );
+        let offsets = load_offsets(&gather, &work, comptime!(padding[1]), shape.tile);
+        let channel = frames.channel_at(work.n, c);
+        let first_dy = gather.out_at(work.n, first_output) + gather.width.out_offset(work.w);
+        let gradients =
+            load_tile(&frames, dy, &tiling, &work, &channel, &offsets, first_dy, &mut window, shape, unroll);
         sync_cube();
         #[unroll]
         for column in 0..shape.tile.taps[2] {
@@ -147,94 +131,67 @@ pub(super) fn few_outputs_weight_kernel<E: Float, O: Float>(
 /// and dy of this thread's positions.
 #[cube]
 fn load_tile<E: Float>(
-    source: &[E],
-    cache: ComptimeOption<&[E]>,
+    source: &JoinedFrames<E>,
     dy: &[E],
-    walk: &GatherArgs,
-    cache_args: &ComptimeOption<CacheArgs>,
     tiling: &FrameTiling,
     work: &ThreadWork,
     channel: &ChannelAt,
     offsets: &LoadOffsets,
     first_dy: usize,
     window: &mut Shared<[f32]>,
-    #[comptime] padding: PaddingMode,
     #[comptime] shape: FewOutputsShape,
     #[comptime] unroll: bool,
 ) -> Sequence<f32> {
     if comptime!(unroll) {
         #[comptime]
-        match cache_args {
+        match source.cache_args {
             ComptimeOption::Some(_) => {
                 let gradients = Registers::<f32>::new(comptime!(shape.sums()), 0.0f32);
                 // The end of a branch waits for loads: it has the stores, too.
-                if is_uncached(walk, cache_args, work.first) {
+                if is_uncached(source, work.first) {
                     gradients.set_all(&load_together(
-                        source, cache, dy, walk, cache_args, tiling, work, channel, offsets, first_dy,
-                        window, padding, 0usize, shape,
+                        source, dy, tiling, work, channel, offsets, first_dy, window, 0usize, shape,
                     ));
-                } else if is_overlap_cached(walk, cache_args, work.first, shape) {
+                } else if is_overlap_cached(source, work.first, shape) {
+                    let cached = comptime!(shape.overlap());
                     gradients.set_all(&load_together(
-                        source,
-                        cache,
-                        dy,
-                        walk,
-                        cache_args,
-                        tiling,
-                        work,
-                        channel,
-                        offsets,
-                        first_dy,
-                        window,
-                        padding,
-                        comptime!(shape.overlap()),
-                        shape,
+                        source, dy, tiling, work, channel, offsets, first_dy, window, cached, shape,
                     ));
                 } else {
                     sync_cube();
-                    load_joined_channel(
-                        source, cache, channel, walk, cache_args, work.first, offsets, window, padding, shape,
-                    );
-                    gradients.set_all(&read_gradients(dy, walk, tiling, work, first_dy, shape));
+                    load_channel(source, channel, work.first, offsets, window, shape);
+                    gradients.set_all(&read_gradients(dy, source.gather, tiling, work, first_dy, shape));
                 }
                 gradients.values()
             }
-            ComptimeOption::None => load_together(
-                source, cache, dy, walk, cache_args, tiling, work, channel, offsets, first_dy, window,
-                padding, 0usize, shape,
-            ),
+            ComptimeOption::None => {
+                load_together(source, dy, tiling, work, channel, offsets, first_dy, window, 0usize, shape)
+            }
         }
     } else {
         sync_cube();
-        load_joined_channel(
-            source, cache, channel, walk, cache_args, work.first, offsets, window, padding, shape,
-        );
-        read_gradients(dy, walk, tiling, work, first_dy, shape)
+        load_channel(source, channel, work.first, offsets, window, shape);
+        read_gradients(dy, source.gather, tiling, work, first_dy, shape)
     }
 }
 
 /// [`load_tile`] with all loads in flight together. The first `cached` frames of the window are in the cache.
 #[cube]
 fn load_together<E: Float>(
-    source: &[E],
-    cache: ComptimeOption<&[E]>,
+    source: &JoinedFrames<E>,
     dy: &[E],
-    walk: &GatherArgs,
-    cache_args: &ComptimeOption<CacheArgs>,
     tiling: &FrameTiling,
     work: &ThreadWork,
     channel: &ChannelAt,
     offsets: &LoadOffsets,
     first_dy: usize,
     window: &mut Shared<[f32]>,
-    #[comptime] padding: PaddingMode,
     #[comptime] cached: usize,
     #[comptime] shape: FewOutputsShape,
 ) -> Sequence<f32> {
-    let frames = joined_offsets(walk, cache_args, work.first, padding, shape);
-    let exists = true.runtime();
-    let values = read_joined_channel(source, cache, channel, &frames, offsets, exists, cached, shape);
-    let gradients = read_gradients(dy, walk, tiling, work, first_dy, shape);
+    let frames = frame_offsets(source, work.first, shape);
+    let values = read_channel(source, channel, &frames, offsets, true.runtime(), cached, shape);
+    let gradients = read_gradients(dy, source.gather, tiling, work, first_dy, shape);
     sync_cube();
     write_channel(&values, window, shape);
     gradients
@@ -245,7 +202,7 @@ fn load_together<E: Float>(
 #[cube]
 fn read_gradients<E: Float>(
     dy: &[E],
-    walk: &GatherArgs,
+    gather: &GatherArgs,
     tiling: &FrameTiling,
     work: &ThreadWork,
     first: usize,
@@ -260,9 +217,9 @@ fn read_gradients<E: Float>(
         let mut value = E::from_int(0);
         if d < work.end && h < tiling.height && work.w < tiling.width {
             value = dy[first
-                + walk.out_channel(output.runtime())
-                + walk.depth.out_offset(d)
-                + walk.height.out_offset(h)];
+                + gather.out_channel(output.runtime())
+                + gather.depth.out_offset(d)
+                + gather.height.out_offset(h)];
         }
         gradients.push(f32::cast_from(value));
     }
