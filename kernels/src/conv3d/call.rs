@@ -10,7 +10,7 @@
 //! The problem is rewritten once and the plan is checked once, for the problem that is launched.
 
 use super::activation_pass;
-use super::check::{check_added, check_bias_gradient, check_cached, check_operands};
+use super::check::{check_added, check_bias_gradient, check_cached, check_operands, check_pass};
 use super::epilogue::Epilogue;
 use super::fold;
 use super::gemm::has_even_images;
@@ -41,7 +41,7 @@ impl<'a> From<Option<&'a Operand>> for Added<'a> {
     }
 }
 
-/// Computes y `[N, O, OD, OH, OW]` into `y`, with the bias and the residual that the problem has.
+/// Computes y `[N, O, OD, OH, OW]` with the bias and the residual that the problem has: operands x, w, y.
 ///
 /// `limits` are the device's or smaller ones.
 ///
@@ -52,12 +52,11 @@ pub fn forward<'a>(
     limits: &Limits,
     problem: &Conv3dProblem,
     plan: &Plan,
-    [x, w, y]: [&Operand; 3],
+    operands: [&Operand; 3],
     added: impl Into<Added<'a>>,
 ) -> Result<(), ConvError> {
-    let added = added.into();
-    check_forward(problem, [x, w, y], added)?;
-    run_forward(client, limits, problem, plan, [x, w, y], (None, None, added))
+    check_pass(problem, Pass::Forward, operands)?;
+    run_forward(client, limits, problem, plan, operands, (None, None, added.into()))
 }
 
 /// [`forward`] that also stores what the activation's gradient needs: the value before the activation, in
@@ -71,13 +70,12 @@ pub fn forward_with_pre<'a>(
     limits: &Limits,
     problem: &Conv3dProblem,
     plan: &Plan,
-    [x, w, y]: [&Operand; 3],
+    operands: [&Operand; 3],
     pre: &Operand,
     added: impl Into<Added<'a>>,
 ) -> Result<(), ConvError> {
-    let added = added.into();
-    check_forward(problem, [x, w, y], added)?;
-    run_forward(client, limits, problem, plan, [x, w, y], (None, Some(pre), added))
+    check_pass(problem, Pass::Forward, operands)?;
+    run_forward(client, limits, problem, plan, operands, (None, Some(pre), added.into()))
 }
 
 /// [`forward`] whose first frames of x are in a tensor of their own, the cache `[N, C, frames, H, W]` of what
@@ -98,12 +96,10 @@ pub fn forward_cached<'a>(
     (cache, pre, added): (&Operand, Option<&Operand>, impl Into<Added<'a>>),
 ) -> Result<(), ConvError> {
     check_cached(problem, cache, x, [("w", w, problem.weight_shape()), ("y", y, problem.y_shape())])?;
-    let added = added.into();
-    check_added(problem, added)?;
-    run_forward(client, limits, problem, plan, [x, w, y], (Some(cache), pre, added))
+    run_forward(client, limits, problem, plan, [x, w, y], (Some(cache), pre, added.into()))
 }
 
-/// The forward pass of operands that fit the problem.
+/// The forward pass of operands that fit the problem; bias and residual are checked here.
 fn run_forward(
     client: &Client,
     limits: &Limits,
@@ -112,17 +108,18 @@ fn run_forward(
     [x, w, y]: [&Operand; 3],
     (cache, pre, added): (Option<&Operand>, Option<&Operand>, Added),
 ) -> Result<(), ConvError> {
+    check_added(problem, added)?;
+    let Added { bias, residual } = added;
     let Some(pre) = pre else {
         let call = Conv3dCall::new(client, limits, problem, Pass::Forward, plan)?;
-        let call = call.with_bias(added.bias).with_residual(added.residual);
-        return call.with_cache(x, cache)?.launch([x, w, y]);
+        return Conv3dCall { bias, residual, ..call }.with_cache(x, cache)?.launch([x, w, y]);
     };
     activation_pass::check(pre, y)?;
     let window = Window { activation: Activation::None, ..problem.window };
     let before_activation = Conv3dProblem { window, residual: false, ..*problem };
     let call = Conv3dCall::new(client, limits, &before_activation, Pass::Forward, plan)?;
-    call.with_bias(added.bias).with_cache(x, cache)?.launch([x, w, pre])?;
-    activation_pass::apply(client, limits, problem.window.activation, added.residual, [pre, y])
+    Conv3dCall { bias, ..call }.with_cache(x, cache)?.launch([x, w, pre])?;
+    activation_pass::apply(client, limits, problem.window.activation, residual, [pre, y])
 }
 
 /// [`weight_gradient`] of [`forward_cached`].
@@ -142,16 +139,7 @@ pub fn weight_gradient_cached(
     call.with_cache(x, Some(cache))?.launch([x, dy, dw])
 }
 
-/// Refuses operands that do not fit the problem.
-fn check_forward(problem: &Conv3dProblem, [x, w, y]: [&Operand; 3], added: Added) -> Result<(), ConvError> {
-    check_operands(
-        problem,
-        &[("x", x, problem.x_shape()), ("w", w, problem.weight_shape()), ("y", y, problem.y_shape())],
-    )?;
-    check_added(problem, added)
-}
-
-/// Computes dx `[N, C, D, H, W]` from dy (the gradient before the activation) and w.
+/// Computes dx `[N, C, D, H, W]` from dy (the gradient before the activation) and w: operands dy, w, dx.
 ///
 /// # Errors
 /// As [`forward`].
@@ -160,16 +148,14 @@ pub fn input_gradient(
     limits: &Limits,
     problem: &Conv3dProblem,
     plan: &Plan,
-    [dy, w, dx]: [&Operand; 3],
+    operands: [&Operand; 3],
 ) -> Result<(), ConvError> {
-    check_operands(
-        problem,
-        &[("dy", dy, problem.y_shape()), ("w", w, problem.weight_shape()), ("dx", dx, problem.x_shape())],
-    )?;
-    Conv3dCall::new(client, limits, problem, Pass::InputGradient, plan)?.launch([dy, w, dx])
+    check_pass(problem, Pass::InputGradient, operands)?;
+    Conv3dCall::new(client, limits, problem, Pass::InputGradient, plan)?.launch(operands)
 }
 
-/// Computes dw `[O, C/groups, KD, KH, KW]` from x and dy (the gradient before the activation).
+/// Computes dw `[O, C/groups, KD, KH, KW]` from x and dy (the gradient before the activation): operands x, dy
+/// and dw.
 ///
 /// # Errors
 /// As [`forward`].
@@ -180,7 +166,7 @@ pub fn weight_gradient(
     plan: &Plan,
     operands: [&Operand; 3],
 ) -> Result<(), ConvError> {
-    check_weight_gradient(problem, operands)?;
+    check_pass(problem, Pass::WeightGradient, operands)?;
     Conv3dCall::new(client, limits, problem, Pass::WeightGradient, plan)?.launch(operands)
 }
 
@@ -198,21 +184,13 @@ pub fn weight_and_bias_gradient(
     db: &Operand,
 ) -> Result<(), ConvError> {
     check_bias_gradient(problem, &db.shape)?;
-    check_weight_gradient(problem, operands)?;
+    check_pass(problem, Pass::WeightGradient, operands)?;
     let call = Conv3dCall::new(client, limits, problem, Pass::WeightGradient, plan)?;
     if call.sums_bias() {
-        return call.with_bias_gradient(db).launch(operands);
+        return Conv3dCall { bias_gradient: Some(db), ..call }.launch(operands);
     }
     call.launch(operands)?;
     bias_gradient(client, limits, problem, operands[1], db)
-}
-
-/// Refuses operands that do not fit the problem.
-fn check_weight_gradient(problem: &Conv3dProblem, [x, dy, dw]: [&Operand; 3]) -> Result<(), ConvError> {
-    check_operands(
-        problem,
-        &[("x", x, problem.x_shape()), ("dy", dy, problem.y_shape()), ("dw", dw, problem.weight_shape())],
-    )
 }
 
 /// Computes db `[O]` from dy (the gradient before the activation).
@@ -272,7 +250,7 @@ pub(super) struct Conv3dCall<'a> {
     pub(super) cache: Option<&'a Operand>,
     /// Bias of the result's channels: of a forward pass, or of an input gradient as one (`transposed.rs`).
     pub(super) bias: Option<&'a Operand>,
-    /// Applied to the fp32 sum.
+    /// Applied to the fp32 sum: gradients have none by themselves.
     pub(super) activation: Activation,
     /// The forward pass' residual.
     residual: Option<&'a Operand>,
@@ -324,30 +302,10 @@ impl<'a> Conv3dCall<'a> {
         Ok(Self { cache, plan, ..self })
     }
 
-    /// With the bias of the result's channels.
-    pub(super) fn with_bias(self, bias: Option<&'a Operand>) -> Self {
-        Self { bias, ..self }
-    }
-
-    /// With another activation than the pass has by itself: gradients have none.
-    pub(super) fn with_activation(self, activation: Activation) -> Self {
-        Self { activation, ..self }
-    }
-
-    /// With the forward pass' residual.
-    pub(super) fn with_residual(self, residual: Option<&'a Operand>) -> Self {
-        Self { residual, ..self }
-    }
-
     /// What follows the pass' sums.
     pub(super) fn epilogue(&self) -> Epilogue<'a> {
         let Self { bias, residual, activation, .. } = *self;
         Epilogue { bias, residual, activation }
-    }
-
-    /// With db, for a plan that [`Self::sums_bias`].
-    pub(super) fn with_bias_gradient(self, db: &'a Operand) -> Self {
-        Self { bias_gradient: Some(db), ..self }
     }
 
     /// Launches the pass; operands as [`super::family::Family::launch`] takes them.
@@ -366,7 +324,7 @@ impl<'a> Conv3dCall<'a> {
         let family = self.plan.family();
         if let Some(residual) = self.residual.filter(|_| !family.fuses_residual()) {
             let unrounded = Operand::empty(self.client, &result.shape, FloatType::F32);
-            family.launch(&call.with_residual(None), [first, second, &unrounded])?;
+            family.launch(&Conv3dCall { residual: None, ..*call }, [first, second, &unrounded])?;
             let Self { client, limits, .. } = *self;
             return activation_pass::apply(
                 client,

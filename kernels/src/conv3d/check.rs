@@ -1,6 +1,7 @@
 //! Whether operands fit a problem.
 
 use super::call::Added;
+use super::pass::Pass;
 use super::problem::Conv3dProblem;
 use crate::dtype::FloatType;
 use crate::error::{ConvError, invalid};
@@ -51,6 +52,23 @@ pub(super) fn check_added(problem: &Conv3dProblem, Added { bias, residual }: Add
     }
 }
 
+/// Refuses operands of a pass that do not fit the problem: x, w, y (forward), dy, w, dx (input gradient) or
+/// x, dy, dw.
+pub(super) fn check_pass(
+    problem: &Conv3dProblem,
+    pass: Pass,
+    [first, second, result]: [&Operand; 3],
+) -> Result<(), ConvError> {
+    let [x, w, y] = [problem.x_shape(), problem.weight_shape(), problem.y_shape()];
+    let operands = match pass {
+        Pass::Forward => [("x", first, x), ("w", second, w), ("y", result, y)],
+        Pass::InputGradient => [("dy", first, y), ("w", second, w), ("dx", result, x)],
+        Pass::WeightGradient => [("x", first, x), ("dy", second, y), ("dw", result, w)],
+    };
+    check_operands(problem, &operands)
+}
+
+/// Refuses operands whose shape is not this one, or whose type is not the problem's.
 pub(super) fn check_operands(
     problem: &Conv3dProblem,
     operands: &[(&str, &Operand, [usize; 5])],
@@ -75,11 +93,19 @@ pub(super) fn check_cached(
 ) -> Result<(), ConvError> {
     let [n, c, frames, h, w] = problem.x_shape();
     let held = cache.shape.get(2).copied().unwrap_or(0);
-    if !problem.streaming || held == 0 || held >= frames {
+    if !problem.streaming {
         invalid!(
-            "conv3d: a cache of shape {:?} was given for the {} {:?}",
+            "conv3d: a cache of shape {:?} was given for {:?}, which is no problem of a stream",
             cache.shape,
-            if problem.streaming { "stream of" } else { "problem of the whole clip" },
+            problem.x_shape()
+        );
+    }
+    if held == 0 || held >= frames {
+        invalid!(
+            "conv3d: the cache has shape {:?}, it must hold at least 1 and at most {} of the {frames} frames \
+             of {:?}",
+            cache.shape,
+            frames.saturating_sub(1),
             problem.x_shape()
         );
     }

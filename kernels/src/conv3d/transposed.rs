@@ -17,7 +17,6 @@ use super::check::check_operands;
 use super::pass::Pass;
 use super::plan::Plan;
 use super::problem::{Conv3dProblem, PaddingMode};
-use crate::activation::Activation;
 use crate::error::{ConvError, invalid};
 use crate::limits::Limits;
 use crate::operand::Operand;
@@ -38,8 +37,9 @@ pub fn transposed_forward(
     bias: Option<&Operand>,
 ) -> Result<(), ConvError> {
     check(problem, [x, w, y], bias)?;
-    let call = Conv3dCall::new(client, limits, problem, Pass::InputGradient, plan)?;
-    call.with_bias(bias).with_activation(problem.window.activation).launch([x, w, y])
+    let mut call = Conv3dCall::new(client, limits, problem, Pass::InputGradient, plan)?;
+    (call.bias, call.activation) = (bias, problem.window.activation);
+    call.launch([x, w, y])
 }
 
 /// [`transposed_forward`] that also stores the value before the activation in `pre`, as
@@ -58,8 +58,9 @@ pub fn transposed_forward_with_pre(
 ) -> Result<(), ConvError> {
     check(problem, [x, w, y], bias)?;
     activation_pass::check(pre, y)?;
-    let call = Conv3dCall::new(client, limits, problem, Pass::InputGradient, plan)?;
-    call.with_bias(bias).with_activation(Activation::None).launch([x, w, pre])?;
+    let mut call = Conv3dCall::new(client, limits, problem, Pass::InputGradient, plan)?;
+    call.bias = bias;
+    call.launch([x, w, pre])?;
     activation_pass::apply(client, limits, problem.window.activation, None, [pre, y])
 }
 

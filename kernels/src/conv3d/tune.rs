@@ -14,7 +14,7 @@
 //! The choice is then no pure function: two processes may take different plans, which round differently.
 
 use super::call::Conv3dCall;
-use super::check::check_operands;
+use super::check::check_pass;
 use super::choose::model::is_on_matrices;
 use super::pass::Pass;
 use super::plan::{Algorithm, Plan, eligible, plan, predicted_seconds};
@@ -75,14 +75,7 @@ pub fn fastest_plan(
     operands: [&Operand; 3],
 ) -> Result<Plan, ConvError> {
     let problem = Conv3dProblem { bias: false, ..*problem };
-    let [x, w, y] = [problem.x_shape(), problem.weight_shape(), problem.y_shape()];
-    let named = match pass {
-        Pass::Forward => [("x", x), ("w", w), ("y", y)],
-        Pass::InputGradient => [("dy", y), ("w", w), ("dx", x)],
-        Pass::WeightGradient => [("x", x), ("dy", y), ("dw", w)],
-    };
-    let [first, second, result] = [0, 1, 2].map(|place| (named[place].0, operands[place], named[place].1));
-    check_operands(&problem, &[first, second, result])?;
+    check_pass(&problem, pass, operands)?;
     let identity = &client.properties().identity;
     let device = format!("{} {}", identity.name, client.name());
     let key = Key {

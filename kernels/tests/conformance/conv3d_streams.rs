@@ -306,11 +306,12 @@ fn caches_that_do_not_fit_are_refused() {
     };
     assert_eq!(
         refusal(whole, [1, 4, 2, 3, 3], [1, 4, 3, 3, 3]),
-        "conv3d: a cache of shape [1, 4, 2, 3, 3] was given for the problem of the whole clip [1, 4, 5, 3, 3]"
+        "conv3d: a cache of shape [1, 4, 2, 3, 3] was given for [1, 4, 5, 3, 3], which is no problem of a stream"
     );
     assert_eq!(
         refusal(whole.for_streams(), [1, 4, 5, 3, 3], [1, 4, 1, 3, 3]),
-        "conv3d: a cache of shape [1, 4, 5, 3, 3] was given for the stream of [1, 4, 5, 3, 3]"
+        "conv3d: the cache has shape [1, 4, 5, 3, 3], it must hold at least 1 and at most 4 of the 5 frames of \
+         [1, 4, 5, 3, 3]"
     );
     assert_eq!(
         refusal(whole.for_streams(), [1, 4, 2, 3, 3], [1, 4, 2, 3, 3]),
