@@ -1,5 +1,6 @@
 //! What the caller of causal conv1d may choose.
 
+use crate::nn::setters;
 use burn::tensor::{Int, Tensor};
 use conv_kernels::causal_conv1d::Conv1dLayout;
 use conv_kernels::conv3d::Activation;
@@ -42,42 +43,6 @@ impl CausalConv1dOptions {
         Self::default()
     }
 
-    /// Sets the activation applied to the result.
-    #[must_use]
-    pub fn with_activation(self, activation: Activation) -> Self {
-        Self { activation, ..self }
-    }
-
-    /// Sets the order of the axes of x and y.
-    #[must_use]
-    pub fn with_layout(self, layout: Conv1dLayout) -> Self {
-        Self { layout, ..self }
-    }
-
-    /// Sets the W-1 steps before the first.
-    #[must_use]
-    pub fn with_initial_state(self, initial_state: Tensor<3>) -> Self {
-        Self { initial_state: Some(initial_state), ..self }
-    }
-
-    /// Sets the sequence that the initial state of each row belongs to.
-    #[must_use]
-    pub fn with_initial_seq_idx(self, initial_seq_idx: Tensor<1, Int>) -> Self {
-        Self { initial_seq_idx: Some(initial_seq_idx), ..self }
-    }
-
-    /// Sets the sequence that each step belongs to.
-    #[must_use]
-    pub fn with_seq_idx(self, seq_idx: Tensor<2, Int>) -> Self {
-        Self { seq_idx: Some(seq_idx), ..self }
-    }
-
-    /// Sets what is added to the result after the activation.
-    #[must_use]
-    pub fn with_residual(self, residual: Tensor<3>) -> Self {
-        Self { residual: Some(residual), ..self }
-    }
-
     /// Sequences that are packed into one row of `steps` steps: sequence i has the steps from `cu_seqlens[i]`
     /// to `cu_seqlens[i + 1]` (`[N + 1]`, ascending), the others are padding.
     ///
@@ -88,6 +53,21 @@ impl CausalConv1dOptions {
         self.with_seq_idx(crate::causal_conv1d_seq_idx(cu_seqlens, steps))
     }
 }
+
+setters!(CausalConv1dOptions {
+    /// Sets the activation applied to the result.
+    with_activation(activation: Activation);
+    /// Sets the order of the axes of x and y.
+    with_layout(layout: Conv1dLayout);
+    /// Sets the W-1 steps before the first.
+    with_initial_state(initial_state: Tensor<3>);
+    /// Sets the sequence that the initial state of each row belongs to.
+    with_initial_seq_idx(initial_seq_idx: Tensor<1, Int>);
+    /// Sets the sequence that each step belongs to.
+    with_seq_idx(seq_idx: Tensor<2, Int>);
+    /// Sets what is added to the result after the activation.
+    with_residual(residual: Tensor<3>);
+});
 
 /// This activation, and the defaults.
 impl From<Activation> for CausalConv1dOptions {
@@ -126,25 +106,16 @@ impl CausalConv1dUpdateOptions {
     pub fn new() -> Self {
         Self::default()
     }
-
-    /// Sets the activation applied to the result.
-    #[must_use]
-    pub fn with_activation(self, activation: Activation) -> Self {
-        Self { activation, ..self }
-    }
-
-    /// Makes the state a ring, of which each row has seen so many steps.
-    #[must_use]
-    pub fn with_cache_seqlens(self, cache_seqlens: Tensor<1, Int>) -> Self {
-        Self { cache_seqlens: Some(cache_seqlens), ..self }
-    }
-
-    /// Sets the row of the state that belongs to each row of x.
-    #[must_use]
-    pub fn with_state_indices(self, state_indices: Tensor<1, Int>) -> Self {
-        Self { state_indices: Some(state_indices), ..self }
-    }
 }
+
+setters!(CausalConv1dUpdateOptions {
+    /// Sets the activation applied to the result.
+    with_activation(activation: Activation);
+    /// Makes the state a ring, of which each row has seen so many steps.
+    with_cache_seqlens(cache_seqlens: Tensor<1, Int>);
+    /// Sets the row of the state that belongs to each row of x.
+    with_state_indices(state_indices: Tensor<1, Int>);
+});
 
 /// This activation, and the defaults.
 impl From<Activation> for CausalConv1dUpdateOptions {

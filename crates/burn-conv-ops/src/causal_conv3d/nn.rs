@@ -60,6 +60,8 @@ setters!(CausalConv3dConfig {
     with_stride(stride => PerAxis<2>);
     /// Sets the distance between taps along D, H, W: one number or three.
     with_dilation(dilation => PerAxis<3>);
+    /// Sets the padding of H, W: one number for all sides, one for each axis, or pairs (before, after).
+    with_plane_padding(plane_padding => PaddingPairs<2>);
 });
 
 impl CausalConv3dConfig {
@@ -87,12 +89,6 @@ impl CausalConv3dConfig {
     #[must_use]
     pub fn with_plane_mode(self, plane_mode: PaddingMode) -> Self {
         self.with_plane_modes([plane_mode; 2])
-    }
-
-    /// Sets the padding of H, W: one number for all sides, one for each axis, or pairs (before, after).
-    #[must_use]
-    pub fn with_plane_padding(self, padding: impl Into<PaddingPairs<2>>) -> Self {
-        Self { plane_padding: padding.into().0, ..self }
     }
 
     /// The module with fresh parameters on `device`.

@@ -1,6 +1,7 @@
 //! What the caller of a causal conv3d may choose.
 
 use crate::conv::PaddingPairs;
+use crate::nn::setters;
 use crate::{Activation, Algorithm, Conv3dOptions, PaddingMode, PerAxis};
 use burn::serde::{Deserialize, Serialize};
 
@@ -64,64 +65,10 @@ impl CausalConv3dOptions {
         Self::default()
     }
 
-    /// Sets the distance between windows along D.
-    #[must_use]
-    pub fn with_depth_stride(self, depth_stride: usize) -> Self {
-        Self { depth_stride, ..self }
-    }
-
-    /// Sets the distance between windows along H, W: one number or two.
-    #[must_use]
-    pub fn with_stride(self, stride: impl Into<PerAxis<2>>) -> Self {
-        Self { stride: stride.into().0, ..self }
-    }
-
-    /// Sets the distance between taps along D, H, W: one number or three.
-    #[must_use]
-    pub fn with_dilation(self, dilation: impl Into<PerAxis>) -> Self {
-        Self { dilation: dilation.into().0, ..self }
-    }
-
-    /// Sets the number of groups.
-    #[must_use]
-    pub fn with_groups(self, groups: usize) -> Self {
-        Self { groups, ..self }
-    }
-
-    /// Sets the padding of H, W: one number for all sides, one for each axis, or pairs (before, after).
-    #[must_use]
-    pub fn with_plane_padding(self, padding: impl Into<PaddingPairs<2>>) -> Self {
-        Self { plane_padding: padding.into().0, ..self }
-    }
-
     /// Sets how taps outside the plane read, the same along H and W.
     #[must_use]
     pub fn with_plane_mode(self, plane_mode: PaddingMode) -> Self {
         self.with_plane_modes([plane_mode; 2])
-    }
-
-    /// Sets how taps outside the plane read along H, W.
-    #[must_use]
-    pub fn with_plane_modes(self, plane_mode: [PaddingMode; 2]) -> Self {
-        Self { plane_mode, ..self }
-    }
-
-    /// Sets what precedes the first frame.
-    #[must_use]
-    pub fn with_first(self, first: FirstFrames) -> Self {
-        Self { first, ..self }
-    }
-
-    /// Sets the activation applied to the result.
-    #[must_use]
-    pub fn with_activation(self, activation: Activation) -> Self {
-        Self { activation, ..self }
-    }
-
-    /// Forces a kernel family.
-    #[must_use]
-    pub fn with_algorithm(self, algorithm: Algorithm) -> Self {
-        Self { algorithm, ..self }
     }
 
     /// The conv3d of frames that have `front` frames of padding before them.
@@ -143,3 +90,24 @@ impl CausalConv3dOptions {
         }
     }
 }
+
+setters!(CausalConv3dOptions {
+    /// Sets the distance between windows along D.
+    with_depth_stride(depth_stride: usize);
+    /// Sets the distance between windows along H, W: one number or two.
+    with_stride(stride => PerAxis<2>);
+    /// Sets the distance between taps along D, H, W: one number or three.
+    with_dilation(dilation => PerAxis);
+    /// Sets the number of groups.
+    with_groups(groups: usize);
+    /// Sets the padding of H, W: one number for all sides, one for each axis, or pairs (before, after).
+    with_plane_padding(plane_padding => PaddingPairs<2>);
+    /// Sets how taps outside the plane read along H, W.
+    with_plane_modes(plane_mode: [PaddingMode; 2]);
+    /// Sets what precedes the first frame.
+    with_first(first: FirstFrames);
+    /// Sets the activation applied to the result.
+    with_activation(activation: Activation);
+    /// Forces a kernel family.
+    with_algorithm(algorithm: Algorithm);
+});

@@ -1,5 +1,6 @@
 //! What the caller of `patch` may choose, and why it may fail.
 
+use crate::nn::setters;
 use burn::tensor::Device;
 use conv_kernels::Limits;
 use conv_kernels::conv3d::{Algorithm, Conv3dProblem, Pass};
@@ -66,55 +67,26 @@ impl PatchOptions {
     pub fn all() -> Self {
         Self { conv2d: true, conv1d: true, ..Self::default() }
     }
-
-    /// Sets whether conv3d is taken.
-    #[must_use]
-    pub fn with_conv3d(self, conv3d: bool) -> Self {
-        Self { conv3d, ..self }
-    }
-
-    /// Sets whether conv2d is taken.
-    #[must_use]
-    pub fn with_conv2d(self, conv2d: bool) -> Self {
-        Self { conv2d, ..self }
-    }
-
-    /// Sets whether conv1d is taken.
-    #[must_use]
-    pub fn with_conv1d(self, conv1d: bool) -> Self {
-        Self { conv1d, ..self }
-    }
-
-    /// Sets whether transposed convolutions are taken.
-    #[must_use]
-    pub fn with_transposed(self, transposed: bool) -> Self {
-        Self { transposed, ..self }
-    }
-
-    /// Forces a kernel family.
-    #[must_use]
-    pub fn with_algorithm(self, algorithm: Algorithm) -> Self {
-        Self { algorithm, ..self }
-    }
-
-    /// Sets whether calls are left to Burn where its op is predicted to be faster.
-    #[must_use]
-    pub fn with_leave_slower(self, leave_slower: bool) -> Self {
-        Self { leave_slower, ..self }
-    }
-
-    /// Sets what predicts Burn's op, such as a table of measured times.
-    #[must_use]
-    pub fn with_burn_seconds(self, burn_seconds: BurnSeconds) -> Self {
-        Self { burn_seconds: Some(burn_seconds), ..self }
-    }
-
-    /// Names the device that the model will run on.
-    #[must_use]
-    pub fn with_device(self, device: Device) -> Self {
-        Self { device: Some(device), ..self }
-    }
 }
+
+setters!(PatchOptions {
+    /// Sets whether conv3d is taken.
+    with_conv3d(conv3d: bool);
+    /// Sets whether conv2d is taken.
+    with_conv2d(conv2d: bool);
+    /// Sets whether conv1d is taken.
+    with_conv1d(conv1d: bool);
+    /// Sets whether transposed convolutions are taken.
+    with_transposed(transposed: bool);
+    /// Forces a kernel family.
+    with_algorithm(algorithm: Algorithm);
+    /// Sets whether calls are left to Burn where its op is predicted to be faster.
+    with_leave_slower(leave_slower: bool);
+    /// Sets what predicts Burn's op, such as a table of measured times.
+    with_burn_seconds(burn_seconds: BurnSeconds);
+    /// Names the device that the model will run on.
+    with_device(device: Device);
+});
 
 /// Why [`patch`](super::patch()) could not do what was asked.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -37,6 +37,8 @@ pub struct RopeConfig {
 
 config!(RopeConfig);
 setters!(RopeConfig {
+    /// Sets the base: one number, or one for each axis.
+    with_base(base => RopeBase);
     /// Sets the factor of every angle.
     with_f0(f0: f32);
     /// Sets how frequencies are changed.
@@ -109,13 +111,6 @@ impl RopeConfig {
     #[must_use]
     pub fn cog_video_x(head_dim: usize) -> Self {
         RopeOptions::cog_video_x(head_dim).into()
-    }
-
-    /// Sets the base: one number, or one for each axis.
-    #[must_use]
-    pub fn with_base(mut self, base: impl Into<RopeBase>) -> Self {
-        self.base = base.into().0;
-        self
     }
 
     /// The module. It has no parameters and belongs to no device.

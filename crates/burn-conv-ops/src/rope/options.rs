@@ -1,6 +1,7 @@
 //! What the caller of RoPE may choose.
 
 use crate::backend::RopePositions as BackendPositions;
+use crate::nn::setters;
 use burn::backend::Dispatch;
 use burn::tensor::{Int, Tensor};
 use conv_kernels::rope::{RopeAngles, RopeAxes, RopeGrid, RopeLayout, RopePairs, RopeScaling, RopeVolume};
@@ -100,63 +101,40 @@ impl RopeOptions {
         Self::of(RopeAxes::Dims([head_dim / 4, side, side]), RopePairs::Neighbours, 1e4)
     }
 
-    /// Sets which frequencies belong to which axis.
-    #[must_use]
-    pub fn with_axes(self, axes: RopeAxes) -> Self {
-        Self { axes, ..self }
-    }
-
-    /// Sets which elements of a head are a pair.
-    #[must_use]
-    pub fn with_pairs(self, pairs: RopePairs) -> Self {
-        Self { pairs, ..self }
-    }
-
-    /// Sets the base: one number, or one for each axis.
-    #[must_use]
-    pub fn with_base(self, base: impl Into<RopeBase>) -> Self {
-        Self { base: base.into().0, ..self }
-    }
-
-    /// Sets the factor of every angle.
-    #[must_use]
-    pub fn with_f0(self, f0: f32) -> Self {
-        Self { f0, ..self }
-    }
-
-    /// Sets how frequencies are changed.
-    #[must_use]
-    pub fn with_scaling(self, scaling: RopeScaling) -> Self {
-        Self { scaling, ..self }
-    }
-
-    /// Sets the order of the axes of the tokens.
-    #[must_use]
-    pub fn with_layout(self, layout: RopeLayout) -> Self {
-        Self { layout, ..self }
-    }
-
-    /// Sets how many tokens at the beginning stay as they are.
-    #[must_use]
-    pub fn with_prefix(self, prefix: usize) -> Self {
-        Self { prefix, ..self }
-    }
-
-    /// Sets how many elements of a head are rotated; `None` for those that the axes name, or all.
-    #[must_use]
-    pub fn with_rotated(self, rotated: impl Into<Option<usize>>) -> Self {
-        Self { rotated: rotated.into(), ..self }
-    }
-
     pub(super) fn angles(&self) -> RopeAngles {
         let Self { axes, pairs, base, f0, scaling, .. } = *self;
         RopeAngles { axes, pairs, base, f0, scaling }
     }
 }
 
+setters!(RopeOptions {
+    /// Sets which frequencies belong to which axis.
+    with_axes(axes: RopeAxes);
+    /// Sets which elements of a head are a pair.
+    with_pairs(pairs: RopePairs);
+    /// Sets the base: one number, or one for each axis.
+    with_base(base => RopeBase);
+    /// Sets the factor of every angle.
+    with_f0(f0: f32);
+    /// Sets how frequencies are changed.
+    with_scaling(scaling: RopeScaling);
+    /// Sets the order of the axes of the tokens.
+    with_layout(layout: RopeLayout);
+    /// Sets how many tokens at the beginning stay as they are.
+    with_prefix(prefix: usize);
+    /// Sets how many elements of a head are rotated; `None` for those that the axes name, or all.
+    with_rotated(rotated => Option<usize>);
+});
+
 /// The base of each axis: from one number, or from three.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RopeBase(pub [f32; 3]);
+
+impl From<RopeBase> for [f32; 3] {
+    fn from(base: RopeBase) -> Self {
+        base.0
+    }
+}
 
 impl From<f32> for RopeBase {
     fn from(base: f32) -> Self {

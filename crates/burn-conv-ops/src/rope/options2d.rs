@@ -1,6 +1,7 @@
 //! RoPE2D's options: those of RoPE that CroCo's models choose.
 
 use super::RopeOptions;
+use crate::nn::setters;
 use conv_kernels::rope::RopeLayout;
 
 /// Options of [`rope2d`](crate::rope2d()).
@@ -33,37 +34,20 @@ impl Rope2dOptions {
     pub fn new() -> Self {
         Self::default()
     }
-
-    /// Sets the ratio of the highest to the lowest frequency.
-    #[must_use]
-    pub fn with_base(self, base: f32) -> Self {
-        Self { base, ..self }
-    }
-
-    /// Sets the factor of every angle.
-    #[must_use]
-    pub fn with_f0(self, f0: f32) -> Self {
-        Self { f0, ..self }
-    }
-
-    /// Sets the order of the axes of the tokens.
-    #[must_use]
-    pub fn with_layout(self, layout: RopeLayout) -> Self {
-        Self { layout, ..self }
-    }
-
-    /// Sets how many tokens at the beginning stay as they are.
-    #[must_use]
-    pub fn with_prefix(self, prefix: usize) -> Self {
-        Self { prefix, ..self }
-    }
-
-    /// Sets how many elements of a head are rotated; `None` for all.
-    #[must_use]
-    pub fn with_rotated(self, rotated: impl Into<Option<usize>>) -> Self {
-        Self { rotated: rotated.into(), ..self }
-    }
 }
+
+setters!(Rope2dOptions {
+    /// Sets the ratio of the highest to the lowest frequency.
+    with_base(base: f32);
+    /// Sets the factor of every angle.
+    with_f0(f0: f32);
+    /// Sets the order of the axes of the tokens.
+    with_layout(layout: RopeLayout);
+    /// Sets how many tokens at the beginning stay as they are.
+    with_prefix(prefix: usize);
+    /// Sets how many elements of a head are rotated; `None` for all.
+    with_rotated(rotated => Option<usize>);
+});
 
 impl From<Rope2dOptions> for RopeOptions {
     fn from(options: Rope2dOptions) -> Self {
