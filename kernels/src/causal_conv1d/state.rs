@@ -5,8 +5,9 @@
 //! ```
 //!
 //! Without ids `end` is T. With ids a search finds it first ([`launch_ends`]), and columns of other sequences
-//! than the one that ends there are 0. One element per thread; each element is read and written once. Any
-//! strides.
+//! than the one that ends there are 0. One element per thread, 256 per threadgroup: each element is read and
+//! written once, no FLOP. The search reads a row's ids once, from its end to the first that is not padding.
+//! Any strides. Nothing is declined.
 
 use super::args::{ConvParams, Present, THREADS, canonical, column, offset2, offset3, sequence_id};
 use super::problem::CausalConv1dProblem;

@@ -4,8 +4,8 @@
 //! out[i, c, m] = x[0, c, bounds[i+1] - S + m]   where that step is at or after bounds[i], else 0
 //! ```
 //!
-//! One element per thread; each element of `out` is read and written once. x is `[1, C, T]`, `bounds` is
-//! `[N + 1]` and ascending, `out` is `[N, C, S]`. Any strides.
+//! One element per thread: each element of `out` is read and written once, no FLOP. x is `[1, C, T]`,
+//! `bounds` is `[N + 1]` and ascending, `out` is `[N, C, S]`. Any strides. Nothing is declined.
 
 use crate::causal_conv1d::args::{THREADS, offset3};
 use crate::error::ConvError;

@@ -13,7 +13,7 @@
 //! and its threads search the later rows for the same slot in parallel.
 //!
 //! Bytes: x, y, the columns of the state that are read and written. FLOP: 2 W per step and the activation.
-//! Any strides.
+//! Any strides and widths.
 
 use super::{UPDATE, check_update_steps, step};
 use crate::activation::activate_by_code;

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! One step per thread, two loads per tap. Bytes: x once from DRAM (consecutive threads share columns
-//! through the cache), y once, a residual once. FLOP per step: 2 W. Any strides.
+//! through the cache), y once, a residual once. FLOP per step: 2 W. Any strides, any width.
 
 use crate::activation::{Activation, activate_by_code, activate_gradient};
 use crate::causal_conv1d::args::{ConvParams, Present, THREADS, column, offset2, offset3, sequence_id};

@@ -1,7 +1,16 @@
-//! Repacks the weights of one gather of an input gradient ([`super::gather`]) to `[group, channel of dx][k]`,
-//! so that the forward kernels multiply by them with K contiguous. In the weight itself adjacent K indices
-//! are a channel's taps apart: reading them there takes four times as long. One thread per element; the
-//! gather's weights are read and written once.
+//! Repacks the weights of one gather of an input gradient ([`super::gather`]) so that the forward kernels
+//! multiply by them with K contiguous. In the weight itself adjacent K indices are a channel's taps apart:
+//! reading them there takes four times as long.
+//!
+//! ```text
+//! packed[(group, c)][(o, tap)] = w[o, c, tap]      taps of the gather's residue class; c in the group
+//!
+//! w       | o 0: c 0 taps, c 1 taps, .. | o 1: ..        any strides
+//! packed  | c 0: o 0 taps, o 1 taps, .. | c 1: ..        row-major: a row of K per channel of dx
+//! ```
+//!
+//! One thread per element of `packed`, 256 per threadgroup: as many elements read and written, no FLOP.
+//! Declined: nothing; columns with several taps (patches) are read from the weight.
 
 use super::index::GatherArgs;
 use super::tap_check::TapCheck;

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Bytes per thread: 9 weights read (strided), t * t fp32 values written (coalesced). A threadgroup is 64
-//! threads; about 400 FLOP per thread.
+//! threads; about 400 FLOP per thread. Declined: what [`super`] declines.
 
 use super::WinogradCall;
 use super::constants::{Matrix, WinogradTile, scale_exponent};

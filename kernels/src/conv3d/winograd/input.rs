@@ -13,9 +13,10 @@
 //! A stream's cache and x are transformed by a launch each: frames of one tensor after those of the other in
 //! V.
 //!
-//! Bytes per thread: t * t inputs read (dy: m * m), t * t fp32 values written (coalesced). A threadgroup is
-//! 64 threads; about 1500 FLOP per thread. Padding tiles are written as zeros: the weight gradient sums over
-//! tiles.
+//! Layouts: x and dy any strides, V and D contiguous fp32. Bytes per thread: t * t inputs (dy: m * m) are
+//! read, t * t fp32 values written (coalesced). A threadgroup is 64 threads; about 1500 FLOP per thread.
+//! Padding tiles are written as zeros: the weight gradient sums over tiles. Declined: what [`super`]
+//! declines.
 
 use super::WinogradCall;
 use super::constants::{Matrix, WinogradTile, scale_exponent};
