@@ -5,6 +5,7 @@ use cubecl::prelude::*;
 
 /// The function applied to a convolution's fp32 result before it is rounded and stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Activation {
     /// None.
     #[default]

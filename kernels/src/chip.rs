@@ -17,6 +17,7 @@
 
 /// Rates of a device, and the sizes that follow from them.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Chip {
     /// FLOP per second of a GEMM on fp32 multiply-adds.
     pub fma: f64,

@@ -7,6 +7,7 @@ use cubecl::prelude::*;
 
 /// Storage type of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum FloatType {
     /// IEEE binary32.
     F32,

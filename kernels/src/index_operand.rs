@@ -10,6 +10,7 @@ use cubecl::zspace::{Shape, Strides};
 
 /// Storage type of an integer tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum IndexType {
     /// Signed, 32 bits: served by every device.
     I32,

@@ -1,5 +1,5 @@
 //! How the kernels' enums are written in configuration files. `conv-kernels` knows nothing of serde; each
-//! form here mirrors one enum, and the compiler checks that it mirrors it whole.
+//! form here mirrors one enum. The enums may grow: a variant without a form is an error when it is written.
 
 use burn::serde::{Deserialize, Serialize};
 use conv_kernels::causal_conv1d::Conv1dLayout;
@@ -8,6 +8,7 @@ use conv_kernels::rope::{RopeAxes, RopeLayout, RopePairs, RopeScaling};
 
 #[derive(Serialize, Deserialize)]
 #[serde(crate = "burn::serde", remote = "Activation")]
+#[non_exhaustive]
 pub(crate) enum ActivationForm {
     None,
     Relu,
@@ -16,6 +17,7 @@ pub(crate) enum ActivationForm {
 
 #[derive(Serialize, Deserialize)]
 #[serde(crate = "burn::serde", remote = "PaddingMode")]
+#[non_exhaustive]
 pub(crate) enum PaddingModeForm {
     Zeros,
     Replicate,
@@ -62,6 +64,7 @@ pub(crate) mod padding_modes {
 
 #[derive(Serialize, Deserialize)]
 #[serde(crate = "burn::serde", remote = "Algorithm")]
+#[non_exhaustive]
 pub(crate) enum AlgorithmForm {
     Auto,
     NoWinograd,
@@ -72,6 +75,7 @@ pub(crate) enum AlgorithmForm {
 
 #[derive(Serialize, Deserialize)]
 #[serde(crate = "burn::serde", remote = "WinogradTile")]
+#[non_exhaustive]
 pub(crate) enum WinogradTileForm {
     F2x2,
     F4x4,
@@ -80,6 +84,7 @@ pub(crate) enum WinogradTileForm {
 
 #[derive(Serialize, Deserialize)]
 #[serde(crate = "burn::serde", remote = "Conv1dLayout")]
+#[non_exhaustive]
 pub(crate) enum Conv1dLayoutForm {
     Bct,
     Btc,
@@ -87,6 +92,7 @@ pub(crate) enum Conv1dLayoutForm {
 
 #[derive(Serialize, Deserialize)]
 #[serde(crate = "burn::serde", remote = "RopeLayout")]
+#[non_exhaustive]
 pub(crate) enum RopeLayoutForm {
     Bhnd,
     Bnhd,
@@ -94,6 +100,7 @@ pub(crate) enum RopeLayoutForm {
 
 #[derive(Serialize, Deserialize)]
 #[serde(crate = "burn::serde", remote = "RopeAxes")]
+#[non_exhaustive]
 pub(crate) enum RopeAxesForm {
     Even(usize),
     Dims([usize; 3]),
@@ -103,6 +110,7 @@ pub(crate) enum RopeAxesForm {
 
 #[derive(Serialize, Deserialize)]
 #[serde(crate = "burn::serde", remote = "RopePairs")]
+#[non_exhaustive]
 pub(crate) enum RopePairsForm {
     Neighbours,
     Halves,
@@ -111,6 +119,7 @@ pub(crate) enum RopePairsForm {
 
 #[derive(Serialize, Deserialize)]
 #[serde(crate = "burn::serde", remote = "RopeScaling")]
+#[non_exhaustive]
 pub(crate) enum RopeScalingForm {
     None,
     Linear(f32),

@@ -205,6 +205,7 @@ fn encode(values: &[f32], dtype: FloatType) -> Vec<u8> {
         FloatType::F32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
         FloatType::F16 => values.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect(),
         FloatType::Bf16 => values.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes()).collect(),
+        other => panic!("no numbers as {}", other.name()),
     }
 }
 
@@ -216,6 +217,7 @@ fn decode(bytes: &[u8], dtype: FloatType, index: usize) -> f64 {
         }
         FloatType::F16 => f16::from_le_bytes([bytes[index * 2], bytes[index * 2 + 1]]).to_f64(),
         FloatType::Bf16 => bf16::from_le_bytes([bytes[index * 2], bytes[index * 2 + 1]]).to_f64(),
+        other => panic!("no numbers as {}", other.name()),
     }
 }
 

@@ -156,11 +156,8 @@ fn values(case: &Case, problem: &CausalConv1dProblem) -> Values {
 
 /// The step, counted over all rows, of an element of x.
 fn step(problem: &CausalConv1dProblem, index: usize) -> usize {
-    let (c, t) = (problem.channels, problem.length);
-    match problem.layout {
-        Conv1dLayout::Bct => index / (c * t) * t + index % t,
-        Conv1dLayout::Btc => index / c,
-    }
+    let [row, _, step] = problem.x_element(index);
+    row * problem.length + step
 }
 
 fn tensors_of(device: &Device, case: &Case, problem: &CausalConv1dProblem, values: &Values) -> Tensors {
@@ -299,15 +296,11 @@ fn check(
 
 /// Whether an element of a channel's x or dy, or of its state, is not finite.
 fn may_be_non_finite(problem: &CausalConv1dProblem, tensors: &Tensors, channel: usize) -> bool {
-    let (c, t) = (problem.channels, problem.length.max(1));
-    let of_x = |index: usize| match problem.layout {
-        Conv1dLayout::Bct => index / t % c,
-        Conv1dLayout::Btc => index % c,
-    };
+    let of_x = |index: usize| problem.x_element(index)[1];
     let non_finite =
         |values: Vec<f64>| (0..values.len()).any(|at| !values[at].is_finite() && of_x(at) == channel);
     let state = tensors.state.as_ref().map(Buffer::values).unwrap_or_default();
-    let of_state = |index: usize| index / (problem.width - 1).max(1) % c;
+    let of_state = |index: usize| index / (problem.width - 1).max(1) % problem.channels;
     non_finite(tensors.x.values())
         || non_finite(tensors.dy.values())
         || (0..state.len()).any(|at| !state[at].is_finite() && of_state(at) == channel)

@@ -189,10 +189,10 @@ pub fn run_packed(device: &Device, case: &Case) -> Outcome {
     for (index, got) in got.into_iter().enumerate() {
         let (sequence, channel, m) = (index / s / c, index / s % c, index % s);
         let at = bounds[sequence + 1] - s as i64 + m as i64;
-        let want = match layout {
+        let want = match layout.step_axis() {
             _ if at < bounds[sequence] => 0.0,
-            Conv1dLayout::Bct => values[channel * t + at as usize],
-            Conv1dLayout::Btc => values[at as usize * c + channel],
+            1 => values[at as usize * c + channel],
+            _ => values[channel * t + at as usize],
         };
         if got != want {
             let message =

@@ -67,7 +67,7 @@ impl CallVariant {
     /// None for the calls of [`table`].
     pub fn problem(&self) -> Result<CausalConv1dProblem, conv_kernels::ConvError> {
         let [b, c, t] = self.extents;
-        let x = if self.layout == Conv1dLayout::Bct { [b, c, t] } else { [b, t, c] };
+        let x = self.layout.swapped([b, c, t]);
         let optional = OptionalShapes {
             bias: self.bias.then_some(c),
             initial_state: self.initial.then_some([b, c, self.width - 1]),

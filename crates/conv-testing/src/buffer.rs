@@ -158,6 +158,7 @@ pub fn upload_indices(
             memory.iter().flat_map(|value| i32::try_from(*value).expect("an i32").to_le_bytes()).collect()
         }
         IndexType::I64 => memory.iter().flat_map(|value| value.to_le_bytes()).collect(),
+        other => panic!("no integers as {}", other.name()),
     };
     let handle = client.create_from_slice(&bytes).offset_start((GUARD * dtype.size()) as u64);
     IndexOperand { handle, shape: shape.to_vec(), strides: strides.to_vec(), dtype }
@@ -179,6 +180,7 @@ pub fn round(value: f32, dtype: FloatType) -> f32 {
         FloatType::F32 => value,
         FloatType::F16 => f16::from_f32(value).to_f32(),
         FloatType::Bf16 => bf16::from_f32(value).to_f32(),
+        other => panic!("no numbers as {}", other.name()),
     }
 }
 
@@ -187,6 +189,7 @@ fn encode(values: &[f32], dtype: FloatType) -> Vec<u8> {
         FloatType::F32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
         FloatType::F16 => values.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect(),
         FloatType::Bf16 => values.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes()).collect(),
+        other => panic!("no numbers as {}", other.name()),
     }
 }
 
@@ -199,5 +202,6 @@ fn decode(bytes: &[u8], dtype: FloatType) -> Vec<f32> {
             .collect(),
         FloatType::F16 => pairs().map(|pair| f16::from_le_bytes(pair).to_f32()).collect(),
         FloatType::Bf16 => pairs().map(|pair| bf16::from_le_bytes(pair).to_f32()).collect(),
+        other => panic!("no numbers as {}", other.name()),
     }
 }

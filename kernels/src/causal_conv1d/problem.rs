@@ -6,12 +6,28 @@ use crate::error::{ConvError, invalid};
 
 /// Order of the axes of x, y, dx and dy. The state is `[B, C, W-1]` in either layout.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Conv1dLayout {
     /// `[B, C, T]`.
     #[default]
     Bct,
     /// `[B, T, C]`.
     Btc,
+}
+
+impl Conv1dLayout {
+    /// The axis of x that its steps are along.
+    pub fn step_axis(self) -> usize {
+        match self {
+            Self::Bct => 2,
+            Self::Btc => 1,
+        }
+    }
+
+    /// `[B, C, T]` from extents in this order, and back.
+    pub fn swapped(self, [batch, second, third]: [usize; 3]) -> [usize; 3] {
+        if self.step_axis() == 2 { [batch, second, third] } else { [batch, third, second] }
+    }
 }
 
 /// Shapes of the optional inputs; `None` where there is no such input.
@@ -78,10 +94,7 @@ impl CausalConv1dProblem {
         dtype: FloatType,
         weight_dtype: FloatType,
     ) -> Result<Self, ConvError> {
-        let [batch, channels, length] = match layout {
-            Conv1dLayout::Bct => x,
-            Conv1dLayout::Btc => [x[0], x[2], x[1]],
-        };
+        let [batch, channels, length] = layout.swapped(x);
         let width = weight[1];
         check_weight("causal_conv1d", weight, channels)?;
         check_bias("causal_conv1d", optional.bias, channels)?;
@@ -148,10 +161,13 @@ impl CausalConv1dProblem {
 
     /// `[B, C, T]` or `[B, T, C]`.
     pub fn x_shape(&self) -> [usize; 3] {
-        match self.layout {
-            Conv1dLayout::Bct => [self.batch, self.channels, self.length],
-            Conv1dLayout::Btc => [self.batch, self.length, self.channels],
-        }
+        self.layout.swapped([self.batch, self.channels, self.length])
+    }
+
+    /// Row, channel and step of the element at a row-major index of x.
+    pub fn x_element(&self, index: usize) -> [usize; 3] {
+        let [_, second, third] = self.x_shape();
+        self.layout.swapped([index / (second * third), index / third % second, index % third])
     }
 
     /// `[C, W]`.

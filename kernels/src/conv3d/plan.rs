@@ -55,6 +55,7 @@ use std::fmt::{self, Display, Formatter};
 /// What the caller asks for. A forced algorithm that cannot serve the forward pass is an error; a gradient it
 /// cannot serve is computed by the automatic choice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Algorithm {
     /// The fastest plan by this module's rules.
     #[default]

@@ -8,6 +8,7 @@ use crate::geometry::AxisGeometry;
 
 /// What taps outside the input read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum PaddingMode {
     /// Zero.
     #[default]

@@ -4,6 +4,7 @@ use crate::error::{ConvError, invalid};
 
 /// Which frequencies belong to which axis. Pairs of elements are numbered along the head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum RopeAxes {
     /// One, two or three axes with equal parts of the rotated elements: language models have one, CroCo two.
     Even(usize),
@@ -19,6 +20,7 @@ pub enum RopeAxes {
 
 /// Which elements of a head are a pair (u, v).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum RopePairs {
     /// Neighbours: 0 and 1, 2 and 3. GPT-J, Wan, HunyuanVideo, CogVideoX.
     Neighbours,
@@ -31,6 +33,7 @@ pub enum RopePairs {
 
 /// How frequencies are changed for sequences longer than those of training.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub enum RopeScaling {
     /// Not at all.
     #[default]

@@ -46,6 +46,7 @@ use cubecl::prelude::*;
 
 /// Positions of the tokens.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub enum Positions<'a> {
     /// `[B, N, axes]` integers.
     Index(&'a IndexOperand),

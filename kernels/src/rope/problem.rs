@@ -6,6 +6,7 @@ use crate::error::{ConvError, invalid};
 
 /// Order of the axes of the tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum RopeLayout {
     /// `[B, H, N, D]`.
     #[default]

@@ -76,6 +76,7 @@ impl<B: Backend> From<Option<IntTensor<B>>> for OptionalIntTensor<B> {
 /// Where the tokens of a rotation stand.
 #[derive(ExtensionType)]
 #[extension_type(fusion: cfg(feature = "fusion"))]
+#[non_exhaustive]
 pub enum RopePositions<B: Backend> {
     /// Integers `[B, N, axes]`.
     Index(IntTensor<B>),
@@ -115,11 +116,19 @@ impl<B: Backend> std::fmt::Debug for RopePositions<B> {
 
 /// A conv3d call: shapes and options, and the kernels to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Conv3dCall {
     /// Shapes, window, activation and dtype.
     pub problem: Conv3dProblem,
     /// The kernel family the caller asked for.
     pub algorithm: Algorithm,
+}
+
+impl Conv3dCall {
+    /// The call of a problem.
+    pub fn new(problem: Conv3dProblem, algorithm: Algorithm) -> Self {
+        Self { problem, algorithm }
+    }
 }
 
 #[cfg(feature = "cubecl")]

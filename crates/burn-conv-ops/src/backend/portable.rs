@@ -14,6 +14,7 @@ pub(crate) fn dtype_of(dtype: FloatType) -> DType {
         FloatType::F32 => DType::F32,
         FloatType::F16 => DType::F16,
         FloatType::Bf16 => DType::BF16,
+        other => panic!("Burn has no {}", other.name()),
     }
 }
 
@@ -37,6 +38,7 @@ pub(crate) fn activate<B: Backend>(value: FloatTensor<B>, activation: Activation
             let value = widen::<B>(value);
             round::<B>(B::float_mul(value.clone(), B::sigmoid(value)), dtype)
         }
+        other => panic!("{other:?} of Burn's own ops"),
     }
 }
 
@@ -58,6 +60,7 @@ pub(crate) fn activation_gradient<B: Backend>(
             let slope = B::float_add_scalar(B::float_mul(value, rest), 1.0.into());
             round::<B>(B::float_mul(dy, B::float_mul(sigmoid, slope)), dtype)
         }
+        other => panic!("the gradient of {other:?} of Burn's own ops"),
     }
 }
 

@@ -108,7 +108,7 @@ pub(crate) fn final_state<B: Backend>(
         return FinalColumns::<B>::of(ids, problem).choose(swap_layout::<B>(x, problem.layout), initial);
     }
     if length >= history {
-        let time = if problem.layout == Conv1dLayout::Bct { 2 } else { 1 };
+        let time = problem.layout.step_axis();
         let last = narrow::<B>(x, time, length - history, history);
         return round::<B>(swap_layout::<B>(last, problem.layout), dtype);
     }
@@ -188,11 +188,7 @@ pub(crate) fn clear_padding<B: Backend>(
         return dy;
     }
     let bools = get_device_settings::<B>(&ids.device()).bool_dtype;
-    let (batch, length) = (problem.batch, problem.length);
-    let spread = match problem.layout {
-        Conv1dLayout::Bct => [batch, 1, length],
-        Conv1dLayout::Btc => [batch, length, 1],
-    };
+    let spread = problem.layout.swapped([problem.batch, 1, problem.length]);
     let padding = B::bool_reshape(B::int_lower_elem(ids, 0.into(), bools), spread.into());
     B::float_mask_fill(dy, B::bool_expand(padding, problem.x_shape().into()), 0.0.into())
 }
@@ -294,8 +290,5 @@ fn column<B: Backend>(weight: &FloatTensor<B>, k: usize) -> FloatTensor<B> {
 
 /// `[B, C, T]` from the layout and back.
 pub(crate) fn swap_layout<B: Backend>(tensor: FloatTensor<B>, layout: Conv1dLayout) -> FloatTensor<B> {
-    match layout {
-        Conv1dLayout::Bct => tensor,
-        Conv1dLayout::Btc => B::float_swap_dims(tensor, 1, 2),
-    }
+    if layout.step_axis() == 2 { tensor } else { B::float_swap_dims(tensor, 1, 2) }
 }

@@ -63,7 +63,7 @@ pub(super) fn check(
     }
     let Some(reach) = (taps - 1).checked_mul(dilation).filter(|reach| *reach < 1 << 31) else {
         return Err(ConvError::TooLarge(format!(
-            "{OP}: {taps} taps {dilation} frames apart span too many frames"
+            "{OP}: {taps} taps {dilation} frames apart span more than 2^31 frames"
         )));
     };
     let span = reach + 1;

@@ -91,7 +91,7 @@ impl Saved {
             _ if !differentiated => Self::Nothing,
             // With a residual y does not tell where the value was positive.
             Activation::Relu if !call.problem.residual => Self::Output,
-            Activation::Relu | Activation::Silu => Self::Pre,
+            _ => Self::Pre,
         }
     }
 

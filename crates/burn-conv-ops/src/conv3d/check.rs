@@ -64,13 +64,13 @@ pub(super) fn check(
                 conv3d::gradient_plan(problem, pass, options.algorithm, &limits)?;
             }
         }
-        let call = Conv3dCall { problem, algorithm: options.algorithm };
+        let call = Conv3dCall::new(problem, options.algorithm);
         if matches!(Saved::of(&call, tracked.contains(&true)), Saved::Pre) {
             // What a tracked call keeps.
             fits(OP, &problem.y_shape(), FloatType::F32, &limits)?;
         }
     }
-    Ok(Conv3dCall { problem, algorithm: options.algorithm })
+    Ok(Conv3dCall::new(problem, options.algorithm))
 }
 
 /// The tile of filters that a checked call could be given transformed: where its plan is Winograd's and none

@@ -106,9 +106,9 @@ pub(crate) fn forward_prepared(
     let (problem, limits) = (&call.problem, Limits::of(&x.client));
     let plan = conv3d::plan(problem, Pass::Forward, call.algorithm, &limits)?;
     let Plan::Winograd(config) = plan else {
+        let plan = plan.name();
         return Err(ConvError::Invalid(format!(
-            "conv3d: the filters were prepared, the plan is {}",
-            plan.name()
+            "conv3d: the filters were prepared for Winograd, the plan of this call is {plan}"
         )));
     };
     let y = allocate(x, &problem.y_shape(), x.dtype);

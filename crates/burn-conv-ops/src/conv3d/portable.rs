@@ -220,6 +220,7 @@ impl Padding {
                     let back = (end > 0).then(|| narrow::<B>(x.clone(), axis, 0, end));
                     B::float_cat([front, Some(x), back].into_iter().flatten().collect(), axis)
                 }
+                other => panic!("{other:?} padding of Burn's own ops"),
             };
         }
         x
@@ -256,6 +257,7 @@ impl Padding {
                     }
                     sum
                 }
+                other => panic!("the gradient of {other:?} padding of Burn's own ops"),
             };
         }
         dx

@@ -68,7 +68,12 @@ pub(super) fn check(
             .zip(dilation.checked_mul(kernel - 1))
             .and_then(|(windows, reach)| windows.checked_add(reach)?.checked_add(1));
         let Some(whole) = whole.filter(|whole| whole.checked_add(longer).is_some()) else {
-            return Err(ConvError::TooLarge(format!("{OP}: the result of x {:?} is too long", x.dims())));
+            return Err(ConvError::TooLarge(format!(
+                "{OP}: the result of x {:?} with stride {stride:?} and dilation {:?} has more elements along \
+                 axis {axis} than can be addressed",
+                x.dims(),
+                options.dilation
+            )));
         };
         let begin = padding[axis];
         if whole + longer <= begin.saturating_mul(2) {
@@ -114,7 +119,7 @@ pub(super) fn check(
         // What a tracked call keeps.
         fits(OP, &problem.x_shape(), FloatType::F32, &limits)?;
     }
-    Ok((Conv3dCall { problem, algorithm }, behind))
+    Ok((Conv3dCall::new(problem, algorithm), behind))
 }
 
 fn invalid(text: String) -> Result<(), ConvError> {

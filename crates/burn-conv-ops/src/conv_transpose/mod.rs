@@ -81,6 +81,7 @@ fn with_elements_behind(
             Activation::None => value,
             Activation::Relu => relu(value),
             Activation::Silu => silu(value),
+            other => panic!("no elements behind a transposed convolution with {other:?}"),
         };
         value.cast(dtype)
     });

@@ -73,10 +73,9 @@ fn rotate_at<B: Backend>(
     let dtype = tokens.dtype();
     let (cos, sin) = cos_and_sin::<B>(positions, problem, inverse);
     let pairs = problem.rotated / 2;
-    let heads = match problem.layout {
-        RopeLayout::Bhnd => [problem.batch, 1, problem.tokens, pairs],
-        RopeLayout::Bnhd => [problem.batch, problem.tokens, 1, pairs],
-    };
+    let mut heads = problem.tokens_shape();
+    heads[3 - axis] = 1;
+    heads[3] = pairs;
     let spread = |value: FloatTensor<B>| B::float_reshape(widen::<B>(value), Shape::from(heads));
     round::<B>(turn::<B>(widen::<B>(tokens), [spread(cos), spread(sin)], problem), dtype)
 }

@@ -90,7 +90,7 @@ fn states_of_halves_may_be_fp32() {
             let initial = if track { state().require_grad() } else { state() };
 
             for layout in [Conv1dLayout::Bct, Conv1dLayout::Btc] {
-                let shape = if layout == Conv1dLayout::Bct { [1, 1, 2] } else { [1, 2, 1] };
+                let shape = layout.swapped([1, 1, 2]);
                 let x = halves(upload(&[4.0, 8.0], shape, &device));
                 let options = CausalConv1dOptions::from(initial.clone()).with_layout(layout);
                 let (y, next) = causal_conv1d_with_state(x, weight.clone(), None, options);

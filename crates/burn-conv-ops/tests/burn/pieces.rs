@@ -57,6 +57,7 @@ fn padded(x: Tensor<5>, axis: usize, mode: PaddingMode) -> Tensor<5> {
         PaddingMode::Replicate => (at(0), at(last)),
         PaddingMode::Reflect => (at(1), at(last - 1)),
         PaddingMode::Circular => (at(last), at(0)),
+        other => panic!("{other:?}"),
     };
     Tensor::cat(vec![before, x, after], axis)
 }

@@ -40,7 +40,7 @@ fn assert_shape(what: &str, got: &CubeTensor, want: &[usize]) {
 fn conv3d_results_have_the_published_shapes() {
     for case in conv3d::conformance().iter().chain(&conv3d::empty()) {
         let problem = problem(case);
-        let call = Conv3dCall { problem, algorithm: Algorithm::Auto };
+        let call = Conv3dCall::new(problem, Algorithm::Auto);
         let (x, w) = (tensor(&problem.x_shape()), tensor(&problem.weight_shape()));
         let bias = || OptionalTensor::from(case.bias.then(|| tensor(&[case.o])));
         let y = CubeBackend::conv3d_forward(x.clone(), w.clone(), bias(), OptionalTensor::None, call);
@@ -67,7 +67,7 @@ fn causal_conv1d_results_have_the_published_shapes() {
             (Conv1dLayout::Bct, false),
             (Conv1dLayout::Btc, false),
         ] {
-            let x_shape = if layout == Conv1dLayout::Bct { [b, c, t] } else { [b, t, c] };
+            let x_shape = layout.swapped([b, c, t]);
             let state_shape = [b, c, w - 1];
             let shapes = OptionalShapes {
                 bias: optional.then_some(c),

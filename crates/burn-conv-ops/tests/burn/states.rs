@@ -15,7 +15,7 @@ fn options(layout: Conv1dLayout) -> CausalConv1dOptions {
 
 /// One row of one channel.
 fn row(x: &[f32], layout: Conv1dLayout, device: &Device) -> Tensor<3> {
-    let shape = if layout == Conv1dLayout::Bct { [1, 1, x.len()] } else { [1, x.len(), 1] };
+    let shape = layout.swapped([1, 1, x.len()]);
     upload(x, shape, device)
 }
 
@@ -188,7 +188,7 @@ fn pieces_of_rows_with_ids_give_the_whole() {
             for cuts in [vec![], vec![1], vec![2], vec![3], vec![4], vec![5], vec![6], vec![7], vec![2, 5]] {
                 let what = format!("{on} {layout:?} {of:?} cut at {cuts:?}");
                 let x = row(&x, layout, &device).require_grad();
-                let axis = if layout == Conv1dLayout::Bct { 2 } else { 1 };
+                let axis = layout.step_axis();
                 let bounds = [vec![0], cuts, vec![8]].concat();
                 let (mut state, mut owner) = (None, None);
                 let mut pieces = Vec::new();

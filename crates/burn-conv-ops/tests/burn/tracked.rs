@@ -81,7 +81,7 @@ fn causal_conv1d_computes_the_same_bits_with_gradients() {
                     (12, Conv1dLayout::Btc, true),
                 ] {
                     let (b, c, t) = (2, 5, 19);
-                    let shape = if layout == Conv1dLayout::Bct { [b, c, t] } else { [b, t, c] };
+                    let shape = layout.swapped([b, c, t]);
                     let results = |tracked: bool| {
                         let on = On::new(&device, dtype, tracked);
                         let mut options = CausalConv1dOptions::from(activation)

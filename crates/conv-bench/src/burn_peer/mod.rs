@@ -40,6 +40,7 @@ pub(crate) fn burn_dtype(dtype: FloatType) -> DType {
         FloatType::F32 => DType::F32,
         FloatType::F16 => DType::F16,
         FloatType::Bf16 => DType::BF16,
+        other => panic!("Burn has no {}", other.name()),
     }
 }
 

@@ -5,7 +5,6 @@ use crate::data::Source;
 use crate::verify::Truth;
 use conv_kernels::conv3d::winograd::reference::{evaluate, weight_gradient};
 use conv_kernels::conv3d::{Conv3dProblem, PaddingMode, Pass, Window, WinogradTile};
-use conv_kernels::tolerance::Guard;
 use rayon::prelude::*;
 
 /// Samples at which the bound is computed, which costs a transform per channel and tap.
@@ -22,11 +21,7 @@ pub(super) fn truth(
     plain: &Truth,
 ) -> Truth {
     let mut truth = plain.clone();
-    truth.guard = match tile {
-        WinogradTile::F2x2 => Guard::SUM,
-        WinogradTile::F4x4 => Guard::WINOGRAD_4X4,
-        WinogradTile::F6x6 => Guard::WINOGRAD_6X6,
-    };
+    truth.guard = tile.guard();
     // Two transforms of t terms on the way in, one on the way out, two stages each.
     truth.terms += 6 * tile.inputs();
     match &plain.positions {

@@ -19,6 +19,7 @@ use march::MAX_TAPS;
 
 /// The kernel of a depthwise plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum DepthwiseKernel {
     /// Frames pass through shared memory: stride and dilation 1, tiles at least a third full.
     Staged,

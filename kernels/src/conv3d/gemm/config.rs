@@ -19,6 +19,7 @@ use super::tap_check::TapCheck;
 
 /// Tile of a register-tiled GEMM. The constants of this type are the tested tiles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct RegisterTile {
     /// Rows (output positions) of a threadgroup.
     pub tile_m: usize,
@@ -119,6 +120,7 @@ pub(crate) const SUBGROUP: usize = 32;
 
 /// Tile of a GEMM on matrix units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct MatrixTile {
     /// Rows (output positions) of a threadgroup.
     pub tile_m: usize,

@@ -22,6 +22,7 @@ use crate::operand::Operand;
 
 /// The tile of a GEMM, and what multiplies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum GemmTile {
     /// fp32 multiply-adds.
     Fma(RegisterTile),

@@ -4,6 +4,7 @@ use crate::conv3d::gemm::config::SUBGROUP;
 
 /// The work of a threadgroup. The constants of this type are the tiles that are tested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct SubpixelTile {
     /// Blocks of positions of a threadgroup's tile (the product's M).
     pub tile_m: usize,

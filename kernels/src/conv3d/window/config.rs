@@ -10,6 +10,7 @@ pub(super) const PATCH_FRAGMENTS: usize = 2;
 
 /// The tile of a threadgroup and of each of its subgroups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct WindowTile {
     /// Output positions of a threadgroup's tile (M).
     pub tile_m: usize,

@@ -19,6 +19,7 @@ use crate::operand::Operand;
 
 /// The kernel of a window plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum WindowKernel {
     /// Forward pass and input gradient.
     Gemm(WindowTile),

@@ -28,6 +28,7 @@ type Rational = Ratio<i64>;
 
 /// Outputs per tile and axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum WinogradTile {
     /// 2 x 2 outputs from 4 x 4 inputs: 2.25 times fewer products than a direct convolution.
     F2x2,

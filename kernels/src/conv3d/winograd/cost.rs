@@ -18,6 +18,7 @@ use crate::conv3d::rewrite::PassProblem;
 
 /// FLOP and bytes of a plan.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Cost {
     /// FLOP of the products, padding included.
     pub operations: f64,

@@ -136,10 +136,13 @@ pub(crate) fn config(
         unsupported!("conv3d: the input gradient by {name} needs depth stride 1, got {}", window.stride[0]);
     }
     if pass == Pass::WeightGradient && problem.positions() == 0 {
-        unsupported!("conv3d: the weight gradient by {name} needs at least one window");
+        unsupported!(
+            "conv3d: the weight gradient by {name} needs at least one window, y has shape {:?}",
+            problem.y_shape()
+        );
     }
     if problem.channels == 0 {
-        unsupported!("conv3d: {name} needs at least one channel");
+        unsupported!("conv3d: {name} needs at least one input channel, got 0");
     }
     if problem.winograd_padding().is_none() {
         unsupported!(

@@ -116,10 +116,10 @@ pub(crate) fn check_last_states(
             let (sequence, channel, m) = (index / s / c, index / s % c, index % s);
             let step = bounds[sequence + 1] - s as i64 + m as i64;
             let at = step as usize;
-            let want = match layout {
+            let want = match layout.step_axis() {
                 _ if step < bounds[sequence] => 0.0,
-                Conv1dLayout::Bct => values[channel * t + at],
-                Conv1dLayout::Btc => values[at * c + channel],
+                1 => values[at * c + channel],
+                _ => values[channel * t + at],
             };
             assert_eq!(got, want, "{layout:?} sequence {sequence} channel {channel} column {m}");
         }

@@ -6,7 +6,7 @@ use super::{Tensors, launch, plans, problem, read_results, tensors_with};
 use crate::support::client;
 use conv_cases::causal_conv1d::{Case, SeqIdx};
 use conv_cases::fill;
-use conv_kernels::causal_conv1d::{CausalConv1dProblem, Conv1dLayout};
+use conv_kernels::causal_conv1d::CausalConv1dProblem;
 use conv_kernels::{FloatType, IndexType, Limits};
 use cubecl::prelude::*;
 
@@ -59,14 +59,7 @@ fn of_plans(
 
 /// The steps `from..to` of each row of `values`, which are in x's layout.
 fn steps<T: Copy>(problem: &CausalConv1dProblem, values: &[T], from: usize, to: usize) -> Vec<T> {
-    let (c, t) = (problem.channels, problem.length);
-    let inside = |index: &usize| {
-        let step = match problem.layout {
-            Conv1dLayout::Bct => index % t,
-            Conv1dLayout::Btc => index / c % t,
-        };
-        (from..to).contains(&step)
-    };
+    let inside = |index: &usize| (from..to).contains(&problem.x_element(*index)[2]);
     (0..values.len()).filter(inside).map(|index| values[index]).collect()
 }
 

@@ -5,7 +5,7 @@ use crate::conv3d_reference::{assert_same, golden, tensor};
 use conv_cases::causal_conv1d::{self as cases, Case, SeqIdx};
 use conv_cases::fill;
 use conv_kernels::FloatType;
-use conv_kernels::causal_conv1d::{CausalConv1dProblem, Conv1dLayout, UpdateProblem, reference};
+use conv_kernels::causal_conv1d::{CausalConv1dProblem, UpdateProblem, reference};
 use conv_kernels::conv3d::Activation;
 use reference::Inputs;
 use safetensors::SafeTensors;
@@ -266,10 +266,7 @@ fn padding_is_isolated() {
         let (mut x, mut dy) = (point.x.clone(), normal(61, point.x.len()));
         let clean = reference::backward(&problem, &point.inputs(&problem, &ids), &dy, None);
         for index in 0..x.len() {
-            let (b, t) = match problem.layout {
-                Conv1dLayout::Bct => (index / (case.c * case.t), index % case.t),
-                Conv1dLayout::Btc => (index / (case.c * case.t), index / case.c % case.t),
-            };
+            let [b, _, t] = problem.x_element(index);
             if ids[b * case.t + t] < 0 {
                 (x[index], dy[index]) = (f64::NAN, f64::NAN);
                 padded += 1;

@@ -126,7 +126,10 @@ pub(super) fn seq_idx(cu_seqlens: &Tensor<1, Int>, steps: usize) -> Result<(), C
     bounds(OP, cu_seqlens)?;
     check_device(OP, &limits(&cu_seqlens.device()))?;
     if steps > i32::MAX as usize {
-        return Err(ConvError::TooLarge(format!("{OP}: {steps} steps pass {}", i32::MAX)));
+        return Err(ConvError::TooLarge(format!(
+            "{OP}: x has {steps} steps, at most {} are counted",
+            i32::MAX
+        )));
     }
     Ok(())
 }

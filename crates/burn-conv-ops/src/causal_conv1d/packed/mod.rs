@@ -81,7 +81,7 @@ pub fn try_causal_conv1d_packed(
 ) -> Result<(Tensor<3>, Tensor<3>), ConvError> {
     let options = options.into();
     check::check(&x, &weight, bias.as_ref(), &cu_seqlens, &options)?;
-    let axis = if options.layout == Conv1dLayout::Bct { 2 } else { 1 };
+    let axis = options.layout.step_axis();
     let (steps, history) = (x.dims()[axis], weight.dims()[1] - 1);
     let layout = options.layout;
     let CausalConv1dOptions { initial_state: initial, residual, .. } = options.clone();
@@ -105,10 +105,13 @@ pub fn try_causal_conv1d_packed(
     }
 
     let order = Order::of(cu_seqlens, steps, history)?;
-    let states = match layout {
-        Conv1dLayout::Bct => initial.swap_dims(0, 1).flatten::<2>(1, 2).unsqueeze_dim::<3>(0),
-        Conv1dLayout::Btc => initial.swap_dims(1, 2).flatten::<2>(0, 1).unsqueeze_dim::<3>(0),
+    // The rows' columns one after the other, along the axis of the steps.
+    let columns = if axis == 2 {
+        initial.swap_dims(0, 1).flatten::<2>(1, 2)
+    } else {
+        initial.swap_dims(1, 2).flatten::<2>(0, 1)
     };
+    let states = columns.unsqueeze_dim::<3>(0);
     let join = |states: Tensor<3>, x: Tensor<3>| order.join(Tensor::cat(vec![states, x], axis), axis);
     let residual = residual.map(|residual| join(states.zeros_like(), residual.cast(state_dtype)));
     let row = join(states, x.cast(state_dtype));
@@ -187,6 +190,6 @@ pub(crate) fn last_states_shape(
     length: usize,
     layout: Conv1dLayout,
 ) -> [usize; 3] {
-    let channels = if layout == Conv1dLayout::Bct { x[1] } else { x[2] };
+    let channels = x[3 - layout.step_axis()];
     [bounds[0] - 1, channels, length]
 }

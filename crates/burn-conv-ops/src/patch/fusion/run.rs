@@ -69,7 +69,7 @@ fn compute(
                 "{name}: y is {y:?} where a convolution gives {expected:?}"
             )));
         }
-        Ok(Conv3dCall { problem, algorithm })
+        Ok(Conv3dCall::new(problem, algorithm))
     };
     let second = || second.as_ref().ok_or_else(|| missing(call));
     let result = match call.kind.pass {
@@ -78,7 +78,7 @@ fn compute(
             if bias.is_none()
                 && let Some(problem) = transposed::weight_gradient(call, first, weight, out)
             {
-                let dw = transposed::compute(Conv3dCall { problem, algorithm }, first, weight)?;
+                let dw = transposed::compute(Conv3dCall::new(problem, algorithm), first, weight)?;
                 return Ok(lowered(dw, call.kind.rank));
             }
             let call = problem(first_dims, dims(weight), bias_length, out)?;
@@ -164,7 +164,11 @@ fn extents(shape: &[usize]) -> Result<[usize; 5], ConvError> {
             (five[0], five[1]) = (*n, *c);
             five[5 - axes.len()..].copy_from_slice(axes);
         }
-        _ => return Err(ConvError::Unsupported(format!("burn-conv-ops: a tensor has the shape {shape:?}"))),
+        _ => {
+            return Err(ConvError::Unsupported(format!(
+                "burn-conv-ops: a convolution has an operand of shape {shape:?}, expected 1 or 3 to 5 axes"
+            )));
+        }
     }
     Ok(five)
 }

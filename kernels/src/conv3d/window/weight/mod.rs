@@ -28,6 +28,7 @@ use tiling::WeightTilingLaunch;
 
 /// The tile of a threadgroup: four subgroups, each with two by one fragments for each of nine taps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct WindowWeightTile {
     /// Positions of a chunk: what shared memory holds of dy.
     pub positions: usize,
