@@ -1,11 +1,11 @@
 //! The weights that training starts from.
 //!
-//! Frames pass from end to end through the convolutions outside the residual branches. Each of these starts as
-//! an orthogonal matrix in the tap of the output's own pixel and frame, with zeros in its other taps ("delta
-//! orthogonal", Xiao et al. 2018, arXiv:1806.05393), so colours stay apart. A product of random matrices keeps
-//! little but the brightness, and training needs hundreds of steps to find the rest: 17.4 dB after 640 steps
-//! of 4 clips, and grey; with these weights 22.3 dB after 800 steps of 2 clips. Residual branches end in zeros,
-//! latents are drawn with little noise, and there are no biases.
+//! Frames pass from end to end through the convolutions outside the residual branches. Each of these starts
+//! as an orthogonal matrix in the tap of the output's own pixel and frame, with zeros in its other taps
+//! ("delta orthogonal", Xiao et al. 2018, arXiv:1806.05393), so colours stay apart. A product of random
+//! matrices keeps little but the brightness, and training needs hundreds of steps to find the rest: 17.4 dB
+//! after 640 steps of 4 clips, and grey; with these weights 22.3 dB after 800 steps of 2 clips. Residual
+//! branches end in zeros, latents are drawn with little noise, and there are no biases.
 
 use burn::module::{Initializer, Module, ModuleMapper, Param};
 use burn::tensor::Tensor;
@@ -69,8 +69,8 @@ fn halves<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> Tensor<D> {
     Tensor::cat(vec![a.narrow(0, 0, half), b.narrow(0, half, half)], 0)
 }
 
-/// A filter `[C_out, C_in, ...]` like `weights`: an orthogonal matrix in the tap of the output's own pixel and
-/// frame. In time this is the last tap, in a frame the middle one.
+/// A filter `[C_out, C_in, ...]` like `weights`: an orthogonal matrix in the tap of the output's own pixel
+/// and frame. In time this is the last tap, in a frame the middle one.
 fn orthogonal<const D: usize>(weights: &Tensor<D>) -> Tensor<D> {
     let dims = weights.dims();
     let [c_out, c_in] = [dims[0], dims[1]];
