@@ -15,8 +15,8 @@
 //! element.
 
 use super::args::offset;
-use super::epilogue::add_residual;
-use crate::activation::{Activation, activate, activate_by_code, activate_gradient};
+use super::epilogue::finished_with_lane;
+use crate::activation::{Activation, activate, activate_gradient};
 use crate::dtype::FloatType;
 use crate::error::{ConvError, invalid};
 use crate::launch::{Span, dispatches};
@@ -142,9 +142,9 @@ fn residual_kernel<E: Float, N: Size>(
     let mut results = Vector::<E, N>::empty();
     #[unroll]
     for lane in 0..width {
-        let value = activate_by_code(values.extract(lane), activation);
-        let added = ComptimeOption::new_Some(added.extract(lane));
-        results.insert(lane, E::cast_from(add_residual(value, added, activation)));
+        let added = ComptimeOption::new_Some(added);
+        let value = finished_with_lane(values.extract(lane), added, lane, activation);
+        results.insert(lane, E::cast_from(value));
     }
     let at = offset(&*y, n, c, d, h, w) / width;
     y[at] = results;

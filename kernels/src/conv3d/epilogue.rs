@@ -2,7 +2,7 @@
 //! (patch, bias, activation, residual, rounding, mask, store) follows from each kernel's layout of results.
 
 use super::gemm::index::GatherArgs;
-use crate::activation::{Activation, activate};
+use crate::activation::{Activation, activate, activate_by_code};
 use crate::operand::Operand;
 use cubecl::prelude::*;
 
@@ -37,6 +37,35 @@ pub(super) fn finished(sum: f32, bias: ComptimeOption<f32>, #[comptime] activati
         ComptimeOption::Some(bias) => activate(sum + bias, activation),
         ComptimeOption::None => activate(sum, activation),
     }
+}
+
+/// `activation(sum) + residual`, of a sum with its bias, an activation by its code and a channel's element of
+/// the residual; `at` is that of channel 0 ([`residual_offset`]).
+#[cube]
+pub(super) fn finished_with_channel<E: Float>(
+    sum: f32,
+    residual: ComptimeOption<&Tensor<E>>,
+    at: usize,
+    channel: u32,
+    activation: u32,
+) -> f32 {
+    let value = activate_by_code(sum, activation);
+    let added: ComptimeOption<f32> =
+        residual.map(|residual| f32::cast_from(residual[at + channel as usize * residual.stride(1)]));
+    add_residual(value, added, activation)
+}
+
+/// [`finished_with_channel`] with an element of a vector of the residual.
+#[cube]
+pub(super) fn finished_with_lane<N: Size>(
+    sum: f32,
+    residual: ComptimeOption<Vector<f32, N>>,
+    #[comptime] lane: usize,
+    activation: u32,
+) -> f32 {
+    let value = activate_by_code(sum, activation);
+    let added: ComptimeOption<f32> = residual.map(|residual| residual.extract(lane));
+    add_residual(value, added, activation)
 }
 
 /// The value after the activation of this code, with the residual added, where there is a residual.
@@ -74,16 +103,6 @@ pub(super) fn add_residual_vector<N: Size>(
 #[cube]
 fn never(activation: u32) -> u32 {
     activation >> 8u32
-}
-
-/// A residual's element of a channel; `at` is that of channel 0 ([`residual_offset`]).
-#[cube]
-pub(super) fn residual_of_channel<E: Float>(
-    residual: ComptimeOption<&Tensor<E>>,
-    at: usize,
-    channel: u32,
-) -> ComptimeOption<f32> {
-    residual.map(|residual| f32::cast_from(residual[at + channel as usize * residual.stride(1)]))
 }
 
 /// Offset in a residual of channel 0 at a gather's output position.

@@ -15,8 +15,7 @@
 use super::config::{MatrixTile, SUBGROUP};
 use super::index::GatherArgs;
 use super::stage::{GemmShape, WorkTile};
-use crate::activation::activate_by_code;
-use crate::conv3d::epilogue::{add_residual, channel_bias, residual_of_channel, residual_row};
+use crate::conv3d::epilogue::{channel_bias, finished_with_channel, residual_row};
 use crate::conv3d::mma::{load_fragment, multiply_fragments, store_to_patch};
 use crate::conv3d::pass::Pass;
 use cubecl::cmma::{self, MatrixIdent, MatrixLayout};
@@ -145,9 +144,8 @@ pub(super) fn epilogue<E: Float, O: Float>(
                     if gathered {
                         row = columns[(n - work.first_n) as usize];
                     }
-                    let value = activate_by_code(sum, shape.activation);
-                    let added = residual_of_channel(residual, added, channel);
-                    out[at + row] = O::cast_from(add_residual(value, added, shape.activation));
+                    let value = finished_with_channel(sum, residual, added, channel, shape.activation);
+                    out[at + row] = O::cast_from(value);
                 }
             }
         }

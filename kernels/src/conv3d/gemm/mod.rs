@@ -28,6 +28,7 @@ mod contiguous_weight;
 mod depth;
 mod family;
 mod fma;
+mod fma_loop;
 pub(crate) mod fragments;
 pub(super) mod gather;
 pub(super) mod index;

@@ -65,14 +65,14 @@ impl GemmShape {
     }
 }
 
-/// Four values that a thread has loaded one by one, from the `first` on. A sequence, not an array: drivers do
-/// not keep arrays of 16-bit numbers in registers.
+/// The `at`-th four values that a thread has loaded one by one. A sequence, not an array: drivers do not keep
+/// arrays of 16-bit numbers in registers.
 #[cube]
-fn four_values<E: Float>(from: &Sequence<E>, #[comptime] first: usize) -> F32x4 {
+fn four_values<E: Float, R: Size>(from: &Sequence<Vector<E, R>>, #[comptime] at: usize) -> F32x4 {
     let mut values = F32x4::empty();
     #[unroll]
     for i in 0..VECTOR {
-        values.insert(i, f32::cast_from(*from.index(comptime!(first + i))));
+        values.insert(i, f32::cast_from(from.index(comptime!(at * VECTOR + i)).extract(0usize)));
     }
     values
 }
@@ -110,25 +110,11 @@ pub(super) fn vector_along_k(load: usize, #[comptime] tile: RegisterTile) -> usi
     UNIT_POS as usize / tile.tile_k + load * comptime!(tile.threads() / tile.tile_k)
 }
 
-/// Stores all vectors that were loaded with lanes along K.
+/// Stores a thread's `load`-th vector with lanes along K, the `at`-th four values of `next`.
 #[cube]
-pub(super) fn store_lanes_along_k<E: Float>(
-    next: &Sequence<E>,
-    stage: &mut Shared<[F32x4]>,
-    #[comptime] extent: usize,
-    #[comptime] tile: RegisterTile,
-) {
-    #[unroll]
-    for load in 0..comptime!(tile.loads(extent)) {
-        store_vector_along_k(next, comptime!(load * VECTOR), load, stage, extent, tile);
-    }
-}
-
-/// Stores a thread's `load`-th vector with lanes along K: four values of `next` from the `first` on.
-#[cube]
-pub(super) fn store_vector_along_k<E: Float>(
-    next: &Sequence<E>,
-    #[comptime] first: usize,
+pub(super) fn store_vector_along_k<E: Float, R: Size>(
+    next: &Sequence<Vector<E, R>>,
+    #[comptime] at: usize,
     load: usize,
     stage: &mut Shared<[F32x4]>,
     #[comptime] extent: usize,
@@ -137,20 +123,7 @@ pub(super) fn store_vector_along_k<E: Float>(
     let k = UNIT_POS as usize % tile.tile_k;
     let vector = vector_along_k(load, tile);
     if comptime!(tile.divides(extent)) || vector < comptime!(extent / VECTOR) {
-        stage[k * comptime!(row_stride(extent)) + vector] = four_values(next, first);
-    }
-}
-
-/// Stores all vectors that were loaded with lanes along M.
-#[cube]
-pub(super) fn store_lanes_along_m<E: Float, R: Size>(
-    next: &Sequence<Vector<E, R>>,
-    stage: &mut Shared<[F32x4]>,
-    #[comptime] tile: RegisterTile,
-) {
-    #[unroll]
-    for load in 0..comptime!(tile.loads(tile.tile_m)) {
-        store_vector_along_m(next, load, load, stage, tile);
+        stage[k * comptime!(row_stride(extent)) + vector] = four_values(next, at);
     }
 }
 
@@ -167,16 +140,11 @@ pub(super) fn store_vector_along_m<E: Float, R: Size>(
     let source_width = R::value();
     let element = UNIT_POS as usize + load * comptime!(tile.threads());
     let k = element / comptime!(tile.tile_m / VECTOR);
-    let mut values = F32x4::empty();
-    if comptime!(source_width == VECTOR) {
-        values = F32x4::cast_from(*next.index(at));
+    let values = if comptime!(source_width == VECTOR) {
+        F32x4::cast_from(*next.index(at))
     } else {
-        #[unroll]
-        for i in 0..VECTOR {
-            let value = next.index(comptime!(at * VECTOR + i));
-            values.insert(i, f32::cast_from(value.extract(0usize)));
-        }
-    }
+        four_values(next, at)
+    };
     stage[k * comptime!(row_stride(tile.tile_m)) + element % comptime!(tile.tile_m / VECTOR)] = values;
 }
 

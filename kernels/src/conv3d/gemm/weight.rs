@@ -16,22 +16,21 @@
 //! ```
 //!
 //! Positions are adjacent in both operands, so lanes load along K. Positions and channel taps are divided out
-//! once per threadgroup ([`super::table`]). `reduce.rs` adds the slices in order; one slice is the result
-//! itself. Tile, bytes, FLOP and shared memory: [`super::config`]; partial results are written and read once,
-//! 8 bytes each. Declined: M or K of 2^31 - 1 and above.
+//! once per threadgroup ([`super::table`]). K loop: [`super::fma_loop`]. `reduce.rs` adds the slices in order;
+//! one slice is the result itself. Tile, bytes, FLOP and shared memory: [`super::config`]; partial results
+//! are written and read once, 8 bytes each. Declined: M or K of 2^31 - 1 and above.
 
-use super::config::{RegisterTile, SUBGROUP, VECTOR, table_entries};
+use super::config::{RegisterTile, SUBGROUP, table_entries};
 use super::contiguous_weight::contiguous_weight_kernel;
 use super::family::prefetches;
+use super::fma_loop::{Element, Operands, k_loop};
 use super::gather::{gather_args, gathers, joined_gather_args};
-use super::index::{GatherArgs, OutputPosition};
+use super::index::GatherArgs;
+use super::mma_loop::SourceRows;
 use super::mma_weight::mma_weight_kernel;
 use super::read::{JoinedArgs, Source, branches, joined_args};
 use super::slices::weight_split;
-use super::stage::{
-    F32x4, GemmShape, GemmShapeLaunch, column_of, multiply, row_of, store_lanes_along_k,
-    store_vector_along_k, vector_along_k, zero_stage,
-};
+use super::stage::{F32x4, GemmShape, GemmShapeLaunch, column_of, row_of};
 use super::table::{IndexTable, TableLayout};
 use super::tap_check::{TapCheck, padding_of};
 use super::vectors::{dy_vector_width, joined_vector_width};
@@ -204,9 +203,9 @@ pub(super) fn weight_gradient(
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(crate) fn weight_kernel<E: Float, O: Float>(
-    source: &[E],
-    cache: ComptimeOption<&[E]>,
-    dy: &[E],
+    source: &[Element<E>],
+    cache: ComptimeOption<&[Element<E>]>,
+    dy: &[Element<E>],
     out: &mut [O],
     gather: GatherArgs,
     joined: ComptimeOption<JoinedArgs>,
@@ -227,8 +226,6 @@ pub(crate) fn weight_kernel<E: Float, O: Float>(
     let slice = work.slice;
     let first_m = work.first_m;
     let first_n = work.first_n;
-    let first_k = work.first_k;
-    let end_k = work.end_k;
 
     let mut source_stage = Shared::<[F32x4]>::new_slice(comptime!(tile.stage_vectors(tile.tile_m)));
     let mut dy_stage = Shared::<[F32x4]>::new_slice(comptime!(tile.stage_vectors(tile.tile_n)));
@@ -241,68 +238,24 @@ pub(crate) fn weight_kernel<E: Float, O: Float>(
         threads: tile.threads(),
     });
     let mut taps = IndexTable::new(comptime!(TableLayout { entries: tile.tile_m, offsets: false, ..layout }));
-    let mut positions = IndexTable::new(layout);
+    let positions = IndexTable::new(layout);
     taps.fill_taps(&gather, &work, &shape);
-    let source = Source::new(source, cache, joined, &gather, check);
 
     let mut sums = Array::<f32>::new(comptime!(tile.rows * tile.columns));
     #[unroll]
     for i in 0..comptime!(tile.rows * tile.columns) {
         sums[i] = 0.0f32;
     }
-    let first_o = group * shape.n + first_n;
-    let last_o = group * shape.n + shape.n - 1u32;
-    // As in `fma_kernel`.
-    let stage = comptime!(tile.tile_k as u32).runtime();
-    let mut past_k = end_k;
-    if prefetch {
-        zero_stage(&mut source_stage, tile.threads());
-        zero_stage(&mut dy_stage, tile.threads());
-        past_k += stage;
-    }
-    let mut stage_k = first_k;
-    let mut at = 0usize.runtime();
-    positions.fill_half(&gather, 0usize, stage_k, end_k);
-    sync_cube();
-    while stage_k < past_k {
-        // Before the loads: a divergent branch after them may stall on loads in flight.
-        positions.fill_other_half(&gather, at, stage_k, end_k);
-        let entry = at + UNIT_POS as usize % tile.tile_k;
-        let position = positions.position(entry);
-        let exists = positions.exists(entry);
-        if prefetch {
-            let mut sources = Sequence::<E>::new();
-            #[unroll]
-            for load in 0..comptime!(tile.loads(tile.tile_m)) {
-                push_source(&mut sources, &source, &taps, &position, load, tile);
-            }
-            let mut gradients = Sequence::<E>::new();
-            #[unroll]
-            for load in 0..comptime!(tile.loads(tile.tile_n)) {
-                push_dy(&mut gradients, dy, &gather, &position, exists, first_o, last_o, load, tile);
-            }
-            multiply(&source_stage, &dy_stage, &mut sums, tile, true);
-            sync_cube();
-            store_lanes_along_k(&sources, &mut source_stage, tile.tile_m, tile);
-            store_lanes_along_k(&gradients, &mut dy_stage, tile.tile_n, tile);
-        } else {
-            for load in 0..tile.loads(tile.tile_m) {
-                let mut next = Sequence::<E>::new();
-                push_source(&mut next, &source, &taps, &position, load, tile);
-                store_vector_along_k(&next, 0usize, load, &mut source_stage, tile.tile_m, tile);
-            }
-            for load in 0..tile.loads(tile.tile_n) {
-                let mut next = Sequence::<E>::new();
-                push_dy(&mut next, dy, &gather, &position, exists, first_o, last_o, load, tile);
-                store_vector_along_k(&next, 0usize, load, &mut dy_stage, tile.tile_n, tile);
-            }
-            sync_cube();
-            multiply(&source_stage, &dy_stage, &mut sums, tile, false);
-        }
-        stage_k += stage;
-        at = (at + tile.tile_k) % entries;
-        sync_cube();
-    }
+    let operands = Operands::new(
+        Source::new(source, cache, joined, &gather, check),
+        SourceRows::new_Taps(taps),
+        dy,
+        0usize,
+        gather.out_channel_stride,
+        (group * shape.n + first_n, group * shape.n + shape.n - 1u32),
+        tile,
+    );
+    k_loop(&operands, positions, &mut source_stage, &mut dy_stage, &mut sums, &work, prefetch);
 
     #[unroll]
     for j in 0..tile.columns {
@@ -317,48 +270,5 @@ pub(crate) fn weight_kernel<E: Float, O: Float>(
                 }
             }
         }
-    }
-}
-
-/// Loads a thread's `load`-th four channel taps at its position, lanes along positions (coalesced).
-#[cube]
-fn push_source<E: Float>(
-    values: &mut Sequence<E>,
-    source: &Source<E>,
-    taps: &IndexTable,
-    position: &OutputPosition,
-    load: usize,
-    #[comptime] tile: RegisterTile,
-) {
-    let vector = vector_along_k(load, tile);
-    #[unroll]
-    for i in 0..VECTOR {
-        let tap = taps.tap(vector * VECTOR + i);
-        values.push(source.read(position, &tap));
-    }
-}
-
-/// Loads a thread's `load`-th four channels of dy at its position. Clamped: results past N are not stored.
-#[cube]
-fn push_dy<E: Float>(
-    values: &mut Sequence<E>,
-    dy: &[E],
-    gather: &GatherArgs,
-    position: &OutputPosition,
-    exists: bool,
-    first_o: u32,
-    last_o: u32,
-    load: usize,
-    #[comptime] tile: RegisterTile,
-) {
-    let vector = vector_along_k(load, tile);
-    #[unroll]
-    for i in 0..VECTOR {
-        let o = min(first_o + (vector * VECTOR + i) as u32, last_o);
-        let mut value = E::from_int(0);
-        if exists {
-            value = dy[position.out + gather.out_channel(o)];
-        }
-        values.push(value);
     }
 }

@@ -3,10 +3,8 @@
 
 use super::config::{PATCH_FRAGMENTS, WindowTile};
 use super::tiling::{WindowTiling, WindowWork};
-use crate::activation::{activate_by_code, activate_vector};
-use crate::conv3d::epilogue::{
-    add_residual, add_residual_vector, channel_bias, residual_of_channel, residual_offset,
-};
+use crate::activation::activate_vector;
+use crate::conv3d::epilogue::{add_residual_vector, channel_bias, finished_with_channel, residual_offset};
 use crate::conv3d::gemm::config::SUBGROUP;
 use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::mma::store_to_patch;
@@ -64,10 +62,8 @@ pub(super) fn write_result<E: Float, O: Float>(
                     let bias = channel_bias(bias, channel);
                     let sum = patches[patch + (in_patch * tile.fragment as u32 + in_fragment) as usize];
                     let sum = sum + bias;
-                    let value = activate_by_code(sum, tiling.activation);
-                    let added = residual_of_channel(residual, added, channel);
-                    out[at + walk.out_channel(channel)] =
-                        O::cast_from(add_residual(value, added, tiling.activation));
+                    let value = finished_with_channel(sum, residual, added, channel, tiling.activation);
+                    out[at + walk.out_channel(channel)] = O::cast_from(value);
                 }
             }
         }

@@ -13,8 +13,7 @@ use super::constants::{Matrix, WinogradTile, rescale};
 use super::product_mma::padded;
 use super::region::{Region, RegionArgs, VECTOR};
 use super::transform::transform_square;
-use crate::activation::activate_by_code;
-use crate::conv3d::epilogue::{Epilogue, add_residual, channel_bias};
+use crate::conv3d::epilogue::{Epilogue, channel_bias, finished_with_lane};
 use crate::launch::{Span, dispatches};
 use crate::operand::Operand;
 use cubecl::ir::{AddressType, ElemType};
@@ -166,10 +165,8 @@ fn output_kernel<E: Float, O: Float, N: Size>(
                 let mut values = Vector::<O, N>::empty();
                 #[unroll]
                 for k in 0..width {
-                    let value = fma(result[comptime!(i * outputs + j * width + k)], rescale, bias);
-                    let value = activate_by_code(value, target.activation);
-                    let added: ComptimeOption<f32> = added.map(|added| added.extract(k));
-                    values.insert(k, O::cast_from(add_residual(value, added, target.activation)));
+                    let sum = fma(result[comptime!(i * outputs + j * width + k)], rescale, bias);
+                    values.insert(k, O::cast_from(finished_with_lane(sum, added, k, target.activation)));
                 }
                 let at = at + i * target.row_stride + comptime!(j * width) * target.column_stride;
                 out[at / width] = values;
