@@ -140,11 +140,16 @@ pub(super) fn store_vector_along_m<E: Float, R: Size>(
     let source_width = R::value();
     let element = UNIT_POS as usize + load * comptime!(tile.threads());
     let k = element / comptime!(tile.tile_m / VECTOR);
-    let values = if comptime!(source_width == VECTOR) {
-        F32x4::cast_from(*next.index(at))
+    let mut values = F32x4::empty();
+    if comptime!(source_width == VECTOR) {
+        values = F32x4::cast_from(*next.index(at));
     } else {
-        four_values(next, at)
-    };
+        #[unroll]
+        for i in 0..VECTOR {
+            let value = next.index(comptime!(at * VECTOR + i));
+            values.insert(i, f32::cast_from(value.extract(0usize)));
+        }
+    }
     stage[k * comptime!(row_stride(tile.tile_m)) + element % comptime!(tile.tile_m / VECTOR)] = values;
 }
 
