@@ -4,8 +4,12 @@ use crate::chip::Chip;
 use crate::dtype::FloatType;
 use crate::error::ConvError;
 use cubecl::features::TypeUsage;
-use cubecl::ir::{AddressType, ElemType, UIntKind};
+use cubecl::ir::{AddressType, DeviceProperties, ElemType, UIntKind};
 use cubecl::prelude::*;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The limits of each device that was asked for, by its properties, which a device's clients share.
+static OF_DEVICES: Mutex<Vec<(Arc<DeviceProperties>, Arc<Limits>)>> = Mutex::new(Vec::new());
 
 /// A device's limits and the budgets of plans.
 #[derive(Clone, Debug, PartialEq)]
@@ -96,6 +100,18 @@ impl Limits {
             chip,
             ..Self::apple_m1()
         }
+    }
+
+    /// [`Limits::of`], computed once for each device of the process: what calls by the thousand ask.
+    pub fn shared(client: &Client) -> Arc<Self> {
+        let properties = client.properties_shared();
+        let mut known = OF_DEVICES.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, limits)) = known.iter().find(|(of, _)| Arc::ptr_eq(of, &properties)) {
+            return Arc::clone(limits);
+        }
+        let limits = Arc::new(Self::of(client));
+        known.push((properties, Arc::clone(&limits)));
+        limits
     }
 
     /// The smallest supported machine: an M1 through wgpu's Metal backend.

@@ -3,6 +3,7 @@
 
 use burn::tensor::{DType, Device};
 use conv_kernels::{ConvError, DeviceLimit, FloatType, IndexType, Limits};
+use std::sync::Arc;
 
 /// The storage type of a float tensor.
 pub(crate) fn float_type(op: &str, name: &str, dtype: DType) -> Result<FloatType, ConvError> {
@@ -121,16 +122,16 @@ pub(crate) fn fits(op: &str, shape: &[usize], dtype: FloatType, limits: &Limits)
 
 /// What the device allows. The CPU backends have no limits of their own: plans are only checked against the
 /// geometry there.
-pub(crate) fn limits(device: &Device) -> Limits {
+pub(crate) fn limits(device: &Device) -> Arc<Limits> {
     #[cfg(feature = "cubecl")]
     #[allow(irrefutable_let_patterns, reason = "with one backend there is no other device")]
     if let burn::backend::DispatchDevice::Cube(device) = device.clone().without_autodiff().as_dispatch()
         && !composes(device)
     {
-        return Limits::of(&device.client());
+        return Limits::shared(&device.client());
     }
     let _ = device;
-    Limits { buffer_bytes: u64::MAX, workspace_bytes: u64::MAX, ..Limits::apple_m1() }
+    Arc::new(Limits { buffer_bytes: u64::MAX, workspace_bytes: u64::MAX, ..Limits::apple_m1() })
 }
 
 /// Whether the ops are composed from Burn's own on this device: on CubeCL's CPU runtime, with the feature

@@ -47,7 +47,7 @@ pub(crate) fn forward(
     problem: &CausalConv1dProblem,
 ) -> Result<CubeTensor, ConvError> {
     let x = &inputs.x;
-    let limits = Limits::of(&x.client);
+    let limits = Limits::shared(&x.client);
     let y = allocate(x, &problem.x_shape(), x.dtype);
     let plan = causal_conv1d::plan(problem, Pass::Forward, &limits)?;
     let operands = Operands::of(inputs)?;
@@ -61,7 +61,7 @@ pub(crate) fn backward(
     problem: &CausalConv1dProblem,
 ) -> Result<CausalConv1dGradients<CubeBackend>, ConvError> {
     let (x, weight) = (&inputs.x, &inputs.weight);
-    let limits = Limits::of(&x.client);
+    let limits = Limits::shared(&x.client);
     let dx = allocate(x, &problem.x_shape(), x.dtype);
     let dw = allocate(x, &problem.weight_shape(), weight.dtype);
     let db = problem.bias.then(|| allocate(x, &[problem.channels], weight.dtype));
@@ -88,7 +88,7 @@ pub(crate) fn final_state(
     ids: Option<&CubeTensor>,
     problem: &CausalConv1dProblem,
 ) -> Result<CubeTensor, ConvError> {
-    let limits = Limits::of(&x.client);
+    let limits = Limits::shared(&x.client);
     let state = allocate(x, &problem.state_shape(), dtype_of(problem.state_dtype));
     let initial = initial.map(operand).transpose()?;
     let ids = ids.map(index_operand).transpose()?;

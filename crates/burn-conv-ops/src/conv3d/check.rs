@@ -89,7 +89,7 @@ pub(super) fn prepared_tile(
         if let Cube(device) = x.device().as_dispatch()
             && plain
             && let Ok(conv3d::Plan::Winograd(config)) =
-                conv3d::plan(&call.problem, Pass::Forward, call.algorithm, &Limits::of(&device.client()))
+                conv3d::plan(&call.problem, Pass::Forward, call.algorithm, &Limits::shared(&device.client()))
         {
             return Some(config.tile);
         }

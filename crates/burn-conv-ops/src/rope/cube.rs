@@ -75,7 +75,7 @@ fn turn(turns: &[Turn], inverse: bool) -> Result<(), ConvError> {
             out,
         })
         .collect();
-    rotate_all(client, &Limits::of(client), &rotations, inverse)
+    rotate_all(client, &Limits::shared(client), &rotations, inverse)
 }
 
 pub(crate) fn rotate(

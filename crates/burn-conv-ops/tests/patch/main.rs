@@ -5,6 +5,7 @@
 
 mod caches;
 mod children;
+mod cost;
 mod models;
 mod neighbours;
 mod operands;
@@ -44,6 +45,7 @@ fn main() {
             "a_filter_longer_than_its_result_is_a_convolution",
             operands::a_filter_longer_than_its_result_is_a_convolution,
         ),
+        ("another_shape_has_its_own_plan", operands::another_shape_has_its_own_plan),
         ("an_empty_batch_is_served", operands::an_empty_batch_is_served),
         ("a_bias_of_another_length_is_refused", operands::a_bias_of_another_length_is_refused),
         ("a_transposed_bias_is_fused", operands::a_transposed_bias_is_fused),
@@ -75,7 +77,7 @@ fn main() {
     arguments.test_threads = Some(1);
     let mut trials: Vec<_> = trials.map(trial).into();
     let cost = Trial::test("host_cost", || {
-        training::host_cost();
+        cost::host_cost();
         Ok(())
     });
     trials.push(cost.with_ignored_flag(true));

@@ -4,6 +4,8 @@ use crate::support::{
     assert_all_served, assert_close, counted, cube_devices, gpu, normal, owned, set_patched, values,
 };
 use burn::backend::DispatchDevice;
+use burn::nn::PaddingConfig3d;
+use burn::nn::conv::Conv3dConfig;
 use burn::tensor::module::{conv_transpose2d, conv1d, conv3d};
 use burn::tensor::ops::{ConvOptions, ConvTransposeOptions};
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -97,6 +99,27 @@ pub(crate) fn a_filter_longer_than_its_result_is_a_convolution() {
         assert_all_served("a long filter", &report, 1);
         let what = format!("{taps} taps over {length}, stride {stride}, padding {padding}");
         assert_close(&what, &ours, &run(&Device::flex()), 1e-5);
+    }
+}
+
+/// Burn runs both layers by one cached block, since their shapes are alike. The plan of two result channels
+/// does not serve twenty.
+pub(crate) fn another_shape_has_its_own_plan() {
+    let device = gpu();
+    set_patched(true);
+    let layer = |channels, shape: [usize; 5]| {
+        let config = Conv3dConfig::new(channels, [3; 3]).with_padding(PaddingConfig3d::Same);
+        (config.init(&device), normal(1, shape, &device))
+    };
+    let layers = [layer([6, 2], [5, 6, 4, 8, 9]), layer([5, 20], [4, 5, 2, 9, 8])];
+    for index in [0, 1, 0, 0, 1, 1] {
+        let (layer, x) = &layers[index];
+        let (y, report) = counted(|| owned(layer.forward(x.clone())));
+        assert_all_served(&format!("layer {index}"), &report, 1);
+        let bias = layer.bias.as_ref().map(|bias| bias.val());
+        let options = Conv3dOptions::new().with_padding([1; 3]);
+        let direct = burn_conv_ops::conv3d(x.clone(), layer.weight.val(), bias, options);
+        assert_eq!(y, owned(direct), "layer {index}");
     }
 }
 

@@ -9,7 +9,6 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::nn::conv::{Conv3dConfig, ConvTranspose1dConfig, ConvTranspose2dConfig, ConvTranspose3dConfig};
 use burn::optim::{GradientsParams, ModuleOptimizer, SgdConfig};
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
-use burn_conv_ops::Conv3dOptions;
 use cubecl_runtime::memory_management::MemoryScope;
 
 /// The gradients of all parameters, in the order of the module.
@@ -197,59 +196,4 @@ pub(crate) fn a_strided_shortcut_has_its_gradient() {
     // Nobody asked for the bias' gradient; Burn computes it.
     assert_all_served("shortcut", &report, 4);
     assert_close("dx", &ours, &run(&Device::flex().autodiff()), 1e-5);
-}
-
-/// Nanoseconds of processor time that each thread has had, with its name.
-fn thread_times() -> Vec<(String, f64)> {
-    let of = |thread: std::path::PathBuf| {
-        let name = std::fs::read_to_string(thread.join("comm")).unwrap_or_default();
-        let times = std::fs::read_to_string(thread.join("schedstat")).unwrap_or_default();
-        let time = times.split(' ').next().and_then(|time| time.parse().ok()).unwrap_or(0.0);
-        (name.trim().to_owned(), time)
-    };
-    let threads = std::fs::read_dir("/proc/self/task").expect("Linux");
-    threads.map(|entry| of(entry.expect("an entry").path())).collect()
-}
-
-/// The patch costs the host less than Burn's own call does. Prints the processor time of a call by the patch,
-/// by this crate's own function and by Burn, where nearly nothing is computed.
-pub(crate) fn host_cost() {
-    const CALLS: usize = 200;
-    let device = gpu();
-    set_patched(true);
-    let layer = Conv3dConfig::new([1, 1], [1; 3]).init(&device);
-    let x = normal(1, [1, 1, 1, 1, 1], &device);
-    let (weight, bias) = (layer.weight.val(), layer.bias.as_ref().map(Param::val));
-    // The program's thread and that of Burn's fusion server: on the others the driver works, in software.
-    let ours = |name: &str| name.starts_with("patch-") && !name.contains(':') || name.starts_with("DSU");
-    let host_time =
-        || -> f64 { thread_times().iter().filter(|(name, _)| ours(name)).map(|(_, time)| time).sum() };
-    let time = |call: &dyn Fn(Tensor<5>) -> Tensor<5>| {
-        device.sync().expect("the device works");
-        let start = host_time();
-        let mut x = x.clone();
-        for _ in 0..CALLS {
-            x = call(x);
-        }
-        device.sync().expect("the device works");
-        (host_time() - start) / 1e3 / CALLS as f64
-    };
-    let mut times = [(); 3].map(|()| Vec::new());
-    for _ in 0..100 {
-        times[0].push(time(&|x| layer.forward(x)));
-        times[1]
-            .push(time(&|x| burn_conv_ops::conv3d(x, weight.clone(), bias.clone(), Conv3dOptions::new())));
-        set_patched(false);
-        times[2].push(time(&|x| layer.forward(x)));
-        set_patched(true);
-    }
-    let sorted = times.map(|mut times| {
-        times.sort_by(f64::total_cmp);
-        [times[0], times[25], times[50]].map(|time| time.round())
-    });
-    println!(
-        "microseconds of the host a call (least, quartile, median): patched, direct, Burn's own {sorted:?}"
-    );
-    let [patched, _, burns] = sorted.map(|[least, ..]| least);
-    assert!(patched < burns, "the patch costs the host more than Burn's own call does");
 }

@@ -15,7 +15,7 @@ pub(crate) fn update(
     bias: Option<&CubeTensor>,
     problem: &UpdateProblem,
 ) -> Result<(CubeTensor, CubeTensor), ConvError> {
-    let limits = Limits::of(&x.client);
+    let limits = Limits::shared(&x.client);
     let y = allocate(x, &problem.x_shape(), x.dtype);
     // Asked before `operand` shares the memory.
     let owned = owned(&state);
@@ -41,7 +41,7 @@ pub(crate) fn update_steps(
     problem: &UpdateProblem,
 ) -> Result<(CubeTensor, CubeTensor), ConvError> {
     let CausalConv1dSteps { x, state, weight, bias, lengths, slots } = inputs;
-    let limits = Limits::of(&x.client);
+    let limits = Limits::shared(&x.client);
     let y = allocate(&x, x.meta.shape(), x.dtype);
     let lengths = lengths.as_option().map(index_operand).transpose()?;
     let slots = slots.as_option().map(index_operand).transpose()?;
@@ -82,13 +82,13 @@ pub(crate) fn last_states(
     let shape = last_states_shape(x.meta.shape(), bounds.meta.shape(), length, layout);
     let states = allocate(x, &shape, x.dtype);
     let (from, to, bounds) = (operand(x)?, operand(&states)?, index_operand(bounds)?);
-    causal_conv1d::last_states(&x.client, &Limits::of(&x.client), layout, &from, &bounds, &to)?;
+    causal_conv1d::last_states(&x.client, &Limits::shared(&x.client), layout, &from, &bounds, &to)?;
     Ok(states)
 }
 
 pub(crate) fn seq_idx(bounds: &CubeTensor, length: usize) -> Result<CubeTensor, ConvError> {
     let ids = allocate(bounds, &[1, length], bounds.dtype);
-    let (client, limits) = (&bounds.client, Limits::of(&bounds.client));
+    let (client, limits) = (&bounds.client, Limits::shared(&bounds.client));
     causal_conv1d::sequence_ids(client, &limits, &index_operand(bounds)?, &index_operand(&ids)?)?;
     Ok(ids)
 }

@@ -1,10 +1,11 @@
 //! Whether Burn's own op is predicted to be faster than this crate's kernels.
 
 use crate::backend::Conv3dCall;
+use crate::conv3d::cube::Decided;
 use crate::patch::{BurnSeconds, PatchOptions};
 use burn_cubecl::kernel::conv::ConvStrategy;
+use conv_kernels::ConvError;
 use conv_kernels::conv3d::{self, Algorithm, Pass, Plan};
-use conv_kernels::{ConvError, Limits};
 use std::fmt;
 
 /// What predicts Burn's op. The model is of Burn with its tuner: without it every convolution is a direct
@@ -45,7 +46,7 @@ impl fmt::Display for Left {
 pub(super) fn check(
     call: &Conv3dCall,
     pass: Pass,
-    limits: impl FnOnce() -> Limits,
+    decided: &mut Decided,
     burn_seconds: Option<BurnSeconds>,
 ) -> Result<(), Left> {
     let Some(burn_seconds) = burn_seconds else { return Ok(()) };
@@ -53,12 +54,8 @@ pub(super) fn check(
     if !matches!(call.algorithm, Algorithm::Auto | Algorithm::NoWinograd) {
         return Ok(());
     }
-    let limits = limits();
-    let Some(burns) = burn_seconds(&call.problem, pass, &limits) else { return Ok(()) };
-    let plan = match pass {
-        Pass::Forward => conv3d::plan(&call.problem, pass, call.algorithm, &limits)?,
-        _ => conv3d::gradient_plan(&call.problem, pass, call.algorithm, &limits)?,
-    };
-    let ours = conv3d::fitted_seconds(&call.problem, pass, &plan, &limits);
+    let Some(burns) = burn_seconds(&call.problem, pass, &decided.limits) else { return Ok(()) };
+    let plan = decided.plan(call, pass)?;
+    let ours = conv3d::fitted_seconds(&call.problem, pass, &plan, &decided.limits);
     if ours > burns { Err(Left::Slower { plan, ours, burns }) } else { Ok(()) }
 }

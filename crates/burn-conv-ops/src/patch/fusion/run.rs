@@ -1,30 +1,52 @@
 //! Runs one recorded convolution on this crate's kernels.
 //!
 //! Nothing is copied: conv1d and conv2d become conv3d by axes of one element in the tensors' metadata. A call
-//! that cannot be served ends in an error before anything is launched, with all operands in place.
+//! that cannot be served ends in an error before anything is launched, with all operands in place. What was
+//! decided for a call is kept with its operation ([`Last`]) for the next one of the same problem.
 
 mod transposed;
 
 use super::op::{Call, Pass};
 use super::predict::{self, Left};
 use crate::backend::Conv3dCall;
-use crate::conv3d::cube;
+use crate::conv3d::cube::{self, Decided};
 use crate::patch::BurnSeconds;
 use burn::backend::fusion::stream::Context;
 use burn::backend::ir::TensorIr;
 use burn::tensor::Shape;
-use burn_cubecl::CubeBackend;
 use burn_cubecl::cubecl::zspace::{Strides, metadata::Metadata};
 use burn_cubecl::fusion::CubeFusionHandle;
 use burn_cubecl::tensor::CubeTensor;
+use burn_cubecl::{CubeBackend, CubeDevice};
+use conv_kernels::ConvError;
 use conv_kernels::conv3d::{self, Algorithm, Conv3dProblem};
-use conv_kernels::{ConvError, Limits};
+
+/// The last call of an operation, with what was decided for it: a pure function of the rest.
+#[derive(Default)]
+pub(super) struct Last(Option<(Conv3dCall, conv3d::Pass, CubeDevice, Decided)>);
+
+impl Last {
+    /// What is decided for a call on the tensor's device: as at the last call where nothing has changed.
+    fn decided(&mut self, call: &Conv3dCall, pass: conv3d::Pass, tensor: &CubeTensor) -> &mut Decided {
+        let same = self
+            .0
+            .as_ref()
+            .is_some_and(|(of, for_pass, device, _)| (of, *for_pass, device) == (call, pass, &tensor.device));
+        if !same {
+            self.0 = None;
+        }
+        let (.., decided) =
+            self.0.get_or_insert_with(|| (*call, pass, tensor.device.clone(), Decided::on(&tensor.client)));
+        decided
+    }
+}
 
 /// Computes and registers the result.
 pub(super) fn serve(
     call: &Call<'_>,
     algorithm: Algorithm,
     burn_seconds: Option<BurnSeconds>,
+    last: &mut Last,
     context: &mut Context<CubeFusionHandle>,
 ) -> Result<(), Left> {
     let operands = Operands {
@@ -33,7 +55,7 @@ pub(super) fn serve(
         bias: call.bias.map(|ir| operand(ir, call, context)).transpose()?,
         out: extents(&context.tensors[&call.out.id].shape)?,
     };
-    let result = compute(call, algorithm, burn_seconds, &operands)?;
+    let result = compute(call, algorithm, burn_seconds, last, &operands)?;
     let id = context.tensors[&call.out.id].id;
     context.handles.register_float_tensor::<CubeBackend>(&id, result);
     Ok(())
@@ -52,11 +74,10 @@ fn compute(
     call: &Call<'_>,
     algorithm: Algorithm,
     burn_seconds: Option<BurnSeconds>,
+    last: &mut Last,
     operands: &Operands,
 ) -> Result<CubeTensor, Left> {
     let Operands { first, second, bias, out } = operands;
-    let check =
-        |call: &Conv3dCall, pass| predict::check(call, pass, || Limits::of(&first.client), burn_seconds);
     let (first_dims, out) = (dims(first), *out);
     let bias_length = bias.as_ref().map(|bias| bias.meta.shape()[0]);
     let problem = |x: [usize; 5], weight: [usize; 5], bias: Option<usize>, y: [usize; 5]| {
@@ -78,18 +99,22 @@ fn compute(
             if bias.is_none()
                 && let Some(problem) = transposed::weight_gradient(call, first, weight, out)
             {
-                let dw = transposed::compute(Conv3dCall::new(problem, algorithm), first, weight)?;
+                let call_of_dw = Conv3dCall::new(problem, algorithm);
+                let decided = last.decided(&call_of_dw, conv3d::Pass::WeightGradient, first);
+                let dw = transposed::compute(decided, call_of_dw, first, weight)?;
                 return Ok(lowered(dw, call.kind.rank));
             }
             let call = problem(first_dims, dims(weight), bias_length, out)?;
-            check(&call, conv3d::Pass::Forward)?;
-            cube::forward(first, weight, [bias.as_ref(), None], &call, false)?.0
+            let decided = last.decided(&call, conv3d::Pass::Forward, first);
+            predict::check(&call, conv3d::Pass::Forward, decided, burn_seconds)?;
+            cube::forward_by(decided, first, weight, [bias.as_ref(), None], &call, false)?.0
         }
         Pass::InputGradient => {
             let weight = second()?;
             let call = problem(out, dims(weight), None, first_dims)?;
-            check(&call, conv3d::Pass::InputGradient)?;
-            cube::input_gradient(first, weight, &call)?
+            let decided = last.decided(&call, conv3d::Pass::InputGradient, first);
+            predict::check(&call, conv3d::Pass::InputGradient, decided, burn_seconds)?;
+            cube::input_gradient_by(decided, first, weight, &call)?
         }
         Pass::Transposed => {
             let weight = second()?;
@@ -101,13 +126,15 @@ fn compute(
                 ))
                 .into());
             }
-            cube::transposed(first, weight, bias.as_ref(), &gradient, false)?.0
+            let decided = last.decided(&gradient, conv3d::Pass::InputGradient, first);
+            cube::transposed_by(decided, first, weight, bias.as_ref(), &gradient, false)?.0
         }
         Pass::WeightGradient => {
             let dy = second()?;
             let call = problem(first_dims, out, None, dims(dy))?;
-            check(&call, conv3d::Pass::WeightGradient)?;
-            cube::weight_gradient(first, dy, &call)?
+            let decided = last.decided(&call, conv3d::Pass::WeightGradient, first);
+            predict::check(&call, conv3d::Pass::WeightGradient, decided, burn_seconds)?;
+            cube::weight_gradient_by(decided, first, dy, &call)?
         }
         Pass::BiasGradient => {
             // A sum over all but the channels, the same for every convolution with this result.

@@ -28,6 +28,8 @@ pub(super) struct Segment {
     ops: Vec<OperationIr>,
     /// Burn's fusions, each at the first operation that it takes.
     fused: Vec<Option<CubeOptimization>>,
+    /// What was decided for each operation when it last ran.
+    last: Vec<run::Last>,
 }
 
 impl Segment {
@@ -49,7 +51,9 @@ impl Segment {
             fused[at] = ready.max_by_key(|fuser| fuser.properties().score).map(|best| best.finish());
             at += covered(&fused[at]);
         }
-        Self { ops, fused }
+        let mut last = Vec::new();
+        last.resize_with(ops.len(), run::Last::default);
+        Self { ops, fused, last }
     }
 }
 
@@ -90,7 +94,8 @@ impl FusedOperation for Segment {
                 fallback(first).run(context);
                 continue;
             };
-            match run::serve(&call, settings.algorithm, settings.burn_seconds, context) {
+            match run::serve(&call, settings.algorithm, settings.burn_seconds, &mut self.last[first], context)
+            {
                 Ok(()) => watch::served(call.kind),
                 Err(reason) => {
                     watch::left(call.kind, &reason);

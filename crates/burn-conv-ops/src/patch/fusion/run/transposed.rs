@@ -13,7 +13,7 @@
 
 use super::{dims, view};
 use crate::backend::Conv3dCall;
-use crate::conv3d::cube;
+use crate::conv3d::cube::{self, Decided};
 use crate::patch::fusion::op::Call;
 use burn_cubecl::tensor::CubeTensor;
 use conv_kernels::ConvError;
@@ -57,6 +57,7 @@ pub(super) fn weight_gradient(
 
 /// y of the recorded convolution, a view: the exchange that Burn records next undoes this one.
 pub(super) fn compute(
+    decided: &mut Decided,
     call: Conv3dCall,
     x: &CubeTensor,
     filter: &CubeTensor,
@@ -64,7 +65,7 @@ pub(super) fn compute(
     let source = exchanged(x.clone());
     let strides = source.meta.strides().to_vec();
     let source = view(source, &call.problem.x_shape(), &strides);
-    Ok(exchanged(cube::weight_gradient(&source, &exchanged(filter.clone()), &call)?))
+    Ok(exchanged(cube::weight_gradient_by(decided, &source, &exchanged(filter.clone()), &call)?))
 }
 
 /// Whether the second axis is the outer one in memory.
