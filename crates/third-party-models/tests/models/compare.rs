@@ -29,11 +29,11 @@ pub(crate) struct Expected {
 }
 
 /// As in burn-conv-ops' test of SqueezeNet.
-const TOLERANCE: f64 = 2e-4;
+pub(crate) const TOLERANCE: f64 = 2e-4;
 const STEPS: u64 = 3;
 /// Small: behind batch normalization over a few elements, another rounding of a large step grows beyond any
 /// bound.
-const LEARNING_RATE: f64 = 1e-3;
+pub(crate) const LEARNING_RATE: f64 = 1e-3;
 
 /// Outputs, then losses and gradients of three training steps from the same weights.
 pub(crate) fn is_the_same<M: Subject>(name: &str, new: impl Fn(&Device) -> M, expected: &Expected) {
@@ -98,7 +98,7 @@ fn is_burns_convolution(kernel: &&'static str) -> bool {
 }
 
 /// The largest difference in the units of `assert_close`.
-fn difference(got: &TensorData, want: &TensorData) -> f64 {
+pub(crate) fn difference(got: &TensorData, want: &TensorData) -> f64 {
     let (got, want) = (values(got), values(want));
     let rms = (want.iter().map(|value| value * value).sum::<f64>() / want.len().max(1) as f64).sqrt();
     let errors = got.iter().zip(&want).map(|(got, want)| (got - want).abs() / (rms + want.abs()));

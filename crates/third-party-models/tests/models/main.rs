@@ -5,6 +5,7 @@
 
 mod compare;
 mod images;
+mod regions;
 mod sound;
 #[path = "../../../burn-conv-ops/tests/patch/support.rs"]
 #[allow(dead_code, reason = "what burn-conv-ops' own tests of `patch` measure and compare with")]
@@ -21,6 +22,7 @@ fn main() {
         ("v_jepa_is_the_same", video::v_jepa_is_the_same as fn()),
         ("v_jepas_patches_are_the_same", video::v_jepas_patches_are_the_same),
         ("resnet_18_has_the_same_outputs", images::resnet_18_has_the_same_outputs),
+        ("resnet_18_trains_alike", regions::resnet_18_trains_alike),
         ("a_bottleneck_resnet_is_the_same", images::a_bottleneck_resnet_is_the_same),
         ("whisper_is_the_same", sound::whisper_is_the_same),
         ("a_conformer_is_the_same", sound::a_conformer_is_the_same),
