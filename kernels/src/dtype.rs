@@ -2,8 +2,7 @@
 //! on store.
 
 use cubecl::features::TypeUsage;
-use cubecl::ir::{ElemType, FloatKind};
-use cubecl::prelude::*;
+use cubecl::ir::{DeviceProperties, ElemType, FloatKind};
 
 /// Storage type of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -68,8 +67,8 @@ impl FloatType {
     /// Whether the device supports the type in full. These kernels only need buffers and conversions, but a
     /// device without arithmetic may convert by truncation, as NVIDIA's Vulkan driver does for bf16, which
     /// doubles the rounding error and biases it.
-    pub(crate) fn served_by(self, client: &Client) -> bool {
-        let usage = client.properties().type_usage(self.elem());
+    pub(crate) fn served_by(self, properties: &DeviceProperties) -> bool {
+        let usage = properties.type_usage(self.elem());
         [TypeUsage::Buffer, TypeUsage::Conversion, TypeUsage::Arithmetic]
             .iter()
             .all(|need| usage.contains(*need))

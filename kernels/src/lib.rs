@@ -80,7 +80,7 @@ pub mod rope;
 pub mod tolerance;
 
 pub use activation::Activation;
-pub use chip::Chip;
+pub use chip::{Chip, Shares};
 pub use dtype::FloatType;
 pub use error::{ConvError, DeviceLimit};
 pub use geometry::AxisGeometry;

@@ -74,7 +74,14 @@ impl Limits {
 
     /// The limits of the device behind `client`.
     pub fn of(client: &Client) -> Self {
-        let properties = client.properties();
+        Self::of_properties(client.properties())
+    }
+
+    /// The limits of a device that CubeCL describes so. Its memory is the largest device-local heap through
+    /// Vulkan, and what Metal recommends a program to stay below (`recommendedMaxWorkingSetSize`). Through
+    /// WGSL none is reported: wgpu 30's `AdapterInfo` and limits name no capacity, and `max_page_size` bounds
+    /// one buffer. Then the chip's table decides.
+    pub(crate) fn of_properties(properties: &DeviceProperties) -> Self {
         let hardware = &properties.hardware;
         let (x, y, z) = hardware.max_cube_count;
         let nvidia = properties.identity.name.contains("NVIDIA");
@@ -87,16 +94,16 @@ impl Limits {
             bindings: hardware.max_bindings as usize,
             buffer_bytes: properties.memory.max_page_size,
             wide_index: properties.supports_address(AddressType::U64),
-            dtypes: FloatType::ALL.into_iter().filter(|dtype| dtype.served_by(client)).collect(),
+            dtypes: FloatType::ALL.into_iter().filter(|dtype| dtype.served_by(properties)).collect(),
             loop_iterations: software.then_some(60_000),
             halves_in_words: properties
                 .type_usage(ElemType::UInt(UIntKind::U16))
                 .contains(TypeUsage::Arithmetic),
             unroll: nvidia,
             dispatch_operations: chip.dispatch_operations,
-            matrices: mma_fragments(client),
+            matrices: mma_fragments(properties),
             cubes_in_flight: chip.threadgroups,
-            workspace_bytes: chip.workspace_bytes,
+            workspace_bytes: chip.workspace_of(properties.memory.max_memory()),
             chip,
             ..Self::apple_m1()
         }
@@ -165,10 +172,10 @@ impl Limits {
 }
 
 /// The device's square MMA fragments with fp32 accumulators: the largest of each input type.
-fn mma_fragments(client: &Client) -> Vec<(FloatType, usize)> {
-    let offered = &client.properties().features.matmul.cmma;
+fn mma_fragments(properties: &DeviceProperties) -> Vec<(FloatType, usize)> {
+    let offered = &properties.features.matmul.cmma;
     // The kernels need subgroups of exactly 32 threads.
-    let hardware = &client.properties().hardware;
+    let hardware = &properties.hardware;
     let subgroups = [hardware.plane_size_min, hardware.plane_size_max] == [32; 2];
     let square = |dtype: FloatType, size: u32| {
         offered.iter().any(|each| {
@@ -179,6 +186,45 @@ fn mma_fragments(client: &Client) -> Vec<(FloatType, usize)> {
     };
     let largest =
         |dtype| [16, 8].into_iter().find(|size| square(dtype, *size)).map(|size| (dtype, size as usize));
-    let types = FloatType::ALL.into_iter().filter(|dtype| subgroups && dtype.served_by(client));
+    let types = FloatType::ALL.into_iter().filter(|dtype| subgroups && dtype.served_by(properties));
     types.filter_map(largest).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device_classes::{Adapter, adapters};
+
+    /// Whatever an adapter's driver offers, these kernels take matrix units only with subgroups of exactly
+    /// 32, and no more than every device has.
+    #[test]
+    fn adapters_are_what_their_drivers_describe() {
+        for adapter in adapters() {
+            let limits = Limits::of_properties(&adapter.properties());
+            assert!(limits.matrices.is_empty() && !limits.unroll, "{adapter:?}");
+            assert_eq!(limits.shared_bytes, adapter.shared_bytes.min(32 * 1024));
+            assert_eq!((limits.units_per_cube, limits.buffer_bytes), (adapter.threads, adapter.buffer_bytes));
+            assert_eq!((limits.wide_index, limits.halves_in_words), (adapter.spirv, adapter.spirv));
+            assert_eq!(limits.dtypes.contains(&FloatType::F16), adapter.spirv);
+            assert_eq!(limits.chip, Chip::of(adapter.name));
+            assert_eq!(limits.cubes_in_flight, limits.chip.threadgroups);
+            assert_eq!(limits.workspace_bytes, limits.chip.workspace_of(adapter.memory));
+        }
+        let workspaces =
+            adapters().map(|adapter| Limits::of_properties(&adapter.properties()).workspace_bytes >> 20);
+        assert_eq!(workspaces, [1024, 256, 512, 768, 256, 256, 256, 256]);
+    }
+
+    /// The sizes of subgroups alone decide: 8, 16, 64 and 128 have none, nor does a range that holds 32.
+    #[test]
+    fn matrix_units_need_subgroups_of_32() {
+        for size in [8, 16, 32, 64, 128] {
+            for subgroups in [[size; 2], [size, 2 * size], [size / 2, size]] {
+                let adapter = Adapter { subgroups, fragments: true, ..adapters()[0] };
+                let matrices = Limits::of_properties(&adapter.properties()).matrices;
+                let fragments = if subgroups == [32; 2] { vec![(FloatType::F16, 16)] } else { Vec::new() };
+                assert_eq!(matrices, fragments, "{subgroups:?}");
+            }
+        }
+    }
 }
