@@ -97,8 +97,13 @@ fn streams(options: &Options, dtype: FloatType, chips: &[(&String, Limits)]) -> 
     Ok(())
 }
 
+/// MLX's kernels for a depth tap by Winograd: the padded copy, both transforms and the filters', the product
+/// and the sum with the taps before.
+const TAP_LAUNCHES: f64 = 6.0;
+
 /// MLX's seconds: the faster of its implicit GEMM and, for 3x3 windows at stride 1, one F(6x6) per depth tap
-/// with copies and sums between them; both in whole tiles. None for groups, which it does not serve.
+/// with copies and sums between them; both in whole tiles, with their launches. None for groups,
+/// which it does not serve.
 fn mlx(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Option<f64> {
     let window = &problem.window;
     if window.groups > 1 {
@@ -120,7 +125,8 @@ fn mlx(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Option<f64> {
         Pass::InputGradient => [inputs, input, output * taps * (positions / inputs).min(1.0)],
         Pass::WeightGradient => [output, input * taps, positions],
     };
-    let gemm = (padded(extents) / rate).max((x + w + y) * size / bandwidth);
+    let launch = limits.chip.launch;
+    let gemm = launch + (padded(extents) / rate).max((x + w + y) * size / bandwidth);
     let strides = window.stride.iter().chain(&window.dilation).all(|&step| step == 1);
     if pass == Pass::WeightGradient || problem.kernel[1..] != [TAPS; 2] || !strides {
         return Some(gemm);
@@ -132,7 +138,8 @@ fn mlx(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Option<f64> {
     let operations = points as f64 * padded([tiles as f64, output, input]);
     // The padded copy, the transforms, the product and the sum with the taps before.
     let bytes = size * (3.0 * x + 2.0 * v + 2.0 * m + 4.0 * y);
-    let winograd = problem.kernel[0] as f64 * (operations / rate + bytes / bandwidth);
+    let tap = TAP_LAUNCHES * launch + operations / rate + bytes / bandwidth;
+    let winograd = problem.kernel[0] as f64 * tap;
     Some(gemm.min(winograd))
 }
 

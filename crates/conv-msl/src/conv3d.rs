@@ -277,6 +277,11 @@ fn record_case(
             let first = recorder.log().launches.len();
             let result = recorder.record(&label, |client| launch(client, limits, &problem, pass, &plan));
             note_refusal(result, &label, &case.name, refused);
+            let [count, said] =
+                [recorder.log().launches.len() - first, plan.launches(&problem, pass, limits)];
+            if count != said {
+                refused.push(format!("{label} ({}): {count} launches where the plan says {said}", case.name));
+            }
             refused.extend(understated(&recorder.log(), first, &plan.needs(&problem, pass, limits), &label));
         }
     }

@@ -59,6 +59,10 @@ impl Family for Direct {
         }
     }
 
+    fn launches(&self, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> usize {
+        if pass == Pass::WeightGradient { direct_weight::launches(problem, limits) } else { 1 }
+    }
+
     fn launch(&self, call: &Conv3dCall, operands: [&Operand; 3]) -> Result<(), ConvError> {
         match call.pass {
             Pass::Forward => forward(call, operands),
@@ -218,11 +222,6 @@ fn forward_kernel<E: Float, O: Float>(
     y[target] = O::cast_from(add_residual(value, added, activation));
 }
 
-/// Whether some axis' padding is zeros.
-fn reads_zeros(padding: [PaddingMode; 3]) -> bool {
-    padding.contains(&PaddingMode::Zeros)
-}
-
 /// Whether a tap of a window reads an element: not in padding with zeros.
 #[cube]
 pub(crate) fn reads(
@@ -234,7 +233,7 @@ pub(crate) fn reads(
     #[comptime] padding: [PaddingMode; 3],
 ) -> bool {
     let [depth, height, width] = padding;
-    if comptime!(!reads_zeros(padding)) {
+    if comptime!(!padding.contains(&PaddingMode::Zeros)) {
         true.runtime()
     } else {
         // Negative positions are larger than any extent as unsigned: one comparison per axis.
@@ -262,7 +261,7 @@ pub(crate) fn read_tap<E: Float>(
     let channel = first_channel + tap.c;
     let mut value = 0.0f32;
     let [depth, height, width] = padding;
-    if comptime!(!reads_zeros(padding)) {
+    if comptime!(!padding.contains(&PaddingMode::Zeros)) {
         value = read_joined(
             x,
             cache,

@@ -52,6 +52,11 @@ pub(super) fn needs(problem: &Conv3dProblem, limits: &Limits) -> Needs {
     Needs { buffer_bytes, ..kernel_needs(4 * threads, threads, iterations) }
 }
 
+/// Kernels of the weight gradient: the partials, and their sum even for one slice.
+pub(super) fn launches(problem: &Conv3dProblem, limits: &Limits) -> usize {
+    1 + reduce::sum_launches(weight_split(problem, limits).slices).max(1)
+}
+
 /// Launches the weight gradient: fp32 partials of the slices, then their deterministic sum.
 pub(super) fn weight_gradient(call: &Conv3dCall, [x, dy, dw]: [&Operand; 3]) -> Result<(), ConvError> {
     let Conv3dCall { client, limits, ref problem, cache, .. } = *call;

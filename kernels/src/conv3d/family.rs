@@ -28,6 +28,18 @@ pub(super) trait Family {
         None
     }
 
+    /// Kernels of a pass, one after the other: what `launch.rs` splits for a watchdog counts once.
+    fn launches(&self, _problem: &Conv3dProblem, _pass: Pass, _limits: &Limits) -> usize {
+        1
+    }
+
+    /// Threadgroups of the product in one of its launches, in waves that fill the device. None where the
+    /// model does not count idle ones (`choose/model.rs`): on matrix units, and in streams, whose sums are
+    /// not split and of which no layer was timed under several plans.
+    fn waves(&self, _problem: &Conv3dProblem, _pass: Pass, _limits: &Limits) -> Option<f64> {
+        None
+    }
+
     /// Error, workspace and spread of NaN.
     fn notes(&self, _problem: &Conv3dProblem, pass: Pass, _limits: &Limits) -> Notes {
         Notes::of_sum(pass)
@@ -68,6 +80,10 @@ impl Family for Empty {
 
     fn needs(&self, _: &Conv3dProblem, _: Pass, _: &Limits) -> Needs {
         Needs { bindings: 0, threads: 0, ..kernel_needs(0, 0, 0) }
+    }
+
+    fn launches(&self, _: &Conv3dProblem, _: Pass, _: &Limits) -> usize {
+        0
     }
 
     fn launch(&self, _: &Conv3dCall, _: [&Operand; 3]) -> Result<(), ConvError> {

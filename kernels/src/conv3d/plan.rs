@@ -131,6 +131,16 @@ impl Plan {
         problem.is_folded() && self.family().is_rewritten()
     }
 
+    /// Kernels that a pass launches one after the other, the fold of an input gradient and the pass of a
+    /// residual included. Work that is split for a watchdog's sake counts once.
+    pub fn launches(&self, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> usize {
+        let rewritten = PassProblem::of(problem, pass);
+        let launched = self.launched(&rewritten);
+        let residual = launched.residual && pass == Pass::Forward && !self.family().fuses_residual();
+        let others = [self.folds(&rewritten), residual].map(usize::from);
+        self.family().launches(launched, pass, limits) + others.iter().sum::<usize>()
+    }
+
     /// The plan's tiles; none for plans that are not a single GEMM.
     pub fn tiles(&self, problem: &Conv3dProblem, pass: Pass) -> Option<Tiles> {
         self.family().tiles(self.launched(&PassProblem::of(problem, pass)), pass)

@@ -50,6 +50,13 @@ pub(crate) fn split_result(client: &Client, slices: usize, out: &Operand) -> (Op
     (partials, first)
 }
 
+/// Kernels that add the partials of `slices` slices: a level for every 64.
+pub(crate) fn sum_launches(slices: usize) -> usize {
+    std::iter::successors(Some(slices), |slices| Some(slices.div_ceil(LEVEL)))
+        .take_while(|slices| *slices > 1)
+        .count()
+}
+
 /// Where the partials of `slices` slices are stored: in the target itself for a single slice and a row-major
 /// target, else in a workspace.
 pub(crate) fn partials(client: &Client, slices: usize, target: &Operand) -> Operand {

@@ -32,10 +32,12 @@
 //! - fewer than 64 K elements, and 2^31 elements and more: outside what was fitted.
 
 use super::MEASURED_FRAGMENT;
+use super::model::work_seconds;
 use crate::conv3d::gemm::{self, GemmTile};
 use crate::conv3d::pass::Pass;
 use crate::conv3d::plan::Plan;
 use crate::conv3d::problem::Conv3dProblem;
+use crate::conv3d::rewrite::PassProblem;
 use crate::limits::Limits;
 
 /// Columns of Burn's tiles.
@@ -53,8 +55,8 @@ struct Product {
 
 const BURN_POINTWISE: Product = Product { share: 0.175, ends: 24.0 };
 const BURN_WINDOWS: Product = Product { share: 0.275, ends: 430.0 };
-const WINDOW: Product = Product { share: 0.675, ends: 330.0 };
-const GATHERED: Product = Product { share: 0.35, ends: 330.0 };
+/// K elements of the ends of ours, whose shares are [`Shares::window`](crate::Shares) and `gathered`.
+const OUR_ENDS: f64 = 330.0;
 
 impl Product {
     fn seconds(self, problem: &Conv3dProblem, columns: usize, limits: &Limits) -> f64 {
@@ -86,20 +88,21 @@ fn is_counted(shape: &[usize]) -> bool {
     shape.iter().map(|&size| size as f64).product::<f64>() < 2f64.powi(31)
 }
 
-/// Seconds of a plan for comparison with [`burn_seconds`]: by the same fit where it was made, else
-/// [`predicted_seconds`](crate::conv3d::predicted_seconds).
+/// Seconds of a plan for comparison with [`burn_seconds`], which counts no launches either: by the same fit
+/// where it was made, else by the work of `model.rs`.
 pub fn fitted_seconds(problem: &Conv3dProblem, pass: Pass, plan: &Plan, limits: &Limits) -> f64 {
-    let bound = crate::conv3d::predicted_seconds(problem, pass, plan, limits);
+    let launched = PassProblem::of(problem, pass);
+    let bound = work_seconds(plan, plan.launched(&launched), pass, limits);
     let fragments = gemm::fragment(problem, limits) == MEASURED_FRAGMENT;
-    let product = match plan {
-        Plan::Window(_) => WINDOW,
-        Plan::Gemm(GemmTile::Mma(_)) => GATHERED,
+    let share = match plan {
+        Plan::Window(_) => limits.chip.shares.window,
+        Plan::Gemm(GemmTile::Mma(_)) => limits.chip.shares.gathered,
         _ => return bound,
     };
     if pass != Pass::Forward || !fragments {
         return bound;
     }
-    bound.max(product.seconds(problem, problem.out_channels, limits))
+    bound.max(Product { share, ends: OUR_ENDS }.seconds(problem, problem.out_channels, limits))
 }
 
 #[cfg(test)]

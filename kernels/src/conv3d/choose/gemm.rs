@@ -5,8 +5,8 @@
 //! | columns (channels) per group   | plan, tile (M x N)  | because                                        |
 //! |--------------------------------|---------------------|------------------------------------------------|
 //! | any, with matrix units         | window, if cheaper  | loads each source element once per window      |
-//! | few tiles on fragments of 16   | the shorter time of | whole waves and the partials of split-K decide |
-//! |                                | gathered and window |                                                |
+//! | few tiles on fragments of 16   | the shorter time of | whole waves, the partials of split-K and       |
+//! |                                | gathered and window | launches decide                                |
 //! | up to 4                        | 256x4               | least padding of N                             |
 //! | 5 to 8                         | 128x8               | least padding of N                             |
 //! | more, with matrix units        | 128x64 or 128x128   | several times the rate of multiply-adds        |
@@ -21,10 +21,10 @@
 //! Without matrix units it takes 128x64 for more than 32 output channels, but 64x64 with fewer than 512 rows
 //! (channels x taps).
 //!
-//! Matrix units have two rules, and [`is_timed`] is the boundary between them. *Times* count the waves and
-//! the split-K partials of a single launch. *Costs* decide everything else: several launches, fragments of
-//! other sizes, tiles that fill the device. Neither can replace the other: costs would decide a third of the
-//! timed calls differently, times a tenth of the other single launches (docs/decisions/gemm.md).
+//! Matrix units have two rules, and [`is_timed`] is the boundary between them. *Times* count launches,
+//! the waves and the split-K partials of a single product. *Costs* decide everything else: several products,
+//! fragments of other sizes, tiles that fill the device. Neither can replace the other: costs would decide a
+//! third of the timed calls differently, times a tenth of the other single products (docs/decisions/gemm.md).
 
 use super::MEASURED_FRAGMENT;
 use crate::conv3d::gemm::{
@@ -188,7 +188,7 @@ fn is_timed(problem: &Conv3dProblem, pass: Pass, tiles: &[MatrixTile], limits: &
     pass == Pass::WeightGradient || one_launch && 2 * count <= limits.cubes_in_flight
 }
 
-/// The plan with the shortest time by waves of threadgroups and the partials of split-K.
+/// The plan with the shortest time by waves of threadgroups, the partials of split-K and launches.
 fn shortest(problem: &Conv3dProblem, pass: Pass, tiles: &[MatrixTile], limits: &Limits) -> Plan {
     let gathered = tiles.iter().map(|tile| {
         let narrow = if tile.tile_n < tile.tile_m { NARROW_TIME } else { 1.0 };
@@ -207,7 +207,13 @@ fn shortest(problem: &Conv3dProblem, pass: Pass, tiles: &[MatrixTile], limits: &
     let weights = window::weight::tiles(problem, pass, limits).filter_map(|tile| {
         Some((window::weight::cost(problem, &tile, limits)?, Plan::Window(WindowKernel::Weight(tile))))
     });
-    let plans = gathered.chain(windows).chain(weights);
+    // Of launches, on the same scale: the time of a window kernel's multiply-add in full waves.
+    let multiply_add = 2.0 / (limits.chip.shares.window * limits.chip.matrices);
+    let launched = |(time, plan): (f64, Plan)| {
+        let launches = plan.family().launches(problem, pass, limits) as f64;
+        (time + launches * limits.chip.launch / multiply_add, plan)
+    };
+    let plans = gathered.chain(windows).chain(weights).map(launched);
     let shortest = plans.min_by(|(a, _), (b, _)| a.total_cmp(b)).expect("the gathered tiles are among them");
     shortest.1
 }

@@ -185,7 +185,7 @@ fn layers_at_the_edge_of_a_rule() {
         (&m3, dx, [1, 256, 3, 7, 10], 768, [3, 5, 5], 2, "matrix_gemm_64x64x16"),
         // Both cost the same to the last bit.
         (&m1, forward, [1, 512, 40, 16, 16], 768, [1, 3, 3], 1, "matrix_gemm_64x64x16"),
-        (&h200, forward, [1, 192, 16, 28, 4], 192, [3, 5, 5], 1, "window_gemm_256x64"),
+        (&h200, forward, [1, 192, 16, 28, 4], 192, [3, 5, 5], 1, "matrix_gemm_128x128x32"),
         (&h200, dx, [1, 16, 40, 56, 8], 64, [3, 1, 1], 1, "matrix_gemm_128x64x32"),
         (&h200, dx, [2, 48, 16, 7, 20], 192, [1, 3, 3], 1, "window_gemm_256x32"),
     ] {

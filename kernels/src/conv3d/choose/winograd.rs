@@ -24,6 +24,7 @@ use crate::conv3d::problem::Conv3dProblem;
 use crate::conv3d::winograd::{WinogradConfig, WinogradTile, config, mma_tile};
 use crate::dtype::FloatType;
 use crate::limits::Limits;
+use std::cell::LazyCell;
 
 /// Fewer channels on either side make the product mostly padding.
 const MIN_CHANNELS: usize = 16;
@@ -46,12 +47,13 @@ pub(super) fn winner(
     if channels < MIN_CHANNELS || !served {
         return None;
     }
-    let allowed = seconds(baseline, problem, pass, limits);
+    // Not counted where no tile serves.
+    let allowed = LazyCell::new(|| seconds(baseline, problem, pass, limits));
     let timed = |tile| {
         let config = config(problem, pass, tile, limits).ok()?;
         Some((seconds(&Plan::Winograd(config), problem, pass, limits), config))
     };
-    let pays = |most: f64, (seconds, _): &(f64, WinogradConfig)| *seconds <= most * allowed;
+    let pays = |most: f64, (seconds, _): &(f64, WinogradConfig)| *seconds <= most * *allowed;
     let rounded = problem.dtype != FloatType::F32;
     let large = timed(WinogradTile::F6x6).filter(|_| rounded && pass != Pass::WeightGradient);
     let first = [timed(WinogradTile::F4x4), large].into_iter().flatten().min_by(|a, b| a.0.total_cmp(&b.0));

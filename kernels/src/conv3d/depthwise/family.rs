@@ -1,6 +1,8 @@
 //! [`Family`] of the depthwise kernels.
 
-use super::config::{FORWARD_ROWS, THREADS, WEIGHT_ROWS, staged_bytes, staged_tile, weight_work};
+use super::config::{
+    FORWARD_ROWS, THREADS, WEIGHT_ROWS, staged_bytes, staged_tile, staged_weight, weight_work,
+};
 use super::{DepthwiseKernel, launch, serves};
 use crate::conv3d::call::Conv3dCall;
 use crate::conv3d::family::Family;
@@ -10,6 +12,7 @@ use crate::conv3d::loops::nest;
 use crate::conv3d::needs::kernel_needs;
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::Conv3dProblem;
+use crate::conv3d::reduce;
 use crate::error::{ConvError, unsupported};
 use crate::limits::Limits;
 use crate::needs::Needs;
@@ -57,6 +60,18 @@ impl Family for DepthwiseKernel {
             _ => gather_needs(problem, pass, limits),
         };
         kernel_needs(bytes, THREADS, iterations)
+    }
+
+    fn launches(&self, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> usize {
+        if pass != Pass::WeightGradient {
+            return gathers(problem, pass).iter().filter(|walks| positions(walks) > 0).count();
+        }
+        let staged = staged_weight(problem, limits).filter(|_| *self == Self::Staged);
+        let slices = match staged {
+            Some((_, (_, threadgroups))) => problem.batch * threadgroups,
+            None => weight_work(problem, &gathers(problem, Pass::Forward)[0], limits).slices,
+        };
+        1 + reduce::sum_launches(slices)
     }
 
     fn launch(&self, call: &Conv3dCall, operands: [&Operand; 3]) -> Result<(), ConvError> {

@@ -9,6 +9,7 @@ use crate::conv3d::loops::nest;
 use crate::conv3d::needs::kernel_needs;
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::Conv3dProblem;
+use crate::conv3d::reduce;
 use crate::conv3d::tiles::Tiles;
 use crate::error::{ConvError, unsupported};
 use crate::limits::Limits;
@@ -56,6 +57,18 @@ impl Family for FewOutputsTile {
             let count = threadgroups(problem, &walks, &shape);
             Tiles { count, rows: positions, columns: outputs, terms: channels * problem.taps() }
         })
+    }
+
+    fn launches(&self, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> usize {
+        let Some((walks, outputs)) = dense_walk(problem, pass) else { return 1 };
+        let shape = FewOutputsShape::of(&walks, outputs, self);
+        let (slices, _) = if pass == Pass::WeightGradient {
+            let tiles = problem.batch.saturating_mul(shape.threadgroups(&walks));
+            tile_slices(problem, tiles, &shape, limits)
+        } else {
+            channel_slices(problem, pass, threadgroups(problem, &walks, &shape), limits)
+        };
+        1 + reduce::sum_launches(slices)
     }
 
     fn launch(&self, call: &Conv3dCall, operands: [&Operand; 3]) -> Result<(), ConvError> {

@@ -4,7 +4,7 @@
 use super::config::{MatrixTile, RegisterTile, VECTOR};
 use super::gather::{Gather, is_patches, launched_gathers, patches, serves};
 use super::launch::forward_or_input_gradient;
-use super::slices::{gemm_shape, most_slices, weight_split};
+use super::slices::{gemm_shape, kernels, most_slices, waves, weight_split};
 use super::{launches, mma_tiles, stage_type, weight};
 use crate::conv3d::call::Conv3dCall;
 use crate::conv3d::family::Family;
@@ -108,6 +108,15 @@ impl Family for GemmTile {
             workspace_bytes: if packs { weights as u64 } else { 0 },
             ..notes
         }
+    }
+
+    fn launches(&self, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> usize {
+        kernels(problem, pass, *self, limits)
+    }
+
+    fn waves(&self, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Option<f64> {
+        let counted = matches!(self, Self::Fma(_)) && !problem.streaming;
+        counted.then(|| waves(problem, pass, *self, limits))
     }
 
     fn launch(&self, call: &Conv3dCall, operands: [&Operand; 3]) -> Result<(), ConvError> {

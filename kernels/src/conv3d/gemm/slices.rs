@@ -2,9 +2,10 @@
 
 use super::config::MatrixTile;
 use super::family::GemmTile;
-use super::gather::{Gather, columns, launched_gathers, positions, taps};
+use super::gather::{Gather, columns, is_patches, launched_gathers, patches, positions, taps};
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::Conv3dProblem;
+use crate::conv3d::reduce;
 use crate::conv3d::split::{
     LastWave, MIN_STAGES, ReductionSplit, SliceCount, TiledProduct, affordable_slices,
 };
@@ -65,6 +66,40 @@ pub(crate) fn cost(problem: &Conv3dProblem, pass: Pass, tile: MatrixTile, limits
     let (m_n_k, elements) = (gemm_shape(problem, pass, gather), problem.result_elements(pass));
     let slices = slices_of(problem, pass, tile, gather, limits);
     tiled_product(problem, tile, m_n_k, elements, limits).cost(slices, limits)
+}
+
+/// The gathers of a pass that have positions; patches where the weight's layout allows.
+fn gathers(problem: &Conv3dProblem, pass: Pass) -> Vec<Gather> {
+    let patched = is_patches(problem, pass);
+    let mut gathers = if patched { vec![patches(problem)] } else { launched_gathers(problem, pass) };
+    gathers.retain(|gather| positions(gather) > 0);
+    gathers
+}
+
+/// Kernels of a pass: the product of each gather, an input gradient's packed weights, the sum over slices.
+pub(super) fn kernels(problem: &Conv3dProblem, pass: Pass, tile: GemmTile, limits: &Limits) -> usize {
+    if pass == Pass::WeightGradient {
+        return 1 + reduce::sum_launches(weight_split(problem, tile, limits).slices);
+    }
+    let gathers = gathers(problem, pass);
+    let packs = |gather: &&Gather| pass == Pass::InputGradient && columns(gather) == 1 && taps(gather) > 0;
+    let packed = gathers.iter().filter(packs).count();
+    let slices = most_slices(problem, pass, tile, gathers.iter(), limits);
+    gathers.len() + packed + reduce::sum_launches(slices)
+}
+
+/// Waves of a launch, on average; of tiles below 64x64 no more fit than of those.
+pub(super) fn waves(problem: &Conv3dProblem, pass: Pass, tile: GemmTile, limits: &Limits) -> f64 {
+    let [tile_m, tile_n, _] = tile.shape();
+    let wave = limits.cubes_in_flight as f64 * (FULL_OCCUPANCY as f64 / (tile_m * tile_n) as f64).min(1.0);
+    if pass == Pass::WeightGradient {
+        let slices = weight_split(problem, tile, limits).slices;
+        return (weight_product(problem, tile, limits).tiles * slices) as f64 / wave;
+    }
+    let gathers = gathers(problem, pass);
+    let tiles = |gather| tiled_product(problem, tile, gemm_shape(problem, pass, gather), 0, limits).tiles;
+    let slices = most_slices(problem, pass, tile, gathers.iter(), limits);
+    (slices * gathers.iter().map(tiles).sum::<usize>()) as f64 / gathers.len().max(1) as f64 / wave
 }
 
 /// Results of a tile of which a device runs [`Limits::cubes_in_flight`] at once: larger ones need more

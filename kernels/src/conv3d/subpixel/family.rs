@@ -8,6 +8,7 @@ use crate::conv3d::needs::{kernel_needs, stage_size};
 use crate::conv3d::notes::{NonFinite, Notes};
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::Conv3dProblem;
+use crate::conv3d::reduce;
 use crate::conv3d::tiles::Tiles;
 use crate::error::{ConvError, unsupported};
 use crate::limits::Limits;
@@ -61,6 +62,13 @@ impl Family for SubpixelTile {
             non_finite: if dense { NonFinite::Window } else { NonFinite::Blocks },
             ..Notes::of_sum(pass)
         }
+    }
+
+    fn launches(&self, problem: &Conv3dProblem, _: Pass, limits: &Limits) -> usize {
+        let slices = SubpixelExtents::of(problem, self)
+            .map_or(1, |extents| extents.chunks.div_ceil(extents.slice_chunks(problem, self, limits)));
+        // Packed weights and the product.
+        2 + reduce::sum_launches(slices)
     }
 
     fn launch(&self, call: &Conv3dCall, operands: [&Operand; 3]) -> Result<(), ConvError> {

@@ -276,6 +276,12 @@ pub(crate) fn extent(problem: &Conv3dProblem, pass: Pass, tile: &WindowTile) -> 
     Some(Tiles { count: extents.tiles(problem, tile), rows: tile.tile_m, columns: tile.tile_n, terms })
 }
 
+/// Split-K slices of a pass.
+pub(super) fn slices(problem: &Conv3dProblem, pass: Pass, tile: &WindowTile, limits: &Limits) -> usize {
+    WindowExtents::of(problem, pass, tile)
+        .map_or(1, |extents| k_slices(problem, pass, &extents, tile, limits))
+}
+
 /// Threadgroups of a pass: one per tile and split-K slice.
 pub(crate) fn threadgroups(
     problem: &Conv3dProblem,

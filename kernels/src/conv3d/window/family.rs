@@ -10,6 +10,7 @@ use crate::conv3d::needs::{SETUP, kernel_needs, stage_size};
 use crate::conv3d::notes::Notes;
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::Conv3dProblem;
+use crate::conv3d::reduce;
 use crate::conv3d::tiles::Tiles;
 use crate::dtype::FloatType;
 use crate::error::{ConvError, unsupported};
@@ -85,6 +86,17 @@ impl Family for WindowKernel {
             },
             ..Notes::of_sum(pass)
         }
+    }
+
+    fn launches(&self, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> usize {
+        let slices = match self {
+            // Packed weights and the product.
+            Self::Gemm(tile) => {
+                return 2 + reduce::sum_launches(extents::slices(problem, pass, tile, limits));
+            }
+            Self::Weight(tile) => weight::slices(problem, tile, limits),
+        };
+        1 + reduce::sum_launches(slices)
     }
 
     fn launch(&self, call: &Conv3dCall, operands: [&Operand; 3]) -> Result<(), ConvError> {

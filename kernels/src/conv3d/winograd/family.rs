@@ -58,6 +58,16 @@ impl Family for WinogradConfig {
         }
     }
 
+    fn launches(&self, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> usize {
+        self.kernels(problem, pass, limits)
+    }
+
+    fn waves(&self, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Option<f64> {
+        let threadgroups = || self.threadgroups(problem, pass, limits) as f64;
+        let counted = self.mma_tile.is_none() && !problem.streaming;
+        counted.then(|| threadgroups() / limits.cubes_in_flight as f64)
+    }
+
     fn launch(&self, call: &Conv3dCall, operands: [&Operand; 3]) -> Result<(), ConvError> {
         match call.pass {
             Pass::WeightGradient => weight_gradient(call, *self, operands),

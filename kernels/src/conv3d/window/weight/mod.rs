@@ -248,6 +248,14 @@ pub(crate) fn cost(problem: &Conv3dProblem, tile: &WindowWeightTile, limits: &Li
     Some(cost + EPILOGUE * results as f64)
 }
 
+/// Split-K slices of a weight gradient.
+pub(super) fn slices(problem: &Conv3dProblem, tile: &WindowWeightTile, limits: &Limits) -> usize {
+    let Some(walks) = weight_walks(problem) else { return 1 };
+    let Some(work) = WeightSegments::of(problem, &walks, tile) else { return 1 };
+    let results = problem.result_elements(Pass::WeightGradient);
+    WeightSplit::of(&work, tiles_of(problem, tile).iter().product(), results, tile, limits).k_slices
+}
+
 /// Iterations of the loops of a thread: segments of a slice, their chunks, and fragments of a chunk.
 pub(crate) fn loop_iterations(problem: &Conv3dProblem, tile: &WindowWeightTile, limits: &Limits) -> usize {
     let Some(walks) = weight_walks(problem) else { return 0 };
