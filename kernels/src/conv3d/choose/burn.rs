@@ -32,7 +32,7 @@
 //! - fewer than 64 K elements, and 2^31 elements and more: outside what was fitted.
 
 use super::MEASURED_FRAGMENT;
-use super::model::work_seconds;
+use super::model::{bytes, work_seconds};
 use crate::conv3d::gemm::{self, GemmTile};
 use crate::conv3d::pass::Pass;
 use crate::conv3d::plan::Plan;
@@ -91,17 +91,20 @@ fn is_counted(shape: &[usize]) -> bool {
 /// Seconds of a plan for comparison with [`burn_seconds`], which counts no launches either: by the same fit
 /// where it was made, else by the work of `model.rs`.
 pub fn fitted_seconds(problem: &Conv3dProblem, pass: Pass, plan: &Plan, limits: &Limits) -> f64 {
-    let launched = PassProblem::of(problem, pass);
-    let bound = work_seconds(plan, plan.launched(&launched), pass, limits);
+    let rewritten = PassProblem::of(problem, pass);
+    let launched = plan.launched(&rewritten);
+    let work = work_seconds(plan, launched, pass, limits);
     let fragments = gemm::fragment(problem, limits) == MEASURED_FRAGMENT;
     let share = match plan {
         Plan::Window(_) => limits.chip.shares.window,
         Plan::Gemm(GemmTile::Mma(_)) => limits.chip.shares.gathered,
-        _ => return bound,
+        _ => return work,
     };
     if pass != Pass::Forward || !fragments {
-        return bound;
+        return work;
     }
+    // The fit leaves out the padding of tiles: with it the operations are a bound at the whole rate.
+    let bound = (share * work).max(bytes(plan, launched, pass) / limits.chip.bandwidth);
     bound.max(Product { share, ends: OUR_ENDS }.seconds(problem, problem.out_channels, limits))
 }
 
