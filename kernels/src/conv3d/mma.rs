@@ -9,6 +9,9 @@
 //! accumulator -> patch of the subgroup's own, `4 * size^2` bytes, row-major -> any lane reads any element
 //! ```
 //!
+//! Where text is to be short a loop over the fragments at run time takes the accumulator by a tree of uniform
+//! branches ([`store_chosen`]): registers need constant indices.
+//!
 //! A subgroup holds every A and one B at a time: `rows + 1` loads of `size^2` elements from shared memory per
 //! `2 * rows * size^3` FLOP. `size` is 8 on Apple's simdgroups and 16 elsewhere.
 
@@ -109,4 +112,51 @@ pub(crate) fn store_to_patch(
     sync_cube();
     cmma::store(&mut patches[start..end], sum, size as u32, MatrixLayout::RowMajor);
     sync_cube();
+}
+
+/// [`store_to_patch`] of the accumulator at a run-time `index`.
+#[cube]
+pub(crate) fn store_chosen_to_patch(
+    sums: &Sequence<cmma::Matrix<f32>>,
+    index: u32,
+    patches: &mut Shared<[f32]>,
+    start: usize,
+    #[comptime] size: usize,
+) {
+    sync_cube();
+    store_chosen(sums, index, patches, start, 0usize, sums.len(), (1usize, 0usize), size as u32);
+    sync_cube();
+}
+
+/// Stores the accumulators of group `index` (uniform in the threadgroup), one of the `groups` from `first`
+/// on, row-major with rows `stride` elements apart. A group has `members.0` adjacent accumulators, in the
+/// patch `members.1` elements of it apart.
+#[cube]
+pub(crate) fn store_chosen<T: CubePrimitive>(
+    sums: &Sequence<cmma::Matrix<f32>>,
+    index: u32,
+    patches: &mut Shared<[T]>,
+    start: usize,
+    #[comptime] first: usize,
+    #[comptime] groups: usize,
+    #[comptime] members: (usize, usize),
+    #[comptime] stride: u32,
+) {
+    if comptime!(groups == 1) {
+        let end = patches.len();
+        #[unroll]
+        for member in 0..comptime!(members.0) {
+            let sum = sums.index(comptime!(first * members.0 + member));
+            let at = start + comptime!(member * members.1);
+            cmma::store(&mut patches[at..end], sum, stride, MatrixLayout::RowMajor);
+        }
+    } else {
+        let half = comptime!(groups / 2);
+        let second = comptime!(first + half);
+        if index < comptime!(second as u32) {
+            store_chosen(sums, index, patches, start, first, half, members, stride);
+        } else {
+            store_chosen(sums, index, patches, start, second, comptime!(groups - half), members, stride);
+        }
+    }
 }

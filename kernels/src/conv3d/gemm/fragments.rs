@@ -16,7 +16,7 @@ use super::config::{MatrixTile, SUBGROUP};
 use super::index::GatherArgs;
 use super::stage::{GemmShape, WorkTile};
 use crate::conv3d::epilogue::{channel_bias, finished_with_channel, residual_row};
-use crate::conv3d::mma::{load_fragment, multiply_fragments, store_to_patch};
+use crate::conv3d::mma::{load_fragment, multiply_fragments, store_chosen_to_patch, store_to_patch};
 use crate::conv3d::pass::Pass;
 use cubecl::cmma::{self, MatrixIdent, MatrixLayout};
 use cubecl::prelude::*;
@@ -86,7 +86,7 @@ fn fragment<S: Float, V: Size>(
 
 /// The epilogue: adds bias, applies the activation, adds the residual, rounds and stores a subgroup's sums,
 /// except those past M and N. With `patches` the bias is that of the channel of several columns. A weight
-/// gradient is stored as `[n][m]`.
+/// gradient is stored as `[n][m]`. Not unrolled, fragments are chosen at run time: 4 kB of text for 50.
 #[cube]
 pub(super) fn epilogue<E: Float, O: Float>(
     sums: &Sequence<cmma::Matrix<f32>>,
@@ -100,6 +100,7 @@ pub(super) fn epilogue<E: Float, O: Float>(
     #[comptime] pass: Pass,
     #[comptime] patches: bool,
     #[comptime] tile: MatrixTile,
+    #[comptime] unroll: bool,
 ) {
     let thread = UNIT_POS as usize;
     let subgroup = (thread / SUBGROUP) as u32;
@@ -107,6 +108,7 @@ pub(super) fn epilogue<E: Float, O: Float>(
     let subgroup_m = subgroup % comptime!((tile.tile_m / tile.subgroup_m) as u32) * tile.subgroup_m as u32;
     let subgroup_n = subgroup / comptime!((tile.tile_m / tile.subgroup_m) as u32) * tile.subgroup_n as u32;
     let start = subgroup as usize * comptime!(tile.fragment * tile.fragment);
+    let place = Place { lane, subgroup_m, subgroup_n, start };
     // Result offsets of the tile's channels.
     let gathered = comptime!(pass != Pass::WeightGradient);
     let mut columns = Shared::<[usize]>::new_slice(comptime!(if gathered { tile.tile_n } else { 1 }));
@@ -114,40 +116,116 @@ pub(super) fn epilogue<E: Float, O: Float>(
         columns[thread] =
             gather.out_column(work.group * shape.n + min(work.first_n + thread as u32, shape.n - 1u32));
     }
-    #[unroll]
-    for column in 0..comptime!(tile.subgroup_m / tile.fragment) {
-        // A lane stores one position of all fragments of this column.
-        let fragment_m = lane % tile.fragment as u32;
-        let m = work.first_m + subgroup_m + comptime!((column * tile.fragment) as u32) + fragment_m;
-        let mut at = m as usize;
-        if gathered {
-            at = gather.position_out(min(m, shape.m - 1u32));
-        }
-        at += work.slice * shape.slice_stride;
-        let added = residual_row(residual, gather, min(m, shape.m - 1u32));
+    let (rows, column_count) = comptime!((tile.subgroup_n / tile.fragment, tile.subgroup_m / tile.fragment));
+    let (size, options) = comptime!((tile.fragment as u32, (pass, patches)));
+    if comptime!(unroll) {
         #[unroll]
-        for fragment_row in 0..comptime!(tile.subgroup_n / tile.fragment) {
-            let sum = sums.index(comptime!(fragment_row * (tile.subgroup_m / tile.fragment) + column));
-            store_to_patch(sum, scratch, start, tile.fragment);
+        for column in 0..column_count {
+            let column_m = comptime!((column * tile.fragment) as u32);
+            let row = result_row(residual, gather, shape, work, &place, column_m, pass, tile);
             #[unroll]
-            for step in 0..comptime!(tile.fragment * tile.fragment / SUBGROUP) {
-                let fragment_n =
-                    comptime!((step * (SUBGROUP / tile.fragment)) as u32) + lane / tile.fragment as u32;
-                let n =
-                    work.first_n + subgroup_n + comptime!((fragment_row * tile.fragment) as u32) + fragment_n;
-                if m < shape.m && n < shape.n {
-                    let channel = work.group * shape.n + n;
-                    let bias = channel_bias(bias, gather.column_channel(channel, patches));
-                    let sum = scratch[start + (fragment_n * tile.fragment as u32 + fragment_m) as usize];
-                    let sum = sum + bias;
-                    let mut row = channel as usize * shape.m as usize;
-                    if gathered {
-                        row = columns[(n - work.first_n) as usize];
-                    }
-                    let value = finished_with_channel(sum, residual, added, channel, shape.activation);
-                    out[at + row] = O::cast_from(value);
-                }
+            for fragment_row in 0..rows {
+                let sum = sums.index(comptime!(fragment_row * column_count + column));
+                store_to_patch(sum, scratch, start, tile.fragment);
+                let row_n = comptime!((fragment_row * tile.fragment) as u32);
+                write_fragment(
+                    &*scratch, &columns, bias, residual, out, gather, shape, work, &place, &row, row_n,
+                    options, tile,
+                );
             }
+        }
+    } else {
+        for column in 0..comptime!(column_count as u32) {
+            let column_m = column * size;
+            let row = result_row(residual, gather, shape, work, &place, column_m, pass, tile);
+            for fragment_row in 0..comptime!(rows as u32) {
+                let chosen = fragment_row * comptime!(column_count as u32) + column;
+                store_chosen_to_patch(sums, chosen, scratch, start, tile.fragment);
+                let row_n = fragment_row * size;
+                write_fragment(
+                    &*scratch, &columns, bias, residual, out, gather, shape, work, &place, &row, row_n,
+                    options, tile,
+                );
+            }
+        }
+    }
+}
+
+/// A lane's part of a subgroup's tile: its number, where the tile and the patch begin.
+#[derive(CubeType)]
+struct Place {
+    lane: u32,
+    subgroup_m: u32,
+    subgroup_n: u32,
+    start: usize,
+}
+
+/// The position whose results a lane stores of all fragments of a column.
+#[derive(CubeType)]
+struct ResultRow {
+    m: u32,
+    /// Offset of channel 0 in the result, and in the residual.
+    at: usize,
+    added: usize,
+}
+
+#[cube]
+fn result_row<E: Float>(
+    residual: ComptimeOption<&Tensor<E>>,
+    gather: &GatherArgs,
+    shape: &GemmShape,
+    work: &WorkTile,
+    place: &Place,
+    column_m: u32,
+    #[comptime] pass: Pass,
+    #[comptime] tile: MatrixTile,
+) -> ResultRow {
+    let fragment_m = place.lane % tile.fragment as u32;
+    let m = work.first_m + place.subgroup_m + column_m + fragment_m;
+    let mut at = m as usize;
+    if comptime!(pass != Pass::WeightGradient) {
+        at = gather.position_out(min(m, shape.m - 1u32));
+    }
+    at += work.slice * shape.slice_stride;
+    let added = residual_row(residual, gather, min(m, shape.m - 1u32));
+    ResultRow { m, at, added }
+}
+
+/// Stores the results in the subgroup's patch, a fragment whose channels begin `row_n` behind the subgroup's.
+#[cube]
+fn write_fragment<E: Float, O: Float>(
+    scratch: &Shared<[f32]>,
+    columns: &Shared<[usize]>,
+    bias: ComptimeOption<&Tensor<E>>,
+    residual: ComptimeOption<&Tensor<E>>,
+    out: &mut [O],
+    gather: &GatherArgs,
+    shape: &GemmShape,
+    work: &WorkTile,
+    place: &Place,
+    row: &ResultRow,
+    row_n: u32,
+    #[comptime] options: (Pass, bool),
+    #[comptime] tile: MatrixTile,
+) {
+    let (pass, patches) = options;
+    let lane = place.lane;
+    let fragment_m = lane % tile.fragment as u32;
+    #[unroll]
+    for step in 0..comptime!(tile.fragment * tile.fragment / SUBGROUP) {
+        let fragment_n = comptime!((step * (SUBGROUP / tile.fragment)) as u32) + lane / tile.fragment as u32;
+        let n = work.first_n + place.subgroup_n + row_n + fragment_n;
+        if row.m < shape.m && n < shape.n {
+            let channel = work.group * shape.n + n;
+            let bias = channel_bias(bias, gather.column_channel(channel, patches));
+            let sum = scratch[place.start + (fragment_n * tile.fragment as u32 + fragment_m) as usize];
+            let sum = sum + bias;
+            let mut column = channel as usize * shape.m as usize;
+            if comptime!(pass != Pass::WeightGradient) {
+                column = columns[(n - work.first_n) as usize];
+            }
+            let value = finished_with_channel(sum, residual, row.added, channel, shape.activation);
+            out[row.at + column] = O::cast_from(value);
         }
     }
 }

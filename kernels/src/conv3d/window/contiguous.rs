@@ -119,7 +119,7 @@ pub(super) fn contiguous_kernel<E: Float, S: Float, O: Float, V: Size>(
         }
         block = next;
     }
-    write_contiguous(&acc, bias, residual, out, &walk, &tiling, &work, tile);
+    write_contiguous(&acc, bias, residual, out, &walk, &tiling, &work, tile, prefetch);
 }
 
 /// Loads this thread's vectors of a stage into registers, lanes along positions.

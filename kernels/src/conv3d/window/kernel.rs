@@ -172,7 +172,7 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
             }
         }
     }
-    write_result(&acc, bias, residual, out, &walk, &tiling, &work, tile);
+    write_result(&acc, bias, residual, out, &walk, &tiling, &work, tile, prefetch);
 }
 
 /// Offsets of the window's elements in a source frame, plus one; zero outside the source.

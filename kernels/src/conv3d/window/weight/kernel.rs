@@ -28,7 +28,9 @@ use super::tiling::{WeightTiling, WeightWork, segment_at};
 use crate::conv3d::cache::CacheArgs;
 use crate::conv3d::gemm::config::SUBGROUP;
 use crate::conv3d::gemm::index::GatherArgs;
-use crate::conv3d::mma::{accumulators, load_fragment, multiply_fragments, store_to_patch};
+use crate::conv3d::mma::{
+    accumulators, load_fragment, multiply_fragments, store_chosen_to_patch, store_to_patch,
+};
 use crate::conv3d::problem::PaddingMode;
 use crate::launch::Span;
 use cubecl::cmma::{self, MatrixIdent, MatrixLayout};
@@ -137,7 +139,7 @@ pub(super) fn window_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
         }
         index += 1u32;
     }
-    write_result(&acc, out, &tiling, &work, tile);
+    write_result(&acc, out, &tiling, &work, tile, prefetch);
 }
 
 /// Accumulates the products of the chunk's positions `k..k + fragment` for every tap; `first` is the ring's
@@ -186,7 +188,8 @@ fn multiply<S: Float, V: Size>(
     }
 }
 
-/// Stores a subgroup's results, through its patch of shared memory.
+/// Stores a subgroup's results, through its patch of shared memory. Not unrolled, fragments are chosen at run
+/// time.
 #[cube]
 fn write_result<O: Float>(
     acc: &Sequence<cmma::Matrix<f32>>,
@@ -194,6 +197,7 @@ fn write_result<O: Float>(
     tiling: &WeightTiling,
     work: &WeightWork,
     #[comptime] tile: WindowWeightTile,
+    #[comptime] unroll: bool,
 ) {
     let subgroup = UNIT_POS as usize / SUBGROUP;
     let lane = (UNIT_POS as usize % SUBGROUP) as u32;
@@ -201,25 +205,62 @@ fn write_result<O: Float>(
     let mut patches = Shared::<[f32]>::new_slice(comptime!(4 * size));
     let first_c = work.first_c + (subgroup % 2 * tile.fragment) as u32;
     let first_o = work.first_o + (subgroup / 2 * comptime!(2 * tile.fragment)) as u32;
-    #[unroll]
-    for tap in 0..TAPS {
-        let frame_tap = work.first_tap + tap as u32;
+    let place = Place { lane, subgroup, first_c, first_o };
+    if comptime!(unroll) {
         #[unroll]
-        for i in 0..2 {
-            store_to_patch(acc.index(comptime!(tap * 2 + i)), &mut patches, subgroup * size, tile.fragment);
+        for tap in 0..TAPS {
+            let frame_tap = work.first_tap + tap as u32;
             #[unroll]
-            for step in 0..comptime!(size / SUBGROUP) {
-                let in_patch = lane + comptime!((step * SUBGROUP) as u32);
-                let c = first_c + in_patch % tile.fragment as u32;
-                let o = first_o + comptime!((i * tile.fragment) as u32) + in_patch / tile.fragment as u32;
-                if c < tiling.channels && o < tiling.out_channels && frame_tap < tiling.taps {
-                    let row = (work.group * tiling.out_channels + o) as usize * tiling.row_stride;
-                    let tap = (work.depth_tap * tiling.taps + frame_tap) as usize * tiling.tap_stride;
-                    let at = row + c as usize * tiling.channel_stride + tap;
-                    out[work.k_slice as usize * tiling.slice_stride + at] =
-                        O::cast_from(patches[subgroup * size + in_patch as usize]);
-                }
+            for i in 0..2 {
+                let sum = acc.index(comptime!(tap * 2 + i));
+                store_to_patch(sum, &mut patches, subgroup * size, tile.fragment);
+                let row = comptime!((i * tile.fragment) as u32).runtime();
+                write_fragment(&patches, out, tiling, work, &place, frame_tap, row, tile);
             }
+        }
+    } else {
+        for fragment in 0..comptime!(2 * TAPS as u32) {
+            store_chosen_to_patch(acc, fragment, &mut patches, subgroup * size, tile.fragment);
+            let frame_tap = work.first_tap + fragment / 2u32;
+            let row = fragment % 2u32 * tile.fragment as u32;
+            write_fragment(&patches, out, tiling, work, &place, frame_tap, row, tile);
+        }
+    }
+}
+
+/// A lane's part of a threadgroup's tile, and the subgroup's first channels.
+#[derive(CubeType)]
+struct Place {
+    lane: u32,
+    subgroup: usize,
+    first_c: u32,
+    first_o: u32,
+}
+
+/// Stores a fragment of a tap, whose output channels begin `row` behind the subgroup's.
+#[cube]
+fn write_fragment<O: Float>(
+    patches: &Shared<[f32]>,
+    out: &mut [O],
+    tiling: &WeightTiling,
+    work: &WeightWork,
+    place: &Place,
+    frame_tap: u32,
+    row: u32,
+    #[comptime] tile: WindowWeightTile,
+) {
+    let size = comptime!(tile.fragment * tile.fragment);
+    #[unroll]
+    for step in 0..comptime!(size / SUBGROUP) {
+        let in_patch = place.lane + comptime!((step * SUBGROUP) as u32);
+        let c = place.first_c + in_patch % tile.fragment as u32;
+        let o = place.first_o + row + in_patch / tile.fragment as u32;
+        if c < tiling.channels && o < tiling.out_channels && frame_tap < tiling.taps {
+            let row = (work.group * tiling.out_channels + o) as usize * tiling.row_stride;
+            let tap = (work.depth_tap * tiling.taps + frame_tap) as usize * tiling.tap_stride;
+            let at = row + c as usize * tiling.channel_stride + tap;
+            out[work.k_slice as usize * tiling.slice_stride + at] =
+                O::cast_from(patches[place.subgroup * size + in_patch as usize]);
         }
     }
 }
