@@ -66,6 +66,31 @@ impl<E: CubePrimitive> Registers<E> {
         }
     }
 
+    /// Copies elements `index`, `index + step`, .. of `self` to `into`; `index`, known at run time, is one of
+    /// the `count` from `first` on. A tree of branches, for loops whose text is to be short.
+    pub(crate) fn choose(
+        &self,
+        into: &Registers<E>,
+        index: u32,
+        #[comptime] first: usize,
+        #[comptime] count: usize,
+        #[comptime] step: usize,
+    ) {
+        if comptime!(count == 1) {
+            #[unroll]
+            for i in 0..into.cells.len() {
+                into.set(i, self.get(comptime!(first + i * step)));
+            }
+        } else {
+            let second = comptime!(first + count / 2);
+            if index < comptime!(second as u32) {
+                self.choose(into, index, first, comptime!(count / 2), step);
+            } else {
+                self.choose(into, index, second, comptime!(count - count / 2), step);
+            }
+        }
+    }
+
     /// Stores element `index`.
     pub(crate) fn set(&self, #[comptime] index: usize, value: E) {
         self.cells.index(index).store(value);

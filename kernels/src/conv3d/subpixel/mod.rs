@@ -140,13 +140,15 @@ fn stage(problem: &Conv3dProblem, tile: &SubpixelTile, limits: &Limits) -> (Floa
     if mma { stage_vector(tile.fragment, problem.dtype, limits) } else { (FloatType::F32, 4) }
 }
 
-/// Loop iterations of a thread: stages, the taps of a stage and their channels, and the depth taps that reach
-/// a frame.
+/// Loop iterations of a thread: stages, the taps of a stage and their channels, the depth taps that reach a
+/// frame, and the columns that are stored.
 fn loop_iterations(problem: &Conv3dProblem, tile: &SubpixelTile, limits: &Limits) -> usize {
     let Some(extents) = SubpixelExtents::of(problem, tile) else { return 0 };
     let [height, width] = extents.frame.map(|axis| axis.taps);
-    let per_tap = if limits.unroll || tile.fragment > 0 { 0 } else { nest(tile.channels, 0) };
+    let unrolled = limits.unroll || tile.fragment > 0;
+    let [per_tap, epilogue] =
+        [tile.channels, tile.columns].map(|count| if unrolled { 0 } else { nest(count, 0) });
     let per_stage = nest(height, nest(width, per_tap));
     let stages = problem.kernel[0] * extents.slice_chunks(problem, tile, limits);
-    nest(problem.kernel[0], 0) + nest(stages, per_stage)
+    nest(problem.kernel[0], 0) + nest(stages, per_stage) + epilogue
 }
