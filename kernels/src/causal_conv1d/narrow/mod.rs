@@ -21,6 +21,7 @@
 mod access;
 mod bct;
 mod bct_backward;
+mod bct_forward;
 mod btc;
 mod btc_backward;
 mod reduce;
@@ -41,8 +42,9 @@ use crate::launch::dispatches;
 use crate::limits::Limits;
 use crate::operand::{Operand, address_type};
 use access::CallParamsLaunch;
-use bct::{NarrowConfig, forward_kernel};
+use bct::NarrowConfig;
 use bct_backward::backward_kernel;
+use bct_forward::forward_kernel;
 use btc::channels_forward_kernel;
 use btc_backward::channels_backward_kernel;
 use cubecl::prelude::*;
@@ -158,6 +160,7 @@ fn config(
         has_ids,
         extras,
         prefetch,
+        unroll: limits.unroll,
     }
 }
 
