@@ -280,6 +280,7 @@ fn tiled_kernel<S: Float, W: Float, H: Float, X: Float, Y: Float, N: Size>(
         column_pitch: comptime!(COLUMN_PITCH),
         factor_pitch: comptime!(TAP_PITCH),
         shift: comptime!(tile.shift),
+        short: comptime!(!tile.unroll),
     };
     // The row and lane for which a thread accesses memory: consecutive along the layout's contiguous axis.
     let mut memory_row = row;

@@ -54,6 +54,10 @@ pub(super) struct SharedOffsets {
     pub(super) factor_pitch: usize,
     #[cube(comptime)]
     pub(super) shift: usize,
+    /// Text for devices whose compilers are slow on it: a sum's four products of a vector of factors behind
+    /// each other, without a register's load and store between. Each sum has its products in the same order.
+    #[cube(comptime)]
+    pub(super) short: bool,
 }
 
 /// Vectors of columns that a thread holds before each iteration loads one more.
@@ -126,13 +130,28 @@ fn accumulate_vectors(
         load_vector(columns, offsets, done, comptime!(m + held_vectors(offsets.shift)), ring);
         let at = comptime!((m % SECTIONS * offsets.factor_pitch + m / SECTIONS) as u32);
         let quad = factors[(offsets.factors + done + at) as usize];
-        #[unroll]
-        for j in 0..4usize {
-            let factor = quad.extract(j);
+        if comptime!(offsets.short) {
+            let mut window = Sequence::<f32>::new();
+            #[unroll]
+            for i in 0..comptime!(OUTPUTS + 3) {
+                window.push(ring.get(comptime!((4 * m + i + offsets.shift) % (4 * RING))));
+            }
             #[unroll]
             for i in 0..OUTPUTS {
-                let column = ring.get(comptime!((4 * m + j + i + offsets.shift) % (4 * RING)));
-                sums.set(i, fma(factor, column, sums.get(i)));
+                let sum = fma(quad.extract(0usize), *window.index(i), sums.get(i));
+                let sum = fma(quad.extract(1usize), *window.index(comptime!(i + 1)), sum);
+                let sum = fma(quad.extract(2usize), *window.index(comptime!(i + 2)), sum);
+                sums.set(i, fma(quad.extract(3usize), *window.index(comptime!(i + 3)), sum));
+            }
+        } else {
+            #[unroll]
+            for j in 0..4usize {
+                let factor = quad.extract(j);
+                #[unroll]
+                for i in 0..OUTPUTS {
+                    let column = ring.get(comptime!((4 * m + j + i + offsets.shift) % (4 * RING)));
+                    sums.set(i, fma(factor, column, sums.get(i)));
+                }
             }
         }
     }

@@ -150,6 +150,7 @@ fn tiled_weight_kernel<X: Float, H: Float, G: Float, N: Size>(
         column_pitch: comptime!(tile.column_pitch()),
         factor_pitch: comptime!(tile.gradient_pitch()),
         shift: comptime!(tile.shift),
+        short: comptime!(!tile.unroll),
     };
     // The row and lane for which a thread loads from memory.
     let (memory_row, memory_lane) = (UNIT_POS % rows, UNIT_POS / rows);
