@@ -246,14 +246,17 @@ impl Conv3dProblem {
     }
 
     /// What taps outside read along depth, and along H and W, where each is zeros or replicates: the paddings
-    /// that Winograd reads, of streams too. An axis without padding does not count.
+    /// that Winograd reads, of streams too. An axis without padding does not count, but for a stream's depth
+    /// in another mode: [`Self::planned`] takes the padding away, and the piece has it.
     pub(crate) fn winograd_padding(&self) -> Option<[PaddingMode; 2]> {
+        use PaddingMode::{Replicate, Zeros};
         let Window { padding, padding_mode, .. } = self.window;
+        let other_depth = self.streaming && !matches!(padding_mode[0], Zeros | Replicate);
         let shared = |axes: &[usize]| {
-            let is = |mode: &PaddingMode| {
-                axes.iter().all(|&axis| padding[axis] == (0, 0) || padding_mode[axis] == *mode)
-            };
-            [PaddingMode::Zeros, PaddingMode::Replicate].into_iter().find(is)
+            let unpadded = |axis: usize| padding[axis] == (0, 0) && !(axis == 0 && other_depth);
+            let is =
+                |mode: &PaddingMode| axes.iter().all(|&axis| unpadded(axis) || padding_mode[axis] == *mode);
+            [Zeros, Replicate].into_iter().find(is)
         };
         Some([shared(&[0])?, shared(&[1, 2])?])
     }

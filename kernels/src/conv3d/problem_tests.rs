@@ -63,6 +63,9 @@ fn streams_are_planned_for_a_single_window_along_depth() {
     assert_eq!(planned.output(), [1, stream.output()[1], stream.output()[2]]);
     assert_eq!(stream.planned(Pass::WeightGradient), stream);
     assert_eq!(problem.planned(Pass::Forward), problem);
+    // A plan that cannot read what the piece does.
+    let reflected = with_modes([Reflect, Zeros, Zeros]).for_streams().planned(Pass::Forward);
+    assert_eq!((reflected.window.padding[0], reflected.window_padding()), ((0, 0), None));
 }
 
 /// Depth and the plane may differ, height and width may not; an axis without padding has any mode.

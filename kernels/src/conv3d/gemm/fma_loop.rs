@@ -74,7 +74,8 @@ impl<'a, 'c, E: Float, R: Size> Operands<'a, 'c, E, R> {
         }
     }
 
-    /// Loads a thread's `load`-th four rows: adjacent positions of a K index, or channel taps of its position.
+    /// Loads a thread's `load`-th four rows: adjacent positions of a K index, or channel taps of its
+    /// position.
     fn push_rows(
         &self,
         values: &mut Sequence<Vector<E, R>>,

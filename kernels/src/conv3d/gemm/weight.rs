@@ -16,9 +16,9 @@
 //! ```
 //!
 //! Positions are adjacent in both operands, so lanes load along K. Positions and channel taps are divided out
-//! once per threadgroup ([`super::table`]). K loop: [`super::fma_loop`]. `reduce.rs` adds the slices in order;
-//! one slice is the result itself. Tile, bytes, FLOP and shared memory: [`super::config`]; partial results
-//! are written and read once, 8 bytes each. Declined: M or K of 2^31 - 1 and above.
+//! once per threadgroup ([`super::table`]). K loop: [`super::fma_loop`]. `reduce.rs` adds the slices in
+//! order; one slice is the result itself. Tile, bytes, FLOP and shared memory: [`super::config`]; partial
+//! results are written and read once, 8 bytes each. Declined: M or K of 2^31 - 1 and above.
 
 use super::config::{RegisterTile, SUBGROUP, table_entries};
 use super::contiguous_weight::contiguous_weight_kernel;
