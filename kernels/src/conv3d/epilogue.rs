@@ -109,16 +109,16 @@ fn never(activation: u32) -> u32 {
 #[cube]
 pub(super) fn residual_offset<E: CubePrimitive>(
     residual: &Tensor<E>,
-    walk: &GatherArgs,
+    gather: &GatherArgs,
     n: u32,
     d: u32,
     h: u32,
     w: u32,
 ) -> usize {
     n as usize * residual.stride(0)
-        + walk.depth.out_coordinate(d) as usize * residual.stride(2)
-        + walk.height.out_coordinate(h) as usize * residual.stride(3)
-        + walk.width.out_coordinate(w) as usize * residual.stride(4)
+        + gather.depth.out_coordinate(d) as usize * residual.stride(2)
+        + gather.height.out_coordinate(h) as usize * residual.stride(3)
+        + gather.width.out_coordinate(w) as usize * residual.stride(4)
 }
 
 /// [`residual_offset`] of the output position at a linear index; 0 without a residual.

@@ -64,7 +64,7 @@ impl Family for DepthwiseKernel {
 
     fn launches(&self, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> usize {
         if pass != Pass::WeightGradient {
-            return gathers(problem, pass).iter().filter(|walks| positions(walks) > 0).count();
+            return gathers(problem, pass).iter().filter(|gather| positions(gather) > 0).count();
         }
         let staged = staged_weight(problem, limits).filter(|_| *self == Self::Staged);
         let slices = match staged {
@@ -88,16 +88,16 @@ impl Family for DepthwiseKernel {
 
 /// Bytes of threadgroup memory and loop iterations of the forward pass or the input gradient.
 fn gather_needs(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> (usize, usize) {
-    let frames = |walks: &Gather| walks[0].positions + walks[0].taps;
+    let frames = |gather: &Gather| gather[0].positions + gather[0].taps;
     let mut most = (0, 0);
-    for walks in gathers(problem, pass).iter().filter(|walks| positions(walks) > 0) {
-        let (bytes, iterations) = if taps(walks) == 0 {
+    for gather in gathers(problem, pass).iter().filter(|gather| positions(gather) > 0) {
+        let (bytes, iterations) = if taps(gather) == 0 {
             (RegisterTile::M128N8.shared_bytes(), 64)
-        } else if let Some(tile) = staged_tile(walks, &FORWARD_ROWS, limits) {
-            (staged_bytes(&tile), nest(frames(walks), 0))
+        } else if let Some(tile) = staged_tile(gather, &FORWARD_ROWS, limits) {
+            (staged_bytes(&tile), nest(frames(gather), 0))
         } else {
-            let vectors = taps(walks).div_ceil(4);
-            (16 * vectors, nest(frames(walks), 0) + nest(vectors.div_ceil(64), 0))
+            let vectors = taps(gather).div_ceil(4);
+            (16 * vectors, nest(frames(gather), 0) + nest(vectors.div_ceil(64), 0))
         };
         most = (most.0.max(bytes), most.1.max(iterations));
     }
@@ -106,14 +106,14 @@ fn gather_needs(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> (usize,
 
 /// [`gather_needs`] of the weight gradient: the larger of its two kernels', whichever runs.
 fn weight_needs(problem: &Conv3dProblem, limits: &Limits) -> (usize, usize) {
-    let walks = &gathers(problem, Pass::Forward)[0];
-    let frames = nest(walks[0].positions + walks[0].taps, 0);
-    let staged = staged_tile(walks, &WEIGHT_ROWS, limits).map_or((0, 0), |tile| {
+    let gather = &gathers(problem, Pass::Forward)[0];
+    let frames = nest(gather[0].positions + gather[0].taps, 0);
+    let staged = staged_tile(gather, &WEIGHT_ROWS, limits).map_or((0, 0), |tile| {
         (staged_bytes(&tile), frames + tile.reduction_iterations(tile.tap_count() + 1))
     });
-    let work = weight_work(problem, walks, limits);
+    let work = weight_work(problem, gather, limits);
     let (threads, taps) = (work.window.threads, work.window.tap_count());
-    let marches = nest(work.slice_length.div_ceil(threads), nest(work.chunk + walks[0].taps, 0));
+    let marches = nest(work.slice_length.div_ceil(threads), nest(work.chunk + gather[0].taps, 0));
     let summed = nest(taps.div_ceil(threads), nest(threads, 0)) + nest((threads / taps).clamp(1, 16), 0);
     let bytes = 4 * threads * (taps + 1);
     (staged.0.max(bytes), staged.1.max(marches + summed))

@@ -2,7 +2,7 @@
 
 use super::config::{FewOutputsShape, FewOutputsTile};
 use super::launch::{launch, weight_gradient};
-use super::{channel_slices, dense_walk, serves, threadgroups, tile_slices};
+use super::{channel_slices, dense_gather, serves, threadgroups, tile_slices};
 use crate::conv3d::call::Conv3dCall;
 use crate::conv3d::family::Family;
 use crate::conv3d::loops::nest;
@@ -40,33 +40,33 @@ impl Family for FewOutputsTile {
     }
 
     fn needs(&self, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Needs {
-        let bytes = dense_walk(problem, pass)
-            .map_or(0, |(walks, outputs)| FewOutputsShape::of(&walks, outputs, self).shared_bytes());
+        let bytes = dense_gather(problem, pass)
+            .map_or(0, |(gather, outputs)| FewOutputsShape::of(&gather, outputs, self).shared_bytes());
         kernel_needs(bytes, self.threads, loop_iterations(problem, pass, self, limits))
     }
 
     fn tiles(&self, problem: &Conv3dProblem, pass: Pass) -> Option<Tiles> {
-        let (walks, outputs) = dense_walk(problem, pass)?;
+        let (gather, outputs) = dense_gather(problem, pass)?;
         let (channels, _) = problem.channels_of(pass);
-        let shape = FewOutputsShape::of(&walks, outputs, self);
+        let shape = FewOutputsShape::of(&gather, outputs, self);
         let positions = self.frames * self.rows * self.threads;
         Some(if pass == Pass::WeightGradient {
-            let count = problem.channels * shape.parts * problem.batch * shape.threadgroups(&walks);
+            let count = problem.channels * shape.parts * problem.batch * shape.threadgroups(&gather);
             Tiles { count, rows: problem.taps(), columns: shape.outputs, terms: positions }
         } else {
-            let count = threadgroups(problem, &walks, &shape);
+            let count = threadgroups(problem, &gather, &shape);
             Tiles { count, rows: positions, columns: outputs, terms: channels * problem.taps() }
         })
     }
 
     fn launches(&self, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> usize {
-        let Some((walks, outputs)) = dense_walk(problem, pass) else { return 1 };
-        let shape = FewOutputsShape::of(&walks, outputs, self);
+        let Some((gather, outputs)) = dense_gather(problem, pass) else { return 1 };
+        let shape = FewOutputsShape::of(&gather, outputs, self);
         let (slices, _) = if pass == Pass::WeightGradient {
-            let tiles = problem.batch.saturating_mul(shape.threadgroups(&walks));
+            let tiles = problem.batch.saturating_mul(shape.threadgroups(&gather));
             tile_slices(problem, tiles, &shape, limits)
         } else {
-            channel_slices(problem, pass, threadgroups(problem, &walks, &shape), limits)
+            channel_slices(problem, pass, threadgroups(problem, &gather, &shape), limits)
         };
         1 + reduce::sum_launches(slices)
     }
@@ -87,19 +87,19 @@ pub(super) fn loop_iterations(
     tile: &FewOutputsTile,
     limits: &Limits,
 ) -> usize {
-    let Some((walks, outputs)) = dense_walk(problem, pass) else { return 0 };
-    let shape = FewOutputsShape::of(&walks, outputs, tile);
+    let Some((gather, outputs)) = dense_gather(problem, pass) else { return 0 };
+    let shape = FewOutputsShape::of(&gather, outputs, tile);
     // A stream's windows are loaded together only where few of their frames are cached.
     let together = if pass == Pass::WeightGradient { limits.unroll } else { shape.prefetch };
     let looped = !together || problem.streaming;
     let frames = if looped { nest(shape.source_frames(), 0) } else { 0 };
     if pass == Pass::WeightGradient {
-        let tiles = problem.batch.saturating_mul(shape.threadgroups(&walks));
+        let tiles = problem.batch.saturating_mul(shape.threadgroups(&gather));
         let (_, length) = tile_slices(problem, tiles, &shape, limits);
         let sums = shape.tile.tap_count() * shape.outputs;
         return nest(length, frames) + shape.tile.reduction_iterations(sums);
     }
-    let (_, length) = channel_slices(problem, pass, threadgroups(problem, &walks, &shape), limits);
+    let (_, length) = channel_slices(problem, pass, threadgroups(problem, &gather, &shape), limits);
     let columns = if limits.unroll { 0 } else { nest(problem.kernel[2], 0) };
     nest(length, columns + frames) + outputs * nest(shape.frames * shape.tile.rows, 0)
 }

@@ -8,7 +8,7 @@
 use super::config::{FewOutputsShape, FewOutputsTile};
 use super::kernel::{ChannelSplitLaunch, few_outputs_kernel};
 use super::weight::{TileSplitLaunch, few_outputs_weight_kernel};
-use super::{channel_slices, dense_walk, threadgroups, tile_slices};
+use super::{channel_slices, dense_gather, threadgroups, tile_slices};
 use crate::activation::Activation;
 use crate::conv3d::cache::cache_args;
 use crate::conv3d::call::Conv3dCall;
@@ -29,7 +29,7 @@ pub(super) fn launch(
 ) -> Result<(), ConvError> {
     let Conv3dCall { client, limits, ref problem, pass, .. } = *call;
     let (gather, outputs) =
-        dense_walk(problem, pass).expect("`check` has found that the plan serves the pass");
+        dense_gather(problem, pass).expect("`check` has found that the plan serves the pass");
     let shape = FewOutputsShape::of(&gather, outputs, tile);
     let (slices, length) = channel_slices(problem, pass, threadgroups(problem, &gather, &shape), limits);
     let products = |out: &Operand, epilogue| {
@@ -107,7 +107,7 @@ pub(super) fn weight_gradient(
 ) -> Result<(), ConvError> {
     let Conv3dCall { client, limits, ref problem, cache, .. } = *call;
     let (gather, outputs) =
-        dense_walk(problem, Pass::WeightGradient).expect("`check` has found that the plan serves the pass");
+        dense_gather(problem, Pass::WeightGradient).expect("`check` has found that the plan serves the pass");
     let shape = FewOutputsShape::of(&gather, outputs, tile);
     let tiles = problem.batch * shape.threadgroups(&gather);
     let (slices, length) = tile_slices(problem, tiles, &shape, limits);

@@ -28,7 +28,7 @@ const MIN_SLICE_TILES: usize = 8;
 const MIN_SLICE_CHANNELS: usize = 4;
 
 /// The gather of a pass that is served, and its output channels.
-fn dense_walk(problem: &Conv3dProblem, pass: Pass) -> Option<(Gather, usize)> {
+fn dense_gather(problem: &Conv3dProblem, pass: Pass) -> Option<(Gather, usize)> {
     let readable = problem.window_padding().is_some();
     let pass = if pass == Pass::WeightGradient { Pass::Forward } else { pass };
     let (channels, outputs) = problem.channels_of(pass);
@@ -83,7 +83,7 @@ fn threadgroups(problem: &Conv3dProblem, gather: &Gather, shape: &FewOutputsShap
 /// Whether the tile serves a pass: stride and dilation 1, windows that fit shared memory, at most four
 /// outputs per group, counts below 2^31, and loops within the device's limit.
 pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass, tile: &FewOutputsTile, limits: &Limits) -> bool {
-    let Some((gather, outputs)) = dense_walk(problem, pass) else { return false };
+    let Some((gather, outputs)) = dense_gather(problem, pass) else { return false };
     if !is_offered(&gather, pass, outputs, tile, limits) {
         return false;
     }
@@ -106,14 +106,14 @@ pub(crate) fn serves(problem: &Conv3dProblem, pass: Pass, tile: &FewOutputsTile,
 /// devices whose compilers schedule long straight-line code (`limits.unroll`); elsewhere occupancy is worth
 /// more than the registers.
 pub(crate) fn cheapest_tile(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Option<FewOutputsTile> {
-    let (gather, outputs) = dense_walk(problem, pass)?;
+    let (gather, outputs) = dense_gather(problem, pass)?;
     let tile = cheapest(&gather, pass, outputs, limits)?;
     Some(FewOutputsTile { prefetch: limits.unroll && pass != Pass::WeightGradient, ..tile })
 }
 
 /// Output positions of one image and group: those that the tiles compute, and those that there are.
 pub(crate) fn positions(problem: &Conv3dProblem, pass: Pass, tile: &FewOutputsTile) -> Option<[usize; 2]> {
-    let (gather, outputs) = dense_walk(problem, pass)?;
+    let (gather, outputs) = dense_gather(problem, pass)?;
     let threadgroups = FewOutputsShape::of(&gather, outputs, tile).threadgroups(&gather);
     let computed = threadgroups * tile.frames * tile.rows * tile.threads;
     Some([computed, gather.iter().map(|axis| axis.positions).product()])

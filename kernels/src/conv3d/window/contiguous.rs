@@ -43,7 +43,7 @@ pub(super) fn contiguous_kernel<E: Float, S: Float, O: Float, V: Size>(
     bias: ComptimeOption<&Tensor<E>>,
     residual: ComptimeOption<&Tensor<Vector<E, Const<4>>>>,
     out: &mut [Vector<O, Const<4>>],
-    walk: GatherArgs,
+    gather: GatherArgs,
     cache_args: ComptimeOption<CacheArgs>,
     tiling: WindowTiling,
     phases: ComptimeOption<Phases>,
@@ -64,12 +64,13 @@ pub(super) fn contiguous_kernel<E: Float, S: Float, O: Float, V: Size>(
     if span.is_idle() {
         terminate!();
     }
-    let PhaseWork { walk, tiling, work, taps } = work_of(&phases, walk, tiling, span.index() as u32, tile);
+    let PhaseWork { gather, tiling, work, taps } =
+        work_of(&phases, gather, tiling, span.index() as u32, tile);
     let width = V::value();
     let pitch = comptime!(tile.stage_pitch(width, size));
     let mut stage = Shared::<[Vector<S, V>]>::new_slice(comptime!(tile.stage_blocks() * CHANNELS * pitch));
     let acc = accumulators(comptime!(tile.subgroup_m * tile.subgroup_n), tile.fragment);
-    let blocks = BlockRange::new(&walk, &cache_args, &tiling, &work, &taps, comptime!(padding[0]));
+    let blocks = BlockRange::new(&gather, &cache_args, &tiling, &work, &taps, comptime!(padding[0]));
     // Vectors from one packed block to the next, and where the subgroup's channels begin in a block.
     let block_vectors = comptime!(CHANNELS / width) * tiling.packed_n as usize;
     let in_tile = UNIT_POS as usize / SUBGROUP / comptime!(tile.tile_m / tile.subgroup_m) * tile.subgroup_n;
@@ -119,7 +120,7 @@ pub(super) fn contiguous_kernel<E: Float, S: Float, O: Float, V: Size>(
         }
         block = next;
     }
-    write_contiguous(&acc, bias, residual, out, &walk, &tiling, &work, tile, prefetch);
+    write_contiguous(&acc, bias, residual, out, &gather, &tiling, &work, tile, prefetch);
 }
 
 /// Loads this thread's vectors of a stage into registers, lanes along positions.

@@ -19,7 +19,7 @@ pub(super) fn write_result<E: Float, O: Float>(
     bias: ComptimeOption<&Tensor<E>>,
     residual: ComptimeOption<&Tensor<E>>,
     out: &mut [O],
-    walk: &GatherArgs,
+    gather: &GatherArgs,
     tiling: &WindowTiling,
     work: &WindowWork,
     #[comptime] tile: WindowTile,
@@ -33,8 +33,8 @@ pub(super) fn write_result<E: Float, O: Float>(
     let mut patches = Shared::<[f32]>::new_slice(comptime!(tile.subgroups() * tile.fragment * tile.fragment));
     let patch = subgroup * comptime!(tile.fragment * tile.fragment);
     let first_channel = work.group * tiling.n + work.first_n + subgroup_n;
-    let frame_offset = walk.out_at(work.n, 0u32)
-        + walk.depth.out_offset(work.d)
+    let frame_offset = gather.out_at(work.n, 0u32)
+        + gather.depth.out_offset(work.d)
         + work.k_slice as usize * tiling.slice_stride;
     let place = Place { lane, subgroup_m, subgroup_n, patch, first_channel, frame_offset };
     let (rows, columns) = comptime!((tile.subgroup_n / tile.fragment, tile.subgroup_m / tile.fragment));
@@ -42,24 +42,24 @@ pub(super) fn write_result<E: Float, O: Float>(
         #[unroll]
         for column in 0..columns {
             let first = comptime!((column * tile.fragment) as u32);
-            let at = result_row(residual, walk, tiling, work, &place, first, tile);
+            let at = result_row(residual, gather, tiling, work, &place, first, tile);
             #[unroll]
             for row in 0..rows {
                 let sum = acc.index(comptime!(row * columns + column));
                 store_to_patch(sum, &mut patches, patch, tile.fragment);
                 let first = comptime!((row * tile.fragment) as u32);
-                write_fragment(&patches, bias, residual, out, walk, tiling, work, &place, &at, first, tile);
+                write_fragment(&patches, bias, residual, out, gather, tiling, work, &place, &at, first, tile);
             }
         }
     } else {
         for column in 0..comptime!(columns as u32) {
             let first = column * tile.fragment as u32;
-            let at = result_row(residual, walk, tiling, work, &place, first, tile);
+            let at = result_row(residual, gather, tiling, work, &place, first, tile);
             for row in 0..comptime!(rows as u32) {
                 let chosen = row * comptime!(columns as u32) + column;
                 store_chosen_to_patch(acc, chosen, &mut patches, patch, tile.fragment);
                 let first = row * tile.fragment as u32;
-                write_fragment(&patches, bias, residual, out, walk, tiling, work, &place, &at, first, tile);
+                write_fragment(&patches, bias, residual, out, gather, tiling, work, &place, &at, first, tile);
             }
         }
     }
@@ -88,7 +88,7 @@ struct ResultRow {
 #[cube]
 fn result_row<E: Float>(
     residual: ComptimeOption<&Tensor<E>>,
-    walk: &GatherArgs,
+    gather: &GatherArgs,
     tiling: &WindowTiling,
     work: &WindowWork,
     place: &Place,
@@ -100,10 +100,10 @@ fn result_row<E: Float>(
     let (h, in_row) = tiling.pitch_divmod.div_mod(element);
     let w = work.first_w + in_row;
     let exists = h < tiling.height && in_row < tiling.segment_width && w < tiling.width;
-    let at = place.frame_offset + walk.height.out_offset(h) + walk.width.out_offset(w);
+    let at = place.frame_offset + gather.height.out_offset(h) + gather.width.out_offset(w);
     let added = #[comptime]
     match residual {
-        ComptimeOption::Some(residual) => residual_offset(residual, walk, work.n, work.d, h, w),
+        ComptimeOption::Some(residual) => residual_offset(residual, gather, work.n, work.d, h, w),
         ComptimeOption::None => 0usize,
     };
     ResultRow { exists, at, added }
@@ -116,7 +116,7 @@ fn write_fragment<E: Float, O: Float>(
     bias: ComptimeOption<&Tensor<E>>,
     residual: ComptimeOption<&Tensor<E>>,
     out: &mut [O],
-    walk: &GatherArgs,
+    gather: &GatherArgs,
     tiling: &WindowTiling,
     work: &WindowWork,
     place: &Place,
@@ -136,7 +136,7 @@ fn write_fragment<E: Float, O: Float>(
             let sum = patches[place.patch + (in_patch * tile.fragment as u32 + in_fragment) as usize];
             let sum = sum + bias;
             let value = finished_with_channel(sum, residual, row.added, channel, tiling.activation);
-            out[row.at + walk.out_channel(channel)] = O::cast_from(value);
+            out[row.at + gather.out_channel(channel)] = O::cast_from(value);
         }
     }
 }
@@ -152,7 +152,7 @@ pub(super) fn write_contiguous<E: Float, O: Float>(
     bias: ComptimeOption<&Tensor<E>>,
     residual: ComptimeOption<&Tensor<Vector<E, Const<4>>>>,
     out: &mut [Vector<O, Const<4>>],
-    walk: &GatherArgs,
+    gather: &GatherArgs,
     tiling: &WindowTiling,
     work: &WindowWork,
     #[comptime] tile: WindowTile,
@@ -171,8 +171,8 @@ pub(super) fn write_contiguous<E: Float, O: Float>(
     let end = patches.len();
     let patch = subgroup * patch_vectors;
     let first_channel = work.group * tiling.n;
-    let frame_offset = walk.out_at(work.n, 0u32)
-        + walk.depth.out_offset(work.d)
+    let frame_offset = gather.out_at(work.n, 0u32)
+        + gather.depth.out_offset(work.d)
         + work.k_slice as usize * tiling.slice_stride;
     let columns = comptime!(tile.subgroup_m / tile.fragment);
     let (rows, pairs) = comptime!((tile.subgroup_n / tile.fragment, columns / PATCH_FRAGMENTS));
@@ -197,7 +197,8 @@ pub(super) fn write_contiguous<E: Float, O: Float>(
                 sync_cube();
                 let first = comptime!((row * tile.fragment) as u32);
                 write_vectors(
-                    &patches, bias, residual, out, walk, tiling, work, &place, position, exists, first, tile,
+                    &patches, bias, residual, out, gather, tiling, work, &place, position, exists, first,
+                    tile,
                 );
             }
         }
@@ -224,7 +225,8 @@ pub(super) fn write_contiguous<E: Float, O: Float>(
                 sync_cube();
                 let first = (row * tile.fragment) as u32;
                 write_vectors(
-                    &patches, bias, residual, out, walk, tiling, work, &place, position, exists, first, tile,
+                    &patches, bias, residual, out, gather, tiling, work, &place, position, exists, first,
+                    tile,
                 );
             }
         }
@@ -249,7 +251,7 @@ fn write_vectors<E: Float, O: Float>(
     bias: ComptimeOption<&Tensor<E>>,
     residual: ComptimeOption<&Tensor<Vector<E, Const<4>>>>,
     out: &mut [Vector<O, Const<4>>],
-    walk: &GatherArgs,
+    gather: &GatherArgs,
     tiling: &WindowTiling,
     work: &WindowWork,
     place: &VectorPlace,
@@ -269,10 +271,10 @@ fn write_vectors<E: Float, O: Float>(
             let channel = place.first_channel + n;
             let bias = channel_bias(bias, channel);
             let sum = patches[place.patch + in_patch * vectors + place.lane % vectors] + Vector::new(bias);
-            let at = place.frame_offset + walk.out_channel(channel) + position;
+            let at = place.frame_offset + gather.out_channel(channel) + position;
             let value = activate_vector(sum, tiling.activation, false);
             let added: ComptimeOption<Vector<f32, Const<4>>> = residual.map(|residual| {
-                let frame = residual_offset(residual, walk, work.n, work.d, 0u32, 0u32);
+                let frame = residual_offset(residual, gather, work.n, work.d, 0u32, 0u32);
                 let from = frame + channel as usize * residual.stride(1) + position;
                 Vector::cast_from(residual[from / OUT_VECTOR])
             });

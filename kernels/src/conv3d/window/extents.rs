@@ -20,7 +20,7 @@ use crate::limits::Limits;
 /// Extents of the GEMM of a pass.
 pub(crate) struct WindowExtents {
     /// The traversal; along an axis with phases, one with the most positions and taps of any phase.
-    pub(super) walks: Gather,
+    pub(super) gather: Gather,
     pub(super) segments: RowSegments,
     /// Result channels of one group, padded to whole tiles.
     pub(super) packed_n: usize,
@@ -43,15 +43,15 @@ pub(crate) struct WindowExtents {
 impl WindowExtents {
     /// None where windows have a stride within the frame or do not fit shared memory.
     pub(crate) fn of(problem: &Conv3dProblem, pass: Pass, tile: &WindowTile) -> Option<Self> {
-        let (walks, phases) = window_walks(problem, pass)?;
+        let (gather, phases) = window_gather(problem, pass)?;
         let (channels, n) = problem.channels_of(pass);
         let [depth_taps, height, width] = problem.kernel;
         let taps = height * width;
         // The kernel of 1x1 windows takes several blocks per stage; padding channels are zero on both sides.
         let stage_blocks = if taps == 1 { tile.stage_blocks() } else { 1 };
         Some(Self {
-            walks,
-            segments: RowSegments::of(walks[2].positions, halo(&walks), tile.tile_m, tile.window)?,
+            gather,
+            segments: RowSegments::of(gather[2].positions, halo(&gather), tile.tile_m, tile.window)?,
             packed_n: n.next_multiple_of(tile.tile_n),
             n,
             channels,
@@ -114,7 +114,7 @@ impl WindowExtents {
         (k_slices, slice_stride): (usize, usize),
         activation: Activation,
     ) -> WindowTilingLaunch {
-        let [depth, height, width] = &self.walks;
+        let [depth, height, width] = &self.gather;
         WindowTilingLaunch {
             tiles_n: (self.packed_n / tile.tile_n) as u32,
             tiles_m: self.segments.tiles(height.positions, tile.tile_m) as u32,
@@ -150,7 +150,7 @@ impl WindowExtents {
             AxisPhasesLaunch {
                 stride_divmod: stride as u32,
                 stride: stride as u32,
-                inverse: inverse_step(axis).expect("`window_walks` has checked it") as u32,
+                inverse: inverse_step(axis).expect("`window_gather` has checked it") as u32,
                 dilation: axis.tap_step() as u32,
                 begin: padding.0 as u32,
                 input: input as u32,
@@ -169,15 +169,15 @@ impl WindowExtents {
 
     /// The traversal of the weights of all phases, in the order of an unstrided pass.
     pub(super) fn packed_walks(&self, problem: &Conv3dProblem) -> Gather {
-        [0, 1, 2].map(|axis| AxisGather { taps: problem.kernel[axis], ..self.walks[axis] })
+        [0, 1, 2].map(|axis| AxisGather { taps: problem.kernel[axis], ..self.gather[axis] })
     }
 
     /// Tiles of the result.
     pub(super) fn tiles(&self, problem: &Conv3dProblem, tile: &WindowTile) -> usize {
-        let [_, height, _] = &self.walks;
+        let [_, height, _] = &self.gather;
         let per_segment = self.segments.tiles(height.positions, tile.tile_m);
         let tiles = self.packed_n / tile.tile_n * per_segment * self.segments.count;
-        tiles * self.walks[0].positions * problem.batch * problem.window.groups * self.phase_count()
+        tiles * self.gather[0].positions * problem.batch * problem.window.groups * self.phase_count()
     }
 }
 
@@ -188,23 +188,23 @@ pub(super) fn halo([_, height, width]: &Gather) -> [usize; 2] {
 
 /// The traversal of a pass without a stride within the frame, or of all phases of a strided input gradient as
 /// one traversal in the tap order of an unstrided pass, with the phases of each axis.
-fn window_walks(problem: &Conv3dProblem, pass: Pass) -> Option<(Gather, Option<[usize; 3]>)> {
+fn window_gather(problem: &Conv3dProblem, pass: Pass) -> Option<(Gather, Option<[usize; 3]>)> {
     if pass == Pass::WeightGradient {
         return None;
     }
     let strided = pass == Pass::InputGradient && problem.window.stride != [1; 3];
-    let (walks, phases) = if strided {
+    let (gather, phases) = if strided {
         let axes = [0, 1, 2].map(|axis| AxisGather::all_phases(problem.axis(axis)));
         let [Some(depth), Some(height), Some(width)] = axes else { return None };
         let phases = [0, 1, 2].map(|axis| problem.window.stride[axis].min(problem.input[axis]));
         ([depth, height, width], Some(phases))
     } else {
-        let [walks] = gathers(problem, pass)[..] else { return None };
-        (walks, None)
+        let [gather] = gathers(problem, pass)[..] else { return None };
+        (gather, None)
     };
     // The kernel's search for the depth taps inside the source is limited to as many.
-    let fits = walks[0].taps <= MASK_BITS && walks[1].scale == 1 && walks[2].scale == 1;
-    (fits && walks.iter().all(|axis| axis.taps > 0)).then_some((walks, phases))
+    let fits = gather[0].taps <= MASK_BITS && gather[1].scale == 1 && gather[2].scale == 1;
+    (fits && gather.iter().all(|axis| axis.taps > 0)).then_some((gather, phases))
 }
 
 /// Cost of a wave with one threadgroup per core, relative to a full wave of two.
@@ -230,11 +230,11 @@ pub(super) fn k_slices(
     let rest = limits.workspace_bytes.saturating_sub(extents.packed_bytes(problem, limits));
     let rest = rest.min(limits.buffer_bytes);
     // Below two stages, prologue and epilogue dominate.
-    let worthwhile = extents.walks[0].taps * extents.blocks / 2 / extents.stage_blocks;
+    let worthwhile = extents.gather[0].taps * extents.blocks / 2 / extents.stage_blocks;
     let most = worthwhile.min(split::slices_within(product.elements, rest)).max(1);
     let filling = (product.wave / product.tiles.max(1)).clamp(1, most);
     // Threadgroups of frames without all depth taps, and of phases with few taps, end early and make room.
-    let misses = problem.shared_padding() == PaddingMode::Zeros && extents.walks[0].reads_padding();
+    let misses = problem.shared_padding() == PaddingMode::Zeros && extents.gather[0].reads_padding();
     if extents.phases.is_some() || misses {
         return filling;
     }
@@ -301,7 +301,7 @@ pub(crate) fn loop_iterations(
     limits: &Limits,
 ) -> usize {
     let Some(extents) = WindowExtents::of(problem, pass, tile) else { return 0 };
-    let blocks = extents.walks[0].taps * extents.blocks;
+    let blocks = extents.gather[0].taps * extents.blocks;
     let k_slices = k_slices(problem, pass, &extents, tile, limits);
     let loads = nest(tile.window_loads(4), 0);
     nest(blocks.div_ceil(k_slices) + extents.stage_blocks, nest(extents.taps, 0) + loads)

@@ -48,7 +48,7 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
     bias: ComptimeOption<&Tensor<E>>,
     residual: ComptimeOption<&Tensor<E>>,
     out: &mut [O],
-    walk: GatherArgs,
+    gather: GatherArgs,
     cache_args: ComptimeOption<CacheArgs>,
     tiling: WindowTiling,
     phases: ComptimeOption<Phases>,
@@ -69,7 +69,8 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
     if span.is_idle() {
         terminate!();
     }
-    let PhaseWork { walk, tiling, work, taps } = work_of(&phases, walk, tiling, span.index() as u32, tile);
+    let PhaseWork { gather, tiling, work, taps } =
+        work_of(&phases, gather, tiling, span.index() as u32, tile);
     let phased = taps.is_some();
     let width = V::value();
     let pitch = comptime!(tile.window_pitch(width, size));
@@ -78,8 +79,8 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
     let mut offsets = Shared::<[usize]>::new_slice(tile.window);
     let acc = accumulators(comptime!(tile.subgroup_m * tile.subgroup_n), tile.fragment);
 
-    let blocks = BlockRange::new(&walk, &cache_args, &tiling, &work, &taps, comptime!(padding[0]));
-    find_offsets(&walk, &tiling, &work, &mut offsets, comptime!(padding[1]), tile);
+    let blocks = BlockRange::new(&gather, &cache_args, &tiling, &work, &taps, comptime!(padding[0]));
+    find_offsets(&gather, &tiling, &work, &mut offsets, comptime!(padding[1]), tile);
     sync_cube();
     let tap_vectors = comptime!(CHANNELS / width) * tiling.packed_n as usize;
     let in_tile = UNIT_POS as usize / SUBGROUP / comptime!(tile.tile_m / tile.subgroup_m) * tile.subgroup_n;
@@ -104,7 +105,7 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
             let next = blocks.at(block);
             let mut tap = 0u32.runtime();
             while tap + 1u32 < tiling.taps {
-                multiply(&window, weight, tap_offset, &acc, &walk, &tiling, &taps, tap, pitch, tile);
+                multiply(&window, weight, tap_offset, &acc, &gather, &tiling, &taps, tap, pitch, tile);
                 // Packed taps are consecutive, also from one block to the next.
                 if comptime!(!phased) {
                     tap_offset += tap_vectors;
@@ -116,12 +117,12 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
             let exists = block < blocks.end;
             if next.in_cache {
                 let values = read_window(cache.unwrap(), &offsets, &next, exists, width, tile);
-                multiply(&window, weight, tap_offset, &acc, &walk, &tiling, &taps, tap, pitch, tile);
+                multiply(&window, weight, tap_offset, &acc, &gather, &tiling, &taps, tap, pitch, tile);
                 sync_cube();
                 store_window(&values, &mut window, tile.window, pitch, loads, threads);
             } else {
                 let values = read_window(source, &offsets, &next, exists, width, tile);
-                multiply(&window, weight, tap_offset, &acc, &walk, &tiling, &taps, tap, pitch, tile);
+                multiply(&window, weight, tap_offset, &acc, &gather, &tiling, &taps, tap, pitch, tile);
                 sync_cube();
                 store_window(&values, &mut window, tile.window, pitch, loads, threads);
             }
@@ -149,21 +150,21 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
             let mut row_offset = tap_offset;
             let mut row_shift = 0u32.runtime();
             let mut h = 0u32.runtime();
-            while h < walk.height.tap_count {
+            while h < gather.height.tap_count {
                 let mut shift = row_shift;
                 let mut w = 0u32.runtime();
                 if comptime!(phased) {
                     tap_offset = row_offset;
                 }
-                while w < walk.width.tap_count {
+                while w < gather.width.tap_count {
                     multiply_tap(&window, weight, tap_offset, &acc, shift, prefetch, pitch, tile);
                     // Packed taps are consecutive, also from one block to the next, but in a phase.
                     tap_offset += next_vectors;
-                    shift += walk.width.step;
+                    shift += gather.width.step;
                     w += 1u32;
                 }
                 row_offset += row_vectors;
-                row_shift += walk.height.step * tiling.pitch;
+                row_shift += gather.height.step * tiling.pitch;
                 h += 1u32;
             }
             block += 1u32;
@@ -172,13 +173,13 @@ pub(super) fn window_kernel<E: Float, S: Float, O: Float, V: Size>(
             }
         }
     }
-    write_result(&acc, bias, residual, out, &walk, &tiling, &work, tile, prefetch);
+    write_result(&acc, bias, residual, out, &gather, &tiling, &work, tile, prefetch);
 }
 
 /// Offsets of the window's elements in a source frame, plus one; zero outside the source.
 #[cube]
 fn find_offsets(
-    walk: &GatherArgs,
+    gather: &GatherArgs,
     tiling: &WindowTiling,
     work: &WindowWork,
     offsets: &mut Shared<[usize]>,
@@ -188,8 +189,8 @@ fn find_offsets(
     let mut element = UNIT_POS;
     while element < comptime!(tile.window as u32) {
         let (row, column) = tiling.pitch_divmod.div_mod(work.first_m + element);
-        let (h, h_inside) = walk.height.load_offset(walk.height.coordinate(row), padding);
-        let (w, w_inside) = walk.width.load_offset(walk.width.coordinate(work.first_w + column), padding);
+        let (h, h_inside) = gather.height.load_offset(gather.height.coordinate(row), padding);
+        let (w, w_inside) = gather.width.load_offset(gather.width.coordinate(work.first_w + column), padding);
         let mut offset = 0usize.runtime();
         if h_inside && w_inside {
             offset = h + w + 1usize;
@@ -270,7 +271,7 @@ fn multiply<S: Float, V: Size>(
     weight: &[Vector<S, V>],
     tap_offset: usize,
     acc: &Sequence<cmma::Matrix<f32>>,
-    walk: &GatherArgs,
+    gather: &GatherArgs,
     tiling: &WindowTiling,
     taps: &ComptimeOption<PhaseTaps>,
     tap: u32,
@@ -287,7 +288,7 @@ fn multiply<S: Float, V: Size>(
         }
         ComptimeOption::None => tap_offset,
     };
-    let shift = h * walk.height.step * tiling.pitch + w * walk.width.step;
+    let shift = h * gather.height.step * tiling.pitch + w * gather.width.step;
     multiply_tap(window, weight, tap_offset, acc, shift, true, pitch, tile);
 }
 

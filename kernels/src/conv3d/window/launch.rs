@@ -128,8 +128,8 @@ fn launch_gemm(
     launch_pack(launch, [weight, &packed], width)?;
     let operations = 2.0 * (tile.tile_m * tile.tile_n * extents.mean_k().div_ceil(k_slices)) as f64;
     // One tap in the frame, and contiguous frames of the sources, the result and the residual.
-    let vectors = |operand: &Operand| out_vector_width(&extents.walks, operand, OUT_VECTOR) == OUT_VECTOR;
-    let contiguous = joined_vector_width(&extents.walks, sources(), width) == width
+    let vectors = |operand: &Operand| out_vector_width(&extents.gather, operand, OUT_VECTOR) == OUT_VECTOR;
+    let contiguous = joined_vector_width(&extents.gather, sources(), width) == width
         && vectors(out)
         && residual.is_none_or(vectors);
     for dispatch in dispatches(threadgroups, operations, limits) {
@@ -139,7 +139,7 @@ fn launch_gemm(
         let out_arg = out.buffer_arg(if contiguous { OUT_VECTOR } else { 1 });
         let bias = bias.map(|bias| bias.tensor_arg());
         let residual_arg = residual.map(|residual| residual.tensor_arg());
-        let walk = gather_args(problem, pass, &extents.walks, [source, weight, out]);
+        let gather = gather_args(problem, pass, &extents.gather, [source, weight, out]);
         let tiling = extents.tiling(problem, &tile, (k_slices, slice_stride), activation);
         let phases = extents.phases(problem);
         let padding = problem.window_padding().expect("`serves` has checked the padding");
@@ -161,7 +161,7 @@ fn launch_gemm(
                     bias.into(),
                     residual_arg.into(),
                     out_arg,
-                    walk,
+                    gather,
                     cache.map(cache_args).into(),
                     tiling,
                     phases.into(),
@@ -194,7 +194,7 @@ fn launch_gemm(
                     bias.into(),
                     residual_arg.into(),
                     out_arg,
-                    walk,
+                    gather,
                     cache.map(cache_args).into(),
                     tiling,
                     phases.into(),

@@ -60,7 +60,7 @@ pub(super) struct PackTiling {
 pub(super) fn pack_kernel<E: Float, S: Float, V: Size, W: Size>(
     weight: &[Vector<E, W>],
     out: &mut [Vector<S, V>],
-    walk: GatherArgs,
+    gather: GatherArgs,
     tiling: PackTiling,
     span: Span,
     #[comptime] pass: Pass,
@@ -91,7 +91,7 @@ pub(super) fn pack_kernel<E: Float, S: Float, V: Size, W: Size>(
         for step in 0..LOADS_IN_FLIGHT {
             let load = load + comptime!((step * THREADS) as u32);
             let mut value = Vector::<E, W>::new(E::from_int(0));
-            let (at, exists) = source_offset(load, &walk, &tiling, &work, read_width, pass);
+            let (at, exists) = source_offset(load, &gather, &tiling, &work, read_width, pass);
             if load < loads && exists {
                 value = weight[at / read_width];
             }
@@ -132,7 +132,7 @@ struct PackWork {
 #[cube]
 fn source_offset(
     load: u32,
-    walk: &GatherArgs,
+    gather: &GatherArgs,
     tiling: &PackTiling,
     work: &PackWork,
     #[comptime] read_width: usize,
@@ -142,12 +142,13 @@ fn source_offset(
     let (tap, n) = (work.first_tap + tap, work.first_n + n);
     let channel = work.block * CHANNELS as u32 + channel;
     let exists = tap < tiling.all_taps && n < tiling.n && channel < tiling.channels;
-    let mut at = walk.weight_group(work.group) + walk.weight_column(n);
+    let mut at = gather.weight_group(work.group) + gather.weight_column(n);
     if comptime!(read_width > 1) {
         // Rows are whole vectors: a vector that begins in a row ends in it.
-        at += walk.weight_channel(channel) + tap as usize;
+        at += gather.weight_channel(channel) + tap as usize;
     } else {
-        at += walk.channel_tap(channel * tiling.all_taps + tap, true.runtime(), pass, TapCheck::Masks).weight;
+        at +=
+            gather.channel_tap(channel * tiling.all_taps + tap, true.runtime(), pass, TapCheck::Masks).weight;
     }
     (at, exists)
 }

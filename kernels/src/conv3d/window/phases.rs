@@ -60,7 +60,7 @@ pub(super) struct PhaseTaps {
 /// The work of a threadgroup: the traversal and the tiling of its phase, its work assignment, its taps.
 #[derive(CubeType)]
 pub(super) struct PhaseWork {
-    pub(super) walk: GatherArgs,
+    pub(super) gather: GatherArgs,
     pub(super) tiling: WindowTiling,
     pub(super) work: WindowWork,
     pub(super) taps: ComptimeOption<PhaseTaps>,
@@ -102,7 +102,7 @@ impl Phases {
     /// The work of a threadgroup.
     fn work(
         &self,
-        walk: &GatherArgs,
+        gather: &GatherArgs,
         tiling: &WindowTiling,
         threadgroup: u32,
         #[comptime] tile: WindowTile,
@@ -129,10 +129,10 @@ impl Phases {
             step: self.width.stride,
         };
         PhaseWork {
-            walk: walk.with_axes(
-                walk.depth.phase(in_depth, depth_taps, depth.origin_positive, depth.origin_negative),
-                walk.height.phase(in_height, height.taps, height.origin_positive, height.origin_negative),
-                walk.width.phase(in_width, width.taps, width.origin_positive, width.origin_negative),
+            gather: gather.with_axes(
+                gather.depth.phase(in_depth, depth_taps, depth.origin_positive, depth.origin_negative),
+                gather.height.phase(in_height, height.taps, height.origin_positive, height.origin_negative),
+                gather.width.phase(in_width, width.taps, width.origin_positive, width.origin_negative),
             ),
             tiling: tiling.phase(rows, width.positions, frame_taps, width.taps),
             work,
@@ -145,17 +145,17 @@ impl Phases {
 #[cube]
 pub(super) fn work_of(
     phases: &ComptimeOption<Phases>,
-    walk: GatherArgs,
+    gather: GatherArgs,
     tiling: WindowTiling,
     threadgroup: u32,
     #[comptime] tile: WindowTile,
 ) -> PhaseWork {
     #[comptime]
     match phases {
-        ComptimeOption::Some(phases) => phases.work(&walk, &tiling, threadgroup, tile),
+        ComptimeOption::Some(phases) => phases.work(&gather, &tiling, threadgroup, tile),
         ComptimeOption::None => {
             let work = tiling.work(threadgroup, tile);
-            PhaseWork { walk, tiling, work, taps: ComptimeOption::new_None() }
+            PhaseWork { gather, tiling, work, taps: ComptimeOption::new_None() }
         }
     }
 }

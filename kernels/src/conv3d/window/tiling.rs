@@ -120,7 +120,7 @@ pub(super) struct BlockRange<'a> {
     source: usize,
     depth: i32,
     first_tap: u32,
-    walk: &'a GatherArgs,
+    gather: &'a GatherArgs,
     cache: &'a ComptimeOption<CacheArgs>,
     pub(super) tiling: &'a WindowTiling,
     pub(super) work: &'a WindowWork,
@@ -152,7 +152,7 @@ impl SourceBlock {
 #[cube]
 impl<'a> BlockRange<'a> {
     pub(super) fn new(
-        walk: &'a GatherArgs,
+        gather: &'a GatherArgs,
         cache: &'a ComptimeOption<CacheArgs>,
         tiling: &'a WindowTiling,
         work: &'a WindowWork,
@@ -160,11 +160,11 @@ impl<'a> BlockRange<'a> {
         #[comptime] padding: PaddingMode,
     ) -> BlockRange<'a> {
         // Depth taps inside the source; all of them with replicate padding.
-        let depth = walk.depth.coordinate(work.d);
+        let depth = gather.depth.coordinate(work.d);
         let mut first_tap = 0u32;
         let mut end_tap = tiling.depth_taps;
         if comptime!(padding == PaddingMode::Zeros) {
-            let (first, end) = walk.depth.valid_taps(depth);
+            let (first, end) = gather.depth.valid_taps(depth);
             first_tap = first;
             end_tap = max(end, first);
         }
@@ -173,10 +173,10 @@ impl<'a> BlockRange<'a> {
             first: work.k_slice * count / tiling.k_slices * tiling.stage_blocks,
             end: (work.k_slice + 1u32) * count / tiling.k_slices * tiling.stage_blocks,
             first_packed: (work.group * tiling.depth_taps + first_tap) * tiling.block_count,
-            source: walk.source_at(work.n, 0u32) + walk.source_channel(work.group * tiling.channels),
+            source: gather.source_at(work.n, 0u32) + gather.source_channel(work.group * tiling.channels),
             depth,
             first_tap,
-            walk,
+            gather,
             cache,
             tiling,
             work,
@@ -191,8 +191,9 @@ impl<'a> BlockRange<'a> {
         match self.cache {
             ComptimeOption::Some(cache) => {
                 let (tap, _) = self.tiling.blocks.div_mod(block);
-                let depth = self.depth + ((self.first_tap + tap) * self.walk.depth.step) as i32;
-                source_of(depth, self.walk.depth.extent as i32, comptime!(self.padding)) < cache.frames as i32
+                let depth = self.depth + ((self.first_tap + tap) * self.gather.depth.step) as i32;
+                source_of(depth, self.gather.depth.extent as i32, comptime!(self.padding))
+                    < cache.frames as i32
             }
             ComptimeOption::None => false.runtime(),
         }
@@ -200,21 +201,21 @@ impl<'a> BlockRange<'a> {
 
     /// The block at an index of the range.
     pub(super) fn at(&self, block: u32) -> SourceBlock {
-        let walk = self.walk;
+        let gather = self.gather;
         let (tap, in_channels) = self.tiling.blocks.div_mod(block);
-        let step = (self.first_tap + tap) * walk.depth.step;
+        let step = (self.first_tap + tap) * gather.depth.step;
         let depth = self.depth + step as i32;
         #[comptime]
         match self.cache {
             ComptimeOption::Some(cache) => {
-                let depth = source_of(depth, walk.depth.extent as i32, comptime!(self.padding));
+                let depth = source_of(depth, gather.depth.extent as i32, comptime!(self.padding));
                 let frames = cache.frames as i32;
                 let in_cache = depth < frames;
-                let channel_stride = select(in_cache, cache.channel_stride, walk.source_channel_stride);
+                let channel_stride = select(in_cache, cache.channel_stride, gather.source_channel_stride);
                 let image =
-                    self.work.n as usize * select(in_cache, cache.image_stride, walk.source_batch_stride);
+                    self.work.n as usize * select(in_cache, cache.image_stride, gather.source_batch_stride);
                 let frame = select(in_cache, depth, depth - frames) as usize
-                    * select(in_cache, cache.depth_stride, walk.depth.source_stride);
+                    * select(in_cache, cache.depth_stride, gather.depth.source_stride);
                 let first_channel = in_channels * CHANNELS as u32;
                 let channel = (self.work.group * self.tiling.channels + first_channel) as usize;
                 SourceBlock {
@@ -225,11 +226,11 @@ impl<'a> BlockRange<'a> {
                 }
             }
             ComptimeOption::None => {
-                let (frame, _) = walk.depth.load_offset(depth, comptime!(self.padding));
+                let (frame, _) = gather.depth.load_offset(depth, comptime!(self.padding));
                 let first_channel = in_channels * CHANNELS as u32;
                 SourceBlock {
-                    offset: self.source + frame + walk.source_channel(first_channel),
-                    channel_stride: walk.source_channel_stride,
+                    offset: self.source + frame + gather.source_channel(first_channel),
+                    channel_stride: gather.source_channel_stride,
                     in_cache: false.runtime(),
                     channels_left: channels_left(self.tiling, first_channel),
                 }

@@ -16,7 +16,7 @@ pub(super) struct ChunkReader<'a, 'c, E: Float> {
     source: &'a [E],
     cache: ComptimeOption<&'c [E]>,
     dy: &'a [E],
-    walk: &'a GatherArgs,
+    gather: &'a GatherArgs,
     cache_args: &'a ComptimeOption<CacheArgs>,
     tiling: &'a WeightTiling,
     work: &'a WeightWork,
@@ -33,14 +33,14 @@ impl<'a, 'c, E: Float> ChunkReader<'a, 'c, E> {
         source: &'a [E],
         cache: ComptimeOption<&'c [E]>,
         dy: &'a [E],
-        walk: &'a GatherArgs,
+        gather: &'a GatherArgs,
         cache_args: &'a ComptimeOption<CacheArgs>,
         tiling: &'a WeightTiling,
         work: &'a WeightWork,
         #[comptime] padding: PaddingMode,
         #[comptime] tile: WindowWeightTile,
     ) -> ChunkReader<'a, 'c, E> {
-        ChunkReader::<'a, 'c, E> { source, cache, dy, walk, cache_args, tiling, work, padding, tile }
+        ChunkReader::<'a, 'c, E> { source, cache, dy, gather, cache_args, tiling, work, padding, tile }
     }
 
     /// Loads this thread's vectors of chunk `chunk` of a segment of x, and of dy's chunk `lag` before it.
@@ -51,7 +51,7 @@ impl<'a, 'c, E: Float> ChunkReader<'a, 'c, E> {
         chunks: u32,
         #[comptime] width: usize,
     ) -> (Sequence<E>, Sequence<E>) {
-        let walk = self.walk;
+        let gather = self.gather;
         let tiling = self.tiling;
         let tile = comptime!(self.tile);
         // This thread's position in a chunk, and its first channel.
@@ -63,7 +63,7 @@ impl<'a, 'c, E: Float> ChunkReader<'a, 'c, E> {
         let exists = chunk < chunks;
 
         let (offset, inside) = x_offset(
-            walk,
+            gather,
             tiling,
             segment,
             chunk * comptime!(tile.positions as u32) + position,
@@ -75,7 +75,7 @@ impl<'a, 'c, E: Float> ChunkReader<'a, 'c, E> {
         match self.cache_args {
             ComptimeOption::Some(args) => {
                 let cache = self.cache.unwrap();
-                let stride = select(segment.in_cache, args.channel_stride, walk.source_channel_stride);
+                let stride = select(segment.in_cache, args.channel_stride, gather.source_channel_stride);
                 let first = offset + first_channel as usize * stride;
                 let left = select(inside && exists, max(tiling.channels, first_c) - first_c, 0u32);
                 let values = Registers::<E>::new(comptime!(loads * width), E::from_int(0));
@@ -88,8 +88,8 @@ impl<'a, 'c, E: Float> ChunkReader<'a, 'c, E> {
             }
             ComptimeOption::None => read_channels::<E>(
                 self.source,
-                offset + walk.source_channel(first_channel),
-                walk.source_channel(1u32),
+                offset + gather.source_channel(first_channel),
+                gather.source_channel(1u32),
                 step,
                 max(tiling.channels, first_c) - first_c,
                 inside && exists,
@@ -100,11 +100,11 @@ impl<'a, 'c, E: Float> ChunkReader<'a, 'c, E> {
         let started = chunk >= tiling.lag;
         let chunk = max(chunk, tiling.lag) - tiling.lag;
         let (offset, inside) =
-            dy_offset(walk, tiling, segment, chunk * comptime!(tile.positions as u32) + position);
+            dy_offset(gather, tiling, segment, chunk * comptime!(tile.positions as u32) + position);
         let dy_values = read_channels::<E>(
             self.dy,
-            offset + walk.out_channel(self.work.group * tiling.out_channels + first_o),
-            walk.out_channel(1u32),
+            offset + gather.out_channel(self.work.group * tiling.out_channels + first_o),
+            gather.out_channel(1u32),
             step,
             max(tiling.out_channels, first_o) - first_o,
             inside && exists && started,

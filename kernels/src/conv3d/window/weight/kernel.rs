@@ -46,7 +46,7 @@ pub(super) fn window_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
     cache: ComptimeOption<&[E]>,
     dy: &[E],
     out: &mut [O],
-    walk: GatherArgs,
+    gather: GatherArgs,
     cache_args: ComptimeOption<CacheArgs>,
     tiling: WeightTiling,
     span: Span,
@@ -77,17 +77,17 @@ pub(super) fn window_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
     #[unroll]
     for tap in 0..TAPS {
         let (h, w) = tiling.row_taps.div_mod(min(work.first_tap + tap as u32, tiling.taps - 1u32));
-        shifts.push(h * walk.height.step * tiling.pitch + w * walk.width.step);
+        shifts.push(h * gather.height.step * tiling.pitch + w * gather.width.step);
     }
 
     let in_frame = comptime!(padding[1]);
-    let reader = ChunkReader::new(source, cache, dy, &walk, &cache_args, &tiling, &work, in_frame, tile);
+    let reader = ChunkReader::new(source, cache, dy, &gather, &cache_args, &tiling, &work, in_frame, tile);
     let pitches = comptime!((x_pitch, dy_pitch));
     let slots = comptime!((tile.ring / tile.positions) as u32);
     let mut index = work.k_slice * tiling.slice_segments;
     let end = min(index + tiling.slice_segments, tiling.segment_count);
     while index < end {
-        let segment = segment_at(&walk, &tiling, &cache_args, &work, index, comptime!(padding[0]));
+        let segment = segment_at(&gather, &tiling, &cache_args, &work, index, comptime!(padding[0]));
         let chunks = (segment.rows * tiling.pitch).div_ceil(tile.positions as u32) + tiling.lag;
         let chunks = select(segment.inside, chunks, 0u32);
         let mut chunk = 0u32.runtime();

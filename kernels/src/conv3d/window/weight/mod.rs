@@ -113,9 +113,9 @@ struct WeightSegments {
 
 impl WeightSegments {
     /// The widest segments whose ring holds what the taps of a chunk reach; none where no ring does.
-    fn of(problem: &Conv3dProblem, walks: &Gather, tile: &WindowWeightTile) -> Option<Self> {
-        let [depth, height, width] = walks;
-        let halo = halo(walks);
+    fn of(problem: &Conv3dProblem, gather: &Gather, tile: &WindowWeightTile) -> Option<Self> {
+        let [depth, height, width] = gather;
+        let halo = halo(gather);
         let segments = RowSegments::of(width.positions, halo, tile.positions, tile.ring)?;
         let [halo_rows, halo_columns] = halo;
         (height.positions > 0).then_some(Self {
@@ -151,9 +151,10 @@ fn tiles_of(problem: &Conv3dProblem, tile: &WindowWeightTile) -> [usize; 5] {
 }
 
 /// The traversal of the windows; none where they have a stride within the frame.
-fn weight_walks(problem: &Conv3dProblem) -> Option<Gather> {
-    let [walks] = gathers(problem, Pass::Forward)[..] else { return None };
-    (walks[1].scale == 1 && walks[2].scale == 1 && walks.iter().all(|axis| axis.taps > 0)).then_some(walks)
+fn weight_gather(problem: &Conv3dProblem) -> Option<Gather> {
+    let [gather] = gathers(problem, Pass::Forward)[..] else { return None };
+    (gather[1].scale == 1 && gather[2].scale == 1 && gather.iter().all(|axis| axis.taps > 0))
+        .then_some(gather)
 }
 
 /// Whether the tile serves a weight gradient: no stride within the frame, and taps that reach no further than
@@ -163,13 +164,13 @@ fn serves(problem: &Conv3dProblem, pass: Pass, tile: &WindowWeightTile) -> bool 
         && gemm::serves(problem, pass)
         && problem.window_padding().is_some()
         && has_few_taps(problem, pass)
-        && weight_walks(problem).is_some_and(|walks| WeightSegments::of(problem, &walks, tile).is_some())
+        && weight_gather(problem).is_some_and(|gather| WeightSegments::of(problem, &gather, tile).is_some())
 }
 
 /// The tiles of a weight gradient for [`crate::conv3d::Plan::tiles`].
 pub(crate) fn extent(problem: &Conv3dProblem, tile: &WindowWeightTile) -> Option<Tiles> {
-    let walks = weight_walks(problem)?;
-    let WeightSegments { segments, frames, rows, .. } = WeightSegments::of(problem, &walks, tile)?;
+    let gather = weight_gather(problem)?;
+    let WeightSegments { segments, frames, rows, .. } = WeightSegments::of(problem, &gather, tile)?;
     let k = frames * segments.count * rows * segments.pitch;
     Some(Tiles {
         count: tiles_of(problem, tile).iter().product(),
@@ -239,7 +240,7 @@ fn product(
 
 /// The time of a weight gradient on the scale of [`TiledProduct::cost`].
 pub(crate) fn cost(problem: &Conv3dProblem, tile: &WindowWeightTile, limits: &Limits) -> Option<f64> {
-    let work = WeightSegments::of(problem, &weight_walks(problem)?, tile)?;
+    let work = WeightSegments::of(problem, &weight_gather(problem)?, tile)?;
     let (tiles, results) =
         (tiles_of(problem, tile).iter().product(), problem.weight_shape().iter().product());
     let split = WeightSplit::of(&work, tiles, results, tile, limits);
@@ -250,16 +251,16 @@ pub(crate) fn cost(problem: &Conv3dProblem, tile: &WindowWeightTile, limits: &Li
 
 /// Split-K slices of a weight gradient.
 pub(super) fn slices(problem: &Conv3dProblem, tile: &WindowWeightTile, limits: &Limits) -> usize {
-    let Some(walks) = weight_walks(problem) else { return 1 };
-    let Some(work) = WeightSegments::of(problem, &walks, tile) else { return 1 };
+    let Some(gather) = weight_gather(problem) else { return 1 };
+    let Some(work) = WeightSegments::of(problem, &gather, tile) else { return 1 };
     let results = problem.result_elements(Pass::WeightGradient);
     WeightSplit::of(&work, tiles_of(problem, tile).iter().product(), results, tile, limits).k_slices
 }
 
 /// Iterations of the loops of a thread: segments of a slice, their chunks, and fragments of a chunk.
 pub(crate) fn loop_iterations(problem: &Conv3dProblem, tile: &WindowWeightTile, limits: &Limits) -> usize {
-    let Some(walks) = weight_walks(problem) else { return 0 };
-    let Some(work) = WeightSegments::of(problem, &walks, tile) else { return 0 };
+    let Some(gather) = weight_gather(problem) else { return 0 };
+    let Some(work) = WeightSegments::of(problem, &gather, tile) else { return 0 };
     let tiles = tiles_of(problem, tile).iter().product();
     let split = WeightSplit::of(&work, tiles, problem.weight_shape().iter().product(), tile, limits);
     let chunks = split.elements / tile.positions + work.lag;
@@ -273,8 +274,8 @@ pub(super) fn launch(
     [x, dy, dw]: [&Operand; 3],
 ) -> Result<(), ConvError> {
     let Conv3dCall { client, limits, ref problem, cache, .. } = *call;
-    let walks = weight_walks(problem).expect("`serves` has checked the stride");
-    let work = WeightSegments::of(problem, &walks, &tile).expect("`serves` has checked the window");
+    let gather = weight_gather(problem).expect("`serves` has checked the stride");
+    let work = WeightSegments::of(problem, &gather, &tile).expect("`serves` has checked the window");
     let WeightSegments { segments, lag, .. } = work;
     let (stage, width) = stage_vector(tile.fragment, problem.dtype, limits);
     let [tiles_c, tiles_o, tap_tiles, depth_taps, groups] = tiles_of(problem, &tile);
@@ -311,7 +312,7 @@ pub(super) fn launch(
                 cache.map(|cache| cache.buffer_arg(1)).into(),
                 dy.buffer_arg(1),
                 partials.buffer_arg(1),
-                gather_args(problem, Pass::Forward, &walks, [x, dw, dy]),
+                gather_args(problem, Pass::Forward, &gather, [x, dw, dy]),
                 cache.map(cache_args).into(),
                 WeightTilingLaunch {
                     tiles_c: tiles_c as u32,
@@ -321,20 +322,20 @@ pub(super) fn launch(
                     k_slices: k_slices as u32,
                     bands: bands as u32,
                     segments: segments.count as u32,
-                    depth: walks[0].positions as u32,
+                    depth: gather[0].positions as u32,
                     segment_count: segment_count as u32,
                     slice_segments: slice_segments as u32,
                     band_rows: band_rows as u32,
                     segment_width: segments.width as u32,
                     pitch_divmod: segments.pitch as u32,
                     pitch: segments.pitch as u32,
-                    height: walks[1].positions as u32,
-                    width: walks[2].positions as u32,
+                    height: gather[1].positions as u32,
+                    width: gather[2].positions as u32,
                     lag: lag as u32,
                     channels: problem.group_channels() as u32,
                     out_channels: problem.group_out_channels() as u32,
-                    taps: (walks[1].taps * walks[2].taps) as u32,
-                    row_taps: walks[2].taps as u32,
+                    taps: (gather[1].taps * gather[2].taps) as u32,
+                    row_taps: gather[2].taps as u32,
                     slice_stride: dw.len(),
                     row_stride,
                     channel_stride,

@@ -93,7 +93,7 @@ pub(super) struct Segment {
 
 #[cube]
 pub(super) fn segment_at(
-    walk: &GatherArgs,
+    gather: &GatherArgs,
     tiling: &WeightTiling,
     cache: &ComptimeOption<CacheArgs>,
     work: &WeightWork,
@@ -103,15 +103,15 @@ pub(super) fn segment_at(
     let (rest, band) = tiling.bands.div_mod(index);
     let (rest, segment) = tiling.segments.div_mod(rest);
     let (n, d) = tiling.depth.div_mod(rest);
-    let at = walk.depth.coordinate(d) + (work.depth_tap * walk.depth.step) as i32;
-    let frame = frame_at(walk, cache, at, padding);
+    let at = gather.depth.coordinate(d) + (work.depth_tap * gather.depth.step) as i32;
+    let frame = frame_at(gather, cache, at, padding);
     let row = band * tiling.band_rows;
     Segment {
         row,
         rows: min(tiling.band_rows, tiling.height - row),
         column: segment * tiling.segment_width,
-        x: image_at(walk, cache, &frame, n) + frame.offset,
-        dy: walk.out_at(n, 0u32) + walk.depth.out_offset(d),
+        x: image_at(gather, cache, &frame, n) + frame.offset,
+        dy: gather.out_at(n, 0u32) + gather.depth.out_offset(d),
         inside: frame.inside,
         in_cache: frame.in_cache,
     }
@@ -129,7 +129,7 @@ struct SourceFrame {
 /// What coordinate `at` along depth reads.
 #[cube]
 fn frame_at(
-    walk: &GatherArgs,
+    gather: &GatherArgs,
     cache: &ComptimeOption<CacheArgs>,
     at: i32,
     #[comptime] padding: PaddingMode,
@@ -137,50 +137,55 @@ fn frame_at(
     #[comptime]
     match cache {
         ComptimeOption::Some(cache) => {
-            let depth = source_of(at, walk.depth.extent as i32, padding);
+            let depth = source_of(at, gather.depth.extent as i32, padding);
             let frames = cache.frames as i32;
             let in_cache = depth < frames;
             SourceFrame {
                 offset: select(in_cache, depth, depth - frames) as usize
-                    * select(in_cache, cache.depth_stride, walk.depth.source_stride),
+                    * select(in_cache, cache.depth_stride, gather.depth.source_stride),
                 // Other modes than zeros have mapped it there.
-                inside: (depth as u32) < walk.depth.extent,
+                inside: (depth as u32) < gather.depth.extent,
                 in_cache,
-                image_stride: select(in_cache, cache.image_stride, walk.source_batch_stride),
+                image_stride: select(in_cache, cache.image_stride, gather.source_batch_stride),
             }
         }
         ComptimeOption::None => {
-            let (offset, inside) = walk.depth.load_offset(at, padding);
-            SourceFrame { offset, inside, in_cache: false.runtime(), image_stride: walk.source_batch_stride }
+            let (offset, inside) = gather.depth.load_offset(at, padding);
+            SourceFrame {
+                offset,
+                inside,
+                in_cache: false.runtime(),
+                image_stride: gather.source_batch_stride,
+            }
         }
     }
 }
 
 /// Offset of channel 0 of image `n` in the tensor that a frame is in.
 #[cube]
-fn image_at(walk: &GatherArgs, cache: &ComptimeOption<CacheArgs>, frame: &SourceFrame, n: u32) -> usize {
-    if comptime!(cache.is_some()) { n as usize * frame.image_stride } else { walk.source_at(n, 0u32) }
+fn image_at(gather: &GatherArgs, cache: &ComptimeOption<CacheArgs>, frame: &SourceFrame, n: u32) -> usize {
+    if comptime!(cache.is_some()) { n as usize * frame.image_stride } else { gather.source_at(n, 0u32) }
 }
 
 /// Offset of element `element` of a segment in channel 0 of x, and whether it is inside the source.
 #[cube]
 pub(super) fn x_offset(
-    walk: &GatherArgs,
+    gather: &GatherArgs,
     tiling: &WeightTiling,
     segment: &Segment,
     element: u32,
     #[comptime] padding: PaddingMode,
 ) -> (usize, bool) {
     let (row, column) = tiling.pitch_divmod.div_mod(element);
-    let (h, h_inside) = walk.height.load_offset(walk.height.coordinate(segment.row + row), padding);
-    let (w, w_inside) = walk.width.load_offset(walk.width.coordinate(segment.column + column), padding);
+    let (h, h_inside) = gather.height.load_offset(gather.height.coordinate(segment.row + row), padding);
+    let (w, w_inside) = gather.width.load_offset(gather.width.coordinate(segment.column + column), padding);
     (segment.x + h + w, h_inside && w_inside)
 }
 
 /// Offset of element `element` of a segment in channel 0 of dy, and whether it is a position, not halo.
 #[cube]
 pub(super) fn dy_offset(
-    walk: &GatherArgs,
+    gather: &GatherArgs,
     tiling: &WeightTiling,
     segment: &Segment,
     element: u32,
@@ -189,7 +194,7 @@ pub(super) fn dy_offset(
     let inside =
         row < segment.rows && column < tiling.segment_width && segment.column + column < tiling.width;
     let place = segment.dy
-        + walk.height.out_offset(segment.row + row)
-        + walk.width.out_offset(segment.column + column);
+        + gather.height.out_offset(segment.row + row)
+        + gather.width.out_offset(segment.column + column);
     (place, inside)
 }
