@@ -69,13 +69,15 @@ pub(super) fn forward_kernel<X: Float, S: Numeric, W: Float, H: Float, I: Int, N
         #[unroll]
         for u in 0..config.slices {
             let index = first + u as u32 * work.lane_count;
-            let results = slice_results::<X, H, S, I, N>(
+            write_results::<X, H, S, I, N>(
                 &raw,
                 initial,
                 seq_idx,
                 residual,
+                y,
                 &params,
                 &residual_strides,
+                &y_strides,
                 &weights,
                 bias_value,
                 b,
@@ -84,29 +86,21 @@ pub(super) fn forward_kernel<X: Float, S: Numeric, W: Float, H: Float, I: Int, N
                 u,
                 config,
             );
-            let step = index * comptime!(config.slice_len() as u32);
-            write_slice::<X, S, N>(
-                y,
-                y_strides.row(b, c),
-                y_strides.t,
-                step,
-                params.length,
-                &results,
-                config.words,
-            );
         }
     } else {
         for u in 0..comptime!(config.slices as u32) {
             let index = first + u * work.lane_count;
             let mut raw = Sequence::<Vector<S, N>>::new();
             read_slices(x, &x_strides, &params, b, c, index, &mut raw, config);
-            let results = slice_results::<X, H, S, I, N>(
+            write_results::<X, H, S, I, N>(
                 &raw,
                 initial,
                 seq_idx,
                 residual,
+                y,
                 &params,
                 &residual_strides,
+                &y_strides,
                 &weights,
                 bias_value,
                 b,
@@ -115,30 +109,22 @@ pub(super) fn forward_kernel<X: Float, S: Numeric, W: Float, H: Float, I: Int, N
                 0usize,
                 config,
             );
-            let step = index * comptime!(config.slice_len() as u32);
-            write_slice::<X, S, N>(
-                y,
-                y_strides.row(b, c),
-                y_strides.t,
-                step,
-                params.length,
-                &results,
-                config.words,
-            );
         }
     }
 }
 
-/// The results of slice `index` of a row, the thread's slice `u` in `raw`.
+/// Stores the results of slice `index` of a row, the thread's slice `u` in `raw`.
 #[cube]
 #[allow(clippy::too_many_arguments)]
-fn slice_results<X: Float, H: Float, S: Numeric, I: Int, N: Size>(
+fn write_results<X: Float, H: Float, S: Numeric, I: Int, N: Size>(
     raw: &Sequence<Vector<S, N>>,
     initial: ComptimeOption<&Tensor<H>>,
     seq_idx: ComptimeOption<&Tensor<I>>,
     residual: ComptimeOption<&[Vector<S, N>]>,
+    y: &mut [Vector<S, N>],
     params: &CallParams,
     residual_strides: &Strides,
+    y_strides: &Strides,
     weights: &Registers<f32>,
     bias: f32,
     b: u32,
@@ -146,7 +132,7 @@ fn slice_results<X: Float, H: Float, S: Numeric, I: Int, N: Size>(
     index: u32,
     #[comptime] u: usize,
     #[comptime] config: NarrowConfig,
-) -> Registers<f32> {
+) {
     let slice_len = comptime!(config.slice_len());
     let step = index * slice_len as u32;
     let columns = slice_columns::<X, H, S, N>(raw, initial, params, b, c, index, u, config);
@@ -175,5 +161,6 @@ fn slice_results<X: Float, H: Float, S: Numeric, I: Int, N: Size>(
             results.set(i, select(padding, 0.0f32, results.get(i)));
         }
     }
-    results
+    let row = y_strides.row(b, c);
+    write_slice::<X, S, N>(y, row, y_strides.t, step, params.length, &results, config.words);
 }
