@@ -3,6 +3,7 @@
 //! A harness of its own: the registration precedes the first tensor operation of the process, what is counted
 //! is counted for the process, and what comes too late needs another process (`children`).
 
+mod alike;
 mod caches;
 mod children;
 mod cost;
@@ -19,7 +20,7 @@ mod switch;
 mod training;
 
 use burn_conv_ops::{PatchOptions, patch};
-use libtest_mimic::{Arguments, Trial};
+use support::{run_serially, trial};
 
 fn main() {
     if children::run() {
@@ -67,19 +68,7 @@ fn main() {
         ("each_kind_is_announced_once", children::each_kind_is_announced_once),
         ("the_reason_why_one_is_left_is_said_once", children::the_reason_why_one_is_left_is_said_once),
     ];
-    let trial = |(name, test): (&str, fn())| {
-        Trial::test(name, move || {
-            test();
-            Ok(())
-        })
-    };
-    let mut arguments = Arguments::from_args();
-    arguments.test_threads = Some(1);
     let mut trials: Vec<_> = trials.map(trial).into();
-    let cost = Trial::test("host_cost", || {
-        cost::host_cost();
-        Ok(())
-    });
-    trials.push(cost.with_ignored_flag(true));
-    libtest_mimic::run(&arguments, trials).exit();
+    trials.push(trial(("host_cost", cost::host_cost)).with_ignored_flag(true));
+    run_serially(trials);
 }

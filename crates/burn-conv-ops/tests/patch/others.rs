@@ -1,14 +1,13 @@
 //! A model that nobody here wrote: SqueezeNet 1.1, the feature extractor of LPIPS in the crate burn-train
 //! 0.22.1 (`tests/models`).
 
+use crate::alike::Comparison;
 use crate::models::Network;
 use crate::squeezenet::SqueezeFeatureExtractor;
-use crate::support::{
-    assert_all_served, assert_close, counted, gpu, is_burns_convolution, is_ours, launches, normal, owned,
-    set_patched,
-};
+use crate::support::{gpu, normal, owned};
 use crate::training::trains_alike;
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
 
 /// Convolutions of the network: the first, and three in each of eight fire modules.
 const CONVOLUTIONS: u64 = 1 + 8 * 3;
@@ -26,28 +25,21 @@ impl Network for SqueezeFeatureExtractor {
 }
 
 pub(crate) fn squeezenet_has_the_same_features() {
-    let device = gpu();
+    let (device, flex) = (gpu(), Device::flex());
     device.seed(1);
     let model = SqueezeFeatureExtractor::new(&device);
-    let run = |device: &Device| -> Vec<TensorData> {
-        let model = burn::module::Module::fork(model.clone(), device);
-        model.forward(images(3, device)).into_iter().map(owned).collect()
+    let comparison = Comparison {
+        what: "SqueezeNet",
+        convolutions: CONVOLUTIONS,
+        products: false,
+        device: &device,
+        flex: Some(&flex),
     };
-    set_patched(false);
-    let (burns, report) = counted(|| run(&device));
-    assert_eq!((report.recorded(), report.served()), (0, 0), "unpatched\n{report}");
-    set_patched(true);
-    let ((ours, kernels), report) = counted(|| launches(|| run(&device)));
-    assert_all_served("SqueezeNet", &report, CONVOLUTIONS);
-    assert!(kernels.iter().filter(|name| is_ours(name)).count() as u64 >= CONVOLUTIONS);
-    assert_eq!(kernels.iter().filter(|name| is_burns_convolution(name)).count(), 0);
-    let flexs = run(&Device::flex());
-    assert_eq!([ours.len(); 2], [burns.len(), flexs.len()]);
-    for (level, ours) in ours.iter().enumerate() {
-        for (whose, others) in [("Burn's", &burns), ("Flex's", &flexs)] {
-            assert_close(&format!("features {level} and {whose}"), ours, &others[level], 2e-4);
-        }
-    }
+    comparison.check(&|device| {
+        let levels = model.clone().fork(device).forward(images(3, device));
+        let levels = levels.into_iter().enumerate();
+        levels.map(|(level, features)| (format!("level {level}"), owned(features))).collect()
+    });
 }
 
 pub(crate) fn squeezenet_trains_alike() {

@@ -1,4 +1,4 @@
-//! Devices, data, what launches and what is compared.
+//! Trials, devices, data, what launches and what is compared. Used by `crates/third-party-models` too.
 
 use burn::backend::DispatchDevice;
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -7,7 +7,24 @@ use burn_conv_ops::{PatchOptions, patch, unpatch};
 use burn_cubecl::{CubeDevice, cubecl::device::WgpuDeviceKind};
 use conv_cases::fill;
 use cubecl_runtime::logging::{LaunchObservation, LaunchObserver};
+use libtest_mimic::{Arguments, Trial};
 use std::sync::{Arc, Mutex, OnceLock};
+
+/// A test by name.
+pub(crate) fn trial((name, test): (&str, fn())) -> Trial {
+    Trial::test(name, move || {
+        test();
+        Ok(())
+    })
+}
+
+/// Runs the tests that the command line names, one after the other: what is counted is counted for the
+/// process.
+pub(crate) fn run_serially(trials: Vec<Trial>) -> ! {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = Some(1);
+    libtest_mimic::run(&arguments, trials).exit()
+}
 
 /// The GPU devices of this machine: the best there is, and the software rasterizer. On a machine without a
 /// hardware GPU both are the rasterizer, as two devices.
@@ -91,21 +108,31 @@ pub(crate) fn is_ours(kernel: &&'static str) -> bool {
     kernel.contains("conv_kernels")
 }
 
-/// Whether a kernel is one of Burn's for convolutions.
-pub(crate) fn is_burns_convolution(kernel: &&'static str) -> bool {
-    !is_ours(kernel) && (kernel.contains("conv") || kernel.contains("im2col") || kernel.contains("matmul"))
+/// The error of each element, over the sum of its size and the RMS of all. NaN where an element is not a
+/// number, or infinite in both.
+fn errors<'a>(got: &'a [f64], want: &'a [f64]) -> impl Iterator<Item = f64> + 'a {
+    let rms = (want.iter().map(|value| value * value).sum::<f64>() / want.len().max(1) as f64).sqrt();
+    got.iter().zip(want).map(move |(got, want)| match (got - want).abs() {
+        0.0 => 0.0,
+        error => error / (rms + want.abs()),
+    })
 }
 
-/// Fails when an element is further than `tolerance` times the RMS of `want` from it.
+/// Fails when an element is further from `want` than `tolerance` times the sum of its size and the RMS.
 pub(crate) fn assert_close(what: &str, got: &TensorData, want: &TensorData, tolerance: f64) {
     assert_eq!(got.shape(), want.shape(), "{what}");
     let (got, want) = (values(got), values(want));
-    let rms = (want.iter().map(|value| value * value).sum::<f64>() / want.len().max(1) as f64).sqrt();
-    for (index, (got, want)) in got.iter().zip(&want).enumerate() {
-        let error = (got - want).abs();
+    for (index, error) in errors(&got, &want).enumerate() {
         // NaN is an error too.
-        assert!(error <= tolerance * (rms + want.abs()), "{what}: element {index} is {got}, expected {want}");
+        let (got, want) = (got[index], want[index]);
+        assert!(error <= tolerance, "{what}: element {index} is {got}, expected {want}");
     }
+}
+
+/// The largest error of an element in the units of `assert_close`; NaN where one is NaN.
+pub(crate) fn difference(got: &TensorData, want: &TensorData) -> f64 {
+    let larger = |most: f64, each: f64| if each > most || each.is_nan() { each } else { most };
+    errors(&values(got), &values(want)).fold(0.0, larger)
 }
 
 /// Every convolution that Burn ran was served.

@@ -1,84 +1,29 @@
 //! Steps of training, patched and unpatched: the same losses and gradients, and every convolution served.
 
+use crate::alike::{Comparison, train};
 use crate::models::{Network, ResNet3d, ResidualUNet2d, Sequence};
-use crate::support::{
-    assert_all_served, assert_close, counted, cube, gpu, is_burns_convolution, is_ours, launches, normal,
-    owned, set_patched,
-};
-use burn::module::{Module, ModuleVisitor, Param};
+use crate::support::{assert_all_served, assert_close, counted, cube, gpu, normal, owned, set_patched};
+use burn::module::Module;
 use burn::nn::conv::{Conv3dConfig, ConvTranspose1dConfig, ConvTranspose2dConfig, ConvTranspose3dConfig};
-use burn::optim::{GradientsParams, ModuleOptimizer, SgdConfig};
-use burn::tensor::{Device, Gradients, Tensor, TensorData};
+use burn::tensor::Device;
 use cubecl_runtime::memory_management::MemoryScope;
 
-/// The gradients of all parameters, in the order of the module.
-struct Collect<'a> {
-    gradients: &'a Gradients,
-    collected: Vec<TensorData>,
-}
-
-impl ModuleVisitor for Collect<'_> {
-    fn visit_float<const D: usize>(&mut self, parameter: &Param<Tensor<D>>) {
-        let gradient = parameter.val().grad(self.gradients);
-        self.collected.extend(gradient.map(owned));
-    }
-}
-
-/// One step: the trained network, its loss and the gradients.
-fn step<M: Network>(
-    model: M,
-    seed: u64,
-    device: &Device,
-    optimizer: &mut ModuleOptimizer,
-) -> (M, Vec<TensorData>) {
-    let loss = model.loss(seed, device);
-    let gradients = loss.backward();
-    let mut collect = Collect { gradients: &gradients, collected: vec![owned(loss.inner())] };
-    model.visit(&mut collect);
-    let collected = collect.collected;
-    let gradients = GradientsParams::from_grads(gradients, &model);
-    (optimizer.step(0.05, model, gradients), collected)
-}
-
-fn train<M: Network>(model: M, steps: u64, device: &Device) -> Vec<TensorData> {
-    let mut optimizer: ModuleOptimizer = SgdConfig::new().init();
-    let mut model = model;
-    let mut all = Vec::new();
-    for seed in 0..steps {
-        let (next, collected) = step(model, seed, device, &mut optimizer);
-        model = next;
-        all.extend(collected);
-    }
-    all
-}
-
-/// Three steps of Burn's, three of ours from the same weights. `convolutions` are recorded for one step.
+/// Three steps from the same weights. `convolutions` are recorded for one step.
 pub(crate) fn trains_alike<M: Network>(new: impl Fn(&Device) -> M, convolutions: u64) {
     const STEPS: u64 = 3;
-    let device = gpu().autodiff();
+    let (device, flex) = (gpu().autodiff(), Device::flex().autodiff());
     device.seed(1);
     let model = new(&device);
-    let run = |on: bool| {
-        set_patched(on);
-        counted(|| launches(|| train(model.clone(), STEPS, &device)))
+    let comparison = Comparison {
+        what: "training",
+        convolutions: STEPS * convolutions,
+        products: false,
+        device: &device,
+        flex: Some(&flex),
     };
-    let ((burns, their_kernels), left) = run(false);
-    assert_eq!((left.recorded(), left.served()), (0, 0), "unpatched");
-    assert_eq!(their_kernels.iter().filter(|name| is_ours(name)).count(), 0, "unpatched");
-    let ((ours, our_kernels), taken) = run(true);
-    assert_all_served("patched", &taken, STEPS * convolutions);
-    // A convolution is one kernel or several.
-    assert!(our_kernels.iter().filter(|name| is_ours(name)).count() as u64 >= STEPS * convolutions);
-    let theirs: Vec<_> = our_kernels.iter().filter(|name| is_burns_convolution(name)).collect();
-    assert!(theirs.is_empty(), "Burn's kernels ran: {theirs:?}");
-    let flex = Device::flex().autodiff();
-    let flexs = train(model.clone().fork(&flex), STEPS, &flex);
-    assert_eq!([ours.len(); 2], [burns.len(), flexs.len()]);
-    for (index, ours) in ours.iter().enumerate() {
-        for (whose, others) in [("Burn's", &burns), ("Flex's", &flexs)] {
-            assert_close(&format!("loss or gradient {index} and {whose}"), ours, &others[index], 2e-4);
-        }
-    }
+    comparison.check(&|device| {
+        train(model.clone().fork(device), STEPS, 0.05, |model, seed| model.loss(seed, device))
+    });
 }
 
 pub(crate) fn a_conv3d_resnet_trains_alike() {

@@ -3,6 +3,8 @@
 //!
 //! A harness of its own: the registration precedes the first tensor operation of the process.
 
+#[path = "../../../burn-conv-ops/tests/patch/alike.rs"]
+mod alike;
 mod compare;
 mod images;
 mod regions;
@@ -13,7 +15,7 @@ mod support;
 mod video;
 
 use burn_conv_ops::{PatchOptions, patch};
-use libtest_mimic::{Arguments, Trial};
+use support::{run_serially, trial};
 
 fn main() {
     let options = PatchOptions::all().with_device(support::gpu());
@@ -27,13 +29,5 @@ fn main() {
         ("whisper_is_the_same", sound::whisper_is_the_same),
         ("a_conformer_is_the_same", sound::a_conformer_is_the_same),
     ];
-    let trial = |(name, test): (&str, fn())| {
-        Trial::test(name, move || {
-            test();
-            Ok(())
-        })
-    };
-    let mut arguments = Arguments::from_args();
-    arguments.test_threads = Some(1);
-    libtest_mimic::run(&arguments, trials.map(trial).into()).exit();
+    run_serially(trials.map(trial).into());
 }

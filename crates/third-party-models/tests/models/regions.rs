@@ -14,19 +14,20 @@
 //! that alone. The bound is as wide as it is because batch normalization over the 16 elements of the last
 //! blocks' channels amplifies rounding.
 
-use crate::compare::{LEARNING_RATE, TOLERANCE, difference};
-use crate::support::{assert_all_served, assert_close, counted, gpu, owned, set_patched, values};
+use crate::alike::{Named, TOLERANCE, backward};
+use crate::compare::LEARNING_RATE;
+use crate::support::{assert_all_served, assert_close, counted, difference, gpu, owned, set_patched, values};
 use bunsen::blocks::conv::ConvBlock2d;
 use bunsen::burner::module::ModuleInit;
 use bunsen::kits::images::resnet::blocks::ResidualBlock;
 use bunsen::kits::images::resnet::{ResNet, ResNetContractConfig};
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::module::{Module, ModuleMapper, Param};
 use burn::nn::norm::Normalization;
-use burn::optim::{GradientsParams, ModuleOptimizer, SgdConfig};
+use burn::optim::{ModuleOptimizer, SgdConfig};
 use burn::tensor::activation::relu;
 use burn::tensor::module::max_pool2d_with_indices;
 use burn::tensor::ops::MaxPoolOptions;
-use burn::tensor::{DType, Device, Gradients, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use conv_cases::fill;
 
 /// As many times the change by one ulp of the inputs may a gradient be from the truth: each of the 20 layers
@@ -97,29 +98,6 @@ impl Pass<'_> {
     }
 }
 
-/// The loss and all gradients, by name.
-struct Collect {
-    path: Vec<String>,
-    gradients: Gradients,
-    collected: Vec<(String, TensorData)>,
-}
-
-impl ModuleVisitor for Collect {
-    fn enter_module(&mut self, name: &str, _: &str) {
-        self.path.push(name.to_owned());
-    }
-
-    fn exit_module(&mut self, _: &str, _: &str) {
-        self.path.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, parameter: &Param<Tensor<D>>) {
-        if let Some(gradient) = parameter.val().grad(&self.gradients) {
-            self.collected.push((self.path.join("."), owned(gradient)));
-        }
-    }
-}
-
 /// Copies parameters to a device in another type.
 struct Copy<'a>(&'a Device, DType);
 
@@ -134,7 +112,7 @@ impl ModuleMapper for Copy<'_> {
 
 /// One step: loss and gradients, the region, and the trained model.
 struct Step {
-    results: Vec<(String, TensorData)>,
+    results: Named,
     region: Region,
     trained: ResNet,
 }
@@ -149,15 +127,10 @@ fn step(model: &ResNet, images: &[f32], device: &Device, dtype: DType, follows: 
         // Bit by bit up to the fusion of what is read between.
         assert_close("logits", &owned(logits.clone().inner()), &owned(model.forward(images).inner()), 1e-5);
     }
-    let loss = (logits - 1.0).square().mean();
-    let gradients = loss.backward();
-    let collected = vec![("loss".to_owned(), owned(loss.inner()))];
-    let mut collect = Collect { path: Vec::new(), gradients, collected };
-    model.visit(&mut collect);
-    let gradients = GradientsParams::from_grads(collect.gradients, &model);
+    let (results, gradients) = backward(&model, (logits - 1.0).square().mean());
     let mut optimizer: ModuleOptimizer = SgdConfig::new().init();
     let trained = optimizer.step(LEARNING_RATE, model, gradients);
-    Step { results: collect.collected, region: pass.own, trained }
+    Step { results, region: pass.own, trained }
 }
 
 /// The largest difference of any tensor, and its name.
