@@ -1,7 +1,7 @@
 //! What every `try_` function checks before anything is launched: dtypes, devices, and what the device can
 //! hold.
 
-use burn::tensor::{DType, Device};
+use burn::tensor::{DType, Device, Tensor};
 use conv_kernels::{ConvError, DeviceLimit, FloatType, IndexType, Limits};
 use std::sync::Arc;
 
@@ -39,8 +39,7 @@ pub(crate) fn index_type(op: &str, name: &str, dtype: DType) -> Result<IndexType
 pub(crate) fn index(op: &str, name: &str, dtype: DType, device: &Device) -> Result<(), ConvError> {
     let dtype = index_type(op, name, dtype)?;
     #[cfg(feature = "cubecl")]
-    #[allow(irrefutable_let_patterns, reason = "with one backend there is no other device")]
-    if let burn::backend::DispatchDevice::Cube(device) = device.clone().without_autodiff().as_dispatch()
+    if let Some(device) = cube(device)
         && !dtype.served_by(&device.client())
     {
         let dtype = dtype.name();
@@ -73,15 +72,26 @@ pub(crate) fn same_dtype<'a>(
     first.map(|(_, dtype)| dtype).ok_or_else(|| ConvError::Invalid(format!("{op}: no operands")))
 }
 
+/// What [`same_device_and_dtype`] compares of an operand.
+pub(crate) type Operand<'a> = (&'a str, Device, DType);
+
+/// An operand by its name in errors.
+pub(crate) fn operand<'a, const D: usize>(name: &'a str, tensor: &Tensor<D>) -> Operand<'a> {
+    (name, tensor.device(), tensor.dtype())
+}
+
+/// Refuses operands of different devices or dtypes; their storage type.
+pub(crate) fn same_device_and_dtype(op: &str, operands: &[Operand<'_>]) -> Result<FloatType, ConvError> {
+    let devices: Vec<_> = operands.iter().map(|(name, device, _)| (*name, device.clone())).collect();
+    same_device(op, &devices)?;
+    same_dtype(op, operands.iter().map(|(name, _, dtype)| (*name, *dtype)))
+}
+
 /// Refuses operands of different devices, or of different gradient checkpointing strategies.
-pub(crate) fn same_device<'a>(
-    op: &str,
-    operands: impl Iterator<Item = (&'a str, &'a Device)>,
-) -> Result<(), ConvError> {
-    let operands: Vec<_> = operands.collect();
-    let (first_name, first) = operands[0];
+pub(crate) fn same_device(op: &str, operands: &[(&str, Device)]) -> Result<(), ConvError> {
+    let (first_name, first) = &operands[0];
     for (name, device) in &operands[1..] {
-        if *device != first {
+        if device != first {
             return Err(ConvError::Invalid(format!(
                 "{op}: {first_name} is on {first:?} and {name} is on {device:?}, they must be on one device"
             )));
@@ -124,14 +134,23 @@ pub(crate) fn fits(op: &str, shape: &[usize], dtype: FloatType, limits: &Limits)
 /// geometry there.
 pub(crate) fn limits(device: &Device) -> Arc<Limits> {
     #[cfg(feature = "cubecl")]
-    #[allow(irrefutable_let_patterns, reason = "with one backend there is no other device")]
-    if let burn::backend::DispatchDevice::Cube(device) = device.clone().without_autodiff().as_dispatch()
-        && !composes(device)
+    if let Some(device) = cube(device)
+        && !composes(&device)
     {
         return Limits::shared(&device.client());
     }
     let _ = device;
     Arc::new(Limits { buffer_bytes: u64::MAX, workspace_bytes: u64::MAX, ..Limits::apple_m1() })
+}
+
+/// The CubeCL device that a device is, with or without gradients.
+#[cfg(feature = "cubecl")]
+pub(crate) fn cube(device: &Device) -> Option<burn_cubecl::CubeDevice> {
+    match device.clone().without_autodiff().as_dispatch() {
+        burn::backend::DispatchDevice::Cube(device) => Some(device.clone()),
+        #[allow(unreachable_patterns, reason = "with one backend there is no other device")]
+        _ => None,
+    }
 }
 
 /// Whether the ops are composed from Burn's own on this device: on CubeCL's CPU runtime, with the feature

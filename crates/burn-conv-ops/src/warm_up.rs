@@ -167,8 +167,7 @@ fn wait(device: &Device) {
 /// counts them.
 fn launched<T>(device: &Device, run: impl FnOnce() -> T) -> (T, Option<HashSet<u128>>) {
     #[cfg(feature = "cubecl")]
-    #[allow(irrefutable_let_patterns, reason = "with one backend there is no other device")]
-    if let burn::backend::DispatchDevice::Cube(_) = device.clone().without_autodiff().as_dispatch() {
+    if crate::check::cube(device).is_some() {
         let kernels = burn_cubecl::cubecl::launched::LaunchedKernels::new();
         let result = run();
         wait(device);

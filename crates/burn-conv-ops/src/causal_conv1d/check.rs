@@ -22,7 +22,7 @@ pub(super) fn check(
     devices.extend(initial.map(|initial| ("the initial state", initial.device())));
     devices.extend(seq_idx.map(|seq_idx| ("seq_idx", seq_idx.device())));
     devices.extend(residual.map(|residual| ("the residual", residual.device())));
-    same_device(OP, devices.iter().map(|(name, device)| (*name, device)))?;
+    same_device(OP, &devices)?;
     let residual_dtype = residual.map(|residual| ("the residual", residual.dtype()));
     let dtypes = [("x", x.dtype())].into_iter().chain(residual_dtype);
     let dtype = same_dtype(OP, dtypes)?;
@@ -73,7 +73,7 @@ fn check_initial_seq_idx(
         return Err(ConvError::Invalid(format!("{op}: initial_seq_idx {dims:?} was given without seq_idx")));
     };
     let devices = [("seq_idx", seq_idx.device()), ("initial_seq_idx", of_state.device())];
-    same_device(op, devices.iter().map(|(name, device)| (*name, device)))?;
+    same_device(op, &devices)?;
     if of_state.dims() != [seq_idx.dims()[0]] || of_state.dtype() != seq_idx.dtype() {
         return Err(ConvError::Invalid(format!(
             "{op}: initial_seq_idx is {} of shape {:?}, seq_idx {} of shape {:?} needs one of its kind for each row",

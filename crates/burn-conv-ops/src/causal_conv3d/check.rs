@@ -1,7 +1,7 @@
 //! What a causal conv3d checks of its frames; the convolution checks the rest.
 
 use super::CausalConv3dOptions;
-use crate::check::{same_device, same_dtype};
+use crate::check::{operand, same_device_and_dtype};
 use burn::tensor::Tensor;
 use conv_kernels::ConvError;
 
@@ -49,11 +49,10 @@ pub(super) fn check(
     cache: Option<&Tensor<5>>,
     options: &CausalConv3dOptions,
 ) -> Result<Frames, ConvError> {
-    let mut operands = vec![("x", x.dtype(), x.device()), ("the weight", weight.dtype(), weight.device())];
-    operands.extend(bias.map(|bias| ("the bias", bias.dtype(), bias.device())));
-    operands.extend(cache.map(|cache| ("the cache", cache.dtype(), cache.device())));
-    same_device(OP, operands.iter().map(|(name, _, device)| (*name, device)))?;
-    same_dtype(OP, operands.iter().map(|(name, dtype, _)| (*name, *dtype)))?;
+    let mut operands = vec![operand("x", x), operand("the weight", weight)];
+    operands.extend(bias.map(|bias| operand("the bias", bias)));
+    operands.extend(cache.map(|cache| operand("the cache", cache)));
+    same_device_and_dtype(OP, &operands)?;
     let (taps, stride, dilation) = (weight.dims()[2], options.depth_stride, options.dilation[0]);
     let [n, c, frames, h, w] = x.dims();
     if taps == 0 || stride == 0 || dilation == 0 || frames == 0 {

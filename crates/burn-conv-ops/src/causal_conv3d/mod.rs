@@ -182,8 +182,7 @@ fn last_frames_of(x: &Tensor<5>, kept: usize) -> Tensor<5> {
 /// as long as they do: at offsets that the device's buffers may begin at, and always on the CPU backend.
 fn is_view(x: &Tensor<5>, skipped: usize) -> bool {
     #[cfg(feature = "cubecl")]
-    #[allow(irrefutable_let_patterns, reason = "with one backend there is no other device")]
-    if let burn::backend::DispatchDevice::Cube(device) = x.device().without_autodiff().as_dispatch() {
+    if let Some(device) = crate::check::cube(&x.device()) {
         let [_, _, _, h, w] = x.dims();
         let offset = (skipped * h * w * x.dtype().size()) as u64;
         return offset.is_multiple_of(device.client().properties().memory.alignment);

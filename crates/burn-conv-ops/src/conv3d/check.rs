@@ -2,7 +2,7 @@
 
 use super::Conv3dOptions;
 use crate::backend::Conv3dCall;
-use crate::check::{fits, limits, same_device, same_dtype};
+use crate::check::{fits, limits, operand, same_device_and_dtype};
 use burn::tensor::Tensor;
 use conv_kernels::ConvError;
 #[cfg(feature = "cubecl")]
@@ -29,12 +29,11 @@ pub(super) fn check(
 ) -> Result<Conv3dCall, ConvError> {
     const OP: &str = "conv3d";
     let cache = if let Frames::Stream(cache) = frames { cache } else { None };
-    let mut operands = vec![("x", x.dtype(), x.device()), ("the weight", weight.dtype(), weight.device())];
-    operands.extend(bias.map(|bias| ("the bias", bias.dtype(), bias.device())));
-    operands.extend(cache.map(|cache| ("the cache", cache.dtype(), cache.device())));
-    operands.extend(residual.map(|residual| ("the residual", residual.dtype(), residual.device())));
-    same_device(OP, operands.iter().map(|(name, _, device)| (*name, device)))?;
-    let dtype = same_dtype(OP, operands.iter().map(|(name, dtype, _)| (*name, *dtype)))?;
+    let mut operands = vec![operand("x", x), operand("the weight", weight)];
+    operands.extend(bias.map(|bias| operand("the bias", bias)));
+    operands.extend(cache.map(|cache| operand("the cache", cache)));
+    operands.extend(residual.map(|residual| operand("the residual", residual)));
+    let dtype = same_device_and_dtype(OP, &operands)?;
     #[cfg(feature = "autodiff")]
     let bias_is_tracked = bias.is_some_and(Tensor::is_tracked);
     let bias = bias.map(|bias| bias.dims()[0]);
@@ -53,6 +52,7 @@ pub(super) fn check(
     let limits = limits(&x.device());
     fits(OP, &problem.y_shape(), dtype, &limits)?;
     conv3d::plan(&problem, Pass::Forward, options.algorithm, &limits)?;
+    let call = Conv3dCall::new(problem, options.algorithm);
     // A backward pass has nowhere to report an error: its plans are made here.
     #[cfg(feature = "autodiff")]
     {
@@ -64,13 +64,12 @@ pub(super) fn check(
                 conv3d::gradient_plan(problem, pass, options.algorithm, &limits)?;
             }
         }
-        let call = Conv3dCall::new(problem, options.algorithm);
         if matches!(Saved::of(&call, tracked.contains(&true)), Saved::Pre) {
             // What a tracked call keeps.
             fits(OP, &problem.y_shape(), FloatType::F32, &limits)?;
         }
     }
-    Ok(Conv3dCall::new(problem, options.algorithm))
+    Ok(call)
 }
 
 /// The tile of filters that a checked call could be given transformed: where its plan is Winograd's and none

@@ -2,14 +2,12 @@
 
 use super::ConvTranspose3dOptions;
 use crate::backend::Conv3dCall;
-use crate::check::{fits, limits, same_device, same_dtype};
+use crate::check::{fits, limits, operand, same_device_and_dtype};
 use burn::tensor::Tensor;
 use conv_kernels::ConvError;
-#[cfg(feature = "autodiff")]
-use conv_kernels::FloatType;
-#[cfg(feature = "autodiff")]
-use conv_kernels::conv3d::Activation;
 use conv_kernels::conv3d::{self, Conv3dProblem, PaddingMode, Pass, Window};
+#[cfg(feature = "autodiff")]
+use {crate::conv3d::autodiff::Saved, conv_kernels::FloatType};
 
 const OP: &str = "conv_transpose3d";
 
@@ -20,10 +18,9 @@ pub(super) fn check(
     bias: Option<&Tensor<1>>,
     options: &ConvTranspose3dOptions,
 ) -> Result<(Conv3dCall, [usize; 3]), ConvError> {
-    let mut operands = vec![("x", x.dtype(), x.device()), ("the weight", weight.dtype(), weight.device())];
-    operands.extend(bias.map(|bias| ("the bias", bias.dtype(), bias.device())));
-    same_device(OP, operands.iter().map(|(name, _, device)| (*name, device)))?;
-    let dtype = same_dtype(OP, operands.iter().map(|(name, dtype, _)| (*name, *dtype)))?;
+    let mut operands = vec![operand("x", x), operand("the weight", weight)];
+    operands.extend(bias.map(|bias| operand("the bias", bias)));
+    let dtype = same_device_and_dtype(OP, &operands)?;
     let ([n, channels, input @ ..], [rows, group_out, kernel @ ..]) = (x.dims(), weight.dims());
     let ConvTranspose3dOptions { stride, padding, output_padding, dilation, groups, activation, algorithm } =
         *options;
@@ -105,21 +102,22 @@ pub(super) fn check(
     let result = [n, out_channels, d + behind[0], h + behind[1], w + behind[2]];
     fits(OP, &result, dtype, &limits)?;
     conv3d::plan(&problem, Pass::InputGradient, algorithm, &limits)?;
+    let call = Conv3dCall::new(problem, algorithm);
     // A backward pass has nowhere to report an error: its plans are made here.
     #[cfg(feature = "autodiff")]
-    for (pass, tracked) in [(Pass::Forward, x.is_tracked()), (Pass::WeightGradient, weight.is_tracked())] {
-        if tracked {
-            conv3d::gradient_plan(&problem, pass, algorithm, &limits)?;
+    {
+        let tracked = [x.is_tracked(), weight.is_tracked(), bias.is_some_and(Tensor::is_tracked)];
+        for (pass, tracked) in [Pass::Forward, Pass::WeightGradient].into_iter().zip(tracked) {
+            if tracked {
+                conv3d::gradient_plan(&problem, pass, algorithm, &limits)?;
+            }
+        }
+        if matches!(Saved::of(&call, tracked.contains(&true)), Saved::Pre) {
+            // What a tracked call keeps.
+            fits(OP, &problem.x_shape(), FloatType::F32, &limits)?;
         }
     }
-    #[cfg(feature = "autodiff")]
-    if activation == Activation::Silu
-        && (x.is_tracked() || weight.is_tracked() || bias.is_some_and(Tensor::is_tracked))
-    {
-        // What a tracked call keeps.
-        fits(OP, &problem.x_shape(), FloatType::F32, &limits)?;
-    }
-    Ok((Conv3dCall::new(problem, algorithm), behind))
+    Ok((call, behind))
 }
 
 fn invalid(text: String) -> Result<(), ConvError> {

@@ -15,7 +15,7 @@ pub(super) fn check(
     const POSITIONS: &str = "the position tensor";
     let mut devices = vec![("the token tensor", tokens.device())];
     devices.extend(device(positions).map(|device| (POSITIONS, device)));
-    same_device(OP, devices.iter().map(|(name, device)| (*name, device)))?;
+    same_device(OP, &devices)?;
     let dtype = float_type(OP, "the token tensor", tokens.dtype())?;
     let shape = match positions {
         RopePositions::Index(positions) => {
@@ -65,8 +65,9 @@ fn device(positions: &RopePositions) -> Option<Device> {
 
 /// Whether one call serves queries and keys: of one dtype, on one device, with one checkpointing strategy.
 pub(super) fn one_launch(tensors: [&Tensor<4>; 2], positions: [&RopePositions; 2]) -> bool {
-    let mut devices: Vec<Device> = tensors.iter().map(|tensor| tensor.device()).collect();
-    devices.extend(positions.into_iter().filter_map(device));
+    let positions = positions.into_iter().filter_map(device);
+    let devices = tensors.iter().map(|tensor| tensor.device()).chain(positions);
+    let devices: Vec<_> = devices.map(|device| ("a tensor", device)).collect();
     let [q, k] = tensors;
-    q.dtype() == k.dtype() && same_device("rope", devices.iter().map(|device| ("a tensor", device))).is_ok()
+    q.dtype() == k.dtype() && same_device("rope", &devices).is_ok()
 }

@@ -40,7 +40,7 @@ pub(super) fn steps(
             return Err(ConvError::shape(name, &[batch], &dims, message));
         }
     }
-    same_device(UPDATE, devices.iter().map(|(name, device)| (*name, device)))?;
+    same_device(UPDATE, &devices)?;
     if let [lengths, slots] = dtypes[..]
         && lengths != slots
     {
@@ -81,7 +81,7 @@ fn update<const D: usize>(
 ) -> Result<UpdateProblem, ConvError> {
     let mut devices = vec![("x", x.device()), ("the state", state.device()), ("the weight", weight.device())];
     devices.extend(bias.map(|bias| ("the bias", bias.device())));
-    same_device(UPDATE, devices.iter().map(|(name, device)| (*name, device)))?;
+    same_device(UPDATE, &devices)?;
     let dtype = float_type(UPDATE, "x", x.dtype())?;
     let state_dtype = float_type(UPDATE, "the state", state.dtype())?;
     let bias_dtype = bias.map(|bias| ("the bias", bias.dtype()));
@@ -107,7 +107,7 @@ pub(super) fn last_states(
 ) -> Result<(), ConvError> {
     const OP: &str = "causal_conv1d_last_states";
     let devices = [("x", x.device()), ("cu_seqlens", cu_seqlens.device())];
-    same_device(OP, devices.iter().map(|(name, device)| (*name, device)))?;
+    same_device(OP, &devices)?;
     let dtype = float_type(OP, "x", x.dtype())?;
     bounds(OP, cu_seqlens)?;
     one_row(OP, x)?;

@@ -28,7 +28,7 @@ pub(super) fn check(
     let initial = options.initial_state.as_ref();
     let mut devices = vec![("x", x.device()), ("cu_seqlens", cu_seqlens.device())];
     devices.extend(initial.map(|initial| ("the initial states", initial.device())));
-    same_device(OP, devices.iter().map(|(name, device)| (*name, device)))?;
+    same_device(OP, &devices)?;
     let whole = CausalConv1dOptions { initial_state: None, ..options.clone() };
     let problem = causal_conv1d::check::check(x, weight, bias, &whole)?;
     let Some(initial) = initial else { return Ok(()) };

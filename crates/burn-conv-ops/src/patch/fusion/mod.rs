@@ -12,8 +12,6 @@ mod segment;
 mod watch;
 
 use super::{BurnSeconds, PatchError, PatchOptions, Report};
-use burn::backend::DispatchDevice;
-use burn::tensor::Device;
 use burn_cubecl::fusion::{RegistryError, register};
 use conv_kernels::conv3d::Algorithm;
 use op::Kind;
@@ -69,7 +67,9 @@ static REGISTERED: Mutex<bool> = Mutex::new(false);
 
 pub(super) fn patch(options: PatchOptions) -> Result<(), PatchError> {
     let device = options.device.clone().unwrap_or_default();
-    check_device(device)?;
+    if crate::check::cube(&device).is_none() {
+        return Err(PatchError::NotCube(format!("{:?}", device.without_autodiff())));
+    }
     let kinds = Kinds::of(&options);
     let mut registered = REGISTERED.lock().unwrap_or_else(PoisonError::into_inner);
     let claimed = Kinds(CLAIMED.load(Relaxed));
@@ -114,14 +114,4 @@ fn set(settings: Settings) {
 
 fn settings() -> Settings {
     *SETTINGS.read().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn check_device(device: Device) -> Result<(), PatchError> {
-    #[cfg(feature = "autodiff")]
-    let device = device.without_autodiff();
-    match device.as_dispatch() {
-        DispatchDevice::Cube(_) => Ok(()),
-        #[allow(unreachable_patterns, reason = "with one backend there is no other device")]
-        _ => Err(PatchError::NotCube(format!("{device:?}"))),
-    }
 }
