@@ -11,6 +11,7 @@ use super::{
 use crate::causal_conv1d::cube as causal_conv1d;
 use crate::causal_conv1d::decoding::cube as decoding;
 use crate::conv3d::cube as conv3d;
+use crate::or_panic;
 use crate::rope::cube as rope;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::tensor::{DType, Shape};
@@ -308,11 +309,6 @@ mod composed {
     pub(super) fn join<B: Backend>(cache: FloatTensor<B>, x: FloatTensor<B>) -> FloatTensor<B> {
         B::float_cat(vec![cache, x], 2)
     }
-}
-
-/// The one place where an error of the kernels becomes a panic.
-fn or_panic<T>(result: Result<T, ConvError>) -> T {
-    result.unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// A result and the value before its activation, which was asked for.

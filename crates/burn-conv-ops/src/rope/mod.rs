@@ -98,7 +98,6 @@ pub fn try_rope_qk(
     let q_problem = check::check(&q, &q_positions, &options)?;
     let k_problem = check::check(&k, &k_positions, &options)?;
     if !check::one_launch([&q, &k], [&q_positions, &k_positions]) {
-        // Not one launch.
         return Ok((try_rope(q, q_positions, options)?, try_rope(k, k_positions, options)?));
     }
     let (q, k) = (q.into_dispatch(), k.into_dispatch());
