@@ -37,6 +37,10 @@ pub struct RopeConfig {
 
 config!(RopeConfig);
 setters!(RopeConfig {
+    /// Sets which frequencies belong to which axis.
+    with_axes(axes: RopeAxes);
+    /// Sets which elements of a head are a pair.
+    with_pairs(pairs: RopePairs);
     /// Sets the base: one number, or one for each axis.
     with_base(base => RopeBase);
     /// Sets the factor of every angle.
@@ -48,7 +52,7 @@ setters!(RopeConfig {
     /// Sets how many tokens at the beginning stay as they are.
     with_prefix(prefix: usize);
     /// Sets how many elements of a head are rotated; `None` for those that the axes name, or all.
-    with_rotated(rotated: impl Into<Option<usize>>);
+    with_rotated(rotated => Option<usize>);
 });
 
 impl From<RopeOptions> for RopeConfig {

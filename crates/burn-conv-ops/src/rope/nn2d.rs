@@ -44,7 +44,7 @@ setters!(Rope2dConfig {
     /// Sets how many tokens at the beginning stay as they are.
     with_prefix(prefix: usize);
     /// Sets how many elements of a head are rotated; `None` for all.
-    with_rotated(rotated: impl Into<Option<usize>>);
+    with_rotated(rotated => Option<usize>);
 });
 
 impl Rope2dConfig {

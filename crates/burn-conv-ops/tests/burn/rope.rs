@@ -131,6 +131,10 @@ fn configurations_are_read_back_and_name_their_model() {
     let read = RopeConfig::load_binary(config.to_string().as_bytes()).expect("its own text");
     assert_eq!(read.init().options, config.init().options);
     assert_eq!(RopeConfig::new(RopeOptions::llama()).init().options, RopeConfig::llama().init().options);
+    let (axes, pairs) = (RopeAxes::Even(3), RopePairs::Neighbours);
+    let config = RopeConfig::llama().with_axes(axes).with_pairs(pairs).with_rotated(12);
+    let options = RopeOptions::llama().with_axes(axes).with_pairs(pairs).with_rotated(12);
+    assert_eq!(config.init().options, options);
     assert_eq!(RopeOptions::wan(128).axes, RopeAxes::Dims([44, 42, 42]));
     assert_eq!(RopeOptions::wan(64).axes, RopeAxes::Dims([24, 20, 20]));
     assert_eq!(RopeOptions::cog_video_x(64).axes, RopeAxes::Dims([16, 24, 24]));
