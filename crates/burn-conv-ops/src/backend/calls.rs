@@ -73,7 +73,7 @@ impl<B: Backend> From<Option<IntTensor<B>>> for OptionalIntTensor<B> {
     }
 }
 
-/// Where the tokens of a rotation stand.
+/// The positions of the tokens of a rotation.
 #[derive(ExtensionType)]
 #[extension_type(fusion: cfg(feature = "fusion"))]
 #[non_exhaustive]

@@ -70,7 +70,7 @@ impl FilterCache {
     }
 }
 
-/// Whether two parameters share their value. Both are alive, so two values cannot lie in one place.
+/// Whether two parameters share their value. Both are alive, so two values have two addresses.
 fn same_value(one: &Param<Tensor<5>>, other: &Param<Tensor<5>>) -> bool {
     std::ptr::eq::<Tensor<5>>(&**one, &**other)
 }

@@ -151,7 +151,7 @@ macro_rules! conv_transpose {
             /// [`forward`](Self::forward) with errors as values.
             ///
             /// # Errors
-            /// As the function of the op.
+            #[doc = concat!("As [`", stringify!($function), "`](crate::", stringify!($function), ").")]
             pub fn try_forward(&self, x: Tensor<$rank>) -> Result<Tensor<$rank>, ConvError> {
                 let bias = self.bias.as_ref().map(|bias| bias.val());
                 $function(x, self.weight.val(), bias, self.options())

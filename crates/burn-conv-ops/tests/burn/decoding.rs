@@ -105,7 +105,7 @@ fn rings_and_slots_match_the_reference() {
 }
 
 /// The gradients of several steps from a state of W-1 are those of the forward pass with that initial state,
-/// also when the state lies in a slot; other slots get the gradient of the new state.
+/// also when the state is in a slot; other slots get the gradient of the new state.
 #[test]
 fn several_decoding_steps_have_gradients() {
     let ([b, c, t], w) = ([2, 5, 6], 3);
@@ -152,7 +152,7 @@ fn several_decoding_steps_have_gradients() {
 }
 
 /// Sequences in one row give what each gives alone, and so do their last states; a sequence without steps has
-/// zeros. What stands before the first bound and from the last on is padding.
+/// zeros. Steps before the first bound and from the last on are padding.
 #[test]
 fn packed_sequences_give_what_each_gives_alone() {
     let (c, t, w) = (3, 20, 4);

@@ -1,4 +1,4 @@
-//! NaN and infinities through Burn: the CPU backend and the GPU device keep the contracts that stand at
+//! NaN and infinities through Burn: the CPU backend and the GPU device keep the contracts of
 //! [`burn_conv_ops::conv3d`] and [`burn_conv_ops::causal_conv1d`].
 
 use crate::conv3d::{options, problem};

@@ -115,8 +115,8 @@ pub fn try_causal_conv1d_update_steps(
 
 /// The last `length` steps of sequences that are packed into one row, as `[N, C, length]`: the states to go
 /// on decoding with. x is `[1, C, T]` or `[1, T, C]` as `layout` says, sequence i has the steps from
-/// `cu_seqlens[i]` to `cu_seqlens[i + 1]` (`[N + 1]`, ascending, at most T). Zeros stand before a sequence
-/// that is shorter.
+/// `cu_seqlens[i]` to `cu_seqlens[i + 1]` (`[N + 1]`, ascending, at most T). A shorter sequence has
+/// zeros before it.
 ///
 /// # Panics
 /// Where [`try_causal_conv1d_last_states`] returns an error.

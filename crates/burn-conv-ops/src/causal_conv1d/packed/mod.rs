@@ -122,7 +122,7 @@ pub fn try_causal_conv1d_packed(
     Ok((y.narrow(axis, before, steps).cast(dtype), last))
 }
 
-/// How the columns of `[states | x]` stand in the row that has each state before its sequence.
+/// Where the columns of `[states | x]` are in the row that has each state before its sequence.
 struct Order {
     /// Where the sequences of the longer row begin, and where the last ends, `[N + 1]`.
     bounds: Tensor<1, Int>,
