@@ -2,7 +2,7 @@
 //! then, forced plans and streams never are. Launches are counted in the whole process, so this runs alone:
 //! `cargo test --workspace --features burn-conv-ops/autotune --test burn autotune`.
 
-use crate::support::{check, gpu, normal, values};
+use crate::support::{absolute, check, gpu, normal, values};
 use burn::tensor::{Device, Tensor};
 use burn_conv_ops::{Algorithm, CausalConv3dOptions, Conv3dOptions, causal_conv3d, conv3d};
 use conv_kernels::FloatType;
@@ -48,7 +48,6 @@ fn auto_is_timed_once_and_forced_plans_never() {
     let problem = Conv3dProblem::new(X, WEIGHT, None, window, FloatType::F32).expect("a layer");
     let cpu = Device::flex();
     let [x, w] = [values(normal(1, X, &cpu)), values(normal(2, WEIGHT, &cpu))];
-    let absolute = |values: &[f64]| -> Vec<f64> { values.iter().map(|value| value.abs()).collect() };
     let y = reference::forward(&problem, &x, &w, None);
     // Winograd may have been the fastest: the magnitudes of its transforms.
     let tile = WinogradTile::F4x4;

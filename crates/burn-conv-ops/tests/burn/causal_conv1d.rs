@@ -2,7 +2,7 @@
 //! gradient of every input through both outputs. Decoding steps against their reference, and against the
 //! whole-sequence op.
 
-use crate::support::{bits, check, devices, int_upload, normal, values};
+use crate::support::{absolute, bits, check, devices, int_upload, normal, values};
 use burn::tensor::{Device, Tensor};
 use burn_conv_ops::{
     Activation, CausalConv1dOptions, CausalConv1dUpdateOptions, Conv1dLayout, causal_conv1d,
@@ -174,7 +174,6 @@ fn assert_update_conforms(case: &UpdateCase, on: &str, device: &Device) {
     let (weight64, bias64) =
         (values(normal(1, [case.c, case.w], &cpu)), case.bias.then(|| values(normal(2, [case.c], &cpu))));
     let mut state64 = values(normal(3, state_shape, &cpu));
-    let absolute = |values: &[f64]| -> Vec<f64> { values.iter().map(|value| value.abs()).collect() };
     for step in 0..case.steps {
         let x = normal(10 + step as u64, x_shape, device);
         let x64 = values(normal(10 + step as u64, x_shape, &cpu));

@@ -1,7 +1,7 @@
 //! Every conv3d case of the conformance table, forward and backward, against the f64 reference. This holds
 //! the portable bodies to the same standard as the kernels, and Fusion's output shapes to the real ones.
 
-use crate::support::{check, devices, normal, values};
+use crate::support::{absolute, check, devices, normal, values};
 use burn::tensor::{Device, Tensor};
 use burn_conv_ops::{Activation, Conv3dOptions, PaddingMode, conv3d};
 use conv_cases::conv3d::{self as cases, Conv3dCase};
@@ -80,7 +80,6 @@ pub(crate) fn assert_conforms(case: &Conv3dCase, on: &str, results: Results) {
         values(normal(4, case.output_shape(), &cpu)),
     ];
     let b = case.bias.then(|| values(normal(3, [case.o], &cpu)));
-    let absolute = |values: &[f64]| -> Vec<f64> { values.iter().map(|value| value.abs()).collect() };
     let activation = problem.window.activation;
     let [forward, input, windows] = reference::longest_sums(&problem);
     // exp and a division, each a few units in the last place.

@@ -1,7 +1,7 @@
 //! Activations of tracked convolutions: y has the bits of the untracked call, and gradients follow the f64
 //! derivative of what was not rounded.
 
-use crate::support::{bits, devices, gpu, normal, upload, values};
+use crate::support::{absolute, bits, devices, gpu, normal, upload, values};
 use burn::tensor::{DType, Device, Tensor};
 use burn_conv_ops::{
     Activation, Algorithm, CausalConv1dOptions, Conv3dOptions, PaddingMode, WinogradTile, causal_conv1d,
@@ -147,7 +147,6 @@ fn gradients_of_halves_follow_the_derivative() {
             let pre = reference::pre_activation(&problem, &x64, &w64, Some(&b64));
             let slope = |v: &f64| reference::activation_derivative(Activation::Silu, *v);
             let dpre: Vec<f64> = pre.iter().zip(&dy64).map(|(v, dy)| slope(v) * dy).collect();
-            let absolute = |values: &[f64]| -> Vec<f64> { values.iter().map(|value| value.abs()).collect() };
             // What the rounding of dpre leaves, and of fp32: the slope's error and the sum's.
             let left: Vec<f64> = dpre
                 .iter()

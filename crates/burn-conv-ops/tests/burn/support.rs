@@ -68,6 +68,11 @@ pub(crate) fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
     data.try_to_vec::<f64>().expect("f64 after conversion")
 }
 
+/// The values' magnitudes.
+pub(crate) fn absolute(values: &[f64]) -> Vec<f64> {
+    values.iter().map(|value| value.abs()).collect()
+}
+
 /// The elements' bits in row-major order, for bitwise comparison. Halves are exact in f32.
 pub(crate) fn bits<const D: usize>(tensor: Tensor<D>) -> Vec<u32> {
     let data = tensor.into_data().convert::<f32>();

@@ -1,7 +1,7 @@
 //! Transposed convolutions with bias and activation: against their definition in f64, one rounding in half
 //! types, gradients of what was not rounded, and elements that no window reaches.
 
-use crate::support::{bits, check, devices, normal, upload, values};
+use crate::support::{absolute, bits, check, devices, normal, upload, values};
 use burn::tensor::{DType, Device, Tensor};
 use burn_conv_ops::{
     Activation, ConvTranspose2dOptions, ConvTranspose3dOptions, conv_transpose2d, conv_transpose3d, nn,
@@ -125,7 +125,6 @@ fn results_and_gradients_follow_the_definition() {
 
             let [x64, w64, dy64] = [&x, &w, &dy].map(|tensor| values(tensor.clone().inner()));
             let b64 = values(b.clone().inner());
-            let absolute = |values: &[f64]| -> Vec<f64> { values.iter().map(|value| value.abs()).collect() };
             let pre = layer.pre(&x64, &w64, &b64);
             let sums = layer.pre(&absolute(&x64), &absolute(&w64), &absolute(&b64));
             let apply = |value: &f64| reference::activate(activation, *value);
