@@ -129,7 +129,7 @@ impl Sums {
 
 /// Not `max`, which would pass over NaN.
 fn larger(most: f64, each: f64) -> f64 {
-    if each <= most { most } else { each }
+    if each > most || each.is_nan() { each } else { most }
 }
 
 #[cfg(test)]
@@ -161,6 +161,9 @@ mod tests {
         let far = step([&[1.0], &[0.6, -0.6], &[2.0, 2.0]]);
         assert!(!Distance::between(&far, &want).within(&limit));
         let nan = step([&[1.0], &[f32::NAN, -1.0], &[2.0, 2.0]]);
-        assert!(!Distance::between(&nan, &want).within(&limit));
+        let distance = Distance::between(&nan, &want);
+        assert!(!distance.within(&limit));
+        // Whatever follows it.
+        assert!(distance.all.max.is_nan() && distance.weight.is_nan());
     }
 }
