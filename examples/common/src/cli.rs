@@ -56,6 +56,13 @@ pub fn minutes(time: Duration) -> String {
     if seconds < 60 { format!("{seconds} s") } else { format!("{} min {} s", seconds / 60, seconds % 60) }
 }
 
+/// What training took: `After 8 epochs in 2 min 1 s on the CPU (Flex, 2 threads); 197997 parameters.`
+#[must_use]
+pub fn trained(epochs: usize, time: Duration, device: &str, parameters: usize) -> String {
+    let (s, time) = (plural(epochs), minutes(time));
+    format!("After {epochs} epoch{s} in {time} on {device}; {parameters} parameters.")
+}
+
 /// `s` unless there is one of it.
 #[must_use]
 pub fn plural(count: usize) -> &'static str {
@@ -70,6 +77,12 @@ mod tests {
     fn time_is_told_in_minutes() {
         assert_eq!(minutes(Duration::from_secs(59)), "59 s");
         assert_eq!(minutes(Duration::from_secs(221)), "3 min 41 s");
+    }
+
+    #[test]
+    fn training_is_told_in_a_sentence() {
+        let told = trained(1, Duration::from_secs(2), "the CPU", 7);
+        assert_eq!(told, "After 1 epoch in 2 s on the CPU; 7 parameters.");
     }
 
     #[test]

@@ -9,6 +9,8 @@ use burn::tensor::{Device, DeviceKind};
 use clap::ValueEnum;
 use cubecl::wgpu::{AutoGraphicsApi, wgpu};
 
+use crate::cli::plural;
+
 /// `--device`
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum DeviceChoice {
@@ -96,7 +98,7 @@ fn alike(choice: DeviceChoice, first: Picked) -> Vec<Picked> {
 
 fn cpu() -> Picked {
     let threads = rayon::current_num_threads();
-    let name = format!("the CPU (Flex, {threads} thread{})", if threads == 1 { "" } else { "s" });
+    let name = format!("the CPU (Flex, {threads} thread{})", plural(threads));
     Picked { device: Device::flex(), name }
 }
 

@@ -12,9 +12,9 @@ use anyhow::Result;
 use burn::data::dataloader::{DataLoader, DataLoaderIterator, Progress};
 use burn::data::dataset::DatasetError;
 use burn::tensor::Device;
-use rand::SeedableRng;
 use rand::seq::SliceRandom;
-use rand_chacha::ChaCha8Rng;
+
+use crate::random::stream;
 
 /// Makes the batch of these items in this epoch on a device.
 type MakeBatch<B> = dyn Fn(usize, &[usize], &Device) -> Result<B> + Send + Sync;
@@ -99,9 +99,7 @@ impl<B> EpochLoader<B> {
     fn order(&self, epoch: usize) -> Vec<usize> {
         let mut order: Vec<usize> = (0..self.items).collect();
         if let Some(seed) = self.shuffle {
-            let mut rng = ChaCha8Rng::seed_from_u64(seed);
-            rng.set_stream(epoch as u64);
-            order.shuffle(&mut rng);
+            order.shuffle(&mut stream(seed, epoch));
         }
         order.truncate(self.served);
         let share = self.served / self.parts;

@@ -49,6 +49,16 @@ pub fn renderer(
     }
 }
 
+/// A bar over `total` items of a task, such as reading files; a total of 0 is to be set later.
+#[must_use]
+pub fn bar(task: &'static str, total: usize) -> ProgressBar {
+    let bar = ProgressBar::new(total as u64).with_prefix(task);
+    match ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len}") {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
 struct PlainRenderer {
     wording: Wording,
     names: HashMap<MetricId, String>,

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use burn::module::Module;
 use serde::Serialize;
 
 /// Prepares `dir` for a new run: removes what an earlier run wrote there (`written`, and nothing else) and
@@ -32,6 +33,15 @@ pub fn start(dir: &Path, settings: &impl Serialize, written: &[&str], overwrite:
     std::fs::create_dir_all(dir)
         .and_then(|()| std::fs::write(&path, serde_json::to_string_pretty(settings)? + "\n"))
         .with_context(|| format!("{} cannot be written", path.display()))
+}
+
+/// Writes the weights to `model.bpk` in `dir`.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn save_weights(dir: &Path, model: impl Module) -> Result<()> {
+    let path = dir.join("model.bpk");
+    model.into_record().save(&path).with_context(|| format!("{} cannot be written", path.display()))
 }
 
 /// File that marks a generated folder as written whole.

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use burn::data::dataloader::DataLoader;
 use burn::module::Module;
 use clap::Parser;
-use example_common::cli::{RunOptions, count, exit, minutes, plural, rate};
+use example_common::cli::{RunOptions, count, exit, rate, trained};
 use example_common::device;
 use example_common::plot::SeriesLabelPosition::LowerLeft;
 use example_common::plot::{Curve, Panel, draw, from_zero, read_metric};
@@ -138,19 +138,8 @@ fn run(cli: &Cli) -> Result<()> {
     println!("  {:.4}  the network, shown the second view of another scene", errors.wrong_view);
     println!("  {:.4}  the second view, copied", errors.copied);
     println!("  {:.4}  the mean colour of the visible patches", errors.mean_colour);
-    println!(
-        "After {} epoch{} in {} on {}; {} parameters.",
-        settings.epochs,
-        plural(settings.epochs),
-        minutes(started.elapsed()),
-        picked.name,
-        network.num_params()
-    );
-    let weights = cli.artifacts.join("model.bpk");
-    network
-        .into_record()
-        .save(&weights)
-        .with_context(|| format!("{} cannot be written", weights.display()))?;
+    println!("{}", trained(settings.epochs, started.elapsed(), &picked.name, network.num_params()));
+    run_folder::save_weights(&cli.artifacts, network)?;
     println!(
         "In {}: sheet.png (before and after), plot.svg (loss), model.bpk (weights), run.json.",
         cli.artifacts.display()

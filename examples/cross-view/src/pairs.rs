@@ -12,11 +12,12 @@ use std::sync::Arc;
 use anyhow::{Result, ensure};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use burn_conv_ops::nn::Rope2d;
+use example_common::cli::plural;
 use example_common::images;
 use example_common::loader::EpochLoader;
+use example_common::random::stream;
+use rand::Rng;
 use rand::seq::SliceRandom;
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 
 /// Height and width of a patch in pixels.
 pub(crate) const PATCH: usize = 4;
@@ -46,7 +47,7 @@ pub(crate) fn read(root: &Path, size: usize) -> Result<Pairs> {
         "{} holds {} pair folder{}, at least 2 are needed (DIR/<pair>/*.png, two pictures each)",
         root.display(),
         folders.len(),
-        if folders.len() == 1 { "" } else { "s" }
+        plural(folders.len())
     );
     let pairs: Vec<Result<[Picture; 2]>> = folders.par_iter().map(|folder| read_pair(folder, size)).collect();
     let (mut train, mut test) = (Vec::new(), Vec::new());
@@ -151,12 +152,6 @@ pub(crate) fn test_batches(
         });
         Ok(batch(samples, patches, device))
     })
-}
-
-fn stream(seed: u64, number: usize) -> ChaCha8Rng {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    rng.set_stream(number as u64);
-    rng
 }
 
 /// A random order of the patches: the visible ones first.

@@ -9,11 +9,11 @@ use std::f32::consts::TAU;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use example_common::random::stream;
 use example_common::run_folder;
 use image::{Rgb, RgbImage};
 use indicatif::ProgressBar;
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+use rand::Rng;
 
 /// Number of scenes.
 pub(crate) const SCENES: usize = 1000;
@@ -178,8 +178,7 @@ fn photograph(cards: &[Card], (origin, frame): (Vector, Frame)) -> RgbImage {
 /// The two views of one scene.
 fn views(number: usize) -> [RgbImage; 2] {
     // One stream per scene: the result does not depend on the order in which threads work.
-    let mut rng = ChaCha8Rng::seed_from_u64(SEED);
-    rng.set_stream(number as u64);
+    let mut rng = stream(SEED, number);
     let scene = random_scene(&mut rng);
     [0; 2].map(|_| photograph(&scene, random_camera(&mut rng)))
 }

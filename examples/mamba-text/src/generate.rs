@@ -2,9 +2,9 @@
 
 use anyhow::{Context, Result};
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use example_common::random::stream;
+use rand::Rng;
 use rand::distr::weighted::WeightedIndex;
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 
 use crate::model::MambaText;
 
@@ -28,7 +28,7 @@ pub(crate) fn generate(
     let read = Tensor::<2, Int>::from_data(TensorData::new(prompt.to_vec(), [1, prompt.len()]), device);
     let (logits, mut state) = network.forward(read, network.empty_state(1));
     let mut logits = logits.narrow(1, prompt.len() - 1, 1).squeeze_dim::<2>(1);
-    let mut rng = ChaCha8Rng::seed_from_u64(sampling.seed);
+    let mut rng = stream(sampling.seed, 0);
     let mut written = Vec::with_capacity(sampling.characters);
     loop {
         let scores = logits.try_into_vec_as::<f32>().context("logits")?;
@@ -55,7 +55,7 @@ mod tests {
 
     #[test]
     fn draws_follow_the_softmax() {
-        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let mut rng = stream(1, 0);
         let mut share = |temperature| {
             let draws =
                 (0..20_000).map(|_| draw(&[1.0, 2.0, f32::NEG_INFINITY], temperature, &mut rng).unwrap());

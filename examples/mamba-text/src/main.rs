@@ -14,7 +14,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use burn::module::Module;
 use clap::Parser;
-use example_common::cli::{RunOptions, count, exit, minutes, plural, rate};
+use example_common::cli::{RunOptions, count, exit, rate, trained};
 use example_common::device;
 use example_common::plot::SeriesLabelPosition::LowerLeft;
 use example_common::plot::{Curve, Panel, draw, from_zero, read_metric};
@@ -121,14 +121,7 @@ fn run(cli: &Cli) -> Result<()> {
     println!("\nLoss on the held-out text, nats per character:");
     println!("  {test_loss:.3}  the network ({train_loss:.3} in training, with dropout)");
     println!("  {frequency_loss:.3}  the frequencies of the characters alone");
-    println!(
-        "After {} epoch{} in {} on {}; {} parameters.",
-        settings.epochs,
-        plural(settings.epochs),
-        minutes(started.elapsed()),
-        picked.name,
-        network.num_params()
-    );
+    println!("{}", trained(settings.epochs, started.elapsed(), &picked.name, network.num_params()));
 
     let sampling = Sampling { characters: cli.characters, temperature: cli.temperature, seed: settings.seed };
     let decoding = Instant::now();
@@ -138,11 +131,7 @@ fn run(cli: &Cli) -> Result<()> {
         (text::decode(&text.vocabulary, &prompt), text::decode(&text.vocabulary, &written));
     println!("\nPrompt:\n{prompt}\n\nGenerated, {rate:.0} characters per second:\n{written}\n");
     write(&cli.artifacts.join("sample.txt"), &(prompt + &written + "\n"))?;
-    let weights = cli.artifacts.join("model.bpk");
-    network
-        .into_record()
-        .save(&weights)
-        .with_context(|| format!("{} cannot be written", weights.display()))?;
+    run_folder::save_weights(&cli.artifacts, network)?;
     println!(
         "In {}: sample.txt (prompt and generated text), plot.svg (loss), model.bpk (weights), run.json.",
         cli.artifacts.display()

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use example_common::loader::EpochLoader;
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+use example_common::random::stream;
+use rand::Rng;
 
 /// The documentation of this workspace, what is learned where no text is given.
 const DOCUMENTATION: [&str; 3] = [
@@ -123,9 +123,7 @@ pub(crate) fn training_windows(
     EpochLoader::new(windows, "windows", batch_size, move |epoch, items, device| {
         let start = |item: &usize| {
             // One stream per window: the draw depends on the seed, the epoch and the item alone.
-            let mut rng = ChaCha8Rng::seed_from_u64(seed);
-            rng.set_stream((epoch * windows + item) as u64);
-            rng.random_range(0..text.held_out - length)
+            stream(seed, epoch * windows + item).random_range(0..text.held_out - length)
         };
         let starts: Vec<usize> = items.iter().map(start).collect();
         Ok(text.batch(&starts, length, device))

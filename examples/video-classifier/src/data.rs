@@ -16,6 +16,7 @@ use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use example_common::cli::plural;
 use example_common::images::{entries, file_name, frame_files, has_extension, read_png, squared};
 use image::codecs::gif::GifDecoder;
 use image::{AnimationDecoder, DynamicImage, RgbImage};
@@ -116,7 +117,7 @@ fn list_classes(root: &Path, ignored: &mut Vec<PathBuf>) -> Result<(Vec<String>,
          DIR/<class>/<clip>.gif)",
         root.display(),
         classes.len(),
-        if classes.len() == 1 { "" } else { "s" }
+        plural(classes.len())
     );
     Ok((classes, clips))
 }

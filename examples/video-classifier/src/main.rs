@@ -17,8 +17,7 @@ use anyhow::{Context, Result, bail};
 use burn::module::Module;
 use clap::Parser;
 use example_common::cli::{RunOptions, count, exit, minutes, plural, rate};
-use example_common::device;
-use indicatif::{ProgressBar, ProgressStyle};
+use example_common::{device, progress, run_folder};
 
 use artifacts::{Artifacts, Run, Settings};
 use data::{Clip, ClipShape};
@@ -201,7 +200,7 @@ fn train_on(cli: &Cli, data: &Path) -> Result<()> {
     }
     let confusion = train::test(&job, &model)?;
     let parameters = model.num_params();
-    train::save_weights(&job, model)?;
+    run_folder::save_weights(artifacts.dir(), model)?;
     report(classes, &confusion);
     println!(
         "\nTest accuracy {:.1} % ({} of {} held-out clips) after {} epoch{} in {} on {}; {} parameters.",
@@ -239,10 +238,7 @@ fn check_parts(settings: &Settings, clips: usize) -> Result<()> {
 /// Decodes the clips with a progress bar.
 fn load(train: Vec<Clip>, test: Vec<Clip>, settings: &Settings) -> Result<(Arc<Clips>, Arc<Clips>)> {
     let shape = ClipShape { frames: settings.frames, size: settings.size };
-    let bar = ProgressBar::new((train.len() + test.len()) as u64).with_prefix("reading clips");
-    if let Ok(style) = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len}") {
-        bar.set_style(style);
-    }
+    let bar = progress::bar("reading clips", train.len() + test.len());
     let clips = |list| Clips::load(list, shape, || bar.inc(1)).map(Arc::new);
     let loaded = clips(train).and_then(|train| Ok((train, clips(test)?)));
     bar.finish_and_clear();

@@ -6,11 +6,10 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use example_common::random::stream;
 use example_common::run_folder;
 use example_common::shapes::{MOTIONS, SIZE, render_clip};
 use indicatif::ProgressBar;
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
 
 /// Frames per clip.
 pub(crate) const FRAMES: usize = 8;
@@ -61,8 +60,7 @@ fn write_clips(root: &Path) -> Result<()> {
         let folder = root.join(split).join(class).join(format!("{clip:03}"));
         std::fs::create_dir_all(&folder).with_context(|| format!("{} cannot be made", folder.display()))?;
         // One stream per clip: the result does not depend on the order in which threads work.
-        let mut rng = ChaCha8Rng::seed_from_u64(SEED);
-        rng.set_stream(number as u64);
+        let mut rng = stream(SEED, number);
         for (frame, image) in render_clip(motion, FRAMES, &mut rng).iter().enumerate() {
             let file = folder.join(format!("{frame:02}.png"));
             image.save(&file).with_context(|| format!("{} cannot be written", file.display()))?;

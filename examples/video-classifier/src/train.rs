@@ -5,7 +5,6 @@ use std::sync::Arc;
 use anyhow::{Context, Result, anyhow, bail};
 use burn::data::dataloader::DataLoader;
 use burn::lr_scheduler::cosine::CosineAnnealingLrSchedulerConfig;
-use burn::module::Module;
 use burn::optim::AdamWConfig;
 use burn::tensor::Device;
 use burn::train::checkpoint::KeepLastNCheckpoints;
@@ -157,12 +156,6 @@ pub(crate) fn test(job: &Job<'_>, model: &VideoNet) -> Result<Confusion> {
         }
     }
     Ok(Confusion { counts })
-}
-
-/// Writes the weights.
-pub(crate) fn save_weights(job: &Job<'_>, model: VideoNet) -> Result<()> {
-    let path = job.artifacts.path("model.bpk");
-    model.into_record().save(&path).with_context(|| format!("{} cannot be written", path.display()))
 }
 
 #[cfg(test)]

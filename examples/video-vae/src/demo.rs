@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use burn::module::Module;
 use burn::tensor::Device;
-use example_common::cli::{minutes, plural};
+use example_common::cli::trained;
 use example_common::device::Picked;
 use example_common::plot::SeriesLabelPosition::UpperRight;
 use example_common::plot::{Panel, draw, from_zero, read_metric};
@@ -52,13 +52,7 @@ pub(crate) fn run(
     println!("\nPSNR of a held-out clip of {} frames, one latent frame at a time:", after.frames.len());
     println!("  {:.2} dB  after training", after.psnr);
     println!("  {:.2} dB  before", before.psnr);
-    println!(
-        "After {} epoch{} in {} on {}; {parameters} parameters.",
-        settings.epochs,
-        plural(settings.epochs),
-        minutes(started.elapsed()),
-        picked.name,
-    );
+    println!("{}", trained(settings.epochs, started.elapsed(), &picked.name, parameters));
     println!(
         "In {}: before-after.gif (original, before, after), plot.svg (loss), the model as --model reads it.",
         artifacts.display()

@@ -9,11 +9,10 @@ use burn::train::metric::LossMetric;
 use burn::train::{InferenceStep, RegressionOutput, TrainOutput, TrainStep};
 use example_common::loader::EpochLoader;
 use example_common::progress::{Values, Wording, value};
+use example_common::random::stream;
 use example_common::shapes::{MOTIONS, render_clip};
 use example_common::train::{self, Plan};
 use image::RgbImage;
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
 use crate::clip::to_tensor;
@@ -55,9 +54,7 @@ pub(crate) fn config() -> WanConfig {
 
 /// A clip of moving shapes; each number is another one.
 pub(crate) fn shapes(number: usize, frames: usize) -> Vec<RgbImage> {
-    let mut rng = ChaCha8Rng::seed_from_u64(SEED);
-    rng.set_stream(number as u64);
-    render_clip(MOTIONS[number % MOTIONS.len()].1, frames, &mut rng)
+    render_clip(MOTIONS[number % MOTIONS.len()].1, frames, &mut stream(SEED, number))
 }
 
 /// Clips `[N, 3, T, H, W]`, from -1 to 1.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use example_common::loader::EpochLoader;
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+use example_common::random::stream;
+use rand::Rng;
 
 use crate::data::Case;
 
@@ -124,8 +124,7 @@ pub(crate) fn training_batches(
     EpochLoader::new(count, "volumes", batch_size, move |epoch, items, device| {
         let cubes = items.iter().map(|&item| {
             // One stream per volume and epoch: the draws depend on nothing else.
-            let mut rng = ChaCha8Rng::seed_from_u64(seed);
-            rng.set_stream((epoch * count + item) as u64);
+            let mut rng = stream(seed, epoch * count + item);
             (&cases[item], Cube::random(&cases[item], size, &mut rng))
         });
         Ok(batch(cubes, classes, size, device))
@@ -230,7 +229,7 @@ mod tests {
         }
         assert!((30..70).contains(&found), "{found} of 100");
         let nothing = Case { classes: vec![0; 27_000], ..cases[0].clone() };
-        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let mut rng = stream(1, 0);
         assert!(
             (0..9).all(|_| Cube::random(&nothing, 4, &mut rng).corner.iter().all(|&c| (0..=26).contains(&c)))
         );

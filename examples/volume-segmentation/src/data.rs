@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use example_common::cli::plural;
 use example_common::images::{entries, file_name, numbered_png_files, read_picture};
 use image::DynamicImage;
 
@@ -104,7 +105,7 @@ fn list(root: &Path, ignored: &mut Vec<PathBuf>) -> Result<Vec<(String, [PathBuf
         "{} holds {} labelled volume{}, at least 2 are needed",
         root.display(),
         pairs.len(),
-        if pairs.len() == 1 { "" } else { "s" }
+        plural(pairs.len())
     );
     Ok(pairs)
 }

@@ -13,16 +13,15 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use burn::module::Module;
 use burn::tensor::Device;
 use clap::Parser;
-use example_common::cli::{RunOptions, count, exit, minutes, plural, rate};
+use example_common::cli::{RunOptions, count, exit, plural, rate, trained};
 use example_common::device;
 use example_common::plot::SeriesLabelPosition::{LowerRight, UpperRight};
 use example_common::plot::{Panel, draw, from_zero, read_metric};
-use example_common::run_folder;
-use indicatif::{ProgressBar, ProgressStyle};
+use example_common::{progress, run_folder};
 
 use data::{Case, Cases};
 use model::{MULTIPLE, UNet};
@@ -139,18 +138,8 @@ fn run(cli: &Cli) -> Result<()> {
         .collect();
     sheet::write(&rows[..rows.len().min(SHOWN)], &cli.artifacts.join("sheet.png"))?;
     report(&rows, &labels);
-    println!(
-        "After {epochs} epoch{} in {} on {}; {} parameters.",
-        plural(epochs),
-        minutes(started.elapsed()),
-        picked.name,
-        network.num_params()
-    );
-    let weights = cli.artifacts.join("model.bpk");
-    network
-        .into_record()
-        .save(&weights)
-        .with_context(|| format!("{} cannot be written", weights.display()))?;
+    println!("{}", trained(epochs, started.elapsed(), &picked.name, network.num_params()));
+    run_folder::save_weights(&cli.artifacts, network)?;
     println!(
         "In {}: sheet.png (before and after), plot.svg (loss, Dice), model.bpk (weights), run.json.",
         cli.artifacts.display()
@@ -160,10 +149,7 @@ fn run(cli: &Cli) -> Result<()> {
 
 /// Reads the volumes with a progress bar.
 fn read(folder: &Path) -> Result<Cases> {
-    let bar = ProgressBar::new(0).with_prefix("reading volumes");
-    if let Ok(style) = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len}") {
-        bar.set_style(style);
-    }
+    let bar = progress::bar("reading volumes", 0);
     let cases = data::read(folder, |all| {
         bar.set_length(all);
         bar.inc(1);
@@ -180,10 +166,7 @@ fn predict_all(
     classes: usize,
     device: &Device,
 ) -> Result<Vec<Vec<u8>>> {
-    let bar = ProgressBar::new(cases.len() as u64).with_prefix("segmenting held-out volumes");
-    if let Ok(style) = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len}") {
-        bar.set_style(style);
-    }
+    let bar = progress::bar("segmenting held-out volumes", cases.len());
     let predict = |case| {
         let predicted = predict(network, case, size, classes, device);
         bar.inc(1);

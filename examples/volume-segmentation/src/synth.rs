@@ -7,10 +7,10 @@ use std::f32::consts::TAU;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use example_common::random::stream;
 use example_common::run_folder;
 use indicatif::ProgressBar;
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+use rand::Rng;
 
 use crate::nifti::{self, Voxels};
 
@@ -55,8 +55,7 @@ fn write_volumes(root: &Path) -> Result<()> {
     let bar = ProgressBar::new(VOLUMES as u64).with_message("writing volumes");
     (0..VOLUMES).into_par_iter().try_for_each(|number| {
         // One stream per volume: the result does not depend on the order in which threads work.
-        let mut rng = ChaCha8Rng::seed_from_u64(SEED);
-        rng.set_stream(number as u64);
+        let mut rng = stream(SEED, number);
         let (image, labels) = draw(&mut rng);
         let path = |folder: &str| root.join(folder).join(format!("{number:03}.nii.gz"));
         nifti::write(&path("images"), [SIZE; 3], Voxels::I16(&image))?;
@@ -187,9 +186,7 @@ mod tests {
         assert_eq!(cases.labels, [0, u32::from(BLOB), u32::from(TUBE)]);
         assert_eq!((cases.train.len(), cases.test.len()), (40, 10));
         // What is written is what is drawn.
-        let mut rng = ChaCha8Rng::seed_from_u64(SEED);
-        rng.set_stream(5);
-        let (image, labels) = draw(&mut rng);
+        let (image, labels) = draw(&mut stream(SEED, 5));
         let case = &cases.test[1];
         assert_eq!((case.name.as_str(), case.shape), ("005", [SIZE; 3]));
         assert_eq!(case.classes, labels);
@@ -212,7 +209,7 @@ mod tests {
     fn blobs_and_tubes_are_apart_and_equally_bright() {
         let mut means = Vec::new();
         for seed in 0..8 {
-            let (image, labels) = draw(&mut ChaCha8Rng::seed_from_u64(seed));
+            let (image, labels) = draw(&mut stream(seed, 0));
             let of = |class: u8| {
                 let values = image.iter().zip(&labels).filter(|(_, label)| **label == class);
                 let values: Vec<f32> = values.map(|(&value, _)| f32::from(value)).collect();
