@@ -2,24 +2,12 @@
 //! half types, and whole training steps. The gradients themselves are held to the f64 references in the
 //! conformance tests.
 
-use crate::support::{assert_close, bits, devices, int_upload, normal, values};
+use crate::support::{assert_close, bits, devices, int_upload, normal, tracking, values};
 use burn::tensor::{DType, Device, Tensor};
 use burn_conv_ops::{
     Activation, Algorithm, CausalConv1dOptions, Conv3dOptions, PaddingMode, Rope2dOptions, WinogradTile,
     causal_conv1d_update, causal_conv1d_with_state, conv3d, rope2d,
 };
-
-/// Both devices, each without and with gradient checkpointing.
-fn tracking() -> Vec<(String, Device)> {
-    devices()
-        .into_iter()
-        .flat_map(|(on, device)| {
-            let plain = device.autodiff();
-            let checkpointing = plain.clone().gradient_checkpointing();
-            [(on.to_string(), plain), (format!("{on}, checkpointing"), checkpointing)]
-        })
-        .collect()
-}
 
 fn require<const D: usize>(tensor: Tensor<D>, tracked: bool) -> Tensor<D> {
     if tracked { tensor.require_grad() } else { tensor }

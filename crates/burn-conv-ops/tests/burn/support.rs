@@ -35,6 +35,18 @@ pub(crate) fn devices() -> Vec<(&'static str, Device)> {
     devices
 }
 
+/// [`devices`] with gradients, each without and with checkpointing.
+pub(crate) fn tracking() -> Vec<(String, Device)> {
+    devices()
+        .into_iter()
+        .flat_map(|(on, device)| {
+            let plain = device.autodiff();
+            let checkpointing = plain.clone().gradient_checkpointing();
+            [(on.to_string(), plain), (format!("{on}, checkpointing"), checkpointing)]
+        })
+        .collect()
+}
+
 /// Loop iterations after which the device ends a thread's loops; none on Flex and where it does not.
 pub(crate) fn loop_iterations(device: &Device) -> Option<usize> {
     match device.as_dispatch() {
