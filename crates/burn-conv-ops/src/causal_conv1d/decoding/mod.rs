@@ -15,7 +15,7 @@ use burn::tensor::{Int, Tensor};
 
 /// One decoding step of a causal conv1d: y `[B, C]` and the new state from x `[B, C]`, the state `[B, C, S]`
 /// of the last S >= W-1 inputs (oldest first), weight `[C, W]` and bias `[C]`. The state is of x's dtype or
-/// fp32, and stays so.
+/// fp32, and stays so. Rings and slots of states, as the options say: [`causal_conv1d_update_steps`].
 ///
 /// # Panics
 /// Where [`try_causal_conv1d_update`] returns an error.
