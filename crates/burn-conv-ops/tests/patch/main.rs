@@ -31,6 +31,7 @@ fn main() {
     let trials = [
         ("a_conv3d_resnet_trains_alike", training::a_conv3d_resnet_trains_alike as fn()),
         ("a_residual_conv2d_unet_trains_alike", training::a_residual_conv2d_unet_trains_alike),
+        ("a_conv3d_unet_trains_alike", training::a_conv3d_unet_trains_alike),
         ("a_conv1d_network_trains_alike", training::a_conv1d_network_trains_alike),
         ("squeezenet_has_the_same_features", others::squeezenet_has_the_same_features),
         ("squeezenet_trains_alike", others::squeezenet_trains_alike),

@@ -3,10 +3,14 @@
 use burn::module::Module;
 use burn::nn::conv::{
     Conv1d, Conv1dConfig, Conv2d, Conv2dConfig, Conv3d, Conv3dConfig, ConvTranspose2d, ConvTranspose2dConfig,
+    ConvTranspose3d, ConvTranspose3dConfig,
 };
 use burn::nn::pool::{MaxPool2d, MaxPool2dConfig};
-use burn::nn::{BatchNorm, BatchNormConfig, PaddingConfig1d, PaddingConfig2d, PaddingConfig3d};
-use burn::tensor::activation::{relu, silu};
+use burn::nn::{
+    BatchNorm, BatchNormConfig, InstanceNorm, InstanceNormConfig, PaddingConfig1d, PaddingConfig2d,
+    PaddingConfig3d,
+};
+use burn::tensor::activation::{leaky_relu, relu, silu};
 use burn::tensor::{Device, Tensor};
 
 /// A network and the loss of one step.
@@ -114,6 +118,81 @@ impl Network for ResidualUNet2d {
         let bottom = relu(self.grouped.forward(x.clone()) + x);
         let merged = self.merge.forward(Tensor::cat(vec![skip, self.up.forward(bottom)], 1));
         merged.powi_scalar(2).mean()
+    }
+}
+
+/// Two convolutions with a normalization behind each; the first may stride.
+#[derive(Module, Debug)]
+pub(crate) struct Level {
+    first: Conv3d,
+    first_norm: InstanceNorm,
+    second: Conv3d,
+    second_norm: InstanceNorm,
+}
+
+impl Level {
+    fn new(input: usize, output: usize, stride: usize, device: &Device) -> Self {
+        let conv = |channels, stride| {
+            Conv3dConfig::new(channels, [3; 3])
+                .with_stride([stride; 3])
+                .with_padding(PaddingConfig3d::Explicit(1, 1, 1))
+                .with_bias(false)
+                .init(device)
+        };
+        let norm = || InstanceNormConfig::new(output).init(device);
+        Self {
+            first: conv([input, output], stride),
+            first_norm: norm(),
+            second: conv([output, output], 1),
+            second_norm: norm(),
+        }
+    }
+
+    fn forward(&self, x: Tensor<5>) -> Tensor<5> {
+        let x = leaky_relu(self.first_norm.forward(self.first.forward(x)), 0.01);
+        leaky_relu(self.second_norm.forward(self.second.forward(x)), 0.01)
+    }
+}
+
+/// Two levels down and up again with skip connections, volumes: as nnU-Net plans them. Each skip connection
+/// is read by operations far apart, in the gradients too.
+#[derive(Module, Debug)]
+pub(crate) struct UNet3d {
+    top: Level,
+    middle: Level,
+    bottom: Level,
+    up: ConvTranspose3d,
+    last_up: ConvTranspose3d,
+    merge: Level,
+    last_merge: Level,
+    classes: Conv3d,
+}
+
+impl UNet3d {
+    pub(crate) fn new(device: &Device) -> Self {
+        let level = |input, output, stride| Level::new(input, output, stride, device);
+        let up = |channels| ConvTranspose3dConfig::new(channels, [2; 3]).with_stride([2; 3]).init(device);
+        Self {
+            top: level(1, 4, 1),
+            middle: level(4, 4, 2),
+            bottom: level(4, 4, 2),
+            up: up([4, 4]),
+            last_up: up([4, 4]),
+            merge: level(8, 4, 1),
+            last_merge: level(8, 4, 1),
+            classes: Conv3dConfig::new([4, 3], [1; 3]).with_bias(false).init(device),
+        }
+    }
+}
+
+impl Network for UNet3d {
+    fn loss(&self, seed: u64, device: &Device) -> Tensor<1> {
+        let top = self.top.forward(crate::support::normal(seed, [1, 1, 8, 8, 8], device));
+        let middle = self.middle.forward(top.clone());
+        let bottom = self.bottom.forward(middle.clone());
+        let middle = self.merge.forward(Tensor::cat(vec![middle, self.up.forward(bottom)], 1));
+        let top = self.last_merge.forward(Tensor::cat(vec![top, self.last_up.forward(middle)], 1));
+        self.classes.forward(top).powi_scalar(2).mean()
     }
 }
 

@@ -1,7 +1,7 @@
 //! Steps of training, patched and unpatched: the same losses and gradients, and every convolution served.
 
 use crate::alike::{Comparison, train};
-use crate::models::{Network, ResNet3d, ResidualUNet2d, Sequence};
+use crate::models::{Network, ResNet3d, ResidualUNet2d, Sequence, UNet3d};
 use crate::support::{assert_all_served, assert_close, counted, cube, gpu, normal, owned, set_patched};
 use burn::module::Module;
 use burn::nn::conv::{Conv3dConfig, ConvTranspose1dConfig, ConvTranspose2dConfig, ConvTranspose3dConfig};
@@ -35,6 +35,12 @@ pub(crate) fn a_residual_conv2d_unet_trains_alike() {
     // Four convolutions, three input gradients, four weight gradients, two bias gradients. The transposed
     // convolution's input and weight gradients are recorded as convolutions, its bias' as a sum.
     trains_alike(ResidualUNet2d::new, 4 + 3 + 4 + 2);
+}
+
+pub(crate) fn a_conv3d_unet_trains_alike() {
+    // Eleven convolutions, ten input gradients, eleven weight gradients. Two transposed convolutions, whose
+    // input and weight gradients are recorded as convolutions.
+    trains_alike(UNet3d::new, 11 + 10 + 11 + 3 * 2);
 }
 
 pub(crate) fn a_conv1d_network_trains_alike() {

@@ -26,8 +26,17 @@ pub(super) fn is_claimed(operation: &OperationIr) -> bool {
     Call::of(operation).is_some_and(|call| Kinds(CLAIMED.load(Relaxed)).contains(call.kind))
 }
 
-/// Reads all operations of a block, and takes all once there is a convolution. Closed from the first, so that
-/// no block waits for it; Burn goes on telling a closed fuser of operations.
+/// Operations after which a block ends at its next convolution.
+const ENOUGH: usize = 128;
+/// Operations after which it ends at any.
+const MOST: usize = 1024;
+
+/// Reads all operations of a block, and takes all once there is a convolution.
+///
+/// Open from its first convolution until [`ENOUGH`] operations. Burn joins two blocks that an operation reads
+/// from while a fuser of theirs is open. It keeps apart blocks whose fusers have all closed, and where one of
+/// these then frees what another reads, it drops every fusion of both: most gradients of a U-Net, whose skip
+/// connections are such operations. A block without a convolution never waits for this fuser.
 ///
 /// A fuser that claimed single convolutions would miss some: Burn asks for fusions from the head of a block,
 /// and settles a head that nobody fuses together with the operation that closed the last fuser. One that left
@@ -57,7 +66,10 @@ impl OperationFuser<CubeOptimization> for Fuser {
     }
 
     fn status(&self) -> FuserStatus {
-        if self.ops.is_empty() { FuserStatus::Open } else { FuserStatus::Closed }
+        let Some(last) = self.ops.last() else { return FuserStatus::Open };
+        // Past `ENOUGH` operations closed behind a convolution only: behind others blocks would be left apart.
+        let enough = self.ops.len() >= ENOUGH && is_claimed(last) || self.ops.len() >= MOST;
+        if self.claims && !enough { FuserStatus::Open } else { FuserStatus::Closed }
     }
 
     /// Above any score of Burn's fusers (hundreds), whose work the segment contains.
