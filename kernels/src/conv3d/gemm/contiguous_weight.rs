@@ -134,20 +134,7 @@ pub(super) fn contiguous_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
         }
     }
     let none = ComptimeOption::<&Tensor<E>>::new_None();
-    epilogue(
-        &sums,
-        &mut scratch,
-        none,
-        none,
-        out,
-        &gather,
-        &shape,
-        &work,
-        Pass::WeightGradient,
-        false,
-        tile,
-        prefetch,
-    );
+    epilogue(&sums, &mut scratch, none, none, out, &gather, &shape, &work, Pass::WeightGradient, false, tile);
 }
 
 /// A thread's position in the cache.

@@ -16,7 +16,7 @@ use super::config::{MatrixTile, SUBGROUP};
 use super::index::GatherArgs;
 use super::stage::{GemmShape, WorkTile};
 use crate::conv3d::epilogue::{channel_bias, finished_with_channel, residual_row};
-use crate::conv3d::mma::{load_fragment, multiply_fragments, store_chosen_to_patch, store_to_patch};
+use crate::conv3d::mma::{load_fragment, multiply_fragments, store_chosen_to_patch};
 use crate::conv3d::pass::Pass;
 use cubecl::cmma::{self, MatrixIdent, MatrixLayout};
 use cubecl::prelude::*;
@@ -86,7 +86,8 @@ fn fragment<S: Float, V: Size>(
 
 /// The epilogue: adds bias, applies the activation, adds the residual, rounds and stores a subgroup's sums,
 /// except those past M and N. With `patches` the bias is that of the channel of several columns. A weight
-/// gradient is stored as `[n][m]`. Not unrolled, fragments are chosen at run time: 4 kB of text for 50.
+/// gradient is stored as `[n][m]`. Fragments are chosen at run time: 4 kB of text for 50, and on an H200 the
+/// kernels are faster (forward 0.97 of the time, dx 0.90, dw 0.99).
 #[cube]
 pub(super) fn epilogue<E: Float, O: Float>(
     sums: &Sequence<cmma::Matrix<f32>>,
@@ -100,7 +101,6 @@ pub(super) fn epilogue<E: Float, O: Float>(
     #[comptime] pass: Pass,
     #[comptime] patches: bool,
     #[comptime] tile: MatrixTile,
-    #[comptime] unroll: bool,
 ) {
     let thread = UNIT_POS as usize;
     let subgroup = (thread / SUBGROUP) as u32;
@@ -118,35 +118,17 @@ pub(super) fn epilogue<E: Float, O: Float>(
     }
     let (rows, column_count) = comptime!((tile.subgroup_n / tile.fragment, tile.subgroup_m / tile.fragment));
     let (size, options) = comptime!((tile.fragment as u32, (pass, patches)));
-    if comptime!(unroll) {
-        #[unroll]
-        for column in 0..column_count {
-            let column_m = comptime!((column * tile.fragment) as u32);
-            let row = result_row(residual, gather, shape, work, &place, column_m, pass, tile);
-            #[unroll]
-            for fragment_row in 0..rows {
-                let sum = sums.index(comptime!(fragment_row * column_count + column));
-                store_to_patch(sum, scratch, start, tile.fragment);
-                let row_n = comptime!((fragment_row * tile.fragment) as u32);
-                write_fragment(
-                    &*scratch, &columns, bias, residual, out, gather, shape, work, &place, &row, row_n,
-                    options, tile,
-                );
-            }
-        }
-    } else {
-        for column in 0..comptime!(column_count as u32) {
-            let column_m = column * size;
-            let row = result_row(residual, gather, shape, work, &place, column_m, pass, tile);
-            for fragment_row in 0..comptime!(rows as u32) {
-                let chosen = fragment_row * comptime!(column_count as u32) + column;
-                store_chosen_to_patch(sums, chosen, scratch, start, tile.fragment);
-                let row_n = fragment_row * size;
-                write_fragment(
-                    &*scratch, &columns, bias, residual, out, gather, shape, work, &place, &row, row_n,
-                    options, tile,
-                );
-            }
+    for column in 0..comptime!(column_count as u32) {
+        let column_m = column * size;
+        let row = result_row(residual, gather, shape, work, &place, column_m, pass, tile);
+        for fragment_row in 0..comptime!(rows as u32) {
+            let chosen = fragment_row * comptime!(column_count as u32) + column;
+            store_chosen_to_patch(sums, chosen, scratch, start, tile.fragment);
+            let row_n = fragment_row * size;
+            write_fragment(
+                &*scratch, &columns, bias, residual, out, gather, shape, work, &place, &row, row_n, options,
+                tile,
+            );
         }
     }
 }

@@ -103,18 +103,5 @@ pub(crate) fn mma_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, R: Size
     );
     let sums = accumulators(comptime!(tile.subgroup_m * tile.subgroup_n), tile.fragment);
     k_loop(&source, &rows, &weights, table, &mut stages, &sums, &work, prefetch, branches);
-    epilogue(
-        &sums,
-        &mut scratch,
-        bias,
-        residual,
-        out,
-        &gather,
-        &shape,
-        &work,
-        Pass::Forward,
-        patches,
-        tile,
-        prefetch,
-    );
+    epilogue(&sums, &mut scratch, bias, residual, out, &gather, &shape, &work, Pass::Forward, patches, tile);
 }

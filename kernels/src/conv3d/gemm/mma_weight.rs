@@ -89,18 +89,5 @@ pub(crate) fn mma_weight_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, 
     );
     k_loop(&source, &rows, &gradients, positions, &mut stages, &sums, &work, prefetch, branches);
     let none = ComptimeOption::<&Tensor<E>>::new_None();
-    epilogue(
-        &sums,
-        &mut scratch,
-        none,
-        none,
-        out,
-        &gather,
-        &shape,
-        &work,
-        Pass::WeightGradient,
-        false,
-        tile,
-        prefetch,
-    );
+    epilogue(&sums, &mut scratch, none, none, out, &gather, &shape, &work, Pass::WeightGradient, false, tile);
 }

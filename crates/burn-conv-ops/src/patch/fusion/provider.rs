@@ -67,7 +67,7 @@ impl OperationFuser<CubeOptimization> for Fuser {
 
     fn status(&self) -> FuserStatus {
         let Some(last) = self.ops.last() else { return FuserStatus::Open };
-        // Past `ENOUGH` operations closed behind a convolution only: behind others blocks would be left apart.
+        // Past `ENOUGH` closed behind a convolution only: behind other operations blocks would be left apart.
         let enough = self.ops.len() >= ENOUGH && is_claimed(last) || self.ops.len() >= MOST;
         if self.claims && !enough { FuserStatus::Open } else { FuserStatus::Closed }
     }
