@@ -1,7 +1,7 @@
 //! The functions of conv3d, and a call from the problem that is asked for to the launch:
 //!
 //! ```text
-//! check the operands (check.rs) -> rewrite (rewrite.rs) -> check the plan -> the family's launch
+//! check the operands (check.rs) -> rewrite (plan.rs) -> check the plan -> the family's launch
 //! -> fold (fold.rs) where the rewrite says so
 //! ```
 //!
@@ -15,10 +15,9 @@ use super::epilogue::Epilogue;
 use super::fold;
 use super::gemm::has_even_images;
 use super::pass::Pass;
-use super::plan::Plan;
+use super::plan::{PassProblem, Plan};
 use super::problem::{Conv3dProblem, Window};
 use super::reduce;
-use super::rewrite::PassProblem;
 use crate::activation::Activation;
 use crate::dtype::FloatType;
 use crate::error::ConvError;

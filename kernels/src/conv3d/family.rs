@@ -1,5 +1,5 @@
 //! What planning, checks, reports and launches ask of a plan. The type that a variant of [`super::Plan`]
-//! carries implements it, in the `family.rs` of its folder (`Direct`'s in `direct.rs`).
+//! carries implements it, in the `launch.rs` of its folder (`Direct` in `direct.rs`).
 
 use super::call::Conv3dCall;
 use super::needs::kernel_needs;
@@ -12,7 +12,7 @@ use crate::limits::Limits;
 use crate::needs::Needs;
 use crate::operand::Operand;
 
-/// What a plan answers. Problems are those that are launched (`rewrite.rs`), with a result that is not empty.
+/// What a plan answers. Problems are those that are launched ([`super::plan::PassProblem`]), with a result that is not empty.
 pub(super) trait Family {
     /// The plan's name in tables, reports and errors.
     fn plan_name(&self) -> String;

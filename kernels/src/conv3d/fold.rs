@@ -9,7 +9,7 @@
 //! dx                 | a b c d |
 //! ```
 //!
-//! The first half is an ordinary input gradient of the padded problem (`rewrite.rs`), in which axes padded
+//! The first half is an ordinary input gradient of the padded problem ([`super::plan::PassProblem`]), in which axes padded
 //! with zeros are as they were.
 //!
 //! Layouts: `extended` row-major fp32, dx any strides. One thread per element of dx. Bytes: `extended` read

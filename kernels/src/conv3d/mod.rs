@@ -80,7 +80,6 @@ mod plan;
 mod problem;
 mod reduce;
 pub mod reference;
-mod rewrite;
 mod row_segments;
 mod split;
 mod subpixel;
@@ -97,12 +96,13 @@ pub use call::{
     weight_and_bias_gradient, weight_gradient, weight_gradient_cached,
 };
 pub use choose::burn::{burn_seconds, fitted_seconds};
+pub use choose::{eligible, gradient_plan, plan, predicted_bytes, predicted_seconds};
 pub use depthwise::DepthwiseKernel;
 pub use few_outputs::FewOutputsTile;
 pub use gemm::{GemmTile, MatrixTile, RegisterTile};
 pub use notes::{NonFinite, Notes};
 pub use pass::Pass;
-pub use plan::{Algorithm, Plan, eligible, gradient_plan, plan, predicted_bytes, predicted_seconds};
+pub use plan::{Algorithm, Plan};
 pub use problem::{Conv3dProblem, PaddingMode, Window};
 pub use subpixel::SubpixelTile;
 pub use tiles::Tiles;

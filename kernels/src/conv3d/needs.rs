@@ -1,13 +1,8 @@
-//! What the plans of conv3d need of a device. The families answer for their kernels; this file adds the fold
-//! of an input gradient under padding other than zeros, the residual, and the cache of a stream.
+//! What the families of conv3d start from where they state what a plan needs of a device. [`super::Plan::needs`]
+//! adds the fold of an input gradient under padding other than zeros, the residual, and a stream's cache.
 
-use super::fold;
 use super::gemm;
-use super::pass::Pass;
-use super::plan::Plan;
 use super::problem::Conv3dProblem;
-use super::rewrite::PassProblem;
-use crate::error::ConvError;
 use crate::limits::Limits;
 use crate::needs::Needs;
 
@@ -37,48 +32,3 @@ pub(super) fn stage_size(problem: &Conv3dProblem, limits: &Limits) -> usize {
     let stage = gemm::stage_type(problem.dtype, limits).map_or(4, |(stage, _)| stage.size());
     problem.dtype.size().max(stage)
 }
-
-impl Plan {
-    /// Refuses a device that lacks what the plan needs for one pass of a problem that it serves.
-    ///
-    /// # Errors
-    /// As [`Needs::check`].
-    pub(super) fn check_needs(&self, problem: &PassProblem, limits: &Limits) -> Result<(), ConvError> {
-        let what = format_args!("conv3d: the {} by {self}", problem.pass.name());
-        self.needs_for(problem, limits).check(what, limits)
-    }
-
-    /// What the plan needs of a device for one pass of a problem that it serves.
-    pub fn needs(&self, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Needs {
-        self.needs_for(&PassProblem::of(problem, pass), limits)
-    }
-
-    fn needs_for(&self, problem: &PassProblem, limits: &Limits) -> Needs {
-        let launched = self.launched(problem);
-        let needs = self.family().needs(launched, problem.pass, limits);
-        // The cache of a stream, and a residual.
-        let residual = launched.residual && problem.pass == Pass::Forward;
-        let optional = [launched.streaming, residual].map(usize::from);
-        let mut needs = Needs { bindings: needs.bindings + optional.iter().sum::<usize>(), ..needs };
-        if residual && !self.family().fuses_residual() {
-            needs.buffer_bytes = needs.buffer_bytes.max(fp32_bytes(launched.y_shape()));
-        }
-        if !self.folds(problem) {
-            return needs;
-        }
-        Needs {
-            buffer_bytes: needs.buffer_bytes.max(fp32_bytes(problem.launched.x_shape())),
-            loop_iterations: needs.loop_iterations.max(fold::loop_iterations(&problem.asked)),
-            ..needs
-        }
-    }
-}
-
-/// Bytes of an fp32 tensor.
-fn fp32_bytes(shape: [usize; 5]) -> u64 {
-    shape.iter().fold(4, |bytes, size| bytes.saturating_mul(*size as u64))
-}
-
-#[cfg(test)]
-#[path = "needs_tests.rs"]
-mod tests;

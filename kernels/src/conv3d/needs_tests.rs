@@ -2,9 +2,10 @@
 
 use super::*;
 use crate::conv3d::call::check;
+use crate::conv3d::choose::{eligible, plan, predicted_seconds};
 use crate::conv3d::few_outputs;
-use crate::conv3d::gemm::{GemmTile, RegisterTile};
-use crate::conv3d::plan::{Algorithm, eligible, plan, predicted_seconds};
+use crate::conv3d::gemm::{self, GemmTile, RegisterTile};
+use crate::conv3d::needs::stage_size;
 use crate::conv3d::problem::{PaddingMode, Window};
 use crate::device_classes::device_classes;
 use crate::dtype::FloatType;

@@ -1,12 +1,8 @@
 //! What a caller may want to know about a plan before it runs: error, workspace, spread of NaN.
 
 use super::pass::Pass;
-use super::plan::Plan;
-use super::problem::Conv3dProblem;
-use super::rewrite::PassProblem;
 use super::winograd::WinogradTile;
 use crate::dtype::FloatType;
-use crate::limits::Limits;
 use crate::tolerance::Guard;
 use std::fmt;
 
@@ -51,14 +47,6 @@ impl Notes {
             workspace_bytes: 0,
             non_finite: NonFinite::Window,
         }
-    }
-}
-
-impl Plan {
-    /// The plan's properties for one pass of a problem.
-    pub fn notes(&self, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Notes {
-        let problem = PassProblem::of(problem, pass);
-        self.family().notes(self.launched(&problem), pass, limits)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Which algorithm serves a problem: a pure function of problem, pass and limits, so the same problem on the
 //! same kind of device always rounds the same way. A [`Plan`] is the whole decision: it names the kernels
-//! that run.
+//! that run. What a plan serves, needs and launches: its [`Family`].
 //!
 //! | plan           | passes      | serves                                            | workspace          |
 //! |----------------|-------------|---------------------------------------------------|--------------------|
@@ -22,9 +22,16 @@
 //!
 //! Every plan reads zeros or replicate padding that all padded axes share. `Winograd` also reads zeros along
 //! depth with replicate along both H and W, and the other way round. `Gemm` and `Direct` read every mode on
-//! every axis. The input gradient under padding other than zeros is computed in fp32 on the padded input and
-//! folded, by all plans but `Direct`: the plan is chosen for that problem, checked for it and launched on it
-//! (`rewrite.rs`).
+//! every axis.
+//!
+//! The first step of every call: the problem that is asked for becomes the one that is launched
+//! ([`PassProblem`]). Plans are chosen for the launched problem, checked for it and launched on it.
+//!
+//! | asked                                   | launched                                | afterwards      |
+//! |-----------------------------------------|-----------------------------------------|-----------------|
+//! | input gradient under padding other than | input gradient of the padded input, in  | `fold.rs` adds  |
+//! | zeros                                   | fp32; zeros stay padding                | the copies      |
+//! | everything else, and all of `Direct`    | the same                                |                 |
 //!
 //! A stream ([`Conv3dProblem::for_streams`]) is read by all plans. The forward pass is planned for a single
 //! window along depth, without split-K, so that no bit of y depends on the number of frames. Only the extent
@@ -32,24 +39,23 @@
 //!
 //! Which plan is taken: `choose/`. Where a plan needs more than the device has ([`crate::Needs`]) the next
 //! candidate is taken: smaller tiles of the same GEMM, at last `Direct`.
-//!
-//! What a plan serves, needs and launches: its [`Family`].
 
-use super::choose;
-use super::depthwise::{self, DepthwiseKernel};
+use super::depthwise::DepthwiseKernel;
 use super::direct::Direct;
 use super::family::{Empty, Family};
-use super::few_outputs::{self, FewOutputsTile};
-use super::gemm::{self, GemmTile};
+use super::few_outputs::FewOutputsTile;
+use super::fold;
+use super::gemm::GemmTile;
+use super::notes::Notes;
 use super::pass::Pass;
-use super::problem::Conv3dProblem;
-use super::rewrite::PassProblem;
-use super::subpixel::{self, SubpixelTile};
+use super::problem::{Conv3dProblem, PaddingMode};
+use super::subpixel::SubpixelTile;
 use super::tiles::Tiles;
-use super::window::{self, WindowKernel};
-use super::winograd::{self, WinogradConfig, WinogradTile};
+use super::window::WindowKernel;
+use super::winograd::{WinogradConfig, WinogradTile};
 use crate::error::ConvError;
 use crate::limits::Limits;
+use crate::needs::Needs;
 use std::fmt::{self, Display, Formatter};
 
 /// What the caller asks for. A forced algorithm that cannot serve the forward pass is an error; a gradient it
@@ -57,7 +63,7 @@ use std::fmt::{self, Display, Formatter};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Algorithm {
-    /// The fastest plan by this module's rules.
+    /// The fastest plan by the rules of `choose/`.
     #[default]
     Auto,
     /// As `Auto`, without Winograd: the error is that of an fp32 sum, and a NaN in x reaches only the results
@@ -145,75 +151,92 @@ impl Plan {
     pub fn tiles(&self, problem: &Conv3dProblem, pass: Pass) -> Option<Tiles> {
         self.family().tiles(self.launched(&PassProblem::of(problem, pass)), pass)
     }
-}
 
-/// The plan for one pass.
-///
-/// # Errors
-/// [`ConvError::Unsupported`] with the reason when a forced algorithm cannot serve the pass,
-/// [`ConvError::DeviceLimit`] when the device lacks what every plan needs, [`ConvError::TooLarge`] when a
-/// piece of a stream has more positions than its plan counts.
-pub fn plan(
-    problem: &Conv3dProblem,
-    pass: Pass,
-    algorithm: Algorithm,
-    limits: &Limits,
-) -> Result<Plan, ConvError> {
-    choose::choose(&PassProblem::of(problem, pass), algorithm, limits)
-}
-
-/// The plan for a gradient: a forced algorithm where it serves, else the automatic choice.
-///
-/// # Errors
-/// As [`plan`].
-pub fn gradient_plan(
-    problem: &Conv3dProblem,
-    pass: Pass,
-    algorithm: Algorithm,
-    limits: &Limits,
-) -> Result<Plan, ConvError> {
-    plan(problem, pass, algorithm, limits).or_else(|_| plan(problem, pass, Algorithm::Auto, limits))
-}
-
-/// Seconds that the model of `choose/model.rs` predicts for a plan on the device that `limits` describe:
-/// operations and bytes at the rates of [`crate::Chip`]. A lower bound for short layers, and never a
-/// measurement.
-pub fn predicted_seconds(problem: &Conv3dProblem, pass: Pass, plan: &Plan, limits: &Limits) -> f64 {
-    choose::model::seconds(plan, plan.launched(&PassProblem::of(problem, pass)), pass, limits)
-}
-
-/// Bytes that the model of `choose/model.rs` counts for a plan: x, w and y (or their gradients) once, and
-/// Winograd's workspace; not packed weights, nor the partials of split sums.
-pub fn predicted_bytes(problem: &Conv3dProblem, pass: Pass, plan: &Plan) -> f64 {
-    choose::model::bytes(plan, plan.launched(&PassProblem::of(problem, pass)), pass)
-}
-
-/// Every plan that serves the pass and that some choice or its fallback may take on the device: the tests run
-/// and the benchmarks time all of them. Only wide tiles of multiply-adds are served beyond these, where
-/// matrix units serve the same product (`choose/gemm.rs`).
-pub fn eligible(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Vec<Plan> {
-    let rewritten = PassProblem::of(problem, pass);
-    if rewritten.is_empty() {
-        return vec![Plan::Empty];
+    /// The plan's properties for one pass of a problem.
+    pub fn notes(&self, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Notes {
+        let problem = PassProblem::of(problem, pass);
+        self.family().notes(self.launched(&problem), pass, limits)
     }
-    let problem = &rewritten.launched;
-    let winograd =
-        WinogradTile::ALL.into_iter().filter_map(|tile| winograd::config(problem, pass, tile, limits).ok());
-    let fma = choose::fma_tiles(&rewritten, limits).into_iter().map(GemmTile::Fma);
-    let mma = gemm::mma_tiles(problem, pass, limits).map(GemmTile::Mma);
-    let depthwise = depthwise::serves(problem, pass).then(|| DepthwiseKernel::of(problem, pass, limits));
-    std::iter::once(Plan::Direct)
-        .chain(fma.chain(mma).map(Plan::Gemm))
-        .chain(window::kernels(problem, pass, limits).map(Plan::Window))
-        .chain(few_outputs::tiles(problem, pass, limits).into_iter().map(Plan::FewOutputs))
-        .chain(subpixel::tiles(problem, pass, limits).map(Plan::Subpixel))
-        .chain(depthwise.map(Plan::Depthwise))
-        .chain(winograd.map(Plan::Winograd))
-        .filter(|plan| plan.check_needs(&rewritten, limits).is_ok())
-        .filter(|plan| choose::check_piece(plan, &rewritten, limits).is_ok())
-        .collect()
+
+    /// Refuses a device that lacks what the plan needs for one pass of a problem that it serves.
+    ///
+    /// # Errors
+    /// As [`Needs::check`].
+    pub(super) fn check_needs(&self, problem: &PassProblem, limits: &Limits) -> Result<(), ConvError> {
+        let what = format_args!("conv3d: the {} by {self}", problem.pass.name());
+        self.needs_for(problem, limits).check(what, limits)
+    }
+
+    /// What the plan needs of a device for one pass of a problem that it serves.
+    pub fn needs(&self, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Needs {
+        self.needs_for(&PassProblem::of(problem, pass), limits)
+    }
+
+    fn needs_for(&self, problem: &PassProblem, limits: &Limits) -> Needs {
+        let launched = self.launched(problem);
+        let needs = self.family().needs(launched, problem.pass, limits);
+        // The cache of a stream, and a residual.
+        let residual = launched.residual && problem.pass == Pass::Forward;
+        let optional = [launched.streaming, residual].map(usize::from);
+        let mut needs = Needs { bindings: needs.bindings + optional.iter().sum::<usize>(), ..needs };
+        if residual && !self.family().fuses_residual() {
+            needs.buffer_bytes = needs.buffer_bytes.max(fp32_bytes(launched.y_shape()));
+        }
+        if !self.folds(problem) {
+            return needs;
+        }
+        Needs {
+            buffer_bytes: needs.buffer_bytes.max(fp32_bytes(problem.launched.x_shape())),
+            loop_iterations: needs.loop_iterations.max(fold::loop_iterations(&problem.asked)),
+            ..needs
+        }
+    }
+}
+
+/// Bytes of an fp32 tensor.
+fn fp32_bytes(shape: [usize; 5]) -> u64 {
+    shape.iter().fold(4, |bytes, size| bytes.saturating_mul(*size as u64))
+}
+
+/// A pass of a problem, before and after the rewrite.
+#[derive(Clone, Copy)]
+pub(super) struct PassProblem {
+    pub(super) asked: Conv3dProblem,
+    /// What all plans but `Direct` launch.
+    pub(super) launched: Conv3dProblem,
+    pub(super) pass: Pass,
+}
+
+impl PassProblem {
+    pub(super) fn of(problem: &Conv3dProblem, pass: Pass) -> Self {
+        // dx does not read frames: it is that of the joined input.
+        let streaming = problem.streaming && pass != Pass::InputGradient;
+        let asked = Conv3dProblem { streaming, ..*problem };
+        let launched = if is_folded(&asked, pass) { asked.explicitly_padded() } else { asked };
+        Self { asked, launched, pass }
+    }
+
+    /// Whether the launched problem's gradient is folded afterwards.
+    pub(super) fn is_folded(&self) -> bool {
+        is_folded(&self.asked, self.pass)
+    }
+
+    /// Whether the pass has no result to compute.
+    pub(super) fn is_empty(&self) -> bool {
+        let shape = match self.pass {
+            Pass::Forward => self.asked.y_shape(),
+            Pass::InputGradient => self.asked.x_shape(),
+            Pass::WeightGradient => self.asked.weight_shape(),
+        };
+        shape.contains(&0)
+    }
+}
+
+/// Whether an input gradient is computed on the padded input.
+fn is_folded(problem: &Conv3dProblem, pass: Pass) -> bool {
+    pass == Pass::InputGradient && problem.window.padding_mode != [PaddingMode::Zeros; 3]
 }
 
 #[cfg(test)]
-#[path = "plan_tests.rs"]
-mod tests;
+#[path = "needs_tests.rs"]
+mod needs_tests;

@@ -16,8 +16,9 @@
 use super::call::Conv3dCall;
 use super::check::check_pass;
 use super::choose::model::is_on_matrices;
+use super::choose::{eligible, plan, predicted_seconds};
 use super::pass::Pass;
-use super::plan::{Algorithm, Plan, eligible, plan, predicted_seconds};
+use super::plan::{Algorithm, Plan};
 use super::problem::Conv3dProblem;
 use super::winograd::WinogradTile;
 use crate::dtype::FloatType;

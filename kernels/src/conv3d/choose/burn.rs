@@ -35,9 +35,9 @@ use super::MEASURED_FRAGMENT;
 use super::model::{bytes, work_seconds};
 use crate::conv3d::gemm::{self, GemmTile};
 use crate::conv3d::pass::Pass;
+use crate::conv3d::plan::PassProblem;
 use crate::conv3d::plan::Plan;
 use crate::conv3d::problem::Conv3dProblem;
-use crate::conv3d::rewrite::PassProblem;
 use crate::limits::Limits;
 
 /// Columns of Burn's tiles.
@@ -111,7 +111,8 @@ pub fn fitted_seconds(problem: &Conv3dProblem, pass: Pass, plan: &Plan, limits: 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::conv3d::plan::{Algorithm, plan};
+    use crate::conv3d::choose::plan;
+    use crate::conv3d::plan::Algorithm;
     use crate::conv3d::problem::Window;
     use crate::dtype::FloatType;
 

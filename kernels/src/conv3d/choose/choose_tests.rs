@@ -1,7 +1,6 @@
 //! Choices at their boundaries: empty results, pieces of streams, fallbacks, few channels.
 
 use super::*;
-use crate::conv3d::plan::{plan, predicted_bytes};
 use crate::conv3d::problem::{PaddingMode, Window};
 use crate::conv3d::tiles::Tiles;
 use crate::conv3d::winograd::WinogradTile;

@@ -32,9 +32,9 @@ use crate::conv3d::gemm::{
     mma_tiles, serves,
 };
 use crate::conv3d::pass::Pass;
+use crate::conv3d::plan::PassProblem;
 use crate::conv3d::plan::Plan;
 use crate::conv3d::problem::Conv3dProblem;
-use crate::conv3d::rewrite::PassProblem;
 use crate::conv3d::tiles::gemm_extents;
 use crate::conv3d::window::{self, WindowKernel, WindowTile, WindowWeightTile};
 use crate::limits::Limits;

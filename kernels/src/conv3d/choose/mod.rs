@@ -35,17 +35,16 @@ mod gemm;
 pub(super) mod model;
 mod winograd;
 
-pub(super) use gemm::fma_tiles;
-
 use super::depthwise::{self, DepthwiseKernel};
 use super::few_outputs::{self, FewOutputsTile};
 use super::gemm::{self as gathered, GemmTile, RegisterTile};
 use super::pass::Pass;
-use super::plan::{Algorithm, Plan};
+use super::plan::{Algorithm, PassProblem, Plan};
 use super::problem::Conv3dProblem;
-use super::rewrite::PassProblem;
 use super::subpixel::{self, SubpixelTile};
 use super::tiles::gemm_extents;
+use super::window;
+use super::winograd::WinogradTile;
 use crate::error::ConvError;
 use crate::limits::Limits;
 
@@ -59,16 +58,80 @@ const FEW_COLUMNS: usize = 4;
 /// The size of the MMA fragments that sub-pixel tiles and the times of `gemm.rs` were measured with.
 const MEASURED_FRAGMENT: usize = 16;
 
+/// The plan for one pass.
+///
+/// # Errors
+/// [`ConvError::Unsupported`] with the reason when a forced algorithm cannot serve the pass,
+/// [`ConvError::DeviceLimit`] when the device lacks what every plan needs, [`ConvError::TooLarge`] when a
+/// piece of a stream has more positions than its plan counts.
+pub fn plan(
+    problem: &Conv3dProblem,
+    pass: Pass,
+    algorithm: Algorithm,
+    limits: &Limits,
+) -> Result<Plan, ConvError> {
+    choose(&PassProblem::of(problem, pass), algorithm, limits)
+}
+
+/// The plan for a gradient: a forced algorithm where it serves, else the automatic choice.
+///
+/// # Errors
+/// As [`plan`].
+pub fn gradient_plan(
+    problem: &Conv3dProblem,
+    pass: Pass,
+    algorithm: Algorithm,
+    limits: &Limits,
+) -> Result<Plan, ConvError> {
+    plan(problem, pass, algorithm, limits).or_else(|_| plan(problem, pass, Algorithm::Auto, limits))
+}
+
+/// Seconds that the model of `choose/model.rs` predicts for a plan on the device that `limits` describe:
+/// operations and bytes at the rates of [`crate::Chip`]. A lower bound for short layers, and never a
+/// measurement.
+pub fn predicted_seconds(problem: &Conv3dProblem, pass: Pass, plan: &Plan, limits: &Limits) -> f64 {
+    model::seconds(plan, plan.launched(&PassProblem::of(problem, pass)), pass, limits)
+}
+
+/// Bytes that the model of `choose/model.rs` counts for a plan: x, w and y (or their gradients) once, and
+/// Winograd's workspace; not packed weights, nor the partials of split sums.
+pub fn predicted_bytes(problem: &Conv3dProblem, pass: Pass, plan: &Plan) -> f64 {
+    model::bytes(plan, plan.launched(&PassProblem::of(problem, pass)), pass)
+}
+
+/// Every plan that serves the pass and that some choice or its fallback may take on the device: the tests run
+/// and the benchmarks time all of them. Only wide tiles of multiply-adds are served beyond these, where
+/// matrix units serve the same product (`choose/gemm.rs`).
+pub fn eligible(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Vec<Plan> {
+    let rewritten = PassProblem::of(problem, pass);
+    if rewritten.is_empty() {
+        return vec![Plan::Empty];
+    }
+    let problem = &rewritten.launched;
+    let winograd = WinogradTile::ALL
+        .into_iter()
+        .filter_map(|tile| super::winograd::config(problem, pass, tile, limits).ok());
+    let fma = gemm::fma_tiles(&rewritten, limits).into_iter().map(GemmTile::Fma);
+    let mma = gathered::mma_tiles(problem, pass, limits).map(GemmTile::Mma);
+    let depthwise = depthwise::serves(problem, pass).then(|| DepthwiseKernel::of(problem, pass, limits));
+    std::iter::once(Plan::Direct)
+        .chain(fma.chain(mma).map(Plan::Gemm))
+        .chain(window::kernels(problem, pass, limits).map(Plan::Window))
+        .chain(few_outputs::tiles(problem, pass, limits).into_iter().map(Plan::FewOutputs))
+        .chain(subpixel::tiles(problem, pass, limits).map(Plan::Subpixel))
+        .chain(depthwise.map(Plan::Depthwise))
+        .chain(winograd.map(Plan::Winograd))
+        .filter(|plan| plan.check_needs(&rewritten, limits).is_ok())
+        .filter(|plan| check_piece(plan, &rewritten, limits).is_ok())
+        .collect()
+}
+
 /// The plan of a pass: the first candidate whose needs the device meets.
 ///
 /// # Errors
 /// If the device cannot hold the dtype, if a forced algorithm does not serve, why the device refuses the
 /// first candidate where it refuses all, or if a piece of a stream is too large for its plan.
-pub(super) fn choose(
-    problem: &PassProblem,
-    algorithm: Algorithm,
-    limits: &Limits,
-) -> Result<Plan, ConvError> {
+fn choose(problem: &PassProblem, algorithm: Algorithm, limits: &Limits) -> Result<Plan, ConvError> {
     limits.check_dtype("conv3d", problem.asked.dtype)?;
     if problem.is_empty() {
         return Ok(Plan::Empty);
@@ -102,7 +165,7 @@ fn for_piece(plan: Plan, problem: &PassProblem, limits: &Limits) -> Plan {
 
 /// Refuses a piece of a stream that its plan, made for a single window along depth, cannot count. No other
 /// plan may take its place: it would give the piece other bits than shorter ones have.
-pub(super) fn check_piece(plan: &Plan, problem: &PassProblem, limits: &Limits) -> Result<(), ConvError> {
+fn check_piece(plan: &Plan, problem: &PassProblem, limits: &Limits) -> Result<(), ConvError> {
     let piece = plan.launched(problem);
     if piece.streaming && plan.family().serves(piece, problem.pass, limits).is_err() {
         return Err(ConvError::TooLarge(format!(
@@ -207,3 +270,6 @@ fn subpixel_tile(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Option
 #[cfg(test)]
 #[path = "choose_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+mod plan_tests;

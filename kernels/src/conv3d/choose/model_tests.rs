@@ -2,10 +2,10 @@
 
 use super::*;
 use crate::chip::Chip;
+use crate::conv3d::choose::plan;
 use crate::conv3d::gemm::{MatrixTile, RegisterTile};
-use crate::conv3d::plan::{Algorithm, plan};
+use crate::conv3d::plan::{Algorithm, PassProblem};
 use crate::conv3d::problem::{PaddingMode, Window};
-use crate::conv3d::rewrite::PassProblem;
 use crate::conv3d::winograd::WinogradTile;
 use crate::dtype::FloatType;
 

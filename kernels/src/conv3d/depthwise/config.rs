@@ -1,9 +1,12 @@
-//! How depthwise work is assigned: tiles of an H x W slice, marches and their split-K slices.
+//! How depthwise work is assigned: tiles of an H x W slice, marches and their split-K slices; and what these
+//! need of a device.
 
 use super::march::{MAX_TAPS, MarchWindow};
 use super::weight;
 use crate::conv3d::frames::FrameTile;
-use crate::conv3d::gemm::gather::{AxisGather, Gather, gathers};
+use crate::conv3d::gemm::RegisterTile;
+use crate::conv3d::gemm::gather::{AxisGather, Gather, gathers, positions, taps};
+use crate::conv3d::loops::nest;
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::Conv3dProblem;
 use crate::conv3d::split::{SERIAL_PRODUCTS, SliceCount, affordable_slices, even_slices};
@@ -141,4 +144,37 @@ pub(super) fn weight_work(problem: &Conv3dProblem, gather: &Gather, limits: &Lim
 /// Bytes of threadgroup memory of a staged tile: a frame and the weights.
 pub(super) fn staged_bytes(tile: &FrameTile) -> usize {
     4 * tile.loads() * tile.threads + 16 * tile.tap_count().div_ceil(4)
+}
+
+/// Bytes of threadgroup memory and loop iterations of the forward pass or the input gradient.
+pub(super) fn gather_needs(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> (usize, usize) {
+    let frames = |gather: &Gather| gather[0].positions + gather[0].taps;
+    let mut most = (0, 0);
+    for gather in gathers(problem, pass).iter().filter(|gather| positions(gather) > 0) {
+        let (bytes, iterations) = if taps(gather) == 0 {
+            (RegisterTile::M128N8.shared_bytes(), 64)
+        } else if let Some(tile) = staged_tile(gather, &FORWARD_ROWS, limits) {
+            (staged_bytes(&tile), nest(frames(gather), 0))
+        } else {
+            let vectors = taps(gather).div_ceil(4);
+            (16 * vectors, nest(frames(gather), 0) + nest(vectors.div_ceil(64), 0))
+        };
+        most = (most.0.max(bytes), most.1.max(iterations));
+    }
+    most
+}
+
+/// [`gather_needs`] of the weight gradient: the larger of its two kernels', whichever runs.
+pub(super) fn weight_needs(problem: &Conv3dProblem, limits: &Limits) -> (usize, usize) {
+    let gather = &gathers(problem, Pass::Forward)[0];
+    let frames = nest(gather[0].positions + gather[0].taps, 0);
+    let staged = staged_tile(gather, &WEIGHT_ROWS, limits).map_or((0, 0), |tile| {
+        (staged_bytes(&tile), frames + tile.reduction_iterations(tile.tap_count() + 1))
+    });
+    let work = weight_work(problem, gather, limits);
+    let (threads, taps) = (work.window.threads, work.window.tap_count());
+    let marches = nest(work.slice_length.div_ceil(threads), nest(work.chunk + gather[0].taps, 0));
+    let summed = nest(taps.div_ceil(threads), nest(threads, 0)) + nest((threads / taps).clamp(1, 16), 0);
+    let bytes = 4 * threads * (taps + 1);
+    (staged.0.max(bytes), staged.1.max(marches + summed))
 }

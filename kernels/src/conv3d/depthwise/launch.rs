@@ -1,35 +1,110 @@
-//! Launches of the depthwise kernels, and the sums over a weight gradient's split-K slices.
+//! What [`crate::conv3d::Plan::Depthwise`] serves, needs and launches: its kernels, and the sums over a weight
+//! gradient's split-K slices.
 //!
 //! # Safety of the launches
 //!
 //! The contract of [`crate::conv3d`]. Loads are masked to the source and stores to the result, and threads
 //! write disjoint elements.
 
-use super::DepthwiseKernel;
 use super::config::{
-    FORWARD_ROWS, WeightWork, chunks, depth_chunk, march_window, staged_tile, staged_weight, weight_work,
+    FORWARD_ROWS, THREADS, WeightWork, chunks, depth_chunk, gather_needs, march_window, staged_tile,
+    staged_weight, weight_needs, weight_work,
 };
 use super::march::{MarchWorkLaunch, march_kernel};
 use super::staged::staged_kernel;
 use super::staged_weight::staged_weight_kernel;
 use super::weight;
+use super::{DepthwiseKernel, serves};
 use crate::activation::Activation;
 use crate::conv3d::cache::cache_args;
 use crate::conv3d::call::Conv3dCall;
 use crate::conv3d::epilogue::Epilogue;
+use crate::conv3d::family::Family;
 use crate::conv3d::frames::FrameTile;
 use crate::conv3d::gemm;
 use crate::conv3d::gemm::gather::{Gather, gather_args, gathers, positions, taps};
+use crate::conv3d::needs::kernel_needs;
 use crate::conv3d::pass::Pass;
+use crate::conv3d::problem::Conv3dProblem;
 use crate::conv3d::reduce;
 use crate::conv3d::split::affordable_slices;
-use crate::error::ConvError;
+use crate::error::{ConvError, unsupported};
 use crate::launch::dispatches;
+use crate::limits::Limits;
+use crate::needs::Needs;
 use crate::operand::{Operand, address_type};
 use cubecl::prelude::*;
 
+impl Family for DepthwiseKernel {
+    fn plan_name(&self) -> String {
+        match self {
+            Self::Staged => "depthwise",
+            Self::March => "depthwise_march",
+            Self::Phases => "depthwise_phases",
+        }
+        .into()
+    }
+
+    fn serves(&self, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Result<(), ConvError> {
+        let name = self.plan_name();
+        if !serves(problem, pass) {
+            unsupported!(
+                "conv3d: the plan `{name}` serves as many groups as channels and at most 80 taps, this \
+                 problem has {} groups, {} input and {} output channels and {} taps",
+                problem.window.groups,
+                problem.channels,
+                problem.out_channels,
+                problem.taps()
+            );
+        }
+        let kernel = Self::of(problem, pass, limits);
+        if kernel != *self {
+            unsupported!(
+                "conv3d: the plan `{name}` was made for another problem or device, this {} with stride {:?} and \
+                 dilation {:?} runs under `{}`",
+                pass.name(),
+                problem.window.stride,
+                problem.window.dilation,
+                kernel.plan_name()
+            );
+        }
+        Ok(())
+    }
+
+    fn needs(&self, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Needs {
+        let (bytes, iterations) = match pass {
+            Pass::WeightGradient => weight_needs(problem, limits),
+            _ => gather_needs(problem, pass, limits),
+        };
+        kernel_needs(bytes, THREADS, iterations)
+    }
+
+    fn launches(&self, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> usize {
+        if pass != Pass::WeightGradient {
+            return gathers(problem, pass).iter().filter(|gather| positions(gather) > 0).count();
+        }
+        let staged = staged_weight(problem, limits).filter(|_| *self == Self::Staged);
+        let slices = match staged {
+            Some((_, (_, threadgroups))) => problem.batch * threadgroups,
+            None => weight_work(problem, &gathers(problem, Pass::Forward)[0], limits).slices,
+        };
+        1 + reduce::sum_launches(slices)
+    }
+
+    fn launch(&self, call: &Conv3dCall, operands: [&Operand; 3]) -> Result<(), ConvError> {
+        match call.pass {
+            Pass::WeightGradient => weight_gradient(call, *self, operands),
+            _ => forward_or_input_gradient(call, *self, operands),
+        }
+    }
+
+    fn sums_bias(&self) -> bool {
+        true
+    }
+}
+
 /// Launches the forward pass (operands x, w, y) or the input gradient (dy, w, dx).
-pub(super) fn forward_or_input_gradient(
+fn forward_or_input_gradient(
     call: &Conv3dCall,
     kernel: DepthwiseKernel,
     operands: [&Operand; 3],
@@ -158,7 +233,7 @@ fn launch_march(
 
 /// Launches the weight gradient: operands x, dy, dw. The staged kernel computes the bias gradient from the dy
 /// it has in registers where the workspace holds its partials too; otherwise a separate pass over dy does.
-pub(super) fn weight_gradient(
+fn weight_gradient(
     call: &Conv3dCall,
     kernel: DepthwiseKernel,
     operands: [&Operand; 3],

@@ -3,7 +3,6 @@
 //! smallest frames are left to [`march`] and [`weight`], which read frames through the cache.
 
 mod config;
-mod family;
 mod launch;
 mod march;
 mod staged;

@@ -1,4 +1,5 @@
-//! Launches of the layers with few outputs, and the sums over their split-K slices.
+//! What [`crate::conv3d::Plan::FewOutputs`] serves, needs and launches: the product or the weight gradient, and
+//! the sums over their split-K slices.
 //!
 //! # Safety of the launches
 //!
@@ -8,21 +9,90 @@
 use super::config::{FewOutputsShape, FewOutputsTile};
 use super::kernel::{ChannelSplitLaunch, few_outputs_kernel};
 use super::weight::{TileSplitLaunch, few_outputs_weight_kernel};
-use super::{channel_slices, dense_gather, threadgroups, tile_slices};
+use super::{channel_slices, dense_gather, loop_iterations, serves, threadgroups, tile_slices};
 use crate::activation::Activation;
 use crate::conv3d::cache::cache_args;
 use crate::conv3d::call::Conv3dCall;
 use crate::conv3d::epilogue::Epilogue;
+use crate::conv3d::family::Family;
 use crate::conv3d::gemm::gather::{Gather, divisor, gather_args};
+use crate::conv3d::needs::kernel_needs;
 use crate::conv3d::pass::Pass;
+use crate::conv3d::problem::Conv3dProblem;
 use crate::conv3d::reduce;
-use crate::error::ConvError;
+use crate::conv3d::tiles::Tiles;
+use crate::error::{ConvError, unsupported};
 use crate::launch::dispatches;
+use crate::limits::Limits;
+use crate::needs::Needs;
 use crate::operand::{Operand, address_type};
 use cubecl::prelude::*;
 
+impl Family for FewOutputsTile {
+    fn plan_name(&self) -> String {
+        format!("few_outputs_{}", self.name())
+    }
+
+    fn serves(&self, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Result<(), ConvError> {
+        if serves(problem, pass, self, limits) {
+            return Ok(());
+        }
+        let as_forward = if pass == Pass::WeightGradient { Pass::Forward } else { pass };
+        let (channels, results) = problem.channels_of(as_forward);
+        unsupported!(
+            "conv3d: {} serves at most 4 result channels per group with stride and dilation 1 whose \
+             windows fit shared memory and registers and whose sums fit the device's loop iterations, not \
+             the {} of {channels} to {results} channels with the kernel {:?}, stride {:?} and dilation {:?}",
+            self.plan_name(),
+            pass.name(),
+            problem.kernel,
+            problem.window.stride,
+            problem.window.dilation
+        )
+    }
+
+    fn needs(&self, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Needs {
+        let bytes = dense_gather(problem, pass)
+            .map_or(0, |(gather, outputs)| FewOutputsShape::of(&gather, outputs, self).shared_bytes());
+        kernel_needs(bytes, self.threads, loop_iterations(problem, pass, self, limits))
+    }
+
+    fn tiles(&self, problem: &Conv3dProblem, pass: Pass) -> Option<Tiles> {
+        let (gather, outputs) = dense_gather(problem, pass)?;
+        let (channels, _) = problem.channels_of(pass);
+        let shape = FewOutputsShape::of(&gather, outputs, self);
+        let positions = self.frames * self.rows * self.threads;
+        Some(if pass == Pass::WeightGradient {
+            let count = problem.channels * shape.parts * problem.batch * shape.threadgroups(&gather);
+            Tiles { count, rows: problem.taps(), columns: shape.outputs, terms: positions }
+        } else {
+            let count = threadgroups(problem, &gather, &shape);
+            Tiles { count, rows: positions, columns: outputs, terms: channels * problem.taps() }
+        })
+    }
+
+    fn launches(&self, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> usize {
+        let Some((gather, outputs)) = dense_gather(problem, pass) else { return 1 };
+        let shape = FewOutputsShape::of(&gather, outputs, self);
+        let (slices, _) = if pass == Pass::WeightGradient {
+            let tiles = problem.batch.saturating_mul(shape.threadgroups(&gather));
+            tile_slices(problem, tiles, &shape, limits)
+        } else {
+            channel_slices(problem, pass, threadgroups(problem, &gather, &shape), limits)
+        };
+        1 + reduce::sum_launches(slices)
+    }
+
+    fn launch(&self, call: &Conv3dCall, operands: [&Operand; 3]) -> Result<(), ConvError> {
+        match call.pass {
+            Pass::WeightGradient => weight_gradient(call, self, operands),
+            _ => launch(call, self, operands),
+        }
+    }
+}
+
 /// Launches the forward pass (operands x, w, y) or the input gradient (dy, w, dx).
-pub(super) fn launch(
+fn launch(
     call: &Conv3dCall,
     tile: &FewOutputsTile,
     [source, weight, out]: [&Operand; 3],
@@ -100,7 +170,7 @@ fn launch_slices(
 }
 
 /// Launches the weight gradient: operands x, dy, dw.
-pub(super) fn weight_gradient(
+fn weight_gradient(
     call: &Conv3dCall,
     tile: &FewOutputsTile,
     [x, dy, dw]: [&Operand; 3],

@@ -5,7 +5,6 @@
 //! in slices.
 
 mod config;
-mod family;
 mod kernel;
 mod launch;
 mod load;
@@ -14,12 +13,12 @@ mod weight;
 pub use config::FewOutputsTile;
 
 use super::gemm::gather::{Gather, gathers};
+use super::loops::nest;
 use super::pass::Pass;
 use super::problem::Conv3dProblem;
 use super::split::{SERIAL_PRODUCTS, SliceCount, affordable_slices, even_slices};
 use crate::limits::Limits;
 use config::{FewOutputsShape, MAX_OUTPUTS, cheapest, is_offered};
-use family::loop_iterations;
 
 /// Below this many tiles per slice of a weight gradient, the reduction over the threads dominates.
 const MIN_SLICE_TILES: usize = 8;
@@ -123,4 +122,24 @@ pub(crate) fn positions(problem: &Conv3dProblem, pass: Pass, tile: &FewOutputsTi
 pub(crate) fn tiles(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Vec<FewOutputsTile> {
     let tile = cheapest_tile(problem, pass, limits);
     tile.filter(|tile| serves(problem, pass, tile, limits)).into_iter().collect()
+}
+
+/// Loop iterations of a thread: the channels of its slice (weight gradient: its tiles), the frames and
+/// columns of a window, and the sums written.
+fn loop_iterations(problem: &Conv3dProblem, pass: Pass, tile: &FewOutputsTile, limits: &Limits) -> usize {
+    let Some((gather, outputs)) = dense_gather(problem, pass) else { return 0 };
+    let shape = FewOutputsShape::of(&gather, outputs, tile);
+    // A stream's windows are loaded together only where few of their frames are cached.
+    let together = if pass == Pass::WeightGradient { limits.unroll } else { shape.prefetch };
+    let looped = !together || problem.streaming;
+    let frames = if looped { nest(shape.source_frames(), 0) } else { 0 };
+    if pass == Pass::WeightGradient {
+        let tiles = problem.batch.saturating_mul(shape.threadgroups(&gather));
+        let (_, length) = tile_slices(problem, tiles, &shape, limits);
+        let sums = shape.tile.tap_count() * shape.outputs;
+        return nest(length, frames) + shape.tile.reduction_iterations(sums);
+    }
+    let (_, length) = channel_slices(problem, pass, threadgroups(problem, &gather, &shape), limits);
+    let columns = if limits.unroll { 0 } else { nest(problem.kernel[2], 0) };
+    nest(length, columns + frames) + outputs * nest(shape.frames * shape.tile.rows, 0)
 }

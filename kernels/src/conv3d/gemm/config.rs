@@ -253,6 +253,26 @@ impl MatrixTile {
     }
 }
 
+/// The tile of a GEMM, and what multiplies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum GemmTile {
+    /// fp32 multiply-adds.
+    Fma(RegisterTile),
+    /// Matrix units.
+    Mma(MatrixTile),
+}
+
+impl GemmTile {
+    /// M, N and K of a threadgroup's stage.
+    pub(super) fn shape(&self) -> [usize; 3] {
+        match self {
+            Self::Fma(tile) => [tile.tile_m, tile.tile_n, tile.tile_k],
+            Self::Mma(tile) => [tile.tile_m, tile.tile_n, tile.tile_k],
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,8 +3,8 @@
 
 use super::*;
 use crate::conv3d::gemm::tap_check::{MASK_BITS, has_few_taps};
+use crate::conv3d::plan::PassProblem;
 use crate::conv3d::problem::Window;
-use crate::conv3d::rewrite::PassProblem;
 use crate::dtype::FloatType;
 
 /// Every (input position, window, tap) of an axis that contributes to the convolution, by enumeration.

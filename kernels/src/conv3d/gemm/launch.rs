@@ -1,34 +1,129 @@
-//! Launches of the gathered GEMM for the forward pass and the input gradient: packing, the product of each
-//! gather, and the sum over split-K slices.
+//! What [`crate::conv3d::Plan::Gemm`] serves, needs and launches: for the forward pass and the input gradient
+//! packing ([`super::pack`]), the product of each gather and the sum over split-K slices; the weight gradient
+//! in [`super::weight`].
 
-use super::config::{RegisterTile, SUBGROUP, VECTOR};
-use super::family::{GemmTile, prefetches};
+use super::config::{GemmTile, RegisterTile, SUBGROUP, VECTOR};
 use super::fma::fma_kernel;
 use super::gather::{
-    Gather, columns, gather_args, is_patches, joined_gather_args, launched_gathers, packed_gather_args,
-    packed_shape, patches, positions,
+    Gather, columns, is_patches, joined_gather_args, launched_gathers, packed_gather_args, patches,
+    positions, serves,
 };
 use super::mma::mma_kernel;
-use super::pack::{THREADS, pack_terms_kernel};
+use super::pack::packed_weight;
 use super::read::{branches, joined_args};
-use super::slices::{gemm_shape, most_slices};
+use super::slices::{gemm_shape, kernels, loop_iterations, most_slices, prefetches, waves};
 use super::stage::GemmShapeLaunch;
-use super::stage_vector;
 use super::tap_check::TapCheck;
 use super::vectors::{joined_vector_width, row_length, weight_vector_width};
+use super::weight::weight_gradient;
+use super::{launches, mma_tiles, stage_type, stage_vector};
 use crate::conv3d::call::Conv3dCall;
 use crate::conv3d::epilogue::Epilogue;
+use crate::conv3d::family::Family;
+use crate::conv3d::needs::{kernel_needs, stage_size};
+use crate::conv3d::notes::Notes;
 use crate::conv3d::pass::Pass;
+use crate::conv3d::problem::Conv3dProblem;
 use crate::conv3d::reduce;
-use crate::error::ConvError;
+use crate::conv3d::tiles::Tiles;
+use crate::dtype::FloatType;
+use crate::error::{ConvError, unsupported};
 use crate::launch::dispatches;
+use crate::limits::Limits;
+use crate::needs::Needs;
 use crate::operand::{Operand, address_type};
 use cubecl::prelude::*;
+
+impl Family for GemmTile {
+    fn plan_name(&self) -> String {
+        match self {
+            Self::Fma(tile) => format!("gemm_{}", tile.name()),
+            Self::Mma(tile) => format!("matrix_gemm_{}", tile.name()),
+        }
+    }
+
+    fn serves(&self, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Result<(), ConvError> {
+        if !serves(problem, pass) {
+            unsupported!(
+                "conv3d: {} serves positions and K elements that 31 bits count and few phases of a stride, not \
+                 the kernel {:?} with stride {:?} on {:?}",
+                self.plan_name(),
+                problem.kernel,
+                problem.window.stride,
+                problem.x_shape()
+            );
+        }
+        if let Self::Mma(tile) = self
+            && !mma_tiles(problem, pass, limits).any(|each| each == *tile)
+        {
+            unsupported!(
+                "conv3d: the device has no matrix units for the {} of {} in tiles of {}",
+                pass.name(),
+                problem.dtype.name(),
+                tile.name()
+            );
+        }
+        Ok(())
+    }
+
+    fn needs(&self, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Needs {
+        let iterations = loop_iterations(problem, pass, *self, limits);
+        match self {
+            Self::Fma(tile) => kernel_needs(tile.shared_bytes(), tile.threads(), iterations),
+            Self::Mma(tile) => {
+                kernel_needs(tile.shared_bytes(stage_size(problem, limits)), tile.threads(), iterations)
+            }
+        }
+    }
+
+    fn tiles(&self, problem: &Conv3dProblem, pass: Pass) -> Option<Tiles> {
+        let [tile_m, tile_n, tile_k] = self.shape();
+        // The weight gradient swaps rows and columns.
+        let [rows, columns] = if pass == Pass::WeightGradient { [tile_n, tile_m] } else { [tile_m, tile_n] };
+        let tile = [rows, columns, tile_k];
+        Some(Tiles::of_gemm(problem, pass, is_patches(problem, pass), launches(problem, pass), tile))
+    }
+
+    fn notes(&self, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Notes {
+        let notes = Notes::of_sum(pass);
+        // The weights that are packed per stride phase.
+        let packs = pass == Pass::InputGradient && !is_patches(problem, pass);
+        let weights = problem.weight_shape().iter().product::<usize>() * problem.dtype.size();
+        Notes {
+            domain: match self {
+                Self::Fma(_) => FloatType::F32,
+                Self::Mma(_) => stage_type(problem.dtype, limits).map_or(FloatType::F32, |(dtype, _)| dtype),
+            },
+            workspace_bytes: if packs { weights as u64 } else { 0 },
+            ..notes
+        }
+    }
+
+    fn launches(&self, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> usize {
+        kernels(problem, pass, *self, limits)
+    }
+
+    fn waves(&self, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Option<f64> {
+        let counted = matches!(self, Self::Fma(_)) && !problem.streaming;
+        counted.then(|| waves(problem, pass, *self, limits))
+    }
+
+    fn launch(&self, call: &Conv3dCall, operands: [&Operand; 3]) -> Result<(), ConvError> {
+        match call.pass {
+            Pass::WeightGradient => weight_gradient(call, *self, operands),
+            _ => forward_or_input_gradient(call, *self, operands),
+        }
+    }
+
+    fn fuses_residual(&self) -> bool {
+        true
+    }
+}
 
 /// Launches the forward pass (operands x, w, y) or the input gradient (dy, w, dx). Where the tiles are too
 /// few to fill the device the sum is split (split-K): fp32 partial results of at most
 /// `Limits::workspace_bytes`.
-pub(super) fn forward_or_input_gradient(
+fn forward_or_input_gradient(
     call: &Conv3dCall,
     tile: GemmTile,
     [source, weight, out]: [&Operand; 3],
@@ -69,43 +164,6 @@ pub(in crate::conv3d) fn launch_gather(
     let tile = GemmTile::Fma(RegisterTile::M128N8);
     let gemm = GemmLaunch { call, tile, slices: 1, prefetch: call.limits.unroll };
     launch(&gemm, gather, operands, call.epilogue())
-}
-
-/// An input gradient's weights, packed for one gather. None where the pass reads the weight itself: the
-/// forward pass, and patches.
-fn packed_weight(
-    call: &Conv3dCall,
-    gather: &Gather,
-    weight: &Operand,
-    k: usize,
-) -> Result<Option<Operand>, ConvError> {
-    let Conv3dCall { client, limits, ref problem, pass, .. } = *call;
-    if pass != Pass::InputGradient || columns(gather) > 1 || k == 0 {
-        return Ok(None);
-    }
-    let packed = Operand::empty(client, &packed_shape(problem, gather), weight.dtype);
-    let elements = packed.len();
-    let address = address_type("conv3d", &[weight, &packed], elements, limits)?;
-    for dispatch in dispatches(elements.div_ceil(THREADS), THREADS as f64, limits) {
-        // SAFETY: the module's contract; each thread copies one element, at taps and channels of the gather.
-        unsafe {
-            pack_terms_kernel::launch_unchecked(
-                client,
-                dispatch.count(),
-                CubeDim::new_1d(THREADS as u32),
-                address,
-                weight.buffer_arg(1),
-                packed.buffer_arg(1),
-                gather_args(problem, pass, gather, [weight, weight, weight]),
-                k,
-                problem.group_channels(),
-                elements,
-                dispatch.span(),
-                weight.dtype.elem(),
-            );
-        }
-    }
-    Ok(Some(packed))
 }
 
 fn launch(

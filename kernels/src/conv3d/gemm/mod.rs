@@ -26,7 +26,6 @@ mod channels;
 pub(super) mod config;
 mod contiguous_weight;
 mod depth;
-mod family;
 mod fma;
 mod fma_loop;
 pub(crate) mod fragments;
@@ -47,15 +46,14 @@ pub(super) mod tap_check;
 mod vectors;
 mod weight;
 
-pub use config::{MatrixTile, RegisterTile};
+pub use config::{GemmTile, MatrixTile, RegisterTile};
 pub(super) use depth::{depth_tap_fraction, launches};
-pub use family::GemmTile;
-#[cfg(test)]
-pub(super) use family::k_iterations;
 pub(crate) use gather::{is_patches, serves};
 pub(super) use launch::launch_gather;
 pub(super) use read::has_even_images;
 pub(super) use slices::cost;
+#[cfg(test)]
+pub(super) use slices::k_iterations;
 pub(super) use tap_check::has_few_taps;
 pub(super) use vectors::{joined_vector_width, out_vector_width, weight_vector_width};
 

@@ -12,18 +12,59 @@
 //! One thread per element of `packed`, 256 per threadgroup: as many elements read and written, no FLOP.
 //! Declined: nothing; columns with several taps (patches) are read from the weight.
 
+use super::gather::{Gather, columns, gather_args, packed_shape};
 use super::index::GatherArgs;
 use super::tap_check::TapCheck;
+use crate::conv3d::call::Conv3dCall;
 use crate::conv3d::pass::Pass;
-use crate::launch::Span;
+use crate::error::ConvError;
+use crate::launch::{Span, dispatches};
+use crate::operand::{Operand, address_type};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
 /// Threads of a threadgroup.
-pub(super) const THREADS: usize = 256;
+const THREADS: usize = 256;
+
+/// An input gradient's weights, packed for one gather. None where the pass reads the weight itself: the
+/// forward pass, and patches.
+pub(super) fn packed_weight(
+    call: &Conv3dCall,
+    gather: &Gather,
+    weight: &Operand,
+    k: usize,
+) -> Result<Option<Operand>, ConvError> {
+    let Conv3dCall { client, limits, ref problem, pass, .. } = *call;
+    if pass != Pass::InputGradient || columns(gather) > 1 || k == 0 {
+        return Ok(None);
+    }
+    let packed = Operand::empty(client, &packed_shape(problem, gather), weight.dtype);
+    let elements = packed.len();
+    let address = address_type("conv3d", &[weight, &packed], elements, limits)?;
+    for dispatch in dispatches(elements.div_ceil(THREADS), THREADS as f64, limits) {
+        // SAFETY: the contract of the module `gemm`; each thread copies one element, at taps and channels of the gather.
+        unsafe {
+            pack_terms_kernel::launch_unchecked(
+                client,
+                dispatch.count(),
+                CubeDim::new_1d(THREADS as u32),
+                address,
+                weight.buffer_arg(1),
+                packed.buffer_arg(1),
+                gather_args(problem, pass, gather, [weight, weight, weight]),
+                k,
+                problem.group_channels(),
+                elements,
+                dispatch.span(),
+                weight.dtype.elem(),
+            );
+        }
+    }
+    Ok(Some(packed))
+}
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-pub(super) fn pack_terms_kernel<E: Float>(
+fn pack_terms_kernel<E: Float>(
     weight: &[E],
     out: &mut [E],
     gather: GatherArgs,

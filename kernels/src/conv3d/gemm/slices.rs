@@ -1,8 +1,10 @@
-//! Split-K slices of the gathered GEMM, and the time of a pass by whole waves of its tiles.
+//! Split-K slices of the gathered GEMM, the loop iterations of its threads, and the time of a pass by whole
+//! waves of its tiles.
 
-use super::config::MatrixTile;
-use super::family::GemmTile;
+use super::config::{GemmTile, MatrixTile, RegisterTile, VECTOR};
 use super::gather::{Gather, columns, is_patches, launched_gathers, patches, positions, taps};
+use crate::conv3d::loops::nest;
+use crate::conv3d::needs::SETUP;
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::Conv3dProblem;
 use crate::conv3d::reduce;
@@ -146,4 +148,52 @@ fn weight_product(problem: &Conv3dProblem, tile: GemmTile, limits: &Limits) -> T
     let [m, n] = [problem.group_channels() * problem.taps(), problem.group_out_channels()];
     let elements = problem.weight_shape().iter().product();
     tiled_product(problem, tile, [m, n, problem.positions()], elements, limits)
+}
+
+/// Whether the kernels with multiply-adds prefetch stages, their inner loops unrolled: where compilers
+/// schedule long straight-line code, and where a device would end the loops.
+pub(super) fn prefetches(problem: &Conv3dProblem, pass: Pass, tile: GemmTile, limits: &Limits) -> bool {
+    let GemmTile::Fma(fma) = tile else { return limits.unroll };
+    let iterations = || looped(&fma, k_iterations(problem, pass, tile, limits));
+    limits.unroll || limits.loop_iterations.is_some_and(|most| iterations() > most)
+}
+
+/// Loop iterations of a thread.
+pub(super) fn loop_iterations(problem: &Conv3dProblem, pass: Pass, tile: GemmTile, limits: &Limits) -> usize {
+    let stages = k_iterations(problem, pass, tile, limits);
+    match tile {
+        GemmTile::Fma(fma) if !prefetches(problem, pass, tile, limits) => looped(&fma, stages),
+        _ => nest(stages, 0) + SETUP,
+    }
+}
+
+/// Loop iterations of the kernels with multiply-adds without prefetch.
+fn looped(tile: &RegisterTile, stages: usize) -> usize {
+    // The loads of both stages and their product.
+    let loops = [tile.loads(tile.tile_m), tile.loads(tile.tile_n), tile.tile_k];
+    let inner = loops.iter().map(|count| nest(*count, 0)).sum();
+    let epilogue = tile.rows * (tile.columns / VECTOR) * nest(VECTOR, 0);
+    nest(stages, inner) + epilogue + SETUP
+}
+
+/// Iterations of the longest K loop.
+pub(in crate::conv3d) fn k_iterations(
+    problem: &Conv3dProblem,
+    pass: Pass,
+    tile: GemmTile,
+    limits: &Limits,
+) -> usize {
+    let [_, _, tile_k] = tile.shape();
+    // One more than the stages: with prefetch the first iteration multiplies zeros while it loads the first.
+    if pass == Pass::WeightGradient {
+        return weight_split(problem, tile, limits).length.div_ceil(tile_k) + 1;
+    }
+    let iterations = |gathers: &[Gather]| {
+        let slices = most_slices(problem, pass, tile, gathers.iter(), limits);
+        let k = gathers.iter().map(|gather| gemm_shape(problem, pass, gather)[2]).max().unwrap_or(0);
+        k.div_ceil(slices).div_ceil(tile_k) + 1
+    };
+    // The strides of the weight decide between the two.
+    let patched = if is_patches(problem, pass) { iterations(&[patches(problem)]) } else { 0 };
+    patched.max(iterations(&launched_gathers(problem, pass)))
 }

@@ -20,21 +20,20 @@
 //! order; one slice is the result itself. Tile, bytes, FLOP and shared memory: [`super::config`]; partial
 //! results are written and read once, 8 bytes each. Declined: M or K of 2^31 - 1 and above.
 
-use super::config::{RegisterTile, SUBGROUP, table_entries};
+use super::config::{GemmTile, RegisterTile, SUBGROUP, table_entries};
 use super::contiguous_weight::contiguous_weight_kernel;
-use super::family::prefetches;
 use super::fma_loop::{Element, Operands, k_loop};
 use super::gather::{gather_args, gathers, joined_gather_args};
 use super::index::GatherArgs;
 use super::mma_loop::SourceRows;
 use super::mma_weight::mma_weight_kernel;
 use super::read::{JoinedArgs, Source, branches, joined_args};
-use super::slices::weight_split;
+use super::slices::{prefetches, weight_split};
 use super::stage::{F32x4, GemmShape, GemmShapeLaunch, column_of, row_of};
+use super::stage_vector;
 use super::table::{IndexTable, TableLayout};
 use super::tap_check::{TapCheck, padding_of};
 use super::vectors::{dy_vector_width, joined_vector_width};
-use super::{GemmTile, stage_vector};
 use crate::activation::Activation;
 use crate::conv3d::cache::cache_args;
 use crate::conv3d::call::Conv3dCall;

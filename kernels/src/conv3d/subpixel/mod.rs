@@ -4,7 +4,6 @@
 
 mod blocks;
 mod config;
-mod family;
 mod kernel;
 mod launch;
 mod mma;

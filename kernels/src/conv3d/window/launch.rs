@@ -1,88 +1,132 @@
-//! Launches of the window GEMM: packing, the product, and the sum over split-K slices. Safety: [`super`].
+//! What [`crate::conv3d::Plan::Window`] serves, needs and launches: for the forward pass and the input gradient
+//! packing ([`super::pack`]), the product and the sum over split-K slices; the weight gradient in
+//! [`super::weight`]. Safety: [`super`].
 
-use super::config::{CHANNELS, WindowTile};
+use super::config::WindowTile;
 use super::contiguous::contiguous_kernel;
 use super::epilogue::OUT_VECTOR;
-use super::extents::{WindowExtents, k_slices};
+use super::extents::{self, WindowExtents, k_slices};
 use super::kernel::window_kernel;
-use super::pack::{OUT_CHANNELS, PackTilingLaunch, TAPS, THREADS, pack_kernel};
+use super::pack;
+use super::weight::{self, WindowWeightTile};
 use crate::conv3d::cache::cache_args;
 use crate::conv3d::call::Conv3dCall;
 use crate::conv3d::epilogue::Epilogue;
+use crate::conv3d::family::Family;
 use crate::conv3d::gemm::config::SUBGROUP;
-use crate::conv3d::gemm::gather::{divisor, gather_args};
-use crate::conv3d::gemm::{joined_vector_width, out_vector_width, stage_vector, weight_vector_width};
+use crate::conv3d::gemm::gather::gather_args;
+use crate::conv3d::gemm::{joined_vector_width, out_vector_width, stage_type, stage_vector};
+use crate::conv3d::needs::{SETUP, kernel_needs, stage_size};
+use crate::conv3d::notes::Notes;
+use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::Conv3dProblem;
 use crate::conv3d::reduce;
-use crate::error::ConvError;
+use crate::conv3d::tiles::Tiles;
+use crate::dtype::FloatType;
+use crate::error::{ConvError, unsupported};
 use crate::launch::dispatches;
+use crate::limits::Limits;
+use crate::needs::Needs;
 use crate::operand::{Operand, address_type};
 use cubecl::prelude::*;
 
-/// Packs the weights, in vectors of `width` elements.
-fn launch_pack(
-    launch: &WindowLaunch,
-    [weight, packed]: [&Operand; 2],
-    width: usize,
-) -> Result<(), ConvError> {
-    let WindowLaunch { call, extents, .. } = *launch;
-    let Conv3dCall { client, limits, ref problem, pass, .. } = *call;
-    let all_taps = problem.taps();
-    let chunks = all_taps.div_ceil(TAPS);
-    let chunk_taps = all_taps.div_ceil(chunks.max(1));
-    let channel_tiles = extents.packed_n / OUT_CHANNELS;
-    let threadgroups = channel_tiles * extents.blocks * chunks * problem.window.groups;
-    let read_width = read_width(problem, weight, width);
-    let largest = weight.len().max(packed.len());
-    let address = address_type("conv3d", &[weight, packed], largest, limits)?;
-    for dispatch in dispatches(threadgroups, (chunk_taps * OUT_CHANNELS * CHANNELS * 20) as f64, limits) {
-        // SAFETY: the module's contract. Reads past the last weight are masked; the index of a threadgroup
-        // names channels, a block and taps that the packed weights have.
-        unsafe {
-            pack_kernel::launch_unchecked(
-                client,
-                dispatch.count(),
-                CubeDim::new_1d(THREADS as u32),
-                address,
-                width,
-                read_width,
-                weight.buffer_arg(read_width),
-                packed.buffer_arg(width),
-                gather_args(problem, pass, &extents.packed_walks(problem), [weight, weight, weight]),
-                PackTilingLaunch {
-                    channel_tiles: channel_tiles as u32,
-                    packed_n: extents.packed_n as u32,
-                    blocks: divisor(extents.blocks),
-                    depth_taps: extents.depth_taps as u32,
-                    n: extents.n as u32,
-                    channels: extents.channels as u32,
-                    block_count: extents.blocks as u32,
-                    chunks: chunks as u32,
-                    chunk_divmod: chunk_taps as u32,
-                    chunk_taps: chunk_taps as u32,
-                    frame_divmod: extents.taps as u32,
-                    frame_taps: extents.taps as u32,
-                    all_taps: all_taps as u32,
-                },
-                dispatch.span(),
-                pass,
-                weight.dtype.elem(),
-                packed.dtype.elem(),
-            );
-        }
-    }
-    Ok(())
+/// The kernel of a window plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum WindowKernel {
+    /// Forward pass and input gradient.
+    Gemm(WindowTile),
+    /// Weight gradient.
+    Weight(WindowWeightTile),
 }
 
-/// The vector width of the weight loads: `width` where the weight's rows are whole aligned vectors, else one.
-fn read_width(problem: &Conv3dProblem, weight: &Operand, width: usize) -> usize {
-    if problem.taps() <= TAPS { weight_vector_width(weight, width) } else { 1 }
+impl Family for WindowKernel {
+    fn plan_name(&self) -> String {
+        match self {
+            Self::Gemm(tile) => format!("window_gemm_{}", tile.name()),
+            Self::Weight(tile) => format!("window_weight_{}", tile.name()),
+        }
+    }
+
+    fn serves(&self, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Result<(), ConvError> {
+        if super::kernels(problem, pass, limits).any(|kernel| kernel == *self) {
+            return Ok(());
+        }
+        unsupported!(
+            "conv3d: {} does not serve the {} of {} with the kernel {:?}, stride {:?} and dilation {:?} \
+             on this device",
+            self.plan_name(),
+            pass.name(),
+            problem.dtype.name(),
+            problem.kernel,
+            problem.window.stride,
+            problem.window.dilation
+        )
+    }
+
+    fn needs(&self, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Needs {
+        let size = stage_size(problem, limits);
+        match self {
+            Self::Gemm(tile) => {
+                let bytes = tile.shared_bytes(size).max(pack::SHARED_BYTES);
+                let iterations = extents::loop_iterations(problem, pass, tile, limits);
+                Needs {
+                    buffer_bytes: extents::packed_bytes(problem, pass, tile, limits),
+                    ..kernel_needs(bytes, tile.threads(), iterations + SETUP)
+                }
+            }
+            Self::Weight(tile) => {
+                let iterations = weight::loop_iterations(problem, tile, limits);
+                kernel_needs(tile.shared_bytes(size), tile.threads(), iterations + SETUP)
+            }
+        }
+    }
+
+    fn tiles(&self, problem: &Conv3dProblem, pass: Pass) -> Option<Tiles> {
+        match self {
+            Self::Gemm(tile) => extents::extent(problem, pass, tile),
+            Self::Weight(tile) => weight::extent(problem, tile),
+        }
+    }
+
+    fn notes(&self, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> Notes {
+        Notes {
+            domain: stage_type(problem.dtype, limits).map_or(FloatType::F32, |(dtype, _)| dtype),
+            workspace_bytes: match self {
+                Self::Gemm(tile) => extents::packed_bytes(problem, pass, tile, limits),
+                Self::Weight(_) => 0,
+            },
+            ..Notes::of_sum(pass)
+        }
+    }
+
+    fn launches(&self, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> usize {
+        let slices = match self {
+            // Packed weights and the product.
+            Self::Gemm(tile) => {
+                return 2 + reduce::sum_launches(extents::slices(problem, pass, tile, limits));
+            }
+            Self::Weight(tile) => weight::slices(problem, tile, limits),
+        };
+        1 + reduce::sum_launches(slices)
+    }
+
+    fn launch(&self, call: &Conv3dCall, operands: [&Operand; 3]) -> Result<(), ConvError> {
+        match self {
+            Self::Gemm(tile) => launch(call, *tile, operands),
+            Self::Weight(tile) => weight::launch(call, *tile, operands),
+        }
+    }
+
+    fn fuses_residual(&self) -> bool {
+        true
+    }
 }
 
 /// Launches the forward pass (operands x, w, y) or the input gradient (dy, w, dx). With too few tiles to fill
 /// the device the GEMM is split along K: the fp32 partials and the packed weights take at most
 /// `Limits::workspace_bytes`.
-pub(super) fn launch(
+fn launch(
     call: &Conv3dCall,
     tile: WindowTile,
     [source, weight, out]: [&Operand; 3],
@@ -125,7 +169,7 @@ fn launch_gemm(
     let sources = || [source].into_iter().chain(cache);
     let reached: Vec<_> = sources().chain([weight, out, &packed]).chain(residual).collect();
     let address = address_type("conv3d", &reached, largest, limits)?;
-    launch_pack(launch, [weight, &packed], width)?;
+    pack::launch(call, extents, [weight, &packed], width)?;
     let operations = 2.0 * (tile.tile_m * tile.tile_n * extents.mean_k().div_ceil(k_slices)) as f64;
     // One tap in the frame, and contiguous frames of the sources, the result and the residual.
     let vectors = |operand: &Operand| out_vector_width(&extents.gather, operand, OUT_VECTOR) == OUT_VECTOR;

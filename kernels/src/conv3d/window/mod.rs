@@ -27,7 +27,6 @@ mod config;
 mod contiguous;
 mod epilogue;
 mod extents;
-mod family;
 mod kernel;
 mod launch;
 mod pack;
@@ -39,7 +38,7 @@ pub use config::WindowTile;
 #[cfg(test)]
 pub(crate) use extents::packed_bytes;
 pub(crate) use extents::{cost, extent, is_pointwise_in_frame, serves, taps_of_window, threadgroups};
-pub use family::WindowKernel;
+pub use launch::WindowKernel;
 pub use weight::WindowWeightTile;
 
 use super::gemm::fragment;

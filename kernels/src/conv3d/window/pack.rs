@@ -14,20 +14,27 @@
 //! 8 * 16 * 32 elements in and out, no FLOP; 8 KiB (f16) or 16 KiB (f32) of shared memory.
 
 use super::config::CHANNELS;
+use super::extents::WindowExtents;
+use crate::conv3d::call::Conv3dCall;
+use crate::conv3d::gemm::gather::{divisor, gather_args};
 use crate::conv3d::gemm::index::GatherArgs;
 use crate::conv3d::gemm::tap_check::TapCheck;
+use crate::conv3d::gemm::weight_vector_width;
 use crate::conv3d::pass::Pass;
-use crate::launch::Span;
+use crate::conv3d::problem::Conv3dProblem;
+use crate::error::ConvError;
+use crate::launch::{Span, dispatches};
+use crate::operand::{Operand, address_type};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::std::FastDivmod;
 
 /// Threads of a threadgroup.
-pub(super) const THREADS: usize = 256;
+const THREADS: usize = 256;
 /// Result channels (n) of a threadgroup.
-pub(super) const OUT_CHANNELS: usize = 8;
+const OUT_CHANNELS: usize = 8;
 /// Taps of a threadgroup, at most.
-pub(super) const TAPS: usize = 32;
+const TAPS: usize = 32;
 /// Pitch of a tap in shared memory, padded by two: no bank conflicts with lanes along taps.
 const TAP_STRIDE: usize = OUT_CHANNELS * CHANNELS + 2;
 /// Loads of a thread in flight.
@@ -38,26 +45,86 @@ pub(crate) const SHARED_BYTES: usize = 4 * TAPS * TAP_STRIDE;
 /// Extents of the packed weights. A threadgroup's index, fastest first: channel tile, block, chunk of taps,
 /// group.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
-pub(super) struct PackTiling {
-    pub(super) channel_tiles: FastDivmod<u32>,
-    pub(super) packed_n: u32,
-    pub(super) blocks: FastDivmod<u32>,
-    pub(super) depth_taps: u32,
-    pub(super) n: u32,
-    pub(super) channels: u32,
-    pub(super) block_count: u32,
+struct PackTiling {
+    channel_tiles: FastDivmod<u32>,
+    packed_n: u32,
+    blocks: FastDivmod<u32>,
+    depth_taps: u32,
+    n: u32,
+    channels: u32,
+    block_count: u32,
     /// Threadgroups along the taps, and the taps of each but the last.
-    pub(super) chunks: FastDivmod<u32>,
-    pub(super) chunk_divmod: FastDivmod<u32>,
-    pub(super) chunk_taps: u32,
+    chunks: FastDivmod<u32>,
+    chunk_divmod: FastDivmod<u32>,
+    chunk_taps: u32,
     /// Taps of a frame, and of the whole window.
-    pub(super) frame_divmod: FastDivmod<u32>,
-    pub(super) frame_taps: u32,
-    pub(super) all_taps: u32,
+    frame_divmod: FastDivmod<u32>,
+    frame_taps: u32,
+    all_taps: u32,
+}
+
+/// Packs the weights, in vectors of `width` elements.
+pub(super) fn launch(
+    call: &Conv3dCall,
+    extents: &WindowExtents,
+    [weight, packed]: [&Operand; 2],
+    width: usize,
+) -> Result<(), ConvError> {
+    let Conv3dCall { client, limits, ref problem, pass, .. } = *call;
+    let all_taps = problem.taps();
+    let chunks = all_taps.div_ceil(TAPS);
+    let chunk_taps = all_taps.div_ceil(chunks.max(1));
+    let channel_tiles = extents.packed_n / OUT_CHANNELS;
+    let threadgroups = channel_tiles * extents.blocks * chunks * problem.window.groups;
+    let read_width = read_width(problem, weight, width);
+    let largest = weight.len().max(packed.len());
+    let address = address_type("conv3d", &[weight, packed], largest, limits)?;
+    for dispatch in dispatches(threadgroups, (chunk_taps * OUT_CHANNELS * CHANNELS * 20) as f64, limits) {
+        // SAFETY: the contract of the module `window`. Reads past the last weight are masked; the index of a
+        // threadgroup names channels, a block and taps that the packed weights have.
+        unsafe {
+            pack_kernel::launch_unchecked(
+                client,
+                dispatch.count(),
+                CubeDim::new_1d(THREADS as u32),
+                address,
+                width,
+                read_width,
+                weight.buffer_arg(read_width),
+                packed.buffer_arg(width),
+                gather_args(problem, pass, &extents.packed_walks(problem), [weight, weight, weight]),
+                PackTilingLaunch {
+                    channel_tiles: channel_tiles as u32,
+                    packed_n: extents.packed_n as u32,
+                    blocks: divisor(extents.blocks),
+                    depth_taps: extents.depth_taps as u32,
+                    n: extents.n as u32,
+                    channels: extents.channels as u32,
+                    block_count: extents.blocks as u32,
+                    chunks: chunks as u32,
+                    chunk_divmod: chunk_taps as u32,
+                    chunk_taps: chunk_taps as u32,
+                    frame_divmod: extents.taps as u32,
+                    frame_taps: extents.taps as u32,
+                    all_taps: all_taps as u32,
+                },
+                dispatch.span(),
+                pass,
+                weight.dtype.elem(),
+                packed.dtype.elem(),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The vector width of the weight loads: `width` where the weight's rows are whole aligned vectors, else one.
+fn read_width(problem: &Conv3dProblem, weight: &Operand, width: usize) -> usize {
+    if problem.taps() <= TAPS { weight_vector_width(weight, width) } else { 1 }
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-pub(super) fn pack_kernel<E: Float, S: Float, V: Size, W: Size>(
+fn pack_kernel<E: Float, S: Float, V: Size, W: Size>(
     weight: &[Vector<E, W>],
     out: &mut [Vector<S, V>],
     gather: GatherArgs,

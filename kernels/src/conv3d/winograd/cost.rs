@@ -10,12 +10,10 @@
 //! costly.
 
 use super::product::chunk_elements;
-use super::region::{Correlation, Region};
+use super::region::Correlation;
 use super::{PRODUCT, WinogradConfig, weight_product};
 use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::Conv3dProblem;
-use crate::conv3d::rewrite::PassProblem;
-use crate::limits::Limits;
 
 /// FLOP and bytes of a plan.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -28,37 +26,11 @@ pub struct Cost {
 }
 
 impl WinogradConfig {
-    /// Kernels of a pass as it is launched: the filters (dw: the taps), then both transforms and the products
-    /// of each region.
-    pub(super) fn kernels(&self, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> usize {
-        let correlation = Correlation::of(problem, pass);
-        let regions = correlation.regions(self.tile, self.region);
-        let products: usize = if pass == Pass::WeightGradient {
-            let slices = weight_product::slices(&correlation, self.tile, limits);
-            regions.iter().map(|region| weight_product::slice_launches(region, slices).count()).sum()
-        } else {
-            let tile_k = self.mma_tile.map_or(PRODUCT.tile_k, |tile| tile.tile_k);
-            let stages = correlation.kernel_depth * correlation.in_channels.div_ceil(tile_k).max(1);
-            regions.len() * stages.div_ceil(chunk_elements(self.tile, problem.dtype) / tile_k)
-        };
-        1 + 2 * regions.len() + products
-    }
-
-    /// Threadgroups of the product on multiply-adds, in the first region.
-    pub(super) fn threadgroups(&self, problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> usize {
-        let correlation = Correlation::of(problem, pass);
-        if pass == Pass::WeightGradient {
-            let slices = weight_product::slices(&correlation, self.tile, limits);
-            return slices * weight_product::threadgroups(&correlation, self.tile);
-        }
-        let rows = correlation.regions(self.tile, self.region).first().map_or(0, Region::m_rows);
-        let points = self.tile.inputs() * self.tile.inputs();
-        rows.div_ceil(PRODUCT.tile_m) * correlation.out_channels.div_ceil(PRODUCT.tile_n) * points
-    }
-
     /// The cost of a pass.
     pub fn cost(&self, problem: &Conv3dProblem, pass: Pass) -> Cost {
-        let correlation = Correlation::of(&PassProblem::of(problem, pass).launched, pass);
+        // As it is launched: an input gradient on the padded input.
+        let padded = problem.explicitly_padded();
+        let correlation = Correlation::of(if pass == Pass::InputGradient { &padded } else { problem }, pass);
         let tile = PRODUCT;
         let points = (self.tile.inputs() * self.tile.inputs()) as f64;
         let (c, o) = (correlation.in_channels, correlation.out_channels);

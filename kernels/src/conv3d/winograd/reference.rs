@@ -1,9 +1,9 @@
 //! The Winograd algorithm in f64. It proves the identity over whole problems; on absolute values it gives the
 //! magnitude that bounds the algorithm's own rounding errors (see [`crate::tolerance`]).
 
-use super::Pass;
 use super::constants::{Matrix, WinogradTile, matrix_f64};
 use super::region::Correlation;
+use crate::conv3d::pass::Pass;
 use crate::conv3d::problem::Conv3dProblem;
 
 /// The result of `pass` (forward without bias and activation, or input gradient under zero padding), tile by

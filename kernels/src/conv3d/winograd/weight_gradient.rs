@@ -19,44 +19,17 @@
 use super::constants::{Matrix, WinogradTile, rescale};
 use super::region::VECTOR;
 use super::transform::transform_square;
-use super::{WinogradCall, input, padding, weight_product};
-use crate::dtype::FloatType;
-use crate::error::ConvError;
+use super::{WinogradCall, padding};
 use crate::launch::{Span, dispatches};
-use crate::operand::{Operand, address_type};
+use crate::operand::Operand;
 use cubecl::ir::{AddressType, ElemType};
 use cubecl::prelude::*;
 
 /// Threads of a threadgroup.
 const THREADS: u32 = 64;
 
-/// Launches the weight gradient of x; operands dy, dw.
-pub(crate) fn run(call: &WinogradCall, x: input::Source, [dy, dw]: [&Operand; 2]) -> Result<(), ConvError> {
-    let WinogradCall { client, correlation, config, limits, .. } = *call;
-    let slices = weight_product::slices(correlation, config.tile, limits);
-    let [_, v, d] = correlation.workspace(config.tile, config.region, 1);
-    let slice_elements = correlation.sums(config.tile, padding(config.mma_tile));
-    let [sums, v, d] = [slice_elements * slices as u64, v, d]
-        .map(|elements| Operand::empty(client, &[elements as usize], FloatType::F32));
-    let operands = [x.tensor, x.cache_or_tensor(), dy, dw, &sums, &v, &d];
-    let address = address_type("conv3d", &operands, 0, limits)?;
-    for (index, region) in correlation.regions(config.tile, config.region).iter().enumerate() {
-        input::launch(call, address, region, input::InputTiling::input(correlation), (x, &v));
-        input::launch(
-            call,
-            address,
-            &region.of_outputs(),
-            input::InputTiling::gradient(correlation),
-            (input::Source::whole(dy), &d),
-        );
-        weight_product::launch(call, address, (region, slices, index == 0), [&d, &v, &sums]);
-    }
-    launch_taps(call, address, slices, [&sums, dw]);
-    Ok(())
-}
-
 /// Sums the slices of S and transforms them to dw.
-fn launch_taps(call: &WinogradCall, address: AddressType, slices: usize, [sums, dw]: [&Operand; 2]) {
+pub(super) fn launch(call: &WinogradCall, address: AddressType, slices: usize, [sums, dw]: [&Operand; 2]) {
     let correlation = call.correlation;
     let filters = correlation.kernel_depth * correlation.in_channels * correlation.out_channels;
     let padding = padding(call.config.mma_tile);
