@@ -12,7 +12,8 @@ use crate::limits::Limits;
 use crate::needs::Needs;
 use crate::operand::Operand;
 
-/// What a plan answers. Problems are those that are launched ([`super::plan::PassProblem`]), with a result that is not empty.
+/// What a plan answers. Problems are those that are launched ([`super::plan::PassProblem`]), with a result
+/// that is not empty.
 pub(super) trait Family {
     /// The plan's name in tables, reports and errors.
     fn plan_name(&self) -> String;

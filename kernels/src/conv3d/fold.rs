@@ -9,8 +9,8 @@
 //! dx                 | a b c d |
 //! ```
 //!
-//! The first half is an ordinary input gradient of the padded problem ([`super::plan::PassProblem`]), in which axes padded
-//! with zeros are as they were.
+//! The first half is an ordinary input gradient of the padded problem ([`super::plan::PassProblem`]), in
+//! which axes padded with zeros are as they were.
 //!
 //! Layouts: `extended` row-major fp32, dx any strides. One thread per element of dx. Bytes: `extended` read
 //! once, dx written once; one addition per element of `extended`. Nothing is declined.

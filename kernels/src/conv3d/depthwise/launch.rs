@@ -1,5 +1,5 @@
-//! What [`crate::conv3d::Plan::Depthwise`] serves, needs and launches: its kernels, and the sums over a weight
-//! gradient's split-K slices.
+//! What [`crate::conv3d::Plan::Depthwise`] serves, needs and launches: its kernels, and the sums over a
+//! weight gradient's split-K slices.
 //!
 //! # Safety of the launches
 //!

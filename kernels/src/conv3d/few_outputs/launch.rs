@@ -1,5 +1,5 @@
-//! What [`crate::conv3d::Plan::FewOutputs`] serves, needs and launches: the product or the weight gradient, and
-//! the sums over their split-K slices.
+//! What [`crate::conv3d::Plan::FewOutputs`] serves, needs and launches: the product or the weight gradient,
+//! and the sums over their split-K slices.
 //!
 //! # Safety of the launches
 //!

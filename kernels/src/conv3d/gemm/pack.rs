@@ -42,7 +42,8 @@ pub(super) fn packed_weight(
     let elements = packed.len();
     let address = address_type("conv3d", &[weight, &packed], elements, limits)?;
     for dispatch in dispatches(elements.div_ceil(THREADS), THREADS as f64, limits) {
-        // SAFETY: the contract of the module `gemm`; each thread copies one element, at taps and channels of the gather.
+        // SAFETY: the contract of the module `gemm`; each thread copies one element, at taps and channels of
+        // the gather.
         unsafe {
             pack_terms_kernel::launch_unchecked(
                 client,

@@ -1,5 +1,5 @@
-//! What [`crate::conv3d::Plan::Window`] serves, needs and launches: for the forward pass and the input gradient
-//! packing ([`super::pack`]), the product and the sum over split-K slices; the weight gradient in
+//! What [`crate::conv3d::Plan::Window`] serves, needs and launches: for the forward pass and the input
+//! gradient packing ([`super::pack`]), the product and the sum over split-K slices; the weight gradient in
 //! [`super::weight`]. Safety: [`super`].
 
 use super::config::WindowTile;

@@ -1,5 +1,5 @@
-//! What [`crate::conv3d::Plan::Winograd`] serves, needs and launches: the steps of a pass, region by region; and
-//! the forward pass with a weight that was transformed before.
+//! What [`crate::conv3d::Plan::Winograd`] serves, needs and launches: the steps of a pass, region by region;
+//! and the forward pass with a weight that was transformed before.
 
 use super::config::{PRODUCT, WinogradConfig, check, config, padding, product_iterations, weight_iterations};
 use super::constants::WinogradTile;
@@ -232,8 +232,8 @@ fn check_prepared(problem: &Conv3dProblem, tile: WinogradTile, u: &Operand) -> R
     Ok(())
 }
 
-/// [`crate::conv3d::forward`] with a weight transformed by [`prepare`] for the configuration's tile: operands x, U,
-/// y; bitwise the same result.
+/// [`crate::conv3d::forward`] with a weight transformed by [`prepare`] for the configuration's tile: operands
+/// x, U, y; bitwise the same result.
 ///
 /// # Errors
 /// As [`crate::conv3d::forward`], and if U does not have the shape of the problem's weight for that tile.
