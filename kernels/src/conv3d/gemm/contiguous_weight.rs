@@ -16,7 +16,7 @@
 
 use super::channels::{Channels, or_zero};
 use super::config::MatrixTile;
-use super::fragments::epilogue;
+use super::fragments::weight_epilogue;
 use super::index::{ChannelTap, GatherArgs, OutputPosition};
 use super::mma_loop::Stages;
 use super::read::inside_or_zero;
@@ -133,8 +133,7 @@ pub(super) fn contiguous_weight_kernel<E: Float, S: Float, O: Float, V: Size>(
             stages.multiply(&sums);
         }
     }
-    let none = ComptimeOption::<&Tensor<E>>::new_None();
-    epilogue(&sums, &mut scratch, none, none, out, &gather, &shape, &work, Pass::WeightGradient, false, tile);
+    weight_epilogue(&sums, &mut scratch, out, &gather, &shape, &work, tile);
 }
 
 /// A thread's position in the cache.

@@ -133,6 +133,22 @@ pub(super) fn epilogue<E: Float, O: Float>(
     }
 }
 
+/// [`epilogue`] of a weight gradient, whose sums are rounded and stored as they are.
+#[cube]
+pub(super) fn weight_epilogue<O: Float>(
+    sums: &Sequence<cmma::Matrix<f32>>,
+    scratch: &mut Shared<[f32]>,
+    out: &mut [O],
+    gather: &GatherArgs,
+    shape: &GemmShape,
+    work: &WorkTile,
+    #[comptime] tile: MatrixTile,
+) {
+    let none = ComptimeOption::<&Tensor<f32>>::new_None();
+    let pass = Pass::WeightGradient;
+    epilogue(sums, scratch, none, none, out, gather, shape, work, pass, false, tile);
+}
+
 /// A lane's part of a subgroup's tile: its number, where the tile and the patch begin.
 #[derive(CubeType)]
 struct Place {

@@ -24,7 +24,7 @@
 
 use super::channels::Channels;
 use super::config::MatrixTile;
-use super::fragments::epilogue;
+use super::fragments::weight_epilogue;
 use super::index::GatherArgs;
 use super::mma_loop::{SourceRows, Stages, k_loop};
 use super::read::{JoinedArgs, Source};
@@ -88,6 +88,5 @@ pub(crate) fn mma_weight_kernel<E: Float, S: Float, O: Float, V: Size, W: Size, 
         tile,
     );
     k_loop(&source, &rows, &gradients, positions, &mut stages, &sums, &work, prefetch, branches);
-    let none = ComptimeOption::<&Tensor<E>>::new_None();
-    epilogue(&sums, &mut scratch, none, none, out, &gather, &shape, &work, Pass::WeightGradient, false, tile);
+    weight_epilogue(&sums, &mut scratch, out, &gather, &shape, &work, tile);
 }
