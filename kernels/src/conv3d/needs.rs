@@ -1,6 +1,6 @@
 //! What the families of conv3d start from where they state what a plan needs of a device.
-//! [`super::Plan::needs`] adds the fold of an input gradient under padding other than zeros, the residual, and
-//! a stream's cache.
+//! [`super::Plan::needs`] adds the fold of an input gradient under padding other than zeros, the residual,
+//! and a stream's cache.
 
 use super::gemm;
 use super::problem::Conv3dProblem;
