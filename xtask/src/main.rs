@@ -304,7 +304,10 @@ fn bench(vulkan: bool, compare: &[String], report: Option<String>, options: &[St
 /// Builds the benchmark program as its options need it and runs it.
 fn conv_bench(vulkan: bool, options: &[String]) -> Result<()> {
     // Nothing is run.
-    if options.iter().any(|option| option.starts_with("--predict") || option.starts_with("--record")) {
+    let reads = |option: &String| {
+        option.starts_with("--predict") || option.starts_with("--record") || is_help(option)
+    };
+    if options.iter().any(reads) {
         return run("conv-bench", options);
     }
     // Times on a rasterizer say little, so it makes do with the build that the tests have.
@@ -313,15 +316,24 @@ fn conv_bench(vulkan: bool, options: &[String]) -> Result<()> {
         return run("conv-bench", options);
     }
     let features = if vulkan { "vulkan,autotune" } else { "autotune" };
-    let arguments = ["run", "--release", "--quiet", "-p", "conv-bench", "--features", features, "--"];
+    println!("building with optimization, apart from the tests' build (minutes the first time) ...");
+    let arguments = ["run", "--release", "-p", "conv-bench", "--features", features, "--"];
     cargo(arguments.into_iter().map(String::from).chain(options.iter().cloned()))
 }
 
+/// Whether an option asks for the list of options.
+fn is_help(option: &String) -> bool {
+    option == "--help" || option == "-h"
+}
+
 fn fuzz(options: &[String]) -> Result<()> {
+    if options.iter().any(is_help) {
+        return run("conv-fuzz", options);
+    }
     driver::ensure()?;
     driver::ensure_compiler()?;
     if options.iter().any(|option| option == "vulkan" || option == "--device=vulkan") {
-        let arguments = words("run --release --quiet -p conv-fuzz --features vulkan --");
+        let arguments = words("run --release -p conv-fuzz --features vulkan --");
         return cargo(arguments.into_iter().chain(options.iter().cloned()));
     }
     run("conv-fuzz", options)
