@@ -13,13 +13,14 @@
 //! |                                | (Apple 64x64, 64x32)|                                                |
 //! | 9 to 32                        | 128x32              | least padding of N                             |
 //! | more, few tiles (half a wave)  | 64x64, split-K      | more threadgroups                              |
+//! | more, on a software device     | 64x64               | one kernel to compile, not three               |
 //! | a multiple of 128, many tiles  | 128x128             | most FLOP per byte                             |
 //! | others                         | 128x64              | least padding of N                             |
 //!
 //! The weight gradient on fragments of 16 takes the shorter time as well; on others it keeps a window in
 //! shared memory where frames are large and its tiles dense; else its tile follows the output channels.
 //! Without matrix units it takes 128x64 for more than 32 output channels, but 64x64 with fewer than 512 rows
-//! (channels x taps).
+//! (channels x taps) and on a software device.
 //!
 //! Matrix units have two rules, and [`is_timed`] is the boundary between them. *Times* count launches,
 //! the waves and the split-K partials of a single product. *Costs* decide everything else: several products,
@@ -118,6 +119,8 @@ fn cheaper_window(
 fn fma_tile(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> RegisterTile {
     let [rows, columns] = rows_and_columns(problem, pass);
     let (phases, _) = launches(problem, pass);
+    // Only these limit loop iterations.
+    let software = limits.loop_iterations.is_some();
     // Half a wave of threadgroups of 128 threads.
     let few = |tile_m: usize, tile_n: usize| {
         let tiles = rows.div_ceil(phases * tile_m) * columns.div_ceil(tile_n) * problem.window.groups;
@@ -127,6 +130,7 @@ fn fma_tile(problem: &Conv3dProblem, pass: Pass, limits: &Limits) -> RegisterTil
         ..=4 => RegisterTile::M256N4,
         5..=FEW_COLUMNS => RegisterTile::M128N8,
         9..=32 => RegisterTile::M128N32,
+        _ if software => RegisterTile::M64N64,
         _ if pass == Pass::WeightGradient && rows < MANY_WEIGHT_ROWS => RegisterTile::M64N64,
         _ if pass == Pass::WeightGradient => RegisterTile::M128N64,
         _ if few(128, 64) => RegisterTile::M64N64,

@@ -68,11 +68,21 @@ impl RegisterTile {
     }
 
     /// Bytes of shared memory: the stages, the index tables, and (without prefetch) four results of each
-    /// thread.
+    /// thread where these do not pass through the stage.
     pub fn shared_bytes(&self) -> usize {
         let stages = (self.stage_vectors(self.tile_m) + self.stage_vectors(self.tile_n)) * 16;
         let table = table_bytes(self.tile_m, |check| table_entries(self.tile_k, check));
-        stages + table + 4 * VECTOR * self.threads()
+        let results = if self.columns == VECTOR { 4 * VECTOR * self.threads() } else { 0 };
+        stages + table + results
+    }
+
+    /// Adjacent rows of each thread whose results fit the stage of the rows (M) together; of a thread of four
+    /// columns, whose results have memory of their own, one.
+    pub(super) fn rows_at_once(&self) -> usize {
+        if self.columns == VECTOR {
+            return 1;
+        }
+        (self.stage_vectors(self.tile_m) * VECTOR / (self.columns * self.threads())).min(VECTOR)
     }
 
     /// The name used in tables and reports.

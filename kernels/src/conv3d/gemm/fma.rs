@@ -135,7 +135,7 @@ pub(crate) fn fma_kernel<E: Float, O: Float, R: Size>(
                 }
             }
         }
-    } else {
+    } else if comptime!(tile.columns == VECTOR) {
         // Four results at a time through shared memory, so that the stores are a loop. Unrolled they were
         // most of the code. A thread reads what it has written itself.
         let threads = tile.threads();
@@ -147,17 +147,52 @@ pub(crate) fn fma_kernel<E: Float, O: Float, R: Size>(
                 let at = gather.position_out(m) + slice * shape.slice_stride;
                 let added = residual_row(residual, &gather, m);
                 #[unroll]
-                for vector in 0..comptime!(tile.columns / VECTOR) {
-                    #[unroll]
-                    for j in 0..VECTOR {
-                        results[UNIT_POS as usize + comptime!(j * threads)] =
-                            sums[comptime!(i * tile.columns + vector * VECTOR + j)];
+                for j in 0..VECTOR {
+                    results[UNIT_POS as usize + comptime!(j * threads)] =
+                        sums[comptime!(i * tile.columns + j)];
+                }
+                for j in 0..VECTOR {
+                    let column = first_n + column_of(j, tile);
+                    if column < shape.n {
+                        let channel = first_channel + column;
+                        let sum = results[UNIT_POS as usize + j * threads];
+                        let bias = channel_bias(bias, gather.column_channel(channel, patches));
+                        let value =
+                            finished_with_channel(sum + bias, residual, added, channel, shape.activation);
+                        out[at + gather.out_column(channel)] = O::cast_from(value);
                     }
-                    for j in 0..VECTOR {
-                        let column = first_n + column_of(j + comptime!(vector * VECTOR), tile);
+                }
+            }
+        }
+    } else {
+        // The same for up to 16 results, in the source's stage, which nobody reads any more.
+        let threads = tile.threads();
+        let vectors = comptime!(tile.columns / VECTOR);
+        let rows = comptime!(tile.rows_at_once());
+        // Unknown to compilers: Mesa unrolls what it can count, and LLVM then took twice as long.
+        let columns = min(comptime!(tile.columns as u32).runtime(), shape.n) as usize;
+        #[unroll]
+        for first in 0..comptime!(tile.rows / rows) {
+            #[unroll]
+            for at in 0..comptime!(rows * vectors) {
+                let mut values = F32x4::empty();
+                #[unroll]
+                for j in 0..VECTOR {
+                    values.insert(j, sums[comptime!((first * rows * vectors + at) * VECTOR + j)]);
+                }
+                source_stage[UNIT_POS as usize + comptime!(at * threads)] = values;
+            }
+            for i in 0..rows {
+                let m = first_m + row_of(comptime!(first * rows), tile) + i as u32;
+                if m < shape.m {
+                    let at = gather.position_out(m) + slice * shape.slice_stride;
+                    let added = residual_row(residual, &gather, m);
+                    for j in 0..columns {
+                        let column = first_n + column_of(j, tile);
                         if column < shape.n {
                             let channel = first_channel + column;
-                            let sum = results[UNIT_POS as usize + j * threads];
+                            let sums = source_stage[UNIT_POS as usize + (i * vectors + j / VECTOR) * threads];
+                            let sum = lane_of(sums, j % VECTOR);
                             let bias = channel_bias(bias, gather.column_channel(channel, patches));
                             let value =
                                 finished_with_channel(sum + bias, residual, added, channel, shape.activation);
@@ -168,4 +203,12 @@ pub(crate) fn fma_kernel<E: Float, O: Float, R: Size>(
             }
         }
     }
+}
+
+/// An element of a vector, of which only the device knows which.
+#[cube]
+fn lane_of(values: F32x4, lane: usize) -> f32 {
+    let low = select(lane == 0usize, values.extract(0usize), values.extract(1usize));
+    let high = select(lane == 2usize, values.extract(2usize), values.extract(3usize));
+    select(lane < 2usize, low, high)
 }

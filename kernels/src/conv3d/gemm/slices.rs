@@ -1,7 +1,7 @@
 //! Split-K slices of the gathered GEMM, the loop iterations of its threads, and the time of a pass by whole
 //! waves of its tiles.
 
-use super::config::{GemmTile, MatrixTile, RegisterTile, VECTOR};
+use super::config::{GemmTile, MatrixTile, RegisterTile};
 use super::gather::{Gather, columns, is_patches, launched_gathers, patches, positions, taps};
 use crate::conv3d::loops::nest;
 use crate::conv3d::needs::SETUP;
@@ -172,7 +172,8 @@ fn looped(tile: &RegisterTile, stages: usize) -> usize {
     // The loads of both stages and their product.
     let loops = [tile.loads(tile.tile_m), tile.loads(tile.tile_n), tile.tile_k];
     let inner = loops.iter().map(|count| nest(*count, 0)).sum();
-    let epilogue = tile.rows * (tile.columns / VECTOR) * nest(VECTOR, 0);
+    let rows = tile.rows_at_once();
+    let epilogue = tile.rows / rows * nest(rows, nest(tile.columns, 0));
     nest(stages, inner) + epilogue + SETUP
 }
 
