@@ -322,12 +322,12 @@ fn conv_bench(vulkan: bool, options: &[String]) -> Result<()> {
 }
 
 /// Whether an option asks for the list of options.
-fn is_help(option: &String) -> bool {
+fn is_help(option: &str) -> bool {
     option == "--help" || option == "-h"
 }
 
 fn fuzz(options: &[String]) -> Result<()> {
-    if options.iter().any(is_help) {
+    if options.iter().any(|option| is_help(option)) {
         return run("conv-fuzz", options);
     }
     driver::ensure()?;
