@@ -2,12 +2,18 @@
 
 use crate::models::{Network, Pair};
 use crate::support::{gpu, normal, owned};
+use burn::backend::fusion::stream::Context;
+use burn::backend::fusion::{FuserProperties, FuserStatus, OperationFuser};
+use burn::backend::ir::OperationIr;
 use burn::nn::conv::Conv3dConfig;
 use burn::tensor::Tensor;
 use burn_conv_ops::patch::report;
 use burn_conv_ops::{Algorithm, PatchError, PatchOptions, WinogradTile, is_patched, patch, patch_conv3d};
 use burn_cubecl::CubeDevice;
-use burn_cubecl::fusion::{CubeFuser, OptimizationProvider, register};
+use burn_cubecl::fusion::{
+    CubeFuser, CubeFusionHandle, CubeOptimization, FallbackOperation, FusedOperation, OptimizationProvider,
+    register,
+};
 use burn_cubecl_fusion::optim::elemwise::{ElementWiseFuser, ElemwiseOptimization};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -23,6 +29,7 @@ pub(crate) fn run() -> bool {
         "name_taken" => name_taken(),
         "steps" => steps(),
         "left" => left(),
+        "missed" => missed(),
         other => panic!("there is no task `{other}`"),
     }
     true
@@ -189,4 +196,98 @@ pub(crate) fn the_reason_why_one_is_left_is_said_once() {
     let want =
         "INFO patch: a conv3d was left to Burn: conv3d: winograd_4x4 needs a 3x3 kernel in H and W, got 1x1";
     assert_eq!(lines, [want], "{text}");
+}
+
+/// Takes whole blocks, before the patch does, and leaves all to Burn.
+struct Unfused;
+
+impl OptimizationProvider for Unfused {
+    type Operation = Block;
+
+    fn fuser(&self, _: &CubeDevice) -> CubeFuser {
+        CubeFuser::new(Block(0))
+    }
+}
+
+/// Its operations.
+#[derive(Clone)]
+struct Block(usize);
+
+impl OperationFuser<CubeOptimization> for Block {
+    fn fuse(&mut self, _: &OperationIr) {
+        self.0 += 1;
+    }
+
+    fn finish(&mut self) -> CubeOptimization {
+        CubeOptimization::new(self.clone())
+    }
+
+    fn reset(&mut self) {
+        self.0 = 0;
+    }
+
+    fn status(&self) -> FuserStatus {
+        if self.0 == 0 { FuserStatus::Open } else { FuserStatus::Closed }
+    }
+
+    fn properties(&self) -> FuserProperties {
+        FuserProperties { score: u64::MAX, ready: true }
+    }
+
+    fn len(&self) -> usize {
+        self.0
+    }
+
+    fn clone_dyn(&self) -> Box<dyn OperationFuser<CubeOptimization>> {
+        Box::new(self.clone())
+    }
+}
+
+impl FusedOperation for Block {
+    const NAME: &'static str = "unfused";
+
+    type State = usize;
+
+    fn num_ops_fused(&self) -> usize {
+        self.0
+    }
+
+    fn max_relative_shape_id(&self) -> Option<usize> {
+        None
+    }
+
+    fn run(
+        &mut self,
+        context: &mut Context<CubeFusionHandle>,
+        fallback: &dyn Fn(usize) -> Box<dyn FallbackOperation>,
+    ) {
+        (0..self.0).for_each(|index| fallback(index).run(context));
+    }
+
+    fn to_state(&self) -> usize {
+        self.0
+    }
+
+    fn from_state(_: &CubeDevice, state: usize) -> Self {
+        Self(state)
+    }
+}
+
+/// Two convolutions in blocks that another optimization takes.
+fn missed() {
+    log_lines();
+    register(Unfused).expect("before the first tensor operation");
+    patch(PatchOptions::new().with_device(gpu())).expect("before the first tensor operation");
+    let conv = Conv3dConfig::new([4, 4], [1, 1, 1]).init(&gpu());
+    for seed in [1, 2] {
+        owned(conv.forward(normal(seed, [1, 4, 2, 3, 4], &gpu())));
+    }
+    let report = report();
+    assert_eq!((report.recorded(), report.missed()), (2, 2), "{report}");
+}
+
+pub(crate) fn what_is_missed_is_said_once() {
+    let text = child("missed", &[]);
+    let lines: Vec<_> = text.lines().filter(|line| line.contains("left to Burn")).collect();
+    assert_eq!(lines, ["INFO patch: a conv3d was left to Burn: its block ran without the patch"], "{text}");
 }

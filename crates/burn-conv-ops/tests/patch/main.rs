@@ -68,6 +68,7 @@ fn main() {
         ("repeated_steps_hit_the_plan_cache", children::repeated_steps_hit_the_plan_cache),
         ("each_kind_is_announced_once", children::each_kind_is_announced_once),
         ("the_reason_why_one_is_left_is_said_once", children::the_reason_why_one_is_left_is_said_once),
+        ("what_is_missed_is_said_once", children::what_is_missed_is_said_once),
     ];
     let mut trials: Vec<_> = trials.map(trial).into();
     trials.push(trial(("host_cost", cost::host_cost)).with_ignored_flag(true));

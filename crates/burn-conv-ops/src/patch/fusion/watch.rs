@@ -12,7 +12,7 @@ use burn::backend::fusion::observer::{BlockOperations, FusionObservation, Fusion
 use burn::backend::ir::OperationIr;
 use log::info;
 use std::cell::Cell;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 type Counters = [AtomicU64; Kind::COUNT];
@@ -23,8 +23,18 @@ static DECLINED: Counters = [const { AtomicU64::new(0) }; Kind::COUNT];
 static SLOWER: Counters = [const { AtomicU64::new(0) }; Kind::COUNT];
 static OBSERVATION: Mutex<Option<FusionObservation>> = Mutex::new(None);
 
+static MISSED: [AtomicBool; Kind::COUNT] = [const { AtomicBool::new(false) }; Kind::COUNT];
+
 thread_local! {
     static BLOCK: Cell<Settings> = const { Cell::new(OFF) };
+    /// Convolutions of the block, by kind, that have neither run here nor been left for a reason.
+    static UNSEEN: Cell<[u64; Kind::COUNT]> = const { Cell::new([0; Kind::COUNT]) };
+}
+
+fn seen(kind: Kind) {
+    let mut unseen = UNSEEN.get();
+    unseen[kind.index()] = unseen[kind.index()].saturating_sub(1);
+    UNSEEN.set(unseen);
 }
 
 /// Starts counting, where that has not begun.
@@ -44,6 +54,7 @@ pub(super) fn of_block() -> Settings {
 
 /// An operation ran here.
 pub(super) fn served(kind: Kind) {
+    seen(kind);
     if SERVED[kind.index()].fetch_add(1, Relaxed) == 0 {
         info!(target: "burn_conv_ops", "patch: {} runs on the kernels of burn-conv-ops", kind.name());
     }
@@ -51,6 +62,7 @@ pub(super) fn served(kind: Kind) {
 
 /// An operation was left to Burn; each of the two reasons has a line.
 pub(super) fn left(kind: Kind, reason: &Left) {
+    seen(kind);
     let counters = match reason {
         Left::Refused(_) => &DECLINED,
         Left::Slower { .. } => &SLOWER,
@@ -77,12 +89,21 @@ impl FusionObserver for Watch {
     fn block_starts(&self, block: BlockOperations<'_>) {
         let settings = super::settings();
         BLOCK.set(settings);
+        let mut unseen = [0; Kind::COUNT];
         for call in block.iter().filter_map(Call::of).filter(|call| settings.kinds.contains(call.kind)) {
             RECORDED[call.kind.index()].fetch_add(1, Relaxed);
+            unseen[call.kind.index()] += 1;
         }
+        UNSEEN.set(unseen);
     }
 
     fn block_ran(&self) {
         BLOCK.set(OFF);
+        for (index, unseen) in UNSEEN.get().into_iter().enumerate() {
+            if unseen > 0 && !MISSED[index].swap(true, Relaxed) {
+                let name = Kind::NAMES[index];
+                info!(target: "burn_conv_ops", "patch: a {name} was left to Burn: its block ran without the patch");
+            }
+        }
     }
 }
