@@ -162,5 +162,8 @@ pub(super) fn weight_iterations(
 ) -> usize {
     let unrolled = config.mma_tile.is_some() || limits.unroll;
     let inner = if unrolled { 0 } else { nest(PRODUCT.tile_k, 0) };
-    nest(MAX_STAGES + 1, inner).max(nest(slices(correlation, config.tile, limits), 0))
+    let slices = nest(slices(correlation, config.tile, limits), 0);
+    // Rows of a transform that loops: those of S, then those of the taps.
+    let rows = if limits.unroll { slices } else { nest(config.tile.inputs(), slices) + nest(3, 0) };
+    nest(MAX_STAGES + 1, inner).max(rows)
 }

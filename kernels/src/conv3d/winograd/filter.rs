@@ -10,6 +10,7 @@
 use super::WinogradCall;
 use super::constants::{Matrix, WinogradTile, scale_exponent};
 use super::region::VECTOR;
+use super::row_loops::{add_row, finished_row, no_rows};
 use super::transform::{scale_down, transform_square};
 use crate::conv3d::args::offset;
 use crate::launch::{Span, dispatches};
@@ -40,6 +41,7 @@ pub(crate) fn launch(call: &WinogradCall, address: AddressType, w: &Operand, u: 
                 correlation.out_channels as u32,
                 correlation.mirror,
                 call.config.tile,
+                call.limits.unroll,
                 w.dtype.elem(),
             );
         }
@@ -56,6 +58,7 @@ fn filter_kernel<E: Float>(
     out_channels: u32,
     #[comptime] mirror: bool,
     #[comptime] tile: WinogradTile,
+    #[comptime] unroll: bool,
     #[define(E)] _dtype: ElemType,
 ) {
     let index = span.index() * THREADS as usize + UNIT_POS as usize;
@@ -67,33 +70,65 @@ fn filter_kernel<E: Float>(
     let out_channel = (index - rest * out_channels as usize) as u32;
     let kd = (rest / in_channels as usize) as u32;
     let in_channel = (rest - kd as usize * in_channels as usize) as u32;
-    let mut taps = Array::<f32>::new(9usize);
-    #[unroll]
-    for i in 0..3u32 {
+    if comptime!(unroll) {
+        let mut taps = Array::<f32>::new(9usize);
         #[unroll]
-        for j in 0..3u32 {
-            let at = if comptime!(mirror) {
-                offset(
-                    w,
-                    in_channel,
-                    out_channel,
-                    kernel_depth - 1u32 - kd,
-                    comptime!(2 - i),
-                    comptime!(2 - j),
-                )
-            } else {
-                offset(w, out_channel, in_channel, kd, i, j)
-            };
-            taps[comptime!((i * 3 + j) as usize)] =
-                scale_down(f32::cast_from(w[at]), comptime!(scale_exponent(tile, Matrix::Filter)));
+        for i in 0..3u32 {
+            #[unroll]
+            for j in 0..3u32 {
+                let at = if comptime!(mirror) {
+                    offset(
+                        w,
+                        in_channel,
+                        out_channel,
+                        kernel_depth - 1u32 - kd,
+                        comptime!(2 - i),
+                        comptime!(2 - j),
+                    )
+                } else {
+                    offset(w, out_channel, in_channel, kd, i, j)
+                };
+                taps[comptime!((i * 3 + j) as usize)] =
+                    scale_down(f32::cast_from(w[at]), comptime!(scale_exponent(tile, Matrix::Filter)));
+            }
         }
-    }
-    let transformed = transform_square(&taps, tile, Matrix::Filter);
-    let pitch = (out_channels as usize + comptime!(VECTOR - 1)) / VECTOR * VECTOR;
-    let k_elements = kernel_depth as usize * in_channels as usize;
-    let at = rest * pitch + out_channel as usize;
-    #[unroll]
-    for point in 0..comptime!(tile.inputs() * tile.inputs()) {
-        u[point * k_elements * pitch + at] = transformed[point];
+        let transformed = transform_square(&taps, tile, Matrix::Filter);
+        let pitch = (out_channels as usize + comptime!(VECTOR - 1)) / VECTOR * VECTOR;
+        let k_elements = kernel_depth as usize * in_channels as usize;
+        let first = rest * pitch + out_channel as usize;
+        #[unroll]
+        for point in 0..comptime!(tile.inputs() * tile.inputs()) {
+            u[point * k_elements * pitch + first] = transformed[point];
+        }
+    } else {
+        let size = comptime!(tile.inputs());
+        let half = no_rows(tile, Matrix::Filter);
+        for i in 0..3u32 {
+            let at = if comptime!(mirror) {
+                offset(w, in_channel, out_channel, kernel_depth - 1u32 - kd, 2u32 - i, 2u32)
+            } else {
+                offset(w, out_channel, in_channel, kd, i, 0u32)
+            };
+            let mut row = Sequence::<f32>::new();
+            #[unroll]
+            for j in 0..3usize {
+                let along = j * w.stride(4);
+                let at = if comptime!(mirror) { at - along } else { at + along };
+                let exponent = comptime!(scale_exponent(tile, Matrix::Filter));
+                row.push(scale_down(f32::cast_from(w[at]), exponent));
+            }
+            add_row(&half, &row, i, tile, Matrix::Filter);
+        }
+        let pitch = (out_channels as usize + comptime!(VECTOR - 1)) / VECTOR * VECTOR;
+        let k_elements = kernel_depth as usize * in_channels as usize;
+        let first = rest * pitch + out_channel as usize;
+        for i in 0..comptime!(size as u32) {
+            let row = finished_row(&half, i, tile, Matrix::Filter);
+            let first = first + (i as usize * size) * k_elements * pitch;
+            #[unroll]
+            for j in 0..size {
+                u[j * k_elements * pitch + first] = row[j];
+            }
+        }
     }
 }

@@ -15,12 +15,13 @@
 //!
 //! Layouts: x and dy any strides, V and D contiguous fp32. Bytes per thread: t * t inputs (dy: m * m) are
 //! read, t * t fp32 values written (coalesced). A threadgroup is 64 threads; about 1500 FLOP per thread.
-//! Padding tiles are written as zeros: the weight gradient sums over tiles. Declined: what [`super`]
-//! declines.
+//! Padding tiles are written as zeros: the weight gradient sums over tiles. Off NVIDIA rows are transformed
+//! in loops ([`super::row_loops`]) where [`unrolls`] says no. Declined: what [`super`] declines.
 
 use super::WinogradCall;
 use super::constants::{Matrix, WinogradTile, scale_exponent};
 use super::region::{Correlation, Region, RegionArgs, VECTOR};
+use super::row_loops::{add_row, finished_row, no_rows};
 use super::transform::{columns, scale_down, transform_square};
 use crate::conv3d::args::offset;
 use crate::launch::{Span, dispatches};
@@ -138,8 +139,10 @@ fn launch_frames(
 ) {
     let transforms = tiling.channels * region.frame_rows(frames.count);
     let flop = f64::from(THREADS) * 1500.0;
+    let unroll = unrolls(call, address, &tiling);
     for dispatch in dispatches(transforms.div_ceil(THREADS as usize), flop, call.limits) {
-        // SAFETY: see `mod.rs`; inputs outside their extents are not read.
+        // SAFETY: see `mod.rs`; inputs outside their extents are not read, or another element is in their
+        // place.
         unsafe {
             input_kernel::launch_unchecked(
                 call.client,
@@ -163,10 +166,23 @@ fn launch_frames(
                 tiling.replicate,
                 tiling.matrix,
                 call.config.tile,
+                unroll,
                 source.dtype.elem(),
             );
         }
     }
+}
+
+/// Whether the rows of a tile are unrolled: where all loops are, and where a loop over them would hold fewer
+/// threads of an M1 ([`super::row_loops`]).
+fn unrolls(call: &WinogradCall, address: AddressType, tiling: &InputTiling) -> bool {
+    let wide = address == AddressType::U64;
+    let holds_fewer = match call.config.tile {
+        WinogradTile::F2x2 => false,
+        WinogradTile::F4x4 => wide || tiling.matrix == Matrix::Input,
+        WinogradTile::F6x6 => wide,
+    };
+    call.limits.unroll || holds_fewer
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -185,6 +201,7 @@ fn input_kernel<E: Float>(
     #[comptime] replicate: bool,
     #[comptime] matrix: Matrix,
     #[comptime] tile: WinogradTile,
+    #[comptime] unroll: bool,
     #[define(E)] _dtype: ElemType,
 ) {
     let size = comptime!(columns(tile, matrix) as u32);
@@ -207,30 +224,93 @@ fn input_kernel<E: Float>(
     let width = source.shape(4) as u32;
     let source_frame = frames.in_source + position.frame;
     let frame_offset = offset(source, position.image, position.channel, source_frame, 0u32, 0u32);
-    let mut square = Array::<f32>::new(comptime!((size * size) as usize));
-    #[unroll]
-    for i in 0..size {
+    if comptime!(unroll) {
+        let mut square = Array::<f32>::new(comptime!((size * size) as usize));
+        #[unroll]
+        for i in 0..size {
+            #[unroll]
+            for j in 0..size {
+                let mut h = (top + i) as i32 - begin_h;
+                let mut w = (left + j) as i32 - begin_w;
+                if comptime!(replicate) {
+                    h = clamp(h, 0i32, height as i32 - 1i32);
+                    w = clamp(w, 0i32, width as i32 - 1i32);
+                }
+                let mut value = 0.0f32;
+                // Where a tile overhangs the frame, inputs that no output needs read as zero.
+                let needed = position.exists && top + i < needed_h && left + j < needed_w;
+                if needed && (h as u32) < height && (w as u32) < width {
+                    let at = frame_offset + h as usize * source.stride(3) + w as usize * source.stride(4);
+                    value = scale_down(f32::cast_from(source[at]), comptime!(scale_exponent(tile, matrix)));
+                }
+                square[comptime!((i * size + j) as usize)] = value;
+            }
+        }
+        let transformed = transform_square(&square, tile, matrix);
+        #[unroll]
+        for point in 0..comptime!(tile.inputs() * tile.inputs()) {
+            v[point * rows + row] = transformed[point];
+        }
+    } else {
+        let half = no_rows(tile, matrix);
+        // The columns to be read, a bit for each: fewer registers in the loop than comparisons there.
+        let mut columns = 0u32;
         #[unroll]
         for j in 0..size {
-            let mut h = (top + i) as i32 - begin_h;
             let mut w = (left + j) as i32 - begin_w;
             if comptime!(replicate) {
-                h = clamp(h, 0i32, height as i32 - 1i32);
                 w = clamp(w, 0i32, width as i32 - 1i32);
             }
-            let mut value = 0.0f32;
-            // Where a tile overhangs the frame, inputs that no output needs read as zero.
-            let needed = position.exists && top + i < needed_h && left + j < needed_w;
-            if needed && (h as u32) < height && (w as u32) < width {
-                let at = frame_offset + h as usize * source.stride(3) + w as usize * source.stride(4);
-                value = scale_down(f32::cast_from(source[at]), comptime!(scale_exponent(tile, matrix)));
-            }
-            square[comptime!((i * size + j) as usize)] = value;
+            let is_needed = left + j < needed_w;
+            let is_inside = (w as u32) < width;
+            columns |= select(is_needed && is_inside, comptime!(1u32 << j), 0u32);
         }
-    }
-    let transformed = transform_square(&square, tile, matrix);
-    #[unroll]
-    for point in 0..comptime!(tile.inputs() * tile.inputs()) {
-        v[point * rows + row] = transformed[point];
+        columns = select(position.exists, columns, 0u32);
+        let first_w = left as i32 - begin_w;
+        for i in 0..size {
+            let mut h = (top + i) as i32 - begin_h;
+            if comptime!(replicate) {
+                h = clamp(h, 0i32, height as i32 - 1i32);
+            }
+            let row_is_needed = top + i < needed_h && (h as u32) < height;
+            let needed = select(row_is_needed, columns, 0u32);
+            let row_offset = frame_offset + h as usize * source.stride(3);
+            // Without branches, so that a row's loads are in flight together: what is outside reads another
+            // element.
+            let mut loaded = Sequence::<E>::new();
+            if comptime!(replicate) {
+                // Of the row as well, else all columns' offsets are kept in registers from row to row.
+                let first_w = select(row_is_needed, first_w, 0i32);
+                #[unroll]
+                for j in 0..size {
+                    let w = clamp(first_w + comptime!(j as i32), 0i32, width as i32 - 1i32);
+                    loaded.push(source[row_offset + w as usize * source.stride(4)]);
+                }
+            } else {
+                let first = row_offset + first_w as usize * source.stride(4);
+                let last = source.buffer_len() - 1;
+                #[unroll]
+                for j in 0..size {
+                    loaded.push(source[min(first + comptime!(j as usize) * source.stride(4), last)]);
+                }
+            }
+            let mut values = Sequence::<f32>::new();
+            #[unroll]
+            for j in 0..size {
+                let value = f32::cast_from(*loaded.index(comptime!(j as usize)));
+                let value = scale_down(value, comptime!(scale_exponent(tile, matrix)));
+                values.push(select(needed & comptime!(1u32 << j) != 0u32, value, 0.0f32));
+            }
+            add_row(&half, &values, i, tile, matrix);
+        }
+        let points = comptime!(tile.inputs());
+        for i in 0..comptime!(points as u32) {
+            let transformed = finished_row(&half, i, tile, matrix);
+            let row = row + i as usize * points * rows;
+            #[unroll]
+            for j in 0..points {
+                v[j * rows + row] = transformed[j];
+            }
+        }
     }
 }

@@ -62,6 +62,7 @@ mod product;
 mod product_mma;
 pub mod reference;
 mod region;
+mod row_loops;
 mod transform;
 mod weight_gradient;
 mod weight_product;

@@ -11,7 +11,8 @@
 use super::WinogradCall;
 use super::constants::{Matrix, WinogradTile, rescale};
 use super::product_mma::padded;
-use super::region::{Region, RegionArgs, VECTOR};
+use super::region::{Region, RegionArgs, TileIndex, VECTOR};
+use super::row_loops::{add_row, finished_row, no_rows};
 use super::transform::transform_square;
 use crate::conv3d::epilogue::{Epilogue, channel_bias, finished_with_lane};
 use crate::launch::{Span, dispatches};
@@ -49,6 +50,9 @@ pub(crate) fn launch(
     let widths = [target].into_iter().chain(residual).map(|operand| vector_width(operand, call.config.tile));
     let width = widths.min().unwrap_or(1);
     let flop = f64::from(THREADS) * 1500.0;
+    // A loop would hold fewer threads of an M1 there.
+    let holds_fewer = address == AddressType::U64 && call.config.tile == WinogradTile::F4x4;
+    let unroll = call.limits.unroll || holds_fewer;
     for dispatch in dispatches(transforms.div_ceil(THREADS as usize), flop, call.limits) {
         let [image_stride, channel_stride, frame_stride, row_stride, column_stride] = target.strides[..]
         else {
@@ -80,6 +84,7 @@ pub(crate) fn launch(
                     activation: activation.code(),
                 },
                 call.config.tile,
+                unroll,
                 call.config.mma_tile.is_some(),
                 residual.is_some(),
                 bias.or(residual).map_or(target.dtype, |added| added.dtype).elem(),
@@ -106,6 +111,7 @@ fn output_kernel<E: Float, O: Float, N: Size>(
     region: RegionArgs,
     target: OutputLayout,
     #[comptime] tile: WinogradTile,
+    #[comptime] unroll: bool,
     #[comptime] m_is_padded: bool,
     // For the kernel's key, in which optional arguments do not count.
     #[comptime] _has_residual: bool,
@@ -114,7 +120,6 @@ fn output_kernel<E: Float, O: Float, N: Size>(
 ) {
     let size = comptime!(tile.inputs());
     let outputs = comptime!(tile.outputs());
-    let width = N::value();
     let index = span.index() * THREADS as usize + UNIT_POS as usize;
     let transforms =
         target.channels as usize * (region.images * region.frames * region.vectors) as usize * VECTOR;
@@ -125,7 +130,6 @@ fn output_kernel<E: Float, O: Float, N: Size>(
     if !position.exists {
         terminate!();
     }
-    let mut square = Array::<f32>::new(comptime!(size * size));
     let mut at = index;
     let mut points = transforms;
     if comptime!(m_is_padded) {
@@ -134,14 +138,62 @@ fn output_kernel<E: Float, O: Float, N: Size>(
         points = padded(target.channels as usize) * pitch;
         at = position.channel as usize * pitch + index % rows;
     }
-    #[unroll]
-    for point in 0..comptime!(size * size) {
-        square[point] = m[point * points + at];
+    if comptime!(unroll) {
+        let mut square = Array::<f32>::new(comptime!(size * size));
+        #[unroll]
+        for point in 0..comptime!(size * size) {
+            square[point] = m[point * points + at];
+        }
+        let result = transform_square(&square, tile, Matrix::Output);
+        let place = place(bias, residual, &position, &region, &target, true, tile);
+        #[unroll]
+        for i in 0..outputs {
+            let first = comptime!(i * outputs);
+            write_row(&result, first, i, residual, out, &position, &region, &target, &place, true, tile);
+        }
+    } else {
+        let half = no_rows(tile, Matrix::Output);
+        for k in 0..comptime!(size as u32) {
+            let first = k as usize * size * points + at;
+            let mut row = Sequence::<f32>::new();
+            #[unroll]
+            for j in 0..size {
+                row.push(m[j * points + first]);
+            }
+            add_row(&half, &row, k, tile, Matrix::Output);
+        }
+        let place = place(bias, residual, &position, &region, &target, false, tile);
+        for i in 0..outputs {
+            let row = finished_row(&half, i as u32, tile, Matrix::Output);
+            write_row(&row, 0usize, i, residual, out, &position, &region, &target, &place, false, tile);
+        }
     }
-    let result = transform_square(&square, tile, Matrix::Output);
+}
+
+/// Where a tile is in the result, and its channel's bias.
+#[derive(CubeType)]
+struct Place {
+    bias: f32,
+    top: u32,
+    left: u32,
+    /// Offset of its first output.
+    at: usize,
+    /// Offset of the residual's first element, not unrolled; without a residual 0.
+    added: usize,
+}
+
+#[cube]
+fn place<E: Float, N: Size>(
+    bias: ComptimeOption<&Tensor<E>>,
+    residual: ComptimeOption<&Tensor<Vector<E, N>>>,
+    position: &TileIndex,
+    region: &RegionArgs,
+    target: &OutputLayout,
+    #[comptime] unroll: bool,
+    #[comptime] tile: WinogradTile,
+) -> Place {
+    let outputs = comptime!(tile.outputs());
     let bias = channel_bias(bias, position.channel);
-    // Multiplying by a power of two adds no rounding.
-    let rescale = comptime!(rescale(tile, Matrix::Output));
     let top = position.row * outputs as u32;
     let left = position.column * outputs as u32;
     let at = position.image as usize * target.image_stride
@@ -149,28 +201,95 @@ fn output_kernel<E: Float, O: Float, N: Size>(
         + (region.first_frame + position.frame) as usize * target.frame_stride
         + top as usize * target.row_stride
         + left as usize * target.column_stride;
+    let added = if comptime!(unroll) {
+        0usize.runtime()
+    } else {
+        added_at(residual, position, region, top as usize, left as usize)
+    };
+    Place { bias, top, left, at, added }
+}
+
+/// [`residual_offset`]; 0 without a residual.
+#[cube]
+fn added_at<E: Float, N: Size>(
+    residual: ComptimeOption<&Tensor<Vector<E, N>>>,
+    position: &TileIndex,
+    region: &RegionArgs,
+    h: usize,
+    w: usize,
+) -> usize {
+    #[comptime]
+    match residual {
+        ComptimeOption::Some(residual) => residual_offset(residual, position, region, h, w),
+        ComptimeOption::None => 0usize.runtime(),
+    }
+}
+
+/// Offset of an element of the residual.
+#[cube]
+fn residual_offset<E: Float, N: Size>(
+    residual: &Tensor<Vector<E, N>>,
+    position: &TileIndex,
+    region: &RegionArgs,
+    h: usize,
+    w: usize,
+) -> usize {
+    position.image as usize * residual.stride(0)
+        + position.channel as usize * residual.stride(1)
+        + (region.first_frame + position.frame) as usize * residual.stride(2)
+        + h * residual.stride(3)
+        + w * residual.stride(4)
+}
+
+/// Stores row `i` of a tile: the sums from `first` on.
+#[cube]
+fn write_row<E: Float, O: Float, N: Size>(
+    sums: &Array<f32>,
+    #[comptime] first: usize,
+    i: usize,
+    residual: ComptimeOption<&Tensor<Vector<E, N>>>,
+    out: &mut [Vector<O, N>],
+    position: &TileIndex,
+    region: &RegionArgs,
+    target: &OutputLayout,
+    place: &Place,
+    #[comptime] unroll: bool,
+    #[comptime] tile: WinogradTile,
+) {
+    let width = N::value();
+    // Multiplying by a power of two adds no rounding.
+    let rescale = comptime!(rescale(tile, Matrix::Output));
+    // Not unrolled, extents are those of the loop's row, which leaves few to be kept in registers.
+    let mut columns = 0u32.runtime();
+    if comptime!(!unroll) {
+        columns = select(place.top + (i as u32) < target.height, target.width - place.left, 0u32);
+    }
     #[unroll]
-    for i in 0..outputs {
-        #[unroll]
-        for j in 0..comptime!(outputs / width) {
-            if top + (i as u32) < target.height && left + comptime!((j * width) as u32) < target.width {
-                let added: ComptimeOption<Vector<f32, N>> = residual.map(|residual| {
-                    let from = position.image as usize * residual.stride(0)
-                        + position.channel as usize * residual.stride(1)
-                        + (region.first_frame + position.frame) as usize * residual.stride(2)
-                        + (top as usize + i) * residual.stride(3)
-                        + (left as usize + comptime!(j * width)) * residual.stride(4);
-                    Vector::cast_from(residual[from / width])
-                });
-                let mut values = Vector::<O, N>::empty();
-                #[unroll]
-                for k in 0..width {
-                    let sum = fma(result[comptime!(i * outputs + j * width + k)], rescale, bias);
-                    values.insert(k, O::cast_from(finished_with_lane(sum, added, k, target.activation)));
-                }
-                let at = at + i * target.row_stride + comptime!(j * width) * target.column_stride;
-                out[at / width] = values;
+    for j in 0..comptime!(tile.outputs() / width) {
+        let column = comptime!((j * width) as u32);
+        let exists = if comptime!(unroll) {
+            place.top + (i as u32) < target.height && place.left + column < target.width
+        } else {
+            columns > column
+        };
+        if exists {
+            let added: ComptimeOption<Vector<f32, N>> = residual.map(|residual| {
+                let from = if comptime!(unroll) {
+                    let (h, w) = (place.top as usize + i, place.left as usize + comptime!(j * width));
+                    residual_offset(residual, position, region, h, w)
+                } else {
+                    place.added + i * residual.stride(3) + comptime!(j * width) * residual.stride(4)
+                };
+                Vector::cast_from(residual[from / width])
+            });
+            let mut values = Vector::<O, N>::empty();
+            #[unroll]
+            for k in 0..width {
+                let sum = fma(sums[comptime!(first + j * width + k)], rescale, place.bias);
+                values.insert(k, O::cast_from(finished_with_lane(sum, added, k, target.activation)));
             }
+            let at = place.at + i * target.row_stride + comptime!(j * width) * target.column_stride;
+            out[at / width] = values;
         }
     }
 }

@@ -18,10 +18,12 @@
 
 use super::constants::{Matrix, WinogradTile, rescale};
 use super::region::VECTOR;
+use super::row_loops::{add_row, finished_row, no_rows};
 use super::transform::transform_square;
 use super::{WinogradCall, padding};
 use crate::launch::{Span, dispatches};
 use crate::operand::Operand;
+use crate::registers::Registers;
 use cubecl::ir::{AddressType, ElemType};
 use cubecl::prelude::*;
 
@@ -52,6 +54,7 @@ pub(super) fn launch(call: &WinogradCall, address: AddressType, slices: usize, [
                 correlation.out_channels.next_multiple_of(padding.max(VECTOR)),
                 slices,
                 call.config.tile,
+                call.limits.unroll,
                 dw.dtype.elem(),
             );
         }
@@ -71,9 +74,11 @@ fn taps_kernel<E: Float>(
     out_pitch: usize,
     slices: usize,
     #[comptime] tile: WinogradTile,
+    #[comptime] unroll: bool,
     #[define(E)] _dtype: ElemType,
 ) {
-    let points = comptime!(tile.inputs() * tile.inputs());
+    let size = comptime!(tile.inputs());
+    let points = comptime!(size * size);
     let index = span.index() * THREADS as usize + UNIT_POS as usize;
     let filters_per_out_channel = kernel_depth as usize * in_channels as usize;
     if span.is_idle() || index >= filters_per_out_channel * out_channels as usize {
@@ -84,26 +89,51 @@ fn taps_kernel<E: Float>(
     let kd = rest / in_channels as usize;
     let in_channel = rest - kd * in_channels as usize;
     let mut at = (kd * in_pitch + in_channel) * out_pitch + out_channel;
-    let mut square = Array::<f32>::new(points);
-    #[unroll]
-    for point in 0..points {
-        square[point] = 0.0f32;
-    }
-    for _ in 0..slices {
+    if comptime!(unroll) {
+        let mut square = Array::<f32>::new(points);
         #[unroll]
         for point in 0..points {
-            square[point] += sums[at];
-            at += kernel_depth as usize * in_pitch * out_pitch;
+            square[point] = 0.0f32;
         }
-    }
-    let result = transform_square(&square, tile, Matrix::Taps);
-    let first = out_channel * dw.stride(0) + in_channel * dw.stride(1) + kd * dw.stride(2);
-    #[unroll]
-    for i in 0..3usize {
+        for _ in 0..slices {
+            #[unroll]
+            for point in 0..points {
+                square[point] += sums[at];
+                at += kernel_depth as usize * in_pitch * out_pitch;
+            }
+        }
+        let result = transform_square(&square, tile, Matrix::Taps);
+        let first = out_channel * dw.stride(0) + in_channel * dw.stride(1) + kd * dw.stride(2);
         #[unroll]
-        for j in 0..3usize {
-            let tap = first + i * dw.stride(3) + j * dw.stride(4);
-            dw[tap] = E::cast_from(result[comptime!(i * 3 + j)] * comptime!(rescale(tile, Matrix::Taps)));
+        for i in 0..3usize {
+            #[unroll]
+            for j in 0..3usize {
+                let tap = first + i * dw.stride(3) + j * dw.stride(4);
+                dw[tap] = E::cast_from(result[comptime!(i * 3 + j)] * comptime!(rescale(tile, Matrix::Taps)));
+            }
+        }
+    } else {
+        let point_pitch = kernel_depth as usize * in_pitch * out_pitch;
+        let half = no_rows(tile, Matrix::Taps);
+        for k in 0..comptime!(size as u32) {
+            let row = Registers::<f32>::new(size, 0.0f32);
+            for slice in 0..slices {
+                let first = at + (slice * points + k as usize * size) * point_pitch;
+                #[unroll]
+                for j in 0..size {
+                    row.set(j, row.get(j) + sums[first + j * point_pitch]);
+                }
+            }
+            add_row(&half, &row.values(), k, tile, Matrix::Taps);
+        }
+        let first = out_channel * dw.stride(0) + in_channel * dw.stride(1) + kd * dw.stride(2);
+        for i in 0..3u32 {
+            let row = finished_row(&half, i, tile, Matrix::Taps);
+            #[unroll]
+            for j in 0..3usize {
+                let tap = first + i as usize * dw.stride(3) + j * dw.stride(4);
+                dw[tap] = E::cast_from(row[j] * comptime!(rescale(tile, Matrix::Taps)));
+            }
         }
     }
 }
