@@ -49,6 +49,23 @@ pub(crate) fn few_output_channels() {
     assert!(plans.iter().any(|plan| matches!(plan, Plan::FewOutputs(tile) if tile.prefetch)), "{plans:?}");
 }
 
+/// Winograd's transforms as NVIDIA gets them; other devices loop over a tile's rows at run time.
+#[test]
+pub(crate) fn unrolled_transforms() {
+    let client = client();
+    let limits = Limits { unroll: true, dtypes: vec![FloatType::F32], ..Limits::of(&client) };
+    let case = |name, kernel| Conv3dCase {
+        padding: [(1, 1); 3],
+        bias: true,
+        activation: Activation::Silu,
+        residual: true,
+        ..Conv3dCase::new(name, [1, 5, 3, 9, 10], 6, kernel)
+    };
+    let table = [case("three_depth_taps", [3; 3]), case("one_depth_tap", [1, 3, 3])];
+    let only = Selection::Only(|plan| matches!(plan, Plan::Winograd(_)));
+    run_with((&client, &limits), &table, &fill::normal, false, only);
+}
+
 #[test]
 pub(crate) fn ranges_of_frames_with_equal_depth_taps() {
     run_only(&cases::few_frames(), |plan| match plan {
