@@ -5,7 +5,8 @@
 //! ```
 //!
 //! Bytes per thread: 9 weights read (strided), t * t fp32 values written (coalesced). A threadgroup is 64
-//! threads; about 400 FLOP per thread. Declined: what [`super`] declines.
+//! threads; about 400 FLOP per thread. Off NVIDIA rows are transformed in loops ([`super::row_loops`]).
+//! Declined: what [`super`] declines.
 
 use super::WinogradCall;
 use super::constants::{Matrix, WinogradTile, scale_exponent};

@@ -14,7 +14,8 @@
 //! `Limits`, as for any split-K sum. F(6x6) is declined: its error would be too large for sums this long.
 //!
 //! Last step, one thread per (kd, c, o): t * t fp32 sums read per slice (coalesced), 9 taps written;
-//! `400 + 64 * slices` FLOP. A threadgroup is 64 threads.
+//! `400 + 64 * slices` FLOP. A threadgroup is 64 threads. Off NVIDIA rows are summed and transformed in loops
+//! ([`super::row_loops`]).
 
 use super::constants::{Matrix, WinogradTile, rescale};
 use super::region::VECTOR;

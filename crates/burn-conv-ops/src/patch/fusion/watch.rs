@@ -31,6 +31,7 @@ thread_local! {
     static UNSEEN: Cell<[u64; Kind::COUNT]> = const { Cell::new([0; Kind::COUNT]) };
 }
 
+/// One convolution of the block is accounted for.
 fn seen(kind: Kind) {
     let mut unseen = UNSEEN.get();
     unseen[kind.index()] = unseen[kind.index()].saturating_sub(1);
