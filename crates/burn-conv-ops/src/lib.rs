@@ -52,9 +52,9 @@ mod warm_up;
 pub use causal_conv1d::{
     CausalConv1dOptions, CausalConv1dUpdateOptions, causal_conv1d, causal_conv1d_last_seq_idx,
     causal_conv1d_last_states, causal_conv1d_packed, causal_conv1d_seq_idx, causal_conv1d_update,
-    causal_conv1d_update_steps, causal_conv1d_with_state, try_causal_conv1d, try_causal_conv1d_last_states,
-    try_causal_conv1d_packed, try_causal_conv1d_seq_idx, try_causal_conv1d_update,
-    try_causal_conv1d_update_steps, try_causal_conv1d_with_state,
+    causal_conv1d_update_steps, causal_conv1d_with_state, try_causal_conv1d, try_causal_conv1d_last_seq_idx,
+    try_causal_conv1d_last_states, try_causal_conv1d_packed, try_causal_conv1d_seq_idx,
+    try_causal_conv1d_update, try_causal_conv1d_update_steps, try_causal_conv1d_with_state,
 };
 pub use causal_conv3d::{
     CausalConv3dOptions, FirstFrames, causal_conv3d, causal_conv3d_with_residual, try_causal_conv3d,

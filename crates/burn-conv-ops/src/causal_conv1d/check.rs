@@ -61,7 +61,7 @@ pub(super) fn check(
     Ok(problem)
 }
 
-/// Refuses ids of initial states that are not one for each row of the ids of steps.
+/// Refuses ids of initial states without ids of steps, or not one for each of their rows.
 fn check_initial_seq_idx(
     op: &str,
     initial_seq_idx: Option<&Tensor<1, Int>>,
@@ -72,11 +72,20 @@ fn check_initial_seq_idx(
         let dims = of_state.dims();
         return Err(ConvError::Invalid(format!("{op}: initial_seq_idx {dims:?} was given without seq_idx")));
     };
-    let devices = [("seq_idx", seq_idx.device()), ("initial_seq_idx", of_state.device())];
-    same_device(op, &devices)?;
+    one_for_each_row(op, "initial_seq_idx", of_state, seq_idx)
+}
+
+/// Refuses ids of states that are not one for each row of the ids of steps.
+pub(super) fn one_for_each_row(
+    op: &str,
+    name: &str,
+    of_state: &Tensor<1, Int>,
+    seq_idx: &Tensor<2, Int>,
+) -> Result<(), ConvError> {
+    same_device(op, &[("seq_idx", seq_idx.device()), (name, of_state.device())])?;
     if of_state.dims() != [seq_idx.dims()[0]] || of_state.dtype() != seq_idx.dtype() {
         return Err(ConvError::Invalid(format!(
-            "{op}: initial_seq_idx is {} of shape {:?}, seq_idx {} of shape {:?} needs one of its kind for each row",
+            "{op}: {name} is {} of shape {:?}, seq_idx {} of shape {:?} needs one of its kind for each row",
             of_state.dtype().name(),
             of_state.dims(),
             seq_idx.dtype().name(),

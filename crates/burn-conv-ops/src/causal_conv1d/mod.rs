@@ -14,8 +14,8 @@ pub(crate) mod portable;
 
 pub use decoding::{
     causal_conv1d_last_seq_idx, causal_conv1d_last_states, causal_conv1d_seq_idx, causal_conv1d_update,
-    causal_conv1d_update_steps, try_causal_conv1d_last_states, try_causal_conv1d_seq_idx,
-    try_causal_conv1d_update, try_causal_conv1d_update_steps,
+    causal_conv1d_update_steps, try_causal_conv1d_last_seq_idx, try_causal_conv1d_last_states,
+    try_causal_conv1d_seq_idx, try_causal_conv1d_update, try_causal_conv1d_update_steps,
 };
 pub use options::{CausalConv1dOptions, CausalConv1dUpdateOptions};
 pub use packed::{causal_conv1d_packed, try_causal_conv1d_packed};

@@ -1,10 +1,11 @@
 //! States of a causal conv1d next to sequence ids and padding: inputs that gave wrong results.
 
-use crate::support::{devices, int_upload, normal, upload, values};
+use crate::support::{devices, gpu, int_upload, normal, upload, values};
 use burn::tensor::{DType, Device, Int, Tensor};
 use burn_conv_ops::{
     CausalConv1dOptions, CausalConv1dUpdateOptions, Conv1dLayout, causal_conv1d_last_seq_idx,
-    causal_conv1d_update, causal_conv1d_with_state, try_causal_conv1d_with_state,
+    causal_conv1d_update, causal_conv1d_with_state, try_causal_conv1d_last_seq_idx,
+    try_causal_conv1d_with_state,
 };
 
 const LAYOUTS: [Conv1dLayout; 2] = [Conv1dLayout::Bct, Conv1dLayout::Btc];
@@ -233,6 +234,43 @@ fn the_owner_of_a_state_is_known() {
             refused(of_state.with_seq_idx(seq_idx.clone())).contains("needs one of its kind for each row")
         );
     }
+}
+
+#[test]
+fn owners_that_do_not_fit_are_refused() {
+    let (cpu, gpu) = (Device::flex(), gpu());
+    let zeros = |shape: [usize; 2], dtype| Tensor::<2, Int>::zeros(shape, (&cpu, dtype));
+    let refused = |seq_idx, before| {
+        let result = try_causal_conv1d_last_seq_idx(seq_idx, before);
+        result.expect_err("a refusal").to_string()
+    };
+    for (before, kind) in
+        [(zeros([1, 2], DType::I32), "i32 of shape [2]"), (zeros([1, 3], DType::I64), "i64 of shape [3]")]
+    {
+        assert_eq!(
+            refused(zeros([3, 4], DType::I32), Some(before.flatten(0, 1))),
+            format!(
+                "causal_conv1d_last_seq_idx: before is {kind}, seq_idx i32 of shape [3, 4] needs one of its kind for \
+                 each row"
+            )
+        );
+    }
+    assert_eq!(
+        refused(zeros([3, 4], DType::U8), None),
+        "causal_conv1d_last_seq_idx: seq_idx is u8, the op reads i32 and i64"
+    );
+    let elsewhere = Tensor::<1, Int>::zeros([3], (&gpu, DType::I32));
+    assert_eq!(
+        refused(zeros([3, 4], DType::I32), Some(elsewhere)),
+        format!(
+            "causal_conv1d_last_seq_idx: seq_idx is on {cpu:?} and before is on {gpu:?}, they must be on one device"
+        )
+    );
+    let long = zeros([1, 1], DType::I32).expand([1usize, 1 << 31]);
+    assert_eq!(
+        refused(long, None),
+        "causal_conv1d_last_seq_idx: x has 2147483648 steps, at most 2147483647 are counted"
+    );
 }
 
 /// A NaN or an infinity at padding reaches no gradient.

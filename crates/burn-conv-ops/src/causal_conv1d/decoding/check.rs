@@ -1,6 +1,7 @@
 //! What the decoding steps of causal conv1d check before anything is launched.
 
 use crate::causal_conv1d::CausalConv1dUpdateOptions;
+use crate::causal_conv1d::check::one_for_each_row;
 use crate::causal_conv1d::packed::last_states_shape;
 use crate::check::{fits, float_type, index, limits, same_device, same_dtype};
 use burn::tensor::{Int, Tensor};
@@ -125,9 +126,24 @@ pub(super) fn seq_idx(cu_seqlens: &Tensor<1, Int>, steps: usize) -> Result<(), C
     const OP: &str = "causal_conv1d_seq_idx";
     bounds(OP, cu_seqlens)?;
     check_device(OP, &limits(&cu_seqlens.device()))?;
+    counted(OP, steps)
+}
+
+pub(super) fn last_seq_idx(
+    seq_idx: &Tensor<2, Int>,
+    before: Option<&Tensor<1, Int>>,
+) -> Result<(), ConvError> {
+    const OP: &str = "causal_conv1d_last_seq_idx";
+    index(OP, "seq_idx", seq_idx.dtype(), &seq_idx.device())?;
+    counted(OP, seq_idx.dims()[1])?;
+    before.map_or(Ok(()), |before| one_for_each_row(OP, "before", before, seq_idx))
+}
+
+/// Refuses more steps than an index counts.
+fn counted(op: &str, steps: usize) -> Result<(), ConvError> {
     if steps > i32::MAX as usize {
         return Err(ConvError::TooLarge(format!(
-            "{OP}: x has {steps} steps, at most {} are counted",
+            "{op}: x has {steps} steps, at most {} are counted",
             i32::MAX
         )));
     }

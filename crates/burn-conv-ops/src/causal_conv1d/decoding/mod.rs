@@ -166,23 +166,36 @@ pub fn try_causal_conv1d_seq_idx(
 }
 
 /// The sequence of each row's last step that is no padding, `[B]`, from the ids of its steps `[B, T]`: whose
-/// the final state is. Where there is no such step it is that of `before`, the sequence of the initial state,
-/// or -1.
+/// the final state is. Where there is no such step it is that of `before`, the sequence of the initial state
+/// `[B]`, or -1.
 ///
 /// # Panics
-/// When `before` does not have a sequence for each row, or its dtype is not that of the ids.
+/// Where [`try_causal_conv1d_last_seq_idx`] returns an error.
 pub fn causal_conv1d_last_seq_idx(seq_idx: Tensor<2, Int>, before: Option<Tensor<1, Int>>) -> Tensor<1, Int> {
+    or_panic(try_causal_conv1d_last_seq_idx(seq_idx, before))
+}
+
+/// [`causal_conv1d_last_seq_idx`] with errors as values.
+///
+/// # Errors
+/// When the device cannot read the ids' dtype or count the steps, or `before` does not have a sequence for
+/// each row, is on another device or of another dtype than the ids.
+pub fn try_causal_conv1d_last_seq_idx(
+    seq_idx: Tensor<2, Int>,
+    before: Option<Tensor<1, Int>>,
+) -> Result<Tensor<1, Int>, ConvError> {
+    check::last_seq_idx(&seq_idx, before.as_ref())?;
     let [rows, steps] = seq_idx.dims();
     let like = (seq_idx.device(), seq_idx.dtype());
     let before = before.unwrap_or_else(|| Tensor::full([rows], -1, (&like.0, like.1)));
     if rows * steps == 0 {
-        return before;
+        return Ok(before);
     }
     let count = Tensor::<1, Int>::arange(1..steps as i64 + 1, (&like.0, like.1));
     let count = count.unsqueeze_dim::<2>(0).expand([rows, steps]);
     let end = count.mask_fill(seq_idx.clone().lower_elem(0), 0).max_dim(1);
     let last = seq_idx.gather(1, end.clone().sub_scalar(1).clamp_min(0));
-    last.mask_where(end.equal_elem(0), before.unsqueeze_dim::<2>(1)).flatten::<1>(0, 1)
+    Ok(last.mask_where(end.equal_elem(0), before.unsqueeze_dim::<2>(1)).flatten::<1>(0, 1))
 }
 
 /// The options where initial states that belong to another sequence than their row's first step are zeros.
