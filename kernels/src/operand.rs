@@ -140,7 +140,8 @@ pub(crate) fn address_type(
     Ok(AddressType::U64)
 }
 
-/// Refuses an operand of another shape or storage type than the problem's.
+/// Refuses an operand of another shape or storage type than the problem's. `name` is a singular noun or an
+/// option's name, here and in all checks: the sentences go on with `has` and `is`.
 pub(crate) fn check_operand(
     op: &str,
     name: &str,

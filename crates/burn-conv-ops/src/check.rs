@@ -72,7 +72,8 @@ pub(crate) fn same_dtype<'a>(
     first.map(|(_, dtype)| dtype).ok_or_else(|| ConvError::Invalid(format!("{op}: no operands")))
 }
 
-/// What [`same_device_and_dtype`] compares of an operand.
+/// What [`same_device_and_dtype`] compares of an operand. Its name in errors is a singular noun or an
+/// option's name: the sentences go on with `has` and `is`.
 pub(crate) type Operand<'a> = (&'a str, Device, DType);
 
 /// An operand by its name in errors.

@@ -140,7 +140,7 @@ pub fn check_device(limits: &Limits) -> Result<(), ConvError> {
 fn check(client: &Client, limits: &Limits, rotation: &Rotation) -> Result<(), ConvError> {
     let Rotation { problem, tokens, positions, out } = rotation;
     let shape = problem.tokens_shape();
-    for (name, operand) in [("tokens", tokens), ("out", out)] {
+    for (name, operand) in [("the token tensor", tokens), ("out", out)] {
         check_operand("rope", name, operand, &shape, problem.dtype)?;
     }
     limits.check_dtype("rope", problem.dtype)?;
@@ -148,13 +148,13 @@ fn check(client: &Client, limits: &Limits, rotation: &Rotation) -> Result<(), Co
     match positions {
         Positions::Index(positions) => {
             problem.check_positions(&positions.shape)?;
-            positions.check("rope", "positions", &problem.positions_shape(), client)
+            positions.check("rope", "the position tensor", &problem.positions_shape(), client)
         }
         Positions::Float(positions) => {
             problem.check_positions(&positions.shape)?;
             if positions.dtype != FloatType::F32 {
                 let got = positions.dtype.name();
-                let message = format!("rope: positions is {got}, fractional positions must be f32");
+                let message = format!("rope: the position tensor is {got}, fractional positions must be f32");
                 return Err(ConvError::dtype("positions", &[FloatType::F32.name()], got, message));
             }
             Ok(())

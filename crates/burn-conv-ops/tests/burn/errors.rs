@@ -260,11 +260,20 @@ fn decoding_and_packed_sequences_name_what_does_not_fit() {
         );
         assert_says(
             steps([3, 3, 4], options().with_state_indices(rows(3))),
-            "causal_conv1d_update: the state indices has shape [3], the input needs [2] (batch)",
+            "causal_conv1d_update: state_indices has shape [3], the input needs [2] (batch)",
         );
         assert_says(
             steps([2, 3, 4], options().with_cache_seqlens(rows(1))),
             "causal_conv1d_update: cache_seqlens has shape [1], the input needs [2] (batch)",
+        );
+        let other = if rows(0).dtype() == DType::I32 { IntDType::I64 } else { IntDType::I32 };
+        let [own, other_name] = [rows(0).dtype(), DType::from(other)].map(|dtype| dtype.name());
+        let both = options().with_cache_seqlens(rows(2)).with_state_indices(rows(2).cast(other));
+        assert_says(
+            steps([3, 3, 4], both),
+            &format!(
+                "causal_conv1d_update: cache_seqlens is {own} and state_indices is {other_name}, their dtypes must match"
+            ),
         );
         assert_says(
             steps([9, 3, 2], options().with_state_indices(rows(2))),

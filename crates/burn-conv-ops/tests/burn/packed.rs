@@ -214,7 +214,7 @@ fn packed_states_of_halves_may_be_fp32() {
 
 #[test]
 fn packed_calls_name_what_does_not_fit() {
-    for (_, device) in devices() {
+    for (on, device) in devices() {
         let call = |x: [usize; 3], bounds: usize, options: CausalConv1dOptions| {
             let weight = normal(2, [CHANNELS, 4], &device);
             let bounds = int_upload(&vec![0; bounds], [bounds], &device);
@@ -248,6 +248,14 @@ fn packed_calls_name_what_does_not_fit() {
             call([1, 3, 5], 4, halves),
             "causal_conv1d: x is f32 and the state is f16, a state is of x's dtype or f32",
         );
+        if on == "flex" {
+            let mut doubles = with([3, 3, 3]);
+            doubles.initial_state = doubles.initial_state.map(|state| state.cast(DType::F64));
+            says(
+                call([1, 3, 5], 4, doubles),
+                "causal_conv1d_packed: the initial state is f64, the op serves f32, f16 and bf16",
+            );
+        }
         says(
             call([1, 5, 5], 4, with([3, 3, 3])),
             "causal_conv1d: the weight has 3 channels, the input has 5",

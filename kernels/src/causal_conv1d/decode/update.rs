@@ -105,7 +105,7 @@ pub fn update_steps(
     check_operand(UPDATE, "y", steps.y, &x, dtype)?;
     check_operand(UPDATE, "the new state", steps.new_state, &state, problem.state_dtype)?;
     check_optional(UPDATE, "bias", steps.bias, problem.bias, &[channels], weight_dtype)?;
-    for (name, indices) in [("cache_seqlens", steps.lengths), ("state indices", steps.slots)] {
+    for (name, indices) in [("cache_seqlens", steps.lengths), ("state_indices", steps.slots)] {
         indices.map_or(Ok(()), |indices| indices.check(UPDATE, name, &[batch], client))?;
     }
     if let (Some(lengths), Some(slots)) = (steps.lengths, steps.slots)
@@ -113,7 +113,7 @@ pub fn update_steps(
     {
         let names = [lengths.dtype.name(), slots.dtype.name()];
         invalid!(
-            "{UPDATE}: cache_seqlens is {} and state indices are {}, their dtypes must match",
+            "{UPDATE}: cache_seqlens is {} and state_indices is {}, their dtypes must match",
             names[0],
             names[1]
         );

@@ -279,6 +279,14 @@ fn bad_options_are_refused() {
             Rotation { problem: sound, tokens: tokens.operand(), positions, out: tokens.operand() };
         rotate_all(&client, &Limits::of(&client), &[rotation], false).expect_err("a refusal").to_string()
     };
+    let of_five = random_tokens(&client, &problem(RopeLayout::Bhnd, [1, 2, 5, 8], FloatType::F32));
+    let few = Rotation {
+        problem: sound,
+        tokens: of_five.operand(),
+        positions: Positions::Offset(0),
+        out: tokens.operand(),
+    };
+    let few = rotate_all(&client, &Limits::of(&client), &[few], false).expect_err("a refusal").to_string();
     let rows = [
         (
             sound.with_rotated(6).expect_err("a refusal").to_string(),
@@ -311,8 +319,9 @@ fn bad_options_are_refused() {
         ),
         (
             with(Positions::Float(halves.operand())),
-            "rope: positions is f16, fractional positions must be f32",
+            "rope: the position tensor is f16, fractional positions must be f32",
         ),
+        (few, "rope: the token tensor has shape [1, 2, 5, 8], the problem needs [1, 2, 6, 8]"),
     ];
     for (error, expected) in rows {
         assert_eq!(error, expected);

@@ -29,7 +29,7 @@ pub(super) fn steps(
     let mut devices = vec![("x", x.device())];
     let mut dtypes = Vec::new();
     for (name, indices) in
-        [("cache_seqlens", &options.cache_seqlens), ("the state indices", &options.state_indices)]
+        [("cache_seqlens", &options.cache_seqlens), ("state_indices", &options.state_indices)]
     {
         let Some(indices) = indices else { continue };
         devices.push((name, indices.device()));
@@ -46,7 +46,7 @@ pub(super) fn steps(
         && lengths != slots
     {
         return Err(ConvError::Invalid(format!(
-            "{UPDATE}: cache_seqlens are {}, the state indices {}, their dtypes must match",
+            "{UPDATE}: cache_seqlens is {} and state_indices is {}, their dtypes must match",
             lengths.name(),
             slots.name()
         )));

@@ -27,12 +27,12 @@ pub(super) fn check(
     }
     let initial = options.initial_state.as_ref();
     let mut devices = vec![("x", x.device()), ("cu_seqlens", cu_seqlens.device())];
-    devices.extend(initial.map(|initial| ("the initial states", initial.device())));
+    devices.extend(initial.map(|initial| ("the initial state", initial.device())));
     same_device(OP, &devices)?;
     let whole = CausalConv1dOptions { initial_state: None, ..options.clone() };
     let problem = causal_conv1d::check::check(x, weight, bias, &whole)?;
     let Some(initial) = initial else { return Ok(()) };
-    let state_dtype = float_type(OP, "the initial states", initial.dtype())?;
+    let state_dtype = float_type(OP, "the initial state", initial.dtype())?;
     let problem = problem.with_state_dtype(state_dtype)?;
     let limits = limits(&x.device());
     limits.check_dtype(OP, state_dtype)?;
