@@ -22,7 +22,7 @@ pub(super) fn check(
     operands.extend(bias.map(|bias| operand("the bias", bias)));
     let dtype = same_device_and_dtype(OP, &operands)?;
     let ([n, channels, input @ ..], [rows, group_out, kernel @ ..]) = (x.dims(), weight.dims());
-    let ConvTranspose3dOptions { stride, padding, output_padding, dilation, groups, activation, algorithm } =
+    let ConvTranspose3dOptions { stride, padding, padding_out, dilation, groups, activation, algorithm } =
         *options;
     if rows != channels {
         invalid(format!("x has {channels} channels, the weight {:?} is for {rows}", weight.dims()))?;
@@ -51,10 +51,10 @@ pub(super) fn check(
                 &weight.dims()[2..]
             ))?;
         }
-        let longer = output_padding[axis];
+        let longer = padding_out[axis];
         if longer >= step.max(dilation) {
             invalid(format!(
-                "output_padding {output_padding:?} must be below the larger of stride {stride:?} and dilation {:?} \
+                "padding_out {padding_out:?} must be below the larger of stride {stride:?} and dilation {:?} \
                  on each axis",
                 options.dilation
             ))?;
@@ -76,10 +76,10 @@ pub(super) fn check(
         if whole + longer <= begin.saturating_mul(2) {
             invalid(format!(
                 "padding {padding:?} leaves nothing of a result that has {whole} elements along axis {axis} and \
-                 output_padding {longer}"
+                 padding_out {longer}"
             ))?;
         }
-        // What output_padding adds is cut less behind; elements past `whole` have no product.
+        // What padding_out adds is cut less behind; elements past `whole` have no product.
         let end = begin.saturating_sub(longer);
         let past = longer - (begin - end);
         // A conv3d leaves fewer than `stride` elements behind its last window; others are appended.

@@ -28,7 +28,7 @@ use conv_kernels::conv3d::Activation;
 
 /// Transposed conv3d: y `[N, O, OD, OH, OW]` of x `[N, C, D, H, W]`, weight `[C, O/groups, KD, KH, KW]` and
 /// bias `[O]`, with PyTorch's semantics: `OD = (D - 1) * stride - 2 * padding + dilation * (KD - 1) +
-/// output_padding + 1`.
+/// padding_out + 1`, where `padding_out` is PyTorch's `output_padding`.
 ///
 /// The sum over channels and taps, the bias and the activation are computed in fp32 and rounded once. The
 /// gradients of x and weight are those of [`conv3d`](crate::conv3d()). Non-finite values and range: as the
@@ -125,7 +125,7 @@ pub fn try_conv_transpose2d(
     let options = ConvTranspose3dOptions {
         stride: last_axes(options.stride, 1),
         padding: last_axes(options.padding, 0),
-        output_padding: last_axes(options.output_padding, 0),
+        padding_out: last_axes(options.padding_out, 0),
         dilation: last_axes(options.dilation, 1),
         groups: options.groups,
         activation: options.activation,

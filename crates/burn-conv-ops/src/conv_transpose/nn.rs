@@ -34,7 +34,7 @@ macro_rules! conv_transpose {
             pub groups: usize,
             /// Elements that are cut from both ends of the result; 0.
             pub padding: [usize; $axes],
-            /// Elements that the result has behind these; 0.
+            /// Elements that the result has behind these, PyTorch's `output_padding`; 0.
             pub padding_out: [usize; $axes],
             /// Whether a bias is learned; yes.
             pub bias: bool,
@@ -162,7 +162,7 @@ macro_rules! conv_transpose {
                 $options {
                     stride: self.stride,
                     padding: self.padding,
-                    output_padding: self.padding_out,
+                    padding_out: self.padding_out,
                     dilation: self.dilation,
                     groups: self.groups,
                     activation: self.activation,

@@ -14,8 +14,9 @@ pub struct ConvTransposeOptions<const D: usize> {
     pub stride: [usize; D],
     /// Elements that are cut from both ends of the result.
     pub padding: [usize; D],
-    /// Elements that the result has behind these; below the larger of stride and dilation.
-    pub output_padding: [usize; D],
+    /// Elements that the result has behind these, PyTorch's `output_padding`; below the larger of stride and
+    /// dilation.
+    pub padding_out: [usize; D],
     /// Distance between taps.
     pub dilation: [usize; D],
     /// Groups into which the channels C and O are split.
@@ -37,7 +38,7 @@ impl<const D: usize> Default for ConvTransposeOptions<D> {
         Self {
             stride: [1; D],
             padding: [0; D],
-            output_padding: [0; D],
+            padding_out: [0; D],
             dilation: [1; D],
             groups: 1,
             activation: Activation::None,
@@ -60,7 +61,7 @@ setters!(const D: ConvTransposeOptions<D> {
     /// Sets how much is cut from both ends of the result: one number or one for each axis.
     with_padding(padding => PerAxis<D>);
     /// Sets how much longer the result is: one number or one for each axis.
-    with_output_padding(output_padding => PerAxis<D>);
+    with_padding_out(padding_out => PerAxis<D>);
     /// Sets the distance between taps: one number or one for each axis.
     with_dilation(dilation => PerAxis<D>);
     /// Sets the number of groups.
@@ -76,6 +77,6 @@ impl<const D: usize> From<burn::tensor::ops::ConvTransposeOptions<D>> for ConvTr
     fn from(options: burn::tensor::ops::ConvTransposeOptions<D>) -> Self {
         let burn::tensor::ops::ConvTransposeOptions { stride, padding, padding_out, dilation, groups } =
             options;
-        Self { stride, padding, output_padding: padding_out, dilation, groups, ..Self::default() }
+        Self { stride, padding, padding_out, dilation, groups, ..Self::default() }
     }
 }

@@ -65,7 +65,7 @@ fn convolutions_and_their_gradients_are_pytorchs() {
                     let options = ConvTranspose3dOptions::new()
                         .with_stride(array(&golden.stride))
                         .with_padding(array(&golden.padding))
-                        .with_output_padding(array(&golden.output_padding))
+                        .with_padding_out(array(&golden.output_padding))
                         .with_dilation(array(&golden.dilation))
                         .with_groups(groups);
                     all.check_op::<5>(&what, golden.bias, |x, w, b| conv_transpose3d(x, w, b, options));
@@ -239,14 +239,14 @@ fn bad_calls_are_refused_in_one_sentence() {
         "conv_transpose3d: 4 input channels cannot be split into 3 groups"
     );
     assert_eq!(
-        refused([1, 4, 2, 2, 2], [4, 4, 2, 2, 2], new().with_stride(2).with_output_padding([0, 2, 0])),
-        "conv_transpose3d: output_padding [0, 2, 0] must be below the larger of stride [2, 2, 2] and dilation \
+        refused([1, 4, 2, 2, 2], [4, 4, 2, 2, 2], new().with_stride(2).with_padding_out([0, 2, 0])),
+        "conv_transpose3d: padding_out [0, 2, 0] must be below the larger of stride [2, 2, 2] and dilation \
          [1, 1, 1] on each axis"
     );
     assert_eq!(
         refused([1, 4, 2, 2, 2], [4, 4, 2, 2, 2], new().with_padding([0, 0, 2])),
         "conv_transpose3d: padding [0, 0, 2] leaves nothing of a result that has 3 elements along axis 2 and \
-         output_padding 0"
+         padding_out 0"
     );
     assert_eq!(
         refused([1, 4, 2, 0, 2], [4, 4, 2, 2, 2], new()),

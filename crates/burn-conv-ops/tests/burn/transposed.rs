@@ -23,10 +23,10 @@ impl Layer {
     }
 
     fn y(&self) -> [usize; 5] {
-        let ConvTranspose3dOptions { stride, padding, output_padding, dilation, .. } = self.options;
+        let ConvTranspose3dOptions { stride, padding, padding_out, dilation, .. } = self.options;
         let [d, h, w] = [0, 1, 2].map(|axis| {
             let reach = (self.x[axis + 2] - 1) * stride[axis] + dilation[axis] * (self.w[axis + 2] - 1) + 1;
-            reach + output_padding[axis] - 2 * padding[axis]
+            reach + padding_out[axis] - 2 * padding[axis]
         });
         [self.x[0], self.out_channels(), d, h, w]
     }
@@ -92,18 +92,10 @@ fn layers() -> Vec<Layer> {
     vec![
         layer([2, 5, 2, 3, 4], [5, 4, 2, 2, 2], new().with_stride(2)),
         layer([1, 6, 3, 4, 3], [6, 2, 3, 3, 3], new().with_stride([1, 2, 2]).with_padding(1).with_groups(2)),
-        layer([1, 4, 2, 3, 3], [4, 5, 1, 2, 2], new().with_stride(3).with_output_padding([2, 1, 0])),
+        layer([1, 4, 2, 3, 3], [4, 5, 1, 2, 2], new().with_stride(3).with_padding_out([2, 1, 0])),
         layer([1, 4, 2, 5, 4], [4, 1, 3, 3, 3], new().with_padding(1).with_groups(4)),
-        layer(
-            [1, 3, 2, 3, 2],
-            [3, 4, 2, 1, 2],
-            new().with_dilation([3, 1, 1]).with_output_padding([2, 0, 0]),
-        ),
-        layer(
-            [2, 3, 1, 2, 2],
-            [3, 2, 2, 2, 1],
-            new().with_dilation([2, 3, 4]).with_output_padding([1, 2, 3]),
-        ),
+        layer([1, 3, 2, 3, 2], [3, 4, 2, 1, 2], new().with_dilation([3, 1, 1]).with_padding_out([2, 0, 0])),
+        layer([2, 3, 1, 2, 2], [3, 2, 2, 2, 1], new().with_dilation([2, 3, 4]).with_padding_out([1, 2, 3])),
     ]
 }
 
