@@ -57,11 +57,11 @@ pub use causal_conv1d::{
     try_causal_conv1d_update, try_causal_conv1d_update_steps, try_causal_conv1d_with_state,
 };
 pub use causal_conv3d::{
-    CausalConv3dOptions, FirstFrames, causal_conv3d, causal_conv3d_with_residual, try_causal_conv3d,
-    try_causal_conv3d_with_residual,
+    CausalConv3dOptions, FirstFrames, PaddingPairs, causal_conv3d, causal_conv3d_with_residual,
+    try_causal_conv3d, try_causal_conv3d_with_residual,
 };
 pub use conv::{
-    Conv1dOptions, Conv2dOptions, ConvOptions, PaddingPairs, conv1d, conv2d, try_conv1d, try_conv2d,
+    Conv1dOptions, Conv1dPadding, Conv2dOptions, Conv2dPadding, conv1d, conv2d, try_conv1d, try_conv2d,
 };
 pub use conv_kernels::causal_conv1d::Conv1dLayout;
 pub use conv_kernels::conv3d::{Activation, Algorithm, PaddingMode, WinogradTile};
@@ -72,7 +72,8 @@ pub use conv_transpose::{
     try_conv_transpose2d, try_conv_transpose3d,
 };
 pub use conv3d::{
-    Conv3dOptions, Conv3dPadding, PerAxis, conv3d, conv3d_with_residual, try_conv3d, try_conv3d_with_residual,
+    Conv3dOptions, Conv3dPadding, ConvOptions, ConvPadding, PerAxis, conv3d, conv3d_with_residual,
+    try_conv3d, try_conv3d_with_residual,
 };
 pub use patch::{PatchError, PatchOptions, is_patched, patch, patch_conv3d, unpatch};
 pub use rope::{

@@ -11,7 +11,7 @@ mod check;
 pub(crate) mod nn;
 mod options;
 
-pub use options::{CausalConv3dOptions, FirstFrames};
+pub use options::{CausalConv3dOptions, FirstFrames, PaddingPairs};
 
 use crate::conv::renamed;
 use crate::conv3d::{self, try_stream};

@@ -1,7 +1,6 @@
 //! Causal conv3d as a module.
 
-use super::{CausalConv3dOptions, FirstFrames, try_piece, try_whole};
-use crate::conv::PaddingPairs;
+use super::{CausalConv3dOptions, FirstFrames, PaddingPairs, try_piece, try_whole};
 use crate::forms::{ActivationForm, AlgorithmForm};
 use crate::nn::{check_groups, config, convolution_setters, setters};
 use crate::{Activation, Algorithm, ConvError, PaddingMode, PerAxis, or_panic};

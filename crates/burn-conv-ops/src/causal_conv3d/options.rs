@@ -1,6 +1,5 @@
 //! What the caller of a causal conv3d may choose.
 
-use crate::conv::PaddingPairs;
 use crate::nn::setters;
 use crate::{Activation, Algorithm, Conv3dOptions, PaddingMode, PerAxis};
 use burn::serde::{Deserialize, Serialize};
@@ -15,6 +14,35 @@ pub enum FirstFrames {
     Zeros,
     /// The first frame, repeated.
     Replicate,
+}
+
+/// Padding before and after each axis: from one number for all sides, one for each axis, or pairs (before,
+/// after) for each axis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PaddingPairs<const D: usize>(pub [(usize, usize); D]);
+
+impl<const D: usize> From<usize> for PaddingPairs<D> {
+    fn from(size: usize) -> Self {
+        Self([(size, size); D])
+    }
+}
+
+impl<const D: usize> From<[usize; D]> for PaddingPairs<D> {
+    fn from(sizes: [usize; D]) -> Self {
+        Self(sizes.map(|size| (size, size)))
+    }
+}
+
+impl<const D: usize> From<[(usize, usize); D]> for PaddingPairs<D> {
+    fn from(padding: [(usize, usize); D]) -> Self {
+        Self(padding)
+    }
+}
+
+impl<const D: usize> From<PaddingPairs<D>> for [(usize, usize); D] {
+    fn from(padding: PaddingPairs<D>) -> Self {
+        padding.0
+    }
 }
 
 /// Options of [`causal_conv3d`](crate::causal_conv3d()). `new()`: stride and dilation 1, one group, no
@@ -38,7 +66,7 @@ pub struct CausalConv3dOptions {
     pub first: FirstFrames,
     /// Applied to the result before it is rounded and stored.
     pub activation: Activation,
-    /// The kernel family; see [`Conv3dOptions::algorithm`].
+    /// The kernel family; see [`ConvOptions::algorithm`](crate::ConvOptions::algorithm).
     pub algorithm: Algorithm,
 }
 

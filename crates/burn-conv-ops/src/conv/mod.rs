@@ -4,7 +4,7 @@ pub(crate) mod nn;
 mod options;
 
 pub(crate) use options::last_axes;
-pub use options::{Conv1dOptions, Conv2dOptions, ConvOptions, PaddingPairs};
+pub use options::{Conv1dOptions, Conv1dPadding, Conv2dOptions, Conv2dPadding};
 
 use crate::{ConvError, or_panic, try_conv3d};
 use burn::tensor::Tensor;

@@ -1,10 +1,9 @@
 //! conv2d and conv1d as modules, with the configuration, parameters and records of Burn's `nn::conv`.
 
 use super::{Conv1dOptions, Conv2dOptions, try_conv1d, try_conv2d};
-use crate::conv3d::same_padding;
-use crate::forms::{ActivationForm, AlgorithmForm, PaddingModeForm};
+use crate::forms::{ActivationForm, AlgorithmForm};
 use crate::nn::{check_groups, config, convolution_setters, setters};
-use crate::{Activation, Algorithm, ConvError, PaddingMode, PerAxis, or_panic};
+use crate::{Activation, Algorithm, ConvError, ConvPadding, PaddingMode, PerAxis, or_panic};
 use burn::module::{Content, DisplaySettings, Initializer, Module, ModuleDisplay, Param};
 use burn::nn::{PaddingConfig1d, PaddingConfig2d};
 use burn::serde::{Deserialize, Serialize};
@@ -14,7 +13,7 @@ use burn::tensor::{Device, Tensor};
 /// rank, and Burn's conv1d has numbers (`$extents`) where its conv2d has arrays.
 macro_rules! conv {
     (
-        $axes:literal, $rank:literal, $extents:ty, $one:expr, $padding:ident, $options:ident, $function:ident,
+        $axes:literal, $rank:literal, $extents:ty, $padding:ident, $options:ident, $function:ident,
         $(#[$config_doc:meta])* $config:ident {
             $($(#[$channels_doc:meta])* $channels:ident: $channels_type:ty),*
         }
@@ -38,9 +37,9 @@ macro_rules! conv {
             pub padding: $padding,
             /// Whether a bias is learned; yes.
             pub bias: bool,
-            /// How taps outside the input read; as zero.
-            #[serde(default, with = "PaddingModeForm")]
-            pub padding_mode: PaddingMode,
+            /// How taps outside the input read along each axis; as zero. One name is read as all.
+            #[serde(default, with = "crate::forms::padding_modes")]
+            pub padding_mode: [PaddingMode; $axes],
             /// Applied to the result before it is rounded and stored; none.
             #[serde(default, with = "ActivationForm")]
             pub activation: Activation,
@@ -55,10 +54,15 @@ macro_rules! conv {
         config!($config);
         convolution_setters!($config);
         setters!($config {
-            /// Sets the padding.
-            with_padding(padding: $padding);
-            /// Sets how taps outside the input read.
-            with_padding_mode(padding_mode: PaddingMode);
+            /// Sets the distance between windows: one number or one for each axis.
+            with_stride(stride => PerAxis<$axes>);
+            /// Sets the distance between taps: one number or one for each axis.
+            with_dilation(dilation => PerAxis<$axes>);
+            /// Sets the padding: one number, one for each axis, pairs (before, after), Burn's configuration
+            /// or [`ConvPadding::Same`].
+            with_padding(padding => ConvPadding<$axes>);
+            /// Sets how taps outside the input read along each axis.
+            with_padding_modes(padding_mode: [PaddingMode; $axes]);
         });
 
         impl $config {
@@ -67,16 +71,22 @@ macro_rules! conv {
                 Self {
                     $($channels,)*
                     kernel_size,
-                    stride: $one,
-                    dilation: $one,
+                    stride: PerAxis::<$axes>::from(1).into(),
+                    dilation: PerAxis::<$axes>::from(1).into(),
                     groups: 1,
                     padding: $padding::Valid,
                     bias: true,
-                    padding_mode: PaddingMode::Zeros,
+                    padding_mode: [PaddingMode::Zeros; $axes],
                     activation: Activation::None,
                     algorithm: Algorithm::Auto,
                     initializer: Initializer::KaimingUniform { gain: 1.0 / 3f64.sqrt(), fan_out_only: false },
                 }
+            }
+
+            /// Sets how taps outside the input read, the same along all axes.
+            #[must_use]
+            pub fn with_padding_mode(self, padding_mode: PaddingMode) -> Self {
+                self.with_padding_modes([padding_mode; $axes])
             }
 
             /// The module with fresh parameters on `device`.
@@ -128,9 +138,9 @@ macro_rules! conv {
             /// Padding.
             #[module(skip)]
             pub padding: $padding,
-            /// How taps outside the input read.
+            /// How taps outside the input read along each axis.
             #[module(skip)]
-            pub padding_mode: PaddingMode,
+            pub padding_mode: [PaddingMode; $axes],
             /// Applied to the result.
             #[module(skip)]
             pub activation: Activation,
@@ -154,19 +164,15 @@ macro_rules! conv {
             #[doc = concat!("As [`", stringify!($function), "`](crate::", stringify!($function), ").")]
             pub fn try_forward(&self, x: Tensor<$rank>) -> Result<Tensor<$rank>, ConvError> {
                 let bias = self.bias.as_ref().map(|bias| bias.val());
-                let [_, _, input @ ..] = x.dims();
-                $function(x, self.weight.val(), bias, self.options(input))
+                $function(x, self.weight.val(), bias, self.options())
             }
 
-            /// The options that the module calls the function of the op with, for an input of these extents.
-            pub fn options(&self, input: [usize; $axes]) -> $options {
-                let [PerAxis(kernel), PerAxis(stride), PerAxis(dilation)] =
-                    [self.kernel_size, self.stride, self.dilation].map(PerAxis::<$axes>::from);
-                let same = |axis| same_padding(input[axis], kernel[axis], stride[axis], dilation[axis]);
+            /// The options that the module calls the function of the op with.
+            pub fn options(&self) -> $options {
                 $options {
-                    stride,
-                    padding: self.explicit_padding().unwrap_or_else(|| std::array::from_fn(same)),
-                    dilation,
+                    stride: PerAxis::from(self.stride).0,
+                    padding: self.padding.clone().into(),
+                    dilation: PerAxis::from(self.dilation).0,
                     groups: self.groups,
                     padding_mode: self.padding_mode,
                     activation: self.activation,
@@ -200,7 +206,7 @@ macro_rules! conv {
 }
 
 conv!(
-    2, 4, [usize; 2], [1; 2], PaddingConfig2d, Conv2dOptions, try_conv2d,
+    2, 4, [usize; 2], PaddingConfig2d, Conv2dOptions, try_conv2d,
     /// Configuration of a [`Conv2d`]: `Conv2dConfig::new([c_in, c_out], [kh, kw]).init(&device)`.
     Conv2dConfig {
         /// C and O.
@@ -211,7 +217,7 @@ conv!(
 );
 
 conv!(
-    1, 3, usize, 1, PaddingConfig1d, Conv1dOptions, try_conv1d,
+    1, 3, usize, PaddingConfig1d, Conv1dOptions, try_conv1d,
     /// Configuration of a [`Conv1d`]: `Conv1dConfig::new(c_in, c_out, k).init(&device)`.
     Conv1dConfig {
         /// C.
@@ -223,20 +229,6 @@ conv!(
     Conv1d
 );
 
-setters!(Conv2dConfig {
-    /// Sets the distance between windows: one number or one for each axis.
-    with_stride(stride => PerAxis<2>);
-    /// Sets the distance between taps: one number or one for each axis.
-    with_dilation(dilation => PerAxis<2>);
-});
-
-setters!(Conv1dConfig {
-    /// Sets the distance between windows.
-    with_stride(stride: usize);
-    /// Sets the distance between taps.
-    with_dilation(dilation: usize);
-});
-
 impl Conv2dConfig {
     fn channel_counts(&self) -> [usize; 2] {
         self.channels
@@ -246,27 +238,5 @@ impl Conv2dConfig {
 impl Conv1dConfig {
     fn channel_counts(&self) -> [usize; 2] {
         [self.channels_in, self.channels_out]
-    }
-}
-
-impl Conv2d {
-    /// None: as much as gives `ceil(input / stride)` outputs.
-    fn explicit_padding(&self) -> Option<[(usize, usize); 2]> {
-        match self.padding {
-            PaddingConfig2d::Same => None,
-            PaddingConfig2d::Valid => Some([(0, 0); 2]),
-            PaddingConfig2d::Explicit(top, left, bottom, right) => Some([(top, bottom), (left, right)]),
-        }
-    }
-}
-
-impl Conv1d {
-    /// None: as much as gives `ceil(input / stride)` outputs.
-    fn explicit_padding(&self) -> Option<[(usize, usize); 1]> {
-        match self.padding {
-            PaddingConfig1d::Same => None,
-            PaddingConfig1d::Valid => Some([(0, 0)]),
-            PaddingConfig1d::Explicit(before, after) => Some([(before, after)]),
-        }
     }
 }

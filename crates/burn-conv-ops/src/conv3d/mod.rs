@@ -12,8 +12,7 @@ mod options;
 pub(crate) mod portable;
 
 pub use filters::FilterCache;
-pub(crate) use options::same_padding;
-pub use options::{Conv3dOptions, Conv3dPadding, PerAxis};
+pub use options::{Conv3dOptions, Conv3dPadding, ConvOptions, ConvPadding, PerAxis};
 
 use crate::backend::ConvOps;
 use crate::{ConvError, or_panic};
