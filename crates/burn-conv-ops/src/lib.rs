@@ -68,8 +68,9 @@ pub use conv_kernels::conv3d::{Activation, Algorithm, PaddingMode, WinogradTile}
 pub use conv_kernels::rope::{RopeAxes, RopeGrid, RopeLayout, RopePairs, RopeScaling, RopeVolume};
 pub use conv_kernels::{ConvError, DeviceLimit, FloatType};
 pub use conv_transpose::{
-    ConvTranspose2dOptions, ConvTranspose3dOptions, ConvTransposeOptions, conv_transpose2d, conv_transpose3d,
-    try_conv_transpose2d, try_conv_transpose3d,
+    ConvTranspose1dOptions, ConvTranspose2dOptions, ConvTranspose3dOptions, ConvTransposeOptions,
+    conv_transpose1d, conv_transpose2d, conv_transpose3d, try_conv_transpose1d, try_conv_transpose2d,
+    try_conv_transpose3d,
 };
 pub use conv3d::{
     Conv3dOptions, Conv3dPadding, ConvOptions, ConvPadding, PerAxis, conv3d, conv3d_with_residual,

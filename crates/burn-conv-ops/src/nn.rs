@@ -5,7 +5,8 @@ pub use crate::causal_conv1d::nn::{CausalConv1d, CausalConv1dConfig};
 pub use crate::causal_conv3d::nn::{CausalConv3d, CausalConv3dConfig};
 pub use crate::conv::nn::{Conv1d, Conv1dConfig, Conv2d, Conv2dConfig};
 pub use crate::conv_transpose::nn::{
-    ConvTranspose2d, ConvTranspose2dConfig, ConvTranspose3d, ConvTranspose3dConfig,
+    ConvTranspose1d, ConvTranspose1dConfig, ConvTranspose2d, ConvTranspose2dConfig, ConvTranspose3d,
+    ConvTranspose3dConfig,
 };
 pub use crate::conv3d::nn::{Conv3d, Conv3dConfig};
 pub use crate::conv3d::{Conv3dPadding, FilterCache};
@@ -49,6 +50,7 @@ warm_up!(CausalConv3d, 5);
 warm_up!(Conv1d, 3);
 warm_up!(Conv2d, 4);
 warm_up!(Conv3d, 5);
+warm_up!(ConvTranspose1d, 3);
 warm_up!(ConvTranspose2d, 4);
 warm_up!(ConvTranspose3d, 5);
 

@@ -15,10 +15,12 @@ mod check;
 pub(crate) mod nn;
 mod options;
 
-pub use options::{ConvTranspose2dOptions, ConvTranspose3dOptions, ConvTransposeOptions};
+pub use options::{
+    ConvTranspose1dOptions, ConvTranspose2dOptions, ConvTranspose3dOptions, ConvTransposeOptions,
+};
 
 use crate::backend::{ConvOps, OptionalTensor};
-use crate::conv::{drop_axes, last_axes, renamed, volume};
+use crate::conv::{drop_axes, renamed, volume};
 use crate::{ConvError, or_panic};
 use burn::backend::Dispatch;
 use burn::tensor::Tensor;
@@ -122,15 +124,36 @@ pub fn try_conv_transpose2d(
     options: impl Into<ConvTranspose2dOptions>,
 ) -> Result<Tensor<4>, ConvError> {
     let options: ConvTranspose2dOptions = options.into();
-    let options = ConvTranspose3dOptions {
-        stride: last_axes(options.stride, 1),
-        padding: last_axes(options.padding, 0),
-        padding_out: last_axes(options.padding_out, 0),
-        dilation: last_axes(options.dilation, 1),
-        groups: options.groups,
-        activation: options.activation,
-        algorithm: options.algorithm,
-    };
-    let y = try_conv_transpose3d(volume(x), volume(weight), bias, options);
+    let y = try_conv_transpose3d(volume(x), volume(weight), bias, options.volume());
     y.map(drop_axes).map_err(|error| renamed(error, "conv_transpose2d", "conv_transpose3d", "depth 1"))
+}
+
+/// Transposed conv1d: y `[N, O, OL]` of x `[N, C, L]`, weight `[C, O/groups, K]` and bias `[O]`; see
+/// [`conv_transpose3d`].
+///
+/// # Panics
+/// Where [`try_conv_transpose1d`] returns an error.
+pub fn conv_transpose1d(
+    x: Tensor<3>,
+    weight: Tensor<3>,
+    bias: Option<Tensor<1>>,
+    options: impl Into<ConvTranspose1dOptions>,
+) -> Tensor<3> {
+    or_panic(try_conv_transpose1d(x, weight, bias, options))
+}
+
+/// [`conv_transpose1d`] with errors as values.
+///
+/// # Errors
+/// As [`try_conv_transpose3d`]; its shapes have a depth and a height of 1.
+pub fn try_conv_transpose1d(
+    x: Tensor<3>,
+    weight: Tensor<3>,
+    bias: Option<Tensor<1>>,
+    options: impl Into<ConvTranspose1dOptions>,
+) -> Result<Tensor<3>, ConvError> {
+    let options: ConvTranspose1dOptions = options.into();
+    let y = try_conv_transpose3d(volume(x), volume(weight), bias, options.volume());
+    let ones = "depth and height 1";
+    y.map(drop_axes).map_err(|error| renamed(error, "conv_transpose1d", "conv_transpose3d", ones))
 }

@@ -1,7 +1,10 @@
-//! Transposed conv3d and conv2d as modules, with the configuration, parameters and records of Burn's
+//! Transposed conv3d, conv2d and conv1d as modules, with the configuration, parameters and records of Burn's
 //! `nn::conv`.
 
-use super::{ConvTranspose2dOptions, ConvTranspose3dOptions, try_conv_transpose2d, try_conv_transpose3d};
+use super::{
+    ConvTranspose1dOptions, ConvTranspose2dOptions, ConvTranspose3dOptions, try_conv_transpose1d,
+    try_conv_transpose2d, try_conv_transpose3d,
+};
 use crate::forms::{ActivationForm, AlgorithmForm};
 use crate::nn::{check_groups, config, convolution_setters, setters};
 use crate::{Activation, Algorithm, ConvError, PerAxis, or_panic};
@@ -10,10 +13,10 @@ use burn::serde::{Deserialize, Serialize};
 use burn::tensor::{Device, Tensor};
 
 /// A configuration and its module for `$axes` axes and tensors of `$rank`: a type cannot compute its tensors'
-/// rank.
+/// rank, and Burn's conv_transpose1d has numbers (`$extents`) where the others have arrays.
 macro_rules! conv_transpose {
     (
-        $axes:literal, $rank:literal, $options:ident, $function:ident,
+        $axes:literal, $rank:literal, $extents:ty, $options:ident, $function:ident,
         $(#[$config_doc:meta])* $config:ident,
         $(#[$doc:meta])* $module:ident
     ) => {
@@ -25,17 +28,17 @@ macro_rules! conv_transpose {
             /// C and O.
             pub channels: [usize; 2],
             /// Taps along each axis.
-            pub kernel_size: [usize; $axes],
+            pub kernel_size: $extents,
             /// Distance in the result between the windows of neighbouring elements of x; 1.
-            pub stride: [usize; $axes],
+            pub stride: $extents,
             /// Distance between taps; 1.
-            pub dilation: [usize; $axes],
+            pub dilation: $extents,
             /// Groups; 1.
             pub groups: usize,
             /// Elements that are cut from both ends of the result; 0.
-            pub padding: [usize; $axes],
+            pub padding: $extents,
             /// Elements that the result has behind these, PyTorch's `output_padding`; 0.
-            pub padding_out: [usize; $axes],
+            pub padding_out: $extents,
             /// Whether a bias is learned; yes.
             pub bias: bool,
             /// Applied to the result; none.
@@ -64,15 +67,15 @@ macro_rules! conv_transpose {
 
         impl $config {
             /// Stride and dilation 1, one group, no padding, a bias, no activation.
-            pub fn new(channels: [usize; 2], kernel_size: [usize; $axes]) -> Self {
+            pub fn new(channels: [usize; 2], kernel_size: $extents) -> Self {
                 Self {
                     channels,
                     kernel_size,
-                    stride: [1; $axes],
-                    dilation: [1; $axes],
+                    stride: PerAxis::<$axes>::from(1).into(),
+                    dilation: PerAxis::<$axes>::from(1).into(),
                     groups: 1,
-                    padding: [0; $axes],
-                    padding_out: [0; $axes],
+                    padding: PerAxis::<$axes>::from(0).into(),
+                    padding_out: PerAxis::<$axes>::from(0).into(),
                     bias: true,
                     activation: Activation::None,
                     algorithm: Algorithm::Auto,
@@ -88,10 +91,11 @@ macro_rules! conv_transpose {
                 let [c_in, c_out] = self.channels;
                 let groups = self.groups;
                 check_groups(stringify!($module), [c_in, c_out], groups);
-                let fan_in = Some(c_out / groups * self.kernel_size.iter().product::<usize>());
+                let PerAxis(kernel) = PerAxis::<$axes>::from(self.kernel_size);
+                let fan_in = Some(c_out / groups * kernel.iter().product::<usize>());
                 let mut shape = [c_in; $rank];
                 shape[1] = c_out / groups;
-                shape[2..].copy_from_slice(&self.kernel_size);
+                shape[2..].copy_from_slice(&kernel);
                 let init = &self.initializer;
                 $module {
                     weight: init.init_with(shape, fan_in, None, device),
@@ -118,17 +122,17 @@ macro_rules! conv_transpose {
             /// `[O]`.
             pub bias: Option<Param<Tensor<1>>>,
             /// Distance in the result between the windows of neighbouring elements of x.
-            pub stride: [usize; $axes],
+            pub stride: $extents,
             /// Taps along each axis.
-            pub kernel_size: [usize; $axes],
+            pub kernel_size: $extents,
             /// Distance between taps.
-            pub dilation: [usize; $axes],
+            pub dilation: $extents,
             /// Groups.
             pub groups: usize,
             /// Elements that are cut from both ends of the result.
-            pub padding: [usize; $axes],
+            pub padding: $extents,
             /// Elements that the result has behind these.
-            pub padding_out: [usize; $axes],
+            pub padding_out: $extents,
             /// C and O.
             pub channels: [usize; 2],
             /// Applied to the result.
@@ -160,10 +164,10 @@ macro_rules! conv_transpose {
             /// The options that the module calls the function of the op with.
             pub fn options(&self) -> $options {
                 $options {
-                    stride: self.stride,
-                    padding: self.padding,
-                    padding_out: self.padding_out,
-                    dilation: self.dilation,
+                    stride: PerAxis::from(self.stride).0,
+                    padding: PerAxis::from(self.padding).0,
+                    padding_out: PerAxis::from(self.padding_out).0,
+                    dilation: PerAxis::from(self.dilation).0,
                     groups: self.groups,
                     activation: self.activation,
                     algorithm: self.algorithm,
@@ -196,6 +200,7 @@ macro_rules! conv_transpose {
 conv_transpose!(
     3,
     5,
+    [usize; 3],
     ConvTranspose3dOptions,
     try_conv_transpose3d,
     /// Configuration of a [`ConvTranspose3d`]: `ConvTranspose3dConfig::new([c_in, c_out], [kd, kh,
@@ -209,6 +214,7 @@ conv_transpose!(
 conv_transpose!(
     2,
     4,
+    [usize; 2],
     ConvTranspose2dOptions,
     try_conv_transpose2d,
     /// Configuration of a [`ConvTranspose2d`]: `ConvTranspose2dConfig::new([c_in, c_out], [kh,
@@ -217,4 +223,17 @@ conv_transpose!(
     /// Transposed conv2d with learned weight and bias. Parameters are named and shaped as
     /// `torch.nn.ConvTranspose2d`'s.
     ConvTranspose2d
+);
+
+conv_transpose!(
+    1,
+    3,
+    usize,
+    ConvTranspose1dOptions,
+    try_conv_transpose1d,
+    /// Configuration of a [`ConvTranspose1d`]: `ConvTranspose1dConfig::new([c_in, c_out], k).init(&device)`.
+    ConvTranspose1dConfig,
+    /// Transposed conv1d with learned weight and bias. Parameters are named and shaped as
+    /// `torch.nn.ConvTranspose1d`'s.
+    ConvTranspose1d
 );

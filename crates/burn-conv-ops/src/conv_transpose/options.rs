@@ -1,12 +1,14 @@
 //! What the caller of a transposed convolution may choose.
 
 use crate::PerAxis;
+use crate::conv::last_axes;
 use crate::nn::setters;
 use conv_kernels::conv3d::{Activation, Algorithm};
 
-/// Options of [`conv_transpose3d`](crate::conv_transpose3d()) (D = 3: D, H, W) and
-/// [`conv_transpose2d`](crate::conv_transpose2d()) (D = 2: H, W). `new()`: stride 1, no padding, dilation 1,
-/// one group, no activation.
+/// Options of [`conv_transpose3d`](crate::conv_transpose3d()) (D = 3: D, H, W),
+/// [`conv_transpose2d`](crate::conv_transpose2d()) (D = 2: H, W) and
+/// [`conv_transpose1d`](crate::conv_transpose1d()) (D = 1: L). `new()`: stride 1, no padding, dilation 1, one
+/// group, no activation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct ConvTransposeOptions<const D: usize> {
@@ -33,6 +35,9 @@ pub type ConvTranspose3dOptions = ConvTransposeOptions<3>;
 /// Options of [`conv_transpose2d`](crate::conv_transpose2d()).
 pub type ConvTranspose2dOptions = ConvTransposeOptions<2>;
 
+/// Options of [`conv_transpose1d`](crate::conv_transpose1d()).
+pub type ConvTranspose1dOptions = ConvTransposeOptions<1>;
+
 impl<const D: usize> Default for ConvTransposeOptions<D> {
     fn default() -> Self {
         Self {
@@ -52,6 +57,19 @@ impl<const D: usize> ConvTransposeOptions<D> {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The options of the transposed conv3d whose other axes have size 1.
+    pub(super) fn volume(&self) -> ConvTranspose3dOptions {
+        ConvTransposeOptions {
+            stride: last_axes(self.stride, 1),
+            padding: last_axes(self.padding, 0),
+            padding_out: last_axes(self.padding_out, 0),
+            dilation: last_axes(self.dilation, 1),
+            groups: self.groups,
+            activation: self.activation,
+            algorithm: self.algorithm,
+        }
     }
 }
 

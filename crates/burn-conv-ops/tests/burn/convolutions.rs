@@ -9,8 +9,9 @@ use burn::serde::Deserialize;
 use burn::store::ModuleSnapshot;
 use burn::tensor::{DType, Device, Tensor};
 use burn_conv_ops::{
-    Conv1dOptions, Conv2dOptions, ConvTranspose2dOptions, ConvTranspose3dOptions, conv_transpose2d,
-    conv_transpose3d, conv1d, conv2d, nn, try_conv_transpose2d, try_conv_transpose3d, try_conv1d, try_conv2d,
+    Conv1dOptions, Conv2dOptions, ConvTranspose1dOptions, ConvTranspose2dOptions, ConvTranspose3dOptions,
+    conv_transpose2d, conv_transpose3d, conv1d, conv2d, nn, try_conv_transpose1d, try_conv_transpose2d,
+    try_conv_transpose3d, try_conv1d, try_conv2d,
 };
 use conv_kernels::FloatType;
 use conv_kernels::tolerance::Expected;
@@ -189,6 +190,27 @@ fn modules_load_burns_records_and_compute_the_same() {
         let ours = with_record(ours, theirs.clone());
         let x = normal(4, [2, 4, 5, 4], &device);
         close(&format!("conv_transpose2d on {on}"), ours.forward(x.clone()), theirs.forward(x));
+
+        // One source for both.
+        macro_rules! up {
+            ($from:ident) => {
+                $from::ConvTranspose1dConfig::new([4, 6], 4)
+                    .with_stride(3)
+                    .with_padding(1)
+                    .with_padding_out(2)
+                    .with_dilation(2)
+                    .with_groups(2)
+                    .init(&device)
+            };
+        }
+        let (theirs, ours) = (up!(of_burn), up!(nn));
+        let of_theirs = with_record(ours.clone(), theirs.clone());
+        let x = normal(5, [2, 4, 7], &device);
+        close(&format!("conv_transpose1d on {on}"), of_theirs.forward(x.clone()), theirs.forward(x.clone()));
+        let of_ours = with_record(theirs, ours.clone());
+        close(&format!("conv_transpose1d back on {on}"), of_ours.forward(x.clone()), ours.forward(x));
+        let of_burn = (of_ours.stride, of_ours.kernel_size, of_ours.padding, of_ours.padding_out);
+        assert_eq!((ours.stride, ours.kernel_size, ours.padding, ours.padding_out), of_burn);
     }
 }
 
@@ -259,6 +281,12 @@ fn bad_calls_are_refused_in_one_sentence() {
     assert_eq!(
         error.expect_err("the bias").to_string(),
         "conv_transpose2d (as conv_transpose3d of depth 1): the bias has 5 elements, there are 3 output channels"
+    );
+    let error = try_conv_transpose1d(line([1, 4, 2]), line([3, 4, 2]), None, ConvTranspose1dOptions::new());
+    assert_eq!(
+        error.expect_err("channels").to_string(),
+        "conv_transpose1d (as conv_transpose3d of depth and height 1): x has 4 channels, the weight [3, 4, 1, 1, 2] is \
+         for 3"
     );
     let y = conv_transpose2d(
         zeros([1, 4, 3, 3]),

@@ -1,10 +1,13 @@
 //! Transposed convolutions with bias and activation: against their definition in f64, one rounding in half
-//! types, gradients of what was not rounded, and elements that no window reaches.
+//! types, gradients of what was not rounded, and elements that no window reaches. Of one axis against Burn's
+//! own op.
 
-use crate::support::{absolute, bits, check, devices, normal, upload, values};
-use burn::tensor::{DType, Device, Tensor};
+use crate::support::{absolute, assert_close, bits, check, devices, normal, upload, values};
+use burn::tensor::ops::ConvTransposeOptions;
+use burn::tensor::{DType, Device, Tensor, module};
 use burn_conv_ops::{
-    Activation, ConvTranspose2dOptions, ConvTranspose3dOptions, conv_transpose2d, conv_transpose3d, nn,
+    Activation, ConvTranspose1dOptions, ConvTranspose2dOptions, ConvTranspose3dOptions, conv_transpose1d,
+    conv_transpose2d, conv_transpose3d, nn,
 };
 use conv_kernels::FloatType;
 use conv_kernels::conv3d::reference;
@@ -220,4 +223,60 @@ fn a_module_applies_its_activation() {
     text.as_object_mut().expect("fields").remove("activation");
     let older: nn::ConvTranspose2dConfig = serde_json::from_value(text).expect("without the field");
     assert_eq!(older.activation, Activation::None);
+}
+
+/// Strides, groups, dilation, depthwise, and elements that no window reaches.
+#[test]
+fn one_axis_is_burns_with_its_gradients() {
+    let layers = [
+        ([2, 4, 9], [4, 3, 4], ConvTransposeOptions::new([2], [1], [1], [1], 1)),
+        ([1, 6, 7], [6, 2, 3], ConvTransposeOptions::new([3], [0], [2], [2], 2)),
+        ([2, 4, 8], [4, 1, 3], ConvTransposeOptions::new([1], [1], [0], [1], 4)),
+        ([2, 3, 5], [3, 2, 3], ConvTransposeOptions::new([1], [1], [2], [3], 1)),
+    ];
+    type Op<'a> = &'a dyn Fn(Tensor<3>, Tensor<3>, Option<Tensor<1>>) -> Tensor<3>;
+    let run = |device: &Device, (x, w): ([usize; 3], [usize; 3]), channels: usize, op: Op| {
+        let [x, w] = [(1, x), (2, w)].map(|(seed, shape)| normal(seed, shape, device).require_grad());
+        let b = normal(3, [channels], device).require_grad();
+        let y = op(x.clone(), w.clone(), Some(b.clone()));
+        let dy = normal(4, y.dims(), device);
+        let gradients = (y.clone() * dy).sum().backward();
+        let [dx, dw] = [x, w].map(|tensor| values(tensor.grad(&gradients).expect("tracked")));
+        [values(y.inner()), dx, dw, values(b.grad(&gradients).expect("tracked"))]
+    };
+    for (on, device) in devices() {
+        for (place, (x, w, options)) in layers.clone().into_iter().enumerate() {
+            let channels = w[1] * options.groups;
+            let ours = ConvTranspose1dOptions::from(options.clone());
+            let got =
+                run(&device.clone().autodiff(), (x, w), channels, &|x, w, b| conv_transpose1d(x, w, b, ours));
+            let burns = |x, w, b| module::conv_transpose1d(x, w, b, options.clone());
+            let want = run(&Device::flex().autodiff(), (x, w), channels, &burns);
+            for ((name, got), want) in ["y", "dx", "dw", "db"].into_iter().zip(&got).zip(&want) {
+                assert_close(&format!("{place} {name} on {on}"), got, want, 1e-5);
+            }
+
+            // A view, with an activation.
+            let relu = ours.with_activation(Activation::Relu);
+            let columns = normal(1, [x[0], x[2], x[1]], &device).swap_dims(1, 2);
+            let copy: Vec<_> = values(columns.clone()).into_iter().map(|value| value as f32).collect();
+            let w = normal(2, w, &device);
+            let y = conv_transpose1d(upload(&copy, x, &device), w.clone(), None, ours);
+            assert_eq!(
+                bits(conv_transpose1d(columns, w, None, relu)),
+                bits(y.clamp_min(0.0)),
+                "{place} on {on}"
+            );
+        }
+    }
+}
+
+/// Burn's configuration is read from its file.
+#[test]
+fn a_file_of_burns_configuration_is_read() {
+    let burns = burn::nn::conv::ConvTranspose1dConfig::new([4, 6], 3).with_stride(2).with_padding_out(1);
+    let ours: nn::ConvTranspose1dConfig = serde_json::from_str(&burns.to_string()).expect("its fields");
+    let layer = ours.init(&Device::flex());
+    assert_eq!(layer.options(), ConvTranspose1dOptions::new().with_stride(2).with_padding_out(1));
+    assert_eq!(layer.weight.dims(), [4, 6, 3]);
 }
