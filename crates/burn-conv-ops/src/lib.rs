@@ -61,7 +61,8 @@ pub use causal_conv3d::{
     try_causal_conv3d, try_causal_conv3d_with_residual,
 };
 pub use conv::{
-    Conv1dOptions, Conv1dPadding, Conv2dOptions, Conv2dPadding, conv1d, conv2d, try_conv1d, try_conv2d,
+    Conv1dOptions, Conv1dPadding, Conv2dOptions, Conv2dPadding, conv1d, conv1d_with_residual, conv2d,
+    conv2d_with_residual, try_conv1d, try_conv1d_with_residual, try_conv2d, try_conv2d_with_residual,
 };
 pub use conv_kernels::causal_conv1d::Conv1dLayout;
 pub use conv_kernels::conv3d::{Activation, Algorithm, PaddingMode, WinogradTile};

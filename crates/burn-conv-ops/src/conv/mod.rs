@@ -6,7 +6,8 @@ mod options;
 pub(crate) use options::last_axes;
 pub use options::{Conv1dOptions, Conv1dPadding, Conv2dOptions, Conv2dPadding};
 
-use crate::{ConvError, or_panic, try_conv3d};
+use crate::conv3d::try_whole;
+use crate::{ConvError, ConvOptions, or_panic};
 use burn::tensor::Tensor;
 
 /// conv2d: y `[N, O, OH, OW]` of x `[N, C, H, W]`, weight `[O, C/groups, KH, KW]` and bias `[O]`, with
@@ -26,15 +27,44 @@ pub fn conv2d(
 /// [`conv2d`] with errors as values.
 ///
 /// # Errors
-/// As [`try_conv3d`]; its shapes have a depth of 1.
+/// As [`try_conv3d`](crate::try_conv3d); its shapes have a depth of 1.
 pub fn try_conv2d(
     x: Tensor<4>,
     weight: Tensor<4>,
     bias: Option<Tensor<1>>,
     options: impl Into<Conv2dOptions>,
 ) -> Result<Tensor<4>, ConvError> {
-    let y = try_conv3d(volume(x), volume(weight), bias, options.into().volume());
-    y.map(drop_axes).map_err(|error| renamed(error, "conv2d", "conv3d", "depth 1"))
+    try_flat([x, weight], bias, None, &options.into())
+}
+
+/// [`conv2d`] with a residual of y's shape and x's dtype, added after the activation and before y is rounded:
+/// `y = activation(conv(x, weight) + bias) + residual`. See
+/// [`conv3d_with_residual`](crate::conv3d_with_residual).
+///
+/// # Panics
+/// Where [`try_conv2d_with_residual`] returns an error.
+pub fn conv2d_with_residual(
+    x: Tensor<4>,
+    weight: Tensor<4>,
+    bias: Option<Tensor<1>>,
+    residual: Tensor<4>,
+    options: impl Into<Conv2dOptions>,
+) -> Tensor<4> {
+    or_panic(try_conv2d_with_residual(x, weight, bias, residual, options))
+}
+
+/// [`conv2d_with_residual`] with errors as values.
+///
+/// # Errors
+/// As [`try_conv2d`], and when the residual does not have y's shape.
+pub fn try_conv2d_with_residual(
+    x: Tensor<4>,
+    weight: Tensor<4>,
+    bias: Option<Tensor<1>>,
+    residual: Tensor<4>,
+    options: impl Into<Conv2dOptions>,
+) -> Result<Tensor<4>, ConvError> {
+    try_flat([x, weight], bias, Some(residual), &options.into())
 }
 
 /// conv1d: y `[N, O, OL]` of x `[N, C, L]`, weight `[O, C/groups, K]` and bias `[O]`, with PyTorch's
@@ -55,15 +85,56 @@ pub fn conv1d(
 /// [`conv1d`] with errors as values.
 ///
 /// # Errors
-/// As [`try_conv3d`]; its shapes have a depth and a height of 1.
+/// As [`try_conv3d`](crate::try_conv3d); its shapes have a depth and a height of 1.
 pub fn try_conv1d(
     x: Tensor<3>,
     weight: Tensor<3>,
     bias: Option<Tensor<1>>,
     options: impl Into<Conv1dOptions>,
 ) -> Result<Tensor<3>, ConvError> {
-    let y = try_conv3d(volume(x), volume(weight), bias, options.into().volume());
-    y.map(drop_axes).map_err(|error| renamed(error, "conv1d", "conv3d", "depth and height 1"))
+    try_flat([x, weight], bias, None, &options.into())
+}
+
+/// [`conv1d`] with a residual of y's shape and x's dtype, added after the activation and before y is rounded:
+/// `y = activation(conv(x, weight) + bias) + residual`. See
+/// [`conv3d_with_residual`](crate::conv3d_with_residual).
+///
+/// # Panics
+/// Where [`try_conv1d_with_residual`] returns an error.
+pub fn conv1d_with_residual(
+    x: Tensor<3>,
+    weight: Tensor<3>,
+    bias: Option<Tensor<1>>,
+    residual: Tensor<3>,
+    options: impl Into<Conv1dOptions>,
+) -> Tensor<3> {
+    or_panic(try_conv1d_with_residual(x, weight, bias, residual, options))
+}
+
+/// [`conv1d_with_residual`] with errors as values.
+///
+/// # Errors
+/// As [`try_conv1d`], and when the residual does not have y's shape.
+pub fn try_conv1d_with_residual(
+    x: Tensor<3>,
+    weight: Tensor<3>,
+    bias: Option<Tensor<1>>,
+    residual: Tensor<3>,
+    options: impl Into<Conv1dOptions>,
+) -> Result<Tensor<3>, ConvError> {
+    try_flat([x, weight], bias, Some(residual), &options.into())
+}
+
+/// conv3d of tensors with axes of size 1; errors name conv2d or conv1d.
+fn try_flat<const D: usize, const AXES: usize>(
+    [x, weight]: [Tensor<D>; 2],
+    bias: Option<Tensor<1>>,
+    residual: Option<Tensor<D>>,
+    options: &ConvOptions<AXES>,
+) -> Result<Tensor<D>, ConvError> {
+    let y = try_whole(volume(x), volume(weight), bias, residual.map(volume), &options.volume());
+    let (op, ones) = if AXES == 2 { ("conv2d", "depth 1") } else { ("conv1d", "depth and height 1") };
+    y.map(drop_axes).map_err(|error| renamed(error, op, "conv3d", ones))
 }
 
 /// `tensor` with axes of size 1 between the channels and its last axes.

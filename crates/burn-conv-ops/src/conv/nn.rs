@@ -1,6 +1,8 @@
 //! conv2d and conv1d as modules, with the configuration, parameters and records of Burn's `nn::conv`.
 
-use super::{Conv1dOptions, Conv2dOptions, try_conv1d, try_conv2d};
+use super::{
+    Conv1dOptions, Conv2dOptions, try_conv1d, try_conv1d_with_residual, try_conv2d, try_conv2d_with_residual,
+};
 use crate::forms::{ActivationForm, AlgorithmForm};
 use crate::nn::{check_groups, config, convolution_setters, setters};
 use crate::{Activation, Algorithm, ConvError, ConvPadding, PaddingMode, PerAxis, or_panic};
@@ -14,6 +16,7 @@ use burn::tensor::{Device, Tensor};
 macro_rules! conv {
     (
         $axes:literal, $rank:literal, $extents:ty, $padding:ident, $options:ident, $function:ident,
+        $with_residual:ident,
         $(#[$config_doc:meta])* $config:ident {
             $($(#[$channels_doc:meta])* $channels:ident: $channels_type:ty),*
         }
@@ -167,6 +170,27 @@ macro_rules! conv {
                 $function(x, self.weight.val(), bias, self.options())
             }
 
+            /// [`forward`](Self::forward) with a residual of y's shape added after the activation.
+            ///
+            /// # Panics
+            /// Where [`try_forward_with_residual`](Self::try_forward_with_residual) returns an error.
+            pub fn forward_with_residual(&self, x: Tensor<$rank>, residual: Tensor<$rank>) -> Tensor<$rank> {
+                or_panic(self.try_forward_with_residual(x, residual))
+            }
+
+            /// [`forward_with_residual`](Self::forward_with_residual) with errors as values.
+            ///
+            /// # Errors
+            #[doc = concat!("As [`", stringify!($with_residual), "`](crate::", stringify!($with_residual), ").")]
+            pub fn try_forward_with_residual(
+                &self,
+                x: Tensor<$rank>,
+                residual: Tensor<$rank>,
+            ) -> Result<Tensor<$rank>, ConvError> {
+                let bias = self.bias.as_ref().map(|bias| bias.val());
+                $with_residual(x, self.weight.val(), bias, residual, self.options())
+            }
+
             /// The options that the module calls the function of the op with.
             pub fn options(&self) -> $options {
                 $options {
@@ -206,7 +230,7 @@ macro_rules! conv {
 }
 
 conv!(
-    2, 4, [usize; 2], PaddingConfig2d, Conv2dOptions, try_conv2d,
+    2, 4, [usize; 2], PaddingConfig2d, Conv2dOptions, try_conv2d, try_conv2d_with_residual,
     /// Configuration of a [`Conv2d`]: `Conv2dConfig::new([c_in, c_out], [kh, kw]).init(&device)`.
     Conv2dConfig {
         /// C and O.
@@ -217,7 +241,7 @@ conv!(
 );
 
 conv!(
-    1, 3, usize, PaddingConfig1d, Conv1dOptions, try_conv1d,
+    1, 3, usize, PaddingConfig1d, Conv1dOptions, try_conv1d, try_conv1d_with_residual,
     /// Configuration of a [`Conv1d`]: `Conv1dConfig::new(c_in, c_out, k).init(&device)`.
     Conv1dConfig {
         /// C.

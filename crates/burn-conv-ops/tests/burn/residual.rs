@@ -1,13 +1,17 @@
 //! conv3d and causal conv3d with a residual: the bits of Burn's addition in fp32, values and gradients of
-//! every tracked subset; one rounding in f16; clips in pieces; the modules; what is refused.
+//! every tracked subset; one rounding in f16; clips in pieces; the modules; what is refused. conv2d and
+//! conv1d with one, next to Burn's own ops too.
 
-use crate::support::{bits, devices, gpu, normal, upload, values};
-use burn::tensor::{DType, Device, Tensor};
-use burn_conv_ops::nn::{CausalConv3dConfig, Conv3dConfig};
+use crate::support::{assert_close, bits, devices, gpu, normal, upload, values};
+use burn::tensor::activation::{relu, silu};
+use burn::tensor::ops::ConvOptions;
+use burn::tensor::{DType, Device, Tensor, module};
+use burn_conv_ops::nn::{CausalConv3dConfig, Conv1dConfig, Conv2dConfig, Conv3dConfig};
 use burn_conv_ops::{
-    Activation, Algorithm, CausalConv3dOptions, Conv3dOptions, WinogradTile, causal_conv3d,
-    causal_conv3d_with_residual, conv3d, conv3d_with_residual, try_causal_conv3d_with_residual,
-    try_conv3d_with_residual,
+    Activation, Algorithm, CausalConv3dOptions, Conv1dOptions, Conv2dOptions, Conv3dOptions, WinogradTile,
+    causal_conv3d, causal_conv3d_with_residual, conv1d, conv1d_with_residual, conv2d, conv2d_with_residual,
+    conv3d, conv3d_with_residual, try_causal_conv3d_with_residual, try_conv1d_with_residual,
+    try_conv2d_with_residual, try_conv3d_with_residual,
 };
 
 const ACTIVATIONS: [Activation; 3] = [Activation::None, Activation::Relu, Activation::Silu];
@@ -215,5 +219,108 @@ fn residuals_that_do_not_fit_are_refused() {
     assert_eq!(
         refusal.expect_err("a refusal").to_string(),
         "causal_conv3d (as conv3d of the cache and x): the residual has shape [1, 6, 2, 3, 3], y has [1, 6, 3, 3, 3]"
+    );
+}
+
+/// y and the gradients of x, weight, bias and residual, all tracked. The last axes of the residual are first
+/// in memory, or it is one number for each channel, expanded.
+fn flat<const D: usize>(
+    device: &Device,
+    (x, weight): ([usize; D], [usize; D]),
+    expanded: bool,
+    op: impl Fn(Tensor<D>, Tensor<D>, Option<Tensor<1>>, Tensor<D>) -> Tensor<D>,
+    y: [usize; D],
+) -> [Tensor<D>; 5] {
+    let device = device.clone().autodiff();
+    let x = normal(1, x, &device).require_grad();
+    let b = normal(3, [weight[0]], &device).require_grad();
+    let weight = normal(2, weight, &device).require_grad();
+    let mut channels = [1; D];
+    channels[1] = y[1];
+    let mut last_first = y;
+    last_first.swap(1, D - 1);
+    let residual = normal(4, if expanded { channels } else { last_first }, &device).require_grad();
+    let added = if expanded { residual.clone().expand(y) } else { residual.clone().swap_dims(1, D - 1) };
+    let result = op(x.clone(), weight.clone(), Some(b.clone()), added);
+    assert_eq!(result.dims(), y);
+    let grads = (result.clone() * normal(5, y, &device)).sum().backward();
+    let db = b.grad(&grads).expect("tracked").reshape(channels);
+    let [dx, dw, dr] = [x, weight, residual].map(|tensor| tensor.grad(&grads).expect("tracked"));
+    [result.inner(), dx, dw, db, dr]
+}
+
+/// The bits of Burn's addition to this crate's result, and Burn's own op within rounding.
+fn same<const D: usize>(what: &str, fused: [Tensor<D>; 5], added: [Tensor<D>; 5], burns: [Tensor<D>; 5]) {
+    let names = ["y", "dx", "dw", "db", "the residual's gradient"];
+    for (((name, fused), added), burns) in names.into_iter().zip(fused).zip(added).zip(burns) {
+        assert_eq!(bits(fused.clone()), bits(added), "{what}: {name}");
+        assert_close(&format!("{what}: {name}"), &values(fused), &values(burns), 1e-5);
+    }
+}
+
+#[test]
+fn conv2d_and_conv1d_take_a_residual() {
+    fn activate<const D: usize>(activation: Activation, y: Tensor<D>) -> Tensor<D> {
+        match activation {
+            Activation::Relu => relu(y),
+            Activation::Silu => silu(y),
+            _ => y,
+        }
+    }
+    for (on, device) in devices() {
+        for (activation, expanded) in ACTIVATIONS.into_iter().zip([false, true, false]) {
+            let what = format!("{activation:?} on {on}");
+            let options = Conv2dOptions::new().with_padding(1).with_stride([2, 1]).with_groups(2);
+            let options = options.with_activation(activation);
+            let (shapes, y) = (([2, 4, 5, 6], [6, 2, 3, 3]), [2, 6, 3, 6]);
+            let fused =
+                flat(&device, shapes, expanded, |x, w, b, r| conv2d_with_residual(x, w, b, r, options), y);
+            let added = flat(&device, shapes, expanded, |x, w, b, r| conv2d(x, w, b, options) + r, y);
+            let of_burn = ConvOptions::new([2, 1], [1, 1], [1, 1], 2);
+            let burns = |x, w, b, r| activate(activation, module::conv2d(x, w, b, of_burn.clone())) + r;
+            same(&format!("conv2d {what}"), fused, added, flat(&device, shapes, expanded, burns, y));
+
+            let options = Conv1dOptions::new().with_padding(2).with_dilation(2).with_activation(activation);
+            let (shapes, y) = (([2, 4, 9], [6, 4, 3]), [2, 6, 9]);
+            let fused =
+                flat(&device, shapes, expanded, |x, w, b, r| conv1d_with_residual(x, w, b, r, options), y);
+            let added = flat(&device, shapes, expanded, |x, w, b, r| conv1d(x, w, b, options) + r, y);
+            let of_burn = ConvOptions::new([1], [2], [2], 1);
+            let burns = |x, w, b, r| activate(activation, module::conv1d(x, w, b, of_burn.clone())) + r;
+            same(&format!("conv1d {what}"), fused, added, flat(&device, shapes, expanded, burns, y));
+        }
+
+        // One rounding: as `a_half_is_rounded_once`.
+        let same = |value: f32, shape: [usize; 3]| {
+            upload(&vec![value; shape.iter().product()], shape, &device).cast(DType::F16)
+        };
+        let bias = upload(&[1.0, 1.0], [2], &device).cast(DType::F16);
+        let (x, w, r) = (same(2048.0, [1, 2, 4]), same(0.5, [2, 2, 1]), same(0.25, [1, 2, 4]));
+        let y = values(conv1d_with_residual(x, w, Some(bias), r, Conv1dOptions::new()));
+        assert!(y.iter().all(|y| *y == 2050.0), "{on}: {y:?}");
+
+        let conv = Conv2dConfig::new([3, 4], [3, 3]).with_activation(Activation::Silu).init(&device);
+        let (x, r) = (normal(1, [1, 3, 5, 6], &device), normal(2, [1, 4, 3, 4], &device));
+        let bias = conv.bias.as_ref().map(|bias| bias.val());
+        let want = conv2d_with_residual(x.clone(), conv.weight.val(), bias, r.clone(), conv.options());
+        assert_eq!(bits(conv.forward_with_residual(x, r)), bits(want), "{on}");
+        let conv = Conv1dConfig::new(3, 4, 3).init(&device);
+        let (x, r) = (normal(1, [1, 3, 5], &device), normal(2, [1, 4, 3], &device));
+        let bias = conv.bias.as_ref().map(|bias| bias.val());
+        let want = conv1d_with_residual(x.clone(), conv.weight.val(), bias, r.clone(), conv.options());
+        assert_eq!(bits(conv.forward_with_residual(x, r)), bits(want), "{on}");
+    }
+    let cpu = Device::flex();
+    let (x, w) = (Tensor::<4>::zeros([1, 4, 5, 5], &cpu), Tensor::<4>::zeros([6, 4, 3, 3], &cpu));
+    let r = Tensor::<4>::zeros([1, 6, 5, 3], &cpu);
+    assert_eq!(
+        try_conv2d_with_residual(x, w, None, r, Conv2dOptions::new()).expect_err("a refusal").to_string(),
+        "conv2d (as conv3d of depth 1): the residual has shape [1, 6, 1, 5, 3], y has [1, 6, 1, 3, 3]"
+    );
+    let (x, w) = (Tensor::<3>::zeros([1, 4, 5], &cpu), Tensor::<3>::zeros([6, 4, 3], &cpu));
+    let r = Tensor::<3>::zeros([1, 6, 5], &cpu);
+    assert_eq!(
+        try_conv1d_with_residual(x, w, None, r, Conv1dOptions::new()).expect_err("a refusal").to_string(),
+        "conv1d (as conv3d of depth and height 1): the residual has shape [1, 6, 1, 1, 5], y has [1, 6, 1, 1, 3]"
     );
 }
