@@ -128,9 +128,9 @@ fn bad_input_is_refused() {
     let rows = [
         (
             call(&limits, &other, &positions, &good),
-            "rope: tokens has shape [1, 3, 2, 8], the problem needs [1, 2, 3, 8]",
+            "rope: the token tensor has shape [1, 3, 2, 8], the problem needs [1, 2, 3, 8]",
         ),
-        (call(&limits, &half, &positions, &good), "rope: tokens is f16, the problem needs f32"),
+        (call(&limits, &half, &positions, &good), "rope: the token tensor is f16, the problem needs f32"),
         (
             call(&limits, &good, &positions, &other),
             "rope: out has shape [1, 3, 2, 8], the problem needs [1, 2, 3, 8]",
