@@ -133,8 +133,7 @@ fn try_flat<const D: usize, const AXES: usize>(
     options: &ConvOptions<AXES>,
 ) -> Result<Tensor<D>, ConvError> {
     let y = try_whole(volume(x), volume(weight), bias, residual.map(volume), &options.volume());
-    let (op, ones) = if AXES == 2 { ("conv2d", "depth 1") } else { ("conv1d", "depth and height 1") };
-    y.map(drop_axes).map_err(|error| renamed(error, op, "conv3d", ones))
+    flattened(y, if AXES == 2 { "conv2d" } else { "conv1d" }, "conv3d")
 }
 
 /// `tensor` with axes of size 1 between the channels and its last axes.
@@ -146,8 +145,18 @@ pub(crate) fn volume<const D: usize>(tensor: Tensor<D>) -> Tensor<5> {
     tensor.reshape(shape)
 }
 
+/// What `inner` returned for tensors from [`volume`], as the result of `op`.
+pub(crate) fn flattened<const D: usize>(
+    y: Result<Tensor<5>, ConvError>,
+    op: &str,
+    inner: &str,
+) -> Result<Tensor<D>, ConvError> {
+    let ones = if D == 4 { "depth 1" } else { "depth and height 1" };
+    y.map(drop_axes).map_err(|error| renamed(error, op, inner, ones))
+}
+
 /// The reverse of [`volume`].
-pub(crate) fn drop_axes<const D: usize>(tensor: Tensor<5>) -> Tensor<D> {
+fn drop_axes<const D: usize>(tensor: Tensor<5>) -> Tensor<D> {
     let dims = tensor.dims();
     let mut shape = [1; D];
     shape[..2].copy_from_slice(&dims[..2]);

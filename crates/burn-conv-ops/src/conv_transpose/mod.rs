@@ -20,7 +20,7 @@ pub use options::{
 };
 
 use crate::backend::{ConvOps, OptionalTensor};
-use crate::conv::{drop_axes, renamed, volume};
+use crate::conv::{flattened, volume};
 use crate::{ConvError, or_panic};
 use burn::backend::Dispatch;
 use burn::tensor::Tensor;
@@ -125,7 +125,7 @@ pub fn try_conv_transpose2d(
 ) -> Result<Tensor<4>, ConvError> {
     let options: ConvTranspose2dOptions = options.into();
     let y = try_conv_transpose3d(volume(x), volume(weight), bias, options.volume());
-    y.map(drop_axes).map_err(|error| renamed(error, "conv_transpose2d", "conv_transpose3d", "depth 1"))
+    flattened(y, "conv_transpose2d", "conv_transpose3d")
 }
 
 /// Transposed conv1d: y `[N, O, OL]` of x `[N, C, L]`, weight `[C, O/groups, K]` and bias `[O]`; see
@@ -154,6 +154,5 @@ pub fn try_conv_transpose1d(
 ) -> Result<Tensor<3>, ConvError> {
     let options: ConvTranspose1dOptions = options.into();
     let y = try_conv_transpose3d(volume(x), volume(weight), bias, options.volume());
-    let ones = "depth and height 1";
-    y.map(drop_axes).map_err(|error| renamed(error, "conv_transpose1d", "conv_transpose3d", ones))
+    flattened(y, "conv_transpose1d", "conv_transpose3d")
 }
