@@ -1,4 +1,4 @@
-//! Options of conv2d and conv1d, and as those of the conv3d whose other axes have size 1.
+//! The options of conv2d and conv1d by name, their conversion to those of a conv3d, and Burn's padding.
 
 use crate::{Conv3dOptions, ConvOptions, ConvPadding, PaddingMode};
 use burn::nn::{PaddingConfig1d, PaddingConfig2d};
